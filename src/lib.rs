@@ -1,0 +1,3 @@
+//! Millstream: a WHIP/WHEP live-streaming gateway.
+pub mod media;
+pub mod sdp;

@@ -1,0 +1,162 @@
+//! The vocabulary of media: identifiers, codecs and units. Plain data, no IO, no clock.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Synchronisation source of an RTP stream (RFC 3550 §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ssrc(pub u32);
+
+/// RTP payload type, 0..=127 (RFC 3550 §5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pt(pub u8);
+
+/// Identification tag of an m-section (RFC 5888 §4); opaque.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Mid(pub Arc<str>);
+
+/// Identifier of one simulcast encoding (RFC 8851 §4).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rid(pub Arc<str>);
+
+/// What a track carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Audio,
+    Video,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Audio => "audio",
+            Kind::Video => "video",
+        })
+    }
+}
+
+/// The codecs that pass through. What makes two encodings of one codec incompatible is in [`Format`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codec {
+    H264,
+    H265,
+    Vp8,
+    Vp9,
+    Av1,
+    Opus,
+    Pcmu,
+    Pcma,
+}
+
+impl Codec {
+    /// Audio or video.
+    pub fn kind(self) -> Kind {
+        match self {
+            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 => Kind::Video,
+            Codec::Opus | Codec::Pcmu | Codec::Pcma => Kind::Audio,
+        }
+    }
+
+    /// RTP clock rate in Hz.
+    pub fn clock_rate(self) -> u32 {
+        match self {
+            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 => 90_000,
+            Codec::Opus => 48_000,
+            Codec::Pcmu | Codec::Pcma => 8_000,
+        }
+    }
+
+    /// Encoding name as registered for SDP `rtpmap`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Codec::H264 => "H264",
+            Codec::H265 => "H265",
+            Codec::Vp8 => "VP8",
+            Codec::Vp9 => "VP9",
+            Codec::Av1 => "AV1",
+            Codec::Opus => "opus",
+            Codec::Pcmu => "PCMU",
+            Codec::Pcma => "PCMA",
+        }
+    }
+}
+
+/// H.264 `profile-level-id`: profile_idc, constraint flags, level_idc (RFC 6184 §8.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProfileLevelId(pub [u8; 3]);
+
+impl ProfileLevelId {
+    /// Constrained Baseline, level 3.1: what browsers assume when the parameter is missing.
+    pub const CONSTRAINED_BASELINE_3_1: Self = Self([0x42, 0xe0, 0x1f]);
+
+    /// The family that decides whether a decoder can take the stream; the level never does.
+    pub fn class(self) -> H264Class {
+        let [idc, iop, _] = self.0;
+        match idc {
+            0x42 if iop & 0x40 != 0 => H264Class::ConstrainedBaseline,
+            0x42 => H264Class::Baseline,
+            0x4d if iop & 0x80 != 0 => H264Class::ConstrainedBaseline,
+            0x4d => H264Class::Main,
+            0x58 if iop & 0xc0 == 0xc0 => H264Class::ConstrainedBaseline,
+            0x58 => H264Class::Extended,
+            0x64 if iop & 0x0c == 0x0c => H264Class::ConstrainedHigh,
+            0x64 => H264Class::High,
+            0xf4 => H264Class::High444,
+            _ => H264Class::Other,
+        }
+    }
+}
+
+impl fmt::Display for ProfileLevelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c] = self.0;
+        write!(f, "{a:02x}{b:02x}{c:02x}")
+    }
+}
+
+/// Profile families of H.264 (RFC 6184 §8.1, table 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum H264Class {
+    ConstrainedBaseline,
+    Baseline,
+    Main,
+    Extended,
+    High,
+    ConstrainedHigh,
+    High444,
+    Other,
+}
+
+/// A codec together with the parameters that decide whether a peer can decode it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// `packetization_mode` is 0 or 1 (RFC 6184 §6.2).
+    H264 { profile: ProfileLevelId, packetization_mode: u8 },
+    /// `profile_id` and `tier_flag` of RFC 7798 §7.1; the level never blocks.
+    H265 { profile_id: u8, tier_flag: u8 },
+    Vp8,
+    /// `profile` 0..=3.
+    Vp9 { profile: u8 },
+    /// `profile` 0..=2.
+    Av1 { profile: u8 },
+    /// `stereo` as wished by the party that wrote the description.
+    Opus { stereo: bool },
+    Pcmu,
+    Pcma,
+}
+
+impl Format {
+    /// The codec without its parameters.
+    pub fn codec(self) -> Codec {
+        match self {
+            Format::H264 { .. } => Codec::H264,
+            Format::H265 { .. } => Codec::H265,
+            Format::Vp8 => Codec::Vp8,
+            Format::Vp9 { .. } => Codec::Vp9,
+            Format::Av1 { .. } => Codec::Av1,
+            Format::Opus { .. } => Codec::Opus,
+            Format::Pcmu => Codec::Pcmu,
+            Format::Pcma => Codec::Pcma,
+        }
+    }
+}
