@@ -1,3 +1,6 @@
 //! Millstream: a WHIP/WHEP live-streaming gateway.
+pub mod hub;
 pub mod media;
 pub mod sdp;
+pub mod session;
+pub mod shard;

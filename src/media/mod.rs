@@ -3,6 +3,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+pub mod packet;
+pub mod rtcp;
+
 /// Synchronisation source of an RTP stream (RFC 3550 §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ssrc(pub u32);
@@ -131,16 +134,28 @@ pub enum H264Class {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// `packetization_mode` is 0 or 1 (RFC 6184 §6.2).
-    H264 { profile: ProfileLevelId, packetization_mode: u8 },
+    H264 {
+        profile: ProfileLevelId,
+        packetization_mode: u8,
+    },
     /// `profile_id` and `tier_flag` of RFC 7798 §7.1; the level never blocks.
-    H265 { profile_id: u8, tier_flag: u8 },
+    H265 {
+        profile_id: u8,
+        tier_flag: u8,
+    },
     Vp8,
     /// `profile` 0..=3.
-    Vp9 { profile: u8 },
+    Vp9 {
+        profile: u8,
+    },
     /// `profile` 0..=2.
-    Av1 { profile: u8 },
+    Av1 {
+        profile: u8,
+    },
     /// `stereo` as wished by the party that wrote the description.
-    Opus { stereo: bool },
+    Opus {
+        stereo: bool,
+    },
     Pcmu,
     Pcma,
 }

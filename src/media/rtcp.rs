@@ -1,0 +1,325 @@
+//! RTCP on the media path: reads the few messages that a session acts on, writes the few that it sends
+//! (RFC 3550 §6, RFC 4585 §6, RFC 5104 §4.3.1).
+//!
+//! Reading is by hand because every byte comes from outside and most of a compound packet is skipped; anything
+//! malformed ends the walk and what came before counts.
+
+use super::Ssrc;
+
+/// One message of a compound packet that a session acts on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    SenderReport {
+        ssrc: Ssrc,
+        ntp: u64,
+        rtp_time: u32,
+        blocks: Vec<ReportBlock>,
+    },
+    ReceiverReport {
+        blocks: Vec<ReportBlock>,
+    },
+    /// Generic NACK; the sequence numbers asked for, at most [`MAX_NACKED`].
+    Nack {
+        media: Ssrc,
+        seqs: Vec<u16>,
+    },
+    /// Picture loss indication or full intra request: the receiver wants a key frame of `media`.
+    KeyFrameRequest {
+        media: Ssrc,
+    },
+    Bye,
+}
+
+/// Reception report block (RFC 3550 §6.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReportBlock {
+    pub media: Ssrc,
+    /// Fraction lost since the last report, in 1/256.
+    pub fraction_lost: u8,
+    /// Middle 32 bits of the NTP time of the last sender report received, 0 if none.
+    pub last_sr: u32,
+    /// Delay since then in 1/65536 s.
+    pub delay_since_last_sr: u32,
+}
+
+/// More sequence numbers than this in one compound packet are ignored: a 1,200-byte packet could name 5,000.
+pub const MAX_NACKED: usize = 512;
+
+const SR: u8 = 200;
+const RR: u8 = 201;
+const SDES: u8 = 202;
+const BYE: u8 = 203;
+const RTPFB: u8 = 205;
+const PSFB: u8 = 206;
+const FMT_NACK: u8 = 1;
+const FMT_PLI: u8 = 1;
+const FMT_FIR: u8 = 4;
+const FMT_AFB: u8 = 15;
+
+/// Reads a decrypted compound packet.
+pub fn read(mut bytes: &[u8]) -> Vec<Message> {
+    let mut messages = Vec::new();
+    while let Some((&[first, packet_type, l0, l1], rest)) = bytes.split_first_chunk::<4>() {
+        let length = usize::from(u16::from_be_bytes([l0, l1])) * 4;
+        let (Some(body), true) = (rest.get(..length), first >> 6 == 2) else {
+            break;
+        };
+        if let Some(message) = read_one(first & 0x1f, packet_type, body) {
+            messages.push(message);
+        }
+        bytes = rest.get(length..).unwrap_or_default();
+    }
+    messages
+}
+
+fn read_one(count: u8, packet_type: u8, body: &[u8]) -> Option<Message> {
+    match (packet_type, count) {
+        (SR, _) => {
+            let ntp = u64::from(word(body, 4)?) << 32 | u64::from(word(body, 8)?);
+            let blocks = report_blocks(count, body.get(24..)?);
+            Some(Message::SenderReport {
+                ssrc: Ssrc(word(body, 0)?),
+                ntp,
+                rtp_time: word(body, 12)?,
+                blocks,
+            })
+        }
+        (RR, _) => Some(Message::ReceiverReport {
+            blocks: report_blocks(count, body.get(4..)?),
+        }),
+        (RTPFB, FMT_NACK) => Some(Message::Nack {
+            media: Ssrc(word(body, 4)?),
+            seqs: nacked(body.get(8..)?),
+        }),
+        (PSFB, FMT_PLI) => Some(Message::KeyFrameRequest {
+            media: Ssrc(word(body, 4)?),
+        }),
+        // RFC 5104 §4.3.1.2: the media source of a FIR stands in its entry.
+        (PSFB, FMT_FIR) => Some(Message::KeyFrameRequest {
+            media: Ssrc(word(body, 8)?),
+        }),
+        (BYE, _) => Some(Message::Bye),
+        _ => None,
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk::<4>().map(|b| u32::from_be_bytes(*b))
+}
+
+fn report_blocks(count: u8, bytes: &[u8]) -> Vec<ReportBlock> {
+    let block = |b: &[u8]| {
+        Some(ReportBlock {
+            media: Ssrc(word(b, 0)?),
+            fraction_lost: *b.get(4)?,
+            last_sr: word(b, 16)?,
+            delay_since_last_sr: word(b, 20)?,
+        })
+    };
+    bytes
+        .chunks_exact(24)
+        .take(usize::from(count))
+        .filter_map(block)
+        .collect()
+}
+
+fn nacked(bytes: &[u8]) -> Vec<u16> {
+    let mut seqs = Vec::new();
+    for pair in bytes.chunks_exact(4) {
+        let &[p0, p1, b0, b1] = pair else { break };
+        let (pid, mask) = (u16::from_be_bytes([p0, p1]), u16::from_be_bytes([b0, b1]));
+        seqs.push(pid);
+        seqs.extend(
+            (0..16)
+                .filter(|bit| mask >> bit & 1 == 1)
+                .map(|bit| pid.wrapping_add(bit + 1)),
+        );
+        if seqs.len() >= MAX_NACKED {
+            seqs.truncate(MAX_NACKED);
+            break;
+        }
+    }
+    seqs
+}
+
+/// What a sender report says of one outgoing track.
+#[derive(Clone, Copy, Debug)]
+pub struct SenderInfo {
+    pub ssrc: Ssrc,
+    /// 64-bit NTP timestamp.
+    pub ntp: u64,
+    pub rtp_time: u32,
+    pub packets: u32,
+    pub octets: u32,
+}
+
+/// Appends a sender report without report blocks and the SDES CNAME that has to go with it (RFC 3550 §6.1).
+pub fn write_sender_report(out: &mut Vec<u8>, info: &SenderInfo, cname: &str) {
+    header(out, 0, SR, 6);
+    push(out, info.ssrc.0);
+    out.extend_from_slice(&info.ntp.to_be_bytes());
+    push(out, info.rtp_time);
+    push(out, info.packets);
+    push(out, info.octets);
+    write_cname(out, info.ssrc, cname);
+}
+
+/// Reception statistics of one incoming stream for a receiver report.
+#[derive(Clone, Copy, Debug)]
+pub struct Reception {
+    pub media: Ssrc,
+    pub fraction_lost: u8,
+    /// Cumulative number lost, clamped to 24 bits by the writer.
+    pub lost: u32,
+    /// Extended highest sequence number.
+    pub highest_seq: u32,
+    /// Interarrival jitter in timestamp units.
+    pub jitter: u32,
+    pub last_sr: u32,
+    pub delay_since_last_sr: u32,
+}
+
+/// Appends a receiver report and the SDES CNAME that has to go with it.
+pub fn write_receiver_report(out: &mut Vec<u8>, from: Ssrc, blocks: &[Reception], cname: &str) {
+    let count = blocks.len().min(31) as u8;
+    header(out, count, RR, 1 + 6 * u16::from(count));
+    push(out, from.0);
+    for block in blocks.iter().take(usize::from(count)) {
+        push(out, block.media.0);
+        push(out, u32::from(block.fraction_lost) << 24 | block.lost.min(0x7f_ffff));
+        push(out, block.highest_seq);
+        push(out, block.jitter);
+        push(out, block.last_sr);
+        push(out, block.delay_since_last_sr);
+    }
+    write_cname(out, from, cname);
+}
+
+/// Appends a generic NACK for `seqs`, which must be in ascending order (modulo wrap). Writes nothing for none.
+pub fn write_nack(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, seqs: &[u16]) {
+    let mut pairs: Vec<(u16, u16)> = Vec::new();
+    for &seq in seqs {
+        match pairs.last_mut() {
+            Some((pid, mask)) if (1..=16).contains(&seq.wrapping_sub(*pid)) => {
+                *mask |= 1 << (seq.wrapping_sub(*pid) - 1);
+            }
+            _ => pairs.push((seq, 0)),
+        }
+    }
+    if pairs.is_empty() {
+        return;
+    }
+    header(out, FMT_NACK, RTPFB, 2 + pairs.len() as u16);
+    push(out, from.0);
+    push(out, media.0);
+    for (pid, mask) in pairs {
+        out.extend_from_slice(&pid.to_be_bytes());
+        out.extend_from_slice(&mask.to_be_bytes());
+    }
+}
+
+/// Appends a picture loss indication (RFC 4585 §6.3.1).
+pub fn write_pli(out: &mut Vec<u8>, from: Ssrc, media: Ssrc) {
+    header(out, FMT_PLI, PSFB, 2);
+    push(out, from.0);
+    push(out, media.0);
+}
+
+/// Appends a receiver estimated maximum bitrate (draft-alvestrand-rmcat-remb-03 §2.2); `bitrate` in bit/s.
+pub fn write_remb(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, bitrate: u64) {
+    let exponent = (64 - bitrate.leading_zeros()).saturating_sub(18);
+    let mantissa = (bitrate >> exponent) as u32;
+    header(out, FMT_AFB, PSFB, 5);
+    push(out, from.0);
+    push(out, 0);
+    out.extend_from_slice(b"REMB");
+    push(out, 1 << 24 | exponent << 18 | mantissa & 0x3_ffff);
+    push(out, media.0);
+}
+
+fn write_cname(out: &mut Vec<u8>, ssrc: Ssrc, cname: &str) {
+    let text = cname.as_bytes().get(..cname.len().min(255)).unwrap_or_default();
+    // SSRC, item header and text, one or more null octets up to a word.
+    let words = 1 + (2 + text.len()) / 4 + 1;
+    header(out, 1, SDES, words as u16);
+    push(out, ssrc.0);
+    out.extend_from_slice(&[1, text.len() as u8]);
+    out.extend_from_slice(text);
+    let padding = 4 - (2 + text.len()) % 4;
+    out.resize(out.len() + padding, 0);
+}
+
+fn header(out: &mut Vec<u8>, count: u8, packet_type: u8, words: u16) {
+    out.extend_from_slice(&[0x80 | count, packet_type]);
+    out.extend_from_slice(&words.to_be_bytes());
+}
+
+fn push(out: &mut Vec<u8>, value: u32) {
+    out.extend_from_slice(&value.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtc_shared::marshal::Unmarshal as _;
+
+    #[test]
+    fn a_nack_survives_the_round_trip_across_the_wrap() {
+        let mut bytes = Vec::new();
+        write_nack(&mut bytes, Ssrc(1), Ssrc(2), &[65534, 65535, 0, 9, 40]);
+        let expected = Message::Nack {
+            media: Ssrc(2),
+            seqs: vec![65534, 65535, 0, 9, 40],
+        };
+        assert_eq!(read(&bytes), [expected]);
+    }
+
+    #[test]
+    fn reports_are_read_by_an_independent_parser() {
+        let mut bytes = Vec::new();
+        let info = SenderInfo {
+            ssrc: Ssrc(7),
+            ntp: 0x0102_0304_0506_0708,
+            rtp_time: 9,
+            packets: 10,
+            octets: 11,
+        };
+        write_sender_report(&mut bytes, &info, "millstream");
+        let packets = rtc_rtcp::packet::unmarshal(&mut bytes.as_slice()).expect("valid RTCP");
+        assert_eq!(packets.len(), 2);
+        assert_eq!(bytes.len() % 4, 0);
+        let mut remb = Vec::new();
+        write_remb(&mut remb, Ssrc(1), Ssrc(2), 50_000_000);
+        let parsed =
+            rtc_rtcp::payload_feedbacks::receiver_estimated_maximum_bitrate::ReceiverEstimatedMaximumBitrate::unmarshal(
+                &mut remb.as_slice(),
+            )
+            .expect("valid REMB");
+        assert!((parsed.bitrate - 50_000_000.0).abs() < 500_000.0, "{}", parsed.bitrate);
+        assert_eq!(parsed.ssrcs, [2]);
+    }
+
+    #[test]
+    fn a_nack_that_asks_for_thousands_is_cut() {
+        let mut bytes = vec![0x81, RTPFB];
+        bytes.extend_from_slice(&(2u16 + 290).to_be_bytes());
+        bytes.extend_from_slice(&[0; 8]);
+        for index in 0..290u16 {
+            bytes.extend_from_slice(&(index * 17).to_be_bytes());
+            bytes.extend_from_slice(&[0xff, 0xff]);
+        }
+        let messages = read(&bytes);
+        let [Message::Nack { seqs, .. }] = messages.as_slice() else {
+            panic!("not a NACK")
+        };
+        assert_eq!(seqs.len(), MAX_NACKED);
+    }
+
+    #[test]
+    fn lying_lengths_end_the_walk() {
+        let mut bytes = Vec::new();
+        write_pli(&mut bytes, Ssrc(1), Ssrc(2));
+        bytes.extend_from_slice(&[0x81, PSFB, 0xff, 0xff, 1, 2, 3]);
+        assert_eq!(read(&bytes), [Message::KeyFrameRequest { media: Ssrc(2) }]);
+    }
+}
