@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 pub mod packet;
 pub mod rtcp;
+pub mod rtp;
 
 /// Synchronisation source of an RTP stream (RFC 3550 §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
