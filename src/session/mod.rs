@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use thiserror::Error;
 
+pub mod feedback;
 pub mod ice;
 pub mod identity;
 pub mod srtp;
