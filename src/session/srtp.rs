@@ -178,7 +178,9 @@ mod tests {
             let mut sealer = RtpSealer::new(ours, &key, &salt, provider.crypto()).unwrap();
             let mut context =
                 rtc_srtp::context::Context::new(&key, &salt, theirs, None, None, provider.crypto()).unwrap();
-            for seq in [1u64, 2, 30_000, 60_000, 65_534, 65_535, 65_536, 65_537, 98_000, 130_000, 131_072] {
+            for seq in [
+                1u64, 2, 30_000, 60_000, 65_534, 65_535, 65_536, 65_537, 98_000, 130_000, 131_072,
+            ] {
                 let mut sealed = packet(seq as u16, sealer.tag_len());
                 sealer.seal(&mut sealed, 12, Ssrc(0xdead_beef), seq).unwrap();
                 let opened = context.decrypt_rtp(&sealed).unwrap();
