@@ -17,7 +17,7 @@ use crate::media::{Codec, Format};
 pub struct Local<'a> {
     pub credentials: &'a IceCredentials,
     pub fingerprint: &'a Fingerprint,
-    /// Addresses of the UDP port, the best first; FFmpeg uses no other. At most [`MAX_CANDIDATES`] are written.
+    /// Addresses of the UDP port, the best first; FFmpeg uses no other. At most 16 are written.
     pub candidates: &'a [SocketAddr],
     /// For the `o=` line: random, so that two answers are told apart (RFC 8829 §5.2.1). The highest bit is not used.
     pub session_id: u64,

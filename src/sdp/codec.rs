@@ -145,14 +145,13 @@ fn read_formats(section: &RawSection) -> Result<Vec<u8>, OfferError> {
     }
     let mut pts = Vec::with_capacity(section.formats.len());
     for format in &section.formats {
-        match format.parse::<u8>() {
-            Ok(pt) if pt > 127 => Err("a payload type is at most 127"),
-            Ok(pt) if pts.contains(&pt) => Err("a payload type stands in an m-line once"),
-            Ok(pt) => {
+        match number(format) {
+            Some(pt) if pts.contains(&pt) => Err("a payload type stands in an m-line once"),
+            Some(pt) if pt <= 127 => {
                 pts.push(pt);
                 Ok(())
             }
-            Err(_) => Err("a payload type is a number from 0 to 127"),
+            _ => Err("a payload type is a number from 0 to 127"),
         }
         .map_err(|rule| OfferError::BadPayloadType { line, rule })?;
     }
@@ -196,7 +195,7 @@ impl Rtpmap {
         let clock_rate = fields.next()?.parse().ok()?;
         let channels = fields.next().map_or(Some(1), |channels| channels.parse().ok())?;
         Some((
-            pt.parse().ok()?,
+            number(pt)?,
             Self {
                 name,
                 clock_rate,
@@ -216,7 +215,7 @@ fn read_fmtps(section: &RawSection) -> HashMap<u8, Parameters> {
         let Some((pt, parameters)) = attribute.value.split_once(' ') else {
             continue;
         };
-        let Ok(pt) = pt.parse::<u8>() else { continue };
+        let Some(pt) = number(pt) else { continue };
         let parameters = parameters
             .split(';')
             .filter_map(|parameter| parameter.split_once('='))
@@ -234,7 +233,7 @@ impl Parameters {
 
     /// A number; what is absent or no number counts as `default`.
     fn number(&self, key: &str, default: u8) -> u8 {
-        self.text(key).and_then(|value| value.parse().ok()).unwrap_or(default)
+        self.text(key).and_then(number).unwrap_or(default)
     }
 
     fn profile_level_id(&self) -> Option<ProfileLevelId> {
@@ -257,9 +256,10 @@ impl Parameters {
             // What is said about Opus depends on who receives: the answerers write it.
             Format::Vp8 | Format::Opus { .. } | Format::Pcmu | Format::Pcma => &[],
         };
-        let is_sound = |key: &str, value: &str| {
-            let is_short = (1..=16).contains(&value.len()) && value.bytes().all(|b| b.is_ascii_alphanumeric());
-            is_short && (key != "profile-level-id" || self.profile_level_id().is_some())
+        let is_sound = |key: &str, value: &str| match key {
+            "profile-level-id" => self.profile_level_id().is_some(),
+            "tx-mode" => true,
+            _ => number(value).is_some(),
         };
         keys.iter()
             .filter_map(|key| self.text(key).map(|value| (key, value)))
@@ -313,13 +313,19 @@ fn read_format(map: &Rtpmap, parameters: &Parameters) -> Option<Format> {
 fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, Parameters>) -> HashMap<u8, u8> {
     let mut rtx = HashMap::new();
     for pt in pts.iter().filter(|pt| is_usable(**pt)) {
-        if mapped.get(pt).is_none_or(|map| map.name != "rtx") {
+        let Some(map) = mapped.get(pt).filter(|map| map.name == "rtx") else {
             continue;
-        }
+        };
         let apt = parameters
             .get(pt)
-            .and_then(|parameters| parameters.text("apt")?.parse().ok());
-        if let Some(apt) = apt.filter(|apt| pts.contains(apt)) {
+            .and_then(|parameters| number(parameters.text("apt")?));
+        // RFC 4588 §4.2: the clock of what it repairs.
+        let repairs = |apt: &u8| {
+            mapped
+                .get(apt)
+                .is_some_and(|repaired| repaired.clock_rate == map.clock_rate)
+        };
+        if let Some(apt) = apt.filter(|apt| pts.contains(apt) && repairs(apt)) {
             rtx.entry(apt).or_insert(*pt);
         }
     }
@@ -333,7 +339,7 @@ fn read_feedback(section: &RawSection, pt: u8) -> Feedback {
         // RFC 4585 §4.2: `*` stands for every payload type of the section.
         let is_ours = fields
             .next()
-            .is_some_and(|field| field == "*" || field.parse() == Ok(pt));
+            .is_some_and(|field| field == "*" || number(field) == Some(pt));
         match (fields.next(), fields.next()) {
             _ if !is_ours => {}
             (Some("nack"), None) => feedback.nack = true,
@@ -347,6 +353,11 @@ fn read_feedback(section: &RawSection, pt: u8) -> Feedback {
     feedback
 }
 
+/// A number as it is written in one way only: what is repeated in the answer has to be what was read.
+fn number(text: &str) -> Option<u8> {
+    text.parse().ok().filter(|number: &u8| number.to_string() == text)
+}
+
 /// RFC 5761 §4: with rtcp-mux, 64 to 95 look like RTCP. Chromium refuses an answer that uses them.
 fn is_usable(pt: u8) -> bool {
     !(64..=95).contains(&pt)
@@ -356,3 +367,56 @@ fn is_usable(pt: u8) -> bool {
 const MAX_PAYLOAD_TYPES: usize = 64;
 /// Bounds the answer: it has to stay below the 8 KiB that FFmpeg reads. Chromium 156 offers 15 that we know.
 const MAX_CODECS: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_larger_profile_takes_a_smaller_one_but_not_the_reverse() {
+        let h265 = |profile_id, tier_flag| Format::H265 { profile_id, tier_flag };
+        assert_eq!(suitability(h265(1, 0), h265(1, 0)), Some(0));
+        assert_eq!(suitability(h265(1, 0), h265(1, 1)), Some(1));
+        assert_eq!(suitability(h265(1, 0), h265(2, 0)), Some(2));
+        assert_eq!(suitability(h265(2, 0), h265(1, 0)), None);
+        assert_eq!(suitability(h265(1, 1), h265(1, 0)), None);
+        let av1 = |profile| Format::Av1 { profile };
+        assert_eq!(suitability(av1(0), av1(1)), Some(1));
+        assert_eq!(suitability(av1(1), av1(0)), None);
+        assert_eq!(
+            suitability(Format::Vp9 { profile: 0 }, Format::Vp9 { profile: 2 }),
+            None
+        );
+        assert_eq!(suitability(Format::Vp8, Format::Vp9 { profile: 0 }), None);
+    }
+
+    #[test]
+    fn the_source_may_use_either_packetization_mode_the_viewer_only_mode_1() {
+        let h264 = |packetization_mode| Format::H264 {
+            profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
+            packetization_mode,
+        };
+        assert_eq!(suitability(h264(0), h264(1)), Some(0));
+        assert_eq!(suitability(h264(1), h264(0)), None);
+        assert!(can_be_sent(h264(1)) && !can_be_sent(h264(0)));
+    }
+
+    #[test]
+    fn h264_profiles_follow_the_source_then_high_then_main() {
+        use H264Class as C;
+        for source in [
+            C::High,
+            C::ConstrainedHigh,
+            C::Main,
+            C::ConstrainedBaseline,
+            C::Baseline,
+        ] {
+            assert_eq!(h264_suitability(source, source), 0);
+        }
+        assert!(h264_suitability(C::High, C::ConstrainedHigh) < h264_suitability(C::High, C::Main));
+        assert!(h264_suitability(C::High, C::Main) < DOUBTFUL);
+        assert_eq!(h264_suitability(C::High, C::ConstrainedBaseline), DOUBTFUL);
+        assert_eq!(h264_suitability(C::ConstrainedBaseline, C::Baseline), 1);
+        assert!(h264_suitability(C::Baseline, C::ConstrainedBaseline) < h264_suitability(C::Baseline, C::Main));
+    }
+}

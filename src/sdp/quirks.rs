@@ -11,7 +11,11 @@ use super::offer::Section;
 pub(super) fn sections_without_ghosts(mids: &str, sections: &[Section]) -> Vec<usize> {
     let mut seen = HashSet::new();
     mids.split_whitespace()
-        .filter_map(|mid| sections.iter().position(|section| &*section.mid.0 == mid))
+        .filter_map(|mid| {
+            sections
+                .iter()
+                .position(|section| section.names_mid && &*section.mid.0 == mid)
+        })
         .filter(|index| seen.insert(*index))
         .collect()
 }
