@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use crate::hub::name::StreamName;
-use crate::media::Format;
 use crate::sdp::plan::{Fingerprint, IceCredentials, Playback, Publication};
 use crate::session::CloseReason;
+
+pub use crate::sdp::plan::SourceFormats;
 
 /// Unguessable identifier of a session (RFC 9725 §5): 128 random bits, 22 characters of base64url in a URL.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,13 +17,6 @@ pub struct SessionId(pub [u8; 16]);
 pub struct Placement {
     pub shard: usize,
     pub credentials: IceCredentials,
-}
-
-/// What a stream carries at the moment, judged from its bitstream once there is one, else from the publisher's offer.
-#[derive(Clone, Debug, Default)]
-pub struct SourceFormats {
-    pub video: Option<Format>,
-    pub audio: Option<Format>,
 }
 
 /// The media plane refuses a new session.
