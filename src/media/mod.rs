@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+pub mod clock;
 pub mod codec;
 pub mod packet;
 pub mod rtcp;

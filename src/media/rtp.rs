@@ -53,6 +53,20 @@ impl<'a> Header<'a> {
     /// An [`RtpError`]; in particular, padding that is longer than the body, or zero, is an error (RFC 3550 §5.1 counts
     /// the count itself). A packet that is nothing but padding is valid and has an empty payload.
     pub fn parse(packet: &'a [u8]) -> Result<Self, RtpError> {
+        let mut header = Self::parse_sealed(packet)?;
+        let padded = packet.first().is_some_and(|first| first & 0x20 != 0);
+        if let (true, Some(body)) = (padded, packet.get(header.payload())) {
+            header.payload.end -= padding_of(body)?;
+        }
+        Ok(header)
+    }
+
+    /// Reads the clear-text header of an SRTP packet; the payload is everything behind it, still sealed.
+    ///
+    /// # Errors
+    ///
+    /// An [`RtpError`] when the header is cut short or of another version.
+    pub fn parse_sealed(packet: &'a [u8]) -> Result<Self, RtpError> {
         let too_short = RtpError::TooShort(packet.len());
         let (&[first, second, s0, s1, t0, t1, t2, t3, c0, c1, c2, c3], _) =
             packet.split_first_chunk::<FIXED_HEADER_LEN>().ok_or(too_short)?;
@@ -69,8 +83,9 @@ impl<'a> Header<'a> {
             extensions = Extensions::new(u16::from_be_bytes([p0, p1]), elements);
             start += 4 + length;
         }
-        let body = packet.get(start..).ok_or(too_short)?;
-        let padding = if first & 0x20 != 0 { padding_of(body)? } else { 0 };
+        if start > packet.len() {
+            return Err(too_short);
+        }
         Ok(Self {
             pt: Pt(second & 0x7f),
             marker: second & 0x80 != 0,
@@ -78,7 +93,7 @@ impl<'a> Header<'a> {
             time: u32::from_be_bytes([t0, t1, t2, t3]),
             ssrc: Ssrc(u32::from_be_bytes([c0, c1, c2, c3])),
             extensions,
-            payload: start..packet.len() - padding,
+            payload: start..packet.len(),
         })
     }
 
