@@ -261,4 +261,4 @@ fn flag(key: &str) -> Attribute {
 }
 
 /// Keeps the answer below the 8 KiB that FFmpeg reads; a host with more addresses announces the best.
-pub const MAX_CANDIDATES: usize = 16;
+const MAX_CANDIDATES: usize = 16;

@@ -11,7 +11,7 @@ use super::text::{RawSection, all};
 use crate::media::{Format, H264Class, Kind, ProfileLevelId, Pt};
 
 /// A payload type of a known codec, as offered.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct OfferedCodec {
     pub pt: Pt,
     pub rtx_pt: Option<Pt>,
@@ -23,7 +23,7 @@ pub(super) struct OfferedCodec {
 }
 
 /// `a=rtpmap`: the name in lower case, clock rate in Hz, channels.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rtpmap {
     name: String,
     clock_rate: u32,

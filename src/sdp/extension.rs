@@ -39,7 +39,7 @@ impl Known {
 }
 
 /// `a=extmap` of a known extension.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Extmap {
     pub line: usize,
     pub known: Known,
@@ -49,7 +49,7 @@ pub(super) struct Extmap {
 }
 
 /// Who sends the extension, as seen by the peer. Firefox marks what it only receives.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     Both,
     PeerSends,

@@ -13,6 +13,7 @@ use super::{quirks, simulcast, ssrc};
 use crate::media::{Kind, Mid, Rid, Ssrc};
 
 /// A valid offer. Knows all m-sections, also those that no answer will accept.
+#[derive(Debug)]
 pub struct Offer {
     pub(super) sections: Vec<Section>,
     /// Indexes into `sections` in the order of the BUNDLE group; `None` when the offer has no group that matters.
@@ -20,6 +21,7 @@ pub struct Offer {
 }
 
 /// An m-section.
+#[derive(Debug)]
 pub(super) struct Section {
     /// Number of its m-line.
     pub line: usize,
@@ -34,6 +36,7 @@ pub(super) struct Section {
 }
 
 /// What an m-section offers.
+#[derive(Debug)]
 pub(super) enum Content {
     /// Audio or video over DTLS-SRTP.
     Media(Box<MediaSection>),
@@ -45,6 +48,7 @@ pub(super) enum Content {
 }
 
 /// An m-section with audio or video.
+#[derive(Debug)]
 pub(super) struct MediaSection {
     pub kind: Kind,
     pub direction: Direction,

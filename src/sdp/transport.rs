@@ -10,6 +10,7 @@ use super::text::{Attribute, all, first};
 
 /// What one m-section says about its transport, session level included. May be incomplete: in a BUNDLE only one section
 /// has to say it (RFC 9143 §7.1.3).
+#[derive(Debug)]
 pub(super) struct TransportAttributes {
     /// The m-line, to be blamed for what is missing.
     line: usize,
@@ -21,7 +22,7 @@ pub(super) struct TransportAttributes {
 }
 
 /// The peer's side of the handshake.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Setup {
     Actpass,
     Active,

@@ -18,7 +18,7 @@ fn whep(offer: &str) -> (u16, &'static str, Option<usize>) {
 }
 
 fn parse(body: &[u8]) -> OfferError {
-    Offer::parse(body).err().expect("a refusal")
+    Offer::parse(body).expect_err("a refusal")
 }
 
 fn line_of(offer: &str, line: &str) -> Option<usize> {

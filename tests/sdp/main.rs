@@ -1,6 +1,8 @@
 //! The SDP of WHIP and WHEP against recorded offers of real clients: golden answers, invariants that hold for every
 //! answer, bad offers, mutations of good ones, and replicas of how clients read what we write.
 
+#![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
+
 mod bad_offers;
 mod clients;
 mod description;
@@ -16,7 +18,7 @@ use millstream::sdp::plan::{Fingerprint, FingerprintHash, IceCredentials, Playba
 use millstream::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer};
 
 /// Ours in every test.
-pub struct Us {
+pub(crate) struct Us {
     credentials: IceCredentials,
     fingerprint: Fingerprint,
     candidates: Vec<std::net::SocketAddr>,

@@ -112,7 +112,7 @@ fn damaged_offers_are_refused_or_answered_soundly() {
             let donor = &offers[random.below(offers.len())].1;
             let bytes = damage(offer, donor, &mut random);
             let Ok(text) = std::str::from_utf8(&bytes) else {
-                let error = Offer::parse(&bytes).err().expect("not UTF-8");
+                let error = Offer::parse(&bytes).expect_err("not UTF-8");
                 assert!(matches!(error.code(), "not_text" | "offer_missing"), "{error}");
                 refused += 1;
                 continue;

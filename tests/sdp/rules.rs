@@ -284,3 +284,68 @@ fn a_viewers_own_ssrcs_and_zero_are_not_given_out() {
     assert!(plan.tracks.iter().all(|track| track.ssrc.0 != 0));
     assert_eq!(plan.tracks[0].codecs[0].format.codec(), OPUS.codec());
 }
+
+#[test]
+fn retransmission_has_the_clock_of_what_it_repairs() {
+    let offer = edit(&recorded(FFMPEG), "rtx/90000", "rtx/48000");
+    let (plan, answer) = publish(&offer).unwrap();
+    check_publication(&offer, &answer, &plan);
+    assert_eq!(plan.tracks[1].codecs[0].rtx_pt, None);
+}
+
+#[test]
+fn feedback_for_all_payload_types_is_feedback_for_each() {
+    let offer = edit(&recorded(OBS), "rtcp-fb:96 nack pli", "rtcp-fb:* nack pli");
+    let (plan, answer) = publish(&offer).unwrap();
+    check_publication(&offer, &answer, &plan);
+    assert!(plan.tracks[1].codecs[0].feedback.pli);
+}
+
+#[test]
+fn a_header_extension_of_one_direction_is_answered_with_the_reverse() {
+    let mid = "a=extmap:1 urn:ietf:params:rtp-hdrext:sdes:mid";
+    let sent = edit(&recorded(OBS), mid, &mid.replace(":1 ", ":1/sendonly "));
+    let (plan, answer) = publish(&sent).unwrap();
+    assert_eq!(plan.tracks[1].extensions.mid, Some(1));
+    assert!(answer.contains("a=extmap:1/recvonly urn:ietf:params:rtp-hdrext:sdes:mid\r\n"));
+    let received = edit(&recorded(OBS), mid, &mid.replace(":1 ", ":1/recvonly "));
+    assert_eq!(publish(&received).unwrap().0.tracks[1].extensions.mid, None);
+}
+
+#[test]
+fn the_longest_answer_fits_into_what_ffmpeg_reads() {
+    let mut section = String::new();
+    let pts: Vec<u32> = (0..32).map(|n| 96 + n).chain(20..52).collect();
+    for pair in pts.chunks(2) {
+        let (pt, rtx) = (pair[0], pair[1]);
+        section += &format!("a=rtpmap:{pt} H264/90000\r\na=rtpmap:{rtx} rtx/90000\r\na=fmtp:{rtx} apt={pt}\r\n");
+        section += &format!("a=fmtp:{pt} level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=64001f\r\n");
+        for feedback in ["nack", "nack pli", "ccm fir", "goog-remb"] {
+            section += &format!("a=rtcp-fb:{pt} {feedback}\r\n");
+        }
+    }
+    let list: Vec<String> = pts.iter().map(u32::to_string).collect();
+    let obs = edit(
+        &edit(&recorded(OBS), "SAVPF 111", "SAVPF 0"),
+        ":111 opus/48000/2",
+        ":0 PCMU/8000",
+    );
+    let obs = edit(&obs, "SAVPF 96", &format!("SAVPF {}", list.join(" ")));
+    let (head, _) = obs.split_once("a=rtpmap:96").unwrap();
+    let tail = "a=setup:actpass\r\na=ice-ufrag:7XDb\r\na=ice-pwd:h/pfbD5oBAZuE1GgK0VfB8\r\n";
+    let mut us = Us::new();
+    us.candidates = (0..40u16)
+        .map(|n| {
+            (
+                std::net::Ipv6Addr::from([0x2001, 0xdb8, 0xffff, 0xffff, 0xffff, 0xffff, 0xffff, 0xff00 + n]),
+                8189,
+            )
+                .into()
+        })
+        .collect();
+    let offer = Offer::parse(format!("{head}{section}{tail}").as_bytes()).unwrap();
+    let (plan, answer) = millstream::sdp::answer_publisher(&offer, &us.local()).unwrap();
+    assert_eq!(plan.tracks[1].codecs.len(), 20);
+    assert_eq!(answer.matches("a=candidate:").count(), 16);
+    assert!(answer.len() < 8192, "{}", answer.len());
+}
