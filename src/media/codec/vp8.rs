@@ -174,6 +174,19 @@ mod tests {
     }
 
     #[test]
+    fn an_inter_frame_that_looks_like_a_key_frame_behind_its_tag_is_none() {
+        let key_frame = [0x10, 0x30, 0, 0, 0x9d, 0x01, 0x2a, 0x40, 0x41, 0xf0, 0x80];
+        assert_eq!(
+            inspect(&key_frame).resolution,
+            Some((320, 240)),
+            "without the scaling bits"
+        );
+        let mut inter_frame = key_frame;
+        inter_frame[1] |= 1;
+        assert_eq!(inspect(&inter_frame), Finding::default());
+    }
+
+    #[test]
     fn a_descriptor_cut_off_is_none() {
         for length in 0..6 {
             assert_eq!(Vp8Descriptor::parse(&LONG[..length]), None);

@@ -249,6 +249,15 @@ mod tests {
     }
 
     #[test]
+    fn a_hole_is_not_mistaken_for_the_packet_one_window_earlier() {
+        let (mut reception, now) = reception();
+        for seq in (0..5000).filter(|seq| *seq != 4500) {
+            reception.on_packet(now, seq, 0);
+        }
+        assert_eq!(kinds(&mut reception, now, &[4500]), [ArrivalKind::Late]);
+    }
+
+    #[test]
     fn packets_before_the_first_are_late_but_strangers_are_not() {
         let (mut reception, now) = reception();
         assert_eq!(
