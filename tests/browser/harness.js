@@ -14,9 +14,10 @@ const BINARY = path.resolve(PROJECT, process.env.MILLSTREAM_BIN ?? 'target/debug
 export const PUBLISH_TOKEN = 'publish-token-of-the-tests';
 
 /**
- * A gateway on free ports of 127.0.0.1, or on those in `env`. Resolves when it listens.
+ * A gateway on free ports of this machine, or on those in `env`. Resolves when it listens.
  *
- * Its `origin` is `http://localhost:PORT`: browsers hand out cameras there without TLS.
+ * Its `origin` is `http://localhost:PORT`: browsers hand out cameras there without TLS. Media goes by the host's own
+ * address, because Firefox (ESR 153, whatever `media.peerconnection.ice.loopback` says) tries no loopback candidate.
  */
 export async function startGateway(env = {}) {
   const child = spawn(BINARY, ['serve'], {
@@ -24,7 +25,7 @@ export async function startGateway(env = {}) {
     env: {
       ...process.env,
       MILLSTREAM_HTTP__LISTEN: '127.0.0.1:0',
-      MILLSTREAM_WEBRTC__LISTEN: '127.0.0.1:0',
+      MILLSTREAM_WEBRTC__LISTEN: `${hostAddress() ?? '127.0.0.1'}:0`,
       MILLSTREAM_AUTH__PUBLISH_TOKEN: PUBLISH_TOKEN,
       MILLSTREAM_LOG__FORMAT: 'json',
       ...env,
@@ -105,8 +106,6 @@ export function firefox() {
       'media.navigator.streams.fake': true,
       'media.navigator.permission.disabled': true,
       'media.autoplay.default': 0,
-      // The gateway and the browser share this machine, and tests may use no other address.
-      'media.peerconnection.ice.loopback': true,
       'media.gmp-manager.updateEnabled': false,
     },
   });

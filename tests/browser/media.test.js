@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import {
-  chromium, firefox, isLive, pageData, playerData, plays, portOf, publish, soundOn, startGateway, until, watch,
+  chromium, firefox, isLive, pageData, playerData, plays, publish, soundOn, startGateway, until, watch,
 } from './harness.js';
 
 // A publisher and a viewer each have a browser of their own: pages in the background are slowed down.
@@ -108,8 +108,8 @@ test('publisher and viewer come back by themselves after the gateway was killed'
   await until(() => playerData(page), (data) => data.state === 'retrying', 'the player to retry', 30_000);
   await until(() => pageData(publisher), (data) => data.state === 'retrying', 'the publisher to retry', 30_000);
   other = await startGateway({
-    MILLSTREAM_HTTP__LISTEN: `127.0.0.1:${portOf(other.http)}`,
-    MILLSTREAM_WEBRTC__LISTEN: `127.0.0.1:${portOf(other.webrtc)}`,
+    MILLSTREAM_HTTP__LISTEN: other.http,
+    MILLSTREAM_WEBRTC__LISTEN: other.webrtc,
   });
 
   const data = await plays(page, 20, 40_000);
