@@ -130,6 +130,8 @@ export class MillstreamPlayer extends HTMLElement {
   static observedAttributes = ['src', 'token'];
 
   #client = null;
+  // In a document: from then on a change of attributes means another session.
+  #placed = false;
   #parts = {};
   #looking = 0;
   #seen = { progress: 0, at: 0 };
@@ -169,10 +171,12 @@ export class MillstreamPlayer extends HTMLElement {
     addEventListener('pagehide', this.#leave);
     addEventListener('pageshow', this.#join);
     addEventListener('online', this.#hurry);
+    this.#placed = true;
     this.#join();
   }
 
   disconnectedCallback() {
+    this.#placed = false;
     removeEventListener('pagehide', this.#leave);
     removeEventListener('pageshow', this.#join);
     removeEventListener('online', this.#hurry);
@@ -180,7 +184,7 @@ export class MillstreamPlayer extends HTMLElement {
   }
 
   attributeChangedCallback() {
-    if (!this.isConnected || !this.#client) return;
+    if (!this.#placed) return;
     this.#leave();
     this.#join();
   }
@@ -247,8 +251,9 @@ export class MillstreamPlayer extends HTMLElement {
   }
 
   #show(state, reason) {
-    // A connection without media yet is still on its way for the viewer.
-    const shown = state === 'live' ? (this.dataset.state === 'playing' ? 'playing' : 'connecting') : state;
+    // For the viewer, a connection is on its way until media flows; one that recovers goes on where it was.
+    const flowed = ['playing', 'paused'].includes(this.dataset.state);
+    const shown = state !== 'live' ? state : flowed ? this.dataset.state : 'connecting';
     if (this.dataset.state === shown && !reason) return;
     this.dataset.state = shown;
     const began = this.#seen.progress > 0;

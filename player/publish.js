@@ -180,7 +180,8 @@ function enter(state) {
   byId('state').textContent = LABELS[state];
   byId('choices').disabled = running;
   byId('go').hidden = running;
-  byId('show').hidden = running || state === 'preview' || state === 'failed';
+  byId('show').hidden = running;
+  byId('show').textContent = media ? 'Close preview' : 'Preview';
   byId('stop').hidden = !running;
   byId('share').hidden = state !== 'live';
   clearInterval(counting);
@@ -219,7 +220,7 @@ form.addEventListener('submit', (event) => {
   event.preventDefault();
   goLive();
 });
-byId('show').addEventListener('click', openMedia);
+byId('show').addEventListener('click', () => (media ? stop() : openMedia()));
 byId('stop').addEventListener('click', stop);
 form.addEventListener('change', ({ target }) => {
   if (target.name === 'source') listSounds();
