@@ -131,7 +131,7 @@ function clientChanged() {
   root.dataset.sessions = sessions;
   if (reason) {
     root.dataset.error = reason.status ? `http-${reason.status}` : reason.name;
-    explain(explainRefusal(reason));
+    explain(explainRefusal(reason, state));
   } else if (state === 'live') {
     explain(null);
   }
@@ -147,7 +147,7 @@ function stop() {
   enter('idle');
 }
 
-function explainRefusal({ status, detail, message }) {
+function explainRefusal({ status, detail, message }, state) {
   switch (status) {
     case 401:
       return { title: 'The publish token is missing or wrong', text: 'Copy it from what the gateway printed at start.' };
@@ -161,7 +161,7 @@ function explainRefusal({ status, detail, message }) {
     case 503:
       return { title: 'The gateway is busy', text: 'Trying again by itself.' };
     case undefined:
-      return { title: 'Not connected', text: `${message} Trying again by itself.` };
+      return { title: 'Not connected', text: state === 'failed' ? message : `${message} Trying again by itself.` };
     default:
       return { title: 'The gateway refused', text: message };
   }

@@ -41,7 +41,7 @@ export class Refusal extends Error {
  * - `connecting`: an attempt is under way
  * - `live`: connected; media can flow
  * - `retrying`: the last attempt or connection failed; another attempt follows
- * - `failed`: refused for good; `start()` tries again
+ * - `failed`: refused, or impossible here; `start()` tries again
  *
  * Each change is a `state` event; `reason` holds the error that led to `retrying` or `failed`.
  */
@@ -88,7 +88,7 @@ export class Client extends EventTarget {
     if (this.state === 'retrying') this.#connect();
   }
 
-  /** For subclasses: adds transceivers to a fresh connection. */
+  /** For subclasses: adds transceivers to a fresh connection. Throws what no other attempt could mend. */
   prepare(_pc) {}
 
   /** For subclasses: changes the offer's text. */
@@ -102,8 +102,13 @@ export class Client extends EventTarget {
     this.#pc = pc;
     this.#enter('connecting');
     try {
-      pc.onconnectionstatechange = () => this.#connectionChanged(pc);
       this.prepare(pc);
+    } catch (error) {
+      this.#release();
+      return this.#enter('failed', error);
+    }
+    try {
+      pc.onconnectionstatechange = () => this.#connectionChanged(pc);
       const offer = await pc.createOffer();
       await pc.setLocalDescription({ type: 'offer', sdp: this.shape(offer.sdp) });
       const { url, answer } = await this.#post(pc.localDescription.sdp);

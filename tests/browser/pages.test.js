@@ -51,6 +51,14 @@ test('the token leaves the address and stays in the tab', async (t) => {
   assert.equal(await page.evaluate(() => localStorage.length), 0);
 });
 
+test('a codec that the browser cannot send is explained and not tried again', async (t) => {
+  const page = await publish(browser, gateway, 'codec', { codec: 'THEORA' });
+  t.after(() => page.close());
+  await fails(page, 'Error');
+  assert.equal((await pageData(page)).state, 'failed');
+  assert.match(await problem(page), /cannot send THEORA/);
+});
+
 test('a missing camera is explained', async (t) => {
   const bare = await chromium({ camera: false });
   t.after(() => bare.close());
