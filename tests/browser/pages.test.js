@@ -97,3 +97,43 @@ test('a watch page that needs a token asks for it', async (t) => {
   await until(() => playerData(page), (data) => data.state === 'waiting', 'the player to wait');
   assert.equal(await page.$eval('#ask', (form) => form.hidden), true);
 });
+
+for (const status of [409, 429, 503]) {
+  test(`a player told ${status} comes back when Retry-After says so`, async (t) => {
+    const page = await browser.newPage();
+    t.after(() => page.close());
+    const asked = [];
+    await page.setRequestInterception(true);
+    page.on('request', (request) => {
+      if (request.method() !== 'POST') return request.continue();
+      asked.push(Date.now());
+      request.respond({ status, headers: { 'Retry-After': '1' } });
+    });
+    await page.goto(`${gateway.origin}/watch/busy`);
+    await until(() => asked.length, (times) => times >= 3, 'three attempts');
+    for (const wait of [asked[1] - asked[0], asked[2] - asked[1]]) {
+      assert.ok(wait >= 1000 && wait < 2000, `came back after ${wait} ms`);
+    }
+  });
+}
+
+test('a player whose gateway is gone backs off', async (t) => {
+  const page = await browser.newPage();
+  t.after(() => page.close());
+  const asked = [];
+  await page.setRequestInterception(true);
+  page.on('request', (request) => {
+    if (request.method() !== 'POST') return request.continue();
+    asked.push(Date.now());
+    request.abort('connectionrefused');
+  });
+  // The longest wait that full jitter can draw makes the delays certain.
+  await page.evaluateOnNewDocument(() => (Math.random = () => 0.999));
+  await page.goto(`${gateway.origin}/watch/gone`);
+  await until(() => asked.length, (times) => times >= 5, 'five attempts');
+  const waits = asked.slice(1).map((time, i) => time - asked[i]);
+  for (const [i, least] of [299, 479, 767, 1227].entries()) {
+    assert.ok(waits[i] >= least && waits[i] < least + 600, `waited ${waits} ms`);
+  }
+  assert.equal((await playerData(page)).state, 'retrying');
+});
