@@ -323,9 +323,15 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
                 break;
             }
             let now = now();
-            shared.counters.received_datagrams.fetch_add(count as u64, Ordering::Relaxed);
+            shared
+                .counters
+                .received_datagrams
+                .fetch_add(count as u64, Ordering::Relaxed);
             for datagram in receiver.datagrams() {
-                shared.counters.received_bytes.fetch_add(datagram.bytes.len() as u64, Ordering::Relaxed);
+                shared
+                    .counters
+                    .received_bytes
+                    .fetch_add(datagram.bytes.len() as u64, Ordering::Relaxed);
                 core.handle_datagram(now, datagram.from, datagram.to, datagram.bytes);
             }
         }
