@@ -25,6 +25,8 @@ mod peer;
 mod procfs;
 mod publisher;
 mod receiver;
+#[cfg(test)]
+mod reference;
 mod report;
 mod sdp;
 mod stats;
@@ -47,6 +49,15 @@ enum Command {
     /// Attacks a gateway while a viewer watches.
     #[command(subcommand)]
     Chaos(Chaos),
+    /// Measures the floor of this machine alone, without any gateway.
+    Floor {
+        /// Numbers of destinations, one measurement each
+        #[arg(long, value_delimiter = ',', default_value = "1,10,100,200", value_parser = parse_viewers)]
+        viewers: Vec<usize>,
+        /// Length of the stream that is sent, in seconds
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=90))]
+        seconds: u64,
+    },
 }
 
 #[derive(Subcommand)]
@@ -88,6 +99,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Chaos(Chaos::Hostile(options))) => chaos::hostile(options),
+        Some(Command::Floor { viewers, seconds }) => measure_floor(viewers, Duration::from_secs(*seconds)),
         None => measure(&cli.load),
     };
     match result {
@@ -131,6 +143,17 @@ fn measure(options: &Load) -> std::io::Result<bool> {
     }
     let sound = runs.iter().all(report_sound);
     Ok(sound && (!options.strict || report::targets_met(&runs)))
+}
+
+fn measure_floor(viewers: &[usize], length: Duration) -> std::io::Result<bool> {
+    println!("{}", procfs::machine());
+    let bursts = stream::bursts(length);
+    for &viewers in viewers {
+        let floor = floor::measure(&bursts, viewers, length)?;
+        println!("\n{viewers} destinations");
+        print!("{}", report::floor_text(&floor));
+    }
+    Ok(true)
 }
 
 fn report_sound(run: &load::Run) -> bool {

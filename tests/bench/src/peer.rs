@@ -332,7 +332,7 @@ fn invalid(error: rtc_shared::error::Error) -> io::Error {
 }
 
 /// `sha-256 AA:BB:..` of a certificate (RFC 8122 §5).
-fn fingerprint(der: &[u8]) -> String {
+pub fn fingerprint(der: &[u8]) -> String {
     let digest: Vec<String> = sha2::Sha256::digest(der)
         .iter()
         .map(|byte| format!("{byte:02X}"))

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::{
+    floor::Floor,
     load::{Churn, Run},
     procfs,
     stats::{micros_per, ms},
@@ -209,6 +210,17 @@ pub fn text(run: &Run) -> String {
     out
 }
 
+/// The floor alone for the terminal.
+pub fn floor_text(floor: &Floor) -> String {
+    format!(
+        "  paced {:.3} us per packet, back to back {:.3}; delay {}; {} lost\n",
+        floor.paced,
+        floor.back_to_back,
+        quantiles(&floor.delay),
+        floor.lost,
+    )
+}
+
 fn quantiles(q: &crate::stats::Quantiles) -> String {
     format!(
         "p50 {:.2}, p95 {:.2}, p99 {:.2}, max {:.2} ms",
@@ -324,7 +336,7 @@ fn run_json(run: &Run) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{floor::Floor, stats::Quantiles, viewer::Tally};
+    use crate::{stats::Quantiles, viewer::Tally};
     use std::time::Duration;
 
     fn sample(viewers: usize, received: u64) -> Run {
