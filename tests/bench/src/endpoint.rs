@@ -145,7 +145,8 @@ impl Endpoint {
             report_at: started,
             sent: Vec::new(),
         };
-        endpoint.connect(started)?;
+        let failed = |error: io::Error| io::Error::new(error.kind(), format!("connecting to {path}: {error}"));
+        endpoint.connect(started).map_err(failed)?;
         Ok(Joined {
             endpoint,
             session,

@@ -189,6 +189,11 @@ impl Server {
         MessageIntegrity::check(&mut request, PWD.as_bytes(), self.provider.crypto()).unwrap();
         let username = String::from_utf8(request.get(ATTR_USERNAME).unwrap()).unwrap();
         let number: usize = username.split(':').next().unwrap().parse().unwrap();
+        // A new viewer may have the port of one that has left.
+        self.sessions
+            .iter_mut()
+            .filter(|session| session.address == Some(from))
+            .for_each(|old| old.address = None);
         self.sessions[number].address = Some(from);
         let mut response = Message::new();
         response.set_type(BINDING_SUCCESS);
