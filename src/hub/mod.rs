@@ -1,2 +1,75 @@
 //! Streams by name, their tracks, and the packets that all viewers share.
+//!
+//! The hub is the only place where shards meet: behind short locks that are never held while anything waits.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub mod intake;
+pub mod mailbox;
 pub mod name;
+pub mod registry;
+pub mod ring;
+pub mod stream;
+pub mod track;
+pub mod vp8_line;
+
+use name::StreamName;
+use stream::{Stream, StreamId};
+
+/// All streams of the gateway.
+#[derive(Debug, Default)]
+pub struct Hub {
+    streams: Mutex<Streams>,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    by_name: HashMap<StreamName, Arc<Stream>>,
+    last_id: u64,
+}
+
+impl Hub {
+    /// The stream of a name, if it has a source or a viewer.
+    pub fn find(&self, name: &StreamName) -> Option<Arc<Stream>> {
+        self.lock().by_name.get(name).cloned()
+    }
+
+    /// Changes a stream and forgets it if it is then without source and viewers. Whoever opened it before still shares
+    /// it; whoever opens the name later gets a new one.
+    pub fn release(&self, stream: &Stream, change: impl FnOnce(&mut stream::StreamState)) {
+        let mut streams = self.lock();
+        let unused = {
+            let mut state = stream.lock();
+            change(&mut state);
+            state.is_unused()
+        };
+        if unused && streams.by_name.get(&stream.name).is_some_and(|s| s.id == stream.id) {
+            streams.by_name.remove(&stream.name);
+        }
+    }
+
+    /// Opens a stream and changes it in one step, so that it cannot be forgotten in between.
+    pub fn open_with(&self, name: &StreamName, change: impl FnOnce(&mut stream::StreamState)) -> Arc<Stream> {
+        let mut streams = self.lock();
+        let last_id = &mut streams.last_id;
+        let id = *last_id + 1;
+        *last_id = id;
+        let stream = streams
+            .by_name
+            .entry(name.clone())
+            .or_insert_with(|| Arc::new(Stream::new(StreamId(id), name.clone())))
+            .clone();
+        change(&mut stream.lock());
+        stream
+    }
+
+    /// All streams at this moment.
+    pub fn streams(&self) -> Vec<Arc<Stream>> {
+        self.lock().by_name.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+pub mod clock;
+pub mod codec;
 pub mod packet;
 pub mod rtcp;
+pub mod rtp;
 
 /// Synchronisation source of an RTP stream (RFC 3550 §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

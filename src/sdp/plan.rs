@@ -136,3 +136,20 @@ pub struct Playback {
     /// The CNAME written into the answer; RTCP SDES repeats it.
     pub cname: String,
 }
+
+/// What a stream carries at the moment, judged from its bitstream once there is one, else from the publisher's offer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceFormats {
+    pub video: Option<Format>,
+    pub audio: Option<Format>,
+}
+
+impl SourceFormats {
+    /// The format of one kind; `None` when the stream does not carry that kind.
+    pub fn of(&self, kind: Kind) -> Option<Format> {
+        match kind {
+            Kind::Audio => self.audio,
+            Kind::Video => self.video,
+        }
+    }
+}

@@ -17,7 +17,7 @@ use crate::sdp::plan::IceCredentials;
 const INTEGRITY_LEN: u16 = 20;
 
 /// Addresses kept per session. A browser checks from each of its interfaces and may send from two or three of them.
-const MAX_ADDRESSES: usize = 8;
+pub const MAX_ADDRESSES: usize = 8;
 
 /// How long an address stays valid without a new check: the consent lifetime of RFC 7675 §5.1.
 pub const ADDRESS_LIFETIME: Duration = Duration::from_secs(30);
@@ -189,6 +189,7 @@ fn decode(datagram: &[u8]) -> Result<Message, StunRejection> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 mod tests {
     use super::*;
     use rtc_crypto::providers::AwsLcRsProvider;

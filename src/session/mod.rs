@@ -3,20 +3,355 @@
 //! Bytes and time go in by `handle_*`; datagrams, events and the next deadline come out by `poll_*`. Nothing here reads a
 //! clock or a socket. A session does not know whether its peer publishes or watches.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rtc_srtp::context::Context;
+use rtc_srtp::option::{srtcp_replay_protection, srtp_no_replay_protection};
+use rtc_srtp::protection_profile::ProtectionProfile;
 use thiserror::Error;
+use tracing::debug;
 
+pub mod dtls;
+pub mod feedback;
+pub mod guard;
 pub mod ice;
 pub mod identity;
+pub mod outbox;
+pub mod receiver;
 pub mod srtp;
+
+use dtls::{Dtls, DtlsError, Keys, Progress};
+use guard::{DropReason, Drops};
+use ice::IceLite;
+use identity::Identity;
+use receiver::{Refused, RtpReceiver};
+use srtp::{Profile, RtpCipher};
+
+use crate::sdp::plan::{Fingerprint, IceCredentials, Transport};
 
 /// Why a session could not be made or went wrong.
 #[derive(Debug, Error)]
 pub enum SessionError {
     #[error("cannot make the DTLS identity: {0}")]
     Identity(#[source] rtc_shared::error::Error),
+    #[error("cannot set up SRTP: {0}")]
+    Srtp(String),
+}
+
+/// One peer.
+pub struct Session {
+    ice: IceLite,
+    dtls: Dtls,
+    fingerprints: Vec<Fingerprint>,
+    identity: Arc<Identity>,
+    media: Option<Media>,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    opened: Instant,
+    /// When something authentic was heard last.
+    heard: Instant,
+    closed: bool,
+}
+
+/// Keys of both directions.
+struct Media {
+    cipher: RtpCipher,
+    rtcp_out: Context,
+    rtcp_in: Context,
+    /// SSRCs from which RTCP came; the context keeps state for each.
+    rtcp_sources: Vec<u32>,
+    rtp_in: RtpIn,
+}
+
+/// Viewers never send RTP: their receiver is made with the first packet.
+enum RtpIn {
+    Keys {
+        profile: Profile,
+        key: Vec<u8>,
+        salt: Vec<u8>,
+    },
+    Receiver(Box<RtpReceiver>),
+}
+
+/// Nothing authentic for so long ends a session (RFC 7675 §5.1).
+pub const SILENCE: Duration = Duration::from_secs(30);
+
+/// From the offer to the end of the handshake.
+pub const CONNECT_TIME: Duration = Duration::from_secs(15);
+
+/// RTCP is rare: a second of it fits.
+const RTCP_WINDOW: usize = 1_024;
+
+/// SSRCs of one peer from which RTCP is taken.
+const MAX_RTCP_SOURCES: usize = 64;
+
+/// Decrypted packets that wait to be polled; the owner polls after each datagram.
+const MAX_EVENTS: usize = 1_024;
+
+impl Session {
+    /// Makes a session whose peer has not been heard yet.
+    pub fn new(now: Instant, identity: Arc<Identity>, local: IceCredentials, transport: Transport) -> Self {
+        Self {
+            ice: IceLite::new(local, &transport.remote.ufrag, identity.provider.clone()),
+            dtls: Dtls::new(identity.clone(), transport.role),
+            fingerprints: transport.fingerprints,
+            identity,
+            media: None,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            opened: now,
+            heard: now,
+            closed: false,
+        }
+    }
+
+    /// Takes a datagram. Its bytes may be overwritten: media is decrypted in place.
+    ///
+    /// Kinds are told apart by the first byte (RFC 7983 §7). Only a connectivity check is believed from an address that
+    /// ICE has not authenticated (invariant 7).
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+        if self.closed {
+            return;
+        }
+        match datagram.first() {
+            Some(0..=3) => self.handle_check(now, from, datagram),
+            Some(_) if !self.ice.is_valid(now, from) => self.dtls.drop(DropReason::UnknownAddress),
+            Some(20..=63) => self.handle_dtls(now, datagram),
+            Some(128..=191) => self.handle_media(now, from, datagram),
+            Some(_) | None => self.dtls.drop(DropReason::Malformed),
+        }
+    }
+
+    fn handle_check(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        let Ok(answered) = self.ice.handle_check(now, from, datagram) else {
+            return self.dtls.drop(DropReason::Check);
+        };
+        self.heard = now;
+        self.events.push_back(Event::AddressLearned(from));
+        self.transmits.push_back(Transmit {
+            to: from,
+            payload: answered.response.into(),
+        });
+        if answered.moved {
+            self.events.push_back(Event::Moved(from));
+        }
+        if let Err(error) = self.dtls.begin(now) {
+            return self.fail(now, &error);
+        }
+        self.send_flights();
+    }
+
+    fn handle_dtls(&mut self, now: Instant, datagram: &[u8]) {
+        let progress = self.dtls.handle_datagram(now, datagram, &self.fingerprints);
+        self.send_flights();
+        match progress {
+            Ok(Progress::Nothing) => {}
+            Ok(Progress::Established(keys)) => match Media::new(&keys, &self.identity) {
+                Ok(media) => {
+                    self.heard = now;
+                    self.media = Some(media);
+                    self.events.push_back(Event::Connected);
+                }
+                Err(error) => {
+                    debug!(%error, "cannot set up SRTP");
+                    self.close(now, CloseReason::Internal);
+                }
+            },
+            Ok(Progress::PeerClosed) => self.close(now, CloseReason::PeerClosed),
+            Err(error) => self.fail(now, &error),
+        }
+    }
+
+    fn fail(&mut self, now: Instant, error: &DtlsError) {
+        debug!(%error, "handshake failed");
+        let reason = match error {
+            DtlsError::WrongCertificate => CloseReason::WrongCertificate,
+            DtlsError::TooSlow => CloseReason::NotConnected,
+            DtlsError::Limit(_) | DtlsError::Handshake(_) | DtlsError::NoProfile => CloseReason::HandshakeFailed,
+        };
+        self.close(now, reason);
+    }
+
+    fn handle_media(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+        let Some(media) = &mut self.media else {
+            return self.dtls.drop(DropReason::Early);
+        };
+        // RFC 5761 §4: RTCP packet types are 192 to 223.
+        let opened = match datagram.get(1) {
+            Some(192..=223) => media.open_rtcp(datagram).map(Event::Rtcp),
+            _ => media.open_rtp(datagram, &self.identity).map(Event::Rtp),
+        };
+        match opened {
+            Ok(event) => {
+                self.heard = now;
+                self.ice.refresh(now, from);
+                if self.events.len() < MAX_EVENTS {
+                    self.events.push_back(event);
+                }
+            }
+            Err(refused) => self.dtls.drop(match refused {
+                Refused::Malformed => DropReason::Malformed,
+                Refused::Forged => DropReason::Forged,
+                Refused::Replayed => DropReason::Replayed,
+                Refused::TooManySources => DropReason::TooManySources,
+            }),
+        }
+    }
+
+    fn send_flights(&mut self) {
+        while let Some(payload) = self.dtls.poll_transmit() {
+            if let Some(to) = self.ice.destination() {
+                self.transmits.push_back(Transmit { to, payload });
+            }
+        }
+    }
+
+    /// Does what is due by time.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.closed {
+            return;
+        }
+        if self.media.is_none() && now >= self.opened + CONNECT_TIME {
+            return self.close(now, CloseReason::NotConnected);
+        }
+        if now >= self.heard + SILENCE {
+            return self.close(now, CloseReason::Silent);
+        }
+        if let Err(error) = self.dtls.handle_timeout(now) {
+            return self.fail(now, &error);
+        }
+        self.send_flights();
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.closed {
+            return None;
+        }
+        let connect = self.media.is_none().then(|| self.opened + CONNECT_TIME);
+        [Some(self.heard + SILENCE), connect, self.dtls.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// The next datagram to be sent.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing that the owner has to know.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Where media goes; `None` before the first check.
+    pub fn destination(&self) -> Option<SocketAddr> {
+        self.ice.destination()
+    }
+
+    /// Whether media may flow.
+    pub fn is_connected(&self) -> bool {
+        self.media.is_some() && !self.closed
+    }
+
+    /// What seals outgoing RTP; `None` before the handshake is over and after the end.
+    pub fn sealer(&mut self) -> Option<&mut RtpCipher> {
+        self.media
+            .as_mut()
+            .filter(|_| !self.closed)
+            .map(|media| &mut media.cipher)
+    }
+
+    /// Seals a compound RTCP packet; `None` before the handshake is over and after the end.
+    pub fn seal_rtcp(&mut self, compound: &[u8]) -> Option<Bytes> {
+        let media = self.media.as_mut().filter(|_| !self.closed)?;
+        media.rtcp_out.encrypt_rtcp(compound).ok().map(bytes::BytesMut::freeze)
+    }
+
+    /// Ends the session: says goodbye and sends nothing after that (RFC 7675 §5.2).
+    pub fn close(&mut self, now: Instant, reason: CloseReason) {
+        if self.closed {
+            return;
+        }
+        self.dtls.close(now);
+        self.send_flights();
+        self.closed = true;
+        self.events.push_back(Event::Closed(reason));
+    }
+
+    /// What was left out so far, by [`DropReason`].
+    pub fn drops(&self) -> Drops {
+        self.dtls.drops()
+    }
+}
+
+impl Media {
+    fn new(keys: &Keys, identity: &Identity) -> Result<Self, SessionError> {
+        let crypto = identity.provider.crypto();
+        let (session, failed) = (&keys.session, |error: &dyn std::fmt::Display| {
+            SessionError::Srtp(error.to_string())
+        });
+        let profile = match keys.profile {
+            Profile::AeadAes128Gcm => ProtectionProfile::AeadAes128Gcm,
+            Profile::Aes128CmSha1_80 => ProtectionProfile::Aes128CmHmacSha1_80,
+        };
+        let context = |key: &[u8], salt: &[u8]| {
+            let replay = Some(srtcp_replay_protection(RTCP_WINDOW));
+            Context::new(key, salt, profile, Some(srtp_no_replay_protection()), replay, crypto).map_err(|e| failed(&e))
+        };
+        let (key, salt) = (session.remote_master_key.clone(), session.remote_master_salt.clone());
+        Ok(Self {
+            cipher: RtpCipher::new(
+                keys.profile,
+                &session.local_master_key,
+                &session.local_master_salt,
+                crypto,
+            )
+            .map_err(|e| failed(&e))?,
+            rtcp_out: context(&session.local_master_key, &session.local_master_salt)?,
+            rtcp_in: context(&key, &salt)?,
+            rtcp_sources: Vec::new(),
+            rtp_in: RtpIn::Keys {
+                profile: keys.profile,
+                key,
+                salt,
+            },
+        })
+    }
+
+    fn open_rtp(&mut self, packet: &mut [u8], identity: &Identity) -> Result<Bytes, Refused> {
+        if let RtpIn::Keys { profile, key, salt } = &self.rtp_in {
+            let cipher =
+                RtpCipher::new(*profile, key, salt, identity.provider.crypto()).map_err(|_| Refused::Malformed)?;
+            self.rtp_in = RtpIn::Receiver(Box::new(RtpReceiver::new(cipher)));
+        }
+        match &mut self.rtp_in {
+            RtpIn::Receiver(receiver) => receiver.open(packet),
+            RtpIn::Keys { .. } => Err(Refused::Malformed),
+        }
+    }
+
+    fn open_rtcp(&mut self, packet: &[u8]) -> Result<Bytes, Refused> {
+        let (_, rest) = packet.split_first_chunk::<4>().ok_or(Refused::Malformed)?;
+        let sender = u32::from_be_bytes(*rest.first_chunk::<4>().ok_or(Refused::Malformed)?);
+        let known = self.rtcp_sources.contains(&sender);
+        if !known && self.rtcp_sources.len() >= MAX_RTCP_SOURCES {
+            return Err(Refused::TooManySources);
+        }
+        let opened = self.rtcp_in.decrypt_rtcp(packet).map(bytes::BytesMut::freeze);
+        if !known {
+            self.rtcp_sources.push(sender);
+        }
+        opened.map_err(|error| match error {
+            rtc_shared::error::Error::SrtcpSsrcDuplicated(..) => Refused::Replayed,
+            _ => Refused::Forged,
+        })
+    }
 }
 
 /// A datagram to be sent.
@@ -64,4 +399,34 @@ pub enum CloseReason {
     Shutdown,
     /// Our own fault.
     Internal,
+}
+
+impl CloseReason {
+    /// All reasons, in the order of their declaration.
+    pub const ALL: [Self; 9] = [
+        Self::Deleted,
+        Self::PeerClosed,
+        Self::Silent,
+        Self::NotConnected,
+        Self::WrongCertificate,
+        Self::HandshakeFailed,
+        Self::TakenOver,
+        Self::Shutdown,
+        Self::Internal,
+    ];
+
+    /// Label of the metric.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::PeerClosed => "peer_closed",
+            Self::Silent => "silent",
+            Self::NotConnected => "not_connected",
+            Self::WrongCertificate => "wrong_certificate",
+            Self::HandshakeFailed => "handshake_failed",
+            Self::TakenOver => "taken_over",
+            Self::Shutdown => "shutdown",
+            Self::Internal => "internal",
+        }
+    }
 }

@@ -1,7 +1,7 @@
-//! SRTP of one session: outgoing RTP is sealed in place in the send arena, everything else goes through `rtc-srtp`.
+//! SRTP of one session: RTP is sealed and opened in place, without an allocation; RTCP goes through `rtc-srtp`.
 //!
-//! The sealer keeps no state but keys: the caller gives the extended sequence number, from which the roll-over counter
-//! follows (RFC 3711 §3.3.1), so that nothing can get out of step. Whoever calls it keeps invariant 6.
+//! The cipher keeps no state but keys: the caller gives the extended sequence number, from which the roll-over counter
+//! follows (RFC 3711 §3.3.1), so that nothing can get out of step. Whoever seals keeps invariant 6.
 
 use rtc_crypto::{
     AeadAlgorithm, AeadCipher, BlockCipherAlgorithm, CryptoError, HmacAlgorithm, Mac, RTCCrypto, StreamCipher,
@@ -30,12 +30,14 @@ pub enum Profile {
 pub enum SealError {
     #[error("the packet has no room for its header and the tag")]
     TooShort,
+    #[error("the packet is not authentic")]
+    Forged,
     #[error(transparent)]
     Crypto(#[from] CryptoError),
 }
 
-/// Seals outgoing RTP packets of one session.
-pub enum RtpSealer {
+/// Seals or opens RTP packets of one direction of one session.
+pub enum RtpCipher {
     /// RFC 7714.
     Gcm {
         cipher: Box<dyn AeadCipher>,
@@ -49,7 +51,7 @@ pub enum RtpSealer {
     },
 }
 
-impl RtpSealer {
+impl RtpCipher {
     /// Derives the session keys from the master key (16 bytes) and salt (12 bytes for GCM, 14 for CM).
     ///
     /// # Errors
@@ -95,20 +97,11 @@ impl RtpSealer {
         }
         match self {
             Self::Gcm { cipher, salt } => {
-                // RFC 7714 §8.1: two zero octets, SSRC, ROC, SEQ, xor salt.
-                let mut nonce = *salt;
-                xor(&mut nonce[2..6], &ssrc.0.to_be_bytes());
-                xor(&mut nonce[6..12], &seq.to_be_bytes()[2..]);
                 let (header, payload) = sealed.split_at_mut(header_len);
-                Ok(cipher.seal_in_place(&nonce, header, payload, tag)?)
+                Ok(cipher.seal_in_place(&gcm_nonce(salt, ssrc, seq), header, payload, tag)?)
             }
             Self::Cm { cipher, mac, salt } => {
-                // RFC 3711 §4.1.1: salt * 2^16 xor SSRC * 2^64 xor index * 2^16.
-                let mut iv = [0; 16];
-                iv[..14].copy_from_slice(salt);
-                xor(&mut iv[4..8], &ssrc.0.to_be_bytes());
-                xor(&mut iv[8..14], &seq.to_be_bytes()[2..]);
-                cipher.apply_keystream(&iv, &mut sealed[header_len..])?;
+                cipher.apply_keystream(&cm_iv(salt, ssrc, seq), &mut sealed[header_len..])?;
                 let roc = ((seq >> 16) as u32).to_be_bytes();
                 let mut full = [0; 20];
                 mac.sign(&[sealed, &roc], &mut full)?;
@@ -117,6 +110,56 @@ impl RtpSealer {
             }
         }
     }
+
+    /// Opens a packet in place; the counterpart of [`Self::seal`]. Returns the length without the tag.
+    ///
+    /// # Errors
+    ///
+    /// [`SealError`] when it is too short or not authentic; its bytes must not be used then.
+    pub fn open(&mut self, packet: &mut [u8], header_len: usize, ssrc: Ssrc, seq: u64) -> Result<usize, SealError> {
+        let tag_at = packet.len().checked_sub(self.tag_len()).ok_or(SealError::TooShort)?;
+        let (sealed, tag) = packet.split_at_mut(tag_at);
+        if header_len > sealed.len() {
+            return Err(SealError::TooShort);
+        }
+        match self {
+            Self::Gcm { cipher, salt } => {
+                let (header, payload) = sealed.split_at_mut(header_len);
+                cipher.open_in_place(&gcm_nonce(salt, ssrc, seq), header, payload, tag)?;
+            }
+            Self::Cm { cipher, mac, salt } => {
+                let roc = ((seq >> 16) as u32).to_be_bytes();
+                let mut full = [0; 20];
+                mac.sign(&[sealed, &roc], &mut full)?;
+                if !constant_time_eq(&full[..10], tag) {
+                    return Err(SealError::Forged);
+                }
+                cipher.apply_keystream(&cm_iv(salt, ssrc, seq), &mut sealed[header_len..])?;
+            }
+        }
+        Ok(tag_at)
+    }
+}
+
+/// RFC 7714 §8.1: two zero octets, SSRC, ROC, SEQ, xor salt.
+fn gcm_nonce(salt: &[u8; 12], ssrc: Ssrc, seq: u64) -> [u8; 12] {
+    let mut nonce = *salt;
+    xor(&mut nonce[2..6], &ssrc.0.to_be_bytes());
+    xor(&mut nonce[6..12], &seq.to_be_bytes()[2..]);
+    nonce
+}
+
+/// RFC 3711 §4.1.1: salt * 2^16 xor SSRC * 2^64 xor index * 2^16.
+fn cm_iv(salt: &[u8; 14], ssrc: Ssrc, seq: u64) -> [u8; 16] {
+    let mut iv = [0; 16];
+    iv[..14].copy_from_slice(salt);
+    xor(&mut iv[4..8], &ssrc.0.to_be_bytes());
+    xor(&mut iv[8..14], &seq.to_be_bytes()[2..]);
+    iv
+}
+
+fn constant_time_eq(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
 
 fn xor(target: &mut [u8], mask: &[u8]) {
@@ -175,10 +218,12 @@ mod tests {
         ];
         for (ours, theirs, salt_len) in cases {
             let (key, salt) = ([3u8; 16], vec![5u8; salt_len]);
-            let mut sealer = RtpSealer::new(ours, &key, &salt, provider.crypto()).unwrap();
+            let mut sealer = RtpCipher::new(ours, &key, &salt, provider.crypto()).unwrap();
             let mut context =
                 rtc_srtp::context::Context::new(&key, &salt, theirs, None, None, provider.crypto()).unwrap();
-            for seq in [1u64, 2, 30_000, 60_000, 65_534, 65_535, 65_536, 65_537, 98_000, 130_000, 131_072] {
+            for seq in [
+                1u64, 2, 30_000, 60_000, 65_534, 65_535, 65_536, 65_537, 98_000, 130_000, 131_072,
+            ] {
                 let mut sealed = packet(seq as u16, sealer.tag_len());
                 sealer.seal(&mut sealed, 12, Ssrc(0xdead_beef), seq).unwrap();
                 let opened = context.decrypt_rtp(&sealed).unwrap();
@@ -190,8 +235,8 @@ mod tests {
     #[test]
     fn sealing_twice_gives_the_same_bytes() {
         let provider = AwsLcRsProvider::new();
-        let mut sealer = RtpSealer::new(Profile::AeadAes128Gcm, &[3; 16], &[5; 12], provider.crypto()).unwrap();
-        let seal = |sealer: &mut RtpSealer| {
+        let mut sealer = RtpCipher::new(Profile::AeadAes128Gcm, &[3; 16], &[5; 12], provider.crypto()).unwrap();
+        let seal = |sealer: &mut RtpCipher| {
             let mut p = packet(9, 16);
             sealer.seal(&mut p, 12, Ssrc(0xdead_beef), 9).unwrap();
             p
@@ -202,7 +247,7 @@ mod tests {
     #[test]
     fn lengths_that_do_not_fit_are_an_error() {
         let provider = AwsLcRsProvider::new();
-        let mut sealer = RtpSealer::new(Profile::AeadAes128Gcm, &[3; 16], &[5; 12], provider.crypto()).unwrap();
+        let mut sealer = RtpCipher::new(Profile::AeadAes128Gcm, &[3; 16], &[5; 12], provider.crypto()).unwrap();
         assert!(sealer.seal(&mut [0; 10], 12, Ssrc(1), 1).is_err());
         assert!(sealer.seal(&mut [0; 20], 12, Ssrc(1), 1).is_err());
     }

@@ -1,15 +1,69 @@
 //! The media plane: one thread per shard, all on one UDP port. [`MediaPlane`] is the handle that the control plane holds.
+//!
+//! ```text
+//! socket -> Core::handle_datagram -> Session -> Publisher --turn--> hub ring + batch -+-> own viewers
+//!                                                                                     +-> mailboxes of other shards
+//! mailbox -> Core::handle_message -> Viewer -> outbox -> one send per run of equal-sized packets
+//! ```
 
-use std::net::SocketAddr;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Instant, SystemTime};
 
+use rand::RngCore as _;
+use thiserror::Error;
+use tracing::{error, info, warn};
+
+pub mod core;
+pub mod counters;
+pub mod message;
+pub mod peers;
+pub mod socket;
+pub mod ufrag;
+
+use self::core::{Core, Shared};
+use self::counters::Counters;
+use self::message::{Message, Opening, OpeningRole};
+use self::socket::{Receiver, Sender, UdpPort, Waker};
+use crate::hub::Hub;
+use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
-use crate::media::Format;
+use crate::hub::registry::Registry;
+pub use crate::hub::registry::SessionState;
+pub use crate::hub::stream::SessionId;
+use crate::hub::stream::ShardIndex;
+pub use crate::sdp::plan::SourceFormats;
 use crate::sdp::plan::{Fingerprint, IceCredentials, Playback, Publication};
 use crate::session::CloseReason;
+use crate::session::identity::Identity;
+use crate::session::outbox::Outbox;
 
-/// Unguessable identifier of a session (RFC 9725 §5): 128 random bits, 22 characters of base64url in a URL.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct SessionId(pub [u8; 16]);
+/// How the media plane is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The UDP port for all peers; port 0 lets the kernel choose.
+    pub listen: SocketAddr,
+    /// Addresses to announce, the best first; empty announces the host's own.
+    pub announce: Vec<IpAddr>,
+    /// Threads; 0 takes one for each processor.
+    pub shards: usize,
+    pub max_sessions: usize,
+}
+
+/// Why the media plane did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error("cannot listen on UDP {address}: {source}")]
+    Bind { address: SocketAddr, source: io::Error },
+    #[error("cannot set up a shard: {0}")]
+    Shard(#[source] io::Error),
+    #[error("no address to announce: the host has none, and webrtc.announce is empty")]
+    NoAddress,
+}
 
 /// A place for a session on a shard: its local ICE credentials tell the shard.
 #[derive(Clone, Debug)]
@@ -18,15 +72,8 @@ pub struct Placement {
     pub credentials: IceCredentials,
 }
 
-/// What a stream carries at the moment, judged from its bitstream once there is one, else from the publisher's offer.
-#[derive(Clone, Debug, Default)]
-pub struct SourceFormats {
-    pub video: Option<Format>,
-    pub audio: Option<Format>,
-}
-
 /// The media plane refuses a new session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
     #[error("the gateway holds as many sessions as it may")]
     Full,
@@ -34,41 +81,124 @@ pub enum Refusal {
     Stopping,
 }
 
-/// What became of a session URL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SessionState {
-    /// ICE and DTLS are not complete.
-    Connecting,
-    Connected,
-    /// Ended within the last minute.
-    Ended(CloseReason),
-    /// Never existed, or ended long ago.
-    Unknown,
+/// Handle on the running shards. Cheap to clone; every call returns at once, but [`MediaPlane::stop`].
+#[derive(Clone)]
+pub struct MediaPlane {
+    inner: Arc<Inner>,
 }
 
-/// Handle on the running shards. Cheap to clone; every call returns at once.
-#[derive(Clone)]
-pub struct MediaPlane {}
+struct Inner {
+    shared: Arc<Shared>,
+    candidates: Vec<SocketAddr>,
+    local: SocketAddr,
+    next: AtomicUsize,
+    max_sessions: usize,
+    stopping: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Media batches that may wait for a shard: at a batch per frame and 30 frames a second, some seconds of many streams.
+const MAILBOX: usize = 8_192;
+
+/// Sessions that may be between POST and the end of the handshake at the same time. A legitimate peer needs a fraction
+/// of a second; a flood of POSTs stops here.
+const MAX_HALF_OPEN: usize = 2_048;
 
 impl MediaPlane {
+    /// Binds the port and starts the shards.
+    ///
+    /// # Errors
+    ///
+    /// A [`StartError`] that names what cannot be had.
+    pub fn start(settings: Settings, identity: Arc<Identity>) -> Result<Self, StartError> {
+        let shards = match settings.shards {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+        .min(ufrag::MAX_SHARDS);
+        let mut address = settings.listen;
+        let mut ports = Vec::new();
+        for _ in 0..shards {
+            let port = UdpPort::bind(address).map_err(|source| StartError::Bind { address, source })?;
+            address = port.local();
+            ports.push(Arc::new(port));
+        }
+        let wakers = (0..shards)
+            .map(|_| Waker::new())
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(StartError::Shard)?;
+        let mailboxes = wakers
+            .iter()
+            .map(|waker| {
+                let waker = waker.clone();
+                Arc::new(Mailbox::new(MAILBOX, move || waker.wake()))
+            })
+            .collect();
+        let shared = Arc::new(Shared {
+            hub: Hub::default(),
+            registry: Registry::default(),
+            identity,
+            mailboxes,
+            counters: Counters::default(),
+            epoch: epoch(),
+        });
+        let candidates = candidates(&settings.announce, address)?;
+        let mut threads = Vec::new();
+        for (index, (port, waker)) in ports.into_iter().zip(wakers).enumerate() {
+            threads.push(spawn(ShardIndex(index as u16), port, waker, shared.clone()).map_err(StartError::Shard)?);
+        }
+        let inner = Inner {
+            shared,
+            candidates,
+            local: address,
+            next: AtomicUsize::new(0),
+            max_sessions: settings.max_sessions,
+            stopping: AtomicBool::new(false),
+            threads: Mutex::new(threads),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Where the shards listen.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.local
+    }
+
     /// Addresses for the answer, the best first.
     pub fn candidates(&self) -> &[SocketAddr] {
-        &[]
+        &self.inner.candidates
     }
 
     /// Fingerprint of our certificate, for the answer.
     pub fn fingerprint(&self) -> &Fingerprint {
-        unimplemented!()
+        &self.inner.shared.identity.fingerprint
+    }
+
+    /// The streams, for the API and the metrics.
+    pub fn hub(&self) -> &Hub {
+        &self.inner.shared.hub
+    }
+
+    /// What the media plane counted, for the metrics.
+    pub fn counters(&self) -> &Counters {
+        &self.inner.shared.counters
+    }
+
+    /// Sessions that have not ended.
+    pub fn sessions(&self) -> usize {
+        self.inner.shared.registry.live()
     }
 
     /// Chooses a shard and makes ICE credentials for a new session. Nothing is held yet.
     pub fn place(&self) -> Placement {
-        unimplemented!()
+        let shard = self.inner.next.fetch_add(1, Ordering::Relaxed) % self.inner.shared.mailboxes.len().max(1);
+        let credentials = ufrag::credentials(ShardIndex(shard as u16), &mut || rand::rng().next_u32());
+        Placement { shard, credentials }
     }
 
     /// What a viewer would get now; `None` while nobody publishes.
-    pub fn source_formats(&self, _stream: &StreamName) -> Option<SourceFormats> {
-        None
+    pub fn source_formats(&self, stream: &StreamName) -> Option<SourceFormats> {
+        self.inner.shared.hub.find(stream)?.lock().formats()
     }
 
     /// Opens the session of a publisher. It takes the stream over when its first packet arrives.
@@ -78,11 +208,11 @@ impl MediaPlane {
     /// A [`Refusal`]; nothing was opened.
     pub fn publish(
         &self,
-        _stream: StreamName,
-        _placement: Placement,
-        _publication: Publication,
+        stream: StreamName,
+        placement: Placement,
+        publication: Publication,
     ) -> Result<SessionId, Refusal> {
-        Err(Refusal::Stopping)
+        self.open(stream, placement, OpeningRole::Publish(publication))
     }
 
     /// Opens the session of a viewer.
@@ -90,20 +220,187 @@ impl MediaPlane {
     /// # Errors
     ///
     /// A [`Refusal`]; nothing was opened.
-    pub fn play(&self, _stream: StreamName, _placement: Placement, _playback: Playback) -> Result<SessionId, Refusal> {
-        Err(Refusal::Stopping)
+    pub fn play(&self, stream: StreamName, placement: Placement, playback: Playback) -> Result<SessionId, Refusal> {
+        self.open(stream, placement, OpeningRole::Play(playback))
+    }
+
+    fn open(&self, stream: StreamName, placement: Placement, role: OpeningRole) -> Result<SessionId, Refusal> {
+        if self.inner.stopping.load(Ordering::Acquire) {
+            return Err(Refusal::Stopping);
+        }
+        let shared = &self.inner.shared;
+        let mailbox = shared.mailboxes.get(placement.shard).ok_or(Refusal::Full)?;
+        let mut id = [0; 16];
+        rand::rng().fill_bytes(&mut id);
+        let (session, shard) = (SessionId(id), ShardIndex(placement.shard as u16));
+        if !shared
+            .registry
+            .open(now(), session, shard, self.inner.max_sessions, MAX_HALF_OPEN)
+        {
+            return Err(Refusal::Full);
+        }
+        let opening = Box::new(Opening {
+            session,
+            stream,
+            local: placement.credentials,
+            role,
+        });
+        mailbox.push(Message::Open(opening)).map_err(|_| {
+            shared.registry.ended(now(), session, CloseReason::Internal);
+            Refusal::Full
+        })?;
+        Ok(session)
     }
 
     /// What became of a session.
-    pub fn state(&self, _id: SessionId) -> SessionState {
-        SessionState::Unknown
+    pub fn state(&self, id: SessionId) -> SessionState {
+        self.inner.shared.registry.find(id).0
     }
 
     /// Ends a session: sends close_notify, frees everything. Returns its state before.
-    pub fn close(&self, _id: SessionId) -> SessionState {
-        SessionState::Unknown
+    pub fn close(&self, id: SessionId) -> SessionState {
+        let (state, shard) = self.inner.shared.registry.find(id);
+        let mailbox = shard.and_then(|shard| self.inner.shared.mailboxes.get(usize::from(shard.0)));
+        if let (SessionState::Connecting | SessionState::Connected, Some(mailbox)) = (state, mailbox) {
+            // A shard too busy to take this ends the session by itself when its peer falls silent.
+            let _ = mailbox.push(Message::Close {
+                session: id,
+                reason: CloseReason::Deleted,
+            });
+        }
+        state
     }
 
     /// Ends all sessions and stops the shards; returns when their threads have ended.
-    pub fn stop(&self) {}
+    pub fn stop(&self) {
+        self.inner.stopping.store(true, Ordering::Release);
+        for mailbox in &self.inner.shared.mailboxes {
+            if mailbox.push(Message::Stop).is_err() {
+                warn!("a shard is too busy to be stopped in good order");
+            }
+        }
+        let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                error!("a shard had panicked");
+            }
+        }
+    }
+}
+
+fn spawn(index: ShardIndex, port: Arc<UdpPort>, waker: Waker, shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    let sender = Sender::new(port.clone(), shared.counters.sent.clone());
+    let random = Box::new(|| rand::rng().next_u32());
+    let core = Core::new(index, shared.clone(), Outbox::new(Box::new(sender)), random);
+    std::thread::Builder::new()
+        .name(format!("shard-{}", index.0))
+        .spawn(move || run(core, index, &port, &waker, &shared))
+}
+
+/// Batches of datagrams that one turn takes at most, so that timers and messages are not starved.
+const BATCHES_PER_TURN: usize = 4;
+
+fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared: &Shared) {
+    let mut receiver = Receiver::new();
+    let mut messages = VecDeque::new();
+    let Some(mailbox) = shared.mailboxes.get(usize::from(index.0)) else {
+        return;
+    };
+    info!(shard = index.0, "shard started");
+    while !core.is_done() {
+        let timeout = core.poll_timeout().map(|at| at.saturating_duration_since(now()));
+        socket::wait(port, waker, timeout);
+        for _ in 0..BATCHES_PER_TURN {
+            let count = match receiver.receive(port) {
+                Ok(count) => count,
+                Err(error) => {
+                    // An ICMP error of an earlier send; the socket goes on.
+                    tracing::debug!(%error, "receiving");
+                    0
+                }
+            };
+            if count == 0 {
+                break;
+            }
+            let now = now();
+            shared
+                .counters
+                .received_datagrams
+                .fetch_add(count as u64, Ordering::Relaxed);
+            for datagram in receiver.datagrams() {
+                shared
+                    .counters
+                    .received_bytes
+                    .fetch_add(datagram.bytes.len() as u64, Ordering::Relaxed);
+                core.handle_datagram(now, datagram.from, datagram.to, datagram.bytes);
+            }
+        }
+        let now = now();
+        mailbox.take(&mut messages);
+        for message in messages.drain(..) {
+            core.handle_message(now, message);
+        }
+        if mailbox.has_overflowed() {
+            core.handle_overflow(now);
+        }
+        core.handle_timeout(now);
+        core.finish_turn(now);
+    }
+    info!(shard = index.0, "shard stopped");
+}
+
+#[expect(clippy::disallowed_methods, reason = "the shell that gives time to the shards")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "read once: sender reports follow the monotonic clock from here on"
+)]
+fn epoch() -> (Instant, std::time::Duration) {
+    (
+        Instant::now(),
+        SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default(),
+    )
+}
+
+/// Announced addresses with the port: configured ones, or the host's own with public IPv4 first and loopback last.
+fn candidates(announce: &[IpAddr], local: SocketAddr) -> Result<Vec<SocketAddr>, StartError> {
+    let mut addresses: Vec<IpAddr> = match (announce, local.ip()) {
+        ([], ip) if !ip.is_unspecified() => vec![ip],
+        ([], _) => host_addresses(local.is_ipv6()),
+        (announce, _) => announce.to_vec(),
+    };
+    addresses.dedup();
+    if addresses.is_empty() {
+        return Err(StartError::NoAddress);
+    }
+    Ok(addresses
+        .into_iter()
+        .map(|ip| SocketAddr::new(ip, local.port()))
+        .collect())
+}
+
+fn host_addresses(with_v6: bool) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = if_addrs::get_if_addrs()
+        .unwrap_or_default()
+        .into_iter()
+        .map(|interface| interface.ip())
+        .collect();
+    addresses.retain(|ip| match ip {
+        IpAddr::V4(ip) => !ip.is_link_local(),
+        // A link-local IPv6 address means nothing without its zone.
+        IpAddr::V6(ip) => with_v6 && !ip.is_unicast_link_local(),
+    });
+    // FFmpeg takes only the first one; IPv4 reaches most, and nobody else's loopback reaches us.
+    addresses.sort_by_key(|ip| match ip {
+        ip if ip.is_loopback() => 3,
+        IpAddr::V4(ip) if ip.is_private() => 1,
+        IpAddr::V4(_) => 0,
+        IpAddr::V6(_) => 2,
+    });
+    addresses
 }

@@ -1,0 +1,332 @@
+//! Maps the numbering of one source onto the unbroken line of a track (invariant 3).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::track::Track;
+use super::vp8_line::Vp8Shift;
+use crate::media::clock::duration;
+use crate::media::packet::{Packet, TrackSeq, TrackTime, choose_padding};
+use crate::media::{Codec, Kind};
+
+/// A packet as its source numbered it.
+#[derive(Debug)]
+pub struct Arrived {
+    /// Extended sequence number of the source.
+    pub seq: u64,
+    /// Extended RTP timestamp of the source.
+    pub time: u64,
+    pub marker: bool,
+    pub codec: Codec,
+    /// Proves that its frame is one that a decoder can begin with.
+    pub key_frame: bool,
+    /// Payloads that go before it: parameter sets that the source left out.
+    pub insert: Vec<Bytes>,
+    pub payload: Bytes,
+    pub arrival: Instant,
+}
+
+/// One source's way onto one track.
+#[derive(Debug)]
+pub struct Intake {
+    state: State,
+    /// First source sequence number from which a shift holds, oldest first.
+    shifts: VecDeque<(u64, u64)>,
+    /// Added to the source's time, wrapping.
+    time_shift: u64,
+    vp8: Vp8Shift,
+    newest: Option<Newest>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Video waits for a key frame; what may turn out to be its beginning is held.
+    Waiting {
+        frame: Vec<Arrived>,
+    },
+    Running,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Newest {
+    seq: u64,
+    time: u64,
+    arrival: Instant,
+}
+
+struct Placed {
+    seq: TrackSeq,
+    time: TrackTime,
+    packet: Arrived,
+}
+
+/// Parts of a frame that are held before it proves to be a key frame: parameter sets and their like.
+const MAX_HELD: usize = 64;
+
+/// A source that jumps further than this has begun a numbering of its own.
+const MAX_JUMP: u64 = 3_000;
+
+/// A source whose time departs from the arrivals by more than this has begun a time of its own.
+const MAX_TIME_JUMP: Duration = Duration::from_secs(5);
+
+/// Shifts remembered for late packets.
+const MAX_SHIFTS: usize = 32;
+
+impl Intake {
+    /// A source that has sent nothing yet.
+    pub fn new() -> Self {
+        Self {
+            state: State::Waiting { frame: Vec::new() },
+            shifts: VecDeque::new(),
+            time_shift: 0,
+            vp8: Vp8Shift::default(),
+            newest: None,
+        }
+    }
+
+    /// Whether video has to be asked for a key frame.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting { .. })
+    }
+
+    /// Maps a time of the source to the line; `None` before the first packet.
+    pub fn time(&self, source_time: u64) -> Option<TrackTime> {
+        (!self.is_waiting()).then(|| source_time.wrapping_add(self.time_shift))
+    }
+
+    /// Puts all packets of one turn on the line and into the ring; those that are new are appended to `out`.
+    pub fn take(&mut self, track: &mut Track, arrived: impl Iterator<Item = Arrived>, out: &mut Vec<Arc<Packet>>) {
+        let mut placed = Vec::new();
+        for packet in arrived {
+            self.place(track, packet, &mut placed);
+        }
+        let mut rest = placed.into_iter().peekable();
+        while let Some(first) = rest.next() {
+            let time = first.time;
+            let mut frame = vec![first];
+            while let Some(next) = rest.next_if(|next| next.time == time) {
+                frame.push(next);
+            }
+            insert_frame(track, frame, out);
+        }
+    }
+
+    fn place(&mut self, track: &Track, packet: Arrived, placed: &mut Vec<Placed>) {
+        if self.is_broken_by(&packet) {
+            *self = Self::new();
+        }
+        if self.newest.is_none_or(|newest| packet.seq > newest.seq) {
+            self.newest = Some(Newest {
+                seq: packet.seq,
+                time: packet.time,
+                arrival: packet.arrival,
+            });
+        }
+        match &mut self.state {
+            State::Running => self.map(packet, placed),
+            State::Waiting { frame } => {
+                if frame.first().is_some_and(|first| first.time != packet.time) {
+                    frame.clear();
+                }
+                let begins = track.kind == Kind::Audio || packet.key_frame;
+                if frame.len() < MAX_HELD {
+                    frame.push(packet);
+                }
+                if begins {
+                    let mut frame = std::mem::take(frame);
+                    frame.sort_by_key(|p| p.seq);
+                    self.anchor(track, frame.first());
+                    frame.into_iter().for_each(|p| self.map(p, placed));
+                }
+            }
+        }
+    }
+
+    fn is_broken_by(&self, packet: &Arrived) -> bool {
+        let Some(newest) = self.newest else { return false };
+        let rate = packet.codec.clock_rate();
+        let elapsed = packet.arrival.saturating_duration_since(newest.arrival);
+        let time_jump = match packet.time.checked_sub(newest.time) {
+            Some(ahead) => duration(ahead, rate).abs_diff(elapsed),
+            None => duration(newest.time - packet.time, rate),
+        };
+        packet.seq.abs_diff(newest.seq) > MAX_JUMP || (packet.seq > newest.seq && time_jump > MAX_TIME_JUMP)
+    }
+
+    fn anchor(&mut self, track: &Track, first: Option<&Arrived>) {
+        let Some(first) = first else { return };
+        self.shifts.clear();
+        self.shifts
+            .push_back((first.seq, track.next_seq().wrapping_sub(first.seq)));
+        self.time_shift = track
+            .next_time(first.arrival, first.codec.clock_rate())
+            .wrapping_sub(first.time);
+        if first.codec == Codec::Vp8 {
+            self.vp8 = track.vp8.shift_for(&first.payload);
+        }
+        self.state = State::Running;
+    }
+
+    fn map(&mut self, mut packet: Arrived, placed: &mut Vec<Placed>) {
+        let Some((_, shift)) = self.shifts.iter().rev().find(|(from, _)| *from <= packet.seq).copied() else {
+            return;
+        };
+        let time = packet.time.wrapping_add(self.time_shift);
+        let mut seq = packet.seq.wrapping_add(shift);
+        if packet.codec == Codec::Vp8 {
+            packet.payload = self.vp8.apply(packet.payload);
+        }
+        let mut inserted = std::mem::take(&mut packet.insert);
+        if !inserted.is_empty() && self.newest.is_some_and(|newest| newest.seq > packet.seq) {
+            // What follows has its place already: there is no room, and without them the frame is no beginning.
+            inserted.clear();
+            packet.key_frame = false;
+        }
+        if !inserted.is_empty() {
+            self.shifts
+                .push_back((packet.seq, shift.wrapping_add(inserted.len() as u64)));
+            if self.shifts.len() > MAX_SHIFTS {
+                self.shifts.pop_front();
+            }
+        }
+        for payload in inserted {
+            let packet = Arrived {
+                payload,
+                marker: false,
+                key_frame: true,
+                insert: Vec::new(),
+                ..packet
+            };
+            placed.push(Placed { seq, time, packet });
+            seq += 1;
+        }
+        placed.push(Placed { seq, time, packet });
+    }
+}
+
+impl Default for Intake {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>>) {
+    let lengths: Vec<usize> = frame.iter().map(|p| p.packet.payload.len()).collect();
+    for (Placed { seq, time, packet }, padding) in frame.into_iter().zip(choose_padding(&lengths)) {
+        // An empty packet carries nothing but its number: padding would make it probe traffic again.
+        let padding = if packet.payload.is_empty() { 0 } else { padding };
+        if packet.codec == Codec::Vp8 && seq >= track.ring.end() {
+            track.vp8.follow(&packet.payload);
+        }
+        track.clock.on_packet(time, packet.arrival);
+        let inserted = track.ring.insert(seq, |order| Packet {
+            seq,
+            time,
+            order,
+            codec: packet.codec,
+            marker: packet.marker,
+            key_frame: packet.key_frame,
+            padding,
+            arrival: packet.arrival,
+            payload: packet.payload,
+        });
+        out.extend(inserted);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use super::*;
+
+    fn video(seq: u64, time: u64, key_frame: bool, arrival: Instant) -> Arrived {
+        Arrived {
+            seq,
+            time,
+            marker: false,
+            codec: Codec::H264,
+            key_frame,
+            insert: Vec::new(),
+            payload: Bytes::from_static(b"x"),
+            arrival,
+        }
+    }
+
+    fn run(intake: &mut Intake, track: &mut Track, packet: Arrived) -> Vec<(u64, u64)> {
+        let mut out = Vec::new();
+        intake.take(track, std::iter::once(packet), &mut out);
+        out.iter().map(|p| (p.seq, p.time)).collect()
+    }
+
+    #[test]
+    fn a_source_begins_with_its_key_frame_parameter_sets_included() {
+        let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
+        assert!(run(&mut intake, &mut track, video(7, 1, false, t)).is_empty());
+        assert!(run(&mut intake, &mut track, video(8, 2, false, t)).is_empty());
+        let begun = run(&mut intake, &mut track, video(9, 2, true, t));
+        assert_eq!(begun.iter().map(|p| p.0).collect::<Vec<_>>(), [1 << 16, (1 << 16) + 1]);
+    }
+
+    #[test]
+    fn the_next_source_goes_on_where_the_last_one_ended() {
+        let (mut track, t) = (Track::new(Kind::Video), Instant::now());
+        let first = run(&mut Intake::new(), &mut track, video(60_000, 5, true, t));
+        let later = t + Duration::from_secs(3);
+        let second = run(&mut Intake::new(), &mut track, video(3, 4_000_000_000, true, later));
+        let (&[(s1, t1)], &[(s2, t2)]) = (&first[..], &second[..]) else {
+            panic!("{first:?} {second:?}")
+        };
+        assert_eq!((s2 - s1, t2 - t1), (1, 3 * 90_000));
+    }
+
+    #[test]
+    fn inserted_parameter_sets_move_what_follows_and_not_what_comes_late() {
+        let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
+        let start = run(&mut intake, &mut track, video(1, 0, true, t))[0].0;
+        run(&mut intake, &mut track, video(2, 3000, false, t));
+        let mut key = video(4, 6000, true, t);
+        key.insert = vec![Bytes::from_static(b"sps"), Bytes::from_static(b"pps")];
+        let seqs: Vec<u64> = run(&mut intake, &mut track, key).iter().map(|p| p.0 - start).collect();
+        assert_eq!(seqs, [3, 4, 5]);
+        assert_eq!(run(&mut intake, &mut track, video(3, 3000, false, t))[0].0 - start, 2);
+        assert_eq!(run(&mut intake, &mut track, video(5, 6000, false, t))[0].0 - start, 6);
+    }
+
+    #[test]
+    fn a_late_packet_gets_no_parameter_sets_because_its_followers_are_placed() {
+        let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
+        let start = run(&mut intake, &mut track, video(1, 0, true, t))[0].0;
+        run(&mut intake, &mut track, video(3, 3000, false, t));
+        let mut late = video(2, 3000, true, t);
+        late.insert = vec![Bytes::from_static(b"sps")];
+        let seqs: Vec<u64> = run(&mut intake, &mut track, late).iter().map(|p| p.0 - start).collect();
+        assert_eq!(seqs, [1]);
+        assert_eq!(track.ring.key_frame(), Some(start));
+    }
+
+    #[test]
+    fn a_source_that_jumps_begins_again_with_a_key_frame() {
+        let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
+        let (start, _) = run(&mut intake, &mut track, video(1, 0, true, t))[0];
+        assert!(run(&mut intake, &mut track, video(40_000, 0, false, t)).is_empty());
+        assert_eq!(
+            run(&mut intake, &mut track, video(40_001, 3000, true, t))[0].0,
+            start + 1
+        );
+        let later = t + Duration::from_millis(33);
+        assert!(run(&mut intake, &mut track, video(40_002, 900_000_000, false, later)).is_empty());
+        let (seq, time) = run(&mut intake, &mut track, video(40_003, 900_003_000, true, later))[0];
+        assert_eq!(seq, start + 2);
+        assert!(
+            time - track_time(&track, start) < 90_000,
+            "time goes on with the arrivals"
+        );
+    }
+
+    fn track_time(track: &Track, seq: u64) -> u64 {
+        track.ring.get(seq).map(|p| p.time).unwrap_or_default()
+    }
+}

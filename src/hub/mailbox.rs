@@ -1,0 +1,114 @@
+//! What one shard is told by the others and by the control plane: a bounded queue that never blocks its writer.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A queue with one reader. `wake` is called when it stops being empty.
+pub struct Mailbox<T> {
+    queue: Mutex<VecDeque<T>>,
+    capacity: usize,
+    overflowed: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Messages beyond the capacity that are not media: there are only so many sessions that could cause them.
+const CONTROL_RESERVE: usize = 1 << 16;
+
+impl<T> Mailbox<T> {
+    /// Makes an empty mailbox for at most `capacity` messages.
+    pub fn new(capacity: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            queue: Mutex::new(VecDeque::new()),
+            capacity,
+            overflowed: AtomicBool::new(false),
+            wake: Box::new(wake),
+        }
+    }
+
+    /// Leaves a message.
+    ///
+    /// # Errors
+    ///
+    /// Gives the message back when the mailbox is full, its reserve included (invariant 5).
+    pub fn push(&self, message: T) -> Result<(), T> {
+        self.push_below(self.capacity + CONTROL_RESERVE, message)
+    }
+
+    /// Leaves a message that nobody misses: it may be dropped before the reserve is touched.
+    ///
+    /// # Errors
+    ///
+    /// Gives the message back when the mailbox is full.
+    pub fn offer(&self, message: T) -> Result<(), T> {
+        self.push_below(self.capacity, message)
+    }
+
+    /// Leaves a message that the reader can do without, if it learns that it missed some.
+    ///
+    /// # Errors
+    ///
+    /// Gives the message back when the mailbox is full; [`Self::has_overflowed`] will tell the reader.
+    pub fn push_lossy(&self, message: T) -> Result<(), T> {
+        self.push_below(self.capacity, message)
+            .inspect_err(|_| self.overflowed.store(true, Ordering::Release))
+    }
+
+    /// Whether a lossy message was lost since the last call.
+    pub fn has_overflowed(&self) -> bool {
+        self.overflowed.swap(false, Ordering::AcqRel)
+    }
+
+    fn push_below(&self, limit: usize, message: T) -> Result<(), T> {
+        let was_empty = {
+            let mut queue = self.lock();
+            if queue.len() >= limit {
+                return Err(message);
+            }
+            queue.push_back(message);
+            queue.len() == 1
+        };
+        if was_empty {
+            (self.wake)();
+        }
+        Ok(())
+    }
+
+    /// Takes all messages at once, in exchange for an empty queue whose memory is used again.
+    pub fn take(&self, into: &mut VecDeque<T>) {
+        debug_assert!(into.is_empty());
+        std::mem::swap(&mut *self.lock(), into);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+        // The queue is whole after a panic of another thread: no operation on it can be left half done.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn a_full_mailbox_gives_the_message_back_and_wakes_once() {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let count = wakes.clone();
+        let mailbox = Mailbox::new(2, move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(mailbox.push_lossy(1), Ok(()));
+        assert_eq!(mailbox.push_lossy(2), Ok(()));
+        assert!(!mailbox.has_overflowed());
+        assert_eq!(mailbox.push_lossy(3), Err(3));
+        assert!(mailbox.has_overflowed() && !mailbox.has_overflowed());
+        assert_eq!(wakes.load(Ordering::Relaxed), 1);
+        let mut taken = VecDeque::new();
+        mailbox.take(&mut taken);
+        assert_eq!(taken, [1, 2]);
+        assert_eq!(mailbox.push(4), Ok(()));
+        assert_eq!(wakes.load(Ordering::Relaxed), 2);
+    }
+}

@@ -1,0 +1,221 @@
+//! Recent packets of one track: key frame cache and retransmission history in one, shared by all viewers.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::media::packet::{Packet, TrackSeq, TrackTime};
+
+/// Packets on their line, from [`Ring::first`] to [`Ring::end`], with holes where the source lost some.
+///
+/// What is kept: everything since the last key frame, so that a viewer can begin there, and at least [`HISTORY`] before
+/// the end for retransmissions. [`MAX_BYTES`] and [`MAX_PACKETS`] bound both.
+#[derive(Debug, Default)]
+pub struct Ring {
+    slots: VecDeque<Option<Arc<Packet>>>,
+    first: TrackSeq,
+    bytes: usize,
+    order: u64,
+    /// First packets of the frames that a decoder can begin with, oldest first; all within the ring.
+    key_frames: VecDeque<TrackSeq>,
+    /// Time and first packet of the newest frame.
+    frame: Option<(TrackTime, TrackSeq)>,
+    newest_time: TrackTime,
+    newest_arrival: Option<Instant>,
+}
+
+/// How long packets are kept for retransmission: the longest wait of a receiver before it asks for a key frame instead.
+pub const HISTORY: Duration = Duration::from_secs(2);
+
+/// Payload bytes at most: a key frame interval of 10 s at 6 Mbit/s fits.
+pub const MAX_BYTES: usize = 8 << 20;
+
+/// Packets at most; bounds the bookkeeping for tiny packets.
+pub const MAX_PACKETS: usize = 16_384;
+
+/// A packet this far behind the end is too late for anybody.
+const MAX_LATENESS: u64 = 4_096;
+
+impl Ring {
+    /// Inserts a packet; `make` gets the insertion order. A duplicate, or one too late to be of use, is not inserted.
+    ///
+    /// `key_frame` in the packet marks the frame, which may have begun some packets earlier.
+    pub fn insert(&mut self, seq: TrackSeq, make: impl FnOnce(u64) -> Packet) -> Option<Arc<Packet>> {
+        if self.slots.is_empty() {
+            self.first = seq;
+        }
+        if seq < self.first || seq + MAX_LATENESS < self.end() || self.get(seq).is_some() {
+            return None;
+        }
+        if seq >= self.end() + MAX_PACKETS as u64 {
+            self.clear();
+            self.first = seq;
+        }
+        self.order += 1;
+        let packet = Arc::new(make(self.order));
+        while self.end() <= seq {
+            self.slots.push_back(None);
+        }
+        let index = usize::try_from(seq - self.first).unwrap_or(usize::MAX);
+        if let Some(slot) = self.slots.get_mut(index) {
+            *slot = Some(packet.clone());
+        }
+        self.bytes += packet.payload.len();
+        self.note_frame(&packet);
+        self.evict(packet.arrival);
+        Some(packet)
+    }
+
+    fn note_frame(&mut self, packet: &Packet) {
+        let start = match self.frame {
+            Some((time, start)) if time == packet.time => start.min(packet.seq),
+            Some((time, _)) if time > packet.time => packet.seq,
+            _ => packet.seq,
+        };
+        if packet.time >= self.newest_time || self.newest_arrival.is_none() {
+            self.frame = Some((packet.time, start));
+            self.newest_time = packet.time;
+            self.newest_arrival = Some(packet.arrival);
+        }
+        if packet.key_frame && self.key_frames.back().is_none_or(|last| *last < start) {
+            self.key_frames.push_back(start);
+        }
+    }
+
+    fn evict(&mut self, now: Instant) {
+        loop {
+            let over = self.bytes > MAX_BYTES || self.slots.len() > MAX_PACKETS;
+            let needed_from = self.key_frames.back().copied().unwrap_or(self.end());
+            match self.slots.front() {
+                Some(Some(front)) => {
+                    let old = now.saturating_duration_since(front.arrival) > HISTORY;
+                    let expired = old && self.first < needed_from;
+                    if !(over || expired) {
+                        break;
+                    }
+                    self.bytes -= front.payload.len();
+                }
+                Some(None) => {}
+                None => break,
+            }
+            self.slots.pop_front();
+            self.first += 1;
+        }
+        while self.key_frames.front().is_some_and(|seq| *seq < self.first) {
+            self.key_frames.pop_front();
+        }
+    }
+
+    /// The packet at a position, if it is there.
+    pub fn get(&self, seq: TrackSeq) -> Option<&Arc<Packet>> {
+        let index = usize::try_from(seq.checked_sub(self.first)?).ok()?;
+        self.slots.get(index)?.as_ref()
+    }
+
+    /// Position of the oldest packet.
+    pub fn first(&self) -> TrackSeq {
+        self.first
+    }
+
+    /// Position after the newest packet.
+    pub fn end(&self) -> TrackSeq {
+        self.first + self.slots.len() as u64
+    }
+
+    /// Number of insertions so far; the newest packet has this [`Packet::order`].
+    pub fn order(&self) -> u64 {
+        self.order
+    }
+
+    /// First packet of the newest frame that a decoder can begin with.
+    pub fn key_frame(&self) -> Option<TrackSeq> {
+        self.key_frames.back().copied()
+    }
+
+    /// Time of the newest frame on the line and when it arrived.
+    pub fn newest(&self) -> Option<(TrackTime, Instant)> {
+        self.newest_arrival.map(|arrival| (self.newest_time, arrival))
+    }
+
+    /// Payload bytes from a position to the end.
+    pub fn bytes_since(&self, seq: TrackSeq) -> usize {
+        let skip = usize::try_from(seq.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        self.slots.iter().skip(skip).flatten().map(|p| p.payload.len()).sum()
+    }
+
+    /// Forgets the packets, so that nobody begins with what an earlier source sent. The count of insertions goes on.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+        self.key_frames.clear();
+        self.bytes = 0;
+        self.frame = None;
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use super::*;
+    use crate::media::Codec;
+    use bytes::Bytes;
+
+    fn insert(ring: &mut Ring, at: Instant, seq: u64, time: u64, key_frame: bool) -> Option<Arc<Packet>> {
+        ring.insert(seq, |order| Packet {
+            seq,
+            time,
+            order,
+            codec: Codec::H264,
+            marker: false,
+            key_frame,
+            padding: 0,
+            arrival: at,
+            payload: Bytes::from_static(&[0; 1000]),
+        })
+    }
+
+    #[test]
+    fn a_key_frame_begins_at_the_first_packet_of_its_frame() {
+        let (mut ring, t) = (Ring::default(), Instant::now());
+        insert(&mut ring, t, 10, 1, false);
+        insert(&mut ring, t, 11, 2, false);
+        insert(&mut ring, t, 12, 2, true);
+        insert(&mut ring, t, 13, 2, true);
+        assert_eq!(ring.key_frame(), Some(11));
+    }
+
+    #[test]
+    fn packets_since_the_last_key_frame_stay_however_old() {
+        let (mut ring, t) = (Ring::default(), Instant::now());
+        insert(&mut ring, t, 1, 1, true);
+        for i in 2..300 {
+            insert(&mut ring, t + Duration::from_millis(i * 33), i, i, false);
+        }
+        assert_eq!((ring.first(), ring.key_frame()), (1, Some(1)));
+        insert(&mut ring, t + Duration::from_secs(10), 300, 300, true);
+        assert!(ring.first() > 200 && ring.first() < 260, "{}", ring.first());
+        assert_eq!(ring.key_frame(), Some(300));
+    }
+
+    #[test]
+    fn the_cache_is_bounded_in_bytes_and_then_offers_no_key_frame() {
+        let (mut ring, t) = (Ring::default(), Instant::now());
+        insert(&mut ring, t, 0, 0, true);
+        for i in 1..20_000 {
+            insert(&mut ring, t, i, i, false);
+        }
+        assert!(ring.bytes <= MAX_BYTES);
+        assert_eq!(ring.key_frame(), None);
+    }
+
+    #[test]
+    fn a_late_packet_fills_its_hole_once() {
+        let (mut ring, t) = (Ring::default(), Instant::now());
+        insert(&mut ring, t, 5, 1, true);
+        insert(&mut ring, t, 7, 1, false);
+        assert!(ring.get(6).is_none());
+        let late = insert(&mut ring, t, 6, 1, false).expect("fills the hole");
+        assert_eq!(late.order, 3);
+        assert!(insert(&mut ring, t, 6, 1, false).is_none());
+        assert!(insert(&mut ring, t, 4, 1, false).is_none(), "before the first");
+    }
+}

@@ -1,0 +1,155 @@
+//! One stream: at most one source, one audio and one video track, and the shards that have viewers of it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::name::StreamName;
+use super::track::Track;
+use crate::media::Kind;
+use crate::sdp::plan::SourceFormats;
+
+/// Number of a stream in this process; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(pub u64);
+
+/// Index of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShardIndex(pub u16);
+
+/// Unguessable identifier of a session (RFC 9725 §5): 128 random bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionId(pub [u8; 16]);
+
+impl std::fmt::Debug for SessionId {
+    /// Three bytes only: the whole identifier is a capability and must not stand in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, ..] = self.0;
+        write!(f, "{a:02x}{b:02x}{c:02x}")
+    }
+}
+
+/// The session that feeds a stream, and where it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceRef {
+    pub session: SessionId,
+    pub shard: ShardIndex,
+}
+
+/// A stream. Its state is behind one short lock, which is never held while anything waits.
+#[derive(Debug)]
+pub struct Stream {
+    pub id: StreamId,
+    pub name: StreamName,
+    state: Mutex<StreamState>,
+}
+
+/// What a stream holds.
+#[derive(Debug)]
+pub struct StreamState {
+    pub video: Track,
+    pub audio: Track,
+    source: Option<SourceRef>,
+    /// Shards with viewers, and how many.
+    subscribers: Vec<(ShardIndex, usize)>,
+}
+
+impl Stream {
+    pub(super) fn new(id: StreamId, name: StreamName) -> Self {
+        let state = StreamState {
+            video: Track::new(Kind::Video),
+            audio: Track::new(Kind::Audio),
+            source: None,
+            subscribers: Vec::new(),
+        };
+        Self {
+            id,
+            name,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Takes the lock. A panic elsewhere while it was held may have left a frame half inserted: the ring copes.
+    pub fn lock(&self) -> MutexGuard<'_, StreamState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StreamState {
+    /// Makes this session the source. The previous one, which has to be closed, is given back.
+    pub fn attach(&mut self, source: SourceRef, formats: &SourceFormats) -> Option<SourceRef> {
+        self.video.format = formats.video;
+        self.audio.format = formats.audio;
+        self.video.resolution = None;
+        for track in [&mut self.video, &mut self.audio] {
+            let rate = track.format.map_or(90_000, |f| f.codec().clock_rate());
+            track.clock.reset(rate);
+        }
+        self.source
+            .replace(source)
+            .filter(|previous| previous.session != source.session)
+    }
+
+    /// Ends a source, if it is still this one.
+    pub fn detach(&mut self, session: SessionId) -> bool {
+        let is_source = self.is_source(session);
+        if is_source {
+            self.source = None;
+        }
+        is_source
+    }
+
+    /// Whether this session feeds the stream.
+    pub fn is_source(&self, session: SessionId) -> bool {
+        self.source.is_some_and(|source| source.session == session)
+    }
+
+    /// The session that feeds the stream.
+    pub fn source(&self) -> Option<SourceRef> {
+        self.source
+    }
+
+    /// What a viewer would get; `None` without a source.
+    pub fn formats(&self) -> Option<SourceFormats> {
+        self.source.map(|_| SourceFormats {
+            video: self.video.format,
+            audio: self.audio.format,
+        })
+    }
+
+    /// One more viewer on a shard.
+    pub fn subscribe(&mut self, shard: ShardIndex) {
+        match self.subscribers.iter_mut().find(|(s, _)| *s == shard) {
+            Some((_, count)) => *count += 1,
+            None => self.subscribers.push((shard, 1)),
+        }
+    }
+
+    /// One viewer less on a shard.
+    pub fn unsubscribe(&mut self, shard: ShardIndex) {
+        if let Some((_, count)) = self.subscribers.iter_mut().find(|(s, _)| *s == shard) {
+            *count -= 1;
+        }
+        self.subscribers.retain(|(_, count)| *count > 0);
+    }
+
+    /// Shards that have viewers.
+    pub fn subscribers(&self) -> impl Iterator<Item = ShardIndex> + '_ {
+        self.subscribers.iter().map(|(shard, _)| *shard)
+    }
+
+    /// Number of viewers.
+    pub fn viewers(&self) -> usize {
+        self.subscribers.iter().map(|(_, count)| count).sum()
+    }
+
+    /// The track of a kind.
+    pub fn track(&mut self, kind: Kind) -> &mut Track {
+        match kind {
+            Kind::Video => &mut self.video,
+            Kind::Audio => &mut self.audio,
+        }
+    }
+
+    pub(super) fn is_unused(&self) -> bool {
+        self.source.is_none() && self.subscribers.is_empty()
+    }
+}

@@ -1,0 +1,180 @@
+//! When the media of a track was captured: maps the track's line to the monotonic clock and back.
+
+use std::time::{Duration, Instant};
+
+use super::packet::TrackTime;
+
+/// Maps [`TrackTime`] to [`Instant`].
+///
+/// Until the publisher's first sender report the least delayed packet serves as anchor; from then on the reports do,
+/// because they alone say how audio and video belong together (RFC 3550 §6.4.1).
+#[derive(Debug)]
+pub struct TrackClock {
+    rate: u32,
+    arrivals: Option<Anchor>,
+    reports: Option<Anchor>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Anchor {
+    time: TrackTime,
+    at: Instant,
+}
+
+/// One in so many parts of a later arrival is believed, so that a drifting clock is followed and jitter is not.
+const LEAK: u32 = 256;
+
+impl TrackClock {
+    /// `rate` is the RTP clock rate in Hz.
+    pub fn new(rate: u32) -> Self {
+        Self {
+            rate,
+            arrivals: None,
+            reports: None,
+        }
+    }
+
+    /// Begins anew: another source, another clock.
+    pub fn reset(&mut self, rate: u32) {
+        *self = Self::new(rate);
+    }
+
+    /// Notes the arrival of a packet.
+    pub fn on_packet(&mut self, time: TrackTime, at: Instant) {
+        self.arrivals = Some(follow(self.arrivals, self.rate, Anchor { time, at }));
+    }
+
+    /// Notes a sender report: `time` was captured `at`, on a clock that all tracks of the source share.
+    pub fn on_report(&mut self, time: TrackTime, at: Instant) {
+        self.reports = Some(Anchor { time, at });
+    }
+
+    /// The time on the line that is captured `at` this instant. `None` before the first packet.
+    pub fn time_at(&self, at: Instant) -> Option<TrackTime> {
+        let anchor = self.reports.or(self.arrivals)?;
+        Some(if at >= anchor.at {
+            anchor.time + ticks(at - anchor.at, self.rate)
+        } else {
+            anchor.time.saturating_sub(ticks(anchor.at - at, self.rate))
+        })
+    }
+}
+
+/// Moves the anchor to the newest packet, at the moment at which it would have arrived without delay.
+fn follow(anchor: Option<Anchor>, rate: u32, newest: Anchor) -> Anchor {
+    let Some(anchor) = anchor else { return newest };
+    let Some(ahead) = newest.time.checked_sub(anchor.time) else {
+        return anchor;
+    };
+    let expected = anchor.at + duration(ahead, rate);
+    let at = match newest.at.checked_duration_since(expected) {
+        Some(late) => expected + late / LEAK,
+        None => newest.at,
+    };
+    Anchor { time: newest.time, at }
+}
+
+/// Length of a duration in units of a clock.
+pub fn ticks(duration: Duration, rate: u32) -> u64 {
+    let nanos = duration.as_nanos() * u128::from(rate) / 1_000_000_000;
+    u64::try_from(nanos).unwrap_or(u64::MAX)
+}
+
+/// Duration of a number of units of a clock.
+pub fn duration(ticks: u64, rate: u32) -> Duration {
+    let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(rate.max(1));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// Turns the NTP times of a publisher's sender reports into instants. All tracks of a source share one.
+#[derive(Debug, Default)]
+pub struct NtpClock {
+    origin: Option<(u64, Instant)>,
+}
+
+impl NtpClock {
+    /// The instant of an NTP time (64 bits, 32 of them fraction) in a report that arrived `now`.
+    ///
+    /// The least delayed report sets the relation; later ones move it slowly, as clocks drift.
+    pub fn instant(&mut self, ntp: u64, now: Instant) -> Instant {
+        let Some((first, at)) = self.origin else {
+            self.origin = Some((ntp, now));
+            return now;
+        };
+        let expected = match ntp.checked_sub(first) {
+            Some(ahead) if ahead < NTP_DAY => at + ntp_duration(ahead),
+            _ => {
+                // The publisher's wall clock was set, or it is another publisher: begin anew.
+                self.origin = Some((ntp, now));
+                return now;
+            }
+        };
+        let instant = match now.checked_duration_since(expected) {
+            Some(late) if late < Duration::from_secs(5) => expected + late / 16,
+            Some(_) => now,
+            None => now,
+        };
+        self.origin = Some((ntp, instant));
+        instant
+    }
+}
+
+const NTP_DAY: u64 = 86_400 << 32;
+
+fn ntp_duration(ntp: u64) -> Duration {
+    Duration::from_secs(ntp >> 32) + Duration::from_nanos(((ntp & 0xffff_ffff) * 1_000_000_000) >> 32)
+}
+
+/// NTP time of a wall clock (RFC 3550 §4), `since_unix_epoch` as the duration since 1970.
+pub fn ntp(since_unix_epoch: Duration) -> u64 {
+    /// Seconds from 1900 to 1970.
+    const EPOCH: u64 = 2_208_988_800;
+    let fraction = (u64::from(since_unix_epoch.subsec_nanos()) << 32) / 1_000_000_000;
+    (since_unix_epoch.as_secs().wrapping_add(EPOCH) << 32) | fraction
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_does_not_move_the_clock_and_the_earliest_packet_does() {
+        let (mut clock, t) = (TrackClock::new(90_000), Instant::now());
+        clock.on_packet(0, t + Duration::from_millis(30));
+        clock.on_packet(3_000, t + Duration::from_millis(33));
+        clock.on_packet(6_000, t + Duration::from_millis(130));
+        let time = clock.time_at(t + Duration::from_millis(66)).expect("anchored");
+        assert!((5_900..=6_000).contains(&time), "{time}");
+    }
+
+    #[test]
+    fn reports_of_two_tracks_agree_whatever_their_packets_did() {
+        let (mut ntp, t) = (NtpClock::default(), Instant::now());
+        let (mut video, mut audio) = (TrackClock::new(90_000), TrackClock::new(48_000));
+        video.on_packet(0, t + Duration::from_millis(300));
+        audio.on_packet(0, t);
+        let captured = 1_000 << 32;
+        video.on_report(0, ntp.instant(captured, t));
+        audio.on_report(
+            480,
+            ntp.instant(captured + (1 << 32) / 100, t + Duration::from_millis(10)),
+        );
+        let now = t + Duration::from_secs(1);
+        let (v, a) = (
+            video.time_at(now).expect("anchored"),
+            audio.time_at(now).expect("anchored"),
+        );
+        assert_eq!(v / 90, a / 48, "both at the same millisecond");
+    }
+
+    #[test]
+    fn a_wall_clock_that_was_set_begins_anew() {
+        let (mut ntp, t) = (NtpClock::default(), Instant::now());
+        assert_eq!(ntp.instant(5_000 << 32, t), t);
+        assert_eq!(
+            ntp.instant(1_000 << 32, t + Duration::from_secs(1)),
+            t + Duration::from_secs(1)
+        );
+    }
+}

@@ -1,0 +1,205 @@
+//! AV1 over RTP (AOM's "RTP Payload Format For AV1", v1.0.0): where coded video sequences begin.
+
+use super::Finding;
+use super::bits::BitReader;
+use crate::media::Format;
+
+const OBU_SEQUENCE_HEADER: u8 = 1;
+
+/// A key frame is proven by the first packet of a coded video sequence: its aggregation header has the N bit, and among
+/// its OBU elements is a whole sequence header, without which nobody can begin.
+///
+/// ```text
+///  |Z|Y| W |N|-|-|-|  aggregation header (§4.4)
+/// ```
+pub(super) fn inspect(payload: &[u8]) -> Finding {
+    let Some((&aggregation, elements)) = payload.split_first() else {
+        return Finding::default();
+    };
+    // A sequence never starts with the rest of an OBU (Z).
+    if aggregation & 0x88 != 0x08 {
+        return Finding::default();
+    }
+    match Elements::new(aggregation, elements).find_map(sequence_header) {
+        Some(header) => Finding {
+            key_frame: true,
+            format: Some(Format::Av1 {
+                profile: header.profile,
+            }),
+            resolution: header.size,
+            ..Finding::default()
+        },
+        None => Finding::default(),
+    }
+}
+
+/// Walks over the whole OBU elements of a packet. Each has its length before it, except the last of a known count (W);
+/// the last is not whole if it goes on in the next packet (Y).
+struct Elements<'a> {
+    rest: &'a [u8],
+    /// How many are left, if the packet tells.
+    left: Option<u8>,
+    last_goes_on: bool,
+}
+
+impl<'a> Elements<'a> {
+    fn new(aggregation: u8, rest: &'a [u8]) -> Self {
+        Self {
+            rest,
+            left: Some(aggregation >> 4 & 3).filter(|count| *count > 0),
+            last_goes_on: aggregation & 0x40 != 0,
+        }
+    }
+
+    fn take(&mut self) -> Option<&'a [u8]> {
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(1)?;
+            if *left == 0 {
+                return Some(std::mem::take(&mut self.rest));
+            }
+        }
+        let (length, rest) = leb128(self.rest)?;
+        let (element, rest) = rest.split_at_checked(length)?;
+        self.rest = rest;
+        Some(element)
+    }
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let element = self.take()?;
+        let whole = !self.rest.is_empty() || !self.last_goes_on;
+        whole.then_some(element)
+    }
+}
+
+/// A little-endian number in groups of seven bits (AV1 §4.10.5); `None` above 2^28, which no packet reaches.
+fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let mut value = 0;
+    for (index, byte) in bytes.iter().enumerate().take(4) {
+        value |= usize::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return Some((value, bytes.get(index + 1..)?));
+        }
+    }
+    None
+}
+
+/// What we need of a sequence header (AV1 §5.5).
+#[derive(Debug, PartialEq, Eq)]
+struct SequenceHeader {
+    profile: u8,
+    size: Option<(u16, u16)>,
+}
+
+/// Reads an OBU element if it is a sequence header (AV1 §5.3).
+fn sequence_header(element: &[u8]) -> Option<SequenceHeader> {
+    let (&header, mut rest) = element.split_first()?;
+    if header >> 3 & 0x0f != OBU_SEQUENCE_HEADER {
+        return None;
+    }
+    if header & 0x04 != 0 {
+        rest = rest.get(1..)?; // extension
+    }
+    if header & 0x02 != 0 {
+        let (length, behind) = leb128(rest)?;
+        rest = behind.get(..length)?;
+    }
+    let mut bits = BitReader::new(rest);
+    let profile = bits.byte(3).filter(|profile| *profile <= 2)?;
+    bits.skip(1); // still_picture
+    let size = operating_points(&mut bits).and_then(|()| size(&mut bits));
+    Some(SequenceHeader { profile, size })
+}
+
+/// Steps over everything between profile and size.
+fn operating_points(bits: &mut BitReader<'_>) -> Option<()> {
+    let reduced = bits.flag()?;
+    if reduced {
+        bits.skip(5); // seq_level_idx
+        return Some(());
+    }
+    let mut delay_length = None;
+    if bits.flag()? {
+        bits.skip(64); // num_units_in_display_tick, time_scale
+        if bits.flag()? {
+            bits.ue()?; // num_ticks_per_picture_minus_1: uvlc() is the same code
+        }
+        if bits.flag()? {
+            delay_length = Some(usize::from(bits.byte(5)?) + 1);
+            bits.skip(32 + 5 + 5); // num_units_in_decoding_tick and two lengths
+        }
+    }
+    let initial_display_delay = bits.flag()?;
+    for _ in 0..=bits.bits(5)? {
+        bits.skip(12); // operating_point_idc
+        if bits.bits(5)? > 7 {
+            bits.skip(1); // seq_tier
+        }
+        match delay_length {
+            // decoder and encoder buffer delay, low_delay_mode_flag
+            Some(length) if bits.flag()? => bits.skip(2 * length + 1),
+            _ => {}
+        }
+        if initial_display_delay && bits.flag()? {
+            bits.skip(4); // initial_display_delay_minus_1
+        }
+    }
+    Some(())
+}
+
+fn size(bits: &mut BitReader<'_>) -> Option<(u16, u16)> {
+    let width_bits = bits.bits(4)? + 1;
+    let height_bits = bits.bits(4)? + 1;
+    let (width, height) = (bits.bits(width_bits)? + 1, bits.bits(height_bits)? + 1);
+    Some((u16::try_from(width).ok()?, u16::try_from(height).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// libaom, profile 0, 322x182: sequence header OBU with and without its size field.
+    const SIZED: [u8; 13] = [
+        0x0a, 0x0b, 0x00, 0x00, 0x00, 0x04, 0x3d, 0x06, 0xd4, 0xda, 0xf9, 0x00, 0x40,
+    ];
+    const UNSIZED: [u8; 12] = [0x08, 0x00, 0x00, 0x00, 0x04, 0x3d, 0x06, 0xd4, 0xda, 0xf9, 0x00, 0x40];
+
+    #[test]
+    fn a_sequence_header_behind_the_n_bit_is_a_key_frame() {
+        let frame = [0x30, 1, 2, 3];
+        let two = [&[0x28, 12], &UNSIZED[..], &frame].concat();
+        let unknown_count = [&[0x08, 13], &SIZED[..], &[4], &frame].concat();
+        let alone = [&[0x18], &UNSIZED[..]].concat();
+        for packet in [two, unknown_count, alone] {
+            let finding = inspect(&packet);
+            assert!(finding.key_frame, "{packet:x?}");
+            assert_eq!(finding.format, Some(Format::Av1 { profile: 0 }));
+            assert_eq!(finding.resolution, Some((322, 182)));
+        }
+    }
+
+    #[test]
+    fn without_n_bit_or_sequence_header_there_is_no_proof() {
+        let without_n = [&[0x10], &UNSIZED[..]].concat();
+        let continued = [&[0x98], &UNSIZED[..]].concat();
+        let frame_only = [0x18, 0x30, 1, 2, 3].to_vec();
+        let goes_on = [&[0x58], &UNSIZED[..]].concat();
+        let cut_off = [0x28, 12, 0x08, 0].to_vec();
+        for packet in [without_n, continued, goes_on, frame_only, cut_off, vec![0x18], vec![]] {
+            assert_eq!(inspect(&packet), Finding::default(), "{packet:x?}");
+        }
+    }
+
+    #[test]
+    fn endless_lengths_are_refused() {
+        assert_eq!(leb128(&[0x80, 0x80, 0x80, 0x80, 0]), None);
+        assert_eq!(leb128(&[0x80]), None);
+        assert_eq!(leb128(&[0xe5, 0x8e, 0x26, 7]), Some((624_485, &[7][..])));
+    }
+}

@@ -1,0 +1,106 @@
+//! Reads bit fields and Exp-Golomb codes from parameter sets and frame headers. Every read can fail; none can panic.
+
+/// A position in a byte string, counted in bits.
+pub(super) struct BitReader<'a> {
+    bytes: &'a [u8],
+    position: usize,
+}
+
+impl<'a> BitReader<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, position: 0 }
+    }
+
+    /// One bit.
+    pub(super) fn flag(&mut self) -> Option<bool> {
+        let byte = self.bytes.get(self.position / 8)?;
+        let bit = byte >> (7 - self.position % 8) & 1;
+        self.position += 1;
+        Some(bit == 1)
+    }
+
+    /// `count` bits, at most 32, most significant first.
+    pub(super) fn bits(&mut self, count: u32) -> Option<u32> {
+        let mut value = 0;
+        for _ in 0..count {
+            value = value << 1 | u32::from(self.flag()?);
+        }
+        Some(value)
+    }
+
+    /// Eight bits or fewer.
+    pub(super) fn byte(&mut self, count: u32) -> Option<u8> {
+        u8::try_from(self.bits(count)?).ok()
+    }
+
+    /// Goes on by `count` bits, which may lead behind the end: the next read fails then.
+    pub(super) fn skip(&mut self, count: usize) {
+        self.position = self.position.saturating_add(count);
+    }
+
+    /// Unsigned Exp-Golomb code, at most 2^32 - 2 (ITU-T H.264 §9.1).
+    pub(super) fn ue(&mut self) -> Option<u32> {
+        let mut zeros = 0;
+        while !self.flag()? {
+            zeros += 1;
+            if zeros > 31 {
+                return None;
+            }
+        }
+        Some((1u32 << zeros) - 1 + self.bits(zeros)?)
+    }
+
+    /// Signed Exp-Golomb code (ITU-T H.264 §9.1.1).
+    pub(super) fn se(&mut self) -> Option<i64> {
+        let code = i64::from(self.ue()?);
+        Some(if code % 2 == 1 { code / 2 + 1 } else { -(code / 2) })
+    }
+}
+
+/// Removes the emulation prevention bytes of a NAL unit: the 3 of every `00 00 03` (ITU-T H.264 §7.4.1).
+pub(super) fn rbsp(nal: &[u8]) -> Vec<u8> {
+    let mut zeros = 0;
+    let mut out = Vec::with_capacity(nal.len());
+    for &byte in nal {
+        if zeros >= 2 && byte == 3 {
+            zeros = 0;
+            continue;
+        }
+        zeros = if byte == 0 { zeros + 1 } else { 0 };
+        out.push(byte);
+    }
+    out
+}
+
+/// Size of a picture in pixels from its coded size less what is cropped from it; `None` where it is no size.
+pub(super) fn cropped(coded: u64, crop: u64) -> Option<u16> {
+    u16::try_from(coded.checked_sub(crop)?).ok().filter(|size| *size > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_golomb_codes_are_read() {
+        // 1, 010, 011, 00100, 00101, then the signed 010 and 011.
+        let mut reader = BitReader::new(&[0b1010_0110, 0b0100_0010, 0b1010_0110]);
+        let codes: Vec<_> = (0..5).map(|_| reader.ue()).collect();
+        assert_eq!(codes, [Some(0), Some(1), Some(2), Some(3), Some(4)]);
+        assert_eq!((reader.se(), reader.se()), (Some(1), Some(-1)));
+        assert_eq!(reader.ue(), None, "the end");
+    }
+
+    #[test]
+    fn the_longest_code_fits_and_a_longer_one_is_refused() {
+        let longest = [0, 0, 0, 1, 0xff, 0xff, 0xff, 0xfe];
+        assert_eq!(BitReader::new(&longest).ue(), Some(u32::MAX - 1));
+        assert_eq!(BitReader::new(&[0; 16]).ue(), None);
+    }
+
+    #[test]
+    fn emulation_prevention_is_removed() {
+        let nal = [0x67, 0, 0, 3, 1, 0, 0, 3, 0, 0, 3, 3, 0, 0, 3];
+        assert_eq!(rbsp(&nal), [0x67, 0, 0, 1, 0, 0, 0, 0, 3, 0, 0]);
+    }
+}

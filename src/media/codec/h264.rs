@@ -1,0 +1,253 @@
+//! H.264 over RTP (RFC 6184) in packetization modes 0 and 1: single NAL units, STAP-A and FU-A.
+//!
+//! A key frame is an IDR picture with its SPS and PPS. Streams that refresh gradually (recovery points without IDR) have
+//! none. A parameter set that is split into fragments is not read; at 10 to 100 bytes none is.
+
+use bytes::Bytes;
+
+use super::Finding;
+use super::bits::{BitReader, cropped, rbsp};
+use super::parameter_sets::{ParameterSets, Seen, SetKind, SetKinds, aggregated, pack};
+use crate::media::{Format, ProfileLevelId};
+
+const IDR: u8 = 5;
+const SPS: u8 = 7;
+const PPS: u8 = 8;
+const STAP_A: u8 = 24;
+const FU_A: u8 = 28;
+
+/// Highest ids (ITU-T H.264 §7.4.2.1.1, §7.4.2.2).
+const MAX_SPS_ID: u32 = 31;
+const MAX_PPS_ID: u32 = 255;
+
+/// State of one stream.
+pub(super) struct Stream {
+    sets: ParameterSets,
+}
+
+impl Stream {
+    pub(super) fn new() -> Self {
+        Self {
+            sets: ParameterSets::new(SetKinds::of(&[SetKind::Sps, SetKind::Pps])),
+        }
+    }
+
+    pub(super) fn inspect(&mut self, time: u32, payload: &[u8]) -> Finding {
+        let mut finding = Finding::default();
+        let mut seen = Seen::default();
+        match payload {
+            [header, rest @ ..] if header & 0x1f == STAP_A => {
+                aggregated(rest).for_each(|nal| self.nal(nal, &mut seen, &mut finding));
+            }
+            // RFC 6184 §5.8: the FU header has the start bit on top and the type below.
+            [header, fu, ..] if header & 0x1f == FU_A => {
+                seen.random_access = fu & 0x80 != 0 && fu & 0x1f == IDR;
+            }
+            nal => self.nal(nal, &mut seen, &mut finding),
+        }
+        let verdict = self.sets.judge(time, seen);
+        finding.key_frame = verdict.key_frame;
+        finding.insert = pack(&[stap_a_header(&verdict.missing)], &verdict.missing);
+        finding
+    }
+
+    fn nal(&mut self, nal: &[u8], seen: &mut Seen, finding: &mut Finding) {
+        let Some((header, body)) = nal.split_first() else {
+            return;
+        };
+        match header & 0x1f {
+            IDR => seen.random_access = true,
+            SPS => {
+                let Some(sps) = Sps::parse(&rbsp(body)) else {
+                    return;
+                };
+                seen.brought.add(SetKind::Sps);
+                self.sets.store(SetKind::Sps, sps.id, nal);
+                finding.format = Some(Format::H264 {
+                    profile: sps.profile,
+                    packetization_mode: 1,
+                });
+                finding.resolution = sps.resolution.or(finding.resolution);
+            }
+            PPS => {
+                let id = BitReader::new(body).ue().filter(|id| *id <= MAX_PPS_ID);
+                let Some(id) = id.and_then(|id| u8::try_from(id).ok()) else {
+                    return;
+                };
+                seen.brought.add(SetKind::Pps);
+                self.sets.store(SetKind::Pps, id, nal);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// RFC 6184 §5.7: the highest NRI of what is in it.
+fn stap_a_header(nals: &[Bytes]) -> u8 {
+    let nri = nals.iter().filter_map(|nal| nal.first()).map(|header| header & 0x60);
+    nri.max().unwrap_or(0) | STAP_A
+}
+
+/// What we need of a sequence parameter set (ITU-T H.264 §7.3.2.1.1). The VUI behind it is not read.
+#[derive(Debug, PartialEq, Eq)]
+struct Sps {
+    id: u8,
+    profile: ProfileLevelId,
+    /// `None` where the picture has no size that we could show.
+    resolution: Option<(u16, u16)>,
+}
+
+impl Sps {
+    /// `None` if it ends before its id.
+    fn parse(rbsp: &[u8]) -> Option<Self> {
+        let (profile, rest) = rbsp.split_first_chunk::<3>()?;
+        let mut bits = BitReader::new(rest);
+        let id = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
+        Some(Self {
+            id: u8::try_from(id).ok()?,
+            profile: ProfileLevelId(*profile),
+            resolution: resolution(&mut bits, profile[0]),
+        })
+    }
+}
+
+fn resolution(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u16, u16)> {
+    let chroma_array_type = chroma(bits, profile_idc)?;
+    bits.ue()?; // log2_max_frame_num_minus4
+    picture_order(bits)?;
+    bits.ue()?; // max_num_ref_frames
+    bits.skip(1); // gaps_in_frame_num_value_allowed_flag
+    let width_in_mbs = u64::from(bits.ue()?) + 1;
+    let height_in_map_units = u64::from(bits.ue()?) + 1;
+    let frame_mbs_only = bits.flag()?;
+    if !frame_mbs_only {
+        bits.skip(1); // mb_adaptive_frame_field_flag
+    }
+    bits.skip(1); // direct_8x8_inference_flag
+    let mut crop = [0; 4];
+    if bits.flag()? {
+        for side in &mut crop {
+            *side = u64::from(bits.ue()?);
+        }
+    }
+    let [left, right, top, bottom] = crop;
+    let fields = if frame_mbs_only { 1 } else { 2 };
+    // Table 6-1: in 4:2:0 and 4:2:2 chroma has half the columns, in 4:2:0 half the rows.
+    let crop_unit_x = if matches!(chroma_array_type, 1 | 2) { 2 } else { 1 };
+    let crop_unit_y = fields * if chroma_array_type == 1 { 2 } else { 1 };
+    Some((
+        cropped(width_in_mbs * 16, crop_unit_x * (left + right))?,
+        cropped(height_in_map_units * 16 * fields, crop_unit_y * (top + bottom))?,
+    ))
+}
+
+/// Reads what the high profiles have between id and frame number; returns ChromaArrayType.
+fn chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<u32> {
+    if !matches!(
+        profile_idc,
+        100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135
+    ) {
+        return Some(1);
+    }
+    let chroma_format_idc = bits.ue().filter(|idc| *idc <= 3)?;
+    let separate_planes = chroma_format_idc == 3 && bits.flag()?;
+    bits.ue()?; // bit_depth_luma_minus8
+    bits.ue()?; // bit_depth_chroma_minus8
+    bits.skip(1); // qpprime_y_zero_transform_bypass_flag
+    if bits.flag()? {
+        let lists = if chroma_format_idc == 3 { 12 } else { 8 };
+        for index in 0..lists {
+            if bits.flag()? {
+                skip_scaling_list(bits, if index < 6 { 16 } else { 64 })?;
+            }
+        }
+    }
+    Some(if separate_planes { 0 } else { chroma_format_idc })
+}
+
+/// ITU-T H.264 §7.3.2.1.1.1.
+fn skip_scaling_list(bits: &mut BitReader<'_>, size: usize) -> Option<()> {
+    let mut last = 8;
+    for _ in 0..size {
+        let next = (last + bits.se()?).rem_euclid(256);
+        if next == 0 {
+            break;
+        }
+        last = next;
+    }
+    Some(())
+}
+
+fn picture_order(bits: &mut BitReader<'_>) -> Option<()> {
+    match bits.ue()? {
+        0 => {
+            bits.ue()?; // log2_max_pic_order_cnt_lsb_minus4
+        }
+        1 => {
+            bits.skip(1); // delta_pic_order_always_zero_flag
+            bits.se()?; // offset_for_non_ref_pic
+            bits.se()?; // offset_for_top_to_bottom_field
+            let count = bits.ue().filter(|count| *count <= 255)?;
+            for _ in 0..count {
+                bits.se()?; // offset_for_ref_frame
+            }
+        }
+        2 => {}
+        _ => return None,
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// x264, High 4.0, 1920x1080 with cropping and VUI.
+    const HIGH_1080: &[u8] = &[
+        0x64, 0x00, 0x28, 0xac, 0xd9, 0x40, 0x78, 0x02, 0x27, 0xe5, 0xc0, 0x44, 0x00, 0x00, 0x03, 0x00, 0x04, 0x00,
+        0x00, 0x03, 0x00, 0xf0, 0x3c, 0x60, 0xc6, 0x58,
+    ];
+
+    #[test]
+    fn cropped_high_profile_is_1080_lines() {
+        let sps = Sps::parse(&rbsp(HIGH_1080)).expect("an SPS");
+        assert_eq!(sps.profile, ProfileLevelId([0x64, 0, 0x28]));
+        assert_eq!(sps.resolution, Some((1920, 1080)));
+    }
+
+    /// x264, 4:2:2 interlaced, 322x186, flat scaling matrices replaced by those of the JVT.
+    const INTERLACED_422: &[u8] = &[
+        0x7a, 0x00, 0x15, 0xbc, 0xd9, 0x41, 0x53, 0x3c, 0x44, 0x98, 0x08, 0x80, 0x00, 0x00, 0x03, 0x00, 0x80, 0x00,
+        0x00, 0x0a, 0x0f, 0x8a, 0x14, 0xcb,
+    ];
+
+    /// x264, 4:4:4, 1918x1078.
+    const HIGH_444: &[u8] = &[
+        0xf4, 0x00, 0x28, 0x91, 0x9b, 0x28, 0x0f, 0x00, 0x44, 0xf7, 0x17, 0x80, 0x88, 0x00, 0x00, 0x03, 0x00, 0x08,
+        0x00, 0x00, 0x03, 0x00, 0xa0, 0x78, 0xc1, 0x8c, 0xb0,
+    ];
+
+    #[test]
+    fn cropping_counts_in_units_of_chroma_and_fields() {
+        for (bytes, size) in [(INTERLACED_422, (322, 186)), (HIGH_444, (1918, 1078))] {
+            let sps = Sps::parse(&rbsp(bytes)).expect("an SPS");
+            assert_eq!(sps.resolution, Some(size));
+        }
+    }
+
+    #[test]
+    fn an_sps_cut_off_anywhere_is_no_panic_and_no_wrong_size() {
+        for length in 0..HIGH_1080.len() {
+            if let Some(sps) = Sps::parse(&rbsp(&HIGH_1080[..length])) {
+                assert!(matches!(sps.resolution, None | Some((1920, 1080))), "{length}: {sps:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn absurd_sizes_are_no_sizes() {
+        assert_eq!(cropped(16, 16), None);
+        assert_eq!(cropped(16, 32), None);
+        assert_eq!(cropped(1 << 33, 0), None);
+    }
+}

@@ -1,0 +1,215 @@
+//! H.265 over RTP (RFC 7798) without decoding order numbers: single NAL units, aggregation packets and fragments.
+//!
+//! A key frame is a picture of an IRAP type (IDR, CRA, BLA) with its VPS, SPS and PPS. Leading pictures of a CRA that
+//! refer to what came before are skipped by the decoder itself (ITU-T H.265 §8.1.3).
+
+use super::Finding;
+use super::bits::{BitReader, cropped, rbsp};
+use super::parameter_sets::{ParameterSets, Seen, SetKind, SetKinds, aggregated, pack};
+use crate::media::Format;
+
+const VPS: u8 = 32;
+const SPS: u8 = 33;
+const PPS: u8 = 34;
+const AP: u8 = 48;
+const FU: u8 = 49;
+
+/// Payload header of the aggregation packets that we make: layer 0, temporal id plus one 1 (RFC 7798 §4.4.2).
+const AP_HEADER: [u8; 2] = [AP << 1, 1];
+
+/// Highest ids (ITU-T H.265 §7.4.3.2.1, §7.4.3.3.1).
+const MAX_SPS_ID: u32 = 15;
+const MAX_PPS_ID: u32 = 63;
+
+/// State of one stream.
+pub(super) struct Stream {
+    sets: ParameterSets,
+}
+
+impl Stream {
+    pub(super) fn new() -> Self {
+        Self {
+            sets: ParameterSets::new(SetKinds::of(&[SetKind::Vps, SetKind::Sps, SetKind::Pps])),
+        }
+    }
+
+    pub(super) fn inspect(&mut self, time: u32, payload: &[u8]) -> Finding {
+        let mut finding = Finding::default();
+        let mut seen = Seen::default();
+        match payload {
+            [header, _, rest @ ..] if nal_type(*header) == AP => {
+                aggregated(rest).for_each(|nal| self.nal(nal, &mut seen, &mut finding));
+            }
+            // RFC 7798 §4.4.3: the FU header has the start bit on top and the type below.
+            [header, _, fu, ..] if nal_type(*header) == FU => {
+                seen.random_access = fu & 0x80 != 0 && is_irap(fu & 0x3f);
+            }
+            nal => self.nal(nal, &mut seen, &mut finding),
+        }
+        let verdict = self.sets.judge(time, seen);
+        finding.key_frame = verdict.key_frame;
+        finding.insert = pack(&AP_HEADER, &verdict.missing);
+        finding
+    }
+
+    fn nal(&mut self, nal: &[u8], seen: &mut Seen, finding: &mut Finding) {
+        let Some((&[header, _], body)) = nal.split_first_chunk::<2>() else {
+            return;
+        };
+        let set = match nal_type(header) {
+            VPS => BitReader::new(body).byte(4).map(|id| (SetKind::Vps, id)),
+            SPS => Sps::parse(&rbsp(body)).map(|sps| {
+                finding.format = Some(Format::H265 {
+                    profile_id: sps.profile_id,
+                    tier_flag: sps.tier_flag,
+                });
+                finding.resolution = sps.resolution.or(finding.resolution);
+                (SetKind::Sps, sps.id)
+            }),
+            PPS => {
+                let id = BitReader::new(body).ue().filter(|id| *id <= MAX_PPS_ID);
+                id.and_then(|id| Some((SetKind::Pps, u8::try_from(id).ok()?)))
+            }
+            other => {
+                seen.random_access |= is_irap(other);
+                None
+            }
+        };
+        if let Some((kind, id)) = set {
+            seen.brought.add(kind);
+            self.sets.store(kind, id, nal);
+        }
+    }
+}
+
+fn nal_type(header: u8) -> u8 {
+    header >> 1 & 0x3f
+}
+
+/// BLA, IDR and CRA (ITU-T H.265 table 7-1). 22 and 23 are reserved.
+fn is_irap(nal_type: u8) -> bool {
+    (16..=21).contains(&nal_type)
+}
+
+/// What we need of a sequence parameter set (ITU-T H.265 §7.3.2.2.1).
+#[derive(Debug, PartialEq, Eq)]
+struct Sps {
+    id: u8,
+    profile_id: u8,
+    tier_flag: u8,
+    /// `None` where the picture has no size that we could show.
+    resolution: Option<(u16, u16)>,
+}
+
+impl Sps {
+    /// `None` if it ends before its id.
+    fn parse(rbsp: &[u8]) -> Option<Self> {
+        let mut bits = BitReader::new(rbsp);
+        bits.skip(4); // sps_video_parameter_set_id
+        let sub_layers = bits.byte(3).filter(|more| *more <= 6)?;
+        bits.skip(1); // sps_temporal_id_nesting_flag
+        bits.skip(2); // general_profile_space
+        let tier_flag = bits.byte(1)?;
+        let profile_id = bits.byte(5)?;
+        bits.skip(32 + 48); // compatibility and constraint flags
+        bits.skip(8); // general_level_idc
+        skip_sub_layers(&mut bits, sub_layers)?;
+        let id = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
+        Some(Self {
+            id: u8::try_from(id).ok()?,
+            profile_id,
+            tier_flag,
+            resolution: resolution(&mut bits),
+        })
+    }
+}
+
+/// Profiles and levels of the lower temporal layers (ITU-T H.265 §7.3.3).
+fn skip_sub_layers(bits: &mut BitReader<'_>, count: u8) -> Option<()> {
+    let mut length = 0;
+    for _ in 0..count {
+        if bits.flag()? {
+            length += 88;
+        }
+        if bits.flag()? {
+            length += 8;
+        }
+    }
+    if count > 0 {
+        bits.skip(2 * usize::from(8 - count)); // reserved_zero_2bits
+    }
+    bits.skip(length);
+    Some(())
+}
+
+fn resolution(bits: &mut BitReader<'_>) -> Option<(u16, u16)> {
+    let chroma_format_idc = bits.ue().filter(|idc| *idc <= 3)?;
+    if chroma_format_idc == 3 {
+        bits.skip(1); // separate_colour_plane_flag
+    }
+    let width = u64::from(bits.ue()?);
+    let height = u64::from(bits.ue()?);
+    let mut crop = [0; 4];
+    if bits.flag()? {
+        for side in &mut crop {
+            *side = u64::from(bits.ue()?);
+        }
+    }
+    let [left, right, top, bottom] = crop;
+    // Table 6-1: in 4:2:0 and 4:2:2 chroma has half the columns, in 4:2:0 half the rows.
+    let unit_x = if matches!(chroma_format_idc, 1 | 2) { 2 } else { 1 };
+    let unit_y = if chroma_format_idc == 1 { 2 } else { 1 };
+    Some((
+        cropped(width, unit_x * (left + right))?,
+        cropped(height, unit_y * (top + bottom))?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_with_profiles_of_their_own_are_skipped() {
+        // Two sub-layers more, the first with profile and level, Main, 64x32 with 2 rows cropped.
+        let mut sps = vec![0x04, 0x01];
+        sps.extend_from_slice(&[0; 11]);
+        sps.extend_from_slice(&[0b1100_0000, 0]);
+        sps.extend_from_slice(&[0xff; 12]);
+        // id 1: 010, chroma 1: 010, width 64: 0000001000001, height 32: 00000100001, window 1,
+        // left 0: 1, right 0: 1, top 0: 1, bottom 1: 010.
+        sps.extend_from_slice(&[0b0100_1000, 0b0000_1000, 0b0010_0000, 0b1000_0111, 0b1101_0000]);
+        let sps = Sps::parse(&sps).expect("an SPS");
+        assert_eq!((sps.id, sps.profile_id, sps.tier_flag), (1, 1, 0));
+        assert_eq!(sps.resolution, Some((64, 30)));
+    }
+
+    /// x265, range extensions in the high tier: 4:2:2 with 10 bits, 322x186.
+    const REXT_422: &[u8] = &[
+        0x01, 0x24, 0x08, 0x00, 0x00, 0x03, 0x00, 0x9d, 0x08, 0x00, 0x00, 0x03, 0x00, 0x00, 0x96, 0xb0, 0x0a, 0x48,
+        0x0c, 0x1c, 0x93, 0xb6, 0x59, 0x59, 0xa4, 0x93, 0x2b, 0xc0, 0x5a, 0x02, 0x00, 0x00, 0x03, 0x00, 0x02, 0x00,
+        0x00, 0x03, 0x00, 0x14, 0x10,
+    ];
+
+    /// The same with 4:4:4, 1918x1078.
+    const REXT_444: &[u8] = &[
+        0x01, 0x24, 0x08, 0x00, 0x00, 0x03, 0x00, 0x9e, 0x08, 0x00, 0x00, 0x03, 0x00, 0x00, 0x96, 0x90, 0x00, 0x78,
+        0x10, 0x02, 0x1c, 0xee, 0xf2, 0xca, 0xcd, 0x24, 0x99, 0x5e, 0x02, 0xd0, 0x10, 0x00, 0x00, 0x03, 0x00, 0x10,
+        0x00, 0x00, 0x03, 0x00, 0xa0, 0x80,
+    ];
+
+    #[test]
+    fn range_extensions_have_their_own_profile_and_cropping() {
+        for (bytes, size) in [(REXT_422, (322, 186)), (REXT_444, (1918, 1078))] {
+            let sps = Sps::parse(&rbsp(bytes)).expect("an SPS");
+            assert_eq!((sps.profile_id, sps.tier_flag), (4, 1));
+            assert_eq!(sps.resolution, Some(size));
+        }
+    }
+
+    #[test]
+    fn only_pictures_to_begin_with_are_irap() {
+        let irap: Vec<u8> = (0..64).filter(|nal_type| is_irap(*nal_type)).collect();
+        assert_eq!(irap, [16, 17, 18, 19, 20, 21]);
+    }
+}

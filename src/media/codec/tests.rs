@@ -1,0 +1,228 @@
+//! Real bitstreams (`tests/data/rtp`), handmade vectors and hostile input, through the public face of [`Inspector`].
+
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use super::*;
+use crate::media::rtp::Header;
+use crate::media::{H264Class, ProfileLevelId};
+
+const H264: &[u8] = include_bytes!("../../../tests/data/rtp/h264.rtp");
+const H265: &[u8] = include_bytes!("../../../tests/data/rtp/h265.rtp");
+const VP8: &[u8] = include_bytes!("../../../tests/data/rtp/vp8.rtp");
+const VP9: &[u8] = include_bytes!("../../../tests/data/rtp/vp9.rtp");
+
+/// RTP time and payload of each packet of a recording.
+fn packets(mut recording: &'static [u8]) -> Vec<(u32, Bytes)> {
+    let mut packets = Vec::new();
+    while let Some((length, rest)) = recording.split_first_chunk::<2>() {
+        let (packet, rest) = rest.split_at(usize::from(u16::from_be_bytes(*length)));
+        let header = Header::parse(packet).expect("a recorded packet");
+        packets.push((header.time, Bytes::from_static(&packet[header.payload()])));
+        recording = rest;
+    }
+    packets
+}
+
+/// Numbers of the packets that prove a key frame, and how many payloads were to be inserted.
+fn inspect_all(inspector: &mut Inspector, packets: &[(u32, Bytes)]) -> (Vec<usize>, usize) {
+    let (mut key_frames, mut inserted) = (Vec::new(), 0);
+    for (index, (time, payload)) in packets.iter().enumerate() {
+        let inspection = inspector.inspect(*time, payload);
+        if inspection.key_frame {
+            key_frames.push(index);
+        }
+        inserted += inspection.insert.len();
+    }
+    (key_frames, inserted)
+}
+
+#[test]
+fn x264_key_frames_are_found_and_lack_nothing() {
+    let mut inspector = Inspector::new(Codec::H264);
+    // Two slices each; only the starts of them are proofs.
+    assert_eq!(inspect_all(&mut inspector, &packets(H264)), (vec![1, 4, 11, 14], 0));
+    let profile = ProfileLevelId([0x42, 0xc0, 0x0c]);
+    assert_eq!(profile.class(), H264Class::ConstrainedBaseline);
+    let format = Format::H264 {
+        profile,
+        packetization_mode: 1,
+    };
+    assert_eq!(inspector.format(), Some(format));
+    assert_eq!(inspector.resolution(), Some((322, 182)));
+}
+
+#[test]
+fn x265_key_frames_are_found_and_lack_nothing() {
+    let mut inspector = Inspector::new(Codec::H265);
+    assert_eq!(inspect_all(&mut inspector, &packets(H265)), (vec![3, 15], 0));
+    let format = Format::H265 {
+        profile_id: 1,
+        tier_flag: 0,
+    };
+    assert_eq!(inspector.format(), Some(format));
+    assert_eq!(inspector.resolution(), Some((322, 182)));
+}
+
+#[test]
+fn libvpx_key_frames_are_found() {
+    for (codec, recording, format, expected) in [
+        (Codec::Vp8, VP8, Format::Vp8, vec![0, 8]),
+        (Codec::Vp9, VP9, Format::Vp9 { profile: 0 }, vec![0, 12]),
+    ] {
+        let mut inspector = Inspector::new(codec);
+        assert_eq!(inspect_all(&mut inspector, &packets(recording)), (expected, 0));
+        assert_eq!(inspector.format(), Some(format));
+        assert_eq!(inspector.resolution(), Some((322, 182)));
+    }
+}
+
+#[test]
+fn a_key_frame_whose_parameter_sets_were_lost_gets_the_known_ones() {
+    let mut packets = packets(H264);
+    let sets = packets.remove(10).1;
+    let mut inspector = Inspector::new(Codec::H264);
+    inspect_all(&mut inspector, &packets[..10]);
+    let (time, start) = &packets[10];
+    let inspection = inspector.inspect(*time, start);
+    assert!(inspection.key_frame);
+    // FFmpeg sent SPS and PPS as one STAP-A too, with an NRI of zero.
+    let [inserted] = inspection.insert.as_slice() else {
+        panic!("one payload: {inspection:?}");
+    };
+    assert_eq!(inserted[0], 0x78);
+    assert_eq!(inserted[1..], sets[1..]);
+    let (key_frames, inserted) = inspect_all(&mut inspector, &packets[11..]);
+    assert_eq!((key_frames, inserted), (vec![2], 0), "once per access unit");
+}
+
+#[test]
+fn an_h265_key_frame_whose_parameter_sets_were_lost_gets_the_known_ones() {
+    let mut packets = packets(H265);
+    let sets = packets.remove(12).1;
+    let mut inspector = Inspector::new(Codec::H265);
+    inspect_all(&mut inspector, &packets[..14]);
+    let inspection = inspector.inspect(packets[14].0, &packets[14].1);
+    assert!(inspection.key_frame);
+    assert_eq!(inspection.insert, [sets]);
+}
+
+#[test]
+fn a_lost_start_proves_nothing_until_it_comes_late() {
+    let packets = packets(H264);
+    let mut inspector = Inspector::new(Codec::H264);
+    let without_start = [&packets[..1], &packets[2..4]].concat();
+    assert_eq!(inspect_all(&mut inspector, &without_start), (vec![], 0));
+    assert!(inspector.inspect(packets[1].0, &packets[1].1).key_frame);
+}
+
+/// Baseline 3.1, id 0, 64x48; PPS 0; the start of an IDR slice.
+const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
+const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
+const IDR: &[u8] = &[0x65, 0x88, 0x84, 0x00];
+
+fn h264(inspector: &mut Inspector, time: u32, payload: &[u8]) -> Inspection {
+    inspector.inspect(time, &Bytes::copy_from_slice(payload))
+}
+
+#[test]
+fn obs_sends_sps_and_pps_as_packets_of_their_own() {
+    let mut inspector = Inspector::new(Codec::H264);
+    for time in [1, 2] {
+        assert!(!h264(&mut inspector, time, SPS).key_frame);
+        assert!(!h264(&mut inspector, time, PPS).key_frame);
+        let inspection = h264(&mut inspector, time, IDR);
+        assert_eq!((inspection.key_frame, inspection.insert.len()), (true, 0));
+    }
+}
+
+#[test]
+fn an_idr_without_any_known_parameter_sets_is_no_start() {
+    let mut inspector = Inspector::new(Codec::H264);
+    assert_eq!(h264(&mut inspector, 1, IDR), Inspection::default());
+    h264(&mut inspector, 1, SPS);
+    assert!(h264(&mut inspector, 1, PPS).key_frame, "they came late");
+}
+
+#[test]
+fn changes_are_told_once() {
+    let mut inspector = Inspector::new(Codec::H264);
+    let first = h264(&mut inspector, 1, SPS);
+    assert!(first.format_changed.is_some());
+    assert_eq!(first.resolution_changed, Some((64, 48)));
+    let again = h264(&mut inspector, 2, SPS);
+    assert_eq!((again.format_changed, again.resolution_changed), (None, None));
+    let mut main = SPS.to_vec();
+    (main[1], main[2]) = (0x4d, 0x00);
+    let Some(Format::H264 { profile, .. }) = h264(&mut inspector, 3, &main).format_changed else {
+        panic!("another profile");
+    };
+    assert_eq!(profile, ProfileLevelId([0x4d, 0, 0x1f]));
+}
+
+#[test]
+fn audio_has_no_key_frames() {
+    for (codec, format) in [
+        (Codec::Opus, None),
+        (Codec::Pcmu, Some(Format::Pcmu)),
+        (Codec::Pcma, Some(Format::Pcma)),
+    ] {
+        let mut inspector = Inspector::new(codec);
+        assert_eq!(
+            inspector.inspect(0, &Bytes::from_static(&[0xfc, 1])),
+            Inspection::default()
+        );
+        assert_eq!(inspector.format(), format);
+    }
+}
+
+/// A packet of the corpus with some bytes changed, cut or made longer.
+fn mutate(rng: &mut StdRng, corpus: &[(u32, Bytes)]) -> (u32, Bytes) {
+    let (time, payload) = &corpus[rng.random_range(0..corpus.len())];
+    // Headers and parameter sets are in front; the rest only costs time.
+    let mut bytes = payload[..payload.len().min(128)].to_vec();
+    for _ in 0..rng.random_range(0..8) {
+        let at = rng.random_range(0..=bytes.len().min(40));
+        match rng.random_range(0..4) {
+            0 => bytes.truncate(at),
+            1 => bytes.insert(at, rng.random()),
+            _ => {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = rng.random();
+                }
+            }
+        }
+    }
+    (time.wrapping_add(rng.random_range(0..4)), bytes.into())
+}
+
+#[test]
+fn hostile_packets_never_panic_and_ask_for_no_long_payloads() {
+    let av1 = vec![(
+        0,
+        Bytes::from_static(&[0x28, 12, 8, 0, 0, 0, 4, 0x3d, 6, 0xd4, 0xda, 0xf9, 0, 0x40, 0x30, 1, 2]),
+    )];
+    let handmade = [SPS, PPS, IDR].map(|payload| (7, Bytes::from_static(payload)));
+    for (seed, codec, corpus) in [
+        (1, Codec::H264, [&packets(H264)[..], &handmade].concat()),
+        (2, Codec::H265, packets(H265)),
+        (3, Codec::Vp8, packets(VP8)),
+        (4, Codec::Vp9, packets(VP9)),
+        (5, Codec::Av1, av1),
+    ] {
+        println!("{codec:?}: seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut inspector = Inspector::new(codec);
+        for _ in 0..100_000 {
+            let (time, payload) = mutate(&mut rng, &corpus);
+            let inspection = inspector.inspect(time, &payload);
+            assert!(inspection.insert.iter().all(|payload| payload.len() <= MAX_PAYLOAD));
+            assert!(inspection.insert.len() <= 8 && (inspection.key_frame || inspection.insert.is_empty()));
+            if let Some(mut descriptor) = vp8::Vp8Descriptor::parse(&payload).filter(|_| codec == Codec::Vp8) {
+                let mut copy = payload.to_vec();
+                descriptor.patch(&mut copy, 0x7f, 1);
+                descriptor = vp8::Vp8Descriptor::parse(&copy).expect("patched");
+                assert!(descriptor.picture_id.is_none_or(|id| id.value() == 0x7f));
+            }
+        }
+    }
+}

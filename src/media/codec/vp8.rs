@@ -1,0 +1,195 @@
+//! VP8 over RTP (RFC 7741): where key frames begin, and the two counters of the payload descriptor, which have to run on
+//! unbroken when a viewer is moved from one encoding to another.
+
+use super::Finding;
+use crate::media::Format;
+
+/// Picture id with the width that the sender chose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PictureId {
+    /// 7 bits.
+    Short(u8),
+    /// 15 bits.
+    Long(u16),
+}
+
+impl PictureId {
+    /// The number without its width.
+    pub fn value(self) -> u16 {
+        match self {
+            PictureId::Short(value) => u16::from(value),
+            PictureId::Long(value) => value,
+        }
+    }
+}
+
+/// The payload descriptor at the start of every VP8 payload (RFC 7741 §4.2).
+///
+/// ```text
+///  |X|R|N|S|R| PID |
+///  |I|L|T|K|  RSV  |  if X
+///  |M| PictureID   |  if I, a second byte if M
+///  |   TL0PICIDX   |  if L
+///  |TID|Y| KEYIDX  |  if T or K
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vp8Descriptor {
+    pub picture_id: Option<PictureId>,
+    pub tl0: Option<u8>,
+    /// This payload begins a frame: the first of partition 0.
+    pub starts_frame: bool,
+    /// Length in bytes.
+    pub len: usize,
+    picture_id_at: usize,
+    tl0_at: usize,
+}
+
+impl Vp8Descriptor {
+    /// Reads the descriptor; `None` if the payload is cut off within it.
+    pub fn parse(payload: &[u8]) -> Option<Self> {
+        let &first = payload.first()?;
+        let mut descriptor = Self {
+            picture_id: None,
+            tl0: None,
+            starts_frame: first & 0x17 == 0x10,
+            len: 1,
+            picture_id_at: 0,
+            tl0_at: 0,
+        };
+        if first & 0x80 == 0 {
+            return Some(descriptor);
+        }
+        let &flags = payload.get(1)?;
+        let mut at = 2;
+        if flags & 0x80 != 0 {
+            let &high = payload.get(at)?;
+            descriptor.picture_id_at = at;
+            at += 1;
+            descriptor.picture_id = Some(if high & 0x80 == 0 {
+                PictureId::Short(high)
+            } else {
+                let &low = payload.get(at)?;
+                at += 1;
+                PictureId::Long(u16::from_be_bytes([high & 0x7f, low]))
+            });
+        }
+        if flags & 0x40 != 0 {
+            descriptor.tl0 = Some(*payload.get(at)?);
+            descriptor.tl0_at = at;
+            at += 1;
+        }
+        if flags & 0x30 != 0 {
+            payload.get(at)?;
+            at += 1;
+        }
+        descriptor.len = at;
+        Some(descriptor)
+    }
+
+    /// Writes other numbers over those that are there, cut to their width; what is absent stays absent. `payload` is the
+    /// one that was parsed, or a copy.
+    pub fn patch(&self, payload: &mut [u8], picture_id: u16, tl0: u8) {
+        let at = self.picture_id_at;
+        match self.picture_id {
+            Some(PictureId::Short(_)) => {
+                if let Some(byte) = payload.get_mut(at) {
+                    *byte = picture_id as u8 & 0x7f;
+                }
+            }
+            Some(PictureId::Long(_)) => {
+                if let Some(bytes) = payload.get_mut(at..at + 2) {
+                    bytes.copy_from_slice(&(picture_id | 0x8000).to_be_bytes());
+                }
+            }
+            None => {}
+        }
+        if let (Some(_), Some(byte)) = (self.tl0, payload.get_mut(self.tl0_at)) {
+            *byte = tl0;
+        }
+    }
+}
+
+/// A key frame is proven by its first packet, which has the whole frame header (RFC 7741 §4.3, RFC 6386 §9.1).
+pub(super) fn inspect(payload: &[u8]) -> Finding {
+    let descriptor = Vp8Descriptor::parse(payload).filter(|descriptor| descriptor.starts_frame);
+    let frame = descriptor.and_then(|descriptor| payload.get(descriptor.len..));
+    match frame.and_then(key_frame_size) {
+        Some(size) => Finding {
+            key_frame: true,
+            format: Some(Format::Vp8),
+            resolution: Some(size).filter(|(width, height)| *width > 0 && *height > 0),
+            ..Finding::default()
+        },
+        None => Finding::default(),
+    }
+}
+
+/// Width and height of a key frame; `None` for other frames, which have the lowest bit of the frame tag set.
+fn key_frame_size(frame: &[u8]) -> Option<(u16, u16)> {
+    let &[tag, _, _, 0x9d, 0x01, 0x2a, w0, w1, h0, h1] = frame.first_chunk::<10>()? else {
+        return None;
+    };
+    // The upper two bits of each are a scaling that does not change the coded size.
+    let size = |low, high| u16::from_le_bytes([low, high]) & 0x3fff;
+    (tag & 1 == 0).then(|| (size(w0, w1), size(h0, h1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// X, S; I L T; 15-bit picture id 0x1234, TL0PICIDX 9, TID 1.
+    const LONG: [u8; 8] = [0x90, 0xe0, 0x92, 0x34, 9, 0x40, 0xaa, 0xbb];
+
+    #[test]
+    fn the_descriptor_is_read_in_both_widths() {
+        let long = Vp8Descriptor::parse(&LONG).expect("valid");
+        assert_eq!((long.picture_id, long.tl0), (Some(PictureId::Long(0x1234)), Some(9)));
+        assert_eq!((long.starts_frame, long.len), (true, 6));
+        let short = Vp8Descriptor::parse(&[0x80, 0x80, 0x7f, 1]).expect("valid");
+        assert_eq!((short.picture_id, short.tl0), (Some(PictureId::Short(0x7f)), None));
+        assert_eq!((short.starts_frame, short.len), (false, 3));
+        let bare = Vp8Descriptor::parse(&[0x10, 0xff]).expect("valid");
+        assert_eq!((bare.picture_id, bare.starts_frame, bare.len), (None, true, 1));
+        assert!(
+            !Vp8Descriptor::parse(&[0x11]).expect("valid").starts_frame,
+            "partition 1"
+        );
+    }
+
+    #[test]
+    fn patching_keeps_the_width_and_everything_else() {
+        let mut payload = LONG;
+        let descriptor = Vp8Descriptor::parse(&LONG).expect("valid");
+        descriptor.patch(&mut payload, 0xffff, 200);
+        assert_eq!(payload, [0x90, 0xe0, 0xff, 0xff, 200, 0x40, 0xaa, 0xbb]);
+        descriptor.patch(&mut payload, 5, 0);
+        assert_eq!(payload, [0x90, 0xe0, 0x80, 0x05, 0, 0x40, 0xaa, 0xbb]);
+        let mut short = [0x80, 0x80, 0x7f, 1];
+        Vp8Descriptor::parse(&short).expect("valid").patch(&mut short, 0x1ff, 7);
+        assert_eq!(short, [0x80, 0x80, 0x7f, 1]);
+        let mut bare = [0x10, 0xff];
+        Vp8Descriptor::parse(&bare).expect("valid").patch(&mut bare, 1, 2);
+        assert_eq!(bare, [0x10, 0xff]);
+    }
+
+    #[test]
+    fn an_inter_frame_that_looks_like_a_key_frame_behind_its_tag_is_none() {
+        let key_frame = [0x10, 0x30, 0, 0, 0x9d, 0x01, 0x2a, 0x40, 0x41, 0xf0, 0x80];
+        assert_eq!(
+            inspect(&key_frame).resolution,
+            Some((320, 240)),
+            "without the scaling bits"
+        );
+        let mut inter_frame = key_frame;
+        inter_frame[1] |= 1;
+        assert_eq!(inspect(&inter_frame), Finding::default());
+    }
+
+    #[test]
+    fn a_descriptor_cut_off_is_none() {
+        for length in 0..6 {
+            assert_eq!(Vp8Descriptor::parse(&LONG[..length]), None);
+        }
+    }
+}

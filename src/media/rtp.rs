@@ -1,0 +1,431 @@
+//! Reads RTP packets without copying (RFC 3550 §5.1, header extensions of RFC 8285) and undoes the wrapping of their
+//! counters. Writing is not here: whoever sends knows its own header.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use thiserror::Error;
+
+use super::{Pt, Ssrc};
+
+/// Length of the header without CSRCs and extensions, in bytes.
+pub const FIXED_HEADER_LEN: usize = 12;
+
+/// Why bytes are not an RTP packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RtpError {
+    #[error("{0} bytes are too few for the header they announce")]
+    TooShort(usize),
+    #[error("RTP version {0} is not 2")]
+    Version(u8),
+    #[error("{padding} bytes of padding cannot end a body of {body} bytes")]
+    Padding { padding: u8, body: usize },
+}
+
+/// The header of one RTP packet, a view on the packet's bytes.
+///
+/// ```text
+///  0                   1                   2                   3
+/// |V=2|P|X|  CC   |M|     PT      |       sequence number         |
+/// |                           timestamp                           |
+/// |                             SSRC                              |
+/// |                        CC times a CSRC                        |
+/// |  with X: profile (0xbede, 0x100x) |    length in words        |
+/// |                       extension elements                      |
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header<'a> {
+    pub pt: Pt,
+    pub marker: bool,
+    pub seq: u16,
+    /// RTP timestamp, in units of the codec's clock rate.
+    pub time: u32,
+    pub ssrc: Ssrc,
+    extensions: Extensions<'a>,
+    payload: Range<usize>,
+}
+
+impl<'a> Header<'a> {
+    /// Reads the header of a decrypted packet. Extension elements are not looked at before they are asked for.
+    ///
+    /// # Errors
+    ///
+    /// An [`RtpError`]; in particular, padding that is longer than the body, or zero, is an error (RFC 3550 §5.1 counts
+    /// the count itself). A packet that is nothing but padding is valid and has an empty payload.
+    pub fn parse(packet: &'a [u8]) -> Result<Self, RtpError> {
+        let mut header = Self::parse_sealed(packet)?;
+        let padded = packet.first().is_some_and(|first| first & 0x20 != 0);
+        if let (true, Some(body)) = (padded, packet.get(header.payload())) {
+            header.payload.end -= padding_of(body)?;
+        }
+        Ok(header)
+    }
+
+    /// Reads the clear-text header of an SRTP packet; the payload is everything behind it, still sealed.
+    ///
+    /// # Errors
+    ///
+    /// An [`RtpError`] when the header is cut short or of another version.
+    pub fn parse_sealed(packet: &'a [u8]) -> Result<Self, RtpError> {
+        let too_short = RtpError::TooShort(packet.len());
+        let (&[first, second, s0, s1, t0, t1, t2, t3, c0, c1, c2, c3], _) =
+            packet.split_first_chunk::<FIXED_HEADER_LEN>().ok_or(too_short)?;
+        if first >> 6 != 2 {
+            return Err(RtpError::Version(first >> 6));
+        }
+        let mut start = FIXED_HEADER_LEN + 4 * usize::from(first & 0x0f);
+        let mut extensions = Extensions::NONE;
+        if first & 0x10 != 0 {
+            let rest = packet.get(start..).ok_or(too_short)?;
+            let (&[p0, p1, l0, l1], rest) = rest.split_first_chunk::<4>().ok_or(too_short)?;
+            let length = 4 * usize::from(u16::from_be_bytes([l0, l1]));
+            let elements = rest.get(..length).ok_or(too_short)?;
+            extensions = Extensions::new(u16::from_be_bytes([p0, p1]), elements);
+            start += 4 + length;
+        }
+        if start > packet.len() {
+            return Err(too_short);
+        }
+        Ok(Self {
+            pt: Pt(second & 0x7f),
+            marker: second & 0x80 != 0,
+            seq: u16::from_be_bytes([s0, s1]),
+            time: u32::from_be_bytes([t0, t1, t2, t3]),
+            ssrc: Ssrc(u32::from_be_bytes([c0, c1, c2, c3])),
+            extensions,
+            payload: start..packet.len(),
+        })
+    }
+
+    /// Where the payload stands in the packet: after all headers, before the padding.
+    pub fn payload(&self) -> Range<usize> {
+        self.payload.clone()
+    }
+
+    /// The header extension elements in the order they stand.
+    pub fn extensions(&self) -> Extensions<'a> {
+        self.extensions.clone()
+    }
+
+    /// The first element with this id (1..=14 in the one-byte form, 1..=255 in the two-byte form).
+    pub fn extension(&self, id: u8) -> Option<&'a [u8]> {
+        self.extensions().find(|(found, _)| *found == id).map(|(_, data)| data)
+    }
+}
+
+/// Length of the padding, at least 1 and at most the body.
+fn padding_of(body: &[u8]) -> Result<usize, RtpError> {
+    let padding = body.last().copied().unwrap_or(0);
+    if padding == 0 || usize::from(padding) > body.len() {
+        return Err(RtpError::Padding {
+            padding,
+            body: body.len(),
+        });
+    }
+    Ok(usize::from(padding))
+}
+
+/// Walks over header extension elements, giving id and data. Ends early at the first element that is cut off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extensions<'a> {
+    form: Form,
+    rest: &'a [u8],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// RFC 8285 §4.2: four bits of id, four bits of length less one.
+    OneByte,
+    /// RFC 8285 §4.3: a byte of id, a byte of length.
+    TwoByte,
+}
+
+impl<'a> Extensions<'a> {
+    const NONE: Extensions<'static> = Extensions {
+        form: Form::OneByte,
+        rest: &[],
+    };
+
+    /// The low four bits of a two-byte profile are "appbits" and mean nothing here. Other profiles have no elements.
+    fn new(profile: u16, elements: &'a [u8]) -> Self {
+        match profile {
+            0xbede => Self {
+                form: Form::OneByte,
+                rest: elements,
+            },
+            0x1000..=0x100f => Self {
+                form: Form::TwoByte,
+                rest: elements,
+            },
+            _ => Self::NONE,
+        }
+    }
+
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (data, rest) = self.rest.split_at_checked(length)?;
+        self.rest = rest;
+        Some(data)
+    }
+
+    fn element(&mut self) -> Option<(u8, &'a [u8])> {
+        loop {
+            let (&first, rest) = self.rest.split_first()?;
+            self.rest = rest;
+            // A zero byte is padding in both forms.
+            if first == 0 {
+                continue;
+            }
+            return match self.form {
+                // RFC 8285 §4.2: id 0 with a length, and id 15, end the walk.
+                Form::OneByte if matches!(first >> 4, 0 | 15) => None,
+                Form::OneByte => Some((first >> 4, self.take(usize::from(first & 0x0f) + 1)?)),
+                Form::TwoByte => {
+                    let (&length, rest) = self.rest.split_first()?;
+                    self.rest = rest;
+                    Some((first, self.take(usize::from(length))?))
+                }
+            };
+        }
+    }
+}
+
+impl<'a> Iterator for Extensions<'a> {
+    type Item = (u8, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let element = self.element();
+        if element.is_none() {
+            self.rest = &[];
+        }
+        element
+    }
+}
+
+/// The number nearest to `reference` that ends in `seq`; where that would be below zero, the next one above.
+pub fn extend_seq(reference: u64, seq: u16) -> u64 {
+    let ahead = seq.wrapping_sub(reference as u16);
+    nearest(reference, u64::from(ahead), 1 << 16)
+}
+
+/// The number nearest to `reference` that ends in `time`; where that would be below zero, the next one above.
+pub fn extend_time(reference: u64, time: u32) -> u64 {
+    let ahead = time.wrapping_sub(reference as u32);
+    nearest(reference, u64::from(ahead), 1 << 32)
+}
+
+/// `ahead` is how far to go forwards; from half a `cycle` on it is shorter to go backwards.
+fn nearest(reference: u64, ahead: u64, cycle: u64) -> u64 {
+    let forwards = reference.wrapping_add(ahead);
+    if ahead < cycle / 2 {
+        forwards
+    } else {
+        forwards.checked_sub(cycle).unwrap_or(forwards)
+    }
+}
+
+/// Undoes the wrapping of a counter of `T` ([`u16`] sequence numbers, [`u32`] timestamps): values come in nearly in
+/// order, and each becomes the number nearest to the highest so far.
+#[derive(Clone, Debug)]
+pub struct Unwrapper<T> {
+    start: u64,
+    highest: Option<u64>,
+    counter: PhantomData<T>,
+}
+
+/// Extends sequence numbers.
+pub type SeqUnwrapper = Unwrapper<u16>;
+
+/// Extends timestamps.
+pub type TimeUnwrapper = Unwrapper<u32>;
+
+impl Unwrapper<u16> {
+    /// The first value becomes the lowest number from `start` on that ends in it. Below 65,536, `start` is raised to
+    /// that, so that what comes before the first value has a number too.
+    pub fn starting_at(start: u64) -> Self {
+        Self::from_start(start.max(1 << 16))
+    }
+
+    /// Extends a value and follows it if it is the highest.
+    pub fn extend(&mut self, seq: u16) -> u64 {
+        let extended = match self.highest {
+            Some(highest) => extend_seq(highest, seq),
+            None => self.start + u64::from(seq.wrapping_sub(self.start as u16)),
+        };
+        self.follow(extended)
+    }
+}
+
+impl Unwrapper<u32> {
+    /// The first value becomes the lowest number from `start` on that ends in it. Below 2^32, `start` is raised to
+    /// that, so that what comes before the first value has a number too.
+    pub fn starting_at(start: u64) -> Self {
+        Self::from_start(start.max(1 << 32))
+    }
+
+    /// Extends a value and follows it if it is the highest.
+    pub fn extend(&mut self, time: u32) -> u64 {
+        let extended = match self.highest {
+            Some(highest) => extend_time(highest, time),
+            None => self.start + u64::from(time.wrapping_sub(self.start as u32)),
+        };
+        self.follow(extended)
+    }
+}
+
+impl<T> Unwrapper<T> {
+    fn from_start(start: u64) -> Self {
+        Self {
+            start,
+            highest: None,
+            counter: PhantomData,
+        }
+    }
+
+    fn follow(&mut self, extended: u64) -> u64 {
+        self.highest = Some(self.highest.map_or(extended, |highest| highest.max(extended)));
+        extended
+    }
+
+    /// The highest number so far; `None` before the first.
+    pub fn highest(&self) -> Option<u64> {
+        self.highest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+    /// Marker, PT 96, sequence number 0x1234, time 0x01020304, SSRC 0x0a0b0c0d.
+    const FIXED: [u8; 12] = [0x80, 0xe0, 0x12, 0x34, 1, 2, 3, 4, 0x0a, 0x0b, 0x0c, 0x0d];
+
+    fn packet(first: u8, rest: &[u8]) -> Vec<u8> {
+        let mut packet = FIXED.to_vec();
+        packet[0] = first;
+        packet.extend_from_slice(rest);
+        packet
+    }
+
+    #[test]
+    fn fixed_fields_are_read_and_csrcs_are_skipped() {
+        let bytes = packet(0x82, &[1, 1, 1, 1, 2, 2, 2, 2, 9, 8, 7]);
+        let header = Header::parse(&bytes).expect("valid");
+        assert_eq!((header.pt, header.marker), (Pt(96), true));
+        assert_eq!((header.seq, header.time), (0x1234, 0x0102_0304));
+        assert_eq!(header.ssrc, Ssrc(0x0a0b_0c0d));
+        assert_eq!(&bytes[header.payload()], [9, 8, 7]);
+        assert_eq!(header.extension(1), None);
+    }
+
+    #[test]
+    fn one_byte_extensions_are_found_between_padding() {
+        let elements = [0xbe, 0xde, 0, 3, 0x10, b'0', 0, 0, 0x32, 1, 2, 3, 0x51, 7, 8, 0, 0xff];
+        let bytes = packet(0x90, &elements);
+        let header = Header::parse(&bytes).expect("valid");
+        let found: Vec<_> = header.extensions().collect();
+        assert_eq!(found, [(1, &b"0"[..]), (3, &[1, 2, 3]), (5, &[7, 8])]);
+        assert_eq!(header.extension(3), Some(&[1, 2, 3][..]));
+        assert_eq!(&bytes[header.payload()], [0xff]);
+    }
+
+    #[test]
+    fn two_byte_extensions_may_be_empty() {
+        let elements = [0x10, 0x03, 0, 2, 200, 0, 0, 16, 2, 5, 6, 0];
+        let bytes = packet(0x90, &elements);
+        let header = Header::parse(&bytes).expect("valid");
+        let found: Vec<_> = header.extensions().collect();
+        assert_eq!(found, [(200, &[][..]), (16, &[5, 6])]);
+        assert_eq!(header.payload(), 24..24);
+    }
+
+    #[test]
+    fn reserved_and_cut_off_elements_end_the_walk() {
+        for elements in [[0xf0, 1, 0x20, 2], [0x02, 1, 0x20, 2], [0x1f, 1, 2, 3]] {
+            let mut rest = vec![0xbe, 0xde, 0, 1];
+            rest.extend_from_slice(&elements);
+            let bytes = packet(0x90, &rest);
+            let header = Header::parse(&bytes).expect("the header itself is sound");
+            assert_eq!(header.extensions().count(), 0, "{elements:?}");
+        }
+        let bytes = packet(0x90, &[0x12, 0x34, 0, 1, 0x10, 7, 0, 0]);
+        assert_eq!(Header::parse(&bytes).expect("valid").extensions().count(), 0);
+    }
+
+    #[test]
+    fn padding_is_removed_and_may_be_everything() {
+        let bytes = packet(0xa0, &[9, 9, 0, 0, 3]);
+        assert_eq!(Header::parse(&bytes).expect("valid").payload(), 12..14);
+        let bytes = packet(0xa0, &[0, 0, 0, 0, 5]);
+        assert_eq!(Header::parse(&bytes).expect("valid").payload(), 12..12);
+    }
+
+    #[test]
+    fn lying_packets_are_refused() {
+        let refused = |first, rest: &[u8]| Header::parse(&packet(first, rest)).expect_err("refused");
+        assert_eq!(refused(0xa0, &[9, 3]), RtpError::Padding { padding: 3, body: 2 });
+        assert_eq!(refused(0xa0, &[9, 0]), RtpError::Padding { padding: 0, body: 2 });
+        assert_eq!(refused(0xa0, &[]), RtpError::Padding { padding: 0, body: 0 });
+        assert_eq!(refused(0x40, &[]), RtpError::Version(1));
+        assert_eq!(refused(0x81, &[1, 2, 3]), RtpError::TooShort(15));
+        assert_eq!(refused(0x90, &[0xbe, 0xde, 0]), RtpError::TooShort(15));
+        assert_eq!(refused(0x90, &[0xbe, 0xde, 0, 1, 1]), RtpError::TooShort(17));
+        assert_eq!(Header::parse(&FIXED[..11]), Err(RtpError::TooShort(11)));
+    }
+
+    #[test]
+    fn garbage_never_panics_and_never_reaches_outside() {
+        let seed = 1;
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        for _ in 0..100_000 {
+            let mut bytes = vec![0; rng.random_range(0..64)];
+            rng.fill(bytes.as_mut_slice());
+            if let Some(first) = bytes.first_mut() {
+                *first = 0x80 | (*first & 0x33);
+            }
+            if let Ok(header) = Header::parse(&bytes) {
+                assert!(bytes.get(header.payload()).is_some());
+                assert!(header.extensions().map(|(_, data)| data.len()).sum::<usize>() < 64);
+            }
+        }
+    }
+
+    #[test]
+    fn sequence_numbers_are_extended_across_wraps_both_ways() {
+        let mut unwrapper = SeqUnwrapper::starting_at(0);
+        let first = unwrapper.extend(65_534);
+        assert_eq!(first, 65_536 + 65_534);
+        assert_eq!(unwrapper.extend(1), first + 3);
+        assert_eq!(unwrapper.extend(65_535), first + 1, "late, from before the wrap");
+        assert_eq!(unwrapper.extend(2), first + 4);
+        assert_eq!(unwrapper.highest(), Some(first + 4));
+    }
+
+    #[test]
+    fn what_comes_before_the_first_value_has_a_number() {
+        let mut unwrapper = TimeUnwrapper::starting_at(0);
+        let first = unwrapper.extend(0);
+        assert_eq!(unwrapper.extend(u32::MAX), first - 1);
+        assert_eq!(extend_seq(3, 65_535), 65_535, "nothing is below zero");
+    }
+
+    #[test]
+    fn a_start_is_kept_modulo_the_counter() {
+        let mut unwrapper = SeqUnwrapper::starting_at(1_000_000);
+        let first = unwrapper.extend(5);
+        assert!((1_000_000..1_065_536).contains(&first));
+        assert_eq!(first as u16, 5);
+    }
+
+    #[test]
+    fn a_day_of_timestamps_never_goes_back() {
+        let mut unwrapper = TimeUnwrapper::starting_at(0);
+        let (mut time, mut last) = (u32::MAX - 10, 0);
+        for _ in 0..86_400 {
+            let extended = unwrapper.extend(time);
+            assert!(last == 0 || extended == last + 90_000);
+            (time, last) = (time.wrapping_add(90_000), extended);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Ways out of a stream.
+pub mod line;
+pub mod track;
+pub mod whep;

@@ -1,0 +1,467 @@
+//! One track of one viewer: where it stands on the stream's line, and what it sends.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::line::{Line, Squeeze};
+use crate::hub::ring::Ring;
+use crate::media::clock::{duration, ticks};
+use crate::media::packet::{Packet, TrackSeq, TrackTime};
+use crate::media::{Codec, Kind, Pt, Ssrc};
+use crate::sdp::plan::OutgoingTrack;
+use crate::session::outbox::{Destination, Outbox, RtpHeader};
+use crate::session::srtp::{RtpCipher, SealError};
+
+/// A track that a viewer negotiated.
+pub struct OutTrack {
+    kind: Kind,
+    ssrc: Ssrc,
+    rtx_ssrc: Option<Ssrc>,
+    /// By [`Codec`]: payload type and that of its retransmissions.
+    payload_types: [Option<(Pt, Option<Pt>)>; CODECS],
+    line: Line,
+    state: State,
+    /// Position after the last packet in line order that was sent.
+    sent_until: TrackSeq,
+    rtx_seq: u64,
+    sent: Sent,
+    history: Option<Box<History>>,
+}
+
+/// Where a track stands.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Nothing to begin with yet.
+    Waiting,
+    /// Reads from the ring.
+    CatchUp {
+        cursor: TrackSeq,
+        read_order: u64,
+        started: Instant,
+        due: Instant,
+        pace: Option<Pace>,
+    },
+    /// Forwards what arrives; what was inserted up to this order was read from the ring.
+    Live { after_order: u64 },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    squeeze: Squeeze,
+    rate: u32,
+    key_frame: TrackSeq,
+}
+
+/// Counts for sender reports; both wrap (RFC 3550 §6.4.1).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    pub packets: u32,
+    pub octets: u32,
+}
+
+/// A packet to be sent again.
+pub struct Retransmissions {
+    out: u64,
+    packet: Arc<Packet>,
+}
+
+/// What was retransmitted lately; made on the first NACK.
+struct History {
+    /// By outgoing sequence number modulo its length.
+    answered: Vec<Answered>,
+    /// Bytes that may be retransmitted now.
+    budget: f64,
+    refilled: Instant,
+    /// [`Sent::octets`] at that moment.
+    octets: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Answered {
+    out: u64,
+    times: u8,
+    last: Instant,
+}
+
+const CODECS: usize = 8;
+
+/// Bytes per second of the burst with which a viewer begins, at least.
+const BURST_RATE: usize = 8_000_000;
+
+/// The burst takes no longer than this, whatever is in the cache.
+const MAX_BURST: Duration = Duration::from_millis(500);
+
+/// A cache younger than this is sent as it is: nothing to squeeze.
+const MIN_SQUEEZED: Duration = Duration::from_millis(100);
+
+/// Between two parts of the burst.
+const BURST_STEP: Duration = Duration::from_millis(4);
+
+/// Packets of one part of the burst at most: what the socket buffer of a receiver holds.
+const MAX_PART: usize = 128;
+
+/// Answers to NACKs for one packet.
+const MAX_ANSWERS: u8 = 3;
+
+/// Retransmissions may take this part of what was sent.
+const BUDGET_SHARE: f64 = 0.25;
+
+/// Retransmitted bytes that are always allowed: a burst of loss at the start.
+const BUDGET_BURST: f64 = 256_000.0;
+
+/// Slowest refill of the budget in bytes per second, for streams of very low rate.
+const BUDGET_RATE: f64 = 64_000.0;
+
+const MIN_ANSWER_SPACING: Duration = Duration::from_millis(20);
+
+/// Packets whose answers are counted: more than a second of a fast stream.
+const MAX_ANSWERED: usize = 1_024;
+
+impl OutTrack {
+    /// `random` seeds what has to be unpredictable.
+    pub fn new(plan: OutgoingTrack, random: &mut dyn FnMut() -> u32) -> Self {
+        let mut payload_types = [None; CODECS];
+        for codec in plan.codecs.iter().rev() {
+            if let Some(slot) = payload_types.get_mut(codec.format.codec() as usize) {
+                *slot = Some((codec.pt, codec.rtx_pt));
+            }
+        }
+        Self {
+            kind: plan.kind,
+            ssrc: plan.ssrc,
+            rtx_ssrc: plan.rtx_ssrc,
+            payload_types,
+            line: Line::new(random() as u16, random()),
+            state: State::Waiting,
+            sent_until: 0,
+            rtx_seq: u64::from(random() & 0x7fff),
+            sent: Sent::default(),
+            history: None,
+        }
+    }
+
+    /// SSRC of the media.
+    pub fn ssrc(&self) -> Ssrc {
+        self.ssrc
+    }
+
+    /// What was sent so far, retransmissions excluded.
+    pub fn sent(&self) -> Sent {
+        self.sent
+    }
+
+    /// Whether nothing could be sent yet for want of a key frame.
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting)
+    }
+
+    /// Begins at the live edge: every packet is a start (audio).
+    pub fn start_live(&mut self, ring: &Ring) {
+        self.line.go_on(self.sent_until, ring.end(), None);
+        self.sent_until = ring.end();
+        self.state = State::Live {
+            after_order: ring.order(),
+        };
+    }
+
+    /// Begins at the cached key frame. Returns its age, or `None` when there is none and the track waits.
+    pub fn start(&mut self, now: Instant, ring: &Ring) -> Option<Duration> {
+        let cached = ring.key_frame().and_then(|seq| Some((seq, ring.get(seq)?)));
+        let (Some((key_frame, first)), Some((newest, _))) = (cached, ring.newest()) else {
+            self.state = State::Waiting;
+            return None;
+        };
+        let rate = first.codec.clock_rate();
+        let age = duration(newest.saturating_sub(first.time), rate);
+        let squeeze = (age >= MIN_SQUEEZED).then(|| {
+            let by_bytes = Duration::from_secs_f64(ring.bytes_since(key_frame) as f64 / BURST_RATE as f64);
+            let room = by_bytes.min(MAX_BURST).min(age / 2).max(BURST_STEP);
+            Squeeze {
+                from: first.time,
+                begin: newest,
+                end: newest + ticks(room, rate),
+            }
+        });
+        self.line.go_on(self.sent_until, key_frame, squeeze);
+        self.sent_until = key_frame;
+        let pace = squeeze.map(|squeeze| Pace {
+            squeeze,
+            rate,
+            key_frame,
+        });
+        self.state = State::CatchUp {
+            cursor: key_frame,
+            read_order: 0,
+            started: now,
+            due: now,
+            pace,
+        };
+        Some(age)
+    }
+
+    /// Sends the cached key frame and what followed once more, under new numbers: the viewer cannot decode and the
+    /// source sends no key frame.
+    pub fn replay(&mut self, now: Instant, ring: &Ring) {
+        if ring.key_frame().is_some() && matches!(self.state, State::Live { .. }) {
+            self.start(now, ring);
+        }
+    }
+
+    /// Reads from the ring what was lost on the way to this shard.
+    pub fn recover(&mut self, now: Instant) {
+        if let State::Live { after_order } = self.state {
+            let cursor = self.sent_until;
+            self.state = State::CatchUp {
+                cursor,
+                read_order: after_order,
+                started: now,
+                due: now,
+                pace: None,
+            };
+        }
+    }
+
+    /// Whether a packet that has just arrived is to be sent now.
+    pub fn takes(&self, packet: &Packet) -> bool {
+        match self.state {
+            State::Waiting => false,
+            State::CatchUp { cursor, read_order, .. } => packet.seq < cursor && packet.order > read_order,
+            State::Live { after_order } => packet.order > after_order,
+        }
+    }
+
+    /// When [`Self::catch_up`] wants to be called.
+    pub fn poll_catch_up(&self) -> Option<Instant> {
+        match self.state {
+            State::CatchUp { due, .. } => Some(due),
+            State::Waiting | State::Live { .. } => None,
+        }
+    }
+
+    /// Reads what is due from the ring.
+    pub fn catch_up(&mut self, now: Instant, ring: &Ring, due: &mut Vec<Arc<Packet>>) {
+        if self.is_waiting() && ring.key_frame().is_some() {
+            self.start(now, ring);
+        }
+        let State::CatchUp {
+            mut cursor,
+            started,
+            mut pace,
+            ..
+        } = self.state
+        else {
+            return;
+        };
+        if let Some(further) = self.further_on(cursor, pace, ring) {
+            self.line.go_on(cursor, further, None);
+            (cursor, pace) = (further, None);
+        } else if cursor < ring.first() {
+            self.state = State::Waiting;
+            return;
+        }
+        let limit = due.len() + MAX_PART;
+        while cursor < ring.end() && due.len() < limit {
+            if let Some(packet) = ring.get(cursor) {
+                if pace.is_some_and(|pace| !pace.is_due(packet.time, now.duration_since(started))) {
+                    break;
+                }
+                due.push(packet.clone());
+            }
+            cursor += 1;
+        }
+        self.state = if cursor < ring.end() {
+            State::CatchUp {
+                cursor,
+                read_order: ring.order(),
+                started,
+                due: now + BURST_STEP,
+                pace,
+            }
+        } else {
+            State::Live {
+                after_order: ring.order(),
+            }
+        };
+    }
+
+    /// Where to go on when the ring no longer holds the packet that is due, or when a newer key frame saves the rest of
+    /// the burst. `None` for video whose key frame is gone.
+    fn further_on(&self, cursor: TrackSeq, pace: Option<Pace>, ring: &Ring) -> Option<TrackSeq> {
+        let lost = cursor < ring.first();
+        match (self.kind, ring.key_frame()) {
+            (Kind::Audio, _) => lost.then(|| ring.first()),
+            (Kind::Video, Some(key_frame)) => {
+                let newer = pace.is_some_and(|pace| key_frame > pace.key_frame && key_frame > cursor);
+                (lost || newer).then_some(key_frame)
+            }
+            (Kind::Video, None) => None,
+        }
+    }
+
+    /// Sends a packet for the first time. A packet of a codec that the viewer cannot take is left out.
+    ///
+    /// # Errors
+    ///
+    /// [`SealError`]: the session cannot go on.
+    pub fn send(
+        &mut self,
+        packet: &Packet,
+        sealer: &mut RtpCipher,
+        destination: Destination,
+        outbox: &mut Outbox,
+    ) -> Result<(), SealError> {
+        let Some((pt, _)) = self.payload_type(packet.codec) else {
+            return Ok(());
+        };
+        let Some((seq, time)) = self.line.map(packet.seq, packet.time) else {
+            return Ok(());
+        };
+        self.sent_until = self.sent_until.max(packet.seq + 1);
+        self.sent.packets = self.sent.packets.wrapping_add(1);
+        self.sent.octets = self.sent.octets.wrapping_add(packet.payload.len() as u32);
+        let header = RtpHeader {
+            pt,
+            marker: packet.marker,
+            seq,
+            time,
+            ssrc: self.ssrc,
+        };
+        outbox.rtp(destination, sealer, header, packet)
+    }
+
+    fn payload_type(&self, codec: Codec) -> Option<(Pt, Option<Pt>)> {
+        self.payload_types.get(codec as usize).copied().flatten()
+    }
+
+    /// Picks the packets that a NACK asks for and that may be sent again.
+    pub fn find_nacked(&mut self, now: Instant, rtt: Duration, seqs: &[u16], ring: &Ring) -> Vec<Retransmissions> {
+        let Some(newest) = self.sent_until.checked_sub(1) else {
+            return Vec::new();
+        };
+        let spacing = MIN_ANSWER_SPACING.max(rtt / 2);
+        let sent = self.sent;
+        let history = self.history.get_or_insert_with(|| Box::new(History::new(now, sent)));
+        history.refill(now, sent);
+        let line = &self.line;
+        seqs.iter()
+            .filter_map(|seq| {
+                let (out, track) = line.find(*seq, newest)?;
+                let packet = ring.get(track)?.clone();
+                history
+                    .allows(out, packet.body_len(), now, spacing)
+                    .then_some(Retransmissions { out, packet })
+            })
+            .collect()
+    }
+
+    /// Sends a packet again: on the RTX stream where that was negotiated, byte for byte the same else.
+    ///
+    /// # Errors
+    ///
+    /// [`SealError`]: the session cannot go on.
+    pub fn resend(
+        &mut self,
+        item: &Retransmissions,
+        sealer: &mut RtpCipher,
+        destination: Destination,
+        outbox: &mut Outbox,
+    ) -> Result<(), SealError> {
+        let packet = &item.packet;
+        let Some((pt, rtx_pt)) = self.payload_type(packet.codec) else {
+            return Ok(());
+        };
+        let Some(time) = self.line.stamp_of(item.out, packet.time) else {
+            return Ok(());
+        };
+        match (self.rtx_ssrc, rtx_pt) {
+            (Some(ssrc), Some(pt)) => {
+                let header = RtpHeader {
+                    pt,
+                    marker: packet.marker,
+                    seq: self.rtx_seq,
+                    time,
+                    ssrc,
+                };
+                self.rtx_seq += 1;
+                outbox.rtx(destination, sealer, header, item.out as u16, packet)
+            }
+            _ => {
+                let header = RtpHeader {
+                    pt,
+                    marker: packet.marker,
+                    seq: item.out,
+                    time,
+                    ssrc: self.ssrc,
+                };
+                outbox.rtp(destination, sealer, header, packet)
+            }
+        }
+    }
+
+    /// RTP timestamp of a track time for a sender report; only at the live edge, where time runs steadily.
+    pub fn live_stamp(&self, time: TrackTime) -> Option<u32> {
+        (matches!(self.state, State::Live { .. }) && self.sent.packets > 0).then(|| self.line.stamp(time))
+    }
+}
+
+impl Pace {
+    /// The burst is sent on the schedule of its own timestamps.
+    fn is_due(&self, time: TrackTime, elapsed: Duration) -> bool {
+        let at = self.squeeze.apply(time).saturating_sub(self.squeeze.begin);
+        duration(at, self.rate) <= elapsed
+    }
+}
+
+impl History {
+    fn new(now: Instant, sent: Sent) -> Self {
+        Self {
+            answered: Vec::new(),
+            budget: BUDGET_BURST,
+            refilled: now,
+            octets: sent.octets,
+        }
+    }
+
+    fn refill(&mut self, now: Instant, sent: Sent) {
+        let elapsed = now.duration_since(self.refilled).as_secs_f64();
+        let octets = f64::from(sent.octets.wrapping_sub(self.octets));
+        let earned = (octets * BUDGET_SHARE).max(elapsed * BUDGET_RATE);
+        (self.refilled, self.octets) = (now, sent.octets);
+        self.budget = (self.budget + earned).min(BUDGET_BURST);
+    }
+
+    fn allows(&mut self, out: u64, bytes: usize, now: Instant, spacing: Duration) -> bool {
+        if self.answered.is_empty() {
+            self.answered.resize(
+                MAX_ANSWERED,
+                Answered {
+                    out: u64::MAX,
+                    times: 0,
+                    last: now,
+                },
+            );
+        }
+        let index = usize::try_from(out % MAX_ANSWERED as u64).unwrap_or(0);
+        let Some(entry) = self.answered.get_mut(index) else {
+            return false;
+        };
+        if entry.out != out {
+            *entry = Answered {
+                out,
+                times: 0,
+                last: now,
+            };
+        }
+        let too_soon = entry.times > 0 && now.duration_since(entry.last) < spacing;
+        if too_soon || entry.times >= MAX_ANSWERS || self.budget < bytes as f64 {
+            return false;
+        }
+        *entry = Answered {
+            out,
+            times: entry.times + 1,
+            last: now,
+        };
+        self.budget -= bytes as f64;
+        true
+    }
+}

@@ -1,0 +1,303 @@
+//! One viewer's playback: from the hub's packets to the packets that this viewer expects.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::track::{OutTrack, Retransmissions};
+use crate::hub::stream::{Stream, StreamState};
+use crate::media::packet::Packet;
+use crate::media::rtcp::{self, Message, SenderInfo};
+use crate::media::{Kind, Ssrc};
+use crate::sdp::plan::Playback;
+use crate::session::Session;
+use crate::session::outbox::{Destination, Outbox};
+
+/// A viewer of a stream.
+pub struct Viewer {
+    pub stream: Arc<Stream>,
+    video: Option<OutTrack>,
+    audio: Option<OutTrack>,
+    cname: String,
+    started: bool,
+    next_report: Option<Instant>,
+    /// When the viewer asked for a key frame that has not come yet.
+    wants_key_frame: Option<Instant>,
+    last_replay: Option<Instant>,
+    rtt: Duration,
+    /// Sealing failed: the session has to be closed, for its packets can no longer be told apart.
+    broken: bool,
+}
+
+/// What the shard has to do for a viewer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// The source should be asked for a key frame.
+    pub key_frame: bool,
+}
+
+/// Between sender reports (RFC 3550 §6.2 allows less than 5 s where bandwidth does).
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A viewer whose request for a key frame the source ignores gets a replay of the cached one after this time.
+const REPLAY_AFTER: Duration = Duration::from_millis(600);
+
+/// Replays of one viewer are at least this far apart.
+const REPLAY_INTERVAL: Duration = Duration::from_secs(3);
+
+/// A source may be asked for a new key frame when the cached one is older than this.
+const FRESH: Duration = Duration::from_millis(500);
+
+impl Viewer {
+    /// `random` seeds sequence numbers and timestamps (RFC 3550 §5.1).
+    pub fn new(stream: Arc<Stream>, playback: Playback, random: &mut dyn FnMut() -> u32) -> Self {
+        let (mut video, mut audio) = (None, None);
+        for track in playback.tracks {
+            match track.kind {
+                Kind::Video => video = Some(OutTrack::new(track, random)),
+                Kind::Audio => audio = Some(OutTrack::new(track, random)),
+            }
+        }
+        Self {
+            stream,
+            video,
+            audio,
+            cname: playback.cname,
+            started: false,
+            next_report: None,
+            wants_key_frame: None,
+            last_replay: None,
+            rtt: Duration::from_millis(100),
+            broken: false,
+        }
+    }
+
+    /// Begins to play: video from the cached key frame if there is one, audio at the live edge.
+    pub fn start(&mut self, now: Instant, state: &mut StreamState) -> Wishes {
+        self.started = true;
+        self.next_report = Some(now + REPORT_INTERVAL / 4);
+        if let Some(audio) = &mut self.audio {
+            audio.start_live(&state.audio.ring);
+        }
+        let Some(video) = &mut self.video else {
+            return Wishes::default();
+        };
+        let age = video.start(now, &state.video.ring);
+        Wishes {
+            key_frame: age.is_none_or(|age| age > FRESH) && state.source().is_some(),
+        }
+    }
+
+    /// Whether sealing went wrong.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Forwards the packets of one turn. Returns whether [`Self::catch_up`] has to follow at once.
+    pub fn forward(
+        &mut self,
+        packets: &[Arc<Packet>],
+        session: &mut Session,
+        destination: Destination,
+        outbox: &mut Outbox,
+    ) -> bool {
+        let Some(sealer) = session.sealer() else { return false };
+        let mut waits = false;
+        for packet in packets {
+            let track = match packet.codec.kind() {
+                Kind::Video => &mut self.video,
+                Kind::Audio => &mut self.audio,
+            };
+            let Some(track) = track else { continue };
+            if packet.key_frame {
+                self.wants_key_frame = None;
+                waits |= track.is_waiting();
+            }
+            if track.takes(packet) {
+                self.broken |= track.send(packet, sealer, destination, outbox).is_err();
+            }
+        }
+        waits
+    }
+
+    /// Packets of this stream were lost on their way to this shard: what the ring still has is sent from there.
+    pub fn on_lost_batches(&mut self, now: Instant) {
+        for track in [&mut self.video, &mut self.audio].into_iter().flatten() {
+            track.recover(now);
+        }
+    }
+
+    /// Sends what is due from the ring. Called when [`Self::poll_timeout`] says so.
+    pub fn catch_up(&mut self, now: Instant, session: &mut Session, destination: Destination, outbox: &mut Outbox) {
+        let mut due = [Vec::new(), Vec::new()];
+        {
+            let mut state = self.stream.lock();
+            let state = &mut *state;
+            let tracks = [(&mut self.video, &state.video), (&mut self.audio, &state.audio)];
+            for ((track, source), due) in tracks.into_iter().zip(&mut due) {
+                if let Some(track) = track {
+                    track.catch_up(now, &source.ring, due);
+                }
+            }
+        }
+        let Some(sealer) = session.sealer() else { return };
+        for (track, due) in [&mut self.video, &mut self.audio].into_iter().zip(due) {
+            let Some(track) = track else { continue };
+            for packet in due {
+                self.broken |= track.send(&packet, sealer, destination, outbox).is_err();
+            }
+        }
+    }
+
+    /// Acts on the RTCP of the viewer.
+    pub fn handle_rtcp(
+        &mut self,
+        now: Instant,
+        ntp_now: u64,
+        messages: &[Message],
+        session: &mut Session,
+        destination: Destination,
+        outbox: &mut Outbox,
+    ) -> Wishes {
+        let mut wishes = Wishes::default();
+        for message in messages {
+            match message {
+                Message::Nack { media, seqs } => self.retransmit(now, *media, seqs, session, destination, outbox),
+                Message::KeyFrameRequest { media } => {
+                    if self.video.as_ref().is_some_and(|v| v.ssrc() == *media) {
+                        self.wants_key_frame.get_or_insert(now);
+                        wishes.key_frame = true;
+                    }
+                }
+                Message::ReceiverReport { blocks } | Message::SenderReport { blocks, .. } => {
+                    for block in blocks.iter().filter(|b| b.last_sr != 0) {
+                        self.rtt = round_trip(ntp_now, block).unwrap_or(self.rtt);
+                    }
+                }
+                Message::Bye => {}
+            }
+        }
+        wishes
+    }
+
+    fn retransmit(
+        &mut self,
+        now: Instant,
+        media: Ssrc,
+        seqs: &[u16],
+        session: &mut Session,
+        destination: Destination,
+        outbox: &mut Outbox,
+    ) {
+        let Some(sealer) = session.sealer() else { return };
+        let rtt = self.rtt;
+        let tracks = [(&mut self.video, Kind::Video), (&mut self.audio, Kind::Audio)];
+        let found = tracks
+            .into_iter()
+            .find_map(|(track, kind)| Some((track.as_mut()?, kind)).filter(|(t, _)| t.ssrc() == media));
+        let Some((track, kind)) = found else { return };
+        let wanted: Vec<Retransmissions> = {
+            let mut state = self.stream.lock();
+            track.find_nacked(now, rtt, seqs, &state.track(kind).ring)
+        };
+        for item in wanted {
+            self.broken |= track.resend(&item, sealer, destination, outbox).is_err();
+        }
+    }
+
+    /// Does what is due by time: replays and sender reports. The catch-up is a call of its own.
+    pub fn handle_timeout(
+        &mut self,
+        now: Instant,
+        ntp_now: u64,
+        session: &mut Session,
+        destination: Destination,
+        outbox: &mut Outbox,
+    ) {
+        if !self.started {
+            return;
+        }
+        self.replay_if_ignored(now);
+        if self.next_report.is_some_and(|at| at <= now) {
+            self.next_report = Some(now + REPORT_INTERVAL);
+            if let Some(sealed) = self.report(now, ntp_now).and_then(|report| session.seal_rtcp(&report)) {
+                outbox.datagram(destination, &sealed);
+            }
+        }
+    }
+
+    fn replay_if_ignored(&mut self, now: Instant) {
+        let ignored = self
+            .wants_key_frame
+            .is_some_and(|since| now.duration_since(since) >= REPLAY_AFTER);
+        let recent = self
+            .last_replay
+            .is_some_and(|at| now.duration_since(at) < REPLAY_INTERVAL);
+        if ignored && !recent {
+            self.wants_key_frame = None;
+            self.last_replay = Some(now);
+            if let Some(video) = &mut self.video {
+                let state = self.stream.lock();
+                video.replay(now, &state.video.ring);
+            }
+        }
+    }
+
+    /// When [`Self::handle_timeout`] or [`Self::catch_up`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if !self.started {
+            return None;
+        }
+        let replay = self.wants_key_frame.map(|since| {
+            let due = since + REPLAY_AFTER;
+            self.last_replay.map_or(due, |last| due.max(last + REPLAY_INTERVAL))
+        });
+        [self.next_report, replay, self.poll_catch_up()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// When [`Self::catch_up`] wants to be called.
+    pub fn poll_catch_up(&self) -> Option<Instant> {
+        [&self.video, &self.audio]
+            .into_iter()
+            .flatten()
+            .filter_map(OutTrack::poll_catch_up)
+            .min()
+    }
+
+    /// One compound packet with a sender report for each track that is at the live edge.
+    fn report(&self, now: Instant, ntp: u64) -> Option<Vec<u8>> {
+        let mut compound = Vec::new();
+        let state = self.stream.lock();
+        for (track, source) in [(&self.video, &state.video), (&self.audio, &state.audio)] {
+            let Some(track) = track else { continue };
+            let Some((time, sent)) = source
+                .clock
+                .time_at(now)
+                .and_then(|t| Some((track.live_stamp(t)?, track.sent())))
+            else {
+                continue;
+            };
+            let info = SenderInfo {
+                ssrc: track.ssrc(),
+                ntp,
+                rtp_time: time,
+                packets: sent.packets,
+                octets: sent.octets,
+            };
+            rtcp::write_sender_report(&mut compound, &info, &self.cname);
+        }
+        (!compound.is_empty()).then_some(compound)
+    }
+}
+
+/// Round trip from a report block (RFC 3550 §6.4.1). `None` when it is absurd.
+fn round_trip(ntp_now: u64, block: &rtcp::ReportBlock) -> Option<Duration> {
+    let middle = (ntp_now >> 16) as u32;
+    let units = middle
+        .wrapping_sub(block.last_sr)
+        .wrapping_sub(block.delay_since_last_sr);
+    let rtt = Duration::from_secs_f64(f64::from(units) / 65_536.0);
+    (rtt < Duration::from_secs(10)).then_some(rtt)
+}

@@ -1,0 +1,264 @@
+//! Writes an answer: the frame that is the same for publishers and viewers (RFC 8829 §5.3, RFC 9143 §7.3, RFC 8839 §4.2).
+
+use std::net::SocketAddr;
+
+use rtc_sdp::description::common::{Address, Attribute, ConnectionInformation};
+use rtc_sdp::description::media::{MediaDescription, MediaName, RangedPort};
+use rtc_sdp::description::session::{Origin, SessionDescription, TimeDescription};
+
+use super::codec::OfferedCodec;
+use super::offer::{MediaSection, Offer, Section};
+use super::plan::{DtlsRole, Extensions, Feedback, Fingerprint, FingerprintHash, IceCredentials, NegotiatedCodec};
+use super::{extension::Extmap, extension::Known};
+use crate::media::{Codec, Format};
+
+/// Our side of the transport.
+#[derive(Clone, Copy)]
+pub struct Local<'a> {
+    pub credentials: &'a IceCredentials,
+    pub fingerprint: &'a Fingerprint,
+    /// Addresses of the UDP port, the best first; FFmpeg uses no other. At most 16 are written.
+    pub candidates: &'a [SocketAddr],
+    /// For the `o=` line: random, so that two answers are told apart (RFC 8829 §5.2.1). The highest bit is not used.
+    pub session_id: u64,
+}
+
+/// What we write about an accepted section beyond its transport.
+pub(super) struct Accepted {
+    /// Index of the section in the offer.
+    pub index: usize,
+    /// `recvonly` or `sendonly`.
+    pub direction: &'static str,
+    pub codecs: Vec<AnsweredCodec>,
+    /// Attributes after the codecs.
+    pub attributes: Vec<Attribute>,
+}
+
+/// A codec with the parameters that are written for it.
+pub(super) struct AnsweredCodec {
+    pub codec: NegotiatedCodec,
+    pub fmtp: String,
+}
+
+impl AnsweredCodec {
+    /// Takes an offered codec; `opus` are the parameters of Opus, whose answer depends on who receives.
+    pub fn new(offered: &OfferedCodec, feedback: Feedback, opus: &str) -> Self {
+        Self {
+            codec: NegotiatedCodec {
+                pt: offered.pt,
+                rtx_pt: offered.rtx_pt,
+                format: offered.format,
+                feedback,
+            },
+            fmtp: match offered.format {
+                Format::Opus { .. } => opus.to_owned(),
+                _ => offered.fmtp.clone(),
+            },
+        }
+    }
+}
+
+/// Puts the text together. Sections without an entry in `accepted` are refused.
+pub(super) fn write(offer: &Offer, local: &Local<'_>, role: DtlsRole, accepted: &[Accepted]) -> String {
+    let indexes: Vec<usize> = accepted.iter().map(|section| section.index).collect();
+    let bundled = offer.bundled(&indexes);
+    let mut description = SessionDescription {
+        origin: Origin {
+            username: "-".to_owned(),
+            session_id: local.session_id & (u64::MAX >> 1),
+            session_version: 1,
+            network_type: "IN".to_owned(),
+            address_type: "IP4".to_owned(),
+            unicast_address: "127.0.0.1".to_owned(),
+        },
+        session_name: "-".to_owned(),
+        time_descriptions: vec![TimeDescription::default()],
+        ..SessionDescription::default()
+    };
+    if offer.bundle.is_some() {
+        let sections = bundled.iter().filter_map(|index| offer.sections.get(*index));
+        let mids: Vec<&str> = sections.map(|section| &*section.mid.0).collect();
+        description
+            .attributes
+            .push(with("group", format!("BUNDLE {}", mids.join(" "))));
+    }
+    description.attributes.push(flag("ice-lite"));
+    description
+        .attributes
+        .push(with("ice-options", "trickle ice2".to_owned()));
+    for (index, section) in offer.sections.iter().enumerate() {
+        let reply = accepted.iter().find(|reply| reply.index == index);
+        description.media_descriptions.push(match reply {
+            Some(reply) => accept(section, reply, local, role, bundled.first() == Some(&index)),
+            None => refuse(section),
+        });
+    }
+    description.marshal()
+}
+
+/// RFC 3264 §6: port 0; one format, because without any the line is malformed and Chromium refuses the whole answer.
+fn refuse(section: &Section) -> MediaDescription {
+    let mut media = media_description(section, 0, vec![section.first_format.clone()]);
+    push_mid(&mut media, section);
+    media.attributes.push(flag("inactive"));
+    media
+}
+
+fn accept(section: &Section, reply: &Accepted, local: &Local<'_>, role: DtlsRole, is_tagged: bool) -> MediaDescription {
+    let formats = reply.codecs.iter().flat_map(|answered| {
+        let codec = &answered.codec;
+        std::iter::once(codec.pt).chain(codec.rtx_pt)
+    });
+    // Port 9: the candidates tell the true one (RFC 8839 §4.2.1.2).
+    let mut media = media_description(section, 9, formats.map(|pt| pt.0.to_string()).collect());
+    push_mid(&mut media, section);
+    let attributes = &mut media.attributes;
+    attributes.push(flag(reply.direction));
+    // The same in every section: RFC 9143 §7.1.3 wants it in the tagged one alone, but clients that read sections one by
+    // one look for it in each, and all take the repetition.
+    attributes.push(with("ice-ufrag", local.credentials.ufrag.clone()));
+    attributes.push(with("ice-pwd", local.credentials.pwd.clone()));
+    attributes.push(with("fingerprint", fingerprint(local.fingerprint)));
+    let setup = match role {
+        DtlsRole::Client => "active",
+        DtlsRole::Server => "passive",
+    };
+    attributes.push(with("setup", setup.to_owned()));
+    attributes.push(flag("rtcp-mux"));
+    attributes.push(flag("rtcp-mux-only"));
+    if let super::offer::Content::Media(media) = &section.content
+        && media.reduced_size_rtcp
+    {
+        attributes.push(flag("rtcp-rsize"));
+    }
+    for answered in &reply.codecs {
+        push_codec(attributes, answered);
+    }
+    attributes.extend(reply.attributes.iter().cloned());
+    if is_tagged {
+        push_candidates(attributes, local.candidates);
+    }
+    media
+}
+
+fn media_description(section: &Section, port: isize, formats: Vec<String>) -> MediaDescription {
+    MediaDescription {
+        media_name: MediaName {
+            media: section.media.clone(),
+            port: RangedPort {
+                value: port,
+                range: None,
+            },
+            protos: vec![section.proto.clone()],
+            formats,
+        },
+        connection_information: Some(ConnectionInformation {
+            network_type: "IN".to_owned(),
+            address_type: "IP4".to_owned(),
+            address: Some(Address {
+                address: "0.0.0.0".to_owned(),
+                ttl: None,
+                range: None,
+            }),
+        }),
+        ..MediaDescription::default()
+    }
+}
+
+fn push_mid(media: &mut MediaDescription, section: &Section) {
+    if section.names_mid {
+        media.attributes.push(with("mid", section.mid.0.to_string()));
+    }
+}
+
+fn push_codec(attributes: &mut Vec<Attribute>, answered: &AnsweredCodec) {
+    let NegotiatedCodec {
+        pt: crate::media::Pt(pt),
+        rtx_pt,
+        format,
+        feedback,
+    } = answered.codec;
+    let codec = format.codec();
+    let channels = if codec == Codec::Opus { "/2" } else { "" };
+    let clock_rate = codec.clock_rate();
+    attributes.push(with("rtpmap", format!("{pt} {}/{clock_rate}{channels}", codec.name())));
+    for (is_used, name) in [
+        (feedback.nack, "nack"),
+        (feedback.pli, "nack pli"),
+        (feedback.fir, "ccm fir"),
+        (feedback.transport_cc, "transport-cc"),
+        (feedback.remb, "goog-remb"),
+    ] {
+        if is_used {
+            attributes.push(with("rtcp-fb", format!("{pt} {name}")));
+        }
+    }
+    if !answered.fmtp.is_empty() {
+        attributes.push(with("fmtp", format!("{pt} {}", answered.fmtp)));
+    }
+    if let Some(rtx) = rtx_pt {
+        attributes.push(with("rtpmap", format!("{} rtx/{clock_rate}", rtx.0)));
+        attributes.push(with("fmtp", format!("{} apt={pt}", rtx.0)));
+    }
+}
+
+/// Host candidates of component 1, priorities descending (RFC 8445 §5.1.2), and the end of them: we never trickle
+/// (RFC 9725 §4.3.2). The foundation is a number: FFmpeg looks for the first `udp` in the line.
+fn push_candidates(attributes: &mut Vec<Attribute>, candidates: &[SocketAddr]) {
+    const TYPE_PREFERENCE_HOST: u32 = 126;
+    const COMPONENT: u32 = 1;
+    let local_preferences = (0..=u32::from(u16::MAX)).rev();
+    for (index, (address, local_preference)) in candidates
+        .iter()
+        .zip(local_preferences)
+        .take(MAX_CANDIDATES)
+        .enumerate()
+    {
+        let priority = (TYPE_PREFERENCE_HOST << 24) | (local_preference << 8) | (256 - COMPONENT);
+        let (foundation, ip, port) = (index + 1, address.ip().to_canonical(), address.port());
+        let candidate = format!("{foundation} {COMPONENT} udp {priority} {ip} {port} typ host");
+        attributes.push(with("candidate", candidate));
+    }
+    attributes.push(flag("end-of-candidates"));
+}
+
+fn fingerprint(fingerprint: &Fingerprint) -> String {
+    let hash = match fingerprint.hash {
+        FingerprintHash::Sha256 => "sha-256",
+        FingerprintHash::Sha384 => "sha-384",
+        FingerprintHash::Sha512 => "sha-512",
+    };
+    let digest: Vec<String> = fingerprint.digest.iter().map(|byte| format!("{byte:02X}")).collect();
+    format!("{hash} {}", digest.join(":"))
+}
+
+/// The header extensions to answer of those that `use_it` picks, as plan and as text.
+pub(super) fn extensions(media: &MediaSection, use_it: impl Fn(&Extmap) -> bool) -> (Extensions, Vec<Attribute>) {
+    let mut ids = Extensions::default();
+    let mut attributes = Vec::new();
+    for extmap in media.extensions.iter().filter(|extmap| use_it(extmap)) {
+        let id = match extmap.known {
+            Known::Mid => &mut ids.mid,
+            Known::Rid => &mut ids.rid,
+            Known::RepairedRid => &mut ids.repaired_rid,
+            Known::TransportCc => &mut ids.transport_cc,
+            Known::AbsSendTime => &mut ids.abs_send_time,
+        };
+        *id = Some(extmap.id);
+        attributes.push(with("extmap", extmap.answer()));
+    }
+    (ids, attributes)
+}
+
+/// `a=key:value`.
+pub(super) fn with(key: &str, value: String) -> Attribute {
+    Attribute::new(key.to_owned(), Some(value))
+}
+
+/// `a=key`.
+fn flag(key: &str) -> Attribute {
+    Attribute::new(key.to_owned(), None)
+}
+
+/// Keeps the answer below the 8 KiB that FFmpeg reads; a host with more addresses announces the best.
+const MAX_CANDIDATES: usize = 16;

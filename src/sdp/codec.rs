@@ -1,0 +1,422 @@
+//! Payload types: what an m-section offers of the codecs that pass through, and how well an offered format suits a source
+//! (RFC 8866 §6.6, RFC 6184 §8, RFC 7798 §7, RFC 9628 §6, RFC 7587 §7, RFC 4588 §8).
+//!
+//! Everything else (RED, FEC, comfort noise, telephone events, G.722) is passed over: it is never answered.
+
+use std::collections::HashMap;
+
+use super::error::OfferError;
+use super::plan::Feedback;
+use super::text::{RawSection, all};
+use crate::media::{Format, H264Class, Kind, ProfileLevelId, Pt};
+
+/// A payload type of a known codec, as offered.
+#[derive(Clone, Debug)]
+pub(super) struct OfferedCodec {
+    pub pt: Pt,
+    pub rtx_pt: Option<Pt>,
+    pub format: Format,
+    /// The offered parameters that an answer repeats, ready to be written; may be empty.
+    pub fmtp: String,
+    /// What the peer offered, whether we use it or not.
+    pub feedback: Feedback,
+}
+
+/// `a=rtpmap`: the name in lower case, clock rate in Hz, channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rtpmap {
+    name: String,
+    clock_rate: u32,
+    channels: u8,
+}
+
+/// The payload types of an m-section.
+pub(super) struct PayloadTypes {
+    /// In the peer's order of preference; empty when none is known.
+    pub codecs: Vec<OfferedCodec>,
+    /// All that have an `a=rtpmap`, known or not.
+    pub mapped: HashMap<u8, Rtpmap>,
+}
+
+impl PayloadTypes {
+    pub fn read(kind: Kind, section: &RawSection) -> Result<Self, OfferError> {
+        let pts = read_formats(section)?;
+        let mapped = read_rtpmaps(section, &pts)?;
+        let parameters = read_fmtps(section);
+        let rtx = read_rtx(&pts, &mapped, &parameters);
+        let none = Parameters::default();
+        let codecs = pts
+            .iter()
+            .filter(|pt| is_usable(**pt))
+            .filter_map(|pt| {
+                let parameters = parameters.get(pt).unwrap_or(&none);
+                let format = read_format(mapped.get(pt)?, parameters)?;
+                (format.codec().kind() == kind).then(|| OfferedCodec {
+                    pt: Pt(*pt),
+                    rtx_pt: rtx.get(pt).copied().map(Pt),
+                    format,
+                    fmtp: parameters.answer(format),
+                    feedback: read_feedback(section, *pt),
+                })
+            })
+            .take(MAX_CODECS)
+            .collect();
+        Ok(Self { codecs, mapped })
+    }
+}
+
+/// What we take of a kind, for the person who offered nothing of it.
+pub(super) fn accepted(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Audio => "opus, PCMU, PCMA",
+        Kind::Video => "H264, H265, VP8, VP9, AV1",
+    }
+}
+
+/// How well a receiver of `offered` can take what a source sends as `source`: the lower the better, `None` not at all.
+pub(super) fn suitability(source: Format, offered: Format) -> Option<u8> {
+    match (source, offered) {
+        (
+            Format::H264 { profile: source, .. },
+            Format::H264 {
+                profile,
+                packetization_mode: 1,
+            },
+        ) => Some(h264_suitability(source.class(), profile.class())),
+        // A Main 10 decoder takes Main (RFC 7798 §7.1, H.265 A.3.3), a high tier decoder takes main tier.
+        (
+            Format::H265 {
+                profile_id: source,
+                tier_flag,
+            },
+            Format::H265 {
+                profile_id,
+                tier_flag: tier,
+            },
+        ) => match (source, profile_id) {
+            _ if tier < tier_flag => None,
+            (source, offered) if source == offered => Some(tier - tier_flag),
+            (1, 2) => Some(2),
+            _ => None,
+        },
+        (Format::Vp9 { profile: source }, Format::Vp9 { profile }) => (source == profile).then_some(0),
+        // AV1 profiles are nested: High takes Main, Professional takes both (AV1 A.2).
+        (Format::Av1 { profile: source }, Format::Av1 { profile }) => profile.checked_sub(source),
+        (Format::Vp8, Format::Vp8)
+        | (Format::Opus { .. }, Format::Opus { .. })
+        | (Format::Pcmu, Format::Pcmu)
+        | (Format::Pcma, Format::Pcma) => Some(0),
+        _ => None,
+    }
+}
+
+/// Whether a viewer may be answered with this format at all, whatever the source.
+pub(super) fn can_be_sent(format: Format) -> bool {
+    // RFC 6184 §6.2: mode 0 forbids the fragments that nearly every picture needs. Firefox shows nothing when an answer
+    // has mode 0 alone.
+    !matches!(format, Format::H264 { packetization_mode, .. } if packetization_mode != 1)
+}
+
+/// The rank below which a match is more hope than promise: the decoder was not told of the source's profile.
+pub(super) const DOUBTFUL: u8 = 3;
+
+fn h264_suitability(source: H264Class, offered: H264Class) -> u8 {
+    use H264Class as C;
+    let is_baseline = |class| matches!(class, C::ConstrainedBaseline | C::Baseline);
+    let is_high = |class| matches!(class, C::High | C::ConstrainedHigh);
+    match offered {
+        same if same == source => 0,
+        other if is_baseline(source) && is_baseline(other) => 1,
+        other if is_high(other) => 1,
+        C::Main => 2,
+        // Chromium without a hardware decoder offers no High profile, and its software decoder takes it all the same.
+        C::ConstrainedBaseline => DOUBTFUL,
+        _ => DOUBTFUL + 1,
+    }
+}
+
+fn read_formats(section: &RawSection) -> Result<Vec<u8>, OfferError> {
+    let line = section.line;
+    if section.formats.len() > MAX_PAYLOAD_TYPES {
+        return Err(OfferError::TooManyPayloadTypes {
+            line,
+            limit: MAX_PAYLOAD_TYPES,
+        });
+    }
+    let mut pts = Vec::with_capacity(section.formats.len());
+    for format in &section.formats {
+        match number(format) {
+            Some(pt) if pts.contains(&pt) => Err("a payload type stands in an m-line once"),
+            Some(pt) if pt <= 127 => {
+                pts.push(pt);
+                Ok(())
+            }
+            _ => Err("a payload type is a number from 0 to 127"),
+        }
+        .map_err(|rule| OfferError::BadPayloadType { line, rule })?;
+    }
+    Ok(pts)
+}
+
+fn read_rtpmaps(section: &RawSection, pts: &[u8]) -> Result<HashMap<u8, Rtpmap>, OfferError> {
+    let mut mapped = HashMap::new();
+    for attribute in all(&section.attributes, "rtpmap") {
+        let line = attribute.line;
+        let (pt, map) = Rtpmap::parse(&attribute.value).ok_or(OfferError::BadPayloadType {
+            line,
+            rule: "an rtpmap is `<payload type> <name>/<clock rate>[/<channels>]`",
+        })?;
+        if !pts.contains(&pt) {
+            continue;
+        }
+        match mapped.insert(pt, map.clone()) {
+            Some(before) if before != map => return Err(OfferError::PayloadTypeReused { line, pt }),
+            _ => {}
+        }
+    }
+    // RFC 3551 §6: static assignments need no rtpmap.
+    for (pt, name) in [(0, "pcmu"), (8, "pcma")] {
+        if pts.contains(&pt) {
+            mapped.entry(pt).or_insert_with(|| Rtpmap {
+                name: name.to_owned(),
+                clock_rate: 8_000,
+                channels: 1,
+            });
+        }
+    }
+    Ok(mapped)
+}
+
+impl Rtpmap {
+    fn parse(value: &str) -> Option<(u8, Self)> {
+        let (pt, map) = value.split_once(' ')?;
+        let mut fields = map.trim().split('/');
+        let name = fields.next()?.to_ascii_lowercase();
+        let clock_rate = fields.next()?.parse().ok()?;
+        let channels = fields.next().map_or(Some(1), |channels| channels.parse().ok())?;
+        Some((
+            number(pt)?,
+            Self {
+                name,
+                clock_rate,
+                channels,
+            },
+        ))
+    }
+}
+
+/// Format parameters: keys in lower case, in the order of the text.
+#[derive(Default)]
+struct Parameters(Vec<(String, String)>);
+
+fn read_fmtps(section: &RawSection) -> HashMap<u8, Parameters> {
+    let mut fmtps = HashMap::new();
+    for attribute in all(&section.attributes, "fmtp") {
+        let Some((pt, parameters)) = attribute.value.split_once(' ') else {
+            continue;
+        };
+        let Some(pt) = number(pt) else { continue };
+        let parameters = parameters
+            .split(';')
+            .filter_map(|parameter| parameter.split_once('='))
+            .map(|(key, value)| (key.trim().to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        fmtps.entry(pt).or_insert(Parameters(parameters));
+    }
+    fmtps
+}
+
+impl Parameters {
+    fn text(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
+    }
+
+    /// A number; what is absent or no number counts as `default`.
+    fn number(&self, key: &str, default: u8) -> u8 {
+        self.text(key).and_then(number).unwrap_or(default)
+    }
+
+    fn profile_level_id(&self) -> Option<ProfileLevelId> {
+        let text = self.text("profile-level-id")?;
+        if text.len() != 6 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        let [_, bytes @ ..] = u32::from_str_radix(text, 16).ok()?.to_be_bytes();
+        Some(ProfileLevelId(bytes))
+    }
+
+    /// The parameters that have to agree in offer and answer, as they were offered. The level is repeated too: it never
+    /// decides whether we take a stream, so any level the peer names suits us.
+    fn answer(&self, format: Format) -> String {
+        let keys: &[&str] = match format {
+            Format::H264 { .. } => &["level-asymmetry-allowed", "packetization-mode", "profile-level-id"],
+            Format::H265 { .. } => &["profile-id", "tier-flag", "level-id", "tx-mode"],
+            Format::Vp9 { .. } => &["profile-id"],
+            Format::Av1 { .. } => &["profile", "level-idx", "tier"],
+            // What is said about Opus depends on who receives: the answerers write it.
+            Format::Vp8 | Format::Opus { .. } | Format::Pcmu | Format::Pcma => &[],
+        };
+        let is_sound = |key: &str, value: &str| match key {
+            "profile-level-id" => self.profile_level_id().is_some(),
+            "tx-mode" => true,
+            _ => number(value).is_some(),
+        };
+        keys.iter()
+            .filter_map(|key| self.text(key).map(|value| (key, value)))
+            .filter(|(key, value)| is_sound(key, value))
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect::<Vec<_>>()
+            .join(";")
+    }
+}
+
+/// The format of a payload type; `None` when it does not pass through here.
+fn read_format(map: &Rtpmap, parameters: &Parameters) -> Option<Format> {
+    let format = match map.name.as_str() {
+        "h264" => Format::H264 {
+            // RFC 6184 §8.1 says Baseline, level 1, when it is missing; libwebrtc says this, and no client means the former.
+            profile: parameters
+                .profile_level_id()
+                .unwrap_or(ProfileLevelId::CONSTRAINED_BASELINE_3_1),
+            // Mode 2 interleaves; nobody offers it.
+            packetization_mode: Some(parameters.number("packetization-mode", 0)).filter(|mode| *mode <= 1)?,
+        },
+        "h265"
+            if parameters
+                .text("tx-mode")
+                .is_none_or(|mode| mode.eq_ignore_ascii_case("SRST")) =>
+        {
+            Format::H265 {
+                profile_id: parameters.number("profile-id", 1),
+                tier_flag: parameters.number("tier-flag", 0).min(1),
+            }
+        }
+        "vp8" => Format::Vp8,
+        "vp9" => Format::Vp9 {
+            profile: Some(parameters.number("profile-id", 0)).filter(|profile| *profile <= 3)?,
+        },
+        "av1" => Format::Av1 {
+            profile: Some(parameters.number("profile", 0)).filter(|profile| *profile <= 2)?,
+        },
+        // RFC 7587 §7: always two channels, also for mono.
+        "opus" if map.channels == 2 => Format::Opus {
+            stereo: parameters.number("stereo", 0) == 1 || parameters.number("sprop-stereo", 0) == 1,
+        },
+        "pcmu" if map.channels == 1 => Format::Pcmu,
+        "pcma" if map.channels == 1 => Format::Pcma,
+        _ => return None,
+    };
+    (map.clock_rate == format.codec().clock_rate()).then_some(format)
+}
+
+/// Retransmission payload types by the one that they repair; an `apt` that names nothing here is passed over.
+fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, Parameters>) -> HashMap<u8, u8> {
+    let mut rtx = HashMap::new();
+    for pt in pts.iter().filter(|pt| is_usable(**pt)) {
+        let Some(map) = mapped.get(pt).filter(|map| map.name == "rtx") else {
+            continue;
+        };
+        let apt = parameters
+            .get(pt)
+            .and_then(|parameters| number(parameters.text("apt")?));
+        // RFC 4588 §4.2: the clock of what it repairs.
+        let repairs = |apt: &u8| {
+            mapped
+                .get(apt)
+                .is_some_and(|repaired| repaired.clock_rate == map.clock_rate)
+        };
+        if let Some(apt) = apt.filter(|apt| pts.contains(apt) && repairs(apt)) {
+            rtx.entry(apt).or_insert(*pt);
+        }
+    }
+    rtx
+}
+
+fn read_feedback(section: &RawSection, pt: u8) -> Feedback {
+    let mut feedback = Feedback::default();
+    for attribute in all(&section.attributes, "rtcp-fb") {
+        let mut fields = attribute.value.split_whitespace();
+        // RFC 4585 §4.2: `*` stands for every payload type of the section.
+        let is_ours = fields
+            .next()
+            .is_some_and(|field| field == "*" || number(field) == Some(pt));
+        match (fields.next(), fields.next()) {
+            _ if !is_ours => {}
+            (Some("nack"), None) => feedback.nack = true,
+            (Some("nack"), Some("pli")) => feedback.pli = true,
+            (Some("ccm"), Some("fir")) => feedback.fir = true,
+            (Some("transport-cc"), None) => feedback.transport_cc = true,
+            (Some("goog-remb"), None) => feedback.remb = true,
+            _ => {}
+        }
+    }
+    feedback
+}
+
+/// A number as it is written in one way only: what is repeated in the answer has to be what was read.
+fn number(text: &str) -> Option<u8> {
+    text.parse().ok().filter(|number: &u8| number.to_string() == text)
+}
+
+/// RFC 5761 §4: with rtcp-mux, 64 to 95 look like RTCP. Chromium refuses an answer that uses them.
+fn is_usable(pt: u8) -> bool {
+    !(64..=95).contains(&pt)
+}
+
+/// Chromium 156 lists 34 in its longest m-line.
+const MAX_PAYLOAD_TYPES: usize = 64;
+/// Bounds the answer: it has to stay below the 8 KiB that FFmpeg reads. Chromium 156 offers 15 that we know.
+const MAX_CODECS: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_larger_profile_takes_a_smaller_one_but_not_the_reverse() {
+        let h265 = |profile_id, tier_flag| Format::H265 { profile_id, tier_flag };
+        assert_eq!(suitability(h265(1, 0), h265(1, 0)), Some(0));
+        assert_eq!(suitability(h265(1, 0), h265(1, 1)), Some(1));
+        assert_eq!(suitability(h265(1, 0), h265(2, 0)), Some(2));
+        assert_eq!(suitability(h265(2, 0), h265(1, 0)), None);
+        assert_eq!(suitability(h265(1, 1), h265(1, 0)), None);
+        let av1 = |profile| Format::Av1 { profile };
+        assert_eq!(suitability(av1(0), av1(1)), Some(1));
+        assert_eq!(suitability(av1(1), av1(0)), None);
+        assert_eq!(
+            suitability(Format::Vp9 { profile: 0 }, Format::Vp9 { profile: 2 }),
+            None
+        );
+        assert_eq!(suitability(Format::Vp8, Format::Vp9 { profile: 0 }), None);
+    }
+
+    #[test]
+    fn the_source_may_use_either_packetization_mode_the_viewer_only_mode_1() {
+        let h264 = |packetization_mode| Format::H264 {
+            profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
+            packetization_mode,
+        };
+        assert_eq!(suitability(h264(0), h264(1)), Some(0));
+        assert_eq!(suitability(h264(1), h264(0)), None);
+        assert!(can_be_sent(h264(1)) && !can_be_sent(h264(0)));
+    }
+
+    #[test]
+    fn h264_profiles_follow_the_source_then_high_then_main() {
+        use H264Class as C;
+        for source in [
+            C::High,
+            C::ConstrainedHigh,
+            C::Main,
+            C::ConstrainedBaseline,
+            C::Baseline,
+        ] {
+            assert_eq!(h264_suitability(source, source), 0);
+        }
+        assert!(h264_suitability(C::High, C::ConstrainedHigh) < h264_suitability(C::High, C::Main));
+        assert!(h264_suitability(C::High, C::Main) < DOUBTFUL);
+        assert_eq!(h264_suitability(C::High, C::ConstrainedBaseline), DOUBTFUL);
+        assert_eq!(h264_suitability(C::ConstrainedBaseline, C::Baseline), 1);
+        assert!(h264_suitability(C::Baseline, C::ConstrainedBaseline) < h264_suitability(C::Baseline, C::Main));
+    }
+}

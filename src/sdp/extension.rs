@@ -1,0 +1,120 @@
+//! RTP header extensions (RFC 8285): those of the offer that we know, with the peer's ids.
+
+use std::collections::HashSet;
+
+use super::error::OfferError;
+use super::text::{Attribute, all};
+
+/// Header extensions that are read or written here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Known {
+    Mid,
+    Rid,
+    RepairedRid,
+    TransportCc,
+    AbsSendTime,
+}
+
+impl Known {
+    fn uri(self) -> &'static str {
+        match self {
+            Known::Mid => "urn:ietf:params:rtp-hdrext:sdes:mid",
+            Known::Rid => "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id",
+            Known::RepairedRid => "urn:ietf:params:rtp-hdrext:sdes:repaired-rtp-stream-id",
+            Known::TransportCc => "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01",
+            Known::AbsSendTime => "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time",
+        }
+    }
+
+    fn from_uri(uri: &str) -> Option<Self> {
+        const ALL: [Known; 5] = [
+            Known::Mid,
+            Known::Rid,
+            Known::RepairedRid,
+            Known::TransportCc,
+            Known::AbsSendTime,
+        ];
+        ALL.into_iter().find(|known| known.uri() == uri)
+    }
+}
+
+/// `a=extmap` of a known extension.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extmap {
+    pub line: usize,
+    pub known: Known,
+    /// 1..=14: one-byte headers only.
+    pub id: u8,
+    direction: Direction,
+}
+
+/// Who sends the extension, as seen by the peer. Firefox marks what it only receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    Both,
+    PeerSends,
+    PeerReceives,
+}
+
+impl Extmap {
+    /// The attribute value for the answer.
+    pub fn answer(&self) -> String {
+        let direction = match self.direction {
+            Direction::Both => "",
+            Direction::PeerSends => "/recvonly",
+            Direction::PeerReceives => "/sendonly",
+        };
+        format!("{}{direction} {}", self.id, self.known.uri())
+    }
+
+    /// The peer may put it into its packets.
+    pub fn is_sent(&self) -> bool {
+        self.direction != Direction::PeerReceives
+    }
+
+    /// The peer understands it in ours.
+    pub fn is_received(&self) -> bool {
+        self.direction != Direction::PeerSends
+    }
+}
+
+/// Reads the known extensions of a section. Session-level ones hold for it too (RFC 8285 §6).
+pub(super) fn read(session: &[Attribute], section: &[Attribute]) -> Result<Vec<Extmap>, OfferError> {
+    let mut ids = HashSet::new();
+    let mut found: Vec<Extmap> = Vec::new();
+    for attribute in all(session, "extmap").chain(all(section, "extmap")) {
+        let line = attribute.line;
+        let bad = |rule| OfferError::BadExtmap { line, rule };
+        let mut fields = attribute.value.split_whitespace();
+        let (Some(id), Some(uri)) = (fields.next(), fields.next()) else {
+            return Err(bad("an extmap is `<id>[/<direction>] <URI>`"));
+        };
+        let (id, direction) = id.split_once('/').map_or((id, None), |(id, d)| (id, Some(d)));
+        let id = id.parse::<u16>().map_err(|_| bad("the id of an extmap is a number"))?;
+        if id == 0 {
+            return Err(bad("0 is padding, not an extmap id: use 1 to 14"));
+        }
+        if !ids.insert(id) {
+            return Err(bad("the extmap id belongs to another extension of this section"));
+        }
+        let direction = match direction {
+            None | Some("sendrecv") => Direction::Both,
+            Some("sendonly") => Direction::PeerSends,
+            Some("recvonly") => Direction::PeerReceives,
+            Some("inactive") => continue,
+            Some(_) => return Err(bad("the direction of an extmap is that of an m-section")),
+        };
+        // RFC 8285 §4.3: ids above 14 need two-byte headers, which are neither sent nor read here.
+        let id = u8::try_from(id).ok().filter(|id| *id <= 14);
+        match (Known::from_uri(uri), id) {
+            (Some(known), Some(id)) if found.iter().all(|extmap| extmap.known != known) => found.push(Extmap {
+                line,
+                known,
+                id,
+                direction,
+            }),
+            _ => {}
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,312 @@
+//! An offer, read once and valid from then on: every m-section typed, the rules that span sections kept
+//! (RFC 8829 §5.8, RFC 9143, RFC 9725 §4.4).
+
+use std::collections::HashMap;
+
+use super::codec::{OfferedCodec, PayloadTypes, Rtpmap};
+use super::error::OfferError;
+use super::extension::{self, Extmap, Known};
+use super::plan::{DeclaredSsrc, Transport};
+use super::text::{self, Attribute, Document, RawSection, all, first};
+use super::transport::{self, TransportAttributes};
+use super::{quirks, simulcast, ssrc};
+use crate::media::{Kind, Mid, Rid, Ssrc};
+
+/// A valid offer. Knows all m-sections, also those that no answer will accept.
+#[derive(Debug)]
+pub struct Offer {
+    pub(super) sections: Vec<Section>,
+    /// Indexes into `sections` in the order of the BUNDLE group; `None` when the offer has no group that matters.
+    pub(super) bundle: Option<Vec<usize>>,
+}
+
+/// An m-section.
+#[derive(Debug)]
+pub(super) struct Section {
+    /// Number of its m-line.
+    pub line: usize,
+    /// What the answer repeats of the m-line.
+    pub media: String,
+    pub proto: String,
+    pub first_format: String,
+    /// Made up when `names_mid` is false.
+    pub mid: Mid,
+    pub names_mid: bool,
+    pub content: Content,
+}
+
+/// What an m-section offers.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Audio or video over DTLS-SRTP.
+    Media(Box<MediaSection>),
+    /// SCTP over DTLS (RFC 8841); refused everywhere, but no reason to refuse an offer.
+    DataChannel,
+    /// Port 0 without `bundle-only`: the peer does not want it (RFC 3264 §8.2).
+    Disabled,
+    Unsupported,
+}
+
+/// An m-section with audio or video.
+#[derive(Debug)]
+pub(super) struct MediaSection {
+    pub kind: Kind,
+    pub direction: Direction,
+    /// Known codecs in the peer's order of preference; may be empty.
+    pub codecs: Vec<OfferedCodec>,
+    pub extensions: Vec<Extmap>,
+    pub ssrcs: Vec<DeclaredSsrc>,
+    /// Every SSRC the peer claims here, media or not.
+    pub claimed: Vec<(usize, Ssrc)>,
+    /// Simulcast encodings that the peer sends; only for video.
+    pub rids: Vec<Rid>,
+    pub reduced_size_rtcp: bool,
+    transport: TransportAttributes,
+    mapped: HashMap<u8, Rtpmap>,
+}
+
+/// Direction of an m-section, as seen by the peer (RFC 8866 §6.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    SendRecv,
+    SendOnly,
+    RecvOnly,
+    Inactive,
+}
+
+impl Offer {
+    /// Reads the body of a request.
+    ///
+    /// # Errors
+    ///
+    /// An [`OfferError`] for whatever no answer could repair; what depends on WHIP or WHEP is judged by the answerers.
+    pub fn parse(body: &[u8]) -> Result<Self, OfferError> {
+        let document = text::read(body)?;
+        let is_single = document.sections.len() == 1;
+        let mut sections = Vec::with_capacity(document.sections.len());
+        for raw in &document.sections {
+            sections.push(Section::read(raw, &document.session, is_single)?);
+        }
+        check_mids(&document, &sections)?;
+        let offer = Self {
+            bundle: read_bundle(&document.session, &sections)?,
+            sections,
+        };
+        offer.check_ids()?;
+        let media: Vec<usize> = offer.media().map(|(index, ..)| index).collect();
+        offer.transport(&media)?;
+        Ok(offer)
+    }
+
+    /// Number of m-sections, of any kind.
+    pub fn section_count(&self) -> usize {
+        self.sections.len()
+    }
+
+    /// Kinds of the audio and video sections, in their order.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
+        self.media().map(|(_, _, media)| media.kind)
+    }
+
+    /// The audio and video sections with their indexes.
+    pub(super) fn media(&self) -> impl Iterator<Item = (usize, &Section, &MediaSection)> {
+        self.sections
+            .iter()
+            .enumerate()
+            .filter_map(|(index, section)| match &section.content {
+                Content::Media(media) => Some((index, section, media.as_ref())),
+                Content::DataChannel | Content::Disabled | Content::Unsupported => None,
+            })
+    }
+
+    /// The accepted sections in the order of the BUNDLE group, or of the offer without one. The first is the tagged one
+    /// (RFC 9143 §7.3.1).
+    pub(super) fn bundled(&self, accepted: &[usize]) -> Vec<usize> {
+        match &self.bundle {
+            Some(order) => order.iter().copied().filter(|index| accepted.contains(index)).collect(),
+            None => accepted.to_vec(),
+        }
+    }
+
+    /// The transport of an answer that accepts these sections.
+    pub(super) fn transport(&self, accepted: &[usize]) -> Result<Transport, OfferError> {
+        let bundled = self.bundled(accepted);
+        let (chosen, rest): (Vec<_>, Vec<_>) = self.media().partition(|(index, ..)| accepted.contains(index));
+        let tagged = bundled
+            .iter()
+            .filter_map(|index| chosen.iter().find(|(i, ..)| i == index));
+        let (remote, fingerprints, role) = transport::agree(tagged.chain(&rest).map(|(_, _, media)| &media.transport))?;
+        Ok(Transport {
+            remote,
+            fingerprints,
+            role,
+            reduced_size_rtcp: chosen.iter().all(|(_, _, media)| media.reduced_size_rtcp),
+        })
+    }
+
+    /// Within one transport an SSRC belongs to one section, a payload type to one codec and an extension id to one
+    /// extension: packets are told apart by them before their section is known (RFC 9143 §9.1, §9.2).
+    fn check_ids(&self) -> Result<(), OfferError> {
+        let mut payload_types: HashMap<u8, &Rtpmap> = HashMap::new();
+        let mut extensions: HashMap<u8, Known> = HashMap::new();
+        let mut ssrcs: Vec<Ssrc> = Vec::new();
+        for (_, section, media) in self.media() {
+            for (pt, map) in &media.mapped {
+                if payload_types.insert(*pt, map).is_some_and(|other| other != map) {
+                    return Err(OfferError::PayloadTypeReused {
+                        line: section.line,
+                        pt: *pt,
+                    });
+                }
+            }
+            for extmap in &media.extensions {
+                let other = extensions.insert(extmap.id, extmap.known);
+                if other.is_some_and(|other| other != extmap.known) {
+                    return Err(OfferError::BadExtmap {
+                        line: extmap.line,
+                        rule: "the extmap id belongs to another extension in an earlier section of the BUNDLE",
+                    });
+                }
+            }
+            if let Some((line, _)) = media.claimed.iter().find(|(_, ssrc)| ssrcs.contains(ssrc)) {
+                return Err(OfferError::BadSsrc { line: *line });
+            }
+            ssrcs.extend(media.claimed.iter().map(|(_, ssrc)| *ssrc));
+        }
+        Ok(())
+    }
+}
+
+impl Section {
+    fn read(raw: &RawSection, session: &[Attribute], is_single: bool) -> Result<Self, OfferError> {
+        let mid = first(&raw.attributes, "mid");
+        if mid.is_none() && !is_single {
+            return Err(OfferError::MidMissing { line: raw.line });
+        }
+        Ok(Self {
+            line: raw.line,
+            media: raw.media.clone(),
+            proto: raw.proto.clone(),
+            first_format: raw.formats.first().cloned().unwrap_or_default(),
+            mid: mid.map_or_else(|| Ok(Mid("0".into())), read_mid)?,
+            names_mid: mid.is_some(),
+            content: Content::read(raw, session)?,
+        })
+    }
+}
+
+impl Content {
+    fn read(raw: &RawSection, session: &[Attribute]) -> Result<Self, OfferError> {
+        // RFC 9143 §6: with bundle-only, port 0 is not a refusal. GStreamer 1.28.8 sends its audio so.
+        if raw.port == 0 && first(&raw.attributes, "bundle-only").is_none() {
+            return Ok(Content::Disabled);
+        }
+        let kind = match raw.media.as_str() {
+            "audio" => Kind::Audio,
+            "video" => Kind::Video,
+            "application" if raw.proto.ends_with("DTLS/SCTP") => return Ok(Content::DataChannel),
+            _ => return Ok(Content::Unsupported),
+        };
+        if !quirks::is_rtp_over_dtls(&raw.proto) {
+            return Ok(Content::Unsupported);
+        }
+        MediaSection::read(kind, raw, session).map(|media| Content::Media(Box::new(media)))
+    }
+}
+
+impl MediaSection {
+    fn read(kind: Kind, raw: &RawSection, session: &[Attribute]) -> Result<Self, OfferError> {
+        let has = |key| first(&raw.attributes, key).is_some();
+        let payload_types = PayloadTypes::read(kind, raw)?;
+        let declared = ssrc::read(raw)?;
+        let rids = simulcast::read(raw)?;
+        let transport = TransportAttributes::read(raw.line, session, &raw.attributes)?;
+        // RFC 9725 §4.4.1. `rtcp-mux-only` is asked of clients too, but of the known ones only GStreamer sends it.
+        if !has("rtcp-mux") && !has("rtcp-mux-only") {
+            return Err(OfferError::RtcpMuxMissing { line: raw.line });
+        }
+        Ok(Self {
+            kind,
+            direction: read_direction(session, &raw.attributes),
+            codecs: payload_types.codecs,
+            extensions: extension::read(session, &raw.attributes)?,
+            ssrcs: declared.media,
+            claimed: declared.all,
+            // Layers of audio make no sense to anyone; without the line in the answer the peer sends one.
+            rids: if kind == Kind::Video { rids } else { Vec::new() },
+            reduced_size_rtcp: has("rtcp-rsize"),
+            transport,
+            mapped: payload_types.mapped,
+        })
+    }
+
+    /// The extmap of an extension, if offered.
+    pub fn extension(&self, known: Known) -> Option<&Extmap> {
+        self.extensions.iter().find(|extmap| extmap.known == known)
+    }
+}
+
+fn read_mid(attribute: &Attribute) -> Result<Mid, OfferError> {
+    let mid = attribute.value.as_str();
+    if mid.len() > MAX_MID || !text::is_token(mid) {
+        return Err(OfferError::BadMid {
+            line: attribute.line,
+            limit: MAX_MID,
+        });
+    }
+    Ok(Mid(mid.into()))
+}
+
+fn check_mids(document: &Document, sections: &[Section]) -> Result<(), OfferError> {
+    for (index, section) in sections.iter().enumerate() {
+        let earlier = sections.get(..index).unwrap_or_default();
+        if earlier.iter().any(|other| other.mid == section.mid) {
+            let attribute = document
+                .sections
+                .get(index)
+                .and_then(|raw| first(&raw.attributes, "mid"));
+            return Err(OfferError::DuplicateMid {
+                line: attribute.map_or(section.line, |attribute| attribute.line),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// RFC 8866 §6.7: a section without a direction has that of the session, else `sendrecv`.
+fn read_direction(session: &[Attribute], section: &[Attribute]) -> Direction {
+    let direction = |attribute: &Attribute| match attribute.key.as_str() {
+        "sendrecv" => Some(Direction::SendRecv),
+        "sendonly" => Some(Direction::SendOnly),
+        "recvonly" => Some(Direction::RecvOnly),
+        "inactive" => Some(Direction::Inactive),
+        _ => None,
+    };
+    let mut levels = section.iter().chain(session).filter_map(direction);
+    levels.next().unwrap_or(Direction::SendRecv)
+}
+
+/// The BUNDLE group that all audio and video sections are in. A lone section needs none: there is nothing to bundle.
+fn read_bundle(session: &[Attribute], sections: &[Section]) -> Result<Option<Vec<usize>>, OfferError> {
+    let is_media = |index: &usize| {
+        let content = sections.get(*index).map(|section| &section.content);
+        matches!(content, Some(Content::Media(_)))
+    };
+    let media: Vec<usize> = (0..sections.len()).filter(is_media).collect();
+    let group = all(session, "group")
+        .filter_map(|attribute| attribute.value.strip_prefix("BUNDLE "))
+        .map(|mids| quirks::sections_without_ghosts(mids, sections))
+        .find(|group| media.iter().any(|index| group.contains(index)));
+    let outsider = match &group {
+        Some(group) => media.iter().find(|index| !group.contains(index)),
+        None => media.get(1),
+    };
+    match outsider.and_then(|index| sections.get(*index)) {
+        Some(section) => Err(OfferError::BundleRequired { line: section.line }),
+        None => Ok(group),
+    }
+}
+
+/// RFC 9143 sets no bound; GStreamer writes `video0`, nobody more than a UUID without hyphens. It is echoed and travels
+/// in every packet of a viewer that asks for it.
+const MAX_MID: usize = 32;

@@ -1,0 +1,132 @@
+//! The answer to a publisher (RFC 9725 §4.2, §4.4): everything it wants to send is taken, or nothing.
+
+use rtc_sdp::description::common::Attribute;
+
+use super::answer::{self, Accepted, AnsweredCodec, Local, with};
+use super::codec::accepted;
+use super::error::OfferError;
+use super::extension::Known;
+use super::offer::{Content, Direction, MediaSection, Offer, Section};
+use super::plan::{Extensions, Feedback, IncomingTrack, Publication};
+use crate::media::Kind;
+
+/// Answers a WHIP offer: what the session will receive, and the SDP.
+///
+/// # Errors
+///
+/// A 422 [`OfferError`] when any section cannot be taken as offered (RFC 9725 §4.4.3); a data channel is the exception,
+/// it is refused on its own.
+pub fn answer_publisher(offer: &Offer, local: &Local<'_>) -> Result<(Publication, String), OfferError> {
+    check_sections(offer)?;
+    let mut tracks = Vec::new();
+    let mut replies = Vec::new();
+    for (index, section, media) in offer.media() {
+        let (track, reply) = accept(index, section, media)?;
+        tracks.push(track);
+        replies.push(reply);
+    }
+    let indexes: Vec<usize> = replies.iter().map(|reply| reply.index).collect();
+    let transport = offer.transport(&indexes)?;
+    let text = answer::write(offer, local, transport.role, &replies);
+    Ok((Publication { transport, tracks }, text))
+}
+
+fn check_sections(offer: &Offer) -> Result<(), OfferError> {
+    let unsupported = |section: &&Section| matches!(section.content, Content::Unsupported);
+    if let Some(section) = offer.sections.iter().find(unsupported) {
+        return Err(OfferError::UnsupportedSection { line: section.line });
+    }
+    let mut kinds: Vec<Kind> = Vec::new();
+    for (_, section, media) in offer.media() {
+        let (line, kind) = (section.line, media.kind);
+        if kinds.contains(&kind) {
+            return Err(OfferError::TooManyTracks { line, kind });
+        }
+        kinds.push(kind);
+        match media.direction {
+            Direction::SendOnly | Direction::SendRecv => {}
+            Direction::RecvOnly | Direction::Inactive => {
+                return Err(OfferError::BadDirection {
+                    line,
+                    wanted: "sendonly",
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(IncomingTrack, Accepted), OfferError> {
+    let line = section.line;
+    if media.codecs.is_empty() {
+        return Err(OfferError::NoCommonCodec {
+            line,
+            kind: media.kind,
+            accepted: accepted(media.kind),
+        });
+    }
+    let (extensions, mut attributes) = choose_extensions(media);
+    if !media.rids.is_empty() {
+        // Layers have no SSRCs in the SDP: the header extension is the only way to tell them apart (RFC 8853 §4).
+        if extensions.rid.is_none() {
+            return Err(OfferError::RidExtensionMissing { line });
+        }
+        push_simulcast(&mut attributes, media);
+    }
+    let codecs: Vec<AnsweredCodec> = media
+        .codecs
+        .iter()
+        .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback, extensions), OPUS))
+        .collect();
+    let track = IncomingTrack {
+        mid: section.mid.clone(),
+        kind: media.kind,
+        codecs: codecs.iter().map(|answered| answered.codec.clone()).collect(),
+        extensions,
+        ssrcs: media.ssrcs.clone(),
+        rids: media.rids.clone(),
+    };
+    let reply = Accepted {
+        index,
+        direction: "recvonly",
+        codecs,
+        attributes,
+    };
+    Ok((track, reply))
+}
+
+/// Identification always; congestion feedback by transport-cc where offered with its header extension, else by REMB.
+fn choose_extensions(media: &MediaSection) -> (Extensions, Vec<Attribute>) {
+    let offers_transport_cc = media.codecs.iter().any(|codec| codec.feedback.transport_cc);
+    let has_transport_cc = offers_transport_cc && media.extension(Known::TransportCc).is_some_and(|map| map.is_sent());
+    let offers_remb = media.codecs.iter().any(|codec| codec.feedback.remb);
+    answer::extensions(media, |extmap| {
+        extmap.is_sent()
+            && match extmap.known {
+                Known::Mid | Known::Rid | Known::RepairedRid => true,
+                Known::TransportCc => has_transport_cc,
+                Known::AbsSendTime => offers_remb && !has_transport_cc,
+            }
+    })
+}
+
+fn choose_feedback(offered: Feedback, extensions: Extensions) -> Feedback {
+    let has_transport_cc = extensions.transport_cc.is_some();
+    Feedback {
+        transport_cc: offered.transport_cc && has_transport_cc,
+        remb: offered.remb && !has_transport_cc,
+        ..offered
+    }
+}
+
+/// RFC 8853 §5.3.2: all layers, in the peer's order. OBS 32.2.2 gives up when one is missing.
+fn push_simulcast(attributes: &mut Vec<Attribute>, media: &MediaSection) {
+    let rids: Vec<&str> = media.rids.iter().map(|rid| &*rid.0).collect();
+    for rid in &rids {
+        attributes.push(with("rid", format!("{rid} recv")));
+    }
+    attributes.push(with("simulcast", format!("recv {}", rids.join(";"))));
+}
+
+/// RFC 7587 §6.1: `stereo` says what the receiver likes; Chromium encodes two channels only when asked so.
+const OPUS: &str = "minptime=10;stereo=1;sprop-stereo=1;useinbandfec=1";

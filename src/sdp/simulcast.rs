@@ -1,0 +1,67 @@
+//! Simulcast encodings that a publisher offers (RFC 8853 §5.1, RFC 8851 §4). Their order says nothing about quality:
+//! Chromium writes low to high, OBS high to low.
+
+use super::error::OfferError;
+use super::text::{RawSection, all, first};
+use crate::media::Rid;
+
+/// The encodings in the order of `a=simulcast:send`; empty without simulcast.
+///
+/// Of alternatives (`a,b`) the first is taken, the mark of a paused one (`~a`) is dropped: we can receive each.
+pub(super) fn read(section: &RawSection) -> Result<Vec<Rid>, OfferError> {
+    let mut declared = Vec::new();
+    for attribute in all(&section.attributes, "rid") {
+        let line = attribute.line;
+        let mut fields = attribute.value.split_whitespace();
+        let (id, direction) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        if !is_rid(id) || declared.contains(&id) || !matches!(direction, "send" | "recv") {
+            return Err(OfferError::BadRid { line });
+        }
+        // Declared in one direction only (RFC 8851 §4), and each but once: what is received has no place in simulcast.
+        if direction == "send" {
+            declared.push(id);
+        }
+        if declared.len() > MAX_LAYERS {
+            return Err(OfferError::TooManyLayers {
+                line,
+                limit: MAX_LAYERS,
+            });
+        }
+    }
+    let Some(attribute) = first(&section.attributes, "simulcast") else {
+        return Ok(Vec::new());
+    };
+    let mut rids = Vec::new();
+    for layer in sent(&attribute.value) {
+        let first = layer.split(',').next().unwrap_or_default();
+        let id = first.strip_prefix('~').unwrap_or(first);
+        if !declared.contains(&id) || rids.contains(&id) {
+            return Err(OfferError::BadSimulcast { line: attribute.line });
+        }
+        rids.push(id);
+    }
+    Ok(rids.into_iter().map(|id| Rid(id.into())).collect())
+}
+
+/// The layers after `send`. The syntax of the first drafts, `send rid=a;b`, is no longer written by anyone; it counts as
+/// no simulcast.
+fn sent(value: &str) -> impl Iterator<Item = &str> {
+    let mut fields = value.split_whitespace();
+    let mut list = None;
+    while let (Some(direction), Some(layers)) = (fields.next(), fields.next()) {
+        if direction == "send" {
+            list = Some(layers);
+        }
+    }
+    list.filter(|list| !list.starts_with("rid="))
+        .into_iter()
+        .flat_map(|list| list.split(';'))
+}
+
+/// RFC 8851 §10; sixteen characters are what a one-byte header extension can carry (RFC 8285 §4.2).
+fn is_rid(id: &str) -> bool {
+    (1..=16).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+/// Chromium sends three; more is a waste of uplink that nobody asked for.
+const MAX_LAYERS: usize = 8;

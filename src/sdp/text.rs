@@ -1,0 +1,231 @@
+//! From bytes to a document: checks the shape of every line, lets `rtc-sdp` judge the grammar (RFC 8866 §9), and gives
+//! every attribute the number of its line. Nothing here knows what an attribute means.
+//!
+//! Before the library sees the text, lines that no WebRTC endpoint uses (bandwidth, keys, addresses, candidates) are
+//! taken out: it would hold them to rules that do not matter here.
+
+use std::io::Cursor;
+
+use rtc_sdp::description::session::SessionDescription;
+
+use super::error::OfferError;
+use super::quirks;
+
+/// An offer as text with structure.
+pub(super) struct Document {
+    /// Attributes before the first m-line.
+    pub session: Vec<Attribute>,
+    pub sections: Vec<RawSection>,
+}
+
+/// An m-section as it stands in the text.
+pub(super) struct RawSection {
+    /// Number of the m-line.
+    pub line: usize,
+    /// `audio`, `video`, `application` or any other token.
+    pub media: String,
+    pub port: u16,
+    pub proto: String,
+    /// Never empty.
+    pub formats: Vec<String>,
+    pub attributes: Vec<Attribute>,
+}
+
+/// `a=key:value`; the value of a flag is empty.
+pub(super) struct Attribute {
+    pub line: usize,
+    pub key: String,
+    pub value: String,
+}
+
+/// All attributes of one name, in their order.
+pub(super) fn all<'a>(attributes: &'a [Attribute], key: &'a str) -> impl Iterator<Item = &'a Attribute> {
+    attributes.iter().filter(move |attribute| attribute.key == key)
+}
+
+/// The first attribute of a name.
+pub(super) fn first<'a>(attributes: &'a [Attribute], key: &'a str) -> Option<&'a Attribute> {
+    all(attributes, key).next()
+}
+
+/// Whether `text` is a token (RFC 8866 §9).
+pub(super) fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]".contains(&b))
+}
+
+/// Reads a body.
+pub(super) fn read(body: &[u8]) -> Result<Document, OfferError> {
+    let text = as_text(body)?;
+    let kept = keep_lines(text)?;
+    let mut cursor = Cursor::new(kept.text.as_bytes());
+    let description =
+        SessionDescription::unmarshal(&mut cursor).map_err(|source| kept.blame(cursor.position(), source))?;
+    kept.number(description)
+}
+
+fn as_text(body: &[u8]) -> Result<&str, OfferError> {
+    if body.len() > MAX_BODY {
+        return Err(OfferError::TooLarge { limit: MAX_BODY });
+    }
+    let text = std::str::from_utf8(body).map_err(|error| {
+        let valid = body.get(..error.valid_up_to()).unwrap_or_default();
+        OfferError::NotText {
+            line: 1 + count_line_ends(valid),
+        }
+    })?;
+    match text.trim_start().bytes().next() {
+        None => Err(OfferError::Missing),
+        Some(b'{' | b'[' | b'"') => Err(OfferError::Json),
+        Some(_) => Ok(text),
+    }
+}
+
+/// The lines that the library judges, with their numbers in the offer.
+#[derive(Default)]
+struct KeptLines<'a> {
+    text: String,
+    numbers: Vec<usize>,
+    /// Numbers of the `a=` lines among them, and numbers and media tokens of the `m=` lines.
+    attributes: Vec<usize>,
+    sections: Vec<(usize, &'a str)>,
+}
+
+fn keep_lines(text: &str) -> Result<KeptLines<'_>, OfferError> {
+    let mut kept = KeptLines::default();
+    for (index, raw) in text.split_inclusive('\n').enumerate() {
+        let number = index + 1;
+        // RFC 8866 §5 asks for CRLF and lets parsers take a lone LF.
+        let line = raw.trim_end_matches(['\r', '\n']);
+        if line.trim().is_empty() {
+            continue;
+        }
+        check_shape(number, line)?;
+        if !raw.ends_with('\n') {
+            return Err(OfferError::CutOff { line: number });
+        }
+        kept.push(number, line)?;
+    }
+    Ok(kept)
+}
+
+fn check_shape(number: usize, line: &str) -> Result<(), OfferError> {
+    if line.len() > MAX_LINE {
+        return Err(OfferError::LineTooLong {
+            line: number,
+            limit: MAX_LINE,
+        });
+    }
+    if line.chars().any(|c| c.is_control() && c != '\t') {
+        return Err(OfferError::NotText { line: number });
+    }
+    // RFC 8866 §5: a description with a type that is not understood is to be ignored as a whole.
+    match line.as_bytes() {
+        [b'v', b'=', ..] if line.trim_end() != "v=0" => Err(OfferError::BadVersion { line: number }),
+        [kind, b'=', ..] if b"vosiuepcbtrzkam".contains(kind) => Ok(()),
+        _ => Err(OfferError::Syntax {
+            line: number,
+            rule: "a line is a known type letter, `=` and a value",
+        }),
+    }
+}
+
+impl<'a> KeptLines<'a> {
+    fn push(&mut self, number: usize, line: &'a str) -> Result<(), OfferError> {
+        let mut written = line.to_owned();
+        match line.as_bytes().first() {
+            Some(b'm') => {
+                if self.sections.len() == MAX_SECTIONS {
+                    return Err(OfferError::TooManySections {
+                        line: number,
+                        limit: MAX_SECTIONS,
+                    });
+                }
+                let media = check_media_line(number, line)?;
+                written = quirks::with_known_media(line, media);
+                self.sections.push((number, media));
+            }
+            // ICE-lite learns addresses from checks; what the peer believes to be its own is of no use and is a lever for
+            // reflection (RFC 8445 §2.5).
+            Some(b'a') if line.starts_with("a=candidate:") => return Ok(()),
+            Some(b'a') => self.attributes.push(number),
+            Some(b'v' | b'o' | b's' | b't') => {}
+            _ => return Ok(()),
+        }
+        self.numbers.push(number);
+        self.text.push_str(&written);
+        self.text.push_str("\r\n");
+        Ok(())
+    }
+
+    /// Names the line that the library was reading when it gave up at `position`.
+    fn blame(&self, position: u64, source: rtc_shared::error::Error) -> OfferError {
+        let read = usize::try_from(position).unwrap_or(usize::MAX).saturating_sub(1);
+        let read = self.text.as_bytes().get(..read).unwrap_or_default();
+        let line = self.numbers.get(count_line_ends(read)).or(self.numbers.last());
+        OfferError::Grammar {
+            line: line.copied().unwrap_or(1),
+            source,
+        }
+    }
+
+    /// Joins what the library read with the line numbers. Both are in the order of the text.
+    fn number(&self, description: SessionDescription) -> Result<Document, OfferError> {
+        let mut numbers = self.attributes.iter().copied();
+        let mut attributes = |read: Vec<rtc_sdp::description::common::Attribute>| {
+            read.into_iter()
+                .zip(&mut numbers)
+                .map(|(attribute, line)| Attribute {
+                    line,
+                    key: attribute.key,
+                    value: attribute.value.unwrap_or_default(),
+                })
+                .collect::<Vec<_>>()
+        };
+        let session = attributes(description.attributes);
+        let sections = description
+            .media_descriptions
+            .into_iter()
+            .zip(&self.sections)
+            .map(|(section, (line, media))| RawSection {
+                line: *line,
+                media: (*media).to_owned(),
+                port: u16::try_from(section.media_name.port.value).unwrap_or(0),
+                proto: section.media_name.protos.join("/"),
+                formats: section.media_name.formats,
+                attributes: attributes(section.attributes),
+            })
+            .collect::<Vec<_>>();
+        if sections.is_empty() {
+            return Err(OfferError::NoMedia);
+        }
+        Ok(Document { session, sections })
+    }
+}
+
+/// The media token of an m-line whose fields are fit to be echoed.
+fn check_media_line(number: usize, line: &str) -> Result<&str, OfferError> {
+    let rule = "an m-line has a media kind, a port, a protocol and formats, all of them short tokens";
+    let error = OfferError::Syntax { line: number, rule };
+    let fields = line.get(2..).unwrap_or_default();
+    let is_short = |field: &str| field.len() <= MAX_FIELD && field.bytes().all(|b| b.is_ascii_graphic());
+    match fields.split_whitespace().next() {
+        Some(media) if is_token(media) && fields.split_whitespace().all(is_short) => Ok(media),
+        _ => Err(error),
+    }
+}
+
+fn count_line_ends(text: &[u8]) -> usize {
+    text.iter().filter(|b| **b == b'\n').count()
+}
+
+/// Chromium with every codec and a simulcast of three writes 7 KiB; the HTTP side refuses the same size earlier.
+const MAX_BODY: usize = 64 * 1024;
+/// The longest known line is an H.264 fmtp with parameter sets, some 300 bytes.
+const MAX_LINE: usize = 2 * 1024;
+/// One audio, one video and a data channel are served; conference clients bring some more.
+const MAX_SECTIONS: usize = 16;
+/// The longest known field of an m-line is `webrtc-datachannel`. What we echo of a refused section stays small.
+const MAX_FIELD: usize = 32;

@@ -1,0 +1,149 @@
+//! ICE credentials, certificate fingerprints and the DTLS role: the attributes of the one bundled transport
+//! (RFC 8839 §5.4, RFC 8122 §5, RFC 8842).
+//!
+//! Each may stand at session level and then holds for every section without its own; OBS 32.2.2 does so with the
+//! fingerprint, OBS 30 with all of them.
+
+use super::error::OfferError;
+use super::plan::{DtlsRole, Fingerprint, FingerprintHash, IceCredentials};
+use super::text::{Attribute, all, first};
+
+/// What one m-section says about its transport, session level included. May be incomplete: in a BUNDLE only one section
+/// has to say it (RFC 9143 §7.1.3).
+#[derive(Debug)]
+pub(super) struct TransportAttributes {
+    /// The m-line, to be blamed for what is missing.
+    line: usize,
+    credentials: Option<IceCredentials>,
+    fingerprints: Vec<Fingerprint>,
+    /// The line of a fingerprint by a hash that is not accepted.
+    weak_fingerprint: Option<usize>,
+    setup: Option<(usize, DtlsRole, Setup)>,
+}
+
+/// The peer's side of the handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Setup {
+    Actpass,
+    Active,
+    Passive,
+}
+
+impl TransportAttributes {
+    pub fn read(line: usize, session: &[Attribute], section: &[Attribute]) -> Result<Self, OfferError> {
+        let (fingerprints, weak_fingerprint) = read_fingerprints(session, section)?;
+        Ok(Self {
+            line,
+            credentials: read_credentials(session, section)?,
+            fingerprints,
+            weak_fingerprint,
+            setup: first(section, "setup")
+                .or(first(session, "setup"))
+                .map(read_setup)
+                .transpose()?,
+        })
+    }
+}
+
+/// The transport that bundled sections agree on. The first of `sections` is the tagged one (RFC 9143 §7.1.3); what it
+/// lacks is taken from the next that has it.
+pub(super) fn agree<'a>(
+    sections: impl Iterator<Item = &'a TransportAttributes> + Clone,
+) -> Result<(IceCredentials, Vec<Fingerprint>, DtlsRole), OfferError> {
+    let line = sections.clone().next().ok_or(OfferError::NoMedia)?.line;
+    let mut setups = sections.clone().filter_map(|section| section.setup);
+    let (_, role, setup) = setups.next().ok_or(OfferError::SetupMissing { line })?;
+    if let Some((line, ..)) = setups.find(|(_, _, other)| *other != setup) {
+        return Err(OfferError::SetupConflict { line });
+    }
+    let credentials = sections
+        .clone()
+        .find_map(|section| section.credentials.clone())
+        .ok_or(OfferError::IceCredentialsMissing { line })?;
+    let fingerprints = sections
+        .clone()
+        .find(|section| !section.fingerprints.is_empty())
+        .map(|section| section.fingerprints.clone());
+    match (
+        fingerprints,
+        sections.clone().find_map(|section| section.weak_fingerprint),
+    ) {
+        (Some(fingerprints), _) => Ok((credentials, fingerprints, role)),
+        (None, Some(line)) => Err(OfferError::WeakFingerprint { line }),
+        (None, None) => Err(OfferError::FingerprintMissing { line }),
+    }
+}
+
+fn read_credentials(session: &[Attribute], section: &[Attribute]) -> Result<Option<IceCredentials>, OfferError> {
+    let read = |key: &'static str, shortest: usize| {
+        let Some(attribute) = first(section, key).or(first(session, key)) else {
+            return Ok(None);
+        };
+        let is_ice_char = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
+        let is_good = (shortest..=256).contains(&attribute.value.len()) && attribute.value.bytes().all(is_ice_char);
+        is_good
+            .then(|| Some(attribute.value.clone()))
+            .ok_or(OfferError::BadIceCredentials { line: attribute.line })
+    };
+    // RFC 8839 §5.4: 24 bits at least for the ufrag, 128 for the password.
+    let (ufrag, pwd) = (read("ice-ufrag", 4)?, read("ice-pwd", 22)?);
+    Ok(ufrag.zip(pwd).map(|(ufrag, pwd)| IceCredentials { ufrag, pwd }))
+}
+
+/// The fingerprints by accepted hashes, and the line of one by another hash.
+fn read_fingerprints(
+    session: &[Attribute],
+    section: &[Attribute],
+) -> Result<(Vec<Fingerprint>, Option<usize>), OfferError> {
+    let level = if first(section, "fingerprint").is_some() {
+        section
+    } else {
+        session
+    };
+    let (mut fingerprints, mut weak) = (Vec::new(), None);
+    for attribute in all(level, "fingerprint").take(MAX_FINGERPRINTS) {
+        let bad = OfferError::BadFingerprint { line: attribute.line };
+        let Some((name, digest)) = attribute.value.split_once(' ') else {
+            return Err(bad);
+        };
+        let (hash, length) = match name.to_ascii_lowercase().as_str() {
+            "sha-256" => (FingerprintHash::Sha256, 32),
+            "sha-384" => (FingerprintHash::Sha384, 48),
+            "sha-512" => (FingerprintHash::Sha512, 64),
+            // RFC 8827 §6.5 leaves no room for md5 and sha-1; a name that we do not know cannot be verified.
+            _ => {
+                weak = Some(attribute.line);
+                continue;
+            }
+        };
+        match read_digest(digest.trim()) {
+            Some(digest) if digest.len() == length => fingerprints.push(Fingerprint { hash, digest }),
+            _ => return Err(bad),
+        }
+    }
+    Ok((fingerprints, weak))
+}
+
+fn read_digest(text: &str) -> Option<Vec<u8>> {
+    text.split(':')
+        .map(|byte| {
+            let is_hex = byte.len() == 2 && byte.bytes().all(|b| b.is_ascii_hexdigit());
+            is_hex.then(|| u8::from_str_radix(byte, 16).ok()).flatten()
+        })
+        .collect()
+}
+
+/// RFC 8842 §5.3: the answerer is active only where it has to be. FFmpeg 9.0.2 offers `passive`.
+fn read_setup(attribute: &Attribute) -> Result<(usize, DtlsRole, Setup), OfferError> {
+    let line = attribute.line;
+    match attribute.value.as_str() {
+        "actpass" => Ok((line, DtlsRole::Server, Setup::Actpass)),
+        "active" => Ok((line, DtlsRole::Server, Setup::Active)),
+        "passive" => Ok((line, DtlsRole::Client, Setup::Passive)),
+        "holdconn" => Err(OfferError::Holdconn { line }),
+        _ => Err(OfferError::BadSetup { line }),
+    }
+}
+
+/// One per hash function would do; aiortc writes three.
+const MAX_FINGERPRINTS: usize = 8;

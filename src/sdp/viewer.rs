@@ -1,0 +1,197 @@
+//! The answer to a viewer (WHEP §4.3): what the stream carries now first, and every other codec that passes through, so
+//! that another source can follow without a new negotiation.
+
+use super::answer::{self, Accepted, AnsweredCodec, Local, with};
+use super::codec::{DOUBTFUL, OfferedCodec, can_be_sent, suitability};
+use super::error::OfferError;
+use super::extension::Known;
+use super::offer::{Direction, MediaSection, Offer, Section};
+use super::plan::{Feedback, OutgoingTrack, Playback, SourceFormats};
+use crate::media::{Format, Kind, Ssrc};
+
+/// Answers a WHEP offer: what the session will send, and the SDP.
+///
+/// A section is refused on its own when the stream lacks its kind, when the viewer cannot take the stream's codec, or
+/// when it is the second of its kind: all tracks belong to one MediaStream (WHEP §4.6.2).
+///
+/// `random` gives the SSRCs and the CNAME.
+///
+/// # Errors
+///
+/// A 422 [`OfferError`] when nothing would be sent, or when a section does not receive.
+pub fn answer_viewer(
+    offer: &Offer,
+    source: &SourceFormats,
+    local: &Local<'_>,
+    random: &mut dyn FnMut() -> u32,
+) -> Result<(Playback, String), OfferError> {
+    check_directions(offer)?;
+    let mut ssrcs = Ssrcs::new(offer);
+    let cname: String = (0..3).map(|_| format!("{:08x}", random())).collect();
+    let mut tracks: Vec<OutgoingTrack> = Vec::new();
+    let mut replies = Vec::new();
+    for (index, section, media) in offer.media() {
+        if tracks.iter().any(|track| track.kind == media.kind) {
+            continue;
+        }
+        let Some(codecs) = source.of(media.kind).and_then(|format| choose(format, media)) else {
+            continue;
+        };
+        let (track, reply) = accept(index, section, media, &codecs, &cname, &mut || ssrcs.next(random));
+        tracks.push(track);
+        replies.push(reply);
+    }
+    if tracks.is_empty() {
+        return Err(OfferError::NothingPlayable {
+            carries: describe(source),
+        });
+    }
+    let indexes: Vec<usize> = replies.iter().map(|reply| reply.index).collect();
+    let transport = offer.transport(&indexes)?;
+    let text = answer::write(offer, local, transport.role, &replies);
+    let playback = Playback {
+        transport,
+        tracks,
+        cname,
+    };
+    Ok((playback, text))
+}
+
+/// WHEP §4.3.5.
+fn check_directions(offer: &Offer) -> Result<(), OfferError> {
+    let mut wrong = offer
+        .media()
+        .filter(|(_, _, media)| matches!(media.direction, Direction::SendOnly | Direction::Inactive));
+    match wrong.next() {
+        Some((_, section, _)) => Err(OfferError::BadDirection {
+            line: section.line,
+            wanted: "recvonly",
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The codecs to answer, the one that suits the source best first and the others as offered; `None` when none suits.
+fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
+    let mut codecs: Vec<OfferedCodec> = media
+        .codecs
+        .iter()
+        .filter(|codec| can_be_sent(codec.format))
+        .cloned()
+        .collect();
+    let ranked = codecs
+        .iter()
+        .enumerate()
+        .filter_map(|(index, codec)| suitability(source, codec.format).map(|rank| (rank, index)));
+    let (rank, best) = ranked.min()?;
+    if rank >= DOUBTFUL {
+        tracing::debug!(
+            ?source,
+            "the viewer offers no matching profile; its decoder has to cope"
+        );
+    }
+    let chosen = codecs.remove(best);
+    codecs.insert(0, chosen);
+    Some(codecs)
+}
+
+fn accept(
+    index: usize,
+    section: &Section,
+    media: &MediaSection,
+    offered: &[OfferedCodec],
+    cname: &str,
+    next_ssrc: &mut dyn FnMut() -> Ssrc,
+) -> (OutgoingTrack, Accepted) {
+    let codecs: Vec<AnsweredCodec> = offered
+        .iter()
+        .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback), opus(codec.format)))
+        .collect();
+    let (extensions, mut attributes) =
+        answer::extensions(media, |extmap| extmap.known == Known::Mid && extmap.is_received());
+    let ssrc = next_ssrc();
+    let has_rtx = codecs.iter().any(|answered| answered.codec.rtx_pt.is_some());
+    let rtx_ssrc = has_rtx.then(next_ssrc);
+
+    // One MediaStream for both tracks. Chromium refuses a FID group with an `a=ssrc` line for one of its members only.
+    attributes.push(with("msid", format!("{STREAM_ID} {}", media.kind)));
+    if let Some(rtx) = rtx_ssrc {
+        attributes.push(with("ssrc-group", format!("FID {} {}", ssrc.0, rtx.0)));
+    }
+    for ssrc in std::iter::once(ssrc).chain(rtx_ssrc) {
+        attributes.push(with("ssrc", format!("{} cname:{cname}", ssrc.0)));
+    }
+
+    let track = OutgoingTrack {
+        mid: section.mid.clone(),
+        kind: media.kind,
+        codecs: codecs.iter().map(|answered| answered.codec.clone()).collect(),
+        extensions,
+        ssrc,
+        rtx_ssrc,
+    };
+    let reply = Accepted {
+        index,
+        direction: "sendonly",
+        codecs,
+        attributes,
+    };
+    (track, reply)
+}
+
+/// Loss and key frames are acted on; a viewer's bandwidth estimate is not, because nothing is encoded for it.
+fn choose_feedback(offered: Feedback) -> Feedback {
+    Feedback {
+        transport_cc: false,
+        remb: false,
+        ..offered
+    }
+}
+
+/// RFC 7587 §6.1: `sprop-stereo` says what the sender is likely to send; `stereo` is the viewer's own wish, repeated.
+fn opus(offered: Format) -> &'static str {
+    match offered {
+        Format::Opus { stereo: true } => "minptime=10;stereo=1;sprop-stereo=1;useinbandfec=1",
+        _ => "minptime=10;sprop-stereo=1;useinbandfec=1",
+    }
+}
+
+fn describe(source: &SourceFormats) -> String {
+    let formats = [Kind::Video, Kind::Audio]
+        .into_iter()
+        .filter_map(|kind| source.of(kind));
+    let names: Vec<&str> = formats.map(|format| format.codec().name()).collect();
+    if names.is_empty() {
+        "nothing yet".to_owned()
+    } else {
+        names.join(" and ")
+    }
+}
+
+/// Hands out SSRCs that are not zero and that nobody in the session has.
+struct Ssrcs(Vec<Ssrc>);
+
+impl Ssrcs {
+    fn new(offer: &Offer) -> Self {
+        Self(
+            offer
+                .media()
+                .flat_map(|(_, _, media)| &media.claimed)
+                .map(|(_, ssrc)| *ssrc)
+                .collect(),
+        )
+    }
+
+    fn next(&mut self, random: &mut dyn FnMut() -> u32) -> Ssrc {
+        let mut ssrc = Ssrc(random());
+        // Ends: there are fewer SSRCs in use than numbers.
+        while ssrc.0 == 0 || self.0.contains(&ssrc) {
+            ssrc = Ssrc(ssrc.0.wrapping_add(1));
+        }
+        self.0.push(ssrc);
+        ssrc
+    }
+}
+
+/// Name of the MediaStream at the viewer.
+const STREAM_ID: &str = "millstream";

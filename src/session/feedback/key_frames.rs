@@ -1,0 +1,110 @@
+//! Merges everybody's wishes for a key frame into few requests to the source (RFC 4585 §6.3.1, RFC 5104 §4.3.1): a storm
+//! of them makes an encoder's picture collapse.
+
+use std::time::{Duration, Instant};
+
+/// Least time between two requests.
+const SPACING: Duration = Duration::from_secs(1);
+
+/// Requests for the same wish. OBS never answers any; a new wish begins to count anew.
+const MAX_REQUESTS: u8 = 10;
+
+/// The wish for a key frame of one source.
+#[derive(Default)]
+pub struct KeyFrameRequests {
+    /// Requests that may still be sent; 0 while nobody wishes for a key frame.
+    left: u8,
+    last: Option<Instant>,
+}
+
+impl KeyFrameRequests {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Somebody needs a key frame: a viewer asked, a packet was given up, a layer is to be switched.
+    pub fn request(&mut self) {
+        self.left = MAX_REQUESTS;
+    }
+
+    /// A key frame came: whoever wished for one has it.
+    pub fn on_key_frame(&mut self) {
+        self.left = 0;
+    }
+
+    /// True if a request is to be sent now. It is repeated every second until a key frame came, ten times at most.
+    pub fn poll(&mut self, now: Instant) -> bool {
+        if self.left == 0 || self.last.is_some_and(|last| now < last + SPACING) {
+            return false;
+        }
+        self.left -= 1;
+        self.last = Some(now);
+        true
+    }
+
+    /// When [`Self::poll`] has something to do, `now` if at once; `None` while nobody wishes for a key frame.
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        (self.left > 0).then(|| self.last.map_or(now, |last| (last + SPACING).max(now)))
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_storm_of_wishes_is_one_request_a_second() {
+        let start = Instant::now();
+        let mut requests = KeyFrameRequests::new();
+        let mut sent = Vec::new();
+        for at in 0..3500 {
+            requests.request();
+            if requests.poll(start + at * MS) {
+                sent.push(at);
+            }
+        }
+        assert_eq!(sent, [0, 1000, 2000, 3000]);
+    }
+
+    #[test]
+    fn a_key_frame_ends_the_requests() {
+        let start = Instant::now();
+        let mut requests = KeyFrameRequests::new();
+        assert_eq!(requests.poll_timeout(start), None);
+        requests.request();
+        assert_eq!(requests.poll_timeout(start), Some(start));
+        assert!(requests.poll(start));
+        requests.on_key_frame();
+        assert!(!requests.poll(start + 5000 * MS));
+        assert_eq!(requests.poll_timeout(start), None);
+    }
+
+    #[test]
+    fn an_unanswered_wish_is_repeated_ten_times_and_a_new_one_begins_anew() {
+        let start = Instant::now();
+        let mut requests = KeyFrameRequests::new();
+        requests.request();
+        let sent = (0..60)
+            .filter(|second| requests.poll(start + 1000 * *second * MS))
+            .count();
+        assert_eq!(sent, 10);
+        requests.request();
+        assert!(requests.poll(start + 60_000 * MS));
+    }
+
+    #[test]
+    fn a_wish_right_after_a_key_frame_waits_for_its_second() {
+        let start = Instant::now();
+        let mut requests = KeyFrameRequests::new();
+        requests.request();
+        assert!(requests.poll(start));
+        requests.on_key_frame();
+        requests.request();
+        assert!(!requests.poll(start + 999 * MS));
+        assert_eq!(requests.poll_timeout(start + 10 * MS), Some(start + 1000 * MS));
+        assert!(requests.poll(start + 1000 * MS));
+    }
+}

@@ -1,0 +1,148 @@
+//! A receiver-side estimate for publishers that know no transport-wide feedback (draft-alvestrand-rmcat-remb-03).
+//!
+//! It is simple on purpose: it follows the loss-based rules of draft-ietf-rmcat-gcc-02 §6 on what really arrives and does
+//! not look at delay. It keeps a publisher from stopping at its start bitrate and makes it yield when a link is full.
+
+use std::time::{Duration, Instant};
+
+/// Bits per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bitrate(pub u64);
+
+/// Time between two estimates, and the span over which the rate is measured.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Up to this fraction lost (2 % in 1/256) a link has room.
+const FREE_LOSS: u8 = 5;
+
+/// From this fraction lost on (10 % in 1/256) it is full.
+const FULL_LOSS: u8 = 26;
+
+/// Estimates what a publisher may send on one SSRC.
+pub struct ReceiverEstimate {
+    floor: Bitrate,
+    ceiling: Bitrate,
+    estimate: Bitrate,
+    /// Fraction lost since the last estimate, in 1/256, the highest reported.
+    loss: u8,
+    bytes: u64,
+    since: Option<Instant>,
+}
+
+impl ReceiverEstimate {
+    /// Estimates stay between `floor` and `ceiling`.
+    pub fn new(floor: Bitrate, ceiling: Bitrate) -> Self {
+        Self {
+            floor,
+            ceiling: ceiling.max(floor),
+            estimate: floor,
+            loss: 0,
+            bytes: 0,
+            since: None,
+        }
+    }
+
+    /// Counts a packet that arrived, in bytes of the RTP packet.
+    pub fn on_packet(&mut self, now: Instant, bytes: usize) {
+        self.since.get_or_insert(now);
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+    }
+
+    /// Takes note of the fraction lost (in 1/256) that a receiver report tells.
+    pub fn on_report(&mut self, fraction_lost: u8) {
+        self.loss = self.loss.max(fraction_lost);
+    }
+
+    /// A new estimate, about once a second while packets arrive.
+    ///
+    /// While less than 2 % is lost it is at least one and a half times what arrives, and does not fall: a publisher that
+    /// has little to send is not to be held down. Up to 10 % it stays; above, it is what arrives less half of the loss.
+    pub fn poll(&mut self, now: Instant) -> Option<Bitrate> {
+        let elapsed = now.saturating_duration_since(self.since?);
+        if elapsed < INTERVAL || self.bytes == 0 {
+            return None;
+        }
+        let bits = u128::from(std::mem::take(&mut self.bytes)) * 8;
+        let rate = u64::try_from(bits * 1_000_000 / elapsed.as_micros()).unwrap_or(u64::MAX);
+        self.since = Some(now);
+        let loss = std::mem::take(&mut self.loss);
+        let wanted = if loss <= FREE_LOSS {
+            self.estimate.0.max(rate.saturating_add(rate / 2))
+        } else if loss < FULL_LOSS {
+            self.estimate.0
+        } else {
+            let yielded = rate / 512 * u64::from(loss);
+            self.estimate.0.min(rate - yielded)
+        };
+        self.estimate = Bitrate(wanted).clamp(self.floor, self.ceiling);
+        Some(self.estimate)
+    }
+
+    /// When [`Self::poll`] has something to do; `None` while nothing arrives.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (self.bytes > 0).then(|| Some(self.since? + INTERVAL)).flatten()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Sends `rate` for a second from `second` on and returns the estimate.
+    fn run(estimate: &mut ReceiverEstimate, start: Instant, second: u32, rate: u64, loss: u8) -> u64 {
+        for step in 0..100 {
+            let now = start + MS * (second * 1000 + step * 10);
+            estimate.on_packet(now, (rate / 800) as usize);
+        }
+        estimate.on_report(loss);
+        let Some(Bitrate(bits)) = estimate.poll(start + MS * (second + 1) * 1000) else {
+            panic!("no estimate after a second");
+        };
+        bits
+    }
+
+    fn estimate() -> (ReceiverEstimate, Instant) {
+        let estimate = ReceiverEstimate::new(Bitrate(300_000), Bitrate(10_000_000));
+        (estimate, Instant::now())
+    }
+
+    #[test]
+    fn a_clean_link_leads_the_rate_upwards_to_the_ceiling() {
+        let (mut estimate, start) = estimate();
+        assert_eq!(run(&mut estimate, start, 0, 1_000_000, 0), 1_500_000);
+        assert_eq!(run(&mut estimate, start, 1, 2_000_000, 5), 3_000_000);
+        assert_eq!(run(&mut estimate, start, 2, 8_000_000, 0), 10_000_000);
+    }
+
+    #[test]
+    fn a_quiet_publisher_is_not_held_down() {
+        let (mut estimate, start) = estimate();
+        run(&mut estimate, start, 0, 2_000_000, 0);
+        assert_eq!(run(&mut estimate, start, 1, 100_000, 0), 3_000_000);
+    }
+
+    #[test]
+    fn some_loss_holds_and_much_loss_yields_down_to_the_floor() {
+        let (mut estimate, start) = estimate();
+        run(&mut estimate, start, 0, 2_000_000, 0);
+        assert_eq!(run(&mut estimate, start, 1, 2_000_000, 13), 3_000_000);
+        let yielded = run(&mut estimate, start, 2, 2_000_000, 51);
+        assert!((1_790_000..1_810_000).contains(&yielded), "{yielded}");
+        assert_eq!(run(&mut estimate, start, 3, 100_000, 255), 300_000);
+    }
+
+    #[test]
+    fn silence_gives_no_estimate() {
+        let (mut estimate, start) = estimate();
+        assert_eq!(estimate.poll(start), None);
+        assert_eq!(estimate.poll_timeout(), None);
+        estimate.on_packet(start, 1000);
+        assert_eq!(estimate.poll(start + 999 * MS), None);
+        assert_eq!(estimate.poll_timeout(), Some(start + 1000 * MS));
+        assert!(estimate.poll(start + 1000 * MS).is_some());
+        assert_eq!(estimate.poll(start + 5000 * MS), None);
+    }
+}

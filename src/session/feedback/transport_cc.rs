@@ -1,0 +1,445 @@
+//! Transport-wide congestion feedback (draft-holmer-rmcat-transport-wide-cc-extensions-01): tells a publisher when each
+//! of its packets arrived, so that its own estimator can work.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::media::Ssrc;
+use crate::media::rtp::SeqUnwrapper;
+
+/// Time between two feedback packets.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// As many packets are reported at once.
+const ENOUGH: usize = 100;
+
+/// Packets that arrived and are told in one feedback packet. At worst each takes 6 bytes: two chunks and a large delta.
+const MAX_TOLD: usize = 200;
+
+/// Reported arrivals are remembered for this long: a packet that comes late is told again together with all that follow.
+const HISTORY: Duration = Duration::from_millis(500);
+
+/// Arrivals that are remembered.
+const MAX_ARRIVALS: usize = 2000;
+
+/// A longer gap is not loss but a new beginning; what comes this late is not told.
+const MAX_GAP: u64 = 1000;
+
+/// Unit of the deltas, in microseconds (§3.1.5).
+const TICK_US: u128 = 250;
+
+/// The reference time counts units of 64 ms (§3.1).
+const TICKS_PER_REFERENCE: i64 = 256;
+
+/// Longest run of a run-length chunk: 13 bits (§3.1.3).
+const MAX_RUN: usize = 0x1fff;
+
+/// Collects arrivals of one transport.
+pub struct TransportFeedback {
+    from: Ssrc,
+    base: Instant,
+    unwrapper: SeqUnwrapper,
+    arrivals: BTreeMap<u64, Instant>,
+    /// What comes before this was told and is forgotten.
+    floor: u64,
+    /// The first that is not told yet, and the media SSRC of the latest packet.
+    next: Option<(u64, Ssrc)>,
+    /// Arrivals since feedback was last due.
+    waiting: usize,
+    last: Instant,
+    /// Feedback is due and did not fit into one packet.
+    flushing: bool,
+    count: u8,
+}
+
+impl TransportFeedback {
+    /// `from` is our SSRC; arrival times are told relative to `base`, which has to be before the first packet.
+    pub fn new(base: Instant, from: Ssrc) -> Self {
+        Self {
+            from,
+            base,
+            unwrapper: SeqUnwrapper::starting_at(0),
+            arrivals: BTreeMap::new(),
+            floor: 0,
+            next: None,
+            waiting: 0,
+            last: base,
+            flushing: false,
+            count: 0,
+        }
+    }
+
+    /// Takes note of a packet of `media` with a transport-wide sequence number.
+    pub fn on_packet(&mut self, now: Instant, media: Ssrc, wide_seq: u16) {
+        let highest = self.unwrapper.highest();
+        let ext_seq = self.unwrapper.extend(wide_seq);
+        let mut next = self.next.map_or(ext_seq, |(next, _)| next);
+        if highest.is_some_and(|highest| ext_seq > highest + MAX_GAP) {
+            self.arrivals.clear();
+            self.waiting = 0;
+            (self.floor, next) = (ext_seq, ext_seq);
+        } else if ext_seq < self.floor || ext_seq + MAX_GAP < next || self.arrivals.contains_key(&ext_seq) {
+            return;
+        }
+        if self.arrivals.len() == MAX_ARRIVALS {
+            self.floor = self.arrivals.pop_first().map_or(self.floor, |(seq, _)| seq + 1);
+        }
+        self.arrivals.insert(ext_seq, now);
+        self.next = Some((next.min(ext_seq), media));
+        self.waiting += 1;
+    }
+
+    /// An RTCP packet of at most 1,224 bytes, if one is due; call again until there is none.
+    pub fn poll(&mut self, now: Instant) -> Option<Vec<u8>> {
+        if !self.flushing {
+            let due = self.poll_timeout()? <= now || self.waiting >= ENOUGH;
+            if !due {
+                return None;
+            }
+            self.flushing = true;
+            self.waiting = 0;
+            self.last = now;
+        }
+        let packet = self.build();
+        if packet.is_none() {
+            self.flushing = false;
+            self.forget(now);
+        }
+        packet
+    }
+
+    /// When [`Self::poll`] has something to do at the latest; `None` while nothing arrived. It may have earlier, when
+    /// many packets arrived: poll after each turn.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (self.waiting > 0).then(|| self.last + INTERVAL)
+    }
+
+    /// Drops what was told and is too old to be told again.
+    fn forget(&mut self, now: Instant) {
+        while let (Some(entry), Some((next, _))) = (self.arrivals.first_entry(), self.next) {
+            if *entry.key() >= next || now.saturating_duration_since(*entry.get()) < HISTORY {
+                break;
+            }
+            self.floor = entry.key() + 1;
+            entry.remove();
+        }
+    }
+
+    /// Tells arrivals from `next` on, as many as fit, and moves it behind them.
+    fn build(&mut self) -> Option<Vec<u8>> {
+        let (first, media) = self.next?;
+        let base = self.base;
+        let mut told = self.arrivals.range(first..).map(|(seq, at)| (*seq, ticks(base, *at)));
+        let (seq, at) = told.next()?;
+        let reference = at.div_euclid(TICKS_PER_REFERENCE);
+        let mut report = Report::new(first);
+        let mut before = reference * TICKS_PER_REFERENCE;
+        report.push(seq, at - before);
+        before = at;
+        for (seq, at) in told.take(MAX_TOLD - 1) {
+            // A delta that does not fit needs a reference time of its own (§3.1.5).
+            if i16::try_from(at - before).is_err() {
+                break;
+            }
+            report.push(seq, at - before);
+            before = at;
+        }
+        self.next = Some((first + report.symbols.len() as u64, media));
+        let packet = report.write(self.from, media, reference as u32, self.count);
+        self.count = self.count.wrapping_add(1);
+        Some(packet)
+    }
+}
+
+/// Arrival time in ticks since `base`.
+fn ticks(base: Instant, at: Instant) -> i64 {
+    i64::try_from(at.saturating_duration_since(base).as_micros() / TICK_US).unwrap_or(i64::MAX)
+}
+
+/// Status of a packet (§3.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Symbol {
+    NotReceived = 0,
+    SmallDelta = 1,
+    LargeDelta = 2,
+}
+
+/// The content of one feedback packet.
+struct Report {
+    first: u64,
+    symbols: Vec<Symbol>,
+    deltas: Vec<u8>,
+}
+
+impl Report {
+    fn new(first: u64) -> Self {
+        Self {
+            first,
+            symbols: Vec::new(),
+            deltas: Vec::new(),
+        }
+    }
+
+    /// Adds an arrival; those between the one before and this one did not arrive.
+    fn push(&mut self, seq: u64, delta: i64) {
+        let index = usize::try_from(seq - self.first).unwrap_or(0);
+        self.symbols.resize(index, Symbol::NotReceived);
+        if let Ok(small) = u8::try_from(delta) {
+            self.symbols.push(Symbol::SmallDelta);
+            self.deltas.push(small);
+        } else {
+            self.symbols.push(Symbol::LargeDelta);
+            let large = i16::try_from(delta).unwrap_or(i16::MAX);
+            self.deltas.extend_from_slice(&large.to_be_bytes());
+        }
+    }
+
+    /// ```text
+    ///  |V=2|P|  FMT=15 |    PT=205     |           length              |
+    ///  |                     SSRC of packet sender                     |
+    ///  |                      SSRC of media source                     |
+    ///  |      base sequence number     |      packet status count      |
+    ///  |                 reference time                | fb pkt. count |
+    ///  |  packet chunks, 2 bytes each, then receive deltas, 1 or 2 each |
+    /// ```
+    fn write(&self, from: Ssrc, media: Ssrc, reference: u32, count: u8) -> Vec<u8> {
+        let mut out = vec![0x8f, 205, 0, 0];
+        out.extend_from_slice(&from.0.to_be_bytes());
+        out.extend_from_slice(&media.0.to_be_bytes());
+        out.extend_from_slice(&(self.first as u16).to_be_bytes());
+        out.extend_from_slice(&(self.symbols.len() as u16).to_be_bytes());
+        out.extend_from_slice(&(reference << 8 | u32::from(count)).to_be_bytes());
+        let mut rest = self.symbols.as_slice();
+        while !rest.is_empty() {
+            let (chunk, length) = chunk(rest);
+            out.extend_from_slice(&chunk.to_be_bytes());
+            rest = rest.get(length..).unwrap_or_default();
+        }
+        out.extend_from_slice(&self.deltas);
+        let padding = (4 - out.len() % 4) % 4;
+        if padding > 0 {
+            out[0] |= 0x20;
+            out.resize(out.len() + padding, 0);
+            // RFC 3550 §6.4.1: the last byte counts the padding.
+            if let Some(last) = out.last_mut() {
+                *last = padding as u8;
+            }
+        }
+        let words = (out.len() / 4 - 1) as u16;
+        out[2..4].copy_from_slice(&words.to_be_bytes());
+        out
+    }
+}
+
+/// The chunk that tells the most of the symbols, and how many it tells (§3.1.2).
+fn chunk(symbols: &[Symbol]) -> (u16, usize) {
+    let first = symbols.first().copied().unwrap_or(Symbol::NotReceived);
+    let run = symbols
+        .iter()
+        .take(MAX_RUN)
+        .take_while(|symbol| **symbol == first)
+        .count();
+    let one_bit = symbols.iter().take(14).all(|symbol| *symbol != Symbol::LargeDelta);
+    let (in_vector, width) = if one_bit { (14, 1) } else { (7, 2) };
+    if run >= in_vector.min(symbols.len()) {
+        return ((first as u16) << 13 | run as u16, run);
+    }
+    let mut chunk = 0x8000 | (width - 1) << 14;
+    for (index, symbol) in symbols.iter().take(in_vector).enumerate() {
+        chunk |= (*symbol as u16) << (14 - width * (index as u16 + 1));
+    }
+    (chunk, in_vector.min(symbols.len()))
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+mod tests {
+    use super::*;
+    use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+    use rtc_rtcp::transport_feedbacks::transport_layer_cc::{PacketStatusChunk, SymbolTypeTcc, TransportLayerCc};
+    use rtc_shared::marshal::Unmarshal as _;
+
+    const MS: Duration = Duration::from_millis(1);
+    const MEDIA: Ssrc = Ssrc(2);
+
+    /// Reads feedback with an independent parser: each told sequence number, with its arrival in microseconds since the
+    /// base if it arrived.
+    fn read(bytes: &[u8]) -> Vec<(u16, Option<i64>)> {
+        assert!(bytes.len() <= 1224 && bytes.len().is_multiple_of(4));
+        let packet = TransportLayerCc::unmarshal(&mut &bytes[..]).expect("valid feedback");
+        assert_eq!((packet.sender_ssrc, packet.media_ssrc), (1, 2));
+        let mut symbols = Vec::new();
+        for chunk in &packet.packet_chunks {
+            match chunk {
+                PacketStatusChunk::RunLengthChunk(run) => {
+                    symbols.extend(vec![run.packet_status_symbol; usize::from(run.run_length)]);
+                }
+                PacketStatusChunk::StatusVectorChunk(vector) => symbols.extend_from_slice(&vector.symbol_list),
+            }
+        }
+        symbols.truncate(usize::from(packet.packet_status_count));
+        assert_eq!(symbols.len(), usize::from(packet.packet_status_count));
+        let mut at = i64::from(packet.reference_time) * 64_000;
+        let mut deltas = packet.recv_deltas.iter();
+        let mut seq = packet.base_sequence_number.wrapping_sub(1);
+        let told = symbols.iter().map(|symbol| {
+            seq = seq.wrapping_add(1);
+            let arrived = *symbol != SymbolTypeTcc::PacketNotReceived;
+            let told = arrived.then(|| {
+                at += deltas.next().expect("a delta").delta;
+                at
+            });
+            (seq, told)
+        });
+        told.collect()
+    }
+
+    fn feedback() -> (TransportFeedback, Instant) {
+        let base = Instant::now();
+        (TransportFeedback::new(base, Ssrc(1)), base)
+    }
+
+    #[test]
+    fn arrivals_are_told_across_the_wrap_with_the_lost_between() {
+        let (mut feedback, base) = feedback();
+        for (at, seq) in [(100, 65_534), (101, 65_535), (103, 2)] {
+            feedback.on_packet(base + at * MS, MEDIA, seq);
+        }
+        let bytes = feedback.poll(base + 150 * MS).expect("due");
+        let expected = [
+            (65_534, Some(100_000)),
+            (65_535, Some(101_000)),
+            (0, None),
+            (1, None),
+            (2, Some(103_000)),
+        ];
+        assert_eq!(read(&bytes), expected);
+        assert_eq!(feedback.poll(base + 500 * MS), None, "all told");
+    }
+
+    #[test]
+    fn feedback_waits_for_its_interval_or_enough_packets() {
+        let (mut feedback, base) = feedback();
+        assert_eq!(feedback.poll_timeout(), None);
+        feedback.on_packet(base, MEDIA, 0);
+        assert_eq!(feedback.poll_timeout(), Some(base + INTERVAL));
+        assert!(feedback.poll(base + 49 * MS).is_none());
+        assert!(feedback.poll(base + 50 * MS).is_some());
+        for seq in 1..=100 {
+            assert!(feedback.poll(base + 51 * MS).is_none());
+            feedback.on_packet(base + 51 * MS, MEDIA, seq);
+        }
+        assert!(feedback.poll(base + 51 * MS).is_some());
+    }
+
+    #[test]
+    fn a_reordered_packet_has_a_negative_delta() {
+        let (mut feedback, base) = feedback();
+        feedback.on_packet(base + 10 * MS, MEDIA, 2);
+        feedback.on_packet(base + 5 * MS, MEDIA, 3);
+        let bytes = feedback.poll(base + 50 * MS).expect("due");
+        assert_eq!(read(&bytes), [(2, Some(10_000)), (3, Some(5_000))]);
+    }
+
+    #[test]
+    fn a_late_packet_is_told_again_with_its_followers() {
+        let (mut feedback, base) = feedback();
+        feedback.on_packet(base + MS, MEDIA, 1);
+        feedback.on_packet(base + 2 * MS, MEDIA, 3);
+        assert!(feedback.poll(base + 50 * MS).is_some());
+        assert!(feedback.poll(base + 50 * MS).is_none());
+        feedback.on_packet(base + 60 * MS, MEDIA, 2);
+        feedback.on_packet(base + 61 * MS, MEDIA, 2);
+        let bytes = feedback.poll(base + 100 * MS).expect("due");
+        assert_eq!(read(&bytes), [(2, Some(60_000)), (3, Some(2_000))]);
+    }
+
+    #[test]
+    fn a_packet_from_before_what_is_forgotten_is_not_told() {
+        let (mut feedback, base) = feedback();
+        for (at, seq) in [(0, 1), (1, 3), (600, 4)] {
+            feedback.on_packet(base + at * MS, MEDIA, seq);
+            while feedback.poll(base + (at + 50) * MS).is_some() {}
+        }
+        feedback.on_packet(base + 700 * MS, MEDIA, 2);
+        assert_eq!(feedback.poll(base + 800 * MS), None);
+    }
+
+    #[test]
+    fn a_pause_longer_than_a_delta_needs_a_second_packet() {
+        let (mut feedback, base) = feedback();
+        feedback.on_packet(base, MEDIA, 1);
+        feedback.on_packet(base + 9000 * MS, MEDIA, 2);
+        let first = feedback.poll(base + 9000 * MS).expect("due");
+        let second = feedback.poll(base + 9000 * MS).expect("the rest");
+        assert_eq!(read(&first), [(1, Some(0))]);
+        assert_eq!(read(&second), [(2, Some(9_000_000))]);
+        assert_eq!((first[19], second[19]), (0, 1), "feedback is counted");
+    }
+
+    #[test]
+    fn the_reference_time_wraps_after_twelve_days() {
+        let (mut feedback, base) = feedback();
+        let cycle = 64 * MS * (1 << 24);
+        feedback.on_packet(base + cycle + 65 * MS, MEDIA, 1);
+        let bytes = feedback.poll(base + 2 * cycle).expect("due");
+        assert_eq!(read(&bytes), [(1, Some(65_000))]);
+    }
+
+    #[test]
+    fn the_worst_pattern_still_fits_a_packet() {
+        let (mut feedback, base) = feedback();
+        for index in 0..300u16 {
+            feedback.on_packet(base + 70 * MS * u32::from(index), MEDIA, index * 21);
+        }
+        let first = feedback.poll(base + 30_000 * MS).expect("due");
+        assert!(first.len() > 1200, "as bad as it gets: {}", first.len());
+        let second = feedback.poll(base + 30_000 * MS).expect("the rest");
+        let arrived = |bytes| read(bytes).iter().filter(|(_, at)| at.is_some()).count();
+        assert_eq!((arrived(&first), arrived(&second)), (MAX_TOLD, 100));
+    }
+
+    #[test]
+    fn a_long_jump_begins_anew() {
+        let (mut feedback, base) = feedback();
+        feedback.on_packet(base, MEDIA, 1);
+        feedback.on_packet(base, MEDIA, 20_000);
+        let bytes = feedback.poll(base + 50 * MS).expect("due");
+        assert_eq!(read(&bytes), [(20_000, Some(0))]);
+    }
+
+    #[test]
+    fn every_arrival_is_told_once_whatever_the_network_does() {
+        let seed = 5;
+        println!("seed {seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (mut feedback, base) = feedback();
+        let mut sent = std::collections::BTreeMap::new();
+        let mut told = std::collections::BTreeMap::new();
+        let mut now = base;
+        for seq in 0..60_000u16 {
+            now += Duration::from_micros(rng.random_range(0..2000));
+            if rng.random_range(0..2000) == 0 {
+                now += Duration::from_millis(rng.random_range(0..20_000));
+            }
+            let lost = if seq / 1000 % 2 == 0 { 2 } else { 50 };
+            if rng.random_range(0..100) >= lost {
+                let jitter = Duration::from_micros(rng.random_range(0..1000));
+                feedback.on_packet(now + jitter, MEDIA, seq);
+                let us = (now + jitter).duration_since(base).as_micros() as i64;
+                sent.insert(seq, us / 250 * 250);
+            }
+            while let Some(bytes) = feedback.poll(now) {
+                for (seq, at) in read(&bytes) {
+                    // The reference time holds twelve days, so nothing wraps here.
+                    assert!(at.is_none_or(|at| told.insert(seq, at).is_none()), "{seq} twice");
+                }
+            }
+        }
+        while let Some(bytes) = feedback.poll(now + INTERVAL) {
+            told.extend(read(&bytes).into_iter().filter_map(|(seq, at)| Some((seq, at?))));
+        }
+        assert_eq!(told, sent);
+        assert!(feedback.arrivals.len() <= MAX_ARRIVALS);
+    }
+}

@@ -1,0 +1,363 @@
+//! The guard before the DTLS stack: what a peer may send during and after the handshake, counted before anything is
+//! parsed further.
+//!
+//! Every rule is a limit of ours, stated as a constant. Breaking a limit that no honest peer comes near ends the session;
+//! a record that merely is out of place is left out and counted.
+
+/// Judges the DTLS datagrams of one session.
+#[derive(Debug, Default)]
+pub struct Guard {
+    established: bool,
+    handshake_bytes: usize,
+    handshake_records: usize,
+    early_records: usize,
+    /// Fragments by message sequence number; an honest handshake has seven or eight messages a side.
+    fragments: [u8; MAX_MESSAGES],
+    drops: Drops,
+}
+
+/// What was left out, by reason.
+pub type Drops = [u32; DropReason::ALL.len()];
+
+/// Why a record or packet was left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// From an address that ICE has not authenticated, or not lately.
+    UnknownAddress,
+    /// Not a DTLS record, a STUN message, an RTP or an RTCP packet.
+    Malformed,
+    /// A connectivity check that is not for us or not authentic.
+    Check,
+    /// A record in clear text after the handshake that does not repeat it.
+    PlainText,
+    /// Media before the handshake is over.
+    Early,
+    /// SRTP or SRTCP that is not authentic.
+    Forged,
+    /// SRTP or SRTCP that was received before.
+    Replayed,
+    /// More senders than one session may have.
+    TooManySources,
+}
+
+impl DropReason {
+    /// All reasons, in the order of their declaration.
+    pub const ALL: [Self; 8] = [
+        Self::UnknownAddress,
+        Self::Malformed,
+        Self::Check,
+        Self::PlainText,
+        Self::Early,
+        Self::Forged,
+        Self::Replayed,
+        Self::TooManySources,
+    ];
+}
+
+/// The session broke a limit and has to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LimitBroken {
+    #[error("more than {MAX_HANDSHAKE_BYTES} bytes of handshake")]
+    Bytes,
+    #[error("more than {MAX_HANDSHAKE_RECORDS} handshake records")]
+    Records,
+    #[error("a handshake message of more than {MAX_MESSAGE} bytes")]
+    Message,
+    #[error("a handshake message in more than {MAX_FRAGMENTS} fragments, or more than {MAX_MESSAGES} messages")]
+    Fragments,
+    #[error("a fragment that is not what its header says")]
+    Fragment,
+    #[error("more than {MAX_EARLY_RECORDS} records of the next epoch before the handshake is over")]
+    EarlyRecords,
+}
+
+/// Bytes of handshake records in one session.
+pub const MAX_HANDSHAKE_BYTES: usize = 64 << 10;
+/// Handshake records in one session, repeats included.
+pub const MAX_HANDSHAKE_RECORDS: usize = 200;
+/// Length of one handshake message, certificates included.
+pub const MAX_MESSAGE: usize = 16 << 10;
+/// Fragments of one handshake message, repeats included.
+pub const MAX_FRAGMENTS: u8 = 32;
+/// Handshake messages of one peer.
+pub const MAX_MESSAGES: usize = 32;
+/// Encrypted records that may arrive before the keys are there (a Finished that overtakes the ChangeCipherSpec).
+pub const MAX_EARLY_RECORDS: usize = 16;
+
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const ALERT: u8 = 21;
+const HANDSHAKE: u8 = 22;
+const RECORD_HEADER: usize = 13;
+const MESSAGE_HEADER: usize = 12;
+
+impl Guard {
+    /// The handshake is over: nothing in clear text is believed any more.
+    pub fn establish(&mut self) {
+        self.established = true;
+    }
+
+    /// Counts something left out.
+    pub fn drop(&mut self, reason: DropReason) {
+        if let Some(count) = self.drops.get_mut(reason as usize) {
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// What was left out so far.
+    pub fn drops(&self) -> Drops {
+        self.drops
+    }
+
+    /// Gives back the records of a datagram that may go on to the stack; empty when there are none.
+    ///
+    /// # Errors
+    ///
+    /// [`LimitBroken`]: the session has to be closed.
+    pub fn admit(&mut self, datagram: &[u8]) -> Result<Vec<u8>, LimitBroken> {
+        let mut admitted = Vec::with_capacity(datagram.len());
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            // RFC 6347 §4.1: type, version, epoch, 48-bit sequence number, length.
+            let Some((header, after)) = rest.split_first_chunk::<RECORD_HEADER>() else {
+                self.drop(DropReason::Malformed);
+                break;
+            };
+            let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
+            let Some((body, next)) = after.split_at_checked(length) else {
+                self.drop(DropReason::Malformed);
+                break;
+            };
+            let epoch = u16::from_be_bytes([header[3], header[4]]);
+            if self.admits(header[0], epoch, body)? {
+                admitted.extend_from_slice(header);
+                admitted.extend_from_slice(body);
+            }
+            rest = next;
+        }
+        Ok(admitted)
+    }
+
+    fn admits(&mut self, content: u8, epoch: u16, body: &[u8]) -> Result<bool, LimitBroken> {
+        match (epoch, content) {
+            (0, HANDSHAKE) => {
+                self.count_handshake(body)?;
+                Ok(true)
+            }
+            (0, CHANGE_CIPHER_SPEC) => {
+                self.handshake_records += 1;
+                within(self.handshake_records, MAX_HANDSHAKE_RECORDS, LimitBroken::Records)?;
+                Ok(true)
+            }
+            (0, ALERT) if !self.established => Ok(true),
+            (0, _) => {
+                self.drop(DropReason::PlainText);
+                Ok(false)
+            }
+            (1, _) if self.established => Ok(true),
+            (1, _) => {
+                self.early_records += 1;
+                within(self.early_records, MAX_EARLY_RECORDS, LimitBroken::EarlyRecords)?;
+                Ok(true)
+            }
+            // There is no renegotiation in WebRTC, so there is no further epoch.
+            (2.., _) => {
+                self.drop(DropReason::Malformed);
+                Ok(false)
+            }
+        }
+    }
+
+    fn count_handshake(&mut self, body: &[u8]) -> Result<(), LimitBroken> {
+        self.handshake_records += 1;
+        self.handshake_bytes += body.len();
+        within(self.handshake_records, MAX_HANDSHAKE_RECORDS, LimitBroken::Records)?;
+        within(self.handshake_bytes, MAX_HANDSHAKE_BYTES, LimitBroken::Bytes)?;
+        let mut rest = body;
+        while !rest.is_empty() {
+            let fragment = Fragment::read(rest).ok_or(LimitBroken::Fragment)?;
+            within(fragment.total, MAX_MESSAGE, LimitBroken::Message)?;
+            let end = fragment.offset + fragment.body.len();
+            let empty = fragment.body.is_empty() && fragment.total > 0;
+            if end > fragment.total || empty {
+                return Err(LimitBroken::Fragment);
+            }
+            let count = self
+                .fragments
+                .get_mut(usize::from(fragment.message))
+                .ok_or(LimitBroken::Fragments)?;
+            *count += 1;
+            within(usize::from(*count), usize::from(MAX_FRAGMENTS), LimitBroken::Fragments)?;
+            rest = fragment.rest;
+        }
+        Ok(())
+    }
+}
+
+fn within(value: usize, limit: usize, otherwise: LimitBroken) -> Result<(), LimitBroken> {
+    if value <= limit { Ok(()) } else { Err(otherwise) }
+}
+
+/// One handshake fragment (RFC 6347 §4.2.2).
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment<'a> {
+    /// Handshake type, 1 being a ClientHello.
+    pub kind: u8,
+    /// Length of the whole message.
+    pub total: usize,
+    /// Sequence number of the message.
+    pub message: u16,
+    /// Where the fragment stands in the message.
+    pub offset: usize,
+    pub body: &'a [u8],
+    /// What follows it in the record.
+    pub rest: &'a [u8],
+}
+
+impl<'a> Fragment<'a> {
+    /// Reads a fragment whose bytes are all there.
+    pub fn read(record: &'a [u8]) -> Option<Self> {
+        let (header, after) = record.split_first_chunk::<MESSAGE_HEADER>()?;
+        let triple = |at: usize| {
+            Some(u32::from_be_bytes([0, *header.get(at)?, *header.get(at + 1)?, *header.get(at + 2)?]) as usize)
+        };
+        let (body, rest) = after.split_at_checked(triple(9)?)?;
+        let message = u16::from_be_bytes([header[4], header[5]]);
+        Some(Self {
+            kind: header[0],
+            total: triple(1)?,
+            message,
+            offset: triple(6)?,
+            body,
+            rest,
+        })
+    }
+}
+
+/// The fragments of the handshake records of a datagram, in clear text.
+pub fn fragments(datagram: &[u8]) -> Vec<Fragment<'_>> {
+    let mut found = Vec::new();
+    let mut rest = datagram;
+    while let Some((header, after)) = rest.split_first_chunk::<RECORD_HEADER>() {
+        let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
+        let Some((mut body, next)) = after.split_at_checked(length) else {
+            break;
+        };
+        let plain_handshake = header[0] == HANDSHAKE && header[3..5] == [0, 0];
+        while plain_handshake && let Some(fragment) = Fragment::read(body) {
+            found.push(fragment);
+            body = fragment.rest;
+        }
+        rest = next;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(content: u8, epoch: u16, body: &[u8]) -> Vec<u8> {
+        let mut record = vec![content, 0xfe, 0xfd];
+        record.extend_from_slice(&epoch.to_be_bytes());
+        record.extend_from_slice(&[0; 6]);
+        record.extend_from_slice(&(body.len() as u16).to_be_bytes());
+        record.extend_from_slice(body);
+        record
+    }
+
+    fn fragment(message: u16, total: u32, offset: u32, claimed: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![1];
+        bytes.extend_from_slice(&total.to_be_bytes()[1..]);
+        bytes.extend_from_slice(&message.to_be_bytes());
+        bytes.extend_from_slice(&offset.to_be_bytes()[1..]);
+        bytes.extend_from_slice(&claimed.to_be_bytes()[1..]);
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    fn admit_fragment(guard: &mut Guard, fragment: &[u8]) -> Result<usize, LimitBroken> {
+        guard
+            .admit(&record(HANDSHAKE, 0, fragment))
+            .map(|records| records.len())
+    }
+
+    #[test]
+    fn an_honest_flight_passes_unchanged() {
+        let mut datagram = record(HANDSHAKE, 0, &fragment(0, 4, 0, 4, b"abcd"));
+        datagram.extend(record(CHANGE_CIPHER_SPEC, 0, &[1]));
+        datagram.extend(record(HANDSHAKE, 1, &[0; 40]));
+        assert_eq!(Guard::default().admit(&datagram), Ok(datagram));
+    }
+
+    #[test]
+    fn a_fragment_has_to_be_what_its_header_says() {
+        for lie in [
+            fragment(0, 100, 0, 50, b"short"),
+            fragment(0, 10, 8, 5, b"12345"),
+            fragment(0, 10, 0, 0, b""),
+            b"short".to_vec(),
+        ] {
+            assert_eq!(admit_fragment(&mut Guard::default(), &lie), Err(LimitBroken::Fragment));
+        }
+        assert!(
+            admit_fragment(&mut Guard::default(), &fragment(3, 0, 0, 0, b"")).is_ok(),
+            "ServerHelloDone"
+        );
+        let long = fragment(0, MAX_MESSAGE as u32 + 1, 0, 1, b"x");
+        assert_eq!(admit_fragment(&mut Guard::default(), &long), Err(LimitBroken::Message));
+    }
+
+    #[test]
+    fn a_message_comes_in_a_bounded_number_of_fragments() {
+        let mut guard = Guard::default();
+        let mut broken = None;
+        // Last offset first: the order that is dearest to reassemble.
+        for offset in (0..28_000u32).rev() {
+            if let Err(limit) = admit_fragment(&mut guard, &fragment(0, 16_000, offset % 16_000, 1, b"x")) {
+                broken = Some((28_000 - offset, limit));
+                break;
+            }
+        }
+        assert_eq!(broken, Some((u32::from(MAX_FRAGMENTS) + 1, LimitBroken::Fragments)));
+        assert_eq!(
+            admit_fragment(&mut guard, &fragment(32, 1, 0, 1, b"x")),
+            Err(LimitBroken::Fragments)
+        );
+    }
+
+    #[test]
+    fn records_and_bytes_of_a_handshake_are_bounded() {
+        let mut guard = Guard::default();
+        let results: Vec<_> = (0..8u16)
+            .map(|m| admit_fragment(&mut guard, &fragment(m, 16_000, 0, 16_000, &[0; 16_000])))
+            .collect();
+        assert!(results.contains(&Err(LimitBroken::Bytes)), "{results:?}");
+        let mut guard = Guard::default();
+        let spec = record(CHANGE_CIPHER_SPEC, 0, &[1]);
+        let passed = (0..1_000).take_while(|_| guard.admit(&spec).is_ok()).count();
+        assert_eq!(passed, MAX_HANDSHAKE_RECORDS);
+    }
+
+    #[test]
+    fn records_of_the_next_epoch_do_not_pile_up() {
+        let mut guard = Guard::default();
+        let early = record(23, 1, &[0; 1_000]);
+        let passed = (0..1_000).take_while(|_| guard.admit(&early).is_ok()).count();
+        assert_eq!(passed, MAX_EARLY_RECORDS);
+    }
+
+    #[test]
+    fn nothing_in_clear_text_is_believed_after_the_handshake_but_its_repeats() {
+        let mut guard = Guard::default();
+        guard.establish();
+        for content in [ALERT, 23, 99] {
+            assert_eq!(guard.admit(&record(content, 0, &[2, 40])), Ok(vec![]));
+        }
+        assert_eq!(guard.drops()[DropReason::PlainText as usize], 3);
+        assert!(admit_fragment(&mut guard, &fragment(5, 1, 0, 1, b"x")).is_ok_and(|length| length > 0));
+        let application_data = record(23, 1, &[0; 30]);
+        for _ in 0..1_000 {
+            assert_eq!(guard.admit(&application_data).as_ref(), Ok(&application_data));
+        }
+    }
+}

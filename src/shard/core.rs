@@ -1,0 +1,566 @@
+//! A shard without its thread and socket: datagrams, messages and time go in, datagrams come out of the outbox.
+//!
+//! One turn is any number of `handle_*` calls and one [`Core::finish_turn`]: what arrived in one turn is forwarded in one
+//! go, so batches grow by themselves under load and a lone packet leaves at once.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tracing::{debug, info};
+
+use super::counters::{Counters, DropReason};
+use super::message::{Message, Opening, OpeningRole, ShardMailbox};
+use super::peers::{Peer, PeerKey, Peers, Role};
+use super::ufrag;
+use crate::hub::Hub;
+use crate::hub::registry::Registry;
+use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
+use crate::media::packet::Packet;
+use crate::media::{clock, rtcp};
+use crate::outputs::whep::Viewer;
+use crate::session::identity::Identity;
+use crate::session::outbox::{Destination, Outbox};
+use crate::session::{CloseReason, Event, Session, ice};
+use crate::sources::whip::Publisher;
+
+/// What all shards of a gateway share.
+pub struct Shared {
+    pub hub: Hub,
+    pub registry: Registry,
+    pub identity: Arc<Identity>,
+    pub mailboxes: Vec<ShardMailbox>,
+    pub counters: Counters,
+    /// An instant and the wall clock at that instant, as the duration since 1970.
+    pub epoch: (Instant, Duration),
+}
+
+/// State of one shard.
+pub struct Core {
+    index: ShardIndex,
+    shared: Arc<Shared>,
+    peers: Peers,
+    outbox: Outbox,
+    /// Viewers of each stream on this shard.
+    subscriptions: HashMap<StreamId, Vec<PeerKey>>,
+    /// Addresses whose sessions live on another shard.
+    foreign: HashMap<SocketAddr, ShardIndex>,
+    timers: BinaryHeap<Reverse<(Instant, PeerKey)>>,
+    /// Publishers that received something in this turn.
+    dirty: Vec<PeerKey>,
+    random: Box<dyn FnMut() -> u32 + Send>,
+    stopping: bool,
+}
+
+/// Foreign addresses remembered; the sessions behind them are bounded already, this bounds mistakes.
+const MAX_FOREIGN: usize = 1 << 20;
+
+impl Core {
+    /// `random` has to be unpredictable.
+    pub fn new(index: ShardIndex, shared: Arc<Shared>, outbox: Outbox, random: Box<dyn FnMut() -> u32 + Send>) -> Self {
+        Self {
+            index,
+            shared,
+            peers: Peers::default(),
+            outbox,
+            subscriptions: HashMap::new(),
+            foreign: HashMap::new(),
+            timers: BinaryHeap::new(),
+            dirty: Vec::new(),
+            random,
+            stopping: false,
+        }
+    }
+
+    /// Whether the shard was told to stop and its last session is gone.
+    pub fn is_done(&self) -> bool {
+        self.stopping && self.peers.is_empty()
+    }
+
+    /// Takes a datagram from the socket.
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, to: Option<IpAddr>, datagram: &mut [u8]) {
+        if let Some(key) = self.find_peer(from, datagram) {
+            return self.deliver(now, key, from, to, datagram);
+        }
+        let owner = self
+            .foreign
+            .get(&from)
+            .copied()
+            .or_else(|| ufrag::shard_of_check(datagram));
+        match owner
+            .filter(|owner| *owner != self.index)
+            .and_then(|owner| self.mailbox(owner))
+        {
+            Some(mailbox) => {
+                let message = Message::Datagram {
+                    from,
+                    to,
+                    bytes: Bytes::copy_from_slice(datagram),
+                    via: self.index,
+                };
+                if mailbox.offer(message).is_err() {
+                    self.shared.counters.dropped(DropReason::MailboxFull);
+                }
+            }
+            None => self.shared.counters.dropped(DropReason::UnknownSender),
+        }
+    }
+
+    /// A connectivity check names its session; anything else has to come from an address that a check vouched for
+    /// (invariant 7).
+    fn find_peer(&self, from: SocketAddr, datagram: &[u8]) -> Option<PeerKey> {
+        if ufrag::is_stun(datagram) {
+            return ice::local_ufrag(datagram).and_then(|ufrag| self.peers.by_ufrag(&ufrag));
+        }
+        self.peers.by_address(from)
+    }
+
+    fn deliver(&mut self, now: Instant, key: PeerKey, from: SocketAddr, to: Option<IpAddr>, datagram: &mut [u8]) {
+        if let Some(peer) = self.peers.get(key) {
+            peer.session.handle_datagram(now, from, datagram);
+        }
+        self.drain(now, key, Some((from, to)));
+    }
+
+    /// Takes a message from the mailbox.
+    pub fn handle_message(&mut self, now: Instant, message: Message) {
+        match message {
+            Message::Open(opening) => self.open(now, *opening),
+            Message::Close { session, reason } => {
+                if let Some(key) = self.peers.by_id(session) {
+                    self.close(now, key, reason);
+                }
+            }
+            Message::Datagram { from, to, bytes, via } => {
+                let Some(key) = self.find_peer(from, &bytes) else {
+                    return self.shared.counters.dropped(DropReason::UnknownSender);
+                };
+                self.deliver(now, key, from, to, &mut bytes.to_vec());
+                self.vouch_for(key, from, via);
+            }
+            Message::Route { address, owner } => {
+                if self.foreign.len() < MAX_FOREIGN {
+                    self.foreign.insert(address, owner);
+                }
+            }
+            Message::Unroute { address, owner } => {
+                if self.foreign.get(&address) == Some(&owner) {
+                    self.foreign.remove(&address);
+                }
+            }
+            Message::Media { stream, packets } => self.forward(now, stream, &packets),
+            Message::KeyFrameWanted { session } => self.request_key_frame(now, session),
+            Message::Stop => {
+                self.stopping = true;
+                for key in self.peers.keys() {
+                    self.close(now, key, CloseReason::Shutdown);
+                }
+            }
+        }
+    }
+
+    /// Tells the shard that received a datagram for us to hand over what follows from there, once it is authenticated.
+    fn vouch_for(&mut self, key: PeerKey, from: SocketAddr, via: ShardIndex) {
+        if self.peers.by_address(from) == Some(key)
+            && let Some(mailbox) = self.mailbox(via)
+        {
+            let _ = mailbox.push(Message::Route {
+                address: from,
+                owner: self.index,
+            });
+        }
+    }
+
+    fn open(&mut self, now: Instant, opening: Opening) {
+        let Opening {
+            session: id,
+            stream,
+            local,
+            role,
+        } = opening;
+        if self.stopping {
+            return self.shared.registry.ended(now, id, CloseReason::Shutdown);
+        }
+        let (transport, role) = match role {
+            OpeningRole::Publish(publication) => {
+                let transport = publication.transport.clone();
+                let source = SourceRef {
+                    session: id,
+                    shard: self.index,
+                };
+                let publisher = Publisher::new(now, stream, source, publication, &mut self.random);
+                (transport, Role::Publisher(Box::new(publisher)))
+            }
+            OpeningRole::Play(playback) => {
+                let transport = playback.transport.clone();
+                let shard = self.index;
+                let stream = self.shared.hub.open_with(&stream, |state| state.subscribe(shard));
+                (
+                    transport,
+                    Role::Viewer(Box::new(Viewer::new(stream, playback, &mut self.random))),
+                )
+            }
+        };
+        let ufrag = local.ufrag.clone();
+        let session = Session::new(now, self.shared.identity.clone(), local, transport);
+        let key = self.peers.insert(Peer {
+            id,
+            ufrag,
+            session,
+            role,
+            destination: None,
+            addresses: Vec::new(),
+            scheduled: None,
+            opened: now,
+            connected: None,
+            dirty: false,
+        });
+        self.drain(now, key, None);
+    }
+
+    fn close(&mut self, now: Instant, key: PeerKey, reason: CloseReason) {
+        if let Some(peer) = self.peers.get(key) {
+            peer.session.close(now, reason);
+        }
+        self.drain(now, key, None);
+    }
+
+    /// Acts on everything that a session has to say after it was given something.
+    fn drain(&mut self, now: Instant, key: PeerKey, came_by: Option<(SocketAddr, Option<IpAddr>)>) {
+        while let Some(peer) = self.peers.get(key) {
+            while let Some(transmit) = peer.session.poll_transmit() {
+                let to = transmit.to;
+                let known = peer
+                    .addresses
+                    .iter()
+                    .find(|(address, _)| *address == to)
+                    .map(|(_, local)| *local);
+                let from = known
+                    .or(came_by.filter(|(from, _)| *from == to).map(|(_, local)| local))
+                    .flatten();
+                self.outbox.datagram(Destination { to, from }, &transmit.payload);
+            }
+            let Some(event) = peer.session.poll_event() else { break };
+            self.handle_event(now, key, event, came_by.and_then(|(_, local)| local));
+        }
+        self.reschedule(now, key);
+    }
+
+    fn handle_event(&mut self, now: Instant, key: PeerKey, event: Event, local: Option<IpAddr>) {
+        match event {
+            Event::AddressLearned(address) => self.peers.learn(key, address, local),
+            Event::Moved(to) => {
+                let Some(peer) = self.peers.get(key) else { return };
+                let from = peer
+                    .addresses
+                    .iter()
+                    .find(|(address, _)| *address == to)
+                    .and_then(|(_, from)| *from);
+                if peer.destination.is_some() {
+                    debug!(session = ?peer.id, %to, "path moved");
+                }
+                peer.destination = Some(Destination { to, from });
+            }
+            Event::Connected => self.connected(now, key),
+            Event::Rtp(packet) => {
+                let Some(peer) = self.peers.get(key) else { return };
+                if let Role::Publisher(publisher) = &mut peer.role {
+                    publisher.handle_rtp(now, packet);
+                    if !std::mem::replace(&mut peer.dirty, true) {
+                        self.dirty.push(key);
+                    }
+                }
+            }
+            Event::Rtcp(compound) => self.handle_rtcp(now, key, &compound),
+            Event::Closed(reason) => self.remove(now, key, reason),
+        }
+    }
+
+    fn connected(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.get(key) else { return };
+        peer.connected = Some(now);
+        self.shared.registry.connected(peer.id);
+        let took = now.duration_since(peer.opened);
+        let remote = peer.destination.map(|d| d.to);
+        match &mut peer.role {
+            Role::Publisher(publisher) => {
+                info!(session = ?peer.id, stream = %publisher.stream_name(), ?remote, ?took, "publisher connected");
+                publisher.connected(&self.shared.hub);
+            }
+            Role::Viewer(viewer) => {
+                info!(session = ?peer.id, stream = %viewer.stream.name, ?remote, ?took, "viewer connected");
+                let stream = viewer.stream.clone();
+                let (wishes, source) = {
+                    let mut state = stream.lock();
+                    (viewer.start(now, &mut state), state.source())
+                };
+                self.subscriptions.entry(stream.id).or_default().push(key);
+                self.catch_up(now, key);
+                if wishes.key_frame {
+                    self.want_key_frame(now, source);
+                }
+            }
+        }
+    }
+
+    fn handle_rtcp(&mut self, now: Instant, key: PeerKey, compound: &[u8]) {
+        let messages = rtcp::read(compound);
+        let ntp = self.ntp(now);
+        let Some(peer) = self.peers.get(key) else { return };
+        match &mut peer.role {
+            Role::Publisher(publisher) => publisher.handle_rtcp(now, &messages),
+            Role::Viewer(viewer) => {
+                let Some(destination) = peer.destination else { return };
+                let wishes = viewer.handle_rtcp(now, ntp, &messages, &mut peer.session, destination, &mut self.outbox);
+                if wishes.key_frame {
+                    let source = viewer.stream.lock().source();
+                    self.want_key_frame(now, source);
+                }
+            }
+        }
+    }
+
+    fn want_key_frame(&mut self, now: Instant, source: Option<SourceRef>) {
+        let Some(source) = source else { return };
+        if source.shard == self.index {
+            self.request_key_frame(now, source.session);
+        } else if let Some(mailbox) = self.mailbox(source.shard) {
+            // Another viewer, or this one again, will ask if this is lost.
+            let _ = mailbox.push(Message::KeyFrameWanted {
+                session: source.session,
+            });
+        }
+    }
+
+    fn request_key_frame(&mut self, now: Instant, session: SessionId) {
+        let Some(key) = self.peers.by_id(session) else { return };
+        if let Some(Peer {
+            role: Role::Publisher(publisher),
+            ..
+        }) = self.peers.get(key)
+        {
+            publisher.request_key_frame();
+        }
+        self.run_timer(now, key);
+    }
+
+    /// Forwards to the viewers of a stream on this shard.
+    fn forward(&mut self, now: Instant, stream: StreamId, packets: &[Arc<Packet>]) {
+        let Some(viewers) = self.subscriptions.get_mut(&stream).map(std::mem::take) else {
+            return;
+        };
+        let mut behind = Vec::new();
+        let mut broken = Vec::new();
+        for &key in &viewers {
+            let Some(peer) = self.peers.get(key) else { continue };
+            let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) else {
+                continue;
+            };
+            if viewer.forward(packets, &mut peer.session, destination, &mut self.outbox) {
+                behind.push(key);
+            }
+            if viewer.is_broken() {
+                broken.push(key);
+            }
+        }
+        if let Some(list) = self.subscriptions.get_mut(&stream) {
+            *list = viewers;
+        }
+        for key in behind {
+            self.catch_up(now, key);
+            self.reschedule(now, key);
+        }
+        for key in broken {
+            self.close(now, key, CloseReason::Internal);
+        }
+    }
+
+    fn catch_up(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.get(key) else { return };
+        if let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) {
+            viewer.catch_up(now, &mut peer.session, destination, &mut self.outbox);
+        }
+    }
+
+    /// The mailbox was full for a while: what viewers missed is read from the rings.
+    pub fn handle_overflow(&mut self, now: Instant) {
+        self.shared.counters.dropped(DropReason::MailboxFull);
+        for key in self.peers.keys() {
+            if let Some(Peer {
+                role: Role::Viewer(viewer),
+                ..
+            }) = self.peers.get(key)
+            {
+                viewer.on_lost_batches(now);
+            }
+            self.catch_up(now, key);
+            self.reschedule(now, key);
+        }
+    }
+
+    /// Does what is due by time.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(Reverse((at, key))) = self.timers.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.pop();
+            match self.peers.get(key) {
+                Some(peer) if peer.scheduled == Some(at) => peer.scheduled = None,
+                _ => continue,
+            }
+            self.run_timer(now, key);
+        }
+    }
+
+    fn run_timer(&mut self, now: Instant, key: PeerKey) {
+        let ntp = self.ntp(now);
+        let Some(peer) = self.peers.get(key) else { return };
+        peer.session.handle_timeout(now);
+        if let Some(destination) = peer.destination {
+            match &mut peer.role {
+                Role::Publisher(publisher) => {
+                    if let Some(sealed) = publisher
+                        .handle_timeout(now)
+                        .and_then(|feedback| peer.session.seal_rtcp(&feedback))
+                    {
+                        self.outbox.datagram(destination, &sealed);
+                    }
+                }
+                Role::Viewer(viewer) => {
+                    viewer.handle_timeout(now, ntp, &mut peer.session, destination, &mut self.outbox);
+                    if viewer.poll_catch_up().is_some_and(|due| due <= now) {
+                        viewer.catch_up(now, &mut peer.session, destination, &mut self.outbox);
+                    }
+                }
+            }
+        }
+        self.drain(now, key, None);
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.peek().map(|Reverse((at, _))| *at)
+    }
+
+    fn reschedule(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.get(key) else { return };
+        let role = match &peer.role {
+            Role::Publisher(publisher) => publisher.poll_timeout(now),
+            Role::Viewer(viewer) => viewer.poll_timeout(),
+        };
+        let due = [peer.session.poll_timeout(), role].into_iter().flatten().min();
+        if let Some(due) = due
+            && peer.scheduled.is_none_or(|scheduled| due < scheduled)
+        {
+            peer.scheduled = Some(due);
+            self.timers.push(Reverse((due, key)));
+        }
+    }
+
+    /// Publishes what arrived in this turn and sends everything that is ready.
+    pub fn finish_turn(&mut self, now: Instant) {
+        for key in std::mem::take(&mut self.dirty) {
+            self.publish(now, key);
+        }
+        self.outbox.flush();
+    }
+
+    fn publish(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.get(key) else { return };
+        peer.dirty = false;
+        let Role::Publisher(publisher) = &mut peer.role else {
+            return;
+        };
+        let published = publisher.publish(&self.shared.hub);
+        if let Some(previous) = published.replaced {
+            self.tell(
+                now,
+                previous.shard,
+                Message::Close {
+                    session: previous.session,
+                    reason: CloseReason::TakenOver,
+                },
+            );
+        }
+        if published.displaced {
+            return self.close(now, key, CloseReason::TakenOver);
+        }
+        let Some(stream) = published.stream.filter(|_| !published.packets.is_empty()) else {
+            return self.run_timer(now, key);
+        };
+        let packets: Arc<[Arc<Packet>]> = published.packets.into();
+        let mut here = false;
+        for shard in published.subscribers {
+            if shard == self.index {
+                here = true;
+            } else if let Some(mailbox) = self.mailbox(shard) {
+                // A full mailbox notes by itself that it lost something; its shard recovers from the ring.
+                let _ = mailbox.push_lossy(Message::Media {
+                    stream,
+                    packets: packets.clone(),
+                });
+            }
+        }
+        if here {
+            self.forward(now, stream, &packets);
+        }
+        self.run_timer(now, key);
+    }
+
+    fn tell(&mut self, now: Instant, shard: ShardIndex, message: Message) {
+        if shard == self.index {
+            self.handle_message(now, message);
+        } else if let Some(mailbox) = self.mailbox(shard) {
+            let _ = mailbox.push(message);
+        }
+    }
+
+    fn remove(&mut self, now: Instant, key: PeerKey, reason: CloseReason) {
+        let Some(peer) = self.peers.remove(key) else { return };
+        self.shared.registry.ended(now, peer.id, reason);
+        self.shared.counters.closed(reason);
+        let lasted = now.duration_since(peer.opened);
+        for (address, _) in &peer.addresses {
+            for (index, mailbox) in self.shared.mailboxes.iter().enumerate() {
+                if index != usize::from(self.index.0) {
+                    let _ = mailbox.push(Message::Unroute {
+                        address: *address,
+                        owner: self.index,
+                    });
+                }
+            }
+        }
+        match peer.role {
+            Role::Publisher(publisher) => {
+                publisher.ended(&self.shared.hub);
+                info!(session = ?peer.id, stream = %publisher.stream_name(), ?reason, ?lasted, "publisher left");
+            }
+            Role::Viewer(viewer) => {
+                if let Some(list) = self.subscriptions.get_mut(&viewer.stream.id) {
+                    list.retain(|k| *k != key);
+                    if list.is_empty() {
+                        self.subscriptions.remove(&viewer.stream.id);
+                    }
+                }
+                let shard = self.index;
+                self.shared
+                    .hub
+                    .release(&viewer.stream, |state| state.unsubscribe(shard));
+                info!(session = ?peer.id, stream = %viewer.stream.name, ?reason, ?lasted, "viewer left");
+            }
+        }
+    }
+
+    fn mailbox(&self, shard: ShardIndex) -> Option<&ShardMailbox> {
+        self.shared.mailboxes.get(usize::from(shard.0))
+    }
+
+    fn ntp(&self, now: Instant) -> u64 {
+        let (instant, wall) = self.shared.epoch;
+        clock::ntp(wall + now.saturating_duration_since(instant))
+    }
+}

@@ -1,0 +1,61 @@
+//! What a shard is told.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::hub::mailbox::Mailbox;
+use crate::hub::name::StreamName;
+use crate::hub::stream::{SessionId, ShardIndex, StreamId};
+use crate::media::packet::Packet;
+use crate::sdp::plan::{IceCredentials, Playback, Publication};
+use crate::session::CloseReason;
+
+/// A message to a shard, from another shard or from the control plane.
+#[derive(Debug)]
+pub enum Message {
+    /// A new session.
+    Open(Box<Opening>),
+    /// End a session.
+    Close { session: SessionId, reason: CloseReason },
+    /// A datagram that the kernel gave to the wrong shard.
+    Datagram {
+        from: SocketAddr,
+        to: Option<IpAddr>,
+        bytes: Bytes,
+        via: ShardIndex,
+    },
+    /// Datagrams from this address belong to that shard.
+    Route { address: SocketAddr, owner: ShardIndex },
+    /// They no longer do.
+    Unroute { address: SocketAddr, owner: ShardIndex },
+    /// Packets of a stream that has viewers here.
+    Media {
+        stream: StreamId,
+        packets: Arc<[Arc<Packet>]>,
+    },
+    /// A viewer needs a key frame from this publisher.
+    KeyFrameWanted { session: SessionId },
+    /// End all sessions and then the thread.
+    Stop,
+}
+
+/// A session to be opened: what signalling negotiated.
+#[derive(Debug)]
+pub struct Opening {
+    pub session: SessionId,
+    pub stream: StreamName,
+    pub local: IceCredentials,
+    pub role: OpeningRole,
+}
+
+/// What the peer came for.
+#[derive(Debug)]
+pub enum OpeningRole {
+    Publish(Publication),
+    Play(Playback),
+}
+
+/// The way to one shard.
+pub type ShardMailbox = Arc<Mailbox<Message>>;

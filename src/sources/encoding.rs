@@ -1,0 +1,171 @@
+//! One incoming RTP stream of a publisher: a track, or one simulcast encoding of it.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::hub::intake::{Arrived, Intake};
+use crate::media::codec::Inspector;
+use crate::media::rtcp;
+use crate::media::rtp::{Header, TimeUnwrapper};
+use crate::media::{Codec, Format, Rid, Ssrc};
+use crate::session::feedback::{ArrivalKind, NackGenerator, Reception};
+
+/// State of one SSRC and of its retransmissions.
+pub struct Encoding {
+    pub ssrc: Option<Ssrc>,
+    pub rtx_ssrc: Option<Ssrc>,
+    pub rid: Option<Rid>,
+    pub intake: Intake,
+    reception: Option<Reception>,
+    nacks: Option<NackGenerator>,
+    times: TimeUnwrapper,
+    inspector: Option<(Codec, Inspector)>,
+    rate: ByteRate,
+}
+
+/// What the negotiation says of the payload type of a packet.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketFormat {
+    pub codec: Codec,
+    pub nack: bool,
+}
+
+/// Something about the encoding changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub format: Option<Format>,
+    pub resolution: Option<(u16, u16)>,
+}
+
+/// Payload bytes over the last seconds, to rank encodings whose size in pixels is not known.
+#[derive(Debug, Default)]
+struct ByteRate {
+    since: Option<Instant>,
+    bytes: u64,
+    per_second: u64,
+}
+
+impl Encoding {
+    pub fn new(ssrc: Option<Ssrc>, rtx_ssrc: Option<Ssrc>, rid: Option<Rid>) -> Self {
+        Self {
+            ssrc,
+            rtx_ssrc,
+            rid,
+            intake: Intake::new(),
+            reception: None,
+            nacks: None,
+            times: TimeUnwrapper::starting_at(0),
+            inspector: None,
+            rate: ByteRate::default(),
+        }
+    }
+
+    /// Takes a packet whose payload is `payload`; `seq` is its own number or, for a retransmission, the original one.
+    /// `None` when it is a duplicate or far too late.
+    pub fn take(
+        &mut self,
+        now: Instant,
+        header: &Header<'_>,
+        seq: u16,
+        payload: Bytes,
+        format: PacketFormat,
+    ) -> Option<(Arrived, Change)> {
+        let ssrc = self.ssrc.unwrap_or(header.ssrc);
+        let reception = self
+            .reception
+            .get_or_insert_with(|| Reception::new(ssrc, format.codec.clock_rate()));
+        let arrival = reception.on_packet(now, seq, header.time);
+        match arrival.kind {
+            ArrivalKind::New | ArrivalKind::Late => {}
+            ArrivalKind::Duplicate | ArrivalKind::TooOld => return None,
+        }
+        if format.nack {
+            self.nacks
+                .get_or_insert_with(NackGenerator::new)
+                .on_packet(now, arrival);
+        }
+        self.rate.add(now, payload.len());
+        let time = self.times.extend(header.time);
+        if self.inspector.as_ref().is_none_or(|(codec, _)| *codec != format.codec) {
+            // RFC 3264 lets a publisher switch between negotiated payload types at any time.
+            self.inspector = Some((format.codec, Inspector::new(format.codec)));
+            self.intake = Intake::new();
+        }
+        let inspection = self
+            .inspector
+            .as_mut()
+            .map(|(_, i)| i.inspect(header.time, &payload))
+            .unwrap_or_default();
+        let change = Change {
+            format: inspection.format_changed,
+            resolution: inspection.resolution_changed,
+        };
+        let arrived = Arrived {
+            seq: arrival.ext_seq,
+            time,
+            marker: header.marker,
+            codec: format.codec,
+            key_frame: inspection.key_frame,
+            insert: inspection.insert,
+            payload,
+            arrival: now,
+        };
+        Some((arrived, change))
+    }
+
+    /// Notes a sender report of this encoding. Returns its RTP time, extended.
+    pub fn on_sender_report(&mut self, now: Instant, ntp: u64, rtp_time: u32) -> Option<u64> {
+        self.reception.as_mut()?.on_sender_report(now, ntp);
+        let highest = self.times.highest()?;
+        Some(crate::media::rtp::extend_time(highest, rtp_time))
+    }
+
+    /// Block for a receiver report.
+    pub fn report(&mut self, now: Instant) -> Option<rtcp::Reception> {
+        self.reception.as_mut()?.report(now)
+    }
+
+    /// Sequence numbers to ask for now.
+    pub fn poll_nacks(&mut self, now: Instant, rtt: Duration) -> Vec<u16> {
+        self.nacks.as_mut().map(|n| n.poll(now, rtt)).unwrap_or_default()
+    }
+
+    /// Packets that were asked for in vain so far.
+    pub fn given_up(&self) -> u64 {
+        self.nacks.as_ref().map_or(0, NackGenerator::given_up)
+    }
+
+    /// When [`Self::poll_nacks`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.nacks.as_ref()?.poll_timeout()
+    }
+
+    /// What the bitstream says it is.
+    pub fn format(&self) -> Option<Format> {
+        self.inspector.as_ref()?.1.format()
+    }
+
+    /// Size in pixels.
+    pub fn resolution(&self) -> Option<(u16, u16)> {
+        self.inspector.as_ref()?.1.resolution()
+    }
+
+    /// Rank among the encodings of a track: pixels, then bytes per second. The order of the offer says nothing.
+    pub fn rank(&self) -> (u32, u64) {
+        let pixels = self.resolution().map_or(0, |(w, h)| u32::from(w) * u32::from(h));
+        (pixels, self.rate.per_second)
+    }
+}
+
+impl ByteRate {
+    fn add(&mut self, now: Instant, bytes: usize) {
+        let since = *self.since.get_or_insert(now);
+        self.bytes += bytes as u64;
+        let elapsed = now.duration_since(since);
+        if elapsed >= Duration::from_secs(1) {
+            self.per_second = (self.bytes as f64 / elapsed.as_secs_f64()) as u64;
+            (self.since, self.bytes) = (Some(now), 0);
+        }
+    }
+}

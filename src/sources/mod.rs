@@ -1,0 +1,3 @@
+//! Ways into a stream.
+pub mod encoding;
+pub mod whip;

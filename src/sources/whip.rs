@@ -1,0 +1,589 @@
+//! A publisher: from the RTP of its session to the tracks of its stream.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::encoding::{Change, Encoding, PacketFormat};
+use crate::hub::Hub;
+use crate::hub::intake::{Arrived, Intake};
+use crate::hub::name::StreamName;
+use crate::hub::stream::{ShardIndex, SourceRef, Stream, StreamId, StreamState};
+use crate::hub::track::Track;
+use crate::media::clock::NtpClock;
+use crate::media::packet::Packet;
+use crate::media::rtcp::{self, Message};
+use crate::media::rtp::Header;
+use crate::media::{Kind, Pt, Ssrc};
+use crate::sdp::plan::{Extensions, IncomingTrack, Publication, SourceFormats};
+use crate::session::feedback::{Bitrate, KeyFrameRequests, ReceiverEstimate, TransportFeedback};
+
+/// What a publisher's session feeds to its stream.
+pub struct Publisher {
+    name: StreamName,
+    source: SourceRef,
+    stream: Option<Arc<Stream>>,
+    attached: bool,
+    tracks: Vec<Incoming>,
+    by_ssrc: HashMap<Ssrc, Place>,
+    /// In order of arrival, since the last turn.
+    arrived: Vec<(usize, usize, Arrived, Change)>,
+    feedback: Feedback,
+    ntp: NtpClock,
+}
+
+/// One negotiated track.
+struct Incoming {
+    plan: IncomingTrack,
+    encodings: Vec<Encoding>,
+    /// The encoding that is on the line.
+    active: usize,
+    key_frames: KeyFrameRequests,
+    /// Packets asked for in vain, as far as a key frame was requested for them.
+    given_up: u64,
+}
+
+/// What an SSRC is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    track: usize,
+    encoding: usize,
+    rtx: bool,
+}
+
+/// RTCP towards the publisher.
+struct Feedback {
+    ssrc: Ssrc,
+    cname: String,
+    transport: Option<TransportFeedback>,
+    remb: Option<ReceiverEstimate>,
+    next_report: Instant,
+    rtt: Duration,
+}
+
+/// What came out of one turn.
+#[derive(Default)]
+pub struct Published {
+    /// The stream that the packets are for.
+    pub stream: Option<StreamId>,
+    pub packets: Vec<Arc<Packet>>,
+    /// Shards that have viewers of it.
+    pub subscribers: Vec<ShardIndex>,
+    /// The source that was taken over and has to be closed.
+    pub replaced: Option<SourceRef>,
+    /// Another source took the stream over; this one has to be closed.
+    pub displaced: bool,
+}
+
+/// Between receiver reports.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a publisher without transport-wide feedback may send at least, and is told at most.
+const REMB_FLOOR: Bitrate = Bitrate(500_000);
+const REMB_CEILING: Bitrate = Bitrate(50_000_000);
+
+/// SSRCs that one publisher may use.
+const MAX_SSRCS: usize = 32;
+
+/// Packets of one turn that are kept; a turn takes far fewer.
+const MAX_ARRIVED: usize = 4_096;
+
+impl Publisher {
+    /// `random` gives the SSRC of our feedback.
+    pub fn new(
+        now: Instant,
+        name: StreamName,
+        source: SourceRef,
+        publication: Publication,
+        random: &mut dyn FnMut() -> u32,
+    ) -> Self {
+        let tracks: Vec<Incoming> = publication.tracks.into_iter().map(Incoming::new).collect();
+        let mut by_ssrc = HashMap::new();
+        for (t, track) in tracks.iter().enumerate() {
+            for (e, encoding) in track.encodings.iter().enumerate() {
+                by_ssrc.extend(encoding.ssrc.map(|ssrc| {
+                    (
+                        ssrc,
+                        Place {
+                            track: t,
+                            encoding: e,
+                            rtx: false,
+                        },
+                    )
+                }));
+                by_ssrc.extend(encoding.rtx_ssrc.map(|ssrc| {
+                    (
+                        ssrc,
+                        Place {
+                            track: t,
+                            encoding: e,
+                            rtx: true,
+                        },
+                    )
+                }));
+            }
+        }
+        let offers = |wanted: fn(&crate::sdp::plan::Feedback) -> bool| {
+            tracks.iter().flat_map(|t| &t.plan.codecs).any(|c| wanted(&c.feedback))
+        };
+        let transport = offers(|f| f.transport_cc);
+        let remb = !transport && offers(|f| f.remb);
+        let ssrc = Ssrc(random() | 1);
+        let feedback = Feedback {
+            ssrc,
+            cname: format!("{:08x}", random()),
+            transport: transport.then(|| TransportFeedback::new(now, ssrc)),
+            remb: remb.then(|| ReceiverEstimate::new(REMB_FLOOR, REMB_CEILING)),
+            next_report: now + REPORT_INTERVAL,
+            rtt: Duration::from_millis(50),
+        };
+        Self {
+            name,
+            source,
+            stream: None,
+            attached: false,
+            tracks,
+            by_ssrc,
+            arrived: Vec::new(),
+            feedback,
+            ntp: NtpClock::default(),
+        }
+    }
+
+    /// Name of the stream that it feeds.
+    pub fn stream_name(&self) -> &StreamName {
+        &self.name
+    }
+
+    /// The transport is up. A stream without a source takes this one now, so that viewers may come; one with a source
+    /// keeps it until the first packet.
+    pub fn connected(&mut self, hub: &Hub) {
+        let formats = self.formats();
+        let source = self.source;
+        let mut attached = false;
+        let stream = hub.open_with(&self.name, |state| {
+            if state.source().is_none() {
+                state.attach(source, &formats);
+                attached = true;
+            }
+        });
+        if attached {
+            self.stream = Some(stream);
+            self.attached = true;
+        } else {
+            hub.release(&stream, |_| {});
+        }
+    }
+
+    fn formats(&self) -> SourceFormats {
+        let of = |kind| {
+            let track = self.tracks.iter().find(|t| t.plan.kind == kind)?;
+            let seen = track.encodings.get(track.active).and_then(Encoding::format);
+            seen.or_else(|| track.plan.codecs.first().map(|c| c.format))
+        };
+        SourceFormats {
+            video: of(Kind::Video),
+            audio: of(Kind::Audio),
+        }
+    }
+
+    /// Takes a decrypted RTP packet.
+    pub fn handle_rtp(&mut self, now: Instant, packet: Bytes) {
+        let Ok(header) = Header::parse(&packet) else { return };
+        let Some(place) = self.place(&header) else { return };
+        let Some(track) = self.tracks.get_mut(place.track) else {
+            return;
+        };
+        let wide_seq = track
+            .plan
+            .extensions
+            .transport_cc
+            .and_then(|id| header.extension(id)?.first_chunk::<2>().copied());
+        if let (Some(wide_seq), Some(transport)) = (wide_seq, &mut self.feedback.transport) {
+            transport.on_packet(now, header.ssrc, u16::from_be_bytes(wide_seq));
+        }
+        if let Some(remb) = &mut self.feedback.remb {
+            remb.on_packet(now, packet.len());
+        }
+        let payload = packet.slice(header.payload());
+        let (seq, payload, pt) = if place.rtx {
+            // RFC 4588 §4: the original sequence number, then the original payload.
+            let Some((original, _)) = payload.split_first_chunk::<2>() else {
+                return;
+            };
+            let Some(pt) = track.primary_of(header.pt) else { return };
+            (u16::from_be_bytes(*original), payload.slice(2..), pt)
+        } else {
+            (header.seq, payload, header.pt)
+        };
+        let Some(format) = track.format_of(pt) else { return };
+        let Some(encoding) = track.encodings.get_mut(place.encoding) else {
+            return;
+        };
+        if self.arrived.len() >= MAX_ARRIVED {
+            return;
+        }
+        if let Some((arrived, change)) = encoding.take(now, &header, seq, payload, format) {
+            if arrived.key_frame {
+                track.key_frames.on_key_frame();
+            }
+            self.arrived.push((place.track, place.encoding, arrived, change));
+        }
+    }
+
+    /// What an SSRC is: known, or learned from MID, RID or the payload type (RFC 9143 §9.2).
+    fn place(&mut self, header: &Header<'_>) -> Option<Place> {
+        if let Some(place) = self.by_ssrc.get(&header.ssrc) {
+            return Some(*place);
+        }
+        if self.by_ssrc.len() >= MAX_SSRCS {
+            return None;
+        }
+        let by_mid = self.tracks.iter().position(|t| t.has_mid_of(header));
+        let track = by_mid.or_else(|| self.only_track_with(header.pt))?;
+        let (encoding, rtx) = self.tracks.get_mut(track)?.learn(header)?;
+        let place = Place { track, encoding, rtx };
+        self.by_ssrc.insert(header.ssrc, place);
+        Some(place)
+    }
+
+    fn only_track_with(&self, pt: Pt) -> Option<usize> {
+        let mut owners = self
+            .tracks
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| t.has_payload_type(pt))
+            .map(|(i, _)| i);
+        owners.next().filter(|_| owners.next().is_none())
+    }
+
+    /// Acts on the publisher's RTCP.
+    pub fn handle_rtcp(&mut self, now: Instant, messages: &[Message]) {
+        for message in messages {
+            let Message::SenderReport {
+                ssrc, ntp, rtp_time, ..
+            } = message
+            else {
+                continue;
+            };
+            let Some(place) = self.by_ssrc.get(ssrc).filter(|p| !p.rtx).copied() else {
+                continue;
+            };
+            let Some(track) = self.tracks.get_mut(place.track) else {
+                continue;
+            };
+            let Some(encoding) = track.encodings.get_mut(place.encoding) else {
+                continue;
+            };
+            let Some(time) = encoding.on_sender_report(now, *ntp, *rtp_time) else {
+                continue;
+            };
+            let captured = self.ntp.instant(*ntp, now);
+            if place.encoding != track.active {
+                continue;
+            }
+            if let (Some(time), Some(stream)) = (encoding.intake.time(time), &self.stream) {
+                let mut state = stream.lock();
+                if state.is_source(self.source.session) {
+                    state.track(track.plan.kind).clock.on_report(time, captured);
+                }
+            }
+        }
+    }
+
+    /// A viewer needs a key frame.
+    pub fn request_key_frame(&mut self) {
+        for track in self.tracks.iter_mut().filter(|t| t.plan.kind == Kind::Video) {
+            track.key_frames.request();
+        }
+    }
+
+    /// Puts what arrived in this turn on the line.
+    pub fn publish(&mut self, hub: &Hub) -> Published {
+        let mut published = Published::default();
+        if self.arrived.is_empty() {
+            return published;
+        }
+        let stream = self.attach(hub, &mut published);
+        {
+            let mut state = stream.lock();
+            if !state.is_source(self.source.session) {
+                published.displaced = true;
+                return published;
+            }
+            self.take_turn(&mut state, &mut published.packets);
+            published.subscribers = state.subscribers().collect();
+        }
+        published.stream = Some(stream.id);
+        published
+    }
+
+    fn attach(&mut self, hub: &Hub, published: &mut Published) -> Arc<Stream> {
+        if let (true, Some(stream)) = (self.attached, &self.stream) {
+            return stream.clone();
+        }
+        let (source, formats) = (self.source, self.formats());
+        let stream = hub.open_with(&self.name, |state| published.replaced = state.attach(source, &formats));
+        self.attached = true;
+        self.stream = Some(stream.clone());
+        stream
+    }
+
+    fn take_turn(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Packet>>) {
+        // Video first: an audio packet may then ride as the shorter last segment of its run.
+        let mut arrived = std::mem::take(&mut self.arrived);
+        arrived.sort_by_key(|(track, encoding, ..)| {
+            (
+                self.tracks.get(*track).is_some_and(|t| t.plan.kind == Kind::Audio),
+                *track,
+                *encoding,
+            )
+        });
+        let mut rest = arrived.into_iter().peekable();
+        while let Some((track, encoding, first, change)) = rest.next() {
+            let (mut packets, mut change) = (vec![first], change);
+            while let Some((.., next, more)) = rest.next_if(|(t, e, ..)| (*t, *e) == (track, encoding)) {
+                packets.push(next);
+                change = Change {
+                    format: more.format.or(change.format),
+                    resolution: more.resolution.or(change.resolution),
+                };
+            }
+            if let Some(incoming) = self.tracks.get_mut(track) {
+                incoming.put(encoding, packets, change, state.track(incoming.plan.kind), out);
+            }
+        }
+        for track in self.tracks.iter_mut().filter(|t| t.plan.kind == Kind::Video) {
+            if track.wants_key_frame() || track.has_given_up() {
+                track.key_frames.request();
+            }
+        }
+    }
+
+    /// The session is over.
+    pub fn ended(&self, hub: &Hub) {
+        if let Some(stream) = &self.stream {
+            hub.release(stream, |state| {
+                state.detach(self.source.session);
+            });
+        }
+    }
+
+    /// RTCP that is due: reports, NACKs, key frame requests, bandwidth feedback in one compound packet.
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<Vec<u8>> {
+        let mut body = Vec::new();
+        for track in &mut self.tracks {
+            let wants_key_frame = track.key_frames.poll(now);
+            for encoding in &mut track.encodings {
+                let Some(ssrc) = encoding.ssrc else { continue };
+                rtcp::write_nack(
+                    &mut body,
+                    self.feedback.ssrc,
+                    ssrc,
+                    &encoding.poll_nacks(now, self.feedback.rtt),
+                );
+                if wants_key_frame {
+                    rtcp::write_pli(&mut body, self.feedback.ssrc, ssrc);
+                }
+            }
+        }
+        self.feedback.write_bandwidth(now, &self.by_ssrc, &mut body);
+        let blocks = if self.feedback.next_report <= now {
+            self.reports(now)
+        } else {
+            Vec::new()
+        };
+        if body.is_empty() && blocks.is_empty() {
+            return None;
+        }
+        // RFC 3550 §6.1: a compound packet begins with a report; OBS and FFmpeg do not negotiate anything smaller.
+        let mut compound = Vec::new();
+        rtcp::write_receiver_report(&mut compound, self.feedback.ssrc, &blocks, &self.feedback.cname);
+        compound.extend(body);
+        Some(compound)
+    }
+
+    fn reports(&mut self, now: Instant) -> Vec<rtcp::Reception> {
+        self.feedback.next_report = now + REPORT_INTERVAL;
+        let encodings = self.tracks.iter_mut().flat_map(|t| &mut t.encodings);
+        let blocks: Vec<rtcp::Reception> = encodings.filter_map(|e| e.report(now)).collect();
+        if let (Some(remb), Some(worst)) = (&mut self.feedback.remb, blocks.iter().map(|b| b.fraction_lost).max()) {
+            remb.on_report(worst);
+        }
+        blocks
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let tracks = self.tracks.iter().flat_map(|t| {
+            let nacks = t.encodings.iter().filter_map(Encoding::poll_timeout);
+            nacks.chain(t.key_frames.poll_timeout(now))
+        });
+        let transport = self
+            .feedback
+            .transport
+            .as_ref()
+            .and_then(TransportFeedback::poll_timeout);
+        let remb = self.feedback.remb.as_ref().and_then(ReceiverEstimate::poll_timeout);
+        tracks
+            .chain(transport)
+            .chain(remb)
+            .chain([self.feedback.next_report])
+            .min()
+    }
+}
+
+impl Feedback {
+    fn write_bandwidth(&mut self, now: Instant, by_ssrc: &HashMap<Ssrc, Place>, body: &mut Vec<u8>) {
+        let media = by_ssrc.iter().find(|(_, place)| !place.rtx).map(|(ssrc, _)| *ssrc);
+        let Some(media) = media else { return };
+        if let Some(packets) = self.transport.as_mut().and_then(|t| t.poll(now)) {
+            body.extend(packets);
+        }
+        if let Some(bitrate) = self.remb.as_mut().and_then(|r| r.poll(now)) {
+            rtcp::write_remb(body, self.ssrc, media, bitrate.0);
+        }
+    }
+}
+
+impl Incoming {
+    fn new(plan: IncomingTrack) -> Self {
+        let mut encodings: Vec<Encoding> = match plan.rids.is_empty() {
+            false => plan
+                .rids
+                .iter()
+                .map(|rid| Encoding::new(None, None, Some(rid.clone())))
+                .collect(),
+            true => plan
+                .ssrcs
+                .iter()
+                .take(1)
+                .map(|s| Encoding::new(Some(s.primary), s.rtx, None))
+                .collect(),
+        };
+        if encodings.is_empty() {
+            encodings.push(Encoding::new(None, None, None));
+        }
+        Self {
+            plan,
+            encodings,
+            active: 0,
+            key_frames: KeyFrameRequests::new(),
+            given_up: 0,
+        }
+    }
+
+    fn has_mid_of(&self, header: &Header<'_>) -> bool {
+        let mid = self.plan.extensions.mid.and_then(|id| header.extension(id));
+        mid.is_some_and(|mid| mid == self.plan.mid.0.as_bytes())
+    }
+
+    fn has_payload_type(&self, pt: Pt) -> bool {
+        self.plan.codecs.iter().any(|c| c.pt == pt || c.rtx_pt == Some(pt))
+    }
+
+    /// Finds the encoding of a new SSRC and notes it there.
+    fn learn(&mut self, header: &Header<'_>) -> Option<(usize, bool)> {
+        let Extensions { rid, repaired_rid, .. } = self.plan.extensions;
+        let named = |id: Option<u8>| id.and_then(|id| header.extension(id));
+        let by_rid = |encodings: &[Encoding], name: &[u8]| {
+            encodings
+                .iter()
+                .position(|e| e.rid.as_ref().is_some_and(|rid| rid.0.as_bytes() == name))
+        };
+        let rtx = self.plan.codecs.iter().any(|c| c.rtx_pt == Some(header.pt));
+        if !rtx && !self.has_payload_type(header.pt) {
+            return None;
+        }
+        let name = if rtx { named(repaired_rid) } else { named(rid) };
+        let index = match (
+            name.and_then(|name| by_rid(&self.encodings, name)),
+            self.plan.rids.is_empty(),
+        ) {
+            (Some(index), _) => index,
+            // OBS sends a RID without having offered one; there is only one encoding then.
+            (None, true) => 0,
+            (None, false) => return None,
+        };
+        let encoding = self.encodings.get_mut(index)?;
+        let slot = if rtx {
+            &mut encoding.rtx_ssrc
+        } else {
+            &mut encoding.ssrc
+        };
+        *slot = Some(header.ssrc);
+        Some((index, rtx))
+    }
+
+    fn primary_of(&self, rtx: Pt) -> Option<Pt> {
+        self.plan.codecs.iter().find(|c| c.rtx_pt == Some(rtx)).map(|c| c.pt)
+    }
+
+    fn format_of(&self, pt: Pt) -> Option<PacketFormat> {
+        let codec = self.plan.codecs.iter().find(|c| c.pt == pt)?;
+        Some(PacketFormat {
+            codec: codec.format.codec(),
+            nack: codec.feedback.nack,
+        })
+    }
+
+    /// Puts packets on the line if their encoding is the one that is sent on, or becomes it with them.
+    fn put(
+        &mut self,
+        index: usize,
+        arrived: Vec<Arrived>,
+        change: Change,
+        track: &mut Track,
+        out: &mut Vec<Arc<Packet>>,
+    ) {
+        if index != self.active && !self.should_replace_active(index) {
+            return;
+        }
+        let Some(encoding) = self.encodings.get_mut(index) else {
+            return;
+        };
+        encoding.intake.take(track, arrived.into_iter(), out);
+        if index == self.active {
+            track.format = change.format.or(track.format);
+            track.resolution = change.resolution.or(track.resolution);
+        } else if !encoding.intake.is_waiting() {
+            track.format = encoding.format().or(track.format);
+            track.resolution = encoding.resolution().or(track.resolution);
+            if let Some(previous) = self.encodings.get_mut(self.active) {
+                previous.intake = Intake::new();
+            }
+            self.active = index;
+        }
+    }
+
+    /// The active encoding, or a better one, can only be sent on from a key frame.
+    fn wants_key_frame(&self) -> bool {
+        let active_waits = self
+            .encodings
+            .get(self.active)
+            .is_some_and(|e| e.ssrc.is_some() && e.intake.is_waiting());
+        let mut others = (0..self.encodings.len()).filter(|index| *index != self.active);
+        active_waits || others.any(|index| self.should_replace_active(index) && self.has_ssrc(index))
+    }
+
+    /// A packet of the active encoding is lost for good: its viewers need a key frame.
+    fn has_given_up(&mut self) -> bool {
+        let given_up = self.encodings.get(self.active).map_or(0, Encoding::given_up);
+        std::mem::replace(&mut self.given_up, given_up) != given_up
+    }
+
+    fn has_ssrc(&self, index: usize) -> bool {
+        self.encodings.get(index).is_some_and(|e| e.ssrc.is_some())
+    }
+
+    /// Viewers get the best encoding there is: more pixels, or else more bytes. Nearly equal ones do not take turns.
+    fn should_replace_active(&self, index: usize) -> bool {
+        let (Some(active), Some(other)) = (self.encodings.get(self.active), self.encodings.get(index)) else {
+            return false;
+        };
+        let ((a_pixels, a_bytes), (o_pixels, o_bytes)) = (active.rank(), other.rank());
+        active.intake.is_waiting() || o_pixels > a_pixels || (o_pixels == a_pixels && o_bytes > a_bytes * 3 / 2)
+    }
+}

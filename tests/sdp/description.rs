@@ -1,0 +1,127 @@
+//! A reader of SDP that shares nothing with the gateway's: lines, sections, first and all values of an attribute.
+
+pub struct Description {
+    pub session: Vec<String>,
+    pub sections: Vec<Section>,
+}
+
+#[derive(Clone)]
+pub struct Section {
+    /// Fields of the m-line.
+    pub fields: Vec<String>,
+    /// Lines below it.
+    pub lines: Vec<String>,
+}
+
+impl Description {
+    pub fn read(text: &str) -> Self {
+        let mut description = Self {
+            session: Vec::new(),
+            sections: Vec::new(),
+        };
+        for line in text.split('\n').map(str::trim_end).filter(|line| !line.is_empty()) {
+            if let Some(media) = line.strip_prefix("m=") {
+                description.sections.push(Section {
+                    fields: media.split_whitespace().map(str::to_owned).collect(),
+                    lines: Vec::new(),
+                });
+            } else if let Some(section) = description.sections.last_mut() {
+                section.lines.push(line.to_owned());
+            } else {
+                description.session.push(line.to_owned());
+            }
+        }
+        description
+    }
+
+    /// All values of a session attribute.
+    pub fn all(&self, key: &str) -> Vec<&str> {
+        values(&self.session, key)
+    }
+
+    pub fn has(&self, line: &str) -> bool {
+        self.session.iter().any(|l| l == line)
+    }
+
+    /// The BUNDLE groups.
+    pub fn bundles(&self) -> Vec<Vec<&str>> {
+        self.all("group")
+            .iter()
+            .filter_map(|group| group.strip_prefix("BUNDLE "))
+            .map(|mids| mids.split_whitespace().collect())
+            .collect()
+    }
+}
+
+impl Section {
+    pub fn media(&self) -> &str {
+        &self.fields[0]
+    }
+
+    pub fn port(&self) -> &str {
+        &self.fields[1]
+    }
+
+    pub fn proto(&self) -> &str {
+        &self.fields[2]
+    }
+
+    pub fn formats(&self) -> Vec<&str> {
+        self.fields[3..].iter().map(String::as_str).collect()
+    }
+
+    pub fn all(&self, key: &str) -> Vec<&str> {
+        values(&self.lines, key)
+    }
+
+    pub fn first(&self, key: &str) -> Option<&str> {
+        self.all(key).first().copied()
+    }
+
+    pub fn has(&self, line: &str) -> bool {
+        self.lines.iter().any(|l| l == line)
+    }
+
+    /// `rtpmap` of a payload type, in lower case, without the one channel that may be left out.
+    pub fn codec(&self, pt: &str) -> Option<String> {
+        let map = self
+            .of_pt("rtpmap", pt)
+            .first()
+            .map(|map| map.trim().to_ascii_lowercase());
+        let map = map.or(match pt {
+            "0" => Some("pcmu/8000".to_owned()),
+            "8" => Some("pcma/8000".to_owned()),
+            _ => None,
+        })?;
+        Some(map.strip_suffix("/1").unwrap_or(&map).to_owned())
+    }
+
+    /// Values of `key:<pt> value`.
+    pub fn of_pt(&self, key: &str, pt: &str) -> Vec<&str> {
+        self.all(key)
+            .into_iter()
+            .filter_map(|value| value.split_once(' '))
+            .filter(|(p, _)| *p == pt || (*p == "*" && key == "rtcp-fb"))
+            .map(|(_, value)| value.trim())
+            .collect()
+    }
+
+    /// A format parameter.
+    pub fn parameter(&self, pt: &str, key: &str) -> Option<&str> {
+        self.of_pt("fmtp", pt)
+            .first()?
+            .split(';')
+            .filter_map(|parameter| parameter.split_once('='))
+            .find(|(k, _)| k.trim().eq_ignore_ascii_case(key))
+            .map(|(_, value)| value.trim())
+    }
+}
+
+fn values<'a>(lines: &'a [String], key: &str) -> Vec<&'a str> {
+    lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("a=")?.split_once(':'))
+        .filter(|(k, _)| *k == key)
+        .map(|(_, value)| value.trim())
+        .collect()
+}

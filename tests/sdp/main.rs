@@ -1,0 +1,143 @@
+//! The SDP of WHIP and WHEP against recorded offers of real clients: golden answers, invariants that hold for every
+//! answer, bad offers, mutations of good ones, and replicas of how clients read what we write.
+
+#![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
+
+mod bad_offers;
+mod clients;
+mod description;
+mod goldens;
+mod invariants;
+mod mutations;
+mod rules;
+
+use std::path::{Path, PathBuf};
+
+use millstream::media::{Format, ProfileLevelId};
+use millstream::sdp::plan::{Fingerprint, FingerprintHash, IceCredentials, Playback, Publication, SourceFormats};
+use millstream::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer};
+
+/// Ours in every test.
+pub(crate) struct Us {
+    credentials: IceCredentials,
+    fingerprint: Fingerprint,
+    candidates: Vec<std::net::SocketAddr>,
+}
+
+impl Us {
+    pub fn new() -> Self {
+        Self {
+            credentials: IceCredentials {
+                ufrag: "00Millstream".to_owned(),
+                pwd: "0123456789abcdefghijklmn".to_owned(),
+            },
+            fingerprint: Fingerprint {
+                hash: FingerprintHash::Sha256,
+                digest: (0xe0..=0xff).collect(),
+            },
+            candidates: vec![
+                "198.51.100.7:8189".parse().unwrap(),
+                "[2001:db8::7]:8189".parse().unwrap(),
+            ],
+        }
+    }
+
+    pub fn local(&self) -> Local<'_> {
+        Local {
+            credentials: &self.credentials,
+            fingerprint: &self.fingerprint,
+            candidates: &self.candidates,
+            session_id: 4_611_686_018_427_387_904,
+        }
+    }
+}
+
+/// Answers as WHIP does.
+pub fn publish(offer: &str) -> Result<(Publication, String), OfferError> {
+    let offer = Offer::parse(offer.as_bytes())?;
+    answer_publisher(&offer, &Us::new().local())
+}
+
+/// Answers as WHEP does, with SSRCs 1001, 1002, ...
+pub fn play(offer: &str, source: SourceFormats) -> Result<(Playback, String), OfferError> {
+    let offer = Offer::parse(offer.as_bytes())?;
+    let mut last = 1000;
+    let mut random = || {
+        last += 1;
+        last
+    };
+    answer_viewer(&offer, &source, &Us::new().local(), &mut random)
+}
+
+pub fn h264(profile: [u8; 3]) -> Format {
+    Format::H264 {
+        profile: ProfileLevelId(profile),
+        packetization_mode: 1,
+    }
+}
+
+pub const OPUS: Format = Format::Opus { stereo: true };
+
+/// What OBS sends by default, whatever its offer says: High profile.
+pub fn high_and_opus() -> SourceFormats {
+    SourceFormats {
+        video: Some(h264([0x64, 0x00, 0x1f])),
+        audio: Some(OPUS),
+    }
+}
+
+pub fn vp8_and_opus() -> SourceFormats {
+    SourceFormats {
+        video: Some(Format::Vp8),
+        audio: Some(OPUS),
+    }
+}
+
+pub fn data(folder: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(folder)
+}
+
+/// A recorded offer by the beginning of its file name.
+pub fn recorded(name: &str) -> String {
+    let (_, text) = all_recorded()
+        .into_iter()
+        .find(|(file, _)| file == name)
+        .expect("a recorded offer");
+    text
+}
+
+/// All recorded offers as (file name without `.sdp`, text), sorted.
+pub fn all_recorded() -> Vec<(String, String)> {
+    let mut offers: Vec<(String, String)> = std::fs::read_dir(data("offers"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sdp"))
+        .map(|path| {
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            (name, std::fs::read_to_string(&path).unwrap())
+        })
+        .collect();
+    offers.sort();
+    assert!(offers.len() >= 12, "the recorded offers are gone");
+    offers
+}
+
+/// Whether a recorded offer is that of a viewer.
+pub fn is_viewer(name: &str) -> bool {
+    name.contains("recvonly")
+}
+
+/// Replaces all `from`; there must be one.
+pub fn edit(offer: &str, from: &str, to: &str) -> String {
+    assert!(offer.contains(from), "nothing to edit: {from:?}");
+    offer.replace(from, to)
+}
+
+pub const OBS: &str = "obs-32.2.2-h264-advanced";
+pub const OBS_SIMULCAST: &str = "obs-32.2.2-h264-simulcast3";
+pub const FFMPEG: &str = "ffmpeg-9.0.2-whip-default";
+pub const CHROMIUM_VIEWER: &str = "chromium-156-recvonly";
+pub const CHROMIUM_PUBLISHER: &str = "chromium-156-sendonly";
+pub const FIREFOX_VIEWER: &str = "firefox-esr-153.7.0-openh264-recvonly";
+pub const FIREFOX_VIEWER_NO_H264: &str = "firefox-esr-153.7.0-noh264-recvonly";
+pub const GSTREAMER: &str = "gst-1.28.8-rswebrtc-0.15.4-whipclientsink";
