@@ -86,7 +86,7 @@ pub fn hostile(options: &Hostile) -> io::Result<bool> {
     let (metrics, drops) = (counters(gateway.http()), gateway.socket_drops());
     let memory = gateway.memory()?;
     receiver.open()?;
-    let fired = attack.fire(options, &mut gateway);
+    let fired = attack.fire(options.datagrams, options.rate, &mut || gateway.ensure_alive());
     gateway.ensure_alive()?;
     fired?;
     thread::sleep(Duration::from_secs(1));
@@ -224,21 +224,21 @@ impl Attack {
         Ok(())
     }
 
-    fn fire(&mut self, options: &Hostile, gateway: &mut Gateway) -> io::Result<()> {
+    fn fire(&mut self, datagrams: u64, rate: u64, alive: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
         let started = Instant::now();
-        let life = options.datagrams.div_ceil(INSIDER_LIVES);
+        let life = datagrams.div_ceil(INSIDER_LIVES);
         let mut datagram = Vec::with_capacity(2048);
         let mut fired = 0;
-        while fired < options.datagrams {
-            let due = (started.elapsed().as_secs_f64() * options.rate as f64) as u64;
-            while fired < due.min(options.datagrams) {
+        while fired < datagrams {
+            let due = (started.elapsed().as_secs_f64() * rate as f64) as u64;
+            while fired < due.min(datagrams) {
                 fired += 1;
                 self.shoot(&mut datagram)?;
                 if fired.is_multiple_of(STRANGER_LIFE) {
                     self.renew_strangers()?;
                 }
                 if fired.is_multiple_of(life) {
-                    gateway.ensure_alive()?;
+                    alive()?;
                     self.join()?;
                 }
             }
@@ -377,6 +377,7 @@ fn plain_rtcp() -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reference::{Fault, Reference};
 
     #[test]
     fn the_samples_are_well_formed_before_they_are_bent() {
@@ -394,6 +395,35 @@ mod tests {
                 .iter()
                 .all(|packet| packet[0] >> 6 == 2 && packet.len() > 12)
         );
+    }
+
+    #[test]
+    fn the_attack_reaches_a_gateway_and_who_watches_misses_nothing() {
+        let gateway = Reference::start(Fault::None);
+        let timeline = Arc::new(Timeline::new());
+        let publisher = Publisher::start(gateway.http, WATCHED, Arc::clone(&timeline)).unwrap();
+        let mut receiver = Receiver::start(Arc::clone(&timeline)).unwrap();
+        let watcher = Endpoint::join(gateway.http, Role::Viewer, WATCHED).unwrap();
+        receiver.add(Viewer::new(watcher.endpoint, true)).unwrap();
+        while !receiver.synchronised().unwrap() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let mut attack = Attack::prepare(gateway.http, 7).unwrap();
+        receiver.open().unwrap();
+        let mut looked = 0;
+        let mut alive = || {
+            looked += 1;
+            Ok(())
+        };
+        attack.fire(5_000, 10_000, &mut alive).unwrap();
+        let end = timeline.position();
+        thread::sleep(Duration::from_millis(200));
+        let tally = receiver.close(end).unwrap();
+        publisher.stop().unwrap();
+        assert_eq!(looked, INSIDER_LIVES);
+        assert_eq!(attack.by_strangers + attack.by_insiders, 5_000);
+        assert!(attack.by_strangers.abs_diff(attack.by_insiders) < 500);
+        assert!(verdict(&tally, 0.0, 0.0));
     }
 
     #[test]

@@ -239,8 +239,8 @@ impl Endpoint {
     /// The payload of an RTP packet; `None` when it is not authentic.
     pub fn decrypt(&mut self, datagram: &[u8]) -> Option<Bytes> {
         let packet = self.peer.open_rtp(datagram)?;
-        let start = payload_start(&packet)?;
-        (start <= packet.len()).then(|| packet.slice(start..))
+        let (start, end) = payload_range(&packet)?;
+        (start <= end).then(|| packet.slice(start..end))
     }
 
     /// Sends one packet of the publisher.
@@ -361,16 +361,23 @@ fn session_path(location: &str) -> Option<String> {
     path.starts_with('/').then(|| path.to_owned())
 }
 
-/// Where the payload of an RTP packet begins (RFC 3550 §5.1).
-fn payload_start(packet: &[u8]) -> Option<usize> {
+/// Where the payload of an RTP packet begins and ends (RFC 3550 §5.1). The end is the first byte of padding, which a
+/// gateway may add to make packets of a frame equally long.
+fn payload_range(packet: &[u8]) -> Option<(usize, usize)> {
     let first = packet.first()?;
+    let padding = if first & 0x20 == 0 {
+        0
+    } else {
+        usize::from(*packet.last()?)
+    };
+    let end = packet.len().checked_sub(padding)?;
     let csrcs = 12 + 4 * usize::from(first & 0x0f);
     if first & 0x10 == 0 {
-        return Some(csrcs);
+        return Some((csrcs, end));
     }
     let (_, length) = packet.get(csrcs..)?.split_first_chunk::<2>()?;
     let (length, _) = length.split_first_chunk::<2>()?;
-    Some(csrcs + 4 + 4 * usize::from(u16::from_be_bytes(*length)))
+    Some((csrcs + 4 + 4 * usize::from(u16::from_be_bytes(*length)), end))
 }
 
 /// Letters and digits, which ICE credentials may have.
@@ -414,12 +421,15 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_follows_csrcs_and_extension() {
-        assert_eq!(payload_start(&packet(0x80, 96)), Some(12));
-        assert_eq!(payload_start(&packet(0x81, 96)), Some(16));
-        let extension = [&packet(0x90, 96)[..12], &[0xbe, 0xde, 0, 2]].concat();
-        assert_eq!(payload_start(&extension), Some(24));
-        assert_eq!(payload_start(&packet(0x9f, 96)), None);
+    fn the_payload_lies_between_the_extension_and_the_padding() {
+        assert_eq!(payload_range(&packet(0x80, 96)), Some((12, 13)));
+        assert_eq!(payload_range(&packet(0x81, 96)), Some((16, 13)));
+        let extension = [&packet(0x90, 96)[..12], &[0xbe, 0xde, 0, 1, 0, 0, 0, 0, 0xaa]].concat();
+        assert_eq!(payload_range(&extension), Some((20, 21)));
+        let padded = [&packet(0xa0, 96)[..], &[0, 2]].concat();
+        assert_eq!(payload_range(&padded), Some((12, 13)));
+        assert_eq!(payload_range(&packet(0xa0, 96)), None, "more padding than packet");
+        assert_eq!(payload_range(&packet(0x9f, 96)), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A gateway as small as can be, to try the load tool on: it forwards, and it can be told to do it badly.
 //!
-//! One thread, no cache, no feedback, one stream. It shares no code with the gateway under test.
+//! One thread, no cache, no feedback. It shares no code with the gateway under test.
 
 use std::{
     io::{Read as _, Write as _},
@@ -92,6 +92,7 @@ struct Server {
 }
 
 struct Session {
+    stream: String,
     publisher: bool,
     address: Option<SocketAddr>,
     dtls: Dtls,
@@ -154,12 +155,15 @@ impl Server {
             return;
         }
         let number = self.sessions.len();
+        let line = String::from_utf8_lossy(&request);
+        let path = line.split(' ').nth(1).unwrap().to_owned();
         self.sessions.push(Session {
+            stream: path.split_at(6).1.to_owned(),
             publisher: request.starts_with(b"POST /whip/"),
             address: None,
             dtls: Dtls::new(PLACEHOLDER, TransportProtocol::UDP, Some(Arc::clone(&self.config))),
             keys: None,
-            offset: 65_000 + 100 * number as u16,
+            offset: 65_000u16.wrapping_add(100 * number as u16),
         });
         let body = format!(
             "v=0\r\na=ice-ufrag:{number}\r\na=ice-pwd:{PWD}\r\na=fingerprint:{}\r\na=setup:passive\r\n\
@@ -175,26 +179,27 @@ impl Server {
     }
 
     fn handle(&mut self, datagram: &[u8], from: SocketAddr) {
-        match datagram[0] {
-            0..=3 => self.handle_stun(datagram, from),
-            20..=63 => self.handle_dtls(datagram, from),
+        // What is malformed or not for us is passed over.
+        let _ = match datagram.first() {
+            Some(0..=3) => self.handle_stun(datagram, from),
+            Some(20..=63) => self.handle_dtls(datagram, from),
             _ => self.forward(datagram, from),
-        }
+        };
     }
 
-    fn handle_stun(&mut self, datagram: &[u8], from: SocketAddr) {
+    fn handle_stun(&mut self, datagram: &[u8], from: SocketAddr) -> Option<()> {
         let mut request = Message::new();
         request.raw = datagram.to_vec();
-        request.decode().unwrap();
-        MessageIntegrity::check(&mut request, PWD.as_bytes(), self.provider.crypto()).unwrap();
-        let username = String::from_utf8(request.get(ATTR_USERNAME).unwrap()).unwrap();
-        let number: usize = username.split(':').next().unwrap().parse().unwrap();
+        request.decode().ok()?;
+        MessageIntegrity::check(&mut request, PWD.as_bytes(), self.provider.crypto()).ok()?;
+        let username = String::from_utf8(request.get(ATTR_USERNAME).ok()?).ok()?;
+        let number: usize = username.split(':').next()?.parse().ok()?;
         // A new viewer may have the port of one that has left.
         self.sessions
             .iter_mut()
             .filter(|session| session.address == Some(from))
             .for_each(|old| old.address = None);
-        self.sessions[number].address = Some(from);
+        self.sessions.get_mut(number)?.address = Some(from);
         let mut response = Message::new();
         response.set_type(BINDING_SUCCESS);
         response.transaction_id = request.transaction_id;
@@ -203,23 +208,19 @@ impl Server {
             .add_to(&mut response)
             .and_then(|()| FINGERPRINT.add_to(&mut response))
             .unwrap();
-        self.socket.send_to(&response.raw, from).unwrap();
+        self.socket.send_to(&response.raw, from).ok().map(|_| ())
     }
 
-    fn handle_dtls(&mut self, datagram: &[u8], from: SocketAddr) {
-        let session = self
-            .sessions
-            .iter_mut()
-            .find(|session| session.address == Some(from))
-            .unwrap();
+    fn handle_dtls(&mut self, datagram: &[u8], from: SocketAddr) -> Option<()> {
+        let session = self.sessions.iter_mut().find(|session| session.address == Some(from))?;
         let events = session
             .dtls
             .read(Instant::now(), PLACEHOLDER, None, BytesMut::from(datagram));
         while let Some(transmit) = session.dtls.poll_transmit() {
-            self.socket.send_to(&transmit.message, from).unwrap();
+            self.socket.send_to(&transmit.message, from).ok()?;
         }
         if events
-            .unwrap()
+            .ok()?
             .iter()
             .any(|event| matches!(event, EndpointEvent::HandshakeComplete))
         {
@@ -243,27 +244,32 @@ impl Server {
                 context(&keys.remote_master_key, &keys.remote_master_salt),
             ));
         }
+        Some(())
     }
 
-    fn forward(&mut self, datagram: &[u8], from: SocketAddr) {
+    fn forward(&mut self, datagram: &[u8], from: SocketAddr) -> Option<()> {
         let publisher = self
             .sessions
             .iter_mut()
             .find(|session| session.publisher && session.address == Some(from));
-        let Some((_, incoming)) = publisher.and_then(|session| session.keys.as_mut()) else {
-            return;
-        };
-        if (192..=223).contains(&datagram[1]) {
-            return;
+        let publisher = publisher?;
+        let stream = publisher.stream.clone();
+        let (_, incoming) = publisher.keys.as_mut()?;
+        if (192..=223).contains(datagram.get(1)?) {
+            return None;
         }
-        let packet = incoming.decrypt_rtp(datagram).unwrap();
+        let packet = incoming.decrypt_rtp(datagram).ok()?;
         self.forwarded += 1;
         let fault = if self.forwarded.is_multiple_of(FAULT_STEP) {
             self.fault
         } else {
             Fault::None
         };
-        for session in self.sessions.iter_mut().filter(|session| !session.publisher) {
+        let viewers = self
+            .sessions
+            .iter_mut()
+            .filter(|session| !session.publisher && session.stream == stream);
+        for session in viewers {
             let (Some(to), Some((outgoing, _))) = (session.address, session.keys.as_mut()) else {
                 continue;
             };
@@ -271,18 +277,19 @@ impl Server {
             let seq = u16::from_be_bytes([packet[2], packet[3]]).wrapping_add(session.offset);
             packet[2..4].copy_from_slice(&seq.to_be_bytes());
             if fault == Fault::Change {
-                *packet.last_mut().unwrap() ^= 1;
+                *packet.last_mut()? ^= 1;
             }
-            let sealed = outgoing.encrypt_rtp(&packet).unwrap();
+            let sealed = outgoing.encrypt_rtp(&packet).ok()?;
             let copies = match fault {
                 Fault::Drop => 0,
                 Fault::Repeat => 2,
                 Fault::None | Fault::Change => 1,
             };
             for _ in 0..copies {
-                self.socket.send_to(&sealed, to).unwrap();
+                self.socket.send_to(&sealed, to).ok()?;
             }
         }
+        Some(())
     }
 }
 
