@@ -415,14 +415,14 @@ mod tests {
             looked += 1;
             Ok(())
         };
-        attack.fire(5_000, 10_000, &mut alive).unwrap();
+        attack.fire(20_000, 20_000, &mut alive).unwrap();
         let end = timeline.position();
         thread::sleep(Duration::from_millis(200));
         let tally = receiver.close(end).unwrap();
         publisher.stop().unwrap();
         assert_eq!(looked, INSIDER_LIVES);
-        assert_eq!(attack.by_strangers + attack.by_insiders, 5_000);
-        assert!(attack.by_strangers.abs_diff(attack.by_insiders) < 500);
+        assert_eq!(attack.by_strangers + attack.by_insiders, 20_000);
+        assert!(attack.by_strangers.abs_diff(attack.by_insiders) < 1_000);
         assert!(verdict(&tally, 0.0, 0.0));
     }
 

@@ -21,7 +21,10 @@ use rtc_dtls::{
     endpoint::{Endpoint as Dtls, EndpointEvent},
     extension::extension_use_srtp::SrtpProtectionProfile,
 };
-use rtc_shared::TransportProtocol;
+use rtc_shared::{
+    TransportProtocol,
+    marshal::{MarshalSize as _, Unmarshal as _},
+};
 use rtc_srtp::{config::LABEL_EXTRACTOR_DTLS_SRTP, context::Context, protection_profile::ProtectionProfile};
 use rtc_stun::{
     attributes::{ATTR_ICE_CONTROLLING, ATTR_PRIORITY, ATTR_USE_CANDIDATE, ATTR_USERNAME},
@@ -219,7 +222,13 @@ impl Peer {
     /// [`io::ErrorKind::InvalidInput`] when it is not one, or no keys are there yet.
     pub fn seal_rtp(&mut self, packet: &[u8]) -> io::Result<Bytes> {
         let keys = self.keys.as_mut().ok_or(io::ErrorKind::InvalidInput)?;
-        keys.outgoing.encrypt_rtp(packet).map(BytesMut::freeze).map_err(invalid)
+        let header = rtc_rtp::Header::unmarshal(&mut &packet[..]).map_err(invalid)?;
+        // `rtc-srtp` 0.21.1 panics on a header that says it is longer than its packet.
+        if header.marshal_size() > packet.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let sealed = keys.outgoing.encrypt_rtp_with_header(packet, &header);
+        sealed.map(BytesMut::freeze).map_err(invalid)
     }
 
     /// Seals a compound RTCP packet.
