@@ -41,6 +41,7 @@ const INSIDER_LIVES: u64 = 10;
 
 /// Pause between volleys; a volley has to fit the server's socket buffer.
 const VOLLEY_STEP: Duration = Duration::from_millis(1);
+const VOLLEY_LIMIT: Duration = Duration::from_millis(4);
 
 const MIB: f64 = 1_048_576.0;
 
@@ -225,13 +226,15 @@ impl Attack {
     }
 
     fn fire(&mut self, datagrams: u64, rate: u64, alive: &mut dyn FnMut() -> io::Result<()>) -> io::Result<()> {
-        let started = Instant::now();
         let life = datagrams.div_ceil(INSIDER_LIVES);
         let mut datagram = Vec::with_capacity(2048);
-        let mut fired = 0;
+        let (mut fired, mut last) = (0, Instant::now());
         while fired < datagrams {
-            let due = (started.elapsed().as_secs_f64() * rate as f64) as u64;
-            while fired < due.min(datagrams) {
+            // What a pause of our own has missed is not caught up with: that would be the overflow to be avoided.
+            let elapsed = last.elapsed().min(VOLLEY_LIMIT);
+            last = Instant::now();
+            let volley = (elapsed.as_secs_f64() * rate as f64).ceil() as u64;
+            for _ in 0..volley.min(datagrams - fired) {
                 fired += 1;
                 self.shoot(&mut datagram)?;
                 if fired.is_multiple_of(STRANGER_LIFE) {
