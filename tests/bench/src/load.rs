@@ -117,8 +117,8 @@ fn measure(plan: &Plan, gateway: &mut Gateway) -> io::Result<Run> {
     let idle = idle_rate(gateway)?;
     let memory_before = gateway.memory()?;
     let ramp = Ramp::climb(&mut stage, gateway, plan.viewers)?;
-    stage.synchronise()?;
     thread::sleep(SETTLE);
+    stage.synchronise()?;
 
     let drops = (procfs::udp_drops(&stage.ports), gateway.socket_drops());
     stage.receiver.open()?;

@@ -168,7 +168,7 @@ impl Viewer {
         };
         let line = &mut self.lines[track.index()];
         line.since_audit += 1;
-        if line.offset.is_none() || self.auditor || line.since_audit >= AUDIT_STEP {
+        if line.offset.is_none() || line.window.is_none() || self.auditor || line.since_audit >= AUDIT_STEP {
             line.since_audit = 0;
             if let Receive::Peer(endpoint) = &mut self.receive {
                 endpoint.note(&header);
@@ -192,6 +192,14 @@ impl Line {
         match (self.offset, found) {
             (Some(offset), Some(found)) if timeline.entry(track, seq.wrapping_sub(offset)).1 == found => {}
             (None, Some(_)) if !unique => {}
+            // While a viewer catches up the gateway may leave out what a newer key frame makes needless; its numbers go
+            // on, so the constant is another one from there on. In a window it has to hold.
+            (Some(_), Some(found)) if self.window.is_none() => {
+                self.offset = timeline
+                    .find(track, found)
+                    .filter(|_| unique)
+                    .map(|origin| seq.wrapping_sub(origin));
+            }
             (None, Some(found)) => match timeline.find(track, found) {
                 Some(origin) => self.offset = Some(seq.wrapping_sub(origin)),
                 None => tally.corrupt += 1,
