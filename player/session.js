@@ -1,0 +1,226 @@
+// One WebRTC session over HTTP, as WHIP (RFC 9725) and WHEP share it: POST an offer, apply the answer, watch the
+// connection, DELETE at the end, and begin again by itself when it breaks. What is sent or received is the subclasses'
+// business (`whip.js`, `player.js`).
+//
+// The gateway puts all its candidates into the answer and learns ours from our connectivity checks (ICE-lite), so the
+// offer leaves at once: no waiting for candidates, no trickle.
+
+/** Delays between attempts, in milliseconds: full jitter under an exponential ceiling. */
+const BACKOFF = { first: 300, factor: 1.6, ceiling: 10_000 };
+/** How long the gateway may take to answer an offer. */
+const ANSWER_WITHIN = 10_000;
+/** How long ICE and DTLS may take after the answer. */
+const CONNECT_WITHIN = 10_000;
+/** How long a connection may be `disconnected` before it is given up; browsers often recover within a second or two. */
+const DISCONNECTED_FOR = 4_000;
+/** A connection that lived this long was a good one: the back-off starts over. */
+const SETTLED_AFTER = 5_000;
+/** Refusals that the same request will meet again: only a person can help. */
+const FINAL = new Set([400, 401, 403, 405, 413, 415]);
+
+/** The gateway said no. `detail` is its own sentence, when it sent a problem document (RFC 9457). */
+export class Refusal extends Error {
+  constructor(status, detail, retryAfter) {
+    super(detail || `HTTP status ${status}`);
+    this.name = 'Refusal';
+    this.status = status;
+    this.detail = detail;
+    this.retryAfter = retryAfter;
+  }
+
+  /** Another try can succeed without anybody doing anything here. */
+  get passing() {
+    return !FINAL.has(this.status);
+  }
+}
+
+/**
+ * A session that keeps itself alive. `state` is one of
+ *
+ * - `idle`: not started, or stopped by `stop()`
+ * - `connecting`: an attempt is under way
+ * - `live`: connected; media can flow
+ * - `retrying`: the last attempt or connection failed; another attempt follows
+ * - `failed`: refused, or impossible here; `start()` tries again
+ *
+ * Each change is a `state` event; `reason` holds the error that led to `retrying` or `failed`.
+ */
+export class Client extends EventTarget {
+  state = 'idle';
+  reason = null;
+  /** Sessions that the gateway has granted so far. */
+  sessions = 0;
+
+  #endpoint;
+  #token;
+  #pc = null;
+  #session = null;
+  #failures = 0;
+  #liveSince = 0;
+  // The one pending wait: for the connection, for a recovery, or for the next attempt.
+  #timer = 0;
+
+  constructor(endpoint, { token = '' } = {}) {
+    super();
+    this.#endpoint = new URL(endpoint, document.baseURI);
+    this.#token = token;
+  }
+
+  /** The current peer connection, for statistics; null between attempts. */
+  get connection() {
+    return this.#pc;
+  }
+
+  start() {
+    if (this.state !== 'idle' && this.state !== 'failed') return;
+    this.#failures = 0;
+    this.#connect();
+  }
+
+  /** Ends the session; safe in `pagehide`. */
+  stop() {
+    this.#release();
+    this.#enter('idle');
+  }
+
+  /** Cuts a waiting period short. */
+  retryNow() {
+    if (this.state === 'retrying') this.#connect();
+  }
+
+  /** For subclasses: adds transceivers to a fresh connection. Throws what no other attempt could mend. */
+  prepare(_pc) {}
+
+  /** For subclasses: changes the offer's text. */
+  shape(sdp) {
+    return sdp;
+  }
+
+  async #connect() {
+    clearTimeout(this.#timer);
+    const pc = new RTCPeerConnection({ bundlePolicy: 'max-bundle' });
+    this.#pc = pc;
+    this.#enter('connecting');
+    try {
+      this.prepare(pc);
+    } catch (error) {
+      this.#release();
+      return this.#enter('failed', error);
+    }
+    try {
+      pc.onconnectionstatechange = () => this.#connectionChanged(pc);
+      const offer = await pc.createOffer();
+      await pc.setLocalDescription({ type: 'offer', sdp: this.shape(offer.sdp) });
+      const { url, answer } = await this.#post(pc.localDescription.sdp);
+      if (this.#pc !== pc) return this.#delete(url);
+      this.#session = url;
+      this.sessions += 1;
+      await pc.setRemoteDescription({ type: 'answer', sdp: answer });
+      this.#watchTransport(pc);
+      if (this.state === 'connecting') this.#loseAfter(pc, CONNECT_WITHIN, 'The media connection could not be made.');
+    } catch (error) {
+      if (this.#pc === pc) this.#fail(error);
+    }
+  }
+
+  async #post(sdp) {
+    const response = await fetch(this.#endpoint, {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/sdp', ...this.#authorization() },
+      body: sdp,
+      signal: AbortSignal.timeout(ANSWER_WITHIN),
+    }).catch((cause) => {
+      throw new Error('The gateway cannot be reached.', { cause });
+    });
+    if (!response.ok) throw await refusal(response);
+    const location = response.headers.get('Location');
+    return { url: location && new URL(location, response.url), answer: await response.text() };
+  }
+
+  #delete(url) {
+    if (!url) return;
+    // `keepalive` lets the request outlive the page. The gateway notices a lost session by itself, if later.
+    fetch(url, { method: 'DELETE', headers: this.#authorization(), keepalive: true }).catch(() => {});
+  }
+
+  #authorization() {
+    return this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
+  }
+
+  #connectionChanged(pc) {
+    if (this.#pc !== pc) return;
+    switch (pc.connectionState) {
+      case 'connected':
+        clearTimeout(this.#timer);
+        this.#liveSince ||= performance.now();
+        this.#enter('live');
+        break;
+      case 'disconnected':
+        this.#loseAfter(pc, DISCONNECTED_FOR, 'The connection was lost.');
+        break;
+      case 'failed':
+      case 'closed':
+        this.#fail(new Error('The connection was lost.'));
+        break;
+    }
+  }
+
+  /** A gateway that ends a session says so in DTLS, which `connectionState` does not show everywhere. */
+  #watchTransport(pc) {
+    const [{ sender, receiver }] = pc.getTransceivers();
+    const transport = receiver.transport ?? sender.transport;
+    transport?.addEventListener('statechange', () => {
+      if (this.#pc === pc && transport.state === 'closed') this.#fail(new Error('The gateway ended the session.'));
+    });
+  }
+
+  #loseAfter(pc, milliseconds, message) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#pc === pc && this.#fail(new Error(message)), milliseconds);
+  }
+
+  #fail(error) {
+    if (this.#liveSince && performance.now() - this.#liveSince > SETTLED_AFTER) this.#failures = 0;
+    this.#release();
+    if (error instanceof Refusal && !error.passing) return this.#enter('failed', error);
+    this.#timer = setTimeout(() => this.#connect(), this.#delay(error));
+    this.#enter('retrying', error);
+  }
+
+  #delay(error) {
+    // The gateway's own wish wins; a little chance keeps a crowd from coming back in step.
+    if (error.retryAfter !== undefined) return error.retryAfter * (1 + Math.random() / 4);
+    const ceiling = Math.min(BACKOFF.ceiling, BACKOFF.first * BACKOFF.factor ** this.#failures);
+    this.#failures += 1;
+    return Math.random() * ceiling;
+  }
+
+  #release() {
+    clearTimeout(this.#timer);
+    const [pc, session] = [this.#pc, this.#session];
+    this.#pc = this.#session = null;
+    this.#liveSince = 0;
+    pc?.close();
+    this.#delete(session);
+  }
+
+  #enter(state, reason = null) {
+    this.state = state;
+    this.reason = reason;
+    this.dispatchEvent(new Event('state'));
+  }
+}
+
+async function refusal(response) {
+  const isProblem = /json/.test(response.headers.get('Content-Type') ?? '');
+  const problem = isProblem ? await response.json().catch(() => ({})) : {};
+  return new Refusal(response.status, problem.detail ?? problem.title, retryAfter(response.headers));
+}
+
+/** `Retry-After` in milliseconds: seconds or a date (RFC 9110 §10.2.3), at most a minute; undefined when absent. */
+function retryAfter(headers) {
+  const value = headers.get('Retry-After');
+  if (!value) return undefined;
+  const wait = /^\d+$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
+  return Number.isNaN(wait) ? undefined : Math.min(Math.max(wait, 0), 60_000);
+}

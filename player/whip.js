@@ -1,0 +1,142 @@
+// Publishing from the browser: a WHIP client (RFC 9725) and the capture of camera, screen and microphone.
+
+import { Client } from './session.js';
+
+/** Video codecs in the order in which "automatic" offers them: what most viewers can decode comes first. */
+export const VIDEO_CODECS = ['H264', 'VP8', 'VP9', 'AV1', 'H265'];
+
+/** Sends a MediaStream to a WHIP endpoint. */
+export class WhipClient extends Client {
+  #stream;
+  #codec;
+  #bitrate;
+
+  /** `codec` is one of `VIDEO_CODECS`, or empty for all of them; `bitrate` is the video's ceiling in bit/s. */
+  constructor(endpoint, stream, { token, codec = '', bitrate } = {}) {
+    super(endpoint, { token });
+    this.#stream = stream;
+    this.#codec = codec;
+    this.#bitrate = bitrate;
+  }
+
+  prepare(pc) {
+    for (const track of this.#stream.getTracks()) {
+      const video = track.kind === 'video';
+      const transceiver = pc.addTransceiver(track, {
+        direction: 'sendonly',
+        streams: [this.#stream],
+        sendEncodings: video && this.#bitrate ? [{ maxBitrate: this.#bitrate }] : undefined,
+      });
+      if (video) transceiver.setCodecPreferences(preferred(this.#codec));
+    }
+  }
+
+  /** What is being sent, from one `getStats` report; null when not connected. */
+  async statistics() {
+    const report = await this.connection?.getStats();
+    if (!report) return null;
+    const all = [...report.values()];
+    const video = all.find((s) => s.type === 'outbound-rtp' && s.kind === 'video');
+    const remote = all.find((s) => s.type === 'remote-inbound-rtp' && s.kind === 'video')
+      ?? all.find((s) => s.type === 'remote-inbound-rtp');
+    const pair = all.find((s) => s.type === 'candidate-pair' && s.nominated && s.state === 'succeeded');
+    const sent = all.filter((s) => s.type === 'outbound-rtp').reduce((sum, s) => sum + (s.bytesSent ?? 0), 0);
+    return {
+      at: performance.now(),
+      bytes: sent,
+      frames: video?.framesEncoded ?? 0,
+      width: video?.frameWidth,
+      height: video?.frameHeight,
+      codec: report.get(video?.codecId)?.mimeType?.split('/')[1],
+      limited: video?.qualityLimitationReason,
+      roundTrip: remote?.roundTripTime ?? pair?.currentRoundTripTime,
+      loss: remote?.fractionLost,
+    };
+  }
+}
+
+/** Names of the video codecs that this browser can send, in our order. */
+export function sendableCodecs() {
+  const names = new Set(RTCRtpSender.getCapabilities('video').codecs.map(codecName));
+  return VIDEO_CODECS.filter((name) => names.has(name));
+}
+
+const codecName = (codec) => codec.mimeType.split('/')[1].toUpperCase();
+
+/** The browser's capabilities with the wanted codecs, best first, and everything that is no codec of its own (rtx). */
+function preferred(wanted) {
+  const order = wanted ? [wanted] : VIDEO_CODECS;
+  const { codecs } = RTCRtpSender.getCapabilities('video');
+  const chosen = order.flatMap((name) => codecs.filter((codec) => codecName(codec) === name));
+  if (chosen.length === 0) throw new Error(`This browser cannot send ${wanted}.`);
+  return [...chosen, ...codecs.filter((codec) => !VIDEO_CODECS.includes(codecName(codec)))];
+}
+
+/**
+ * Opens camera or screen with the chosen sound.
+ *
+ * `source` is `camera` or `screen`; `camera` and `microphone` are device ids or empty for the default; `sound` is
+ * `microphone`, `screen` or `none`; `height` is the wanted number of lines.
+ */
+export async function capture({ source, camera, microphone, sound, height }) {
+  if (!navigator.mediaDevices) throw new DOMException('not a secure page', 'SecurityError');
+  const microphoneWanted = sound === 'microphone' && { deviceId: microphone ? { exact: microphone } : undefined };
+  const size = { height: { ideal: height }, width: { ideal: Math.round((height * 16) / 9) }, frameRate: { ideal: 30 } };
+  if (source === 'camera') {
+    const deviceId = camera ? { exact: camera } : undefined;
+    return navigator.mediaDevices.getUserMedia({ video: { ...size, deviceId }, audio: microphoneWanted });
+  }
+  if (!navigator.mediaDevices.getDisplayMedia) throw new DOMException('no screen capture', 'NotSupportedError');
+  const stream = await navigator.mediaDevices.getDisplayMedia({
+    video: { frameRate: { ideal: 30 }, height: { max: height } },
+    // Music and films, not speech: the filters for speech would hurt.
+    audio: sound === 'screen' && { echoCancellation: false, noiseSuppression: false, autoGainControl: false },
+  });
+  stream.getVideoTracks().forEach((track) => (track.contentHint = 'detail'));
+  if (microphoneWanted) {
+    try {
+      const voice = await navigator.mediaDevices.getUserMedia({ audio: microphoneWanted });
+      voice.getTracks().forEach((track) => stream.addTrack(track));
+    } catch (error) {
+      stream.getTracks().forEach((track) => track.stop());
+      throw error;
+    }
+  }
+  return stream;
+}
+
+/** Says in plain words why `capture` failed: `{ title, text }`. */
+export function explainCapture(error, source) {
+  const thing = source === 'screen' ? 'screen' : 'camera or microphone';
+  switch (error.name) {
+    case 'SecurityError':
+      return {
+        title: 'This page needs a secure address',
+        text: 'Browsers hand out camera, microphone and screen only to pages opened by https://, or by '
+          + `http://localhost on the gateway's own machine. This page came from ${location.origin}.`,
+      };
+    case 'NotAllowedError':
+      return {
+        title: `The ${thing} was not allowed`,
+        text: source === 'screen'
+          ? 'The choice of a screen was cancelled, or the system does not let this browser record the screen.'
+          : 'Allow it with the camera sign in the address bar (or in the system settings), then try again.',
+      };
+    case 'NotFoundError':
+    case 'OverconstrainedError':
+      return {
+        title: `No ${thing} found`,
+        text: 'Connect one, choose another device, or choose “No sound” if there is a camera but no microphone.',
+      };
+    case 'NotReadableError':
+    case 'AbortError':
+      return {
+        title: `The ${thing} could not be opened`,
+        text: 'Another program may be using it. Close that program and try again.',
+      };
+    case 'NotSupportedError':
+      return { title: 'This browser cannot share its screen', text: 'Choose the camera, or use a desktop browser.' };
+    default:
+      return { title: `The ${thing} could not be opened`, text: `${error.name}: ${error.message}` };
+  }
+}

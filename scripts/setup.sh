@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Installs what is missing, and only that, for the groups named: `run` (building and running), `test` (all tests).
+# For Debian and Ubuntu; elsewhere it names what to install. Rust is left to you: see `need_rust`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf 'setup: %s\n' "$*"; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Packages to install: need COMMAND PACKAGE...
+packages=()
+need() {
+  have "$1" || packages+=("${@:2}")
+}
+
+need_rust() {
+  local wanted found
+  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  if ! have cargo; then
+    say "Rust $wanted or newer is missing. Get it from https://rustup.rs and run this again."
+    exit 1
+  fi
+  found=$(rustc --version | cut -d' ' -f2)
+  if [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+    say "Rust $found is too old; $wanted or newer is needed. With rustup: rustup update stable"
+    exit 1
+  fi
+}
+
+for group in "${@:-run}"; do
+  case $group in
+    run)
+      need_rust
+      # The cryptography (aws-lc) is C and assembler: a C compiler and the C library's headers are all it needs.
+      need cc gcc libc6-dev
+      ;;
+    test)
+      need chromium chromium
+      need firefox-esr firefox-esr
+      need node nodejs
+      need npm npm
+      need ffmpeg ffmpeg
+      ;;
+    *)
+      say "unknown group '$group'; there are: run, test"
+      exit 2
+      ;;
+  esac
+done
+
+[ ${#packages[@]} -gt 0 ] || exit 0
+if ! have apt-get; then
+  say "please install: ${packages[*]} (or what your system calls them)"
+  exit 1
+fi
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  have sudo || { say "please install as root: apt-get install ${packages[*]}"; exit 1; }
+  as_root=(sudo)
+fi
+say "installing ${packages[*]}"
+log=$(mktemp)
+if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+  apt-get install -y --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
+  tail -n 20 "$log"
+  say "apt-get failed; its whole output is in $log"
+  exit 1
+fi
+rm -f "$log"

@@ -1,0 +1,190 @@
+// Starts the gateway and the browsers for the tests, and reads what pages say about themselves.
+
+import { spawn } from 'node:child_process';
+import { accessSync } from 'node:fs';
+import { networkInterfaces } from 'node:os';
+import path from 'node:path';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import puppeteer from 'puppeteer-core';
+
+const PROJECT = fileURLToPath(new URL('../../', import.meta.url));
+const BINARY = path.resolve(PROJECT, process.env.MILLSTREAM_BIN ?? 'target/debug/millstream');
+
+export const PUBLISH_TOKEN = 'publish-token-of-the-tests';
+
+/**
+ * A gateway on free ports of this machine, or on those in `env`. Resolves when it listens.
+ *
+ * Its `origin` is `http://localhost:PORT`: browsers hand out cameras there without TLS. Media goes by the host's own
+ * address, because Firefox (ESR 153, whatever `media.peerconnection.ice.loopback` says) tries no loopback candidate.
+ */
+export async function startGateway(env = {}) {
+  const child = spawn(BINARY, ['serve'], {
+    cwd: PROJECT,
+    env: {
+      ...process.env,
+      MILLSTREAM_HTTP__LISTEN: '127.0.0.1:0',
+      MILLSTREAM_WEBRTC__LISTEN: `${hostAddress() ?? '127.0.0.1'}:0`,
+      MILLSTREAM_AUTH__PUBLISH_TOKEN: PUBLISH_TOKEN,
+      MILLSTREAM_LOG__FORMAT: 'json',
+      ...env,
+    },
+  });
+  const log = [];
+  const exited = new Promise((resolve) => child.once('exit', resolve));
+  const bound = new Promise((resolve, reject) => {
+    for (const stream of [child.stdout, child.stderr]) {
+      createInterface({ input: stream }).on('line', (line) => {
+        log.push(line);
+        const event = listening(line);
+        if (event) resolve(event);
+      });
+    }
+    child.once('error', reject);
+    exited.then((code) => reject(new Error(`the gateway exited with ${code}:\n${log.join('\n')}`)));
+  });
+  const { http, webrtc } = await within(15_000, bound, 'the gateway to listen');
+  return {
+    http,
+    webrtc,
+    log,
+    origin: `http://localhost:${portOf(http)}`,
+    async stop(signal = 'SIGTERM') {
+      child.kill(signal);
+      await within(15_000, exited, 'the gateway to exit');
+    },
+  };
+}
+
+/** The addresses in the log event that says where the gateway listens; undefined for every other line. */
+function listening(line) {
+  try {
+    const event = JSON.parse(line);
+    const fields = { ...event, ...event.fields };
+    return fields.message === 'listening' ? fields : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+export const portOf = (address) => Number(/:(\d+)$/.exec(address)[1]);
+
+/** An IPv4 address of this host that is not loopback; undefined without a network. */
+export function hostAddress() {
+  const all = Object.values(networkInterfaces()).flat();
+  return all.find((address) => address.family === 'IPv4' && !address.internal)?.address;
+}
+
+/** Chromium. `camera: false` leaves it without any, `allow: false` refuses its use. */
+export function chromium({ camera = true, allow = true } = {}) {
+  return puppeteer.launch({
+    browser: 'chrome',
+    executablePath: program('chromium', 'chromium-browser', 'google-chrome'),
+    headless: true,
+    args: [
+      '--no-sandbox',
+      '--disable-gpu',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+      ...(camera ? ['--use-fake-device-for-media-stream'] : []),
+      ...(allow ? ['--use-fake-ui-for-media-stream'] : ['--deny-permission-prompts']),
+    ],
+  });
+}
+
+/** Firefox with a made-up camera and microphone. */
+export function firefox() {
+  return puppeteer.launch({
+    browser: 'firefox',
+    executablePath: program('firefox-esr', 'firefox'),
+    headless: true,
+    extraPrefsFirefox: {
+      'media.navigator.streams.fake': true,
+      'media.navigator.permission.disabled': true,
+      'media.autoplay.default': 0,
+      'media.gmp-manager.updateEnabled': false,
+    },
+  });
+}
+
+function program(...names) {
+  for (const name of names) {
+    for (const folder of process.env.PATH.split(path.delimiter)) {
+      const file = path.join(folder, name);
+      try {
+        accessSync(file);
+        return file;
+      } catch {
+        // Not here; look on.
+      }
+    }
+  }
+  throw new Error(`none of ${names.join(', ')} is installed (scripts/setup.sh test)`);
+}
+
+/** Opens a page whose script errors and policy violations are collected in `page.faults`. */
+export async function open(browser, url) {
+  const page = await browser.newPage();
+  page.faults = [];
+  page.on('pageerror', (error) => page.faults.push(String(error)));
+  page.on('console', (message) => {
+    if (/Content.Security.Policy/i.test(message.text())) page.faults.push(message.text());
+  });
+  await page.goto(url);
+  return page;
+}
+
+/** The publish page, going live by itself. */
+export function publish(browser, gateway, stream, { codec = 'VP8', token = PUBLISH_TOKEN } = {}) {
+  return open(browser, `${gateway.origin}/publish/${stream}?auto=camera&height=480&codec=${codec}#token=${token}`);
+}
+
+export const watch = (browser, gateway, stream) => open(browser, `${gateway.origin}/watch/${stream}`);
+
+/** The data attributes of the publish page. */
+export const pageData = (page) => page.evaluate(() => ({ ...document.documentElement.dataset }));
+/** The data attributes of the player. */
+export const playerData = (page) => page.evaluate(() => ({ ...document.querySelector('millstream-player').dataset }));
+
+/** Presses the player's button for sound: Chromium does not measure sound that nobody can hear. */
+export const soundOn = (page) =>
+  page.evaluate(() => document.querySelector('millstream-player').shadowRoot.querySelector('.sound').click());
+
+/** Reads until `holds`; fails with what was read last. */
+export async function until(read, holds, what, timeout = 20_000) {
+  const deadline = Date.now() + timeout;
+  for (;;) {
+    const value = await read();
+    if (holds(value)) return value;
+    if (Date.now() > deadline) throw new Error(`waited ${timeout} ms for ${what}; last seen: ${JSON.stringify(value)}`);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+}
+
+/** Waits until the player shows moving pictures: `frames` more than it has shown now. */
+export async function plays(page, frames = 20, timeout = 30_000) {
+  const start = await until(() => playerData(page), (data) => data.state === 'playing', 'the player to play', timeout);
+  return until(
+    () => playerData(page),
+    (data) => Number(data.frames) >= Number(start.frames) + frames && data.state === 'playing',
+    `${frames} more frames`,
+  );
+}
+
+export const isLive = (page) => until(() => pageData(page), (data) => data.state === 'live', 'the publisher to be live');
+
+async function within(milliseconds, promise, what) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`waited ${milliseconds} ms for ${what}`)), milliseconds);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -1,0 +1,118 @@
+// Real browsers publish to and watch from a real gateway.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import {
+  chromium, firefox, isLive, pageData, playerData, plays, publish, soundOn, startGateway, until, watch,
+} from './harness.js';
+
+// A publisher and a viewer each have a browser of their own: pages in the background are slowed down.
+let gateway, sender, viewer, fox;
+
+before(async () => {
+  [gateway, sender, viewer, fox] = await Promise.all([startGateway(), chromium(), chromium(), firefox()]);
+});
+
+after(async () => {
+  await Promise.allSettled([sender?.close(), viewer?.close(), fox?.close()]);
+  await gateway?.stop();
+});
+
+const canDecode = (page, codec) =>
+  page.evaluate((name) => RTCRtpReceiver.getCapabilities('video').codecs.some((c) => c.mimeType === name), `video/${codec}`);
+const canEncode = (page, codec) =>
+  page.evaluate((name) => RTCRtpSender.getCapabilities('video').codecs.some((c) => c.mimeType === name), `video/${codec}`);
+
+/** Publishes from one browser and watches in another; asserts moving picture and audible sound. */
+async function seesAndHears(t, { from, to, codec, stream }) {
+  const publisher = await publish(from, gateway, stream, { codec });
+  t.after(() => publisher.close());
+  if (!(await canEncode(publisher, codec))) return t.skip(`the publishing browser has no ${codec} encoder`);
+  await isLive(publisher);
+
+  const page = await watch(to, gateway, stream);
+  t.after(() => page.close());
+  if (!(await canDecode(page, codec))) return t.skip(`the watching browser has no ${codec} decoder`);
+  await until(() => playerData(page), (data) => data.state === 'playing', 'the player to play');
+  await soundOn(page);
+  const data = await plays(page, 40);
+  assert.equal(data.codec.toUpperCase(), codec);
+  assert.equal(data.sessions, '1');
+  await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
+  assert.deepEqual([...publisher.faults, ...page.faults], []);
+  t.diagnostic(`first frame after ${data.firstFrame} ms`);
+}
+
+for (const codec of ['VP8', 'H264']) {
+  test(`chromium sees and hears chromium in ${codec}`, (t) =>
+    seesAndHears(t, { from: sender, to: viewer, codec, stream: `chromium-${codec}` }));
+
+  test(`firefox sees and hears chromium in ${codec}`, (t) =>
+    seesAndHears(t, { from: sender, to: fox, codec, stream: `firefox-${codec}` }));
+}
+
+test('chromium sees and hears firefox in VP8', (t) =>
+  seesAndHears(t, { from: fox, to: viewer, codec: 'VP8', stream: 'studio/fox' }));
+
+test('a viewer who comes first waits and then sees the stream begin', async (t) => {
+  const page = await watch(viewer, gateway, 'early');
+  t.after(() => page.close());
+  const waiting = await until(() => playerData(page), (data) => data.state === 'waiting', 'the player to wait');
+  assert.equal(waiting.status, '409');
+
+  const publisher = await publish(sender, gateway, 'early');
+  t.after(() => publisher.close());
+  await plays(page);
+});
+
+test('a viewer keeps the session while the publisher leaves and returns', async (t) => {
+  const publisher = await publish(sender, gateway, 'returning');
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  const page = await watch(viewer, gateway, 'returning');
+  t.after(() => page.close());
+  const before = await plays(page);
+
+  await publisher.click('#stop');
+  await until(() => playerData(page), (data) => data.state === 'paused', 'the player to notice the pause');
+  await publisher.click('#go');
+  await isLive(publisher);
+
+  const after = await plays(page);
+  assert.equal(after.sessions, '1');
+  assert.ok(Number(after.frames) > Number(before.frames), 'the frame counter of the same session goes on');
+});
+
+test('closing the publish page ends the publication at once', async (t) => {
+  const publisher = await publish(sender, gateway, 'closing');
+  await isLive(publisher);
+  const page = await watch(viewer, gateway, 'closing');
+  t.after(() => page.close());
+  await plays(page);
+
+  await publisher.close({ runBeforeUnload: true });
+  await until(() => playerData(page), (data) => data.state === 'paused', 'the player to notice the pause', 6_000);
+});
+
+test('publisher and viewer come back by themselves after the gateway was killed', async (t) => {
+  let other = await startGateway();
+  t.after(() => other.stop());
+  const publisher = await publish(sender, other, 'phoenix');
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  const page = await watch(viewer, other, 'phoenix');
+  t.after(() => page.close());
+  await plays(page);
+
+  await other.stop('SIGKILL');
+  await until(() => playerData(page), (data) => data.state === 'retrying', 'the player to retry', 30_000);
+  await until(() => pageData(publisher), (data) => data.state === 'retrying', 'the publisher to retry', 30_000);
+  other = await startGateway({
+    MILLSTREAM_HTTP__LISTEN: other.http,
+    MILLSTREAM_WEBRTC__LISTEN: other.webrtc,
+  });
+
+  const data = await plays(page, 20, 40_000);
+  assert.equal(data.sessions, '2');
+  assert.equal((await pageData(publisher)).sessions, '2');
+});

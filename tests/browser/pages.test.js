@@ -1,0 +1,139 @@
+// What the pages say to a person when something is not as it should be.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { chromium, hostAddress, open, pageData, playerData, portOf, publish, startGateway, until, watch } from './harness.js';
+
+let gateway, browser;
+
+before(async () => {
+  [gateway, browser] = await Promise.all([startGateway(), chromium()]);
+});
+
+after(async () => {
+  await browser?.close();
+  await gateway?.stop();
+});
+
+const problem = (page) => page.$eval('#problem', (box) => (box.hidden ? '' : box.textContent));
+
+async function fails(page, error) {
+  const data = await until(() => pageData(page), (seen) => seen.error === error, `the error ${error}`);
+  assert.notEqual(data.state, 'live');
+  assert.deepEqual(page.faults, []);
+}
+
+test('the front page leads to the watch and publish pages of a stream', async (t) => {
+  const page = await open(browser, gateway.origin);
+  t.after(() => page.close());
+  assert.equal(await page.$eval('#server', (code) => code.textContent), `${gateway.origin}/whip/live`);
+  await page.$eval('#name', (input) => (input.value = 'hall/stage-1'));
+  await Promise.all([page.waitForNavigation(), page.click('button[value=watch]')]);
+  assert.equal(new URL(page.url()).pathname, '/watch/hall/stage-1');
+  assert.equal(await page.$eval('#name', (heading) => heading.textContent), 'hall/stage-1');
+  assert.deepEqual(page.faults, []);
+});
+
+test('a wrong token is explained and not tried again', async (t) => {
+  const page = await publish(browser, gateway, 'locked', { token: 'wrong' });
+  t.after(() => page.close());
+  await fails(page, 'http-401');
+  assert.equal((await pageData(page)).state, 'failed');
+  assert.match(await problem(page), /publish token is missing or wrong/);
+});
+
+test('the token leaves the address and stays in the tab', async (t) => {
+  const page = await open(browser, `${gateway.origin}/publish/kept#token=abc`);
+  t.after(() => page.close());
+  assert.equal(new URL(page.url()).hash, '');
+  await page.reload();
+  assert.equal(await page.$eval('input[name=token]', (input) => input.value), 'abc');
+  assert.equal(await page.evaluate(() => localStorage.length), 0);
+});
+
+test('a codec that the browser cannot send is explained and not tried again', async (t) => {
+  const page = await publish(browser, gateway, 'codec', { codec: 'THEORA' });
+  t.after(() => page.close());
+  await fails(page, 'Error');
+  assert.equal((await pageData(page)).state, 'failed');
+  assert.match(await problem(page), /cannot send THEORA/);
+});
+
+test('a missing camera is explained', async (t) => {
+  const bare = await chromium({ camera: false });
+  t.after(() => bare.close());
+  const page = await publish(bare, gateway, 'bare');
+  await fails(page, 'NotFoundError');
+  assert.match(await problem(page), /No camera or microphone found/);
+});
+
+test('a refused camera is explained', async (t) => {
+  const strict = await chromium({ allow: false });
+  t.after(() => strict.close());
+  const page = await publish(strict, gateway, 'strict');
+  await fails(page, 'NotAllowedError');
+  assert.match(await problem(page), /was not allowed/);
+});
+
+test('an address that is not secure is explained before anything is asked', async (t) => {
+  const address = hostAddress();
+  if (!address) return t.skip('this host has no address but loopback');
+  const wide = await startGateway({ MILLSTREAM_HTTP__LISTEN: '0.0.0.0:0' });
+  t.after(() => wide.stop());
+  const page = await open(browser, `http://${address}:${portOf(wide.http)}/publish/plain`);
+  t.after(() => page.close());
+  await until(() => problem(page), (text) => /needs a secure address/.test(text), 'the explanation');
+});
+
+test('a watch page that needs a token asks for it', async (t) => {
+  const closed = await startGateway({ MILLSTREAM_AUTH__PLAY_TOKEN: 'ticket' });
+  t.after(() => closed.stop());
+  const page = await watch(browser, closed, 'members');
+  t.after(() => page.close());
+  const refused = await until(() => playerData(page), (data) => data.state === 'failed', 'the refusal');
+  assert.equal(refused.status, '401');
+  await page.type('#token', 'ticket');
+  await page.click('#ask button');
+  await until(() => playerData(page), (data) => data.state === 'waiting', 'the player to wait');
+  assert.equal(await page.$eval('#ask', (form) => form.hidden), true);
+});
+
+for (const status of [409, 429, 503]) {
+  test(`a player told ${status} comes back when Retry-After says so`, async (t) => {
+    const page = await browser.newPage();
+    t.after(() => page.close());
+    const asked = [];
+    await page.setRequestInterception(true);
+    page.on('request', (request) => {
+      if (request.method() !== 'POST') return request.continue();
+      asked.push(Date.now());
+      request.respond({ status, headers: { 'Retry-After': '1' } });
+    });
+    await page.goto(`${gateway.origin}/watch/busy`);
+    await until(() => asked.length, (times) => times >= 3, 'three attempts');
+    for (const wait of [asked[1] - asked[0], asked[2] - asked[1]]) {
+      assert.ok(wait >= 1000 && wait < 2000, `came back after ${wait} ms`);
+    }
+  });
+}
+
+test('a player whose gateway is gone backs off', async (t) => {
+  const page = await browser.newPage();
+  t.after(() => page.close());
+  const asked = [];
+  await page.setRequestInterception(true);
+  page.on('request', (request) => {
+    if (request.method() !== 'POST') return request.continue();
+    asked.push(Date.now());
+    request.abort('connectionrefused');
+  });
+  // The longest wait that full jitter can draw makes the delays certain.
+  await page.evaluateOnNewDocument(() => (Math.random = () => 0.999));
+  await page.goto(`${gateway.origin}/watch/gone`);
+  await until(() => asked.length, (times) => times >= 5, 'five attempts');
+  const waits = asked.slice(1).map((time, i) => time - asked[i]);
+  for (const [i, least] of [299, 479, 767, 1227].entries()) {
+    assert.ok(waits[i] >= least && waits[i] < least + 600, `waited ${waits} ms`);
+  }
+  assert.equal((await playerData(page)).state, 'retrying');
+});
