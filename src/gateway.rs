@@ -91,7 +91,7 @@ impl Gateway {
             play: config.auth.play_token,
             api: config.auth.api_token,
         };
-        let signalling = Arc::new(Signalling::new(media, tokens, config.http.cors_origins));
+        let signalling = Arc::new(Signalling::new(media, tokens, config.http.cors_origins, &config.limits));
         let router = signalling::router(signalling.clone());
         let (stop_http, stop) = watch::channel(false);
         let server = tokio::spawn(server::serve(listener, router, config.limits.connections, stop));
@@ -120,9 +120,14 @@ impl Gateway {
         self.made_token.as_ref()
     }
 
+    /// Refuses new sessions from here on; those that run go on.
+    pub fn drain(&self) {
+        self.signalling.drain();
+    }
+
     /// Refuses new sessions, ends all sessions, and then the HTTP server, so that clients can still be answered meanwhile.
     pub async fn stop(self) {
-        self.signalling.drain();
+        self.drain();
         let media = self.signalling.media.clone();
         let stopped = tokio::task::spawn_blocking(move || media.stop());
         if tokio::time::timeout(MEDIA_GRACE, stopped).await.is_err() {

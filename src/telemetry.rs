@@ -8,8 +8,8 @@ use crate::config::{Log, LogFormat};
 
 /// Sends log events to standard error from here on. Only the first call in a process has an effect.
 pub fn init(log: &Log) {
-    // The directives were checked when the configuration was read.
-    let filter = EnvFilter::builder().parse_lossy(&log.level);
+    // The directives were checked when the configuration was read; they may name the quietened target again.
+    let filter = EnvFilter::builder().parse_lossy(format!("{QUIETENED},{}", log.level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
@@ -18,6 +18,9 @@ pub fn init(log: &Log) {
         LogFormat::Json => builder.json().try_init(),
     };
 }
+
+/// The DTLS stack warns about each missing server name, which WebRTC does not use.
+const QUIETENED: &str = "rtc_dtls=error";
 
 /// HTTP responses by class of status. All only rise.
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ use super::auth::Permission;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
 use super::sessions::IceSession;
-use super::{Signalling, cors, resource, split, stream_of};
+use super::{Signalling, cors, resource, stream_of};
 use crate::hub::name::StreamName;
 use crate::sdp::{Local, Offer, answer_publisher, answer_viewer};
 use crate::shard::{Placement, SessionId};
@@ -26,7 +26,7 @@ const NOT_LIVE_RETRY: u64 = 1;
 
 /// `/whip/{stream}`: publishers.
 pub async fn whip(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
-    let (parts, body) = split(request);
+    let (parts, body) = request.into_parts();
     let stream = stream_of(&parts.uri)?;
     match parts.method {
         Method::POST => {
@@ -43,7 +43,7 @@ pub async fn whip(State(signalling): State<Arc<Signalling>>, request: Request) -
 
 /// `/whep/{stream}`: viewers.
 pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
-    let (parts, body) = split(request);
+    let (parts, body) = request.into_parts();
     let stream = stream_of(&parts.uri)?;
     match parts.method {
         Method::POST => {

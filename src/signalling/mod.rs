@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
-use axum::extract::Request;
 use axum::http::Uri;
 use axum::middleware;
 use axum::routing::{any, get};
@@ -21,18 +20,23 @@ pub mod auth;
 pub mod body;
 pub mod cors;
 pub mod endpoint;
+pub mod fragment;
 pub mod guard;
+pub mod limits;
+pub mod metrics;
 pub mod operations;
 pub mod pages;
+pub mod precondition;
 pub mod problem;
 pub mod resource;
 pub mod server;
 pub mod sessions;
 
 use self::auth::Tokens;
+use self::limits::RateLimit;
 use self::problem::Problem;
 use self::sessions::Sessions;
-use crate::config::CorsOrigins;
+use crate::config::{CorsOrigins, Limits};
 use crate::hub::name::StreamName;
 use crate::shard::MediaPlane;
 use crate::telemetry::HttpCounters;
@@ -43,17 +47,19 @@ pub struct Signalling {
     pub tokens: Tokens,
     pub cors_origins: CorsOrigins,
     pub sessions: Sessions,
+    pub rate: RateLimit,
     pub counters: HttpCounters,
     draining: AtomicBool,
 }
 
 impl Signalling {
-    pub fn new(media: MediaPlane, tokens: Tokens, cors_origins: CorsOrigins) -> Self {
+    pub fn new(media: MediaPlane, tokens: Tokens, cors_origins: CorsOrigins, limits: &Limits) -> Self {
         Self {
             media,
             tokens,
             cors_origins,
             sessions: Sessions::default(),
+            rate: RateLimit::new(limits),
             counters: HttpCounters::default(),
             draining: AtomicBool::new(false),
         }
@@ -71,7 +77,7 @@ impl Signalling {
 
 /// All routes.
 pub fn router(signalling: Arc<Signalling>) -> Router {
-    let router = Router::new()
+    pages::add_to(Router::new())
         .route("/whip/{*stream}", any(endpoint::whip))
         .route("/whep/{*stream}", any(endpoint::whep))
         .route("/session/{id}", any(resource::session))
@@ -79,8 +85,7 @@ pub fn router(signalling: Arc<Signalling>) -> Router {
         .route("/readyz", get(operations::readyz))
         .route("/metrics", get(operations::metrics))
         .fallback(async || Problem::not_found())
-        .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"));
-    pages::add_to(router)
+        .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
         .layer(middleware::from_fn_with_state(signalling.clone(), guard::guard))
         .with_state(signalling)
 }
@@ -90,9 +95,4 @@ pub fn router(signalling: Arc<Signalling>) -> Router {
 fn stream_of(uri: &Uri) -> Result<StreamName, Problem> {
     let name = uri.path().splitn(3, '/').nth(2).unwrap_or_default();
     Ok(StreamName::parse(name.strip_suffix('/').unwrap_or(name))?)
-}
-
-/// Splits a request for handlers that read the body themselves.
-fn split(request: Request) -> (axum::http::request::Parts, axum::body::Body) {
-    request.into_parts()
 }

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::endpoint::{ACCEPT_POST, no_store};
+use super::fragment::Fragment;
+use super::precondition::IfMatch;
 use super::problem::Problem;
-use super::{Signalling, body, cors, split};
+use super::{Signalling, body, cors};
 use crate::shard::{SessionId, SessionState};
 
 /// RFC 5789 §3.1.
@@ -34,7 +37,7 @@ fn session_of(uri: &Uri) -> Result<SessionId, Problem> {
 
 /// `/session/{id}`.
 pub async fn session(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
-    let (parts, _body) = split(request);
+    let (parts, body) = request.into_parts();
     match parts.method {
         // A preflight says nothing about the session, so that it cannot be used to look for one.
         Method::OPTIONS => Ok(options()),
@@ -46,6 +49,7 @@ pub async fn session(State(signalling): State<Arc<Signalling>>, request: Request
                 .ok_or_else(Problem::unknown_session)?;
             Ok(no_store(StatusCode::NO_CONTENT.into_response()))
         }
+        Method::PATCH => patch(&signalling, session_of(&parts.uri)?, &parts.headers, body).await,
         Method::DELETE => delete(&signalling, session_of(&parts.uri)?),
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
@@ -60,6 +64,50 @@ fn delete(signalling: &Signalling, session: SessionId) -> Result<Response, Probl
         }
         SessionState::Unknown => Err(Problem::unknown_session()),
     }
+}
+
+/// Trickle ICE (RFC 9725 §4.3.2): 204 without an `ETag`, as the ICE session stays the same.
+async fn patch(
+    signalling: &Signalling,
+    session: SessionId,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let ice = signalling
+        .sessions
+        .find(&signalling.media, session)
+        .ok_or_else(Problem::unknown_session)?;
+    if body::is_of_type(headers, body::SDP) {
+        let detail = "a session is not renegotiated (RFC 9725 §3): end it and POST a new offer";
+        return Err(Problem::new(StatusCode::CONFLICT, "no_renegotiation", detail));
+    }
+    if !body::is_of_type(headers, body::FRAGMENT) {
+        let detail = format!("send the fragment with `Content-Type: {}`", body::FRAGMENT);
+        return Err(
+            Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+                .with(ACCEPT_PATCH, HeaderValue::from_static(body::FRAGMENT)),
+        );
+    }
+    let bytes = body::read(headers, body, body::FRAGMENT_LIMIT).await?;
+    let fragment = Fragment::parse(&bytes)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_fragment", error.to_string()))?;
+    if IfMatch::read(headers, ice.tag()) == IfMatch::Stale {
+        let detail = "If-Match names an ICE session that is not the current one";
+        return Err(Problem::new(
+            StatusCode::PRECONDITION_FAILED,
+            "stale_ice_session",
+            detail,
+        ));
+    }
+    if !fragment.belongs_to(&ice.remote) {
+        let detail = "ICE restart is not supported: end the session and POST a new offer";
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "ice_restart_unsupported",
+            detail,
+        ));
+    }
+    Ok(no_store(StatusCode::NO_CONTENT.into_response()))
 }
 
 fn options() -> Response {

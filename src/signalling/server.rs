@@ -23,7 +23,7 @@ use tracing::debug;
 /// Time that the headers of a request may take, and that a connection may be idle between two requests.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes that the headers of a request may have; more is 431.
-const MAX_HEADER_BYTES: usize = 32 * 1024;
+const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Pause after an accept that failed: the process may be out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long and how much is still read from a connection that we end, so that the client sees our last response and not
