@@ -70,10 +70,17 @@
 //! * **ring**: the recent packets of a track: key frame cache and retransmission history in one.
 //! * **turn**: one round of a shard's loop; what arrived in it is forwarded in one go.
 //! * **run**: consecutive datagrams to one destination that the kernel takes in one call.
+pub mod config;
+pub mod gateway;
 pub mod hub;
 pub mod media;
 pub mod outputs;
 pub mod sdp;
 pub mod session;
 pub mod shard;
+pub mod signalling;
 pub mod sources;
+pub mod telemetry;
+
+pub use config::Config;
+pub use gateway::{Gateway, GatewayError};

@@ -1,1 +1,102 @@
-fn main() {}
+//! The command line: reads the configuration, starts the gateway, waits for a signal.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use millstream::{Config, Gateway, telemetry};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// WHIP/WHEP live-streaming gateway.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Configuration file (default: millstream.toml, if there is one)
+    #[arg(long, global = true, value_name = "FILE", env = "MILLSTREAM_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Command {
+    /// Run the gateway (the default)
+    Serve,
+    /// Check the configuration and exit
+    Check,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("millstream: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = Config::load(arguments.config.as_deref(), std::env::vars())?;
+    match arguments.command.unwrap_or(Command::Serve) {
+        Command::Check => {
+            println!("the configuration is valid");
+            Ok(())
+        }
+        Command::Serve => {
+            telemetry::init(&config.log);
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .context("cannot start the runtime")?;
+            runtime.block_on(serve(config))
+        }
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    // Before the ports are bound, so that no signal ends the process halfway.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let has_play_token = config.auth.play_token.is_some();
+    let gateway = Gateway::start(config).await?;
+    print!("{}", banner(&gateway, has_play_token));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    gateway.stop().await;
+    Ok(())
+}
+
+/// What to do next. The only place that shows a token, and only one that we made.
+fn banner(gateway: &Gateway, has_play_token: bool) -> String {
+    let http = gateway.http_addr();
+    let reachable = gateway.media().candidates().first().map(|candidate| candidate.ip());
+    let host = match http.ip() {
+        ip if ip.is_unspecified() => reachable.unwrap_or(ip),
+        ip => ip,
+    };
+    let host = match host {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    };
+    let (host, port) = (format!("{host}:{}", http.port()), http.port());
+    let token = gateway
+        .made_token()
+        .map_or("the configured publish token", |token| token.reveal());
+    let watching = if has_play_token { " (needs the play token)" } else { "" };
+    format!(
+        "\n  Millstream is running.\n\n  \
+         Watch            http://{host}/watch/live{watching}\n  \
+         Publish          http://localhost:{port}/publish/live\n\n  \
+         OBS Studio, Settings > Stream\n    \
+         Service        WHIP\n    \
+         Server         http://{host}/whip/live\n    \
+         Bearer Token   {token}\n\n  \
+         Any name may stand in place of `live`.\n\n"
+    )
+}

@@ -1,0 +1,205 @@
+//! Every key: its name, how its value is read, and what is allowed.
+
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use toml::Value;
+
+use super::{Config, ConfigError, CorsOrigins, LogFormat, Secret};
+
+/// One key of the configuration.
+pub struct Key {
+    /// `section.key`.
+    pub name: &'static str,
+    /// What is allowed, to follow "has to be".
+    pub allowed: &'static str,
+    /// Never shown in an error.
+    is_secret: bool,
+    /// Sets the value; `None` when it is not allowed.
+    set: fn(&mut Config, &Value) -> Option<()>,
+}
+
+const ADDRESS: &str = "an address with a port, such as \"[::]:8080\" or \"127.0.0.1:0\"";
+const TOKEN: &str = "1 to 512 characters of letters, digits and `-._~+/=`";
+
+/// All keys.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "http.listen",
+        allowed: ADDRESS,
+        is_secret: false,
+        set: |config, value| parsed::<SocketAddr>(value).map(|address| config.http.listen = address),
+    },
+    Key {
+        name: "http.cors_origins",
+        allowed: "\"*\" or a list of origins, such as [\"https://example.org\"] without path and trailing slash",
+        is_secret: false,
+        set: |config, value| origins(value).map(|origins| config.http.cors_origins = origins),
+    },
+    Key {
+        name: "webrtc.listen",
+        allowed: ADDRESS,
+        is_secret: false,
+        set: |config, value| parsed::<SocketAddr>(value).map(|address| config.webrtc.listen = address),
+    },
+    Key {
+        name: "webrtc.announce",
+        allowed: "a list of at most 16 IP addresses, such as [\"203.0.113.7\"]",
+        is_secret: false,
+        set: |config, value| announced(value).map(|addresses| config.webrtc.announce = addresses),
+    },
+    Key {
+        name: "webrtc.shards",
+        allowed: "a number of threads from 0 (one for each processor) to 64",
+        is_secret: false,
+        set: |config, value| within(value, 0, 64).map(|count| config.webrtc.shards = count),
+    },
+    Key {
+        name: "webrtc.max_sessions",
+        allowed: "a number from 0 to 1000000",
+        is_secret: false,
+        set: |config, value| within(value, 0, 1_000_000).map(|count| config.webrtc.max_sessions = count),
+    },
+    Key {
+        name: "auth.publish_token",
+        allowed: TOKEN,
+        is_secret: true,
+        set: |config, value| secret(value).map(|token| config.auth.publish_token = Some(token)),
+    },
+    Key {
+        name: "auth.play_token",
+        allowed: TOKEN,
+        is_secret: true,
+        set: |config, value| secret(value).map(|token| config.auth.play_token = Some(token)),
+    },
+    Key {
+        name: "auth.api_token",
+        allowed: TOKEN,
+        is_secret: true,
+        set: |config, value| secret(value).map(|token| config.auth.api_token = Some(token)),
+    },
+    Key {
+        name: "limits.requests_per_second",
+        allowed: "a number from 0 (no bound) to 1000000",
+        is_secret: false,
+        set: |config, value| within(value, 0, 1_000_000).map(|n| config.limits.requests_per_second = n as u32),
+    },
+    Key {
+        name: "limits.request_burst",
+        allowed: "a number from 1 to 1000000",
+        is_secret: false,
+        set: |config, value| within(value, 1, 1_000_000).map(|n| config.limits.request_burst = n as u32),
+    },
+    Key {
+        name: "limits.connections",
+        allowed: "a number from 1 to 1000000",
+        is_secret: false,
+        set: |config, value| within(value, 1, 1_000_000).map(|n| config.limits.connections = n),
+    },
+    Key {
+        name: "log.format",
+        allowed: "\"text\" or \"json\"",
+        is_secret: false,
+        set: |config, value| log_format(value).map(|format| config.log.format = format),
+    },
+    Key {
+        name: "log.level",
+        allowed: "a level (\"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
+                  \"info,millstream::session=debug\"",
+        is_secret: false,
+        set: |config, value| log_level(value).map(|level| config.log.level = level),
+    },
+];
+
+/// Sets the key called `name`; `variable` is where its value came from when that is the environment.
+pub(super) fn set(config: &mut Config, name: &str, value: &Value, variable: Option<String>) -> Result<(), ConfigError> {
+    let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+        return Err(ConfigError::UnknownKey {
+            key: name.to_owned(),
+            variable,
+        });
+    };
+    (key.set)(config, value).ok_or_else(|| ConfigError::BadValue {
+        key: key.name,
+        variable,
+        value: if key.is_secret {
+            "not usable".to_owned()
+        } else {
+            value.to_string()
+        },
+        allowed: key.allowed,
+    })
+}
+
+/// Names of all keys, for an error.
+pub(super) fn names() -> String {
+    KEYS.iter().map(|key| key.name).collect::<Vec<_>>().join(", ")
+}
+
+fn parsed<T: FromStr>(value: &Value) -> Option<T> {
+    value.as_str()?.trim().parse().ok()
+}
+
+/// A number, also as text: so it comes from the environment.
+fn within(value: &Value, least: usize, most: usize) -> Option<usize> {
+    let number = match value {
+        Value::Integer(number) => usize::try_from(*number).ok()?,
+        value => parsed(value)?,
+    };
+    (least..=most).contains(&number).then_some(number)
+}
+
+/// A list of texts, also as one text with commas: so it comes from the environment.
+fn list(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::Array(items) => items
+            .iter()
+            .map(|item| item.as_str().map(|s| s.trim().to_owned()))
+            .collect(),
+        value => {
+            let items = value.as_str()?.split(',').map(str::trim);
+            Some(items.filter(|item| !item.is_empty()).map(str::to_owned).collect())
+        }
+    }
+}
+
+fn announced(value: &Value) -> Option<Vec<IpAddr>> {
+    let addresses: Vec<IpAddr> = list(value)?
+        .iter()
+        .map(|item| item.parse().ok())
+        .collect::<Option<_>>()?;
+    let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
+    (addresses.len() <= 16 && addresses.iter().all(usable)).then_some(addresses)
+}
+
+fn origins(value: &Value) -> Option<CorsOrigins> {
+    let origins = list(value)?;
+    if origins.iter().any(|origin| origin == "*") {
+        return (origins.len() == 1).then_some(CorsOrigins::Any);
+    }
+    let is_origin = |origin: &String| {
+        let host = origin
+            .strip_prefix("https://")
+            .or_else(|| origin.strip_prefix("http://"));
+        host.is_some_and(|host| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b)))
+    };
+    origins.iter().all(is_origin).then_some(CorsOrigins::Listed(origins))
+}
+
+fn secret(value: &Value) -> Option<Secret> {
+    Secret::new(value.as_str()?)
+}
+
+fn log_format(value: &Value) -> Option<LogFormat> {
+    match value.as_str()? {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    }
+}
+
+fn log_level(value: &Value) -> Option<String> {
+    let level = value.as_str()?;
+    tracing_subscriber::EnvFilter::builder().parse(level).ok()?;
+    (!level.is_empty()).then(|| level.to_owned())
+}

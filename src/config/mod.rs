@@ -1,0 +1,216 @@
+//! Configuration: what the operator may set, where it is read from, and what is said about a mistake.
+//!
+//! A value comes from the environment (`MILLSTREAM_HTTP__LISTEN` is `http.listen`), else from the TOML file, else it is
+//! the default. [`keys::KEYS`] lists every key once: its name, how it is read, and what is allowed.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub mod keys;
+pub mod secret;
+
+pub use secret::Secret;
+
+/// Everything that can be configured.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub http: Http,
+    pub webrtc: WebRtc,
+    pub auth: Auth,
+    pub limits: Limits,
+    pub log: Log,
+}
+
+/// Signalling and pages.
+#[derive(Clone, Debug)]
+pub struct Http {
+    pub listen: SocketAddr,
+    pub cors_origins: CorsOrigins,
+}
+
+/// Which web pages of other origins may use the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CorsOrigins {
+    Any,
+    /// Origins as browsers write them: `https://example.org`, no path, no trailing slash.
+    Listed(Vec<String>),
+}
+
+/// The media plane.
+#[derive(Clone, Debug)]
+pub struct WebRtc {
+    pub listen: SocketAddr,
+    /// Addresses given to peers; empty gives the host's own.
+    pub announce: Vec<IpAddr>,
+    /// Threads; 0 takes one for each processor.
+    pub shards: usize,
+    pub max_sessions: usize,
+}
+
+/// Bearer tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Auth {
+    /// `None`: one is made at start.
+    pub publish_token: Option<Secret>,
+    /// `None`: everybody may watch.
+    pub play_token: Option<Secret>,
+    /// `None`: the API is closed.
+    pub api_token: Option<Secret>,
+}
+
+/// Bounds against floods.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// POST, PATCH and DELETE requests that one address may make per second in the long run; 0 sets no bound.
+    pub requests_per_second: u32,
+    /// Requests that one address may make at once.
+    pub request_burst: u32,
+    /// Open HTTP connections.
+    pub connections: usize,
+}
+
+/// Log output.
+#[derive(Clone, Debug)]
+pub struct Log {
+    pub format: LogFormat,
+    /// Directives of `tracing_subscriber::EnvFilter`: `info`, or `info,millstream::session=debug`.
+    pub level: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        Self {
+            http: Http {
+                listen: any(8080),
+                cors_origins: CorsOrigins::Any,
+            },
+            webrtc: WebRtc {
+                listen: any(8189),
+                announce: Vec::new(),
+                shards: 0,
+                max_sessions: 10_000,
+            },
+            auth: Auth::default(),
+            // A classroom behind one address comes at once when the stream begins; a flood goes on.
+            limits: Limits {
+                requests_per_second: 200,
+                request_burst: 2_000,
+                connections: 4_096,
+            },
+            log: Log {
+                format: LogFormat::Text,
+                level: "info".to_owned(),
+            },
+        }
+    }
+}
+
+/// Why there is no usable configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// The line itself is not shown: it may hold a token.
+    #[error("{}, line {line}, is not TOML: {message}", path.display())]
+    Syntax {
+        path: PathBuf,
+        line: usize,
+        message: String,
+    },
+    #[error("unknown key `{key}`{}; known are: {}", origin(variable.as_deref()), keys::names())]
+    UnknownKey { key: String, variable: Option<String> },
+    #[error("`{key}`{} is {value}, but has to be {allowed}", origin(variable.as_deref()))]
+    BadValue {
+        key: &'static str,
+        variable: Option<String>,
+        value: String,
+        allowed: &'static str,
+    },
+}
+
+fn origin(variable: Option<&str>) -> String {
+    variable.map_or_else(String::new, |name| format!(" (environment variable {name})"))
+}
+
+/// The file that is read when it exists and no other is named.
+pub const DEFAULT_FILE: &str = "millstream.toml";
+
+const PREFIX: &str = "MILLSTREAM_";
+
+impl Config {
+    /// Reads the file at `path`, or [`DEFAULT_FILE`] in the working directory if there is one, and the `environment`.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConfigError`] that names file, key and value.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(Path::new(DEFAULT_FILE));
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => text,
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: file.to_owned(),
+                    source,
+                });
+            }
+        };
+        Self::parse(&text, file, environment)
+    }
+
+    /// Reads TOML `text`, which `path` stands for in errors, and the `environment` on top of it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Config::load`].
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let table: toml::Table = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            ConfigError::Syntax {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                message: error.message().to_owned(),
+            }
+        })?;
+        let mut config = Self::default();
+        for (section, value) in &table {
+            match value {
+                toml::Value::Table(keys) => {
+                    for (key, value) in keys {
+                        keys::set(&mut config, &format!("{section}.{key}"), value, None)?;
+                    }
+                }
+                value => keys::set(&mut config, section, value, None)?,
+            }
+        }
+        for (variable, value) in environment {
+            // Names without `__` are no keys: MILLSTREAM_CONFIG, and what other programs may call theirs.
+            let Some((section, key)) = variable.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__")) else {
+                continue;
+            };
+            let key = format!("{section}.{key}").to_ascii_lowercase();
+            keys::set(&mut config, &key, &toml::Value::String(value), Some(variable))?;
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! The gateway as a whole: starts the parts in order, and stops them in the opposite order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::RngCore as _;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::config::{self, Config, Secret};
+use crate::session::SessionError;
+use crate::session::identity::Identity;
+use crate::shard::{MediaPlane, Settings, StartError};
+use crate::signalling::auth::Tokens;
+use crate::signalling::{self, Signalling, server};
+
+/// A running gateway.
+pub struct Gateway {
+    signalling: Arc<Signalling>,
+    http: SocketAddr,
+    stop_http: watch::Sender<bool>,
+    server: JoinHandle<()>,
+    made_token: Option<Secret>,
+}
+
+/// Why the gateway did not start. Each names the configuration key to change.
+#[derive(Debug, Error)]
+pub enum GatewayError {
+    #[error("http.listen: cannot listen on TCP {address}: {source}{}", hint(source))]
+    Http {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("webrtc.listen: {source}{}", media_hint(source))]
+    Media { source: StartError },
+    #[error(transparent)]
+    Identity(#[from] SessionError),
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => ": another program uses this port; stop it, or choose another port",
+        std::io::ErrorKind::PermissionDenied => {
+            ": ports below 1024 need a privilege; choose a higher one, or grant CAP_NET_BIND_SERVICE"
+        }
+        std::io::ErrorKind::AddrNotAvailable => ": this host does not have that address",
+        _ => "",
+    }
+}
+
+fn media_hint(error: &StartError) -> &'static str {
+    match error {
+        StartError::Bind { source, .. } => hint(source),
+        StartError::Shard(_) | StartError::NoAddress => "",
+    }
+}
+
+/// How long running requests may take to end when the gateway stops.
+const HTTP_GRACE: Duration = Duration::from_secs(2);
+/// How long the shards may take.
+const MEDIA_GRACE: Duration = Duration::from_secs(3);
+
+impl Gateway {
+    /// Starts media, then HTTP. The ports are bound when this returns.
+    ///
+    /// # Errors
+    ///
+    /// A [`GatewayError`]; nothing keeps running.
+    pub async fn start(config: Config) -> Result<Self, GatewayError> {
+        let identity = Arc::new(Identity::generate()?);
+        let listener = server::bind(config.http.listen).map_err(|source| GatewayError::Http {
+            address: config.http.listen,
+            source,
+        })?;
+        let http = listener.local_addr().map_err(|source| GatewayError::Http {
+            address: config.http.listen,
+            source,
+        })?;
+        let media = start_media(&config.webrtc, identity)?;
+        let made_token = config.auth.publish_token.is_none().then(make_token).flatten();
+        let Some(publish) = config.auth.publish_token.or_else(|| made_token.clone()) else {
+            unreachable!("a made token consists of letters that a token may have");
+        };
+        let tokens = Tokens {
+            publish,
+            play: config.auth.play_token,
+            api: config.auth.api_token,
+        };
+        let signalling = Arc::new(Signalling::new(media, tokens, config.http.cors_origins, &config.limits));
+        let router = signalling::router(signalling.clone());
+        let (stop_http, stop) = watch::channel(false);
+        let server = tokio::spawn(server::serve(listener, router, config.limits.connections, stop));
+        info!(%http, webrtc = %signalling.media.local_addr(), "listening");
+        Ok(Self {
+            signalling,
+            http,
+            stop_http,
+            server,
+            made_token,
+        })
+    }
+
+    /// Where HTTP is served.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// The media plane.
+    pub fn media(&self) -> &MediaPlane {
+        &self.signalling.media
+    }
+
+    /// The publish token that was made because none is configured.
+    pub fn made_token(&self) -> Option<&Secret> {
+        self.made_token.as_ref()
+    }
+
+    /// Refuses new sessions from here on; those that run go on.
+    pub fn drain(&self) {
+        self.signalling.drain();
+    }
+
+    /// Refuses new sessions, ends all sessions, and then the HTTP server, so that clients can still be answered meanwhile.
+    pub async fn stop(self) {
+        self.drain();
+        let media = self.signalling.media.clone();
+        let stopped = tokio::task::spawn_blocking(move || media.stop());
+        if tokio::time::timeout(MEDIA_GRACE, stopped).await.is_err() {
+            warn!("the shards did not stop in time");
+        }
+        let _ = self.stop_http.send(true);
+        let abort = self.server.abort_handle();
+        if tokio::time::timeout(HTTP_GRACE, self.server).await.is_err() {
+            abort.abort();
+        }
+        info!("stopped");
+    }
+}
+
+fn start_media(config: &config::WebRtc, identity: Arc<Identity>) -> Result<MediaPlane, GatewayError> {
+    let settings = |listen| Settings {
+        listen,
+        announce: config.announce.clone(),
+        shards: config.shards,
+        max_sessions: config.max_sessions,
+    };
+    let started = match MediaPlane::start(settings(config.listen), identity.clone()) {
+        Err(StartError::Bind { address, source }) => match server::without_ipv6(address, &source) {
+            Some(address) => MediaPlane::start(settings(address), identity),
+            None => Err(StartError::Bind { address, source }),
+        },
+        started => started,
+    };
+    started.map_err(|source| GatewayError::Media { source })
+}
+
+/// 128 random bits, in 22 characters.
+fn make_token() -> Option<Secret> {
+    let mut bytes = [0; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    Secret::new(&URL_SAFE_NO_PAD.encode(bytes))
+}

@@ -1,0 +1,152 @@
+//! Who may do what: bearer tokens (RFC 6750, RFC 9725 §4.7).
+//!
+//! The header is read by hand: without a token of our own any `Authorization` is tolerated, also one that breaks the
+//! grammar (some players send `Bearer undefined`, or a key without a scheme).
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+
+use super::problem::Problem;
+use crate::config::Secret;
+
+/// The tokens in force.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    pub publish: Secret,
+    pub play: Option<Secret>,
+    pub api: Option<Secret>,
+}
+
+/// What a token is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Permission {
+    Publish,
+    Play,
+    Api,
+}
+
+impl Permission {
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Play => "watch",
+            Self::Api => "use the API",
+        }
+    }
+}
+
+impl Tokens {
+    /// Lets a request pass, or says why not: 401 without a token or with an unknown one, 403 with one that is good for
+    /// something else. The publish token and the API token also let their owner watch.
+    pub fn check(&self, headers: &HeaderMap, permission: Permission) -> Result<(), Problem> {
+        let accepted: &[Option<&Secret>] = match permission {
+            Permission::Publish => &[Some(&self.publish)],
+            Permission::Play if self.play.is_none() => return Ok(()),
+            Permission::Play => &[self.play.as_ref(), Some(&self.publish), self.api.as_ref()],
+            Permission::Api => &[self.api.as_ref()],
+        };
+        let Some(value) = headers.get(header::AUTHORIZATION) else {
+            let detail = format!("a bearer token is needed to {}", permission.verb());
+            return Err(challenge("token_missing", detail, r#"Bearer realm="millstream""#));
+        };
+        let Some(given) = bearer(value) else {
+            let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
+            return Err(challenge("token_malformed", detail, INVALID));
+        };
+        if any_matches(accepted, given) {
+            return Ok(());
+        }
+        if any_matches(&[Some(&self.publish), self.play.as_ref(), self.api.as_ref()], given) {
+            let detail = format!("this token is not good to {}", permission.verb());
+            return Err(Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
+                .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(INSUFFICIENT)));
+        }
+        Err(challenge("token_wrong", "the bearer token is wrong", INVALID))
+    }
+}
+
+const INVALID: &str = r#"Bearer realm="millstream", error="invalid_token""#;
+const INSUFFICIENT: &str = r#"Bearer realm="millstream", error="insufficient_scope""#;
+
+fn challenge(code: &'static str, detail: impl Into<String>, challenge: &'static str) -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, code, detail)
+        .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+}
+
+/// Compares with all of them, so that the time taken does not tell which one it is.
+fn any_matches(secrets: &[Option<&Secret>], given: &str) -> bool {
+    secrets
+        .iter()
+        .flatten()
+        .fold(false, |found, secret| secret.matches(given) | found)
+}
+
+/// The token in `Bearer TOKEN`; the scheme is case-insensitive (RFC 9110 §11.1).
+fn bearer(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && !token.contains(' ')).then_some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(play: Option<&str>) -> Tokens {
+        Tokens {
+            publish: Secret::new("pub").expect("valid"),
+            play: play.and_then(Secret::new),
+            api: Secret::new("api"),
+        }
+    }
+
+    fn status(tokens: &Tokens, permission: Permission, authorization: Option<&str>) -> u16 {
+        let mut headers = HeaderMap::new();
+        if let Some(value) = authorization {
+            headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).expect("header"));
+        }
+        tokens
+            .check(&headers, permission)
+            .map_or_else(|problem| problem.status.as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn a_token_opens_what_it_is_for_and_nothing_else() {
+        use Permission::{Api, Play, Publish};
+        let tokens = tokens(Some("play"));
+        for (permission, authorization, expected) in [
+            (Publish, Some("Bearer pub"), 200),
+            (Publish, Some("bearer pub"), 200),
+            (Publish, Some("BEARER   pub "), 200),
+            (Publish, None, 401),
+            (Publish, Some("Bearer wrong"), 401),
+            (Publish, Some("Bearer"), 401),
+            (Publish, Some("Bearer "), 401),
+            (Publish, Some("pub"), 401),
+            (Publish, Some("Basic pub"), 401),
+            (Publish, Some("Bearer pub pub"), 401),
+            (Publish, Some("Bearer caf\u{e9}"), 401),
+            (Publish, Some("Bearer play"), 403),
+            (Publish, Some("Bearer api"), 403),
+            (Play, Some("Bearer play"), 200),
+            (Play, Some("Bearer pub"), 200),
+            (Play, None, 401),
+            (Play, Some("Bearer undefined"), 401),
+            (Api, Some("Bearer api"), 200),
+            (Api, Some("Bearer pub"), 403),
+        ] {
+            assert_eq!(
+                status(&tokens, permission, authorization),
+                expected,
+                "{permission:?} {authorization:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_play_token_any_authorization_is_tolerated() {
+        let tokens = tokens(None);
+        for authorization in [None, Some("Bearer undefined"), Some("key"), Some("Basic eDp5")] {
+            assert_eq!(status(&tokens, Permission::Play, authorization), 200);
+        }
+    }
+}

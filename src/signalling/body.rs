@@ -1,0 +1,76 @@
+//! Reading a request's body: its type, its length and the time it takes are bounded.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+
+use super::problem::Problem;
+
+/// Longest offer, in bytes: 64 KiB. The largest of a real client, a browser with all its codecs, has 15 KiB.
+pub const OFFER_LIMIT: usize = 64 * 1024;
+/// Longest trickle fragment, in bytes.
+pub const FRAGMENT_LIMIT: usize = 16 * 1024;
+/// Time that a body may take in all.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Media type of an offer and an answer.
+pub const SDP: &str = "application/sdp";
+/// Media type of a trickle fragment (RFC 8840 §9).
+pub const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
+
+/// Whether the body is said to be of this media type: case and parameters do not matter (RFC 9110 §8.3.1).
+pub fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return false;
+    };
+    let value = value.to_str().unwrap_or_default();
+    let essence = value.split_once(';').map_or(value, |(essence, _)| essence);
+    essence.trim().eq_ignore_ascii_case(wanted)
+}
+
+/// Reads at most `limit` bytes within [`DEADLINE`].
+pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > limit as u64) {
+        return Err(too_large(limit));
+    }
+    tokio::time::timeout(DEADLINE, collect(body, limit))
+        .await
+        .unwrap_or_else(|_| {
+            let detail = format!("the body did not arrive within {} seconds", DEADLINE.as_secs());
+            Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", detail)
+                .with(header::CONNECTION, HeaderValue::from_static("close")))
+        })
+}
+
+async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| {
+            Problem::new(
+                StatusCode::BAD_REQUEST,
+                "body_broken",
+                "the body broke off or is badly framed",
+            )
+        })?;
+        if let Some(data) = frame.data_ref() {
+            if bytes.len() + data.len() > limit {
+                return Err(too_large(limit));
+            }
+            bytes.extend_from_slice(data);
+        }
+    }
+    Ok(bytes.freeze())
+}
+
+fn too_large(limit: usize) -> Problem {
+    let detail = format!("the body may have {} KiB at most", limit / 1024);
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+        .with(header::CONNECTION, HeaderValue::from_static("close"))
+}

@@ -1,0 +1,143 @@
+//! The endpoints `/whip/{stream}` (RFC 9725 §4.2) and `/whep/{stream}` (draft-ietf-wish-whep §4.3).
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use rand::{Rng as _, RngCore as _};
+use tracing::info;
+
+use super::auth::Permission;
+use super::body::{self, OFFER_LIMIT, SDP};
+use super::problem::Problem;
+use super::sessions::IceSession;
+use super::{Signalling, cors, resource, stream_of};
+use crate::hub::name::StreamName;
+use crate::sdp::{Local, Offer, answer_publisher, answer_viewer};
+use crate::shard::{Placement, SessionId};
+
+/// RFC 9725 §4.2; <https://www.w3.org/TR/ldp/#header-accept-post>.
+pub(super) const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
+const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
+/// Seconds after which a viewer may ask again for a stream that nobody publishes.
+const NOT_LIVE_RETRY: u64 = 1;
+
+/// `/whip/{stream}`: publishers.
+pub async fn whip(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let stream = stream_of(&parts.uri)?;
+    match parts.method {
+        Method::POST => {
+            signalling.tokens.check(&parts.headers, Permission::Publish)?;
+            let offer = read_offer(&signalling, &parts.headers, body).await?;
+            publish(&signalling, stream, &offer)
+        }
+        // RFC 9725 §4.1: a success without content.
+        Method::GET | Method::HEAD => Ok(no_store(StatusCode::NO_CONTENT.into_response())),
+        Method::OPTIONS => Ok(options()),
+        _ => Err(Problem::method_not_allowed(ALLOW)),
+    }
+}
+
+/// `/whep/{stream}`: viewers.
+pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let stream = stream_of(&parts.uri)?;
+    match parts.method {
+        Method::POST => {
+            signalling.tokens.check(&parts.headers, Permission::Play)?;
+            let offer = read_offer(&signalling, &parts.headers, body).await?;
+            play(&signalling, stream, &offer)
+        }
+        // WHEP §4.2: how a client discovers that this URL speaks WHEP.
+        Method::GET | Method::HEAD => {
+            let headers = [(header::CONTENT_TYPE, SDP), (header::CONTENT_LENGTH, "0")];
+            Ok(no_store(headers.into_response()))
+        }
+        Method::OPTIONS => Ok(options()),
+        _ => Err(Problem::method_not_allowed(ALLOW)),
+    }
+}
+
+async fn read_offer(signalling: &Signalling, headers: &HeaderMap, body: Body) -> Result<Offer, Problem> {
+    if signalling.is_draining() {
+        return Err(Problem::stopping());
+    }
+    if !body::is_of_type(headers, SDP) {
+        let detail = format!("send the offer with `Content-Type: {SDP}`");
+        return Err(
+            Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+                .with(ACCEPT_POST, HeaderValue::from_static(SDP)),
+        );
+    }
+    let bytes = body::read(headers, body, OFFER_LIMIT).await?;
+    Ok(Offer::parse(&bytes)?)
+}
+
+fn publish(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result<Response, Problem> {
+    let media = &signalling.media;
+    let placement = media.place();
+    let (publication, answer) = answer_publisher(offer, &local(signalling, &placement))?;
+    let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials);
+    let session = media.publish(stream.clone(), placement, publication)?;
+    info!(?session, %stream, "publisher accepted");
+    Ok(created(signalling, session, ice, answer))
+}
+
+fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result<Response, Problem> {
+    let media = &signalling.media;
+    let formats = media.source_formats(&stream).ok_or_else(|| {
+        Problem::new(
+            StatusCode::CONFLICT,
+            "not_live",
+            "nobody publishes this stream at the moment",
+        )
+        .retry_after(NOT_LIVE_RETRY)
+    })?;
+    let placement = media.place();
+    let random = &mut || rand::rng().next_u32();
+    let (playback, answer) = answer_viewer(offer, &formats, &local(signalling, &placement), random)?;
+    let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials);
+    let session = media.play(stream.clone(), placement, playback)?;
+    info!(?session, %stream, "viewer accepted");
+    Ok(created(signalling, session, ice, answer))
+}
+
+fn local<'a>(signalling: &'a Signalling, placement: &'a Placement) -> Local<'a> {
+    Local {
+        credentials: &placement.credentials,
+        fingerprint: signalling.media.fingerprint(),
+        candidates: signalling.media.candidates(),
+        session_id: rand::rng().random(),
+    }
+}
+
+/// The 201: OBS compares the status with `==` and puts host and `Location` together by itself, for which a path has to
+/// begin with a slash.
+fn created(signalling: &Signalling, session: SessionId, ice: IceSession, answer: String) -> Response {
+    let tag = ice.entity_tag();
+    signalling.sessions.insert(&signalling.media, session, ice);
+    let headers = [
+        (header::CONTENT_TYPE, SDP.to_owned()),
+        (header::LOCATION, resource::path_of(session)),
+        (header::ETAG, tag),
+        (resource::ACCEPT_PATCH, body::FRAGMENT.to_owned()),
+    ];
+    no_store((StatusCode::CREATED, headers, answer).into_response())
+}
+
+/// RFC 9725 §4.2: also tells what may be posted. Answered without authorization, as preflights carry none.
+fn options() -> Response {
+    let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOW)].into_response();
+    cors::answer_preflight(response.headers_mut());
+    response
+}
+
+/// No cache may keep this response.
+pub(super) fn no_store(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,124 @@
+//! A trickle fragment: the body of a PATCH (RFC 8840 §9, RFC 9725 §4.3.1).
+//!
+//! We are ICE-lite and learn a peer's addresses from its checks, so that candidates are not kept: what matters is which
+//! ICE session the fragment belongs to. Real clients put the credentials before the first `m=` line, invent `m=` lines,
+//! repeat candidates under each mid or leave `a=mid` out; all that is well.
+
+use thiserror::Error;
+
+use crate::sdp::plan::IceCredentials;
+
+/// What a fragment says about its ICE session.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Fragment<'a> {
+    ufrags: Vec<&'a str>,
+    pwds: Vec<&'a str>,
+}
+
+/// Why a body is not a fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum FragmentError {
+    #[error("the fragment is empty")]
+    Empty,
+    #[error("the fragment is not text: it is UTF-8 without control characters")]
+    NotText,
+    #[error("line {line} of the fragment is not SDP: it has the form `a=candidate:..`")]
+    NotALine { line: usize },
+}
+
+impl<'a> Fragment<'a> {
+    /// Reads the body of a PATCH. Lines end in CRLF or LF, the last one may do without.
+    ///
+    /// # Errors
+    ///
+    /// A [`FragmentError`].
+    pub fn parse(body: &'a [u8]) -> Result<Self, FragmentError> {
+        let text = str::from_utf8(body).map_err(|_| FragmentError::NotText)?;
+        if text.contains(|c: char| c.is_control() && !matches!(c, '\r' | '\n' | '\t')) {
+            return Err(FragmentError::NotText);
+        }
+        let mut fragment = Self::default();
+        let mut is_empty = true;
+        for (index, line) in text.lines().enumerate() {
+            if line.is_empty() {
+                continue;
+            }
+            let [b'a'..=b'z', b'=', ..] = line.as_bytes() else {
+                return Err(FragmentError::NotALine { line: index + 1 });
+            };
+            is_empty = false;
+            if let Some(ufrag) = line.strip_prefix("a=ice-ufrag:") {
+                fragment.ufrags.push(ufrag.trim());
+            } else if let Some(pwd) = line.strip_prefix("a=ice-pwd:") {
+                fragment.pwds.push(pwd.trim());
+            }
+        }
+        if is_empty {
+            return Err(FragmentError::Empty);
+        }
+        Ok(fragment)
+    }
+
+    /// Whether the fragment adds to the ICE session with these credentials; if not, it asks for a restart. One without
+    /// credentials adds to the current session.
+    pub fn belongs_to(&self, remote: &IceCredentials) -> bool {
+        self.ufrags.iter().all(|ufrag| *ufrag == remote.ufrag) && self.pwds.iter().all(|pwd| *pwd == remote.pwd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remote() -> IceCredentials {
+        IceCredentials {
+            ufrag: "FS44h3zTeMy+d7aWIV7ztKr6cXMd/lsr".to_owned(),
+            pwd: "54gFlgJ5zBUeHm03CYITMnBTH+7G9Aqe".to_owned(),
+        }
+    }
+
+    #[test]
+    fn recorded_fragments_belong_to_their_session() {
+        for body in [
+            include_str!("../../tests/data/offers/simple-whip-client-20240308-gst1.28.8-patch1.sdpfrag"),
+            include_str!(
+                "../../tests/data/offers/simple-whip-client-20240308-gst1.28.8-patch2-endofcandidates.sdpfrag"
+            ),
+        ] {
+            let crlf = body.replace("\r\n", "\n").replace('\n', "\r\n");
+            for body in [body, crlf.as_str(), body.trim_end()] {
+                let fragment = Fragment::parse(body.as_bytes()).expect("parses");
+                assert!(fragment.belongs_to(&remote()));
+            }
+        }
+    }
+
+    #[test]
+    fn other_credentials_ask_for_a_restart() {
+        for (body, belongs) in [
+            ("a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n", true),
+            ("a=end-of-candidates", true),
+            ("a=ice-ufrag:FS44h3zTeMy+d7aWIV7ztKr6cXMd/lsr\n", true),
+            ("a=ice-ufrag:other\na=ice-pwd:54gFlgJ5zBUeHm03CYITMnBTH+7G9Aqe\n", false),
+            ("a=ice-ufrag:FS44h3zTeMy+d7aWIV7ztKr6cXMd/lsr\na=ice-pwd:other\n", false),
+            ("m=audio 9 RTP/AVP 0\na=mid:0\na=ice-ufrag:other\n", false),
+        ] {
+            let fragment = Fragment::parse(body.as_bytes()).expect(body);
+            assert_eq!(fragment.belongs_to(&remote()), belongs, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_fragment_is_refused() {
+        for (body, error) in [
+            (&b""[..], FragmentError::Empty),
+            (b"\r\n\r\n", FragmentError::Empty),
+            (b"\xff\xfe", FragmentError::NotText),
+            (b"a=candidate:\0", FragmentError::NotText),
+            (br#"{"candidate":"","sdpMid":"0"}"#, FragmentError::NotALine { line: 1 }),
+            (b"a=mid:0\njunk\n", FragmentError::NotALine { line: 2 }),
+        ] {
+            assert_eq!(Fragment::parse(body), Err(error));
+        }
+    }
+}

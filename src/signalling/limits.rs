@@ -1,0 +1,140 @@
+//! How often one address may ask: a token bucket for each, kept as the time at which it will be full again.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::config::Limits;
+
+/// Bounds the requests of each address.
+#[derive(Debug)]
+pub struct RateLimit {
+    /// Time in which one request comes free; `None` sets no bound.
+    interval: Option<Duration>,
+    burst: u32,
+    full_at: Mutex<HashMap<IpAddr, Instant>>,
+}
+
+/// Addresses that are told apart at the same time; beyond, new ones share one bucket. About 2 MiB.
+const MAX_ADDRESSES: usize = 32_768;
+/// The bucket of those.
+const OTHERS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+impl RateLimit {
+    pub fn new(limits: &Limits) -> Self {
+        let interval = Duration::from_secs(1).checked_div(limits.requests_per_second);
+        Self {
+            interval,
+            burst: limits.request_burst.max(1),
+            full_at: Mutex::default(),
+        }
+    }
+
+    /// Takes one request from the bucket of `address`.
+    ///
+    /// # Errors
+    ///
+    /// How long to wait, when the bucket is empty.
+    pub fn take(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
+        let Some(interval) = self.interval else {
+            return Ok(());
+        };
+        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = network(address);
+        if full_at.len() >= MAX_ADDRESSES && !full_at.contains_key(&key) {
+            full_at.retain(|_, full_at| *full_at > now);
+            if full_at.len() >= MAX_ADDRESSES {
+                key = OTHERS;
+            }
+        }
+        let bucket = full_at.entry(key).or_insert(now);
+        let after = (*bucket).max(now) + interval;
+        let missing = after.saturating_duration_since(now + interval * self.burst);
+        if !missing.is_zero() {
+            return Err(missing);
+        }
+        *bucket = after;
+        Ok(())
+    }
+}
+
+/// One subscriber: an IPv4 address, or the /64 that an IPv6 host takes its addresses from.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(ip) => IpAddr::V4(ip),
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use super::*;
+
+    fn limit(requests_per_second: u32, request_burst: u32) -> RateLimit {
+        RateLimit::new(&Limits {
+            requests_per_second,
+            request_burst,
+            connections: 1,
+        })
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("address")
+    }
+
+    #[test]
+    fn a_burst_passes_and_then_the_rate_holds() {
+        let (limit, t) = (limit(10, 5), Instant::now());
+        for _ in 0..5 {
+            assert_eq!(limit.take(t, ip("192.0.2.1")), Ok(()));
+        }
+        let wait = limit.take(t, ip("192.0.2.1")).expect_err("empty");
+        assert_eq!(wait, Duration::from_millis(100));
+        assert_eq!(limit.take(t + wait, ip("192.0.2.1")), Ok(()));
+        assert!(limit.take(t + wait, ip("192.0.2.1")).is_err());
+        let later = t + Duration::from_secs(60);
+        let passed = (0..10).filter(|_| limit.take(later, ip("192.0.2.1")).is_ok()).count();
+        assert_eq!(passed, 5, "a bucket holds no more than the burst");
+    }
+
+    #[test]
+    fn addresses_have_buckets_of_their_own_but_a_v6_network_shares_one() {
+        let (limit, t) = (limit(1, 1), Instant::now());
+        for (address, passes) in [
+            ("192.0.2.1", true),
+            ("192.0.2.2", true),
+            ("::ffff:192.0.2.2", false),
+            ("2001:db8::1", true),
+            ("2001:db8::2", false),
+            ("2001:db8:0:1::2", true),
+        ] {
+            assert_eq!(limit.take(t, ip(address)).is_ok(), passes, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_flood_of_addresses_shares_a_bucket_and_no_more_memory() {
+        let (limit, t) = (limit(1, 1), Instant::now());
+        let address = |n: usize| IpAddr::V4((n as u32).into());
+        for n in 0..MAX_ADDRESSES {
+            assert_eq!(limit.take(t, address(n)), Ok(()));
+        }
+        assert_eq!(limit.take(t, address(MAX_ADDRESSES)), Ok(()));
+        assert!(limit.take(t, address(MAX_ADDRESSES + 1)).is_err());
+        let later = t + Duration::from_secs(2);
+        assert_eq!(limit.take(later, address(MAX_ADDRESSES + 1)), Ok(()));
+        assert_eq!(
+            limit.full_at.lock().expect("lock").len(),
+            1,
+            "full buckets are forgotten"
+        );
+    }
+
+    #[test]
+    fn zero_sets_no_bound() {
+        let (limit, t) = (limit(0, 1), Instant::now());
+        assert!((0..10_000).all(|_| limit.take(t, ip("192.0.2.1")).is_ok()));
+    }
+}

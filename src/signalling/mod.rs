@@ -1,0 +1,98 @@
+//! The HTTP side: WHIP (RFC 9725) and WHEP (draft-ietf-wish-whep) endpoints, session URLs, pages, probes and metrics.
+//!
+//! ```text
+//! server (connections, deadlines) -> router -> guard (rate, CORS, counters) -> whip | whep -> sdp -> shard::MediaPlane
+//!                                                                           -> resource (session URL)
+//!                                                                           -> pages, operations
+//! ```
+//!
+//! Nothing here touches media. A client's fault is a [`problem::Problem`] with a 4xx status, never a 5xx.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::http::Uri;
+use axum::middleware;
+use axum::routing::{any, get};
+
+pub mod auth;
+pub mod body;
+pub mod cors;
+pub mod endpoint;
+pub mod fragment;
+pub mod guard;
+pub mod limits;
+pub mod metrics;
+pub mod operations;
+pub mod pages;
+pub mod precondition;
+pub mod problem;
+pub mod resource;
+pub mod server;
+pub mod sessions;
+
+use self::auth::Tokens;
+use self::limits::RateLimit;
+use self::problem::Problem;
+use self::sessions::Sessions;
+use crate::config::{CorsOrigins, Limits};
+use crate::hub::name::StreamName;
+use crate::shard::MediaPlane;
+use crate::telemetry::HttpCounters;
+
+/// What all handlers share.
+pub struct Signalling {
+    pub media: MediaPlane,
+    pub tokens: Tokens,
+    pub cors_origins: CorsOrigins,
+    pub sessions: Sessions,
+    pub rate: RateLimit,
+    pub counters: HttpCounters,
+    draining: AtomicBool,
+}
+
+impl Signalling {
+    pub fn new(media: MediaPlane, tokens: Tokens, cors_origins: CorsOrigins, limits: &Limits) -> Self {
+        Self {
+            media,
+            tokens,
+            cors_origins,
+            sessions: Sessions::default(),
+            rate: RateLimit::new(limits),
+            counters: HttpCounters::default(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// From here on no new session is opened.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+}
+
+/// All routes.
+pub fn router(signalling: Arc<Signalling>) -> Router {
+    pages::add_to(Router::new())
+        .route("/whip/{*stream}", any(endpoint::whip))
+        .route("/whep/{*stream}", any(endpoint::whep))
+        .route("/session/{id}", any(resource::session))
+        .route("/healthz", get(operations::healthz))
+        .route("/readyz", get(operations::readyz))
+        .route("/metrics", get(operations::metrics))
+        .fallback(async || Problem::not_found())
+        .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
+        .layer(middleware::from_fn_with_state(signalling.clone(), guard::guard))
+        .with_state(signalling)
+}
+
+/// The stream that a path like `/whip/NAME` is about. The path is taken as it was sent: no character of a name needs
+/// escapes, so that `%2F` and its like are refused by the grammar. One slash at the end is tolerated.
+fn stream_of(uri: &Uri) -> Result<StreamName, Problem> {
+    let name = uri.path().splitn(3, '/').nth(2).unwrap_or_default();
+    Ok(StreamName::parse(name.strip_suffix('/').unwrap_or(name))?)
+}

@@ -1,0 +1,70 @@
+//! `If-Match` (RFC 9110 §13.1.1), as the clients of RFC 9725 send it.
+
+use axum::http::{HeaderMap, header};
+
+/// What a request's `If-Match` says about the current entity tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfMatch {
+    /// No such header. RFC 9725 §4.3.1 asks for 428 then, but three client libraries never send one when they trickle.
+    Absent,
+    /// `*`, also in quotes: so the example of RFC 9725 prints it.
+    Any,
+    /// The current tag is among those listed.
+    Current,
+    /// It is not.
+    Stale,
+}
+
+impl IfMatch {
+    /// Compares with the current tag, given without quotes. Weak tags never match (RFC 9110 §8.8.3.2); a tag without
+    /// quotes does, as some servers hand them out so and clients copy them.
+    pub fn read(headers: &HeaderMap, current: &str) -> Self {
+        let mut result = Self::Absent;
+        for value in headers.get_all(header::IF_MATCH) {
+            // No tag of ours holds a comma.
+            for tag in value.to_str().unwrap_or_default().split(',') {
+                let tag = tag.trim();
+                let bare = tag
+                    .strip_prefix('"')
+                    .and_then(|tag| tag.strip_suffix('"'))
+                    .unwrap_or(tag);
+                match bare {
+                    "*" => return Self::Any,
+                    bare if bare == current => return Self::Current,
+                    _ => result = Self::Stale,
+                }
+            }
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+
+    #[test]
+    fn tags_are_compared_as_clients_write_them() {
+        for (values, expected) in [
+            (&[][..], IfMatch::Absent),
+            (&["*"], IfMatch::Any),
+            (&["\"*\""], IfMatch::Any),
+            (&["\"now\""], IfMatch::Current),
+            (&["now"], IfMatch::Current),
+            (&["\"old\" , \"now\""], IfMatch::Current),
+            (&["\"old\"", "\"now\""], IfMatch::Current),
+            (&["\"old\""], IfMatch::Stale),
+            (&["W/\"now\""], IfMatch::Stale),
+            (&["\"now"], IfMatch::Stale),
+            (&[""], IfMatch::Stale),
+            (&["\"caf\u{e9}\""], IfMatch::Stale),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::IF_MATCH, HeaderValue::from_str(value).expect("header"));
+            }
+            assert_eq!(IfMatch::read(&headers, "now"), expected, "{values:?}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What goes wrong, as the client is told: a problem document (RFC 9457, RFC 9725 §4.1).
+
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::hub::name::StreamNameError;
+use crate::sdp::OfferError;
+use crate::shard::Refusal;
+
+/// A refusal. `code` is stable and for programs, `detail` is for the person at the client.
+#[derive(Debug)]
+pub struct Problem {
+    pub status: StatusCode,
+    pub code: &'static str,
+    pub detail: String,
+    /// Line of the offer that is to blame.
+    pub line: Option<usize>,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    /// The status says it all (RFC 9457 §4.2.1).
+    r#type: &'static str,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<usize>,
+    /// The same as `detail`: the player of MediaMTX shows this member.
+    error: &'a str,
+}
+
+impl Problem {
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            line: None,
+            headers: Vec::new(),
+        }
+    }
+
+    /// Adds a header to the response.
+    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// Says when to come back, in seconds (RFC 9110 §10.2.3).
+    pub fn retry_after(self, seconds: u64) -> Self {
+        self.with(header::RETRY_AFTER, HeaderValue::from(seconds))
+    }
+
+    /// There is nothing at this path.
+    pub fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address")
+    }
+
+    /// The session never existed, or ended long ago. Both look the same.
+    pub fn unknown_session() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "unknown_session", "there is no such session")
+    }
+
+    /// The resource exists but not with this method.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let detail = format!("allowed here: {allow}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+            .with(header::ALLOW, HeaderValue::from_static(allow))
+    }
+
+    /// The gateway takes no new sessions any more.
+    pub fn stopping() -> Self {
+        Refusal::Stopping.into()
+    }
+}
+
+impl From<OfferError> for Problem {
+    fn from(error: OfferError) -> Self {
+        let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        Self {
+            line: error.line(),
+            ..Self::new(status, error.code(), error.to_string())
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let (code, seconds) = match refusal {
+            Refusal::Full => ("full", 5),
+            Refusal::Stopping => ("stopping", 2),
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, refusal.to_string()).retry_after(seconds)
+    }
+}
+
+impl From<StreamNameError> for Problem {
+    fn from(error: StreamNameError) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "bad_stream_name", error.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let document = Document {
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            code: self.code,
+            line: self.line,
+            error: &self.detail,
+        };
+        let body = serde_json::to_vec(&document).unwrap_or_default();
+        let mut response = (self.status, Body::from(body)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        for (name, value) in self.headers {
+            headers.insert(name, value);
+        }
+        response
+    }
+}

@@ -1,0 +1,121 @@
+//! The session URL `/session/{id}` (RFC 9725 §4.2, §4.3). Who knows it may use it: its id has 128 random bits.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::endpoint::{ACCEPT_POST, no_store};
+use super::fragment::Fragment;
+use super::precondition::IfMatch;
+use super::problem::Problem;
+use super::{Signalling, body, cors};
+use crate::shard::{SessionId, SessionState};
+
+/// RFC 5789 §3.1.
+pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
+const ALLOW: &str = "OPTIONS, HEAD, GET, PATCH, DELETE";
+const PREFIX: &str = "/session/";
+
+/// Path of a session's URL.
+pub fn path_of(session: SessionId) -> String {
+    format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(session.0))
+}
+
+fn session_of(uri: &Uri) -> Result<SessionId, Problem> {
+    let id = uri
+        .path()
+        .strip_prefix(PREFIX)
+        .and_then(|id| URL_SAFE_NO_PAD.decode(id).ok());
+    let id = id.and_then(|id| id.try_into().ok());
+    id.map(SessionId).ok_or_else(Problem::unknown_session)
+}
+
+/// `/session/{id}`.
+pub async fn session(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    match parts.method {
+        // A preflight says nothing about the session, so that it cannot be used to look for one.
+        Method::OPTIONS => Ok(options()),
+        Method::GET | Method::HEAD => {
+            let session = session_of(&parts.uri)?;
+            signalling
+                .sessions
+                .find(&signalling.media, session)
+                .ok_or_else(Problem::unknown_session)?;
+            Ok(no_store(StatusCode::NO_CONTENT.into_response()))
+        }
+        Method::PATCH => patch(&signalling, session_of(&parts.uri)?, &parts.headers, body).await,
+        Method::DELETE => delete(&signalling, session_of(&parts.uri)?),
+        _ => Err(Problem::method_not_allowed(ALLOW)),
+    }
+}
+
+/// Ends the session. Entity tags do not matter (RFC 9725 §4.3.1). OBS closes its transport first and then expects
+/// exactly 200, so that a session that has just ended by itself is a success as well.
+fn delete(signalling: &Signalling, session: SessionId) -> Result<Response, Problem> {
+    match signalling.media.close(session) {
+        SessionState::Connecting | SessionState::Connected | SessionState::Ended(_) => {
+            Ok(no_store(StatusCode::OK.into_response()))
+        }
+        SessionState::Unknown => Err(Problem::unknown_session()),
+    }
+}
+
+/// Trickle ICE (RFC 9725 §4.3.2): 204 without an `ETag`, as the ICE session stays the same.
+async fn patch(
+    signalling: &Signalling,
+    session: SessionId,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let ice = signalling
+        .sessions
+        .find(&signalling.media, session)
+        .ok_or_else(Problem::unknown_session)?;
+    if body::is_of_type(headers, body::SDP) {
+        let detail = "a session is not renegotiated (RFC 9725 §3): end it and POST a new offer";
+        return Err(Problem::new(StatusCode::CONFLICT, "no_renegotiation", detail));
+    }
+    if !body::is_of_type(headers, body::FRAGMENT) {
+        let detail = format!("send the fragment with `Content-Type: {}`", body::FRAGMENT);
+        return Err(
+            Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
+                .with(ACCEPT_PATCH, HeaderValue::from_static(body::FRAGMENT)),
+        );
+    }
+    let bytes = body::read(headers, body, body::FRAGMENT_LIMIT).await?;
+    let fragment = Fragment::parse(&bytes)
+        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_fragment", error.to_string()))?;
+    if IfMatch::read(headers, ice.tag()) == IfMatch::Stale {
+        let detail = "If-Match names an ICE session that is not the current one";
+        return Err(Problem::new(
+            StatusCode::PRECONDITION_FAILED,
+            "stale_ice_session",
+            detail,
+        ));
+    }
+    if !fragment.belongs_to(&ice.remote) {
+        let detail = "ICE restart is not supported: end the session and POST a new offer";
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "ice_restart_unsupported",
+            detail,
+        ));
+    }
+    Ok(no_store(StatusCode::NO_CONTENT.into_response()))
+}
+
+fn options() -> Response {
+    let mut response = StatusCode::OK.into_response();
+    let headers = response.headers_mut();
+    headers.insert(ACCEPT_PATCH, HeaderValue::from_static(body::FRAGMENT));
+    headers.insert(ACCEPT_POST, HeaderValue::from_static(body::SDP));
+    headers.insert(header::ALLOW, HeaderValue::from_static(ALLOW));
+    cors::answer_preflight(headers);
+    response
+}

@@ -1,0 +1,153 @@
+//! The HTTP server: a listener, and a task for each connection with its deadlines and limits.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::debug;
+
+/// Time that the headers of a request may take, and that a connection may be idle between two requests.
+const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+/// Bytes that the headers of a request may have; more is 431.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// Pause after an accept that failed: the process may be out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long and how much is still read from a connection that we end, so that the client sees our last response and not
+/// a reset (RFC 9112 §9.6).
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
+/// Connections that may wait for us to accept them.
+const BACKLOG: i32 = 1024;
+
+/// The address of a client, as an extension of its requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// Binds the listener. `[::]` takes both families; where the kernel has no IPv6 it becomes `0.0.0.0`.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    listen(address).or_else(|error| match without_ipv6(address, &error) {
+        Some(address) => listen(address),
+        None => Err(error),
+    })
+}
+
+/// The address to take instead when binding `[::]` failed because the kernel has no IPv6.
+pub fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let is_missing =
+        error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    let is_any = address.is_ipv6() && address.ip().is_unspecified();
+    (is_any && is_missing).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // A restart need not wait for old connections to time out. Two listeners at once stay impossible on Linux.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Serves until `stop` changes, then lets running requests end.
+pub async fn serve(listener: TcpListener, router: Router, connections: usize, mut stop: watch::Receiver<bool>) {
+    let slots = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
+    let mut tasks = JoinSet::new();
+    loop {
+        // With all slots taken, clients wait in the backlog.
+        let accepted = tokio::select! {
+            _ = stop.changed() => break,
+            Some(_) = tasks.join_next() => continue,
+            accepted = accept(&listener, &slots) => accepted,
+        };
+        match accepted {
+            Ok((stream, peer, slot)) => {
+                let (router, stop) = (router.clone(), stop.clone());
+                tasks.spawn(async move {
+                    handle_connection(stream, peer, router, stop).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                debug!(%error, "accepting a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn accept(
+    listener: &TcpListener,
+    slots: &Arc<Semaphore>,
+) -> io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer, slot))
+}
+
+async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, mut stop: watch::Receiver<bool>) {
+    let _ = stream.set_nodelay(true);
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        router.call(request)
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_DEADLINE)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service);
+    let finished = tokio::select! {
+        result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(result),
+        _ = stop.changed() => None,
+    };
+    let result = match finished {
+        Some(result) => result,
+        None => {
+            Pin::new(&mut connection).graceful_shutdown();
+            std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await
+        }
+    };
+    if let Err(error) = result {
+        debug!(%peer, %error, "a connection broke");
+    }
+    linger(connection.into_parts().io.into_inner()).await;
+}
+
+/// Ends our direction, and reads what still comes for a moment.
+async fn linger(mut stream: TcpStream) {
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let mut rest = [0; 4096];
+    let mut budget = LINGER_BYTES;
+    let drain = async {
+        while let Ok(count @ 1..) = stream.read(&mut rest).await {
+            budget = budget.saturating_sub(count);
+            if budget == 0 {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, drain).await;
+}

@@ -1,0 +1,72 @@
+//! What signalling remembers of a session: the ICE credentials that a PATCH is judged by.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::sdp::plan::IceCredentials;
+use crate::shard::{MediaPlane, SessionId, SessionState};
+
+/// The current ICE session: the peer's credentials, and the tag that names it (RFC 9725 §4.3.1).
+#[derive(Clone, Debug)]
+pub struct IceSession {
+    pub remote: IceCredentials,
+    tag: String,
+}
+
+impl IceSession {
+    /// The tag is our ufrag: random, and new with every ICE session.
+    pub fn new(remote: IceCredentials, local: &IceCredentials) -> Self {
+        Self {
+            remote,
+            tag: local.ufrag.clone(),
+        }
+    }
+
+    /// The opaque part of the entity tag, without quotes.
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// The strong entity tag for the `ETag` header.
+    pub fn entity_tag(&self) -> String {
+        format!("\"{}\"", self.tag)
+    }
+}
+
+/// The sessions that have a URL. Entries of sessions that have long ended are removed when the table has doubled.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    by_id: HashMap<SessionId, IceSession>,
+    sweep_at: usize,
+}
+
+/// Entries below which nothing is removed.
+const LEAST_SWEEP: usize = 256;
+
+impl Sessions {
+    /// Remembers a new session.
+    pub fn insert(&self, media: &MediaPlane, id: SessionId, ice: IceSession) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.by_id.len() >= table.sweep_at.max(LEAST_SWEEP) {
+            table.by_id.retain(|id, _| media.state(*id) != SessionState::Unknown);
+            table.sweep_at = table.by_id.len() * 2;
+        }
+        table.by_id.insert(id, ice);
+    }
+
+    /// The ICE session of a session that runs.
+    pub fn find(&self, media: &MediaPlane, id: SessionId) -> Option<IceSession> {
+        match media.state(id) {
+            SessionState::Connecting | SessionState::Connected => {
+                let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+                table.by_id.get(&id).cloned()
+            }
+            SessionState::Ended(_) | SessionState::Unknown => None,
+        }
+    }
+}
