@@ -143,6 +143,22 @@ impl Ring {
         self.slots.iter().skip(skip).flatten().map(|p| p.payload.len()).sum()
     }
 
+    /// Payload bytes of the frame that begins at a position.
+    pub fn frame_bytes(&self, seq: TrackSeq) -> usize {
+        let Some(time) = self.get(seq).map(|first| first.time) else {
+            return 0;
+        };
+        let skip = usize::try_from(seq - self.first).unwrap_or(usize::MAX);
+        let frame = self.slots.iter().skip(skip).flatten().take_while(|p| p.time == time);
+        frame.map(|p| p.payload.len()).sum()
+    }
+
+    /// How much older than the newest packet the one at a position is, by arrival.
+    pub fn age(&self, seq: TrackSeq) -> Option<Duration> {
+        let (_, newest) = self.newest()?;
+        Some(newest.saturating_duration_since(self.get(seq)?.arrival))
+    }
+
     /// Forgets the packets, so that nobody begins with what an earlier source sent. The count of insertions goes on.
     pub fn clear(&mut self) {
         self.slots.clear();

@@ -47,6 +47,8 @@ pub struct Stream {
 pub struct StreamState {
     pub video: Track,
     pub audio: Track,
+    /// The source sends a key frame soon after it was asked for one; OBS does not.
+    pub answers_requests: bool,
     source: Option<SourceRef>,
     /// Shards with viewers, and how many.
     subscribers: Vec<(ShardIndex, usize)>,
@@ -57,6 +59,7 @@ impl Stream {
         let state = StreamState {
             video: Track::new(Kind::Video),
             audio: Track::new(Kind::Audio),
+            answers_requests: false,
             source: None,
             subscribers: Vec::new(),
         };
@@ -79,9 +82,11 @@ impl StreamState {
         self.video.format = formats.video;
         self.audio.format = formats.audio;
         self.video.resolution = None;
+        self.answers_requests = false;
         for track in [&mut self.video, &mut self.audio] {
-            let rate = track.format.map_or(90_000, |f| f.codec().clock_rate());
-            track.clock.reset(rate);
+            if let Some(format) = track.format {
+                track.clock.reset(format.codec().clock_rate());
+            }
         }
         self.source
             .replace(source)

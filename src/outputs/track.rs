@@ -23,6 +23,10 @@ pub struct OutTrack {
     state: State,
     /// Position after the last packet in line order that was sent.
     sent_until: TrackSeq,
+    /// Latest time on the line that was sent.
+    sent_time: TrackTime,
+    /// Bursts so far. One that had to be repeated was too much for the way to this viewer.
+    bursts: u32,
     rtx_seq: u64,
     sent: Sent,
     history: Option<Box<History>>,
@@ -31,8 +35,8 @@ pub struct OutTrack {
 /// Where a track stands.
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Nothing to begin with yet.
-    Waiting,
+    /// Nothing to begin with yet; or a fresh key frame is on its way, for which it waits until then.
+    Waiting { until: Option<Instant> },
     /// Reads from the ring.
     CatchUp {
         cursor: TrackSeq,
@@ -91,6 +95,9 @@ const BURST_RATE: usize = 8_000_000;
 /// The burst takes no longer than this, whatever is in the cache.
 const MAX_BURST: Duration = Duration::from_millis(500);
 
+/// Each repeated burst takes twice as long as the one before, so often at most.
+const MAX_DOUBLINGS: u32 = 3;
+
 /// A cache younger than this is sent as it is: nothing to squeeze.
 const MIN_SQUEEZED: Duration = Duration::from_millis(100);
 
@@ -132,8 +139,10 @@ impl OutTrack {
             rtx_ssrc: plan.rtx_ssrc,
             payload_types,
             line: Line::new(random() as u16, random()),
-            state: State::Waiting,
+            state: State::Waiting { until: None },
             sent_until: 0,
+            sent_time: 0,
+            bursts: 0,
             rtx_seq: u64::from(random() & 0x7fff),
             sent: Sent::default(),
             history: None,
@@ -152,7 +161,7 @@ impl OutTrack {
 
     /// Whether nothing could be sent yet for want of a key frame.
     pub fn is_waiting(&self) -> bool {
-        matches!(self.state, State::Waiting)
+        matches!(self.state, State::Waiting { .. })
     }
 
     /// Begins at the live edge: every packet is a start (audio).
@@ -164,24 +173,34 @@ impl OutTrack {
         };
     }
 
+    /// Waits for the key frame that the source was asked for, but begins with the cached one at the latest then.
+    pub fn wait(&mut self, until: Instant) {
+        self.state = State::Waiting { until: Some(until) };
+    }
+
     /// Begins at the cached key frame. Returns its age, or `None` when there is none and the track waits.
     pub fn start(&mut self, now: Instant, ring: &Ring) -> Option<Duration> {
         let cached = ring.key_frame().and_then(|seq| Some((seq, ring.get(seq)?)));
         let (Some((key_frame, first)), Some((newest, _))) = (cached, ring.newest()) else {
-            self.state = State::Waiting;
+            self.state = State::Waiting { until: None };
             return None;
         };
         let rate = first.codec.clock_rate();
         let age = duration(newest.saturating_sub(first.time), rate);
-        let squeeze = (age >= MIN_SQUEEZED).then(|| {
+        // What was sent already has the time of the live edge; what follows has to be later.
+        let begin = newest.max(self.sent_time) + 1;
+        let squeeze = (age >= MIN_SQUEEZED || first.time <= self.sent_time).then(|| {
             let by_bytes = Duration::from_secs_f64(ring.bytes_since(key_frame) as f64 / BURST_RATE as f64);
-            let room = by_bytes.min(MAX_BURST).min(age / 2).max(BURST_STEP);
+            let longest = MAX_BURST * (1 << self.bursts.min(MAX_DOUBLINGS));
+            let room = by_bytes * (1 << self.bursts.min(MAX_DOUBLINGS));
+            let room = room.min(longest).min(age / 2).max(BURST_STEP);
             Squeeze {
                 from: first.time,
-                begin: newest,
-                end: newest + ticks(room, rate),
+                begin,
+                end: begin + ticks(room, rate),
             }
         });
+        self.bursts += 1;
         self.line.go_on(self.sent_until, key_frame, squeeze);
         self.sent_until = key_frame;
         let pace = squeeze.map(|squeeze| Pace {
@@ -224,7 +243,7 @@ impl OutTrack {
     /// Whether a packet that has just arrived is to be sent now.
     pub fn takes(&self, packet: &Packet) -> bool {
         match self.state {
-            State::Waiting => false,
+            State::Waiting { .. } => false,
             State::CatchUp { cursor, read_order, .. } => packet.seq < cursor && packet.order > read_order,
             State::Live { after_order } => packet.order > after_order,
         }
@@ -234,7 +253,8 @@ impl OutTrack {
     pub fn poll_catch_up(&self) -> Option<Instant> {
         match self.state {
             State::CatchUp { due, .. } => Some(due),
-            State::Waiting | State::Live { .. } => None,
+            State::Waiting { until } => until,
+            State::Live { .. } => None,
         }
     }
 
@@ -253,10 +273,11 @@ impl OutTrack {
             return;
         };
         if let Some(further) = self.further_on(cursor, pace, ring) {
-            self.line.go_on(cursor, further, None);
+            self.line
+                .go_on(cursor, further, self.squeeze_behind_sent(ring.get(further)));
             (cursor, pace) = (further, None);
         } else if cursor < ring.first() {
-            self.state = State::Waiting;
+            self.state = State::Waiting { until: None };
             return;
         }
         let limit = due.len() + MAX_PART;
@@ -298,6 +319,17 @@ impl OutTrack {
         }
     }
 
+    /// The times of a burst may be a little ahead of a key frame that was late on its way here; it must not go back.
+    fn squeeze_behind_sent(&self, first: Option<&Arc<Packet>>) -> Option<Squeeze> {
+        let first = first.filter(|first| first.time <= self.sent_time)?;
+        let begin = self.sent_time + 1;
+        Some(Squeeze {
+            from: first.time,
+            begin,
+            end: begin + ticks(MIN_SQUEEZED, first.codec.clock_rate()),
+        })
+    }
+
     /// Sends a packet for the first time. A packet of a codec that the viewer cannot take is left out.
     ///
     /// # Errors
@@ -317,13 +349,14 @@ impl OutTrack {
             return Ok(());
         };
         self.sent_until = self.sent_until.max(packet.seq + 1);
+        self.sent_time = self.sent_time.max(time);
         self.sent.packets = self.sent.packets.wrapping_add(1);
         self.sent.octets = self.sent.octets.wrapping_add(packet.payload.len() as u32);
         let header = RtpHeader {
             pt,
             marker: packet.marker,
             seq,
-            time,
+            time: self.line.stamp(time),
             ssrc: self.ssrc,
         };
         outbox.rtp(destination, sealer, header, packet)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::track::{OutTrack, Retransmissions};
+use crate::hub::ring::Ring;
 use crate::hub::stream::{Stream, StreamState};
 use crate::media::packet::Packet;
 use crate::media::rtcp::{self, Message, SenderInfo};
@@ -44,8 +45,11 @@ const REPLAY_AFTER: Duration = Duration::from_millis(600);
 /// Replays of one viewer are at least this far apart.
 const REPLAY_INTERVAL: Duration = Duration::from_secs(3);
 
-/// A source may be asked for a new key frame when the cached one is older than this.
-const FRESH: Duration = Duration::from_millis(500);
+/// A source that answers requests does so in this time: a round trip and a frame.
+const ANSWER_TIME: Duration = Duration::from_millis(300);
+
+/// A cached key frame younger than this is as good as a new one: requests are merged to one a second anyway.
+const FRESH: Duration = Duration::from_secs(1);
 
 impl Viewer {
     /// `random` seeds sequence numbers and timestamps (RFC 3550 §5.1).
@@ -81,9 +85,14 @@ impl Viewer {
         let Some(video) = &mut self.video else {
             return Wishes::default();
         };
-        let age = video.start(now, &state.video.ring);
+        let cheaper = asking_is_cheaper(&state.video.ring, state.viewers());
+        if cheaper && state.answers_requests {
+            video.wait(now + ANSWER_TIME);
+        } else {
+            video.start(now, &state.video.ring);
+        }
         Wishes {
-            key_frame: age.is_none_or(|age| age > FRESH) && state.source().is_some(),
+            key_frame: cheaper && state.source().is_some(),
         }
     }
 
@@ -290,6 +299,15 @@ impl Viewer {
         }
         (!compound.is_empty()).then_some(compound)
     }
+}
+
+/// Whether a new key frame costs less than to send what is cached: it goes to every viewer, the cache to one.
+fn asking_is_cheaper(ring: &Ring, viewers: usize) -> bool {
+    let Some(key_frame) = ring.key_frame() else {
+        return true;
+    };
+    let age = ring.age(key_frame).unwrap_or_default();
+    age > FRESH && ring.bytes_since(key_frame) > ring.frame_bytes(key_frame).saturating_mul(viewers)
 }
 
 /// Round trip from a report block (RFC 3550 §6.4.1). `None` when it is absurd.

@@ -32,6 +32,15 @@ pub struct Publisher {
     arrived: Vec<(usize, usize, Arrived, Change)>,
     feedback: Feedback,
     ntp: NtpClock,
+    requests: Requests,
+}
+
+/// Whether the publisher answers requests for key frames. A key frame that came by itself may look like an answer, so
+/// one is not enough.
+#[derive(Debug, Default)]
+struct Requests {
+    asked: Option<Instant>,
+    answered: u8,
 }
 
 /// One negotiated track.
@@ -149,6 +158,7 @@ impl Publisher {
             arrived: Vec::new(),
             feedback,
             ntp: NtpClock::default(),
+            requests: Requests::default(),
         }
     }
 
@@ -228,6 +238,7 @@ impl Publisher {
         if let Some((arrived, change)) = encoding.take(now, &header, seq, payload, format) {
             if arrived.key_frame {
                 track.key_frames.on_key_frame();
+                self.requests.on_key_frame(now);
             }
             self.arrived.push((place.track, place.encoding, arrived, change));
         }
@@ -313,6 +324,7 @@ impl Publisher {
                 published.displaced = true;
                 return published;
             }
+            state.answers_requests = self.requests.are_answered();
             self.take_turn(&mut state, &mut published.packets);
             published.subscribers = state.subscribers().collect();
         }
@@ -376,6 +388,9 @@ impl Publisher {
         let mut body = Vec::new();
         for track in &mut self.tracks {
             let wants_key_frame = track.key_frames.poll(now);
+            if wants_key_frame {
+                self.requests.on_request(now);
+            }
             for encoding in &mut track.encodings {
                 let Some(ssrc) = encoding.ssrc else { continue };
                 rtcp::write_nack(
@@ -432,6 +447,31 @@ impl Publisher {
             .chain(remb)
             .chain([self.feedback.next_report])
             .min()
+    }
+}
+
+impl Requests {
+    /// An encoder that is asked sends a key frame within this time.
+    const TIME: Duration = Duration::from_millis(500);
+
+    /// So many answers in a row are no accident.
+    const ENOUGH: u8 = 3;
+
+    fn on_request(&mut self, now: Instant) {
+        if self.asked.replace(now).is_some() {
+            self.answered = 0;
+        }
+    }
+
+    fn on_key_frame(&mut self, now: Instant) {
+        if let Some(asked) = self.asked.take() {
+            let in_time = now.duration_since(asked) <= Self::TIME;
+            self.answered = if in_time { self.answered.saturating_add(1) } else { 0 };
+        }
+    }
+
+    fn are_answered(&self) -> bool {
+        self.answered >= Self::ENOUGH
     }
 }
 
