@@ -116,6 +116,8 @@ async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, 
         .header_read_timeout(HEADER_DEADLINE)
         .max_buf_size(MAX_HEADER_BYTES)
         .half_close(true)
+        // Some clients look for `Location:` case and all.
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     let finished = tokio::select! {
         result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(result),
