@@ -1,5 +1,9 @@
 //! Pages, probes and metrics.
 
+use std::time::Duration;
+
+use millstream::hub::name::StreamName;
+
 use crate::client::{OBS, Request, VIEWER, gateway, make_live};
 
 #[tokio::test]
@@ -87,6 +91,15 @@ async fn probes_and_metrics_tell_what_happens() {
         .await
         .location();
     Request::offer("/whip/live", OBS).send(&gateway).await;
+    // The shard opens the viewer after the answer.
+    let name = StreamName::parse("hall/stage-1").expect("name");
+    let stream = gateway.media().hub().find(&name).expect("live");
+    for _ in 0..100 {
+        if stream.lock().viewers() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     for probe in ["/healthz", "/readyz"] {
         assert_eq!(Request::new("GET", probe).send(&gateway).await.status, 200);
     }
@@ -101,8 +114,7 @@ async fn probes_and_metrics_tell_what_happens() {
         "millstream_http_responses_total{class=\"5xx\"} 0",
         "millstream_sessions 2",
         "millstream_streams_live 1",
-        // A viewer counts when it is connected.
-        "millstream_stream_viewers{stream=\"hall/stage-1\"} 0",
+        "millstream_stream_viewers{stream=\"hall/stage-1\"} 1",
         "millstream_dropped_total{reason=\"unknown_sender\"} 0",
         "millstream_dropped_total{reason=\"send_buffer_full\"} 0",
         "millstream_sessions_closed_total{reason=\"deleted\"} 0",
