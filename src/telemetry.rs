@@ -1,5 +1,6 @@
 //! Log output, and what the control plane counts.
 
+use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing_subscriber::EnvFilter;
@@ -12,6 +13,7 @@ pub fn init(log: &Log) {
     let filter = EnvFilter::builder().parse_lossy(format!("{QUIETENED},{}", log.level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let _ = match log.format {
         LogFormat::Text => builder.try_init(),
