@@ -96,3 +96,11 @@ fn a_file_that_was_named_has_to_exist_and_to_be_toml() {
     assert!(matches!(missing, Err(ConfigError::Read { .. })));
     assert!(matches!(parse("a = [", &[]), Err(ConfigError::Syntax { .. })));
 }
+
+#[test]
+fn the_readme_lists_every_key() {
+    let readme = include_str!("../../README.md");
+    for key in keys::KEYS {
+        assert!(readme.contains(&format!("| `{}` |", key.name)), "{}", key.name);
+    }
+}
