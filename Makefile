@@ -32,7 +32,7 @@ check: lint deny ## Formatting, lints, docs, and the licences and origins of dep
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 
 deny: ## Dependencies alone: bans, licences, sources, and advisories when their database can be reached
 	@scripts/deny.sh

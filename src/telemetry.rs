@@ -13,6 +13,7 @@ pub fn init(log: &Log) {
     let filter = EnvFilter::builder().parse_lossy(format!("{QUIETENED},{}", log.level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Colours are for people: a log file or the journal gets none.
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let _ = match log.format {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::track::Track;
+use super::vp8_line::Vp8Shift;
 use crate::media::clock::duration;
 use crate::media::packet::{Packet, TrackSeq, TrackTime, choose_padding};
 use crate::media::{Codec, Kind};
@@ -36,6 +37,7 @@ pub struct Intake {
     shifts: VecDeque<(u64, u64)>,
     /// Added to the source's time, wrapping.
     time_shift: u64,
+    vp8: Vp8Shift,
     newest: Option<Newest>,
 }
 
@@ -80,6 +82,7 @@ impl Intake {
             state: State::Waiting { frame: Vec::new() },
             shifts: VecDeque::new(),
             time_shift: 0,
+            vp8: Vp8Shift::default(),
             newest: None,
         }
     }
@@ -161,6 +164,9 @@ impl Intake {
         self.time_shift = track
             .next_time(first.arrival, first.codec.clock_rate())
             .wrapping_sub(first.time);
+        if first.codec == Codec::Vp8 {
+            self.vp8 = track.vp8.shift_for(&first.payload);
+        }
         self.state = State::Running;
     }
 
@@ -170,7 +176,15 @@ impl Intake {
         };
         let time = packet.time.wrapping_add(self.time_shift);
         let mut seq = packet.seq.wrapping_add(shift);
-        let inserted = std::mem::take(&mut packet.insert);
+        if packet.codec == Codec::Vp8 {
+            packet.payload = self.vp8.apply(packet.payload);
+        }
+        let mut inserted = std::mem::take(&mut packet.insert);
+        if !inserted.is_empty() && self.newest.is_some_and(|newest| newest.seq > packet.seq) {
+            // What follows has its place already: there is no room, and without them the frame is no beginning.
+            inserted.clear();
+            packet.key_frame = false;
+        }
         if !inserted.is_empty() {
             self.shifts
                 .push_back((packet.seq, shift.wrapping_add(inserted.len() as u64)));
@@ -204,6 +218,9 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
     for (Placed { seq, time, packet }, padding) in frame.into_iter().zip(choose_padding(&lengths)) {
         // An empty packet carries nothing but its number: padding would make it probe traffic again.
         let padding = if packet.payload.is_empty() { 0 } else { padding };
+        if packet.codec == Codec::Vp8 && seq >= track.ring.end() {
+            track.vp8.follow(&packet.payload);
+        }
         track.clock.on_packet(time, packet.arrival);
         let inserted = track.ring.insert(seq, |order| Packet {
             seq,
@@ -276,6 +293,18 @@ mod tests {
         assert_eq!(seqs, [3, 4, 5]);
         assert_eq!(run(&mut intake, &mut track, video(3, 3000, false, t))[0].0 - start, 2);
         assert_eq!(run(&mut intake, &mut track, video(5, 6000, false, t))[0].0 - start, 6);
+    }
+
+    #[test]
+    fn a_late_packet_gets_no_parameter_sets_because_its_followers_are_placed() {
+        let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
+        let start = run(&mut intake, &mut track, video(1, 0, true, t))[0].0;
+        run(&mut intake, &mut track, video(3, 3000, false, t));
+        let mut late = video(2, 3000, true, t);
+        late.insert = vec![Bytes::from_static(b"sps")];
+        let seqs: Vec<u64> = run(&mut intake, &mut track, late).iter().map(|p| p.0 - start).collect();
+        assert_eq!(seqs, [1]);
+        assert_eq!(track.ring.key_frame(), Some(start));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod registry;
 pub mod ring;
 pub mod stream;
 pub mod track;
+pub mod vp8_line;
 
 use name::StreamName;
 use stream::{Stream, StreamId};

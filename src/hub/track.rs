@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::ring::Ring;
+use super::vp8_line::Vp8Line;
 use crate::media::clock::{TrackClock, ticks};
 use crate::media::packet::{TrackSeq, TrackTime};
 use crate::media::{Format, Kind};
@@ -14,6 +15,7 @@ pub struct Track {
     pub kind: Kind,
     pub ring: Ring,
     pub clock: TrackClock,
+    pub vp8: Vp8Line,
     /// What the bitstream said last, or else what the publisher's offer said.
     pub format: Option<Format>,
     /// Width and height in pixels, of video.
@@ -38,6 +40,7 @@ impl Track {
             kind,
             ring: Ring::default(),
             clock: TrackClock::new(rate),
+            vp8: Vp8Line::default(),
             format: None,
             resolution: None,
         }

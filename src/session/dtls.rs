@@ -11,7 +11,7 @@ use rtc_shared::TransportProtocol;
 use rtc_srtp::config::{Config, LABEL_EXTRACTOR_DTLS_SRTP, SessionKeys};
 use rtc_srtp::protection_profile::ProtectionProfile;
 
-use super::guard::{DropReason, Drops, Guard, MAX_MESSAGE, fragments};
+use super::guard::{DropReason, Drops, Guard, MAX_MESSAGE, fragments, is_plain_handshake};
 use super::identity::{Identity, fingerprint_of};
 use super::srtp::Profile;
 use crate::sdp::plan::{DtlsRole, Fingerprint};
@@ -25,6 +25,20 @@ pub struct Dtls {
     state: State,
     /// Of the whole handshake; counts from its first record.
     deadline: Option<Instant>,
+    repeats: Repeats,
+}
+
+/// When our flight is sent again, and what the peer has sent already.
+///
+/// The stack stops its timer with each handshake message it reads, a repeated one too, so that a flight that was lost
+/// would never be sent again: it must not see a repeat. A repeat says that our flight was lost, so it is answered
+/// with it (RFC 6347 §4.2.4).
+#[derive(Default)]
+struct Repeats {
+    /// Message, offset and length of the fragments read so far; bounded by the guard.
+    seen: Vec<(u16, usize, usize)>,
+    sent: Option<Instant>,
+    count: u32,
 }
 
 enum State {
@@ -83,6 +97,18 @@ pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 const CLIENT_HELLO: u8 = 1;
 
+/// First wait before a flight is sent again; doubled each time.
+const FLIGHT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The longest wait, as a power of two of the first: 3.2 s.
+const MAX_DOUBLINGS: u32 = 4;
+
+/// A repeat of the peer is answered at once unless our flight was sent this shortly before.
+const FLIGHT_SPACING: Duration = Duration::from_millis(50);
+
+/// The stack gives up at the eighth; whether the handshake is too slow is for the deadline to say.
+const MAX_REPEATS: u32 = 7;
+
 /// Datagrams of one ClientHello.
 const MAX_HELD: usize = 16;
 
@@ -101,6 +127,7 @@ impl Dtls {
             guard: Guard::default(),
             state,
             deadline: None,
+            repeats: Repeats::default(),
         }
     }
 
@@ -114,6 +141,7 @@ impl Dtls {
             return Ok(());
         }
         self.deadline = Some(now + HANDSHAKE_TIME);
+        self.repeats.sent = Some(now);
         self.endpoint
             .connect(now, PEER, self.identity.client.clone(), None)
             .map_err(DtlsError::Handshake)
@@ -163,7 +191,19 @@ impl Dtls {
     }
 
     fn read(&mut self, now: Instant, records: &[u8], fingerprints: &[Fingerprint]) -> Result<Progress, DtlsError> {
+        if matches!(self.state, State::Handshake) && self.repeats.is_repeat(records, self.role) {
+            if self.repeats.sent.is_none_or(|sent| now >= sent + FLIGHT_SPACING) {
+                self.repeat_flight(now)?;
+            }
+            return Ok(Progress::Nothing);
+        }
+        let before = self.endpoint.poll_timeout(&PEER);
         let result = self.endpoint.read(now, PEER, None, BytesMut::from(records));
+        let after = self.endpoint.poll_timeout(&PEER);
+        if after.is_some() && after != before {
+            self.repeats.sent = Some(now);
+            self.repeats.count = 0;
+        }
         let events = match (result, &self.state) {
             (Ok(events), _) => events,
             // An established association survives what the stack cannot read: anybody on the path could have sent it.
@@ -237,10 +277,31 @@ impl Dtls {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             return Err(DtlsError::TooSlow);
         }
-        if self.endpoint.poll_timeout(&PEER).is_some_and(|at| at <= now) {
-            self.endpoint.handle_timeout(PEER, now).map_err(DtlsError::Handshake)?;
+        if self.repeat_at().is_some_and(|at| at <= now) {
+            self.repeat_flight(now)?;
         }
         Ok(())
+    }
+
+    fn repeat_at(&self) -> Option<Instant> {
+        let waits = self.endpoint.poll_timeout(&PEER).is_some() && self.repeats.count < MAX_REPEATS;
+        let sent = self.repeats.sent.filter(|_| waits)?;
+        Some(sent + FLIGHT_INTERVAL * (1 << self.repeats.count.min(MAX_DOUBLINGS)))
+    }
+
+    fn repeat_flight(&mut self, now: Instant) -> Result<(), DtlsError> {
+        let Some(at) = self.endpoint.poll_timeout(&PEER) else {
+            return Ok(());
+        };
+        if self.repeats.count >= MAX_REPEATS {
+            return Ok(());
+        }
+        self.repeats.count += 1;
+        self.repeats.sent = Some(now);
+        // The stack only compares: the time of its own timer makes it send.
+        self.endpoint
+            .handle_timeout(PEER, at.max(now))
+            .map_err(DtlsError::Handshake)
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
@@ -248,10 +309,7 @@ impl Dtls {
         if !self.is_handshaking() {
             return None;
         }
-        [self.deadline, self.endpoint.poll_timeout(&PEER)]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.deadline, self.repeat_at()].into_iter().flatten().min()
     }
 
     /// The next datagram for the peer.
@@ -279,6 +337,24 @@ impl Dtls {
 
     fn is_handshaking(&self) -> bool {
         matches!(self.state, State::Hello(_) | State::Handshake)
+    }
+}
+
+impl Repeats {
+    /// Whether the records hold nothing but fragments that were read before; remembers those that were not.
+    fn is_repeat(&mut self, records: &[u8], role: DtlsRole) -> bool {
+        let mut all = is_plain_handshake(records);
+        // A HelloVerifyRequest has no timer (RFC 6347 §4.2.1): until the second ClientHello the stack answers the first.
+        let answers_hello = role == DtlsRole::Server && self.seen.iter().all(|(message, ..)| *message == 0);
+        for fragment in fragments(records) {
+            let key = (fragment.message, fragment.offset, fragment.body.len());
+            let known = self.seen.contains(&key);
+            if !known {
+                self.seen.push(key);
+            }
+            all &= known && !(answers_hello && fragment.message == 0);
+        }
+        all
     }
 }
 

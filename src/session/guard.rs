@@ -28,7 +28,7 @@ pub enum DropReason {
     Malformed,
     /// A connectivity check that is not for us or not authentic.
     Check,
-    /// A record in clear text after the handshake that does not repeat it.
+    /// A record in clear text after the handshake, or one that is never sent in clear text.
     PlainText,
     /// Media before the handshake is over.
     Early,
@@ -83,6 +83,9 @@ pub const MAX_FRAGMENTS: u8 = 32;
 pub const MAX_MESSAGES: usize = 32;
 /// Encrypted records that may arrive before the keys are there (a Finished that overtakes the ChangeCipherSpec).
 pub const MAX_EARLY_RECORDS: usize = 16;
+
+/// Length of an encrypted handshake record: a Finished of 24 bytes, with IV, MAC and padding of any cipher suite.
+pub const MAX_FINISHED_RECORD: usize = 128;
 
 const CHANGE_CIPHER_SPEC: u8 = 20;
 const ALERT: u8 = 21;
@@ -139,6 +142,12 @@ impl Guard {
 
     fn admits(&mut self, content: u8, epoch: u16, body: &[u8]) -> Result<bool, LimitBroken> {
         match (epoch, content) {
+            // A peer that repeats its last flight repeats its Finished, which is encrypted and enough for the stack to
+            // answer; its clear text could be anybody's.
+            (0, _) if self.established => {
+                self.drop(DropReason::PlainText);
+                Ok(false)
+            }
             (0, HANDSHAKE) => {
                 self.count_handshake(body)?;
                 Ok(true)
@@ -148,23 +157,42 @@ impl Guard {
                 within(self.handshake_records, MAX_HANDSHAKE_RECORDS, LimitBroken::Records)?;
                 Ok(true)
             }
-            (0, ALERT) if !self.established => Ok(true),
+            (0, ALERT) => Ok(true),
             (0, _) => {
                 self.drop(DropReason::PlainText);
                 Ok(false)
             }
-            (1, _) if self.established => Ok(true),
-            (1, _) => {
-                self.early_records += 1;
-                within(self.early_records, MAX_EARLY_RECORDS, LimitBroken::EarlyRecords)?;
-                Ok(true)
-            }
+            (1, HANDSHAKE) => self.admits_finished(body),
             // There is no renegotiation in WebRTC, so there is no further epoch.
-            (2.., _) => {
+            (1, CHANGE_CIPHER_SPEC) | (2.., _) => {
                 self.drop(DropReason::Malformed);
                 Ok(false)
             }
+            (1, _) if self.established => Ok(true),
+            (1, _) => self.admits_early(),
         }
+    }
+
+    /// The only handshake message that is encrypted is Finished. Its fragments cannot be read here, so its length bounds
+    /// how many the stack may find in it.
+    fn admits_finished(&mut self, body: &[u8]) -> Result<bool, LimitBroken> {
+        if body.len() > MAX_FINISHED_RECORD {
+            self.drop(DropReason::Malformed);
+            return Ok(false);
+        }
+        self.handshake_records += 1;
+        let admitted = self.handshake_records <= MAX_HANDSHAKE_RECORDS;
+        if !admitted {
+            // Nobody has authenticated the record: it ends nothing.
+            self.drop(DropReason::Malformed);
+        }
+        Ok(admitted && (self.established || self.admits_early()?))
+    }
+
+    fn admits_early(&mut self) -> Result<bool, LimitBroken> {
+        self.early_records += 1;
+        within(self.early_records, MAX_EARLY_RECORDS, LimitBroken::EarlyRecords)?;
+        Ok(true)
     }
 
     fn count_handshake(&mut self, body: &[u8]) -> Result<(), LimitBroken> {
@@ -231,6 +259,19 @@ impl<'a> Fragment<'a> {
             rest,
         })
     }
+}
+
+/// Whether a datagram holds handshake records in clear text and nothing else.
+pub fn is_plain_handshake(datagram: &[u8]) -> bool {
+    let mut rest = datagram;
+    while let Some((header, after)) = rest.split_first_chunk::<RECORD_HEADER>() {
+        let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
+        if header[0] != HANDSHAKE || header[3..5] != [0, 0] {
+            return false;
+        }
+        rest = after.get(length..).unwrap_or_default();
+    }
+    true
 }
 
 /// The fragments of the handshake records of a datagram, in clear text.
@@ -347,17 +388,44 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_clear_text_is_believed_after_the_handshake_but_its_repeats() {
+    fn nothing_in_clear_text_is_believed_after_the_handshake() {
         let mut guard = Guard::default();
         guard.establish();
-        for content in [ALERT, 23, 99] {
-            assert_eq!(guard.admit(&record(content, 0, &[2, 40])), Ok(vec![]));
+        for content in [CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, 23, 99] {
+            for _ in 0..1_000 {
+                assert_eq!(guard.admit(&record(content, 0, &[2, 40])), Ok(vec![]));
+            }
         }
-        assert_eq!(guard.drops()[DropReason::PlainText as usize], 3);
-        assert!(admit_fragment(&mut guard, &fragment(5, 1, 0, 1, b"x")).is_ok_and(|length| length > 0));
+        assert_eq!(guard.drops()[DropReason::PlainText as usize], 5_000);
         let application_data = record(23, 1, &[0; 30]);
         for _ in 0..1_000 {
             assert_eq!(guard.admit(&application_data).as_ref(), Ok(&application_data));
         }
+    }
+
+    #[test]
+    fn an_encrypted_handshake_record_is_a_finished_or_nothing() {
+        for established in [false, true] {
+            let mut guard = Guard {
+                established,
+                ..Guard::default()
+            };
+            let finished = record(HANDSHAKE, 1, &[0; 48]);
+            assert_eq!(guard.admit(&finished).as_ref(), Ok(&finished));
+            for dropped in [
+                record(HANDSHAKE, 1, &[0; MAX_FINISHED_RECORD + 1]),
+                record(CHANGE_CIPHER_SPEC, 1, &[1]),
+                record(23, 2, &[0; 30]),
+            ] {
+                assert_eq!(guard.admit(&dropped), Ok(vec![]), "{established}");
+            }
+        }
+        let mut guard = Guard::default();
+        guard.establish();
+        let finished = record(HANDSHAKE, 1, &[0; 48]);
+        let passed = (0..1_000)
+            .filter(|_| guard.admit(&finished) == Ok(finished.clone()))
+            .count();
+        assert_eq!(passed, MAX_HANDSHAKE_RECORDS);
     }
 }

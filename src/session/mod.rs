@@ -62,8 +62,9 @@ struct Media {
     cipher: RtpCipher,
     rtcp_out: Context,
     rtcp_in: Context,
-    /// SSRCs from which RTCP came; the context keeps state for each.
+    /// SSRCs from which authentic RTCP came; the context keeps state for each.
     rtcp_sources: Vec<u32>,
+    rtcp_keys: (ProtectionProfile, Vec<u8>, Vec<u8>),
     rtp_in: RtpIn,
 }
 
@@ -182,7 +183,7 @@ impl Session {
         };
         // RFC 5761 §4: RTCP packet types are 192 to 223.
         let opened = match datagram.get(1) {
-            Some(192..=223) => media.open_rtcp(datagram).map(Event::Rtcp),
+            Some(192..=223) => media.open_rtcp(datagram, &self.identity).map(Event::Rtcp),
             _ => media.open_rtp(datagram, &self.identity).map(Event::Rtp),
         };
         match opened {
@@ -316,6 +317,7 @@ impl Media {
             rtcp_out: context(&session.local_master_key, &session.local_master_salt)?,
             rtcp_in: context(&key, &salt)?,
             rtcp_sources: Vec::new(),
+            rtcp_keys: (profile, key.clone(), salt.clone()),
             rtp_in: RtpIn::Keys {
                 profile: keys.profile,
                 key,
@@ -336,17 +338,21 @@ impl Media {
         }
     }
 
-    fn open_rtcp(&mut self, packet: &[u8]) -> Result<Bytes, Refused> {
+    fn open_rtcp(&mut self, packet: &[u8], identity: &Identity) -> Result<Bytes, Refused> {
         let (_, rest) = packet.split_first_chunk::<4>().ok_or(Refused::Malformed)?;
         let sender = u32::from_be_bytes(*rest.first_chunk::<4>().ok_or(Refused::Malformed)?);
-        let known = self.rtcp_sources.contains(&sender);
-        if !known && self.rtcp_sources.len() >= MAX_RTCP_SOURCES {
-            return Err(Refused::TooManySources);
-        }
-        let opened = self.rtcp_in.decrypt_rtcp(packet).map(bytes::BytesMut::freeze);
-        if !known {
+        if !self.rtcp_sources.contains(&sender) {
+            if self.rtcp_sources.len() >= MAX_RTCP_SOURCES {
+                return Err(Refused::TooManySources);
+            }
+            // The context keeps state for each sender it is shown, forged or not: a passing one looks first.
+            let (profile, key, salt) = &self.rtcp_keys;
+            Context::new(key, salt, *profile, None, None, identity.provider.crypto())
+                .and_then(|mut passing| passing.decrypt_rtcp(packet))
+                .map_err(|_| Refused::Forged)?;
             self.rtcp_sources.push(sender);
         }
+        let opened = self.rtcp_in.decrypt_rtcp(packet).map(bytes::BytesMut::freeze);
         opened.map_err(|error| match error {
             rtc_shared::error::Error::SrtcpSsrcDuplicated(..) => Refused::Replayed,
             _ => Refused::Forged,

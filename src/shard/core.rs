@@ -55,6 +55,9 @@ pub struct Core {
     stopping: bool,
 }
 
+/// Nothing is due again sooner, so that a turn always comes to an end.
+const MIN_STEP: Duration = Duration::from_micros(200);
+
 /// Foreign addresses remembered; the sessions behind them are bounded already, this bounds mistakes.
 const MAX_FOREIGN: usize = 1 << 20;
 
@@ -449,11 +452,12 @@ impl Core {
     fn reschedule(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get(key) else { return };
         let role = match &peer.role {
+            _ if peer.connected.is_none() => None,
             Role::Publisher(publisher) => publisher.poll_timeout(now),
             Role::Viewer(viewer) => viewer.poll_timeout(),
         };
         let due = [peer.session.poll_timeout(), role].into_iter().flatten().min();
-        if let Some(due) = due
+        if let Some(due) = due.map(|due| due.max(now + MIN_STEP))
             && peer.scheduled.is_none_or(|scheduled| due < scheduled)
         {
             peer.scheduled = Some(due);

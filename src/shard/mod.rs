@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime};
 
 use rand::RngCore as _;
 use thiserror::Error;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub mod core;
 pub mod counters;
@@ -311,14 +311,14 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
         let timeout = core.poll_timeout().map(|at| at.saturating_duration_since(now()));
         socket::wait(port, waker, timeout);
         for _ in 0..BATCHES_PER_TURN {
-            let count = match receiver.receive(port) {
-                Ok(count) => count,
-                Err(error) => {
-                    // An ICMP error of an earlier send; the socket goes on.
-                    tracing::debug!(%error, "receiving");
-                    0
-                }
-            };
+            let count = receiver.receive(port).unwrap_or_else(|error| {
+                // An ICMP error of an earlier send; the socket goes on.
+                debug!(%error, "receiving");
+                0
+            });
+            // Messages come between receiving and handling: whoever was told of a session, or of a route, before its
+            // datagram was sent has left the message by now, and no first datagram is taken for a stranger's.
+            handle_messages(&mut core, mailbox, &mut messages);
             if count == 0 {
                 break;
             }
@@ -336,17 +336,21 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
             }
         }
         let now = now();
-        mailbox.take(&mut messages);
-        for message in messages.drain(..) {
-            core.handle_message(now, message);
-        }
-        if mailbox.has_overflowed() {
-            core.handle_overflow(now);
-        }
         core.handle_timeout(now);
         core.finish_turn(now);
     }
     info!(shard = index.0, "shard stopped");
+}
+
+fn handle_messages(core: &mut Core, mailbox: &Mailbox<Message>, messages: &mut VecDeque<Message>) {
+    let now = now();
+    mailbox.take(messages);
+    for message in messages.drain(..) {
+        core.handle_message(now, message);
+    }
+    if mailbox.has_overflowed() {
+        core.handle_overflow(now);
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the shell that gives time to the shards")]

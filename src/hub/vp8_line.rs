@@ -1,0 +1,92 @@
+//! The two counters inside VP8 payloads, kept unbroken across sources as sequence numbers and times are: libwebrtc
+//! orders frames by them (RFC 7741 §4.2).
+
+use bytes::Bytes;
+
+use crate::media::codec::vp8::Vp8Descriptor;
+
+/// Where the counters of a track stand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Vp8Line {
+    last: Option<Counters>,
+}
+
+/// What one source's counters are moved by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vp8Shift(Counters);
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counters {
+    picture_id: u16,
+    tl0: u8,
+}
+
+impl Vp8Line {
+    /// The shift for a source whose first payload this is: its first picture follows the last of the track.
+    pub fn shift_for(&self, first: &[u8]) -> Vp8Shift {
+        let (Some(last), Some(first)) = (self.last, counters(first)) else {
+            return Vp8Shift::default();
+        };
+        Vp8Shift(Counters {
+            picture_id: last.picture_id.wrapping_add(1).wrapping_sub(first.picture_id),
+            tl0: last.tl0.wrapping_add(1).wrapping_sub(first.tl0),
+        })
+    }
+
+    /// Notes the newest payload as it stands on the line.
+    pub fn follow(&mut self, payload: &[u8]) {
+        self.last = counters(payload).or(self.last);
+    }
+}
+
+impl Vp8Shift {
+    /// Moves the counters of a payload. The first source of a track is never copied.
+    pub fn apply(self, payload: Bytes) -> Bytes {
+        if self == Self::default() {
+            return payload;
+        }
+        let (Some(own), Some(descriptor)) = (counters(&payload), Vp8Descriptor::parse(&payload)) else {
+            return payload;
+        };
+        let mut moved = payload.to_vec();
+        let picture_id = own.picture_id.wrapping_add(self.0.picture_id);
+        descriptor.patch(&mut moved, picture_id, own.tl0.wrapping_add(self.0.tl0));
+        moved.into()
+    }
+}
+
+fn counters(payload: &[u8]) -> Option<Counters> {
+    let descriptor = Vp8Descriptor::parse(payload)?;
+    Some(Counters {
+        picture_id: descriptor.picture_id?.value(),
+        tl0: descriptor.tl0.unwrap_or(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(picture_id: u16, tl0: u8) -> Bytes {
+        let [high, low] = picture_id.to_be_bytes();
+        Bytes::from(vec![0x90, 0xc0, 0x80 | high, low, tl0, 0xaa])
+    }
+
+    #[test]
+    fn the_counters_of_the_next_source_go_on_where_the_last_ended() {
+        let mut line = Vp8Line::default();
+        assert_eq!(line.shift_for(&payload(5, 5)), Vp8Shift::default());
+        line.follow(&payload(0x7fff, 255));
+        let shift = line.shift_for(&payload(100, 7));
+        assert_eq!(shift.apply(payload(100, 7)), payload(0, 0));
+        assert_eq!(shift.apply(payload(103, 9)), payload(3, 2));
+    }
+
+    #[test]
+    fn payloads_without_counters_are_left_alone() {
+        let mut line = Vp8Line::default();
+        line.follow(&payload(9, 9));
+        let plain = Bytes::from_static(&[0x10, 0xaa]);
+        assert_eq!(line.shift_for(&plain).apply(plain.clone()), plain);
+    }
+}

@@ -1,0 +1,137 @@
+//! The gateway under test as a child process: started on free ports, watched, stopped.
+
+use std::{
+    fs,
+    io::{self, Error},
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{http, procfs, sys};
+
+/// The token that the tool's publisher shows.
+pub const PUBLISH_TOKEN: &str = "bench-publish-token";
+
+/// A gateway that does not listen within this time has failed to start; a debug binary takes well under one second.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time to end in good order after SIGTERM.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A running gateway; stopped when dropped.
+pub struct Gateway {
+    child: Child,
+    log: PathBuf,
+    http: SocketAddr,
+    media_port: u16,
+}
+
+impl Gateway {
+    /// Starts `binary` with its HTTP and media ports on loopback and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// When the binary cannot be run, ends at once, or does not listen in time; the message has the end of its log.
+    pub fn start(binary: &Path) -> io::Result<Self> {
+        let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let media = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let log = std::env::temp_dir().join(format!("millstream-bench-{}-{}.log", std::process::id(), http.port()));
+        let file = fs::File::create(&log)?;
+        let child = Command::new(binary)
+            .arg("serve")
+            .env("MILLSTREAM_HTTP__LISTEN", http.to_string())
+            .env("MILLSTREAM_WEBRTC__LISTEN", media.to_string())
+            .env("MILLSTREAM_WEBRTC__ANNOUNCE", "127.0.0.1")
+            .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH_TOKEN)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .map_err(|error| Error::new(error.kind(), format!("cannot start {}: {error}", binary.display())))?;
+        let mut gateway = Self {
+            child,
+            log,
+            http,
+            media_port: media.port(),
+        };
+        gateway.wait_until_ready()?;
+        Ok(gateway)
+    }
+
+    /// Where it answers HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// CPU time of the process tree so far.
+    ///
+    /// # Errors
+    ///
+    /// When the gateway is gone; the message has the end of its log.
+    pub fn cpu(&self) -> io::Result<Duration> {
+        procfs::cpu(self.child.id()).map_err(|error| self.failure(&error.to_string()))
+    }
+
+    /// Memory of the process tree.
+    ///
+    /// # Errors
+    ///
+    /// When the gateway is gone; the message has the end of its log.
+    pub fn memory(&self) -> io::Result<procfs::Memory> {
+        procfs::memory(self.child.id()).map_err(|error| self.failure(&error.to_string()))
+    }
+
+    /// Datagrams that found the gateway's own socket full.
+    pub fn socket_drops(&self) -> u64 {
+        procfs::udp_drops(&[self.media_port])
+    }
+
+    /// # Errors
+    ///
+    /// When the process has ended; the message has its exit status and the end of its log.
+    pub fn ensure_alive(&mut self) -> io::Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => Err(self.failure(&format!("it ended: {status}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn wait_until_ready(&mut self) -> io::Result<()> {
+        let started = Instant::now();
+        loop {
+            self.ensure_alive()?;
+            if http::get(self.http, "/readyz").is_ok_and(|response| response.status != 503) {
+                return Ok(());
+            }
+            if started.elapsed() > START_LIMIT {
+                return Err(self.failure("not ready in time"));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn failure(&self, what: &str) -> Error {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(15)..].join("\n");
+        Error::other(format!("gateway: {what}\n{tail}"))
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let asked = Instant::now();
+        if matches!(self.child.try_wait(), Ok(None)) && sys::terminate(self.child.id()).is_ok() {
+            while matches!(self.child.try_wait(), Ok(None)) && asked.elapsed() < STOP_LIMIT {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+        // Both are no-ops for a process that has ended in good order.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.log);
+    }
+}

@@ -1,0 +1,132 @@
+//! The dependency rule of the crate, checked over the `use` lines: a folder uses only what stands below it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Folders from the bottom to the top. Those in one row may use each other, but for [`STRANGERS`].
+const LAYERS: [&[&str]; 6] = [
+    &["media"],
+    &["sdp", "session", "hub", "pipeline"],
+    &["sources", "outputs"],
+    &["shard"],
+    &["signalling", "api"],
+    &["gateway", "main", "lib"],
+];
+
+/// Plain data that everybody above the media plane may use.
+const PLAIN: [&str; 2] = ["config", "telemetry"];
+
+/// These do not know each other.
+const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("signalling", "api")];
+
+/// Foreign stacks and the folders that may name them.
+const FOREIGN: [(&str, &[&str]); 6] = [
+    ("rtc_dtls", &["session"]),
+    ("rtc_srtp", &["session"]),
+    ("rtc_stun", &["session"]),
+    ("rtc_sdp", &["sdp"]),
+    ("axum", &["signalling", "api", "outputs"]),
+    ("libc", &["shard"]),
+];
+
+#[test]
+fn folders_use_only_what_stands_below_them() {
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    for (folder, path, text) in sources() {
+        let Some(own) = layer(&folder) else {
+            assert!(
+                PLAIN.contains(&folder.as_str()),
+                "{} belongs to no layer",
+                path.display()
+            );
+            continue;
+        };
+        for used in crate_uses(&text) {
+            checked += 1;
+            let stranger = STRANGERS.iter().any(|(a, b)| {
+                (*a, *b) == (folder.as_str(), used.as_str()) || (*b, *a) == (folder.as_str(), used.as_str())
+            });
+            let above = layer(&used).is_some_and(|theirs| theirs > own);
+            if stranger || above {
+                wrong.push(format!("{} uses {used}", path.display()));
+            }
+        }
+    }
+    assert!(checked > 50, "the test reads nothing: {checked}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn each_foreign_stack_is_named_in_few_places() {
+    let mut wrong = Vec::new();
+    for (folder, path, text) in sources() {
+        // Tests check our own code against the foreign one.
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (stack, allowed) in FOREIGN {
+            let named = text.contains(&format!("{stack}::")) || text.contains(&format!("use {stack}"));
+            if named && !allowed.contains(&folder.as_str()) {
+                wrong.push(format!("{} names {stack}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn unsafe_code_stands_in_the_system_call_module_only() {
+    let with_unsafe: Vec<PathBuf> = sources()
+        .filter(|(_, _, text)| text.contains("unsafe {"))
+        .map(|(_, path, _)| path)
+        .collect();
+    assert_eq!(with_unsafe.len(), 1, "{with_unsafe:?}");
+    assert!(
+        with_unsafe.iter().all(|path| path.ends_with("shard/socket.rs")),
+        "{with_unsafe:?}"
+    );
+}
+
+fn layer(folder: &str) -> Option<usize> {
+    LAYERS.iter().position(|row| row.contains(&folder))
+}
+
+fn crate_uses(text: &str) -> BTreeSet<String> {
+    let after = text.split("crate::").skip(1);
+    after
+        .map(|rest| {
+            rest.chars()
+                .take_while(|c| c.is_ascii_lowercase() || *c == '_')
+                .collect()
+        })
+        .collect()
+}
+
+fn sources() -> impl Iterator<Item = (String, PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    files.into_iter().map(move |path| {
+        let relative = path.strip_prefix(&root).expect("below the root").to_path_buf();
+        let first = relative
+            .components()
+            .next()
+            .expect("has a name")
+            .as_os_str()
+            .to_string_lossy()
+            .into_owned();
+        let text = fs::read_to_string(&path).expect("readable");
+        (first.trim_end_matches(".rs").to_owned(), relative, text)
+    })
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("readable") {
+        let path = entry.expect("readable").path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Synthetic media that proves its own integrity: every packet carries frame number, packet index, packet count and a CRC,
+//! in bytes that can stand inside an H.264 slice (no start code can arise).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngCore as _, SeedableRng as _};
+
+/// Properties of the video.
+#[derive(Clone, Copy, Debug)]
+pub struct VideoConfig {
+    pub pt: u8,
+    pub ssrc: u32,
+    /// First sequence number and RTP time.
+    pub first_seq: u16,
+    pub first_time: u32,
+    pub fps: u32,
+    /// Bits per second of RTP payload, on average over a GOP.
+    pub bitrate: u32,
+    /// Frames from one key frame to the next; 0: only the first is one.
+    pub gop: u32,
+    /// Longest RTP payload in bytes.
+    pub payload: usize,
+    pub seed: u64,
+}
+
+impl Default for VideoConfig {
+    fn default() -> Self {
+        Self {
+            pt: 102,
+            ssrc: 0x1234_5678,
+            first_seq: 1000,
+            first_time: 900_000,
+            fps: 30,
+            bitrate: 2_500_000,
+            gop: 60,
+            payload: 1180,
+            seed: 1,
+        }
+    }
+}
+
+/// One frame as complete RTP packets, no header extensions.
+#[derive(Clone, Debug)]
+pub struct MediaFrame {
+    /// Since the start of the stream.
+    pub at: Duration,
+    pub number: u32,
+    pub key: bool,
+    pub packets: Vec<Vec<u8>>,
+}
+
+/// What a packet says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    pub frame: u32,
+    pub index: u16,
+    pub count: u16,
+    /// The CRC fits.
+    pub intact: bool,
+}
+
+/// H.264 in FU-A fragments (RFC 6184 §5.8); a key frame begins with SPS and PPS in one STAP-A.
+pub struct SyntheticVideo {
+    config: VideoConfig,
+    rng: StdRng,
+    seq: u16,
+    frame: u32,
+    since_key: u32,
+}
+
+/// Constrained Baseline, level 3.1, 640x360.
+pub const SPS: [u8; 10] = [0x67, 0x42, 0xe0, 0x1f, 0xda, 0x02, 0x80, 0xbf, 0xe5, 0x40];
+pub const PPS: [u8; 4] = [0x68, 0xce, 0x38, 0x80];
+
+/// A key frame is this many times as large as another frame.
+const KEY_FACTOR: u64 = 6;
+/// Sixteen nibbles of frame, index, count; eight of CRC.
+const STAMP_LEN: usize = 24;
+/// FU indicator, FU header and the byte in which the slice header begins.
+const FU_LEN: usize = 3;
+const VIDEO_CLOCK: u32 = 90_000;
+const AUDIO_CLOCK: u32 = 48_000;
+
+impl SyntheticVideo {
+    pub fn new(config: VideoConfig) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(config.seed),
+            seq: config.first_seq,
+            frame: 0,
+            since_key: 0,
+            config,
+        }
+    }
+
+    /// The next frame is a key frame, as after a PLI.
+    pub fn request_key_frame(&mut self) {
+        self.since_key = 0;
+    }
+
+    /// When the next frame is due, since the start of the stream.
+    pub fn next_at(&self) -> Duration {
+        Duration::from_secs(u64::from(self.frame)) / self.config.fps
+    }
+
+    pub fn next_frame(&mut self) -> MediaFrame {
+        let (at, number) = (self.next_at(), self.frame);
+        let key = self.since_key == 0;
+        let time = u64::from(number) * u64::from(VIDEO_CLOCK) / u64::from(self.config.fps);
+        let time = self.config.first_time.wrapping_add(time as u32);
+        let mut packets = Vec::new();
+        if key {
+            let mut stap = vec![0x78];
+            for nal in [&SPS[..], &PPS[..]] {
+                stap.extend_from_slice(&(nal.len() as u16).to_be_bytes());
+                stap.extend_from_slice(nal);
+            }
+            packets.push(self.packet(time, false, &stap));
+        }
+        let room = self.config.payload.max(FU_LEN + STAMP_LEN + 1);
+        // A slice in FU-A needs two fragments at least.
+        let count = self.frame_len(key).div_ceil(room).max(2);
+        let length = self.frame_len(key).div_ceil(count).clamp(FU_LEN + STAMP_LEN + 1, room);
+        for index in 0..count {
+            let (start, end) = (index == 0, index + 1 == count);
+            let (nal, slice) = if key { (5, 0x88) } else { (1, 0x9a) };
+            let mut payload = vec![0x7c, u8::from(start) << 7 | u8::from(end) << 6 | nal, slice];
+            stamped(&mut payload, number, (index, count), length, &mut self.rng);
+            packets.push(self.packet(time, end, &payload));
+        }
+        self.frame += 1;
+        self.since_key = (self.since_key + 1)
+            % if self.config.gop == 0 {
+                u32::MAX
+            } else {
+                self.config.gop
+            };
+        MediaFrame {
+            at,
+            number,
+            key,
+            packets,
+        }
+    }
+
+    fn frame_len(&self, key: bool) -> usize {
+        let gop = if self.config.gop == 0 {
+            300
+        } else {
+            u64::from(self.config.gop)
+        };
+        let bytes_per_gop = u64::from(self.config.bitrate) / 8 * gop / u64::from(self.config.fps);
+        let unit = bytes_per_gop / (gop - 1 + KEY_FACTOR);
+        (if key { unit * KEY_FACTOR } else { unit }) as usize
+    }
+
+    fn packet(&mut self, time: u32, marker: bool, payload: &[u8]) -> Vec<u8> {
+        let packet = rtp(self.config.pt, self.seq, time, self.config.ssrc, marker, payload);
+        self.seq = self.seq.wrapping_add(1);
+        packet
+    }
+}
+
+/// Opus-like: 50 packets per second, 160 bytes of payload.
+pub struct SyntheticAudio {
+    pt: u8,
+    ssrc: u32,
+    rng: StdRng,
+    seq: u16,
+    frame: u32,
+}
+
+impl SyntheticAudio {
+    pub fn new(pt: u8, ssrc: u32, seed: u64) -> Self {
+        Self {
+            pt,
+            ssrc,
+            rng: StdRng::seed_from_u64(seed),
+            seq: 2000,
+            frame: 0,
+        }
+    }
+
+    pub fn next_at(&self) -> Duration {
+        Duration::from_millis(20) * self.frame
+    }
+
+    pub fn next_frame(&mut self) -> MediaFrame {
+        let (at, number) = (self.next_at(), self.frame);
+        // Table of contents of Opus: 20 ms, CELT, fullband, mono, one frame (RFC 6716 §3.1).
+        let mut payload = vec![0xf8];
+        stamped(&mut payload, number, (0, 1), 160, &mut self.rng);
+        let time = (AUDIO_CLOCK / 50).wrapping_mul(number);
+        let packet = rtp(self.pt, self.seq, time, self.ssrc, number == 0, &payload);
+        self.seq = self.seq.wrapping_add(1);
+        self.frame += 1;
+        MediaFrame {
+            at,
+            number,
+            key: true,
+            packets: vec![packet],
+        }
+    }
+}
+
+impl Stamp {
+    /// Reads the stamp of a video payload; `None` for a payload without one (SPS and PPS).
+    pub fn of_video(payload: &[u8]) -> Option<Self> {
+        match payload.first()? & 0x1f {
+            28 => Self::read(payload.get(FU_LEN..)?),
+            _ => None,
+        }
+    }
+
+    /// Reads the stamp of an audio payload.
+    pub fn of_audio(payload: &[u8]) -> Option<Self> {
+        Self::read(payload.get(1..)?)
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (stamp, filler) = bytes.split_at_checked(STAMP_LEN)?;
+        if stamp.iter().any(|b| b & 0xf0 != 0x40) {
+            return None;
+        }
+        let number = |nibbles: &[u8]| nibbles.iter().fold(0u32, |n, b| n << 4 | u32::from(b & 0x0f));
+        Some(Self {
+            frame: number(&stamp[..8]),
+            index: number(&stamp[8..12]) as u16,
+            count: number(&stamp[12..16]) as u16,
+            intact: number(&stamp[16..]) == crc32(&[&stamp[..16], filler]),
+        })
+    }
+}
+
+/// Collects stamps and tells which frames arrived whole.
+#[derive(Default)]
+pub struct FrameCheck {
+    /// Packet count and packets seen, by frame.
+    frames: BTreeMap<u32, (u16, Vec<bool>)>,
+    corrupt: u64,
+    duplicates: u64,
+}
+
+impl FrameCheck {
+    pub fn push(&mut self, stamp: Stamp) {
+        if !stamp.intact || stamp.index >= stamp.count {
+            self.corrupt += 1;
+            return;
+        }
+        let (_, seen) = self
+            .frames
+            .entry(stamp.frame)
+            .or_insert_with(|| (stamp.count, vec![false; usize::from(stamp.count)]));
+        match seen.get_mut(usize::from(stamp.index)) {
+            Some(true) => self.duplicates += 1,
+            Some(seen) => *seen = true,
+            None => self.corrupt += 1,
+        }
+    }
+
+    /// Packets whose CRC did not fit.
+    pub fn corrupt(&self) -> u64 {
+        self.corrupt
+    }
+
+    pub fn duplicates(&self) -> u64 {
+        self.duplicates
+    }
+
+    /// Numbers of the frames that are whole.
+    pub fn whole(&self) -> impl Iterator<Item = u32> + '_ {
+        self.frames
+            .iter()
+            .filter(|(_, (_, seen))| seen.iter().all(|s| *s))
+            .map(|(number, _)| *number)
+    }
+
+    /// Numbers of the frames of which something arrived.
+    pub fn seen(&self) -> impl Iterator<Item = u32> + '_ {
+        self.frames.keys().copied()
+    }
+}
+
+fn stamped(payload: &mut Vec<u8>, frame: u32, (index, count): (usize, usize), length: usize, rng: &mut StdRng) {
+    let from = payload.len();
+    let nibbles = |payload: &mut Vec<u8>, value: u32, n: u32| {
+        payload.extend((0..n).rev().map(|i| 0x40 | (value >> (4 * i)) as u8 & 0x0f));
+    };
+    nibbles(payload, frame, 8);
+    nibbles(payload, index as u32, 4);
+    nibbles(payload, count as u32, 4);
+    let mut filler = vec![0; length.saturating_sub(from + STAMP_LEN)];
+    rng.fill_bytes(&mut filler);
+    // Never zero: no start code can arise.
+    filler.iter_mut().for_each(|b| *b |= 1);
+    let crc = crc32(&[&payload[from..], &filler]);
+    nibbles(payload, crc, 8);
+    payload.extend_from_slice(&filler);
+}
+
+fn rtp(pt: u8, seq: u16, time: u32, ssrc: u32, marker: bool, payload: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(12 + payload.len());
+    packet.extend_from_slice(&[0x80, u8::from(marker) << 7 | pt]);
+    packet.extend_from_slice(&seq.to_be_bytes());
+    packet.extend_from_slice(&time.to_be_bytes());
+    packet.extend_from_slice(&ssrc.to_be_bytes());
+    packet.extend_from_slice(payload);
+    packet
+}
+
+/// The CRC of IEEE 802.3.
+fn crc32(parts: &[&[u8]]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in parts.iter().copied().flatten() {
+        crc = CRC_TABLE[usize::from(crc as u8 ^ byte)] ^ (crc >> 8);
+    }
+    !crc
+}
+
+const CRC_TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        let mut c = i as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            c = if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 };
+            bit += 1;
+        }
+        table[i] = c;
+        i += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_crc_is_the_usual_one() {
+        assert_eq!(crc32(&[b"1234", b"56789"]), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn frames_keep_the_bitrate_and_every_packet_is_intact() {
+        let mut video = SyntheticVideo::new(VideoConfig::default());
+        let (mut bytes, mut check) = (0, FrameCheck::default());
+        for number in 0..300 {
+            let frame = video.next_frame();
+            assert_eq!((frame.number, frame.key), (number, number % 60 == 0));
+            for packet in &frame.packets {
+                assert!(packet.len() <= 12 + 1180);
+                bytes += packet.len() - 12;
+                Stamp::of_video(&packet[12..]).into_iter().for_each(|s| check.push(s));
+            }
+        }
+        assert_eq!((check.whole().count(), check.corrupt()), (300, 0));
+        let bitrate = bytes * 8 / 10;
+        assert!((2_400_000..2_700_000).contains(&bitrate), "{bitrate}");
+    }
+
+    #[test]
+    fn a_changed_byte_is_noticed() {
+        let mut audio = SyntheticAudio::new(111, 1, 1);
+        let mut packet = audio.next_frame().packets.remove(0);
+        assert_eq!(packet.len(), 12 + 160);
+        assert!(Stamp::of_audio(&packet[12..]).is_some_and(|s| s.intact));
+        packet[100] ^= 0x10;
+        assert!(Stamp::of_audio(&packet[12..]).is_some_and(|s| !s.intact));
+    }
+}

@@ -1,0 +1,590 @@
+//! A WebRTC client without sockets and clocks: controlling ICE agent, DTLS in either role, SRTP both ways.
+//!
+//! It checks one remote candidate, which is all a client of an ICE-lite server with one port needs. Bytes and time go in by
+//! `handle_*`, datagrams, events and the next deadline come out by `poll_*`.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use rtc_crypto::RTCCryptoProvider;
+use rtc_crypto::providers::AwsLcRsProvider;
+use rtc_dtls::config::{ClientAuthType, ConfigBuilder, ExtendedMasterSecretType, HandshakeConfig};
+use rtc_dtls::crypto::Certificate;
+use rtc_dtls::endpoint::{Endpoint, EndpointEvent};
+use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
+use rtc_shared::TransportProtocol;
+use rtc_srtp::config::LABEL_EXTRACTOR_DTLS_SRTP;
+use rtc_srtp::context::Context;
+use rtc_srtp::option::{srtcp_replay_protection, srtp_replay_protection};
+use rtc_srtp::protection_profile::ProtectionProfile;
+use rtc_stun::attributes::{ATTR_ICE_CONTROLLING, ATTR_PRIORITY, ATTR_USE_CANDIDATE, ATTR_USERNAME};
+use rtc_stun::fingerprint::FINGERPRINT;
+use rtc_stun::integrity::MessageIntegrity;
+use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Message, Setter as _, TransactionId};
+use sha2::Digest as _;
+
+/// ICE username fragment and password of one side.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    pub ufrag: String,
+    pub pwd: String,
+}
+
+impl Credentials {
+    /// Made from a seed: the same seed gives the same credentials.
+    pub fn from_seed(seed: u64) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut text = |n: usize| {
+            (0..n)
+                .map(|_| char::from(rng.sample(rand::distr::Alphanumeric)))
+                .collect()
+        };
+        Self {
+            ufrag: text(8),
+            pwd: text(24),
+        }
+    }
+}
+
+/// The peer's role in the handshake; `Client` is what a browser is to an answer of `setup:passive`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DtlsRole {
+    Client,
+    Server,
+}
+
+/// SRTP protection profiles that the peer offers or accepts, in its order of preference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profiles {
+    /// As Chromium offers: both, AES-CM first.
+    CmThenGcm,
+    GcmThenCm,
+    /// As the WHIP muxer of FFmpeg.
+    CmOnly,
+}
+
+/// How the peer sends its connectivity checks.
+#[derive(Clone, Copy, Debug)]
+pub struct IceStyle {
+    /// Each check carries USE-CANDIDATE.
+    pub nominate: bool,
+    /// Each check carries PRIORITY and ICE-CONTROLLING.
+    pub priority: bool,
+    /// Checks go on after the handshake (FFmpeg sends none).
+    pub keep_alive: bool,
+}
+
+impl IceStyle {
+    pub const BROWSER: Self = Self {
+        nominate: true,
+        priority: true,
+        keep_alive: true,
+    };
+    /// The WHIP muxer of FFmpeg 8.0.
+    pub const FFMPEG: Self = Self {
+        nominate: false,
+        priority: false,
+        keep_alive: false,
+    };
+}
+
+/// Certificate and handshake configurations; expensive to make, shared by any number of peers.
+pub struct PeerIdentity {
+    provider: Arc<dyn RTCCryptoProvider>,
+    digest: [u8; 32],
+    /// By role and profiles.
+    configs: Vec<(DtlsRole, Profiles, Arc<HandshakeConfig>)>,
+}
+
+impl PeerIdentity {
+    pub fn generate() -> Arc<Self> {
+        let provider: Arc<dyn RTCCryptoProvider> = Arc::new(AwsLcRsProvider::new());
+        let certificate = Certificate::generate_self_signed(vec!["peer".to_owned()], provider.crypto())
+            .expect("the library can make P-256 keys");
+        let der = certificate.certificate.first().expect("a certificate was made");
+        let digest = sha2::Sha256::digest(der.as_ref()).into();
+        let mut configs = Vec::new();
+        for role in [DtlsRole::Client, DtlsRole::Server] {
+            for profiles in [Profiles::CmThenGcm, Profiles::GcmThenCm, Profiles::CmOnly] {
+                configs.push((role, profiles, config(&provider, &certificate, role, profiles)));
+            }
+        }
+        Arc::new(Self {
+            provider,
+            digest,
+            configs,
+        })
+    }
+
+    /// Value of `a=fingerprint`: `sha-256 AB:CD:...`.
+    pub fn fingerprint(&self) -> String {
+        let mut text = "sha-256 ".to_owned();
+        for (i, byte) in self.digest.iter().enumerate() {
+            let separator = if i == 0 { "" } else { ":" };
+            write!(text, "{separator}{byte:02X}").expect("writing to a string");
+        }
+        text
+    }
+
+    /// SHA-256 of the certificate.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+}
+
+fn config(
+    provider: &Arc<dyn RTCCryptoProvider>,
+    certificate: &Certificate,
+    role: DtlsRole,
+    profiles: Profiles,
+) -> Arc<HandshakeConfig> {
+    let gcm = SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm;
+    let cm = SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80;
+    let config = ConfigBuilder::default()
+        .with_crypto_provider(provider.clone())
+        .with_certificates(vec![certificate.clone()])
+        .with_srtp_protection_profiles(match profiles {
+            Profiles::CmThenGcm => vec![cm, gcm],
+            Profiles::GcmThenCm => vec![gcm, cm],
+            Profiles::CmOnly => vec![cm],
+        })
+        .with_client_auth(ClientAuthType::RequireAnyClientCert)
+        .with_insecure_skip_verify(true)
+        .with_extended_master_secret(ExtendedMasterSecretType::Require)
+        .with_flight_interval(FLIGHT_INTERVAL)
+        .build(role == DtlsRole::Client, None)
+        .expect("the configuration is complete");
+    Arc::new(config)
+}
+
+/// What a peer is made of.
+#[derive(Clone)]
+pub struct PeerConfig {
+    pub identity: Arc<PeerIdentity>,
+    pub local: Credentials,
+    pub remote: Credentials,
+    /// The gateway's candidate.
+    pub server: SocketAddr,
+    pub role: DtlsRole,
+    pub profiles: Profiles,
+    pub ice: IceStyle,
+    /// Without, received SRTP and SRTCP come out as they are: their headers are readable, and a load tool saves the work.
+    pub decrypt: bool,
+    /// Of the transaction ids.
+    pub seed: u64,
+}
+
+/// A datagram to be sent.
+#[derive(Debug)]
+pub struct Transmit {
+    pub to: SocketAddr,
+    pub payload: Bytes,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum PeerEvent {
+    /// Media may flow; the negotiated profile is AES-GCM or not.
+    Connected {
+        gcm: bool,
+    },
+    Rtp(Bytes),
+    Rtcp(Bytes),
+    /// The gateway sent close_notify, or the handshake failed.
+    Closed,
+}
+
+/// One client.
+pub struct Peer {
+    config: PeerConfig,
+    rng: StdRng,
+    /// Transactions of the last checks, the newest last: an answer may take longer than the interval.
+    transactions: VecDeque<TransactionId>,
+    next_check: Option<Instant>,
+    answered: u64,
+    dtls: Endpoint,
+    /// Handshake fragments that the stack saw already, by message and offset.
+    seen: Vec<(u16, u32)>,
+    resend_at: Option<Instant>,
+    resends: u32,
+    srtp: Option<Box<Srtp>>,
+    closed: bool,
+    rejected: u64,
+    transmits: VecDeque<Bytes>,
+    events: VecDeque<PeerEvent>,
+}
+
+struct Srtp {
+    outgoing: Context,
+    incoming: Context,
+}
+
+/// First wait before a flight is repeated; doubled each time, since the stack below only counts to seven.
+const FLIGHT_INTERVAL: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(2500);
+/// Checks whose answers are still awaited: 3 s of them.
+const MAX_TRANSACTIONS: usize = 64;
+const REPLAY_WINDOW: usize = 1024;
+
+impl Peer {
+    /// The first check and, as a DTLS client, the first ClientHello go out by the first [`Peer::handle_timeout`] and the
+    /// first answered check.
+    pub fn new(now: Instant, config: PeerConfig) -> Self {
+        let server_config = config.identity.config(DtlsRole::Server, config.profiles);
+        let is_server = config.role == DtlsRole::Server;
+        Self {
+            rng: StdRng::seed_from_u64(config.seed),
+            transactions: VecDeque::new(),
+            next_check: Some(now),
+            answered: 0,
+            dtls: Endpoint::new(PLACEHOLDER, TransportProtocol::UDP, is_server.then_some(server_config)),
+            seen: Vec::new(),
+            resend_at: None,
+            resends: 0,
+            srtp: None,
+            closed: false,
+            rejected: 0,
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            config,
+        }
+    }
+
+    pub fn is_connected(&self) -> bool {
+        self.srtp.is_some() && !self.closed
+    }
+
+    /// Checks that were answered so far.
+    pub fn answered_checks(&self) -> u64 {
+        self.answered
+    }
+
+    /// Received packets that did not authenticate.
+    pub fn rejected(&self) -> u64 {
+        self.rejected
+    }
+
+    /// The gateway is reached at another address from now on.
+    pub fn set_server(&mut self, server: SocketAddr) {
+        self.config.server = server;
+    }
+
+    pub fn set_ice_style(&mut self, ice: IceStyle) {
+        self.config.ice = ice;
+    }
+
+    /// The next [`Peer::handle_timeout`] sends a check: the peer's own address has changed.
+    pub fn check_now(&mut self, now: Instant) {
+        self.next_check = Some(now);
+    }
+
+    pub fn handle_datagram(&mut self, now: Instant, _from: SocketAddr, datagram: &[u8]) {
+        if self.closed {
+            return;
+        }
+        match datagram.first() {
+            Some(0..=3) => self.handle_stun(now, datagram),
+            Some(20..=63) => self.handle_dtls(now, datagram),
+            Some(128..=191) => self.handle_srtp(datagram),
+            _ => self.rejected += 1,
+        }
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.closed {
+            return;
+        }
+        if self.next_check.is_some_and(|at| at <= now) {
+            let check = self.check();
+            self.transmits.push_back(check);
+            self.next_check = match (self.is_connected(), self.config.ice.keep_alive) {
+                (false, _) if self.answered == 0 => Some(now + CHECK_INTERVAL),
+                (false, _) => Some(now + CHECK_INTERVAL * 10),
+                (true, true) => Some(now + KEEP_ALIVE_INTERVAL),
+                (true, false) => None,
+            };
+        }
+        if self.resend_at.is_some_and(|at| at <= now) {
+            self.resend_flight(now);
+        }
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.closed {
+            return None;
+        }
+        [self.next_check, self.resend_at].into_iter().flatten().min()
+    }
+
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        let payload = self.transmits.pop_front()?;
+        Some(Transmit {
+            to: self.config.server,
+            payload,
+        })
+    }
+
+    pub fn poll_event(&mut self) -> Option<PeerEvent> {
+        self.events.pop_front()
+    }
+
+    /// Seals and queues an RTP packet; false before the handshake is over.
+    pub fn send_rtp(&mut self, packet: &[u8]) -> bool {
+        let sealed = self.srtp.as_mut().and_then(|s| s.outgoing.encrypt_rtp(packet).ok());
+        self.queue(sealed)
+    }
+
+    /// Seals and queues a compound RTCP packet; false before the handshake is over.
+    pub fn send_rtcp(&mut self, compound: &[u8]) -> bool {
+        let sealed = self.srtp.as_mut().and_then(|s| s.outgoing.encrypt_rtcp(compound).ok());
+        self.queue(sealed)
+    }
+
+    /// Queues bytes as they are: what a hostile client would send.
+    pub fn send_raw(&mut self, bytes: &[u8]) {
+        self.transmits.push_back(Bytes::copy_from_slice(bytes));
+    }
+
+    /// Sends application data through DTLS, which WHIP and WHEP have no use for.
+    pub fn send_dtls_data(&mut self, now: Instant, data: &[u8]) {
+        let _ = self.dtls.write(now, PLACEHOLDER, data);
+        self.drain_dtls();
+    }
+
+    /// Sends close_notify.
+    pub fn close(&mut self, now: Instant) {
+        self.dtls.stop(now, PLACEHOLDER);
+        self.drain_dtls();
+        self.closed = true;
+    }
+
+    fn queue(&mut self, sealed: Option<BytesMut>) -> bool {
+        let queued = sealed.is_some();
+        self.transmits.extend(sealed.map(BytesMut::freeze));
+        queued
+    }
+
+    fn check(&mut self) -> Bytes {
+        let username = format!("{}:{}", self.config.remote.ufrag, self.config.local.ufrag);
+        let transaction = TransactionId(self.rng.random());
+        if self.transactions.len() >= MAX_TRANSACTIONS {
+            self.transactions.pop_front();
+        }
+        self.transactions.push_back(transaction);
+        let mut request = Message::new();
+        request.set_type(BINDING_REQUEST);
+        request.transaction_id = transaction;
+        request.write_header();
+        request.add(ATTR_USERNAME, username.as_bytes());
+        if self.config.ice.priority {
+            request.add(ATTR_PRIORITY, &0x6e7f_00ff_u32.to_be_bytes());
+            request.add(ATTR_ICE_CONTROLLING, &self.config.seed.to_be_bytes());
+        }
+        if self.config.ice.nominate {
+            request.add(ATTR_USE_CANDIDATE, &[]);
+        }
+        let pwd = self.config.remote.pwd.clone();
+        MessageIntegrity::new_short_term_integrity_with_provider(pwd, self.config.identity.provider.crypto())
+            .add_to(&mut request)
+            .and_then(|()| FINGERPRINT.add_to(&mut request))
+            .expect("a check has room for its attributes");
+        request.raw.into()
+    }
+
+    fn handle_stun(&mut self, now: Instant, datagram: &[u8]) {
+        let mut message = Message::new();
+        message.raw = datagram.to_vec();
+        let authentic = message.decode().is_ok()
+            && message.typ == BINDING_SUCCESS
+            && self.transactions.contains(&message.transaction_id)
+            && MessageIntegrity::check(
+                &mut message,
+                self.config.remote.pwd.as_bytes(),
+                self.config.identity.provider.crypto(),
+            )
+            .is_ok();
+        if !authentic {
+            self.rejected += 1;
+            return;
+        }
+        self.answered += 1;
+        if self.answered == 1 && self.config.role == DtlsRole::Client {
+            let config = self.config.identity.config(DtlsRole::Client, self.config.profiles);
+            if self.dtls.connect(now, PLACEHOLDER, config, None).is_err() {
+                self.fail();
+            }
+            self.drain_dtls();
+            self.arm(now);
+        }
+    }
+
+    fn handle_dtls(&mut self, now: Instant, datagram: &[u8]) {
+        if self.config.role == DtlsRole::Client && self.answered == 0 {
+            return;
+        }
+        if self.srtp.is_none() && self.is_repeat(datagram) {
+            // The stack would stop its timer for a message it has seen. Our flight was lost: send it again.
+            self.resend_flight(now);
+            return;
+        }
+        let before = self.dtls.poll_timeout(&PLACEHOLDER);
+        let result = self.dtls.read(now, PLACEHOLDER, None, BytesMut::from(datagram));
+        self.drain_dtls();
+        if self.dtls.poll_timeout(&PLACEHOLDER) != before {
+            self.resends = 0;
+        }
+        self.arm(now);
+        match result {
+            Ok(events) => events.into_iter().for_each(|event| match event {
+                EndpointEvent::HandshakeComplete => self.connected(),
+                EndpointEvent::PeerClosed => self.fail(),
+                _ => {}
+            }),
+            Err(_) if self.srtp.is_none() => self.fail(),
+            Err(_) => self.rejected += 1,
+        }
+    }
+
+    /// Whether the datagram holds nothing but plaintext handshake fragments that were seen before. A repeated first
+    /// ClientHello is not one: the stack answers it itself.
+    fn is_repeat(&mut self, datagram: &[u8]) -> bool {
+        let mut rest = datagram;
+        let mut repeat = true;
+        while let Some((header, body)) = rest.split_at_checked(13) {
+            let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
+            let Some((record, next)) = body.split_at_checked(length) else {
+                return false;
+            };
+            rest = next;
+            let plaintext_handshake = header[0] == 22 && header[3..5] == [0, 0] && record.len() >= 12;
+            if !plaintext_handshake {
+                repeat = false;
+                continue;
+            }
+            let message = u16::from_be_bytes([record[4], record[5]]);
+            let offset = u32::from_be_bytes([0, record[6], record[7], record[8]]);
+            let is_first = |(m, _): &(u16, u32)| *m == 0;
+            let first_hello = self.config.role == DtlsRole::Server && message == 0 && self.seen.iter().all(is_first);
+            if self.seen.contains(&(message, offset)) && !first_hello {
+                continue;
+            }
+            self.seen.push((message, offset));
+            repeat = false;
+        }
+        repeat
+    }
+
+    fn resend_flight(&mut self, now: Instant) {
+        let Some(at) = self.dtls.poll_timeout(&PLACEHOLDER) else {
+            self.resend_at = None;
+            return;
+        };
+        self.resends += 1;
+        if self.dtls.handle_timeout(PLACEHOLDER, now.max(at)).is_err() {
+            self.fail();
+        }
+        self.drain_dtls();
+        self.arm(now);
+    }
+
+    fn arm(&mut self, now: Instant) {
+        let waiting = self.dtls.poll_timeout(&PLACEHOLDER).is_some() && self.srtp.is_none();
+        self.resend_at = waiting.then(|| now + FLIGHT_INTERVAL * (1 << self.resends.min(6)));
+    }
+
+    fn drain_dtls(&mut self) {
+        while let Some(transmit) = self.dtls.poll_transmit() {
+            self.transmits.push_back(transmit.message.freeze());
+        }
+    }
+
+    fn connected(&mut self) {
+        match self.export() {
+            Some((srtp, gcm)) => {
+                self.srtp = Some(Box::new(srtp));
+                self.resend_at = None;
+                self.events.push_back(PeerEvent::Connected { gcm });
+            }
+            None => self.fail(),
+        }
+    }
+
+    fn export(&self) -> Option<(Srtp, bool)> {
+        let state = self.dtls.get_connection_state(PLACEHOLDER)?;
+        let profile = match state.srtp_protection_profile() {
+            SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => ProtectionProfile::AeadAes128Gcm,
+            SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80 => ProtectionProfile::Aes128CmHmacSha1_80,
+            _ => return None,
+        };
+        let mut config = rtc_srtp::config::Config {
+            profile,
+            ..Default::default()
+        };
+        let material = state
+            .export_keying_material(LABEL_EXTRACTOR_DTLS_SRTP, &[], config.keying_material_len())
+            .ok()?;
+        config
+            .set_session_keys_from_keying_material(material.as_ref(), self.config.role == DtlsRole::Client)
+            .ok()?;
+        let (keys, crypto) = (&config.keys, self.config.identity.provider.crypto());
+        let outgoing = Context::new(
+            &keys.local_master_key,
+            &keys.local_master_salt,
+            profile,
+            None,
+            None,
+            crypto,
+        )
+        .ok()?;
+        let incoming = Context::new(
+            &keys.remote_master_key,
+            &keys.remote_master_salt,
+            profile,
+            Some(srtp_replay_protection(REPLAY_WINDOW)),
+            Some(srtcp_replay_protection(REPLAY_WINDOW)),
+            crypto,
+        )
+        .ok()?;
+        let gcm = matches!(profile, ProtectionProfile::AeadAes128Gcm);
+        Some((Srtp { outgoing, incoming }, gcm))
+    }
+
+    fn handle_srtp(&mut self, datagram: &[u8]) {
+        let Some(srtp) = &mut self.srtp else {
+            self.rejected += 1;
+            return;
+        };
+        let rtcp = datagram.get(1).is_some_and(|b| (192..=223).contains(b));
+        let opened = match (self.config.decrypt, rtcp) {
+            (false, _) => Ok(BytesMut::from(datagram)),
+            (true, true) => srtp.incoming.decrypt_rtcp(datagram),
+            (true, false) => srtp.incoming.decrypt_rtp(datagram),
+        };
+        match (opened, rtcp) {
+            (Ok(bytes), true) => self.events.push_back(PeerEvent::Rtcp(bytes.freeze())),
+            (Ok(bytes), false) => self.events.push_back(PeerEvent::Rtp(bytes.freeze())),
+            (Err(_), _) => self.rejected += 1,
+        }
+    }
+
+    fn fail(&mut self) {
+        self.closed = true;
+        self.events.push_back(PeerEvent::Closed);
+    }
+}
+
+impl PeerIdentity {
+    fn config(&self, role: DtlsRole, profiles: Profiles) -> Arc<HandshakeConfig> {
+        let found = self.configs.iter().find(|(r, p, _)| (*r, *p) == (role, profiles));
+        found.expect("every combination was made").2.clone()
+    }
+}
+
+/// Address by which the DTLS stack knows the gateway; moves of the real one are invisible to it.
+const PLACEHOLDER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);

@@ -1,0 +1,237 @@
+//! Just enough SDP for a test client: writes the two offers, reads what a client needs from an answer.
+
+use std::net::SocketAddr;
+
+use crate::peer::Credentials;
+
+/// What the peer writes into its offer.
+#[derive(Clone, Debug)]
+pub struct OfferParameters {
+    pub credentials: Credentials,
+    /// Value of `a=fingerprint`.
+    pub fingerprint: String,
+    /// `actpass`, `active` or `passive`.
+    pub setup: &'static str,
+    /// SSRCs of a publisher, audio and video; a viewer has none.
+    pub audio_ssrc: u32,
+    pub video_ssrc: u32,
+}
+
+/// Payload types in the offers.
+pub const OPUS_PT: u8 = 111;
+pub const H264_PT: u8 = 102;
+pub const RTX_PT: u8 = 103;
+
+impl OfferParameters {
+    /// A WHEP offer as browsers make it: receive H.264 with retransmission and Opus.
+    pub fn whep(&self) -> String {
+        self.offer("recvonly")
+    }
+
+    /// A WHIP offer: send H.264 and Opus.
+    pub fn whip(&self) -> String {
+        self.offer("sendonly")
+    }
+
+    fn offer(&self, direction: &str) -> String {
+        let sends = direction == "sendonly";
+        let mut lines: Vec<String> = [
+            "v=0",
+            "o=- 4611731400430051336 2 IN IP4 127.0.0.1",
+            "s=-",
+            "t=0 0",
+            "a=group:BUNDLE 0 1",
+            "a=extmap-allow-mixed",
+            "a=msid-semantic: WMS *",
+        ]
+        .map(str::to_owned)
+        .into();
+        lines.push(format!("m=audio 9 UDP/TLS/RTP/SAVPF {OPUS_PT}"));
+        lines.extend(self.transport("0", direction));
+        lines.push(format!("a=rtpmap:{OPUS_PT} opus/48000/2"));
+        lines.push(format!("a=fmtp:{OPUS_PT} minptime=10;useinbandfec=1"));
+        if sends {
+            lines.push("a=msid:stream audio".to_owned());
+            lines.push(format!("a=ssrc:{} cname:peer", self.audio_ssrc));
+        }
+        lines.push(format!("m=video 9 UDP/TLS/RTP/SAVPF {H264_PT} {RTX_PT}"));
+        lines.extend(self.transport("1", direction));
+        lines.push(format!("a=rtpmap:{H264_PT} H264/90000"));
+        for feedback in ["nack", "nack pli", "ccm fir"] {
+            lines.push(format!("a=rtcp-fb:{H264_PT} {feedback}"));
+        }
+        lines.push(format!(
+            "a=fmtp:{H264_PT} level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f"
+        ));
+        lines.push(format!("a=rtpmap:{RTX_PT} rtx/90000"));
+        lines.push(format!("a=fmtp:{RTX_PT} apt={H264_PT}"));
+        if sends {
+            lines.push("a=msid:stream video".to_owned());
+            lines.push(format!("a=ssrc:{} cname:peer", self.video_ssrc));
+        }
+        lines.iter().map(|line| format!("{line}\r\n")).collect()
+    }
+
+    fn transport(&self, mid: &str, direction: &str) -> Vec<String> {
+        vec![
+            "c=IN IP4 0.0.0.0".to_owned(),
+            "a=rtcp:9 IN IP4 0.0.0.0".to_owned(),
+            format!("a=ice-ufrag:{}", self.credentials.ufrag),
+            format!("a=ice-pwd:{}", self.credentials.pwd),
+            "a=ice-options:trickle".to_owned(),
+            format!("a=fingerprint:{}", self.fingerprint),
+            format!("a=setup:{}", self.setup),
+            format!("a=mid:{mid}"),
+            "a=extmap:4 urn:ietf:params:rtp-hdrext:sdes:mid".to_owned(),
+            format!("a={direction}"),
+            "a=rtcp-mux".to_owned(),
+            "a=rtcp-rsize".to_owned(),
+        ]
+    }
+}
+
+/// What a client needs from an answer.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    pub ufrag: String,
+    pub pwd: String,
+    /// Value of `a=fingerprint`.
+    pub fingerprint: String,
+    /// Value of `a=setup`.
+    pub setup: String,
+    pub candidates: Vec<SocketAddr>,
+    pub media: Vec<AnswerMedia>,
+}
+
+/// One m-section of an answer.
+#[derive(Clone, Debug, Default)]
+pub struct AnswerMedia {
+    /// `audio` or `video`.
+    pub kind: String,
+    /// Zero: rejected.
+    pub port: u16,
+    pub mid: String,
+    /// `sendonly`, `recvonly`, `inactive` or `sendrecv`.
+    pub direction: String,
+    /// Payload type and encoding name.
+    pub codecs: Vec<(u8, String)>,
+    pub ssrcs: Vec<u32>,
+    /// Groups of `a=ssrc-group:FID`: primary and retransmission.
+    pub fid: Option<(u32, u32)>,
+}
+
+impl Answer {
+    /// Reads leniently: what is not understood is skipped.
+    pub fn parse(text: &str) -> Self {
+        let mut answer = Self::default();
+        for line in text.lines().map(str::trim_end) {
+            if let Some(media) = line.strip_prefix("m=") {
+                let mut words = media.split(' ');
+                answer.media.push(AnswerMedia {
+                    kind: words.next().unwrap_or_default().to_owned(),
+                    port: words.next().and_then(|w| w.parse().ok()).unwrap_or_default(),
+                    ..AnswerMedia::default()
+                });
+            } else if let Some(attribute) = line.strip_prefix("a=") {
+                let (name, value) = attribute.split_once(':').unwrap_or((attribute, ""));
+                answer.transport_attribute(name, value);
+                if let Some(media) = answer.media.last_mut() {
+                    media.attribute(name, value);
+                }
+            }
+        }
+        answer
+    }
+
+    pub fn credentials(&self) -> Credentials {
+        Credentials {
+            ufrag: self.ufrag.clone(),
+            pwd: self.pwd.clone(),
+        }
+    }
+
+    fn transport_attribute(&mut self, name: &str, value: &str) {
+        match name {
+            "ice-ufrag" => value.clone_into(&mut self.ufrag),
+            "ice-pwd" => value.clone_into(&mut self.pwd),
+            "fingerprint" => value.clone_into(&mut self.fingerprint),
+            "setup" => value.clone_into(&mut self.setup),
+            "candidate" => {
+                let words: Vec<&str> = value.split(' ').collect();
+                let address = (
+                    words.get(4).and_then(|w| w.parse().ok()),
+                    words.get(5).and_then(|w| w.parse().ok()),
+                );
+                if let (Some(ip), Some(port)) = address {
+                    let candidate = SocketAddr::new(ip, port);
+                    if words.get(2).is_some_and(|w| w.eq_ignore_ascii_case("udp"))
+                        && !self.candidates.contains(&candidate)
+                    {
+                        self.candidates.push(candidate);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl AnswerMedia {
+    fn attribute(&mut self, name: &str, value: &str) {
+        let first = value.split(' ').next().unwrap_or_default();
+        match name {
+            "mid" => value.clone_into(&mut self.mid),
+            "sendonly" | "recvonly" | "inactive" | "sendrecv" => name.clone_into(&mut self.direction),
+            "rtpmap" => {
+                let encoding = value.split(' ').nth(1).and_then(|e| e.split('/').next());
+                if let (Ok(pt), Some(encoding)) = (first.parse(), encoding) {
+                    self.codecs.push((pt, encoding.to_owned()));
+                }
+            }
+            "ssrc" => {
+                if let Ok(ssrc) = first.parse()
+                    && !self.ssrcs.contains(&ssrc)
+                {
+                    self.ssrcs.push(ssrc);
+                }
+            }
+            "ssrc-group" => {
+                let mut ssrcs = value
+                    .strip_prefix("FID ")
+                    .unwrap_or_default()
+                    .split(' ')
+                    .map(str::parse);
+                if let (Some(Ok(primary)), Some(Ok(rtx))) = (ssrcs.next(), ssrcs.next()) {
+                    self.fid = Some((primary, rtx));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_answer_says_is_found() {
+        let answer = Answer::parse(
+            "v=0\r\na=ice-lite\r\na=fingerprint:sha-256 AA:BB\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=ice-ufrag:u\r\n\
+             a=ice-pwd:p\r\na=setup:passive\r\na=candidate:1 1 UDP 2130706431 192.0.2.1 8189 typ host\r\na=mid:0\r\n\
+             a=sendonly\r\na=rtpmap:111 opus/48000/2\r\na=ssrc-group:FID 1 2\r\na=ssrc:1 cname:x\r\na=ssrc:2 cname:x\r\n",
+        );
+        assert_eq!(
+            (answer.ufrag.as_str(), answer.pwd.as_str(), answer.setup.as_str()),
+            ("u", "p", "passive")
+        );
+        assert_eq!(answer.candidates, [SocketAddr::from(([192, 0, 2, 1], 8189))]);
+        let media = &answer.media[0];
+        assert_eq!(
+            (media.kind.as_str(), media.mid.as_str(), media.direction.as_str()),
+            ("audio", "0", "sendonly")
+        );
+        assert_eq!(media.codecs, [(111, "opus".to_owned())]);
+        assert_eq!((media.ssrcs.as_slice(), media.fid), ([1, 2].as_slice(), Some((1, 2))));
+    }
+}
