@@ -1,6 +1,6 @@
 //! The command line: reads the configuration, starts the gateway, waits for a signal.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -75,16 +75,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 /// What to do next. The only place that shows a token, and only one that we made.
 fn banner(gateway: &Gateway, has_play_token: bool) -> String {
     let http = gateway.http_addr();
-    let reachable = gateway.media().candidates().first().map(|candidate| candidate.ip());
-    let host = match http.ip() {
-        ip if ip.is_unspecified() => reachable.unwrap_or(ip),
-        ip => ip,
+    let reachable = gateway.media().candidates().first().map(SocketAddr::ip);
+    let ip = Some(http.ip())
+        .filter(|ip| !ip.is_unspecified())
+        .or(reachable)
+        .unwrap_or(http.ip());
+    let host = SocketAddr::new(ip, http.port());
+    // Browsers hand out cameras on localhost, but not on another address without TLS.
+    let studio = match http.ip() {
+        ip if ip.is_unspecified() || ip.is_loopback() => format!("localhost:{}", http.port()),
+        _ => host.to_string(),
     };
-    let host = match host {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("[{ip}]"),
-    };
-    let (host, port) = (format!("{host}:{}", http.port()), http.port());
     let token = gateway
         .made_token()
         .map_or("the configured publish token", |token| token.reveal());
@@ -92,7 +93,7 @@ fn banner(gateway: &Gateway, has_play_token: bool) -> String {
     format!(
         "\n  Millstream is running.\n\n  \
          Watch            http://{host}/watch/live{watching}\n  \
-         Publish          http://localhost:{port}/publish/live\n\n  \
+         Publish          http://{studio}/publish/live\n\n  \
          OBS Studio, Settings > Stream\n    \
          Service        WHIP\n    \
          Server         http://{host}/whip/live\n    \

@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use toml::Value;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Directive;
 
 use super::{Config, ConfigError, CorsOrigins, LogFormat, Secret};
 
@@ -104,7 +106,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "log.level",
-        allowed: "a level (\"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
+        allowed: "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
                   \"info,millstream::session=debug\"",
         is_secret: false,
         set: |config, value| log_level(value).map(|level| config.log.level = level),
@@ -199,7 +201,11 @@ fn log_format(value: &Value) -> Option<LogFormat> {
 }
 
 fn log_level(value: &Value) -> Option<String> {
-    let level = value.as_str()?;
-    tracing_subscriber::EnvFilter::builder().parse(level).ok()?;
-    (!level.is_empty()).then(|| level.to_owned())
+    let directives: Vec<&str> = value.as_str()?.split(',').map(str::trim).collect();
+    // A word alone is also the name of a target: a misspelt level would silence everything.
+    let is_known = |directive: &&str| match directive.contains(['=', '[']) {
+        true => directive.parse::<Directive>().is_ok(),
+        false => !directive.is_empty() && directive.parse::<LevelFilter>().is_ok(),
+    };
+    directives.iter().all(is_known).then(|| directives.join(","))
 }

@@ -24,6 +24,7 @@ fn the_environment_wins_over_the_file() {
             ("MILLSTREAM_HTTP__LISTEN", "127.0.0.1:2"),
             ("MILLSTREAM_WEBRTC__ANNOUNCE", "192.0.2.7, 2001:db8::7"),
             ("MILLSTREAM_WEBRTC__MAX_SESSIONS", "5"),
+            ("MILLSTREAM_LOG__LEVEL", "info, millstream::session=debug"),
             ("MILLSTREAM_CONFIG", "elsewhere.toml"),
             ("MILLSTREAM_BIN", "/bin/true"),
             ("PATH", "/bin"),
@@ -33,6 +34,7 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(config.http.listen.port(), 2);
     let announced: Vec<String> = config.webrtc.announce.iter().map(ToString::to_string).collect();
     assert_eq!(announced, ["192.0.2.7", "2001:db8::7"]);
+    assert_eq!(config.log.level, "info,millstream::session=debug");
     assert_eq!((config.webrtc.shards, config.webrtc.max_sessions), (3, 5));
 }
 
@@ -66,6 +68,8 @@ fn bad_values_are_refused_with_key_value_and_what_is_allowed() {
         ("limits.request_burst", "0"),
         ("log.format", "\"xml\""),
         ("log.level", "\"loud=very\""),
+        ("log.level", "\"verbose\""),
+        ("log.level", "\"\""),
     ] {
         let (section, name) = key.split_once('.').expect("dotted");
         let error = parse(&format!("[{section}]\n{name} = {value}"), &[])
@@ -91,4 +95,12 @@ fn a_file_that_was_named_has_to_exist_and_to_be_toml() {
     let missing = Config::load(Some(Path::new("/nonexistent/millstream.toml")), []);
     assert!(matches!(missing, Err(ConfigError::Read { .. })));
     assert!(matches!(parse("a = [", &[]), Err(ConfigError::Syntax { .. })));
+}
+
+#[test]
+fn the_readme_lists_every_key() {
+    let readme = include_str!("../../README.md");
+    for key in keys::KEYS {
+        assert!(readme.contains(&format!("| `{}` |", key.name)), "{}", key.name);
+    }
 }

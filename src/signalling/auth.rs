@@ -129,6 +129,7 @@ mod tests {
             (Publish, Some("Bearer api"), 403),
             (Play, Some("Bearer play"), 200),
             (Play, Some("Bearer pub"), 200),
+            (Play, Some("Bearer api"), 200),
             (Play, None, 401),
             (Play, Some("Bearer undefined"), 401),
             (Api, Some("Bearer api"), 200),

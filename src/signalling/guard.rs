@@ -1,11 +1,11 @@
-//! What every request passes: the rate limit, counters and cross-origin headers.
+//! What every request passes: the rate limit, counters and headers of every response.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
@@ -22,6 +22,9 @@ pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, 
         Err(problem) => problem.into_response(),
     };
     cors::decorate(&signalling.cors_origins, origin.as_ref(), response.headers_mut());
+    response
+        .headers_mut()
+        .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     signalling.counters.responded(response.status().as_u16());
     response
 }

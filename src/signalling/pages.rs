@@ -84,7 +84,6 @@ fn respond(file: &File) -> Response {
         (header::CONTENT_TYPE, file.media_type),
         (header::CACHE_CONTROL, CACHE),
         (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         // The player is an element for pages anywhere.
         (HeaderName::from_static("cross-origin-resource-policy"), "cross-origin"),

@@ -13,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -22,6 +22,8 @@ use tracing::debug;
 
 /// Time that the headers of a request may take, and that a connection may be idle between two requests.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
+/// Time for which a client may leave what we sent unread.
+const WRITE_DEADLINE: Duration = Duration::from_secs(20);
 /// Bytes that the headers of a request may have; more is 431.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Pause after an accept that failed: the process may be out of file descriptors.
@@ -105,7 +107,9 @@ async fn accept(
 }
 
 async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, mut stop: watch::Receiver<bool>) {
+    // Without these the connection works as well, if less well.
     let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_DEADLINE));
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
@@ -116,6 +120,8 @@ async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, 
         .header_read_timeout(HEADER_DEADLINE)
         .max_buf_size(MAX_HEADER_BYTES)
         .half_close(true)
+        // Some clients look for `Location:` case and all.
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     let finished = tokio::select! {
         result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(result),

@@ -1,0 +1,232 @@
+//! The program itself: arguments, exit codes, what it prints, and how it ends.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The program on free ports, with nothing of the environment of the tests.
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millstream"));
+    command
+        .args(arguments)
+        .env_clear()
+        .current_dir(env!("CARGO_TARGET_TMPDIR"))
+        .env("MILLSTREAM_HTTP__LISTEN", "127.0.0.1:0")
+        .env("MILLSTREAM_WEBRTC__LISTEN", "127.0.0.1:0")
+        .env("MILLSTREAM_WEBRTC__SHARDS", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().expect("runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A running gateway; killed when the test fails.
+struct Running {
+    child: Child,
+    log: mpsc::Receiver<String>,
+    http: String,
+}
+
+impl Running {
+    /// Starts with JSON logs and waits for the event `listening`.
+    fn start(mut command: Command) -> Self {
+        let mut child = command.env("MILLSTREAM_LOG__FORMAT", "json").spawn().expect("starts");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let (sender, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            stderr
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| sender.send(line))
+        });
+        let mut running = Self {
+            child,
+            log,
+            http: String::new(),
+        };
+        loop {
+            let line = running.log.recv_timeout(PATIENCE).expect("the event `listening`");
+            let event: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+            if event["fields"]["message"] == "listening" {
+                assert_eq!(event["level"], "INFO");
+                assert!(
+                    event["fields"]["webrtc"]
+                        .as_str()
+                        .is_some_and(|address| address.starts_with("127.0.0.1:"))
+                );
+                running.http = event["fields"]["http"].as_str().expect("address").to_owned();
+                return running;
+            }
+        }
+    }
+
+    fn request(&self, text: &str) -> String {
+        let mut stream = TcpStream::connect(&self.http).expect("connects");
+        stream.write_all(text.as_bytes()).expect("sends");
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).expect("reads");
+        reply
+    }
+
+    /// Sends a signal and returns the exit code, standard output, and the log since the start.
+    fn end(mut self, signal: &str) -> (Option<i32>, String, String) {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([signal, &pid])
+                .status()
+                .expect("kill")
+                .success()
+        );
+        let mut log = String::new();
+        while let Ok(line) = self.log.recv_timeout(PATIENCE) {
+            log += &line;
+            log.push('\n');
+        }
+        let mut stdout = String::new();
+        self.child
+            .stdout
+            .take()
+            .expect("piped")
+            .read_to_string(&mut stdout)
+            .expect("reads");
+        (self.child.wait().expect("exits").code(), stdout, log)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn check_says_whether_the_configuration_is_valid() {
+    let good = run(&mut program(&["check"]));
+    assert!(good.status.success(), "{}", text(&good.stderr));
+    let bad = run(program(&["check"]).env("MILLSTREAM_WEBRTC__SHARDS", "many"));
+    assert_eq!(bad.status.code(), Some(1));
+    let error = text(&bad.stderr);
+    for part in ["webrtc.shards", "MILLSTREAM_WEBRTC__SHARDS", "many", "a number"] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+}
+
+#[test]
+fn the_file_is_found_by_argument_and_by_variable() {
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("unknown-key.toml");
+    std::fs::write(&file, "[http]\nport = 80\n").expect("writes");
+    let path = file.to_str().expect("path");
+    for output in [
+        run(&mut program(&["check", "--config", path])),
+        run(&mut program(&["--config", path])),
+        run(program(&["serve"]).env("MILLSTREAM_CONFIG", path)),
+    ] {
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            text(&output.stderr).contains("unknown key `http.port`"),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn a_made_token_is_in_the_banner_and_nowhere_else() {
+    let mut command = program(&[]);
+    command.env("MILLSTREAM_LOG__LEVEL", "trace");
+    let gateway = Running::start(command);
+    let page = gateway.request("GET / HTTP/1.0\r\n\r\n");
+    assert!(page.starts_with("HTTP/1.0 200 OK"), "{page}");
+    let http = gateway.http.clone();
+    let (code, banner, log) = gateway.end("-TERM");
+    assert_eq!(code, Some(0));
+    let token = banner
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Bearer Token"))
+        .expect("token")
+        .trim();
+    assert_eq!(token.len(), 22, "{banner}");
+    for line in [
+        format!("http://{http}/watch/live"),
+        format!(
+            "http://localhost:{}/publish/live",
+            http.rsplit(':').next().expect("port")
+        ),
+        format!("Server         http://{http}/whip/live"),
+        "Service        WHIP".to_owned(),
+    ] {
+        assert!(banner.contains(&line), "{line} in {banner}");
+    }
+    assert!(log.contains("stopped") && !log.contains(token), "{log}");
+}
+
+/// T21.
+#[test]
+fn tokens_and_session_urls_are_never_logged() {
+    let mut command = program(&["serve"]);
+    command
+        .env("MILLSTREAM_LOG__LEVEL", "trace")
+        .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", "canary-publish")
+        .env("MILLSTREAM_AUTH__PLAY_TOKEN", "canary-play");
+    let gateway = Running::start(command);
+    let offer = include_str!("data/offers/obs-32.2.2-h264-advanced.sdp");
+    let post = |token: &str| {
+        gateway.request(&format!(
+            "POST /whip/live?token=canary-query HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\
+             Authorization: Bearer {token}\r\nContent-Type: application/sdp\r\nContent-Length: {}\r\n\r\n{offer}",
+            offer.len()
+        ))
+    };
+    assert!(post("canary-wrong").starts_with("HTTP/1.1 401"));
+    assert!(post("canary-play").starts_with("HTTP/1.1 403"));
+    let created = post("canary-publish");
+    let id = created
+        .split("/session/")
+        .nth(1)
+        .and_then(|rest| rest.get(..22))
+        .expect("Location");
+    let deleted = gateway.request(&format!(
+        "DELETE /session/{id} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    ));
+    assert!(deleted.starts_with("HTTP/1.1 200"), "{deleted}");
+    let (code, stdout, log) = gateway.end("-INT");
+    assert_eq!(code, Some(0));
+    assert!(log.contains("publisher accepted"), "{log}");
+    for output in [&stdout, &log] {
+        assert!(!output.contains("canary"), "{output}");
+        assert!(!output.contains(id), "{output}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_explained_by_its_key() {
+    let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("binds");
+    for (variable, address, key) in [
+        ("MILLSTREAM_HTTP__LISTEN", tcp.local_addr(), "http.listen"),
+        ("MILLSTREAM_WEBRTC__LISTEN", udp.local_addr(), "webrtc.listen"),
+    ] {
+        let address = address.expect("address").to_string();
+        let output = run(program(&["serve"]).env(variable, &address));
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(
+            error.contains(key) && error.contains(&address) && error.contains("another program"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,234 @@
+//! `/session/{id}`.
+
+use std::time::Duration;
+
+use millstream::Gateway;
+
+use crate::client::{OBS, Reply, Request, gateway, recorded};
+
+const TRICKLING: &str = recorded!("simple-whip-client-20240308-gst1.28.8-post.sdp");
+const CANDIDATES: &str = recorded!("simple-whip-client-20240308-gst1.28.8-patch1.sdpfrag");
+const END: &str = recorded!("simple-whip-client-20240308-gst1.28.8-patch2-endofcandidates.sdpfrag");
+const UNKNOWN: &str = "/session/AAAAAAAAAAAAAAAAAAAAAA";
+
+async fn publish(gateway: &Gateway, offer: &str) -> (String, String) {
+    let reply = Request::publish("/whip/live", offer).send(gateway).await;
+    (reply.location(), reply.header("etag").expect("ETag").to_owned())
+}
+
+fn credentials(offer: &str) -> (&str, &str) {
+    let find = |name| {
+        offer
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .expect("in the offer")
+            .trim()
+    };
+    (find("a=ice-ufrag:"), find("a=ice-pwd:"))
+}
+
+fn assert_trickled(reply: &Reply, case: &str) {
+    assert_eq!((reply.status, reply.body.len()), (204, 0), "{case}: {}", reply.text());
+    assert_eq!(reply.header("etag"), None, "{case}: P-10");
+}
+
+/// P-02, P-08, P-09, P-10, P-11, P-12, P-13.
+#[tokio::test]
+async fn fragments_of_real_clients_are_taken() {
+    let gateway = gateway(&[]).await;
+    let (session, tag) = publish(&gateway, TRICKLING).await;
+    let (ufrag, pwd) = credentials(TRICKLING);
+    let both = format!("a=ice-ufrag:{ufrag}\r\na=ice-pwd:{pwd}\r\n");
+    let whip_js =
+        format!("{both}m=video 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\na=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n");
+    let eyevinn = format!(
+        "{both}m=audio 9 RTP/AVP 0\r\na=mid:0\r\na=candidate:1 0 udp 1 x.local 9 typ host\r\n\
+         m=audio 9 RTP/AVP 0\r\na=mid:one\r\na=candidate:garbage\r\n"
+    );
+    for (client, fragment) in [
+        ("simple-whip-client", CANDIDATES),
+        ("simple-whip-client, the end", END),
+        ("whip.js", &whip_js),
+        ("eyevinn", &eyevinn),
+        ("without credentials", "a=candidate:1 1 tcp 1 2001:db8::1 9 typ host\n"),
+        (
+            "group and options",
+            "a=group:BUNDLE 0\r\na=ice-options:trickle\r\na=end-of-candidates\r\n",
+        ),
+    ] {
+        let request = Request::trickle(&session, fragment);
+        assert_trickled(&request.send(&gateway).await, client);
+        for if_match in [
+            tag.as_str(),
+            "*",
+            "\"*\"",
+            tag.trim_matches('"'),
+            &format!("\"old\", {tag}"),
+        ] {
+            let reply = request.clone().header("If-Match", if_match).send(&gateway).await;
+            assert_trickled(&reply, &format!("{client}, If-Match: {if_match}"));
+        }
+    }
+    let parameters = Request::new("PATCH", &session)
+        .header("Content-Type", "Application/Trickle-ICE-sdpfrag; charset=utf-8")
+        .body(END);
+    assert_trickled(&parameters.send(&gateway).await, "type with parameters");
+    gateway.stop().await;
+}
+
+/// P-02, P-04, P-07, P-15, P-18, P-20, P-21, B37.
+#[tokio::test]
+async fn patches_that_cannot_be_served_leave_the_session_alone() {
+    let gateway = gateway(&[]).await;
+    let (session, tag) = publish(&gateway, TRICKLING).await;
+    let restart = "a=ice-ufrag:another\r\na=ice-pwd:0123456789012345678901\r\na=end-of-candidates\r\n";
+    let json = r#"{"candidate":"candidate:1 1 udp 1 192.0.2.1 9 typ host","sdpMid":"0"}"#;
+    let large = "a=x:y\r\n".repeat(16 * 1024 / 7 + 1);
+    let other_type = |media_type| {
+        Request::new("PATCH", &session)
+            .header("Content-Type", media_type)
+            .body(OBS)
+    };
+    for (case, request, status, code) in [
+        ("renegotiation", other_type("application/sdp"), 409, "no_renegotiation"),
+        ("JSON", other_type("application/json"), 415, "unsupported_media_type"),
+        (
+            "no type",
+            Request::new("PATCH", &session).body(END),
+            415,
+            "unsupported_media_type",
+        ),
+        ("junk", Request::trickle(&session, "junk"), 400, "bad_fragment"),
+        ("empty", Request::trickle(&session, ""), 400, "bad_fragment"),
+        ("react-native", Request::trickle(&session, json), 400, "bad_fragment"),
+        ("too large", Request::trickle(&session, large), 413, "body_too_large"),
+        (
+            "stale tag",
+            Request::trickle(&session, END).header("If-Match", "\"old\""),
+            412,
+            "stale_ice_session",
+        ),
+        (
+            "weak tag",
+            Request::trickle(&session, END).header("If-Match", &format!("W/{tag}")),
+            412,
+            "stale_ice_session",
+        ),
+        (
+            "restart",
+            Request::trickle(&session, restart),
+            422,
+            "ice_restart_unsupported",
+        ),
+        (
+            "restart, *",
+            Request::trickle(&session, restart).header("If-Match", "*"),
+            422,
+            "ice_restart_unsupported",
+        ),
+        (
+            "old restart",
+            Request::trickle(&session, restart).header("If-Match", "\"old\""),
+            412,
+            "stale_ice_session",
+        ),
+        (
+            "unknown session",
+            Request::trickle(UNKNOWN, END),
+            404,
+            "unknown_session",
+        ),
+    ] {
+        let reply = request.send(&gateway).await;
+        assert_eq!((reply.status, reply.problem().as_str()), (status, code), "{case}");
+        if status == 415 {
+            assert_eq!(
+                reply.header("accept-patch"),
+                Some("application/trickle-ice-sdpfrag"),
+                "{case}"
+            );
+        }
+    }
+    assert_trickled(&Request::trickle(&session, END).send(&gateway).await, "afterwards");
+    gateway.stop().await;
+}
+
+/// D-01, D-02, D-06, D-07, D-09.
+#[tokio::test]
+async fn delete_ends_the_session_and_may_be_repeated_for_a_while() {
+    let gateway = gateway(&[]).await;
+    let (session, _) = publish(&gateway, OBS).await;
+    assert_eq!(gateway.media().sessions(), 1);
+    let delete = Request::new("DELETE", &session).header("If-Match", "\"wrong\"");
+    let reply = delete.send(&gateway).await;
+    assert_eq!((reply.status, reply.body.len()), (200, 0));
+    for _ in 0..100 {
+        if gateway.media().sessions() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(gateway.media().sessions(), 0);
+    assert_eq!(delete.send(&gateway).await.status, 200, "within the grace");
+    assert_eq!(Request::new("GET", &session).send(&gateway).await.status, 404);
+    assert_eq!(Request::trickle(&session, END).send(&gateway).await.status, 404);
+    gateway.stop().await;
+}
+
+/// P-21, B39.
+#[tokio::test]
+async fn what_is_no_session_is_not_found_with_every_method() {
+    let gateway = gateway(&[]).await;
+    for path in [
+        UNKNOWN,
+        "/session/short",
+        "/session/AAAAAAAAAAAAAAAAAAAAA%00",
+        "/session/AAAAAAAAAAAAAAAAAAAAAAA",
+    ] {
+        for method in ["GET", "DELETE", "PATCH"] {
+            let reply = Request::new(method, path).send(&gateway).await;
+            assert_eq!(
+                (reply.status, reply.problem().as_str()),
+                (404, "unknown_session"),
+                "{method} {path}"
+            );
+        }
+    }
+    gateway.stop().await;
+}
+
+/// H-07, H-08, P-03.
+#[tokio::test]
+async fn other_methods_on_a_session() {
+    let gateway = gateway(&[]).await;
+    let (session, _) = publish(&gateway, OBS).await;
+    for method in ["GET", "HEAD"] {
+        let reply = Request::new(method, &session).send(&gateway).await;
+        assert_eq!((reply.status, reply.body.len()), (204, 0), "{method}");
+    }
+    for method in ["POST", "PUT"] {
+        let reply = Request::new(method, &session).send(&gateway).await;
+        assert_eq!(reply.status, 405, "{method}");
+        assert_eq!(
+            reply.header("allow"),
+            Some("OPTIONS, HEAD, GET, PATCH, DELETE"),
+            "{method}"
+        );
+    }
+    let reply = Request::new("OPTIONS", &session).send(&gateway).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("accept-patch"), Some("application/trickle-ice-sdpfrag"));
+    gateway.stop().await;
+}
+
+/// H-27.
+#[tokio::test]
+async fn session_urls_and_tags_never_repeat() {
+    let gateway = gateway(&[]).await;
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..50 {
+        let (session, tag) = publish(&gateway, OBS).await;
+        assert!(seen.insert(session) && seen.insert(tag));
+    }
+    gateway.stop().await;
+}

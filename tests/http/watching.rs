@@ -1,0 +1,77 @@
+//! `/whep/{stream}`.
+
+use crate::client::{OBS, Request, VIEWER, gateway, make_live, recorded};
+
+/// E-01, E-03, B02, B16, B36.
+#[tokio::test]
+async fn a_viewer_is_answered_while_the_stream_is_live() {
+    let gateway = gateway(&[]).await;
+    let early = Request::offer("/whep/live", VIEWER).send(&gateway).await;
+    assert_eq!((early.status, early.problem().as_str()), (409, "not_live"));
+    assert_eq!(early.header("retry-after"), Some("1"));
+
+    make_live(&gateway, "live");
+    let reply = Request::offer("/whep/live", VIEWER).send(&gateway).await;
+    assert!(reply.location().starts_with("/session/"));
+    assert_eq!(reply.header("content-type"), Some("application/sdp"));
+    assert_eq!(reply.header("accept-patch"), Some("application/trickle-ice-sdpfrag"));
+    assert!(reply.header("etag").is_some());
+    assert_eq!(reply.text().matches("a=sendonly\r\n").count(), 2);
+    let firefox = recorded!("firefox-esr-153.7.0-noh264-recvonly.sdp");
+    assert_eq!(Request::offer("/whep/live", firefox).send(&gateway).await.status, 201);
+
+    for (offer, status, code) in [("", 400, "offer_missing"), (OBS, 422, "bad_direction")] {
+        let reply = Request::offer("/whep/live", offer).send(&gateway).await;
+        assert_eq!((reply.status, reply.problem().as_str()), (status, code));
+    }
+    gateway.stop().await;
+}
+
+/// E-02, H-08.
+#[tokio::test]
+async fn the_endpoint_says_that_it_speaks_whep() {
+    let gateway = gateway(&[]).await;
+    for method in ["GET", "HEAD"] {
+        let reply = Request::new(method, "/whep/live").send(&gateway).await;
+        assert_eq!((reply.status, reply.body.len()), (200, 0), "{method}");
+        assert_eq!(reply.header("content-type"), Some("application/sdp"), "{method}");
+        assert_eq!(reply.header("content-length"), Some("0"), "{method}");
+    }
+    let reply = Request::new("DELETE", "/whep/live").send(&gateway).await;
+    assert_eq!(
+        (reply.status, reply.header("allow")),
+        (405, Some("OPTIONS, HEAD, GET, POST"))
+    );
+    gateway.stop().await;
+}
+
+/// H-21.
+#[tokio::test]
+async fn watching_is_open_unless_there_is_a_play_token() {
+    let open = gateway(&[]).await;
+    make_live(&open, "live");
+    for authorization in [
+        "Bearer undefined",
+        "key-without-scheme",
+        "Basic eDp5",
+        "Bearer",
+        "\u{7f}",
+    ] {
+        let reply = Request::offer("/whep/live", VIEWER)
+            .header("Authorization", authorization)
+            .send(&open)
+            .await;
+        // A control character is no header at all, and refused by hyper.
+        let expected = if authorization == "\u{7f}" { 400 } else { 201 };
+        assert_eq!(reply.status, expected, "{authorization:?}");
+    }
+    open.stop().await;
+
+    let closed = gateway(&[("MILLSTREAM_AUTH__PLAY_TOKEN", "ticket")]).await;
+    make_live(&closed, "live");
+    let offer = Request::offer("/whep/live", VIEWER);
+    assert_eq!(offer.send(&closed).await.status, 401);
+    assert_eq!(offer.clone().bearer("wrong").send(&closed).await.status, 401);
+    assert_eq!(offer.clone().bearer("ticket").send(&closed).await.status, 201);
+    closed.stop().await;
+}
