@@ -150,7 +150,7 @@ fn start_media(config: &config::WebRtc, identity: Arc<Identity>) -> Result<Media
         max_sessions: config.max_sessions,
     };
     let started = match MediaPlane::start(settings(config.listen), identity.clone()) {
-        Err(StartError::Bind { address, source }) => match server::without_ipv6(address, &source) {
+        Err(StartError::Bind { address, source }) => match server::without_ipv6(address) {
             Some(address) => MediaPlane::start(settings(address), identity),
             None => Err(StartError::Bind { address, source }),
         },

@@ -1,7 +1,7 @@
 //! The HTTP server: a listener, and a task for each connection with its deadlines and limits.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,18 +41,18 @@ pub struct Peer(pub SocketAddr);
 
 /// Binds the listener. `[::]` takes both families; where the kernel has no IPv6 it becomes `0.0.0.0`.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    listen(address).or_else(|error| match without_ipv6(address, &error) {
+    listen(address).or_else(|error| match without_ipv6(address) {
         Some(address) => listen(address),
         None => Err(error),
     })
 }
 
-/// The address to take instead when binding `[::]` failed because the kernel has no IPv6.
-pub fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
-    let is_missing =
-        error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT);
-    let is_any = address.is_ipv6() && address.ip().is_unspecified();
-    (is_any && is_missing).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+/// The address to take instead when binding `[::]` failed because the kernel has no IPv6, which is when it gives no
+/// other port of that address either.
+pub fn without_ipv6(address: SocketAddr) -> Option<SocketAddr> {
+    let is_any = address.ip() == Ipv6Addr::UNSPECIFIED;
+    let is_missing = || std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err();
+    (is_any && is_missing()).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
