@@ -116,8 +116,11 @@ const BUDGET_SHARE: f64 = 0.25;
 /// Retransmitted bytes that are always allowed: a burst of loss at the start.
 const BUDGET_BURST: f64 = 256_000.0;
 
-/// Slowest refill of the budget in bytes per second, for streams of very low rate.
-const BUDGET_RATE: f64 = 64_000.0;
+/// Refill in bytes per second besides the share, for streams of very low rate.
+const BUDGET_RATE: f64 = 4_000.0;
+
+/// RTP header, original sequence number and tag of a retransmission, in bytes.
+const RESEND_OVERHEAD: usize = 30;
 
 const MIN_ANSWER_SPACING: Duration = Duration::from_millis(20);
 
@@ -381,7 +384,7 @@ impl OutTrack {
                 let (out, track) = line.find(*seq, newest)?;
                 let packet = ring.get(track)?.clone();
                 history
-                    .allows(out, packet.body_len(), now, spacing)
+                    .allows(out, packet.body_len() + RESEND_OVERHEAD, now, spacing)
                     .then_some(Retransmissions { out, packet })
             })
             .collect()
@@ -458,7 +461,7 @@ impl History {
     fn refill(&mut self, now: Instant, sent: Sent) {
         let elapsed = now.duration_since(self.refilled).as_secs_f64();
         let octets = f64::from(sent.octets.wrapping_sub(self.octets));
-        let earned = (octets * BUDGET_SHARE).max(elapsed * BUDGET_RATE);
+        let earned = octets * BUDGET_SHARE + elapsed * BUDGET_RATE;
         (self.refilled, self.octets) = (now, sent.octets);
         self.budget = (self.budget + earned).min(BUDGET_BURST);
     }

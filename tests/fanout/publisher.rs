@@ -1,0 +1,140 @@
+//! A publisher: paced synthetic media, retransmission on NACK, key frames on request if it is of that kind.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use millstream::media::rtcp::{self, Message, SenderInfo};
+use millstream::media::{Ssrc, clock};
+use millstream_test_support::{SyntheticAudio, SyntheticVideo, VideoConfig};
+
+pub struct Publisher {
+    config: VideoConfig,
+    video: SyntheticVideo,
+    audio: SyntheticAudio,
+    audio_ssrc: u32,
+    started: Option<Instant>,
+    /// When each video frame was sent.
+    pub sent_at: HashMap<u32, Instant>,
+    history: VecDeque<Vec<u8>>,
+    pending: Vec<Vec<u8>>,
+    /// When a request for a key frame arrived.
+    pub requests: Vec<Instant>,
+    answers_requests: bool,
+    next_report: Option<Instant>,
+    pub paused: bool,
+}
+
+/// As many packets as OBS keeps.
+const HISTORY: usize = 4_000;
+
+impl Publisher {
+    /// Like OBS: asked for a key frame it does nothing.
+    pub fn deaf(config: VideoConfig) -> Self {
+        Self {
+            config,
+            video: SyntheticVideo::new(config),
+            audio: SyntheticAudio::new(111, config.ssrc ^ 0xffff, config.seed),
+            audio_ssrc: config.ssrc ^ 0xffff,
+            started: None,
+            sent_at: HashMap::new(),
+            history: VecDeque::new(),
+            pending: Vec::new(),
+            requests: Vec::new(),
+            answers_requests: false,
+            next_report: None,
+            paused: false,
+        }
+    }
+
+    /// Like a browser: asked for a key frame it sends one.
+    pub fn obedient(config: VideoConfig) -> Self {
+        Self {
+            answers_requests: true,
+            ..Self::deaf(config)
+        }
+    }
+
+    pub fn video_ssrc(&self) -> u32 {
+        self.config.ssrc
+    }
+
+    pub fn audio_ssrc(&self) -> u32 {
+        self.audio_ssrc
+    }
+
+    /// Number of the newest frame that was sent.
+    pub fn newest(&self) -> u32 {
+        self.sent_at.keys().copied().max().unwrap_or(0)
+    }
+
+    /// RTP and RTCP that are due.
+    pub fn poll(&mut self, now: Instant) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let started = *self.started.get_or_insert(now);
+        let mut rtp = std::mem::take(&mut self.pending);
+        while started + self.video.next_at() <= now {
+            let frame = self.video.next_frame();
+            if self.paused {
+                continue;
+            }
+            self.sent_at.insert(frame.number, now);
+            self.history.extend(frame.packets.iter().cloned());
+            rtp.extend(frame.packets);
+        }
+        while started + self.audio.next_at() <= now {
+            let frame = self.audio.next_frame();
+            if !self.paused {
+                rtp.extend(frame.packets);
+            }
+        }
+        while self.history.len() > HISTORY {
+            self.history.pop_front();
+        }
+        let due = self.next_report.is_none_or(|at| at <= now) && now > started;
+        let rtcp = if due {
+            vec![self.report(now, started)]
+        } else {
+            Vec::new()
+        };
+        (rtp, rtcp)
+    }
+
+    fn report(&mut self, now: Instant, started: Instant) -> Vec<u8> {
+        self.next_report = Some(now + Duration::from_secs(1));
+        let elapsed = now.duration_since(started);
+        let ntp = clock::ntp(Duration::from_secs(1_700_000_000) + elapsed);
+        let mut compound = Vec::new();
+        let first = self.config.first_time;
+        for (ssrc, rate, first) in [(self.config.ssrc, 90_000, first), (self.audio_ssrc, 48_000, 0)] {
+            let rtp_time = first.wrapping_add(clock::ticks(elapsed, rate) as u32);
+            let info = SenderInfo {
+                ssrc: Ssrc(ssrc),
+                ntp,
+                rtp_time,
+                packets: 1,
+                octets: 1,
+            };
+            rtcp::write_sender_report(&mut compound, &info, "publisher");
+        }
+        compound
+    }
+
+    pub fn handle_rtcp(&mut self, now: Instant, compound: &[u8]) {
+        for message in rtcp::read(compound) {
+            match message {
+                Message::Nack { seqs, .. } => {
+                    for seq in seqs {
+                        let wanted = |packet: &&Vec<u8>| packet[2..4] == seq.to_be_bytes();
+                        self.pending.extend(self.history.iter().rev().find(wanted).cloned());
+                    }
+                }
+                Message::KeyFrameRequest { .. } => {
+                    self.requests.push(now);
+                    if self.answers_requests {
+                        self.video.request_key_frame();
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! A viewer that behaves like a browser: asks again for what is missing, and remembers everything that it saw.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use millstream::media::rtcp::{self, Message};
+use millstream::media::rtp::{Header, extend_seq, extend_time};
+use millstream::media::{Kind, Ssrc};
+use millstream::sdp::plan::OutgoingTrack;
+use millstream_test_support::{FrameCheck, Stamp};
+
+pub struct Viewer {
+    pub tracks: Vec<OutgoingTrack>,
+    rtt: Duration,
+    pub video: Line,
+    pub audio: Line,
+    pub check: FrameCheck,
+    /// When each video frame was whole.
+    pub whole_at: BTreeMap<u32, Instant>,
+    parts: BTreeMap<u32, u16>,
+    /// Packets that came as retransmissions.
+    pub repaired: u64,
+    pub plis: Vec<Vec<u8>>,
+    /// NTP time and RTP time of the last sender report, by kind.
+    pub reports: BTreeMap<u32, (u64, u32)>,
+    pub nacks: bool,
+}
+
+/// What was seen of one track.
+#[derive(Default)]
+pub struct Line {
+    /// Arrival, RTP time and stamp by extended sequence number.
+    pub packets: BTreeMap<u64, Seen>,
+    missing: BTreeMap<u64, Missing>,
+    highest: Option<u64>,
+    latest_time: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    pub at: Instant,
+    pub time: u64,
+    pub stamp: Option<Stamp>,
+}
+
+struct Missing {
+    since: Instant,
+    asked: Option<Instant>,
+}
+
+/// A browser gives a packet up after about this time.
+const PATIENCE: Duration = Duration::from_millis(1_000);
+
+impl Viewer {
+    pub fn new(rtt: Duration) -> Self {
+        Self {
+            tracks: Vec::new(),
+            rtt,
+            video: Line::default(),
+            audio: Line::default(),
+            check: FrameCheck::default(),
+            whole_at: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            repaired: 0,
+            plis: Vec::new(),
+            reports: BTreeMap::new(),
+            nacks: true,
+        }
+    }
+
+    pub fn track(&self, kind: Kind) -> &OutgoingTrack {
+        self.tracks.iter().find(|t| t.kind == kind).expect("negotiated")
+    }
+
+    pub fn handle_rtp(&mut self, now: Instant, packet: &[u8]) {
+        let header = Header::parse(packet).expect("the gateway sends valid RTP");
+        let Some(track) = self
+            .tracks
+            .iter()
+            .find(|t| t.ssrc == header.ssrc || t.rtx_ssrc == Some(header.ssrc))
+        else {
+            panic!("a packet of an SSRC that the answer does not name");
+        };
+        let mut payload = &packet[header.payload()];
+        let mut seq = header.seq;
+        let rtx = track.rtx_ssrc == Some(header.ssrc);
+        let codec = track.codecs.iter().find(|c| {
+            if rtx {
+                c.rtx_pt == Some(header.pt)
+            } else {
+                c.pt == header.pt
+            }
+        });
+        assert!(codec.is_some(), "payload type {:?} was not answered", header.pt);
+        if rtx {
+            seq = u16::from_be_bytes([payload[0], payload[1]]);
+            payload = &payload[2..];
+            self.repaired += 1;
+        }
+        let kind = track.kind;
+        let line = match kind {
+            Kind::Video => &mut self.video,
+            Kind::Audio => &mut self.audio,
+        };
+        let stamp = match kind {
+            Kind::Video => Stamp::of_video(payload),
+            Kind::Audio => Stamp::of_audio(payload),
+        };
+        if !line.note(now, seq, header.time, stamp) {
+            return;
+        }
+        if let (Kind::Video, Some(stamp)) = (kind, stamp) {
+            self.check.push(stamp);
+            let parts = self.parts.entry(stamp.frame).or_default();
+            *parts += 1;
+            if *parts == stamp.count {
+                self.whole_at.insert(stamp.frame, now);
+            }
+        }
+    }
+
+    pub fn handle_rtcp(&mut self, _now: Instant, compound: &[u8]) {
+        for message in rtcp::read(compound) {
+            if let Message::SenderReport {
+                ssrc, ntp, rtp_time, ..
+            } = message
+            {
+                self.reports.insert(ssrc.0, (ntp, rtp_time));
+            }
+        }
+    }
+
+    /// RTCP that is due.
+    pub fn poll(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        let mut compounds = std::mem::take(&mut self.plis);
+        if !self.nacks {
+            return compounds;
+        }
+        let media = self.tracks.iter().find(|t| t.kind == Kind::Video).map(|t| t.ssrc);
+        let asked = self.video.ask(now, self.rtt + Duration::from_millis(20));
+        if let (Some(media), false) = (media, asked.is_empty()) {
+            let mut compound = Vec::new();
+            rtcp::write_receiver_report(&mut compound, Ssrc(1), &[], "viewer");
+            rtcp::write_nack(&mut compound, Ssrc(1), media, &asked);
+            compounds.push(compound);
+        }
+        compounds
+    }
+
+    /// Asks for a key frame at the next opportunity.
+    pub fn ask_for_key_frame(&mut self) {
+        let mut compound = Vec::new();
+        rtcp::write_receiver_report(&mut compound, Ssrc(1), &[], "viewer");
+        rtcp::write_pli(&mut compound, Ssrc(1), self.track(Kind::Video).ssrc);
+        self.plis.push(compound);
+    }
+}
+
+impl Line {
+    /// Takes note of a packet; false if it was there already.
+    fn note(&mut self, now: Instant, seq: u16, time: u32, stamp: Option<Stamp>) -> bool {
+        let ext = match self.highest {
+            Some(highest) => extend_seq(highest, seq),
+            None => (1 << 16) + u64::from(seq),
+        };
+        if self.packets.contains_key(&ext) {
+            return false;
+        }
+        let highest = self.highest.unwrap_or(ext - 1);
+        for missing in highest + 1..ext {
+            self.missing.insert(
+                missing,
+                Missing {
+                    since: now,
+                    asked: None,
+                },
+            );
+        }
+        self.missing.remove(&ext);
+        self.highest = Some(highest.max(ext));
+        let time = extend_time(self.latest_time.unwrap_or((1 << 32) + u64::from(time)), time);
+        self.latest_time = Some(self.latest_time.unwrap_or(0).max(time));
+        self.packets.insert(ext, Seen { at: now, time, stamp });
+        true
+    }
+
+    fn ask(&mut self, now: Instant, spacing: Duration) -> Vec<u16> {
+        self.missing.retain(|_, m| now.duration_since(m.since) < PATIENCE);
+        let mut asked = Vec::new();
+        for (seq, missing) in &mut self.missing {
+            let settled = now.duration_since(missing.since) >= Duration::from_millis(5);
+            if settled && missing.asked.is_none_or(|at| now.duration_since(at) >= spacing) {
+                missing.asked = Some(now);
+                asked.push(*seq as u16);
+            }
+        }
+        asked
+    }
+
+    /// Sequence numbers between the first and the last that never came.
+    pub fn holes(&self) -> usize {
+        let (Some((first, _)), Some((last, _))) = (self.packets.first_key_value(), self.packets.last_key_value())
+        else {
+            return 0;
+        };
+        usize::try_from(last - first).expect("fits") + 1 - self.packets.len()
+    }
+
+    /// Panics unless times never go back along the line, frames differ in time, and no step in time is longer than
+    /// `longest`, in units of the clock.
+    pub fn assert_steady(&self, longest: u64) {
+        let mut previous: Option<(u64, Seen)> = None;
+        for (seq, seen) in &self.packets {
+            if let Some((before, last)) = previous {
+                assert!(
+                    seen.time >= last.time,
+                    "time goes back at {seq}: {} after {}",
+                    seen.time,
+                    last.time
+                );
+                assert!(
+                    seen.time - last.time <= longest,
+                    "time jumps by {} at {seq}",
+                    seen.time - last.time
+                );
+                if let (Some(a), Some(b), true) = (last.stamp, seen.stamp, seq - before == 1) {
+                    let same_frame = a.frame == b.frame;
+                    assert_eq!(
+                        same_frame,
+                        seen.time == last.time,
+                        "frames {} and {} at {seq}",
+                        a.frame,
+                        b.frame
+                    );
+                }
+            }
+            previous = Some((*seq, *seen));
+        }
+    }
+}
