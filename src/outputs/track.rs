@@ -501,3 +501,106 @@ impl History {
         true
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use super::*;
+    use crate::media::{Format, Mid, ProfileLevelId};
+    use crate::sdp::plan::{Extensions, Feedback, NegotiatedCodec};
+    use bytes::Bytes;
+
+    fn track() -> OutTrack {
+        let format = Format::H264 {
+            profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
+            packetization_mode: 1,
+        };
+        let codec = NegotiatedCodec {
+            pt: Pt(102),
+            rtx_pt: None,
+            format,
+            feedback: Feedback::default(),
+        };
+        let plan = OutgoingTrack {
+            mid: Mid("0".into()),
+            kind: Kind::Video,
+            codecs: vec![codec],
+            extensions: Extensions::default(),
+            ssrc: Ssrc(1),
+            rtx_ssrc: None,
+        };
+        OutTrack::new(plan, &mut || 7)
+    }
+
+    fn insert(ring: &mut Ring, at: Instant, frame: u64) -> Arc<Packet> {
+        let make = |order| Packet {
+            seq: 100 + frame,
+            time: 1_000_000 + frame * 3_000,
+            order,
+            codec: Codec::H264,
+            marker: true,
+            key_frame: frame == 0,
+            padding: 0,
+            arrival: at,
+            payload: Bytes::from_static(&[0; 1_000]),
+        };
+        ring.insert(100 + frame, make).expect("new")
+    }
+
+    #[test]
+    fn what_was_read_from_the_ring_is_not_sent_again_when_its_batch_arrives() {
+        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
+        let batches: Vec<Arc<Packet>> = (0..3).map(|frame| insert(&mut ring, t, frame)).collect();
+        track.start(t, &ring);
+        let mut due = Vec::new();
+        track.catch_up(t, &ring, &mut due);
+        assert_eq!(due.len(), 3);
+        assert!(batches.iter().all(|packet| !track.takes(packet)));
+        assert!(track.takes(&insert(&mut ring, t, 3)));
+    }
+
+    #[test]
+    fn a_viewer_that_waits_for_an_answer_begins_with_the_cache_if_none_comes() {
+        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
+        insert(&mut ring, t, 0);
+        track.wait(t + Duration::from_millis(300));
+        assert_eq!(track.poll_catch_up(), Some(t + Duration::from_millis(300)));
+        let mut due = Vec::new();
+        track.catch_up(t + Duration::from_millis(300), &ring, &mut due);
+        assert_eq!(due.len(), 1);
+    }
+
+    #[test]
+    fn the_burst_ends_at_a_newer_key_frame_and_time_does_not_go_back() {
+        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
+        for frame in 0..300 {
+            insert(&mut ring, t + Duration::from_millis(frame * 33), frame);
+        }
+        let now = t + Duration::from_secs(10);
+        track.start(now, &ring);
+        let mut due = Vec::new();
+        track.catch_up(now + Duration::from_millis(10), &ring, &mut due);
+        let sent = due.len();
+        assert!((1..200).contains(&sent), "{sent}");
+        track.sent_until = 100 + sent as u64;
+        track.sent_time = track.line.map(99 + sent as u64, due[sent - 1].time).expect("sent").1;
+        // The key frame was late on its way: its time is behind that of the burst.
+        let make = |order| Packet {
+            seq: 400,
+            time: track.sent_time - 10,
+            order,
+            codec: Codec::H264,
+            marker: true,
+            key_frame: true,
+            padding: 0,
+            arrival: now,
+            payload: Bytes::from_static(&[0; 1_000]),
+        };
+        let key_frame = ring.insert(400, make).expect("new");
+        due.clear();
+        track.catch_up(now + Duration::from_millis(20), &ring, &mut due);
+        assert_eq!(due.iter().map(|p| p.seq).collect::<Vec<_>>(), [400]);
+        let (_, time) = track.line.map(400, key_frame.time).expect("on the line");
+        assert!(time > track.sent_time);
+    }
+}

@@ -227,13 +227,18 @@ fn a_second_publisher_takes_over_with_its_first_packet() {
 #[test]
 fn invariant_7_media_follows_an_authenticated_nomination_to_a_new_address() {
     let mut world = World::new(51, 2, 8192);
-    world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    let publisher = world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
     world.run(SECOND);
     let index = world.watch("live", 0, near());
     world.run(2 * SECOND);
     world.move_to(index, SocketAddr::from(([192, 0, 2, 9], 4_000)));
     world.run(2 * SECOND);
+    let newest = world.publisher(publisher).newest();
     let viewer = world.viewer(index);
+    assert!(
+        viewer.whole_at.contains_key(&(newest - 1)),
+        "media arrives at the new address"
+    );
     // What was on its way to the old address when the check arrived is asked for again.
     assert_eq!(viewer.video.holes(), 0);
     viewer.video.assert_steady(ticks(Duration::from_millis(50)));
