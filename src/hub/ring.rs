@@ -15,6 +15,8 @@ pub struct Ring {
     slots: VecDeque<Option<Arc<Packet>>>,
     first: TrackSeq,
     bytes: usize,
+    /// Of these, those from the newest key frame on.
+    bytes_since_key_frame: usize,
     order: u64,
     /// First packets of the frames that a decoder can begin with, oldest first; all within the ring.
     key_frames: VecDeque<TrackSeq>,
@@ -61,6 +63,9 @@ impl Ring {
             *slot = Some(packet.clone());
         }
         self.bytes += packet.payload.len();
+        if self.key_frame().is_some_and(|start| start <= seq) {
+            self.bytes_since_key_frame += packet.payload.len();
+        }
         self.note_frame(&packet);
         self.evict(packet.arrival);
         Some(packet)
@@ -79,6 +84,7 @@ impl Ring {
         }
         if packet.key_frame && self.key_frames.back().is_none_or(|last| *last < start) {
             self.key_frames.push_back(start);
+            self.bytes_since_key_frame = self.sum_since(start);
         }
     }
 
@@ -137,8 +143,12 @@ impl Ring {
         self.newest_arrival.map(|arrival| (self.newest_time, arrival))
     }
 
-    /// Payload bytes from a position to the end.
-    pub fn bytes_since(&self, seq: TrackSeq) -> usize {
+    /// Payload bytes from the newest key frame to the end: what a viewer would begin with. 0 without a key frame.
+    pub fn bytes_since_key_frame(&self) -> usize {
+        self.key_frame().map_or(0, |_| self.bytes_since_key_frame)
+    }
+
+    fn sum_since(&self, seq: TrackSeq) -> usize {
         let skip = usize::try_from(seq.saturating_sub(self.first)).unwrap_or(usize::MAX);
         self.slots.iter().skip(skip).flatten().map(|p| p.payload.len()).sum()
     }
@@ -197,6 +207,9 @@ mod tests {
         insert(&mut ring, t, 12, 2, true);
         insert(&mut ring, t, 13, 2, true);
         assert_eq!(ring.key_frame(), Some(11));
+        assert_eq!(ring.bytes_since_key_frame(), 3_000);
+        insert(&mut ring, t, 14, 3, false);
+        assert_eq!(ring.bytes_since_key_frame(), ring.sum_since(11));
     }
 
     #[test]

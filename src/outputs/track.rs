@@ -102,7 +102,7 @@ const MAX_DOUBLINGS: u32 = 3;
 const MIN_SQUEEZED: Duration = Duration::from_millis(100);
 
 /// Between two parts of the burst.
-const BURST_STEP: Duration = Duration::from_millis(4);
+const BURST_STEP: Duration = Duration::from_millis(10);
 
 /// Packets of one part of the burst at most: what the socket buffer of a receiver holds.
 const MAX_PART: usize = 128;
@@ -193,7 +193,7 @@ impl OutTrack {
         // What was sent already has the time of the live edge; what follows has to be later.
         let begin = newest.max(self.sent_time) + 1;
         let squeeze = (age >= MIN_SQUEEZED || first.time <= self.sent_time).then(|| {
-            let by_bytes = Duration::from_secs_f64(ring.bytes_since(key_frame) as f64 / BURST_RATE as f64);
+            let by_bytes = Duration::from_secs_f64(ring.bytes_since_key_frame() as f64 / BURST_RATE as f64);
             let longest = MAX_BURST * (1 << self.bursts.min(MAX_DOUBLINGS));
             let room = by_bytes * (1 << self.bursts.min(MAX_DOUBLINGS));
             let room = room.min(longest).min(age / 2).max(BURST_STEP);

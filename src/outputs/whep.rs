@@ -307,7 +307,7 @@ fn asking_is_cheaper(ring: &Ring, viewers: usize) -> bool {
         return true;
     };
     let age = ring.age(key_frame).unwrap_or_default();
-    age > FRESH && ring.bytes_since(key_frame) > ring.frame_bytes(key_frame).saturating_mul(viewers)
+    age > FRESH && ring.bytes_since_key_frame() > ring.frame_bytes(key_frame).saturating_mul(viewers)
 }
 
 /// Round trip from a report block (RFC 3550 §6.4.1). `None` when it is absurd.
