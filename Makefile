@@ -4,10 +4,9 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
 CARGO ?= cargo
-# Seconds for each fuzz target in `fuzz-short`.
-FUZZ_SECONDS ?= 30
+BENCH_ARGS ?=
 
-.PHONY: help run build test check lint deny unit-test browser-test bench fuzz-short clean
+.PHONY: help run build test check lint deny unit-test load-test browser-test bench hostile clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,10 +20,11 @@ build: ## Build the release: target/release/millstream
 	@scripts/setup.sh run
 	$(CARGO) build --release --locked
 
-test: ## Install what the tests need, then check, unit-test and browser-test
+test: ## Install what the tests need, then check, unit-test, load-test and browser-test
 	@scripts/setup.sh run test
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory unit-test
+	@$(MAKE) --no-print-directory load-test
 	@$(MAKE) --no-print-directory browser-test
 
 check: lint deny ## Formatting, lints, docs, and the licences and origins of dependencies
@@ -46,13 +46,16 @@ browser-test: ## Real Chromium and Firefox against the gateway (BROWSER_TEST=nam
 	cd tests/browser && node --test --test-concurrency=1 --test-reporter=spec \
 		$(if $(BROWSER_TEST),--test-name-pattern="$(BROWSER_TEST)")
 
-bench: ## Measure the media plane: tests/bench
-	$(CARGO) run --release --locked -p millstream-bench
+load-test: ## The short forms of bench and hostile: judged by loss and survival, not by time
+	$(CARGO) build --workspace --locked
+	target/debug/millstream-bench --gateway target/debug/millstream --short
+	target/debug/millstream-bench chaos hostile --gateway target/debug/millstream --datagrams 100000
 
-fuzz-short: ## A short run of every fuzz target (needs nightly Rust and cargo-fuzz)
-	@if [ ! -d tests/fuzz ]; then echo "There are no fuzz targets in tests/fuzz."; exit 1; fi
-	cd tests/fuzz && for target in $$(cargo +nightly fuzz list); do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS); done
+bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="--viewers 200 --seconds 10")
+	$(CARGO) run --release --locked -p millstream-bench -- $(BENCH_ARGS)
+
+hostile: build ## A million mutated datagrams at a live gateway while a viewer watches
+	$(CARGO) run --release --locked -p millstream-bench -- chaos hostile
 
 clean: ## Remove everything that was built
 	$(CARGO) clean
