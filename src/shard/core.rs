@@ -287,14 +287,14 @@ impl Core {
         peer.connected = Some(now);
         self.shared.registry.connected(peer.id);
         let took = now.duration_since(peer.opened);
-        let remote = peer.destination.map(|d| d.to);
+        let remote = peer.destination.map_or_else(String::new, |d| d.to.to_string());
         match &mut peer.role {
             Role::Publisher(publisher) => {
-                info!(session = ?peer.id, stream = %publisher.stream_name(), ?remote, ?took, "publisher connected");
+                info!(session = ?peer.id, stream = %publisher.stream_name(), remote, ?took, "publisher connected");
                 publisher.connected(&self.shared.hub);
             }
             Role::Viewer(viewer) => {
-                info!(session = ?peer.id, stream = %viewer.stream.name, ?remote, ?took, "viewer connected");
+                info!(session = ?peer.id, stream = %viewer.stream.name, remote, ?took, "viewer connected");
                 let stream = viewer.stream.clone();
                 let (wishes, source) = {
                     let mut state = stream.lock();

@@ -7,7 +7,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use rand::{Rng as _, RngCore as _};
-use tracing::info;
+use tracing::debug;
 
 use super::auth::Permission;
 use super::body::{self, OFFER_LIMIT, SDP};
@@ -82,7 +82,7 @@ fn publish(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result
     let (publication, answer) = answer_publisher(offer, &local(signalling, &placement))?;
     let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials);
     let session = media.publish(stream.clone(), placement, publication)?;
-    info!(?session, %stream, "publisher accepted");
+    debug!(?session, %stream, "publisher accepted");
     Ok(created(signalling, session, ice, answer))
 }
 
@@ -101,7 +101,7 @@ fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result<Re
     let (playback, answer) = answer_viewer(offer, &formats, &local(signalling, &placement), random)?;
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials);
     let session = media.play(stream.clone(), placement, playback)?;
-    info!(?session, %stream, "viewer accepted");
+    debug!(?session, %stream, "viewer accepted");
     Ok(created(signalling, session, ice, answer))
 }
 

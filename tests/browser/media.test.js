@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import {
-  chromium, firefox, isLive, pageData, playerData, plays, publish, soundOn, startGateway, until, watch,
+  chromium, firefox, isLive, pageData, playerData, plays, publish, PUBLISH_TOKEN, soundOn, startGateway, until, watch,
 } from './harness.js';
 
 // A publisher and a viewer each have a browser of their own: pages in the background are slowed down.
@@ -53,6 +53,29 @@ for (const codec of ['VP8', 'H264']) {
 
 test('chromium sees and hears firefox in VP8', (t) =>
   seesAndHears(t, { from: fox, to: viewer, codec: 'VP8', stream: 'studio/fox' }));
+
+test('a browser that publishes learns that it may send more', async (t) => {
+  const page = await sender.newPage();
+  t.after(() => page.close());
+  await page.evaluateOnNewDocument(() => {
+    window.connections = [];
+    window.RTCPeerConnection = class extends RTCPeerConnection {
+      constructor(...args) {
+        super(...args);
+        window.connections.push(this);
+      }
+    };
+  });
+  await page.goto(`${gateway.origin}/publish/raising?auto=camera&bitrate=2500#token=${PUBLISH_TOKEN}`);
+  const estimate = () => page.evaluate(async () => {
+    const reports = await window.connections[0]?.getStats() ?? new Map();
+    const pair = [...reports.values()].find((r) => r.type === 'candidate-pair' && r.nominated);
+    return pair?.availableOutgoingBitrate ?? 0;
+  });
+  // Without transport-wide feedback Chromium stays at the 300 kbit/s with which it begins.
+  const reached = await until(estimate, (bitrate) => bitrate > 2_000_000, 'an estimate above 2 Mbit/s');
+  t.diagnostic(`${Math.round(reached / 1000)} kbit/s`);
+});
 
 test('a viewer who comes first waits and then sees the stream begin', async (t) => {
   const page = await watch(viewer, gateway, 'early');
