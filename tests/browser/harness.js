@@ -139,8 +139,9 @@ export async function open(browser, url) {
 }
 
 /** The publish page, going live by itself. */
-export function publish(browser, gateway, stream, { codec = 'VP8', token = PUBLISH_TOKEN } = {}) {
-  return open(browser, `${gateway.origin}/publish/${stream}?auto=camera&height=480&codec=${codec}#token=${token}`);
+export function publish(browser, gateway, stream, { codec = 'VP8', sound = '', token = PUBLISH_TOKEN } = {}) {
+  const query = new URLSearchParams({ auto: 'camera', height: '480', codec, ...(sound && { sound }) });
+  return open(browser, `${gateway.origin}/publish/${stream}?${query}#token=${token}`);
 }
 
 export const watch = (browser, gateway, stream) => open(browser, `${gateway.origin}/watch/${stream}`);

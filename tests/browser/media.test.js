@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import {
-  chromium, firefox, isLive, pageData, playerData, plays, publish, PUBLISH_TOKEN, soundOn, startGateway, until, watch,
+  chromium, firefox, isLive, open, pageData, playerData, plays, publish, PUBLISH_TOKEN, soundOn, startGateway, until, watch,
 } from './harness.js';
 
 // A publisher and a viewer each have a browser of their own: pages in the background are slowed down.
@@ -50,6 +50,38 @@ for (const codec of ['VP8', 'H264']) {
   test(`firefox sees and hears chromium in ${codec}`, (t) =>
     seesAndHears(t, { from: sender, to: fox, codec, stream: `firefox-${codec}` }));
 }
+
+for (const codec of ['VP9', 'AV1']) {
+  test(`chromium sees and hears chromium in ${codec}`, (t) =>
+    seesAndHears(t, { from: sender, to: viewer, codec, stream: `chromium-${codec}` }));
+}
+
+test('a stream without sound plays', async (t) => {
+  const publisher = await publish(sender, gateway, 'silent', { sound: 'none' });
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  const page = await watch(viewer, gateway, 'silent');
+  t.after(() => page.close());
+  await plays(page);
+});
+
+test('a stream without picture is heard', async (t) => {
+  const publisher = await open(sender, `${gateway.origin}/`);
+  t.after(() => publisher.close());
+  await publisher.evaluate(async (url, token) => {
+    const connection = (window.connection = new RTCPeerConnection());
+    const [track] = (await navigator.mediaDevices.getUserMedia({ audio: true })).getAudioTracks();
+    connection.addTransceiver(track, { direction: 'sendonly' });
+    await connection.setLocalDescription();
+    const headers = { 'Content-Type': 'application/sdp', Authorization: `Bearer ${token}` };
+    const response = await fetch(url, { method: 'POST', headers, body: connection.localDescription.sdp });
+    await connection.setRemoteDescription({ type: 'answer', sdp: await response.text() });
+  }, '/whip/radio', PUBLISH_TOKEN);
+  const page = await watch(viewer, gateway, 'radio');
+  t.after(() => page.close());
+  await soundOn(page);
+  await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
+});
 
 test('chromium sees and hears firefox in VP8', (t) =>
   seesAndHears(t, { from: fox, to: viewer, codec: 'VP8', stream: 'studio/fox' }));
