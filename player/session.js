@@ -167,8 +167,9 @@ export class Client extends EventTarget {
 
   /** A gateway that ends a session says so in DTLS, which `connectionState` does not show everywhere. */
   #watchTransport(pc) {
-    const [{ sender, receiver }] = pc.getTransceivers();
-    const transport = receiver.transport ?? sender.transport;
+    // A section that the gateway refused has a transport of its own, which closes at once and means nothing.
+    const accepted = pc.getTransceivers().find(({ currentDirection }) => /^(send|recv)/.test(currentDirection));
+    const transport = accepted?.receiver.transport ?? accepted?.sender.transport;
     transport?.addEventListener('statechange', () => {
       if (this.#pc === pc && transport.state === 'closed') this.#fail(new Error('The gateway ended the session.'));
     });

@@ -119,6 +119,11 @@ impl Offer {
             })
     }
 
+    /// The section whose transport is the transport of all (RFC 9143 §7.2: the offerer-tagged one).
+    pub(super) fn tagged(&self) -> Option<usize> {
+        self.bundle.as_ref().map_or(Some(0), |bundle| bundle.first().copied())
+    }
+
     /// The accepted sections in the order of the BUNDLE group, or of the offer without one. The first is the tagged one
     /// (RFC 9143 §7.3.1).
     pub(super) fn bundled(&self, accepted: &[usize]) -> Vec<usize> {

@@ -11,8 +11,13 @@ use crate::media::{Format, Kind, Ssrc};
 
 /// Answers a WHEP offer: what the session will send, and the SDP.
 ///
-/// A section is refused on its own when the stream lacks its kind, when the viewer cannot take the stream's codec, or
-/// when it is the second of its kind: all tracks belong to one MediaStream (WHEP §4.6.2).
+/// A section is refused on its own when the viewer cannot take the stream's codec, or when it is the second of its kind:
+/// all tracks belong to one MediaStream (WHEP §4.6.2). So is video that the stream lacks: a player would wait for its
+/// first picture and play no sound. Sound that the stream lacks is accepted and stays silent, for the next source may
+/// have it and viewers outlive sources.
+///
+/// The section that the bundle is tagged with is held as inactive instead of being refused: it carries the transport,
+/// and Chromium 156 with `max-bundle` takes no answer that refuses it ("Failed to setup RTCP mux").
 ///
 /// `random` gives the SSRCs and the CNAME.
 ///
@@ -30,18 +35,27 @@ pub fn answer_viewer(
     let cname: String = (0..3).map(|_| format!("{:08x}", random())).collect();
     let mut tracks: Vec<OutgoingTrack> = Vec::new();
     let mut replies = Vec::new();
+    let mut serves = false;
     for (index, section, media) in offer.media() {
-        if tracks.iter().any(|track| track.kind == media.kind) {
-            continue;
-        }
-        let Some(codecs) = source.of(media.kind).and_then(|format| choose(format, media)) else {
+        let carried = source.of(media.kind);
+        let chosen = match carried {
+            _ if tracks.iter().any(|track| track.kind == media.kind) => None,
+            Some(format) => choose(format, media),
+            None if media.kind == Kind::Audio => Some(sendable(media)).filter(|codecs| !codecs.is_empty()),
+            None => None,
+        };
+        let Some(codecs) = chosen else {
+            if offer.tagged() == Some(index) {
+                replies.extend(hold(index, media));
+            }
             continue;
         };
+        serves |= carried.is_some();
         let (track, reply) = accept(index, section, media, &codecs, &cname, &mut || ssrcs.next(random));
         tracks.push(track);
         replies.push(reply);
     }
-    if tracks.is_empty() {
+    if !serves {
         return Err(OfferError::NothingPlayable {
             carries: describe(source),
         });
@@ -73,12 +87,7 @@ fn check_directions(offer: &Offer) -> Result<(), OfferError> {
 
 /// The codecs to answer, the one that suits the source best first and the others as offered; `None` when none suits.
 fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
-    let mut codecs: Vec<OfferedCodec> = media
-        .codecs
-        .iter()
-        .filter(|codec| can_be_sent(codec.format))
-        .cloned()
-        .collect();
+    let mut codecs = sendable(media);
     let ranked = codecs
         .iter()
         .enumerate()
@@ -93,6 +102,26 @@ fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
     let chosen = codecs.remove(best);
     codecs.insert(0, chosen);
     Some(codecs)
+}
+
+/// The codecs that may be sent at all, as offered.
+fn sendable(media: &MediaSection) -> Vec<OfferedCodec> {
+    let sendable = media.codecs.iter().filter(|codec| can_be_sent(codec.format));
+    sendable.cloned().collect()
+}
+
+/// Keeps a section for its transport alone; `None` when we know none of its codecs.
+fn hold(index: usize, media: &MediaSection) -> Option<Accepted> {
+    let codecs: Vec<AnsweredCodec> = sendable(media)
+        .iter()
+        .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback), opus(codec.format)))
+        .collect();
+    (!codecs.is_empty()).then_some(Accepted {
+        index,
+        direction: "inactive",
+        codecs,
+        attributes: Vec::new(),
+    })
 }
 
 fn accept(

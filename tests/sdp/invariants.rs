@@ -53,7 +53,18 @@ pub fn check_playback(offer: &str, answer: &str, plan: &Playback) {
     let (_, answer) = check_answer(offer, answer, plan.transport.role);
     let mut ssrcs = HashSet::new();
     let mut streams = HashSet::new();
-    let accepted: Vec<&Section> = answer.sections.iter().filter(|section| section.port() == "9").collect();
+    let open = answer.sections.iter().filter(|section| section.port() == "9");
+    let (held, accepted): (Vec<&Section>, Vec<&Section>) = open.partition(|section| section.has("a=inactive"));
+    assert!(held.len() <= 1, "the tagged section alone may be held");
+    for section in held {
+        let tagged = answer
+            .session
+            .iter()
+            .find_map(|line| line.strip_prefix("a=group:BUNDLE "));
+        let tagged = tagged.map(|mids| mids.split(' ').next().unwrap());
+        assert!(tagged.is_none() || tagged == section.first("mid"));
+        assert!(section.all("ssrc").is_empty());
+    }
     assert_eq!(accepted.len(), plan.tracks.len());
     for (answered, track) in accepted.iter().zip(&plan.tracks) {
         assert!(answered.has("a=sendonly"));

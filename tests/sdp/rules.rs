@@ -3,7 +3,7 @@
 use millstream::media::{Codec, Format, Kind, Pt, Ssrc};
 use millstream::sdp::Offer;
 use millstream::sdp::answer_viewer;
-use millstream::sdp::plan::{DtlsRole, SourceFormats};
+use millstream::sdp::plan::{DtlsRole, OutgoingTrack, Playback, SourceFormats};
 
 use crate::description::Description;
 use crate::invariants::{check_playback, check_publication};
@@ -19,11 +19,15 @@ fn video(format: Format) -> SourceFormats {
     }
 }
 
+fn video_track(plan: &Playback) -> &OutgoingTrack {
+    plan.tracks.iter().find(|track| track.kind == Kind::Video).unwrap()
+}
+
 /// Profile of the payload type that a viewer gets first.
 fn first_profile(offer: &str, source: [u8; 3]) -> String {
     let (plan, answer) = play(offer, video(h264(source))).unwrap();
     check_playback(offer, &answer, &plan);
-    match plan.tracks[0].codecs[0].format {
+    match video_track(&plan).codecs[0].format {
         Format::H264 {
             profile,
             packetization_mode: 1,
@@ -83,19 +87,19 @@ fn viewers_keep_every_codec_that_another_source_may_have() {
     assert_eq!(codecs(Kind::Video), [Codec::Vp8, Codec::Vp9, Codec::H264, Codec::Av1]);
     assert_eq!(codecs(Kind::Audio), [Codec::Opus, Codec::Pcmu, Codec::Pcma]);
     let (plan, answer) = play(&recorded(CHROMIUM_VIEWER), video(Format::Av1 { profile: 0 })).unwrap();
-    assert_eq!(plan.tracks[0].codecs[0].format, Format::Av1 { profile: 0 });
-    assert_eq!(plan.tracks[0].codecs[0].rtx_pt, Some(Pt(46)));
+    assert_eq!(video_track(&plan).codecs[0].format, Format::Av1 { profile: 0 });
+    assert_eq!(video_track(&plan).codecs[0].rtx_pt, Some(Pt(46)));
     assert!(answer.contains("m=video 9 UDP/TLS/RTP/SAVPF 45 46 96 97 "));
 }
 
 #[test]
-fn a_section_without_a_source_is_refused_alone() {
+fn a_section_without_a_source_is_accepted_and_stays_empty_until_one_comes() {
     let offer = recorded(CHROMIUM_VIEWER);
     let silent = video(Format::Vp8);
     let (plan, answer) = play(&offer, silent).unwrap();
     check_playback(&offer, &answer, &plan);
-    assert!(answer.contains("m=audio 0 UDP/TLS/RTP/SAVPF 111\r\n"));
-    assert!(answer.contains("a=group:BUNDLE 1\r\n"));
+    assert!(answer.contains("m=audio 9 UDP/TLS/RTP/SAVPF 111 0 8\r\n"));
+    assert!(answer.contains("a=group:BUNDLE 0 1\r\n"));
     let error = play(&offer, SourceFormats::default()).unwrap_err();
     assert_eq!((error.status(), error.code()), (422, "nothing_playable"));
     // VP9 of a profile that nobody decodes.
@@ -175,9 +179,25 @@ fn the_tagged_section_gives_the_transport() {
     let offer = format!("{audio}{}", edit(video_section, "ptnA", "VIDE"));
     let (plan, _) = play(&offer, high_and_opus()).unwrap();
     assert_eq!(plan.transport.remote.ufrag, "ptnA");
-    let (plan, answer) = play(&offer, video(Format::Vp8)).unwrap();
+    // This viewer cannot take the sound, but its section carries the transport: it is held, not refused.
+    let no_pcma = edit(&offer, "a=rtpmap:8 PCMA/8000", "a=rtpmap:8 L8/8000");
+    let source = SourceFormats {
+        video: Some(Format::Vp8),
+        audio: Some(Format::Pcma),
+    };
+    let (plan, answer) = play(&no_pcma, source).unwrap();
+    check_playback(&no_pcma, &answer, &plan);
+    assert!(answer.contains("m=audio 9 ") && answer.contains("a=inactive"));
+    assert_eq!((plan.tracks.len(), &*plan.transport.remote.ufrag), (1, "ptnA"));
+    // Video without a source is refused where it carries nothing.
+    let radio = SourceFormats {
+        video: None,
+        audio: Some(Format::Opus { stereo: true }),
+    };
+    let (plan, answer) = play(&offer, radio).unwrap();
     check_playback(&offer, &answer, &plan);
-    assert_eq!(plan.transport.remote.ufrag, "VIDE");
+    assert!(answer.contains("m=video 0 "));
+    assert_eq!(plan.tracks.len(), 1);
     // GStreamer's bundled audio, were it without attributes, relies on the video section.
     let swapped = edit(&recorded(GSTREAMER), "BUNDLE video0 audio1", "BUNDLE audio1 video0");
     let (plan, answer) = publish(&swapped).unwrap();
