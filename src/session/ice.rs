@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rtc_crypto::RTCCryptoProvider;
-use rtc_stun::attributes::{ATTR_MESSAGE_INTEGRITY, ATTR_USE_CANDIDATE, ATTR_USERNAME};
+use rtc_stun::attributes::{ATTR_MESSAGE_INTEGRITY, ATTR_USE_CANDIDATE, ATTR_USERNAME, RawAttribute};
 use rtc_stun::fingerprint::FINGERPRINT;
 use rtc_stun::integrity::MessageIntegrity;
 use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Message, Setter as _};
@@ -106,14 +106,14 @@ impl IceLite {
         if request.typ != BINDING_REQUEST {
             return Err(StunRejection::NotARequest);
         }
-        let username = request.get(ATTR_USERNAME).map_err(|_| StunRejection::WrongUsername)?;
-        if username != self.username.as_bytes() {
+        let is_ours = |a: &RawAttribute| a.typ == ATTR_USERNAME && a.value == self.username.as_bytes();
+        if !signed(&request).any(is_ours) {
             return Err(StunRejection::WrongUsername);
         }
         MessageIntegrity::check(&mut request, self.local.pwd.as_bytes(), self.provider.crypto())
             .map_err(|_| StunRejection::BadIntegrity)?;
         self.learn(now, from);
-        let nominates = request.contains(ATTR_USE_CANDIDATE);
+        let nominates = signed(&request).any(|a| a.typ == ATTR_USE_CANDIDATE);
         // Before the first nomination the first valid pair serves: FFmpeg never nominates.
         let moved = (nominates || self.nominated.is_none()) && self.nominated != Some(from);
         if moved {
@@ -174,6 +174,13 @@ pub fn local_ufrag(datagram: &[u8]) -> Option<String> {
     let username = message.get(ATTR_USERNAME).ok()?;
     let local = username.split(|b| *b == b':').next()?;
     std::str::from_utf8(local).ok().map(str::to_owned)
+}
+
+/// The attributes that MESSAGE-INTEGRITY covers. What follows it anybody may have added; it is ignored
+/// (RFC 8489 §14.5).
+fn signed(message: &Message) -> impl Iterator<Item = &RawAttribute> {
+    let attributes = message.attributes.0.iter();
+    attributes.take_while(|a| a.typ != ATTR_MESSAGE_INTEGRITY)
 }
 
 fn decode(datagram: &[u8]) -> Result<Message, StunRejection> {
@@ -276,6 +283,18 @@ mod tests {
         ice.handle_check(now, address(2), &check("local:peer", PWD, true, true))
             .unwrap();
         assert_eq!(ice.destination(), Some(address(2)));
+    }
+
+    #[test]
+    fn a_nomination_that_was_added_behind_the_integrity_moves_nothing() {
+        let mut ice = agent();
+        let now = Instant::now();
+        ice.handle_check(now, address(1), &check("local:peer", PWD, false, true))
+            .unwrap();
+        let mut added = decode(&check("local:peer", PWD, false, true)).unwrap();
+        added.add(ATTR_USE_CANDIDATE, &[]);
+        assert!(!ice.handle_check(now, address(2), &added.raw).unwrap().moved);
+        assert_eq!(ice.destination(), Some(address(1)));
     }
 
     #[test]

@@ -1,0 +1,270 @@
+//! One session, one peer, and the path between them in virtual time.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millstream::sdp::plan::{DtlsRole as OurRole, Fingerprint, FingerprintHash, IceCredentials, Transport};
+use millstream::session::guard::DropReason;
+use millstream::session::identity::Identity;
+use millstream::session::{CloseReason, Event, Session};
+use millstream_test_support::{
+    Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles,
+};
+
+/// Where the session is reached.
+pub const SERVER: SocketAddr = address([203, 0, 113, 1], 8189);
+/// Where the peer begins.
+pub const PEER: SocketAddr = address([198, 51, 100, 1], 5_000);
+/// Somebody who knows both addresses and no password.
+pub const STRANGER: SocketAddr = address([192, 0, 2, 66], 6_666);
+
+pub const SECOND: Duration = Duration::from_secs(1);
+
+/// How a world differs from the usual one: a browser that connects as DTLS client over a path of 20 ms.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    pub role: DtlsRole,
+    pub profiles: Profiles,
+    pub ice: IceStyle,
+    pub link: LinkConfig,
+    pub seed: u64,
+    /// The fingerprint that was signalled is another one than that of the peer's certificate.
+    pub wrong_fingerprint: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            role: DtlsRole::Client,
+            profiles: Profiles::CmThenGcm,
+            ice: IceStyle::BROWSER,
+            link: LinkConfig::delay(Duration::from_millis(20)),
+            seed: 1,
+            wrong_fingerprint: false,
+        }
+    }
+}
+
+pub struct World {
+    pub now: Instant,
+    pub session: Session,
+    pub peer: Peer,
+    pub peer_address: SocketAddr,
+    pub up: LossyLink,
+    pub down: LossyLink,
+    pub events: Vec<Event>,
+    pub peer_events: Vec<PeerEvent>,
+    /// Every datagram that one of both sent, with its receiver.
+    pub wire: Vec<(SocketAddr, Bytes)>,
+}
+
+/// Timers and datagrams of one instant; more of them would be a machine that never comes to rest.
+const MAX_STEPS_AT_ONCE: u32 = 10_000;
+
+impl World {
+    pub fn new(setup: Setup) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+        let now = Instant::now();
+        let (ours, theirs) = identities();
+        let (local, remote) = (Credentials::from_seed(setup.seed), Credentials::from_seed(!setup.seed));
+        let mut digest = theirs.digest().to_vec();
+        digest[0] ^= u8::from(setup.wrong_fingerprint);
+        let transport = Transport {
+            remote: ice(&local),
+            fingerprints: vec![Fingerprint {
+                hash: FingerprintHash::Sha256,
+                digest,
+            }],
+            role: match setup.role {
+                DtlsRole::Client => OurRole::Server,
+                DtlsRole::Server => OurRole::Client,
+            },
+            reduced_size_rtcp: true,
+        };
+        let session = Session::new(now, ours.clone(), ice(&remote), transport);
+        let config = PeerConfig {
+            identity: theirs.clone(),
+            local,
+            remote,
+            server: SERVER,
+            role: setup.role,
+            profiles: setup.profiles,
+            ice: setup.ice,
+            decrypt: true,
+            seed: setup.seed,
+        };
+        Self {
+            now,
+            session,
+            peer: Peer::new(now, config),
+            peer_address: PEER,
+            up: LossyLink::new(setup.link, setup.seed),
+            down: LossyLink::new(setup.link, setup.seed ^ 1 << 32),
+            events: Vec::new(),
+            peer_events: Vec::new(),
+            wire: Vec::new(),
+        }
+    }
+
+    /// A world whose peer has connected.
+    pub fn connected(setup: Setup) -> Self {
+        let mut world = Self::new(setup);
+        world.run(2 * SECOND);
+        assert!(world.both_connected(), "{:?}", world.events);
+        world
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        let mut steps = 0;
+        while let Some(at) = self.next().filter(|at| *at <= end) {
+            steps = if at > self.now { 0 } else { steps + 1 };
+            assert!(steps < MAX_STEPS_AT_ONCE, "time stands still");
+            self.now = self.now.max(at);
+            self.step();
+        }
+        self.now = end;
+        self.step();
+    }
+
+    fn next(&mut self) -> Option<Instant> {
+        self.collect();
+        let times = [
+            self.session.poll_timeout(),
+            self.peer.poll_timeout(),
+            self.up.poll_timeout(),
+            self.down.poll_timeout(),
+        ];
+        times.into_iter().flatten().min()
+    }
+
+    fn step(&mut self) {
+        while let Some(datagram) = self.up.poll(self.now) {
+            self.inject(datagram.from, &datagram.payload);
+        }
+        while let Some(datagram) = self.down.poll(self.now) {
+            // What goes to an address that the peer has left does not arrive.
+            if datagram.to == self.peer_address {
+                self.peer.handle_datagram(self.now, datagram.from, &datagram.payload);
+                self.collect();
+            }
+        }
+        self.session.handle_timeout(self.now);
+        self.peer.handle_timeout(self.now);
+        self.collect();
+    }
+
+    /// Hands a datagram to the session, whoever sent it.
+    pub fn inject(&mut self, from: SocketAddr, datagram: &[u8]) {
+        self.session.handle_datagram(self.now, from, &mut datagram.to_vec());
+        self.collect();
+    }
+
+    /// Puts everything on the wire that is to be sent, and the events into the lists.
+    pub fn collect(&mut self) {
+        while let Some(transmit) = self.peer.poll_transmit() {
+            self.wire.push((transmit.to, transmit.payload.clone()));
+            self.up.send(self.now, self.peer_address, transmit.to, transmit.payload);
+        }
+        while let Some(transmit) = self.session.poll_transmit() {
+            self.wire.push((transmit.to, transmit.payload.clone()));
+            self.down.send(self.now, SERVER, transmit.to, transmit.payload);
+        }
+        self.events.extend(std::iter::from_fn(|| self.session.poll_event()));
+        self.peer_events.extend(std::iter::from_fn(|| self.peer.poll_event()));
+    }
+
+    pub fn both_connected(&self) -> bool {
+        self.session.is_connected() && self.peer.is_connected()
+    }
+
+    /// Why the session ended; `None` while it lives.
+    pub fn reason(&self) -> Option<CloseReason> {
+        let mut reasons = self.events.iter().filter_map(|event| match event {
+            Event::Closed(reason) => Some(*reason),
+            _ => None,
+        });
+        let reason = reasons.next();
+        assert_eq!(reasons.next(), None, "a session ends once");
+        reason
+    }
+
+    /// RTP packets that the session took.
+    pub fn rtp(&self) -> Vec<Bytes> {
+        let packets = self.events.iter().filter_map(|event| match event {
+            Event::Rtp(packet) => Some(packet.clone()),
+            _ => None,
+        });
+        packets.collect()
+    }
+
+    /// Compound RTCP packets that the session took.
+    pub fn rtcp(&self) -> Vec<Bytes> {
+        let compounds = self.events.iter().filter_map(|event| match event {
+            Event::Rtcp(compound) => Some(compound.clone()),
+            _ => None,
+        });
+        compounds.collect()
+    }
+
+    pub fn dropped(&self, reason: DropReason) -> u32 {
+        self.session.drops()[reason as usize]
+    }
+
+    /// Sends a small RTP packet of the peer.
+    pub fn send_rtp(&mut self, seq: u16) {
+        assert!(self.peer.send_rtp(&rtp(seq)));
+        self.collect();
+    }
+
+    /// Takes the datagrams that the peer has ready, before they are on their way.
+    pub fn intercept(&mut self) -> Vec<Bytes> {
+        std::iter::from_fn(|| self.peer.poll_transmit())
+            .map(|t| t.payload)
+            .collect()
+    }
+}
+
+/// An RTP packet of 100 bytes.
+pub fn rtp(seq: u16) -> Vec<u8> {
+    let mut packet = vec![0x80, 96];
+    packet.extend(seq.to_be_bytes());
+    packet.extend([0, 0, 0, 1, 0, 0, 0, 7]);
+    packet.resize(100, seq as u8);
+    packet
+}
+
+/// A DTLS 1.2 record (RFC 6347 §4.1).
+pub fn record(content: u8, epoch: u16, number: u32, body: &[u8]) -> Vec<u8> {
+    let mut record = vec![content, 0xfe, 0xfd];
+    record.extend(epoch.to_be_bytes());
+    record.extend([0, 0]);
+    record.extend(number.to_be_bytes());
+    record.extend((body.len() as u16).to_be_bytes());
+    record.extend(body);
+    record
+}
+
+fn ice(credentials: &Credentials) -> IceCredentials {
+    IceCredentials {
+        ufrag: credentials.ufrag.clone(),
+        pwd: credentials.pwd.clone(),
+    }
+}
+
+/// Keys are expensive to make; one of each serves all tests.
+fn identities() -> &'static (Arc<Identity>, Arc<PeerIdentity>) {
+    static IDENTITIES: OnceLock<(Arc<Identity>, Arc<PeerIdentity>)> = OnceLock::new();
+    IDENTITIES.get_or_init(|| {
+        let ours = Identity::generate().expect("makes a key");
+        (Arc::new(ours), PeerIdentity::generate())
+    })
+}
+
+const fn address(ip: [u8; 4], port: u16) -> SocketAddr {
+    let [a, b, c, d] = ip;
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(a, b, c, d)), port)
+}
