@@ -83,6 +83,48 @@ test('a stream without picture is heard', async (t) => {
   await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
 });
 
+test('media goes by IPv6 where the gateway listens there', async (t) => {
+  const six = await startGateway({ MILLSTREAM_WEBRTC__LISTEN: '[::1]:0' });
+  t.after(() => six.stop());
+  const publisher = await publish(sender, six, 'six');
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  const page = await watch(viewer, six, 'six');
+  t.after(() => page.close());
+  await plays(page);
+});
+
+test('viewers of a simulcast get the best layer', async (t) => {
+  const publisher = await open(sender, `${gateway.origin}/`);
+  t.after(() => publisher.close());
+  const answer = await publisher.evaluate(async (url, token) => {
+    const connection = (window.connection = new RTCPeerConnection());
+    const [track] = (await navigator.mediaDevices.getUserMedia({ video: { width: 1280, height: 720 } })).getVideoTracks();
+    const sendEncodings = [4, 2, 1].map((scaleResolutionDownBy, n) => ({ rid: 'qhf'[n], scaleResolutionDownBy }));
+    connection.addTransceiver(track, { direction: 'sendonly', sendEncodings });
+    await connection.setLocalDescription();
+    const headers = { 'Content-Type': 'application/sdp', Authorization: `Bearer ${token}` };
+    const response = await fetch(url, { method: 'POST', headers, body: connection.localDescription.sdp });
+    const sdp = await response.text();
+    await connection.setRemoteDescription({ type: 'answer', sdp });
+    return sdp;
+  }, '/whip/layers', PUBLISH_TOKEN);
+  assert.match(answer, /a=simulcast:recv q;h;f\r\n/);
+  const page = await watch(viewer, gateway, 'layers');
+  t.after(() => page.close());
+  await plays(page);
+  const width = () => page.evaluate(
+    () => document.querySelector('millstream-player').shadowRoot.querySelector('video').videoWidth,
+  );
+  const seen = new Set();
+  await until(async () => {
+    seen.add(await width());
+    return width();
+  }, (pixels) => pixels === 1280, 'the largest layer', 40_000);
+  assert.equal((await playerData(page)).sessions, '1');
+  t.diagnostic(`widths on the way: ${[...seen].join(', ')}`);
+});
+
 test('chromium sees and hears firefox in VP8', (t) =>
   seesAndHears(t, { from: fox, to: viewer, codec: 'VP8', stream: 'studio/fox' }));
 
