@@ -87,6 +87,8 @@ pub const CONNECT_TIME: Duration = Duration::from_secs(15);
 /// RTCP is rare: a second of it fits.
 const RTCP_WINDOW: usize = 1_024;
 
+const SRTCP_INDEX_LEN: usize = 4;
+
 /// SSRCs of one peer from which RTCP is taken.
 const MAX_RTCP_SOURCES: usize = 64;
 
@@ -341,6 +343,9 @@ impl Media {
     fn open_rtcp(&mut self, packet: &[u8], identity: &Identity) -> Result<Bytes, Refused> {
         let (_, rest) = packet.split_first_chunk::<4>().ok_or(Refused::Malformed)?;
         let sender = u32::from_be_bytes(*rest.first_chunk::<4>().ok_or(Refused::Malformed)?);
+        if !says_encrypted(packet, self.rtcp_keys.0) {
+            return Err(Refused::Forged);
+        }
         if !self.rtcp_sources.contains(&sender) {
             if self.rtcp_sources.len() >= MAX_RTCP_SOURCES {
                 return Err(Refused::TooManySources);
@@ -358,6 +363,14 @@ impl Media {
             _ => Refused::Forged,
         })
     }
+}
+
+/// Whether the flag E before the index of an SRTCP packet is set (RFC 3711 §3.4), as it is on everything in WebRTC
+/// (RFC 8827 §6.5). The stack gives back a packet without it as it is, not even authenticated.
+fn says_encrypted(packet: &[u8], profile: ProtectionProfile) -> bool {
+    let tail = SRTCP_INDEX_LEN + profile.rtcp_auth_tag_len();
+    let flags = packet.len().checked_sub(tail).and_then(|at| packet.get(at));
+    flags.is_some_and(|flags| flags & 0x80 != 0)
 }
 
 /// A datagram to be sent.
