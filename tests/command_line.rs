@@ -253,9 +253,30 @@ fn tokens_and_session_urls_are_never_logged() {
         "DELETE /session/{id} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     ));
     assert!(deleted.starts_with("HTTP/1.1 200"), "{deleted}");
+    // As a client asks that joins `Location` to its own URL.
+    let lost = gateway.request(&format!("GET /whip/session/{id} HTTP/1.0\r\n\r\n"));
+    assert!(lost.starts_with("HTTP/1.0 204"), "{lost}");
     let (code, stdout, log) = gateway.end("-INT");
     assert_eq!(code, Some(0));
     assert!(log.contains("publisher accepted"), "{log}");
+    for (method, path, status) in [
+        ("POST", "/whip/live", 401),
+        ("POST", "/whip/live", 403),
+        ("POST", "/whip/live", 201),
+        ("DELETE", "/session/", 200),
+        ("GET", "/whip/session/..", 204),
+    ] {
+        let is_logged = log.lines().any(|line| {
+            let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let fields = &event["fields"];
+            fields["message"] == "request"
+                && event["level"] == "DEBUG"
+                && fields["method"] == method
+                && fields["path"].as_str().is_some_and(|p| p.starts_with(path))
+                && fields["status"] == status
+        });
+        assert!(is_logged, "{method} {path} {status} in {log}");
+    }
     for output in [&stdout, &log] {
         assert!(!output.contains("canary"), "{output}");
         assert!(!output.contains(id), "{output}");
