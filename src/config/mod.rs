@@ -59,6 +59,8 @@ pub struct Auth {
     pub play_token: Option<Secret>,
     /// `None`: the API is closed.
     pub api_token: Option<Secret>,
+    /// Whether `?token=` is taken in place of the header.
+    pub token_in_query: bool,
 }
 
 /// Bounds against floods.
