@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use millstream::media::rtcp::{self, Message, SenderInfo};
 use millstream::media::{Ssrc, clock};
-use millstream_test_support::{SyntheticAudio, SyntheticVideo, VideoConfig};
+use millstream_test_support::{SyntheticAudio, SyntheticVideo, VideoCodec, VideoConfig};
 
 pub struct Publisher {
     config: VideoConfig,
@@ -51,6 +51,14 @@ impl Publisher {
         Self {
             answers_requests: true,
             ..Self::deaf(config)
+        }
+    }
+
+    /// What it offers.
+    pub fn codecs(&self) -> &'static [VideoCodec] {
+        match self.config.codec {
+            VideoCodec::H264 => &[VideoCodec::H264],
+            VideoCodec::Vp8 => &[VideoCodec::Vp8],
         }
     }
 

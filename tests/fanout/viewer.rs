@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use millstream::media::rtcp::{self, Message};
 use millstream::media::rtp::{Header, extend_seq, extend_time};
-use millstream::media::{Kind, Ssrc};
+use millstream::media::{Format, Kind, Ssrc};
 use millstream::sdp::plan::OutgoingTrack;
-use millstream_test_support::{FrameCheck, Stamp};
+use millstream_test_support::{FrameCheck, Stamp, VideoCodec};
 
 pub struct Viewer {
     pub tracks: Vec<OutgoingTrack>,
@@ -91,7 +91,9 @@ impl Viewer {
                 c.pt == header.pt
             }
         });
-        assert!(codec.is_some(), "payload type {:?} was not answered", header.pt);
+        let Some(codec) = codec else {
+            panic!("payload type {:?} was not answered", header.pt);
+        };
         if rtx {
             seq = u16::from_be_bytes([payload[0], payload[1]]);
             payload = &payload[2..];
@@ -103,7 +105,7 @@ impl Viewer {
             Kind::Audio => &mut self.audio,
         };
         let stamp = match kind {
-            Kind::Video => Stamp::of_video(payload),
+            Kind::Video => Stamp::of_video(video_codec(codec.format), payload),
             Kind::Audio => Stamp::of_audio(payload),
         };
         if !line.note(now, seq, header.time, stamp) {
@@ -153,6 +155,14 @@ impl Viewer {
         rtcp::write_receiver_report(&mut compound, Ssrc(1), &[], "viewer");
         rtcp::write_pli(&mut compound, Ssrc(1), self.track(Kind::Video).ssrc);
         self.plis.push(compound);
+    }
+}
+
+fn video_codec(format: Format) -> VideoCodec {
+    match format {
+        Format::H264 { .. } => VideoCodec::H264,
+        Format::Vp8 => VideoCodec::Vp8,
+        other => panic!("{other:?} was not offered"),
     }
 }
 

@@ -21,7 +21,7 @@ use millstream::shard::message::{Message, Opening, OpeningRole};
 use millstream::shard::ufrag;
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
-    PeerIdentity, Profiles,
+    PeerIdentity, Profiles, VideoCodec,
 };
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
@@ -129,7 +129,8 @@ impl World {
 
     /// A publisher of `stream` on a shard; returns its place among the nodes.
     pub fn publish(&mut self, stream: &str, shard: usize, link: LinkConfig, publisher: Publisher) -> usize {
-        let offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
+        let mut offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
+        offer.video = publisher.codecs();
         let role = Role::Publisher(Box::new(publisher));
         self.join(stream, shard, link, &offer, offer.whip(), role)
     }
@@ -137,28 +138,13 @@ impl World {
     /// A viewer of `stream` on a shard.
     pub fn watch(&mut self, stream: &str, shard: usize, link: LinkConfig) -> usize {
         let offer = self.offer(0, 0);
-        let text = offer.whep();
-        self.watch_with(stream, shard, link, &offer, text)
+        self.watch_with(stream, shard, link, &offer)
     }
 
     /// A viewer with an offer of its own making.
-    pub fn watch_with(
-        &mut self,
-        stream: &str,
-        shard: usize,
-        link: LinkConfig,
-        offer: &OfferParameters,
-        text: String,
-    ) -> usize {
-        let rtt = link.delay * 2;
-        self.join(
-            stream,
-            shard,
-            link,
-            offer,
-            text,
-            Role::Viewer(Box::new(Viewer::new(rtt))),
-        )
+    pub fn watch_with(&mut self, stream: &str, shard: usize, link: LinkConfig, offer: &OfferParameters) -> usize {
+        let role = Role::Viewer(Box::new(Viewer::new(link.delay * 2)));
+        self.join(stream, shard, link, offer, offer.whep(), role)
     }
 
     /// Parameters of a new peer's offer.
@@ -167,6 +153,8 @@ impl World {
             credentials: Credentials::from_seed(self.rng.next_u64()),
             fingerprint: self.identity.fingerprint(),
             setup: "actpass",
+            video: &[VideoCodec::H264],
+            rtx: true,
             audio_ssrc,
             video_ssrc,
         }
