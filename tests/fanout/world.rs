@@ -9,7 +9,7 @@ use bytes::Bytes;
 use millstream::hub::Hub;
 use millstream::hub::mailbox::Mailbox;
 use millstream::hub::name::StreamName;
-use millstream::hub::registry::Registry;
+use millstream::hub::registry::{Registry, SessionState};
 use millstream::hub::stream::{SessionId, ShardIndex};
 use millstream::sdp::{self, Local, Offer};
 use millstream::session::CloseReason;
@@ -59,6 +59,8 @@ pub struct Node {
     pub down: LossyLink,
     pub role: Role,
     pub closed: bool,
+    /// When its handshake was over.
+    pub connected_at: Option<Instant>,
     /// Bytes that the gateway sent to it.
     pub received_bytes: u64,
     /// Sealed RTP packets that the gateway sent to it, by SSRC and sequence number.
@@ -131,6 +133,7 @@ impl World {
     pub fn publish(&mut self, stream: &str, shard: usize, link: LinkConfig, publisher: Publisher) -> usize {
         let mut offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
         offer.video = publisher.codecs();
+        offer.rtx = publisher.offers_rtx();
         let role = Role::Publisher(Box::new(publisher));
         self.join(stream, shard, link, &offer, offer.whip(), role)
     }
@@ -242,6 +245,7 @@ impl World {
             down: LossyLink::new(link, seed ^ 2),
             role,
             closed: false,
+            connected_at: None,
             received_bytes: 0,
             sealed: HashMap::new(),
             sealed_again: 0,
@@ -260,6 +264,19 @@ impl World {
         match &mut self.nodes[index].role {
             Role::Viewer(viewer) => viewer,
             Role::Publisher(_) => panic!("node {index} is a publisher"),
+        }
+    }
+
+    /// Hands a datagram to a shard, whoever sent it.
+    pub fn inject(&mut self, shard: usize, from: SocketAddr, datagram: &[u8]) {
+        self.cores[shard].handle_datagram(self.now, from, None, &mut datagram.to_vec());
+    }
+
+    /// Why a session ended; `None` while it lives.
+    pub fn reason(&self, index: usize) -> Option<CloseReason> {
+        match self.shared.registry.find(self.nodes[index].session).0 {
+            SessionState::Ended(reason) => Some(reason),
+            _ => None,
         }
     }
 
@@ -402,6 +419,7 @@ impl Node {
                 (PeerEvent::Rtcp(compound), Role::Viewer(viewer)) => viewer.handle_rtcp(now, &compound),
                 (PeerEvent::Rtcp(compound), Role::Publisher(publisher)) => publisher.handle_rtcp(now, &compound),
                 (PeerEvent::Closed, _) => self.closed = true,
+                (PeerEvent::Connected { .. }, _) => self.connected_at = Some(now),
                 _ => {}
             }
         }

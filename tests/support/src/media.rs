@@ -32,6 +32,8 @@ pub struct VideoConfig {
     pub gop: u32,
     /// Longest RTP payload in bytes.
     pub payload: usize,
+    /// What the first frame is called, so that those of two sources can be told apart.
+    pub first_number: u32,
     pub seed: u64,
 }
 
@@ -47,6 +49,7 @@ impl Default for VideoConfig {
             bitrate: 2_500_000,
             gop: 60,
             payload: 1180,
+            first_number: 0,
             seed: 1,
         }
     }
@@ -67,6 +70,7 @@ impl VideoConfig {
 pub struct MediaFrame {
     /// Since the start of the stream.
     pub at: Duration,
+    /// What its stamps say.
     pub number: u32,
     pub key: bool,
     pub packets: Vec<Vec<u8>>,
@@ -131,9 +135,9 @@ impl SyntheticVideo {
     }
 
     pub fn next_frame(&mut self) -> MediaFrame {
-        let (at, number) = (self.next_at(), self.frame);
+        let (at, number) = (self.next_at(), self.config.first_number + self.frame);
         let key = self.since_key == 0;
-        let time = u64::from(number) * u64::from(VIDEO_CLOCK) / u64::from(self.config.fps);
+        let time = u64::from(self.frame) * u64::from(VIDEO_CLOCK) / u64::from(self.config.fps);
         let time = self.config.first_time.wrapping_add(time as u32);
         let mut packets = Vec::new();
         if key && self.config.codec == VideoCodec::H264 {

@@ -28,7 +28,7 @@ pub const H264_PT: u8 = 102;
 pub const VP8_PT: u8 = 96;
 
 /// The retransmissions of a video payload type have the next one.
-const RTX_DISTANCE: u8 = 1;
+pub const RTX_DISTANCE: u8 = 1;
 
 impl OfferParameters {
     /// A WHEP offer as browsers make it: receive video and Opus.
@@ -39,6 +39,11 @@ impl OfferParameters {
     /// A WHIP offer: send video and Opus.
     pub fn whip(&self) -> String {
         self.offer("sendonly")
+    }
+
+    /// SSRC of a publisher's retransmissions.
+    pub fn rtx_ssrc(&self) -> u32 {
+        !self.video_ssrc
     }
 
     fn offer(&self, direction: &str) -> String {
@@ -68,7 +73,11 @@ impl OfferParameters {
         lines.extend(self.video.iter().flat_map(|c| self.codec(*c)));
         if sends {
             lines.push("a=msid:stream video".to_owned());
-            lines.push(format!("a=ssrc:{} cname:peer", self.video_ssrc));
+            let ssrcs = [Some(self.video_ssrc), self.rtx.then_some(self.rtx_ssrc())];
+            if self.rtx {
+                lines.push(format!("a=ssrc-group:FID {} {}", self.video_ssrc, self.rtx_ssrc()));
+            }
+            lines.extend(ssrcs.iter().flatten().map(|ssrc| format!("a=ssrc:{ssrc} cname:peer")));
         }
         lines.iter().map(|line| format!("{line}\r\n")).collect()
     }
