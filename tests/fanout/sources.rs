@@ -272,3 +272,33 @@ fn invariant_3_packets_that_a_viewer_cannot_take_leave_no_hole_in_its_line() {
     assert_eq!(world.viewer(index).repaired, 0, "there was nothing to ask for");
     assert!(world.viewer(index).track(Kind::Video).rtx_ssrc.is_some());
 }
+
+/// The stream lived on for an old viewer; the picture of the source that left is not for a new one.
+#[test]
+fn invariant_4_a_new_viewer_does_not_begin_with_what_an_earlier_source_sent() {
+    let mut world = World::new(301, 1, 8192);
+    let first = world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.run(SECOND);
+    let old = world.watch("live", 0, near());
+    world.run(2 * SECOND);
+    world.delete(first);
+    world.run(20 * SECOND);
+    let second = world.publish("live", 0, near(), Publisher::deaf(other()));
+    world.publisher(second).paused = true;
+    world.run(Duration::from_millis(200));
+    let new = world.watch("live", 0, near());
+    world.run(SECOND);
+    assert_eq!(world.viewer(new).video.packets.len(), 0);
+    world.publisher(second).paused = false;
+    world.run(3 * SECOND);
+    let frames =
+        |world: &mut World, index: usize| -> Vec<u32> { world.viewer(index).whole_at.keys().copied().collect() };
+    let seen = frames(&mut world, new);
+    // One frame in sixty is a key frame; the first one was lost.
+    assert_eq!(seen[0], SECOND_SOURCE + 60);
+    let seen_by_old: Vec<u32> = frames(&mut world, old)
+        .into_iter()
+        .filter(|n| *n >= SECOND_SOURCE)
+        .collect();
+    assert_eq!(seen, seen_by_old);
+}
