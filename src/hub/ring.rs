@@ -169,7 +169,12 @@ impl Ring {
         Some(newest.saturating_duration_since(self.get(seq)?.arrival))
     }
 
-    /// Forgets the packets, so that nobody begins with what an earlier source sent. The count of insertions goes on.
+    /// Nobody begins with what was inserted so far: it is of an earlier source. It stays for retransmissions.
+    pub fn forget_key_frames(&mut self) {
+        self.key_frames.clear();
+    }
+
+    /// Forgets the packets. The count of insertions goes on.
     pub fn clear(&mut self) {
         self.slots.clear();
         self.key_frames.clear();

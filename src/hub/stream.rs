@@ -77,11 +77,13 @@ impl Stream {
 }
 
 impl StreamState {
-    /// Makes this session the source. The previous one, which has to be closed, is given back.
+    /// Makes this session the source; new viewers begin with its key frame. The previous one, which has to be closed, is
+    /// given back.
     pub fn attach(&mut self, source: SourceRef, formats: &SourceFormats) -> Option<SourceRef> {
         self.video.format = formats.video;
         self.audio.format = formats.audio;
         self.video.resolution = None;
+        self.video.ring.forget_key_frames();
         self.answers_requests = false;
         for track in [&mut self.video, &mut self.audio] {
             if let Some(format) = track.format {

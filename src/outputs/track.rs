@@ -23,6 +23,8 @@ pub struct OutTrack {
     state: State,
     /// Position after the last packet in line order that was sent.
     sent_until: TrackSeq,
+    /// Position after the last packet that was left out because the viewer cannot take its codec.
+    left_out_until: TrackSeq,
     /// Latest time on the line that was sent.
     sent_time: TrackTime,
     /// Bursts so far. One that had to be repeated was too much for the way to this viewer.
@@ -144,6 +146,7 @@ impl OutTrack {
             line: Line::new(random() as u16, random()),
             state: State::Waiting { until: None },
             sent_until: 0,
+            left_out_until: 0,
             sent_time: 0,
             bursts: 0,
             rtx_seq: u64::from(random() & 0x7fff),
@@ -276,8 +279,8 @@ impl OutTrack {
             return;
         };
         if let Some(further) = self.further_on(cursor, pace, ring) {
-            self.line
-                .go_on(cursor, further, self.squeeze_behind_sent(ring.get(further)));
+            let squeeze = self.squeeze_behind_sent(ring.get(further).map(Arc::as_ref));
+            self.line.go_on(cursor, further, squeeze);
             (cursor, pace) = (further, None);
         } else if cursor < ring.first() {
             self.state = State::Waiting { until: None };
@@ -322,8 +325,8 @@ impl OutTrack {
         }
     }
 
-    /// The times of a burst may be a little ahead of a key frame that was late on its way here; it must not go back.
-    fn squeeze_behind_sent(&self, first: Option<&Arc<Packet>>) -> Option<Squeeze> {
+    /// The times of a burst may be a little ahead of a packet that was late on its way here; it must not go back.
+    fn squeeze_behind_sent(&self, first: Option<&Packet>) -> Option<Squeeze> {
         let first = first.filter(|first| first.time <= self.sent_time)?;
         let begin = self.sent_time + 1;
         Some(Squeeze {
@@ -333,7 +336,8 @@ impl OutTrack {
         })
     }
 
-    /// Sends a packet for the first time. A packet of a codec that the viewer cannot take is left out.
+    /// Sends a packet for the first time. A packet of a codec that the viewer cannot take is left out; the line goes on
+    /// behind it without a hole.
     ///
     /// # Errors
     ///
@@ -346,8 +350,13 @@ impl OutTrack {
         outbox: &mut Outbox,
     ) -> Result<(), SealError> {
         let Some((pt, _)) = self.payload_type(packet.codec) else {
+            self.left_out_until = self.left_out_until.max(packet.seq + 1);
             return Ok(());
         };
+        if self.sent_until < self.left_out_until && self.left_out_until <= packet.seq {
+            let squeeze = self.squeeze_behind_sent(Some(packet));
+            self.line.go_on(self.sent_until, self.left_out_until, squeeze);
+        }
         let Some((seq, time)) = self.line.map(packet.seq, packet.time) else {
             return Ok(());
         };

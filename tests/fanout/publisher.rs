@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use millstream::media::rtcp::{self, Message, SenderInfo};
 use millstream::media::{Ssrc, clock};
-use millstream_test_support::{SyntheticAudio, SyntheticVideo, VideoConfig};
+use millstream_test_support::sdp::RTX_DISTANCE;
+use millstream_test_support::{SyntheticAudio, SyntheticVideo, VideoCodec, VideoConfig};
 
 pub struct Publisher {
     config: VideoConfig,
@@ -19,9 +20,21 @@ pub struct Publisher {
     pending: Vec<Vec<u8>>,
     /// When a request for a key frame arrived.
     pub requests: Vec<Instant>,
-    answers_requests: bool,
+    kind: Encoder,
+    /// Sequence number of the next retransmission.
+    rtx_seq: u16,
     next_report: Option<Instant>,
+    /// What is due is lost instead of sent.
     pub paused: bool,
+}
+
+/// Whose habits a publisher has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Encoder {
+    /// Ignores requests for key frames, sends lost packets again as they were.
+    Obs,
+    /// Sends a key frame when asked for one, and lost packets on a stream of their own (RFC 4588).
+    Browser,
 }
 
 /// As many packets as OBS keeps.
@@ -40,7 +53,8 @@ impl Publisher {
             history: VecDeque::new(),
             pending: Vec::new(),
             requests: Vec::new(),
-            answers_requests: false,
+            kind: Encoder::Obs,
+            rtx_seq: 0,
             next_report: None,
             paused: false,
         }
@@ -49,8 +63,21 @@ impl Publisher {
     /// Like a browser: asked for a key frame it sends one.
     pub fn obedient(config: VideoConfig) -> Self {
         Self {
-            answers_requests: true,
+            kind: Encoder::Browser,
             ..Self::deaf(config)
+        }
+    }
+
+    /// Whether it offers retransmissions as a stream of their own.
+    pub fn offers_rtx(&self) -> bool {
+        self.kind == Encoder::Browser
+    }
+
+    /// What it offers.
+    pub fn codecs(&self) -> &'static [VideoCodec] {
+        match self.config.codec {
+            VideoCodec::H264 => &[VideoCodec::H264],
+            VideoCodec::Vp8 => &[VideoCodec::Vp8],
         }
     }
 
@@ -123,18 +150,32 @@ impl Publisher {
             match message {
                 Message::Nack { seqs, .. } => {
                     for seq in seqs {
-                        let wanted = |packet: &&Vec<u8>| packet[2..4] == seq.to_be_bytes();
-                        self.pending.extend(self.history.iter().rev().find(wanted).cloned());
+                        self.retransmit(seq);
                     }
                 }
                 Message::KeyFrameRequest { .. } => {
                     self.requests.push(now);
-                    if self.answers_requests {
+                    if self.kind == Encoder::Browser {
                         self.video.request_key_frame();
                     }
                 }
                 _ => {}
             }
         }
+    }
+
+    fn retransmit(&mut self, seq: u16) {
+        let wanted = |packet: &&Vec<u8>| packet[2..4] == seq.to_be_bytes();
+        let Some(mut packet) = self.history.iter().rev().find(wanted).cloned() else {
+            return;
+        };
+        if self.kind == Encoder::Browser {
+            packet[1] += RTX_DISTANCE;
+            packet[2..4].copy_from_slice(&self.rtx_seq.to_be_bytes());
+            packet[8..12].copy_from_slice(&(!self.config.ssrc).to_be_bytes());
+            packet.splice(12..12, seq.to_be_bytes());
+            self.rtx_seq += 1;
+        }
+        self.pending.push(packet);
     }
 }

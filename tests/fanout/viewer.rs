@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use millstream::media::rtcp::{self, Message};
 use millstream::media::rtp::{Header, extend_seq, extend_time};
-use millstream::media::{Kind, Ssrc};
+use millstream::media::{Format, Kind, Ssrc};
 use millstream::sdp::plan::OutgoingTrack;
-use millstream_test_support::{FrameCheck, Stamp};
+use millstream_test_support::media::vp8_counters;
+use millstream_test_support::{FrameCheck, Stamp, VideoCodec};
 
 pub struct Viewer {
     pub tracks: Vec<OutgoingTrack>,
@@ -17,6 +18,8 @@ pub struct Viewer {
     pub check: FrameCheck,
     /// When each video frame was whole.
     pub whole_at: BTreeMap<u32, Instant>,
+    /// Picture id and TL0PICIDX by extended sequence number, of VP8.
+    pub vp8_counters: BTreeMap<u64, (u16, u8)>,
     parts: BTreeMap<u32, u16>,
     /// Packets that came as retransmissions.
     pub repaired: u64,
@@ -60,6 +63,7 @@ impl Viewer {
             audio: Line::default(),
             check: FrameCheck::default(),
             whole_at: BTreeMap::new(),
+            vp8_counters: BTreeMap::new(),
             parts: BTreeMap::new(),
             repaired: 0,
             plis: Vec::new(),
@@ -91,7 +95,9 @@ impl Viewer {
                 c.pt == header.pt
             }
         });
-        assert!(codec.is_some(), "payload type {:?} was not answered", header.pt);
+        let Some(codec) = codec else {
+            panic!("payload type {:?} was not answered", header.pt);
+        };
         if rtx {
             seq = u16::from_be_bytes([payload[0], payload[1]]);
             payload = &payload[2..];
@@ -103,11 +109,15 @@ impl Viewer {
             Kind::Audio => &mut self.audio,
         };
         let stamp = match kind {
-            Kind::Video => Stamp::of_video(payload),
+            Kind::Video => Stamp::of_video(video_codec(codec.format), payload),
             Kind::Audio => Stamp::of_audio(payload),
         };
-        if !line.note(now, seq, header.time, stamp) {
+        let Some(ext) = line.note(now, seq, header.time, stamp) else {
             return;
+        };
+        if codec.format == Format::Vp8 {
+            self.vp8_counters
+                .extend(vp8_counters(payload).map(|counters| (ext, counters)));
         }
         if let (Kind::Video, Some(stamp)) = (kind, stamp) {
             self.check.push(stamp);
@@ -156,15 +166,23 @@ impl Viewer {
     }
 }
 
+fn video_codec(format: Format) -> VideoCodec {
+    match format {
+        Format::H264 { .. } => VideoCodec::H264,
+        Format::Vp8 => VideoCodec::Vp8,
+        other => panic!("{other:?} was not offered"),
+    }
+}
+
 impl Line {
-    /// Takes note of a packet; false if it was there already.
-    fn note(&mut self, now: Instant, seq: u16, time: u32, stamp: Option<Stamp>) -> bool {
+    /// Takes note of a packet. Its extended sequence number, or `None` if it was there already.
+    fn note(&mut self, now: Instant, seq: u16, time: u32, stamp: Option<Stamp>) -> Option<u64> {
         let ext = match self.highest {
             Some(highest) => extend_seq(highest, seq),
             None => (1 << 16) + u64::from(seq),
         };
         if self.packets.contains_key(&ext) {
-            return false;
+            return None;
         }
         let highest = self.highest.unwrap_or(ext - 1);
         for missing in highest + 1..ext {
@@ -181,7 +199,7 @@ impl Line {
         let time = extend_time(self.latest_time.unwrap_or((1 << 32) + u64::from(time)), time);
         self.latest_time = Some(self.latest_time.unwrap_or(0).max(time));
         self.packets.insert(ext, Seen { at: now, time, stamp });
-        true
+        Some(ext)
     }
 
     fn ask(&mut self, now: Instant, spacing: Duration) -> Vec<u16> {

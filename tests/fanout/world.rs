@@ -9,7 +9,7 @@ use bytes::Bytes;
 use millstream::hub::Hub;
 use millstream::hub::mailbox::Mailbox;
 use millstream::hub::name::StreamName;
-use millstream::hub::registry::Registry;
+use millstream::hub::registry::{Registry, SessionState};
 use millstream::hub::stream::{SessionId, ShardIndex};
 use millstream::sdp::{self, Local, Offer};
 use millstream::session::CloseReason;
@@ -21,7 +21,7 @@ use millstream::shard::message::{Message, Opening, OpeningRole};
 use millstream::shard::ufrag;
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
-    PeerIdentity, Profiles,
+    PeerIdentity, Profiles, VideoCodec,
 };
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
@@ -59,6 +59,8 @@ pub struct Node {
     pub down: LossyLink,
     pub role: Role,
     pub closed: bool,
+    /// When its handshake was over.
+    pub connected_at: Option<Instant>,
     /// Bytes that the gateway sent to it.
     pub received_bytes: u64,
     /// Sealed RTP packets that the gateway sent to it, by SSRC and sequence number.
@@ -129,7 +131,9 @@ impl World {
 
     /// A publisher of `stream` on a shard; returns its place among the nodes.
     pub fn publish(&mut self, stream: &str, shard: usize, link: LinkConfig, publisher: Publisher) -> usize {
-        let offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
+        let mut offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
+        offer.video = publisher.codecs();
+        offer.rtx = publisher.offers_rtx();
         let role = Role::Publisher(Box::new(publisher));
         self.join(stream, shard, link, &offer, offer.whip(), role)
     }
@@ -137,28 +141,13 @@ impl World {
     /// A viewer of `stream` on a shard.
     pub fn watch(&mut self, stream: &str, shard: usize, link: LinkConfig) -> usize {
         let offer = self.offer(0, 0);
-        let text = offer.whep();
-        self.watch_with(stream, shard, link, &offer, text)
+        self.watch_with(stream, shard, link, &offer)
     }
 
     /// A viewer with an offer of its own making.
-    pub fn watch_with(
-        &mut self,
-        stream: &str,
-        shard: usize,
-        link: LinkConfig,
-        offer: &OfferParameters,
-        text: String,
-    ) -> usize {
-        let rtt = link.delay * 2;
-        self.join(
-            stream,
-            shard,
-            link,
-            offer,
-            text,
-            Role::Viewer(Box::new(Viewer::new(rtt))),
-        )
+    pub fn watch_with(&mut self, stream: &str, shard: usize, link: LinkConfig, offer: &OfferParameters) -> usize {
+        let role = Role::Viewer(Box::new(Viewer::new(link.delay * 2)));
+        self.join(stream, shard, link, offer, offer.whep(), role)
     }
 
     /// Parameters of a new peer's offer.
@@ -167,6 +156,8 @@ impl World {
             credentials: Credentials::from_seed(self.rng.next_u64()),
             fingerprint: self.identity.fingerprint(),
             setup: "actpass",
+            video: &[VideoCodec::H264],
+            rtx: true,
             audio_ssrc,
             video_ssrc,
         }
@@ -254,6 +245,7 @@ impl World {
             down: LossyLink::new(link, seed ^ 2),
             role,
             closed: false,
+            connected_at: None,
             received_bytes: 0,
             sealed: HashMap::new(),
             sealed_again: 0,
@@ -272,6 +264,19 @@ impl World {
         match &mut self.nodes[index].role {
             Role::Viewer(viewer) => viewer,
             Role::Publisher(_) => panic!("node {index} is a publisher"),
+        }
+    }
+
+    /// Hands a datagram to a shard, whoever sent it.
+    pub fn inject(&mut self, shard: usize, from: SocketAddr, datagram: &[u8]) {
+        self.cores[shard].handle_datagram(self.now, from, None, &mut datagram.to_vec());
+    }
+
+    /// Why a session ended; `None` while it lives.
+    pub fn reason(&self, index: usize) -> Option<CloseReason> {
+        match self.shared.registry.find(self.nodes[index].session).0 {
+            SessionState::Ended(reason) => Some(reason),
+            _ => None,
         }
     }
 
@@ -414,6 +419,7 @@ impl Node {
                 (PeerEvent::Rtcp(compound), Role::Viewer(viewer)) => viewer.handle_rtcp(now, &compound),
                 (PeerEvent::Rtcp(compound), Role::Publisher(publisher)) => publisher.handle_rtcp(now, &compound),
                 (PeerEvent::Closed, _) => self.closed = true,
+                (PeerEvent::Connected { .. }, _) => self.connected_at = Some(now),
                 _ => {}
             }
         }

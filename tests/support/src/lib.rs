@@ -7,6 +7,6 @@ pub mod peer;
 pub mod sdp;
 
 pub use link::{Datagram, LinkConfig, LossyLink};
-pub use media::{FrameCheck, MediaFrame, Stamp, SyntheticAudio, SyntheticVideo, VideoConfig};
+pub use media::{FrameCheck, MediaFrame, Stamp, SyntheticAudio, SyntheticVideo, VideoCodec, VideoConfig};
 pub use peer::{Credentials, DtlsRole, IceStyle, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles, Transmit};
 pub use sdp::{Answer, AnswerMedia, OfferParameters};

@@ -7,9 +7,19 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 
+use crate::sdp::{H264_PT, VP8_PT};
+
+/// What the video pretends to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VideoCodec {
+    H264,
+    Vp8,
+}
+
 /// Properties of the video.
 #[derive(Clone, Copy, Debug)]
 pub struct VideoConfig {
+    pub codec: VideoCodec,
     pub pt: u8,
     pub ssrc: u32,
     /// First sequence number and RTP time.
@@ -22,13 +32,16 @@ pub struct VideoConfig {
     pub gop: u32,
     /// Longest RTP payload in bytes.
     pub payload: usize,
+    /// What the first frame is called, so that those of two sources can be told apart.
+    pub first_number: u32,
     pub seed: u64,
 }
 
 impl Default for VideoConfig {
     fn default() -> Self {
         Self {
-            pt: 102,
+            codec: VideoCodec::H264,
+            pt: H264_PT,
             ssrc: 0x1234_5678,
             first_seq: 1000,
             first_time: 900_000,
@@ -36,7 +49,18 @@ impl Default for VideoConfig {
             bitrate: 2_500_000,
             gop: 60,
             payload: 1180,
+            first_number: 0,
             seed: 1,
+        }
+    }
+}
+
+impl VideoConfig {
+    pub fn vp8() -> Self {
+        Self {
+            codec: VideoCodec::Vp8,
+            pt: VP8_PT,
+            ..Self::default()
         }
     }
 }
@@ -46,6 +70,7 @@ impl Default for VideoConfig {
 pub struct MediaFrame {
     /// Since the start of the stream.
     pub at: Duration,
+    /// What its stamps say.
     pub number: u32,
     pub key: bool,
     pub packets: Vec<Vec<u8>>,
@@ -61,7 +86,8 @@ pub struct Stamp {
     pub intact: bool,
 }
 
-/// H.264 in FU-A fragments (RFC 6184 §5.8); a key frame begins with SPS and PPS in one STAP-A.
+/// H.264 in FU-A fragments (RFC 6184 §5.8), where a key frame begins with SPS and PPS in one STAP-A; or VP8 with picture
+/// id and TL0PICIDX (RFC 7741 §4.2).
 pub struct SyntheticVideo {
     config: VideoConfig,
     rng: StdRng,
@@ -80,6 +106,10 @@ const KEY_FACTOR: u64 = 6;
 const STAMP_LEN: usize = 24;
 /// FU indicator, FU header and the byte in which the slice header begins.
 const FU_LEN: usize = 3;
+/// Payload descriptor.
+const VP8_DESCRIPTOR_LEN: usize = 5;
+/// Payload descriptor and frame header (RFC 6386 §9.1), which all packets of a frame carry here.
+const VP8_LEN: usize = VP8_DESCRIPTOR_LEN + 10;
 const VIDEO_CLOCK: u32 = 90_000;
 const AUDIO_CLOCK: u32 = 48_000;
 
@@ -105,12 +135,12 @@ impl SyntheticVideo {
     }
 
     pub fn next_frame(&mut self) -> MediaFrame {
-        let (at, number) = (self.next_at(), self.frame);
+        let (at, number) = (self.next_at(), self.config.first_number + self.frame);
         let key = self.since_key == 0;
-        let time = u64::from(number) * u64::from(VIDEO_CLOCK) / u64::from(self.config.fps);
+        let time = u64::from(self.frame) * u64::from(VIDEO_CLOCK) / u64::from(self.config.fps);
         let time = self.config.first_time.wrapping_add(time as u32);
         let mut packets = Vec::new();
-        if key {
+        if key && self.config.codec == VideoCodec::H264 {
             let mut stap = vec![0x78];
             for nal in [&SPS[..], &PPS[..]] {
                 stap.extend_from_slice(&(nal.len() as u16).to_be_bytes());
@@ -118,16 +148,17 @@ impl SyntheticVideo {
             }
             packets.push(self.packet(time, false, &stap));
         }
-        let room = self.config.payload.max(FU_LEN + STAMP_LEN + 1);
+        let room = self.config.payload.max(VP8_LEN + STAMP_LEN + 1);
         // A slice in FU-A needs two fragments at least.
         let count = self.frame_len(key).div_ceil(room).max(2);
-        let length = self.frame_len(key).div_ceil(count).clamp(FU_LEN + STAMP_LEN + 1, room);
+        let length = self.frame_len(key).div_ceil(count).clamp(VP8_LEN + STAMP_LEN + 1, room);
         for index in 0..count {
-            let (start, end) = (index == 0, index + 1 == count);
-            let (nal, slice) = if key { (5, 0x88) } else { (1, 0x9a) };
-            let mut payload = vec![0x7c, u8::from(start) << 7 | u8::from(end) << 6 | nal, slice];
+            let mut payload = match self.config.codec {
+                VideoCodec::H264 => fu_header(key, index == 0, index + 1 == count),
+                VideoCodec::Vp8 => vp8_header(key, index == 0, number),
+            };
             stamped(&mut payload, number, (index, count), length, &mut self.rng);
-            packets.push(self.packet(time, end, &payload));
+            packets.push(self.packet(time, index + 1 == count, &payload));
         }
         self.frame += 1;
         self.since_key = (self.since_key + 1)
@@ -160,6 +191,25 @@ impl SyntheticVideo {
         self.seq = self.seq.wrapping_add(1);
         packet
     }
+}
+
+fn fu_header(key: bool, starts: bool, ends: bool) -> Vec<u8> {
+    let (nal, slice) = if key { (5, 0x88) } else { (1, 0x9a) };
+    vec![0x7c, u8::from(starts) << 7 | u8::from(ends) << 6 | nal, slice]
+}
+
+fn vp8_header(key: bool, starts: bool, number: u32) -> Vec<u8> {
+    let [high, low] = (number as u16).to_be_bytes();
+    let mut header = vec![0x80 | u8::from(starts) << 4, 0xc0, 0x80 | high, low, number as u8];
+    // Not a key frame, shown; start code; 640x360.
+    header.extend([0x10 | u8::from(!key), 0, 0, 0x9d, 0x01, 0x2a, 0x80, 0x02, 0x68, 0x01]);
+    header
+}
+
+/// Picture id and TL0PICIDX of a payload of [`VideoCodec::Vp8`].
+pub fn vp8_counters(payload: &[u8]) -> Option<(u16, u8)> {
+    let descriptor = payload.first_chunk::<VP8_DESCRIPTOR_LEN>()?;
+    Some((u16::from_be_bytes([descriptor[2] & 0x7f, descriptor[3]]), descriptor[4]))
 }
 
 /// Opus-like: 50 packets per second, 160 bytes of payload.
@@ -206,10 +256,11 @@ impl SyntheticAudio {
 
 impl Stamp {
     /// Reads the stamp of a video payload; `None` for a payload without one (SPS and PPS).
-    pub fn of_video(payload: &[u8]) -> Option<Self> {
-        match payload.first()? & 0x1f {
-            28 => Self::read(payload.get(FU_LEN..)?),
-            _ => None,
+    pub fn of_video(codec: VideoCodec, payload: &[u8]) -> Option<Self> {
+        match (codec, payload.first()? & 0x1f) {
+            (VideoCodec::H264, 28) => Self::read(payload.get(FU_LEN..)?),
+            (VideoCodec::H264, _) => None,
+            (VideoCodec::Vp8, _) => Self::read(payload.get(VP8_LEN..)?),
         }
     }
 
@@ -345,20 +396,23 @@ mod tests {
 
     #[test]
     fn frames_keep_the_bitrate_and_every_packet_is_intact() {
-        let mut video = SyntheticVideo::new(VideoConfig::default());
-        let (mut bytes, mut check) = (0, FrameCheck::default());
-        for number in 0..300 {
-            let frame = video.next_frame();
-            assert_eq!((frame.number, frame.key), (number, number % 60 == 0));
-            for packet in &frame.packets {
-                assert!(packet.len() <= 12 + 1180);
-                bytes += packet.len() - 12;
-                Stamp::of_video(&packet[12..]).into_iter().for_each(|s| check.push(s));
+        for config in [VideoConfig::default(), VideoConfig::vp8()] {
+            let mut video = SyntheticVideo::new(config);
+            let (mut bytes, mut check) = (0, FrameCheck::default());
+            for number in 0..300 {
+                let frame = video.next_frame();
+                assert_eq!((frame.number, frame.key), (number, number % 60 == 0));
+                for packet in &frame.packets {
+                    assert!(packet.len() <= 12 + 1180);
+                    bytes += packet.len() - 12;
+                    let stamp = Stamp::of_video(config.codec, &packet[12..]);
+                    stamp.into_iter().for_each(|s| check.push(s));
+                }
             }
+            assert_eq!((check.whole().count(), check.corrupt()), (300, 0));
+            let bitrate = bytes * 8 / 10;
+            assert!((2_400_000..2_700_000).contains(&bitrate), "{bitrate}");
         }
-        assert_eq!((check.whole().count(), check.corrupt()), (300, 0));
-        let bitrate = bytes * 8 / 10;
-        assert!((2_400_000..2_700_000).contains(&bitrate), "{bitrate}");
     }
 
     #[test]

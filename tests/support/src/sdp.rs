@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::media::VideoCodec;
 use crate::peer::Credentials;
 
 /// What the peer writes into its offer.
@@ -12,6 +13,10 @@ pub struct OfferParameters {
     pub fingerprint: String,
     /// `actpass`, `active` or `passive`.
     pub setup: &'static str,
+    /// In order of preference.
+    pub video: &'static [VideoCodec],
+    /// Retransmissions are offered as a stream of their own (RFC 4588); OBS offers none.
+    pub rtx: bool,
     /// SSRCs of a publisher, audio and video; a viewer has none.
     pub audio_ssrc: u32,
     pub video_ssrc: u32,
@@ -20,17 +25,25 @@ pub struct OfferParameters {
 /// Payload types in the offers.
 pub const OPUS_PT: u8 = 111;
 pub const H264_PT: u8 = 102;
-pub const RTX_PT: u8 = 103;
+pub const VP8_PT: u8 = 96;
+
+/// The retransmissions of a video payload type have the next one.
+pub const RTX_DISTANCE: u8 = 1;
 
 impl OfferParameters {
-    /// A WHEP offer as browsers make it: receive H.264 with retransmission and Opus.
+    /// A WHEP offer as browsers make it: receive video and Opus.
     pub fn whep(&self) -> String {
         self.offer("recvonly")
     }
 
-    /// A WHIP offer: send H.264 and Opus.
+    /// A WHIP offer: send video and Opus.
     pub fn whip(&self) -> String {
         self.offer("sendonly")
+    }
+
+    /// SSRC of a publisher's retransmissions.
+    pub fn rtx_ssrc(&self) -> u32 {
+        !self.video_ssrc
     }
 
     fn offer(&self, direction: &str) -> String {
@@ -54,22 +67,43 @@ impl OfferParameters {
             lines.push("a=msid:stream audio".to_owned());
             lines.push(format!("a=ssrc:{} cname:peer", self.audio_ssrc));
         }
-        lines.push(format!("m=video 9 UDP/TLS/RTP/SAVPF {H264_PT} {RTX_PT}"));
+        let payload_types: Vec<String> = self.video.iter().flat_map(|c| self.payload_types(*c)).collect();
+        lines.push(format!("m=video 9 UDP/TLS/RTP/SAVPF {}", payload_types.join(" ")));
         lines.extend(self.transport("1", direction));
-        lines.push(format!("a=rtpmap:{H264_PT} H264/90000"));
-        for feedback in ["nack", "nack pli", "ccm fir"] {
-            lines.push(format!("a=rtcp-fb:{H264_PT} {feedback}"));
-        }
-        lines.push(format!(
-            "a=fmtp:{H264_PT} level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f"
-        ));
-        lines.push(format!("a=rtpmap:{RTX_PT} rtx/90000"));
-        lines.push(format!("a=fmtp:{RTX_PT} apt={H264_PT}"));
+        lines.extend(self.video.iter().flat_map(|c| self.codec(*c)));
         if sends {
             lines.push("a=msid:stream video".to_owned());
-            lines.push(format!("a=ssrc:{} cname:peer", self.video_ssrc));
+            let ssrcs = [Some(self.video_ssrc), self.rtx.then_some(self.rtx_ssrc())];
+            if self.rtx {
+                lines.push(format!("a=ssrc-group:FID {} {}", self.video_ssrc, self.rtx_ssrc()));
+            }
+            lines.extend(ssrcs.iter().flatten().map(|ssrc| format!("a=ssrc:{ssrc} cname:peer")));
         }
         lines.iter().map(|line| format!("{line}\r\n")).collect()
+    }
+
+    fn payload_types(&self, codec: VideoCodec) -> Vec<String> {
+        let pt = payload_type(codec);
+        let all = [Some(pt), self.rtx.then_some(pt + RTX_DISTANCE)];
+        all.into_iter().flatten().map(|pt| pt.to_string()).collect()
+    }
+
+    fn codec(&self, codec: VideoCodec) -> Vec<String> {
+        let pt = payload_type(codec);
+        let mut lines = match codec {
+            VideoCodec::H264 => vec![
+                format!("a=rtpmap:{pt} H264/90000"),
+                format!("a=fmtp:{pt} level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f"),
+            ],
+            VideoCodec::Vp8 => vec![format!("a=rtpmap:{pt} VP8/90000")],
+        };
+        lines.extend(["nack", "nack pli", "ccm fir"].map(|feedback| format!("a=rtcp-fb:{pt} {feedback}")));
+        if self.rtx {
+            let rtx = pt + RTX_DISTANCE;
+            lines.push(format!("a=rtpmap:{rtx} rtx/90000"));
+            lines.push(format!("a=fmtp:{rtx} apt={pt}"));
+        }
+        lines
     }
 
     fn transport(&self, mid: &str, direction: &str) -> Vec<String> {
@@ -87,6 +121,13 @@ impl OfferParameters {
             "a=rtcp-mux".to_owned(),
             "a=rtcp-rsize".to_owned(),
         ]
+    }
+}
+
+fn payload_type(codec: VideoCodec) -> u8 {
+    match codec {
+        VideoCodec::H264 => H264_PT,
+        VideoCodec::Vp8 => VP8_PT,
     }
 }
 
