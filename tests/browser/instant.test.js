@@ -1,0 +1,196 @@
+// How soon a viewer sees the picture, and how far behind it is, when the publisher sends a key frame every ten seconds
+// and hears no request for another.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { createInterface } from 'node:readline';
+import { after, before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { BLOCKS, FPS, makeClip } from './clip.js';
+import { chromium, PUBLISH_TOKEN, startGateway } from './harness.js';
+
+const ENCODER = fileURLToPath(
+  new URL(process.env.MILLSTREAM_BENCH_BIN ?? '../../target/debug/millstream-bench', import.meta.url),
+);
+
+const STREAM = 'instant';
+const INTERVAL = 10_000;
+/** Where in the interval viewers join, in milliseconds after the key frame; the first is what the others are held to. */
+const PHASES = [100, 3_000, 6_000, 9_500];
+/** Joins per phase; the median counts, so that one moment at which the machine was busy does not. */
+const JOINS = Number(process.env.INSTANT_JOINS ?? 3);
+/** The first picture has to be decoded this long after ICE connected. */
+const FIRST_FRAME = 300;
+/** Two frames: pictures are shown at the display's refresh, which two viewers meet at different moments, and the delay of one
+ *  viewer is known only to a frame. */
+const TOLERANCE = 2_000 / FPS;
+
+let gateway, browser, encoder, folder;
+
+before(async () => {
+  folder = await mkdtemp(path.join(tmpdir(), 'millstream-instant-'));
+  const clip = path.join(folder, 'clip.h264');
+  await makeClip(clip, { seconds: 2 * INTERVAL / 1000, keyFrameInterval: INTERVAL / 1000 });
+  // The encoder lives on loopback.
+  [gateway, browser] = await Promise.all([startGateway({ MILLSTREAM_WEBRTC__LISTEN: '127.0.0.1:0' }), chromium({ camera: false })]);
+  encoder = await startEncoder(clip);
+});
+
+after(async () => {
+  await browser?.close();
+  encoder?.stop();
+  await gateway?.stop();
+  if (folder) await rm(folder, { recursive: true });
+});
+
+/** Plays the clip without end; `frame0` is when its first frame left. */
+async function startEncoder(clip) {
+  const options = ['--http', gateway.http, '--token', PUBLISH_TOKEN, '--stream', STREAM, '--file', clip, '--fps', FPS];
+  const child = spawn(ENCODER, ['publish', ...options, '--loop'].map(String), { stdio: ['ignore', 'pipe', 'inherit'] });
+  const line = await new Promise((resolve, reject) => {
+    createInterface({ input: child.stdout }).once('line', resolve);
+    child.once('error', reject);
+    child.once('exit', (code) => reject(new Error(`the encoder exited with ${code}`)));
+  });
+  const { frame0_ms: frame0, frames } = JSON.parse(line);
+  return { frame0, frames, stop: () => child.kill() };
+}
+
+const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+
+/** One viewer in a new page, whose player starts at a phase of the key frame interval. */
+async function join(phase) {
+  const page = await browser.newPage();
+  try {
+    await page.evaluateOnNewDocument(noteConnection);
+    await page.goto(gateway.origin);
+    await page.evaluate(() => import('/player.js'));
+    const since = (Date.now() - encoder.frame0) % INTERVAL;
+    await sleep((phase - since + INTERVAL) % INTERVAL);
+    return await page.evaluate(watch, { stream: STREAM, frame0: encoder.frame0, frames: encoder.frames, fps: FPS, blocks: BLOCKS });
+  } finally {
+    await page.close();
+  }
+}
+
+/** In the page, before its scripts: notes when ICE is connected. */
+function noteConnection() {
+  const Original = RTCPeerConnection;
+  globalThis.RTCPeerConnection = class extends Original {
+    constructor(...options) {
+      super(...options);
+      this.addEventListener('iceconnectionstatechange', () => {
+        if (this.iceConnectionState === 'connected') globalThis.iceConnected ??= performance.now();
+      });
+      this.addEventListener('connectionstatechange', () => {
+        if (this.connectionState === 'connected') globalThis.dtlsConnected ??= performance.now();
+      });
+    }
+  };
+}
+
+/**
+ * In the page: watches for three seconds and measures. Pictures are read only where the delay is wanted, for reading
+ * takes time from decoding.
+ */
+async function watch({ stream, frame0, frames, fps, blocks }) {
+  const { x, y, size, bits } = blocks;
+  const canvas = new OffscreenCanvas(bits + 1, 1).getContext('2d', { willReadFrequently: true });
+  const player = document.createElement('millstream-player');
+  player.setAttribute('src', `/whep/${stream}`);
+  document.body.replaceChildren(player);
+  const { video } = player;
+
+  /** Delay of the picture that is shown, in milliseconds; undefined where the picture cannot be read. */
+  const delayAt = (now) => {
+    // One pixel from the middle of each block.
+    for (let bit = 0; bit <= bits; bit += 1) {
+      canvas.drawImage(video, x + (bit + 0.25) * size, y + size / 4, size / 2, size / 2, bit, 0, 1, 1);
+    }
+    const { data } = canvas.getImageData(0, 0, bits + 1, 1);
+    const read = Array.from({ length: bits + 1 }, (_, bit) => Number(data[4 * bit] > 128));
+    if (read.reduce((sum, bit) => sum ^ bit, 0)) return undefined;
+    const number = read.slice(0, bits).reduce((sum, bit) => 2 * sum + bit, 0);
+    const since = performance.timeOrigin + now - frame0 - (number * 1000) / fps;
+    const round = (frames * 1000) / fps;
+    return ((since % round) + round) % round;
+  };
+  const windows = [[850, 1_150], [2_700, 3_300]].map(([from, to]) => ({ from, to, delays: [] }));
+  const seen = { first: undefined, inFirstSecond: 0, longestGap: 0, last: undefined, unread: 0 };
+
+  await new Promise((resolve) => {
+    const onFrame = (now, { presentedFrames }) => {
+      const at = now - globalThis.iceConnected;
+      seen.first ??= at;
+      if (at <= 1_000) seen.inFirstSecond = presentedFrames;
+      if (seen.last !== undefined) seen.longestGap = Math.max(seen.longestGap, at - seen.last);
+      seen.last = at;
+      const window = windows.find(({ from, to }) => from <= at && at < to);
+      if (window) {
+        const delay = delayAt(now);
+        if (delay === undefined) seen.unread += 1;
+        else window.delays.push(delay);
+      }
+      if (at >= windows.at(-1).to) resolve();
+      else video.requestVideoFrameCallback(onFrame);
+    };
+    video.requestVideoFrameCallback(onFrame);
+    setTimeout(resolve, 8_000);
+  });
+
+  const report = [...(await player.client.connection.getStats()).values()];
+  const inbound = report.find((s) => s.type === 'inbound-rtp' && s.kind === 'video') ?? {};
+  const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
+  return {
+    phase: (performance.timeOrigin + globalThis.iceConnected - frame0) % 10_000,
+    dtls: globalThis.dtlsConnected - globalThis.iceConnected,
+    first: seen.first,
+    inFirstSecond: seen.inFirstSecond,
+    longestGap: seen.longestGap,
+    unread: seen.unread,
+    after1: median(windows[0].delays),
+    after3: median(windows[1].delays),
+    decoded: inbound.framesDecoded,
+    dropped: inbound.framesDropped,
+    keyFrames: inbound.keyFramesDecoded,
+    freezes: inbound.freezeCount,
+    nacks: inbound.nackCount,
+    plis: inbound.pliCount,
+    lost: inbound.packetsLost,
+    decodeMs: (1000 * inbound.totalDecodeTime) / inbound.framesDecoded,
+    buffered: (1000 * inbound.jitterBufferDelay) / inbound.jitterBufferEmittedCount,
+    decoder: inbound.decoderImplementation,
+  };
+}
+
+const rounded = (join) =>
+  Object.fromEntries(Object.entries(join).map(([k, v]) => [k, typeof v === 'number' ? Math.round(v * 10) / 10 : v]));
+const median = (joins, name) => joins.map((join) => join[name] ?? Infinity).sort((a, b) => a - b)[joins.length >> 1];
+
+test('a viewer between key frames sees the picture at once and is no further behind', async (t) => {
+  // The first page of a browser pays for what later ones share.
+  await join(PHASES[0]);
+  const results = [];
+  for (const phase of PHASES) {
+    const joins = [];
+    for (let n = 0; n < JOINS; n += 1) {
+      joins.push(await join(phase));
+      t.diagnostic(JSON.stringify(rounded(joins.at(-1))));
+    }
+    const [first, after1, after3] = ['first', 'after1', 'after3'].map((name) => median(joins, name));
+    results.push({ phase, first, after1, after3, inFirstSecond: median(joins, 'inFirstSecond') });
+  }
+  for (const result of results) t.diagnostic(`median ${JSON.stringify(rounded(result))}`);
+
+  const [reference] = results;
+  for (const { phase, first, after1 } of results) {
+    assert.ok(first <= FIRST_FRAME, `joined ${phase} ms after the key frame: first picture ${first} ms after ICE connected`);
+    assert.ok(
+      after1 <= reference.after1 + TOLERANCE,
+      `joined ${phase} ms after the key frame: ${after1} ms behind after one second, ${reference.after1} ms at the key frame`,
+    );
+  }
+});
