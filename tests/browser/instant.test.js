@@ -18,15 +18,20 @@ const ENCODER = fileURLToPath(
 
 const STREAM = 'instant';
 const INTERVAL = 10_000;
-/** Where in the interval viewers join, in milliseconds after the key frame; the first is what the others are held to. */
-const PHASES = [100, 3_000, 6_000, 9_500];
-/** Joins per phase; the median counts, so that one moment at which the machine was busy does not. */
+/**
+ * Where in the interval viewers join, in milliseconds after the key frame. The first is what the others are held to.
+ * In this order four viewers, one after the other, take three intervals.
+ */
+const PHASES = [100, 6_000, 3_000, 9_500];
+/** Joins at each phase; the median counts, so that one moment at which the machine was busy does not. */
 const JOINS = Number(process.env.INSTANT_JOINS ?? 3);
 /** The first picture has to be decoded this long after ICE connected. */
 const FIRST_FRAME = 300;
-/** Two frames: pictures are shown at the display's refresh, which two viewers meet at different moments, and the delay of one
- *  viewer is known only to a frame. */
-const TOLERANCE = 2_000 / FPS;
+/**
+ * One frame, or two refreshes of the display: a picture waits up to one refresh to be shown, and for how long is
+ * accidental for the viewer and for the one that it is compared with.
+ */
+const TOLERANCE = 1_000 / FPS;
 
 let gateway, browser, encoder, folder;
 
@@ -93,14 +98,15 @@ function noteConnection() {
 }
 
 /**
- * In the page: watches for three seconds and measures. Pictures are read only where the delay is wanted, for reading
- * takes time from decoding.
+ * In the page: watches for three seconds and measures. Each picture is read after its moment was noted; that this takes
+ * time from decoding makes the figures worse, not better.
  */
 async function watch({ stream, frame0, frames, fps, blocks }) {
   const { x, y, size, bits } = blocks;
   const canvas = new OffscreenCanvas(bits + 1, 1).getContext('2d', { willReadFrequently: true });
   const player = document.createElement('millstream-player');
   player.setAttribute('src', `/whep/${stream}`);
+  const joined = performance.now();
   document.body.replaceChildren(player);
   const { video } = player;
 
@@ -118,41 +124,41 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
     const round = (frames * 1000) / fps;
     return ((since % round) + round) % round;
   };
-  const windows = [[850, 1_150], [2_700, 3_300]].map(([from, to]) => ({ from, to, delays: [] }));
-  const seen = { first: undefined, inFirstSecond: 0, longestGap: 0, last: undefined, unread: 0 };
-
+  const pictures = [];
+  let [unread, inFirstSecond] = [0, 0];
   await new Promise((resolve) => {
-    const onFrame = (now, { presentedFrames }) => {
+    const onFrame = (_, { presentedFrames }) => {
+      const now = performance.now();
       const at = now - globalThis.iceConnected;
-      seen.first ??= at;
-      if (at <= 1_000) seen.inFirstSecond = presentedFrames;
-      if (seen.last !== undefined) seen.longestGap = Math.max(seen.longestGap, at - seen.last);
-      seen.last = at;
-      const window = windows.find(({ from, to }) => from <= at && at < to);
-      if (window) {
-        const delay = delayAt(now);
-        if (delay === undefined) seen.unread += 1;
-        else window.delays.push(delay);
-      }
-      if (at >= windows.at(-1).to) resolve();
+      const delay = delayAt(now);
+      if (delay === undefined) unread += 1;
+      pictures.push({ at, delay });
+      if (at <= 1_000) inFirstSecond = presentedFrames;
+      if (at >= 3_300) resolve();
       else video.requestVideoFrameCallback(onFrame);
     };
     video.requestVideoFrameCallback(onFrame);
     setTimeout(resolve, 8_000);
   });
 
+  const around = (moment, width) => {
+    const near = pictures.filter(({ at, delay }) => Math.abs(at - moment) < width && delay !== undefined);
+    return near.reduce((sum, { delay }) => sum + delay, 0) / near.length;
+  };
   const report = [...(await player.client.connection.getStats()).values()];
   const inbound = report.find((s) => s.type === 'inbound-rtp' && s.kind === 'video') ?? {};
-  const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
   return {
     phase: (performance.timeOrigin + globalThis.iceConnected - frame0) % 10_000,
     dtls: globalThis.dtlsConnected - globalThis.iceConnected,
-    first: seen.first,
-    inFirstSecond: seen.inFirstSecond,
-    longestGap: seen.longestGap,
-    unread: seen.unread,
-    after1: median(windows[0].delays),
-    after3: median(windows[1].delays),
+    ice: globalThis.iceConnected - joined,
+    first: pictures[0]?.at,
+    // Within four frames of the live edge from here on.
+    caughtUp: pictures.findLast(({ delay }) => delay > 4_000 / fps)?.at ?? 0,
+    inFirstSecond,
+    longestGap: Math.max(...pictures.slice(1).map(({ at }, index) => at - pictures[index].at)),
+    unread,
+    after1: around(1_000, 150),
+    after3: around(3_000, 300),
     decoded: inbound.framesDecoded,
     dropped: inbound.framesDropped,
     keyFrames: inbound.keyFramesDecoded,
@@ -168,29 +174,34 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
 
 const rounded = (join) =>
   Object.fromEntries(Object.entries(join).map(([k, v]) => [k, typeof v === 'number' ? Math.round(v * 10) / 10 : v]));
-const median = (joins, name) => joins.map((join) => join[name] ?? Infinity).sort((a, b) => a - b)[joins.length >> 1];
+/** What a join did not yield counts as late. */
+const median = (joins, name) =>
+  joins.map((join) => (Number.isFinite(join[name]) ? join[name] : Infinity)).sort((a, b) => a - b)[joins.length >> 1];
 
 test('a viewer between key frames sees the picture at once and is no further behind', async (t) => {
   // The first page of a browser pays for what later ones share.
   await join(PHASES[0]);
-  const results = [];
-  for (const phase of PHASES) {
-    const joins = [];
-    for (let n = 0; n < JOINS; n += 1) {
-      joins.push(await join(phase));
-      t.diagnostic(JSON.stringify(rounded(joins.at(-1))));
+  const joins = new Map(PHASES.map((phase) => [phase, []]));
+  for (let n = 0; n < JOINS; n += 1) {
+    for (const phase of PHASES) {
+      const result = await join(phase);
+      joins.get(phase).push(result);
+      t.diagnostic(JSON.stringify(rounded(result)));
     }
-    const [first, after1, after3] = ['first', 'after1', 'after3'].map((name) => median(joins, name));
-    results.push({ phase, first, after1, after3, inFirstSecond: median(joins, 'inFirstSecond') });
   }
+  const results = PHASES.map((phase) => {
+    const names = ['first', 'after1', 'after3', 'caughtUp', 'inFirstSecond', 'dropped', 'freezes'];
+    return { phase, ...Object.fromEntries(names.map((name) => [name, median(joins.get(phase), name)])) };
+  });
   for (const result of results) t.diagnostic(`median ${JSON.stringify(rounded(result))}`);
 
   const [reference] = results;
   for (const { phase, first, after1 } of results) {
-    assert.ok(first <= FIRST_FRAME, `joined ${phase} ms after the key frame: first picture ${first} ms after ICE connected`);
+    const viewer = `a viewer who joined ${phase} ms after the key frame`;
+    assert.ok(first <= FIRST_FRAME, `${viewer} saw the first picture ${first} ms after ICE connected`);
     assert.ok(
       after1 <= reference.after1 + TOLERANCE,
-      `joined ${phase} ms after the key frame: ${after1} ms behind after one second, ${reference.after1} ms at the key frame`,
+      `${viewer} was ${after1} ms behind after one second, the one at the key frame ${reference.after1} ms`,
     );
   }
 });
