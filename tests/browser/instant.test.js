@@ -103,7 +103,7 @@ function noteConnection() {
  */
 async function watch({ stream, frame0, frames, fps, blocks }) {
   const { x, y, size, bits } = blocks;
-  const canvas = new OffscreenCanvas(bits + 1, 1).getContext('2d', { willReadFrequently: true });
+  const canvas = new OffscreenCanvas((bits + 1) * 8, 8).getContext('2d', { willReadFrequently: true });
   const player = document.createElement('millstream-player');
   player.setAttribute('src', `/whep/${stream}`);
   const joined = performance.now();
@@ -111,18 +111,19 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
   const { video } = player;
 
   /** Delay of the picture that is shown, in milliseconds; undefined where the picture cannot be read. */
-  const delayAt = (now) => {
-    // One pixel from the middle of each block.
-    for (let bit = 0; bit <= bits; bit += 1) {
-      canvas.drawImage(video, x + (bit + 0.25) * size, y + size / 4, size / 2, size / 2, bit, 0, 1, 1);
-    }
-    const { data } = canvas.getImageData(0, 0, bits + 1, 1);
-    const read = Array.from({ length: bits + 1 }, (_, bit) => Number(data[4 * bit] > 128));
-    if (read.reduce((sum, bit) => sum ^ bit, 0)) return undefined;
+  const readDelay = () => {
+    // One call, lest the bits be those of two pictures. The clock is read after it: a page that is held up in between
+    // then makes the delay too long, where the other order would read pictures from the future.
+    canvas.drawImage(video, x, y, (bits + 1) * size, size, 0, 0, (bits + 1) * 8, 8);
+    const now = performance.timeOrigin + performance.now();
+    const { data, width } = canvas.getImageData(0, 0, (bits + 1) * 8, 8);
+    const read = Array.from({ length: bits + 1 }, (_, bit) => Number(data[4 * (4 * width + bit * 8 + 4)] > 128));
     const number = read.slice(0, bits).reduce((sum, bit) => 2 * sum + bit, 0);
-    const since = performance.timeOrigin + now - frame0 - (number * 1000) / fps;
+    if (read.reduce((sum, bit) => sum ^ bit, 0) || number >= frames) return undefined;
     const round = (frames * 1000) / fps;
-    return ((since % round) + round) % round;
+    const delay = (now - frame0 - (number * 1000) / fps) % round;
+    // Two clocks that disagree must show as such, not as the delay of a whole round.
+    return delay > round - 1_000 ? delay - round : delay;
   };
   const pictures = [];
   let [unread, inFirstSecond] = [0, 0];
@@ -130,7 +131,7 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
     const onFrame = (_, { presentedFrames }) => {
       const now = performance.now();
       const at = now - globalThis.iceConnected;
-      const delay = delayAt(now);
+      const delay = readDelay();
       if (delay === undefined) unread += 1;
       pictures.push({ at, delay });
       if (at <= 1_000) inFirstSecond = presentedFrames;
@@ -157,6 +158,7 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
     inFirstSecond,
     longestGap: Math.max(...pictures.slice(1).map(({ at }, index) => at - pictures[index].at)),
     unread,
+    leastDelay: Math.min(...pictures.map(({ delay }) => delay ?? Infinity)),
     after1: around(1_000, 150),
     after3: around(3_000, 300),
     decoded: inbound.framesDecoded,
