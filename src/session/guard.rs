@@ -52,6 +52,20 @@ impl DropReason {
         Self::Replayed,
         Self::TooManySources,
     ];
+
+    /// Label of the metric.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::UnknownAddress => "unknown_address",
+            Self::Malformed => "malformed",
+            Self::Check => "check",
+            Self::PlainText => "plain_text",
+            Self::Early => "early",
+            Self::Forged => "forged",
+            Self::Replayed => "replayed",
+            Self::TooManySources => "too_many_sources",
+        }
+    }
 }
 
 /// The session broke a limit and has to be closed.

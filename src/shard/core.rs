@@ -527,6 +527,7 @@ impl Core {
         let Some(peer) = self.peers.remove(key) else { return };
         self.shared.registry.ended(now, peer.id, reason);
         self.shared.counters.closed(reason);
+        self.shared.counters.add_session_drops(&peer.session.drops());
         let lasted = now.duration_since(peer.opened);
         for (address, _) in &peer.addresses {
             for (index, mailbox) in self.shared.mailboxes.iter().enumerate() {

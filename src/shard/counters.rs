@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::socket::SendCounters;
-use crate::session::CloseReason;
+use crate::session::{CloseReason, guard};
 
 /// Counters of the media plane; all only rise.
 #[derive(Debug, Default)]
@@ -14,6 +14,7 @@ pub struct Counters {
     pub sent: Arc<SendCounters>,
     dropped: [AtomicU64; DropReason::ALL.len()],
     closed: [AtomicU64; CloseReason::ALL.len()],
+    in_sessions: [AtomicU64; guard::DropReason::ALL.len()],
 }
 
 /// Why a datagram or a message was dropped before it reached a session.
@@ -51,6 +52,19 @@ impl Counters {
         if let Some(counter) = self.closed.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts what a session that has ended had left out.
+    pub fn add_session_drops(&self, drops: &guard::Drops) {
+        for (counter, dropped) in self.in_sessions.iter().zip(drops) {
+            counter.fetch_add(u64::from(*dropped), Ordering::Relaxed);
+        }
+    }
+
+    /// What ended sessions had left out, by reason.
+    pub fn session_drops(&self) -> impl Iterator<Item = (guard::DropReason, u64)> + '_ {
+        let counts = self.in_sessions.iter().map(|n| n.load(Ordering::Relaxed));
+        guard::DropReason::ALL.into_iter().zip(counts)
     }
 
     /// Drops by reason.

@@ -91,6 +91,14 @@ fn media(page: &mut Page, signalling: &Signalling) {
     page.labelled("reason", "send_buffer_full", sent.dropped_full.load(Ordering::Relaxed));
     page.labelled("reason", "send_refused", sent.dropped_refused.load(Ordering::Relaxed));
     page.family(
+        "millstream_session_dropped_total",
+        "counter",
+        "What sessions did not believe, by reason; counted when they end.",
+    );
+    for (reason, count) in counters.session_drops() {
+        page.labelled("reason", reason.label(), count);
+    }
+    page.family(
         "millstream_sessions_closed_total",
         "counter",
         "Sessions that ended, by reason.",
