@@ -1,5 +1,7 @@
 //! From publishers to viewers in virtual time: the promises of the fan-out, over seeded networks.
 
+mod crowd;
+mod joins;
 mod publisher;
 mod sources;
 mod viewer;
@@ -384,26 +386,7 @@ fn audio_and_video_are_reported_on_one_clock() {
     let index = world.watch("live", 0, near());
     world.run(4 * SECOND);
     let viewer = world.viewer(index);
-    // When each track says that its frame of the same moment was captured. Both run from zero at the publisher: frame n
-    // of video is n/30 s, frame m of audio m/50 s.
-    let captured = |kind: Kind, per_second: f64, rate: f64| {
-        let line = if kind == Kind::Video {
-            &viewer.video
-        } else {
-            &viewer.audio
-        };
-        let (ntp, rtp_time) = viewer.reports[&viewer.track(kind).ssrc.0];
-        let last = line
-            .packets
-            .values()
-            .rev()
-            .find(|s| s.stamp.is_some())
-            .expect("stamped");
-        let ahead = f64::from((last.time as u32).wrapping_sub(rtp_time) as i32) / rate;
-        let at = (ntp & 0xffff_ffff_ffff) as f64 / f64::from(u32::MAX) + ahead;
-        at - f64::from(last.stamp.expect("stamped").frame) / per_second
-    };
-    let offset = captured(Kind::Video, 30.0, 90_000.0) - captured(Kind::Audio, 50.0, 48_000.0);
+    let offset = viewer.offset_of_sound();
     println!("audio and video differ by {:.1} ms", offset * 1e3);
     assert!(offset.abs() < 0.020, "{offset}");
 }
