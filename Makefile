@@ -6,7 +6,7 @@ SHELL := bash
 CARGO ?= cargo
 BENCH_ARGS ?=
 
-.PHONY: help run build test check lint deny unit-test load-test browser-test bench hostile clean
+.PHONY: help run build test check lint deny unit-test load-test interop-test browser-test bench hostile clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,11 +20,12 @@ build: ## Build the release: target/release/millstream
 	@scripts/setup.sh run
 	$(CARGO) build --release --locked
 
-test: ## Install what the tests need, then check, unit-test, load-test and browser-test
+test: ## Install what the tests need, then check, unit-test, load-test, interop-test and browser-test
 	@scripts/setup.sh run test
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory unit-test
 	@$(MAKE) --no-print-directory load-test
+	@$(MAKE) --no-print-directory interop-test
 	@$(MAKE) --no-print-directory browser-test
 
 check: lint deny ## Formatting, lints, docs, and the licences and origins of dependencies
@@ -50,6 +51,12 @@ load-test: ## The short forms of bench and hostile: judged by loss and survival,
 	$(CARGO) build --workspace --locked
 	target/debug/millstream-bench --gateway target/debug/millstream --short
 	target/debug/millstream-bench chaos hostile --gateway target/debug/millstream --datagrams 100000
+
+interop-test: ## Other stacks publish and watch: aiortc
+	$(CARGO) build --locked
+	[ -x target/interop/bin/python ] || python3 -m venv target/interop
+	target/interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+	target/interop/bin/python tests/interop/aiortc_peers.py target/debug/millstream
 
 bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="--viewers 200 --seconds 10")
 	$(CARGO) run --release --locked -p millstream-bench -- $(BENCH_ARGS)

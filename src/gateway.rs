@@ -90,6 +90,7 @@ impl Gateway {
             publish,
             play: config.auth.play_token,
             api: config.auth.api_token,
+            in_query: config.auth.token_in_query,
         };
         let signalling = Arc::new(Signalling::new(media, tokens, config.http.cors_origins, &config.limits));
         let router = signalling::router(signalling.clone());

@@ -1,5 +1,6 @@
 //! The command line: reads the configuration, starts the gateway, waits for a signal.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,17 +34,17 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("millstream: {error:#}");
+            let _ = writeln!(std::io::stderr(), "millstream: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = Config::load(arguments.config.as_deref(), std::env::vars())?;
+    let config = Config::load(arguments.config.as_deref(), std::env::vars_os())?;
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Check => {
-            println!("the configuration is valid");
+            show("the configuration is valid\n");
             Ok(())
         }
         Command::Serve => {
@@ -52,7 +53,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 .enable_all()
                 .build()
                 .context("cannot start the runtime")?;
-            runtime.block_on(serve(config))
+            let result = runtime.block_on(serve(config));
+            // Dropping the runtime would wait for a shard that hangs, which `Gateway::stop` has given up on.
+            runtime.shutdown_background();
+            result
         }
     }
 }
@@ -63,13 +67,19 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let has_play_token = config.auth.play_token.is_some();
     let gateway = Gateway::start(config).await?;
-    print!("{}", banner(&gateway, has_play_token));
+    show(&banner(&gateway, has_play_token));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     gateway.stop().await;
     Ok(())
+}
+
+/// Tells whoever started us. When nobody reads it any more, that is no reason to end: `print!` would panic.
+fn show(text: &str) {
+    let mut stdout = std::io::stdout();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
 /// What to do next. The only place that shows a token, and only one that we made.

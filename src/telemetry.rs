@@ -15,6 +15,8 @@ pub fn init(log: &Log) {
         .with_env_filter(filter)
         // Colours are for people: a log file or the journal gets none.
         .with_ansi(std::io::stderr().is_terminal())
+        // Of a line that nobody takes, it would tell by `eprintln!`, which panics when standard error is gone.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let _ = match log.format {
         LogFormat::Text => builder.try_init(),

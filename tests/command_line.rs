@@ -46,6 +46,7 @@ impl Running {
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (sender, log) = mpsc::channel();
         std::thread::spawn(move || {
+            // Closes the pipe when nobody takes the lines any more.
             stderr
                 .lines()
                 .map_while(Result::ok)
@@ -72,6 +73,13 @@ impl Running {
         }
     }
 
+    /// Closes our end of the log.
+    fn stop_reading(&mut self) {
+        self.log = mpsc::channel().1;
+        // The reader notices with the next line: each request leaves one.
+        self.request("GET /healthz HTTP/1.0\r\n\r\n");
+    }
+
     fn request(&self, text: &str) -> String {
         let mut stream = TcpStream::connect(&self.http).expect("connects");
         stream.write_all(text.as_bytes()).expect("sends");
@@ -96,12 +104,9 @@ impl Running {
             log.push('\n');
         }
         let mut stdout = String::new();
-        self.child
-            .stdout
-            .take()
-            .expect("piped")
-            .read_to_string(&mut stdout)
-            .expect("reads");
+        if let Some(mut pipe) = self.child.stdout.take() {
+            pipe.read_to_string(&mut stdout).expect("reads");
+        }
         (self.child.wait().expect("exits").code(), stdout, log)
     }
 }
@@ -142,6 +147,51 @@ fn the_file_is_found_by_argument_and_by_variable() {
             text(&output.stderr)
         );
     }
+}
+
+/// Containers and shells pass on whatever they were given.
+#[test]
+fn variables_that_are_not_text_are_refused_only_if_they_are_keys() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let not_text = std::ffi::OsStr::from_bytes(b"s3cret\xff");
+    let good = run(program(&["check"]).env("LS_COLORS", not_text).env(not_text, "x"));
+    assert!(good.status.success(), "{}", text(&good.stderr));
+    let bad = run(program(&["check"]).env("MILLSTREAM_AUTH__PLAY_TOKEN", not_text));
+    let error = text(&bad.stderr);
+    assert_eq!(bad.status.code(), Some(1), "{error}");
+    assert!(
+        error.contains("MILLSTREAM_AUTH__PLAY_TOKEN") && !error.contains("s3cret"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_gateway_outlives_whoever_reads_its_output() {
+    let mut command = program(&["serve"]);
+    command
+        .env("MILLSTREAM_LOG__LEVEL", "trace")
+        .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", "token");
+    // The pipe of the banner is closed before anything is written to it.
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    command.stdout(writer);
+    drop(reader);
+    let mut gateway = Running::start(command);
+    // And that of the log once the address is known.
+    gateway.stop_reading();
+    let offer = include_str!("data/offers/obs-32.2.2-h264-advanced.sdp");
+    for _ in 0..3 {
+        let reply = gateway.request(&format!(
+            "POST /whip/live HTTP/1.1\r\nHost: h\r\nConnection: close\r\nAuthorization: Bearer token\r\n\
+             Content-Type: application/sdp\r\nContent-Length: {}\r\n\r\n{offer}",
+            offer.len()
+        ));
+        assert!(reply.starts_with("HTTP/1.1 201"), "{reply:?}");
+    }
+    assert_eq!(gateway.end("-TERM").0, Some(0));
+
+    let (reader, writer) = std::io::pipe().expect("pipe");
+    drop(reader);
+    assert!(run(program(&["check"]).stdout(writer)).status.success());
 }
 
 #[test]
@@ -203,9 +253,30 @@ fn tokens_and_session_urls_are_never_logged() {
         "DELETE /session/{id} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     ));
     assert!(deleted.starts_with("HTTP/1.1 200"), "{deleted}");
+    // As a client asks that joins `Location` to its own URL.
+    let lost = gateway.request(&format!("GET /whip/session/{id} HTTP/1.0\r\n\r\n"));
+    assert!(lost.starts_with("HTTP/1.0 204"), "{lost}");
     let (code, stdout, log) = gateway.end("-INT");
     assert_eq!(code, Some(0));
     assert!(log.contains("publisher accepted"), "{log}");
+    for (method, path, status) in [
+        ("POST", "/whip/live", 401),
+        ("POST", "/whip/live", 403),
+        ("POST", "/whip/live", 201),
+        ("DELETE", "/session/", 200),
+        ("GET", "/whip/session/..", 204),
+    ] {
+        let is_logged = log.lines().any(|line| {
+            let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let fields = &event["fields"];
+            fields["message"] == "request"
+                && event["level"] == "DEBUG"
+                && fields["method"] == method
+                && fields["path"].as_str().is_some_and(|p| p.starts_with(path))
+                && fields["status"] == status
+        });
+        assert!(is_logged, "{method} {path} {status} in {log}");
+    }
     for output in [&stdout, &log] {
         assert!(!output.contains("canary"), "{output}");
         assert!(!output.contains(id), "{output}");

@@ -81,6 +81,12 @@ pub const KEYS: &[Key] = &[
         set: |config, value| secret(value).map(|token| config.auth.api_token = Some(token)),
     },
     Key {
+        name: "auth.token_in_query",
+        allowed: "true or false",
+        is_secret: false,
+        set: |config, value| flag(value).map(|is_on| config.auth.token_in_query = is_on),
+    },
+    Key {
         name: "limits.requests_per_second",
         allowed: "a number from 0 (no bound) to 1000000",
         is_secret: false,
@@ -149,6 +155,11 @@ fn within(value: &Value, least: usize, most: usize) -> Option<usize> {
         value => parsed(value)?,
     };
     (least..=most).contains(&number).then_some(number)
+}
+
+/// True or false, also as text: so it comes from the environment.
+fn flag(value: &Value) -> Option<bool> {
+    value.as_bool().or_else(|| parsed(value))
 }
 
 /// A list of texts, also as one text with commas: so it comes from the environment.

@@ -3,6 +3,7 @@
 //! A value comes from the environment (`MILLSTREAM_HTTP__LISTEN` is `http.listen`), else from the TOML file, else it is
 //! the default. [`keys::KEYS`] lists every key once: its name, how it is read, and what is allowed.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,8 @@ pub struct Auth {
     pub play_token: Option<Secret>,
     /// `None`: the API is closed.
     pub api_token: Option<Secret>,
+    /// Whether `?token=` is taken in place of the header.
+    pub token_in_query: bool,
 }
 
 /// Bounds against floods.
@@ -129,6 +132,9 @@ pub enum ConfigError {
     },
     #[error("unknown key `{key}`{}; known are: {}", origin(variable.as_deref()), keys::names())]
     UnknownKey { key: String, variable: Option<String> },
+    /// The value is not shown: it may be a token.
+    #[error("the environment variable {variable} is not UTF-8")]
+    NotText { variable: String },
     #[error("`{key}`{} is {value}, but has to be {allowed}", origin(variable.as_deref()))]
     BadValue {
         key: &'static str,
@@ -155,7 +161,7 @@ impl Config {
     /// A [`ConfigError`] that names file, key and value.
     pub fn load(
         path: Option<&Path>,
-        environment: impl IntoIterator<Item = (String, String)>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
         let file = path.unwrap_or(Path::new(DEFAULT_FILE));
         let text = match std::fs::read_to_string(file) {
@@ -168,7 +174,7 @@ impl Config {
                 });
             }
         };
-        Self::parse(&text, file, environment)
+        Self::parse(&text, file, keys_of(environment)?)
     }
 
     /// Reads TOML `text`, which `path` stands for in errors, and the `environment` on top of it.
@@ -201,8 +207,7 @@ impl Config {
             }
         }
         for (variable, value) in environment {
-            // Names without `__` are no keys: MILLSTREAM_CONFIG, and what other programs may call theirs.
-            let Some((section, key)) = variable.strip_prefix(PREFIX).and_then(|rest| rest.split_once("__")) else {
+            let Some((section, key)) = key_of(&variable) else {
                 continue;
             };
             let key = format!("{section}.{key}").to_ascii_lowercase();
@@ -210,6 +215,25 @@ impl Config {
         }
         Ok(config)
     }
+}
+
+/// The variables that stand for keys, as text. Others may hold anything.
+fn keys_of(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Vec<(String, String)>, ConfigError> {
+    environment
+        .into_iter()
+        .map(|(variable, value)| (variable.to_string_lossy().into_owned(), value))
+        .filter(|(variable, _)| key_of(variable).is_some())
+        .map(|(variable, value)| match value.into_string() {
+            Ok(value) => Ok((variable, value)),
+            Err(_) => Err(ConfigError::NotText { variable }),
+        })
+        .collect()
+}
+
+/// Section and key that a variable stands for. Names without `__` are no keys: MILLSTREAM_CONFIG, and what other
+/// programs may call theirs.
+fn key_of(variable: &str) -> Option<(&str, &str)> {
+    variable.strip_prefix(PREFIX)?.split_once("__")
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ fn nothing_configured_gives_the_defaults() {
     assert_eq!(config.webrtc.listen.to_string(), "[::]:8189");
     assert_eq!(config.http.cors_origins, CorsOrigins::Any);
     assert_eq!(config.webrtc.max_sessions, 10_000);
-    assert!(config.auth.publish_token.is_none());
+    assert!(config.auth.publish_token.is_none() && !config.auth.token_in_query);
 }
 
 #[test]
@@ -24,6 +24,7 @@ fn the_environment_wins_over_the_file() {
             ("MILLSTREAM_HTTP__LISTEN", "127.0.0.1:2"),
             ("MILLSTREAM_WEBRTC__ANNOUNCE", "192.0.2.7, 2001:db8::7"),
             ("MILLSTREAM_WEBRTC__MAX_SESSIONS", "5"),
+            ("MILLSTREAM_AUTH__TOKEN_IN_QUERY", "true"),
             ("MILLSTREAM_LOG__LEVEL", "info, millstream::session=debug"),
             ("MILLSTREAM_CONFIG", "elsewhere.toml"),
             ("MILLSTREAM_BIN", "/bin/true"),
@@ -35,6 +36,7 @@ fn the_environment_wins_over_the_file() {
     let announced: Vec<String> = config.webrtc.announce.iter().map(ToString::to_string).collect();
     assert_eq!(announced, ["192.0.2.7", "2001:db8::7"]);
     assert_eq!(config.log.level, "info,millstream::session=debug");
+    assert!(config.auth.token_in_query);
     assert_eq!((config.webrtc.shards, config.webrtc.max_sessions), (3, 5));
 }
 
@@ -65,6 +67,8 @@ fn bad_values_are_refused_with_key_value_and_what_is_allowed() {
         ("webrtc.shards", "65"),
         ("webrtc.shards", "-1"),
         ("webrtc.max_sessions", "true"),
+        ("auth.token_in_query", "\"yes\""),
+        ("auth.token_in_query", "1"),
         ("limits.request_burst", "0"),
         ("log.format", "\"xml\""),
         ("log.level", "\"loud=very\""),

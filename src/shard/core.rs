@@ -287,7 +287,7 @@ impl Core {
         peer.connected = Some(now);
         self.shared.registry.connected(peer.id);
         let took = now.duration_since(peer.opened);
-        let remote = peer.destination.map_or_else(String::new, |d| d.to.to_string());
+        let remote = peer.destination.map(|d| tracing::field::display(d.to));
         match &mut peer.role {
             Role::Publisher(publisher) => {
                 info!(session = ?peer.id, stream = %publisher.stream_name(), remote, ?took, "publisher connected");

@@ -3,6 +3,8 @@
 //! The header is read by hand: without a token of our own any `Authorization` is tolerated, also one that breaks the
 //! grammar (some players send `Bearer undefined`, or a key without a scheme).
 
+use std::borrow::Cow;
+
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::problem::Problem;
@@ -14,6 +16,8 @@ pub struct Tokens {
     pub publish: Secret,
     pub play: Option<Secret>,
     pub api: Option<Secret>,
+    /// Whether `?token=` stands for the header where a client cannot send one (RFC 9725 §4.7.1).
+    pub in_query: bool,
 }
 
 /// What a token is good for.
@@ -36,31 +40,43 @@ impl Permission {
 
 impl Tokens {
     /// Lets a request pass, or says why not: 401 without a token or with an unknown one, 403 with one that is good for
-    /// something else. The publish token and the API token also let their owner watch.
-    pub fn check(&self, headers: &HeaderMap, permission: Permission) -> Result<(), Problem> {
+    /// something else. The publish token and the API token also let their owner watch. A header goes before the `query`.
+    pub fn check(&self, headers: &HeaderMap, query: Option<&str>, permission: Permission) -> Result<(), Problem> {
         let accepted: &[Option<&Secret>] = match permission {
             Permission::Publish => &[Some(&self.publish)],
             Permission::Play if self.play.is_none() => return Ok(()),
             Permission::Play => &[self.play.as_ref(), Some(&self.publish), self.api.as_ref()],
             Permission::Api => &[self.api.as_ref()],
         };
-        let Some(value) = headers.get(header::AUTHORIZATION) else {
-            let detail = format!("a bearer token is needed to {}", permission.verb());
-            return Err(challenge("token_missing", detail, r#"Bearer realm="millstream""#));
-        };
-        let Some(given) = bearer(value) else {
-            let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
-            return Err(challenge("token_malformed", detail, INVALID));
-        };
-        if any_matches(accepted, given) {
+        let given = self.given(headers, query, permission)?;
+        if any_matches(accepted, &given) {
             return Ok(());
         }
-        if any_matches(&[Some(&self.publish), self.play.as_ref(), self.api.as_ref()], given) {
+        if any_matches(&[Some(&self.publish), self.play.as_ref(), self.api.as_ref()], &given) {
             let detail = format!("this token is not good to {}", permission.verb());
             return Err(Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
                 .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(INSUFFICIENT)));
         }
         Err(challenge("token_wrong", "the bearer token is wrong", INVALID))
+    }
+
+    /// The token that came with the request.
+    fn given<'a>(
+        &self,
+        headers: &'a HeaderMap,
+        query: Option<&'a str>,
+        permission: Permission,
+    ) -> Result<Cow<'a, str>, Problem> {
+        if let Some(value) = headers.get(header::AUTHORIZATION) {
+            let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
+            let given = bearer(value).ok_or_else(|| challenge("token_malformed", detail, INVALID))?;
+            return Ok(Cow::Borrowed(given));
+        }
+        let given = query.filter(|_| self.in_query).and_then(query_token);
+        given.map(Cow::Owned).ok_or_else(|| {
+            let detail = format!("a bearer token is needed to {}", permission.verb());
+            challenge("token_missing", detail, r#"Bearer realm="millstream""#)
+        })
     }
 }
 
@@ -87,6 +103,34 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && !token.contains(' ')).then_some(token)
 }
 
+/// The first `token` of a query, unless it is empty.
+fn query_token(query: &str) -> Option<String> {
+    let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
+    let (_, value) = parameters.find(|(name, _)| *name == "token")?;
+    (!value.is_empty()).then(|| decode_percent(value))
+}
+
+/// Undoes percent encoding (RFC 3986 §2.1). A `+` is a `+`: tokens hold no spaces, but people paste them unescaped. What
+/// is no escape, or no UTF-8, stays or becomes something that no token holds.
+fn decode_percent(text: &str) -> String {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = (first == b'%').then(|| after.split_first_chunk::<2>()).flatten();
+        let byte = escaped.and_then(|(&[high, low], after)| Some((hex(high)? << 4 | hex(low)?, after)));
+        let (byte, after) = byte.unwrap_or((first, after));
+        decoded.push(byte);
+        rest = after;
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit)
+        .to_digit(16)
+        .and_then(|value| u8::try_from(value).ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +140,7 @@ mod tests {
             publish: Secret::new("pub").expect("valid"),
             play: play.and_then(Secret::new),
             api: Secret::new("api"),
+            in_query: true,
         }
     }
 
@@ -105,7 +150,7 @@ mod tests {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).expect("header"));
         }
         tokens
-            .check(&headers, permission)
+            .check(&headers, None, permission)
             .map_or_else(|problem| problem.status.as_u16(), |()| 200)
     }
 
@@ -140,6 +185,27 @@ mod tests {
                 expected,
                 "{permission:?} {authorization:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_query_is_read_as_people_paste_tokens_into_it() {
+        for (query, token) in [
+            ("token=abc", Some("abc")),
+            ("a=b&token=abc&token=other", Some("abc")),
+            ("token=a+b/c~=", Some("a+b/c~=")),
+            ("token=a%2Bb%2fc%7E%3D", Some("a+b/c~=")),
+            ("token=%", Some("%")),
+            ("token=%2", Some("%2")),
+            ("token=%zz", Some("%zz")),
+            ("token=%+1", Some("%+1")),
+            ("token=%ff", Some("\u{fffd}")),
+            ("token=", None),
+            ("token", None),
+            ("Token=abc", None),
+            ("", None),
+        ] {
+            assert_eq!(query_token(query).as_deref(), token, "{query}");
         }
     }
 

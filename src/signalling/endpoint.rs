@@ -30,7 +30,9 @@ pub async fn whip(State(signalling): State<Arc<Signalling>>, request: Request) -
     let stream = stream_of(&parts.uri)?;
     match parts.method {
         Method::POST => {
-            signalling.tokens.check(&parts.headers, Permission::Publish)?;
+            signalling
+                .tokens
+                .check(&parts.headers, parts.uri.query(), Permission::Publish)?;
             let offer = read_offer(&signalling, &parts.headers, body).await?;
             publish(&signalling, stream, &offer)
         }
@@ -47,7 +49,9 @@ pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -
     let stream = stream_of(&parts.uri)?;
     match parts.method {
         Method::POST => {
-            signalling.tokens.check(&parts.headers, Permission::Play)?;
+            signalling
+                .tokens
+                .check(&parts.headers, parts.uri.query(), Permission::Play)?;
             let offer = read_offer(&signalling, &parts.headers, body).await?;
             play(&signalling, stream, &offer)
         }

@@ -1,23 +1,26 @@
-//! What every request passes: the rate limit, counters and headers of every response.
+//! What every request passes: the rate limit, counters, headers of every response, and a line in the log.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
+use tracing::debug;
 
 use super::problem::Problem;
 use super::server::Peer;
-use super::{Signalling, cors};
+use super::{Signalling, cors, resource};
 
 /// The outermost layer.
 pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, next: Next) -> Response {
+    let start = now();
+    let (method, path) = (request.method().clone(), loggable(request.uri()));
     let origin = request.headers().get(header::ORIGIN).cloned();
     let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.ip());
-    let mut response = match check_rate(&signalling, request.method(), peer) {
+    let mut response = match check_rate(&signalling, start, &method, peer) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
@@ -25,16 +28,32 @@ pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, 
     response
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    signalling.counters.responded(response.status().as_u16());
+    let (status, took) = (response.status().as_u16(), now().duration_since(start));
+    signalling.counters.responded(status);
+    debug!(%method, path, status, ?took, ?peer, "request");
     response
 }
 
+/// Characters of a path that are logged: a stream's name has at most 128.
+const LOGGED_PATH: usize = 160;
+
+/// A path as the log may show it: without the query, which may hold a token, and of a session's id, which is a
+/// capability, no more than its `Debug` does. Clients that join `Location` to their own URL send it further back.
+fn loggable(uri: &Uri) -> String {
+    let path = match (resource::session_of(uri), uri.path().split_once(resource::PREFIX)) {
+        (Ok(session), _) => format!("{}{session:?}", resource::PREFIX),
+        (Err(_), Some((before, _))) => format!("{before}{}..", resource::PREFIX),
+        (Err(_), None) => uri.path().to_owned(),
+    };
+    path.chars().take(LOGGED_PATH).collect()
+}
+
 /// Bounds the requests that cost something ("avalanche control", RFC 9725 §5).
-fn check_rate(signalling: &Signalling, method: &Method, peer: Option<IpAddr>) -> Result<(), Problem> {
+fn check_rate(signalling: &Signalling, now: Instant, method: &Method, peer: Option<IpAddr>) -> Result<(), Problem> {
     let (&Method::POST | &Method::PATCH | &Method::DELETE, Some(peer)) = (method, peer) else {
         return Ok(());
     };
-    signalling.rate.take(now(), peer).map_err(|wait| {
+    signalling.rate.take(now, peer).map_err(|wait| {
         let seconds = wait.as_secs() + 1;
         Problem::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -47,7 +66,7 @@ fn check_rate(signalling: &Signalling, method: &Method, peer: Option<IpAddr>) ->
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "HTTP is a shell: it gives time to the rate limit"
+    reason = "HTTP is a shell: it gives time to the rate limit and to the log"
 )]
 fn now() -> Instant {
     Instant::now()

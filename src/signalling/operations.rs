@@ -27,7 +27,7 @@ pub async fn readyz(State(signalling): State<Arc<Signalling>>) -> Result<Respons
 /// Prometheus text. Open, unless there is a token for the API.
 pub async fn metrics(State(signalling): State<Arc<Signalling>>, headers: HeaderMap) -> Result<Response, Problem> {
     if signalling.tokens.api.is_some() {
-        signalling.tokens.check(&headers, Permission::Api)?;
+        signalling.tokens.check(&headers, None, Permission::Api)?;
     }
     let media_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Ok(no_store((media_type, metrics::render(&signalling)).into_response()))

@@ -19,14 +19,16 @@ use crate::shard::{SessionId, SessionState};
 /// RFC 5789 §3.1.
 pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 const ALLOW: &str = "OPTIONS, HEAD, GET, PATCH, DELETE";
-const PREFIX: &str = "/session/";
+/// What the path of a session's URL begins with.
+pub(super) const PREFIX: &str = "/session/";
 
 /// Path of a session's URL.
 pub fn path_of(session: SessionId) -> String {
     format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(session.0))
 }
 
-fn session_of(uri: &Uri) -> Result<SessionId, Problem> {
+/// The session that a path is about.
+pub(super) fn session_of(uri: &Uri) -> Result<SessionId, Problem> {
     let id = uri
         .path()
         .strip_prefix(PREFIX)

@@ -222,6 +222,41 @@ async fn publishing_needs_the_publish_token() {
     gateway.stop().await;
 }
 
+/// H-20.
+#[tokio::test]
+async fn a_token_in_the_query_counts_only_where_it_was_switched_on() {
+    const ON: (&str, &str) = ("MILLSTREAM_AUTH__TOKEN_IN_QUERY", "true");
+    let off = gateway(&[]).await;
+    let on = gateway(&[ON, ("MILLSTREAM_AUTH__API_TOKEN", "operator")]).await;
+    let named = |token| Request::offer(&format!("/whip/live?token={token}"), OBS);
+    let reply = named(PUBLISH).send(&off).await;
+    assert_eq!((reply.status, reply.problem().as_str()), (401, "token_missing"));
+    let reply = named(PUBLISH).send(&on).await;
+    assert!(!reply.location().contains('?'), "the token goes no further");
+    for (target, status) in [
+        ("/whip/live/?a=b&token=publish%2Dtoken&c", 201),
+        ("/whip/live?token=wrong", 401),
+        ("/whip/live?token=", 401),
+        ("/whip/live?token", 401),
+        ("/whip/live?tokens=publish-token", 401),
+        ("/whip/live?token=publish-token%", 401),
+        ("/whip/live?token=%ff%0", 401),
+        ("/whip/live?token=operator", 403),
+    ] {
+        assert_eq!(Request::offer(target, OBS).send(&on).await.status, status, "{target}");
+    }
+    // What the header says goes first.
+    assert_eq!(named(PUBLISH).bearer("wrong").send(&on).await.status, 401);
+    assert_eq!(named("wrong").bearer(PUBLISH).send(&on).await.status, 201);
+    // Where there is no client that cannot send a header.
+    assert_eq!(
+        Request::new("GET", "/metrics?token=operator").send(&on).await.status,
+        401
+    );
+    off.stop().await;
+    on.stop().await;
+}
+
 /// H-07, H-08, H-10, D-08.
 #[tokio::test]
 async fn other_methods_on_the_endpoint() {

@@ -271,7 +271,6 @@ impl Attack {
             mutate(&self.wire, &mut self.chance, datagram);
             return endpoint_send(insider.socket(), datagram);
         }
-        // What cannot be sealed any more is sent by nobody: it would not get past the first check either.
         let sealed = if self.chance.below(2) == 0 {
             mutate(&plain_rtp(), &mut self.chance, datagram);
             insider.send_plain_rtp(datagram)
@@ -279,13 +278,11 @@ impl Attack {
             mutate(&plain_rtcp(), &mut self.chance, datagram);
             insider.send_plain_rtcp(datagram)
         };
-        sealed.or_else(|error| {
-            if error.kind() == io::ErrorKind::InvalidInput {
-                Ok(())
-            } else {
-                Err(error)
-            }
-        })
+        match sealed {
+            // What cannot be sealed any more goes as it is.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => endpoint_send(insider.socket(), datagram),
+            other => other,
+        }
     }
 }
 

@@ -103,25 +103,43 @@ impl Endpoint {
     ///
     /// When the gateway refuses, answers what we cannot use, or does not connect in time.
     pub fn join(http: SocketAddr, role: Role, stream: &str) -> io::Result<Joined> {
+        match role {
+            Role::Publisher => {
+                let path = format!("/whip/{stream}");
+                Self::connect_by(http, role, &path, Some(PUBLISH_TOKEN), sdp::publish_offer)
+            }
+            Role::Viewer => Self::connect_by(http, role, &format!("/whep/{stream}"), None, sdp::play_offer),
+        }
+    }
+
+    /// Joins as an encoder that knows no RTX, with the token of a gateway that somebody else has started.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::join`].
+    pub fn join_as_encoder(http: SocketAddr, token: &str, stream: &str) -> io::Result<Joined> {
+        let path = format!("/whip/{stream}");
+        Self::connect_by(http, Role::Publisher, &path, Some(token), sdp::encoder_offer)
+    }
+
+    fn connect_by(
+        http: SocketAddr,
+        role: Role,
+        path: &str,
+        bearer: Option<&str>,
+        offer: impl Fn(&Local) -> String,
+    ) -> io::Result<Joined> {
         let (ufrag, pwd) = (random_text(8), random_text(24));
-        let local = Local {
+        let offer = offer(&Local {
             ufrag: &ufrag,
             pwd: &pwd,
             fingerprint: &Identity::shared()?.fingerprint,
-        };
-        let (path, offer, bearer) = match role {
-            Role::Publisher => (
-                format!("/whip/{stream}"),
-                sdp::publish_offer(&local),
-                Some(PUBLISH_TOKEN),
-            ),
-            Role::Viewer => (format!("/whep/{stream}"), sdp::play_offer(&local), None),
-        };
+        });
         let socket = socket()?;
         let started = Instant::now();
         let response = Request {
             method: "POST",
-            path: &path,
+            path,
             bearer,
             sdp: Some(&offer),
         }
@@ -183,6 +201,22 @@ impl Endpoint {
     pub fn receive(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<()> {
         while let Some(length) = receive(&self.socket, buffer)? {
             self.handle_control(buffer.get(..length).unwrap_or_default(), now)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::receive`]; compound RTCP packets are handed to `on_rtcp`, decrypted.
+    ///
+    /// # Errors
+    ///
+    /// Those of the socket.
+    pub fn receive_rtcp(&mut self, buffer: &mut [u8], now: Instant, mut on_rtcp: impl FnMut(&[u8])) -> io::Result<()> {
+        while let Some(length) = receive(&self.socket, buffer)? {
+            let datagram = buffer.get(..length).unwrap_or_default();
+            match self.peer.open_rtcp(datagram) {
+                Some(compound) => on_rtcp(&compound),
+                None => self.handle_control(datagram, now)?,
+            }
         }
         Ok(())
     }

@@ -2,7 +2,8 @@
 //! beside each figure.
 //!
 //! `millstream-bench` measures; `millstream-bench chaos hostile` fires mutated datagrams at a gateway that somebody
-//! watches. What is measured and how is said in `load` (the run), `floor` (the reference), `viewer` (what counts as
+//! watches; `millstream-bench publish` plays an H.264 file to a gateway as an encoder would that hears no key frame
+//! requests. What is measured and how is said in `load` (the run), `floor` (the reference), `viewer` (what counts as
 //! arrived, late, changed) and `report` (the targets).
 
 #![expect(
@@ -15,6 +16,8 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 mod chaos;
+mod clip;
+mod encoder;
 mod endpoint;
 mod floor;
 mod gateway;
@@ -49,6 +52,8 @@ enum Command {
     /// Attacks a gateway while a viewer watches.
     #[command(subcommand)]
     Chaos(Chaos),
+    /// Publishes an H.264 file in real time and ignores all requests for key frames.
+    Publish(encoder::Publish),
     /// Measures the floor of this machine alone, without any gateway.
     Floor {
         /// Numbers of destinations, one measurement each
@@ -99,6 +104,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Chaos(Chaos::Hostile(options))) => chaos::hostile(options),
+        Some(Command::Publish(options)) => encoder::publish(options),
         Some(Command::Floor { viewers, seconds }) => measure_floor(viewers, Duration::from_secs(*seconds)),
         None => measure(&cli.load),
     };

@@ -215,6 +215,16 @@ impl Peer {
         keys.incoming.decrypt_rtp(datagram).ok().map(BytesMut::freeze)
     }
 
+    /// Decrypts a compound SRTCP packet; `None` when it is none (RFC 5761 §4) or not authentic.
+    pub fn open_rtcp(&mut self, datagram: &[u8]) -> Option<Bytes> {
+        let keys = self.keys.as_mut()?;
+        let [first, second, ..] = *datagram else { return None };
+        if !(128..=191).contains(&first) || !(192..=223).contains(&second) {
+            return None;
+        }
+        keys.incoming.decrypt_rtcp(datagram).ok().map(BytesMut::freeze)
+    }
+
     /// Seals an RTP packet.
     ///
     /// # Errors

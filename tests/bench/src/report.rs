@@ -14,6 +14,9 @@ use crate::{
 /// Viewers at which the targets hold, on a machine with two cores.
 const TARGET_VIEWERS: usize = 200;
 
+/// CPU of others, in percent of a core, from which on waiting for a core shows in the tails of all times.
+const BUSY_PERCENT: f64 = 25.0;
+
 /// A figure that has a target.
 struct Target {
     name: &'static str,
@@ -190,6 +193,12 @@ pub fn text(run: &Run) -> String {
             run.percent(run.others_cpu)
         ),
     );
+    if run.percent(run.others_cpu) > BUSY_PERCENT {
+        line(
+            "note",
+            "the machine was busy with something else: delays and times to connect say little".into(),
+        );
+    }
     if let Some(churn) = &run.churn {
         line("churn", churn_text(churn));
     }
@@ -394,6 +403,14 @@ mod tests {
         assert!(targets_met(std::slice::from_ref(&run)));
         assert!(!text(&run).contains("target"));
         assert_eq!(json(&[run])["runs"][0]["targets"][0]["met"], Value::Null);
+    }
+
+    #[test]
+    fn a_busy_machine_is_named_beside_the_times_it_spoils() {
+        let mut run = sample(200, 1_000_000);
+        assert!(!text(&run).contains("busy"));
+        run.others_cpu = Duration::from_secs(5);
+        assert!(text(&run).contains("busy"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The two offers that the tool makes and what it needs of an answer. No more SDP than that.
+//! The offers that the tool makes and what it needs of an answer. No more SDP than that.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
@@ -31,15 +31,22 @@ pub struct Answer {
 pub fn publish_offer(local: &Local) -> String {
     let video = format!("a=sendonly\r\na=ssrc:{VIDEO_SSRC} cname:bench\r\n");
     let audio = format!("a=sendonly\r\na=ssrc:{AUDIO_SSRC} cname:bench\r\n");
-    offer(local, &audio, &video)
+    offer(local, &audio, &video, true)
+}
+
+/// As [`publish_offer`] without RTX, which encoders such as OBS do not have.
+pub fn encoder_offer(local: &Local) -> String {
+    let video = format!("a=sendonly\r\na=ssrc:{VIDEO_SSRC} cname:bench\r\n");
+    let audio = format!("a=sendonly\r\na=ssrc:{AUDIO_SSRC} cname:bench\r\n");
+    offer(local, &audio, &video, false)
 }
 
 /// A WHEP offer for the same.
 pub fn play_offer(local: &Local) -> String {
-    offer(local, "a=recvonly\r\n", "a=recvonly\r\n")
+    offer(local, "a=recvonly\r\n", "a=recvonly\r\n", true)
 }
 
-fn offer(local: &Local, audio: &str, video: &str) -> String {
+fn offer(local: &Local, audio: &str, video: &str, rtx: bool) -> String {
     let Local {
         ufrag,
         pwd,
@@ -54,12 +61,17 @@ fn offer(local: &Local, audio: &str, video: &str) -> String {
     let h264 = format!(
         "a=rtpmap:{VIDEO_PT} H264/90000\r\n\
          a=fmtp:{VIDEO_PT} level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f\r\n\
-         a=rtcp-fb:{VIDEO_PT} nack\r\na=rtcp-fb:{VIDEO_PT} nack pli\r\na=rtcp-fb:{VIDEO_PT} ccm fir\r\n\
-         a=rtpmap:{RTX_PT} rtx/90000\r\na=fmtp:{RTX_PT} apt={VIDEO_PT}\r\n"
+         a=rtcp-fb:{VIDEO_PT} nack\r\na=rtcp-fb:{VIDEO_PT} nack pli\r\na=rtcp-fb:{VIDEO_PT} ccm fir\r\n"
     );
+    let (rtx_pt, rtx) = if rtx {
+        let lines = format!("a=rtpmap:{RTX_PT} rtx/90000\r\na=fmtp:{RTX_PT} apt={VIDEO_PT}\r\n");
+        (format!(" {RTX_PT}"), lines)
+    } else {
+        Default::default()
+    };
     format!(
         "{head}m=audio 9 UDP/TLS/RTP/SAVPF {AUDIO_PT}\r\n{transport}a=mid:0\r\n{audio}{opus}\
-         m=video 9 UDP/TLS/RTP/SAVPF {VIDEO_PT} {RTX_PT}\r\n{transport}a=mid:1\r\n{video}{h264}"
+         m=video 9 UDP/TLS/RTP/SAVPF {VIDEO_PT}{rtx_pt}\r\n{transport}a=mid:1\r\n{video}{h264}{rtx}"
     )
 }
 
@@ -135,6 +147,8 @@ mod tests {
         assert_eq!(offer.matches("a=recvonly\r\n").count(), 2);
         assert_eq!(offer.matches("\r\nm=").count(), 2);
         assert!(publish_offer(&local).contains("a=ssrc:268435457 cname:bench"));
+        assert!(publish_offer(&local).contains("m=video 9 UDP/TLS/RTP/SAVPF 96 97\r\n"));
+        assert!(!encoder_offer(&local).contains("97"));
         assert!(
             offer
                 .split("\r\n")
