@@ -157,6 +157,20 @@ impl Viewer {
         compounds
     }
 
+    /// By how many seconds picture and sound of one moment are apart if the last sender reports are believed. Both run
+    /// from zero at the publisher: frame n of video is n/30 s, frame m of audio m/50 s.
+    pub fn offset_of_sound(&self) -> f64 {
+        let captured = |kind: Kind, line: &Line, per_second: f64, rate: f64| {
+            let (ntp, rtp_time) = self.reports[&self.track(kind).ssrc.0];
+            let last = line.packets.values().rev().find_map(|s| Some((s.time, s.stamp?.frame)));
+            let (time, frame) = last.expect("stamped");
+            let ahead = f64::from((time as u32).wrapping_sub(rtp_time) as i32) / rate;
+            let at = (ntp & 0xffff_ffff_ffff) as f64 / f64::from(u32::MAX) + ahead;
+            at - f64::from(frame) / per_second
+        };
+        captured(Kind::Video, &self.video, 30.0, 90_000.0) - captured(Kind::Audio, &self.audio, 50.0, 48_000.0)
+    }
+
     /// Asks for a key frame at the next opportunity.
     pub fn ask_for_key_frame(&mut self) {
         let mut compound = Vec::new();

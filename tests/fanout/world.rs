@@ -32,6 +32,8 @@ use crate::viewer::Viewer;
 /// Where the shards listen.
 pub const GATEWAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1)), 8189);
 
+const OVERHEARD_PER_KIND: usize = 200;
+
 const STEP: Duration = Duration::from_millis(1);
 
 /// Everything there is.
@@ -44,6 +46,8 @@ pub struct World {
     identity: Arc<PeerIdentity>,
     rng: StdRng,
     seed: u64,
+    /// Datagrams of all kinds that were on the wire, of both directions.
+    pub overheard: Vec<Vec<u8>>,
     /// Shards that do not run: their mailboxes fill.
     pub frozen: Vec<usize>,
 }
@@ -125,6 +129,7 @@ impl World {
             identity: PeerIdentity::generate(),
             rng: StdRng::seed_from_u64(seed),
             seed,
+            overheard: Vec::new(),
             frozen: Vec::new(),
         }
     }
@@ -343,6 +348,7 @@ impl World {
                 let shard = usize::from(datagram.from.port()) % shards;
                 if !self.frozen.contains(&shard) {
                     let mut bytes = datagram.payload.to_vec();
+                    overhear(&mut self.overheard, &bytes);
                     self.cores[shard].handle_datagram(self.now, datagram.from, None, &mut bytes);
                 }
             }
@@ -355,6 +361,7 @@ impl World {
                 if let Some(node) = self.nodes.iter_mut().find(|n| n.address == to) {
                     node.received_bytes += payload.len() as u64;
                     node.assert_sealed_once(&payload);
+                    overhear(&mut self.overheard, &payload);
                     node.down.send(self.now, GATEWAY, to, payload);
                 }
             }
@@ -368,6 +375,15 @@ impl World {
                 node.handle_events(self.now);
             }
         }
+    }
+}
+
+/// Keeps one of each kind and some more: media would push everything else out.
+fn overhear(overheard: &mut Vec<Vec<u8>>, datagram: &[u8]) {
+    let kind = |datagram: &[u8]| datagram.first().map(|first| first >> 4);
+    let same = overheard.iter().filter(|other| kind(other) == kind(datagram));
+    if same.count() < OVERHEARD_PER_KIND {
+        overheard.push(datagram.to_vec());
     }
 }
 
