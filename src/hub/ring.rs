@@ -10,7 +10,7 @@ use crate::media::packet::{Packet, TrackSeq, TrackTime};
 ///
 /// What is kept: everything since the last key frame, so that a viewer can begin there, and at least [`HISTORY`] before
 /// the end for retransmissions. [`MAX_BYTES`] and [`MAX_PACKETS`] bound both.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ring {
     slots: VecDeque<Option<Arc<Packet>>>,
     first: TrackSeq,
@@ -37,6 +37,26 @@ pub const MAX_PACKETS: usize = 16_384;
 
 /// A packet this far behind the end is too late for anybody.
 const MAX_LATENESS: u64 = 4_096;
+
+/// The first source begins here, so that nothing before it is ever negative. An empty ring ends here too: a viewer that
+/// comes before the first packet counts from where that will be.
+const FIRST_SEQ: TrackSeq = 1 << 16;
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self {
+            slots: VecDeque::new(),
+            first: FIRST_SEQ,
+            bytes: 0,
+            bytes_since_key_frame: 0,
+            order: 0,
+            key_frames: VecDeque::new(),
+            frame: None,
+            newest_time: 0,
+            newest_arrival: None,
+        }
+    }
+}
 
 impl Ring {
     /// Inserts a packet; `make` gets the insertion order. A duplicate, or one too late to be of use, is not inserted.

@@ -450,6 +450,22 @@ fn a_source_that_answers_is_asked_when_that_is_cheaper_than_the_cache() {
 }
 
 #[test]
+fn a_viewer_that_came_before_the_media_hears_and_sees_all_of_it() {
+    let mut world = World::new(141, 1, 8192);
+    let publisher = world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.publisher(publisher).paused = true;
+    world.run(SECOND);
+    let index = world.watch("live", 0, near());
+    world.run(SECOND);
+    world.publisher(publisher).paused = false;
+    world.run(3 * SECOND);
+    let viewer = world.viewer(index);
+    assert!(viewer.check.whole().count() > 20, "{}", viewer.check.whole().count());
+    // SRTP receivers begin with a roll-over counter of zero: a first packet of a later cycle is never authentic.
+    assert!(viewer.audio.packets.len() > 140, "{}", viewer.audio.packets.len());
+}
+
+#[test]
 fn a_dead_viewer_is_forgotten_after_thirty_seconds_and_its_stream_lives_on() {
     let mut world = World::new(131, 2, 8192);
     world.publish(
