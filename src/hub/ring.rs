@@ -189,8 +189,13 @@ impl Ring {
         Some(newest.saturating_duration_since(self.get(seq)?.arrival))
     }
 
-    /// Forgets the packets, so that nobody begins with what an earlier source sent. The count of insertions goes on.
-    pub fn clear(&mut self) {
+    /// Another source follows: nobody begins with what an earlier one sent. It can still be sent again.
+    pub fn forget_key_frames(&mut self) {
+        self.key_frames.clear();
+    }
+
+    /// Forgets the packets. The count of insertions goes on.
+    fn clear(&mut self) {
         self.slots.clear();
         self.key_frames.clear();
         self.bytes = 0;

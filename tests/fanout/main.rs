@@ -466,6 +466,24 @@ fn a_viewer_that_came_before_the_media_hears_and_sees_all_of_it() {
 }
 
 #[test]
+fn a_viewer_does_not_begin_with_what_an_earlier_source_sent() {
+    let mut world = World::new(151, 1, 8192);
+    let first = world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.run(2 * SECOND);
+    let stays = world.watch("live", 0, near());
+    world.run(SECOND);
+    world.delete(first);
+    world.run(SECOND);
+    let second = world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.publisher(second).paused = true;
+    world.run(SECOND);
+    let index = world.watch("live", 0, near());
+    world.run(SECOND);
+    assert_eq!(world.viewer(index).video.packets.len(), 0);
+    assert_eq!(world.viewer(stays).video.holes(), 0);
+}
+
+#[test]
 fn a_dead_viewer_is_forgotten_after_thirty_seconds_and_its_stream_lives_on() {
     let mut world = World::new(131, 2, 8192);
     world.publish(
