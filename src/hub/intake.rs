@@ -129,6 +129,10 @@ impl Intake {
             State::Running => self.map(packet, placed),
             State::Waiting { frame } => {
                 if frame.first().is_some_and(|first| first.time != packet.time) {
+                    if self.newest.is_some_and(|newest| newest.seq > packet.seq) {
+                        // Late: the rest of its frame, and what followed, was let go.
+                        return;
+                    }
                     frame.clear();
                 }
                 let begins = track.kind == Kind::Audio || packet.key_frame;
@@ -337,6 +341,17 @@ mod tests {
         }
         assert!(!intake.is_waiting());
         assert_eq!(run(&mut intake, &mut track, video(14_000, 3000, false, t))[0].0, start + 4_000);
+    }
+
+    #[test]
+    fn a_source_does_not_begin_with_a_key_frame_whose_followers_were_let_go() {
+        let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
+        // The packet that proves it is lost and comes after the next frame has begun.
+        assert!(run(&mut intake, &mut track, video(11, 0, false, t)).is_empty());
+        assert!(run(&mut intake, &mut track, video(12, 3000, false, t)).is_empty());
+        assert!(run(&mut intake, &mut track, video(10, 0, true, t)).is_empty());
+        assert!(intake.is_waiting());
+        assert_eq!(run(&mut intake, &mut track, video(13, 6000, true, t)).len(), 1);
     }
 
     fn track_time(track: &Track, seq: u64) -> u64 {
