@@ -36,7 +36,11 @@ pub struct OutTrack {
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// Nothing to begin with yet; or a fresh key frame is on its way, for which it waits until then.
-    Waiting { until: Option<Instant> },
+    Waiting {
+        until: Option<Instant>,
+        /// The key frame that was cached when the fresh one was asked for.
+        cached: Option<TrackSeq>,
+    },
     /// Reads from the ring.
     CatchUp {
         cursor: TrackSeq,
@@ -47,6 +51,13 @@ enum State {
     },
     /// Forwards what arrives; what was inserted up to this order was read from the ring.
     Live { after_order: u64 },
+}
+
+impl State {
+    const WAITING: Self = Self::Waiting {
+        until: None,
+        cached: None,
+    };
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +153,7 @@ impl OutTrack {
             rtx_ssrc: plan.rtx_ssrc,
             payload_types,
             line: Line::new(random() as u16, random()),
-            state: State::Waiting { until: None },
+            state: State::WAITING,
             sent_until: 0,
             sent_time: 0,
             bursts: 0,
@@ -177,15 +188,18 @@ impl OutTrack {
     }
 
     /// Waits for the key frame that the source was asked for, but begins with the cached one at the latest then.
-    pub fn wait(&mut self, until: Instant) {
-        self.state = State::Waiting { until: Some(until) };
+    pub fn wait(&mut self, until: Instant, ring: &Ring) {
+        self.state = State::Waiting {
+            until: Some(until),
+            cached: ring.key_frame(),
+        };
     }
 
     /// Begins at the cached key frame. Returns its age, or `None` when there is none and the track waits.
     pub fn start(&mut self, now: Instant, ring: &Ring) -> Option<Duration> {
         let cached = ring.key_frame().and_then(|seq| Some((seq, ring.get(seq)?)));
         let (Some((key_frame, first)), Some((newest, _))) = (cached, ring.newest()) else {
-            self.state = State::Waiting { until: None };
+            self.state = State::WAITING;
             return None;
         };
         let rate = first.codec.clock_rate();
@@ -256,15 +270,19 @@ impl OutTrack {
     pub fn poll_catch_up(&self) -> Option<Instant> {
         match self.state {
             State::CatchUp { due, .. } => Some(due),
-            State::Waiting { until } => until,
+            State::Waiting { until, .. } => until,
             State::Live { .. } => None,
         }
     }
 
     /// Reads what is due from the ring.
     pub fn catch_up(&mut self, now: Instant, ring: &Ring, due: &mut Vec<Arc<Packet>>) {
-        if self.is_waiting() && ring.key_frame().is_some() {
-            self.start(now, ring);
+        if let State::Waiting { until, cached } = self.state {
+            let in_vain = until.is_some_and(|until| until <= now);
+            let fresh = ring.key_frame().is_some_and(|key_frame| Some(key_frame) != cached);
+            if in_vain || fresh {
+                self.start(now, ring);
+            }
         }
         let State::CatchUp {
             mut cursor,
@@ -280,7 +298,7 @@ impl OutTrack {
                 .go_on(cursor, further, self.squeeze_behind_sent(ring.get(further)));
             (cursor, pace) = (further, None);
         } else if cursor < ring.first() {
-            self.state = State::Waiting { until: None };
+            self.state = State::WAITING;
             return;
         }
         let limit = due.len() + MAX_PART;
@@ -563,11 +581,34 @@ mod tests {
     fn a_viewer_that_waits_for_an_answer_begins_with_the_cache_if_none_comes() {
         let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
         insert(&mut ring, t, 0);
-        track.wait(t + Duration::from_millis(300));
+        track.wait(t + Duration::from_millis(300), &ring);
         assert_eq!(track.poll_catch_up(), Some(t + Duration::from_millis(300)));
         let mut due = Vec::new();
         track.catch_up(t + Duration::from_millis(300), &ring, &mut due);
         assert_eq!(due.len(), 1);
+    }
+
+    #[test]
+    fn a_viewer_that_waits_in_vain_has_no_timer() {
+        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
+        let until = t + Duration::from_millis(300);
+        track.wait(until, &ring);
+        let mut due = Vec::new();
+        track.catch_up(until, &ring, &mut due);
+        assert_eq!(track.poll_catch_up(), None);
+        insert(&mut ring, until, 0);
+        track.catch_up(until, &ring, &mut due);
+        assert_eq!(due.len(), 1, "the key frame that came at last");
+    }
+
+    #[test]
+    fn a_viewer_that_waits_for_an_answer_does_not_begin_with_what_was_there_before() {
+        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
+        insert(&mut ring, t, 0);
+        track.wait(t + Duration::from_millis(300), &ring);
+        let mut due = Vec::new();
+        track.catch_up(t, &ring, &mut due);
+        assert!(due.is_empty());
     }
 
     #[test]
