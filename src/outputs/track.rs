@@ -25,6 +25,8 @@ pub struct OutTrack {
     sent_until: TrackSeq,
     /// Latest time on the line that was sent.
     sent_time: TrackTime,
+    /// What came last was of a codec that the viewer cannot take.
+    left_out: bool,
     /// Bursts so far. One that had to be repeated was too much for the way to this viewer.
     bursts: u32,
     rtx_seq: u64,
@@ -156,6 +158,7 @@ impl OutTrack {
             state: State::WAITING,
             sent_until: 0,
             sent_time: 0,
+            left_out: false,
             bursts: 0,
             rtx_seq: u64::from(random() & 0x7fff),
             sent: Sent::default(),
@@ -295,7 +298,7 @@ impl OutTrack {
         };
         if let Some(further) = self.further_on(cursor, pace, ring) {
             self.line
-                .go_on(cursor, further, self.squeeze_behind_sent(ring.get(further)));
+                .go_on(cursor, further, self.squeeze_behind_sent(ring.get(further).map(Arc::as_ref)));
             (cursor, pace) = (further, None);
         } else if cursor < ring.first() {
             self.state = State::WAITING;
@@ -341,7 +344,7 @@ impl OutTrack {
     }
 
     /// The times of a burst may be a little ahead of a key frame that was late on its way here; it must not go back.
-    fn squeeze_behind_sent(&self, first: Option<&Arc<Packet>>) -> Option<Squeeze> {
+    fn squeeze_behind_sent(&self, first: Option<&Packet>) -> Option<Squeeze> {
         let first = first.filter(|first| first.time <= self.sent_time)?;
         let begin = self.sent_time + 1;
         Some(Squeeze {
@@ -351,7 +354,8 @@ impl OutTrack {
         })
     }
 
-    /// Sends a packet for the first time. A packet of a codec that the viewer cannot take is left out.
+    /// Sends a packet for the first time. A packet of a codec that the viewer cannot take is left out, and so is its
+    /// number: a gap of more than 2^15 would put the receiver's roll-over counter out of step (RFC 3711 §3.3.1).
     ///
     /// # Errors
     ///
@@ -364,8 +368,14 @@ impl OutTrack {
         outbox: &mut Outbox,
     ) -> Result<(), SealError> {
         let Some((pt, _)) = self.payload_type(packet.codec) else {
+            self.left_out |= packet.seq >= self.sent_until;
             return Ok(());
         };
+        if self.left_out && packet.seq >= self.sent_until {
+            self.left_out = false;
+            let squeeze = self.squeeze_behind_sent(Some(packet));
+            self.line.go_on(self.sent_until, packet.seq, squeeze);
+        }
         let Some((seq, time)) = self.line.map(packet.seq, packet.time) else {
             return Ok(());
         };
@@ -526,7 +536,22 @@ mod tests {
     use super::*;
     use crate::media::{Format, Mid, ProfileLevelId};
     use crate::sdp::plan::{Extensions, Feedback, NegotiatedCodec};
+    use crate::session::outbox::{Run, Sink};
+    use crate::session::srtp::Profile;
     use bytes::Bytes;
+    use rtc_crypto::RTCCryptoProvider as _;
+    use rtc_crypto::providers::AwsLcRsProvider;
+
+    const HERE: Destination = Destination {
+        to: std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9),
+        from: None,
+    };
+
+    struct Nowhere;
+
+    impl Sink for Nowhere {
+        fn send(&mut self, _: &[u8], _: &[Run]) {}
+    }
 
     fn track() -> OutTrack {
         let format = Format::H264 {
@@ -609,6 +634,47 @@ mod tests {
         let mut due = Vec::new();
         track.catch_up(t, &ring, &mut due);
         assert!(due.is_empty());
+    }
+
+    #[test]
+    fn what_the_viewer_cannot_take_is_no_gap_in_its_line() {
+        let (t, mut track) = (Instant::now(), track());
+        let mut ring = Ring::default();
+        track.start(t, &ring);
+        insert(&mut ring, t, 0);
+        let mut sealer = RtpCipher::new(
+            Profile::AeadAes128Gcm,
+            &[3; 16],
+            &[5; 12],
+            AwsLcRsProvider::new().crypto(),
+        )
+        .expect("lengths fit");
+        let mut outbox = Outbox::new(Box::new(Nowhere));
+        let mut due = Vec::new();
+        track.catch_up(t, &ring, &mut due);
+        let mut send = |track: &mut OutTrack, seq, codec| {
+            let packet = Packet {
+                seq,
+                time: 1_000_000 + seq * 30,
+                order: u64::MAX,
+                codec,
+                marker: true,
+                key_frame: false,
+                padding: 0,
+                arrival: t,
+                payload: Bytes::from_static(&[0; 1_000]),
+            };
+            track.send(&packet, &mut sealer, HERE, &mut outbox).expect("seals");
+            track.line.map(seq, 0).map(|(out, _)| out)
+        };
+        let last = send(&mut track, 100, Codec::H264).expect("sent");
+        for seq in 101..60_000 {
+            send(&mut track, seq, Codec::Vp8);
+        }
+        // A receiver takes a step of more than 2^15 for one backwards (RFC 3711 §3.3.1).
+        assert_eq!(send(&mut track, 60_000, Codec::H264), Some(last + 1));
+        assert_eq!(send(&mut track, 60_001, Codec::H264), Some(last + 2));
+        assert_eq!(track.line.map(100, 0).map(|(out, _)| out), Some(last));
     }
 
     #[test]
