@@ -61,6 +61,15 @@ impl Encoding {
         }
     }
 
+    /// Takes this SSRC for that of the media. Where packets of another one came before, everything begins anew: the
+    /// numbers of two SSRCs have nothing to do with each other (RFC 3550 §8.2).
+    pub fn begin(&mut self, ssrc: Ssrc) {
+        if self.reception.is_some() {
+            *self = Self::new(None, self.rtx_ssrc, self.rid.take());
+        }
+        self.ssrc = Some(ssrc);
+    }
+
     /// Takes a packet whose payload is `payload`; `seq` is its own number or, for a retransmission, the original one.
     /// `None` when it is a duplicate or far too late.
     pub fn take(

@@ -232,7 +232,9 @@ impl Publisher {
         let Some(encoding) = track.encodings.get_mut(place.encoding) else {
             return;
         };
-        if self.arrived.len() >= MAX_ARRIVED {
+        // A straggler of an SSRC that another one followed, or a retransmission of an encoding that is not known yet.
+        let expected = if place.rtx { encoding.ssrc.is_some() } else { encoding.ssrc == Some(header.ssrc) };
+        if !expected || self.arrived.len() >= MAX_ARRIVED {
             return;
         }
         if let Some((arrived, change)) = encoding.take(now, &header, seq, payload, format) {
@@ -548,12 +550,11 @@ impl Incoming {
             (None, false) => return None,
         };
         let encoding = self.encodings.get_mut(index)?;
-        let slot = if rtx {
-            &mut encoding.rtx_ssrc
+        if rtx {
+            encoding.rtx_ssrc = Some(header.ssrc);
         } else {
-            &mut encoding.ssrc
-        };
-        *slot = Some(header.ssrc);
+            encoding.begin(header.ssrc);
+        }
         Some((index, rtx))
     }
 

@@ -1,6 +1,7 @@
 //! From publishers to viewers in virtual time: the promises of the fan-out, over seeded networks.
 
 mod publisher;
+mod sources;
 mod viewer;
 mod world;
 
