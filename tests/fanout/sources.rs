@@ -1,4 +1,4 @@
-//! Publishers that change while they send, packet by packet: SSRCs that come and go.
+//! Publishers that change while they send, packet by packet: layers that stop, SSRCs that come and go.
 
 use std::time::{Duration, Instant};
 
@@ -92,6 +92,13 @@ impl Source {
         }
         self.publisher.publish(&self.hub).packets.len()
     }
+
+    /// Whether a key frame is asked for now.
+    fn asks(&mut self) -> bool {
+        let compound = self.publisher.handle_timeout(self.now).unwrap_or_default();
+        // PT 206, FMT 1.
+        compound.windows(2).any(|bytes| bytes == [0x81, 206])
+    }
 }
 
 impl Sent {
@@ -133,7 +140,45 @@ fn media(ssrc: u32, seq: u16, frame: u32, named: (u8, &'static str), size: Optio
     }
 }
 
+const LOW: (u8, &str) = (2, "l");
 const HIGH: (u8, &str) = (2, "h");
+
+#[test]
+fn viewers_get_the_next_best_layer_when_the_best_one_stops() {
+    let mut source = Source::new(&["h", "l"]);
+    let both = |frame: u32, key: bool| {
+        [
+            media(1, frame as u16, frame, HIGH, key.then_some((1280, 720))),
+            media(2, frame as u16, frame, LOW, key.then_some((320, 180))),
+        ]
+    };
+    assert_eq!(source.turn(&both(0, true)), 1);
+    for frame in 1..90 {
+        assert_eq!(source.turn(&both(frame, false)), 1, "{frame}");
+    }
+    assert!(!source.asks());
+    // A browser drops the highest layer when its estimate falls. Asked, it sends a key frame of what is left.
+    let mut asked = None;
+    let mut resumed = None;
+    for frame in 90..300u32 {
+        let key = asked == Some(frame - 1);
+        let low = media(2, frame as u16, frame, LOW, key.then_some((320, 180)));
+        if source.turn(&[low]) > 0 {
+            resumed.get_or_insert(frame);
+        }
+        if source.asks() {
+            assert_eq!(asked, None, "asked once");
+            asked = Some(frame);
+        }
+    }
+    let resumed = resumed.expect("the lower layer is sent on") - 90;
+    assert!(resumed < 100, "after {resumed} frames");
+    // The highest one returns.
+    assert_eq!(source.turn(&both(300, true)), 1);
+    assert_eq!(source.turn(&both(301, false)), 1);
+    let stream = source.hub.streams().pop().expect("published");
+    assert_eq!(stream.lock().video.resolution, Some((1280, 720)));
+}
 
 #[test]
 fn a_publisher_that_changes_its_ssrc_is_seen_on() {
