@@ -255,6 +255,10 @@ impl Core {
     fn handle_event(&mut self, now: Instant, key: PeerKey, event: Event, local: Option<IpAddr>) {
         match event {
             Event::AddressLearned(address) => self.peers.learn(key, address, local),
+            Event::AddressForgotten(address) => {
+                self.peers.forget(key, address);
+                self.unroute(address);
+            }
             Event::Moved(to) => {
                 let Some(peer) = self.peers.get(key) else { return };
                 let from = peer
@@ -529,14 +533,7 @@ impl Core {
         self.shared.counters.closed(reason);
         let lasted = now.duration_since(peer.opened);
         for (address, _) in &peer.addresses {
-            for (index, mailbox) in self.shared.mailboxes.iter().enumerate() {
-                if index != usize::from(self.index.0) {
-                    let _ = mailbox.push(Message::Unroute {
-                        address: *address,
-                        owner: self.index,
-                    });
-                }
-            }
+            self.unroute(*address);
         }
         match peer.role {
             Role::Publisher(publisher) => {
@@ -555,6 +552,16 @@ impl Core {
                     .hub
                     .release(&viewer.stream, |state| state.unsubscribe(shard));
                 info!(session = ?peer.id, stream = %viewer.stream.name, ?reason, ?lasted, "viewer left");
+            }
+        }
+    }
+
+    /// Tells the other shards that datagrams from an address are no longer for us.
+    fn unroute(&self, address: SocketAddr) {
+        for (index, mailbox) in self.shared.mailboxes.iter().enumerate() {
+            if index != usize::from(self.index.0) {
+                let owner = self.index;
+                let _ = mailbox.push(Message::Unroute { address, owner });
             }
         }
     }

@@ -485,6 +485,22 @@ fn a_viewer_does_not_begin_with_what_an_earlier_source_sent() {
 }
 
 #[test]
+fn invariant_9_routes_to_addresses_that_a_peer_left_are_forgotten() {
+    let mut world = World::new(161, 2, 8192);
+    world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.run(SECOND);
+    // Shard 0 gets what comes from even ports and hands it to shard 1.
+    let index = world.watch("live", 1, near());
+    world.run(SECOND);
+    for step in 0..40 {
+        world.move_to(index, SocketAddr::from(([192, 0, 2, 9], 4_000 + 2 * step)));
+        world.run(Duration::from_millis(200));
+    }
+    assert!(world.routes.len() <= millstream::session::ice::MAX_ADDRESSES, "{}", world.routes.len());
+    assert_eq!(world.viewer(index).video.holes(), 0);
+}
+
+#[test]
 fn a_dead_viewer_is_forgotten_after_thirty_seconds_and_its_stream_lives_on() {
     let mut world = World::new(131, 2, 8192);
     world.publish(

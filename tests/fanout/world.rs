@@ -1,6 +1,6 @@
 //! A gateway, its publishers and its viewers in virtual time: real shards without sockets, real peers, links that lose.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -46,6 +46,10 @@ pub struct World {
     seed: u64,
     /// Shards that do not run: their mailboxes fill.
     pub frozen: Vec<usize>,
+    /// Which shards know which addresses to belong to another one.
+    pub routes: HashSet<(usize, SocketAddr)>,
+    /// How often a shard was told of one.
+    pub route_messages: usize,
 }
 
 type Sent = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
@@ -124,6 +128,8 @@ impl World {
             rng: StdRng::seed_from_u64(seed),
             seed,
             frozen: Vec::new(),
+            routes: HashSet::new(),
+            route_messages: 0,
         }
     }
 
@@ -316,6 +322,16 @@ impl World {
             let mut messages = std::collections::VecDeque::new();
             self.shared.mailboxes[index].take(&mut messages);
             for message in messages {
+                match &message {
+                    Message::Route { address, .. } => {
+                        self.route_messages += 1;
+                        self.routes.insert((index, *address));
+                    }
+                    Message::Unroute { address, .. } => {
+                        self.routes.remove(&(index, *address));
+                    }
+                    _ => {}
+                }
                 core.handle_message(now, message);
             }
             if self.shared.mailboxes[index].has_overflowed() {
