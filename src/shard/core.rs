@@ -9,7 +9,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tracing::{debug, info};
 
 use super::counters::{Counters, DropReason};
@@ -101,7 +100,7 @@ impl Core {
                 let message = Message::Datagram {
                     from,
                     to,
-                    bytes: Bytes::copy_from_slice(datagram),
+                    bytes: datagram.to_vec(),
                     via: self.index,
                 };
                 if mailbox.offer(message).is_err() {
@@ -137,12 +136,20 @@ impl Core {
                     self.close(now, key, reason);
                 }
             }
-            Message::Datagram { from, to, bytes, via } => {
+            Message::Datagram {
+                from,
+                to,
+                mut bytes,
+                via,
+            } => {
                 let Some(key) = self.find_peer(from, &bytes) else {
                     return self.shared.counters.dropped(DropReason::UnknownSender);
                 };
-                self.deliver(now, key, from, to, &mut bytes.to_vec());
-                self.vouch_for(key, from, via);
+                let is_check = ufrag::is_stun(&bytes);
+                self.deliver(now, key, from, to, &mut bytes);
+                if is_check {
+                    self.vouch_for(key, from, via);
+                }
             }
             Message::Route { address, owner } => {
                 if self.foreign.len() < MAX_FOREIGN {
