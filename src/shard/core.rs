@@ -343,7 +343,7 @@ impl Core {
             self.request_key_frame(now, source.session);
         } else if let Some(mailbox) = self.mailbox(source.shard) {
             // Another viewer, or this one again, will ask if this is lost.
-            let _ = mailbox.push(Message::KeyFrameWanted {
+            let _ = mailbox.offer(Message::KeyFrameWanted {
                 session: source.session,
             });
         }
