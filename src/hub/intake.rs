@@ -129,6 +129,10 @@ impl Intake {
             State::Running => self.map(packet, placed),
             State::Waiting { frame } => {
                 if frame.first().is_some_and(|first| first.time != packet.time) {
+                    if self.newest.is_some_and(|newest| newest.seq > packet.seq) {
+                        // Late: the rest of its frame, and what followed, was let go.
+                        return;
+                    }
                     frame.clear();
                 }
                 let begins = track.kind == Kind::Audio || packet.key_frame;
@@ -153,7 +157,9 @@ impl Intake {
             Some(ahead) => duration(ahead, rate).abs_diff(elapsed),
             None => duration(newest.time - packet.time, rate),
         };
-        packet.seq.abs_diff(newest.seq) > MAX_JUMP || (packet.seq > newest.seq && time_jump > MAX_TIME_JUMP)
+        // One from far behind is late, and has no place on the line if it is from before this intake.
+        let ahead = packet.seq.saturating_sub(newest.seq);
+        ahead > MAX_JUMP || (ahead > 0 && time_jump > MAX_TIME_JUMP)
     }
 
     fn anchor(&mut self, track: &Track, first: Option<&Arrived>) {
@@ -324,6 +330,31 @@ mod tests {
             time - track_time(&track, start) < 90_000,
             "time goes on with the arrivals"
         );
+    }
+
+    #[test]
+    fn a_very_late_packet_is_no_jump_of_the_source() {
+        let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
+        let (start, _) = run(&mut intake, &mut track, video(10_000, 0, true, t))[0];
+        for seq in (10_002..14_000).chain([10_001]) {
+            run(&mut intake, &mut track, video(seq, 3000, false, t));
+        }
+        assert!(!intake.is_waiting());
+        assert_eq!(
+            run(&mut intake, &mut track, video(14_000, 3000, false, t))[0].0,
+            start + 4_000
+        );
+    }
+
+    #[test]
+    fn a_source_does_not_begin_with_a_key_frame_whose_followers_were_let_go() {
+        let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
+        // The packet that proves it is lost and comes after the next frame has begun.
+        assert!(run(&mut intake, &mut track, video(11, 0, false, t)).is_empty());
+        assert!(run(&mut intake, &mut track, video(12, 3000, false, t)).is_empty());
+        assert!(run(&mut intake, &mut track, video(10, 0, true, t)).is_empty());
+        assert!(intake.is_waiting());
+        assert_eq!(run(&mut intake, &mut track, video(13, 6000, true, t)).len(), 1);
     }
 
     fn track_time(track: &Track, seq: u64) -> u64 {

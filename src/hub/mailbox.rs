@@ -35,13 +35,14 @@ impl<T> Mailbox<T> {
         self.push_below(self.capacity + CONTROL_RESERVE, message)
     }
 
-    /// Leaves a message that nobody misses: it may be dropped before the reserve is touched.
+    /// Leaves a message that nobody misses: anybody may cause any number of them, so they get half of the room and the
+    /// rest is left to media.
     ///
     /// # Errors
     ///
     /// Gives the message back when the mailbox is full.
     pub fn offer(&self, message: T) -> Result<(), T> {
-        self.push_below(self.capacity, message)
+        self.push_below(self.capacity / 2, message)
     }
 
     /// Leaves a message that the reader can do without, if it learns that it missed some.
@@ -91,6 +92,14 @@ mod tests {
     use super::*;
     use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn what_nobody_misses_leaves_room_for_the_rest() {
+        let mailbox = Mailbox::new(4, || {});
+        assert_eq!((0..9).filter(|n| mailbox.offer(*n).is_ok()).count(), 2);
+        assert_eq!((0..9).filter(|n| mailbox.push_lossy(*n).is_ok()).count(), 2);
+        assert_eq!(mailbox.push(9), Ok(()));
+    }
 
     #[test]
     fn a_full_mailbox_gives_the_message_back_and_wakes_once() {

@@ -10,7 +10,7 @@ use crate::media::packet::{Packet, TrackSeq, TrackTime};
 ///
 /// What is kept: everything since the last key frame, so that a viewer can begin there, and at least [`HISTORY`] before
 /// the end for retransmissions. [`MAX_BYTES`] and [`MAX_PACKETS`] bound both.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ring {
     slots: VecDeque<Option<Arc<Packet>>>,
     first: TrackSeq,
@@ -37,6 +37,29 @@ pub const MAX_PACKETS: usize = 16_384;
 
 /// A packet this far behind the end is too late for anybody.
 const MAX_LATENESS: u64 = 4_096;
+
+/// Packets of a frame that may stand before the one that proves it a key frame: parameter sets and their like.
+const MAX_PREFIX: u64 = 64;
+
+/// The first source begins here, so that nothing before it is ever negative. An empty ring ends here too: a viewer that
+/// comes before the first packet counts from where that will be.
+const FIRST_SEQ: TrackSeq = 1 << 16;
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self {
+            slots: VecDeque::new(),
+            first: FIRST_SEQ,
+            bytes: 0,
+            bytes_since_key_frame: 0,
+            order: 0,
+            key_frames: VecDeque::new(),
+            frame: None,
+            newest_time: 0,
+            newest_arrival: None,
+        }
+    }
+}
 
 impl Ring {
     /// Inserts a packet; `make` gets the insertion order. A duplicate, or one too late to be of use, is not inserted.
@@ -74,8 +97,7 @@ impl Ring {
     fn note_frame(&mut self, packet: &Packet) {
         let start = match self.frame {
             Some((time, start)) if time == packet.time => start.min(packet.seq),
-            Some((time, _)) if time > packet.time => packet.seq,
-            _ => packet.seq,
+            _ => self.start_of(packet),
         };
         if packet.time >= self.newest_time || self.newest_arrival.is_none() {
             self.frame = Some((packet.time, start));
@@ -86,6 +108,18 @@ impl Ring {
             self.key_frames.push_back(start);
             self.bytes_since_key_frame = self.sum_since(start);
         }
+    }
+
+    /// First packet of the frame of a packet, as far as what stands before it tells: a key frame that is only proven when
+    /// later frames are there begins with its parameter sets all the same.
+    fn start_of(&self, packet: &Packet) -> TrackSeq {
+        let earliest = packet.seq.saturating_sub(if packet.key_frame { MAX_PREFIX } else { 0 });
+        let of_frame = |seq: &TrackSeq| self.get(*seq).is_some_and(|other| other.time == packet.time);
+        (earliest..packet.seq)
+            .rev()
+            .take_while(of_frame)
+            .last()
+            .unwrap_or(packet.seq)
     }
 
     fn evict(&mut self, now: Instant) {
@@ -169,13 +203,13 @@ impl Ring {
         Some(newest.saturating_duration_since(self.get(seq)?.arrival))
     }
 
-    /// Nobody begins with what was inserted so far: it is of an earlier source. It stays for retransmissions.
+    /// Another source follows: nobody begins with what an earlier one sent. It can still be sent again.
     pub fn forget_key_frames(&mut self) {
         self.key_frames.clear();
     }
 
     /// Forgets the packets. The count of insertions goes on.
-    pub fn clear(&mut self) {
+    fn clear(&mut self) {
         self.slots.clear();
         self.key_frames.clear();
         self.bytes = 0;
@@ -215,6 +249,19 @@ mod tests {
         assert_eq!(ring.bytes_since_key_frame(), 3_000);
         insert(&mut ring, t, 14, 3, false);
         assert_eq!(ring.bytes_since_key_frame(), ring.sum_since(11));
+    }
+
+    #[test]
+    fn a_key_frame_that_is_proven_late_begins_at_its_parameter_sets() {
+        let (mut ring, t) = (Ring::default(), Instant::now());
+        insert(&mut ring, t, 9, 1, false);
+        // Parameter sets alone prove nothing; the start of the slice is lost.
+        for seq in [10, 11, 13] {
+            insert(&mut ring, t, seq, 2, false);
+        }
+        insert(&mut ring, t, 14, 3, false);
+        insert(&mut ring, t, 12, 2, true);
+        assert_eq!(ring.key_frame(), Some(10));
     }
 
     #[test]

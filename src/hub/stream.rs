@@ -86,6 +86,7 @@ impl StreamState {
         self.video.ring.forget_key_frames();
         self.answers_requests = false;
         for track in [&mut self.video, &mut self.audio] {
+            track.ring.forget_key_frames();
             if let Some(format) = track.format {
                 track.clock.reset(format.codec().clock_rate());
             }

@@ -23,7 +23,6 @@ pub struct Track {
 }
 
 /// The first source begins here, so that nothing before it is ever negative.
-const FIRST_SEQ: TrackSeq = 1 << 16;
 const FIRST_TIME: TrackTime = 1 << 32;
 
 /// Least step between the last frame of a source and the first of the next.
@@ -48,7 +47,7 @@ impl Track {
 
     /// Where the next source begins.
     pub fn next_seq(&self) -> TrackSeq {
-        self.ring.end().max(FIRST_SEQ)
+        self.ring.end()
     }
 
     /// When the next source begins if its first packet arrives `now`; `rate` in Hz.

@@ -59,12 +59,17 @@ const FMT_AFB: u8 = 15;
 /// Reads a decrypted compound packet.
 pub fn read(mut bytes: &[u8]) -> Vec<Message> {
     let mut messages = Vec::new();
+    let mut left = MAX_NACKED;
     while let Some((&[first, packet_type, l0, l1], rest)) = bytes.split_first_chunk::<4>() {
         let length = usize::from(u16::from_be_bytes([l0, l1])) * 4;
         let (Some(body), true) = (rest.get(..length), first >> 6 == 2) else {
             break;
         };
-        if let Some(message) = read_one(first & 0x1f, packet_type, body) {
+        if let Some(mut message) = read_one(first & 0x1f, packet_type, body) {
+            if let Message::Nack { seqs, .. } = &mut message {
+                seqs.truncate(left);
+                left -= seqs.len();
+            }
             messages.push(message);
         }
         bytes = rest.get(length..).unwrap_or_default();
@@ -313,6 +318,20 @@ mod tests {
             panic!("not a NACK")
         };
         assert_eq!(seqs.len(), MAX_NACKED);
+    }
+
+    #[test]
+    fn many_nacks_in_one_compound_packet_are_cut_together() {
+        let mut bytes = Vec::new();
+        let all: Vec<u16> = (0..400).collect();
+        for _ in 0..20 {
+            write_nack(&mut bytes, Ssrc(1), Ssrc(2), &all);
+        }
+        let asked = |message: &Message| match message {
+            Message::Nack { seqs, .. } => seqs.len(),
+            _ => 0,
+        };
+        assert_eq!(read(&bytes).iter().map(asked).sum::<usize>(), MAX_NACKED);
     }
 
     #[test]

@@ -38,7 +38,11 @@ pub struct OutTrack {
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// Nothing to begin with yet; or a fresh key frame is on its way, for which it waits until then.
-    Waiting { until: Option<Instant> },
+    Waiting {
+        until: Option<Instant>,
+        /// The key frame that was cached when the fresh one was asked for.
+        cached: Option<TrackSeq>,
+    },
     /// Reads from the ring.
     CatchUp {
         cursor: TrackSeq,
@@ -49,6 +53,13 @@ enum State {
     },
     /// Forwards what arrives; what was inserted up to this order was read from the ring.
     Live { after_order: u64 },
+}
+
+impl State {
+    const WAITING: Self = Self::Waiting {
+        until: None,
+        cached: None,
+    };
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -144,7 +155,7 @@ impl OutTrack {
             rtx_ssrc: plan.rtx_ssrc,
             payload_types,
             line: Line::new(random() as u16, random()),
-            state: State::Waiting { until: None },
+            state: State::WAITING,
             sent_until: 0,
             left_out_until: 0,
             sent_time: 0,
@@ -180,15 +191,18 @@ impl OutTrack {
     }
 
     /// Waits for the key frame that the source was asked for, but begins with the cached one at the latest then.
-    pub fn wait(&mut self, until: Instant) {
-        self.state = State::Waiting { until: Some(until) };
+    pub fn wait(&mut self, until: Instant, ring: &Ring) {
+        self.state = State::Waiting {
+            until: Some(until),
+            cached: ring.key_frame(),
+        };
     }
 
     /// Begins at the cached key frame. Returns its age, or `None` when there is none and the track waits.
     pub fn start(&mut self, now: Instant, ring: &Ring) -> Option<Duration> {
         let cached = ring.key_frame().and_then(|seq| Some((seq, ring.get(seq)?)));
         let (Some((key_frame, first)), Some((newest, _))) = (cached, ring.newest()) else {
-            self.state = State::Waiting { until: None };
+            self.state = State::WAITING;
             return None;
         };
         let rate = first.codec.clock_rate();
@@ -259,15 +273,19 @@ impl OutTrack {
     pub fn poll_catch_up(&self) -> Option<Instant> {
         match self.state {
             State::CatchUp { due, .. } => Some(due),
-            State::Waiting { until } => until,
+            State::Waiting { until, .. } => until,
             State::Live { .. } => None,
         }
     }
 
     /// Reads what is due from the ring.
     pub fn catch_up(&mut self, now: Instant, ring: &Ring, due: &mut Vec<Arc<Packet>>) {
-        if self.is_waiting() && ring.key_frame().is_some() {
-            self.start(now, ring);
+        if let State::Waiting { until, cached } = self.state {
+            let in_vain = until.is_some_and(|until| until <= now);
+            let fresh = ring.key_frame().is_some_and(|key_frame| Some(key_frame) != cached);
+            if in_vain || fresh {
+                self.start(now, ring);
+            }
         }
         let State::CatchUp {
             mut cursor,
@@ -283,7 +301,7 @@ impl OutTrack {
             self.line.go_on(cursor, further, squeeze);
             (cursor, pace) = (further, None);
         } else if cursor < ring.first() {
-            self.state = State::Waiting { until: None };
+            self.state = State::WAITING;
             return;
         }
         let limit = due.len() + MAX_PART;
@@ -517,7 +535,22 @@ mod tests {
     use super::*;
     use crate::media::{Format, Mid, ProfileLevelId};
     use crate::sdp::plan::{Extensions, Feedback, NegotiatedCodec};
+    use crate::session::outbox::{Run, Sink};
+    use crate::session::srtp::Profile;
     use bytes::Bytes;
+    use rtc_crypto::RTCCryptoProvider as _;
+    use rtc_crypto::providers::AwsLcRsProvider;
+
+    const HERE: Destination = Destination {
+        to: std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9),
+        from: None,
+    };
+
+    struct Nowhere;
+
+    impl Sink for Nowhere {
+        fn send(&mut self, _: &[u8], _: &[Run]) {}
+    }
 
     fn track() -> OutTrack {
         let format = Format::H264 {
@@ -572,11 +605,75 @@ mod tests {
     fn a_viewer_that_waits_for_an_answer_begins_with_the_cache_if_none_comes() {
         let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
         insert(&mut ring, t, 0);
-        track.wait(t + Duration::from_millis(300));
+        track.wait(t + Duration::from_millis(300), &ring);
         assert_eq!(track.poll_catch_up(), Some(t + Duration::from_millis(300)));
         let mut due = Vec::new();
         track.catch_up(t + Duration::from_millis(300), &ring, &mut due);
         assert_eq!(due.len(), 1);
+    }
+
+    #[test]
+    fn a_viewer_that_waits_in_vain_has_no_timer() {
+        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
+        let until = t + Duration::from_millis(300);
+        track.wait(until, &ring);
+        let mut due = Vec::new();
+        track.catch_up(until, &ring, &mut due);
+        assert_eq!(track.poll_catch_up(), None);
+        insert(&mut ring, until, 0);
+        track.catch_up(until, &ring, &mut due);
+        assert_eq!(due.len(), 1, "the key frame that came at last");
+    }
+
+    #[test]
+    fn a_viewer_that_waits_for_an_answer_does_not_begin_with_what_was_there_before() {
+        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
+        insert(&mut ring, t, 0);
+        track.wait(t + Duration::from_millis(300), &ring);
+        let mut due = Vec::new();
+        track.catch_up(t, &ring, &mut due);
+        assert!(due.is_empty());
+    }
+
+    #[test]
+    fn what_the_viewer_cannot_take_is_no_gap_in_its_line() {
+        let (t, mut track) = (Instant::now(), track());
+        let mut ring = Ring::default();
+        track.start(t, &ring);
+        insert(&mut ring, t, 0);
+        let mut sealer = RtpCipher::new(
+            Profile::AeadAes128Gcm,
+            &[3; 16],
+            &[5; 12],
+            AwsLcRsProvider::new().crypto(),
+        )
+        .expect("lengths fit");
+        let mut outbox = Outbox::new(Box::new(Nowhere));
+        let mut due = Vec::new();
+        track.catch_up(t, &ring, &mut due);
+        let mut send = |track: &mut OutTrack, seq, codec| {
+            let packet = Packet {
+                seq,
+                time: 1_000_000 + seq * 30,
+                order: u64::MAX,
+                codec,
+                marker: true,
+                key_frame: false,
+                padding: 0,
+                arrival: t,
+                payload: Bytes::from_static(&[0; 1_000]),
+            };
+            track.send(&packet, &mut sealer, HERE, &mut outbox).expect("seals");
+            track.line.map(seq, 0).map(|(out, _)| out)
+        };
+        let last = send(&mut track, 100, Codec::H264).expect("sent");
+        for seq in 101..60_000 {
+            send(&mut track, seq, Codec::Vp8);
+        }
+        // A receiver takes a step of more than 2^15 for one backwards (RFC 3711 §3.3.1).
+        assert_eq!(send(&mut track, 60_000, Codec::H264), Some(last + 1));
+        assert_eq!(send(&mut track, 60_001, Codec::H264), Some(last + 2));
+        assert_eq!(track.line.map(100, 0).map(|(out, _)| out), Some(last));
     }
 
     #[test]

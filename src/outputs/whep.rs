@@ -87,7 +87,7 @@ impl Viewer {
         };
         let cheaper = asking_is_cheaper(&state.video.ring, state.viewers());
         if cheaper && state.answers_requests {
-            video.wait(now + ANSWER_TIME);
+            video.wait(now + ANSWER_TIME, &state.video.ring);
         } else {
             video.start(now, &state.video.ring);
         }

@@ -45,6 +45,8 @@ pub struct Answered {
     pub response: Vec<u8>,
     /// The check moved the session's destination to that address.
     pub moved: bool,
+    /// There was no room: this address is no longer valid.
+    pub forgotten: Option<SocketAddr>,
 }
 
 /// Why a STUN datagram was not answered.
@@ -112,7 +114,7 @@ impl IceLite {
         }
         MessageIntegrity::check(&mut request, self.local.pwd.as_bytes(), self.provider.crypto())
             .map_err(|_| StunRejection::BadIntegrity)?;
-        self.learn(now, from);
+        let forgotten = self.learn(now, from);
         let nominates = signed(&request).any(|a| a.typ == ATTR_USE_CANDIDATE);
         // Before the first nomination the first valid pair serves: FFmpeg never nominates.
         let moved = (nominates || self.nominated.is_none()) && self.nominated != Some(from);
@@ -122,14 +124,17 @@ impl IceLite {
         Ok(Answered {
             response: self.response(&request, from)?,
             moved,
+            forgotten,
         })
     }
 
-    fn learn(&mut self, now: Instant, from: SocketAddr) {
+    /// Returns the address that had to make room.
+    fn learn(&mut self, now: Instant, from: SocketAddr) -> Option<SocketAddr> {
         if let Some(learned) = self.addresses.iter_mut().find(|a| a.address == from) {
             learned.seen = now;
-            return;
+            return None;
         }
+        let mut forgotten = None;
         if self.addresses.len() >= MAX_ADDRESSES {
             let nominated = self.nominated;
             let oldest = self
@@ -138,13 +143,14 @@ impl IceLite {
                 .enumerate()
                 .filter(|(_, a)| Some(a.address) != nominated);
             if let Some((index, _)) = oldest.min_by_key(|(_, a)| a.seen) {
-                self.addresses.swap_remove(index);
+                forgotten = Some(self.addresses.swap_remove(index).address);
             }
         }
         self.addresses.push(Learned {
             address: from,
             seen: now,
         });
+        forgotten
     }
 
     fn response(&self, request: &Message, from: SocketAddr) -> Result<Vec<u8>, StunRejection> {

@@ -135,6 +135,7 @@ impl Session {
         };
         self.heard = now;
         self.events.push_back(Event::AddressLearned(from));
+        self.events.extend(answered.forgotten.map(Event::AddressForgotten));
         self.transmits.push_back(Transmit {
             to: from,
             payload: answered.response.into(),
@@ -385,6 +386,8 @@ pub struct Transmit {
 pub enum Event {
     /// This address was authenticated by a connectivity check: datagrams from it belong to this session.
     AddressLearned(SocketAddr),
+    /// Datagrams from this address no longer do: there are newer ones.
+    AddressForgotten(SocketAddr),
     /// From now on datagrams go to this address.
     Moved(SocketAddr),
     /// The handshake is over, the fingerprint matched, media may flow.

@@ -9,7 +9,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tracing::{debug, info};
 
 use super::counters::{Counters, DropReason};
@@ -101,7 +100,7 @@ impl Core {
                 let message = Message::Datagram {
                     from,
                     to,
-                    bytes: Bytes::copy_from_slice(datagram),
+                    bytes: datagram.to_vec(),
                     via: self.index,
                 };
                 if mailbox.offer(message).is_err() {
@@ -137,12 +136,20 @@ impl Core {
                     self.close(now, key, reason);
                 }
             }
-            Message::Datagram { from, to, bytes, via } => {
+            Message::Datagram {
+                from,
+                to,
+                mut bytes,
+                via,
+            } => {
                 let Some(key) = self.find_peer(from, &bytes) else {
                     return self.shared.counters.dropped(DropReason::UnknownSender);
                 };
-                self.deliver(now, key, from, to, &mut bytes.to_vec());
-                self.vouch_for(key, from, via);
+                let is_check = ufrag::is_stun(&bytes);
+                self.deliver(now, key, from, to, &mut bytes);
+                if is_check {
+                    self.vouch_for(key, from, via);
+                }
             }
             Message::Route { address, owner } => {
                 if self.foreign.len() < MAX_FOREIGN {
@@ -255,6 +262,10 @@ impl Core {
     fn handle_event(&mut self, now: Instant, key: PeerKey, event: Event, local: Option<IpAddr>) {
         match event {
             Event::AddressLearned(address) => self.peers.learn(key, address, local),
+            Event::AddressForgotten(address) => {
+                self.peers.forget(key, address);
+                self.unroute(address);
+            }
             Event::Moved(to) => {
                 let Some(peer) = self.peers.get(key) else { return };
                 let from = peer
@@ -332,7 +343,7 @@ impl Core {
             self.request_key_frame(now, source.session);
         } else if let Some(mailbox) = self.mailbox(source.shard) {
             // Another viewer, or this one again, will ask if this is lost.
-            let _ = mailbox.push(Message::KeyFrameWanted {
+            let _ = mailbox.offer(Message::KeyFrameWanted {
                 session: source.session,
             });
         }
@@ -530,14 +541,7 @@ impl Core {
         self.shared.counters.add_session_drops(&peer.session.drops());
         let lasted = now.duration_since(peer.opened);
         for (address, _) in &peer.addresses {
-            for (index, mailbox) in self.shared.mailboxes.iter().enumerate() {
-                if index != usize::from(self.index.0) {
-                    let _ = mailbox.push(Message::Unroute {
-                        address: *address,
-                        owner: self.index,
-                    });
-                }
-            }
+            self.unroute(*address);
         }
         match peer.role {
             Role::Publisher(publisher) => {
@@ -556,6 +560,16 @@ impl Core {
                     .hub
                     .release(&viewer.stream, |state| state.unsubscribe(shard));
                 info!(session = ?peer.id, stream = %viewer.stream.name, ?reason, ?lasted, "viewer left");
+            }
+        }
+    }
+
+    /// Tells the other shards that datagrams from an address are no longer for us.
+    fn unroute(&self, address: SocketAddr) {
+        for (index, mailbox) in self.shared.mailboxes.iter().enumerate() {
+            if index != usize::from(self.index.0) {
+                let owner = self.index;
+                let _ = mailbox.push(Message::Unroute { address, owner });
             }
         }
     }

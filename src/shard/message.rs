@@ -3,8 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
 use crate::hub::stream::{SessionId, ShardIndex, StreamId};
@@ -23,7 +21,7 @@ pub enum Message {
     Datagram {
         from: SocketAddr,
         to: Option<IpAddr>,
-        bytes: Bytes,
+        bytes: Vec<u8>,
         via: ShardIndex,
     },
     /// Datagrams from this address belong to that shard.

@@ -91,8 +91,8 @@ impl Peers {
         self.by_address.get(&address).copied()
     }
 
-    /// Datagrams from this address belong to this peer: ICE authenticated it. Bounded by the addresses that a session
-    /// keeps.
+    /// Datagrams from this address belong to this peer: ICE authenticated it. ICE bounds them too: see
+    /// [`Self::forget`].
     pub fn learn(&mut self, key: PeerKey, address: SocketAddr, local: Option<IpAddr>) {
         let Some(peer) = self.slots.get_mut(key.0 as usize).and_then(Option::as_deref_mut) else {
             return;
@@ -101,13 +101,17 @@ impl Peers {
             Some(entry) => entry.1 = local,
             None => peer.addresses.push((address, local)),
         }
-        if peer.addresses.len() > crate::session::ice::MAX_ADDRESSES {
-            let (forgotten, _) = peer.addresses.remove(0);
-            if self.by_address.get(&forgotten) == Some(&key) {
-                self.by_address.remove(&forgotten);
-            }
-        }
         self.by_address.insert(address, key);
+    }
+
+    /// ICE no longer knows this address of a peer.
+    pub fn forget(&mut self, key: PeerKey, address: SocketAddr) {
+        if let Some(peer) = self.get(key) {
+            peer.addresses.retain(|(known, _)| *known != address);
+        }
+        if self.by_address.get(&address) == Some(&key) {
+            self.by_address.remove(&address);
+        }
     }
 
     pub fn keys(&self) -> Vec<PeerKey> {

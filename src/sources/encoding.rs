@@ -22,7 +22,12 @@ pub struct Encoding {
     times: TimeUnwrapper,
     inspector: Option<(Codec, Inspector)>,
     rate: ByteRate,
+    /// When its last packet came.
+    heard: Option<Instant>,
 }
+
+/// A layer of which nothing came for so long is no longer sent: longer than between two frames of a still picture.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// What the negotiation says of the payload type of a packet.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +63,17 @@ impl Encoding {
             times: TimeUnwrapper::starting_at(0),
             inspector: None,
             rate: ByteRate::default(),
+            heard: None,
         }
+    }
+
+    /// Takes this SSRC for that of the media. Where packets of another one came before, everything begins anew: the
+    /// numbers of two SSRCs have nothing to do with each other (RFC 3550 §8.2).
+    pub fn begin(&mut self, ssrc: Ssrc) {
+        if self.reception.is_some() {
+            *self = Self::new(None, self.rtx_ssrc, self.rid.take());
+        }
+        self.ssrc = Some(ssrc);
     }
 
     /// Takes a packet whose payload is `payload`; `seq` is its own number or, for a retransmission, the original one.
@@ -86,6 +101,7 @@ impl Encoding {
                 .on_packet(now, arrival);
         }
         self.rate.add(now, payload.len());
+        self.heard = Some(now);
         let time = self.times.extend(header.time);
         if self.inspector.as_ref().is_none_or(|(codec, _)| *codec != format.codec) {
             // RFC 3264 lets a publisher switch between negotiated payload types at any time.
@@ -149,6 +165,11 @@ impl Encoding {
     /// Size in pixels.
     pub fn resolution(&self) -> Option<(u16, u16)> {
         self.inspector.as_ref()?.1.resolution()
+    }
+
+    /// Whether nothing came lately, or ever.
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.heard.is_none_or(|at| now.saturating_duration_since(at) >= SILENCE)
     }
 
     /// Rank among the encodings of a track: pixels, then bytes per second. The order of the offer says nothing.

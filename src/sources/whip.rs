@@ -232,7 +232,13 @@ impl Publisher {
         let Some(encoding) = track.encodings.get_mut(place.encoding) else {
             return;
         };
-        if self.arrived.len() >= MAX_ARRIVED {
+        // A straggler of an SSRC that another one followed, or a retransmission of an encoding that is not known yet.
+        let expected = if place.rtx {
+            encoding.ssrc.is_some()
+        } else {
+            encoding.ssrc == Some(header.ssrc)
+        };
+        if !expected || self.arrived.len() >= MAX_ARRIVED {
             return;
         }
         if let Some((arrived, change)) = encoding.take(now, &header, seq, payload, format) {
@@ -344,6 +350,9 @@ impl Publisher {
     }
 
     fn take_turn(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Packet>>) {
+        let Some(now) = self.arrived.iter().map(|(.., packet, _)| packet.arrival).max() else {
+            return;
+        };
         // Video first: an audio packet may then ride as the shorter last segment of its run.
         let mut arrived = std::mem::take(&mut self.arrived);
         arrived.sort_by_key(|(track, encoding, ..)| {
@@ -364,11 +373,11 @@ impl Publisher {
                 };
             }
             if let Some(incoming) = self.tracks.get_mut(track) {
-                incoming.put(encoding, packets, change, state.track(incoming.plan.kind), out);
+                incoming.put(now, encoding, packets, change, state.track(incoming.plan.kind), out);
             }
         }
         for track in self.tracks.iter_mut().filter(|t| t.plan.kind == Kind::Video) {
-            if track.wants_key_frame() || track.has_given_up() {
+            if track.wants_key_frame(now) || track.has_given_up() {
                 track.key_frames.request();
             }
         }
@@ -548,12 +557,11 @@ impl Incoming {
             (None, false) => return None,
         };
         let encoding = self.encodings.get_mut(index)?;
-        let slot = if rtx {
-            &mut encoding.rtx_ssrc
+        if rtx {
+            encoding.rtx_ssrc = Some(header.ssrc);
         } else {
-            &mut encoding.ssrc
-        };
-        *slot = Some(header.ssrc);
+            encoding.begin(header.ssrc);
+        }
         Some((index, rtx))
     }
 
@@ -572,13 +580,14 @@ impl Incoming {
     /// Puts packets on the line if their encoding is the one that is sent on, or becomes it with them.
     fn put(
         &mut self,
+        now: Instant,
         index: usize,
         arrived: Vec<Arrived>,
         change: Change,
         track: &mut Track,
         out: &mut Vec<Arc<Packet>>,
     ) {
-        if index != self.active && !self.should_replace_active(index) {
+        if index != self.active && !self.should_replace_active(now, index) {
             return;
         }
         let Some(encoding) = self.encodings.get_mut(index) else {
@@ -599,13 +608,13 @@ impl Incoming {
     }
 
     /// The active encoding, or a better one, can only be sent on from a key frame.
-    fn wants_key_frame(&self) -> bool {
+    fn wants_key_frame(&self, now: Instant) -> bool {
         let active_waits = self
             .encodings
             .get(self.active)
             .is_some_and(|e| e.ssrc.is_some() && e.intake.is_waiting());
         let mut others = (0..self.encodings.len()).filter(|index| *index != self.active);
-        active_waits || others.any(|index| self.should_replace_active(index) && self.has_ssrc(index))
+        active_waits || others.any(|index| self.should_replace_active(now, index) && self.has_ssrc(index))
     }
 
     /// A packet of the active encoding is lost for good: its viewers need a key frame.
@@ -618,12 +627,19 @@ impl Incoming {
         self.encodings.get(index).is_some_and(|e| e.ssrc.is_some())
     }
 
-    /// Viewers get the best encoding there is: more pixels, or else more bytes. Nearly equal ones do not take turns.
-    fn should_replace_active(&self, index: usize) -> bool {
+    /// Viewers get the best encoding there is: more pixels, or else more bytes. Nearly equal ones do not take turns. One
+    /// that the publisher no longer sends is none: browsers stop the best ones when their estimate falls.
+    fn should_replace_active(&self, now: Instant, index: usize) -> bool {
         let (Some(active), Some(other)) = (self.encodings.get(self.active), self.encodings.get(index)) else {
             return false;
         };
         let ((a_pixels, a_bytes), (o_pixels, o_bytes)) = (active.rank(), other.rank());
-        active.intake.is_waiting() || o_pixels > a_pixels || (o_pixels == a_pixels && o_bytes > a_bytes * 3 / 2)
+        if other.is_silent(now) {
+            return false;
+        }
+        active.intake.is_waiting()
+            || active.is_silent(now)
+            || o_pixels > a_pixels
+            || (o_pixels == a_pixels && o_bytes > a_bytes * 3 / 2)
     }
 }

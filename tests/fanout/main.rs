@@ -4,6 +4,7 @@ mod crowd;
 mod joins;
 mod publisher;
 mod sources;
+mod turnover;
 mod viewer;
 mod world;
 
@@ -383,6 +384,65 @@ fn a_source_that_answers_is_asked_when_that_is_cheaper_than_the_cache() {
         "no burst of the whole cache: {}",
         viewer.video.packets.len()
     );
+}
+
+#[test]
+fn a_viewer_that_came_before_the_media_hears_and_sees_all_of_it() {
+    let mut world = World::new(141, 1, 8192);
+    let publisher = world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.publisher(publisher).paused = true;
+    world.run(SECOND);
+    let index = world.watch("live", 0, near());
+    world.run(SECOND);
+    world.publisher(publisher).paused = false;
+    world.run(3 * SECOND);
+    let viewer = world.viewer(index);
+    assert!(viewer.check.whole().count() > 20, "{}", viewer.check.whole().count());
+    // SRTP receivers begin with a roll-over counter of zero: a first packet of a later cycle is never authentic.
+    assert!(viewer.audio.packets.len() > 140, "{}", viewer.audio.packets.len());
+}
+
+#[test]
+fn a_viewer_does_not_begin_with_what_an_earlier_source_sent() {
+    let mut world = World::new(151, 1, 8192);
+    let first = world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.run(2 * SECOND);
+    let stays = world.watch("live", 0, near());
+    world.run(SECOND);
+    world.delete(first);
+    world.run(SECOND);
+    let second = world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.publisher(second).paused = true;
+    world.run(SECOND);
+    let index = world.watch("live", 0, near());
+    world.run(SECOND);
+    assert_eq!(world.viewer(index).video.packets.len(), 0);
+    assert_eq!(world.viewer(stays).video.holes(), 0);
+}
+
+#[test]
+fn invariant_9_routes_to_addresses_that_a_peer_left_are_forgotten() {
+    let mut world = World::new(161, 2, 8192);
+    world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.run(SECOND);
+    // Shard 0 gets what comes from even ports and hands it to shard 1.
+    let index = world.watch("live", 1, near());
+    world.run(SECOND);
+    for step in 0..40 {
+        world.move_to(index, SocketAddr::from(([192, 0, 2, 9], 4_000 + 2 * step)));
+        world.run(Duration::from_millis(200));
+    }
+    assert!(
+        world.routes.len() <= millstream::session::ice::MAX_ADDRESSES,
+        "{}",
+        world.routes.len()
+    );
+    assert!(
+        world.route_messages < 100,
+        "one for each check, not for each datagram: {}",
+        world.route_messages
+    );
+    assert_eq!(world.viewer(index).video.holes(), 0);
 }
 
 #[test]

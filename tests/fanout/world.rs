@@ -1,6 +1,6 @@
 //! A gateway, its publishers and its viewers in virtual time: real shards without sockets, real peers, links that lose.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -50,6 +50,10 @@ pub struct World {
     pub overheard: Vec<Vec<u8>>,
     /// Shards that do not run: their mailboxes fill.
     pub frozen: Vec<usize>,
+    /// Which shards know which addresses to belong to another one.
+    pub routes: HashSet<(usize, SocketAddr)>,
+    /// How often a shard was told of one.
+    pub route_messages: usize,
 }
 
 type Sent = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
@@ -131,6 +135,8 @@ impl World {
             seed,
             overheard: Vec::new(),
             frozen: Vec::new(),
+            routes: HashSet::new(),
+            route_messages: 0,
         }
     }
 
@@ -326,6 +332,16 @@ impl World {
             let mut messages = std::collections::VecDeque::new();
             self.shared.mailboxes[index].take(&mut messages);
             for message in messages {
+                match &message {
+                    Message::Route { address, .. } => {
+                        self.route_messages += 1;
+                        self.routes.insert((index, *address));
+                    }
+                    Message::Unroute { address, .. } => {
+                        self.routes.remove(&(index, *address));
+                    }
+                    _ => {}
+                }
                 core.handle_message(now, message);
             }
             if self.shared.mailboxes[index].has_overflowed() {

@@ -1,0 +1,212 @@
+//! Publishers that change while they send, packet by packet: layers that stop, SSRCs that come and go.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millstream::hub::Hub;
+use millstream::hub::name::StreamName;
+use millstream::hub::stream::{SessionId, ShardIndex, SourceRef};
+use millstream::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
+use millstream::sdp::plan::{
+    DtlsRole, Extensions, Feedback, IceCredentials, IncomingTrack, NegotiatedCodec, Publication, Transport,
+};
+use millstream::sources::whip::Publisher;
+
+const MEDIA: Pt = Pt(96);
+const RTX: Pt = Pt(97);
+const FRAME: Duration = Duration::from_millis(33);
+
+struct Source {
+    hub: Hub,
+    publisher: Publisher,
+    now: Instant,
+}
+
+/// One RTP packet of VP8.
+struct Sent {
+    pt: Pt,
+    ssrc: u32,
+    seq: u16,
+    time: u32,
+    /// Extension and its text: 1 for MID, 2 for RID, 3 for the RID that is repaired.
+    named: (u8, &'static str),
+    payload: Vec<u8>,
+}
+
+impl Source {
+    fn new(rids: &[&str]) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+        let now = Instant::now();
+        let codec = NegotiatedCodec {
+            pt: MEDIA,
+            rtx_pt: Some(RTX),
+            format: Format::Vp8,
+            feedback: Feedback {
+                nack: true,
+                ..Feedback::default()
+            },
+        };
+        let track = IncomingTrack {
+            mid: Mid("0".into()),
+            kind: Kind::Video,
+            codecs: vec![codec],
+            extensions: Extensions {
+                mid: Some(1),
+                rid: Some(2),
+                repaired_rid: Some(3),
+                ..Extensions::default()
+            },
+            ssrcs: Vec::new(),
+            rids: rids.iter().map(|rid| Rid((*rid).into())).collect(),
+        };
+        let transport = Transport {
+            remote: IceCredentials {
+                ufrag: "peer".into(),
+                pwd: "0123456789abcdefghijkl".into(),
+            },
+            fingerprints: Vec::new(),
+            role: DtlsRole::Server,
+            reduced_size_rtcp: false,
+        };
+        let source = SourceRef {
+            session: SessionId([1; 16]),
+            shard: ShardIndex(0),
+        };
+        let publication = Publication {
+            transport,
+            tracks: vec![track],
+        };
+        let name = StreamName::parse("live").expect("a stream name");
+        Self {
+            hub: Hub::default(),
+            publisher: Publisher::new(now, name, source, publication, &mut || 7),
+            now,
+        }
+    }
+
+    /// Takes one turn; returns how many packets came on the line.
+    fn turn(&mut self, packets: &[Sent]) -> usize {
+        self.now += FRAME;
+        for packet in packets {
+            self.publisher.handle_rtp(self.now, packet.bytes());
+        }
+        self.publisher.publish(&self.hub).packets.len()
+    }
+
+    /// Whether a key frame is asked for now.
+    fn asks(&mut self) -> bool {
+        let compound = self.publisher.handle_timeout(self.now).unwrap_or_default();
+        // PT 206, FMT 1.
+        compound.windows(2).any(|bytes| bytes == [0x81, 206])
+    }
+}
+
+impl Sent {
+    fn bytes(&self) -> Bytes {
+        let (id, text) = self.named;
+        let mut bytes = vec![0x90, self.pt.0];
+        bytes.extend_from_slice(&self.seq.to_be_bytes());
+        bytes.extend_from_slice(&self.time.to_be_bytes());
+        bytes.extend_from_slice(&self.ssrc.to_be_bytes());
+        bytes.extend_from_slice(&[0xbe, 0xde, 0, 1, id << 4 | (text.len() as u8 - 1)]);
+        bytes.extend_from_slice(text.as_bytes());
+        bytes.resize(20, 0);
+        bytes.extend_from_slice(&self.payload);
+        bytes.into()
+    }
+}
+
+/// VP8 payload (RFC 7741 §4.2, RFC 6386 §9.1); with a size it begins a key frame.
+fn vp8(size: Option<(u16, u16)>) -> Vec<u8> {
+    match size {
+        None => vec![0x10, 0x01, 0, 0, 9, 9, 9],
+        Some((width, height)) => {
+            let mut payload = vec![0x10, 0, 0, 0, 0x9d, 0x01, 0x2a];
+            payload.extend_from_slice(&width.to_le_bytes());
+            payload.extend_from_slice(&height.to_le_bytes());
+            payload
+        }
+    }
+}
+
+fn media(ssrc: u32, seq: u16, frame: u32, named: (u8, &'static str), size: Option<(u16, u16)>) -> Sent {
+    Sent {
+        pt: MEDIA,
+        ssrc,
+        seq,
+        time: frame * 3_000,
+        named,
+        payload: vp8(size),
+    }
+}
+
+const LOW: (u8, &str) = (2, "l");
+const HIGH: (u8, &str) = (2, "h");
+
+#[test]
+fn viewers_get_the_next_best_layer_when_the_best_one_stops() {
+    let mut source = Source::new(&["h", "l"]);
+    let both = |frame: u32, key: bool| {
+        [
+            media(1, frame as u16, frame, HIGH, key.then_some((1280, 720))),
+            media(2, frame as u16, frame, LOW, key.then_some((320, 180))),
+        ]
+    };
+    assert_eq!(source.turn(&both(0, true)), 1);
+    for frame in 1..90 {
+        assert_eq!(source.turn(&both(frame, false)), 1, "{frame}");
+    }
+    assert!(!source.asks());
+    // A browser drops the highest layer when its estimate falls. Asked, it sends a key frame of what is left.
+    let mut asked = None;
+    let mut resumed = None;
+    for frame in 90..300u32 {
+        let key = asked == Some(frame - 1);
+        let low = media(2, frame as u16, frame, LOW, key.then_some((320, 180)));
+        if source.turn(&[low]) > 0 {
+            resumed.get_or_insert(frame);
+        }
+        if source.asks() {
+            assert_eq!(asked, None, "asked once");
+            asked = Some(frame);
+        }
+    }
+    let resumed = resumed.expect("the lower layer is sent on") - 90;
+    assert!(resumed < 100, "after {resumed} frames");
+    // The highest one returns.
+    assert_eq!(source.turn(&both(300, true)), 1);
+    assert_eq!(source.turn(&both(301, false)), 1);
+    let stream = source.hub.streams().pop().expect("published");
+    assert_eq!(stream.lock().video.resolution, Some((1280, 720)));
+}
+
+#[test]
+fn a_publisher_that_changes_its_ssrc_is_seen_on() {
+    let mut source = Source::new(&[]);
+    let mid = (1, "0");
+    for (frame, seq) in (40_000..40_100u16).enumerate() {
+        let size = (frame == 0).then_some((640, 360));
+        assert_eq!(source.turn(&[media(1, seq, frame as u32, mid, size)]), 1);
+    }
+    // Sequence numbers begin anew, behind those that were; so do times.
+    for (frame, seq) in (20_000..20_100u16).enumerate() {
+        let size = (frame == 0).then_some((640, 360));
+        assert_eq!(source.turn(&[media(2, seq, frame as u32, mid, size)]), 1, "{frame}");
+    }
+    assert_eq!(source.turn(&[media(1, 40_100, 100, mid, None)]), 0, "a straggler");
+    assert_eq!(source.turn(&[media(2, 20_100, 100, mid, None)]), 1);
+}
+
+#[test]
+fn a_retransmission_before_the_first_packet_is_not_taken_for_the_media() {
+    let mut source = Source::new(&["h"]);
+    let mut rtx = media(9, 1, 0, (3, "h"), None);
+    rtx.pt = RTX;
+    rtx.payload = [&[0, 9][..], &vp8(Some((640, 360)))].concat();
+    assert_eq!(source.turn(&[rtx]), 0);
+    assert_eq!(source.turn(&[media(1, 10, 0, HIGH, Some((640, 360)))]), 1);
+    source.now += Duration::from_secs(1);
+    let report = source.publisher.handle_timeout(source.now).expect("a report is due");
+    // RFC 3550 §6.4.2: the SSRC of the first block stands behind the header and our own.
+    assert_eq!(report[8..12], Ssrc(1).0.to_be_bytes());
+}
