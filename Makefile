@@ -42,7 +42,7 @@ unit-test: ## All Rust tests
 	$(CARGO) test --workspace --locked
 
 browser-test: ## Real Chromium and Firefox against the gateway (BROWSER_TEST=name to pick tests)
-	$(CARGO) build --locked
+	$(CARGO) build --workspace --locked
 	cd tests/browser && npm ci --no-audit --no-fund --silent
 	cd tests/browser && node --test --test-concurrency=1 --test-reporter=spec \
 		$(if $(BROWSER_TEST),--test-name-pattern="$(BROWSER_TEST)")
