@@ -2,12 +2,16 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millstream::config::{Config, ConfigError};
 use millstream::hub::name::StreamName;
 use millstream::media::Codec;
 use millstream::{Gateway, hub};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 /// Far beyond what anything here takes, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,6 +39,13 @@ impl Camera {
             .parse()
             .expect("the camera tells its port; if it did not start, run `scripts/setup.sh test`");
         Self { process, port }
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .args(["-s", name, &self.process.id().to_string()])
+            .status();
+        assert!(sent.expect("kill starts").success());
     }
 }
 
@@ -139,10 +150,57 @@ async fn h265_plays_with_digest_credentials_by_udp() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn wrong_credentials_give_no_stream() {
-    let camera = Camera::start(0, "h264", &["viewer", "s3cret"]);
-    let gateway = gateway(&format!("rtsp = \"rtsp://viewer:wrong@127.0.0.1:{}/cam\"", camera.port)).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(look(gateway.media().hub()).is_none());
+async fn a_frozen_camera_is_given_up_and_comes_back() {
+    let camera = Camera::start(0, "h264", &[]);
+    let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{}/cam\"", camera.port)).await;
+    until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
+    camera.signal("STOP");
+    // Its connections stay up: silence is all there is to see.
+    until(&gateway, "is away", |now| now.is_none_or(|s| !s.has_source)).await;
+    camera.signal("CONT");
+    until(&gateway, "plays again", |now| plays_on(NOTHING, now)).await;
     gateway.stop().await;
+}
+
+/// A camera that refuses everything with this status, and counts connections.
+async fn refusing(status: &'static str) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            let mut lines = tokio::io::BufReader::new(stream).lines();
+            let mut cseq = String::new();
+            while let Ok(Some(line)) = lines.next_line().await {
+                if line.to_ascii_lowercase().starts_with("cseq:") {
+                    cseq = line;
+                } else if line.is_empty() {
+                    let challenge = "WWW-Authenticate: Digest realm=\"camera\", nonce=\"1\"";
+                    let answer = format!("RTSP/1.0 {status}\r\n{cseq}\r\n{challenge}\r\n\r\n");
+                    let _ = lines.get_mut().write_all(answer.as_bytes()).await;
+                }
+            }
+        }
+    });
+    (port, connections)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_credentials_are_not_tried_again_while_other_refusals_are() {
+    let (unauthorized, wrong) = refusing("401 Unauthorized").await;
+    let (missing, other) = refusing("404 Not Found").await;
+    let first = gateway(&format!("rtsp = \"rtsp://u:wrong@127.0.0.1:{unauthorized}/cam\"")).await;
+    let second = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{missing}/cam\"")).await;
+    let tried = async {
+        while wrong.load(Ordering::SeqCst) < 1 || other.load(Ordering::SeqCst) < 4 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, tried).await.expect("it is tried again");
+    assert_eq!(wrong.load(Ordering::SeqCst), 1);
+    assert!(look(first.media().hub()).is_none() && look(second.media().hub()).is_none());
+    first.stop().await;
+    second.stop().await;
 }

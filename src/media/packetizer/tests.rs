@@ -202,7 +202,7 @@ fn what_is_too_long_or_cut_off_is_refused_by_name() {
     let mut video = packetizer(Codec::H264);
     let refused = |video: &mut Packetizer, unit: &[Bytes]| video.packetize_video(unit).expect_err("too long");
     assert_eq!(
-        refused(&mut video, &[long.clone()]),
+        refused(&mut video, std::slice::from_ref(&long)),
         PacketizerError::NalTooLong(MAX_NAL + 1)
     );
     let most = long.slice(..MAX_NAL);
