@@ -155,8 +155,10 @@ async fn a_frozen_camera_is_given_up_and_comes_back() {
     let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{}/cam\"", camera.port)).await;
     until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
     camera.signal("STOP");
-    // Its connections stay up: silence is all there is to see.
-    until(&gateway, "is away", |now| now.is_none_or(|s| !s.has_source)).await;
+    // Its connections stay up: silence is all there is to see. A keepalive would be missed only after a minute.
+    let away = until(&gateway, "is away", |now| now.is_none_or(|s| !s.has_source));
+    let noticed = tokio::time::timeout(Duration::from_secs(30), away).await;
+    assert!(noticed.is_ok(), "the silence is not noticed");
     camera.signal("CONT");
     until(&gateway, "plays again", |now| plays_on(NOTHING, now)).await;
     gateway.stop().await;
