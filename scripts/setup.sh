@@ -43,6 +43,12 @@ for group in "${@:-run}"; do
       need python3 python3
       # Debian keeps what makes a virtual environment in a package of its own.
       python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+      # The cameras of tests/rtsp: GStreamer's RTSP server, by Debian's own Python.
+      /usr/bin/python3 -c 'import gi; gi.require_version("GstRtspServer", "1.0")' 2>/dev/null ||
+        packages+=(python3-gi gir1.2-gst-rtsp-server-1.0)
+      for plugin in videotestsrc:base x264:ugly x265:bad rtp:good; do
+        compgen -G "/usr/lib/*/gstreamer-1.0/libgst${plugin%:*}.so" >/dev/null || packages+=("gstreamer1.0-plugins-${plugin#*:}")
+      done
       ;;
     *)
       say "unknown group '$group'; there are: run, test"

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
 use crate::config::{self, Config, Secret};
@@ -18,6 +18,7 @@ use crate::session::identity::Identity;
 use crate::shard::{MediaPlane, Settings, StartError};
 use crate::signalling::auth::Tokens;
 use crate::signalling::{self, Signalling, server};
+use crate::sources::rtsp;
 
 /// A running gateway.
 pub struct Gateway {
@@ -25,6 +26,8 @@ pub struct Gateway {
     http: SocketAddr,
     stop_http: watch::Sender<bool>,
     server: JoinHandle<()>,
+    /// One task for each camera; they end with it.
+    cameras: JoinSet<()>,
     made_token: Option<Secret>,
 }
 
@@ -96,12 +99,17 @@ impl Gateway {
         let router = signalling::router(signalling.clone());
         let (stop_http, stop) = watch::channel(false);
         let server = tokio::spawn(server::serve(listener, router, config.limits.connections, stop));
+        let mut cameras = JoinSet::new();
+        for camera in config.cameras {
+            cameras.spawn(rtsp::run(camera, signalling.media.clone()));
+        }
         info!(%http, webrtc = %signalling.media.local_addr(), "listening");
         Ok(Self {
             signalling,
             http,
             stop_http,
             server,
+            cameras,
             made_token,
         })
     }
@@ -127,8 +135,9 @@ impl Gateway {
     }
 
     /// Refuses new sessions, ends all sessions, and then the HTTP server, so that clients can still be answered meanwhile.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.drain();
+        self.cameras.shutdown().await;
         let media = self.signalling.media.clone();
         let stopped = tokio::task::spawn_blocking(move || media.stop());
         if tokio::time::timeout(MEDIA_GRACE, stopped).await.is_err() {

@@ -18,11 +18,11 @@
 //!
 //! | folder | holds |
 //! |---|---|
-//! | [`media`] | vocabulary: ids, codecs, the shared packet, RTP and RTCP formats, what bitstreams say, clocks |
+//! | [`media`] | vocabulary: ids, codecs, the shared packet, RTP and RTCP formats, what bitstreams say, payloads of frames, clocks |
 //! | [`sdp`] | a peer's offer, validated and typed, and our answer to it |
 //! | [`session`] | one peer without IO: ICE-lite, the guard, DTLS, SRTP, the outbox, feedback to publishers |
 //! | [`hub`] | streams by name, their tracks, the ring that all viewers share, mailboxes between shards |
-//! | [`sources`] | from a publisher's RTP to the tracks of its stream |
+//! | [`sources`] | from a publisher's RTP, or a camera's frames, to the tracks of its stream |
 //! | [`outputs`] | from the tracks to each viewer's own line of packets |
 //! | [`shard`] | the threads: sockets, the turn, timers; [`shard::MediaPlane`] is the handle on all of it |
 //! | [`signalling`] | HTTP: WHIP, WHEP, session resources, access, limits, pages |
@@ -60,8 +60,10 @@
 //! # Glossary
 //!
 //! * **stream**: what has a name; it has at most one source and one track of each kind.
-//! * **source**: what feeds a stream: a publisher.
+//! * **source**: what feeds a stream: a publisher or a camera.
 //! * **publisher**, **viewer**: the peers of WHIP and of WHEP sessions.
+//! * **camera**: an RTSP server that the gateway fetches a stream from.
+//! * **feed**: a source that is no peer, as the hub sees it; it lives on no shard.
 //! * **session**: one peer's transport, from offer to close; it has an unguessable URL.
 //! * **track**: one kind of media of a stream; it outlives its sources.
 //! * **line**: the numbering of a track, or of one viewer's track, that never breaks.

@@ -21,13 +21,14 @@ const PLAIN: [&str; 2] = ["config", "telemetry"];
 const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("signalling", "api")];
 
 /// Foreign stacks and the folders that may name them.
-const FOREIGN: [(&str, &[&str]); 6] = [
+const FOREIGN: [(&str, &[&str]); 7] = [
     ("rtc_dtls", &["session"]),
     ("rtc_srtp", &["session"]),
     ("rtc_stun", &["session"]),
     ("rtc_sdp", &["sdp"]),
     ("axum", &["signalling", "api", "outputs"]),
     ("libc", &["shard"]),
+    ("retina", &["sources"]),
 ];
 
 /// Folders in which time and randomness are arguments.

@@ -1,7 +1,8 @@
 //! Configuration: what the operator may set, where it is read from, and what is said about a mistake.
 //!
 //! A value comes from the environment (`MILLSTREAM_HTTP__LISTEN` is `http.listen`), else from the TOML file, else it is
-//! the default. [`keys::KEYS`] lists every key once: its name, how it is read, and what is allowed.
+//! the default. [`keys::KEYS`] lists every key once: its name, how it is read, and what is allowed. Streams from cameras
+//! have a table each, in the file only.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -11,8 +12,11 @@ use thiserror::Error;
 
 pub mod keys;
 pub mod secret;
+mod streams;
 
 pub use secret::Secret;
+
+use crate::sources::rtsp::Camera;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug)]
@@ -22,6 +26,8 @@ pub struct Config {
     pub auth: Auth,
     pub limits: Limits,
     pub log: Log,
+    /// Streams that the gateway fetches from cameras.
+    pub cameras: Vec<Camera>,
 }
 
 /// Signalling and pages.
@@ -114,6 +120,7 @@ impl Default for Config {
                 format: LogFormat::Text,
                 level: "info".to_owned(),
             },
+            cameras: Vec::new(),
         }
     }
 }
@@ -142,6 +149,8 @@ pub enum ConfigError {
         value: String,
         allowed: &'static str,
     },
+    #[error("`{key}` {problem}")]
+    Streams { key: String, problem: String },
 }
 
 fn origin(variable: Option<&str>) -> String {
@@ -198,6 +207,7 @@ impl Config {
         let mut config = Self::default();
         for (section, value) in &table {
             match value {
+                toml::Value::Table(keys) if section == "streams" => config.cameras = streams::read(keys)?,
                 toml::Value::Table(keys) => {
                     for (key, value) in keys {
                         keys::set(&mut config, &format!("{section}.{key}"), value, None)?;

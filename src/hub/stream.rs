@@ -15,6 +15,11 @@ pub struct StreamId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardIndex(pub u16);
 
+impl ShardIndex {
+    /// Where a source lives that is no peer. There is never such a shard, and what is sent to it goes nowhere.
+    pub const NONE: Self = Self(u16::MAX);
+}
+
 /// Unguessable identifier of a session (RFC 9725 §5): 128 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionId(pub [u8; 16]);
@@ -27,7 +32,8 @@ impl std::fmt::Debug for SessionId {
     }
 }
 
-/// The session that feeds a stream, and where it lives.
+/// The session that feeds a stream, and where it lives: [`ShardIndex::NONE`] for a source that is no peer, which notices
+/// by itself that it was taken over, and cannot be asked for key frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceRef {
     pub session: SessionId,

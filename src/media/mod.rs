@@ -6,6 +6,7 @@ use std::sync::Arc;
 pub mod clock;
 pub mod codec;
 pub mod packet;
+pub mod packetizer;
 pub mod rtcp;
 pub mod rtp;
 

@@ -36,11 +36,13 @@ use crate::hub::registry::Registry;
 pub use crate::hub::registry::SessionState;
 pub use crate::hub::stream::SessionId;
 use crate::hub::stream::ShardIndex;
+use crate::media::packet::Packet;
 pub use crate::sdp::plan::SourceFormats;
 use crate::sdp::plan::{Fingerprint, IceCredentials, Playback, Publication};
 use crate::session::CloseReason;
 use crate::session::identity::Identity;
 use crate::session::outbox::Outbox;
+use crate::sources::feed::{FanOut, Feed};
 
 /// How the media plane is set up.
 #[derive(Clone, Debug)]
@@ -285,6 +287,29 @@ impl MediaPlane {
                 error!("a shard had panicked");
             }
         }
+    }
+}
+
+impl FanOut for MediaPlane {
+    fn hub(&self) -> &Hub {
+        &self.inner.shared.hub
+    }
+
+    fn feed(&self, feed: &mut Feed) -> bool {
+        let shared = &self.inner.shared;
+        let published = feed.publish(&shared.hub);
+        if let Some(stream) = published.stream.filter(|_| !published.packets.is_empty()) {
+            let packets: Arc<[Arc<Packet>]> = published.packets.into();
+            let mailboxes = published.subscribers.iter();
+            for mailbox in mailboxes.filter_map(|shard| shared.mailboxes.get(usize::from(shard.0))) {
+                // A full mailbox notes by itself that it lost something; its shard recovers from the ring.
+                let _ = mailbox.push_lossy(Message::Media {
+                    stream,
+                    packets: packets.clone(),
+                });
+            }
+        }
+        !published.displaced
     }
 }
 

@@ -1,0 +1,44 @@
+//! H.265 (RFC 7798) without decoding order numbers: single NAL units, aggregation packets and fragments.
+
+use bytes::Bytes;
+
+use super::{Role, pieces};
+use crate::media::codec::MAX_PAYLOAD;
+
+const AP: u8 = 48;
+const FU: u8 = 49;
+
+/// What becomes of a NAL unit (ITU-T H.265 table 7-1).
+pub(super) fn role(nal: &[u8]) -> Role {
+    let Some([header, _]) = nal.first_chunk::<2>() else {
+        return Role::Dropped;
+    };
+    match header >> 1 & 0x3f {
+        0..=31 => Role::Slice,
+        // Parameter sets, ends of sequence and bitstream, supplemental information.
+        32..=34 | 36 | 37 | 39..=47 => Role::Small,
+        // Access unit delimiter and filler; what RFC 7798 gave a meaning of its own.
+        _ => Role::Dropped,
+    }
+}
+
+/// RFC 7798 §4.4.2: the lowest layer and temporal id of what is in it, and whether anything in it is damaged.
+pub(super) fn aggregation_header(nals: &[Bytes]) -> [u8; 2] {
+    let headers = || nals.iter().filter_map(|nal| nal.first_chunk::<2>());
+    let damaged = headers().fold(0, |all, [high, _]| all | high & 0x80);
+    let layer = |[high, low]: &[u8; 2]| (high & 1) << 5 | low >> 3;
+    let lowest = headers().map(layer).min().unwrap_or(0);
+    let temporal = headers().map(|[_, low]| low & 7).min().unwrap_or(1);
+    [damaged | AP << 1 | lowest >> 5, lowest << 3 | temporal]
+}
+
+/// RFC 7798 §4.4.3: payload header, FU header, and a piece of what follows the header of the NAL unit.
+pub(super) fn fragments(nal: &[u8]) -> impl Iterator<Item = Bytes> {
+    let (header, body) = nal
+        .split_first_chunk::<2>()
+        .map_or(([0, 1], nal), |(header, body)| (*header, body));
+    let [high, low] = header;
+    pieces(body, MAX_PAYLOAD - 3, move |flags| {
+        vec![high & 0x81 | FU << 1, low, flags | high >> 1 & 0x3f]
+    })
+}

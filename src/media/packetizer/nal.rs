@@ -1,0 +1,91 @@
+//! Takes access units apart: byte streams with start codes (ITU-T H.264 and H.265, annex B), and NAL units behind their
+//! length (ISO/IEC 14496-15 §4.3.3). What comes out shares the memory of what went in.
+
+use bytes::Bytes;
+
+use super::{MAX_ACCESS_UNIT, MAX_NAL, MAX_NALS, PacketizerError};
+
+/// NAL units of a byte stream with start codes.
+///
+/// # Errors
+///
+/// A [`PacketizerError`] if it begins with something else than a start code, or is too long.
+pub fn annex_b(unit: &Bytes) -> Result<Vec<Bytes>, PacketizerError> {
+    if unit.len() > MAX_ACCESS_UNIT {
+        return Err(PacketizerError::AccessUnitTooLong(unit.len()));
+    }
+    let mut nals = Vec::new();
+    let Some(mut begin) = start_code(unit, 0) else {
+        return if unit.is_empty() {
+            Ok(nals)
+        } else {
+            Err(PacketizerError::NoStartCode(unit.len()))
+        };
+    };
+    if unit.iter().take(begin).any(|byte| *byte != 0) {
+        return Err(PacketizerError::NoStartCode(unit.len()));
+    }
+    loop {
+        begin += START_CODE.len();
+        let next = start_code(unit, begin);
+        let end = next.unwrap_or(unit.len());
+        // Zeros between NAL units belong to none of them; a NAL unit never ends with one (H.264 §7.4.1.1).
+        let nal = unit.slice(begin..end);
+        let zeros = nal.iter().rev().take_while(|byte| **byte == 0).count();
+        push(&mut nals, nal.slice(..nal.len() - zeros))?;
+        match next {
+            Some(next) => begin = next,
+            None => return Ok(nals),
+        }
+    }
+}
+
+/// NAL units that stand behind their length in four bytes each.
+///
+/// # Errors
+///
+/// A [`PacketizerError`] if a length goes beyond the end, or if it is too long.
+pub fn length_prefixed(unit: &Bytes) -> Result<Vec<Bytes>, PacketizerError> {
+    if unit.len() > MAX_ACCESS_UNIT {
+        return Err(PacketizerError::AccessUnitTooLong(unit.len()));
+    }
+    let mut nals = Vec::new();
+    let mut rest = unit.clone();
+    while !rest.is_empty() {
+        let Some((length, body)) = rest.split_first_chunk::<4>() else {
+            return Err(PacketizerError::Truncated {
+                length: 4,
+                left: rest.len(),
+            });
+        };
+        let (length, left) = (u32::from_be_bytes(*length) as usize, body.len());
+        if length > left {
+            return Err(PacketizerError::Truncated { length, left });
+        }
+        push(&mut nals, rest.slice(4..4 + length))?;
+        rest = rest.slice(4 + length..);
+    }
+    Ok(nals)
+}
+
+const START_CODE: [u8; 3] = [0, 0, 1];
+
+fn start_code(unit: &[u8], from: usize) -> Option<usize> {
+    let rest = unit.get(from..)?;
+    rest.windows(START_CODE.len())
+        .position(|window| window == START_CODE)
+        .map(|at| from + at)
+}
+
+fn push(nals: &mut Vec<Bytes>, nal: Bytes) -> Result<(), PacketizerError> {
+    if nal.len() > MAX_NAL {
+        return Err(PacketizerError::NalTooLong(nal.len()));
+    }
+    if nals.len() >= MAX_NALS {
+        return Err(PacketizerError::TooManyNals);
+    }
+    if !nal.is_empty() {
+        nals.push(nal);
+    }
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! A source that is no peer: from whole frames, as a camera's client reads them, to the tracks of a stream.
+//!
+//! It lives on no shard. It takes a stream that has no source, and only such a one: a publisher that comes takes the
+//! stream over as from another publisher, and the feed goes on when that one has gone.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::whip::Published;
+use crate::hub::Hub;
+use crate::hub::intake::{Arrived, Intake};
+use crate::hub::name::StreamName;
+use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
+use crate::media::packet::Packet;
+use crate::media::packetizer::{Packetizer, PacketizerError, Payload, length_prefixed};
+use crate::media::{Codec, Format, Kind};
+use crate::sdp::plan::SourceFormats;
+
+/// What a feed needs of the media plane.
+pub trait FanOut: Send + Sync {
+    /// Where its stream is.
+    fn hub(&self) -> &Hub;
+
+    /// Publishes what the feed has taken since the last call. `false` when another source has the stream: then the feed
+    /// is over.
+    fn feed(&self, feed: &mut Feed) -> bool;
+}
+
+/// What a source that is no peer feeds to its stream.
+pub struct Feed {
+    name: StreamName,
+    source: SourceRef,
+    stream: Option<Arc<Stream>>,
+    tracks: Vec<Fed>,
+}
+
+/// One track.
+struct Fed {
+    packetizer: Packetizer,
+    intake: Intake,
+    next_seq: u64,
+    /// Since the last turn.
+    arrived: Vec<Arrived>,
+    format: Option<Format>,
+    resolution: Option<(u16, u16)>,
+}
+
+/// Packets of one turn that are kept: more than the longest access unit has.
+const MAX_ARRIVED: usize = 16_384;
+
+impl Feed {
+    /// Begins with nothing sent; `id` stands for it where sessions are told apart.
+    ///
+    /// # Errors
+    ///
+    /// [`PacketizerError::Codec`] for a codec that cannot be packetized.
+    pub fn new(name: StreamName, id: SessionId, codecs: &[Codec]) -> Result<Self, PacketizerError> {
+        let tracks = codecs.iter().map(|codec| Fed::new(*codec)).collect::<Result<_, _>>()?;
+        let source = SourceRef {
+            session: id,
+            shard: ShardIndex::NONE,
+        };
+        Ok(Self {
+            name,
+            source,
+            stream: None,
+            tracks,
+        })
+    }
+
+    /// Takes an access unit of H.264 or H.265, as NAL units behind their length in four bytes; `time` in units of
+    /// 1/90000 s.
+    ///
+    /// # Errors
+    ///
+    /// A [`PacketizerError`]; the access unit is lost, and what follows may be given nevertheless.
+    pub fn take_video(&mut self, now: Instant, time: u64, unit: &Bytes) -> Result<(), PacketizerError> {
+        let Some(track) = self.track(Kind::Video) else {
+            return Ok(());
+        };
+        let nals = length_prefixed(unit)?;
+        let payloads = track.packetizer.packetize_video(&nals)?;
+        track.push(now, time, payloads);
+        Ok(())
+    }
+
+    /// Takes a frame of audio; `time` in units of the clock rate of its codec.
+    ///
+    /// # Errors
+    ///
+    /// A [`PacketizerError`]; the frame is lost, and what follows may be given nevertheless.
+    pub fn take_audio(&mut self, now: Instant, time: u64, frame: &Bytes) -> Result<(), PacketizerError> {
+        let Some(track) = self.track(Kind::Audio) else {
+            return Ok(());
+        };
+        let payloads = track.packetizer.packetize_audio(frame)?;
+        track.push(now, time, payloads);
+        Ok(())
+    }
+
+    /// Puts what was taken since the last turn on the line. The stream is taken once the format of its video is known:
+    /// only then can a viewer be answered.
+    pub fn publish(&mut self, hub: &Hub) -> Published {
+        let mut published = Published::default();
+        if self.tracks.iter().all(|track| track.arrived.is_empty()) {
+            return published;
+        }
+        if self
+            .tracks
+            .iter()
+            .any(|track| track.is_video() && track.packetizer.format().is_none())
+        {
+            self.tracks.iter_mut().for_each(|track| track.arrived.clear());
+            return published;
+        }
+        let Some(stream) = self.attach(hub) else {
+            published.displaced = true;
+            return published;
+        };
+        let mut state = stream.lock();
+        if !state.is_source(self.source.session) {
+            published.displaced = true;
+            return published;
+        }
+        for track in &mut self.tracks {
+            track.put(&mut state, &mut published.packets);
+        }
+        published.subscribers = state.subscribers().collect();
+        published.stream = Some(stream.id);
+        published
+    }
+
+    /// The stream, taken if it has no source; `None` if it has another one.
+    fn attach(&mut self, hub: &Hub) -> Option<Arc<Stream>> {
+        if let Some(stream) = &self.stream {
+            return Some(stream.clone());
+        }
+        let (source, formats) = (self.source, self.formats());
+        let mut attached = false;
+        let stream = hub.open_with(&self.name, |state| {
+            if state.source().is_none() {
+                state.attach(source, &formats);
+                attached = true;
+            }
+        });
+        if !attached {
+            hub.release(&stream, |_| {});
+            return None;
+        }
+        self.stream = Some(stream.clone());
+        Some(stream)
+    }
+
+    /// Whether it has taken its stream.
+    pub fn is_attached(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// The feed is over.
+    pub fn ended(&mut self, hub: &Hub) {
+        if let Some(stream) = self.stream.take() {
+            hub.release(&stream, |state| {
+                state.detach(self.source.session);
+            });
+        }
+    }
+
+    fn formats(&self) -> SourceFormats {
+        let of = |kind| {
+            let track = self.tracks.iter().find(|t| t.packetizer.codec().kind() == kind)?;
+            track.packetizer.format().or(track.opus())
+        };
+        SourceFormats {
+            video: of(Kind::Video),
+            audio: of(Kind::Audio),
+        }
+    }
+
+    fn track(&mut self, kind: Kind) -> Option<&mut Fed> {
+        self.tracks.iter_mut().find(|t| t.packetizer.codec().kind() == kind)
+    }
+}
+
+impl Fed {
+    fn new(codec: Codec) -> Result<Self, PacketizerError> {
+        Ok(Self {
+            packetizer: Packetizer::new(codec)?,
+            intake: Intake::new(),
+            next_seq: 0,
+            arrived: Vec::new(),
+            format: None,
+            resolution: None,
+        })
+    }
+
+    fn is_video(&self) -> bool {
+        self.packetizer.codec().kind() == Kind::Video
+    }
+
+    /// Opus says nothing of itself; that it is stereo suits every decoder.
+    fn opus(&self) -> Option<Format> {
+        (self.packetizer.codec() == Codec::Opus).then_some(Format::Opus { stereo: true })
+    }
+
+    fn push(&mut self, now: Instant, time: u64, payloads: Vec<Payload>) {
+        let codec = self.packetizer.codec();
+        let room = MAX_ARRIVED.saturating_sub(self.arrived.len());
+        for payload in payloads.into_iter().take(room) {
+            self.arrived.push(Arrived {
+                seq: self.next_seq,
+                time: time.wrapping_add(u64::from(payload.delay)),
+                marker: payload.marker,
+                codec,
+                key_frame: payload.key_frame,
+                insert: Vec::new(),
+                payload: payload.bytes,
+                arrival: now,
+            });
+            self.next_seq += 1;
+        }
+    }
+
+    fn put(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Packet>>) {
+        let track = state.track(self.packetizer.codec().kind());
+        let (format, resolution) = (self.packetizer.format(), self.packetizer.resolution());
+        if format != self.format {
+            self.format = format;
+            track.format = format.or(track.format);
+        }
+        if resolution != self.resolution {
+            self.resolution = resolution;
+            track.resolution = resolution;
+        }
+        self.intake.take(track, self.arrived.drain(..), out);
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
+    const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
+
+    fn unit(nals: &[&[u8]]) -> Bytes {
+        let mut unit = Vec::new();
+        for nal in nals {
+            unit.extend_from_slice(&(nal.len() as u32).to_be_bytes());
+            unit.extend_from_slice(nal);
+        }
+        unit.into()
+    }
+
+    fn key_frame() -> Bytes {
+        unit(&[SPS, PPS, &[0x65; 3000]])
+    }
+
+    fn name() -> StreamName {
+        StreamName::parse("door").expect("a name")
+    }
+
+    fn feed(id: u8) -> Feed {
+        Feed::new(name(), SessionId([id; 16]), &[Codec::H264, Codec::Pcma]).expect("codecs that can be packetized")
+    }
+
+    #[test]
+    fn a_camera_takes_the_stream_with_its_first_key_frame_and_says_what_it_is() {
+        let (hub, t) = (Hub::default(), Instant::now());
+        let mut feed = feed(1);
+        feed.take_audio(t, 0, &Bytes::from_static(&[0xd5; 160]))
+            .expect("a frame");
+        feed.take_video(t, 0, &unit(&[&[0x41; 20]])).expect("a frame");
+        let early = feed.publish(&hub);
+        assert!(early.packets.is_empty() && !early.displaced && hub.find(&name()).is_none());
+        feed.take_video(t, 3000, &key_frame()).expect("a frame");
+        feed.take_audio(t, 160, &Bytes::from_static(&[0xd5; 160]))
+            .expect("a frame");
+        let published = feed.publish(&hub);
+        assert_eq!(
+            published.packets.len(),
+            1 + 3 + 1,
+            "parameter sets, three fragments, audio"
+        );
+        let state = hub.find(&name()).expect("a stream");
+        let formats = state.lock().formats().expect("a source");
+        assert!(matches!(formats.video, Some(Format::H264 { .. })));
+        assert_eq!(formats.audio, Some(Format::Pcma));
+        assert!(state.lock().video.ring.key_frame().is_some());
+        feed.ended(&hub);
+        assert!(hub.find(&name()).is_none());
+    }
+
+    #[test]
+    fn a_publisher_takes_over_and_the_camera_does_not_take_back() {
+        let (hub, t) = (Hub::default(), Instant::now());
+        let mut camera = feed(1);
+        camera.take_video(t, 0, &key_frame()).expect("a frame");
+        assert!(!camera.publish(&hub).displaced);
+        let publisher = SourceRef {
+            session: SessionId([9; 16]),
+            shard: ShardIndex(0),
+        };
+        let formats = camera.formats();
+        let stream = hub.open_with(&name(), |state| {
+            let replaced = state.attach(publisher, &formats);
+            assert_eq!(replaced.map(|source| source.shard), Some(ShardIndex::NONE));
+        });
+        for mut camera in [camera, feed(2)] {
+            camera.take_video(t, 3000, &key_frame()).expect("a frame");
+            assert!(camera.publish(&hub).displaced);
+            camera.ended(&hub);
+        }
+        assert!(stream.lock().is_source(publisher.session));
+    }
+
+    #[test]
+    fn a_camera_that_comes_back_goes_on_with_the_line() {
+        let (hub, t) = (Hub::default(), Instant::now());
+        let stream = hub.open_with(&name(), |state| state.subscribe(ShardIndex(0)));
+        let mut last = None;
+        for (id, at) in [(1, t), (2, t + Duration::from_secs(20))] {
+            let mut camera = feed(id);
+            camera.take_video(at, 77, &key_frame()).expect("a frame");
+            let published = camera.publish(&hub);
+            assert_eq!(
+                (published.stream, &published.subscribers[..]),
+                (Some(stream.id), &[ShardIndex(0)][..])
+            );
+            let first = published.packets.first().expect("packets").seq;
+            assert!(last.is_none_or(|last| first == last + 1));
+            last = published.packets.last().map(|packet| packet.seq);
+            camera.ended(&hub);
+        }
+    }
+}
