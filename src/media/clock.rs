@@ -103,6 +103,10 @@ impl NtpClock {
         };
         let expected = match ntp.checked_sub(first) {
             Some(ahead) if ahead < NTP_DAY => at + ntp_duration(ahead),
+            // Reports of two tracks may overtake each other.
+            None if first - ntp < NTP_REORDERED => {
+                return at.checked_sub(ntp_duration(first - ntp)).unwrap_or(now).min(now);
+            }
             _ => {
                 // The publisher's wall clock was set, or it is another publisher: begin anew.
                 self.origin = Some((ntp, now));
@@ -119,6 +123,8 @@ impl NtpClock {
     }
 }
 
+/// A report from this little before another one was overtaken by it; the wall clock was not set back.
+const NTP_REORDERED: u64 = 1 << 32;
 const NTP_DAY: u64 = 86_400 << 32;
 
 fn ntp_duration(ntp: u64) -> Duration {
@@ -166,6 +172,22 @@ mod tests {
             audio.time_at(now).expect("anchored"),
         );
         assert_eq!(v / 90, a / 48, "both at the same millisecond");
+    }
+
+    #[test]
+    fn a_report_that_was_overtaken_keeps_its_place() {
+        let (mut ntp, t) = (NtpClock::default(), Instant::now());
+        let ms = Duration::from_millis;
+        let written = |at: u64| (1_000 << 32) + (at << 32) / 1_000;
+        for (at, arrives, expected) in [
+            (0, 0, 0),
+            (1_000, 1_000, 1_000),
+            (990, 1_100, 990),
+            (2_000, 2_000, 2_000),
+        ] {
+            let instant = ntp.instant(written(at), t + ms(arrives)).duration_since(t);
+            assert!(instant.abs_diff(ms(expected)) < ms(1), "{at}: {instant:?}");
+        }
     }
 
     #[test]

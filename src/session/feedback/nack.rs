@@ -64,6 +64,7 @@ impl NackGenerator {
             return;
         };
         if ext_seq <= highest || ext_seq - highest > MAX_GAP {
+            self.given_up += self.holes.len() as u64 + ext_seq.saturating_sub(highest + 1);
             self.holes.clear();
             return;
         }
@@ -223,6 +224,7 @@ mod tests {
         let mut receiver = Receiver::new();
         receiver.receive(MS, &[1, 3, 2000, 2001]);
         assert!(receiver.poll(20 * MS).is_empty());
+        assert_eq!(receiver.nack.given_up(), 1 + 1996, "so that a key frame is asked for");
     }
 
     #[test]
