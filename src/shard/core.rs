@@ -127,6 +127,13 @@ impl Core {
         self.drain(now, key, Some((from, to)));
     }
 
+    /// Removes the peer behind an address without another word to its session, whose state may be anything after a panic.
+    pub fn abandon(&mut self, now: Instant, address: SocketAddr) {
+        if let Some(key) = self.peers.by_address(address) {
+            self.remove(now, key, CloseReason::Internal);
+        }
+    }
+
     /// Takes a message from the mailbox.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
         match message {

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -343,7 +344,10 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
             });
             // Messages come between receiving and handling: whoever was told of a session, or of a route, before its
             // datagram was sent has left the message by now, and no first datagram is taken for a stranger's.
-            handle_messages(&mut core, mailbox, &mut messages);
+            contained(index, "messages", &mut core, |core| {
+                handle_messages(core, mailbox, &mut messages)
+            });
+            messages.clear();
             if count == 0 {
                 break;
             }
@@ -357,14 +361,30 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
                     .counters
                     .received_bytes
                     .fetch_add(datagram.bytes.len() as u64, Ordering::Relaxed);
-                core.handle_datagram(now, datagram.from, datagram.to, datagram.bytes);
+                let from = datagram.from;
+                let handled = contained(index, "datagram", &mut core, |core| {
+                    core.handle_datagram(now, from, datagram.to, datagram.bytes);
+                });
+                if !handled {
+                    contained(index, "abandoning a peer", &mut core, |core| core.abandon(now, from));
+                }
             }
         }
         let now = now();
-        core.handle_timeout(now);
-        core.finish_turn(now);
+        contained(index, "timeouts", &mut core, |core| core.handle_timeout(now));
+        contained(index, "end of turn", &mut core, |core| core.finish_turn(now));
     }
     info!(shard = index.0, "shard stopped");
+}
+
+/// Does something to a shard; a panic in it is a bug of ours, or of a library below us, and costs the peer that it was
+/// about, not the shard with everybody on it. Returns whether there was none.
+fn contained<T>(shard: ShardIndex, what: &str, subject: &mut T, work: impl FnOnce(&mut T)) -> bool {
+    let whole = catch_unwind(AssertUnwindSafe(|| work(subject))).is_ok();
+    if !whole {
+        error!(shard = shard.0, what, "a bug: the shard goes on without it");
+    }
+    whole
 }
 
 fn handle_messages(core: &mut Core, mailbox: &Mailbox<Message>, messages: &mut VecDeque<Message>) {
@@ -432,4 +452,19 @@ fn host_addresses(with_v6: bool) -> Vec<IpAddr> {
         IpAddr::V6(_) => 2,
     });
     addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_contained_and_told() {
+        let mut value = 1;
+        assert!(contained(ShardIndex(0), "good work", &mut value, |value| *value += 1));
+        assert!(!contained(ShardIndex(0), "bad work", &mut value, |_| panic!(
+            "on purpose"
+        )));
+        assert_eq!(value, 2);
+    }
 }

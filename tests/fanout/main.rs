@@ -476,3 +476,18 @@ fn a_dead_viewer_is_forgotten_after_thirty_seconds_and_its_stream_lives_on() {
     assert_eq!(stream.lock().viewers(), 0);
     assert!(matches!(world.nodes[0].role, Role::Publisher(_)));
 }
+
+#[test]
+fn invariant_8_a_peer_that_is_abandoned_takes_nobody_with_it() {
+    let mut world = World::new(141, 1, 8192);
+    world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.run(SECOND);
+    let (lost, kept) = (world.watch("live", 0, near()), world.watch("live", 0, near()));
+    world.run(SECOND);
+    world.abandon(0, lost);
+    world.run(2 * SECOND);
+    assert_eq!(world.reason(lost), Some(CloseReason::Internal));
+    assert_eq!((world.reason(kept), world.viewer(kept).video.holes()), (None, 0));
+    let stream = world.shared.hub.streams().pop().expect("still there");
+    assert_eq!(stream.lock().viewers(), 1);
+}

@@ -283,6 +283,12 @@ impl World {
         self.cores[shard].handle_datagram(self.now, from, None, &mut datagram.to_vec());
     }
 
+    /// What a shard does after a panic in the handling of a peer's datagram.
+    pub fn abandon(&mut self, shard: usize, index: usize) {
+        let address = self.nodes[index].address;
+        self.cores[shard].abandon(self.now, address);
+    }
+
     /// Why a session ended; `None` while it lives.
     pub fn reason(&self, index: usize) -> Option<CloseReason> {
         match self.shared.registry.find(self.nodes[index].session).0 {
