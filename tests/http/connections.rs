@@ -186,6 +186,14 @@ async fn stopping_ends_sessions_and_idle_connections_within_seconds() {
     let gateway = gateway(&[]).await;
     Request::publish("/whip/live", OBS).send(&gateway).await.location();
     let mut idle = TcpStream::connect(gateway.http_addr()).await.expect("connects");
+    // One answer shows that the server has it: what is still in the backlog when the listener closes is reset.
+    idle.write_all(b"HEAD /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
+        .await
+        .expect("sends");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(idle.read_u8().await.expect("an answer"));
+    }
     let address = gateway.http_addr();
     let media = gateway.media().clone();
     tokio::time::timeout(Duration::from_secs(4), gateway.stop())
