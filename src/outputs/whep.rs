@@ -136,7 +136,17 @@ impl Viewer {
     }
 
     /// Sends what is due from the ring. Called when [`Self::poll_timeout`] says so.
-    pub fn catch_up(&mut self, now: Instant, session: &mut Session, destination: Destination, outbox: &mut Outbox) {
+    ///
+    /// What it had to send may be gone from the ring, its key frame included: then the source has to be asked.
+    pub fn catch_up(
+        &mut self,
+        now: Instant,
+        session: &mut Session,
+        destination: Destination,
+        outbox: &mut Outbox,
+    ) -> Wishes {
+        let waits = |video: &Option<OutTrack>| video.as_ref().is_some_and(OutTrack::is_waiting);
+        let waited = waits(&self.video);
         let mut due = [Vec::new(), Vec::new()];
         {
             let mut state = self.stream.lock();
@@ -148,13 +158,17 @@ impl Viewer {
                 }
             }
         }
-        let Some(sealer) = session.sealer() else { return };
+        let wishes = Wishes {
+            key_frame: !waited && waits(&self.video),
+        };
+        let Some(sealer) = session.sealer() else { return wishes };
         for (track, due) in [&mut self.video, &mut self.audio].into_iter().zip(due) {
             let Some(track) = track else { continue };
             for packet in due {
                 self.broken |= track.send(&packet, sealer, destination, outbox).is_err();
             }
         }
+        wishes
     }
 
     /// Acts on the RTCP of the viewer.

@@ -401,8 +401,15 @@ impl Core {
 
     fn catch_up(&mut self, now: Instant, key: PeerKey) {
         let Some(peer) = self.peers.get(key) else { return };
-        if let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) {
-            viewer.catch_up(now, &mut peer.session, destination, &mut self.outbox);
+        let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) else {
+            return;
+        };
+        if viewer
+            .catch_up(now, &mut peer.session, destination, &mut self.outbox)
+            .key_frame
+        {
+            let source = viewer.stream.lock().source();
+            self.want_key_frame(now, source);
         }
     }
 
@@ -454,7 +461,7 @@ impl Core {
                 Role::Viewer(viewer) => {
                     viewer.handle_timeout(now, ntp, &mut peer.session, destination, &mut self.outbox);
                     if viewer.poll_catch_up().is_some_and(|due| due <= now) {
-                        viewer.catch_up(now, &mut peer.session, destination, &mut self.outbox);
+                        self.catch_up(now, key);
                     }
                 }
             }

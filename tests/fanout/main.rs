@@ -491,3 +491,27 @@ fn invariant_8_a_peer_that_is_abandoned_takes_nobody_with_it() {
     let stream = world.shared.hub.streams().pop().expect("still there");
     assert_eq!(stream.lock().viewers(), 1);
 }
+
+#[test]
+fn invariant_4_a_viewer_whose_place_in_the_ring_is_gone_has_the_source_asked_for_a_key_frame() {
+    let mut world = World::new(151, 2, 4);
+    // At 20 Mbit/s the ring holds three seconds, and there is no key frame but the first.
+    let endless = VideoConfig {
+        gop: 0,
+        bitrate: 20_000_000,
+        ..VideoConfig::default()
+    };
+    let publisher = world.publish("live", 0, near(), Publisher::obedient(endless));
+    world.run(SECOND);
+    let stuck = world.watch("live", 1, near());
+    world.run(SECOND);
+    world.frozen.push(1);
+    world.run(6 * SECOND);
+    world.frozen.clear();
+    world.run(2 * SECOND);
+    let newest = world.publisher(publisher).newest();
+    assert!(
+        world.viewer(stuck).whole_at.contains_key(&(newest - 2)),
+        "the picture goes on"
+    );
+}
