@@ -45,7 +45,8 @@
 //! # Invariants
 //!
 //! 1. A session lives on one shard from offer to close; nothing in it is shared or locked.
-//! 2. In `media`, `hub`, `session`, `sdp`, `sources` and `outputs` time and randomness are arguments.
+//! 2. In `media`, `hub`, `session`, `sdp`, `sources` and `outputs` time and randomness are arguments; the client in
+//!    `sources/rtsp` is a shell and gives them.
 //! 3. A stream has one active source; a viewer sees one unbroken line of SSRC, sequence numbers and timestamps per
 //!    track, across joins, retransmissions, layer switches and source changes.
 //! 4. Video begins, and resumes after a loss of our own, at a key frame.
