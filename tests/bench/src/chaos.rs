@@ -194,7 +194,7 @@ impl Attack {
         self.insiders.clear();
         self.wire.clear();
         for (role, stream) in [(Role::Viewer, WATCHED), (Role::Publisher, HOSTILE)] {
-            let mut endpoint = Endpoint::join(self.http, role, stream)?.endpoint;
+            let mut endpoint = join_patiently(self.http, role, stream)?;
             for plain in plain_rtp() {
                 endpoint.send_plain_rtp(&plain)?;
             }
@@ -373,6 +373,18 @@ fn plain_rtcp() -> Vec<Vec<u8>> {
         [report, nack].concat(),
     ]
 }
+
+/// Joins in the middle of an attack. The peer's own DTLS stack gives up when a flight that the gateway repeats meets it
+/// in the wrong state, so an insider tries again; that the gateway serves newcomers is what the newcomer at the end shows.
+fn join_patiently(http: SocketAddr, role: Role, stream: &str) -> io::Result<Endpoint> {
+    let mut tries = (0..INSIDER_TRIES).map(|_| Endpoint::join(http, role, stream));
+    let last = || Endpoint::join(http, role, stream);
+    let joined = tries.find(Result::is_ok).unwrap_or_else(last)?;
+    Ok(joined.endpoint)
+}
+
+/// Tries of an insider to join, but for the last.
+const INSIDER_TRIES: usize = 4;
 
 #[cfg(test)]
 mod tests {
