@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use millstream::session::guard::DropReason;
-use millstream::session::{CloseReason, Event};
+use millstream::session::{CloseReason, Event, Session};
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig, PeerEvent};
 
+use crate::heap;
 use crate::world::{PEER, SECOND, SERVER, STRANGER, Setup, World, rtp};
 
 /// Another network of the same peer.
@@ -244,5 +245,32 @@ fn our_goodbye_reaches_the_peer_and_nothing_follows_it() {
         let from_us = world.wire.iter().skip(last).filter(|(to, _)| *to != SERVER);
         assert_eq!(from_us.count(), 0);
         assert!(world.session.seal_rtcp(&[0x80, 201, 0, 1, 0, 0, 0, 1]).is_none());
+    }
+}
+
+/// Heap of one viewer's session, in bytes. What the crypto library allocates in C is not seen.
+const MAX_SESSION: isize = 20 << 10;
+
+#[test]
+fn a_connected_viewer_costs_at_most_20_kib_of_heap() {
+    for role in [DtlsRole::Client, DtlsRole::Server] {
+        let mut world = World::connected(Setup {
+            role,
+            ..Setup::default()
+        });
+        for _ in 0..60 {
+            assert!(world.peer.send_rtcp(&[0x80, 201, 0, 1, 0, 0, 0, 9]));
+            assert!(world.session.seal_rtcp(&[0x80, 201, 0, 1, 0, 0, 0, 8]).is_some());
+            world.run(SECOND);
+        }
+        assert!(world.session.is_connected());
+        let before = heap::live();
+        drop(world.session);
+        let freed = before - heap::live();
+        println!(
+            "peer as {role:?}: {freed} bytes of heap, {} inline",
+            size_of::<Session>()
+        );
+        assert!(freed > 0 && freed <= MAX_SESSION, "{freed} bytes");
     }
 }

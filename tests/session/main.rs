@@ -1,6 +1,8 @@
-//! One session against an independent peer, in virtual time: how it connects, what ends it, and what does not.
+//! One session against an independent peer, in virtual time: how it connects, what ends it, what does not, and what it
+//! costs.
 
 mod handshake;
+mod heap;
 mod hostile;
 mod life;
 mod world;
