@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::encoding::{Change, Encoding, PacketFormat};
+use super::encoding::{Change, Encoding};
+use super::incoming::Incoming;
 use crate::hub::Hub;
-use crate::hub::intake::{Arrived, Intake};
+use crate::hub::intake::Arrived;
 use crate::hub::name::StreamName;
 use crate::hub::stream::{ShardIndex, SourceRef, Stream, StreamId, StreamState};
-use crate::hub::track::Track;
 use crate::media::clock::NtpClock;
 use crate::media::packet::Packet;
 use crate::media::rtcp::{self, Message};
 use crate::media::rtp::Header;
 use crate::media::{Kind, Pt, Ssrc};
-use crate::sdp::plan::{Extensions, IncomingTrack, Publication, SourceFormats};
-use crate::session::feedback::{Bitrate, KeyFrameRequests, ReceiverEstimate, TransportFeedback};
+use crate::sdp::plan::{Publication, SourceFormats};
+use crate::session::feedback::{Bitrate, ReceiverEstimate, TransportFeedback};
 
 /// What a publisher's session feeds to its stream.
 pub struct Publisher {
@@ -43,17 +43,6 @@ struct Requests {
     answered: u8,
 }
 
-/// One negotiated track.
-struct Incoming {
-    plan: IncomingTrack,
-    encodings: Vec<Encoding>,
-    /// The encoding that is on the line.
-    active: usize,
-    key_frames: KeyFrameRequests,
-    /// Packets asked for in vain, as far as a key frame was requested for them.
-    given_up: u64,
-}
-
 /// What an SSRC is.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -69,7 +58,6 @@ struct Feedback {
     transport: Option<TransportFeedback>,
     remb: Option<ReceiverEstimate>,
     next_report: Instant,
-    rtt: Duration,
 }
 
 /// What came out of one turn.
@@ -93,6 +81,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const REMB_FLOOR: Bitrate = Bitrate(500_000);
 const REMB_CEILING: Bitrate = Bitrate(50_000_000);
 
+/// Before a packet is asked for again: publishers tell us no round trip, and one of 50 ms is longer than most.
+const REPEAT_AFTER: Duration = Duration::from_millis(50);
+
 /// SSRCs that one publisher may use.
 const MAX_SSRCS: usize = 32;
 
@@ -110,28 +101,11 @@ impl Publisher {
     ) -> Self {
         let tracks: Vec<Incoming> = publication.tracks.into_iter().map(Incoming::new).collect();
         let mut by_ssrc = HashMap::new();
-        for (t, track) in tracks.iter().enumerate() {
-            for (e, encoding) in track.encodings.iter().enumerate() {
-                by_ssrc.extend(encoding.ssrc.map(|ssrc| {
-                    (
-                        ssrc,
-                        Place {
-                            track: t,
-                            encoding: e,
-                            rtx: false,
-                        },
-                    )
-                }));
-                by_ssrc.extend(encoding.rtx_ssrc.map(|ssrc| {
-                    (
-                        ssrc,
-                        Place {
-                            track: t,
-                            encoding: e,
-                            rtx: true,
-                        },
-                    )
-                }));
+        for (track, incoming) in tracks.iter().enumerate() {
+            for (encoding, known) in incoming.encodings.iter().enumerate() {
+                for (ssrc, rtx) in [(known.ssrc, false), (known.rtx_ssrc, true)] {
+                    by_ssrc.extend(ssrc.map(|ssrc| (ssrc, Place { track, encoding, rtx })));
+                }
             }
         }
         let offers = |wanted: fn(&crate::sdp::plan::Feedback) -> bool| {
@@ -146,7 +120,6 @@ impl Publisher {
             transport: transport.then(|| TransportFeedback::new(now, ssrc)),
             remb: remb.then(|| ReceiverEstimate::new(REMB_FLOOR, REMB_CEILING)),
             next_report: now + REPORT_INTERVAL,
-            rtt: Duration::from_millis(50),
         };
         Self {
             name,
@@ -406,7 +379,7 @@ impl Publisher {
                     &mut body,
                     self.feedback.ssrc,
                     ssrc,
-                    &encoding.poll_nacks(now, self.feedback.rtt),
+                    &encoding.poll_nacks(now, REPEAT_AFTER),
                 );
                 if wants_key_frame {
                     rtcp::write_pli(&mut body, self.feedback.ssrc, ssrc);
@@ -494,152 +467,5 @@ impl Feedback {
         if let Some(bitrate) = self.remb.as_mut().and_then(|r| r.poll(now)) {
             rtcp::write_remb(body, self.ssrc, media, bitrate.0);
         }
-    }
-}
-
-impl Incoming {
-    fn new(plan: IncomingTrack) -> Self {
-        let mut encodings: Vec<Encoding> = match plan.rids.is_empty() {
-            false => plan
-                .rids
-                .iter()
-                .map(|rid| Encoding::new(None, None, Some(rid.clone())))
-                .collect(),
-            true => plan
-                .ssrcs
-                .iter()
-                .take(1)
-                .map(|s| Encoding::new(Some(s.primary), s.rtx, None))
-                .collect(),
-        };
-        if encodings.is_empty() {
-            encodings.push(Encoding::new(None, None, None));
-        }
-        Self {
-            plan,
-            encodings,
-            active: 0,
-            key_frames: KeyFrameRequests::new(),
-            given_up: 0,
-        }
-    }
-
-    fn has_mid_of(&self, header: &Header<'_>) -> bool {
-        let mid = self.plan.extensions.mid.and_then(|id| header.extension(id));
-        mid.is_some_and(|mid| mid == self.plan.mid.0.as_bytes())
-    }
-
-    fn has_payload_type(&self, pt: Pt) -> bool {
-        self.plan.codecs.iter().any(|c| c.pt == pt || c.rtx_pt == Some(pt))
-    }
-
-    /// Finds the encoding of a new SSRC and notes it there.
-    fn learn(&mut self, header: &Header<'_>) -> Option<(usize, bool)> {
-        let Extensions { rid, repaired_rid, .. } = self.plan.extensions;
-        let named = |id: Option<u8>| id.and_then(|id| header.extension(id));
-        let by_rid = |encodings: &[Encoding], name: &[u8]| {
-            encodings
-                .iter()
-                .position(|e| e.rid.as_ref().is_some_and(|rid| rid.0.as_bytes() == name))
-        };
-        let rtx = self.plan.codecs.iter().any(|c| c.rtx_pt == Some(header.pt));
-        if !rtx && !self.has_payload_type(header.pt) {
-            return None;
-        }
-        let name = if rtx { named(repaired_rid) } else { named(rid) };
-        let index = match (
-            name.and_then(|name| by_rid(&self.encodings, name)),
-            self.plan.rids.is_empty(),
-        ) {
-            (Some(index), _) => index,
-            // OBS sends a RID without having offered one; there is only one encoding then.
-            (None, true) => 0,
-            (None, false) => return None,
-        };
-        let encoding = self.encodings.get_mut(index)?;
-        if rtx {
-            encoding.rtx_ssrc = Some(header.ssrc);
-        } else {
-            encoding.begin(header.ssrc);
-        }
-        Some((index, rtx))
-    }
-
-    fn primary_of(&self, rtx: Pt) -> Option<Pt> {
-        self.plan.codecs.iter().find(|c| c.rtx_pt == Some(rtx)).map(|c| c.pt)
-    }
-
-    fn format_of(&self, pt: Pt) -> Option<PacketFormat> {
-        let codec = self.plan.codecs.iter().find(|c| c.pt == pt)?;
-        Some(PacketFormat {
-            codec: codec.format.codec(),
-            nack: codec.feedback.nack,
-        })
-    }
-
-    /// Puts packets on the line if their encoding is the one that is sent on, or becomes it with them.
-    fn put(
-        &mut self,
-        now: Instant,
-        index: usize,
-        arrived: Vec<Arrived>,
-        change: Change,
-        track: &mut Track,
-        out: &mut Vec<Arc<Packet>>,
-    ) {
-        if index != self.active && !self.should_replace_active(now, index) {
-            return;
-        }
-        let Some(encoding) = self.encodings.get_mut(index) else {
-            return;
-        };
-        encoding.intake.take(track, arrived.into_iter(), out);
-        if index == self.active {
-            track.format = change.format.or(track.format);
-            track.resolution = change.resolution.or(track.resolution);
-        } else if !encoding.intake.is_waiting() {
-            track.format = encoding.format().or(track.format);
-            track.resolution = encoding.resolution().or(track.resolution);
-            if let Some(previous) = self.encodings.get_mut(self.active) {
-                previous.intake = Intake::new();
-            }
-            self.active = index;
-        }
-    }
-
-    /// The active encoding, or a better one, can only be sent on from a key frame.
-    fn wants_key_frame(&self, now: Instant) -> bool {
-        let active_waits = self
-            .encodings
-            .get(self.active)
-            .is_some_and(|e| e.ssrc.is_some() && e.intake.is_waiting());
-        let mut others = (0..self.encodings.len()).filter(|index| *index != self.active);
-        active_waits || others.any(|index| self.should_replace_active(now, index) && self.has_ssrc(index))
-    }
-
-    /// A packet of the active encoding is lost for good: its viewers need a key frame.
-    fn has_given_up(&mut self) -> bool {
-        let given_up = self.encodings.get(self.active).map_or(0, Encoding::given_up);
-        std::mem::replace(&mut self.given_up, given_up) != given_up
-    }
-
-    fn has_ssrc(&self, index: usize) -> bool {
-        self.encodings.get(index).is_some_and(|e| e.ssrc.is_some())
-    }
-
-    /// Viewers get the best encoding there is: more pixels, or else more bytes. Nearly equal ones do not take turns. One
-    /// that the publisher no longer sends is none: browsers stop the best ones when their estimate falls.
-    fn should_replace_active(&self, now: Instant, index: usize) -> bool {
-        let (Some(active), Some(other)) = (self.encodings.get(self.active), self.encodings.get(index)) else {
-            return false;
-        };
-        let ((a_pixels, a_bytes), (o_pixels, o_bytes)) = (active.rank(), other.rank());
-        if other.is_silent(now) {
-            return false;
-        }
-        active.intake.is_waiting()
-            || active.is_silent(now)
-            || o_pixels > a_pixels
-            || (o_pixels == a_pixels && o_bytes > a_bytes * 3 / 2)
     }
 }

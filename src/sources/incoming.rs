@@ -1,0 +1,176 @@
+//! One track that a publisher negotiated: its encodings, and which of them viewers get.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::encoding::{Change, Encoding, PacketFormat};
+use crate::hub::intake::{Arrived, Intake};
+use crate::hub::track::Track;
+use crate::media::Pt;
+use crate::media::packet::Packet;
+use crate::media::rtp::Header;
+use crate::sdp::plan::{Extensions, IncomingTrack};
+use crate::session::feedback::KeyFrameRequests;
+
+/// One negotiated track.
+pub struct Incoming {
+    pub plan: IncomingTrack,
+    pub encodings: Vec<Encoding>,
+    /// The encoding that is on the line.
+    pub active: usize,
+    pub key_frames: KeyFrameRequests,
+    /// Packets asked for in vain, as far as a key frame was requested for them.
+    given_up: u64,
+}
+
+impl Incoming {
+    /// A track that has sent nothing yet.
+    pub fn new(plan: IncomingTrack) -> Self {
+        let mut encodings: Vec<Encoding> = match plan.rids.is_empty() {
+            false => plan
+                .rids
+                .iter()
+                .map(|rid| Encoding::new(None, None, Some(rid.clone())))
+                .collect(),
+            true => plan
+                .ssrcs
+                .iter()
+                .take(1)
+                .map(|s| Encoding::new(Some(s.primary), s.rtx, None))
+                .collect(),
+        };
+        if encodings.is_empty() {
+            encodings.push(Encoding::new(None, None, None));
+        }
+        Self {
+            plan,
+            encodings,
+            active: 0,
+            key_frames: KeyFrameRequests::new(),
+            given_up: 0,
+        }
+    }
+
+    /// Whether a packet names this track in its MID extension.
+    pub fn has_mid_of(&self, header: &Header<'_>) -> bool {
+        let mid = self.plan.extensions.mid.and_then(|id| header.extension(id));
+        mid.is_some_and(|mid| mid == self.plan.mid.0.as_bytes())
+    }
+
+    /// Whether a payload type, of media or of retransmissions, is of this track.
+    pub fn has_payload_type(&self, pt: Pt) -> bool {
+        self.plan.codecs.iter().any(|c| c.pt == pt || c.rtx_pt == Some(pt))
+    }
+
+    /// Finds the encoding of a new SSRC and notes it there.
+    pub fn learn(&mut self, header: &Header<'_>) -> Option<(usize, bool)> {
+        let Extensions { rid, repaired_rid, .. } = self.plan.extensions;
+        let named = |id: Option<u8>| id.and_then(|id| header.extension(id));
+        let by_rid = |encodings: &[Encoding], name: &[u8]| {
+            encodings
+                .iter()
+                .position(|e| e.rid.as_ref().is_some_and(|rid| rid.0.as_bytes() == name))
+        };
+        let rtx = self.plan.codecs.iter().any(|c| c.rtx_pt == Some(header.pt));
+        if !rtx && !self.has_payload_type(header.pt) {
+            return None;
+        }
+        let name = if rtx { named(repaired_rid) } else { named(rid) };
+        let index = match (
+            name.and_then(|name| by_rid(&self.encodings, name)),
+            self.plan.rids.is_empty(),
+        ) {
+            (Some(index), _) => index,
+            // OBS sends a RID without having offered one; there is only one encoding then.
+            (None, true) => 0,
+            (None, false) => return None,
+        };
+        let encoding = self.encodings.get_mut(index)?;
+        if rtx {
+            encoding.rtx_ssrc = Some(header.ssrc);
+        } else {
+            encoding.begin(header.ssrc);
+        }
+        Some((index, rtx))
+    }
+
+    /// The payload type that a retransmission's stands for.
+    pub fn primary_of(&self, rtx: Pt) -> Option<Pt> {
+        self.plan.codecs.iter().find(|c| c.rtx_pt == Some(rtx)).map(|c| c.pt)
+    }
+
+    /// What was negotiated for a payload type of media.
+    pub fn format_of(&self, pt: Pt) -> Option<PacketFormat> {
+        let codec = self.plan.codecs.iter().find(|c| c.pt == pt)?;
+        Some(PacketFormat {
+            codec: codec.format.codec(),
+            nack: codec.feedback.nack,
+        })
+    }
+
+    /// Puts packets on the line if their encoding is the one that is sent on, or becomes it with them.
+    pub fn put(
+        &mut self,
+        now: Instant,
+        index: usize,
+        arrived: Vec<Arrived>,
+        change: Change,
+        track: &mut Track,
+        out: &mut Vec<Arc<Packet>>,
+    ) {
+        if index != self.active && !self.should_replace_active(now, index) {
+            return;
+        }
+        let Some(encoding) = self.encodings.get_mut(index) else {
+            return;
+        };
+        encoding.intake.take(track, arrived.into_iter(), out);
+        if index == self.active {
+            track.format = change.format.or(track.format);
+            track.resolution = change.resolution.or(track.resolution);
+        } else if !encoding.intake.is_waiting() {
+            track.format = encoding.format().or(track.format);
+            track.resolution = encoding.resolution().or(track.resolution);
+            if let Some(previous) = self.encodings.get_mut(self.active) {
+                previous.intake = Intake::new();
+            }
+            self.active = index;
+        }
+    }
+
+    /// The active encoding, or a better one, can only be sent on from a key frame.
+    pub fn wants_key_frame(&self, now: Instant) -> bool {
+        let active_waits = self
+            .encodings
+            .get(self.active)
+            .is_some_and(|e| e.ssrc.is_some() && e.intake.is_waiting());
+        let mut others = (0..self.encodings.len()).filter(|index| *index != self.active);
+        active_waits || others.any(|index| self.should_replace_active(now, index) && self.has_ssrc(index))
+    }
+
+    /// A packet of the active encoding is lost for good: its viewers need a key frame.
+    pub fn has_given_up(&mut self) -> bool {
+        let given_up = self.encodings.get(self.active).map_or(0, Encoding::given_up);
+        std::mem::replace(&mut self.given_up, given_up) != given_up
+    }
+
+    fn has_ssrc(&self, index: usize) -> bool {
+        self.encodings.get(index).is_some_and(|e| e.ssrc.is_some())
+    }
+
+    /// Viewers get the best encoding there is: more pixels, or else more bytes. Nearly equal ones do not take turns. One
+    /// that the publisher no longer sends is none: browsers stop the best ones when their estimate falls.
+    fn should_replace_active(&self, now: Instant, index: usize) -> bool {
+        let (Some(active), Some(other)) = (self.encodings.get(self.active), self.encodings.get(index)) else {
+            return false;
+        };
+        let ((a_pixels, a_bytes), (o_pixels, o_bytes)) = (active.rank(), other.rank());
+        if other.is_silent(now) {
+            return false;
+        }
+        active.intake.is_waiting()
+            || active.is_silent(now)
+            || o_pixels > a_pixels
+            || (o_pixels == a_pixels && o_bytes > a_bytes * 3 / 2)
+    }
+}
