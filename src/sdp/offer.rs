@@ -98,11 +98,6 @@ impl Offer {
         Ok(offer)
     }
 
-    /// Number of m-sections, of any kind.
-    pub fn section_count(&self) -> usize {
-        self.sections.len()
-    }
-
     /// Kinds of the audio and video sections, in their order.
     pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
         self.media().map(|(_, _, media)| media.kind)
