@@ -2,9 +2,9 @@
 
 mod crowd;
 mod joins;
+mod publications;
 mod publisher;
 mod sources;
-mod turnover;
 mod viewer;
 mod world;
 

@@ -1,4 +1,4 @@
-//! Publishers that change while they send, packet by packet: layers that stop, SSRCs that come and go.
+//! Publishers packet by packet: layers that stop, SSRCs that come and go, and what they are told.
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +6,7 @@ use bytes::Bytes;
 use millstream::hub::Hub;
 use millstream::hub::name::StreamName;
 use millstream::hub::stream::{SessionId, ShardIndex, SourceRef};
+use millstream::media::rtcp::{self, Message};
 use millstream::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
 use millstream::sdp::plan::{
     DtlsRole, Extensions, Feedback, IceCredentials, IncomingTrack, NegotiatedCodec, Publication, Transport,
@@ -35,16 +36,21 @@ struct Sent {
 
 impl Source {
     fn new(rids: &[&str]) -> Self {
+        let feedback = Feedback {
+            nack: true,
+            ..Feedback::default()
+        };
+        Self::with(rids, feedback)
+    }
+
+    fn with(rids: &[&str], feedback: Feedback) -> Self {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
         let codec = NegotiatedCodec {
             pt: MEDIA,
             rtx_pt: Some(RTX),
             format: Format::Vp8,
-            feedback: Feedback {
-                nack: true,
-                ..Feedback::default()
-            },
+            feedback,
         };
         let track = IncomingTrack {
             mid: Mid("0".into()),
@@ -209,4 +215,60 @@ fn a_retransmission_before_the_first_packet_is_not_taken_for_the_media() {
     let report = source.publisher.handle_timeout(source.now).expect("a report is due");
     // RFC 3550 §6.4.2: the SSRC of the first block stands behind the header and our own.
     assert_eq!(report[8..12], Ssrc(1).0.to_be_bytes());
+}
+
+/// Sends frames for two seconds, of which the publisher loses one in ten; returns all that it is told.
+fn told(feedback: Feedback) -> Vec<u8> {
+    let mut source = Source::with(&[], feedback);
+    let mut told = Vec::new();
+    for frame in 0..60u16 {
+        if frame % 10 != 5 {
+            let size = (frame == 0).then_some((640, 360));
+            source.turn(&[media(1, 1_000 + frame, u32::from(frame), (1, "0"), size)]);
+        }
+        told.extend(source.publisher.handle_timeout(source.now).unwrap_or_default());
+    }
+    told
+}
+
+#[test]
+fn a_publisher_is_told_what_was_lost_and_asked_for_it() {
+    let nack = Feedback {
+        nack: true,
+        ..Feedback::default()
+    };
+    let messages = rtcp::read(&told(nack));
+    let asked: Vec<u16> = messages
+        .iter()
+        .filter_map(|message| match message {
+            Message::Nack { seqs, .. } => Some(seqs.clone()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    for lost in [1_005, 1_015, 1_025, 1_035, 1_045] {
+        assert!(asked.contains(&lost), "{lost} was not asked for");
+    }
+    let lost = messages.iter().find_map(|message| match message {
+        Message::ReceiverReport { blocks } => blocks.first().map(|block| block.fraction_lost),
+        _ => None,
+    });
+    // One in ten, in 1/256 (RFC 3550 §6.4.1).
+    assert!(lost.is_some_and(|lost| (20..32).contains(&lost)), "{lost:?}");
+}
+
+#[test]
+fn a_publisher_that_knows_only_remb_is_told_a_bitrate_and_others_are_not() {
+    let has = |told: &[u8]| told.windows(4).any(|bytes| bytes == b"REMB");
+    let remb = Feedback {
+        remb: true,
+        ..Feedback::default()
+    };
+    assert!(has(&told(remb)));
+    assert!(!has(&told(Feedback::default())));
+    let both = Feedback {
+        transport_cc: true,
+        ..remb
+    };
+    assert!(!has(&told(both)));
 }
