@@ -1,4 +1,5 @@
 //! Ways out of a stream.
+mod history;
 pub mod line;
 pub mod track;
 pub mod whep;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::history::History;
 use super::line::{Line, Squeeze};
 use crate::hub::ring::Ring;
 use crate::media::clock::{duration, ticks};
@@ -82,24 +83,6 @@ pub struct Retransmissions {
     packet: Arc<Packet>,
 }
 
-/// What was retransmitted lately; made on the first NACK.
-struct History {
-    /// By outgoing sequence number modulo its length.
-    answered: Vec<Answered>,
-    /// Bytes that may be retransmitted now.
-    budget: f64,
-    refilled: Instant,
-    /// [`Sent::octets`] at that moment.
-    octets: u32,
-}
-
-#[derive(Clone, Copy)]
-struct Answered {
-    out: u64,
-    times: u8,
-    last: Instant,
-}
-
 const CODECS: usize = 8;
 
 /// Bytes per second of the burst with which a viewer begins, at least.
@@ -119,26 +102,6 @@ const BURST_STEP: Duration = Duration::from_millis(10);
 
 /// Packets of one part of the burst at most: what the socket buffer of a receiver holds.
 const MAX_PART: usize = 128;
-
-/// Answers to NACKs for one packet.
-const MAX_ANSWERS: u8 = 3;
-
-/// Retransmissions may take this part of what was sent.
-const BUDGET_SHARE: f64 = 0.25;
-
-/// Retransmitted bytes that are always allowed: a burst of loss at the start.
-const BUDGET_BURST: f64 = 256_000.0;
-
-/// Refill in bytes per second besides the share, for streams of very low rate.
-const BUDGET_RATE: f64 = 4_000.0;
-
-/// RTP header, original sequence number and tag of a retransmission, in bytes.
-const RESEND_OVERHEAD: usize = 30;
-
-const MIN_ANSWER_SPACING: Duration = Duration::from_millis(20);
-
-/// Packets whose answers are counted: more than a second of a fast stream.
-const MAX_ANSWERED: usize = 1_024;
 
 impl OutTrack {
     /// `random` seeds what has to be unpredictable.
@@ -401,7 +364,6 @@ impl OutTrack {
         let Some(newest) = self.sent_until.checked_sub(1) else {
             return Vec::new();
         };
-        let spacing = MIN_ANSWER_SPACING.max(rtt / 2);
         let sent = self.sent;
         let history = self.history.get_or_insert_with(|| Box::new(History::new(now, sent)));
         history.refill(now, sent);
@@ -411,7 +373,7 @@ impl OutTrack {
                 let (out, track) = line.find(*seq, newest)?;
                 let packet = ring.get(track)?.clone();
                 history
-                    .allows(out, packet.body_len() + RESEND_OVERHEAD, now, spacing)
+                    .allows(out, packet.body_len(), now, rtt)
                     .then_some(Retransmissions { out, packet })
             })
             .collect()
@@ -472,60 +434,6 @@ impl Pace {
     fn is_due(&self, time: TrackTime, elapsed: Duration) -> bool {
         let at = self.squeeze.apply(time).saturating_sub(self.squeeze.begin);
         duration(at, self.rate) <= elapsed
-    }
-}
-
-impl History {
-    fn new(now: Instant, sent: Sent) -> Self {
-        Self {
-            answered: Vec::new(),
-            budget: BUDGET_BURST,
-            refilled: now,
-            octets: sent.octets,
-        }
-    }
-
-    fn refill(&mut self, now: Instant, sent: Sent) {
-        let elapsed = now.duration_since(self.refilled).as_secs_f64();
-        let octets = f64::from(sent.octets.wrapping_sub(self.octets));
-        let earned = octets * BUDGET_SHARE + elapsed * BUDGET_RATE;
-        (self.refilled, self.octets) = (now, sent.octets);
-        self.budget = (self.budget + earned).min(BUDGET_BURST);
-    }
-
-    fn allows(&mut self, out: u64, bytes: usize, now: Instant, spacing: Duration) -> bool {
-        if self.answered.is_empty() {
-            self.answered.resize(
-                MAX_ANSWERED,
-                Answered {
-                    out: u64::MAX,
-                    times: 0,
-                    last: now,
-                },
-            );
-        }
-        let index = usize::try_from(out % MAX_ANSWERED as u64).unwrap_or(0);
-        let Some(entry) = self.answered.get_mut(index) else {
-            return false;
-        };
-        if entry.out != out {
-            *entry = Answered {
-                out,
-                times: 0,
-                last: now,
-            };
-        }
-        let too_soon = entry.times > 0 && now.duration_since(entry.last) < spacing;
-        if too_soon || entry.times >= MAX_ANSWERS || self.budget < bytes as f64 {
-            return false;
-        }
-        *entry = Answered {
-            out,
-            times: entry.times + 1,
-            last: now,
-        };
-        self.budget -= bytes as f64;
-        true
     }
 }
 
