@@ -39,6 +39,8 @@ pub struct Intake {
     time_shift: u64,
     vp8: Vp8Shift,
     newest: Option<Newest>,
+    /// The times of the source are those of the line.
+    keeps_time: bool,
 }
 
 #[derive(Debug)]
@@ -84,6 +86,15 @@ impl Intake {
             time_shift: 0,
             vp8: Vp8Shift::default(),
             newest: None,
+            keeps_time: false,
+        }
+    }
+
+    /// A source whose times are those of the line already, because another track gave them.
+    pub fn keeping_time() -> Self {
+        Self {
+            keeps_time: true,
+            ..Self::new()
         }
     }
 
@@ -116,7 +127,10 @@ impl Intake {
 
     fn place(&mut self, track: &Track, packet: Arrived, placed: &mut Vec<Placed>) {
         if self.is_broken_by(&packet) {
-            *self = Self::new();
+            *self = Self {
+                keeps_time: self.keeps_time,
+                ..Self::new()
+            };
         }
         if self.newest.is_none_or(|newest| packet.seq > newest.seq) {
             self.newest = Some(Newest {
@@ -167,9 +181,13 @@ impl Intake {
         self.shifts.clear();
         self.shifts
             .push_back((first.seq, track.next_seq().wrapping_sub(first.seq)));
-        self.time_shift = track
-            .next_time(first.arrival, first.codec.clock_rate())
-            .wrapping_sub(first.time);
+        self.time_shift = if self.keeps_time {
+            0
+        } else {
+            track
+                .next_time(first.arrival, first.codec.clock_rate())
+                .wrapping_sub(first.time)
+        };
         if first.codec == Codec::Vp8 {
             self.vp8 = track.vp8.shift_for(&first.payload);
         }
@@ -228,6 +246,13 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
             track.vp8.follow(&packet.payload);
         }
         track.clock.on_packet(time, packet.arrival);
+        let newest = track.ring.newest().map(|(newest, _)| newest);
+        track
+            .meter
+            .on_packets(packet.arrival, packet.payload.len(), newest != Some(time));
+        if seq >= track.ring.end() {
+            track.note_order(packet.codec, time);
+        }
         let inserted = track.ring.insert(seq, |order| Packet {
             seq,
             time,
@@ -235,6 +260,7 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
             codec: packet.codec,
             marker: packet.marker,
             key_frame: packet.key_frame,
+            news: std::mem::take(&mut track.news),
             padding,
             arrival: packet.arrival,
             payload: packet.payload,

@@ -3,14 +3,16 @@
 //! The hub is the only place where shards meet: behind short locks that are never held while anything waits.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub mod intake;
 pub mod mailbox;
+pub mod meter;
 pub mod name;
 pub mod registry;
 pub mod ring;
 pub mod stream;
+pub mod tap;
 pub mod track;
 pub mod vp8_line;
 
@@ -18,9 +20,11 @@ use name::StreamName;
 use stream::{Stream, StreamId};
 
 /// All streams of the gateway.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Hub {
     streams: Mutex<Streams>,
+    /// Told of each repaired stream that is opened: somebody has to feed it.
+    repairer: OnceLock<Box<dyn Fn(&StreamName) + Send + Sync>>,
 }
 
 #[derive(Debug, Default)]
@@ -55,13 +59,34 @@ impl Hub {
         let last_id = &mut streams.last_id;
         let id = *last_id + 1;
         *last_id = id;
+        let mut is_new = false;
         let stream = streams
             .by_name
             .entry(name.clone())
-            .or_insert_with(|| Arc::new(Stream::new(StreamId(id), name.clone())))
+            .or_insert_with(|| {
+                is_new = true;
+                Arc::new(Stream::new(StreamId(id), name.clone()))
+            })
             .clone();
         change(&mut stream.lock());
+        drop(streams);
+        if is_new
+            && name.repair().is_some()
+            && let Some(repairer) = self.repairer.get()
+        {
+            repairer(name);
+        }
         stream
+    }
+
+    /// Names who feeds repaired streams; `wanted` is called whenever one is opened anew. Only the first call counts.
+    pub fn set_repairer(&self, wanted: impl Fn(&StreamName) + Send + Sync + 'static) {
+        let _ = self.repairer.set(Box::new(wanted));
+    }
+
+    /// Whether repaired streams are fed at all.
+    pub fn has_repairer(&self) -> bool {
+        self.repairer.get().is_some()
     }
 
     /// All streams at this moment.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::media::repair::Repair;
+
 /// One to four segments of `[A-Za-z0-9_.~-]`, joined by `/`, at most 128 characters in all; no segment is `.` or `..`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamName(Arc<str>);
@@ -19,6 +21,9 @@ pub enum StreamNameError {
     #[error("a stream name is made of letters, digits and `_.~-`")]
     Character,
 }
+
+/// Between the name of a stream and what was made of it.
+const MARK: char = '#';
 
 const MAX_LENGTH: usize = 128;
 const MAX_SEGMENTS: usize = 4;
@@ -47,6 +52,18 @@ impl StreamName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The stream of what a [`Repair`] makes of this one. Its name is none that can be read from outside.
+    pub fn repaired(&self, repair: Repair) -> Self {
+        Self(format!("{}{MARK}{}", self.0, repair.label()).into())
+    }
+
+    /// Of a repaired stream: the stream that it is made of, and the repair.
+    pub fn repair(&self) -> Option<(Self, Repair)> {
+        let (origin, label) = self.0.split_once(MARK)?;
+        let repair = Repair::ALL.into_iter().find(|repair| repair.label() == label)?;
+        Some((Self(origin.into()), repair))
+    }
 }
 
 impl fmt::Display for StreamName {
@@ -64,6 +81,16 @@ impl fmt::Debug for StreamName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_repaired_stream_cannot_be_named_from_outside() {
+        let name = StreamName::parse("yard/gate").expect("a name");
+        let repaired = name.repaired(Repair::Opus);
+        assert_eq!(repaired.as_str(), "yard/gate#opus");
+        assert_eq!(repaired.repair(), Some((name.clone(), Repair::Opus)));
+        assert_eq!(name.repair(), None);
+        assert_eq!(StreamName::parse(repaired.as_str()), Err(StreamNameError::Character));
+    }
 
     #[test]
     fn names_follow_the_grammar() {

@@ -232,6 +232,7 @@ mod tests {
             codec: Codec::H264,
             marker: false,
             key_frame,
+            news: false,
             padding: 0,
             arrival: at,
             payload: Bytes::from_static(&[0; 1000]),

@@ -1,10 +1,11 @@
 //! One stream: at most one source, one audio and one video track, and the shards that have viewers of it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::name::StreamName;
+use super::tap::{TapMailbox, Taps};
 use super::track::Track;
-use crate::media::Kind;
+use crate::media::{Kind, repair};
 use crate::sdp::plan::SourceFormats;
 
 /// Number of a stream in this process; never used again.
@@ -58,6 +59,7 @@ pub struct StreamState {
     source: Option<SourceRef>,
     /// Shards with viewers, and how many.
     subscribers: Vec<(ShardIndex, usize)>,
+    taps: Taps,
 }
 
 impl Stream {
@@ -68,6 +70,7 @@ impl Stream {
             answers_requests: false,
             source: None,
             subscribers: Vec::new(),
+            taps: Taps::default(),
         };
         Self {
             id,
@@ -86,17 +89,9 @@ impl StreamState {
     /// Makes this session the source; new viewers begin with its key frame. The previous one, which has to be closed, is
     /// given back.
     pub fn attach(&mut self, source: SourceRef, formats: &SourceFormats) -> Option<SourceRef> {
-        self.video.format = formats.video;
-        self.audio.format = formats.audio;
-        self.video.resolution = None;
-        self.video.ring.forget_key_frames();
         self.answers_requests = false;
-        for track in [&mut self.video, &mut self.audio] {
-            track.ring.forget_key_frames();
-            if let Some(format) = track.format {
-                track.clock.reset(format.codec().clock_rate());
-            }
-        }
+        self.video.begin(formats.video);
+        self.audio.begin(formats.audio);
         self.source
             .replace(source)
             .filter(|previous| previous.session != source.session)
@@ -145,6 +140,21 @@ impl StreamState {
         self.subscribers.retain(|(_, count)| *count > 0);
     }
 
+    /// One more reader that is no viewer. It keeps the stream no longer than it is read.
+    pub fn tap(&mut self, tap: &Arc<TapMailbox>) {
+        self.taps.add(tap);
+    }
+
+    /// The readers that are no viewers.
+    pub fn taps(&mut self) -> Vec<Arc<TapMailbox>> {
+        self.taps.open()
+    }
+
+    /// Whether anybody takes what the stream carries.
+    pub fn is_watched(&self) -> bool {
+        !self.subscribers.is_empty() || !self.taps.is_empty()
+    }
+
     /// Shards that have viewers.
     pub fn subscribers(&self) -> impl Iterator<Item = ShardIndex> + '_ {
         self.subscribers.iter().map(|(shard, _)| *shard)
@@ -153,6 +163,17 @@ impl StreamState {
     /// Number of viewers.
     pub fn viewers(&self) -> usize {
         self.subscribers.iter().map(|(_, count)| count).sum()
+    }
+
+    /// What no browser plays as it is, of one kind: that for which there is a repaired stream beside this one.
+    pub fn is_unplayable(&self, kind: Kind) -> bool {
+        let track = match kind {
+            Kind::Video => &self.video,
+            Kind::Audio => &self.audio,
+        };
+        track
+            .format
+            .is_some_and(|format| repair::is_unplayable(format, track.is_reordered()))
     }
 
     /// The track of a kind.
@@ -164,6 +185,6 @@ impl StreamState {
     }
 
     pub(super) fn is_unused(&self) -> bool {
-        self.source.is_none() && self.subscribers.is_empty()
+        self.source.is_none() && !self.is_watched()
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::meter::Meter;
 use super::ring::Ring;
 use super::vp8_line::Vp8Line;
 use crate::media::clock::{TrackClock, ticks};
 use crate::media::packet::{TrackSeq, TrackTime};
-use crate::media::{Format, Kind};
+use crate::media::{Codec, Format, Kind};
 
 /// A track of a stream. It outlives its sources: their numbering is mapped onto its line by an
 /// [`Intake`](super::intake::Intake) each.
@@ -20,7 +21,24 @@ pub struct Track {
     pub format: Option<Format>,
     /// Width and height in pixels, of video.
     pub resolution: Option<(u16, u16)>,
+    pub meter: Meter,
+    /// What the track says of itself has changed: the next packet tells.
+    pub news: bool,
+    order: Order,
 }
+
+/// Whether the pictures of a source come in another order than they are shown in.
+#[derive(Clone, Copy, Debug, Default)]
+struct Order {
+    newest: TrackTime,
+    frames: u32,
+    turns: u32,
+    reordered: bool,
+}
+
+/// A time that goes back so often, within [`ORDER_WINDOW`] frames, is no correction of a clock but B-frames.
+const MIN_TURNS: u32 = 2;
+const ORDER_WINDOW: u32 = 64;
 
 /// The first source begins here, so that nothing before it is ever negative.
 const FIRST_TIME: TrackTime = 1 << 32;
@@ -42,6 +60,54 @@ impl Track {
             vp8: Vp8Line::default(),
             format: None,
             resolution: None,
+            meter: Meter::default(),
+            news: false,
+            order: Order::default(),
+        }
+    }
+
+    /// Another source begins.
+    pub fn begin(&mut self, format: Option<Format>) {
+        self.format = format;
+        self.resolution = None;
+        self.news = true;
+        self.order = Order::default();
+        self.ring.forget_key_frames();
+        if let Some(format) = format {
+            self.clock.reset(format.codec().clock_rate());
+        }
+    }
+
+    /// What the bitstream says of itself.
+    pub fn set_format(&mut self, format: Option<Format>) {
+        if format.is_some() && format != self.format {
+            self.format = format;
+            self.news = true;
+        }
+    }
+
+    /// Whether the source has B-frames: its pictures come in another order than they are shown in.
+    pub fn is_reordered(&self) -> bool {
+        self.order.reordered
+    }
+
+    /// Notes the time of a frame that comes next on the line.
+    pub(super) fn note_order(&mut self, codec: Codec, time: TrackTime) {
+        if !matches!(codec, Codec::H264 | Codec::H265) || self.order.reordered || time == self.order.newest {
+            return;
+        }
+        self.order.frames += 1;
+        if self.order.frames > ORDER_WINDOW {
+            (self.order.frames, self.order.turns) = (0, 0);
+        }
+        if time < self.order.newest {
+            self.order.turns += 1;
+            if self.order.turns >= MIN_TURNS {
+                self.order.reordered = true;
+                self.news = true;
+            }
+        } else {
+            self.order.newest = time;
         }
     }
 

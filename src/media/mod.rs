@@ -3,10 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+pub mod aac;
 pub mod clock;
 pub mod codec;
+pub mod depacketizer;
+pub mod jpeg;
 pub mod packet;
 pub mod packetizer;
+pub mod repair;
 pub mod rtcp;
 pub mod rtp;
 
@@ -43,6 +47,9 @@ impl fmt::Display for Kind {
 }
 
 /// The codecs that pass through. What makes two encodings of one codec incompatible is in [`Format`].
+///
+/// AAC and JPEG come from cameras and pipelines and are kept as whole frames; WebRTC has neither, so viewers get what
+/// [`repair`] makes of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
     H264,
@@ -53,22 +60,24 @@ pub enum Codec {
     Opus,
     Pcmu,
     Pcma,
+    Aac,
+    Jpeg,
 }
 
 impl Codec {
     /// Audio or video.
     pub fn kind(self) -> Kind {
         match self {
-            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 => Kind::Video,
-            Codec::Opus | Codec::Pcmu | Codec::Pcma => Kind::Audio,
+            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 | Codec::Jpeg => Kind::Video,
+            Codec::Opus | Codec::Pcmu | Codec::Pcma | Codec::Aac => Kind::Audio,
         }
     }
 
-    /// RTP clock rate in Hz.
+    /// RTP clock rate in Hz; that of AAC is not its sampling rate but the same for all.
     pub fn clock_rate(self) -> u32 {
         match self {
-            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 => 90_000,
-            Codec::Opus => 48_000,
+            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 | Codec::Jpeg => 90_000,
+            Codec::Opus | Codec::Aac => 48_000,
             Codec::Pcmu | Codec::Pcma => 8_000,
         }
     }
@@ -84,6 +93,8 @@ impl Codec {
             Codec::Opus => "opus",
             Codec::Pcmu => "PCMU",
             Codec::Pcma => "PCMA",
+            Codec::Aac => "AAC",
+            Codec::Jpeg => "JPEG",
         }
     }
 }
@@ -162,6 +173,8 @@ pub enum Format {
     },
     Pcmu,
     Pcma,
+    Aac(aac::AacConfig),
+    Jpeg,
 }
 
 impl Format {
@@ -176,6 +189,8 @@ impl Format {
             Format::Opus { .. } => Codec::Opus,
             Format::Pcmu => Codec::Pcmu,
             Format::Pcma => Codec::Pcma,
+            Format::Aac(_) => Codec::Aac,
+            Format::Jpeg => Codec::Jpeg,
         }
     }
 }

@@ -83,7 +83,7 @@ pub struct Retransmissions {
     packet: Arc<Packet>,
 }
 
-const CODECS: usize = 8;
+const CODECS: usize = 10;
 
 /// Bytes per second of the burst with which a viewer begins, at least.
 const BURST_RATE: usize = 8_000_000;
@@ -490,6 +490,7 @@ mod tests {
             codec: Codec::H264,
             marker: true,
             key_frame: frame == 0,
+            news: false,
             padding: 0,
             arrival: at,
             payload: Bytes::from_static(&[0; 1_000]),
@@ -567,6 +568,7 @@ mod tests {
                 codec,
                 marker: true,
                 key_frame: false,
+                news: false,
                 padding: 0,
                 arrival: t,
                 payload: Bytes::from_static(&[0; 1_000]),
@@ -606,6 +608,7 @@ mod tests {
             codec: Codec::H264,
             marker: true,
             key_frame: true,
+            news: false,
             padding: 0,
             arrival: now,
             payload: Bytes::from_static(&[0; 1_000]),

@@ -254,7 +254,7 @@ impl Parameters {
             Format::Vp9 { .. } => &["profile-id"],
             Format::Av1 { .. } => &["profile", "level-idx", "tier"],
             // What is said about Opus depends on who receives: the answerers write it.
-            Format::Vp8 | Format::Opus { .. } | Format::Pcmu | Format::Pcma => &[],
+            Format::Vp8 | Format::Opus { .. } | Format::Pcmu | Format::Pcma | Format::Aac(_) | Format::Jpeg => &[],
         };
         let is_sound = |key: &str, value: &str| match key {
             "profile-level-id" => self.profile_level_id().is_some(),

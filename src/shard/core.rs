@@ -522,6 +522,10 @@ impl Core {
             return self.run_timer(now, key);
         };
         let packets: Arc<[Arc<Packet>]> = published.packets.into();
+        for tap in &published.taps {
+            // As for a mailbox: its reader recovers from the ring.
+            let _ = tap.push_lossy(packets.clone());
+        }
         let mut here = false;
         for shard in published.subscribers {
             if shard == self.index {

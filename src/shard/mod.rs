@@ -301,6 +301,10 @@ impl FanOut for MediaPlane {
         let published = feed.publish(&shared.hub);
         if let Some(stream) = published.stream.filter(|_| !published.packets.is_empty()) {
             let packets: Arc<[Arc<Packet>]> = published.packets.into();
+            for tap in &published.taps {
+                // As for a mailbox: its reader recovers from the ring.
+                let _ = tap.push_lossy(packets.clone());
+            }
             let mailboxes = published.subscribers.iter();
             for mailbox in mailboxes.filter_map(|shard| shared.mailboxes.get(usize::from(shard.0))) {
                 // A full mailbox notes by itself that it lost something; its shard recovers from the ring.

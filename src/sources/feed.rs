@@ -14,7 +14,7 @@ use crate::hub::intake::{Arrived, Intake};
 use crate::hub::name::StreamName;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
 use crate::media::packet::Packet;
-use crate::media::packetizer::{Packetizer, PacketizerError, Payload, length_prefixed};
+use crate::media::packetizer::{Packetizer, PacketizerError, Payload, annex_b, length_prefixed};
 use crate::media::{Codec, Format, Kind};
 use crate::sdp::plan::SourceFormats;
 
@@ -36,6 +36,39 @@ pub struct Feed {
     tracks: Vec<Fed>,
 }
 
+/// A track that a feed will have. What the codec does not say by itself has to come with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    pub codec: Codec,
+    pub format: Option<Format>,
+}
+
+impl From<Codec> for Announced {
+    fn from(codec: Codec) -> Self {
+        // Opus says nothing of itself; that it is stereo suits every decoder.
+        let format = (codec == Codec::Opus).then_some(Format::Opus { stereo: true });
+        Self { codec, format }
+    }
+}
+
+impl From<Format> for Announced {
+    fn from(format: Format) -> Self {
+        Self {
+            codec: format.codec(),
+            format: Some(format),
+        }
+    }
+}
+
+/// How the NAL units of an access unit are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Each stands behind its length in four bytes.
+    Lengths,
+    /// Each stands behind a start code (annex B).
+    StartCodes,
+}
+
 /// One track.
 struct Fed {
     packetizer: Packetizer,
@@ -43,8 +76,9 @@ struct Fed {
     next_seq: u64,
     /// Since the last turn.
     arrived: Vec<Arrived>,
-    format: Option<Format>,
+    announced: Option<Format>,
     resolution: Option<(u16, u16)>,
+    captured: Option<(u64, Instant)>,
 }
 
 /// Packets of one turn that are kept: more than the longest access unit has.
@@ -56,8 +90,29 @@ impl Feed {
     /// # Errors
     ///
     /// [`PacketizerError::Codec`] for a codec that cannot be packetized.
-    pub fn new(name: StreamName, id: SessionId, codecs: &[Codec]) -> Result<Self, PacketizerError> {
-        let tracks = codecs.iter().map(|codec| Fed::new(*codec)).collect::<Result<_, _>>()?;
+    pub fn new(name: StreamName, id: SessionId, tracks: &[Announced]) -> Result<Self, PacketizerError> {
+        Self::with(name, id, tracks, Intake::new)
+    }
+
+    /// As [`Self::new`], for a source whose times are those of another stream's line: what it feeds is made of that.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::new`].
+    pub fn keeping_time(name: StreamName, id: SessionId, tracks: &[Announced]) -> Result<Self, PacketizerError> {
+        Self::with(name, id, tracks, Intake::keeping_time)
+    }
+
+    fn with(
+        name: StreamName,
+        id: SessionId,
+        tracks: &[Announced],
+        intake: fn() -> Intake,
+    ) -> Result<Self, PacketizerError> {
+        let tracks = tracks
+            .iter()
+            .map(|announced| Fed::new(*announced, intake()))
+            .collect::<Result<_, _>>()?;
         let source = SourceRef {
             session: id,
             shard: ShardIndex::NONE,
@@ -70,18 +125,33 @@ impl Feed {
         })
     }
 
-    /// Takes an access unit of H.264 or H.265, as NAL units behind their length in four bytes; `time` in units of
-    /// 1/90000 s.
+    /// Parameter sets of its video that came apart from it, as in an SDP.
+    pub fn remember(&mut self, parameter_sets: &[Bytes]) {
+        if let Some(track) = self.track(Kind::Video) {
+            track.packetizer.remember(parameter_sets);
+        }
+    }
+
+    /// Takes an access unit of H.264 or H.265, or a JPEG picture; `time` in units of 1/90000 s.
     ///
     /// # Errors
     ///
     /// A [`PacketizerError`]; the access unit is lost, and what follows may be given nevertheless.
-    pub fn take_video(&mut self, now: Instant, time: u64, unit: &Bytes) -> Result<(), PacketizerError> {
+    pub fn take_video(
+        &mut self,
+        now: Instant,
+        time: u64,
+        unit: &Bytes,
+        framing: Framing,
+    ) -> Result<(), PacketizerError> {
         let Some(track) = self.track(Kind::Video) else {
             return Ok(());
         };
-        let nals = length_prefixed(unit)?;
-        let payloads = track.packetizer.packetize_video(&nals)?;
+        let payloads = match (track.packetizer.codec(), framing) {
+            (Codec::Jpeg, _) => track.packetizer.packetize_picture(unit)?,
+            (_, Framing::Lengths) => track.packetizer.packetize_video(&length_prefixed(unit)?)?,
+            (_, Framing::StartCodes) => track.packetizer.packetize_video(&annex_b(unit)?)?,
+        };
         track.push(now, time, payloads);
         Ok(())
     }
@@ -100,6 +170,13 @@ impl Feed {
         Ok(())
     }
 
+    /// Notes that what a track has at this `time` was captured `at`, on a clock that all its tracks share.
+    pub fn note_captured(&mut self, kind: Kind, time: u64, at: Instant) {
+        if let Some(track) = self.track(kind) {
+            track.captured = Some((time, at));
+        }
+    }
+
     /// Puts what was taken since the last turn on the line. The stream is taken once the format of its video is known:
     /// only then can a viewer be answered.
     pub fn publish(&mut self, hub: &Hub) -> Published {
@@ -110,7 +187,7 @@ impl Feed {
         if self
             .tracks
             .iter()
-            .any(|track| track.is_video() && track.packetizer.format().is_none())
+            .any(|track| track.is_video() && track.format().is_none())
         {
             self.tracks.iter_mut().for_each(|track| track.arrived.clear());
             return published;
@@ -128,6 +205,7 @@ impl Feed {
             track.put(&mut state, &mut published.packets);
         }
         published.subscribers = state.subscribers().collect();
+        published.taps = state.taps();
         published.stream = Some(stream.id);
         published
     }
@@ -170,7 +248,7 @@ impl Feed {
     fn formats(&self) -> SourceFormats {
         let of = |kind| {
             let track = self.tracks.iter().find(|t| t.packetizer.codec().kind() == kind)?;
-            track.packetizer.format().or(track.opus())
+            track.format()
         };
         SourceFormats {
             video: of(Kind::Video),
@@ -184,14 +262,15 @@ impl Feed {
 }
 
 impl Fed {
-    fn new(codec: Codec) -> Result<Self, PacketizerError> {
+    fn new(announced: Announced, intake: Intake) -> Result<Self, PacketizerError> {
         Ok(Self {
-            packetizer: Packetizer::new(codec)?,
-            intake: Intake::new(),
+            packetizer: Packetizer::new(announced.codec)?,
+            intake,
             next_seq: 0,
             arrived: Vec::new(),
-            format: None,
+            announced: announced.format,
             resolution: None,
+            captured: None,
         })
     }
 
@@ -199,9 +278,8 @@ impl Fed {
         self.packetizer.codec().kind() == Kind::Video
     }
 
-    /// Opus says nothing of itself; that it is stereo suits every decoder.
-    fn opus(&self) -> Option<Format> {
-        (self.packetizer.codec() == Codec::Opus).then_some(Format::Opus { stereo: true })
+    fn format(&self) -> Option<Format> {
+        self.packetizer.format().or(self.announced.filter(|_| !self.is_video()))
     }
 
     fn push(&mut self, now: Instant, time: u64, payloads: Vec<Payload>) {
@@ -224,16 +302,18 @@ impl Fed {
 
     fn put(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Packet>>) {
         let track = state.track(self.packetizer.codec().kind());
-        let (format, resolution) = (self.packetizer.format(), self.packetizer.resolution());
-        if format != self.format {
-            self.format = format;
-            track.format = format.or(track.format);
-        }
+        track.set_format(self.packetizer.format());
+        let resolution = self.packetizer.resolution();
         if resolution != self.resolution {
             self.resolution = resolution;
             track.resolution = resolution;
         }
         self.intake.take(track, self.arrived.drain(..), out);
+        if let Some((time, at)) = self.captured.take()
+            && let Some(time) = self.intake.time(time)
+        {
+            track.clock.on_report(time, at);
+        }
     }
 }
 
@@ -264,7 +344,8 @@ mod tests {
     }
 
     fn feed(id: u8) -> Feed {
-        Feed::new(name(), SessionId([id; 16]), &[Codec::H264, Codec::Pcma]).expect("codecs that can be packetized")
+        Feed::new(name(), SessionId([id; 16]), &[Codec::H264.into(), Codec::Pcma.into()])
+            .expect("codecs that can be packetized")
     }
 
     #[test]
@@ -273,10 +354,12 @@ mod tests {
         let mut feed = feed(1);
         feed.take_audio(t, 0, &Bytes::from_static(&[0xd5; 160]))
             .expect("a frame");
-        feed.take_video(t, 0, &unit(&[&[0x41; 20]])).expect("a frame");
+        feed.take_video(t, 0, &unit(&[&[0x41; 20]]), Framing::Lengths)
+            .expect("a frame");
         let early = feed.publish(&hub);
         assert!(early.packets.is_empty() && !early.displaced && hub.find(&name()).is_none());
-        feed.take_video(t, 3000, &key_frame()).expect("a frame");
+        feed.take_video(t, 3000, &key_frame(), Framing::Lengths)
+            .expect("a frame");
         feed.take_audio(t, 160, &Bytes::from_static(&[0xd5; 160]))
             .expect("a frame");
         let published = feed.publish(&hub);
@@ -298,7 +381,9 @@ mod tests {
     fn a_publisher_takes_over_and_the_camera_does_not_take_back() {
         let (hub, t) = (Hub::default(), Instant::now());
         let mut camera = feed(1);
-        camera.take_video(t, 0, &key_frame()).expect("a frame");
+        camera
+            .take_video(t, 0, &key_frame(), Framing::Lengths)
+            .expect("a frame");
         assert!(!camera.publish(&hub).displaced);
         let publisher = SourceRef {
             session: SessionId([9; 16]),
@@ -310,7 +395,9 @@ mod tests {
             assert_eq!(replaced.map(|source| source.shard), Some(ShardIndex::NONE));
         });
         for mut camera in [camera, feed(2)] {
-            camera.take_video(t, 3000, &key_frame()).expect("a frame");
+            camera
+                .take_video(t, 3000, &key_frame(), Framing::Lengths)
+                .expect("a frame");
             assert!(camera.publish(&hub).displaced);
             camera.ended(&hub);
         }
@@ -324,7 +411,9 @@ mod tests {
         let mut last = None;
         for (id, at) in [(1, t), (2, t + Duration::from_secs(20))] {
             let mut camera = feed(id);
-            camera.take_video(at, 77, &key_frame()).expect("a frame");
+            camera
+                .take_video(at, 77, &key_frame(), Framing::Lengths)
+                .expect("a frame");
             let published = camera.publish(&hub);
             assert_eq!(
                 (published.stream, &published.subscribers[..]),

@@ -126,10 +126,10 @@ impl Incoming {
         };
         encoding.intake.take(track, arrived.into_iter(), out);
         if index == self.active {
-            track.format = change.format.or(track.format);
+            track.set_format(change.format);
             track.resolution = change.resolution.or(track.resolution);
         } else if !encoding.intake.is_waiting() {
-            track.format = encoding.format().or(track.format);
+            track.set_format(encoding.format());
             track.resolution = encoding.resolution().or(track.resolution);
             if let Some(previous) = self.encodings.get_mut(self.active) {
                 previous.intake = Intake::new();

@@ -12,6 +12,7 @@ use crate::hub::Hub;
 use crate::hub::intake::Arrived;
 use crate::hub::name::StreamName;
 use crate::hub::stream::{ShardIndex, SourceRef, Stream, StreamId, StreamState};
+use crate::hub::tap::TapMailbox;
 use crate::media::clock::NtpClock;
 use crate::media::packet::Packet;
 use crate::media::rtcp::{self, Message};
@@ -68,6 +69,8 @@ pub struct Published {
     pub packets: Vec<Arc<Packet>>,
     /// Shards that have viewers of it.
     pub subscribers: Vec<ShardIndex>,
+    /// Readers of it that are no viewers.
+    pub taps: Vec<Arc<TapMailbox>>,
     /// The source that was taken over and has to be closed.
     pub replaced: Option<SourceRef>,
     /// Another source took the stream over; this one has to be closed.
@@ -306,6 +309,7 @@ impl Publisher {
             state.answers_requests = self.requests.are_answered();
             self.take_turn(&mut state, &mut published.packets);
             published.subscribers = state.subscribers().collect();
+            published.taps = state.taps();
         }
         published.stream = Some(stream.id);
         published

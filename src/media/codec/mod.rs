@@ -52,6 +52,7 @@ enum Stream {
     Vp8,
     Vp9,
     Av1,
+    Jpeg,
     Audio,
 }
 
@@ -77,6 +78,9 @@ impl Inspector {
             Codec::Opus => (Stream::Audio, None),
             Codec::Pcmu => (Stream::Audio, Some(Format::Pcmu)),
             Codec::Pcma => (Stream::Audio, Some(Format::Pcma)),
+            Codec::Jpeg => (Stream::Jpeg, Some(Format::Jpeg)),
+            // Its configuration comes apart from the frames.
+            Codec::Aac => (Stream::Audio, None),
         };
         Self {
             stream,
@@ -94,6 +98,11 @@ impl Inspector {
             Stream::Vp8 => vp8::inspect(payload),
             Stream::Vp9 => vp9::inspect(payload),
             Stream::Av1 => av1::inspect(payload),
+            Stream::Jpeg => Finding {
+                key_frame: true,
+                resolution: super::jpeg::resolution(payload),
+                ..Finding::default()
+            },
             Stream::Audio => Finding::default(),
         };
         Inspection {

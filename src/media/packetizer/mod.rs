@@ -48,9 +48,13 @@ pub enum PacketizerError {
     OpusTooLong(usize),
     #[error("a G.711 frame of {0} bytes is longer than {MAX_G711} bytes")]
     G711TooLong(usize),
+    #[error("an AAC frame of {0} bytes is longer than {MAX_AAC} bytes")]
+    AacTooLong(usize),
+    #[error("a JPEG picture of {0} bytes is longer than {MAX_PICTURE} bytes")]
+    PictureTooLong(usize),
 }
 
-/// One RTP payload, of at most [`MAX_PAYLOAD`] bytes.
+/// One RTP payload, of at most [`MAX_PAYLOAD`] bytes; a frame of AAC or JPEG, which no peer is sent, is one whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payload {
     pub bytes: Bytes,
@@ -75,6 +79,12 @@ pub struct Packetizer {
 /// Longest G.711 frame that is taken, in bytes: eight seconds.
 const MAX_G711: usize = 64_000;
 
+/// Longest AAC frame: the 13 bits that ADTS has for its length (ISO/IEC 13818-7 §6.2).
+const MAX_AAC: usize = 8_191;
+
+/// Longest JPEG picture that is taken, in bytes.
+const MAX_PICTURE: usize = 2 << 20;
+
 /// What becomes of a NAL unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
@@ -94,11 +104,13 @@ impl Packetizer {
     /// [`PacketizerError::Codec`] for those that no source of frames has: VP8, VP9 and AV1.
     pub fn new(codec: Codec) -> Result<Self, PacketizerError> {
         match codec {
-            Codec::H264 | Codec::H265 | Codec::Opus | Codec::Pcmu | Codec::Pcma => Ok(Self {
-                codec,
-                inspector: Inspector::new(codec),
-                unit: 0,
-            }),
+            Codec::H264 | Codec::H265 | Codec::Jpeg | Codec::Opus | Codec::Pcmu | Codec::Pcma | Codec::Aac => {
+                Ok(Self {
+                    codec,
+                    inspector: Inspector::new(codec),
+                    unit: 0,
+                })
+            }
             Codec::Vp8 | Codec::Vp9 | Codec::Av1 => Err(PacketizerError::Codec(codec)),
         }
     }
@@ -187,15 +199,40 @@ impl Packetizer {
                     ..Payload::new(frame.slice(start..frame.len().min(start + MAX_G711_PAYLOAD)))
                 })
                 .collect()),
-            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 => Err(PacketizerError::Codec(self.codec)),
+            Codec::Aac if frame.len() > MAX_AAC => Err(PacketizerError::AacTooLong(frame.len())),
+            Codec::Aac => Ok(vec![Payload::new(frame.clone())]),
+            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 | Codec::Jpeg => {
+                Err(PacketizerError::Codec(self.codec))
+            }
         }
+    }
+
+    /// Makes the one payload of a JPEG picture, which is kept whole: no peer is ever sent it.
+    ///
+    /// # Errors
+    ///
+    /// A [`PacketizerError`] if it is too long, or if the track is none of pictures.
+    pub fn packetize_picture(&mut self, picture: &Bytes) -> Result<Vec<Payload>, PacketizerError> {
+        if self.codec != Codec::Jpeg {
+            return Err(PacketizerError::Codec(self.codec));
+        }
+        if picture.len() > MAX_PICTURE {
+            return Err(PacketizerError::PictureTooLong(picture.len()));
+        }
+        self.unit = self.unit.wrapping_add(1);
+        self.inspector.inspect(self.unit, picture);
+        Ok(vec![Payload {
+            marker: true,
+            key_frame: true,
+            ..Payload::new(picture.clone())
+        }])
     }
 
     fn role(&self, nal: &[u8]) -> Role {
         match self.codec {
             Codec::H264 => h264::role(nal),
             Codec::H265 => h265::role(nal),
-            Codec::Vp8 | Codec::Vp9 | Codec::Av1 | Codec::Opus | Codec::Pcmu | Codec::Pcma => Role::Dropped,
+            _ => Role::Dropped,
         }
     }
 

@@ -15,7 +15,7 @@ use url::Url;
 
 use self::backoff::Backoff;
 use self::client::Client;
-use super::feed::{FanOut, Feed};
+use super::feed::{Announced, FanOut, Feed, Framing};
 use crate::hub::name::StreamName;
 use crate::hub::stream::SessionId;
 use crate::media::Kind;
@@ -231,7 +231,8 @@ async fn play<P: FanOut>(camera: &Camera, plane: &P, told: &mut Option<CameraErr
     };
     let mut id = [0; 16];
     rand::rng().fill_bytes(&mut id);
-    let Ok(feed) = Feed::new(camera.stream.clone(), SessionId(id), &client.codecs) else {
+    let tracks: Vec<Announced> = client.codecs.iter().map(|codec| Announced::from(*codec)).collect();
+    let Ok(feed) = Feed::new(camera.stream.clone(), SessionId(id), &tracks) else {
         return CameraError::NoTracks;
     };
     let mut attached = Attached { feed, plane };
@@ -243,7 +244,7 @@ async fn play<P: FanOut>(camera: &Camera, plane: &P, told: &mut Option<CameraErr
         };
         let feed = &mut attached.feed;
         let taken = match frame.kind {
-            Kind::Video => feed.take_video(frame.received, frame.time, &frame.bytes),
+            Kind::Video => feed.take_video(frame.received, frame.time, &frame.bytes, Framing::Lengths),
             Kind::Audio => feed.take_audio(frame.received, frame.time, &frame.bytes),
         };
         if let Err(error) = taken {

@@ -1,0 +1,103 @@
+//! What a decoder of AAC has to know before the first frame: the AudioSpecificConfig (ISO/IEC 14496-3 §1.6.2.1).
+
+use std::fmt;
+
+/// An AudioSpecificConfig, and what it says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AacConfig {
+    bytes: [u8; MAX_CONFIG],
+    length: u8,
+    /// Sampling rate in Hz, before spectral band replication doubles it.
+    pub rate: u32,
+    /// As the configuration counts them; 0 where the stream itself says.
+    pub channels: u8,
+}
+
+/// Longest configuration that is taken, in bytes. Those of AAC-LC have two, with signalled extensions five to seven.
+const MAX_CONFIG: usize = 16;
+
+/// ISO/IEC 14496-3 table 1.18.
+const RATES: [u32; 13] = [
+    96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350,
+];
+
+impl AacConfig {
+    /// Reads a configuration; `None` if it is none, or one that names no sampling rate.
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let mut kept = [0; MAX_CONFIG];
+        kept.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        let mut bits = Bits { bytes, at: 0 };
+        let object_type = match bits.take(5)? {
+            31 => 32 + bits.take(6)?,
+            object_type => object_type,
+        };
+        let rate = match bits.take(4)? {
+            15 => bits.take(24)?,
+            index => *RATES.get(index as usize)?,
+        };
+        let channels = u8::try_from(bits.take(4)?).ok()?;
+        (object_type != 0 && rate != 0).then_some(Self {
+            bytes: kept,
+            length: u8::try_from(bytes.len()).ok()?,
+            rate,
+            channels,
+        })
+    }
+
+    /// The configuration as it came.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.length)).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for AacConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AacConfig({} Hz, {} channels)", self.rate, self.channels)
+    }
+}
+
+struct Bits<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Bits<'_> {
+    fn take(&mut self, count: usize) -> Option<u32> {
+        (0..count).try_fold(0, |value, _| {
+            let byte = self.bytes.get(self.at / 8)?;
+            let bit = byte >> (7 - self.at % 8) & 1;
+            self.at += 1;
+            Some(value << 1 | u32::from(bit))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_say_rate_and_channels() {
+        let stereo = AacConfig::parse(&[0x11, 0x90]).expect("AAC-LC");
+        assert_eq!(
+            (stereo.rate, stereo.channels, stereo.bytes()),
+            (48_000, 2, &[0x11, 0x90][..])
+        );
+        let written_out = AacConfig::parse(&[0x17, 0x80, 0x5d, 0xc0, 0x08]).expect("a rate in 24 bits");
+        assert_eq!((written_out.rate, written_out.channels), (48_000, 1));
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_refused() {
+        for bad in [
+            &[][..],
+            &[0x11],
+            &[0x00, 0x00],
+            &[0x17, 0xff],
+            &[0x16, 0x80],
+            &[0x11; 17],
+        ] {
+            assert_eq!(AacConfig::parse(bad), None, "{bad:02x?}");
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! From the packets of a track back to whole frames: H.264 (RFC 6184), H.265 (RFC 7798), and what is one packet a frame.
+//!
+//! A [`Depacketizer`] reads a track in line order, as it stands in the ring. A frame with a hole in it is given up, and
+//! so is all that refers to it: the next frame that comes out is a key frame. NAL units come out behind start codes
+//! (annex B), which is what decoders and parsers take.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+
+use super::packet::{Packet, TrackSeq, TrackTime};
+use super::packetizer::MAX_ACCESS_UNIT;
+use super::{Codec, Kind};
+
+/// A whole frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub codec: Codec,
+    pub time: TrackTime,
+    /// A decoder can begin with it. True for all audio.
+    pub key_frame: bool,
+    /// Something is missing between the frame before and this one.
+    pub after_gap: bool,
+    /// H.264 and H.265 with start codes; else as the packet had it.
+    pub bytes: Bytes,
+}
+
+/// Puts the frames of one track together.
+#[derive(Debug)]
+pub struct Depacketizer {
+    kind: Kind,
+    next: Option<TrackSeq>,
+    unit: Option<Unit>,
+    /// Video: nothing comes out before a key frame.
+    waits: bool,
+    after_gap: bool,
+}
+
+#[derive(Debug)]
+struct Unit {
+    codec: Codec,
+    time: TrackTime,
+    key_frame: bool,
+    broken: bool,
+    /// A fragmented NAL unit has begun and not ended.
+    in_fragment: bool,
+    bytes: BytesMut,
+}
+
+const START_CODE: [u8; 4] = [0, 0, 0, 1];
+
+impl Depacketizer {
+    /// Begins with nothing.
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            next: None,
+            unit: None,
+            waits: kind == Kind::Video,
+            after_gap: false,
+        }
+    }
+
+    /// Takes the next packet in line order; those that were passed already are left out. Complete frames are appended.
+    pub fn push(&mut self, packet: &Packet, out: &mut Vec<Frame>) {
+        if packet.codec.kind() != self.kind || self.next.is_some_and(|next| packet.seq < next) {
+            return;
+        }
+        let hole = self.next.is_some_and(|next| packet.seq != next);
+        self.next = Some(packet.seq + 1);
+        if self
+            .unit
+            .as_ref()
+            .is_some_and(|unit| (unit.time, unit.codec) != (packet.time, packet.codec))
+        {
+            // The marker was missing, or is lost together with what the hole was.
+            self.finish(hole, out);
+        }
+        if hole {
+            self.after_gap = true;
+            match &mut self.unit {
+                Some(unit) => unit.broken = true,
+                // What is missing may be the beginning of this very frame.
+                None => self.waits |= self.kind == Kind::Video,
+            }
+        }
+        let unit = self.unit.get_or_insert_with(|| Unit {
+            codec: packet.codec,
+            time: packet.time,
+            key_frame: false,
+            broken: false,
+            in_fragment: false,
+            bytes: BytesMut::new(),
+        });
+        unit.key_frame |= packet.key_frame;
+        unit.take(&packet.payload);
+        if packet.marker || !matches!(packet.codec, Codec::H264 | Codec::H265) {
+            self.finish(false, out);
+        }
+    }
+
+    /// What is to come does not follow what came: another source, or packets that were lost for good.
+    pub fn reset(&mut self) {
+        *self = Self {
+            after_gap: true,
+            ..Self::new(self.kind)
+        };
+    }
+
+    /// Position of the next packet that is wanted; `None` before the first.
+    pub fn next(&self) -> Option<TrackSeq> {
+        self.next
+    }
+
+    fn finish(&mut self, broken: bool, out: &mut Vec<Frame>) {
+        let Some(unit) = self.unit.take() else { return };
+        let key_frame = unit.key_frame || self.kind == Kind::Audio;
+        if broken || unit.broken || unit.in_fragment || unit.bytes.is_empty() {
+            self.waits |= self.kind == Kind::Video;
+            self.after_gap = true;
+        } else if !self.waits || key_frame {
+            self.waits = false;
+            out.push(Frame {
+                codec: unit.codec,
+                time: unit.time,
+                key_frame,
+                after_gap: std::mem::take(&mut self.after_gap),
+                bytes: unit.bytes.freeze(),
+            });
+        }
+    }
+}
+
+impl Unit {
+    fn take(&mut self, payload: &Bytes) {
+        if self.bytes.len() + payload.len() > MAX_ACCESS_UNIT {
+            self.broken = true;
+        }
+        if self.broken {
+            return;
+        }
+        let whole = match self.codec {
+            Codec::H264 => self.take_h264(payload),
+            Codec::H265 => self.take_h265(payload),
+            _ => {
+                self.bytes.extend_from_slice(payload);
+                Some(())
+            }
+        };
+        self.broken |= whole.is_none();
+    }
+
+    /// RFC 6184 §5.6 to §5.8; `None` for what is none of it.
+    fn take_h264(&mut self, payload: &[u8]) -> Option<()> {
+        let (&first, rest) = payload.split_first()?;
+        match first & 0x1f {
+            1..=23 => self.nal(payload),
+            24 => self.aggregate(rest)?,
+            28 => {
+                let (&header, body) = rest.split_first()?;
+                let nal_header = [first & 0xe0 | header & 0x1f];
+                self.fragment(header & 0x80 != 0, header & 0x40 != 0, &nal_header, body)?;
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// RFC 7798 §4.4.
+    fn take_h265(&mut self, payload: &[u8]) -> Option<()> {
+        let (&[first, second], rest) = payload.split_first_chunk::<2>()?;
+        match first >> 1 & 0x3f {
+            0..=47 => self.nal(payload),
+            48 => self.aggregate(rest)?,
+            49 => {
+                let (&header, body) = rest.split_first()?;
+                let nal_header = [first & 0x81 | (header & 0x3f) << 1, second];
+                self.fragment(header & 0x80 != 0, header & 0x40 != 0, &nal_header, body)?;
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn nal(&mut self, nal: &[u8]) {
+        self.bytes.put_slice(&START_CODE);
+        self.bytes.put_slice(nal);
+    }
+
+    fn aggregate(&mut self, mut rest: &[u8]) -> Option<()> {
+        while let Some((length, body)) = rest.split_first_chunk::<2>() {
+            let (nal, after) = body.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+            self.nal(nal);
+            rest = after;
+        }
+        rest.is_empty().then_some(())
+    }
+
+    fn fragment(&mut self, starts: bool, ends: bool, nal_header: &[u8], body: &[u8]) -> Option<()> {
+        if starts == self.in_fragment {
+            return None;
+        }
+        if starts {
+            self.nal(nal_header);
+        }
+        self.bytes.put_slice(body);
+        self.in_fragment = !ends;
+        Some(())
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use super::*;
+    use crate::media::packetizer::{Packetizer, annex_b};
+    use std::time::Instant;
+
+    const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
+    const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
+    const VPS: &[u8] = &[0x40, 0x01, 0x0c, 0x01, 0xff, 0xff, 0x01];
+
+    /// Frames of these NAL units as the packets of a track.
+    fn packets(codec: Codec, frames: &[&[&[u8]]]) -> Vec<Packet> {
+        let mut packetizer = Packetizer::new(codec).expect("a codec of frames");
+        let mut packets = Vec::new();
+        for (time, nals) in frames.iter().enumerate() {
+            let nals: Vec<Bytes> = nals.iter().map(|nal| Bytes::copy_from_slice(nal)).collect();
+            for payload in packetizer.packetize_video(&nals).expect("short") {
+                packets.push(Packet {
+                    seq: 100 + packets.len() as u64,
+                    time: time as u64,
+                    order: 0,
+                    codec,
+                    marker: payload.marker,
+                    key_frame: payload.key_frame,
+                    news: false,
+                    padding: 0,
+                    arrival: Instant::now(),
+                    payload: payload.bytes,
+                });
+            }
+        }
+        packets
+    }
+
+    fn read(depacketizer: &mut Depacketizer, packets: &[Packet]) -> Vec<Frame> {
+        let mut out = Vec::new();
+        packets.iter().for_each(|packet| depacketizer.push(packet, &mut out));
+        out
+    }
+
+    fn nals(frame: &Frame) -> Vec<Vec<u8>> {
+        let nals = annex_b(&frame.bytes).expect("start codes");
+        nals.iter().map(|nal| nal.to_vec()).collect()
+    }
+
+    #[test]
+    fn what_the_packetizer_made_comes_out_again() {
+        let (idr, p) = ([&[0x65][..], &[7; 5_000]].concat(), [&[0x41][..], &[9; 300]].concat());
+        let packets = packets(Codec::H264, &[&[SPS, PPS, &idr], &[&p]]);
+        assert!(packets.len() >= 7, "aggregated, fragmented and single");
+        let frames = read(&mut Depacketizer::new(Kind::Video), &packets);
+        assert_eq!(
+            frames
+                .iter()
+                .map(|f| (f.time, f.key_frame, f.after_gap))
+                .collect::<Vec<_>>(),
+            [(0, true, false), (1, false, false)]
+        );
+        assert_eq!(nals(&frames[0]), [SPS.to_vec(), PPS.to_vec(), idr]);
+        assert_eq!(nals(&frames[1]), [p]);
+    }
+
+    #[test]
+    fn h265_comes_out_again() {
+        let (idr, p) = (
+            [&[0x26, 1][..], &[7; 5_000]].concat(),
+            [&[0x02, 1][..], &[9; 300]].concat(),
+        );
+        let mut packets = packets(Codec::H265, &[&[VPS, &idr], &[&p]]);
+        packets
+            .iter_mut()
+            .filter(|p| p.time == 0)
+            .for_each(|p| p.key_frame = true);
+        let frames = read(&mut Depacketizer::new(Kind::Video), &packets);
+        assert_eq!(frames.len(), 2);
+        assert_eq!(nals(&frames[0]), [VPS.to_vec(), idr]);
+        assert_eq!(nals(&frames[1]), [p]);
+    }
+
+    #[test]
+    fn a_hole_costs_everything_up_to_the_next_key_frame() {
+        let (idr, p) = ([&[0x65][..], &[7; 5_000]].concat(), [&[0x41][..], &[9; 3_000]].concat());
+        let key: &[&[u8]] = &[SPS, PPS, &idr];
+        let all = packets(Codec::H264, &[key, &[&p], &[&p], key, &[&p]]);
+        for lost in all.iter().map(|p| p.seq) {
+            let time = all.iter().find(|p| p.seq == lost).map(|p| p.time).expect("it is there");
+            let is_parameter_sets = all.iter().any(|p| p.seq == lost && p.payload[0] & 0x1f == 24);
+            let left: Vec<Packet> = packets(Codec::H264, &[key, &[&p], &[&p], key, &[&p]])
+                .into_iter()
+                .filter(|p| p.seq != lost)
+                .collect();
+            let frames = read(&mut Depacketizer::new(Kind::Video), &left);
+            let times: Vec<u64> = frames.iter().map(|f| f.time).collect();
+            // Before the first packet nobody knows of a loss, but without parameter sets there is no key frame either.
+            let wanted: &[u64] = match time {
+                0 if lost == 100 => &times,
+                0 => &[3, 4],
+                1 => &[0, 3, 4],
+                2 => &[0, 1, 3, 4],
+                // The decoder has these parameter sets from the first key frame.
+                3 if is_parameter_sets => &[0, 1, 2, 3, 4],
+                3 => &[0, 1, 2],
+                _ => &[0, 1, 2, 3],
+            };
+            assert_eq!(times, wanted, "without {lost}");
+            if (1..3).contains(&time) {
+                assert!(frames.iter().any(|f| f.time == 3 && f.after_gap));
+            }
+        }
+    }
+
+    #[test]
+    fn no_payload_makes_it_panic() {
+        for length in 0..6usize {
+            for first in 0..=255u8 {
+                for codec in [Codec::H264, Codec::H265, Codec::Jpeg] {
+                    let mut payload = vec![0xff; length];
+                    if let Some(byte) = payload.first_mut() {
+                        *byte = first;
+                    }
+                    let mut packets = packets(Codec::H264, &[&[SPS]]);
+                    packets[0].codec = codec;
+                    packets[0].key_frame = true;
+                    packets[0].payload = payload.into();
+                    read(&mut Depacketizer::new(Kind::Video), &packets);
+                }
+            }
+        }
+    }
+}

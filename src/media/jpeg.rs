@@ -1,0 +1,45 @@
+//! What the headers of a JPEG picture say (ITU-T T.81 annex B).
+
+/// Width and height in pixels; `None` if the picture has no frame header.
+pub fn resolution(picture: &[u8]) -> Option<(u16, u16)> {
+    let mut rest = picture.strip_prefix(&[0xff, START_OF_IMAGE])?;
+    loop {
+        let [marker, kind, high, low, ..] = *rest else {
+            return None;
+        };
+        let is_frame = (0xc0..=0xcf).contains(&kind) && !matches!(kind, DEFINE_HUFFMAN | RESERVED | DEFINE_ARITHMETIC);
+        if marker != 0xff || kind == START_OF_SCAN {
+            return None;
+        }
+        if is_frame {
+            let [_, _, _, _, _, h1, h0, w1, w0, ..] = *rest else {
+                return None;
+            };
+            return Some((u16::from_be_bytes([w1, w0]), u16::from_be_bytes([h1, h0])));
+        }
+        rest = rest.get(2 + usize::from(u16::from_be_bytes([high, low]))..)?;
+    }
+}
+
+const START_OF_IMAGE: u8 = 0xd8;
+const START_OF_SCAN: u8 = 0xda;
+const DEFINE_HUFFMAN: u8 = 0xc4;
+const RESERVED: u8 = 0xc8;
+const DEFINE_ARITHMETIC: u8 = 0xcc;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_frame_header_tells_the_size() {
+        let picture = [
+            0xff, 0xd8, 0xff, 0xe0, 0, 4, 1, 2, 0xff, 0xc4, 0, 2, 0xff, 0xc0, 0, 11, 8, 2, 0xd0, 5, 0, 1, 1, 0x11, 0,
+        ];
+        assert_eq!(resolution(&picture), Some((1280, 720)));
+        for end in 0..20 {
+            assert_eq!(resolution(&picture[..end]), None);
+        }
+        assert_eq!(resolution(&[0xff, 0xd8, 0xff, 0xda, 0, 2, 0, 0, 0, 0]), None);
+    }
+}

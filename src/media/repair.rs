@@ -1,0 +1,81 @@
+//! What no browser can play, and what can be made of it.
+
+use super::{Codec, Format, H264Class, Kind, ProfileLevelId};
+
+/// A conversion that one shared worker makes for all viewers of a stream that need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Repair {
+    /// Any video to H.264, constrained baseline, without B-frames.
+    H264,
+    /// Any audio to Opus.
+    Opus,
+}
+
+impl Repair {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::H264, Self::Opus];
+
+    /// The conversion of a kind of media.
+    pub fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Video => Self::H264,
+            Kind::Audio => Self::Opus,
+        }
+    }
+
+    /// The kind of media that it converts.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::H264 => Kind::Video,
+            Self::Opus => Kind::Audio,
+        }
+    }
+
+    /// What comes out.
+    pub fn format(self) -> Format {
+        match self {
+            Self::H264 => Format::H264 {
+                profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
+                packetization_mode: 1,
+            },
+            Self::Opus => Format::Opus { stereo: true },
+        }
+    }
+
+    /// As it stands in names, logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::H264 => "h264",
+            Self::Opus => "opus",
+        }
+    }
+}
+
+/// Whether no browser plays a track as it is: its codec is not one of WebRTC, its profile is one that their decoders
+/// lack, or it is `reordered`, which is to say that it has B-frames: WebRTC shows pictures in the order in which they
+/// come.
+pub fn is_unplayable(format: Format, reordered: bool) -> bool {
+    match format {
+        Format::Aac(_) | Format::Jpeg => true,
+        Format::H264 { profile, .. } => {
+            reordered
+                || matches!(
+                    profile.class(),
+                    H264Class::Extended | H264Class::High444 | H264Class::Other
+                )
+        }
+        Format::H265 { .. } => reordered,
+        Format::Vp8 | Format::Vp9 { .. } | Format::Av1 { .. } => false,
+        Format::Opus { .. } | Format::Pcmu | Format::Pcma => false,
+    }
+}
+
+/// Whether a worker can read a codec.
+pub fn is_repairable(codec: Codec) -> bool {
+    match codec {
+        Codec::H264 | Codec::H265 | Codec::Jpeg => true,
+        Codec::Aac | Codec::Pcmu | Codec::Pcma | Codec::Opus => true,
+        // Every browser plays VP8. VP9 and AV1 come from browsers, and are not taken apart here.
+        Codec::Vp8 | Codec::Vp9 | Codec::Av1 => false,
+    }
+}
