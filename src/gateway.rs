@@ -18,7 +18,8 @@ use crate::session::identity::Identity;
 use crate::shard::{MediaPlane, Settings, StartError};
 use crate::signalling::auth::Tokens;
 use crate::signalling::{self, Signalling, server};
-use crate::sources::rtsp;
+use crate::sources::fetch;
+use crate::sources::fetch::directory::{Directory, Entry};
 
 /// A running gateway.
 pub struct Gateway {
@@ -26,8 +27,8 @@ pub struct Gateway {
     http: SocketAddr,
     stop_http: watch::Sender<bool>,
     server: JoinHandle<()>,
-    /// One task for each camera; they end with it.
-    cameras: JoinSet<()>,
+    /// One task for each stream that is fetched; they end with it.
+    fetching: JoinSet<()>,
     made_token: Option<Secret>,
 }
 
@@ -95,13 +96,20 @@ impl Gateway {
             api: config.auth.api_token,
             in_query: config.auth.token_in_query,
         };
-        let signalling = Arc::new(Signalling::new(media, tokens, config.http.cors_origins, &config.limits));
+        let entries: Vec<Arc<Entry>> = config
+            .streams
+            .iter()
+            .map(|fetched| Entry::new(fetched.stream.clone(), fetched.how.label(), fetched.on_demand.is_some()))
+            .collect();
+        let directory = Directory::new(entries.iter().cloned());
+        let origins = config.http.cors_origins;
+        let signalling = Arc::new(Signalling::new(media, tokens, origins, &config.limits, directory));
         let router = signalling::router(signalling.clone());
         let (stop_http, stop) = watch::channel(false);
         let server = tokio::spawn(server::serve(listener, router, config.limits.connections, stop));
-        let mut cameras = JoinSet::new();
-        for camera in config.cameras {
-            cameras.spawn(rtsp::run(camera, signalling.media.clone()));
+        let mut fetching = JoinSet::new();
+        for (entry, fetched) in entries.into_iter().zip(config.streams) {
+            fetching.spawn(fetch::run(entry, fetched, signalling.media.clone()));
         }
         info!(%http, webrtc = %signalling.media.local_addr(), "listening");
         Ok(Self {
@@ -109,7 +117,7 @@ impl Gateway {
             http,
             stop_http,
             server,
-            cameras,
+            fetching,
             made_token,
         })
     }
@@ -137,7 +145,7 @@ impl Gateway {
     /// Refuses new sessions, ends all sessions, and then the HTTP server, so that clients can still be answered meanwhile.
     pub async fn stop(mut self) {
         self.drain();
-        self.cameras.shutdown().await;
+        self.fetching.shutdown().await;
         let media = self.signalling.media.clone();
         let stopped = tokio::task::spawn_blocking(move || media.stop());
         if tokio::time::timeout(MEDIA_GRACE, stopped).await.is_err() {

@@ -78,6 +78,7 @@ pub mod gateway;
 pub mod hub;
 pub mod media;
 pub mod outputs;
+pub mod pipeline;
 pub mod sdp;
 pub mod session;
 pub mod shard;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use millstream::pipeline::process;
 use millstream::{Config, Gateway, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,50 +25,94 @@ struct Arguments {
 #[derive(Clone, Copy, Subcommand)]
 enum Command {
     /// Run the gateway (the default)
-    Serve,
-    /// Check the configuration and exit
+    Serve {
+        /// Add the stream `demo`: a moving test picture with sound
+        #[arg(long)]
+        demo: bool,
+    },
+    /// Check the configuration and the pipelines, and exit
     Check,
+    /// What the gateway starts for each pipeline
+    #[command(hide = true)]
+    Worker,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Command::Worker) = arguments.command {
+        return match millstream::pipeline::worker::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error.into()),
+        };
+    }
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "millstream: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
 }
 
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "millstream: {error:#}");
+    ExitCode::FAILURE
+}
+
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = Config::load(arguments.config.as_deref(), std::env::vars_os())?;
-    match arguments.command.unwrap_or(Command::Serve) {
+    let mut config = Config::load(arguments.config.as_deref(), std::env::vars_os())?;
+    let command = arguments.command.unwrap_or(Command::Serve { demo: false });
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.enable_all().build().context("cannot start the runtime")
+    };
+    match command {
         Command::Check => {
             show("the configuration is valid\n");
-            Ok(())
+            runtime()?.block_on(check(&config))
         }
-        Command::Serve => {
+        Command::Serve { demo } => {
+            if demo {
+                config.add_demo();
+            }
             telemetry::init(&config.log);
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .build()
-                .context("cannot start the runtime")?;
-            let result = runtime.block_on(serve(config));
+            let runtime = runtime()?;
+            let result = runtime.block_on(serve(config, demo));
             // Dropping the runtime would wait for a shard that hangs, which `Gateway::stop` has given up on.
             runtime.shutdown_background();
             result
         }
+        Command::Worker => Ok(()),
     }
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+/// Says of each pipeline whether this machine can run it; fails if a configured stream needs one that it cannot.
+async fn check(config: &Config) -> anyhow::Result<()> {
+    let used: Vec<&str> = config
+        .streams
+        .iter()
+        .filter_map(|fetched| fetched.how.pipeline())
+        .collect();
+    let findings = process::check(&process::own_program(), config.pipelines.library.trials()).await?;
+    let mut broken = Vec::new();
+    for finding in findings {
+        let Some(failure) = finding.failure else {
+            show(&format!("pipeline {}: ready\n", finding.name));
+            continue;
+        };
+        show(&format!("pipeline {}: {}\n", finding.name, process::explain(&failure)));
+        if used.contains(&finding.name.as_str()) {
+            broken.push(finding.name);
+        }
+    }
+    anyhow::ensure!(broken.is_empty(), "configured streams need {}", broken.join(", "));
+    Ok(())
+}
+
+async fn serve(config: Config, demo: bool) -> anyhow::Result<()> {
     // Before the ports are bound, so that no signal ends the process halfway.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let has_play_token = config.auth.play_token.is_some();
     let gateway = Gateway::start(config).await?;
-    show(&banner(&gateway, has_play_token));
+    show(&banner(&gateway, has_play_token, demo));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -83,7 +128,7 @@ fn show(text: &str) {
 }
 
 /// What to do next. The only place that shows a token, and only one that we made.
-fn banner(gateway: &Gateway, has_play_token: bool) -> String {
+fn banner(gateway: &Gateway, has_play_token: bool, demo: bool) -> String {
     let http = gateway.http_addr();
     let reachable = gateway.media().candidates().first().map(SocketAddr::ip);
     let ip = Some(http.ip())
@@ -100,8 +145,13 @@ fn banner(gateway: &Gateway, has_play_token: bool) -> String {
         .made_token()
         .map_or("the configured publish token", |token| token.reveal());
     let watching = if has_play_token { " (needs the play token)" } else { "" };
+    let demo = if demo {
+        format!("Test picture     http://{host}/watch/demo{watching}\n  ")
+    } else {
+        String::new()
+    };
     format!(
-        "\n  Millstream is running.\n\n  \
+        "\n  Millstream is running.\n\n  {demo}\
          Watch            http://{host}/watch/live{watching}\n  \
          Publish          http://{studio}/publish/live\n\n  \
          OBS Studio, Settings > Stream\n    \

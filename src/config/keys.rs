@@ -3,11 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use toml::Value;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Directive;
 
 use super::{Config, ConfigError, CorsOrigins, LogFormat, Secret};
+use crate::sources::fetch::address::Allowed;
 
 /// One key of the configuration.
 pub struct Key {
@@ -105,6 +107,28 @@ pub const KEYS: &[Key] = &[
         set: |config, value| within(value, 1, 1_000_000).map(|n| config.limits.connections = n),
     },
     Key {
+        name: "pipelines.folder",
+        allowed: "the path of a folder of pipeline files",
+        is_secret: false,
+        set: |config, value| {
+            let path = value.as_str().filter(|path| !path.is_empty())?;
+            config.pipelines.folder = Some(path.into());
+            Some(())
+        },
+    },
+    Key {
+        name: "pipelines.repair",
+        allowed: "true or false",
+        is_secret: false,
+        set: |config, value| flag(value).map(|is_on| config.pipelines.repair = is_on),
+    },
+    Key {
+        name: "sources.allow",
+        allowed: "a list of networks that sources may be in, such as [\"192.168.0.0/16\"]; an empty one allows all",
+        is_secret: false,
+        set: |config, value| networks(value).map(|networks| config.sources.allow = Allowed::new(networks)),
+    },
+    Key {
         name: "log.format",
         allowed: "\"text\" or \"json\"",
         is_secret: false,
@@ -183,6 +207,16 @@ fn announced(value: &Value) -> Option<Vec<IpAddr>> {
         .collect::<Option<_>>()?;
     let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
     (addresses.len() <= 16 && addresses.iter().all(usable)).then_some(addresses)
+}
+
+/// Networks, or addresses, which are the smallest of them.
+fn networks(value: &Value) -> Option<Vec<IpNet>> {
+    let network = |item: &String| {
+        item.parse()
+            .ok()
+            .or_else(|| item.parse::<IpAddr>().ok().map(IpNet::from))
+    };
+    list(value)?.iter().map(network).collect()
 }
 
 fn origins(value: &Value) -> Option<CorsOrigins> {

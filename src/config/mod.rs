@@ -16,7 +16,9 @@ mod streams;
 
 pub use secret::Secret;
 
-use crate::sources::rtsp::Camera;
+use crate::pipeline::library::Library;
+use crate::sources::fetch::Fetched;
+use crate::sources::fetch::address::Allowed;
 
 /// Everything that can be configured.
 #[derive(Clone, Debug)]
@@ -26,8 +28,10 @@ pub struct Config {
     pub auth: Auth,
     pub limits: Limits,
     pub log: Log,
-    /// Streams that the gateway fetches from cameras.
-    pub cameras: Vec<Camera>,
+    pub pipelines: Pipelines,
+    pub sources: Sources,
+    /// Streams that the gateway fetches by itself.
+    pub streams: Vec<Fetched>,
 }
 
 /// Signalling and pages.
@@ -80,6 +84,23 @@ pub struct Limits {
     pub connections: usize,
 }
 
+/// GStreamer pipelines.
+#[derive(Clone, Debug)]
+pub struct Pipelines {
+    /// Where the operator's own are.
+    pub folder: Option<PathBuf>,
+    /// Whether viewers who cannot play a stream get what a worker makes of it.
+    pub repair: bool,
+    /// All there are.
+    pub library: Library,
+}
+
+/// Where streams may be fetched from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    pub allow: Allowed,
+}
+
 /// Log output.
 #[derive(Clone, Debug)]
 pub struct Log {
@@ -120,7 +141,13 @@ impl Default for Config {
                 format: LogFormat::Text,
                 level: "info".to_owned(),
             },
-            cameras: Vec::new(),
+            pipelines: Pipelines {
+                folder: None,
+                repair: true,
+                library: Library::shipped(),
+            },
+            sources: Sources::default(),
+            streams: Vec::new(),
         }
     }
 }
@@ -186,6 +213,21 @@ impl Config {
         Self::parse(&text, file, keys_of(environment)?)
     }
 
+    /// Adds the stream `demo`, unless there is one of that name.
+    pub fn add_demo(&mut self) {
+        let is_there = self
+            .streams
+            .iter()
+            .any(|fetched| fetched.stream.as_str() == streams::DEMO);
+        let means = streams::Means {
+            library: &self.pipelines.library,
+            allowed: &self.sources.allow,
+        };
+        if !is_there && let Some(demo) = streams::demo(&means) {
+            self.streams.push(demo);
+        }
+    }
+
     /// Reads TOML `text`, which `path` stands for in errors, and the `environment` on top of it.
     ///
     /// # Errors
@@ -207,7 +249,8 @@ impl Config {
         let mut config = Self::default();
         for (section, value) in &table {
             match value {
-                toml::Value::Table(keys) if section == "streams" => config.cameras = streams::read(keys)?,
+                // Last: streams use what is set elsewhere.
+                toml::Value::Table(_) if section == "streams" => {}
                 toml::Value::Table(keys) => {
                     for (key, value) in keys {
                         keys::set(&mut config, &format!("{section}.{key}"), value, None)?;
@@ -222,6 +265,20 @@ impl Config {
             };
             let key = format!("{section}.{key}").to_ascii_lowercase();
             keys::set(&mut config, &key, &toml::Value::String(value), Some(variable))?;
+        }
+        if let Some(folder) = &config.pipelines.folder {
+            let added = config.pipelines.library.add_folder(folder);
+            added.map_err(|error| ConfigError::Streams {
+                key: "pipelines.folder".to_owned(),
+                problem: format!("is not usable: {error}"),
+            })?;
+        }
+        if let Some(toml::Value::Table(section)) = table.get("streams") {
+            let means = streams::Means {
+                library: &config.pipelines.library,
+                allowed: &config.sources.allow,
+            };
+            config.streams = streams::read(section, &means)?;
         }
         Ok(config)
     }

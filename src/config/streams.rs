@@ -1,19 +1,48 @@
 //! The section `streams`: streams that the gateway fetches by itself, each a table under its name.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use toml::{Table, Value};
 
 use super::ConfigError;
 use crate::hub::name::StreamName;
-use crate::sources::rtsp::{Camera, Transport};
+use crate::pipeline::library::Library;
+use crate::pipeline::process;
+use crate::sources::fetch::address::Allowed;
+use crate::sources::fetch::pipeline::Order;
+use crate::sources::fetch::{Fetched, How};
+use crate::sources::rtsp::{Camera, Password, Transport, policies};
 
-/// Keys of one stream.
-const KEYS: [&str; 5] = ["rtsp", "transport", "username", "password", "password_file"];
+/// Keys of a stream whatever its source.
+const COMMON: [&str; 2] = ["on_demand", "stop_after"];
+/// Keys of a stream from a camera.
+const CAMERA: [&str; 7] = [
+    "rtsp",
+    "transport",
+    "username",
+    "password",
+    "password_file",
+    "password_env",
+    "quirks",
+];
+/// Keys of a stream from a pipeline.
+const PIPELINE: [&str; 2] = ["pipeline", "params"];
 
 /// Most streams that may be configured: each holds a connection.
 const MAX_STREAMS: usize = 1_000;
 
+/// How long a source that runs on demand outlasts its last viewer.
+const STOP_AFTER: Duration = Duration::from_secs(10);
+
+/// What streams need of the rest of the configuration.
+pub(super) struct Means<'a> {
+    pub(super) library: &'a Library,
+    pub(super) allowed: &'a Allowed,
+}
+
 /// Reads the whole section.
-pub(super) fn read(section: &Table) -> Result<Vec<Camera>, ConfigError> {
+pub(super) fn read(section: &Table, means: &Means<'_>) -> Result<Vec<Fetched>, ConfigError> {
     if section.len() > MAX_STREAMS {
         let problem = format!("are more than {MAX_STREAMS} streams");
         return Err(ConfigError::Streams {
@@ -21,99 +50,193 @@ pub(super) fn read(section: &Table) -> Result<Vec<Camera>, ConfigError> {
             problem,
         });
     }
-    section.iter().map(|(name, value)| camera(name, value)).collect()
+    section
+        .iter()
+        .map(|(name, value)| Reader::new(name, value)?.fetched(means))
+        .collect()
 }
 
-fn camera(name: &str, value: &Value) -> Result<Camera, ConfigError> {
-    // Values are never shown: an address and a password are secrets.
-    let refused = |key: &str, problem: String| ConfigError::Streams {
-        key: if key.is_empty() {
-            format!("streams.\"{name}\"")
-        } else {
-            format!("streams.\"{name}\".{key}")
-        },
-        problem,
-    };
-    let stream = StreamName::parse(name).map_err(|error| refused("", format!("has a bad name: {error}")))?;
-    let table = value.as_table().ok_or_else(|| {
-        refused(
-            "",
-            "has to be a table, such as { rtsp = \"rtsp://host/path\" }".to_owned(),
-        )
-    })?;
-    if let Some(unknown) = table.keys().find(|key| !KEYS.contains(&key.as_str())) {
-        return Err(refused(unknown, format!("is unknown; known are: {}", KEYS.join(", "))));
-    }
-    let text = |key: &str| match table.get(key) {
-        None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.as_str())),
-        Some(_) => Err(refused(key, "has to be a text".to_owned())),
-    };
-    let url = text("rtsp")?.ok_or_else(|| refused("rtsp", "is missing: where the stream comes from".to_owned()))?;
-    let transport = match text("transport")? {
-        None | Some("tcp") => Transport::Tcp,
-        Some("udp") => Transport::Udp,
-        Some(_) => return Err(refused("transport", "has to be \"tcp\" or \"udp\"".to_owned())),
-    };
-    let password = match (text("password")?, text("password_file")?) {
-        (Some(_), Some(_)) => return Err(refused("password", "and `password_file` exclude each other".to_owned())),
-        (given, None) => given.map(str::to_owned),
-        (None, Some(path)) => {
-            let read = std::fs::read_to_string(path);
-            let text = read.map_err(|error| refused("password_file", format!("cannot be read: {error}")))?;
-            Some(text.trim_end_matches(['\r', '\n']).to_owned())
-        }
-    };
-    let credentials = match (text("username")?, password) {
-        (Some(username), password) => Some((username.to_owned(), password.unwrap_or_default())),
-        (None, Some(_)) => return Err(refused("username", "is missing where a password is given".to_owned())),
-        (None, None) => None,
-    };
-    Camera::new(stream, url, transport, credentials).map_err(|error| refused("rtsp", format!("is not usable: {error}")))
+/// The stream `demo`: a test picture, made while somebody watches. `None` where it cannot be.
+pub(super) fn demo(means: &Means<'_>) -> Option<Fetched> {
+    let mut table = Table::new();
+    table.insert("pipeline".to_owned(), Value::from("test"));
+    table.insert("on_demand".to_owned(), Value::from(true));
+    let value = Value::Table(table);
+    Reader::new(DEMO, &value).and_then(|reader| reader.fetched(means)).ok()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Name of the stream of `--demo`.
+pub(super) const DEMO: &str = "demo";
 
-    fn parse(text: &str) -> Result<Vec<Camera>, String> {
-        let table: Table = toml::from_str(text).expect("TOML");
-        read(&table).map_err(|error| error.to_string())
+/// One stream. Values are never shown in errors: an address and a password are secrets.
+struct Reader<'a> {
+    name: &'a str,
+    stream: StreamName,
+    table: &'a Table,
+}
+
+impl<'a> Reader<'a> {
+    fn new(name: &'a str, value: &'a Value) -> Result<Self, ConfigError> {
+        let refused = |problem| ConfigError::Streams {
+            key: format!("streams.\"{name}\""),
+            problem,
+        };
+        let stream = StreamName::parse(name).map_err(|error| refused(format!("has a bad name: {error}")))?;
+        let example = "has to be a table, such as { rtsp = \"rtsp://host/path\" }";
+        let table = value.as_table().ok_or_else(|| refused(example.to_owned()))?;
+        Ok(Self { name, stream, table })
     }
 
-    #[test]
-    fn cameras_are_read_and_never_shown() {
-        let text = "[\"yard/gate\"]\nrtsp = \"rtsp://u:secret@cam/1?token=secret\"\ntransport = \"udp\"\n\
-                    [door]\nrtsp = \"rtsp://cam2\"\nusername = \"u\"\npassword = \"secret\"";
-        let cameras = parse(text).expect("valid");
-        assert_eq!(cameras.len(), 2);
-        assert!(!format!("{cameras:?}").contains("secret"));
-    }
-
-    #[test]
-    fn mistakes_are_named_without_the_value() {
-        for (text, name) in [
-            ("[\"a b\"]\nrtsp = \"rtsp://secret\"", "`streams.\"a b\"`"),
-            ("[a]\nrtps = \"rtsp://secret\"", "`streams.\"a\".rtps` is unknown"),
-            ("[a]\ntransport = \"tcp\"", "`streams.\"a\".rtsp` is missing"),
-            ("[a]\nrtsp = \"http://secret\"", "`streams.\"a\".rtsp` is not usable"),
-            (
-                "[a]\nrtsp = \"rtsp://h\"\ntransport = \"secret\"",
-                "`streams.\"a\".transport`",
-            ),
-            (
-                "[a]\nrtsp = \"rtsp://h\"\npassword = \"secret\"",
-                "`streams.\"a\".username`",
-            ),
-            ("[a]\nrtsp = \"rtsp://h\"\npassword = 7", "`streams.\"a\".password`"),
-            (
-                "[a]\nrtsp = \"rtsp://h\"\nusername = \"u\"\npassword_file = \"/nowhere\"",
-                "password_file",
-            ),
-            ("a = 1", "has to be a table"),
-        ] {
-            let error = parse(text).expect_err(text);
-            assert!(error.contains(name) && !error.contains("secret"), "{error}");
+    fn refused(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        ConfigError::Streams {
+            key: format!("streams.\"{}\".{key}", self.name),
+            problem: problem.into(),
         }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
+        match self.table.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(_) => Err(self.refused(key, "has to be a text")),
+        }
+    }
+
+    fn check_keys(&self, own: &[&str]) -> Result<(), ConfigError> {
+        let known: Vec<&str> = own.iter().chain(&COMMON).copied().collect();
+        match self.table.keys().find(|key| !known.contains(&key.as_str())) {
+            Some(unknown) => Err(self.refused(unknown, format!("is unknown; known are: {}", known.join(", ")))),
+            None => Ok(()),
+        }
+    }
+
+    fn fetched(&self, means: &Means<'_>) -> Result<Fetched, ConfigError> {
+        let how = match (self.text("rtsp")?, self.text("pipeline")?) {
+            (Some(url), None) => How::Camera(Box::new(self.camera(url, means)?)),
+            (None, Some(name)) => How::Pipeline(Box::new(self.pipeline(name, means)?)),
+            (Some(_), Some(_)) => return Err(self.refused("rtsp", "and `pipeline` exclude each other")),
+            (None, None) => {
+                // A misspelt key is the likely reason.
+                let all: Vec<&str> = CAMERA.iter().chain(&PIPELINE).copied().collect();
+                self.check_keys(&all)?;
+                return Err(self.refused("rtsp", "or `pipeline` is missing: where the stream comes from"));
+            }
+        };
+        let on_demand = match self.table.get("on_demand") {
+            None | Some(Value::Boolean(false)) => None,
+            Some(Value::Boolean(true)) => Some(self.stop_after()?),
+            Some(_) => return Err(self.refused("on_demand", "has to be true or false")),
+        };
+        if on_demand.is_none() && self.table.contains_key("stop_after") {
+            return Err(self.refused("stop_after", "means nothing without `on_demand = true`"));
+        }
+        Ok(Fetched {
+            stream: self.stream.clone(),
+            how,
+            on_demand,
+        })
+    }
+
+    fn stop_after(&self) -> Result<Duration, ConfigError> {
+        let Some(value) = self.table.get("stop_after") else {
+            return Ok(STOP_AFTER);
+        };
+        let seconds = value.as_integer().filter(|seconds| (1..=86_400).contains(seconds));
+        let seconds = seconds.ok_or_else(|| self.refused("stop_after", "has to be 1 to 86400 (seconds)"))?;
+        Ok(Duration::from_secs(seconds.unsigned_abs()))
+    }
+
+    fn camera(&self, url: &str, means: &Means<'_>) -> Result<Camera, ConfigError> {
+        self.check_keys(&CAMERA)?;
+        let transport = match self.text("transport")? {
+            None | Some("tcp") => Transport::Tcp,
+            Some("udp") => Transport::Udp,
+            Some(_) => return Err(self.refused("transport", "has to be \"tcp\" or \"udp\"")),
+        };
+        let username = self.text("username")?.map(str::to_owned);
+        let password = self.password()?;
+        if username.is_none() && !matches!(password, Password::None) {
+            return Err(self.refused("username", "is missing where a password is given"));
+        }
+        let mut camera = Camera::new(url, username, password)
+            .map_err(|error| self.refused("rtsp", format!("is not usable: {error}")))?;
+        camera.transport = transport;
+        camera.allowed = means.allowed.clone();
+        match self.table.get("quirks") {
+            None => {}
+            Some(Value::Table(quirks)) => {
+                for (key, value) in quirks {
+                    let place = format!("quirks.{key}");
+                    let Some((_, allowed)) = policies::KEYS.iter().find(|(known, _)| known == key) else {
+                        let known: Vec<&str> = policies::KEYS.iter().map(|(key, _)| *key).collect();
+                        return Err(self.refused(&place, format!("is unknown; known are: {}", known.join(", "))));
+                    };
+                    let set = camera.policies.set(key, value);
+                    set.ok_or_else(|| self.refused(&place, format!("has to be {allowed}")))?;
+                }
+            }
+            Some(_) => return Err(self.refused("quirks", "has to be a table")),
+        }
+        Ok(camera)
+    }
+
+    fn password(&self) -> Result<Password, ConfigError> {
+        let given = [
+            ("password", self.text("password")?),
+            ("password_file", self.text("password_file")?),
+            ("password_env", self.text("password_env")?),
+        ];
+        let mut given = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let Some((key, value)) = given.next() else {
+            return Ok(Password::None);
+        };
+        if let Some((other, _)) = given.next() {
+            return Err(self.refused(key, format!("and `{other}` exclude each other")));
+        }
+        match key {
+            "password" => Ok(Password::Given(value.to_owned())),
+            "password_file" => match std::fs::read_to_string(value) {
+                Ok(_) => Ok(Password::File(PathBuf::from(value))),
+                Err(error) => Err(self.refused(key, format!("cannot be read: {error}"))),
+            },
+            _ => match std::env::var_os(value).map(std::ffi::OsString::into_string) {
+                Some(Ok(password)) => Ok(Password::Given(password)),
+                Some(Err(_)) => Err(self.refused(key, "names a variable that is not UTF-8")),
+                None => Err(self.refused(key, "names a variable that is not set")),
+            },
+        }
+    }
+
+    fn pipeline(&self, name: &str, means: &Means<'_>) -> Result<Order, ConfigError> {
+        self.check_keys(&PIPELINE)?;
+        let description = means.library.get(name).ok_or_else(|| {
+            self.refused(
+                "pipeline",
+                format!("is none that there is; there are: {}", means.library.names()),
+            )
+        })?;
+        if description.is_conversion() {
+            return Err(self.refused(
+                "pipeline",
+                "is a conversion, which runs by itself where viewers need it",
+            ));
+        }
+        let empty = Table::new();
+        let values = match self.table.get("params") {
+            None => &empty,
+            Some(Value::Table(values)) => values,
+            Some(_) => return Err(self.refused("params", "has to be a table")),
+        };
+        let (job, hosts) = description
+            .job(values, Vec::new())
+            .map_err(|(parameter, error)| self.refused(&format!("params.{parameter}"), error.to_string()))?;
+        Ok(Order {
+            name: name.to_owned(),
+            program: process::own_program(),
+            job,
+            limits: description.limits,
+            hosts,
+            allowed: means.allowed.clone(),
+        })
     }
 }

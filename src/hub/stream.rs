@@ -57,6 +57,8 @@ pub struct StreamState {
     /// The source sends a key frame soon after it was asked for one; OBS does not.
     pub answers_requests: bool,
     source: Option<SourceRef>,
+    /// A viewer wants a key frame from a source that lives on no shard, and looks here.
+    key_frame_wanted: bool,
     /// Shards with viewers, and how many.
     subscribers: Vec<(ShardIndex, usize)>,
     taps: Taps,
@@ -69,6 +71,7 @@ impl Stream {
             audio: Track::new(Kind::Audio),
             answers_requests: false,
             source: None,
+            key_frame_wanted: false,
             subscribers: Vec::new(),
             taps: Taps::default(),
         };
@@ -122,6 +125,17 @@ impl StreamState {
             video: self.video.format,
             audio: self.audio.format,
         })
+    }
+
+    /// A viewer wants a key frame. Returns whom to ask; a source that lives on no shard finds the wish here.
+    pub fn want_key_frame(&mut self) -> Option<SourceRef> {
+        self.key_frame_wanted = true;
+        self.source
+    }
+
+    /// Whether somebody wanted a key frame since the last call.
+    pub fn take_key_frame_wish(&mut self) -> bool {
+        std::mem::take(&mut self.key_frame_wanted)
     }
 
     /// One more viewer on a shard.

@@ -337,7 +337,7 @@ impl Core {
                 let Some(destination) = peer.destination else { return };
                 let wishes = viewer.handle_rtcp(now, ntp, &messages, &mut peer.session, destination, &mut self.outbox);
                 if wishes.key_frame {
-                    let source = viewer.stream.lock().source();
+                    let source = viewer.stream.lock().want_key_frame();
                     self.want_key_frame(now, source);
                 }
             }
@@ -408,7 +408,7 @@ impl Core {
             .catch_up(now, &mut peer.session, destination, &mut self.outbox)
             .key_frame
         {
-            let source = viewer.stream.lock().source();
+            let source = viewer.stream.lock().want_key_frame();
             self.want_key_frame(now, source);
         }
     }

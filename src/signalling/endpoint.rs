@@ -17,6 +17,7 @@ use super::{Signalling, cors, resource, stream_of};
 use crate::hub::name::StreamName;
 use crate::sdp::{Local, Offer, answer_publisher, answer_viewer};
 use crate::shard::{Placement, SessionId};
+use crate::sources::fetch::directory::Brought;
 
 /// RFC 9725 §4.2; <https://www.w3.org/TR/ldp/#header-accept-post>.
 pub(super) const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
@@ -53,7 +54,7 @@ pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -
                 .tokens
                 .check(&parts.headers, parts.uri.query(), Permission::Play)?;
             let offer = read_offer(&signalling, &parts.headers, body).await?;
-            play(&signalling, stream, &offer)
+            play(&signalling, stream, &offer).await
         }
         // WHEP §4.2: how a client discovers that this URL speaks WHEP.
         Method::GET | Method::HEAD => {
@@ -90,8 +91,12 @@ fn publish(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result
     Ok(created(signalling, session, ice, answer))
 }
 
-fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result<Response, Problem> {
+async fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result<Response, Problem> {
     let media = &signalling.media;
+    if signalling.fetched.bring(&stream, media.hub()).await == Brought::Away {
+        let detail = "the source of this stream is away; it is being tried again";
+        return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
+    }
     let formats = media.source_formats(&stream).ok_or_else(|| {
         Problem::new(
             StatusCode::CONFLICT,

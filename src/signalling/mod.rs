@@ -39,6 +39,7 @@ use self::sessions::Sessions;
 use crate::config::{CorsOrigins, Limits};
 use crate::hub::name::StreamName;
 use crate::shard::MediaPlane;
+use crate::sources::fetch::directory::Directory;
 use crate::telemetry::HttpCounters;
 
 /// What all handlers share.
@@ -49,11 +50,19 @@ pub struct Signalling {
     pub sessions: Sessions,
     pub rate: RateLimit,
     pub counters: HttpCounters,
+    /// Streams that are fetched.
+    pub fetched: Directory,
     draining: AtomicBool,
 }
 
 impl Signalling {
-    pub fn new(media: MediaPlane, tokens: Tokens, cors_origins: CorsOrigins, limits: &Limits) -> Self {
+    pub fn new(
+        media: MediaPlane,
+        tokens: Tokens,
+        cors_origins: CorsOrigins,
+        limits: &Limits,
+        fetched: Directory,
+    ) -> Self {
         Self {
             media,
             tokens,
@@ -61,6 +70,7 @@ impl Signalling {
             sessions: Sessions::default(),
             rate: RateLimit::new(limits),
             counters: HttpCounters::default(),
+            fetched,
             draining: AtomicBool::new(false),
         }
     }

@@ -231,6 +231,13 @@ impl Feed {
         Some(stream)
     }
 
+    /// Whether a viewer has wanted a key frame since the last call.
+    pub fn take_key_frame_wish(&self) -> bool {
+        self.stream
+            .as_ref()
+            .is_some_and(|stream| stream.lock().take_key_frame_wish())
+    }
+
     /// Whether it has taken its stream.
     pub fn is_attached(&self) -> bool {
         self.stream.is_some()

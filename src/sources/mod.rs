@@ -1,6 +1,7 @@
 //! Ways into a stream.
 pub mod encoding;
 pub mod feed;
+pub mod fetch;
 mod incoming;
 pub mod rtsp;
 pub mod whip;

@@ -19,8 +19,8 @@ export const PUBLISH_TOKEN = 'publish-token-of-the-tests';
  * Its `origin` is `http://localhost:PORT`: browsers hand out cameras there without TLS. Media goes by the host's own
  * address, because Firefox (ESR 153, whatever `media.peerconnection.ice.loopback` says) tries no loopback candidate.
  */
-export async function startGateway(env = {}) {
-  const child = spawn(BINARY, ['serve'], {
+export async function startGateway(env = {}, ...args) {
+  const child = spawn(BINARY, ['serve', ...args], {
     cwd: PROJECT,
     env: {
       ...process.env,

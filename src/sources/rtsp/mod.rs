@@ -1,36 +1,54 @@
 //! Cameras: RTSP servers (RFC 2326) that the gateway asks for their streams.
 //!
-//! [`run`] keeps one camera in its stream for as long as it is polled. It is a shell: it reads the clock of tokio and the
-//! chance of the operating system. Video is H.264 or H.265, audio is G.711; what else a camera offers is left out, and
-//! the log says so. `rtsps:`, redirects and multicast are not supported.
+//! [`play`] is one session with a camera; [`fetch`](super::fetch) brings it back when it has ended. Video is H.264,
+//! H.265 or Motion JPEG, audio is Opus, G.711 or AAC; what else a camera offers is left out, and the log says so. What
+//! this client cannot do (RTSPS, redirects, multicast, a jitter buffer) the pipeline `rtsp` can.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngCore as _;
-use retina::client::{Credentials, TcpTransportOptions, UdpTransportOptions};
+use retina::client::{Credentials, SessionGroup, TcpTransportOptions, UdpTransportOptions};
 use thiserror::Error;
-use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::debug;
 use url::Url;
 
-use self::backoff::Backoff;
-use self::client::Client;
-use super::feed::{Announced, FanOut, Feed, Framing};
+use self::client::{Client, Event};
+use self::policies::Policies;
+use super::feed::{FanOut, Feed};
+use super::fetch::address::Allowed;
+use super::fetch::{Attached, FetchError, random_id};
 use crate::hub::name::StreamName;
-use crate::hub::stream::SessionId;
 use crate::media::Kind;
+use crate::pipeline::value::TargetHost;
 
-mod backoff;
 mod client;
+pub mod policies;
+mod raw;
 
-/// A camera and the stream that it feeds.
+/// A camera.
 #[derive(Clone)]
 pub struct Camera {
-    pub stream: StreamName,
     /// Without credentials.
     url: Url,
-    transport: Transport,
-    credentials: Option<Credentials>,
+    pub transport: Transport,
+    username: Option<String>,
+    password: Password,
+    pub policies: Policies,
+    /// Networks that it may be in.
+    pub allowed: Allowed,
+    /// Sessions that old cameras have not noticed the end of.
+    group: Arc<SessionGroup>,
+}
+
+/// Where the password of a camera is.
+#[derive(Clone, Default)]
+pub enum Password {
+    #[default]
+    None,
+    Given(String),
+    /// Read again for each session.
+    File(PathBuf),
 }
 
 /// How a camera sends its RTP.
@@ -48,7 +66,7 @@ pub enum Transport {
 pub enum CameraUrlError {
     #[error("an address of a camera is rtsp://host[:port]/path")]
     NoUrl,
-    #[error("only the scheme rtsp is supported")]
+    #[error("only rtsp:// is supported here; for rtsps:// use `pipeline = \"rtsp\"` with `params = {{ uri = ... }}`")]
     Scheme,
     #[error("the credentials in an address have to be UTF-8 behind their percent signs")]
     Credentials,
@@ -57,7 +75,7 @@ pub enum CameraUrlError {
 /// What the gateway waited for when a camera failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Connecting and DESCRIBE.
+    Connect,
     Describe,
     Setup,
     Play,
@@ -68,40 +86,40 @@ pub enum Step {
 /// Why a camera is away.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CameraError {
-    #[error("{0:?} took too long")]
+    #[error("the camera cannot be reached: {0}")]
+    Unreachable(String),
+    #[error("the camera did not answer in time ({0:?})")]
     Timeout(Step),
-    #[error("the camera refused the credentials, or wants some")]
+    #[error("the camera refused the credentials")]
     Credentials,
+    #[error("the camera wants credentials: set `username` and `password_file`")]
+    NoCredentials,
+    #[error("the password file cannot be read: {0}")]
+    PasswordFile(String),
+    #[error("the camera knows no such path (404): check the address")]
+    NotFound,
+    #[error("the camera redirects to another address ({0}): set that one, or use the pipeline `rtsp`")]
+    Redirected(u16),
     #[error("{step:?}: {text}")]
     Failed { step: Step, text: String },
-    #[error("the camera offers neither H.264 nor H.265 nor G.711")]
+    #[error("the camera offers neither H.264, H.265 or JPEG nor Opus, G.711 or AAC")]
     NoTracks,
-    #[error("the camera fell silent")]
+    #[error("the camera sends no picture any more")]
     Silent,
     #[error("the camera ended the session")]
     Ended,
-    #[error("another source has the stream")]
-    Displaced,
 }
 
-/// A camera that played for so long is tried again soon.
-const STEADY: Duration = Duration::from_secs(10);
-
-/// Between looks at whether a stream has lost its other source.
-const STAND_BACK: Duration = Duration::from_secs(1);
+/// RFC 2326 §3.2.
+const DEFAULT_PORT: u16 = 554;
 
 impl Camera {
-    /// Reads the address; credentials in it are moved out of it unless others are given as name and password.
+    /// Reads the address; credentials in it are moved out of it unless others are given.
     ///
     /// # Errors
     ///
     /// A [`CameraUrlError`].
-    pub fn new(
-        stream: StreamName,
-        url: &str,
-        transport: Transport,
-        credentials: Option<(String, String)>,
-    ) -> Result<Self, CameraUrlError> {
+    pub fn new(url: &str, username: Option<String>, password: Password) -> Result<Self, CameraUrlError> {
         let mut url = Url::parse(url.trim()).map_err(|_| CameraUrlError::NoUrl)?;
         if url.scheme() != "rtsp" {
             return Err(CameraUrlError::Scheme);
@@ -110,28 +128,68 @@ impl Camera {
             return Err(CameraUrlError::NoUrl);
         }
         let inside = (decoded(url.username())?, decoded(url.password().unwrap_or_default())?);
-        let credentials = credentials.or_else(|| (!inside.0.is_empty()).then_some(inside));
+        let (username, password) = match username {
+            None if !inside.0.is_empty() => (Some(inside.0), Password::Given(inside.1)),
+            username => (username, password),
+        };
         url.set_username("")
             .and_then(|()| url.set_password(None))
             .map_err(|()| CameraUrlError::NoUrl)?;
         Ok(Self {
-            stream,
             url,
-            transport,
-            credentials: credentials.map(|(username, password)| Credentials { username, password }),
+            transport: Transport::default(),
+            username,
+            password,
+            policies: Policies::default(),
+            allowed: Allowed::default(),
+            group: Arc::default(),
         })
     }
+
+    fn host(&self) -> TargetHost {
+        let name = self.url.host_str().unwrap_or_default();
+        let bare = name.trim_start_matches('[').trim_end_matches(']');
+        bare.parse()
+            .map_or_else(|_| TargetHost::Name(name.to_owned()), TargetHost::Address)
+    }
+
+    fn port(&self) -> u16 {
+        self.url.port().unwrap_or(DEFAULT_PORT)
+    }
+
+    fn credentials(&self) -> Result<Option<Credentials>, CameraError> {
+        let Some(username) = self.username.clone() else {
+            return Ok(None);
+        };
+        let password = match &self.password {
+            Password::None => String::new(),
+            Password::Given(password) => password.clone(),
+            Password::File(path) => read_password(path)?,
+        };
+        Ok(Some(Credentials { username, password }))
+    }
+
+    /// Waits until the password file holds another password than now, if there is one; looks every so often.
+    pub(super) async fn until_other_password(&self, look: Duration) {
+        let Password::File(path) = &self.password else {
+            return std::future::pending().await;
+        };
+        let now = read_password(path);
+        while read_password(path) == now {
+            tokio::time::sleep(look).await;
+        }
+    }
+}
+
+fn read_password(path: &Path) -> Result<String, CameraError> {
+    let text = std::fs::read_to_string(path).map_err(|error| CameraError::PasswordFile(error.to_string()))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 impl std::fmt::Debug for Camera {
     /// The path of an address may hold a password too: of the address only the host is shown.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Camera({} at {})",
-            self.stream,
-            self.url.host_str().unwrap_or_default()
-        )
+        write!(f, "Camera(at {})", self.url.host_str().unwrap_or_default())
     }
 }
 
@@ -164,99 +222,67 @@ impl Transport {
 
 impl CameraError {
     /// The first line only: what follows names the connection, which is another one each time.
-    fn of(step: Step, error: &retina::Error) -> Self {
-        if error.status_code() == Some(401) {
-            return Self::Credentials;
-        }
-        let text = error.to_string().lines().next().unwrap_or_default().to_owned();
-        Self::Failed { step, text }
-    }
-}
-
-/// Feeds the stream from the camera, for ever: comes back when the camera failed, and stands back while another source
-/// has the stream.
-pub async fn run(camera: Camera, plane: impl FanOut) {
-    let mut backoff = Backoff::default();
-    let mut told = None;
-    let host = camera.url.host_str().unwrap_or_default();
-    loop {
-        let begun = Instant::now();
-        let error = play(&camera, &plane, &mut told).await;
-        if begun.elapsed() >= STEADY {
-            backoff.reset();
-        }
-        let random = rand::rng().next_u32();
-        let wait = match error {
-            CameraError::Displaced => STAND_BACK,
-            CameraError::Credentials => backoff.after_refused_credentials(random),
-            CameraError::Timeout(_)
-            | CameraError::Failed { .. }
-            | CameraError::NoTracks
-            | CameraError::Silent
-            | CameraError::Ended => backoff.after_failure(random),
-        };
-        if told.as_ref() != Some(&error) {
-            match error {
-                CameraError::Displaced => info!(stream = %camera.stream, host, "camera stands back"),
-                _ => warn!(stream = %camera.stream, host, %error, "camera is away"),
+    fn of(step: Step, error: &retina::Error, has_credentials: bool) -> Self {
+        match error.status_code() {
+            Some(401) if has_credentials => Self::Credentials,
+            Some(401) => Self::NoCredentials,
+            Some(404) => Self::NotFound,
+            Some(status @ 300..=399) => Self::Redirected(status),
+            _ => {
+                let text = error.to_string().lines().next().unwrap_or_default().to_owned();
+                Self::Failed { step, text }
             }
-            told = Some(error);
         }
-        debug!(stream = %camera.stream, host, ?wait, "waiting for camera");
-        tokio::time::sleep(wait).await;
     }
 }
 
-/// Takes the feed off its stream whenever it is dropped: also when the task is cancelled.
-struct Attached<'a, P: FanOut> {
-    feed: Feed,
-    plane: &'a P,
-}
-
-impl<P: FanOut> Drop for Attached<'_, P> {
-    fn drop(&mut self) {
-        self.feed.ended(self.plane.hub());
+/// One session with the camera, until it fails; `live` is called when its stream gets frames.
+pub async fn play<P: FanOut>(
+    camera: &Camera,
+    stream: &StreamName,
+    plane: &P,
+    live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
+) -> FetchError {
+    if let Err(error) = camera.allowed.check(&camera.host()).await {
+        return error.into();
     }
-}
-
-/// One session, until it fails. `told` is the failure that the log knows of.
-async fn play<P: FanOut>(camera: &Camera, plane: &P, told: &mut Option<CameraError>) -> CameraError {
-    let stream = plane.hub().find(&camera.stream);
-    if stream.is_some_and(|stream| stream.lock().source().is_some()) {
-        return CameraError::Displaced;
-    }
-    let mut client = match Client::connect(camera).await {
+    let mut client = match Client::connect(camera, stream).await {
         Ok(client) => client,
-        Err(error) => return error,
+        Err(error) => return error.into(),
     };
-    let mut id = [0; 16];
-    rand::rng().fill_bytes(&mut id);
-    let tracks: Vec<Announced> = client.codecs.iter().map(|codec| Announced::from(*codec)).collect();
-    let Ok(feed) = Feed::new(camera.stream.clone(), SessionId(id), &tracks) else {
-        return CameraError::NoTracks;
+    let Ok(feed) = Feed::new(stream.clone(), random_id(), &client.tracks()) else {
+        return CameraError::NoTracks.into();
     };
     let mut attached = Attached { feed, plane };
+    attached.feed.remember(&client.parameter_sets());
     let mut playing = false;
     loop {
-        let frame = match client.next().await {
-            Ok(frame) => frame,
-            Err(error) => return error,
+        let event = match client.next().await {
+            Ok(event) => event,
+            Err(error) => return error.into(),
         };
         let feed = &mut attached.feed;
+        let frame = match event {
+            Event::Frame(frame) => frame,
+            Event::Captured { kind, time, at } => {
+                feed.note_captured(kind, time, at);
+                continue;
+            }
+        };
         let taken = match frame.kind {
-            Kind::Video => feed.take_video(frame.received, frame.time, &frame.bytes, Framing::Lengths),
+            Kind::Video => feed.take_video(frame.received, frame.time, &frame.bytes, client.framing()),
             Kind::Audio => feed.take_audio(frame.received, frame.time, &frame.bytes),
         };
         if let Err(error) = taken {
-            debug!(stream = %camera.stream, %error, "frame of camera dropped");
+            debug!(%stream, %error, "frame of camera dropped");
         }
         if !plane.feed(feed) {
-            return CameraError::Displaced;
+            return FetchError::Displaced;
         }
         if !playing && feed.is_attached() {
             playing = true;
-            *told = None;
-            info!(stream = %camera.stream, host = camera.url.host_str(), codecs = ?client.codecs, "camera plays");
+            let names: Vec<&str> = client.tracks().iter().map(|track| track.codec.name()).collect();
+            live(&names);
         }
     }
 }
@@ -266,16 +292,16 @@ mod tests {
     use super::*;
 
     fn camera(url: &str) -> Result<Camera, CameraUrlError> {
-        Camera::new(StreamName::parse("door").expect("a name"), url, Transport::Tcp, None)
+        Camera::new(url, None, Password::None)
     }
 
     #[test]
     fn credentials_leave_the_address_and_are_never_shown() {
         let camera = camera("rtsp://admin:p%40ss%zz@10.0.0.7:554/ch1?x=1").expect("an address");
         assert_eq!(camera.url.as_str(), "rtsp://10.0.0.7:554/ch1?x=1");
-        let credentials = camera.credentials.clone().expect("credentials");
+        let credentials = camera.credentials().expect("no file").expect("credentials");
         assert_eq!((&*credentials.username, &*credentials.password), ("admin", "p@ss%zz"));
-        assert_eq!(format!("{camera:?}"), "Camera(door at 10.0.0.7)");
+        assert_eq!(format!("{camera:?}"), "Camera(at 10.0.0.7)");
     }
 
     #[test]

@@ -1,0 +1,146 @@
+//! All pipelines by name: those that come with the gateway, and those of the operator, which go first.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::description::{Description, DescriptionError};
+use super::wire::Job;
+
+/// Pipelines by name.
+#[derive(Clone, Debug)]
+pub struct Library {
+    by_name: BTreeMap<String, Arc<Description>>,
+}
+
+/// Why a folder of pipelines cannot be read.
+#[derive(Debug, Error)]
+pub enum LibraryError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: {source}", path.display())]
+    Description { path: PathBuf, source: DescriptionError },
+    #[error("{}: the name of a pipeline is made of letters, digits, `_` and `-`", .0.display())]
+    Name(PathBuf),
+    #[error("{} holds more than {MAX_FILES} pipelines", .0.display())]
+    TooMany(PathBuf),
+}
+
+const MAX_FILES: usize = 500;
+
+/// The files of `pipelines/` are part of the binary: it runs wherever it lies.
+macro_rules! shipped {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_str!(concat!("../../pipelines/", $name, ".toml")))),*]
+    };
+}
+
+const SHIPPED: [(&str, &str); 14] = shipped![
+    "test",
+    "slate",
+    "rtsp",
+    "srt",
+    "srt-listen",
+    "rtmp",
+    "file",
+    "v4l2",
+    "aac-to-opus",
+    "audio-to-opus",
+    "h265-to-h264",
+    "h264-repair",
+    "mjpeg-to-h264",
+    "opus-to-aac",
+];
+
+impl Library {
+    /// Those that come with the gateway.
+    pub fn shipped() -> Self {
+        let parse = |(name, text): (&str, &str)| Some((name.to_owned(), Arc::new(Description::parse(text).ok()?)));
+        Self {
+            by_name: SHIPPED.into_iter().filter_map(parse).collect(),
+        }
+    }
+
+    /// Adds all `*.toml` of a folder; one with the name of a shipped pipeline replaces it.
+    ///
+    /// # Errors
+    ///
+    /// A [`LibraryError`] that names the file.
+    pub fn add_folder(&mut self, folder: &Path) -> Result<(), LibraryError> {
+        let unreadable = |source| LibraryError::Read {
+            path: folder.to_owned(),
+            source,
+        };
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if path.extension().is_some_and(|extension| extension == "toml") {
+                files.push(path);
+            }
+            if files.len() > MAX_FILES {
+                return Err(LibraryError::TooMany(folder.to_owned()));
+            }
+        }
+        files.sort();
+        for path in files {
+            let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+            if name.is_empty() || !name.bytes().all(is_plain) {
+                return Err(LibraryError::Name(path));
+            }
+            let name = name.to_owned();
+            let text = match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(source) => return Err(LibraryError::Read { path, source }),
+            };
+            match Description::parse(&text) {
+                Ok(description) => self.by_name.insert(name, Arc::new(description)),
+                Err(source) => return Err(LibraryError::Description { path, source }),
+            };
+        }
+        Ok(())
+    }
+
+    /// Trials of all of them.
+    pub fn trials(&self) -> Vec<(String, Job)> {
+        self.iter()
+            .map(|(name, description)| (name.to_owned(), description.trial()))
+            .collect()
+    }
+
+    /// The pipeline of a name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Description>> {
+        self.by_name.get(name)
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Description>)> {
+        self.by_name
+            .iter()
+            .map(|(name, description)| (name.as_str(), description))
+    }
+
+    /// Their names, for messages.
+    pub fn names(&self) -> String {
+        self.by_name.keys().cloned().collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_shipped_pipelines_are_sound() {
+        for (name, text) in SHIPPED {
+            if let Err(error) = Description::parse(text) {
+                panic!("{name}: {error}");
+            }
+        }
+        assert_eq!(Library::shipped().iter().count(), SHIPPED.len());
+        let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines")).expect("the folder");
+        assert_eq!(folder.count(), SHIPPED.len(), "each file is listed");
+    }
+}

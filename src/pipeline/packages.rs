@@ -1,0 +1,145 @@
+//! Which Debian package brings an element of GStreamer. GStreamer itself does not know.
+
+/// Elements of pipelines that come with the gateway and of those that operators are likely to write. What is not listed
+/// is looked for with `apt-file search`.
+const PACKAGES: [(&str, &[&str]); 8] = [
+    (
+        "gstreamer1.0-plugins-base",
+        &[
+            "appsink",
+            "appsrc",
+            "audioconvert",
+            "audiorate",
+            "audioresample",
+            "audiotestsrc",
+            "decodebin",
+            "decodebin3",
+            "opusdec",
+            "opusenc",
+            "opusparse",
+            "parsebin",
+            "playbin",
+            "uridecodebin",
+            "uridecodebin3",
+            "videoconvert",
+            "videorate",
+            "videoscale",
+            "videotestsrc",
+            "vorbisdec",
+            "compositor",
+            "theoradec",
+        ],
+    ),
+    ("gstreamer1.0-x", &["clockoverlay", "textoverlay", "timeoverlay"]),
+    (
+        "gstreamer1.0-plugins-good",
+        &[
+            "aacparse",
+            "alawdec",
+            "alawenc",
+            "flvdemux",
+            "hlsdemux2",
+            "jpegdec",
+            "jpegenc",
+            "matroskademux",
+            "mulawdec",
+            "mulawenc",
+            "multifilesrc",
+            "qtdemux",
+            "rtpbin",
+            "rtph264depay",
+            "rtph265depay",
+            "rtpjpegdepay",
+            "rtspsrc",
+            "souphttpsrc",
+            "v4l2src",
+            "vp8dec",
+            "vp8enc",
+            "vp9dec",
+            "vp9enc",
+            "wavparse",
+            "imagefreeze",
+            "pngdec",
+            "mpegaudioparse",
+        ],
+    ),
+    (
+        "gstreamer1.0-plugins-bad",
+        &[
+            "faad",
+            "h264parse",
+            "h265parse",
+            "jpegparse",
+            "libde265dec",
+            "openh264dec",
+            "openh264enc",
+            "rtmp2src",
+            "srtsrc",
+            "srtclientsrc",
+            "srtserversrc",
+            "tsdemux",
+            "tsparse",
+            "voaacenc",
+            "x265enc",
+            "av1dec",
+            "kmssrc",
+        ],
+    ),
+    ("gstreamer1.0-plugins-ugly", &["x264enc", "asfdemux", "mpeg2dec"]),
+    (
+        "gstreamer1.0-libav",
+        &[
+            "avdec_aac",
+            "avdec_aac_latm",
+            "avdec_h264",
+            "avdec_h265",
+            "avdec_mjpeg",
+            "avdec_mp3",
+            "avenc_aac",
+        ],
+    ),
+    ("gstreamer1.0-alsa", &["alsasrc"]),
+    ("gstreamer1.0-pulseaudio", &["pulsesrc"]),
+];
+
+/// The package of an element; `None` if it is not known here.
+pub fn package_of(element: &str) -> Option<&'static str> {
+    PACKAGES
+        .iter()
+        .find(|(_, elements)| elements.contains(&element))
+        .map(|(package, _)| *package)
+}
+
+/// What to install for these elements, in a sentence.
+pub fn advice(elements: &[String]) -> String {
+    let mut packages: Vec<&str> = elements.iter().filter_map(|element| package_of(element)).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    let unknown: Vec<&str> = elements
+        .iter()
+        .filter(|element| package_of(element).is_none())
+        .map(String::as_str)
+        .collect();
+    let mut advice = Vec::new();
+    if !packages.is_empty() {
+        advice.push(format!("install it with: apt-get install {}", packages.join(" ")));
+    }
+    if !unknown.is_empty() {
+        advice.push(format!("no package is known here for {}", unknown.join(", ")));
+    }
+    advice.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_its_package() {
+        let missing = ["x264enc", "opusenc", "x264enc", "ndisrc"].map(str::to_owned);
+        assert_eq!(
+            advice(&missing),
+            "install it with: apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-ugly; no package is known here for ndisrc"
+        );
+    }
+}

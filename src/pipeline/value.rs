@@ -1,0 +1,221 @@
+//! Parameters of a pipeline: what type they have, and whether a value is one.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use thiserror::Error;
+use url::{Host, Url};
+
+/// A parameter that a stream may set.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parameter {
+    #[serde(rename = "type")]
+    pub kind: ParameterType,
+    /// What it is for, in a sentence.
+    #[serde(default)]
+    pub description: String,
+    /// Properties that get the value, as `element.property`.
+    pub set: Vec<String>,
+    pub default: Option<toml::Value>,
+    /// A stream has to set it.
+    #[serde(default)]
+    pub required: bool,
+    /// Bounds of numbers, both allowed.
+    pub min: Option<f64>,
+    pub max: Option<f64>,
+    /// Schemes of addresses.
+    #[serde(default)]
+    pub schemes: Vec<String>,
+    /// Values of an enumeration.
+    #[serde(default)]
+    pub values: Vec<String>,
+}
+
+/// What a parameter may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ParameterType {
+    /// One line of text.
+    String,
+    /// As a text, but never shown.
+    Secret,
+    Integer,
+    Float,
+    Boolean,
+    Enum,
+    /// An address with one of the schemes that are listed, whose host may be checked.
+    Url,
+    /// A file that is there, by its whole path. The worker may read it, and nothing else.
+    File,
+    /// A device below `/dev`.
+    Device,
+}
+
+/// Why a value is not one of its parameter. The value itself is not shown: it may be a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ValueError {
+    #[error("has to be {0}")]
+    Type(&'static str),
+    #[error("has to be one of {}", .0.join(", "))]
+    NotListed(Vec<String>),
+    #[error("has to be between {min} and {max}")]
+    Range { min: String, max: String },
+    #[error("is longer than {MAX_TEXT} bytes")]
+    TooLong,
+    #[error("must not hold control characters")]
+    Control,
+    #[error("has to be an address that begins with {}", .0.join(":// or "))]
+    Scheme(Vec<String>),
+    #[error("has to be an address with a host")]
+    NoHost,
+    #[error("has to be the whole path of a file that is there, such as /srv/video/loop.mp4")]
+    NoFile,
+    #[error("has to be the whole path of a device that is there, such as /dev/video0")]
+    NoDevice,
+    #[error("is required")]
+    Missing,
+}
+
+/// A value that was checked.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Value {
+    /// As GStreamer reads it.
+    pub text: String,
+    /// Where it leads to.
+    pub host: Option<TargetHost>,
+    /// What the worker may read for it.
+    pub file: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Value(not shown)")
+    }
+}
+
+/// The host of an address, to be resolved and checked before anything connects to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetHost {
+    Address(IpAddr),
+    Name(String),
+}
+
+/// Longest text of a value, in bytes.
+const MAX_TEXT: usize = 4_096;
+
+impl Parameter {
+    /// Checks a value.
+    ///
+    /// # Errors
+    ///
+    /// A [`ValueError`] that says what is allowed.
+    pub fn check(&self, value: &toml::Value) -> Result<Value, ValueError> {
+        match self.kind {
+            ParameterType::String | ParameterType::Secret => Ok(plain(text(value)?)),
+            ParameterType::Integer => {
+                let number = value.as_integer().ok_or(ValueError::Type("a whole number"))?;
+                self.check_range(number as f64)?;
+                Ok(plain(&number.to_string()))
+            }
+            ParameterType::Float => {
+                let number = value.as_float().or(value.as_integer().map(|number| number as f64));
+                let number = number.filter(|n| n.is_finite()).ok_or(ValueError::Type("a number"))?;
+                self.check_range(number)?;
+                Ok(plain(&number.to_string()))
+            }
+            ParameterType::Boolean => {
+                let yes = value.as_bool().ok_or(ValueError::Type("true or false"))?;
+                Ok(plain(&yes.to_string()))
+            }
+            ParameterType::Enum => {
+                let text = value.as_str().filter(|text| self.values.iter().any(|v| v == text));
+                Ok(plain(text.ok_or_else(|| ValueError::NotListed(self.values.clone()))?))
+            }
+            ParameterType::Url => self.check_url(text(value)?),
+            ParameterType::File => {
+                let path = whole_path(text(value)?).filter(|path| path.is_file());
+                Ok(readable(path.ok_or(ValueError::NoFile)?))
+            }
+            ParameterType::Device => {
+                let path = whole_path(text(value)?).filter(|path| path.starts_with("/dev") && is_device(path));
+                Ok(readable(path.ok_or(ValueError::NoDevice)?))
+            }
+        }
+    }
+
+    fn check_range(&self, number: f64) -> Result<(), ValueError> {
+        if self.min.is_some_and(|min| number < min) || self.max.is_some_and(|max| number > max) {
+            let shown = |bound: Option<f64>, none: &str| bound.map_or(none.to_owned(), |bound| bound.to_string());
+            return Err(ValueError::Range {
+                min: shown(self.min, "any number"),
+                max: shown(self.max, "any number"),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_url(&self, text: &str) -> Result<Value, ValueError> {
+        let wrong_scheme = || ValueError::Scheme(self.schemes.clone());
+        let url = Url::parse(text).map_err(|_| wrong_scheme())?;
+        if !self.schemes.iter().any(|scheme| scheme == url.scheme()) {
+            return Err(wrong_scheme());
+        }
+        let host = match url.host() {
+            Some(Host::Ipv4(address)) => TargetHost::Address(address.into()),
+            Some(Host::Ipv6(address)) => TargetHost::Address(address.into()),
+            // Hosts of schemes that the crate does not know are not read as addresses.
+            Some(Host::Domain(name)) if !name.is_empty() => match name.parse() {
+                Ok(address) => TargetHost::Address(address),
+                Err(_) => TargetHost::Name(name.to_owned()),
+            },
+            _ => return Err(ValueError::NoHost),
+        };
+        Ok(Value {
+            host: Some(host),
+            ..plain(url.as_str())
+        })
+    }
+}
+
+fn text(value: &toml::Value) -> Result<&str, ValueError> {
+    let text = value.as_str().ok_or(ValueError::Type("a text"))?;
+    if text.len() > MAX_TEXT {
+        return Err(ValueError::TooLong);
+    }
+    if text.chars().any(char::is_control) {
+        return Err(ValueError::Control);
+    }
+    Ok(text)
+}
+
+fn plain(text: &str) -> Value {
+    Value {
+        text: text.to_owned(),
+        host: None,
+        file: None,
+    }
+}
+
+fn readable(path: PathBuf) -> Value {
+    Value {
+        text: path.display().to_string(),
+        host: None,
+        file: Some(path),
+    }
+}
+
+/// A path from the root that leads nowhere else than it says.
+fn whole_path(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let plain = path
+        .components()
+        .all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
+    (path.is_absolute() && plain).then(|| path.to_path_buf())
+}
+
+fn is_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_char_device())
+}

@@ -1,0 +1,368 @@
+//! What gateway and worker say to each other over a socket pair: messages behind their length.
+//!
+//! ```text
+//! length (4 bytes, of what follows) | kind (1) | body
+//! frame:  track (1) | flags (1) | time in ns (8) | bytes
+//! others: JSON
+//! ```
+//!
+//! The gateway believes nothing of what a worker says: lengths are bounded, and what cannot be read ends the worker.
+
+use std::path::PathBuf;
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::media::Kind;
+
+/// What a worker is to run.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub launch: String,
+    /// Values of properties, by `element.property`, set after the line was parsed.
+    pub properties: Vec<(String, String)>,
+    /// What will be fed to `video_in` and `audio_in`.
+    pub inputs: Vec<Input>,
+    /// Begin again at the end.
+    pub repeats: bool,
+    /// It may use the network.
+    pub network: bool,
+    /// Files and devices that it may open.
+    pub files: Vec<PathBuf>,
+    /// Bytes that it may use.
+    pub memory: u64,
+    /// Processors that it may use; 0 sets no bound.
+    pub processors: u32,
+}
+
+impl std::fmt::Debug for Job {
+    /// Values of properties may be secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job")
+            .field("launch", &self.launch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A track that is fed to a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    pub media: Media,
+}
+
+/// What frames are, in either direction. Video of H.264 and H.265 has start codes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Media {
+    H264,
+    H265,
+    Jpeg,
+    Opus,
+    Pcmu,
+    Pcma,
+    /// With its AudioSpecificConfig.
+    Aac(Vec<u8>),
+}
+
+impl Media {
+    /// Audio or video.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::H264 | Self::H265 | Self::Jpeg => Kind::Video,
+            Self::Opus | Self::Pcmu | Self::Pcma | Self::Aac(_) => Kind::Audio,
+        }
+    }
+}
+
+/// A frame, in either direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WireFrame {
+    pub kind: Kind,
+    /// Nanoseconds since a beginning that all tracks share.
+    pub time: u64,
+    /// Something is missing before it.
+    pub after_gap: bool,
+    pub bytes: Bytes,
+}
+
+/// To a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToWorker {
+    /// The first message of a worker that runs a pipeline.
+    Run(Job),
+    /// The first message of a worker that tells what cannot be run: name and job of each.
+    Check(Vec<(String, Job)>),
+    Frame(WireFrame),
+    /// The encoder should make a key frame.
+    KeyFrame,
+    /// End in good order.
+    Stop,
+}
+
+/// From a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FromWorker {
+    /// The pipeline was understood; these tracks may come.
+    Ready(Tracks),
+    /// What the frames of a track are from here on.
+    Media(Media),
+    Frame(WireFrame),
+    /// A sign of life, several times a second.
+    Alive,
+    /// It cannot go on.
+    Failed(Failure),
+    /// The source has come to its end.
+    Ended,
+    /// The answer to [`ToWorker::Check`].
+    Checked(Vec<Finding>),
+}
+
+/// Sinks that a pipeline has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracks {
+    pub video: bool,
+    pub audio: bool,
+}
+
+/// Why a pipeline does not run.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Failure {
+    #[error("GStreamer lacks {}", .0.join(", "))]
+    Missing(Vec<String>),
+    #[error("the launch line is wrong: {0}")]
+    Launch(String),
+    #[error("`{target}` cannot be set: {problem}")]
+    Property { target: String, problem: String },
+    #[error("{0}")]
+    Stream(String),
+    #[error("this gateway was built without GStreamer")]
+    NotBuilt,
+}
+
+/// What became of the check of a pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    pub name: String,
+    pub failure: Option<Failure>,
+}
+
+/// What is no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum WireError {
+    #[error("a message of {0} bytes is longer than {MAX_MESSAGE} bytes")]
+    TooLong(usize),
+    #[error("a message of kind {0} cannot be read")]
+    Unreadable(u8),
+}
+
+/// Longest message, in bytes: the longest access unit and its header.
+pub const MAX_MESSAGE: usize = (8 << 20) + 64;
+
+mod kind {
+    pub const RUN: u8 = 1;
+    pub const CHECK: u8 = 2;
+    pub const FRAME: u8 = 3;
+    pub const KEY_FRAME: u8 = 4;
+    pub const STOP: u8 = 5;
+    pub const READY: u8 = 16;
+    pub const MEDIA: u8 = 17;
+    pub const ALIVE: u8 = 18;
+    pub const FAILED: u8 = 19;
+    pub const ENDED: u8 = 20;
+    pub const CHECKED: u8 = 21;
+}
+
+/// Takes a whole message off the front; `None` while it is not complete.
+fn split(buffer: &mut BytesMut) -> Result<Option<(u8, Bytes)>, WireError> {
+    let Some(length) = buffer
+        .first_chunk::<4>()
+        .map(|length| u32::from_be_bytes(*length) as usize)
+    else {
+        return Ok(None);
+    };
+    if length > MAX_MESSAGE {
+        return Err(WireError::TooLong(length));
+    }
+    if buffer.len() < 4 + length {
+        buffer.reserve(4 + length - buffer.len());
+        return Ok(None);
+    }
+    buffer.advance(4);
+    let mut message = buffer.split_to(length).freeze();
+    if message.is_empty() {
+        return Err(WireError::Unreadable(0));
+    }
+    Ok(Some((message.get_u8(), message)))
+}
+
+fn write(kind: u8, body: &[&[u8]], out: &mut BytesMut) {
+    let length = 1 + body.iter().map(|part| part.len()).sum::<usize>();
+    out.reserve(4 + length);
+    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    out.put_u8(kind);
+    body.iter().for_each(|part| out.put_slice(part));
+}
+
+fn write_json(kind: u8, body: &impl Serialize, out: &mut BytesMut) {
+    write(kind, &[&serde_json::to_vec(body).unwrap_or_default()], out);
+}
+
+fn read_json<'a, T: Deserialize<'a>>(kind: u8, body: &'a [u8]) -> Result<T, WireError> {
+    serde_json::from_slice(body).map_err(|_| WireError::Unreadable(kind))
+}
+
+const AFTER_GAP: u8 = 1;
+
+impl WireFrame {
+    fn write(&self, out: &mut BytesMut) {
+        let head = [u8::from(self.kind == Kind::Audio), u8::from(self.after_gap) * AFTER_GAP];
+        write(kind::FRAME, &[&head, &self.time.to_be_bytes(), &self.bytes], out);
+    }
+
+    fn read(mut body: Bytes) -> Result<Self, WireError> {
+        if body.len() < 10 {
+            return Err(WireError::Unreadable(kind::FRAME));
+        }
+        let kind = match body.get_u8() {
+            0 => Kind::Video,
+            1 => Kind::Audio,
+            _ => return Err(WireError::Unreadable(kind::FRAME)),
+        };
+        let after_gap = body.get_u8() & AFTER_GAP != 0;
+        let time = body.get_u64();
+        Ok(Self {
+            kind,
+            time,
+            after_gap,
+            bytes: body,
+        })
+    }
+}
+
+impl ToWorker {
+    /// Appends the message.
+    pub fn write(&self, out: &mut BytesMut) {
+        match self {
+            Self::Run(job) => write_json(kind::RUN, job, out),
+            Self::Check(jobs) => write_json(kind::CHECK, jobs, out),
+            Self::Frame(frame) => frame.write(out),
+            Self::KeyFrame => write(kind::KEY_FRAME, &[], out),
+            Self::Stop => write(kind::STOP, &[], out),
+        }
+    }
+
+    /// Takes a message off the front; `None` while it is not complete.
+    ///
+    /// # Errors
+    ///
+    /// A [`WireError`]; nothing that follows can be read.
+    pub fn read(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
+        let Some((kind, body)) = split(buffer)? else {
+            return Ok(None);
+        };
+        let message = match kind {
+            kind::RUN => Self::Run(read_json(kind, &body)?),
+            kind::CHECK => Self::Check(read_json(kind, &body)?),
+            kind::FRAME => Self::Frame(WireFrame::read(body)?),
+            kind::KEY_FRAME => Self::KeyFrame,
+            kind::STOP => Self::Stop,
+            kind => return Err(WireError::Unreadable(kind)),
+        };
+        Ok(Some(message))
+    }
+}
+
+impl FromWorker {
+    /// Appends the message.
+    pub fn write(&self, out: &mut BytesMut) {
+        match self {
+            Self::Ready(tracks) => write_json(kind::READY, tracks, out),
+            Self::Media(media) => write_json(kind::MEDIA, media, out),
+            Self::Frame(frame) => frame.write(out),
+            Self::Alive => write(kind::ALIVE, &[], out),
+            Self::Failed(failure) => write_json(kind::FAILED, failure, out),
+            Self::Ended => write(kind::ENDED, &[], out),
+            Self::Checked(findings) => write_json(kind::CHECKED, findings, out),
+        }
+    }
+
+    /// Takes a message off the front; `None` while it is not complete.
+    ///
+    /// # Errors
+    ///
+    /// A [`WireError`]; nothing that follows can be read.
+    pub fn read(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
+        let Some((kind, body)) = split(buffer)? else {
+            return Ok(None);
+        };
+        let message = match kind {
+            kind::READY => Self::Ready(read_json(kind, &body)?),
+            kind::MEDIA => Self::Media(read_json(kind, &body)?),
+            kind::FRAME => Self::Frame(WireFrame::read(body)?),
+            kind::ALIVE => Self::Alive,
+            kind::FAILED => Self::Failed(read_json(kind, &body)?),
+            kind::ENDED => Self::Ended,
+            kind::CHECKED => Self::Checked(read_json(kind, &body)?),
+            kind => return Err(WireError::Unreadable(kind)),
+        };
+        Ok(Some(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame() -> WireFrame {
+        WireFrame {
+            kind: Kind::Audio,
+            time: 1 << 40,
+            after_gap: true,
+            bytes: Bytes::from_static(b"frame"),
+        }
+    }
+
+    #[test]
+    fn messages_come_out_as_they_went_in_however_they_are_cut() {
+        let messages = [
+            FromWorker::Ready(Tracks {
+                video: true,
+                audio: false,
+            }),
+            FromWorker::Media(Media::Aac(vec![0x11, 0x90])),
+            FromWorker::Frame(frame()),
+            FromWorker::Alive,
+            FromWorker::Failed(Failure::Missing(vec!["x264enc".to_owned()])),
+            FromWorker::Ended,
+        ];
+        let mut bytes = BytesMut::new();
+        messages.iter().for_each(|message| message.write(&mut bytes));
+        let (mut buffer, mut read) = (BytesMut::new(), Vec::new());
+        for byte in bytes {
+            buffer.put_u8(byte);
+            while let Some(message) = FromWorker::read(&mut buffer).expect("a message") {
+                read.push(message);
+            }
+        }
+        assert_eq!(read, messages);
+        let mut bytes = BytesMut::new();
+        ToWorker::Frame(frame()).write(&mut bytes);
+        assert_eq!(ToWorker::read(&mut bytes), Ok(Some(ToWorker::Frame(frame()))));
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused_and_nothing_is_reserved_for_it() {
+        for (bytes, wanted) in [
+            (&[0xff, 0xff, 0xff, 0xff, 3][..], WireError::TooLong(0xffff_ffff)),
+            (&[0, 0, 0, 0], WireError::Unreadable(0)),
+            (&[0, 0, 0, 1, 99], WireError::Unreadable(99)),
+            (&[0, 0, 0, 3, 3, 0, 0], WireError::Unreadable(3)),
+            (&[0, 0, 0, 3, 16, b'{', b'x'], WireError::Unreadable(16)),
+        ] {
+            let mut buffer = BytesMut::from(bytes);
+            assert_eq!(FromWorker::read(&mut buffer), Err(wanted));
+            assert!(buffer.capacity() < 1_024);
+        }
+    }
+}

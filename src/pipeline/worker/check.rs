@@ -1,0 +1,26 @@
+//! What a machine lacks for a pipeline: tried in a process that is thrown away, for loading plugins runs native code.
+
+use gstreamer as gst;
+
+use super::pipeline::build;
+use crate::pipeline::wire::{Failure, Finding, Job};
+
+/// Tries to build each pipeline. Nothing is opened or started.
+pub fn check(jobs: &[(String, Job)]) -> Vec<Finding> {
+    if let Err(error) = gst::init() {
+        let failure = Failure::Stream(error.to_string());
+        return jobs
+            .iter()
+            .map(|(name, _)| Finding {
+                name: name.clone(),
+                failure: Some(failure.clone()),
+            })
+            .collect();
+    }
+    jobs.iter()
+        .map(|(name, job)| Finding {
+            name: name.clone(),
+            failure: build(job).err(),
+        })
+        .collect()
+}

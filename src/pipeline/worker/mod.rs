@@ -1,0 +1,108 @@
+//! The worker process: this binary, started by the gateway with a socket as its standard input.
+//!
+//! It reads one job, limits itself ([`sandbox`]), runs the pipeline (`pipeline`) and ends when the gateway says so or
+//! is gone. Nothing here is trusted by the gateway.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::BytesMut;
+
+#[cfg(not(feature = "gstreamer"))]
+use super::wire::Finding;
+use super::wire::{Failure, FromWorker, ToWorker};
+
+#[cfg(feature = "gstreamer")]
+mod check;
+#[cfg(feature = "gstreamer")]
+mod pipeline;
+pub mod sandbox;
+
+/// The worker's end of the socket. Writing waits for the gateway, which always reads: what is behind it drops.
+#[derive(Clone)]
+pub struct Gateway {
+    stream: Arc<Mutex<UnixStream>>,
+}
+
+impl Gateway {
+    /// Sends a message; `false` when the gateway is gone.
+    pub fn tell(&self, message: &FromWorker) -> bool {
+        let mut bytes = BytesMut::new();
+        message.write(&mut bytes);
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.write_all(&bytes).is_ok()
+    }
+}
+
+/// What the gateway says, one message after the other.
+pub struct Commands {
+    stream: UnixStream,
+    buffer: BytesMut,
+}
+
+impl Commands {
+    /// Waits for the next message; `None` when the gateway is gone or says what cannot be read.
+    pub fn next(&mut self) -> Option<ToWorker> {
+        let mut chunk = vec![0; 1 << 16];
+        loop {
+            match ToWorker::read(&mut self.buffer) {
+                Ok(Some(message)) => return Some(message),
+                Ok(None) => {}
+                Err(_) => return None,
+            }
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return None,
+                Ok(read) => self.buffer.extend_from_slice(chunk.get(..read).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+/// Runs the worker until its job is done.
+///
+/// # Errors
+///
+/// An error if standard input is no socket of a gateway.
+pub fn run() -> io::Result<()> {
+    let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let gateway = Gateway {
+        stream: Arc::new(Mutex::new(stream.try_clone()?)),
+    };
+    let mut commands = Commands {
+        stream,
+        buffer: BytesMut::new(),
+    };
+    match commands.next() {
+        Some(ToWorker::Check(jobs)) => {
+            #[cfg(feature = "gstreamer")]
+            let findings = check::check(&jobs);
+            #[cfg(not(feature = "gstreamer"))]
+            let findings = jobs
+                .into_iter()
+                .map(|(name, _)| Finding {
+                    name,
+                    failure: Some(Failure::NotBuilt),
+                })
+                .collect::<Vec<_>>();
+            gateway.tell(&FromWorker::Checked(findings));
+        }
+        Some(ToWorker::Run(job)) => {
+            if let Err(error) = sandbox::enter(&job) {
+                gateway.tell(&FromWorker::Failed(Failure::Stream(format!(
+                    "cannot limit itself: {error}"
+                ))));
+                return Ok(());
+            }
+            #[cfg(feature = "gstreamer")]
+            pipeline::run(&job, &gateway, commands);
+            #[cfg(not(feature = "gstreamer"))]
+            gateway.tell(&FromWorker::Failed(Failure::NotBuilt));
+        }
+        _ => return Err(io::Error::other("a worker is started by a gateway, not by hand")),
+    }
+    Ok(())
+}

@@ -1,0 +1,424 @@
+//! A GStreamer pipeline from a job: frames in at `video_in` and `audio_in`, frames out at `video` and `audio`.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use gst::prelude::*;
+use gstreamer as gst;
+use gstreamer_app::{AppLeakyType, AppSink, AppSinkCallbacks, AppSrc};
+
+use super::{Commands, Gateway};
+use crate::media::Kind;
+use crate::pipeline::wire::{Failure, FromWorker, Job, Media, ToWorker, Tracks, WireFrame};
+
+/// A pipeline that was parsed and set up, but does not run yet.
+pub struct Built {
+    pipeline: gst::Pipeline,
+    video: Option<AppSink>,
+    audio: Option<AppSink>,
+    video_in: Option<AppSrc>,
+    audio_in: Option<AppSrc>,
+}
+
+/// What may come out of a sink. The gateway puts it into packets by itself.
+const VIDEO_CAPS: &str = "video/x-h264,stream-format=byte-stream,alignment=au; \
+                          video/x-h265,stream-format=byte-stream,alignment=au; image/jpeg";
+const AUDIO_CAPS: &str = "audio/x-opus; audio/mpeg,mpegversion=4,stream-format=raw; \
+                          audio/x-alaw,rate=8000,channels=1; audio/x-mulaw,rate=8000,channels=1";
+
+/// Buffers that may wait in a sink before its pipeline waits.
+const SINK_BUFFERS: u32 = 64;
+
+/// Bytes that may wait in a source; the oldest leave when there are more.
+const SOURCE_BYTES: u64 = 8 << 20;
+
+/// Sinks that pipelines may have besides ours. All others write somewhere.
+const HARMLESS_SINKS: [&str; 2] = ["appsink", "fakesink"];
+
+/// Between signs of life.
+const ALIVE: gst::ClockTime = gst::ClockTime::from_mseconds(200);
+
+/// Parses the launch line, sets the properties, and finds the ends.
+///
+/// # Errors
+///
+/// A [`Failure`] that names what is missing or wrong.
+pub fn build(job: &Job) -> Result<Built, Failure> {
+    let mut context = gst::ParseContext::new();
+    let parsed = gst::parse::launch_full(&job.launch, Some(&mut context), gst::ParseFlags::FATAL_ERRORS);
+    let element = parsed.map_err(|error| match error.kind::<gst::ParseError>() {
+        Some(gst::ParseError::NoSuchElement) => Failure::Missing(missing(&job.launch, &context)),
+        _ => Failure::Launch(error.message().to_owned()),
+    })?;
+    let pipeline = element
+        .downcast::<gst::Pipeline>()
+        .map_err(|_| Failure::Launch("has one element only".to_owned()))?;
+    for element in pipeline.iterate_recurse().into_iter().flatten() {
+        let Some(factory) = element.factory() else { continue };
+        let is_sink = factory.klass().split('/').any(|class| class == "Sink");
+        if is_sink && !HARMLESS_SINKS.contains(&factory.name().as_str()) {
+            return Err(Failure::Launch(format!("`{}` would write somewhere", factory.name())));
+        }
+    }
+    for (target, value) in &job.properties {
+        set(&pipeline, target, value)?;
+    }
+    let built = Built {
+        video: end(&pipeline, "video")?,
+        audio: end(&pipeline, "audio")?,
+        video_in: end(&pipeline, "video_in")?,
+        audio_in: end(&pipeline, "audio_in")?,
+        pipeline,
+    };
+    if built.video.is_none() && built.audio.is_none() {
+        return Err(Failure::Launch(
+            "has no `appsink name=video` and no `appsink name=audio`".to_owned(),
+        ));
+    }
+    Ok(built)
+}
+
+/// All elements of a launch line that there are none of: GStreamer names the first only.
+fn missing(launch: &str, context: &gst::ParseContext) -> Vec<String> {
+    let mut missing: Vec<String> = context.missing_elements().iter().map(ToString::to_string).collect();
+    let words = launch
+        .split(['!', '\n'])
+        .filter_map(|part| part.split_whitespace().next());
+    for word in words {
+        let is_element = word
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+        if is_element && gst::ElementFactory::find(word).is_none() {
+            missing.push(word.to_owned());
+        }
+    }
+    missing.sort();
+    missing.dedup();
+    missing
+}
+
+/// Sets a property by a text, as its type reads it: a text never becomes anything else than a value.
+fn set(pipeline: &gst::Pipeline, target: &str, value: &str) -> Result<(), Failure> {
+    let refused = |problem: &str| Failure::Property {
+        target: target.to_owned(),
+        problem: problem.to_owned(),
+    };
+    let (name, property) = target
+        .split_once('.')
+        .ok_or_else(|| refused("is no element.property"))?;
+    let element = pipeline
+        .by_name(name)
+        .ok_or_else(|| refused("there is no such element"))?;
+    let spec = element
+        .find_property(property)
+        .ok_or_else(|| refused("the element has no such property"))?;
+    let value = if spec.value_type() == gst::glib::Type::STRING {
+        // The reader of texts would take quotes and escapes in it.
+        value.to_value()
+    } else {
+        gst::glib::Value::deserialize_with_pspec(value, &spec).map_err(|_| refused("the value is not of its type"))?
+    };
+    if !spec.flags().contains(gst::glib::ParamFlags::WRITABLE) {
+        return Err(refused("the property cannot be written"));
+    }
+    element.set_property_from_value(property, &value);
+    Ok(())
+}
+
+fn end<T: IsA<gst::Element>>(pipeline: &gst::Pipeline, name: &str) -> Result<Option<T>, Failure> {
+    let Some(element) = pipeline.by_name(name) else {
+        return Ok(None);
+    };
+    let end = element.downcast().map_err(|_| {
+        let wanted = if name.ends_with("_in") { "appsrc" } else { "appsink" };
+        Failure::Launch(format!("the element named `{name}` has to be an {wanted}"))
+    })?;
+    Ok(Some(end))
+}
+
+/// Runs until the gateway says stop, the source ends, or something fails.
+pub fn run(job: &Job, gateway: &Gateway, commands: Commands) {
+    let result = gst::init()
+        .map_err(|error| Failure::Stream(error.to_string()))
+        .and_then(|()| build(job))
+        .and_then(|built| play(job, built, gateway, commands));
+    match result {
+        Ok(()) => gateway.tell(&FromWorker::Ended),
+        Err(failure) => gateway.tell(&FromWorker::Failed(failure)),
+    };
+}
+
+/// Times that all tracks share, unbroken when a source begins again.
+#[derive(Default)]
+struct Timeline {
+    /// Added to running times.
+    shift: AtomicU64,
+    /// End of the latest frame so far.
+    end: AtomicU64,
+}
+
+fn play(job: &Job, built: Built, gateway: &Gateway, commands: Commands) -> Result<(), Failure> {
+    let pipeline = built.pipeline.clone();
+    let timeline = Arc::new(Timeline::default());
+    let ends = [
+        (Kind::Video, &built.video, VIDEO_CAPS),
+        (Kind::Audio, &built.audio, AUDIO_CAPS),
+    ];
+    for (kind, sink, caps) in ends {
+        if let Some(sink) = sink {
+            prepare_sink(kind, sink, caps, gateway, &timeline)?;
+        }
+    }
+    for input in &job.inputs {
+        let source = match input.media.kind() {
+            Kind::Video => &built.video_in,
+            Kind::Audio => &built.audio_in,
+        };
+        let source = source
+            .as_ref()
+            .ok_or_else(|| Failure::Launch(format!("has no `appsrc name={}_in`", input.media.kind())))?;
+        prepare_source(source, &input.media)?;
+    }
+    gateway.tell(&FromWorker::Ready(Tracks {
+        video: built.video.is_some(),
+        audio: built.audio.is_some(),
+    }));
+    let failed =
+        |error: gst::StateChangeError| first_error(&pipeline).unwrap_or_else(|| Failure::Stream(error.to_string()));
+    let live = pipeline.set_state(gst::State::Paused).map_err(failed)? == gst::StateChangeSuccess::NoPreroll;
+    // What is not live comes as fast as it can be read: its sinks hold it back to its time.
+    let paced = !live && job.inputs.is_empty();
+    for sink in [&built.video, &built.audio].into_iter().flatten() {
+        sink.set_sync(paced);
+    }
+    pipeline.set_state(gst::State::Playing).map_err(failed)?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let obeying = (
+        stop.clone(),
+        built.video.clone(),
+        built.video_in.clone(),
+        built.audio_in.clone(),
+    );
+    std::thread::spawn(move || {
+        let (stop, video, video_in, audio_in) = obeying;
+        obey(commands, video.as_ref(), video_in.as_ref(), audio_in.as_ref());
+        stop.store(true, Ordering::Release);
+    });
+    let result = watch(job, &pipeline, gateway, &timeline, &stop);
+    let _ = pipeline.set_state(gst::State::Null);
+    result
+}
+
+/// Reads the bus and gives signs of life.
+fn watch(
+    job: &Job,
+    pipeline: &gst::Pipeline,
+    gateway: &Gateway,
+    timeline: &Timeline,
+    stop: &AtomicBool,
+) -> Result<(), Failure> {
+    let bus = pipeline
+        .bus()
+        .ok_or_else(|| Failure::Stream("there is no bus".to_owned()))?;
+    let mut played = false;
+    loop {
+        let message = bus.timed_pop(ALIVE);
+        if stop.load(Ordering::Acquire) || !gateway.tell(&FromWorker::Alive) {
+            return Ok(());
+        }
+        let Some(message) = message else { continue };
+        match message.view() {
+            gst::MessageView::Error(error) => return Err(failure_of(error)),
+            gst::MessageView::Eos(_) if job.repeats => {
+                let end = timeline.end.load(Ordering::Acquire);
+                played |= end > timeline.shift.load(Ordering::Acquire);
+                if !played {
+                    return Err(Failure::Stream("there is nothing in it that can be played".to_owned()));
+                }
+                played = false;
+                timeline.shift.store(end, Ordering::Release);
+                pipeline
+                    .seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT, gst::ClockTime::ZERO)
+                    .map_err(|_| Failure::Stream("it cannot be played again from its beginning".to_owned()))?;
+            }
+            gst::MessageView::Eos(_) => return Ok(()),
+            gst::MessageView::Latency(_) => {
+                let _ = pipeline.recalculate_latency();
+            }
+            _ => {}
+        }
+    }
+}
+
+fn first_error(pipeline: &gst::Pipeline) -> Option<Failure> {
+    let message = pipeline.bus()?.pop_filtered(&[gst::MessageType::Error])?;
+    match message.view() {
+        gst::MessageView::Error(error) => Some(failure_of(error)),
+        _ => None,
+    }
+}
+
+/// What GStreamer says, and where: not the address, which may hold a password.
+fn failure_of(error: &gst::message::Error) -> Failure {
+    let place = error.src().map(|source| source.name().to_string()).unwrap_or_default();
+    let text = error.error().message().trim_end_matches('.').to_owned();
+    // The details say more, in their last line.
+    let detail = error.debug().and_then(|debug| {
+        let line = debug.lines().map(str::trim).rfind(|line| !line.is_empty())?.to_owned();
+        (!line.contains("://")).then_some(line)
+    });
+    Failure::Stream(match detail {
+        Some(detail) => format!("{text} ({place}: {detail})"),
+        None => format!("{text} ({place})"),
+    })
+}
+
+fn obey(mut commands: Commands, video: Option<&AppSink>, video_in: Option<&AppSrc>, audio_in: Option<&AppSrc>) {
+    while let Some(command) = commands.next() {
+        match command {
+            ToWorker::Frame(frame) => {
+                let source = match frame.kind {
+                    Kind::Video => video_in,
+                    Kind::Audio => audio_in,
+                };
+                if let Some(source) = source {
+                    let _ = source.push_buffer(buffer_of(frame));
+                }
+            }
+            ToWorker::KeyFrame => {
+                if let Some(video) = video {
+                    let wish = gst::Structure::builder("GstForceKeyUnit")
+                        .field("all-headers", true)
+                        .build();
+                    video.send_event(gst::event::CustomUpstream::new(wish));
+                }
+            }
+            ToWorker::Stop => return,
+            ToWorker::Run(_) | ToWorker::Check(_) => return,
+        }
+    }
+}
+
+fn buffer_of(frame: WireFrame) -> gst::Buffer {
+    let mut buffer = gst::Buffer::from_slice(frame.bytes);
+    if let Some(buffer) = buffer.get_mut() {
+        buffer.set_pts(gst::ClockTime::from_nseconds(frame.time));
+        if frame.after_gap {
+            buffer.set_flags(gst::BufferFlags::DISCONT);
+        }
+    }
+    buffer
+}
+
+fn prepare_source(source: &AppSrc, media: &Media) -> Result<(), Failure> {
+    let caps = match media {
+        Media::H264 => "video/x-h264,stream-format=byte-stream,alignment=au".to_owned(),
+        Media::H265 => "video/x-h265,stream-format=byte-stream,alignment=au".to_owned(),
+        Media::Jpeg => "image/jpeg".to_owned(),
+        Media::Opus => "audio/x-opus,channel-mapping-family=0,channels=2,rate=48000".to_owned(),
+        Media::Pcmu => "audio/x-mulaw,rate=8000,channels=1".to_owned(),
+        Media::Pcma => "audio/x-alaw,rate=8000,channels=1".to_owned(),
+        Media::Aac(config) => {
+            let hex: String = config.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("audio/mpeg,mpegversion=4,stream-format=raw,codec_data=(buffer){hex}")
+        }
+    };
+    let mut caps: gst::Caps = caps
+        .parse()
+        .map_err(|_| Failure::Launch("caps of an input".to_owned()))?;
+    if let Media::Aac(config) = media
+        && let Some(config) = crate::media::aac::AacConfig::parse(config)
+    {
+        let caps = caps.make_mut();
+        caps.set("rate", config.rate as i32);
+        caps.set("channels", i32::from(config.channels.max(1)));
+    }
+    source.set_caps(Some(&caps));
+    source.set_format(gst::Format::Time);
+    source.set_is_live(true);
+    source.set_do_timestamp(false);
+    source.set_max_bytes(SOURCE_BYTES);
+    source.set_block(false);
+    source.set_leaky_type(AppLeakyType::Downstream);
+    Ok(())
+}
+
+fn prepare_sink(
+    kind: Kind,
+    sink: &AppSink,
+    caps: &str,
+    gateway: &Gateway,
+    timeline: &Arc<Timeline>,
+) -> Result<(), Failure> {
+    let caps: gst::Caps = caps.parse().map_err(|_| Failure::Launch("caps of a sink".to_owned()))?;
+    sink.set_caps(Some(&caps));
+    sink.set_max_buffers(SINK_BUFFERS);
+    sink.set_drop(false);
+    sink.set_wait_on_eos(false);
+    // A track that a source turns out not to have must not hold up the others.
+    sink.set_property("async", false);
+    let (gateway, timeline) = (gateway.clone(), timeline.clone());
+    let told: Mutex<Option<Media>> = Mutex::new(None);
+    let callbacks = AppSinkCallbacks::builder()
+        .new_sample(move |sink| {
+            let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
+            let Some(media) = sample.caps().and_then(media_of) else {
+                return Err(gst::FlowError::NotNegotiated);
+            };
+            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.as_ref() != Some(&media) {
+                gateway.tell(&FromWorker::Media(media.clone()));
+                *told = Some(media);
+            }
+            let Some(frame) = frame_of(kind, &sample, &timeline) else {
+                return Ok(gst::FlowSuccess::Ok);
+            };
+            match gateway.tell(&FromWorker::Frame(frame)) {
+                true => Ok(gst::FlowSuccess::Ok),
+                false => Err(gst::FlowError::Eos),
+            }
+        })
+        .build();
+    sink.set_callbacks(callbacks);
+    Ok(())
+}
+
+/// `None` for a buffer without a time or without content.
+fn frame_of(kind: Kind, sample: &gst::Sample, timeline: &Timeline) -> Option<WireFrame> {
+    let buffer = sample.buffer()?;
+    let segment = sample.segment()?.downcast_ref::<gst::ClockTime>()?;
+    let pts = buffer.pts().or(buffer.dts())?;
+    let running = segment
+        .to_running_time(pts)
+        .or_else(|| segment.to_running_time(buffer.dts()?))?;
+    let time = running.nseconds() + timeline.shift.load(Ordering::Acquire);
+    let duration = buffer.duration().unwrap_or(gst::ClockTime::from_mseconds(20));
+    timeline.end.fetch_max(time + duration.nseconds(), Ordering::AcqRel);
+    let map = buffer.map_readable().ok()?;
+    (!map.is_empty()).then(|| WireFrame {
+        kind,
+        time,
+        after_gap: buffer.flags().contains(gst::BufferFlags::DISCONT),
+        bytes: Bytes::copy_from_slice(&map),
+    })
+}
+
+fn media_of(caps: &gst::CapsRef) -> Option<Media> {
+    let structure = caps.structure(0)?;
+    Some(match structure.name().as_str() {
+        "video/x-h264" => Media::H264,
+        "video/x-h265" => Media::H265,
+        "image/jpeg" => Media::Jpeg,
+        "audio/x-opus" => Media::Opus,
+        "audio/x-alaw" => Media::Pcma,
+        "audio/x-mulaw" => Media::Pcmu,
+        "audio/mpeg" => {
+            let config = structure.get::<gst::Buffer>("codec_data").ok()?;
+            let map = config.map_readable().ok()?;
+            Media::Aac(map.to_vec())
+        }
+        _ => return None,
+    })
+}

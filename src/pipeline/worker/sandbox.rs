@@ -1,0 +1,195 @@
+//! What a worker may do, set by itself before it loads anything native.
+//!
+//! * no new privileges, no core dump, the first to be killed when memory runs out, and gone with the gateway;
+//! * memory: the gateway watches what is resident; the bound here, on all that is mapped for data, is for what grows
+//!   faster than anybody looks;
+//! * system calls that start programs, look into other processes or change the machine are refused (seccomp), and so
+//!   are sockets of the Internet if the pipeline has no use for them;
+//! * files: nothing is written, and read only what the pipeline declared and what libraries need (Landlock, where the
+//!   kernel has it).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access as _, AccessFs, CompatLevel, Compatible as _, PathBeneath, PathFd, Ruleset, RulesetAttr as _,
+    RulesetCreatedAttr as _,
+};
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+use crate::pipeline::wire::Job;
+
+/// Open files and sockets of one worker.
+const MAX_FILES: u64 = 256;
+
+/// What is mapped for data may be so many times what may be resident: stacks and arenas are mostly empty.
+const MAPPED: u64 = 4;
+
+/// What libraries read. Fonts, codecs' tables and certificates are below these.
+const LIBRARIES: [&str; 8] = [
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/etc",
+    "/proc",
+    "/sys",
+    "/run",
+    "/var/cache/fontconfig",
+];
+
+/// Devices that every program may use.
+const DEVICES: [&str; 4] = ["/dev/null", "/dev/urandom", "/dev/random", "/dev/zero"];
+
+/// Limits this process for good.
+///
+/// # Errors
+///
+/// The first limit that the kernel refuses. Landlock is left out where there is none.
+pub fn enter(job: &Job) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::thread::set_no_new_privs(true)?;
+    limit(Resource::Core, 0)?;
+    limit(Resource::Nofile, MAX_FILES)?;
+    limit(Resource::Data, job.memory.saturating_mul(MAPPED))?;
+    // The media of others goes first.
+    let _ = rustix::process::nice(5);
+    let _ = fs::write("/proc/self/oom_score_adj", "800");
+    bind_to_processors(job.processors)?;
+    restrict_files(job)?;
+    restrict_system_calls(job.network)
+}
+
+fn limit(resource: Resource, most: u64) -> io::Result<()> {
+    let bounds = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    Ok(setrlimit(resource, bounds)?)
+}
+
+/// The first processors after one that differs from worker to worker.
+fn bind_to_processors(count: u32) -> io::Result<()> {
+    if count == 0 {
+        return Ok(());
+    }
+    let all = rustix::thread::sched_getaffinity(None)?;
+    let usable: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|cpu| all.is_set(*cpu))
+        .collect();
+    let mut set = rustix::thread::CpuSet::new();
+    let first = std::process::id() as usize;
+    for offset in 0..(count as usize).min(usable.len()) {
+        if let Some(cpu) = usable.get((first + offset) % usable.len()) {
+            set.set(*cpu);
+        }
+    }
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+fn restrict_files(job: &Job) -> io::Result<()> {
+    let abi = ABI::V3;
+    let read = AccessFs::from_read(abi);
+    let ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(abi))
+        .and_then(Ruleset::create)
+        .map_err(io::Error::other)?;
+    let registry = ["GST_REGISTRY", "XDG_CACHE_HOME", "HOME"]
+        .iter()
+        .filter_map(std::env::var_os)
+        .map(PathBuf::from);
+    let own = std::env::current_exe().ok();
+    let readable = LIBRARIES.iter().map(PathBuf::from).chain(registry).chain(own);
+    let usable = DEVICES.iter().map(PathBuf::from).chain(job.files.iter().cloned());
+    let rules = readable
+        .map(|path| (path, read))
+        .chain(usable.map(|path| (path, read | AccessFs::WriteFile)))
+        .filter_map(|(path, access)| {
+            let access = if path.is_dir() {
+                access
+            } else {
+                access & AccessFs::from_file(abi)
+            };
+            Some(Ok::<_, landlock::RulesetError>(PathBeneath::new(
+                PathFd::new(path).ok()?,
+                access,
+            )))
+        });
+    ruleset
+        .add_rules(rules)
+        .and_then(landlock::RulesetCreated::restrict_self)
+        .map_err(io::Error::other)?;
+    Ok(())
+}
+
+/// Refused whatever the arguments: programs, other processes, the machine.
+const REFUSED: [i64; 40] = [
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_acct,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_adjtimex,
+    libc::SYS_sethostname,
+    libc::SYS_setdomainname,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_io_uring_setup,
+    libc::SYS_quotactl,
+    libc::SYS_personality,
+    libc::SYS_syslog,
+];
+
+/// Families of sockets that lead out of the machine.
+const INTERNET: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_PACKET];
+
+fn restrict_system_calls(network: bool) -> io::Result<()> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
+    if !network {
+        let families = INTERNET
+            .iter()
+            .map(|family| {
+                let is = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *family as u64)?;
+                SeccompRule::new(vec![is])
+            })
+            .collect::<Result<_, _>>()
+            .map_err(io::Error::other)?;
+        rules.insert(libc::SYS_socket, families);
+    }
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
+    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).map_err(io::Error::other)?;
+    let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
+    seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)
+}

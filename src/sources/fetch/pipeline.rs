@@ -1,0 +1,224 @@
+//! A stream from a pipeline in a worker process.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tracing::debug;
+
+use super::address::Allowed;
+use super::{Attached, FetchError, random_id};
+use crate::hub::name::StreamName;
+use crate::media::aac::AacConfig;
+use crate::media::clock::ticks;
+use crate::media::{Codec, Format, Kind};
+use crate::pipeline::description::Limits;
+use crate::pipeline::process::{Process, ProcessError};
+use crate::pipeline::value::TargetHost;
+use crate::pipeline::wire::{Failure, FromWorker, Job, Media, Tracks, WireFrame};
+use crate::sources::feed::{Announced, FanOut, Feed, Framing};
+
+/// A pipeline with the values that a stream gives it.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// As in the library.
+    pub name: String,
+    /// The program that becomes a worker.
+    pub program: PathBuf,
+    pub job: Job,
+    pub limits: Limits,
+    /// Hosts that it will connect to.
+    pub hosts: Vec<TargetHost>,
+    pub allowed: Allowed,
+}
+
+/// What a feed announces for frames of a worker; `None` for AAC that cannot be read.
+pub fn announced(media: &Media) -> Option<Announced> {
+    Some(match media {
+        Media::H264 => Codec::H264.into(),
+        Media::H265 => Codec::H265.into(),
+        Media::Jpeg => Codec::Jpeg.into(),
+        Media::Opus => Codec::Opus.into(),
+        Media::Pcmu => Format::Pcmu.into(),
+        Media::Pcma => Format::Pcma.into(),
+        Media::Aac(config) => Format::Aac(AacConfig::parse(config)?).into(),
+    })
+}
+
+/// A track that is announced in vain keeps the others waiting so long after the first frame.
+const TRACK_WAIT: Duration = Duration::from_millis(1_000);
+
+/// Frames that are kept meanwhile, and their bytes.
+const MAX_HELD: usize = 1_024;
+const MAX_HELD_BYTES: usize = 16 << 20;
+
+/// Between notes of how the times of a source lie to the clock.
+const NOTE: Duration = Duration::from_secs(1);
+
+/// Runs the worker until it fails; `live` is called when its stream gets frames.
+pub async fn play<P: FanOut>(
+    order: &Order,
+    stream: &StreamName,
+    plane: &P,
+    live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
+) -> FetchError {
+    for host in &order.hosts {
+        if let Err(error) = order.allowed.check(host).await {
+            return error.into();
+        }
+    }
+    let mut running = match Process::start(&order.program, order.job.clone(), order.limits) {
+        Ok(process) => Running(Some(process)),
+        Err(error) => return error.into(),
+    };
+    let Some(process) = &mut running.0 else {
+        return FetchError::Displaced;
+    };
+    let mut tracks = Gathering::default();
+    let mut attached: Option<Attached<'_, P>> = None;
+    let mut playing = false;
+    let mut origin = Origin::default();
+    loop {
+        let message = match process.next().await {
+            Ok(message) => message,
+            Err(error) => return error.into(),
+        };
+        let now = tokio::time::Instant::now().into_std();
+        match message {
+            FromWorker::Ready(expected) => tracks.expected = Some(expected),
+            FromWorker::Media(media) => {
+                tracks.media.retain(|known| known.kind() != media.kind());
+                tracks.media.push(media);
+                // Another set of tracks is another source on the same line.
+                attached = None;
+            }
+            FromWorker::Frame(frame) => tracks.hold(now, frame),
+            FromWorker::Alive | FromWorker::Failed(_) | FromWorker::Ended | FromWorker::Checked(_) => {}
+        }
+        if !tracks.are_complete(now) {
+            continue;
+        }
+        let attached = match &mut attached {
+            Some(attached) => attached,
+            None => {
+                let announced: Vec<Announced> = tracks.media.iter().filter_map(announced).collect();
+                let Ok(feed) = Feed::new(stream.clone(), random_id(), &announced) else {
+                    let failure = Failure::Stream("its frames are none that can be sent".to_owned());
+                    return ProcessError::Failed(failure).into();
+                };
+                attached.insert(Attached { feed, plane })
+            }
+        };
+        for (arrived, frame) in tracks.held.drain(..) {
+            take(&mut attached.feed, arrived, &frame, &tracks.media);
+            if let Some(captured) = origin.note(arrived, &frame) {
+                attached
+                    .feed
+                    .note_captured(frame.kind, rtp_time(&frame, &tracks.media), captured);
+            }
+        }
+        tracks.held_bytes = 0;
+        if !plane.feed(&mut attached.feed) {
+            return FetchError::Displaced;
+        }
+        if attached.feed.take_key_frame_wish() {
+            process.want_key_frame();
+        }
+        if !playing && attached.feed.is_attached() {
+            playing = true;
+            live(&tracks.media.iter().map(label).collect::<Vec<_>>());
+        }
+    }
+}
+
+fn label(media: &Media) -> &'static str {
+    announced(media).map_or("AAC", |announced| announced.codec.name())
+}
+
+fn take(feed: &mut Feed, now: Instant, frame: &WireFrame, media: &[Media]) {
+    let time = rtp_time(frame, media);
+    let taken = match frame.kind {
+        Kind::Video => feed.take_video(now, time, &frame.bytes, Framing::StartCodes),
+        Kind::Audio => feed.take_audio(now, time, &frame.bytes),
+    };
+    if let Err(error) = taken {
+        debug!(%error, "frame of a worker dropped");
+    }
+}
+
+/// In units of the clock rate of its codec.
+fn rtp_time(frame: &WireFrame, media: &[Media]) -> u64 {
+    let media = media.iter().find(|media| media.kind() == frame.kind);
+    let rate = media
+        .and_then(announced)
+        .map_or(90_000, |announced| announced.codec.clock_rate());
+    ticks(Duration::from_nanos(frame.time), rate)
+}
+
+/// What is known of the tracks before the feed begins.
+#[derive(Default)]
+struct Gathering {
+    expected: Option<Tracks>,
+    media: Vec<Media>,
+    held: Vec<(Instant, WireFrame)>,
+    held_bytes: usize,
+    first: Option<Instant>,
+}
+
+impl Gathering {
+    fn hold(&mut self, now: Instant, frame: WireFrame) {
+        self.first.get_or_insert(now);
+        if self.held.len() < MAX_HELD && self.held_bytes < MAX_HELD_BYTES {
+            self.held_bytes += frame.bytes.len();
+            self.held.push((now, frame));
+        }
+    }
+
+    fn are_complete(&self, now: Instant) -> bool {
+        let has = |kind| self.media.iter().any(|media| media.kind() == kind);
+        let expected = self
+            .expected
+            .is_some_and(|expected| (has(Kind::Video) || !expected.video) && (has(Kind::Audio) || !expected.audio));
+        let waited = self.first.is_some_and(|first| now.duration_since(first) >= TRACK_WAIT);
+        !self.held.is_empty() && (expected || (waited && !self.media.is_empty()))
+    }
+}
+
+/// When the beginning of a worker's times was, by its least delayed frames: tracks that take longer through their
+/// encoders are not late for that.
+#[derive(Default)]
+struct Origin {
+    at: Option<Instant>,
+    noted: [Option<Instant>; 2],
+}
+
+/// One in so many parts of a later frame is believed.
+const LEAK: u32 = 1_024;
+
+impl Origin {
+    /// When a frame was captured, now and then.
+    fn note(&mut self, now: Instant, frame: &WireFrame) -> Option<Instant> {
+        let begin = now.checked_sub(Duration::from_nanos(frame.time))?;
+        let at = match self.at {
+            Some(at) if begin > at => at + (begin - at) / LEAK,
+            _ => begin,
+        };
+        self.at = Some(at);
+        let noted = self.noted.get_mut(usize::from(frame.kind == Kind::Audio))?;
+        if noted.is_some_and(|noted| now.duration_since(noted) < NOTE) {
+            return None;
+        }
+        *noted = Some(now);
+        Some(at + Duration::from_nanos(frame.time))
+    }
+}
+
+/// Ends its worker in good order when it is dropped.
+pub struct Running(pub Option<Process>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let (Some(process), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(process.stop());
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Frames from the RTP packets of a camera, for codecs that retina does not put together (Opus), and for the video beside
+//! them: retina hands out either packets or frames of a session, not both.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use retina::rtp::ReceivedPacket;
+
+use crate::media::codec::Inspector;
+use crate::media::depacketizer::{Depacketizer, Frame};
+use crate::media::packet::Packet;
+use crate::media::{Codec, Kind};
+
+/// One track.
+pub(super) struct RawTrack {
+    codec: Codec,
+    depacketizer: Depacketizer,
+    inspector: Inspector,
+    seq: u64,
+}
+
+impl RawTrack {
+    pub(super) fn new(codec: Codec) -> Self {
+        Self {
+            codec,
+            depacketizer: Depacketizer::new(codec.kind()),
+            inspector: Inspector::new(codec),
+            seq: 0,
+        }
+    }
+
+    /// Takes the next packet, with its time on the clock of the codec; complete frames are appended.
+    pub(super) fn take(&mut self, packet: ReceivedPacket, time: u64, received: Instant, out: &mut Vec<Frame>) {
+        self.seq += 1 + u64::from(packet.loss());
+        let marker = packet.mark();
+        let payload = packet.into_payload_bytes();
+        if payload.is_empty() {
+            return;
+        }
+        // Times of the inspector stand for frames: their lowest bits are enough.
+        let inspection = self.inspector.inspect(time as u32, &payload);
+        let key_frame = self.codec.kind() == Kind::Video && inspection.key_frame;
+        let missing = inspection.insert.into_iter().map(|payload| (payload, false));
+        let payloads: Vec<(Bytes, bool)> = missing.chain([(payload, marker)]).collect();
+        let inserted = payloads.len() as u64 - 1;
+        for (index, (payload, marker)) in payloads.into_iter().enumerate() {
+            let packet = Packet {
+                seq: self.seq + index as u64,
+                time,
+                order: 0,
+                codec: self.codec,
+                marker,
+                key_frame,
+                news: false,
+                padding: 0,
+                arrival: received,
+                payload,
+            };
+            self.depacketizer.push(&packet, out);
+        }
+        self.seq += inserted;
+    }
+}
