@@ -13,6 +13,8 @@ use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
 use crate::config::{self, Config, Secret};
+use crate::pipeline::process;
+use crate::repair;
 use crate::session::SessionError;
 use crate::session::identity::Identity;
 use crate::shard::{MediaPlane, Settings, StartError};
@@ -29,6 +31,8 @@ pub struct Gateway {
     server: JoinHandle<()>,
     /// One task for each stream that is fetched; they end with it.
     fetching: JoinSet<()>,
+    /// Feeds what viewers need repaired.
+    repairing: Option<JoinHandle<()>>,
     made_token: Option<Secret>,
 }
 
@@ -107,6 +111,10 @@ impl Gateway {
         let router = signalling::router(signalling.clone());
         let (stop_http, stop) = watch::channel(false);
         let server = tokio::spawn(server::serve(listener, router, config.limits.connections, stop));
+        let repairing = config.pipelines.repair.then(|| {
+            let program = process::own_program();
+            repair::start(config.pipelines.library, program, signalling.media.clone())
+        });
         let mut fetching = JoinSet::new();
         for (entry, fetched) in entries.into_iter().zip(config.streams) {
             fetching.spawn(fetch::run(entry, fetched, signalling.media.clone()));
@@ -118,6 +126,7 @@ impl Gateway {
             stop_http,
             server,
             fetching,
+            repairing,
             made_token,
         })
     }
@@ -146,6 +155,9 @@ impl Gateway {
     pub async fn stop(mut self) {
         self.drain();
         self.fetching.shutdown().await;
+        if let Some(repairing) = self.repairing.take() {
+            repairing.abort();
+        }
         let media = self.signalling.media.clone();
         let stopped = tokio::task::spawn_blocking(move || media.stop());
         if tokio::time::timeout(MEDIA_GRACE, stopped).await.is_err() {

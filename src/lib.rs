@@ -79,6 +79,7 @@ pub mod hub;
 pub mod media;
 pub mod outputs;
 pub mod pipeline;
+pub mod repair;
 pub mod sdp;
 pub mod session;
 pub mod shard;

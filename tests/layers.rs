@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 6] = [
     &["media"],
     &["sdp", "session", "hub", "pipeline"],
     &["sources", "outputs"],
-    &["shard"],
+    &["shard", "repair"],
     &["signalling", "api"],
     &["gateway", "main", "lib"],
 ];
@@ -18,16 +18,19 @@ const LAYERS: [&[&str]; 6] = [
 const PLAIN: [&str; 2] = ["config", "telemetry"];
 
 /// These do not know each other.
-const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("signalling", "api")];
+const STRANGERS: [(&str, &str); 3] = [("sources", "outputs"), ("shard", "repair"), ("signalling", "api")];
 
 /// Foreign stacks and the folders that may name them.
-const FOREIGN: [(&str, &[&str]); 7] = [
+const FOREIGN: [(&str, &[&str]); 9] = [
     ("rtc_dtls", &["session"]),
     ("rtc_srtp", &["session"]),
     ("rtc_stun", &["session"]),
     ("rtc_sdp", &["sdp"]),
     ("axum", &["signalling", "api", "outputs"]),
-    ("libc", &["shard"]),
+    // Numbers of system calls, which a worker refuses itself.
+    ("libc", &["shard", "pipeline"]),
+    ("gstreamer", &["pipeline"]),
+    ("seccompiler", &["pipeline"]),
     ("retina", &["sources"]),
 ];
 
@@ -81,7 +84,7 @@ fn each_foreign_stack_is_named_in_few_places() {
 }
 
 /// Clients of other servers: they wait for sockets and read the clock, and hand on what they read with its time.
-const SHELLS: [&str; 1] = ["sources/rtsp"];
+const SHELLS: [&str; 2] = ["sources/rtsp", "sources/fetch"];
 
 /// Clippy refuses these calls too, but where an `#[expect]` gives a reason; below the shells there is none.
 #[test]

@@ -9,6 +9,7 @@ pub mod intake;
 pub mod mailbox;
 pub mod meter;
 pub mod name;
+pub mod reader;
 pub mod registry;
 pub mod ring;
 pub mod stream;

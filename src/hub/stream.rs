@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::name::StreamName;
 use super::tap::{TapMailbox, Taps};
 use super::track::Track;
-use crate::media::{Kind, repair};
+use crate::media::{Format, Kind, repair};
 use crate::sdp::plan::SourceFormats;
 
 /// Number of a stream in this process; never used again.
@@ -181,13 +181,18 @@ impl StreamState {
 
     /// What no browser plays as it is, of one kind: that for which there is a repaired stream beside this one.
     pub fn is_unplayable(&self, kind: Kind) -> bool {
-        let track = match kind {
-            Kind::Video => &self.video,
-            Kind::Audio => &self.audio,
-        };
-        track
-            .format
-            .is_some_and(|format| repair::is_unplayable(format, track.is_reordered()))
+        self.format(kind).is_some_and(|format| {
+            let is_reordered = kind == Kind::Video && self.video.is_reordered();
+            repair::is_unplayable(format, is_reordered)
+        })
+    }
+
+    /// What one kind carries, or carried last.
+    pub fn format(&self, kind: Kind) -> Option<Format> {
+        match kind {
+            Kind::Video => self.video.format,
+            Kind::Audio => self.audio.format,
+        }
     }
 
     /// The track of a kind.

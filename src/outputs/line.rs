@@ -87,6 +87,13 @@ impl Line {
         });
     }
 
+    /// Ends all segments: what follows is read from another track, whose positions mean something else. What was sent
+    /// so far cannot be found again. `until` is as for [`Self::go_on`].
+    pub fn leave(&mut self, until: TrackSeq) {
+        self.go_on(until, until, None);
+        self.segments.clear();
+    }
+
     /// Extended sequence number and time on the line of a track position. `None` when it was skipped.
     pub fn map(&self, seq: TrackSeq, time: TrackTime) -> Option<(u64, TrackTime)> {
         let segment = self.segments.iter().rev().find(|s| s.from <= seq && seq < s.until)?;
@@ -151,6 +158,27 @@ mod tests {
         assert_eq!(line.map(12, 0).map(|m| m.0), Some(10));
         assert_eq!(line.find(2, 12), Some((2, 12)), "first transmission");
         assert_eq!(line.find(10, 12), Some((10, 12)), "replay");
+    }
+
+    #[test]
+    fn another_track_goes_on_with_the_next_number_and_nothing_old_is_found() {
+        let mut line = Line::new(100, 0);
+        line.go_on(0, 5_000, None);
+        line.leave(5_003);
+        assert_eq!((line.map(5_002, 0), line.find(102, 5_002)), (None, None));
+        line.go_on(0, 70, None);
+        assert_eq!(line.map(70, 9), Some((103, 9)));
+        assert_eq!(line.find(102, 71), None, "sent from the other track");
+        assert_eq!(line.find(103, 71), Some((103, 70)));
+    }
+
+    #[test]
+    fn a_track_that_was_left_before_anything_was_sent_takes_no_number() {
+        let mut line = Line::new(100, 0);
+        line.go_on(0, 5_000, None);
+        line.leave(0);
+        line.go_on(0, 70, None);
+        assert_eq!(line.map(70, 9), Some((100, 9)));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct OutTrack {
     left_out_until: TrackSeq,
     /// Latest time on the line that was sent.
     sent_time: TrackTime,
+    /// Sound before this was sent already, from another track.
+    not_before: TrackTime,
     /// Bursts so far. One that had to be repeated was too much for the way to this viewer.
     bursts: u32,
     rtx_seq: u64,
@@ -122,11 +124,17 @@ impl OutTrack {
             sent_until: 0,
             left_out_until: 0,
             sent_time: 0,
+            not_before: 0,
             bursts: 0,
             rtx_seq: u64::from(random() & 0x7fff),
             sent: Sent::default(),
             history: None,
         }
+    }
+
+    /// What it carries.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// SSRC of the media.
@@ -151,6 +159,19 @@ impl OutTrack {
         self.state = State::Live {
             after_order: ring.order(),
         };
+    }
+
+    /// Leaves the track that was read so far: the next call begins with another one, whose times are the same.
+    pub fn leave(&mut self) {
+        self.line.leave(self.sent_until);
+        (self.sent_until, self.left_out_until) = (0, 0);
+        self.not_before = self.sent_time + 1;
+        self.state = State::WAITING;
+    }
+
+    /// Whether a codec was negotiated.
+    pub fn can_take(&self, codec: Codec) -> bool {
+        self.payload_type(codec).is_some()
     }
 
     /// Waits for the key frame that the source was asked for, but begins with the cached one at the latest then.
@@ -330,7 +351,8 @@ impl OutTrack {
         destination: Destination,
         outbox: &mut Outbox,
     ) -> Result<(), SealError> {
-        let Some((pt, _)) = self.payload_type(packet.codec) else {
+        let was_sent = self.kind == Kind::Audio && packet.time < self.not_before;
+        let Some((pt, _)) = self.payload_type(packet.codec).filter(|_| !was_sent) else {
             self.left_out_until = self.left_out_until.max(packet.seq + 1);
             return Ok(());
         };

@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::track::{OutTrack, Retransmissions};
+use crate::hub::name::StreamName;
 use crate::hub::ring::Ring;
-use crate::hub::stream::{Stream, StreamState};
+use crate::hub::stream::{SourceRef, Stream, StreamId, StreamState};
 use crate::media::packet::Packet;
+use crate::media::repair::{self, Repair};
 use crate::media::rtcp::{self, Message, SenderInfo};
-use crate::media::{Kind, Ssrc};
+use crate::media::{Format, Kind, Ssrc};
 use crate::sdp::plan::Playback;
 use crate::session::Session;
 use crate::session::outbox::{Destination, Outbox};
 
-/// A viewer of a stream.
+/// A viewer of a stream. What it cannot play of it as it is, it takes from the repaired stream beside it
+/// ([`crate::media::repair`]), and changes between the two when the stream changes: the line goes on.
 pub struct Viewer {
     pub stream: Arc<Stream>,
-    video: Option<OutTrack>,
-    audio: Option<OutTrack>,
+    video: Option<Played>,
+    audio: Option<Played>,
     cname: String,
     started: bool,
     next_report: Option<Instant>,
@@ -27,6 +30,14 @@ pub struct Viewer {
     rtt: Duration,
     /// Sealing failed: the session has to be closed, for its packets can no longer be told apart.
     broken: bool,
+}
+
+/// A track, and the stream that it is taken from.
+struct Played {
+    out: OutTrack,
+    from: Arc<Stream>,
+    /// The stream that it will be taken from, once there is something to begin with.
+    next: Option<Arc<Stream>>,
 }
 
 /// What the shard has to do for a viewer.
@@ -57,8 +68,8 @@ impl Viewer {
         let (mut video, mut audio) = (None, None);
         for track in playback.tracks {
             match track.kind {
-                Kind::Video => video = Some(OutTrack::new(track, random)),
-                Kind::Audio => audio = Some(OutTrack::new(track, random)),
+                Kind::Video => video = Some(Played::new(OutTrack::new(track, random), &stream)),
+                Kind::Audio => audio = Some(Played::new(OutTrack::new(track, random), &stream)),
             }
         }
         Self {
@@ -80,19 +91,97 @@ impl Viewer {
         self.started = true;
         self.next_report = Some(now + REPORT_INTERVAL / 4);
         if let Some(audio) = &mut self.audio {
-            audio.start_live(&state.audio.ring);
+            audio.out.start_live(&state.audio.ring);
         }
         let Some(video) = &mut self.video else {
             return Wishes::default();
         };
         let cheaper = asking_is_cheaper(&state.video.ring, state.viewers());
         if cheaper && state.answers_requests {
-            video.wait(now + ANSWER_TIME, &state.video.ring);
+            video.out.wait(now + ANSWER_TIME, &state.video.ring);
         } else {
-            video.start(now, &state.video.ring);
+            video.out.start(now, &state.video.ring);
         }
         Wishes {
             key_frame: cheaper && state.source().is_some(),
+        }
+    }
+
+    /// For each kind, the stream that the viewer should take it from: `home` is what the stream itself says now, and
+    /// `repaired` whether there are repaired streams at all.
+    pub fn wanted(&self, home: &StreamState, repaired: bool) -> Vec<(Kind, StreamName)> {
+        [&self.video, &self.audio]
+            .into_iter()
+            .flatten()
+            .map(|played| {
+                let kind = played.out.kind();
+                let name = &self.stream.name;
+                let needs = repaired && played.needs_repair(home);
+                (
+                    kind,
+                    if needs {
+                        name.repaired(Repair::of(kind))
+                    } else {
+                        name.clone()
+                    },
+                )
+            })
+            .collect()
+    }
+
+    /// Whether a kind is taken, or soon will be, from the stream of this name.
+    pub fn is_bound_for(&self, kind: Kind, name: &StreamName) -> bool {
+        let played = self.played(kind);
+        played.is_none_or(|played| played.next.as_ref().unwrap_or(&played.from).name == *name)
+    }
+
+    /// From now on a kind is to be taken from this stream. Returns the stream that it would have been taken from, if it
+    /// was waiting for that one.
+    pub fn bind(&mut self, kind: Kind, to: Arc<Stream>) -> Option<Arc<Stream>> {
+        let played = self.played_mut(kind)?;
+        let stays = played.from.id == to.id;
+        std::mem::replace(&mut played.next, (!stays).then_some(to))
+    }
+
+    /// Changes to what [`Self::bind`] named, where there is something to begin with. Returns the streams that are left.
+    pub fn change(&mut self, now: Instant) -> Vec<Arc<Stream>> {
+        let mut left = Vec::new();
+        if !self.started {
+            return left;
+        }
+        for played in [&mut self.video, &mut self.audio].into_iter().flatten() {
+            left.extend(played.change(now));
+        }
+        left
+    }
+
+    /// The streams beside its own that the viewer reads or waits for.
+    pub fn others(&self) -> Vec<Arc<Stream>> {
+        let played = [&self.video, &self.audio].into_iter().flatten();
+        let streams = played.flat_map(|played| [Some(&played.from), played.next.as_ref()]);
+        streams
+            .flatten()
+            .filter(|stream| stream.id != self.stream.id)
+            .cloned()
+            .collect()
+    }
+
+    /// A viewer wants a key frame of its picture: whom to ask.
+    pub fn want_key_frame(&self) -> Option<SourceRef> {
+        self.video.as_ref()?.from.lock().want_key_frame()
+    }
+
+    fn played(&self, kind: Kind) -> Option<&Played> {
+        match kind {
+            Kind::Video => self.video.as_ref(),
+            Kind::Audio => self.audio.as_ref(),
+        }
+    }
+
+    fn played_mut(&mut self, kind: Kind) -> Option<&mut Played> {
+        match kind {
+            Kind::Video => self.video.as_mut(),
+            Kind::Audio => self.audio.as_mut(),
         }
     }
 
@@ -101,37 +190,46 @@ impl Viewer {
         self.broken
     }
 
-    /// Forwards the packets of one turn. Returns whether [`Self::catch_up`] has to follow at once.
+    /// Forwards the packets of one turn of a stream.
     pub fn forward(
         &mut self,
+        stream: StreamId,
         packets: &[Arc<Packet>],
         session: &mut Session,
         destination: Destination,
         outbox: &mut Outbox,
-    ) -> bool {
-        let Some(sealer) = session.sealer() else { return false };
-        let mut waits = false;
+    ) -> Forwarded {
+        let mut forwarded = Forwarded::default();
+        let Some(sealer) = session.sealer() else {
+            return forwarded;
+        };
         for packet in packets {
-            let track = match packet.codec.kind() {
+            let played = match packet.codec.kind() {
                 Kind::Video => &mut self.video,
                 Kind::Audio => &mut self.audio,
             };
-            let Some(track) = track else { continue };
+            let Some(played) = played else { continue };
+            if played.from.id != stream {
+                let is_next = played.next.as_ref().is_some_and(|next| next.id == stream);
+                forwarded.may_change |= is_next && (packet.key_frame || played.out.kind() == Kind::Audio);
+                continue;
+            }
+            let track = &mut played.out;
             if packet.key_frame {
                 self.wants_key_frame = None;
-                waits |= track.is_waiting();
+                forwarded.may_catch_up |= track.is_waiting();
             }
             if track.takes(packet) {
                 self.broken |= track.send(packet, sealer, destination, outbox).is_err();
             }
         }
-        waits
+        forwarded
     }
 
     /// Packets of this stream were lost on their way to this shard: what the ring still has is sent from there.
     pub fn on_lost_batches(&mut self, now: Instant) {
-        for track in [&mut self.video, &mut self.audio].into_iter().flatten() {
-            track.recover(now);
+        for played in [&mut self.video, &mut self.audio].into_iter().flatten() {
+            played.out.recover(now);
         }
     }
 
@@ -145,27 +243,23 @@ impl Viewer {
         destination: Destination,
         outbox: &mut Outbox,
     ) -> Wishes {
-        let waits = |video: &Option<OutTrack>| video.as_ref().is_some_and(OutTrack::is_waiting);
+        let waits = |video: &Option<Played>| video.as_ref().is_some_and(|video| video.out.is_waiting());
         let waited = waits(&self.video);
         let mut due = [Vec::new(), Vec::new()];
-        {
-            let mut state = self.stream.lock();
-            let state = &mut *state;
-            let tracks = [(&mut self.video, &state.video), (&mut self.audio, &state.audio)];
-            for ((track, source), due) in tracks.into_iter().zip(&mut due) {
-                if let Some(track) = track {
-                    track.catch_up(now, &source.ring, due);
-                }
+        for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(&mut due) {
+            if let Some(Played { out, from, .. }) = played {
+                let mut state = from.lock();
+                out.catch_up(now, &state.track(out.kind()).ring, due);
             }
         }
         let wishes = Wishes {
             key_frame: !waited && waits(&self.video),
         };
         let Some(sealer) = session.sealer() else { return wishes };
-        for (track, due) in [&mut self.video, &mut self.audio].into_iter().zip(due) {
-            let Some(track) = track else { continue };
+        for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(due) {
+            let Some(played) = played else { continue };
             for packet in due {
-                self.broken |= track.send(&packet, sealer, destination, outbox).is_err();
+                self.broken |= played.out.send(&packet, sealer, destination, outbox).is_err();
             }
         }
         wishes
@@ -186,7 +280,7 @@ impl Viewer {
             match message {
                 Message::Nack { media, seqs } => self.retransmit(now, *media, seqs, session, destination, outbox),
                 Message::KeyFrameRequest { media } => {
-                    if self.video.as_ref().is_some_and(|v| v.ssrc() == *media) {
+                    if self.video.as_ref().is_some_and(|v| v.out.ssrc() == *media) {
                         self.wants_key_frame.get_or_insert(now);
                         wishes.key_frame = true;
                     }
@@ -213,14 +307,13 @@ impl Viewer {
     ) {
         let Some(sealer) = session.sealer() else { return };
         let rtt = self.rtt;
-        let tracks = [(&mut self.video, Kind::Video), (&mut self.audio, Kind::Audio)];
-        let found = tracks
-            .into_iter()
-            .find_map(|(track, kind)| Some((track.as_mut()?, kind)).filter(|(t, _)| t.ssrc() == media));
-        let Some((track, kind)) = found else { return };
+        let mut tracks = [&mut self.video, &mut self.audio].into_iter().flatten();
+        let Some(Played { out: track, from, .. }) = tracks.find(|played| played.out.ssrc() == media) else {
+            return;
+        };
         let wanted: Vec<Retransmissions> = {
-            let mut state = self.stream.lock();
-            track.find_nacked(now, rtt, seqs, &state.track(kind).ring)
+            let mut state = from.lock();
+            track.find_nacked(now, rtt, seqs, &state.track(track.kind()).ring)
         };
         for item in wanted {
             self.broken |= track.resend(&item, sealer, destination, outbox).is_err();
@@ -259,8 +352,8 @@ impl Viewer {
             self.wants_key_frame = None;
             self.last_replay = Some(now);
             if let Some(video) = &mut self.video {
-                let state = self.stream.lock();
-                video.replay(now, &state.video.ring);
+                let state = video.from.lock();
+                video.out.replay(now, &state.video.ring);
             }
         }
     }
@@ -285,17 +378,17 @@ impl Viewer {
         [&self.video, &self.audio]
             .into_iter()
             .flatten()
-            .filter_map(OutTrack::poll_catch_up)
+            .filter_map(|played| played.out.poll_catch_up())
             .min()
     }
 
     /// One compound packet with a sender report for each track that is at the live edge.
     fn report(&self, now: Instant, ntp: u64) -> Option<Vec<u8>> {
         let mut compound = Vec::new();
-        let state = self.stream.lock();
-        for (track, source) in [(&self.video, &state.video), (&self.audio, &state.audio)] {
-            let Some(track) = track else { continue };
-            let Some((time, sent)) = source
+        for Played { out: track, from, .. } in [&self.video, &self.audio].into_iter().flatten() {
+            let mut state = from.lock();
+            let Some((time, sent)) = state
+                .track(track.kind())
                 .clock
                 .time_at(now)
                 .and_then(|t| Some((track.live_stamp(t)?, track.sent())))
@@ -312,6 +405,58 @@ impl Viewer {
             rtcp::write_sender_report(&mut compound, &info, &self.cname);
         }
         (!compound.is_empty()).then_some(compound)
+    }
+}
+
+/// What became of a batch beside being sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forwarded {
+    /// [`Viewer::catch_up`] has to follow at once.
+    pub may_catch_up: bool,
+    /// [`Viewer::change`] has to follow at once.
+    pub may_change: bool,
+}
+
+impl Played {
+    fn new(out: OutTrack, home: &Arc<Stream>) -> Self {
+        Self {
+            out,
+            from: home.clone(),
+            next: None,
+        }
+    }
+
+    /// Whether what the stream carries cannot be played here, and something can be done about it.
+    fn needs_repair(&self, home: &StreamState) -> bool {
+        let kind = self.out.kind();
+        let Some(codec) = home.format(kind).map(Format::codec) else {
+            return false;
+        };
+        let plays = self.out.can_take(codec) && !home.is_unplayable(kind);
+        !plays && repair::is_repairable(codec) && self.out.can_take(Repair::of(kind).format().codec())
+    }
+
+    fn change(&mut self, now: Instant) -> Option<Arc<Stream>> {
+        let next = self.next.clone()?;
+        let mut state = next.lock();
+        let ring = &state.track(self.out.kind()).ring;
+        let can_begin = match self.out.kind() {
+            Kind::Video => ring.key_frame().is_some(),
+            Kind::Audio => ring.newest().is_some(),
+        };
+        if !can_begin {
+            return None;
+        }
+        self.out.leave();
+        match self.out.kind() {
+            Kind::Video => {
+                self.out.start(now, ring);
+            }
+            Kind::Audio => self.out.start_live(ring),
+        }
+        drop(state);
+        self.next = None;
+        Some(std::mem::replace(&mut self.from, next))
     }
 }
 

@@ -27,4 +27,4 @@ pub use answer::Local;
 pub use error::OfferError;
 pub use offer::Offer;
 pub use publisher::answer_publisher;
-pub use viewer::answer_viewer;
+pub use viewer::{answer_viewer, formats_for};

@@ -144,6 +144,18 @@ pub struct SourceFormats {
     pub audio: Option<Format>,
 }
 
+/// What a stream carries, and what can be done for viewers who cannot play it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    pub formats: SourceFormats,
+    /// No browser plays its picture as it is.
+    pub unplayable_video: bool,
+    /// No browser plays its sound as it is.
+    pub unplayable_audio: bool,
+    /// Other formats are made for viewers who need them.
+    pub repairs: bool,
+}
+
 impl SourceFormats {
     /// The format of one kind; `None` when the stream does not carry that kind.
     pub fn of(&self, kind: Kind) -> Option<Format> {

@@ -6,7 +6,8 @@ use super::codec::{DOUBTFUL, OfferedCodec, can_be_sent, suitability};
 use super::error::OfferError;
 use super::extension::Known;
 use super::offer::{Direction, MediaSection, Offer, Section};
-use super::plan::{Feedback, OutgoingTrack, Playback, SourceFormats};
+use super::plan::{Carried, Feedback, OutgoingTrack, Playback, SourceFormats};
+use crate::media::repair::{self, Repair};
 use crate::media::{Format, Kind, Ssrc};
 
 /// Answers a WHEP offer: what the session will send, and the SDP.
@@ -69,6 +70,26 @@ pub fn answer_viewer(
         cname,
     };
     Ok((playback, text))
+}
+
+/// What a viewer will get of a stream: each kind as it is where its offer can take that, else what a repair makes of it.
+pub fn formats_for(offer: &Offer, carried: &Carried) -> SourceFormats {
+    let takes = |format: Format| {
+        let sections = offer.media().map(|(_, _, media)| media);
+        let mut of_kind = sections.filter(|media| media.kind == format.codec().kind());
+        of_kind.any(|media| choose(format, media).is_some())
+    };
+    let of = |kind, unplayable| {
+        let format = carried.formats.of(kind)?;
+        let repair = Repair::of(kind).format();
+        let is_repaired =
+            carried.repairs && (unplayable || !takes(format)) && repair::is_repairable(format.codec()) && takes(repair);
+        Some(if is_repaired { repair } else { format })
+    };
+    SourceFormats {
+        video: of(Kind::Video, carried.unplayable_video),
+        audio: of(Kind::Audio, carried.unplayable_audio),
+    }
 }
 
 /// WHEP §4.3.5.

@@ -17,7 +17,7 @@ use super::peers::{Peer, PeerKey, Peers, Role};
 use super::ufrag;
 use crate::hub::Hub;
 use crate::hub::registry::Registry;
-use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
+use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamId};
 use crate::media::packet::Packet;
 use crate::media::{clock, rtcp};
 use crate::outputs::whep::Viewer;
@@ -319,6 +319,7 @@ impl Core {
                     (viewer.start(now, &mut state), state.source())
                 };
                 self.subscriptions.entry(stream.id).or_default().push(key);
+                self.reconsider(now, key);
                 self.catch_up(now, key);
                 if wishes.key_frame {
                     self.want_key_frame(now, source);
@@ -337,7 +338,7 @@ impl Core {
                 let Some(destination) = peer.destination else { return };
                 let wishes = viewer.handle_rtcp(now, ntp, &messages, &mut peer.session, destination, &mut self.outbox);
                 if wishes.key_frame {
-                    let source = viewer.stream.lock().want_key_frame();
+                    let source = viewer.want_key_frame();
                     self.want_key_frame(now, source);
                 }
             }
@@ -373,15 +374,19 @@ impl Core {
         let Some(viewers) = self.subscriptions.get_mut(&stream).map(std::mem::take) else {
             return;
         };
-        let mut behind = Vec::new();
-        let mut broken = Vec::new();
+        let news = packets.iter().any(|packet| packet.news);
+        let (mut behind, mut changing, mut broken) = (Vec::new(), Vec::new(), Vec::new());
         for &key in &viewers {
             let Some(peer) = self.peers.get(key) else { continue };
             let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) else {
                 continue;
             };
-            if viewer.forward(packets, &mut peer.session, destination, &mut self.outbox) {
+            let forwarded = viewer.forward(stream, packets, &mut peer.session, destination, &mut self.outbox);
+            if forwarded.may_catch_up {
                 behind.push(key);
+            }
+            if forwarded.may_change || (news && viewer.stream.id == stream) {
+                changing.push(key);
             }
             if viewer.is_broken() {
                 broken.push(key);
@@ -391,6 +396,11 @@ impl Core {
             *list = viewers;
         }
         for key in behind {
+            self.catch_up(now, key);
+            self.reschedule(now, key);
+        }
+        for key in changing {
+            self.reconsider(now, key);
             self.catch_up(now, key);
             self.reschedule(now, key);
         }
@@ -408,9 +418,54 @@ impl Core {
             .catch_up(now, &mut peer.session, destination, &mut self.outbox)
             .key_frame
         {
-            let source = viewer.stream.lock().want_key_frame();
+            let source = viewer.want_key_frame();
             self.want_key_frame(now, source);
         }
+    }
+
+    /// Looks where a viewer should take its media from, and has it change there.
+    fn reconsider(&mut self, now: Instant, key: PeerKey) {
+        let shared = self.shared.clone();
+        let hub = &shared.hub;
+        let Some(Peer {
+            role: Role::Viewer(viewer),
+            ..
+        }) = self.peers.get(key)
+        else {
+            return;
+        };
+        let home = viewer.stream.clone();
+        let wanted = viewer.wanted(&home.lock(), hub.has_repairer());
+        let mut left = Vec::new();
+        for (kind, name) in wanted {
+            if viewer.is_bound_for(kind, &name) {
+                continue;
+            }
+            let to = if name == home.name {
+                home.clone()
+            } else {
+                let shard = self.index;
+                let to = hub.open_with(&name, |state| state.subscribe(shard));
+                self.subscriptions.entry(to.id).or_default().push(key);
+                to
+            };
+            left.extend(viewer.bind(kind, to));
+        }
+        left.extend(viewer.change(now));
+        for stream in left.into_iter().filter(|stream| stream.id != home.id) {
+            self.unsubscribe(&stream, key);
+        }
+    }
+
+    fn unsubscribe(&mut self, stream: &Stream, key: PeerKey) {
+        if let Some(list) = self.subscriptions.get_mut(&stream.id) {
+            list.retain(|k| *k != key);
+            if list.is_empty() {
+                self.subscriptions.remove(&stream.id);
+            }
+        }
+        let shard = self.index;
+        self.shared.hub.release(stream, |state| state.unsubscribe(shard));
     }
 
     /// The mailbox was full for a while: what viewers missed is read from the rings.
@@ -424,6 +479,8 @@ impl Core {
             {
                 viewer.on_lost_batches(now);
             }
+            // What was lost may have been news.
+            self.reconsider(now, key);
             self.catch_up(now, key);
             self.reschedule(now, key);
         }
@@ -567,16 +624,10 @@ impl Core {
                 info!(session = ?peer.id, stream = %publisher.stream_name(), ?reason, ?lasted, "publisher left");
             }
             Role::Viewer(viewer) => {
-                if let Some(list) = self.subscriptions.get_mut(&viewer.stream.id) {
-                    list.retain(|k| *k != key);
-                    if list.is_empty() {
-                        self.subscriptions.remove(&viewer.stream.id);
-                    }
+                for stream in viewer.others() {
+                    self.unsubscribe(&stream, key);
                 }
-                let shard = self.index;
-                self.shared
-                    .hub
-                    .release(&viewer.stream, |state| state.unsubscribe(shard));
+                self.unsubscribe(&viewer.stream, key);
                 info!(session = ?peer.id, stream = %viewer.stream.name, ?reason, ?lasted, "viewer left");
             }
         }

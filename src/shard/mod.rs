@@ -36,10 +36,11 @@ use crate::hub::name::StreamName;
 use crate::hub::registry::Registry;
 pub use crate::hub::registry::SessionState;
 pub use crate::hub::stream::SessionId;
-use crate::hub::stream::ShardIndex;
+use crate::hub::stream::{ShardIndex, SourceRef};
+use crate::media::Kind;
 use crate::media::packet::Packet;
 pub use crate::sdp::plan::SourceFormats;
-use crate::sdp::plan::{Fingerprint, IceCredentials, Playback, Publication};
+use crate::sdp::plan::{Carried, Fingerprint, IceCredentials, Playback, Publication};
 use crate::session::CloseReason;
 use crate::session::identity::Identity;
 use crate::session::outbox::Outbox;
@@ -199,9 +200,17 @@ impl MediaPlane {
         Placement { shard, credentials }
     }
 
-    /// What a viewer would get now; `None` while nobody publishes.
-    pub fn source_formats(&self, stream: &StreamName) -> Option<SourceFormats> {
-        self.inner.shared.hub.find(stream)?.lock().formats()
+    /// What a stream carries now; `None` while nobody publishes.
+    pub fn carried(&self, stream: &StreamName) -> Option<Carried> {
+        let hub = &self.inner.shared.hub;
+        let stream = hub.find(stream)?;
+        let state = stream.lock();
+        Some(Carried {
+            formats: state.formats()?,
+            unplayable_video: state.is_unplayable(Kind::Video),
+            unplayable_audio: state.is_unplayable(Kind::Audio),
+            repairs: hub.has_repairer(),
+        })
     }
 
     /// Opens the session of a publisher. It takes the stream over when its first packet arrives.
@@ -315,6 +324,16 @@ impl FanOut for MediaPlane {
             }
         }
         !published.displaced
+    }
+
+    fn ask_for_key_frame(&self, source: SourceRef) {
+        let mailbox = self.inner.shared.mailboxes.get(usize::from(source.shard.0));
+        if let Some(mailbox) = mailbox {
+            // It is asked again if this is lost.
+            let _ = mailbox.offer(Message::KeyFrameWanted {
+                session: source.session,
+            });
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::sessions::IceSession;
 use super::{Signalling, cors, resource, stream_of};
 use crate::hub::name::StreamName;
-use crate::sdp::{Local, Offer, answer_publisher, answer_viewer};
+use crate::sdp::{Local, Offer, answer_publisher, answer_viewer, formats_for};
 use crate::shard::{Placement, SessionId};
 use crate::sources::fetch::directory::Brought;
 
@@ -97,7 +97,7 @@ async fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Res
         let detail = "the source of this stream is away; it is being tried again";
         return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
     }
-    let formats = media.source_formats(&stream).ok_or_else(|| {
+    let carried = media.carried(&stream).ok_or_else(|| {
         Problem::new(
             StatusCode::CONFLICT,
             "not_live",
@@ -107,7 +107,12 @@ async fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Res
     })?;
     let placement = media.place();
     let random = &mut || rand::rng().next_u32();
-    let (playback, answer) = answer_viewer(offer, &formats, &local(signalling, &placement), random)?;
+    let (playback, answer) = answer_viewer(
+        offer,
+        &formats_for(offer, &carried),
+        &local(signalling, &placement),
+        random,
+    )?;
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials);
     let session = media.play(stream.clone(), placement, playback)?;
     debug!(?session, %stream, "viewer accepted");

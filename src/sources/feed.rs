@@ -26,6 +26,9 @@ pub trait FanOut: Send + Sync {
     /// Publishes what the feed has taken since the last call. `false` when another source has the stream: then the feed
     /// is over.
     fn feed(&self, feed: &mut Feed) -> bool;
+
+    /// Asks the source of a stream for a key frame, if it is one that can be asked.
+    fn ask_for_key_frame(&self, source: SourceRef);
 }
 
 /// What a source that is no peer feeds to its stream.

@@ -1,5 +1,12 @@
-"""A camera: GStreamer's RTSP server. Usage: server.py PORT h264|h265 [USER PASSWORD]. Prints its port when it listens."""
-import sys
+"""A camera: GStreamer's RTSP server.
+
+Usage: server.py PORT VIDEO[+AUDIO] [--size WxH] [--rate FPS] [--credentials USER PASSWORD] [--cameras N]
+
+VIDEO: h264, h264-b (with B-frames), h265, mjpeg; AUDIO: pcma, aac, opus. Prints its port when it listens. On SIGUSR1 the
+picture becomes 160 lines high, in the middle of the stream.
+"""
+import argparse
+import signal
 
 import gi
 
@@ -8,24 +15,51 @@ gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
+parser = argparse.ArgumentParser()
+parser.add_argument("port")
+parser.add_argument("media")
+parser.add_argument("--size", default="320x180")
+parser.add_argument("--rate", type=int, default=10)
+parser.add_argument("--bitrate", type=int, default=0, help="kbit/s")
+parser.add_argument("--credentials", nargs=2)
+parser.add_argument("--cameras", type=int, default=1, help="paths /cam0, /cam1 and so on besides /cam")
+arguments = parser.parse_args()
+
+width, height = arguments.size.split("x")
+gop = arguments.rate
+bitrate = f"bitrate={arguments.bitrate}" if arguments.bitrate else ""
 ENCODERS = {
-    "h264": "x264enc tune=zerolatency speed-preset=ultrafast key-int-max=10 ! video/x-h264,profile=baseline "
-    "! rtph264pay name=pay0 pt=96",
-    "h265": "x265enc tune=zerolatency speed-preset=ultrafast key-int-max=10 ! rtph265pay name=pay0 pt=96",
+    "h264": f"x264enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} {bitrate} ! video/x-h264,profile=baseline "
+    "! rtph264pay name=pay0 pt=96 config-interval=-1",
+    "h264-b": f"x264enc speed-preset=veryfast bframes=2 b-adapt=false rc-lookahead=5 key-int-max={gop} "
+    "! video/x-h264,profile=main ! rtph264pay name=pay0 pt=96 config-interval=-1",
+    "h265": f"x265enc tune=zerolatency speed-preset=ultrafast key-int-max={gop} ! rtph265pay name=pay0 pt=96 "
+    "config-interval=-1",
+    "mjpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
 }
-PICTURE = "videotestsrc is-live=true ! video/x-raw,width=320,height=180,framerate=10/1 ! "
-SOUND = " audiotestsrc is-live=true samplesperbuffer=160 ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1 pt=8"
+TONE = "audiotestsrc is-live=true samplesperbuffer={samples} ! audio/x-raw,rate={rate},channels=1 ! "
+SOUNDS = {
+    "pcma": TONE.format(samples=160, rate=8000) + "alawenc ! rtppcmapay name=pay1 pt=8",
+    "aac": TONE.format(samples=1024, rate=44100) + "avenc_aac ! rtpmp4gpay name=pay1 pt=97",
+    "opus": TONE.format(samples=960, rate=48000) + "opusenc ! rtpopuspay name=pay1 pt=98",
+}
+video, _, audio = arguments.media.partition("+")
+picture = (
+    f"videotestsrc is-live=true pattern=ball ! videoscale ! capsfilter name=size "
+    f"caps=video/x-raw,width={width},height={height},framerate={arguments.rate}/1,format=I420 ! "
+)
 
 Gst.init(None)
-port, codec, credentials = sys.argv[1], sys.argv[2], sys.argv[3:]
 server = GstRtspServer.RTSPServer()
 server.set_address("127.0.0.1")
-server.set_service(port)
+server.set_service(arguments.port)
 factory = GstRtspServer.RTSPMediaFactory()
-factory.set_launch(f"( {PICTURE}{ENCODERS[codec]}{SOUND} )")
+factory.set_launch(f"( {picture}{ENCODERS[video]} {SOUNDS[audio] if audio else ''} )")
 factory.set_shared(True)
-if credentials:
-    user, password = credentials
+medias = []
+factory.connect("media-configure", lambda _, media: medias.append(media))
+if arguments.credentials:
+    user, password = arguments.credentials
     auth = GstRtspServer.RTSPAuth()
     auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
     token = GstRtspServer.RTSPToken()
@@ -37,8 +71,21 @@ if credentials:
     permissions.add_permission_for_role("viewer", "media.factory.access", True)
     permissions.add_permission_for_role("viewer", "media.factory.construct", True)
     factory.set_permissions(permissions)
-server.get_mount_points().add_factory("/cam", factory)
+
+
+def change_size():
+    caps = Gst.Caps.from_string(f"video/x-raw,width=240,height=160,framerate={arguments.rate}/1,format=I420")
+    for media in medias:
+        media.get_element().get_by_name("size").set_property("caps", caps)
+    return True
+
+
+GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGUSR1, change_size)
+mounts = server.get_mount_points()
+mounts.add_factory("/cam", factory)
+for number in range(arguments.cameras if arguments.cameras > 1 else 0):
+    mounts.add_factory(f"/cam{number}", factory)
 if server.attach(None) == 0:
-    sys.exit("cannot listen")
+    raise SystemExit("cannot listen")
 print(server.get_bound_port(), flush=True)
 GLib.MainLoop().run()

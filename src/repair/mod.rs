@@ -1,0 +1,382 @@
+//! What browsers cannot play is made playable when somebody needs it: a worker for each stream and need, which serves
+//! all such viewers and ends after the last.
+//!
+//! ```text
+//! stream `door` (ring) -> Reader -> Depacketizer -> worker process -> Feed -> stream `door#opus` -> viewers
+//! ```
+//!
+//! A viewer who needs it opens the repaired stream ([`crate::outputs::whep`]); the hub tells us of it. The times of a
+//! repaired track are those of the original one, so sound and picture stay together whichever of them is repaired.
+//!
+//! A shell: it reads the clock of tokio.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngCore as _;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info, warn};
+
+use crate::hub::mailbox::Mailbox;
+use crate::hub::name::StreamName;
+use crate::hub::reader::Reader;
+use crate::hub::stream::{Stream, StreamState};
+use crate::hub::tap::TapMailbox;
+use crate::media::clock::{duration, ticks};
+use crate::media::depacketizer::{Depacketizer, Frame};
+use crate::media::packet::TrackTime;
+use crate::media::repair::Repair;
+use crate::media::{Codec, Format, Kind};
+use crate::pipeline::description::Limits;
+use crate::pipeline::library::Library;
+use crate::pipeline::process::{Process, ProcessError};
+use crate::pipeline::wire::{FromWorker, Input, Job, Media, WireFrame};
+use crate::sources::feed::{FanOut, Feed, Framing};
+use crate::sources::fetch::pipeline::{Running, announced};
+use crate::sources::fetch::{Attached, random_id};
+
+/// How long a worker outlasts its last viewer: a page that is loaded again comes back within it.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Between looks at whether anybody watches.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Waits after failures, the last of which goes on for ever.
+const WAITS: [Duration; 4] = [
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+];
+
+/// A worker that ran for so long is started again soon.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// Between notes of how the times of the stream lie to the clock.
+const NOTE: Duration = Duration::from_secs(1);
+
+/// Without input for so long, no output is due.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Between requests for a key frame to begin with.
+const ASK: Duration = Duration::from_secs(1);
+
+/// Feeds repaired streams for as long as the task runs.
+pub fn start<P: FanOut + Clone + 'static>(library: Library, program: PathBuf, plane: P) -> JoinHandle<()> {
+    let (wanted, mut names) = mpsc::unbounded_channel();
+    plane.hub().set_repairer(move |name| {
+        // There are only so many streams; and if the gateway stops, nobody waits any more.
+        let _ = wanted.send(name.clone());
+    });
+    let library = Arc::new(library);
+    tokio::spawn(async move {
+        let mut repairs = JoinSet::new();
+        while let Some(name) = names.recv().await {
+            repairs.spawn(mend(name, library.clone(), program.clone(), plane.clone()));
+            while repairs.try_join_next().is_some() {}
+        }
+    })
+}
+
+/// Feeds one repaired stream until nobody watches it any more.
+async fn mend<P: FanOut>(name: StreamName, library: Arc<Library>, program: PathBuf, plane: P) {
+    let Some((origin, repair)) = name.repair() else { return };
+    let Some(repaired) = plane.hub().find(&name) else {
+        return;
+    };
+    let bench = Bench {
+        name,
+        origin,
+        repair,
+        library,
+        program,
+    };
+    let mut failures = 0usize;
+    loop {
+        let begun = Instant::now();
+        let error = tokio::select! {
+            error = bench.work(&plane) => error,
+            () = unwatched(&repaired) => {
+                let mut watched = false;
+                plane.hub().release(&repaired, |state| watched = state.is_watched());
+                if watched {
+                    continue;
+                }
+                info!(stream = %bench.origin, repair = repair.label(), "nobody needs the repair any more");
+                return;
+            }
+        };
+        let Some(error) = error else { continue };
+        if begun.elapsed() >= STEADY {
+            failures = 0;
+        }
+        if failures == 0 {
+            warn!(stream = %bench.origin, repair = repair.label(), %error, "repair failed");
+        }
+        let wait = WAITS.get(failures).or(WAITS.last()).copied().unwrap_or_default();
+        failures += 1;
+        let jitter = wait.mul_f64(f64::from(rand::rng().next_u32()) / f64::from(u32::MAX) / 4.0);
+        sleep(wait + jitter).await;
+    }
+}
+
+async fn unwatched(stream: &Stream) {
+    let mut last = Instant::now();
+    while last.elapsed() < LINGER {
+        if stream.lock().is_watched() {
+            last = Instant::now();
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// One stream, one need.
+struct Bench {
+    name: StreamName,
+    origin: StreamName,
+    repair: Repair,
+    library: Arc<Library>,
+    program: PathBuf,
+}
+
+/// What is to be repaired at the moment.
+struct Damage {
+    stream: Arc<Stream>,
+    format: Format,
+    reader: Reader,
+}
+
+impl Bench {
+    /// One worker, until it fails; `None` when the stream has become another one.
+    async fn work<P: FanOut>(&self, plane: &P) -> Option<ProcessError> {
+        let (tap, changed) = tap();
+        let mut damage = self.look_at(plane, &tap).await;
+        let (job, limits) = self.job(damage.format)?;
+        let mut running = match Process::start(&self.program, job, limits) {
+            Ok(process) => Running(Some(process)),
+            Err(error) => return Some(error),
+        };
+        let process = running.0.as_mut()?;
+        info!(stream = %self.origin, repair = self.repair.label(), from = damage.format.codec().name(), "repairing");
+        let mut work = Work {
+            kind: self.repair.kind(),
+            rate: damage.format.codec().clock_rate(),
+            depacketizer: Depacketizer::new(self.repair.kind()),
+            base: None,
+            given: Instant::now(),
+        };
+        let mut attached: Option<Attached<'_, P>> = None;
+        let mut noted: Option<Instant> = None;
+        loop {
+            let Some(again) = work.give(&mut damage, process) else {
+                return None;
+            };
+            let next_hole = async {
+                match again {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let message = tokio::select! {
+                message = process.next() => message,
+                () = changed.notified() => {
+                    tap.take(&mut VecDeque::new());
+                    continue;
+                }
+                () = next_hole => continue,
+            };
+            let frame = match message {
+                Ok(FromWorker::Media(media)) => {
+                    let announced = announced(&media)?;
+                    let feed = Feed::keeping_time(self.name.clone(), random_id(), &[announced]).ok()?;
+                    attached = Some(Attached { feed, plane });
+                    continue;
+                }
+                Ok(FromWorker::Frame(frame)) => frame,
+                Ok(_) => continue,
+                Err(ProcessError::Stalled(_) | ProcessError::NothingCame(_)) if work.given.elapsed() >= IDLE => {
+                    process.expect_no_frame();
+                    continue;
+                }
+                Err(error) => return Some(error),
+            };
+            let Some(Attached { feed, .. }) = &mut attached else {
+                continue;
+            };
+            work.take(feed, &frame);
+            if noted.is_none_or(|noted| noted.elapsed() >= NOTE) {
+                let now = Instant::now();
+                let time = damage.stream.lock().track(work.kind).clock.time_at(now.into_std());
+                if let Some(time) = time {
+                    let time = time * work.scale() / u64::from(work.rate.max(1));
+                    feed.note_captured(work.kind, time, now.into_std());
+                    noted = Some(now);
+                }
+            }
+            if !plane.feed(feed) {
+                // Only we feed it: somebody else is about to.
+                return None;
+            }
+            if feed.take_key_frame_wish() {
+                process.want_key_frame();
+            }
+        }
+    }
+
+    /// Waits until there is something to begin with.
+    async fn look_at<P: FanOut>(&self, plane: &P, tap: &Arc<TapMailbox>) -> Damage {
+        let mut asked: Option<Instant> = None;
+        let mut tapped = None;
+        loop {
+            if let Some(stream) = plane.hub().find(&self.origin) {
+                let mut state = stream.lock();
+                if tapped != Some(stream.id) {
+                    state.tap(tap);
+                    tapped = Some(stream.id);
+                }
+                if let Some((format, reader)) = self.begin(&mut state) {
+                    drop(state);
+                    return Damage { stream, format, reader };
+                }
+                let source = state.source();
+                drop(state);
+                if let Some(source) = source
+                    && asked.is_none_or(|asked| asked.elapsed() >= ASK)
+                {
+                    plane.ask_for_key_frame(source);
+                    asked = Some(Instant::now());
+                }
+            }
+            sleep(LOOK / 10).await;
+        }
+    }
+
+    fn begin(&self, state: &mut StreamState) -> Option<(Format, Reader)> {
+        let kind = self.repair.kind();
+        state.source()?;
+        let format = state.format(kind)?;
+        let ring = &state.track(kind).ring;
+        let reader = match kind {
+            Kind::Video => Reader::at_key_frame(ring)?,
+            Kind::Audio => Reader::at_end(ring),
+        };
+        Some((format, reader))
+    }
+
+    fn job(&self, format: Format) -> Option<(Job, Limits)> {
+        let (name, media) = match format {
+            Format::H264 { .. } => ("h264-repair", Media::H264),
+            Format::H265 { .. } => ("h265-to-h264", Media::H265),
+            Format::Jpeg => ("mjpeg-to-h264", Media::Jpeg),
+            Format::Aac(config) => ("aac-to-opus", Media::Aac(config.bytes().to_vec())),
+            Format::Opus { .. } => ("audio-to-opus", Media::Opus),
+            Format::Pcmu => ("audio-to-opus", Media::Pcmu),
+            Format::Pcma => ("audio-to-opus", Media::Pcma),
+            Format::Vp8 | Format::Vp9 { .. } | Format::Av1 { .. } => return None,
+        };
+        let description = self.library.get(name)?;
+        let inputs = vec![Input { media }];
+        let (job, _) = description.job(&toml::Table::new(), inputs).ok()?;
+        Some((job, description.limits))
+    }
+}
+
+/// A tap that only wakes: what is new is read from the ring, where it stands in order.
+fn tap() -> (Arc<TapMailbox>, Arc<Notify>) {
+    let changed = Arc::new(Notify::new());
+    let notify = changed.clone();
+    (Arc::new(Mailbox::new(1, move || notify.notify_one())), changed)
+}
+
+/// Between ring, worker and feed.
+struct Work {
+    kind: Kind,
+    /// Of the original, in Hz.
+    rate: u32,
+    depacketizer: Depacketizer,
+    /// Time of the first frame: where the worker's times begin.
+    base: Option<TrackTime>,
+    given: Instant,
+}
+
+impl Work {
+    /// Gives the worker what is new. `None` when the stream is another one now, else when to look again.
+    fn give(&mut self, damage: &mut Damage, process: &Process) -> Option<Option<std::time::Instant>> {
+        let now = Instant::now();
+        let mut packets = Vec::new();
+        let again = {
+            let mut state = damage.stream.lock();
+            if state
+                .format(self.kind)
+                .is_some_and(|format| !is_same(format, damage.format))
+            {
+                return None;
+            }
+            damage
+                .reader
+                .read(now.into_std(), &state.track(self.kind).ring, &mut packets)
+        };
+        let mut frames = Vec::new();
+        for packet in packets {
+            self.depacketizer.push(&packet, &mut frames);
+        }
+        for frame in frames {
+            self.given = now;
+            if let Some(frame) = self.to_wire(frame)
+                && !process.give(frame)
+            {
+                debug!("a worker does not keep up: frame dropped");
+                self.depacketizer.reset();
+            }
+        }
+        Some(again)
+    }
+
+    /// `None` for what is before the beginning.
+    fn to_wire(&mut self, frame: Frame) -> Option<WireFrame> {
+        // Pictures may be shown before the first that came: leave room for them.
+        let base = *self.base.get_or_insert(frame.time.saturating_sub(u64::from(self.rate)));
+        let time = duration(frame.time.checked_sub(base)?, self.rate);
+        Some(WireFrame {
+            kind: self.kind,
+            time: u64::try_from(time.as_nanos()).ok()?,
+            after_gap: frame.after_gap,
+            bytes: frame.bytes,
+        })
+    }
+
+    fn take(&self, feed: &mut Feed, frame: &WireFrame) {
+        let Some(base) = self.base else { return };
+        // Rounded, for what went in was rounded down.
+        let half = Duration::from_nanos(500_000_000 / u64::from(self.rate.max(1)));
+        let time = base + ticks(Duration::from_nanos(frame.time) + half, self.rate);
+        let now = Instant::now().into_std();
+        let taken = match self.kind {
+            Kind::Video => feed.take_video(now, time, &frame.bytes, Framing::StartCodes),
+            Kind::Audio => feed.take_audio(now, time * self.scale() / u64::from(self.rate.max(1)), &frame.bytes),
+        };
+        if let Err(error) = taken {
+            debug!(%error, "repaired frame dropped");
+        }
+    }
+
+    /// Clock rate of what comes out.
+    fn scale(&self) -> u64 {
+        match self.kind {
+            Kind::Video => u64::from(Codec::H264.clock_rate()),
+            Kind::Audio => u64::from(Codec::Opus.clock_rate()),
+        }
+    }
+}
+
+/// Whether a worker that was made for the one can go on with the other.
+fn is_same(one: Format, other: Format) -> bool {
+    match (one, other) {
+        (Format::Aac(one), Format::Aac(other)) => one == other,
+        _ => one.codec() == other.codec(),
+    }
+}
