@@ -141,6 +141,11 @@ impl Gateway {
         &self.signalling.media
     }
 
+    /// The streams that are fetched.
+    pub fn fetched(&self) -> &Directory {
+        &self.signalling.fetched
+    }
+
     /// The publish token that was made because none is configured.
     pub fn made_token(&self) -> Option<&Secret> {
         self.made_token.as_ref()

@@ -20,12 +20,15 @@ pub mod vp8_line;
 use name::StreamName;
 use stream::{Stream, StreamId};
 
+/// Who is told of repaired streams.
+type Repairer = Box<dyn Fn(&StreamName) + Send + Sync>;
+
 /// All streams of the gateway.
 #[derive(Default)]
 pub struct Hub {
     streams: Mutex<Streams>,
     /// Told of each repaired stream that is opened: somebody has to feed it.
-    repairer: OnceLock<Box<dyn Fn(&StreamName) + Send + Sync>>,
+    repairer: OnceLock<Repairer>,
 }
 
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@ use super::name::StreamName;
 use super::tap::{TapMailbox, Taps};
 use super::track::Track;
 use crate::media::{Format, Kind, repair};
-use crate::sdp::plan::SourceFormats;
+use crate::sdp::plan::{Carried, SourceFormats};
 
 /// Number of a stream in this process; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -136,6 +136,17 @@ impl StreamState {
     /// Whether somebody wanted a key frame since the last call.
     pub fn take_key_frame_wish(&mut self) -> bool {
         std::mem::take(&mut self.key_frame_wanted)
+    }
+
+    /// What the stream carries now, for a viewer's answer; `None` without a source. `repairs` is whether there are
+    /// repaired streams.
+    pub fn carried(&self, repairs: bool) -> Option<Carried> {
+        Some(Carried {
+            formats: self.formats()?,
+            unplayable_video: self.is_unplayable(Kind::Video),
+            unplayable_audio: self.is_unplayable(Kind::Audio),
+            repairs,
+        })
     }
 
     /// One more viewer on a shard.

@@ -153,7 +153,7 @@ impl Description {
 
     /// A job that is only to be checked: what streams have to give is left out.
     pub fn trial(&self) -> Job {
-        let defaults = self.params.iter().filter_map(|(_, parameter)| {
+        let defaults = self.params.values().filter_map(|parameter| {
             let value = parameter.check(parameter.default.as_ref()?).ok()?;
             Some((parameter, value.text))
         });

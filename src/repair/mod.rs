@@ -172,9 +172,7 @@ impl Bench {
         let mut attached: Option<Attached<'_, P>> = None;
         let mut noted: Option<Instant> = None;
         loop {
-            let Some(again) = work.give(&mut damage, process) else {
-                return None;
-            };
+            let again = work.give(&mut damage, process)?;
             let next_hole = async {
                 match again {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -326,7 +324,7 @@ impl Work {
         }
         for frame in frames {
             self.given = now;
-            if let Some(frame) = self.to_wire(frame)
+            if let Some(frame) = self.wire_frame(frame)
                 && !process.give(frame)
             {
                 debug!("a worker does not keep up: frame dropped");
@@ -337,7 +335,7 @@ impl Work {
     }
 
     /// `None` for what is before the beginning.
-    fn to_wire(&mut self, frame: Frame) -> Option<WireFrame> {
+    fn wire_frame(&mut self, frame: Frame) -> Option<WireFrame> {
         // Pictures may be shown before the first that came: leave room for them.
         let base = *self.base.get_or_insert(frame.time.saturating_sub(u64::from(self.rate)));
         let time = duration(frame.time.checked_sub(base)?, self.rate);

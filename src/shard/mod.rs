@@ -37,7 +37,6 @@ use crate::hub::registry::Registry;
 pub use crate::hub::registry::SessionState;
 pub use crate::hub::stream::SessionId;
 use crate::hub::stream::{ShardIndex, SourceRef};
-use crate::media::Kind;
 use crate::media::packet::Packet;
 pub use crate::sdp::plan::SourceFormats;
 use crate::sdp::plan::{Carried, Fingerprint, IceCredentials, Playback, Publication};
@@ -203,14 +202,7 @@ impl MediaPlane {
     /// What a stream carries now; `None` while nobody publishes.
     pub fn carried(&self, stream: &StreamName) -> Option<Carried> {
         let hub = &self.inner.shared.hub;
-        let stream = hub.find(stream)?;
-        let state = stream.lock();
-        Some(Carried {
-            formats: state.formats()?,
-            unplayable_video: state.is_unplayable(Kind::Video),
-            unplayable_audio: state.is_unplayable(Kind::Audio),
-            repairs: hub.has_repairer(),
-        })
+        hub.find(stream)?.lock().carried(hub.has_repairer())
     }
 
     /// Opens the session of a publisher. It takes the stream over when its first packet arrives.

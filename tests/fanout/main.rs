@@ -4,6 +4,7 @@ mod crowd;
 mod joins;
 mod publications;
 mod publisher;
+mod repairs;
 mod sources;
 mod viewer;
 mod world;

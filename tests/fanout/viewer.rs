@@ -44,6 +44,8 @@ pub struct Seen {
     pub at: Instant,
     pub time: u64,
     pub stamp: Option<Stamp>,
+    /// Last byte of the payload.
+    pub last: u8,
 }
 
 struct Missing {
@@ -115,6 +117,9 @@ impl Viewer {
         let Some(ext) = line.note(now, seq, header.time, stamp) else {
             return;
         };
+        if let Some(seen) = line.packets.get_mut(&ext) {
+            seen.last = payload.last().copied().unwrap_or_default();
+        }
         if codec.format == Format::Vp8 {
             self.vp8_counters
                 .extend(vp8_counters(payload).map(|counters| (ext, counters)));
@@ -212,7 +217,15 @@ impl Line {
         self.highest = Some(highest.max(ext));
         let time = extend_time(self.latest_time.unwrap_or((1 << 32) + u64::from(time)), time);
         self.latest_time = Some(self.latest_time.unwrap_or(0).max(time));
-        self.packets.insert(ext, Seen { at: now, time, stamp });
+        self.packets.insert(
+            ext,
+            Seen {
+                at: now,
+                time,
+                stamp,
+                last: 0,
+            },
+        );
         Some(ext)
     }
 

@@ -11,6 +11,7 @@ use millstream::hub::mailbox::Mailbox;
 use millstream::hub::name::StreamName;
 use millstream::hub::registry::{Registry, SessionState};
 use millstream::hub::stream::{SessionId, ShardIndex};
+use millstream::media::packet::Packet;
 use millstream::sdp::{self, Local, Offer};
 use millstream::session::CloseReason;
 use millstream::session::identity::Identity;
@@ -19,6 +20,7 @@ use millstream::shard::core::{Core, Shared};
 use millstream::shard::counters::Counters;
 use millstream::shard::message::{Message, Opening, OpeningRole};
 use millstream::shard::ufrag;
+use millstream::sources::feed::Feed;
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
     PeerIdentity, Profiles, VideoCodec,
@@ -199,12 +201,9 @@ impl World {
                 (answer, OpeningRole::Publish(publication))
             }
             Role::Viewer(viewer) => {
-                let formats = self
-                    .shared
-                    .hub
-                    .find(&name)
-                    .and_then(|s| s.lock().formats())
-                    .expect("somebody publishes");
+                let hub = &self.shared.hub;
+                let carried = hub.find(&name).and_then(|s| s.lock().carried(hub.has_repairer()));
+                let formats = sdp::formats_for(&parsed, &carried.expect("somebody publishes"));
                 let (playback, answer) =
                     sdp::answer_viewer(&parsed, &formats, &to_sign, &mut || self.rng.next_u32()).expect("playable");
                 viewer.tracks = playback.tracks.clone();
@@ -275,6 +274,20 @@ impl World {
         match &mut self.nodes[index].role {
             Role::Viewer(viewer) => viewer,
             Role::Publisher(_) => panic!("node {index} is a publisher"),
+        }
+    }
+
+    /// Puts on the line what a feed has taken, as the handle on the shards does.
+    pub fn feed(&mut self, feed: &mut Feed) {
+        let published = feed.publish(&self.shared.hub);
+        assert!(!published.displaced);
+        let packets: Arc<[Arc<Packet>]> = published.packets.into();
+        for shard in published.subscribers {
+            let message = Message::Media {
+                stream: published.stream.expect("it has subscribers"),
+                packets: packets.clone(),
+            };
+            let _ = self.shared.mailboxes[usize::from(shard.0)].push_lossy(message);
         }
     }
 

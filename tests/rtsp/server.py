@@ -1,6 +1,7 @@
 """A camera: GStreamer's RTSP server.
 
-Usage: server.py PORT VIDEO[+AUDIO] [--size WxH] [--rate FPS] [--credentials USER PASSWORD] [--cameras N]
+Usage: server.py PORT VIDEO[+AUDIO] [--size WxH] [--rate FPS] [--bitrate KBITS] [--address IP]
+                 [--credentials USER PASSWORD] [--cameras N]
 
 VIDEO: h264, h264-b (with B-frames), h265, mjpeg; AUDIO: pcma, aac, opus. Prints its port when it listens. On SIGUSR1 the
 picture becomes 160 lines high, in the middle of the stream.
@@ -21,6 +22,7 @@ parser.add_argument("media")
 parser.add_argument("--size", default="320x180")
 parser.add_argument("--rate", type=int, default=10)
 parser.add_argument("--bitrate", type=int, default=0, help="kbit/s")
+parser.add_argument("--address", default="127.0.0.1")
 parser.add_argument("--credentials", nargs=2)
 parser.add_argument("--cameras", type=int, default=1, help="paths /cam0, /cam1 and so on besides /cam")
 arguments = parser.parse_args()
@@ -51,7 +53,7 @@ picture = (
 
 Gst.init(None)
 server = GstRtspServer.RTSPServer()
-server.set_address("127.0.0.1")
+server.set_address(arguments.address)
 server.set_service(arguments.port)
 factory = GstRtspServer.RTSPMediaFactory()
 factory.set_launch(f"( {picture}{ENCODERS[video]} {SOUNDS[audio] if audio else ''} )")

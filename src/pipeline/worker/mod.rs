@@ -44,7 +44,7 @@ pub struct Commands {
 
 impl Commands {
     /// Waits for the next message; `None` when the gateway is gone or says what cannot be read.
-    pub fn next(&mut self) -> Option<ToWorker> {
+    pub fn receive(&mut self) -> Option<ToWorker> {
         let mut chunk = vec![0; 1 << 16];
         loop {
             match ToWorker::read(&mut self.buffer) {
@@ -76,7 +76,7 @@ pub fn run() -> io::Result<()> {
         stream,
         buffer: BytesMut::new(),
     };
-    match commands.next() {
+    match commands.receive() {
         Some(ToWorker::Check(jobs)) => {
             #[cfg(feature = "gstreamer")]
             let findings = check::check(&jobs);

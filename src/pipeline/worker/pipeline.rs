@@ -276,7 +276,7 @@ fn failure_of(error: &gst::message::Error) -> Failure {
 }
 
 fn obey(mut commands: Commands, video: Option<&AppSink>, video_in: Option<&AppSrc>, audio_in: Option<&AppSrc>) {
-    while let Some(command) = commands.next() {
+    while let Some(command) = commands.receive() {
         match command {
             ToWorker::Frame(frame) => {
                 let source = match frame.kind {

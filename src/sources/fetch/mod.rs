@@ -127,7 +127,7 @@ pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: Fetched, plane: P) {
 fn wait_after(error: &FetchError, backoff: &mut Backoff, random: u32) -> Duration {
     match error {
         FetchError::Displaced => LOOK,
-        FetchError::Camera(CameraError::Credentials { .. }) => backoff.after_refused_credentials(random),
+        FetchError::Camera(CameraError::Credentials) => backoff.after_refused_credentials(random),
         FetchError::Camera(_) | FetchError::Worker(_) | FetchError::Address(_) => backoff.after_failure(random),
     }
 }
