@@ -6,15 +6,15 @@ SHELL := bash
 CARGO ?= cargo
 BENCH_ARGS ?=
 
-.PHONY: help run build test check lint deny unit-test load-test interop-test browser-test bench hostile clean
+.PHONY: help run build test check lint deny unit-test load-test interop-test browser-test bench hostile source-faults clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: ## Install what the build needs, build the release and start the gateway (ARGS="--config FILE")
+run: ## Install what the build needs, build the release, start the gateway with a test picture (ARGS="--config FILE")
 	@scripts/setup.sh run
 	$(CARGO) build --release --locked
-	target/release/millstream serve $(ARGS)
+	target/release/millstream serve --demo $(ARGS)
 
 build: ## Build the release: target/release/millstream
 	@scripts/setup.sh run
@@ -63,6 +63,12 @@ bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="
 
 hostile: build ## A million mutated datagrams at a live gateway while a viewer watches
 	$(CARGO) run --release --locked -p millstream-bench -- chaos hostile
+
+source-faults: ## Cameras and workers that fail twenty times each, and a thousand workers started and stopped
+	@scripts/setup.sh run test
+	CAMERA_ROUNDS=20 $(CARGO) test --locked --test rtsp faults -- --nocapture --test-threads 1
+	WORKER_ROUNDS=20 $(CARGO) test --locked --test pipeline faults_in -- --nocapture
+	WORKER_CYCLES=1000 $(CARGO) test --locked --test pipeline workers_leave -- --nocapture
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

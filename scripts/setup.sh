@@ -13,6 +13,14 @@ need() {
   have "$1" || packages+=("${@:2}")
 }
 
+# Packages of GStreamer: need_plugins PLUGIN:PACKAGE..., where packages are named gstreamer1.0-PACKAGE.
+need_plugins() {
+  local plugin
+  for plugin in "$@"; do
+    compgen -G "/usr/lib/*/gstreamer-1.0/libgst${plugin%:*}.so" >/dev/null || packages+=("gstreamer1.0-${plugin#*:}")
+  done
+}
+
 need_rust() {
   local wanted found
   wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -33,6 +41,11 @@ for group in "${@:-run}"; do
       need_rust
       # The cryptography (aws-lc) is C and assembler: a C compiler and the C library's headers are all it needs.
       need cc gcc libc6-dev
+      need pkg-config pkg-config
+      # GStreamer: its library to build with, its plugins for pipelines, and a font for the test picture.
+      pkg-config --exists gstreamer-app-1.0 2>/dev/null || packages+=(libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev)
+      need_plugins videotestsrc:plugins-base pango:x rtp:plugins-good videoparsersbad:plugins-bad x264:plugins-ugly libav:libav
+      compgen -G '/usr/share/fonts/truetype/*/*.ttf' >/dev/null || packages+=(fonts-dejavu-core)
       ;;
     test)
       need chromium chromium
@@ -46,9 +59,10 @@ for group in "${@:-run}"; do
       # The cameras of tests/rtsp: GStreamer's RTSP server, by Debian's own Python.
       /usr/bin/python3 -c 'import gi; gi.require_version("GstRtspServer", "1.0")' 2>/dev/null ||
         packages+=(python3-gi gir1.2-gst-rtsp-server-1.0)
-      for plugin in videotestsrc:base x264:ugly x265:bad rtp:good; do
-        compgen -G "/usr/lib/*/gstreamer-1.0/libgst${plugin%:*}.so" >/dev/null || packages+=("gstreamer1.0-plugins-${plugin#*:}")
-      done
+      need_plugins x265:plugins-bad
+      # A server of RTMP, and networks of their own for cameras.
+      compgen -G '/usr/lib/nginx/modules/ngx_rtmp_module.so' >/dev/null || packages+=(nginx-core libnginx-mod-rtmp)
+      need ip iproute2
       ;;
     *)
       say "unknown group '$group'; there are: run, test"

@@ -30,7 +30,10 @@ pub struct Process {
     commands: mpsc::Sender<ToWorker>,
     limits: Limits,
     started: Instant,
-    heard: Instant,
+    /// Since when a first frame is due.
+    begun: Instant,
+    /// The last sign of life; `None` before the first.
+    heard: Option<Instant>,
     /// When the last frame came; `None` before the first.
     frame: Option<Instant>,
     next_look: Instant,
@@ -130,7 +133,8 @@ impl Process {
             commands,
             limits,
             started: now,
-            heard: now + START_LIMIT - ALIVE_LIMIT,
+            begun: now,
+            heard: None,
             frame: None,
             next_look: now + LOOK,
         })
@@ -157,9 +161,18 @@ impl Process {
     ///
     /// A [`ProcessError`]; the worker is of no use any more.
     pub async fn next(&mut self) -> Result<FromWorker, ProcessError> {
+        let result = self.read().await;
+        if let Err(ProcessError::Hung | ProcessError::Memory { .. } | ProcessError::Wire(_)) = result {
+            // It will not end by itself, and what it holds is needed.
+            let _ = self.child.start_kill();
+        }
+        result
+    }
+
+    async fn read(&mut self) -> Result<FromWorker, ProcessError> {
         loop {
             while let Some(message) = FromWorker::read(&mut self.buffer)? {
-                self.heard = self.heard.max(Instant::now());
+                self.heard = Some(Instant::now());
                 match message {
                     FromWorker::Alive => {}
                     FromWorker::Failed(failure) => return Err(ProcessError::Failed(failure)),
@@ -187,9 +200,14 @@ impl Process {
     fn look(&mut self) -> Result<(), ProcessError> {
         let now = Instant::now();
         self.next_look = now + LOOK;
-        if now >= self.heard + ALIVE_LIMIT {
+        let silent = match self.heard {
+            Some(heard) => now - heard >= ALIVE_LIMIT,
+            None => now - self.started >= START_LIMIT,
+        };
+        if silent {
             return Err(ProcessError::Hung);
         }
+        let is_alive = self.heard.is_some_and(|heard| now - heard < ALIVE_LIMIT / 2);
         if let Some(used) = self.child.id().and_then(resident)
             && used > self.limits.memory_bytes()
         {
@@ -199,10 +217,11 @@ impl Process {
             });
         }
         match self.frame {
-            None if now >= self.started + self.limits.start_timeout() => {
+            None if now >= self.begun + self.limits.start_timeout() => {
                 Err(ProcessError::NothingCame(self.limits.start_timeout()))
             }
-            Some(frame) if now >= frame + self.limits.stall_timeout() => {
+            // One that gives no sign of life is no stalled source but about to be found hung.
+            Some(frame) if now >= frame + self.limits.stall_timeout() && is_alive => {
                 Err(ProcessError::Stalled(self.limits.stall_timeout()))
             }
             _ => Ok(()),
@@ -214,7 +233,7 @@ impl Process {
         if let Some(frame) = &mut self.frame {
             *frame = Instant::now();
         } else {
-            self.started = Instant::now();
+            self.begun = Instant::now();
         }
     }
 

@@ -15,8 +15,7 @@ use crate::pipeline::wire::{Failure, FromWorker, Job, Media, ToWorker, Tracks, W
 /// A pipeline that was parsed and set up, but does not run yet.
 pub struct Built {
     pipeline: gst::Pipeline,
-    video: Option<AppSink>,
-    audio: Option<AppSink>,
+    sinks: Vec<(Kind, AppSink)>,
     video_in: Option<AppSrc>,
     audio_in: Option<AppSrc>,
 }
@@ -65,13 +64,12 @@ pub fn build(job: &Job) -> Result<Built, Failure> {
         set(&pipeline, target, value)?;
     }
     let built = Built {
-        video: end(&pipeline, "video")?,
-        audio: end(&pipeline, "audio")?,
+        sinks: sinks(&pipeline)?,
         video_in: end(&pipeline, "video_in")?,
         audio_in: end(&pipeline, "audio_in")?,
         pipeline,
     };
-    if built.video.is_none() && built.audio.is_none() {
+    if built.sinks.is_empty() {
         return Err(Failure::Launch(
             "has no `appsink name=video` and no `appsink name=audio`".to_owned(),
         ));
@@ -130,11 +128,29 @@ fn end<T: IsA<gst::Element>>(pipeline: &gst::Pipeline, name: &str) -> Result<Opt
     let Some(element) = pipeline.by_name(name) else {
         return Ok(None);
     };
-    let end = element.downcast().map_err(|_| {
-        let wanted = if name.ends_with("_in") { "appsrc" } else { "appsink" };
-        Failure::Launch(format!("the element named `{name}` has to be an {wanted}"))
-    })?;
+    let end = element
+        .downcast()
+        .map_err(|_| Failure::Launch(format!("the element named `{name}` has to be an appsrc")))?;
     Ok(Some(end))
+}
+
+/// The sinks `video` and `audio`, and those that begin like them, as `video_h265`: a source uses one of each kind.
+fn sinks(pipeline: &gst::Pipeline) -> Result<Vec<(Kind, AppSink)>, Failure> {
+    let mut sinks = Vec::new();
+    for element in pipeline.iterate_recurse().into_iter().flatten() {
+        let name = element.name();
+        let kind = match name.split('_').next() {
+            _ if name.ends_with("_in") => continue,
+            Some("video") => Kind::Video,
+            Some("audio") => Kind::Audio,
+            _ => continue,
+        };
+        let sink = element
+            .downcast()
+            .map_err(|_| Failure::Launch(format!("the element named `{name}` has to be an appsink")))?;
+        sinks.push((kind, sink));
+    }
+    Ok(sinks)
 }
 
 /// Runs until the gateway says stop, the source ends, or something fails.
@@ -156,19 +172,33 @@ struct Timeline {
     shift: AtomicU64,
     /// End of the latest frame so far.
     end: AtomicU64,
+    /// Sinks that frames come to, and those that have come to their end, a bit each.
+    used: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Timeline {
+    fn is_used(&self, sink: usize) -> bool {
+        self.used.load(Ordering::Acquire) & bit(sink) != 0
+    }
+
+    /// Whether all that there was has come. The pipeline itself does not say so while a sink is not used at all.
+    fn is_over(&self) -> bool {
+        let used = self.used.load(Ordering::Acquire);
+        used != 0 && self.ended.load(Ordering::Acquire) & used == used
+    }
+}
+
+/// The bit of a sink.
+fn bit(sink: usize) -> u64 {
+    1 << sink.min(63)
 }
 
 fn play(job: &Job, built: Built, gateway: &Gateway, commands: Commands) -> Result<(), Failure> {
     let pipeline = built.pipeline.clone();
     let timeline = Arc::new(Timeline::default());
-    let ends = [
-        (Kind::Video, &built.video, VIDEO_CAPS),
-        (Kind::Audio, &built.audio, AUDIO_CAPS),
-    ];
-    for (kind, sink, caps) in ends {
-        if let Some(sink) = sink {
-            prepare_sink(kind, sink, caps, gateway, &timeline)?;
-        }
+    for (index, (kind, sink)) in built.sinks.iter().enumerate() {
+        prepare_sink(index, *kind, sink, gateway, &timeline)?;
     }
     for input in &job.inputs {
         let source = match input.media.kind() {
@@ -181,15 +211,15 @@ fn play(job: &Job, built: Built, gateway: &Gateway, commands: Commands) -> Resul
         prepare_source(source, &input.media)?;
     }
     gateway.tell(&FromWorker::Ready(Tracks {
-        video: built.video.is_some(),
-        audio: built.audio.is_some(),
+        video: built.sinks.iter().any(|(kind, _)| *kind == Kind::Video),
+        audio: built.sinks.iter().any(|(kind, _)| *kind == Kind::Audio),
     }));
     let failed =
         |error: gst::StateChangeError| first_error(&pipeline).unwrap_or_else(|| Failure::Stream(error.to_string()));
     let live = pipeline.set_state(gst::State::Paused).map_err(failed)? == gst::StateChangeSuccess::NoPreroll;
     // What is not live comes as fast as it can be read: its sinks hold it back to its time.
     let paced = !live && job.inputs.is_empty();
-    for sink in [&built.video, &built.audio].into_iter().flatten() {
+    for (_, sink) in &built.sinks {
         sink.set_sync(paced);
     }
     pipeline.set_state(gst::State::Playing).map_err(failed)?;
@@ -197,16 +227,16 @@ fn play(job: &Job, built: Built, gateway: &Gateway, commands: Commands) -> Resul
     let stop = Arc::new(AtomicBool::new(false));
     let obeying = (
         stop.clone(),
-        built.video.clone(),
+        built.sinks.clone(),
         built.video_in.clone(),
         built.audio_in.clone(),
     );
     std::thread::spawn(move || {
-        let (stop, video, video_in, audio_in) = obeying;
-        obey(commands, video.as_ref(), video_in.as_ref(), audio_in.as_ref());
+        let (stop, sinks, video_in, audio_in) = obeying;
+        obey(commands, &sinks, video_in.as_ref(), audio_in.as_ref());
         stop.store(true, Ordering::Release);
     });
-    let result = watch(job, &pipeline, gateway, &timeline, &stop);
+    let result = watch(job, &pipeline, &built.sinks, gateway, &timeline, &stop);
     let _ = pipeline.set_state(gst::State::Null);
     result
 }
@@ -215,6 +245,7 @@ fn play(job: &Job, built: Built, gateway: &Gateway, commands: Commands) -> Resul
 fn watch(
     job: &Job,
     pipeline: &gst::Pipeline,
+    sinks: &[(Kind, AppSink)],
     gateway: &Gateway,
     timeline: &Timeline,
     stop: &AtomicBool,
@@ -228,10 +259,11 @@ fn watch(
         if stop.load(Ordering::Acquire) || !gateway.tell(&FromWorker::Alive) {
             return Ok(());
         }
-        let Some(message) = message else { continue };
-        match message.view() {
-            gst::MessageView::Error(error) => return Err(failure_of(error)),
-            gst::MessageView::Eos(_) if job.repeats => {
+        let view = message.as_ref().map(|message| message.view());
+        let over = matches!(view, Some(gst::MessageView::Eos(_))) || timeline.is_over();
+        match view {
+            Some(gst::MessageView::Error(error)) => return Err(failure_of(error)),
+            _ if over && job.repeats => {
                 let end = timeline.end.load(Ordering::Acquire);
                 played |= end > timeline.shift.load(Ordering::Acquire);
                 if !played {
@@ -239,12 +271,19 @@ fn watch(
                 }
                 played = false;
                 timeline.shift.store(end, Ordering::Release);
-                pipeline
-                    .seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT, gst::ClockTime::ZERO)
-                    .map_err(|_| Failure::Stream("it cannot be played again from its beginning".to_owned()))?;
+                timeline.ended.store(0, Ordering::Release);
+                // A sink that is not used cannot pass the wish on, and one that is reaches all of the source.
+                let sink = sinks.iter().enumerate().find(|(index, _)| timeline.is_used(*index));
+                let sought = sink.is_some_and(|(_, (_, sink))| {
+                    sink.seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT, gst::ClockTime::ZERO)
+                        .is_ok()
+                });
+                sought
+                    .then_some(())
+                    .ok_or_else(|| Failure::Stream("it cannot be played again from its beginning".to_owned()))?;
             }
-            gst::MessageView::Eos(_) => return Ok(()),
-            gst::MessageView::Latency(_) => {
+            _ if over => return Ok(()),
+            Some(gst::MessageView::Latency(_)) => {
                 let _ = pipeline.recalculate_latency();
             }
             _ => {}
@@ -275,7 +314,7 @@ fn failure_of(error: &gst::message::Error) -> Failure {
     })
 }
 
-fn obey(mut commands: Commands, video: Option<&AppSink>, video_in: Option<&AppSrc>, audio_in: Option<&AppSrc>) {
+fn obey(mut commands: Commands, sinks: &[(Kind, AppSink)], video_in: Option<&AppSrc>, audio_in: Option<&AppSrc>) {
     while let Some(command) = commands.receive() {
         match command {
             ToWorker::Frame(frame) => {
@@ -288,7 +327,7 @@ fn obey(mut commands: Commands, video: Option<&AppSink>, video_in: Option<&AppSr
                 }
             }
             ToWorker::KeyFrame => {
-                if let Some(video) = video {
+                for (_, video) in sinks.iter().filter(|(kind, _)| *kind == Kind::Video) {
                     let wish = gst::Structure::builder("GstForceKeyUnit")
                         .field("all-headers", true)
                         .build();
@@ -346,12 +385,16 @@ fn prepare_source(source: &AppSrc, media: &Media) -> Result<(), Failure> {
 }
 
 fn prepare_sink(
+    index: usize,
     kind: Kind,
     sink: &AppSink,
-    caps: &str,
     gateway: &Gateway,
     timeline: &Arc<Timeline>,
 ) -> Result<(), Failure> {
+    let caps = match kind {
+        Kind::Video => VIDEO_CAPS,
+        Kind::Audio => AUDIO_CAPS,
+    };
     let caps: gst::Caps = caps.parse().map_err(|_| Failure::Launch("caps of a sink".to_owned()))?;
     sink.set_caps(Some(&caps));
     sink.set_max_buffers(SINK_BUFFERS);
@@ -361,9 +404,14 @@ fn prepare_sink(
     sink.set_property("async", false);
     let (gateway, timeline) = (gateway.clone(), timeline.clone());
     let told: Mutex<Option<Media>> = Mutex::new(None);
+    let (ending, bit) = (timeline.clone(), bit(index));
     let callbacks = AppSinkCallbacks::builder()
+        .eos(move |_| {
+            ending.ended.fetch_or(bit, Ordering::AcqRel);
+        })
         .new_sample(move |sink| {
             let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
+            timeline.used.fetch_or(bit, Ordering::AcqRel);
             let Some(media) = sample.caps().and_then(media_of) else {
                 return Err(gst::FlowError::NotNegotiated);
             };

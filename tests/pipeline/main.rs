@@ -1,0 +1,141 @@
+//! Pipelines in worker processes: the real binary as the worker, GStreamer as it is installed, the gateway as a whole.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use millstream::config::Config;
+use millstream::hub::name::StreamName;
+use millstream::media::{Codec, Format};
+use millstream::sources::fetch::How;
+use millstream::{Gateway, hub};
+
+mod cycles;
+mod faults;
+mod hostile;
+mod shipped;
+
+/// Far beyond what anything here takes, for machines that are busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary that becomes a worker.
+fn program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_millstream"))
+}
+
+/// A folder that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("millstream-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a folder");
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).expect("written");
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A configuration whose workers are the real binary, not this test.
+fn config(text: &str) -> Result<Config, String> {
+    let base = "[http]\nlisten = \"127.0.0.1:0\"\n[webrtc]\nlisten = \"127.0.0.1:0\"\nshards = 1\n";
+    let parsed = Config::parse(&format!("{base}{text}"), "test.toml".as_ref(), []);
+    let mut config = parsed.map_err(|error| error.to_string())?;
+    for fetched in &mut config.streams {
+        if let How::Pipeline(order) = &mut fetched.how {
+            order.program = program();
+        }
+    }
+    Ok(config)
+}
+
+async fn gateway(text: &str) -> Gateway {
+    Gateway::start(config(text).expect("valid")).await.expect("free ports")
+}
+
+/// What the tracks of a stream hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    video: u64,
+    audio: u64,
+    picture: Option<Codec>,
+    sound: Option<Codec>,
+}
+
+fn look(hub: &hub::Hub, stream: &str) -> Option<Seen> {
+    let stream = hub.find(&StreamName::parse(stream).expect("a name"))?;
+    let state = stream.lock();
+    state.source()?;
+    Some(Seen {
+        video: state.video.ring.end(),
+        audio: state.audio.ring.end(),
+        picture: state.video.format.map(Format::codec),
+        sound: state.audio.format.map(Format::codec),
+    })
+}
+
+fn trouble(gateway: &Gateway, stream: &str) -> String {
+    let entry = gateway.fetched().get(&StreamName::parse(stream).expect("a name"));
+    entry.and_then(|entry| entry.status().last_error).unwrap_or_default()
+}
+
+async fn until(gateway: &Gateway, stream: &str, what: &str, wanted: impl Fn(Option<Seen>) -> bool) -> Option<Seen> {
+    let waiting = async {
+        loop {
+            let seen = look(gateway.media().hub(), stream);
+            if wanted(seen) {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, waiting).await;
+    waited.unwrap_or_else(|_| {
+        let seen = look(gateway.media().hub(), stream);
+        panic!("{stream} {what}: {seen:?}, {}", trouble(gateway, stream))
+    })
+}
+
+async fn plays(gateway: &Gateway, stream: &str) -> Seen {
+    let begins = until(gateway, stream, "begins", |seen| seen.is_some())
+        .await
+        .unwrap_or_default();
+    let on = |seen: Option<Seen>| seen.is_some_and(|seen| seen.video > begins.video + 10);
+    until(gateway, stream, "plays", on).await.unwrap_or_default()
+}
+
+/// Processes that this one started and that are not gone.
+fn workers() -> BTreeSet<u32> {
+    let own = std::process::id().to_string();
+    let ids = std::fs::read_dir("/proc").expect("Linux").filter_map(|entry| {
+        let id: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let field = |name: &str| {
+            status
+                .lines()
+                .find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
+        };
+        let is_child = field("PPid:") == Some(own.clone());
+        let is_worker = std::fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.ends_with(b"worker\0"));
+        let is_dead = field("State:").is_some_and(|state| state.starts_with('Z'));
+        (is_child && is_worker && !is_dead).then_some(id)
+    });
+    ids.collect()
+}
+
+fn signal(id: u32, name: &str) {
+    let sent = std::process::Command::new("kill")
+        .args(["-s", name, &id.to_string()])
+        .status();
+    assert!(sent.expect("kill starts").success());
+}
