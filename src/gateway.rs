@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::response::IntoResponse as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
@@ -12,13 +13,14 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
+use crate::api::{self, Api};
 use crate::config::{self, Config, Secret};
 use crate::pipeline::process;
 use crate::repair;
 use crate::session::SessionError;
 use crate::session::identity::Identity;
 use crate::shard::{MediaPlane, Settings, StartError};
-use crate::signalling::auth::Tokens;
+use crate::signalling::auth::{Permission, Tokens};
 use crate::signalling::{self, Signalling, server};
 use crate::sources::fetch;
 use crate::sources::fetch::directory::{Directory, Entry};
@@ -108,7 +110,16 @@ impl Gateway {
         let directory = Directory::new(entries.iter().cloned());
         let origins = config.http.cors_origins;
         let signalling = Arc::new(Signalling::new(media, tokens, origins, &config.limits, directory));
-        let router = signalling::router(signalling.clone());
+        let (guarded, plane) = (signalling.clone(), signalling.media.clone());
+        let api = Api {
+            media: plane,
+            fetched: signalling.fetched.clone(),
+            refuse: Arc::new(move |headers, query| {
+                let checked = guarded.tokens.check(headers, query, Permission::Api);
+                checked.err().map(|problem| problem.into_response())
+            }),
+        };
+        let router = signalling::router(signalling.clone(), api::router(api));
         let (stop_http, stop) = watch::channel(false);
         let server = tokio::spawn(server::serve(listener, router, config.limits.connections, stop));
         let repairing = config.pipelines.repair.then(|| {

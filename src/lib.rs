@@ -73,6 +73,7 @@
 //! * **ring**: the recent packets of a track: key frame cache and retransmission history in one.
 //! * **turn**: one round of a shard's loop; what arrived in it is forwarded in one go.
 //! * **run**: consecutive datagrams to one destination that the kernel takes in one call.
+pub mod api;
 pub mod config;
 pub mod gateway;
 pub mod hub;

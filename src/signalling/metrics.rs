@@ -2,8 +2,14 @@
 
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::Signalling;
+use crate::hub::meter::Rate;
+use crate::hub::name::StreamName;
+use crate::hub::stream::Stream;
+use crate::media::{Codec, Kind};
+use crate::sources::fetch::status::State;
 
 /// Streams that are listed by name, those with most viewers first.
 const MAX_STREAMS: usize = 1_000;
@@ -26,34 +32,150 @@ pub fn render(signalling: &Signalling) -> String {
         signalling.media.sessions(),
     );
     streams(&mut page, signalling);
+    sources(&mut page, signalling);
     media(&mut page, signalling);
     page.text
 }
 
-fn streams(page: &mut Page, signalling: &Signalling) {
-    let mut streams = Vec::new();
-    for stream in signalling.media.hub().streams() {
+/// What is shown of a stream.
+struct Shown {
+    name: StreamName,
+    is_live: bool,
+    viewers: usize,
+    tracks: Vec<ShownTrack>,
+}
+
+struct ShownTrack {
+    kind: Kind,
+    codec: Codec,
+    rate: Rate,
+    /// In pixels, of video.
+    height: Option<u16>,
+}
+
+impl Shown {
+    fn of(stream: &Stream, now: Instant) -> Self {
         let state = stream.lock();
-        streams.push((state.viewers(), state.source().is_some(), stream.name.clone()));
+        let is_live = state.source().is_some();
+        let tracks = [&state.video, &state.audio]
+            .into_iter()
+            .filter(|_| is_live)
+            .filter_map(|track| {
+                Some(ShownTrack {
+                    kind: track.kind,
+                    codec: track.format?.codec(),
+                    rate: track.meter.rate(now),
+                    height: track.resolution.map(|(_, height)| height),
+                })
+            });
+        Self {
+            name: stream.name.clone(),
+            is_live,
+            viewers: state.viewers(),
+            tracks: tracks.collect(),
+        }
     }
-    let live = streams.iter().filter(|(_, is_live, _)| *is_live).count();
+}
+
+fn streams(page: &mut Page, signalling: &Signalling) {
+    #[expect(clippy::disallowed_methods, reason = "the moment of the request")]
+    let now = Instant::now();
+    let all = signalling.media.hub().streams();
+    let (repaired, streams): (Vec<_>, Vec<_>) = all.iter().partition(|stream| stream.name.repair().is_some());
+    let mut streams: Vec<Shown> = streams.into_iter().map(|stream| Shown::of(stream, now)).collect();
+    let live = streams.iter().filter(|stream| stream.is_live).count();
     page.single(
         "millstream_streams_live",
         "gauge",
         "Streams that somebody publishes.",
         live,
     );
-    let viewers: usize = streams.iter().map(|(viewers, ..)| viewers).sum();
+    let viewers: usize = streams.iter().map(|stream| stream.viewers).sum();
     page.single("millstream_viewers", "gauge", "Viewers of all streams.", viewers);
-    streams.sort_by(|a, b| (b.0, &a.2).cmp(&(a.0, &b.2)));
+    streams.sort_by(|a, b| (b.viewers, &a.name).cmp(&(a.viewers, &b.name)));
+    streams.truncate(MAX_STREAMS);
     page.family(
         "millstream_stream_viewers",
         "gauge",
         "Viewers of the stream; at most 1000 streams are listed.",
     );
-    for (viewers, _, name) in streams.iter().take(MAX_STREAMS) {
+    for stream in &streams {
         // No character of a name needs escapes.
-        page.labelled("stream", name, viewers);
+        page.labelled("stream", &stream.name, stream.viewers);
+    }
+    tracks(page, &streams);
+    page.family(
+        "millstream_repair_viewers",
+        "gauge",
+        "Viewers who get what a worker made of the stream.",
+    );
+    for (name, repair, stream) in repaired
+        .iter()
+        .filter_map(|s| s.name.repair().map(|(name, repair)| (name, repair, s)))
+    {
+        let labels = format!("stream=\"{name}\",repair=\"{}\"", repair.label());
+        page.sample(&labels, stream.lock().viewers());
+    }
+}
+
+fn tracks(page: &mut Page, streams: &[Shown]) {
+    page.family(
+        "millstream_stream_bitrate",
+        "gauge",
+        "Payload bits per second that the source sends.",
+    );
+    for (stream, track) in each_track(streams) {
+        let labels = format!(
+            "stream=\"{}\",kind=\"{}\",codec=\"{}\"",
+            stream.name,
+            track.kind,
+            track.codec.name()
+        );
+        page.sample(&labels, track.rate.bitrate);
+    }
+    page.family(
+        "millstream_stream_frame_rate",
+        "gauge",
+        "Pictures per second that the source sends.",
+    );
+    let pictures = || each_track(streams).filter(|(_, track)| track.kind == Kind::Video);
+    for (stream, track) in pictures() {
+        page.labelled("stream", &stream.name, format!("{:.2}", track.rate.frames));
+    }
+    page.family("millstream_stream_height", "gauge", "Height of the picture in pixels.");
+    for (stream, track) in pictures() {
+        if let Some(height) = track.height {
+            page.labelled("stream", &stream.name, height);
+        }
+    }
+}
+
+fn each_track(streams: &[Shown]) -> impl Iterator<Item = (&Shown, &ShownTrack)> {
+    streams
+        .iter()
+        .flat_map(|stream| stream.tracks.iter().map(move |track| (stream, track)))
+}
+
+fn sources(page: &mut Page, signalling: &Signalling) {
+    page.family(
+        "millstream_source_state",
+        "gauge",
+        "1 for the state that the configured source of the stream is in.",
+    );
+    for entry in signalling.fetched.iter() {
+        let status = entry.status();
+        for state in State::ALL {
+            let labels = format!("stream=\"{}\",state=\"{}\"", entry.stream, state.label());
+            page.sample(&labels, u8::from(state == status.state));
+        }
+    }
+    page.family(
+        "millstream_source_failures_total",
+        "counter",
+        "Failures of the configured source of the stream; each is followed by another start.",
+    );
+    for entry in signalling.fetched.iter() {
+        page.labelled("stream", &entry.stream, entry.status().restarts);
     }
 }
 
@@ -119,6 +241,10 @@ impl Page {
     fn family(&mut self, name: &'static str, kind: &str, help: &str) {
         self.name = name;
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, labels: &str, sample: impl Display) {
+        let _ = writeln!(self.text, "{}{{{labels}}} {sample}", self.name);
     }
 
     fn labelled(&mut self, label: &str, value: impl Display, sample: impl Display) {

@@ -85,8 +85,8 @@ impl Signalling {
     }
 }
 
-/// All routes.
-pub fn router(signalling: Arc<Signalling>) -> Router {
+/// All routes, and `more` beside them.
+pub fn router(signalling: Arc<Signalling>, more: Router) -> Router {
     pages::add_to(Router::new())
         .route("/whip/{*stream}", any(endpoint::whip))
         .route("/whep/{*stream}", any(endpoint::whep))
@@ -96,8 +96,9 @@ pub fn router(signalling: Arc<Signalling>) -> Router {
         .route("/metrics", get(operations::metrics))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
-        .layer(middleware::from_fn_with_state(signalling.clone(), guard::guard))
-        .with_state(signalling)
+        .with_state(signalling.clone())
+        .merge(more)
+        .layer(middleware::from_fn_with_state(signalling, guard::guard))
 }
 
 /// The stream that a path like `/whip/NAME` is about. The path is taken as it was sent: no character of a name needs

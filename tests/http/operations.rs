@@ -145,3 +145,34 @@ async fn metrics_are_closed_when_there_is_an_api_token() {
     assert_eq!(metrics.clone().bearer("operator").send(&gateway).await.status, 200);
     gateway.stop().await;
 }
+
+#[tokio::test]
+async fn the_api_is_closed_without_its_token_and_shows_streams_with_it() {
+    let closed = gateway(&[]).await;
+    let reply = Request::new("GET", "/api/v1/streams").send(&closed).await;
+    assert_eq!(reply.status, 401);
+    closed.stop().await;
+
+    let gateway = gateway(&[("MILLSTREAM_AUTH__API_TOKEN", "api")]).await;
+    for (token, status) in [("wrong", 401), ("api", 200)] {
+        let request = Request::new("GET", "/api/v1/streams").header("authorization", &format!("Bearer {token}"));
+        assert_eq!(request.send(&gateway).await.status, status, "{token}");
+    }
+    let get = async |path: &str| {
+        Request::new("GET", path)
+            .header("authorization", "Bearer api")
+            .send(&gateway)
+            .await
+    };
+    assert_eq!(get("/api/v1/streams").await.text(), "[]");
+    let missing = get("/api/v1/streams/hall/stage-1").await;
+    assert_eq!((missing.status, missing.problem().as_str()), (404, "unknown_stream"));
+    make_live(&gateway, "hall/stage-1");
+    let reply = get("/api/v1/streams/hall/stage-1").await;
+    assert_eq!(reply.header("cache-control"), Some("no-store"));
+    let stream: serde_json::Value = serde_json::from_str(&reply.text()).expect("JSON");
+    assert_eq!(stream["live"], true);
+    assert_eq!(stream["publisher"], "whip");
+    assert_eq!(stream["video"]["codec"], "H264");
+    gateway.stop().await;
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use millstream::api::streams;
 use millstream::hub::name::StreamName;
 use millstream::media::{Codec, Format};
 
@@ -30,6 +31,27 @@ async fn every_codec_is_recognised_and_only_b_frames_are_out_of_order() {
         if let Some(Format::Aac(config)) = seen.sound {
             assert_eq!((config.rate, config.channels), (44_100, 1));
         }
+        // A second of it, and the rates are known.
+        let (hub, fetched) = (gateway.media().hub(), gateway.fetched());
+        let name = StreamName::parse("door").expect("a name");
+        let shown = async {
+            loop {
+                let shown = streams::one(&name, hub, fetched).expect("it is there");
+                if shown.video.as_ref().is_some_and(|video| video.bitrate > 0) {
+                    return shown;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let shown = tokio::time::timeout(crate::PATIENCE, shown).await.expect("measured");
+        let (source, video) = (shown.source.expect("configured"), shown.video.expect("a picture"));
+        assert_eq!(
+            (source.kind, source.state, source.last_error, source.restarts),
+            ("rtsp", "live", None, 0)
+        );
+        assert!((8.0..12.0).contains(&video.frame_rate), "{media}: {video:?}");
+        assert_eq!((video.codec, video.b_frames), (picture.name(), reordered));
+        assert_eq!(shown.audio.map(|audio| audio.codec), Some(sound.name()));
         gateway.stop().await;
     }
 }

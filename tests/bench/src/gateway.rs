@@ -36,11 +36,24 @@ impl Gateway {
     ///
     /// When the binary cannot be run, ends at once, or does not listen in time; the message has the end of its log.
     pub fn start(binary: &Path) -> io::Result<Self> {
+        Self::start_with(binary, None)
+    }
+
+    /// As [`Self::start`], with a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::start`].
+    pub fn start_with(binary: &Path, config: Option<&Path>) -> io::Result<Self> {
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let media = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let log = std::env::temp_dir().join(format!("millstream-bench-{}-{}.log", std::process::id(), http.port()));
         let file = fs::File::create(&log)?;
-        let child = Command::new(binary)
+        let mut command = Command::new(binary);
+        if let Some(config) = config {
+            command.arg("--config").arg(config);
+        }
+        let child = command
             .arg("serve")
             .env("MILLSTREAM_HTTP__LISTEN", http.to_string())
             .env("MILLSTREAM_WEBRTC__LISTEN", media.to_string())

@@ -15,6 +15,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
+mod cameras;
 mod chaos;
 mod clip;
 mod encoder;
@@ -52,6 +53,8 @@ enum Command {
     /// Attacks a gateway while a viewer watches.
     #[command(subcommand)]
     Chaos(Chaos),
+    /// Cameras that speak RTSP, and viewers of them: what each further camera costs, what is lost, and the delay.
+    Cameras(cameras::Cameras),
     /// Publishes an H.264 file in real time and ignores all requests for key frames.
     Publish(encoder::Publish),
     /// Measures the floor of this machine alone, without any gateway.
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Chaos(Chaos::Hostile(options))) => chaos::hostile(options),
+        Some(Command::Cameras(options)) => cameras::measure(options),
         Some(Command::Publish(options)) => encoder::publish(options),
         Some(Command::Floor { viewers, seconds }) => measure_floor(viewers, Duration::from_secs(*seconds)),
         None => measure(&cli.load),

@@ -1,0 +1,184 @@
+//! Streams as the API shows them.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::hub::Hub;
+use crate::hub::name::StreamName;
+use crate::hub::stream::{ShardIndex, StreamState};
+use crate::media::{Format, Kind};
+use crate::sources::fetch::directory::{Directory, Entry};
+
+/// A stream.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Stream {
+    pub name: String,
+    /// Something is being sent.
+    pub live: bool,
+    /// WebRTC viewers.
+    pub viewers: usize,
+    /// Where it comes from at the moment.
+    pub publisher: Option<&'static str>,
+    /// Where the configuration says it comes from.
+    pub source: Option<Source>,
+    pub video: Option<Video>,
+    pub audio: Option<Audio>,
+    /// What is being repaired for viewers who need it.
+    pub repairs: Vec<Repair>,
+}
+
+/// A configured source.
+#[derive(Clone, Debug, Serialize)]
+pub struct Source {
+    /// `rtsp` or `pipeline`.
+    pub kind: &'static str,
+    pub on_demand: bool,
+    /// `idle`, `starting`, `live`, `failed` or `standing_back`.
+    pub state: &'static str,
+    /// Seconds in this state.
+    pub seconds: Option<f64>,
+    /// The last thing that went wrong, if any; it may be long ago.
+    pub last_error: Option<String>,
+    /// Failures so far.
+    pub restarts: u64,
+}
+
+/// A picture track.
+#[derive(Clone, Debug, Serialize)]
+pub struct Video {
+    pub codec: &'static str,
+    /// As in the bitstream: `42e01f` for H.264, a number for others.
+    pub profile: Option<String>,
+    /// In pixels.
+    pub width: Option<u16>,
+    pub height: Option<u16>,
+    /// Frames per second.
+    pub frame_rate: f64,
+    /// Bits per second.
+    pub bitrate: u64,
+    pub b_frames: bool,
+}
+
+/// A sound track.
+#[derive(Clone, Debug, Serialize)]
+pub struct Audio {
+    pub codec: &'static str,
+    /// Sampling rate in Hz.
+    pub sample_rate: u32,
+    /// Bits per second.
+    pub bitrate: u64,
+}
+
+/// A repair that runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Repair {
+    /// What it makes: `h264` or `opus`.
+    pub to: &'static str,
+    pub viewers: usize,
+    /// It makes something.
+    pub live: bool,
+}
+
+/// All streams that somebody publishes, watches or fetches, by name.
+pub fn all(hub: &Hub, fetched: &Directory) -> Vec<Stream> {
+    let streams = hub.streams();
+    let live = streams.iter().map(|stream| stream.name.clone());
+    let names: BTreeSet<StreamName> = live
+        .filter(|name| name.repair().is_none())
+        .chain(fetched.iter().map(|entry| entry.stream.clone()))
+        .collect();
+    names.iter().filter_map(|name| one(name, hub, fetched)).collect()
+}
+
+/// One stream; `None` if there is none of that name.
+pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory) -> Option<Stream> {
+    let (stream, entry) = (hub.find(name), fetched.get(name));
+    if stream.is_none() && entry.is_none() {
+        return None;
+    }
+    let mut shown = Stream {
+        name: name.to_string(),
+        source: entry.map(|entry| source(entry)),
+        repairs: repairs(name, hub),
+        ..Stream::default()
+    };
+    if let Some(stream) = stream {
+        let state = stream.lock();
+        shown.live = state.source().is_some();
+        shown.viewers = state.viewers();
+        shown.publisher = state.source().map(|source| match (source.shard, &shown.source) {
+            (ShardIndex::NONE, Some(source)) => source.kind,
+            _ => "whip",
+        });
+        if shown.live {
+            shown.video = video(&state);
+            shown.audio = audio(&state);
+        }
+    }
+    Some(shown)
+}
+
+fn source(entry: &Entry) -> Source {
+    let status = entry.status();
+    Source {
+        kind: entry.source,
+        on_demand: entry.on_demand,
+        state: status.state.label(),
+        seconds: status.since.map(|since| since.elapsed().as_secs_f64()),
+        last_error: status.last_error,
+        restarts: status.restarts,
+    }
+}
+
+fn video(state: &StreamState) -> Option<Video> {
+    let format = state.format(Kind::Video)?;
+    let rate = state.video.meter.rate(now());
+    let (width, height) = state.video.resolution.unzip();
+    Some(Video {
+        codec: format.codec().name(),
+        profile: match format {
+            Format::H264 { profile, .. } => Some(profile.to_string()),
+            Format::H265 { profile_id, .. } => Some(profile_id.to_string()),
+            Format::Vp9 { profile } | Format::Av1 { profile } => Some(profile.to_string()),
+            _ => None,
+        },
+        width,
+        height,
+        frame_rate: rate.frames,
+        bitrate: rate.bitrate,
+        b_frames: state.video.is_reordered(),
+    })
+}
+
+fn audio(state: &StreamState) -> Option<Audio> {
+    let format = state.format(Kind::Audio)?;
+    Some(Audio {
+        codec: format.codec().name(),
+        sample_rate: match format {
+            Format::Aac(config) => config.rate,
+            format => format.codec().clock_rate(),
+        },
+        bitrate: state.audio.meter.rate(now()).bitrate,
+    })
+}
+
+fn repairs(name: &StreamName, hub: &Hub) -> Vec<Repair> {
+    let all = crate::media::repair::Repair::ALL.into_iter();
+    all.filter_map(|repair| {
+        let stream = hub.find(&name.repaired(repair))?;
+        let state = stream.lock();
+        Some(Repair {
+            to: repair.label(),
+            viewers: state.viewers(),
+            live: state.source().is_some(),
+        })
+    })
+    .collect()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the moment of the request")]
+fn now() -> Instant {
+    Instant::now()
+}
