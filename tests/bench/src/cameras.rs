@@ -57,7 +57,7 @@ const FRAME: usize = 10_833;
 /// RTP payloads of cameras are longer than what fits into WebRTC.
 const CAMERA_PAYLOAD: usize = 1_400;
 
-const SPS: [u8; 11] = [0x67, 0x42, 0xc0, 0x1f, 0xda, 0x01, 0x40, 0x16, 0xec, 0x04, 0x40];
+const SPS: [u8; 9] = [0x67, 0x42, 0xc0, 0x1f, 0xda, 0x01, 0x40, 0x16, 0xe4];
 const PPS: [u8; 4] = [0x68, 0xce, 0x3c, 0x80];
 
 /// What stands at the beginning of a slice, behind its header: number and time of sending, in digits that never look like
