@@ -22,6 +22,10 @@ pub const MAX_ADDRESSES: usize = 8;
 /// How long an address stays valid without a new check: the consent lifetime of RFC 7675 §5.1.
 pub const ADDRESS_LIFETIME: Duration = Duration::from_secs(30);
 
+/// How long an address is kept from other sessions: see [`IceLite::held_until`]. Longer than the usual pause of anybody
+/// who sends or plays video, and short enough for a client that starts anew where it was.
+pub const HOLD: Duration = Duration::from_secs(2);
+
 /// The local end of one ICE session.
 pub struct IceLite {
     local: IceCredentials,
@@ -35,7 +39,21 @@ pub struct IceLite {
 #[derive(Clone, Copy)]
 struct Learned {
     address: SocketAddr,
+    since: Instant,
     seen: Instant,
+    /// The peer receives there what is sent to it.
+    proven: bool,
+}
+
+impl Learned {
+    fn new(now: Instant, address: SocketAddr) -> Self {
+        Self {
+            address,
+            since: now,
+            seen: now,
+            proven: false,
+        }
+    }
 }
 
 /// An authenticated check was answered.
@@ -83,7 +101,27 @@ impl IceLite {
             .any(|a| a.address == address && now.duration_since(a.seen) < ADDRESS_LIFETIME)
     }
 
-    /// Keeps an address valid: an authenticated SRTP packet came from it.
+    /// Until when no other session may have this address: a peer with a session of its own can forge the source of a
+    /// check that is authentic otherwise.
+    ///
+    /// An address that the peer is known to receive at is held by everything authentic from there. Any other is held
+    /// once, for the time of a handshake: a forged check takes an address that is free, and no number of them may keep
+    /// out the host that it belongs to.
+    pub fn held_until(&self, address: SocketAddr) -> Option<Instant> {
+        let learned = self.addresses.iter().find(|a| a.address == address)?;
+        let last = if learned.proven { learned.seen } else { learned.since };
+        Some(last + HOLD)
+    }
+
+    /// The handshake is over: whoever finished it has read what was sent to the destination.
+    pub fn prove_destination(&mut self) {
+        let nominated = self.nominated;
+        if let Some(learned) = self.addresses.iter_mut().find(|a| Some(a.address) == nominated) {
+            learned.proven = true;
+        }
+    }
+
+    /// Keeps an address valid: something authentic came from it.
     pub fn refresh(&mut self, now: Instant, address: SocketAddr) {
         if let Some(learned) = self.addresses.iter_mut().find(|a| a.address == address) {
             learned.seen = now;
@@ -130,7 +168,11 @@ impl IceLite {
 
     /// Returns the address that had to make room.
     fn learn(&mut self, now: Instant, from: SocketAddr) -> Option<SocketAddr> {
+        let fresh = Learned::new(now, from);
         if let Some(learned) = self.addresses.iter_mut().find(|a| a.address == from) {
+            if now.duration_since(learned.seen) >= ADDRESS_LIFETIME {
+                *learned = fresh;
+            }
             learned.seen = now;
             return None;
         }
@@ -146,10 +188,7 @@ impl IceLite {
                 forgotten = Some(self.addresses.swap_remove(index).address);
             }
         }
-        self.addresses.push(Learned {
-            address: from,
-            seen: now,
-        });
+        self.addresses.push(fresh);
         forgotten
     }
 
@@ -173,7 +212,13 @@ impl IceLite {
     }
 }
 
-/// Reads the local half of USERNAME, by which a datagram from an unknown address finds its session. Nothing is
+/// Whether a datagram is a Binding request by its first bytes (RFC 8489 §5): all other STUN belongs to a path that a
+/// check has opened.
+pub fn is_check(datagram: &[u8]) -> bool {
+    datagram.starts_with(&[0, 1])
+}
+
+/// Reads the local half of USERNAME, by which a check from an unknown address finds its session. Nothing is
 /// authenticated yet.
 pub fn local_ufrag(datagram: &[u8]) -> Option<String> {
     let message = decode(datagram).ok()?;

@@ -123,7 +123,7 @@ impl Session {
         match datagram.first() {
             Some(0..=3) => self.handle_check(now, from, datagram),
             Some(_) if !self.ice.is_valid(now, from) => self.dtls.drop(DropReason::UnknownAddress),
-            Some(20..=63) => self.handle_dtls(now, datagram),
+            Some(20..=63) => self.handle_dtls(now, from, datagram),
             Some(128..=191) => self.handle_media(now, from, datagram),
             Some(_) | None => self.dtls.drop(DropReason::Malformed),
         }
@@ -149,7 +149,7 @@ impl Session {
         self.send_flights();
     }
 
-    fn handle_dtls(&mut self, now: Instant, datagram: &[u8]) {
+    fn handle_dtls(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
         let progress = self.dtls.handle_datagram(now, datagram, &self.fingerprints);
         self.send_flights();
         match progress {
@@ -157,6 +157,8 @@ impl Session {
             Ok(Progress::Established(keys)) => match Media::new(&keys, &self.identity) {
                 Ok(media) => {
                     self.heard = now;
+                    self.ice.refresh(now, from);
+                    self.ice.prove_destination();
                     self.media = Some(media);
                     self.events.push_back(Event::Connected);
                 }
@@ -256,6 +258,11 @@ impl Session {
     /// Where media goes; `None` before the first check.
     pub fn destination(&self) -> Option<SocketAddr> {
         self.ice.destination()
+    }
+
+    /// Until when an address belongs to no other session; `None` if the peer was never heard there.
+    pub fn held_until(&self, address: SocketAddr) -> Option<Instant> {
+        self.ice.held_until(address)
     }
 
     /// Whether media may flow.
