@@ -170,7 +170,7 @@ impl Core {
 
     fn deliver(&mut self, now: Instant, key: PeerKey, from: SocketAddr, to: Option<IpAddr>, datagram: &mut [u8]) {
         if let Some(peer) = self.peers.get(key) {
-            peer.session.handle_datagram(now, from, datagram);
+            peer.session.handle_datagram(now, from, datagram, &mut self.random);
         }
         self.drain(now, key, Some((from, to)));
     }

@@ -1,4 +1,4 @@
-//! An address belongs to the session that is heard there, whoever names it as the source of a check (invariant 7).
+//! What a peer gains by checks of its own with a forged source: neither the address nor media for it (invariant 7).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -35,17 +35,18 @@ fn publish(world: &mut World, stream: &str, shard: usize) -> usize {
     index
 }
 
-/// A check of one peer arrives as if it came from this address.
-fn forge(world: &mut World, thief: usize, source: SocketAddr) {
+/// A check of one peer arrives as if it came from this address; returns its length.
+fn forge(world: &mut World, thief: usize, source: SocketAddr) -> usize {
     let now = world.now;
     let peer = &mut world.nodes[thief].peer;
     peer.check_now(now);
     peer.handle_timeout(now);
     let checks: Vec<_> = std::iter::from_fn(|| peer.poll_transmit()).collect();
     assert!(!checks.is_empty());
-    for check in checks {
+    for check in &checks {
         world.inject(usize::from(source.port()) % SHARDS, source, &check.payload);
     }
+    checks.iter().map(|check| check.payload.len()).sum()
 }
 
 /// A peer is gone without a word, and another one begins where it was.
@@ -178,5 +179,30 @@ fn a_viewer_that_lost_its_address_in_a_pause_has_it_again_by_its_next_check() {
         let requests = world.publisher(publisher).requests.len();
         assert!(requests >= 3, "{requests}");
         assert_eq!(world.viewer(victim).video.holes(), 0);
+    }
+}
+
+#[test]
+fn invariant_7_a_nomination_with_a_forged_source_sends_no_media_there() {
+    for (shard, port) in pairs_of_shards() {
+        println!("viewer on shard {shard}, forged checks at shard {port}");
+        let mut world = World::new(751, SHARDS, 8192);
+        let publisher = publish(&mut world, "live", 0);
+        world.run(SECOND);
+        let viewer = world.watch("live", shard, near());
+        world.run(SECOND);
+        let address = SocketAddr::from(([192, 0, 2, 7], 4_998 + port as u16));
+        let mut forged = 0;
+        for _ in 0..400 {
+            forged += forge(&mut world, viewer, address);
+            world.run(Duration::from_millis(100));
+        }
+        let sent = world.astray[&address];
+        println!("{sent} bytes for {forged}");
+        assert!(sent < 3 * forged, "{sent} bytes for {forged}");
+        let newest = world.publisher(publisher).newest();
+        let viewer = world.viewer(viewer);
+        assert!(viewer.whole_at.contains_key(&(newest - 1)), "media stays where it was");
+        assert_eq!((viewer.video.holes(), viewer.check.corrupt()), (0, 0));
     }
 }
