@@ -14,9 +14,9 @@
 //! and nothing has to be remembered that might have become wrong.
 //!
 //! A lite agent only answers (RFC 8445 §2.5), but whoever can nominate is a full agent, and a full agent answers each
-//! valid request (§7.3), whatever the other side is: libwebrtc, Firefox, libnice, libjuice, Pion and aioice do. Nothing
-//! that they remember of a check by a lite agent makes them send another one, and ours are few, so that no two agents keep
-//! each other busy. FFmpeg never nominates.
+//! valid request (§7.3), whatever the other side is: libwebrtc, Firefox, libjuice and aioice do. Firefox 153 also checks
+//! in return; that repeats the nomination and sends no further check of ours, so that the two keep nobody busy. FFmpeg
+//! never nominates.
 //!
 //! A peer that leaves our checks unanswered loses nothing: media stays on the path that it has proven, and what it sends
 //! from the new address is taken. No weaker proof is accepted in its place. A report that repeats the time of a sender

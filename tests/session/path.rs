@@ -167,7 +167,7 @@ fn a_path_moves_within_two_seconds_at_twenty_percent_loss() {
         world.peer_address = ELSEWHERE;
         let moved = world.now;
         while world.session.destination() != Some(ELSEWHERE) {
-            if (world.now - moved).as_millis() % 500 == 0 {
+            if (world.now - moved).as_millis().is_multiple_of(500) {
                 world.peer.check_now(world.now);
             }
             world.run(Duration::from_millis(10));
