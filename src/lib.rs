@@ -52,8 +52,9 @@
 //! 4. Video begins, and resumes after a loss of our own, at a key frame.
 //! 5. Nothing on the media path waits. A full mailbox or socket drops and counts.
 //! 6. No (key, SSRC, index) is ever sealed twice with different bytes.
-//! 7. A datagram is answered or believed only after its sender was authenticated by ICE; the destination moves only on
-//!    an authenticated nomination.
+//! 7. A datagram is answered or believed only after its sender was authenticated by ICE, and an address is not taken from
+//!    the session that is heard there; the destination moves only on an authenticated nomination, and only to where
+//!    somebody has shown to receive.
 //! 8. Input from outside is never a panic and never a 5xx; it is a typed refusal or a counter with a reason.
 //! 9. Everything is bounded: bodies, candidates, half-open sessions, handshake bytes, frames, queues, retransmissions
 //!    per viewer.

@@ -1,14 +1,38 @@
-//! ICE-lite (RFC 8445 §2.5): answers every valid check at once, never sends one, follows each authenticated nomination.
+//! ICE-lite (RFC 8445 §2.5): answers every valid check at once, follows each authenticated nomination, and sends a check of
+//! its own only before media goes to another address.
+//!
+//! # Proof of the return path
+//!
+//! The source of a check can be forged by the very peer whose check it is: it may nominate the address of somebody else,
+//! who would get the whole stream. So nothing but STUN goes to an address before somebody there has shown to receive.
+//!
+//! The first address shows it by the handshake, whose secrets nobody can compute without our flights. Until the first of
+//! them is sent the destination follows each nomination at once; from then on it stays where it is, and a nomination of
+//! another address begins a trial: a check of ours with a transaction id that only who receives it can repeat. The success
+//! response moves the destination, one round trip after the nomination. The newest nomination counts: one of the present
+//! destination ends the trial. What was proven once is tried again when it is nominated again; that costs a round trip,
+//! and nothing has to be remembered that might have become wrong.
+//!
+//! A lite agent only answers (RFC 8445 §2.5), but whoever can nominate is a full agent, and a full agent answers each
+//! valid request (§7.3), whatever the other side is: libwebrtc, Firefox, libjuice and aioice do. Firefox 153 also checks
+//! in return; that repeats the nomination and sends no further check of ours, so that the two keep nobody busy. FFmpeg
+//! never nominates.
+//!
+//! A peer that leaves our checks unanswered loses nothing: media stays on the path that it has proven, and what it sends
+//! from the new address is taken. No weaker proof is accepted in its place. A report that repeats the time of a sender
+//! report is one in name only: that time is known to within some units of 1/65536 s, and one packet can hold 31 guesses.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rtc_crypto::RTCCryptoProvider;
-use rtc_stun::attributes::{ATTR_MESSAGE_INTEGRITY, ATTR_USE_CANDIDATE, ATTR_USERNAME, RawAttribute};
+use rtc_stun::attributes::{
+    ATTR_ICE_CONTROLLED, ATTR_MESSAGE_INTEGRITY, ATTR_PRIORITY, ATTR_USE_CANDIDATE, ATTR_USERNAME, RawAttribute,
+};
 use rtc_stun::fingerprint::FINGERPRINT;
 use rtc_stun::integrity::MessageIntegrity;
-use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Message, Setter as _};
+use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Message, Setter as _, TransactionId};
 use rtc_stun::xoraddr::XorMappedAddress;
 
 use crate::sdp::plan::IceCredentials;
@@ -22,20 +46,68 @@ pub const MAX_ADDRESSES: usize = 8;
 /// How long an address stays valid without a new check: the consent lifetime of RFC 7675 §5.1.
 pub const ADDRESS_LIFETIME: Duration = Duration::from_secs(30);
 
+/// How long an address is kept from other sessions: see [`IceLite::held_until`]. Longer than the usual pause of anybody
+/// who sends or plays video, and short enough for a client that starts anew where it was.
+pub const HOLD: Duration = Duration::from_secs(2);
+
+/// Checks of ours for one nomination: enough for a path that loses a fifth both ways, and some hundred bytes for the host
+/// behind a forged address.
+const MAX_CHECKS: u32 = 4;
+
+/// First wait before a check is sent again; doubled each time.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Of a peer-reflexive candidate with the highest local preference (RFC 8445 §5.1.2.1, §7.1.1). It decides nothing: only
+/// the peer compares pairs.
+const PRIORITY: u32 = 110 << 24 | 65_535 << 8 | 255;
+
+/// The lowest there is: a peer that takes itself for the controlled agent has to give way to a lite one (RFC 8445 §6.1.1,
+/// §7.3.1.1). Not zero, which libjuice takes for a missing attribute.
+const TIE_BREAKER: u64 = 1;
+
 /// The local end of one ICE session.
 pub struct IceLite {
     local: IceCredentials,
+    remote: IceCredentials,
     /// `local:remote`, what USERNAME of a check has to be (RFC 8445 §7.2.2).
     username: String,
     provider: Arc<dyn RTCCryptoProvider>,
     addresses: Vec<Learned>,
-    nominated: Option<SocketAddr>,
+    /// Where to send.
+    destination: Option<SocketAddr>,
+    /// Something was sent there that makes it matter where it is.
+    settled: bool,
+    trial: Option<Trial>,
+}
+
+/// A nominated address that has to answer before it becomes the destination.
+struct Trial {
+    address: SocketAddr,
+    transaction: TransactionId,
+    check: Vec<u8>,
+    /// When the check is to be sent, again or for the first time; `None` when that was often enough.
+    due: Option<Instant>,
+    sent: u32,
 }
 
 #[derive(Clone, Copy)]
 struct Learned {
     address: SocketAddr,
+    since: Instant,
     seen: Instant,
+    /// The peer receives there what is sent to it.
+    proven: bool,
+}
+
+impl Learned {
+    fn new(now: Instant, address: SocketAddr) -> Self {
+        Self {
+            address,
+            since: now,
+            seen: now,
+            proven: false,
+        }
+    }
 }
 
 /// An authenticated check was answered.
@@ -54,26 +126,36 @@ pub struct Answered {
 pub enum StunRejection {
     Malformed,
     NotARequest,
+    /// No response to a check of ours that is on its way, or not from where that was sent.
+    Unasked,
     WrongUsername,
     BadIntegrity,
 }
 
 impl IceLite {
-    /// `remote_ufrag` is the peer's half of USERNAME.
-    pub fn new(local: IceCredentials, remote_ufrag: &str, provider: Arc<dyn RTCCryptoProvider>) -> Self {
-        let username = format!("{}:{remote_ufrag}", local.ufrag);
+    /// Makes an agent that has heard nothing yet.
+    pub fn new(local: IceCredentials, remote: IceCredentials, provider: Arc<dyn RTCCryptoProvider>) -> Self {
+        let username = format!("{}:{}", local.ufrag, remote.ufrag);
         Self {
             local,
+            remote,
             username,
             provider,
             addresses: Vec::new(),
-            nominated: None,
+            destination: None,
+            settled: false,
+            trial: None,
         }
     }
 
     /// Where to send. `None` before the first authenticated check.
     pub fn destination(&self) -> Option<SocketAddr> {
-        self.nominated
+        self.destination
+    }
+
+    /// More than STUN was sent to the destination: from now on it moves by proof only.
+    pub fn settle(&mut self) {
+        self.settled = true;
     }
 
     /// Whether media and DTLS from this address are believed (invariant 7).
@@ -83,7 +165,27 @@ impl IceLite {
             .any(|a| a.address == address && now.duration_since(a.seen) < ADDRESS_LIFETIME)
     }
 
-    /// Keeps an address valid: an authenticated SRTP packet came from it.
+    /// Until when no other session may have this address: a peer with a session of its own can forge the source of a
+    /// check that is authentic otherwise.
+    ///
+    /// An address that the peer is known to receive at is held by everything authentic from there. Any other is held
+    /// once, for the time of a handshake: a forged check takes an address that is free, and no number of them may keep
+    /// out the host that it belongs to.
+    pub fn held_until(&self, address: SocketAddr) -> Option<Instant> {
+        let learned = self.addresses.iter().find(|a| a.address == address)?;
+        let last = if learned.proven { learned.seen } else { learned.since };
+        Some(last + HOLD)
+    }
+
+    /// The handshake is over: whoever finished it has read what was sent to the destination.
+    pub fn prove_destination(&mut self) {
+        let destination = self.destination;
+        if let Some(learned) = self.addresses.iter_mut().find(|a| Some(a.address) == destination) {
+            learned.proven = true;
+        }
+    }
+
+    /// Keeps an address valid: something authentic came from it.
     pub fn refresh(&mut self, now: Instant, address: SocketAddr) {
         if let Some(learned) = self.addresses.iter_mut().find(|a| a.address == address) {
             learned.seen = now;
@@ -100,10 +202,18 @@ impl IceLite {
     /// PRIORITY and ICE-CONTROLLING are not required: a lite agent needs neither, and the WHIP muxer of FFmpeg 8.0 sends
     /// neither.
     ///
+    /// `random` makes the transaction ids of our own checks and has to be unpredictable.
+    ///
     /// # Errors
     ///
     /// A [`StunRejection`]: the datagram is dropped without a reply, so that nothing is reflected to a forged address.
-    pub fn handle_check(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<Answered, StunRejection> {
+    pub fn handle_check(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        random: &mut dyn FnMut() -> u32,
+    ) -> Result<Answered, StunRejection> {
         let mut request = decode(datagram)?;
         if request.typ != BINDING_REQUEST {
             return Err(StunRejection::NotARequest);
@@ -117,10 +227,7 @@ impl IceLite {
         let forgotten = self.learn(now, from);
         let nominates = signed(&request).any(|a| a.typ == ATTR_USE_CANDIDATE);
         // Before the first nomination the first valid pair serves: FFmpeg never nominates.
-        let moved = (nominates || self.nominated.is_none()) && self.nominated != Some(from);
-        if moved {
-            self.nominated = Some(from);
-        }
+        let moved = (nominates || self.destination.is_none()) && self.nominate(now, from, random)?;
         Ok(Answered {
             response: self.response(&request, from)?,
             moved,
@@ -128,28 +235,100 @@ impl IceLite {
         })
     }
 
+    /// Returns whether the destination moved.
+    fn nominate(
+        &mut self,
+        now: Instant,
+        address: SocketAddr,
+        random: &mut dyn FnMut() -> u32,
+    ) -> Result<bool, StunRejection> {
+        if self.destination == Some(address) {
+            self.trial = None;
+            return Ok(false);
+        }
+        if !self.settled {
+            self.destination = Some(address);
+            return Ok(true);
+        }
+        match self.trial.as_mut().filter(|trial| trial.address == address) {
+            // Sent as often as it may be: whoever nominates again may have missed it.
+            Some(trial) if trial.due.is_none() => (trial.due, trial.sent) = (Some(now), 0),
+            Some(_) => {}
+            None => {
+                let transaction = transaction(random);
+                self.trial = Some(Trial {
+                    address,
+                    transaction,
+                    check: self.check(transaction)?,
+                    due: Some(now),
+                    sent: 0,
+                });
+            }
+        }
+        Ok(false)
+    }
+
+    /// Judges a datagram that looks like STUN and is no request: only the response to a check of ours has a meaning. It
+    /// proves that its sender receives, and makes its address the destination.
+    ///
+    /// # Errors
+    ///
+    /// A [`StunRejection`]: the datagram is dropped.
+    pub fn handle_response(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), StunRejection> {
+        let mut response = decode(datagram)?;
+        let asked = |trial: &Trial| trial.address == from && trial.transaction == response.transaction_id;
+        if response.typ != BINDING_SUCCESS || !self.trial.as_ref().is_some_and(asked) {
+            return Err(StunRejection::Unasked);
+        }
+        MessageIntegrity::check(&mut response, self.remote.pwd.as_bytes(), self.provider.crypto())
+            .map_err(|_| StunRejection::BadIntegrity)?;
+        let learned = self.addresses.iter_mut().find(|a| a.address == from);
+        let learned = learned.ok_or(StunRejection::Unasked)?;
+        (learned.seen, learned.proven) = (now, true);
+        self.destination = Some(from);
+        self.trial = None;
+        Ok(())
+    }
+
+    /// The check of ours that is due, and where it goes.
+    pub fn poll_check(&mut self, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
+        let trial = self
+            .trial
+            .as_mut()
+            .filter(|trial| trial.due.is_some_and(|due| due <= now))?;
+        trial.due = (trial.sent + 1 < MAX_CHECKS).then(|| now + CHECK_INTERVAL * (1 << trial.sent));
+        trial.sent += 1;
+        Some((trial.address, trial.check.clone()))
+    }
+
+    /// When [`Self::poll_check`] will have one.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.trial.as_ref()?.due
+    }
+
     /// Returns the address that had to make room.
     fn learn(&mut self, now: Instant, from: SocketAddr) -> Option<SocketAddr> {
+        let fresh = Learned::new(now, from);
         if let Some(learned) = self.addresses.iter_mut().find(|a| a.address == from) {
+            if now.duration_since(learned.seen) >= ADDRESS_LIFETIME {
+                *learned = fresh;
+            }
             learned.seen = now;
             return None;
         }
         let mut forgotten = None;
         if self.addresses.len() >= MAX_ADDRESSES {
-            let nominated = self.nominated;
+            let destination = self.destination;
             let oldest = self
                 .addresses
                 .iter()
                 .enumerate()
-                .filter(|(_, a)| Some(a.address) != nominated);
+                .filter(|(_, a)| Some(a.address) != destination);
             if let Some((index, _)) = oldest.min_by_key(|(_, a)| a.seen) {
                 forgotten = Some(self.addresses.swap_remove(index).address);
             }
         }
-        self.addresses.push(Learned {
-            address: from,
-            seen: now,
-        });
+        self.addresses.push(fresh);
         forgotten
     }
 
@@ -158,22 +337,51 @@ impl IceLite {
             ip: from.ip(),
             port: from.port(),
         };
-        let integrity =
-            MessageIntegrity::new_short_term_integrity_with_provider(self.local.pwd.clone(), self.provider.crypto());
         let mut response = Message::new();
         response.set_type(BINDING_SUCCESS);
         response.transaction_id = request.transaction_id;
         response.write_header();
-        mapped
-            .add_to(&mut response)
-            .and_then(|()| integrity.add_to(&mut response))
-            .and_then(|()| FINGERPRINT.add_to(&mut response))
+        mapped.add_to(&mut response).map_err(|_| StunRejection::Malformed)?;
+        self.sign(response, &self.local.pwd)
+    }
+
+    /// A check of ours (RFC 8445 §7.1, §7.2.2).
+    fn check(&self, transaction: TransactionId) -> Result<Vec<u8>, StunRejection> {
+        let username = format!("{}:{}", self.remote.ufrag, self.local.ufrag);
+        let mut check = Message::new();
+        check.set_type(BINDING_REQUEST);
+        check.transaction_id = transaction;
+        check.write_header();
+        check.add(ATTR_USERNAME, username.as_bytes());
+        check.add(ATTR_PRIORITY, &PRIORITY.to_be_bytes());
+        check.add(ATTR_ICE_CONTROLLED, &TIE_BREAKER.to_be_bytes());
+        self.sign(check, &self.remote.pwd)
+    }
+
+    fn sign(&self, mut message: Message, pwd: &str) -> Result<Vec<u8>, StunRejection> {
+        MessageIntegrity::new_short_term_integrity_with_provider(pwd.to_owned(), self.provider.crypto())
+            .add_to(&mut message)
+            .and_then(|()| FINGERPRINT.add_to(&mut message))
             .map_err(|_| StunRejection::Malformed)?;
-        Ok(response.raw)
+        Ok(message.raw)
     }
 }
 
-/// Reads the local half of USERNAME, by which a datagram from an unknown address finds its session. Nothing is
+fn transaction(random: &mut dyn FnMut() -> u32) -> TransactionId {
+    let mut id = [0; 12];
+    for bytes in id.chunks_exact_mut(4) {
+        bytes.copy_from_slice(&random().to_be_bytes());
+    }
+    TransactionId(id)
+}
+
+/// Whether a datagram is a Binding request by its first bytes (RFC 8489 §5): all other STUN belongs to a path that a
+/// check has opened.
+pub fn is_check(datagram: &[u8]) -> bool {
+    datagram.starts_with(&[0, 1])
+}
+
+/// Reads the local half of USERNAME, by which a check from an unknown address finds its session. Nothing is
 /// authenticated yet.
 pub fn local_ufrag(datagram: &[u8]) -> Option<String> {
     let message = decode(datagram).ok()?;
@@ -210,13 +418,14 @@ mod tests {
     use rtc_stun::message::TransactionId;
 
     const PWD: &str = "0123456789abcdefghijkl";
+    const PEER_PWD: &str = "ghijklmnopqrstuvwxyz01";
 
     fn agent() -> IceLite {
-        let local = IceCredentials {
-            ufrag: "local".into(),
-            pwd: PWD.into(),
-        };
-        IceLite::new(local, "peer", Arc::new(AwsLcRsProvider::new()))
+        let [local, remote] = [("local", PWD), ("peer", PEER_PWD)].map(|(ufrag, pwd)| IceCredentials {
+            ufrag: ufrag.into(),
+            pwd: pwd.into(),
+        });
+        IceLite::new(local, remote, Arc::new(AwsLcRsProvider::new()))
     }
 
     fn check(username: &str, pwd: &str, nominate: bool, priority: bool) -> Vec<u8> {
@@ -239,6 +448,14 @@ mod tests {
         m.raw
     }
 
+    fn dice() -> impl FnMut() -> u32 {
+        let mut last = 0;
+        move || {
+            last += 1;
+            last
+        }
+    }
+
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], port))
     }
@@ -248,7 +465,7 @@ mod tests {
         let mut ice = agent();
         let now = Instant::now();
         let answered = ice
-            .handle_check(now, address(9), &check("local:peer", PWD, true, true))
+            .handle_check(now, address(9), &check("local:peer", PWD, true, true), &mut dice())
             .unwrap();
         assert!(answered.moved);
         assert_eq!(ice.destination(), Some(address(9)));
@@ -264,8 +481,13 @@ mod tests {
     fn a_check_without_priority_and_role_is_answered() {
         let mut ice = agent();
         assert!(
-            ice.handle_check(Instant::now(), address(9), &check("local:peer", PWD, false, false))
-                .is_ok()
+            ice.handle_check(
+                Instant::now(),
+                address(9),
+                &check("local:peer", PWD, false, false),
+                &mut dice()
+            )
+            .is_ok()
         );
         assert_eq!(ice.destination(), Some(address(9)));
     }
@@ -274,19 +496,20 @@ mod tests {
     fn the_destination_moves_only_on_an_authenticated_nomination() {
         let mut ice = agent();
         let now = Instant::now();
-        ice.handle_check(now, address(1), &check("local:peer", PWD, true, true))
+        ice.handle_check(now, address(1), &check("local:peer", PWD, true, true), &mut dice())
             .unwrap();
-        ice.handle_check(now, address(2), &check("local:peer", PWD, false, true))
+        ice.handle_check(now, address(2), &check("local:peer", PWD, false, true), &mut dice())
             .unwrap();
         assert_eq!(ice.destination(), Some(address(1)));
         let forged = ice.handle_check(
             now,
             address(3),
             &check("local:peer", "wrongwrongwrongwrongwrong", true, true),
+            &mut dice(),
         );
         assert_eq!(forged.unwrap_err(), StunRejection::BadIntegrity);
         assert!(!ice.is_valid(now, address(3)));
-        ice.handle_check(now, address(2), &check("local:peer", PWD, true, true))
+        ice.handle_check(now, address(2), &check("local:peer", PWD, true, true), &mut dice())
             .unwrap();
         assert_eq!(ice.destination(), Some(address(2)));
     }
@@ -295,11 +518,15 @@ mod tests {
     fn a_nomination_that_was_added_behind_the_integrity_moves_nothing() {
         let mut ice = agent();
         let now = Instant::now();
-        ice.handle_check(now, address(1), &check("local:peer", PWD, false, true))
+        ice.handle_check(now, address(1), &check("local:peer", PWD, false, true), &mut dice())
             .unwrap();
         let mut added = decode(&check("local:peer", PWD, false, true)).unwrap();
         added.add(ATTR_USE_CANDIDATE, &[]);
-        assert!(!ice.handle_check(now, address(2), &added.raw).unwrap().moved);
+        assert!(
+            !ice.handle_check(now, address(2), &added.raw, &mut dice())
+                .unwrap()
+                .moved
+        );
         assert_eq!(ice.destination(), Some(address(1)));
     }
 
@@ -308,8 +535,13 @@ mod tests {
         let mut ice = agent();
         let now = Instant::now();
         for port in 1..100 {
-            ice.handle_check(now, address(port), &check("local:peer", PWD, port == 1, true))
-                .unwrap();
+            ice.handle_check(
+                now,
+                address(port),
+                &check("local:peer", PWD, port == 1, true),
+                &mut dice(),
+            )
+            .unwrap();
         }
         assert_eq!(ice.addresses().count(), MAX_ADDRESSES);
         assert!(ice.is_valid(now, address(1)));
@@ -321,13 +553,16 @@ mod tests {
         let mut ice = agent();
         let good = check("local:peer", PWD, true, true);
         for length in 0..good.len() {
-            assert!(ice.handle_check(Instant::now(), address(1), &good[..length]).is_err());
+            assert!(
+                ice.handle_check(Instant::now(), address(1), &good[..length], &mut dice())
+                    .is_err()
+            );
         }
         for position in 0..good.len() {
             for flip in [1u8, 0x80, 0xff] {
                 let mut bad = good.clone();
                 bad[position] ^= flip;
-                let _ = ice.handle_check(Instant::now(), address(1), &bad);
+                let _ = ice.handle_check(Instant::now(), address(1), &bad, &mut dice());
                 let _ = local_ufrag(&bad);
             }
         }
@@ -338,7 +573,8 @@ mod tests {
         m.add(ATTR_USERNAME, b"local:peer");
         m.add(ATTR_MESSAGE_INTEGRITY, &[]);
         assert_eq!(
-            ice.handle_check(Instant::now(), address(1), &m.raw).unwrap_err(),
+            ice.handle_check(Instant::now(), address(1), &m.raw, &mut dice())
+                .unwrap_err(),
             StunRejection::Malformed
         );
     }

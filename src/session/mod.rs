@@ -99,7 +99,7 @@ impl Session {
     /// Makes a session whose peer has not been heard yet.
     pub fn new(now: Instant, identity: Arc<Identity>, local: IceCredentials, transport: Transport) -> Self {
         Self {
-            ice: IceLite::new(local, &transport.remote.ufrag, identity.provider.clone()),
+            ice: IceLite::new(local, transport.remote, identity.provider.clone()),
             dtls: Dtls::new(identity.clone(), transport.role),
             fingerprints: transport.fingerprints,
             identity,
@@ -115,22 +115,29 @@ impl Session {
     /// Takes a datagram. Its bytes may be overwritten: media is decrypted in place.
     ///
     /// Kinds are told apart by the first byte (RFC 7983 §7). Only a connectivity check is believed from an address that
-    /// ICE has not authenticated (invariant 7).
-    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+    /// ICE has not authenticated (invariant 7). `random` has to be unpredictable.
+    pub fn handle_datagram(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        random: &mut dyn FnMut() -> u32,
+    ) {
         if self.closed {
             return;
         }
         match datagram.first() {
-            Some(0..=3) => self.handle_check(now, from, datagram),
+            Some(0..=3) if ice::is_check(datagram) => self.handle_check(now, from, datagram, random),
             Some(_) if !self.ice.is_valid(now, from) => self.dtls.drop(DropReason::UnknownAddress),
-            Some(20..=63) => self.handle_dtls(now, datagram),
+            Some(0..=3) => self.handle_response(now, from, datagram),
+            Some(20..=63) => self.handle_dtls(now, from, datagram),
             Some(128..=191) => self.handle_media(now, from, datagram),
             Some(_) | None => self.dtls.drop(DropReason::Malformed),
         }
     }
 
-    fn handle_check(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
-        let Ok(answered) = self.ice.handle_check(now, from, datagram) else {
+    fn handle_check(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], random: &mut dyn FnMut() -> u32) {
+        let Ok(answered) = self.ice.handle_check(now, from, datagram, random) else {
             return self.dtls.drop(DropReason::Check);
         };
         self.heard = now;
@@ -143,13 +150,30 @@ impl Session {
         if answered.moved {
             self.events.push_back(Event::Moved(from));
         }
+        self.send_check(now);
         if let Err(error) = self.dtls.begin(now) {
             return self.fail(now, &error);
         }
         self.send_flights();
     }
 
-    fn handle_dtls(&mut self, now: Instant, datagram: &[u8]) {
+    fn handle_response(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
+        if self.ice.handle_response(now, from, datagram).is_err() {
+            return self.dtls.drop(DropReason::Check);
+        }
+        self.heard = now;
+        self.events.push_back(Event::Moved(from));
+    }
+
+    fn send_check(&mut self, now: Instant) {
+        self.transmits
+            .extend(self.ice.poll_check(now).map(|(to, check)| Transmit {
+                to,
+                payload: check.into(),
+            }));
+    }
+
+    fn handle_dtls(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
         let progress = self.dtls.handle_datagram(now, datagram, &self.fingerprints);
         self.send_flights();
         match progress {
@@ -157,6 +181,8 @@ impl Session {
             Ok(Progress::Established(keys)) => match Media::new(&keys, &self.identity) {
                 Ok(media) => {
                     self.heard = now;
+                    self.ice.refresh(now, from);
+                    self.ice.prove_destination();
                     self.media = Some(media);
                     self.events.push_back(Event::Connected);
                 }
@@ -209,6 +235,7 @@ impl Session {
     fn send_flights(&mut self) {
         while let Some(payload) = self.dtls.poll_transmit() {
             if let Some(to) = self.ice.destination() {
+                self.ice.settle();
                 self.transmits.push_back(Transmit { to, payload });
             }
         }
@@ -225,6 +252,7 @@ impl Session {
         if now >= self.heard + SILENCE {
             return self.close(now, CloseReason::Silent);
         }
+        self.send_check(now);
         if let Err(error) = self.dtls.handle_timeout(now) {
             return self.fail(now, &error);
         }
@@ -237,8 +265,10 @@ impl Session {
             return None;
         }
         let connect = self.media.is_none().then(|| self.opened + CONNECT_TIME);
-        [Some(self.heard + SILENCE), connect, self.dtls.poll_timeout()]
+        let timers = [self.ice.poll_timeout(), self.dtls.poll_timeout()];
+        [Some(self.heard + SILENCE), connect]
             .into_iter()
+            .chain(timers)
             .flatten()
             .min()
     }
@@ -256,6 +286,11 @@ impl Session {
     /// Where media goes; `None` before the first check.
     pub fn destination(&self) -> Option<SocketAddr> {
         self.ice.destination()
+    }
+
+    /// Until when an address belongs to no other session; `None` if the peer was never heard there.
+    pub fn held_until(&self, address: SocketAddr) -> Option<Instant> {
+        self.ice.held_until(address)
     }
 
     /// Whether media may flow.

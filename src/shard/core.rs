@@ -2,6 +2,18 @@
 //!
 //! One turn is any number of `handle_*` calls and one [`Core::finish_turn`]: what arrived in one turn is forwarded in one
 //! go, so batches grow by themselves under load and a lone packet leaves at once.
+//!
+//! # Whose an address is
+//!
+//! A check names its session; everything else is known by the address that it comes from, and a check says whose that
+//! is. Its source can be forged by anybody who has a session, so an address is not taken from a session that was heard
+//! there within [`ice::HOLD`]. All datagrams from one address arrive at one shard, which decides: it knows its own peers,
+//! and for an address of another shard's it has that shard's word ([`Message::Route`]), renewed while something authentic
+//! comes from there.
+//!
+//! The check of a newcomer at a held address is ignored. It could be answered without harm, but every agent sends a check
+//! again that was not answered, and some send none after one that was: FFmpeg would go on to its handshake, whose records
+//! would still go to the other session. Ignored, it comes back until the address is free.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -45,8 +57,8 @@ pub struct Core {
     outbox: Outbox,
     /// Viewers of each stream on this shard.
     subscriptions: HashMap<StreamId, Vec<PeerKey>>,
-    /// Addresses whose sessions live on another shard.
-    foreign: HashMap<SocketAddr, ShardIndex>,
+    /// Addresses whose sessions live on another shard. Datagrams from them go to no peer here.
+    foreign: HashMap<SocketAddr, Route>,
     timers: BinaryHeap<Reverse<(Instant, PeerKey)>>,
     /// Publishers that received something in this turn.
     dirty: Vec<PeerKey>,
@@ -54,11 +66,30 @@ pub struct Core {
     stopping: bool,
 }
 
+/// Where datagrams from an address go.
+#[derive(Clone, Copy)]
+struct Route {
+    owner: ShardIndex,
+    /// Until then nobody else gets them.
+    until: Instant,
+}
+
+/// Whom a datagram is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Recipient {
+    Peer(PeerKey),
+    Shard(ShardIndex),
+}
+
 /// Nothing is due again sooner, so that a turn always comes to an end.
 const MIN_STEP: Duration = Duration::from_micros(200);
 
 /// Foreign addresses remembered; the sessions behind them are bounded already, this bounds mistakes.
 const MAX_FOREIGN: usize = 1 << 20;
+
+/// The word for an address is renewed when it can be extended by this much: a fraction of [`ice::HOLD`], and far more
+/// than the time between two packets of a publisher.
+const RENEWAL: Duration = Duration::from_millis(500);
 
 impl Core {
     /// `random` has to be unpredictable.
@@ -84,45 +115,62 @@ impl Core {
 
     /// Takes a datagram from the socket.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, to: Option<IpAddr>, datagram: &mut [u8]) {
-        if let Some(key) = self.find_peer(from, datagram) {
-            return self.deliver(now, key, from, to, datagram);
-        }
-        let owner = self
-            .foreign
-            .get(&from)
-            .copied()
-            .or_else(|| ufrag::shard_of_check(datagram));
-        match owner
-            .filter(|owner| *owner != self.index)
-            .and_then(|owner| self.mailbox(owner))
-        {
-            Some(mailbox) => {
-                let message = Message::Datagram {
-                    from,
-                    to,
-                    bytes: datagram.to_vec(),
-                    via: self.index,
-                };
-                if mailbox.offer(message).is_err() {
-                    self.shared.counters.dropped(DropReason::MailboxFull);
-                }
-            }
-            None => self.shared.counters.dropped(DropReason::UnknownSender),
+        match self.recipient(now, from, datagram) {
+            Ok(Recipient::Peer(key)) => self.deliver(now, key, from, to, datagram),
+            Ok(Recipient::Shard(owner)) => self.hand_over(owner, from, to, datagram),
+            Err(reason) => self.shared.counters.dropped(reason),
         }
     }
 
     /// A connectivity check names its session; anything else has to come from an address that a check vouched for
     /// (invariant 7).
-    fn find_peer(&self, from: SocketAddr, datagram: &[u8]) -> Option<PeerKey> {
-        if ufrag::is_stun(datagram) {
-            return ice::local_ufrag(datagram).and_then(|ufrag| self.peers.by_ufrag(&ufrag));
+    fn recipient(&self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<Recipient, DropReason> {
+        if !ice::is_check(datagram) {
+            let peer = self.peers.by_address(from).map(Recipient::Peer);
+            let recipient = peer.or_else(|| self.foreign.get(&from).map(|route| Recipient::Shard(route.owner)));
+            return recipient.ok_or(DropReason::UnknownSender);
         }
-        self.peers.by_address(from)
+        let named = ice::local_ufrag(datagram).and_then(|ufrag| {
+            let peer = self.peers.by_ufrag(&ufrag).map(Recipient::Peer);
+            peer.or_else(|| ufrag::shard_of(&ufrag).map(Recipient::Shard))
+        });
+        let claimant = named.ok_or(DropReason::UnknownSender)?;
+        if self.is_held(now, from, claimant) {
+            return Err(DropReason::AddressHeld);
+        }
+        Ok(claimant)
+    }
+
+    /// Whether an address is not to be taken from whom it belongs to.
+    fn is_held(&self, now: Instant, address: SocketAddr, claimant: Recipient) -> bool {
+        let peer = self
+            .peers
+            .holder(address)
+            .map(|(key, until)| (Recipient::Peer(key), until));
+        let route = self.foreign.get(&address).map(|r| (Recipient::Shard(r.owner), r.until));
+        peer.or(route)
+            .is_some_and(|(holder, until)| holder != claimant && now < until)
+    }
+
+    /// Gives a datagram to the shard that it is for.
+    fn hand_over(&self, owner: ShardIndex, from: SocketAddr, to: Option<IpAddr>, datagram: &[u8]) {
+        let Some(mailbox) = self.mailbox(owner).filter(|_| owner != self.index) else {
+            return self.shared.counters.dropped(DropReason::UnknownSender);
+        };
+        let message = Message::Datagram {
+            from,
+            to,
+            bytes: datagram.to_vec(),
+            via: self.index,
+        };
+        if mailbox.offer(message).is_err() {
+            self.shared.counters.dropped(DropReason::MailboxFull);
+        }
     }
 
     fn deliver(&mut self, now: Instant, key: PeerKey, from: SocketAddr, to: Option<IpAddr>, datagram: &mut [u8]) {
         if let Some(peer) = self.peers.get(key) {
-            peer.session.handle_datagram(now, from, datagram);
+            peer.session.handle_datagram(now, from, datagram, &mut self.random);
         }
         self.drain(now, key, Some((from, to)));
     }
@@ -149,22 +197,18 @@ impl Core {
                 mut bytes,
                 via,
             } => {
-                let Some(key) = self.find_peer(from, &bytes) else {
-                    return self.shared.counters.dropped(DropReason::UnknownSender);
+                let key = match self.recipient(now, from, &bytes) {
+                    Ok(Recipient::Peer(key)) => key,
+                    Ok(Recipient::Shard(_)) => return self.shared.counters.dropped(DropReason::UnknownSender),
+                    Err(reason) => return self.shared.counters.dropped(reason),
                 };
-                let is_check = ufrag::is_stun(&bytes);
+                let is_check = ice::is_check(&bytes);
                 self.deliver(now, key, from, to, &mut bytes);
-                if is_check {
-                    self.vouch_for(key, from, via);
-                }
+                self.vouch_for(key, from, via, is_check);
             }
-            Message::Route { address, owner } => {
-                if self.foreign.len() < MAX_FOREIGN {
-                    self.foreign.insert(address, owner);
-                }
-            }
+            Message::Route { address, owner, until } => self.route(now, address, Route { owner, until }),
             Message::Unroute { address, owner } => {
-                if self.foreign.get(&address) == Some(&owner) {
+                if self.foreign.get(&address).is_some_and(|route| route.owner == owner) {
                     self.foreign.remove(&address);
                 }
             }
@@ -179,15 +223,38 @@ impl Core {
         }
     }
 
-    /// Tells the shard that received a datagram for us to hand over what follows from there, once it is authenticated.
-    fn vouch_for(&mut self, key: PeerKey, from: SocketAddr, via: ShardIndex) {
-        if self.peers.by_address(from) == Some(key)
-            && let Some(mailbox) = self.mailbox(via)
-        {
+    /// Tells the shard that received a datagram for us to hand over what follows from there, once it is authenticated:
+    /// after each check, and when there is so much more to say.
+    fn vouch_for(&mut self, key: PeerKey, from: SocketAddr, via: ShardIndex, is_check: bool) {
+        let Some((_, until)) = self.peers.holder(from).filter(|(holder, _)| *holder == key) else {
+            return;
+        };
+        let Some(known) = self.peers.get(key).and_then(|peer| peer.known(from)) else {
+            return;
+        };
+        let is_news = known
+            .vouched
+            .is_none_or(|(to, told)| to != via || until >= told + RENEWAL);
+        if !is_check && !is_news {
+            return;
+        }
+        known.vouched = Some((via, until));
+        let owner = self.index;
+        if let Some(mailbox) = self.mailbox(via) {
             let _ = mailbox.push(Message::Route {
                 address: from,
-                owner: self.index,
+                owner,
+                until,
             });
+        }
+    }
+
+    /// Another shard says that an address belongs to it. It cannot know who had it meanwhile.
+    fn route(&mut self, now: Instant, address: SocketAddr, route: Route) {
+        let is_held = self.is_held(now, address, Recipient::Shard(route.owner));
+        if !is_held && self.foreign.len() < MAX_FOREIGN {
+            self.peers.release(address);
+            self.foreign.insert(address, route);
         }
     }
 
@@ -250,11 +317,7 @@ impl Core {
         while let Some(peer) = self.peers.get(key) {
             while let Some(transmit) = peer.session.poll_transmit() {
                 let to = transmit.to;
-                let known = peer
-                    .addresses
-                    .iter()
-                    .find(|(address, _)| *address == to)
-                    .map(|(_, local)| *local);
+                let known = peer.known(to).map(|known| known.local);
                 let from = known
                     .or(came_by.filter(|(from, _)| *from == to).map(|(_, local)| local))
                     .flatten();
@@ -268,18 +331,17 @@ impl Core {
 
     fn handle_event(&mut self, now: Instant, key: PeerKey, event: Event, local: Option<IpAddr>) {
         match event {
-            Event::AddressLearned(address) => self.peers.learn(key, address, local),
+            Event::AddressLearned(address) => {
+                self.foreign.remove(&address);
+                self.peers.learn(key, address, local);
+            }
             Event::AddressForgotten(address) => {
                 self.peers.forget(key, address);
                 self.unroute(address);
             }
             Event::Moved(to) => {
                 let Some(peer) = self.peers.get(key) else { return };
-                let from = peer
-                    .addresses
-                    .iter()
-                    .find(|(address, _)| *address == to)
-                    .and_then(|(_, from)| *from);
+                let from = peer.known(to).and_then(|known| known.local);
                 if peer.destination.is_some() {
                     debug!(session = ?peer.id, %to, "path moved");
                 }
@@ -615,8 +677,8 @@ impl Core {
         self.shared.counters.closed(reason);
         self.shared.counters.add_session_drops(&peer.session.drops());
         let lasted = now.duration_since(peer.opened);
-        for (address, _) in &peer.addresses {
-            self.unroute(*address);
+        for known in &peer.addresses {
+            self.unroute(known.remote);
         }
         match peer.role {
             Role::Publisher(publisher) => {
@@ -633,8 +695,11 @@ impl Core {
         }
     }
 
-    /// Tells the other shards that datagrams from an address are no longer for us.
+    /// Tells the other shards that datagrams from an address are no longer for us, unless another peer has it by now.
     fn unroute(&self, address: SocketAddr) {
+        if self.peers.by_address(address).is_some() {
+            return;
+        }
         for (index, mailbox) in self.shared.mailboxes.iter().enumerate() {
             if index != usize::from(self.index.0) {
                 let owner = self.index;

@@ -24,17 +24,20 @@ pub enum DropReason {
     UnknownSender,
     /// The shard that it was for is too busy.
     MailboxFull,
+    /// A check from an address that another session was heard at just now.
+    AddressHeld,
 }
 
 impl DropReason {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 2] = [Self::UnknownSender, Self::MailboxFull];
+    pub const ALL: [Self; 3] = [Self::UnknownSender, Self::MailboxFull, Self::AddressHeld];
 
     /// Label of the metric.
     pub fn label(self) -> &'static str {
         match self {
             Self::UnknownSender => "unknown_sender",
             Self::MailboxFull => "mailbox_full",
+            Self::AddressHeld => "address_held",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
@@ -24,8 +25,12 @@ pub enum Message {
         bytes: Vec<u8>,
         via: ShardIndex,
     },
-    /// Datagrams from this address belong to that shard.
-    Route { address: SocketAddr, owner: ShardIndex },
+    /// Datagrams from this address belong to that shard, and to no other before `until`.
+    Route {
+        address: SocketAddr,
+        owner: ShardIndex,
+        until: Instant,
+    },
     /// They no longer do.
     Unroute { address: SocketAddr, owner: ShardIndex },
     /// Packets of a stream that has viewers here.

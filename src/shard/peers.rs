@@ -1,10 +1,13 @@
 //! The sessions of one shard, and the ways to find them.
+//!
+//! An address belongs to one session of the gateway at a time, and is not taken from one that is heard there: see
+//! [`super::core`].
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use crate::hub::stream::SessionId;
+use crate::hub::stream::{SessionId, ShardIndex};
 use crate::outputs::whep::Viewer;
 use crate::session::Session;
 use crate::session::outbox::Destination;
@@ -22,8 +25,8 @@ pub struct Peer {
     pub role: Role,
     /// Where its packets go; `None` before ICE.
     pub destination: Option<Destination>,
-    /// Addresses that ICE learned, each with the local one that it was learned on.
-    pub addresses: Vec<(SocketAddr, Option<IpAddr>)>,
+    /// Addresses that ICE learned.
+    pub addresses: Vec<KnownAddress>,
     /// Entry in the timer heap that counts.
     pub scheduled: Option<Instant>,
     pub opened: Instant,
@@ -32,10 +35,27 @@ pub struct Peer {
     pub dirty: bool,
 }
 
+/// An address that a peer was authenticated at.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownAddress {
+    pub remote: SocketAddr,
+    /// The one of ours that the peer checked.
+    pub local: Option<IpAddr>,
+    /// The shard that was told last that the address is ours, and until when.
+    pub vouched: Option<(ShardIndex, Instant)>,
+}
+
 /// What a peer came for.
 pub enum Role {
     Publisher(Box<Publisher>),
     Viewer(Box<Viewer>),
+}
+
+impl Peer {
+    /// What is known of one of its addresses.
+    pub fn known(&mut self, address: SocketAddr) -> Option<&mut KnownAddress> {
+        self.addresses.iter_mut().find(|known| known.remote == address)
+    }
 }
 
 /// All peers of a shard.
@@ -67,9 +87,9 @@ impl Peers {
         self.free.push(key);
         self.by_id.remove(&peer.id);
         self.by_ufrag.remove(&peer.ufrag);
-        for (address, _) in &peer.addresses {
-            if self.by_address.get(address) == Some(&key) {
-                self.by_address.remove(address);
+        for known in &peer.addresses {
+            if self.by_address.get(&known.remote) == Some(&key) {
+                self.by_address.remove(&known.remote);
             }
         }
         Some(peer)
@@ -91,15 +111,26 @@ impl Peers {
         self.by_address.get(&address).copied()
     }
 
+    /// The peer that an address belongs to, and until when it belongs to no other.
+    pub fn holder(&self, address: SocketAddr) -> Option<(PeerKey, Instant)> {
+        let key = self.by_address(address)?;
+        let peer = self.slots.get(key.0 as usize)?.as_ref()?;
+        Some((key, peer.session.held_until(address)?))
+    }
+
     /// Datagrams from this address belong to this peer: ICE authenticated it. ICE bounds them too: see
     /// [`Self::forget`].
     pub fn learn(&mut self, key: PeerKey, address: SocketAddr, local: Option<IpAddr>) {
         let Some(peer) = self.slots.get_mut(key.0 as usize).and_then(Option::as_deref_mut) else {
             return;
         };
-        match peer.addresses.iter_mut().find(|(known, _)| *known == address) {
-            Some(entry) => entry.1 = local,
-            None => peer.addresses.push((address, local)),
+        match peer.known(address) {
+            Some(known) => known.local = local,
+            None => peer.addresses.push(KnownAddress {
+                remote: address,
+                local,
+                vouched: None,
+            }),
         }
         self.by_address.insert(address, key);
     }
@@ -107,11 +138,17 @@ impl Peers {
     /// ICE no longer knows this address of a peer.
     pub fn forget(&mut self, key: PeerKey, address: SocketAddr) {
         if let Some(peer) = self.get(key) {
-            peer.addresses.retain(|(known, _)| *known != address);
+            peer.addresses.retain(|known| known.remote != address);
         }
         if self.by_address.get(&address) == Some(&key) {
             self.by_address.remove(&address);
         }
+    }
+
+    /// Datagrams from this address belong to no peer of this shard any more. The peer that it belonged to still has it
+    /// by its next check, if nobody holds it then.
+    pub fn release(&mut self, address: SocketAddr) {
+        self.by_address.remove(&address);
     }
 
     pub fn keys(&self) -> Vec<PeerKey> {

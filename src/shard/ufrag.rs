@@ -3,7 +3,6 @@
 
 use crate::hub::stream::ShardIndex;
 use crate::sdp::plan::IceCredentials;
-use crate::session::ice;
 
 /// ice-chars without `+` and `/` (RFC 8839 §5.4): nothing that a client could mistake for a separator.
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -33,17 +32,8 @@ fn letter(number: u32) -> char {
         .map_or('0', char::from)
 }
 
-/// Whether a datagram is STUN by its first byte (RFC 7983 §7).
-pub fn is_stun(datagram: &[u8]) -> bool {
-    datagram.first().is_some_and(|first| *first < 4)
-}
-
-/// The shard of the session that a connectivity check is for. Nothing is authenticated yet.
-pub fn shard_of_check(datagram: &[u8]) -> Option<ShardIndex> {
-    if !is_stun(datagram) {
-        return None;
-    }
-    let ufrag = ice::local_ufrag(datagram)?;
+/// The shard of the session that these credentials are of.
+pub fn shard_of(ufrag: &str) -> Option<ShardIndex> {
     let first = ufrag.bytes().next()?;
     ALPHABET
         .iter()

@@ -6,6 +6,7 @@ mod publications;
 mod publisher;
 mod repairs;
 mod sources;
+mod theft;
 mod viewer;
 mod world;
 

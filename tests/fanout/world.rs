@@ -56,6 +56,8 @@ pub struct World {
     pub routes: HashSet<(usize, SocketAddr)>,
     /// How often a shard was told of one.
     pub route_messages: usize,
+    /// Bytes that the gateway sent to addresses at which there is no peer.
+    pub astray: HashMap<SocketAddr, usize>,
 }
 
 type Sent = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
@@ -139,6 +141,7 @@ impl World {
             frozen: Vec::new(),
             routes: HashSet::new(),
             route_messages: 0,
+            astray: HashMap::new(),
         }
     }
 
@@ -398,6 +401,8 @@ impl World {
                     node.assert_sealed_once(&payload);
                     overhear(&mut self.overheard, &payload);
                     node.down.send(self.now, GATEWAY, to, payload);
+                } else {
+                    *self.astray.entry(to).or_default() += payload.len();
                 }
             }
         }

@@ -1,6 +1,5 @@
 //! How long a session lives, where its media goes meanwhile, and how it says goodbye.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use millstream::session::guard::DropReason;
@@ -8,10 +7,7 @@ use millstream::session::{CloseReason, Event, Session};
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig, PeerEvent};
 
 use crate::heap;
-use crate::world::{PEER, SECOND, SERVER, STRANGER, Setup, World, rtp};
-
-/// Another network of the same peer.
-const ELSEWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 77)), 7_000);
+use crate::world::{ELSEWHERE, PEER, SECOND, SERVER, STRANGER, Setup, World, rtp};
 
 const SILENT: IceStyle = IceStyle {
     keep_alive: false,

@@ -5,4 +5,5 @@ mod handshake;
 mod heap;
 mod hostile;
 mod life;
+mod path;
 mod world;

@@ -12,11 +12,15 @@ use millstream::session::{CloseReason, Event, Session};
 use millstream_test_support::{
     Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles,
 };
+use rand::rngs::StdRng;
+use rand::{RngCore as _, SeedableRng as _};
 
 /// Where the session is reached.
 pub const SERVER: SocketAddr = address([203, 0, 113, 1], 8189);
 /// Where the peer begins.
 pub const PEER: SocketAddr = address([198, 51, 100, 1], 5_000);
+/// Another network of the same peer.
+pub const ELSEWHERE: SocketAddr = address([198, 51, 100, 77], 7_000);
 /// Somebody who knows both addresses and no password.
 pub const STRANGER: SocketAddr = address([192, 0, 2, 66], 6_666);
 
@@ -58,6 +62,7 @@ pub struct World {
     pub peer_events: Vec<PeerEvent>,
     /// Every datagram that one of both sent, with its receiver.
     pub wire: Vec<(SocketAddr, Bytes)>,
+    rng: StdRng,
 }
 
 /// Timers and datagrams of one instant; more of them would be a machine that never comes to rest.
@@ -105,6 +110,7 @@ impl World {
             events: Vec::new(),
             peer_events: Vec::new(),
             wire: Vec::new(),
+            rng: StdRng::seed_from_u64(setup.seed),
         }
     }
 
@@ -159,7 +165,9 @@ impl World {
 
     /// Hands a datagram to the session, whoever sent it.
     pub fn inject(&mut self, from: SocketAddr, datagram: &[u8]) {
-        self.session.handle_datagram(self.now, from, &mut datagram.to_vec());
+        let rng = &mut self.rng;
+        self.session
+            .handle_datagram(self.now, from, &mut datagram.to_vec(), &mut || rng.next_u32());
         self.collect();
     }
 

@@ -23,10 +23,13 @@ use rtc_srtp::config::LABEL_EXTRACTOR_DTLS_SRTP;
 use rtc_srtp::context::Context;
 use rtc_srtp::option::{srtcp_replay_protection, srtp_replay_protection};
 use rtc_srtp::protection_profile::ProtectionProfile;
-use rtc_stun::attributes::{ATTR_ICE_CONTROLLING, ATTR_PRIORITY, ATTR_USE_CANDIDATE, ATTR_USERNAME};
+use rtc_stun::attributes::{
+    ATTR_FINGERPRINT, ATTR_ICE_CONTROLLED, ATTR_ICE_CONTROLLING, ATTR_PRIORITY, ATTR_USE_CANDIDATE, ATTR_USERNAME,
+};
 use rtc_stun::fingerprint::FINGERPRINT;
 use rtc_stun::integrity::MessageIntegrity;
 use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Message, Setter as _, TransactionId};
+use rtc_stun::xoraddr::XorMappedAddress;
 use sha2::Digest as _;
 
 /// ICE username fragment and password of one side.
@@ -78,6 +81,8 @@ pub struct IceStyle {
     pub priority: bool,
     /// Checks go on after the handshake (FFmpeg sends none).
     pub keep_alive: bool,
+    /// Checks of the gateway are answered, as every full agent has to.
+    pub answers: bool,
 }
 
 impl IceStyle {
@@ -85,12 +90,14 @@ impl IceStyle {
         nominate: true,
         priority: true,
         keep_alive: true,
+        answers: true,
     };
     /// The WHIP muxer of FFmpeg 8.0.
     pub const FFMPEG: Self = Self {
         nominate: false,
         priority: false,
         keep_alive: false,
+        answers: true,
     };
 }
 
@@ -284,12 +291,12 @@ impl Peer {
         self.next_check = Some(now);
     }
 
-    pub fn handle_datagram(&mut self, now: Instant, _from: SocketAddr, datagram: &[u8]) {
+    pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
         if self.closed {
             return;
         }
         match datagram.first() {
-            Some(0..=3) => self.handle_stun(now, datagram),
+            Some(0..=3) => self.handle_stun(now, from, datagram),
             Some(20..=63) => self.handle_dtls(now, datagram),
             Some(128..=191) => self.handle_srtp(datagram),
             _ => self.rejected += 1,
@@ -397,10 +404,55 @@ impl Peer {
         request.raw.into()
     }
 
-    fn handle_stun(&mut self, now: Instant, datagram: &[u8]) {
+    /// Answers a check as strictly as the strictest clients do (libwebrtc, libjuice).
+    fn answer(&self, request: &mut Message, from: SocketAddr) -> Option<Bytes> {
+        let username = format!("{}:{}", self.config.local.ufrag, self.config.remote.ufrag);
+        let crypto = self.config.identity.provider.crypto();
+        let names_us = request
+            .get(ATTR_USERNAME)
+            .is_ok_and(|value| value == username.as_bytes());
+        let is_controlled = request
+            .get(ATTR_ICE_CONTROLLED)
+            .is_ok_and(|value| value.len() == 8 && value.iter().any(|byte| *byte > 0));
+        let well_formed = request.contains(ATTR_PRIORITY)
+            && request.contains(ATTR_FINGERPRINT)
+            && !request.contains(ATTR_ICE_CONTROLLING)
+            && !request.contains(ATTR_USE_CANDIDATE);
+        let pwd = &self.config.local.pwd;
+        let authentic = MessageIntegrity::check(request, pwd.as_bytes(), crypto).is_ok();
+        if !(self.config.ice.answers && names_us && is_controlled && well_formed && authentic) {
+            return None;
+        }
+        let mapped = XorMappedAddress {
+            ip: from.ip(),
+            port: from.port(),
+        };
+        let mut response = Message::new();
+        response.set_type(BINDING_SUCCESS);
+        response.transaction_id = request.transaction_id;
+        response.write_header();
+        mapped
+            .add_to(&mut response)
+            .and_then(|()| {
+                MessageIntegrity::new_short_term_integrity_with_provider(pwd.clone(), crypto).add_to(&mut response)
+            })
+            .and_then(|()| FINGERPRINT.add_to(&mut response))
+            .expect("a response has room for its attributes");
+        Some(response.raw.into())
+    }
+
+    fn handle_stun(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
         let mut message = Message::new();
         message.raw = datagram.to_vec();
-        let authentic = message.decode().is_ok()
+        let decoded = message.decode().is_ok();
+        if decoded && message.typ == BINDING_REQUEST {
+            match self.answer(&mut message, from) {
+                Some(response) => self.transmits.push_back(response),
+                None => self.rejected += 1,
+            }
+            return;
+        }
+        let authentic = decoded
             && message.typ == BINDING_SUCCESS
             && self.transactions.contains(&message.transaction_id)
             && MessageIntegrity::check(
