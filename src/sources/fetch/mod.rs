@@ -78,7 +78,7 @@ pub enum FetchError {
 }
 
 /// A source that played for so long is tried again soon.
-const STEADY: Duration = Duration::from_secs(10);
+const STEADY: Duration = Duration::from_secs(2);
 
 /// Between looks at whether a stream has lost its other source, or its viewers.
 const LOOK: Duration = Duration::from_millis(500);
@@ -98,12 +98,12 @@ pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: Fetched, plane: P) {
             continue;
         }
         entry.set(State::Starting);
-        let begun = Instant::now();
+        let mut lived = None;
         let result = tokio::select! {
-            error = play(&entry, &fetched, &plane, &mut told) => Err(error),
+            error = play(&entry, &fetched, &plane, &mut told, &mut lived) => Err(error),
             () = unwanted(&entry, &fetched, &plane) => Ok(()),
         };
-        if begun.elapsed() >= STEADY {
+        if lived.is_some_and(|lived: Instant| lived.elapsed() >= STEADY) {
             backoff.reset();
         }
         let Err(error) = result else {
@@ -157,10 +157,18 @@ fn has_other_source<P: FanOut>(plane: &P, stream: &StreamName) -> bool {
     stream.is_some_and(|stream| stream.lock().source().is_some())
 }
 
-/// One go at a source, until it fails. `told` is the failure that the log knows of.
-async fn play<P: FanOut>(entry: &Entry, fetched: &Fetched, plane: &P, told: &mut Option<String>) -> FetchError {
+/// One go at a source, until it fails. `told` is the failure that the log knows of; `lived` becomes the time at which its
+/// stream got frames.
+async fn play<P: FanOut>(
+    entry: &Entry,
+    fetched: &Fetched,
+    plane: &P,
+    told: &mut Option<String>,
+    lived: &mut Option<Instant>,
+) -> FetchError {
     let mut live = |what: &dyn std::fmt::Debug| {
         *told = None;
+        *lived = Some(Instant::now());
         entry.set(State::Live);
         info!(stream = %fetched.stream, source = fetched.how.label(), tracks = ?what, "source plays");
     };
