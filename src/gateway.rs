@@ -1,6 +1,8 @@
 //! The gateway as a whole: starts the parts in order, and stops them in the opposite order.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,11 @@ use tracing::{info, warn};
 
 use crate::api::{self, Api};
 use crate::config::{self, Config, Secret};
+use crate::hub::Hub;
+use crate::hub::name::StreamName;
+use crate::hub::stream::SourceRef;
+use crate::outputs::hls::routes::{self, Hls};
+use crate::outputs::hls::service::{Plane, Service};
 use crate::pipeline::process;
 use crate::repair;
 use crate::session::SessionError;
@@ -22,8 +29,9 @@ use crate::session::identity::Identity;
 use crate::shard::{MediaPlane, Settings, StartError};
 use crate::signalling::auth::{Permission, Tokens};
 use crate::signalling::{self, Signalling, server};
+use crate::sources::feed::FanOut;
 use crate::sources::fetch;
-use crate::sources::fetch::directory::{Directory, Entry};
+use crate::sources::fetch::directory::{Brought, Directory, Entry};
 
 /// A running gateway.
 pub struct Gateway {
@@ -67,6 +75,23 @@ fn media_hint(error: &StartError) -> &'static str {
     match error {
         StartError::Bind { source, .. } => hint(source),
         StartError::Shard(_) | StartError::NoAddress => "",
+    }
+}
+
+/// What HLS needs of the rest.
+struct HlsPlane(Arc<Signalling>);
+
+impl Plane for HlsPlane {
+    fn hub(&self) -> &Hub {
+        self.0.media.hub()
+    }
+
+    fn ask_for_key_frame(&self, source: SourceRef) {
+        FanOut::ask_for_key_frame(&self.0.media, source);
+    }
+
+    fn bring<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(async { self.0.fetched.bring(stream, self.0.media.hub()).await == Brought::Live })
     }
 }
 
@@ -119,7 +144,16 @@ impl Gateway {
                 checked.err().map(|problem| problem.into_response())
             }),
         };
-        let router = signalling::router(signalling.clone(), api::router(api));
+        let guarded = signalling.clone();
+        let hls = Hls {
+            service: Service::new(Arc::new(HlsPlane(signalling.clone()))),
+            refuse: Arc::new(move |headers, query| {
+                let checked = guarded.tokens.check_player(headers, query);
+                checked.err().map(|problem| problem.into_response())
+            }),
+        };
+        let more = api::router(api).merge(routes::router(hls));
+        let router = signalling::router(signalling.clone(), more);
         let (stop_http, stop) = watch::channel(false);
         let server = tokio::spawn(server::serve(listener, router, config.limits.connections, stop));
         let repairing = config.pipelines.repair.then(|| {

@@ -44,6 +44,11 @@ impl Meter {
         self.frames += u32::from(is_new_frame);
     }
 
+    /// The last measurement, however old.
+    pub fn rate_or_last(&self) -> Rate {
+        self.rate
+    }
+
     /// The last measurement; nothing if it is too old.
     pub fn rate(&self, now: Instant) -> Rate {
         let fresh = self

@@ -24,6 +24,11 @@ impl Reader {
         ring.key_frame().map(Self::at)
     }
 
+    /// Begins with the oldest that is kept.
+    pub fn at_start(ring: &Ring) -> Self {
+        Self::at(ring.first())
+    }
+
     /// Begins with what comes next.
     pub fn at_end(ring: &Ring) -> Self {
         Self::at(ring.end())

@@ -1,4 +1,5 @@
-//! From the packets of a track back to whole frames: H.264 (RFC 6184), H.265 (RFC 7798), and what is one packet a frame.
+//! From the packets of a track back to whole frames: H.264 (RFC 6184), H.265 (RFC 7798), VP9 of one layer (RFC 9628), and
+//! what is one packet a frame.
 //!
 //! A [`Depacketizer`] reads a track in line order, as it stands in the ring. A frame with a hole in it is given up, and
 //! so is all that refers to it: the next frame that comes out is a key frame. NAL units come out behind start codes
@@ -6,6 +7,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
+use super::codec::vp9;
 use super::packet::{Packet, TrackSeq, TrackTime};
 use super::packetizer::MAX_ACCESS_UNIT;
 use super::{Codec, Kind};
@@ -92,7 +94,7 @@ impl Depacketizer {
         });
         unit.key_frame |= packet.key_frame;
         unit.take(&packet.payload);
-        if packet.marker || !matches!(packet.codec, Codec::H264 | Codec::H265) {
+        if packet.marker || !matches!(packet.codec, Codec::H264 | Codec::H265 | Codec::Vp9) {
             self.finish(false, out);
         }
     }
@@ -140,6 +142,10 @@ impl Unit {
         let whole = match self.codec {
             Codec::H264 => self.take_h264(payload),
             Codec::H265 => self.take_h265(payload),
+            Codec::Vp9 => vp9::descriptor_len(payload).and_then(|length| {
+                self.bytes.extend_from_slice(payload.get(length..)?);
+                Some(())
+            }),
             _ => {
                 self.bytes.extend_from_slice(payload);
                 Some(())

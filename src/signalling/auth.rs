@@ -60,6 +60,15 @@ impl Tokens {
         Err(challenge("token_wrong", "the bearer token is wrong", INVALID))
     }
 
+    /// As [`Self::check`] for watching, for players of HLS: media elements cannot send a header, so the query counts too.
+    pub fn check_player(&self, headers: &HeaderMap, query: Option<&str>) -> Result<(), Problem> {
+        let by_query = Self {
+            in_query: true,
+            ..self.clone()
+        };
+        by_query.check(headers, query, Permission::Play)
+    }
+
     /// The token that came with the request.
     fn given<'a>(
         &self,

@@ -15,7 +15,7 @@ mod h264;
 mod h265;
 mod parameter_sets;
 pub mod vp8;
-mod vp9;
+pub mod vp9;
 
 pub use parameter_sets::MAX_PAYLOAD;
 

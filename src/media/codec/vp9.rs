@@ -92,6 +92,11 @@ impl Reader<'_> {
 }
 
 /// A key frame is proven by the first packet of its lowest layer.
+/// Length of the payload descriptor; `None` for what is none.
+pub fn descriptor_len(payload: &[u8]) -> Option<usize> {
+    Descriptor::parse(payload).map(|descriptor| descriptor.len)
+}
+
 pub(super) fn inspect(payload: &[u8]) -> Finding {
     let descriptor = Descriptor::parse(payload).filter(|descriptor| descriptor.starts_key_picture);
     let header = descriptor.and_then(|descriptor| {

@@ -42,7 +42,7 @@ pub enum Brought {
 }
 
 /// How long a viewer waits for a source that is being started.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(8);
 
 impl Directory {
     /// A directory of these streams.

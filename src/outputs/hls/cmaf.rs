@@ -1,0 +1,359 @@
+//! Fragmented MP4 (ISO/IEC 14496-12, 23000-19): the header of a track, and its fragments.
+
+use std::num::{NonZeroU16, NonZeroU32};
+
+use bytes::Bytes;
+use shiguredo_mp4::boxes::{
+    AudioSampleEntryFields, Avc1Box, AvccBox, DopsBox, EsdsBox, Hvc1Box, HvccBox, HvccNalUintArray, MfhdBox, MoofBox,
+    Mp4aBox, OpusBox, SampleEntry, TfdtBox, TfhdBox, TrafBox, TrunBox, TrunSample, VisualSampleEntryFields, Vp09Box,
+    VpccBox,
+};
+use shiguredo_mp4::descriptors::{DecoderConfigDescriptor, DecoderSpecificInfo, EsDescriptor, SlConfigDescriptor};
+use shiguredo_mp4::mux::{Fmp4SegmentMuxer, Sample};
+use shiguredo_mp4::{Encode as _, FixedPointNumber, SampleFlags, TrackKind, Uint};
+
+use crate::media::aac::AacConfig;
+use crate::media::packetizer::annex_b;
+use crate::media::{Codec, Format, Kind};
+
+/// What a track is: the header that a decoder gets, and how playlists name it (RFC 6381).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    pub codecs: String,
+    entry: SampleEntry,
+    rate: u32,
+    kind: Kind,
+}
+
+/// One frame of a fragment.
+#[derive(Clone, Debug)]
+pub struct CmafSample {
+    /// In units of the track's clock.
+    pub duration: u32,
+    pub key_frame: bool,
+    pub bytes: Bytes,
+}
+
+impl Header {
+    /// The header of a video track, from its first key frame as the depacketizer gives it.
+    ///
+    /// `None` if the frame lacks what a decoder needs, or if no player takes the codec in this form.
+    pub fn of_video(format: Format, resolution: (u16, u16), frame: &Bytes) -> Option<Self> {
+        let visual = visual(resolution);
+        let (codecs, entry) = match format {
+            Format::H264 { .. } => avc(visual, &annex_b(frame).ok()?)?,
+            Format::H265 { .. } => hevc(visual, &annex_b(frame).ok()?)?,
+            Format::Vp9 { profile } => vp9(visual, profile),
+            _ => return None,
+        };
+        Some(Self {
+            codecs,
+            entry,
+            rate: format.codec().clock_rate(),
+            kind: Kind::Video,
+        })
+    }
+
+    /// The header of an audio track; `None` if no player takes the codec in this form.
+    pub fn of_audio(format: Format) -> Option<Self> {
+        let (codecs, entry) = match format {
+            Format::Opus { .. } => opus(),
+            Format::Aac(config) => aac(config),
+            _ => return None,
+        };
+        Some(Self {
+            codecs,
+            entry,
+            rate: format.codec().clock_rate(),
+            kind: Kind::Audio,
+        })
+    }
+
+    /// The initialization section.
+    pub fn init(&self) -> Option<Bytes> {
+        let mut muxer = Fmp4SegmentMuxer::new().ok()?;
+        let sample = Sample {
+            track_kind: match self.kind {
+                Kind::Video => TrackKind::Video,
+                Kind::Audio => TrackKind::Audio,
+            },
+            sample_entry: Some(self.entry.clone()),
+            keyframe: true,
+            timescale: NonZeroU32::new(self.rate)?,
+            duration: 1,
+            composition_time_offset: None,
+            data_offset: 0,
+            data_size: 1,
+        };
+        muxer.create_media_segment_metadata(&[sample]).ok()?;
+        muxer.init_segment_bytes().ok().map(Bytes::from)
+    }
+}
+
+/// A fragment that begins at `time`, in units of the track's clock.
+pub fn fragment(sequence: u32, time: u64, samples: &[CmafSample]) -> Option<Bytes> {
+    let runs = samples.iter().map(|sample| TrunSample {
+        duration: Some(sample.duration),
+        size: u32::try_from(sample.bytes.len()).ok(),
+        flags: Some(flags(sample.key_frame)),
+        composition_time_offset: None,
+    });
+    let mut moof = MoofBox {
+        mfhd_box: MfhdBox {
+            sequence_number: sequence,
+        },
+        traf_boxes: vec![TrafBox {
+            tfhd_box: TfhdBox {
+                track_id: 1,
+                base_data_offset: None,
+                sample_description_index: None,
+                default_sample_duration: None,
+                default_sample_size: None,
+                default_sample_flags: None,
+                duration_is_empty: false,
+                default_base_is_moof: true,
+            },
+            tfdt_box: Some(TfdtBox {
+                version: 1,
+                base_media_decode_time: time,
+            }),
+            trun_boxes: vec![TrunBox {
+                data_offset: Some(0),
+                first_sample_flags: None,
+                samples: runs.collect(),
+            }],
+            unknown_boxes: Vec::new(),
+        }],
+        unknown_boxes: Vec::new(),
+    };
+    let length = moof.encode_to_vec().ok()?.len();
+    if let Some(run) = moof.traf_boxes.first_mut().and_then(|traf| traf.trun_boxes.first_mut()) {
+        run.data_offset = i32::try_from(length + MDAT_HEADER).ok();
+    }
+    let mut out = moof.encode_to_vec().ok()?;
+    let payload: usize = samples.iter().map(|sample| sample.bytes.len()).sum();
+    out.reserve(MDAT_HEADER + payload);
+    out.extend(u32::try_from(MDAT_HEADER + payload).ok()?.to_be_bytes());
+    out.extend(b"mdat");
+    for sample in samples {
+        out.extend_from_slice(&sample.bytes);
+    }
+    Some(out.into())
+}
+
+const MDAT_HEADER: usize = 8;
+
+/// ISO/IEC 14496-12 §8.8.3.1: whether it depends on others, and whether one can begin with it.
+fn flags(key_frame: bool) -> SampleFlags {
+    SampleFlags::new(if key_frame { 0x0200_0000 } else { 0x0101_0000 })
+}
+
+/// The bytes of a frame as they stand in a file: NAL units behind their length.
+pub fn sample_bytes(codec: Codec, frame: &Bytes) -> Option<Bytes> {
+    if !matches!(codec, Codec::H264 | Codec::H265) {
+        return Some(frame.clone());
+    }
+    let nals = annex_b(frame).ok()?;
+    let mut out = Vec::with_capacity(frame.len() + 4);
+    for nal in &nals {
+        out.extend(u32::try_from(nal.len()).ok()?.to_be_bytes());
+        out.extend_from_slice(nal);
+    }
+    Some(out.into())
+}
+
+fn visual((width, height): (u16, u16)) -> VisualSampleEntryFields {
+    VisualSampleEntryFields {
+        data_reference_index: VisualSampleEntryFields::DEFAULT_DATA_REFERENCE_INDEX,
+        width,
+        height,
+        horizresolution: VisualSampleEntryFields::DEFAULT_HORIZRESOLUTION,
+        vertresolution: VisualSampleEntryFields::DEFAULT_VERTRESOLUTION,
+        frame_count: VisualSampleEntryFields::DEFAULT_FRAME_COUNT,
+        compressorname: VisualSampleEntryFields::NULL_COMPRESSORNAME,
+        depth: VisualSampleEntryFields::DEFAULT_DEPTH,
+    }
+}
+
+fn of_type(nals: &[Bytes], is: impl Fn(u8) -> bool) -> Vec<Vec<u8>> {
+    let wanted = nals.iter().filter(|nal| nal.first().is_some_and(|first| is(*first)));
+    wanted.map(|nal| nal.to_vec()).collect()
+}
+
+/// ISO/IEC 14496-15 §5.3.3.
+fn avc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, SampleEntry)> {
+    let sets = of_type(nals, |first| first & 0x1f == 7);
+    let pps_list = of_type(nals, |first| first & 0x1f == 8);
+    let &[_, profile, compatibility, level, ..] = sets.first()?.as_slice() else {
+        return None;
+    };
+    // High profiles say more; browsers read it from the parameter set itself.
+    let is_high = matches!(profile, 100 | 110 | 122 | 144);
+    let entry = Avc1Box {
+        visual,
+        avcc_box: AvccBox {
+            avc_profile_indication: profile,
+            profile_compatibility: compatibility,
+            avc_level_indication: level,
+            length_size_minus_one: Uint::new(3),
+            sps_list: sets,
+            pps_list: (!pps_list.is_empty()).then_some(pps_list)?,
+            chroma_format: is_high.then_some(Uint::new(1)),
+            bit_depth_luma_minus8: is_high.then_some(Uint::new(0)),
+            bit_depth_chroma_minus8: is_high.then_some(Uint::new(0)),
+            sps_ext_list: Vec::new(),
+        },
+        unknown_boxes: Vec::new(),
+    };
+    let codecs = format!("avc1.{profile:02x}{compatibility:02x}{level:02x}");
+    Some((codecs, SampleEntry::Avc1(entry)))
+}
+
+/// ISO/IEC 14496-15 §8.3.3 and annex E.3.
+fn hevc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, SampleEntry)> {
+    let sets = |kind: u8| of_type(nals, |first| first >> 1 & 0x3f == kind);
+    let (vps, sps, pps) = (sets(32), sets(33), sets(34));
+    // Header (2), ids and layers (1), then profile, tier and level (12), without the bytes that prevent start codes.
+    let plain = without_prevention(sps.first()?);
+    let layers = plain.get(2)? >> 1 & 7;
+    let nested = plain.get(2)? & 1;
+    let &[profile, c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, level] = plain.get(3..)?.first_chunk::<12>()?;
+    let compatibility = u32::from_be_bytes([c0, c1, c2, c3]);
+    let array = |kind: u8, nalus: Vec<Vec<u8>>| HvccNalUintArray {
+        array_completeness: Uint::new(0),
+        nal_unit_type: Uint::new(kind),
+        nalus,
+    };
+    let entry = Hvc1Box {
+        visual,
+        hvcc_box: HvccBox {
+            general_profile_space: Uint::new(profile >> 6),
+            general_tier_flag: Uint::new(profile >> 5 & 1),
+            general_profile_idc: Uint::new(profile & 0x1f),
+            general_profile_compatibility_flags: compatibility,
+            general_constraint_indicator_flags: Uint::new(u64::from_be_bytes([0, 0, k0, k1, k2, k3, k4, k5])),
+            general_level_idc: level,
+            min_spatial_segmentation_idc: Uint::new(0),
+            parallelism_type: Uint::new(0),
+            chroma_format_idc: Uint::new(1),
+            bit_depth_luma_minus8: Uint::new(0),
+            bit_depth_chroma_minus8: Uint::new(0),
+            avg_frame_rate: 0,
+            constant_frame_rate: Uint::new(0),
+            num_temporal_layers: Uint::new(layers + 1),
+            temporal_id_nested: Uint::new(nested),
+            length_size_minus_one: Uint::new(3),
+            nalu_arrays: vec![array(32, vps), array(33, sps), array(34, pps)],
+        },
+        unknown_boxes: Vec::new(),
+    };
+    let space = ["", "A", "B", "C"].get(usize::from(profile >> 6))?;
+    let tier = if profile >> 5 & 1 == 1 { 'H' } else { 'L' };
+    let mut constraints = vec![k0, k1, k2, k3, k4, k5];
+    while constraints.last() == Some(&0) {
+        constraints.pop();
+    }
+    let constraints: String = constraints.iter().map(|byte| format!(".{byte:X}")).collect();
+    let codecs = format!(
+        "hvc1.{space}{}.{:X}.{tier}{level}{constraints}",
+        profile & 0x1f,
+        compatibility.reverse_bits()
+    );
+    Some((codecs, SampleEntry::Hvc1(entry)))
+}
+
+fn without_prevention(nal: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(nal.len());
+    let mut zeros = 0;
+    for &byte in nal.iter().take(64) {
+        if zeros >= 2 && byte == 3 {
+            zeros = 0;
+            continue;
+        }
+        zeros = if byte == 0 { zeros + 1 } else { 0 };
+        plain.push(byte);
+    }
+    plain
+}
+
+/// "VP Codec ISO Media File Format Binding" v1.0: eight bits, 4:2:0, a level that includes all that browsers send.
+fn vp9(visual: VisualSampleEntryFields, profile: u8) -> (String, SampleEntry) {
+    let (level, depth) = (51, if profile < 2 { 8 } else { 10 });
+    let entry = Vp09Box {
+        visual,
+        vpcc_box: VpccBox {
+            profile,
+            level,
+            bit_depth: Uint::new(depth),
+            chroma_subsampling: Uint::new(1),
+            video_full_range_flag: Uint::new(0),
+            colour_primaries: 1,
+            transfer_characteristics: 1,
+            matrix_coefficients: 1,
+            codec_initialization_data: Vec::new(),
+        },
+        unknown_boxes: Vec::new(),
+    };
+    (
+        format!("vp09.{profile:02}.{level}.{depth:02}"),
+        SampleEntry::Vp09(entry),
+    )
+}
+
+fn audio(channels: u16, rate: u16) -> AudioSampleEntryFields {
+    AudioSampleEntryFields {
+        data_reference_index: NonZeroU16::MIN,
+        channelcount: channels,
+        samplesize: AudioSampleEntryFields::DEFAULT_SAMPLESIZE,
+        samplerate: FixedPointNumber::new(rate, 0),
+    }
+}
+
+/// "Encapsulation of Opus in ISO Base Media File Format" §4.3. Live streams have no beginning to skip.
+fn opus() -> (String, SampleEntry) {
+    let entry = OpusBox {
+        audio: audio(2, 48_000),
+        dops_box: DopsBox {
+            output_channel_count: 2,
+            pre_skip: 0,
+            input_sample_rate: 48_000,
+            output_gain: 0,
+        },
+        unknown_boxes: Vec::new(),
+    };
+    ("opus".to_owned(), SampleEntry::Opus(entry))
+}
+
+/// ISO/IEC 14496-14 §5.6. The sampling rate here is that of the decoder, whatever the clock of the track.
+fn aac(config: AacConfig) -> (String, SampleEntry) {
+    let object_type = config.bytes().first().map_or(2, |first| first >> 3);
+    let entry = Mp4aBox {
+        audio: audio(
+            u16::from(config.channels.max(1)),
+            u16::try_from(config.rate).unwrap_or(48_000),
+        ),
+        esds_box: EsdsBox {
+            es: EsDescriptor {
+                es_id: EsDescriptor::MIN_ES_ID,
+                stream_priority: Uint::new(0),
+                depends_on_es_id: None,
+                url_string: None,
+                ocr_es_id: None,
+                dec_config_descr: DecoderConfigDescriptor {
+                    object_type_indication: DecoderConfigDescriptor::OBJECT_TYPE_INDICATION_AUDIO_ISO_IEC_14496_3,
+                    stream_type: DecoderConfigDescriptor::STREAM_TYPE_AUDIO,
+                    up_stream: DecoderConfigDescriptor::UP_STREAM_FALSE,
+                    buffer_size_db: Uint::new(0),
+                    max_bitrate: 0,
+                    avg_bitrate: 0,
+                    dec_specific_info: Some(DecoderSpecificInfo {
+                        payload: config.bytes().to_vec(),
+                    }),
+                },
+                sl_config_descr: SlConfigDescriptor,
+            },
+        },
+        unknown_boxes: Vec::new(),
+    };
+    (format!("mp4a.40.{object_type}"), SampleEntry::Mp4a(entry))
+}

@@ -1,0 +1,208 @@
+//! The playlists (rfc8216bis §4.4). `hls_m3u8` writes no tag of LL-HLS and no version above 7, so these are written here;
+//! the tests read them back with it and with others.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::rendition::{Msn, Rendition, Segment};
+use crate::media::Kind;
+
+/// What a request for a media playlist asks for (§6.2.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Directives {
+    /// Wait until this segment, or this part of it, is there.
+    pub msn: Option<Msn>,
+    pub part: Option<usize>,
+    /// Leave out what the player has.
+    pub skip: bool,
+}
+
+/// Complete segments that a playlist lists.
+const LISTED: usize = 6;
+
+/// Parts are listed for segments that begin so many target durations before the end (§4.4.4.9).
+const PARTS_FOR: u32 = 3;
+
+/// The multivariant playlist; `query` is appended to each address.
+pub fn multivariant(
+    video: Option<&Rendition>,
+    audio: Option<&Rendition>,
+    resolution: Option<(u16, u16)>,
+    frame_rate: f64,
+    query: &str,
+) -> String {
+    let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:9\n#EXT-X-INDEPENDENT-SEGMENTS\n");
+    let renditions = || [video, audio].into_iter().flatten();
+    let codecs: Vec<&str> = renditions().map(Rendition::codecs).collect();
+    let bitrate: u64 = renditions().map(Rendition::bitrate).sum();
+    if video.is_some() && audio.is_some() {
+        let _ = writeln!(
+            out,
+            "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"Sound\",DEFAULT=YES,AUTOSELECT=YES,CHANNELS=\"2\",URI=\"audio.m3u8{query}\""
+        );
+    }
+    let _ = write!(
+        out,
+        "#EXT-X-STREAM-INF:BANDWIDTH={},AVERAGE-BANDWIDTH={},CODECS=\"{}\"",
+        // The peak of a live stream is not known beforehand.
+        (bitrate * 3 / 2).max(1),
+        bitrate.max(1),
+        codecs.join(",")
+    );
+    if let (Some((width, height)), true) = (resolution, video.is_some()) {
+        let _ = write!(out, ",RESOLUTION={width}x{height}");
+        if frame_rate > 0.5 {
+            let _ = write!(out, ",FRAME-RATE={frame_rate:.3}");
+        }
+    }
+    if video.is_some() && audio.is_some() {
+        out.push_str(",AUDIO=\"audio\"");
+    }
+    let name = if video.is_some() { "video" } else { "audio" };
+    let _ = writeln!(out, "\n{name}.m3u8{query}");
+    out
+}
+
+/// A media playlist. `other` is the rendition beside it.
+pub fn media(rendition: &Rendition, other: Option<&Rendition>, skip: bool, query: &str) -> String {
+    let target = rendition.target_duration();
+    let part_target = rendition.part_target();
+    let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:9\n");
+    let _ = writeln!(out, "#EXT-X-TARGETDURATION:{target}");
+    // Three parts of distance are enough where nothing is lost (§4.4.3.8 asks for at least two).
+    let hold_back = part_target.as_secs_f64() * 3.0;
+    let skip_until = target * 6;
+    let _ = writeln!(
+        out,
+        "#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,CAN-SKIP-UNTIL={skip_until}.0,PART-HOLD-BACK={hold_back:.3}"
+    );
+    let _ = writeln!(out, "#EXT-X-PART-INF:PART-TARGET={:.3}", part_target.as_secs_f64());
+    let segments: Vec<&Segment> = rendition.segments().collect();
+    let complete = segments.iter().filter(|segment| segment.complete).count();
+    let (hidden, listed) = segments.split_at(complete.saturating_sub(LISTED));
+    let first = listed.first().map_or(0, |segment| segment.msn);
+    let _ = writeln!(out, "#EXT-X-MEDIA-SEQUENCE:{first}");
+    // The first that is listed bears no mark: there is nothing before it.
+    let before = hidden
+        .iter()
+        .chain(listed.first())
+        .filter(|segment| segment.discontinuity)
+        .count() as u64;
+    let discontinuities = rendition.discontinuity_sequence() + before;
+    if discontinuities > 0 {
+        let _ = writeln!(out, "#EXT-X-DISCONTINUITY-SEQUENCE:{discontinuities}");
+    }
+    let end = listed
+        .last()
+        .map_or(Duration::ZERO, |last| last.begin + last.duration());
+    let recent = Duration::from_secs(target) * PARTS_FOR;
+    let age = |segment: &Segment| end.saturating_sub(segment.begin);
+    // What is older than this may be left out of an update (§4.4.5.2).
+    let skipped = if skip {
+        let old = |segment: &&&Segment| age(segment) > Duration::from_secs(skip_until) && segment.complete;
+        listed.iter().take_while(old).count()
+    } else {
+        0
+    };
+    if skipped > 0 {
+        let _ = writeln!(out, "#EXT-X-SKIP:SKIPPED-SEGMENTS={skipped}");
+    }
+    let name = match rendition.kind {
+        Kind::Video => "video",
+        Kind::Audio => "audio",
+    };
+    let mut init = None;
+    for segment in listed.iter().skip(skipped) {
+        if segment.discontinuity && segment.msn != first {
+            out.push_str("#EXT-X-DISCONTINUITY\n");
+        }
+        if init != Some(segment.init) {
+            init = Some(segment.init);
+            let _ = writeln!(out, "#EXT-X-MAP:URI=\"{name}-init-{}.mp4{query}\"", segment.init);
+        }
+        let _ = writeln!(out, "#EXT-X-PROGRAM-DATE-TIME:{}", date_time(segment.wall));
+        if age(segment) <= recent || !segment.complete {
+            for (index, part) in segment.parts.iter().enumerate() {
+                let _ = writeln!(
+                    out,
+                    "#EXT-X-PART:DURATION={:.5},URI=\"{name}-{}.{index}.m4s{query}\"{}",
+                    part.duration.as_secs_f64(),
+                    segment.msn,
+                    if part.independent { ",INDEPENDENT=YES" } else { "" }
+                );
+            }
+        }
+        if segment.complete {
+            let _ = writeln!(
+                out,
+                "#EXTINF:{:.5},\n{name}-{}.m4s{query}",
+                segment.duration().as_secs_f64(),
+                segment.msn
+            );
+        }
+    }
+    let (msn, part) = rendition.next();
+    let _ = writeln!(
+        out,
+        "#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"{name}-{msn}.{part}.m4s{query}\""
+    );
+    if let Some(other) = other {
+        let name = match other.kind {
+            Kind::Video => "video",
+            Kind::Audio => "audio",
+        };
+        let (msn, part) = match other.next() {
+            (msn, 0) => (msn.saturating_sub(1), None),
+            (msn, part) => (msn, Some(part - 1)),
+        };
+        let _ = write!(out, "#EXT-X-RENDITION-REPORT:URI=\"{name}.m3u8{query}\",LAST-MSN={msn}");
+        if let Some(part) = part {
+            let _ = write!(out, ",LAST-PART={part}");
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// ISO 8601 with milliseconds, of a time since 1970 (days by the proleptic Gregorian calendar).
+fn date_time(since: Duration) -> String {
+    let seconds = since.as_secs();
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 {
+        month_index + 3
+    } else {
+        month_index - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        rest / 3_600,
+        rest / 60 % 60,
+        rest % 60,
+        since.subsec_millis()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_dates() {
+        for (millis, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399_999, "2000-02-28T23:59:59.999Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_795_608_123_456, "2026-11-25T12:02:03.456Z"),
+        ] {
+            assert_eq!(date_time(Duration::from_millis(millis)), text);
+        }
+    }
+}

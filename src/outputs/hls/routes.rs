@@ -1,0 +1,261 @@
+//! The addresses of HLS: `/hls/{stream}/index.m3u8` and what lies beside it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::any;
+use bytes::Bytes;
+
+use super::playlist::Directives;
+use super::service::{Refusal, Service};
+use crate::hub::name::StreamName;
+use crate::media::Kind;
+
+/// The refusal of a request, by its headers and query; `None` lets it pass.
+pub type Refuse = Arc<dyn Fn(&HeaderMap, Option<&str>) -> Option<Response> + Send + Sync>;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Hls {
+    pub service: Arc<Service>,
+    pub refuse: Refuse,
+}
+
+/// All routes.
+pub fn router(hls: Hls) -> Router {
+    Router::new().route("/hls/{*path}", any(serve)).with_state(hls)
+}
+
+/// What an address names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum File {
+    Multivariant,
+    Media(Kind),
+    Init(Kind, u32),
+    Segment(Kind, u64),
+    Part(Kind, u64, usize),
+}
+
+impl File {
+    fn parse(name: &str) -> Option<Self> {
+        if name == "index.m3u8" {
+            return Some(Self::Multivariant);
+        }
+        let (kind, rest) = if let Some(rest) = name.strip_prefix("video") {
+            (Kind::Video, rest)
+        } else {
+            (Kind::Audio, name.strip_prefix("audio")?)
+        };
+        if rest == ".m3u8" {
+            return Some(Self::Media(kind));
+        }
+        if let Some(number) = rest.strip_prefix("-init-").and_then(|rest| rest.strip_suffix(".mp4")) {
+            return Some(Self::Init(kind, number.parse().ok()?));
+        }
+        let number = rest.strip_prefix('-')?.strip_suffix(".m4s")?;
+        Some(match number.split_once('.') {
+            Some((msn, part)) => Self::Part(kind, msn.parse().ok()?, part.parse().ok()?),
+            None => Self::Segment(kind, number.parse().ok()?),
+        })
+    }
+}
+
+const PLAYLIST: &str = "application/vnd.apple.mpegurl";
+const MP4: &str = "video/mp4";
+
+/// A playlist is outdated with the next part; a moment in a cache between is what makes many players cheap.
+const BRIEFLY: &str = "max-age=1";
+/// Names of parts and segments are never used again.
+const FOR_LONG: &str = "max-age=3600, immutable";
+
+async fn serve(State(hls): State<Hls>, request: Request) -> Response {
+    let path = request.uri().path().strip_prefix("/hls/").unwrap_or_default();
+    let query = request.uri().query();
+    match *request.method() {
+        Method::GET | Method::HEAD => {}
+        Method::OPTIONS => return ([(header::ALLOW, "GET, HEAD, OPTIONS")]).into_response(),
+        _ => {
+            let mut refusal = problem(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "allowed here: GET, HEAD",
+            );
+            let allow = header::HeaderValue::from_static("GET, HEAD, OPTIONS");
+            refusal.headers_mut().insert(header::ALLOW, allow);
+            return refusal;
+        }
+    }
+    let Some((stream, file)) = path.rsplit_once('/') else {
+        return not_found();
+    };
+    let (Ok(stream), Some(file)) = (StreamName::parse(stream), File::parse(file)) else {
+        return not_found();
+    };
+    if let Some(refusal) = (hls.refuse)(request.headers(), query) {
+        return refusal;
+    }
+    let Some((directives, token)) = directives(query.unwrap_or_default()) else {
+        return problem(
+            StatusCode::BAD_REQUEST,
+            "bad_directive",
+            "_HLS_msn and _HLS_part have to be numbers, _HLS_part needs _HLS_msn, _HLS_skip is YES or v2",
+        );
+    };
+    match answer(&hls, &stream, file, directives, &token).await {
+        Ok(response) => response,
+        Err(Refusal::NotLive) => problem(
+            StatusCode::NOT_FOUND,
+            "not_live",
+            "there is nothing to play at the moment",
+        ),
+        Err(Refusal::Gone) => not_found(),
+        Err(Refusal::TooFar) => problem(
+            StatusCode::BAD_REQUEST,
+            "too_far_ahead",
+            "_HLS_msn is more than two segments ahead",
+        ),
+        Err(Refusal::Busy) => {
+            let detail = "what was asked for did not come in time";
+            let mut refusal = problem(StatusCode::SERVICE_UNAVAILABLE, "not_in_time", detail);
+            refusal
+                .headers_mut()
+                .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+            refusal
+        }
+    }
+}
+
+async fn answer(
+    hls: &Hls,
+    stream: &StreamName,
+    file: File,
+    directives: Directives,
+    token: &str,
+) -> Result<Response, Refusal> {
+    let service = &hls.service;
+    let live = service.open(stream).await?;
+    // With a token in it, an address is one viewer's own.
+    let private = !token.is_empty();
+    Ok(match file {
+        File::Multivariant => {
+            let text = service.multivariant(stream, &live, token).await?;
+            found(PLAYLIST, BRIEFLY, private, Body::from(text))
+        }
+        File::Media(kind) => {
+            let text = service.media(&live, kind, directives, token).await?;
+            found(PLAYLIST, BRIEFLY, private, Body::from(text))
+        }
+        File::Init(kind, number) => {
+            let bytes = service.init(&live, kind, number).await?;
+            found(MP4, FOR_LONG, private, Body::from(bytes))
+        }
+        File::Segment(kind, msn) => {
+            let parts: Vec<Bytes> = service.segment(&live, kind, msn).await?;
+            found(MP4, FOR_LONG, private, Body::from(parts.concat()))
+        }
+        File::Part(kind, msn, part) => {
+            let bytes = service.part(&live, kind, msn, part).await?;
+            found(MP4, FOR_LONG, private, Body::from(bytes))
+        }
+    })
+}
+
+fn found(media_type: &'static str, cache: &str, private: bool, body: Body) -> Response {
+    let scope = if private { "private" } else { "public" };
+    let headers = [
+        (header::CONTENT_TYPE, media_type.to_owned()),
+        (header::CACHE_CONTROL, format!("{scope}, {cache}")),
+    ];
+    (headers, body).into_response()
+}
+
+/// The directives of a query (rfc8216bis §6.2.5), and the rest of it that goes with every address: a token. `None` for
+/// directives that are none.
+fn directives(query: &str) -> Option<(Directives, String)> {
+    let mut directives = Directives::default();
+    let mut token = String::new();
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match name {
+            "_HLS_msn" => directives.msn = Some(value.parse().ok()?),
+            "_HLS_part" => directives.part = Some(value.parse().ok()?),
+            "_HLS_skip" => directives.skip = matches!(value, "YES" | "v2").then_some(true)?,
+            // It stands in playlists: what could end a line or a quoted string is none.
+            "token"
+                if value
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-._~+/=%".contains(&b)) =>
+            {
+                token = format!("?token={value}");
+            }
+            _ => {}
+        }
+    }
+    (directives.part.is_none() || directives.msn.is_some()).then_some((directives, token))
+}
+
+fn not_found() -> Response {
+    problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address")
+}
+
+fn problem(status: StatusCode, code: &str, detail: &str) -> Response {
+    let document = serde_json::json!({
+        "type": "about:blank",
+        "title": status.canonical_reason().unwrap_or_default(),
+        "status": status.as_u16(),
+        "code": code,
+        "detail": detail,
+        "error": detail,
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "application/problem+json"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (status, headers, document.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_name_files() {
+        for (name, file) in [
+            ("index.m3u8", Some(File::Multivariant)),
+            ("audio.m3u8", Some(File::Media(Kind::Audio))),
+            ("video-init-3.mp4", Some(File::Init(Kind::Video, 3))),
+            ("video-17.m4s", Some(File::Segment(Kind::Video, 17))),
+            ("audio-17.4.m4s", Some(File::Part(Kind::Audio, 17, 4))),
+            ("video-17.m4v", None),
+            ("video--1.m4s", None),
+            ("../video.m3u8", None),
+            ("video-99999999999999999999.m4s", None),
+            ("", None),
+        ] {
+            assert_eq!(File::parse(name), file, "{name}");
+        }
+    }
+
+    #[test]
+    fn directives_are_read_and_tokens_kept() {
+        let (found, token) = directives("_HLS_msn=7&_HLS_part=2&token=ab%2Bc&x=y&_HLS_skip=YES").expect("sound");
+        assert_eq!(
+            (found.msn, found.part, found.skip, token.as_str()),
+            (Some(7), Some(2), true, "?token=ab%2Bc")
+        );
+        for bad in [
+            "_HLS_msn=-1",
+            "_HLS_msn=x",
+            "_HLS_part=1",
+            "_HLS_skip=no",
+            "_HLS_msn=1&_HLS_part=1e9",
+        ] {
+            assert_eq!(directives(bad), None, "{bad}");
+        }
+        assert_eq!(directives("token=a\"b").expect("no directive").1, "");
+    }
+}
