@@ -12,13 +12,28 @@
 //   data-first-frame  milliseconds from the offer to the first decoded frame of this session
 //   data-codec        video codec being decoded, such as VP8
 //   data-status       HTTP status of the refusal behind `waiting`, `retrying` and `failed`
+//   data-way          how the picture comes: webrtc or hls
+//   data-why          why it comes by HLS: connection, codec, silence
+//   data-delay        seconds behind the source, by HLS
+//
+// WebRTC goes first. Where it does not get through, brings nothing, or cannot be decoded, LL-HLS takes over, and WebRTC
+// goes on being tried: when media comes that way, the player returns to it. `hls="off"` forbids it.
 
+import { HlsClient, playlistOf } from './hls.js';
 import { Client } from './session.js';
 
 /** How often the flow of media is looked at, in milliseconds. */
 const LOOK_EVERY = 250;
 /** Media that stood still for longer than this is called paused, in milliseconds. */
 const STILL_FOR = 2_000;
+
+/** WebRTC that is not connected after so long is helped out by HLS, in milliseconds. */
+const CONNECTED_WITHIN = 1_200;
+/** So is a connection that brings no picture, or none any more. */
+const PICTURE_WITHIN = 2_000;
+const STALLED_FOR = 3_000;
+/** Between attempts at either way while the other one plays. */
+const TRY_EVERY = 2_000;
 
 /** Receives one audio and one video track from a WHEP endpoint. The tracks are in `stream`, new for each session. */
 export class WhepClient extends Client {
@@ -49,6 +64,7 @@ export class WhepClient extends Client {
     return {
       at: performance.now(),
       frames: video.framesDecoded ?? 0,
+      videoPackets: video.packetsReceived ?? 0,
       audioPackets: audio.packetsReceived ?? 0,
       audioEnergy: audio.totalAudioEnergy ?? 0,
       bytes: (video.bytesReceived ?? 0) + (audio.bytesReceived ?? 0),
@@ -69,13 +85,16 @@ const HTML = `
   <p class="hint" hidden>Source paused</p>
   <dl class="numbers" hidden></dl>
   <div class="bar">
-    <span class="live"><i></i>Live</span>
+    <button class="live" type="button" title="Go to the live edge"><i></i><span>Live</span></button>
+    <span class="way" hidden></span>
     <span class="gap"></span>
     <button class="sound" type="button" aria-keyshortcuts="m">
       <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 9.5v5h3.5L12 19V5L7.5 9.5z"/>
         <path class="on" d="M15.5 8.5a5 5 0 0 1 0 7M18 6a8.5 8.5 0 0 1 0 12"/>
         <path class="off" d="M16 9.5l5 5m0-5l-5 5"/></svg><span></span></button>
     <input class="volume" type="range" min="0" max="1" step="0.05" value="1" aria-label="Volume">
+    <button class="pip" type="button" aria-label="Picture in picture" aria-keyshortcuts="p">
+      <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M3 5h18v14H3zm9 7h7v5h-7z"/></svg></button>
     <button class="about" type="button" aria-label="Numbers" aria-keyshortcuts="i" aria-pressed="false">
       <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M5 19v-6m7 6V5m7 14v-9"/></svg></button>
     <button class="full" type="button" aria-label="Full screen" aria-keyshortcuts="f">
@@ -111,7 +130,8 @@ const CSS = `
   :host(.still) .bar:not(.muted, :focus-within) { opacity: 0; } :host(.still) { cursor: none; }
   .gap { flex: 1; }
   :host(:not([data-state=playing])) .live { display: none; }
-  .live { display: inline-flex; align-items: center; gap: 7px; font-size: .85em; letter-spacing: .02em; }
+  .live, .way { display: inline-flex; align-items: center; gap: 7px; font-size: .85em; letter-spacing: .02em; }
+  .way { color: #b9c6c8; }
   .live i { width: 8px; height: 8px; border-radius: 50%; background: #ff5d5d; }
   button { display: inline-flex; align-items: center; gap: 8px; height: 38px; padding: 0 9px; border: 0;
     border-radius: 8px; background: transparent; color: inherit; font: inherit; cursor: pointer; }
@@ -137,6 +157,10 @@ export class MillstreamPlayer extends HTMLElement {
   #seen = { progress: 0, at: 0 };
   #previous = null;
   #offeredAt = 0;
+  /** The other way, while it is tried or used. */
+  #hls = null;
+  #triedAt = 0;
+  #arrived = { packets: 0, since: 0 };
   #resting = 0;
 
   constructor() {
@@ -151,6 +175,7 @@ export class MillstreamPlayer extends HTMLElement {
       video: part('video'), veil: part('.veil'), title: part('.title'), text: part('.text'), again: part('.again'),
       hint: part('.hint'), numbers: part('.numbers'), bar: part('.bar'), sound: part('.sound'),
       soundLabel: part('.sound span'), volume: part('.volume'), about: part('.about'), full: part('.full'),
+      live: part('.live'), way: part('.way'), pip: part('.pip'),
     };
     this.#parts.video.muted = true;
     this.#listen();
@@ -202,6 +227,7 @@ export class MillstreamPlayer extends HTMLElement {
     clearInterval(this.#looking);
     this.#client?.stop();
     this.#client = null;
+    this.#leaveHls();
   };
 
   #hurry = () => this.#client?.retryNow();
@@ -227,7 +253,7 @@ export class MillstreamPlayer extends HTMLElement {
 
   #attach(stream) {
     const { video } = this.#parts;
-    if (video.srcObject === stream) return;
+    if (video.srcObject === stream || this.#hls) return;
     video.srcObject = stream;
     video.play().catch(() => {});
   }
@@ -235,6 +261,8 @@ export class MillstreamPlayer extends HTMLElement {
   /** Looks whether media flows; `live` without any is shown as `paused`. */
   async #look() {
     const now = await this.#client?.statistics();
+    this.#choose(now);
+    if (this.#hls) return this.#lookAtHls();
     if (!now || this.#client?.state !== 'live') return;
     this.dataset.frames = now.frames;
     this.dataset.audioEnergy = now.audioEnergy;
@@ -243,6 +271,7 @@ export class MillstreamPlayer extends HTMLElement {
     if (progress !== this.#seen.progress) {
       if (now.frames && !this.dataset.firstFrame) this.dataset.firstFrame = Math.round(now.at - this.#offeredAt);
       this.#seen = { progress, at: now.at };
+      this.dataset.way = 'webrtc';
       this.#show('playing');
     } else if (now.at - this.#seen.at > STILL_FOR) {
       this.#show('paused');
@@ -250,7 +279,105 @@ export class MillstreamPlayer extends HTMLElement {
     this.#count(now);
   }
 
+  /** Whether the way has to be changed. `now` is what WebRTC has brought. */
+  #choose(now) {
+    const client = this.#client;
+    if (!client) return;
+    const at = performance.now();
+    if (this.#hls) {
+      if (client.state === 'retrying' && at - this.#triedAt > TRY_EVERY) {
+        this.#triedAt = at;
+        client.retryNow();
+      }
+      this.#climb(now, at);
+      return;
+    }
+    const waited = at - this.#offeredAt;
+    const { state, reason } = client;
+    const still = at - this.#seen.at;
+    let why;
+    if (reason?.status === 406 || reason?.status === 422) why = 'codec';
+    else if (state === 'connecting' && this.#offeredAt && waited > CONNECTED_WITHIN) why = 'connection';
+    else if (state === 'retrying' && !reason?.status) why = 'connection';
+    else if (state === 'live' && !this.#seen.progress && waited > CONNECTED_WITHIN + PICTURE_WITHIN) why = 'silence';
+    else if (state === 'live' && this.#seen.progress && still > STALLED_FOR) why = 'silence';
+    if (why && at - this.#triedAt > TRY_EVERY) this.#enterHls(why);
+  }
+
+  #enterHls(why) {
+    this.#triedAt = performance.now();
+    const url = this.getAttribute('hls') === 'off' ? null : playlistOf(this.getAttribute('src'));
+    if (!url) return;
+    const hls = new HlsClient(url, { token: this.getAttribute('token') ?? '' });
+    this.#hls = hls;
+    this.#arrived = { packets: 0, since: 0 };
+    hls.addEventListener('state', () => {
+      if (this.#hls !== hls) return;
+      if (hls.state === 'playing') {
+        this.dataset.way = 'hls';
+        this.dataset.why = why;
+        this.#seen.progress ||= 1;
+        this.#show('playing');
+        this.#showWay();
+      }
+      // That way is closed too, or the stream is away: WebRTC says more about it.
+      if (hls.state === 'failed') this.#leaveHls();
+    });
+    hls.start(this.#parts.video);
+  }
+
+  /** WebRTC brings media again, and goes on doing so: back to it. */
+  #climb(now, at) {
+    const packets = this.#client.state === 'live' ? (now?.videoPackets || now?.audioPackets || 0) : 0;
+    const flows = packets > this.#arrived.packets;
+    if (!flows && at - this.#arrived.at > 600) this.#arrived.since = 0;
+    if (!flows) return;
+    this.#arrived = { packets, at, since: this.#arrived.since || at };
+    if (this.dataset.why !== 'codec' && at - this.#arrived.since > 700) this.#leaveHls();
+  }
+
+  #leaveHls() {
+    const hls = this.#hls;
+    if (!hls) return;
+    this.#hls = null;
+    this.#triedAt = performance.now();
+    hls.stop();
+    delete this.dataset.why;
+    delete this.dataset.delay;
+    this.dataset.way = 'webrtc';
+    this.#seen = { progress: 0, at: performance.now() };
+    this.#offeredAt = performance.now();
+    if (this.#client?.state === 'live') this.#attach(this.#client.stream);
+    this.#showWay();
+  }
+
+  #lookAtHls() {
+    const hls = this.#hls;
+    if (hls?.state !== 'playing') return;
+    const now = hls.statistics();
+    this.dataset.frames = now.frames;
+    if (hls.delay) this.dataset.delay = hls.delay.toFixed(2);
+    if (now.codec) this.dataset.codec = now.codec;
+    this.#showWay();
+    this.#count({ ...now, bytes: 0, lost: now.dropped });
+  }
+
+  #showWay() {
+    const { way } = this.#parts;
+    const reasons = {
+      connection: 'WebRTC does not get through', codec: 'no decoder for WebRTC', silence: 'nothing came by WebRTC',
+    };
+    const isHls = this.dataset.way === 'hls';
+    way.hidden = !isHls;
+    if (isHls) {
+      const delay = this.dataset.delay ? `, ${Number(this.dataset.delay).toFixed(1)} s behind` : '';
+      way.textContent = `by HLS: ${reasons[this.dataset.why] ?? ''}${delay}`;
+    }
+  }
+
   #show(state, reason) {
+    // What the other way shows goes before what this one has to say.
+    if (this.#hls?.state === 'playing' && state !== 'playing') return;
     // For the viewer, a connection is on its way until media flows; one that recovers goes on where it was.
     const flowed = ['playing', 'paused'].includes(this.dataset.state);
     const shown = state !== 'live' ? state : flowed ? this.dataset.state : 'connecting';
@@ -273,6 +400,7 @@ export class MillstreamPlayer extends HTMLElement {
     if (this.#parts.numbers.hidden || now === before) return;
     const seconds = (now.at - before.at) / 1000;
     const rows = {
+      Way: this.#hls ? 'LL-HLS' : 'WebRTC',
       Picture: now.width ? `${now.width} × ${now.height}` : '–',
       Codec: now.codec ?? '–',
       Frames: `${Math.max(0, (now.frames - before.frames) / seconds).toFixed(0)} /s`,
@@ -289,7 +417,7 @@ export class MillstreamPlayer extends HTMLElement {
   }
 
   #listen() {
-    const { video, again, sound, volume, about, full, numbers } = this.#parts;
+    const { video, again, sound, volume, about, full, numbers, live, pip } = this.#parts;
     again.addEventListener('click', () => this.#client?.start());
     sound.addEventListener('click', () => this.#toggleSound());
     volume.addEventListener('input', () => (video.volume = Number(volume.value)));
@@ -299,11 +427,14 @@ export class MillstreamPlayer extends HTMLElement {
       numbers.hidden = !numbers.hidden;
       about.setAttribute('aria-pressed', String(!numbers.hidden));
     });
+    live.addEventListener('click', () => this.#hls?.toLiveEdge());
+    pip.hidden = !document.pictureInPictureEnabled;
+    pip.addEventListener('click', () => this.#togglePicture());
     full.addEventListener('click', () => this.#toggleFull());
     video.addEventListener('dblclick', () => this.#toggleFull());
     this.addEventListener('keydown', (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
-      const action = { m: sound, f: full, i: about }[event.key.toLowerCase()];
+      const action = { m: sound, f: full, i: about, p: pip }[event.key.toLowerCase()];
       action?.click();
     });
     this.addEventListener('pointermove', () => {
@@ -324,6 +455,12 @@ export class MillstreamPlayer extends HTMLElement {
     bar.classList.toggle('muted', video.muted);
     soundLabel.textContent = video.muted ? 'Turn sound on' : '';
     sound.setAttribute('aria-label', video.muted ? 'Turn sound on' : 'Turn sound off');
+  }
+
+  #togglePicture() {
+    const { video } = this.#parts;
+    if (document.pictureInPictureElement) document.exitPictureInPicture();
+    else video.requestPictureInPicture?.().catch(() => {});
   }
 
   #toggleFull() {

@@ -42,6 +42,9 @@ for group in "${@:-run}"; do
       # The cryptography (aws-lc) is C and assembler: a C compiler and the C library's headers are all it needs.
       need cc gcc libc6-dev
       need pkg-config pkg-config
+      # build.rs takes hls.js from npm.
+      need node nodejs
+      need npm npm
       # GStreamer: its library to build with, its plugins for pipelines, and a font for the test picture.
       pkg-config --exists gstreamer-app-1.0 2>/dev/null || packages+=(libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev)
       need_plugins videotestsrc:plugins-base pango:x rtp:plugins-good videoparsersbad:plugins-bad x264:plugins-ugly libav:libav

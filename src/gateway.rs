@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::response::IntoResponse as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
@@ -135,22 +134,14 @@ impl Gateway {
         let directory = Directory::new(entries.iter().cloned());
         let origins = config.http.cors_origins;
         let signalling = Arc::new(Signalling::new(media, tokens, origins, &config.limits, directory));
-        let (guarded, plane) = (signalling.clone(), signalling.media.clone());
         let api = Api {
-            media: plane,
+            media: signalling.media.clone(),
             fetched: signalling.fetched.clone(),
-            refuse: Arc::new(move |headers, query| {
-                let checked = guarded.tokens.check(headers, query, Permission::Api);
-                checked.err().map(|problem| problem.into_response())
-            }),
+            refuse: signalling.refuse_without(Permission::Api),
         };
-        let guarded = signalling.clone();
         let hls = Hls {
             service: Service::new(Arc::new(HlsPlane(signalling.clone()))),
-            refuse: Arc::new(move |headers, query| {
-                let checked = guarded.tokens.check_player(headers, query);
-                checked.err().map(|problem| problem.into_response())
-            }),
+            refuse: signalling.refuse_without(Permission::Play),
         };
         let more = api::router(api).merge(routes::router(hls));
         let router = signalling::router(signalling.clone(), more);

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
-use axum::http::Uri;
+use axum::http::{HeaderMap, Uri};
 use axum::middleware;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 
 pub mod auth;
@@ -32,7 +33,7 @@ pub mod resource;
 pub mod server;
 pub mod sessions;
 
-use self::auth::Tokens;
+use self::auth::{Permission, Tokens};
 use self::limits::RateLimit;
 use self::problem::Problem;
 use self::sessions::Sessions;
@@ -41,6 +42,9 @@ use crate::hub::name::StreamName;
 use crate::shard::MediaPlane;
 use crate::sources::fetch::directory::Directory;
 use crate::telemetry::HttpCounters;
+
+/// The refusal of a request, by its headers and query; `None` lets it pass.
+pub type Refuse = Arc<dyn Fn(&HeaderMap, Option<&str>) -> Option<Response> + Send + Sync>;
 
 /// What all handlers share.
 pub struct Signalling {
@@ -73,6 +77,19 @@ impl Signalling {
             fetched,
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// For routes that stand beside ours: the refusal of a request that has no token for this. Media elements cannot send
+    /// a header, so for watching the query counts too.
+    pub fn refuse_without(self: &Arc<Self>, permission: Permission) -> Refuse {
+        let signalling = self.clone();
+        Arc::new(move |headers, query| {
+            let checked = match permission {
+                Permission::Play => signalling.tokens.check_player(headers, query),
+                permission => signalling.tokens.check(headers, query, permission),
+            };
+            checked.err().map(IntoResponse::into_response)
+        })
     }
 
     /// From here on no new session is opened.

@@ -34,6 +34,13 @@ macro_rules! file {
 
 const FILES: &[File] = &[
     file!("favicon.svg", SVG),
+    file!("hls.js", SCRIPT),
+    // From npm, by build.rs.
+    File {
+        path: "/hls.min.js",
+        media_type: SCRIPT,
+        content: include_bytes!(concat!(env!("OUT_DIR"), "/hls.min.js")),
+    },
     file!("index.js", SCRIPT),
     file!("page.js", SCRIPT),
     file!("player.js", SCRIPT),

@@ -1,0 +1,161 @@
+// The other way to watch: LL-HLS over HTTP, for networks that let no WebRTC through and browsers that lack its codecs.
+// The library is hls.js, and the HLS of the browser where that cannot run (iPhones). Chromium says that it can play HLS by
+// itself and then fails on live streams, so the library goes first.
+
+const LIBRARY = new URL('hls.min.js', import.meta.url);
+/** An attempt that brings no picture for so long is given up, in milliseconds. */
+const PATIENCE = 8_000;
+
+let loading;
+
+/** hls.js, loaded when it is needed for the first time; null where there is none. */
+function library() {
+  loading ??= new Promise((resolve) => {
+    const script = document.createElement('script');
+    script.src = LIBRARY;
+    script.onload = () => resolve(globalThis.Hls ?? null);
+    script.onerror = () => resolve(null);
+    document.head.append(script);
+  });
+  return loading;
+}
+
+/** The playlist of the stream behind a WHEP endpoint. */
+export function playlistOf(endpoint) {
+  const url = new URL(endpoint, document.baseURI);
+  if (!/\/whep\/./.test(url.pathname)) return null;
+  url.pathname = `${url.pathname.replace(/\/whep\//, '/hls/').replace(/\/$/, '')}/index.m3u8`;
+  url.search = '';
+  return url;
+}
+
+/**
+ * Plays a playlist in a video element. `state` is `idle`, `connecting`, `playing` or `failed`; each change is a `state`
+ * event.
+ */
+export class HlsClient extends EventTarget {
+  state = 'idle';
+
+  #url;
+  #token;
+  #hls = null;
+  #video = null;
+  #timer = 0;
+  #played = 0;
+
+  constructor(url, { token = '' } = {}) {
+    super();
+    this.#url = url;
+    this.#token = token;
+  }
+
+  async start(video) {
+    if (this.state !== 'idle' && this.state !== 'failed') return;
+    this.#enter('connecting');
+    this.#timer = setTimeout(() => this.#fail(), PATIENCE);
+    const Hls = await library();
+    if (this.state !== 'connecting') return;
+    this.#video = video;
+    if (Hls?.isSupported()) {
+      this.#hls = new Hls({
+        lowLatencyMode: true,
+        enableWorker: false,
+        backBufferLength: 10,
+        maxLiveSyncPlaybackRate: 1.25,
+        xhrSetup: (xhr) => {
+          if (this.#token) xhr.setRequestHeader('Authorization', `Bearer ${this.#token}`);
+        },
+      });
+      this.#hls.on(Hls.Events.ERROR, (_, error) => {
+        if (error.fatal) this.#fail();
+      });
+      // Only once there is something to show is the picture of the other way given up.
+      this.#hls.once(Hls.Events.MANIFEST_PARSED, () => {
+        if (this.state !== 'connecting') return;
+        video.srcObject = null;
+        this.#hls.attachMedia(video);
+        video.play().catch(() => {});
+      });
+      this.#hls.loadSource(this.#url.href);
+    } else if (video.canPlayType('application/vnd.apple.mpegurl')) {
+      const url = new URL(this.#url);
+      if (this.#token) url.searchParams.set('token', this.#token);
+      video.srcObject = null;
+      video.src = url;
+      video.play().catch(() => {});
+      video.addEventListener('error', this.#fail);
+    } else {
+      return this.#fail();
+    }
+    video.addEventListener('timeupdate', this.#progress);
+  }
+
+  stop() {
+    this.#release();
+    this.#enter('idle');
+  }
+
+  /** Seconds behind what is being captured, as far as playlists tell. */
+  get delay() {
+    return this.#hls?.latency || undefined;
+  }
+
+  /** What has been shown. */
+  statistics() {
+    const quality = this.#video?.getVideoPlaybackQuality?.();
+    const level = this.#hls?.levels?.[Math.max(0, this.#hls.currentLevel)];
+    return {
+      at: performance.now(),
+      frames: quality?.totalVideoFrames ?? 0,
+      dropped: quality?.droppedVideoFrames ?? 0,
+      width: this.#video?.videoWidth,
+      height: this.#video?.videoHeight,
+      codec: level?.videoCodec,
+      audioCodec: level?.audioCodec,
+      bitrate: level?.bitrate,
+    };
+  }
+
+  /** Goes to the newest that can be played. */
+  toLiveEdge() {
+    const at = this.#hls?.liveSyncPosition;
+    if (at && this.#video) this.#video.currentTime = at;
+  }
+
+  #progress = () => {
+    const at = this.#video?.currentTime ?? 0;
+    if (at === this.#played) return;
+    this.#played = at;
+    clearTimeout(this.#timer);
+    // A player that stands still for so long has lost the stream.
+    this.#timer = setTimeout(() => this.#fail(), PATIENCE);
+    this.#enter('playing');
+  };
+
+  #fail = () => {
+    if (this.state === 'idle') return;
+    this.#release();
+    this.#enter('failed');
+  };
+
+  #release() {
+    clearTimeout(this.#timer);
+    this.#hls?.destroy();
+    this.#hls = null;
+    const video = this.#video;
+    this.#video = null;
+    if (!video) return;
+    video.removeEventListener('timeupdate', this.#progress);
+    video.removeEventListener('error', this.#fail);
+    if (video.hasAttribute('src')) {
+      video.removeAttribute('src');
+      video.load();
+    }
+  }
+
+  #enter(state) {
+    if (this.state === state) return;
+    this.state = state;
+    this.dispatchEvent(new Event('state'));
+  }
+}
