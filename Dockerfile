@@ -1,5 +1,8 @@
 # syntax=docker/dockerfile:1
 FROM rust:1-bookworm AS build
+# GStreamer to link with; npm for the part of the player that comes from there.
+RUN apt-get update && apt-get install -y --no-install-recommends \
+    libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev pkg-config npm && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
@@ -7,8 +10,15 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     cargo build --release --locked && cp target/release/millstream /usr/local/bin/millstream
 
 FROM debian:bookworm-slim
+# Plugins for pipelines and repair, and a font for the test picture.
+RUN apt-get update && apt-get install -y --no-install-recommends \
+    gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly \
+    gstreamer1.0-libav gstreamer1.0-x fonts-dejavu-core && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin millstream
 COPY --from=build /usr/local/bin/millstream /usr/local/bin/millstream
+# What is installed is looked at once, here: otherwise each start of a container would pay for it.
+ENV GST_REGISTRY=/var/cache/gstreamer/registry.bin
+RUN mkdir -p /var/cache/gstreamer && millstream check && chmod -R a+rX /var/cache/gstreamer
 USER millstream
 # Signalling and pages; media. Behind Docker's address translation, give viewers the host's address:
 #   docker run -p 8080:8080 -p 8189:8189/udp -e MILLSTREAM_WEBRTC__ANNOUNCE=203.0.113.7 millstream
