@@ -13,11 +13,12 @@
 //   data-codec        video codec being decoded, such as VP8
 //   data-status       HTTP status of the refusal behind `waiting`, `retrying` and `failed`
 //   data-way          how the picture comes: webrtc or hls
-//   data-why          why it comes by HLS: connection, codec, silence
+//   data-why          why it comes by HLS: connection, codec, silence, chosen
 //   data-delay        seconds behind the source, by HLS
 //
 // WebRTC goes first. Where it does not get through, brings nothing, or cannot be decoded, LL-HLS takes over, and WebRTC
-// goes on being tried: when media comes that way, the player returns to it. `hls="off"` forbids it.
+// goes on being tried: when media comes that way, the player returns to it. `hls="off"` forbids it, `hls="only"` forbids
+// WebRTC.
 
 import { HlsClient, playlistOf } from './hls.js';
 import { Client } from './session.js';
@@ -220,7 +221,8 @@ export class MillstreamPlayer extends HTMLElement {
     this.#client = new WhepClient(src, { token: this.getAttribute('token') ?? '' });
     this.#client.addEventListener('state', () => this.#clientChanged());
     this.#looking = setInterval(() => this.#look(), LOOK_EVERY);
-    this.#client.start();
+    if (this.getAttribute('hls') === 'only') this.#enterHls('chosen');
+    else this.#client.start();
   };
 
   #leave = () => {
@@ -290,6 +292,10 @@ export class MillstreamPlayer extends HTMLElement {
         client.retryNow();
       }
       this.#climb(now, at);
+      return;
+    }
+    if (this.getAttribute('hls') === 'only') {
+      if (at - this.#triedAt > TRY_EVERY) this.#enterHls('chosen');
       return;
     }
     const waited = at - this.#offeredAt;
@@ -365,7 +371,7 @@ export class MillstreamPlayer extends HTMLElement {
   #showWay() {
     const { way } = this.#parts;
     const reasons = {
-      connection: 'WebRTC does not get through', codec: 'no decoder for WebRTC', silence: 'nothing came by WebRTC',
+      chosen: 'as chosen', connection: 'WebRTC does not get through', codec: 'no decoder for WebRTC', silence: 'nothing came by WebRTC',
     };
     const isHls = this.dataset.way === 'hls';
     way.hidden = !isHls;

@@ -21,5 +21,9 @@ ask.addEventListener('submit', (event) => {
   player.setAttribute('token', byId('token').value);
 });
 
+// `?way=hls` and `?way=webrtc` choose; without, the player does.
+const way = new URLSearchParams(location.search).get('way');
+if (way === 'hls') player.setAttribute('hls', 'only');
+if (way === 'webrtc') player.setAttribute('hls', 'off');
 player.setAttribute('token', takeToken(TOKEN));
 player.setAttribute('src', `/whep/${stream}`);
