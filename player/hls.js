@@ -20,6 +20,9 @@ function library() {
   return loading;
 }
 
+/** Loads what will be needed if WebRTC does not get through after all. */
+export const prepare = () => void library();
+
 /** The playlist of the stream behind a WHEP endpoint. */
 export function playlistOf(endpoint) {
   const url = new URL(endpoint, document.baseURI);

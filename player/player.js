@@ -20,7 +20,7 @@
 // goes on being tried: when media comes that way, the player returns to it. `hls="off"` forbids it, `hls="only"` forbids
 // WebRTC.
 
-import { HlsClient, playlistOf } from './hls.js';
+import { HlsClient, playlistOf, prepare } from './hls.js';
 import { Client } from './session.js';
 
 /** How often the flow of media is looked at, in milliseconds. */
@@ -29,7 +29,7 @@ const LOOK_EVERY = 250;
 const STILL_FOR = 2_000;
 
 /** WebRTC that is not connected after so long is helped out by HLS, in milliseconds. */
-const CONNECTED_WITHIN = 1_200;
+const CONNECTED_WITHIN = 900;
 /** So is a connection that brings no picture, or none any more. */
 const PICTURE_WITHIN = 2_000;
 const STALLED_FOR = 3_000;
@@ -160,7 +160,7 @@ export class MillstreamPlayer extends HTMLElement {
   #offeredAt = 0;
   /** The other way, while it is tried or used. */
   #hls = null;
-  #triedAt = 0;
+  #triedAt = -Infinity;
   #arrived = { packets: 0, since: 0 };
   #resting = 0;
 
@@ -304,6 +304,7 @@ export class MillstreamPlayer extends HTMLElement {
     let why;
     if (reason?.status === 406 || reason?.status === 422) why = 'codec';
     else if (state === 'connecting' && this.#offeredAt && waited > CONNECTED_WITHIN) why = 'connection';
+    else if (state === 'connecting' && this.#offeredAt && waited > CONNECTED_WITHIN / 2) prepare();
     else if (state === 'retrying' && !reason?.status) why = 'connection';
     else if (state === 'live' && !this.#seen.progress && waited > CONNECTED_WITHIN + PICTURE_WITHIN) why = 'silence';
     else if (state === 'live' && this.#seen.progress && still > STALLED_FOR) why = 'silence';
