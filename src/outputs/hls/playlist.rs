@@ -81,7 +81,9 @@ pub fn media(rendition: &Rendition, other: Option<&Rendition>, skip: bool, query
     let complete = segments.iter().filter(|segment| segment.complete).count();
     let (hidden, listed) = segments.split_at(complete.saturating_sub(LISTED));
     let first = listed.first().map_or(0, |segment| segment.msn);
-    let _ = writeln!(out, "#EXT-X-MEDIA-SEQUENCE:{first}");
+    // Players take no playlist without a whole segment. What was before the first one is a gap, and is said to be one.
+    let begins_with_gap = complete == 0 && first > 0;
+    let _ = writeln!(out, "#EXT-X-MEDIA-SEQUENCE:{}", first - u64::from(begins_with_gap));
     // The first that is listed bears no mark: there is nothing before it.
     let before = hidden
         .iter()
@@ -119,6 +121,9 @@ pub fn media(rendition: &Rendition, other: Option<&Rendition>, skip: bool, query
         if init != Some(segment.init) {
             init = Some(segment.init);
             let _ = writeln!(out, "#EXT-X-MAP:URI=\"{name}-init-{}.mp4{query}\"", segment.init);
+        }
+        if begins_with_gap {
+            let _ = writeln!(out, "#EXT-X-GAP\n#EXTINF:1.00000,\n{name}-{}.m4s{query}", first - 1);
         }
         let _ = writeln!(out, "#EXT-X-PROGRAM-DATE-TIME:{}", date_time(segment.wall));
         if age(segment) <= recent || !segment.complete {

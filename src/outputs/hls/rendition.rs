@@ -105,7 +105,8 @@ impl Rendition {
             header,
             inits: VecDeque::from([(0, init)]),
             segments: VecDeque::new(),
-            next_msn: 0,
+            // Before the first there is a gap, as long as it stands alone.
+            next_msn: 1,
             discontinuities: 0,
             sequence: 0,
             part: Vec::new(),
