@@ -1,8 +1,12 @@
-//! The playlists (rfc8216bis §4.4). `hls_m3u8` writes no tag of LL-HLS and no version above 7, so these are written here;
-//! the tests read them back with it and with others.
+//! The playlists (rfc8216bis §4.4). `hls_m3u8` writes the multivariant one. It knows no tag of LL-HLS and no version above
+//! 7, so media playlists are written here, and the tests read them back with it.
 
 use std::fmt::Write as _;
 use std::time::Duration;
+
+use hls_m3u8::MasterPlaylist;
+use hls_m3u8::tags::{ExtXMedia, VariantStream};
+use hls_m3u8::types::{MediaType, StreamData, UFloat};
 
 use super::rendition::{Msn, Rendition, Segment};
 use crate::media::Kind;
@@ -23,44 +27,53 @@ const LISTED: usize = 6;
 /// Parts are listed for segments that begin so many target durations before the end (§4.4.4.9).
 const PARTS_FOR: u32 = 3;
 
-/// The multivariant playlist; `query` is appended to each address.
+/// The multivariant playlist; `query` is appended to each address. `None` where there is nothing yet.
 pub fn multivariant(
     video: Option<&Rendition>,
     audio: Option<&Rendition>,
     resolution: Option<(u16, u16)>,
     frame_rate: f64,
     query: &str,
-) -> String {
-    let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:9\n#EXT-X-INDEPENDENT-SEGMENTS\n");
+) -> Option<String> {
     let renditions = || [video, audio].into_iter().flatten();
     let codecs: Vec<&str> = renditions().map(Rendition::codecs).collect();
     let bitrate: u64 = renditions().map(Rendition::bitrate).sum();
-    if video.is_some() && audio.is_some() {
-        let _ = writeln!(
-            out,
-            "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"Sound\",DEFAULT=YES,AUTOSELECT=YES,CHANNELS=\"2\",URI=\"audio.m3u8{query}\""
-        );
+    let (has_video, has_group) = (video.is_some(), video.is_some() && audio.is_some());
+    let mut media = Vec::new();
+    if has_group {
+        let sound = ExtXMedia::builder()
+            .media_type(MediaType::Audio)
+            .group_id("audio")
+            .name("Sound")
+            .is_default(true)
+            .is_autoselect(true)
+            .uri(format!("audio.m3u8{query}"))
+            .build();
+        media.push(sound.ok()?);
     }
-    let _ = write!(
-        out,
-        "#EXT-X-STREAM-INF:BANDWIDTH={},AVERAGE-BANDWIDTH={},CODECS=\"{}\"",
-        // The peak of a live stream is not known beforehand.
-        (bitrate * 3 / 2).max(1),
-        bitrate.max(1),
-        codecs.join(",")
-    );
-    if let (Some((width, height)), true) = (resolution, video.is_some()) {
-        let _ = write!(out, ",RESOLUTION={width}x{height}");
-        if frame_rate > 0.5 {
-            let _ = write!(out, ",FRAME-RATE={frame_rate:.3}");
-        }
+    let mut data = StreamData::builder();
+    // The peak of a live stream is not known beforehand.
+    data.bandwidth((bitrate * 3 / 2).max(1))
+        .average_bandwidth(bitrate.max(1))
+        .codecs(codecs);
+    if let Some((width, height)) = resolution.filter(|_| has_video) {
+        data.resolution((usize::from(width), usize::from(height)));
     }
-    if video.is_some() && audio.is_some() {
-        out.push_str(",AUDIO=\"audio\"");
-    }
-    let name = if video.is_some() { "video" } else { "audio" };
-    let _ = writeln!(out, "\n{name}.m3u8{query}");
-    out
+    let shown = has_video && frame_rate > 0.5;
+    let variant = VariantStream::ExtXStreamInf {
+        uri: format!("{}.m3u8{query}", if has_video { "video" } else { "audio" }).into(),
+        frame_rate: shown.then(|| UFloat::new((frame_rate * 1_000.0).round() as f32 / 1_000.0)),
+        audio: has_group.then_some("audio".into()),
+        subtitles: None,
+        closed_captions: None,
+        stream_data: data.build().ok()?,
+    };
+    let playlist = MasterPlaylist::builder()
+        .media(media)
+        .variant_streams(vec![variant])
+        .has_independent_segments(true)
+        .build();
+    playlist.ok().map(|playlist| playlist.to_string())
 }
 
 /// A media playlist. `other` is the rendition beside it.

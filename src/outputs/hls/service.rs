@@ -171,7 +171,8 @@ impl Service {
             let (video, audio) = (has(&packager.video), has(&packager.audio));
             let late = started.elapsed() >= GATHER;
             let complete = (video || !wanted.0) && (audio || !wanted.1) && (video || audio);
-            (complete || (late && (video || audio))).then(|| {
+            let enough = complete || (late && (video || audio));
+            enough.then(|| {
                 playlist::multivariant(
                     packager.video.as_ref().filter(|_| video),
                     packager.audio.as_ref().filter(|_| audio),
@@ -179,7 +180,7 @@ impl Service {
                     packager.frame_rate,
                     query,
                 )
-            })
+            })?
         })
         .await
     }

@@ -1,0 +1,356 @@
+//! LL-HLS in virtual time: frames go in, and what players read is judged by `hls_m3u8`, by `m3u8-rs`, and by the boxes.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hls_m3u8::{MasterPlaylist, MediaPlaylist};
+use millstream::hub::Hub;
+use millstream::hub::name::StreamName;
+use millstream::hub::reader::Reader;
+use millstream::hub::stream::{SessionId, Stream};
+use millstream::media::aac::AacConfig;
+use millstream::media::depacketizer::Depacketizer;
+use millstream::media::{Codec, Format, Kind};
+use millstream::outputs::hls::packager::Packager;
+use millstream::outputs::hls::playlist;
+use millstream::outputs::hls::rendition::Rendition;
+use millstream::sources::feed::{Announced, Feed, Framing};
+use std::sync::Arc;
+
+const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
+const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
+
+/// A stream of H.264 and some sound, on its way to players.
+struct World {
+    hub: Hub,
+    stream: Arc<Stream>,
+    feed: Feed,
+    readers: [Option<Reader>; 2],
+    depacketizers: [Depacketizer; 2],
+    packager: Packager,
+    start: Instant,
+    now: Instant,
+    frame: u64,
+    audio_time: u64,
+    gop: u64,
+    /// Pictures per second.
+    rate: u64,
+}
+
+/// Ticks of one frame of audio, and how they are announced.
+const OPUS: (u64, Codec) = (960, Codec::Opus);
+
+fn name() -> StreamName {
+    StreamName::parse("live").expect("a name")
+}
+
+impl World {
+    fn new(rate: u64, gop: u64, audio: Announced) -> Self {
+        let hub = Hub::default();
+        let stream = hub.open_with(&name(), |_| ());
+        #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+        let now = Instant::now() + Duration::from_secs(3_600);
+        let feed = Feed::new(name(), SessionId([1; 16]), &[Codec::H264.into(), audio]).expect("codecs");
+        Self {
+            hub,
+            stream,
+            feed,
+            readers: [None, None],
+            depacketizers: [Depacketizer::new(Kind::Video), Depacketizer::new(Kind::Audio)],
+            packager: Packager::default(),
+            start: now,
+            now,
+            frame: 0,
+            audio_time: 0,
+            gop,
+            rate,
+        }
+    }
+
+    /// Another source takes the stream.
+    fn another_source(&mut self, audio: Announced) {
+        self.feed.ended(&self.hub);
+        self.feed = Feed::new(name(), SessionId([2; 16]), &[Codec::H264.into(), audio]).expect("codecs");
+        self.packager.restart();
+        self.readers = [None, None];
+        self.depacketizers = [Depacketizer::new(Kind::Video), Depacketizer::new(Kind::Audio)];
+        self.frame = 0;
+    }
+
+    fn play(&mut self, seconds: u64, audio_ticks: u64, rate_of_audio: u64) {
+        let end = self.now + Duration::from_secs(seconds);
+        while self.now < end {
+            let body = vec![0x55; 500];
+            let picture = if self.frame.is_multiple_of(self.gop) {
+                [SPS, PPS, &[0, 0, 0, 1, 0x65, 0x88], &body].concat()
+            } else {
+                [&[0, 0, 0, 1, 0x41, 0x88], &body[..]].concat()
+            };
+            let time = self.frame * 90_000 / self.rate;
+            self.feed
+                .take_video(self.now, time, &picture.into(), Framing::StartCodes)
+                .expect("short");
+            let sound_until = (self.now - self.start).as_nanos() as u64 * rate_of_audio / 1_000_000_000;
+            while self.audio_time <= sound_until {
+                self.feed
+                    .take_audio(self.now, self.audio_time, &Bytes::from_static(&[7; 60]))
+                    .expect("short");
+                self.audio_time += audio_ticks;
+            }
+            self.feed.publish(&self.hub);
+            self.read();
+            self.frame += 1;
+            self.now = self.start
+                + Duration::from_nanos((self.now - self.start).as_nanos() as u64 + 1_000_000_000 / self.rate);
+        }
+    }
+
+    fn read(&mut self) {
+        let wall = Duration::from_secs(1_800_000_000) + (self.now - self.start);
+        for (index, kind) in [Kind::Video, Kind::Audio].into_iter().enumerate() {
+            // The feed takes the stream with its first key frame.
+            let current = self.hub.find(&name()).expect("it is fed");
+            self.stream = current;
+            let mut packets = Vec::new();
+            {
+                let mut state = self.stream.lock();
+                let ring = &state.track(kind).ring;
+                if self.readers[index].is_none() {
+                    self.readers[index] = match kind {
+                        Kind::Video => Reader::at_key_frame(ring),
+                        Kind::Audio => Some(Reader::at_start(ring)),
+                    };
+                }
+                if let Some(reader) = &mut self.readers[index] {
+                    reader.read(self.now, ring, &mut packets);
+                }
+            }
+            let mut frames = Vec::new();
+            for packet in packets {
+                self.depacketizers[index].push(&packet, &mut frames);
+            }
+            let mut state = self.stream.lock();
+            for frame in frames {
+                self.packager.push(&mut state, true, &frame, self.now, wall);
+            }
+        }
+    }
+
+    fn video(&self) -> &Rendition {
+        self.packager.video.as_ref().expect("a picture")
+    }
+
+    fn audio(&self) -> &Rendition {
+        self.packager.audio.as_ref().expect("sound")
+    }
+}
+
+/// What `hls_m3u8` can read of it: without the tags of LL-HLS.
+fn plain(text: &str) -> String {
+    let low_latency = [
+        "#EXT-X-VERSION",
+        "#EXT-X-PART",
+        "#EXT-X-SERVER-CONTROL",
+        "#EXT-X-PRELOAD",
+        "#EXT-X-RENDITION",
+        "#EXT-X-SKIP",
+    ];
+    let lines = text
+        .lines()
+        .filter(|line| !low_latency.iter().any(|tag| line.starts_with(tag)));
+    let mut plain: Vec<&str> = lines.collect();
+    // Dates of a segment that has only parts so far belong to none.
+    while plain
+        .last()
+        .is_some_and(|line| line.starts_with('#') && !line.starts_with("#EXTM3U"))
+    {
+        plain.pop();
+    }
+    plain.join("\n") + "\n"
+}
+
+fn durations(text: &str, tag: &str) -> Vec<f64> {
+    let values = text.lines().filter_map(|line| line.strip_prefix(tag));
+    values
+        .map(|rest| rest.split(',').next().expect("a number").parse().expect("a number"))
+        .collect()
+}
+
+#[test]
+fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
+    for (rate, gop) in [(30, 60), (25, 50), (24, 48), (10, 20), (60, 60)] {
+        let mut world = World::new(rate, gop, OPUS.1.into());
+        world.play(20, OPUS.0, 48_000);
+        for rendition in [world.video(), world.audio()] {
+            let segments: Vec<_> = rendition.segments().collect();
+            assert!(segments.len() >= 8, "{rate} {}", segments.len());
+            let target = rendition.part_target();
+            for segment in segments.iter().filter(|segment| segment.complete) {
+                assert!(segment.parts[0].independent, "{rate}: {:?}", rendition.kind);
+                let (last, rest) = segment.parts.split_last().expect("parts");
+                assert!(last.duration <= target);
+                for part in rest {
+                    assert!(
+                        part.duration <= target && part.duration >= target.mul_f64(0.85),
+                        "{rate}: {part:?} {target:?}"
+                    );
+                }
+            }
+            // Each begins where the one before it has ended.
+            for pair in segments.windows(2) {
+                let end = pair[0].begin + pair[0].duration();
+                assert!(
+                    end.abs_diff(pair[1].begin) < Duration::from_millis(2),
+                    "{rate}: {end:?} {:?}",
+                    pair[1].begin
+                );
+            }
+        }
+        // Sound and picture are cut beside each other, under the same numbers.
+        for segment in world.video().segments() {
+            let Some(beside) = world.audio().segment(segment.msn) else {
+                continue;
+            };
+            assert!(
+                beside.begin.abs_diff(segment.begin) <= Duration::from_millis(40),
+                "{rate}: {:?} {:?}",
+                beside.begin,
+                segment.begin
+            );
+            assert!(beside.wall.abs_diff(segment.wall) <= Duration::from_millis(40));
+        }
+    }
+}
+
+#[test]
+fn aac_of_any_rate_is_cut_too() {
+    let config = AacConfig::parse(&[0x12, 0x10]).expect("44.1 kHz");
+    let mut world = World::new(30, 60, Format::Aac(config).into());
+    // 1024 samples of 44.1 kHz on a clock of 48 kHz.
+    world.play(12, 1_114, 48_000);
+    assert_eq!(world.audio().codecs(), "mp4a.40.2");
+    let init = world.audio().init(0).expect("an init section");
+    assert!(init.windows(4).any(|four| four == b"esds"));
+    assert!(world.audio().segments().len() >= 5);
+}
+
+#[test]
+fn playlists_are_read_by_others() {
+    let mut world = World::new(30, 60, OPUS.1.into());
+    world.play(30, OPUS.0, 48_000);
+    let master = playlist::multivariant(
+        Some(world.video()),
+        Some(world.audio()),
+        Some((64, 48)),
+        30.0,
+        "?token=a",
+    );
+    let master = master.expect("both are there");
+    let read = MasterPlaylist::try_from(master.as_str()).expect("a multivariant playlist");
+    assert!(read.has_independent_segments);
+    assert_eq!((read.media.len(), read.variant_streams.len()), (1, 1));
+    assert!(
+        master.contains("CODECS=\"avc1.42e01f,opus\"") && master.contains("video.m3u8?token=a"),
+        "{master}"
+    );
+    assert!(m3u8_rs::parse_master_playlist_res(master.as_bytes()).is_ok());
+    for (own, other) in [(world.video(), world.audio()), (world.audio(), world.video())] {
+        let text = playlist::media(own, Some(other), false, "");
+        let read = plain(&text);
+        let media = MediaPlaylist::try_from(read.as_str()).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert_eq!(media.segments.num_elements(), 6);
+        let (rest, media) = m3u8_rs::parse_media_playlist(text.as_bytes()).expect("a media playlist");
+        assert!(rest.is_empty() && media.segments.len() >= 6);
+        assert_eq!(media.target_duration, 2);
+        for tag in [
+            "#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES",
+            "#EXT-X-PRELOAD-HINT:TYPE=PART",
+            "#EXT-X-RENDITION-REPORT:URI=",
+            "#EXT-X-PROGRAM-DATE-TIME:2027-01-15T08:00:",
+        ] {
+            assert!(text.contains(tag), "{tag}\n{text}");
+        }
+        // The parts that are listed make up the segments that they belong to.
+        let target: f64 = durations(&text, "#EXT-X-PART-INF:PART-TARGET=")[0];
+        assert!(
+            durations(&text, "#EXT-X-PART:DURATION=")
+                .iter()
+                .all(|part| *part <= target)
+        );
+    }
+}
+
+#[test]
+fn an_update_leaves_out_what_the_player_has() {
+    let mut world = World::new(30, 30, OPUS.1.into());
+    world.play(40, OPUS.0, 48_000);
+    let (all, update) = (
+        playlist::media(world.video(), None, false, ""),
+        playlist::media(world.video(), None, true, ""),
+    );
+    // Segments of one second, six of them are listed, and six target durations may be skipped: nothing is old enough.
+    assert!(update.len() <= all.len());
+    let skipped = update
+        .lines()
+        .find_map(|line| line.strip_prefix("#EXT-X-SKIP:SKIPPED-SEGMENTS="));
+    let listed = |text: &str| text.lines().filter(|line| line.starts_with("#EXTINF")).count();
+    let skipped: usize = skipped.map_or(0, |count| count.parse().expect("a number"));
+    assert_eq!(listed(&update) + skipped, listed(&all));
+}
+
+#[test]
+fn another_source_begins_a_discontinuity_in_both_renditions() {
+    let mut world = World::new(30, 60, OPUS.1.into());
+    world.play(10, OPUS.0, 48_000);
+    let before = world.video().segments().next_back().expect("segments").msn;
+    world.another_source(OPUS.1.into());
+    world.play(6, OPUS.0, 48_000);
+    for rendition in [world.video(), world.audio()] {
+        let marked: Vec<u64> = rendition
+            .segments()
+            .filter(|s| s.discontinuity)
+            .map(|s| s.msn)
+            .collect();
+        assert_eq!(marked.len(), 1, "{:?}", rendition.kind);
+        assert!(marked[0] > before - 1);
+        let text = playlist::media(rendition, None, false, "");
+        assert_eq!(text.matches("#EXT-X-DISCONTINUITY\n").count(), 1, "{text}");
+        assert!(MediaPlaylist::try_from(plain(&text).as_str()).is_ok());
+    }
+    // When the mark has left the playlist, the count says so.
+    world.play(30, OPUS.0, 48_000);
+    let text = playlist::media(world.video(), None, false, "");
+    assert!(
+        text.contains("#EXT-X-DISCONTINUITY-SEQUENCE:1\n") && !text.contains("#EXT-X-DISCONTINUITY\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_is_kept_is_bounded_however_long_a_stream_runs() {
+    let mut world = World::new(30, 60, OPUS.1.into());
+    world.play(60, OPUS.0, 48_000);
+    let after_a_minute = world.video().bytes();
+    world.play(240, OPUS.0, 48_000);
+    assert!(world.video().bytes() < after_a_minute * 11 / 10);
+    assert!(world.video().segments().len() <= 9 && world.audio().segments().len() <= 9);
+    assert!(world.video().init(0).is_some());
+}
+
+#[test]
+fn a_player_that_comes_at_once_is_told_of_the_gap_before_the_beginning() {
+    let mut world = World::new(30, 60, OPUS.1.into());
+    world.play(1, OPUS.0, 48_000);
+    let text = playlist::media(world.video(), None, false, "");
+    assert!(
+        text.contains("#EXT-X-GAP\n#EXTINF:1.00000,\nvideo-0.m4s\n") && text.contains("#EXT-X-MEDIA-SEQUENCE:0\n"),
+        "{text}"
+    );
+    assert!(text.contains("video-1.0.m4s"));
+    world.play(4, OPUS.0, 48_000);
+    let text = playlist::media(world.video(), None, false, "");
+    assert!(
+        !text.contains("#EXT-X-GAP") && text.contains("#EXT-X-MEDIA-SEQUENCE:1\n"),
+        "{text}"
+    );
+}
