@@ -113,7 +113,12 @@ pub fn measure(options: &Cameras) -> io::Result<bool> {
     Ok(good)
 }
 
-fn run(options: &Cameras, cameras: usize) -> io::Result<Run> {
+/// A server of cameras, and a gateway that fetches so many of them, as `cam0` and so on.
+///
+/// # Errors
+///
+/// Those of the gateway and of sockets.
+pub fn start(gateway: &std::path::Path, cameras: usize) -> io::Result<(Server, Gateway)> {
     let server = Server::start()?;
     let file = std::env::temp_dir().join(format!("millstream-bench-cameras-{}.toml", std::process::id()));
     let mut text = String::new();
@@ -125,10 +130,15 @@ fn run(options: &Cameras, cameras: usize) -> io::Result<Run> {
         );
     }
     fs::write(&file, text)?;
-    let gateway = Gateway::start_with(&options.gateway, Some(&file));
+    let gateway = Gateway::start_with(gateway, Some(&file));
     fs::remove_file(&file)?;
     let gateway = gateway?;
     server.wait_for(cameras)?;
+    Ok((server, gateway))
+}
+
+fn run(options: &Cameras, cameras: usize) -> io::Result<Run> {
+    let (_server, gateway) = start(&options.gateway, cameras)?;
     // Two key frame intervals: the rings hold what they will hold.
     thread::sleep(Duration::from_secs(5));
     let window = Duration::from_secs(options.seconds);
@@ -164,13 +174,18 @@ fn run(options: &Cameras, cameras: usize) -> io::Result<Run> {
 
 /// What one viewer saw.
 #[derive(Default)]
-struct Seen {
-    frames: u64,
-    lost: u64,
-    delays: Vec<Duration>,
+pub struct Seen {
+    pub frames: u64,
+    pub lost: u64,
+    pub delays: Vec<Duration>,
 }
 
-fn watch(http: std::net::SocketAddr, stream: &str, window: Duration) -> io::Result<Seen> {
+/// Watches a stamped stream for a while.
+///
+/// # Errors
+///
+/// Those of the join and of sockets.
+pub fn watch(http: std::net::SocketAddr, stream: &str, window: Duration) -> io::Result<Seen> {
     let mut endpoint = Endpoint::join(http, Role::Viewer, stream)?.endpoint;
     let mut buffer = [0; 2048];
     let mut seen = Seen::default();
@@ -225,7 +240,7 @@ fn stamp_of(payload: &[u8]) -> Option<(u64, u64)> {
 }
 
 /// An RTSP server that plays to everybody who asks (RFC 2326), by TCP alone.
-struct Server {
+pub struct Server {
     port: u16,
     playing: Arc<Mutex<Vec<TcpStream>>>,
     stop: Arc<AtomicBool>,

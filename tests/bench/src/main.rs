@@ -22,6 +22,7 @@ mod encoder;
 mod endpoint;
 mod floor;
 mod gateway;
+mod hls;
 mod http;
 mod load;
 mod mutate;
@@ -55,6 +56,8 @@ enum Command {
     Chaos(Chaos),
     /// Cameras that speak RTSP, and viewers of them: what each further camera costs, what is lost, and the delay.
     Cameras(cameras::Cameras),
+    /// LL-HLS viewers beside WHEP viewers: what packaging costs, who plays, and the delay.
+    Hls(hls::Hls),
     /// Publishes an H.264 file in real time and ignores all requests for key frames.
     Publish(encoder::Publish),
     /// Measures the floor of this machine alone, without any gateway.
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Some(Command::Chaos(Chaos::Hostile(options))) => chaos::hostile(options),
         Some(Command::Cameras(options)) => cameras::measure(options),
+        Some(Command::Hls(options)) => hls::measure(options),
         Some(Command::Publish(options)) => encoder::publish(options),
         Some(Command::Floor { viewers, seconds }) => measure_floor(viewers, Duration::from_secs(*seconds)),
         None => measure(&cli.load),

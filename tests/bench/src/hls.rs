@@ -1,0 +1,223 @@
+//! `millstream-bench hls`: LL-HLS viewers with blocking reloads of one camera of 720p30, beside WHEP viewers of the same
+//! stream whose delay is measured, and what packaging alone costs.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::Args;
+
+use crate::{
+    cameras, http, procfs,
+    stats::{Quantiles, ms},
+};
+
+#[derive(Args)]
+pub struct Hls {
+    /// The gateway's binary
+    #[arg(long, default_value = "target/release/millstream")]
+    gateway: PathBuf,
+    /// LL-HLS viewers
+    #[arg(long, default_value_t = 1_000)]
+    viewers: usize,
+    /// WHEP viewers beside them
+    #[arg(long, default_value_t = 100)]
+    beside: usize,
+    /// Length of each measured window in seconds
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=600))]
+    seconds: u64,
+    /// Judge only that all play
+    #[arg(long)]
+    short: bool,
+}
+
+/// Most that packaging may cost, in percent of a core.
+const CPU_LIMIT: f64 = 0.5;
+/// Most of the delay of the WHEP viewers beside, p99.
+const DELAY_LIMIT: Duration = Duration::from_millis(20);
+
+/// Counts of all viewers.
+#[derive(Default)]
+struct Counts {
+    parts: AtomicU64,
+    bytes: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// Measures packaging, then viewers; false when somebody does not play or, in the long form, a limit was missed.
+///
+/// # Errors
+///
+/// Those of the gateway and of sockets.
+pub fn measure(options: &Hls) -> io::Result<bool> {
+    println!("{}", procfs::machine());
+    let window = Duration::from_secs(options.seconds);
+    let (server, gateway) = cameras::start(&options.gateway, 1)?;
+    let http = gateway.http();
+    thread::sleep(Duration::from_secs(5));
+    let cpu = |length: Duration| -> io::Result<f64> {
+        let (before, began) = (gateway.cpu()?, Instant::now());
+        thread::sleep(length);
+        Ok((gateway.cpu()? - before).as_secs_f64() / began.elapsed().as_secs_f64() * 100.0)
+    };
+    let (without, rss) = (cpu(window)?, gateway.memory()?.rss);
+    http::get(http, "/hls/cam0/index.m3u8")?;
+    // Asked for once, it goes on for half a minute; the rings of segments fill meanwhile.
+    let with = cpu(window.min(Duration::from_secs(20)))?;
+    let grown = gateway.memory()?.rss.saturating_sub(rss);
+    let packaging = with - without;
+    println!(
+        "packaging: {packaging:.2} % of a core (at most {CPU_LIMIT}), {:.1} MB more",
+        grown as f64 / 1e6
+    );
+
+    let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
+    let players: Vec<_> = (0..options.viewers)
+        .map(|_| {
+            let (counts, stop) = (counts.clone(), stop.clone());
+            thread::Builder::new().stack_size(128 << 10).spawn(move || {
+                while !stop.load(Ordering::Acquire) {
+                    if play(http, &counts, &stop).is_err() {
+                        counts.failures.fetch_add(1, Ordering::Relaxed);
+                        thread::sleep(Duration::from_millis(200));
+                    }
+                }
+            })
+        })
+        .collect::<io::Result<_>>()?;
+    thread::sleep(Duration::from_secs(3));
+    let beside: Vec<_> = (0..options.beside)
+        .map(|_| {
+            thread::Builder::new()
+                .stack_size(256 << 10)
+                .spawn(move || cameras::watch(http, "cam0", window))
+        })
+        .collect::<io::Result<_>>()?;
+    thread::sleep(Duration::from_secs(2));
+    let (parts, bytes) = (
+        counts.parts.load(Ordering::Relaxed),
+        counts.bytes.load(Ordering::Relaxed),
+    );
+    let busy = cpu(window)?;
+    let parts = counts.parts.load(Ordering::Relaxed) - parts;
+    let bytes = counts.bytes.load(Ordering::Relaxed) - bytes;
+    let mut delays = Vec::new();
+    let mut lost = 0;
+    for viewer in beside {
+        let seen = viewer.join().map_err(|_| io::Error::other("a viewer panicked"))??;
+        delays.extend(seen.delays);
+        lost += seen.lost;
+    }
+    stop.store(true, Ordering::Release);
+    for player in players {
+        player.join().map_err(|_| io::Error::other("a player panicked"))?;
+    }
+    drop(server);
+    let delay = Quantiles::of(&mut delays);
+    let share = parts as f64 / (options.viewers as f64 * window.as_secs_f64() * 5.0) * 100.0;
+    let failures = counts.failures.load(Ordering::Relaxed);
+    println!(
+        "{} LL-HLS viewers: {share:.1} % of all parts fetched in time, {:.0} Mbit/s, {failures} failures, gateway {busy:.0} % of a core",
+        options.viewers,
+        bytes as f64 * 8.0 / window.as_secs_f64() / 1e6,
+    );
+    println!(
+        "{} WHEP viewers beside: delay p50 {:.2} ms, p99 {:.2} ms (at most {}), {lost} frames lost",
+        options.beside,
+        ms(delay.p50),
+        ms(delay.p99),
+        DELAY_LIMIT.as_millis()
+    );
+    let plays = share > 95.0 && failures == 0;
+    Ok(plays && (options.short || (packaging <= CPU_LIMIT && delay.p99 <= DELAY_LIMIT)))
+}
+
+/// One connection: the playlist that has the next part, then that part, for ever.
+fn play(http: SocketAddr, counts: &Counts, stop: &AtomicBool) -> io::Result<()> {
+    let mut connection = Connection {
+        stream: TcpStream::connect(http)?,
+        buffer: Vec::new(),
+    };
+    connection.stream.set_nodelay(true)?;
+    connection.stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let text = connection.get("/hls/cam0/video.m3u8")?;
+    let (mut msn, mut part) = hint(&text).ok_or_else(|| io::Error::other("no preload hint"))?;
+    while !stop.load(Ordering::Acquire) {
+        let text = connection.get(&format!(
+            "/hls/cam0/video.m3u8?_HLS_msn={msn}&_HLS_part={part}&_HLS_skip=YES"
+        ))?;
+        let next = hint(&text).ok_or_else(|| io::Error::other("no preload hint"))?;
+        // The last part that is listed is the one before the hint.
+        let text = String::from_utf8_lossy(&text);
+        let listed = text.lines().rfind(|line| line.starts_with("#EXT-X-PART:"));
+        let address = listed.and_then(|line| line.split("URI=\"").nth(1)?.split('"').next());
+        let address = address.ok_or_else(|| io::Error::other("no part"))?;
+        let bytes = connection.get(&format!("/hls/cam0/{address}"))?;
+        counts.parts.fetch_add(1, Ordering::Relaxed);
+        counts.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        (msn, part) = next;
+    }
+    Ok(())
+}
+
+/// Segment and part that the playlist says will come next.
+fn hint(playlist: &[u8]) -> Option<(u64, usize)> {
+    let text = String::from_utf8_lossy(playlist);
+    let line = text.lines().rfind(|line| line.starts_with("#EXT-X-PRELOAD-HINT:"))?;
+    let name = line.split("URI=\"video-").nth(1)?.split(".m4s").next()?;
+    let (msn, part) = name.split_once('.')?;
+    Some((msn.parse().ok()?, part.parse().ok()?))
+}
+
+/// HTTP/1.1 that keeps its connection.
+struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    fn get(&mut self, path: &str) -> io::Result<Vec<u8>> {
+        write!(self.stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        let head = loop {
+            if let Some(end) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
+                break end + 4;
+            }
+            self.read()?;
+        };
+        let text = String::from_utf8_lossy(&self.buffer[..head]).into_owned();
+        let length = text
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+            .and_then(|(_, length)| length.parse::<usize>().ok())
+            .ok_or_else(|| io::Error::other("no length"))?;
+        while self.buffer.len() < head + length {
+            self.read()?;
+        }
+        let rest = self.buffer.split_off(head + length);
+        let mut body = std::mem::replace(&mut self.buffer, rest);
+        if !text.starts_with("HTTP/1.1 200") {
+            let status = text.lines().next().unwrap_or_default().to_owned();
+            return Err(io::Error::other(format!("{path}: {status}")));
+        }
+        Ok(body.split_off(head))
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let mut chunk = [0; 16_384];
+        let length = self.stream.read(&mut chunk)?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.buffer.extend_from_slice(&chunk[..length]);
+        Ok(())
+    }
+}
