@@ -80,29 +80,33 @@ impl World {
     fn play(&mut self, seconds: u64, audio_ticks: u64, rate_of_audio: u64) {
         let end = self.now + Duration::from_secs(seconds);
         while self.now < end {
-            let body = vec![0x55; 500];
-            let picture = if self.frame.is_multiple_of(self.gop) {
-                [SPS, PPS, &[0, 0, 0, 1, 0x65, 0x88], &body].concat()
-            } else {
-                [&[0, 0, 0, 1, 0x41, 0x88], &body[..]].concat()
-            };
-            let time = self.frame * 90_000 / self.rate;
-            self.feed
-                .take_video(self.now, time, &picture.into(), Framing::StartCodes)
-                .expect("short");
-            let sound_until = (self.now - self.start).as_nanos() as u64 * rate_of_audio / 1_000_000_000;
-            while self.audio_time <= sound_until {
-                self.feed
-                    .take_audio(self.now, self.audio_time, &Bytes::from_static(&[7; 60]))
-                    .expect("short");
-                self.audio_time += audio_ticks;
-            }
-            self.feed.publish(&self.hub);
-            self.read();
-            self.frame += 1;
-            self.now = self.start
-                + Duration::from_nanos((self.now - self.start).as_nanos() as u64 + 1_000_000_000 / self.rate);
+            self.play_frame(audio_ticks, rate_of_audio);
         }
+    }
+
+    fn play_frame(&mut self, audio_ticks: u64, rate_of_audio: u64) {
+        let body = vec![0x55; 500];
+        let picture = if self.frame.is_multiple_of(self.gop) {
+            [SPS, PPS, &[0, 0, 0, 1, 0x65, 0x88], &body].concat()
+        } else {
+            [&[0, 0, 0, 1, 0x41, 0x88], &body[..]].concat()
+        };
+        let time = self.frame * 90_000 / self.rate;
+        self.feed
+            .take_video(self.now, time, &picture.into(), Framing::StartCodes)
+            .expect("short");
+        let sound_until = (self.now - self.start).as_nanos() as u64 * rate_of_audio / 1_000_000_000;
+        while self.audio_time <= sound_until {
+            self.feed
+                .take_audio(self.now, self.audio_time, &Bytes::from_static(&[7; 60]))
+                .expect("short");
+            self.audio_time += audio_ticks;
+        }
+        self.feed.publish(&self.hub);
+        self.read();
+        self.frame += 1;
+        self.now =
+            self.start + Duration::from_nanos((self.now - self.start).as_nanos() as u64 + 1_000_000_000 / self.rate);
     }
 
     fn read(&mut self) {
@@ -220,6 +224,27 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
             assert!(beside.wall.abs_diff(segment.wall) <= Duration::from_millis(40));
         }
     }
+}
+
+#[test]
+fn a_part_behind_the_last_of_its_segment_is_the_first_of_the_next() {
+    let mut world = World::new(30, 60, OPUS.1.into());
+    world.play(4, OPUS.0, 48_000);
+    let (msn, part) = world.video().next();
+    assert!(part > 0 && world.video().has_part(msn, part - 1) && !world.video().has_part(msn, part));
+    let before = world.video().segment(msn - 1).expect("it is kept").parts.len();
+    assert!(
+        world.video().has_part(msn - 1, before),
+        "the first of the one that grows is there"
+    );
+    assert!(!world.video().has_part(msn + 1, 0));
+    // Until its first part is there, a segment that has begun is none.
+    while world.video().next().1 != 0 {
+        world.play_frame(OPUS.0, 48_000);
+    }
+    let (msn, _) = world.video().next();
+    let last = world.video().segment(msn - 1).expect("it is kept").parts.len();
+    assert!(!world.video().has_part(msn - 1, last));
 }
 
 #[test]

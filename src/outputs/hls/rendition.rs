@@ -275,6 +275,15 @@ impl Rendition {
         }
     }
 
+    /// Whether a part has come. One behind the last of its segment is the first of the next segment (rfc8216bis §6.2.5.2).
+    pub fn has_part(&self, msn: Msn, part: usize) -> bool {
+        let next = self.next();
+        match self.segment(msn) {
+            Some(segment) if segment.complete && part >= segment.parts.len() => next > (msn + 1, 0),
+            _ => next > (msn, part),
+        }
+    }
+
     /// What a part lasts at most.
     pub fn part_target(&self) -> Duration {
         let target = self.target.map_or(PART, |target| duration(target, self.rate));

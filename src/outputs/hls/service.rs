@@ -198,13 +198,12 @@ impl Service {
         }
         self.wait(live, Instant::now() + PATIENCE, |packager| {
             let rendition = rendition(packager, kind)?;
-            let (next, part) = rendition.next();
+            let (next, _) = rendition.next();
             let first = rendition.segments().next()?;
             let is_there = match (directives.msn, directives.part) {
                 (None, _) => first.complete || !first.parts.is_empty(),
                 (Some(msn), None) => next > msn,
-                // A part behind the last of its segment is the first of the next one.
-                (Some(msn), Some(wanted)) => next > msn || (next == msn && part > wanted),
+                (Some(msn), Some(wanted)) => rendition.has_part(msn, wanted),
             };
             is_there.then(|| live.render(packager, kind, directives.skip, query))?
         })
