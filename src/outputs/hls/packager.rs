@@ -67,6 +67,12 @@ impl Packager {
         self.broken = [true; 2];
     }
 
+    /// Whether players have a whole segment to begin with.
+    pub fn has_segment(&self) -> bool {
+        let first = self.video.as_ref().or(self.audio.as_ref());
+        first.is_some_and(|rendition| rendition.segments().any(|segment| segment.complete))
+    }
+
     fn flush(&mut self) {
         for kind in [Kind::Video, Kind::Audio] {
             if let Some(held) = self.held[index(kind)].take() {

@@ -88,8 +88,12 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// A kind that does not come is no longer waited for.
 const GATHER: Duration = Duration::from_secs(3);
 
-/// The source is asked for a key frame when the last one is so old.
+/// The source is asked for a key frame when the last one is so old; sooner for the first segment, which players wait for.
 const KEY_FRAME: Duration = Duration::from_secs(2);
+const FIRST_KEY_FRAME: Duration = Duration::from_secs(1);
+
+/// Between two requests.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Between looks at what nobody announces: another source, no more requests.
 const LOOK: Duration = Duration::from_millis(250);
@@ -409,9 +413,13 @@ async fn package(service: Arc<Service>, name: StreamName, live: Arc<Live>) {
                 return;
             }
             look(&service, &name, &tap, &live, &mut lanes);
-            if now.duration_since(asked_key_frame) >= KEY_FRAME {
+            let oldest = if live.packager().has_segment() {
+                KEY_FRAME
+            } else {
+                FIRST_KEY_FRAME
+            };
+            if now.duration_since(asked_key_frame) >= ASK_AGAIN && ask(&service, &lanes, oldest) {
                 asked_key_frame = now;
-                ask(&service, &lanes);
             }
         }
         again = read(&live, &mut lanes, now.into_std());
@@ -471,20 +479,22 @@ fn release(hub: &Hub, lanes: &[Lane]) {
     }
 }
 
-/// Segments begin at key frames: a source that can be asked is asked for one when the last one is old.
-fn ask(service: &Service, lanes: &[Lane]) {
+/// Segments begin at key frames: a source that can be asked is asked for one when the last one is so old.
+fn ask(service: &Service, lanes: &[Lane], oldest: Duration) -> bool {
     let Some(video) = lanes.iter().find(|lane| lane.kind == Kind::Video) else {
-        return;
+        return false;
     };
     let mut state = video.stream.lock();
     let ring = &state.video.ring;
     let age = ring.key_frame().and_then(|key_frame| ring.age(key_frame));
-    if age.is_none_or(|age| age >= KEY_FRAME)
+    if age.is_none_or(|age| age >= oldest)
         && let Some(source) = state.want_key_frame()
     {
         drop(state);
         service.plane.ask_for_key_frame(source);
+        return true;
     }
+    false
 }
 
 fn read(live: &Live, lanes: &mut [Lane], now: std::time::Instant) -> Option<std::time::Instant> {
