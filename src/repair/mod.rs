@@ -30,12 +30,13 @@ use crate::media::clock::{duration, ticks};
 use crate::media::depacketizer::{Depacketizer, Frame};
 use crate::media::packet::TrackTime;
 use crate::media::repair::Repair;
-use crate::media::{Codec, Format, Kind};
+use crate::media::{Format, Kind};
 use crate::pipeline::description::Limits;
 use crate::pipeline::library::Library;
 use crate::pipeline::process::{Process, ProcessError};
 use crate::pipeline::wire::{FromWorker, Input, Job, Media, WireFrame};
 use crate::sources::feed::{FanOut, Feed, Framing};
+use crate::sources::fetch::backoff::Backoff;
 use crate::sources::fetch::pipeline::{Running, announced};
 use crate::sources::fetch::{Attached, random_id};
 
@@ -45,16 +46,8 @@ const LINGER: Duration = Duration::from_secs(5);
 /// Between looks at whether anybody watches.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Waits after failures, the last of which goes on for ever.
-const WAITS: [Duration; 4] = [
-    Duration::from_millis(100),
-    Duration::from_millis(500),
-    Duration::from_secs(2),
-    Duration::from_secs(10),
-];
-
 /// A worker that ran for so long is started again soon.
-const STEADY: Duration = Duration::from_secs(10);
+const STEADY: Duration = Duration::from_secs(2);
 
 /// Between notes of how the times of the stream lie to the clock.
 const NOTE: Duration = Duration::from_secs(1);
@@ -95,32 +88,18 @@ async fn mend<P: FanOut>(name: StreamName, library: Arc<Library>, program: PathB
         library,
         program,
     };
-    let mut failures = 0usize;
     loop {
-        let begun = Instant::now();
-        let error = tokio::select! {
-            error = bench.work(&plane) => error,
-            () = unwatched(&repaired) => {
-                let mut watched = false;
-                plane.hub().release(&repaired, |state| watched = state.is_watched());
-                if watched {
-                    continue;
-                }
-                info!(stream = %bench.origin, repair = repair.label(), "nobody needs the repair any more");
-                return;
-            }
-        };
-        let Some(error) = error else { continue };
-        if begun.elapsed() >= STEADY {
-            failures = 0;
+        tokio::select! {
+            () = bench.keep_working(&plane) => {}
+            () = unwatched(&repaired) => {}
         }
-        if failures == 0 {
-            warn!(stream = %bench.origin, repair = repair.label(), %error, "repair failed");
+        // Whoever opens it from here on tells of it; who did before is seen here.
+        let mut watched = false;
+        plane.hub().release(&repaired, |state| watched = state.is_watched());
+        if !watched {
+            info!(stream = %bench.origin, repair = repair.label(), "nobody needs the repair any more");
+            return;
         }
-        let wait = WAITS.get(failures).or(WAITS.last()).copied().unwrap_or_default();
-        failures += 1;
-        let jitter = wait.mul_f64(f64::from(rand::rng().next_u32()) / f64::from(u32::MAX) / 4.0);
-        sleep(wait + jitter).await;
     }
 }
 
@@ -151,8 +130,34 @@ struct Damage {
 }
 
 impl Bench {
-    /// One worker, until it fails; `None` when the stream has become another one.
-    async fn work<P: FanOut>(&self, plane: &P) -> Option<ProcessError> {
+    /// One worker after the other, for ever.
+    async fn keep_working<P: FanOut>(&self, plane: &P) {
+        let mut backoff = Backoff::default();
+        let mut told = None;
+        loop {
+            let mut lived = None;
+            let error = self.work(plane, &mut lived).await;
+            if lived.is_some_and(|lived: Instant| lived.elapsed() >= STEADY) {
+                backoff.reset();
+                told = None;
+            }
+            let Some(error) = error.map(|error| error.to_string()) else {
+                // The stream has become another one; perhaps one that nothing can be done about.
+                sleep(LOOK).await;
+                continue;
+            };
+            if told.as_ref() != Some(&error) {
+                warn!(stream = %self.origin, repair = self.repair.label(), error, "repair failed");
+            }
+            told = Some(error);
+            let wait = backoff.after_failure(rand::rng().next_u32());
+            sleep(wait).await;
+        }
+    }
+
+    /// One worker, until it fails; `None` when the stream has become another one. `lived` becomes the time of its first
+    /// frame.
+    async fn work<P: FanOut>(&self, plane: &P, lived: &mut Option<Instant>) -> Option<ProcessError> {
         let (tap, changed) = tap();
         let mut damage = self.look_at(plane, &tap).await;
         let (job, limits) = self.job(damage.format)?;
@@ -205,13 +210,13 @@ impl Bench {
             let Some(Attached { feed, .. }) = &mut attached else {
                 continue;
             };
+            lived.get_or_insert_with(Instant::now);
             work.take(feed, &frame);
             if noted.is_none_or(|noted| noted.elapsed() >= NOTE) {
                 let now = Instant::now();
                 let time = damage.stream.lock().track(work.kind).clock.time_at(now.into_std());
                 if let Some(time) = time {
-                    let time = time * work.scale() / u64::from(work.rate.max(1));
-                    feed.note_captured(work.kind, time, now.into_std());
+                    feed.note_captured(work.kind, work.outgoing(time), now.into_std());
                     noted = Some(now);
                 }
             }
@@ -351,23 +356,23 @@ impl Work {
         let Some(base) = self.base else { return };
         // Rounded, for what went in was rounded down.
         let half = Duration::from_nanos(500_000_000 / u64::from(self.rate.max(1)));
-        let time = base + ticks(Duration::from_nanos(frame.time) + half, self.rate);
+        let since = ticks(Duration::from_nanos(frame.time).saturating_add(half), self.rate);
+        let time = self.outgoing(base.saturating_add(since));
         let now = Instant::now().into_std();
         let taken = match self.kind {
             Kind::Video => feed.take_video(now, time, &frame.bytes, Framing::StartCodes),
-            Kind::Audio => feed.take_audio(now, time * self.scale() / u64::from(self.rate.max(1)), &frame.bytes),
+            Kind::Audio => feed.take_audio(now, time, &frame.bytes),
         };
         if let Err(error) = taken {
             debug!(%error, "repaired frame dropped");
         }
     }
 
-    /// Clock rate of what comes out.
-    fn scale(&self) -> u64 {
-        match self.kind {
-            Kind::Video => u64::from(Codec::H264.clock_rate()),
-            Kind::Audio => u64::from(Codec::Opus.clock_rate()),
-        }
+    /// A time of the original on the clock of what comes out.
+    fn outgoing(&self, time: TrackTime) -> TrackTime {
+        let rate = Repair::of(self.kind).format().codec().clock_rate();
+        let time = u128::from(time) * u128::from(rate) / u128::from(self.rate.max(1));
+        u64::try_from(time).unwrap_or(u64::MAX)
     }
 }
 

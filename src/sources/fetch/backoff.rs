@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Waits that grow while a source fails.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub struct Backoff {
     failures: u32,
     /// Of the credentials, in a row.
     refusals: u32,
@@ -23,7 +23,7 @@ const LOCKED: Duration = Duration::from_secs(60);
 impl Backoff {
     /// The wait after one more failure: 0.25, 0.5, 1 and then 1.5 s, and up to a quarter more so that many cameras behind
     /// one switch do not come back at once. `random` is any number.
-    pub(super) fn after_failure(&mut self, random: u32) -> Duration {
+    pub fn after_failure(&mut self, random: u32) -> Duration {
         let wait = FIRST * 2u32.pow(self.failures.min(5));
         self.failures = self.failures.saturating_add(1);
         self.refusals = 0;
@@ -31,13 +31,13 @@ impl Backoff {
     }
 
     /// The wait after the credentials were refused.
-    pub(super) fn after_refused_credentials(&mut self, random: u32) -> Duration {
+    pub fn after_refused_credentials(&mut self, random: u32) -> Duration {
         self.refusals = self.refusals.saturating_add(1);
         spread(if self.refusals > SAFE_TRIES { LOCKED } else { SOON }, random)
     }
 
     /// The source played for a while.
-    pub(super) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         *self = Self::default();
     }
 }

@@ -22,7 +22,7 @@ use crate::hub::stream::SessionId;
 use crate::pipeline::process::ProcessError;
 
 pub mod address;
-mod backoff;
+pub mod backoff;
 pub mod directory;
 pub mod pipeline;
 pub mod status;
