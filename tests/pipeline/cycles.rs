@@ -1,7 +1,6 @@
 //! Workers that are started and stopped over and over leave nothing behind.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
 use millstream::config::Config;
 use millstream::pipeline::process::Process;
@@ -32,16 +31,7 @@ fn holdings() -> BTreeMap<&'static str, usize> {
 /// In a process of its own: other tests start workers too.
 #[test]
 fn workers_leave_nothing_behind() {
-    let output = Command::new(std::env::current_exe().expect("this test"))
-        .args(["cycles::cycles", "--exact", "--ignored", "--nocapture"])
-        .output()
-        .expect("starts");
-    let text = String::from_utf8_lossy(&output.stdout);
-    for line in text.lines().filter(|line| line.contains("cycles")) {
-        println!("{line}");
-    }
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
+    crate::alone(&["cycles::cycles"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,24 +21,13 @@ const SETTLED: Duration = Duration::from_millis(2_500);
 /// Between two looks of the gateway at the memory of a worker.
 const LOOK: Duration = Duration::from_millis(200);
 
-const ALONE: &str = "MILLSTREAM_TEST_ALONE";
-
 #[test]
 fn faults_in_a_process_of_their_own() {
-    for test in ["crashes", "hangs", "eats_memory"] {
-        let test = format!("faults::a_worker_that_{test}");
-        let output = Command::new(std::env::current_exe().expect("this test"))
-            .args([&test, "--exact", "--ignored", "--nocapture"])
-            .env(ALONE, "1")
-            .output()
-            .expect("starts");
-        let text = String::from_utf8_lossy(&output.stdout);
-        for line in text.lines().filter(|line| line.contains("back within")) {
-            println!("{line}");
-        }
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}{errors}");
-    }
+    crate::alone(&[
+        "faults::a_worker_that_crashes",
+        "faults::a_worker_that_hangs",
+        "faults::a_worker_that_eats_memory",
+    ]);
 }
 
 #[expect(clippy::disallowed_methods, reason = "the time is what is measured")]

@@ -13,6 +13,8 @@ use millstream::{Gateway, hub};
 mod cycles;
 mod faults;
 mod hostile;
+mod repairs;
+mod sandbox;
 mod shipped;
 
 /// Far beyond what anything here takes, for machines that are busy.
@@ -46,11 +48,34 @@ impl Drop for Folder {
     }
 }
 
+/// Runs ignored tests, each in a process of its own, and shows what they measured.
+fn alone(tests: &[&str]) {
+    for test in tests {
+        let output = std::process::Command::new(std::env::current_exe().expect("this test"))
+            .args([test, "--exact", "--ignored", "--nocapture"])
+            .output()
+            .expect("starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        for line in text
+            .lines()
+            .filter(|line| !line.starts_with("test ") && !line.is_empty())
+        {
+            println!("{line}");
+        }
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{test}: {text}{errors}"
+        );
+    }
+}
+
 /// A configuration whose workers are the real binary, not this test.
 fn config(text: &str) -> Result<Config, String> {
     let base = "[http]\nlisten = \"127.0.0.1:0\"\n[webrtc]\nlisten = \"127.0.0.1:0\"\nshards = 1\n";
     let parsed = Config::parse(&format!("{base}{text}"), "test.toml".as_ref(), []);
     let mut config = parsed.map_err(|error| error.to_string())?;
+    config.pipelines.program = program();
     for fetched in &mut config.streams {
         if let How::Pipeline(order) = &mut fetched.how {
             order.program = program();

@@ -3,8 +3,8 @@
 //! * no new privileges, no core dump, the first to be killed when memory runs out, and gone with the gateway;
 //! * memory: the gateway watches what is resident; the bound here, on all that is mapped for data, is for what grows
 //!   faster than anybody looks;
-//! * system calls that start programs, look into other processes or change the machine are refused (seccomp), and so
-//!   are sockets of the Internet if the pipeline has no use for them;
+//! * system calls that start programs or processes, signal or look into others, or change the machine are refused
+//!   (seccomp), and so are all sockets but local ones if the pipeline has no use for the network;
 //! * files: nothing is written, and read only what the pipeline declared and what libraries need (Landlock, where the
 //!   kernel has it).
 
@@ -128,13 +128,15 @@ fn restrict_files(job: &Job) -> io::Result<()> {
 }
 
 /// Refused whatever the arguments: programs, other processes, the machine.
-const REFUSED: [i64; 40] = [
+const REFUSED: [i64; 42] = [
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_tkill,
     libc::SYS_mount,
     libc::SYS_umount2,
     libc::SYS_pivot_root,
@@ -171,24 +173,42 @@ const REFUSED: [i64; 40] = [
     libc::SYS_syslog,
 ];
 
-/// Families of sockets that lead out of the machine.
-const INTERNET: [i32; 3] = [libc::AF_INET, libc::AF_INET6, libc::AF_PACKET];
-
 fn restrict_system_calls(network: bool) -> io::Result<()> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
-    if !network {
-        let families = INTERNET
-            .iter()
-            .map(|family| {
-                let is = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *family as u64)?;
-                SeccompRule::new(vec![is])
-            })
-            .collect::<Result<_, _>>()
-            .map_err(io::Error::other)?;
-        rules.insert(libc::SYS_socket, families);
+    // It may abort itself, and signal nobody else: the gateway is of the same user.
+    let own = u64::from(std::process::id());
+    for call in [
+        libc::SYS_kill,
+        libc::SYS_tgkill,
+        libc::SYS_rt_sigqueueinfo,
+        libc::SYS_rt_tgsigqueueinfo,
+    ] {
+        rules.insert(call, vec![rule(0, SeccompCmpOp::Ne, own)?]);
     }
+    // Threads, and no processes.
+    let thread = libc::CLONE_THREAD as u64;
+    rules.insert(libc::SYS_clone, vec![rule(0, SeccompCmpOp::MaskedEq(thread), 0)?]);
+    #[cfg(target_arch = "x86_64")]
+    rules.extend([(libc::SYS_fork, Vec::new()), (libc::SYS_vfork, Vec::new())]);
+    if !network {
+        rules.insert(libc::SYS_socket, vec![rule(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?]);
+    }
+    // What the newer call asks for cannot be seen here; the C library takes the older one when there is no newer.
+    apply(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)?;
+    apply(rules, libc::EPERM)
+}
+
+/// Matches if an argument of a call compares so.
+fn rule(argument: u8, operation: SeccompCmpOp, value: u64) -> io::Result<SeccompRule> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value)
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(io::Error::other)
+}
+
+/// Has what matches fail with an error from here on.
+fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, error: i32) -> io::Result<()> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
-    let refuse = SeccompAction::Errno(libc::EPERM as u32);
+    let refuse = SeccompAction::Errno(error.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).map_err(io::Error::other)?;
     let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;
     seccompiler::apply_filter_all_threads(&program).map_err(io::Error::other)
