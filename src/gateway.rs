@@ -1,8 +1,6 @@
 //! The gateway as a whole: starts the parts in order, and stops them in the opposite order.
 
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,23 +12,16 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{info, warn};
 
-use crate::api::{self, Api};
+use crate::api;
 use crate::config::{self, Config, Secret};
-use crate::hub::Hub;
-use crate::hub::name::StreamName;
-use crate::hub::stream::SourceRef;
-use crate::outputs::hls::routes::{self, Hls};
-use crate::outputs::hls::service::{Plane, Service};
-use crate::pipeline::process;
 use crate::repair;
 use crate::session::SessionError;
 use crate::session::identity::Identity;
 use crate::shard::{MediaPlane, Settings, StartError};
-use crate::signalling::auth::{Permission, Tokens};
+use crate::signalling::auth::Tokens;
 use crate::signalling::{self, Signalling, server};
-use crate::sources::feed::FanOut;
 use crate::sources::fetch;
-use crate::sources::fetch::directory::{Brought, Directory, Entry};
+use crate::sources::fetch::directory::{Directory, Entry};
 
 /// A running gateway.
 pub struct Gateway {
@@ -77,23 +68,6 @@ fn media_hint(error: &StartError) -> &'static str {
     }
 }
 
-/// What HLS needs of the rest.
-struct HlsPlane(Arc<Signalling>);
-
-impl Plane for HlsPlane {
-    fn hub(&self) -> &Hub {
-        self.0.media.hub()
-    }
-
-    fn ask_for_key_frame(&self, source: SourceRef) {
-        FanOut::ask_for_key_frame(&self.0.media, source);
-    }
-
-    fn bring<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        Box::pin(async { self.0.fetched.bring(stream, self.0.media.hub()).await == Brought::Live })
-    }
-}
-
 /// How long running requests may take to end when the gateway stops.
 const HTTP_GRACE: Duration = Duration::from_secs(2);
 /// How long the shards may take.
@@ -131,26 +105,17 @@ impl Gateway {
             .iter()
             .map(|fetched| Entry::new(fetched.stream.clone(), fetched.how.label(), fetched.on_demand.is_some()))
             .collect();
+        let repairing = if config.pipelines.repair {
+            repair::start(config.pipelines.library, config.pipelines.program, media.clone()).await
+        } else {
+            None
+        };
         let directory = Directory::new(entries.iter().cloned());
         let origins = config.http.cors_origins;
         let signalling = Arc::new(Signalling::new(media, tokens, origins, &config.limits, directory));
-        let api = Api {
-            media: signalling.media.clone(),
-            fetched: signalling.fetched.clone(),
-            refuse: signalling.refuse_without(Permission::Api),
-        };
-        let hls = Hls {
-            service: Service::new(Arc::new(HlsPlane(signalling.clone()))),
-            refuse: signalling.refuse_without(Permission::Play),
-        };
-        let more = api::router(api).merge(routes::router(hls));
-        let router = signalling::router(signalling.clone(), more);
+        let router = signalling::router(signalling.clone(), api::router(signalling.clone()));
         let (stop_http, stop) = watch::channel(false);
         let server = tokio::spawn(server::serve(listener, router, config.limits.connections, stop));
-        let repairing = config.pipelines.repair.then(|| {
-            let program = process::own_program();
-            repair::start(config.pipelines.library, program, signalling.media.clone())
-        });
         let mut fetching = JoinSet::new();
         for (entry, fetched) in entries.into_iter().zip(config.streams) {
             fetching.spawn(fetch::run(entry, fetched, signalling.media.clone()));

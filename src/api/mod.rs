@@ -3,73 +3,48 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use axum::routing::get;
+use axum::{Json, Router};
 
+use self::streams::Stream;
 use crate::hub::name::StreamName;
-use crate::shard::MediaPlane;
-use crate::sources::fetch::directory::Directory;
+use crate::signalling::Signalling;
+use crate::signalling::auth::Permission;
+use crate::signalling::problem::Problem;
 
 pub mod streams;
 
-/// The refusal of a request, by its headers and query; `None` lets it pass.
-pub type Refuse = Arc<dyn Fn(&HeaderMap, Option<&str>) -> Option<Response> + Send + Sync>;
-
-/// What the handlers share.
-#[derive(Clone)]
-pub struct Api {
-    pub media: MediaPlane,
-    pub fetched: Directory,
-    pub refuse: Refuse,
-}
-
 /// All routes.
-pub fn router(api: Api) -> Router {
+pub fn router(signalling: Arc<Signalling>) -> Router {
     Router::new()
         .route("/api/v1/streams", get(all))
         .route("/api/v1/streams/{*stream}", get(one))
-        .layer(middleware::from_fn_with_state(api.clone(), guard))
-        .with_state(api)
+        .layer(middleware::from_fn_with_state(signalling.clone(), guard))
+        .with_state(signalling)
 }
 
-async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
-    if let Some(refusal) = (api.refuse)(request.headers(), request.uri().query()) {
-        return refusal;
-    }
+async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, next: Next) -> Result<Response, Problem> {
+    let query = request.uri().query();
+    signalling.tokens.check(request.headers(), query, Permission::Api)?;
     let mut response = next.run(request).await;
-    let no_store = header::HeaderValue::from_static("no-store");
-    response.headers_mut().insert(header::CACHE_CONTROL, no_store);
-    response
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
 }
 
-async fn all(State(api): State<Api>) -> Response {
-    Json(streams::all(api.media.hub(), &api.fetched)).into_response()
+async fn all(State(signalling): State<Arc<Signalling>>) -> Json<Vec<Stream>> {
+    Json(streams::all(signalling.media.hub(), &signalling.fetched))
 }
 
-const DETAIL: &str = "there is no such stream: nobody publishes, watches or fetches it";
-
-async fn one(State(api): State<Api>, Path(stream): Path<String>) -> Response {
-    let found = StreamName::parse(&stream)
-        .ok()
-        .and_then(|name| streams::one(&name, api.media.hub(), &api.fetched));
-    match found {
-        Some(stream) => Json(stream).into_response(),
-        None => {
-            let problem = serde_json::json!({
-                "type": "about:blank",
-                "title": "Not Found",
-                "status": 404,
-                "code": "unknown_stream",
-                "detail": DETAIL,
-                "error": DETAIL,
-            });
-            let media_type = [(header::CONTENT_TYPE, "application/problem+json")];
-            (StatusCode::NOT_FOUND, media_type, problem.to_string()).into_response()
-        }
-    }
+async fn one(State(signalling): State<Arc<Signalling>>, Path(stream): Path<String>) -> Result<Json<Stream>, Problem> {
+    let name = StreamName::parse(&stream)?;
+    let found = streams::one(&name, signalling.media.hub(), &signalling.fetched);
+    found.map(Json).ok_or_else(|| {
+        let detail = "there is no such stream: nobody publishes, watches or fetches it";
+        Problem::new(StatusCode::NOT_FOUND, "unknown_stream", detail)
+    })
 }

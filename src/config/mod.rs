@@ -17,6 +17,7 @@ mod streams;
 pub use secret::Secret;
 
 use crate::pipeline::library::Library;
+use crate::pipeline::process;
 use crate::sources::fetch::Fetched;
 use crate::sources::fetch::address::Allowed;
 
@@ -93,6 +94,8 @@ pub struct Pipelines {
     pub repair: bool,
     /// All there are.
     pub library: Library,
+    /// What becomes a worker: this program, but in tests.
+    pub program: PathBuf,
 }
 
 /// Where streams may be fetched from.
@@ -145,6 +148,7 @@ impl Default for Config {
                 folder: None,
                 repair: true,
                 library: Library::shipped(),
+                program: process::own_program(),
             },
             sources: Sources::default(),
             streams: Vec::new(),
@@ -220,7 +224,7 @@ impl Config {
             .iter()
             .any(|fetched| fetched.stream.as_str() == streams::DEMO);
         let means = streams::Means {
-            library: &self.pipelines.library,
+            pipelines: &self.pipelines,
             allowed: &self.sources.allow,
         };
         if !is_there && let Some(demo) = streams::demo(&means) {
@@ -275,7 +279,7 @@ impl Config {
         }
         if let Some(toml::Value::Table(section)) = table.get("streams") {
             let means = streams::Means {
-                library: &config.pipelines.library,
+                pipelines: &config.pipelines,
                 allowed: &config.sources.allow,
             };
             config.streams = streams::read(section, &means)?;

@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::ConfigError;
+use super::{ConfigError, Pipelines};
 use crate::hub::name::StreamName;
-use crate::pipeline::library::Library;
-use crate::pipeline::process;
 use crate::sources::fetch::address::Allowed;
 use crate::sources::fetch::pipeline::Order;
 use crate::sources::fetch::{Fetched, How};
@@ -37,7 +35,7 @@ const STOP_AFTER: Duration = Duration::from_secs(10);
 
 /// What streams need of the rest of the configuration.
 pub(super) struct Means<'a> {
-    pub(super) library: &'a Library,
+    pub(super) pipelines: &'a Pipelines,
     pub(super) allowed: &'a Allowed,
 }
 
@@ -209,10 +207,10 @@ impl<'a> Reader<'a> {
 
     fn pipeline(&self, name: &str, means: &Means<'_>) -> Result<Order, ConfigError> {
         self.check_keys(&PIPELINE)?;
-        let description = means.library.get(name).ok_or_else(|| {
+        let description = means.pipelines.library.get(name).ok_or_else(|| {
             self.refused(
                 "pipeline",
-                format!("is none that there is; there are: {}", means.library.names()),
+                format!("is none that there is; there are: {}", means.pipelines.library.names()),
             )
         })?;
         if description.is_conversion() {
@@ -232,7 +230,7 @@ impl<'a> Reader<'a> {
             .map_err(|(parameter, error)| self.refused(&format!("params.{parameter}"), error.to_string()))?;
         Ok(Order {
             name: name.to_owned(),
-            program: process::own_program(),
+            program: means.pipelines.program.clone(),
             job,
             limits: description.limits,
             hosts,

@@ -17,11 +17,16 @@ pub mod tap;
 pub mod track;
 pub mod vp8_line;
 
+use crate::media::Codec;
 use name::StreamName;
 use stream::{Stream, StreamId};
 
-/// Who is told of repaired streams.
-type Repairer = Box<dyn Fn(&StreamName) + Send + Sync>;
+/// Who feeds repaired streams.
+struct Repairer {
+    /// What can be read.
+    codecs: Vec<Codec>,
+    wanted: Box<dyn Fn(&StreamName) + Send + Sync>,
+}
 
 /// All streams of the gateway.
 #[derive(Default)]
@@ -78,19 +83,23 @@ impl Hub {
             && name.repair().is_some()
             && let Some(repairer) = self.repairer.get()
         {
-            repairer(name);
+            (repairer.wanted)(name);
         }
         stream
     }
 
-    /// Names who feeds repaired streams; `wanted` is called whenever one is opened anew. Only the first call counts.
-    pub fn set_repairer(&self, wanted: impl Fn(&StreamName) + Send + Sync + 'static) {
-        let _ = self.repairer.set(Box::new(wanted));
+    /// Names who feeds repaired streams: what it can read, and what is called with each that is opened anew. Only the first
+    /// call counts.
+    pub fn set_repairer(&self, codecs: Vec<Codec>, wanted: impl Fn(&StreamName) + Send + Sync + 'static) {
+        let wanted = Box::new(wanted);
+        let _ = self.repairer.set(Repairer { codecs, wanted });
     }
 
-    /// Whether repaired streams are fed at all.
-    pub fn has_repairer(&self) -> bool {
-        self.repairer.get().is_some()
+    /// Whether something can be done for viewers who cannot play this.
+    pub fn repairs(&self, codec: Codec) -> bool {
+        self.repairer
+            .get()
+            .is_some_and(|repairer| repairer.codecs.contains(&codec))
     }
 
     /// All streams at this moment.

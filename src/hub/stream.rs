@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::name::StreamName;
 use super::tap::{TapMailbox, Taps};
 use super::track::Track;
-use crate::media::{Format, Kind, repair};
+use crate::media::{Codec, Format, Kind, repair};
 use crate::sdp::plan::{Carried, SourceFormats};
 
 /// Number of a stream in this process; never used again.
@@ -138,14 +138,16 @@ impl StreamState {
         std::mem::take(&mut self.key_frame_wanted)
     }
 
-    /// What the stream carries now, for a viewer's answer; `None` without a source. `repairs` is whether there are
-    /// repaired streams.
-    pub fn carried(&self, repairs: bool) -> Option<Carried> {
+    /// What the stream carries now, for a viewer's answer; `None` without a source. `repairs` is whether something can be
+    /// done about a codec.
+    pub fn carried(&self, repairs: impl Fn(Codec) -> bool) -> Option<Carried> {
+        let repairable = |kind| self.format(kind).is_some_and(|format| repairs(format.codec()));
         Some(Carried {
             formats: self.formats()?,
             unplayable_video: self.is_unplayable(Kind::Video),
             unplayable_audio: self.is_unplayable(Kind::Audio),
-            repairs,
+            repairable_video: repairable(Kind::Video),
+            repairable_audio: repairable(Kind::Audio),
         })
     }
 
@@ -165,9 +167,14 @@ impl StreamState {
         self.subscribers.retain(|(_, count)| *count > 0);
     }
 
-    /// One more reader that is no viewer. It keeps the stream no longer than it is read.
-    pub fn tap(&mut self, tap: &Arc<TapMailbox>) {
+    /// One more reader that is no viewer: see [`super::tap::Tapped`].
+    pub(super) fn tap(&mut self, tap: &Arc<TapMailbox>) {
         self.taps.add(tap);
+    }
+
+    /// One reader less that is no viewer.
+    pub(super) fn untap(&mut self, tap: &Arc<TapMailbox>) {
+        self.taps.remove(tap);
     }
 
     /// The readers that are no viewers.

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Weak};
 
+use super::Hub;
 use super::mailbox::Mailbox;
+use super::name::StreamName;
+use super::stream::Stream;
 use crate::media::packet::Packet;
 
 /// The packets of one turn.
@@ -11,7 +14,31 @@ pub type Batch = Arc<[Arc<Packet>]>;
 /// Where a tap gets its packets: bounded, and never waited for (invariant 5).
 pub type TapMailbox = Mailbox<Batch>;
 
-/// The taps of a stream. One that was dropped is forgotten with the next batch.
+/// A tap on a stream; dropping it lets go of the stream, which is forgotten if nobody else has a use for it.
+pub struct Tapped<'a> {
+    hub: &'a Hub,
+    pub stream: Arc<Stream>,
+    mailbox: Arc<TapMailbox>,
+}
+
+impl<'a> Tapped<'a> {
+    /// Taps the stream of a name.
+    pub fn open(hub: &'a Hub, name: &StreamName, mailbox: &Arc<TapMailbox>) -> Self {
+        Self {
+            hub,
+            stream: hub.open_with(name, |state| state.tap(mailbox)),
+            mailbox: mailbox.clone(),
+        }
+    }
+}
+
+impl Drop for Tapped<'_> {
+    fn drop(&mut self) {
+        self.hub.release(&self.stream, |state| state.untap(&self.mailbox));
+    }
+}
+
+/// The taps of a stream.
 #[derive(Default)]
 pub struct Taps(Vec<Weak<TapMailbox>>);
 
@@ -19,6 +46,11 @@ impl Taps {
     /// One more.
     pub fn add(&mut self, tap: &Arc<TapMailbox>) {
         self.0.push(Arc::downgrade(tap));
+    }
+
+    /// One less.
+    pub fn remove(&mut self, tap: &Arc<TapMailbox>) {
+        self.0.retain(|known| !std::ptr::eq(known.as_ptr(), Arc::as_ptr(tap)));
     }
 
     /// Those that are still read.
@@ -37,5 +69,28 @@ impl Taps {
 impl std::fmt::Debug for Taps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} taps", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_is_no_longer_tapped_is_forgotten() {
+        let hub = Hub::default();
+        let (one, other) = (
+            StreamName::parse("one").expect("a name"),
+            StreamName::parse("other").expect("a name"),
+        );
+        // One mailbox reads two streams, and lets go of one of them.
+        let mailbox = Arc::new(Mailbox::new(1, || {}));
+        let first = Tapped::open(&hub, &one, &mailbox);
+        let second = Tapped::open(&hub, &other, &mailbox);
+        assert!(first.stream.lock().is_watched() && second.stream.lock().is_watched());
+        drop(first);
+        assert!(hub.find(&one).is_none() && hub.find(&other).is_some());
+        drop(second);
+        assert!(hub.streams().is_empty());
     }
 }

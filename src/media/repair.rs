@@ -1,6 +1,6 @@
 //! What no browser can play, and what can be made of it.
 
-use super::{Codec, Format, H264Class, Kind, ProfileLevelId};
+use super::{Format, H264Class, Kind, ProfileLevelId};
 
 /// A conversion that one shared worker makes for all viewers of a stream that need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,15 +67,5 @@ pub fn is_unplayable(format: Format, reordered: bool) -> bool {
         Format::H265 { .. } => reordered,
         Format::Vp8 | Format::Vp9 { .. } | Format::Av1 { .. } => false,
         Format::Opus { .. } | Format::Pcmu | Format::Pcma => false,
-    }
-}
-
-/// Whether a worker can read a codec.
-pub fn is_repairable(codec: Codec) -> bool {
-    match codec {
-        Codec::H264 | Codec::H265 | Codec::Jpeg => true,
-        Codec::Aac | Codec::Pcmu | Codec::Pcma | Codec::Opus => true,
-        // Every browser plays VP8. VP9 and AV1 come from browsers, and are not taken apart here.
-        Codec::Vp8 | Codec::Vp9 | Codec::Av1 => false,
     }
 }

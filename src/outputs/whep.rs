@@ -8,9 +8,9 @@ use crate::hub::name::StreamName;
 use crate::hub::ring::Ring;
 use crate::hub::stream::{SourceRef, Stream, StreamId, StreamState};
 use crate::media::packet::Packet;
-use crate::media::repair::{self, Repair};
+use crate::media::repair::Repair;
 use crate::media::rtcp::{self, Message, SenderInfo};
-use crate::media::{Format, Kind, Ssrc};
+use crate::media::{Codec, Format, Kind, Ssrc};
 use crate::sdp::plan::Playback;
 use crate::session::Session;
 use crate::session::outbox::{Destination, Outbox};
@@ -108,15 +108,15 @@ impl Viewer {
     }
 
     /// For each kind, the stream that the viewer should take it from: `home` is what the stream itself says now, and
-    /// `repaired` whether there are repaired streams at all.
-    pub fn wanted(&self, home: &StreamState, repaired: bool) -> Vec<(Kind, StreamName)> {
+    /// `repairs` whether something can be done about a codec.
+    pub fn wanted(&self, home: &StreamState, repairs: impl Fn(Codec) -> bool) -> Vec<(Kind, StreamName)> {
         [&self.video, &self.audio]
             .into_iter()
             .flatten()
             .map(|played| {
                 let kind = played.out.kind();
                 let name = &self.stream.name;
-                let needs = repaired && played.needs_repair(home);
+                let needs = played.needs_repair(home, &repairs);
                 (
                     kind,
                     if needs {
@@ -427,13 +427,13 @@ impl Played {
     }
 
     /// Whether what the stream carries cannot be played here, and something can be done about it.
-    fn needs_repair(&self, home: &StreamState) -> bool {
+    fn needs_repair(&self, home: &StreamState, repairs: impl Fn(Codec) -> bool) -> bool {
         let kind = self.out.kind();
         let Some(codec) = home.format(kind).map(Format::codec) else {
             return false;
         };
         let plays = self.out.can_take(codec) && !home.is_unplayable(kind);
-        !plays && repair::is_repairable(codec) && self.out.can_take(Repair::of(kind).format().codec())
+        !plays && repairs(codec) && self.out.can_take(Repair::of(kind).format().codec())
     }
 
     fn change(&mut self, now: Instant) -> Option<Arc<Stream>> {

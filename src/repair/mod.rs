@@ -11,7 +11,7 @@
 //! A shell: it reads the clock of tokio.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,15 +25,15 @@ use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
 use crate::hub::reader::Reader;
 use crate::hub::stream::{Stream, StreamState};
-use crate::hub::tap::TapMailbox;
+use crate::hub::tap::{TapMailbox, Tapped};
 use crate::media::clock::{duration, ticks};
 use crate::media::depacketizer::{Depacketizer, Frame};
 use crate::media::packet::TrackTime;
 use crate::media::repair::Repair;
-use crate::media::{Format, Kind};
+use crate::media::{Codec, Format, Kind};
 use crate::pipeline::description::Limits;
 use crate::pipeline::library::Library;
-use crate::pipeline::process::{Process, ProcessError};
+use crate::pipeline::process::{self, Process, ProcessError};
 use crate::pipeline::wire::{FromWorker, Input, Job, Media, WireFrame};
 use crate::sources::feed::{FanOut, Feed, Framing};
 use crate::sources::fetch::backoff::Backoff;
@@ -58,21 +58,77 @@ const IDLE: Duration = Duration::from_millis(500);
 /// Between requests for a key frame to begin with.
 const ASK: Duration = Duration::from_secs(1);
 
-/// Feeds repaired streams for as long as the task runs.
-pub fn start<P: FanOut + Clone + 'static>(library: Library, program: PathBuf, plane: P) -> JoinHandle<()> {
+/// What can be repaired, and the pipeline for it.
+const CONVERSIONS: [(Codec, &str); 7] = [
+    (Codec::H264, "h264-repair"),
+    (Codec::H265, "h265-to-h264"),
+    (Codec::Jpeg, "mjpeg-to-h264"),
+    (Codec::Aac, "aac-to-opus"),
+    (Codec::Opus, "audio-to-opus"),
+    (Codec::Pcmu, "audio-to-opus"),
+    (Codec::Pcma, "audio-to-opus"),
+];
+
+/// Looks what this machine can repair, and feeds repaired streams for as long as the task runs. `None` if it is nothing.
+pub async fn start<P: FanOut + Clone + 'static>(
+    library: Library,
+    program: PathBuf,
+    plane: P,
+) -> Option<JoinHandle<()>> {
+    let codecs = possible(&library, &program).await;
+    if codecs.is_empty() {
+        return None;
+    }
     let (wanted, mut names) = mpsc::unbounded_channel();
-    plane.hub().set_repairer(move |name| {
+    plane.hub().set_repairer(codecs, move |name| {
         // There are only so many streams; and if the gateway stops, nobody waits any more.
         let _ = wanted.send(name.clone());
     });
     let library = Arc::new(library);
-    tokio::spawn(async move {
+    Some(tokio::spawn(async move {
         let mut repairs = JoinSet::new();
         while let Some(name) = names.recv().await {
             repairs.spawn(mend(name, library.clone(), program.clone(), plane.clone()));
             while repairs.try_join_next().is_some() {}
         }
-    })
+    }))
+}
+
+/// What this machine has the plugins for. The check also writes GStreamer's registry of them, which workers only read.
+async fn possible(library: &Library, program: &Path) -> Vec<Codec> {
+    let pipelines = CONVERSIONS
+        .iter()
+        .filter_map(|(_, name)| Some((*name, library.get(name)?)));
+    let trials = pipelines
+        .map(|(name, description)| (name.to_owned(), description.trial()))
+        .collect();
+    let findings = match process::check(program, trials).await {
+        Ok(findings) => findings,
+        Err(error) => {
+            warn!(%error, "repair is off: what browsers cannot play stays so");
+            return Vec::new();
+        }
+    };
+    let mut codecs = Vec::new();
+    for (codec, name) in CONVERSIONS {
+        match findings
+            .iter()
+            .find(|finding| finding.name == name)
+            .map(|finding| &finding.failure)
+        {
+            Some(None) => codecs.push(codec),
+            Some(Some(failure)) => {
+                warn!(
+                    codec = codec.name(),
+                    pipeline = name,
+                    problem = process::explain(failure),
+                    "cannot be repaired"
+                );
+            }
+            None => {}
+        }
+    }
+    codecs
 }
 
 /// Feeds one repaired stream until nobody watches it any more.
@@ -123,8 +179,8 @@ struct Bench {
 }
 
 /// What is to be repaired at the moment.
-struct Damage {
-    stream: Arc<Stream>,
+struct Damage<'a> {
+    tapped: Tapped<'a>,
     format: Format,
     reader: Reader,
 }
@@ -214,7 +270,13 @@ impl Bench {
             work.take(feed, &frame);
             if noted.is_none_or(|noted| noted.elapsed() >= NOTE) {
                 let now = Instant::now();
-                let time = damage.stream.lock().track(work.kind).clock.time_at(now.into_std());
+                let time = damage
+                    .tapped
+                    .stream
+                    .lock()
+                    .track(work.kind)
+                    .clock
+                    .time_at(now.into_std());
                 if let Some(time) = time {
                     feed.note_captured(work.kind, work.outgoing(time), now.into_std());
                     noted = Some(now);
@@ -231,28 +293,22 @@ impl Bench {
     }
 
     /// Waits until there is something to begin with.
-    async fn look_at<P: FanOut>(&self, plane: &P, tap: &Arc<TapMailbox>) -> Damage {
+    async fn look_at<'a, P: FanOut>(&self, plane: &'a P, tap: &Arc<TapMailbox>) -> Damage<'a> {
         let mut asked: Option<Instant> = None;
-        let mut tapped = None;
+        let tapped = Tapped::open(plane.hub(), &self.origin, tap);
         loop {
-            if let Some(stream) = plane.hub().find(&self.origin) {
-                let mut state = stream.lock();
-                if tapped != Some(stream.id) {
-                    state.tap(tap);
-                    tapped = Some(stream.id);
-                }
-                if let Some((format, reader)) = self.begin(&mut state) {
-                    drop(state);
-                    return Damage { stream, format, reader };
-                }
-                let source = state.source();
-                drop(state);
-                if let Some(source) = source
-                    && asked.is_none_or(|asked| asked.elapsed() >= ASK)
-                {
-                    plane.ask_for_key_frame(source);
-                    asked = Some(Instant::now());
-                }
+            let (begun, source) = {
+                let mut state = tapped.stream.lock();
+                (self.begin(&mut state), state.source())
+            };
+            if let Some((format, reader)) = begun {
+                return Damage { tapped, format, reader };
+            }
+            if let Some(source) = source
+                && asked.is_none_or(|asked| asked.elapsed() >= ASK)
+            {
+                plane.ask_for_key_frame(source);
+                asked = Some(Instant::now());
             }
             sleep(LOOK / 10).await;
         }
@@ -271,14 +327,16 @@ impl Bench {
     }
 
     fn job(&self, format: Format) -> Option<(Job, Limits)> {
-        let (name, media) = match format {
-            Format::H264 { .. } => ("h264-repair", Media::H264),
-            Format::H265 { .. } => ("h265-to-h264", Media::H265),
-            Format::Jpeg => ("mjpeg-to-h264", Media::Jpeg),
-            Format::Aac(config) => ("aac-to-opus", Media::Aac(config.bytes().to_vec())),
-            Format::Opus { .. } => ("audio-to-opus", Media::Opus),
-            Format::Pcmu => ("audio-to-opus", Media::Pcmu),
-            Format::Pcma => ("audio-to-opus", Media::Pcma),
+        let (_, name) = CONVERSIONS.iter().find(|(codec, _)| *codec == format.codec())?;
+        let media = match format {
+            Format::H264 { .. } => Media::H264,
+            Format::H265 { .. } => Media::H265,
+            Format::Jpeg => Media::Jpeg,
+            Format::Aac(config) => Media::Aac(config.bytes().to_vec()),
+            Format::Opus { .. } => Media::Opus,
+            Format::Pcmu => Media::Pcmu,
+            Format::Pcma => Media::Pcma,
+            // Every browser plays VP8. VP9 and AV1 come from browsers, and are not taken apart here.
             Format::Vp8 | Format::Vp9 { .. } | Format::Av1 { .. } => return None,
         };
         let description = self.library.get(name)?;
@@ -308,11 +366,11 @@ struct Work {
 
 impl Work {
     /// Gives the worker what is new. `None` when the stream is another one now, else when to look again.
-    fn give(&mut self, damage: &mut Damage, process: &Process) -> Option<Option<std::time::Instant>> {
+    fn give(&mut self, damage: &mut Damage<'_>, process: &Process) -> Option<Option<std::time::Instant>> {
         let now = Instant::now();
         let mut packets = Vec::new();
         let again = {
-            let mut state = damage.stream.lock();
+            let mut state = damage.tapped.stream.lock();
             if state
                 .format(self.kind)
                 .is_some_and(|format| !is_same(format, damage.format))

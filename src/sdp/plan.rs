@@ -152,8 +152,10 @@ pub struct Carried {
     pub unplayable_video: bool,
     /// No browser plays its sound as it is.
     pub unplayable_audio: bool,
-    /// Other formats are made for viewers who need them.
-    pub repairs: bool,
+    /// H.264 is made of its picture for viewers who need it.
+    pub repairable_video: bool,
+    /// Opus is made of its sound for viewers who need it.
+    pub repairable_audio: bool,
 }
 
 impl SourceFormats {

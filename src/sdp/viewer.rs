@@ -7,7 +7,7 @@ use super::error::OfferError;
 use super::extension::Known;
 use super::offer::{Direction, MediaSection, Offer, Section};
 use super::plan::{Carried, Feedback, OutgoingTrack, Playback, SourceFormats};
-use crate::media::repair::{self, Repair};
+use crate::media::repair::Repair;
 use crate::media::{Format, Kind, Ssrc};
 
 /// Answers a WHEP offer: what the session will send, and the SDP.
@@ -79,16 +79,15 @@ pub fn formats_for(offer: &Offer, carried: &Carried) -> SourceFormats {
         let mut of_kind = sections.filter(|media| media.kind == format.codec().kind());
         of_kind.any(|media| choose(format, media).is_some())
     };
-    let of = |kind, unplayable| {
+    let of = |kind, unplayable, repairable| {
         let format = carried.formats.of(kind)?;
         let repair = Repair::of(kind).format();
-        let is_repaired =
-            carried.repairs && (unplayable || !takes(format)) && repair::is_repairable(format.codec()) && takes(repair);
+        let is_repaired = repairable && (unplayable || !takes(format)) && takes(repair);
         Some(if is_repaired { repair } else { format })
     };
     SourceFormats {
-        video: of(Kind::Video, carried.unplayable_video),
-        audio: of(Kind::Audio, carried.unplayable_audio),
+        video: of(Kind::Video, carried.unplayable_video, carried.repairable_video),
+        audio: of(Kind::Audio, carried.unplayable_audio, carried.repairable_audio),
     }
 }
 

@@ -376,16 +376,12 @@ impl Core {
             Role::Viewer(viewer) => {
                 info!(session = ?peer.id, stream = %viewer.stream.name, remote, ?took, "viewer connected");
                 let stream = viewer.stream.clone();
-                let (wishes, source) = {
-                    let mut state = stream.lock();
-                    (viewer.start(now, &mut state), state.source())
-                };
+                let wishes = viewer.start(now, &mut stream.lock());
+                let source = wishes.key_frame.then(|| viewer.want_key_frame()).flatten();
                 self.subscriptions.entry(stream.id).or_default().push(key);
                 self.reconsider(now, key);
                 self.catch_up(now, key);
-                if wishes.key_frame {
-                    self.want_key_frame(now, source);
-                }
+                self.want_key_frame(now, source);
             }
         }
     }
@@ -497,7 +493,7 @@ impl Core {
             return;
         };
         let home = viewer.stream.clone();
-        let wanted = viewer.wanted(&home.lock(), hub.has_repairer());
+        let wanted = viewer.wanted(&home.lock(), |codec| hub.repairs(codec));
         let mut left = Vec::new();
         for (kind, name) in wanted {
             if viewer.is_bound_for(kind, &name) {

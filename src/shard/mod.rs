@@ -202,7 +202,7 @@ impl MediaPlane {
     /// What a stream carries now; `None` while nobody publishes.
     pub fn carried(&self, stream: &StreamName) -> Option<Carried> {
         let hub = &self.inner.shared.hub;
-        hub.find(stream)?.lock().carried(hub.has_repairer())
+        hub.find(stream)?.lock().carried(|codec| hub.repairs(codec))
     }
 
     /// Opens the session of a publisher. It takes the stream over when its first packet arrives.

@@ -1,33 +1,45 @@
 //! The addresses of HLS: `/hls/{stream}/index.m3u8` and what lies beside it.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::any;
 use bytes::Bytes;
 
-use super::playlist::Directives;
-use super::service::{Refusal, Service};
+use super::Signalling;
+use super::problem::Problem;
+use crate::hub::Hub;
 use crate::hub::name::StreamName;
+use crate::hub::stream::SourceRef;
 use crate::media::Kind;
+use crate::outputs::hls::playlist::Directives;
+use crate::outputs::hls::service::{Plane, Refusal};
+use crate::shard::MediaPlane;
+use crate::sources::feed::FanOut;
+use crate::sources::fetch::directory::{Brought, Directory};
 
-/// The refusal of a request, by its headers and query; `None` lets it pass.
-pub type Refuse = Arc<dyn Fn(&HeaderMap, Option<&str>) -> Option<Response> + Send + Sync>;
-
-/// What the handlers share.
-#[derive(Clone)]
-pub struct Hls {
-    pub service: Arc<Service>,
-    pub refuse: Refuse,
+/// What packaging needs of the rest.
+pub(super) struct Origin {
+    pub(super) media: MediaPlane,
+    pub(super) fetched: Directory,
 }
 
-/// All routes.
-pub fn router(hls: Hls) -> Router {
-    Router::new().route("/hls/{*path}", any(serve)).with_state(hls)
+impl Plane for Origin {
+    fn hub(&self) -> &Hub {
+        self.media.hub()
+    }
+
+    fn ask_for_key_frame(&self, source: SourceRef) {
+        FanOut::ask_for_key_frame(&self.media, source);
+    }
+
+    fn bring<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(async { self.fetched.bring(stream, self.media.hub()).await == Brought::Live })
+    }
 }
 
 /// What an address names.
@@ -72,71 +84,55 @@ const BRIEFLY: &str = "max-age=1";
 /// Names of parts and segments are never used again.
 const FOR_LONG: &str = "max-age=3600, immutable";
 
-async fn serve(State(hls): State<Hls>, request: Request) -> Response {
-    let path = request.uri().path().strip_prefix("/hls/").unwrap_or_default();
-    let query = request.uri().query();
+const ALLOW: &str = "GET, HEAD, OPTIONS";
+
+/// `/hls/{stream}/{file}`.
+pub async fn serve(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
     match *request.method() {
         Method::GET | Method::HEAD => {}
-        Method::OPTIONS => return ([(header::ALLOW, "GET, HEAD, OPTIONS")]).into_response(),
-        _ => {
-            let mut refusal = problem(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "allowed here: GET, HEAD",
-            );
-            let allow = header::HeaderValue::from_static("GET, HEAD, OPTIONS");
-            refusal.headers_mut().insert(header::ALLOW, allow);
-            return refusal;
+        Method::OPTIONS => return Ok(([(header::ALLOW, ALLOW)]).into_response()),
+        _ => return Err(Problem::method_not_allowed(ALLOW)),
+    }
+    let path = request.uri().path().strip_prefix("/hls/").unwrap_or_default();
+    let (stream, file) = path.rsplit_once('/').ok_or_else(Problem::not_found)?;
+    let stream = StreamName::parse(stream).map_err(|_| Problem::not_found())?;
+    let file = File::parse(file).ok_or_else(Problem::not_found)?;
+    let query = request.uri().query();
+    signalling.tokens.check_player(request.headers(), query)?;
+    let (directives, token) = directives(query.unwrap_or_default()).ok_or_else(|| {
+        let detail = "_HLS_msn and _HLS_part have to be numbers, _HLS_part needs _HLS_msn, _HLS_skip is YES or v2";
+        Problem::new(StatusCode::BAD_REQUEST, "bad_directive", detail)
+    })?;
+    let answer = answer(&signalling, &stream, file, directives, &token).await;
+    answer.map_err(problem)
+}
+
+fn problem(refusal: Refusal) -> Problem {
+    match refusal {
+        Refusal::NotLive => {
+            let detail = "there is nothing to play at the moment";
+            Problem::new(StatusCode::NOT_FOUND, "not_live", detail)
         }
-    }
-    let Some((stream, file)) = path.rsplit_once('/') else {
-        return not_found();
-    };
-    let (Ok(stream), Some(file)) = (StreamName::parse(stream), File::parse(file)) else {
-        return not_found();
-    };
-    if let Some(refusal) = (hls.refuse)(request.headers(), query) {
-        return refusal;
-    }
-    let Some((directives, token)) = directives(query.unwrap_or_default()) else {
-        return problem(
-            StatusCode::BAD_REQUEST,
-            "bad_directive",
-            "_HLS_msn and _HLS_part have to be numbers, _HLS_part needs _HLS_msn, _HLS_skip is YES or v2",
-        );
-    };
-    match answer(&hls, &stream, file, directives, &token).await {
-        Ok(response) => response,
-        Err(Refusal::NotLive) => problem(
-            StatusCode::NOT_FOUND,
-            "not_live",
-            "there is nothing to play at the moment",
-        ),
-        Err(Refusal::Gone) => not_found(),
-        Err(Refusal::TooFar) => problem(
-            StatusCode::BAD_REQUEST,
-            "too_far_ahead",
-            "_HLS_msn is more than two segments ahead",
-        ),
-        Err(Refusal::Busy) => {
+        Refusal::Gone => Problem::not_found(),
+        Refusal::TooFar => {
+            let detail = "_HLS_msn is more than two segments ahead";
+            Problem::new(StatusCode::BAD_REQUEST, "too_far_ahead", detail)
+        }
+        Refusal::Busy => {
             let detail = "what was asked for did not come in time";
-            let mut refusal = problem(StatusCode::SERVICE_UNAVAILABLE, "not_in_time", detail);
-            refusal
-                .headers_mut()
-                .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
-            refusal
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_in_time", detail).retry_after(1)
         }
     }
 }
 
 async fn answer(
-    hls: &Hls,
+    signalling: &Signalling,
     stream: &StreamName,
     file: File,
     directives: Directives,
     token: &str,
 ) -> Result<Response, Refusal> {
-    let service = &hls.service;
+    let service = &signalling.hls;
     let live = service.open(stream).await?;
     // With a token in it, an address is one viewer's own.
     let private = !token.is_empty();
@@ -196,26 +192,6 @@ fn directives(query: &str) -> Option<(Directives, String)> {
         }
     }
     (directives.part.is_none() || directives.msn.is_some()).then_some((directives, token))
-}
-
-fn not_found() -> Response {
-    problem(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address")
-}
-
-fn problem(status: StatusCode, code: &str, detail: &str) -> Response {
-    let document = serde_json::json!({
-        "type": "about:blank",
-        "title": status.canonical_reason().unwrap_or_default(),
-        "status": status.as_u16(),
-        "code": code,
-        "detail": detail,
-        "error": detail,
-    });
-    let headers = [
-        (header::CONTENT_TYPE, "application/problem+json"),
-        (header::CACHE_CONTROL, "no-store"),
-    ];
-    (status, headers, document.to_string()).into_response()
 }
 
 #[cfg(test)]

@@ -12,9 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
-use axum::http::{HeaderMap, Uri};
+use axum::http::Uri;
 use axum::middleware;
-use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 
 pub mod auth;
@@ -23,6 +22,7 @@ pub mod cors;
 pub mod endpoint;
 pub mod fragment;
 pub mod guard;
+pub mod hls;
 pub mod limits;
 pub mod metrics;
 pub mod operations;
@@ -33,18 +33,16 @@ pub mod resource;
 pub mod server;
 pub mod sessions;
 
-use self::auth::{Permission, Tokens};
+use self::auth::Tokens;
 use self::limits::RateLimit;
 use self::problem::Problem;
 use self::sessions::Sessions;
 use crate::config::{CorsOrigins, Limits};
 use crate::hub::name::StreamName;
+use crate::outputs::hls::service::Service;
 use crate::shard::MediaPlane;
 use crate::sources::fetch::directory::Directory;
 use crate::telemetry::HttpCounters;
-
-/// The refusal of a request, by its headers and query; `None` lets it pass.
-pub type Refuse = Arc<dyn Fn(&HeaderMap, Option<&str>) -> Option<Response> + Send + Sync>;
 
 /// What all handlers share.
 pub struct Signalling {
@@ -56,6 +54,8 @@ pub struct Signalling {
     pub counters: HttpCounters,
     /// Streams that are fetched.
     pub fetched: Directory,
+    /// Streams that are packaged for HLS.
+    pub hls: Arc<Service>,
     draining: AtomicBool,
 }
 
@@ -67,7 +67,12 @@ impl Signalling {
         limits: &Limits,
         fetched: Directory,
     ) -> Self {
+        let origin = hls::Origin {
+            media: media.clone(),
+            fetched: fetched.clone(),
+        };
         Self {
+            hls: Service::new(Arc::new(origin)),
             media,
             tokens,
             cors_origins,
@@ -77,19 +82,6 @@ impl Signalling {
             fetched,
             draining: AtomicBool::new(false),
         }
-    }
-
-    /// For routes that stand beside ours: the refusal of a request that has no token for this. Media elements cannot send
-    /// a header, so for watching the query counts too.
-    pub fn refuse_without(self: &Arc<Self>, permission: Permission) -> Refuse {
-        let signalling = self.clone();
-        Arc::new(move |headers, query| {
-            let checked = match permission {
-                Permission::Play => signalling.tokens.check_player(headers, query),
-                permission => signalling.tokens.check(headers, query, permission),
-            };
-            checked.err().map(IntoResponse::into_response)
-        })
     }
 
     /// From here on no new session is opened.
@@ -107,6 +99,7 @@ pub fn router(signalling: Arc<Signalling>, more: Router) -> Router {
     pages::add_to(Router::new())
         .route("/whip/{*stream}", any(endpoint::whip))
         .route("/whep/{*stream}", any(endpoint::whep))
+        .route("/hls/{*path}", any(hls::serve))
         .route("/session/{id}", any(resource::session))
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))

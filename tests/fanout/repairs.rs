@@ -19,6 +19,9 @@ const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
 const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
 const VPS_265: &[u8] = &[0, 0, 0, 1, 0x40, 0x01, 0x0c, 0x01, 0xff, 0xff, 0x01, 0x60];
 
+/// What can be repaired.
+const CODECS: [Codec; 3] = [Codec::H264, Codec::H265, Codec::Aac];
+
 /// One frame takes so long, and so many units of 1/90000 s.
 const FRAME: Duration = Duration::from_millis(40);
 const TICKS: u64 = 3_600;
@@ -142,10 +145,9 @@ impl Source {
 fn watch_repairs(world: &World) -> Arc<Mutex<Vec<String>>> {
     let opened = Arc::new(Mutex::new(Vec::new()));
     let list = opened.clone();
-    world
-        .shared
-        .hub
-        .set_repairer(move |name| list.lock().expect("not poisoned").push(name.to_string()));
+    world.shared.hub.set_repairer(CODECS.to_vec(), move |name| {
+        list.lock().expect("not poisoned").push(name.to_string())
+    });
     opened
 }
 

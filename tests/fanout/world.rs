@@ -205,7 +205,9 @@ impl World {
             }
             Role::Viewer(viewer) => {
                 let hub = &self.shared.hub;
-                let carried = hub.find(&name).and_then(|s| s.lock().carried(hub.has_repairer()));
+                let carried = hub
+                    .find(&name)
+                    .and_then(|s| s.lock().carried(|codec| hub.repairs(codec)));
                 let formats = sdp::formats_for(&parsed, &carried.expect("somebody publishes"));
                 let (playback, answer) =
                     sdp::answer_viewer(&parsed, &formats, &to_sign, &mut || self.rng.next_u32()).expect("playable");

@@ -23,6 +23,8 @@ pub async fn gateway(settings: &[(&str, &str)]) -> Gateway {
         ("MILLSTREAM_WEBRTC__LISTEN", "127.0.0.1:0"),
         ("MILLSTREAM_WEBRTC__SHARDS", "1"),
         ("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH),
+        // Its workers would be this test.
+        ("MILLSTREAM_PIPELINES__REPAIR", "false"),
     ];
     let environment = defaults
         .iter()

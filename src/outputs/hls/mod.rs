@@ -8,14 +8,14 @@
 //! * [`rendition`]: one track cut into parts of about 200 ms and segments that begin at key frames; bounded memory.
 //! * [`packager`]: both tracks of a stream on one timeline.
 //! * [`playlist`]: what players read.
-//! * [`service`]: packagers that run while somebody asks for them; requests that wait for what is to come.
-//! * [`routes`]: paths, caching, refusals.
+//! * [`service`]: packagers by stream; requests that wait for what is to come.
+//! * [`packaging`]: one packager while somebody asks: from the rings to the renditions.
 //!
-//! All but the last two are without IO and clock.
+//! All but the last two are without IO and clock. The addresses are above, with the rest of HTTP.
 
 pub mod cmaf;
 pub mod packager;
+pub mod packaging;
 pub mod playlist;
 pub mod rendition;
-pub mod routes;
 pub mod service;

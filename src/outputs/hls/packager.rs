@@ -53,7 +53,7 @@ impl Packager {
     /// Another source, or another kind of the same: what comes begins a timeline of its own.
     pub fn restart(&mut self) {
         self.flush();
-        if let Some(origin) = self.origin.take() {
+        if self.origin.take().is_some() {
             let ends = [&self.video, &self.audio]
                 .into_iter()
                 .flatten()
@@ -62,7 +62,6 @@ impl Packager {
                     Some(last.begin + last.duration())
                 });
             self.elapsed = ends.max().unwrap_or(self.elapsed);
-            let _ = origin;
         }
         self.broken = [true; 2];
     }
@@ -231,11 +230,11 @@ impl Packager {
         }) || cuts
     }
 
-    /// What the stream carries that players can be given; a kind whose rendition has not begun is waited for.
-    pub fn expects(format: Option<Format>) -> bool {
+    /// Whether players can be given a format as it is.
+    pub fn expects(format: Format) -> bool {
         matches!(
-            format.map(Format::codec),
-            Some(Codec::H264 | Codec::H265 | Codec::Vp9 | Codec::Opus | Codec::Aac)
+            format.codec(),
+            Codec::H264 | Codec::H265 | Codec::Vp9 | Codec::Opus | Codec::Aac
         )
     }
 }
