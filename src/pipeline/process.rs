@@ -20,7 +20,7 @@ use tracing::debug;
 
 use super::description::Limits;
 use super::packages;
-use super::wire::{Failure, Finding, FromWorker, Job, ToWorker, WireError, WireFrame};
+use super::wire::{self, Failure, Finding, FromWorker, Job, ToWorker, WireError, WireFrame};
 
 /// A worker that runs.
 pub struct Process {
@@ -175,7 +175,7 @@ impl Process {
                 self.heard = Some(Instant::now());
                 match message {
                     FromWorker::Alive => {}
-                    FromWorker::Failed(failure) => return Err(ProcessError::Failed(failure)),
+                    FromWorker::Failed(failure) => return Err(ProcessError::Failed(failure.shown())),
                     FromWorker::Ended => return Err(ProcessError::Ended),
                     FromWorker::Frame(frame) => {
                         self.frame = Some(Instant::now());
@@ -335,7 +335,11 @@ async fn log(stderr: ChildStderr, id: Option<u32>) {
         let mut line = Vec::new();
         let mut limited = (&mut reader).take(MAX_LINE);
         match limited.read_until(b'\n', &mut line).await {
-            Ok(1..) => debug!(worker = id, text = %String::from_utf8_lossy(&line).trim_end(), "worker says"),
+            Ok(1..) => debug!(
+                worker = id,
+                text = wire::shown(&String::from_utf8_lossy(&line)),
+                "worker says"
+            ),
             Ok(0) | Err(_) => return,
         }
     }

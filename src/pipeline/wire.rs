@@ -140,6 +140,40 @@ pub enum Failure {
     NotBuilt,
 }
 
+impl Failure {
+    /// As it may be shown: a worker is not believed, and its libraries write addresses, which may hold passwords.
+    pub fn shown(self) -> Self {
+        match self {
+            Self::Missing(elements) => {
+                let elements = elements.iter().take(MAX_ELEMENTS).map(|element| shown(element));
+                Self::Missing(elements.collect())
+            }
+            Self::Launch(text) => Self::Launch(shown(&text)),
+            Self::Property { target, problem } => Self::Property {
+                target: shown(&target),
+                problem: shown(&problem),
+            },
+            Self::Stream(text) => Self::Stream(shown(&text)),
+            Self::NotBuilt => Self::NotBuilt,
+        }
+    }
+}
+
+/// Elements that are named as missing, at most.
+const MAX_ELEMENTS: usize = 20;
+
+/// Longest text of a worker that is shown, in characters.
+const MAX_SHOWN: usize = 300;
+
+/// A text of a worker, on one line, of bounded length and without addresses.
+pub fn shown(text: &str) -> String {
+    let words = text
+        .split_whitespace()
+        .map(|word| if word.contains("://") { "(an address)" } else { word });
+    let line = words.collect::<Vec<_>>().join(" ");
+    line.chars().take(MAX_SHOWN).collect()
+}
+
 /// What became of the check of a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
@@ -349,6 +383,18 @@ mod tests {
         let mut bytes = BytesMut::new();
         ToWorker::Frame(frame()).write(&mut bytes);
         assert_eq!(ToWorker::read(&mut bytes), Ok(Some(ToWorker::Frame(frame()))));
+    }
+
+    #[test]
+    fn what_a_worker_says_is_shown_without_addresses_and_within_bounds() {
+        let said = Failure::Stream(format!("cannot open\nrtsp://user:secret@cam/1 {}", "x".repeat(9_000)));
+        let shown = said.shown().to_string();
+        assert!(
+            shown.starts_with("cannot open (an address) xxx") && shown.len() == MAX_SHOWN,
+            "{shown}"
+        );
+        let many = Failure::Missing(vec!["e".repeat(500); 1_000]).shown().to_string();
+        assert!(many.len() < MAX_ELEMENTS * (MAX_SHOWN + 2) + 50);
     }
 
     #[test]

@@ -299,15 +299,14 @@ fn first_error(pipeline: &gst::Pipeline) -> Option<Failure> {
     }
 }
 
-/// What GStreamer says, and where: not the address, which may hold a password.
+/// What GStreamer says, and where. The gateway leaves out addresses.
 fn failure_of(error: &gst::message::Error) -> Failure {
     let place = error.src().map(|source| source.name().to_string()).unwrap_or_default();
     let text = error.error().message().trim_end_matches('.').to_owned();
     // The details say more, in their last line.
-    let detail = error.debug().and_then(|debug| {
-        let line = debug.lines().map(str::trim).rfind(|line| !line.is_empty())?.to_owned();
-        (!line.contains("://")).then_some(line)
-    });
+    let detail = error
+        .debug()
+        .and_then(|debug| Some(debug.lines().map(str::trim).rfind(|line| !line.is_empty())?.to_owned()));
     Failure::Stream(match detail {
         Some(detail) => format!("{text} ({place}: {detail})"),
         None => format!("{text} ({place})"),
