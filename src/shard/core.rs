@@ -3,17 +3,7 @@
 //! One turn is any number of `handle_*` calls and one [`Core::finish_turn`]: what arrived in one turn is forwarded in one
 //! go, so batches grow by themselves under load and a lone packet leaves at once.
 //!
-//! # Whose an address is
-//!
-//! A check names its session; everything else is known by the address that it comes from, and a check says whose that
-//! is. Its source can be forged by anybody who has a session, so an address is not taken from a session that was heard
-//! there within [`ice::HOLD`]. All datagrams from one address arrive at one shard, which decides: it knows its own peers,
-//! and for an address of another shard's it has that shard's word ([`Message::Route`]), renewed while something authentic
-//! comes from there.
-//!
-//! The check of a newcomer at a held address is ignored. It could be answered without harm, but every agent sends a check
-//! again that was not answered, and some send none after one that was: FFmpeg would go on to its handshake, whose records
-//! would still go to the other session. Ignored, it comes back until the address is free.
+//! Whose an address is, [`routing`] says; what viewers are sent, and from which stream, [`viewers`].
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -26,10 +16,9 @@ use tracing::{debug, info};
 use super::counters::{Counters, DropReason};
 use super::message::{Message, Opening, OpeningRole, ShardMailbox};
 use super::peers::{Peer, PeerKey, Peers, Role};
-use super::ufrag;
 use crate::hub::Hub;
 use crate::hub::registry::Registry;
-use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamId};
+use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
 use crate::media::packet::Packet;
 use crate::media::{clock, rtcp};
 use crate::outputs::whep::Viewer;
@@ -37,6 +26,11 @@ use crate::session::identity::Identity;
 use crate::session::outbox::{Destination, Outbox};
 use crate::session::{CloseReason, Event, Session, ice};
 use crate::sources::whip::Publisher;
+
+mod routing;
+mod viewers;
+
+use self::routing::{Recipient, Route};
 
 /// What all shards of a gateway share.
 pub struct Shared {
@@ -66,30 +60,8 @@ pub struct Core {
     stopping: bool,
 }
 
-/// Where datagrams from an address go.
-#[derive(Clone, Copy)]
-struct Route {
-    owner: ShardIndex,
-    /// Until then nobody else gets them.
-    until: Instant,
-}
-
-/// Whom a datagram is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Recipient {
-    Peer(PeerKey),
-    Shard(ShardIndex),
-}
-
 /// Nothing is due again sooner, so that a turn always comes to an end.
 const MIN_STEP: Duration = Duration::from_micros(200);
-
-/// Foreign addresses remembered; the sessions behind them are bounded already, this bounds mistakes.
-const MAX_FOREIGN: usize = 1 << 20;
-
-/// The word for an address is renewed when it can be extended by this much: a fraction of [`ice::HOLD`], and far more
-/// than the time between two packets of a publisher.
-const RENEWAL: Duration = Duration::from_millis(500);
 
 impl Core {
     /// `random` has to be unpredictable.
@@ -119,52 +91,6 @@ impl Core {
             Ok(Recipient::Peer(key)) => self.deliver(now, key, from, to, datagram),
             Ok(Recipient::Shard(owner)) => self.hand_over(owner, from, to, datagram),
             Err(reason) => self.shared.counters.dropped(reason),
-        }
-    }
-
-    /// A connectivity check names its session; anything else has to come from an address that a check vouched for
-    /// (invariant 7).
-    fn recipient(&self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<Recipient, DropReason> {
-        if !ice::is_check(datagram) {
-            let peer = self.peers.by_address(from).map(Recipient::Peer);
-            let recipient = peer.or_else(|| self.foreign.get(&from).map(|route| Recipient::Shard(route.owner)));
-            return recipient.ok_or(DropReason::UnknownSender);
-        }
-        let named = ice::local_ufrag(datagram).and_then(|ufrag| {
-            let peer = self.peers.by_ufrag(&ufrag).map(Recipient::Peer);
-            peer.or_else(|| ufrag::shard_of(&ufrag).map(Recipient::Shard))
-        });
-        let claimant = named.ok_or(DropReason::UnknownSender)?;
-        if self.is_held(now, from, claimant) {
-            return Err(DropReason::AddressHeld);
-        }
-        Ok(claimant)
-    }
-
-    /// Whether an address is not to be taken from whom it belongs to.
-    fn is_held(&self, now: Instant, address: SocketAddr, claimant: Recipient) -> bool {
-        let peer = self
-            .peers
-            .holder(address)
-            .map(|(key, until)| (Recipient::Peer(key), until));
-        let route = self.foreign.get(&address).map(|r| (Recipient::Shard(r.owner), r.until));
-        peer.or(route)
-            .is_some_and(|(holder, until)| holder != claimant && now < until)
-    }
-
-    /// Gives a datagram to the shard that it is for.
-    fn hand_over(&self, owner: ShardIndex, from: SocketAddr, to: Option<IpAddr>, datagram: &[u8]) {
-        let Some(mailbox) = self.mailbox(owner).filter(|_| owner != self.index) else {
-            return self.shared.counters.dropped(DropReason::UnknownSender);
-        };
-        let message = Message::Datagram {
-            from,
-            to,
-            bytes: datagram.to_vec(),
-            via: self.index,
-        };
-        if mailbox.offer(message).is_err() {
-            self.shared.counters.dropped(DropReason::MailboxFull);
         }
     }
 
@@ -220,41 +146,6 @@ impl Core {
                     self.close(now, key, CloseReason::Shutdown);
                 }
             }
-        }
-    }
-
-    /// Tells the shard that received a datagram for us to hand over what follows from there, once it is authenticated:
-    /// after each check, and when there is so much more to say.
-    fn vouch_for(&mut self, key: PeerKey, from: SocketAddr, via: ShardIndex, is_check: bool) {
-        let Some((_, until)) = self.peers.holder(from).filter(|(holder, _)| *holder == key) else {
-            return;
-        };
-        let Some(known) = self.peers.get(key).and_then(|peer| peer.known(from)) else {
-            return;
-        };
-        let is_news = known
-            .vouched
-            .is_none_or(|(to, told)| to != via || until >= told + RENEWAL);
-        if !is_check && !is_news {
-            return;
-        }
-        known.vouched = Some((via, until));
-        let owner = self.index;
-        if let Some(mailbox) = self.mailbox(via) {
-            let _ = mailbox.push(Message::Route {
-                address: from,
-                owner,
-                until,
-            });
-        }
-    }
-
-    /// Another shard says that an address belongs to it. It cannot know who had it meanwhile.
-    fn route(&mut self, now: Instant, address: SocketAddr, route: Route) {
-        let is_held = self.is_held(now, address, Recipient::Shard(route.owner));
-        if !is_held && self.foreign.len() < MAX_FOREIGN {
-            self.peers.release(address);
-            self.foreign.insert(address, route);
         }
     }
 
@@ -427,105 +318,6 @@ impl Core {
         self.run_timer(now, key);
     }
 
-    /// Forwards to the viewers of a stream on this shard.
-    fn forward(&mut self, now: Instant, stream: StreamId, packets: &[Arc<Packet>]) {
-        let Some(viewers) = self.subscriptions.get_mut(&stream).map(std::mem::take) else {
-            return;
-        };
-        let news = packets.iter().any(|packet| packet.news);
-        let (mut behind, mut changing, mut broken) = (Vec::new(), Vec::new(), Vec::new());
-        for &key in &viewers {
-            let Some(peer) = self.peers.get(key) else { continue };
-            let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) else {
-                continue;
-            };
-            let forwarded = viewer.forward(stream, packets, &mut peer.session, destination, &mut self.outbox);
-            if forwarded.may_catch_up {
-                behind.push(key);
-            }
-            if forwarded.may_change || (news && viewer.stream.id == stream) {
-                changing.push(key);
-            }
-            if viewer.is_broken() {
-                broken.push(key);
-            }
-        }
-        if let Some(list) = self.subscriptions.get_mut(&stream) {
-            *list = viewers;
-        }
-        for key in behind {
-            self.catch_up(now, key);
-            self.reschedule(now, key);
-        }
-        for key in changing {
-            self.reconsider(now, key);
-            self.catch_up(now, key);
-            self.reschedule(now, key);
-        }
-        for key in broken {
-            self.close(now, key, CloseReason::Internal);
-        }
-    }
-
-    fn catch_up(&mut self, now: Instant, key: PeerKey) {
-        let Some(peer) = self.peers.get(key) else { return };
-        let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) else {
-            return;
-        };
-        if viewer
-            .catch_up(now, &mut peer.session, destination, &mut self.outbox)
-            .key_frame
-        {
-            let source = viewer.want_key_frame();
-            self.want_key_frame(now, source);
-        }
-    }
-
-    /// Looks where a viewer should take its media from, and has it change there.
-    fn reconsider(&mut self, now: Instant, key: PeerKey) {
-        let shared = self.shared.clone();
-        let hub = &shared.hub;
-        let Some(Peer {
-            role: Role::Viewer(viewer),
-            ..
-        }) = self.peers.get(key)
-        else {
-            return;
-        };
-        let home = viewer.stream.clone();
-        let wanted = viewer.wanted(&home.lock(), |codec| hub.repairs(codec));
-        let mut left = Vec::new();
-        for (kind, name) in wanted {
-            if viewer.is_bound_for(kind, &name) {
-                continue;
-            }
-            let to = if name == home.name {
-                home.clone()
-            } else {
-                let shard = self.index;
-                let to = hub.open_with(&name, |state| state.subscribe(shard));
-                self.subscriptions.entry(to.id).or_default().push(key);
-                to
-            };
-            left.extend(viewer.bind(kind, to));
-        }
-        left.extend(viewer.change(now));
-        for stream in left.into_iter().filter(|stream| stream.id != home.id) {
-            self.unsubscribe(&stream, key);
-        }
-    }
-
-    fn unsubscribe(&mut self, stream: &Stream, key: PeerKey) {
-        if let Some(list) = self.subscriptions.get_mut(&stream.id) {
-            list.retain(|k| *k != key);
-            if list.is_empty() {
-                self.subscriptions.remove(&stream.id);
-            }
-        }
-        let shard = self.index;
-        self.shared.hub.release(stream, |state| state.unsubscribe(shard));
-    }
-
     /// The mailbox was full for a while: what viewers missed is read from the rings.
     pub fn handle_overflow(&mut self, now: Instant) {
         self.shared.counters.dropped(DropReason::MailboxFull);
@@ -687,19 +479,6 @@ impl Core {
                 }
                 self.unsubscribe(&viewer.stream, key);
                 info!(session = ?peer.id, stream = %viewer.stream.name, ?reason, ?lasted, "viewer left");
-            }
-        }
-    }
-
-    /// Tells the other shards that datagrams from an address are no longer for us, unless another peer has it by now.
-    fn unroute(&self, address: SocketAddr) {
-        if self.peers.by_address(address).is_some() {
-            return;
-        }
-        for (index, mailbox) in self.shared.mailboxes.iter().enumerate() {
-            if index != usize::from(self.index.0) {
-                let owner = self.index;
-                let _ = mailbox.push(Message::Unroute { address, owner });
             }
         }
     }

@@ -1,0 +1,111 @@
+//! What viewers are sent, and from which stream each takes it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Core;
+use crate::hub::stream::{Stream, StreamId};
+use crate::media::packet::Packet;
+use crate::session::CloseReason;
+use crate::shard::peers::{Peer, PeerKey, Role};
+
+impl Core {
+    /// Forwards to the viewers of a stream on this shard.
+    pub(super) fn forward(&mut self, now: Instant, stream: StreamId, packets: &[Arc<Packet>]) {
+        let Some(viewers) = self.subscriptions.get_mut(&stream).map(std::mem::take) else {
+            return;
+        };
+        let news = packets.iter().any(|packet| packet.news);
+        let (mut behind, mut changing, mut broken) = (Vec::new(), Vec::new(), Vec::new());
+        for &key in &viewers {
+            let Some(peer) = self.peers.get(key) else { continue };
+            let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) else {
+                continue;
+            };
+            let forwarded = viewer.forward(stream, packets, &mut peer.session, destination, &mut self.outbox);
+            if forwarded.may_catch_up {
+                behind.push(key);
+            }
+            if forwarded.may_change || (news && viewer.stream.id == stream) {
+                changing.push(key);
+            }
+            if viewer.is_broken() {
+                broken.push(key);
+            }
+        }
+        if let Some(list) = self.subscriptions.get_mut(&stream) {
+            *list = viewers;
+        }
+        for key in behind {
+            self.catch_up(now, key);
+            self.reschedule(now, key);
+        }
+        for key in changing {
+            self.reconsider(now, key);
+            self.catch_up(now, key);
+            self.reschedule(now, key);
+        }
+        for key in broken {
+            self.close(now, key, CloseReason::Internal);
+        }
+    }
+
+    pub(super) fn catch_up(&mut self, now: Instant, key: PeerKey) {
+        let Some(peer) = self.peers.get(key) else { return };
+        let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) else {
+            return;
+        };
+        if viewer
+            .catch_up(now, &mut peer.session, destination, &mut self.outbox)
+            .key_frame
+        {
+            let source = viewer.want_key_frame();
+            self.want_key_frame(now, source);
+        }
+    }
+
+    /// Looks where a viewer should take its media from, and has it change there.
+    pub(super) fn reconsider(&mut self, now: Instant, key: PeerKey) {
+        let shared = self.shared.clone();
+        let hub = &shared.hub;
+        let Some(Peer {
+            role: Role::Viewer(viewer),
+            ..
+        }) = self.peers.get(key)
+        else {
+            return;
+        };
+        let home = viewer.stream.clone();
+        let wanted = viewer.wanted(&home.lock(), |codec| hub.repairs(codec));
+        let mut left = Vec::new();
+        for (kind, name) in wanted {
+            if viewer.is_bound_for(kind, &name) {
+                continue;
+            }
+            let to = if name == home.name {
+                home.clone()
+            } else {
+                let shard = self.index;
+                let to = hub.open_with(&name, |state| state.subscribe(shard));
+                self.subscriptions.entry(to.id).or_default().push(key);
+                to
+            };
+            left.extend(viewer.bind(kind, to));
+        }
+        left.extend(viewer.change(now));
+        for stream in left.into_iter().filter(|stream| stream.id != home.id) {
+            self.unsubscribe(&stream, key);
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, stream: &Stream, key: PeerKey) {
+        if let Some(list) = self.subscriptions.get_mut(&stream.id) {
+            list.retain(|k| *k != key);
+            if list.is_empty() {
+                self.subscriptions.remove(&stream.id);
+            }
+        }
+        let shard = self.index;
+        self.shared.hub.release(stream, |state| state.unsubscribe(shard));
+    }
+}
