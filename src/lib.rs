@@ -22,10 +22,13 @@
 //! | [`sdp`] | a peer's offer, validated and typed, and our answer to it |
 //! | [`session`] | one peer without IO: ICE-lite, the guard, DTLS, SRTP, the outbox, feedback to publishers |
 //! | [`hub`] | streams by name, their tracks, the ring that all viewers share, mailboxes between shards |
-//! | [`sources`] | from a publisher's RTP, or a camera's frames, to the tracks of its stream |
-//! | [`outputs`] | from the tracks to each viewer's own line of packets |
+//! | [`pipeline`] | GStreamer in worker processes: descriptions, the wire, supervision; the worker itself |
+//! | [`sources`] | from a publisher's RTP, or the frames of a camera or pipeline, to the tracks of its stream |
+//! | [`outputs`] | from the tracks to each viewer's own line of packets, and to the parts and playlists of LL-HLS |
+//! | [`repair`] | what browsers cannot play, made playable by one worker for all viewers who need it |
 //! | [`shard`] | the threads: sockets, the turn, timers; [`shard::MediaPlane`] is the handle on all of it |
-//! | [`signalling`] | HTTP: WHIP, WHEP, session resources, access, limits, pages |
+//! | [`signalling`] | HTTP: WHIP, WHEP, HLS, session resources, access, limits, pages |
+//! | [`api`] | the control API |
 //! | [`config`], [`telemetry`] | typed configuration; logs |
 //! | [`gateway`] | starts and stops the parts in order |
 //!
@@ -39,14 +42,16 @@
 //!   ([`shard::socket::SendCounters`]); it asks again by NACK and is answered from the ring, within a budget.
 //! * What happens when a shard is slow? Its mailbox overflows; it reads what it missed from the ring
 //!   ([`outputs::whep::Viewer::on_lost_batches`]).
+//! * What happens when a worker crashes, hangs or grows? [`pipeline::process::ProcessError`]; it is started anew.
+//! * Which files name GStreamer? Those in `pipeline/worker/`.
 //! * What closes a session? Every reason is a [`session::CloseReason`].
 //! * Which files name a webrtc-rs crate? Those in `session/` and `sdp/`.
 //!
 //! # Invariants
 //!
 //! 1. A session lives on one shard from offer to close; nothing in it is shared or locked.
-//! 2. In `media`, `hub`, `session`, `sdp`, `sources` and `outputs` time and randomness are arguments; the client in
-//!    `sources/rtsp` is a shell and gives them.
+//! 2. In `media`, `hub`, `session`, `sdp`, `sources` and `outputs` time and randomness are arguments; `sources/rtsp`,
+//!    `sources/fetch` and two files of `outputs/hls` are shells and give them.
 //! 3. A stream has one active source; a viewer sees one unbroken line of SSRC, sequence numbers and timestamps per
 //!    track, across joins, retransmissions, layer switches and source changes.
 //! 4. Video begins, and resumes after a loss of our own, at a key frame.
@@ -57,12 +62,15 @@
 //!    somebody has shown to receive.
 //! 8. Input from outside is never a panic and never a 5xx; it is a typed refusal or a counter with a reason.
 //! 9. Everything is bounded: bodies, candidates, half-open sessions, handshake bytes, frames, queues, retransmissions
-//!    per viewer.
+//!    per viewer, segments, what a worker may use and say.
 //!
 //! # Glossary
 //!
 //! * **stream**: what has a name; it has at most one source and one track of each kind.
-//! * **source**: what feeds a stream: a publisher or a camera.
+//! * **source**: what feeds a stream: a publisher, a camera or a pipeline.
+//! * **pipeline**: a launch line of GStreamer in a file; **worker**: the process that runs one.
+//! * **repair**: making of a track what a viewer can play; the **repaired stream** beside a stream has the result.
+//! * **tap**: a reader of a stream that is no viewer.
 //! * **publisher**, **viewer**: the peers of WHIP and of WHEP sessions.
 //! * **camera**: an RTSP server that the gateway fetches a stream from.
 //! * **feed**: a source that is no peer, as the hub sees it; it lives on no shard.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::codec::bits::BitReader;
+
 /// An AudioSpecificConfig, and what it says.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AacConfig {
@@ -26,16 +28,16 @@ impl AacConfig {
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let mut kept = [0; MAX_CONFIG];
         kept.get_mut(..bytes.len())?.copy_from_slice(bytes);
-        let mut bits = Bits { bytes, at: 0 };
-        let object_type = match bits.take(5)? {
-            31 => 32 + bits.take(6)?,
+        let mut bits = BitReader::new(bytes);
+        let object_type = match bits.bits(5)? {
+            31 => 32 + bits.bits(6)?,
             object_type => object_type,
         };
-        let rate = match bits.take(4)? {
-            15 => bits.take(24)?,
+        let rate = match bits.bits(4)? {
+            15 => bits.bits(24)?,
             index => *RATES.get(index as usize)?,
         };
-        let channels = u8::try_from(bits.take(4)?).ok()?;
+        let channels = bits.byte(4)?;
         (object_type != 0 && rate != 0).then_some(Self {
             bytes: kept,
             length: u8::try_from(bytes.len()).ok()?,
@@ -53,22 +55,6 @@ impl AacConfig {
 impl fmt::Debug for AacConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AacConfig({} Hz, {} channels)", self.rate, self.channels)
-    }
-}
-
-struct Bits<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl Bits<'_> {
-    fn take(&mut self, count: usize) -> Option<u32> {
-        (0..count).try_fold(0, |value, _| {
-            let byte = self.bytes.get(self.at / 8)?;
-            let bit = byte >> (7 - self.at % 8) & 1;
-            self.at += 1;
-            Some(value << 1 | u32::from(bit))
-        })
     }
 }
 

@@ -1,18 +1,18 @@
 //! Reads bit fields and Exp-Golomb codes from parameter sets and frame headers. Every read can fail; none can panic.
 
 /// A position in a byte string, counted in bits.
-pub(super) struct BitReader<'a> {
+pub(crate) struct BitReader<'a> {
     bytes: &'a [u8],
     position: usize,
 }
 
 impl<'a> BitReader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, position: 0 }
     }
 
     /// One bit.
-    pub(super) fn flag(&mut self) -> Option<bool> {
+    pub(crate) fn flag(&mut self) -> Option<bool> {
         let byte = self.bytes.get(self.position / 8)?;
         let bit = byte >> (7 - self.position % 8) & 1;
         self.position += 1;
@@ -20,7 +20,7 @@ impl<'a> BitReader<'a> {
     }
 
     /// `count` bits, at most 32, most significant first.
-    pub(super) fn bits(&mut self, count: u32) -> Option<u32> {
+    pub(crate) fn bits(&mut self, count: u32) -> Option<u32> {
         let mut value = 0;
         for _ in 0..count {
             value = value << 1 | u32::from(self.flag()?);
@@ -29,17 +29,17 @@ impl<'a> BitReader<'a> {
     }
 
     /// Eight bits or fewer.
-    pub(super) fn byte(&mut self, count: u32) -> Option<u8> {
+    pub(crate) fn byte(&mut self, count: u32) -> Option<u8> {
         u8::try_from(self.bits(count)?).ok()
     }
 
     /// Goes on by `count` bits, which may lead behind the end: the next read fails then.
-    pub(super) fn skip(&mut self, count: usize) {
+    pub(crate) fn skip(&mut self, count: usize) {
         self.position = self.position.saturating_add(count);
     }
 
     /// Unsigned Exp-Golomb code, at most 2^32 - 2 (ITU-T H.264 §9.1).
-    pub(super) fn ue(&mut self) -> Option<u32> {
+    pub(crate) fn ue(&mut self) -> Option<u32> {
         let mut zeros = 0;
         while !self.flag()? {
             zeros += 1;
@@ -51,14 +51,14 @@ impl<'a> BitReader<'a> {
     }
 
     /// Signed Exp-Golomb code (ITU-T H.264 §9.1.1).
-    pub(super) fn se(&mut self) -> Option<i64> {
+    pub(crate) fn se(&mut self) -> Option<i64> {
         let code = i64::from(self.ue()?);
         Some(if code % 2 == 1 { code / 2 + 1 } else { -(code / 2) })
     }
 }
 
 /// Removes the emulation prevention bytes of a NAL unit: the 3 of every `00 00 03` (ITU-T H.264 §7.4.1).
-pub(super) fn rbsp(nal: &[u8]) -> Vec<u8> {
+pub(crate) fn rbsp(nal: &[u8]) -> Vec<u8> {
     let mut zeros = 0;
     let mut out = Vec::with_capacity(nal.len());
     for &byte in nal {
@@ -73,7 +73,7 @@ pub(super) fn rbsp(nal: &[u8]) -> Vec<u8> {
 }
 
 /// Size of a picture in pixels from its coded size less what is cropped from it; `None` where it is no size.
-pub(super) fn cropped(coded: u64, crop: u64) -> Option<u16> {
+pub(crate) fn cropped(coded: u64, crop: u64) -> Option<u16> {
     u16::try_from(coded.checked_sub(crop)?).ok().filter(|size| *size > 0)
 }
 

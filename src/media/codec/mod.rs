@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{Codec, Format};
 
 mod av1;
-mod bits;
+pub(crate) mod bits;
 mod h264;
 mod h265;
 mod parameter_sets;

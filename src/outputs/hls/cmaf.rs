@@ -13,6 +13,7 @@ use shiguredo_mp4::mux::{Fmp4SegmentMuxer, Sample};
 use shiguredo_mp4::{Encode as _, FixedPointNumber, SampleFlags, TrackKind, Uint};
 
 use crate::media::aac::AacConfig;
+use crate::media::codec::bits::rbsp;
 use crate::media::packetizer::annex_b;
 use crate::media::{Codec, Format, Kind};
 
@@ -214,7 +215,7 @@ fn hevc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, Samp
     let sets = |kind: u8| of_type(nals, |first| first >> 1 & 0x3f == kind);
     let (vps, sps, pps) = (sets(32), sets(33), sets(34));
     // Header (2), ids and layers (1), then profile, tier and level (12), without the bytes that prevent start codes.
-    let plain = without_prevention(sps.first()?);
+    let plain = rbsp(sps.first()?);
     let layers = plain.get(2)? >> 1 & 7;
     let nested = plain.get(2)? & 1;
     let &[profile, c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, level] = plain.get(3..)?.first_chunk::<12>()?;
@@ -260,20 +261,6 @@ fn hevc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, Samp
         compatibility.reverse_bits()
     );
     Some((codecs, SampleEntry::Hvc1(entry)))
-}
-
-fn without_prevention(nal: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(nal.len());
-    let mut zeros = 0;
-    for &byte in nal.iter().take(64) {
-        if zeros >= 2 && byte == 3 {
-            zeros = 0;
-            continue;
-        }
-        zeros = if byte == 0 { zeros + 1 } else { 0 };
-        plain.push(byte);
-    }
-    plain
 }
 
 /// "VP Codec ISO Media File Format Binding" v1.0: eight bits, 4:2:0, a level that includes all that browsers send.

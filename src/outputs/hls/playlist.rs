@@ -7,6 +7,8 @@ use std::time::Duration;
 use hls_m3u8::MasterPlaylist;
 use hls_m3u8::tags::{ExtXMedia, VariantStream};
 use hls_m3u8::types::{MediaType, StreamData, UFloat};
+use time::OffsetDateTime;
+use time::macros::format_description;
 
 use super::rendition::{Msn, Rendition, Segment};
 use crate::media::Kind;
@@ -182,30 +184,11 @@ pub fn media(rendition: &Rendition, other: Option<&Rendition>, skip: bool, query
     out
 }
 
-/// ISO 8601 with milliseconds, of a time since 1970 (days by the proleptic Gregorian calendar).
+/// ISO 8601 with milliseconds, of a time since 1970.
 fn date_time(since: Duration) -> String {
-    let seconds = since.as_secs();
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let day_of_era = shifted % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_index = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
-    let month = if month_index < 10 {
-        month_index + 3
-    } else {
-        month_index - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        rest / 3_600,
-        rest / 60 % 60,
-        rest % 60,
-        since.subsec_millis()
-    )
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    let at = OffsetDateTime::UNIX_EPOCH.saturating_add(since.try_into().unwrap_or_default());
+    at.format(format).unwrap_or_default()
 }
 
 #[cfg(test)]
