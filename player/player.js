@@ -318,6 +318,7 @@ export class MillstreamPlayer extends HTMLElement {
     const hls = new HlsClient(url, { token: this.getAttribute('token') ?? '' });
     this.#hls = hls;
     this.#arrived = { packets: 0, since: 0 };
+    if (why === 'chosen' && !this.dataset.state) this.#show('connecting');
     hls.addEventListener('state', () => {
       if (this.#hls !== hls) return;
       if (hls.state === 'playing') {
@@ -328,7 +329,10 @@ export class MillstreamPlayer extends HTMLElement {
         this.#showWay();
       }
       // That way is closed too, or the stream is away: WebRTC says more about it.
-      if (hls.state === 'failed') this.#leaveHls();
+      if (hls.state === 'failed') {
+        this.#leaveHls();
+        if (why === 'chosen') this.#show('waiting');
+      }
     });
     hls.start(this.#parts.video);
   }

@@ -109,6 +109,20 @@ test('a play token opens HLS by header and by query, and goes with every address
   assert.equal((await fetch(new URL(part.split('?')[0], url))).status, 401);
 });
 
+test('a player that is to go by HLS says so when there is nothing, and begins by itself', async (t) => {
+  const gateway = await startGateway();
+  t.after(() => gateway.stop());
+  const page = await watchByHls(gateway, 'live');
+  t.after(() => page.close());
+  await until(() => playerData(page), (data) => data.state === 'waiting', 'the player to wait');
+  const publisher = await publish(browser, gateway, 'live', { codec: 'H264' });
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  // Chromium begins nothing in a tab that nobody sees.
+  await page.bringToFront();
+  await playsByHls(page, t);
+});
+
 test('absurd requests are refused or bounded', async (t) => {
   const gateway = await startGateway({}, '--demo');
   t.after(() => gateway.stop());
