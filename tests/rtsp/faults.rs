@@ -124,6 +124,20 @@ async fn a_camera_that_froze() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_camera_whose_picture_stays_away_while_its_sound_goes_on() {
+    let camera = Camera::start(0, "h264+pcma", &[]);
+    let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{}/cam\"", camera.port)).await;
+    until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
+    let done = watch(&gateway);
+    camera.signal("USR2");
+    let before = away(&gateway, "sends no picture any more").await;
+    camera.signal("USR2");
+    until(&gateway, "plays again", |now| plays_on(before, now)).await;
+    done();
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_camera_whose_password_changed() {
     let folder = std::env::temp_dir().join(format!("millstream-password-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");

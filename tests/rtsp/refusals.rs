@@ -65,6 +65,22 @@ async fn a_wrong_password_is_tried_three_times_while_other_refusals_are_tried_on
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_camera_that_takes_connections_and_never_answers_is_given_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = silent.local_addr().expect("it is bound").port();
+    let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{port}/cam\"")).await;
+    let said = async {
+        while trouble(&gateway) != "the camera did not answer in time (Describe)" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let said = tokio::time::timeout(PATIENCE, said).await;
+    assert!(said.is_ok(), "{}", trouble(&gateway));
+    gateway.stop().await;
+    drop(silent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_refusal_says_what_to_do() {
     let (closed, nobody) = {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -1,10 +1,11 @@
 """A camera: GStreamer's RTSP server.
 
 Usage: server.py PORT VIDEO[+AUDIO] [--size WxH] [--rate FPS] [--bitrate KBITS] [--address IP]
-                 [--credentials USER PASSWORD] [--cameras N]
+                 [--credentials USER PASSWORD] [--tls FILE] [--cameras N]
 
 VIDEO: h264, h264-b (with B-frames), h265, mjpeg; AUDIO: pcma, aac, opus. Prints its port when it listens. On SIGUSR1 the
-picture becomes 160 lines high, in the middle of the stream.
+picture becomes 160 lines high, in the middle of the stream; on SIGUSR2 it stays away, and with the next one it comes back,
+while the sound goes on.
 """
 import argparse
 import signal
@@ -14,7 +15,7 @@ import gi
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
+from gi.repository import Gio, GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 parser = argparse.ArgumentParser()
 parser.add_argument("port")
@@ -24,6 +25,7 @@ parser.add_argument("--rate", type=int, default=10)
 parser.add_argument("--bitrate", type=int, default=0, help="kbit/s")
 parser.add_argument("--address", default="127.0.0.1")
 parser.add_argument("--credentials", nargs=2)
+parser.add_argument("--tls", help="file with certificate and key")
 parser.add_argument("--cameras", type=int, default=1, help="paths /cam0, /cam1 and so on besides /cam")
 arguments = parser.parse_args()
 
@@ -48,7 +50,7 @@ SOUNDS = {
 video, _, audio = arguments.media.partition("+")
 picture = (
     f"videotestsrc is-live=true pattern=ball ! videoscale ! capsfilter name=size "
-    f"caps=video/x-raw,width={width},height={height},framerate={arguments.rate}/1,format=I420 ! "
+    f"caps=video/x-raw,width={width},height={height},framerate={arguments.rate}/1,format=I420 ! valve name=shutter ! "
 )
 
 Gst.init(None)
@@ -60,19 +62,23 @@ factory.set_launch(f"( {picture}{ENCODERS[video]} {SOUNDS[audio] if audio else '
 factory.set_shared(True)
 medias = []
 factory.connect("media-configure", lambda _, media: medias.append(media))
+auth = GstRtspServer.RTSPAuth() if arguments.credentials or arguments.tls else None
+if arguments.tls:
+    auth.set_tls_certificate(Gio.TlsCertificate.new_from_file(arguments.tls))
 if arguments.credentials:
     user, password = arguments.credentials
-    auth = GstRtspServer.RTSPAuth()
     auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
     token = GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", "viewer")
     auth.set_realm("camera")
     auth.add_digest(user, password, token)
-    server.set_auth(auth)
     permissions = GstRtspServer.RTSPPermissions()
     permissions.add_permission_for_role("viewer", "media.factory.access", True)
     permissions.add_permission_for_role("viewer", "media.factory.construct", True)
     factory.set_permissions(permissions)
+
+if auth:
+    server.set_auth(auth)
 
 
 def change_size():
@@ -82,7 +88,15 @@ def change_size():
     return True
 
 
+def close_shutter():
+    for media in medias:
+        shutter = media.get_element().get_by_name("shutter")
+        shutter.set_property("drop", not shutter.get_property("drop"))
+    return True
+
+
 GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGUSR1, change_size)
+GLib.unix_signal_add(GLib.PRIORITY_DEFAULT, signal.SIGUSR2, close_shutter)
 mounts = server.get_mount_points()
 mounts.add_factory("/cam", factory)
 for number in range(arguments.cameras if arguments.cameras > 1 else 0):

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream as _;
@@ -13,8 +13,8 @@ use retina::client::{Demuxed, Described, PacketItem, Playing, Session, SessionOp
 use retina::codec::{CodecItem, FrameFormat, ParameterSetInsertion, ParametersRef, aac, h26x};
 use retina::rtcp::ReceivedCompoundPacket;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
-use tracing::info;
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::{info, warn};
 
 use super::raw::RawTrack;
 use super::{Camera, CameraError, Step};
@@ -28,13 +28,12 @@ use crate::sources::feed::{Announced, Framing};
 /// A camera that plays.
 pub(super) struct Client {
     media: Media,
+    /// The picture first.
     tracks: Vec<Track>,
     ntp: NtpClock,
     /// Read, but not handed out yet.
     ready: VecDeque<Event>,
-    /// When the last frame of the track that is watched came.
-    heard: tokio::time::Instant,
-    watched: Kind,
+    stream: StreamName,
 }
 
 /// Frames by retina, or packets that are put together here.
@@ -52,6 +51,10 @@ struct Track {
     rate: u32,
     parameter_sets: Vec<Bytes>,
     raw: RawTrack,
+    /// When its last frame came.
+    heard: Instant,
+    /// The log knows that it fell silent.
+    told: bool,
 }
 
 /// What a camera says.
@@ -61,7 +64,7 @@ pub(super) enum Event {
     Captured {
         kind: Kind,
         time: u64,
-        at: Instant,
+        at: std::time::Instant,
     },
 }
 
@@ -71,7 +74,7 @@ pub(super) struct Frame {
     /// In units of the clock rate of its codec.
     pub(super) time: u64,
     pub(super) bytes: Bytes,
-    pub(super) received: Instant,
+    pub(super) received: std::time::Instant,
 }
 
 /// For the TCP connection alone: it is tried again soon, and a network that has come back is noticed then.
@@ -107,14 +110,9 @@ impl Client {
         let describing = Session::describe(camera.url.clone(), camera.policies.session(options));
         let mut session = within(Step::Describe, has_credentials, describing).await?;
         let (tracks, by_packets) = choose(stream, &session);
-        let watched = match tracks
-            .iter()
-            .map(|track| track.announced.codec.kind())
-            .min_by_key(|k| *k == Kind::Audio)
-        {
-            Some(kind) => kind,
-            None => return Err(CameraError::NoTracks),
-        };
+        if tracks.is_empty() {
+            return Err(CameraError::NoTracks);
+        }
         for track in &tracks {
             let options = SetupOptions::default()
                 .transport(camera.transport.to_retina())
@@ -135,8 +133,7 @@ impl Client {
             tracks,
             ntp: NtpClock::default(),
             ready: VecDeque::new(),
-            heard: tokio::time::Instant::now(),
-            watched,
+            stream: stream.clone(),
         })
     }
 
@@ -164,21 +161,46 @@ impl Client {
     /// The next frame or report.
     pub(super) async fn next(&mut self) -> Result<Event, CameraError> {
         loop {
+            let deadline = self.watch()?;
             if let Some(event) = self.ready.pop_front() {
-                if matches!(&event, Event::Frame(frame) if frame.kind == self.watched) {
-                    self.heard = tokio::time::Instant::now();
+                if let Event::Frame(frame) = &event {
+                    self.hear(frame.kind);
                 }
                 return Ok(event);
             }
-            let deadline = self.heard + SILENCE_LIMIT;
-            match tokio::time::timeout_at(deadline, self.read()).await {
-                Ok(read) => read?,
-                Err(_) => return Err(CameraError::Silent),
-            }
-            if tokio::time::Instant::now() > deadline && self.ready.is_empty() {
-                return Err(CameraError::Silent);
+            // Elapsed is found by the next look.
+            if let Ok(read) = timeout_at(deadline, self.read()).await {
+                read?;
             }
         }
+    }
+
+    fn hear(&mut self, kind: Kind) {
+        let heard = |track: &&mut Track| track.announced.codec.kind() == kind;
+        if let Some(track) = self.tracks.iter_mut().find(heard) {
+            (track.heard, track.told) = (Instant::now(), false);
+        }
+    }
+
+    /// Gives the camera up when its picture stays away (or its sound, where there is no picture). Sound that stays away
+    /// alone is told once: the picture is worth keeping. Returns when to look again.
+    fn watch(&mut self) -> Result<Instant, CameraError> {
+        let now = Instant::now();
+        let mut deadline = now + SILENCE_LIMIT;
+        for (index, track) in self.tracks.iter_mut().enumerate() {
+            let silent = now.duration_since(track.heard) >= SILENCE_LIMIT;
+            match (index, silent) {
+                (0, true) => return Err(CameraError::Silent),
+                (0, false) => deadline = track.heard + SILENCE_LIMIT,
+                (_, true) if !track.told => {
+                    track.told = true;
+                    let codec = track.announced.codec.name();
+                    warn!(stream = %self.stream, codec, "a track of the camera fell silent, the picture goes on");
+                }
+                _ => {}
+            }
+        }
+        Ok(deadline)
     }
 
     async fn read(&mut self) -> Result<(), CameraError> {
@@ -345,6 +367,8 @@ fn choose(name: &StreamName, session: &Session<Described>) -> (Vec<Track>, bool)
             rate: stream.clock_rate_hz(),
             parameter_sets: parameter_sets(stream, announced.codec),
             raw: RawTrack::new(announced.codec),
+            heard: Instant::now(),
+            told: false,
         })
         .collect();
     let by_packets = tracks.iter().any(|track| track.announced.codec == Codec::Opus);
