@@ -13,7 +13,7 @@ FROM debian:bookworm-slim
 # Plugins for pipelines and repair, and a font for the test picture.
 RUN apt-get update && apt-get install -y --no-install-recommends \
     gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly \
-    gstreamer1.0-libav gstreamer1.0-x fonts-dejavu-core && rm -rf /var/lib/apt/lists/*
+    gstreamer1.0-libav gstreamer1.0-x glib-networking fonts-dejavu-core && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin millstream
 COPY --from=build /usr/local/bin/millstream /usr/local/bin/millstream
 # What is installed is looked at once, here: otherwise each start of a container would pay for it.

@@ -63,6 +63,9 @@ for group in "${@:-run}"; do
       /usr/bin/python3 -c 'import gi; gi.require_version("GstRtspServer", "1.0")' 2>/dev/null ||
         packages+=(python3-gi gir1.2-gst-rtsp-server-1.0)
       need_plugins x265:plugins-bad
+      # RTSPS.
+      compgen -G '/usr/lib/*/gio/modules/libgiognutls.so' >/dev/null || packages+=(glib-networking)
+      need openssl openssl
       # A server of RTMP, and networks of their own for cameras.
       compgen -G '/usr/lib/nginx/modules/ngx_rtmp_module.so' >/dev/null || packages+=(nginx-core libnginx-mod-rtmp)
       need ip iproute2

@@ -76,15 +76,22 @@ fn hostile_values_are_refused_by_name_or_stay_values() {
             ("rtsp", "uri = \"rtsps://192.0.2.1/cam\", ", "username"),
             ("file", "", "path"),
             ("v4l2", "", "device"),
-        ][round % 12];
-        let text = format!(
-            "[streams.\"s\"]\npipeline = \"{pipeline}\"\nparams = {{ {required}{parameter} = {} }}\n",
-            quoted(&value)
-        );
+            ("", "", "rtsp"),
+        ][round % 13];
+        let (text, key) = if pipeline.is_empty() {
+            (
+                format!("[streams.\"s\"]\nrtsp = {}\n", quoted(&value)),
+                "\"s\".rtsp".to_owned(),
+            )
+        } else {
+            let params = format!("{required}{parameter} = {}", quoted(&value));
+            let text = format!("[streams.\"s\"]\npipeline = \"{pipeline}\"\nparams = {{ {params} }}\n");
+            (text, format!("params.{parameter}"))
+        };
         match config(&text) {
             Err(error) => {
                 refused += 1;
-                assert!(error.contains(&format!("params.{parameter}")), "{error}");
+                assert!(error.contains(&key), "{error}");
                 assert!(!error.contains(&value), "values are not repeated: {error}");
             }
             // A text is a text, whatever stands in it; an address is one of the schemes that the pipeline takes.

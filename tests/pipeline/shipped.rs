@@ -211,26 +211,80 @@ async fn rtmp_is_fetched() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_camera_is_fetched_by_the_pipeline_too() {
-    let mut camera = Command::new("/usr/bin/python3")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rtsp/server.py"))
-        .args(["0", "h264+opus", "--credentials", "viewer", "s3cret"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("python3 starts");
-    let mut line = String::new();
-    let stdout = camera.stdout.take().expect("it is piped");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
-    let camera = Partner(camera);
-    let stream = format!(
-        "[streams.\"door\"]\npipeline = \"rtsp\"\n\
-         params = {{ uri = \"rtsp://127.0.0.1:{}/cam\", username = \"viewer\", password = \"s3cret\" }}\n",
-        line.trim()
-    );
-    let gateway = gateway(&stream).await;
-    let seen = plays(&gateway, "door").await;
-    assert_eq!((seen.picture, seen.sound), (Some(Codec::H264), Some(Codec::Opus)));
-    gateway.stop().await;
-    drop(camera);
+    let folder = Folder::new("rtsps");
+    let (key, certificate) = (folder.0.join("key"), folder.0.join("certificate"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "1",
+            "-subj",
+            "/CN=camera",
+        ])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.expect("openssl is installed").success());
+    let read = |path| std::fs::read_to_string(path).expect("it was made");
+    let both = folder
+        .write("both", &(read(&certificate) + &read(&key)))
+        .display()
+        .to_string();
+    for (scheme, options, params) in [
+        ("rtsp", vec!["--credentials", "viewer", "s3cret"], ""),
+        (
+            "rtsps",
+            vec!["--credentials", "viewer", "s3cret", "--tls", &both],
+            ", certificate = \"no-flags\"",
+        ),
+    ] {
+        let mut camera = Command::new("/usr/bin/python3")
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/rtsp/server.py"))
+            .args(["0", "h264+opus"])
+            .args(options)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 starts");
+        let mut line = String::new();
+        let stdout = camera.stdout.take().expect("it is piped");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("a line");
+        let camera = Partner(camera);
+        let stream = |params: &str| {
+            format!(
+                "[streams.\"door\"]\npipeline = \"rtsp\"\nparams = {{ uri = \"{scheme}://127.0.0.1:{}/cam\", \
+                 username = \"viewer\", password = \"s3cret\"{params} }}\n",
+                line.trim()
+            )
+        };
+        if !params.is_empty() {
+            // Its certificate is nobody's but its own.
+            let gateway = gateway(&stream("")).await;
+            let refused = async {
+                while crate::trouble(&gateway, "door").is_empty() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, refused).await.expect("it says so");
+            gateway.stop().await;
+        }
+        let gateway = gateway(&stream(params)).await;
+        let seen = plays(&gateway, "door").await;
+        assert_eq!(
+            (seen.picture, seen.sound),
+            (Some(Codec::H264), Some(Codec::Opus)),
+            "{scheme}"
+        );
+        gateway.stop().await;
+        drop(camera);
+    }
 }
 
 /// The frames that one pipeline makes are what another one takes: Opus of the slate becomes AAC.
