@@ -6,6 +6,7 @@ use std::sync::Arc;
 pub mod aac;
 pub mod clock;
 pub mod codec;
+pub mod container;
 pub mod depacketizer;
 pub mod jpeg;
 pub mod packet;

@@ -1,0 +1,167 @@
+//! AAC that stands in ADTS frames (ISO/IEC 14496-3 §1.A.3.2): in MPEG-TS, and packed audio of HLS (RFC 8216 §3.4).
+
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+use super::{ContainerError, Content, Sample, time};
+use crate::media::aac::AacConfig;
+
+/// Frames that may lie between two times of a stream; what comes without a time is counted on from the last.
+#[derive(Debug, Default)]
+pub(super) struct Adts {
+    rest: BytesMut,
+    /// Of the first frame in `rest`.
+    next: Option<Duration>,
+}
+
+/// Samples in a frame.
+const FRAME: u64 = 1_024;
+
+/// Longest frame, in bytes: thirteen bits.
+const MAX_FRAME: usize = 8_191;
+
+impl Adts {
+    /// Takes what comes next; `at` is the time of the first frame that begins in it.
+    pub(super) fn push(&mut self, at: Option<Duration>, bytes: &[u8], out: &mut Vec<Sample>) {
+        if self.rest.is_empty() || self.next.is_none() {
+            self.next = at.or(self.next);
+        }
+        let mut fresh = (!self.rest.is_empty()).then_some(at).flatten();
+        let carried = self.rest.len();
+        let mut taken = 0;
+        self.rest.extend_from_slice(bytes);
+        while let Some(header) = self.header() {
+            if self.rest.len() < header.length {
+                return;
+            }
+            // A frame that began in what came before has its own time; the first after it has the one that came.
+            if taken >= carried
+                && let Some(at) = fresh.take()
+            {
+                self.next = Some(at);
+            }
+            taken += header.length;
+            let mut frame = self.rest.split_to(header.length).freeze();
+            frame.advance(header.size.min(frame.len()));
+            let Some(at) = self.next else { continue };
+            self.next = Some(at + time(FRAME * header.blocks, header.config.rate));
+            if !frame.is_empty() {
+                out.push(Sample {
+                    content: Content::Aac(header.config),
+                    decode: at,
+                    present: at,
+                    bytes: frame,
+                });
+            }
+        }
+    }
+
+    /// The header at the front, which what is no frame before it is skipped for.
+    fn header(&mut self) -> Option<Header> {
+        loop {
+            if self.rest.len() < SHORT {
+                return None;
+            }
+            if let Some(header) = Header::parse(&self.rest) {
+                return Some(header);
+            }
+            let next = self.rest.iter().skip(1).position(|byte| *byte == 0xff);
+            let skip = next.map_or(self.rest.len(), |at| at + 1);
+            self.rest.advance(skip);
+        }
+    }
+
+    /// Something is missing: what began cannot end.
+    pub(super) fn reset(&mut self) {
+        self.rest.clear();
+        self.next = None;
+    }
+}
+
+/// Bytes of a header, without and with a check sum.
+const SHORT: usize = 7;
+const LONG: usize = 9;
+
+struct Header {
+    config: AacConfig,
+    /// Of the frame with the header.
+    length: usize,
+    /// Of the header.
+    size: usize,
+    /// Raw data blocks.
+    blocks: u64,
+}
+
+impl Header {
+    /// `None` if it is none.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let &[b0, b1, b2, b3, b4, b5, b6] = bytes.first_chunk::<SHORT>()?;
+        // Twelve bits of ones, any version, layer 0.
+        if b0 != 0xff || b1 & 0xf6 != 0xf0 {
+            return None;
+        }
+        let size = if b1 & 1 == 1 { SHORT } else { LONG };
+        let object_type = (b2 >> 6) + 1;
+        let rate_index = b2 >> 2 & 0xf;
+        let channels = (b2 & 1) << 2 | b3 >> 6;
+        let config = [object_type << 3 | rate_index >> 1, rate_index << 7 | channels << 3];
+        let length = usize::from(b3 & 3) << 11 | usize::from(b4) << 3 | usize::from(b5 >> 5);
+        (rate_index < 13 && (size + 1..=MAX_FRAME).contains(&length)).then_some(())?;
+        Some(Self {
+            config: AacConfig::parse(&config)?,
+            length,
+            size,
+            blocks: u64::from(b6 & 3) + 1,
+        })
+    }
+}
+
+/// Whether it begins with a frame.
+pub(super) fn is_frame(bytes: &[u8]) -> bool {
+    Header::parse(bytes).is_some()
+}
+
+/// Packed audio: ADTS behind an ID3 tag that says when it begins.
+#[derive(Debug, Default)]
+pub(super) struct Packed {
+    adts: Adts,
+    clock: super::ts::Clock,
+}
+
+impl Packed {
+    pub(super) fn segment(&mut self, segment: &Bytes) -> Result<Vec<Sample>, ContainerError> {
+        let (start, rest) = id3(segment)?;
+        let at = start.map(|ticks| self.clock.time(ticks));
+        self.adts.reset();
+        let mut out = Vec::new();
+        self.adts.push(at, rest, &mut out);
+        if out.is_empty() && at.is_none() {
+            return Err(ContainerError::Broken(
+                "packed audio does not say when it begins".to_owned(),
+            ));
+        }
+        Ok(out)
+    }
+}
+
+/// Who owns the time in a private frame (RFC 8216 §3.4).
+const OWNER: &[u8] = b"com.apple.streaming.transportStreamTimestamp\0";
+
+/// The time in the tag, in units of 1/90000 s, and what follows the tag.
+fn id3(segment: &[u8]) -> Result<(Option<u64>, &[u8]), ContainerError> {
+    let broken = || ContainerError::Broken("its ID3 tag goes beyond its end".to_owned());
+    let mut rest = segment;
+    let mut start = None;
+    while rest.starts_with(b"ID3") {
+        // Four groups of seven bits (ID3v2.4 §3.1).
+        let size = rest.get(6..10).ok_or_else(broken)?;
+        let size = size.iter().fold(0, |size, byte| size << 7 | usize::from(byte & 0x7f));
+        let tag = rest.get(10..10 + size).ok_or_else(broken)?;
+        let owned = tag.windows(OWNER.len()).position(|window| window == OWNER);
+        let ticks = owned.and_then(|at| tag.get(at + OWNER.len()..)?.first_chunk::<8>());
+        start = start.or(ticks.map(|ticks| u64::from_be_bytes(*ticks) & super::ts::MASK));
+        rest = rest.get(10 + size..).ok_or_else(broken)?;
+    }
+    Ok((start, rest))
+}

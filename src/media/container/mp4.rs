@@ -1,0 +1,272 @@
+//! Fragmented MP4 (ISO/IEC 14496-12 §8.8), by the demultiplexer of `shiguredo_mp4`.
+
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use shiguredo_mp4::Decode as _;
+use shiguredo_mp4::boxes::{MoovBox, SampleEntry, TrakBox};
+use shiguredo_mp4::demux::{Fmp4SegmentDemuxer, Sample as Found};
+
+use super::{ContainerError, Content, Sample, time};
+use crate::media::aac::AacConfig;
+use crate::media::packetizer::length_prefixed;
+
+/// The fragments of one rendition.
+pub(super) struct Fragments {
+    demuxer: Fmp4SegmentDemuxer,
+    /// By track.
+    tracks: Vec<(u32, Entry)>,
+    /// Where the media of each track begins, from its edit list.
+    begins: Vec<(u32, Duration)>,
+}
+
+/// What a track holds, from its sample entry.
+#[derive(Clone, Debug)]
+enum Entry {
+    Video {
+        content: Content,
+        /// With start codes; to stand before key frames that have none.
+        parameter_sets: Bytes,
+    },
+    Audio(Content),
+    Other(String),
+    Encrypted,
+}
+
+impl Fragments {
+    /// From an initialization section, or a segment that begins with one.
+    pub(super) fn new(init: &Bytes) -> Result<Self, ContainerError> {
+        let (begin, _) = find(init, b"moov").ok_or(ContainerError::NoInit)?;
+        let (moov, _) = MoovBox::decode(init.get(begin..).unwrap_or_default())
+            .map_err(|error| ContainerError::Broken(error.to_string()))?;
+        let begins = moov
+            .trak_boxes
+            .iter()
+            .map(|track| (track.tkhd_box.track_id, begin_of(track)));
+        let mut demuxer = Fmp4SegmentDemuxer::new();
+        demuxer
+            .handle_init_segment(init)
+            .map_err(|error| ContainerError::Broken(error.to_string()))?;
+        Ok(Self {
+            demuxer,
+            tracks: Vec::new(),
+            begins: begins.collect(),
+        })
+    }
+
+    pub(super) fn segment(&mut self, segment: &Bytes) -> Result<Vec<Sample>, ContainerError> {
+        let mut samples = Vec::new();
+        let mut rest = segment.clone();
+        while let Some((begin, _)) = find(&rest, b"moof") {
+            let fragment = rest.slice(begin..);
+            let length = fragment_length(&fragment)
+                .ok_or_else(|| ContainerError::Broken("a fragment goes beyond the end of the segment".to_owned()))?;
+            self.fragment(&fragment.slice(..length), &mut samples)?;
+            rest = fragment.slice(length..);
+        }
+        if samples.is_empty() {
+            return Err(self.nothing());
+        }
+        // Fragments of several tracks follow each other; what is due first goes first.
+        samples.sort_by_key(|sample| sample.decode);
+        Ok(samples)
+    }
+
+    fn fragment(&mut self, fragment: &Bytes, out: &mut Vec<Sample>) -> Result<(), ContainerError> {
+        let found = self
+            .demuxer
+            .handle_media_segment(fragment)
+            .map_err(|error| ContainerError::Broken(error.to_string()))?;
+        for sample in found {
+            let id = sample.track.track_id;
+            if let Some(entry) = sample.sample_entry {
+                self.tracks.retain(|(known, _)| *known != id);
+                self.tracks.push((id, Entry::of(entry)));
+            }
+            let Some((_, entry)) = self.tracks.iter().find(|(known, _)| *known == id) else {
+                continue;
+            };
+            let begin = self
+                .begins
+                .iter()
+                .find(|(known, _)| *known == id)
+                .map(|(_, begin)| *begin);
+            out.extend(read(fragment, &sample, entry, begin.unwrap_or_default())?);
+        }
+        Ok(())
+    }
+
+    /// Why there is nothing to play.
+    fn nothing(&self) -> ContainerError {
+        if self.tracks.iter().any(|(_, entry)| matches!(entry, Entry::Encrypted)) {
+            return ContainerError::Encrypted;
+        }
+        let others: Vec<&str> = self
+            .tracks
+            .iter()
+            .filter_map(|(_, entry)| match entry {
+                Entry::Other(name) => Some(name.as_str()),
+                Entry::Video { .. } | Entry::Audio(_) | Entry::Encrypted => None,
+            })
+            .collect();
+        if others.is_empty() {
+            ContainerError::Empty
+        } else {
+            ContainerError::Unsupported(others.join(", "))
+        }
+    }
+}
+
+/// `None` for a track that is not taken.
+fn read(
+    fragment: &Bytes,
+    sample: &Found<'_>,
+    entry: &Entry,
+    begin: Duration,
+) -> Result<Option<Sample>, ContainerError> {
+    let broken = |problem: &str| ContainerError::Broken(problem.to_owned());
+    let first = usize::try_from(sample.data_offset).map_err(|_| broken("a sample lies nowhere"))?;
+    let end = first.checked_add(sample.data_size).filter(|end| *end <= fragment.len());
+    let end = end.ok_or_else(|| broken("a sample goes beyond its fragment"))?;
+    let bytes = fragment.slice(first..end);
+    let (content, bytes) = match entry {
+        Entry::Video {
+            content,
+            parameter_sets,
+        } => (*content, with_start_codes(*content, &bytes, parameter_sets)?),
+        Entry::Audio(content) => (*content, bytes),
+        Entry::Other(_) | Entry::Encrypted => return Ok(None),
+    };
+    let rate = sample.track.timescale.get();
+    let decode = (ORIGIN + time(sample.timestamp, rate)).saturating_sub(begin);
+    let offset = sample.composition_time_offset.unwrap_or_default();
+    let ahead = time(offset.unsigned_abs(), rate);
+    Ok(Some(Sample {
+        content,
+        decode,
+        present: if offset < 0 {
+            decode.saturating_sub(ahead)
+        } else {
+            decode + ahead
+        },
+        bytes,
+    }))
+}
+
+/// Added to all times: with what its edit list cuts off a track may begin before all time.
+const ORIGIN: Duration = Duration::from_secs(10);
+
+/// Where the media of a track begins that is shown from the beginning (ISO/IEC 14496-12 §8.6.6): pictures in another
+/// order than they are decoded in are shown later than they say.
+fn begin_of(track: &TrakBox) -> Duration {
+    let edits = track.edts_box.as_ref().and_then(|edits| edits.elst_box.as_ref());
+    let first = edits.and_then(|edits| edits.entries.iter().find(|edit| edit.media_time >= 0));
+    let rate = track.mdia_box.mdhd_box.timescale.get();
+    first
+        .map_or(Duration::ZERO, |edit| time(edit.media_time.unsigned_abs(), rate))
+        .min(ORIGIN)
+}
+
+const START_CODE: [u8; 4] = [0, 0, 0, 1];
+
+fn with_start_codes(content: Content, unit: &Bytes, parameter_sets: &Bytes) -> Result<Bytes, ContainerError> {
+    let nals = length_prefixed(unit).map_err(|error| ContainerError::Broken(error.to_string()))?;
+    let kind = |nal: &Bytes| nal.first().copied().unwrap_or_default();
+    let (is_set, is_key) = match content {
+        Content::H265 => (
+            nals.iter().any(|nal| kind(nal) >> 1 & 0x3f == 33),
+            nals.iter().any(|nal| (16..=21).contains(&(kind(nal) >> 1 & 0x3f))),
+        ),
+        _ => (
+            nals.iter().any(|nal| kind(nal) & 0x1f == 7),
+            nals.iter().any(|nal| kind(nal) & 0x1f == 5),
+        ),
+    };
+    let mut out = BytesMut::with_capacity(unit.len() + parameter_sets.len());
+    if is_key && !is_set {
+        out.put_slice(parameter_sets);
+    }
+    for nal in nals {
+        out.put_slice(&START_CODE);
+        out.put_slice(&nal);
+    }
+    Ok(out.freeze())
+}
+
+impl Entry {
+    fn of(entry: &SampleEntry) -> Self {
+        let sets = |sets: Vec<&Vec<u8>>| {
+            let mut out = BytesMut::new();
+            for set in sets {
+                out.put_slice(&START_CODE);
+                out.put_slice(set);
+            }
+            out.freeze()
+        };
+        let hevc = |arrays: &[shiguredo_mp4::boxes::HvccNalUintArray]| Self::Video {
+            content: Content::H265,
+            parameter_sets: sets(arrays.iter().flat_map(|array| &array.nalus).collect()),
+        };
+        match entry {
+            SampleEntry::Avc1(avc1) => Self::Video {
+                content: Content::H264,
+                parameter_sets: sets(avc1.avcc_box.sps_list.iter().chain(&avc1.avcc_box.pps_list).collect()),
+            },
+            SampleEntry::Hev1(hev1) => hevc(&hev1.hvcc_box.nalu_arrays),
+            SampleEntry::Hvc1(hvc1) => hevc(&hvc1.hvcc_box.nalu_arrays),
+            SampleEntry::Opus(_) => Self::Audio(Content::Opus),
+            SampleEntry::Mp4a(mp4a) => {
+                let specific = mp4a.esds_box.es.dec_config_descr.dec_specific_info.as_ref();
+                let config = specific.and_then(|specific| AacConfig::parse(&specific.payload));
+                config.map_or_else(
+                    || Self::Other("mp4a that is no AAC".to_owned()),
+                    |config| Self::Audio(Content::Aac(config)),
+                )
+            }
+            SampleEntry::Vp08(_) => Self::Other("VP8".to_owned()),
+            SampleEntry::Vp09(_) => Self::Other("VP9".to_owned()),
+            SampleEntry::Av01(_) => Self::Other("AV1".to_owned()),
+            SampleEntry::Flac(_) => Self::Other("FLAC".to_owned()),
+            SampleEntry::Unknown(unknown) => {
+                let name = unknown.box_type.as_bytes();
+                match name {
+                    b"encv" | b"enca" => Self::Encrypted,
+                    name => Self::Other(String::from_utf8_lossy(name).into_owned()),
+                }
+            }
+        }
+    }
+}
+
+/// Where the first box of a name begins and ends, among those at the top.
+fn find(bytes: &[u8], name: &[u8; 4]) -> Option<(usize, usize)> {
+    let mut begin = 0;
+    loop {
+        let (found, length) = header(bytes.get(begin..)?)?;
+        let end = begin.checked_add(length)?;
+        if found == *name {
+            return Some((begin, end));
+        }
+        begin = end;
+    }
+}
+
+/// Name and length of a box.
+fn header(bytes: &[u8]) -> Option<([u8; 4], usize)> {
+    let (size, rest) = bytes.split_first_chunk::<4>()?;
+    let (name, rest) = rest.split_first_chunk::<4>()?;
+    let length = match u32::from_be_bytes(*size) {
+        0 => bytes.len(),
+        1 => usize::try_from(u64::from_be_bytes(*rest.first_chunk::<8>()?)).ok()?,
+        size => usize::try_from(size).ok()?,
+    };
+    (length >= 8).then_some((*name, length))
+}
+
+/// A `moof` and the `mdat` behind it; what lies between them does not count.
+fn fragment_length(bytes: &[u8]) -> Option<usize> {
+    let (_, moof) = header(bytes)?;
+    let (name, mdat) = header(bytes.get(moof..)?)?;
+    let end = moof.checked_add(mdat)?;
+    (name == *b"mdat" && end <= bytes.len()).then_some(end)
+}

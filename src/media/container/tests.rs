@@ -1,0 +1,209 @@
+//! Containers as encoders write them, and as nobody should.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::*;
+
+/// Segments of a film of two seconds: 25 pictures a second with B-frames, and sound.
+fn film(options: &[&str]) -> Vec<(String, Bytes)> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let folder = std::env::temp_dir().join(format!("millstream-container-{}-{count}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let made = Command::new("ffmpeg")
+        .current_dir(&folder)
+        .args([
+            "-loglevel",
+            "error",
+            "-y",
+            "-f",
+            "lavfi",
+            "-i",
+            "testsrc=size=160x90:rate=25",
+        ])
+        .args(["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=44100", "-t", "2"])
+        .args([
+            "-c:v", "libx264", "-bf", "2", "-g", "25", "-pix_fmt", "yuv420p", "-c:a", "aac",
+        ])
+        .args(["-f", "hls", "-hls_time", "1", "-hls_playlist_type", "vod"])
+        .args(options)
+        .arg("list.m3u8")
+        .status();
+    assert!(made.expect("ffmpeg is installed").success());
+    let files = std::fs::read_dir(&folder).expect("the folder").map(|file| {
+        let path = file.expect("a file").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        (name, Bytes::from(std::fs::read(&path).expect("a file")))
+    });
+    let mut files: Vec<_> = files.filter(|(name, _)| !name.ends_with("m3u8")).collect();
+    files.sort();
+    let _ = std::fs::remove_dir_all(&folder);
+    files
+}
+
+fn of(samples: &[Sample], kind: Kind) -> Vec<&Sample> {
+    samples.iter().filter(|sample| sample.content.kind() == kind).collect()
+}
+
+fn check_film(samples: &[Sample]) {
+    let (video, audio) = (of(samples, Kind::Video), of(samples, Kind::Audio));
+    assert_eq!(video.len(), 50);
+    assert!((86..=90).contains(&audio.len()), "{}", audio.len());
+    assert!(
+        video
+            .iter()
+            .all(|sample| sample.content == Content::H264 && sample.bytes.starts_with(&[0, 0, 0, 1]))
+    );
+    let Content::Aac(config) = audio[0].content else {
+        panic!("{:?}", audio[0].content)
+    };
+    assert_eq!((config.rate, config.channels), (44_100, 1));
+    for pair in video.windows(2) {
+        let step = pair[1].decode.saturating_sub(pair[0].decode);
+        assert!(
+            step.abs_diff(Duration::from_millis(40)) < Duration::from_millis(1),
+            "{step:?}"
+        );
+    }
+    assert!(
+        video.windows(2).any(|pair| pair[1].present < pair[0].present),
+        "B-frames"
+    );
+    let mut shown: Vec<_> = video.iter().map(|sample| sample.present).collect();
+    shown.sort();
+    assert!(
+        shown
+            .windows(2)
+            .all(|pair| (pair[1] - pair[0]).abs_diff(Duration::from_millis(40)) < Duration::from_millis(1))
+    );
+    for pair in audio.windows(2) {
+        let step = pair[1].decode.saturating_sub(pair[0].decode);
+        assert!(
+            step.abs_diff(Duration::from_micros(23_220)) < Duration::from_millis(1),
+            "{step:?}"
+        );
+    }
+    // Sound and picture begin together.
+    assert!(audio[0].present.abs_diff(shown[0]) < Duration::from_millis(60));
+}
+
+#[test]
+fn a_transport_stream_is_taken_apart() {
+    let mut demuxer = Demuxer::default();
+    let mut samples = Vec::new();
+    for (_, segment) in film(&[]) {
+        samples.extend(demuxer.segment(&segment).expect("frames"));
+    }
+    check_film(&samples);
+}
+
+#[test]
+fn fragments_are_taken_apart_and_need_their_init() {
+    let files = film(&["-hls_segment_type", "fmp4"]);
+    let mut demuxer = Demuxer::default();
+    let (init, segments) = files.split_first().expect("files");
+    assert_eq!(init.0, "init.mp4");
+    assert_eq!(demuxer.segment(&segments[0].1).map(|_| ()), Err(ContainerError::NoInit));
+    demuxer.set_init(init.1.clone());
+    let mut samples = Vec::new();
+    for (_, segment) in segments {
+        samples.extend(demuxer.segment(segment).expect("frames"));
+    }
+    check_film(&samples);
+    // A decoder can begin with what a key frame holds.
+    let first = of(&samples, Kind::Video)[0];
+    let nals = crate::media::packetizer::annex_b(&first.bytes).expect("start codes");
+    let kinds: Vec<u8> = nals.iter().map(|nal| nal[0] & 0x1f).collect();
+    assert!(kinds.starts_with(&[7, 8]) && kinds.contains(&5), "{kinds:?}");
+}
+
+#[test]
+fn packed_audio_begins_when_its_tag_says() {
+    // A frame of silence in ADTS: AAC-LC, 48 kHz, stereo.
+    let frame = [
+        0xff, 0xf1, 0x4c, 0x80, 0x01, 0xbf, 0xfc, 0x21, 0x10, 0x04, 0x60, 0x8c, 0x1c,
+    ];
+    let mut tag = b"PRIV".to_vec();
+    tag.extend(53u32.to_be_bytes());
+    tag.extend([0, 0]);
+    tag.extend(b"com.apple.streaming.transportStreamTimestamp\0");
+    tag.extend(900_000u64.to_be_bytes());
+    let mut segment = b"ID3\x04\0\0\0\0\0".to_vec();
+    segment.push(u8::try_from(tag.len()).expect("short"));
+    segment.extend(tag);
+    segment.extend(frame.repeat(3));
+    let samples = Demuxer::default().segment(&segment.into()).expect("frames");
+    assert_eq!(samples.len(), 3);
+    let begin = ts::Clock::default().time(900_000);
+    assert_eq!(samples[0].decode, begin);
+    assert!((samples[2].decode - begin).abs_diff(Duration::from_micros(42_666)) < Duration::from_micros(2));
+    let Content::Aac(config) = samples[0].content else {
+        panic!()
+    };
+    assert_eq!((config.rate, config.channels, samples[0].bytes.len()), (48_000, 2, 6));
+}
+
+#[test]
+fn times_go_on_where_33_bits_begin_anew() {
+    let mut clock = ts::Clock::default();
+    let last = clock.time(ts::MASK - 45_000);
+    let next = clock.time(45_000 - 1);
+    assert_eq!(next - last, Duration::from_secs(1));
+    assert_eq!(next - clock.time(ts::MASK - 45_000), Duration::from_secs(1), "and back");
+}
+
+#[test]
+fn nothing_that_is_cut_or_changed_is_a_panic() {
+    let seed = 7_u64;
+    println!("seed {seed}");
+    let mut random = seed;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let mp4 = film(&["-hls_segment_type", "fmp4"]);
+    let ts = film(&[]);
+    let mut refused = 0;
+    for _ in 0..400 {
+        for file in [&mp4[0].1, &mp4[1].1, &ts[0].1] {
+            let mut bytes = file.to_vec();
+            for _ in 0..1 + next() % 8 {
+                let at = usize::try_from(next()).unwrap_or_default() % bytes.len();
+                // Where the structure is: the first bytes.
+                let at = if next() % 2 == 0 { at % 700 } else { at };
+                bytes[at] = u8::try_from(next() & 0xff).expect("a byte");
+            }
+            if next() % 4 == 0 {
+                let length = usize::try_from(next()).unwrap_or_default() % bytes.len();
+                bytes.truncate(length);
+            }
+            let mut demuxer = Demuxer::default();
+            demuxer.set_init(if std::ptr::eq(file, &mp4[0].1) {
+                bytes.clone().into()
+            } else {
+                mp4[0].1.clone()
+            });
+            let segment = if std::ptr::eq(file, &mp4[0].1) {
+                mp4[1].1.clone()
+            } else {
+                bytes.into()
+            };
+            refused += u32::from(demuxer.segment(&segment).is_err());
+        }
+    }
+    assert!(refused > 100, "{refused} of 1200 refused");
+}
+
+#[test]
+fn what_is_something_else_is_refused() {
+    for other in [&b""[..], b"WEBVTT\n", b"<html>", &[0; 400], b"\x47"] {
+        let refused = Demuxer::default().segment(&Bytes::copy_from_slice(other));
+        assert!(refused.is_err(), "{other:?}");
+    }
+}

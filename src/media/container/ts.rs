@@ -1,0 +1,257 @@
+//! MPEG transport streams (ISO/IEC 13818-1), by the parser of `mpeg2ts-reader`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mpeg2ts_reader::demultiplex::{
+    Demultiplex, DemuxContext, FilterChangeset, FilterRequest, NullPacketFilter, PatPacketFilter, PmtPacketFilter,
+};
+use mpeg2ts_reader::pes::{ElementaryStreamConsumer, PesContents, PesHeader, PesPacketFilter, PtsDts, Timestamp};
+use mpeg2ts_reader::psi::pat::PAT_PID;
+use mpeg2ts_reader::{StreamType, packet_filter_switch};
+
+use super::adts::Adts;
+use super::{ContainerError, Content, Sample, time};
+
+/// Bytes of a packet, and the byte that each begins with.
+pub(super) const PACKET: usize = 188;
+pub(super) const SYNC: u8 = 0x47;
+
+/// Times have 33 bits.
+pub(super) const MASK: u64 = (1 << 33) - 1;
+
+const RATE: u32 = 90_000;
+
+/// Longest access unit that is kept, in bytes.
+const MAX_UNIT: usize = 8 << 20;
+
+/// Times of 33 bits, continued beyond where they begin anew.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    last: Option<u64>,
+}
+
+impl Clock {
+    /// The time that is nearest to the last one.
+    pub(super) fn time(&mut self, ticks: u64) -> Duration {
+        let ticks = ticks & MASK;
+        let whole = match self.last {
+            // So that a time shortly before the first one is not before all time.
+            None => ticks + MASK + 1,
+            Some(last) => {
+                let ahead = ticks.wrapping_sub(last) & MASK;
+                if ahead <= MASK / 2 {
+                    last + ahead
+                } else {
+                    last.saturating_sub(MASK + 1 - ahead)
+                }
+            }
+        };
+        self.last = Some(whole);
+        time(whole, RATE)
+    }
+}
+
+/// The segments of one rendition.
+#[derive(Default)]
+pub(super) struct TransportStream {
+    clock: Clock,
+    adts: Adts,
+    tables: Bytes,
+}
+
+impl TransportStream {
+    /// Tables that stand before each segment.
+    pub(super) fn tables(&mut self, tables: &Bytes) {
+        self.tables = tables.clone();
+    }
+
+    pub(super) fn segment(&mut self, segment: &Bytes) -> Result<Vec<Sample>, ContainerError> {
+        let mut context = Context::default();
+        let mut demultiplexer = Demultiplex::new(&mut context);
+        demultiplexer.push(&mut context, &self.tables);
+        demultiplexer.push(&mut context, segment);
+        for track in [Track::H264, Track::H265, Track::Aac] {
+            context.end(track);
+        }
+        let mut samples = Vec::new();
+        for unit in std::mem::take(&mut context.units) {
+            self.take(unit, &mut samples);
+        }
+        if samples.is_empty() && !context.others.is_empty() {
+            return Err(ContainerError::Unsupported(context.others.join(", ")));
+        }
+        Ok(samples)
+    }
+
+    fn take(&mut self, unit: Unit, samples: &mut Vec<Sample>) {
+        // The time of decoding leads: it never goes back within a stream.
+        let decode = unit.decode.or(unit.present).map(|ticks| self.clock.time(ticks));
+        let content = match unit.track {
+            Track::Aac => {
+                if unit.after_gap {
+                    self.adts.reset();
+                }
+                return self.adts.push(decode, &unit.bytes, samples);
+            }
+            Track::H264 => Content::H264,
+            Track::H265 => Content::H265,
+        };
+        let Some(decode) = decode else { return };
+        let ahead = match (unit.present, unit.decode) {
+            (Some(present), Some(decode)) => present.wrapping_sub(decode) & MASK,
+            _ => 0,
+        };
+        // More than ten seconds is no order of pictures.
+        let ahead = if ahead > 10 * u64::from(RATE) { 0 } else { ahead };
+        samples.push(Sample {
+            content,
+            decode,
+            present: decode + time(ahead, RATE),
+            bytes: unit.bytes.into(),
+        });
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Track {
+    H264,
+    H265,
+    Aac,
+}
+
+/// What one PES packet holds.
+pub struct Unit {
+    track: Track,
+    present: Option<u64>,
+    decode: Option<u64>,
+    after_gap: bool,
+    bytes: Vec<u8>,
+}
+
+/// What comes out of one segment.
+#[derive(Default)]
+pub struct Context {
+    changeset: FilterChangeset<Filter>,
+    units: Vec<Unit>,
+    open: Vec<Unit>,
+    /// Tracks that were found: the first of each kind is taken.
+    found: Vec<Track>,
+    /// Types of streams that cannot be taken.
+    others: Vec<String>,
+}
+
+packet_filter_switch! {
+    Filter<Context> {
+        Pes: PesPacketFilter<Context, Consumer>,
+        Pat: PatPacketFilter<Context>,
+        Pmt: PmtPacketFilter<Context>,
+        Null: NullPacketFilter<Context>,
+    }
+}
+
+impl DemuxContext for Context {
+    type F = Filter;
+
+    fn filter_changeset(&mut self) -> &mut FilterChangeset<Filter> {
+        &mut self.changeset
+    }
+
+    fn construct(&mut self, request: FilterRequest<'_, '_>) -> Filter {
+        match request {
+            FilterRequest::ByPid(PAT_PID) => Filter::Pat(PatPacketFilter::default()),
+            FilterRequest::Pmt { pid, program_number } => Filter::Pmt(PmtPacketFilter::new(pid, program_number)),
+            FilterRequest::ByStream { stream_type, .. } => self.stream(stream_type),
+            FilterRequest::ByPid(_) | FilterRequest::Nit { .. } => Filter::Null(NullPacketFilter::default()),
+        }
+    }
+}
+
+impl Context {
+    fn stream(&mut self, stream_type: StreamType) -> Filter {
+        let track = match stream_type {
+            StreamType::H264 => Some(Track::H264),
+            StreamType::H265 => Some(Track::H265),
+            StreamType::ADTS => Some(Track::Aac),
+            _ => None,
+        };
+        let is_video = |track: &Track| *track != Track::Aac;
+        match track {
+            Some(track) if !self.found.iter().any(|found| is_video(found) == is_video(&track)) => {
+                self.found.push(track);
+                Filter::Pes(PesPacketFilter::new(Consumer {
+                    track,
+                    after_gap: false,
+                }))
+            }
+            Some(_) => Filter::Null(NullPacketFilter::default()),
+            None => {
+                // Metadata and the like are nothing to miss.
+                if stream_type.is_pes() && self.others.len() < 8 {
+                    self.others.push(format!("{stream_type:?}"));
+                }
+                Filter::Null(NullPacketFilter::default())
+            }
+        }
+    }
+
+    fn end(&mut self, track: Track) {
+        while let Some(at) = self.open.iter().position(|unit| unit.track == track) {
+            let unit = self.open.swap_remove(at);
+            if !unit.bytes.is_empty() {
+                self.units.push(unit);
+            }
+        }
+    }
+
+    fn append(&mut self, track: Track, bytes: &[u8]) {
+        if let Some(unit) = self.open.iter_mut().find(|unit| unit.track == track)
+            && unit.bytes.len() + bytes.len() <= MAX_UNIT
+        {
+            unit.bytes.extend_from_slice(bytes);
+        }
+    }
+}
+
+pub struct Consumer {
+    track: Track,
+    after_gap: bool,
+}
+
+impl ElementaryStreamConsumer<Context> for Consumer {
+    fn start_stream(&mut self, _: &mut Context) {}
+
+    fn begin_packet(&mut self, context: &mut Context, header: PesHeader<'_>) {
+        context.end(self.track);
+        let PesContents::Parsed(Some(parsed)) = header.contents() else {
+            return;
+        };
+        let ticks = |time: Result<Timestamp, _>| time.ok().map(Timestamp::value);
+        let (present, decode) = match parsed.pts_dts() {
+            Ok(PtsDts::PtsOnly(present)) => (ticks(present), None),
+            Ok(PtsDts::Both { pts, dts }) => (ticks(pts), ticks(dts)),
+            _ => (None, None),
+        };
+        context.open.push(Unit {
+            track: self.track,
+            present,
+            decode: decode.or(present),
+            after_gap: std::mem::take(&mut self.after_gap),
+            bytes: parsed.payload().to_vec(),
+        });
+    }
+
+    fn continue_packet(&mut self, context: &mut Context, data: &[u8]) {
+        context.append(self.track, data);
+    }
+
+    fn end_packet(&mut self, context: &mut Context) {
+        context.end(self.track);
+    }
+
+    fn continuity_error(&mut self, context: &mut Context) {
+        // A unit with a hole is none.
+        context.open.retain(|unit| unit.track != self.track);
+        self.after_gap = true;
+    }
+}
