@@ -20,7 +20,7 @@ use tracing::debug;
 
 use super::description::Limits;
 use super::packages;
-use super::wire::{self, Failure, Finding, FromWorker, Job, ToWorker, WireError, WireFrame};
+use super::wire::{self, DemuxJob, Failure, Finding, FromWorker, Job, Piece, ToWorker, WireError, WireFrame};
 
 /// A worker that runs.
 pub struct Process {
@@ -60,6 +60,17 @@ pub enum ProcessError {
     Failed(Failure),
     #[error("the source ended")]
     Ended,
+}
+
+/// Gives pieces of segments to a worker.
+#[derive(Clone, Debug)]
+pub struct Feeder(mpsc::Sender<ToWorker>);
+
+impl Feeder {
+    /// Waits until there is room for a piece; `false` when the worker is gone.
+    pub async fn give(&self, piece: Piece) -> bool {
+        self.0.send(ToWorker::Piece(piece)).await.is_ok()
+    }
 }
 
 /// A failure in words, with what to do about it.
@@ -112,6 +123,19 @@ impl Process {
     ///
     /// [`ProcessError::Start`].
     pub fn start(program: &Path, job: Job, limits: Limits) -> Result<Self, ProcessError> {
+        Self::begin(program, ToWorker::Run(job), limits)
+    }
+
+    /// Starts a worker that takes segments apart.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError::Start`].
+    pub fn start_demuxer(program: &Path, job: DemuxJob, limits: Limits) -> Result<Self, ProcessError> {
+        Self::begin(program, ToWorker::Demux(job), limits)
+    }
+
+    fn begin(program: &Path, first: ToWorker, limits: Limits) -> Result<Self, ProcessError> {
         let (mut command, ours) = prepare(program).map_err(ProcessError::Start)?;
         // Its libraries must not start programs, nor write what they know of the plugins.
         command.env("GST_REGISTRY_FORK", "no").env("GST_REGISTRY_UPDATE", "no");
@@ -123,7 +147,7 @@ impl Process {
         let (reader, writer) = ours.into_split();
         let (commands, queue) = mpsc::channel(QUEUE);
         // There is room: nothing else was said.
-        let _ = commands.try_send(ToWorker::Run(job));
+        let _ = commands.try_send(first);
         tokio::spawn(write(writer, queue));
         let now = Instant::now();
         Ok(Self {
@@ -148,6 +172,11 @@ impl Process {
     /// Gives it a frame; `false` if there is no room, and the frame is lost.
     pub fn give(&self, frame: WireFrame) -> bool {
         self.commands.try_send(ToWorker::Frame(frame)).is_ok()
+    }
+
+    /// Where pieces of segments go in.
+    pub fn feeder(&self) -> Feeder {
+        Feeder(self.commands.clone())
     }
 
     /// Asks its encoder for a key frame.

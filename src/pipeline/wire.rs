@@ -3,6 +3,8 @@
 //! ```text
 //! length (4 bytes, of what follows) | kind (1) | body
 //! frame:  track (1) | flags (1) | time in ns (8) | bytes
+//! piece:  rendition (1) | flags (1) | timeline (8) | bytes
+//! want:   rendition (1)
 //! others: JSON
 //! ```
 //!
@@ -86,9 +88,57 @@ pub struct WireFrame {
     pub bytes: Bytes,
 }
 
+/// What a worker is to take apart that needs no pipeline: segments of HLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DemuxJob {
+    /// Renditions that come apart from each other: picture, and sound of its own.
+    pub renditions: u8,
+    /// What comes is of now: its delay is kept small.
+    pub is_live: bool,
+    /// Bytes that it may use.
+    pub memory: u64,
+}
+
+/// A part of a segment of HLS.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Counted from 0, which leads.
+    pub rendition: u8,
+    pub role: PieceRole,
+    /// Times of one timeline count from one origin; each discontinuity begins another.
+    pub timeline: u64,
+    pub bytes: Bytes,
+}
+
+impl std::fmt::Debug for Piece {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Piece({:?}, {} bytes)", self.role, self.bytes.len())
+    }
+}
+
+/// What a piece is of its segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PieceRole {
+    /// An initialization section for the segments that follow, whole.
+    Init,
+    /// More follow.
+    Part,
+    /// The last one.
+    Last,
+    /// There will be no more segments.
+    End,
+}
+
+impl PieceRole {
+    const ALL: [Self; 4] = [Self::Init, Self::Part, Self::Last, Self::End];
+}
+
 /// To a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToWorker {
+    /// The first message of a worker that takes segments apart.
+    Demux(DemuxJob),
+    Piece(Piece),
     /// The first message of a worker that runs a pipeline.
     Run(Job),
     /// The first message of a worker that tells what cannot be run: name and job of each.
@@ -108,6 +158,8 @@ pub enum FromWorker {
     /// What the frames of a track are from here on.
     Media(Media),
     Frame(WireFrame),
+    /// It wants the next segment of a rendition.
+    Want(u8),
     /// A sign of life, several times a second.
     Alive,
     /// It cannot go on.
@@ -199,12 +251,15 @@ mod kind {
     pub const FRAME: u8 = 3;
     pub const KEY_FRAME: u8 = 4;
     pub const STOP: u8 = 5;
+    pub const DEMUX: u8 = 6;
+    pub const PIECE: u8 = 7;
     pub const READY: u8 = 16;
     pub const MEDIA: u8 = 17;
     pub const ALIVE: u8 = 18;
     pub const FAILED: u8 = 19;
     pub const ENDED: u8 = 20;
     pub const CHECKED: u8 = 21;
+    pub const WANT: u8 = 22;
 }
 
 /// Takes a whole message off the front; `None` while it is not complete.
@@ -274,10 +329,38 @@ impl WireFrame {
     }
 }
 
+impl Piece {
+    fn write(&self, out: &mut BytesMut) {
+        let role = PieceRole::ALL.iter().position(|role| *role == self.role);
+        let head = [
+            self.rendition,
+            role.and_then(|role| u8::try_from(role).ok()).unwrap_or_default(),
+        ];
+        write(kind::PIECE, &[&head, &self.timeline.to_be_bytes(), &self.bytes], out);
+    }
+
+    fn read(mut body: Bytes) -> Result<Self, WireError> {
+        let unreadable = WireError::Unreadable(kind::PIECE);
+        if body.len() < 10 {
+            return Err(unreadable);
+        }
+        let rendition = body.get_u8();
+        let role = *PieceRole::ALL.get(usize::from(body.get_u8())).ok_or(unreadable)?;
+        Ok(Self {
+            rendition,
+            role,
+            timeline: body.get_u64(),
+            bytes: body,
+        })
+    }
+}
+
 impl ToWorker {
     /// Appends the message.
     pub fn write(&self, out: &mut BytesMut) {
         match self {
+            Self::Demux(job) => write_json(kind::DEMUX, job, out),
+            Self::Piece(piece) => piece.write(out),
             Self::Run(job) => write_json(kind::RUN, job, out),
             Self::Check(jobs) => write_json(kind::CHECK, jobs, out),
             Self::Frame(frame) => frame.write(out),
@@ -297,6 +380,8 @@ impl ToWorker {
         };
         let message = match kind {
             kind::RUN => Self::Run(read_json(kind, &body)?),
+            kind::DEMUX => Self::Demux(read_json(kind, &body)?),
+            kind::PIECE => Self::Piece(Piece::read(body)?),
             kind::CHECK => Self::Check(read_json(kind, &body)?),
             kind::FRAME => Self::Frame(WireFrame::read(body)?),
             kind::KEY_FRAME => Self::KeyFrame,
@@ -314,6 +399,7 @@ impl FromWorker {
             Self::Ready(tracks) => write_json(kind::READY, tracks, out),
             Self::Media(media) => write_json(kind::MEDIA, media, out),
             Self::Frame(frame) => frame.write(out),
+            Self::Want(rendition) => write(kind::WANT, &[&[*rendition]], out),
             Self::Alive => write(kind::ALIVE, &[], out),
             Self::Failed(failure) => write_json(kind::FAILED, failure, out),
             Self::Ended => write(kind::ENDED, &[], out),
@@ -334,6 +420,7 @@ impl FromWorker {
             kind::READY => Self::Ready(read_json(kind, &body)?),
             kind::MEDIA => Self::Media(read_json(kind, &body)?),
             kind::FRAME => Self::Frame(WireFrame::read(body)?),
+            kind::WANT => Self::Want(*body.first().ok_or(WireError::Unreadable(kind))?),
             kind::ALIVE => Self::Alive,
             kind::FAILED => Self::Failed(read_json(kind, &body)?),
             kind::ENDED => Self::Ended,

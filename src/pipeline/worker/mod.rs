@@ -1,6 +1,6 @@
 //! The worker process: this binary, started by the gateway with a socket as its standard input.
 //!
-//! It reads one job, limits itself ([`sandbox`]), runs the pipeline (`pipeline`) and ends when the gateway says so or
+//! It reads one job, limits itself ([`sandbox`]), runs the pipeline (`pipeline`) or takes segments apart (`demux`), and ends when the gateway says so or
 //! is gone. Nothing here is trusted by the gateway.
 
 use std::io::{self, Read as _, Write as _};
@@ -16,8 +16,10 @@ use super::wire::{Failure, FromWorker, ToWorker};
 
 #[cfg(feature = "gstreamer")]
 mod check;
+mod demux;
 #[cfg(feature = "gstreamer")]
 mod pipeline;
+mod playout;
 pub mod sandbox;
 
 /// The worker's end of the socket. Writing waits for the gateway, which always reads: what is behind it drops.
@@ -101,6 +103,15 @@ pub fn run() -> io::Result<()> {
             pipeline::run(&job, &gateway, commands);
             #[cfg(not(feature = "gstreamer"))]
             gateway.tell(&FromWorker::Failed(Failure::NotBuilt));
+        }
+        Some(ToWorker::Demux(job)) => {
+            if let Err(error) = sandbox::enter(&demux::bounds(job)) {
+                gateway.tell(&FromWorker::Failed(Failure::Stream(format!(
+                    "cannot limit itself: {error}"
+                ))));
+                return Ok(());
+            }
+            demux::run(job, &gateway, commands);
         }
         _ => return Err(io::Error::other("a worker is started by a gateway, not by hand")),
     }

@@ -334,7 +334,7 @@ fn obey(mut commands: Commands, sinks: &[(Kind, AppSink)], video_in: Option<&App
                 }
             }
             ToWorker::Stop => return,
-            ToWorker::Run(_) | ToWorker::Check(_) => return,
+            ToWorker::Run(_) | ToWorker::Check(_) | ToWorker::Demux(_) | ToWorker::Piece(_) => return,
         }
     }
 }

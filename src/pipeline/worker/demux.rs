@@ -1,0 +1,116 @@
+//! Takes segments of HLS apart, and gives their frames at their time. The clock is here; all else is in [`super::playout`].
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use super::playout::{Playout, PlayoutError};
+use super::{Commands, Gateway};
+use crate::media::Kind;
+use crate::media::container::Content;
+use crate::pipeline::wire::{DemuxJob, Failure, FromWorker, Job, Media, Piece, ToWorker, WireFrame};
+
+/// What the process may use: memory, one processor, and nothing else.
+pub(super) fn bounds(job: DemuxJob) -> Job {
+    Job {
+        launch: String::new(),
+        properties: Vec::new(),
+        inputs: Vec::new(),
+        repeats: false,
+        network: false,
+        files: Vec::new(),
+        memory: job.memory,
+        processors: 1,
+    }
+}
+
+/// Between signs of life.
+const ALIVE: Duration = Duration::from_millis(200);
+
+/// Pieces that wait between the threads: a segment is asked for when there is room for it.
+const QUEUE: usize = 4;
+
+/// Runs until the gateway says stop, the source ends, or nothing can be played.
+pub(super) fn run(job: DemuxJob, gateway: &Gateway, commands: Commands) {
+    let (give, take) = sync_channel(QUEUE);
+    std::thread::spawn(move || read(commands, &give));
+    match play(job, gateway, &take) {
+        Ok(()) => gateway.tell(&FromWorker::Ended),
+        Err(error) => gateway.tell(&FromWorker::Failed(Failure::Stream(error.to_string()))),
+    };
+}
+
+/// Ends when the gateway is gone or says stop; the other thread sees it by the channel.
+fn read(mut commands: Commands, give: &SyncSender<Piece>) {
+    while let Some(ToWorker::Piece(piece)) = commands.receive() {
+        if give.send(piece).is_err() {
+            return;
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the clock of the worker")]
+fn play(job: DemuxJob, gateway: &Gateway, pieces: &Receiver<Piece>) -> Result<(), PlayoutError> {
+    let mut playout = Playout::new(job);
+    let mut told = Told::default();
+    let mut alive = Instant::now();
+    loop {
+        let now = Instant::now();
+        for rendition in playout.wants(now) {
+            gateway.tell(&FromWorker::Want(rendition));
+        }
+        if !told.ready && playout.next_due().is_some_and(|due| due <= now) {
+            told.ready = true;
+            gateway.tell(&FromWorker::Ready(playout.tracks()));
+        }
+        while let Some(due) = playout.poll(now) {
+            told.tell(gateway, due.content);
+            let frame = WireFrame {
+                kind: due.content.kind(),
+                time: u64::try_from(due.present.as_nanos()).unwrap_or(u64::MAX),
+                after_gap: false,
+                bytes: due.bytes,
+            };
+            gateway.tell(&FromWorker::Frame(frame));
+        }
+        if playout.is_over() {
+            return Ok(());
+        }
+        if now >= alive {
+            alive = now + ALIVE;
+            if !gateway.tell(&FromWorker::Alive) {
+                return Ok(());
+            }
+        }
+        let until = playout.next_due().map_or(alive, |due| due.min(alive));
+        match pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(piece) => playout.take(Instant::now(), piece)?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+    }
+}
+
+/// What the gateway knows of the tracks.
+#[derive(Default)]
+struct Told {
+    ready: bool,
+    video: Option<Content>,
+    audio: Option<Content>,
+}
+
+impl Told {
+    fn tell(&mut self, gateway: &Gateway, content: Content) {
+        let known = match content.kind() {
+            Kind::Video => &mut self.video,
+            Kind::Audio => &mut self.audio,
+        };
+        if known.replace(content) != Some(content) {
+            gateway.tell(&FromWorker::Media(match content {
+                Content::H264 => Media::H264,
+                Content::H265 => Media::H265,
+                Content::Opus => Media::Opus,
+                Content::Aac(config) => Media::Aac(config.bytes().to_vec()),
+            }));
+        }
+    }
+}

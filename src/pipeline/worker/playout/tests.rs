@@ -1,0 +1,162 @@
+//! From pieces to frames, in virtual time.
+
+use super::*;
+use crate::media::Kind;
+use crate::pipeline::wire::Tracks;
+
+/// Packed AAC: eight frames a segment, 48 kHz, which begins at `ticks` of 1/90000 s.
+fn segment(ticks: u64, frames: usize) -> Bytes {
+    let mut tag = b"PRIV".to_vec();
+    tag.extend(53u32.to_be_bytes());
+    tag.extend([0, 0]);
+    tag.extend(b"com.apple.streaming.transportStreamTimestamp\0");
+    tag.extend(ticks.to_be_bytes());
+    let mut bytes = b"ID3\x04\0\0\0\0\0".to_vec();
+    bytes.push(u8::try_from(tag.len()).expect("short"));
+    bytes.extend(tag);
+    let frame = [
+        0xff, 0xf1, 0x4c, 0x80, 0x01, 0xbf, 0xfc, 0x21, 0x10, 0x04, 0x60, 0x8c, 0x1c,
+    ];
+    bytes.extend(frame.repeat(frames));
+    bytes.into()
+}
+
+fn piece(role: PieceRole, timeline: u64, bytes: Bytes) -> Piece {
+    Piece {
+        rendition: 0,
+        role,
+        timeline,
+        bytes,
+    }
+}
+
+fn job(renditions: u8) -> DemuxJob {
+    DemuxJob {
+        renditions,
+        is_live: false,
+        memory: 64 << 20,
+    }
+}
+
+/// A second of frames: 48000 / 1024.
+const SECOND: usize = 47;
+
+fn frames(playout: &mut Playout, now: Instant) -> Vec<Duration> {
+    std::iter::from_fn(|| playout.poll(now))
+        .map(|due| due.present)
+        .collect()
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn frames_come_at_their_time_and_segments_are_asked_for_before_they_are_due() {
+    let t = Instant::now();
+    let mut playout = Playout::new(job(1));
+    assert_eq!(playout.wants(t), [0]);
+    assert!(playout.wants(t).is_empty(), "once");
+    let bytes = segment(90_000, 5 * SECOND);
+    let half = bytes.len() / 2;
+    playout
+        .take(t, piece(PieceRole::Part, 0, bytes.slice(..half)))
+        .expect("a part");
+    assert_eq!(playout.next_due(), None);
+    playout
+        .take(t, piece(PieceRole::Last, 0, bytes.slice(half..)))
+        .expect("a segment");
+    assert_eq!(
+        playout.tracks(),
+        Tracks {
+            video: false,
+            audio: true
+        }
+    );
+    assert!(playout.wants(t).is_empty(), "five seconds are there");
+    let first = frames(&mut playout, t);
+    assert_eq!(first.len(), 1);
+    let second = t + Duration::from_secs(1);
+    assert_eq!(frames(&mut playout, second).len(), SECOND - 1);
+    let late = t + Duration::from_millis(3_100);
+    frames(&mut playout, late);
+    assert_eq!(playout.wants(late), [0], "less than two seconds are left");
+    playout
+        .take(late, piece(PieceRole::End, 0, Bytes::new()))
+        .expect("the end");
+    assert!(!playout.is_over());
+    frames(&mut playout, t + Duration::from_secs(6));
+    assert!(playout.is_over());
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn times_are_one_line_over_a_discontinuity() {
+    let t = Instant::now();
+    let mut playout = Playout::new(job(1));
+    for (timeline, ticks) in [(0, 900_000), (1, 5), (2, 77_000_000)] {
+        let bytes = segment(ticks, SECOND);
+        playout
+            .take(t, piece(PieceRole::Last, timeline, bytes))
+            .expect("a segment");
+    }
+    let times = frames(&mut playout, t + Duration::from_secs(9));
+    assert_eq!(times.len(), 3 * SECOND);
+    for pair in times.windows(2) {
+        let step = pair[1] - pair[0];
+        assert!(
+            step.abs_diff(Duration::from_micros(21_333)) < Duration::from_micros(30),
+            "{step:?}"
+        );
+    }
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn sound_that_stands_apart_waits_for_the_picture_to_say_where_it_begins() {
+    let t = Instant::now();
+    let mut playout = Playout::new(job(2));
+    assert_eq!(playout.wants(t), [0, 1]);
+    let mut sound = piece(PieceRole::Last, 0, segment(90_000 + 900, SECOND));
+    sound.rendition = 1;
+    playout.take(t, sound).expect("a segment");
+    assert!(frames(&mut playout, t).is_empty());
+    playout
+        .take(t, piece(PieceRole::Last, 0, segment(90_000, SECOND)))
+        .expect("a segment");
+    let times = frames(&mut playout, t + Duration::from_secs(2));
+    assert_eq!(times.len(), 2 * SECOND);
+    assert_eq!(times[1] - times[0], Duration::from_millis(10));
+    assert_eq!(Content::Opus.kind(), Kind::Audio);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn a_broken_segment_is_a_gap_and_three_are_an_error() {
+    let t = Instant::now();
+    let mut playout = Playout::new(job(1));
+    let broken = || piece(PieceRole::Last, 0, Bytes::from_static(b"<html>not found</html>"));
+    for _ in 0..2 {
+        playout.take(t, broken()).expect("a gap");
+    }
+    playout
+        .take(t, piece(PieceRole::Last, 0, segment(0, 1)))
+        .expect("a segment");
+    for _ in 0..2 {
+        playout.take(t, broken()).expect("a gap");
+    }
+    assert_eq!(playout.take(t, broken()), Err(ContainerError::Unrecognised.into()));
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn a_segment_without_end_is_refused() {
+    let t = Instant::now();
+    let mut playout = Playout::new(job(1));
+    let part = Bytes::from(vec![0; 8 << 20]);
+    let mut taken = 0;
+    let refused = loop {
+        match playout.take(t, piece(PieceRole::Part, 0, part.clone())) {
+            Ok(()) => taken += part.len(),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((refused, taken), (PlayoutError::TooLong, MAX_SEGMENT));
+}
