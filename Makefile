@@ -68,6 +68,7 @@ source-faults: ## Cameras and workers that fail twenty times each, and a thousan
 	@scripts/setup.sh run test
 	CAMERA_ROUNDS=20 $(CARGO) test --locked --test rtsp faults -- --nocapture --test-threads 1
 	WORKER_ROUNDS=20 $(CARGO) test --locked --test pipeline faults_in -- --nocapture
+	ORIGIN_OUTAGE=60 $(CARGO) test --locked --test pipeline origins -- --nocapture
 	WORKER_CYCLES=1000 $(CARGO) test --locked --test pipeline workers_leave -- --nocapture
 
 clean: ## Remove everything that was built

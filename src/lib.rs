@@ -18,12 +18,12 @@
 //!
 //! | folder | holds |
 //! |---|---|
-//! | [`media`] | vocabulary: ids, codecs, the shared packet, RTP and RTCP formats, what bitstreams say, payloads of frames, clocks |
+//! | [`media`] | vocabulary: ids, codecs, the shared packet, RTP and RTCP formats, what bitstreams say, payloads of frames, containers, clocks |
 //! | [`sdp`] | a peer's offer, validated and typed, and our answer to it |
 //! | [`session`] | one peer without IO: ICE-lite, the guard, DTLS, SRTP, the outbox, feedback to publishers |
 //! | [`hub`] | streams by name, their tracks, the ring that all viewers share, mailboxes between shards |
-//! | [`pipeline`] | GStreamer in worker processes: descriptions, the wire, supervision; the worker itself |
-//! | [`sources`] | from a publisher's RTP, or the frames of a camera or pipeline, to the tracks of its stream |
+//! | [`pipeline`] | GStreamer, and segments of HLS, in worker processes: descriptions, the wire, supervision; the worker itself |
+//! | [`sources`] | from a publisher's RTP, or the frames of a camera, a pipeline or an origin of HLS, to the tracks of its stream |
 //! | [`outputs`] | from the tracks to each viewer's own line of packets, and to the parts and playlists of LL-HLS |
 //! | [`repair`] | what browsers cannot play, made playable by one worker for all viewers who need it |
 //! | [`shard`] | the threads: sockets, the turn, timers; [`shard::MediaPlane`] is the handle on all of it |
@@ -51,7 +51,7 @@
 //!
 //! 1. A session lives on one shard from offer to close; nothing in it is shared or locked.
 //! 2. In `media`, `hub`, `session`, `sdp`, `sources` and `outputs` time and randomness are arguments; `sources/rtsp`,
-//!    `sources/fetch` and two files of `outputs/hls` are shells and give them.
+//!    `sources/fetch`, the network's half of `sources/hls` and two files of `outputs/hls` are shells and give them.
 //! 3. A stream has one active source; a viewer sees one unbroken line of SSRC, sequence numbers and timestamps per
 //!    track, across joins, retransmissions, layer switches and source changes.
 //! 4. Video begins, and resumes after a loss of our own, at a key frame.
@@ -67,7 +67,9 @@
 //! # Glossary
 //!
 //! * **stream**: what has a name; it has at most one source and one track of each kind.
-//! * **source**: what feeds a stream: a publisher, a camera or a pipeline.
+//! * **source**: what feeds a stream: a publisher, a camera, a pipeline or an origin.
+//! * **origin**: a server of HLS that the gateway fetches a stream from; **rendition**: one series of its segments;
+//!   **timeline**: what lies between two discontinuities.
 //! * **pipeline**: a launch line of GStreamer in a file; **worker**: the process that runs one.
 //! * **repair**: making of a track what a viewer can play; the **repaired stream** beside a stream has the result.
 //! * **tap**: a reader of a stream that is no viewer.

@@ -22,7 +22,7 @@ const PLAIN: [&str; 2] = ["config", "telemetry"];
 const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("shard", "repair")];
 
 /// Foreign stacks and the folders that may name them.
-const FOREIGN: [(&str, &[&str]); 9] = [
+const FOREIGN: [(&str, &[&str]); 10] = [
     ("rtc_dtls", &["session"]),
     ("rtc_srtp", &["session"]),
     ("rtc_stun", &["session"]),
@@ -33,6 +33,7 @@ const FOREIGN: [(&str, &[&str]); 9] = [
     ("gstreamer", &["pipeline"]),
     ("seccompiler", &["pipeline"]),
     ("retina", &["sources"]),
+    ("mpeg2ts_reader", &["media"]),
 ];
 
 /// Folders in which time and randomness are arguments.
@@ -85,9 +86,12 @@ fn each_foreign_stack_is_named_in_few_places() {
 }
 
 /// Clients of other servers: they wait for sockets and read the clock, and hand on what they read with its time.
-const SHELLS: [&str; 4] = [
+const SHELLS: [&str; 7] = [
     "sources/rtsp",
     "sources/fetch",
+    "sources/hls/mod.rs",
+    "sources/hls/fetcher.rs",
+    "sources/hls/http.rs",
     "outputs/hls/service.rs",
     "outputs/hls/packaging.rs",
 ];

@@ -3,13 +3,16 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use toml::{Table, Value};
+use url::Url;
 
 use super::{ConfigError, Pipelines};
 use crate::hub::name::StreamName;
 use crate::sources::fetch::address::Allowed;
 use crate::sources::fetch::pipeline::Order;
 use crate::sources::fetch::{Fetched, How};
+use crate::sources::hls::{Choice, Origin};
 use crate::sources::rtsp::{Camera, Password, Transport, policies};
 
 /// Keys of a stream whatever its source.
@@ -24,8 +27,16 @@ const CAMERA: [&str; 7] = [
     "password_env",
     "quirks",
 ];
+/// Keys of a stream by HLS.
+const HLS: [&str; 5] = ["hls", "max_height", "max_bandwidth", "repeat", "headers"];
 /// Keys of a stream from a pipeline.
 const PIPELINE: [&str; 2] = ["pipeline", "params"];
+
+/// Keys that say where a stream comes from: one of them.
+const SOURCES: [&str; 3] = ["rtsp", "hls", "pipeline"];
+
+/// Lines of HTTP that a source may want.
+const MAX_HEADERS: usize = 16;
 
 /// Most streams that may be configured: each holds a connection.
 const MAX_STREAMS: usize = 1_000;
@@ -109,16 +120,26 @@ impl<'a> Reader<'a> {
     }
 
     fn fetched(&self, means: &Means<'_>) -> Result<Fetched, ConfigError> {
-        let how = match (self.text("rtsp")?, self.text("pipeline")?) {
-            (Some(url), None) => How::Camera(Box::new(self.camera(url, means)?)),
-            (None, Some(name)) => How::Pipeline(Box::new(self.pipeline(name, means)?)),
-            (Some(_), Some(_)) => return Err(self.refused("rtsp", "and `pipeline` exclude each other")),
-            (None, None) => {
-                // A misspelt key is the likely reason.
-                let all: Vec<&str> = CAMERA.iter().chain(&PIPELINE).copied().collect();
-                self.check_keys(&all)?;
-                return Err(self.refused("rtsp", "or `pipeline` is missing: where the stream comes from"));
-            }
+        let given = SOURCES.map(|key| self.table.contains_key(key));
+        if let [first, second, ..] = SOURCES
+            .iter()
+            .zip(given)
+            .filter_map(|(key, given)| given.then_some(*key))
+            .collect::<Vec<_>>()[..]
+        {
+            return Err(self.refused(first, format!("and `{second}` exclude each other")));
+        }
+        let how = if let Some(url) = self.text("rtsp")? {
+            How::Camera(Box::new(self.camera(url, means)?))
+        } else if let Some(name) = self.text("pipeline")? {
+            How::Pipeline(Box::new(self.pipeline(name, means)?))
+        } else if let Some(address) = self.text("hls")? {
+            How::Hls(Box::new(self.hls(address, means)?))
+        } else {
+            // A misspelt key is the likely reason.
+            let all: Vec<&str> = CAMERA.iter().chain(&PIPELINE).chain(&HLS).copied().collect();
+            self.check_keys(&all)?;
+            return Err(self.refused("rtsp", "or `hls` or `pipeline` is missing: where the stream comes from"));
         };
         let on_demand = match self.table.get("on_demand") {
             None | Some(Value::Boolean(false)) => None,
@@ -203,6 +224,67 @@ impl<'a> Reader<'a> {
                 None => Err(self.refused(key, "names a variable that is not set")),
             },
         }
+    }
+
+    fn hls(&self, address: &str, means: &Means<'_>) -> Result<Origin, ConfigError> {
+        self.check_keys(&HLS)?;
+        let example = "has to be an address such as \"https://example.org/live/index.m3u8\"";
+        let address = Url::parse(address).map_err(|_| self.refused("hls", example))?;
+        if !matches!(address.scheme(), "http" | "https") || address.host_str().is_none() {
+            return Err(self.refused("hls", example));
+        }
+        if !address.username().is_empty() || address.password().is_some() {
+            return Err(self.refused("hls", "must not hold a password: give it in `headers`"));
+        }
+        let repeats = match self.table.get("repeat") {
+            None => true,
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.refused("repeat", "has to be true or false"))?,
+        };
+        Ok(Origin {
+            address,
+            headers: self.headers()?,
+            choice: Choice {
+                max_height: self
+                    .number("max_height", 16, 8_640)?
+                    .and_then(|height| u32::try_from(height).ok()),
+                max_bandwidth: self.number("max_bandwidth", 1_000, 1_000_000_000)?,
+            },
+            repeats,
+            allowed: means.allowed.clone(),
+            program: means.pipelines.program.clone(),
+        })
+    }
+
+    fn number(&self, key: &str, least: u64, most: u64) -> Result<Option<u64>, ConfigError> {
+        let Some(value) = self.table.get(key) else {
+            return Ok(None);
+        };
+        let number = value.as_integer().and_then(|number| u64::try_from(number).ok());
+        match number.filter(|number| (least..=most).contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.refused(key, format!("has to be {least} to {most}"))),
+        }
+    }
+
+    /// Lines that the origin wants with each request; their values are secrets.
+    fn headers(&self) -> Result<HeaderMap, ConfigError> {
+        let mut headers = HeaderMap::new();
+        let Some(value) = self.table.get("headers") else {
+            return Ok(headers);
+        };
+        let table = value.as_table().filter(|table| table.len() <= MAX_HEADERS);
+        let table = table.ok_or_else(|| self.refused("headers", "has to be a table of at most 16 lines"))?;
+        for (name, value) in table {
+            let place = format!("headers.{name}");
+            let refused = || self.refused(&place, "is no line of HTTP: name and text");
+            let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| refused())?;
+            let mut value = HeaderValue::from_str(value.as_str().ok_or_else(refused)?).map_err(|_| refused())?;
+            value.set_sensitive(true);
+            headers.insert(header, value);
+        }
+        Ok(headers)
     }
 
     fn pipeline(&self, name: &str, means: &Means<'_>) -> Result<Order, ConfigError> {

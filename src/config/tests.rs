@@ -108,3 +108,42 @@ fn the_readme_lists_every_key() {
         assert!(readme.contains(&format!("| `{}` |", key.name)), "{}", key.name);
     }
 }
+
+#[test]
+fn a_stream_by_hls_takes_its_keys_and_no_others() {
+    let stream = |keys: &str| parse(&format!("[streams.\"far\"]\n{keys}"), &[]);
+    let config = stream(
+        "hls = \"https://example.org/a.m3u8?token=s3cret\"\nmax_height = 720\nrepeat = false\n\
+         headers = { Referer = \"https://example.org/\" }\non_demand = true",
+    )
+    .expect("valid");
+    let crate::sources::fetch::How::Hls(origin) = &config.streams[0].how else {
+        panic!("{:?}", config.streams[0].how)
+    };
+    assert_eq!(
+        (origin.choice.max_height, origin.choice.max_bandwidth, origin.repeats),
+        (Some(720), None, false)
+    );
+    assert_eq!(origin.headers["referer"], "https://example.org/");
+    assert!(!format!("{config:?}").contains("s3cret"), "it may be logged");
+    for (keys, wanted) in [
+        ("hls = \"file:///etc/passwd\"", "has to be an address such as"),
+        ("hls = \"example.org/a.m3u8\"", "has to be an address such as"),
+        ("hls = \"https://a:s3cret@example.org/\"", "in `headers`"),
+        ("hls = \"https://a/\"\nmax_height = 0", "has to be 16 to 8640"),
+        ("hls = \"https://a/\"\nrepeat = 1", "has to be true or false"),
+        (
+            "hls = \"https://a/\"\nheaders = { \"a b\" = \"s3cret\" }",
+            "is no line of HTTP",
+        ),
+        (
+            "hls = \"https://a/\"\nheaders = { a = \"s3cret\\n\" }",
+            "is no line of HTTP",
+        ),
+        ("hls = \"https://a/\"\nusername = \"a\"", "is unknown; known are: hls,"),
+        ("hls = \"https://a/\"\nrtsp = \"rtsp://a/\"", "exclude each other"),
+    ] {
+        let error = stream(keys).expect_err(keys).to_string();
+        assert!(error.contains(wanted) && !error.contains("s3cret"), "{keys}: {error}");
+    }
+}

@@ -2,6 +2,7 @@
 pub mod encoding;
 pub mod feed;
 pub mod fetch;
+pub mod hls;
 mod incoming;
 pub mod rtsp;
 pub mod whip;

@@ -13,6 +13,7 @@ use millstream::{Gateway, hub};
 mod cycles;
 mod faults;
 mod hostile;
+mod origins;
 mod repairs;
 mod sandbox;
 mod shipped;
@@ -77,8 +78,10 @@ fn config(text: &str) -> Result<Config, String> {
     let mut config = parsed.map_err(|error| error.to_string())?;
     config.pipelines.program = program();
     for fetched in &mut config.streams {
-        if let How::Pipeline(order) = &mut fetched.how {
-            order.program = program();
+        match &mut fetched.how {
+            How::Pipeline(order) => order.program = program(),
+            How::Hls(origin) => origin.program = program(),
+            How::Camera(_) => {}
         }
     }
     Ok(config)

@@ -22,6 +22,19 @@ pub enum AddressError {
     Unresolved(String),
     #[error("{0} is in none of the networks of `sources.allow`")]
     Forbidden(IpAddr),
+    #[error("{0} is no public address, and an origin led to it: list its network in `sources.allow` if it may")]
+    NotPublic(IpAddr),
+    #[error("{0} is no address of a server")]
+    NoServer(IpAddr),
+}
+
+/// On whose word a server is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// It stands in the configuration.
+    Operator,
+    /// A server that was connected to named it: it must not lead into networks that only we can reach.
+    Origin,
 }
 
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
@@ -35,6 +48,28 @@ impl Allowed {
     fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.is_empty() || self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whether an address may be connected to.
+    ///
+    /// # Errors
+    ///
+    /// An [`AddressError`].
+    pub fn permit(&self, address: IpAddr, word: Word) -> Result<(), AddressError> {
+        let address = address.to_canonical();
+        if !self.0.is_empty() {
+            return if self.allows(address) {
+                Ok(())
+            } else {
+                Err(AddressError::Forbidden(address))
+            };
+        }
+        match word {
+            // Clouds hand out credentials at link-local addresses; no stream is there.
+            Word::Operator if is_no_server(address) => Err(AddressError::NoServer(address)),
+            Word::Origin if is_no_server(address) || !is_public(address) => Err(AddressError::NotPublic(address)),
+            Word::Operator | Word::Origin => Ok(()),
+        }
     }
 
     /// Resolves a host and checks all of its addresses.
@@ -62,6 +97,43 @@ impl Allowed {
     }
 }
 
+fn is_no_server(address: IpAddr) -> bool {
+    let is_link_local = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    address.is_unspecified() || address.is_multicast() || is_link_local
+}
+
+/// Whether an address is one of the public internet (the IANA registries of special-purpose addresses).
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, _] = address.octets();
+            let is_special = matches!(
+                (a, b, c),
+                (0 | 10 | 127, ..)
+                    | (100, 64..=127, _)
+                    | (169, 254, _)
+                    | (172, 16..=31, _)
+                    | (192, 0, 0 | 2)
+                    | (192, 168, _)
+                    | (198, 18..=19, _)
+                    | (198, 51, 100)
+                    | (203, 0, 113)
+                    | (224..=255, ..)
+            );
+            !is_special
+        }
+        IpAddr::V6(address) => {
+            let [a, b, ..] = address.segments();
+            // Global unicast, without Teredo, 6to4 and documentation, which hold other addresses or none.
+            let is_special = a == 0x2002 || (a == 0x2001 && (b == 0 || b == 0xdb8));
+            (0x2000..=0x3fff).contains(&a) && !is_special
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +157,58 @@ mod tests {
             Err(AddressError::Forbidden(_))
         ));
         assert_eq!(Allowed::default().check(&localhost).await, Ok(()));
+    }
+
+    #[test]
+    fn an_origin_leads_to_public_addresses_only() {
+        let permit = |address: &str, word| Allowed::default().permit(address.parse().expect("an address"), word);
+        for public in ["93.184.216.34", "172.32.0.1", "2606:4700::1", "::ffff:93.184.216.34"] {
+            assert_eq!(permit(public, Word::Origin), Ok(()), "{public}");
+        }
+        for private in [
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "0.0.0.0",
+            "198.18.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::1",
+            "::",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "2001:db8::1",
+        ] {
+            assert!(
+                matches!(permit(private, Word::Origin), Err(AddressError::NotPublic(_))),
+                "{private}"
+            );
+        }
+        for own in ["127.0.0.1", "192.168.1.1", "fd00::1"] {
+            assert_eq!(permit(own, Word::Operator), Ok(()), "{own}");
+        }
+        for none in ["169.254.169.254", "0.0.0.0", "fe80::1", "::ffff:169.254.169.254"] {
+            assert!(
+                matches!(permit(none, Word::Operator), Err(AddressError::NoServer(_))),
+                "{none}"
+            );
+        }
+        let listed = Allowed::new(vec!["10.0.0.0/8".parse().expect("a network")]);
+        for word in [Word::Operator, Word::Origin] {
+            assert_eq!(listed.permit("10.1.1.1".parse().expect("an address"), word), Ok(()));
+            assert!(
+                listed
+                    .permit("93.184.216.34".parse().expect("an address"), word)
+                    .is_err()
+            );
+        }
     }
 }

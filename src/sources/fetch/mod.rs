@@ -16,6 +16,7 @@ use self::backoff::Backoff;
 use self::directory::Entry;
 use self::status::State;
 use super::feed::{FanOut, Feed};
+use super::hls::{self, HlsError, Origin};
 use super::rtsp::{self, Camera, CameraError};
 use crate::hub::name::StreamName;
 use crate::hub::stream::SessionId;
@@ -44,13 +45,14 @@ pub struct Fetched {
 pub enum How {
     Camera(Box<Camera>),
     Pipeline(Box<Order>),
+    Hls(Box<Origin>),
 }
 
 impl How {
     /// Name of the pipeline, if it is one.
     pub fn pipeline(&self) -> Option<&str> {
         match self {
-            Self::Camera(_) => None,
+            Self::Camera(_) | Self::Hls(_) => None,
             Self::Pipeline(order) => Some(&order.name),
         }
     }
@@ -60,6 +62,7 @@ impl How {
         match self {
             Self::Camera(_) => "rtsp",
             Self::Pipeline(_) => "pipeline",
+            Self::Hls(_) => "hls",
         }
     }
 }
@@ -71,6 +74,8 @@ pub enum FetchError {
     Camera(#[from] CameraError),
     #[error(transparent)]
     Worker(#[from] ProcessError),
+    #[error(transparent)]
+    Hls(#[from] HlsError),
     #[error(transparent)]
     Address(#[from] AddressError),
     #[error("another source has the stream")]
@@ -128,7 +133,9 @@ fn wait_after(error: &FetchError, backoff: &mut Backoff, random: u32) -> Duratio
     match error {
         FetchError::Displaced => LOOK,
         FetchError::Camera(CameraError::Credentials) => backoff.after_refused_credentials(random),
-        FetchError::Camera(_) | FetchError::Worker(_) | FetchError::Address(_) => backoff.after_failure(random),
+        FetchError::Camera(_) | FetchError::Worker(_) | FetchError::Hls(_) | FetchError::Address(_) => {
+            backoff.after_failure(random)
+        }
     }
 }
 
@@ -137,7 +144,7 @@ async fn wait_for(fetched: &Fetched, wait: Duration) {
     let other_password = async {
         match &fetched.how {
             How::Camera(camera) => camera.until_other_password(LOOK).await,
-            How::Pipeline(_) => std::future::pending().await,
+            How::Pipeline(_) | How::Hls(_) => std::future::pending().await,
         }
     };
     let _ = timeout(wait, other_password).await;
@@ -174,6 +181,7 @@ async fn play<P: FanOut>(
     };
     match &fetched.how {
         How::Camera(camera) => rtsp::play(camera, &fetched.stream, plane, &mut live).await,
+        How::Hls(origin) => hls::play(origin, &fetched.stream, plane, &mut live).await,
         How::Pipeline(order) => pipeline::play(order, &fetched.stream, plane, &mut live).await,
     }
 }

@@ -73,60 +73,102 @@ pub async fn play<P: FanOut>(
     let Some(process) = &mut running.0 else {
         return FetchError::Displaced;
     };
-    let mut tracks = Gathering::default();
-    let mut attached: Option<Attached<'_, P>> = None;
-    let mut playing = false;
-    let mut origin = Origin::default();
+    let mut relay = Relay::new(stream, plane);
     loop {
         let message = match process.next().await {
             Ok(message) => message,
             Err(error) => return error.into(),
         };
+        if let Err(error) = relay.take(message, process, live) {
+            return error;
+        }
+    }
+}
+
+/// From the messages of a worker to the feed of a stream.
+pub struct Relay<'a, P: FanOut> {
+    stream: &'a StreamName,
+    plane: &'a P,
+    tracks: Gathering,
+    attached: Option<Attached<'a, P>>,
+    playing: bool,
+    origin: Origin,
+}
+
+impl<'a, P: FanOut> Relay<'a, P> {
+    /// Begins with nothing known of the tracks.
+    pub fn new(stream: &'a StreamName, plane: &'a P) -> Self {
+        Self {
+            stream,
+            plane,
+            tracks: Gathering::default(),
+            attached: None,
+            playing: false,
+            origin: Origin::default(),
+        }
+    }
+
+    /// Takes what a worker says; `live` is called when the stream gets frames.
+    ///
+    /// # Errors
+    ///
+    /// A [`FetchError`]: the stream has another source, or the frames are none that can be sent.
+    pub fn take(
+        &mut self,
+        message: FromWorker,
+        process: &Process,
+        live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
+    ) -> Result<(), FetchError> {
         let now = tokio::time::Instant::now().into_std();
         match message {
-            FromWorker::Ready(expected) => tracks.expected = Some(expected),
+            FromWorker::Ready(expected) => self.tracks.expected = Some(expected),
             FromWorker::Media(media) => {
-                tracks.media.retain(|known| known.kind() != media.kind());
-                tracks.media.push(media);
+                self.tracks.media.retain(|known| known.kind() != media.kind());
+                self.tracks.media.push(media);
                 // Another set of tracks is another source on the same line.
-                attached = None;
+                self.attached = None;
             }
-            FromWorker::Frame(frame) => tracks.hold(now, frame),
-            FromWorker::Alive | FromWorker::Failed(_) | FromWorker::Ended | FromWorker::Checked(_) => {}
+            FromWorker::Frame(frame) => self.tracks.hold(now, frame),
+            FromWorker::Want(_)
+            | FromWorker::Alive
+            | FromWorker::Failed(_)
+            | FromWorker::Ended
+            | FromWorker::Checked(_) => {}
         }
-        if !tracks.are_complete(now) {
-            continue;
+        if !self.tracks.are_complete(now) {
+            return Ok(());
         }
-        let attached = match &mut attached {
+        let attached = match &mut self.attached {
             Some(attached) => attached,
             None => {
-                let announced: Vec<Announced> = tracks.media.iter().filter_map(announced).collect();
-                let Ok(feed) = Feed::new(stream.clone(), random_id(), &announced) else {
+                let announced: Vec<Announced> = self.tracks.media.iter().filter_map(announced).collect();
+                let Ok(feed) = Feed::new(self.stream.clone(), random_id(), &announced) else {
                     let failure = Failure::Stream("its frames are none that can be sent".to_owned());
-                    return ProcessError::Failed(failure).into();
+                    return Err(ProcessError::Failed(failure).into());
                 };
-                attached.insert(Attached { feed, plane })
+                let plane = self.plane;
+                self.attached.insert(Attached { feed, plane })
             }
         };
-        for (arrived, frame) in tracks.held.drain(..) {
-            take(&mut attached.feed, arrived, &frame, &tracks.media);
-            if let Some(captured) = origin.note(arrived, &frame) {
-                attached
-                    .feed
-                    .note_captured(frame.kind, rtp_time(&frame, &tracks.media), captured);
+        for (arrived, frame) in self.tracks.held.drain(..) {
+            take(&mut attached.feed, arrived, &frame, &self.tracks.media);
+            if let Some(captured) = self.origin.note(arrived, &frame) {
+                let time = rtp_time(&frame, &self.tracks.media);
+                attached.feed.note_captured(frame.kind, time, captured);
             }
         }
-        tracks.held_bytes = 0;
-        if !plane.feed(&mut attached.feed) {
-            return FetchError::Displaced;
+        self.tracks.held_bytes = 0;
+        if !self.plane.feed(&mut attached.feed) {
+            return Err(FetchError::Displaced);
         }
         if attached.feed.take_key_frame_wish() {
             process.want_key_frame();
         }
-        if !playing && attached.feed.is_attached() {
-            playing = true;
-            live(&tracks.media.iter().map(label).collect::<Vec<_>>());
+        if !self.playing && attached.feed.is_attached() {
+            self.playing = true;
+            live(&self.tracks.media.iter().map(label).collect::<Vec<_>>());
         }
+        Ok(())
     }
 }
 

@@ -1,0 +1,294 @@
+//! Which segment comes next. Without IO and clock: a playlist goes in, what to do comes out.
+
+use std::time::Duration;
+
+use super::playlist::{Media, Segment};
+
+/// Where one rendition of a source is.
+#[derive(Debug, Default)]
+pub struct Cursor {
+    /// Number of the segment that comes next; `None` before the first.
+    next: Option<u64>,
+    /// A recorded source begins again at its end.
+    repeats: bool,
+    /// Counts beginnings: each is on a timeline of its own.
+    generation: u32,
+    /// Counts discontinuities within it.
+    timeline: u32,
+    /// As the playlist counts them, at the last segment.
+    discontinuities: Option<u64>,
+    /// Loads in a row that brought nothing new.
+    stale: u32,
+    /// Loads in a row whose playlist ended before where we are.
+    behind: u32,
+    /// It has been live: what ends then is over.
+    was_live: bool,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Fetch this segment, which is of this timeline.
+    Fetch(Box<Segment>, u64),
+    /// Load the playlist again, so long after it was loaded.
+    Reload(Duration),
+    /// There is no more.
+    Ended,
+}
+
+/// An origin behind several servers may show an older list once, and an origin that was restarted shows it for good.
+const MAX_BEHIND: u32 = 2;
+
+/// A playlist is not loaded more often than this.
+const LEAST_WAIT: Duration = Duration::from_millis(300);
+
+impl Cursor {
+    /// Begins near the live edge, or at the beginning of what is recorded.
+    pub fn new(repeats: bool) -> Self {
+        Self {
+            repeats,
+            ..Self::default()
+        }
+    }
+
+    /// The number that is waited for.
+    pub fn awaited(&self) -> Option<u64> {
+        self.next
+    }
+
+    /// A playlist was loaded.
+    pub fn loaded(&mut self, playlist: &Media) {
+        let has_news = self.next.is_none_or(|next| playlist.next > next);
+        self.stale = if has_news { 0 } else { self.stale.saturating_add(1) };
+        if self.next.is_some_and(|next| playlist.next < next) {
+            self.behind += 1;
+        } else {
+            self.behind = 0;
+        }
+        if self.behind >= MAX_BEHIND {
+            self.begin_again();
+        }
+    }
+
+    /// What to do with the playlist that was loaded last.
+    pub fn step(&mut self, playlist: &Media) -> Step {
+        let (Some(first), Some(last)) = (playlist.segments.first(), playlist.segments.last()) else {
+            return if playlist.has_ended {
+                Step::Ended
+            } else {
+                Step::Reload(wait(playlist.target_duration / 2))
+            };
+        };
+        self.was_live |= !playlist.has_ended;
+        let next = match self.next {
+            Some(next) if next >= first.number => next,
+            // It fell out of the list: what is missing is a gap.
+            Some(_) => self.edge(playlist),
+            // A list that slid and has ended was live; what is left of it is not worth showing.
+            None if playlist.has_ended && !playlist.is_recorded && first.number > 0 => return Step::Ended,
+            None => self.edge(playlist),
+        };
+        let index = usize::try_from(next.saturating_sub(first.number)).unwrap_or(usize::MAX);
+        if let Some(segment) = playlist.segments.get(index) {
+            self.next = Some(next.saturating_add(1));
+            let timeline = self.timeline_of(segment);
+            return Step::Fetch(Box::new(segment.clone()), timeline);
+        }
+        if playlist.has_ended {
+            if self.repeats && !self.was_live {
+                self.begin_again();
+                return self.step(playlist);
+            }
+            return Step::Ended;
+        }
+        Step::Reload(if self.stale == 0 {
+            wait(last.duration)
+        } else {
+            wait(playlist.target_duration / 2)
+        })
+    }
+
+    /// Where to begin.
+    fn edge(&self, playlist: &Media) -> u64 {
+        let segment = if playlist.has_ended {
+            playlist.segments.first()
+        } else {
+            playlist.segments.iter().rev().find(|segment| !segment.is_gap)
+        };
+        segment.map_or(playlist.next, |segment| segment.number)
+    }
+
+    fn begin_again(&mut self) {
+        let generation = self.generation.wrapping_add(1);
+        *self = Self {
+            generation,
+            was_live: self.was_live,
+            ..Self::new(self.repeats)
+        };
+    }
+
+    /// Timelines are told apart by the playlist's own count where it keeps one, else by the marks that were met.
+    fn timeline_of(&mut self, segment: &Segment) -> u64 {
+        let last = self.discontinuities.replace(segment.discontinuities);
+        match last {
+            None if segment.is_counted => {
+                self.timeline = u32::try_from(segment.discontinuities & 0xffff_ffff).unwrap_or_default();
+            }
+            None => {}
+            Some(last) if segment.is_counted => {
+                let step = segment.discontinuities.wrapping_sub(last) & 0xffff_ffff;
+                self.timeline = self.timeline.wrapping_add(u32::try_from(step).unwrap_or_default());
+            }
+            Some(_) => self.timeline = self.timeline.wrapping_add(u32::from(segment.begins)),
+        }
+        u64::from(self.generation) << 32 | u64::from(self.timeline)
+    }
+}
+
+fn wait(time: Duration) -> Duration {
+    time.max(LEAST_WAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::playlist::Playlist;
+    use super::*;
+
+    fn live(first: u64, count: u64) -> Media {
+        let mut text = format!("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:{first}\n");
+        for number in first..first + count {
+            text += &format!("#EXTINF:4,\n{number}.ts\n");
+        }
+        media(&text)
+    }
+
+    fn media(text: &str) -> Media {
+        match Playlist::parse(text) {
+            Ok(Playlist::Media(media)) => media,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn fetched(step: Step) -> (u64, u64) {
+        match step {
+            Step::Fetch(segment, timeline) => (segment.number, timeline),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn live_begins_with_the_newest_segment_and_follows() {
+        let mut cursor = Cursor::new(true);
+        let list = live(10, 5);
+        cursor.loaded(&list);
+        assert_eq!(fetched(cursor.step(&list)), (14, 0));
+        assert_eq!(cursor.step(&list), Step::Reload(Duration::from_secs(4)));
+        cursor.loaded(&list);
+        assert_eq!(cursor.step(&list), Step::Reload(Duration::from_secs(2)), "nothing new");
+        let list = live(12, 5);
+        cursor.loaded(&list);
+        assert_eq!(fetched(cursor.step(&list)).0, 15);
+        assert_eq!(fetched(cursor.step(&list)).0, 16);
+    }
+
+    #[test]
+    fn after_an_outage_it_goes_on_at_the_live_edge() {
+        let mut cursor = Cursor::new(true);
+        let list = live(0, 3);
+        cursor.loaded(&list);
+        assert_eq!(fetched(cursor.step(&list)).0, 2);
+        let list = live(20, 3);
+        cursor.loaded(&list);
+        assert_eq!(fetched(cursor.step(&list)), (22, 0), "a gap on the same timeline");
+    }
+
+    #[test]
+    fn an_origin_that_was_restarted_begins_another_timeline() {
+        let mut cursor = Cursor::new(true);
+        let list = live(100, 3);
+        cursor.loaded(&list);
+        assert_eq!(fetched(cursor.step(&list)), (102, 0));
+        let restarted = live(0, 2);
+        cursor.loaded(&restarted);
+        assert!(matches!(cursor.step(&restarted), Step::Fetch(..) | Step::Reload(_)));
+        cursor.loaded(&restarted);
+        assert_eq!(fetched(cursor.step(&restarted)), (1, 1 << 32));
+    }
+
+    #[test]
+    fn an_older_list_of_another_server_is_waited_out() {
+        let mut cursor = Cursor::new(true);
+        let (old, new) = (live(9, 3), live(10, 3));
+        cursor.loaded(&new);
+        assert_eq!(fetched(cursor.step(&new)), (12, 0));
+        cursor.loaded(&old);
+        assert!(matches!(cursor.step(&old), Step::Reload(_)));
+        let newer = live(11, 3);
+        cursor.loaded(&newer);
+        assert_eq!(fetched(cursor.step(&newer)), (13, 0));
+    }
+
+    #[test]
+    fn a_film_plays_from_its_beginning_and_again() {
+        let text =
+            "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\na\n#EXT-X-DISCONTINUITY\n#EXTINF:4,\nb\n#EXT-X-ENDLIST\n";
+        let list = media(text);
+        let mut cursor = Cursor::new(true);
+        cursor.loaded(&list);
+        let steps: Vec<_> = (0..4).map(|_| fetched(cursor.step(&list))).collect();
+        assert_eq!(steps, [(0, 0), (1, 1), (0, 1 << 32), (1, 1 << 32 | 1)]);
+        let mut once = Cursor::new(false);
+        once.loaded(&list);
+        once.step(&list);
+        once.step(&list);
+        assert_eq!(once.step(&list), Step::Ended);
+    }
+
+    #[test]
+    fn a_live_stream_that_has_ended_is_not_shown_again() {
+        let text = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:7\n#EXTINF:4,\na\n#EXT-X-ENDLIST\n";
+        let ended = media(text);
+        let mut cursor = Cursor::new(true);
+        cursor.loaded(&ended);
+        assert_eq!(cursor.step(&ended), Step::Ended);
+        let mut watched = Cursor::new(true);
+        let list = live(6, 1);
+        watched.loaded(&list);
+        assert_eq!(fetched(watched.step(&list)).0, 6);
+        watched.loaded(&ended);
+        assert_eq!(fetched(watched.step(&ended)).0, 7);
+        assert_eq!(watched.step(&ended), Step::Ended);
+    }
+
+    #[test]
+    fn discontinuities_count_whether_the_list_counts_them_or_not() {
+        let list = |counted: &str, first: u64, marks: [bool; 2]| {
+            let mut text = format!("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:{first}\n{counted}");
+            for mark in marks {
+                text += if mark { "#EXT-X-DISCONTINUITY\n" } else { "" };
+                text += "#EXTINF:4,\nx\n";
+            }
+            media(&text)
+        };
+        for counted in [true, false] {
+            let count = |number: u64| match counted {
+                true => format!("#EXT-X-DISCONTINUITY-SEQUENCE:{number}\n"),
+                false => String::new(),
+            };
+            let mut cursor = Cursor::new(true);
+            let lists = [
+                list(&count(5), 0, [false, false]),
+                list(&count(5), 1, [false, true]),
+                // The mark has slid out.
+                list(&count(6), 2, [false, false]),
+            ];
+            let mut timelines = Vec::new();
+            for list in &lists {
+                cursor.loaded(list);
+                timelines.push(fetched(cursor.step(list)).1);
+            }
+            let first = if counted { 5 } else { 0 };
+            assert_eq!(timelines, [first, first + 1, first + 1], "counted: {counted}");
+        }
+    }
+}

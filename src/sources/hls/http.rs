@@ -1,0 +1,284 @@
+//! Gets files of an origin: bounded in size and time, and from nowhere else than where they may be.
+//!
+//! The first address is the operator's. Everything that it leads to, by redirect or in a playlist, is the origin's word
+//! ([`Word`]): such an address is checked before it is connected to, and a name by the addresses that it has at that
+//! moment, which are the ones connected to.
+
+use std::error::Error as _;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{CONTENT_LENGTH, HeaderMap, LOCATION, RANGE};
+use reqwest::redirect::Policy;
+use thiserror::Error;
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+use url::{Host, Url};
+
+use super::playlist::ByteRange;
+use crate::sources::fetch::address::{AddressError, Allowed, Word};
+
+/// A client for one source.
+#[derive(Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    guard: Arc<Guard>,
+    /// For the operator's host alone: they may be secrets.
+    headers: HeaderMap,
+}
+
+/// Why a file cannot be had.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum HttpError {
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    #[error("its address is none of http:// or https://")]
+    Scheme,
+    #[error("it was redirected more than {MAX_REDIRECTS} times")]
+    Redirects,
+    #[error("the server answered {0}")]
+    Status(u16),
+    #[error("it has more than {0} bytes")]
+    TooLong(usize),
+    #[error("it did not come in time")]
+    Timeout,
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("the connection broke: {0}")]
+    Broken(String),
+    #[error("the server has not the part of the file that the playlist names")]
+    Range,
+    #[error("no client can be made: {0}")]
+    Client(String),
+}
+
+impl HttpError {
+    /// Whether another try may help soon.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Status(status) => *status >= 500 || matches!(status, 408 | 425 | 429),
+            Self::Timeout | Self::Connect(_) | Self::Broken(_) => true,
+            Self::Address(AddressError::Unresolved(_)) => true,
+            Self::Address(_) | Self::Scheme | Self::Redirects | Self::TooLong(_) | Self::Range | Self::Client(_) => {
+                false
+            }
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// In bytes.
+    pub(super) most: usize,
+    /// For all of it, redirects included.
+    pub(super) within: Duration,
+}
+
+const MAX_REDIRECTS: usize = 3;
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// Between two reads of a body.
+const READ_LIMIT: Duration = Duration::from_secs(6);
+
+impl Client {
+    /// A client for the source at this address.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpError::Client`] if TLS cannot be set up.
+    pub(super) fn new(address: &Url, allowed: Allowed, headers: HeaderMap) -> Result<Self, HttpError> {
+        let guard = Arc::new(Guard {
+            allowed,
+            own: address.host_str().unwrap_or_default().to_owned(),
+        });
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("millstream/", env!("CARGO_PKG_VERSION")))
+            // A proxy would connect to what we have not checked.
+            .no_proxy()
+            .redirect(Policy::none())
+            .dns_resolver(guard.clone())
+            .connect_timeout(CONNECT_LIMIT)
+            .read_timeout(READ_LIMIT)
+            .build()
+            .map_err(|error| HttpError::Client(innermost(&error)))?;
+        Ok(Self { http, guard, headers })
+    }
+
+    /// Gets a file or a part of it, and where it was found in the end.
+    ///
+    /// # Errors
+    ///
+    /// An [`HttpError`].
+    pub(super) async fn get(
+        &self,
+        address: &Url,
+        range: Option<ByteRange>,
+        bounds: Bounds,
+    ) -> Result<(Url, Bytes), HttpError> {
+        let getting = self.follow(address, range, bounds.most);
+        timeout(bounds.within, getting).await.unwrap_or(Err(HttpError::Timeout))
+    }
+
+    async fn follow(&self, address: &Url, range: Option<ByteRange>, most: usize) -> Result<(Url, Bytes), HttpError> {
+        let mut address = address.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            self.guard.check(&address)?;
+            let mut request = self.http.get(address.clone());
+            if self.guard.word(address.host_str().unwrap_or_default()) == Word::Operator {
+                request = request.headers(self.headers.clone());
+            }
+            if let Some(ByteRange { begin, length }) = range {
+                let last = begin.saturating_add(length).saturating_sub(1);
+                request = request.header(RANGE, format!("bytes={begin}-{last}"));
+            }
+            let response = request.send().await.map_err(|error| failure(&error))?;
+            let status = response.status();
+            if status.is_redirection() {
+                let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+                let to = to.and_then(|to| address.join(to).ok());
+                address = to.ok_or(HttpError::Status(status.as_u16()))?;
+                continue;
+            }
+            if !status.is_success() {
+                return Err(HttpError::Status(status.as_u16()));
+            }
+            let is_part = status.as_u16() == 206;
+            return Ok((address, part(body(response, most).await?, range, is_part)?));
+        }
+        Err(HttpError::Redirects)
+    }
+}
+
+async fn body(mut response: reqwest::Response, most: usize) -> Result<Bytes, HttpError> {
+    let announced = response
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok());
+    let announced = announced.and_then(|length| length.parse::<u64>().ok());
+    if announced.is_some_and(|length| usize::try_from(length).map_or(true, |length| length > most)) {
+        return Err(HttpError::TooLong(most));
+    }
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
+        if body.len() + chunk.len() > most {
+            return Err(HttpError::TooLong(most));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// A server that knows no ranges sends the whole file.
+fn part(body: Bytes, range: Option<ByteRange>, is_part: bool) -> Result<Bytes, HttpError> {
+    let Some(ByteRange { begin, length }) = range else {
+        return Ok(body);
+    };
+    let length = usize::try_from(length).map_err(|_| HttpError::Range)?;
+    let begin = if is_part {
+        0
+    } else {
+        usize::try_from(begin).map_err(|_| HttpError::Range)?
+    };
+    let end = begin.checked_add(length).filter(|end| *end <= body.len());
+    Ok(body.slice(begin..end.ok_or(HttpError::Range)?))
+}
+
+/// What went wrong, without the address, which may hold a token.
+fn failure(error: &reqwest::Error) -> HttpError {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(refused) = cause.downcast_ref::<AddressError>() {
+            return HttpError::Address(refused.clone());
+        }
+        source = cause.source();
+    }
+    if error.is_timeout() {
+        HttpError::Timeout
+    } else if error.is_connect() {
+        HttpError::Connect(innermost(error))
+    } else {
+        HttpError::Broken(innermost(error))
+    }
+}
+
+fn innermost(error: &reqwest::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    // Ours itself would show the address.
+    if innermost.is::<reqwest::Error>() {
+        return "the request was refused".to_owned();
+    }
+    crate::pipeline::wire::shown(&innermost.to_string())
+}
+
+/// Where may be connected to.
+#[derive(Debug)]
+struct Guard {
+    allowed: Allowed,
+    /// The host of the configuration.
+    own: String,
+}
+
+impl Guard {
+    fn word(&self, host: &str) -> Word {
+        if host.eq_ignore_ascii_case(&self.own) {
+            Word::Operator
+        } else {
+            Word::Origin
+        }
+    }
+
+    /// Checks what can be told without resolving: the scheme, and a host that is an address.
+    fn check(&self, address: &Url) -> Result<(), HttpError> {
+        if !matches!(address.scheme(), "http" | "https") {
+            return Err(HttpError::Scheme);
+        }
+        let word = self.word(address.host_str().unwrap_or_default());
+        let literal = match address.host() {
+            Some(Host::Ipv4(address)) => Some(IpAddr::from(address)),
+            Some(Host::Ipv6(address)) => Some(IpAddr::from(address)),
+            Some(Host::Domain(_)) => None,
+            None => return Err(HttpError::Scheme),
+        };
+        Ok(literal.map_or(Ok(()), |literal| self.allowed.permit(literal, word))?)
+    }
+
+    /// The addresses of a name that may be connected to.
+    async fn addresses(&self, name: &str) -> Result<Vec<SocketAddr>, AddressError> {
+        let found = lookup_host((name, 0)).await;
+        let found = found.map_err(|_| AddressError::Unresolved(name.to_owned()))?;
+        let mut refused = AddressError::Unresolved(name.to_owned());
+        let mut permitted = Vec::new();
+        for address in found {
+            match self.allowed.permit(address.ip(), self.word(name)) {
+                Ok(()) => permitted.push(address),
+                Err(error) => refused = error,
+            }
+        }
+        if permitted.is_empty() {
+            Err(refused)
+        } else {
+            Ok(permitted)
+        }
+    }
+}
+
+/// `reqwest` wants a resolver that outlives the call.
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let guard = Self {
+            allowed: self.allowed.clone(),
+            own: self.own.clone(),
+        };
+        Box::pin(async move {
+            let addresses = guard.addresses(name.as_str()).await?;
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}

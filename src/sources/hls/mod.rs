@@ -1,0 +1,331 @@
+//! Sources by HLS (RFC 8216): live and recorded, MPEG-TS and fragmented MP4, with AES-128 and byte ranges.
+//!
+//! ```text
+//! origin --HTTP--> Client -> Playlist -> Cursor (which segment) -> Fetcher --segments--> worker (takes apart, paces)
+//!                                                                  Feed  <---frames----
+//! ```
+//!
+//! * `http`: a client that goes only where it may, and takes only so much.
+//! * [`playlist`]: what playlists say.
+//! * [`cursor`]: which segment comes next, without IO and clock.
+//! * `fetcher`: one rendition; a source has one, or two where sound comes apart.
+//! * `crypt`: AES-128.
+//!
+//! Segments are parsed in a worker process without network and files ([`crate::pipeline::worker`]); here nothing of them
+//! is looked at. What is missing to a viewer is repaired as for any other source.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reqwest::header::HeaderMap;
+use thiserror::Error;
+use tokio::sync::Semaphore;
+use url::Url;
+
+use self::cursor::Cursor;
+use self::fetcher::{Fetcher, Trouble};
+use self::http::{Client, HttpError};
+use self::playlist::{Media, Multivariant, Playlist, PlaylistError, Variant};
+use crate::hub::name::StreamName;
+use crate::pipeline::description::Limits;
+use crate::pipeline::process::{Process, ProcessError};
+use crate::pipeline::wire::{DemuxJob, FromWorker};
+use crate::sources::feed::FanOut;
+use crate::sources::fetch::FetchError;
+use crate::sources::fetch::address::Allowed;
+use crate::sources::fetch::pipeline::{Relay, Running};
+
+mod crypt;
+pub mod cursor;
+mod fetcher;
+pub mod http;
+pub mod playlist;
+
+/// A source by HLS.
+#[derive(Clone)]
+pub struct Origin {
+    /// Of its playlist, multivariant or not.
+    pub address: Url,
+    /// Sent to the host of the address alone.
+    pub headers: HeaderMap,
+    pub choice: Choice,
+    /// What is recorded begins again at its end.
+    pub repeats: bool,
+    pub allowed: Allowed,
+    /// The program that becomes a worker.
+    pub program: PathBuf,
+}
+
+impl std::fmt::Debug for Origin {
+    /// Address and headers may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Origin({})", self.address.host_str().unwrap_or_default())
+    }
+}
+
+/// Which version of a stream is taken: the best within these bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// In pixels.
+    pub max_height: Option<u32>,
+    /// In bit/s.
+    pub max_bandwidth: Option<u64>,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Playlist,
+    Init,
+    Segment,
+    Key,
+}
+
+impl std::fmt::Display for What {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Playlist => "the playlist",
+            Self::Init => "an initialization section",
+            Self::Segment => "a segment",
+            Self::Key => "a key",
+        })
+    }
+}
+
+/// Why a source by HLS is away. The host is shown, never the whole address.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum HlsError {
+    #[error("cannot get {what} from {host}: {error}")]
+    Fetch { what: What, host: String, error: HttpError },
+    #[error("the playlist cannot be used: {0}")]
+    Playlist(#[from] PlaylistError),
+    #[error("the playlist leads to another list of versions")]
+    Nested,
+    #[error("none of its versions is H.264 or H.265 with AAC or Opus: {0}")]
+    NoVersion(String),
+    #[error("a segment cannot be decrypted: its key is wrong")]
+    Key,
+    #[error("the stream has ended")]
+    Ended,
+}
+
+/// Bounds of the worker. A source whose segments come late has more patience than a camera.
+const LIMITS: Limits = Limits {
+    memory: 384,
+    processors: 1,
+    start_timeout: 20.0,
+    stall_timeout: 8.0,
+};
+
+/// Runs until the source fails; `live` is called when its stream gets frames.
+pub async fn play<P: FanOut>(
+    origin: &Origin,
+    stream: &StreamName,
+    plane: &P,
+    live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
+) -> FetchError {
+    let client = match Client::new(&origin.address, origin.allowed.clone(), origin.headers.clone()) {
+        Ok(client) => client,
+        Err(error) => return error_of(origin, error).into(),
+    };
+    let (renditions, first) = match open(origin, &client).await {
+        Ok(opened) => opened,
+        Err(error) => return error.into(),
+    };
+    let job = DemuxJob {
+        renditions: if renditions.len() > 1 { 2 } else { 1 },
+        is_live: !first.has_ended,
+        memory: LIMITS.memory_bytes(),
+    };
+    let mut running = match Process::start_demuxer(&origin.program, job, LIMITS) {
+        Ok(process) => Running(Some(process)),
+        Err(error) => return error.into(),
+    };
+    let Some(process) = &mut running.0 else {
+        return FetchError::Displaced;
+    };
+    let trouble: Trouble = Arc::new(Mutex::new(None));
+    let wants: Vec<Arc<Semaphore>> = renditions.iter().map(|_| Arc::new(Semaphore::new(0))).collect();
+    let mut first = Some(first);
+    let mut fetching = tokio::task::JoinSet::new();
+    let client = Arc::new(client);
+    for ((rendition, address), wants) in (0u8..).zip(renditions).zip(&wants) {
+        let fetcher = Fetcher {
+            client: client.clone(),
+            address,
+            rendition,
+            cursor: Cursor::new(origin.repeats),
+            feeder: process.feeder(),
+            wants: wants.clone(),
+            trouble: trouble.clone(),
+            init: None,
+            key: None,
+            can_wait: false,
+        };
+        fetching.spawn(fetcher.run(first.take()));
+    }
+    let mut relay = Relay::new(stream, plane);
+    loop {
+        match process.next().await {
+            Ok(FromWorker::Want(rendition)) => {
+                if let Some(wants) = wants.get(usize::from(rendition)) {
+                    wants.add_permits(1);
+                }
+            }
+            Ok(message) => {
+                if let Err(error) = relay.take(message, process, live) {
+                    return error;
+                }
+            }
+            Err(error) => return cause(error, &trouble),
+        }
+    }
+}
+
+/// Why no frames come: what could not be fetched, if there is such a thing.
+fn cause(error: ProcessError, trouble: &Trouble) -> FetchError {
+    let known = trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match (error, known) {
+        (ProcessError::Stalled(_) | ProcessError::NothingCame(_), Some(known)) => known.into(),
+        (ProcessError::Ended, _) => HlsError::Ended.into(),
+        (error, _) => error.into(),
+    }
+}
+
+fn error_of(origin: &Origin, error: HttpError) -> HlsError {
+    HlsError::Fetch {
+        what: What::Playlist,
+        host: origin.address.host_str().unwrap_or_default().to_owned(),
+        error,
+    }
+}
+
+/// The media playlists to follow, and the first of them, loaded.
+async fn open(origin: &Origin, client: &Client) -> Result<(Vec<Url>, Media), HlsError> {
+    let (found, playlist) = fetcher::load(client, &origin.address, fetcher::PLAYLIST).await?;
+    let versions = match playlist {
+        Playlist::Media(media) => return Ok((vec![found], media)),
+        Playlist::Multivariant(versions) => versions,
+    };
+    let variant = choose(&versions, origin.choice)?;
+    let join = |uri: &str| found.join(uri).map_err(|_| error_of(origin, HttpError::Scheme));
+    let (main, media) = match fetcher::load(client, &join(&variant.uri)?, fetcher::PLAYLIST).await? {
+        (main, Playlist::Media(media)) => (main, media),
+        (_, Playlist::Multivariant(_)) => return Err(HlsError::Nested),
+    };
+    let mut renditions = vec![main];
+    if let Some(uri) = sound(&versions, variant) {
+        renditions.push(join(uri)?);
+    }
+    Ok((renditions, media))
+}
+
+/// How well viewers can take a version; `None` if not at all. What does not say is tried.
+fn suits(variant: &Variant) -> Option<u8> {
+    let Some(codecs) = &variant.codecs else { return Some(1) };
+    let mut best = Some(2);
+    for codec in codecs.split(',').map(str::trim) {
+        let name = codec.split('.').next().unwrap_or_default().to_ascii_lowercase();
+        let found = match name.as_str() {
+            "avc1" | "avc3" | "mp4a" | "opus" => Some(2),
+            "hvc1" | "hev1" => Some(1),
+            // Sound that cannot be taken leaves the picture, and texts are nothing to miss.
+            "ac-3" | "ec-3" | "ac-4" | "flac" | "stpp" | "wvtt" | "mp3" => Some(0),
+            _ => None,
+        };
+        best = best.zip(found).map(|(best, found)| best.min(found));
+    }
+    best
+}
+
+/// The best version within the bounds, or the least if all are beyond them.
+fn choose(versions: &Multivariant, choice: Choice) -> Result<&Variant, HlsError> {
+    let playable: Vec<(u8, &Variant)> = versions
+        .variants
+        .iter()
+        .filter_map(|variant| Some((suits(variant)?, variant)))
+        .collect();
+    let within = |variant: &Variant| {
+        let height = variant
+            .height
+            .zip(choice.max_height)
+            .is_none_or(|(height, most)| height <= most);
+        height && choice.max_bandwidth.is_none_or(|most| variant.bandwidth <= most)
+    };
+    let size = |variant: &Variant| (variant.height.unwrap_or_default(), variant.bandwidth);
+    let best = playable
+        .iter()
+        .filter(|(_, variant)| within(variant))
+        .max_by_key(|(suits, variant)| (*suits, size(variant)));
+    let least = || playable.iter().min_by_key(|(_, variant)| size(variant));
+    best.or_else(least).map(|(_, variant)| *variant).ok_or_else(|| {
+        let codecs = versions.variants.iter().filter_map(|variant| variant.codecs.as_deref());
+        let codecs = codecs.collect::<Vec<_>>().join("; ");
+        HlsError::NoVersion(crate::pipeline::wire::shown(&codecs))
+    })
+}
+
+/// Where the sound of a version stands, if it stands apart.
+fn sound<'a>(versions: &'a Multivariant, variant: &Variant) -> Option<&'a str> {
+    let group = variant.audio.as_deref()?;
+    let mut sounds = versions.sounds.iter().filter(|sound| sound.group == group);
+    let default = sounds.clone().find(|sound| sound.is_default).or_else(|| sounds.next());
+    default?.uri.as_deref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn versions(text: &str) -> Multivariant {
+        match Playlist::parse(&format!("#EXTM3U\n{text}")) {
+            Ok(Playlist::Multivariant(versions)) => versions,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const LADDER: &str = "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a\",NAME=\"b\",URI=\"other.m3u8\"\n\
+        #EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a\",NAME=\"a\",DEFAULT=YES,URI=\"sound.m3u8\"\n\
+        #EXT-X-STREAM-INF:BANDWIDTH=5000000,RESOLUTION=1920x1080,CODECS=\"hvc1.1.6.L120.90,mp4a.40.2\",AUDIO=\"a\"\nh265.m3u8\n\
+        #EXT-X-STREAM-INF:BANDWIDTH=4000000,RESOLUTION=1920x1080,CODECS=\"avc1.640028,mp4a.40.2\",AUDIO=\"a\"\n1080.m3u8\n\
+        #EXT-X-STREAM-INF:BANDWIDTH=1500000,RESOLUTION=1280x720,CODECS=\"avc1.64001f,mp4a.40.2\"\n720.m3u8\n\
+        #EXT-X-STREAM-INF:BANDWIDTH=9000000,RESOLUTION=3840x2160,CODECS=\"dvh1.05.06,ec-3\"\n2160.m3u8\n";
+
+    #[test]
+    fn the_best_version_within_bounds_is_taken_and_h264_goes_first() {
+        let ladder = versions(LADDER);
+        for (max_height, max_bandwidth, uri) in [
+            (None, None, "1080.m3u8"),
+            (Some(720), None, "720.m3u8"),
+            (None, Some(2_000_000), "720.m3u8"),
+            (Some(100), None, "720.m3u8"),
+        ] {
+            let choice = Choice {
+                max_height,
+                max_bandwidth,
+            };
+            assert_eq!(choose(&ladder, choice).map(|variant| variant.uri.as_str()), Ok(uri));
+        }
+    }
+
+    #[test]
+    fn sound_that_stands_apart_is_found() {
+        let ladder = versions(LADDER);
+        let by_uri = |uri: &str| {
+            ladder
+                .variants
+                .iter()
+                .find(|variant| variant.uri == uri)
+                .expect("listed")
+        };
+        assert_eq!(sound(&ladder, by_uri("1080.m3u8")), Some("sound.m3u8"));
+        assert_eq!(sound(&ladder, by_uri("720.m3u8")), None);
+    }
+
+    #[test]
+    fn a_source_without_a_version_that_can_be_played_says_so() {
+        let none = versions("#EXT-X-STREAM-INF:BANDWIDTH=1,CODECS=\"dvh1.05.06\"\nx\n");
+        let error = choose(&none, Choice::default()).expect_err("nothing to play");
+        assert_eq!(error, HlsError::NoVersion("dvh1.05.06".to_owned()));
+    }
+}

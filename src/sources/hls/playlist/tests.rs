@@ -1,0 +1,159 @@
+//! Playlists as origins write them, as `hls_m3u8` writes them, and as nobody should.
+
+use hls_m3u8::MasterPlaylist;
+use hls_m3u8::tags::{ExtXMedia, VariantStream};
+use hls_m3u8::types::{MediaType, StreamData};
+
+use super::*;
+
+fn media(text: &str) -> Media {
+    match Playlist::parse(text) {
+        Ok(Playlist::Media(media)) => media,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn segments_have_numbers_ranges_keys_and_initialization_sections() {
+    let list = media(
+        "#EXTM3U\r\n#EXT-X-VERSION:9\r\n#EXT-X-TARGETDURATION:6\r\n#EXT-X-MEDIA-SEQUENCE:4000000000\r\n\
+         #EXT-X-MAP:URI=\"init.mp4\",BYTERANGE=\"700@0\"\r\n#EXTINF:5.96,title, with comma\r\n#EXT-X-BYTERANGE:1000@700\r\nall.mp4\r\n\
+         #EXTINF:6\r\n#EXT-X-BYTERANGE:500\r\nall.mp4\r\n\
+         #EXT-X-DISCONTINUITY\r\n#EXT-X-KEY:METHOD=AES-128,URI=\"k,ey\",IV=0x0000000000000000000000000000000A\r\n#EXT-X-GAP\r\n#EXTINF:6,\r\nb.mp4\r\n\
+         #EXT-X-KEY:METHOD=NONE\r\n#EXTINF:6,\r\nc.mp4\r\n\
+         #EXT-X-PART:DURATION=0.2,URI=\"part\"\r\n#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"next\"\r\n",
+    );
+    let numbers: Vec<u64> = list.segments.iter().map(|segment| segment.number).collect();
+    assert_eq!(numbers, [4_000_000_000, 4_000_000_001, 4_000_000_002, 4_000_000_003]);
+    assert_eq!(list.next, 4_000_000_004);
+    let [first, second, third, fourth] = &list.segments[..] else {
+        panic!("{}", list.segments.len())
+    };
+    assert_eq!(
+        first.range,
+        Some(ByteRange {
+            begin: 700,
+            length: 1_000
+        })
+    );
+    assert_eq!(
+        second.range,
+        Some(ByteRange {
+            begin: 1_700,
+            length: 500
+        }),
+        "behind the one before"
+    );
+    let init = second.init.as_ref().expect("it holds for all that follow");
+    assert_eq!(
+        (init.uri.as_str(), init.range),
+        ("init.mp4", Some(ByteRange { begin: 0, length: 700 }))
+    );
+    assert!(third.begins && third.is_gap && third.discontinuities == 1 && !fourth.is_gap);
+    let key = third.key.as_ref().expect("a key");
+    assert_eq!((key.uri.as_str(), key.iv.map(|iv| iv[15])), ("k,ey", Some(10)));
+    assert_eq!(fourth.key, None);
+    assert!(!list.has_ended && !list.can_wait);
+}
+
+#[test]
+fn what_hls_m3u8_writes_is_read() {
+    let variant = VariantStream::ExtXStreamInf {
+        uri: "720.m3u8".into(),
+        frame_rate: None,
+        audio: Some("sound".into()),
+        subtitles: None,
+        closed_captions: None,
+        stream_data: StreamData::builder()
+            .bandwidth(1_500_000)
+            .resolution((1280, 720))
+            .codecs(["avc1.64001f", "mp4a.40.2"])
+            .build()
+            .expect("complete"),
+    };
+    let sound = ExtXMedia::builder()
+        .media_type(MediaType::Audio)
+        .group_id("sound")
+        .name("English, stereo")
+        .uri("sound.m3u8")
+        .is_default(true)
+        .is_autoselect(true)
+        .build()
+        .expect("complete");
+    let written = MasterPlaylist::builder()
+        .media(vec![sound])
+        .variant_streams(vec![variant])
+        .build()
+        .expect("sound")
+        .to_string();
+    let Ok(Playlist::Multivariant(versions)) = Playlist::parse(&written) else {
+        panic!("{written}")
+    };
+    assert_eq!(
+        versions.variants,
+        [Variant {
+            uri: "720.m3u8".to_owned(),
+            bandwidth: 1_500_000,
+            height: Some(720),
+            codecs: Some("avc1.64001f,mp4a.40.2".to_owned()),
+            audio: Some("sound".to_owned()),
+        }]
+    );
+    assert_eq!(
+        versions.sounds,
+        [Sound {
+            group: "sound".to_owned(),
+            uri: Some("sound.m3u8".to_owned()),
+            is_default: true,
+        }]
+    );
+}
+
+#[test]
+fn what_is_no_playlist_says_where() {
+    let line = |text: &str| Playlist::parse(text).expect_err("refused").to_string();
+    assert!(line("<html>").contains("#EXTM3U"));
+    assert!(line("#EXTM3U\n").contains("neither segments nor versions"));
+    assert!(line("#EXTM3U\n#EXT-X-TARGETDURATION:-1\n").contains("line 2"));
+    assert!(line("#EXTM3U\n#EXTINF:1e9,\na\n").contains("EXTINF"));
+    assert!(line("#EXTM3U\na.ts\n").contains("line 2"));
+    assert!(line("#EXTM3U\n#EXTINF:1,\n#EXT-X-BYTERANGE:18446744073709551615@2\na\n").contains("BYTERANGE"));
+    assert!(line("#EXTM3U\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI=\"x\"\n").contains("SAMPLE-AES"));
+    assert!(
+        line("#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI=\"x\",KEYFORMAT=\"com.apple.streamingkeydelivery\"\n")
+            .contains("com.apple")
+    );
+    let many = format!("#EXTM3U\n{}", "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS + 1));
+    assert_eq!(Playlist::parse(&many), Err(PlaylistError::TooMany));
+}
+
+#[test]
+fn nothing_that_is_cut_or_changed_is_a_panic() {
+    let text = "#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXT-X-MEDIA-SEQUENCE:7\n#EXT-X-MAP:URI=\"i\",BYTERANGE=\"7@0\"\n\
+                #EXT-X-KEY:METHOD=AES-128,URI=\"k\",IV=0x01\n#EXTINF:6,\n#EXT-X-BYTERANGE:1@2\na\n#EXT-X-DISCONTINUITY\n#EXTINF:6,\nb\n";
+    let odd = [
+        "\"",
+        ",",
+        "=",
+        ":",
+        "@",
+        "-1",
+        "99999999999999999999",
+        "\u{0}",
+        "é",
+        "NaN",
+        "inf",
+        "\n",
+        "#EXT",
+    ];
+    let mut tried = 0;
+    for at in 0..text.len() {
+        let _ = Playlist::parse(&text[..at]);
+        for other in odd {
+            let _ = Playlist::parse(&format!("{}{other}{}", &text[..at], &text[at..]));
+            let _ = Playlist::parse(&format!("{}{other}{}", &text[..at], &text[at + 1..]));
+            tried += 2;
+        }
+    }
+    assert!(tried > 3_000, "{tried}");
+}
