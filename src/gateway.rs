@@ -115,7 +115,7 @@ impl Gateway {
         let signalling = Arc::new(Signalling::new(media, tokens, origins, &config.limits, directory));
         let router = signalling::router(signalling.clone(), api::router(signalling.clone()));
         let (stop_http, stop) = watch::channel(false);
-        let server = tokio::spawn(server::serve(listener, router, config.limits.connections, stop));
+        let server = tokio::spawn(server::serve(listener, router, config.limits, stop));
         let mut fetching = JoinSet::new();
         for (entry, fetched) in entries.into_iter().zip(config.streams) {
             fetching.spawn(fetch::run(entry, fetched, signalling.media.clone()));

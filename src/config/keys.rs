@@ -107,6 +107,12 @@ pub const KEYS: &[Key] = &[
         set: |config, value| within(value, 1, 1_000_000).map(|n| config.limits.connections = n),
     },
     Key {
+        name: "limits.connections_per_address",
+        allowed: "a number from 1 to 1000000",
+        is_secret: false,
+        set: |config, value| within(value, 1, 1_000_000).map(|n| config.limits.connections_per_address = n),
+    },
+    Key {
         name: "pipelines.folder",
         allowed: "the path of a folder of pipeline files",
         is_secret: false,

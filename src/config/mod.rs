@@ -83,6 +83,8 @@ pub struct Limits {
     pub request_burst: u32,
     /// Open HTTP connections.
     pub connections: usize,
+    /// Of one address.
+    pub connections_per_address: usize,
 }
 
 /// GStreamer pipelines.
@@ -139,6 +141,8 @@ impl Default for Config {
                 requests_per_second: 200,
                 request_burst: 2_000,
                 connections: 4_096,
+                // Half of them: an office or a proxy has many viewers behind it, and nobody may take them all.
+                connections_per_address: 2_048,
             },
             log: Log {
                 format: LogFormat::Text,

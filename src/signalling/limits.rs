@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::Limits;
@@ -59,6 +59,56 @@ impl RateLimit {
     }
 }
 
+/// Bounds the connections that one address has at the same time: so nobody takes all there are.
+#[derive(Clone, Debug)]
+pub struct Crowd {
+    most: usize,
+    present: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// A connection; its place is free again when this is dropped.
+#[derive(Debug)]
+pub struct Place {
+    crowd: Crowd,
+    address: IpAddr,
+}
+
+impl Crowd {
+    pub fn new(most: usize) -> Self {
+        Self {
+            most,
+            present: Arc::default(),
+        }
+    }
+
+    /// One more connection of an address; `None` if it has as many as it may have.
+    pub fn enter(&self, address: IpAddr) -> Option<Place> {
+        let address = network(address);
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = present.entry(address).or_default();
+        if *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            crowd: self.clone(),
+            address,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut present = self.crowd.present.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = present.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                present.remove(&self.address);
+            }
+        }
+    }
+}
+
 /// One subscriber: an IPv4 address, or the /64 that an IPv6 host takes its addresses from.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -77,6 +127,7 @@ mod tests {
             requests_per_second,
             request_burst,
             connections: 1,
+            connections_per_address: 1,
         })
     }
 
@@ -129,6 +180,22 @@ mod tests {
             limit.full_at.lock().expect("lock").len(),
             1,
             "full buckets are forgotten"
+        );
+    }
+
+    #[test]
+    fn an_address_has_so_many_connections_and_gets_them_back() {
+        let crowd = Crowd::new(2);
+        let first = crowd.enter(ip("192.0.2.1"));
+        let second = crowd.enter(ip("::ffff:192.0.2.1"));
+        assert!(first.is_some() && second.is_some() && crowd.enter(ip("192.0.2.1")).is_none());
+        assert!(crowd.enter(ip("192.0.2.2")).is_some(), "another one is not touched");
+        drop(first);
+        assert!(crowd.enter(ip("192.0.2.1")).is_some());
+        drop(second);
+        assert!(
+            crowd.present.lock().expect("lock").is_empty(),
+            "nothing is kept of those who left"
         );
     }
 

@@ -32,6 +32,7 @@ pub mod problem;
 pub mod resource;
 pub mod server;
 pub mod sessions;
+pub mod slow;
 
 use self::auth::Tokens;
 use self::limits::RateLimit;

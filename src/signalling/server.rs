@@ -20,10 +20,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::debug;
 
+use super::limits::Crowd;
+use super::slow::{self, Impatient};
+use crate::config::Limits;
+
 /// Time that the headers of a request may take, and that a connection may be idle between two requests.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
-/// Time for which a client may leave what we sent unread.
-const WRITE_DEADLINE: Duration = Duration::from_secs(20);
 /// Bytes that the headers of a request may have; more is 431.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Pause after an accept that failed: the process may be out of file descriptors.
@@ -34,6 +36,10 @@ const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
 /// Connections that may wait for us to accept them.
 const BACKLOG: i32 = 1024;
+
+/// What a client is told whose address has too many connections.
+const CROWDED: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// The address of a client, as an extension of its requests.
 #[derive(Clone, Copy, Debug)]
@@ -69,8 +75,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until `stop` changes, then lets running requests end.
-pub async fn serve(listener: TcpListener, router: Router, connections: usize, mut stop: watch::Receiver<bool>) {
-    let slots = Arc::new(Semaphore::new(connections.min(Semaphore::MAX_PERMITS)));
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, mut stop: watch::Receiver<bool>) {
+    let slots = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+    let crowd = Crowd::new(limits.connections_per_address);
     let mut tasks = JoinSet::new();
     loop {
         // With all slots taken, clients wait in the backlog.
@@ -81,10 +88,16 @@ pub async fn serve(listener: TcpListener, router: Router, connections: usize, mu
         };
         match accepted {
             Ok((stream, peer, slot)) => {
+                let Some(place) = crowd.enter(peer.ip()) else {
+                    // It has to make do with what fits into the socket's buffer.
+                    let _ = stream.try_write(CROWDED);
+                    debug!(%peer, "a connection more than one address may have");
+                    continue;
+                };
                 let (router, stop) = (router.clone(), stop.clone());
                 tasks.spawn(async move {
                     handle_connection(stream, peer, router, stop).await;
-                    drop(slot);
+                    drop((slot, place));
                 });
             }
             Err(error) => {
@@ -109,7 +122,7 @@ async fn accept(
 async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, mut stop: watch::Receiver<bool>) {
     // Without these the connection works as well, if less well.
     let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_DEADLINE));
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(slow::DEADLINE));
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
@@ -122,7 +135,7 @@ async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, 
         .half_close(true)
         // Some clients look for `Location:` case and all.
         .title_case_headers(true)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Impatient::new(stream)), service);
     let finished = tokio::select! {
         result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(result),
         _ = stop.changed() => None,
@@ -137,7 +150,7 @@ async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, 
     if let Err(error) = result {
         debug!(%peer, %error, "a connection broke");
     }
-    linger(connection.into_parts().io.into_inner()).await;
+    linger(connection.into_parts().io.into_inner().into_inner()).await;
 }
 
 /// Ends our direction, and reads what still comes for a moment.
