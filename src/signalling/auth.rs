@@ -60,13 +60,18 @@ impl Tokens {
         Err(challenge("token_wrong", "the bearer token is wrong", INVALID))
     }
 
-    /// As [`Self::check`] for watching, for players of HLS: media elements cannot send a header, so the query counts too.
+    /// As [`Self::check`] for watching, for players of HLS: media elements cannot send a header, so the query counts too,
+    /// and a cookie of the name [`COOKIE`]. It opens what is read only, so no other site gains by having it sent.
     pub fn check_player(&self, headers: &HeaderMap, query: Option<&str>) -> Result<(), Problem> {
         let by_query = Self {
             in_query: true,
             ..self.clone()
         };
-        by_query.check(headers, query, Permission::Play)
+        let has_other = headers.contains_key(header::AUTHORIZATION) || query.and_then(query_token).is_some();
+        match cookie(headers).filter(|_| !has_other) {
+            Some(token) => by_query.check(&HeaderMap::new(), Some(&format!("token={token}")), Permission::Play),
+            None => by_query.check(headers, query, Permission::Play),
+        }
     }
 
     /// The token that came with the request.
@@ -87,6 +92,22 @@ impl Tokens {
             challenge("token_missing", detail, r#"Bearer realm="millstream""#)
         })
     }
+}
+
+/// Name of the cookie that holds a play token.
+pub const COOKIE: &str = "millstream-play";
+
+/// The play token in a cookie (RFC 6265 §4.2).
+fn cookie(headers: &HeaderMap) -> Option<&str> {
+    let lines = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|line| line.to_str().ok());
+    let mut pairs = lines
+        .flat_map(|line| line.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='));
+    let (_, token) = pairs.find(|(name, _)| *name == COOKIE)?;
+    (!token.is_empty()).then_some(token)
 }
 
 const INVALID: &str = r#"Bearer realm="millstream", error="invalid_token""#;
@@ -195,6 +216,29 @@ mod tests {
                 "{permission:?} {authorization:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_player_may_send_its_token_as_a_cookie() {
+        let tokens = tokens(Some("play"));
+        let status = |line: &str, query: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::COOKIE, HeaderValue::from_str(line).expect("header"));
+            let checked = tokens.check_player(&headers, query);
+            checked.map_or_else(|problem| problem.status.as_u16(), |()| 200)
+        };
+        assert_eq!(status("a=b; millstream-play=play; c=d", None), 200);
+        assert_eq!(status("millstream-play=wrong", None), 401);
+        assert_eq!(status("other=play", None), 401);
+        assert_eq!(
+            status("millstream-play=wrong", Some("token=play")),
+            200,
+            "what is said in the request goes first"
+        );
+        // A cookie opens nothing but playback.
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COOKIE, HeaderValue::from_static("millstream-play=play"));
+        assert!(tokens.check(&headers, None, Permission::Play).is_err());
     }
 
     #[test]
