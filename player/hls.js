@@ -75,6 +75,7 @@ export class HlsClient extends EventTarget {
       // Only once there is something to show is the picture of the other way given up.
       this.#hls.once(Hls.Events.MANIFEST_PARSED, () => {
         if (this.state !== 'connecting') return;
+        this.#leaveOutMade();
         video.srcObject = null;
         this.#hls.attachMedia(video);
         video.play().catch(() => {});
@@ -123,6 +124,16 @@ export class HlsClient extends EventTarget {
   toLiveEdge() {
     const at = this.#hls?.liveSyncPosition;
     if (at && this.#video) this.#video.currentTime = at;
+  }
+
+  /** Left to itself hls.js takes the AAC, which the gateway has to make for it: not where the sound plays as it is. */
+  #leaveOutMade() {
+    const isMade = ({ audioCodec }) => audioCodec?.startsWith('mp4a');
+    const { levels } = this.#hls;
+    if (levels.every(isMade)) return;
+    for (let index = levels.length - 1; index >= 0; index -= 1) {
+      if (isMade(levels[index])) this.#hls.removeLevel(index);
+    }
   }
 
   #progress = () => {

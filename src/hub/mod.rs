@@ -18,13 +18,14 @@ pub mod track;
 pub mod vp8_line;
 
 use crate::media::Codec;
+use crate::media::repair::Repair;
 use name::StreamName;
 use stream::{Stream, StreamId};
 
 /// Who feeds repaired streams.
 struct Repairer {
-    /// What can be read.
-    codecs: Vec<Codec>,
+    /// What can be made of what.
+    possible: Vec<(Codec, Repair)>,
     wanted: Box<dyn Fn(&StreamName) + Send + Sync>,
 }
 
@@ -88,18 +89,22 @@ impl Hub {
         stream
     }
 
-    /// Names who feeds repaired streams: what it can read, and what is called with each that is opened anew. Only the first
+    /// Names who feeds repaired streams: what it can make of what, and what is called with each that is opened anew. Only the first
     /// call counts.
-    pub fn set_repairer(&self, codecs: Vec<Codec>, wanted: impl Fn(&StreamName) + Send + Sync + 'static) {
+    pub fn set_repairer(&self, possible: Vec<(Codec, Repair)>, wanted: impl Fn(&StreamName) + Send + Sync + 'static) {
         let wanted = Box::new(wanted);
-        let _ = self.repairer.set(Repairer { codecs, wanted });
+        let _ = self.repairer.set(Repairer { possible, wanted });
     }
 
     /// Whether something can be done for viewers who cannot play this.
     pub fn repairs(&self, codec: Codec) -> bool {
-        self.repairer
-            .get()
-            .is_some_and(|repairer| repairer.codecs.contains(&codec))
+        self.can_repair(codec, Repair::of(codec.kind()))
+    }
+
+    /// Whether this repair can be made of this codec.
+    pub fn can_repair(&self, codec: Codec, repair: Repair) -> bool {
+        let repairer = self.repairer.get();
+        repairer.is_some_and(|repairer| repairer.possible.contains(&(codec, repair)))
     }
 
     /// All streams at this moment.

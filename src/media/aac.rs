@@ -24,6 +24,14 @@ const RATES: [u32; 13] = [
 ];
 
 impl AacConfig {
+    /// AAC-LC, 48 kHz, two channels.
+    pub const STEREO: Self = Self {
+        bytes: [0x11, 0x90, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        length: 2,
+        rate: 48_000,
+        channels: 2,
+    };
+
     /// Reads a configuration; `None` if it is none, or one that names no sampling rate.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let mut kept = [0; MAX_CONFIG];
@@ -69,6 +77,7 @@ mod tests {
             (stereo.rate, stereo.channels, stereo.bytes()),
             (48_000, 2, &[0x11, 0x90][..])
         );
+        assert_eq!(stereo, AacConfig::STEREO);
         let written_out = AacConfig::parse(&[0x17, 0x80, 0x5d, 0xc0, 0x08]).expect("a rate in 24 bits");
         assert_eq!((written_out.rate, written_out.channels), (48_000, 1));
     }

@@ -1,5 +1,6 @@
 //! What no browser can play, and what can be made of it.
 
+use super::aac::AacConfig;
 use super::{Format, H264Class, Kind, ProfileLevelId};
 
 /// A conversion that one shared worker makes for all viewers of a stream that need it.
@@ -9,13 +10,15 @@ pub enum Repair {
     H264,
     /// Any audio to Opus.
     Opus,
+    /// Any audio to AAC, for players of HLS that take nothing else.
+    Aac,
 }
 
 impl Repair {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::H264, Self::Opus];
+    pub const ALL: [Self; 3] = [Self::H264, Self::Opus, Self::Aac];
 
-    /// The conversion of a kind of media.
+    /// The conversion of a kind of media for viewers of WebRTC.
     pub fn of(kind: Kind) -> Self {
         match kind {
             Kind::Video => Self::H264,
@@ -27,7 +30,7 @@ impl Repair {
     pub fn kind(self) -> Kind {
         match self {
             Self::H264 => Kind::Video,
-            Self::Opus => Kind::Audio,
+            Self::Opus | Self::Aac => Kind::Audio,
         }
     }
 
@@ -39,6 +42,7 @@ impl Repair {
                 packetization_mode: 1,
             },
             Self::Opus => Format::Opus { stereo: true },
+            Self::Aac => Format::Aac(AacConfig::STEREO),
         }
     }
 
@@ -47,6 +51,7 @@ impl Repair {
         match self {
             Self::H264 => "h264",
             Self::Opus => "opus",
+            Self::Aac => "aac",
         }
     }
 }

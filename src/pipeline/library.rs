@@ -37,7 +37,7 @@ macro_rules! shipped {
     };
 }
 
-const SHIPPED: [(&str, &str); 14] = shipped![
+const SHIPPED: [(&str, &str); 15] = shipped![
     "test",
     "slate",
     "rtsp",
@@ -52,6 +52,7 @@ const SHIPPED: [(&str, &str); 14] = shipped![
     "h264-repair",
     "mjpeg-to-h264",
     "opus-to-aac",
+    "audio-to-aac",
 ];
 
 impl Library {

@@ -59,14 +59,17 @@ const IDLE: Duration = Duration::from_millis(500);
 const ASK: Duration = Duration::from_secs(1);
 
 /// What can be repaired, and the pipeline for it.
-const CONVERSIONS: [(Codec, &str); 7] = [
-    (Codec::H264, "h264-repair"),
-    (Codec::H265, "h265-to-h264"),
-    (Codec::Jpeg, "mjpeg-to-h264"),
-    (Codec::Aac, "aac-to-opus"),
-    (Codec::Opus, "audio-to-opus"),
-    (Codec::Pcmu, "audio-to-opus"),
-    (Codec::Pcma, "audio-to-opus"),
+const CONVERSIONS: [(Codec, Repair, &str); 10] = [
+    (Codec::H264, Repair::H264, "h264-repair"),
+    (Codec::H265, Repair::H264, "h265-to-h264"),
+    (Codec::Jpeg, Repair::H264, "mjpeg-to-h264"),
+    (Codec::Aac, Repair::Opus, "aac-to-opus"),
+    (Codec::Opus, Repair::Opus, "audio-to-opus"),
+    (Codec::Pcmu, Repair::Opus, "audio-to-opus"),
+    (Codec::Pcma, Repair::Opus, "audio-to-opus"),
+    (Codec::Opus, Repair::Aac, "opus-to-aac"),
+    (Codec::Pcmu, Repair::Aac, "audio-to-aac"),
+    (Codec::Pcma, Repair::Aac, "audio-to-aac"),
 ];
 
 /// Looks what this machine can repair, and feeds repaired streams for as long as the task runs. `None` if it is nothing.
@@ -75,12 +78,12 @@ pub async fn start<P: FanOut + Clone + 'static>(
     program: PathBuf,
     plane: P,
 ) -> Option<JoinHandle<()>> {
-    let codecs = possible(&library, &program).await;
-    if codecs.is_empty() {
+    let possible = possible(&library, &program).await;
+    if possible.is_empty() {
         return None;
     }
     let (wanted, mut names) = mpsc::unbounded_channel();
-    plane.hub().set_repairer(codecs, move |name| {
+    plane.hub().set_repairer(possible, move |name| {
         // There are only so many streams; and if the gateway stops, nobody waits any more.
         let _ = wanted.send(name.clone());
     });
@@ -95,10 +98,10 @@ pub async fn start<P: FanOut + Clone + 'static>(
 }
 
 /// What this machine has the plugins for. The check also writes GStreamer's registry of them, which workers only read.
-async fn possible(library: &Library, program: &Path) -> Vec<Codec> {
+async fn possible(library: &Library, program: &Path) -> Vec<(Codec, Repair)> {
     let pipelines = CONVERSIONS
         .iter()
-        .filter_map(|(_, name)| Some((*name, library.get(name)?)));
+        .filter_map(|(_, _, name)| Some((*name, library.get(name)?)));
     let trials = pipelines
         .map(|(name, description)| (name.to_owned(), description.trial()))
         .collect();
@@ -109,17 +112,18 @@ async fn possible(library: &Library, program: &Path) -> Vec<Codec> {
             return Vec::new();
         }
     };
-    let mut codecs = Vec::new();
-    for (codec, name) in CONVERSIONS {
+    let mut possible = Vec::new();
+    for (codec, repair, name) in CONVERSIONS {
         match findings
             .iter()
             .find(|finding| finding.name == name)
             .map(|finding| &finding.failure)
         {
-            Some(None) => codecs.push(codec),
+            Some(None) => possible.push((codec, repair)),
             Some(Some(failure)) => {
                 warn!(
                     codec = codec.name(),
+                    repair = repair.label(),
                     pipeline = name,
                     problem = process::explain(failure),
                     "cannot be repaired"
@@ -128,7 +132,7 @@ async fn possible(library: &Library, program: &Path) -> Vec<Codec> {
             None => {}
         }
     }
-    codecs
+    possible
 }
 
 /// Feeds one repaired stream until nobody watches it any more.
@@ -225,6 +229,7 @@ impl Bench {
         info!(stream = %self.origin, repair = self.repair.label(), from = damage.format.codec().name(), "repairing");
         let mut work = Work {
             kind: self.repair.kind(),
+            made: self.repair.format().codec(),
             rate: damage.format.codec().clock_rate(),
             depacketizer: Depacketizer::new(self.repair.kind()),
             base: None,
@@ -327,7 +332,9 @@ impl Bench {
     }
 
     fn job(&self, format: Format) -> Option<(Job, Limits)> {
-        let (_, name) = CONVERSIONS.iter().find(|(codec, _)| *codec == format.codec())?;
+        let (_, _, name) = CONVERSIONS
+            .iter()
+            .find(|(codec, repair, _)| *codec == format.codec() && *repair == self.repair)?;
         let media = match format {
             Format::H264 { .. } => Media::H264,
             Format::H265 { .. } => Media::H265,
@@ -356,6 +363,8 @@ fn tap() -> (Arc<TapMailbox>, Arc<Notify>) {
 /// Between ring, worker and feed.
 struct Work {
     kind: Kind,
+    /// What comes out.
+    made: Codec,
     /// Of the original, in Hz.
     rate: u32,
     depacketizer: Depacketizer,
@@ -428,7 +437,7 @@ impl Work {
 
     /// A time of the original on the clock of what comes out.
     fn outgoing(&self, time: TrackTime) -> TrackTime {
-        let rate = Repair::of(self.kind).format().codec().clock_rate();
+        let rate = self.made.clock_rate();
         let time = u128::from(time) * u128::from(rate) / u128::from(self.rate.max(1));
         u64::try_from(time).unwrap_or(u64::MAX)
     }

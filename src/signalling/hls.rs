@@ -1,22 +1,26 @@
 //! The addresses of HLS: `/hls/{stream}/index.m3u8` and what lies beside it.
 
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 
 use super::Signalling;
 use super::problem::Problem;
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
 use crate::hub::stream::SourceRef;
-use crate::media::Kind;
 use crate::outputs::hls::playlist::Directives;
+use crate::outputs::hls::rendition::Role;
 use crate::outputs::hls::service::{Plane, Refusal};
 use crate::shard::MediaPlane;
 use crate::sources::feed::FanOut;
@@ -46,10 +50,10 @@ impl Plane for Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum File {
     Multivariant,
-    Media(Kind),
-    Init(Kind, u32),
-    Segment(Kind, u64),
-    Part(Kind, u64, usize),
+    Media(Role),
+    Init(Role, u64),
+    Segment(Role, u64),
+    Part(Role, u64, usize),
 }
 
 impl File {
@@ -57,21 +61,20 @@ impl File {
         if name == "index.m3u8" {
             return Some(Self::Multivariant);
         }
-        let (kind, rest) = if let Some(rest) = name.strip_prefix("video") {
-            (Kind::Video, rest)
-        } else {
-            (Kind::Audio, name.strip_prefix("audio")?)
-        };
+        let roles = Role::ALL.into_iter();
+        let (role, rest) = roles
+            .filter_map(|role| Some((role, name.strip_prefix(role.name())?)))
+            .next()?;
         if rest == ".m3u8" {
-            return Some(Self::Media(kind));
+            return Some(Self::Media(role));
         }
         if let Some(number) = rest.strip_prefix("-init-").and_then(|rest| rest.strip_suffix(".mp4")) {
-            return Some(Self::Init(kind, number.parse().ok()?));
+            return Some(Self::Init(role, number.parse().ok()?));
         }
         let number = rest.strip_prefix('-')?.strip_suffix(".m4s")?;
         Some(match number.split_once('.') {
-            Some((msn, part)) => Self::Part(kind, msn.parse().ok()?, part.parse().ok()?),
-            None => Self::Segment(kind, number.parse().ok()?),
+            Some((msn, part)) => Self::Part(role, msn.parse().ok()?, part.parse().ok()?),
+            None => Self::Segment(role, number.parse().ok()?),
         })
     }
 }
@@ -141,23 +144,39 @@ async fn answer(
             let text = service.multivariant(stream, &live, token).await?;
             found(PLAYLIST, BRIEFLY, private, Body::from(text))
         }
-        File::Media(kind) => {
-            let text = service.media(&live, kind, directives, token).await?;
+        File::Media(role) => {
+            let text = service.media(&live, role, directives, token).await?;
             found(PLAYLIST, BRIEFLY, private, Body::from(text))
         }
-        File::Init(kind, number) => {
-            let bytes = service.init(&live, kind, number).await?;
+        File::Init(role, number) => {
+            let bytes = service.init(&live, role, number).await?;
             found(MP4, FOR_LONG, private, Body::from(bytes))
         }
-        File::Segment(kind, msn) => {
-            let parts: Vec<Bytes> = service.segment(&live, kind, msn).await?;
-            found(MP4, FOR_LONG, private, Body::from(parts.concat()))
+        File::Segment(role, msn) => {
+            let parts = service.segment(&live, role, msn).await?;
+            found(MP4, FOR_LONG, private, Body::new(Parts(parts.into())))
         }
-        File::Part(kind, msn, part) => {
-            let bytes = service.part(&live, kind, msn, part).await?;
+        File::Part(role, msn, part) => {
+            let bytes = service.part(&live, role, msn, part).await?;
             found(MP4, FOR_LONG, private, Body::from(bytes))
         }
     })
+}
+
+/// A body of the parts of a segment, which all requests share.
+struct Parts(VecDeque<Bytes>);
+
+impl HttpBody for Parts {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|part| Ok(Frame::data(part))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|part| part.len() as u64).sum())
+    }
 }
 
 fn found(media_type: &'static str, cache: &str, private: bool, body: Body) -> Response {
@@ -202,10 +221,10 @@ mod tests {
     fn addresses_name_files() {
         for (name, file) in [
             ("index.m3u8", Some(File::Multivariant)),
-            ("audio.m3u8", Some(File::Media(Kind::Audio))),
-            ("video-init-3.mp4", Some(File::Init(Kind::Video, 3))),
-            ("video-17.m4s", Some(File::Segment(Kind::Video, 17))),
-            ("audio-17.4.m4s", Some(File::Part(Kind::Audio, 17, 4))),
+            ("audio.m3u8", Some(File::Media(Role::Audio))),
+            ("video-init-3.mp4", Some(File::Init(Role::Video, 3))),
+            ("video-17.m4s", Some(File::Segment(Role::Video, 17))),
+            ("audio-17.4.m4s", Some(File::Part(Role::Audio, 17, 4))),
             ("video-17.m4v", None),
             ("video--1.m4s", None),
             ("../video.m3u8", None),

@@ -86,11 +86,54 @@ test('ffprobe finds nothing to warn of, and ffmpeg plays it as plain HLS', async
   const probe = await run('ffprobe', ['-v', 'warning', '-show_streams', '-of', 'json', url], { timeout: 60_000 });
   assert.equal(probe.stderr, '');
   const codecs = JSON.parse(probe.stdout).streams.map((stream) => stream.codec_name).sort();
-  assert.deepEqual(codecs, ['h264', 'opus']);
+  // The picture with either sound.
+  assert.deepEqual(codecs, ['aac', 'h264', 'h264', 'opus']);
   const arguments_ = ['-v', 'warning', '-i', url, '-t', '5', '-f', 'null', '-stats', '-'];
   const { stderr } = await run('ffmpeg', arguments_, { timeout: 60_000 });
   const [frames] = [...stderr.matchAll(/frame=\s*(\d+)/g)].map(([, count]) => Number(count)).slice(-1);
   assert.ok(frames >= 140, stderr);
+});
+
+test('sound is AAC too for players that take nothing else, while one of them plays', async (t) => {
+  const gateway = await startGateway({}, '--demo');
+  t.after(() => gateway.stop());
+  const url = `${gateway.origin}/hls/demo/index.m3u8`;
+  const repairs = () => gateway.log.filter((line) => line.includes('"repairing"')).length;
+  const page = await watchByHls(gateway, 'demo');
+  t.after(() => page.close());
+  await playsByHls(page, t);
+  assert.equal(repairs(), 0, 'Chromium takes Opus');
+  const index = await (await fetch(url)).text();
+  const versions = index.split('\n').filter((line) => line.startsWith('#EXT-X-STREAM-INF'));
+  assert.deepEqual(
+    versions.map((line) => /CODECS="avc1\.[0-9a-f]{6},(\S+?)"/.exec(line)[1]),
+    ['opus', 'mp4a.40.2'],
+  );
+  const probe = await run(
+    'ffprobe',
+    ['-v', 'warning', '-show_streams', '-of', 'json', `${gateway.origin}/hls/demo/aac.m3u8`],
+    { timeout: 60_000 },
+  );
+  assert.equal(probe.stderr, '');
+  const [sound] = JSON.parse(probe.stdout).streams;
+  assert.deepEqual([sound.codec_name, sound.sample_rate, sound.channels], ['aac', '48000', 2]);
+  assert.equal(repairs(), 1);
+  // The beep of every second stands at the same time in both.
+  const beep = async (program) => {
+    const heard = await run(
+      'ffmpeg',
+      ['-copyts', '-i', url, '-map', `0:p:${program}:a`, '-frames:a', '200', '-af', 'silencedetect=n=-40dB:d=0.3', '-f', 'null', '-'],
+      { timeout: 60_000 },
+    );
+    const ends = [...heard.stderr.matchAll(/silence_end: ([\d.]+)/g)].map(([, seconds]) => Number(seconds));
+    // What is silent at the end "ends" there too: the beeps are those before.
+    assert.ok(ends.length >= 3, heard.stderr);
+    return ends.at(-2) % 1;
+  };
+  const [opus, aac] = [await beep(0), await beep(1)];
+  const apart = Math.min(Math.abs(opus - aac), 1 - Math.abs(opus - aac));
+  assert.ok(apart < 0.06, `${apart} s apart`);
+  t.diagnostic(`Opus and AAC are ${(apart * 1_000).toFixed(0)} ms apart`);
 });
 
 test('a play token opens HLS by header and by query, and goes with every address', async (t) => {
@@ -137,6 +180,7 @@ test('absurd requests are refused or bounded', async (t) => {
     ['video.m3u8?_HLS_msn=0&_HLS_part=9999', 200],
     ['video-999999.m4s', 404],
     ['video-0.999999.m4s', 404],
+    ['aac-1.m4s', 404],
     ['video-init-99.mp4', 404],
     ['..%2f..%2fetc%2fpasswd', 404],
     ['video.m3u', 404],

@@ -145,9 +145,10 @@ impl Source {
 fn watch_repairs(world: &World) -> Arc<Mutex<Vec<String>>> {
     let opened = Arc::new(Mutex::new(Vec::new()));
     let list = opened.clone();
-    world.shared.hub.set_repairer(CODECS.to_vec(), move |name| {
-        list.lock().expect("not poisoned").push(name.to_string())
-    });
+    world.shared.hub.set_repairer(
+        CODECS.map(|codec| (codec, Repair::of(codec.kind()))).to_vec(),
+        move |name| list.lock().expect("not poisoned").push(name.to_string()),
+    );
     opened
 }
 

@@ -12,8 +12,8 @@ use millstream::media::aac::AacConfig;
 use millstream::media::depacketizer::Depacketizer;
 use millstream::media::{Codec, Format, Kind};
 use millstream::outputs::hls::packager::Packager;
-use millstream::outputs::hls::playlist;
-use millstream::outputs::hls::rendition::Rendition;
+use millstream::outputs::hls::playlist::{self, Versions};
+use millstream::outputs::hls::rendition::{Rendition, Role};
 use millstream::sources::feed::{Announced, Feed, Framing};
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ impl World {
     }
 
     fn read(&mut self) {
-        let wall = Duration::from_secs(1_800_000_000) + (self.now - self.start);
+        let wall = Duration::from_secs(BEGUN) + (self.now - self.start);
         for (index, kind) in [Kind::Video, Kind::Audio].into_iter().enumerate() {
             // The feed takes the stream with its first key frame.
             let current = self.hub.find(&name()).expect("it is fed");
@@ -135,17 +135,18 @@ impl World {
             }
             let mut state = self.stream.lock();
             for frame in frames {
-                self.packager.push(&mut state, true, &frame, self.now, wall);
+                self.packager
+                    .push(&mut state, Role::ALL[index], true, &frame, self.now, wall);
             }
         }
     }
 
     fn video(&self) -> &Rendition {
-        self.packager.video.as_ref().expect("a picture")
+        self.packager.rendition(Role::Video).expect("a picture")
     }
 
     fn audio(&self) -> &Rendition {
-        self.packager.audio.as_ref().expect("sound")
+        self.packager.rendition(Role::Audio).expect("sound")
     }
 }
 
@@ -173,6 +174,9 @@ fn plain(text: &str) -> String {
     plain.join("\n") + "\n"
 }
 
+/// When the world began, in seconds since 1970: segments are numbered from there.
+const BEGUN: u64 = 1_800_000_000;
+
 fn durations(text: &str, tag: &str) -> Vec<f64> {
     let values = text.lines().filter_map(|line| line.strip_prefix(tag));
     values
@@ -190,7 +194,7 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
             assert!(segments.len() >= 8, "{rate} {}", segments.len());
             let target = rendition.part_target();
             for segment in segments.iter().filter(|segment| segment.complete) {
-                assert!(segment.parts[0].independent, "{rate}: {:?}", rendition.kind);
+                assert!(segment.parts[0].independent, "{rate}: {:?}", rendition.role);
                 let (last, rest) = segment.parts.split_last().expect("parts");
                 assert!(last.duration <= target);
                 for part in rest {
@@ -254,7 +258,7 @@ fn aac_of_any_rate_is_cut_too() {
     // 1024 samples of 44.1 kHz on a clock of 48 kHz.
     world.play(12, 1_114, 48_000);
     assert_eq!(world.audio().codecs(), "mp4a.40.2");
-    let init = world.audio().init(0).expect("an init section");
+    let init = world.audio().init(BEGUN).expect("an init section");
     assert!(init.windows(4).any(|four| four == b"esds"));
     assert!(world.audio().segments().len() >= 5);
 }
@@ -263,14 +267,36 @@ fn aac_of_any_rate_is_cut_too() {
 fn playlists_are_read_by_others() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(30, OPUS.0, 48_000);
-    let master = playlist::multivariant(
-        Some(world.video()),
-        Some(world.audio()),
-        Some((64, 48)),
-        30.0,
-        "?token=a",
+    let versions = |has_aac| Versions {
+        video: Some(world.video()),
+        audio: Some(world.audio()),
+        has_aac,
+        resolution: Some((64, 48)),
+        frame_rate: 30.0,
+    };
+    let both = playlist::multivariant(versions(true), "?token=a").expect("both are there");
+    let read = MasterPlaylist::try_from(both.as_str()).expect("a multivariant playlist");
+    assert_eq!((read.media.len(), read.variant_streams.len()), (2, 2));
+    assert!(m3u8_rs::parse_master_playlist_res(both.as_bytes()).is_ok());
+    // What costs no encoder goes first, and nothing tempts a player to change.
+    let bandwidths: Vec<u64> = durations(&both, "#EXT-X-STREAM-INF:BANDWIDTH=")
+        .into_iter()
+        .map(|n| n as u64)
+        .collect();
+    assert!(bandwidths[0] >= bandwidths[1], "{both}");
+    let lines: Vec<&str> = both
+        .lines()
+        .filter(|line| line.starts_with("#EXT-X-STREAM-INF"))
+        .collect();
+    assert!(
+        lines[0].contains("opus\"") && lines[0].contains("AUDIO=\"audio\""),
+        "{both}"
     );
-    let master = master.expect("both are there");
+    assert!(
+        lines[1].contains("mp4a.40.2\"") && lines[1].contains("AUDIO=\"aac\""),
+        "{both}"
+    );
+    let master = playlist::multivariant(versions(false), "?token=a").expect("both are there");
     let read = MasterPlaylist::try_from(master.as_str()).expect("a multivariant playlist");
     assert!(read.has_independent_segments);
     assert_eq!((read.media.len(), read.variant_streams.len()), (1, 1));
@@ -280,7 +306,7 @@ fn playlists_are_read_by_others() {
     );
     assert!(m3u8_rs::parse_master_playlist_res(master.as_bytes()).is_ok());
     for (own, other) in [(world.video(), world.audio()), (world.audio(), world.video())] {
-        let text = playlist::media(own, Some(other), false, "");
+        let text = playlist::media(own, &[other], false, "");
         let read = plain(&text);
         let media = MediaPlaylist::try_from(read.as_str()).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(media.segments.num_elements(), 6);
@@ -307,14 +333,14 @@ fn playlists_are_read_by_others() {
 
 #[test]
 fn an_update_leaves_out_what_the_player_has() {
-    let mut world = World::new(30, 30, OPUS.1.into());
-    world.play(40, OPUS.0, 48_000);
+    let mut world = World::new(30, 120, OPUS.1.into());
+    world.play(43, OPUS.0, 48_000);
     let (all, update) = (
-        playlist::media(world.video(), None, false, ""),
-        playlist::media(world.video(), None, true, ""),
+        playlist::media(world.video(), &[], false, ""),
+        playlist::media(world.video(), &[], true, ""),
     );
-    // Segments of one second, six of them are listed, and six target durations may be skipped: nothing is old enough.
-    assert!(update.len() <= all.len());
+    // Six segments of four seconds and one that grows: the first of them is older than six target durations.
+    assert!(update.len() < all.len());
     let skipped = update
         .lines()
         .find_map(|line| line.strip_prefix("#EXT-X-SKIP:SKIPPED-SEGMENTS="));
@@ -336,15 +362,15 @@ fn another_source_begins_a_discontinuity_in_both_renditions() {
             .filter(|s| s.discontinuity)
             .map(|s| s.msn)
             .collect();
-        assert_eq!(marked.len(), 1, "{:?}", rendition.kind);
+        assert_eq!(marked.len(), 1, "{:?}", rendition.role);
         assert!(marked[0] > before - 1);
-        let text = playlist::media(rendition, None, false, "");
+        let text = playlist::media(rendition, &[], false, "");
         assert_eq!(text.matches("#EXT-X-DISCONTINUITY\n").count(), 1, "{text}");
         assert!(MediaPlaylist::try_from(plain(&text).as_str()).is_ok());
     }
     // When the mark has left the playlist, the count says so.
     world.play(30, OPUS.0, 48_000);
-    let text = playlist::media(world.video(), None, false, "");
+    let text = playlist::media(world.video(), &[], false, "");
     assert!(
         text.contains("#EXT-X-DISCONTINUITY-SEQUENCE:1\n") && !text.contains("#EXT-X-DISCONTINUITY\n"),
         "{text}"
@@ -359,23 +385,24 @@ fn what_is_kept_is_bounded_however_long_a_stream_runs() {
     world.play(240, OPUS.0, 48_000);
     assert!(world.video().bytes() < after_a_minute * 11 / 10);
     assert!(world.video().segments().len() <= 9 && world.audio().segments().len() <= 9);
-    assert!(world.video().init(0).is_some());
+    assert!(world.video().init(BEGUN).is_some());
 }
 
 #[test]
 fn a_player_that_comes_at_once_is_told_of_the_gap_before_the_beginning() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(1, OPUS.0, 48_000);
-    let text = playlist::media(world.video(), None, false, "");
+    let text = playlist::media(world.video(), &[], false, "");
     assert!(
-        text.contains("#EXT-X-GAP\n#EXTINF:1.00000,\nvideo-0.m4s\n") && text.contains("#EXT-X-MEDIA-SEQUENCE:0\n"),
+        text.contains(&format!("#EXT-X-GAP\n#EXTINF:1.00000,\nvideo-{BEGUN}.m4s\n"))
+            && text.contains(&format!("#EXT-X-MEDIA-SEQUENCE:{BEGUN}\n")),
         "{text}"
     );
-    assert!(text.contains("video-1.0.m4s"));
+    assert!(text.contains(&format!("video-{}.0.m4s", BEGUN + 1)));
     world.play(4, OPUS.0, 48_000);
-    let text = playlist::media(world.video(), None, false, "");
+    let text = playlist::media(world.video(), &[], false, "");
     assert!(
-        !text.contains("#EXT-X-GAP") && text.contains("#EXT-X-MEDIA-SEQUENCE:1\n"),
+        !text.contains("#EXT-X-GAP") && text.contains(&format!("#EXT-X-MEDIA-SEQUENCE:{}\n", BEGUN + 1)),
         "{text}"
     );
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::cmaf::{Header, sample_bytes};
-use super::rendition::{Rendition, TimedFrame};
+use super::rendition::{Rendition, Role, TimedFrame};
 use crate::hub::stream::StreamState;
 use crate::media::clock::{duration, ticks};
 use crate::media::depacketizer::Frame;
@@ -13,15 +13,14 @@ use crate::media::{Codec, Format, Kind};
 /// Makes the renditions of one stream.
 #[derive(Debug, Default)]
 pub struct Packager {
-    pub video: Option<Rendition>,
-    pub audio: Option<Rendition>,
+    renditions: [Option<Rendition>; 3],
     /// Where the timeline began; anew with each source.
     origin: Option<Origin>,
     /// Time that the timelines before this one took.
     elapsed: Duration,
-    held: [Option<Held>; 2],
+    held: [Option<Held>; 3],
     /// The next segments begin a discontinuity.
-    broken: [bool; 2],
+    broken: [bool; 3],
     pub resolution: Option<(u16, u16)>,
     pub frame_rate: f64,
 }
@@ -32,8 +31,8 @@ struct Origin {
     at: Instant,
     /// Wall clock then, since 1970.
     wall: Duration,
-    /// Times of the tracks then; `None` before it is known.
-    times: [Option<TrackTime>; 2],
+    /// Times of the renditions then; `None` before it is known.
+    times: [Option<TrackTime>; 3],
 }
 
 /// A frame whose length is known when the next one comes.
@@ -50,51 +49,62 @@ struct Held {
 const MAX_FRAME: Duration = Duration::from_secs(5);
 
 impl Packager {
+    /// What there is of a role.
+    pub fn rendition(&self, role: Role) -> Option<&Rendition> {
+        self.renditions[index(role)].as_ref()
+    }
+
+    /// Nobody wants a rendition any more.
+    pub fn forget(&mut self, role: Role) {
+        self.renditions[index(role)] = None;
+        self.held[index(role)] = None;
+        if let Some(origin) = &mut self.origin {
+            origin.times[index(role)] = None;
+        }
+    }
+
     /// Another source, or another kind of the same: what comes begins a timeline of its own.
     pub fn restart(&mut self) {
         self.flush();
         if self.origin.take().is_some() {
-            let ends = [&self.video, &self.audio]
-                .into_iter()
-                .flatten()
-                .filter_map(|rendition| {
-                    let last = rendition.segments().next_back()?;
-                    Some(last.begin + last.duration())
-                });
+            let ends = self.renditions.iter().flatten().filter_map(|rendition| {
+                let last = rendition.segments().next_back()?;
+                Some(last.begin + last.duration())
+            });
             self.elapsed = ends.max().unwrap_or(self.elapsed);
         }
-        self.broken = [true; 2];
+        self.broken = [true; 3];
     }
 
     /// Whether players have a whole segment to begin with.
     pub fn has_segment(&self) -> bool {
-        let first = self.video.as_ref().or(self.audio.as_ref());
+        let first = self.rendition(Role::Video).or(self.rendition(Role::Audio));
         first.is_some_and(|rendition| rendition.segments().any(|segment| segment.complete))
     }
 
     fn flush(&mut self) {
-        for kind in [Kind::Video, Kind::Audio] {
-            if let Some(held) = self.held[index(kind)].take() {
+        for role in Role::ALL {
+            if let Some(held) = self.held[index(role)].take() {
                 // Its length is not known: as long as those before it, more or less.
                 let ticks = held.codec.clock_rate() / 30;
-                self.put(kind, held, ticks);
+                self.put(role, held, ticks);
             }
         }
     }
 
     /// Begins the timeline with a key frame of the video (or the first frame of audio alone), captured as the clock of
     /// its track says. `now` and the wall clock belong together.
-    fn begin(&mut self, state: &mut StreamState, kind: Kind, time: TrackTime, now: Instant, wall: Duration) {
+    fn begin(&mut self, state: &mut StreamState, role: Role, time: TrackTime, now: Instant, wall: Duration) {
         let captured = |track: &crate::hub::track::Track, time: TrackTime| {
             let rate = track.format.map_or(90_000, |format| format.codec().clock_rate());
             let current = track.clock.time_at(now)?;
             let age = duration(current.saturating_sub(time), rate);
             now.checked_sub(age)
         };
-        let at = captured(state.track(kind), time).unwrap_or(now);
+        let at = captured(state.track(role.kind()), time).unwrap_or(now);
         let wall = wall.saturating_sub(now.saturating_duration_since(at));
-        let mut times = [None; 2];
-        times[index(kind)] = Some(time);
+        let mut times = [None; 3];
+        times[index(role)] = Some(time);
         self.origin = Some(Origin { at, wall, times });
     }
 
@@ -102,27 +112,29 @@ impl Packager {
     pub fn push(
         &mut self,
         state: &mut StreamState,
+        role: Role,
         has_video: bool,
         frame: &Frame,
         now: Instant,
         wall: Duration,
     ) -> bool {
-        let kind = frame.codec.kind();
+        let kind = role.kind();
         if self.origin.is_none() {
-            if has_video && kind == Kind::Audio {
+            // What is made of the sound comes later than the sound.
+            if has_video && kind == Kind::Audio || role == Role::Aac {
                 return false;
             }
-            self.begin(state, kind, frame.time, now, wall);
+            self.begin(state, role, frame.time, now, wall);
         }
         let Some(origin) = &mut self.origin else { return false };
         let rate = frame.codec.clock_rate();
-        let begin = match origin.times[index(kind)] {
+        let begin = match origin.times[index(role)] {
             Some(begin) => begin,
             None => {
                 let Some(begin) = state.track(kind).clock.time_at(origin.at) else {
                     return false;
                 };
-                origin.times[index(kind)] = Some(begin);
+                origin.times[index(role)] = Some(begin);
                 begin
             }
         };
@@ -135,12 +147,12 @@ impl Packager {
             return false;
         };
         if kind == Kind::Video && frame.key_frame {
-            self.note_header(state, frame);
+            self.note_header(state, frame, wall);
         }
         if kind == Kind::Audio
             && let Some(header) = state.format(Kind::Audio).and_then(Header::of_audio)
         {
-            self.set_header(Kind::Audio, rate, header);
+            self.set_header(role, rate, header, wall);
         }
         let next = Held {
             codec: frame.codec,
@@ -148,7 +160,7 @@ impl Packager {
             key_frame: frame.key_frame,
             bytes,
         };
-        let Some(held) = self.held[index(kind)].replace(next) else {
+        let Some(held) = self.held[index(role)].replace(next) else {
             return false;
         };
         let lasts = time.saturating_sub(held.time);
@@ -157,28 +169,26 @@ impl Packager {
         }
         let longest = ticks(MAX_FRAME, rate);
         let ticks = u32::try_from(lasts.min(longest)).unwrap_or(u32::MAX);
-        self.put(kind, held, ticks)
+        self.put(role, held, ticks)
     }
 
-    fn note_header(&mut self, state: &mut StreamState, frame: &Frame) {
+    fn note_header(&mut self, state: &mut StreamState, frame: &Frame, wall: Duration) {
         let (Some(format), Some(resolution)) = (state.format(Kind::Video), state.video.resolution) else {
             return;
         };
         self.resolution = Some(resolution);
         self.frame_rate = state.video.meter.rate_or_last().frames;
         if let Some(header) = Header::of_video(format, resolution, &frame.bytes) {
-            self.set_header(Kind::Video, frame.codec.clock_rate(), header);
+            self.set_header(Role::Video, frame.codec.clock_rate(), header, wall);
         }
     }
 
-    fn set_header(&mut self, kind: Kind, rate: u32, header: Header) {
-        let broken = &mut self.broken[index(kind)];
-        let rendition = match kind {
-            Kind::Video => &mut self.video,
-            Kind::Audio => &mut self.audio,
-        };
+    fn set_header(&mut self, role: Role, rate: u32, header: Header, wall: Duration) {
+        let broken = &mut self.broken[index(role)];
+        let rendition = &mut self.renditions[index(role)];
         match rendition {
-            None => *rendition = Rendition::new(kind, rate, header),
+            // Segments last a second at least: a rendition that begins later has larger numbers.
+            None => *rendition = Rendition::new(role, rate, header, wall.as_secs()),
             Some(rendition) if !rendition.has_header(&header) => {
                 rendition.set_header(header);
                 *broken = true;
@@ -187,21 +197,20 @@ impl Packager {
         }
     }
 
-    fn put(&mut self, kind: Kind, held: Held, lasts: u32) -> bool {
+    fn put(&mut self, role: Role, held: Held, lasts: u32) -> bool {
         let Some(origin) = self.origin else { return false };
         let rate = held.codec.clock_rate();
         let begin = duration(held.time, rate);
         let wall = origin.wall + begin.saturating_sub(self.elapsed);
-        let broken = self.broken[index(kind)];
-        let last_video = self.video.as_ref().and_then(|video| {
+        let broken = self.broken[index(role)];
+        let last_video = self.rendition(Role::Video).and_then(|video| {
             let last = video.segments().next_back()?;
             Some((video.segments().len(), last.begin))
         });
-        let rendition = match kind {
-            Kind::Video => &mut self.video,
-            Kind::Audio => &mut self.audio,
+        let kind = role.kind();
+        let Some(rendition) = &mut self.renditions[index(role)] else {
+            return false;
         };
-        let Some(rendition) = rendition else { return false };
         let is_first = rendition.segments().len() == 0;
         let cuts = match (kind, last_video) {
             _ if is_first || broken => kind == Kind::Audio || held.key_frame,
@@ -218,7 +227,7 @@ impl Packager {
         };
         if cuts {
             rendition.cut(begin, wall, broken);
-            self.broken[index(kind)] = false;
+            self.broken[index(role)] = false;
         } else if broken {
             return false;
         }
@@ -242,9 +251,10 @@ impl Packager {
 /// Frames of audio are this long at most: a segment of it may begin so much before that of the video.
 const AUDIO_SLACK: Duration = Duration::from_millis(30);
 
-fn index(kind: Kind) -> usize {
-    match kind {
-        Kind::Video => 0,
-        Kind::Audio => 1,
+fn index(role: Role) -> usize {
+    match role {
+        Role::Video => 0,
+        Role::Audio => 1,
+        Role::Aac => 2,
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::packager::Packager;
+use super::rendition::Role;
 use super::service::{Live, Plane, Service};
 use crate::hub::Hub;
 use crate::hub::mailbox::Mailbox;
@@ -17,9 +18,9 @@ use crate::hub::name::StreamName;
 use crate::hub::reader::Reader;
 use crate::hub::stream::{SessionId, StreamState};
 use crate::hub::tap::{TapMailbox, Tapped};
-use crate::media::Kind;
 use crate::media::depacketizer::{Depacketizer, Frame};
 use crate::media::repair::Repair;
+use crate::media::{Codec, Format, Kind};
 
 /// The source is asked for a key frame when the last one is so old; sooner for the first segment, which players wait for.
 const KEY_FRAME: Duration = Duration::from_secs(2);
@@ -44,6 +45,7 @@ pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: 
         let due = again.map_or(next_look, |again| next_look.min(again.into()));
         tokio::select! {
             () = changed.notified() => tap.take(&mut VecDeque::new()),
+            () = live.wanted.notified() => next_look = Instant::now(),
             () = sleep_until(due) => {}
         }
         let now = Instant::now();
@@ -70,32 +72,44 @@ pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: 
 /// Follows the stream to other sources, and to the repaired streams beside it.
 fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapMailbox>, live: &Live, lanes: &mut Vec<Lane<'a>>) {
     let Some(home) = hub.find(name) else { return };
-    let (origins, source) = {
+    let (origins, aac, source) = {
         let state = home.lock();
         let Some(source) = state.source() else { return };
-        let of = |kind| Some((kind, origin(hub, name, &state, kind)?));
-        let origins: Vec<(Kind, StreamName)> = [Kind::Video, Kind::Audio].into_iter().filter_map(of).collect();
-        (origins, source.session)
+        let of = |role: Role| Some((role, origin(hub, name, &state, role.kind())?));
+        let origins: Vec<(Role, StreamName)> = [Role::Video, Role::Audio].into_iter().filter_map(of).collect();
+        (
+            origins,
+            aac(hub, name, &state).filter(|_| live.wants_aac()),
+            source.session,
+        )
     };
-    let is_same = lanes.len() == origins.len()
-        && lanes.iter().zip(&origins).all(|(lane, (kind, name))| {
-            lane.kind == *kind && lane.tapped.stream.name == *name && lane.source == source
+    let main = lanes.iter().filter(|lane| lane.role != Role::Aac);
+    let is_same = main.clone().count() == origins.len()
+        && main.zip(&origins).all(|(lane, (role, name))| {
+            lane.role == *role && lane.tapped.stream.name == *name && lane.source == source
         });
-    if is_same {
-        return;
+    if !is_same {
+        if !lanes.is_empty() {
+            live.packager().restart();
+        }
+        let lane = |(role, name): (Role, StreamName)| Lane::new(role, Tapped::open(hub, &name, tap), source);
+        *lanes = origins.into_iter().map(lane).collect();
     }
-    if !lanes.is_empty() {
-        live.packager().restart();
+    // It comes and goes beside the others, which go on.
+    let has_aac = lanes.iter().any(|lane| lane.role == Role::Aac);
+    match aac {
+        Some(name) if !has_aac => lanes.push(Lane::new(Role::Aac, Tapped::open(hub, &name, tap), source)),
+        None if has_aac => {
+            lanes.retain(|lane| lane.role != Role::Aac);
+            live.packager().forget(Role::Aac);
+        }
+        Some(_) | None => {}
     }
-    *lanes = origins
-        .into_iter()
-        .map(|(kind, name)| Lane::new(kind, Tapped::open(hub, &name, tap), source))
-        .collect();
 }
 
 /// Segments begin at key frames: a source that can be asked is asked for one when the last one is so old.
 fn ask(plane: &dyn Plane, lanes: &[Lane<'_>], oldest: Duration) -> bool {
-    let Some(video) = lanes.iter().find(|lane| lane.kind == Kind::Video) else {
+    let Some(video) = lanes.iter().find(|lane| lane.role == Role::Video) else {
         return false;
     };
     let source = {
@@ -115,7 +129,7 @@ fn ask(plane: &dyn Plane, lanes: &[Lane<'_>], oldest: Duration) -> bool {
 
 /// One track on its way from a ring to the packager.
 struct Lane<'a> {
-    kind: Kind,
+    role: Role,
     tapped: Tapped<'a>,
     /// What the stream was fed by.
     source: SessionId,
@@ -124,13 +138,13 @@ struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    fn new(kind: Kind, tapped: Tapped<'a>, source: SessionId) -> Self {
+    fn new(role: Role, tapped: Tapped<'a>, source: SessionId) -> Self {
         Self {
-            kind,
+            role,
             tapped,
             source,
             reader: None,
-            depacketizer: Depacketizer::new(kind),
+            depacketizer: Depacketizer::new(role.kind()),
         }
     }
 
@@ -139,9 +153,9 @@ impl<'a> Lane<'a> {
         let mut packets = Vec::new();
         let again = {
             let mut state = self.tapped.stream.lock();
-            let ring = &state.track(self.kind).ring;
+            let ring = &state.track(self.role.kind()).ring;
             if self.reader.is_none() {
-                self.reader = match self.kind {
+                self.reader = match self.role.kind() {
                     Kind::Video => Reader::at_key_frame(ring),
                     // From before the picture; what is too early is left out later.
                     Kind::Audio => Some(Reader::at_start(ring)),
@@ -156,14 +170,36 @@ impl<'a> Lane<'a> {
     }
 }
 
-/// Whether picture and sound can be expected of a stream, as it is or repaired.
-pub(super) fn wanted(hub: &Hub, name: &StreamName) -> (bool, bool) {
+/// What can be expected of a stream, as it is or repaired.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Expected {
+    pub(super) video: bool,
+    pub(super) audio: bool,
+    /// AAC beside the sound as it is.
+    pub(super) aac: bool,
+}
+
+/// What can be expected of a stream.
+pub(super) fn wanted(hub: &Hub, name: &StreamName) -> Expected {
     let Some(stream) = hub.find(name) else {
-        return (false, false);
+        return Expected::default();
     };
     let state = stream.lock();
     let has = |kind| origin(hub, name, &state, kind).is_some();
-    (has(Kind::Video), has(Kind::Audio))
+    Expected {
+        video: has(Kind::Video),
+        audio: has(Kind::Audio),
+        aac: aac(hub, name, &state).is_some(),
+    }
+}
+
+/// Where AAC is taken from that is made of the sound; `None` where the sound is AAC already, where it cannot be made, and
+/// beside a picture that players of Apple do not take either.
+fn aac(hub: &Hub, name: &StreamName, state: &StreamState) -> Option<StreamName> {
+    let format = state.format(Kind::Audio)?;
+    let video = state.format(Kind::Video).map(Format::codec);
+    let takes_picture = !matches!(video, Some(Codec::Vp8 | Codec::Vp9 | Codec::Av1));
+    (takes_picture && hub.can_repair(format.codec(), Repair::Aac)).then(|| name.repaired(Repair::Aac))
 }
 
 /// Where a kind is taken from: the stream itself, or what a repair makes of it; `None` where players can be given
@@ -178,7 +214,7 @@ fn origin(hub: &Hub, name: &StreamName, state: &StreamState, kind: Kind) -> Opti
 }
 
 fn read(live: &Live, lanes: &mut [Lane<'_>], now: std::time::Instant) -> Option<std::time::Instant> {
-    let has_video = lanes.iter().any(|lane| lane.kind == Kind::Video);
+    let has_video = lanes.iter().any(|lane| lane.role == Role::Video);
     #[expect(clippy::disallowed_methods, reason = "the wall clock that players are told")]
     let wall = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -194,7 +230,7 @@ fn read(live: &Live, lanes: &mut [Lane<'_>], now: std::time::Instant) -> Option<
         let mut state = lane.tapped.stream.lock();
         let mut packager = live.packager();
         for frame in frames {
-            news |= packager.push(&mut state, has_video, &frame, now, wall);
+            news |= packager.push(&mut state, lane.role, has_video, &frame, now, wall);
         }
     }
     if news {

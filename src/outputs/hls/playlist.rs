@@ -10,8 +10,7 @@ use hls_m3u8::types::{MediaType, StreamData, UFloat};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use super::rendition::{Msn, Rendition, Segment};
-use crate::media::Kind;
+use super::rendition::{Msn, Rendition, Role, Segment};
 
 /// What a request for a media playlist asks for (§6.2.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,57 +28,129 @@ const LISTED: usize = 6;
 /// Parts are listed for segments that begin so many target durations before the end (§4.4.4.9).
 const PARTS_FOR: u32 = 3;
 
+/// What a multivariant playlist lists.
+#[derive(Clone, Copy, Debug)]
+pub struct Versions<'a> {
+    pub video: Option<&'a Rendition>,
+    pub audio: Option<&'a Rendition>,
+    /// The sound can be had as AAC too.
+    pub has_aac: bool,
+    pub resolution: Option<(u16, u16)>,
+    pub frame_rate: f64,
+}
+
+/// How playlists name the AAC that is made (RFC 6381), and its bits per second.
+const AAC: (&str, u64) = ("mp4a.40.2", 128_000);
+
 /// The multivariant playlist; `query` is appended to each address. `None` where there is nothing yet.
-pub fn multivariant(
-    video: Option<&Rendition>,
-    audio: Option<&Rendition>,
-    resolution: Option<(u16, u16)>,
-    frame_rate: f64,
-    query: &str,
-) -> Option<String> {
-    let renditions = || [video, audio].into_iter().flatten();
-    let codecs: Vec<&str> = renditions().map(Rendition::codecs).collect();
-    let bitrate: u64 = renditions().map(Rendition::bitrate).sum();
-    let (has_video, has_group) = (video.is_some(), video.is_some() && audio.is_some());
+///
+/// Sound that is also to be had as AAC makes two versions of the same picture, each with its group; the first is the one
+/// that costs no encoder, and it is said to need no less than the other, so that players have no reason to change.
+pub fn multivariant(versions: Versions<'_>, query: &str) -> Option<String> {
+    let (video, audio) = (versions.video, versions.audio);
+    let mut sounds: Vec<(Role, &str, u64)> = Vec::new();
+    if let Some(audio) = audio {
+        let bitrate = if versions.has_aac {
+            audio.bitrate().max(AAC.1)
+        } else {
+            audio.bitrate()
+        };
+        sounds.push((Role::Audio, audio.codecs(), bitrate));
+    }
+    if versions.has_aac {
+        sounds.push((Role::Aac, AAC.0, AAC.1));
+    }
     let mut media = Vec::new();
-    if has_group {
-        let sound = ExtXMedia::builder()
-            .media_type(MediaType::Audio)
-            .group_id("audio")
-            .name("Sound")
-            .is_default(true)
-            .is_autoselect(true)
-            .uri(format!("audio.m3u8{query}"))
-            .build();
-        media.push(sound.ok()?);
+    let mut variants = Vec::new();
+    if video.is_some() {
+        for (role, _, _) in &sounds {
+            media.push(group(*role, query)?);
+        }
     }
-    let mut data = StreamData::builder();
-    // The peak of a live stream is not known beforehand.
-    data.bandwidth((bitrate * 3 / 2).max(1))
-        .average_bandwidth(bitrate.max(1))
-        .codecs(codecs);
-    if let Some((width, height)) = resolution.filter(|_| has_video) {
-        data.resolution((usize::from(width), usize::from(height)));
+    if sounds.is_empty() {
+        variants.push(variant(&versions, video?, None, query)?);
     }
-    let shown = has_video && frame_rate > 0.5;
-    let variant = VariantStream::ExtXStreamInf {
-        uri: format!("{}.m3u8{query}", if has_video { "video" } else { "audio" }).into(),
-        frame_rate: shown.then(|| UFloat::new((frame_rate * 1_000.0).round() as f32 / 1_000.0)),
-        audio: has_group.then_some("audio".into()),
-        subtitles: None,
-        closed_captions: None,
-        stream_data: data.build().ok()?,
-    };
+    for (role, codecs, bitrate) in sounds {
+        let sound = Sound { role, codecs, bitrate };
+        variants.push(match video {
+            Some(video) => variant(&versions, video, Some(sound), query)?,
+            None => alone(sound, query)?,
+        });
+    }
     let playlist = MasterPlaylist::builder()
         .media(media)
-        .variant_streams(vec![variant])
+        .variant_streams(variants)
         .has_independent_segments(true)
         .build();
     playlist.ok().map(|playlist| playlist.to_string())
 }
 
-/// A media playlist. `other` is the rendition beside it.
-pub fn media(rendition: &Rendition, other: Option<&Rendition>, skip: bool, query: &str) -> String {
+/// A version of the sound.
+struct Sound<'a> {
+    role: Role,
+    codecs: &'a str,
+    bitrate: u64,
+}
+
+/// The group of a version of the sound; it has the name of the rendition.
+fn group(role: Role, query: &str) -> Option<ExtXMedia<'static>> {
+    let sound = ExtXMedia::builder()
+        .media_type(MediaType::Audio)
+        .group_id(role.name())
+        .name("Sound")
+        .is_default(true)
+        .is_autoselect(true)
+        .uri(format!("{}.m3u8{query}", role.name()))
+        .build();
+    sound.ok()
+}
+
+fn variant<'a>(
+    versions: &Versions<'_>,
+    video: &Rendition,
+    sound: Option<Sound<'a>>,
+    query: &str,
+) -> Option<VariantStream<'a>> {
+    let bitrate = video.bitrate() + sound.as_ref().map_or(0, |sound| sound.bitrate);
+    let codecs = std::iter::once(video.codecs().to_owned());
+    let codecs = codecs.chain(sound.as_ref().map(|sound| sound.codecs.to_owned()));
+    let rate = (versions.frame_rate * 1_000.0).round() as f32 / 1_000.0;
+    Some(VariantStream::ExtXStreamInf {
+        uri: format!("video.m3u8{query}").into(),
+        frame_rate: (rate > 0.5).then(|| UFloat::new(rate)),
+        audio: sound.map(|sound| sound.role.name().into()),
+        subtitles: None,
+        closed_captions: None,
+        stream_data: stream_data(bitrate, codecs.collect(), versions.resolution)?,
+    })
+}
+
+/// Sound without a picture.
+fn alone<'a>(sound: Sound<'a>, query: &str) -> Option<VariantStream<'a>> {
+    Some(VariantStream::ExtXStreamInf {
+        uri: format!("{}.m3u8{query}", sound.role.name()).into(),
+        frame_rate: None,
+        audio: None,
+        subtitles: None,
+        closed_captions: None,
+        stream_data: stream_data(sound.bitrate, vec![sound.codecs.to_owned()], None)?,
+    })
+}
+
+fn stream_data(bitrate: u64, codecs: Vec<String>, resolution: Option<(u16, u16)>) -> Option<StreamData<'static>> {
+    let mut data = StreamData::builder();
+    // The peak of a live stream is not known beforehand.
+    data.bandwidth((bitrate * 3 / 2).max(1))
+        .average_bandwidth(bitrate.max(1))
+        .codecs(codecs);
+    if let Some((width, height)) = resolution {
+        data.resolution((usize::from(width), usize::from(height)));
+    }
+    data.build().ok()
+}
+
+/// A media playlist. `others` are the renditions beside it.
+pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, query: &str) -> String {
     let target = rendition.target_duration();
     let part_target = rendition.part_target();
     let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:9\n");
@@ -124,10 +195,7 @@ pub fn media(rendition: &Rendition, other: Option<&Rendition>, skip: bool, query
     if skipped > 0 {
         let _ = writeln!(out, "#EXT-X-SKIP:SKIPPED-SEGMENTS={skipped}");
     }
-    let name = match rendition.kind {
-        Kind::Video => "video",
-        Kind::Audio => "audio",
-    };
+    let name = rendition.role.name();
     let mut init = None;
     for segment in listed.iter().skip(skipped) {
         if segment.discontinuity && segment.msn != first {
@@ -166,11 +234,8 @@ pub fn media(rendition: &Rendition, other: Option<&Rendition>, skip: bool, query
         out,
         "#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"{name}-{msn}.{part}.m4s{query}\""
     );
-    if let Some(other) = other {
-        let name = match other.kind {
-            Kind::Video => "video",
-            Kind::Audio => "audio",
-        };
+    for other in others {
+        let name = other.role.name();
         let (msn, part) = match other.next() {
             (msn, 0) => (msn.saturating_sub(1), None),
             (msn, part) => (msn, Some(part - 1)),

@@ -12,14 +12,46 @@ use crate::media::clock::duration;
 /// Media sequence number: counts segments, never used again.
 pub type Msn = u64;
 
+/// What a rendition is of its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    Video,
+    /// The sound as it came, or Opus.
+    Audio,
+    /// The sound as AAC where it came as something else, for players that take nothing else.
+    Aac,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Video, Self::Audio, Self::Aac];
+
+    /// As it stands in addresses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Video => "video",
+            Self::Audio => "audio",
+            Self::Aac => "aac",
+        }
+    }
+
+    /// Picture or sound.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Video => Kind::Video,
+            Self::Audio | Self::Aac => Kind::Audio,
+        }
+    }
+}
+
 /// What is kept of one track.
 #[derive(Debug)]
 pub struct Rendition {
-    pub kind: Kind,
+    pub role: Role,
     rate: u32,
     header: Header,
     /// Initialization sections by number; the last is in force.
-    inits: VecDeque<(u32, Bytes)>,
+    inits: VecDeque<(u64, Bytes)>,
     /// Complete ones, and the one that grows at the end.
     segments: VecDeque<Segment>,
     next_msn: Msn,
@@ -39,7 +71,7 @@ pub struct Rendition {
 #[derive(Clone, Debug)]
 pub struct Segment {
     pub msn: Msn,
-    pub init: u32,
+    pub init: u64,
     pub discontinuity: bool,
     /// Since the beginning of the timeline.
     pub begin: Duration,
@@ -96,17 +128,18 @@ impl Segment {
 }
 
 impl Rendition {
-    /// Begins with a header; `None` if it cannot be written.
-    pub fn new(kind: Kind, rate: u32, header: Header) -> Option<Self> {
+    /// Begins with a header; `None` if it cannot be written. Segments are numbered after `first`, which has to be beyond
+    /// all numbers of the same address before: caches keep what they have.
+    pub fn new(role: Role, rate: u32, header: Header, first: u64) -> Option<Self> {
         let init = header.init()?;
         Some(Self {
-            kind,
+            role,
             rate,
             header,
-            inits: VecDeque::from([(0, init)]),
+            inits: VecDeque::from([(first, init)]),
             segments: VecDeque::new(),
             // Before the first there is a gap, as long as it stands alone.
-            next_msn: 1,
+            next_msn: first + 1,
             discontinuities: 0,
             sequence: 0,
             part: Vec::new(),
@@ -192,7 +225,7 @@ impl Rendition {
         let ticks = u64::from(frame.ticks);
         let target = *self.target.get_or_insert_with(|| target(ticks, self.rate));
         let mut news = false;
-        if !self.part.is_empty() && (self.part_ticks + ticks > target || frame.key_frame && self.kind == Kind::Video) {
+        if !self.part.is_empty() && (self.part_ticks + ticks > target || frame.key_frame && self.role == Role::Video) {
             news = self.close_part();
         }
         if self.part.is_empty() {
@@ -262,7 +295,7 @@ impl Rendition {
     }
 
     /// An initialization section.
-    pub fn init(&self, number: u32) -> Option<Bytes> {
+    pub fn init(&self, number: u64) -> Option<Bytes> {
         let found = self.inits.iter().find(|(known, _)| *known == number);
         found.map(|(_, bytes)| bytes.clone())
     }

@@ -9,18 +9,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::info;
 
 use super::packager::Packager;
 use super::packaging::{package, wanted};
-use super::playlist::{self, Directives};
-use super::rendition::Rendition;
+use super::playlist::{self, Directives, Versions};
+use super::rendition::{Rendition, Role};
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
 use crate::hub::stream::SourceRef;
-use crate::media::Kind;
 
 /// What packagers need of the gateway.
 pub trait Plane: Send + Sync {
@@ -46,6 +45,10 @@ pub struct Live {
     /// Counts what is new for players.
     version: watch::Sender<u64>,
     asked: Mutex<Instant>,
+    /// When somebody asked for AAC that is made for it.
+    aac_asked: Mutex<Option<Instant>>,
+    /// The packager has something to look at.
+    pub(super) wanted: Notify,
     /// Playlists of the current version, without a query: most players want the same.
     rendered: Mutex<Rendered>,
 }
@@ -53,7 +56,7 @@ pub struct Live {
 #[derive(Default)]
 struct Rendered {
     version: u64,
-    by_kind: HashMap<(Kind, bool), Bytes>,
+    by_role: HashMap<(Role, bool), Bytes>,
 }
 
 /// Why a request gets nothing.
@@ -115,6 +118,8 @@ impl Service {
                 packager: Mutex::default(),
                 version: watch::Sender::new(0),
                 asked: Mutex::new(Instant::now()),
+                aac_asked: Mutex::new(None),
+                wanted: Notify::new(),
                 rendered: Mutex::default(),
             });
             info!(stream = %name, "packaging for HLS");
@@ -169,20 +174,22 @@ impl Service {
     pub async fn multivariant(&self, name: &StreamName, live: &Live, query: &str) -> Result<String, Refusal> {
         let started = Instant::now();
         let wanted = wanted(self.plane.hub(), name);
-        let has = |rendition: &Option<Rendition>| rendition.as_ref().is_some_and(|r| r.bytes() > 0);
+        let has = |rendition: Option<&Rendition>| rendition.is_some_and(|rendition| rendition.bytes() > 0);
         self.wait(live, started + PATIENCE, |packager| {
-            let (video, audio) = (has(&packager.video), has(&packager.audio));
+            let (video, audio) = (packager.rendition(Role::Video), packager.rendition(Role::Audio));
+            let (has_video, has_audio) = (has(video), has(audio));
             let late = started.elapsed() >= GATHER;
-            let complete = (video || !wanted.0) && (audio || !wanted.1) && (video || audio);
-            let enough = complete || (late && (video || audio));
+            let complete = (has_video || !wanted.video) && (has_audio || !wanted.audio) && (has_video || has_audio);
+            let enough = complete || (late && (has_video || has_audio));
             enough.then(|| {
-                playlist::multivariant(
-                    packager.video.as_ref().filter(|_| video),
-                    packager.audio.as_ref().filter(|_| audio),
-                    packager.resolution,
-                    packager.frame_rate,
-                    query,
-                )
+                let versions = Versions {
+                    video: video.filter(|_| has_video),
+                    audio: audio.filter(|_| has_audio),
+                    has_aac: wanted.aac,
+                    resolution: packager.resolution,
+                    frame_rate: packager.frame_rate,
+                };
+                playlist::multivariant(versions, query)
             })?
         })
         .await
@@ -193,22 +200,27 @@ impl Service {
     /// # Errors
     ///
     /// A [`Refusal`].
-    pub async fn media(&self, live: &Live, kind: Kind, directives: Directives, query: &str) -> Result<Bytes, Refusal> {
-        if let (Some(msn), Some(rendition)) = (directives.msn, rendition(&live.packager(), kind))
+    pub async fn media(&self, live: &Live, role: Role, directives: Directives, query: &str) -> Result<Bytes, Refusal> {
+        if role == Role::Aac {
+            live.want_aac();
+        }
+        if let (Some(msn), Some(rendition)) = (directives.msn, live.packager().rendition(role))
             && msn > rendition.next().0 + 2
         {
             return Err(Refusal::TooFar);
         }
         self.wait(live, Instant::now() + PATIENCE, |packager| {
-            let rendition = rendition(packager, kind)?;
+            let rendition = packager.rendition(role)?;
             let (next, _) = rendition.next();
             let first = rendition.segments().next()?;
             let is_there = match (directives.msn, directives.part) {
+                // What begins beside a rendition that plays is not begun with a gap: plain players stumble over it.
+                (None, _) if role == Role::Aac => first.complete,
                 (None, _) => first.complete || !first.parts.is_empty(),
                 (Some(msn), None) => next > msn,
                 (Some(msn), Some(wanted)) => rendition.has_part(msn, wanted),
             };
-            is_there.then(|| live.render(packager, kind, directives.skip, query))?
+            is_there.then(|| live.render(packager, role, directives.skip, query))?
         })
         .await
     }
@@ -218,8 +230,11 @@ impl Service {
     /// # Errors
     ///
     /// A [`Refusal`].
-    pub async fn init(&self, live: &Live, kind: Kind, number: u32) -> Result<Bytes, Refusal> {
-        let found = rendition(&live.packager(), kind).and_then(|rendition| rendition.init(number));
+    pub async fn init(&self, live: &Live, role: Role, number: u64) -> Result<Bytes, Refusal> {
+        let found = live
+            .packager()
+            .rendition(role)
+            .and_then(|rendition| rendition.init(number));
         found.ok_or(Refusal::Gone)
     }
 
@@ -228,9 +243,9 @@ impl Service {
     /// # Errors
     ///
     /// A [`Refusal`].
-    pub async fn segment(&self, live: &Live, kind: Kind, msn: u64) -> Result<Vec<Bytes>, Refusal> {
+    pub async fn segment(&self, live: &Live, role: Role, msn: u64) -> Result<Vec<Bytes>, Refusal> {
         let packager = live.packager();
-        let segment = rendition(&packager, kind).and_then(|rendition| rendition.segment(msn));
+        let segment = packager.rendition(role).and_then(|rendition| rendition.segment(msn));
         segment
             .filter(|segment| segment.complete)
             .map(super::rendition::Segment::bytes)
@@ -242,9 +257,9 @@ impl Service {
     /// # Errors
     ///
     /// A [`Refusal`].
-    pub async fn part(&self, live: &Live, kind: Kind, msn: u64, part: usize) -> Result<Bytes, Refusal> {
+    pub async fn part(&self, live: &Live, role: Role, msn: u64, part: usize) -> Result<Bytes, Refusal> {
         self.wait(live, Instant::now() + PATIENCE, |packager| {
-            let rendition = rendition(packager, kind)?;
+            let rendition = packager.rendition(role)?;
             if let Some(found) = rendition.segment(msn).and_then(|segment| segment.parts.get(part)) {
                 return Some(Ok(found.bytes.clone()));
             }
@@ -256,13 +271,6 @@ impl Service {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<StreamName, Arc<Live>>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn rendition(packager: &Packager, kind: Kind) -> Option<&Rendition> {
-    match kind {
-        Kind::Video => packager.video.as_ref(),
-        Kind::Audio => packager.audio.as_ref(),
     }
 }
 
@@ -280,14 +288,31 @@ impl Live {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn render(&self, packager: &Packager, kind: Kind, skip: bool, query: &str) -> Option<Bytes> {
+    /// Somebody plays the AAC that is made.
+    fn want_aac(&self) {
+        *self.aac_asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.wanted.notify_one();
+    }
+
+    /// Whether somebody has played the AAC lately.
+    pub(super) fn wants_aac(&self) -> bool {
+        let asked = *self.aac_asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.is_some_and(|asked| asked.elapsed() < IDLE)
+    }
+
+    fn render(&self, packager: &Packager, role: Role, skip: bool, query: &str) -> Option<Bytes> {
         let write = || {
-            let (own, other) = match kind {
-                Kind::Video => (&packager.video, &packager.audio),
-                Kind::Audio => (&packager.audio, &packager.video),
-            };
-            let other = other.as_ref().filter(|other| other.segments().len() > 0);
-            Some(Bytes::from(playlist::media(own.as_ref()?, other, skip, query)))
+            let others = Role::ALL.into_iter().filter(|other| *other != role);
+            let others: Vec<&Rendition> = others
+                .filter_map(|other| packager.rendition(other))
+                .filter(|other| other.segments().len() > 0)
+                .collect();
+            Some(Bytes::from(playlist::media(
+                packager.rendition(role)?,
+                &others,
+                skip,
+                query,
+            )))
         };
         if !query.is_empty() {
             return write();
@@ -295,14 +320,14 @@ impl Live {
         let version = *self.version.borrow();
         let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
         if rendered.version != version {
-            rendered.by_kind.clear();
+            rendered.by_role.clear();
             rendered.version = version;
         }
-        if let Some(found) = rendered.by_kind.get(&(kind, skip)) {
+        if let Some(found) = rendered.by_role.get(&(role, skip)) {
             return Some(found.clone());
         }
         let text = write()?;
-        rendered.by_kind.insert((kind, skip), text.clone());
+        rendered.by_role.insert((role, skip), text.clone());
         Some(text)
     }
 }
