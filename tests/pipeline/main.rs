@@ -10,6 +10,7 @@ use millstream::media::{Codec, Format};
 use millstream::sources::fetch::How;
 use millstream::{Gateway, hub};
 
+mod crowds;
 mod cycles;
 mod faults;
 mod hostile;
