@@ -111,8 +111,15 @@ impl Gateway {
             None
         };
         let directory = Directory::new(entries.iter().cloned());
-        let origins = config.http.cors_origins;
-        let signalling = Arc::new(Signalling::new(media, tokens, origins, &config.limits, directory));
+        let (http_config, ice) = (config.http, config.ice);
+        let signalling = Arc::new(Signalling::new(
+            media,
+            tokens,
+            http_config,
+            ice,
+            &config.limits,
+            directory,
+        ));
         let router = signalling::router(signalling.clone(), api::router(signalling.clone()));
         let (stop_http, stop) = watch::channel(false);
         let server = tokio::spawn(server::serve(listener, router, config.limits, stop));

@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use toml::Value;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Directive;
 
-use super::{Config, ConfigError, CorsOrigins, LogFormat, Secret};
+use super::{Config, ConfigError, CorsOrigins, LogFormat, Secret, TurnAuth};
 use crate::sources::fetch::address::Allowed;
 
 /// One key of the configuration.
@@ -41,6 +42,20 @@ pub const KEYS: &[Key] = &[
         set: |config, value| origins(value).map(|origins| config.http.cors_origins = origins),
     },
     Key {
+        name: "http.strict_preconditions",
+        allowed: "true or false",
+        is_secret: false,
+        set: |config, value| flag(value).map(|is_on| config.http.strict_preconditions = is_on),
+    },
+    Key {
+        name: "http.wait_for_publisher",
+        allowed: "a number of seconds from 0 to 60",
+        is_secret: false,
+        set: |config, value| {
+            within(value, 0, 60).map(|s| config.http.wait_for_publisher = Duration::from_secs(s as u64))
+        },
+    },
+    Key {
         name: "webrtc.listen",
         allowed: ADDRESS,
         is_secret: false,
@@ -63,6 +78,35 @@ pub const KEYS: &[Key] = &[
         allowed: "a number from 0 to 1000000",
         is_secret: false,
         set: |config, value| within(value, 0, 1_000_000).map(|count| config.webrtc.max_sessions = count),
+    },
+    Key {
+        name: "ice.servers",
+        allowed: "a list of at most 8 URLs, such as [\"stun:stun.example.org:3478\", \"turn:turn.example.org:3478\"]",
+        is_secret: false,
+        set: |config, value| ice_servers(value).map(|urls| config.ice.urls = urls),
+    },
+    Key {
+        name: "ice.turn_secret",
+        allowed: TOKEN,
+        is_secret: true,
+        set: |config, value| secret(value).map(|secret| config.ice.auth = TurnAuth::Secret(secret)),
+    },
+    Key {
+        name: "ice.turn_user",
+        allowed: "a username and a password with a colon between them, of letters, digits and `-._~+/=`",
+        is_secret: true,
+        set: |config, value| {
+            let (username, password) = value.as_str()?.split_once(':')?;
+            let (username, password) = (Secret::new(username)?.reveal().to_owned(), Secret::new(password)?);
+            config.ice.auth = TurnAuth::Fixed { username, password };
+            Some(())
+        },
+    },
+    Key {
+        name: "ice.turn_lifetime",
+        allowed: "a number of seconds from 60 to 604800",
+        is_secret: false,
+        set: |config, value| within(value, 60, 604_800).map(|s| config.ice.lifetime = Duration::from_secs(s as u64)),
     },
     Key {
         name: "auth.publish_token",
@@ -213,6 +257,19 @@ fn announced(value: &Value) -> Option<Vec<IpAddr>> {
         .collect::<Option<_>>()?;
     let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
     (addresses.len() <= 16 && addresses.iter().all(usable)).then_some(addresses)
+}
+
+/// `stun:host`, `turn:host:port?transport=tcp` (RFC 7064 §3.1, RFC 7065 §3.1).
+fn ice_servers(value: &Value) -> Option<Vec<String>> {
+    let urls = list(value)?;
+    let is_url = |url: &String| {
+        let scheme = ["stun:", "stuns:", "turn:", "turns:"];
+        let rest = scheme.iter().find_map(|scheme| url.strip_prefix(scheme));
+        // Nothing that a client could take for the end of the URL or of the header.
+        let is_part = |b: u8| b.is_ascii_alphanumeric() || b".-:[]?=".contains(&b);
+        rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/') && rest.bytes().all(is_part))
+    };
+    (urls.len() <= 8 && urls.iter().all(is_url)).then_some(urls)
 }
 
 /// Networks, or addresses, which are the smallest of them.

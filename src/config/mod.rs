@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -26,6 +27,7 @@ use crate::sources::fetch::address::Allowed;
 pub struct Config {
     pub http: Http,
     pub webrtc: WebRtc,
+    pub ice: IceServers,
     pub auth: Auth,
     pub limits: Limits,
     pub log: Log,
@@ -40,6 +42,32 @@ pub struct Config {
 pub struct Http {
     pub listen: SocketAddr,
     pub cors_origins: CorsOrigins,
+    /// Whether a PATCH has to have an `If-Match`, as RFC 9725 §4.3.1 says and several clients do not know.
+    pub strict_preconditions: bool,
+    /// How long a viewer's POST may wait for somebody to publish; zero answers at once that nobody does.
+    pub wait_for_publisher: Duration,
+}
+
+/// STUN and TURN servers that peers are told of (RFC 9725 §4.6).
+#[derive(Clone, Debug)]
+pub struct IceServers {
+    /// `stun:`, `turn:` and `turns:` URLs (RFC 7064, RFC 7065).
+    pub urls: Vec<String>,
+    pub auth: TurnAuth,
+    /// How long made credentials are good for.
+    pub lifetime: Duration,
+}
+
+/// What opens the TURN servers.
+#[derive(Clone, Debug)]
+pub enum TurnAuth {
+    Open,
+    /// Credentials are made with a secret that is shared with the server: coturn's `static-auth-secret`.
+    Secret(Secret),
+    Fixed {
+        username: String,
+        password: Secret,
+    },
 }
 
 /// Which web pages of other origins may use the gateway.
@@ -128,6 +156,13 @@ impl Default for Config {
             http: Http {
                 listen: any(8080),
                 cors_origins: CorsOrigins::Any,
+                strict_preconditions: false,
+                wait_for_publisher: Duration::ZERO,
+            },
+            ice: IceServers {
+                urls: Vec::new(),
+                auth: TurnAuth::Open,
+                lifetime: Duration::from_secs(12 * 60 * 60),
             },
             webrtc: WebRtc {
                 listen: any(8189),

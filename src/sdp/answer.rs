@@ -136,7 +136,7 @@ fn accept(section: &Section, reply: &Accepted, local: &Local<'_>, role: DtlsRole
     }
     attributes.extend(reply.attributes.iter().cloned());
     if is_tagged {
-        push_candidates(attributes, local.candidates);
+        push_candidates(attributes, local);
     }
     media
 }
@@ -202,24 +202,24 @@ fn push_codec(attributes: &mut Vec<Attribute>, answered: &AnsweredCodec) {
     }
 }
 
-/// Host candidates of component 1, priorities descending (RFC 8445 §5.1.2), and the end of them: we never trickle
-/// (RFC 9725 §4.3.2). The foundation is a number: FFmpeg looks for the first `udp` in the line.
-fn push_candidates(attributes: &mut Vec<Attribute>, candidates: &[SocketAddr]) {
+/// All candidates, and the end of them: we never trickle (RFC 9725 §4.3.2).
+fn push_candidates(attributes: &mut Vec<Attribute>, local: &Local<'_>) {
+    attributes.extend(candidate_lines(local).map(|candidate| with("candidate", candidate)));
+    attributes.push(flag("end-of-candidates"));
+}
+
+/// Host candidates of component 1, priorities descending (RFC 8445 §5.1.2). The foundation is a number: FFmpeg looks for
+/// the first `udp` in the line.
+pub(super) fn candidate_lines(local: &Local<'_>) -> impl Iterator<Item = String> {
     const TYPE_PREFERENCE_HOST: u32 = 126;
     const COMPONENT: u32 = 1;
     let local_preferences = (0..=u32::from(u16::MAX)).rev();
-    for (index, (address, local_preference)) in candidates
-        .iter()
-        .zip(local_preferences)
-        .take(MAX_CANDIDATES)
-        .enumerate()
-    {
+    let numbered = local.candidates.iter().zip(local_preferences).take(MAX_CANDIDATES);
+    numbered.enumerate().map(|(index, (address, local_preference))| {
         let priority = (TYPE_PREFERENCE_HOST << 24) | (local_preference << 8) | (256 - COMPONENT);
         let (foundation, ip, port) = (index + 1, address.ip().to_canonical(), address.port());
-        let candidate = format!("{foundation} {COMPONENT} udp {priority} {ip} {port} typ host");
-        attributes.push(with("candidate", candidate));
-    }
-    attributes.push(flag("end-of-candidates"));
+        format!("{foundation} {COMPONENT} udp {priority} {ip} {port} typ host")
+    })
 }
 
 fn fingerprint(fingerprint: &Fingerprint) -> String {

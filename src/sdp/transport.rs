@@ -74,19 +74,26 @@ pub(super) fn agree<'a>(
     }
 }
 
+/// RFC 8839 §5.4: 24 bits at least for the ufrag, 128 for the password.
+pub const SHORTEST_UFRAG: usize = 4;
+pub const SHORTEST_PWD: usize = 22;
+
+/// Whether a text can be an ICE ufrag or password (RFC 8839 §5.4).
+pub fn is_ice_text(text: &str, shortest: usize) -> bool {
+    let is_ice_char = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
+    (shortest..=256).contains(&text.len()) && text.bytes().all(is_ice_char)
+}
+
 fn read_credentials(session: &[Attribute], section: &[Attribute]) -> Result<Option<IceCredentials>, OfferError> {
     let read = |key: &'static str, shortest: usize| {
         let Some(attribute) = first(section, key).or(first(session, key)) else {
             return Ok(None);
         };
-        let is_ice_char = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
-        let is_good = (shortest..=256).contains(&attribute.value.len()) && attribute.value.bytes().all(is_ice_char);
-        is_good
+        is_ice_text(&attribute.value, shortest)
             .then(|| Some(attribute.value.clone()))
             .ok_or(OfferError::BadIceCredentials { line: attribute.line })
     };
-    // RFC 8839 §5.4: 24 bits at least for the ufrag, 128 for the password.
-    let (ufrag, pwd) = (read("ice-ufrag", 4)?, read("ice-pwd", 22)?);
+    let (ufrag, pwd) = (read("ice-ufrag", SHORTEST_UFRAG)?, read("ice-pwd", SHORTEST_PWD)?);
     Ok(ufrag.zip(pwd).map(|(ufrag, pwd)| IceCredentials { ufrag, pwd }))
 }
 

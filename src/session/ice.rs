@@ -65,12 +65,12 @@ const PRIORITY: u32 = 110 << 24 | 65_535 << 8 | 255;
 /// §7.3.1.1). Not zero, which libjuice takes for a missing attribute.
 const TIE_BREAKER: u64 = 1;
 
-/// The local end of one ICE session.
+/// The local end of one ICE session, which restarts may replace by another one (RFC 8445 §9).
 pub struct IceLite {
-    local: IceCredentials,
-    remote: IceCredentials,
-    /// `local:remote`, what USERNAME of a check has to be (RFC 8445 §7.2.2).
-    username: String,
+    current: Pair,
+    /// What came before the last restart: it serves until the peer has nominated with the new one, so that a restart
+    /// that comes to nothing costs nothing (RFC 9725 §4.3.3).
+    former: Option<Pair>,
     provider: Arc<dyn RTCCryptoProvider>,
     addresses: Vec<Learned>,
     /// Where to send.
@@ -80,11 +80,35 @@ pub struct IceLite {
     trial: Option<Trial>,
 }
 
+/// The credentials of both sides.
+struct Pair {
+    local: IceCredentials,
+    remote: IceCredentials,
+    /// `local:remote`, what USERNAME of a check has to be (RFC 8445 §7.2.2).
+    username: String,
+    /// A check came with them.
+    heard: bool,
+}
+
+impl Pair {
+    fn new(local: IceCredentials, remote: IceCredentials) -> Self {
+        let username = format!("{}:{}", local.ufrag, remote.ufrag);
+        Self {
+            local,
+            remote,
+            username,
+            heard: false,
+        }
+    }
+}
+
 /// A nominated address that has to answer before it becomes the destination.
 struct Trial {
     address: SocketAddr,
     transaction: TransactionId,
     check: Vec<u8>,
+    /// What the response is signed with.
+    remote_pwd: String,
     /// When the check is to be sent, again or for the first time; `None` when that was often enough.
     due: Option<Instant>,
     sent: u32,
@@ -135,17 +159,27 @@ pub enum StunRejection {
 impl IceLite {
     /// Makes an agent that has heard nothing yet.
     pub fn new(local: IceCredentials, remote: IceCredentials, provider: Arc<dyn RTCCryptoProvider>) -> Self {
-        let username = format!("{}:{}", local.ufrag, remote.ufrag);
         Self {
-            local,
-            remote,
-            username,
+            current: Pair::new(local, remote),
+            former: None,
             provider,
             addresses: Vec::new(),
             destination: None,
             settled: false,
             trial: None,
         }
+    }
+
+    /// Begins a new ICE session (RFC 8445 §9, RFC 9725 §4.3.3). Media goes on where it went until the peer nominates with
+    /// the new credentials. Returns our username fragment that is no longer valid: of the two sessions before this one,
+    /// the peer that never used the newer one still has the older.
+    pub fn restart(&mut self, local: IceCredentials, remote: IceCredentials) -> Option<String> {
+        let replaced = std::mem::replace(&mut self.current, Pair::new(local, remote));
+        let gone = match replaced.heard || self.former.is_none() {
+            true => self.former.replace(replaced),
+            false => Some(replaced),
+        };
+        gone.map(|pair| pair.local.ufrag)
     }
 
     /// Where to send. `None` before the first authenticated check.
@@ -218,18 +252,35 @@ impl IceLite {
         if request.typ != BINDING_REQUEST {
             return Err(StunRejection::NotARequest);
         }
-        let is_ours = |a: &RawAttribute| a.typ == ATTR_USERNAME && a.value == self.username.as_bytes();
-        if !signed(&request).any(is_ours) {
+        let names = |pair: &Pair| {
+            let is_username = |a: &RawAttribute| a.typ == ATTR_USERNAME && a.value == pair.username.as_bytes();
+            signed(&request).any(is_username)
+        };
+        let former = self.former.as_ref().filter(|former| names(former));
+        let is_current = names(&self.current);
+        let pair = former.filter(|_| !is_current).unwrap_or(&self.current);
+        if !is_current && former.is_none() {
             return Err(StunRejection::WrongUsername);
         }
-        MessageIntegrity::check(&mut request, self.local.pwd.as_bytes(), self.provider.crypto())
+        let (local_pwd, ours, theirs) = (pair.local.pwd.clone(), pair.local.ufrag.clone(), pair.remote.clone());
+        MessageIntegrity::check(&mut request, local_pwd.as_bytes(), self.provider.crypto())
             .map_err(|_| StunRejection::BadIntegrity)?;
         let forgotten = self.learn(now, from);
         let nominates = signed(&request).any(|a| a.typ == ATTR_USE_CANDIDATE);
+        if is_current {
+            self.current.heard = true;
+        }
+        // Who has begun with the new session decides with it; the former one is answered until it is over.
+        let may_nominate = is_current || !self.current.heard;
         // Before the first nomination the first valid pair serves: FFmpeg never nominates.
-        let moved = (nominates || self.destination.is_none()) && self.nominate(now, from, random)?;
+        let moved = may_nominate
+            && (nominates || self.destination.is_none())
+            && self.nominate(now, from, (&ours, &theirs), random)?;
+        if is_current && nominates && self.destination == Some(from) {
+            self.former = None;
+        }
         Ok(Answered {
-            response: self.response(&request, from)?,
+            response: self.response(&request, from, &local_pwd)?,
             moved,
             forgotten,
         })
@@ -240,6 +291,7 @@ impl IceLite {
         &mut self,
         now: Instant,
         address: SocketAddr,
+        (ours, theirs): (&str, &IceCredentials),
         random: &mut dyn FnMut() -> u32,
     ) -> Result<bool, StunRejection> {
         if self.destination == Some(address) {
@@ -250,7 +302,8 @@ impl IceLite {
             self.destination = Some(address);
             return Ok(true);
         }
-        match self.trial.as_mut().filter(|trial| trial.address == address) {
+        let is_same = |trial: &&mut Trial| trial.address == address && trial.remote_pwd == theirs.pwd;
+        match self.trial.as_mut().filter(is_same) {
             // Sent as often as it may be: whoever nominates again may have missed it.
             Some(trial) if trial.due.is_none() => (trial.due, trial.sent) = (Some(now), 0),
             Some(_) => {}
@@ -259,7 +312,8 @@ impl IceLite {
                 self.trial = Some(Trial {
                     address,
                     transaction,
-                    check: self.check(transaction)?,
+                    check: self.check(transaction, ours, theirs)?,
+                    remote_pwd: theirs.pwd.clone(),
                     due: Some(now),
                     sent: 0,
                 });
@@ -276,12 +330,20 @@ impl IceLite {
     /// A [`StunRejection`]: the datagram is dropped.
     pub fn handle_response(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), StunRejection> {
         let mut response = decode(datagram)?;
-        let asked = |trial: &Trial| trial.address == from && trial.transaction == response.transaction_id;
-        if response.typ != BINDING_SUCCESS || !self.trial.as_ref().is_some_and(asked) {
+        let asked = |trial: &&Trial| trial.address == from && trial.transaction == response.transaction_id;
+        let Some(trial) = self
+            .trial
+            .as_ref()
+            .filter(asked)
+            .filter(|_| response.typ == BINDING_SUCCESS)
+        else {
             return Err(StunRejection::Unasked);
-        }
-        MessageIntegrity::check(&mut response, self.remote.pwd.as_bytes(), self.provider.crypto())
+        };
+        MessageIntegrity::check(&mut response, trial.remote_pwd.as_bytes(), self.provider.crypto())
             .map_err(|_| StunRejection::BadIntegrity)?;
+        if trial.remote_pwd == self.current.remote.pwd {
+            self.former = None;
+        }
         let learned = self.addresses.iter_mut().find(|a| a.address == from);
         let learned = learned.ok_or(StunRejection::Unasked)?;
         (learned.seen, learned.proven) = (now, true);
@@ -332,7 +394,7 @@ impl IceLite {
         forgotten
     }
 
-    fn response(&self, request: &Message, from: SocketAddr) -> Result<Vec<u8>, StunRejection> {
+    fn response(&self, request: &Message, from: SocketAddr, local_pwd: &str) -> Result<Vec<u8>, StunRejection> {
         let mapped = XorMappedAddress {
             ip: from.ip(),
             port: from.port(),
@@ -342,12 +404,12 @@ impl IceLite {
         response.transaction_id = request.transaction_id;
         response.write_header();
         mapped.add_to(&mut response).map_err(|_| StunRejection::Malformed)?;
-        self.sign(response, &self.local.pwd)
+        self.sign(response, local_pwd)
     }
 
     /// A check of ours (RFC 8445 §7.1, §7.2.2).
-    fn check(&self, transaction: TransactionId) -> Result<Vec<u8>, StunRejection> {
-        let username = format!("{}:{}", self.remote.ufrag, self.local.ufrag);
+    fn check(&self, transaction: TransactionId, ours: &str, theirs: &IceCredentials) -> Result<Vec<u8>, StunRejection> {
+        let username = format!("{}:{ours}", theirs.ufrag);
         let mut check = Message::new();
         check.set_type(BINDING_REQUEST);
         check.transaction_id = transaction;
@@ -355,7 +417,7 @@ impl IceLite {
         check.add(ATTR_USERNAME, username.as_bytes());
         check.add(ATTR_PRIORITY, &PRIORITY.to_be_bytes());
         check.add(ATTR_ICE_CONTROLLED, &TIE_BREAKER.to_be_bytes());
-        self.sign(check, &self.remote.pwd)
+        self.sign(check, &theirs.pwd)
     }
 
     fn sign(&self, mut message: Message, pwd: &str) -> Result<Vec<u8>, StunRejection> {
@@ -528,6 +590,43 @@ mod tests {
                 .moved
         );
         assert_eq!(ice.destination(), Some(address(1)));
+    }
+
+    #[test]
+    fn a_restart_replaces_the_session_when_the_peer_nominates_with_it_and_not_before() {
+        let (mut ice, now) = (agent(), Instant::now());
+        let dice = &mut dice();
+        let new = |ufrag: &str, pwd: &str| IceCredentials {
+            ufrag: ufrag.into(),
+            pwd: pwd.into(),
+        };
+        let old = check("local:peer", PWD, true, true);
+        ice.handle_check(now, address(1), &old, dice).unwrap();
+        ice.settle();
+        // A restart that the peer never uses, and another one.
+        assert_eq!(ice.restart(new("local2", PWD), new("peer2", PEER_PWD)), None);
+        ice.handle_check(now, address(1), &old, dice).unwrap();
+        let unused = ice.restart(new("local3", PWD), new("peer3", PEER_PWD));
+        assert_eq!(unused.as_deref(), Some("local2"));
+        ice.handle_check(now, address(1), &old, dice).unwrap();
+        let never = check("local2:peer2", PWD, true, true);
+        assert_eq!(
+            ice.handle_check(now, address(1), &never, dice).unwrap_err(),
+            StunRejection::WrongUsername
+        );
+        // The peer begins with the new one: it decides, the old one is only answered.
+        ice.handle_check(now, address(1), &check("local3:peer3", PWD, false, true), dice)
+            .unwrap();
+        ice.handle_check(now, address(2), &old, dice).unwrap();
+        assert_eq!(ice.poll_check(now), None, "no trial for the old one");
+        ice.handle_check(now, address(1), &check("local3:peer3", PWD, true, true), dice)
+            .unwrap();
+        assert_eq!(
+            ice.handle_check(now, address(1), &old, dice).unwrap_err(),
+            StunRejection::WrongUsername
+        );
+        assert_eq!(ice.destination(), Some(address(1)));
+        assert_eq!(ice.restart(new("local4", PWD), new("peer4", PEER_PWD)), None);
     }
 
     #[test]

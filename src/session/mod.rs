@@ -241,6 +241,11 @@ impl Session {
         }
     }
 
+    /// Begins a new ICE session beside the one that runs (RFC 9725 §4.3.3); see [`IceLite::restart`].
+    pub fn restart_ice(&mut self, local: IceCredentials, remote: IceCredentials) -> Option<String> {
+        self.ice.restart(local, remote)
+    }
+
     /// Does what is due by time.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.closed {

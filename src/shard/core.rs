@@ -117,6 +117,11 @@ impl Core {
                     self.close(now, key, reason);
                 }
             }
+            Message::Restart { session, local, remote } => {
+                if let Some(key) = self.peers.by_id(session) {
+                    self.peers.restart(key, local, remote);
+                }
+            }
             Message::Datagram {
                 from,
                 to,
@@ -183,7 +188,7 @@ impl Core {
         let session = Session::new(now, self.shared.identity.clone(), local, transport);
         let key = self.peers.insert(Peer {
             id,
-            ufrag,
+            ufrags: vec![ufrag],
             session,
             role,
             destination: None,

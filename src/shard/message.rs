@@ -18,6 +18,12 @@ pub enum Message {
     Open(Box<Opening>),
     /// End a session.
     Close { session: SessionId, reason: CloseReason },
+    /// Begin a new ICE session with these credentials of ours and of the peer.
+    Restart {
+        session: SessionId,
+        local: IceCredentials,
+        remote: IceCredentials,
+    },
     /// A datagram that the kernel gave to the wrong shard.
     Datagram {
         from: SocketAddr,

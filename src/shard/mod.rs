@@ -261,6 +261,28 @@ impl MediaPlane {
         self.inner.shared.registry.find(id).0
     }
 
+    /// Begins a new ICE session for a session that runs, with these credentials of the peer (RFC 9725 §4.3.3). Returns
+    /// ours; `None` if the session does not run or its shard is too busy, and then nothing has changed.
+    pub fn restart_ice(&self, id: SessionId, remote: IceCredentials) -> Option<IceCredentials> {
+        let (state, shard) = self.inner.shared.registry.find(id);
+        let (SessionState::Connecting | SessionState::Connected, Some(shard)) = (state, shard) else {
+            return None;
+        };
+        let local = ufrag::credentials(shard, &mut || rand::rng().next_u32());
+        let message = Message::Restart {
+            session: id,
+            local: local.clone(),
+            remote,
+        };
+        self.inner
+            .shared
+            .mailboxes
+            .get(usize::from(shard.0))?
+            .push(message)
+            .ok()?;
+        Some(local)
+    }
+
     /// Ends a session: sends close_notify, frees everything. Returns its state before.
     pub fn close(&self, id: SessionId) -> SessionState {
         let (state, shard) = self.inner.shared.registry.find(id);

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use crate::hub::stream::{SessionId, ShardIndex};
 use crate::outputs::whep::Viewer;
+use crate::sdp::plan::IceCredentials;
 use crate::session::Session;
 use crate::session::outbox::Destination;
 use crate::sources::whip::Publisher;
@@ -20,7 +21,8 @@ pub struct PeerKey(u32);
 /// One session and what it is for.
 pub struct Peer {
     pub id: SessionId,
-    pub ufrag: String,
+    /// Ours: of the current ICE session, and of one that a restart may have left.
+    pub ufrags: Vec<String>,
     pub session: Session,
     pub role: Role,
     /// Where its packets go; `None` before ICE.
@@ -44,6 +46,9 @@ pub struct KnownAddress {
     /// The shard that was told last that the address is ours, and until when.
     pub vouched: Option<(ShardIndex, Instant)>,
 }
+
+/// The ICE sessions of one peer that may be in use: see [`crate::session::ice::IceLite::restart`].
+const MAX_UFRAGS: usize = 2;
 
 /// What a peer came for.
 pub enum Role {
@@ -75,7 +80,8 @@ impl Peers {
             PeerKey(self.slots.len() as u32 - 1)
         });
         self.by_id.insert(peer.id, key);
-        self.by_ufrag.insert(peer.ufrag.clone(), key);
+        self.by_ufrag
+            .extend(peer.ufrags.iter().map(|ufrag| (ufrag.clone(), key)));
         if let Some(slot) = self.slots.get_mut(key.0 as usize) {
             *slot = Some(Box::new(peer));
         }
@@ -86,7 +92,9 @@ impl Peers {
         let peer = self.slots.get_mut(key.0 as usize)?.take()?;
         self.free.push(key);
         self.by_id.remove(&peer.id);
-        self.by_ufrag.remove(&peer.ufrag);
+        for ufrag in &peer.ufrags {
+            self.by_ufrag.remove(ufrag);
+        }
         for known in &peer.addresses {
             if self.by_address.get(&known.remote) == Some(&key) {
                 self.by_address.remove(&known.remote);
@@ -133,6 +141,24 @@ impl Peers {
             }),
         }
         self.by_address.insert(address, key);
+    }
+
+    /// Begins a new ICE session of a peer, which is found by its username fragment as well.
+    pub fn restart(&mut self, key: PeerKey, local: IceCredentials, remote: IceCredentials) {
+        let Some(peer) = self.slots.get_mut(key.0 as usize).and_then(Option::as_deref_mut) else {
+            return;
+        };
+        peer.ufrags.push(local.ufrag.clone());
+        self.by_ufrag.insert(local.ufrag.clone(), key);
+        if let Some(gone) = peer.session.restart_ice(local, remote) {
+            peer.ufrags.retain(|ufrag| *ufrag != gone);
+            self.by_ufrag.remove(&gone);
+        }
+        // One whose session was over before it was replaced is not heard of again.
+        if peer.ufrags.len() > MAX_UFRAGS {
+            let oldest = peer.ufrags.remove(0);
+            self.by_ufrag.remove(&oldest);
+        }
     }
 
     /// ICE no longer knows this address of a peer.

@@ -1,9 +1,11 @@
 //! The endpoints `/whip/{stream}` (RFC 9725 §4.2) and `/whep/{stream}` (draft-ietf-wish-whep §4.3).
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use rand::{Rng as _, RngCore as _};
@@ -13,7 +15,7 @@ use super::auth::Permission;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
 use super::sessions::IceSession;
-use super::{Signalling, cors, resource, stream_of};
+use super::{Signalling, cors, links, resource, stream_of};
 use crate::hub::name::StreamName;
 use crate::sdp::{Local, Offer, answer_publisher, answer_viewer, formats_for};
 use crate::shard::{Placement, SessionId};
@@ -24,6 +26,10 @@ pub(super) const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post"
 const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
 /// Seconds after which a viewer may ask again for a stream that nobody publishes.
 const NOT_LIVE_RETRY: u64 = 1;
+/// Between looks whether somebody publishes, for a viewer who waits.
+const WAITING_STEP: Duration = Duration::from_millis(50);
+/// Viewers that may wait at the same time; more are told to come back.
+pub(super) const MAX_WAITING: usize = 1_024;
 
 /// `/whip/{stream}`: publishers.
 pub async fn whip(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
@@ -39,7 +45,7 @@ pub async fn whip(State(signalling): State<Arc<Signalling>>, request: Request) -
         }
         // RFC 9725 §4.1: a success without content.
         Method::GET | Method::HEAD => Ok(no_store(StatusCode::NO_CONTENT.into_response())),
-        Method::OPTIONS => Ok(options()),
+        Method::OPTIONS => Ok(options(&signalling, &parts, Permission::Publish)),
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
 }
@@ -61,7 +67,7 @@ pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -
             let headers = [(header::CONTENT_TYPE, SDP), (header::CONTENT_LENGTH, "0")];
             Ok(no_store(headers.into_response()))
         }
-        Method::OPTIONS => Ok(options()),
+        Method::OPTIONS => Ok(options(&signalling, &parts, Permission::Play)),
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
 }
@@ -85,7 +91,7 @@ fn publish(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result
     let media = &signalling.media;
     let placement = media.place();
     let (publication, answer) = answer_publisher(offer, &local(signalling, &placement))?;
-    let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials);
+    let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.publish(stream.clone(), placement, publication)?;
     debug!(?session, %stream, "publisher accepted");
     Ok(created(signalling, session, ice, answer))
@@ -93,6 +99,7 @@ fn publish(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result
 
 async fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result<Response, Problem> {
     let media = &signalling.media;
+    wait_for_publisher(signalling, &stream).await;
     if signalling.fetched.bring(&stream, media.hub()).await == Brought::Away {
         let detail = "the source of this stream is away; it is being tried again";
         return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
@@ -113,10 +120,27 @@ async fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Res
         &local(signalling, &placement),
         random,
     )?;
-    let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials);
+    let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.play(stream.clone(), placement, playback)?;
     debug!(?session, %stream, "viewer accepted");
     Ok(created(signalling, session, ice, answer))
+}
+
+/// Lets a viewer's POST wait where the configuration says so, for a stream that is not fetched: so a player that is
+/// there first needs no loop of its own.
+async fn wait_for_publisher(signalling: &Signalling, stream: &StreamName) {
+    if signalling.wait_for_publisher.is_zero() || signalling.fetched.get(stream).is_some() {
+        return;
+    }
+    let Ok(_waiting) = signalling.waiting.try_acquire() else {
+        return;
+    };
+    let live = async {
+        while signalling.media.carried(stream).is_none() && !signalling.is_draining() {
+            tokio::time::sleep(WAITING_STEP).await;
+        }
+    };
+    let _ = tokio::time::timeout(signalling.wait_for_publisher, live).await;
 }
 
 fn local<'a>(signalling: &'a Signalling, placement: &'a Placement) -> Local<'a> {
@@ -139,14 +163,38 @@ fn created(signalling: &Signalling, session: SessionId, ice: IceSession, answer:
         (header::ETAG, tag),
         (resource::ACCEPT_PATCH, body::FRAGMENT.to_owned()),
     ];
-    no_store((StatusCode::CREATED, headers, answer).into_response())
+    let mut response = (StatusCode::CREATED, headers, answer).into_response();
+    links::add(&signalling.ice_servers, wall(), response.headers_mut());
+    no_store(response)
 }
 
-/// RFC 9725 §4.2: also tells what may be posted. Answered without authorization, as preflights carry none.
-fn options() -> Response {
+/// RFC 9725 §4.2: also tells what may be posted. A preflight is answered without authorization, as it carries none, and
+/// gets no credentials of TURN; players that ask by themselves, and may, are told of the ICE servers (§4.6).
+fn options(signalling: &Signalling, request: &Parts, permission: Permission) -> Response {
     let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOW)].into_response();
     cors::answer_preflight(response.headers_mut());
+    let is_preflight = request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let may = || {
+        let checked = signalling
+            .tokens
+            .check(&request.headers, request.uri.query(), permission);
+        checked.is_ok()
+    };
+    if !is_preflight && may() {
+        links::add(&signalling.ice_servers, wall(), response.headers_mut());
+        return no_store(response);
+    }
     response
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "credentials of TURN end at a time of the wall clock"
+)]
+fn wall() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// No cache may keep this response.

@@ -1,12 +1,12 @@
 //! A trickle fragment: the body of a PATCH (RFC 8840 §9, RFC 9725 §4.3.1).
 //!
 //! We are ICE-lite and learn a peer's addresses from its checks, so that candidates are not kept: what matters is which
-//! ICE session the fragment belongs to. Real clients put the credentials before the first `m=` line, invent `m=` lines,
+//! ICE session the fragment belongs to, or whether it begins a new one. Real clients put the credentials before the first `m=` line, invent `m=` lines,
 //! repeat candidates under each mid or leave `a=mid` out; all that is well.
 
 use thiserror::Error;
 
-use crate::sdp::plan::IceCredentials;
+use crate::sdp::{self, plan::IceCredentials};
 
 /// What a fragment says about its ICE session.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,10 @@ pub enum FragmentError {
     NotText,
     #[error("line {line} of the fragment is not SDP: it has the form `a=candidate:..`")]
     NotALine { line: usize },
+    #[error(
+        "an ICE restart has one `a=ice-ufrag` of 4 to 256 and one `a=ice-pwd` of 22 to 256 letters, digits, `+` and `/`"
+    )]
+    BadCredentials,
 }
 
 impl<'a> Fragment<'a> {
@@ -63,6 +67,24 @@ impl<'a> Fragment<'a> {
     /// credentials adds to the current session.
     pub fn belongs_to(&self, remote: &IceCredentials) -> bool {
         self.ufrags.iter().all(|ufrag| *ufrag == remote.ufrag) && self.pwds.iter().all(|pwd| *pwd == remote.pwd)
+    }
+
+    /// The credentials of the ICE session that the fragment begins. Each may be repeated, as real clients do in every
+    /// section.
+    ///
+    /// # Errors
+    ///
+    /// [`FragmentError::BadCredentials`].
+    pub fn credentials(&self) -> Result<IceCredentials, FragmentError> {
+        let one = |texts: &[&str], shortest| {
+            let (first, rest) = texts.split_first()?;
+            let is_good = sdp::is_ice_text(first, shortest) && rest.iter().all(|text| text == first);
+            is_good.then(|| (*first).to_owned())
+        };
+        let ufrag = one(&self.ufrags, sdp::SHORTEST_UFRAG);
+        let pwd = one(&self.pwds, sdp::SHORTEST_PWD);
+        let (ufrag, pwd) = ufrag.zip(pwd).ok_or(FragmentError::BadCredentials)?;
+        Ok(IceCredentials { ufrag, pwd })
     }
 }
 

@@ -10,11 +10,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::Uri;
 use axum::middleware;
 use axum::routing::{any, get};
+use tokio::sync::Semaphore;
 
 pub mod auth;
 pub mod body;
@@ -24,6 +26,7 @@ pub mod fragment;
 pub mod guard;
 pub mod hls;
 pub mod limits;
+pub mod links;
 pub mod metrics;
 pub mod operations;
 pub mod pages;
@@ -38,7 +41,7 @@ use self::auth::Tokens;
 use self::limits::RateLimit;
 use self::problem::Problem;
 use self::sessions::Sessions;
-use crate::config::{CorsOrigins, Limits};
+use crate::config::{CorsOrigins, Http, IceServers, Limits};
 use crate::hub::name::StreamName;
 use crate::outputs::hls::service::Service;
 use crate::shard::MediaPlane;
@@ -50,6 +53,13 @@ pub struct Signalling {
     pub media: MediaPlane,
     pub tokens: Tokens,
     pub cors_origins: CorsOrigins,
+    pub ice_servers: IceServers,
+    /// See [`crate::config::Http::strict_preconditions`].
+    pub strict: bool,
+    /// How long a viewer's POST may wait for a publisher.
+    pub wait_for_publisher: Duration,
+    /// A place for each viewer who waits.
+    waiting: Semaphore,
     pub sessions: Sessions,
     pub rate: RateLimit,
     pub counters: HttpCounters,
@@ -64,7 +74,8 @@ impl Signalling {
     pub fn new(
         media: MediaPlane,
         tokens: Tokens,
-        cors_origins: CorsOrigins,
+        http: Http,
+        ice_servers: IceServers,
         limits: &Limits,
         fetched: Directory,
     ) -> Self {
@@ -76,7 +87,11 @@ impl Signalling {
             hls: Service::new(Arc::new(origin)),
             media,
             tokens,
-            cors_origins,
+            cors_origins: http.cors_origins,
+            strict: http.strict_preconditions,
+            wait_for_publisher: http.wait_for_publisher,
+            waiting: Semaphore::new(endpoint::MAX_WAITING),
+            ice_servers,
             sessions: Sessions::default(),
             rate: RateLimit::new(limits),
             counters: HttpCounters::default(),

@@ -8,13 +8,16 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, he
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tracing::debug;
 
 use super::endpoint::{ACCEPT_POST, no_store};
-use super::fragment::Fragment;
+use super::fragment::{Fragment, FragmentError};
 use super::precondition::IfMatch;
 use super::problem::Problem;
+use super::sessions::IceSession;
 use super::{Signalling, body, cors};
-use crate::shard::{SessionId, SessionState};
+use crate::sdp::Local;
+use crate::shard::{Refusal, SessionId, SessionState};
 
 /// RFC 5789 §3.1.
 pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
@@ -45,10 +48,7 @@ pub async fn session(State(signalling): State<Arc<Signalling>>, request: Request
         Method::OPTIONS => Ok(options()),
         Method::GET | Method::HEAD => {
             let session = session_of(&parts.uri)?;
-            signalling
-                .sessions
-                .find(&signalling.media, session)
-                .ok_or_else(Problem::unknown_session)?;
+            require(&signalling, session)?;
             Ok(no_store(StatusCode::NO_CONTENT.into_response()))
         }
         Method::PATCH => patch(&signalling, session_of(&parts.uri)?, &parts.headers, body).await,
@@ -68,17 +68,15 @@ fn delete(signalling: &Signalling, session: SessionId) -> Result<Response, Probl
     }
 }
 
-/// Trickle ICE (RFC 9725 §4.3.2): 204 without an `ETag`, as the ICE session stays the same.
+/// Trickle ICE (RFC 9725 §4.3.2): 204 without an `ETag`, as the ICE session stays the same. Other credentials than the
+/// current ones begin a new ICE session (§4.3.3): 200 with ours, and the `ETag` of the new one.
 async fn patch(
     signalling: &Signalling,
     session: SessionId,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let ice = signalling
-        .sessions
-        .find(&signalling.media, session)
-        .ok_or_else(Problem::unknown_session)?;
+    require(signalling, session)?;
     if body::is_of_type(headers, body::SDP) {
         let detail = "a session is not renegotiated (RFC 9725 §3): end it and POST a new offer";
         return Err(Problem::new(StatusCode::CONFLICT, "no_renegotiation", detail));
@@ -91,25 +89,84 @@ async fn patch(
         );
     }
     let bytes = body::read(headers, body, body::FRAGMENT_LIMIT).await?;
-    let fragment = Fragment::parse(&bytes)
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_fragment", error.to_string()))?;
-    if IfMatch::read(headers, ice.tag()) == IfMatch::Stale {
-        let detail = "If-Match names an ICE session that is not the current one";
-        return Err(Problem::new(
-            StatusCode::PRECONDITION_FAILED,
-            "stale_ice_session",
-            detail,
-        ));
+    let fragment = Fragment::parse(&bytes).map_err(bad_fragment)?;
+    // The tag is compared and changed under one lock: of restarts at the same time one goes after the other.
+    let patched = signalling.sessions.with(&signalling.media, session, |ice| {
+        check_precondition(headers, ice, &fragment, signalling.strict)?;
+        if fragment.belongs_to(&ice.remote) {
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        restart(signalling, session, ice, &fragment)
+    });
+    Ok(no_store(patched.ok_or_else(Problem::unknown_session)??))
+}
+
+fn require(signalling: &Signalling, session: SessionId) -> Result<(), Problem> {
+    let is_running = signalling.sessions.is_running(&signalling.media, session);
+    is_running.then_some(()).ok_or_else(Problem::unknown_session)
+}
+
+/// RFC 9725 §4.3.1. Three client libraries send no `If-Match` when they trickle, which nothing can come of: only where
+/// the configuration is strict they have to. A restart without one could have been meant for an ICE session that is
+/// over.
+fn check_precondition(
+    headers: &HeaderMap,
+    ice: &IceSession,
+    fragment: &Fragment<'_>,
+    strict: bool,
+) -> Result<(), Problem> {
+    match IfMatch::read(headers, ice.tag()) {
+        IfMatch::Any | IfMatch::Current => Ok(()),
+        IfMatch::Absent if !strict && fragment.belongs_to(&ice.remote) => Ok(()),
+        IfMatch::Absent => {
+            let detail = "send `If-Match` with the ETag of the session, or with `*` for an ICE restart";
+            Err(Problem::new(
+                StatusCode::PRECONDITION_REQUIRED,
+                "if_match_missing",
+                detail,
+            ))
+        }
+        IfMatch::Stale => {
+            let detail = "If-Match names an ICE session that is not the current one";
+            Err(Problem::new(
+                StatusCode::PRECONDITION_FAILED,
+                "stale_ice_session",
+                detail,
+            ))
+        }
     }
-    if !fragment.belongs_to(&ice.remote) {
-        let detail = "ICE restart is not supported: end the session and POST a new offer";
-        return Err(Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "ice_restart_unsupported",
-            detail,
-        ));
-    }
-    Ok(no_store(StatusCode::NO_CONTENT.into_response()))
+}
+
+/// An ICE restart (RFC 9725 §4.3.3). When it cannot be had, the old ICE session goes on.
+fn restart(
+    signalling: &Signalling,
+    session: SessionId,
+    ice: &mut IceSession,
+    fragment: &Fragment<'_>,
+) -> Result<Response, Problem> {
+    let remote = fragment.credentials().map_err(bad_fragment)?;
+    let media = &signalling.media;
+    let local = media
+        .restart_ice(session, remote.clone())
+        .ok_or(Problem::from(Refusal::Full))?;
+    ice.restart(remote, &local);
+    debug!(?session, "ICE restarts");
+    let ours = Local {
+        credentials: &local,
+        fingerprint: media.fingerprint(),
+        candidates: media.candidates(),
+        session_id: 0,
+    };
+    let headers = [
+        (header::CONTENT_TYPE, body::FRAGMENT.to_owned()),
+        (header::ETAG, ice.entity_tag()),
+    ];
+    Ok((headers, ice.frame.fragment(&local, &ours)).into_response())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn bad_fragment(error: FragmentError) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad_fragment", error.to_string())
 }
 
 fn options() -> Response {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use crate::sdp::Frame;
 use crate::sdp::plan::IceCredentials;
 use crate::shard::{MediaPlane, SessionId, SessionState};
 
@@ -11,14 +12,17 @@ use crate::shard::{MediaPlane, SessionId, SessionState};
 pub struct IceSession {
     pub remote: IceCredentials,
     tag: String,
+    /// What a fragment of ours repeats of the answer.
+    pub frame: Frame,
 }
 
 impl IceSession {
     /// The tag is our ufrag: random, and new with every ICE session.
-    pub fn new(remote: IceCredentials, local: &IceCredentials) -> Self {
+    pub fn new(remote: IceCredentials, local: &IceCredentials, answer: &str) -> Self {
         Self {
             remote,
             tag: local.ufrag.clone(),
+            frame: Frame::of(answer),
         }
     }
 
@@ -30,6 +34,12 @@ impl IceSession {
     /// The strong entity tag for the `ETag` header.
     pub fn entity_tag(&self) -> String {
         format!("\"{}\"", self.tag)
+    }
+
+    /// Another one with these credentials takes its place.
+    pub fn restart(&mut self, remote: IceCredentials, local: &IceCredentials) {
+        self.remote = remote;
+        self.tag.clone_from(&local.ufrag);
     }
 }
 
@@ -59,14 +69,19 @@ impl Sessions {
         table.by_id.insert(id, ice);
     }
 
-    /// The ICE session of a session that runs.
-    pub fn find(&self, media: &MediaPlane, id: SessionId) -> Option<IceSession> {
+    /// Does something with the ICE session of a session that runs, one request at a time.
+    pub fn with<T>(&self, media: &MediaPlane, id: SessionId, work: impl FnOnce(&mut IceSession) -> T) -> Option<T> {
         match media.state(id) {
             SessionState::Connecting | SessionState::Connected => {
-                let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-                table.by_id.get(&id).cloned()
+                let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+                table.by_id.get_mut(&id).map(work)
             }
             SessionState::Ended(_) | SessionState::Unknown => None,
         }
+    }
+
+    /// Whether a session runs.
+    pub fn is_running(&self, media: &MediaPlane, id: SessionId) -> bool {
+        self.with(media, id, |_| ()).is_some()
     }
 }

@@ -115,16 +115,28 @@ async fn patches_that_cannot_be_served_leave_the_session_alone() {
             "stale_ice_session",
         ),
         (
-            "restart",
+            "restart without If-Match",
             Request::trickle(&session, restart),
-            422,
-            "ice_restart_unsupported",
+            428,
+            "if_match_missing",
         ),
         (
-            "restart, *",
-            Request::trickle(&session, restart).header("If-Match", "*"),
-            422,
-            "ice_restart_unsupported",
+            "restart without a password",
+            Request::trickle(&session, "a=ice-ufrag:another\r\n").header("If-Match", "*"),
+            400,
+            "bad_fragment",
+        ),
+        (
+            "restart with a short password",
+            Request::trickle(&session, "a=ice-ufrag:another\r\na=ice-pwd:short\r\n").header("If-Match", "*"),
+            400,
+            "bad_fragment",
+        ),
+        (
+            "restart with two",
+            Request::trickle(&session, format!("{restart}a=ice-ufrag:third\r\n")).header("If-Match", "*"),
+            400,
+            "bad_fragment",
         ),
         (
             "old restart",
@@ -150,6 +162,93 @@ async fn patches_that_cannot_be_served_leave_the_session_alone() {
         }
     }
     assert_trickled(&Request::trickle(&session, END).send(&gateway).await, "afterwards");
+    gateway.stop().await;
+}
+
+/// P-06, P-14, P-15, P-17, P-19, P-23.
+#[tokio::test]
+async fn a_restart_gives_new_credentials_and_a_new_tag() {
+    let gateway = gateway(&[]).await;
+    let reply = Request::publish("/whip/live", TRICKLING).send(&gateway).await;
+    let (session, tag) = (reply.location(), reply.header("etag").expect("ETag").to_owned());
+    assert!(tag.starts_with('"') && tag.ends_with('"'), "strong and quoted: {tag}");
+    let answer = reply.text().to_owned();
+    let restart = "a=ice-ufrag:another\r\na=ice-pwd:0123456789012345678901\r\na=end-of-candidates\r\n";
+    let reply = Request::trickle(&session, restart)
+        .header("If-Match", "*")
+        .send(&gateway)
+        .await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.header("content-type"), Some("application/trickle-ice-sdpfrag"));
+    let new = reply.header("etag").expect("ETag").to_owned();
+    assert_ne!(new, tag);
+    let fragment = reply.text();
+    assert_eq!(fragment.matches('\n').count(), fragment.matches("\r\n").count(), "CRLF");
+    assert_ne!(credentials(fragment), credentials(&answer));
+    let lines = |text: &str, prefix: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.starts_with(prefix));
+        lines.map(str::to_owned).collect()
+    };
+    for repeated in [
+        "a=ice-lite",
+        "a=ice-options:",
+        "a=group:",
+        "a=candidate:",
+        "a=end-of-candidates",
+    ] {
+        assert_eq!(lines(fragment, repeated), lines(&answer, repeated), "{repeated}");
+        assert!(!lines(fragment, repeated).is_empty(), "{repeated}");
+    }
+    let order: Vec<usize> = ["m=", "a=mid:", "a=ice-ufrag:", "a=ice-pwd:", "a=candidate:"]
+        .iter()
+        .map(|line| fragment.find(line).expect(line))
+        .collect();
+    assert!(order.is_sorted(), "under the m-line: {fragment}");
+    // The old tag and the old credentials are over, the new ones trickle.
+    let stale = Request::trickle(&session, restart).header("If-Match", &tag);
+    assert_eq!(stale.send(&gateway).await.status, 412);
+    let fresh = Request::trickle(&session, restart).header("If-Match", &new);
+    assert_trickled(&fresh.send(&gateway).await, "of the new session");
+    gateway.stop().await;
+}
+
+/// P-07, P-08.
+#[tokio::test]
+async fn a_strict_gateway_wants_if_match() {
+    let gateway = gateway(&[("MILLSTREAM_HTTP__STRICT_PRECONDITIONS", "true")]).await;
+    let (session, tag) = publish(&gateway, TRICKLING).await;
+    let reply = Request::trickle(&session, END).send(&gateway).await;
+    assert_eq!((reply.status, reply.problem().as_str()), (428, "if_match_missing"));
+    for tag in [tag.as_str(), "*"] {
+        let request = Request::trickle(&session, END).header("If-Match", tag);
+        assert_trickled(&request.send(&gateway).await, tag);
+    }
+    gateway.stop().await;
+}
+
+/// P-22, B38.
+#[tokio::test]
+async fn restarts_at_the_same_time_go_one_after_the_other() {
+    let gateway = gateway(&[]).await;
+    let (session, tag) = publish(&gateway, TRICKLING).await;
+    let restart = |n: usize, tag: &str| {
+        let fragment = format!("a=ice-ufrag:peer{n}\r\na=ice-pwd:0123456789012345678901\r\n");
+        Request::trickle(&session, fragment).header("If-Match", tag)
+    };
+    let requests: Vec<Request> = (0..200).map(|n| restart(n, &tag)).collect();
+    let replies = futures_util::future::join_all(requests.iter().map(|request| request.send(&gateway))).await;
+    let with = |status| replies.iter().filter(|reply| reply.status == status).count();
+    assert_eq!(
+        (with(200), with(412)),
+        (1, 199),
+        "one of them names the session that it replaces"
+    );
+    let any: Vec<Request> = (0..200).map(|n| restart(n, "*")).collect();
+    let replies = futures_util::future::join_all(any.iter().map(|request| request.send(&gateway))).await;
+    let tags: std::collections::HashSet<&str> = replies.iter().filter_map(|reply| reply.header("etag")).collect();
+    // One of them repeats the credentials that are in force.
+    assert!(tags.len() >= 199, "{}", tags.len());
+    assert_eq!(gateway.media().sessions(), 1);
     gateway.stop().await;
 }
 

@@ -75,3 +75,62 @@ async fn watching_is_open_unless_there_is_a_play_token() {
     assert_eq!(offer.clone().bearer("ticket").send(&closed).await.status, 201);
     closed.stop().await;
 }
+
+/// E-08.
+#[tokio::test]
+async fn a_viewer_may_wait_for_the_publisher() {
+    let gateway = gateway(&[("MILLSTREAM_HTTP__WAIT_FOR_PUBLISHER", "20")]).await;
+    let request = Request::offer("/whep/live", VIEWER);
+    let (reply, ()) = tokio::join!(request.send(&gateway), async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        make_live(&gateway, "live");
+    });
+    assert!(reply.location().starts_with("/session/"));
+    gateway.stop().await;
+}
+
+/// H-11, H-12, I-08, I-09, E-13.
+#[tokio::test]
+async fn ice_servers_are_told_to_who_may_know_them() {
+    let gateway = gateway(&[
+        (
+            "MILLSTREAM_ICE__SERVERS",
+            "stun:stun.example.org:3478,turn:turn.example.org:3478?transport=udp",
+        ),
+        ("MILLSTREAM_ICE__TURN_SECRET", "shared-with-coturn"),
+        ("MILLSTREAM_AUTH__PLAY_TOKEN", "play-token"),
+    ])
+    .await;
+    make_live(&gateway, "live");
+    let created = Request::offer("/whep/live", VIEWER)
+        .bearer("play-token")
+        .send(&gateway)
+        .await;
+    let published = Request::publish("/whip/other", OBS).send(&gateway).await;
+    let asked = Request::new("OPTIONS", "/whep/live")
+        .bearer("play-token")
+        .send(&gateway)
+        .await;
+    assert_eq!((created.status, published.status, asked.status), (201, 201, 200));
+    for reply in [created, published, asked] {
+        let links = reply.all("link");
+        assert_eq!(links.len(), 2, "a line each: {links:?}");
+        assert_eq!(links[0], "<stun:stun.example.org:3478>; rel=\"ice-server\"");
+        let parts: Vec<&str> = links[1].split("; ").collect();
+        let names: Vec<&str> = parts.iter().skip(1).filter_map(|part| part.split('=').next()).collect();
+        assert_eq!(names, ["rel", "username", "credential", "credential-type"]);
+        assert!(!links[1].contains("shared-with-coturn"));
+    }
+    for anybody in [
+        Request::new("OPTIONS", "/whep/live"),
+        Request::new("OPTIONS", "/whep/live").bearer("wrong"),
+        Request::new("OPTIONS", "/whep/live")
+            .bearer("play-token")
+            .header("Origin", "https://example.org")
+            .header("Access-Control-Request-Method", "POST"),
+    ] {
+        let reply = anybody.send(&gateway).await;
+        assert_eq!((reply.status, reply.all("link").len()), (200, 0));
+    }
+    gateway.stop().await;
+}

@@ -1,0 +1,76 @@
+//! `Link` headers: STUN and TURN servers for the peer (RFC 9725 §4.6), with credentials that are good for a while.
+//!
+//! The credentials of TURN follow the scheme that coturn calls `use-auth-secret`: the username is the time at which it
+//! ends, the password an HMAC of it by a secret that the gateway and the TURN server share. A session keeps its relay for
+//! as long as it refreshes it with the same credentials, so they last for [`IceServers::lifetime`].
+
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use axum::http::{HeaderMap, HeaderValue, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::config::{IceServers, TurnAuth};
+
+/// Adds a line for each server: one header line each, as some clients split at commas.
+pub fn add(servers: &IceServers, now: Duration, headers: &mut HeaderMap) {
+    for url in &servers.urls {
+        let is_turn = url.starts_with("turn");
+        let credentials = match &servers.auth {
+            TurnAuth::Secret(secret) if is_turn => Some(by_secret(secret.reveal(), now + servers.lifetime)),
+            TurnAuth::Fixed { username, password } if is_turn => Some((username.clone(), password.reveal().to_owned())),
+            _ => None,
+        };
+        let attributes = credentials.map_or_else(String::new, |(username, credential)| {
+            // In this order, and with a type that RFC 9725 no longer has: one player's pattern wants it so.
+            format!("; username=\"{username}\"; credential=\"{credential}\"; credential-type=\"password\"")
+        });
+        let line = format!("<{url}>; rel=\"ice-server\"{attributes}");
+        if let Ok(line) = HeaderValue::from_str(&line) {
+            headers.append(header::LINK, line);
+        }
+    }
+}
+
+/// Username and password until a time, given since 1970.
+fn by_secret(secret: &str, until: Duration) -> (String, String) {
+    let username = until.as_secs().to_string();
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
+    let credential = STANDARD.encode(hmac::sign(&key, username.as_bytes()));
+    (username, credential)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+
+    /// I-09.
+    #[test]
+    fn credentials_end_at_a_time_and_are_those_that_coturn_computes() {
+        let secret = Secret::new("north").expect("a secret");
+        let servers = IceServers {
+            urls: vec![
+                "stun:stun.example.org".into(),
+                "turn:turn.example.org?transport=tcp".into(),
+            ],
+            auth: TurnAuth::Secret(secret),
+            lifetime: Duration::from_secs(100),
+        };
+        let mut headers = HeaderMap::new();
+        add(&servers, Duration::from_secs(1_700_000_000), &mut headers);
+        let lines: Vec<&str> = headers
+            .get_all(header::LINK)
+            .iter()
+            .filter_map(|line| line.to_str().ok())
+            .collect();
+        // printf 1700000100 | openssl dgst -sha1 -hmac north -binary | base64
+        let expected = [
+            "<stun:stun.example.org>; rel=\"ice-server\"",
+            "<turn:turn.example.org?transport=tcp>; rel=\"ice-server\"; username=\"1700000100\"; \
+             credential=\"tGkTQC9MsGsxlY60zcov6gZLt8k=\"; credential-type=\"password\"",
+        ];
+        assert_eq!(lines, expected);
+    }
+}
