@@ -3,7 +3,8 @@
 // business (`whip.js`, `player.js`).
 //
 // The gateway puts all its candidates into the answer and learns ours from our connectivity checks (ICE-lite), so the
-// offer leaves at once: no waiting for candidates, no trickle.
+// offer leaves at once: no waiting for candidates, no trickle. Gathering begins when the answer has named the STUN and
+// TURN servers (RFC 9725 §4.6). When the path breaks, ICE restarts (§4.3.3) before the session is given up.
 
 /** Delays between attempts, in milliseconds: full jitter under an exponential ceiling. */
 const BACKOFF = { first: 300, factor: 1.6, ceiling: 10_000 };
@@ -11,8 +12,10 @@ const BACKOFF = { first: 300, factor: 1.6, ceiling: 10_000 };
 const ANSWER_WITHIN = 10_000;
 /** How long ICE and DTLS may take after the answer. */
 const CONNECT_WITHIN = 10_000;
-/** How long a connection may be `disconnected` before it is given up; browsers often recover within a second or two. */
-const DISCONNECTED_FOR = 4_000;
+/** How long a connection may be `disconnected` before it is given up: enough for an ICE restart over a new network. */
+const DISCONNECTED_FOR = 6_000;
+/** Between restarts of ICE while it is. */
+const RESTART_EVERY = 2_000;
 /** A connection that lived this long was a good one: the back-off starts over. */
 const SETTLED_AFTER = 5_000;
 /** Refusals that the same request will meet again: only a person can help. */
@@ -55,6 +58,8 @@ export class Client extends EventTarget {
   #token;
   #pc = null;
   #session = null;
+  #answer = '';
+  #restarting = false;
   #failures = 0;
   #liveSince = 0;
   // The one pending wait: for the connection, for a recovery, or for the next attempt.
@@ -110,11 +115,14 @@ export class Client extends EventTarget {
     try {
       pc.onconnectionstatechange = () => this.#connectionChanged(pc);
       const offer = await pc.createOffer();
-      await pc.setLocalDescription({ type: 'offer', sdp: this.shape(offer.sdp) });
-      const { url, answer } = await this.#post(pc.localDescription.sdp);
+      const sdp = this.shape(offer.sdp);
+      const { url, answer, iceServers } = await this.#post(sdp);
       if (this.#pc !== pc) return this.#delete(url);
       this.#session = url;
+      this.#answer = answer;
       this.sessions += 1;
+      if (iceServers.length > 0) pc.setConfiguration({ ...pc.getConfiguration(), iceServers });
+      await pc.setLocalDescription({ type: 'offer', sdp });
       await pc.setRemoteDescription({ type: 'answer', sdp: answer });
       this.#watchTransport(pc);
       if (this.state === 'connecting') this.#loseAfter(pc, CONNECT_WITHIN, 'The media connection could not be made.');
@@ -134,7 +142,43 @@ export class Client extends EventTarget {
     });
     if (!response.ok) throw await refusal(response);
     const location = response.headers.get('Location');
-    return { url: location && new URL(location, response.url), answer: await response.text() };
+    return {
+      url: location && new URL(location, response.url),
+      answer: await response.text(),
+      iceServers: iceServers(response.headers.get('Link') ?? ''),
+    };
+  }
+
+  /**
+   * Begins ICE anew within the session, as after a change of the network (RFC 9725 §4.3.3). What runs goes on until the
+   * new path does.
+   */
+  async restart() {
+    const [pc, url] = [this.#pc, this.#session];
+    if (!pc || !url || this.#restarting) return;
+    this.#restarting = true;
+    try {
+      const offer = await pc.createOffer({ iceRestart: true });
+      const sdp = this.shape(offer.sdp);
+      const response = await fetch(url, {
+        method: 'PATCH',
+        headers: { 'Content-Type': 'application/trickle-ice-sdpfrag', 'If-Match': '*', ...this.#authorization() },
+        body: fragmentOf(sdp),
+        signal: AbortSignal.timeout(ANSWER_WITHIN),
+      });
+      if (!response.ok) throw await refusal(response);
+      const fragment = await response.text();
+      if (this.#pc !== pc || pc.signalingState !== 'stable') return;
+      this.#answer = withCredentials(this.#answer, fragment);
+      await pc.setLocalDescription({ type: 'offer', sdp });
+      await pc.setRemoteDescription({ type: 'answer', sdp: this.#answer });
+    } catch (error) {
+      // A session that the gateway no longer has cannot be saved; anything else may be better the next time.
+      if (error instanceof Refusal && !error.passing && this.#pc === pc) this.#fail(error);
+      if (error instanceof Refusal && error.status === 404 && this.#pc === pc) this.#fail(new Error('The session is over.'));
+    } finally {
+      this.#restarting = false;
+    }
   }
 
   #delete(url) {
@@ -157,11 +201,19 @@ export class Client extends EventTarget {
         break;
       case 'disconnected':
         this.#loseAfter(pc, DISCONNECTED_FOR, 'The connection was lost.');
+        this.#restartWhileLost(pc);
         break;
       case 'failed':
       case 'closed':
         this.#fail(new Error('The connection was lost.'));
         break;
+    }
+  }
+
+  async #restartWhileLost(pc) {
+    while (this.#pc === pc && pc.connectionState === 'disconnected') {
+      await this.restart();
+      await new Promise((resolve) => setTimeout(resolve, RESTART_EVERY));
     }
   }
 
@@ -210,6 +262,31 @@ export class Client extends EventTarget {
     this.reason = reason;
     this.dispatchEvent(new Event('state'));
   }
+}
+
+/** The servers in a `Link` header: `<turn:host>; rel="ice-server"; username="u"; credential="c"`, joined by commas. */
+function iceServers(link) {
+  return [...link.matchAll(/<((?:stun|turn)s?:[^>]*)>([^,]*)/g)]
+    .filter(([, , attributes]) => /rel="?ice-server"?/.test(attributes))
+    .map(([, urls, attributes]) => {
+      const attribute = (name) => new RegExp(`${name}="([^"]*)"`).exec(attributes)?.[1];
+      return { urls, username: attribute('username'), credential: attribute('credential') };
+    });
+}
+
+const CREDENTIALS = /^a=ice-(?:ufrag|pwd):.*\r\n/gm;
+
+/** The body of the PATCH that restarts ICE: credentials, under the first m-line. */
+function fragmentOf(sdp) {
+  const [media] = /^m=.*\r\n/m.exec(sdp) ?? [''];
+  const [mid] = /^a=mid:.*\r\n/m.exec(sdp) ?? [''];
+  return media + mid + [...new Set(sdp.match(CREDENTIALS))].join('');
+}
+
+/** An answer with the credentials of a fragment. */
+function withCredentials(answer, fragment) {
+  const credentials = Object.fromEntries(fragment.match(CREDENTIALS).map((line) => [line.split(':')[0], line]));
+  return answer.replace(CREDENTIALS, (line) => credentials[line.split(':')[0]]);
 }
 
 async function refusal(response) {

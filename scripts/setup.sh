@@ -69,6 +69,8 @@ for group in "${@:-run}"; do
       # A server of RTMP, and networks of their own for cameras.
       compgen -G '/usr/lib/nginx/modules/ngx_rtmp_module.so' >/dev/null || packages+=(nginx-core libnginx-mod-rtmp)
       need ip iproute2
+      # The relay of tests/browser/connectivity.test.js.
+      need turnserver coturn
       ;;
     *)
       say "unknown group '$group'; there are: run, test"

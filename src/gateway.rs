@@ -8,9 +8,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
 use thiserror::Error;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::api;
 use crate::config::{self, Config, Secret};
@@ -31,6 +32,8 @@ pub struct Gateway {
     server: JoinHandle<()>,
     /// One task for each stream that is fetched; they end with it.
     fetching: JoinSet<()>,
+    /// Media that comes by TCP.
+    by_tcp: JoinSet<()>,
     /// Feeds what viewers need repaired.
     repairing: Option<JoinHandle<()>>,
     made_token: Option<Secret>,
@@ -41,6 +44,14 @@ pub struct Gateway {
 pub enum GatewayError {
     #[error("http.listen: cannot listen on TCP {address}: {source}{}", hint(source))]
     Http {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error(
+        "webrtc.tcp: cannot listen on TCP {address}: {source}{}; `webrtc.tcp = false` does without",
+        hint(source)
+    )]
+    MediaByTcp {
         address: SocketAddr,
         source: std::io::Error,
     },
@@ -89,7 +100,12 @@ impl Gateway {
             address: config.http.listen,
             source,
         })?;
-        let media = start_media(&config.webrtc, identity)?;
+        let (media, tcp) = start_media(&config.webrtc, &identity)?;
+        let (stop_http, stop) = watch::channel(false);
+        let mut by_tcp = JoinSet::new();
+        if let Some(listener) = tcp {
+            by_tcp.spawn(media_by_tcp(listener, &media, &config.limits, stop.clone()));
+        }
         let made_token = config.auth.publish_token.is_none().then(make_token).flatten();
         let Some(publish) = config.auth.publish_token.or_else(|| made_token.clone()) else {
             unreachable!("a made token consists of letters that a token may have");
@@ -121,7 +137,6 @@ impl Gateway {
             directory,
         ));
         let router = signalling::router(signalling.clone(), api::router(signalling.clone()));
-        let (stop_http, stop) = watch::channel(false);
         let server = tokio::spawn(server::serve(listener, router, config.limits, stop));
         let mut fetching = JoinSet::new();
         for (entry, fetched) in entries.into_iter().zip(config.streams) {
@@ -134,6 +149,7 @@ impl Gateway {
             stop_http,
             server,
             fetching,
+            by_tcp,
             repairing,
             made_token,
         })
@@ -176,6 +192,7 @@ impl Gateway {
         if tokio::time::timeout(MEDIA_GRACE, stopped).await.is_err() {
             warn!("the shards did not stop in time");
         }
+        self.by_tcp.shutdown().await;
         let _ = self.stop_http.send(true);
         let abort = self.server.abort_handle();
         if tokio::time::timeout(HTTP_GRACE, self.server).await.is_err() {
@@ -185,21 +202,72 @@ impl Gateway {
     }
 }
 
-fn start_media(config: &config::WebRtc, identity: Arc<Identity>) -> Result<MediaPlane, GatewayError> {
+/// Starts media on one number for UDP and TCP. Where the kernel is to choose it, it may take some tries.
+fn start_media(
+    config: &config::WebRtc,
+    identity: &Arc<Identity>,
+) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
+    let mut tries = if config.listen.port() == 0 { 16 } else { 1 };
+    loop {
+        tries -= 1;
+        match try_start_media(config, identity) {
+            Err(GatewayError::Media {
+                source: StartError::Bind { source, .. },
+            }) if tries > 0 && source.kind() == std::io::ErrorKind::AddrInUse => {}
+            started => return started,
+        }
+    }
+}
+
+fn try_start_media(
+    config: &config::WebRtc,
+    identity: &Arc<Identity>,
+) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
+    let failed = |source| GatewayError::MediaByTcp {
+        address: config.listen,
+        source,
+    };
+    let bind = || server::bind(config.listen).map_err(failed);
+    let tcp = config.tcp.then(bind).transpose()?;
+    let mut listen = config.listen;
+    if let Some(tcp) = &tcp {
+        listen.set_port(tcp.local_addr().map_err(failed)?.port());
+    }
     let settings = |listen| Settings {
         listen,
         announce: config.announce.clone(),
         shards: config.shards,
         max_sessions: config.max_sessions,
     };
-    let started = match MediaPlane::start(settings(config.listen), identity.clone()) {
+    let started = match MediaPlane::start(settings(listen), identity.clone()) {
         Err(StartError::Bind { address, source }) => match server::without_ipv6(address) {
-            Some(address) => MediaPlane::start(settings(address), identity),
+            Some(address) => MediaPlane::start(settings(address), identity.clone()),
             None => Err(StartError::Bind { address, source }),
         },
         started => started,
     };
-    started.map_err(|source| GatewayError::Media { source })
+    let media = started.map_err(|source| GatewayError::Media { source })?;
+    Ok((media, tcp))
+}
+
+/// Takes media by TCP on the number of the UDP port (RFC 6544).
+fn media_by_tcp(
+    listener: TcpListener,
+    media: &MediaPlane,
+    limits: &config::Limits,
+    stop: watch::Receiver<bool>,
+) -> impl Future<Output = ()> + use<> {
+    media.announce_tcp();
+    let media = media.clone();
+    let serve = move |stream, peer| {
+        let media = media.clone();
+        async move {
+            if let Err(error) = media.serve_tcp(stream, peer).await {
+                debug!(%peer, %error, "media by TCP ended");
+            }
+        }
+    };
+    server::take_connections(listener, *limits, b"", stop, serve)
 }
 
 /// 128 random bits, in 22 characters.

@@ -68,6 +68,12 @@ pub const KEYS: &[Key] = &[
         set: |config, value| announced(value).map(|addresses| config.webrtc.announce = addresses),
     },
     Key {
+        name: "webrtc.tcp",
+        allowed: "true or false",
+        is_secret: false,
+        set: |config, value| flag(value).map(|is_on| config.webrtc.tcp = is_on),
+    },
+    Key {
         name: "webrtc.shards",
         allowed: "a number of threads from 0 (one for each processor) to 64",
         is_secret: false,

@@ -84,6 +84,8 @@ pub struct WebRtc {
     pub listen: SocketAddr,
     /// Addresses given to peers; empty gives the host's own.
     pub announce: Vec<IpAddr>,
+    /// Whether media may come by TCP too, on the number of the UDP port.
+    pub tcp: bool,
     /// Threads; 0 takes one for each processor.
     pub shards: usize,
     pub max_sessions: usize,
@@ -167,6 +169,7 @@ impl Default for Config {
             webrtc: WebRtc {
                 listen: any(8189),
                 announce: Vec::new(),
+                tcp: true,
                 shards: 0,
                 max_sessions: 10_000,
             },

@@ -19,6 +19,8 @@ pub struct Local<'a> {
     pub fingerprint: &'a Fingerprint,
     /// Addresses of the UDP port, the best first; FFmpeg uses no other. At most 16 are written.
     pub candidates: &'a [SocketAddr],
+    /// The same addresses take TCP (RFC 6544).
+    pub tcp: bool,
     /// For the `o=` line: random, so that two answers are told apart (RFC 8829 §5.2.1). The highest bit is not used.
     pub session_id: u64,
 }
@@ -208,17 +210,28 @@ fn push_candidates(attributes: &mut Vec<Attribute>, local: &Local<'_>) {
     attributes.push(flag("end-of-candidates"));
 }
 
-/// Host candidates of component 1, priorities descending (RFC 8445 §5.1.2). The foundation is a number: FFmpeg looks for
-/// the first `udp` in the line.
+/// Host candidates of component 1, priorities descending (RFC 8445 §5.1.2): first those of UDP, as FFmpeg takes the first
+/// one, then those of TCP, which are for peers that have no other way (RFC 6544 §4.2). The foundation is a number: FFmpeg
+/// looks for the first `udp` in the line.
 pub(super) fn candidate_lines(local: &Local<'_>) -> impl Iterator<Item = String> {
-    const TYPE_PREFERENCE_HOST: u32 = 126;
+    const HOST: u32 = 126;
+    const HOST_BY_TCP: u32 = 90;
     const COMPONENT: u32 = 1;
+    let ways = [("udp", HOST, ""), ("tcp", HOST_BY_TCP, " tcptype passive")];
+    let ways = ways.into_iter().take(if local.tcp { 2 } else { 1 });
+    let each = ways.flat_map(|way| {
+        local
+            .candidates
+            .iter()
+            .take(MAX_CANDIDATES)
+            .map(move |address| (way, address))
+    });
     let local_preferences = (0..=u32::from(u16::MAX)).rev();
-    let numbered = local.candidates.iter().zip(local_preferences).take(MAX_CANDIDATES);
-    numbered.enumerate().map(|(index, (address, local_preference))| {
-        let priority = (TYPE_PREFERENCE_HOST << 24) | (local_preference << 8) | (256 - COMPONENT);
+    let numbered = each.zip(local_preferences).enumerate();
+    numbered.map(|(index, (((protocol, preference, more), address), local_preference))| {
+        let priority = (preference << 24) | (local_preference << 8) | (256 - COMPONENT);
         let (foundation, ip, port) = (index + 1, address.ip().to_canonical(), address.port());
-        format!("{foundation} {COMPONENT} udp {priority} {ip} {port} typ host")
+        format!("{foundation} {COMPONENT} {protocol} {priority} {ip} {port} typ host{more}")
     })
 }
 

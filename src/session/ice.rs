@@ -396,7 +396,7 @@ impl IceLite {
 
     fn response(&self, request: &Message, from: SocketAddr, local_pwd: &str) -> Result<Vec<u8>, StunRejection> {
         let mapped = XorMappedAddress {
-            ip: from.ip(),
+            ip: from.ip().to_canonical(),
             port: from.port(),
         };
         let mut response = Message::new();

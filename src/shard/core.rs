@@ -16,6 +16,7 @@ use tracing::{debug, info};
 use super::counters::{Counters, DropReason};
 use super::message::{Message, Opening, OpeningRole, ShardMailbox};
 use super::peers::{Peer, PeerKey, Peers, Role};
+use super::tcp::{Streams, Way};
 use crate::hub::Hub;
 use crate::hub::registry::Registry;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
@@ -39,6 +40,8 @@ pub struct Shared {
     pub identity: Arc<Identity>,
     pub mailboxes: Vec<ShardMailbox>,
     pub counters: Counters,
+    /// Connections of peers that came by TCP.
+    pub streams: Arc<Streams>,
     /// An instant and the wall clock at that instant, as the duration since 1970.
     pub epoch: (Instant, Duration),
 }
@@ -137,6 +140,12 @@ impl Core {
                 self.deliver(now, key, from, to, &mut bytes);
                 self.vouch_for(key, from, via, is_check);
             }
+            Message::Framed { from, mut bytes } => match self.recipient(now, from, &bytes) {
+                Ok(Recipient::Peer(key)) => self.deliver(now, key, from, None, &mut bytes),
+                // A connection stays with the shard of its first check.
+                Ok(Recipient::Shard(_)) => self.shared.counters.dropped(DropReason::UnknownSender),
+                Err(reason) => self.shared.counters.dropped(reason),
+            },
             Message::Route { address, owner, until } => self.route(now, address, Route { owner, until }),
             Message::Unroute { address, owner } => {
                 if self.foreign.get(&address).is_some_and(|route| route.owner == owner) {
@@ -263,7 +272,7 @@ impl Core {
         peer.connected = Some(now);
         self.shared.registry.connected(peer.id);
         let took = now.duration_since(peer.opened);
-        let remote = peer.destination.map(|d| tracing::field::display(d.to));
+        let remote = peer.destination.map(|d| tracing::field::display(Way(d.to)));
         match &mut peer.role {
             Role::Publisher(publisher) => {
                 info!(session = ?peer.id, stream = %publisher.stream_name(), remote, ?took, "publisher connected");
@@ -472,6 +481,7 @@ impl Core {
         let lasted = now.duration_since(peer.opened);
         for known in &peer.addresses {
             self.unroute(known.remote);
+            self.shared.streams.remove(known.remote);
         }
         match peer.role {
             Role::Publisher(publisher) => {

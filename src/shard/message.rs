@@ -31,6 +31,8 @@ pub enum Message {
         bytes: Vec<u8>,
         via: ShardIndex,
     },
+    /// What came over TCP instead; see [`super::tcp`].
+    Framed { from: SocketAddr, bytes: Vec<u8> },
     /// Datagrams from this address belong to that shard, and to no other before `until`.
     Route {
         address: SocketAddr,

@@ -17,6 +17,7 @@ use std::time::{Instant, SystemTime};
 
 use rand::RngCore as _;
 use thiserror::Error;
+use tokio::net::TcpStream;
 use tracing::{debug, error, info, warn};
 
 pub mod core;
@@ -24,12 +25,14 @@ pub mod counters;
 pub mod message;
 pub mod peers;
 pub mod socket;
+pub mod tcp;
 pub mod ufrag;
 
 use self::core::{Core, Shared};
 use self::counters::Counters;
 use self::message::{Message, Opening, OpeningRole};
 use self::socket::{Receiver, Sender, UdpPort, Waker};
+use self::tcp::Ways;
 use crate::hub::Hub;
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
@@ -97,6 +100,7 @@ struct Inner {
     next: AtomicUsize,
     max_sessions: usize,
     stopping: AtomicBool,
+    takes_tcp: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -143,6 +147,7 @@ impl MediaPlane {
             identity,
             mailboxes,
             counters: Counters::default(),
+            streams: Arc::default(),
             epoch: epoch(),
         });
         let candidates = candidates(&settings.announce, address)?;
@@ -157,6 +162,7 @@ impl MediaPlane {
             next: AtomicUsize::new(0),
             max_sessions: settings.max_sessions,
             stopping: AtomicBool::new(false),
+            takes_tcp: AtomicBool::new(false),
             threads: Mutex::new(threads),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -170,6 +176,25 @@ impl MediaPlane {
     /// Addresses for the answer, the best first.
     pub fn candidates(&self) -> &[SocketAddr] {
         &self.inner.candidates
+    }
+
+    /// Whether peers are told that they may come by TCP.
+    pub fn takes_tcp(&self) -> bool {
+        self.inner.takes_tcp.load(Ordering::Acquire)
+    }
+
+    /// From here on peers are told that they may come by TCP, to the number of the UDP port.
+    pub fn announce_tcp(&self) {
+        self.inner.takes_tcp.store(true, Ordering::Release);
+    }
+
+    /// Serves a connection to the TCP port of media, to its end (RFC 6544).
+    ///
+    /// # Errors
+    ///
+    /// What ended it.
+    pub async fn serve_tcp(&self, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+        tcp::serve(stream, peer, self.inner.shared.clone()).await
     }
 
     /// Fingerprint of our certificate, for the answer.
@@ -352,7 +377,11 @@ impl FanOut for MediaPlane {
 }
 
 fn spawn(index: ShardIndex, port: Arc<UdpPort>, waker: Waker, shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
-    let sender = Sender::new(port.clone(), shared.counters.sent.clone());
+    let sender = Ways {
+        udp: Sender::new(port.clone(), shared.counters.sent.clone()),
+        tcp: shared.streams.clone(),
+        counters: shared.counters.sent.clone(),
+    };
     let random = Box::new(|| rand::rng().next_u32());
     let core = Core::new(index, shared.clone(), Outbox::new(Box::new(sender)), random);
     std::thread::Builder::new()

@@ -148,6 +148,7 @@ fn local<'a>(signalling: &'a Signalling, placement: &'a Placement) -> Local<'a> 
         credentials: &placement.credentials,
         fingerprint: signalling.media.fingerprint(),
         candidates: signalling.media.candidates(),
+        tcp: signalling.media.takes_tcp(),
         session_id: rand::rng().random(),
     }
 }

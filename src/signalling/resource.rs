@@ -155,6 +155,7 @@ fn restart(
         credentials: &local,
         fingerprint: media.fingerprint(),
         candidates: media.candidates(),
+        tcp: media.takes_tcp(),
         session_id: 0,
     };
     let headers = [
@@ -164,7 +165,6 @@ fn restart(
     Ok((headers, ice.frame.fragment(&local, &ours)).into_response())
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn bad_fragment(error: FragmentError) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "bad_fragment", error.to_string())
 }

@@ -75,7 +75,21 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until `stop` changes, then lets running requests end.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, mut stop: watch::Receiver<bool>) {
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: watch::Receiver<bool>) {
+    let stopped = stop.clone();
+    let serve = move |stream, peer| handle_connection(stream, peer, router.clone(), stopped.clone());
+    take_connections(listener, limits, CROWDED, stop, serve).await;
+}
+
+/// Takes connections within the limits until `stop` changes, then waits for those that run. Who comes from an address
+/// that has too many is sent `crowded`.
+pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    limits: Limits,
+    crowded: &[u8],
+    mut stop: watch::Receiver<bool>,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) {
     let slots = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
     let crowd = Crowd::new(limits.connections_per_address);
     let mut tasks = JoinSet::new();
@@ -90,13 +104,13 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, mut st
             Ok((stream, peer, slot)) => {
                 let Some(place) = crowd.enter(peer.ip()) else {
                     // It has to make do with what fits into the socket's buffer.
-                    let _ = stream.try_write(CROWDED);
+                    let _ = stream.try_write(crowded);
                     debug!(%peer, "a connection more than one address may have");
                     continue;
                 };
-                let (router, stop) = (router.clone(), stop.clone());
+                let serving = serve(stream, peer);
                 tasks.spawn(async move {
-                    handle_connection(stream, peer, router, stop).await;
+                    serving.await;
                     drop((slot, place));
                 });
             }

@@ -76,8 +76,8 @@ export function hostAddress() {
   return all.find((address) => address.family === 'IPv4' && !address.internal)?.address;
 }
 
-/** Chromium. `camera: false` leaves it without any, `allow: false` refuses its use. */
-export function chromium({ camera = true, allow = true } = {}) {
+/** Chromium. `camera: false` leaves it without any, `allow: false` refuses its use, `more` are further arguments. */
+export function chromium({ camera = true, allow = true, more = [] } = {}) {
   return puppeteer.launch({
     browser: 'chrome',
     executablePath: program('chromium', 'chromium-browser', 'google-chrome'),
@@ -91,6 +91,7 @@ export function chromium({ camera = true, allow = true } = {}) {
       '--disable-component-update',
       '--disable-sync',
       ...(camera ? ['--use-fake-device-for-media-stream'] : []),
+      ...more,
       ...(allow ? ['--use-fake-ui-for-media-stream'] : ['--deny-permission-prompts']),
     ],
   });
@@ -126,9 +127,10 @@ function program(...names) {
   throw new Error(`none of ${names.join(', ')} is installed (scripts/setup.sh test)`);
 }
 
-/** Opens a page whose script errors and policy violations are collected in `page.faults`. */
-export async function open(browser, url) {
+/** Opens a page whose script errors and policy violations are collected in `page.faults`; `before` runs first in it. */
+export async function open(browser, url, before) {
   const page = await browser.newPage();
+  if (before) await page.evaluateOnNewDocument(before);
   page.faults = [];
   page.on('pageerror', (error) => page.faults.push(String(error)));
   page.on('console', (message) => {
@@ -139,9 +141,9 @@ export async function open(browser, url) {
 }
 
 /** The publish page, going live by itself. */
-export function publish(browser, gateway, stream, { codec = 'VP8', sound = '', token = PUBLISH_TOKEN } = {}) {
+export function publish(browser, gateway, stream, { codec = 'VP8', sound = '', token = PUBLISH_TOKEN, before } = {}) {
   const query = new URLSearchParams({ auto: 'camera', height: '480', codec, ...(sound && { sound }) });
-  return open(browser, `${gateway.origin}/publish/${stream}?${query}#token=${token}`);
+  return open(browser, `${gateway.origin}/publish/${stream}?${query}#token=${token}`, before);
 }
 
 export const watch = (browser, gateway, stream) => open(browser, `${gateway.origin}/watch/${stream}`);

@@ -113,6 +113,7 @@ impl World {
             identity,
             mailboxes,
             counters: Counters::default(),
+            streams: Arc::default(),
             epoch: (now, Duration::from_secs(1_800_000_000)),
         });
         let sent: Vec<Sent> = (0..shards).map(|_| Sent::default()).collect();
@@ -196,6 +197,7 @@ impl World {
             credentials: &local,
             fingerprint,
             candidates: &[GATEWAY],
+            tcp: false,
             session_id: 1,
         };
         let (answer, opening) = match &mut role {

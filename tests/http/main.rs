@@ -2,6 +2,7 @@
 
 mod client;
 mod connections;
+mod media_by_tcp;
 mod operations;
 mod preflights;
 mod publishing;

@@ -47,6 +47,7 @@ impl Us {
             credentials: &self.credentials,
             fingerprint: &self.fingerprint,
             candidates: &self.candidates,
+            tcp: false,
             session_id: 4_611_686_018_427_387_904,
         }
     }

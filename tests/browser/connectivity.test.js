@@ -1,0 +1,168 @@
+// Ways through the network: ICE restarts, relays, TCP.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { connect, createServer } from 'node:net';
+import { after, before, test } from 'node:test';
+import { chromium, hostAddress, isLive, open, publish, startGateway, until } from './harness.js';
+
+let browser;
+
+before(async () => {
+  browser = await chromium();
+});
+
+after(() => browser?.close());
+
+/** A page with a WHEP client of the player's, `client`, and a video element that shows what it receives. */
+async function client(gateway, stream, options = {}, by = browser) {
+  const page = await open(by, `${gateway.origin}/watch/nothing`, options.before);
+  await page.evaluate(
+    async (stream) => {
+      const { WhepClient } = await import('/player.js');
+      document.body.innerHTML = '<video autoplay muted playsinline></video>';
+      const video = document.querySelector('video');
+      window.client = new (class extends WhepClient {
+        prepare(pc) {
+          super.prepare(pc);
+          video.srcObject = this.stream;
+        }
+      })(`/whep/${stream}`);
+      window.client.start();
+    },
+    stream,
+  );
+  return page;
+}
+
+const numbers = (page) =>
+  page.evaluate(async () => {
+    const report = [...((await window.client.connection?.getStats())?.values() ?? [])];
+    const video = report.find((s) => s.type === 'inbound-rtp' && s.kind === 'video');
+    const { selectedCandidatePairId } = report.find((s) => s.type === 'transport') ?? {};
+    const pair = report.find((s) => s.id === selectedCandidatePairId);
+    const local = report.find((s) => s.id === pair?.localCandidateId);
+    const remote = report.find((s) => s.id === pair?.remoteCandidateId);
+    return {
+      sessions: window.client.sessions,
+      frames: video?.framesDecoded ?? 0,
+      frozen: video?.totalFreezesDuration ?? 0,
+      lost: video?.packetsLost ?? 0,
+      ufrag: /^a=ice-ufrag:(.*)/m.exec(window.client.connection?.currentLocalDescription?.sdp ?? '')?.[1],
+      inUse: local?.usernameFragment,
+      way: `${local?.candidateType}/${local?.relayProtocol ?? local?.protocol} -> ${remote?.protocol}`,
+    };
+  });
+
+const shows = (page, frames) => until(() => numbers(page), (seen) => seen.frames >= frames, `${frames} frames`);
+
+test("a viewer's session goes on across ICE restarts", async (t) => {
+  const gateway = await startGateway();
+  t.after(() => gateway.stop());
+  const publisher = await publish(browser, gateway, 'camera');
+  await isLive(publisher);
+  const page = await client(gateway, 'camera');
+  const before = await shows(page, 30);
+  for (let round = 1; round <= 3; round += 1) {
+    const { ufrag, frames } = await numbers(page);
+    await page.evaluate(() => window.client.restart());
+    const after = await until(
+      () => numbers(page),
+      (seen) => seen.ufrag !== ufrag && seen.inUse === seen.ufrag && seen.frames >= frames + 60,
+      'the new ICE session to carry the picture',
+    );
+    assert.equal(after.sessions, 1);
+    assert.equal(after.lost, before.lost);
+  }
+  const { frozen } = await numbers(page);
+  assert.ok(frozen - before.frozen < 0.3, `${frozen - before.frozen} s frozen`);
+  t.diagnostic(`three restarts: ${((frozen - before.frozen) * 1_000).toFixed(0)} ms frozen`);
+});
+
+test('where no UDP gets through, media goes by TCP', async (t) => {
+  const gateway = await startGateway();
+  t.after(() => gateway.stop());
+  const blocked = await chromium({ more: ['--webrtc-ip-handling-policy=disable_non_proxied_udp'] });
+  t.after(() => blocked.close());
+  const publisher = await publish(blocked, gateway, 'camera');
+  await isLive(publisher);
+  const page = await client(gateway, 'camera', {}, blocked);
+  const { way, sessions } = await shows(page, 60);
+  assert.match(way, /^(host|prflx)\/tcp -> tcp$/);
+  assert.equal(sessions, 1);
+  const connected = gateway.log.filter((line) => line.includes('connected"') && line.includes('"tcp '));
+  assert.equal(connected.length, 2, gateway.log.join('\n'));
+  // Who has UDP uses it.
+  const other = await client(gateway, 'camera');
+  assert.match((await shows(other, 30)).way, /udp$/);
+});
+
+test('where nothing but a relay gets through, media goes by TURN', async (t) => {
+  const address = hostAddress() ?? '127.0.0.1';
+  const secret = 'shared-with-the-relay';
+  const relay = await startRelay(address, secret);
+  t.after(() => relay.stop());
+  const gateway = await startGateway({
+    MILLSTREAM_ICE__SERVERS: `turn:${address}:${relay.port}?transport=udp`,
+    MILLSTREAM_ICE__TURN_SECRET: secret,
+  });
+  t.after(() => gateway.stop());
+  const relayed = await chromium();
+  t.after(() => relayed.close());
+  const only = () => {
+    const Native = window.RTCPeerConnection;
+    window.RTCPeerConnection = class extends Native {
+      constructor(configuration) {
+        super({ ...configuration, iceTransportPolicy: 'relay' });
+      }
+    };
+  };
+  const publisher = await publish(relayed, gateway, 'camera', { before: only });
+  await isLive(publisher);
+  const page = await client(gateway, 'camera', { before: only }, relayed);
+  const { way, sessions } = await shows(page, 60);
+  assert.equal(way, 'relay/udp -> udp');
+  assert.equal(sessions, 1);
+});
+
+/** coturn, which takes credentials made with the secret. */
+async function startRelay(address, secret) {
+  const port = await freePort(address);
+  const child = spawn(
+    'turnserver',
+    [
+      '-n', '--listening-ip', address, '--relay-ip', address, '--listening-port', String(port),
+      '--use-auth-secret', '--static-auth-secret', secret, '--realm', 'tests',
+      '--no-tls', '--no-dtls', '--no-cli', '--allow-loopback-peers', '--log-file', 'stdout', '--pidfile', '/dev/null',
+    ],
+    { stdio: ['ignore', 'pipe', 'pipe'] },
+  );
+  const exited = new Promise((resolve) => child.once('exit', resolve));
+  child.stdout.resume();
+  child.stderr.resume();
+  await until(() => answers(address, port), Boolean, 'the relay to listen');
+  return {
+    port,
+    async stop() {
+      child.kill();
+      await exited;
+    },
+  };
+}
+
+const freePort = (address) =>
+  new Promise((resolve) => {
+    const server = createServer().listen(0, address, () => {
+      const { port } = server.address();
+      server.close(() => resolve(port));
+    });
+  });
+
+const answers = (address, port) =>
+  new Promise((resolve) => {
+    const socket = connect(port, address, () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once('error', () => resolve(false));
+  });
