@@ -9,18 +9,19 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
 
+use crate::access::Access;
 use crate::api;
 use crate::config::{self, Config, Secret};
 use crate::repair;
 use crate::session::SessionError;
 use crate::session::identity::Identity;
 use crate::shard::{MediaPlane, Settings, StartError};
-use crate::signalling::auth::Tokens;
-use crate::signalling::{self, Signalling, server};
+use crate::signalling::auth::Gate;
+use crate::signalling::{self, Signalling, expiry, server};
 use crate::sources::fetch;
 use crate::sources::fetch::directory::{Directory, Entry};
 
@@ -32,8 +33,8 @@ pub struct Gateway {
     server: JoinHandle<()>,
     /// One task for each stream that is fetched; they end with it.
     fetching: JoinSet<()>,
-    /// Media that comes by TCP.
-    by_tcp: JoinSet<()>,
+    /// Media that comes by TCP, and the end of sessions whose tokens expire.
+    tasks: JoinSet<()>,
     /// Feeds what viewers need repaired.
     repairing: Option<JoinHandle<()>>,
     made_token: Option<Secret>,
@@ -102,20 +103,17 @@ impl Gateway {
         })?;
         let (media, tcp) = start_media(&config.webrtc, &identity)?;
         let (stop_http, stop) = watch::channel(false);
-        let mut by_tcp = JoinSet::new();
+        let mut tasks = JoinSet::new();
         if let Some(listener) = tcp {
-            by_tcp.spawn(media_by_tcp(listener, &media, &config.limits, stop.clone()));
+            tasks.spawn(media_by_tcp(listener, &media, &config.limits, stop.clone()));
         }
         let made_token = config.auth.publish_token.is_none().then(make_token).flatten();
-        let Some(publish) = config.auth.publish_token.or_else(|| made_token.clone()) else {
+        let Some(publish) = config.auth.publish_token.clone().or_else(|| made_token.clone()) else {
             unreachable!("a made token consists of letters that a token may have");
         };
-        let tokens = Tokens {
-            publish,
-            play: config.auth.play_token,
-            api: config.auth.api_token,
-            in_query: config.auth.token_in_query,
-        };
+        let gate = Gate::new(Access::new(&config.auth, &publish));
+        let (expiries, expiring) = mpsc::unbounded_channel();
+        tasks.spawn(expiry::run(media.clone(), expiring));
         let entries: Vec<Arc<Entry>> = config
             .streams
             .iter()
@@ -130,7 +128,8 @@ impl Gateway {
         let (http_config, ice) = (config.http, config.ice);
         let signalling = Arc::new(Signalling::new(
             media,
-            tokens,
+            gate,
+            expiries,
             http_config,
             ice,
             &config.limits,
@@ -149,7 +148,7 @@ impl Gateway {
             stop_http,
             server,
             fetching,
-            by_tcp,
+            tasks,
             repairing,
             made_token,
         })
@@ -192,7 +191,7 @@ impl Gateway {
         if tokio::time::timeout(MEDIA_GRACE, stopped).await.is_err() {
             warn!("the shards did not stop in time");
         }
-        self.by_tcp.shutdown().await;
+        self.tasks.shutdown().await;
         let _ = self.stop_http.send(true);
         let abort = self.server.abort_handle();
         if tokio::time::timeout(HTTP_GRACE, self.server).await.is_err() {

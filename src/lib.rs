@@ -27,6 +27,7 @@
 //! | [`outputs`] | from the tracks to each viewer's own line of packets, and to the parts and playlists of LL-HLS |
 //! | [`repair`] | what browsers cannot play, made playable by one worker for all viewers who need it |
 //! | [`shard`] | the threads: sockets, the turn, timers; [`shard::MediaPlane`] is the handle on all of it |
+//! | [`access`] | who may do what: tokens, signed tokens, a service that is asked |
 //! | [`signalling`] | HTTP: WHIP, WHEP, HLS, session resources, access, limits, pages |
 //! | [`api`] | the control API |
 //! | [`config`], [`telemetry`] | typed configuration; logs |
@@ -84,6 +85,7 @@
 //! * **ring**: the recent packets of a track: key frame cache and retransmission history in one.
 //! * **turn**: one round of a shard's loop; what arrived in it is forwarded in one go.
 //! * **run**: consecutive datagrams to one destination that the kernel takes in one call.
+pub mod access;
 pub mod api;
 pub mod config;
 pub mod gateway;

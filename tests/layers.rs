@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Folders from the bottom to the top. Those in one row may use each other, but for [`STRANGERS`].
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["media"],
     &["sdp", "session", "hub", "pipeline"],
     &["sources", "outputs"],
     &["shard", "repair"],
+    &["access"],
     &["signalling"],
     &["api"],
     &["gateway", "main", "lib"],
@@ -22,7 +23,8 @@ const PLAIN: [&str; 2] = ["config", "telemetry"];
 const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("shard", "repair")];
 
 /// Foreign stacks and the folders that may name them.
-const FOREIGN: [(&str, &[&str]); 10] = [
+const FOREIGN: [(&str, &[&str]); 11] = [
+    ("jsonwebtoken", &["access"]),
     ("rtc_dtls", &["session"]),
     ("rtc_srtp", &["session"]),
     ("rtc_stun", &["session"]),

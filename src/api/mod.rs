@@ -12,9 +12,9 @@ use axum::{Json, Router};
 
 use self::streams::Stream;
 use crate::hub::name::StreamName;
-use crate::signalling::Signalling;
-use crate::signalling::auth::Permission;
+use crate::signalling::auth::Action;
 use crate::signalling::problem::Problem;
+use crate::signalling::{Signalling, caller};
 
 pub mod streams;
 
@@ -28,8 +28,9 @@ pub fn router(signalling: Arc<Signalling>) -> Router {
 }
 
 async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, next: Next) -> Result<Response, Problem> {
-    let query = request.uri().query();
-    signalling.tokens.check(request.headers(), query, Permission::Api)?;
+    let (parts, body) = request.into_parts();
+    signalling.gate.check(caller(&parts), Action::Api, None).await?;
+    let request = Request::from_parts(parts, body);
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -9,7 +9,7 @@ use toml::Value;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Directive;
 
-use super::{Config, ConfigError, CorsOrigins, LogFormat, Secret, TurnAuth};
+use super::{Config, ConfigError, CorsOrigins, HookConfig, LogFormat, Secret, TurnAuth, access};
 use crate::sources::fetch::address::Allowed;
 
 /// One key of the configuration.
@@ -26,6 +26,9 @@ pub struct Key {
 
 const ADDRESS: &str = "an address with a port, such as \"[::]:8080\" or \"127.0.0.1:0\"";
 const TOKEN: &str = "1 to 512 characters of letters, digits and `-._~+/=`";
+
+const TOKEN_FILE: &str = "the path of a file that holds a token, of 1 to 512 letters, digits and `-._~+/=`";
+const WEB_ADDRESS: &str = "an address such as \"https://example.org/keys\"";
 
 /// All keys.
 pub const KEYS: &[Key] = &[
@@ -131,6 +134,98 @@ pub const KEYS: &[Key] = &[
         allowed: TOKEN,
         is_secret: true,
         set: |config, value| secret(value).map(|token| config.auth.api_token = Some(token)),
+    },
+    Key {
+        name: "auth.publish_token_file",
+        allowed: TOKEN_FILE,
+        is_secret: false,
+        set: |config, value| secret_file(value).map(|token| config.auth.publish_token = Some(token)),
+    },
+    Key {
+        name: "auth.play_token_file",
+        allowed: TOKEN_FILE,
+        is_secret: false,
+        set: |config, value| secret_file(value).map(|token| config.auth.play_token = Some(token)),
+    },
+    Key {
+        name: "auth.api_token_file",
+        allowed: TOKEN_FILE,
+        is_secret: false,
+        set: |config, value| secret_file(value).map(|token| config.auth.api_token = Some(token)),
+    },
+    Key {
+        name: "auth.tokens",
+        allowed: "a list of tables with one of `token`, `token_file` and `token_env`, and with any of `publish` and \
+                  `play` (patterns of streams such as \"studio/*\", one or a list) and `api` (true or false)",
+        is_secret: true,
+        set: |config, value| {
+            let tokens = value.as_array()?.iter().map(access::token);
+            config.auth.tokens = tokens.collect::<Option<_>>()?;
+            Some(())
+        },
+    },
+    Key {
+        name: "auth.jwt_secret",
+        allowed: "16 to 512 characters of letters, digits and `-._~+/=`, with which tokens are signed by HS256",
+        is_secret: true,
+        set: |config, value| {
+            let secret = secret(value).filter(|secret| secret.reveal().len() >= 16)?;
+            config
+                .auth
+                .jwt
+                .keys
+                .push(access::Key::secret(secret.reveal().as_bytes()));
+            Some(())
+        },
+    },
+    Key {
+        name: "auth.jwt_key_files",
+        allowed: "a list of files, each with a public key in PEM (RSA, or EC on P-256), or with a set of them in JSON",
+        is_secret: false,
+        set: |config, value| {
+            for file in list(value)? {
+                let text = std::fs::read_to_string(file).ok()?;
+                config.auth.jwt.keys.extend(access::Key::read(&text)?);
+            }
+            Some(())
+        },
+    },
+    Key {
+        name: "auth.jwks_url",
+        allowed: WEB_ADDRESS,
+        is_secret: false,
+        set: |config, value| web_address(value).map(|url| config.auth.jwt.jwks_url = Some(url)),
+    },
+    Key {
+        name: "auth.jwt_issuer",
+        allowed: "what `iss` of a signed token has to be",
+        is_secret: false,
+        set: |config, value| text(value).map(|issuer| config.auth.jwt.issuer = Some(issuer)),
+    },
+    Key {
+        name: "auth.jwt_audience",
+        allowed: "what `aud` of a signed token has to be, or to hold",
+        is_secret: false,
+        set: |config, value| text(value).map(|audience| config.auth.jwt.audience = Some(audience)),
+    },
+    Key {
+        name: "auth.hook_url",
+        allowed: WEB_ADDRESS,
+        is_secret: false,
+        set: |config, value| {
+            let (url, timeout) = (web_address(value)?, Duration::ZERO);
+            config.auth.hook = Some(HookConfig { url, timeout });
+            Some(())
+        },
+    },
+    Key {
+        name: "auth.hook_timeout",
+        allowed: "a number of seconds from 1 to 30",
+        is_secret: false,
+        set: |config, value| {
+            config.auth.hook_timeout = Some(Duration::from_secs(within(value, 1, 30)? as u64));
+            Some(())
+        },
     },
     Key {
         name: "auth.token_in_query",
@@ -304,6 +399,23 @@ fn origins(value: &Value) -> Option<CorsOrigins> {
 
 fn secret(value: &Value) -> Option<Secret> {
     Secret::new(value.as_str()?)
+}
+
+/// A secret that stands alone in a file.
+fn secret_file(value: &Value) -> Option<Secret> {
+    let text = std::fs::read_to_string(value.as_str()?).ok()?;
+    Secret::new(text.trim())
+}
+
+fn text(value: &Value) -> Option<String> {
+    let text = value.as_str()?.trim();
+    (1..=512).contains(&text.len()).then(|| text.to_owned())
+}
+
+fn web_address(value: &Value) -> Option<String> {
+    let url: url::Url = value.as_str()?.parse().ok()?;
+    let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
+    is_web.then(|| url.into())
 }
 
 fn log_format(value: &Value) -> Option<LogFormat> {

@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+mod access;
 pub mod keys;
 pub mod secret;
 mod streams;
 
 pub use secret::Secret;
 
+use crate::access::FixedToken;
+use crate::access::jwt::Key;
 use crate::pipeline::library::Library;
 use crate::pipeline::process;
 use crate::sources::fetch::Fetched;
@@ -102,7 +105,34 @@ pub struct Auth {
     pub api_token: Option<Secret>,
     /// Whether `?token=` is taken in place of the header.
     pub token_in_query: bool,
+    /// Tokens for some streams.
+    pub tokens: Vec<FixedToken>,
+    pub jwt: JwtConfig,
+    pub hook: Option<HookConfig>,
+    /// How long the service at `hook_url` may take.
+    pub hook_timeout: Option<Duration>,
 }
+
+/// What signed tokens are checked with.
+#[derive(Clone, Debug, Default)]
+pub struct JwtConfig {
+    pub keys: Vec<Key>,
+    /// Where a set of keys is fetched from.
+    pub jwks_url: Option<String>,
+    /// What `iss` and `aud` have to be.
+    pub issuer: Option<String>,
+    pub audience: Option<String>,
+}
+
+/// A service that is asked who may do what.
+#[derive(Clone, Debug)]
+pub struct HookConfig {
+    pub url: String,
+    pub timeout: Duration,
+}
+
+/// How long the service may take if nothing else is set.
+const HOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Bounds against floods.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -311,6 +341,9 @@ impl Config {
             };
             let key = format!("{section}.{key}").to_ascii_lowercase();
             keys::set(&mut config, &key, &toml::Value::String(value), Some(variable))?;
+        }
+        if let Some(hook) = &mut config.auth.hook {
+            hook.timeout = config.auth.hook_timeout.unwrap_or(HOOK_TIMEOUT);
         }
         if let Some(folder) = &config.pipelines.folder {
             let added = config.pipelines.library.add_folder(folder);

@@ -28,6 +28,16 @@ impl Secret {
         Sha256::digest(given).ct_eq(&self.digest).into()
     }
 
+    /// Whether this is the token with that SHA-256, compared in constant time.
+    pub fn has_digest(&self, digest: &[u8; 32]) -> bool {
+        digest.ct_eq(&self.digest).into()
+    }
+
+    /// The SHA-256 of the token.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
     /// The text, for the one place that shows it to the operator.
     pub fn reveal(&self) -> &str {
         &self.text

@@ -102,10 +102,16 @@ fn a_file_that_was_named_has_to_exist_and_to_be_toml() {
 }
 
 #[test]
-fn the_readme_lists_every_key() {
-    let readme = include_str!("../../README.md");
+fn the_reference_lists_every_key() {
+    let reference = include_str!("../../docs/configuration.md");
     for key in keys::KEYS {
-        assert!(readme.contains(&format!("| `{}` |", key.name)), "{}", key.name);
+        assert!(reference.contains(&format!("| `{}` |", key.name)), "{}", key.name);
+    }
+    let listed = reference
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    for name in listed {
+        assert!(keys::KEYS.iter().any(|key| key.name == name), "{name}");
     }
 }
 

@@ -22,7 +22,7 @@ impl ShardIndex {
 }
 
 /// Unguessable identifier of a session (RFC 9725 §5): 128 random bits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub [u8; 16]);
 
 impl std::fmt::Debug for SessionId {

@@ -457,6 +457,12 @@ pub enum CloseReason {
     HandshakeFailed,
     /// Another publisher took the stream over.
     TakenOver,
+    /// The token that it was opened with has expired.
+    TokenExpired,
+    /// The configuration no longer gives what it was opened with.
+    TokenRevoked,
+    /// Ended by the API.
+    Kicked,
     /// The gateway is stopping.
     Shutdown,
     /// Our own fault.
@@ -465,7 +471,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Deleted,
         Self::PeerClosed,
         Self::Silent,
@@ -473,6 +479,9 @@ impl CloseReason {
         Self::WrongCertificate,
         Self::HandshakeFailed,
         Self::TakenOver,
+        Self::TokenExpired,
+        Self::TokenRevoked,
+        Self::Kicked,
         Self::Shutdown,
         Self::Internal,
     ];
@@ -487,6 +496,9 @@ impl CloseReason {
             Self::WrongCertificate => "wrong_certificate",
             Self::HandshakeFailed => "handshake_failed",
             Self::TakenOver => "taken_over",
+            Self::TokenExpired => "token_expired",
+            Self::TokenRevoked => "token_revoked",
+            Self::Kicked => "kicked",
             Self::Shutdown => "shutdown",
             Self::Internal => "internal",
         }

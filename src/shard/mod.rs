@@ -308,16 +308,18 @@ impl MediaPlane {
         Some(local)
     }
 
-    /// Ends a session: sends close_notify, frees everything. Returns its state before.
+    /// Ends a session that its peer deletes: sends close_notify, frees everything. Returns its state before.
     pub fn close(&self, id: SessionId) -> SessionState {
+        self.end(id, CloseReason::Deleted)
+    }
+
+    /// Ends a session for this reason, in the same way.
+    pub fn end(&self, id: SessionId, reason: CloseReason) -> SessionState {
         let (state, shard) = self.inner.shared.registry.find(id);
         let mailbox = shard.and_then(|shard| self.inner.shared.mailboxes.get(usize::from(shard.0)));
         if let (SessionState::Connecting | SessionState::Connected, Some(mailbox)) = (state, mailbox) {
             // A shard too busy to take this ends the session by itself when its peer falls silent.
-            let _ = mailbox.push(Message::Close {
-                session: id,
-                reason: CloseReason::Deleted,
-            });
+            let _ = mailbox.push(Message::Close { session: id, reason });
         }
         state
     }

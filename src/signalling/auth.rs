@@ -1,97 +1,160 @@
-//! Who may do what: bearer tokens (RFC 6750, RFC 9725 §4.7).
+//! The token of a request (RFC 6750, RFC 9725 §4.7), and what is said when it does not give access.
 //!
-//! The header is read by hand: without a token of our own any `Authorization` is tolerated, also one that breaks the
+//! The header is read by hand: where everybody may watch, any `Authorization` is tolerated, also one that breaks the
 //! grammar (some players send `Bearer undefined`, or a key without a scheme).
 
 use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 
+use super::limits::RateLimit;
 use super::problem::Problem;
-use crate::config::Secret;
+pub use crate::access::Action;
+use crate::access::{Access, Ask, Denial, Grant};
+use crate::config::Limits;
+use crate::hub::name::StreamName;
 
-/// The tokens in force.
-#[derive(Clone, Debug)]
-pub struct Tokens {
-    pub publish: Secret,
-    pub play: Option<Secret>,
-    pub api: Option<Secret>,
-    /// Whether `?token=` stands for the header where a client cannot send one (RFC 9725 §4.7.1).
-    pub in_query: bool,
+/// Where everybody who comes by HTTP passes.
+pub struct Gate {
+    access: RwLock<Arc<Access>>,
+    failures: RateLimit,
 }
 
-/// What a token is good for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Permission {
-    Publish,
-    Play,
-    Api,
+/// Wrong tokens of one address: some at once, as when a person tries, and one a second in the long run.
+const FAILURES: Limits = Limits {
+    requests_per_second: 1,
+    request_burst: 20,
+    connections: 0,
+    connections_per_address: 0,
+};
+
+/// What of a request says who sent it.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    pub headers: &'a HeaderMap,
+    pub query: Option<&'a str>,
+    pub address: Option<IpAddr>,
 }
 
-impl Permission {
-    fn verb(self) -> &'static str {
-        match self {
-            Self::Publish => "publish",
-            Self::Play => "watch",
-            Self::Api => "use the API",
+impl Gate {
+    pub fn new(access: Access) -> Self {
+        Self {
+            access: RwLock::new(Arc::new(access)),
+            failures: RateLimit::new(&FAILURES),
         }
     }
-}
 
-impl Tokens {
+    /// What decides at the moment.
+    pub fn access(&self) -> Arc<Access> {
+        self.access.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From here on something else does.
+    pub fn replace(&self, access: Access) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    }
+
     /// Lets a request pass, or says why not: 401 without a token or with an unknown one, 403 with one that is good for
-    /// something else. The publish token and the API token also let their owner watch. A header goes before the `query`.
-    pub fn check(&self, headers: &HeaderMap, query: Option<&str>, permission: Permission) -> Result<(), Problem> {
-        let accepted: &[Option<&Secret>] = match permission {
-            Permission::Publish => &[Some(&self.publish)],
-            Permission::Play if self.play.is_none() => return Ok(()),
-            Permission::Play => &[self.play.as_ref(), Some(&self.publish), self.api.as_ref()],
-            Permission::Api => &[self.api.as_ref()],
-        };
-        let given = self.given(headers, query, permission)?;
-        if any_matches(accepted, &given) {
-            return Ok(());
+    /// something else, 429 after many wrong ones, 503 when who would have to be asked does not answer.
+    pub async fn check(
+        &self,
+        caller: Caller<'_>,
+        action: Action,
+        stream: Option<&StreamName>,
+    ) -> Result<Grant, Problem> {
+        let access = self.access();
+        if action == Action::Play && access.is_open() {
+            return Ok(Grant::default());
         }
-        if any_matches(&[Some(&self.publish), self.play.as_ref(), self.api.as_ref()], &given) {
-            let detail = format!("this token is not good to {}", permission.verb());
-            return Err(Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
-                .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(INSUFFICIENT)));
-        }
-        Err(challenge("token_wrong", "the bearer token is wrong", INVALID))
+        let given = given(caller, access.takes_query())?;
+        self.judge(&access, caller, given.as_deref(), action, stream).await
     }
 
     /// As [`Self::check`] for watching, for players of HLS: media elements cannot send a header, so the query counts too,
     /// and a cookie of the name [`COOKIE`]. It opens what is read only, so no other site gains by having it sent.
-    pub fn check_player(&self, headers: &HeaderMap, query: Option<&str>) -> Result<(), Problem> {
-        let by_query = Self {
-            in_query: true,
-            ..self.clone()
-        };
-        let has_other = headers.contains_key(header::AUTHORIZATION) || query.and_then(query_token).is_some();
-        match cookie(headers).filter(|_| !has_other) {
-            Some(token) => by_query.check(&HeaderMap::new(), Some(&format!("token={token}")), Permission::Play),
-            None => by_query.check(headers, query, Permission::Play),
+    pub async fn check_player(&self, caller: Caller<'_>, stream: &StreamName) -> Result<Grant, Problem> {
+        let access = self.access();
+        if access.is_open() {
+            return Ok(Grant::default());
         }
+        let given = given(caller, true)?;
+        let given = given.or_else(|| cookie(caller.headers).map(Cow::Borrowed));
+        self.judge(&access, caller, given.as_deref(), Action::Play, Some(stream))
+            .await
     }
 
-    /// The token that came with the request.
-    fn given<'a>(
+    async fn judge(
         &self,
-        headers: &'a HeaderMap,
-        query: Option<&'a str>,
-        permission: Permission,
-    ) -> Result<Cow<'a, str>, Problem> {
-        if let Some(value) = headers.get(header::AUTHORIZATION) {
-            let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
-            let given = bearer(value).ok_or_else(|| challenge("token_malformed", detail, INVALID))?;
-            return Ok(Cow::Borrowed(given));
+        access: &Access,
+        caller: Caller<'_>,
+        token: Option<&str>,
+        action: Action,
+        stream: Option<&StreamName>,
+    ) -> Result<Grant, Problem> {
+        let now = now();
+        let patience = caller
+            .address
+            .map_or(Ok(()), |address| self.failures.look(now, address));
+        let ask = Ask {
+            token,
+            action,
+            stream,
+            address: caller.address,
+            cheaply: patience.is_err(),
+        };
+        let denial = match access.check(ask).await {
+            Ok(grant) => return Ok(grant),
+            Err(denial) => denial,
+        };
+        let is_failure = matches!(denial, Denial::Wrong | Denial::Expired | Denial::Unjudged);
+        if let (true, Some(address)) = (is_failure, caller.address)
+            && let Err(wait) = self.failures.take(now, address)
+        {
+            return Err(too_many(wait));
         }
-        let given = query.filter(|_| self.in_query).and_then(query_token);
-        given.map(Cow::Owned).ok_or_else(|| {
-            let detail = format!("a bearer token is needed to {}", permission.verb());
-            challenge("token_missing", detail, r#"Bearer realm="millstream""#)
-        })
+        Err(refusal(denial, action, stream, patience.err()))
     }
+}
+
+fn too_many(wait: Duration) -> Problem {
+    let detail = "too many wrong tokens came from this address";
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).retry_after(wait.as_secs() + 1)
+}
+
+fn refusal(denial: Denial, action: Action, stream: Option<&StreamName>, wait: Option<Duration>) -> Problem {
+    match denial {
+        Denial::Missing => {
+            let detail = format!("a bearer token is needed to {}", action.verb());
+            challenge("token_missing", detail, r#"Bearer realm="millstream""#)
+        }
+        Denial::Wrong => challenge("token_wrong", "the bearer token is wrong", INVALID),
+        Denial::Expired => challenge("token_expired", "the bearer token has expired", INVALID),
+        Denial::Scope => {
+            let what = stream.map_or_else(String::new, |stream| format!(" `{stream}`"));
+            let detail = format!("this token is not good to {}{what}", action.verb());
+            Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
+                .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(INSUFFICIENT))
+        }
+        Denial::Unavailable => {
+            let detail = "the service that decides on access does not answer";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "access_undecided", detail).retry_after(2)
+        }
+        Denial::Unjudged => too_many(wait.unwrap_or(Duration::from_secs(1))),
+    }
+}
+
+/// The token that came with a request: a header goes before the query.
+fn given(caller: Caller<'_>, in_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
+    if let Some(value) = caller.headers.get(header::AUTHORIZATION) {
+        let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
+        let given = bearer(value).ok_or_else(|| challenge("token_malformed", detail, INVALID))?;
+        return Ok(Some(Cow::Borrowed(given)));
+    }
+    let query = caller.query.filter(|_| in_query);
+    Ok(query.and_then(query_token).map(Cow::Owned))
 }
 
 /// Name of the cookie that holds a play token.
@@ -116,14 +179,6 @@ const INSUFFICIENT: &str = r#"Bearer realm="millstream", error="insufficient_sco
 fn challenge(code: &'static str, detail: impl Into<String>, challenge: &'static str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, code, detail)
         .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
-}
-
-/// Compares with all of them, so that the time taken does not tell which one it is.
-fn any_matches(secrets: &[Option<&Secret>], given: &str) -> bool {
-    secrets
-        .iter()
-        .flatten()
-        .fold(false, |found, secret| secret.matches(given) | found)
 }
 
 /// The token in `Bearer TOKEN`; the scheme is case-insensitive (RFC 9110 §11.1).
@@ -161,34 +216,56 @@ fn hex(digit: u8) -> Option<u8> {
         .and_then(|value| u8::try_from(value).ok())
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "HTTP is a shell: it gives time to the limit of failures"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Auth, Secret};
 
-    fn tokens(play: Option<&str>) -> Tokens {
-        Tokens {
-            publish: Secret::new("pub").expect("valid"),
-            play: play.and_then(Secret::new),
-            api: Secret::new("api"),
-            in_query: true,
-        }
+    fn gate(play: Option<&str>) -> Gate {
+        let auth = Auth {
+            play_token: play.and_then(Secret::new),
+            api_token: Secret::new("api"),
+            token_in_query: true,
+            ..Auth::default()
+        };
+        Gate::new(Access::new(&auth, &Secret::new("pub").expect("valid")))
     }
 
-    fn status(tokens: &Tokens, permission: Permission, authorization: Option<&str>) -> u16 {
+    fn live() -> StreamName {
+        StreamName::parse("live").expect("a name")
+    }
+
+    async fn status(gate: &Gate, action: Action, authorization: Option<&str>) -> u16 {
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).expect("header"));
         }
-        tokens
-            .check(&headers, None, permission)
-            .map_or_else(|problem| problem.status.as_u16(), |()| 200)
+        let stream = (action != Action::Api).then(live);
+        let checked = gate.check(caller(&headers, None), action, stream.as_ref()).await;
+        checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
     }
 
-    #[test]
-    fn a_token_opens_what_it_is_for_and_nothing_else() {
-        use Permission::{Api, Play, Publish};
-        let tokens = tokens(Some("play"));
-        for (permission, authorization, expected) in [
+    fn caller<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> Caller<'a> {
+        Caller {
+            headers,
+            query,
+            address: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_opens_what_it_is_for_and_nothing_else() {
+        use Action::{Api, Play, Publish};
+        let gate = gate(Some("play"));
+        for (action, authorization, expected) in [
             (Publish, Some("Bearer pub"), 200),
             (Publish, Some("bearer pub"), 200),
             (Publish, Some("BEARER   pub "), 200),
@@ -211,34 +288,35 @@ mod tests {
             (Api, Some("Bearer pub"), 403),
         ] {
             assert_eq!(
-                status(&tokens, permission, authorization),
+                status(&gate, action, authorization).await,
                 expected,
-                "{permission:?} {authorization:?}"
+                "{action:?} {authorization:?}"
             );
         }
     }
 
-    #[test]
-    fn a_player_may_send_its_token_as_a_cookie() {
-        let tokens = tokens(Some("play"));
-        let status = |line: &str, query: Option<&str>| {
+    #[tokio::test]
+    async fn a_player_may_send_its_token_as_a_cookie() {
+        let gate = gate(Some("play"));
+        let status = async |line: &str, query: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::COOKIE, HeaderValue::from_str(line).expect("header"));
-            let checked = tokens.check_player(&headers, query);
-            checked.map_or_else(|problem| problem.status.as_u16(), |()| 200)
+            let checked = gate.check_player(caller(&headers, query), &live()).await;
+            checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
         };
-        assert_eq!(status("a=b; millstream-play=play; c=d", None), 200);
-        assert_eq!(status("millstream-play=wrong", None), 401);
-        assert_eq!(status("other=play", None), 401);
+        assert_eq!(status("a=b; millstream-play=play; c=d", None).await, 200);
+        assert_eq!(status("millstream-play=wrong", None).await, 401);
+        assert_eq!(status("other=play", None).await, 401);
         assert_eq!(
-            status("millstream-play=wrong", Some("token=play")),
+            status("millstream-play=wrong", Some("token=play")).await,
             200,
             "what is said in the request goes first"
         );
         // A cookie opens nothing but playback.
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, HeaderValue::from_static("millstream-play=play"));
-        assert!(tokens.check(&headers, None, Permission::Play).is_err());
+        let checked = gate.check(caller(&headers, None), Action::Play, Some(&live())).await;
+        assert!(checked.is_err());
     }
 
     #[test]
@@ -262,11 +340,36 @@ mod tests {
         }
     }
 
-    #[test]
-    fn without_a_play_token_any_authorization_is_tolerated() {
-        let tokens = tokens(None);
+    #[tokio::test]
+    async fn without_a_play_token_any_authorization_is_tolerated() {
+        let gate = gate(None);
         for authorization in [None, Some("Bearer undefined"), Some("key"), Some("Basic eDp5")] {
-            assert_eq!(status(&tokens, Permission::Play, authorization), 200);
+            assert_eq!(status(&gate, Action::Play, authorization).await, 200);
         }
+    }
+
+    #[tokio::test]
+    async fn who_is_wrong_too_often_is_told_to_wait_and_the_right_token_still_passes() {
+        let gate = gate(Some("play"));
+        let address = Some(IpAddr::from([192, 0, 2, 1]));
+        let status = async |token: &str, address| {
+            let mut headers = HeaderMap::new();
+            let value = HeaderValue::from_str(&format!("Bearer {token}")).expect("header");
+            headers.insert(header::AUTHORIZATION, value);
+            let caller = Caller {
+                address,
+                ..caller(&headers, None)
+            };
+            let checked = gate.check(caller, Action::Play, Some(&live())).await;
+            checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
+        };
+        let mut answers = Vec::new();
+        for n in 0..30 {
+            answers.push(status(&format!("wrong{n}"), address).await);
+        }
+        assert_eq!(answers.iter().filter(|status| **status == 401).count(), 20);
+        assert_eq!(answers.iter().filter(|status| **status == 429).count(), 10);
+        assert_eq!(status("play", address).await, 200);
+        assert_eq!(status("wrong", Some(IpAddr::from([192, 0, 2, 2]))).await, 401);
     }
 }

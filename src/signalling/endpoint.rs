@@ -11,11 +11,12 @@ use axum::response::{IntoResponse as _, Response};
 use rand::{Rng as _, RngCore as _};
 use tracing::debug;
 
-use super::auth::Permission;
+use super::auth::Action;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
-use super::sessions::IceSession;
-use super::{Signalling, cors, links, resource, stream_of};
+use super::sessions::{Held, IceSession};
+use super::{Signalling, caller, cors, links, resource, stream_of};
+use crate::access::Grant;
 use crate::hub::name::StreamName;
 use crate::sdp::{Local, Offer, answer_publisher, answer_viewer, formats_for};
 use crate::shard::{Placement, SessionId};
@@ -37,15 +38,16 @@ pub async fn whip(State(signalling): State<Arc<Signalling>>, request: Request) -
     let stream = stream_of(&parts.uri)?;
     match parts.method {
         Method::POST => {
-            signalling
-                .tokens
-                .check(&parts.headers, parts.uri.query(), Permission::Publish)?;
+            let grant = signalling
+                .gate
+                .check(caller(&parts), Action::Publish, Some(&stream))
+                .await?;
             let offer = read_offer(&signalling, &parts.headers, body).await?;
-            publish(&signalling, stream, &offer)
+            publish(&signalling, stream, grant, &offer)
         }
         // RFC 9725 §4.1: a success without content.
         Method::GET | Method::HEAD => Ok(no_store(StatusCode::NO_CONTENT.into_response())),
-        Method::OPTIONS => Ok(options(&signalling, &parts, Permission::Publish)),
+        Method::OPTIONS => Ok(options(&signalling, &parts, Action::Publish, &stream).await),
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
 }
@@ -56,18 +58,19 @@ pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -
     let stream = stream_of(&parts.uri)?;
     match parts.method {
         Method::POST => {
-            signalling
-                .tokens
-                .check(&parts.headers, parts.uri.query(), Permission::Play)?;
+            let grant = signalling
+                .gate
+                .check(caller(&parts), Action::Play, Some(&stream))
+                .await?;
             let offer = read_offer(&signalling, &parts.headers, body).await?;
-            play(&signalling, stream, &offer).await
+            play(&signalling, stream, grant, &offer).await
         }
         // WHEP §4.2: how a client discovers that this URL speaks WHEP.
         Method::GET | Method::HEAD => {
             let headers = [(header::CONTENT_TYPE, SDP), (header::CONTENT_LENGTH, "0")];
             Ok(no_store(headers.into_response()))
         }
-        Method::OPTIONS => Ok(options(&signalling, &parts, Permission::Play)),
+        Method::OPTIONS => Ok(options(&signalling, &parts, Action::Play, &stream).await),
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
 }
@@ -87,17 +90,24 @@ async fn read_offer(signalling: &Signalling, headers: &HeaderMap, body: Body) ->
     Ok(Offer::parse(&bytes)?)
 }
 
-fn publish(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result<Response, Problem> {
+fn publish(signalling: &Signalling, stream: StreamName, grant: Grant, offer: &Offer) -> Result<Response, Problem> {
     let media = &signalling.media;
     let placement = media.place();
     let (publication, answer) = answer_publisher(offer, &local(signalling, &placement))?;
     let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.publish(stream.clone(), placement, publication)?;
     debug!(?session, %stream, "publisher accepted");
-    Ok(created(signalling, session, ice, answer))
+    let action = Action::Publish;
+    Ok(created(
+        signalling,
+        session,
+        ice,
+        Held { grant, action, stream },
+        answer,
+    ))
 }
 
-async fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Result<Response, Problem> {
+async fn play(signalling: &Signalling, stream: StreamName, grant: Grant, offer: &Offer) -> Result<Response, Problem> {
     let media = &signalling.media;
     wait_for_publisher(signalling, &stream).await;
     if signalling.fetched.bring(&stream, media.hub()).await == Brought::Away {
@@ -123,7 +133,14 @@ async fn play(signalling: &Signalling, stream: StreamName, offer: &Offer) -> Res
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.play(stream.clone(), placement, playback)?;
     debug!(?session, %stream, "viewer accepted");
-    Ok(created(signalling, session, ice, answer))
+    let action = Action::Play;
+    Ok(created(
+        signalling,
+        session,
+        ice,
+        Held { grant, action, stream },
+        answer,
+    ))
 }
 
 /// Lets a viewer's POST wait where the configuration says so, for a stream that is not fetched: so a player that is
@@ -155,9 +172,13 @@ fn local<'a>(signalling: &'a Signalling, placement: &'a Placement) -> Local<'a> 
 
 /// The 201: OBS compares the status with `==` and puts host and `Location` together by itself, for which a path has to
 /// begin with a slash.
-fn created(signalling: &Signalling, session: SessionId, ice: IceSession, answer: String) -> Response {
+fn created(signalling: &Signalling, session: SessionId, ice: IceSession, held: Held, answer: String) -> Response {
     let tag = ice.entity_tag();
-    signalling.sessions.insert(&signalling.media, session, ice);
+    if let Some(expires) = held.grant.expires {
+        // It is only gone when the gateway is stopping.
+        let _ = signalling.expiries.send((expires, session));
+    }
+    signalling.sessions.insert(&signalling.media, session, ice, held);
     let headers = [
         (header::CONTENT_TYPE, SDP.to_owned()),
         (header::LOCATION, resource::path_of(session)),
@@ -171,17 +192,15 @@ fn created(signalling: &Signalling, session: SessionId, ice: IceSession, answer:
 
 /// RFC 9725 §4.2: also tells what may be posted. A preflight is answered without authorization, as it carries none, and
 /// gets no credentials of TURN; players that ask by themselves, and may, are told of the ICE servers (§4.6).
-fn options(signalling: &Signalling, request: &Parts, permission: Permission) -> Response {
+async fn options(signalling: &Signalling, request: &Parts, action: Action, stream: &StreamName) -> Response {
     let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOW)].into_response();
     cors::answer_preflight(response.headers_mut());
     let is_preflight = request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let may = || {
-        let checked = signalling
-            .tokens
-            .check(&request.headers, request.uri.query(), permission);
-        checked.is_ok()
-    };
-    if !is_preflight && may() {
+    if is_preflight || signalling.ice_servers.urls.is_empty() {
+        return response;
+    }
+    let checked = signalling.gate.check(caller(request), action, Some(stream)).await;
+    if checked.is_ok() {
         links::add(&signalling.ice_servers, wall(), response.headers_mut());
         return no_store(response);
     }

@@ -14,8 +14,8 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use super::Signalling;
 use super::problem::Problem;
+use super::{Signalling, caller};
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
 use crate::hub::stream::SourceRef;
@@ -100,8 +100,9 @@ pub async fn serve(State(signalling): State<Arc<Signalling>>, request: Request) 
     let (stream, file) = path.rsplit_once('/').ok_or_else(Problem::not_found)?;
     let stream = StreamName::parse(stream).map_err(|_| Problem::not_found())?;
     let file = File::parse(file).ok_or_else(Problem::not_found)?;
-    let query = request.uri().query();
-    signalling.tokens.check_player(request.headers(), query)?;
+    let (parts, _) = request.into_parts();
+    signalling.gate.check_player(caller(&parts), &stream).await?;
+    let query = parts.uri.query();
     let (directives, token) = directives(query.unwrap_or_default()).ok_or_else(|| {
         let detail = "_HLS_msn and _HLS_part have to be numbers, _HLS_part needs _HLS_msn, _HLS_skip is YES or v2";
         Problem::new(StatusCode::BAD_REQUEST, "bad_directive", detail)

@@ -31,6 +31,21 @@ impl RateLimit {
         }
     }
 
+    /// Whether a request could be taken from the bucket of `address`, which stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// How long to wait.
+    pub fn look(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
+        let Some(interval) = self.interval else {
+            return Ok(());
+        };
+        let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let bucket = full_at.get(&network(address)).copied().unwrap_or(now);
+        let missing = (bucket.max(now) + interval).saturating_duration_since(now + interval * self.burst);
+        if missing.is_zero() { Ok(()) } else { Err(missing) }
+    }
+
     /// Takes one request from the bucket of `address`.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::Uri;
+use axum::http::request::Parts;
 use axum::middleware;
 use axum::routing::{any, get};
 use tokio::sync::Semaphore;
@@ -22,6 +23,7 @@ pub mod auth;
 pub mod body;
 pub mod cors;
 pub mod endpoint;
+pub mod expiry;
 pub mod fragment;
 pub mod guard;
 pub mod hls;
@@ -37,9 +39,11 @@ pub mod server;
 pub mod sessions;
 pub mod slow;
 
-use self::auth::Tokens;
+use self::auth::{Caller, Gate};
+use self::expiry::Expiries;
 use self::limits::RateLimit;
 use self::problem::Problem;
+use self::server::Peer;
 use self::sessions::Sessions;
 use crate::config::{CorsOrigins, Http, IceServers, Limits};
 use crate::hub::name::StreamName;
@@ -51,7 +55,9 @@ use crate::telemetry::HttpCounters;
 /// What all handlers share.
 pub struct Signalling {
     pub media: MediaPlane,
-    pub tokens: Tokens,
+    pub gate: Gate,
+    /// When sessions are to end.
+    expiries: Expiries,
     pub cors_origins: CorsOrigins,
     pub ice_servers: IceServers,
     /// See [`crate::config::Http::strict_preconditions`].
@@ -73,7 +79,8 @@ pub struct Signalling {
 impl Signalling {
     pub fn new(
         media: MediaPlane,
-        tokens: Tokens,
+        gate: Gate,
+        expiries: Expiries,
         http: Http,
         ice_servers: IceServers,
         limits: &Limits,
@@ -86,7 +93,8 @@ impl Signalling {
         Self {
             hls: Service::new(Arc::new(origin)),
             media,
-            tokens,
+            gate,
+            expiries,
             cors_origins: http.cors_origins,
             strict: http.strict_preconditions,
             wait_for_publisher: http.wait_for_publisher,
@@ -125,6 +133,15 @@ pub fn router(signalling: Arc<Signalling>, more: Router) -> Router {
         .with_state(signalling.clone())
         .merge(more)
         .layer(middleware::from_fn_with_state(signalling, guard::guard))
+}
+
+/// What of a request says who sent it.
+pub fn caller(request: &Parts) -> Caller<'_> {
+    Caller {
+        headers: &request.headers,
+        query: request.uri.query(),
+        address: request.extensions.get::<Peer>().map(|Peer(address)| address.ip()),
+    }
 }
 
 /// The stream that a path like `/whip/NAME` is about. The path is taken as it was sent: no character of a name needs

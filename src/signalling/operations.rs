@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 
-use super::auth::Permission;
+use super::auth::{Action, Caller};
 use super::endpoint::no_store;
 use super::problem::Problem;
-use super::{Signalling, metrics};
+use super::{Signalling, caller, metrics};
 
 /// The process answers.
 pub async fn healthz() -> Response {
@@ -24,10 +24,16 @@ pub async fn readyz(State(signalling): State<Arc<Signalling>>) -> Result<Respons
     Ok(no_store((StatusCode::OK, "ready\n").into_response()))
 }
 
-/// Prometheus text. Open, unless there is a token for the API.
-pub async fn metrics(State(signalling): State<Arc<Signalling>>, headers: HeaderMap) -> Result<Response, Problem> {
-    if signalling.tokens.api.is_some() {
-        signalling.tokens.check(&headers, None, Permission::Api)?;
+/// Prometheus text. Open, unless something gives access to the API.
+pub async fn metrics(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+    if signalling.gate.access().has_api() {
+        let (parts, _) = request.into_parts();
+        // Whoever reads metrics can send a header.
+        let caller = Caller {
+            query: None,
+            ..caller(&parts)
+        };
+        signalling.gate.check(caller, Action::Api, None).await?;
     }
     let media_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Ok(no_store((media_type, metrics::render(&signalling)).into_response()))

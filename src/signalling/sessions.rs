@@ -1,8 +1,10 @@
-//! What signalling remembers of a session: the ICE credentials that a PATCH is judged by.
+//! What signalling remembers of a session: the ICE credentials that a PATCH is judged by, and what it was granted.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use crate::access::{Access, Action, Grant};
+use crate::hub::name::StreamName;
 use crate::sdp::Frame;
 use crate::sdp::plan::IceCredentials;
 use crate::shard::{MediaPlane, SessionId, SessionState};
@@ -43,6 +45,14 @@ impl IceSession {
     }
 }
 
+/// What a session was opened for, and by what right.
+#[derive(Clone, Debug)]
+pub struct Held {
+    pub grant: Grant,
+    pub action: Action,
+    pub stream: StreamName,
+}
+
 /// The sessions that have a URL. Entries of sessions that have long ended are removed when the table has doubled.
 #[derive(Debug, Default)]
 pub struct Sessions {
@@ -51,7 +61,7 @@ pub struct Sessions {
 
 #[derive(Debug, Default)]
 struct Table {
-    by_id: HashMap<SessionId, IceSession>,
+    by_id: HashMap<SessionId, (IceSession, Held)>,
     sweep_at: usize,
 }
 
@@ -60,13 +70,13 @@ const LEAST_SWEEP: usize = 256;
 
 impl Sessions {
     /// Remembers a new session.
-    pub fn insert(&self, media: &MediaPlane, id: SessionId, ice: IceSession) {
+    pub fn insert(&self, media: &MediaPlane, id: SessionId, ice: IceSession, held: Held) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.by_id.len() >= table.sweep_at.max(LEAST_SWEEP) {
             table.by_id.retain(|id, _| media.state(*id) != SessionState::Unknown);
             table.sweep_at = table.by_id.len() * 2;
         }
-        table.by_id.insert(id, ice);
+        table.by_id.insert(id, (ice, held));
     }
 
     /// Does something with the ICE session of a session that runs, one request at a time.
@@ -74,10 +84,20 @@ impl Sessions {
         match media.state(id) {
             SessionState::Connecting | SessionState::Connected => {
                 let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-                table.by_id.get_mut(&id).map(work)
+                table.by_id.get_mut(&id).map(|(ice, _)| work(ice))
             }
             SessionState::Ended(_) | SessionState::Unknown => None,
         }
+    }
+
+    /// The sessions whose right is no longer given.
+    pub fn without_right(&self, access: &Access) -> Vec<SessionId> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = table.by_id.iter().filter(|(_, (_, held))| {
+            let is_open = held.action == Action::Play && access.is_open();
+            !is_open && !access.still_grants(&held.grant, held.action, &held.stream)
+        });
+        lost.map(|(id, _)| *id).collect()
     }
 
     /// Whether a session runs.

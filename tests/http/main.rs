@@ -1,5 +1,6 @@
 //! The HTTP side of a whole gateway: every test starts one in this process, on free ports.
 
+mod access;
 mod client;
 mod connections;
 mod media_by_tcp;

@@ -1,0 +1,336 @@
+//! Signed tokens (RFC 7519) that say themselves what they are good for.
+//!
+//! ```json
+//! { "exp": 1900000000, "publish": ["studio/*"], "play": "*", "api": true }
+//! ```
+//!
+//! `exp` has to be there. `publish` and `play` are one pattern or a list. A key is good for one algorithm only: HS256 for
+//! a secret, RS256 for an RSA key, ES256 for one on P-256; what the token says only chooses among them (RFC 8725 §3.1).
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use serde::Deserialize;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::pattern::Pattern;
+use super::{Denial, Rights, digest, wall};
+use crate::config::JwtConfig;
+
+/// A key with its algorithm.
+#[derive(Clone)]
+pub struct Key {
+    id: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+impl Key {
+    /// A shared secret.
+    pub fn secret(secret: &[u8]) -> Self {
+        Self {
+            id: None,
+            algorithm: Algorithm::HS256,
+            key: DecodingKey::from_secret(secret),
+        }
+    }
+
+    /// Reads public keys: one in PEM, or a set in JSON (RFC 7517 §5). `None` if there is none that can be used.
+    pub fn read(text: &str) -> Option<Vec<Self>> {
+        if text.trim_start().starts_with('{') {
+            let keys = Self::of_set(&serde_json::from_str(text).ok()?);
+            return (!keys.is_empty()).then_some(keys);
+        }
+        let rsa = DecodingKey::from_rsa_pem(text.as_bytes()).map(|key| (Algorithm::RS256, key));
+        let (algorithm, key) = rsa
+            .or_else(|_| DecodingKey::from_ec_pem(text.as_bytes()).map(|key| (Algorithm::ES256, key)))
+            .ok()?;
+        Some(vec![Self {
+            id: None,
+            algorithm,
+            key,
+        }])
+    }
+
+    /// The keys of a set that can be used. Secrets have no place in one that is fetched.
+    fn of_set(set: &JwkSet) -> Vec<Self> {
+        let keys = set.keys.iter().filter_map(|jwk| {
+            let algorithm = match &jwk.algorithm {
+                AlgorithmParameters::RSA(_) => Algorithm::RS256,
+                AlgorithmParameters::EllipticCurve(curve) if curve.curve == EllipticCurve::P256 => Algorithm::ES256,
+                _ => return None,
+            };
+            Some(Self {
+                id: jwk.common.key_id.clone(),
+                algorithm,
+                key: DecodingKey::from_jwk(jwk).ok()?,
+            })
+        });
+        keys.take(MAX_KEYS).collect()
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Key({:?}, {:?})", self.algorithm, self.id)
+    }
+}
+
+/// Keys of one set that are used.
+const MAX_KEYS: usize = 32;
+
+/// Longest set, in bytes.
+const MAX_SET: usize = 256 * 1024;
+
+/// How long a set is used before it is fetched again.
+const FRESH: Duration = Duration::from_secs(10 * 60);
+
+/// Between two fetches for a key that is not in the set, or after one that failed.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// How long a fetch may take.
+const FETCH: Duration = Duration::from_secs(5);
+
+/// Tokens whose signature is remembered, so that a player of HLS costs one check and not one for each part.
+const MAX_KNOWN: usize = 10_000;
+
+/// How far clocks may differ, in seconds.
+const LEEWAY: u64 = 5;
+
+#[derive(Clone, Debug, Deserialize)]
+struct Claims {
+    exp: u64,
+    #[serde(default)]
+    publish: Patterns,
+    #[serde(default)]
+    play: Patterns,
+    #[serde(default)]
+    api: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Patterns {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Default for Patterns {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Patterns {
+    /// Those that are patterns; others give no right.
+    fn read(&self) -> Vec<Pattern> {
+        match self {
+            Self::One(text) => Pattern::parse(text).into_iter().collect(),
+            Self::Many(texts) => texts.iter().take(64).filter_map(|text| Pattern::parse(text)).collect(),
+        }
+    }
+}
+
+/// Whether a token has the three parts of one that is signed (RFC 7515 §7.1).
+pub fn looks_like_one(token: &str) -> bool {
+    token.split('.').count() == 3 && token.split('.').all(|part| !part.is_empty())
+}
+
+/// Checks signatures.
+pub struct Verifier {
+    keys: Vec<Key>,
+    set: Option<RemoteSet>,
+    issuer: Option<String>,
+    audience: Option<String>,
+    known: Mutex<HashMap<[u8; 32], Known>>,
+}
+
+#[derive(Clone)]
+struct Known {
+    rights: Rights,
+    expires: SystemTime,
+}
+
+/// A set of keys that is fetched.
+struct RemoteSet {
+    url: String,
+    client: reqwest::Client,
+    state: tokio::sync::Mutex<Fetched>,
+}
+
+#[derive(Default)]
+struct Fetched {
+    keys: Vec<Key>,
+    fetched: Option<Instant>,
+    tried: Option<Instant>,
+}
+
+impl Verifier {
+    /// `None` if nothing is configured that could have signed a token.
+    pub fn new(config: &JwtConfig) -> Option<Self> {
+        if config.keys.is_empty() && config.jwks_url.is_none() {
+            return None;
+        }
+        let set = config.jwks_url.clone().map(|url| RemoteSet {
+            url,
+            client: client(),
+            state: tokio::sync::Mutex::default(),
+        });
+        Some(Self {
+            keys: config.keys.clone(),
+            set,
+            issuer: config.issuer.clone(),
+            audience: config.audience.clone(),
+            known: Mutex::default(),
+        })
+    }
+
+    /// What a token gives, and until when.
+    ///
+    /// # Errors
+    ///
+    /// A [`Denial`].
+    pub async fn check(&self, token: &str, cheaply: bool) -> Result<(Rights, SystemTime), Denial> {
+        let digest = digest(token);
+        if let Some(known) = self.find(&digest) {
+            return Ok(known);
+        }
+        if cheaply {
+            return Err(Denial::Unjudged);
+        }
+        let header = jsonwebtoken::decode_header(token).map_err(|_| Denial::Wrong)?;
+        let mut keys = fitting(&self.keys, header.alg, header.kid.as_deref());
+        if keys.is_empty()
+            && let Some(set) = &self.set
+        {
+            keys = set.find(header.alg, header.kid.as_deref()).await?;
+        }
+        let mut validation = Validation::new(header.alg);
+        validation.leeway = LEEWAY;
+        validation.validate_nbf = true;
+        validation.validate_aud = self.audience.is_some();
+        if let Some(audience) = &self.audience {
+            validation.set_audience(&[audience]);
+        }
+        if let Some(issuer) = &self.issuer {
+            validation.set_issuer(&[issuer]);
+        }
+        let mut denial = Denial::Wrong;
+        for key in keys {
+            match jsonwebtoken::decode::<Claims>(token, &key.key, &validation) {
+                Ok(decoded) => {
+                    let claims = decoded.claims;
+                    let rights = Rights {
+                        publish: claims.publish.read(),
+                        play: claims.play.read(),
+                        api: claims.api,
+                    };
+                    let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(claims.exp.min(MAX_TIME));
+                    self.remember(digest, &rights, expires);
+                    return Ok((rights, expires));
+                }
+                Err(error) if *error.kind() == ErrorKind::ExpiredSignature => denial = Denial::Expired,
+                Err(_) => {}
+            }
+        }
+        Err(denial)
+    }
+
+    fn find(&self, digest: &[u8; 32]) -> Option<(Rights, SystemTime)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known.get(digest).filter(|known| known.expires > wall())?;
+        Some((found.rights.clone(), found.expires))
+    }
+
+    fn remember(&self, digest: [u8; 32], rights: &Rights, expires: SystemTime) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_KNOWN {
+            let now = wall();
+            known.retain(|_, known| known.expires > now);
+            if known.len() >= MAX_KNOWN {
+                known.clear();
+            }
+        }
+        let rights = rights.clone();
+        known.insert(digest, Known { rights, expires });
+    }
+}
+
+/// The year 9999: what is later is no time.
+const MAX_TIME: u64 = 253_402_300_799;
+
+/// The keys that can have signed a token. One without an id may be any.
+fn fitting(keys: &[Key], algorithm: Algorithm, id: Option<&str>) -> Vec<Key> {
+    let fits = |key: &&Key| {
+        let same = key.id.is_none() || id.is_none() || key.id.as_deref() == id;
+        key.algorithm == algorithm && same
+    };
+    keys.iter().filter(fits).cloned().collect()
+}
+
+impl RemoteSet {
+    /// The keys of the set that can have signed a token; fetched again when it is old, or when there is none.
+    async fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Result<Vec<Key>, Denial> {
+        let mut state = self.state.lock().await;
+        let is_old = state.fetched.is_none_or(|at| at.elapsed() >= FRESH);
+        let found = fitting(&state.keys, algorithm, id);
+        let may_try = state.tried.is_none_or(|at| at.elapsed() >= AGAIN);
+        if !(may_try && (is_old || found.is_empty())) {
+            let is_known = state.fetched.is_some();
+            return if is_known { Ok(found) } else { Err(Denial::Unavailable) };
+        }
+        state.tried = Some(Instant::now());
+        match self.fetch().await {
+            Ok(keys) => {
+                state.keys = keys;
+                state.fetched = Some(Instant::now());
+                Ok(fitting(&state.keys, algorithm, id))
+            }
+            Err(problem) => {
+                warn!(url = %self.url, problem, "auth.jwks_url: the keys cannot be fetched");
+                if state.fetched.is_some() {
+                    Ok(found)
+                } else {
+                    Err(Denial::Unavailable)
+                }
+            }
+        }
+    }
+
+    async fn fetch(&self) -> Result<Vec<Key>, String> {
+        let failed = |error: reqwest::Error| error.without_url().to_string();
+        let request = self.client.get(&self.url).timeout(FETCH);
+        let response = request.send().await.and_then(reqwest::Response::error_for_status);
+        let text = body(response.map_err(failed)?, MAX_SET).await?;
+        let set = serde_json::from_slice(&text).map_err(|_| "what came is no set of keys".to_owned())?;
+        let keys = Key::of_set(&set);
+        if keys.is_empty() {
+            return Err("the set has no key for RS256 or ES256".to_owned());
+        }
+        Ok(keys)
+    }
+}
+
+/// A client that follows no redirects: where it goes is what is configured.
+pub(super) fn client() -> reqwest::Client {
+    let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+    builder.build().unwrap_or_default()
+}
+
+/// Reads a body of at most so many bytes.
+pub(super) async fn body(mut response: reqwest::Response, most: usize) -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if text.len() + chunk.len() > most => return Err(format!("more than {most} bytes came")),
+            Ok(Some(chunk)) => text.extend_from_slice(&chunk),
+            Ok(None) => return Ok(text),
+            Err(error) => return Err(error.without_url().to_string()),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Which streams a right is for.
+
+use std::fmt;
+
+/// A name of a stream in which each `*` stands for any characters, also none and also `/`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pattern(String);
+
+/// Longest pattern, in characters.
+const MAX_LENGTH: usize = 128;
+
+impl Pattern {
+    /// Reads a pattern; `None` if no name of a stream could match it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_part = |b: u8| b.is_ascii_alphanumeric() || b"_.~-/*".contains(&b);
+        let fits = (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(is_part);
+        fits.then(|| Self(text.to_owned()))
+    }
+
+    /// All streams.
+    pub fn all() -> Self {
+        Self("*".to_owned())
+    }
+
+    /// Takes no more than the length of the pattern times that of the name.
+    pub fn matches(&self, name: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
+            return false;
+        };
+        let mut parts = parts.peekable();
+        if parts.peek().is_none() {
+            return rest.is_empty();
+        }
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                return rest.ends_with(part);
+            }
+            let Some(at) = rest.find(part) else { return false };
+            rest = rest.get(at + part.len()..).unwrap_or_default();
+        }
+        false
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (pattern, yes, no) in [
+            ("live", &["live"][..], &["live2", "liv", "a/live"][..]),
+            ("*", &["live", "a/b/c"], &[]),
+            (
+                "studio/*",
+                &["studio/a", "studio/a/b"],
+                &["studio", "studio2/a", "a/studio/b"],
+            ),
+            ("*/cam", &["a/cam", "a/b/cam"], &["cam", "a/cam2"]),
+            ("a*b*c", &["abc", "axbxc", "abcbc"], &["ab", "acb", "abcd"]),
+            ("a*a", &["aa", "aba"], &["a"]),
+        ] {
+            let pattern = Pattern::parse(pattern).expect("a pattern");
+            for name in yes {
+                assert!(pattern.matches(name), "{pattern:?} {name}");
+            }
+            for name in no {
+                assert!(!pattern.matches(name), "{pattern:?} {name}");
+            }
+        }
+        assert_eq!(Pattern::parse(""), None);
+        assert_eq!(Pattern::parse("a b"), None);
+    }
+}
