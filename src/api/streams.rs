@@ -86,7 +86,7 @@ pub fn all(hub: &Hub, fetched: &Directory) -> Vec<Stream> {
     let streams = hub.streams();
     let live = streams.iter().map(|stream| stream.name.clone());
     let names: BTreeSet<StreamName> = live
-        .filter(|name| name.repair().is_none())
+        .filter(|name| name.is_whole())
         .chain(fetched.iter().map(|entry| entry.stream.clone()))
         .collect();
     names.iter().filter_map(|name| one(name, hub, fetched)).collect()

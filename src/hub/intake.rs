@@ -13,7 +13,7 @@ use crate::media::packet::{Packet, TrackSeq, TrackTime, choose_padding};
 use crate::media::{Codec, Kind};
 
 /// A packet as its source numbered it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Arrived {
     /// Extended sequence number of the source.
     pub seq: u64,

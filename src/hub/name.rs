@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::media::Rid;
 use crate::media::repair::Repair;
 
 /// One to four segments of `[A-Za-z0-9_.~-]`, joined by `/`, at most 128 characters in all; no segment is `.` or `..`.
@@ -24,6 +25,9 @@ pub enum StreamNameError {
 
 /// Between the name of a stream and what was made of it.
 const MARK: char = '#';
+
+/// What a layer's label begins with; no repair is called so.
+const LAYER: char = '@';
 
 const MAX_LENGTH: usize = 128;
 const MAX_SEGMENTS: usize = 4;
@@ -63,6 +67,23 @@ impl StreamName {
         let (origin, label) = self.0.split_once(MARK)?;
         let repair = Repair::ALL.into_iter().find(|repair| repair.label() == label)?;
         Some((Self(origin.into()), repair))
+    }
+
+    /// The stream of one layer of a simulcast. Its name is none that can be read from outside.
+    pub fn layer(&self, rid: &Rid) -> Self {
+        Self(format!("{}{MARK}{LAYER}{}", self.0, rid.0).into())
+    }
+
+    /// Whether this is a stream of its own, and none that stands beside one: repaired, or a layer.
+    pub fn is_whole(&self) -> bool {
+        !self.0.contains(MARK)
+    }
+
+    /// Whether this is one layer of a stream.
+    pub fn is_layer(&self) -> bool {
+        self.0
+            .split_once(MARK)
+            .is_some_and(|(_, label)| label.starts_with(LAYER))
     }
 }
 

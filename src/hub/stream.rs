@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::name::StreamName;
 use super::tap::{TapMailbox, Taps};
 use super::track::Track;
-use crate::media::{Codec, Format, Kind, repair};
+use crate::media::{Codec, Format, Kind, Rid, repair};
 use crate::sdp::plan::{Carried, SourceFormats};
 
 /// Number of a stream in this process; never used again.
@@ -41,6 +41,46 @@ pub struct SourceRef {
     pub shard: ShardIndex,
 }
 
+/// One version of the picture of a simulcast (RFC 8853): it has a stream beside the one that it belongs to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    pub rid: Rid,
+    /// Width and height in pixels.
+    pub resolution: Option<(u16, u16)>,
+    /// Payload bits per second.
+    pub bitrate: u64,
+    /// It comes; browsers stop the best ones when their network is too slow.
+    pub active: bool,
+}
+
+/// Which version of the picture a viewer wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LayerWish {
+    /// The best one.
+    #[default]
+    Automatic,
+    /// This one, while it comes.
+    Named(Rid),
+    /// The best one that is no larger, in pixels.
+    Within { width: u16, height: u16 },
+}
+
+impl LayerWish {
+    /// The layer to take; `None` takes what the stream itself has, which is the best one.
+    pub fn choose(&self, layers: &[Layer]) -> Option<Rid> {
+        let mut active = layers.iter().filter(|layer| layer.active);
+        let chosen = match self {
+            Self::Automatic => None,
+            Self::Named(rid) => active.find(|layer| layer.rid == *rid),
+            Self::Within { width, height } => {
+                let fits = |layer: &&Layer| layer.resolution.is_some_and(|(w, h)| w <= *width && h <= *height);
+                active.clone().find(fits).or_else(|| active.next_back())
+            }
+        };
+        chosen.map(|layer| layer.rid.clone())
+    }
+}
+
 /// A stream. Its state is behind one short lock, which is never held while anything waits.
 #[derive(Debug)]
 pub struct Stream {
@@ -56,6 +96,8 @@ pub struct StreamState {
     pub audio: Track,
     /// The source sends a key frame soon after it was asked for one; OBS does not.
     pub answers_requests: bool,
+    /// Versions of the picture that viewers may choose from, the best first; empty without simulcast.
+    layers: Vec<Layer>,
     source: Option<SourceRef>,
     /// A viewer wants a key frame from a source that lives on no shard, and looks here.
     key_frame_wanted: bool,
@@ -70,6 +112,7 @@ impl Stream {
             video: Track::new(Kind::Video),
             audio: Track::new(Kind::Audio),
             answers_requests: false,
+            layers: Vec::new(),
             source: None,
             key_frame_wanted: false,
             subscribers: Vec::new(),
@@ -93,6 +136,7 @@ impl StreamState {
     /// given back.
     pub fn attach(&mut self, source: SourceRef, formats: &SourceFormats) -> Option<SourceRef> {
         self.answers_requests = false;
+        self.layers.clear();
         self.video.begin(formats.video);
         self.audio.begin(formats.audio);
         self.source
@@ -105,6 +149,7 @@ impl StreamState {
         let is_source = self.is_source(session);
         if is_source {
             self.source = None;
+            self.layers.clear();
         }
         is_source
     }
@@ -125,6 +170,18 @@ impl StreamState {
             video: self.video.format,
             audio: self.audio.format,
         })
+    }
+
+    /// Versions of the picture that viewers may choose from, the best first.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// What the source sends now; viewers look again where to take their picture from when it is something else.
+    pub fn set_layers(&mut self, layers: Vec<Layer>) {
+        let choice = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active);
+        self.video.news |= !self.layers.iter().map(choice).eq(layers.iter().map(choice));
+        self.layers = layers;
     }
 
     /// A viewer wants a key frame. Returns whom to ask; a source that lives on no shard finds the wish here.

@@ -25,6 +25,8 @@ pub struct Track {
     /// What the track says of itself has changed: the next packet tells.
     pub news: bool,
     order: Order,
+    /// A time on the line of the stream that this is a layer of, and when it arrives there: both lines have one time.
+    pub beside: Option<(TrackTime, Instant)>,
 }
 
 /// Whether the pictures of a source come in another order than they are shown in.
@@ -63,6 +65,7 @@ impl Track {
             meter: Meter::default(),
             news: false,
             order: Order::default(),
+            beside: None,
         }
     }
 
@@ -118,9 +121,13 @@ impl Track {
 
     /// When the next source begins if its first packet arrives `now`; `rate` in Hz.
     pub fn next_time(&self, now: Instant, rate: u32) -> TrackTime {
-        match self.ring.newest() {
-            None => FIRST_TIME,
-            Some((time, arrival)) => time + ticks(now.saturating_duration_since(arrival).max(MIN_STEP), rate),
+        match (self.ring.newest(), self.beside) {
+            (_, Some((time, at))) => {
+                let time = time + ticks(now.saturating_duration_since(at), rate);
+                time.saturating_sub(ticks(at.saturating_duration_since(now), rate))
+            }
+            (None, None) => FIRST_TIME,
+            (Some((time, arrival)), None) => time + ticks(now.saturating_duration_since(arrival).max(MIN_STEP), rate),
         }
     }
 }

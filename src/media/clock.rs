@@ -49,14 +49,26 @@ impl TrackClock {
         self.reports = Some(Anchor { time, at });
     }
 
+    /// The time on the line of what arrives at this instant with the least delay that was seen. `None` before the first
+    /// packet.
+    pub fn time_of_arrival(&self, at: Instant) -> Option<TrackTime> {
+        self.arrivals.map(|anchor| anchor.time_at(at, self.rate))
+    }
+
     /// The time on the line that is captured `at` this instant. `None` before the first packet.
     pub fn time_at(&self, at: Instant) -> Option<TrackTime> {
         let anchor = self.reports.or(self.arrivals)?;
-        Some(if at >= anchor.at {
-            anchor.time + ticks(at - anchor.at, self.rate)
+        Some(anchor.time_at(at, self.rate))
+    }
+}
+
+impl Anchor {
+    fn time_at(&self, at: Instant, rate: u32) -> TrackTime {
+        if at >= self.at {
+            self.time + ticks(at - self.at, rate)
         } else {
-            anchor.time.saturating_sub(ticks(anchor.at - at, self.rate))
-        })
+            self.time.saturating_sub(ticks(self.at - at, rate))
+        }
     }
 }
 

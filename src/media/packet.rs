@@ -14,7 +14,7 @@ pub type TrackTime = u64;
 
 /// One RTP packet as it stands in a track's ring. Immutable once it is there: a retransmission has to come out byte for
 /// byte like the first transmission (invariant 6).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Packet {
     pub seq: TrackSeq,
     pub time: TrackTime,

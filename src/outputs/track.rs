@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::history::History;
 use super::line::{Line, Squeeze};
 use crate::hub::ring::Ring;
+use crate::hub::vp8_line::{Vp8Line, Vp8Shift};
 use crate::media::clock::{duration, ticks};
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
 use crate::media::{Codec, Kind, Pt, Ssrc};
@@ -34,6 +35,9 @@ pub struct OutTrack {
     bursts: u32,
     rtx_seq: u64,
     sent: Sent,
+    /// What the counters inside VP8 of the present track are moved by, and what they go on behind once it is known.
+    vp8: Vp8Shift,
+    vp8_goes_on: Option<Vp8Line>,
     history: Option<Box<History>>,
 }
 
@@ -128,6 +132,8 @@ impl OutTrack {
             bursts: 0,
             rtx_seq: u64::from(random() & 0x7fff),
             sent: Sent::default(),
+            vp8: Vp8Shift::default(),
+            vp8_goes_on: None,
             history: None,
         }
     }
@@ -161,8 +167,19 @@ impl OutTrack {
         };
     }
 
-    /// Leaves the track that was read so far: the next call begins with another one, whose times are the same.
-    pub fn leave(&mut self) {
+    /// The packet of the present track that was sent last, in its line's order.
+    pub fn last_sent(&self) -> Option<TrackSeq> {
+        self.sent_until.checked_sub(1).filter(|_| self.sent.packets > 0)
+    }
+
+    /// Leaves the track that was read so far: the next call begins with another one, whose times are the same. `last` is
+    /// the packet that was sent last, if it is still there: the counters inside VP8 go on behind it.
+    pub fn leave(&mut self, last: Option<&Packet>) {
+        if let Some(last) = last.filter(|last| last.codec == Codec::Vp8) {
+            let mut line = Vp8Line::default();
+            line.follow(&self.vp8.apply(last.payload.clone()));
+            self.vp8_goes_on = Some(line);
+        }
         self.line.leave(self.sent_until);
         (self.sent_until, self.left_out_until) = (0, 0);
         self.not_before = self.sent_time + 1;
@@ -363,6 +380,11 @@ impl OutTrack {
         let Some((seq, time)) = self.line.map(packet.seq, packet.time) else {
             return Ok(());
         };
+        if packet.codec == Codec::Vp8
+            && let Some(line) = self.vp8_goes_on.take()
+        {
+            self.vp8 = line.shift_for(&packet.payload);
+        }
         self.sent_until = self.sent_until.max(packet.seq + 1);
         self.sent_time = self.sent_time.max(time);
         self.sent.packets = self.sent.packets.wrapping_add(1);
@@ -374,7 +396,17 @@ impl OutTrack {
             time: self.line.stamp(time),
             ssrc: self.ssrc,
         };
-        outbox.rtp(destination, sealer, header, packet)
+        let moved = self.moved(packet);
+        outbox.rtp(destination, sealer, header, moved.as_ref().unwrap_or(packet))
+    }
+
+    /// The packet with the counters inside it as this viewer knows them; `None` where they are its own.
+    fn moved(&self, packet: &Packet) -> Option<Packet> {
+        let moves = packet.codec == Codec::Vp8 && self.vp8 != Vp8Shift::default();
+        moves.then(|| Packet {
+            payload: self.vp8.apply(packet.payload.clone()),
+            ..packet.clone()
+        })
     }
 
     fn payload_type(&self, codec: Codec) -> Option<(Pt, Option<Pt>)> {
@@ -413,7 +445,8 @@ impl OutTrack {
         destination: Destination,
         outbox: &mut Outbox,
     ) -> Result<(), SealError> {
-        let packet = &item.packet;
+        let moved = self.moved(&item.packet);
+        let packet = moved.as_ref().unwrap_or(&item.packet);
         let Some((pt, rtx_pt)) = self.payload_type(packet.codec) else {
             return Ok(());
         };

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::track::{OutTrack, Retransmissions};
 use crate::hub::name::StreamName;
 use crate::hub::ring::Ring;
-use crate::hub::stream::{SourceRef, Stream, StreamId, StreamState};
-use crate::media::packet::Packet;
+use crate::hub::stream::{LayerWish, SourceRef, Stream, StreamId, StreamState};
+use crate::media::packet::{Packet, TrackSeq};
 use crate::media::repair::Repair;
 use crate::media::rtcp::{self, Message, SenderInfo};
 use crate::media::{Codec, Format, Kind, Ssrc};
@@ -28,6 +28,7 @@ pub struct Viewer {
     wants_key_frame: Option<Instant>,
     last_replay: Option<Instant>,
     rtt: Duration,
+    layer: LayerWish,
     /// Sealing failed: the session has to be closed, for its packets can no longer be told apart.
     broken: bool,
 }
@@ -37,8 +38,20 @@ struct Played {
     out: OutTrack,
     from: Arc<Stream>,
     /// The stream that it will be taken from, once there is something to begin with.
-    next: Option<Arc<Stream>>,
+    next: Option<Next>,
 }
+
+/// A stream that a track will be taken from.
+struct Next {
+    stream: Arc<Stream>,
+    /// It shows the same as the present one, which goes on meanwhile: a key frame after this one is waited for, until
+    /// then.
+    after: Option<(Option<TrackSeq>, Instant)>,
+}
+
+/// How long a viewer stays with the present layer for want of a new key frame in the next one: longer than the usual
+/// distance of key frames. After that the cached one has to do.
+const LAYER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the shard has to do for a viewer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +95,7 @@ impl Viewer {
             wants_key_frame: None,
             last_replay: None,
             rtt: Duration::from_millis(100),
+            layer: LayerWish::default(),
             broken: false,
         }
     }
@@ -116,15 +130,15 @@ impl Viewer {
             .map(|played| {
                 let kind = played.out.kind();
                 let name = &self.stream.name;
-                let needs = played.needs_repair(home, &repairs);
-                (
-                    kind,
-                    if needs {
-                        name.repaired(Repair::of(kind))
-                    } else {
-                        name.clone()
-                    },
-                )
+                let layer = || match kind {
+                    Kind::Video => self.layer.choose(home.layers()),
+                    Kind::Audio => None,
+                };
+                let wanted = match played.needs_repair(home, &repairs) {
+                    true => Some(name.repaired(Repair::of(kind))),
+                    false => layer().map(|rid| name.layer(&rid)),
+                };
+                (kind, wanted.unwrap_or_else(|| name.clone()))
             })
             .collect()
     }
@@ -132,15 +146,39 @@ impl Viewer {
     /// Whether a kind is taken, or soon will be, from the stream of this name.
     pub fn is_bound_for(&self, kind: Kind, name: &StreamName) -> bool {
         let played = self.played(kind);
-        played.is_none_or(|played| played.next.as_ref().unwrap_or(&played.from).name == *name)
+        played.is_none_or(|played| {
+            let next = played.next.as_ref().map(|next| &next.stream);
+            next.unwrap_or(&played.from).name == *name
+        })
     }
 
     /// From now on a kind is to be taken from this stream. Returns the stream that it would have been taken from, if it
     /// was waiting for that one.
-    pub fn bind(&mut self, kind: Kind, to: Arc<Stream>) -> Option<Arc<Stream>> {
+    pub fn bind(&mut self, now: Instant, kind: Kind, to: Arc<Stream>) -> Option<Arc<Stream>> {
+        let started = self.started;
         let played = self.played_mut(kind)?;
         let stays = played.from.id == to.id;
-        std::mem::replace(&mut played.next, (!stays).then_some(to))
+        let is_layer = |stream: &Stream| stream.name.is_layer();
+        let is_smooth = started && kind == Kind::Video && (is_layer(&to) || is_layer(&played.from));
+        let after = is_smooth.then(|| (to.lock().video.ring.key_frame(), now + LAYER_PATIENCE));
+        let next = (!stays).then_some(Next { stream: to, after });
+        std::mem::replace(&mut played.next, next).map(|next| next.stream)
+    }
+
+    /// Whether the viewer stays with one layer until the next one has a key frame.
+    pub fn awaits_layer(&self) -> bool {
+        self.layer_due().is_some()
+    }
+
+    /// When the cached key frame of the next layer has to do.
+    pub fn layer_due(&self) -> Option<Instant> {
+        let next = self.video.as_ref()?.next.as_ref()?;
+        next.after.map(|(_, until)| until)
+    }
+
+    /// Which version of the picture the viewer wants from now on.
+    pub fn wish_layer(&mut self, wish: LayerWish) {
+        self.layer = wish;
     }
 
     /// Changes to what [`Self::bind`] named, where there is something to begin with. Returns the streams that are left.
@@ -158,7 +196,7 @@ impl Viewer {
     /// The streams beside its own that the viewer reads or waits for.
     pub fn others(&self) -> Vec<Arc<Stream>> {
         let played = [&self.video, &self.audio].into_iter().flatten();
-        let streams = played.flat_map(|played| [Some(&played.from), played.next.as_ref()]);
+        let streams = played.flat_map(|played| [Some(&played.from), played.next.as_ref().map(|next| &next.stream)]);
         streams
             .flatten()
             .filter(|stream| stream.id != self.stream.id)
@@ -168,7 +206,9 @@ impl Viewer {
 
     /// A viewer wants a key frame of its picture: whom to ask.
     pub fn want_key_frame(&self) -> Option<SourceRef> {
-        self.video.as_ref()?.from.lock().want_key_frame()
+        let video = self.video.as_ref()?;
+        let stream = video.next.as_ref().map_or(&video.from, |next| &next.stream);
+        stream.lock().want_key_frame()
     }
 
     fn played(&self, kind: Kind) -> Option<&Played> {
@@ -210,7 +250,7 @@ impl Viewer {
             };
             let Some(played) = played else { continue };
             if played.from.id != stream {
-                let is_next = played.next.as_ref().is_some_and(|next| next.id == stream);
+                let is_next = played.next.as_ref().is_some_and(|next| next.stream.id == stream);
                 forwarded.may_change |= is_next && (packet.key_frame || played.out.kind() == Kind::Audio);
                 continue;
             }
@@ -367,7 +407,7 @@ impl Viewer {
             let due = since + REPLAY_AFTER;
             self.last_replay.map_or(due, |last| due.max(last + REPLAY_INTERVAL))
         });
-        [self.next_report, replay, self.poll_catch_up()]
+        [self.next_report, replay, self.poll_catch_up(), self.layer_due()]
             .into_iter()
             .flatten()
             .min()
@@ -437,17 +477,25 @@ impl Played {
     }
 
     fn change(&mut self, now: Instant) -> Option<Arc<Stream>> {
-        let next = self.next.clone()?;
+        let Next { stream: next, after } = self.next.as_ref()?;
+        let (next, after) = (next.clone(), *after);
         let mut state = next.lock();
         let ring = &state.track(self.out.kind()).ring;
         let can_begin = match self.out.kind() {
-            Kind::Video => ring.key_frame().is_some(),
+            Kind::Video => {
+                let is_new = after.is_none_or(|(cached, until)| ring.key_frame() != cached || now >= until);
+                ring.key_frame().is_some() && is_new
+            }
             Kind::Audio => ring.newest().is_some(),
         };
         if !can_begin {
             return None;
         }
-        self.out.leave();
+        let last = self.out.last_sent().and_then(|seq| {
+            let mut state = self.from.lock();
+            state.track(self.out.kind()).ring.get(seq).cloned()
+        });
+        self.out.leave(last.as_deref());
         match self.out.kind() {
             Kind::Video => {
                 self.out.start(now, ring);

@@ -26,7 +26,7 @@ use crate::outputs::whep::Viewer;
 use crate::session::identity::Identity;
 use crate::session::outbox::{Destination, Outbox};
 use crate::session::{CloseReason, Event, Session, ice};
-use crate::sources::whip::Publisher;
+use crate::sources::whip::{LayerBatch, Publisher};
 
 mod routing;
 mod viewers;
@@ -115,6 +115,20 @@ impl Core {
     pub fn handle_message(&mut self, now: Instant, message: Message) {
         match message {
             Message::Open(opening) => self.open(now, *opening),
+            Message::ChooseLayer { session, wish } => {
+                if let Some(key) = self.peers.by_id(session) {
+                    if let Some(Peer {
+                        role: Role::Viewer(viewer),
+                        ..
+                    }) = self.peers.get(key)
+                    {
+                        viewer.wish_layer(wish);
+                    }
+                    self.reconsider(now, key);
+                    self.catch_up(now, key);
+                    self.reschedule(now, key);
+                }
+            }
             Message::Close { session, reason } => {
                 if let Some(key) = self.peers.by_id(session) {
                     self.close(now, key, reason);
@@ -381,7 +395,11 @@ impl Core {
                 }
                 Role::Viewer(viewer) => {
                     viewer.handle_timeout(now, ntp, &mut peer.session, destination, &mut self.outbox);
-                    if viewer.poll_catch_up().is_some_and(|due| due <= now) {
+                    let layer_is_due = viewer.layer_due().is_some_and(|due| due <= now);
+                    if layer_is_due {
+                        self.reconsider(now, key);
+                        self.catch_up(now, key);
+                    } else if viewer.poll_catch_up().is_some_and(|due| due <= now) {
                         self.catch_up(now, key);
                     }
                 }
@@ -440,6 +458,7 @@ impl Core {
             return self.close(now, key, CloseReason::TakenOver);
         }
         let Some(stream) = published.stream.filter(|_| !published.packets.is_empty()) else {
+            self.hand_out_layers(now, published.layers);
             return self.run_timer(now, key);
         };
         let packets: Arc<[Arc<Packet>]> = published.packets.into();
@@ -447,8 +466,21 @@ impl Core {
             // As for a mailbox: its reader recovers from the ring.
             let _ = tap.push_lossy(packets.clone());
         }
+        self.hand_out(now, stream, published.subscribers, packets);
+        self.hand_out_layers(now, published.layers);
+        self.run_timer(now, key);
+    }
+
+    fn hand_out_layers(&mut self, now: Instant, layers: Vec<LayerBatch>) {
+        for layer in layers {
+            self.hand_out(now, layer.stream, layer.subscribers, layer.packets.into());
+        }
+    }
+
+    /// Gives packets to the viewers of a stream, on this shard and on others.
+    fn hand_out(&mut self, now: Instant, stream: StreamId, subscribers: Vec<ShardIndex>, packets: Arc<[Arc<Packet>]>) {
         let mut here = false;
-        for shard in published.subscribers {
+        for shard in subscribers {
             if shard == self.index {
                 here = true;
             } else if let Some(mailbox) = self.mailbox(shard) {
@@ -462,7 +494,6 @@ impl Core {
         if here {
             self.forward(now, stream, &packets);
         }
-        self.run_timer(now, key);
     }
 
     fn tell(&mut self, now: Instant, shard: ShardIndex, message: Message) {

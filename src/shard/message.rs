@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
-use crate::hub::stream::{SessionId, ShardIndex, StreamId};
+use crate::hub::stream::{LayerWish, SessionId, ShardIndex, StreamId};
 use crate::media::packet::Packet;
 use crate::sdp::plan::{IceCredentials, Playback, Publication};
 use crate::session::CloseReason;
@@ -16,6 +16,8 @@ use crate::session::CloseReason;
 pub enum Message {
     /// A new session.
     Open(Box<Opening>),
+    /// A viewer wants another version of the picture.
+    ChooseLayer { session: SessionId, wish: LayerWish },
     /// End a session.
     Close { session: SessionId, reason: CloseReason },
     /// Begin a new ICE session with these credentials of ours and of the peer.

@@ -38,7 +38,7 @@ use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
 use crate::hub::registry::Registry;
 pub use crate::hub::registry::SessionState;
-pub use crate::hub::stream::SessionId;
+pub use crate::hub::stream::{Layer, LayerWish, SessionId};
 use crate::hub::stream::{ShardIndex, SourceRef};
 use crate::media::packet::Packet;
 pub use crate::sdp::plan::SourceFormats;
@@ -306,6 +306,16 @@ impl MediaPlane {
             .push(message)
             .ok()?;
         Some(local)
+    }
+
+    /// A viewer wants this version of the picture from now on; `false` if its session does not run.
+    pub fn choose_layer(&self, id: SessionId, wish: LayerWish) -> bool {
+        let (state, shard) = self.inner.shared.registry.find(id);
+        let mailbox = shard.and_then(|shard| self.inner.shared.mailboxes.get(usize::from(shard.0)));
+        let (SessionState::Connecting | SessionState::Connected, Some(mailbox)) = (state, mailbox) else {
+            return false;
+        };
+        mailbox.push(Message::ChooseLayer { session: id, wish }).is_ok()
     }
 
     /// Ends a session that its peer deletes: sends close_notify, frees everything. Returns its state before.

@@ -14,7 +14,7 @@ use tracing::debug;
 use super::auth::Action;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
-use super::sessions::{Held, IceSession};
+use super::sessions::{Held, IceSession, VideoLine};
 use super::{Signalling, caller, cors, links, resource, stream_of};
 use crate::access::Grant;
 use crate::hub::name::StreamName;
@@ -97,12 +97,17 @@ fn publish(signalling: &Signalling, stream: StreamName, grant: Grant, offer: &Of
     let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.publish(stream.clone(), placement, publication)?;
     debug!(?session, %stream, "publisher accepted");
-    let action = Action::Publish;
+    let (action, video) = (Action::Publish, None);
     Ok(created(
         signalling,
         session,
         ice,
-        Held { grant, action, stream },
+        Held {
+            grant,
+            action,
+            stream,
+            video,
+        },
         answer,
     ))
 }
@@ -133,12 +138,17 @@ async fn play(signalling: &Signalling, stream: StreamName, grant: Grant, offer: 
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.play(stream.clone(), placement, playback)?;
     debug!(?session, %stream, "viewer accepted");
-    let action = Action::Play;
+    let (action, video) = (Action::Play, VideoLine::of(&answer));
     Ok(created(
         signalling,
         session,
         ice,
-        Held { grant, action, stream },
+        Held {
+            grant,
+            action,
+            stream,
+            video,
+        },
         answer,
     ))
 }
@@ -174,6 +184,8 @@ fn local<'a>(signalling: &'a Signalling, placement: &'a Placement) -> Local<'a> 
 /// begin with a slash.
 fn created(signalling: &Signalling, session: SessionId, ice: IceSession, held: Held, answer: String) -> Response {
     let tag = ice.entity_tag();
+    let path = resource::path_of(session);
+    let is_viewer = held.action == Action::Play;
     if let Some(expires) = held.grant.expires {
         // It is only gone when the gateway is stopping.
         let _ = signalling.expiries.send((expires, session));
@@ -181,12 +193,15 @@ fn created(signalling: &Signalling, session: SessionId, ice: IceSession, held: H
     signalling.sessions.insert(&signalling.media, session, ice, held);
     let headers = [
         (header::CONTENT_TYPE, SDP.to_owned()),
-        (header::LOCATION, resource::path_of(session)),
+        (header::LOCATION, path.clone()),
         (header::ETAG, tag),
         (resource::ACCEPT_PATCH, body::FRAGMENT.to_owned()),
     ];
     let mut response = (StatusCode::CREATED, headers, answer).into_response();
     links::add(&signalling.ice_servers, wall(), response.headers_mut());
+    if is_viewer {
+        links::add_extensions(&path, response.headers_mut());
+    }
     no_store(response)
 }
 

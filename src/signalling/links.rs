@@ -11,6 +11,8 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::resource::{SUB_EVENTS, SUB_LAYER};
+use super::{events, layer};
 use crate::config::{IceServers, TurnAuth};
 
 /// Adds a line for each server: one header line each, as some clients split at commas.
@@ -27,6 +29,21 @@ pub fn add(servers: &IceServers, now: Duration, headers: &mut HeaderMap) {
             format!("; username=\"{username}\"; credential=\"{credential}\"; credential-type=\"password\"")
         });
         let line = format!("<{url}>; rel=\"ice-server\"{attributes}");
+        if let Ok(line) = HeaderValue::from_str(&line) {
+            headers.append(header::LINK, line);
+        }
+    }
+}
+
+/// Adds a line for each extension that a viewer's session has (WHEP §4.10).
+pub fn add_extensions(session: &str, headers: &mut HeaderMap) {
+    let events = format!(
+        "<{session}{SUB_EVENTS}>; rel=\"{}\"; events=\"{}\"",
+        events::REL,
+        events::names()
+    );
+    let layer = format!("<{session}{SUB_LAYER}>; rel=\"{}\"", layer::REL);
+    for line in [events, layer] {
         if let Ok(line) = HeaderValue::from_str(&line) {
             headers.append(header::LINK, line);
         }

@@ -81,7 +81,7 @@ fn streams(page: &mut Page, signalling: &Signalling) {
     #[expect(clippy::disallowed_methods, reason = "the moment of the request")]
     let now = Instant::now();
     let all = signalling.media.hub().streams();
-    let (repaired, streams): (Vec<_>, Vec<_>) = all.iter().partition(|stream| stream.name.repair().is_some());
+    let (repaired, streams): (Vec<_>, Vec<_>) = all.iter().partition(|stream| !stream.name.is_whole());
     let mut streams: Vec<Shown> = streams.into_iter().map(|stream| Shown::of(stream, now)).collect();
     let live = streams.iter().filter(|stream| stream.is_live).count();
     page.single(

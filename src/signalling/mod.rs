@@ -23,10 +23,12 @@ pub mod auth;
 pub mod body;
 pub mod cors;
 pub mod endpoint;
+pub mod events;
 pub mod expiry;
 pub mod fragment;
 pub mod guard;
 pub mod hls;
+pub mod layer;
 pub mod limits;
 pub mod links;
 pub mod metrics;
@@ -40,6 +42,7 @@ pub mod sessions;
 pub mod slow;
 
 use self::auth::{Caller, Gate};
+use self::events::EventStreams;
 use self::expiry::Expiries;
 use self::limits::RateLimit;
 use self::problem::Problem;
@@ -67,6 +70,8 @@ pub struct Signalling {
     /// A place for each viewer who waits.
     waiting: Semaphore,
     pub sessions: Sessions,
+    /// Streams of events about them.
+    pub events: EventStreams,
     pub rate: RateLimit,
     pub counters: HttpCounters,
     /// Streams that are fetched.
@@ -101,6 +106,7 @@ impl Signalling {
             waiting: Semaphore::new(endpoint::MAX_WAITING),
             ice_servers,
             sessions: Sessions::default(),
+            events: EventStreams::default(),
             rate: RateLimit::new(limits),
             counters: HttpCounters::default(),
             fetched,
@@ -125,6 +131,9 @@ pub fn router(signalling: Arc<Signalling>, more: Router) -> Router {
         .route("/whep/{*stream}", any(endpoint::whep))
         .route("/hls/{*path}", any(hls::serve))
         .route("/session/{id}", any(resource::session))
+        .route("/session/{id}/layer", any(layer::layer))
+        .route("/session/{id}/events", any(events::events))
+        .route("/session/{id}/events/{stream}", any(events::stream))
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
         .route("/metrics", get(operations::metrics))

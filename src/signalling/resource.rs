@@ -14,8 +14,9 @@ use super::endpoint::{ACCEPT_POST, no_store};
 use super::fragment::{Fragment, FragmentError};
 use super::precondition::IfMatch;
 use super::problem::Problem;
-use super::sessions::IceSession;
+use super::sessions::{Held, IceSession};
 use super::{Signalling, body, cors};
+use crate::access::Action;
 use crate::sdp::Local;
 use crate::shard::{Refusal, SessionId, SessionState};
 
@@ -25,6 +26,23 @@ const ALLOW: &str = "OPTIONS, HEAD, GET, PATCH, DELETE";
 /// What the path of a session's URL begins with.
 pub(super) const PREFIX: &str = "/session/";
 
+/// What follows it for layers and for events.
+pub(super) const SUB_LAYER: &str = "/layer";
+pub(super) const SUB_EVENTS: &str = "/events";
+
+/// The running viewer's session that a path below its URL is about.
+pub(super) fn session_under(
+    signalling: &Signalling,
+    uri: &Uri,
+    below: &'static str,
+) -> Result<(SessionId, Held), Problem> {
+    let path = uri.path().strip_suffix(below).ok_or_else(Problem::not_found)?;
+    let session = session_of_path(path)?;
+    let held = signalling.sessions.held(&signalling.media, session);
+    let held = held.filter(|held| held.action == Action::Play);
+    Ok((session, held.ok_or_else(Problem::unknown_session)?))
+}
+
 /// Path of a session's URL.
 pub fn path_of(session: SessionId) -> String {
     format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(session.0))
@@ -32,10 +50,11 @@ pub fn path_of(session: SessionId) -> String {
 
 /// The session that a path is about.
 pub(super) fn session_of(uri: &Uri) -> Result<SessionId, Problem> {
-    let id = uri
-        .path()
-        .strip_prefix(PREFIX)
-        .and_then(|id| URL_SAFE_NO_PAD.decode(id).ok());
+    session_of_path(uri.path())
+}
+
+fn session_of_path(path: &str) -> Result<SessionId, Problem> {
+    let id = path.strip_prefix(PREFIX).and_then(|id| URL_SAFE_NO_PAD.decode(id).ok());
     let id = id.and_then(|id| id.try_into().ok());
     id.map(SessionId).ok_or_else(Problem::unknown_session)
 }

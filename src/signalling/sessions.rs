@@ -51,6 +51,37 @@ pub struct Held {
     pub grant: Grant,
     pub action: Action,
     pub stream: StreamName,
+    /// A viewer's video.
+    pub video: Option<VideoLine>,
+}
+
+/// The m-line of the video in an answer.
+#[derive(Clone, Debug)]
+pub struct VideoLine {
+    pub index: usize,
+    pub mid: Option<String>,
+}
+
+impl VideoLine {
+    /// Finds it in an answer of ours; `None` if there is none or it was refused.
+    pub fn of(answer: &str) -> Option<Self> {
+        let mut found: Option<Self> = None;
+        let mut index = 0;
+        for line in answer.lines() {
+            if let Some(media) = line.strip_prefix("m=") {
+                if found.is_some() {
+                    break;
+                }
+                if media.starts_with("video ") && !media.starts_with("video 0 ") {
+                    found = Some(Self { index, mid: None });
+                }
+                index += 1;
+            } else if let (Some(found), Some(mid)) = (&mut found, line.strip_prefix("a=mid:")) {
+                found.mid = Some(mid.to_owned());
+            }
+        }
+        found
+    }
 }
 
 /// The sessions that have a URL. Entries of sessions that have long ended are removed when the table has doubled.
@@ -98,6 +129,15 @@ impl Sessions {
             !is_open && !access.still_grants(&held.grant, held.action, &held.stream)
         });
         lost.map(|(id, _)| *id).collect()
+    }
+
+    /// What a session that runs was opened for.
+    pub fn held(&self, media: &MediaPlane, id: SessionId) -> Option<Held> {
+        if !self.is_running(media, id) {
+            return None;
+        }
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.by_id.get(&id).map(|(_, held)| held.clone())
     }
 
     /// Whether a session runs.

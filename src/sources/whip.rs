@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::encoding::{Change, Encoding};
 use super::incoming::Incoming;
+use super::layers::Layers;
 use crate::hub::Hub;
 use crate::hub::intake::Arrived;
 use crate::hub::name::StreamName;
@@ -34,6 +35,7 @@ pub struct Publisher {
     feedback: Feedback,
     ntp: NtpClock,
     requests: Requests,
+    layers: Layers,
 }
 
 /// Whether the publisher answers requests for key frames. A key frame that came by itself may look like an answer, so
@@ -75,6 +77,15 @@ pub struct Published {
     pub replaced: Option<SourceRef>,
     /// Another source took the stream over; this one has to be closed.
     pub displaced: bool,
+    /// What came of the layers of a simulcast, each for a stream of its own.
+    pub layers: Vec<LayerBatch>,
+}
+
+/// What came of one layer.
+pub struct LayerBatch {
+    pub stream: StreamId,
+    pub packets: Vec<Arc<Packet>>,
+    pub subscribers: Vec<ShardIndex>,
 }
 
 /// Between receiver reports.
@@ -135,6 +146,7 @@ impl Publisher {
             feedback,
             ntp: NtpClock::default(),
             requests: Requests::default(),
+            layers: Layers::default(),
         }
     }
 
@@ -274,6 +286,10 @@ impl Publisher {
                 continue;
             };
             let captured = self.ntp.instant(*ntp, now);
+            if track.plan.kind == Kind::Video {
+                self.layers
+                    .on_report(place.encoding, self.source.session, time, captured);
+            }
             if place.encoding != track.active {
                 continue;
             }
@@ -307,11 +323,14 @@ impl Publisher {
                 return published;
             }
             state.answers_requests = self.requests.are_answered();
+            self.layers.note(&self.tracks, &self.arrived);
             self.take_turn(&mut state, &mut published.packets);
+            self.layers.tell(&self.tracks, &self.name, &mut state);
             published.subscribers = state.subscribers().collect();
             published.taps = state.taps();
         }
         published.stream = Some(stream.id);
+        published.layers = self.layers.publish(hub, self.source, self.requests.are_answered());
         published
     }
 
@@ -367,6 +386,7 @@ impl Publisher {
                 state.detach(self.source.session);
             });
         }
+        self.layers.end(hub, self.source.session);
     }
 
     /// RTCP that is due: reports, NACKs, key frame requests, bandwidth feedback in one compound packet.

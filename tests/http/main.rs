@@ -3,6 +3,7 @@
 mod access;
 mod client;
 mod connections;
+mod extensions;
 mod media_by_tcp;
 mod operations;
 mod preflights;

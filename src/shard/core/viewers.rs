@@ -90,12 +90,15 @@ impl Core {
                 self.subscriptions.entry(to.id).or_default().push(key);
                 to
             };
-            left.extend(viewer.bind(kind, to));
+            left.extend(viewer.bind(now, kind, to));
         }
         left.extend(viewer.change(now));
+        // A layer is changed to at a key frame: the sooner there is one, the better.
+        let source = viewer.awaits_layer().then(|| viewer.want_key_frame()).flatten();
         for stream in left.into_iter().filter(|stream| stream.id != home.id) {
             self.unsubscribe(&stream, key);
         }
+        self.want_key_frame(now, source);
     }
 
     pub(super) fn unsubscribe(&mut self, stream: &Stream, key: PeerKey) {

@@ -1,0 +1,153 @@
+//! Layer selection: `/session/{id}/layer`, the extension `urn:ietf:params:whep:ext:core:layer`
+//! (draft-ietf-wish-webrtc-http-egress-events §4).
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::endpoint::no_store;
+use super::problem::Problem;
+use super::resource::{SUB_LAYER, session_under};
+use super::sessions::Held;
+use super::{Signalling, body, cors};
+use crate::media::Rid;
+use crate::shard::{Layer, LayerWish};
+
+/// RFC 9725 §4.9 names extensions so.
+pub const REL: &str = "urn:ietf:params:whep:ext:core:layer";
+
+const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
+const JSON: &str = "application/json";
+
+/// Longest body, in bytes.
+pub(super) const LIMIT: usize = 4 * 1024;
+
+/// What may be asked for. Fields of layers that are not made here, spatial and temporal ones, are refused by name.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Choice {
+    /// The m-line by its index or its mid; the video one without it.
+    media_id: Option<Value>,
+    /// The name of a layer, as the draft and as Broadcast Box and live777 call it.
+    #[serde(alias = "encodingId")]
+    rid: Option<String>,
+    spatial_layer_id: Option<u32>,
+    temporal_layer_id: Option<u32>,
+    max_spatial_layer_id: Option<u32>,
+    max_temporal_layer_id: Option<u32>,
+    max_width: Option<u16>,
+    max_height: Option<u16>,
+}
+
+/// `/session/{id}/layer`.
+pub async fn layer(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    match parts.method {
+        Method::OPTIONS => {
+            let mut response = [(header::ALLOW, ALLOW)].into_response();
+            cors::answer_preflight(response.headers_mut());
+            Ok(response)
+        }
+        Method::GET | Method::HEAD => {
+            let (_, held) = session_under(&signalling, &parts.uri, SUB_LAYER)?;
+            Ok(no_store(
+                Json(describe(&held, &layers(&signalling, &held))).into_response(),
+            ))
+        }
+        Method::POST => {
+            let (session, held) = session_under(&signalling, &parts.uri, SUB_LAYER)?;
+            if !body::is_of_type(&parts.headers, JSON) {
+                let detail = format!("send the choice with `Content-Type: {JSON}`");
+                return Err(Problem::new(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    "unsupported_media_type",
+                    detail,
+                ));
+            }
+            let bytes = body::read(&parts.headers, body, LIMIT).await?;
+            let choice = serde_json::from_slice(&bytes)
+                .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_layer", error.to_string()))?;
+            let wish = wish(&choice, &held, &layers(&signalling, &held))?;
+            if !signalling.media.choose_layer(session, wish) {
+                return Err(Problem::unknown_session());
+            }
+            Ok(no_store(StatusCode::OK.into_response()))
+        }
+        _ => Err(Problem::method_not_allowed(ALLOW)),
+    }
+}
+
+/// The layers of a session's stream.
+pub(super) fn layers(signalling: &Signalling, held: &Held) -> Vec<Layer> {
+    let stream = signalling.media.hub().find(&held.stream);
+    stream.map(|stream| stream.lock().layers().to_vec()).unwrap_or_default()
+}
+
+/// As the event `layers` says it: by the index of the m-line.
+pub(super) fn describe(held: &Held, layers: &[Layer]) -> Value {
+    let described: Vec<Value> = layers
+        .iter()
+        .map(|layer| {
+            let mut shown = json!({
+                "rid": *layer.rid.0,
+                "bitrate": if layer.active { layer.bitrate } else { 0 },
+            });
+            if let (Some((width, height)), Some(shown)) = (layer.resolution, shown.as_object_mut()) {
+                shown.insert("width".to_owned(), width.into());
+                shown.insert("height".to_owned(), height.into());
+            }
+            shown
+        })
+        .collect();
+    let mut all = Map::new();
+    if let Some(video) = &held.video {
+        all.insert(video.index.to_string(), described.into());
+    }
+    Value::Object(all)
+}
+
+fn wish(choice: &Choice, held: &Held, layers: &[Layer]) -> Result<LayerWish, Problem> {
+    let refuse = |detail: &str| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "layer_unavailable", detail);
+    let Some(video) = &held.video else {
+        return Err(refuse("this session has no video"));
+    };
+    let is_video = choice.media_id.as_ref().is_none_or(|id| {
+        let text = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
+        text == video.index.to_string() || Some(&*text) == video.mid.as_deref()
+    });
+    if !is_video {
+        return Err(refuse(
+            "`mediaId` has to name the video, by the index of its m-line or by its mid",
+        ));
+    }
+    let scalable = [
+        choice.spatial_layer_id,
+        choice.temporal_layer_id,
+        choice.max_spatial_layer_id,
+        choice.max_temporal_layer_id,
+    ];
+    if scalable.iter().any(Option::is_some) {
+        return Err(refuse(
+            "the layers of this stream are told by `rid`, not by spatial and temporal ids",
+        ));
+    }
+    match (&choice.rid, choice.max_width, choice.max_height) {
+        (Some(rid), ..) => {
+            let rid = Rid(rid.as_str().into());
+            let exists = layers.iter().any(|layer| layer.rid == rid);
+            exists
+                .then_some(LayerWish::Named(rid))
+                .ok_or_else(|| refuse("there is no layer of that `rid` at the moment"))
+        }
+        (None, None, None) => Ok(LayerWish::Automatic),
+        (None, width, height) => Ok(LayerWish::Within {
+            width: width.unwrap_or(u16::MAX),
+            height: height.unwrap_or(u16::MAX),
+        }),
+    }
+}

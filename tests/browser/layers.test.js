@@ -1,0 +1,165 @@
+// Simulcast: a publisher sends three layers, viewers change between them.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { chromium, open, PUBLISH_TOKEN, startGateway, until } from './harness.js';
+
+let browser;
+
+before(async () => {
+  browser = await chromium();
+});
+
+after(() => browser?.close());
+
+/** Publishes a moving picture of 1280x720 in three layers, with a WHIP client of a few lines. */
+async function publish(gateway, codec) {
+  const page = await open(browser, `${gateway.origin}/publish/nothing`);
+  await page.evaluate(
+    async (token, codec) => {
+      const canvas = Object.assign(document.createElement('canvas'), { width: 1280, height: 720 });
+      const context = canvas.getContext('2d');
+      let n = 0;
+      setInterval(() => {
+        n += 1;
+        context.fillStyle = `hsl(${n % 360} 60% 40%)`;
+        context.fillRect(0, 0, 1280, 720);
+        context.fillStyle = 'white';
+        context.fillRect((n * 7) % 1280, 300, 120, 120);
+      }, 33);
+      const pc = new RTCPeerConnection();
+      const [track] = canvas.captureStream(30).getVideoTracks();
+      const transceiver = pc.addTransceiver(track, {
+        direction: 'sendonly',
+        sendEncodings: [
+          { rid: 'q', scaleResolutionDownBy: 4, maxBitrate: 150_000 },
+          { rid: 'h', scaleResolutionDownBy: 2, maxBitrate: 500_000 },
+          { rid: 'f', maxBitrate: 1_500_000 },
+        ],
+      });
+      const { codecs } = RTCRtpSender.getCapabilities('video');
+      transceiver.setCodecPreferences(codecs.filter((known) => known.mimeType === `video/${codec}`));
+      await pc.setLocalDescription();
+      const response = await fetch('/whip/simulcast', {
+        method: 'POST',
+        headers: { 'Content-Type': 'application/sdp', Authorization: `Bearer ${token}` },
+        body: pc.localDescription.sdp,
+      });
+      await pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
+      window.pc = pc;
+    },
+    PUBLISH_TOKEN,
+    codec,
+  );
+  return page;
+}
+
+/** Watches, and notes when each frame was shown and how wide it was. */
+async function watch(gateway) {
+  const page = await open(browser, `${gateway.origin}/watch/nothing`);
+  await page.evaluate(async () => {
+    document.body.innerHTML = '<video autoplay muted playsinline></video>';
+    const video = document.querySelector('video');
+    const pc = new RTCPeerConnection();
+    pc.ontrack = ({ track }) => (video.srcObject = new MediaStream([track]));
+    pc.addTransceiver('video', { direction: 'recvonly' });
+    await pc.setLocalDescription();
+    const response = await fetch('/whep/simulcast', {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/sdp' },
+      body: pc.localDescription.sdp,
+    });
+    window.link = response.headers.get('Link');
+    const [, layer] = /<([^>]*)>; rel="[^"]*:layer"/.exec(window.link);
+    const [, events] = /<([^>]*)>; rel="[^"]*:server-sent-events"/.exec(window.link);
+    window.choose = (choice) =>
+      fetch(layer, {
+        method: 'POST',
+        headers: { 'Content-Type': 'application/json' },
+        body: JSON.stringify(choice),
+      }).then((reply) => reply.status);
+    const opened = await fetch(events, { method: 'POST', body: '["layers"]' });
+    new EventSource(opened.headers.get('Location')).addEventListener('layers', ({ data }) => {
+      [window.layers] = Object.values(JSON.parse(data));
+    });
+    await pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
+    window.pc = pc;
+    window.frames = [];
+    const note = (now, { width }) => {
+      window.frames.push({ at: now, width });
+      video.requestVideoFrameCallback(note);
+    };
+    video.requestVideoFrameCallback(note);
+  });
+  return page;
+}
+
+const width = (page) => page.evaluate(() => window.frames.at(-1)?.width ?? 0);
+
+for (const codec of ['VP8', 'H264']) {
+  test(`a viewer goes up and down the layers of a simulcast in ${codec} without a freeze`, async (t) => {
+    const gateway = await startGateway();
+    t.after(() => gateway.stop());
+    const publisher = await publish(gateway, codec);
+    t.after(() => publisher.close());
+    await until(
+      () => publisher.evaluate(async () => {
+        const sent = [...(await window.pc.getStats()).values()].filter((s) => s.type === 'outbound-rtp');
+        return sent.filter((s) => s.framesSent > 30).length;
+      }),
+      (sending) => sending === 3,
+      'all three layers to be sent',
+    );
+    const page = await watch(gateway);
+    t.after(() => page.close());
+    await until(() => width(page), (seen) => seen === 1280, 'the best layer without a wish');
+    const layers = await until(
+      () => page.evaluate(() => window.layers),
+      (seen) => seen?.length === 3,
+      'the layers to be told',
+    );
+    assert.deepEqual(layers.map(({ rid, width, height }) => [rid, width, height]), [
+      ['f', 1280, 720],
+      ['h', 640, 360],
+      ['q', 320, 180],
+    ]);
+    const from = await page.evaluate(() => window.frames.length);
+    const waits = [];
+    for (const [rid, wanted] of [
+      ['q', 320], ['f', 1280], ['h', 640], ['q', 320], ['h', 640],
+      ['f', 1280], ['q', 320], ['f', 1280], ['h', 640], ['f', 1280],
+    ]) {
+      const asked = Date.now();
+      assert.equal(await page.evaluate((rid) => window.choose({ mediaId: '0', rid }), rid), 200);
+      await until(() => width(page), (seen) => seen === wanted, `layer ${rid}`);
+      waits.push(Date.now() - asked);
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+    const { gaps, sessions } = await page.evaluate(async (from) => {
+      const shown = window.frames.slice(from);
+      const gaps = shown.slice(1).map(({ at }, index) => at - shown[index].at);
+      const inbound = [...(await window.pc.getStats()).values()].filter((s) => s.type === 'inbound-rtp');
+      return { gaps, sessions: inbound.length };
+    }, from);
+    const longest = Math.max(...gaps);
+    t.diagnostic(`${codec}: longest freeze ${longest.toFixed(0)} ms; a change takes ${Math.min(...waits)} to ${Math.max(...waits)} ms`);
+    assert.ok(longest < 300, `${longest} ms`);
+    assert.equal(sessions, 1);
+    // Without a wish again, the best; and by size.
+    assert.equal(await page.evaluate(() => window.choose({ maxHeight: 400 })), 200);
+    await until(() => width(page), (seen) => seen === 640, 'the best within a height');
+    assert.equal(await page.evaluate(() => window.choose({})), 200);
+    await until(() => width(page), (seen) => seen === 1280, 'the best');
+    assert.equal(await page.evaluate(() => window.choose({ rid: 'x' })), 422);
+    // The chosen layer goes away: another one is shown.
+    assert.equal(await page.evaluate(() => window.choose({ rid: 'h' })), 200);
+    await until(() => width(page), (seen) => seen === 640, 'the middle layer');
+    await publisher.evaluate(async () => {
+      const [sender] = window.pc.getSenders();
+      const parameters = sender.getParameters();
+      parameters.encodings.find(({ rid }) => rid === 'h').active = false;
+      await sender.setParameters(parameters);
+    });
+    await until(() => width(page), (seen) => seen === 1280, 'the best instead of the one that is gone');
+  });
+}
