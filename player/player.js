@@ -15,6 +15,7 @@
 //   data-way          how the picture comes: webrtc or hls
 //   data-why          why it comes by HLS: connection, codec, silence, chosen
 //   data-delay        seconds behind the source, by HLS
+//   data-layers       versions of the picture that there are to choose from, by WebRTC
 //
 // WebRTC goes first. Where it does not get through, brings nothing, or cannot be decoded, LL-HLS takes over, and WebRTC
 // goes on being tried: when media comes that way, the player returns to it. `hls="off"` forbids it, `hls="only"` forbids
@@ -39,6 +40,51 @@ const TRY_EVERY = 2_000;
 /** Receives one audio and one video track from a WHEP endpoint. The tracks are in `stream`, new for each session. */
 export class WhepClient extends Client {
   stream = null;
+  /** Versions of the picture, the best first: `{ rid, width, height, bitrate }`. Each change is a `layers` event. */
+  layers = [];
+
+  #events = null;
+
+  constructor(endpoint, options) {
+    super(endpoint, options);
+    this.addEventListener('state', () => {
+      if (this.state === 'live') this.#listen().catch(() => {});
+      else this.#deafen();
+    });
+  }
+
+  /** Wants the layer of this name from now on; without a name, the best one. */
+  async choose(rid) {
+    const { layer } = this.extensions;
+    if (!layer) return;
+    await fetch(layer, {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json' },
+      body: JSON.stringify(rid ? { rid } : {}),
+    });
+  }
+
+  async #listen() {
+    const url = this.extensions['server-sent-events'];
+    if (!url || this.#events) return;
+    this.#events = {};
+    const opened = await fetch(url, { method: 'POST', body: '["layers"]' });
+    const location = opened.headers.get('Location');
+    if (!opened.ok || !location || !this.#events) return;
+    this.#events = new EventSource(new URL(location, url));
+    this.#events.addEventListener('layers', ({ data }) => this.#tell(Object.values(JSON.parse(data))[0] ?? []));
+  }
+
+  #deafen() {
+    this.#events?.close?.();
+    this.#events = null;
+    if (this.layers.length > 0) this.#tell([]);
+  }
+
+  #tell(layers) {
+    this.layers = layers;
+    this.dispatchEvent(new Event('layers'));
+  }
 
   prepare(pc) {
     this.stream = new MediaStream();
@@ -86,6 +132,9 @@ const HTML = `
   <p class="hint" hidden>Source paused</p>
   <dl class="numbers" hidden></dl>
   <div class="bar">
+    <button class="play" type="button" aria-label="Pause" aria-keyshortcuts="k">
+      <svg viewBox="0 0 24 24" aria-hidden="true"><path class="go" d="M7 4.5v15l12-7.5z"/>
+        <path class="halt" d="M8 5v14m8-14v14"/></svg></button>
     <button class="live" type="button" title="Go to the live edge"><i></i><span>Live</span></button>
     <span class="way" hidden></span>
     <span class="gap"></span>
@@ -94,6 +143,7 @@ const HTML = `
         <path class="on" d="M15.5 8.5a5 5 0 0 1 0 7M18 6a8.5 8.5 0 0 1 0 12"/>
         <path class="off" d="M16 9.5l5 5m0-5l-5 5"/></svg><span></span></button>
     <input class="volume" type="range" min="0" max="1" step="0.05" value="1" aria-label="Volume">
+    <select class="quality" aria-label="Quality" hidden></select>
     <button class="pip" type="button" aria-label="Picture in picture" aria-keyshortcuts="p">
       <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M3 5h18v14H3zm9 7h7v5h-7z"/></svg></button>
     <button class="about" type="button" aria-label="Numbers" aria-keyshortcuts="i" aria-pressed="false">
@@ -139,10 +189,12 @@ const CSS = `
   button:hover { background: #ffffff24; }
   .again, .bar.muted .sound { padding: 0 14px; background: #f4f7f7; color: #10181b; font-weight: 600; }
   .again:hover, .bar.muted .sound:hover { background: #fff; }
-  button:focus-visible, input:focus-visible { outline: 2px solid #7fd6d0; outline-offset: 2px; }
+  select { height: 32px; padding: 0 6px; border: 0; border-radius: 8px; background: #ffffff24; color: inherit;
+    font: inherit; font-size: .9em; } option { color: #10181b; }
+  button:focus-visible, input:focus-visible, select:focus-visible { outline: 2px solid #7fd6d0; outline-offset: 2px; }
   svg { width: 20px; height: 20px; fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linecap: round;
     stroke-linejoin: round; }
-  .sound span:empty, .bar.muted .on, .bar:not(.muted) .off, .bar.muted .volume { display: none; }
+  .bar.halted .halt, .bar:not(.halted) .go, .sound span:empty, .bar.muted .on, .bar:not(.muted) .off, .bar.muted .volume { display: none; }
   .volume { width: 84px; accent-color: #f4f7f7; }
   @media (max-width: 460px) { .volume { display: none; } .numbers { font-size: .72em; gap: 0 10px; } }
   @media (prefers-reduced-motion: reduce) { * { transition: none !important; } }`;
@@ -175,8 +227,8 @@ export class MillstreamPlayer extends HTMLElement {
     this.#parts = {
       video: part('video'), veil: part('.veil'), title: part('.title'), text: part('.text'), again: part('.again'),
       hint: part('.hint'), numbers: part('.numbers'), bar: part('.bar'), sound: part('.sound'),
-      soundLabel: part('.sound span'), volume: part('.volume'), about: part('.about'), full: part('.full'),
-      live: part('.live'), way: part('.way'), pip: part('.pip'),
+      soundLabel: part('.sound span'), play: part('.play'), volume: part('.volume'), about: part('.about'), full: part('.full'),
+      live: part('.live'), way: part('.way'), pip: part('.pip'), quality: part('.quality'),
     };
     this.#parts.video.muted = true;
     this.#listen();
@@ -220,6 +272,7 @@ export class MillstreamPlayer extends HTMLElement {
     if (!src || this.#client) return;
     this.#client = new WhepClient(src, { token: this.getAttribute('token') ?? '' });
     this.#client.addEventListener('state', () => this.#clientChanged());
+    this.#client.addEventListener('layers', () => this.#showQuality());
     this.#looking = setInterval(() => this.#look(), LOOK_EVERY);
     if (this.getAttribute('hls') === 'only') this.#enterHls('chosen');
     else this.#client.start();
@@ -309,6 +362,19 @@ export class MillstreamPlayer extends HTMLElement {
     else if (state === 'live' && !this.#seen.progress && waited > CONNECTED_WITHIN + PICTURE_WITHIN) why = 'silence';
     else if (state === 'live' && this.#seen.progress && still > STALLED_FOR) why = 'silence';
     if (why && at - this.#triedAt > TRY_EVERY) this.#enterHls(why);
+  }
+
+  /** A choice only where there is one. What was chosen stays chosen while it is there. */
+  #showQuality() {
+    const { quality } = this.#parts;
+    const layers = this.#hls ? [] : (this.#client?.layers ?? []).filter(({ bitrate }) => bitrate > 0);
+    const chosen = quality.value;
+    const name = ({ rid, height, bitrate }) => [rid, height ? `${height}p` : `${Math.round(bitrate / 1000)} kbit/s`];
+    const options = [['', 'Best'], ...layers.map(name)].map(([value, text]) => new Option(text, value));
+    quality.replaceChildren(...options);
+    quality.value = layers.some(({ rid }) => rid === chosen) ? chosen : '';
+    quality.hidden = layers.length < 2;
+    this.dataset.layers = layers.length;
   }
 
   #enterHls(why) {
@@ -428,8 +494,11 @@ export class MillstreamPlayer extends HTMLElement {
   }
 
   #listen() {
-    const { video, again, sound, volume, about, full, numbers, live, pip } = this.#parts;
+    const { video, again, play, sound, volume, about, full, numbers, live, pip, quality } = this.#parts;
     again.addEventListener('click', () => this.#client?.start());
+    play.addEventListener('click', () => this.#togglePlay());
+    for (const event of ['play', 'pause']) video.addEventListener(event, () => this.#showPlay());
+    quality.addEventListener('change', () => this.#client?.choose(quality.value));
     sound.addEventListener('click', () => this.#toggleSound());
     volume.addEventListener('input', () => (video.volume = Number(volume.value)));
     video.addEventListener('loadeddata', () => video.classList.add('pictured'));
@@ -445,7 +514,10 @@ export class MillstreamPlayer extends HTMLElement {
     video.addEventListener('dblclick', () => this.#toggleFull());
     this.addEventListener('keydown', (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
-      const action = { m: sound, f: full, i: about, p: pip }[event.key.toLowerCase()];
+      // Keys belong to the control that has the focus, where it has a use for them.
+      const [inner] = event.composedPath();
+      if (inner.matches?.('select, input')) return;
+      const action = { k: play, m: sound, f: full, i: about, p: pip }[event.key.toLowerCase()];
       action?.click();
     });
     this.addEventListener('pointermove', () => {
@@ -453,6 +525,20 @@ export class MillstreamPlayer extends HTMLElement {
       clearTimeout(this.#resting);
       this.#resting = setTimeout(() => this.classList.add('still'), 3_000);
     });
+  }
+
+  #togglePlay() {
+    const { video } = this.#parts;
+    if (!video.paused) return video.pause();
+    // What was missed is gone: it goes on with what is live.
+    this.#hls?.toLiveEdge();
+    video.play().catch(() => {});
+  }
+
+  #showPlay() {
+    const { video, bar, play } = this.#parts;
+    bar.classList.toggle('halted', video.paused);
+    play.setAttribute('aria-label', video.paused ? 'Play' : 'Pause');
   }
 
   #toggleSound() {

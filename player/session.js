@@ -51,6 +51,8 @@ export class Refusal extends Error {
 export class Client extends EventTarget {
   state = 'idle';
   reason = null;
+  /** What the gateway offers beyond the session, by the last part of its name: `{ layer: URL, ... }` (RFC 9725 §4.9). */
+  extensions = {};
   /** Sessions that the gateway has granted so far. */
   sessions = 0;
 
@@ -116,10 +118,11 @@ export class Client extends EventTarget {
       pc.onconnectionstatechange = () => this.#connectionChanged(pc);
       const offer = await pc.createOffer();
       const sdp = this.shape(offer.sdp);
-      const { url, answer, iceServers } = await this.#post(sdp);
+      const { url, answer, iceServers, extensions } = await this.#post(sdp);
       if (this.#pc !== pc) return this.#delete(url);
       this.#session = url;
       this.#answer = answer;
+      this.extensions = extensions;
       this.sessions += 1;
       if (iceServers.length > 0) pc.setConfiguration({ ...pc.getConfiguration(), iceServers });
       await pc.setLocalDescription({ type: 'offer', sdp });
@@ -146,6 +149,7 @@ export class Client extends EventTarget {
       url: location && new URL(location, response.url),
       answer: await response.text(),
       iceServers: iceServers(response.headers.get('Link') ?? ''),
+      extensions: extensions(response.headers.get('Link') ?? '', response.url),
     };
   }
 
@@ -272,6 +276,11 @@ function iceServers(link) {
       const attribute = (name) => new RegExp(`${name}="([^"]*)"`).exec(attributes)?.[1];
       return { urls, username: attribute('username'), credential: attribute('credential') };
     });
+}
+
+function extensions(link, base) {
+  const found = [...link.matchAll(/<([^>]*)>; *rel="urn:ietf:params:whep:ext:core:([a-z-]+)"/g)];
+  return Object.fromEntries(found.map(([, url, name]) => [name, new URL(url, base)]));
 }
 
 const CREDENTIALS = /^a=ice-(?:ufrag|pwd):.*\r\n/gm;

@@ -82,14 +82,17 @@ const ALLOW: &str = "OPTIONS, POST";
 const ALLOW_STREAM: &str = "OPTIONS, GET, DELETE";
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// Each stream has a name and what it tells.
+type BySession = HashMap<SessionId, Vec<(String, Vec<Event>)>>;
+
 /// The streams of events that were opened.
 #[derive(Default)]
 pub struct EventStreams {
-    by_session: Mutex<HashMap<SessionId, Vec<(String, Vec<Event>)>>>,
+    by_session: Mutex<BySession>,
 }
 
 impl EventStreams {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<(String, Vec<Event>)>>> {
+    fn lock(&self) -> MutexGuard<'_, BySession> {
         self.by_session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -265,7 +268,7 @@ impl Told {
                 false => {}
             }
         }
-        let choice = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active);
+        let choice = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active, layer.bitrate > 0);
         let is_same = |known: &Vec<Layer>| known.iter().map(choice).eq(layers.iter().map(choice));
         if !self.layers.as_ref().is_some_and(is_same) {
             let is_first = self.layers.is_none();

@@ -95,7 +95,8 @@ pub(super) fn describe(held: &Held, layers: &[Layer]) -> Value {
         .map(|layer| {
             let mut shown = json!({
                 "rid": *layer.rid.0,
-                "bitrate": if layer.active { layer.bitrate } else { 0 },
+                // 0 says that it does not come; one that has just begun is not measured yet.
+                "bitrate": if layer.active { layer.bitrate.max(1) } else { 0 },
             });
             if let (Some((width, height)), Some(shown)) = (layer.resolution, shown.as_object_mut()) {
                 shown.insert("width".to_owned(), width.into());

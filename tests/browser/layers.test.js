@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { chromium, open, PUBLISH_TOKEN, startGateway, until } from './harness.js';
+import { chromium, open, playerData, plays, PUBLISH_TOKEN, startGateway, until, watch as openWatchPage } from './harness.js';
 
 let browser;
 
@@ -163,3 +163,44 @@ for (const codec of ['VP8', 'H264']) {
     await until(() => width(page), (seen) => seen === 1280, 'the best instead of the one that is gone');
   });
 }
+
+test('the player has a menu of the layers, by mouse and by keyboard', async (t) => {
+  const gateway = await startGateway();
+  t.after(() => gateway.stop());
+  const publisher = await publish(gateway, 'VP8');
+  t.after(() => publisher.close());
+  const page = await openWatchPage(browser, gateway, 'simulcast');
+  t.after(() => page.close());
+  await plays(page);
+  await until(() => playerData(page), ({ layers }) => layers === '3', 'the layers to be known');
+  const player = (work, ...more) =>
+    page.evaluate(
+      (work, more) => {
+        const root = document.querySelector('millstream-player').shadowRoot;
+        return new Function('root', 'more', `return (${work})(root, ...more)`)(root, more);
+      },
+      work.toString(),
+      more,
+    );
+  const options = await player((root) => [...root.querySelectorAll('.quality option')].map((o) => o.textContent));
+  assert.deepEqual(options, ['Best', '720p', '360p', '180p']);
+  const wide = () => player((root) => root.querySelector('video').videoWidth);
+  await player((root) => root.querySelector('.quality').focus());
+  for (let down = 0; down < 3; down += 1) await page.keyboard.press('ArrowDown');
+  await until(wide, (seen) => seen === 320, 'the lowest layer, by keyboard');
+  await player((root) => {
+    const menu = root.querySelector('.quality');
+    menu.value = 'h';
+    menu.dispatchEvent(new Event('change'));
+  });
+  await until(wide, (seen) => seen === 640, 'the middle layer');
+  await player((root) => root.querySelector('.play').click());
+  assert.equal(await player((root) => root.querySelector('video').paused), true);
+  assert.equal(await player((root) => root.querySelector('.play').getAttribute('aria-label')), 'Play');
+  await page.focus('millstream-player');
+  await page.keyboard.press('k');
+  await until(() => player((root) => root.querySelector('video').paused), (paused) => !paused, 'to play on');
+  assert.equal((await playerData(page)).sessions, '1');
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/layers.png` });
+  assert.deepEqual(page.faults, []);
+});

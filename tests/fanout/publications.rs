@@ -182,8 +182,41 @@ fn viewers_get_the_next_best_layer_when_the_best_one_stops() {
     // The highest one returns.
     assert_eq!(source.turn(&both(300, true)), 1);
     assert_eq!(source.turn(&both(301, false)), 1);
-    let stream = source.hub.streams().pop().expect("published");
+    let mut streams = source.hub.streams().into_iter();
+    let stream = streams.find(|stream| stream.name.is_whole()).expect("published");
     assert_eq!(stream.lock().video.resolution, Some((1280, 720)));
+}
+
+#[test]
+fn each_layer_is_on_a_line_of_its_own_with_the_time_of_the_stream() {
+    let mut source = Source::new(&["h", "l"]);
+    for frame in 0..60u32 {
+        let key = frame % 30 == 0;
+        // The clocks of the layers have nothing to do with each other.
+        let mut low = media(2, frame as u16 + 900, frame, LOW, key.then_some((320, 180)));
+        low.time = low.time.wrapping_add(0x8765_4321);
+        source.turn(&[media(1, frame as u16, frame, HIGH, key.then_some((1280, 720))), low]);
+    }
+    let find = |name: &StreamName| source.hub.find(name).expect("fed");
+    let name = StreamName::parse("live").expect("a name");
+    let home = find(&name);
+    let layers = home.lock().layers().to_vec();
+    let shown: Vec<_> = layers.iter().map(|l| (&*l.rid.0, l.resolution, l.active)).collect();
+    assert_eq!(shown, [("h", Some((1280, 720)), true), ("l", Some((320, 180)), true)]);
+    let newest = |name: &StreamName| {
+        let stream = find(name);
+        let state = stream.lock();
+        assert!(state.video.ring.key_frame().is_some(), "{name}: a key frame of its own");
+        state.video.ring.newest().expect("packets").0
+    };
+    let time = newest(&name);
+    for layer in &layers {
+        let apart = newest(&name.layer(&layer.rid)).abs_diff(time);
+        assert!(apart < 90, "{apart} ticks of 90 kHz");
+    }
+    // They go with the publisher.
+    source.publisher.ended(&source.hub);
+    assert!(source.hub.streams().is_empty(), "{:?}", source.hub.streams().len());
 }
 
 #[test]
