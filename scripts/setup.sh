@@ -56,6 +56,7 @@ for group in "${@:-run}"; do
       need node nodejs
       need npm npm
       need ffmpeg ffmpeg
+      need curl curl
       need python3 python3
       # Debian keeps what makes a virtual environment in a package of its own.
       python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)

@@ -21,6 +21,7 @@ use crate::session::SessionError;
 use crate::session::identity::Identity;
 use crate::shard::{MediaPlane, Settings, StartError};
 use crate::signalling::auth::Gate;
+use crate::signalling::tls::{Certificate, TlsError};
 use crate::signalling::{self, Signalling, expiry, server};
 use crate::sources::fetch;
 use crate::sources::fetch::directory::{Directory, Entry};
@@ -59,6 +60,8 @@ pub enum GatewayError {
     #[error("webrtc.listen: {source}{}", media_hint(source))]
     Media { source: StartError },
     #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
     Identity(#[from] SessionError),
 }
 
@@ -93,6 +96,11 @@ impl Gateway {
     /// A [`GatewayError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, GatewayError> {
         let identity = Arc::new(Identity::generate()?);
+        let tls = match (&config.http.tls_certificate, &config.http.tls_key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some(Arc::new(Certificate::read(certificate, key)?)),
+            _ => return Err(TlsError::Half.into()),
+        };
         let listener = server::bind(config.http.listen).map_err(|source| GatewayError::Http {
             address: config.http.listen,
             source,
@@ -136,7 +144,7 @@ impl Gateway {
             directory,
         ));
         let router = signalling::router(signalling.clone(), api::router(signalling.clone()));
-        let server = tokio::spawn(server::serve(listener, router, config.limits, stop));
+        let server = tokio::spawn(server::serve(listener, router, config.limits, tls, stop));
         let mut fetching = JoinSet::new();
         for (entry, fetched) in entries.into_iter().zip(config.streams) {
             fetching.spawn(fetch::run(entry, fetched, signalling.media.clone()));

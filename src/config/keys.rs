@@ -45,6 +45,18 @@ pub const KEYS: &[Key] = &[
         set: |config, value| origins(value).map(|origins| config.http.cors_origins = origins),
     },
     Key {
+        name: "http.tls_certificate",
+        allowed: "the path of a file with a certificate and its chain, in PEM",
+        is_secret: false,
+        set: |config, value| text(value).map(|path| config.http.tls_certificate = Some(path.into())),
+    },
+    Key {
+        name: "http.tls_key",
+        allowed: "the path of a file with a private key, in PEM",
+        is_secret: false,
+        set: |config, value| text(value).map(|path| config.http.tls_key = Some(path.into())),
+    },
+    Key {
         name: "http.strict_preconditions",
         allowed: "true or false",
         is_secret: false,

@@ -47,6 +47,9 @@ pub struct Http {
     pub cors_origins: CorsOrigins,
     /// Whether a PATCH has to have an `If-Match`, as RFC 9725 §4.3.1 says and several clients do not know.
     pub strict_preconditions: bool,
+    /// The files of a certificate, with its chain, and of its key, in PEM: HTTPS instead of HTTP.
+    pub tls_certificate: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
     /// How long a viewer's POST may wait for somebody to publish; zero answers at once that nobody does.
     pub wait_for_publisher: Duration,
 }
@@ -189,6 +192,8 @@ impl Default for Config {
                 listen: any(8080),
                 cors_origins: CorsOrigins::Any,
                 strict_preconditions: false,
+                tls_certificate: None,
+                tls_key: None,
                 wait_for_publisher: Duration::ZERO,
             },
             ice: IceServers {

@@ -40,6 +40,7 @@ pub mod resource;
 pub mod server;
 pub mod sessions;
 pub mod slow;
+pub mod tls;
 
 use self::auth::{Caller, Gate};
 use self::events::EventStreams;

@@ -2,32 +2,39 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::Request;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::limits::Crowd;
 use super::slow::{self, Impatient};
+use super::tls::{self, Certificate};
 use crate::config::Limits;
 
 /// Time that the headers of a request may take, and that a connection may be idle between two requests.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 /// Bytes that the headers of a request may have; more is 431.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
+/// Requests at the same time on one connection of HTTP/2. Players wait for playlists and parts of some renditions.
+const MAX_STREAMS: u32 = 64;
+/// Between two pings to a client of HTTP/2 that is silent; one that does not answer is gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Pause after an accept that failed: the process may be out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long and how much is still read from a connection that we end, so that the client sees our last response and not
@@ -75,9 +82,23 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until `stop` changes, then lets running requests end.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    tls: Option<Arc<Certificate>>,
+    stop: watch::Receiver<bool>,
+) {
     let stopped = stop.clone();
-    let serve = move |stream, peer| handle_connection(stream, peer, router.clone(), stopped.clone());
+    let serve = move |stream, peer| {
+        let (router, stop, tls) = (router.clone(), stopped.clone(), tls.clone());
+        async move {
+            match tls {
+                None => handle_connection(stream, peer, router, stop).await,
+                Some(certificate) => handle_tls(stream, peer, router, &certificate, stop).await,
+            }
+        }
+    };
     take_connections(listener, limits, CROWDED, stop, serve).await;
 }
 
@@ -133,23 +154,98 @@ async fn accept(
     Ok((stream, peer, slot))
 }
 
-async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, mut stop: watch::Receiver<bool>) {
-    // Without these the connection works as well, if less well.
+/// HTTPS: HTTP/2 where the client knows it (RFC 9113), else HTTP/1.1.
+async fn handle_tls(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    certificate: &Certificate,
+    mut stop: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(slow::DEADLINE));
-    let router = TowerToHyperService::new(router);
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        router.call(request)
-    });
-    let mut connection = http1::Builder::new()
+    match timeout(HEADER_DEADLINE, tls::begins_with_handshake(&stream)).await {
+        Ok(Ok(true)) => {}
+        Ok(Ok(false)) => {
+            let _ = stream.try_write(tls::PLAIN);
+            return linger(stream).await;
+        }
+        Ok(Err(_)) | Err(_) => return,
+    }
+    let acceptor = TlsAcceptor::from(certificate.current());
+    let stream = match timeout(HEADER_DEADLINE, acceptor.accept(Impatient::new(stream))).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return debug!(%peer, %error, "no TLS came about"),
+        Err(_) => return debug!(%peer, "the TLS handshake took too long"),
+    };
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let io = TokioIo::new(stream);
+    let service = service(router, peer);
+    let result = if is_h2 {
+        let mut connection = pin!(
+            http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(MAX_STREAMS)
+                .max_header_list_size(MAX_HEADER_BYTES as u32)
+                .keep_alive_interval(Some(KEEP_ALIVE))
+                .serve_connection(io, service)
+        );
+        tokio::select! {
+            result = connection.as_mut() => result,
+            _ = stop.changed() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    } else {
+        let mut connection = pin!(http1().serve_connection(io, service));
+        tokio::select! {
+            result = connection.as_mut() => result,
+            _ = stop.changed() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    if let Err(error) = result {
+        debug!(%peer, %error, "a connection broke");
+    }
+}
+
+fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)
         .max_buf_size(MAX_HEADER_BYTES)
         .half_close(true)
         // Some clients look for `Location:` case and all.
-        .title_case_headers(true)
-        .serve_connection(TokioIo::new(Impatient::new(stream)), service);
+        .title_case_headers(true);
+    builder
+}
+
+/// The routes, for requests that know who sent them.
+fn service(
+    router: Router,
+    peer: SocketAddr,
+) -> impl hyper::service::Service<
+    Request<Incoming>,
+    Response = axum::response::Response,
+    Error = std::convert::Infallible,
+    Future: Send + Unpin + 'static,
+> + Clone {
+    let router = TowerToHyperService::new(router);
+    service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        router.call(request)
+    })
+}
+
+async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, mut stop: watch::Receiver<bool>) {
+    // Without these the connection works as well, if less well.
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(slow::DEADLINE));
+    let mut connection = http1().serve_connection(TokioIo::new(Impatient::new(stream)), service(router, peer));
     let finished = tokio::select! {
         result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(result),
         _ = stop.changed() => None,

@@ -36,15 +36,15 @@ pub async fn gateway(settings: &[(&str, &str)]) -> Gateway {
 
 /// A gateway with [`PUBLISH`] as its token and this file.
 pub async fn from_text(text: &str) -> Gateway {
-    let text = format!("{text}\n[http]\nlisten = \"127.0.0.1:0\"\n");
     let settings = [
+        ("MILLSTREAM_HTTP__LISTEN", "127.0.0.1:0"),
         ("MILLSTREAM_WEBRTC__LISTEN", "127.0.0.1:0"),
         ("MILLSTREAM_WEBRTC__SHARDS", "1"),
         ("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH),
         ("MILLSTREAM_PIPELINES__REPAIR", "false"),
     ];
     let environment = settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-    let config = Config::parse(&text, Path::new("test.toml"), environment);
+    let config = Config::parse(text, Path::new("test.toml"), environment);
     let config = config.unwrap_or_else(|error| panic!("{error}"));
     Gateway::start(config).await.expect("starts")
 }

@@ -9,4 +9,5 @@ mod operations;
 mod preflights;
 mod publishing;
 mod sessions;
+mod tls;
 mod watching;

@@ -1,0 +1,140 @@
+//! HTTPS: certificate and key from files, read again when they change (RFC 9110 §4.2.2, RFC 9325).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use thiserror::Error;
+use tokio::time::Instant;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tracing::{info, warn};
+
+/// Why HTTPS cannot be served.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    #[error("http.tls_certificate and http.tls_key have to be set together")]
+    Half,
+    #[error("http.tls_certificate: {} has no certificate in PEM: {problem}", path.display())]
+    Certificate { path: PathBuf, problem: String },
+    #[error("http.tls_key: {} has no private key in PEM: {problem}", path.display())]
+    Key { path: PathBuf, problem: String },
+    #[error("http.tls_key does not belong to http.tls_certificate, or is of a kind that is not taken: {0}")]
+    Pair(String),
+}
+
+/// The certificate in force.
+pub struct Certificate {
+    certificate: PathBuf,
+    key: PathBuf,
+    state: Mutex<State>,
+}
+
+struct State {
+    config: Arc<ServerConfig>,
+    read: [Option<(SystemTime, u64)>; 2],
+    looked: Instant,
+}
+
+/// Between looks at the files.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Certificate {
+    /// Reads both files.
+    ///
+    /// # Errors
+    ///
+    /// A [`TlsError`] that names the key of the configuration.
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let read = [stamp(certificate), stamp(key)];
+        let config = Arc::new(load(certificate, key)?);
+        Ok(Self {
+            certificate: certificate.to_owned(),
+            key: key.to_owned(),
+            state: Mutex::new(State {
+                config,
+                read,
+                looked: Instant::now(),
+            }),
+        })
+    }
+
+    /// What the next handshake goes by: the files are read again when they have changed. While the new ones cannot be
+    /// used, as when one of them is not there yet, the old ones stay.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.looked.elapsed() < LOOK {
+            return state.config.clone();
+        }
+        state.looked = Instant::now();
+        let stamps = [stamp(&self.certificate), stamp(&self.key)];
+        if stamps != state.read {
+            match load(&self.certificate, &self.key) {
+                Ok(config) => {
+                    info!("the certificate was read again");
+                    state.config = Arc::new(config);
+                }
+                Err(error) => warn!(%error, "the certificate has changed and cannot be used; the old one stays"),
+            }
+            state.read = stamps;
+        }
+        state.config.clone()
+    }
+}
+
+/// What changes with a file.
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+fn load(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    let bad = |problem: String| TlsError::Certificate {
+        path: certificate.to_owned(),
+        problem,
+    };
+    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect)
+        .map_err(|error| bad(error.to_string()))?;
+    if chain.is_empty() {
+        return Err(bad("there is none in it".to_owned()));
+    }
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::Key {
+        path: key.to_owned(),
+        problem: error.to_string(),
+    })?;
+    let mut config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(|error| TlsError::Pair(error.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// What somebody is told who speaks HTTP to the port of HTTPS.
+pub const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+    Content-Length: 46\r\nConnection: close\r\n\r\nThis port speaks HTTPS: begin with https://.\n\n";
+
+/// Whether the other end begins with a handshake (RFC 8446 §5.1: content type 22).
+pub async fn begins_with_handshake(stream: &tokio::net::TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    Ok(stream.peek(&mut first).await? == 1 && first == [22])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_to_plain_http_is_as_long_as_it_says() {
+        let text = std::str::from_utf8(PLAIN).expect("text");
+        let (_, body) = text.split_once("\r\n\r\n").expect("a body");
+        assert!(
+            text.contains(&format!("Content-Length: {}\r\n", body.len())),
+            "{}",
+            body.len()
+        );
+    }
+}
