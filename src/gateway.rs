@@ -19,7 +19,7 @@ use crate::config::{self, Config, Secret};
 use crate::repair;
 use crate::session::SessionError;
 use crate::session::identity::Identity;
-use crate::shard::{MediaPlane, Settings, StartError};
+use crate::shard::{MediaPlane, Settings, StartError, discovery};
 use crate::signalling::auth::Gate;
 use crate::signalling::tls::{Certificate, TlsError};
 use crate::signalling::{self, Signalling, expiry, server};
@@ -112,6 +112,9 @@ impl Gateway {
         let (media, tcp) = start_media(&config.webrtc, &identity)?;
         let (stop_http, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
+        if let Some(server) = config.webrtc.announce_by_stun.clone() {
+            tasks.spawn(discovery::run(media.clone(), server));
+        }
         if let Some(listener) = tcp {
             tasks.spawn(media_by_tcp(listener, &media, &config.limits, stop.clone()));
         }

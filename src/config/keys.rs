@@ -83,6 +83,17 @@ pub const KEYS: &[Key] = &[
         set: |config, value| announced(value).map(|addresses| config.webrtc.announce = addresses),
     },
     Key {
+        name: "webrtc.announce_by_stun",
+        allowed: "the host and port of a STUN server, such as \"stun.example.org:3478\"",
+        is_secret: false,
+        set: |config, value| {
+            let server = text(value)?;
+            let (host, port) = server.rsplit_once(':')?;
+            let is_server = !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0);
+            is_server.then(|| config.webrtc.announce_by_stun = Some(server.clone()))
+        },
+    },
+    Key {
         name: "webrtc.tcp",
         allowed: "true or false",
         is_secret: false,

@@ -90,6 +90,8 @@ pub struct WebRtc {
     pub listen: SocketAddr,
     /// Addresses given to peers; empty gives the host's own.
     pub announce: Vec<IpAddr>,
+    /// A STUN server that is asked for the outer address, which is then announced first.
+    pub announce_by_stun: Option<String>,
     /// Whether media may come by TCP too, on the number of the UDP port.
     pub tcp: bool,
     /// Threads; 0 takes one for each processor.
@@ -204,6 +206,7 @@ impl Default for Config {
             webrtc: WebRtc {
                 listen: any(8189),
                 announce: Vec::new(),
+                announce_by_stun: None,
                 tcp: true,
                 shards: 0,
                 max_sessions: 10_000,

@@ -30,6 +30,12 @@ pub(super) struct Rtpmap {
     channels: u8,
 }
 
+impl Rtpmap {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// The payload types of an m-section.
 pub(super) struct PayloadTypes {
     /// In the peer's order of preference; empty when none is known.

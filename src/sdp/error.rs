@@ -81,14 +81,17 @@ pub enum OfferError {
     BadDirection { line: usize, wanted: &'static str },
     #[error("line {line} offers a section that is neither audio or video over UDP/TLS/RTP/SAVPF nor a data channel")]
     UnsupportedSection { line: usize },
-    #[error("the {kind} section at line {line} has no codec in common with us: offer one of {accepted}")]
+    #[error(
+        "the {kind} section at line {line} has no codec in common with us: it offers {offered}; offer one of {accepted}"
+    )]
     NoCommonCodec {
         line: usize,
         kind: Kind,
+        offered: String,
         accepted: &'static str,
     },
-    #[error("the stream carries {carries}, which the offer cannot receive")]
-    NothingPlayable { carries: String },
+    #[error("the stream carries {carries}, which the offer cannot receive: it takes {takes}")]
+    NothingPlayable { carries: String, takes: String },
     #[error("line {line}: only weak fingerprints are offered: send sha-256, sha-384 or sha-512")]
     WeakFingerprint { line: usize },
     #[error("line {line}: `setup:holdconn` asks for no connection: send `actpass`")]

@@ -65,6 +65,9 @@ pub(super) struct MediaSection {
     mapped: HashMap<u8, Rtpmap>,
 }
 
+/// Codecs that an error names at most.
+const MAX_SHOWN: usize = 12;
+
 /// Direction of an m-section, as seen by the peer (RFC 8866 §6.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
@@ -215,6 +218,20 @@ impl Content {
 }
 
 impl MediaSection {
+    /// The codecs that are offered, ours or not, for the person who has to choose another one.
+    pub fn offered(&self) -> String {
+        let mut names: Vec<&str> = self.mapped.values().map(|rtpmap| rtpmap.name()).collect();
+        names.retain(|name| !["rtx", "red", "ulpfec", "flexfec-03", "cn", "telephone-event"].contains(name));
+        names.sort_unstable();
+        names.dedup();
+        names.truncate(MAX_SHOWN);
+        let shown: Vec<String> = names.iter().map(|name| name.chars().take(24).collect()).collect();
+        match shown.is_empty() {
+            true => "none by name".to_owned(),
+            false => shown.join(", "),
+        }
+    }
+
     fn read(kind: Kind, raw: &RawSection, session: &[Attribute]) -> Result<Self, OfferError> {
         let has = |key| first(&raw.attributes, key).is_some();
         let payload_types = PayloadTypes::read(kind, raw)?;

@@ -62,6 +62,7 @@ fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(Inco
         return Err(OfferError::NoCommonCodec {
             line,
             kind: media.kind,
+            offered: media.offered(),
             accepted: accepted(media.kind),
         });
     }

@@ -59,6 +59,7 @@ pub fn answer_viewer(
     if !serves {
         return Err(OfferError::NothingPlayable {
             carries: describe(source),
+            takes: takes(offer),
         });
     }
     let indexes: Vec<usize> = replies.iter().map(|reply| reply.index).collect();
@@ -203,6 +204,13 @@ fn opus(offered: Format) -> &'static str {
         Format::Opus { stereo: true } => "minptime=10;stereo=1;sprop-stereo=1;useinbandfec=1",
         _ => "minptime=10;sprop-stereo=1;useinbandfec=1",
     }
+}
+
+fn takes(offer: &Offer) -> String {
+    let sections = offer
+        .media()
+        .map(|(_, _, media)| format!("{} {}", media.kind, media.offered()));
+    sections.take(4).collect::<Vec<_>>().join("; ")
 }
 
 fn describe(source: &SourceFormats) -> String {

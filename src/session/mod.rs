@@ -23,6 +23,7 @@ pub mod identity;
 pub mod outbox;
 pub mod receiver;
 pub mod srtp;
+pub mod stun;
 
 use dtls::{Dtls, DtlsError, Keys, Progress};
 use guard::{DropReason, Drops};
@@ -200,7 +201,7 @@ impl Session {
         debug!(%error, "handshake failed");
         let reason = match error {
             DtlsError::WrongCertificate => CloseReason::WrongCertificate,
-            DtlsError::TooSlow => CloseReason::NotConnected,
+            DtlsError::TooSlow => CloseReason::NoHandshake,
             DtlsError::Limit(_) | DtlsError::Handshake(_) | DtlsError::NoProfile => CloseReason::HandshakeFailed,
         };
         self.close(now, reason);
@@ -252,7 +253,11 @@ impl Session {
             return;
         }
         if self.media.is_none() && now >= self.opened + CONNECT_TIME {
-            return self.close(now, CloseReason::NotConnected);
+            let reason = match self.ice.destination() {
+                None => CloseReason::NoChecks,
+                Some(_) => CloseReason::NoHandshake,
+            };
+            return self.close(now, reason);
         }
         if now >= self.heard + SILENCE {
             return self.close(now, CloseReason::Silent);
@@ -449,8 +454,10 @@ pub enum CloseReason {
     PeerClosed,
     /// Nothing authentic was heard for 30 s (RFC 7675 §5.1).
     Silent,
-    /// ICE or DTLS was not complete in time.
-    NotConnected,
+    /// No connectivity check arrived in time: the peer cannot reach the addresses that it was given.
+    NoChecks,
+    /// Checks arrived, and no handshake was complete in time.
+    NoHandshake,
     /// The peer's certificate does not match its fingerprint.
     WrongCertificate,
     /// The handshake failed or broke a limit of the guard.
@@ -471,11 +478,12 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Deleted,
         Self::PeerClosed,
         Self::Silent,
-        Self::NotConnected,
+        Self::NoChecks,
+        Self::NoHandshake,
         Self::WrongCertificate,
         Self::HandshakeFailed,
         Self::TakenOver,
@@ -486,13 +494,47 @@ impl CloseReason {
         Self::Internal,
     ];
 
+    /// What it means, and what can be done about it, where somebody can.
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Self::Deleted => "the client ended it",
+            Self::PeerClosed => "the client closed its connection",
+            Self::Silent => "nothing came from the client for 30 s: its network was lost, or it has crashed",
+            Self::NoChecks => {
+                "no connectivity check arrived: the client cannot reach the addresses that it was given; open the media \
+                 port (UDP and TCP), announce the outer address (webrtc.announce), or give it a TURN server (ice.servers)"
+            }
+            Self::NoHandshake => {
+                "connectivity checks arrived, and no DTLS handshake: something on the way lets only small packets \
+                 through, or the client has given up"
+            }
+            Self::WrongCertificate => "the client's certificate is not the one of its fingerprint in the offer",
+            Self::HandshakeFailed => "the DTLS handshake failed",
+            Self::TakenOver => "another publisher took the stream over",
+            Self::TokenExpired => "its token has expired",
+            Self::TokenRevoked => "its token is no longer in force",
+            Self::Kicked => "it was ended by the API",
+            Self::Shutdown => "the gateway is stopping",
+            Self::Internal => "a bug of the gateway: please report it with its log",
+        }
+    }
+
+    /// Whether an operator should look at it.
+    pub fn is_trouble(self) -> bool {
+        matches!(
+            self,
+            Self::NoChecks | Self::NoHandshake | Self::WrongCertificate | Self::HandshakeFailed | Self::Internal
+        )
+    }
+
     /// Label of the metric.
     pub fn label(self) -> &'static str {
         match self {
             Self::Deleted => "deleted",
             Self::PeerClosed => "peer_closed",
             Self::Silent => "silent",
-            Self::NotConnected => "not_connected",
+            Self::NoChecks => "no_checks",
+            Self::NoHandshake => "no_handshake",
             Self::WrongCertificate => "wrong_certificate",
             Self::HandshakeFailed => "handshake_failed",
             Self::TakenOver => "taken_over",

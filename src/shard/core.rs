@@ -8,10 +8,10 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::counters::{Counters, DropReason};
 use super::message::{Message, Opening, OpeningRole, ShardMailbox};
@@ -40,10 +40,19 @@ pub struct Shared {
     pub identity: Arc<Identity>,
     pub mailboxes: Vec<ShardMailbox>,
     pub counters: Counters,
+    /// The addresses that peers are given.
+    pub announced: RwLock<Arc<[SocketAddr]>>,
     /// Connections of peers that came by TCP.
     pub streams: Arc<Streams>,
     /// An instant and the wall clock at that instant, as the duration since 1970.
     pub epoch: (Instant, Duration),
+}
+
+impl Shared {
+    /// The addresses that peers are given at the moment.
+    pub fn announced(&self) -> Arc<[SocketAddr]> {
+        self.announced.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// State of one shard.
@@ -290,7 +299,7 @@ impl Core {
         match &mut peer.role {
             Role::Publisher(publisher) => {
                 info!(session = ?peer.id, stream = %publisher.stream_name(), remote, ?took, "publisher connected");
-                publisher.connected(&self.shared.hub);
+                publisher.connected(now, &self.shared.hub);
             }
             Role::Viewer(viewer) => {
                 info!(session = ?peer.id, stream = %viewer.stream.name, remote, ?took, "viewer connected");
@@ -386,6 +395,10 @@ impl Core {
         if let Some(destination) = peer.destination {
             match &mut peer.role {
                 Role::Publisher(publisher) => {
+                    if publisher.is_found_silent(now) {
+                        let why = "it is connected and sends nothing that was negotiated: look at its encoder";
+                        warn!(session = ?peer.id, stream = %publisher.stream_name(), why, "no media comes");
+                    }
                     if let Some(sealed) = publisher
                         .handle_timeout(now)
                         .and_then(|feedback| peer.session.seal_rtcp(&feedback))
@@ -514,18 +527,26 @@ impl Core {
             self.unroute(known.remote);
             self.shared.streams.remove(known.remote);
         }
-        match peer.role {
+        let (role, stream) = match peer.role {
             Role::Publisher(publisher) => {
                 publisher.ended(&self.shared.hub);
-                info!(session = ?peer.id, stream = %publisher.stream_name(), ?reason, ?lasted, "publisher left");
+                ("publisher", publisher.stream_name().clone())
             }
             Role::Viewer(viewer) => {
                 for stream in viewer.others() {
                     self.unsubscribe(&stream, key);
                 }
                 self.unsubscribe(&viewer.stream, key);
-                info!(session = ?peer.id, stream = %viewer.stream.name, ?reason, ?lasted, "viewer left");
+                ("viewer", viewer.stream.name.clone())
             }
+        };
+        let session = peer.id;
+        if reason.is_trouble() {
+            let given = tracing::field::debug(self.shared.announced());
+            let (reason, why) = (reason.label(), reason.explanation());
+            warn!(?session, %stream, reason, ?lasted, why, given, "{role} did not get through");
+        } else {
+            info!(?session, %stream, ?reason, ?lasted, "{role} left");
         }
     }
 

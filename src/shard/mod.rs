@@ -11,7 +11,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime};
 
@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 
 pub mod core;
 pub mod counters;
+pub mod discovery;
 pub mod message;
 pub mod peers;
 pub mod socket;
@@ -95,7 +96,6 @@ pub struct MediaPlane {
 
 struct Inner {
     shared: Arc<Shared>,
-    candidates: Vec<SocketAddr>,
     local: SocketAddr,
     next: AtomicUsize,
     max_sessions: usize,
@@ -141,23 +141,23 @@ impl MediaPlane {
                 Arc::new(Mailbox::new(MAILBOX, move || waker.wake()))
             })
             .collect();
+        let candidates = candidates(&settings.announce, address)?;
         let shared = Arc::new(Shared {
             hub: Hub::default(),
             registry: Registry::default(),
             identity,
             mailboxes,
             counters: Counters::default(),
+            announced: RwLock::new(candidates.into()),
             streams: Arc::default(),
             epoch: epoch(),
         });
-        let candidates = candidates(&settings.announce, address)?;
         let mut threads = Vec::new();
         for (index, (port, waker)) in ports.into_iter().zip(wakers).enumerate() {
             threads.push(spawn(ShardIndex(index as u16), port, waker, shared.clone()).map_err(StartError::Shard)?);
         }
         let inner = Inner {
             shared,
-            candidates,
             local: address,
             next: AtomicUsize::new(0),
             max_sessions: settings.max_sessions,
@@ -174,8 +174,23 @@ impl MediaPlane {
     }
 
     /// Addresses for the answer, the best first.
-    pub fn candidates(&self) -> &[SocketAddr] {
-        &self.inner.candidates
+    pub fn candidates(&self) -> Arc<[SocketAddr]> {
+        self.inner.shared.announced()
+    }
+
+    /// From here on this address is given to peers first, instead of the one before it that was found so.
+    pub fn announce(&self, address: IpAddr, instead_of: Option<IpAddr>) {
+        let mut announced = self
+            .inner
+            .shared
+            .announced
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let first = SocketAddr::new(address, self.inner.local.port());
+        let rest = announced
+            .iter()
+            .filter(|known| **known != first && Some(known.ip()) != instead_of);
+        *announced = std::iter::once(first).chain(rest.copied()).collect();
     }
 
     /// Whether peers are told that they may come by TCP.

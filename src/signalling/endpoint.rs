@@ -1,5 +1,6 @@
 //! The endpoints `/whip/{stream}` (RFC 9725 §4.2) and `/whep/{stream}` (draft-ietf-wish-whep §4.3).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -93,7 +94,7 @@ async fn read_offer(signalling: &Signalling, headers: &HeaderMap, body: Body) ->
 fn publish(signalling: &Signalling, stream: StreamName, grant: Grant, offer: &Offer) -> Result<Response, Problem> {
     let media = &signalling.media;
     let placement = media.place();
-    let (publication, answer) = answer_publisher(offer, &local(signalling, &placement))?;
+    let (publication, answer) = answer_publisher(offer, &local(signalling, &placement, &media.candidates()))?;
     let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.publish(stream.clone(), placement, publication)?;
     debug!(?session, %stream, "publisher accepted");
@@ -132,7 +133,7 @@ async fn play(signalling: &Signalling, stream: StreamName, grant: Grant, offer: 
     let (playback, answer) = answer_viewer(
         offer,
         &formats_for(offer, &carried),
-        &local(signalling, &placement),
+        &local(signalling, &placement, &media.candidates()),
         random,
     )?;
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
@@ -170,11 +171,11 @@ async fn wait_for_publisher(signalling: &Signalling, stream: &StreamName) {
     let _ = tokio::time::timeout(signalling.wait_for_publisher, live).await;
 }
 
-fn local<'a>(signalling: &'a Signalling, placement: &'a Placement) -> Local<'a> {
+fn local<'a>(signalling: &'a Signalling, placement: &'a Placement, candidates: &'a [SocketAddr]) -> Local<'a> {
     Local {
         credentials: &placement.credentials,
         fingerprint: signalling.media.fingerprint(),
-        candidates: signalling.media.candidates(),
+        candidates,
         tcp: signalling.media.takes_tcp(),
         session_id: rand::rng().random(),
     }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::hub::name::StreamNameError;
 use crate::sdp::OfferError;
+use crate::session::CloseReason;
 use crate::shard::Refusal;
 
 /// A refusal. `code` is stable and for programs, `detail` is for the person at the client.
@@ -64,6 +65,12 @@ impl Problem {
     /// The session never existed, or ended long ago. Both look the same.
     pub fn unknown_session() -> Self {
         Self::new(StatusCode::NOT_FOUND, "unknown_session", "there is no such session")
+    }
+
+    /// The session is over, and this is why.
+    pub fn ended(reason: CloseReason) -> Self {
+        let detail = format!("the session has ended: {}", reason.explanation());
+        Self::new(StatusCode::NOT_FOUND, reason.label(), detail)
     }
 
     /// The resource exists but not with this method.

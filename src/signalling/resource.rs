@@ -121,8 +121,13 @@ async fn patch(
 }
 
 fn require(signalling: &Signalling, session: SessionId) -> Result<(), Problem> {
-    let is_running = signalling.sessions.is_running(&signalling.media, session);
-    is_running.then_some(()).ok_or_else(Problem::unknown_session)
+    if signalling.sessions.is_running(&signalling.media, session) {
+        return Ok(());
+    }
+    Err(match signalling.media.state(session) {
+        SessionState::Ended(reason) => Problem::ended(reason),
+        _ => Problem::unknown_session(),
+    })
 }
 
 /// RFC 9725 §4.3.1. Three client libraries send no `If-Match` when they trickle, which nothing can come of: only where
@@ -170,10 +175,11 @@ fn restart(
         .ok_or(Problem::from(Refusal::Full))?;
     ice.restart(remote, &local);
     debug!(?session, "ICE restarts");
+    let candidates = media.candidates();
     let ours = Local {
         credentials: &local,
         fingerprint: media.fingerprint(),
-        candidates: media.candidates(),
+        candidates: &candidates,
         tcp: media.takes_tcp(),
         session_id: 0,
     };

@@ -36,6 +36,8 @@ pub struct Publisher {
     ntp: NtpClock,
     requests: Requests,
     layers: Layers,
+    /// When the transport came up, until media comes or its absence was told.
+    silent_since: Option<Instant>,
 }
 
 /// Whether the publisher answers requests for key frames. A key frame that came by itself may look like an answer, so
@@ -87,6 +89,9 @@ pub struct LayerBatch {
     pub packets: Vec<Arc<Packet>>,
     pub subscribers: Vec<ShardIndex>,
 }
+
+/// A publisher that is connected sends media within this time.
+const MEDIA_WITHIN: Duration = Duration::from_secs(10);
 
 /// Between receiver reports.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -147,6 +152,7 @@ impl Publisher {
             ntp: NtpClock::default(),
             requests: Requests::default(),
             layers: Layers::default(),
+            silent_since: None,
         }
     }
 
@@ -157,7 +163,8 @@ impl Publisher {
 
     /// The transport is up. A stream without a source takes this one now, so that viewers may come; one with a source
     /// keeps it until the first packet.
-    pub fn connected(&mut self, hub: &Hub) {
+    pub fn connected(&mut self, now: Instant, hub: &Hub) {
+        self.silent_since = Some(now);
         let formats = self.formats();
         let source = self.source;
         let mut attached = false;
@@ -173,6 +180,15 @@ impl Publisher {
         } else {
             hub.release(&stream, |_| {});
         }
+    }
+
+    /// Whether it is connected and has sent no media for so long that somebody should know; said once.
+    pub fn is_found_silent(&mut self, now: Instant) -> bool {
+        let is_silent = self.silent_since.is_some_and(|since| now >= since + MEDIA_WITHIN);
+        if is_silent {
+            self.silent_since = None;
+        }
+        is_silent
     }
 
     fn formats(&self) -> SourceFormats {
@@ -234,6 +250,7 @@ impl Publisher {
                 track.key_frames.on_key_frame();
                 self.requests.on_key_frame(now);
             }
+            self.silent_since = None;
             self.arrived.push((place.track, place.encoding, arrived, change));
         }
     }

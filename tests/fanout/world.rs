@@ -113,6 +113,7 @@ impl World {
             identity,
             mailboxes,
             counters: Counters::default(),
+            announced: std::sync::RwLock::new(Arc::new([])),
             streams: Arc::default(),
             epoch: (now, Duration::from_secs(1_800_000_000)),
         });

@@ -331,3 +331,52 @@ async fn session_urls_and_tags_never_repeat() {
     }
     gateway.stop().await;
 }
+
+/// H-29, and that the cause is said.
+#[tokio::test]
+async fn a_session_that_nobody_comes_to_ends_and_says_why() {
+    let gateway = gateway(&[]).await;
+    let (session, _) = publish(&gateway, OBS).await;
+    let ended = async {
+        while gateway.media().sessions() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), ended)
+        .await
+        .expect("after fifteen seconds");
+    let reply = Request::new("GET", &session).send(&gateway).await;
+    assert_eq!((reply.status, reply.problem().as_str()), (404, "no_checks"));
+    assert!(reply.text().contains("webrtc.announce"), "{}", reply.text());
+    gateway.stop().await;
+}
+
+/// C-07: what a STUN server sees is announced first.
+#[tokio::test]
+async fn the_outer_address_is_found_by_stun() {
+    let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+    let name = server.local_addr().expect("bound").to_string();
+    let gateway = gateway(&[("MILLSTREAM_WEBRTC__ANNOUNCE_BY_STUN", &name)]).await;
+    let mut request = [0; 100];
+    let (length, from) = server.recv_from(&mut request).await.expect("a question");
+    assert_eq!((length, &request[..2]), (20, &[0, 1][..]), "a binding request");
+    // XOR-MAPPED-ADDRESS 203.0.113.7:9 (RFC 8489 section 14.2).
+    let mut answer = vec![1, 1, 0, 12];
+    answer.extend_from_slice(&request[4..20]);
+    answer.extend([0, 0x20, 0, 8, 0, 1, 0x21, 0x1b, 203 ^ 0x21, 0x12, 113 ^ 0xa4, 7 ^ 0x42]);
+    server.send_to(&answer, from).await.expect("sent");
+    let first = async {
+        loop {
+            let reply = Request::publish("/whip/live", OBS).send(&gateway).await;
+            let candidate = reply.text().lines().find(|line| line.starts_with("a=candidate:"));
+            if candidate.is_some_and(|line| line.contains(" udp ") && line.contains(" 203.0.113.7 ")) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), first)
+        .await
+        .expect("it is announced");
+    gateway.stop().await;
+}

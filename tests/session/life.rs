@@ -88,7 +88,7 @@ fn a_peer_that_never_comes_is_given_up_after_fifteen_seconds() {
     world.run(Duration::from_millis(14_999));
     assert_eq!(world.reason(), None);
     world.run(Duration::from_millis(1));
-    assert_eq!(world.reason(), Some(CloseReason::NotConnected));
+    assert_eq!(world.reason(), Some(CloseReason::NoChecks));
     assert_eq!(world.session.poll_timeout(), None);
 }
 
@@ -112,13 +112,13 @@ fn a_peer_that_only_ever_checks_is_given_up_after_fifteen_seconds() {
         let expected = match role {
             DtlsRole::Client => None,
             // We began a handshake, which has ten seconds of its own.
-            DtlsRole::Server => Some(CloseReason::NotConnected),
+            DtlsRole::Server => Some(CloseReason::NoHandshake),
         };
         assert_eq!(world.reason(), expected, "{role:?}");
         world.now += Duration::from_millis(100);
         world.session.handle_timeout(world.now);
         world.collect();
-        assert_eq!(world.reason(), Some(CloseReason::NotConnected), "{role:?}");
+        assert_eq!(world.reason(), Some(CloseReason::NoHandshake), "{role:?}");
     }
 }
 

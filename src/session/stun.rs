@@ -1,0 +1,74 @@
+//! Asks a STUN server for our address as the outside sees it (RFC 8489 §3): bytes and their meaning, no IO.
+
+use std::net::IpAddr;
+
+use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Getter as _, Message, TransactionId};
+use rtc_stun::xoraddr::XorMappedAddress;
+
+/// A question that has been asked.
+pub struct Question {
+    transaction: TransactionId,
+    /// What is sent.
+    pub request: Vec<u8>,
+}
+
+impl Question {
+    /// `random` has to be unpredictable: an answer is told from a forged one by it alone.
+    pub fn new(random: &mut dyn FnMut() -> u32) -> Self {
+        let mut id = [0; 12];
+        for bytes in id.chunks_exact_mut(4) {
+            bytes.copy_from_slice(&random().to_be_bytes());
+        }
+        let transaction = TransactionId(id);
+        let mut message = Message::new();
+        message.set_type(BINDING_REQUEST);
+        message.transaction_id = transaction;
+        message.write_header();
+        Self {
+            transaction,
+            request: message.raw,
+        }
+    }
+
+    /// Our address, if this is the answer.
+    pub fn answer(&self, datagram: &[u8]) -> Option<IpAddr> {
+        let mut message = Message::new();
+        message.raw = datagram.to_vec();
+        message.decode().ok()?;
+        if message.typ != BINDING_SUCCESS || message.transaction_id != self.transaction {
+            return None;
+        }
+        let mut mapped = XorMappedAddress::default();
+        mapped.get_from(&message).ok()?;
+        let ip = mapped.ip.to_canonical();
+        (!ip.is_unspecified() && !ip.is_multicast()).then_some(ip)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rtc_stun::message::Setter as _;
+
+    #[test]
+    fn only_the_answer_to_the_question_counts() {
+        let question = Question::new(&mut || 7);
+        let answer = |transaction, ip: &str| {
+            let mut message = Message::new();
+            message.set_type(BINDING_SUCCESS);
+            message.transaction_id = transaction;
+            message.write_header();
+            let ip = ip.parse().expect("an address");
+            XorMappedAddress { ip, port: 9 }.add_to(&mut message).expect("fits");
+            message.raw
+        };
+        let good = answer(question.transaction, "203.0.113.7");
+        assert_eq!(question.answer(&good), Some(IpAddr::from([203, 0, 113, 7])));
+        assert_eq!(question.answer(&answer(TransactionId([1; 12]), "203.0.113.7")), None);
+        assert_eq!(question.answer(&answer(question.transaction, "0.0.0.0")), None);
+        assert_eq!(question.answer(&question.request), None);
+        for length in 0..good.len() {
+            assert_eq!(question.answer(&good[..length]), None);
+        }
+    }
+}
