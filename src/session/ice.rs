@@ -592,6 +592,28 @@ mod tests {
         assert_eq!(ice.destination(), Some(address(1)));
     }
 
+    /// C-11.
+    #[test]
+    fn an_answer_proves_the_path_without_saying_our_address() {
+        let (mut ice, now, dice) = (agent(), Instant::now(), &mut dice());
+        let nomination = check("local:peer", PWD, true, true);
+        ice.handle_check(now, address(1), &nomination, dice).unwrap();
+        ice.settle();
+        ice.handle_check(now, address(2), &nomination, dice).unwrap();
+        let (to, ours) = ice.poll_check(now).expect("a check to the new address");
+        assert_eq!(to, address(2));
+        let mut answer = Message::new();
+        answer.set_type(BINDING_SUCCESS);
+        answer.transaction_id = decode(&ours).unwrap().transaction_id;
+        answer.write_header();
+        MessageIntegrity::new_short_term_integrity_with_provider(PEER_PWD.into(), AwsLcRsProvider::new().crypto())
+            .add_to(&mut answer)
+            .unwrap();
+        ice.handle_response(now, address(2), &answer.raw).unwrap();
+        assert_eq!(ice.destination(), Some(address(2)));
+    }
+
+    /// P-16, P-18.
     #[test]
     fn a_restart_replaces_the_session_when_the_peer_nominates_with_it_and_not_before() {
         let (mut ice, now) = (agent(), Instant::now());

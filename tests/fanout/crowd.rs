@@ -37,6 +37,7 @@ fn invariant_1_a_session_stays_on_its_shard_wherever_its_datagrams_arrive() {
     }
 }
 
+/// T-09.
 #[test]
 fn invariant_9_requests_of_two_hundred_viewers_reach_the_publisher_once_a_second() {
     let light = VideoConfig {

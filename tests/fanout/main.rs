@@ -42,6 +42,7 @@ fn ticks(duration: Duration) -> u64 {
     duration.as_millis() as u64 * 90
 }
 
+///
 #[test]
 fn invariant_3_a_viewer_sees_one_line_without_a_hole() {
     let mut world = World::new(1, 2, 8192);
@@ -59,6 +60,7 @@ fn invariant_3_a_viewer_sees_one_line_without_a_hole() {
     }
 }
 
+/// T-10.
 #[test]
 fn a_late_viewer_of_a_deaf_publisher_has_the_picture_at_once_and_is_live_within_a_second() {
     for phase in [1_000, 3_700, 9_600] {
@@ -199,6 +201,7 @@ fn invariant_3_viewers_stay_when_the_publisher_leaves_and_returns() {
     );
 }
 
+/// I-11, B-35.
 #[test]
 fn a_second_publisher_takes_over_with_its_first_packet() {
     let mut world = World::new(41, 2, 8192);
@@ -337,6 +340,7 @@ fn invariant_5_a_shard_that_was_stuck_goes_on_from_the_ring() {
     assert!(world.viewer(free).video.packets.len() > others);
 }
 
+/// T-12.
 #[test]
 fn audio_and_video_are_reported_on_one_clock() {
     let mut world = World::new(111, 1, 8192);

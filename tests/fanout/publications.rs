@@ -149,6 +149,7 @@ fn media(ssrc: u32, seq: u16, frame: u32, named: (u8, &'static str), size: Optio
 const LOW: (u8, &str) = (2, "l");
 const HIGH: (u8, &str) = (2, "h");
 
+/// R-05, T-13.
 #[test]
 fn viewers_get_the_next_best_layer_when_the_best_one_stops() {
     let mut source = Source::new(&["h", "l"]);
@@ -290,6 +291,7 @@ fn a_publisher_is_told_what_was_lost_and_asked_for_it() {
     assert!(lost.is_some_and(|lost| (20..32).contains(&lost)), "{lost:?}");
 }
 
+/// T-11.
 #[test]
 fn a_publisher_that_knows_only_remb_is_told_a_bitrate_and_others_are_not() {
     let has = |told: &[u8]| told.windows(4).any(|bytes| bytes == b"REMB");
@@ -304,4 +306,20 @@ fn a_publisher_that_knows_only_remb_is_told_a_bitrate_and_others_are_not() {
         ..remb
     };
     assert!(!has(&told(both)));
+}
+
+/// I-13.
+#[test]
+fn a_publisher_that_is_connected_and_sends_nothing_is_found_once() {
+    let mut source = Source::new(&[]);
+    source.publisher.connected(source.now, &source.hub);
+    let seconds = |count| source.now + std::time::Duration::from_secs(count);
+    let (early, late, later) = (seconds(9), seconds(10), seconds(20));
+    assert!(!source.publisher.is_found_silent(early));
+    assert!(source.publisher.is_found_silent(late));
+    assert!(!source.publisher.is_found_silent(later), "said once");
+    let mut other = Source::new(&[]);
+    other.publisher.connected(other.now, &other.hub);
+    other.turn(&[media(1, 1, 1, (1, "0"), Some((320, 180)))]);
+    assert!(!other.publisher.is_found_silent(late));
 }

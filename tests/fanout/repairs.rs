@@ -214,6 +214,7 @@ fn sound_that_no_browser_plays_comes_from_the_repaired_stream() {
     assert_eq!(names(&world), [""; 0], "nothing is left");
 }
 
+/// V-10.
 #[test]
 fn b_frames_that_show_themselves_move_viewers_to_the_repaired_stream_and_back() {
     let mut world = World::new(611, 2, 8192);

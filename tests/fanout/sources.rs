@@ -204,6 +204,7 @@ fn a_stream_that_changes_its_codec_goes_on_for_viewers_of_both() {
     assert_follows_from_the_key_frame(&mut world, second, index);
 }
 
+/// V-13.
 #[test]
 fn invariant_3_the_counters_inside_vp8_go_on_across_sources() {
     let mut world = World::new(271, 1, 8192);

@@ -135,6 +135,7 @@ async fn chunked_bodies_expectations_and_kept_connections_work() {
 }
 
 /// H-31: whatever is sent, the client is told that it is its fault.
+/// H-22.
 #[tokio::test]
 async fn no_damaged_request_is_answered_with_5xx() {
     let gateway = gateway(&[]).await;
@@ -160,6 +161,7 @@ async fn no_damaged_request_is_answered_with_5xx() {
         let reply = raw_with_end(gateway.http_addr(), &bytes).await;
         if let Some(reply) = Reply::parse(&reply) {
             assert!(reply.status < 500, "{:?}\n{}", reply, String::from_utf8_lossy(&bytes));
+            assert!(!matches!(reply.status, 301 | 302), "{reply:?}");
         }
     }
     assert_eq!(Request::new("GET", "/healthz").send(&gateway).await.status, 200);

@@ -106,6 +106,7 @@ async fn the_answer_names_the_extensions() {
 }
 
 ///
+/// B-44.
 #[tokio::test]
 async fn events_say_what_becomes_of_the_stream() {
     let gateway = gateway(&[]).await;

@@ -108,6 +108,7 @@ async fn type_and_address_are_read_with_tolerance() {
 }
 
 /// H-02, H-04, H-05, B01, B03, B04, B05, B08, B10, B11, B12, B15.
+/// H-06.
 #[tokio::test]
 async fn bad_offers_are_refused_with_a_reason() {
     let gateway = gateway(&[]).await;
@@ -347,6 +348,7 @@ async fn a_full_and_a_stopping_gateway_say_503_and_when_to_come_back() {
 }
 
 /// H-26.
+/// P-24.
 #[tokio::test]
 async fn several_hundred_posts_at_once_pass_and_a_flood_is_429() {
     let open = gateway(&[]).await;

@@ -76,7 +76,7 @@ async fn fragments_of_real_clients_are_taken() {
     gateway.stop().await;
 }
 
-/// P-02, P-04, P-07, P-15, P-18, P-20, P-21, B37.
+/// P-02, P-07, P-15, P-18, P-20, P-21, B37.
 #[tokio::test]
 async fn patches_that_cannot_be_served_leave_the_session_alone() {
     let gateway = gateway(&[]).await;
@@ -166,6 +166,7 @@ async fn patches_that_cannot_be_served_leave_the_session_alone() {
 }
 
 /// P-06, P-14, P-15, P-17, P-19, P-23.
+/// P-01.
 #[tokio::test]
 async fn a_restart_gives_new_credentials_and_a_new_tag() {
     let gateway = gateway(&[]).await;

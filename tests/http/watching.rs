@@ -3,6 +3,7 @@
 use crate::client::{OBS, Request, VIEWER, gateway, make_live, recorded};
 
 /// E-01, E-03, B02, B16, B36.
+/// E-07.
 #[tokio::test]
 async fn a_viewer_is_answered_while_the_stream_is_live() {
     let gateway = gateway(&[]).await;
@@ -133,5 +134,24 @@ async fn ice_servers_are_told_to_who_may_know_them() {
         let reply = anybody.send(&gateway).await;
         assert_eq!((reply.status, reply.all("link").len()), (200, 0));
     }
+    gateway.stop().await;
+}
+
+/// E-11.
+#[tokio::test]
+async fn a_viewers_session_trickles_and_restarts_as_a_publishers() {
+    let gateway = gateway(&[]).await;
+    make_live(&gateway, "live");
+    let reply = Request::offer("/whep/live", VIEWER).send(&gateway).await;
+    let (session, tag) = (reply.location(), reply.header("etag").expect("ETag").to_owned());
+    let end = "a=end-of-candidates\r\n";
+    let trickled = Request::trickle(&session, end).header("If-Match", &tag);
+    assert_eq!(trickled.send(&gateway).await.status, 204);
+    let fragment = "a=ice-ufrag:another\r\na=ice-pwd:0123456789012345678901\r\n";
+    let restart = Request::trickle(&session, fragment).header("If-Match", "*");
+    let restarted = restart.send(&gateway).await;
+    assert_eq!(restarted.status, 200, "{}", restarted.text());
+    assert_ne!(restarted.header("etag"), Some(tag.as_str()));
+    assert_eq!(trickled.send(&gateway).await.status, 412);
     gateway.stop().await;
 }

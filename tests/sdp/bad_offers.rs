@@ -33,6 +33,7 @@ fn video_only() -> String {
     format!("{head}m=video{video}")
 }
 
+/// B-01, B-05, H-04.
 #[test]
 fn b01_b05_bodies_that_are_no_offer() {
     assert_eq!(parse(b"").code(), "offer_missing");
@@ -43,6 +44,7 @@ fn b01_b05_bodies_that_are_no_offer() {
     assert_eq!((parse(b"hello").status(), parse(b"hello").code()), (400, "bad_syntax"));
 }
 
+/// B-09.
 #[test]
 fn b06_b09_sizes() {
     let obs = recorded(OBS);
@@ -51,6 +53,7 @@ fn b06_b09_sizes() {
     assert_eq!(whip(&long), (400, "line_too_long", Some(3)));
 }
 
+/// B-08.
 #[test]
 fn b08_nul_bytes_and_broken_utf8() {
     let obs = recorded(OBS);
@@ -61,6 +64,7 @@ fn b08_nul_bytes_and_broken_utf8() {
     assert_eq!((error.status(), error.code(), error.line()), (400, "not_text", Some(2)));
 }
 
+/// B-10.
 #[test]
 fn b10_an_offer_that_was_cut_off_names_the_line() {
     let obs = recorded(OBS);
@@ -68,6 +72,7 @@ fn b10_an_offer_that_was_cut_off_names_the_line() {
     assert_eq!(whip(cut), (400, "offer_cut_off", Some(cut.lines().count())));
 }
 
+/// B-11.
 #[test]
 fn b11_version_and_grammar() {
     let obs = recorded(OBS);
@@ -89,6 +94,7 @@ fn b11_version_and_grammar() {
     assert_eq!(whip(&shifted), (400, "bad_syntax", Some(6)));
 }
 
+/// B-12.
 #[test]
 fn b12_no_media() {
     let obs = recorded(OBS);
@@ -98,6 +104,7 @@ fn b12_no_media() {
     assert_eq!(whip(&disabled), (422, "no_media", None));
 }
 
+/// B-13, I-04.
 #[test]
 fn b13_a_second_track_of_a_kind() {
     let obs = recorded(OBS);
@@ -108,6 +115,7 @@ fn b13_a_second_track_of_a_kind() {
     assert_eq!(whip(&offer), (422, "too_many_tracks", line));
 }
 
+/// B-14.
 #[test]
 fn b14_five_hundred_sections() {
     let obs = recorded(OBS);
@@ -115,6 +123,7 @@ fn b14_five_hundred_sections() {
     assert_eq!(whip(&offer), (400, "too_many_sections", Some(obs.lines().count() + 15)));
 }
 
+/// B-15, B-16, I-01, E-04.
 #[test]
 fn b15_b16_directions() {
     let obs = recorded(OBS);
@@ -138,6 +147,7 @@ fn b15_b16_directions() {
     assert_eq!(whip(&silent).1, "bad_direction");
 }
 
+/// B-17, B-18, I-03, E-10.
 #[test]
 fn b17_b18_no_common_codec() {
     let obs = recorded(OBS);
@@ -156,6 +166,7 @@ fn b17_b18_no_common_codec() {
     assert!(error.to_string().contains("H264"), "{error}");
 }
 
+/// B-19, B-20, T-03.
 #[test]
 fn b19_b20_fingerprints() {
     let obs = recorded(OBS);
@@ -173,6 +184,7 @@ fn b19_b20_fingerprints() {
     assert_eq!(publish(&lower).unwrap().0.transport.fingerprints.len(), 1);
 }
 
+/// B-21, C-15.
 #[test]
 fn b21_ice_credentials() {
     let obs = recorded(OBS);
@@ -191,6 +203,7 @@ fn b21_ice_credentials() {
     }
 }
 
+/// B-22, T-02.
 #[test]
 fn b22_dtls_roles() {
     let obs = recorded(OBS);
@@ -206,6 +219,7 @@ fn b22_dtls_roles() {
     assert_eq!(whip(&mixed).1, "setup_conflict");
 }
 
+/// B-23, B-24, S-11.
 #[test]
 fn b23_b24_one_port_for_all() {
     let obs = recorded(OBS);
@@ -220,6 +234,7 @@ fn b23_b24_one_port_for_all() {
     assert_eq!(whep(&viewer), (422, "bundle_required", Some(39)));
 }
 
+/// B-25.
 #[test]
 fn b25_mids() {
     let obs = recorded(OBS);
@@ -239,6 +254,7 @@ fn b25_mids() {
     assert!(!answer.contains("a=mid") && !answer.contains("a=group"));
 }
 
+/// B-26, R-02.
 #[test]
 fn b26_header_extension_ids() {
     let obs = recorded(OBS);
@@ -262,6 +278,7 @@ fn b26_header_extension_ids() {
     assert_eq!(whip(&clash).1, "bad_extmap");
 }
 
+/// B-27, V-17.
 #[test]
 fn b27_payload_types() {
     let obs = recorded(OBS);
@@ -296,6 +313,7 @@ fn b27_payload_types() {
     assert_eq!(whip(&edit(&obs, "96", "72")).1, "no_common_codec");
 }
 
+/// B-28.
 #[test]
 fn b28_simulcast() {
     let obs = recorded(OBS_SIMULCAST);
@@ -320,6 +338,7 @@ fn b28_simulcast() {
     assert_eq!(whip(&blind), (422, "rid_extension_missing", Some(23)));
 }
 
+/// B-29, V-03.
 #[test]
 fn b29_format_parameters_that_make_no_sense_count_as_absent() {
     for profile in ["zz", "42e01", "42e01f0", "+2e01f", ""] {
@@ -334,6 +353,7 @@ fn b29_format_parameters_that_make_no_sense_count_as_absent() {
     }
 }
 
+/// S-19.
 #[test]
 fn sections_that_are_not_media_fail_whip_and_are_refused_by_whep() {
     let section = "m=text 9 UDP/TLS/RTP/SAVPF 98\r\na=mid:t\r\n";

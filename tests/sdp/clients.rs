@@ -13,6 +13,7 @@ fn obs_layers(answer: &str) -> Option<usize> {
     Some(line.split(';').count())
 }
 
+/// I-06, I-07, R-06.
 #[test]
 fn obs_finds_all_its_layers() {
     let (plan, answer) = publish(&recorded(OBS_SIMULCAST)).unwrap();
@@ -57,6 +58,7 @@ fn ffmpeg(answer: &str) -> Option<FfmpegAnswer> {
     })
 }
 
+/// C-06.
 #[test]
 fn ffmpeg_finds_the_first_address_and_we_are_its_dtls_client() {
     for (name, offer) in all_recorded().into_iter().filter(|(name, _)| !is_viewer(name)) {
@@ -113,6 +115,7 @@ fn chromium_takes(offer: &str, answer: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// S-06.
 #[test]
 fn chromium_takes_every_answer() {
     for (name, offer) in all_recorded() {

@@ -31,6 +31,8 @@ fn sources(offer: &str) -> Vec<(&'static str, SourceFormats)> {
     ]
 }
 
+/// V-01, V-05, V-08, V-11, V-12, V-16, R-10, S-03, S-15, C-04.
+/// S-05, S-09, S-12, S-13, S-14, R-01, R-03, C-03, I-02.
 #[test]
 fn recorded_offers_get_their_golden_answers() {
     let mut answers = Vec::new();

@@ -10,6 +10,7 @@ mod goldens;
 mod invariants;
 mod mutations;
 mod rules;
+mod tolerance;
 
 use std::path::{Path, PathBuf};
 

@@ -36,6 +36,7 @@ fn first_profile(offer: &str, source: [u8; 3]) -> String {
     }
 }
 
+/// V-02, V-04, V-06.
 #[test]
 fn viewers_get_the_profile_that_the_source_sends() {
     let chromium = recorded(CHROMIUM_VIEWER);
@@ -57,6 +58,7 @@ fn viewers_get_the_profile_that_the_source_sends() {
     assert_eq!(first_profile(&firefox, [0x42, 0x00, 0x28]), "42001f");
 }
 
+/// V-07.
 #[test]
 fn viewers_are_never_answered_with_packetization_mode_0() {
     let offer = recorded(CHROMIUM_VIEWER);
@@ -75,6 +77,7 @@ fn viewers_are_never_answered_with_packetization_mode_0() {
     assert_eq!(error.code(), "nothing_playable");
 }
 
+/// E-12.
 #[test]
 fn viewers_keep_every_codec_that_another_source_may_have() {
     let (plan, _) = play(&recorded(CHROMIUM_VIEWER), vp8_and_opus()).unwrap();
@@ -92,6 +95,7 @@ fn viewers_keep_every_codec_that_another_source_may_have() {
     assert!(answer.contains("m=video 9 UDP/TLS/RTP/SAVPF 45 46 96 97 "));
 }
 
+/// E-09.
 #[test]
 fn a_section_without_a_source_is_accepted_and_stays_empty_until_one_comes() {
     let offer = recorded(CHROMIUM_VIEWER);
@@ -127,6 +131,7 @@ fn only_one_track_of_a_kind_goes_to_a_viewer() {
     assert_eq!(Description::read(&answer).sections[2].port(), "0");
 }
 
+/// I-12, S-18, S-10.
 #[test]
 fn a_data_channel_is_refused_alone_by_both() {
     let channel =
@@ -143,6 +148,7 @@ fn a_data_channel_is_refused_alone_by_both() {
     assert!(answer.contains("m=application 0 "));
 }
 
+/// T-01, I-05.
 #[test]
 fn the_dtls_role_follows_the_offer() {
     for (offered, role) in [
@@ -157,6 +163,7 @@ fn the_dtls_role_follows_the_offer() {
     }
 }
 
+/// S-02.
 #[test]
 fn transport_attributes_may_stand_at_session_level() {
     // OBS 30 has all of them there.
@@ -205,6 +212,7 @@ fn the_tagged_section_gives_the_transport() {
     assert!(answer.contains("a=group:BUNDLE audio1 video0\r\n"));
 }
 
+/// S-04, S-08.
 #[test]
 fn bundle_names_no_ghosts() {
     let offer = recorded(FFMPEG);
@@ -220,6 +228,7 @@ fn bundle_names_no_ghosts() {
     );
 }
 
+///
 #[test]
 fn retransmission_ssrcs_are_paired() {
     let (plan, _) = publish(&recorded(FFMPEG)).unwrap();
@@ -234,6 +243,7 @@ fn retransmission_ssrcs_are_paired() {
     assert!(publish(&recorded(OBS_SIMULCAST)).unwrap().0.tracks[1].ssrcs.is_empty());
 }
 
+/// T-11.
 #[test]
 fn congestion_feedback_is_transport_cc_or_remb_never_both() {
     let (plan, answer) = publish(&recorded(CHROMIUM_PUBLISHER)).unwrap();
@@ -259,6 +269,7 @@ fn congestion_feedback_is_transport_cc_or_remb_never_both() {
     assert_eq!(plan.tracks[1].extensions.abs_send_time, Some(3));
 }
 
+///
 #[test]
 fn simulcast_keeps_order_and_drops_marks() {
     let obs = recorded(OBS_SIMULCAST);
@@ -270,6 +281,7 @@ fn simulcast_keeps_order_and_drops_marks() {
     assert!(publish(&legacy).unwrap().0.tracks[1].rids.is_empty());
 }
 
+/// V-14.
 #[test]
 fn publishers_are_told_to_send_stereo() {
     let (plan, answer) = publish(&recorded(CHROMIUM_PUBLISHER)).unwrap();
@@ -279,6 +291,7 @@ fn publishers_are_told_to_send_stereo() {
     assert!(answer.contains("a=fmtp:111 minptime=10;sprop-stereo=1;useinbandfec=1\r\n"));
 }
 
+/// V-15.
 #[test]
 fn static_payload_types_need_no_rtpmap() {
     let offer = edit(&recorded(CHROMIUM_VIEWER), "a=rtpmap:0 PCMU/8000\r\n", "");
@@ -305,6 +318,7 @@ fn a_viewers_own_ssrcs_and_zero_are_not_given_out() {
     assert_eq!(plan.tracks[0].codecs[0].format.codec(), OPUS.codec());
 }
 
+///
 #[test]
 fn retransmission_has_the_clock_of_what_it_repairs() {
     let offer = edit(&recorded(FFMPEG), "rtx/90000", "rtx/48000");

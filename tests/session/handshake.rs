@@ -13,6 +13,7 @@ const FINGERPRINT_LEN: usize = 8;
 
 const ROLES: [DtlsRole; 2] = [DtlsRole::Client, DtlsRole::Server];
 
+/// T-06.
 #[test]
 fn every_kind_of_peer_connects_and_media_flows_both_ways() {
     for role in ROLES {
@@ -42,6 +43,7 @@ fn every_kind_of_peer_connects_and_media_flows_both_ways() {
     }
 }
 
+/// T-05.
 #[test]
 fn aes_gcm_is_chosen_wherever_the_peer_can_whatever_it_prefers() {
     for role in ROLES {
@@ -63,6 +65,7 @@ fn aes_gcm_is_chosen_wherever_the_peer_can_whatever_it_prefers() {
 
 /// FFmpeg 8.0 offers `setup:passive` and AES-CM only; its checks carry neither PRIORITY nor ICE-CONTROLLING nor
 /// USE-CANDIDATE, and it sends none after the handshake.
+/// C-10.
 #[test]
 fn a_peer_like_ffmpeg_that_never_nominates_connects_within_a_second() {
     let mut world = World::new(Setup {
@@ -79,6 +82,7 @@ fn a_peer_like_ffmpeg_that_never_nominates_connects_within_a_second() {
     assert_eq!(world.rtp(), [rtp(1)]);
 }
 
+/// T-04, B-40.
 #[test]
 fn a_certificate_that_was_not_signalled_ends_the_session_before_there_is_a_key() {
     for role in ROLES {
@@ -155,6 +159,7 @@ fn a_handshake_survives_an_outage_of_three_seconds_at_any_point() {
     }
 }
 
+/// T-07.
 #[test]
 fn invariant_7_a_client_hello_of_a_stranger_is_dropped_and_the_real_handshake_completes() {
     // The stranger's hello is a good one, made by a peer of another session.
@@ -183,6 +188,7 @@ fn invariant_7_a_client_hello_of_a_stranger_is_dropped_and_the_real_handshake_co
     }
 }
 
+/// C-16.
 #[test]
 fn invariant_7_without_the_password_nobody_is_answered() {
     let mut stranger = World::new(Setup {

@@ -181,6 +181,7 @@ fn invariant_9_a_flood_of_hellos_is_answered_a_bounded_number_of_times() {
     assert!(sent <= MAX_HANDSHAKE_RECORDS * hello.len(), "no amplification: {sent}");
 }
 
+/// T-08.
 #[test]
 fn replayed_rtp_is_dropped_and_counted() {
     let mut world = World::connected(at_once());

@@ -21,6 +21,7 @@ fn silent() -> Setup {
     }
 }
 
+/// D-05, C-12.
 #[test]
 fn a_session_of_which_nothing_is_heard_for_thirty_seconds_ends() {
     let mut world = World::connected(silent());
@@ -34,6 +35,7 @@ fn a_session_of_which_nothing_is_heard_for_thirty_seconds_ends() {
     assert_eq!(sent_to_peer(&world), sent + 1);
 }
 
+/// C-13.
 #[test]
 fn media_alone_keeps_a_session_alive() {
     for rtcp in [false, true] {
@@ -122,6 +124,7 @@ fn a_peer_that_only_ever_checks_is_given_up_after_fifteen_seconds() {
     }
 }
 
+/// C-14.
 #[test]
 fn invariant_7_the_path_moves_with_a_nomination_and_media_goes_on() {
     let mut world = World::connected(Setup::default());
@@ -207,6 +210,7 @@ fn an_address_is_forgotten_when_nothing_authentic_comes_from_it() {
     assert_eq!(world.rtp().len(), received + 1, "the new one");
 }
 
+/// D-04.
 #[test]
 fn the_goodbye_of_a_peer_ends_the_session_at_once() {
     for role in [DtlsRole::Client, DtlsRole::Server] {
@@ -221,6 +225,7 @@ fn the_goodbye_of_a_peer_ends_the_session_at_once() {
     }
 }
 
+/// D-03.
 #[test]
 fn our_goodbye_reaches_the_peer_and_nothing_follows_it() {
     for role in [DtlsRole::Client, DtlsRole::Server] {

@@ -178,6 +178,7 @@ fn a_path_moves_within_two_seconds_at_twenty_percent_loss() {
     println!("slowest {slowest:?}");
 }
 
+/// C-02, P-16.
 #[test]
 fn a_peer_that_answers_no_check_keeps_its_session_on_the_path_that_it_has_proven() {
     let mut world = World::connected(Setup {

@@ -124,6 +124,7 @@ fn h264(inspector: &mut Inspector, time: u32, payload: &[u8]) -> Inspection {
     inspector.inspect(time, &Bytes::copy_from_slice(payload))
 }
 
+/// V-09.
 #[test]
 fn obs_sends_sps_and_pps_as_packets_of_their_own() {
     let mut inspector = Inspector::new(Codec::H264);
