@@ -42,7 +42,7 @@ fn one_section_needs_no_bundle() {
 /// S-17.
 #[test]
 fn mids_are_echoed_as_they_are() {
-    let mid = "Video-of+the/second.camera_1";
+    let mid = "Video-of+the.second_camera.1";
     let obs = recorded(OBS);
     let named = edit(
         &edit(&obs, "a=mid:1", &format!("a=mid:{mid}")),
