@@ -16,15 +16,16 @@ use tracing::{debug, info, warn};
 use crate::access::Access;
 use crate::api;
 use crate::config::{self, Config, Secret};
+use crate::hub::name::StreamName;
 use crate::repair;
-use crate::session::SessionError;
 use crate::session::identity::Identity;
-use crate::shard::{MediaPlane, Settings, StartError, discovery};
+use crate::session::{CloseReason, SessionError};
+use crate::shard::{MediaPlane, SessionState, Settings, StartError, discovery};
 use crate::signalling::auth::Gate;
+use crate::signalling::reload::{Answer, Reloaded};
 use crate::signalling::tls::{Certificate, TlsError};
-use crate::signalling::{self, Signalling, expiry, server};
-use crate::sources::fetch;
-use crate::sources::fetch::directory::{Directory, Entry};
+use crate::signalling::{self, Manners, Signalling, expiry, server};
+use crate::sources::fetch::directory::Directory;
 
 /// A running gateway.
 pub struct Gateway {
@@ -32,14 +33,27 @@ pub struct Gateway {
     http: SocketAddr,
     stop_http: watch::Sender<bool>,
     server: JoinHandle<()>,
-    /// One task for each stream that is fetched; they end with it.
-    fetching: JoinSet<()>,
     /// Media that comes by TCP, and the end of sessions whose tokens expire.
     tasks: JoinSet<()>,
     /// Feeds what viewers need repaired.
     repairing: Option<JoinHandle<()>>,
     made_token: Option<Secret>,
+    /// The token for publishing that is in force if none is configured.
+    publish: Secret,
+    /// What is in force.
+    config: Config,
+    reload_requests: Option<mpsc::Receiver<Answer>>,
 }
+
+/// Keys that are looked at once, when the gateway starts.
+const NEED_RESTART: [&str; 6] = [
+    "http.listen",
+    "http.tls_",
+    "webrtc.",
+    "limits.",
+    "pipelines.repair",
+    "log.",
+];
 
 /// Why the gateway did not start. Each names the configuration key to change.
 #[derive(Debug, Error)]
@@ -125,41 +139,30 @@ impl Gateway {
         let gate = Gate::new(Access::new(&config.auth, &publish));
         let (expiries, expiring) = mpsc::unbounded_channel();
         tasks.spawn(expiry::run(media.clone(), expiring));
-        let entries: Vec<Arc<Entry>> = config
-            .streams
-            .iter()
-            .map(|fetched| Entry::new(fetched.stream.clone(), fetched.how.label(), fetched.on_demand.is_some()))
-            .collect();
         let repairing = if config.pipelines.repair {
-            repair::start(config.pipelines.library, config.pipelines.program, media.clone()).await
+            let (library, program) = (config.pipelines.library.clone(), config.pipelines.program.clone());
+            repair::start(library, program, media.clone()).await
         } else {
             None
         };
-        let directory = Directory::new(entries.iter().cloned());
-        let (http_config, ice) = (config.http, config.ice);
-        let signalling = Arc::new(Signalling::new(
-            media,
-            gate,
-            expiries,
-            http_config,
-            ice,
-            &config.limits,
-            directory,
-        ));
-        let router = signalling::router(signalling.clone(), api::router(signalling.clone()));
+        let (reloads, reload_requests) = mpsc::channel(1);
+        let manners = Manners::new(&config);
+        let signalling = Arc::new(Signalling::new(media, gate, expiries, manners, &config.limits, reloads));
+        let log = Arc::new(api::events::Log::default());
+        tasks.spawn(api::events::run(signalling.clone(), log.clone()));
+        let router = signalling::router(signalling.clone(), api::router(signalling.clone(), log.clone()));
         let server = tokio::spawn(server::serve(listener, router, config.limits, tls, stop));
-        let mut fetching = JoinSet::new();
-        for (entry, fetched) in entries.into_iter().zip(config.streams) {
-            fetching.spawn(fetch::run(entry, fetched, signalling.media.clone()));
-        }
+        signalling.fleet.exchange(config.ordered(), false).await;
         info!(%http, webrtc = %signalling.media.local_addr(), "listening");
         Ok(Self {
             signalling,
             http,
             stop_http,
             server,
-            fetching,
             tasks,
+            publish,
+            config,
+            reload_requests: Some(reload_requests),
             repairing,
             made_token,
         })
@@ -185,6 +188,52 @@ impl Gateway {
         self.made_token.as_ref()
     }
 
+    /// Requests of the API to read the configuration again; given once.
+    pub fn reload_requests(&mut self) -> Option<mpsc::Receiver<Answer>> {
+        self.reload_requests.take()
+    }
+
+    /// Puts another configuration in force, as far as that goes without a restart: only what has changed begins anew.
+    pub async fn reload(&mut self, config: Config) -> Reloaded {
+        let differs = self.config.difference(&config);
+        let needs_restart = |key: &String| NEED_RESTART.iter().any(|prefix| key.starts_with(prefix));
+        let (needs_restart, changed): (Vec<String>, Vec<String>) = differs.into_iter().partition(needs_restart);
+        let signalling = &self.signalling;
+        let publish = config
+            .auth
+            .publish_token
+            .clone()
+            .unwrap_or_else(|| self.publish.clone());
+        signalling.gate.replace(Access::new(&config.auth, &publish));
+        let lost = signalling.sessions.without_right(&signalling.gate.access());
+        let ended = lost.iter().filter(|session| {
+            let state = signalling.media.end(**session, CloseReason::TokenRevoked);
+            matches!(state, SessionState::Connecting | SessionState::Connected)
+        });
+        let sessions_ended = ended.count();
+        signalling.set_manners(Manners::new(&config));
+        let shared = ["pipelines.", "sources."];
+        let all = changed
+            .iter()
+            .any(|key| shared.iter().any(|prefix| key.starts_with(prefix)));
+        let exchanged = signalling.fleet.exchange(config.ordered(), all).await;
+        let names = |streams: Vec<StreamName>| streams.iter().map(ToString::to_string).collect();
+        let reloaded = Reloaded {
+            changed,
+            needs_restart,
+            started: names(exchanged.started),
+            stopped: names(exchanged.stopped),
+            restarted: names(exchanged.restarted),
+            sessions_ended,
+        };
+        info!(?reloaded, "the configuration was read again");
+        if !reloaded.needs_restart.is_empty() {
+            warn!(keys = ?reloaded.needs_restart, "these need a restart to be in force");
+        }
+        self.config = config;
+        reloaded
+    }
+
     /// Refuses new sessions from here on; those that run go on.
     pub fn drain(&self) {
         self.signalling.drain();
@@ -193,7 +242,7 @@ impl Gateway {
     /// Refuses new sessions, ends all sessions, and then the HTTP server, so that clients can still be answered meanwhile.
     pub async fn stop(mut self) {
         self.drain();
-        self.fetching.shutdown().await;
+        self.signalling.fleet.end().await;
         if let Some(repairing) = self.repairing.take() {
             repairing.abort();
         }

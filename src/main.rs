@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -74,7 +75,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             }
             telemetry::init(&config.log);
             let runtime = runtime()?;
-            let result = runtime.block_on(serve(config, demo));
+            let result = runtime.block_on(serve(config, arguments.config.clone(), demo));
             // Dropping the runtime would wait for a shard that hangs, which `Gateway::stop` has given up on.
             runtime.shutdown_background();
             result
@@ -106,19 +107,95 @@ async fn check(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(config: Config, demo: bool) -> anyhow::Result<()> {
+async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Result<()> {
     // Before the ports are bound, so that no signal ends the process halfway.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let has_play_token = config.auth.play_token.is_some();
-    let gateway = Gateway::start(config).await?;
+    let drain = config.limits.drain;
+    let mut gateway = Gateway::start(config).await?;
     show(&banner(&gateway, has_play_token, demo));
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut requests = gateway.reload_requests().context("given once")?;
+    let mut watched = Watched::new(file.clone());
+    let load = || {
+        let mut config = Config::load(file.as_deref(), std::env::vars_os())?;
+        if demo {
+            config.add_demo();
+        }
+        Ok::<Config, millstream::config::ConfigError>(config)
+    };
+    let drains = loop {
+        let answer = tokio::select! {
+            _ = terminate.recv() => break true,
+            _ = interrupt.recv() => break false,
+            _ = hang_up.recv() => None,
+            () = watched.changed() => None,
+            Some(answer) = requests.recv() => Some(answer),
+        };
+        let reloaded = match load() {
+            Ok(config) => Ok(gateway.reload(config).await),
+            Err(error) => {
+                tracing::error!(%error, "the configuration was not read again: nothing has changed");
+                Err(error.to_string())
+            }
+        };
+        if let Some(answer) = answer {
+            let _ = answer.send(reloaded);
+        }
+    };
+    if drains {
+        gateway.drain();
+        let emptied = async {
+            while gateway.media().sessions() > 0 {
+                tokio::time::sleep(LOOK / 20).await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(drain, emptied) => {}
+            // Whoever asks again does not want to wait.
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
     gateway.stop().await;
     Ok(())
+}
+
+/// Between looks at the configuration file.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A file that is looked at again and again.
+struct Watched {
+    path: PathBuf,
+    known: Option<(SystemTime, u64)>,
+}
+
+impl Watched {
+    fn new(file: Option<PathBuf>) -> Self {
+        let path = file.unwrap_or_else(|| millstream::config::DEFAULT_FILE.into());
+        let known = stamp(&path);
+        Self { path, known }
+    }
+
+    /// Waits until it has changed, and then stays as it is for a moment: an editor may still be writing.
+    async fn changed(&mut self) {
+        let mut last = stamp(&self.path);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = stamp(&self.path);
+            if now.is_some() && now != self.known && now == last {
+                self.known = now;
+                return;
+            }
+            last = now;
+        }
+    }
+}
+
+fn stamp(path: &std::path::Path) -> Option<(SystemTime, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
 }
 
 /// Tells whoever started us. When nobody reads it any more, that is no reason to end: `print!` would panic.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
@@ -12,7 +13,7 @@ use crate::media::{Format, Kind};
 use crate::sources::fetch::directory::{Directory, Entry};
 
 /// A stream.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Stream {
     pub name: String,
     /// Something is being sent.
@@ -30,7 +31,7 @@ pub struct Stream {
 }
 
 /// A configured source.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Source {
     /// `rtsp` or `pipeline`.
     pub kind: &'static str,
@@ -46,7 +47,7 @@ pub struct Source {
 }
 
 /// A picture track.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Video {
     pub codec: &'static str,
     /// As in the bitstream: `42e01f` for H.264, a number for others.
@@ -62,7 +63,7 @@ pub struct Video {
 }
 
 /// A sound track.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Audio {
     pub codec: &'static str,
     /// Sampling rate in Hz.
@@ -72,7 +73,7 @@ pub struct Audio {
 }
 
 /// A repair that runs.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Repair {
     /// What it makes: `h264` or `opus`.
     pub to: &'static str,
@@ -87,7 +88,7 @@ pub fn all(hub: &Hub, fetched: &Directory) -> Vec<Stream> {
     let live = streams.iter().map(|stream| stream.name.clone());
     let names: BTreeSet<StreamName> = live
         .filter(|name| name.is_whole())
-        .chain(fetched.iter().map(|entry| entry.stream.clone()))
+        .chain(fetched.all().into_iter().map(|entry| entry.stream.clone()))
         .collect();
     names.iter().filter_map(|name| one(name, hub, fetched)).collect()
 }
@@ -100,7 +101,7 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory) -> Option<Stream> 
     }
     let mut shown = Stream {
         name: name.to_string(),
-        source: entry.map(|entry| source(entry)),
+        source: entry.map(|entry| source(&entry)),
         repairs: repairs(name, hub),
         ..Stream::default()
     };

@@ -281,6 +281,12 @@ pub const KEYS: &[Key] = &[
         set: |config, value| within(value, 1, 1_000_000).map(|n| config.limits.connections_per_address = n),
     },
     Key {
+        name: "limits.drain_seconds",
+        allowed: "a number of seconds from 0 to 30",
+        is_secret: false,
+        set: |config, value| within(value, 0, 30).map(|s| config.limits.drain = Duration::from_secs(s as u64)),
+    },
+    Key {
         name: "pipelines.folder",
         allowed: "the path of a folder of pipeline files",
         is_secret: false,
@@ -325,6 +331,7 @@ pub(super) fn set(config: &mut Config, name: &str, value: &Value, variable: Opti
             variable,
         });
     };
+    config.set.keys.insert(name.to_owned(), value.clone());
     (key.set)(config, value).ok_or_else(|| ConfigError::BadValue {
         key: key.name,
         variable,

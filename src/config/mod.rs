@@ -4,6 +4,7 @@
 //! the default. [`keys::KEYS`] lists every key once: its name, how it is read, and what is allowed. Streams from cameras
 //! have a table each, in the file only.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,21 @@ pub struct Config {
     pub sources: Sources,
     /// Streams that the gateway fetches by itself.
     pub streams: Vec<Fetched>,
+    /// What was set, to compare it with what is set later.
+    set: Given,
+}
+
+/// Values as they were given, secrets among them.
+#[derive(Clone, Default)]
+pub struct Given {
+    keys: BTreeMap<String, toml::Value>,
+    streams: BTreeMap<String, toml::Value>,
+}
+
+impl std::fmt::Debug for Given {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.keys.keys()).finish()
+    }
 }
 
 /// Signalling and pages.
@@ -150,6 +166,8 @@ pub struct Limits {
     pub connections: usize,
     /// Of one address.
     pub connections_per_address: usize,
+    /// How long sessions may go on after the gateway was told to stop.
+    pub drain: Duration,
 }
 
 /// GStreamer pipelines.
@@ -219,6 +237,7 @@ impl Default for Config {
                 connections: 4_096,
                 // Half of them: an office or a proxy has many viewers behind it, and nobody may take them all.
                 connections_per_address: 2_048,
+                drain: Duration::from_secs(5),
             },
             log: Log {
                 format: LogFormat::Text,
@@ -232,6 +251,7 @@ impl Default for Config {
             },
             sources: Sources::default(),
             streams: Vec::new(),
+            set: Given::default(),
         }
     }
 }
@@ -295,6 +315,21 @@ impl Config {
             }
         };
         Self::parse(&text, file, keys_of(environment)?)
+    }
+
+    /// Names of the keys that are set otherwise here than there.
+    pub fn difference(&self, other: &Self) -> Vec<String> {
+        let (ours, theirs) = (&self.set.keys, &other.set.keys);
+        let names: BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+        let differs = |name: &&String| ours.get(*name) != theirs.get(*name);
+        names.into_iter().filter(differs).cloned().collect()
+    }
+
+    /// The streams to be fetched, each with what was said about it.
+    pub fn ordered(&self) -> Vec<(Fetched, Option<toml::Value>)> {
+        let streams = self.streams.iter();
+        let table = |fetched: &Fetched| self.set.streams.get(fetched.stream.as_str()).cloned();
+        streams.map(|fetched| (fetched.clone(), table(fetched))).collect()
     }
 
     /// Adds the stream `demo`, unless there is one of that name.
@@ -366,6 +401,7 @@ impl Config {
                 allowed: &config.sources.allow,
             };
             config.streams = streams::read(section, &means)?;
+            config.set.streams = section.clone().into_iter().collect();
         }
         Ok(config)
     }

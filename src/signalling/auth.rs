@@ -29,6 +29,7 @@ const FAILURES: Limits = Limits {
     request_burst: 20,
     connections: 0,
     connections_per_address: 0,
+    drain: Duration::ZERO,
 };
 
 /// What of a request says who sent it.

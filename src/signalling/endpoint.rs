@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -44,7 +44,7 @@ pub async fn whip(State(signalling): State<Arc<Signalling>>, request: Request) -
                 .check(caller(&parts), Action::Publish, Some(&stream))
                 .await?;
             let offer = read_offer(&signalling, &parts.headers, body).await?;
-            publish(&signalling, stream, grant, &offer)
+            publish(&signalling, stream, grant, &parts, &offer)
         }
         // RFC 9725 §4.1: a success without content.
         Method::GET | Method::HEAD => Ok(no_store(StatusCode::NO_CONTENT.into_response())),
@@ -64,7 +64,7 @@ pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -
                 .check(caller(&parts), Action::Play, Some(&stream))
                 .await?;
             let offer = read_offer(&signalling, &parts.headers, body).await?;
-            play(&signalling, stream, grant, &offer).await
+            play(&signalling, stream, grant, &parts, &offer).await
         }
         // WHEP §4.2: how a client discovers that this URL speaks WHEP.
         Method::GET | Method::HEAD => {
@@ -91,29 +91,30 @@ async fn read_offer(signalling: &Signalling, headers: &HeaderMap, body: Body) ->
     Ok(Offer::parse(&bytes)?)
 }
 
-fn publish(signalling: &Signalling, stream: StreamName, grant: Grant, offer: &Offer) -> Result<Response, Problem> {
+fn publish(
+    signalling: &Signalling,
+    stream: StreamName,
+    grant: Grant,
+    request: &Parts,
+    offer: &Offer,
+) -> Result<Response, Problem> {
     let media = &signalling.media;
     let placement = media.place();
     let (publication, answer) = answer_publisher(offer, &local(signalling, &placement, &media.candidates()))?;
     let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.publish(stream.clone(), placement, publication)?;
     debug!(?session, %stream, "publisher accepted");
-    let (action, video) = (Action::Publish, None);
-    Ok(created(
-        signalling,
-        session,
-        ice,
-        Held {
-            grant,
-            action,
-            stream,
-            video,
-        },
-        answer,
-    ))
+    let held = held(request, grant, Action::Publish, stream, None);
+    Ok(created(signalling, session, ice, held, answer))
 }
 
-async fn play(signalling: &Signalling, stream: StreamName, grant: Grant, offer: &Offer) -> Result<Response, Problem> {
+async fn play(
+    signalling: &Signalling,
+    stream: StreamName,
+    grant: Grant,
+    request: &Parts,
+    offer: &Offer,
+) -> Result<Response, Problem> {
     let media = &signalling.media;
     wait_for_publisher(signalling, &stream).await;
     if signalling.fetched.bring(&stream, media.hub()).await == Brought::Away {
@@ -139,25 +140,36 @@ async fn play(signalling: &Signalling, stream: StreamName, grant: Grant, offer: 
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.play(stream.clone(), placement, playback)?;
     debug!(?session, %stream, "viewer accepted");
-    let (action, video) = (Action::Play, VideoLine::of(&answer));
-    Ok(created(
-        signalling,
-        session,
-        ice,
-        Held {
-            grant,
-            action,
-            stream,
-            video,
-        },
-        answer,
-    ))
+    let held = held(request, grant, Action::Play, stream, VideoLine::of(&answer));
+    Ok(created(signalling, session, ice, held, answer))
+}
+
+/// Longest name of a client that is remembered, in characters.
+const AGENT: usize = 120;
+
+fn held(request: &Parts, grant: Grant, action: Action, stream: StreamName, video: Option<VideoLine>) -> Held {
+    let agent = request
+        .headers
+        .get(header::USER_AGENT)
+        .and_then(|agent| agent.to_str().ok());
+    #[expect(clippy::disallowed_methods, reason = "for the record of the session")]
+    let opened = Instant::now();
+    Held {
+        grant,
+        action,
+        stream,
+        video,
+        opened,
+        address: caller(request).address,
+        agent: agent.map(|agent| agent.chars().take(AGENT).collect()),
+    }
 }
 
 /// Lets a viewer's POST wait where the configuration says so, for a stream that is not fetched: so a player that is
 /// there first needs no loop of its own.
 async fn wait_for_publisher(signalling: &Signalling, stream: &StreamName) {
-    if signalling.wait_for_publisher.is_zero() || signalling.fetched.get(stream).is_some() {
+    let patience = signalling.manners().wait_for_publisher;
+    if patience.is_zero() || signalling.fetched.get(stream).is_some() {
         return;
     }
     let Ok(_waiting) = signalling.waiting.try_acquire() else {
@@ -168,7 +180,7 @@ async fn wait_for_publisher(signalling: &Signalling, stream: &StreamName) {
             tokio::time::sleep(WAITING_STEP).await;
         }
     };
-    let _ = tokio::time::timeout(signalling.wait_for_publisher, live).await;
+    let _ = tokio::time::timeout(patience, live).await;
 }
 
 fn local<'a>(signalling: &'a Signalling, placement: &'a Placement, candidates: &'a [SocketAddr]) -> Local<'a> {
@@ -199,7 +211,7 @@ fn created(signalling: &Signalling, session: SessionId, ice: IceSession, held: H
         (resource::ACCEPT_PATCH, body::FRAGMENT.to_owned()),
     ];
     let mut response = (StatusCode::CREATED, headers, answer).into_response();
-    links::add(&signalling.ice_servers, wall(), response.headers_mut());
+    links::add(&signalling.manners().ice_servers, wall(), response.headers_mut());
     if is_viewer {
         links::add_extensions(&path, response.headers_mut());
     }
@@ -212,12 +224,12 @@ async fn options(signalling: &Signalling, request: &Parts, action: Action, strea
     let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOW)].into_response();
     cors::answer_preflight(response.headers_mut());
     let is_preflight = request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    if is_preflight || signalling.ice_servers.urls.is_empty() {
+    if is_preflight || signalling.manners().ice_servers.urls.is_empty() {
         return response;
     }
     let checked = signalling.gate.check(caller(request), action, Some(stream)).await;
     if checked.is_ok() {
-        links::add(&signalling.ice_servers, wall(), response.headers_mut());
+        links::add(&signalling.manners().ice_servers, wall(), response.headers_mut());
         return no_store(response);
     }
     response

@@ -24,7 +24,11 @@ pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, 
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
-    cors::decorate(&signalling.cors_origins, origin.as_ref(), response.headers_mut());
+    cors::decorate(
+        &signalling.manners().cors_origins,
+        origin.as_ref(),
+        response.headers_mut(),
+    );
     response
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));

@@ -143,6 +143,7 @@ mod tests {
             request_burst,
             connections: 1,
             connections_per_address: 1,
+            drain: Duration::ZERO,
         })
     }
 

@@ -162,7 +162,7 @@ fn sources(page: &mut Page, signalling: &Signalling) {
         "gauge",
         "1 for the state that the configured source of the stream is in.",
     );
-    for entry in signalling.fetched.iter() {
+    for entry in signalling.fetched.all() {
         let status = entry.status();
         for state in State::ALL {
             let labels = format!("stream=\"{}\",state=\"{}\"", entry.stream, state.label());
@@ -174,7 +174,7 @@ fn sources(page: &mut Page, signalling: &Signalling) {
         "counter",
         "Failures of the configured source of the stream; each is followed by another start.",
     );
-    for entry in signalling.fetched.iter() {
+    for entry in signalling.fetched.all() {
         page.labelled("stream", &entry.stream, entry.status().restarts);
     }
 }

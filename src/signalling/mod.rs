@@ -8,8 +8,8 @@
 //!
 //! Nothing here touches media. A client's fault is a [`problem::Problem`] with a 4xx status, never a 5xx.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -36,6 +36,7 @@ pub mod operations;
 pub mod pages;
 pub mod precondition;
 pub mod problem;
+pub mod reload;
 pub mod resource;
 pub mod server;
 pub mod sessions;
@@ -47,14 +48,39 @@ use self::events::EventStreams;
 use self::expiry::Expiries;
 use self::limits::RateLimit;
 use self::problem::Problem;
+use self::reload::Reloads;
 use self::server::Peer;
 use self::sessions::Sessions;
-use crate::config::{CorsOrigins, Http, IceServers, Limits};
+use crate::config::{Config, CorsOrigins, IceServers, Limits};
 use crate::hub::name::StreamName;
 use crate::outputs::hls::service::Service;
 use crate::shard::MediaPlane;
 use crate::sources::fetch::directory::Directory;
+use crate::sources::fetch::fleet::Fleet;
 use crate::telemetry::HttpCounters;
+
+/// How clients are treated: what may change while they are there.
+#[derive(Clone, Debug)]
+pub struct Manners {
+    pub cors_origins: CorsOrigins,
+    pub ice_servers: IceServers,
+    /// See [`crate::config::Http::strict_preconditions`].
+    pub strict: bool,
+    /// How long a viewer's POST may wait for a publisher.
+    pub wait_for_publisher: Duration,
+}
+
+impl Manners {
+    /// As the configuration says.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            cors_origins: config.http.cors_origins.clone(),
+            ice_servers: config.ice.clone(),
+            strict: config.http.strict_preconditions,
+            wait_for_publisher: config.http.wait_for_publisher,
+        }
+    }
+}
 
 /// What all handlers share.
 pub struct Signalling {
@@ -62,12 +88,7 @@ pub struct Signalling {
     pub gate: Gate,
     /// When sessions are to end.
     expiries: Expiries,
-    pub cors_origins: CorsOrigins,
-    pub ice_servers: IceServers,
-    /// See [`crate::config::Http::strict_preconditions`].
-    pub strict: bool,
-    /// How long a viewer's POST may wait for a publisher.
-    pub wait_for_publisher: Duration,
+    manners: RwLock<Arc<Manners>>,
     /// A place for each viewer who waits.
     waiting: Semaphore,
     pub sessions: Sessions,
@@ -77,6 +98,10 @@ pub struct Signalling {
     pub counters: HttpCounters,
     /// Streams that are fetched.
     pub fetched: Directory,
+    /// The tasks that fetch them.
+    pub fleet: Arc<Fleet<MediaPlane>>,
+    /// Where a reload is asked for.
+    pub reloads: Reloads,
     /// Streams that are packaged for HLS.
     pub hls: Arc<Service>,
     draining: AtomicBool,
@@ -87,25 +112,24 @@ impl Signalling {
         media: MediaPlane,
         gate: Gate,
         expiries: Expiries,
-        http: Http,
-        ice_servers: IceServers,
+        manners: Manners,
         limits: &Limits,
-        fetched: Directory,
+        reloads: Reloads,
     ) -> Self {
+        let fetched = Directory::default();
         let origin = hls::Origin {
             media: media.clone(),
             fetched: fetched.clone(),
         };
         Self {
             hls: Service::new(Arc::new(origin)),
+            fleet: Arc::new(Fleet::new(fetched.clone(), media.clone())),
+            reloads,
             media,
             gate,
             expiries,
-            cors_origins: http.cors_origins,
-            strict: http.strict_preconditions,
-            wait_for_publisher: http.wait_for_publisher,
+            manners: RwLock::new(Arc::new(manners)),
             waiting: Semaphore::new(endpoint::MAX_WAITING),
-            ice_servers,
             sessions: Sessions::default(),
             events: EventStreams::default(),
             rate: RateLimit::new(limits),
@@ -113,6 +137,16 @@ impl Signalling {
             fetched,
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// How clients are treated at the moment.
+    pub fn manners(&self) -> Arc<Manners> {
+        self.manners.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From here on clients are treated so.
+    pub fn set_manners(&self, manners: Manners) {
+        *self.manners.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(manners);
     }
 
     /// From here on no new session is opened.

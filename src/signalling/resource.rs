@@ -111,7 +111,7 @@ async fn patch(
     let fragment = Fragment::parse(&bytes).map_err(bad_fragment)?;
     // The tag is compared and changed under one lock: of restarts at the same time one goes after the other.
     let patched = signalling.sessions.with(&signalling.media, session, |ice| {
-        check_precondition(headers, ice, &fragment, signalling.strict)?;
+        check_precondition(headers, ice, &fragment, signalling.manners().strict)?;
         if fragment.belongs_to(&ice.remote) {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }

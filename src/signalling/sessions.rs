@@ -1,7 +1,9 @@
 //! What signalling remembers of a session: the ICE credentials that a PATCH is judged by, and what it was granted.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::access::{Access, Action, Grant};
 use crate::hub::name::StreamName;
@@ -53,6 +55,10 @@ pub struct Held {
     pub stream: StreamName,
     /// A viewer's video.
     pub video: Option<VideoLine>,
+    pub opened: Instant,
+    /// Where the offer came from, and what sent it.
+    pub address: Option<IpAddr>,
+    pub agent: Option<String>,
 }
 
 /// The m-line of the video in an answer.
@@ -138,6 +144,12 @@ impl Sessions {
         }
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.by_id.get(&id).map(|(_, held)| held.clone())
+    }
+
+    /// All sessions that are remembered.
+    pub fn all(&self) -> Vec<(SessionId, Held)> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.by_id.iter().map(|(id, (_, held))| (*id, held.clone())).collect()
     }
 
     /// Whether a session runs.

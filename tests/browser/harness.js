@@ -28,6 +28,7 @@ export async function startGateway(env = {}, ...args) {
       MILLSTREAM_WEBRTC__LISTEN: `${hostAddress() ?? '127.0.0.1'}:0`,
       MILLSTREAM_AUTH__PUBLISH_TOKEN: PUBLISH_TOKEN,
       MILLSTREAM_LOG__FORMAT: 'json',
+      MILLSTREAM_LIMITS__DRAIN_SECONDS: '0',
       ...env,
     },
   });

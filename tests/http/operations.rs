@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream::hub::name::StreamName;
 
-use crate::client::{OBS, Request, VIEWER, gateway, make_live};
+use crate::client::{OBS, PUBLISH, Request, VIEWER, gateway, make_live};
 
 #[tokio::test]
 async fn pages_and_files_come_with_their_type_and_a_strict_policy() {
@@ -175,5 +175,151 @@ async fn the_api_is_closed_without_its_token_and_shows_streams_with_it() {
     assert_eq!(stream["live"], true);
     assert_eq!(stream["publisher"], "whip");
     assert_eq!(stream["video"]["codec"], "VP8");
+    gateway.stop().await;
+}
+
+const OPERATOR: (&str, &str) = ("MILLSTREAM_AUTH__API_TOKEN", "operator");
+
+fn api(method: &str, path: &str) -> Request {
+    Request::new(method, &format!("/api/v1/{path}")).bearer("operator")
+}
+
+fn json(reply: &crate::client::Reply) -> serde_json::Value {
+    serde_json::from_slice(&reply.body).expect("JSON")
+}
+
+#[tokio::test]
+async fn the_api_shows_sessions_and_ends_them() {
+    let gateway = gateway(&[OPERATOR]).await;
+    make_live(&gateway, "live");
+    let agent = "Mozilla/5.0 (OBS-Studio/32.2.2)";
+    let publisher = Request::publish("/whip/other", OBS).header("User-Agent", agent);
+    let url = publisher.send(&gateway).await.location();
+    for _ in 0..4 {
+        Request::offer("/whep/live", VIEWER).send(&gateway).await.location();
+    }
+    let all = json(&api("GET", "sessions").send(&gateway).await);
+    let sessions = all["sessions"].as_array().expect("a list");
+    assert_eq!((sessions.len(), &all["next"]), (5, &serde_json::Value::Null));
+    // The name in a session's URL is a capability, which the API does not hand out.
+    assert!(!all.to_string().contains(url.rsplit('/').next().expect("an id")));
+    let one = sessions
+        .iter()
+        .find(|session| session["role"] == "publisher")
+        .expect("it");
+    assert_eq!(
+        (&one["stream"], &one["state"], &one["client"], &one["address"]),
+        (
+            &"other".into(),
+            &"connecting".into(),
+            &agent.into(),
+            &"127.0.0.1".into()
+        )
+    );
+    // In parts.
+    let (mut seen, mut after) = (Vec::new(), String::new());
+    loop {
+        let part = json(
+            &api("GET", &format!("sessions?limit=2&stream=live{after}"))
+                .send(&gateway)
+                .await,
+        );
+        let ids = part["sessions"].as_array().expect("a list").iter();
+        seen.extend(ids.map(|session| session["id"].as_str().expect("an id").to_owned()));
+        match part["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => break,
+        }
+    }
+    seen.dedup();
+    assert_eq!(seen.len(), 4);
+    let path = format!("sessions/{}", one["id"].as_str().expect("an id"));
+    assert_eq!(api("DELETE", &path).send(&gateway).await.status, 204);
+    let cause = async {
+        loop {
+            let shown = json(&api("GET", &path).send(&gateway).await);
+            if shown["state"] == "ended" {
+                return shown["cause"].clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(cause.await, "kicked");
+    assert_eq!(api("GET", "sessions/0123456789abcdef").send(&gateway).await.status, 404);
+    assert_eq!(
+        api("DELETE", "sessions/0123456789abcdef").send(&gateway).await.status,
+        404
+    );
+    assert_eq!(api("GET", "sessions?limit=x").send(&gateway).await.status, 400);
+    for path in ["sources/start/none", "sources/stop/none"] {
+        let reply = api("POST", path).send(&gateway).await;
+        assert_eq!((reply.status, reply.problem().as_str()), (404, "unknown_source"));
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn the_api_describes_itself_and_everything_else_needs_the_token() {
+    let gateway = gateway(&[OPERATOR]).await;
+    let described = Request::new("GET", "/api/v1/openapi.json").send(&gateway).await;
+    assert_eq!(described.status, 200);
+    let described = json(&described);
+    let paths = described["paths"].as_object().expect("paths");
+    assert!(paths.len() >= 9, "{:?}", paths.keys());
+    for (path, methods) in paths {
+        for method in methods.as_object().expect("methods").keys() {
+            let path = path.replace("{stream}", "live").replace("{id}", "0123456789abcdef");
+            let reply = Request::new(&method.to_uppercase(), &path).send(&gateway).await;
+            let expected = if path.ends_with("openapi.json") { 200 } else { 401 };
+            assert_eq!(reply.status, expected, "{method} {path}");
+        }
+    }
+    assert!(described["components"]["schemas"]["Session"]["properties"]["cause"].is_object());
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn the_api_asks_for_a_reload_and_says_what_became_of_it() {
+    let mut gateway = gateway(&[OPERATOR, ("MILLSTREAM_AUTH__PLAY_TOKEN", "old")]).await;
+    make_live(&gateway, "live");
+    let watching = Request::offer("/whep/live", VIEWER).bearer("old").send(&gateway).await;
+    watching.location();
+    let mut requests = gateway.reload_requests().expect("given once");
+    let address = gateway.http_addr();
+    let asked = tokio::spawn(async move {
+        let request = b"POST /api/v1/reload HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer operator\r\n\
+                        Content-Length: 0\r\nConnection: close\r\n\r\n";
+        crate::client::Reply::parse(&crate::client::raw(address, request).await).expect("a reply")
+    });
+    let answer = requests.recv().await.expect("asked");
+    let environment = [
+        ("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH),
+        ("MILLSTREAM_AUTH__API_TOKEN", "operator"),
+        ("MILLSTREAM_AUTH__PLAY_TOKEN", "new"),
+        ("MILLSTREAM_WEBRTC__SHARDS", "7"),
+    ];
+    let environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let config = millstream::Config::parse("", "test.toml".as_ref(), environment).expect("valid");
+    let reloaded = gateway.reload(config).await;
+    assert_eq!(reloaded.sessions_ended, 1, "the viewer's token is no longer in force");
+    answer.send(Ok(reloaded)).expect("awaited");
+    let told = json(&asked.await.expect("runs"));
+    assert!(
+        told["changed"]
+            .as_array()
+            .expect("a list")
+            .contains(&"auth.play_token".into()),
+        "{told}"
+    );
+    assert!(
+        told["needs_restart"]
+            .as_array()
+            .expect("a list")
+            .contains(&"webrtc.shards".into()),
+        "{told}"
+    );
+    let again = |token| Request::offer("/whep/live", VIEWER).bearer(token);
+    assert_eq!(again("old").send(&gateway).await.status, 401);
+    assert_eq!(again("new").send(&gateway).await.status, 201);
     gateway.stop().await;
 }

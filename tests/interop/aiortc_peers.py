@@ -24,6 +24,7 @@ def start_gateway(binary):
     environment = {
         **os.environ,
         "MILLSTREAM_HTTP__LISTEN": "127.0.0.1:0",
+        "MILLSTREAM_LIMITS__DRAIN_SECONDS": "0",
         "MILLSTREAM_WEBRTC__LISTEN": "127.0.0.1:0",
         "MILLSTREAM_AUTH__PUBLISH_TOKEN": TOKEN,
         "MILLSTREAM_LOG__FORMAT": "json",

@@ -15,6 +15,7 @@ mod cycles;
 mod faults;
 mod hostile;
 mod origins;
+mod reloads;
 mod repairs;
 mod sandbox;
 mod shipped;

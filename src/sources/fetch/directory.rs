@@ -1,7 +1,7 @@
 //! All fetched streams by name: what they do, and who wants them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -11,10 +11,10 @@ use super::status::{State, Status};
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
 
-/// The fetched streams.
+/// The fetched streams. A clone is another handle on the same.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
-    entries: BTreeMap<StreamName, Arc<Entry>>,
+    entries: Arc<RwLock<BTreeMap<StreamName, Arc<Entry>>>>,
 }
 
 /// One fetched stream.
@@ -45,21 +45,36 @@ pub enum Brought {
 const PATIENCE: Duration = Duration::from_secs(8);
 
 impl Directory {
-    /// A directory of these streams.
-    pub fn new(entries: impl IntoIterator<Item = Arc<Entry>>) -> Self {
-        Self {
-            entries: entries.into_iter().map(|entry| (entry.stream.clone(), entry)).collect(),
-        }
-    }
-
     /// The entry of a stream.
-    pub fn get(&self, stream: &StreamName) -> Option<&Arc<Entry>> {
-        self.entries.get(stream)
+    pub fn get(&self, stream: &StreamName) -> Option<Arc<Entry>> {
+        self.read().get(stream).cloned()
     }
 
     /// All of them, by name.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.entries.values()
+    pub fn all(&self) -> Vec<Arc<Entry>> {
+        self.read().values().cloned().collect()
+    }
+
+    /// Takes the place of the entry that its stream had.
+    pub(super) fn insert(&self, entry: Arc<Entry>) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.insert(entry.stream.clone(), entry);
+    }
+
+    pub(super) fn remove(&self, stream: &StreamName) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.remove(stream);
+    }
+
+    /// Nothing is done for a stream until it is started again.
+    pub(super) fn stopped(&self, stream: &StreamName) {
+        if let Some(entry) = self.get(stream) {
+            entry.set(State::Stopped);
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<StreamName, Arc<Entry>>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a stream that somebody wants to watch, if it is not live, and waits until it is or cannot be.
@@ -68,6 +83,9 @@ impl Directory {
         let Some(entry) = self.get(stream) else {
             return if is_live() { Brought::Live } else { Brought::Unknown };
         };
+        if entry.status().state == State::Stopped {
+            return if is_live() { Brought::Live } else { Brought::Away };
+        }
         let mut status = entry.status.subscribe();
         entry.ask();
         let waiting = async {

@@ -25,6 +25,7 @@ use crate::pipeline::process::ProcessError;
 pub mod address;
 pub mod backoff;
 pub mod directory;
+pub mod fleet;
 pub mod pipeline;
 pub mod status;
 

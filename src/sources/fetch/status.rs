@@ -16,11 +16,20 @@ pub enum State {
     Failed,
     /// A publisher has its stream.
     StandingBack,
+    /// It was stopped by the API.
+    Stopped,
 }
 
 impl State {
     /// All of them, for the metrics.
-    pub const ALL: [Self; 5] = [Self::Idle, Self::Starting, Self::Live, Self::Failed, Self::StandingBack];
+    pub const ALL: [Self; 6] = [
+        Self::Idle,
+        Self::Starting,
+        Self::Live,
+        Self::Failed,
+        Self::StandingBack,
+        Self::Stopped,
+    ];
 
     /// As in the API.
     pub fn label(self) -> &'static str {
@@ -30,6 +39,7 @@ impl State {
             Self::Live => "live",
             Self::Failed => "failed",
             Self::StandingBack => "standing_back",
+            Self::Stopped => "stopped",
         }
     }
 }

@@ -56,6 +56,7 @@ impl Gateway {
         let child = command
             .arg("serve")
             .env("MILLSTREAM_HTTP__LISTEN", http.to_string())
+            .env("MILLSTREAM_LIMITS__DRAIN_SECONDS", "0")
             .env("MILLSTREAM_WEBRTC__LISTEN", media.to_string())
             .env("MILLSTREAM_WEBRTC__ANNOUNCE", "127.0.0.1")
             .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH_TOKEN)

@@ -1,0 +1,135 @@
+//! What happens in the gateway, as server-sent events: streams and sources that change, sessions that come and go. The
+//! last ones are told again to whoever begins to listen.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::HttpBody;
+use bytes::Bytes;
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::{sessions, streams};
+use crate::signalling::Signalling;
+
+/// Between looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// Events that are told again.
+const KEPT: usize = 200;
+/// Looks after which something is said even if there is nothing.
+const PING: u32 = 30;
+
+/// The last events, each with its number.
+#[derive(Default)]
+pub struct Log {
+    kept: Mutex<(u64, VecDeque<(u64, String)>)>,
+}
+
+impl Log {
+    fn add(&self, name: &str, data: &Value) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, events) = &mut *kept;
+        *last += 1;
+        events.push_back((*last, format!("id: {last}\nevent: {name}\ndata: {data}\n\n")));
+        if events.len() > KEPT {
+            events.pop_front();
+        }
+    }
+
+    /// What came after the event of this number.
+    fn after(&self, number: u64) -> (u64, String) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = kept.1.iter().filter(|(id, _)| *id > number);
+        (kept.0.max(number), news.map(|(_, text)| text.as_str()).collect())
+    }
+}
+
+/// Watches, to the end of the gateway.
+pub async fn run(signalling: Arc<Signalling>, log: Arc<Log>) {
+    let mut known_streams: BTreeMap<String, Value> = BTreeMap::new();
+    let mut known_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let mut now = BTreeMap::new();
+        for stream in streams::all(signalling.media.hub(), &signalling.fetched) {
+            let source = stream.source.as_ref();
+            let shown = json!({
+                "stream": stream.name,
+                "live": stream.live,
+                "publisher": stream.publisher,
+                "source": source.map(|source| source.state),
+                "error": source.and_then(|source| source.last_error.clone()),
+            });
+            if known_streams.get(&stream.name) != Some(&shown) {
+                log.add("stream", &shown);
+            }
+            now.insert(stream.name, shown);
+        }
+        for gone in known_streams.keys().filter(|name| !now.contains_key(*name)) {
+            log.add("stream", &json!({ "stream": gone, "live": false, "gone": true }));
+        }
+        known_streams = now;
+        let mut now = BTreeMap::new();
+        for (_, session) in sessions::all(&signalling) {
+            if known_sessions.get(&session.id) != Some(&session.state)
+                && let Ok(shown) = serde_json::to_value(&session)
+            {
+                log.add("session", &shown);
+            }
+            now.insert(session.id, session.state);
+        }
+        known_sessions = now;
+    }
+}
+
+/// A body of events without an end.
+pub struct Told {
+    log: Arc<Log>,
+    last: u64,
+    looks: Interval,
+    count: u32,
+}
+
+impl Told {
+    /// Tells what came after the event of this number.
+    pub fn new(log: Arc<Log>, last: u64) -> Self {
+        let mut looks = interval(LOOK / 2);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            log,
+            last,
+            looks,
+            count: 0,
+        }
+    }
+}
+
+impl HttpBody for Told {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        loop {
+            std::task::ready!(self.looks.poll_tick(context));
+            let (last, mut text) = self.log.after(self.last);
+            self.last = last;
+            self.count += 1;
+            if text.is_empty() && self.count.is_multiple_of(PING) {
+                text.push_str(":\n\n");
+            }
+            if !text.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(text.into()))));
+            }
+        }
+    }
+}
