@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 use crate::access::Access;
 use crate::api;
 use crate::config::{self, Config, Secret};
+use crate::doctor::{self, Level};
 use crate::hub::name::StreamName;
 use crate::repair;
 use crate::session::identity::Identity;
@@ -153,6 +154,14 @@ impl Gateway {
         let router = signalling::router(signalling.clone(), api::router(signalling.clone(), log.clone()));
         let server = tokio::spawn(server::serve(listener, router, config.limits, tls, stop));
         signalling.fleet.exchange(config.ordered(), false).await;
+        for finding in doctor::at_start(&config) {
+            let remedy = finding.remedy.as_deref().unwrap_or_default();
+            match finding.level {
+                Level::Fine => {}
+                Level::Doubtful => info!(remedy, "{}", finding.what),
+                Level::Broken => warn!(remedy, "{}", finding.what),
+            }
+        }
         info!(%http, webrtc = %signalling.media.local_addr(), "listening");
         Ok(Self {
             signalling,

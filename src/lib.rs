@@ -31,6 +31,7 @@
 //! | [`signalling`] | HTTP: WHIP, WHEP, HLS, session resources, access, limits, pages |
 //! | [`api`] | the control API |
 //! | [`config`], [`telemetry`] | typed configuration; logs |
+//! | [`doctor`] | whether this machine can serve, and what to do where not |
 //! | [`gateway`] | starts and stops the parts in order |
 //!
 //! A folder uses only what stands above it in this table; `tests/layers.rs` reads the `use` lines.
@@ -88,6 +89,7 @@
 pub mod access;
 pub mod api;
 pub mod config;
+pub mod doctor;
 pub mod gateway;
 pub mod hub;
 pub mod media;

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use millstream::doctor::Level;
 use millstream::pipeline::process;
 use millstream::{Config, Gateway, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,6 +34,8 @@ enum Command {
     },
     /// Check the configuration and the pipelines, and exit
     Check,
+    /// Look whether this machine can serve, and say what to do where not
+    Doctor,
     /// What the gateway starts for each pipeline
     #[command(hide = true)]
     Worker,
@@ -69,6 +72,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             show("the configuration is valid\n");
             runtime()?.block_on(check(&config))
         }
+        Command::Doctor => runtime()?.block_on(doctor(&config)),
         Command::Serve { demo } => {
             if demo {
                 config.add_demo();
@@ -104,6 +108,16 @@ async fn check(config: &Config) -> anyhow::Result<()> {
         }
     }
     anyhow::ensure!(broken.is_empty(), "configured streams need {}", broken.join(", "));
+    Ok(())
+}
+
+async fn doctor(config: &Config) -> anyhow::Result<()> {
+    let findings = millstream::doctor::examine(config).await;
+    for finding in &findings {
+        show(&format!("{finding}\n"));
+    }
+    let broken = findings.iter().filter(|finding| finding.level == Level::Broken).count();
+    anyhow::ensure!(broken == 0, "{broken} of {} findings have to be mended", findings.len());
     Ok(())
 }
 

@@ -301,3 +301,119 @@ fn a_port_in_use_is_explained_by_its_key() {
         );
     }
 }
+
+/// Waits for a line of the log that holds this.
+fn says(running: &Running, wanted: &str) -> String {
+    let mut seen = Vec::new();
+    loop {
+        match running.log.recv_timeout(PATIENCE) {
+            Ok(line) if line.contains(wanted) => return line,
+            Ok(line) => seen.push(line),
+            Err(_) => panic!("no {wanted:?} in {seen:#?}"),
+        }
+    }
+}
+
+fn post(stream: &str, token: &str) -> String {
+    let offer = include_str!("data/offers/obs-32.2.2-h264-advanced.sdp");
+    format!(
+        "POST /whip/{stream} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\
+         Content-Type: application/sdp\r\nContent-Length: {}\r\n\r\n{offer}",
+        offer.len()
+    )
+}
+
+#[test]
+fn a_changed_file_and_a_hang_up_are_a_reload_and_a_mistake_changes_nothing() {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join(format!("reload-{}.toml", std::process::id()));
+    let write = |text: &str| std::fs::write(&file, text).expect("written");
+    write("[auth]\npublish_token = \"first\"\n");
+    let path = file.to_str().expect("text");
+    let running = Running::start(program(&["serve", "--config", path]));
+    assert!(running.request(&post("a", "first")).contains("201"));
+    write("[auth]\npublish_token = \"second-one\"\n");
+    says(&running, "the configuration was read again");
+    assert!(running.request(&post("b", "first")).contains("401"));
+    assert!(running.request(&post("b", "second-one")).contains("201"));
+    write("[auth]\npublish_tokn = \"third-of-all\"\n");
+    let line = says(&running, "nothing has changed");
+    assert!(
+        line.contains("publish_tokn") && !line.contains("third-of-all"),
+        "{line}"
+    );
+    assert!(running.request(&post("c", "second-one")).contains("201"));
+    write("[auth]\npublish_token = \"fourth\"\n");
+    let id = running.child.id().to_string();
+    let sent = Command::new("kill").args(["-s", "HUP", &id]).status();
+    assert!(sent.expect("kill starts").success());
+    says(&running, "the configuration was read again");
+    assert!(running.request(&post("d", "fourth")).contains("201"));
+    let (code, ..) = running.end("-TERM");
+    assert_eq!(code, Some(0));
+    let _ = std::fs::remove_file(&file);
+}
+
+#[test]
+fn a_gateway_that_is_told_to_stop_takes_nobody_new_and_ends_within_its_limit() {
+    let mut command = program(&["serve"]);
+    command
+        .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", "publish")
+        .env("MILLSTREAM_LIMITS__DRAIN_SECONDS", "4");
+    let mut running = Running::start(command);
+    assert!(running.request(&post("live", "publish")).contains("201"));
+    let id = running.child.id().to_string();
+    let sent = Command::new("kill").args(["-s", "TERM", &id]).status();
+    assert!(sent.expect("kill starts").success());
+    // It takes a moment for the signal to arrive; from then on it drains, as a session is there.
+    let refused = (0..200).any(|_| {
+        #[expect(clippy::disallowed_methods, reason = "nothing else runs here")]
+        std::thread::sleep(Duration::from_millis(10));
+        let reply = running.request(&post("other", "publish"));
+        reply.contains("503") && reply.to_ascii_lowercase().contains("retry-after")
+    });
+    assert!(refused);
+    assert!(
+        running
+            .request("GET /readyz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            .contains("503")
+    );
+    assert!(
+        running
+            .request("GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            .contains("200")
+    );
+    says(&running, "\"stopped\"");
+    assert_eq!(running.child.wait().expect("exits").code(), Some(0));
+}
+
+#[test]
+fn the_doctor_says_what_is_well_and_what_is_not() {
+    let mut command = program(&["doctor"]);
+    command.env("MILLSTREAM_WEBRTC__ANNOUNCE", "203.0.113.7");
+    let output = run(&mut command);
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}{}", text(&output.stderr));
+    for wanted in [
+        "ok    http.listen",
+        "ok    webrtc.listen",
+        "ok    addresses: 203.0.113.7",
+        "pipeline test: ready",
+    ] {
+        assert!(said.contains(wanted), "{wanted} in {said}");
+    }
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let mut command = program(&["doctor"]);
+    command
+        .env("MILLSTREAM_HTTP__LISTEN", &address)
+        .env("MILLSTREAM_HTTP__TLS_KEY", "/nonexistent");
+    let output = run(&mut command);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("FAIL  http.listen: TCP {address}")), "{said}");
+    assert!(
+        said.contains("ss -tulpn") && said.contains("have to be set together"),
+        "{said}"
+    );
+}

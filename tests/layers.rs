@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 8] = [
     &["access"],
     &["signalling"],
     &["api"],
-    &["gateway", "main", "lib"],
+    &["doctor", "gateway", "main", "lib"],
 ];
 
 /// Plain data that everybody above the media plane may use.

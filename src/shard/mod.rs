@@ -526,7 +526,8 @@ fn candidates(announce: &[IpAddr], local: SocketAddr) -> Result<Vec<SocketAddr>,
         .collect())
 }
 
-fn host_addresses(with_v6: bool) -> Vec<IpAddr> {
+/// Addresses of this host that others may reach, the best first.
+pub fn host_addresses(with_v6: bool) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = if_addrs::get_if_addrs()
         .unwrap_or_default()
         .into_iter()

@@ -31,10 +31,10 @@ enum Family {
 }
 
 /// Receive buffer asked for, in bytes: some milliseconds of many publishers. The kernel may give less.
-const RECEIVE_BUFFER: usize = 8 << 20;
+pub const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// Send buffer asked for, in bytes: one turn's packets to thousands of viewers.
-const SEND_BUFFER: usize = 16 << 20;
+pub const SEND_BUFFER: usize = 16 << 20;
 
 impl UdpPort {
     /// Binds to an address, which other shards may share. An unspecified IPv6 address takes IPv4 too.

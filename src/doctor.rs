@@ -1,0 +1,315 @@
+//! Looks whether this machine and this configuration can serve, and says what to do where not: for `millstream doctor`,
+//! and in the log at start.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::time::SystemTime;
+
+use crate::config::Config;
+use crate::pipeline::process;
+use crate::shard::socket::{RECEIVE_BUFFER, SEND_BUFFER};
+use crate::signalling::tls::Certificate;
+
+/// How bad something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Fine,
+    /// It works, but not for everybody or not as well as it could.
+    Doubtful,
+    /// It does not work.
+    Broken,
+}
+
+/// What was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub level: Level,
+    pub what: String,
+    /// The command or the key that mends it.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    fn fine(what: impl Into<String>) -> Self {
+        Self {
+            level: Level::Fine,
+            what: what.into(),
+            remedy: None,
+        }
+    }
+
+    fn doubtful(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            level: Level::Doubtful,
+            what: what.into(),
+            remedy: Some(remedy.into()),
+        }
+    }
+
+    fn broken(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            level: Level::Broken,
+            ..Self::doubtful(what, remedy)
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = match self.level {
+            Level::Fine => "ok  ",
+            Level::Doubtful => "WARN",
+            Level::Broken => "FAIL",
+        };
+        write!(f, "{sign}  {}", self.what)?;
+        match &self.remedy {
+            Some(remedy) => write!(f, "\n      -> {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Open files that a gateway of the default size needs: its HTTP connections, twice, and room.
+const FILES: u64 = 16_384;
+
+/// Before this the clock is wrong: seconds since 1970, in 2026.
+const EARLIEST: u64 = 1_767_225_600;
+
+/// Everything, the ports and the pipelines too.
+pub async fn examine(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![tcp("http.listen", config.http.listen), udp(config.webrtc.listen)];
+    if config.webrtc.tcp {
+        findings.push(tcp("webrtc.listen (TCP)", config.webrtc.listen));
+    }
+    findings.extend(at_start(config));
+    findings.extend(pipelines(config).await);
+    findings
+}
+
+/// What can be looked at beside a gateway that runs.
+pub fn at_start(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![
+        addresses(config),
+        buffer("receive", "net.core.rmem_max", RECEIVE_BUFFER),
+        buffer("send", "net.core.wmem_max", SEND_BUFFER),
+        segmentation(),
+        files(),
+        clock(),
+    ];
+    findings.extend(tls(config));
+    findings.extend(access(config));
+    findings
+}
+
+fn tcp(key: &str, address: SocketAddr) -> Finding {
+    match TcpListener::bind(address) {
+        Ok(_) => Finding::fine(format!("{key}: TCP {address} is free")),
+        Err(error) => taken(key, &format!("TCP {address}"), &error),
+    }
+}
+
+fn udp(address: SocketAddr) -> Finding {
+    match UdpSocket::bind(address) {
+        Ok(_) => Finding::fine(format!("webrtc.listen: UDP {address} is free")),
+        Err(error) => taken("webrtc.listen", &format!("UDP {address}"), &error),
+    }
+}
+
+fn taken(key: &str, what: &str, error: &std::io::Error) -> Finding {
+    let remedy = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "another program has it, or a gateway that runs: `ss -tulpn` says which; stop it, or choose another port"
+        }
+        std::io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one",
+        _ => "choose an address that this host has",
+    };
+    Finding::broken(format!("{key}: {what} cannot be had: {error}"), remedy)
+}
+
+/// Whether what is announced can be reached from outside.
+fn addresses(config: &Config) -> Finding {
+    let announced: Vec<IpAddr> = match (config.webrtc.announce.as_slice(), config.webrtc.listen.ip()) {
+        ([], ip) if !ip.is_unspecified() => vec![ip],
+        ([], _) => crate::shard::host_addresses(config.webrtc.listen.is_ipv6()),
+        (announced, _) => announced.to_vec(),
+    };
+    let shown: Vec<String> = announced.iter().map(ToString::to_string).collect();
+    let shown = shown.join(", ");
+    if config.webrtc.announce_by_stun.is_some() {
+        return Finding::fine(format!("addresses: {shown}, and what STUN finds"));
+    }
+    let is_public = |ip: &IpAddr| match ip.to_canonical() {
+        IpAddr::V4(ip) => !ip.is_private() && !ip.is_loopback() && !ip.is_link_local() && !is_shared(ip),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unique_local() && !ip.is_unicast_link_local(),
+    };
+    let is_container = Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists();
+    let remedy = "set webrtc.announce to the address that viewers see, or webrtc.announce_by_stun; forward the media port \
+                  (UDP and TCP)";
+    if announced.iter().any(is_public) {
+        Finding::fine(format!("addresses: {shown}"))
+    } else if is_container && config.webrtc.announce.is_empty() {
+        Finding::broken(
+            format!("addresses: {shown}: the container's own, which nobody outside of its host reaches"),
+            remedy,
+        )
+    } else {
+        Finding::doubtful(
+            format!("addresses: {shown}: good for this network, and for nobody outside of it"),
+            remedy,
+        )
+    }
+}
+
+/// RFC 6598: between a provider and its customers.
+fn is_shared(ip: std::net::Ipv4Addr) -> bool {
+    let [a, b, ..] = ip.octets();
+    a == 100 && (64..128).contains(&b)
+}
+
+fn buffer(which: &str, key: &str, wanted: usize) -> Finding {
+    let path = format!("/proc/sys/{}", key.replace('.', "/"));
+    let most: usize = std::fs::read_to_string(path)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0);
+    if most >= wanted {
+        Finding::fine(format!("UDP {which} buffer: {most} bytes"))
+    } else {
+        Finding::doubtful(
+            format!("UDP {which} buffer: at most {most} bytes, {wanted} are wanted: bursts may be lost"),
+            format!("sysctl -w {key}={wanted}, and in /etc/sysctl.d to keep it"),
+        )
+    }
+}
+
+/// UDP_SEGMENT came with Linux 4.18: without it a viewer costs several times as much.
+fn segmentation() -> Finding {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let version = (numbers.next(), numbers.next());
+    match version {
+        (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (4, 18) => {
+            Finding::fine(format!("kernel {}: sends many datagrams in one call", release.trim()))
+        }
+        _ => Finding::doubtful(
+            format!("kernel {}: too old to send many datagrams in one call", release.trim()),
+            "Linux 4.18 or newer serves several times as many viewers",
+        ),
+    }
+}
+
+fn files() -> Finding {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let current = limit.current.unwrap_or(u64::MAX);
+    if current >= FILES {
+        Finding::fine(format!("open files: {current}"))
+    } else {
+        Finding::doubtful(
+            format!("open files: {current}; {FILES} are wanted for many viewers of HLS"),
+            "`ulimit -n 65536`, or LimitNOFILE=65536 in the systemd unit",
+        )
+    }
+}
+
+fn clock() -> Finding {
+    #[expect(clippy::disallowed_methods, reason = "it is the clock that is looked at")]
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    match now {
+        Ok(now) if now.as_secs() >= EARLIEST => Finding::fine("clock: set"),
+        _ => Finding::broken(
+            "clock: it is years behind, so that tokens and certificates are judged wrongly",
+            "set it, and keep it by NTP: `timedatectl set-ntp true`",
+        ),
+    }
+}
+
+fn tls(config: &Config) -> Option<Finding> {
+    match (&config.http.tls_certificate, &config.http.tls_key) {
+        (None, None) => Some(Finding::doubtful(
+            "HTTPS: off; browsers hand out cameras to pages of localhost only, and tokens travel in the clear",
+            "set http.tls_certificate and http.tls_key, or put a proxy with TLS in front",
+        )),
+        (Some(certificate), Some(key)) => Some(match Certificate::read(certificate, key) {
+            Ok(_) => Finding::fine("HTTPS: certificate and key belong together"),
+            Err(error) => Finding::broken(error.to_string(), "give the paths of a certificate and its key in PEM"),
+        }),
+        _ => Some(Finding::broken(
+            "HTTPS: http.tls_certificate and http.tls_key have to be set together",
+            "set the other one too",
+        )),
+    }
+}
+
+fn access(config: &Config) -> Option<Finding> {
+    config.auth.publish_token.is_none().then(|| {
+        Finding::doubtful(
+            "access: the publish token is made anew at each start",
+            "set auth.publish_token to keep one",
+        )
+    })
+}
+
+async fn pipelines(config: &Config) -> Vec<Finding> {
+    let used: Vec<&str> = config
+        .streams
+        .iter()
+        .filter_map(|fetched| fetched.how.pipeline())
+        .collect();
+    let trials = config.pipelines.library.trials();
+    let findings = match process::check(&config.pipelines.program, trials).await {
+        Ok(findings) => findings,
+        Err(error) => {
+            let what = format!("pipelines: no worker can be started: {error}");
+            return vec![Finding::broken(
+                what,
+                "GStreamer has to be installed: `millstream check`",
+            )];
+        }
+    };
+    let found = findings.into_iter().map(|finding| match finding.failure {
+        None => Finding::fine(format!("pipeline {}: ready", finding.name)),
+        Some(failure) => {
+            let what = format!("pipeline {}: {}", finding.name, process::explain(&failure));
+            match used.contains(&finding.name.as_str()) {
+                true => Finding::broken(what, "a configured stream needs it"),
+                false => Finding::doubtful(what, "install it if you need this pipeline"),
+            }
+        }
+    });
+    found.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_nobody_outside_reaches_are_doubtful() {
+        let level = |announce: &[&str]| {
+            let mut config = Config::default();
+            config.webrtc.announce = announce.iter().map(|ip| ip.parse().expect("an address")).collect();
+            addresses(&config).level
+        };
+        assert_eq!(level(&["203.0.113.7"]), Level::Fine);
+        assert_eq!(level(&["192.168.1.2", "2001:db8::1"]), Level::Fine);
+        for inner in [
+            "192.168.1.2",
+            "172.17.0.2",
+            "10.0.0.1",
+            "127.0.0.1",
+            "100.64.0.1",
+            "fd00::1",
+        ] {
+            assert_eq!(level(&[inner]), Level::Doubtful, "{inner}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_told_with_a_remedy() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let finding = tcp("http.listen", taken.local_addr().expect("bound"));
+        assert_eq!(finding.level, Level::Broken);
+        assert!(finding.to_string().contains("ss -tulpn"), "{finding}");
+    }
+}
