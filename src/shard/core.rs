@@ -295,6 +295,7 @@ impl Core {
         peer.connected = Some(now);
         self.shared.registry.connected(peer.id);
         let took = now.duration_since(peer.opened);
+        self.shared.counters.connecting.note(took);
         let remote = peer.destination.map(|d| tracing::field::display(Way(d.to)));
         match &mut peer.role {
             Role::Publisher(publisher) => {
@@ -321,6 +322,7 @@ impl Core {
         match &mut peer.role {
             Role::Publisher(publisher) => publisher.handle_rtcp(now, &messages),
             Role::Viewer(viewer) => {
+                self.shared.counters.heard(&messages);
                 let Some(destination) = peer.destination else { return };
                 let wishes = viewer.handle_rtcp(now, ntp, &messages, &mut peer.session, destination, &mut self.outbox);
                 if wishes.key_frame {

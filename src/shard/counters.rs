@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::socket::SendCounters;
+use crate::media::rtcp::Message;
 use crate::session::{CloseReason, guard};
 
 /// Counters of the media plane; all only rise.
@@ -15,6 +17,55 @@ pub struct Counters {
     dropped: [AtomicU64; DropReason::ALL.len()],
     closed: [AtomicU64; CloseReason::ALL.len()],
     in_sessions: [AtomicU64; guard::DropReason::ALL.len()],
+    /// From the offer to the end of the handshake.
+    pub connecting: Histogram,
+    /// Packets that viewers asked for again, and key frames that they asked for.
+    pub nacked: AtomicU64,
+    pub key_frames_wanted: AtomicU64,
+    /// Of the last reports of viewers: the sum of lost parts in 1/256, and their number.
+    pub reported_loss: AtomicU64,
+    pub reports: AtomicU64,
+}
+
+/// Times, counted by upper bounds.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    counts: [AtomicU64; Histogram::BOUNDS.len() + 1],
+    /// In microseconds.
+    sum: AtomicU64,
+}
+
+impl Histogram {
+    /// Upper bounds in milliseconds; what takes longer is counted behind the last.
+    pub const BOUNDS: [u64; 9] = [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 15_000];
+
+    /// Counts a time.
+    pub fn note(&self, took: Duration) {
+        let millis = took.as_millis();
+        let index = Self::BOUNDS.iter().position(|bound| millis <= u128::from(*bound));
+        if let Some(counter) = self.counts.get(index.unwrap_or(Self::BOUNDS.len())) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.sum.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// For each bound, how many took no longer; last those of any length.
+    pub fn cumulative(&self) -> Vec<u64> {
+        let mut sum = 0;
+        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        counts
+            .map(|count| {
+                sum += count;
+                sum
+            })
+            .collect()
+    }
+
+    /// All of it, in seconds.
+    pub fn sum(&self) -> f64 {
+        self.sum.load(Ordering::Relaxed) as f64 / 1_000_000.0
+    }
 }
 
 /// Why a datagram or a message was dropped before it reached a session.
@@ -43,6 +94,26 @@ impl DropReason {
 }
 
 impl Counters {
+    /// Counts what a viewer says of its reception.
+    pub fn heard(&self, messages: &[Message]) {
+        for message in messages {
+            match message {
+                Message::Nack { seqs, .. } => {
+                    self.nacked.fetch_add(seqs.len() as u64, Ordering::Relaxed);
+                }
+                Message::KeyFrameRequest { .. } => {
+                    self.key_frames_wanted.fetch_add(1, Ordering::Relaxed);
+                }
+                Message::ReceiverReport { blocks } => {
+                    let lost = blocks.iter().map(|block| u64::from(block.fraction_lost)).sum();
+                    self.reported_loss.fetch_add(lost, Ordering::Relaxed);
+                    self.reports.fetch_add(blocks.len() as u64, Ordering::Relaxed);
+                }
+                Message::SenderReport { .. } | Message::Bye => {}
+            }
+        }
+    }
+
     /// Counts a drop.
     pub fn dropped(&self, reason: DropReason) {
         if let Some(counter) = self.dropped.get(reason as usize) {

@@ -193,6 +193,11 @@ impl MediaPlane {
         *announced = std::iter::once(first).chain(rest.copied()).collect();
     }
 
+    /// Peers whose media goes by TCP.
+    pub fn tcp_connections(&self) -> usize {
+        self.inner.shared.streams.count()
+    }
+
     /// Whether peers are told that they may come by TCP.
     pub fn takes_tcp(&self) -> bool {
         self.inner.takes_tcp.load(Ordering::Acquire)

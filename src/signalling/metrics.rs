@@ -9,6 +9,7 @@ use crate::hub::meter::Rate;
 use crate::hub::name::StreamName;
 use crate::hub::stream::Stream;
 use crate::media::{Codec, Kind};
+use crate::shard::counters::Histogram;
 use crate::sources::fetch::status::State;
 
 /// Streams that are listed by name, those with most viewers first.
@@ -34,7 +35,73 @@ pub fn render(signalling: &Signalling) -> String {
     streams(&mut page, signalling);
     sources(&mut page, signalling);
     media(&mut page, signalling);
+    reception(&mut page, signalling);
+    process(&mut page, signalling);
     page.text
+}
+
+/// What viewers say, and how long it took them to be here.
+fn reception(page: &mut Page, signalling: &Signalling) {
+    let counters = signalling.media.counters();
+    for (name, help, counter) in [
+        (
+            "millstream_viewer_nacked_packets_total",
+            "Packets that viewers asked for again.",
+            &counters.nacked,
+        ),
+        (
+            "millstream_viewer_key_frame_requests_total",
+            "Key frames that viewers asked for.",
+            &counters.key_frames_wanted,
+        ),
+        (
+            "millstream_viewer_reports_total",
+            "Reports of viewers on their reception.",
+            &counters.reports,
+        ),
+    ] {
+        page.single(name, "counter", help, counter.load(Ordering::Relaxed));
+    }
+    page.single(
+        "millstream_viewer_reported_loss_total",
+        "counter",
+        "Sum of the parts lost, of these reports; divided by their number it is the mean.",
+        counters.reported_loss.load(Ordering::Relaxed) as f64 / 256.0,
+    );
+    page.histogram(
+        "millstream_connect_seconds",
+        "From the offer to the end of the handshake.",
+        &counters.connecting,
+    );
+}
+
+/// As Prometheus' own clients call them.
+fn process(page: &mut Page, signalling: &Signalling) {
+    page.single(
+        "millstream_media_tcp_connections",
+        "gauge",
+        "Peers whose media goes by TCP.",
+        signalling.media.tcp_connections(),
+    );
+    page.single(
+        "millstream_hls_streams",
+        "gauge",
+        "Streams that are packaged for HLS.",
+        signalling.hls.packaged(),
+    );
+    let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    page.single("process_open_fds", "gauge", "Open files.", files);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status.lines().find_map(|line| {
+        let kilobytes = line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?;
+        kilobytes.trim().parse::<u64>().ok()
+    });
+    page.single(
+        "process_resident_memory_bytes",
+        "gauge",
+        "Memory in use.",
+        resident.unwrap_or(0) * 1_024,
+    );
 }
 
 /// What is shown of a stream.
@@ -249,6 +316,18 @@ impl Page {
 
     fn labelled(&mut self, label: &str, value: impl Display, sample: impl Display) {
         let _ = writeln!(self.text, "{}{{{label}=\"{value}\"}} {sample}", self.name);
+    }
+
+    fn histogram(&mut self, name: &'static str, help: &str, histogram: &Histogram) {
+        self.family(name, "histogram", help);
+        let counts = histogram.cumulative();
+        let bounds = Histogram::BOUNDS.map(|bound| (bound as f64 / 1_000.0).to_string());
+        let bounds = bounds.into_iter().chain(["+Inf".to_owned()]);
+        for (bound, count) in bounds.zip(&counts) {
+            let _ = writeln!(self.text, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(self.text, "{name}_sum {}", histogram.sum());
+        let _ = writeln!(self.text, "{name}_count {}", counts.last().copied().unwrap_or(0));
     }
 
     fn single(&mut self, name: &'static str, kind: &str, help: &str, sample: impl Display) {

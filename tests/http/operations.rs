@@ -323,3 +323,48 @@ async fn the_api_asks_for_a_reload_and_says_what_became_of_it() {
     assert_eq!(again("new").send(&gateway).await.status, 201);
     gateway.stop().await;
 }
+
+/// Metrics that the dashboard asks for are metrics that there are.
+#[tokio::test]
+async fn the_dashboard_of_grafana_shows_metrics_that_exist() {
+    let gateway = gateway(&[]).await;
+    let page = Request::new("GET", "/metrics").send(&gateway).await;
+    let known: Vec<&str> = page
+        .text()
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    let dashboard: serde_json::Value =
+        serde_json::from_str(include_str!("../../deploy/grafana-dashboard.json")).expect("JSON");
+    let mut asked = 0;
+    for panel in dashboard["panels"].as_array().expect("panels") {
+        for target in panel["targets"].as_array().expect("targets") {
+            let expression = target["expr"].as_str().expect("an expression");
+            let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            for name in words.filter(|word| word.starts_with("millstream_") || word.starts_with("process_")) {
+                let name = name.strip_suffix("_bucket").unwrap_or(name);
+                assert!(known.contains(&name), "{name} in {known:?}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 20, "{asked}");
+    gateway.stop().await;
+}
+
+#[test]
+fn what_is_deployed_is_a_valid_configuration() {
+    let text = include_str!("../../deploy/millstream.toml");
+    millstream::Config::parse(text, "millstream.toml".as_ref(), []).expect("valid");
+    // With everything in it that is commented out.
+    let all: Vec<&str> = text
+        .lines()
+        .map(|line| {
+            line.strip_prefix("# ")
+                .filter(|line| line.contains(" = ") || line.starts_with('['))
+                .unwrap_or(line)
+        })
+        .collect();
+    let all = all.join("\n").replace("token = \"\"", "token = \"a\"");
+    millstream::Config::parse(&all, "millstream.toml".as_ref(), []).expect("valid");
+}

@@ -129,6 +129,11 @@ impl Service {
         Ok(live.clone())
     }
 
+    /// Streams that are packaged at the moment.
+    pub fn packaged(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Forgets a stream that nobody has asked for in a while; whether it did.
     pub(super) fn forget_if_idle(&self, name: &StreamName) -> bool {
         let mut streams = self.lock();
