@@ -28,6 +28,21 @@ pub struct Stream {
     pub audio: Option<Audio>,
     /// What is being repaired for viewers who need it.
     pub repairs: Vec<Repair>,
+    /// Versions of the picture that viewers may choose from, the best first.
+    pub layers: Vec<Layer>,
+    /// What could be better, in plain words.
+    pub warnings: Vec<String>,
+}
+
+/// One version of the picture of a simulcast.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Layer {
+    pub rid: String,
+    pub width: Option<u16>,
+    pub height: Option<u16>,
+    /// Bits per second.
+    pub bitrate: u64,
+    pub active: bool,
 }
 
 /// A configured source.
@@ -60,6 +75,8 @@ pub struct Video {
     /// Bits per second.
     pub bitrate: u64,
     pub b_frames: bool,
+    /// Seconds between the last two key frames.
+    pub key_frame_interval: Option<f64>,
 }
 
 /// A sound track.
@@ -116,9 +133,57 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory) -> Option<Stream> 
         if shown.live {
             shown.video = video(&state);
             shown.audio = audio(&state);
+            shown.layers = layers(&state);
         }
     }
+    shown.warnings = warnings(&shown);
     Some(shown)
+}
+
+fn layers(state: &StreamState) -> Vec<Layer> {
+    let layers = state.layers().iter();
+    layers
+        .map(|layer| {
+            let (width, height) = layer.resolution.unzip();
+            Layer {
+                rid: layer.rid.0.to_string(),
+                width,
+                height,
+                bitrate: layer.bitrate,
+                active: layer.active,
+            }
+        })
+        .collect()
+}
+
+/// Key frames further apart make viewers of HLS wait, and cost those of WebRTC a longer burst.
+const LONG_INTERVAL: f64 = 4.5;
+
+fn warnings(stream: &Stream) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(video) = &stream.video {
+        if let Some(interval) = video.key_frame_interval.filter(|interval| *interval > LONG_INTERVAL) {
+            warnings.push(format!(
+                "A key frame comes every {interval:.0} s: set the encoder's key frame interval to 2 s."
+            ));
+        }
+        if video.b_frames {
+            let text = "B-frames: WebRTC cannot show them, so viewers get a repaired picture; turn them off in the encoder \
+                        to save that.";
+            warnings.push(text.to_owned());
+        }
+        let profile = video.profile.as_deref().unwrap_or_default();
+        if video.codec == "H264" && profile.starts_with("64") {
+            warnings.push("H.264 High profile: some browsers cannot decode it; Baseline plays everywhere.".to_owned());
+        }
+        if video.codec == "H265" {
+            warnings.push("H.265: many browsers cannot decode it; they get H.264 made of it.".to_owned());
+        }
+    }
+    if stream.live && stream.audio.is_none() {
+        warnings.push("No sound comes.".to_owned());
+    }
+    warnings
 }
 
 fn source(entry: &Entry) -> Source {
@@ -150,6 +215,7 @@ fn video(state: &StreamState) -> Option<Video> {
         frame_rate: rate.frames,
         bitrate: rate.bitrate,
         b_frames: state.video.is_reordered(),
+        key_frame_interval: state.video.key_frame_interval().map(|interval| interval.as_secs_f64()),
     })
 }
 

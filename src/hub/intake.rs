@@ -253,6 +253,9 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
         if seq >= track.ring.end() {
             track.note_order(packet.codec, time);
         }
+        if packet.key_frame && track.kind == Kind::Video {
+            track.note_key_frame(time);
+        }
         let inserted = track.ring.insert(seq, |order| Packet {
             seq,
             time,

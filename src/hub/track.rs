@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::meter::Meter;
 use super::ring::Ring;
 use super::vp8_line::Vp8Line;
-use crate::media::clock::{TrackClock, ticks};
+use crate::media::clock::{TrackClock, duration, ticks};
 use crate::media::packet::{TrackSeq, TrackTime};
 use crate::media::{Codec, Format, Kind};
 
@@ -24,6 +24,8 @@ pub struct Track {
     pub meter: Meter,
     /// What the track says of itself has changed: the next packet tells.
     pub news: bool,
+    /// Time of the last key frame, and from the one before it.
+    key_frames: Option<(TrackTime, Option<u64>)>,
     order: Order,
     /// A time on the line of the stream that this is a layer of, and when it arrives there: both lines have one time.
     pub beside: Option<(TrackTime, Instant)>,
@@ -64,6 +66,7 @@ impl Track {
             resolution: None,
             meter: Meter::default(),
             news: false,
+            key_frames: None,
             order: Order::default(),
             beside: None,
         }
@@ -75,6 +78,7 @@ impl Track {
         self.resolution = None;
         self.news = true;
         self.order = Order::default();
+        self.key_frames = None;
         self.ring.forget_key_frames();
         if let Some(format) = format {
             self.clock.reset(format.codec().clock_rate());
@@ -87,6 +91,21 @@ impl Track {
             self.format = format;
             self.news = true;
         }
+    }
+
+    /// Notes a packet of a key frame.
+    pub(super) fn note_key_frame(&mut self, time: TrackTime) {
+        match self.key_frames {
+            Some((last, _)) if last >= time => {}
+            Some((last, _)) => self.key_frames = Some((time, Some(time - last))),
+            None => self.key_frames = Some((time, None)),
+        }
+    }
+
+    /// From the last but one key frame to the last; `None` while there were not two of them.
+    pub fn key_frame_interval(&self) -> Option<Duration> {
+        let (_, ticks) = self.key_frames?;
+        Some(duration(ticks?, 90_000))
     }
 
     /// Whether the source has B-frames: its pictures come in another order than they are shown in.

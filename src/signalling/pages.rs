@@ -33,6 +33,7 @@ macro_rules! file {
 }
 
 const FILES: &[File] = &[
+    file!("board.js", SCRIPT),
     file!("favicon.svg", SVG),
     file!("hls.js", SCRIPT),
     // From npm, by build.rs.

@@ -1,0 +1,186 @@
+// The dashboard: what streams there are and how they do, from the API. It shows itself when the API lets it in.
+
+import { byId, copies, keepToken, takeToken } from './page.js';
+
+/** Between two looks, in milliseconds. */
+const LOOK_EVERY = 2_000;
+/** Points of a sparkline: two minutes. */
+const POINTS = 60;
+const KEY = 'millstream-api-token';
+
+const history = new Map();
+const opened = new Set();
+let token = takeToken(KEY);
+let timer = 0;
+
+async function api(path, options = {}) {
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  return fetch(`/api/v1/${path}`, { ...options, headers, signal: AbortSignal.timeout(10_000) });
+}
+
+const element = (name, attributes = {}, ...children) => {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === 'class') made.className = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== ''));
+  return made;
+};
+
+const bits = (rate) => (rate >= 1e6 ? `${(rate / 1e6).toFixed(1)} Mbit/s` : `${Math.round(rate / 1e3)} kbit/s`);
+
+function duration(seconds) {
+  const [h, m, s] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, Math.floor(seconds) % 60];
+  return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
+}
+
+/** A line of the last minutes; its text says what it shows. */
+function sparkline(values, text) {
+  const space = 'http://www.w3.org/2000/svg';
+  const svg = document.createElementNS(space, 'svg');
+  svg.setAttribute('viewBox', '0 0 120 28');
+  svg.setAttribute('class', 'spark');
+  svg.setAttribute('role', 'img');
+  svg.setAttribute('aria-label', text);
+  const most = Math.max(...values, 1);
+  const step = 118 / (POINTS - 1);
+  const points = values.map((value, index) => {
+    const x = 119 - (values.length - 1 - index) * step;
+    return `${x.toFixed(1)},${(26 - (value / most) * 24).toFixed(1)}`;
+  });
+  const line = document.createElementNS(space, 'polyline');
+  line.setAttribute('points', points.join(' '));
+  svg.append(line);
+  return svg;
+}
+
+function facts({ video, audio, publisher }) {
+  const parts = [];
+  if (video) {
+    const size = video.height ? `${video.width} × ${video.height}` : '';
+    parts.push([video.codec, size, `${video.frame_rate.toFixed(0)} fps`].filter(Boolean).join(' '));
+  }
+  if (audio) parts.push(`${audio.codec} ${audio.sample_rate / 1000} kHz`);
+  if (publisher) parts.push(`by ${publisher.toUpperCase()}`);
+  return parts.join(' · ');
+}
+
+function button(text, work, label) {
+  const made = element('button', { class: 'small', type: 'button', ...(label && { 'aria-label': label }) }, text);
+  made.addEventListener('click', work);
+  return made;
+}
+
+function copyButton(text, what, label) {
+  const made = element('button', { class: 'small', type: 'button', 'aria-label': label }, text);
+  copies(made, () => what);
+  return made;
+}
+
+function streamCard(stream, sessions) {
+  const { name, live, viewers, source, video, audio, warnings } = stream;
+  const rate = (video?.bitrate ?? 0) + (audio?.bitrate ?? 0);
+  const past = history.get(name) ?? { viewers: [], rate: [] };
+  history.set(name, past);
+  past.viewers = [...past.viewers, viewers].slice(-POINTS);
+  past.rate = [...past.rate, rate].slice(-POINTS);
+  const origin = location.origin;
+  const embed = `<script type="module" src="${origin}/player.js"></script>\n`
+    + `<millstream-player src="${origin}/whep/${name}"></millstream-player>`;
+  const state = live ? 'live' : source ? source.state.replace('_', ' ') : 'waiting';
+  const card = element('article', { class: 'stream', 'data-live': String(live), 'aria-label': name });
+  card.append(
+    element('h3', {}, element('span', { class: 'dot', 'aria-hidden': 'true' }), element('a', { href: `/watch/${name}` }, name),
+      element('span', { class: 'quiet' }, state)),
+    element('p', { class: 'quiet' }, facts(stream) || 'nothing is sent'),
+    element('dl', { class: 'measures' },
+      element('div', {}, element('dt', {}, 'Viewers'), element('dd', {}, String(viewers)),
+        sparkline(past.viewers, `Viewers in the last two minutes, now ${viewers}`)),
+      element('div', {}, element('dt', {}, 'Bitrate'), element('dd', {}, bits(rate)),
+        sparkline(past.rate, `Bitrate in the last two minutes, now ${bits(rate)}`))),
+  );
+  if (source?.last_error && !live) card.append(element('p', { class: 'problem' }, source.last_error));
+  if (warnings.length > 0) {
+    card.append(element('ul', { class: 'warnings' }, ...warnings.map((text) => element('li', {}, text))));
+  }
+  const buttons = element('div', { class: 'row' },
+    element('a', { class: 'button small', href: `/watch/${name}` }, 'Watch'),
+    element('a', { class: 'button small', href: `/publish/${name}` }, 'Publish'),
+    copyButton('Copy OBS server', `${origin}/whip/${name}`, `Copy the OBS server of ${name}`),
+    copyButton('Copy embed code', embed, `Copy the embed code of ${name}`));
+  if (source) {
+    const starts = source.state === 'stopped';
+    const work = () => api(`sources/${starts ? 'start' : 'stop'}/${name}`, { method: 'POST' }).then(look);
+    buttons.append(button(starts ? 'Start source' : 'Stop source', work, `${starts ? 'Start' : 'Stop'} the source of ${name}`));
+  }
+  const own = sessions.filter((session) => session.stream === name);
+  if (own.length > 0) {
+    const isOpen = opened.has(name);
+    const toggle = button(`${own.length} sessions`, () => {
+      if (isOpen) opened.delete(name);
+      else opened.add(name);
+      look();
+    }, `Sessions of ${name}`);
+    toggle.setAttribute('aria-expanded', String(isOpen));
+    buttons.append(toggle);
+    if (isOpen) card.append(sessionTable(own));
+  }
+  card.append(buttons);
+  return card;
+}
+
+function sessionTable(sessions) {
+  const row = ({ id, role, state, cause, explanation, seconds, address, client }) => element('tr', {},
+    element('td', {}, role),
+    element('td', { ...(explanation && { title: explanation }) }, cause ?? state),
+    element('td', {}, duration(seconds)),
+    element('td', {}, [address, client?.slice(0, 40)].filter(Boolean).join(' ')),
+    element('td', {}, state === 'ended' ? '' : button('End', () => api(`sessions/${id}`, { method: 'DELETE' }).then(look), `End session ${id}`)));
+  const head = ['Role', 'State', 'Since', 'Client', 'Action'].map((text) => element('th', { scope: 'col' }, text));
+  return element('div', { class: 'scrolls', tabindex: '0' }, element('table', {},
+    element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...sessions.map(row))));
+}
+
+async function look() {
+  clearTimeout(timer);
+  try {
+    const [streams, sessions] = await Promise.all([api('streams'), api('sessions?limit=1000')]);
+    if (!streams.ok || !sessions.ok) return refused(streams.status);
+    const [all, { sessions: known }] = [await streams.json(), await sessions.json()];
+    show(all, known);
+  } catch {
+    byId('board-note').textContent = 'The gateway does not answer; trying again.';
+  }
+  timer = setTimeout(look, document.hidden ? LOOK_EVERY * 5 : LOOK_EVERY);
+}
+
+function show(streams, sessions) {
+  byId('board-token').hidden = true;
+  byId('board-note').textContent = streams.length === 0 ? 'No stream yet: publish one, or configure a camera.' : '';
+  const list = byId('streams');
+  // What has the focus keeps it: the same place is found in what replaces it.
+  const focus = document.activeElement?.closest('#streams') ? document.activeElement.getAttribute('aria-label') : null;
+  streams.sort((a, b) => Number(b.live) - Number(a.live) || a.name.localeCompare(b.name));
+  list.replaceChildren(...streams.map((stream) => streamCard(stream, sessions)));
+  if (focus) [...list.querySelectorAll('[aria-label]')].find((e) => e.getAttribute('aria-label') === focus)?.focus();
+  document.documentElement.dataset.streams = streams.length;
+}
+
+function refused(status) {
+  byId('board-token').hidden = false;
+  byId('streams').replaceChildren();
+  byId('board-note').textContent = token && status !== 429 ? 'This token does not open the API.' : '';
+  if (status === 429) byId('board-note').textContent = 'Too many wrong tokens: wait a moment.';
+  document.documentElement.dataset.streams = 'closed';
+}
+
+byId('board-token').addEventListener('submit', (event) => {
+  event.preventDefault();
+  token = byId('api-token').value.trim();
+  keepToken(KEY, token);
+  look();
+});
+
+if (token) look();
+else refused(0);
