@@ -94,10 +94,10 @@ function streamCard(stream, sessions) {
     element('h3', {}, element('span', { class: 'dot', 'aria-hidden': 'true' }), element('a', { href: `/watch/${name}` }, name),
       element('span', { class: 'quiet' }, state)),
     element('p', { class: 'quiet' }, facts(stream) || 'nothing is sent'),
-    element('dl', { class: 'measures' },
-      element('div', {}, element('dt', {}, 'Viewers'), element('dd', {}, String(viewers)),
+    element('div', { class: 'measures' },
+      element('div', {}, element('span', { class: 'quiet' }, 'Viewers'), element('span', {}, String(viewers)),
         sparkline(past.viewers, `Viewers in the last two minutes, now ${viewers}`)),
-      element('div', {}, element('dt', {}, 'Bitrate'), element('dd', {}, bits(rate)),
+      element('div', {}, element('span', { class: 'quiet' }, 'Bitrate'), element('span', {}, bits(rate)),
         sparkline(past.rate, `Bitrate in the last two minutes, now ${bits(rate)}`))),
   );
   if (source?.last_error && !live) card.append(element('p', { class: 'problem' }, source.last_error));
@@ -107,12 +107,12 @@ function streamCard(stream, sessions) {
   const buttons = element('div', { class: 'row' },
     element('a', { class: 'button small', href: `/watch/${name}` }, 'Watch'),
     element('a', { class: 'button small', href: `/publish/${name}` }, 'Publish'),
-    copyButton('Copy OBS server', `${origin}/whip/${name}`, `Copy the OBS server of ${name}`),
-    copyButton('Copy embed code', embed, `Copy the embed code of ${name}`));
+    copyButton('Copy OBS server', `${origin}/whip/${name}`, `Copy OBS server: ${name}`),
+    copyButton('Copy embed code', embed, `Copy embed code: ${name}`));
   if (source) {
     const starts = source.state === 'stopped';
     const work = () => api(`sources/${starts ? 'start' : 'stop'}/${name}`, { method: 'POST' }).then(look);
-    buttons.append(button(starts ? 'Start source' : 'Stop source', work, `${starts ? 'Start' : 'Stop'} the source of ${name}`));
+    buttons.append(button(starts ? 'Start source' : 'Stop source', work, `${starts ? 'Start' : 'Stop'} source: ${name}`));
   }
   const own = sessions.filter((session) => session.stream === name);
   if (own.length > 0) {
@@ -121,7 +121,7 @@ function streamCard(stream, sessions) {
       if (isOpen) opened.delete(name);
       else opened.add(name);
       look();
-    }, `Sessions of ${name}`);
+    }, `${own.length} sessions: ${name}`);
     toggle.setAttribute('aria-expanded', String(isOpen));
     buttons.append(toggle);
     if (isOpen) card.append(sessionTable(own));
@@ -136,7 +136,7 @@ function sessionTable(sessions) {
     element('td', { ...(explanation && { title: explanation }) }, cause ?? state),
     element('td', {}, duration(seconds)),
     element('td', {}, [address, client?.slice(0, 40)].filter(Boolean).join(' ')),
-    element('td', {}, state === 'ended' ? '' : button('End', () => api(`sessions/${id}`, { method: 'DELETE' }).then(look), `End session ${id}`)));
+    element('td', {}, state === 'ended' ? '' : button('End', () => api(`sessions/${id}`, { method: 'DELETE' }).then(look), `End ${role} ${id}`)));
   const head = ['Role', 'State', 'Since', 'Client', 'Action'].map((text) => element('th', { scope: 'col' }, text));
   return element('div', { class: 'scrolls', tabindex: '0' }, element('table', {},
     element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...sessions.map(row))));

@@ -1,0 +1,96 @@
+// The dashboard, and accessibility of all pages by axe-core.
+
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { after, before, test } from 'node:test';
+import { chromium, isLive, open, plays, publish, startGateway, until, watch } from './harness.js';
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+const API_TOKEN = 'api-token-of-the-tests';
+
+let browser;
+
+before(async () => {
+  browser = await chromium();
+});
+
+after(() => browser?.close());
+
+const shot = async (page, name) => {
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/${name}.png`, fullPage: true });
+};
+
+/** What axe-core finds against WCAG 2.1 A and AA. */
+async function violations(page) {
+  // The pages let no inline script run; what the debugger evaluates is none of theirs.
+  await page.evaluate(AXE);
+  const { violations } = await page.evaluate(() =>
+    window.axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa'] }));
+  return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(' | ')}`);
+}
+
+const board = (page) => page.evaluate(() => document.documentElement.dataset.streams);
+const text = (page) => page.evaluate(() => document.getElementById('streams').innerText);
+
+test('the dashboard shows streams, sources with their errors, and sessions that it can end', async (t) => {
+  const gateway = await startGateway({ MILLSTREAM_AUTH__API_TOKEN: API_TOKEN }, '--demo');
+  t.after(() => gateway.stop());
+  const publisher = await publish(browser, gateway, 'studio/one');
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  const viewer = await watch(browser, gateway, 'studio/one');
+  t.after(() => viewer.close());
+  await plays(viewer);
+
+  const page = await open(browser, `${gateway.origin}/`);
+  t.after(() => page.close());
+  assert.equal(await board(page), 'closed');
+  await page.type('#api-token', 'wrong');
+  await page.click('#board-token button');
+  await until(() => page.$eval('#board-note', (note) => note.textContent), (note) => /does not open/.test(note), 'the refusal');
+  await page.$eval('#api-token', (input) => (input.value = ''));
+  await page.type('#api-token', API_TOKEN);
+  await page.click('#board-token button');
+  await until(() => board(page), (count) => count === '2', 'both streams');
+  await until(() => text(page), (seen) => /studio\/one/.test(seen) && /VP8/.test(seen) && /kbit\/s|Mbit\/s/.test(seen), 'facts');
+  await page.click('[aria-label="2 sessions: studio/one"]');
+  await until(() => text(page), (seen) => /publisher/.test(seen) && /viewer/.test(seen), 'the sessions');
+  assert.deepEqual(await violations(page), []);
+  await shot(page, 'dashboard');
+  await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: 'dark' }]);
+  await page.setViewport({ width: 390, height: 800 });
+  await new Promise((resolve) => setTimeout(resolve, 2_500));
+  assert.deepEqual(await violations(page), [], 'in the dark, on a phone');
+  await shot(page, 'dashboard-dark-phone');
+  const wide = await page.evaluate(() => document.documentElement.scrollWidth > innerWidth);
+  assert.equal(wide, false, 'nothing sticks out on a phone');
+
+  // By keyboard: the source of the demo is stopped, and started again.
+  await page.focus('[aria-label="Stop source: demo"]');
+  await page.keyboard.press('Enter');
+  await until(() => text(page), (seen) => /stopped/.test(seen), 'the source to stop');
+  await page.click('[aria-label="Start source: demo"]');
+  await until(() => text(page), (seen) => !/stopped/.test(seen), 'the source to start');
+  // The viewer's session is ended, and the player comes back by itself.
+  await page.click('[aria-label^="End viewer"]');
+  await until(() => text(page), (seen) => /kicked/.test(seen), 'the cause to be shown');
+  await until(() => viewer.evaluate(() => document.querySelector('millstream-player').dataset.sessions), (count) => count === '2', 'the player to return');
+  assert.deepEqual(page.faults, []);
+});
+
+test('the watch and publish pages have no faults that axe-core finds', async (t) => {
+  const gateway = await startGateway({}, '--demo');
+  t.after(() => gateway.stop());
+  const viewer = await watch(browser, gateway, 'demo');
+  t.after(() => viewer.close());
+  await plays(viewer);
+  assert.deepEqual(await violations(viewer), []);
+  await shot(viewer, 'watch');
+  const publisher = await publish(browser, gateway, 'camera');
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  assert.deepEqual(await violations(publisher), []);
+  await shot(publisher, 'publish');
+  for (const page of [viewer, publisher]) assert.deepEqual(page.faults, []);
+});
