@@ -34,6 +34,8 @@ const CONNECTED_WITHIN = 900;
 /** So is a connection that brings no picture, or none any more. */
 const PICTURE_WITHIN = 2_000;
 const STALLED_FOR = 3_000;
+/** Between looks whether there are several versions of the picture, in milliseconds; the last one again and again. */
+const ASK_AFTER = [2_000, 8_000, 30_000];
 /** Between attempts at either way while the other one plays. */
 const TRY_EVERY = 2_000;
 
@@ -44,11 +46,12 @@ export class WhepClient extends Client {
   layers = [];
 
   #events = null;
+  #asking = 0;
 
   constructor(endpoint, options) {
     super(endpoint, options);
     this.addEventListener('state', () => {
-      if (this.state === 'live') this.#listen().catch(() => {});
+      if (this.state === 'live') this.#ask(0);
       else this.#deafen();
     });
   }
@@ -64,6 +67,23 @@ export class WhepClient extends Client {
     });
   }
 
+  /**
+   * Looks whether there is a choice, now and then. Only where there is one, its changes are listened to: a stream of
+   * events holds a connection, of which a browser has six for a gateway, and a gateway so many for everybody.
+   */
+  async #ask(times) {
+    const { layer } = this.extensions;
+    if (!layer || this.#events) return;
+    const answer = await fetch(layer).then((reply) => (reply.ok ? reply.json() : {}), () => ({}));
+    if (this.state !== 'live') return;
+    if ((Object.values(answer)[0] ?? []).length > 1) {
+      this.#listen().catch(() => {});
+      return;
+    }
+    clearTimeout(this.#asking);
+    this.#asking = setTimeout(() => this.#ask(times + 1), ASK_AFTER[times] ?? ASK_AFTER.at(-1));
+  }
+
   async #listen() {
     const url = this.extensions['server-sent-events'];
     if (!url || this.#events) return;
@@ -76,6 +96,7 @@ export class WhepClient extends Client {
   }
 
   #deafen() {
+    clearTimeout(this.#asking);
     this.#events?.close?.();
     this.#events = null;
     if (this.layers.length > 0) this.#tell([]);

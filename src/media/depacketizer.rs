@@ -1,4 +1,4 @@
-//! From the packets of a track back to whole frames: H.264 (RFC 6184), H.265 (RFC 7798), VP9 of one layer (RFC 9628), and
+//! From the packets of a track back to whole frames: H.264 (RFC 6184), H.265 (RFC 7798), VP9 of one layer (RFC 9628), AV1, and
 //! what is one packet a frame.
 //!
 //! A [`Depacketizer`] reads a track in line order, as it stands in the ring. A frame with a hole in it is given up, and
@@ -7,6 +7,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
+use super::codec::av1::Assembler;
 use super::codec::vp9;
 use super::packet::{Packet, TrackSeq, TrackTime};
 use super::packetizer::MAX_ACCESS_UNIT;
@@ -21,7 +22,7 @@ pub struct Frame {
     pub key_frame: bool,
     /// Something is missing between the frame before and this one.
     pub after_gap: bool,
-    /// H.264 and H.265 with start codes; else as the packet had it.
+    /// H.264 and H.265 with start codes, AV1 with the length in each OBU; else as the packet had it.
     pub bytes: Bytes,
 }
 
@@ -44,6 +45,7 @@ struct Unit {
     broken: bool,
     /// A fragmented NAL unit has begun and not ended.
     in_fragment: bool,
+    av1: Assembler,
     bytes: BytesMut,
 }
 
@@ -90,11 +92,12 @@ impl Depacketizer {
             key_frame: false,
             broken: false,
             in_fragment: false,
+            av1: Assembler::default(),
             bytes: BytesMut::new(),
         });
         unit.key_frame |= packet.key_frame;
         unit.take(&packet.payload);
-        if packet.marker || !matches!(packet.codec, Codec::H264 | Codec::H265 | Codec::Vp9) {
+        if packet.marker || !matches!(packet.codec, Codec::H264 | Codec::H265 | Codec::Vp9 | Codec::Av1) {
             self.finish(false, out);
         }
     }
@@ -142,6 +145,13 @@ impl Unit {
         let whole = match self.codec {
             Codec::H264 => self.take_h264(payload),
             Codec::H265 => self.take_h265(payload),
+            Codec::Av1 => {
+                let mut obus = Vec::new();
+                let taken = self.av1.take(payload, &mut obus);
+                self.bytes.extend_from_slice(&obus);
+                self.in_fragment = !self.av1.is_whole();
+                taken
+            }
             Codec::Vp9 => vp9::descriptor_len(payload).and_then(|length| {
                 self.bytes.extend_from_slice(payload.get(length..)?);
                 Some(())

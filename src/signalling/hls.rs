@@ -64,7 +64,7 @@ impl File {
         let roles = Role::ALL.into_iter();
         let (role, rest) = roles
             .filter_map(|role| Some((role, name.strip_prefix(role.name())?)))
-            .next()?;
+            .find(|(_, rest)| rest.starts_with(['.', '-']))?;
         if rest == ".m3u8" {
             return Some(Self::Media(role));
         }
@@ -225,6 +225,9 @@ mod tests {
             ("audio.m3u8", Some(File::Media(Role::Audio))),
             ("video-init-3.mp4", Some(File::Init(Role::Video, 3))),
             ("video-17.m4s", Some(File::Segment(Role::Video, 17))),
+            ("video2.m3u8", Some(File::Media(Role::Second))),
+            ("video3-17.2.m4s", Some(File::Part(Role::Third, 17, 2))),
+            ("video4.m3u8", None),
             ("audio-17.4.m4s", Some(File::Part(Role::Audio, 17, 4))),
             ("video-17.m4v", None),
             ("video--1.m4s", None),

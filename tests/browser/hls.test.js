@@ -41,7 +41,9 @@ const hasSound = (page) =>
     'sound',
   );
 
-for (const codec of ['H264', 'VP9']) {
+const CODECS = { H264: /^avc1/, VP9: /^vp09/, AV1: /^av01/ };
+
+for (const codec of Object.keys(CODECS)) {
   test(`chromium plays what another one publishes as ${codec} by HLS`, async (t) => {
     const gateway = await startGateway();
     t.after(() => gateway.stop());
@@ -51,7 +53,7 @@ for (const codec of ['H264', 'VP9']) {
     const page = await watchByHls(gateway, 'live');
     t.after(() => page.close());
     const data = await playsByHls(page, t);
-    assert.match(data.codec, codec === 'H264' ? /^avc1/ : /^vp09/);
+    assert.match(data.codec, CODECS[codec]);
     await soundOn(page);
     await hasSound(page);
     assert.deepEqual(page.faults, []);

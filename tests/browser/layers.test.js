@@ -204,3 +204,46 @@ test('the player has a menu of the layers, by mouse and by keyboard', async (t) 
   if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/layers.png` });
   assert.deepEqual(page.faults, []);
 });
+
+test('the layers are versions of HLS, in one playlist', async (t) => {
+  const gateway = await startGateway();
+  t.after(() => gateway.stop());
+  const publisher = await publish(gateway, 'H264');
+  t.after(() => publisher.close());
+  await until(
+    () => publisher.evaluate(async () => {
+      const sent = [...(await window.pc.getStats()).values()].filter((s) => s.type === 'outbound-rtp');
+      return sent.filter((s) => s.framesSent > 30).length;
+    }),
+    (sending) => sending === 3,
+    'all three layers to be sent',
+  );
+  const url = `${gateway.origin}/hls/simulcast/index.m3u8`;
+  const index = await (await fetch(url)).text();
+  const sizes = [...index.matchAll(/RESOLUTION=(\d+x\d+)/g)].map(([, size]) => size);
+  assert.deepEqual(sizes, ['1280x720', '640x360', '320x180'], index);
+  const page = await open(browser, `${gateway.origin}/watch/nothing`);
+  t.after(() => page.close());
+  await page.evaluate(async (url) => {
+    await new Promise((resolve) => {
+      const script = Object.assign(document.createElement('script'), { src: '/hls.min.js', onload: resolve });
+      document.head.append(script);
+    });
+    document.body.innerHTML = '<video autoplay muted playsinline></video>';
+    window.hls = new window.Hls({ lowLatencyMode: true });
+    window.errors = [];
+    window.hls.on(window.Hls.Events.ERROR, (_, { fatal, details }) => fatal && window.errors.push(details));
+    window.hls.loadSource(url);
+    window.hls.attachMedia(document.querySelector('video'));
+  }, url);
+  const width = () => page.evaluate(() => document.querySelector('video').videoWidth);
+  const time = () => page.evaluate(() => document.querySelector('video').currentTime);
+  await until(() => page.evaluate(() => window.hls.levels.length), (levels) => levels === 3, 'three levels');
+  for (const [level, wanted] of [[2, 1280], [0, 320], [1, 640], [2, 1280]]) {
+    await page.evaluate((level) => (window.hls.nextLevel = level), level);
+    await until(width, (seen) => seen === wanted, `${wanted} pixels`, 30_000);
+    const from = await time();
+    await until(time, (now) => now > from + 2, 'it to play on');
+  }
+  assert.deepEqual(await page.evaluate(() => window.errors), []);
+});

@@ -11,7 +11,7 @@ use millstream::hub::stream::{SessionId, Stream};
 use millstream::media::aac::AacConfig;
 use millstream::media::depacketizer::Depacketizer;
 use millstream::media::{Codec, Format, Kind};
-use millstream::outputs::hls::packager::Packager;
+use millstream::outputs::hls::packager::{Packager, Shown};
 use millstream::outputs::hls::playlist::{self, Versions};
 use millstream::outputs::hls::rendition::{Rendition, Role};
 use millstream::sources::feed::{Announced, Feed, Framing};
@@ -135,8 +135,14 @@ impl World {
             }
             let mut state = self.stream.lock();
             for frame in frames {
-                self.packager
-                    .push(&mut state, Role::ALL[index], true, &frame, self.now, wall);
+                self.packager.push(
+                    &mut state,
+                    [Role::Video, Role::Audio][index],
+                    true,
+                    &frame,
+                    self.now,
+                    wall,
+                );
             }
         }
     }
@@ -267,14 +273,16 @@ fn aac_of_any_rate_is_cut_too() {
 fn playlists_are_read_by_others() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(30, OPUS.0, 48_000);
-    let versions = |has_aac| Versions {
-        video: Some(world.video()),
-        audio: Some(world.audio()),
-        has_aac,
+    let shown = Shown {
         resolution: Some((64, 48)),
         frame_rate: 30.0,
     };
-    let both = playlist::multivariant(versions(true), "?token=a").expect("both are there");
+    let versions = |has_aac| Versions {
+        pictures: vec![(world.video(), shown)],
+        audio: Some(world.audio()),
+        has_aac,
+    };
+    let both = playlist::multivariant(&versions(true), "?token=a").expect("both are there");
     let read = MasterPlaylist::try_from(both.as_str()).expect("a multivariant playlist");
     assert_eq!((read.media.len(), read.variant_streams.len()), (2, 2));
     assert!(m3u8_rs::parse_master_playlist_res(both.as_bytes()).is_ok());
@@ -296,7 +304,7 @@ fn playlists_are_read_by_others() {
         lines[1].contains("mp4a.40.2\"") && lines[1].contains("AUDIO=\"aac\""),
         "{both}"
     );
-    let master = playlist::multivariant(versions(false), "?token=a").expect("both are there");
+    let master = playlist::multivariant(&versions(false), "?token=a").expect("both are there");
     let read = MasterPlaylist::try_from(master.as_str()).expect("a multivariant playlist");
     assert!(read.has_independent_segments);
     assert_eq!((read.media.len(), read.variant_streams.len()), (1, 1));

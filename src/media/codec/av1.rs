@@ -51,7 +51,7 @@ impl<'a> Elements<'a> {
         }
     }
 
-    fn take(&mut self) -> Option<&'a [u8]> {
+    fn element(&mut self) -> Option<&'a [u8]> {
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(1)?;
             if *left == 0 {
@@ -72,7 +72,7 @@ impl<'a> Iterator for Elements<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        let element = self.take()?;
+        let element = self.element()?;
         let whole = !self.rest.is_empty() || !self.last_goes_on;
         whole.then_some(element)
     }
@@ -88,6 +88,130 @@ fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
         }
     }
     None
+}
+
+/// Takes packets of a temporal unit apart and puts their OBUs together again, each with its length in it, as files and
+/// decoders have them (AV1 §5.2, and its RTP payload format §5).
+#[derive(Debug, Default)]
+pub struct Assembler {
+    /// An OBU that goes on in the next packet.
+    begun: Option<Vec<u8>>,
+}
+
+/// OBUs that are of no use outside of their transport: temporal delimiters, tile lists, padding.
+const LEFT_OUT: [u8; 3] = [2, 8, 15];
+
+impl Assembler {
+    /// Appends the whole OBUs of a packet; `None` for what is no packet, or none that follows the last.
+    pub fn take(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Option<()> {
+        let (&aggregation, elements) = payload.split_first()?;
+        let (continues, goes_on) = (aggregation & 0x80 != 0, aggregation & 0x40 != 0);
+        if continues != self.begun.is_some() {
+            return None;
+        }
+        let mut elements = Elements {
+            // The last one is handed out too, whole or not.
+            last_goes_on: false,
+            ..Elements::new(aggregation, elements)
+        };
+        let mut all = Vec::new();
+        while !elements.rest.is_empty() {
+            all.push(elements.element()?);
+        }
+        let last = all.len().checked_sub(1)?;
+        for (index, element) in all.into_iter().enumerate() {
+            let mut obu = self.begun.take().unwrap_or_default();
+            obu.extend_from_slice(element);
+            if index == last && goes_on {
+                self.begun = Some(obu);
+            } else {
+                put_sized(&obu, out)?;
+            }
+        }
+        Some(())
+    }
+
+    /// Whether the last OBU is whole.
+    pub fn is_whole(&self) -> bool {
+        self.begun.is_none()
+    }
+}
+
+/// Appends an OBU with its length in it.
+fn put_sized(obu: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let (&header, mut rest) = obu.split_first()?;
+    if LEFT_OUT.contains(&(header >> 3 & 0x0f)) {
+        return Some(());
+    }
+    out.push(header | 0x02);
+    if header & 0x04 != 0 {
+        let (&extension, behind) = rest.split_first()?;
+        out.push(extension);
+        rest = behind;
+    }
+    if header & 0x02 != 0 {
+        let (length, behind) = leb128(rest)?;
+        rest = behind.get(..length)?;
+    }
+    let mut length = rest.len();
+    while length > 0x7f {
+        out.push(length as u8 & 0x7f | 0x80);
+        length >>= 7;
+    }
+    out.push(length as u8);
+    out.extend_from_slice(rest);
+    Some(())
+}
+
+/// What containers say of AV1 (AV1-ISOBMFF §2.3), read from its sequence header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Av1Config {
+    pub profile: u8,
+    pub level: u8,
+    pub tier: u8,
+    /// The whole OBU, with its length.
+    pub sequence_header: Vec<u8>,
+}
+
+impl Av1Config {
+    /// Finds it in a temporal unit whose OBUs have their lengths.
+    pub fn find(mut unit: &[u8]) -> Option<Self> {
+        while let Some((&header, rest)) = unit.split_first() {
+            let rest = if header & 0x04 != 0 { rest.get(1..)? } else { rest };
+            let (length, body) = leb128(rest)?;
+            let (content, behind) = body.split_at_checked(length)?;
+            if header >> 3 & 0x0f == OBU_SEQUENCE_HEADER {
+                let mut bits = BitReader::new(content);
+                let profile = bits.byte(3)?;
+                bits.skip(1);
+                let (level, tier) = level(&mut bits)?;
+                let end = unit.len() - behind.len();
+                return Some(Self {
+                    profile,
+                    level,
+                    tier,
+                    sequence_header: unit.get(..end)?.to_vec(),
+                });
+            }
+            unit = behind;
+        }
+        None
+    }
+}
+
+/// Level and tier of the first operating point, where there is no timing information, as encoders for WebRTC write none.
+fn level(bits: &mut BitReader<'_>) -> Option<(u8, u8)> {
+    if bits.flag()? {
+        return Some((bits.byte(5)?, 0));
+    }
+    if bits.flag()? {
+        // The highest there is: a player that has it can play any.
+        return Some((31, 0));
+    }
+    bits.skip(1 + 5 + 12);
+    let level = bits.byte(5)?;
+    let tier = if level > 7 { bits.byte(1)? } else { 0 };
+    Some((level, tier))
 }
 
 /// What we need of a sequence header (AV1 §5.5).
@@ -194,6 +318,31 @@ mod tests {
         for packet in [without_n, continued, goes_on, frame_only, cut_off, vec![0x18], vec![]] {
             assert_eq!(inspect(&packet), Finding::default(), "{packet:x?}");
         }
+    }
+
+    #[test]
+    fn obus_are_put_together_with_their_lengths() {
+        let (mut assembler, mut out) = (Assembler::default(), Vec::new());
+        let long: Vec<u8> = std::iter::once(0x30).chain((0..300).map(|n| n as u8)).collect();
+        // A temporal delimiter, a sequence header, and the first half of a frame that goes on.
+        let first = [&[0x78, 1, 0x10, 12][..], &UNSIZED, &long[..100]].concat();
+        let second = [&[0xd0][..], &long[100..200]].concat();
+        let third = [&[0x90][..], &long[200..]].concat();
+        for (packet, whole) in [(first, false), (second, false), (third, true)] {
+            assembler.take(&packet, &mut out).expect("follows");
+            assert_eq!(assembler.is_whole(), whole);
+        }
+        let expected = [&SIZED[..], &[0x32, 0xac, 0x02], &long[1..]].concat();
+        assert_eq!(out, expected);
+        let config = Av1Config::find(&out).expect("a sequence header");
+        assert_eq!(
+            (config.profile, config.level, config.sequence_header),
+            (0, 0, SIZED.to_vec())
+        );
+        // What does not follow is refused.
+        assert_eq!(assembler.take(&[0x90, 1, 2], &mut out), None);
+        assert_eq!(Assembler::default().take(&[0x10], &mut Vec::new()), None);
+        assert_eq!(Assembler::default().take(&[], &mut Vec::new()), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{Codec, Format};
 
-mod av1;
+pub mod av1;
 pub(crate) mod bits;
 mod h264;
 mod h265;

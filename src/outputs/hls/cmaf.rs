@@ -4,15 +4,16 @@ use std::num::{NonZeroU16, NonZeroU32};
 
 use bytes::Bytes;
 use shiguredo_mp4::boxes::{
-    AudioSampleEntryFields, Avc1Box, AvccBox, DopsBox, EsdsBox, Hvc1Box, HvccBox, HvccNalUintArray, MfhdBox, MoofBox,
-    Mp4aBox, OpusBox, SampleEntry, TfdtBox, TfhdBox, TrafBox, TrunBox, TrunSample, VisualSampleEntryFields, Vp09Box,
-    VpccBox,
+    AudioSampleEntryFields, Av01Box, Av1cBox, Avc1Box, AvccBox, DopsBox, EsdsBox, Hvc1Box, HvccBox, HvccNalUintArray,
+    MfhdBox, MoofBox, Mp4aBox, OpusBox, SampleEntry, TfdtBox, TfhdBox, TrafBox, TrunBox, TrunSample,
+    VisualSampleEntryFields, Vp09Box, VpccBox,
 };
 use shiguredo_mp4::descriptors::{DecoderConfigDescriptor, DecoderSpecificInfo, EsDescriptor, SlConfigDescriptor};
 use shiguredo_mp4::mux::{Fmp4SegmentMuxer, Sample};
 use shiguredo_mp4::{Encode as _, FixedPointNumber, SampleFlags, TrackKind, Uint};
 
 use crate::media::aac::AacConfig;
+use crate::media::codec::av1::Av1Config;
 use crate::media::codec::bits::rbsp;
 use crate::media::packetizer::annex_b;
 use crate::media::{Codec, Format, Kind};
@@ -45,6 +46,7 @@ impl Header {
             Format::H264 { .. } => avc(visual, &annex_b(frame).ok()?)?,
             Format::H265 { .. } => hevc(visual, &annex_b(frame).ok()?)?,
             Format::Vp9 { profile } => vp9(visual, profile),
+            Format::Av1 { .. } => av1(visual, &Av1Config::find(frame)?),
             _ => return None,
         };
         Some(Self {
@@ -264,6 +266,32 @@ fn hevc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, Samp
 }
 
 /// "VP Codec ISO Media File Format Binding" v1.0: eight bits, 4:2:0, a level that includes all that browsers send.
+/// As the binding of AV1 to this container says (§2.3, §5): eight bits, 4:2:0, as WebRTC has it.
+fn av1(visual: VisualSampleEntryFields, config: &Av1Config) -> (String, SampleEntry) {
+    let entry = Av01Box {
+        visual,
+        av1c_box: Av1cBox {
+            seq_profile: Uint::new(config.profile),
+            seq_level_idx_0: Uint::new(config.level),
+            seq_tier_0: Uint::new(config.tier),
+            high_bitdepth: Uint::new(0),
+            twelve_bit: Uint::new(0),
+            monochrome: Uint::new(0),
+            chroma_subsampling_x: Uint::new(1),
+            chroma_subsampling_y: Uint::new(1),
+            chroma_sample_position: Uint::new(0),
+            initial_presentation_delay_minus_one: None,
+            config_obus: config.sequence_header.clone(),
+        },
+        unknown_boxes: Vec::new(),
+    };
+    let tier = if config.tier == 0 { 'M' } else { 'H' };
+    (
+        format!("av01.{}.{:02}{tier}.08", config.profile, config.level),
+        SampleEntry::Av01(entry),
+    )
+}
+
 fn vp9(visual: VisualSampleEntryFields, profile: u8) -> (String, SampleEntry) {
     let (level, depth) = (51, if profile < 2 { 8 } else { 10 });
     let entry = Vp09Box {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::cmaf::{Header, sample_bytes};
-use super::rendition::{Rendition, Role, TimedFrame};
+use super::rendition::{ROLES, Rendition, Role, TimedFrame};
 use crate::hub::stream::StreamState;
 use crate::media::clock::{duration, ticks};
 use crate::media::depacketizer::Frame;
@@ -13,15 +13,23 @@ use crate::media::{Codec, Format, Kind};
 /// Makes the renditions of one stream.
 #[derive(Debug, Default)]
 pub struct Packager {
-    renditions: [Option<Rendition>; 3],
+    renditions: [Option<Rendition>; ROLES],
     /// Where the timeline began; anew with each source.
     origin: Option<Origin>,
     /// Time that the timelines before this one took.
     elapsed: Duration,
-    held: [Option<Held>; 3],
+    held: [Option<Held>; ROLES],
     /// The next segments begin a discontinuity.
-    broken: [bool; 3],
+    broken: [bool; ROLES],
+    shown: [Shown; ROLES],
+}
+
+/// What a picture looks like.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Shown {
+    /// Width and height in pixels.
     pub resolution: Option<(u16, u16)>,
+    /// Pictures per second.
     pub frame_rate: f64,
 }
 
@@ -32,7 +40,7 @@ struct Origin {
     /// Wall clock then, since 1970.
     wall: Duration,
     /// Times of the renditions then; `None` before it is known.
-    times: [Option<TrackTime>; 3],
+    times: [Option<TrackTime>; ROLES],
 }
 
 /// A frame whose length is known when the next one comes.
@@ -54,6 +62,11 @@ impl Packager {
         self.renditions[index(role)].as_ref()
     }
 
+    /// What the picture of a role looks like.
+    pub fn shown(&self, role: Role) -> Shown {
+        self.shown[index(role)]
+    }
+
     /// Nobody wants a rendition any more.
     pub fn forget(&mut self, role: Role) {
         self.renditions[index(role)] = None;
@@ -73,7 +86,7 @@ impl Packager {
             });
             self.elapsed = ends.max().unwrap_or(self.elapsed);
         }
-        self.broken = [true; 3];
+        self.broken = [true; ROLES];
     }
 
     /// Whether players have a whole segment to begin with.
@@ -103,7 +116,7 @@ impl Packager {
         };
         let at = captured(state.track(role.kind()), time).unwrap_or(now);
         let wall = wall.saturating_sub(now.saturating_duration_since(at));
-        let mut times = [None; 3];
+        let mut times = [None; ROLES];
         times[index(role)] = Some(time);
         self.origin = Some(Origin { at, wall, times });
     }
@@ -121,7 +134,8 @@ impl Packager {
         let kind = role.kind();
         if self.origin.is_none() {
             // What is made of the sound comes later than the sound.
-            if has_video && kind == Kind::Audio || role == Role::Aac {
+            let leads = matches!(role, Role::Video | Role::Audio);
+            if has_video && kind == Kind::Audio || !leads {
                 return false;
             }
             self.begin(state, role, frame.time, now, wall);
@@ -147,7 +161,7 @@ impl Packager {
             return false;
         };
         if kind == Kind::Video && frame.key_frame {
-            self.note_header(state, frame, wall);
+            self.note_header(state, role, frame, wall);
         }
         if kind == Kind::Audio
             && let Some(header) = state.format(Kind::Audio).and_then(Header::of_audio)
@@ -172,14 +186,16 @@ impl Packager {
         self.put(role, held, ticks)
     }
 
-    fn note_header(&mut self, state: &mut StreamState, frame: &Frame, wall: Duration) {
+    fn note_header(&mut self, state: &mut StreamState, role: Role, frame: &Frame, wall: Duration) {
         let (Some(format), Some(resolution)) = (state.format(Kind::Video), state.video.resolution) else {
             return;
         };
-        self.resolution = Some(resolution);
-        self.frame_rate = state.video.meter.rate_or_last().frames;
+        self.shown[index(role)] = Shown {
+            resolution: Some(resolution),
+            frame_rate: state.video.meter.rate_or_last().frames,
+        };
         if let Some(header) = Header::of_video(format, resolution, &frame.bytes) {
-            self.set_header(Role::Video, frame.codec.clock_rate(), header, wall);
+            self.set_header(role, frame.codec.clock_rate(), header, wall);
         }
     }
 
@@ -243,7 +259,7 @@ impl Packager {
     pub fn expects(format: Format) -> bool {
         matches!(
             format.codec(),
-            Codec::H264 | Codec::H265 | Codec::Vp9 | Codec::Opus | Codec::Aac
+            Codec::H264 | Codec::H265 | Codec::Vp9 | Codec::Av1 | Codec::Opus | Codec::Aac
         )
     }
 }
@@ -254,7 +270,9 @@ const AUDIO_SLACK: Duration = Duration::from_millis(30);
 fn index(role: Role) -> usize {
     match role {
         Role::Video => 0,
-        Role::Audio => 1,
-        Role::Aac => 2,
+        Role::Second => 1,
+        Role::Third => 2,
+        Role::Audio => 3,
+        Role::Aac => 4,
     }
 }

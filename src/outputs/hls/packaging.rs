@@ -72,18 +72,21 @@ pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: 
 /// Follows the stream to other sources, and to the repaired streams beside it.
 fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapMailbox>, live: &Live, lanes: &mut Vec<Lane<'a>>) {
     let Some(home) = hub.find(name) else { return };
-    let (origins, aac, source) = {
+    let (origins, below, aac, source) = {
         let state = home.lock();
         let Some(source) = state.source() else { return };
         let of = |role: Role| Some((role, origin(hub, name, &state, role.kind())?));
         let origins: Vec<(Role, StreamName)> = [Role::Video, Role::Audio].into_iter().filter_map(of).collect();
         (
             origins,
+            layers(name, &state),
             aac(hub, name, &state).filter(|_| live.wants_aac()),
             source.session,
         )
     };
-    let main = lanes.iter().filter(|lane| lane.role != Role::Aac);
+    let main = lanes
+        .iter()
+        .filter(|lane| matches!(lane.role, Role::Video | Role::Audio));
     let is_same = main.clone().count() == origins.len()
         && main.zip(&origins).all(|(lane, (role, name))| {
             lane.role == *role && lane.tapped.stream.name == *name && lane.source == source
@@ -95,7 +98,24 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapMailbox>, live: &Liv
         let lane = |(role, name): (Role, StreamName)| Lane::new(role, Tapped::open(hub, &name, tap), source);
         *lanes = origins.into_iter().map(lane).collect();
     }
-    // It comes and goes beside the others, which go on.
+    // Layers come and go beside the others, which go on.
+    let is_wanted = |lane: &Lane<'_>| {
+        let is_layer = matches!(lane.role, Role::Second | Role::Third);
+        let wanted = below
+            .iter()
+            .any(|(role, name)| *role == lane.role && *name == lane.tapped.stream.name);
+        !is_layer || wanted
+    };
+    for lane in lanes.iter().filter(|lane| !is_wanted(lane)) {
+        live.packager().forget(lane.role);
+    }
+    lanes.retain(is_wanted);
+    for (role, name) in &below {
+        if !lanes.iter().any(|lane| lane.role == *role) {
+            lanes.push(Lane::new(*role, Tapped::open(hub, name, tap), source));
+        }
+    }
+    // So does the AAC.
     let has_aac = lanes.iter().any(|lane| lane.role == Role::Aac);
     match aac {
         Some(name) if !has_aac => lanes.push(Lane::new(Role::Aac, Tapped::open(hub, &name, tap), source)),
@@ -174,6 +194,8 @@ impl<'a> Lane<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Expected {
     pub(super) video: bool,
+    /// Versions of the picture.
+    pub(super) pictures: usize,
     pub(super) audio: bool,
     /// AAC beside the sound as it is.
     pub(super) aac: bool,
@@ -188,9 +210,18 @@ pub(super) fn wanted(hub: &Hub, name: &StreamName) -> Expected {
     let has = |kind| origin(hub, name, &state, kind).is_some();
     Expected {
         video: has(Kind::Video),
+        pictures: 1 + layers(name, &state).len(),
         audio: has(Kind::Audio),
         aac: aac(hub, name, &state).is_some(),
     }
+}
+
+/// The layers below the best one, which the stream itself has; none of a picture that is repaired.
+fn layers(name: &StreamName, state: &StreamState) -> Vec<(Role, StreamName)> {
+    let plays = state.format(Kind::Video).is_some_and(Packager::expects) && !state.is_unplayable(Kind::Video);
+    let active = state.layers().iter().filter(|layer| plays && layer.active);
+    let below = active.skip(1).map(|layer| name.layer(&layer.rid));
+    [Role::Second, Role::Third].into_iter().zip(below).collect()
 }
 
 /// Where AAC is taken from that is made of the sound; `None` where the sound is AAC already, where it cannot be made, and

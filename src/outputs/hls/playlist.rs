@@ -10,6 +10,7 @@ use hls_m3u8::types::{MediaType, StreamData, UFloat};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use super::packager::Shown;
 use super::rendition::{Msn, Rendition, Role, Segment};
 
 /// What a request for a media playlist asks for (§6.2.5).
@@ -29,14 +30,13 @@ const LISTED: usize = 6;
 const PARTS_FOR: u32 = 3;
 
 /// What a multivariant playlist lists.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Versions<'a> {
-    pub video: Option<&'a Rendition>,
+    /// The best first.
+    pub pictures: Vec<(&'a Rendition, Shown)>,
     pub audio: Option<&'a Rendition>,
     /// The sound can be had as AAC too.
     pub has_aac: bool,
-    pub resolution: Option<(u16, u16)>,
-    pub frame_rate: f64,
 }
 
 /// How playlists name the AAC that is made (RFC 6381), and its bits per second.
@@ -46,8 +46,8 @@ const AAC: (&str, u64) = ("mp4a.40.2", 128_000);
 ///
 /// Sound that is also to be had as AAC makes two versions of the same picture, each with its group; the first is the one
 /// that costs no encoder, and it is said to need no less than the other, so that players have no reason to change.
-pub fn multivariant(versions: Versions<'_>, query: &str) -> Option<String> {
-    let (video, audio) = (versions.video, versions.audio);
+pub fn multivariant(versions: &Versions<'_>, query: &str) -> Option<String> {
+    let (pictures, audio) = (&versions.pictures, versions.audio);
     let mut sounds: Vec<(Role, &str, u64)> = Vec::new();
     if let Some(audio) = audio {
         let bitrate = if versions.has_aac {
@@ -62,20 +62,28 @@ pub fn multivariant(versions: Versions<'_>, query: &str) -> Option<String> {
     }
     let mut media = Vec::new();
     let mut variants = Vec::new();
-    if video.is_some() {
+    if !pictures.is_empty() {
         for (role, _, _) in &sounds {
             media.push(group(*role, query)?);
         }
     }
     if sounds.is_empty() {
-        variants.push(variant(&versions, video?, None, query)?);
+        for picture in pictures {
+            variants.push(variant(*picture, None, query)?);
+        }
     }
     for (role, codecs, bitrate) in sounds {
         let sound = Sound { role, codecs, bitrate };
-        variants.push(match video {
-            Some(video) => variant(&versions, video, Some(sound), query)?,
-            None => alone(sound, query)?,
-        });
+        if pictures.is_empty() {
+            variants.push(alone(sound, query)?);
+        }
+        for picture in pictures {
+            variants.push(variant(*picture, Some(sound), query)?);
+        }
+    }
+    // A player begins with the first one: the best.
+    if variants.is_empty() {
+        return None;
     }
     let playlist = MasterPlaylist::builder()
         .media(media)
@@ -86,6 +94,7 @@ pub fn multivariant(versions: Versions<'_>, query: &str) -> Option<String> {
 }
 
 /// A version of the sound.
+#[derive(Clone, Copy)]
 struct Sound<'a> {
     role: Role,
     codecs: &'a str,
@@ -106,22 +115,21 @@ fn group(role: Role, query: &str) -> Option<ExtXMedia<'static>> {
 }
 
 fn variant<'a>(
-    versions: &Versions<'_>,
-    video: &Rendition,
+    (video, shown): (&Rendition, Shown),
     sound: Option<Sound<'a>>,
     query: &str,
 ) -> Option<VariantStream<'a>> {
     let bitrate = video.bitrate() + sound.as_ref().map_or(0, |sound| sound.bitrate);
     let codecs = std::iter::once(video.codecs().to_owned());
     let codecs = codecs.chain(sound.as_ref().map(|sound| sound.codecs.to_owned()));
-    let rate = (versions.frame_rate * 1_000.0).round() as f32 / 1_000.0;
+    let rate = (shown.frame_rate * 1_000.0).round() as f32 / 1_000.0;
     Some(VariantStream::ExtXStreamInf {
-        uri: format!("video.m3u8{query}").into(),
+        uri: format!("{}.m3u8{query}", video.role.name()).into(),
         frame_rate: (rate > 0.5).then(|| UFloat::new(rate)),
         audio: sound.map(|sound| sound.role.name().into()),
         subtitles: None,
         closed_captions: None,
-        stream_data: stream_data(bitrate, codecs.collect(), versions.resolution)?,
+        stream_data: stream_data(bitrate, codecs.collect(), shown.resolution)?,
     })
 }
 

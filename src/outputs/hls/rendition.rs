@@ -12,10 +12,16 @@ use crate::media::clock::duration;
 /// Media sequence number: counts segments, never used again.
 pub type Msn = u64;
 
+/// How many there are.
+pub const ROLES: usize = 5;
+
 /// What a rendition is of its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     Video,
+    /// Of a simulcast, the layers below the best one.
+    Second,
+    Third,
     /// The sound as it came, or Opus.
     Audio,
     /// The sound as AAC where it came as something else, for players that take nothing else.
@@ -24,12 +30,17 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Video, Self::Audio, Self::Aac];
+    pub const ALL: [Self; ROLES] = [Self::Video, Self::Second, Self::Third, Self::Audio, Self::Aac];
+
+    /// The versions of the picture, the best first.
+    pub const PICTURES: [Self; 3] = [Self::Video, Self::Second, Self::Third];
 
     /// As it stands in addresses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Video => "video",
+            Self::Second => "video2",
+            Self::Third => "video3",
             Self::Audio => "audio",
             Self::Aac => "aac",
         }
@@ -38,7 +49,7 @@ impl Role {
     /// Picture or sound.
     pub fn kind(self) -> Kind {
         match self {
-            Self::Video => Kind::Video,
+            Self::Video | Self::Second | Self::Third => Kind::Video,
             Self::Audio | Self::Aac => Kind::Audio,
         }
     }
@@ -225,7 +236,9 @@ impl Rendition {
         let ticks = u64::from(frame.ticks);
         let target = *self.target.get_or_insert_with(|| target(ticks, self.rate));
         let mut news = false;
-        if !self.part.is_empty() && (self.part_ticks + ticks > target || frame.key_frame && self.role == Role::Video) {
+        if !self.part.is_empty()
+            && (self.part_ticks + ticks > target || frame.key_frame && self.role.kind() == Kind::Video)
+        {
             news = self.close_part();
         }
         if self.part.is_empty() {

@@ -184,17 +184,22 @@ impl Service {
             let (video, audio) = (packager.rendition(Role::Video), packager.rendition(Role::Audio));
             let (has_video, has_audio) = (has(video), has(audio));
             let late = started.elapsed() >= GATHER;
-            let complete = (has_video || !wanted.video) && (has_audio || !wanted.audio) && (has_video || has_audio);
+            let pictures = Role::PICTURES.into_iter().filter(|role| has(packager.rendition(*role)));
+            let has_layers = pictures.count() >= wanted.pictures;
+            let complete =
+                has_layers && (has_video || !wanted.video) && (has_audio || !wanted.audio) && (has_video || has_audio);
             let enough = complete || (late && (has_video || has_audio));
             enough.then(|| {
+                let pictures = Role::PICTURES.into_iter().filter_map(|role| {
+                    let rendition = packager.rendition(role).filter(|found| has(Some(found)))?;
+                    Some((rendition, packager.shown(role)))
+                });
                 let versions = Versions {
-                    video: video.filter(|_| has_video),
+                    pictures: pictures.collect(),
                     audio: audio.filter(|_| has_audio),
                     has_aac: wanted.aac,
-                    resolution: packager.resolution,
-                    frame_rate: packager.frame_rate,
                 };
-                playlist::multivariant(versions, query)
+                playlist::multivariant(&versions, query)
             })?
         })
         .await
