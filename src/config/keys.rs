@@ -9,7 +9,7 @@ use toml::Value;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Directive;
 
-use super::{Config, ConfigError, CorsOrigins, HookConfig, LogFormat, Secret, TurnAuth, access};
+use super::{Config, ConfigError, CorsOrigins, CounterOffer, HookConfig, LogFormat, Secret, TurnAuth, access};
 use crate::sources::fetch::address::Allowed;
 
 /// One key of the configuration.
@@ -61,6 +61,26 @@ pub const KEYS: &[Key] = &[
         allowed: "true or false",
         is_secret: false,
         set: |config, value| flag(value).map(|is_on| config.http.strict_preconditions = is_on),
+    },
+    Key {
+        name: "http.counter_offer",
+        allowed: "\"never\", \"when_needed\" or \"always\"",
+        is_secret: false,
+        set: |config, value| {
+            config.http.counter_offer = match value.as_str()? {
+                "never" => CounterOffer::Never,
+                "when_needed" => CounterOffer::WhenNeeded,
+                "always" => CounterOffer::Always,
+                _ => return None,
+            };
+            Some(())
+        },
+    },
+    Key {
+        name: "http.legacy_server_offer",
+        allowed: "true or false",
+        is_secret: false,
+        set: |config, value| flag(value).map(|is_on| config.http.legacy_server_offer = is_on),
     },
     Key {
         name: "http.wait_for_publisher",

@@ -66,8 +66,23 @@ pub struct Http {
     /// The files of a certificate, with its chain, and of its key, in PEM: HTTPS instead of HTTP.
     pub tls_certificate: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
+    /// When a viewer whose offer cannot be served gets one of ours, with 406 (WHEP §4.3.2).
+    pub counter_offer: CounterOffer,
+    /// Whether a POST without an offer gets one of ours, as in the draft of 2022.
+    pub legacy_server_offer: bool,
     /// How long a viewer's POST may wait for somebody to publish; zero answers at once that nobody does.
     pub wait_for_publisher: Duration,
+}
+
+/// When a viewer gets an offer of ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CounterOffer {
+    /// Some players take a 406 for something else.
+    #[default]
+    Never,
+    /// Where its own cannot be served.
+    WhenNeeded,
+    Always,
 }
 
 /// STUN and TURN servers that peers are told of (RFC 9725 §4.6).
@@ -212,6 +227,8 @@ impl Default for Config {
                 listen: any(8080),
                 cors_origins: CorsOrigins::Any,
                 strict_preconditions: false,
+                counter_offer: CounterOffer::Never,
+                legacy_server_offer: false,
                 tls_certificate: None,
                 tls_key: None,
                 wait_for_publisher: Duration::ZERO,

@@ -235,7 +235,7 @@ pub(super) fn candidate_lines(local: &Local<'_>) -> impl Iterator<Item = String>
     })
 }
 
-fn fingerprint(fingerprint: &Fingerprint) -> String {
+pub(super) fn fingerprint(fingerprint: &Fingerprint) -> String {
     let hash = match fingerprint.hash {
         FingerprintHash::Sha256 => "sha-256",
         FingerprintHash::Sha384 => "sha-384",

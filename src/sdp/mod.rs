@@ -23,6 +23,7 @@ mod ssrc;
 mod text;
 mod transport;
 mod viewer;
+mod viewer_offer;
 
 pub use answer::Local;
 pub use error::OfferError;
@@ -31,3 +32,4 @@ pub use publisher::answer_publisher;
 pub use restart::Frame;
 pub use transport::{SHORTEST_PWD, SHORTEST_UFRAG, is_ice_text};
 pub use viewer::{answer_viewer, formats_for};
+pub use viewer_offer::offer_viewer;

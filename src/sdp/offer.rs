@@ -102,6 +102,14 @@ impl Offer {
     }
 
     /// Kinds of the audio and video sections, in their order.
+    /// Media and mid of each section, in order, to compare with those of an offer of ours.
+    pub fn shape(&self) -> Vec<(String, String)> {
+        let sections = self.sections.iter();
+        sections
+            .map(|section| (section.media.clone(), section.mid.0.to_string()))
+            .collect()
+    }
+
     pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
         self.media().map(|(_, _, media)| media.kind)
     }

@@ -261,7 +261,7 @@ impl MediaPlane {
         placement: Placement,
         publication: Publication,
     ) -> Result<SessionId, Refusal> {
-        self.open(stream, placement, OpeningRole::Publish(publication))
+        self.open(random_id(), stream, placement, OpeningRole::Publish(publication))
     }
 
     /// Opens the session of a viewer.
@@ -270,18 +270,37 @@ impl MediaPlane {
     ///
     /// A [`Refusal`]; nothing was opened.
     pub fn play(&self, stream: StreamName, placement: Placement, playback: Playback) -> Result<SessionId, Refusal> {
-        self.open(stream, placement, OpeningRole::Play(playback))
+        self.open(random_id(), stream, placement, OpeningRole::Play(playback))
     }
 
-    fn open(&self, stream: StreamName, placement: Placement, role: OpeningRole) -> Result<SessionId, Refusal> {
+    /// Opens the session of a viewer whose URL is known already, as it answers an offer of ours.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`]; nothing was opened.
+    pub fn play_as(
+        &self,
+        id: SessionId,
+        stream: StreamName,
+        placement: Placement,
+        playback: Playback,
+    ) -> Result<SessionId, Refusal> {
+        self.open(id, stream, placement, OpeningRole::Play(playback))
+    }
+
+    fn open(
+        &self,
+        session: SessionId,
+        stream: StreamName,
+        placement: Placement,
+        role: OpeningRole,
+    ) -> Result<SessionId, Refusal> {
         if self.inner.stopping.load(Ordering::Acquire) {
             return Err(Refusal::Stopping);
         }
         let shared = &self.inner.shared;
         let mailbox = shared.mailboxes.get(placement.shard).ok_or(Refusal::Full)?;
-        let mut id = [0; 16];
-        rand::rng().fill_bytes(&mut id);
-        let (session, shard) = (SessionId(id), ShardIndex(placement.shard as u16));
+        let shard = ShardIndex(placement.shard as u16);
         if !shared
             .registry
             .open(now(), session, shard, self.inner.max_sessions, MAX_HALF_OPEN)
@@ -494,6 +513,13 @@ fn handle_messages(core: &mut Core, mailbox: &Mailbox<Message>, messages: &mut V
     if mailbox.has_overflowed() {
         core.handle_overflow(now);
     }
+}
+
+/// An id that nobody can guess (RFC 9725 §5).
+pub fn random_id() -> SessionId {
+    let mut id = [0; 16];
+    rand::rng().fill_bytes(&mut id);
+    SessionId(id)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the shell that gives time to the shards")]

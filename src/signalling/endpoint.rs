@@ -16,11 +16,15 @@ use super::auth::Action;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
 use super::sessions::{Held, IceSession, VideoLine};
-use super::{Signalling, caller, cors, links, resource, stream_of};
+use super::{Signalling, caller, cors, links, offers, resource, stream_of};
 use crate::access::Grant;
+use crate::config::CounterOffer;
 use crate::hub::name::StreamName;
-use crate::sdp::{Local, Offer, answer_publisher, answer_viewer, formats_for};
-use crate::shard::{Placement, SessionId};
+use crate::media::Kind;
+use crate::media::repair::Repair;
+use crate::sdp::plan::Carried;
+use crate::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for, offer_viewer};
+use crate::shard::{Placement, Refusal, SessionId, SourceFormats, random_id};
 use crate::sources::fetch::directory::Brought;
 
 /// RFC 9725 §4.2; <https://www.w3.org/TR/ldp/#header-accept-post>.
@@ -63,6 +67,10 @@ pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -
                 .gate
                 .check(caller(&parts), Action::Play, Some(&stream))
                 .await?;
+            if signalling.manners().legacy_server_offer && is_without_body(&parts.headers) {
+                let held = held(&parts, grant, Action::Play, stream, None);
+                return offer(&signalling, held, StatusCode::CREATED).await;
+            }
             let offer = read_offer(&signalling, &parts.headers, body).await?;
             play(&signalling, stream, grant, &parts, &offer).await
         }
@@ -116,32 +124,129 @@ async fn play(
     offer: &Offer,
 ) -> Result<Response, Problem> {
     let media = &signalling.media;
-    wait_for_publisher(signalling, &stream).await;
-    if signalling.fetched.bring(&stream, media.hub()).await == Brought::Away {
-        let detail = "the source of this stream is away; it is being tried again";
-        return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
+    let carried = carried(signalling, &stream).await?;
+    let manners = signalling.manners();
+    if manners.counter_offer == CounterOffer::Always {
+        let held = held(request, grant, Action::Play, stream, None);
+        return self::offer(signalling, held, StatusCode::NOT_ACCEPTABLE).await;
     }
-    let carried = media.carried(&stream).ok_or_else(|| {
-        Problem::new(
-            StatusCode::CONFLICT,
-            "not_live",
-            "nobody publishes this stream at the moment",
-        )
-        .retry_after(NOT_LIVE_RETRY)
-    })?;
     let placement = media.place();
     let random = &mut || rand::rng().next_u32();
-    let (playback, answer) = answer_viewer(
+    let answered = answer_viewer(
         offer,
         &formats_for(offer, &carried),
         &local(signalling, &placement, &media.candidates()),
         random,
-    )?;
+    );
+    let (playback, answer) = match answered {
+        Err(OfferError::NothingPlayable { .. }) if manners.counter_offer == CounterOffer::WhenNeeded => {
+            let held = held(request, grant, Action::Play, stream, None);
+            return self::offer(signalling, held, StatusCode::NOT_ACCEPTABLE).await;
+        }
+        answered => answered?,
+    };
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
     let session = media.play(stream.clone(), placement, playback)?;
     debug!(?session, %stream, "viewer accepted");
     let held = held(request, grant, Action::Play, stream, VideoLine::of(&answer));
     Ok(created(signalling, session, ice, held, answer))
+}
+
+/// What a stream carries, once it is live.
+async fn carried(signalling: &Signalling, stream: &StreamName) -> Result<Carried, Problem> {
+    let media = &signalling.media;
+    wait_for_publisher(signalling, stream).await;
+    if signalling.fetched.bring(stream, media.hub()).await == Brought::Away {
+        let detail = "the source of this stream is away; it is being tried again";
+        return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
+    }
+    media.carried(stream).ok_or_else(|| {
+        let detail = "nobody publishes this stream at the moment";
+        Problem::new(StatusCode::CONFLICT, "not_live", detail).retry_after(NOT_LIVE_RETRY)
+    })
+}
+
+/// The body is announced to be empty.
+fn is_without_body(headers: &HeaderMap) -> bool {
+    let length = headers.get(header::CONTENT_LENGTH);
+    let is_empty = length.is_none_or(|length| length == "0");
+    is_empty && !headers.contains_key(header::TRANSFER_ENCODING)
+}
+
+/// Answers with an offer of ours, which the viewer answers by PATCH: with 406 where its own is not taken (WHEP §4.3.2),
+/// with 201 where it made none.
+async fn offer(signalling: &Signalling, held: Held, status: StatusCode) -> Result<Response, Problem> {
+    if signalling.is_draining() {
+        return Err(Problem::stopping());
+    }
+    let carried = carried(signalling, &held.stream).await?;
+    let media = &signalling.media;
+    let placement = media.place();
+    let repaired = |is_unplayable: bool, is_repairable: bool, kind| {
+        (is_unplayable && is_repairable).then(|| Repair::of(kind).format())
+    };
+    let source = SourceFormats {
+        video: repaired(carried.unplayable_video, carried.repairable_video, Kind::Video).or(carried.formats.video),
+        audio: repaired(carried.unplayable_audio, carried.repairable_audio, Kind::Audio).or(carried.formats.audio),
+    };
+    let text = offer_viewer(&source, &local(signalling, &placement, &media.candidates()));
+    let session = random_id();
+    let tag = format!("\"{}\"", placement.credentials.ufrag);
+    let path = resource::path_of(session);
+    debug!(?session, stream = %held.stream, "a viewer is offered what there is");
+    if !signalling.offers.keep(session, placement, held, text.clone()) {
+        return Err(Refusal::Full.into());
+    }
+    let until = time::OffsetDateTime::from(SystemTime::UNIX_EPOCH + wall() + offers::GOOD_FOR);
+    let until = until.format(HTTP_DATE).unwrap_or_default();
+    let headers = [
+        (header::CONTENT_TYPE, format!("{SDP}; valid-until=\"{until}\"")),
+        (header::EXPIRES, until),
+        (header::LOCATION, path.clone()),
+        (header::ETAG, tag),
+        (resource::ACCEPT_PATCH, format!("{SDP}, {}", body::FRAGMENT)),
+    ];
+    let mut response = (status, headers, text).into_response();
+    links::add(&signalling.manners().ice_servers, wall(), response.headers_mut());
+    links::add_extensions(&path, response.headers_mut());
+    Ok(no_store(response))
+}
+
+/// RFC 9110 §5.6.7.
+const HTTP_DATE: &[time::format_description::BorrowedFormatItem<'_>] = time::macros::format_description!(
+    "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
+);
+
+/// The viewer answers an offer of ours (WHEP §4.3.2): 204, and from here on it is a session.
+pub(super) async fn answered(signalling: &Signalling, session: SessionId, bytes: &[u8]) -> Result<Response, Problem> {
+    let offered = signalling.offers.find(session).ok_or_else(Problem::unknown_session)?;
+    let answer = Offer::parse(bytes)?;
+    let ours = Offer::parse(offered.text.as_bytes())?;
+    if answer.shape() != ours.shape() {
+        let detail = "the answer has to have the sections of the offer, in order and with their mids";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_answer", detail));
+    }
+    let media = &signalling.media;
+    let carried = carried(signalling, &offered.held.stream).await?;
+    let random = &mut || rand::rng().next_u32();
+    let (playback, _) = answer_viewer(
+        &answer,
+        &formats_for(&answer, &carried),
+        &local(signalling, &offered.placement, &media.candidates()),
+        random,
+    )?;
+    // Of two answers one opens the session.
+    if !signalling.offers.take(session) {
+        return Err(Problem::unknown_session());
+    }
+    let remote = playback.transport.remote.clone();
+    let ice = IceSession::new(remote, &offered.placement.credentials, &offered.text);
+    let mut held = offered.held;
+    held.video = VideoLine::of(&offered.text);
+    media.play_as(session, held.stream.clone(), offered.placement, playback)?;
+    debug!(?session, stream = %held.stream, "viewer accepted");
+    let _ = created(signalling, session, ice, held, String::new());
+    Ok(no_store(StatusCode::NO_CONTENT.into_response()))
 }
 
 /// Longest name of a client that is remembered, in characters.

@@ -32,6 +32,7 @@ pub mod layer;
 pub mod limits;
 pub mod links;
 pub mod metrics;
+pub mod offers;
 pub mod operations;
 pub mod pages;
 pub mod precondition;
@@ -47,11 +48,12 @@ use self::auth::{Caller, Gate};
 use self::events::EventStreams;
 use self::expiry::Expiries;
 use self::limits::RateLimit;
+use self::offers::Offers;
 use self::problem::Problem;
 use self::reload::Reloads;
 use self::server::Peer;
 use self::sessions::Sessions;
-use crate::config::{Config, CorsOrigins, IceServers, Limits};
+use crate::config::{Config, CorsOrigins, CounterOffer, IceServers, Limits};
 use crate::hub::name::StreamName;
 use crate::outputs::hls::service::Service;
 use crate::shard::MediaPlane;
@@ -66,6 +68,9 @@ pub struct Manners {
     pub ice_servers: IceServers,
     /// See [`crate::config::Http::strict_preconditions`].
     pub strict: bool,
+    /// See [`crate::config::Http::counter_offer`] and what follows there.
+    pub counter_offer: CounterOffer,
+    pub legacy_server_offer: bool,
     /// How long a viewer's POST may wait for a publisher.
     pub wait_for_publisher: Duration,
 }
@@ -77,6 +82,8 @@ impl Manners {
             cors_origins: config.http.cors_origins.clone(),
             ice_servers: config.ice.clone(),
             strict: config.http.strict_preconditions,
+            counter_offer: config.http.counter_offer,
+            legacy_server_offer: config.http.legacy_server_offer,
             wait_for_publisher: config.http.wait_for_publisher,
         }
     }
@@ -92,6 +99,8 @@ pub struct Signalling {
     /// A place for each viewer who waits.
     waiting: Semaphore,
     pub sessions: Sessions,
+    /// Offers of ours that wait for an answer.
+    pub offers: Offers,
     /// Streams of events about them.
     pub events: EventStreams,
     pub rate: RateLimit,
@@ -132,6 +141,7 @@ impl Signalling {
             waiting: Semaphore::new(endpoint::MAX_WAITING),
             sessions: Sessions::default(),
             events: EventStreams::default(),
+            offers: Offers::default(),
             rate: RateLimit::new(limits),
             counters: HttpCounters::default(),
             fetched,

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tracing::debug;
 
-use super::endpoint::{ACCEPT_POST, no_store};
+use super::endpoint::{self, ACCEPT_POST, no_store};
 use super::fragment::{Fragment, FragmentError};
 use super::precondition::IfMatch;
 use super::problem::Problem;
@@ -79,6 +79,9 @@ pub async fn session(State(signalling): State<Arc<Signalling>>, request: Request
 /// Ends the session. Entity tags do not matter (RFC 9725 §4.3.1). OBS closes its transport first and then expects
 /// exactly 200, so that a session that has just ended by itself is a success as well.
 fn delete(signalling: &Signalling, session: SessionId) -> Result<Response, Problem> {
+    if signalling.offers.take(session) {
+        return Ok(no_store(StatusCode::OK.into_response()));
+    }
     match signalling.media.close(session) {
         SessionState::Connecting | SessionState::Connected | SessionState::Ended(_) => {
             Ok(no_store(StatusCode::OK.into_response()))
@@ -95,6 +98,11 @@ async fn patch(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
+    let is_offered = signalling.offers.find(session).is_some();
+    if is_offered && body::is_of_type(headers, body::SDP) {
+        let bytes = body::read(headers, body, body::OFFER_LIMIT).await?;
+        return endpoint::answered(signalling, session, &bytes).await;
+    }
     require(signalling, session)?;
     if body::is_of_type(headers, body::SDP) {
         let detail = "a session is not renegotiated (RFC 9725 §3): end it and POST a new offer";
@@ -109,6 +117,10 @@ async fn patch(
     }
     let bytes = body::read(headers, body, body::FRAGMENT_LIMIT).await?;
     let fragment = Fragment::parse(&bytes).map_err(bad_fragment)?;
+    if is_offered {
+        // What a viewer trickles before its answer is not needed: its checks tell.
+        return Ok(no_store(StatusCode::NO_CONTENT.into_response()));
+    }
     // The tag is compared and changed under one lock: of restarts at the same time one goes after the other.
     let patched = signalling.sessions.with(&signalling.media, session, |ice| {
         check_precondition(headers, ice, &fragment, signalling.manners().strict)?;
@@ -121,7 +133,8 @@ async fn patch(
 }
 
 fn require(signalling: &Signalling, session: SessionId) -> Result<(), Problem> {
-    if signalling.sessions.is_running(&signalling.media, session) {
+    let is_offered = signalling.offers.find(session).is_some();
+    if is_offered || signalling.sessions.is_running(&signalling.media, session) {
         return Ok(());
     }
     Err(match signalling.media.state(session) {

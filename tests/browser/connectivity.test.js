@@ -166,3 +166,36 @@ const answers = (address, port) =>
     });
     socket.once('error', () => resolve(false));
   });
+
+// E-05, E-15.
+test('a player that takes our offer plays as one that makes its own', async (t) => {
+  const gateway = await startGateway({ MILLSTREAM_HTTP__LEGACY_SERVER_OFFER: 'true' });
+  t.after(() => gateway.stop());
+  const publisher = await publish(browser, gateway, 'camera');
+  await isLive(publisher);
+  const page = await open(browser, `${gateway.origin}/watch/nothing`);
+  await page.evaluate(async () => {
+    document.body.innerHTML = '<video autoplay muted playsinline></video>';
+    const stream = new MediaStream();
+    document.querySelector('video').srcObject = stream;
+    const pc = new RTCPeerConnection();
+    pc.ontrack = ({ track }) => stream.addTrack(track);
+    const offered = await fetch('/whep/camera', { method: 'POST' });
+    await pc.setRemoteDescription({ type: 'offer', sdp: await offered.text() });
+    await pc.setLocalDescription();
+    const answered = await fetch(offered.headers.get('Location'), {
+      method: 'PATCH',
+      headers: { 'Content-Type': 'application/sdp' },
+      body: pc.localDescription.sdp,
+    });
+    window.statuses = [offered.status, answered.status];
+    window.client = { connection: pc, sessions: 1 };
+  });
+  assert.deepEqual(await page.evaluate(() => window.statuses), [201, 204]);
+  await shows(page, 60);
+  const sound = await page.evaluate(async () => {
+    const report = [...(await window.client.connection.getStats()).values()];
+    return report.find((s) => s.type === 'inbound-rtp' && s.kind === 'audio')?.packetsReceived ?? 0;
+  });
+  assert.ok(sound > 20, `${sound} packets of sound`);
+});

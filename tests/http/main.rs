@@ -5,6 +5,7 @@ mod client;
 mod connections;
 mod extensions;
 mod media_by_tcp;
+mod offers;
 mod operations;
 mod preflights;
 mod publishing;

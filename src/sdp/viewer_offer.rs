@@ -1,0 +1,126 @@
+//! Our own offer to a viewer: where it has none (the WHEP of 2022), or where its own cannot be served (WHEP §4.3.2). What
+//! comes back is read as a viewer's offer is: it says what the viewer receives, under our payload types.
+
+use std::fmt::Write as _;
+
+use super::answer::{Local, candidate_lines, fingerprint};
+use super::plan::SourceFormats;
+use crate::media::{Format, ProfileLevelId};
+
+/// The SDP: a section for each kind, to send only. SSRCs are not named: they are learned from what comes.
+pub fn offer_viewer(source: &SourceFormats, local: &Local<'_>) -> String {
+    let mut sections: Vec<(&str, Vec<(u8, Format)>)> = Vec::new();
+    sections.push(("audio", audio(source.audio)));
+    if let Some(format) = source.video {
+        sections.push(("video", video(format)));
+    }
+    let mids: Vec<String> = (0..sections.len()).map(|mid| mid.to_string()).collect();
+    let mut lines = vec![
+        "v=0".to_owned(),
+        format!("o=- {} 1 IN IP4 127.0.0.1", local.session_id & (u64::MAX >> 1)),
+        "s=-".to_owned(),
+        "t=0 0".to_owned(),
+        format!("a=group:BUNDLE {}", mids.join(" ")),
+        "a=ice-lite".to_owned(),
+        "a=ice-options:trickle ice2".to_owned(),
+        "a=msid-semantic:WMS *".to_owned(),
+    ];
+    for ((kind, codecs), mid) in sections.iter().zip(&mids) {
+        let payload_types: Vec<String> = codecs.iter().map(|(pt, _)| pt.to_string()).collect();
+        lines.push(format!("m={kind} 9 UDP/TLS/RTP/SAVPF {}", payload_types.join(" ")));
+        lines.push("c=IN IP4 0.0.0.0".to_owned());
+        lines.push(format!("a=mid:{mid}"));
+        lines.push("a=sendonly".to_owned());
+        lines.push(format!("a=ice-ufrag:{}", local.credentials.ufrag));
+        lines.push(format!("a=ice-pwd:{}", local.credentials.pwd));
+        lines.push(format!("a=fingerprint:{}", fingerprint(local.fingerprint)));
+        lines.extend(["a=setup:actpass", "a=rtcp-mux", "a=rtcp-mux-only", "a=rtcp-rsize"].map(str::to_owned));
+        lines.push(format!("a=msid:millstream {kind}"));
+        for (pt, format) in codecs {
+            describe(&mut lines, *pt, *format);
+        }
+        if mid == "0" {
+            lines.extend(candidate_lines(local).map(|line| format!("a=candidate:{line}")));
+            lines.push("a=end-of-candidates".to_owned());
+        }
+    }
+    let mut text = lines.join("\r\n");
+    text.push_str("\r\n");
+    text
+}
+
+/// What the stream carries first, and what another source may carry.
+fn video(source: Format) -> Vec<(u8, Format)> {
+    let baseline = Format::H264 {
+        profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
+        packetization_mode: 1,
+    };
+    let mut codecs = vec![
+        (102, baseline),
+        (96, Format::Vp8),
+        (98, Format::Vp9 { profile: 0 }),
+        (45, Format::Av1 { profile: 0 }),
+        (
+            49,
+            Format::H265 {
+                profile_id: 1,
+                tier_flag: 0,
+            },
+        ),
+    ];
+    let source = match source {
+        Format::H264 { profile, .. } => Format::H264 {
+            profile,
+            packetization_mode: 1,
+        },
+        source => source,
+    };
+    let known = codecs.iter().position(|(_, format)| *format == source);
+    let first = known.map_or((106, source), |index| codecs.remove(index));
+    codecs.insert(0, first);
+    codecs
+}
+
+fn audio(source: Option<Format>) -> Vec<(u8, Format)> {
+    let mut codecs = vec![
+        (111, Format::Opus { stereo: true }),
+        (0, Format::Pcmu),
+        (8, Format::Pcma),
+    ];
+    codecs.sort_by_key(|(_, format)| source.is_none_or(|source| source.codec() != format.codec()));
+    codecs
+}
+
+fn describe(lines: &mut Vec<String>, pt: u8, format: Format) {
+    let codec = format.codec();
+    let channels = if matches!(format, Format::Opus { .. }) {
+        "/2"
+    } else {
+        ""
+    };
+    lines.push(format!(
+        "a=rtpmap:{pt} {}/{}{channels}",
+        codec.name(),
+        codec.clock_rate()
+    ));
+    let mut parameters = String::new();
+    let _ = match format {
+        Format::Opus { .. } => write!(parameters, "minptime=10;useinbandfec=1;stereo=1;sprop-stereo=1"),
+        Format::H264 { profile, .. } => write!(
+            parameters,
+            "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id={profile}"
+        ),
+        Format::H265 { profile_id, tier_flag } => {
+            write!(parameters, "profile-id={profile_id};tier-flag={tier_flag};tx-mode=SRST")
+        }
+        Format::Vp9 { profile } => write!(parameters, "profile-id={profile}"),
+        Format::Av1 { profile } => write!(parameters, "profile={profile}"),
+        _ => Ok(()),
+    };
+    if !parameters.is_empty() {
+        lines.push(format!("a=fmtp:{pt} {parameters}"));
+    }
+    if codec.kind() == crate::media::Kind::Video {
+        lines.extend(["nack", "nack pli", "ccm fir"].map(|feedback| format!("a=rtcp-fb:{pt} {feedback}")));
+    }
+}
