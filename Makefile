@@ -51,6 +51,7 @@ load-test: ## The short forms of bench and hostile: judged by loss and survival,
 	$(CARGO) build --workspace --locked
 	target/debug/millstream-bench --gateway target/debug/millstream --short
 	target/debug/millstream-bench chaos hostile --gateway target/debug/millstream --datagrams 100000
+	target/debug/millstream-bench chaos tokens --gateway target/debug/millstream --tokens 5000
 
 interop-test: ## Other stacks publish and watch: aiortc
 	$(CARGO) build --locked
@@ -61,8 +62,9 @@ interop-test: ## Other stacks publish and watch: aiortc
 bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="--viewers 200 --seconds 10")
 	$(CARGO) run --release --locked -p millstream-bench -- $(BENCH_ARGS)
 
-hostile: build ## A million mutated datagrams at a live gateway while a viewer watches
+hostile: build ## A million mutated datagrams, and a hundred thousand wrong tokens, while a viewer watches
 	$(CARGO) run --release --locked -p millstream-bench -- chaos hostile
+	$(CARGO) run --release --locked -p millstream-bench -- chaos tokens
 
 source-faults: ## Cameras and workers that fail twenty times each, and a thousand workers started and stopped
 	@scripts/setup.sh run test

@@ -22,6 +22,7 @@ mod encoder;
 mod endpoint;
 mod floor;
 mod gateway;
+mod guessing;
 mod hls;
 mod http;
 mod load;
@@ -75,6 +76,8 @@ enum Command {
 enum Chaos {
     /// Mutated STUN, DTLS, RTP and RTCP, from strangers and from peers that have a session.
     Hostile(chaos::Hostile),
+    /// Wrong tokens, as fast as they go.
+    Tokens(guessing::Tokens),
 }
 
 #[derive(Args)]
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Chaos(Chaos::Hostile(options))) => chaos::hostile(options),
+        Some(Command::Chaos(Chaos::Tokens(options))) => guessing::guess(options),
         Some(Command::Cameras(options)) => cameras::measure(options),
         Some(Command::Hls(options)) => hls::measure(options),
         Some(Command::Publish(options)) => encoder::publish(options),
