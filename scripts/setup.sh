@@ -72,6 +72,8 @@ for group in "${@:-run}"; do
       need ip iproute2
       # The relay of tests/browser/connectivity.test.js.
       need turnserver coturn
+      # The address that changes in tests/browser/network.test.js.
+      need nft nftables
       ;;
     *)
       say "unknown group '$group'; there are: run, test"

@@ -77,11 +77,16 @@ export function hostAddress() {
   return all.find((address) => address.family === 'IPv4' && !address.internal)?.address;
 }
 
-/** Chromium. `camera: false` leaves it without any, `allow: false` refuses its use, `more` are further arguments. */
-export function chromium({ camera = true, allow = true, more = [] } = {}) {
+/** Chromium. `camera: false` leaves it without any, `allow: false` refuses its use, `more` are further arguments,
+ * `wrapper` is a program that starts `$CHROMIUM`.
+ */
+export function chromium({ camera = true, allow = true, more = [], wrapper } = {}) {
   return puppeteer.launch({
     browser: 'chrome',
-    executablePath: program('chromium', 'chromium-browser', 'google-chrome'),
+    // A browser in another network cannot be reached by a port.
+    pipe: Boolean(wrapper),
+    executablePath: wrapper ?? program('chromium', 'chromium-browser', 'google-chrome'),
+    env: { ...process.env, CHROMIUM: program('chromium', 'chromium-browser', 'google-chrome') },
     headless: true,
     args: [
       '--no-sandbox',
