@@ -368,3 +368,15 @@ fn what_is_deployed_is_a_valid_configuration() {
     let all = all.join("\n").replace("token = \"\"", "token = \"a\"");
     millstream::Config::parse(&all, "millstream.toml".as_ref(), []).expect("valid");
 }
+
+#[test]
+fn the_page_about_the_api_lists_every_cause() {
+    let page = include_str!("../../docs/api.md");
+    for reason in millstream::session::CloseReason::ALL {
+        assert!(
+            page.contains(&format!("| `{}` |", reason.label())),
+            "{}",
+            reason.label()
+        );
+    }
+}
