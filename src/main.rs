@@ -60,11 +60,19 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Of the threads of the control plane; those of the media plane have 0.
+const CONTROL_NICE: i32 = 5;
+
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut config = Config::load(arguments.config.as_deref(), std::env::vars_os())?;
     let command = arguments.command.unwrap_or(Command::Serve { demo: false });
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
+        // Media goes first: when processors are short, pages, playlists and workers wait, and shards do not. On Linux
+        // this is for the calling thread; where it is refused everything runs as well, if less evenly.
+        builder.on_thread_start(|| {
+            let _ = rustix::process::setpriority_process(None, CONTROL_NICE);
+        });
         builder.enable_all().build().context("cannot start the runtime")
     };
     match command {

@@ -359,6 +359,14 @@ pub fn sharpen_timers() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }
 
+/// Has the calling thread wait for all others when processors are short.
+pub fn yield_to_others() {
+    // SAFETY: plain numbers; 0 is the calling thread.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 10);
+    }
+}
+
 /// Raises the limit of open descriptors to what the system allows: one socket per viewer.
 pub fn raise_descriptor_limit() {
     let mut limit = libc::rlimit {
