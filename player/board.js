@@ -6,9 +6,14 @@ import { byId, copies, keepToken, takeToken } from './page.js';
 const LOOK_EVERY = 2_000;
 /** Points of a sparkline: two minutes. */
 const POINTS = 60;
+/** Pictures of streams: so many, and so old at most, in milliseconds. A worker of the gateway makes each. */
+const MOST_PICTURES = 12;
+const PICTURE_AGE = 60_000;
 const KEY = 'millstream-api-token';
 
 const history = new Map();
+const pictures = new Map();
+let painting = false;
 const opened = new Set();
 let token = takeToken(KEY);
 let timer = 0;
@@ -78,6 +83,41 @@ function copyButton(text, what, label) {
   return made;
 }
 
+/** Gets pictures one after the other, those that are missing or old. */
+async function paint(streams) {
+  if (painting || document.hidden) return;
+  painting = true;
+  try {
+    for (const { name } of streams.filter(({ live, video }) => live && video).slice(0, MOST_PICTURES)) {
+      const known = pictures.get(name);
+      if (known && performance.now() - known.at < PICTURE_AGE) continue;
+      const answer = await api(`streams/${name}/snapshot.jpg`).catch(() => null);
+      // A stream without a picture is not asked for one all the time either.
+      const url = answer?.ok ? await asDataUrl(await answer.blob()) : known?.url;
+      pictures.set(name, { at: performance.now(), url });
+      const shown = [...document.querySelectorAll('.thumb')].find((image) => image.dataset.stream === name);
+      if (shown && url) Object.assign(shown, { src: url, hidden: false });
+    }
+  } finally {
+    painting = false;
+  }
+}
+
+const asDataUrl = (blob) =>
+  new Promise((resolve) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.readAsDataURL(blob);
+  });
+
+function thumbnail(name, live) {
+  const url = live ? pictures.get(name)?.url : undefined;
+  const image = element('img', { class: 'thumb', alt: `Picture of ${name}`, 'data-stream': name });
+  image.hidden = !url;
+  if (url) image.src = url;
+  return image;
+}
+
 function streamCard(stream, sessions) {
   const { name, live, viewers, source, video, audio, warnings } = stream;
   const rate = (video?.bitrate ?? 0) + (audio?.bitrate ?? 0);
@@ -91,6 +131,7 @@ function streamCard(stream, sessions) {
   const state = live ? 'live' : source ? source.state.replace('_', ' ') : 'waiting';
   const card = element('article', { class: 'stream', 'data-live': String(live), 'aria-label': name });
   card.append(
+    thumbnail(name, live),
     element('h3', {}, element('span', { class: 'dot', 'aria-hidden': 'true' }), element('a', { href: `/watch/${name}` }, name),
       element('span', { class: 'quiet' }, state)),
     element('p', { class: 'quiet' }, facts(stream) || 'nothing is sent'),
@@ -149,6 +190,7 @@ async function look() {
     if (!streams.ok || !sessions.ok) return refused(streams.status);
     const [all, { sessions: known }] = [await streams.json(), await sessions.json()];
     show(all, known);
+    paint(all);
   } catch {
     byId('board-note').textContent = 'The gateway does not answer; trying again.';
   }

@@ -1,4 +1,4 @@
-//! From the packets of a track back to whole frames: H.264 (RFC 6184), H.265 (RFC 7798), VP9 of one layer (RFC 9628), AV1, and
+//! From the packets of a track back to whole frames: H.264 (RFC 6184), H.265 (RFC 7798), VP8 (RFC 7741), VP9 of one layer (RFC 9628), AV1, and
 //! what is one packet a frame.
 //!
 //! A [`Depacketizer`] reads a track in line order, as it stands in the ring. A frame with a hole in it is given up, and
@@ -8,6 +8,7 @@
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::codec::av1::Assembler;
+use super::codec::vp8::Vp8Descriptor;
 use super::codec::vp9;
 use super::packet::{Packet, TrackSeq, TrackTime};
 use super::packetizer::MAX_ACCESS_UNIT;
@@ -97,7 +98,7 @@ impl Depacketizer {
         });
         unit.key_frame |= packet.key_frame;
         unit.take(&packet.payload);
-        if packet.marker || !matches!(packet.codec, Codec::H264 | Codec::H265 | Codec::Vp9 | Codec::Av1) {
+        if packet.marker || !is_fragmented(packet.codec) {
             self.finish(false, out);
         }
     }
@@ -134,6 +135,11 @@ impl Depacketizer {
     }
 }
 
+/// Whether a frame may be more than one packet, and ends with the marker.
+fn is_fragmented(codec: Codec) -> bool {
+    matches!(codec, Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1)
+}
+
 impl Unit {
     fn take(&mut self, payload: &Bytes) {
         if self.bytes.len() + payload.len() > MAX_ACCESS_UNIT {
@@ -152,6 +158,10 @@ impl Unit {
                 self.in_fragment = !self.av1.is_whole();
                 taken
             }
+            Codec::Vp8 => Vp8Descriptor::parse(payload).and_then(|descriptor| {
+                self.bytes.extend_from_slice(payload.get(descriptor.len..)?);
+                Some(())
+            }),
             Codec::Vp9 => vp9::descriptor_len(payload).and_then(|length| {
                 self.bytes.extend_from_slice(payload.get(length..)?);
                 Some(())

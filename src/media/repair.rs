@@ -12,11 +12,13 @@ pub enum Repair {
     Opus,
     /// Any audio to AAC, for players of HLS that take nothing else.
     Aac,
+    /// Any video to pictures, for snapshots.
+    Jpeg,
 }
 
 impl Repair {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::H264, Self::Opus, Self::Aac];
+    pub const ALL: [Self; 4] = [Self::H264, Self::Opus, Self::Aac, Self::Jpeg];
 
     /// The conversion of a kind of media for viewers of WebRTC.
     pub fn of(kind: Kind) -> Self {
@@ -29,7 +31,7 @@ impl Repair {
     /// The kind of media that it converts.
     pub fn kind(self) -> Kind {
         match self {
-            Self::H264 => Kind::Video,
+            Self::H264 | Self::Jpeg => Kind::Video,
             Self::Opus | Self::Aac => Kind::Audio,
         }
     }
@@ -43,6 +45,7 @@ impl Repair {
             },
             Self::Opus => Format::Opus { stereo: true },
             Self::Aac => Format::Aac(AacConfig::STEREO),
+            Self::Jpeg => Format::Jpeg,
         }
     }
 
@@ -52,6 +55,7 @@ impl Repair {
             Self::H264 => "h264",
             Self::Opus => "opus",
             Self::Aac => "aac",
+            Self::Jpeg => "jpeg",
         }
     }
 }

@@ -37,7 +37,7 @@ macro_rules! shipped {
     };
 }
 
-const SHIPPED: [(&str, &str); 15] = shipped![
+const SHIPPED: [(&str, &str); 16] = shipped![
     "test",
     "slate",
     "rtsp",
@@ -53,6 +53,7 @@ const SHIPPED: [(&str, &str); 15] = shipped![
     "mjpeg-to-h264",
     "opus-to-aac",
     "audio-to-aac",
+    "to-jpeg",
 ];
 
 impl Library {

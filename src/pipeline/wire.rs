@@ -59,6 +59,9 @@ pub struct Input {
 pub enum Media {
     H264,
     H265,
+    Vp8,
+    Vp9,
+    Av1,
     Jpeg,
     Opus,
     Pcmu,
@@ -71,7 +74,7 @@ impl Media {
     /// Audio or video.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::H264 | Self::H265 | Self::Jpeg => Kind::Video,
+            Self::H264 | Self::H265 | Self::Vp8 | Self::Vp9 | Self::Av1 | Self::Jpeg => Kind::Video,
             Self::Opus | Self::Pcmu | Self::Pcma | Self::Aac(_) => Kind::Audio,
         }
     }

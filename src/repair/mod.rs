@@ -59,7 +59,7 @@ const IDLE: Duration = Duration::from_millis(500);
 const ASK: Duration = Duration::from_secs(1);
 
 /// What can be repaired, and the pipeline for it.
-const CONVERSIONS: [(Codec, Repair, &str); 10] = [
+const CONVERSIONS: [(Codec, Repair, &str); 15] = [
     (Codec::H264, Repair::H264, "h264-repair"),
     (Codec::H265, Repair::H264, "h265-to-h264"),
     (Codec::Jpeg, Repair::H264, "mjpeg-to-h264"),
@@ -70,6 +70,11 @@ const CONVERSIONS: [(Codec, Repair, &str); 10] = [
     (Codec::Opus, Repair::Aac, "opus-to-aac"),
     (Codec::Pcmu, Repair::Aac, "audio-to-aac"),
     (Codec::Pcma, Repair::Aac, "audio-to-aac"),
+    (Codec::H264, Repair::Jpeg, "to-jpeg"),
+    (Codec::H265, Repair::Jpeg, "to-jpeg"),
+    (Codec::Vp8, Repair::Jpeg, "to-jpeg"),
+    (Codec::Vp9, Repair::Jpeg, "to-jpeg"),
+    (Codec::Av1, Repair::Jpeg, "to-jpeg"),
 ];
 
 /// Looks what this machine can repair, and feeds repaired streams for as long as the task runs. `None` if it is nothing.
@@ -151,7 +156,7 @@ async fn mend<P: FanOut>(name: StreamName, library: Arc<Library>, program: PathB
     loop {
         tokio::select! {
             () = bench.keep_working(&plane) => {}
-            () = unwatched(&repaired) => {}
+            () = unwatched(&repaired, linger(repair)) => {}
         }
         // Whoever opens it from here on tells of it; who did before is seen here.
         let mut watched = false;
@@ -163,9 +168,17 @@ async fn mend<P: FanOut>(name: StreamName, library: Arc<Library>, program: PathB
     }
 }
 
-async fn unwatched(stream: &Stream) {
+/// A snapshot is taken and done.
+fn linger(repair: Repair) -> Duration {
+    match repair {
+        Repair::Jpeg => LINGER / 5,
+        Repair::H264 | Repair::Opus | Repair::Aac => LINGER,
+    }
+}
+
+async fn unwatched(stream: &Stream, linger: Duration) {
     let mut last = Instant::now();
-    while last.elapsed() < LINGER {
+    while last.elapsed() < linger {
         if stream.lock().is_watched() {
             last = Instant::now();
         }
@@ -343,8 +356,9 @@ impl Bench {
             Format::Opus { .. } => Media::Opus,
             Format::Pcmu => Media::Pcmu,
             Format::Pcma => Media::Pcma,
-            // Every browser plays VP8. VP9 and AV1 come from browsers, and are not taken apart here.
-            Format::Vp8 | Format::Vp9 { .. } | Format::Av1 { .. } => return None,
+            Format::Vp8 => Media::Vp8,
+            Format::Vp9 { .. } => Media::Vp9,
+            Format::Av1 { .. } => Media::Av1,
         };
         let description = self.library.get(name)?;
         let inputs = vec![Input { media }];

@@ -54,6 +54,12 @@ test('the dashboard shows streams, sources with their errors, and sessions that 
   await page.click('#board-token button');
   await until(() => board(page), (count) => count === '2', 'both streams');
   await until(() => text(page), (seen) => /studio\/one/.test(seen) && /VP8/.test(seen) && /kbit\/s|Mbit\/s/.test(seen), 'facts');
+  const picture = () => page.evaluate(() => {
+    const [image] = document.querySelectorAll('.thumb[data-stream="studio/one"]');
+    return image && !image.hidden ? [image.naturalWidth > 0, image.src.slice(0, 22)] : null;
+  });
+  await until(picture, (seen) => seen?.[0], 'a picture of the stream');
+  assert.match((await picture())[1], /^data:image\/jpeg/);
   await page.click('[aria-label="2 sessions: studio/one"]');
   await until(() => text(page), (seen) => /publisher/.test(seen) && /viewer/.test(seen), 'the sessions');
   assert.deepEqual(await violations(page), []);
@@ -78,6 +84,33 @@ test('the dashboard shows streams, sources with their errors, and sessions that 
   await until(() => viewer.evaluate(() => document.querySelector('millstream-player').dataset.sessions), (count) => count === '2', 'the player to return');
   assert.deepEqual(page.faults, []);
 });
+
+for (const codec of ['VP8', 'H264', 'VP9', 'AV1']) {
+  test(`a snapshot of ${codec} is a picture of its size`, async (t) => {
+    const gateway = await startGateway({ MILLSTREAM_AUTH__API_TOKEN: API_TOKEN });
+    t.after(() => gateway.stop());
+    const publisher = await publish(browser, gateway, 'camera', { codec });
+    t.after(() => publisher.close());
+    await isLive(publisher);
+    const headers = { Authorization: `Bearer ${API_TOKEN}` };
+    const streams = async () => (await fetch(`${gateway.origin}/api/v1/streams/camera`, { headers })).json();
+    await until(streams, ({ video }) => video?.width > 0, 'the picture to come');
+    const answer = await fetch(`${gateway.origin}/api/v1/streams/camera/snapshot.jpg`, { headers });
+    assert.equal(answer.status, 200, answer.ok ? '' : await answer.text());
+    assert.equal(answer.headers.get('Content-Type'), 'image/jpeg');
+    const bytes = [...new Uint8Array(await answer.arrayBuffer())];
+    const page = await open(browser, `${gateway.origin}/`);
+    t.after(() => page.close());
+    const size = await page.evaluate(async (bytes) => {
+      const image = await createImageBitmap(new Blob([new Uint8Array(bytes)], { type: 'image/jpeg' }));
+      return [image.width, image.height];
+    }, bytes);
+    const { video } = await streams();
+    assert.ok(Math.abs(size[0] / size[1] - video.width / video.height) < 0.02, `${size} of ${video.width}x${video.height}`);
+    const missing = await fetch(`${gateway.origin}/api/v1/streams/nothing/snapshot.jpg`, { headers });
+    assert.equal(missing.status, 409);
+  });
+}
 
 test('the watch and publish pages have no faults that axe-core finds', async (t) => {
   const gateway = await startGateway({}, '--demo');

@@ -27,7 +27,7 @@ fn bad() -> Vec<Request> {
         .map(|offer| Request::publish("/whip/bad", offer))
         .collect();
     all.extend([
-        Request::offer("/whep/bad", &OBS),
+        Request::offer("/whep/bad", OBS),
         Request::offer("/whep/none", VIEWER),
         Request::offer("/whip/bad", OBS).bearer("wrong"),
         Request::offer("/whip/bad", OBS).header("Authorization", "Nonsense"),

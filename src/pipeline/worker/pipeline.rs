@@ -354,6 +354,9 @@ fn prepare_source(source: &AppSrc, media: &Media) -> Result<(), Failure> {
     let caps = match media {
         Media::H264 => "video/x-h264,stream-format=byte-stream,alignment=au".to_owned(),
         Media::H265 => "video/x-h265,stream-format=byte-stream,alignment=au".to_owned(),
+        Media::Vp8 => "video/x-vp8".to_owned(),
+        Media::Vp9 => "video/x-vp9".to_owned(),
+        Media::Av1 => "video/x-av1,stream-format=obu-stream,alignment=tu".to_owned(),
         Media::Jpeg => "image/jpeg".to_owned(),
         Media::Opus => "audio/x-opus,channel-mapping-family=0,channels=2,rate=48000".to_owned(),
         Media::Pcmu => "audio/x-mulaw,rate=8000,channels=1".to_owned(),

@@ -36,6 +36,8 @@ pub fn announced(media: &Media) -> Option<Announced> {
     Some(match media {
         Media::H264 => Codec::H264.into(),
         Media::H265 => Codec::H265.into(),
+        // They are given to workers, and none gives them back: there is no packetizer for them.
+        Media::Vp8 | Media::Vp9 | Media::Av1 => return None,
         Media::Jpeg => Codec::Jpeg.into(),
         Media::Opus => Codec::Opus.into(),
         Media::Pcmu => Format::Pcmu.into(),
