@@ -2,6 +2,7 @@
 
 mod crowd;
 mod joins;
+mod measures;
 mod publications;
 mod publisher;
 mod repairs;

@@ -27,6 +27,8 @@ pub struct Viewer {
     /// NTP time and RTP time of the last sender report, by kind.
     pub reports: BTreeMap<u32, (u64, u32)>,
     pub nacks: bool,
+    /// Packets asked for again, each time counted.
+    pub asked: u64,
 }
 
 /// What was seen of one track.
@@ -71,6 +73,7 @@ impl Viewer {
             plis: Vec::new(),
             reports: BTreeMap::new(),
             nacks: true,
+            asked: 0,
         }
     }
 
@@ -157,6 +160,7 @@ impl Viewer {
             let mut compound = Vec::new();
             rtcp::write_receiver_report(&mut compound, Ssrc(1), &[], "viewer");
             rtcp::write_nack(&mut compound, Ssrc(1), media, &asked);
+            self.asked += asked.len() as u64;
             compounds.push(compound);
         }
         compounds
