@@ -40,6 +40,11 @@ function move() {
 test('a session goes on when the address of its viewer changes', async (t) => {
   plug();
   t.after(() => run('ip', 'netns', 'delete', NAME));
+  try {
+    inside('nft', 'list', 'ruleset');
+  } catch (error) {
+    return t.skip(`this kernel has no nf_tables: ${error.stderr}`);
+  }
   const gateway = await startGateway(
     { MILLSTREAM_HTTP__LISTEN: `${GATEWAY}:0`, MILLSTREAM_WEBRTC__LISTEN: `${GATEWAY}:0`, MILLSTREAM_WEBRTC__TCP: 'false' },
     '--demo',
