@@ -48,6 +48,7 @@ use crate::session::CloseReason;
 use crate::session::identity::Identity;
 use crate::session::outbox::Outbox;
 use crate::sources::feed::{FanOut, Feed};
+use crate::sources::fetch::random_id;
 
 /// How the media plane is set up.
 #[derive(Clone, Debug)]
@@ -513,13 +514,6 @@ fn handle_messages(core: &mut Core, mailbox: &Mailbox<Message>, messages: &mut V
     if mailbox.has_overflowed() {
         core.handle_overflow(now);
     }
-}
-
-/// An id that nobody can guess (RFC 9725 §5).
-pub fn random_id() -> SessionId {
-    let mut id = [0; 16];
-    rand::rng().fill_bytes(&mut id);
-    SessionId(id)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the shell that gives time to the shards")]

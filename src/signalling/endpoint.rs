@@ -24,8 +24,9 @@ use crate::media::Kind;
 use crate::media::repair::Repair;
 use crate::sdp::plan::Carried;
 use crate::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for, offer_viewer};
-use crate::shard::{Placement, Refusal, SessionId, SourceFormats, random_id};
+use crate::shard::{Placement, Refusal, SessionId, SourceFormats};
 use crate::sources::fetch::directory::Brought;
+use crate::sources::fetch::random_id;
 
 /// RFC 9725 §4.2; <https://www.w3.org/TR/ldp/#header-accept-post>.
 pub(super) const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");

@@ -199,7 +199,7 @@ impl<P: FanOut> Drop for Attached<'_, P> {
     }
 }
 
-/// An id for a source, which tells it from others.
+/// An id of a source or a session, which tells it from all others and which nobody can guess (RFC 9725 §5).
 pub fn random_id() -> SessionId {
     let mut id = [0; 16];
     rand::rng().fill_bytes(&mut id);
