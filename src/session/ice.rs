@@ -429,7 +429,8 @@ impl IceLite {
     }
 }
 
-fn transaction(random: &mut dyn FnMut() -> u32) -> TransactionId {
+/// `random` has to be unpredictable: an answer is told from a forged one by it alone.
+pub(super) fn transaction(random: &mut dyn FnMut() -> u32) -> TransactionId {
     let mut id = [0; 12];
     for bytes in id.chunks_exact_mut(4) {
         bytes.copy_from_slice(&random().to_be_bytes());

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Getter as _, Message, TransactionId};
 use rtc_stun::xoraddr::XorMappedAddress;
 
+use super::ice::transaction;
+
 /// A question that has been asked.
 pub struct Question {
     transaction: TransactionId,
@@ -13,13 +15,8 @@ pub struct Question {
 }
 
 impl Question {
-    /// `random` has to be unpredictable: an answer is told from a forged one by it alone.
     pub fn new(random: &mut dyn FnMut() -> u32) -> Self {
-        let mut id = [0; 12];
-        for bytes in id.chunks_exact_mut(4) {
-            bytes.copy_from_slice(&random().to_be_bytes());
-        }
-        let transaction = TransactionId(id);
+        let transaction = transaction(random);
         let mut message = Message::new();
         message.set_type(BINDING_REQUEST);
         message.transaction_id = transaction;
