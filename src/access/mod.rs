@@ -224,8 +224,8 @@ impl Access {
     /// Whether what a token of the configuration gave is still given.
     pub fn still_grants(&self, grant: &Grant, action: Action, stream: &StreamName) -> bool {
         let Some(digest) = grant.fixed else { return true };
-        let tokens = self.fixed.iter().filter(|token| token.token.digest() == digest);
-        tokens.into_iter().any(|token| token.rights.allow(action, Some(stream)))
+        let mut tokens = self.fixed.iter().filter(|token| token.token.digest() == digest);
+        tokens.any(|token| token.rights.allow(action, Some(stream)))
     }
 
     /// Compares with all of them, so that the time taken does not tell which one it is.
