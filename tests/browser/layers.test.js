@@ -96,20 +96,23 @@ async function watch(gateway) {
 
 const width = (page) => page.evaluate(() => window.frames.at(-1)?.width ?? 0);
 
+const allLayers = (publisher) =>
+  until(
+    () => publisher.evaluate(async () => {
+      const sent = [...(await window.pc.getStats()).values()].filter((s) => s.type === 'outbound-rtp');
+      return sent.filter((s) => s.framesSent > 30).length;
+    }),
+    (sending) => sending === 3,
+    'all three layers to be sent',
+  );
+
 for (const codec of ['VP8', 'H264']) {
   test(`a viewer goes up and down the layers of a simulcast in ${codec} without a freeze`, async (t) => {
     const gateway = await startGateway();
     t.after(() => gateway.stop());
     const publisher = await publish(gateway, codec);
     t.after(() => publisher.close());
-    await until(
-      () => publisher.evaluate(async () => {
-        const sent = [...(await window.pc.getStats()).values()].filter((s) => s.type === 'outbound-rtp');
-        return sent.filter((s) => s.framesSent > 30).length;
-      }),
-      (sending) => sending === 3,
-      'all three layers to be sent',
-    );
+    await allLayers(publisher);
     const page = await watch(gateway);
     t.after(() => page.close());
     await until(() => width(page), (seen) => seen === 1280, 'the best layer without a wish');
@@ -210,14 +213,7 @@ test('the layers are versions of HLS, in one playlist', async (t) => {
   t.after(() => gateway.stop());
   const publisher = await publish(gateway, 'H264');
   t.after(() => publisher.close());
-  await until(
-    () => publisher.evaluate(async () => {
-      const sent = [...(await window.pc.getStats()).values()].filter((s) => s.type === 'outbound-rtp');
-      return sent.filter((s) => s.framesSent > 30).length;
-    }),
-    (sending) => sending === 3,
-    'all three layers to be sent',
-  );
+  await allLayers(publisher);
   const url = `${gateway.origin}/hls/simulcast/index.m3u8`;
   const index = await (await fetch(url)).text();
   const sizes = [...index.matchAll(/RESOLUTION=(\d+x\d+)/g)].map(([, size]) => size);
