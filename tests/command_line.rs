@@ -226,12 +226,13 @@ fn a_made_token_is_in_the_banner_and_nowhere_else() {
 
 /// T21.
 #[test]
-fn tokens_and_session_urls_are_never_logged() {
+fn tokens_are_never_told_and_session_urls_never_logged() {
     let mut command = program(&["serve"]);
     command
         .env("MILLSTREAM_LOG__LEVEL", "trace")
         .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", "canary-publish")
-        .env("MILLSTREAM_AUTH__PLAY_TOKEN", "canary-play");
+        .env("MILLSTREAM_AUTH__PLAY_TOKEN", "canary-play")
+        .env("MILLSTREAM_AUTH__API_TOKEN", "canary-api");
     let gateway = Running::start(command);
     let offer = include_str!("data/offers/obs-32.2.2-h264-advanced.sdp");
     let post = |token: &str| {
@@ -241,9 +242,24 @@ fn tokens_and_session_urls_are_never_logged() {
             offer.len()
         ))
     };
-    assert!(post("canary-wrong").starts_with("HTTP/1.1 401"));
-    assert!(post("canary-play").starts_with("HTTP/1.1 403"));
+    let wrong = post("canary-wrong");
+    assert!(wrong.starts_with("HTTP/1.1 401"), "{wrong}");
+    let foreign = post("canary-play");
+    assert!(foreign.starts_with("HTTP/1.1 403"), "{foreign}");
     let created = post("canary-publish");
+    let mut told = vec![wrong, foreign, created.clone()];
+    for path in [
+        "/metrics",
+        "/api/v1/streams",
+        "/api/v1/sessions",
+        "/api/v1/openapi.json",
+    ] {
+        let answer = gateway.request(&format!(
+            "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nAuthorization: Bearer canary-api\r\n\r\n"
+        ));
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+        told.push(answer);
+    }
     let id = created
         .split("/session/")
         .nth(1)
@@ -277,8 +293,10 @@ fn tokens_and_session_urls_are_never_logged() {
         });
         assert!(is_logged, "{method} {path} {status} in {log}");
     }
-    for output in [&stdout, &log] {
+    for output in told.iter().chain([&stdout, &log]) {
         assert!(!output.contains("canary"), "{output}");
+    }
+    for output in [&stdout, &log] {
         assert!(!output.contains(id), "{output}");
     }
 }
