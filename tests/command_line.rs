@@ -301,6 +301,71 @@ fn tokens_are_never_told_and_session_urls_never_logged() {
     }
 }
 
+/// Section 5 of the notes: what is left of bad requests is counted by the files of a process of its own.
+#[test]
+fn bad_input_leaves_no_open_file() {
+    let mut command = program(&["serve"]);
+    command
+        .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", "publish")
+        .env("MILLSTREAM_LIMITS__REQUESTS_PER_SECOND", "0");
+    let gateway = Running::start(command);
+    let files = || -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", gateway.child.id()))
+            .expect("Linux")
+            .count()
+    };
+    let offer = include_str!("data/offers/obs-32.2.2-h264-advanced.sdp");
+    let bad = |token: &str, kind: &str, body: &str| {
+        format!(
+            "POST /whip/bad HTTP/1.1\r\nHost: h\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
+             Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let round = || {
+        for request in [
+            bad("publish", "application/sdp", ""),
+            bad("publish", "application/sdp", "hello"),
+            bad("publish", "application/sdp", &offer[..offer.len() / 2]),
+            bad(
+                "publish",
+                "application/sdp",
+                &offer.replace("a=fingerprint", "a=nothing"),
+            ),
+            bad("publish", "text/plain", offer),
+            bad("wrong", "application/sdp", offer),
+            "NONSENSE\r\n\r\n".to_owned(),
+            "GET / HTTP/9.9\r\n\r\n".to_owned(),
+            "PATCH /session/AAAAAAAAAAAAAAAAAAAAAA HTTP/1.0\r\n\r\n".to_owned(),
+        ] {
+            let answer = gateway.request(&request);
+            assert!(
+                answer.starts_with("HTTP/1.") && answer[9..].starts_with('4'),
+                "{answer}"
+            );
+        }
+        // A client that goes in the middle of its request.
+        let mut cut = TcpStream::connect(&gateway.http).expect("connects");
+        let whole = bad("publish", "application/sdp", offer);
+        cut.write_all(&whole.as_bytes()[..whole.len() / 2]).expect("sends");
+    };
+    // What is opened once and kept is open after the first.
+    round();
+    let settled = |wanted: usize| {
+        let start = std::time::Instant::now();
+        while files() > wanted && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        files()
+    };
+    std::thread::sleep(Duration::from_millis(500));
+    let before = files();
+    for _ in 0..30 {
+        round();
+    }
+    assert!(settled(before) <= before, "{} files, {before} before", files());
+}
+
 #[test]
 fn a_port_in_use_is_explained_by_its_key() {
     let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
