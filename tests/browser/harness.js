@@ -32,6 +32,8 @@ export async function startGateway(env = {}, ...args) {
       ...env,
     },
   });
+  /** None of them may be in what the gateway says, whatever the test does with it. */
+  const tokens = [PUBLISH_TOKEN, env.MILLSTREAM_AUTH__PLAY_TOKEN, env.MILLSTREAM_AUTH__API_TOKEN].filter(Boolean);
   const log = [];
   const exited = new Promise((resolve) => child.once('exit', resolve));
   const bound = new Promise((resolve, reject) => {
@@ -54,6 +56,8 @@ export async function startGateway(env = {}, ...args) {
     async stop(signal = 'SIGTERM') {
       child.kill(signal);
       await within(15_000, exited, 'the gateway to exit');
+      const told = log.find((line) => tokens.some((token) => line.includes(token)));
+      if (told) throw new Error(`a token is in the output of the gateway: ${told}`);
     },
   };
 }
