@@ -84,7 +84,10 @@ test('ffprobe finds nothing to warn of, and ffmpeg plays it as plain HLS', async
   t.after(() => gateway.stop());
   const url = `${gateway.origin}/hls/demo/index.m3u8`;
   await fetch(url);
-  await new Promise((resolve) => setTimeout(resolve, 7_000));
+  // The AAC is made when somebody asks for it. ffmpeg reads the initialization section again with each reload and warns
+  // of what it has already, so there have to be segments enough of everything to do without.
+  await fetch(`${gateway.origin}/hls/demo/aac.m3u8`);
+  await new Promise((resolve) => setTimeout(resolve, 9_000));
   const probe = await run('ffprobe', ['-v', 'warning', '-show_streams', '-of', 'json', url], { timeout: 60_000 });
   assert.equal(probe.stderr, '');
   const codecs = JSON.parse(probe.stdout).streams.map((stream) => stream.codec_name).sort();

@@ -35,6 +35,8 @@ struct World {
     gop: u64,
     /// Pictures per second.
     rate: u64,
+    /// Is not read for now.
+    late: Option<Kind>,
 }
 
 /// Ticks of one frame of audio, and how they are announced.
@@ -64,6 +66,7 @@ impl World {
             audio_time: 0,
             gop,
             rate,
+            late: None,
         }
     }
 
@@ -80,6 +83,12 @@ impl World {
     fn play(&mut self, seconds: u64, audio_ticks: u64, rate_of_audio: u64) {
         let end = self.now + Duration::from_secs(seconds);
         while self.now < end {
+            self.play_frame(audio_ticks, rate_of_audio);
+        }
+    }
+
+    fn play_frames(&mut self, frames: u64, audio_ticks: u64, rate_of_audio: u64) {
+        for _ in 0..frames {
             self.play_frame(audio_ticks, rate_of_audio);
         }
     }
@@ -112,6 +121,9 @@ impl World {
     fn read(&mut self) {
         let wall = Duration::from_secs(BEGUN) + (self.now - self.start);
         for (index, kind) in [Kind::Video, Kind::Audio].into_iter().enumerate() {
+            if self.late == Some(kind) {
+                continue;
+            }
             // The feed takes the stream with its first key frame.
             let current = self.hub.find(&name()).expect("it is fed");
             self.stream = current;
@@ -236,6 +248,115 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
     }
 }
 
+/// Plain players begin so many segments before the end of each rendition: where the sound had fewer and longer ones,
+/// ffmpeg began with four seconds of sound alone.
+#[test]
+fn what_comes_late_does_not_part_the_segments_of_sound_and_picture() {
+    for late in [Kind::Audio, Kind::Video] {
+        let mut world = World::new(30, 30, OPUS.1.into());
+        world.play(3, OPUS.0, 48_000);
+        for _ in 0..3 {
+            world.late = Some(late);
+            world.play(1, OPUS.0, 48_000);
+            world.play_frames(20, OPUS.0, 48_000);
+            world.late = None;
+            world.play_frames(1, OPUS.0, 48_000);
+        }
+        world.play(1, OPUS.0, 48_000);
+        let begins = |rendition: &Rendition| -> Vec<(u64, u64)> {
+            let begins = rendition
+                .segments()
+                .map(|segment| (segment.msn, segment.begin.as_millis() as u64));
+            begins.collect()
+        };
+        let (video, audio) = (begins(world.video()), begins(world.audio()));
+        assert_eq!(video.len(), audio.len(), "{late:?}: {video:?} {audio:?}");
+        for (picture, sound) in video.iter().zip(&audio) {
+            let beside = picture.0 == sound.0 && picture.1.abs_diff(sound.1) <= 30;
+            assert!(beside, "{late:?}: {video:?} {audio:?}");
+        }
+    }
+}
+
+/// Whoever asks for a rendition that nobody wanted for a while gets it beside the others, under addresses that no cache
+/// knows with something else in them.
+#[test]
+fn a_rendition_that_begins_later_has_the_numbers_of_the_picture() {
+    let mut world = World::new(30, 30, OPUS.1.into());
+    world.play(5, OPUS.0, 48_000);
+    let mut numbers = Vec::new();
+    for _ in 0..3 {
+        world.packager.forget(Role::Audio);
+        world.play_frames(10, OPUS.0, 48_000);
+        let last = world
+            .packager
+            .rendition(Role::Audio)
+            .and_then(|audio| audio.segments().next_back());
+        numbers.extend(last.map(|segment| segment.msn));
+        world.play_frames(20, OPUS.0, 48_000);
+        let beside = |rendition: &Rendition| rendition.segments().next_back().map(|last| last.msn);
+        assert_eq!(beside(world.audio()), beside(world.video()));
+    }
+    assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+    // Twice within one segment: the rest of it is left out.
+    world.play_frames(5, OPUS.0, 48_000);
+    world.packager.forget(Role::Audio);
+    world.play_frames(5, OPUS.0, 48_000);
+    assert_eq!(world.audio().segments().len(), 0);
+    world.play_frames(30, OPUS.0, 48_000);
+    assert_eq!(world.audio().segments().len(), 1);
+}
+
+/// ffmpeg reads the playlist of the sound first and that of the picture a moment later, and begins three segments before
+/// the end of each.
+#[test]
+fn a_player_that_begins_sees_both_renditions_end_alike() {
+    let mut world = World::new(30, 30, OPUS.1.into());
+    world.play(5, OPUS.0, 48_000);
+    world.late = Some(Kind::Audio);
+    world.play_frames(10, OPUS.0, 48_000);
+    let packager = &world.packager;
+    let listed = |role| {
+        let rendition = packager.rendition(role).expect("a rendition");
+        let text = playlist::media(rendition, &[], false, packager.unsettled(role), "");
+        let segments = durations(&text, "#EXTINF:").len();
+        (segments, text)
+    };
+    let ((pictures, text), (sounds, _)) = (listed(Role::Video), listed(Role::Audio));
+    assert_eq!((pictures, sounds), (4, 4), "{text}");
+    // The fifth is there all the same, part by part.
+    let last = world.video().segments().rfind(|segment| segment.complete).expect("one");
+    assert_eq!(
+        text.matches(&format!("video-{}.", last.msn)).count(),
+        last.parts.len(),
+        "{text}"
+    );
+    assert!(
+        text.contains(&format!("TYPE=PART,URI=\"video-{}.0.m4s\"", last.msn + 1)),
+        "{text}"
+    );
+    // Nobody waits for what is behind by more.
+    world.play(1, OPUS.0, 48_000);
+    assert_eq!(world.packager.unsettled(Role::Video), None);
+    world.late = None;
+    world.play_frames(1, OPUS.0, 48_000);
+    assert_eq!(world.packager.unsettled(Role::Video), None);
+    assert_eq!(world.packager.unsettled(Role::Audio), None);
+}
+
+/// Nothing waits for ever for a picture that has ended.
+#[test]
+fn sound_goes_on_without_a_picture() {
+    let mut world = World::new(30, 30, OPUS.1.into());
+    world.play(3, OPUS.0, 48_000);
+    world.late = Some(Kind::Video);
+    world.play(6, OPUS.0, 48_000);
+    let last = world.audio().segments().next_back().expect("sound");
+    let behind = (world.now - world.start).saturating_sub(last.begin + last.duration());
+    assert!(behind < Duration::from_millis(300), "{behind:?}");
+    assert_eq!(world.audio().target_duration(), 2);
+}
+
 #[test]
 fn a_part_behind_the_last_of_its_segment_is_the_first_of_the_next() {
     let mut world = World::new(30, 60, OPUS.1.into());
@@ -314,7 +435,7 @@ fn playlists_are_read_by_others() {
     );
     assert!(m3u8_rs::parse_master_playlist_res(master.as_bytes()).is_ok());
     for (own, other) in [(world.video(), world.audio()), (world.audio(), world.video())] {
-        let text = playlist::media(own, &[other], false, "");
+        let text = playlist::media(own, &[other], false, None, "");
         let read = plain(&text);
         let media = MediaPlaylist::try_from(read.as_str()).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(media.segments.num_elements(), 6);
@@ -344,8 +465,8 @@ fn an_update_leaves_out_what_the_player_has() {
     let mut world = World::new(30, 120, OPUS.1.into());
     world.play(43, OPUS.0, 48_000);
     let (all, update) = (
-        playlist::media(world.video(), &[], false, ""),
-        playlist::media(world.video(), &[], true, ""),
+        playlist::media(world.video(), &[], false, None, ""),
+        playlist::media(world.video(), &[], true, None, ""),
     );
     // Six segments of four seconds and one that grows: the first of them is older than six target durations.
     assert!(update.len() < all.len());
@@ -372,13 +493,13 @@ fn another_source_begins_a_discontinuity_in_both_renditions() {
             .collect();
         assert_eq!(marked.len(), 1, "{:?}", rendition.role);
         assert!(marked[0] > before - 1);
-        let text = playlist::media(rendition, &[], false, "");
+        let text = playlist::media(rendition, &[], false, None, "");
         assert_eq!(text.matches("#EXT-X-DISCONTINUITY\n").count(), 1, "{text}");
         assert!(MediaPlaylist::try_from(plain(&text).as_str()).is_ok());
     }
     // When the mark has left the playlist, the count says so.
     world.play(30, OPUS.0, 48_000);
-    let text = playlist::media(world.video(), &[], false, "");
+    let text = playlist::media(world.video(), &[], false, None, "");
     assert!(
         text.contains("#EXT-X-DISCONTINUITY-SEQUENCE:1\n") && !text.contains("#EXT-X-DISCONTINUITY\n"),
         "{text}"
@@ -400,7 +521,7 @@ fn what_is_kept_is_bounded_however_long_a_stream_runs() {
 fn a_player_that_comes_at_once_is_told_of_the_gap_before_the_beginning() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(1, OPUS.0, 48_000);
-    let text = playlist::media(world.video(), &[], false, "");
+    let text = playlist::media(world.video(), &[], false, None, "");
     assert!(
         text.contains(&format!("#EXT-X-GAP\n#EXTINF:1.00000,\nvideo-{BEGUN}.m4s\n"))
             && text.contains(&format!("#EXT-X-MEDIA-SEQUENCE:{BEGUN}\n")),
@@ -408,7 +529,7 @@ fn a_player_that_comes_at_once_is_told_of_the_gap_before_the_beginning() {
     );
     assert!(text.contains(&format!("video-{}.0.m4s", BEGUN + 1)));
     world.play(4, OPUS.0, 48_000);
-    let text = playlist::media(world.video(), &[], false, "");
+    let text = playlist::media(world.video(), &[], false, None, "");
     assert!(
         !text.contains("#EXT-X-GAP") && text.contains(&format!("#EXT-X-MEDIA-SEQUENCE:{}\n", BEGUN + 1)),
         "{text}"

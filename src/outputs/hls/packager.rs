@@ -1,9 +1,10 @@
 //! Both tracks of a stream on one timeline: frames of the depacketizer go in, renditions come out.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::cmaf::{Header, sample_bytes};
-use super::rendition::{ROLES, Rendition, Role, TimedFrame};
+use super::rendition::{Msn, ROLES, Rendition, Role, TimedFrame};
 use crate::hub::stream::StreamState;
 use crate::media::clock::{duration, ticks};
 use crate::media::depacketizer::Frame;
@@ -19,6 +20,10 @@ pub struct Packager {
     /// Time that the timelines before this one took.
     elapsed: Duration,
     held: [Option<Held>; ROLES],
+    /// Sound, and how long each frame lasts, that comes before the picture beside it: where that is cut is not known yet.
+    waiting: [VecDeque<(Held, u32)>; ROLES],
+    /// Numbers that were not used by a rendition that was forgotten.
+    unused: [Msn; ROLES],
     /// The next segments begin a discontinuity.
     broken: [bool; ROLES],
     shown: [Shown; ROLES],
@@ -53,8 +58,17 @@ struct Held {
     bytes: bytes::Bytes,
 }
 
+/// Sound waits no longer for a picture that is so far behind it.
+const MAX_AHEAD: Duration = Duration::from_secs(2);
+
 /// A frame that lasts longer than this is followed by a gap, which players jump over.
 const MAX_FRAME: Duration = Duration::from_secs(5);
+
+impl Held {
+    fn begin(&self) -> Duration {
+        duration(self.time, self.codec.clock_rate())
+    }
+}
 
 impl Packager {
     /// What there is of a role.
@@ -69,8 +83,11 @@ impl Packager {
 
     /// Nobody wants a rendition any more.
     pub fn forget(&mut self, role: Role) {
-        self.renditions[index(role)] = None;
+        if let Some(rendition) = self.renditions[index(role)].take() {
+            self.unused[index(role)] = rendition.next_msn();
+        }
         self.held[index(role)] = None;
+        self.waiting[index(role)].clear();
         if let Some(origin) = &mut self.origin {
             origin.times[index(role)] = None;
         }
@@ -89,6 +106,25 @@ impl Packager {
         self.broken = [true; ROLES];
     }
 
+    /// The last whole segment of a rendition, if another one has not come to the end of its own beside it. A player that
+    /// begins is not told of it yet: it would begin one rendition a segment later than the other. Nobody waits for a
+    /// rendition that is behind by more.
+    pub fn unsettled(&self, role: Role) -> Option<Msn> {
+        let ends = |rendition: &Rendition| -> Vec<Duration> {
+            let complete = rendition.segments().filter(|segment| segment.complete);
+            complete.map(|segment| segment.begin + segment.duration()).collect()
+        };
+        let own = self.rendition(role)?;
+        let [.., before, last] = ends(own)[..] else { return None };
+        let others = self.renditions.iter().flatten().filter(|other| other.role != role);
+        let settled = others.filter_map(|other| ends(other).last().copied()).all(|other| {
+            let is_beside = |end: Duration| other.abs_diff(end) <= before.abs_diff(last) / 2;
+            !is_beside(before)
+        });
+        let last = own.segments().rfind(|segment| segment.complete)?;
+        (!settled).then_some(last.msn)
+    }
+
     /// Whether players have a whole segment to begin with.
     pub fn has_segment(&self) -> bool {
         let first = self.rendition(Role::Video).or(self.rendition(Role::Audio));
@@ -100,6 +136,9 @@ impl Packager {
             if let Some(held) = self.held[index(role)].take() {
                 // Its length is not known: as long as those before it, more or less.
                 let ticks = held.codec.clock_rate() / 30;
+                self.waiting[index(role)].push_back((held, ticks));
+            }
+            while let Some((held, ticks)) = self.waiting[index(role)].pop_front() {
                 self.put(role, held, ticks);
             }
         }
@@ -183,7 +222,40 @@ impl Packager {
         }
         let longest = ticks(MAX_FRAME, rate);
         let ticks = u32::try_from(lasts.min(longest)).unwrap_or(u32::MAX);
-        self.put(role, held, ticks)
+        match kind {
+            Kind::Video => self.put(role, held, ticks) | self.release(),
+            Kind::Audio => {
+                self.waiting[index(role)].push_back((held, ticks));
+                self.release()
+            }
+        }
+    }
+
+    /// Sound goes on its way when the picture has passed it, or when that does not come.
+    fn release(&mut self) -> bool {
+        let mut news = false;
+        let picture = self.picture();
+        for role in [Role::Audio, Role::Aac] {
+            let waiting = &self.waiting[index(role)];
+            let newest = waiting.back().map_or(Duration::ZERO, |(held, _)| held.begin());
+            let until = match picture {
+                Some(picture) if newest <= picture + MAX_AHEAD => picture,
+                Some(_) | None => Duration::MAX,
+            };
+            let passed = |(held, _): &(Held, u32)| held.begin() + AUDIO_SLACK < until;
+            while self.waiting[index(role)].front().is_some_and(passed) {
+                let Some((held, ticks)) = self.waiting[index(role)].pop_front() else {
+                    break;
+                };
+                news |= self.put(role, held, ticks);
+            }
+        }
+        news
+    }
+
+    /// How far the picture has come; all before it is in its rendition.
+    fn picture(&self) -> Option<Duration> {
+        self.held[index(Role::Video)].as_ref().map(Held::begin)
     }
 
     fn note_header(&mut self, state: &mut StreamState, role: Role, frame: &Frame, wall: Duration) {
@@ -215,33 +287,32 @@ impl Packager {
 
     fn put(&mut self, role: Role, held: Held, lasts: u32) -> bool {
         let Some(origin) = self.origin else { return false };
-        let rate = held.codec.clock_rate();
-        let begin = duration(held.time, rate);
+        let begin = held.begin();
         let wall = origin.wall + begin.saturating_sub(self.elapsed);
         let broken = self.broken[index(role)];
-        let last_video = self.rendition(Role::Video).and_then(|video| {
-            let last = video.segments().next_back()?;
-            Some((video.segments().len(), last.begin))
-        });
+        let beside = self.segment_beside(role, begin);
+        let number = self.number_beside(role, begin);
         let kind = role.kind();
         let Some(rendition) = &mut self.renditions[index(role)] else {
             return false;
         };
         let is_first = rendition.segments().len() == 0;
-        let cuts = match (kind, last_video) {
+        let cuts = match kind {
             _ if is_first || broken => kind == Kind::Audio || held.key_frame,
-            (Kind::Video, _) => held.key_frame && rendition.may_cut() || rendition.is_overdue(),
-            // Sound is cut where the picture was, so that the segments of both lie beside each other.
-            (Kind::Audio, Some((_, video))) => {
-                let own = rendition
-                    .segments()
-                    .next_back()
-                    .map_or(Duration::ZERO, |segment| segment.begin);
-                video > own + AUDIO_SLACK && begin + AUDIO_SLACK >= video || rendition.is_overdue()
-            }
-            (Kind::Audio, None) => rendition.may_cut(),
+            Kind::Video => held.key_frame && rendition.may_cut() || rendition.is_overdue(),
+            Kind::Audio => match beside {
+                Beside::Picture(next) => next.is_some_and(|next| begin + AUDIO_SLACK >= next) || rendition.is_overdue(),
+                Beside::Nothing => rendition.may_cut(),
+            },
         };
         if cuts {
+            if is_first && let Some(number) = number {
+                if number < self.unused[index(role)] {
+                    // A part of it was given to others before; the next one is new to all.
+                    return false;
+                }
+                rendition.number_from(number);
+            }
             rendition.cut(begin, wall, broken);
             self.broken[index(role)] = false;
         } else if broken {
@@ -255,6 +326,41 @@ impl Packager {
         }) || cuts
     }
 
+    /// Sound is cut where the picture was, so that the segments of both lie beside each other: plain players begin so many
+    /// segments before the end of each. It may be behind the picture by more than a segment, or go on without it.
+    fn segment_beside(&self, role: Role, begin: Duration) -> Beside {
+        let (Some(video), Some(own)) = (self.rendition(Role::Video), self.rendition(role)) else {
+            return Beside::Nothing;
+        };
+        if self.picture().is_some_and(|picture| begin > picture) {
+            return Beside::Nothing;
+        }
+        let begun = own.segments().next_back().map_or(Duration::ZERO, |last| last.begin);
+        let mut begins = video.segments().map(|segment| segment.begin);
+        Beside::Picture(begins.find(|begin| *begin > begun + AUDIO_SLACK))
+    }
+
+    /// Number of the segment of the picture that is beside a segment of another rendition that begins here. Nothing says
+    /// that equal numbers mean equal times (rfc8216bis §4.4.3.2), but players take it so, ffmpeg among them.
+    fn number_beside(&self, role: Role, begin: Duration) -> Option<Msn> {
+        if role == Role::Video {
+            return None;
+        }
+        let video = self.rendition(Role::Video)?;
+        let held = self.held[index(Role::Video)].as_ref();
+        let next = held.filter(|held| held.key_frame && video.may_cut());
+        let known = video.segments().map(|segment| (segment.begin, segment.msn));
+        let begun = known.chain(next.map(|held| (held.begin(), video.next_msn())));
+        let slack = match role.kind() {
+            Kind::Audio => AUDIO_SLACK,
+            Kind::Video => LAYER_SLACK,
+        };
+        begun
+            .take_while(|(beside, _)| *beside <= begin + slack)
+            .last()
+            .map(|(_, msn)| msn)
+    }
+
     /// Whether players can be given a format as it is.
     pub fn expects(format: Format) -> bool {
         matches!(
@@ -264,8 +370,19 @@ impl Packager {
     }
 }
 
+/// What stands beside the sound.
+#[derive(Clone, Copy, Debug)]
+enum Beside {
+    /// A picture, whose next segment after the current one of the sound begins here, if it has begun.
+    Picture(Option<Duration>),
+    Nothing,
+}
+
 /// Frames of audio are this long at most: a segment of it may begin so much before that of the video.
 const AUDIO_SLACK: Duration = Duration::from_millis(30);
+
+/// Layers answer one request for a key frame within this time.
+const LAYER_SLACK: Duration = Duration::from_millis(150);
 
 fn index(role: Role) -> usize {
     match role {

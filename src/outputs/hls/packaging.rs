@@ -127,20 +127,16 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapMailbox>, live: &Liv
     }
 }
 
-/// Segments begin at key frames: a source that can be asked is asked for one when the last one is so old.
+/// Segments begin at key frames: a source that can be asked is asked for one when the last one is so old, be it that of a
+/// layer alone, which players could not change to. It sends one of all layers, whose segments thus lie beside each other.
 fn ask(plane: &dyn Plane, lanes: &[Lane<'_>], oldest: Duration) -> bool {
-    let Some(video) = lanes.iter().find(|lane| lane.role == Role::Video) else {
-        return false;
-    };
-    let source = {
-        let mut state = video.tapped.stream.lock();
+    let mut pictures = lanes.iter().filter(|lane| lane.role.kind() == Kind::Video);
+    let source = pictures.find_map(|lane| {
+        let mut state = lane.tapped.stream.lock();
         let ring = &state.video.ring;
         let age = ring.key_frame().and_then(|key_frame| ring.age(key_frame));
-        if age.is_some_and(|age| age < oldest) {
-            return false;
-        }
-        state.want_key_frame()
-    };
+        age.is_none_or(|age| age >= oldest).then(|| state.want_key_frame())?
+    });
     if let Some(source) = source {
         plane.ask_for_key_frame(source);
     }

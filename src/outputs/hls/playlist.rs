@@ -157,8 +157,8 @@ fn stream_data(bitrate: u64, codecs: Vec<String>, resolution: Option<(u16, u16)>
     data.build().ok()
 }
 
-/// A media playlist. `others` are the renditions beside it.
-pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, query: &str) -> String {
+/// A media playlist. `others` are the renditions beside it; an `unsettled` segment is told of as one that still grows.
+pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled: Option<Msn>, query: &str) -> String {
     let target = rendition.target_duration();
     let part_target = rendition.part_target();
     let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:9\n");
@@ -171,8 +171,12 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, query: &s
         "#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,CAN-SKIP-UNTIL={skip_until}.0,PART-HOLD-BACK={hold_back:.3}"
     );
     let _ = writeln!(out, "#EXT-X-PART-INF:PART-TARGET={:.3}", part_target.as_secs_f64());
-    let segments: Vec<&Segment> = rendition.segments().collect();
-    let complete = segments.iter().filter(|segment| segment.complete).count();
+    let is_complete = |segment: &Segment| segment.complete && Some(segment.msn) != unsettled;
+    let known = rendition.segments();
+    let segments: Vec<&Segment> = known
+        .take_while(|segment| unsettled.is_none_or(|last| segment.msn <= last))
+        .collect();
+    let complete = segments.iter().filter(|segment| is_complete(segment)).count();
     let (hidden, listed) = segments.split_at(complete.saturating_sub(LISTED));
     let first = listed.first().map_or(0, |segment| segment.msn);
     // Players take no playlist without a whole segment. What was before the first one is a gap, and is said to be one.
@@ -217,7 +221,7 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, query: &s
             let _ = writeln!(out, "#EXT-X-GAP\n#EXTINF:1.00000,\n{name}-{}.m4s{query}", first - 1);
         }
         let _ = writeln!(out, "#EXT-X-PROGRAM-DATE-TIME:{}", date_time(segment.wall));
-        if age(segment) <= recent || !segment.complete {
+        if age(segment) <= recent || !is_complete(segment) {
             for (index, part) in segment.parts.iter().enumerate() {
                 let _ = writeln!(
                     out,
@@ -228,7 +232,7 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, query: &s
                 );
             }
         }
-        if segment.complete {
+        if is_complete(segment) {
             let _ = writeln!(
                 out,
                 "#EXTINF:{:.5},\n{name}-{}.m4s{query}",
@@ -237,7 +241,7 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, query: &s
             );
         }
     }
-    let (msn, part) = rendition.next();
+    let (msn, part) = unsettled.map_or_else(|| rendition.next(), |last| (last + 1, 0));
     let _ = writeln!(
         out,
         "#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"{name}-{msn}.{part}.m4s{query}\""

@@ -187,6 +187,17 @@ impl Rendition {
         *header == self.header
     }
 
+    /// The number of the segment after the last.
+    pub fn next_msn(&self) -> Msn {
+        self.next_msn
+    }
+
+    /// Numbers the segments, of which there is none yet, from here.
+    pub fn number_from(&mut self, msn: Msn) {
+        debug_assert!(self.segments.is_empty());
+        self.next_msn = msn;
+    }
+
     /// Whether a segment may begin with a frame: for audio, where the video has begun one.
     pub fn may_cut(&self) -> bool {
         self.open()

@@ -16,7 +16,7 @@ use tracing::info;
 use super::packager::Packager;
 use super::packaging::{package, wanted};
 use super::playlist::{self, Directives, Versions};
-use super::rendition::{Rendition, Role};
+use super::rendition::{Msn, Rendition, Role};
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
 use crate::hub::stream::SourceRef;
@@ -56,7 +56,7 @@ pub struct Live {
 #[derive(Default)]
 struct Rendered {
     version: u64,
-    by_role: HashMap<(Role, bool), Bytes>,
+    by_role: HashMap<(Role, bool, Option<Msn>), Bytes>,
 }
 
 /// Why a request gets nothing.
@@ -230,7 +230,10 @@ impl Service {
                 (Some(msn), None) => next > msn,
                 (Some(msn), Some(wanted)) => rendition.has_part(msn, wanted),
             };
-            is_there.then(|| live.render(packager, role, directives.skip, query))?
+            // Who waits for a segment is told of it at once.
+            let begins = directives.msn.is_none();
+            let unsettled = begins.then(|| packager.unsettled(role)).flatten();
+            is_there.then(|| live.render(packager, role, directives.skip, unsettled, query))?
         })
         .await
     }
@@ -310,7 +313,14 @@ impl Live {
         asked.is_some_and(|asked| asked.elapsed() < IDLE)
     }
 
-    fn render(&self, packager: &Packager, role: Role, skip: bool, query: &str) -> Option<Bytes> {
+    fn render(
+        &self,
+        packager: &Packager,
+        role: Role,
+        skip: bool,
+        unsettled: Option<Msn>,
+        query: &str,
+    ) -> Option<Bytes> {
         let write = || {
             let others = Role::ALL.into_iter().filter(|other| *other != role);
             let others: Vec<&Rendition> = others
@@ -321,6 +331,7 @@ impl Live {
                 packager.rendition(role)?,
                 &others,
                 skip,
+                unsettled,
                 query,
             )))
         };
@@ -333,11 +344,11 @@ impl Live {
             rendered.by_role.clear();
             rendered.version = version;
         }
-        if let Some(found) = rendered.by_role.get(&(role, skip)) {
+        if let Some(found) = rendered.by_role.get(&(role, skip, unsettled)) {
             return Some(found.clone());
         }
         let text = write()?;
-        rendered.by_role.insert((role, skip), text.clone());
+        rendered.by_role.insert((role, skip, unsettled), text.clone());
         Some(text)
     }
 }
