@@ -22,7 +22,7 @@
 // WebRTC.
 
 import { HlsClient, playlistOf, prepare } from './hls.js';
-import { Client } from './session.js';
+import { Client, PathLost } from './session.js';
 
 /** How often the flow of media is looked at, in milliseconds. */
 const LOOK_EVERY = 250;
@@ -379,7 +379,7 @@ export class MillstreamPlayer extends HTMLElement {
     if (reason?.status === 406 || reason?.status === 422) why = 'codec';
     else if (state === 'connecting' && this.#offeredAt && waited > CONNECTED_WITHIN) why = 'connection';
     else if (state === 'connecting' && this.#offeredAt && waited > CONNECTED_WITHIN / 2) prepare();
-    else if (state === 'retrying' && !reason?.status) why = 'connection';
+    else if (state === 'retrying' && reason instanceof PathLost) why = 'connection';
     else if (state === 'live' && !this.#seen.progress && waited > CONNECTED_WITHIN + PICTURE_WITHIN) why = 'silence';
     else if (state === 'live' && this.#seen.progress && still > STALLED_FOR) why = 'silence';
     if (why && at - this.#triedAt > TRY_EVERY) this.#enterHls(why);

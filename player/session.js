@@ -14,8 +14,13 @@ const ANSWER_WITHIN = 10_000;
 const CONNECT_WITHIN = 10_000;
 /** How long a connection may be `disconnected` before it is given up: enough for an ICE restart over a new network. */
 const DISCONNECTED_FOR = 6_000;
-/** Between restarts of ICE while it is. */
+/** Between restarts of ICE while it is, in milliseconds; and where the gateway could not even be asked, at most. */
 const RESTART_EVERY = 2_000;
+const ASK_AGAIN_WITHIN = 800;
+/** A gateway of which nothing was heard for so long is asked whether it still has the session, in milliseconds. */
+const QUIET_FOR = 3_000;
+/** Between looks. */
+const LISTEN_EVERY = 500;
 /** A connection that lived this long was a good one: the back-off starts over. */
 const SETTLED_AFTER = 5_000;
 /** Refusals that the same request will meet again: only a person can help. */
@@ -35,6 +40,11 @@ export class Refusal extends Error {
   get passing() {
     return !FINAL.has(this.status);
   }
+}
+
+/** Media does not get through, or no longer does; HTTP may. */
+export class PathLost extends Error {
+  name = 'PathLost';
 }
 
 /**
@@ -155,12 +165,13 @@ export class Client extends EventTarget {
 
   /**
    * Begins ICE anew within the session, as after a change of the network (RFC 9725 §4.3.3). What runs goes on until the
-   * new path does.
+   * new path does. Resolves with whether the gateway could be asked.
    */
   async restart() {
     const [pc, url] = [this.#pc, this.#session];
-    if (!pc || !url || this.#restarting) return;
+    if (!pc || !url || this.#restarting) return true;
     this.#restarting = true;
+    let reached = false;
     try {
       const offer = await pc.createOffer({ iceRestart: true });
       const sdp = this.shape(offer.sdp);
@@ -170,9 +181,10 @@ export class Client extends EventTarget {
         body: fragmentOf(sdp),
         signal: AbortSignal.timeout(ANSWER_WITHIN),
       });
+      reached = true;
       if (!response.ok) throw await refusal(response);
       const fragment = await response.text();
-      if (this.#pc !== pc || pc.signalingState !== 'stable') return;
+      if (this.#pc !== pc || pc.signalingState !== 'stable') return reached;
       this.#answer = withCredentials(this.#answer, fragment);
       await pc.setLocalDescription({ type: 'offer', sdp });
       await pc.setRemoteDescription({ type: 'answer', sdp: this.#answer });
@@ -183,6 +195,7 @@ export class Client extends EventTarget {
     } finally {
       this.#restarting = false;
     }
+    return reached;
   }
 
   #delete(url) {
@@ -201,6 +214,7 @@ export class Client extends EventTarget {
       case 'connected':
         clearTimeout(this.#timer);
         this.#liveSince ||= performance.now();
+        if (this.state !== 'live') this.#listen(pc);
         this.#enter('live');
         break;
       case 'disconnected':
@@ -209,15 +223,43 @@ export class Client extends EventTarget {
         break;
       case 'failed':
       case 'closed':
-        this.#fail(new Error('The connection was lost.'));
+        this.#fail(new PathLost('The connection was lost.'));
         break;
     }
   }
 
+  /**
+   * Asks about the session while nothing comes from the gateway: reports and answers to checks come every few seconds,
+   * and Chromium takes seven to call a publisher disconnected. While the gateway says that all is well, ever less often.
+   */
+  async #listen(pc) {
+    let [heard, since, patience] = [-1, performance.now(), QUIET_FOR];
+    for (;;) {
+      await new Promise((resolve) => setTimeout(resolve, LISTEN_EVERY));
+      if (this.#pc !== pc) return;
+      const [now, at] = [await received(pc), performance.now()];
+      if (now !== heard) {
+        [heard, since, patience] = [now, at, QUIET_FOR];
+      } else if (at - since > patience && (await this.#isKnown())) {
+        [since, patience] = [performance.now(), patience * 2];
+      }
+    }
+  }
+
+  /** Whether the gateway still has the session; one that it says to have no more begins anew. */
+  async #isKnown() {
+    const [pc, url] = [this.#pc, this.#session];
+    const options = { headers: this.#authorization(), signal: AbortSignal.timeout(ANSWER_WITHIN) };
+    const response = await fetch(url, options).catch(() => null);
+    if (response?.status === 404 && this.#pc === pc) this.#fail(new Error('The session is over.'));
+    return response !== null;
+  }
+
   async #restartWhileLost(pc) {
     while (this.#pc === pc && pc.connectionState === 'disconnected') {
-      await this.restart();
-      await new Promise((resolve) => setTimeout(resolve, RESTART_EVERY));
+      // A gateway that starts anew knows the session no longer: the sooner that is known, the sooner there is another.
+      const wait = (await this.restart()) ? RESTART_EVERY : ASK_AGAIN_WITHIN * (0.5 + Math.random() / 2);
+      await new Promise((resolve) => setTimeout(resolve, wait));
     }
   }
 
@@ -233,7 +275,7 @@ export class Client extends EventTarget {
 
   #loseAfter(pc, milliseconds, message) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#pc === pc && this.#fail(new Error(message)), milliseconds);
+    this.#timer = setTimeout(() => this.#pc === pc && this.#fail(new PathLost(message)), milliseconds);
   }
 
   #fail(error) {
@@ -266,6 +308,14 @@ export class Client extends EventTarget {
     this.reason = reason;
     this.dispatchEvent(new Event('state'));
   }
+}
+
+/** Counts what has come over the connection, be it media, reports or answers to checks. */
+async function received(pc) {
+  const counts = [...(await pc.getStats()).values()]
+    .filter(({ type }) => type === 'candidate-pair')
+    .map(({ bytesReceived = 0, responsesReceived = 0 }) => bytesReceived + responsesReceived);
+  return counts.reduce((sum, count) => sum + count, 0);
 }
 
 /** The servers in a `Link` header: `<turn:host>; rel="ice-server"; username="u"; credential="c"`, joined by commas. */
