@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::info;
 
 use super::packager::Packager;
@@ -47,10 +47,29 @@ pub struct Live {
     asked: Mutex<Instant>,
     /// When somebody asked for AAC that is made for it.
     aac_asked: Mutex<Option<Instant>>,
+    turns: Mutex<Turns>,
     /// The packager has something to look at.
     pub(super) wanted: Notify,
     /// Playlists of the current version, without a query: most players want the same.
     rendered: Mutex<Rendered>,
+}
+
+/// Whose turn it is.
+#[derive(Default)]
+struct Turns {
+    version: u64,
+    /// How many that waited for it have had theirs.
+    had: u32,
+}
+
+impl Turns {
+    fn next(&mut self, version: u64) -> Duration {
+        if self.version != version {
+            *self = Self { version, had: 0 };
+        }
+        self.had = self.had.saturating_add(1);
+        (TURN * self.had.saturating_sub(AT_ONCE)).min(LAST_TURN)
+    }
 }
 
 #[derive(Default)]
@@ -83,6 +102,13 @@ const MAX_STREAMS: usize = 1_000;
 
 /// How long a request may wait: three times the usual length of a segment.
 const PATIENCE: Duration = Duration::from_secs(8);
+
+/// All who wait want a part at the instant at which it is complete. So many get it then, the others one after the other,
+/// the last ones so long after: a burst for a thousand of them would fill the queues of the kernel, and the packets of
+/// viewers by WebRTC would stand behind it.
+const AT_ONCE: u32 = 20;
+const TURN: Duration = Duration::from_micros(120);
+const LAST_TURN: Duration = Duration::from_millis(120);
 
 /// A kind that does not come is no longer waited for.
 const GATHER: Duration = Duration::from_secs(3);
@@ -119,6 +145,7 @@ impl Service {
                 version: watch::Sender::new(0),
                 asked: Mutex::new(Instant::now()),
                 aac_asked: Mutex::new(None),
+                turns: Mutex::default(),
                 wanted: Notify::new(),
                 rendered: Mutex::default(),
             });
@@ -165,7 +192,10 @@ impl Service {
                 Ok(Err(_)) => return Err(Refusal::NotLive),
                 Err(_) => return Err(Refusal::Busy),
             }
-            if let Some(found) = found(&live.packager()) {
+            let came = *version.borrow_and_update();
+            let found = found(&live.packager());
+            if let Some(found) = found {
+                sleep(live.turn(came)).await;
                 return Ok(found);
             }
         }
@@ -288,6 +318,11 @@ impl Service {
 }
 
 impl Live {
+    /// How long the next one of those who waited for a version waits for its turn.
+    fn turn(&self, version: u64) -> Duration {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).next(version)
+    }
+
     /// There is something new for players.
     pub(super) fn tell(&self) {
         self.version.send_modify(|version| *version += 1);
@@ -367,5 +402,21 @@ impl<'a> Parked<'a> {
 impl Drop for Parked<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_wait_for_a_part_get_it_in_turn() {
+        let mut turns = Turns::default();
+        let waits: Vec<Duration> = (0..2_000).map(|_| turns.next(1)).collect();
+        assert!(waits.is_sorted());
+        assert_eq!(waits.iter().filter(|wait| wait.is_zero()).count(), AT_ONCE as usize);
+        assert_eq!(waits.get(119), Some(&(TURN * 100)));
+        assert_eq!(waits.last(), Some(&LAST_TURN), "nobody waits for the part after it");
+        assert_eq!(turns.next(2), Duration::ZERO, "the next part begins anew");
     }
 }

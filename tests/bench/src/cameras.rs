@@ -190,7 +190,7 @@ pub fn watch(http: std::net::SocketAddr, stream: &str, window: Duration) -> io::
     let mut buffer = [0; 2048];
     let mut seen = Seen::default();
     let mut last: Option<u64> = None;
-    // What comes in the burst of the start is old.
+    // What comes in the burst of the start is old, and a key frame that comes meanwhile spares the viewer the rest of it.
     let (began, settled) = (Instant::now(), Duration::from_secs(2));
     while began.elapsed() < window + settled {
         let now = Instant::now();
@@ -214,11 +214,10 @@ pub fn watch(http: std::net::SocketAddr, stream: &str, window: Duration) -> io::
         let Some((number, sent)) = endpoint.decrypt(datagram).and_then(|payload| stamp_of(&payload)) else {
             continue;
         };
-        if let Some(last) = last.replace(number) {
-            seen.lost += (number - last).saturating_sub(1);
-        }
+        let last = last.replace(number);
         seen.frames += 1;
         if began.elapsed() > settled {
+            seen.lost += last.map_or(0, |last| (number - last).saturating_sub(1));
             seen.delays.push(Duration::from_nanos(arrived.saturating_sub(sent)));
         }
     }
