@@ -75,6 +75,11 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
+    /// Messages that nobody has taken yet.
+    pub fn waiting(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Takes all messages at once, in exchange for an empty queue whose memory is used again.
     pub fn take(&self, into: &mut VecDeque<T>) {
         debug_assert!(into.is_empty());

@@ -15,6 +15,7 @@ pub mod ring;
 pub mod stream;
 pub mod tap;
 pub mod track;
+pub mod traffic;
 pub mod vp8_line;
 
 use crate::media::Codec;

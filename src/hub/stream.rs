@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::name::StreamName;
 use super::tap::{TapMailbox, Taps};
 use super::track::Track;
+use super::traffic::Traffic;
 use crate::media::{Codec, Format, Kind, Rid, repair};
 use crate::sdp::plan::{Carried, SourceFormats};
 
@@ -86,6 +87,7 @@ impl LayerWish {
 pub struct Stream {
     pub id: StreamId,
     pub name: StreamName,
+    pub traffic: Traffic,
     state: Mutex<StreamState>,
 }
 
@@ -121,6 +123,7 @@ impl Stream {
         Self {
             id,
             name,
+            traffic: Traffic::default(),
             state: Mutex::new(state),
         }
     }

@@ -7,6 +7,7 @@ use super::track::{OutTrack, Retransmissions};
 use crate::hub::name::StreamName;
 use crate::hub::ring::Ring;
 use crate::hub::stream::{LayerWish, SourceRef, Stream, StreamId, StreamState};
+use crate::hub::traffic;
 use crate::media::packet::{Packet, TrackSeq};
 use crate::media::repair::Repair;
 use crate::media::rtcp::{self, Message, SenderInfo};
@@ -316,6 +317,7 @@ impl Viewer {
         outbox: &mut Outbox,
     ) -> Wishes {
         let mut wishes = Wishes::default();
+        self.stream.traffic.heard(messages);
         for message in messages {
             match message {
                 Message::Nack { media, seqs } => self.retransmit(now, *media, seqs, session, destination, outbox),
@@ -327,7 +329,10 @@ impl Viewer {
                 }
                 Message::ReceiverReport { blocks } | Message::SenderReport { blocks, .. } => {
                     for block in blocks.iter().filter(|b| b.last_sr != 0) {
-                        self.rtt = round_trip(ntp_now, block).unwrap_or(self.rtt);
+                        if let Some(took) = round_trip(ntp_now, block) {
+                            self.rtt = took;
+                            self.stream.traffic.round_trip(took);
+                        }
                     }
                 }
                 Message::Bye => {}
@@ -355,6 +360,7 @@ impl Viewer {
             let mut state = from.lock();
             track.find_nacked(now, rtt, seqs, &state.track(track.kind()).ring)
         };
+        traffic::add(&self.stream.traffic.resent, wanted.len() as u64);
         for item in wanted {
             self.broken |= track.resend(&item, sealer, destination, outbox).is_err();
         }

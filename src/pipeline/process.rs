@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -24,6 +25,7 @@ use super::wire::{self, DemuxJob, Failure, Finding, FromWorker, Job, Piece, ToWo
 
 /// A worker that runs.
 pub struct Process {
+    _counted: Counted,
     child: Child,
     reader: OwnedReadHalf,
     buffer: BytesMut,
@@ -37,6 +39,29 @@ pub struct Process {
     /// When the last frame came; `None` before the first.
     frame: Option<Instant>,
     next_look: Instant,
+}
+
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// Worker processes of this gateway.
+pub fn running() -> usize {
+    RUNNING.load(Ordering::Relaxed)
+}
+
+/// One of them, for as long as it lives.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        RUNNING.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why a worker is gone, or has to go.
@@ -151,6 +176,7 @@ impl Process {
         tokio::spawn(write(writer, queue));
         let now = Instant::now();
         Ok(Self {
+            _counted: Counted::new(),
             child,
             reader,
             buffer: BytesMut::new(),

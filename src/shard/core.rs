@@ -68,6 +68,8 @@ pub struct Core {
     timers: BinaryHeap<Reverse<(Instant, PeerKey)>>,
     /// Publishers that received something in this turn.
     dirty: Vec<PeerKey>,
+    /// When the oldest packet arrived that was forwarded in this turn.
+    oldest: Option<Instant>,
     random: Box<dyn FnMut() -> u32 + Send>,
     stopping: bool,
 }
@@ -87,6 +89,7 @@ impl Core {
             foreign: HashMap::new(),
             timers: BinaryHeap::new(),
             dirty: Vec::new(),
+            oldest: None,
             random,
             stopping: false,
         }
@@ -450,6 +453,11 @@ impl Core {
             self.publish(now, key);
         }
         self.outbox.flush();
+    }
+
+    /// When the oldest packet arrived that was forwarded since the last call.
+    pub fn take_oldest(&mut self) -> Option<Instant> {
+        self.oldest.take()
     }
 
     fn publish(&mut self, now: Instant, key: PeerKey) {

@@ -9,7 +9,7 @@ use crate::media::rtcp::Message;
 use crate::session::{CloseReason, guard};
 
 /// Counters of the media plane; all only rise.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     pub received_datagrams: AtomicU64,
     pub received_bytes: AtomicU64,
@@ -18,7 +18,10 @@ pub struct Counters {
     closed: [AtomicU64; CloseReason::ALL.len()],
     in_sessions: [AtomicU64; guard::DropReason::ALL.len()],
     /// From the offer to the end of the handshake.
-    pub connecting: Histogram,
+    pub connecting: Histogram<{ CONNECTING.len() }>,
+    /// From the arrival of a packet until it was sent to the viewers of a shard: for each turn of a shard the packet that
+    /// took longest.
+    pub forwarding: Histogram<{ FORWARDING.len() }>,
     /// Packets that viewers asked for again, and key frames that they asked for.
     pub nacked: AtomicU64,
     pub key_frames_wanted: AtomicU64,
@@ -27,34 +30,54 @@ pub struct Counters {
     pub reports: AtomicU64,
 }
 
-/// Times, counted by upper bounds.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    counts: [AtomicU64; Histogram::BOUNDS.len() + 1],
+/// Times, counted by `N` upper bounds in microseconds.
+#[derive(Debug)]
+pub struct Histogram<const N: usize> {
+    bounds: &'static [u64; N],
+    counts: [AtomicU64; N],
+    /// Those that took longer than the last bound.
+    longer: AtomicU64,
     /// In microseconds.
     sum: AtomicU64,
 }
 
-impl Histogram {
-    /// Upper bounds in milliseconds; what takes longer is counted behind the last.
-    pub const BOUNDS: [u64; 9] = [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 15_000];
+/// Bounds of the time that connecting takes: 50 ms to 15 s.
+const CONNECTING: [u64; 9] = [
+    50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 15_000_000,
+];
+/// Bounds of the time that a packet is in the gateway: 0.1 ms to 100 ms.
+const FORWARDING: [u64; 9] = [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000];
+
+impl<const N: usize> Histogram<N> {
+    fn new(bounds: &'static [u64; N]) -> Self {
+        Self {
+            bounds,
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            longer: AtomicU64::new(0),
+            sum: AtomicU64::new(0),
+        }
+    }
+
+    /// Upper bounds in seconds.
+    pub fn bounds(&self) -> impl Iterator<Item = f64> + '_ {
+        self.bounds.iter().map(|bound| *bound as f64 / 1e6)
+    }
 
     /// Counts a time.
     pub fn note(&self, took: Duration) {
-        let millis = took.as_millis();
-        let index = Self::BOUNDS.iter().position(|bound| millis <= u128::from(*bound));
-        if let Some(counter) = self.counts.get(index.unwrap_or(Self::BOUNDS.len())) {
-            counter.fetch_add(1, Ordering::Relaxed);
-        }
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let index = self.bounds.iter().position(|bound| micros <= *bound);
+        let counter = index.and_then(|index| self.counts.get(index)).unwrap_or(&self.longer);
+        counter.fetch_add(1, Ordering::Relaxed);
         self.sum.fetch_add(micros, Ordering::Relaxed);
     }
 
     /// For each bound, how many took no longer; last those of any length.
     pub fn cumulative(&self) -> Vec<u64> {
         let mut sum = 0;
-        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        let counts = self.counts.iter().chain([&self.longer]);
         counts
+            .map(|count| count.load(Ordering::Relaxed))
             .map(|count| {
                 sum += count;
                 sum
@@ -89,6 +112,25 @@ impl DropReason {
             Self::UnknownSender => "unknown_sender",
             Self::MailboxFull => "mailbox_full",
             Self::AddressHeld => "address_held",
+        }
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            received_datagrams: AtomicU64::default(),
+            received_bytes: AtomicU64::default(),
+            sent: Arc::default(),
+            dropped: Default::default(),
+            closed: Default::default(),
+            in_sessions: Default::default(),
+            connecting: Histogram::new(&CONNECTING),
+            forwarding: Histogram::new(&FORWARDING),
+            nacked: AtomicU64::default(),
+            key_frames_wanted: AtomicU64::default(),
+            reported_loss: AtomicU64::default(),
+            reports: AtomicU64::default(),
         }
     }
 }

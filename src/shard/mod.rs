@@ -199,6 +199,12 @@ impl MediaPlane {
         self.inner.shared.streams.count()
     }
 
+    /// Messages that wait in the mailbox of each shard.
+    pub fn queues(&self) -> Vec<usize> {
+        let mailboxes = self.inner.shared.mailboxes.iter();
+        mailboxes.map(|mailbox| mailbox.waiting()).collect()
+    }
+
     /// Whether peers are told that they may come by TCP.
     pub fn takes_tcp(&self) -> bool {
         self.inner.takes_tcp.load(Ordering::Acquire)
@@ -491,6 +497,10 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
         let now = now();
         contained(index, "timeouts", &mut core, |core| core.handle_timeout(now));
         contained(index, "end of turn", &mut core, |core| core.finish_turn(now));
+        if let Some(oldest) = core.take_oldest() {
+            let took = self::now().saturating_duration_since(oldest);
+            shared.counters.forwarding.note(took);
+        }
     }
     info!(shard = index.0, "shard stopped");
 }

@@ -1,14 +1,16 @@
 //! `/metrics`: Prometheus text format 0.0.4. Labels come from enums, but for the names of streams, which are bounded.
 
 use std::fmt::{Display, Write as _};
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::Signalling;
 use crate::hub::meter::Rate;
 use crate::hub::name::StreamName;
 use crate::hub::stream::Stream;
+use crate::hub::traffic::Traffic;
 use crate::media::{Codec, Kind};
+use crate::pipeline::process;
 use crate::shard::counters::Histogram;
 use crate::sources::fetch::status::State;
 
@@ -73,6 +75,11 @@ fn reception(page: &mut Page, signalling: &Signalling) {
         "From the offer to the end of the handshake.",
         &counters.connecting,
     );
+    page.histogram(
+        "millstream_forward_seconds",
+        "From the arrival of a packet until it was sent to all viewers of a shard; of each turn the one that took longest.",
+        &counters.forwarding,
+    );
 }
 
 /// As Prometheus' own clients call them.
@@ -89,6 +96,26 @@ fn process(page: &mut Page, signalling: &Signalling) {
         "Streams that are packaged for HLS.",
         signalling.hls.packaged(),
     );
+    page.single(
+        "millstream_hls_waiting_requests",
+        "gauge",
+        "Requests of HLS players that wait for the next part.",
+        signalling.hls.waiting(),
+    );
+    page.single(
+        "millstream_workers",
+        "gauge",
+        "Worker processes that run GStreamer pipelines.",
+        process::running(),
+    );
+    page.family(
+        "millstream_shard_queue",
+        "gauge",
+        "Messages that wait for a shard of the media plane.",
+    );
+    for (shard, waiting) in signalling.media.queues().into_iter().enumerate() {
+        page.labelled("shard", shard, waiting);
+    }
     let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     page.single("process_open_fds", "gauge", "Open files.", files);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -109,15 +136,84 @@ struct Shown {
     name: StreamName,
     is_live: bool,
     viewers: usize,
+    key_frame_interval: Option<Duration>,
+    /// Values of [`TRAFFIC`], in its order.
+    traffic: [f64; TRAFFIC.len()],
     tracks: Vec<ShownTrack>,
+}
+
+/// A family of the traffic of streams: its name, what it says, and where its value is.
+type TrafficFamily = (&'static str, &'static str, fn(&Traffic) -> f64);
+
+/// What is counted of the networks on both sides of a stream; its names are bounded as those of other families.
+const TRAFFIC: [TrafficFamily; 11] = [
+    (
+        "millstream_source_packets_total",
+        "Packets that the publisher sent, by its sequence numbers, as of the last report to it.",
+        |traffic| count(&traffic.expected),
+    ),
+    (
+        "millstream_source_missing_packets_total",
+        "Those of them that had not come by then; some come later, when they were asked for.",
+        |traffic| count(&traffic.missing),
+    ),
+    (
+        "millstream_source_nacked_packets_total",
+        "Packets that the publisher was asked for again.",
+        |traffic| count(&traffic.asked),
+    ),
+    (
+        "millstream_source_key_frame_requests_total",
+        "Key frames that the publisher was asked for.",
+        |traffic| count(&traffic.key_frames_asked),
+    ),
+    (
+        "millstream_stream_reports_total",
+        "Reports of viewers on their reception of the stream.",
+        |traffic| count(&traffic.reports),
+    ),
+    (
+        "millstream_stream_reported_loss_total",
+        "Sum of the parts lost, of these reports; divided by their number it is the mean.",
+        |traffic| count(&traffic.reported_loss) / 256.0,
+    ),
+    (
+        "millstream_stream_round_trips_total",
+        "Round trips to viewers of the stream that were measured.",
+        |traffic| count(&traffic.round_trips),
+    ),
+    (
+        "millstream_stream_round_trip_seconds_total",
+        "Sum of these round trips; divided by their number it is the mean.",
+        |traffic| count(&traffic.round_trip_micros) / 1e6,
+    ),
+    (
+        "millstream_stream_nacked_packets_total",
+        "Packets that viewers of the stream asked for again.",
+        |traffic| count(&traffic.nacked),
+    ),
+    (
+        "millstream_stream_resent_packets_total",
+        "Packets that were sent to them again.",
+        |traffic| count(&traffic.resent),
+    ),
+    (
+        "millstream_stream_key_frame_requests_total",
+        "Key frames that viewers of the stream asked for.",
+        |traffic| count(&traffic.key_frames_wanted),
+    ),
+];
+
+fn count(counter: &AtomicU64) -> f64 {
+    counter.load(Ordering::Relaxed) as f64
 }
 
 struct ShownTrack {
     kind: Kind,
     codec: Codec,
     rate: Rate,
-    /// In pixels, of video.
-    height: Option<u16>,
+    /// Width and height in pixels, of video.
+    resolution: Option<(u16, u16)>,
 }
 
 impl Shown {
@@ -132,13 +228,15 @@ impl Shown {
                     kind: track.kind,
                     codec: track.format?.codec(),
                     rate: track.meter.rate(now),
-                    height: track.resolution.map(|(_, height)| height),
+                    resolution: track.resolution,
                 })
             });
         Self {
             name: stream.name.clone(),
             is_live,
             viewers: state.viewers(),
+            key_frame_interval: state.video.key_frame_interval().filter(|_| is_live),
+            traffic: TRAFFIC.map(|(_, _, value)| value(&stream.traffic)),
             tracks: tracks.collect(),
         }
     }
@@ -171,6 +269,13 @@ fn streams(page: &mut Page, signalling: &Signalling) {
         page.labelled("stream", &stream.name, stream.viewers);
     }
     tracks(page, &streams);
+    for (index, (name, help, _)) in TRAFFIC.iter().enumerate() {
+        page.family(name, "counter", help);
+        for stream in &streams {
+            let value = stream.traffic.get(index).copied().unwrap_or_default();
+            page.labelled("stream", &stream.name, value);
+        }
+    }
     page.family(
         "millstream_repair_viewers",
         "gauge",
@@ -209,9 +314,25 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
     for (stream, track) in pictures() {
         page.labelled("stream", &stream.name, format!("{:.2}", track.rate.frames));
     }
+    page.family(
+        "millstream_stream_key_frame_interval_seconds",
+        "gauge",
+        "Between the last two key frames of the source.",
+    );
+    for stream in streams {
+        if let Some(interval) = stream.key_frame_interval {
+            page.labelled("stream", &stream.name, interval.as_secs_f64());
+        }
+    }
+    page.family("millstream_stream_width", "gauge", "Width of the picture in pixels.");
+    for (stream, track) in pictures() {
+        if let Some((width, _)) = track.resolution {
+            page.labelled("stream", &stream.name, width);
+        }
+    }
     page.family("millstream_stream_height", "gauge", "Height of the picture in pixels.");
     for (stream, track) in pictures() {
-        if let Some(height) = track.height {
+        if let Some((_, height)) = track.resolution {
             page.labelled("stream", &stream.name, height);
         }
     }
@@ -318,11 +439,11 @@ impl Page {
         let _ = writeln!(self.text, "{}{{{label}=\"{value}\"}} {sample}", self.name);
     }
 
-    fn histogram(&mut self, name: &'static str, help: &str, histogram: &Histogram) {
+    fn histogram<const N: usize>(&mut self, name: &'static str, help: &str, histogram: &Histogram<N>) {
         self.family(name, "histogram", help);
         let counts = histogram.cumulative();
-        let bounds = Histogram::BOUNDS.map(|bound| (bound as f64 / 1_000.0).to_string());
-        let bounds = bounds.into_iter().chain(["+Inf".to_owned()]);
+        let bounds = histogram.bounds().map(|bound| bound.to_string());
+        let bounds = bounds.chain(["+Inf".to_owned()]);
         for (bound, count) in bounds.zip(&counts) {
             let _ = writeln!(self.text, "{name}_bucket{{le=\"{bound}\"}} {count}");
         }

@@ -142,6 +142,11 @@ impl Encoding {
         self.reception.as_mut()?.report(now)
     }
 
+    /// Packets expected in the interval of the last report, and those of them that were missing at its end.
+    pub fn interval(&self) -> (u64, u64) {
+        self.reception.as_ref().map_or((0, 0), Reception::interval)
+    }
+
     /// Sequence numbers to ask for now.
     pub fn poll_nacks(&mut self, now: Instant, rtt: Duration) -> Vec<u16> {
         self.nacks.as_mut().map(|n| n.poll(now, rtt)).unwrap_or_default()

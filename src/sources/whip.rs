@@ -14,6 +14,7 @@ use crate::hub::intake::Arrived;
 use crate::hub::name::StreamName;
 use crate::hub::stream::{ShardIndex, SourceRef, Stream, StreamId, StreamState};
 use crate::hub::tap::TapMailbox;
+use crate::hub::traffic;
 use crate::media::clock::NtpClock;
 use crate::media::packet::Packet;
 use crate::media::rtcp::{self, Message};
@@ -416,12 +417,12 @@ impl Publisher {
             }
             for encoding in &mut track.encodings {
                 let Some(ssrc) = encoding.ssrc else { continue };
-                rtcp::write_nack(
-                    &mut body,
-                    self.feedback.ssrc,
-                    ssrc,
-                    &encoding.poll_nacks(now, REPEAT_AFTER),
-                );
+                let nacks = encoding.poll_nacks(now, REPEAT_AFTER);
+                rtcp::write_nack(&mut body, self.feedback.ssrc, ssrc, &nacks);
+                if let Some(stream) = &self.stream {
+                    traffic::add(&stream.traffic.asked, nacks.len() as u64);
+                    traffic::add(&stream.traffic.key_frames_asked, u64::from(wants_key_frame));
+                }
                 if wants_key_frame {
                     rtcp::write_pli(&mut body, self.feedback.ssrc, ssrc);
                 }
@@ -446,7 +447,17 @@ impl Publisher {
     fn reports(&mut self, now: Instant) -> Vec<rtcp::Reception> {
         self.feedback.next_report = now + REPORT_INTERVAL;
         let encodings = self.tracks.iter_mut().flat_map(|t| &mut t.encodings);
-        let blocks: Vec<rtcp::Reception> = encodings.filter_map(|e| e.report(now)).collect();
+        let traffic = self.stream.as_ref().map(|stream| &stream.traffic);
+        let blocks: Vec<rtcp::Reception> = encodings
+            .filter_map(|encoding| {
+                let block = encoding.report(now)?;
+                let (expected, missing) = encoding.interval();
+                if let Some(traffic) = traffic {
+                    traffic.received(expected, missing);
+                }
+                Some(block)
+            })
+            .collect();
         if let (Some(remb), Some(worst)) = (&mut self.feedback.remb, blocks.iter().map(|b| b.fraction_lost).max()) {
             remb.on_report(worst);
         }

@@ -1,6 +1,6 @@
 //! What is counted is what happened: two publishers, ten viewers, three per cent of loss.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use millstream::hub::name::StreamName;
@@ -37,6 +37,9 @@ fn measures_are_those_of_the_clients() {
     let viewers: Vec<usize> = (0..10)
         .map(|n| world.watch(if n < 6 { "one" } else { "two" }, n % 2, lossy))
         .collect();
+    for viewer in &viewers {
+        world.viewer(*viewer).tells = true;
+    }
     world.run(SECONDS * SECOND);
 
     let shared = world.shared.clone();
@@ -68,11 +71,29 @@ fn measures_are_those_of_the_clients() {
         "nobody asked for one"
     );
     assert_eq!(shared.registry.live(), 12);
+    let (mut nacked_of_streams, mut reports, mut resent) = (0, 0, 0);
     for (name, watching) in [("one", 6), ("two", 4)] {
         let stream = shared
             .hub
             .find(&StreamName::parse(name).expect("a name"))
             .expect("live");
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let traffic = &stream.traffic;
+        nacked_of_streams += count(&traffic.nacked);
+        resent += count(&traffic.resent);
+        reports += count(&traffic.reports);
+        let trips = count(&traffic.round_trips) as f64;
+        let mean = count(&traffic.round_trip_micros) as f64 / 1e3 / trips;
+        // Twice 20 ms of the link.
+        assert_near("round trip in ms", mean, 40.0, 0.05);
+        let loss = count(&traffic.reported_loss) as f64 / 256.0 / count(&traffic.reports) as f64;
+        assert_near("loss that viewers tell, in percent", loss * 100.0, 3.0, 0.25);
+        assert_eq!(
+            (count(&traffic.missing), count(&traffic.asked)),
+            (0, 0),
+            "{name}: its publisher is near"
+        );
+        assert!(count(&traffic.expected) > 1_000, "{name}");
         let state = stream.lock();
         assert_eq!(state.viewers(), watching, "{name}");
         let rate = state.video.meter.rate(world.now);
@@ -87,4 +108,38 @@ fn measures_are_those_of_the_clients() {
         let gop = f64::from(VideoConfig::default().gop) / 30.0;
         assert_near("seconds between key frames", interval, gop, 0.05);
     }
+    assert_eq!(nacked_of_streams, counters.nacked.load(Ordering::Relaxed));
+    assert_eq!(reports, counters.reports.load(Ordering::Relaxed));
+    assert_near("packets sent again", resent as f64, nacked, 0.05);
+}
+
+#[test]
+fn what_a_publisher_loses_on_the_way_is_counted() {
+    let lossy = LinkConfig {
+        loss: 0.03,
+        ..LinkConfig::delay(Duration::from_millis(20))
+    };
+    let mut world = World::new(22, 1, 8192);
+    let publisher = world.publish("live", 0, lossy, Publisher::obedient(VideoConfig::default()));
+    world.run(SECOND);
+    world.watch("live", 0, near());
+    world.run(SECONDS * SECOND);
+    let shared = world.shared.clone();
+    let stream = shared
+        .hub
+        .find(&StreamName::parse("live").expect("a name"))
+        .expect("live");
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let traffic = &stream.traffic;
+    let loss = count(&traffic.missing) / count(&traffic.expected) * 100.0;
+    // What was asked for may be here before the report is written.
+    assert!((0.2..=3.5).contains(&loss), "{loss} %");
+    assert_near(
+        "asked for again",
+        count(&traffic.asked),
+        count(&traffic.expected) * 0.03,
+        0.25,
+    );
+    let requests = world.publisher(publisher).requests.len() as f64;
+    assert!(count(&traffic.key_frames_asked) >= requests);
 }

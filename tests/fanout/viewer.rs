@@ -29,6 +29,50 @@ pub struct Viewer {
     pub nacks: bool,
     /// Packets asked for again, each time counted.
     pub asked: u64,
+    /// Tells once a second what came, as browsers do.
+    pub tells: bool,
+    heard: BTreeMap<u32, Heard>,
+    told: Option<Instant>,
+}
+
+/// What there is to tell of an SSRC.
+#[derive(Default)]
+struct Heard {
+    /// Sequence number of the newest packet and of that at the last report.
+    newest: Option<u16>,
+    told: Option<u16>,
+    /// Packets since the last report.
+    received: u16,
+    /// Of the last sender report: the middle of its NTP time, and when it came.
+    report: Option<(u32, Instant)>,
+}
+
+impl Heard {
+    fn note(&mut self, seq: u16) {
+        self.received += 1;
+        let newest = *self.newest.get_or_insert(seq);
+        if seq.wrapping_sub(newest) < 0x8000 {
+            self.newest = Some(seq);
+        }
+    }
+
+    fn block(&mut self, now: Instant, media: u32) -> Option<rtcp::Reception> {
+        let newest = self.newest?;
+        let before = self.told.replace(newest).unwrap_or(newest);
+        let received = std::mem::take(&mut self.received);
+        let expected = newest.wrapping_sub(before);
+        let lost = u32::from(expected.saturating_sub(received));
+        let (last_sr, since) = self.report?;
+        Some(rtcp::Reception {
+            media: Ssrc(media),
+            fraction_lost: u8::try_from(lost * 256 / u32::from(expected.max(1))).expect("a fraction"),
+            lost,
+            highest_seq: u32::from(newest),
+            jitter: 0,
+            last_sr,
+            delay_since_last_sr: (now.duration_since(since).as_secs_f64() * 65_536.0) as u32,
+        })
+    }
 }
 
 /// What was seen of one track.
@@ -74,6 +118,9 @@ impl Viewer {
             reports: BTreeMap::new(),
             nacks: true,
             asked: 0,
+            tells: false,
+            heard: BTreeMap::new(),
+            told: None,
         }
     }
 
@@ -108,6 +155,9 @@ impl Viewer {
             payload = &payload[2..];
             self.repaired += 1;
         }
+        if !rtx {
+            self.heard.entry(header.ssrc.0).or_default().note(seq);
+        }
         let kind = track.kind;
         let line = match kind {
             Kind::Video => &mut self.video,
@@ -137,13 +187,14 @@ impl Viewer {
         }
     }
 
-    pub fn handle_rtcp(&mut self, _now: Instant, compound: &[u8]) {
+    pub fn handle_rtcp(&mut self, now: Instant, compound: &[u8]) {
         for message in rtcp::read(compound) {
             if let Message::SenderReport {
                 ssrc, ntp, rtp_time, ..
             } = message
             {
                 self.reports.insert(ssrc.0, (ntp, rtp_time));
+                self.heard.entry(ssrc.0).or_default().report = Some(((ntp >> 16) as u32, now));
             }
         }
     }
@@ -151,6 +202,18 @@ impl Viewer {
     /// RTCP that is due.
     pub fn poll(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let mut compounds = std::mem::take(&mut self.plis);
+        if self.tells
+            && self
+                .told
+                .is_none_or(|told| now.duration_since(told) >= Duration::from_secs(1))
+        {
+            self.told = Some(now);
+            let heard = self.heard.iter_mut();
+            let blocks: Vec<rtcp::Reception> = heard.filter_map(|(ssrc, heard)| heard.block(now, *ssrc)).collect();
+            let mut compound = Vec::new();
+            rtcp::write_receiver_report(&mut compound, Ssrc(1), &blocks, "viewer");
+            compounds.push(compound);
+        }
         if !self.nacks {
             return compounds;
         }

@@ -161,6 +161,11 @@ impl Service {
         self.lock().len()
     }
 
+    /// Requests that wait for what is to come.
+    pub fn waiting(&self) -> usize {
+        self.parked.load(Ordering::Acquire)
+    }
+
     /// Forgets a stream that nobody has asked for in a while; whether it did.
     pub(super) fn forget_if_idle(&self, name: &StreamName) -> bool {
         let mut streams = self.lock();

@@ -53,6 +53,8 @@ pub struct Reception {
     /// `None` before the first packet.
     counts: Option<Counts>,
     jitter: Jitter,
+    /// Packets expected in the interval of the last report, and those of them that were missing at its end.
+    interval: (u64, u64),
     /// Middle 32 bits of the NTP time of the last sender report, and when it came.
     sender_report: Option<(u32, Instant)>,
 }
@@ -76,6 +78,7 @@ impl Reception {
             seen: Box::new([0; WINDOW as usize / 64]),
             counts: None,
             jitter: Jitter::default(),
+            interval: (0, 0),
             sender_report: None,
         }
     }
@@ -150,6 +153,11 @@ impl Reception {
         self.sender_report = Some(((ntp >> 16) as u32, now));
     }
 
+    /// Packets expected in the interval of the last report, and those of them that were missing at its end.
+    pub fn interval(&self) -> (u64, u64) {
+        self.interval
+    }
+
     /// The report block since the last one; `None` before the first packet.
     pub fn report(&mut self, now: Instant) -> Option<rtcp::Reception> {
         let counts = self.counts.as_mut()?;
@@ -159,6 +167,7 @@ impl Reception {
         let received_since = counts.received - received_before;
         // More than was expected comes in where holes of the interval before were filled: no loss (RFC 3550 A.3).
         let lost_since = expected_since.saturating_sub(received_since);
+        self.interval = (expected_since, lost_since);
         let fraction_lost = (lost_since * 256).checked_div(expected_since).unwrap_or(0);
         let (last_sr, delay_since_last_sr) = match self.sender_report {
             Some((last_sr, at)) => (last_sr, in_65536ths(now.saturating_duration_since(at))),

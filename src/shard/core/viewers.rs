@@ -15,6 +15,9 @@ impl Core {
         let Some(viewers) = self.subscriptions.get_mut(&stream).map(std::mem::take) else {
             return;
         };
+        if let (Some(first), false) = (packets.first(), viewers.is_empty()) {
+            self.oldest = Some(self.oldest.map_or(first.arrival, |oldest| oldest.min(first.arrival)));
+        }
         let news = packets.iter().any(|packet| packet.news);
         let (mut behind, mut changing, mut broken) = (Vec::new(), Vec::new(), Vec::new());
         for &key in &viewers {
