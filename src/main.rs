@@ -85,11 +85,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             if demo {
                 config.add_demo();
             }
-            telemetry::init(&config.log);
+            let exports = telemetry::init(&config.log);
             let runtime = runtime()?;
             let result = runtime.block_on(serve(config, arguments.config.clone(), demo));
             // Dropping the runtime would wait for a shard that hangs, which `Gateway::stop` has given up on.
             runtime.shutdown_background();
+            exports.finish();
             result
         }
         Command::Worker => Ok(()),

@@ -3,25 +3,132 @@
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tracing_subscriber::EnvFilter;
+use tracing::Subscriber;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{Log, LogFormat};
 
-/// Sends log events to standard error from here on. Only the first call in a process has an effect.
-pub fn init(log: &Log) {
+/// What is under way to a collector; see [`Exports::finish`].
+#[must_use]
+#[derive(Default)]
+pub struct Exports {
+    #[cfg(feature = "otlp")]
+    otlp: Option<otlp::Providers>,
+}
+
+impl Exports {
+    /// Sends what is left. Call it outside of the runtime, at the end.
+    pub fn finish(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(providers) = self.otlp {
+            providers.finish();
+        }
+    }
+}
+
+/// Target of the spans of requests. They are for collectors; the log has a line for each request, at `debug`.
+pub const SPANS: &str = "millstream::spans";
+
+/// Sends log events to standard error, and to a collector where one is configured, from here on. Only the first call in
+/// a process has an effect.
+pub fn init(log: &Log) -> Exports {
     // The directives were checked when the configuration was read; they may name the quietened target again.
-    let filter = EnvFilter::builder().parse_lossy(format!("{QUIETENED},{}", log.level));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter = |more: &str| EnvFilter::builder().parse_lossy(format!("{QUIETENED},{}{more}", log.level));
+    let layer = tracing_subscriber::fmt::layer()
         // Colours are for people: a log file or the journal gets none.
         .with_ansi(std::io::stderr().is_terminal())
         // Of a line that nobody takes, it would tell by `eprintln!`, which panics when standard error is gone.
         .log_internal_errors(false)
         .with_writer(std::io::stderr);
-    let _ = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+    let without_spans = filter(&format!(",{SPANS}=off"));
+    let shown = match log.format {
+        LogFormat::Text => layer.with_filter(without_spans).boxed(),
+        LogFormat::Json => layer.json().with_filter(without_spans).boxed(),
     };
+    let registry = tracing_subscriber::registry().with(shown);
+    #[cfg(feature = "otlp")]
+    if let Some(url) = &log.otlp {
+        return match otlp::Providers::new(url) {
+            Ok(providers) => {
+                // What the export itself says would be exported, and so on.
+                let mine =
+                    filter(",hyper=off,hyper_util=off,reqwest=off,rustls=off,opentelemetry=off,opentelemetry_sdk=off");
+                let spans = filter("");
+                let registry = registry.with(providers.events().with_filter(mine));
+                let _ = registry.with(providers.spans().with_filter(spans)).try_init();
+                Exports { otlp: Some(providers) }
+            }
+            Err(error) => {
+                let _ = registry.try_init();
+                tracing::error!(%error, "log.otlp: nothing is exported");
+                Exports::default()
+            }
+        };
+    }
+    let _ = registry.try_init();
+    Exports::default()
+}
+
+/// Export by OTLP over HTTP.
+#[cfg(feature = "otlp")]
+mod otlp {
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+    use opentelemetry_otlp::{ExporterBuildError, LogExporter, SpanExporter, WithExportConfig as _};
+    use opentelemetry_sdk::Resource;
+    use opentelemetry_sdk::logs::SdkLoggerProvider;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+
+    use super::{Layer, LookupSpan, Subscriber};
+
+    /// Who gathers events and spans, and sends them in batches from threads of their own.
+    pub struct Providers {
+        events: SdkLoggerProvider,
+        spans: SdkTracerProvider,
+    }
+
+    impl Providers {
+        /// `url` is that of the collector, without a path.
+        pub fn new(url: &str) -> Result<Self, ExporterBuildError> {
+            let url = url.trim_end_matches('/');
+            let resource = Resource::builder().with_service_name("millstream").build();
+            let events = LogExporter::builder()
+                .with_http()
+                .with_endpoint(format!("{url}/v1/logs"));
+            let spans = SpanExporter::builder()
+                .with_http()
+                .with_endpoint(format!("{url}/v1/traces"));
+            Ok(Self {
+                events: SdkLoggerProvider::builder()
+                    .with_batch_exporter(events.build()?)
+                    .with_resource(resource.clone())
+                    .build(),
+                spans: SdkTracerProvider::builder()
+                    .with_batch_exporter(spans.build()?)
+                    .with_resource(resource)
+                    .build(),
+            })
+        }
+
+        /// For events of the log.
+        pub fn events<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
+            OpenTelemetryTracingBridge::new(&self.events)
+        }
+
+        /// For spans.
+        pub fn spans<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
+            tracing_opentelemetry::layer().with_tracer(self.spans.tracer("millstream"))
+        }
+
+        /// Sends what is left, for some seconds at most.
+        pub fn finish(self) {
+            // A collector that is away has been told of already, by the exporter itself.
+            let _ = (self.events.shutdown(), self.spans.shutdown());
+        }
+    }
 }
 
 /// The DTLS stack warns about each missing server name, which WebRTC does not use.

@@ -1,7 +1,7 @@
 //! The program itself: arguments, exit codes, what it prints, and how it ends.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -302,6 +302,94 @@ fn tokens_are_never_told_and_session_urls_never_logged() {
 }
 
 /// Section 5 of the notes: what is left of bad requests is counted by the files of a process of its own.
+/// Takes what is exported by OTLP, as a collector would; paths and bodies come out.
+fn collector() -> (String, mpsc::Receiver<(String, String)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let (sender, exported) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream);
+                loop {
+                    let (mut path, mut length) = (None, 0);
+                    loop {
+                        let mut line = String::new();
+                        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                            return;
+                        }
+                        let line = line.trim_end().to_ascii_lowercase();
+                        if let Some(value) = line.strip_prefix("content-length: ") {
+                            length = value.parse().expect("a length");
+                        }
+                        if line.is_empty() {
+                            break;
+                        }
+                        path.get_or_insert(line);
+                    }
+                    let mut body = vec![0; length];
+                    reader.read_exact(&mut body).expect("the body");
+                    let _ = sender.send((path.expect("a request"), text(&body)));
+                    let answer =
+                        b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n";
+                    reader.get_mut().write_all(answer).expect("answers");
+                }
+            });
+        }
+    });
+    (url, exported)
+}
+
+#[test]
+fn a_collector_gets_the_log_and_a_span_of_each_request() {
+    let (url, exported) = collector();
+    let mut command = program(&["serve"]);
+    command
+        .env("MILLSTREAM_LOG__OTLP", url)
+        .env("MILLSTREAM_AUTH__API_TOKEN", "canary-api");
+    let gateway = Running::start(command);
+    let answer = gateway.request(
+        "GET /api/v1/streams?token=canary-query HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\
+         Authorization: Bearer canary-api\r\n\r\n",
+    );
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let (code, _, log) = gateway.end("-TERM");
+    assert_eq!(code, Some(0));
+    assert!(!log.contains("\"span\""), "spans are for collectors: {log}");
+    let (mut events, mut spans) = (String::new(), String::new());
+    while let Ok((path, body)) = exported.recv_timeout(Duration::from_millis(200)) {
+        match path.split(' ').nth(1) {
+            Some("/v1/logs") => events += &body,
+            Some("/v1/traces") => spans += &body,
+            _ => panic!("{path}"),
+        }
+    }
+    // The last line too: what is left is sent at the end.
+    for wanted in ["millstream", "listening", "stopped"] {
+        assert!(events.contains(wanted), "{wanted}: {events}");
+    }
+    for wanted in ["request", "/api/v1/streams", "http.response.status_code"] {
+        assert!(spans.contains(wanted), "{wanted}: {spans}");
+    }
+    assert!(
+        !events.contains("canary") && !spans.contains("canary"),
+        "{events} {spans}"
+    );
+}
+
+/// A collector that is away costs nobody anything.
+#[test]
+fn a_gateway_ends_in_time_without_its_collector() {
+    let mut command = program(&["serve"]);
+    // Nobody listens on the port of discard.
+    command.env("MILLSTREAM_LOG__OTLP", "http://127.0.0.1:9");
+    let gateway = Running::start(command);
+    assert!(gateway.request("GET /healthz HTTP/1.0\r\n\r\n").contains("200"));
+    let (code, _, _) = gateway.end("-TERM");
+    assert_eq!(code, Some(0));
+}
+
 #[test]
 fn bad_input_leaves_no_open_file() {
     let mut command = program(&["serve"]);

@@ -15,6 +15,7 @@ use utoipa::OpenApi;
 
 use self::events::{Log, Told};
 use self::sessions::{Page, Session, Sessions};
+use self::snapshot::Image;
 use self::streams::Stream;
 use crate::hub::name::StreamName;
 use crate::session::CloseReason;
@@ -46,6 +47,7 @@ struct Api {
         all_streams,
         one_stream,
         take_snapshot,
+        take_png,
         all_sessions,
         one_session,
         kick,
@@ -102,8 +104,10 @@ async fn all_streams(State(api): State<Api>) -> Json<Vec<Stream>> {
     responses((status = 200, body = Stream), (status = 404, description = "there is no such stream"))
 )]
 async fn one_stream(State(api): State<Api>, Path(stream): Path<String>) -> Result<Response, Problem> {
-    if let Some(stream) = stream.strip_suffix(SNAPSHOT) {
-        return snapshot::take(&api.signalling, &StreamName::parse(stream)?).await;
+    for image in Image::ALL {
+        if let Some(stream) = stream.strip_suffix(image.suffix()) {
+            return snapshot::take(&api.signalling, &StreamName::parse(stream)?, image).await;
+        }
     }
     let name = StreamName::parse(&stream)?;
     let found = streams::one(&name, api.signalling.media.hub(), &api.signalling.fetched);
@@ -119,9 +123,6 @@ async fn all_sessions(State(api): State<Api>, Query(page): Query<Page>) -> Json<
     Json(sessions::page(&api.signalling, &page))
 }
 
-/// What follows a stream's name for a picture of it.
-const SNAPSHOT: &str = "/snapshot.jpg";
-
 /// A picture of the stream: its last key frame.
 #[utoipa::path(
     get,
@@ -135,6 +136,20 @@ const SNAPSHOT: &str = "/snapshot.jpg";
 )]
 #[expect(dead_code, reason = "the wildcard of streams takes its path; this describes it")]
 fn take_snapshot() {}
+
+/// The same picture as a PNG.
+#[utoipa::path(
+    get,
+    path = "/api/v1/streams/{stream}/snapshot.png",
+    params(("stream" = String, Path, description = "its name, slashes and all")),
+    responses(
+        (status = 200, description = "a picture", content_type = "image/png"),
+        (status = 409, description = "the stream is not live, or has no picture"),
+        (status = 422, description = "this machine cannot make one, or the picture that came cannot be read"),
+    )
+)]
+#[expect(dead_code, reason = "the wildcard of streams takes its path; this describes it")]
+fn take_png() {}
 
 fn find(api: &Api, id: &str) -> Result<(crate::shard::SessionId, Session), Problem> {
     let mut all = sessions::all(&api.signalling).into_iter();

@@ -1,4 +1,5 @@
-//! A picture of a stream: its last key frame, as a JPEG that a worker makes of it. The worker ends soon after.
+//! A picture of a stream: its last key frame, as a JPEG that a worker makes of it, or that as a PNG. The worker ends soon
+//! after.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,6 +10,10 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::bytestream::ZCursor;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
@@ -27,8 +32,31 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Between looks, should nothing wake us.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Width and height of a picture that is made a PNG, at most.
+const MAX_SIDE: usize = 8_192;
+
+/// How a picture is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    Jpeg,
+    Png,
+}
+
+impl Image {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Jpeg, Self::Png];
+
+    /// What follows the name of a stream.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Jpeg => "/snapshot.jpg",
+            Self::Png => "/snapshot.png",
+        }
+    }
+}
+
 /// Makes one.
-pub async fn take(signalling: &Signalling, name: &StreamName) -> Result<Response, Problem> {
+pub async fn take(signalling: &Signalling, name: &StreamName, image: Image) -> Result<Response, Problem> {
     let hub = signalling.media.hub();
     let format = hub.find(name).and_then(|stream| {
         let state = stream.lock();
@@ -58,7 +86,35 @@ pub async fn take(signalling: &Signalling, name: &StreamName) -> Result<Response
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "snapshot_late", detail).retry_after(2)
     };
     let picture = timeout(PATIENCE, taking).await.ok().flatten().ok_or_else(late)?;
-    Ok(([(header::CONTENT_TYPE, "image/jpeg")], picture).into_response())
+    let (kind, picture) = match image {
+        Image::Jpeg => ("image/jpeg", picture),
+        Image::Png => {
+            let made = tokio::task::spawn_blocking(move || as_png(&picture)).await;
+            let unreadable = || {
+                let detail = "the picture that came cannot be read";
+                Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_picture", detail)
+            };
+            ("image/png", made.ok().flatten().ok_or_else(unreadable)?.into())
+        }
+    };
+    Ok(([(header::CONTENT_TYPE, kind)], picture).into_response())
+}
+
+/// The same picture as a PNG. `None` for what is no JPEG, or too large: a camera may send anything.
+fn as_png(jpeg: &[u8]) -> Option<Vec<u8>> {
+    let options = DecoderOptions::new_safe()
+        .set_max_width(MAX_SIDE)
+        .set_max_height(MAX_SIDE)
+        .jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(jpeg), options);
+    let pixels = decoder.decode().ok()?;
+    let (width, height) = decoder.dimensions()?;
+    let mut out = Vec::new();
+    let mut encoder = png::Encoder::new(&mut out, u32::try_from(width).ok()?, u32::try_from(height).ok()?);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_compression(png::Compression::Fast);
+    encoder.write_header().ok()?.write_image_data(&pixels).ok()?;
+    Some(out)
 }
 
 /// The newest picture of a stream of JPEG, when there is one.
@@ -79,5 +135,17 @@ async fn picture(signalling: &Signalling, name: &StreamName) -> Option<Bytes> {
         }
         let _ = timeout(LOOK, changed.notified()).await;
         tap.take(&mut VecDeque::new());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_picture_becomes_none() {
+        for bytes in [&b""[..], b"GIF89a", &[0xff, 0xd8, 0xff], &[0xff; 4_096]] {
+            assert_eq!(as_png(bytes), None);
+        }
     }
 }

@@ -341,6 +341,17 @@ pub const KEYS: &[Key] = &[
         is_secret: false,
         set: |config, value| log_level(value).map(|level| config.log.level = level),
     },
+    Key {
+        name: "log.otlp",
+        allowed: "the address of a collector of OpenTelemetry that takes OTLP over HTTP, such as \"http://localhost:4318\", \
+                  in a build with the feature `otlp`",
+        is_secret: false,
+        set: |config, value| {
+            let url = web_address(value).filter(|_| cfg!(feature = "otlp"))?;
+            config.log.otlp = Some(url);
+            Some(())
+        },
+    },
 ];
 
 /// Sets the key called `name`; `variable` is where its value came from when that is the environment.

@@ -210,6 +210,8 @@ pub struct Log {
     pub format: LogFormat,
     /// Directives of `tracing_subscriber::EnvFilter`: `info`, or `info,millstream::session=debug`.
     pub level: String,
+    /// Collector of OpenTelemetry that gets the log and spans of requests too, by OTLP over HTTP.
+    pub otlp: Option<String>,
 }
 
 /// How log lines look.
@@ -259,6 +261,7 @@ impl Default for Config {
             log: Log {
                 format: LogFormat::Text,
                 level: "info".to_owned(),
+                otlp: None,
             },
             pipelines: Pipelines {
                 folder: None,

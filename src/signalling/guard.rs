@@ -8,11 +8,13 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use tracing::debug;
+use tracing::field::Empty;
+use tracing::{Instrument as _, debug, info_span};
 
 use super::problem::Problem;
 use super::server::Peer;
 use super::{Signalling, cors, resource};
+use crate::telemetry;
 
 /// The outermost layer.
 pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, next: Next) -> Response {
@@ -20,8 +22,16 @@ pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, 
     let (method, path) = (request.method().clone(), loggable(request.uri()));
     let origin = request.headers().get(header::ORIGIN).cloned();
     let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.ip());
+    let span = info_span!(
+        target: telemetry::SPANS,
+        "request",
+        otel.kind = "server",
+        http.request.method = %method,
+        url.path = path,
+        http.response.status_code = Empty
+    );
     let mut response = match check_rate(&signalling, start, &method, peer) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => next.run(request).instrument(span.clone()).await,
         Err(problem) => problem.into_response(),
     };
     cors::decorate(
@@ -34,6 +44,7 @@ pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, 
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let (status, took) = (response.status().as_u16(), now().duration_since(start));
     signalling.counters.responded(status);
+    span.record("http.response.status_code", status);
     debug!(%method, path, status, ?took, ?peer, "request");
     response
 }

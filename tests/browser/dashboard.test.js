@@ -95,18 +95,20 @@ for (const codec of ['VP8', 'H264', 'VP9', 'AV1']) {
     const headers = { Authorization: `Bearer ${API_TOKEN}` };
     const streams = async () => (await fetch(`${gateway.origin}/api/v1/streams/camera`, { headers })).json();
     await until(streams, ({ video }) => video?.width > 0, 'the picture to come');
-    const answer = await fetch(`${gateway.origin}/api/v1/streams/camera/snapshot.jpg`, { headers });
-    assert.equal(answer.status, 200, answer.ok ? '' : await answer.text());
-    assert.equal(answer.headers.get('Content-Type'), 'image/jpeg');
-    const bytes = [...new Uint8Array(await answer.arrayBuffer())];
     const page = await open(browser, `${gateway.origin}/`);
     t.after(() => page.close());
-    const size = await page.evaluate(async (bytes) => {
-      const image = await createImageBitmap(new Blob([new Uint8Array(bytes)], { type: 'image/jpeg' }));
-      return [image.width, image.height];
-    }, bytes);
-    const { video } = await streams();
-    assert.ok(Math.abs(size[0] / size[1] - video.width / video.height) < 0.02, `${size} of ${video.width}x${video.height}`);
+    for (const [ending, type] of [['jpg', 'image/jpeg'], ['png', 'image/png']]) {
+      const answer = await fetch(`${gateway.origin}/api/v1/streams/camera/snapshot.${ending}`, { headers });
+      assert.equal(answer.status, 200, answer.ok ? '' : await answer.text());
+      assert.equal(answer.headers.get('Content-Type'), type);
+      const bytes = [...new Uint8Array(await answer.arrayBuffer())];
+      const size = await page.evaluate(async (bytes, type) => {
+        const image = await createImageBitmap(new Blob([new Uint8Array(bytes)], { type }));
+        return [image.width, image.height];
+      }, bytes, type);
+      const { video } = await streams();
+      assert.ok(Math.abs(size[0] / size[1] - video.width / video.height) < 0.02, `${size} of ${video.width}x${video.height}`);
+    }
     const missing = await fetch(`${gateway.origin}/api/v1/streams/nothing/snapshot.jpg`, { headers });
     assert.equal(missing.status, 409);
   });
