@@ -6,7 +6,7 @@ SHELL := bash
 CARGO ?= cargo
 BENCH_ARGS ?=
 
-.PHONY: help run build test check lint deny unit-test load-test interop-test browser-test bench hostile source-faults clean
+.PHONY: help run build test check lint deny unit-test load-test interop-test browser-test bench hostile deb deb-test source-faults clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,14 @@ bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="
 hostile: build ## A million mutated datagrams, and a hundred thousand wrong tokens, while a viewer watches
 	$(CARGO) run --release --locked -p millstream-bench -- chaos hostile
 	$(CARGO) run --release --locked -p millstream-bench -- chaos tokens
+
+deb: ## The Debian package: target/debian/millstream_*.deb
+	@scripts/setup.sh run
+	@scripts/deb.sh
+
+deb-test: ## The same, installed in a bare Debian 12 and run there (needs root)
+	@scripts/setup.sh run
+	@scripts/deb.sh test
 
 source-faults: ## Cameras and workers that fail twenty times each, and a thousand workers started and stopped
 	@scripts/setup.sh run test

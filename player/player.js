@@ -33,7 +33,7 @@ const STILL_FOR = 2_000;
 const CONNECTED_WITHIN = 900;
 /** So is a connection that brings no picture, or none any more. */
 const PICTURE_WITHIN = 2_000;
-const STALLED_FOR = 3_000;
+const STALLED_FOR = 3_600;
 /** Between looks whether there are several versions of the picture, in milliseconds; the last one again and again. */
 const ASK_AFTER = [2_000, 8_000, 30_000];
 /** Between attempts at either way while the other one plays. */
@@ -381,7 +381,7 @@ export class MillstreamPlayer extends HTMLElement {
     else if (state === 'connecting' && this.#offeredAt && waited > CONNECTED_WITHIN / 2) prepare();
     else if (state === 'retrying' && reason instanceof PathLost) why = 'connection';
     else if (state === 'live' && !this.#seen.progress && waited > CONNECTED_WITHIN + PICTURE_WITHIN) why = 'silence';
-    else if (state === 'live' && this.#seen.progress && still > STALLED_FOR) why = 'silence';
+    else if (state === 'live' && this.#seen.progress && still > STALLED_FOR && client.reachable) why = 'silence';
     if (why && at - this.#triedAt > TRY_EVERY) this.#enterHls(why);
   }
 

@@ -63,6 +63,8 @@ export class Client extends EventTarget {
   reason = null;
   /** What the gateway offers beyond the session, by the last part of its name: `{ layer: URL, ... }` (RFC 9725 §4.9). */
   extensions = {};
+  /** Whether the gateway answered when it was last asked something. */
+  reachable = true;
   /** Sessions that the gateway has granted so far. */
   sessions = 0;
 
@@ -151,8 +153,10 @@ export class Client extends EventTarget {
       body: sdp,
       signal: AbortSignal.timeout(ANSWER_WITHIN),
     }).catch((cause) => {
+      this.reachable = false;
       throw new Error('The gateway cannot be reached.', { cause });
     });
+    this.reachable = true;
     if (!response.ok) throw await refusal(response);
     const location = response.headers.get('Location');
     return {
@@ -194,6 +198,7 @@ export class Client extends EventTarget {
       if (error instanceof Refusal && error.status === 404 && this.#pc === pc) this.#fail(new Error('The session is over.'));
     } finally {
       this.#restarting = false;
+      if (this.#pc === pc) this.reachable = reached;
     }
     return reached;
   }
@@ -238,21 +243,24 @@ export class Client extends EventTarget {
       await new Promise((resolve) => setTimeout(resolve, LISTEN_EVERY));
       if (this.#pc !== pc) return;
       const [now, at] = [await received(pc), performance.now()];
+      if (this.#pc !== pc) return;
       if (now !== heard) {
         [heard, since, patience] = [now, at, QUIET_FOR];
-      } else if (at - since > patience && (await this.#isKnown())) {
+      } else if (at - since > patience && (await this.#isKnown(pc, this.#session))) {
         [since, patience] = [performance.now(), patience * 2];
       }
     }
   }
 
-  /** Whether the gateway still has the session; one that it says to have no more begins anew. */
-  async #isKnown() {
-    const [pc, url] = [this.#pc, this.#session];
+  /** Whether the gateway answers; a session that it says to have no more begins anew. */
+  async #isKnown(pc, url) {
+    if (!url) return true;
     const options = { headers: this.#authorization(), signal: AbortSignal.timeout(ANSWER_WITHIN) };
     const response = await fetch(url, options).catch(() => null);
-    if (response?.status === 404 && this.#pc === pc) this.#fail(new Error('The session is over.'));
-    return response !== null;
+    if (this.#pc !== pc) return true;
+    this.reachable = response !== null;
+    if (response?.status === 404) this.#fail(new Error('The session is over.'));
+    return this.reachable;
   }
 
   async #restartWhileLost(pc) {
@@ -275,7 +283,7 @@ export class Client extends EventTarget {
 
   #loseAfter(pc, milliseconds, message) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#pc === pc && this.#fail(new PathLost(message)), milliseconds);
+    this.#timer = setTimeout(() => this.#pc === pc && this.#fail(this.reachable ? new PathLost(message) : new Error(message)), milliseconds);
   }
 
   #fail(error) {
@@ -312,7 +320,8 @@ export class Client extends EventTarget {
 
 /** Counts what has come over the connection, be it media, reports or answers to checks. */
 async function received(pc) {
-  const counts = [...(await pc.getStats()).values()]
+  const report = await pc.getStats().catch(() => new Map());
+  const counts = [...report.values()]
     .filter(({ type }) => type === 'candidate-pair')
     .map(({ bytesReceived = 0, responsesReceived = 0 }) => bytesReceived + responsesReceived);
   return counts.reduce((sum, count) => sum + count, 0);

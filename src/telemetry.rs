@@ -56,7 +56,7 @@ pub fn init(log: &Log) -> Exports {
                 // What the export itself says would be exported, and so on.
                 let mine =
                     filter(",hyper=off,hyper_util=off,reqwest=off,rustls=off,opentelemetry=off,opentelemetry_sdk=off");
-                let spans = filter("");
+                let spans = EnvFilter::new(format!("off,{SPANS}=info"));
                 let registry = registry.with(providers.events().with_filter(mine));
                 let _ = registry.with(providers.spans().with_filter(spans)).try_init();
                 Exports { otlp: Some(providers) }
@@ -125,8 +125,11 @@ mod otlp {
 
         /// Sends what is left, for some seconds at most.
         pub fn finish(self) {
-            // A collector that is away has been told of already, by the exporter itself.
-            let _ = (self.events.shutdown(), self.spans.shutdown());
+            for result in [self.events.shutdown(), self.spans.shutdown()] {
+                if let Err(error) = result {
+                    tracing::warn!(%error, "log.otlp: the last events or spans were not exported");
+                }
+            }
         }
     }
 }

@@ -32,8 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Between looks, should nothing wake us.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Width and height of a picture that is made a PNG, at most.
+/// Width, height and pixels of a picture that is made a PNG, at most: 8K.
 const MAX_SIDE: usize = 8_192;
+const MAX_PIXELS: usize = 7_680 * 4_320;
 
 /// How a picture is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,18 +79,23 @@ pub async fn take(signalling: &Signalling, name: &StreamName, image: Image) -> R
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "no_snapshots", detail));
     }
     let taking = async {
-        let _slot = SLOTS.acquire().await.ok()?;
-        picture(signalling, &from).await
+        let slot = SLOTS.acquire().await.ok()?;
+        Some((picture(signalling, &from).await?, slot))
     };
     let late = || {
         let detail = "no picture came in time";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "snapshot_late", detail).retry_after(2)
     };
-    let picture = timeout(PATIENCE, taking).await.ok().flatten().ok_or_else(late)?;
+    let (picture, slot) = timeout(PATIENCE, taking).await.ok().flatten().ok_or_else(late)?;
     let (kind, picture) = match image {
         Image::Jpeg => ("image/jpeg", picture),
         Image::Png => {
-            let made = tokio::task::spawn_blocking(move || as_png(&picture)).await;
+            // The slot is kept until it is made, also where nobody waits for it any more.
+            let made = tokio::task::spawn_blocking(move || {
+                let _slot = slot;
+                as_png(&picture)
+            })
+            .await;
             let unreadable = || {
                 let detail = "the picture that came cannot be read";
                 Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_picture", detail)
@@ -107,8 +113,12 @@ fn as_png(jpeg: &[u8]) -> Option<Vec<u8>> {
         .set_max_height(MAX_SIDE)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(jpeg), options);
-    let pixels = decoder.decode().ok()?;
+    decoder.decode_headers().ok()?;
     let (width, height) = decoder.dimensions()?;
+    if width.saturating_mul(height) > MAX_PIXELS {
+        return None;
+    }
+    let pixels = decoder.decode().ok()?;
     let mut out = Vec::new();
     let mut encoder = png::Encoder::new(&mut out, u32::try_from(width).ok()?, u32::try_from(height).ok()?);
     encoder.set_color(png::ColorType::Rgb);

@@ -307,6 +307,20 @@ fn a_rendition_that_begins_later_has_the_numbers_of_the_picture() {
     assert_eq!(world.audio().segments().len(), 1);
 }
 
+/// While the picture stands still, the sound has more segments than it: who asks for it anew waits for no number.
+#[test]
+fn a_rendition_begins_while_the_picture_stands_still() {
+    let mut world = World::new(30, 30, OPUS.1.into());
+    world.play(3, OPUS.0, 48_000);
+    world.late = Some(Kind::Video);
+    world.play(6, OPUS.0, 48_000);
+    let last = |world: &World| world.audio().segments().next_back().map(|last| last.msn);
+    let before = last(&world);
+    world.packager.forget(Role::Audio);
+    world.play(1, OPUS.0, 48_000);
+    assert!(last(&world) > before, "{:?} after {before:?}", last(&world));
+}
+
 /// ffmpeg reads the playlist of the sound first and that of the picture a moment later, and begins three segments before
 /// the end of each.
 #[test]

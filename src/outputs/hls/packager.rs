@@ -83,8 +83,9 @@ impl Packager {
 
     /// Nobody wants a rendition any more.
     pub fn forget(&mut self, role: Role) {
-        if let Some(rendition) = self.renditions[index(role)].take() {
-            self.unused[index(role)] = rendition.next_msn();
+        let gone = self.renditions[index(role)].take();
+        if let Some(gone) = gone.filter(|gone| gone.segments().len() > 0) {
+            self.unused[index(role)] = self.unused[index(role)].max(gone.next_msn());
         }
         self.held[index(role)] = None;
         self.waiting[index(role)].clear();
@@ -292,6 +293,7 @@ impl Packager {
         let broken = self.broken[index(role)];
         let beside = self.segment_beside(role, begin);
         let number = self.number_beside(role, begin);
+        let goes_on = self.picture().is_some_and(|picture| begin <= picture);
         let kind = role.kind();
         let Some(rendition) = &mut self.renditions[index(role)] else {
             return false;
@@ -307,11 +309,12 @@ impl Packager {
         };
         if cuts {
             if is_first && let Some(number) = number {
-                if number < self.unused[index(role)] {
-                    // A part of it was given to others before; the next one is new to all.
+                let unused = self.unused[index(role)];
+                if number + 1 == unused && goes_on {
+                    // A part of it was given to others before; the next one is new to all, and comes soon.
                     return false;
                 }
-                rendition.number_from(number);
+                rendition.number_from(number.max(unused));
             }
             rendition.cut(begin, wall, broken);
             self.broken[index(role)] = false;
@@ -341,7 +344,8 @@ impl Packager {
     }
 
     /// Number of the segment of the picture that is beside a segment of another rendition that begins here. Nothing says
-    /// that equal numbers mean equal times (rfc8216bis §4.4.3.2), but players take it so, ffmpeg among them.
+    /// that equal numbers mean equal times (rfc8216bis §4.4.3.2), but players take it so, ffmpeg among them. They part where the
+    /// sound goes on without the picture, for numbers cannot be left out.
     fn number_beside(&self, role: Role, begin: Duration) -> Option<Msn> {
         if role == Role::Video {
             return None;

@@ -93,7 +93,17 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapMailbox>, live: &Liv
         });
     if !is_same {
         if !lanes.is_empty() {
-            live.packager().restart();
+            let mut packager = live.packager();
+            packager.restart();
+            // What the new source lacks would stay in the playlists, and the sound would wait for it.
+            let is_kept = |role: &Role| match role {
+                Role::Video | Role::Audio => origins.iter().any(|(kept, _)| kept == role),
+                Role::Second | Role::Third => below.iter().any(|(kept, _)| kept == role),
+                Role::Aac => aac.is_some(),
+            };
+            for role in Role::ALL.into_iter().filter(|role| !is_kept(role)) {
+                packager.forget(role);
+            }
         }
         let lane = |(role, name): (Role, StreamName)| Lane::new(role, Tapped::open(hub, &name, tap), source);
         *lanes = origins.into_iter().map(lane).collect();

@@ -60,15 +60,21 @@ struct Turns {
     version: u64,
     /// How many that waited for it have had theirs.
     had: u32,
+    /// Between two of them.
+    step: Duration,
 }
 
 impl Turns {
-    fn next(&mut self, version: u64) -> Duration {
-        if self.version != version {
-            *self = Self { version, had: 0 };
+    /// How long the next one waits. `waiting` is how many there are, of all streams and kinds.
+    fn next(&mut self, version: u64, waiting: usize) -> Duration {
+        // Who is late for an older version stands in the same line.
+        if version > self.version {
+            let waiting = u32::try_from(waiting).unwrap_or(u32::MAX).max(1);
+            let step = TURN.min(LAST_TURN / waiting);
+            *self = Self { version, had: 0, step };
         }
         self.had = self.had.saturating_add(1);
-        (TURN * self.had.saturating_sub(AT_ONCE)).min(LAST_TURN)
+        (self.step * self.had.saturating_sub(AT_ONCE)).min(LAST_TURN)
     }
 }
 
@@ -104,7 +110,7 @@ const MAX_STREAMS: usize = 1_000;
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// All who wait want a part at the instant at which it is complete. So many get it then, the others one after the other,
-/// the last ones so long after: a burst for a thousand of them would fill the queues of the kernel, and the packets of
+/// the last one at most so long after, whatever their number: a burst for a thousand of them would fill the queues of the kernel, and the packets of
 /// viewers by WebRTC would stand behind it.
 const AT_ONCE: u32 = 20;
 const TURN: Duration = Duration::from_micros(120);
@@ -200,7 +206,7 @@ impl Service {
             let came = *version.borrow_and_update();
             let found = found(&live.packager());
             if let Some(found) = found {
-                sleep(live.turn(came)).await;
+                sleep(live.turn(came, self.waiting())).await;
                 return Ok(found);
             }
         }
@@ -324,8 +330,9 @@ impl Service {
 
 impl Live {
     /// How long the next one of those who waited for a version waits for its turn.
-    fn turn(&self, version: u64) -> Duration {
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).next(version)
+    fn turn(&self, version: u64, waiting: usize) -> Duration {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.next(version, waiting)
     }
 
     /// There is something new for players.
@@ -417,11 +424,25 @@ mod tests {
     #[test]
     fn those_who_wait_for_a_part_get_it_in_turn() {
         let mut turns = Turns::default();
-        let waits: Vec<Duration> = (0..2_000).map(|_| turns.next(1)).collect();
-        assert!(waits.is_sorted());
-        assert_eq!(waits.iter().filter(|wait| wait.is_zero()).count(), AT_ONCE as usize);
-        assert_eq!(waits.get(119), Some(&(TURN * 100)));
-        assert_eq!(waits.last(), Some(&LAST_TURN), "nobody waits for the part after it");
-        assert_eq!(turns.next(2), Duration::ZERO, "the next part begins anew");
+        for (version, waiting) in [(1, 500), (2, 1_000), (3, 8_000)] {
+            let waits: Vec<Duration> = (0..waiting).map(|_| turns.next(version, waiting)).collect();
+            assert!(waits.is_sorted());
+            assert_eq!(waits.iter().filter(|wait| wait.is_zero()).count(), AT_ONCE as usize);
+            assert!(
+                waits.iter().all(|wait| *wait <= LAST_TURN),
+                "nobody waits for the part after it"
+            );
+            // Timers have steps of a millisecond.
+            let mut at_one_instant = std::collections::BTreeMap::<_, usize>::new();
+            for wait in &waits {
+                *at_one_instant.entry(wait.as_millis()).or_default() += 1;
+            }
+            let most = at_one_instant.into_values().max().unwrap_or_default();
+            let even = waiting / LAST_TURN.as_millis() as usize;
+            assert!(most <= AT_ONCE as usize + even + 8, "{most} of {waiting}");
+        }
+        assert_eq!(turns.next(4, 100), Duration::ZERO, "the next part begins anew");
+        assert_eq!(turns.next(3, 100), Duration::ZERO);
+        assert_eq!(turns.had, 2, "who is late for the part before does not begin it anew");
     }
 }
