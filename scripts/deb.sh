@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-version=3.6.3
+version=3.8.0
 if ! cargo deb --version >/dev/null 2>&1; then
   echo "deb: installing cargo-deb $version (built from source, once)"
   cargo install cargo-deb --version "$version" --locked --quiet
@@ -18,6 +18,8 @@ echo "deb: $package, $(du -k "$package" | cut -f1) KiB"
 
 command -v debootstrap >/dev/null || apt-get install -y -qq --no-install-recommends debootstrap >/dev/null
 root=$(mktemp -d)
+# Its user has to get in.
+chmod 755 "$root"
 gateway=
 finish() {
   [ -z "$gateway" ] || kill "$gateway" 2>/dev/null || true
@@ -35,7 +37,7 @@ mount -t proc proc "$root/proc"
 chroot "$root" apt-get update -qq
 chroot "$root" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
   /root/millstream.deb curl util-linux >/dev/null
-stat -c 'deb: %n %A %U:%G' "$root/etc/millstream/millstream.toml"
+chroot "$root" stat -c 'deb: %n %A %U:%G' /etc/millstream/millstream.toml
 
 as_its_user() {
   chroot "$root" setpriv --reuid=millstream --regid=millstream --clear-groups env GST_REGISTRY=/tmp/gst.bin "$@"
