@@ -54,12 +54,24 @@ export async function startGateway(env = {}, ...args) {
     log,
     origin: `http://localhost:${portOf(http)}`,
     async stop(signal = 'SIGTERM') {
+      const answers = await told(http, env.MILLSTREAM_AUTH__API_TOKEN);
       child.kill(signal);
       await within(15_000, exited, 'the gateway to exit');
-      const told = log.find((line) => tokens.some((token) => line.includes(token)));
-      if (told) throw new Error(`a token is in the output of the gateway: ${told}`);
+      const spilt = [...log, ...answers].find((text) => tokens.some((token) => text.includes(token)));
+      if (spilt) throw new Error(`a token is in what the gateway says: ${spilt}`);
     },
   };
+}
+
+/** What a gateway tells at the end of a test: its metrics, its API, a refusal. Nothing where it is gone, or speaks TLS. */
+async function told(http, token) {
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const paths = ['metrics', 'api/v1/streams', 'api/v1/sessions', 'api/v1/sources', 'whip/..'];
+  const read = async (path) => {
+    const answer = await fetch(`http://${http}/${path}`, { headers, signal: AbortSignal.timeout(2_000) });
+    return [...answer.headers.values(), await answer.text()].join('\n');
+  };
+  return Promise.all(paths.map((path) => read(path).catch(() => '')));
 }
 
 /** The addresses in the log event that says where the gateway listens; undefined for every other line. */
