@@ -16,22 +16,30 @@ pub struct Traffic {
     pub asked: AtomicU64,
     /// Key frames that the source was asked for.
     pub key_frames_asked: AtomicU64,
-    /// Reports of viewers, and the sum of the parts lost that they tell, in 1/256.
-    pub reports: AtomicU64,
-    pub reported_loss: AtomicU64,
+    /// What viewers say of their reception.
+    pub heard: Heard,
     /// Round trips to viewers that were measured, and their sum in microseconds.
     pub round_trips: AtomicU64,
     pub round_trip_micros: AtomicU64,
-    /// Packets that viewers asked for again, and those that were sent again.
-    pub nacked: AtomicU64,
+    /// Packets that were sent to viewers again.
     pub resent: AtomicU64,
-    /// Key frames that viewers asked for.
+}
+
+/// What viewers say of their reception, of a stream or of all.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Their reports, and the sum of the parts lost that they tell, in 1/256.
+    pub reports: AtomicU64,
+    pub reported_loss: AtomicU64,
+    /// Packets that they asked for again.
+    pub nacked: AtomicU64,
+    /// Key frames that they asked for.
     pub key_frames_wanted: AtomicU64,
 }
 
-impl Traffic {
-    /// Counts what a viewer says of its reception.
-    pub fn heard(&self, messages: &[Message]) {
+impl Heard {
+    /// Counts what one of them says.
+    pub fn note(&self, messages: &[Message]) {
         for message in messages {
             match message {
                 Message::Nack { seqs, .. } => add(&self.nacked, seqs.len() as u64),
@@ -45,7 +53,9 @@ impl Traffic {
             }
         }
     }
+}
 
+impl Traffic {
     /// Counts a round trip to a viewer.
     pub fn round_trip(&self, took: Duration) {
         add(&self.round_trips, 1);

@@ -317,7 +317,7 @@ impl Viewer {
         outbox: &mut Outbox,
     ) -> Wishes {
         let mut wishes = Wishes::default();
-        self.stream.traffic.heard(messages);
+        self.stream.traffic.heard.note(messages);
         for message in messages {
             match message {
                 Message::Nack { media, seqs } => self.retransmit(now, *media, seqs, session, destination, outbox),

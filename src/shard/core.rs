@@ -325,7 +325,7 @@ impl Core {
         match &mut peer.role {
             Role::Publisher(publisher) => publisher.handle_rtcp(now, &messages),
             Role::Viewer(viewer) => {
-                self.shared.counters.heard(&messages);
+                self.shared.counters.heard.note(&messages);
                 let Some(destination) = peer.destination else { return };
                 let wishes = viewer.handle_rtcp(now, ntp, &messages, &mut peer.session, destination, &mut self.outbox);
                 if wishes.key_frame {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::socket::SendCounters;
-use crate::media::rtcp::Message;
+use crate::hub::traffic::Heard;
 use crate::session::{CloseReason, guard};
 
 /// Counters of the media plane; all only rise.
@@ -22,12 +22,8 @@ pub struct Counters {
     /// From the arrival of a packet until it was sent to the viewers of a shard: for each turn of a shard the packet that
     /// took longest.
     pub forwarding: Histogram<{ FORWARDING.len() }>,
-    /// Packets that viewers asked for again, and key frames that they asked for.
-    pub nacked: AtomicU64,
-    pub key_frames_wanted: AtomicU64,
-    /// Of the last reports of viewers: the sum of lost parts in 1/256, and their number.
-    pub reported_loss: AtomicU64,
-    pub reports: AtomicU64,
+    /// What viewers say of their reception.
+    pub heard: Heard,
 }
 
 /// Times, counted by `N` upper bounds in microseconds.
@@ -127,35 +123,12 @@ impl Default for Counters {
             in_sessions: Default::default(),
             connecting: Histogram::new(&CONNECTING),
             forwarding: Histogram::new(&FORWARDING),
-            nacked: AtomicU64::default(),
-            key_frames_wanted: AtomicU64::default(),
-            reported_loss: AtomicU64::default(),
-            reports: AtomicU64::default(),
+            heard: Heard::default(),
         }
     }
 }
 
 impl Counters {
-    /// Counts what a viewer says of its reception.
-    pub fn heard(&self, messages: &[Message]) {
-        for message in messages {
-            match message {
-                Message::Nack { seqs, .. } => {
-                    self.nacked.fetch_add(seqs.len() as u64, Ordering::Relaxed);
-                }
-                Message::KeyFrameRequest { .. } => {
-                    self.key_frames_wanted.fetch_add(1, Ordering::Relaxed);
-                }
-                Message::ReceiverReport { blocks } => {
-                    let lost = blocks.iter().map(|block| u64::from(block.fraction_lost)).sum();
-                    self.reported_loss.fetch_add(lost, Ordering::Relaxed);
-                    self.reports.fetch_add(blocks.len() as u64, Ordering::Relaxed);
-                }
-                Message::SenderReport { .. } | Message::Bye => {}
-            }
-        }
-    }
-
     /// Counts a drop.
     pub fn dropped(&self, reason: DropReason) {
         if let Some(counter) = self.dropped.get(reason as usize) {

@@ -49,17 +49,17 @@ fn reception(page: &mut Page, signalling: &Signalling) {
         (
             "millstream_viewer_nacked_packets_total",
             "Packets that viewers asked for again.",
-            &counters.nacked,
+            &counters.heard.nacked,
         ),
         (
             "millstream_viewer_key_frame_requests_total",
             "Key frames that viewers asked for.",
-            &counters.key_frames_wanted,
+            &counters.heard.key_frames_wanted,
         ),
         (
             "millstream_viewer_reports_total",
             "Reports of viewers on their reception.",
-            &counters.reports,
+            &counters.heard.reports,
         ),
     ] {
         page.single(name, "counter", help, counter.load(Ordering::Relaxed));
@@ -68,7 +68,7 @@ fn reception(page: &mut Page, signalling: &Signalling) {
         "millstream_viewer_reported_loss_total",
         "counter",
         "Sum of the parts lost, of these reports; divided by their number it is the mean.",
-        counters.reported_loss.load(Ordering::Relaxed) as f64 / 256.0,
+        counters.heard.reported_loss.load(Ordering::Relaxed) as f64 / 256.0,
     );
     page.histogram(
         "millstream_connect_seconds",
@@ -170,12 +170,12 @@ const TRAFFIC: [TrafficFamily; 11] = [
     (
         "millstream_stream_reports_total",
         "Reports of viewers on their reception of the stream.",
-        |traffic| count(&traffic.reports),
+        |traffic| count(&traffic.heard.reports),
     ),
     (
         "millstream_stream_reported_loss_total",
         "Sum of the parts lost, of these reports; divided by their number it is the mean.",
-        |traffic| count(&traffic.reported_loss) / 256.0,
+        |traffic| count(&traffic.heard.reported_loss) / 256.0,
     ),
     (
         "millstream_stream_round_trips_total",
@@ -190,7 +190,7 @@ const TRAFFIC: [TrafficFamily; 11] = [
     (
         "millstream_stream_nacked_packets_total",
         "Packets that viewers of the stream asked for again.",
-        |traffic| count(&traffic.nacked),
+        |traffic| count(&traffic.heard.nacked),
     ),
     (
         "millstream_stream_resent_packets_total",
@@ -200,7 +200,7 @@ const TRAFFIC: [TrafficFamily; 11] = [
     (
         "millstream_stream_key_frame_requests_total",
         "Key frames that viewers of the stream asked for.",
-        |traffic| count(&traffic.key_frames_wanted),
+        |traffic| count(&traffic.heard.key_frames_wanted),
     ),
 ];
 
