@@ -4,11 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-version=3.8.0
-if ! cargo deb --version >/dev/null 2>&1; then
-  echo "deb: installing cargo-deb $version (built from source, once)"
-  cargo install cargo-deb --version "$version" --locked --quiet
-fi
+scripts/cargo-tool.sh deb 3.8.0
 cargo build --release --locked --bin millstream
 rm -f target/debian/*.deb
 cargo deb --no-build --quiet
@@ -32,11 +28,11 @@ echo "deb: a bare Debian 12"
 debootstrap --variant=minbase bookworm "$root" >/dev/null
 # Nothing is started by the installation.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d" && chmod 755 "$root/usr/sbin/policy-rc.d"
-cp "$package" "$root/root/millstream.deb"
+cp "$package" "$root/millstream.deb"
 mount -t proc proc "$root/proc"
 chroot "$root" apt-get update -qq
 chroot "$root" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-  /root/millstream.deb curl util-linux >/dev/null
+  /millstream.deb curl util-linux >/dev/null
 chroot "$root" stat -c 'deb: %n %A %U:%G' /etc/millstream/millstream.toml
 
 as_its_user() {
@@ -47,14 +43,14 @@ port=$((20000 + RANDOM % 10000))
 # The shell is replaced, so that its id is that of the gateway.
 (exec chroot "$root" setpriv --reuid=millstream --regid=millstream --clear-groups env GST_REGISTRY=/tmp/gst.bin \
   MILLSTREAM_HTTP__LISTEN="127.0.0.1:$port" MILLSTREAM_WEBRTC__LISTEN="127.0.0.1:$((port + 10000))" \
-  millstream serve --demo --config /etc/millstream/millstream.toml) >"$root/root/log" 2>&1 &
+  millstream serve --demo --config /etc/millstream/millstream.toml) >"$root/log" 2>&1 &
 gateway=$!
 for _ in $(seq 100); do
   playlist=$(chroot "$root" curl -fsS "http://127.0.0.1:$port/hls/demo/index.m3u8" 2>/dev/null) && break
   sleep 0.2
 done
 if ! grep -q 'CODECS="avc1' <<<"${playlist:-}"; then
-  echo "deb: FAILED: no test picture; its log:" && cat "$root/root/log"
+  echo "deb: FAILED: no test picture; its log:" && cat "$root/log"
   exit 1
 fi
 echo "deb: installed, and shows its test picture"

@@ -4,11 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-version=0.20.2
-if ! cargo deny --version >/dev/null 2>&1; then
-  echo "deny: installing cargo-deny $version (built from source, once)"
-  cargo install cargo-deny --version "$version" --locked --quiet
-fi
+scripts/cargo-tool.sh deny 0.20.2
 
 cargo deny --workspace --all-features check --hide-inclusion-graph bans licenses sources
 if timeout 60 cargo deny fetch db >/dev/null 2>&1; then
