@@ -226,9 +226,19 @@ test('the layers are versions of HLS, in one playlist', async (t) => {
       document.head.append(script);
     });
     document.body.innerHTML = '<video autoplay muted playsinline></video>';
-    window.hls = new window.Hls({ lowLatencyMode: true });
+    // As our player does: the policy of the page forbids hls.js its worker, and it would begin anew without.
+    window.hls = new window.Hls({ lowLatencyMode: true, enableWorker: false });
     window.errors = [];
     window.hls.on(window.Hls.Events.ERROR, (_, { fatal, details }) => fatal && window.errors.push(details));
+    // What the player decided, should it not change where it is told to.
+    window.decisions = [];
+    for (const event of ['LEVEL_SWITCHING', 'LEVEL_SWITCHED', 'LEVELS_UPDATED', 'BUFFER_FLUSHED', 'ERROR']) {
+      window.hls.on(window.Hls.Events[event], (_, { level, details, error }) => {
+        const { manualLevel, loadLevel, levels } = window.hls;
+        const at = Math.round(performance.now());
+        window.decisions.push([at, event, level, details, error?.message, { manualLevel, loadLevel, levels: levels.length }]);
+      });
+    }
     window.hls.loadSource(url);
     window.hls.attachMedia(document.querySelector('video'));
   }, url);
@@ -237,7 +247,10 @@ test('the layers are versions of HLS, in one playlist', async (t) => {
   await until(() => page.evaluate(() => window.hls.levels.length), (levels) => levels === 3, 'three levels');
   for (const [level, wanted] of [[2, 1280], [0, 320], [1, 640], [2, 1280]]) {
     await page.evaluate((level) => (window.hls.nextLevel = level), level);
-    await until(width, (seen) => seen === wanted, `${wanted} pixels`, 30_000);
+    await until(width, (seen) => seen === wanted, `${wanted} pixels`, 30_000).catch(async (error) => {
+      const decisions = await page.evaluate(() => window.decisions.map((decision) => JSON.stringify(decision)));
+      throw new Error(`${error.message}\n${index}${decisions.join('\n')}`);
+    });
     const from = await time();
     await until(time, (now) => now > from + 2, 'it to play on');
   }
