@@ -4,6 +4,9 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { chromium, open, playerData, plays, PUBLISH_TOKEN, startGateway, until, watch as openWatchPage } from './harness.js';
 
+const API_TOKEN = 'api-token-of-the-layers';
+const API = { Authorization: `Bearer ${API_TOKEN}` };
+
 let browser;
 
 before(async () => {
@@ -168,7 +171,7 @@ for (const codec of ['VP8', 'H264']) {
 }
 
 test('the player has a menu of the layers, by mouse and by keyboard', async (t) => {
-  const gateway = await startGateway();
+  const gateway = await startGateway({ MILLSTREAM_AUTH__API_TOKEN: API_TOKEN });
   t.after(() => gateway.stop());
   const publisher = await publish(gateway, 'VP8');
   t.after(() => publisher.close());
@@ -187,6 +190,13 @@ test('the player has a menu of the layers, by mouse and by keyboard', async (t) 
     );
   const options = await player((root) => [...root.querySelectorAll('.quality option')].map((o) => o.textContent));
   assert.deepEqual(options, ['Best', '720p', '360p', '180p']);
+  // The first wish is held up on its way: those after it must not overtake it.
+  let held = 0;
+  await page.setRequestInterception(true);
+  page.on('request', (request) => {
+    const isWish = request.method() === 'POST' && request.url().endsWith('/layer');
+    setTimeout(() => request.continue(), isWish && (held += 1) === 1 ? 1_000 : 0);
+  });
   const wide = () => player((root) => root.querySelector('video').videoWidth);
   await player((root) => root.querySelector('.quality').focus());
   for (let down = 0; down < 3; down += 1) await page.keyboard.press('ArrowDown');
@@ -204,7 +214,41 @@ test('the player has a menu of the layers, by mouse and by keyboard', async (t) 
   await page.keyboard.press('k');
   await until(() => player((root) => root.querySelector('video').paused), (paused) => !paused, 'to play on');
   assert.equal((await playerData(page)).sessions, '1');
+  assert.ok(held >= 3, `${held} wishes`);
+  // The choice outlasts the session.
+  const { sessions } = await (await fetch(`${gateway.origin}/api/v1/sessions`, { headers: API })).json();
+  const viewer = sessions.find(({ role }) => role === 'viewer');
+  await fetch(`${gateway.origin}/api/v1/sessions/${viewer.id}`, { method: 'DELETE', headers: API });
+  await until(() => playerData(page), (data) => data.sessions === '2', 'another session');
+  await until(wide, (seen) => seen === 640, 'the middle layer in another session');
+  assert.equal(await player((root) => root.querySelector('.quality').selectedOptions[0].text), '360p');
   if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/layers.png` });
+  assert.deepEqual(page.faults, []);
+});
+
+test('the menu of the layers chooses by HLS too', async (t) => {
+  const gateway = await startGateway();
+  t.after(() => gateway.stop());
+  const publisher = await publish(gateway, 'H264');
+  t.after(() => publisher.close());
+  await allLayers(publisher);
+  const page = await open(browser, `${gateway.origin}/watch/simulcast?way=hls`);
+  t.after(() => page.close());
+  await until(() => playerData(page), ({ state, way }) => state === 'playing' && way === 'hls', 'to play by HLS');
+  const menu = () => page.evaluate(() => {
+    const menu = document.querySelector('millstream-player').shadowRoot.querySelector('.quality');
+    return { hidden: menu.hidden, names: [...menu.options].map(({ text }) => text) };
+  });
+  assert.deepEqual(await menu(), { hidden: false, names: ['Auto', '720p', '360p', '180p'] });
+  const wide = () => page.evaluate(() => document.querySelector('millstream-player').video.videoWidth);
+  for (const [name, wanted] of [['180p', 320], ['720p', 1280]]) {
+    await page.evaluate((name) => {
+      const menu = document.querySelector('millstream-player').shadowRoot.querySelector('.quality');
+      menu.selectedIndex = [...menu.options].findIndex(({ text }) => text === name);
+      menu.dispatchEvent(new Event('change'));
+    }, name);
+    await until(wide, (seen) => seen === wanted, `${name} by HLS`, 30_000);
+  }
   assert.deepEqual(page.faults, []);
 });
 
@@ -218,6 +262,11 @@ test('the layers are versions of HLS, in one playlist', async (t) => {
   const index = await (await fetch(url)).text();
   const sizes = [...index.matchAll(/RESOLUTION=(\d+x\d+)/g)].map(([, size]) => size);
   assert.deepEqual(sizes, ['1280x720', '640x360', '320x180'], index);
+  // Who begins is told at once, of a gap too; who changes is told of segments.
+  const playlist = async (name) => (await fetch(new URL(name, url))).text();
+  assert.match(await playlist('video.m3u8'), /#EXT-X-PART:/);
+  const lower = await playlist('video3.m3u8');
+  assert.ok(lower.includes('#EXTINF') && !lower.includes('#EXT-X-GAP'), lower);
   const page = await open(browser, `${gateway.origin}/watch/nothing`);
   t.after(() => page.close());
   await page.evaluate(async (url) => {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use super::rendition::{Msn, Rendition, Role};
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
 use crate::hub::stream::SourceRef;
+use crate::media::Kind;
 
 /// What packagers need of the gateway.
 pub trait Plane: Send + Sync {
@@ -48,6 +49,8 @@ pub struct Live {
     /// When somebody asked for AAC that is made for it.
     aac_asked: Mutex<Option<Instant>>,
     turns: Mutex<Turns>,
+    /// The version of the picture that was asked for first.
+    first_asked: OnceLock<Role>,
     /// The packager has something to look at.
     pub(super) wanted: Notify,
     /// Playlists of the current version, without a query: most players want the same.
@@ -152,6 +155,7 @@ impl Service {
                 asked: Mutex::new(Instant::now()),
                 aac_asked: Mutex::new(None),
                 turns: Mutex::default(),
+                first_asked: OnceLock::new(),
                 wanted: Notify::new(),
                 rendered: Mutex::default(),
             });
@@ -260,13 +264,17 @@ impl Service {
         {
             return Err(Refusal::TooFar);
         }
-        self.wait(live, Instant::now() + PATIENCE, |packager| {
+        let started = Instant::now();
+        let is_beside = live.is_beside(role);
+        self.wait(live, started + PATIENCE, |packager| {
             let rendition = packager.rendition(role)?;
             let (next, _) = rendition.next();
             let first = rendition.segments().next()?;
             let is_there = match (directives.msn, directives.part) {
                 // What begins beside a rendition that plays is not begun with a gap: plain players stumble over it.
                 (None, _) if role == Role::Aac => first.complete,
+                // And hls.js takes the gap for a fault of the version that it changes to, and stays where it is.
+                _ if is_beside && !first.complete && started.elapsed() < GATHER => false,
                 (None, _) => first.complete || !first.parts.is_empty(),
                 (Some(msn), None) => next > msn,
                 (Some(msn), Some(wanted)) => rendition.has_part(msn, wanted),
@@ -333,6 +341,11 @@ impl Live {
     fn turn(&self, version: u64, waiting: usize) -> Duration {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         turns.next(version, waiting)
+    }
+
+    /// Whether a version of the picture is asked for that is not the one that was asked for first.
+    fn is_beside(&self, role: Role) -> bool {
+        role.kind() == Kind::Video && *self.first_asked.get_or_init(|| role) != role
     }
 
     /// There is something new for players.
