@@ -76,6 +76,7 @@ export class HlsClient extends EventTarget {
       this.#hls.once(Hls.Events.MANIFEST_PARSED, () => {
         if (this.state !== 'connecting') return;
         this.#leaveOutMade();
+        this.dispatchEvent(new Event('layers'));
         video.srcObject = null;
         this.#hls.attachMedia(video);
         video.play().catch(() => {});
@@ -118,6 +119,17 @@ export class HlsClient extends EventTarget {
       audioCodec: level?.audioCodec,
       bitrate: level?.bitrate,
     };
+  }
+
+  /** Versions of the picture, the best first: `{ rid, height, bitrate }`. A `layers` event when they are known. */
+  get layers() {
+    const levels = this.#hls?.levels ?? [];
+    return levels.map(({ height, bitrate }, index) => ({ rid: String(index), height, bitrate })).reverse();
+  }
+
+  /** Wants the layer of this name from now on; without a name, the one that the network allows. */
+  choose(rid) {
+    if (this.#hls) this.#hls.nextLevel = rid ? Number(rid) : -1;
   }
 
   /** Goes to the newest that can be played. */

@@ -15,7 +15,7 @@
 //   data-way          how the picture comes: webrtc or hls
 //   data-why          why it comes by HLS: connection, codec, silence, chosen
 //   data-delay        seconds behind the source, by HLS
-//   data-layers       versions of the picture that there are to choose from, by WebRTC
+//   data-layers       versions of the picture that there are to choose from
 //
 // WebRTC goes first. Where it does not get through, brings nothing, or cannot be decoded, LL-HLS takes over, and WebRTC
 // goes on being tried: when media comes that way, the player returns to it. `hls="off"` forbids it, `hls="only"` forbids
@@ -47,6 +47,9 @@ export class WhepClient extends Client {
 
   #events = null;
   #asking = 0;
+  /** The layer that is wanted and was not asked for yet. */
+  #wish = null;
+  #wishing = false;
 
   constructor(endpoint, options) {
     super(endpoint, options);
@@ -56,15 +59,22 @@ export class WhepClient extends Client {
     });
   }
 
-  /** Wants the layer of this name from now on; without a name, the best one. */
+  /** Wants the layer of this name from now on; without a name, the best one. The last wish holds. */
   async choose(rid) {
-    const { layer } = this.extensions;
-    if (!layer) return;
-    await fetch(layer, {
-      method: 'POST',
-      headers: { 'Content-Type': 'application/json' },
-      body: JSON.stringify(rid ? { rid } : {}),
-    });
+    this.#wish = rid ? { rid } : {};
+    // One after the other: wishes on their way at the same time may overtake each other.
+    if (this.#wishing) return;
+    this.#wishing = true;
+    while (this.#wish) {
+      const body = JSON.stringify(this.#wish);
+      this.#wish = null;
+      const { layer } = this.extensions;
+      if (layer) {
+        const headers = { 'Content-Type': 'application/json' };
+        await fetch(layer, { method: 'POST', headers, body }).catch(() => {});
+      }
+    }
+    this.#wishing = false;
   }
 
   /**
@@ -236,6 +246,10 @@ export class MillstreamPlayer extends HTMLElement {
   #triedAt = -Infinity;
   #arrived = { packets: 0, since: 0 };
   #resting = 0;
+  /** Which version of the picture the viewer chose, as the menu names it; empty for none. */
+  #wanted = '';
+  /** Who was told of it last. */
+  #told = null;
 
   constructor() {
     super();
@@ -385,17 +399,34 @@ export class MillstreamPlayer extends HTMLElement {
     if (why && at - this.#triedAt > TRY_EVERY) this.#enterHls(why);
   }
 
-  /** A choice only where there is one. What was chosen stays chosen while it is there. */
+  /** A choice only where there is one. What was chosen stays chosen while it is there, whichever way the picture comes. */
   #showQuality() {
     const { quality } = this.#parts;
-    const layers = this.#hls ? [] : (this.#client?.layers ?? []).filter(({ bitrate }) => bitrate > 0);
-    const chosen = quality.value;
-    const name = ({ rid, height, bitrate }) => [rid, height ? `${height}p` : `${Math.round(bitrate / 1000)} kbit/s`];
-    const options = [['', 'Best'], ...layers.map(name)].map(([value, text]) => new Option(text, value));
-    quality.replaceChildren(...options);
-    quality.value = layers.some(({ rid }) => rid === chosen) ? chosen : '';
+    const layers = (this.#chooser?.layers ?? []).filter(({ bitrate }) => bitrate > 0);
+    const name = ({ height, bitrate }) => (height ? `${height}p` : `${Math.round(bitrate / 1000)} kbit/s`);
+    const options = layers.map((layer) => new Option(name(layer), layer.rid));
+    quality.replaceChildren(new Option(this.#chooser === this.#hls ? 'Auto' : 'Best', ''), ...options);
+    const chosen = layers.find((layer) => name(layer) === this.#wanted);
+    quality.value = chosen?.rid ?? '';
     quality.hidden = layers.length < 2;
     this.dataset.layers = layers.length;
+    // Another session, or another way, knows nothing of it yet.
+    if (chosen && this.#told !== this.#listener) this.#tellQuality();
+  }
+
+  #tellQuality() {
+    this.#told = this.#listener;
+    this.#chooser?.choose(this.#parts.quality.value);
+  }
+
+  /** By whom the choice is made. */
+  get #chooser() {
+    return this.#hls?.layers.length ? this.#hls : this.#client;
+  }
+
+  /** Who has to be told anew: the other way, or a session. */
+  get #listener() {
+    return this.#chooser === this.#client ? this.#client?.sessions : this.#chooser;
   }
 
   #enterHls(why) {
@@ -406,6 +437,7 @@ export class MillstreamPlayer extends HTMLElement {
     this.#hls = hls;
     this.#arrived = { packets: 0, since: 0 };
     if (why === 'chosen' && !this.dataset.state) this.#show('connecting');
+    hls.addEventListener('layers', () => this.#showQuality());
     hls.addEventListener('state', () => {
       if (this.#hls !== hls) return;
       if (hls.state === 'playing') {
@@ -447,6 +479,7 @@ export class MillstreamPlayer extends HTMLElement {
     this.#offeredAt = performance.now();
     if (this.#client?.state === 'live') this.#attach(this.#client.stream);
     this.#showWay();
+    this.#showQuality();
   }
 
   #lookAtHls() {
@@ -519,7 +552,10 @@ export class MillstreamPlayer extends HTMLElement {
     again.addEventListener('click', () => this.#client?.start());
     play.addEventListener('click', () => this.#togglePlay());
     for (const event of ['play', 'pause']) video.addEventListener(event, () => this.#showPlay());
-    quality.addEventListener('change', () => this.#client?.choose(quality.value));
+    quality.addEventListener('change', () => {
+      this.#wanted = quality.value && quality.selectedOptions[0].text;
+      this.#tellQuality();
+    });
     sound.addEventListener('click', () => this.#toggleSound());
     volume.addEventListener('input', () => (video.volume = Number(volume.value)));
     video.addEventListener('loadeddata', () => video.classList.add('pictured'));
