@@ -71,6 +71,10 @@ function facts({ video, audio, publisher }) {
   return parts.join(' · ');
 }
 
+function audience({ viewers, hls_viewers: byHls }) {
+  return byHls ? `${viewers + byHls}, ${byHls} by HLS` : String(viewers);
+}
+
 function button(text, work, label) {
   const made = element('button', { class: 'small', type: 'button', ...(label && { 'aria-label': label }) }, text);
   made.addEventListener('click', work);
@@ -119,12 +123,15 @@ function thumbnail(name, live) {
 }
 
 function streamCard(stream, sessions) {
-  const { name, live, viewers, source, video, audio, warnings } = stream;
+  const { name, live, source, video, audio, warnings } = stream;
+  const viewers = stream.viewers + stream.hls_viewers;
+  const delay = video?.delay == null ? null : Math.round(video.delay * 1000);
   const rate = (video?.bitrate ?? 0) + (audio?.bitrate ?? 0);
-  const past = history.get(name) ?? { viewers: [], rate: [] };
+  const past = history.get(name) ?? { viewers: [], rate: [], delay: [] };
   history.set(name, past);
   past.viewers = [...past.viewers, viewers].slice(-POINTS);
   past.rate = [...past.rate, rate].slice(-POINTS);
+  past.delay = [...past.delay, delay ?? 0].slice(-POINTS);
   const origin = location.origin;
   const embed = `<script type="module" src="${origin}/player.js"></script>\n`
     + `<millstream-player src="${origin}/whep/${name}"></millstream-player>`;
@@ -136,10 +143,13 @@ function streamCard(stream, sessions) {
       element('span', { class: 'quiet' }, state)),
     element('p', { class: 'quiet' }, facts(stream) || 'nothing is sent'),
     element('div', { class: 'measures' },
-      element('div', {}, element('span', { class: 'quiet' }, 'Viewers'), element('span', {}, String(viewers)),
+      element('div', {}, element('span', { class: 'quiet' }, 'Viewers'), element('span', {}, audience(stream)),
         sparkline(past.viewers, `Viewers in the last two minutes, now ${viewers}`)),
       element('div', {}, element('span', { class: 'quiet' }, 'Bitrate'), element('span', {}, bits(rate)),
-        sparkline(past.rate, `Bitrate in the last two minutes, now ${bits(rate)}`))),
+        sparkline(past.rate, `Bitrate in the last two minutes, now ${bits(rate)}`)),
+      delay === null ? null : element('div', { title: 'From the capture of a picture until it is here' },
+        element('span', { class: 'quiet' }, 'Delay'), element('span', {}, `${delay} ms`),
+        sparkline(past.delay, `Delay in the last two minutes, from the capture to the gateway, now ${delay} ms`))),
   );
   if (source?.last_error && !live) card.append(element('p', { class: 'problem' }, source.last_error));
   if (warnings.length > 0) {

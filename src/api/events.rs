@@ -58,7 +58,9 @@ pub async fn run(signalling: Arc<Signalling>, log: Arc<Log>) {
     loop {
         looks.tick().await;
         let mut now = BTreeMap::new();
-        for stream in streams::all(signalling.media.hub(), &signalling.fetched) {
+        for stream in streams::all(signalling.media.hub(), &signalling.fetched, |name| {
+            signalling.hls.viewers(name)
+        }) {
             let source = stream.source.as_ref();
             let shown = json!({
                 "stream": stream.name,

@@ -93,7 +93,11 @@ async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, next
 /// All streams that somebody publishes, watches or fetches, by name.
 #[utoipa::path(get, path = "/api/v1/streams", responses((status = 200, body = Vec<Stream>)))]
 async fn all_streams(State(api): State<Api>) -> Json<Vec<Stream>> {
-    Json(streams::all(api.signalling.media.hub(), &api.signalling.fetched))
+    Json(streams::all(
+        api.signalling.media.hub(),
+        &api.signalling.fetched,
+        |name| api.signalling.hls.viewers(name),
+    ))
 }
 
 /// One stream.
@@ -110,7 +114,9 @@ async fn one_stream(State(api): State<Api>, Path(stream): Path<String>) -> Resul
         }
     }
     let name = StreamName::parse(&stream)?;
-    let found = streams::one(&name, api.signalling.media.hub(), &api.signalling.fetched);
+    let found = streams::one(&name, api.signalling.media.hub(), &api.signalling.fetched, |name| {
+        api.signalling.hls.viewers(name)
+    });
     found.map(|found| Json(found).into_response()).ok_or_else(|| {
         let detail = "there is no such stream: nobody publishes, watches or fetches it";
         Problem::new(StatusCode::NOT_FOUND, "unknown_stream", detail)

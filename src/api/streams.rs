@@ -20,6 +20,8 @@ pub struct Stream {
     pub live: bool,
     /// WebRTC viewers.
     pub viewers: usize,
+    /// HLS players that asked for a playlist of late; those behind one address that are of one kind count as one.
+    pub hls_viewers: usize,
     /// Where it comes from at the moment.
     pub publisher: Option<&'static str>,
     /// Where the configuration says it comes from.
@@ -77,6 +79,11 @@ pub struct Video {
     pub b_frames: bool,
     /// Seconds between the last two key frames.
     pub key_frame_interval: Option<f64>,
+    /// Seconds from the capture of a picture until it is here, of late; only where the source says when that was. The time
+    /// on the way of its fastest report is not in it.
+    pub delay: Option<f64>,
+    /// The source sends a key frame when one is asked for.
+    pub answers_requests: bool,
 }
 
 /// A sound track.
@@ -99,19 +106,22 @@ pub struct Repair {
     pub live: bool,
 }
 
-/// All streams that somebody publishes, watches or fetches, by name.
-pub fn all(hub: &Hub, fetched: &Directory) -> Vec<Stream> {
+/// All streams that somebody publishes, watches or fetches, by name. `by_hls` is how many watch one by HLS.
+pub fn all(hub: &Hub, fetched: &Directory, by_hls: impl Fn(&StreamName) -> usize) -> Vec<Stream> {
     let streams = hub.streams();
     let live = streams.iter().map(|stream| stream.name.clone());
     let names: BTreeSet<StreamName> = live
         .filter(|name| name.is_whole())
         .chain(fetched.all().into_iter().map(|entry| entry.stream.clone()))
         .collect();
-    names.iter().filter_map(|name| one(name, hub, fetched)).collect()
+    names
+        .iter()
+        .filter_map(|name| one(name, hub, fetched, &by_hls))
+        .collect()
 }
 
 /// One stream; `None` if there is none of that name.
-pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory) -> Option<Stream> {
+pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&StreamName) -> usize) -> Option<Stream> {
     let (stream, entry) = (hub.find(name), fetched.get(name));
     if stream.is_none() && entry.is_none() {
         return None;
@@ -120,6 +130,7 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory) -> Option<Stream> 
         name: name.to_string(),
         source: entry.map(|entry| source(&entry)),
         repairs: repairs(name, hub),
+        hls_viewers: by_hls(name),
         ..Stream::default()
     };
     if let Some(stream) = stream {
@@ -162,7 +173,8 @@ const LONG_INTERVAL: f64 = 4.5;
 fn warnings(stream: &Stream) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(video) = &stream.video {
-        if let Some(interval) = video.key_frame_interval.filter(|interval| *interval > LONG_INTERVAL) {
+        let interval = video.key_frame_interval.filter(|_| !video.answers_requests);
+        if let Some(interval) = interval.filter(|interval| *interval > LONG_INTERVAL) {
             warnings.push(format!(
                 "A key frame comes every {interval:.0} s: set the encoder's key frame interval to 2 s."
             ));
@@ -216,6 +228,8 @@ fn video(state: &StreamState) -> Option<Video> {
         bitrate: rate.bitrate,
         b_frames: state.video.is_reordered(),
         key_frame_interval: state.video.key_frame_interval().map(|interval| interval.as_secs_f64()),
+        delay: state.video.delays.recent(now()),
+        answers_requests: state.answers_requests,
     })
 }
 

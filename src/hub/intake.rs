@@ -250,6 +250,11 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
         track
             .meter
             .on_packets(packet.arrival, packet.payload.len(), newest != Some(time));
+        // With its last packet a picture is here.
+        let is_whole = packet.marker || track.kind == Kind::Audio;
+        if let Some(delay) = track.clock.delay(time, packet.arrival).filter(|_| is_whole) {
+            track.delays.note(delay, packet.arrival);
+        }
         if seq >= track.ring.end() {
             track.note_order(packet.codec, time);
         }

@@ -58,6 +58,42 @@ impl Meter {
     }
 }
 
+/// How long what comes was under way since it was captured.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Delays {
+    /// How many were measured, and their sum. Both only rise.
+    pub count: u64,
+    pub sum: Duration,
+    recent: Option<(f64, Instant)>,
+}
+
+/// Beyond this the clock of the source was set, or is none.
+const MAX_DELAY: Duration = Duration::from_secs(60);
+
+/// One in so many parts of a delay is believed.
+const SMOOTH: f64 = 16.0;
+
+impl Delays {
+    /// Notes one.
+    pub fn note(&mut self, delay: Duration, now: Instant) {
+        if delay > MAX_DELAY {
+            return;
+        }
+        self.count += 1;
+        self.sum += delay;
+        let seconds = delay.as_secs_f64();
+        let known = self.recent.filter(|(_, at)| now.saturating_duration_since(*at) < STALE);
+        let mean = known.map_or(seconds, |(mean, _)| mean + (seconds - mean) / SMOOTH);
+        self.recent = Some((mean, now));
+    }
+
+    /// What it is of late, in seconds; `None` if nothing came.
+    pub fn recent(&self, now: Instant) -> Option<f64> {
+        let (mean, at) = self.recent?;
+        (now.saturating_duration_since(at) < STALE).then_some(mean)
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 mod tests {

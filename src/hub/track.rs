@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::meter::Meter;
+use super::meter::{Delays, Meter};
 use super::ring::Ring;
 use super::vp8_line::Vp8Line;
 use crate::media::clock::{TrackClock, duration, ticks};
@@ -22,6 +22,8 @@ pub struct Track {
     /// Width and height in pixels, of video.
     pub resolution: Option<(u16, u16)>,
     pub meter: Meter,
+    /// From the capture of what comes to its arrival, where the source says when that was.
+    pub delays: Delays,
     /// What the track says of itself has changed: the next packet tells.
     pub news: bool,
     /// Time of the last key frame, and from the one before it.
@@ -65,6 +67,7 @@ impl Track {
             format: None,
             resolution: None,
             meter: Meter::default(),
+            delays: Delays::default(),
             news: false,
             key_frames: None,
             order: Order::default(),

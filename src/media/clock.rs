@@ -55,6 +55,18 @@ impl TrackClock {
         self.arrivals.map(|anchor| anchor.time_at(at, self.rate))
     }
 
+    /// How long after its capture, by the reports, that arrives `at` this instant which is of this time. The time that the
+    /// fastest report was under way is not in it: half a round trip, which only two clocks that agree could tell. `None`
+    /// before the first report.
+    pub fn delay(&self, time: TrackTime, at: Instant) -> Option<Duration> {
+        let anchor = self.reports?;
+        let since_report = at.saturating_duration_since(anchor.at);
+        let before_report = anchor.at.saturating_duration_since(at);
+        let ahead = duration(time.saturating_sub(anchor.time), self.rate);
+        let behind = duration(anchor.time.saturating_sub(time), self.rate);
+        Some((since_report + behind).saturating_sub(before_report + ahead))
+    }
+
     /// The time on the line that is captured `at` this instant. `None` before the first packet.
     pub fn time_at(&self, at: Instant) -> Option<TrackTime> {
         let anchor = self.reports.or(self.arrivals)?;
@@ -184,6 +196,21 @@ mod tests {
             audio.time_at(now).expect("anchored"),
         );
         assert_eq!(v / 90, a / 48, "both at the same millisecond");
+    }
+
+    #[test]
+    fn a_delay_is_that_of_the_packet_whatever_the_clock_of_the_publisher_says() {
+        let (mut clock, t) = (TrackClock::new(90_000), Instant::now());
+        let ms = Duration::from_millis;
+        assert_eq!(clock.delay(0, t), None);
+        clock.on_report(9_000, t + ms(100));
+        for (time, arrives, delay) in [(9_000, 130, 30), (0, 70, 70), (18_000, 260, 60), (18_000, 190, 0)] {
+            assert_eq!(
+                clock.delay(time, t + ms(arrives)),
+                Some(ms(delay)),
+                "{time} at {arrives} ms"
+            );
+        }
     }
 
     #[test]

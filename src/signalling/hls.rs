@@ -19,6 +19,7 @@ use super::{Signalling, caller};
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
 use crate::hub::stream::SourceRef;
+use crate::outputs::hls::audience::Player;
 use crate::outputs::hls::playlist::Directives;
 use crate::outputs::hls::rendition::Role;
 use crate::outputs::hls::service::{Plane, Refusal};
@@ -101,13 +102,19 @@ pub async fn serve(State(signalling): State<Arc<Signalling>>, request: Request) 
     let stream = StreamName::parse(stream).map_err(|_| Problem::not_found())?;
     let file = File::parse(file).ok_or_else(Problem::not_found)?;
     let (parts, _) = request.into_parts();
-    signalling.gate.check_player(caller(&parts), &stream).await?;
+    let caller = caller(&parts);
+    let agent = parts.headers.get(header::USER_AGENT);
+    let player = Player::of(
+        caller.address,
+        agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
+    );
+    signalling.gate.check_player(caller, &stream).await?;
     let query = parts.uri.query();
     let (directives, token) = directives(query.unwrap_or_default()).ok_or_else(|| {
         let detail = "_HLS_msn and _HLS_part have to be numbers, _HLS_part needs _HLS_msn, _HLS_skip is YES or v2";
         Problem::new(StatusCode::BAD_REQUEST, "bad_directive", detail)
     })?;
-    let answer = answer(&signalling, &stream, file, directives, &token).await;
+    let answer = answer(&signalling, &stream, file, directives, player, &token).await;
     answer.map_err(problem)
 }
 
@@ -134,6 +141,7 @@ async fn answer(
     stream: &StreamName,
     file: File,
     directives: Directives,
+    player: Player,
     token: &str,
 ) -> Result<Response, Refusal> {
     let service = &signalling.hls;
@@ -146,7 +154,7 @@ async fn answer(
             found(PLAYLIST, BRIEFLY, private, Body::from(text))
         }
         File::Media(role) => {
-            let text = service.media(&live, role, directives, token).await?;
+            let text = service.media(&live, role, directives, player, token).await?;
             found(PLAYLIST, BRIEFLY, private, Body::from(text))
         }
         File::Init(role, number) => {

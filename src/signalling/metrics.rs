@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Signalling;
-use crate::hub::meter::Rate;
+use crate::hub::meter::{Delays, Rate};
 use crate::hub::name::StreamName;
 use crate::hub::stream::Stream;
 use crate::hub::traffic::Traffic;
@@ -136,6 +136,7 @@ struct Shown {
     name: StreamName,
     is_live: bool,
     viewers: usize,
+    hls_viewers: usize,
     key_frame_interval: Option<Duration>,
     /// Values of [`TRAFFIC`], in its order.
     traffic: [f64; TRAFFIC.len()],
@@ -214,10 +215,11 @@ struct ShownTrack {
     rate: Rate,
     /// Width and height in pixels, of video.
     resolution: Option<(u16, u16)>,
+    delays: Delays,
 }
 
 impl Shown {
-    fn of(stream: &Stream, now: Instant) -> Self {
+    fn of(stream: &Stream, hls_viewers: usize, now: Instant) -> Self {
         let state = stream.lock();
         let is_live = state.source().is_some();
         let tracks = [&state.video, &state.audio]
@@ -229,12 +231,14 @@ impl Shown {
                     codec: track.format?.codec(),
                     rate: track.meter.rate(now),
                     resolution: track.resolution,
+                    delays: track.delays,
                 })
             });
         Self {
             name: stream.name.clone(),
             is_live,
             viewers: state.viewers(),
+            hls_viewers,
             key_frame_interval: state.video.key_frame_interval().filter(|_| is_live),
             traffic: TRAFFIC.map(|(_, _, value)| value(&stream.traffic)),
             tracks: tracks.collect(),
@@ -247,7 +251,10 @@ fn streams(page: &mut Page, signalling: &Signalling) {
     let now = Instant::now();
     let all = signalling.media.hub().streams();
     let (repaired, streams): (Vec<_>, Vec<_>) = all.iter().partition(|stream| !stream.name.is_whole());
-    let mut streams: Vec<Shown> = streams.into_iter().map(|stream| Shown::of(stream, now)).collect();
+    let streams = streams.into_iter();
+    let mut streams: Vec<Shown> = streams
+        .map(|stream| Shown::of(stream, signalling.hls.viewers(&stream.name), now))
+        .collect();
     let live = streams.iter().filter(|stream| stream.is_live).count();
     page.single(
         "millstream_streams_live",
@@ -255,18 +262,26 @@ fn streams(page: &mut Page, signalling: &Signalling) {
         "Streams that somebody publishes.",
         live,
     );
-    let viewers: usize = streams.iter().map(|stream| stream.viewers).sum();
-    page.single("millstream_viewers", "gauge", "Viewers of all streams.", viewers);
-    streams.sort_by(|a, b| (b.viewers, &a.name).cmp(&(a.viewers, &b.name)));
+    page.family("millstream_viewers", "gauge", "Viewers of all streams.");
+    page.labelled("transport", "webrtc", streams.iter().map(|s| s.viewers).sum::<usize>());
+    page.labelled("transport", "hls", streams.iter().map(|s| s.hls_viewers).sum::<usize>());
+    let all = |stream: &Shown| stream.viewers + stream.hls_viewers;
+    streams.sort_by(|a, b| (all(b), &a.name).cmp(&(all(a), &b.name)));
     streams.truncate(MAX_STREAMS);
     page.family(
         "millstream_stream_viewers",
         "gauge",
-        "Viewers of the stream; at most 1000 streams are listed.",
+        "Viewers of the stream; by HLS, players behind one address that are of one kind count as one. At most 1000 streams \
+         are listed.",
     );
     for stream in &streams {
-        // No character of a name needs escapes.
-        page.labelled("stream", &stream.name, stream.viewers);
+        for (transport, viewers) in [("webrtc", stream.viewers), ("hls", stream.hls_viewers)] {
+            // No character of a name needs escapes.
+            page.sample(
+                &format!("stream=\"{}\",transport=\"{transport}\"", stream.name),
+                viewers,
+            );
+        }
     }
     tracks(page, &streams);
     for (index, (name, help, _)) in TRAFFIC.iter().enumerate() {
@@ -324,6 +339,23 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
             page.labelled("stream", &stream.name, interval.as_secs_f64());
         }
     }
+    page.family(
+        "millstream_source_delays_total",
+        "counter",
+        "Pictures, and packets of sound, whose delay was measured: from their capture, as the source's reports tell, until \
+         they were here. The time on the way of the fastest report is not in it.",
+    );
+    for (stream, track) in each_track(streams) {
+        page.sample(&of_kind(stream, track), track.delays.count);
+    }
+    page.family(
+        "millstream_source_delay_seconds_total",
+        "counter",
+        "Sum of these delays; divided by their number it is the mean.",
+    );
+    for (stream, track) in each_track(streams) {
+        page.sample(&of_kind(stream, track), track.delays.sum.as_secs_f64());
+    }
     page.family("millstream_stream_width", "gauge", "Width of the picture in pixels.");
     for (stream, track) in pictures() {
         if let Some((width, _)) = track.resolution {
@@ -336,6 +368,10 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
             page.labelled("stream", &stream.name, height);
         }
     }
+}
+
+fn of_kind(stream: &Shown, track: &ShownTrack) -> String {
+    format!("stream=\"{}\",kind=\"{}\"", stream.name, track.kind)
 }
 
 fn each_track(streams: &[Shown]) -> impl Iterator<Item = (&Shown, &ShownTrack)> {

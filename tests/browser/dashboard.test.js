@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
-import { chromium, isLive, open, plays, publish, startGateway, until, watch } from './harness.js';
+import { chromium, isLive, open, playerData, plays, publish, startGateway, until, watch } from './harness.js';
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const API_TOKEN = 'api-token-of-the-tests';
@@ -30,6 +30,24 @@ async function violations(page) {
   return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(' | ')}`);
 }
 
+/** Viewers by both ways, and the delay from the camera to the gateway, in the API and in the metrics. */
+async function countsBoth(t, gateway) {
+  const headers = { Authorization: `Bearer ${API_TOKEN}` };
+  const metrics = await (await fetch(`${gateway.origin}/metrics`, { headers })).text();
+  const value = (sample) => Number(new RegExp(`^${sample.replace(/[{}]/g, '\\$&')} (.*)$`, 'm').exec(metrics)?.[1]);
+  for (const transport of ['webrtc', 'hls']) {
+    assert.equal(value(`millstream_stream_viewers{stream="studio/one",transport="${transport}"}`), 1, transport);
+  }
+  const delays = ['delay_seconds_total', 'delays_total'].map((name) =>
+    value(`millstream_source_${name}{stream="studio/one",kind="video"}`));
+  const { viewers, hls_viewers, video } = await (await fetch(`${gateway.origin}/api/v1/streams/studio/one`, { headers })).json();
+  assert.deepEqual([viewers, hls_viewers], [1, 1]);
+  t.diagnostic(`from the camera to the gateway: ${(video.delay * 1e3).toFixed(1)} ms, mean ${(delays[0] / delays[1] * 1e3).toFixed(1)} ms`);
+  // The picture was encoded on the way, and was not kept anywhere.
+  assert.ok(video.delay > 0 && video.delay < 1, `${video.delay} s`);
+  assert.ok(delays[0] / delays[1] < 1, `${delays}`);
+}
+
 const board = (page) => page.evaluate(() => document.documentElement.dataset.streams);
 const text = (page) => page.evaluate(() => document.getElementById('streams').innerText);
 
@@ -43,6 +61,10 @@ test('the dashboard shows streams, sources with their errors, and sessions that 
   t.after(() => viewer.close());
   await plays(viewer);
 
+  const byHls = await open(browser, `${gateway.origin}/watch/studio/one?way=hls`);
+  t.after(() => byHls.close());
+  await until(() => playerData(byHls), ({ state, way }) => state === 'playing' && way === 'hls', 'to play by HLS');
+
   const page = await open(browser, `${gateway.origin}/`);
   t.after(() => page.close());
   assert.equal(await board(page), 'closed');
@@ -54,6 +76,8 @@ test('the dashboard shows streams, sources with their errors, and sessions that 
   await page.click('#board-token button');
   await until(() => board(page), (count) => count === '2', 'both streams');
   await until(() => text(page), (seen) => /studio\/one/.test(seen) && /VP8/.test(seen) && /kbit\/s|Mbit\/s/.test(seen), 'facts');
+  await until(() => text(page), (seen) => /\b2, 1 by HLS/.test(seen) && /Delay\s+\d+ ms/.test(seen), 'viewers by both ways, and the delay');
+  await countsBoth(t, gateway);
   const picture = () => page.evaluate(() => {
     const [image] = document.querySelectorAll('.thumb[data-stream="studio/one"]');
     return image && !image.hidden ? [image.naturalWidth > 0, image.src.slice(0, 22)] : null;

@@ -26,12 +26,13 @@ fn measures_are_those_of_the_clients() {
         ..LinkConfig::delay(Duration::from_millis(20))
     };
     let mut world = World::new(21, 2, 8192);
-    for (shard, (stream, ssrc)) in [("one", 1_000), ("two", 2_000)].into_iter().enumerate() {
+    for (shard, (stream, ssrc, encoding)) in [("one", 1_000, 80), ("two", 2_000, 0)].into_iter().enumerate() {
         let config = VideoConfig {
             ssrc,
             ..VideoConfig::default()
         };
-        world.publish(stream, shard, near(), Publisher::deaf(config));
+        let publisher = world.publish(stream, shard, near(), Publisher::deaf(config));
+        world.publisher(publisher).encoding = Duration::from_millis(encoding);
     }
     world.run(SECOND);
     let viewers: Vec<usize> = (0..10)
@@ -72,7 +73,7 @@ fn measures_are_those_of_the_clients() {
     );
     assert_eq!(shared.registry.live(), 12);
     let (mut nacked_of_streams, mut reports, mut resent) = (0, 0, 0);
-    for (name, watching) in [("one", 6), ("two", 4)] {
+    for (name, watching, encoding) in [("one", 6, 80.0), ("two", 4, 0.0)] {
         let stream = shared
             .hub
             .find(&StreamName::parse(name).expect("a name"))
@@ -104,6 +105,23 @@ fn measures_are_those_of_the_clients() {
             f64::from(VideoConfig::default().bitrate),
             0.2,
         );
+        for track in [&state.video, &state.audio] {
+            let delays = track.delays;
+            let mean = delays.sum.as_secs_f64() * 1e3 / delays.count as f64;
+            let recent = delays.recent(world.now).expect("it was measured") * 1e3;
+            println!(
+                "{name}: {} delays, mean {mean:.1} ms, of late {recent:.1} ms",
+                delays.count
+            );
+            assert!(delays.count > u64::from(SECONDS) * 25, "{}", delays.count);
+            // The network has none, the rest is the pace at which the publisher looks.
+            for measured in [mean, recent] {
+                assert!(
+                    (encoding - 1.0..encoding + 12.0).contains(&measured),
+                    "{name}: {measured} ms"
+                );
+            }
+        }
         let interval = state.video.key_frame_interval().expect("two of them").as_secs_f64();
         let gop = f64::from(VideoConfig::default().gop) / 30.0;
         assert_near("seconds between key frames", interval, gop, 0.05);

@@ -26,6 +26,8 @@ pub struct Publisher {
     next_report: Option<Instant>,
     /// What is due is lost instead of sent.
     pub paused: bool,
+    /// From the capture of a picture, as reports tell, until it is sent.
+    pub encoding: Duration,
 }
 
 /// Whose habits a publisher has.
@@ -57,6 +59,7 @@ impl Publisher {
             rtx_seq: 0,
             next_report: None,
             paused: false,
+            encoding: Duration::ZERO,
         }
     }
 
@@ -132,7 +135,7 @@ impl Publisher {
         let mut compound = Vec::new();
         let first = self.config.first_time;
         for (ssrc, rate, first) in [(self.config.ssrc, 90_000, first), (self.audio_ssrc, 48_000, 0)] {
-            let rtp_time = first.wrapping_add(clock::ticks(elapsed, rate) as u32);
+            let rtp_time = first.wrapping_add(clock::ticks(elapsed + self.encoding, rate) as u32);
             let info = SenderInfo {
                 ssrc: Ssrc(ssrc),
                 ntp,

@@ -66,7 +66,7 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
     .await;
     assert!(opus.abs_diff(aac) < 48_000 / 2, "{opus} {aac}");
     assert_eq!(repaired.lock().audio.format.map(Format::codec), Some(Codec::Opus));
-    let shown = streams::one(&name(), hub, gateway.fetched()).expect("it is there");
+    let shown = streams::one(&name(), hub, gateway.fetched(), |_| 0).expect("it is there");
     assert_eq!(
         shown
             .repairs

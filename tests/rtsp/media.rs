@@ -36,7 +36,7 @@ async fn every_codec_is_recognised_and_only_b_frames_are_out_of_order() {
         let name = StreamName::parse("door").expect("a name");
         let shown = async {
             loop {
-                let shown = streams::one(&name, hub, fetched).expect("it is there");
+                let shown = streams::one(&name, hub, fetched, |_| 0).expect("it is there");
                 if shown.video.as_ref().is_some_and(|video| video.bitrate > 0) {
                     return shown;
                 }

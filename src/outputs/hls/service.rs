@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::info;
 
+use super::audience::{Audience, Player};
 use super::packager::Packager;
 use super::packaging::{package, wanted};
 use super::playlist::{self, Directives, Versions};
@@ -49,6 +50,7 @@ pub struct Live {
     /// When somebody asked for AAC that is made for it.
     aac_asked: Mutex<Option<Instant>>,
     turns: Mutex<Turns>,
+    audience: Mutex<Audience>,
     /// The version of the picture that was asked for first.
     first_asked: OnceLock<Role>,
     /// The packager has something to look at.
@@ -155,6 +157,7 @@ impl Service {
                 asked: Mutex::new(Instant::now()),
                 aac_asked: Mutex::new(None),
                 turns: Mutex::default(),
+                audience: Mutex::default(),
                 first_asked: OnceLock::new(),
                 wanted: Notify::new(),
                 rendered: Mutex::default(),
@@ -169,6 +172,12 @@ impl Service {
     /// Streams that are packaged at the moment.
     pub fn packaged(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Players of a stream that asked for a playlist within the last twelve seconds.
+    pub fn viewers(&self, name: &StreamName) -> usize {
+        let live = self.lock().get(name).cloned();
+        live.map_or(0, |live| live.audience().count(Instant::now().into_std()))
     }
 
     /// Requests that wait for what is to come.
@@ -255,7 +264,15 @@ impl Service {
     /// # Errors
     ///
     /// A [`Refusal`].
-    pub async fn media(&self, live: &Live, role: Role, directives: Directives, query: &str) -> Result<Bytes, Refusal> {
+    pub async fn media(
+        &self,
+        live: &Live,
+        role: Role,
+        directives: Directives,
+        player: Player,
+        query: &str,
+    ) -> Result<Bytes, Refusal> {
+        live.audience().note(player, Instant::now().into_std());
         if role == Role::Aac {
             live.want_aac();
         }
@@ -355,6 +372,10 @@ impl Live {
 
     pub(super) fn packager(&self) -> MutexGuard<'_, Packager> {
         self.packager.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn audience(&self) -> MutexGuard<'_, Audience> {
+        self.audience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn asked(&self) -> MutexGuard<'_, Instant> {
