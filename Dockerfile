@@ -23,8 +23,6 @@ USER millstream
 # Signalling and pages; media. Behind Docker's address translation, give viewers the host's address:
 #   docker run -p 8080:8080 -p 8189:8189/udp -p 8189:8189/tcp -e MILLSTREAM_WEBRTC__ANNOUNCE=203.0.113.7 millstream
 EXPOSE 8080/tcp 8189/udp 8189/tcp
-# The slim image has no curl; bash can speak HTTP well enough for this.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["bash", "-c", \
-    "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=5s CMD ["millstream", "health"]
 ENTRYPOINT ["millstream"]
 CMD ["serve"]

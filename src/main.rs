@@ -1,7 +1,7 @@
 //! The command line: reads the configuration, starts the gateway, waits for a signal.
 
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
@@ -36,6 +36,8 @@ enum Command {
     Check,
     /// Look whether this machine can serve, and say what to do where not
     Doctor,
+    /// Ask the gateway that runs here with this configuration whether it is well
+    Health,
     /// What the gateway starts for each pipeline
     #[command(hide = true)]
     Worker,
@@ -81,6 +83,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             runtime()?.block_on(check(&config))
         }
         Command::Doctor => runtime()?.block_on(doctor(&config)),
+        Command::Health => runtime()?.block_on(health(&config)),
         Command::Serve { demo } => {
             if demo {
                 config.add_demo();
@@ -130,15 +133,41 @@ async fn doctor(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How long the gateway may take to say that it is well.
+const HEALTH_WITHIN: Duration = Duration::from_secs(2);
+
+/// For health checks of containers, which have no other program to ask with.
+async fn health(config: &Config) -> anyhow::Result<()> {
+    let mut address = config.http.listen;
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    let scheme = if config.http.tls_certificate.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{address}/healthz");
+    let client = reqwest::Client::builder()
+        .timeout(HEALTH_WITHIN)
+        .no_proxy()
+        // The certificate is for the name that viewers know.
+        .tls_danger_accept_invalid_certs(true)
+        .build()?;
+    let answer = client.get(&url).send().await?;
+    anyhow::ensure!(answer.status().is_success(), "{url} answered with {}", answer.status());
+    show("well\n");
+    Ok(())
+}
+
 async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Result<()> {
     // Before the ports are bound, so that no signal ends the process halfway.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut hang_up = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let has_play_token = config.auth.play_token.is_some();
+    let scheme = if config.http.tls_certificate.is_some() { "https" } else { "http" };
     let drain = config.limits.drain;
     let mut gateway = Gateway::start(config).await?;
-    show(&banner(&gateway, has_play_token, demo));
+    show(&banner(&gateway, scheme, has_play_token, demo));
     let mut requests = gateway.reload_requests().context("given once")?;
     let mut watched = Watched::new(file.clone());
     let load = || {
@@ -228,7 +257,7 @@ fn show(text: &str) {
 }
 
 /// What to do next. The only place that shows a token, and only one that we made.
-fn banner(gateway: &Gateway, has_play_token: bool, demo: bool) -> String {
+fn banner(gateway: &Gateway, scheme: &str, has_play_token: bool, demo: bool) -> String {
     let http = gateway.http_addr();
     let reachable = gateway.media().candidates().first().map(SocketAddr::ip);
     let ip = Some(http.ip())
@@ -238,6 +267,7 @@ fn banner(gateway: &Gateway, has_play_token: bool, demo: bool) -> String {
     let host = SocketAddr::new(ip, http.port());
     // Browsers hand out cameras on localhost, but not on another address without TLS.
     let studio = match http.ip() {
+        _ if scheme == "https" => host.to_string(),
         ip if ip.is_unspecified() || ip.is_loopback() => format!("localhost:{}", http.port()),
         _ => host.to_string(),
     };
@@ -246,17 +276,17 @@ fn banner(gateway: &Gateway, has_play_token: bool, demo: bool) -> String {
         .map_or("the configured publish token", |token| token.reveal());
     let watching = if has_play_token { " (needs the play token)" } else { "" };
     let demo = if demo {
-        format!("Test picture     http://{host}/watch/demo{watching}\n  ")
+        format!("Test picture     {scheme}://{host}/watch/demo{watching}\n  ")
     } else {
         String::new()
     };
     format!(
         "\n  Millstream is running.\n\n  {demo}\
-         Watch            http://{host}/watch/live{watching}\n  \
-         Publish          http://{studio}/publish/live\n\n  \
+         Watch            {scheme}://{host}/watch/live{watching}\n  \
+         Publish          {scheme}://{studio}/publish/live\n\n  \
          OBS Studio, Settings > Stream\n    \
          Service        WHIP\n    \
-         Server         http://{host}/whip/live\n    \
+         Server         {scheme}://{host}/whip/live\n    \
          Bearer Token   {token}\n\n  \
          Any name may stand in place of `live`.\n\n"
     )

@@ -230,6 +230,20 @@ fn a_made_token_is_in_the_banner_and_nowhere_else() {
     assert!(log.contains("stopped") && !log.contains(token), "{log}");
 }
 
+#[test]
+fn health_is_asked_of_the_gateway_that_runs() {
+    let gateway = Running::start(program(&["serve"]));
+    let mut command = program(&["health"]);
+    command.env("MILLSTREAM_HTTP__LISTEN", &gateway.http);
+    let asked = run(&mut command);
+    assert!(asked.status.success(), "{}", text(&asked.stderr));
+    assert_eq!(text(&asked.stdout), "well\n");
+    gateway.end("-TERM");
+    let asked = run(&mut command);
+    assert_eq!(asked.status.code(), Some(1));
+    assert!(text(&asked.stderr).contains("/healthz"), "{}", text(&asked.stderr));
+}
+
 /// T21.
 #[test]
 fn tokens_are_never_told_and_session_urls_never_logged() {
