@@ -6,7 +6,7 @@ SHELL := bash
 CARGO ?= cargo
 BENCH_ARGS ?=
 
-.PHONY: help run build test check lint deny unit-test load-test interop-test browser-test bench hostile deb deb-test source-faults clean
+.PHONY: help run build test check lint deny unit-test load-test interop-test browser-test bench hostile deb deb-test image image-test source-faults clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,13 @@ deb: ## The Debian package: target/debian/millstream_*.deb
 deb-test: ## The same, installed in a bare Debian 12 and run there (needs root)
 	@scripts/setup.sh run
 	@scripts/deb.sh test
+
+image: ## The container image `millstream`, by docker or podman
+	@scripts/image.sh
+
+image-test: ## The same, run without privileges, and watched by a browser
+	@scripts/setup.sh run test
+	@scripts/image.sh test
 
 source-faults: ## Cameras and workers that fail twenty times each, and a thousand workers started and stopped
 	@scripts/setup.sh run test

@@ -8,8 +8,8 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import puppeteer from 'puppeteer-core';
 
-const PROJECT = fileURLToPath(new URL('../../', import.meta.url));
-const BINARY = path.resolve(PROJECT, process.env.MILLSTREAM_BIN ?? 'target/debug/millstream');
+export const PROJECT = fileURLToPath(new URL('../../', import.meta.url));
+export const BINARY = path.resolve(PROJECT, process.env.MILLSTREAM_BIN ?? 'target/debug/millstream');
 
 export const PUBLISH_TOKEN = 'publish-token-of-the-tests';
 
