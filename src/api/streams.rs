@@ -188,6 +188,10 @@ fn warnings(stream: &Stream) -> Vec<String> {
         if video.codec == "H264" && profile.starts_with("64") {
             warnings.push("H.264 High profile: some browsers cannot decode it; Baseline plays everywhere.".to_owned());
         }
+        if video.codec == "VP8" && stream.hls_viewers > 0 {
+            let text = "VP8: HLS cannot carry it, so viewers by HLS get the sound alone; publish H.264, VP9 or AV1.";
+            warnings.push(text.to_owned());
+        }
         if video.codec == "H265" {
             warnings.push("H.265: many browsers cannot decode it; they get H.264 made of it.".to_owned());
         }
