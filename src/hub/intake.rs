@@ -252,7 +252,7 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
             .on_packets(packet.arrival, packet.payload.len(), newest != Some(time));
         // With its last packet a picture is here.
         let is_whole = packet.marker || track.kind == Kind::Audio;
-        if let Some(delay) = track.clock.delay(time, packet.arrival).filter(|_| is_whole) {
+        if is_whole && let Some(delay) = track.clock.delay(time, packet.arrival) {
             track.delays.note(delay, packet.arrival);
         }
         if seq >= track.ring.end() {

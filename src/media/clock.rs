@@ -13,6 +13,8 @@ pub struct TrackClock {
     rate: u32,
     arrivals: Option<Anchor>,
     reports: Option<Anchor>,
+    /// The last of them is one of the source, which knows when it captured what it sent.
+    is_told: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +33,7 @@ impl TrackClock {
             rate,
             arrivals: None,
             reports: None,
+            is_told: false,
         }
     }
 
@@ -47,6 +50,14 @@ impl TrackClock {
     /// Notes a sender report: `time` was captured `at`, on a clock that all tracks of the source share.
     pub fn on_report(&mut self, time: TrackTime, at: Instant) {
         self.reports = Some(Anchor { time, at });
+        self.is_told = true;
+    }
+
+    /// Notes where this track lies beside the others of a source that does not say when it captured what it sends: what is
+    /// of this `time` came `at`, had it come as fast as the fastest.
+    pub fn on_alignment(&mut self, time: TrackTime, at: Instant) {
+        self.reports = Some(Anchor { time, at });
+        self.is_told = false;
     }
 
     /// The time on the line of what arrives at this instant with the least delay that was seen. `None` before the first
@@ -57,9 +68,9 @@ impl TrackClock {
 
     /// How long after its capture, by the reports, that arrives `at` this instant which is of this time. The time that the
     /// fastest report was under way is not in it: half a round trip, which only two clocks that agree could tell. `None`
-    /// before the first report.
+    /// before the first report, and for sources that send none.
     pub fn delay(&self, time: TrackTime, at: Instant) -> Option<Duration> {
-        let anchor = self.reports?;
+        let anchor = self.reports.filter(|_| self.is_told)?;
         let since_report = at.saturating_duration_since(anchor.at);
         let before_report = anchor.at.saturating_duration_since(at);
         let ahead = duration(time.saturating_sub(anchor.time), self.rate);
@@ -211,6 +222,12 @@ mod tests {
                 "{time} at {arrives} ms"
             );
         }
+        clock.on_alignment(18_000, t + ms(200));
+        assert_eq!(
+            clock.delay(18_000, t + ms(260)),
+            None,
+            "nobody said when it was captured"
+        );
     }
 
     #[test]

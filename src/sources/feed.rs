@@ -81,7 +81,15 @@ struct Fed {
     arrived: Vec<Arrived>,
     announced: Option<Format>,
     resolution: Option<(u16, u16)>,
-    captured: Option<(u64, Instant)>,
+    captured: Option<Captured>,
+}
+
+/// Where a track lies beside the others of its source.
+struct Captured {
+    time: u64,
+    at: Instant,
+    /// By the source, which knows when that was captured.
+    is_told: bool,
 }
 
 /// Packets of one turn that are kept: more than the longest access unit has.
@@ -176,7 +184,23 @@ impl Feed {
     /// Notes that what a track has at this `time` was captured `at`, on a clock that all its tracks share.
     pub fn note_captured(&mut self, kind: Kind, time: u64, at: Instant) {
         if let Some(track) = self.track(kind) {
-            track.captured = Some((time, at));
+            track.captured = Some(Captured {
+                time,
+                at,
+                is_told: true,
+            });
+        }
+    }
+
+    /// As [`Self::note_captured`], of a source that does not say when it captured what it sends: what a track has at this
+    /// `time` came `at`, had it come as fast as the fastest.
+    pub fn note_alignment(&mut self, kind: Kind, time: u64, at: Instant) {
+        if let Some(track) = self.track(kind) {
+            track.captured = Some(Captured {
+                time,
+                at,
+                is_told: false,
+            });
         }
     }
 
@@ -319,10 +343,14 @@ impl Fed {
             track.resolution = resolution;
         }
         self.intake.take(track, self.arrived.drain(..), out);
-        if let Some((time, at)) = self.captured.take()
+        if let Some(Captured { time, at, is_told }) = self.captured.take()
             && let Some(time) = self.intake.time(time)
         {
-            track.clock.on_report(time, at);
+            if is_told {
+                track.clock.on_report(time, at);
+            } else {
+                track.clock.on_alignment(time, at);
+            }
         }
     }
 }

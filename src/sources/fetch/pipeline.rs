@@ -156,7 +156,7 @@ impl<'a, P: FanOut> Relay<'a, P> {
             take(&mut attached.feed, arrived, &frame, &self.tracks.media);
             if let Some(captured) = self.origin.note(arrived, &frame) {
                 let time = rtp_time(&frame, &self.tracks.media);
-                attached.feed.note_captured(frame.kind, time, captured);
+                attached.feed.note_alignment(frame.kind, time, captured);
             }
         }
         self.tracks.held_bytes = 0;
