@@ -130,6 +130,7 @@ export class HlsClient extends EventTarget {
   /** Wants the layer of this name from now on; without a name, the one that the network allows. */
   choose(rid) {
     if (this.#hls) this.#hls.nextLevel = rid ? Number(rid) : -1;
+    return true;
   }
 
   /** Goes to the newest that can be played. */

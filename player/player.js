@@ -38,6 +38,8 @@ const STALLED_FOR = 3_600;
 const ASK_AFTER = [2_000, 8_000, 30_000];
 /** Between attempts at either way while the other one plays. */
 const TRY_EVERY = 2_000;
+/** How long a gateway may take to hear which layer is wanted, in milliseconds. */
+const WISH_WITHIN = 3_000;
 
 /** Receives one audio and one video track from a WHEP endpoint. The tracks are in `stream`, new for each session. */
 export class WhepClient extends Client {
@@ -59,22 +61,28 @@ export class WhepClient extends Client {
     });
   }
 
-  /** Wants the layer of this name from now on; without a name, the best one. The last wish holds. */
+  /**
+   * Wants the layer of this name from now on; without a name, the best one. The last wish holds. Whether it was heard; of a
+   * wish that another one overtook nothing is known.
+   */
   async choose(rid) {
     this.#wish = rid ? { rid } : {};
     // One after the other: wishes on their way at the same time may overtake each other.
-    if (this.#wishing) return;
+    if (this.#wishing) return true;
     this.#wishing = true;
+    let heard = true;
     while (this.#wish) {
       const body = JSON.stringify(this.#wish);
       this.#wish = null;
       const { layer } = this.extensions;
-      if (layer) {
-        const headers = { 'Content-Type': 'application/json' };
-        await fetch(layer, { method: 'POST', headers, body }).catch(() => {});
-      }
+      if (!layer) continue;
+      const headers = { 'Content-Type': 'application/json' };
+      // A network that is gone answers never, and the next session has wishes too.
+      const signal = AbortSignal.timeout(WISH_WITHIN);
+      heard = await fetch(layer, { method: 'POST', headers, body, signal }).then(({ ok }) => ok, () => false);
     }
     this.#wishing = false;
+    return heard;
   }
 
   /**
@@ -230,6 +238,13 @@ const CSS = `
   @media (max-width: 460px) { .volume { display: none; } .numbers { font-size: .72em; gap: 0 10px; } }
   @media (prefers-reduced-motion: reduce) { * { transition: none !important; } }`;
 
+/** What the menu calls layers: by their height, and by their bitrate where that does not tell them apart. */
+function namesOf(layers) {
+  const rate = ({ bitrate }) => `${Math.round(bitrate / 1000)} kbit/s`;
+  const isAlone = ({ height }) => height && layers.filter((layer) => layer.height === height).length === 1;
+  return layers.map((layer) => (isAlone(layer) ? `${layer.height}p` : [layer.height && `${layer.height}p`, rate(layer)].filter(Boolean).join(', ')));
+}
+
 export class MillstreamPlayer extends HTMLElement {
   static observedAttributes = ['src', 'token'];
 
@@ -246,10 +261,10 @@ export class MillstreamPlayer extends HTMLElement {
   #triedAt = -Infinity;
   #arrived = { packets: 0, since: 0 };
   #resting = 0;
-  /** Which version of the picture the viewer chose, as the menu names it; empty for none. */
-  #wanted = '';
-  /** Who was told of it last. */
-  #told = null;
+  /** Which version of the picture the viewer chose: of whom, and how it is called there; null for none. */
+  #wanted = null;
+  /** What each way was told last, and in which session. */
+  #told = new WeakMap();
 
   constructor() {
     super();
@@ -403,30 +418,36 @@ export class MillstreamPlayer extends HTMLElement {
   #showQuality() {
     const { quality } = this.#parts;
     const layers = (this.#chooser?.layers ?? []).filter(({ bitrate }) => bitrate > 0);
-    const name = ({ height, bitrate }) => (height ? `${height}p` : `${Math.round(bitrate / 1000)} kbit/s`);
-    const options = layers.map((layer) => new Option(name(layer), layer.rid));
+    const names = namesOf(layers);
+    const options = layers.map(({ rid }, index) => new Option(names[index], rid));
     quality.replaceChildren(new Option(this.#chooser === this.#hls ? 'Auto' : 'Best', ''), ...options);
-    const chosen = layers.find((layer) => name(layer) === this.#wanted);
-    quality.value = chosen?.rid ?? '';
+    const wanted = this.#wanted;
+    // Who was asked knows it by its identifier, whatever its size is now; the other way knows sizes only.
+    const index = layers.findIndex(({ rid }, index) =>
+      wanted?.chooser === this.#chooser ? rid === wanted.rid : names[index] === wanted?.name);
+    if (wanted?.chooser === this.#chooser && index >= 0) wanted.name = names[index];
+    quality.value = layers[index]?.rid ?? '';
     quality.hidden = layers.length < 2;
     this.dataset.layers = layers.length;
-    // Another session, or another way, knows nothing of it yet.
-    if (chosen && this.#told !== this.#listener) this.#tellQuality();
+    if (!wanted || index >= 0) this.#tellQuality();
   }
 
-  #tellQuality() {
-    this.#told = this.#listener;
-    this.#chooser?.choose(this.#parts.quality.value);
+  /** Tells the choice to whom does not know it: the other way, or another session. */
+  async #tellQuality() {
+    const [chooser, rid] = [this.#chooser, this.#parts.quality.value];
+    if (!chooser || chooser.layers.length === 0) return;
+    const session = chooser.sessions ?? 0;
+    const told = this.#told.get(chooser);
+    if ((told?.session === session ? told.rid : '') === rid) return;
+    const now = { session, rid };
+    this.#told.set(chooser, now);
+    const heard = await chooser.choose(rid);
+    if (!heard && this.#told.get(chooser) === now) this.#told.delete(chooser);
   }
 
   /** By whom the choice is made. */
   get #chooser() {
     return this.#hls?.layers.length ? this.#hls : this.#client;
-  }
-
-  /** Who has to be told anew: the other way, or a session. */
-  get #listener() {
-    return this.#chooser === this.#client ? this.#client?.sessions : this.#chooser;
   }
 
   #enterHls(why) {
@@ -553,7 +574,8 @@ export class MillstreamPlayer extends HTMLElement {
     play.addEventListener('click', () => this.#togglePlay());
     for (const event of ['play', 'pause']) video.addEventListener(event, () => this.#showPlay());
     quality.addEventListener('change', () => {
-      this.#wanted = quality.value && quality.selectedOptions[0].text;
+      const name = quality.selectedOptions[0]?.text;
+      this.#wanted = quality.value ? { chooser: this.#chooser, rid: quality.value, name } : null;
       this.#tellQuality();
     });
     sound.addEventListener('click', () => this.#toggleSound());
