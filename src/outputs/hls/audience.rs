@@ -7,48 +7,84 @@ use std::time::{Duration, Instant};
 
 /// A player, as far as its requests tell: those behind one address with the same browser are one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Player(u64);
+pub struct Player {
+    address: Option<IpAddr>,
+    agent: u64,
+}
 
 impl Player {
     /// `agent` is what the player says that it is.
     pub fn of(address: Option<IpAddr>, agent: &str) -> Self {
         let mut hasher = DefaultHasher::new();
-        (address, agent).hash(&mut hasher);
-        Self(hasher.finish())
+        agent.hash(&mut hasher);
+        Self {
+            address,
+            agent: hasher.finish(),
+        }
     }
 }
 
-/// Who asked for a playlist, and when last.
+/// Who got a playlist, and when last.
 #[derive(Debug, Default)]
-pub(super) struct Audience(HashMap<Player, Instant>);
+pub(super) struct Audience {
+    /// Of each address, by agent.
+    seen: HashMap<Option<IpAddr>, HashMap<u64, Instant>>,
+    cleared: Option<Instant>,
+}
 
 /// A player asks again with each segment at least, and those are rarely longer than this.
 const WITHIN: Duration = Duration::from_secs(12);
 
-/// So many are counted at most; each takes some 30 bytes.
+/// So many addresses are counted at most, and so many players of one: they may call themselves what they like.
 const MOST: usize = 20_000;
+const MOST_OF_ADDRESS: usize = 50;
+
+/// Between two looks for those that are gone.
+const CLEAR_EVERY: Duration = Duration::from_secs(1);
 
 impl Audience {
-    /// Notes that a player asked for a playlist.
+    /// Notes that a player got a playlist.
     pub(super) fn note(&mut self, player: Player, now: Instant) {
-        if self.0.len() >= MOST && !self.0.contains_key(&player) {
-            self.forget(now);
-            if self.0.len() >= MOST {
+        if self.seen.len() >= MOST && !self.seen.contains_key(&player.address) {
+            self.clear(now);
+            if self.seen.len() >= MOST {
                 return;
             }
         }
-        self.0.insert(player, now);
+        let agents = self.seen.entry(player.address).or_default();
+        if agents.len() >= MOST_OF_ADDRESS && !agents.contains_key(&player.agent) {
+            agents.retain(|_, asked| is_recent(*asked, now));
+            if agents.len() >= MOST_OF_ADDRESS {
+                return;
+            }
+        }
+        agents.insert(player.agent, now);
     }
 
     /// Those that asked of late.
     pub(super) fn count(&mut self, now: Instant) -> usize {
-        self.forget(now);
-        self.0.len()
+        self.clear(now);
+        let all = self.seen.values().flat_map(HashMap::values);
+        all.filter(|asked| is_recent(**asked, now)).count()
     }
 
-    fn forget(&mut self, now: Instant) {
-        self.0.retain(|_, asked| now.saturating_duration_since(*asked) < WITHIN);
+    fn clear(&mut self, now: Instant) {
+        if self
+            .cleared
+            .is_some_and(|at| now.saturating_duration_since(at) < CLEAR_EVERY)
+        {
+            return;
+        }
+        self.cleared = Some(now);
+        self.seen.retain(|_, agents| {
+            agents.retain(|_, asked| is_recent(*asked, now));
+            !agents.is_empty()
+        });
     }
+}
+
+fn is_recent(asked: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(asked) < WITHIN
 }
 
 #[cfg(test)]
@@ -80,5 +116,13 @@ mod tests {
         assert_eq!(audience.count(t), MOST);
         audience.note(player(1), t + WITHIN);
         assert_eq!(audience.count(t + WITHIN), 1);
+        for n in 0..MOST_OF_ADDRESS * 2 {
+            audience.note(Player::of(None, &n.to_string()), t + WITHIN);
+        }
+        assert_eq!(
+            audience.count(t + WITHIN),
+            1 + MOST_OF_ADDRESS,
+            "an address is one of many"
+        );
     }
 }

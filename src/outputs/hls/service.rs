@@ -272,7 +272,6 @@ impl Service {
         player: Player,
         query: &str,
     ) -> Result<Bytes, Refusal> {
-        live.audience().note(player, Instant::now().into_std());
         if role == Role::Aac {
             live.want_aac();
         }
@@ -281,18 +280,19 @@ impl Service {
         {
             return Err(Refusal::TooFar);
         }
-        let started = Instant::now();
-        let is_beside = live.is_beside(role);
-        self.wait(live, started + PATIENCE, |packager| {
+        let deadline = Instant::now() + PATIENCE;
+        let text = self.wait(live, deadline, |packager| {
             let rendition = packager.rendition(role)?;
             let (next, _) = rendition.next();
-            let first = rendition.segments().next()?;
+            let first = rendition.segments().next().filter(|first| !first.parts.is_empty())?;
+            // So much of a layer is waited for: its first segment may be whole by then.
+            let is_young = !first.complete && first.duration() < GATHER;
             let is_there = match (directives.msn, directives.part) {
                 // What begins beside a rendition that plays is not begun with a gap: plain players stumble over it.
                 (None, _) if role == Role::Aac => first.complete,
                 // And hls.js takes the gap for a fault of the version that it changes to, and stays where it is.
-                _ if is_beside && !first.complete && started.elapsed() < GATHER => false,
-                (None, _) => first.complete || !first.parts.is_empty(),
+                _ if live.is_beside(role) && is_young => false,
+                (None, _) => true,
                 (Some(msn), None) => next > msn,
                 (Some(msn), Some(wanted)) => rendition.has_part(msn, wanted),
             };
@@ -300,8 +300,10 @@ impl Service {
             let begins = directives.msn.is_none();
             let unsettled = begins.then(|| packager.unsettled(role)).flatten();
             is_there.then(|| live.render(packager, role, directives.skip, unsettled, query))?
-        })
-        .await
+        });
+        let text = text.await?;
+        live.audience().note(player, Instant::now().into_std());
+        Ok(text)
     }
 
     /// An initialization section.
