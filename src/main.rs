@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -66,8 +66,12 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 const CONTROL_NICE: i32 = 5;
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let mut config = Config::load(arguments.config.as_deref(), std::env::vars_os())?;
     let command = arguments.command.unwrap_or(Command::Serve { demo: false });
+    let loaded = Config::load(arguments.config.as_deref(), std::env::vars_os());
+    let mut config = match command {
+        Command::Health => loaded.or_else(|_| address_alone())?,
+        _ => loaded?,
+    };
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         // Media goes first: when processors are short, pages, playlists and workers wait, and shards do not. On Linux
@@ -133,29 +137,48 @@ async fn doctor(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A gateway that runs goes on with what it has when its file is spoilt, and is well: then the variables say where it is.
+fn address_alone() -> Result<Config, millstream::config::ConfigError> {
+    let variables = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MILLSTREAM_HTTP__"));
+    Config::load(Some(Path::new("/dev/null")), variables)
+}
+
 /// How long the gateway may take to say that it is well.
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
 /// For health checks of containers, which have no other program to ask with.
 async fn health(config: &Config) -> anyhow::Result<()> {
-    let mut address = config.http.listen;
-    match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-        _ => {}
-    }
-    let scheme = if config.http.tls_certificate.is_some() { "https" } else { "http" };
-    let url = format!("{scheme}://{address}/healthz");
+    let listen = config.http.listen;
+    let addresses: Vec<IpAddr> = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => vec![Ipv4Addr::LOCALHOST.into()],
+        // Where there is no IPv6, the socket takes IPv4 alone.
+        IpAddr::V6(ip) if ip.is_unspecified() => vec![Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()],
+        ip => vec![ip],
+    };
+    let scheme = if config.http.tls_certificate.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let client = reqwest::Client::builder()
         .timeout(HEALTH_WITHIN)
         .no_proxy()
         // The certificate is for the name that viewers know.
         .tls_danger_accept_invalid_certs(true)
         .build()?;
-    let answer = client.get(&url).send().await?;
-    anyhow::ensure!(answer.status().is_success(), "{url} answered with {}", answer.status());
-    show("well\n");
-    Ok(())
+    let mut refused = Vec::new();
+    for ip in addresses {
+        let url = format!("{scheme}://{}/healthz", SocketAddr::new(ip, listen.port()));
+        match client.get(&url).send().await {
+            Ok(answer) if answer.status().is_success() => {
+                show("well\n");
+                return Ok(());
+            }
+            Ok(answer) => refused.push(format!("{url} answered with {}", answer.status())),
+            Err(error) => refused.push(format!("{:#}", anyhow::Error::from(error))),
+        }
+    }
+    anyhow::bail!("{}", refused.join("; "))
 }
 
 async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Result<()> {
@@ -164,7 +187,11 @@ async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Res
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut hang_up = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let has_play_token = config.auth.play_token.is_some();
-    let scheme = if config.http.tls_certificate.is_some() { "https" } else { "http" };
+    let scheme = if config.http.tls_certificate.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let drain = config.limits.drain;
     let mut gateway = Gateway::start(config).await?;
     show(&banner(&gateway, scheme, has_play_token, demo));

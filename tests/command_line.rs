@@ -238,6 +238,14 @@ fn health_is_asked_of_the_gateway_that_runs() {
     let asked = run(&mut command);
     assert!(asked.status.success(), "{}", text(&asked.stderr));
     assert_eq!(text(&asked.stdout), "well\n");
+    // A gateway goes on when its configuration is spoilt, and is no less well.
+    command.env("MILLSTREAM_LOG__LEVEL", "nonsense");
+    assert!(run(&mut command).status.success());
+    // On all addresses, by IPv6 or where there is none by IPv4: nobody listens on the former here.
+    let port = gateway.http.rsplit(':').next().expect("a port");
+    command.env("MILLSTREAM_HTTP__LISTEN", format!("[::]:{port}"));
+    let asked = run(&mut command);
+    assert!(asked.status.success(), "{}", text(&asked.stderr));
     gateway.end("-TERM");
     let asked = run(&mut command);
     assert_eq!(asked.status.code(), Some(1));

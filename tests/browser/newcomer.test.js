@@ -133,18 +133,22 @@ function plug(undo, name, ours, theirs) {
   run('ip', 'netns', 'exec', name, 'ip', 'link', 'set', 'lo', 'up');
 }
 
-/** A router's forwarding of a TCP port, with translated addresses. */
+/** A router's forwarding of a TCP port, with translated addresses; 0 takes a free one. */
 async function forwardTcp(undo, port) {
   const server = net.createServer((client) => {
-    const inner = net.connect(port, SERVER);
+    const inner = net.connect(server.address().port, SERVER);
     for (const [from, to] of [[client, inner], [inner, client]]) {
       from.pipe(to);
       from.on('error', () => to.destroy());
       from.on('close', () => to.destroy());
     }
   });
-  await new Promise((resolve) => server.listen(port, ROUTER_OUTSIDE, resolve));
+  await new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(port, ROUTER_OUTSIDE, resolve);
+  });
   undo(() => server.close());
+  return server.address().port;
 }
 
 /** The same of a UDP port: each client has a port of the router's inner side. */
@@ -160,7 +164,10 @@ async function forwardUdp(undo, port) {
     }
     inner.get(key).send(message, port, SERVER);
   });
-  await new Promise((resolve) => outer.bind(port, ROUTER_OUTSIDE, resolve));
+  await new Promise((resolve, reject) => {
+    outer.once('error', reject);
+    outer.bind(port, ROUTER_OUTSIDE, resolve);
+  });
   undo(() => {
     outer.close();
     inner.forEach((socket) => socket.close());
@@ -182,17 +189,19 @@ test('a server behind NAT: the own camera in the watch page, from outside', asyn
     run('openssl', 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '30',
       '-subj', '/CN=newcomer', '-addext', `subjectAltName=IP:${ROUTER_OUTSIDE}`, '-keyout', key, '-out', certificate));
   const config = path.join(folder, 'millstream.toml');
-  await steps.take('write the announced address and the certificate into millstream.toml', () =>
-    writeFile(config, `[http]\ntls_certificate = "${certificate}"\ntls_key = "${key}"\n[webrtc]\nannounce = ["${ROUTER_OUTSIDE}"]\n`));
-  const udp = await steps.take('forward 8080/tcp, 8189/udp and 8189/tcp in the router', async () => {
-    await forwardTcp(undo, 8080);
-    await forwardTcp(undo, 8189);
-    return forwardUdp(undo, 8189);
+  let [http, media, udp] = [0, 0, null];
+  await steps.take('forward the HTTP port, and the media port as UDP and TCP, in the router', async () => {
+    http = await forwardTcp(undo, 0);
+    media = await forwardTcp(undo, 0);
+    udp = await forwardUdp(undo, media);
   });
+  await steps.take('write the announced address and the certificate into millstream.toml', () =>
+    writeFile(config, `[http]\nlisten = "[::]:${http}"\ntls_certificate = "${certificate}"\ntls_key = "${key}"\n`
+      + `[webrtc]\nlisten = "[::]:${media}"\nannounce = ["${ROUTER_OUTSIDE}"]\n`));
   const inside = ['netns', 'exec', `${NAME}s`, BINARY];
   const printed = await steps.take('millstream serve', () => start(undo, 'ip', [...inside, 'serve', '--config', config]));
   assert.equal(run('ip', ...inside, 'health', '--config', config), 'well\n');
-  assert.equal(printed.publish, `https://${ROUTER_OUTSIDE}:8080/publish/live`);
+  assert.equal(printed.publish, `https://${ROUTER_OUTSIDE}:${http}/publish/live`);
 
   const wrapper = path.join(folder, 'chromium');
   await writeFile(wrapper, `#!/bin/sh\nexec ip netns exec ${NAME}v "$CHROMIUM" "$@"\n`);
