@@ -182,7 +182,7 @@ pub fn router(signalling: Arc<Signalling>, more: Router) -> Router {
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
         .route("/metrics", get(operations::metrics))
-        .fallback(async || Problem::not_found())
+        .fallback(pages::lost)
         .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
         .with_state(signalling.clone())
         .merge(more)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
@@ -55,6 +55,7 @@ const FILES: &[File] = &[
 const INDEX: File = file!("index.html", PAGE);
 const WATCH: File = file!("watch.html", PAGE);
 const PUBLISH: File = file!("publish.html", PAGE);
+const LOST: File = file!("lost.html", PAGE);
 
 /// Nothing but our own files runs or is loaded, and no foreign page may frame ours.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -75,14 +76,45 @@ pub fn add_to(router: Router<Arc<Signalling>>) -> Router<Arc<Signalling>> {
     })
 }
 
-async fn watch(uri: Uri) -> Result<Response, Problem> {
-    stream_of(&uri)?;
-    Ok(respond(&WATCH))
+async fn watch(uri: Uri, headers: HeaderMap) -> Response {
+    page_of(&WATCH, &uri, &headers)
 }
 
-async fn publish(uri: Uri) -> Result<Response, Problem> {
-    stream_of(&uri)?;
-    Ok(respond(&PUBLISH))
+async fn publish(uri: Uri, headers: HeaderMap) -> Response {
+    page_of(&PUBLISH, &uri, &headers)
+}
+
+fn page_of(page: &File, uri: &Uri, headers: &HeaderMap) -> Response {
+    match stream_of(uri) {
+        Ok(_) => respond(page),
+        Err(problem) => refuse(problem, headers),
+    }
+}
+
+/// What answers where there is nothing: it says where something is.
+pub(super) async fn lost(uri: Uri, headers: HeaderMap) -> Response {
+    let path = uri.path().trim_end_matches('/');
+    let detail = match path {
+        "/whip" | "/whep" | "/watch" | "/publish" | "/hls" => format!("the name of a stream is missing: {path}/NAME"),
+        _ => "there is nothing at this address: publish to /whip/NAME, or in a browser at /publish/NAME; watch at \
+              /watch/NAME, /whep/NAME or /hls/NAME/index.m3u8"
+            .to_owned(),
+    };
+    refuse(Problem::new(StatusCode::NOT_FOUND, "not_found", detail), &headers)
+}
+
+/// People get a page, programs a problem document.
+fn refuse(problem: Problem, headers: &HeaderMap) -> Response {
+    let accepts = headers.get_all(header::ACCEPT).iter();
+    let is_person = accepts
+        .flat_map(|value| value.to_str())
+        .any(|value| value.contains("text/html"));
+    if !is_person {
+        return problem.into_response();
+    }
+    let mut response = respond(&LOST);
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    response
 }
 
 fn respond(file: &File) -> Response {

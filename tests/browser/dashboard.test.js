@@ -139,7 +139,7 @@ for (const codec of ['VP8', 'H264', 'VP9', 'AV1']) {
   });
 }
 
-test('the watch and publish pages have no faults that axe-core finds', async (t) => {
+test('the watch and publish pages, and the one for wrong addresses, have no faults that axe-core finds', async (t) => {
   const gateway = await startGateway({}, '--demo');
   t.after(() => gateway.stop());
   const viewer = await watch(browser, gateway, 'demo');
@@ -152,5 +152,10 @@ test('the watch and publish pages have no faults that axe-core finds', async (t)
   await isLive(publisher);
   assert.deepEqual(await violations(publisher), []);
   await shot(publisher, 'publish');
-  for (const page of [viewer, publisher]) assert.deepEqual(page.faults, []);
+  const lost = await open(browser, `${gateway.origin}/live`);
+  t.after(() => lost.close());
+  assert.match(await lost.evaluate(() => document.body.innerText), /There is nothing here[^]*\/whip\/NAME/);
+  assert.deepEqual(await violations(lost), []);
+  await shot(lost, 'lost');
+  for (const page of [viewer, publisher, lost]) assert.deepEqual(page.faults, []);
 });

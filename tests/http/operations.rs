@@ -60,6 +60,31 @@ async fn pages_and_files_come_with_their_type_and_a_strict_policy() {
         Request::new("GET", "/nowhere").send(&gateway).await.problem(),
         "not_found"
     );
+    // Who comes to the wrong place is told the right one, in the way that he reads.
+    for (method, path, wanted) in [
+        ("POST", "/live", "publish to /whip/NAME"),
+        ("POST", "/live/whip", "/whep/NAME"),
+        ("POST", "/whip", "the name of a stream is missing: /whip/NAME"),
+        ("POST", "/whep/", "the name of a stream is missing: /whep/NAME"),
+        ("GET", "/watch/", "the name of a stream is missing: /watch/NAME"),
+        ("GET", "/watch/a%20b", "letters, digits"),
+    ] {
+        let reply = Request::new(method, path).send(&gateway).await;
+        assert_eq!(reply.status, 404, "{path}");
+        assert!(reply.text().contains(wanted), "{path}: {}", reply.text());
+        if method == "GET" {
+            let page = Request::new("GET", path)
+                .header("Accept", "text/html,*/*;q=0.8")
+                .send(&gateway)
+                .await;
+            let media_type = page.header("content-type").map(str::to_owned);
+            assert_eq!(
+                (page.status, media_type.as_deref()),
+                (404, Some("text/html; charset=utf-8"))
+            );
+            assert!(page.text().contains("/watch/NAME"), "{}", page.text());
+        }
+    }
     gateway.stop().await;
 }
 
