@@ -621,3 +621,53 @@ fn the_doctor_says_what_is_well_and_what_is_not() {
         "{said}"
     );
 }
+
+/// All plugins of this machine but one, in a folder that is gone in the end.
+struct Plugins(std::path::PathBuf);
+
+impl Plugins {
+    fn without(missing: &str) -> Self {
+        let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("plugins-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let found = Command::new("pkg-config")
+            .args(["--variable=pluginsdir", "gstreamer-1.0"])
+            .output()
+            .expect("pkg-config starts");
+        let mut left_out = 0;
+        for plugin in std::fs::read_dir(text(&found.stdout).trim()).expect("plugins") {
+            let plugin = plugin.expect("an entry").path();
+            let name = plugin.file_name().expect("a name").to_string_lossy().into_owned();
+            if name.contains(missing) {
+                left_out += 1;
+            } else if name.ends_with(".so") {
+                std::os::unix::fs::symlink(&plugin, folder.join(name)).expect("a link");
+            }
+        }
+        assert_eq!(left_out, 1, "{missing}");
+        Self(folder)
+    }
+}
+
+impl Drop for Plugins {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_missing_plugin_is_named_with_the_command_that_brings_it() {
+    let plugins = Plugins::without("x264");
+    let remedy = "GStreamer lacks x264enc; install it with: apt-get install gstreamer1.0-plugins-ugly";
+    for suffix in ["", "_1_0"] {
+        let mut command = program(&["check"]);
+        command.env(format!("GST_PLUGIN_SYSTEM_PATH{suffix}"), &plugins.0).env(
+            format!("GST_REGISTRY{suffix}"),
+            plugins.0.join(format!("registry{suffix}")),
+        );
+        let output = run(&mut command);
+        let said = text(&output.stdout);
+        assert!(said.contains(&format!("pipeline test: {remedy}")), "{said}");
+        assert!(said.contains("pipeline rtsp: ready"), "{said}");
+    }
+}

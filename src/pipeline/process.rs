@@ -129,7 +129,7 @@ const MAX_LINES: usize = 200;
 const MAX_LINE: u64 = 500;
 
 /// Variables that a worker gets. Everything else, tokens and proxies among it, is kept from it.
-const VARIABLES: [&str; 9] = [
+const VARIABLES: [&str; 12] = [
     "PATH",
     "HOME",
     "LANG",
@@ -137,6 +137,10 @@ const VARIABLES: [&str; 9] = [
     "GST_REGISTRY",
     "GST_PLUGIN_PATH",
     "GST_PLUGIN_SYSTEM_PATH",
+    // Where these are set, GStreamer looks at them alone.
+    "GST_REGISTRY_1_0",
+    "GST_PLUGIN_PATH_1_0",
+    "GST_PLUGIN_SYSTEM_PATH_1_0",
     "GST_DEBUG",
     "LD_LIBRARY_PATH",
 ];
