@@ -155,11 +155,7 @@ async fn health(config: &Config) -> anyhow::Result<()> {
         IpAddr::V6(ip) if ip.is_unspecified() => vec![Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()],
         ip => vec![ip],
     };
-    let scheme = if config.http.tls_certificate.is_some() {
-        "https"
-    } else {
-        "http"
-    };
+    let scheme = config.http.scheme();
     let client = reqwest::Client::builder()
         .timeout(HEALTH_WITHIN)
         .no_proxy()
@@ -187,11 +183,7 @@ async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Res
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut hang_up = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
     let has_play_token = config.auth.play_token.is_some();
-    let scheme = if config.http.tls_certificate.is_some() {
-        "https"
-    } else {
-        "http"
-    };
+    let scheme = config.http.scheme();
     let drain = config.limits.drain;
     let mut gateway = Gateway::start(config).await?;
     show(&banner(&gateway, scheme, has_play_token, demo));

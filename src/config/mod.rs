@@ -221,6 +221,16 @@ pub enum LogFormat {
     Json,
 }
 
+impl Http {
+    /// Of the addresses of pages: `https` with a certificate.
+    pub fn scheme(&self) -> &'static str {
+        match self.tls_certificate {
+            Some(_) => "https",
+            None => "http",
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));

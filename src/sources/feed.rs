@@ -183,24 +183,20 @@ impl Feed {
 
     /// Notes that what a track has at this `time` was captured `at`, on a clock that all its tracks share.
     pub fn note_captured(&mut self, kind: Kind, time: u64, at: Instant) {
-        if let Some(track) = self.track(kind) {
-            track.captured = Some(Captured {
-                time,
-                at,
-                is_told: true,
-            });
-        }
+        let is_told = true;
+        self.note(kind, Captured { time, at, is_told });
     }
 
     /// As [`Self::note_captured`], of a source that does not say when it captured what it sends: what a track has at this
     /// `time` came `at`, had it come as fast as the fastest.
     pub fn note_alignment(&mut self, kind: Kind, time: u64, at: Instant) {
+        let is_told = false;
+        self.note(kind, Captured { time, at, is_told });
+    }
+
+    fn note(&mut self, kind: Kind, captured: Captured) {
         if let Some(track) = self.track(kind) {
-            track.captured = Some(Captured {
-                time,
-                at,
-                is_told: false,
-            });
+            track.captured = Some(captured);
         }
     }
 
