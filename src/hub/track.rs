@@ -33,6 +33,18 @@ pub struct Track {
     pub beside: Option<(TrackTime, Instant)>,
 }
 
+/// What a track is at one moment: a copy, for work that must not hold the lock of its stream.
+#[derive(Clone, Copy, Debug)]
+pub struct TrackView {
+    /// What the bitstream said last, or else what the publisher's offer said.
+    pub format: Option<Format>,
+    /// Width and height in pixels, of video.
+    pub resolution: Option<(u16, u16)>,
+    /// Frames per second, of video.
+    pub frame_rate: f64,
+    pub clock: TrackClock,
+}
+
 /// Whether the pictures of a source come in another order than they are shown in.
 #[derive(Clone, Copy, Debug, Default)]
 struct Order {
@@ -72,6 +84,16 @@ impl Track {
             key_frames: None,
             order: Order::default(),
             beside: None,
+        }
+    }
+
+    /// What the track is now.
+    pub fn view(&self) -> TrackView {
+        TrackView {
+            format: self.format,
+            resolution: self.resolution,
+            frame_rate: self.meter.rate_or_last().frames,
+            clock: self.clock,
         }
     }
 

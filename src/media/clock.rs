@@ -8,7 +8,7 @@ use super::packet::TrackTime;
 ///
 /// Until the publisher's first sender report the least delayed packet serves as anchor; from then on the reports do,
 /// because they alone say how audio and video belong together (RFC 3550 §6.4.1).
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct TrackClock {
     rate: u32,
     arrivals: Option<Anchor>,

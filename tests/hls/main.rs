@@ -145,16 +145,10 @@ impl World {
             for packet in packets {
                 self.depacketizers[index].push(&packet, &mut frames);
             }
-            let mut state = self.stream.lock();
+            let track = self.stream.lock().track(kind).view();
             for frame in frames {
-                self.packager.push(
-                    &mut state,
-                    [Role::Video, Role::Audio][index],
-                    true,
-                    &frame,
-                    self.now,
-                    wall,
-                );
+                self.packager
+                    .push(&track, [Role::Video, Role::Audio][index], true, &frame, self.now, wall);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::cmaf::{Header, sample_bytes};
 use super::rendition::{Msn, ROLES, Rendition, Role, TimedFrame};
-use crate::hub::stream::StreamState;
+use crate::hub::track::TrackView;
 use crate::media::clock::{duration, ticks};
 use crate::media::depacketizer::Frame;
 use crate::media::packet::TrackTime;
@@ -147,24 +147,23 @@ impl Packager {
 
     /// Begins the timeline with a key frame of the video (or the first frame of audio alone), captured as the clock of
     /// its track says. `now` and the wall clock belong together.
-    fn begin(&mut self, state: &mut StreamState, role: Role, time: TrackTime, now: Instant, wall: Duration) {
-        let captured = |track: &crate::hub::track::Track, time: TrackTime| {
-            let rate = track.format.map_or(90_000, |format| format.codec().clock_rate());
-            let current = track.clock.time_at(now)?;
-            let age = duration(current.saturating_sub(time), rate);
-            now.checked_sub(age)
-        };
-        let at = captured(state.track(role.kind()), time).unwrap_or(now);
+    fn begin(&mut self, track: &TrackView, role: Role, time: TrackTime, now: Instant, wall: Duration) {
+        let rate = track.format.map_or(90_000, |format| format.codec().clock_rate());
+        let age = track
+            .clock
+            .time_at(now)
+            .map(|current| duration(current.saturating_sub(time), rate));
+        let at = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
         let wall = wall.saturating_sub(now.saturating_duration_since(at));
         let mut times = [None; ROLES];
         times[index(role)] = Some(time);
         self.origin = Some(Origin { at, wall, times });
     }
 
-    /// Takes a frame. Returns whether there is something new for players.
+    /// Takes a frame of a track. Returns whether there is something new for players.
     pub fn push(
         &mut self,
-        state: &mut StreamState,
+        track: &TrackView,
         role: Role,
         has_video: bool,
         frame: &Frame,
@@ -178,14 +177,14 @@ impl Packager {
             if has_video && kind == Kind::Audio || !leads {
                 return false;
             }
-            self.begin(state, role, frame.time, now, wall);
+            self.begin(track, role, frame.time, now, wall);
         }
         let Some(origin) = &mut self.origin else { return false };
         let rate = frame.codec.clock_rate();
         let begin = match origin.times[index(role)] {
             Some(begin) => begin,
             None => {
-                let Some(begin) = state.track(kind).clock.time_at(origin.at) else {
+                let Some(begin) = track.clock.time_at(origin.at) else {
                     return false;
                 };
                 origin.times[index(role)] = Some(begin);
@@ -201,10 +200,10 @@ impl Packager {
             return false;
         };
         if kind == Kind::Video && frame.key_frame {
-            self.note_header(state, role, frame, wall);
+            self.note_header(track, role, frame, wall);
         }
         if kind == Kind::Audio
-            && let Some(header) = state.format(Kind::Audio).and_then(Header::of_audio)
+            && let Some(header) = track.format.and_then(Header::of_audio)
         {
             self.set_header(role, rate, header, wall);
         }
@@ -259,13 +258,13 @@ impl Packager {
         self.held[index(Role::Video)].as_ref().map(Held::begin)
     }
 
-    fn note_header(&mut self, state: &mut StreamState, role: Role, frame: &Frame, wall: Duration) {
-        let (Some(format), Some(resolution)) = (state.format(Kind::Video), state.video.resolution) else {
+    fn note_header(&mut self, track: &TrackView, role: Role, frame: &Frame, wall: Duration) {
+        let (Some(format), Some(resolution)) = (track.format, track.resolution) else {
             return;
         };
         self.shown[index(role)] = Shown {
             resolution: Some(resolution),
-            frame_rate: state.video.meter.rate_or_last().frames,
+            frame_rate: track.frame_rate,
         };
         if let Some(header) = Header::of_video(format, resolution, &frame.bytes) {
             self.set_header(role, frame.codec.clock_rate(), header, wall);

@@ -264,10 +264,11 @@ fn read(live: &Live, lanes: &mut [Lane<'_>], now: std::time::Instant) -> Option<
         if frames.is_empty() {
             continue;
         }
-        let mut state = lane.tapped.stream.lock();
+        // A copy: HTTP requests hold the packager's lock while they render, and no shard may wait for them.
+        let track = lane.tapped.stream.lock().track(lane.role.kind()).view();
         let mut packager = live.packager();
         for frame in frames {
-            news |= packager.push(&mut state, lane.role, has_video, &frame, now, wall);
+            news |= packager.push(&track, lane.role, has_video, &frame, now, wall);
         }
     }
     if news {
