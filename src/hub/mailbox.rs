@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::lock::{Rank, RankedGuard, RankedMutex};
 
 /// A queue with one reader. `wake` is called when it stops being empty.
 pub struct Mailbox<T> {
-    queue: Mutex<VecDeque<T>>,
+    queue: RankedMutex<VecDeque<T>>,
     capacity: usize,
     overflowed: AtomicBool,
     wake: Box<dyn Fn() + Send + Sync>,
@@ -19,7 +20,7 @@ impl<T> Mailbox<T> {
     /// Makes an empty mailbox for at most `capacity` messages.
     pub fn new(capacity: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
-            queue: Mutex::new(VecDeque::new()),
+            queue: RankedMutex::new(Rank::Mailbox, VecDeque::new()),
             capacity,
             overflowed: AtomicBool::new(false),
             wake: Box::new(wake),
@@ -86,9 +87,9 @@ impl<T> Mailbox<T> {
         std::mem::swap(&mut *self.lock(), into);
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+    fn lock(&self) -> RankedGuard<'_, VecDeque<T>> {
         // The queue is whole after a panic of another thread: no operation on it can be left half done.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 }
 

@@ -3,9 +3,10 @@
 //! The hub is the only place where shards meet: behind short locks that are never held while anything waits.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 pub mod intake;
+pub mod lock;
 pub mod mailbox;
 pub mod meter;
 pub mod name;
@@ -20,6 +21,7 @@ pub mod vp8_line;
 
 use crate::media::Codec;
 use crate::media::repair::Repair;
+use lock::{Rank, RankedGuard, RankedMutex};
 use name::StreamName;
 use stream::{Stream, StreamId};
 
@@ -31,9 +33,8 @@ struct Repairer {
 }
 
 /// All streams of the gateway.
-#[derive(Default)]
 pub struct Hub {
-    streams: Mutex<Streams>,
+    streams: RankedMutex<Streams>,
     /// Told of each repaired stream that is opened: somebody has to feed it.
     repairer: OnceLock<Repairer>,
 }
@@ -42,6 +43,15 @@ pub struct Hub {
 struct Streams {
     by_name: HashMap<StreamName, Arc<Stream>>,
     last_id: u64,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self {
+            streams: RankedMutex::new(Rank::Streams, Streams::default()),
+            repairer: OnceLock::new(),
+        }
+    }
 }
 
 impl Hub {
@@ -113,7 +123,7 @@ impl Hub {
         self.lock().by_name.values().cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Streams> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> RankedGuard<'_, Streams> {
+        self.streams.lock()
     }
 }

@@ -1,9 +1,9 @@
 //! What became of each session: what the control plane asks when a session URL is used.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::lock::{Rank, RankedGuard, RankedMutex};
 use super::stream::{SessionId, ShardIndex};
 use crate::session::CloseReason;
 
@@ -20,9 +20,9 @@ pub enum SessionState {
 }
 
 /// All sessions, the ended ones for [`GRACE`].
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registry {
-    entries: Mutex<Entries>,
+    entries: RankedMutex<Entries>,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +42,14 @@ struct Entry {
 
 /// How long an ended session is remembered: clients close their transport before they send DELETE.
 const GRACE: Duration = Duration::from_secs(60);
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            entries: RankedMutex::new(Rank::Sessions, Entries::default()),
+        }
+    }
+}
 
 impl Registry {
     /// Notes a new session, unless there are as many as may be. `max_half_open` bounds those that are not connected.
@@ -116,8 +124,8 @@ impl Registry {
         self.lock().live
     }
 
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> RankedGuard<'_, Entries> {
+        self.entries.lock()
     }
 }
 

@@ -1,7 +1,8 @@
 //! One stream: at most one source, one audio and one video track, and the shards that have viewers of it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use super::lock::{Rank, RankedGuard, RankedMutex};
 use super::name::StreamName;
 use super::tap::{TapMailbox, Taps};
 use super::track::Track;
@@ -88,7 +89,7 @@ pub struct Stream {
     pub id: StreamId,
     pub name: StreamName,
     pub traffic: Traffic,
-    state: Mutex<StreamState>,
+    state: RankedMutex<StreamState>,
 }
 
 /// What a stream holds.
@@ -124,13 +125,13 @@ impl Stream {
             id,
             name,
             traffic: Traffic::default(),
-            state: Mutex::new(state),
+            state: RankedMutex::new(Rank::Stream, state),
         }
     }
 
-    /// Takes the lock. A panic elsewhere while it was held may have left a frame half inserted: the ring copes.
-    pub fn lock(&self) -> MutexGuard<'_, StreamState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes the lock; never that of a second stream beside it. A panic elsewhere while it was held may have left a frame half inserted: the ring copes.
+    pub fn lock(&self) -> RankedGuard<'_, StreamState> {
+        self.state.lock()
     }
 }
 

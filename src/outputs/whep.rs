@@ -485,6 +485,11 @@ impl Played {
     fn change(&mut self, now: Instant) -> Option<Arc<Stream>> {
         let Next { stream: next, after } = self.next.as_ref()?;
         let (next, after) = (next.clone(), *after);
+        // Read before the next stream is locked: two viewers that change crosswise would wait for each other.
+        let last = self.out.last_sent().and_then(|seq| {
+            let mut state = self.from.lock();
+            state.track(self.out.kind()).ring.get(seq).cloned()
+        });
         let mut state = next.lock();
         let ring = &state.track(self.out.kind()).ring;
         let can_begin = match self.out.kind() {
@@ -497,10 +502,6 @@ impl Played {
         if !can_begin {
             return None;
         }
-        let last = self.out.last_sent().and_then(|seq| {
-            let mut state = self.from.lock();
-            state.track(self.out.kind()).ring.get(seq).cloned()
-        });
         self.out.leave(last.as_deref());
         match self.out.kind() {
             Kind::Video => {

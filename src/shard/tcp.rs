@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV6};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -23,10 +23,10 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::core::Shared;
-
 use super::message::Message;
 use super::socket::{SendCounters, Sender};
 use super::ufrag;
+use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
 use crate::session::ice;
 use crate::session::outbox::{Run, Sink};
 
@@ -73,10 +73,19 @@ impl fmt::Display for Way {
 }
 
 /// The connections that peers have to the media port.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Streams {
-    queues: Mutex<HashMap<SocketAddr, mpsc::Sender<Bytes>>>,
+    queues: RankedMutex<HashMap<SocketAddr, mpsc::Sender<Bytes>>>,
     count: AtomicUsize,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self {
+            queues: RankedMutex::new(Rank::Connections, HashMap::new()),
+            count: AtomicUsize::new(0),
+        }
+    }
 }
 
 impl Streams {
@@ -117,8 +126,8 @@ impl Streams {
         counter.fetch_add(number, Ordering::Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, mpsc::Sender<Bytes>>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> RankedGuard<'_, HashMap<SocketAddr, mpsc::Sender<Bytes>>> {
+        self.queues.lock()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod crowd;
 mod joins;
+mod locks;
 mod measures;
 mod publications;
 mod publisher;

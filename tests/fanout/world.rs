@@ -60,7 +60,14 @@ pub struct World {
     pub astray: HashMap<SocketAddr, usize>,
 }
 
-type Sent = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
+/// What a shard has sent.
+pub type Sent = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
+
+/// A shard that a test runs by itself.
+pub struct Shard {
+    pub core: Core,
+    pub sent: Sent,
+}
 
 /// One peer, its links, and what it is for.
 pub struct Node {
@@ -335,6 +342,12 @@ impl World {
         self.nodes[index].address = address;
         let now = self.now;
         self.nodes[index].peer.check_now(now);
+    }
+
+    /// The shards alone, from here on without their peers.
+    pub fn into_shards(self) -> Vec<Shard> {
+        let shards = self.cores.into_iter().zip(self.sent);
+        shards.map(|(core, sent)| Shard { core, sent }).collect()
     }
 
     /// Lets time pass.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use super::packaging::{package, wanted};
 use super::playlist::{self, Directives, Versions};
 use super::rendition::{Msn, Rendition, Role};
 use crate::hub::Hub;
+use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
 use crate::hub::name::StreamName;
 use crate::hub::stream::SourceRef;
 use crate::media::Kind;
@@ -36,27 +37,27 @@ pub trait Plane: Send + Sync {
 /// All streams that are packaged.
 pub struct Service {
     plane: Arc<dyn Plane>,
-    streams: Mutex<HashMap<StreamName, Arc<Live>>>,
+    streams: RankedMutex<HashMap<StreamName, Arc<Live>>>,
     /// Requests that wait.
     parked: AtomicUsize,
 }
 
 /// A stream that is packaged.
 pub struct Live {
-    packager: Mutex<Packager>,
+    packager: RankedMutex<Packager>,
     /// Counts what is new for players.
     version: watch::Sender<u64>,
-    asked: Mutex<Instant>,
+    asked: RankedMutex<Instant>,
     /// When somebody asked for AAC that is made for it.
-    aac_asked: Mutex<Option<Instant>>,
-    turns: Mutex<Turns>,
-    audience: Mutex<Audience>,
+    aac_asked: RankedMutex<Option<Instant>>,
+    turns: RankedMutex<Turns>,
+    audience: RankedMutex<Audience>,
     /// The version of the picture that was asked for first.
     first_asked: OnceLock<Role>,
     /// The packager has something to look at.
     pub(super) wanted: Notify,
     /// Playlists of the current version, without a query: most players want the same.
-    rendered: Mutex<Rendered>,
+    rendered: RankedMutex<Rendered>,
 }
 
 /// Whose turn it is.
@@ -128,7 +129,7 @@ impl Service {
     pub fn new(plane: Arc<dyn Plane>) -> Arc<Self> {
         Arc::new(Self {
             plane,
-            streams: Mutex::default(),
+            streams: RankedMutex::new(Rank::Packagers, HashMap::new()),
             parked: AtomicUsize::new(0),
         })
     }
@@ -152,15 +153,15 @@ impl Service {
         }
         let live = streams.entry(name.clone()).or_insert_with(|| {
             let live = Arc::new(Live {
-                packager: Mutex::default(),
+                packager: RankedMutex::new(Rank::Packager, Packager::default()),
                 version: watch::Sender::new(0),
-                asked: Mutex::new(Instant::now()),
-                aac_asked: Mutex::new(None),
-                turns: Mutex::default(),
-                audience: Mutex::default(),
+                asked: RankedMutex::new(Rank::PackagerState, Instant::now()),
+                aac_asked: RankedMutex::new(Rank::PackagerState, None),
+                turns: RankedMutex::new(Rank::PackagerState, Turns::default()),
+                audience: RankedMutex::new(Rank::PackagerState, Audience::default()),
                 first_asked: OnceLock::new(),
                 wanted: Notify::new(),
-                rendered: Mutex::default(),
+                rendered: RankedMutex::new(Rank::PackagerState, Rendered::default()),
             });
             info!(stream = %name, "packaging for HLS");
             tokio::spawn(package(self.clone(), self.plane.clone(), name.clone(), live.clone()));
@@ -350,15 +351,15 @@ impl Service {
         .await?
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<StreamName, Arc<Live>>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> RankedGuard<'_, HashMap<StreamName, Arc<Live>>> {
+        self.streams.lock()
     }
 }
 
 impl Live {
     /// How long the next one of those who waited for a version waits for its turn.
     fn turn(&self, version: u64, waiting: usize) -> Duration {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = self.turns.lock();
         turns.next(version, waiting)
     }
 
@@ -372,27 +373,27 @@ impl Live {
         self.version.send_modify(|version| *version += 1);
     }
 
-    pub(super) fn packager(&self) -> MutexGuard<'_, Packager> {
-        self.packager.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn packager(&self) -> RankedGuard<'_, Packager> {
+        self.packager.lock()
     }
 
-    fn audience(&self) -> MutexGuard<'_, Audience> {
-        self.audience.lock().unwrap_or_else(PoisonError::into_inner)
+    fn audience(&self) -> RankedGuard<'_, Audience> {
+        self.audience.lock()
     }
 
-    fn asked(&self) -> MutexGuard<'_, Instant> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn asked(&self) -> RankedGuard<'_, Instant> {
+        self.asked.lock()
     }
 
     /// Somebody plays the AAC that is made.
     fn want_aac(&self) {
-        *self.aac_asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.aac_asked.lock() = Some(Instant::now());
         self.wanted.notify_one();
     }
 
     /// Whether somebody has played the AAC lately.
     pub(super) fn wants_aac(&self) -> bool {
-        let asked = *self.aac_asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = *self.aac_asked.lock();
         asked.is_some_and(|asked| asked.elapsed() < IDLE)
     }
 
@@ -422,7 +423,7 @@ impl Live {
             return write();
         }
         let version = *self.version.borrow();
-        let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rendered = self.rendered.lock();
         if rendered.version != version {
             rendered.by_role.clear();
             rendered.version = version;

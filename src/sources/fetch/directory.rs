@@ -1,7 +1,7 @@
 //! All fetched streams by name: what they do, and who wants them.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::status::{State, Status};
 use crate::hub::Hub;
+use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
 use crate::hub::name::StreamName;
 
 /// The fetched streams. A clone is another handle on the same.
@@ -27,7 +28,7 @@ pub struct Entry {
     pub on_demand: bool,
     status: watch::Sender<Status>,
     asked: Notify,
-    asked_at: Mutex<Option<Instant>>,
+    asked_at: RankedMutex<Option<Instant>>,
 }
 
 /// What a viewer who asks for a stream can be told.
@@ -115,7 +116,7 @@ impl Entry {
             on_demand,
             status: watch::Sender::new(Status::default()),
             asked: Notify::new(),
-            asked_at: Mutex::new(None),
+            asked_at: RankedMutex::new(Rank::Demand, None),
         })
     }
 
@@ -168,7 +169,7 @@ impl Entry {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.asked_at.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> RankedGuard<'_, Option<Instant>> {
+        self.asked_at.lock()
     }
 }
