@@ -21,12 +21,13 @@ use crate::hub::name::StreamName;
 use crate::repair;
 use crate::session::identity::Identity;
 use crate::session::{CloseReason, SessionError};
-use crate::shard::{MediaPlane, SessionState, Settings, StartError, discovery};
+use crate::shard::{MediaPlane, SessionState, Settings, StartError, discovery, watchdog};
 use crate::signalling::auth::Gate;
 use crate::signalling::reload::{Answer, Reloaded};
 use crate::signalling::tls::{Certificate, TlsError};
 use crate::signalling::{self, Manners, Signalling, expiry, server};
 use crate::sources::fetch::directory::Directory;
+use crate::telemetry;
 
 /// A running gateway.
 pub struct Gateway {
@@ -140,6 +141,7 @@ impl Gateway {
         let gate = Gate::new(Access::new(&config.auth, &publish));
         let (expiries, expiring) = mpsc::unbounded_channel();
         tasks.spawn(expiry::run(media.clone(), expiring));
+        tasks.spawn(report_dropped_lines());
         let repairing = if config.pipelines.repair {
             let (library, program) = (config.pipelines.library.clone(), config.pipelines.program.clone());
             repair::start(library, program, media.clone()).await
@@ -270,6 +272,25 @@ impl Gateway {
     }
 }
 
+/// How often the log says that lines of it were dropped.
+const DROPPED_LINES_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Says in the log, once there is room in it again, that lines are missing.
+async fn report_dropped_lines() {
+    let mut reported = telemetry::dropped_lines();
+    loop {
+        tokio::time::sleep(DROPPED_LINES_INTERVAL).await;
+        let dropped = telemetry::dropped_lines();
+        if dropped > reported {
+            warn!(
+                lines = dropped - reported,
+                "log lines were dropped: standard error is read too slowly"
+            );
+            reported = dropped;
+        }
+    }
+}
+
 /// Starts media on one number for UDP and TCP. Where the kernel is to choose it, it may take some tries.
 fn start_media(
     config: &config::WebRtc,
@@ -306,6 +327,7 @@ fn try_start_media(
         announce: config.announce.clone(),
         shards: config.shards,
         max_sessions: config.max_sessions,
+        fatal_stall: watchdog::FATAL_AFTER,
     };
     let started = match MediaPlane::start(settings(listen), identity.clone()) {
         Err(StartError::Bind { address, source }) => match server::without_ipv6(address) {

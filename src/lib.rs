@@ -44,6 +44,7 @@
 //!   ([`shard::socket::SendCounters`]); it asks again by NACK and is answered from the ring, within a budget.
 //! * What happens when a shard is slow? Its mailbox overflows; it reads what it missed from the ring
 //!   ([`outputs::whep::Viewer::on_lost_batches`]).
+//! * What happens when a shard stands still? [`shard::watchdog`].
 //! * What happens when a worker crashes, hangs or grows? [`pipeline::process::ProcessError`]; it is started anew.
 //! * Which files name GStreamer? Those in `pipeline/worker/`.
 //! * What closes a session? Every reason is a [`session::CloseReason`].

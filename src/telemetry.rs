@@ -1,5 +1,7 @@
 //! Log output, and what the control plane counts.
 
+mod queue;
+
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,6 +11,8 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use self::queue::LogQueue;
+pub use self::queue::{dropped_lines, flush};
 use crate::config::{Log, LogFormat};
 
 /// What is under way to a collector; see [`Exports::finish`].
@@ -20,12 +24,13 @@ pub struct Exports {
 }
 
 impl Exports {
-    /// Sends what is left. Call it outside of the runtime, at the end.
+    /// Sends and writes what is left. Call it outside of the runtime, at the end.
     pub fn finish(self) {
         #[cfg(feature = "otlp")]
         if let Some(providers) = self.otlp {
             providers.finish();
         }
+        flush();
     }
 }
 
@@ -37,12 +42,15 @@ pub const SPANS: &str = "millstream::spans";
 pub fn init(log: &Log) -> Exports {
     // The directives were checked when the configuration was read; they may name the quietened target again.
     let filter = |more: &str| EnvFilter::builder().parse_lossy(format!("{QUIETENED},{}{more}", log.level));
+    let queue = LogQueue::start(std::io::stderr());
+    queue.install();
+    log_panics();
     let layer = tracing_subscriber::fmt::layer()
         // Colours are for people: a log file or the journal gets none.
         .with_ansi(std::io::stderr().is_terminal())
         // Of a line that nobody takes, it would tell by `eprintln!`, which panics when standard error is gone.
         .log_internal_errors(false)
-        .with_writer(std::io::stderr);
+        .with_writer(queue);
     let without_spans = filter(&format!(",{SPANS}=off"));
     let shown = match log.format {
         LogFormat::Text => layer.with_filter(without_spans).boxed(),
@@ -70,6 +78,19 @@ pub fn init(log: &Log) -> Exports {
     }
     let _ = registry.try_init();
     Exports::default()
+}
+
+/// Panics go to the log: the hook of the standard library writes to standard error, and waits for who reads it.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let message = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let message = message.unwrap_or("no message");
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        tracing::error!(thread, location, message, "panic: this is a bug");
+    }));
 }
 
 /// Export by OTLP over HTTP.

@@ -591,6 +591,54 @@ fn a_gateway_that_is_told_to_stop_takes_nobody_new_and_ends_within_its_limit() {
     assert_eq!(running.child.wait().expect("exits").code(), Some(0));
 }
 
+/// As much as a pipe holds, many times over.
+const UNREAD_LINES: usize = 4_000;
+
+#[test]
+fn a_log_that_nobody_reads_stops_neither_http_nor_media() {
+    let mut command = program(&["serve"]);
+    command
+        .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", "publish")
+        .env("MILLSTREAM_LIMITS__REQUESTS_PER_SECOND", "0")
+        .env("MILLSTREAM_LOG__LEVEL", "debug")
+        .env("MILLSTREAM_LOG__FORMAT", "json");
+    let mut child = command.spawn().expect("starts");
+    let mut stderr = BufReader::new(child.stderr.take().expect("piped"));
+    let mut http = String::new();
+    while http.is_empty() {
+        let mut line = String::new();
+        assert!(stderr.read_line(&mut line).expect("reads") > 0, "it ended");
+        let event: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        if event["fields"]["message"] == "listening" {
+            http = event["fields"]["http"].as_str().expect("address").to_owned();
+        }
+    }
+    // From here on nobody reads.
+    let running = Running {
+        child,
+        log: mpsc::channel().1,
+        http,
+    };
+    // A line each of the control plane and of a shard.
+    for _ in 0..UNREAD_LINES / 2 {
+        let created = running.request(&post("live", "publish"));
+        let session = created.lines().find_map(|line| line.strip_prefix("Location: "));
+        let session = session.unwrap_or_else(|| panic!("no session: {created}")).trim();
+        let deleted = running.request(&format!(
+            "DELETE {session} HTTP/1.0\r\nAuthorization: Bearer publish\r\n\r\n"
+        ));
+        assert!(deleted.contains(" 200 "), "{deleted}");
+    }
+    let health = running.request("GET /healthz HTTP/1.0\r\n\r\n");
+    assert!(health.contains(" 200 "), "{health}");
+    // What was kept comes when somebody reads again.
+    let mut line = String::new();
+    assert!(
+        stderr.read_line(&mut line).expect("reads") > 0 && line.starts_with('{'),
+        "{line}"
+    );
+}
+
 #[test]
 fn the_doctor_says_what_is_well_and_what_is_not() {
     let mut command = program(&["doctor"]);

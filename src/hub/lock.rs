@@ -5,7 +5,7 @@
 //! two locks checks their order; release builds lock and nothing else.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Places in the order of locks, the outermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +56,15 @@ impl<T> RankedMutex<T> {
         RankedGuard {
             inner: self.inner.lock().unwrap_or_else(PoisonError::into_inner),
             _held: held,
+        }
+    }
+
+    /// Takes the lock if it is free. Never waits, so the order does not matter.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.inner.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 }

@@ -81,6 +81,11 @@ impl<T> Mailbox<T> {
         self.lock().len()
     }
 
+    /// The same; `None` while somebody has the lock.
+    pub fn try_waiting(&self) -> Option<usize> {
+        self.queue.try_lock().map(|queue| queue.len())
+    }
+
     /// Takes all messages at once, in exchange for an empty queue whose memory is used again.
     pub fn take(&self, into: &mut VecDeque<T>) {
         debug_assert!(into.is_empty());

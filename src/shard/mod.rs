@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rand::RngCore as _;
 use thiserror::Error;
@@ -28,12 +28,14 @@ pub mod peers;
 pub mod socket;
 pub mod tcp;
 pub mod ufrag;
+pub mod watchdog;
 
 use self::core::{Core, Shared};
 use self::counters::Counters;
 use self::message::{Message, Opening, OpeningRole};
 use self::socket::{Receiver, Sender, UdpPort, Waker};
 use self::tcp::Ways;
+use self::watchdog::{Phase, Stalled, Ticks, Watchdog};
 use crate::hub::Hub;
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
@@ -60,6 +62,8 @@ pub struct Settings {
     /// Threads; 0 takes one for each processor.
     pub shards: usize,
     pub max_sessions: usize,
+    /// A shard that stands still for so long ends the process.
+    pub fatal_stall: Duration,
 }
 
 /// Why the media plane did not start.
@@ -102,7 +106,9 @@ struct Inner {
     max_sessions: usize,
     stopping: AtomicBool,
     takes_tcp: AtomicBool,
+    ticks: Arc<Ticks>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    watchdog: Mutex<Option<Watchdog>>,
 }
 
 /// Media batches that may wait for a shard: at a batch per frame and 30 frames a second, some seconds of many streams.
@@ -153,12 +159,19 @@ impl MediaPlane {
             streams: Arc::default(),
             epoch: epoch(),
         });
+        let ticks = Arc::new(Ticks::new(now(), shards));
         let mut threads = Vec::new();
         for (index, (port, waker)) in ports.into_iter().zip(wakers).enumerate() {
-            threads.push(spawn(ShardIndex(index as u16), port, waker, shared.clone()).map_err(StartError::Shard)?);
+            let index = ShardIndex(index as u16);
+            threads.push(spawn(index, port, waker, shared.clone(), ticks.clone()).map_err(StartError::Shard)?);
         }
+        let mailboxes = shared.mailboxes.clone();
+        let watchdog = Watchdog::start(ticks.clone(), mailboxes, settings.fatal_stall, now, end_process)
+            .map_err(StartError::Shard)?;
         let inner = Inner {
             shared,
+            ticks,
+            watchdog: Mutex::new(Some(watchdog)),
             local: address,
             next: AtomicUsize::new(0),
             max_sessions: settings.max_sessions,
@@ -203,6 +216,16 @@ impl MediaPlane {
     pub fn queues(&self) -> Vec<usize> {
         let mailboxes = self.inner.shared.mailboxes.iter();
         mailboxes.map(|mailbox| mailbox.waiting()).collect()
+    }
+
+    /// Time since the last tick of each shard.
+    pub fn tick_ages(&self) -> Vec<Duration> {
+        self.inner.ticks.ages(now())
+    }
+
+    /// A shard that stands still, if there is one. Waits for no shard.
+    pub fn stalled(&self) -> Option<Stalled> {
+        self.inner.ticks.stalled(now(), watchdog::UNHEALTHY_AFTER)
     }
 
     /// Whether peers are told that they may come by TCP.
@@ -394,6 +417,15 @@ impl MediaPlane {
                 error!("a shard had panicked");
             }
         }
+        let watchdog = self
+            .inner
+            .watchdog
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(watchdog) = watchdog {
+            watchdog.stop();
+        }
     }
 }
 
@@ -434,7 +466,13 @@ impl FanOut for MediaPlane {
     }
 }
 
-fn spawn(index: ShardIndex, port: Arc<UdpPort>, waker: Waker, shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+fn spawn(
+    index: ShardIndex,
+    port: Arc<UdpPort>,
+    waker: Waker,
+    shared: Arc<Shared>,
+    ticks: Arc<Ticks>,
+) -> io::Result<JoinHandle<()>> {
     let sender = Ways {
         udp: Sender::new(port.clone(), shared.counters.sent.clone()),
         tcp: shared.streams.clone(),
@@ -444,13 +482,23 @@ fn spawn(index: ShardIndex, port: Arc<UdpPort>, waker: Waker, shared: Arc<Shared
     let core = Core::new(index, shared.clone(), Outbox::new(Box::new(sender)), random);
     std::thread::Builder::new()
         .name(format!("shard-{}", index.0))
-        .spawn(move || run(core, index, &port, &waker, &shared))
+        .spawn(move || {
+            ticks.begin(index, now(), socket::thread_id());
+            run(core, index, &port, &waker, &shared, &ticks);
+            ticks.enter(index, Phase::Stopped);
+        })
+}
+
+/// What the watchdog does in the end.
+fn end_process() {
+    crate::telemetry::flush();
+    std::process::exit(watchdog::EXIT_STATUS);
 }
 
 /// Batches of datagrams that one turn takes at most, so that timers and messages are not starved.
 const BATCHES_PER_TURN: usize = 4;
 
-fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared: &Shared) {
+fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared: &Shared, ticks: &Ticks) {
     let mut receiver = Receiver::new();
     let mut messages = VecDeque::new();
     let Some(mailbox) = shared.mailboxes.get(usize::from(index.0)) else {
@@ -458,9 +506,13 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
     };
     info!(shard = index.0, "shard started");
     while !core.is_done() {
-        let timeout = core.poll_timeout().map(|at| at.saturating_duration_since(now()));
-        socket::wait(port, waker, timeout);
+        let due = core.poll_timeout().map(|at| at.saturating_duration_since(now()));
+        let timeout = due.map_or(watchdog::MAX_WAIT, |due| due.min(watchdog::MAX_WAIT));
+        ticks.enter(index, Phase::Waiting);
+        socket::wait(port, waker, Some(timeout));
+        ticks.tick(index, now());
         for _ in 0..BATCHES_PER_TURN {
+            ticks.enter(index, Phase::Receiving);
             let count = receiver.receive(port).unwrap_or_else(|error| {
                 // An ICMP error of an earlier send; the socket goes on.
                 debug!(%error, "receiving");
@@ -468,6 +520,7 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
             });
             // Messages come between receiving and handling: whoever was told of a session, or of a route, before its
             // datagram was sent has left the message by now, and no first datagram is taken for a stranger's.
+            ticks.enter(index, Phase::Messages);
             contained(index, "messages", &mut core, |core| {
                 handle_messages(core, mailbox, &mut messages)
             });
@@ -480,6 +533,7 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
                 .counters
                 .received_datagrams
                 .fetch_add(count as u64, Ordering::Relaxed);
+            ticks.enter(index, Phase::Datagrams);
             for datagram in receiver.datagrams() {
                 shared
                     .counters
@@ -495,7 +549,9 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
             }
         }
         let now = now();
+        ticks.enter(index, Phase::Timers);
         contained(index, "timeouts", &mut core, |core| core.handle_timeout(now));
+        ticks.enter(index, Phase::Sending);
         contained(index, "end of turn", &mut core, |core| core.finish_turn(now));
         if let Some(oldest) = core.take_oldest() {
             let took = self::now().saturating_duration_since(oldest);

@@ -498,6 +498,13 @@ impl Waker {
     }
 }
 
+/// Number of the calling thread in the kernel: its folder below `/proc/self/task`.
+pub fn thread_id() -> u32 {
+    // SAFETY: the call has no arguments and always succeeds (gettid(2)).
+    let id = unsafe { libc::gettid() };
+    u32::try_from(id).unwrap_or_default()
+}
+
 /// Waits until a datagram arrives, the waker is used, or the time is over.
 pub fn wait(port: &UdpPort, waker: &Waker, timeout: Option<Duration>) {
     let interest = |fd| libc::pollfd {

@@ -13,6 +13,7 @@ use crate::media::{Codec, Kind};
 use crate::pipeline::process;
 use crate::shard::counters::Histogram;
 use crate::sources::fetch::status::State;
+use crate::telemetry;
 
 /// Streams that are listed by name, those with most viewers first.
 const MAX_STREAMS: usize = 1_000;
@@ -116,6 +117,20 @@ fn process(page: &mut Page, signalling: &Signalling) {
     for (shard, waiting) in signalling.media.queues().into_iter().enumerate() {
         page.labelled("shard", shard, waiting);
     }
+    page.family(
+        "millstream_shard_tick_age_seconds",
+        "gauge",
+        "Time since the last tick of a shard; above 1, /healthz answers 503.",
+    );
+    for (shard, age) in signalling.media.tick_ages().into_iter().enumerate() {
+        page.labelled("shard", shard, age.as_secs_f64());
+    }
+    page.single(
+        "millstream_log_lines_dropped_total",
+        "counter",
+        "Log lines that were dropped because standard error was not read in time.",
+        telemetry::dropped_lines(),
+    );
     let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     page.single("process_open_fds", "gauge", "Open files.", files);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -11,15 +11,21 @@ use super::endpoint::no_store;
 use super::problem::Problem;
 use super::{Signalling, caller, metrics};
 
-/// The process answers.
-pub async fn healthz() -> Response {
-    no_store((StatusCode::OK, "ok\n").into_response())
+/// The process answers, and its shards tick.
+pub async fn healthz(State(signalling): State<Arc<Signalling>>) -> Result<Response, Problem> {
+    if let Some(stalled) = signalling.media.stalled() {
+        return Err(Problem::stalled(&stalled));
+    }
+    Ok(no_store((StatusCode::OK, "ok\n").into_response()))
 }
 
 /// New sessions are taken.
 pub async fn readyz(State(signalling): State<Arc<Signalling>>) -> Result<Response, Problem> {
     if signalling.is_draining() {
         return Err(Problem::stopping());
+    }
+    if let Some(stalled) = signalling.media.stalled() {
+        return Err(Problem::stalled(&stalled));
     }
     Ok(no_store((StatusCode::OK, "ready\n").into_response()))
 }

@@ -9,6 +9,7 @@ use crate::hub::name::StreamNameError;
 use crate::sdp::OfferError;
 use crate::session::CloseReason;
 use crate::shard::Refusal;
+use crate::shard::watchdog::Stalled;
 
 /// A refusal. `code` is stable and for programs, `detail` is for the person at the client.
 #[derive(Debug)]
@@ -83,6 +84,11 @@ impl Problem {
     /// The gateway takes no new sessions any more.
     pub fn stopping() -> Self {
         Refusal::Stopping.into()
+    }
+
+    /// Media has stopped on a shard. If it does not go on, the process ends by itself.
+    pub fn stalled(stalled: &Stalled) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "shard_stalled", stalled.to_string())
     }
 }
 

@@ -11,5 +11,6 @@ mod operations;
 mod preflights;
 mod publishing;
 mod sessions;
+mod stalls;
 mod tls;
 mod watching;
