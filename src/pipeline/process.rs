@@ -334,8 +334,10 @@ pub async fn check(program: &Path, jobs: Vec<(String, Job)>) -> Result<Vec<Findi
         ours.write_all(&bytes).await.map_err(ProcessError::Start)?;
         let mut buffer = BytesMut::new();
         loop {
-            if let Some(FromWorker::Checked(findings)) = FromWorker::read(&mut buffer)? {
-                return Ok(findings);
+            while let Some(message) = FromWorker::read(&mut buffer)? {
+                if let FromWorker::Checked(findings) = message {
+                    return Ok(findings);
+                }
             }
             if ours.read_buf(&mut buffer).await.map_err(ProcessError::Start)? == 0 {
                 let status = child.wait().await.map_err(ProcessError::Start)?;

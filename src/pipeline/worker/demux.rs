@@ -39,11 +39,18 @@ pub(super) fn run(job: DemuxJob, gateway: &Gateway, commands: Commands) {
     };
 }
 
-/// Ends when the gateway is gone or says stop; the other thread sees it by the channel.
+/// Ends when the gateway is gone or says stop; the other thread sees it by the channel. Messages for workers of other
+/// kinds are ignored: they are not the end of the input.
 fn read(mut commands: Commands, give: &SyncSender<Piece>) {
-    while let Some(ToWorker::Piece(piece)) = commands.receive() {
-        if give.send(piece).is_err() {
-            return;
+    while let Some(command) = commands.receive() {
+        match command {
+            ToWorker::Piece(piece) => {
+                if give.send(piece).is_err() {
+                    return;
+                }
+            }
+            ToWorker::Stop => return,
+            ToWorker::Demux(_) | ToWorker::Run(_) | ToWorker::Check(_) | ToWorker::Frame(_) | ToWorker::KeyFrame => {}
         }
     }
 }
@@ -112,5 +119,62 @@ impl Told {
                 Content::Aac(config) => Media::Aac(config.bytes().to_vec()),
             }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::wire::PieceRole;
+    use bytes::{Bytes, BytesMut};
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+
+    fn frame() -> WireFrame {
+        WireFrame {
+            kind: Kind::Video,
+            time: 0,
+            after_gap: false,
+            bytes: Bytes::from_static(b"frame"),
+        }
+    }
+
+    #[test]
+    fn messages_for_other_workers_do_not_end_the_input() {
+        let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
+        let piece = Piece {
+            rendition: 0,
+            role: PieceRole::Last,
+            timeline: 7,
+            bytes: Bytes::from_static(b"segment"),
+        };
+        let job = DemuxJob {
+            renditions: 1,
+            is_live: true,
+            memory: 0,
+        };
+        let mut bytes = BytesMut::new();
+        for message in [
+            ToWorker::KeyFrame,
+            ToWorker::Frame(frame()),
+            ToWorker::Run(bounds(job)),
+            ToWorker::Check(Vec::new()),
+            ToWorker::Demux(job),
+            ToWorker::Piece(piece.clone()),
+            ToWorker::Stop,
+            ToWorker::Piece(piece.clone()),
+        ] {
+            message.write(&mut bytes);
+        }
+        ours.write_all(&bytes).expect("room");
+        let commands = Commands {
+            stream: theirs,
+            buffer: BytesMut::new(),
+        };
+        let (give, take) = sync_channel(QUEUE);
+        // Returns at the stop: the socket is still open.
+        read(commands, &give);
+        drop(give);
+        assert_eq!(take.iter().collect::<Vec<_>>(), [piece]);
     }
 }

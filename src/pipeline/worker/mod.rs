@@ -12,7 +12,7 @@ use bytes::BytesMut;
 
 #[cfg(not(feature = "gstreamer"))]
 use super::wire::Finding;
-use super::wire::{Failure, FromWorker, ToWorker};
+use super::wire::{Failure, FromWorker, MAX_MESSAGE, ToWorker};
 
 #[cfg(feature = "gstreamer")]
 mod check;
@@ -29,10 +29,14 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Sends a message; `false` when the gateway is gone.
+    /// Sends a message; `false` when the gateway is gone. One that is longer than the gateway reads is left out: it would
+    /// end the worker, and a frame of that length cannot be sent to viewers either.
     pub fn tell(&self, message: &FromWorker) -> bool {
         let mut bytes = BytesMut::new();
         message.write(&mut bytes);
+        if bytes.len() > 4 + MAX_MESSAGE {
+            return true;
+        }
         let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         stream.write_all(&bytes).is_ok()
     }
@@ -116,4 +120,38 @@ pub fn run() -> io::Result<()> {
         _ => return Err(io::Error::other("a worker is started by a gateway, not by hand")),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::Kind;
+    use crate::pipeline::wire::WireFrame;
+    use bytes::Bytes;
+
+    #[test]
+    fn a_frame_that_is_too_long_is_left_out_and_the_next_one_is_read() {
+        let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
+        let gateway = Gateway {
+            stream: Arc::new(Mutex::new(theirs)),
+        };
+        let frame = |length| {
+            FromWorker::Frame(WireFrame {
+                kind: Kind::Video,
+                time: 0,
+                after_gap: false,
+                bytes: Bytes::from(vec![0; length]),
+            })
+        };
+        let reading = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            ours.read_to_end(&mut bytes).map(|_| bytes)
+        });
+        assert!(gateway.tell(&frame(MAX_MESSAGE)));
+        assert!(gateway.tell(&frame(1_000)));
+        drop(gateway);
+        let bytes = reading.join().expect("no panic").expect("it was closed");
+        let read = FromWorker::read(&mut BytesMut::from(bytes.as_slice()));
+        assert_eq!(read, Ok(Some(frame(1_000))));
+    }
 }

@@ -43,10 +43,16 @@ pub(super) const PLAYLIST: Bounds = Bounds {
     within: Duration::from_secs(10),
 };
 
-/// Of segments and of initialization sections.
+/// Of segments.
 const SEGMENT: Bounds = Bounds {
     most: 64 << 20,
     within: Duration::from_secs(60),
+};
+
+/// Of initialization sections, which have a few kilobytes: they go to the worker in one message.
+const INIT: Bounds = Bounds {
+    most: 1 << 20,
+    within: Duration::from_secs(10),
 };
 
 /// Of keys. They have 16 bytes.
@@ -186,9 +192,13 @@ impl Fetcher {
 
     async fn get(&self, what: What, uri: &str, range: Option<super::playlist::ByteRange>) -> Result<Bytes, HlsError> {
         let address = self.join(what, uri)?;
+        let bounds = match what {
+            What::Init => INIT,
+            What::Playlist | What::Segment | What::Key => SEGMENT,
+        };
         let mut tries = 1;
         loop {
-            match get(&self.client, what, &address, range, SEGMENT).await {
+            match get(&self.client, what, &address, range, bounds).await {
                 Ok((_, bytes)) => return Ok(bytes),
                 Err(HlsError::Fetch { error, .. }) if error.may_pass() && tries < TRIES => {
                     tries += 1;
