@@ -36,11 +36,14 @@ impl std::fmt::Debug for SessionId {
 }
 
 /// The session that feeds a stream, and where it lives: [`ShardIndex::NONE`] for a source that is no peer, which notices
-/// by itself that it was taken over, and cannot be asked for key frames.
+/// by itself that it was taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceRef {
     pub session: SessionId,
     pub shard: ShardIndex,
+    /// It has an encoder that can be asked for a key frame: a publisher that negotiated PLI, or a pipeline whose encoder
+    /// takes GstForceKeyUnit. Cameras and HLS origins send what is encoded already.
+    pub takes_key_frame_requests: bool,
 }
 
 /// One version of the picture of a simulcast (RFC 8853): it has a stream beside the one that it belongs to.
@@ -102,8 +105,8 @@ pub struct StreamState {
     /// Versions of the picture that viewers may choose from, the best first; empty without simulcast.
     layers: Vec<Layer>,
     source: Option<SourceRef>,
-    /// A viewer wants a key frame from a source that lives on no shard, and looks here.
-    key_frame_wanted: bool,
+    /// A key frame was requested of a source that lives on no shard, and looks here.
+    key_frame_requested: bool,
     /// Shards with viewers, and how many.
     subscribers: Vec<(ShardIndex, usize)>,
     taps: Taps,
@@ -117,7 +120,7 @@ impl Stream {
             answers_requests: false,
             layers: Vec::new(),
             source: None,
-            key_frame_wanted: false,
+            key_frame_requested: false,
             subscribers: Vec::new(),
             taps: Taps::default(),
         };
@@ -140,6 +143,7 @@ impl StreamState {
     /// given back.
     pub fn attach(&mut self, source: SourceRef, formats: &SourceFormats) -> Option<SourceRef> {
         self.answers_requests = false;
+        self.key_frame_requested = false;
         self.layers.clear();
         self.video.begin(formats.video);
         self.audio.begin(formats.audio);
@@ -188,15 +192,24 @@ impl StreamState {
         self.layers = layers;
     }
 
-    /// A viewer wants a key frame. Returns whom to ask; a source that lives on no shard finds the wish here.
+    /// What the source says of itself has changed, if it is still this one.
+    pub fn update_source(&mut self, source: SourceRef) {
+        if self.is_source(source.session) {
+            self.source = Some(source);
+        }
+    }
+
+    /// A viewer wants a key frame. Returns whom to ask, `None` where there is nobody who can make one; a source that lives
+    /// on no shard finds the request here.
     pub fn want_key_frame(&mut self) -> Option<SourceRef> {
-        self.key_frame_wanted = true;
-        self.source
+        let source = self.source.filter(|source| source.takes_key_frame_requests);
+        self.key_frame_requested |= source.is_some();
+        source
     }
 
     /// Whether somebody wanted a key frame since the last call.
-    pub fn take_key_frame_wish(&mut self) -> bool {
-        std::mem::take(&mut self.key_frame_wanted)
+    pub fn take_key_frame_request(&mut self) -> bool {
+        std::mem::take(&mut self.key_frame_requested)
     }
 
     /// What the stream carries now, for a viewer's answer; `None` without a source. `repairs` is whether something can be

@@ -163,6 +163,8 @@ pub enum FromWorker {
     Frame(WireFrame),
     /// It wants the next segment of a rendition.
     Want(u8),
+    /// Nothing in the pipeline makes a key frame when it is asked for one.
+    KeyFrameRefused,
     /// A sign of life, several times a second.
     Alive,
     /// It cannot go on.
@@ -263,6 +265,7 @@ mod kind {
     pub const ENDED: u8 = 20;
     pub const CHECKED: u8 = 21;
     pub const WANT: u8 = 22;
+    pub const KEY_FRAME_REFUSED: u8 = 23;
 }
 
 /// Takes a whole message off the front; `None` while it is not complete.
@@ -403,6 +406,7 @@ impl FromWorker {
             Self::Media(media) => write_json(kind::MEDIA, media, out),
             Self::Frame(frame) => frame.write(out),
             Self::Want(rendition) => write(kind::WANT, &[&[*rendition]], out),
+            Self::KeyFrameRefused => write(kind::KEY_FRAME_REFUSED, &[], out),
             Self::Alive => write(kind::ALIVE, &[], out),
             Self::Failed(failure) => write_json(kind::FAILED, failure, out),
             Self::Ended => write(kind::ENDED, &[], out),
@@ -424,6 +428,7 @@ impl FromWorker {
             kind::MEDIA => Self::Media(read_json(kind, &body)?),
             kind::FRAME => Self::Frame(WireFrame::read(body)?),
             kind::WANT => Self::Want(*body.first().ok_or(WireError::Unreadable(kind))?),
+            kind::KEY_FRAME_REFUSED => Self::KeyFrameRefused,
             kind::ALIVE => Self::Alive,
             kind::FAILED => Self::Failed(read_json(kind, &body)?),
             kind::ENDED => Self::Ended,
@@ -456,6 +461,7 @@ mod tests {
             }),
             FromWorker::Media(Media::Aac(vec![0x11, 0x90])),
             FromWorker::Frame(frame()),
+            FromWorker::KeyFrameRefused,
             FromWorker::Alive,
             FromWorker::Failed(Failure::Missing(vec!["x264enc".to_owned()])),
             FromWorker::Ended,

@@ -269,7 +269,8 @@ impl Bench {
             let frame = match message {
                 Ok(FromWorker::Media(media)) => {
                     let announced = announced(&media)?;
-                    let feed = Feed::keeping_time(self.name.clone(), random_id(), &[announced]).ok()?;
+                    let mut feed = Feed::keeping_time(self.name.clone(), random_id(), &[announced]).ok()?;
+                    feed.set_takes_key_frame_requests(true);
                     attached = Some(Attached { feed, plane });
                     continue;
                 }
@@ -304,7 +305,7 @@ impl Bench {
                 // Only we feed it: somebody else is about to.
                 return None;
             }
-            if feed.take_key_frame_wish() {
+            if feed.take_key_frame_request() {
                 process.want_key_frame();
             }
         }
@@ -317,14 +318,16 @@ impl Bench {
         loop {
             let (begun, source) = {
                 let mut state = tapped.stream.lock();
-                (self.begin(&mut state), state.source())
+                let begun = self.begin(&mut state);
+                // Audio begins anywhere.
+                let is_waiting = begun.is_none() && self.repair.kind() == Kind::Video;
+                let ask = is_waiting && asked.is_none_or(|asked| asked.elapsed() >= ASK);
+                (begun, ask.then(|| state.want_key_frame()).flatten())
             };
             if let Some((format, reader)) = begun {
                 return Damage { tapped, format, reader };
             }
-            if let Some(source) = source
-                && asked.is_none_or(|asked| asked.elapsed() >= ASK)
-            {
+            if let Some(source) = source {
                 plane.ask_for_key_frame(source);
                 asked = Some(Instant::now());
             }

@@ -127,6 +127,21 @@ pub struct Publication {
     pub tracks: Vec<IncomingTrack>,
 }
 
+impl IncomingTrack {
+    /// Whether the publisher said that it takes PLI or FIR for this track (RFC 4585 §4.2). FFmpeg 9.0.2 does not:
+    /// its muxer has no way back to the encoder.
+    pub fn takes_key_frame_requests(&self) -> bool {
+        self.kind == Kind::Video && self.codecs.iter().any(|codec| codec.feedback.pli || codec.feedback.fir)
+    }
+}
+
+impl Publication {
+    /// Whether the publisher can be asked for a key frame.
+    pub fn takes_key_frame_requests(&self) -> bool {
+        self.tracks.iter().any(IncomingTrack::takes_key_frame_requests)
+    }
+}
+
 /// What a WHEP offer was answered with.
 #[derive(Clone, Debug)]
 pub struct Playback {

@@ -205,6 +205,7 @@ impl Core {
                 let source = SourceRef {
                     session: id,
                     shard: self.index,
+                    takes_key_frame_requests: publication.takes_key_frame_requests(),
                 };
                 let publisher = Publisher::new(now, stream, source, publication, &mut self.random);
                 (transport, Role::Publisher(Box::new(publisher)))

@@ -127,6 +127,7 @@ impl Feed {
         let source = SourceRef {
             session: id,
             shard: ShardIndex::NONE,
+            takes_key_frame_requests: false,
         };
         Ok(Self {
             name,
@@ -254,11 +255,20 @@ impl Feed {
         Some(stream)
     }
 
-    /// Whether a viewer has wanted a key frame since the last call.
-    pub fn take_key_frame_wish(&self) -> bool {
+    /// Says whether this source makes a key frame when it is asked for one. Until this is called it does not, as a camera
+    /// or an origin, which send what is encoded already.
+    pub fn set_takes_key_frame_requests(&mut self, takes: bool) {
+        self.source.takes_key_frame_requests = takes;
+        if let Some(stream) = &self.stream {
+            stream.lock().update_source(self.source);
+        }
+    }
+
+    /// Whether a key frame was requested since the last call.
+    pub fn take_key_frame_request(&self) -> bool {
         self.stream
             .as_ref()
-            .is_some_and(|stream| stream.lock().take_key_frame_wish())
+            .is_some_and(|stream| stream.lock().take_key_frame_request())
     }
 
     /// Whether it has taken its stream.
@@ -422,6 +432,7 @@ mod tests {
         let publisher = SourceRef {
             session: SessionId([9; 16]),
             shard: ShardIndex(0),
+            takes_key_frame_requests: true,
         };
         let formats = camera.formats();
         let stream = hub.open_with(&name(), |state| {
@@ -436,6 +447,39 @@ mod tests {
             camera.ended(&hub);
         }
         assert!(stream.lock().is_source(publisher.session));
+    }
+
+    #[test]
+    fn a_feed_is_asked_for_key_frames_only_while_it_makes_them() {
+        let (hub, t) = (Hub::default(), Instant::now());
+        let mut camera = feed(1);
+        camera
+            .take_video(t, 0, &key_frame(), Framing::Lengths)
+            .expect("a frame");
+        camera.publish(&hub);
+        let stream = hub.find(&name()).expect("a stream");
+        assert_eq!(stream.lock().want_key_frame(), None);
+        assert!(!camera.take_key_frame_request());
+
+        camera.set_takes_key_frame_requests(true);
+        let asked = stream.lock().want_key_frame().map(|source| source.session);
+        assert_eq!(asked, Some(camera.source.session));
+        assert!(camera.take_key_frame_request() && !camera.take_key_frame_request());
+
+        // What was asked of one source is not asked of the next.
+        stream.lock().want_key_frame();
+        camera.ended(&hub);
+        let mut pipeline = feed(2);
+        pipeline.set_takes_key_frame_requests(true);
+        pipeline
+            .take_video(t, 0, &key_frame(), Framing::Lengths)
+            .expect("a frame");
+        let _viewer = hub.open_with(&name(), |state| state.subscribe(ShardIndex(0)));
+        pipeline.publish(&hub);
+        assert!(!pipeline.take_key_frame_request());
+        pipeline.set_takes_key_frame_requests(false);
+        let stream = hub.find(&name()).expect("a stream");
+        assert_eq!(stream.lock().want_key_frame(), None);
     }
 
     #[test]

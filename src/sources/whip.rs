@@ -322,7 +322,7 @@ impl Publisher {
 
     /// A viewer needs a key frame.
     pub fn request_key_frame(&mut self) {
-        for track in self.tracks.iter_mut().filter(|t| t.plan.kind == Kind::Video) {
+        for track in self.tracks.iter_mut().filter(|t| t.plan.takes_key_frame_requests()) {
             track.key_frames.request();
         }
     }
@@ -390,7 +390,7 @@ impl Publisher {
                 incoming.put(now, encoding, packets, change, state.track(incoming.plan.kind), out);
             }
         }
-        for track in self.tracks.iter_mut().filter(|t| t.plan.kind == Kind::Video) {
+        for track in self.tracks.iter_mut().filter(|t| t.plan.takes_key_frame_requests()) {
             if track.wants_key_frame(now) || track.has_given_up() {
                 track.key_frames.request();
             }

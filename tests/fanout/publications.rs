@@ -38,6 +38,7 @@ impl Source {
     fn new(rids: &[&str]) -> Self {
         let feedback = Feedback {
             nack: true,
+            pli: true,
             ..Feedback::default()
         };
         Self::with(rids, feedback)
@@ -77,6 +78,7 @@ impl Source {
         let source = SourceRef {
             session: SessionId([1; 16]),
             shard: ShardIndex(0),
+            takes_key_frame_requests: true,
         };
         let publication = Publication {
             transport,
@@ -289,6 +291,30 @@ fn a_publisher_is_told_what_was_lost_and_asked_for_it() {
     });
     // One in ten, in 1/256 (RFC 3550 §6.4.1).
     assert!(lost.is_some_and(|lost| (20..32).contains(&lost)), "{lost:?}");
+}
+
+/// RFC 4585 §4.2: only what was negotiated is sent. FFmpeg negotiates NACK alone.
+#[test]
+fn a_publisher_without_pli_is_never_asked_for_a_key_frame() {
+    for (pli, wanted) in [(false, 0), (true, 1)] {
+        let mut source = Source::with(
+            &[],
+            Feedback {
+                nack: true,
+                pli,
+                ..Feedback::default()
+            },
+        );
+        // No key frame to begin with, and a viewer who asks.
+        assert_eq!(source.turn(&[media(1, 1, 0, (1, "0"), None)]), 0);
+        source.publisher.request_key_frame();
+        let told = source.publisher.handle_timeout(source.now).unwrap_or_default();
+        let requests = rtcp::read(&told);
+        let requests = requests
+            .iter()
+            .filter(|message| matches!(message, Message::KeyFrameRequest { .. }));
+        assert_eq!(requests.count(), wanted, "pli: {pli}");
+    }
 }
 
 /// T-11.

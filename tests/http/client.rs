@@ -54,6 +54,7 @@ pub fn make_live(gateway: &Gateway, stream: &str) {
     let source = SourceRef {
         session: SessionId([7; 16]),
         shard: ShardIndex(0),
+        takes_key_frame_requests: true,
     };
     let formats = SourceFormats {
         video: Some(Format::Vp8),

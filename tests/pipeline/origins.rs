@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use millstream::hub::mailbox::Mailbox;
 use millstream::hub::name::StreamName;
 use millstream::hub::tap::Tapped;
 use millstream::media::{Codec, Kind};
+use millstream::sources::feed::FanOut as _;
 use tokio::task::JoinHandle;
 
 use crate::{Folder, PATIENCE, gateway, plays, trouble};
@@ -268,6 +270,50 @@ async fn live_is_followed_without_a_frame_lost() {
         drop(reader);
         gateway.stop().await;
     }
+}
+
+/// A source that cannot make key frames is not asked for any: neither by viewers nor by our own HLS, whose segments
+/// begin at key frames that come further apart here than it would like.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_is_not_asked_for_key_frames_and_is_not_restarted() {
+    let server = Server::start("asked").await;
+    film(
+        &server.folder.0,
+        24,
+        &["-hls_playlist_type", "vod", "-g", "150", "-hls_time", "6"],
+        "film.m3u8",
+    );
+    let gateway = source(&server.uri("film.m3u8"), "").await;
+    plays(&gateway, "far").await;
+    let name = StreamName::parse("far").expect("a name");
+    let stream = gateway.media().hub().find(&name).expect("live");
+    let first = stream.lock().source().expect("live");
+    let played = Arc::new(AtomicUsize::new(0));
+    let (http, playing) = (gateway.http_addr(), played.clone());
+    let player = tokio::spawn(async move {
+        loop {
+            let response = reqwest::get(format!("http://{http}/hls/far/index.m3u8")).await;
+            let is_served = response.is_ok_and(|response| response.status().is_success());
+            playing.fetch_add(usize::from(is_served), Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
+    let mut reader = Reader::open(&gateway);
+    // Longer than from one key frame to the next.
+    for _ in 0..8 {
+        let asked = stream.lock().want_key_frame();
+        if let Some(source) = asked {
+            gateway.media().ask_for_key_frame(source);
+        }
+        reader.times(Kind::Video, 25).await;
+    }
+    player.abort();
+    assert!(played.load(Ordering::Relaxed) > 4, "it was watched by HLS");
+    assert_eq!(stream.lock().source(), Some(first), "the same worker feeds it");
+    let status = gateway.fetched().get(&name).expect("configured").status();
+    assert_eq!((status.restarts, status.last_error), (0, None));
+    drop(reader);
+    gateway.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -96,6 +96,7 @@ async fn a_repair_that_cannot_work_ends_with_its_viewers() {
             millstream::hub::stream::SourceRef {
                 session: millstream::hub::stream::SessionId([9; 16]),
                 shard: ShardIndex::NONE,
+                takes_key_frame_requests: false,
             },
             &millstream::sdp::plan::SourceFormats {
                 video: Some(Format::Vp8),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream::config::Config;
+use millstream::hub::name::StreamName;
 use millstream::media::Codec;
 use millstream::pipeline::process::{self, Process};
 use millstream::pipeline::wire::{FromWorker, Input, Media, WireFrame};
@@ -83,6 +84,39 @@ async fn test_picture_and_slate_play_with_sound() {
             "{stream}"
         );
     }
+    gateway.stop().await;
+}
+
+/// Whether a stream's source takes requests for key frames, once one was made.
+async fn takes_key_frame_requests(gateway: &millstream::Gateway, stream: &str) -> bool {
+    let name = StreamName::parse(stream).expect("a name");
+    let stream_ = gateway.media().hub().find(&name).expect("it plays");
+    stream_.lock().want_key_frame().expect("it is asked at first");
+    let asked = plays(gateway, stream).await;
+    let later = |seen: Option<crate::Seen>| seen.is_some_and(|seen| seen.video > asked.video + 30);
+    until(gateway, stream, "plays on", later).await;
+    let takes = stream_
+        .lock()
+        .source()
+        .is_some_and(|source| source.takes_key_frame_requests);
+    takes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_encoder_takes_requests_for_key_frames_and_a_file_refuses_the_first() {
+    let folder = Folder::new("requests");
+    for name in ["film.mp4", "film.mkv", "film.ts"] {
+        let path = film(&folder, name);
+        let stream = format!("[streams.\"film\"]\npipeline = \"file\"\nparams = {{ path = \"{path}\" }}\n");
+        let gateway = gateway(&stream).await;
+        plays(&gateway, "film").await;
+        assert!(!takes_key_frame_requests(&gateway, "film").await, "{name}");
+        assert_eq!(crate::trouble(&gateway, "film"), "", "{name}");
+        gateway.stop().await;
+    }
+    let gateway = gateway("[streams.\"picture\"]\npipeline = \"test\"\n").await;
+    plays(&gateway, "picture").await;
+    assert!(takes_key_frame_requests(&gateway, "picture").await);
     gateway.stop().await;
 }
 

@@ -225,16 +225,17 @@ fn play(job: &Job, built: Built, gateway: &Gateway, commands: Commands) -> Resul
     pipeline.set_state(gst::State::Playing).map_err(failed)?;
 
     let stop = Arc::new(AtomicBool::new(false));
-    let obeying = (
-        stop.clone(),
-        built.sinks.clone(),
-        built.video_in.clone(),
-        built.audio_in.clone(),
-    );
+    let control = Control {
+        sinks: built.sinks.clone(),
+        video_in: built.video_in.clone(),
+        audio_in: built.audio_in.clone(),
+        gateway: gateway.clone(),
+        timeline: timeline.clone(),
+    };
+    let stopping = stop.clone();
     std::thread::spawn(move || {
-        let (stop, sinks, video_in, audio_in) = obeying;
-        obey(commands, &sinks, video_in.as_ref(), audio_in.as_ref());
-        stop.store(true, Ordering::Release);
+        control.obey(commands);
+        stopping.store(true, Ordering::Release);
     });
     let result = watch(job, &pipeline, &built.sinks, gateway, &timeline, &stop);
     let _ = pipeline.set_state(gst::State::Null);
@@ -313,28 +314,54 @@ fn failure_of(error: &gst::message::Error) -> Failure {
     })
 }
 
-fn obey(mut commands: Commands, sinks: &[(Kind, AppSink)], video_in: Option<&AppSrc>, audio_in: Option<&AppSrc>) {
-    while let Some(command) = commands.receive() {
-        match command {
-            ToWorker::Frame(frame) => {
-                let source = match frame.kind {
-                    Kind::Video => video_in,
-                    Kind::Audio => audio_in,
-                };
-                if let Some(source) = source {
-                    let _ = source.push_buffer(buffer_of(frame));
-                }
+/// What the gateway's messages act on.
+struct Control {
+    sinks: Vec<(Kind, AppSink)>,
+    video_in: Option<AppSrc>,
+    audio_in: Option<AppSrc>,
+    gateway: Gateway,
+    timeline: Arc<Timeline>,
+}
+
+impl Control {
+    /// Ends when the gateway is gone or says stop. Messages for workers of other kinds are ignored.
+    fn obey(&self, mut commands: Commands) {
+        while let Some(command) = commands.receive() {
+            match command {
+                ToWorker::Frame(frame) => self.push(frame),
+                ToWorker::KeyFrame => self.request_key_frame(),
+                ToWorker::Stop => return,
+                ToWorker::Run(_) | ToWorker::Check(_) | ToWorker::Demux(_) | ToWorker::Piece(_) => {}
             }
-            ToWorker::KeyFrame => {
-                for (_, video) in sinks.iter().filter(|(kind, _)| *kind == Kind::Video) {
-                    let wish = gst::Structure::builder("GstForceKeyUnit")
-                        .field("all-headers", true)
-                        .build();
-                    video.send_event(gst::event::CustomUpstream::new(wish));
-                }
+        }
+    }
+
+    fn push(&self, frame: WireFrame) {
+        let source = match frame.kind {
+            Kind::Video => &self.video_in,
+            Kind::Audio => &self.audio_in,
+        };
+        if let Some(source) = source {
+            let _ = source.push_buffer(buffer_of(frame));
+        }
+    }
+
+    /// Sends GstForceKeyUnit upstream. An encoder takes it, and so does an RTP session whose peer takes PLI; a file, a
+    /// demuxer or a socket does not, and the gateway is told so.
+    fn request_key_frame(&self) {
+        let (mut sent, mut taken) = (false, false);
+        for (index, (kind, sink)) in self.sinks.iter().enumerate() {
+            // A sink that is not used has nothing upstream.
+            if *kind == Kind::Video && self.timeline.is_used(index) {
+                let request = gst::Structure::builder("GstForceKeyUnit")
+                    .field("all-headers", true)
+                    .build();
+                sent = true;
+                taken |= sink.send_event(gst::event::CustomUpstream::new(request));
             }
-            ToWorker::Stop => return,
-            ToWorker::Run(_) | ToWorker::Check(_) | ToWorker::Demux(_) | ToWorker::Piece(_) => return,
+        }
+        if sent && !taken {
+            self.gateway.tell(&FromWorker::KeyFrameRefused);
         }
     }
 }

@@ -75,7 +75,7 @@ pub async fn play<P: FanOut>(
     let Some(process) = &mut running.0 else {
         return FetchError::Displaced;
     };
-    let mut relay = Relay::new(stream, plane);
+    let mut relay = Relay::new(stream, plane, true);
     loop {
         let message = match process.next().await {
             Ok(message) => message,
@@ -95,11 +95,13 @@ pub struct Relay<'a, P: FanOut> {
     attached: Option<Attached<'a, P>>,
     playing: bool,
     origin: Origin,
+    takes_key_frame_requests: bool,
 }
 
 impl<'a, P: FanOut> Relay<'a, P> {
-    /// Begins with nothing known of the tracks.
-    pub fn new(stream: &'a StreamName, plane: &'a P) -> Self {
+    /// Begins with nothing known of the tracks. A worker that takes requests for key frames is sent them until it refuses
+    /// one.
+    pub fn new(stream: &'a StreamName, plane: &'a P, takes_key_frame_requests: bool) -> Self {
         Self {
             stream,
             plane,
@@ -107,6 +109,7 @@ impl<'a, P: FanOut> Relay<'a, P> {
             attached: None,
             playing: false,
             origin: Origin::default(),
+            takes_key_frame_requests,
         }
     }
 
@@ -131,6 +134,12 @@ impl<'a, P: FanOut> Relay<'a, P> {
                 self.attached = None;
             }
             FromWorker::Frame(frame) => self.tracks.hold(now, frame),
+            FromWorker::KeyFrameRefused => {
+                self.takes_key_frame_requests = false;
+                if let Some(attached) = &mut self.attached {
+                    attached.feed.set_takes_key_frame_requests(false);
+                }
+            }
             FromWorker::Want(_)
             | FromWorker::Alive
             | FromWorker::Failed(_)
@@ -144,10 +153,11 @@ impl<'a, P: FanOut> Relay<'a, P> {
             Some(attached) => attached,
             None => {
                 let announced: Vec<Announced> = self.tracks.media.iter().filter_map(announced).collect();
-                let Ok(feed) = Feed::new(self.stream.clone(), random_id(), &announced) else {
+                let Ok(mut feed) = Feed::new(self.stream.clone(), random_id(), &announced) else {
                     let failure = Failure::Stream("its frames are none that can be sent".to_owned());
                     return Err(ProcessError::Failed(failure).into());
                 };
+                feed.set_takes_key_frame_requests(self.takes_key_frame_requests);
                 let plane = self.plane;
                 self.attached.insert(Attached { feed, plane })
             }
@@ -163,7 +173,7 @@ impl<'a, P: FanOut> Relay<'a, P> {
         if !self.plane.feed(&mut attached.feed) {
             return Err(FetchError::Displaced);
         }
-        if attached.feed.take_key_frame_wish() {
+        if attached.feed.take_key_frame_request() {
             process.want_key_frame();
         }
         if !self.playing && attached.feed.is_attached() {

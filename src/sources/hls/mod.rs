@@ -164,7 +164,8 @@ pub async fn play<P: FanOut>(
         };
         fetching.spawn(fetcher.run(first.take()));
     }
-    let mut relay = Relay::new(stream, plane);
+    // What an origin serves is encoded already.
+    let mut relay = Relay::new(stream, plane, false);
     loop {
         match process.next().await {
             Ok(FromWorker::Want(rendition)) => {
