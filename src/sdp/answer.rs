@@ -10,7 +10,7 @@ use super::codec::OfferedCodec;
 use super::offer::{MediaSection, Offer, Section};
 use super::plan::{DtlsRole, Extensions, Feedback, Fingerprint, FingerprintHash, IceCredentials, NegotiatedCodec};
 use super::{extension::Extmap, extension::Known};
-use crate::media::{Codec, Format};
+use crate::media::Format;
 
 /// Our side of the transport.
 #[derive(Clone, Copy)]
@@ -39,7 +39,9 @@ pub(super) struct Accepted {
 /// A codec with the parameters that are written for it.
 pub(super) struct AnsweredCodec {
     pub codec: NegotiatedCodec,
-    pub fmtp: String,
+    /// As offered: an answer names a codec as the offer did.
+    channels: u8,
+    fmtp: String,
 }
 
 impl AnsweredCodec {
@@ -52,6 +54,7 @@ impl AnsweredCodec {
                 format: offered.format,
                 feedback,
             },
+            channels: offered.channels,
             fmtp: match offered.format {
                 Format::Opus { .. } => opus.to_owned(),
                 _ => offered.fmtp.clone(),
@@ -92,17 +95,22 @@ pub(super) fn write(offer: &Offer, local: &Local<'_>, role: DtlsRole, accepted: 
         let reply = accepted.iter().find(|reply| reply.index == index);
         description.media_descriptions.push(match reply {
             Some(reply) => accept(section, reply, local, role, bundled.first() == Some(&index)),
-            None => refuse(section),
+            None => refuse(section, local, role),
         });
     }
     description.marshal()
 }
 
 /// RFC 3264 §6: port 0; one format, because without any the line is malformed and Chromium refuses the whole answer.
-fn refuse(section: &Section) -> MediaDescription {
+///
+/// What stands below a refused m-line has no meaning: RFC 8829 §5.11 only ends its media. So the transport may be
+/// repeated there: webrtcbin of GStreamer 1.28.8 takes no answer in which a section is without it. The section is in no BUNDLE group
+/// (RFC 9143 §7.3.3), and has no candidates.
+fn refuse(section: &Section, local: &Local<'_>, role: DtlsRole) -> MediaDescription {
     let mut media = media_description(section, 0, vec![section.first_format.clone()]);
     push_mid(&mut media, section);
     media.attributes.push(flag("inactive"));
+    push_transport(&mut media.attributes, local, role);
     media
 }
 
@@ -116,16 +124,7 @@ fn accept(section: &Section, reply: &Accepted, local: &Local<'_>, role: DtlsRole
     push_mid(&mut media, section);
     let attributes = &mut media.attributes;
     attributes.push(flag(reply.direction));
-    // The same in every section: RFC 9143 §7.1.3 wants it in the tagged one alone, but clients that read sections one by
-    // one look for it in each, and all take the repetition.
-    attributes.push(with("ice-ufrag", local.credentials.ufrag.clone()));
-    attributes.push(with("ice-pwd", local.credentials.pwd.clone()));
-    attributes.push(with("fingerprint", fingerprint(local.fingerprint)));
-    let setup = match role {
-        DtlsRole::Client => "active",
-        DtlsRole::Server => "passive",
-    };
-    attributes.push(with("setup", setup.to_owned()));
+    push_transport(attributes, local, role);
     attributes.push(flag("rtcp-mux"));
     attributes.push(flag("rtcp-mux-only"));
     if let super::offer::Content::Media(media) = &section.content
@@ -141,6 +140,19 @@ fn accept(section: &Section, reply: &Accepted, local: &Local<'_>, role: DtlsRole
         push_candidates(attributes, local);
     }
     media
+}
+
+/// The same in every section: RFC 9143 §7.1.3 wants it in the tagged one alone, but clients that read sections one by
+/// one look for it in each, and all take the repetition.
+fn push_transport(attributes: &mut Vec<Attribute>, local: &Local<'_>, role: DtlsRole) {
+    attributes.push(with("ice-ufrag", local.credentials.ufrag.clone()));
+    attributes.push(with("ice-pwd", local.credentials.pwd.clone()));
+    attributes.push(with("fingerprint", fingerprint(local.fingerprint)));
+    let setup = match role {
+        DtlsRole::Client => "active",
+        DtlsRole::Server => "passive",
+    };
+    attributes.push(with("setup", setup.to_owned()));
 }
 
 fn media_description(section: &Section, port: isize, formats: Vec<String>) -> MediaDescription {
@@ -181,7 +193,10 @@ fn push_codec(attributes: &mut Vec<Attribute>, answered: &AnsweredCodec) {
         feedback,
     } = answered.codec;
     let codec = format.codec();
-    let channels = if codec == Codec::Opus { "/2" } else { "" };
+    let channels = match answered.channels {
+        1 => String::new(),
+        channels => format!("/{channels}"),
+    };
     let clock_rate = codec.clock_rate();
     attributes.push(with("rtpmap", format!("{pt} {}/{clock_rate}{channels}", codec.name())));
     for (is_used, name) in [

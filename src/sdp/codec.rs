@@ -16,6 +16,10 @@ pub(super) struct OfferedCodec {
     pub pt: Pt,
     pub rtx_pt: Option<Pt>,
     pub format: Format,
+    /// Channels as the `a=rtpmap` says them, 1 where it says nothing.
+    pub channels: u8,
+    /// H.264 whose fmtp says nothing of the packetization mode.
+    pub is_mode_unstated: bool,
     /// The offered parameters that an answer repeats, ready to be written; may be empty.
     pub fmtp: String,
     /// What the peer offered, whether we use it or not.
@@ -56,11 +60,15 @@ impl PayloadTypes {
             .filter(|pt| is_usable(**pt))
             .filter_map(|pt| {
                 let parameters = parameters.get(pt).unwrap_or(&none);
-                let format = read_format(mapped.get(pt)?, parameters)?;
+                let map = mapped.get(pt)?;
+                let format = read_format(map, parameters)?;
+                let is_h264 = matches!(format, Format::H264 { .. });
                 (format.codec().kind() == kind).then(|| OfferedCodec {
                     pt: Pt(*pt),
                     rtx_pt: rtx.get(pt).copied().map(Pt),
                     format,
+                    channels: map.channels,
+                    is_mode_unstated: is_h264 && parameters.text("packetization-mode").is_none(),
                     fmtp: parameters.answer(format),
                     feedback: read_feedback(section, *pt),
                 })
@@ -80,15 +88,12 @@ pub(super) fn accepted(kind: Kind) -> &'static str {
 }
 
 /// How well a receiver of `offered` can take what a source sends as `source`: the lower the better, `None` not at all.
+/// Whether it takes the fragments that nearly every frame of H.264 needs is for [`sendable`] to say.
 pub(super) fn suitability(source: Format, offered: Format) -> Option<u8> {
     match (source, offered) {
-        (
-            Format::H264 { profile: source, .. },
-            Format::H264 {
-                profile,
-                packetization_mode: 1,
-            },
-        ) => Some(h264_suitability(source.class(), profile.class())),
+        (Format::H264 { profile: source, .. }, Format::H264 { profile, .. }) => {
+            Some(h264_suitability(source.class(), profile.class()))
+        }
         // A Main 10 decoder takes Main (RFC 7798 §7.1, H.265 A.3.3), a high tier decoder takes main tier.
         (
             Format::H265 {
@@ -116,11 +121,26 @@ pub(super) fn suitability(source: Format, offered: Format) -> Option<u8> {
     }
 }
 
-/// Whether a viewer may be answered with this format at all, whatever the source.
-pub(super) fn can_be_sent(format: Format) -> bool {
-    // RFC 6184 §6.2: mode 0 forbids the fragments that nearly every picture needs. Firefox shows nothing when an answer
-    // has mode 0 alone.
-    !matches!(format, Format::H264 { packetization_mode, .. } if packetization_mode != 1)
+/// The codecs that a viewer may be sent, as offered, whatever the source.
+///
+/// RFC 6184 §6.2: packetization mode 0 forbids the fragments that nearly every frame of H.264 needs, so mode 1 is
+/// answered wherever it is offered; Firefox shows nothing when an answer has mode 0 alone. An offer that never speaks of
+/// the mode means 0 by RFC 6184 §8.1, and is sent fragments all the same, against §6.2: it comes from receivers that take
+/// every mode, as GStreamer's whepclientsrc 0.15.4 (`tests/data/offers/gst-1.28.8-rswebrtc-0.15.4-whepclientsrc.sdp`).
+/// Whoever writes `packetization-mode=0` and nothing else is taken at its word and gets none.
+pub(super) fn sendable(offered: &[OfferedCodec]) -> Vec<OfferedCodec> {
+    let takes_fragments = |codec: &&OfferedCodec| {
+        let Format::H264 { packetization_mode, .. } = codec.format else {
+            return true;
+        };
+        packetization_mode == 1
+    };
+    let is_h264 = |codec: &&OfferedCodec| matches!(codec.format, Format::H264 { .. });
+    let has_mode_1 = offered.iter().filter(is_h264).any(|codec| takes_fragments(&codec));
+    let sendable = offered
+        .iter()
+        .filter(|codec| takes_fragments(codec) || (codec.is_mode_unstated && !has_mode_1));
+    sendable.cloned().collect()
 }
 
 /// The rank below which a match is more hope than promise: the decoder was not told of the source's profile.
@@ -198,8 +218,8 @@ impl Rtpmap {
         let (pt, map) = value.split_once(' ')?;
         let mut fields = map.trim().split('/');
         let name = fields.next()?.to_ascii_lowercase();
-        let clock_rate = fields.next()?.parse().ok()?;
-        let channels = fields.next().map_or(Some(1), |channels| channels.parse().ok())?;
+        let clock_rate = number(fields.next()?)?;
+        let channels = fields.next().map_or(Some(1), number)?;
         Some((
             number(pt)?,
             Self {
@@ -265,7 +285,7 @@ impl Parameters {
         let is_sound = |key: &str, value: &str| match key {
             "profile-level-id" => self.profile_level_id().is_some(),
             "tx-mode" => true,
-            _ => number(value).is_some(),
+            _ => number::<u8>(value).is_some(),
         };
         keys.iter()
             .filter_map(|key| self.text(key).map(|value| (key, value)))
@@ -304,8 +324,9 @@ fn read_format(map: &Rtpmap, parameters: &Parameters) -> Option<Format> {
         "av1" => Format::Av1 {
             profile: Some(parameters.number("profile", 0)).filter(|profile| *profile <= 2)?,
         },
-        // RFC 7587 §7: always two channels, also for mono.
-        "opus" if map.channels == 2 => Format::Opus {
+        // RFC 7587 §7 wants two channels, also for mono. GStreamer 1.28.8 writes `OPUS/48000` where it receives; there is
+        // no other Opus that could be meant.
+        "opus" if matches!(map.channels, 1 | 2) => Format::Opus {
             stereo: parameters.number("stereo", 0) == 1 || parameters.number("sprop-stereo", 0) == 1,
         },
         "pcmu" if map.channels == 1 => Format::Pcmu,
@@ -341,11 +362,12 @@ fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, P
 fn read_feedback(section: &RawSection, pt: u8) -> Feedback {
     let mut feedback = Feedback::default();
     for attribute in all(&section.attributes, "rtcp-fb") {
-        let mut fields = attribute.value.split_whitespace();
-        // RFC 4585 §4.2: `*` stands for every payload type of the section.
-        let is_ours = fields
-            .next()
-            .is_some_and(|field| field == "*" || number(field) == Some(pt));
+        // RFC 4585 §4.2: one space; `*` stands for every payload type of the section.
+        let Some((payload_type, rest)) = attribute.value.split_once(' ') else {
+            continue;
+        };
+        let is_ours = payload_type == "*" || number(payload_type) == Some(pt);
+        let mut fields = rest.split_whitespace();
         match (fields.next(), fields.next()) {
             _ if !is_ours => {}
             (Some("nack"), None) => feedback.nack = true,
@@ -360,8 +382,8 @@ fn read_feedback(section: &RawSection, pt: u8) -> Feedback {
 }
 
 /// A number as it is written in one way only: what is repeated in the answer has to be what was read.
-fn number(text: &str) -> Option<u8> {
-    text.parse().ok().filter(|number: &u8| number.to_string() == text)
+fn number<T: std::str::FromStr + ToString>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|number: &T| number.to_string() == text)
 }
 
 /// RFC 5761 §4: with rtcp-mux, 64 to 95 look like RTCP. Chromium refuses an answer that uses them.
@@ -397,14 +419,29 @@ mod tests {
     }
 
     #[test]
-    fn the_source_may_use_either_packetization_mode_the_viewer_only_mode_1() {
+    fn the_source_may_use_either_packetization_mode_the_viewer_mode_1_or_none_that_it_names() {
         let h264 = |packetization_mode| Format::H264 {
             profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
             packetization_mode,
         };
         assert_eq!(suitability(h264(0), h264(1)), Some(0));
-        assert_eq!(suitability(h264(1), h264(0)), None);
-        assert!(can_be_sent(h264(1)) && !can_be_sent(h264(0)));
+        let offered = |pt, packetization_mode, is_mode_unstated| OfferedCodec {
+            pt: Pt(pt),
+            rtx_pt: None,
+            format: h264(packetization_mode),
+            channels: 1,
+            is_mode_unstated,
+            fmtp: String::new(),
+            feedback: Feedback::default(),
+        };
+        let (mode_1, mode_0, unstated) = (offered(1, 1, false), offered(2, 0, false), offered(3, 0, true));
+        let sent = |offered: &[&OfferedCodec]| {
+            let offered: Vec<OfferedCodec> = offered.iter().copied().cloned().collect();
+            sendable(&offered).iter().map(|codec| codec.pt.0).collect::<Vec<_>>()
+        };
+        assert_eq!(sent(&[&unstated, &mode_0, &mode_1]), [1]);
+        assert_eq!(sent(&[&mode_0, &unstated]), [3]);
+        assert_eq!(sent(&[&mode_0]), [0u8; 0]);
     }
 
     #[test]

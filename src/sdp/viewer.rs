@@ -2,7 +2,7 @@
 //! that another source can follow without a new negotiation.
 
 use super::answer::{self, Accepted, AnsweredCodec, Local, with};
-use super::codec::{DOUBTFUL, OfferedCodec, can_be_sent, suitability};
+use super::codec::{DOUBTFUL, OfferedCodec, sendable, suitability};
 use super::error::OfferError;
 use super::extension::Known;
 use super::offer::{Direction, MediaSection, Offer, Section};
@@ -42,7 +42,7 @@ pub fn answer_viewer(
         let chosen = match carried {
             _ if tracks.iter().any(|track| track.kind == media.kind) => None,
             Some(format) => choose(format, media),
-            None if media.kind == Kind::Audio => Some(sendable(media)).filter(|codecs| !codecs.is_empty()),
+            None if media.kind == Kind::Audio => Some(sendable(&media.codecs)).filter(|codecs| !codecs.is_empty()),
             None => None,
         };
         let Some(codecs) = chosen else {
@@ -59,7 +59,7 @@ pub fn answer_viewer(
     if !serves {
         return Err(OfferError::NothingPlayable {
             carries: describe(source),
-            takes: takes(offer),
+            takes: takes(offer, source),
         });
     }
     let indexes: Vec<usize> = replies.iter().map(|reply| reply.index).collect();
@@ -108,7 +108,7 @@ fn check_directions(offer: &Offer) -> Result<(), OfferError> {
 
 /// The codecs to answer, the one that suits the source best first and the others as offered; `None` when none suits.
 fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
-    let mut codecs = sendable(media);
+    let mut codecs = sendable(&media.codecs);
     let ranked = codecs
         .iter()
         .enumerate()
@@ -125,15 +125,9 @@ fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
     Some(codecs)
 }
 
-/// The codecs that may be sent at all, as offered.
-fn sendable(media: &MediaSection) -> Vec<OfferedCodec> {
-    let sendable = media.codecs.iter().filter(|codec| can_be_sent(codec.format));
-    sendable.cloned().collect()
-}
-
 /// Keeps a section for its transport alone; `None` when we know none of its codecs.
 fn hold(index: usize, media: &MediaSection) -> Option<Accepted> {
-    let codecs: Vec<AnsweredCodec> = sendable(media)
+    let codecs: Vec<AnsweredCodec> = sendable(&media.codecs)
         .iter()
         .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback), opus(codec.format)))
         .collect();
@@ -206,10 +200,17 @@ fn opus(offered: Format) -> &'static str {
     }
 }
 
-fn takes(offer: &Offer) -> String {
-    let sections = offer
-        .media()
-        .map(|(_, _, media)| format!("{} {}", media.kind, media.offered()));
+fn takes(offer: &Offer, source: &SourceFormats) -> String {
+    let sections = offer.media().map(|(_, _, media)| {
+        let carried = source.of(media.kind);
+        let is_carried = |codec: &OfferedCodec| carried.is_some_and(|format| format.codec() == codec.format.codec());
+        // The codec itself is not what is missing.
+        let lacks = match carried {
+            Some(Format::H264 { .. }) if media.codecs.iter().any(is_carried) => ", but not in packetization mode 1",
+            _ => "",
+        };
+        format!("{} {}{lacks}", media.kind, media.offered())
+    });
     sections.take(4).collect::<Vec<_>>().join("; ")
 }
 

@@ -295,6 +295,10 @@ fn b27_payload_types() {
             "bad_payload_type"
         );
     }
+    // RFC 8866 §6.6, §9: an integer begins with another digit than 0; the answer could not repeat it.
+    for map in ["H264/090000", "H264/90000/01", "H264/x"] {
+        assert_eq!(whip(&edit(&obs, "H264/90000", map)).1, "bad_payload_type", "{map}");
+    }
     let many: Vec<String> = (0..65).map(|pt| pt.to_string()).collect();
     assert_eq!(
         whip(&edit(&obs, "SAVPF 96", &format!("SAVPF {}", many.join(" ")))).1,

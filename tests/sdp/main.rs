@@ -126,7 +126,7 @@ pub fn all_recorded() -> Vec<(String, String)> {
 
 /// Whether a recorded offer is that of a viewer.
 pub fn is_viewer(name: &str) -> bool {
-    name.contains("recvonly")
+    name.contains("recvonly") || name.contains("whep")
 }
 
 /// Replaces all `from`; there must be one.
@@ -142,4 +142,5 @@ pub const CHROMIUM_VIEWER: &str = "chromium-156-recvonly";
 pub const CHROMIUM_PUBLISHER: &str = "chromium-156-sendonly";
 pub const FIREFOX_VIEWER: &str = "firefox-esr-153.7.0-openh264-recvonly";
 pub const FIREFOX_VIEWER_NO_H264: &str = "firefox-esr-153.7.0-noh264-recvonly";
+pub const GSTREAMER_VIEWER: &str = "gst-1.28.8-rswebrtc-0.15.4-whepclientsrc";
 pub const GSTREAMER: &str = "gst-1.28.8-rswebrtc-0.15.4-whipclientsink";

@@ -8,8 +8,8 @@ use millstream::sdp::plan::{DtlsRole, OutgoingTrack, Playback, SourceFormats};
 use crate::description::Description;
 use crate::invariants::{check_playback, check_publication};
 use crate::{
-    CHROMIUM_PUBLISHER, CHROMIUM_VIEWER, FFMPEG, FIREFOX_VIEWER, FIREFOX_VIEWER_NO_H264, GSTREAMER, OBS, OBS_SIMULCAST,
-    OPUS, Us, edit, h264, high_and_opus, play, publish, recorded, vp8_and_opus,
+    CHROMIUM_PUBLISHER, CHROMIUM_VIEWER, FFMPEG, FIREFOX_VIEWER, FIREFOX_VIEWER_NO_H264, GSTREAMER, GSTREAMER_VIEWER,
+    OBS, OBS_SIMULCAST, OPUS, Us, edit, h264, high_and_opus, play, publish, recorded, vp8_and_opus,
 };
 
 fn video(format: Format) -> SourceFormats {
@@ -72,9 +72,93 @@ fn viewers_are_never_answered_with_packetization_mode_0() {
             }
         ));
     }
-    let mode_0 = edit(&recorded(FIREFOX_VIEWER), ";packetization-mode=1", "");
+    let mode_0 = edit(
+        &recorded(FIREFOX_VIEWER),
+        "profile-level-id=42e01f;",
+        "profile-level-id=42e01f;packetization-mode=0;",
+    );
+    let mode_0 = edit(
+        &mode_0,
+        "profile-level-id=42001f;",
+        "profile-level-id=42001f;packetization-mode=0;",
+    );
+    let mode_0 = edit(&mode_0, ";packetization-mode=1", "");
     let error = play(&mode_0, video(h264([0x42, 0xe0, 0x1f]))).unwrap_err();
     assert_eq!(error.code(), "nothing_playable");
+    // It says what is missing, which is not H.264.
+    assert!(error.to_string().contains("not in packetization mode 1"), "{error}");
+}
+
+/// V-07. GStreamer says nothing of the mode, which is mode 0 by RFC 6184 §8.1, and takes fragments.
+#[test]
+fn a_viewer_that_never_speaks_of_the_packetization_mode_gets_h264() {
+    let offer = recorded(GSTREAMER_VIEWER);
+    assert!(!offer.contains("packetization-mode"));
+    let (plan, answer) = play(&offer, high_and_opus()).unwrap();
+    check_playback(&offer, &answer, &plan);
+    let codec = &video_track(&plan).codecs[0];
+    assert_eq!((codec.pt, codec.format.codec()), (Pt(97), Codec::H264));
+    // RFC 6184 §8.2.2: the mode is the same in offer and answer.
+    assert!(!answer.contains("packetization-mode"));
+    // Where the mode is spoken of, mode 1 it is.
+    let both = edit(
+        &offer,
+        "a=rtpmap:98 VP9/90000",
+        "a=rtpmap:98 H264/90000\r\na=fmtp:98 packetization-mode=1",
+    );
+    let (plan, _) = play(&both, high_and_opus()).unwrap();
+    let h264 = video_track(&plan)
+        .codecs
+        .iter()
+        .filter(|codec| codec.format.codec() == Codec::H264);
+    assert_eq!(h264.map(|codec| codec.pt).collect::<Vec<_>>(), [Pt(98)]);
+}
+
+/// V-01. RFC 8866 §6.6: names in any case; RFC 7587 §7: two channels, which GStreamer leaves out.
+#[test]
+fn opus_is_taken_with_and_without_its_channels_and_answered_as_it_was_offered() {
+    let offer = recorded(GSTREAMER_VIEWER);
+    for name in ["OPUS/48000", "opus/48000", "opus/48000/2", "Opus/48000/1"] {
+        let offer = edit(&offer, "OPUS/48000", name);
+        let (plan, answer) = play(&offer, vp8_and_opus()).unwrap();
+        check_playback(&offer, &answer, &plan);
+        let audio = plan.tracks.iter().find(|track| track.kind == Kind::Audio);
+        assert_eq!(audio.map(|track| track.codecs[0].pt), Some(Pt(101)), "{name}");
+        let published = edit(&recorded(OBS), "opus/48000/2", name);
+        let (plan, answer) = publish(&published).unwrap();
+        check_publication(&published, &answer, &plan);
+    }
+    for name in ["opus/48000/6", "opus/24000/2"] {
+        let offer = edit(&offer, "OPUS/48000", name);
+        let (plan, _) = play(&offer, vp8_and_opus()).unwrap();
+        assert!(plan.tracks.iter().all(|track| track.kind == Kind::Video), "{name}");
+    }
+}
+
+/// S-09. webrtcbin of GStreamer 1.28.8 looks for these in every section, and in refused ones too.
+#[test]
+fn every_section_of_an_answer_has_what_webrtcbin_looks_for() {
+    let offer = recorded(GSTREAMER_VIEWER);
+    let audio = SourceFormats {
+        video: None,
+        audio: Some(OPUS),
+    };
+    for (offer, source) in [
+        (offer.clone(), video(Format::Vp8)),
+        (offer.clone(), audio),
+        (edit(&offer, "OPUS/48000", "L16/48000"), vp8_and_opus()),
+        (recorded(FIREFOX_VIEWER_NO_H264), audio),
+    ] {
+        let (_, answer) = play(&offer, source).unwrap();
+        for section in Description::read(&answer).sections {
+            for key in ["mid", "ice-ufrag", "ice-pwd", "setup", "fingerprint"] {
+                assert!(
+                    section.first(key).is_some_and(|value| !value.is_empty()),
+                    "{key}: {answer}"
+                );
+            }
+        }
+    }
 }
 
 /// E-12.
