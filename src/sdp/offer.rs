@@ -151,7 +151,6 @@ impl Offer {
             remote,
             fingerprints,
             role,
-            reduced_size_rtcp: chosen.iter().all(|(_, _, media)| media.reduced_size_rtcp),
         })
     }
 

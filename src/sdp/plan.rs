@@ -49,8 +49,6 @@ pub struct Transport {
     /// At least one; the peer's certificate has to match any one of them.
     pub fingerprints: Vec<Fingerprint>,
     pub role: DtlsRole,
-    /// The peer takes RTCP that does not begin with a report (RFC 5506).
-    pub reduced_size_rtcp: bool,
 }
 
 /// RTCP feedback negotiated for a payload type.
@@ -104,6 +102,9 @@ pub struct IncomingTrack {
     pub ssrcs: Vec<DeclaredSsrc>,
     /// Simulcast encodings in the order of the offer, which is not a quality order. Empty without simulcast.
     pub rids: Vec<Rid>,
+    /// RTCP about this track may be a packet that is no report (RFC 5506). RFC 8859 §5.1 wants the same in all bundled
+    /// sections; FFmpeg 9.0.2 and Firefox offer it for video alone.
+    pub reduced_size_rtcp: bool,
 }
 
 /// A track that we send to a viewer.

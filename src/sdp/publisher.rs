@@ -86,6 +86,7 @@ fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(Inco
         extensions,
         ssrcs: media.ssrcs.clone(),
         rids: media.rids.clone(),
+        reduced_size_rtcp: media.reduced_size_rtcp,
     };
     let reply = Accepted {
         index,

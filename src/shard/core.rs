@@ -405,11 +405,10 @@ impl Core {
                         let why = "it is connected and sends nothing that was negotiated: look at its encoder";
                         warn!(session = ?peer.id, stream = %publisher.stream_name(), why, "no media comes");
                     }
-                    if let Some(sealed) = publisher
-                        .handle_timeout(now)
-                        .and_then(|feedback| peer.session.seal_rtcp(&feedback))
-                    {
-                        self.outbox.datagram(destination, &sealed);
+                    for feedback in publisher.handle_timeout(now) {
+                        if let Some(sealed) = peer.session.seal_rtcp(&feedback) {
+                            self.outbox.datagram(destination, &sealed);
+                        }
                     }
                 }
                 Role::Viewer(viewer) => {

@@ -407,8 +407,12 @@ impl Publisher {
         self.layers.end(hub, self.source.session);
     }
 
-    /// RTCP that is due: reports, NACKs, key frame requests, bandwidth feedback in one compound packet.
-    pub fn handle_timeout(&mut self, now: Instant) -> Option<Vec<u8>> {
+    /// RTCP that is due, a datagram each: reports and bandwidth feedback in one compound packet, and with it the NACKs and
+    /// key frame requests about tracks that take nothing but compound packets (RFC 3550 §6.1). About a track with
+    /// reduced-size RTCP each of them is a packet of its own (RFC 5506 §4.1), and goes first: FFmpeg 9.0.2 looks at the
+    /// first packet of a datagram alone, and drops a NACK that anything follows.
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        let mut datagrams = Vec::new();
         let mut body = Vec::new();
         for track in &mut self.tracks {
             let wants_key_frame = track.key_frames.poll(now);
@@ -418,13 +422,20 @@ impl Publisher {
             for encoding in &mut track.encodings {
                 let Some(ssrc) = encoding.ssrc else { continue };
                 let nacks = encoding.poll_nacks(now, REPEAT_AFTER);
-                rtcp::write_nack(&mut body, self.feedback.ssrc, ssrc, &nacks);
                 if let Some(stream) = &self.stream {
                     traffic::add(&stream.traffic.asked, nacks.len() as u64);
                     traffic::add(&stream.traffic.key_frames_asked, u64::from(wants_key_frame));
                 }
+                let from = self.feedback.ssrc;
+                let (mut nack, mut pli) = (Vec::new(), Vec::new());
+                rtcp::write_nack(&mut nack, from, ssrc, &nacks);
                 if wants_key_frame {
-                    rtcp::write_pli(&mut body, self.feedback.ssrc, ssrc);
+                    rtcp::write_pli(&mut pli, from, ssrc);
+                }
+                if track.plan.reduced_size_rtcp {
+                    datagrams.extend([nack, pli].into_iter().filter(|packet| !packet.is_empty()));
+                } else {
+                    body.extend([nack, pli].concat());
                 }
             }
         }
@@ -434,14 +445,13 @@ impl Publisher {
         } else {
             Vec::new()
         };
-        if body.is_empty() && blocks.is_empty() {
-            return None;
+        if !body.is_empty() || !blocks.is_empty() {
+            let mut compound = Vec::new();
+            rtcp::write_receiver_report(&mut compound, self.feedback.ssrc, &blocks, &self.feedback.cname);
+            compound.extend(body);
+            datagrams.push(compound);
         }
-        // RFC 3550 §6.1: a compound packet begins with a report; OBS and FFmpeg do not negotiate anything smaller.
-        let mut compound = Vec::new();
-        rtcp::write_receiver_report(&mut compound, self.feedback.ssrc, &blocks, &self.feedback.cname);
-        compound.extend(body);
-        Some(compound)
+        datagrams
     }
 
     fn reports(&mut self, now: Instant) -> Vec<rtcp::Reception> {

@@ -168,6 +168,27 @@ fn loss_on_the_way_to_the_gateway_is_repaired_once_for_all() {
     assert_eq!(viewer.check.corrupt(), 0);
 }
 
+/// Without retransmission three in a hundred packets damage more than half of the frames of a group of pictures.
+#[test]
+fn a_publisher_that_reads_one_rtcp_packet_of_a_datagram_is_asked_for_what_was_lost() {
+    let link = LinkConfig {
+        loss: 0.03,
+        ..LinkConfig::delay(Duration::from_millis(20))
+    };
+    let mut world = World::new(22, 2, 8192);
+    let publisher = world.publish("live", 0, link, Publisher::ffmpeg(VideoConfig::default()));
+    world.run(2 * SECOND);
+    let index = world.watch("live", 1, near());
+    world.run(20 * SECOND);
+    let sent = world.publisher(publisher).newest();
+    let viewer = world.viewer(index);
+    let whole = viewer.check.whole().filter(|f| *f + 30 < sent).count();
+    let first = viewer.check.whole().next().expect("frames");
+    let due = (sent - 30 - first) as usize;
+    assert!(whole * 100 >= due * 99, "{whole} of {due}");
+    assert_eq!(viewer.check.corrupt(), 0);
+}
+
 #[test]
 fn invariant_3_viewers_stay_when_the_publisher_leaves_and_returns() {
     let mut world = World::new(31, 2, 8192);

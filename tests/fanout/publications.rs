@@ -41,10 +41,10 @@ impl Source {
             pli: true,
             ..Feedback::default()
         };
-        Self::with(rids, feedback)
+        Self::with(rids, feedback, false)
     }
 
-    fn with(rids: &[&str], feedback: Feedback) -> Self {
+    fn with(rids: &[&str], feedback: Feedback, reduced_size_rtcp: bool) -> Self {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
         let codec = NegotiatedCodec {
@@ -65,6 +65,7 @@ impl Source {
             },
             ssrcs: Vec::new(),
             rids: rids.iter().map(|rid| Rid((*rid).into())).collect(),
+            reduced_size_rtcp,
         };
         let transport = Transport {
             remote: IceCredentials {
@@ -73,7 +74,6 @@ impl Source {
             },
             fingerprints: Vec::new(),
             role: DtlsRole::Server,
-            reduced_size_rtcp: false,
         };
         let source = SourceRef {
             session: SessionId([1; 16]),
@@ -103,7 +103,7 @@ impl Source {
 
     /// Whether a key frame is asked for now.
     fn asks(&mut self) -> bool {
-        let compound = self.publisher.handle_timeout(self.now).unwrap_or_default();
+        let compound = self.publisher.handle_timeout(self.now).concat();
         // PT 206, FMT 1.
         compound.windows(2).any(|bytes| bytes == [0x81, 206])
     }
@@ -248,23 +248,87 @@ fn a_retransmission_before_the_first_packet_is_not_taken_for_the_media() {
     assert_eq!(source.turn(&[rtx]), 0);
     assert_eq!(source.turn(&[media(1, 10, 0, HIGH, Some((640, 360)))]), 1);
     source.now += Duration::from_secs(1);
-    let report = source.publisher.handle_timeout(source.now).expect("a report is due");
+    let told = source.publisher.handle_timeout(source.now);
+    let [report] = &told[..] else {
+        panic!("a report is due: {told:?}")
+    };
     // RFC 3550 §6.4.2: the SSRC of the first block stands behind the header and our own.
     assert_eq!(report[8..12], Ssrc(1).0.to_be_bytes());
 }
 
-/// Sends frames for two seconds, of which the publisher loses one in ten; returns all that it is told.
-fn told(feedback: Feedback) -> Vec<u8> {
-    let mut source = Source::with(&[], feedback);
+/// Sends frames for two seconds, of which the publisher loses one in ten; returns the datagrams that it is sent.
+fn told_by_datagram(feedback: Feedback, reduced_size_rtcp: bool) -> Vec<Vec<u8>> {
+    let mut source = Source::with(&[], feedback, reduced_size_rtcp);
     let mut told = Vec::new();
     for frame in 0..60u16 {
         if frame % 10 != 5 {
             let size = (frame == 0).then_some((640, 360));
             source.turn(&[media(1, 1_000 + frame, u32::from(frame), (1, "0"), size)]);
         }
-        told.extend(source.publisher.handle_timeout(source.now).unwrap_or_default());
+        told.extend(source.publisher.handle_timeout(source.now));
     }
     told
+}
+
+/// All of it, one behind the other.
+fn told(feedback: Feedback) -> Vec<u8> {
+    told_by_datagram(feedback, false).concat()
+}
+
+/// RTCP packets of a datagram: payload type and format.
+fn packets(datagram: &[u8]) -> Vec<(u8, u8)> {
+    let (mut rest, mut packets) = (datagram, Vec::new());
+    while let [first, kind, high, low, ..] = rest {
+        packets.push((*kind, first & 0x1f));
+        rest = &rest[4 * (1 + usize::from(u16::from_be_bytes([*high, *low])))..];
+    }
+    packets
+}
+
+const NACK: (u8, u8) = (205, 1);
+const PLI: (u8, u8) = (206, 1);
+const RECEIVER_REPORT: u8 = 201;
+
+/// RFC 5506 §4.1: what is no report is a packet of its own where that was agreed; RFC 3550 §6.1: else it comes behind a
+/// report.
+#[test]
+fn a_nack_is_a_datagram_of_its_own_with_reduced_size_rtcp_alone() {
+    let nack = Feedback {
+        nack: true,
+        ..Feedback::default()
+    };
+    for reduced_size_rtcp in [true, false] {
+        let told = told_by_datagram(nack, reduced_size_rtcp);
+        let told: Vec<Vec<(u8, u8)>> = told.iter().map(|datagram| packets(datagram)).collect();
+        let with_nack: Vec<_> = told.iter().filter(|packets| packets.contains(&NACK)).collect();
+        assert!(with_nack.len() >= 5, "{told:?}");
+        for packets in with_nack {
+            match reduced_size_rtcp {
+                true => assert_eq!(packets[..], [NACK]),
+                false => assert_eq!(packets[0].0, RECEIVER_REPORT, "{packets:?}"),
+            }
+        }
+        let reports = told.iter().filter(|packets| packets[0].0 == RECEIVER_REPORT);
+        assert!(reports.count() >= 1, "reports come all the same");
+    }
+}
+
+#[test]
+fn a_request_for_a_key_frame_is_no_part_of_a_nack() {
+    let both = Feedback {
+        nack: true,
+        pli: true,
+        ..Feedback::default()
+    };
+    let mut source = Source::with(&[], both, true);
+    source.turn(&[media(1, 1, 0, (1, "0"), Some((640, 360)))]);
+    for seq in [3, 4] {
+        source.turn(&[media(1, seq, u32::from(seq), (1, "0"), None)]);
+    }
+    source.publisher.request_key_frame();
+    let told = source.publisher.handle_timeout(source.now);
+    let told: Vec<Vec<(u8, u8)>> = told.iter().map(|datagram| packets(datagram)).collect();
+    assert_eq!(told, [[NACK], [PLI]]);
 }
 
 #[test]
@@ -304,11 +368,12 @@ fn a_publisher_without_pli_is_never_asked_for_a_key_frame() {
                 pli,
                 ..Feedback::default()
             },
+            false,
         );
         // No key frame to begin with, and a viewer who asks.
         assert_eq!(source.turn(&[media(1, 1, 0, (1, "0"), None)]), 0);
         source.publisher.request_key_frame();
-        let told = source.publisher.handle_timeout(source.now).unwrap_or_default();
+        let told = source.publisher.handle_timeout(source.now).concat();
         let requests = rtcp::read(&told);
         let requests = requests
             .iter()

@@ -37,6 +37,9 @@ enum Encoder {
     Obs,
     /// Sends a key frame when asked for one, and lost packets on a stream of their own (RFC 4588).
     Browser,
+    /// As FFmpeg 9.0.2: ignores requests for key frames, sends lost packets on a stream of their own, and reads a datagram
+    /// of RTCP only if it is a NACK and nothing else.
+    Ffmpeg,
 }
 
 /// As many packets as OBS keeps.
@@ -71,9 +74,17 @@ impl Publisher {
         }
     }
 
+    /// Like FFmpeg's `whip` muxer.
+    pub fn ffmpeg(config: VideoConfig) -> Self {
+        Self {
+            kind: Encoder::Ffmpeg,
+            ..Self::deaf(config)
+        }
+    }
+
     /// Whether it offers retransmissions as a stream of their own.
     pub fn offers_rtx(&self) -> bool {
-        self.kind == Encoder::Browser
+        matches!(self.kind, Encoder::Browser | Encoder::Ffmpeg)
     }
 
     /// What it offers.
@@ -149,6 +160,15 @@ impl Publisher {
     }
 
     pub fn handle_rtcp(&mut self, now: Instant, compound: &[u8]) {
+        if self.kind == Encoder::Ffmpeg {
+            let length = compound
+                .get(2..4)
+                .map(|l| 4 * (1 + usize::from(u16::from_be_bytes([l[0], l[1]]))));
+            let is_nack = compound.starts_with(&[0x81, 205]) && length == Some(compound.len());
+            if !is_nack {
+                return;
+            }
+        }
         for message in rtcp::read(compound) {
             match message {
                 Message::Nack { seqs, .. } => {
@@ -172,7 +192,7 @@ impl Publisher {
         let Some(mut packet) = self.history.iter().rev().find(wanted).cloned() else {
             return;
         };
-        if self.kind == Encoder::Browser {
+        if self.offers_rtx() {
             packet[1] += RTX_DISTANCE;
             packet[2..4].copy_from_slice(&self.rtx_seq.to_be_bytes());
             packet[8..12].copy_from_slice(&(!self.config.ssrc).to_be_bytes());

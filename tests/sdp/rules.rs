@@ -305,11 +305,27 @@ fn bundle_names_no_ghosts() {
     let (plan, answer) = publish(&video_only).unwrap();
     check_publication(&video_only, &answer, &plan);
     assert!(answer.contains("a=group:BUNDLE 1\r\n"));
-    assert!(plan.transport.reduced_size_rtcp);
-    assert!(
-        !publish(&offer).unwrap().0.transport.reduced_size_rtcp,
-        "audio did not offer it"
-    );
+}
+
+/// S-13. RFC 5506 §5: a section that offers it gets it, whatever the others offer.
+#[test]
+fn reduced_size_rtcp_is_agreed_for_each_section() {
+    for (name, wanted) in [
+        (FFMPEG, [(Kind::Audio, false), (Kind::Video, true)]),
+        (GSTREAMER, [(Kind::Video, true), (Kind::Audio, true)]),
+        (OBS, [(Kind::Audio, false), (Kind::Video, false)]),
+    ] {
+        let (plan, answer) = publish(&recorded(name)).unwrap();
+        let agreed: Vec<(Kind, bool)> = plan
+            .tracks
+            .iter()
+            .map(|track| (track.kind, track.reduced_size_rtcp))
+            .collect();
+        assert_eq!(agreed, wanted, "{name}");
+        let written = Description::read(&answer).sections;
+        let written: Vec<bool> = written.iter().map(|section| section.has("a=rtcp-rsize")).collect();
+        assert_eq!(written, wanted.map(|(_, agreed)| agreed), "{name}");
+    }
 }
 
 ///

@@ -86,7 +86,6 @@ impl World {
                 DtlsRole::Client => OurRole::Server,
                 DtlsRole::Server => OurRole::Client,
             },
-            reduced_size_rtcp: true,
         };
         let session = Session::new(now, ours.clone(), ice(&remote), transport);
         let config = PeerConfig {
