@@ -33,6 +33,8 @@ pub struct OutTrack {
     not_before: TrackTime,
     /// Bursts so far. One that had to be repeated was too much for the way to this viewer.
     bursts: u32,
+    /// The last burst repeated what was sent before.
+    replays: bool,
     rtx_seq: u64,
     sent: Sent,
     /// What the counters inside VP8 of the present track are moved by, and what they go on behind once it is known.
@@ -130,6 +132,7 @@ impl OutTrack {
             sent_time: 0,
             not_before: 0,
             bursts: 0,
+            replays: false,
             rtx_seq: u64::from(random() & 0x7fff),
             sent: Sent::default(),
             vp8: Vp8Shift::default(),
@@ -222,6 +225,7 @@ impl OutTrack {
             }
         });
         self.bursts += 1;
+        self.replays = false;
         self.line.go_on(self.sent_until, key_frame, squeeze);
         self.sent_until = key_frame;
         let pace = squeeze.map(|squeeze| Pace {
@@ -242,14 +246,32 @@ impl OutTrack {
     /// Sends the cached key frame and what followed once more, under new numbers: the viewer cannot decode and the
     /// source sends no key frame.
     pub fn replay(&mut self, now: Instant, ring: &Ring) {
-        if ring.key_frame().is_some() && matches!(self.state, State::Live { .. }) {
+        let is_idle = matches!(self.state, State::Live { .. } | State::Waiting { until: None, .. });
+        if ring.key_frame().is_some() && is_idle {
             self.start(now, ring);
+            self.replays = true;
+        }
+    }
+
+    /// Whether a burst is being sent because the viewer could not decode what it was sent before.
+    pub fn is_replaying(&self) -> bool {
+        self.replays && matches!(self.state, State::CatchUp { .. })
+    }
+
+    /// Sends nothing more from the ring, and goes on with the next key frame.
+    pub fn stop_reading(&mut self) {
+        if matches!(
+            self.state,
+            State::CatchUp { .. } | State::Waiting { until: Some(_), .. }
+        ) {
+            self.state = State::WAITING;
         }
     }
 
     /// Reads from the ring what was lost on the way to this shard.
     pub fn recover(&mut self, now: Instant) {
         if let State::Live { after_order } = self.state {
+            self.replays = false;
             let cursor = self.sent_until;
             self.state = State::CatchUp {
                 cursor,

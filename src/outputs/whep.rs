@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::track::{OutTrack, Retransmissions};
 use crate::hub::name::StreamName;
-use crate::hub::ring::Ring;
+use crate::hub::ring::{HISTORY, Ring};
 use crate::hub::stream::{LayerWish, SourceRef, Stream, StreamId, StreamState};
 use crate::hub::traffic;
 use crate::media::packet::{Packet, TrackSeq};
@@ -76,6 +76,10 @@ const ANSWER_TIME: Duration = Duration::from_millis(300);
 /// A cached key frame younger than this is as good as a new one: requests are merged to one a second anyway.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// Video of which nothing arrived for so long is not replayed: the viewer has seen it, and whoever sent it may be dead.
+/// Longer than [`REPLAY_AFTER`] and a round trip, so that what a frame provoked is still answered where frames are rare.
+const SILENT_AFTER: Duration = Duration::from_millis(1_500);
+
 impl Viewer {
     /// `random` seeds sequence numbers and timestamps (RFC 3550 §5.1).
     pub fn new(stream: Arc<Stream>, playback: Playback, random: &mut dyn FnMut() -> u32) -> Self {
@@ -101,14 +105,15 @@ impl Viewer {
         }
     }
 
-    /// Begins to play: video from the cached key frame if there is one, audio at the live edge.
+    /// Begins to play: video from the cached key frame if there is one, audio at the live edge. Without a source video
+    /// waits for the next one: what an earlier one sent last would look live.
     pub fn start(&mut self, now: Instant, state: &mut StreamState) -> Wishes {
         self.started = true;
         self.next_report = Some(now + REPORT_INTERVAL / 4);
         if let Some(audio) = &mut self.audio {
             audio.out.start_live(&state.audio.ring);
         }
-        let Some(video) = &mut self.video else {
+        let Some(video) = self.video.as_mut().filter(|_| state.source().is_some()) else {
             return Wishes::default();
         };
         let cheaper = asking_is_cheaper(&state.video.ring, state.viewers());
@@ -117,9 +122,7 @@ impl Viewer {
         } else {
             video.out.start(now, &state.video.ring);
         }
-        Wishes {
-            key_frame: cheaper && state.source().is_some(),
-        }
+        Wishes { key_frame: cheaper }
     }
 
     /// For each kind, the stream that the viewer should take it from: `home` is what the stream itself says now, and
@@ -290,6 +293,11 @@ impl Viewer {
         for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(&mut due) {
             if let Some(Played { out, from, .. }) = played {
                 let mut state = from.lock();
+                let is_dead = state.source().is_none() || (out.is_replaying() && is_silent(&state.video.ring, now));
+                if is_dead && out.kind() == Kind::Video {
+                    out.stop_reading();
+                    continue;
+                }
                 out.catch_up(now, &state.track(out.kind()).ring, due);
             }
         }
@@ -358,6 +366,11 @@ impl Viewer {
         };
         let wanted: Vec<Retransmissions> = {
             let mut state = from.lock();
+            // A receiver has long given up what a source sent before it left.
+            let newest = state.track(track.kind()).ring.newest();
+            if state.source().is_none() && newest.is_none_or(|(_, at)| now.saturating_duration_since(at) > HISTORY) {
+                return;
+            }
             track.find_nacked(now, rtt, seqs, &state.track(track.kind()).ring)
         };
         traffic::add(&self.stream.traffic.resent, wanted.len() as u64);
@@ -396,9 +409,10 @@ impl Viewer {
             .is_some_and(|at| now.duration_since(at) < REPLAY_INTERVAL);
         if ignored && !recent {
             self.wants_key_frame = None;
-            self.last_replay = Some(now);
-            if let Some(video) = &mut self.video {
-                let state = video.from.lock();
+            let Some(video) = &mut self.video else { return };
+            let state = video.from.lock();
+            if state.source().is_some() && !is_silent(&state.video.ring, now) {
+                self.last_replay = Some(now);
                 video.out.replay(now, &state.video.ring);
             }
         }
@@ -491,6 +505,7 @@ impl Played {
             state.track(self.out.kind()).ring.get(seq).cloned()
         });
         let mut state = next.lock();
+        let has_source = state.source().is_some();
         let ring = &state.track(self.out.kind()).ring;
         let can_begin = match self.out.kind() {
             Kind::Video => {
@@ -499,7 +514,7 @@ impl Played {
             }
             Kind::Audio => ring.newest().is_some(),
         };
-        if !can_begin {
+        if !can_begin || !has_source {
             return None;
         }
         self.out.leave(last.as_deref());
@@ -513,6 +528,12 @@ impl Played {
         self.next = None;
         Some(std::mem::replace(&mut self.from, next))
     }
+}
+
+/// Whether nothing arrived lately.
+fn is_silent(ring: &Ring, now: Instant) -> bool {
+    ring.newest()
+        .is_none_or(|(_, arrival)| now.saturating_duration_since(arrival) >= SILENT_AFTER)
 }
 
 /// Whether a new key frame costs less than to send what is cached: it goes to every viewer, the cache to one.

@@ -1,5 +1,6 @@
 //! From publishers to viewers in virtual time: the promises of the fan-out, over seeded networks.
 
+mod absence;
 mod crowd;
 mod joins;
 mod locks;

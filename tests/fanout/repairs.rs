@@ -271,6 +271,38 @@ fn b_frames_that_show_themselves_move_viewers_to_the_repaired_stream_and_back() 
     assert!(!repaired.lock().is_watched(), "nobody reads it any more");
 }
 
+/// The transcoder of a stream has died and was not replaced yet.
+#[test]
+fn a_new_viewer_is_not_shown_what_a_transcoder_that_is_gone_made_last() {
+    let mut world = World::new(631, 2, 8192);
+    watch_repairs(&world);
+    let mut home = Source::new(1, &[Codec::H264.into()]);
+    home.reordered = true;
+    Source::play(&mut world, &mut [&mut home], SECOND);
+    let early = world.watch("live", 1, near());
+    Source::play(&mut world, &mut [&mut home], SECOND);
+    let mut gone = Source::repaired(&world, 101, Repair::H264);
+    Source::play(&mut world, &mut [&mut home, &mut gone], SECOND);
+    gone.feed.ended(&world.shared.hub);
+    let late = world.watch("live", 0, near());
+    Source::play(&mut world, &mut [&mut home], SECOND);
+    let marks = |world: &mut World, index: usize| -> Vec<u8> {
+        let packets = world.viewer(index).video.packets.values();
+        packets.map(|seen| seen.last).collect()
+    };
+    assert!(marks(&mut world, early).contains(&101));
+    let seen = marks(&mut world, late);
+    assert!(!seen.contains(&101));
+    // Until there is another one it gets the stream as it is.
+    assert!(seen.len() > 15, "{seen:?}");
+    let mut next = Source::repaired(&world, 102, Repair::H264);
+    Source::play(&mut world, &mut [&mut home, &mut next], SECOND);
+    for index in [early, late] {
+        assert!(marks(&mut world, index).contains(&102));
+        assert_eq!(world.viewer(index).video.holes(), 0);
+    }
+}
+
 #[test]
 fn without_a_repairer_nothing_is_opened() {
     let mut world = World::new(621, 1, 8192);

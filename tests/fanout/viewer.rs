@@ -243,6 +243,16 @@ impl Viewer {
         captured(Kind::Video, &self.video, 30.0, 90_000.0) - captured(Kind::Audio, &self.audio, 50.0, 48_000.0)
     }
 
+    /// Asks for the newest packets of video again, although they came.
+    pub fn ask_again(&mut self, packets: usize) {
+        let newest = self.video.packets.keys().rev().take(packets);
+        let seqs: Vec<u16> = newest.map(|seq| *seq as u16).collect();
+        let mut compound = Vec::new();
+        rtcp::write_receiver_report(&mut compound, Ssrc(1), &[], "viewer");
+        rtcp::write_nack(&mut compound, Ssrc(1), self.track(Kind::Video).ssrc, &seqs);
+        self.plis.push(compound);
+    }
+
     /// Asks for a key frame at the next opportunity.
     pub fn ask_for_key_frame(&mut self) {
         let mut compound = Vec::new();
