@@ -515,6 +515,15 @@ impl Played {
             Kind::Audio => ring.newest().is_some(),
         };
         if !can_begin || !has_source {
+            drop(state);
+            if let Some(waiting) = self
+                .next
+                .as_mut()
+                .filter(|next| next.after.is_some_and(|(_, until)| until <= now))
+            {
+                // There is nothing to begin with yet; the next key frame is, whenever it comes.
+                waiting.after = None;
+            }
             return None;
         }
         self.out.leave(last.as_deref());

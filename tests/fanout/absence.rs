@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use millstream::hub::name::StreamName;
+use millstream::hub::stream::{Layer, LayerWish};
+use millstream::media::Rid;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
 use crate::publisher::Publisher;
@@ -226,4 +229,35 @@ fn nothing_is_retransmitted_long_after_the_source_has_left() {
     world.viewer(viewer).ask_again(20);
     world.run(SECOND);
     assert_eq!(world.viewer(viewer).repaired, before);
+}
+
+/// The layer is listed, and nothing of it has come yet: its time to begin with the cache passes.
+#[test]
+fn a_viewer_that_waits_for_a_layer_without_a_source_goes_on_and_wakes_nobody() {
+    let mut world = World::new(861, 1, 8192);
+    let source = world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
+    world.run(SECOND);
+    let viewer = world.watch("live", 0, near());
+    world.run(SECOND);
+    let wakes = |world: &mut World| {
+        let before = world.timeouts;
+        world.run(SECOND);
+        world.timeouts - before
+    };
+    let usual = wakes(&mut world);
+    let rid = Rid("q".into());
+    let name = StreamName::parse("live").expect("a name");
+    let stream = world.shared.hub.find(&name).expect("published");
+    stream.lock().set_layers(vec![Layer {
+        rid: rid.clone(),
+        resolution: None,
+        bitrate: 1,
+        active: true,
+    }]);
+    world.choose_layer(viewer, LayerWish::Named(rid));
+    world.run(6 * SECOND);
+    let waiting = wakes(&mut world);
+    assert!(waiting <= 2 * usual, "{waiting} a second, {usual} before");
+    let newest = world.publisher(source).newest();
+    assert!(world.viewer(viewer).whole_at.contains_key(&(newest - 1)));
 }

@@ -10,7 +10,7 @@ use millstream::hub::Hub;
 use millstream::hub::mailbox::Mailbox;
 use millstream::hub::name::StreamName;
 use millstream::hub::registry::{Registry, SessionState};
-use millstream::hub::stream::{SessionId, ShardIndex};
+use millstream::hub::stream::{LayerWish, SessionId, ShardIndex};
 use millstream::media::packet::Packet;
 use millstream::sdp::{self, Local, Offer};
 use millstream::session::CloseReason;
@@ -58,6 +58,8 @@ pub struct World {
     pub route_messages: usize,
     /// Bytes that the gateway sent to addresses at which there is no peer.
     pub astray: HashMap<SocketAddr, usize>,
+    /// How often a shard did what was due by time.
+    pub timeouts: usize,
 }
 
 /// What a shard has sent.
@@ -151,6 +153,7 @@ impl World {
             routes: HashSet::new(),
             route_messages: 0,
             astray: HashMap::new(),
+            timeouts: 0,
         }
     }
 
@@ -337,6 +340,15 @@ impl World {
         assert!(self.shared.mailboxes[usize::from(shard.0)].push(message).is_ok());
     }
 
+    /// A viewer wants a layer.
+    pub fn choose_layer(&mut self, index: usize, wish: LayerWish) {
+        let session = self.nodes[index].session;
+        let (_, shard) = self.shared.registry.find(session);
+        let shard = shard.expect("a session that was opened");
+        let message = Message::ChooseLayer { session, wish };
+        assert!(self.shared.mailboxes[usize::from(shard.0)].push(message).is_ok());
+    }
+
     /// The address of a peer changes; it checks the new one at once.
     pub fn move_to(&mut self, index: usize, address: SocketAddr) {
         self.nodes[index].address = address;
@@ -388,6 +400,7 @@ impl World {
                 core.handle_overflow(now);
             }
             if core.poll_timeout().is_some_and(|at| at <= now) {
+                self.timeouts += 1;
                 core.handle_timeout(now);
             }
             core.finish_turn(now);
