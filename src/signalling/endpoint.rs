@@ -16,7 +16,7 @@ use super::auth::Action;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
 use super::sessions::{Held, IceSession, VideoLine};
-use super::{Signalling, caller, cors, links, offers, resource, stream_of};
+use super::{Signalling, alternate, caller, cors, links, offers, resource, stream_of};
 use crate::access::Grant;
 use crate::config::CounterOffer;
 use crate::hub::name::StreamName;
@@ -147,9 +147,11 @@ async fn play(
         answered => answered?,
     };
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
+    let video_codecs = alternate::video_codecs(offer, &playback);
     let session = media.play(stream.clone(), placement, playback)?;
     debug!(?session, %stream, "viewer accepted");
-    let held = held(request, grant, Action::Play, stream, VideoLine::of(&answer));
+    let mut held = held(request, grant, Action::Play, stream, VideoLine::of(&answer));
+    held.video_codecs = video_codecs;
     Ok(created(signalling, session, ice, held, answer))
 }
 
@@ -244,6 +246,7 @@ pub(super) async fn answered(signalling: &Signalling, session: SessionId, bytes:
     let ice = IceSession::new(remote, &offered.placement.credentials, &offered.text);
     let mut held = offered.held;
     held.video = VideoLine::of(&offered.text);
+    held.video_codecs = alternate::video_codecs(&answer, &playback);
     media.play_as(session, held.stream.clone(), offered.placement, playback)?;
     debug!(?session, stream = %held.stream, "viewer accepted");
     let _ = created(signalling, session, ice, held, String::new());
@@ -265,6 +268,7 @@ fn held(request: &Parts, grant: Grant, action: Action, stream: StreamName, video
         action,
         stream,
         video,
+        video_codecs: None,
         opened,
         address: caller(request).address,
         agent: agent.map(|agent| agent.chars().take(AGENT).collect()),
@@ -309,7 +313,6 @@ fn created(signalling: &Signalling, session: SessionId, ice: IceSession, held: H
         // It is only gone when the gateway is stopping.
         let _ = signalling.expiries.send((expires, session));
     }
-    signalling.sessions.insert(&signalling.media, session, ice, held);
     let headers = [
         (header::CONTENT_TYPE, SDP.to_owned()),
         (header::LOCATION, path.clone()),
@@ -317,6 +320,8 @@ fn created(signalling: &Signalling, session: SessionId, ice: IceSession, held: H
         (resource::ACCEPT_PATCH, body::FRAGMENT.to_owned()),
     ];
     let mut response = (StatusCode::CREATED, headers, answer).into_response();
+    alternate::add_link(signalling, &held, response.headers_mut());
+    signalling.sessions.insert(&signalling.media, session, ice, held);
     links::add(&signalling.manners().ice_servers, wall(), response.headers_mut());
     if is_viewer {
         links::add_extensions(&path, response.headers_mut());

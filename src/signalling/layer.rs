@@ -14,7 +14,7 @@ use super::endpoint::no_store;
 use super::problem::Problem;
 use super::resource::{SUB_LAYER, session_under};
 use super::sessions::Held;
-use super::{Signalling, body, cors};
+use super::{Signalling, alternate, body, cors};
 use crate::media::Rid;
 use crate::shard::{Layer, LayerWish};
 
@@ -55,9 +55,9 @@ pub async fn layer(State(signalling): State<Arc<Signalling>>, request: Request) 
         }
         Method::GET | Method::HEAD => {
             let (_, held) = session_under(&signalling, &parts.uri, SUB_LAYER)?;
-            Ok(no_store(
-                Json(describe(&held, &layers(&signalling, &held))).into_response(),
-            ))
+            let mut response = Json(describe(&held, &layers(&signalling, &held))).into_response();
+            alternate::add_link(&signalling, &held, response.headers_mut());
+            Ok(no_store(response))
         }
         Method::POST => {
             let (session, held) = session_under(&signalling, &parts.uri, SUB_LAYER)?;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::access::{Access, Action, Grant};
 use crate::hub::name::StreamName;
+use crate::media::Codec;
 use crate::sdp::Frame;
 use crate::sdp::plan::IceCredentials;
 use crate::shard::{MediaPlane, SessionId, SessionState};
@@ -55,6 +56,8 @@ pub struct Held {
     pub stream: StreamName,
     /// A viewer's video.
     pub video: Option<VideoLine>,
+    /// What it may come in; see [`super::alternate::video_codecs`].
+    pub video_codecs: Option<Vec<Codec>>,
     pub opened: Instant,
     /// Where the offer came from, and what sent it.
     pub address: Option<IpAddr>,

@@ -5,12 +5,12 @@ use std::time::Duration;
 use millstream::Gateway;
 use millstream::hub::name::StreamName;
 use millstream::hub::stream::{Layer, SessionId};
-use millstream::media::Rid;
+use millstream::media::{Format, ProfileLevelId, Rid};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::client::{Request, VIEWER, gateway, make_live};
+use crate::client::{Reply, Request, VIEWER, gateway, make_live, recorded};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -102,6 +102,45 @@ async fn the_answer_names_the_extensions() {
             format!("<{session}/layer>; rel=\"urn:ietf:params:whep:ext:core:layer\""),
         ]
     );
+    gateway.stop().await;
+}
+
+/// E-16. Firefox without its H.264 plugin was answered with the sound alone, and had no way to know that there is video.
+#[tokio::test]
+async fn a_session_that_cannot_carry_the_video_says_which_it_is_and_where_to_find_it() {
+    let gateway = gateway(&[]).await;
+    make_live(&gateway, "live");
+    let without_h264 = recorded!("firefox-esr-153.7.0-noh264-recvonly.sdp");
+    let alternates = |reply: &Reply| -> Vec<String> {
+        let links = reply.all("link").into_iter();
+        let alternates = links.filter(|link| link.contains("rel=\"alternate\""));
+        alternates.map(str::to_owned).collect()
+    };
+    let h264 = Format::H264 {
+        profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
+        packetization_mode: 1,
+    };
+    let ask = async |offer: &str| {
+        let reply = Request::offer("/whep/live", offer).send(&gateway).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        reply
+    };
+    // VP8: it carries everything, until the stream changes to what it cannot.
+    let created = ask(without_h264).await;
+    assert_eq!(alternates(&created), [""; 0]);
+    let layer = Request::new("GET", &format!("{}/layer", created.location()));
+    assert_eq!(alternates(&layer.send(&gateway).await), [""; 0]);
+    change(&gateway, |state| state.video.set_format(Some(h264)));
+    let named = "</hls/live/index.m3u8>; rel=\"alternate\"; type=\"application/vnd.apple.mpegurl\"; video=\"H264\"";
+    assert_eq!(alternates(&layer.send(&gateway).await), [named]);
+    assert_eq!(alternates(&ask(without_h264).await), [named]);
+    assert_eq!(alternates(&ask(VIEWER).await), [""; 0]);
+    // Who wants no video, or watches a stream without, is told of none.
+    let cut = without_h264.find("m=video").expect("video");
+    let sound = without_h264[..cut].replace("BUNDLE 0 1", "BUNDLE 0");
+    assert_eq!(alternates(&ask(&sound).await), [""; 0]);
+    change(&gateway, |state| state.video.format = None);
+    assert_eq!(alternates(&ask(without_h264).await), [""; 0]);
     gateway.stop().await;
 }
 

@@ -1,0 +1,82 @@
+//! Where a viewer finds the video that its session does not carry: a `Link` to the HLS of the stream
+//! (`rel="alternate"`, RFC 8288 and the HTML standard), on the 201 of a WHEP session and on its layers.
+//!
+//! A stream without video has no such link, so that a player can tell "there is none" from "none that you can decode".
+
+use axum::http::{HeaderMap, HeaderValue, header};
+
+use super::Signalling;
+use super::sessions::Held;
+use crate::access::Action;
+use crate::media::repair::Repair;
+use crate::media::{Codec, Format, Kind};
+use crate::sdp::Offer;
+use crate::sdp::plan::{Carried, Playback};
+
+/// The codecs that a viewer's video may come in: none where its offer was refused in this; `None` where it wants no
+/// video.
+pub(super) fn video_codecs(offer: &Offer, playback: &Playback) -> Option<Vec<Codec>> {
+    let track = playback.tracks.iter().find(|track| track.kind == Kind::Video);
+    let codecs = track.into_iter().flat_map(|track| &track.codecs);
+    offer
+        .kinds()
+        .any(|kind| kind == Kind::Video)
+        .then(|| codecs.map(|codec| codec.format.codec()).collect())
+}
+
+/// Adds the link to a response, if the stream has video and this session cannot carry it.
+pub(super) fn add_link(signalling: &Signalling, held: &Held, headers: &mut HeaderMap) {
+    let codecs = held.video_codecs.as_ref().filter(|_| held.action == Action::Play);
+    let carried = signalling.media.carried(&held.stream);
+    let missing = codecs
+        .zip(carried)
+        .and_then(|(codecs, carried)| missing(&carried, codecs));
+    let Some(codec) = missing else { return };
+    let link = format!(
+        "</hls/{}/index.m3u8>; rel=\"alternate\"; type=\"application/vnd.apple.mpegurl\"; video=\"{}\"",
+        held.stream,
+        codec.name()
+    );
+    if let Ok(link) = HeaderValue::from_str(&link) {
+        headers.append(header::LINK, link);
+    }
+}
+
+/// The codec of the video that a session with these codecs does not get; `None` if it gets what there is.
+fn missing(carried: &Carried, codecs: &[Codec]) -> Option<Codec> {
+    let codec = carried.formats.video.map(Format::codec)?;
+    let transcoded = carried
+        .repairable_video
+        .then(|| Repair::of(Kind::Video).format().codec());
+    let gets = |codec| codecs.contains(&codec);
+    (!gets(codec) && !transcoded.is_some_and(gets)).then_some(codec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sdp::plan::SourceFormats;
+
+    #[test]
+    fn video_is_missing_where_neither_it_nor_what_is_made_of_it_can_be_sent() {
+        let carried = |video, repairable_video| Carried {
+            formats: SourceFormats { video, audio: None },
+            repairable_video,
+            ..Carried::default()
+        };
+        let h265 = Format::H265 {
+            profile_id: 1,
+            tier_flag: 0,
+        };
+        for (video, repairable, codecs, expected) in [
+            (None, false, &[][..], None),
+            (Some(Format::Vp8), false, &[Codec::Vp8][..], None),
+            (Some(Format::Vp8), false, &[][..], Some(Codec::Vp8)),
+            (Some(h265), false, &[Codec::H264][..], Some(Codec::H265)),
+            (Some(h265), true, &[Codec::H264][..], None),
+            (Some(h265), true, &[Codec::Vp8][..], Some(Codec::H265)),
+        ] {
+            assert_eq!(missing(&carried(video, repairable), codecs), expected);
+        }
+    }
+}
