@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+pub mod address;
 pub mod intake;
 pub mod lock;
 pub mod mailbox;

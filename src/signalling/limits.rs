@@ -1,4 +1,5 @@
-//! How often one address may ask: a token bucket for each, kept as the time at which it will be full again.
+//! How often one address may ask: a token bucket for each, kept as the time at which it will be full again. And how many
+//! connections it may have.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::Limits;
+use crate::hub::address::{AddressBudget, AddressKey};
 
 /// Bounds the requests of each address.
 #[derive(Debug)]
@@ -13,7 +15,7 @@ pub struct RateLimit {
     /// Time in which one request comes free; `None` sets no bound.
     interval: Option<Duration>,
     burst: u32,
-    full_at: Mutex<HashMap<IpAddr, Instant>>,
+    full_at: Mutex<HashMap<AddressKey, Instant>>,
 }
 
 /// Addresses that are told apart at the same time; beyond, new ones share one bucket. About 2 MiB.
@@ -41,7 +43,7 @@ impl RateLimit {
             return Ok(());
         };
         let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = full_at.get(&network(address)).copied().unwrap_or(now);
+        let bucket = full_at.get(&AddressKey::host(address)).copied().unwrap_or(now);
         let missing = (bucket.max(now) + interval).saturating_duration_since(now + interval * self.burst);
         if missing.is_zero() { Ok(()) } else { Err(missing) }
     }
@@ -56,11 +58,11 @@ impl RateLimit {
             return Ok(());
         };
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = network(address);
+        let mut key = AddressKey::host(address);
         if full_at.len() >= MAX_ADDRESSES && !full_at.contains_key(&key) {
             full_at.retain(|_, full_at| *full_at > now);
             if full_at.len() >= MAX_ADDRESSES {
-                key = OTHERS;
+                key = AddressKey::host(OTHERS);
             }
         }
         let bucket = full_at.entry(key).or_insert(now);
@@ -76,59 +78,40 @@ impl RateLimit {
 
 /// Bounds the connections that one address has at the same time: so nobody takes all there are.
 #[derive(Clone, Debug)]
-pub struct Crowd {
-    most: usize,
-    present: Arc<Mutex<HashMap<IpAddr, usize>>>,
+pub struct ConnectionLimit {
+    open: Arc<Mutex<AddressBudget>>,
 }
 
-/// A connection; its place is free again when this is dropped.
+/// A connection; another one may take its place when this is dropped.
 #[derive(Debug)]
-pub struct Place {
-    crowd: Crowd,
+pub struct ConnectionPermit {
+    limit: ConnectionLimit,
     address: IpAddr,
 }
 
-impl Crowd {
-    pub fn new(most: usize) -> Self {
+impl ConnectionLimit {
+    /// So many for each IPv4 address and each IPv6 /64; an IPv6 /48 has twice as many.
+    pub fn new(per_address: usize) -> Self {
         Self {
-            most,
-            present: Arc::default(),
+            open: Arc::new(Mutex::new(AddressBudget::new(per_address))),
         }
     }
 
     /// One more connection of an address; `None` if it has as many as it may have.
-    pub fn enter(&self, address: IpAddr) -> Option<Place> {
-        let address = network(address);
-        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = present.entry(address).or_default();
-        if *count >= self.most {
-            return None;
-        }
-        *count += 1;
-        Some(Place {
-            crowd: self.clone(),
+    pub fn acquire(&self, address: IpAddr) -> Option<ConnectionPermit> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.take(address).ok()?;
+        Some(ConnectionPermit {
+            limit: self.clone(),
             address,
         })
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let mut present = self.crowd.present.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = present.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                present.remove(&self.address);
-            }
-        }
-    }
-}
-
-/// One subscriber: an IPv4 address, or the /64 that an IPv6 host takes its addresses from.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(ip) => IpAddr::V4(ip),
-        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX))),
+        let mut open = self.limit.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.give_back(self.address);
     }
 }
 
@@ -201,16 +184,16 @@ mod tests {
 
     #[test]
     fn an_address_has_so_many_connections_and_gets_them_back() {
-        let crowd = Crowd::new(2);
-        let first = crowd.enter(ip("192.0.2.1"));
-        let second = crowd.enter(ip("::ffff:192.0.2.1"));
-        assert!(first.is_some() && second.is_some() && crowd.enter(ip("192.0.2.1")).is_none());
-        assert!(crowd.enter(ip("192.0.2.2")).is_some(), "another one is not touched");
+        let limit = ConnectionLimit::new(2);
+        let first = limit.acquire(ip("192.0.2.1"));
+        let second = limit.acquire(ip("::ffff:192.0.2.1"));
+        assert!(first.is_some() && second.is_some() && limit.acquire(ip("192.0.2.1")).is_none());
+        assert!(limit.acquire(ip("192.0.2.2")).is_some(), "another one is not touched");
         drop(first);
-        assert!(crowd.enter(ip("192.0.2.1")).is_some());
+        assert!(limit.acquire(ip("192.0.2.1")).is_some());
         drop(second);
         assert!(
-            crowd.present.lock().expect("lock").is_empty(),
+            limit.open.lock().expect("lock").is_empty(),
             "nothing is kept of those who left"
         );
     }

@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use super::limits::Crowd;
+use super::limits::ConnectionLimit;
 use super::slow::{self, Impatient};
 use super::tls::{self, Certificate};
 use crate::config::Limits;
@@ -112,7 +112,7 @@ pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
     serve: impl Fn(TcpStream, SocketAddr) -> F,
 ) {
     let slots = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
-    let crowd = Crowd::new(limits.connections_per_address);
+    let per_address = ConnectionLimit::new(limits.connections_per_address);
     let mut tasks = JoinSet::new();
     loop {
         // With all slots taken, clients wait in the backlog.
@@ -123,7 +123,7 @@ pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
         };
         match accepted {
             Ok((stream, peer, slot)) => {
-                let Some(place) = crowd.enter(peer.ip()) else {
+                let Some(permit) = per_address.acquire(peer.ip()) else {
                     // It has to make do with what fits into the socket's buffer.
                     let _ = stream.try_write(crowded);
                     debug!(%peer, "a connection more than one address may have");
@@ -132,7 +132,7 @@ pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
                 let serving = serve(stream, peer);
                 tasks.spawn(async move {
                     serving.await;
-                    drop((slot, place));
+                    drop((slot, permit));
                 });
             }
             Err(error) => {

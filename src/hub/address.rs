@@ -1,0 +1,180 @@
+//! What one host may hold of something that there is only so much of, by its address.
+//!
+//! An IPv4 address is one host, or all hosts behind one NAT. An IPv6 host takes any address of its /64, and a site is
+//! assigned up to a /48 of them (RFC 6177), so limits go by these prefixes and not by the address.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// A host or a site, as far as its address tells: what limits are kept by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AddressKey {
+    network: IpAddr,
+    /// Bits of the prefix.
+    length: u32,
+}
+
+/// Prefix of an IPv6 subnet, whose hosts choose the rest by themselves (RFC 4291 §2.5.1).
+const SUBNET: u32 = 64;
+
+/// Longest prefix that a site is usually assigned (RFC 6177).
+const SITE: u32 = 48;
+
+impl AddressKey {
+    /// The IPv4 address, or the /64 of an IPv6 address. A mapped IPv4 address is the IPv4 address.
+    pub fn host(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(ip) => Self {
+                network: ip.into(),
+                length: 32,
+            },
+            IpAddr::V6(ip) => Self::prefix(ip, SUBNET),
+        }
+    }
+
+    /// The /48 of an IPv6 address; `None` for IPv4, whose sites cannot be told.
+    pub fn site(address: IpAddr) -> Option<Self> {
+        match address.to_canonical() {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(ip) => Some(Self::prefix(ip, SITE)),
+        }
+    }
+
+    /// Whether an address belongs to it.
+    pub fn contains(self, address: IpAddr) -> bool {
+        Self::host(address) == self || Self::site(address) == Some(self)
+    }
+
+    fn prefix(ip: Ipv6Addr, length: u32) -> Self {
+        let host_bits = u128::MAX.checked_shr(length).unwrap_or(0);
+        Self {
+            network: Ipv6Addr::from_bits(ip.to_bits() & !host_bits).into(),
+            length,
+        }
+    }
+}
+
+/// Counts what each host and each site holds, within a limit. Its size follows from the number of what is held.
+#[derive(Debug)]
+pub struct AddressBudget {
+    per_host: usize,
+    held: HashMap<AddressKey, usize>,
+}
+
+/// What a site may hold, in multiples of what a host may.
+const HOSTS_PER_SITE: usize = 2;
+
+impl AddressBudget {
+    /// A budget of so much for each IPv4 address and each IPv6 /64; an IPv6 /48 has twice as much.
+    pub fn new(per_host: usize) -> Self {
+        Self {
+            per_host,
+            held: HashMap::new(),
+        }
+    }
+
+    /// Takes one out of the budget of an address.
+    ///
+    /// # Errors
+    ///
+    /// The host or the site that holds as much as it may; nothing was taken.
+    pub fn take(&mut self, address: IpAddr) -> Result<(), AddressKey> {
+        let levels = self.levels(address);
+        let used_up = |(key, limit): &(AddressKey, usize)| self.held.get(key).is_some_and(|held| held >= limit);
+        if let Some((key, _)) = levels.iter().flatten().find(|level| used_up(level)) {
+            return Err(*key);
+        }
+        for (key, _) in levels.into_iter().flatten() {
+            *self.held.entry(key).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Gives back what [`Self::take`] took.
+    pub fn give_back(&mut self, address: IpAddr) {
+        for (key, _) in self.levels(address).into_iter().flatten() {
+            if let Some(held) = self.held.get_mut(&key) {
+                *held = held.saturating_sub(1);
+                if *held == 0 {
+                    self.held.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    fn levels(&self, address: IpAddr) -> [Option<(AddressKey, usize)>; 2] {
+        let site = AddressKey::site(address).map(|site| (site, self.per_host.saturating_mul(HOSTS_PER_SITE)));
+        [Some((AddressKey::host(address), self.per_host)), site]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("address")
+    }
+
+    #[test]
+    fn an_ipv4_address_is_a_host_and_an_ipv6_host_is_its_subnet() {
+        assert_eq!(
+            AddressKey::host(ip("192.0.2.1")),
+            AddressKey::host(ip("::ffff:192.0.2.1"))
+        );
+        assert_ne!(AddressKey::host(ip("192.0.2.1")), AddressKey::host(ip("192.0.2.2")));
+        let host = AddressKey::host(ip("2001:db8:1:2::3"));
+        assert!(host.contains(ip("2001:db8:1:2:ffff::1")) && !host.contains(ip("2001:db8:1:3::3")));
+        let site = AddressKey::site(ip("2001:db8:1:2::3")).expect("IPv6");
+        assert!(site.contains(ip("2001:db8:1:ffff::1")) && !site.contains(ip("2001:db8:2:2::3")));
+        assert_eq!(AddressKey::site(ip("192.0.2.1")), None);
+        assert_ne!(
+            AddressKey::host(ip("2001:db8:1::")),
+            AddressKey::site(ip("2001:db8:1::")).expect("IPv6")
+        );
+    }
+
+    #[test]
+    fn a_host_gets_its_share_and_no_other_address_of_the_subnet_gets_more() {
+        let mut budget = AddressBudget::new(2);
+        for address in ["192.0.2.1", "2001:db8::1"] {
+            assert_eq!(budget.take(ip(address)), Ok(()));
+            assert_eq!(budget.take(ip(address)), Ok(()));
+            assert_eq!(budget.take(ip(address)), Err(AddressKey::host(ip(address))));
+        }
+        assert_eq!(budget.take(ip("192.0.2.2")), Ok(()));
+        assert_eq!(
+            budget.take(ip("2001:db8::ffff")),
+            Err(AddressKey::host(ip("2001:db8::1")))
+        );
+        budget.give_back(ip("2001:db8::1"));
+        assert_eq!(budget.take(ip("2001:db8::ffff")), Ok(()));
+    }
+
+    #[test]
+    fn a_site_has_no_more_than_two_hosts_whatever_its_subnets() {
+        let mut budget = AddressBudget::new(2);
+        let subnets = (0..100).map(|n| ip(&format!("2001:db8:1:{n:x}::1")));
+        let taken = subnets.filter(|address| budget.take(*address).is_ok()).count();
+        assert_eq!(taken, 4);
+        let full = budget.take(ip("2001:db8:1:ff::1")).expect_err("used up");
+        assert_eq!(Some(full), AddressKey::site(ip("2001:db8:1::")));
+        assert_eq!(budget.take(ip("2001:db8:2::1")), Ok(()));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_who_gave_everything_back() {
+        let mut budget = AddressBudget::new(1);
+        for address in ["192.0.2.1", "2001:db8::1"] {
+            assert_eq!(budget.take(ip(address)), Ok(()));
+            assert!(budget.take(ip(address)).is_err(), "a refusal takes nothing");
+            budget.give_back(ip(address));
+        }
+        assert!(budget.is_empty());
+    }
+}
