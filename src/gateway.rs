@@ -352,9 +352,8 @@ fn media_by_tcp(
     let serve = move |stream, peer| {
         let media = media.clone();
         async move {
-            if let Err(error) = media.serve_tcp(stream, peer).await {
-                debug!(%peer, %error, "media by TCP ended");
-            }
+            let reason = media.serve_tcp(stream, peer).await;
+            debug!(%peer, ?reason, "media by TCP ended");
         }
     };
     server::take_connections(listener, *limits, b"", stop, serve)

@@ -41,7 +41,8 @@
 //! * Where does a datagram enter? [`shard::core::Core::handle_datagram`].
 //! * Who owns a session? One shard, from offer to close: [`shard::peers::Peer`].
 //! * What happens when a viewer is slow? Its packets are dropped by the kernel and counted
-//!   ([`shard::socket::SendCounters`]); it asks again by NACK and is answered from the ring, within a budget.
+//!   ([`shard::socket::SendCounters`]), or by the bounded queue of its TCP connection ([`shard::tcp`]); it asks again by
+//!   NACK and is answered from the ring, within a budget.
 //! * What happens when a shard is slow? Its mailbox overflows; it reads what it missed from the ring
 //!   ([`outputs::whep::Viewer::on_lost_batches`]).
 //! * What happens when a shard stands still? [`shard::watchdog`].

@@ -26,6 +26,8 @@ pub enum Rank {
     Sessions,
     /// The connections of peers that came by TCP.
     Connections,
+    /// What waits to be written to one of them.
+    ConnectionQueue,
     /// The queue of a mailbox.
     Mailbox,
 }

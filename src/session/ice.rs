@@ -78,6 +78,8 @@ pub struct IceLite {
     /// Something was sent there that makes it matter where it is.
     settled: bool,
     trial: Option<Trial>,
+    /// A check was authentic.
+    heard: bool,
 }
 
 /// The credentials of both sides.
@@ -167,6 +169,7 @@ impl IceLite {
             destination: None,
             settled: false,
             trial: None,
+            heard: false,
         }
     }
 
@@ -185,6 +188,19 @@ impl IceLite {
     /// Where to send. `None` before the first authenticated check.
     pub fn destination(&self) -> Option<SocketAddr> {
         self.destination
+    }
+
+    /// Whether a check was authentic so far.
+    pub fn has_heard(&self) -> bool {
+        self.heard
+    }
+
+    /// The way to an address is gone, as when a connection was closed: nothing is sent there or believed from there until
+    /// another check comes from it. Without the destination the next check names one, as the first did, or by a trial.
+    pub fn lose(&mut self, address: SocketAddr) {
+        self.addresses.retain(|learned| learned.address != address);
+        self.destination = self.destination.filter(|destination| *destination != address);
+        self.trial = self.trial.take().filter(|trial| trial.address != address);
     }
 
     /// More than STUN was sent to the destination: from now on it moves by proof only.
@@ -265,6 +281,7 @@ impl IceLite {
         let (local_pwd, ours, theirs) = (pair.local.pwd.clone(), pair.local.ufrag.clone(), pair.remote.clone());
         MessageIntegrity::check(&mut request, local_pwd.as_bytes(), self.provider.crypto())
             .map_err(|_| StunRejection::BadIntegrity)?;
+        self.heard = true;
         let forgotten = self.learn(now, from);
         let nominates = signed(&request).any(|a| a.typ == ATTR_USE_CANDIDATE);
         if is_current {
@@ -591,6 +608,27 @@ mod tests {
                 .moved
         );
         assert_eq!(ice.destination(), Some(address(1)));
+    }
+
+    #[test]
+    fn a_lost_address_is_not_believed_and_may_come_back() {
+        let (mut ice, now, dice) = (agent(), Instant::now(), &mut dice());
+        let nomination = check("local:peer", PWD, true, true);
+        ice.handle_check(now, address(1), &nomination, dice).unwrap();
+        ice.lose(address(1));
+        assert_eq!(ice.destination(), None);
+        assert!(ice.has_heard() && !ice.is_valid(now, address(1)));
+        // Before the handshake the next check decides, also one from the same address.
+        assert!(ice.handle_check(now, address(1), &nomination, dice).unwrap().moved);
+        ice.settle();
+        ice.lose(address(1));
+        // After it, an address is proven first.
+        ice.handle_check(now, address(1), &nomination, dice).unwrap();
+        assert_eq!(ice.destination(), None);
+        let (to, _) = ice.poll_check(now).expect("a check of ours");
+        assert_eq!(to, address(1));
+        ice.lose(address(1));
+        assert_eq!(ice.poll_check(now + Duration::from_secs(1)), None);
     }
 
     /// C-11.

@@ -247,15 +247,20 @@ impl Session {
         self.ice.restart(local, remote)
     }
 
+    /// The way to this address is gone: see [`IceLite::lose`].
+    pub fn lose_address(&mut self, address: SocketAddr) {
+        self.ice.lose(address);
+    }
+
     /// Does what is due by time.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.closed {
             return;
         }
         if self.media.is_none() && now >= self.opened + CONNECT_TIME {
-            let reason = match self.ice.destination() {
-                None => CloseReason::NoChecks,
-                Some(_) => CloseReason::NoHandshake,
+            let reason = match self.ice.has_heard() {
+                false => CloseReason::NoChecks,
+                true => CloseReason::NoHandshake,
             };
             return self.close(now, reason);
         }

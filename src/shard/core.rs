@@ -169,9 +169,17 @@ impl Core {
             Message::Framed { from, mut bytes } => match self.recipient(now, from, &bytes) {
                 Ok(Recipient::Peer(key)) => self.deliver(now, key, from, None, &mut bytes),
                 // A connection stays with the shard of its first check.
-                Ok(Recipient::Shard(_)) => self.shared.counters.dropped(DropReason::UnknownSender),
+                Ok(Recipient::Shard(_)) | Err(DropReason::UnknownSender) => {
+                    self.shared.counters.dropped(DropReason::UnknownSender);
+                    self.shared.streams.refuse(from);
+                }
                 Err(reason) => self.shared.counters.dropped(reason),
             },
+            Message::Disconnected { from } => {
+                if let Some(key) = self.peers.by_address(from) {
+                    self.lose_address(key, from);
+                }
+            }
             Message::Route { address, owner, until } => self.route(now, address, Route { owner, until }),
             Message::Unroute { address, owner } => {
                 if self.foreign.get(&address).is_some_and(|route| route.owner == owner) {
@@ -266,10 +274,12 @@ impl Core {
             Event::AddressLearned(address) => {
                 self.foreign.remove(&address);
                 self.peers.learn(key, address, local);
+                self.shared.streams.authenticated(address);
             }
             Event::AddressForgotten(address) => {
                 self.peers.forget(key, address);
                 self.unroute(address);
+                self.shared.streams.close(address);
             }
             Event::Moved(to) => {
                 let Some(peer) = self.peers.get(key) else { return };
@@ -527,6 +537,15 @@ impl Core {
         }
     }
 
+    /// The way to an address of a peer is gone. The session lives on for as long as one without checks does, and goes
+    /// wherever the peer is heard next.
+    fn lose_address(&mut self, key: PeerKey, address: SocketAddr) {
+        self.peers.forget(key, address);
+        if let Some(peer) = self.peers.get(key) {
+            peer.session.lose_address(address);
+        }
+    }
+
     fn remove(&mut self, now: Instant, key: PeerKey, reason: CloseReason) {
         let Some(peer) = self.peers.remove(key) else { return };
         self.shared.registry.ended(now, peer.id, reason);
@@ -535,7 +554,10 @@ impl Core {
         let lasted = now.duration_since(peer.opened);
         for known in &peer.addresses {
             self.unroute(known.remote);
-            self.shared.streams.remove(known.remote);
+            // Another session may have come by the same connection since.
+            if self.peers.by_address(known.remote).is_none() {
+                self.shared.streams.close(known.remote);
+            }
         }
         let (role, stream) = match peer.role {
             Role::Publisher(publisher) => {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::socket::SendCounters;
+use super::tcp;
 use crate::hub::traffic::Heard;
 use crate::session::{CloseReason, guard};
 
@@ -17,6 +18,7 @@ pub struct Counters {
     dropped: [AtomicU64; DropReason::ALL.len()],
     closed: [AtomicU64; CloseReason::ALL.len()],
     in_sessions: [AtomicU64; guard::DropReason::ALL.len()],
+    tcp_ended: [AtomicU64; tcp::Ended::ALL.len()],
     /// From the offer to the end of the handshake.
     pub connecting: Histogram<{ CONNECTING.len() }>,
     /// From the arrival of a packet until it was sent to the viewers of a shard: for each turn of a shard the packet that
@@ -121,6 +123,7 @@ impl Default for Counters {
             dropped: Default::default(),
             closed: Default::default(),
             in_sessions: Default::default(),
+            tcp_ended: Default::default(),
             connecting: Histogram::new(&CONNECTING),
             forwarding: Histogram::new(&FORWARDING),
             heard: Heard::default(),
@@ -141,6 +144,19 @@ impl Counters {
         if let Some(counter) = self.closed.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts the end of a connection to the TCP port.
+    pub fn tcp_ended(&self, reason: tcp::Ended) {
+        if let Some(counter) = self.tcp_ended.get(reason as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Connections to the TCP port that ended, by reason.
+    pub fn tcp_ends(&self) -> impl Iterator<Item = (tcp::Ended, u64)> + '_ {
+        let counts = self.tcp_ended.iter().map(|n| n.load(Ordering::Relaxed));
+        tcp::Ended::ALL.into_iter().zip(counts)
     }
 
     /// Counts what a session that has ended had left out.

@@ -35,6 +35,8 @@ pub enum Message {
     },
     /// What came over TCP instead; see [`super::tcp`].
     Framed { from: SocketAddr, bytes: Vec<u8> },
+    /// The connection of this address is gone, which something authentic had come by.
+    Disconnected { from: SocketAddr },
     /// Datagrams from this address belong to that shard, and to no other before `until`.
     Route {
         address: SocketAddr,

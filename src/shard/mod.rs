@@ -238,12 +238,13 @@ impl MediaPlane {
         self.inner.takes_tcp.store(true, Ordering::Release);
     }
 
+    /// Bytes that wait to be written to them.
+    pub fn tcp_queued(&self) -> usize {
+        self.inner.shared.streams.queued()
+    }
+
     /// Serves a connection to the TCP port of media, to its end (RFC 6544).
-    ///
-    /// # Errors
-    ///
-    /// What ended it.
-    pub async fn serve_tcp(&self, stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    pub async fn serve_tcp(&self, stream: TcpStream, peer: SocketAddr) -> tcp::Ended {
         tcp::serve(stream, peer, self.inner.shared.clone()).await
     }
 

@@ -244,6 +244,8 @@ pub struct SendCounters {
     pub dropped_full: AtomicU64,
     /// Datagrams that the kernel refused for another reason: no route, network down.
     pub dropped_refused: AtomicU64,
+    /// Datagrams for peers by TCP that did not fit into the queue of the connection.
+    pub dropped_tcp: AtomicU64,
     /// Segmentation offload is not usable here; every datagram is sent on its own.
     pub without_segmentation: AtomicBool,
 }

@@ -92,6 +92,12 @@ fn process(page: &mut Page, signalling: &Signalling) {
         signalling.media.tcp_connections(),
     );
     page.single(
+        "millstream_media_tcp_queued_bytes",
+        "gauge",
+        "Bytes that wait to be written to them.",
+        signalling.media.tcp_queued(),
+    );
+    page.single(
         "millstream_hls_streams",
         "gauge",
         "Streams that are packaged for HLS.",
@@ -451,12 +457,21 @@ fn media(page: &mut Page, signalling: &Signalling) {
     }
     page.labelled("reason", "send_buffer_full", sent.dropped_full.load(Ordering::Relaxed));
     page.labelled("reason", "send_refused", sent.dropped_refused.load(Ordering::Relaxed));
+    page.labelled("reason", "tcp_queue_full", sent.dropped_tcp.load(Ordering::Relaxed));
     page.family(
         "millstream_session_dropped_total",
         "counter",
         "What sessions did not believe, by reason; counted when they end.",
     );
     for (reason, count) in counters.session_drops() {
+        page.labelled("reason", reason.label(), count);
+    }
+    page.family(
+        "millstream_media_tcp_closed_total",
+        "counter",
+        "Connections to the TCP port of media that ended, by reason.",
+    );
+    for (reason, count) in counters.tcp_ends() {
         page.labelled("reason", reason.label(), count);
     }
     page.family(

@@ -1,0 +1,250 @@
+//! What waits to be written to one connection: bounded in bytes and in time. A full queue drops whole datagrams, as a full
+//! socket of UDP does; a connection that takes nothing is given up.
+
+use std::array;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
+
+/// Bytes that may wait, those that keep account of them included: a second of 4 Mbit/s.
+pub const MAX_BYTES: usize = 512 * 1024;
+
+/// Time that the first of them may have waited when another is added. Later media would be of no use: a player gives up
+/// on a packet long before.
+const MAX_DELAY: Duration = Duration::from_secs(1);
+
+/// A connection that takes nothing of what waits for so long is given up.
+pub const STALLED: Duration = Duration::from_secs(5);
+
+/// What the account of a run takes, besides its bytes.
+const RUN_OVERHEAD: usize = 64;
+
+/// Runs that one system call takes.
+const RUNS_PER_WRITE: usize = 16;
+
+/// Length of a datagram before it (RFC 4571 §2).
+const LENGTH: usize = 2;
+
+/// The queue of one connection. One shard adds, the task of the connection writes.
+#[derive(Debug)]
+pub struct Queue {
+    waiting: RankedMutex<Waiting>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Framed datagrams, and since when they wait.
+    runs: VecDeque<(Instant, Bytes)>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            waiting: RankedMutex::new(Rank::ConnectionQueue, Waiting::default()),
+            changed: Notify::new(),
+        }
+    }
+}
+
+impl Queue {
+    /// Adds datagrams of `segment` bytes, of which the last may be shorter, each behind its length (RFC 4571 §2). Returns
+    /// how many of them there was room for; the others are dropped.
+    pub fn push(&self, now: Instant, datagrams: &[u8], segment: usize) -> usize {
+        let mut waiting = self.lock();
+        let mut room = waiting.room(now).saturating_sub(RUN_OVERHEAD);
+        let fits = |datagram: &&[u8]| {
+            let left = room.checked_sub(LENGTH + datagram.len());
+            room = left.unwrap_or(room);
+            left.is_some()
+        };
+        let segment = segment.max(1);
+        let taken = datagrams.chunks(segment).take_while(fits).count();
+        if taken == 0 {
+            return 0;
+        }
+        let mut framed = BytesMut::with_capacity(datagrams.len().min(taken * segment) + LENGTH * taken);
+        for datagram in datagrams.chunks(segment).take(taken) {
+            framed.extend_from_slice(&(datagram.len() as u16).to_be_bytes());
+            framed.extend_from_slice(datagram);
+        }
+        waiting.bytes += RUN_OVERHEAD + framed.len();
+        waiting.runs.push_back((now, framed.freeze()));
+        drop(waiting);
+        self.changed.notify_one();
+        taken
+    }
+
+    /// Nothing is added any more; what waits is still written.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Writes what is added until the queue is closed and empty.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::TimedOut`] when nothing was taken for [`STALLED`]; what the connection says.
+    pub async fn write_to<W: AsyncWrite + Unpin>(&self, writer: &mut W) -> io::Result<()> {
+        loop {
+            let changed = self.changed.notified();
+            let (runs, closed) = self.front();
+            let slices = runs.each_ref().map(|run| IoSlice::new(run));
+            if slices.iter().all(|slice| slice.is_empty()) {
+                if closed {
+                    return writer.shutdown().await;
+                }
+                changed.await;
+                continue;
+            }
+            let taken = timeout(STALLED, writer.write_vectored(&slices)).await??;
+            if taken == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.lock().remove(taken);
+        }
+    }
+
+    fn front(&self) -> ([Bytes; RUNS_PER_WRITE], bool) {
+        let waiting = self.lock();
+        let mut runs = waiting.runs.iter().map(|(_, run)| run.clone());
+        (array::from_fn(|_| runs.next().unwrap_or_default()), waiting.closed)
+    }
+
+    fn lock(&self) -> RankedGuard<'_, Waiting> {
+        self.waiting.lock()
+    }
+}
+
+impl Waiting {
+    fn room(&self, now: Instant) -> usize {
+        let is_late = |(since, _): &(Instant, Bytes)| now.saturating_duration_since(*since) >= MAX_DELAY;
+        if self.closed || self.runs.front().is_some_and(is_late) {
+            return 0;
+        }
+        MAX_BYTES.saturating_sub(self.bytes)
+    }
+
+    /// So many bytes were written.
+    fn remove(&mut self, mut written: usize) {
+        while let Some((_, run)) = self.runs.front_mut() {
+            let part = written.min(run.len());
+            run.advance(part);
+            self.bytes -= part;
+            written -= part;
+            if !run.is_empty() {
+                break;
+            }
+            self.bytes -= RUN_OVERHEAD;
+            self.runs.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncReadExt as _, duplex};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_full_queue_holds_half_a_mebibyte_and_takes_whole_datagrams() {
+        let (queue, now) = (Queue::default(), Instant::now());
+        let run = vec![7; 50 * 1_200];
+        let taken: usize = (0..1_000).map(|_| queue.push(now, &run, 1_200)).sum();
+        let waiting = queue.lock();
+        let framed: usize = waiting.runs.iter().map(|(_, run)| run.len()).sum();
+        assert_eq!(framed, taken * (LENGTH + 1_200), "no half datagram");
+        assert!(
+            waiting.bytes <= MAX_BYTES && waiting.bytes + 1_300 > MAX_BYTES,
+            "{}",
+            waiting.bytes
+        );
+    }
+
+    #[test]
+    fn small_datagrams_cost_what_their_account_costs() {
+        let (queue, now) = (Queue::default(), Instant::now());
+        let taken: usize = (0..1_000_000).map(|_| queue.push(now, &[1], 1)).sum();
+        assert!(taken * RUN_OVERHEAD < MAX_BYTES, "{taken}");
+    }
+
+    #[test]
+    fn nothing_is_added_behind_what_waits_for_a_second() {
+        let (queue, now) = (Queue::default(), Instant::now());
+        assert_eq!(queue.push(now, &[1; 100], 50), 2);
+        assert_eq!(queue.push(now + SECOND / 2, &[1; 100], 50), 2);
+        assert_eq!(queue.push(now + SECOND, &[1; 100], 50), 0);
+        // The first run has been written, the second waits for half a second only.
+        queue.lock().remove(104);
+        assert_eq!(queue.push(now + SECOND, &[1; 100], 50), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_given_up_and_a_slow_reader_is_not() {
+        for (bytes, is_given_up) in [(0, true), (1_000, false)] {
+            let (mut ours, mut theirs) = duplex(4_096);
+            let queue = Arc::new(Queue::default());
+            queue.push(Instant::now(), &[7; 500_000], 1_000);
+            let whole = queue.bytes();
+            let reading = async {
+                let mut buffer = vec![0; bytes];
+                for _ in 0..60 {
+                    tokio::time::sleep(SECOND).await;
+                    let _ = theirs.read(&mut buffer).await;
+                }
+            };
+            let begun = tokio::time::Instant::now();
+            tokio::select! {
+                ended = queue.write_to(&mut ours) => {
+                    assert!(is_given_up, "{bytes} bytes a second: {ended:?}");
+                    assert_eq!(ended.expect_err("given up").kind(), io::ErrorKind::TimedOut);
+                    assert_eq!(begun.elapsed().as_secs(), STALLED.as_secs());
+                }
+                () = reading => assert!(!is_given_up, "{bytes} bytes a second"),
+            }
+            assert!(queue.bytes() < whole, "some was written");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_added_comes_out_in_order_and_then_the_end() {
+        let (mut ours, mut theirs) = duplex(100);
+        let queue = Queue::default();
+        let mut expected = Vec::new();
+        for n in 0..100u8 {
+            assert_eq!(queue.push(Instant::now(), &[n; 250], 100), 3);
+            for length in [100u8, 100, 50] {
+                expected.extend([0, length]);
+                expected.extend(vec![n; usize::from(length)]);
+            }
+        }
+        queue.close();
+        assert_eq!(queue.push(Instant::now(), &[1], 1), 0);
+        let mut read = Vec::new();
+        let (written, seen) = tokio::join!(queue.write_to(&mut ours), theirs.read_to_end(&mut read));
+        assert!(written.is_ok() && seen.is_ok());
+        assert_eq!(read, expected);
+        assert_eq!(queue.bytes(), 0);
+    }
+}
