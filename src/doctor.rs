@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::config::Config;
+use crate::config::{Config, StreamConfig};
+use crate::gateway::parts::library;
 use crate::pipeline::process;
 use crate::shard::socket::{RECEIVE_BUFFER, SEND_BUFFER};
 use crate::signalling::tls::Certificate;
@@ -242,7 +243,7 @@ fn tls(config: &Config) -> Option<Finding> {
 }
 
 fn access(config: &Config) -> Option<Finding> {
-    config.auth.publish_token.is_none().then(|| {
+    (!config.auth.has_publish_token()).then(|| {
         Finding::doubtful(
             "access: the publish token is made anew at each start",
             "set auth.publish_token to keep one",
@@ -251,13 +252,10 @@ fn access(config: &Config) -> Option<Finding> {
 }
 
 async fn pipelines(config: &Config) -> Vec<Finding> {
-    let used: Vec<&str> = config
-        .streams
-        .iter()
-        .filter_map(|fetched| fetched.how.pipeline())
-        .collect();
-    let trials = config.pipelines.library.trials();
-    let findings = match process::check(&config.pipelines.program, trials).await {
+    let used: Vec<&str> = config.streams.iter().filter_map(StreamConfig::pipeline).collect();
+    let mut mistakes = Vec::new();
+    let trials = library(config, &mut mistakes).trials();
+    let findings = match process::check(&process::own_program(), trials).await {
         Ok(findings) => findings,
         Err(error) => {
             let what = format!("pipelines: no worker can be started: {error}");

@@ -1,6 +1,7 @@
 //! The gateway as a whole: starts the parts in order, and stops them in the opposite order.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,11 +14,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
 
+use self::parts::Parts;
 use crate::access::Access;
 use crate::api;
-use crate::config::{self, Config, Secret};
+use crate::config::{self, Config, ConfigError, Reload, Secret};
 use crate::doctor::{self, Level};
 use crate::hub::name::StreamName;
+use crate::pipeline::process;
 use crate::repair;
 use crate::session::identity::Identity;
 use crate::session::{CloseReason, SessionError};
@@ -28,6 +31,8 @@ use crate::signalling::tls::{Certificate, TlsError};
 use crate::signalling::{self, Manners, Signalling, expiry, server};
 use crate::sources::fetch::directory::Directory;
 use crate::telemetry;
+
+pub mod parts;
 
 /// A running gateway.
 pub struct Gateway {
@@ -44,22 +49,16 @@ pub struct Gateway {
     publish: Secret,
     /// What is in force.
     config: Config,
+    /// What becomes a worker.
+    program: PathBuf,
     reload_requests: Option<mpsc::Receiver<Answer>>,
 }
-
-/// Keys that are looked at once, when the gateway starts.
-const NEED_RESTART: [&str; 6] = [
-    "http.listen",
-    "http.tls_",
-    "webrtc.",
-    "limits.",
-    "pipelines.repair",
-    "log.",
-];
 
 /// Why the gateway did not start. Each names the configuration key to change.
 #[derive(Debug, Error)]
 pub enum GatewayError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("http.listen: cannot listen on TCP {address}: {source}{}", hint(source))]
     Http {
         address: SocketAddr,
@@ -111,6 +110,17 @@ impl Gateway {
     ///
     /// A [`GatewayError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, GatewayError> {
+        let program = process::own_program();
+        Self::start_with_workers(config, program).await
+    }
+
+    /// As [`Gateway::start`], where workers are another program than this one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Gateway::start`].
+    pub async fn start_with_workers(config: Config, program: PathBuf) -> Result<Self, GatewayError> {
+        let parts = Parts::build(&config, &program)?;
         let identity = Arc::new(Identity::generate()?);
         let tls = match (&config.http.tls_certificate, &config.http.tls_key) {
             (None, None) => None,
@@ -134,17 +144,17 @@ impl Gateway {
         if let Some(listener) = tcp {
             tasks.spawn(media_by_tcp(listener, &media, &config.limits, stop.clone()));
         }
-        let made_token = config.auth.publish_token.is_none().then(make_token).flatten();
-        let Some(publish) = config.auth.publish_token.clone().or_else(|| made_token.clone()) else {
+        let configured = parts.credentials.publish.clone();
+        let made_token = configured.is_none().then(make_token).flatten();
+        let Some(publish) = configured.or_else(|| made_token.clone()) else {
             unreachable!("a made token consists of letters that a token may have");
         };
-        let gate = Gate::new(Access::new(&config.auth, &publish));
+        let gate = Gate::new(Access::new(parts.credentials, &publish));
         let (expiries, expiring) = mpsc::unbounded_channel();
         tasks.spawn(expiry::run(media.clone(), expiring));
         tasks.spawn(report_dropped_lines());
         let repairing = if config.pipelines.repair {
-            let (library, program) = (config.pipelines.library.clone(), config.pipelines.program.clone());
-            repair::start(library, program, media.clone()).await
+            repair::start(parts.library, program.clone(), media.clone()).await
         } else {
             None
         };
@@ -155,7 +165,7 @@ impl Gateway {
         tasks.spawn(api::events::run(signalling.clone(), log.clone()));
         let router = signalling::router(signalling.clone(), api::router(signalling.clone(), log.clone()));
         let server = tokio::spawn(server::serve(listener, router, config.limits, tls, stop));
-        signalling.fleet.exchange(config.ordered(), false).await;
+        signalling.fleet.exchange(parts.streams, false).await;
         for finding in doctor::at_start(&config) {
             let remedy = finding.remedy.as_deref().unwrap_or_default();
             match finding.level {
@@ -173,6 +183,7 @@ impl Gateway {
             tasks,
             publish,
             config,
+            program,
             reload_requests: Some(reload_requests),
             repairing,
             made_token,
@@ -205,17 +216,26 @@ impl Gateway {
     }
 
     /// Puts another configuration in force, as far as that goes without a restart: only what has changed begins anew.
-    pub async fn reload(&mut self, config: Config) -> Reloaded {
+    ///
+    /// # Errors
+    ///
+    /// All mistakes of the configuration; then nothing has changed.
+    pub async fn reload(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
+        let parts = Parts::build(&config, &self.program)?;
         let differs = self.config.difference(&config);
-        let needs_restart = |key: &String| NEED_RESTART.iter().any(|prefix| key.starts_with(prefix));
-        let (needs_restart, changed): (Vec<String>, Vec<String>) = differs.into_iter().partition(needs_restart);
+        let shares = |key: &&config::Key| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
+        let all = differs.iter().any(|key| key.reload == Reload::Live && shares(key));
+        let paths = |reload| {
+            let keys = differs.iter().filter(move |key| key.reload == reload);
+            keys.map(|key| key.path.to_owned()).collect()
+        };
         let signalling = &self.signalling;
-        let publish = config
-            .auth
-            .publish_token
+        let publish = parts
+            .credentials
+            .publish
             .clone()
             .unwrap_or_else(|| self.publish.clone());
-        signalling.gate.replace(Access::new(&config.auth, &publish));
+        signalling.gate.replace(Access::new(parts.credentials, &publish));
         let lost = signalling.sessions.without_right(&signalling.gate.access());
         let ended = lost.iter().filter(|session| {
             let state = signalling.media.end(**session, CloseReason::TokenRevoked);
@@ -223,15 +243,11 @@ impl Gateway {
         });
         let sessions_ended = ended.count();
         signalling.set_manners(Manners::new(&config));
-        let shared = ["pipelines.", "sources."];
-        let all = changed
-            .iter()
-            .any(|key| shared.iter().any(|prefix| key.starts_with(prefix)));
-        let exchanged = signalling.fleet.exchange(config.ordered(), all).await;
+        let exchanged = signalling.fleet.exchange(parts.streams, all).await;
         let names = |streams: Vec<StreamName>| streams.iter().map(ToString::to_string).collect();
         let reloaded = Reloaded {
-            changed,
-            needs_restart,
+            changed: paths(Reload::Live),
+            needs_restart: paths(Reload::Restart),
             started: names(exchanged.started),
             stopped: names(exchanged.stopped),
             restarted: names(exchanged.restarted),
@@ -242,7 +258,7 @@ impl Gateway {
             warn!(keys = ?reloaded.needs_restart, "these need a restart to be in force");
         }
         self.config = config;
-        reloaded
+        Ok(reloaded)
     }
 
     /// Refuses new sessions from here on; those that run go on.

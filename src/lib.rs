@@ -23,6 +23,7 @@
 //! | [`session`] | one peer without IO: ICE-lite, the guard, DTLS, SRTP, the outbox, feedback to publishers |
 //! | [`hub`] | streams by name, their tracks, the ring that all viewers share, mailboxes between shards |
 //! | [`pipeline`] | GStreamer, and segments of HLS, in worker processes: descriptions, the wire, supervision; the worker itself |
+//! | [`config`], [`telemetry`] | configuration as data, with its mistakes; logs |
 //! | [`sources`] | from a publisher's RTP, or the frames of a camera, a pipeline or an origin of HLS, to the tracks of its stream |
 //! | [`outputs`] | from the tracks to each viewer's own line of packets, and to the parts and playlists of LL-HLS |
 //! | [`repair`] | what browsers cannot play, made playable by one worker for all viewers who need it |
@@ -30,7 +31,6 @@
 //! | [`access`] | who may do what: tokens, signed tokens, a service that is asked |
 //! | [`signalling`] | HTTP: WHIP, WHEP, HLS, session resources, access, limits, pages |
 //! | [`api`] | the control API |
-//! | [`config`], [`telemetry`] | typed configuration; logs |
 //! | [`doctor`] | whether this machine can serve, and what to do where not |
 //! | [`gateway`] | starts and stops the parts in order |
 //!

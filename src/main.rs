@@ -2,13 +2,15 @@
 
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use millstream::config::{ConfigError, Mistake, StreamConfig};
 use millstream::doctor::Level;
+use millstream::gateway::parts::{self, Parts};
 use millstream::pipeline::process;
 use millstream::{Config, Gateway, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +26,7 @@ struct Arguments {
     command: Option<Command>,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Copy, PartialEq, Eq, Subcommand)]
 enum Command {
     /// Run the gateway (the default)
     Serve {
@@ -67,11 +69,11 @@ const CONTROL_NICE: i32 = 5;
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let command = arguments.command.unwrap_or(Command::Serve { demo: false });
-    let loaded = Config::load(arguments.config.as_deref(), std::env::vars_os());
-    let mut config = match command {
-        Command::Health => loaded.or_else(|_| address_alone())?,
-        _ => loaded?,
-    };
+    let (mut config, mistakes) = Config::read(arguments.config.as_deref(), std::env::vars_os());
+    // A gateway that runs goes on with what it has when its file is spoilt, and is well.
+    if command != Command::Health {
+        accept(&config, mistakes)?;
+    }
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         // Media goes first: when processors are short, pages, playlists and workers wait, and shards do not. On Linux
@@ -106,12 +108,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Says of each pipeline whether this machine can run it; fails if a configured stream needs one that it cannot.
 async fn check(config: &Config) -> anyhow::Result<()> {
-    let used: Vec<&str> = config
-        .streams
-        .iter()
-        .filter_map(|fetched| fetched.how.pipeline())
-        .collect();
-    let findings = process::check(&process::own_program(), config.pipelines.library.trials()).await?;
+    let used: Vec<&str> = config.streams.iter().filter_map(StreamConfig::pipeline).collect();
+    let library = parts::library(config, &mut Vec::new());
+    let findings = process::check(&process::own_program(), library.trials()).await?;
     let mut broken = Vec::new();
     for finding in findings {
         let Some(failure) = finding.failure else {
@@ -137,10 +136,12 @@ async fn doctor(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A gateway that runs goes on with what it has when its file is spoilt, and is well: then the variables say where it is.
-fn address_alone() -> Result<Config, millstream::config::ConfigError> {
-    let variables = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MILLSTREAM_HTTP__"));
-    Config::load(Some(Path::new("/dev/null")), variables)
+/// Refuses a configuration with mistakes, and names those too that the parts of the gateway would find.
+fn accept(config: &Config, mut mistakes: Vec<Mistake>) -> Result<(), ConfigError> {
+    if let Err(error) = Parts::build(config, &process::own_program()) {
+        mistakes.extend(error.mistakes);
+    }
+    ConfigError::unless_empty(mistakes)
 }
 
 /// How long the gateway may take to say that it is well.
@@ -182,7 +183,7 @@ async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Res
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let mut hang_up = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
-    let has_play_token = config.auth.play_token.is_some();
+    let has_play_token = config.auth.has_play_token();
     let scheme = config.http.scheme();
     let drain = config.limits.drain;
     let mut gateway = Gateway::start(config).await?;
@@ -190,11 +191,12 @@ async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Res
     let mut requests = gateway.reload_requests().context("given once")?;
     let mut watched = Watched::new(file.clone());
     let load = || {
-        let mut config = Config::load(file.as_deref(), std::env::vars_os())?;
+        let (mut config, mistakes) = Config::read(file.as_deref(), std::env::vars_os());
+        accept(&config, mistakes)?;
         if demo {
             config.add_demo();
         }
-        Ok::<Config, millstream::config::ConfigError>(config)
+        Ok::<Config, ConfigError>(config)
     };
     let drains = loop {
         let answer = tokio::select! {
@@ -205,14 +207,16 @@ async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Res
             Some(answer) = requests.recv() => Some(answer),
         };
         let reloaded = match load() {
-            Ok(config) => Ok(gateway.reload(config).await),
-            Err(error) => {
-                tracing::error!(%error, "the configuration was not read again: nothing has changed");
-                Err(error.to_string())
-            }
+            Ok(config) => gateway.reload(config).await,
+            Err(error) => Err(error),
         };
+        if let Err(error) = &reloaded {
+            for mistake in &error.mistakes {
+                tracing::error!(%mistake, "the configuration was not read again: nothing has changed");
+            }
+        }
         if let Some(answer) = answer {
-            let _ = answer.send(reloaded);
+            let _ = answer.send(reloaded.map_err(|error| error.to_string()));
         }
     };
     if drains {

@@ -131,7 +131,7 @@ fn check_says_whether_the_configuration_is_valid() {
     let bad = run(program(&["check"]).env("MILLSTREAM_WEBRTC__SHARDS", "many"));
     assert_eq!(bad.status.code(), Some(1));
     let error = text(&bad.stderr);
-    for part in ["webrtc.shards", "MILLSTREAM_WEBRTC__SHARDS", "many", "a number"] {
+    for part in ["webrtc.shards", "MILLSTREAM_WEBRTC__SHARDS", "many", "a whole number"] {
         assert!(error.contains(part), "{part} in {error}");
     }
 }

@@ -17,7 +17,7 @@ use tracing::warn;
 
 use super::jwt::{body, client};
 use super::{Action, Ask, Denial, Grant, digest, wall};
-use crate::config::HookConfig;
+use crate::config::Auth;
 
 /// Asks, and remembers for a moment.
 pub struct Hook {
@@ -62,14 +62,15 @@ const MAX_KNOWN: usize = 10_000;
 const MAX_ANSWER: usize = 16 * 1024;
 
 impl Hook {
-    pub fn new(config: &HookConfig) -> Self {
-        Self {
-            url: config.url.clone(),
-            timeout: config.timeout,
+    /// `None` if none is configured.
+    pub fn new(auth: &Auth) -> Option<Self> {
+        Some(Self {
+            url: auth.hook_url.clone()?,
+            timeout: auth.hook_timeout,
             client: client(),
             slots: Semaphore::new(AT_ONCE),
             known: Mutex::default(),
-        }
+        })
     }
 
     /// Asks.

@@ -20,7 +20,7 @@ use tracing::warn;
 
 use super::pattern::Pattern;
 use super::{Denial, Rights, digest, wall};
-use crate::config::JwtConfig;
+use crate::config::Auth;
 
 /// A key with its algorithm.
 #[derive(Clone)]
@@ -172,20 +172,20 @@ struct Fetched {
 
 impl Verifier {
     /// `None` if nothing is configured that could have signed a token.
-    pub fn new(config: &JwtConfig) -> Option<Self> {
-        if config.keys.is_empty() && config.jwks_url.is_none() {
+    pub fn new(auth: &Auth, keys: Vec<Key>) -> Option<Self> {
+        if keys.is_empty() && auth.jwks_url.is_none() {
             return None;
         }
-        let set = config.jwks_url.clone().map(|url| RemoteSet {
+        let set = auth.jwks_url.clone().map(|url| RemoteSet {
             url,
             client: client(),
             state: tokio::sync::Mutex::default(),
         });
         Some(Self {
-            keys: config.keys.clone(),
+            keys,
             set,
-            issuer: config.issuer.clone(),
-            audience: config.audience.clone(),
+            issuer: auth.jwt_issuer.clone(),
+            audience: auth.jwt_audience.clone(),
             known: Mutex::default(),
         })
     }

@@ -11,14 +11,17 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
 
-use crate::config::{self, Secret};
+use crate::config::Secret;
 use crate::hub::name::StreamName;
 
+pub mod credentials;
 pub mod hook;
 pub mod jwt;
 pub mod pattern;
 
+use self::credentials::Credentials;
 use self::hook::Hook;
 use self::jwt::Verifier;
 use self::pattern::Pattern;
@@ -75,10 +78,25 @@ impl Rights {
 }
 
 /// A token of the configuration, and what it is good for.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct FixedToken {
-    pub token: Secret,
-    pub rights: Rights,
+    /// Its SHA-256: digests are compared, so that the time taken tells neither length nor content.
+    digest: [u8; 32],
+    rights: Rights,
+}
+
+impl FixedToken {
+    fn new(token: &Secret, rights: Rights) -> Self {
+        Self {
+            digest: digest(token.reveal()),
+            rights,
+        }
+    }
+
+    /// Whether this is the token with that SHA-256, compared in constant time.
+    fn has_digest(&self, digest: &[u8; 32]) -> bool {
+        digest.ct_eq(&self.digest).into()
+    }
 }
 
 /// A request, as far as access is concerned.
@@ -130,37 +148,34 @@ pub struct Access {
 }
 
 impl Access {
-    /// Makes it from the configuration; `publish` is the token for publishing everywhere.
-    pub fn new(auth: &config::Auth, publish: &Secret) -> Self {
+    /// Makes it of what the configuration names; `publish` is the token for publishing everywhere.
+    pub fn new(credentials: Credentials, publish: &Secret) -> Self {
         let all = || vec![Pattern::all()];
-        let mut fixed = vec![FixedToken {
-            token: publish.clone(),
-            rights: Rights {
-                publish: all(),
-                play: all(),
-                api: false,
-            },
-        }];
-        let token = |token: &Secret, api| FixedToken {
-            token: token.clone(),
-            rights: Rights {
-                publish: Vec::new(),
-                play: all(),
-                api,
-            },
+        let rights = |publish, api| Rights {
+            publish,
+            play: all(),
+            api,
         };
-        fixed.extend(auth.play_token.iter().map(|play| token(play, false)));
-        fixed.extend(auth.api_token.iter().map(|api| token(api, true)));
-        fixed.extend(auth.tokens.iter().cloned());
-        let verifier = Verifier::new(&auth.jwt);
-        let hook = auth.hook.as_ref().map(Hook::new);
-        let closed = auth.play_token.is_some() || auth.tokens.iter().any(|token| !token.rights.play.is_empty());
+        let Credentials {
+            play,
+            api,
+            tokens,
+            verifier,
+            hook,
+            in_query,
+            ..
+        } = credentials;
+        let closed = play.is_some() || tokens.iter().any(|token| !token.rights.play.is_empty());
+        let mut fixed = vec![FixedToken::new(publish, rights(all(), false))];
+        fixed.extend(play.map(|play| FixedToken::new(&play, rights(Vec::new(), false))));
+        fixed.extend(api.map(|api| FixedToken::new(&api, rights(Vec::new(), true))));
+        fixed.extend(tokens);
         Self {
             fixed,
             open: !closed && verifier.is_none() && hook.is_none(),
             verifier,
             hook,
-            in_query: auth.token_in_query,
+            in_query,
         }
     }
 
@@ -224,7 +239,7 @@ impl Access {
     /// Whether what a token of the configuration gave is still given.
     pub fn still_grants(&self, grant: &Grant, action: Action, stream: &StreamName) -> bool {
         let Some(digest) = grant.fixed else { return true };
-        let mut tokens = self.fixed.iter().filter(|token| token.token.digest() == digest);
+        let mut tokens = self.fixed.iter().filter(|token| token.digest == digest);
         tokens.any(|token| token.rights.allow(action, Some(stream)))
     }
 
@@ -234,7 +249,7 @@ impl Access {
         let mut known = false;
         let mut allowed = false;
         for token in &self.fixed {
-            let matches = token.token.has_digest(&digest);
+            let matches = token.has_digest(&digest);
             known |= matches;
             allowed |= matches && token.rights.allow(ask.action, ask.stream);
         }

@@ -40,32 +40,72 @@ fn the_environment_wins_over_the_file() {
     assert_eq!((config.webrtc.shards, config.webrtc.max_sessions), (3, 5));
 }
 
-#[test]
-fn unknown_keys_are_refused_by_name() {
-    for (text, environment, name) in [
-        ("[http]\nlistn = \"a\"", None, "`http.listn`"),
-        ("listen = \"a\"", None, "`listen`"),
-        ("[nonsense]\na = 1", None, "`nonsense.a`"),
-        ("", Some(("MILLSTREAM_HTTP__LISTN", "a")), "MILLSTREAM_HTTP__LISTN"),
-    ] {
-        let error = parse(text, environment.as_slice()).expect_err(text).to_string();
-        assert!(error.contains(name) && error.contains("http.listen"), "{error}");
-    }
+/// Each message, without its place.
+fn mistakes(text: &str) -> Vec<String> {
+    let (_, mistakes) = Config::from_text(text, Path::new("test.toml"), []);
+    let without_place = |mistake: Mistake| Mistake { place: None, ..mistake }.to_string();
+    ConfigError::new(mistakes)
+        .mistakes
+        .into_iter()
+        .map(without_place)
+        .collect()
 }
 
 #[test]
-fn bad_values_are_refused_with_key_value_and_what_is_allowed() {
+fn unknown_keys_are_refused_with_the_one_that_was_meant() {
+    for (text, environment, wanted) in [
+        (
+            "[http]\nlistn = \"a\"",
+            None,
+            "unknown key `http.listn` (did you mean `listen`?)",
+        ),
+        (
+            "listen = \"a\"",
+            None,
+            "unknown key `listen` (did you mean `http.listen` or `webrtc.listen`?)",
+        ),
+        (
+            "[http]\nshards = 1",
+            None,
+            "unknown key `http.shards` (did you mean `webrtc.shards`?)",
+        ),
+        (
+            "[htp]\nlisten = 1\ncors_origins = \"*\"",
+            None,
+            "unknown section `htp` (did you mean `http`?)",
+        ),
+        (
+            "",
+            Some(("MILLSTREAM_HTTP__LISTN", "a")),
+            "unknown environment variable (did you mean `MILLSTREAM_HTTP__LISTEN`?)",
+        ),
+    ] {
+        let error = parse(text, environment.as_slice()).expect_err(text);
+        assert!(error.to_string().ends_with(wanted), "{error}");
+        assert_eq!(error.mistakes.len(), 1, "{error}");
+    }
+    let nothing_near = parse("[log]\nport = 1", &[]).expect_err("unknown").to_string();
+    assert!(
+        nothing_near.ends_with("unknown key `log.port`; known are `format`, `level` and `otlp`"),
+        "{nothing_near}"
+    );
+}
+
+#[test]
+fn bad_values_are_refused_with_key_value_and_what_is_expected() {
     for (key, value) in [
         ("http.listen", "\"8080\""),
         ("http.listen", "8080"),
         ("http.cors_origins", "[\"example.org\"]"),
         ("http.cors_origins", "[\"https://example.org/\"]"),
         ("http.cors_origins", "[\"*\", \"https://example.org\"]"),
+        ("http.wait_for_publisher", "61"),
         ("webrtc.listen", "\"[::]\""),
         ("webrtc.announce", "[\"example.org\"]"),
         ("webrtc.announce", "[\"0.0.0.0\"]"),
         ("webrtc.shards", "65"),
         ("webrtc.shards", "-1"),
+        ("webrtc.shards", "99999999999999999999999"),
         ("webrtc.max_sessions", "true"),
         ("auth.token_in_query", "\"yes\""),
         ("auth.token_in_query", "1"),
@@ -76,11 +116,11 @@ fn bad_values_are_refused_with_key_value_and_what_is_allowed() {
         ("log.level", "\"\""),
     ] {
         let (section, name) = key.split_once('.').expect("dotted");
-        let error = parse(&format!("[{section}]\n{name} = {value}"), &[])
-            .expect_err(key)
-            .to_string();
-        assert!(error.contains(&format!("`{key}`")), "{error}");
-        assert!(error.contains(value) && error.contains("has to be"), "{error}");
+        let error = parse(&format!("[{section}]\n{name} = {value}"), &[]).expect_err(key);
+        assert_eq!(error.mistakes.len(), 1, "{error}");
+        let error = error.to_string();
+        assert!(error.contains(&format!("`{key}` is {value}: ")), "{error}");
+        assert!(error.contains("expected"), "{error}");
     }
 }
 
@@ -90,66 +130,156 @@ fn tokens_are_neither_in_errors_nor_in_debug_output() {
     assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
     let config = parse("[auth]\npublish_token = \"s3cret\"", &[]).expect("valid");
     assert!(!format!("{config:?}").contains("s3cret"));
-    let token = config.auth.publish_token.expect("set");
-    assert!(token.matches("s3cret") && !token.matches("s3cre") && !token.matches(""));
+    let text = "[streams.a]\nrtsp = \"rtsp://a:s3cret@b/\"\n[streams.b]\nhls = \"https://a/s3cret\"\nheaders = { a = \"s3cret\" }\n\
+                [streams.c]\npipeline = \"srt\"\nparams = { passphrase = \"s3cret\" }";
+    let config = parse(text, &[]).expect("valid");
+    assert_eq!(config.streams.len(), 3);
+    assert!(!format!("{config:?}").contains("s3cret"), "{config:?}");
 }
 
 #[test]
 fn a_file_that_was_named_has_to_exist_and_to_be_toml() {
-    let missing = Config::load(Some(Path::new("/nonexistent/millstream.toml")), []);
-    assert!(matches!(missing, Err(ConfigError::Read { .. })));
-    assert!(matches!(parse("a = [", &[]), Err(ConfigError::Syntax { .. })));
+    let missing = Config::load(Some(Path::new("/nonexistent/millstream.toml")), []).expect_err("missing");
+    let missing = missing.to_string();
+    assert!(
+        missing.starts_with("/nonexistent/millstream.toml: cannot be read"),
+        "{missing}"
+    );
+    let error = parse("a = [", &[]).expect_err("not TOML").to_string();
+    assert_eq!(
+        error,
+        "test.toml, line 1, column 5: the list that begins here has no closing `]`"
+    );
 }
 
+/// What is declared of a key is what is documented of it, and nothing else is documented.
 #[test]
 fn the_reference_lists_every_key() {
     let reference = include_str!("../../docs/configuration.md");
-    for key in keys::KEYS {
-        assert!(reference.contains(&format!("| `{}` |", key.name)), "{}", key.name);
+    let row = |key: &Key| {
+        let reload = match key.reload {
+            Reload::Live => "live",
+            Reload::Restart => "restart",
+        };
+        format!("| `{}` | {} | {reload} | {} |", key.path, key.default, key.meaning())
+    };
+    let inner = |key: &Key| format!("| `{}` | {} | {} |", key.name, key.default, key.meaning());
+    let mut wanted: Vec<String> = keys().into_iter().map(row).collect();
+    for table in [
+        TokenConfig::KEYS,
+        RtspConfig::KEYS,
+        HlsConfig::KEYS,
+        PipelineConfig::KEYS,
+    ] {
+        wanted.extend(table.iter().map(inner));
     }
-    let listed = reference
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-    for name in listed {
-        assert!(keys::KEYS.iter().any(|key| key.name == name), "{name}");
+    let rows: Vec<&str> = reference.lines().filter(|line| line.starts_with("| `")).collect();
+    for (row, wanted) in rows.iter().zip(&wanted) {
+        assert_eq!(row, wanted);
     }
+    assert_eq!(
+        rows.len(),
+        wanted.len(),
+        "{:#?}",
+        &wanted[rows.len().min(wanted.len())..]
+    );
+}
+
+/// A default that the reference names is the value that a key has without being set.
+#[test]
+fn defaults_are_documented_as_they_are() {
+    let mut checked = 0;
+    for key in keys() {
+        let Some(default) = key.default.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')) else {
+            continue;
+        };
+        let (section, name) = key.path.split_once('.').expect("dotted");
+        let set = [(key.variable(), default.to_owned())];
+        let config = Config::parse("", Path::new("test.toml"), set).unwrap_or_else(|error| panic!("{error}"));
+        let differs = config.difference(&Config::default());
+        assert!(differs.is_empty(), "{section}.{name}: {differs:?}");
+        checked += 1;
+    }
+    assert!(checked > 15, "{checked}");
 }
 
 #[test]
-fn a_stream_by_hls_takes_its_keys_and_no_others() {
-    let stream = |keys: &str| parse(&format!("[streams.\"far\"]\n{keys}"), &[]);
-    let config = stream(
-        "hls = \"https://example.org/a.m3u8?token=s3cret\"\nmax_height = 720\nrepeat = false\n\
-         headers = { Referer = \"https://example.org/\" }\non_demand = true",
+fn a_stream_takes_the_keys_of_its_source_and_no_others() {
+    let stream = |keys: &str| mistakes(&format!("[streams.far]\n{keys}"));
+    for (keys, wanted) in [
+        (
+            "hls = 1",
+            "`streams.far.hls` has a value that cannot be used: expected a text",
+        ),
+        (
+            "hls = \"https://a/\"\nmax_height = 0",
+            "expected a whole number from 16 to 8640",
+        ),
+        (
+            "hls = \"https://a/\"\nrepeat = 1",
+            "`streams.far.repeat` is 1: expected true or false",
+        ),
+        (
+            "hls = \"https://a/\"\nusername = \"a\"",
+            "unknown key `streams.far.username`; known are `hls`,",
+        ),
+        (
+            "hls = \"https://a/\"\nrtsp = \"rtsp://a/\"",
+            "`streams.far.hls` and `rtsp` exclude each other",
+        ),
+        (
+            "rtps = \"rtsp://a/\"",
+            "unknown key `streams.far.rtps` (did you mean `rtsp`?)",
+        ),
+        ("on_demand = true", "`streams.far` has no source"),
+        (
+            "rtsp = \"rtsp://a/\"\nstop_after = 5",
+            "`streams.far.stop_after` has no effect without `on_demand = true`",
+        ),
+    ] {
+        let found = stream(keys);
+        assert!(matches!(&found[..], [one] if one.contains(wanted)), "{keys}: {found:?}");
+    }
+    assert_eq!(
+        stream("hls = \"https://a/\"\non_demand = true\nstop_after = 5"),
+        [""; 0]
+    );
+}
+
+#[test]
+fn only_keys_that_are_set_otherwise_differ() {
+    let text = "[http]\nlisten = \"[::]:8080\"\n[webrtc]\nshards = 3\n[auth]\nplay_token = \"a\"";
+    let config = parse(text, &[]).expect("valid");
+    let differs: Vec<&str> = config
+        .difference(&Config::default())
+        .iter()
+        .map(|key| key.path)
+        .collect();
+    assert_eq!(differs, ["webrtc.shards", "auth.play_token"]);
+}
+
+/// A token in a file and one in the file of the configuration: what is set by a variable counts.
+#[test]
+fn a_variable_takes_precedence_over_the_other_way_to_say_the_same() {
+    let text = "[auth]\nplay_token_file = \"/a\"\napi_token = \"a\"\n[ice]\nturn_user = \"a:b\"";
+    let config = parse(
+        text,
+        &[
+            ("MILLSTREAM_AUTH__PLAY_TOKEN", "b"),
+            ("MILLSTREAM_AUTH__API_TOKEN_FILE", "/b"),
+            ("MILLSTREAM_ICE__TURN_SECRET", "c"),
+        ],
     )
     .expect("valid");
-    let crate::sources::fetch::How::Hls(origin) = &config.streams[0].how else {
-        panic!("{:?}", config.streams[0].how)
-    };
+    assert!(config.auth.play_token.is_some() && config.auth.play_token_file.is_none());
+    assert!(config.auth.api_token.is_none() && config.auth.api_token_file.is_some());
+    assert!(config.ice.turn_secret.is_some() && config.ice.turn_user.is_none());
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let both = parse("[auth]\nplay_token = \"a\"\nplay_token_file = \"/a\"", &[]).expect("valid");
+    assert!(both.auth.play_token.is_none(), "as ever");
+    let warnings: Vec<String> = both.warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
-        (origin.choice.max_height, origin.choice.max_bandwidth, origin.repeats),
-        (Some(720), None, false)
+        warnings,
+        ["test.toml, line 2, column 1: `auth.play_token` is ignored: `auth.play_token_file` is set too"]
     );
-    assert_eq!(origin.headers["referer"], "https://example.org/");
-    assert!(!format!("{config:?}").contains("s3cret"), "it may be logged");
-    for (keys, wanted) in [
-        ("hls = \"file:///etc/passwd\"", "has to be an address such as"),
-        ("hls = \"example.org/a.m3u8\"", "has to be an address such as"),
-        ("hls = \"https://a:s3cret@example.org/\"", "in `headers`"),
-        ("hls = \"https://a/\"\nmax_height = 0", "has to be 16 to 8640"),
-        ("hls = \"https://a/\"\nrepeat = 1", "has to be true or false"),
-        (
-            "hls = \"https://a/\"\nheaders = { \"a b\" = \"s3cret\" }",
-            "is no line of HTTP",
-        ),
-        (
-            "hls = \"https://a/\"\nheaders = { a = \"s3cret\\n\" }",
-            "is no line of HTTP",
-        ),
-        ("hls = \"https://a/\"\nusername = \"a\"", "is unknown; known are: hls,"),
-        ("hls = \"https://a/\"\nrtsp = \"rtsp://a/\"", "exclude each other"),
-    ] {
-        let error = stream(keys).expect_err(keys).to_string();
-        assert!(error.contains(wanted) && !error.contains("s3cret"), "{keys}: {error}");
-    }
 }

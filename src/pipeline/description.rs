@@ -175,30 +175,31 @@ impl Description {
     ///
     /// # Errors
     ///
-    /// The name of the parameter, and why its value is none.
-    pub fn job(
-        &self,
-        values: &toml::Table,
-        inputs: Vec<Input>,
-    ) -> Result<(Job, Vec<TargetHost>), (String, ParameterError)> {
-        if let Some(unknown) = values.keys().find(|name| !self.params.contains_key(*name)) {
-            let known = self.params.keys().cloned().collect();
-            return Err((unknown.clone(), ParameterError::Unknown { known }));
-        }
+    /// The names of all parameters whose value is none, and why.
+    pub fn job(&self, values: &toml::Table, inputs: Vec<Input>) -> Result<(Job, Vec<TargetHost>), ParameterErrors> {
+        let known = || self.params.keys().cloned().collect();
+        let unknown = values.keys().filter(|name| !self.params.contains_key(*name));
+        let mut wrong: ParameterErrors = unknown
+            .map(|name| (name.clone(), ParameterError::Unknown { known: known() }))
+            .collect();
         let (mut properties, mut hosts, mut files): (Vec<_>, Vec<_>, Vec<PathBuf>) = Default::default();
         for (name, parameter) in &self.params {
-            let Some(value) = values.get(name).or(parameter.default.as_ref()) else {
-                if parameter.required {
-                    return Err((name.clone(), ParameterError::Value(ValueError::Missing)));
-                }
-                continue;
+            let value = match values.get(name).or(parameter.default.as_ref()) {
+                Some(value) => parameter.check(value),
+                None if parameter.required => Err(ValueError::Missing),
+                None => continue,
             };
-            let value = parameter
-                .check(value)
-                .map_err(|error| (name.clone(), ParameterError::Value(error)))?;
-            properties.extend(parameter.set.iter().map(|target| (target.clone(), value.text.clone())));
-            hosts.extend(value.host);
-            files.extend(value.file);
+            match value {
+                Ok(value) => {
+                    properties.extend(parameter.set.iter().map(|target| (target.clone(), value.text.clone())));
+                    hosts.extend(value.host);
+                    files.extend(value.file);
+                }
+                Err(error) => wrong.push((name.clone(), ParameterError::Value(error))),
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(wrong);
         }
         let job = Job {
             launch: self.launch.clone(),
@@ -213,6 +214,9 @@ impl Description {
         Ok((job, hosts))
     }
 }
+
+/// Parameters by name, and why their values cannot be used.
+pub type ParameterErrors = Vec<(String, ParameterError)>;
 
 /// Why a pipeline cannot be run with the values that a stream gives.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

@@ -69,40 +69,19 @@ impl Library {
     ///
     /// # Errors
     ///
-    /// A [`LibraryError`] that names the file.
-    pub fn add_folder(&mut self, folder: &Path) -> Result<(), LibraryError> {
-        let unreadable = |source| LibraryError::Read {
-            path: folder.to_owned(),
-            source,
-        };
-        let mut files = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
-            if path.extension().is_some_and(|extension| extension == "toml") {
-                files.push(path);
-            }
-            if files.len() > MAX_FILES {
-                return Err(LibraryError::TooMany(folder.to_owned()));
-            }
-        }
-        files.sort();
+    /// A [`LibraryError`] for each file that cannot be used.
+    pub fn add_folder(&mut self, folder: &Path) -> Result<(), Vec<LibraryError>> {
+        let files = files(folder).map_err(|error| vec![error])?;
+        let mut errors = Vec::new();
         for path in files {
-            let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
-            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-            if name.is_empty() || !name.bytes().all(is_plain) {
-                return Err(LibraryError::Name(path));
+            match read(path) {
+                Ok((name, description)) => {
+                    self.by_name.insert(name, Arc::new(description));
+                }
+                Err(error) => errors.push(error),
             }
-            let name = name.to_owned();
-            let text = match std::fs::read_to_string(&path) {
-                Ok(text) => text,
-                Err(source) => return Err(LibraryError::Read { path, source }),
-            };
-            match Description::parse(&text) {
-                Ok(description) => self.by_name.insert(name, Arc::new(description)),
-                Err(source) => return Err(LibraryError::Description { path, source }),
-            };
         }
-        Ok(())
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     /// Trials of all of them.
@@ -127,6 +106,44 @@ impl Library {
     /// Their names, for messages.
     pub fn names(&self) -> String {
         self.by_name.keys().cloned().collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// All `*.toml` of a folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, LibraryError> {
+    let unreadable = |source| LibraryError::Read {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        }
+        if files.len() > MAX_FILES {
+            return Err(LibraryError::TooMany(folder.to_owned()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The pipeline of a file, with its name.
+fn read(path: PathBuf) -> Result<(String, Description), LibraryError> {
+    let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    if name.is_empty() || !name.bytes().all(is_plain) {
+        return Err(LibraryError::Name(path));
+    }
+    let name = name.to_owned();
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(LibraryError::Read { path, source }),
+    };
+    match Description::parse(&text) {
+        Ok(description) => Ok((name, description)),
+        Err(source) => Err(LibraryError::Description { path, source }),
     }
 }
 

@@ -70,6 +70,8 @@ pub enum ValueError {
     Scheme(Vec<String>),
     #[error("has to be an address with a host")]
     NoHost,
+    #[error(transparent)]
+    Unescaped(#[from] Unescaped),
     #[error("has to be the whole path of a file that is there, such as /srv/video/loop.mp4")]
     NoFile,
     #[error("has to be the whole path of a device that is there, such as /dev/video0")]
@@ -100,6 +102,40 @@ impl std::fmt::Debug for Value {
 pub enum TargetHost {
     Address(IpAddr),
     Name(String),
+}
+
+/// Characters in the user or password of an address that end it there, so that its host is another one or none
+/// (RFC 3986 §3.2).
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("has a user or password that has to be escaped: percent-encode {}", escapes(.0))]
+pub struct Unescaped(Vec<char>);
+
+impl Unescaped {
+    /// Finds them in an address that was read as `parsed`; `None` where it could not be.
+    pub fn find(text: &str, parsed: Option<&Url>) -> Option<Self> {
+        let (_, rest) = text.split_once("://")?;
+        let (credentials, _) = rest.rsplit_once('@')?;
+        let ends = |c: char| "/?#\\".contains(c);
+        let is_wrong = match parsed {
+            // No fragment holds the host of a server. Paths and queries may hold anything.
+            Some(url) => url.fragment().is_some_and(|fragment| fragment.contains('@')),
+            None => {
+                let authority = credentials.split(ends).next().unwrap_or_default();
+                let (_, port) = authority.split_once(':')?;
+                port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit())
+            }
+        };
+        let mut found: Vec<char> = credentials.chars().filter(|c| ends(*c)).collect();
+        found.sort_unstable();
+        found.dedup();
+        (is_wrong && !found.is_empty()).then_some(Self(found))
+    }
+}
+
+/// `#` as %23, `/` as %2F.
+fn escapes(characters: &[char]) -> String {
+    let escape = |c: &char| format!("`{c}` as %{:02X}", u32::from(*c));
+    characters.iter().map(escape).collect::<Vec<_>>().join(", ")
 }
 
 /// Longest text of a value, in bytes.
@@ -158,7 +194,11 @@ impl Parameter {
 
     fn check_url(&self, text: &str) -> Result<Value, ValueError> {
         let wrong_scheme = || ValueError::Scheme(self.schemes.clone());
-        let url = Url::parse(text).map_err(|_| wrong_scheme())?;
+        let parsed = Url::parse(text).ok();
+        if let Some(unescaped) = Unescaped::find(text, parsed.as_ref()) {
+            return Err(unescaped.into());
+        }
+        let url = parsed.ok_or_else(wrong_scheme)?;
         if !self.schemes.iter().any(|scheme| scheme == url.scheme()) {
             return Err(wrong_scheme());
         }
@@ -218,4 +258,28 @@ fn whole_path(text: &str) -> Option<PathBuf> {
 fn is_device(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt as _;
     std::fs::metadata(path).is_ok_and(|found| found.file_type().is_char_device())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unescaped_character_in_a_password_is_found_and_one_elsewhere_is_not() {
+        for (text, wanted) in [
+            ("rtsp://admin:p#ss@10.0.0.7/x", Some("`#` as %23")),
+            ("rtsp://admin:12#4@10.0.0.7/x", Some("`#` as %23")),
+            ("rtsp://admin:p/s?@10.0.0.7/x", Some("`/` as %2F, `?` as %3F")),
+            ("https://a:p#s@h/x", Some("`#` as %23")),
+            ("rtsp://admin:p@ss@10.0.0.7/x", None),
+            ("rtsp://admin:p%23ss@10.0.0.7/x", None),
+            ("rtsp://10.0.0.7:554/user=a@b/c#d", None),
+            ("rtsp://10.0.0.7:99999/a@b", None),
+            ("10.0.0.7/a@b", None),
+        ] {
+            let parsed = Url::parse(text).ok();
+            let found = Unescaped::find(text, parsed.as_ref()).map(|unescaped| escapes(&unescaped.0));
+            assert_eq!(found.as_deref(), wanted, "{text}");
+        }
+    }
 }

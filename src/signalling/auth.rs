@@ -228,6 +228,7 @@ fn now() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::credentials::Credentials;
     use crate::config::{Auth, Secret};
 
     fn gate(play: Option<&str>) -> Gate {
@@ -237,7 +238,8 @@ mod tests {
             token_in_query: true,
             ..Auth::default()
         };
-        Gate::new(Access::new(&auth, &Secret::new("pub").expect("valid")))
+        let credentials = Credentials::read(&auth).expect("no files");
+        Gate::new(Access::new(credentials, &Secret::new("pub").expect("valid")))
     }
 
     fn live() -> StreamName {

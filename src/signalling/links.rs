@@ -13,7 +13,47 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::resource::{SUB_EVENTS, SUB_LAYER};
 use super::{events, layer};
-use crate::config::{IceServers, TurnAuth};
+use crate::config::{Ice, Secret};
+
+/// STUN and TURN servers that peers are told of (RFC 9725 §4.6).
+#[derive(Clone, Debug)]
+pub struct IceServers {
+    /// `stun:`, `turn:` and `turns:` URLs (RFC 7064, RFC 7065).
+    pub urls: Vec<String>,
+    pub auth: TurnAuth,
+    /// How long made credentials are good for.
+    pub lifetime: Duration,
+}
+
+/// What opens the TURN servers.
+#[derive(Clone, Debug)]
+pub enum TurnAuth {
+    Open,
+    /// Credentials are made with a secret that is shared with the server: coturn's `static-auth-secret`.
+    Secret(Secret),
+    Fixed {
+        username: String,
+        password: Secret,
+    },
+}
+
+impl From<&Ice> for IceServers {
+    fn from(ice: &Ice) -> Self {
+        let auth = match (&ice.turn_user, &ice.turn_secret) {
+            (Some(user), _) => TurnAuth::Fixed {
+                username: user.username.clone(),
+                password: user.password.clone(),
+            },
+            (None, Some(secret)) => TurnAuth::Secret(secret.clone()),
+            (None, None) => TurnAuth::Open,
+        };
+        Self {
+            urls: ice.servers.clone(),
+            auth,
+            lifetime: ice.turn_lifetime,
+        }
+    }
+}
 
 /// Adds a line for each server: one header line each, as some clients split at commas.
 pub fn add(servers: &IceServers, now: Duration, headers: &mut HeaderMap) {
@@ -61,7 +101,6 @@ fn by_secret(secret: &str, until: Duration) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Secret;
 
     /// I-09.
     #[test]

@@ -49,12 +49,13 @@ use self::auth::{Caller, Gate};
 use self::events::EventStreams;
 use self::expiry::Expiries;
 use self::limits::RateLimit;
+use self::links::IceServers;
 use self::offers::Offers;
 use self::problem::Problem;
 use self::reload::Reloads;
 use self::server::Peer;
 use self::sessions::Sessions;
-use crate::config::{Config, CorsOrigins, CounterOffer, IceServers, Limits};
+use crate::config::{Config, CorsOrigins, CounterOffer, Limits};
 use crate::hub::name::StreamName;
 use crate::outputs::hls::service::Service;
 use crate::shard::MediaPlane;
@@ -81,7 +82,7 @@ impl Manners {
     pub fn new(config: &Config) -> Self {
         Self {
             cors_origins: config.http.cors_origins.clone(),
-            ice_servers: config.ice.clone(),
+            ice_servers: (&config.ice).into(),
             strict: config.http.strict_preconditions,
             counter_offer: config.http.counter_offer,
             legacy_server_offer: config.http.legacy_server_offer,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use millstream::config::Config;
+use millstream::pipeline::library::Library;
 use millstream::pipeline::process::Process;
 use millstream::pipeline::wire::FromWorker;
 
@@ -39,8 +39,8 @@ fn workers_leave_nothing_behind() {
 async fn cycles() {
     let asked = std::env::var_os("WORKER_CYCLES").and_then(|count| count.to_str()?.parse().ok());
     let rounds = asked.unwrap_or(SHORT);
-    let config = Config::default();
-    let description = config.pipelines.library.get("slate").expect("it is shipped");
+    let library = Library::shipped();
+    let description = library.get("slate").expect("it is shipped");
     let (job, _) = description.job(&toml::Table::new(), Vec::new()).expect("defaults");
     let mut before = None;
     for round in 0..rounds {

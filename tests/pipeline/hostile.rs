@@ -81,7 +81,7 @@ fn hostile_values_are_refused_by_name_or_stay_values() {
         let (text, key) = if pipeline.is_empty() {
             (
                 format!("[streams.\"s\"]\nrtsp = {}\n", quoted(&value)),
-                "\"s\".rtsp".to_owned(),
+                "streams.s.rtsp".to_owned(),
             )
         } else {
             let params = format!("{required}{parameter} = {}", quoted(&value));

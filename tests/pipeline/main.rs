@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millstream::config::Config;
+use millstream::gateway::parts::Parts;
 use millstream::hub::name::StreamName;
 use millstream::media::{Codec, Format};
-use millstream::sources::fetch::How;
 use millstream::{Gateway, hub};
 
 mod crowds;
@@ -73,24 +73,20 @@ fn alone(tests: &[&str]) {
     }
 }
 
-/// A configuration whose workers are the real binary, not this test.
+/// A configuration of which everything can be made.
 fn config(text: &str) -> Result<Config, String> {
     let base = "[http]\nlisten = \"127.0.0.1:0\"\n[webrtc]\nlisten = \"127.0.0.1:0\"\nshards = 1\n";
     let parsed = Config::parse(&format!("{base}{text}"), "test.toml".as_ref(), []);
-    let mut config = parsed.map_err(|error| error.to_string())?;
-    config.pipelines.program = program();
-    for fetched in &mut config.streams {
-        match &mut fetched.how {
-            How::Pipeline(order) => order.program = program(),
-            How::Hls(origin) => origin.program = program(),
-            How::Camera(_) => {}
-        }
-    }
+    let config = parsed.map_err(|error| error.to_string())?;
+    Parts::build(&config, &program()).map_err(|error| error.to_string())?;
     Ok(config)
 }
 
+/// A gateway whose workers are the real binary, not this test.
 async fn gateway(text: &str) -> Gateway {
-    Gateway::start(config(text).expect("valid")).await.expect("free ports")
+    let config = config(text).expect("valid");
+    let started = Gateway::start_with_workers(config, program()).await;
+    started.expect("free ports")
 }
 
 /// What the tracks of a stream hold.

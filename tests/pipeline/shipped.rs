@@ -4,9 +4,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::config::Config;
 use millstream::hub::name::StreamName;
 use millstream::media::Codec;
+use millstream::pipeline::library::Library;
 use millstream::pipeline::process::{self, Process};
 use millstream::pipeline::wire::{FromWorker, Input, Media, WireFrame};
 
@@ -65,7 +65,7 @@ pub fn film(folder: &Folder, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_of_them_can_be_built_here() {
-    let findings = process::check(&program(), Config::default().pipelines.library.trials()).await;
+    let findings = process::check(&program(), Library::shipped().trials()).await;
     for finding in findings.expect("it tells") {
         assert_eq!(finding.failure, None, "{}", finding.name);
     }
@@ -324,7 +324,7 @@ async fn a_camera_is_fetched_by_the_pipeline_too() {
 /// The frames that one pipeline makes are what another one takes: Opus of the slate becomes AAC.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opus_becomes_aac() {
-    let library = Config::default().pipelines.library;
+    let library = Library::shipped();
     let start = |name: &str, inputs: Vec<Input>| {
         let description = library.get(name).expect("it is shipped");
         let (job, _) = description.job(&toml::Table::new(), inputs).expect("defaults");

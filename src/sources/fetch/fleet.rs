@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::directory::{Directory, Entry};
 use super::{Fetched, run};
+use crate::config::StreamConfig;
 use crate::hub::name::StreamName;
 use crate::sources::feed::FanOut;
 
@@ -19,8 +20,8 @@ pub struct Fleet<P> {
 
 struct Ship {
     fetched: Fetched,
-    /// What the configuration says about it, secrets included.
-    table: Option<toml::Value>,
+    /// What the configuration says about it.
+    config: StreamConfig,
     /// `None` while it is stopped by hand.
     task: Option<JoinHandle<()>>,
 }
@@ -34,7 +35,7 @@ pub struct Exchanged {
 }
 
 /// A stream to be fetched, and what the configuration says about it.
-pub type Ordered = (Fetched, Option<toml::Value>);
+pub type Ordered = (Fetched, StreamConfig);
 
 impl<P: FanOut + Clone + 'static> Fleet<P> {
     /// Starts nothing yet.
@@ -58,7 +59,7 @@ impl<P: FanOut + Clone + 'static> Fleet<P> {
         let gone: Vec<StreamName> = ships
             .iter()
             .filter(|(name, ship)| match wanted.get(*name) {
-                Some((_, table)) => all || table != &ship.table,
+                Some((_, config)) => all || config != &ship.config,
                 None => true,
             })
             .map(|(name, _)| name.clone())
@@ -75,12 +76,12 @@ impl<P: FanOut + Clone + 'static> Fleet<P> {
             }
         }
         wanted.retain(|name, _| !ships.contains_key(name));
-        for (name, (fetched, table)) in wanted {
+        for (name, (fetched, config)) in wanted {
             let task = Some(self.start(&fetched));
             if !exchanged.restarted.contains(&name) {
                 exchanged.started.push(name.clone());
             }
-            ships.insert(name, Ship { fetched, table, task });
+            ships.insert(name, Ship { fetched, config, task });
         }
         exchanged
     }

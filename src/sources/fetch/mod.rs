@@ -24,6 +24,7 @@ use crate::pipeline::process::ProcessError;
 
 pub mod address;
 pub mod backoff;
+pub mod build;
 pub mod directory;
 pub mod fleet;
 pub mod pipeline;

@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::raw::RawTrack;
-use super::{Camera, CameraError, Step};
+use super::{Camera, CameraError, Step, to_retina};
 use crate::hub::name::StreamName;
 use crate::media::aac::AacConfig;
 use crate::media::clock::NtpClock;
@@ -115,7 +115,7 @@ impl Client {
         }
         for track in &tracks {
             let options = SetupOptions::default()
-                .transport(camera.transport.to_retina())
+                .transport(to_retina(camera.transport))
                 .frame_format(FRAMES);
             within(Step::Setup, has_credentials, session.setup(track.index, options)).await?;
         }

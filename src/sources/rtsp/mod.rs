@@ -18,9 +18,10 @@ use self::policies::Policies;
 use super::feed::{FanOut, Feed};
 use super::fetch::address::Allowed;
 use super::fetch::{Attached, FetchError, random_id};
+use crate::config::Transport;
 use crate::hub::name::StreamName;
 use crate::media::Kind;
-use crate::pipeline::value::TargetHost;
+use crate::pipeline::value::{TargetHost, Unescaped};
 
 mod client;
 pub mod policies;
@@ -51,18 +52,8 @@ pub enum Password {
     File(PathBuf),
 }
 
-/// How a camera sends its RTP.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Transport {
-    /// Within the RTSP connection (RFC 2326 §10.12).
-    #[default]
-    Tcp,
-    /// To ports of ours; what comes out of order is lost.
-    Udp,
-}
-
 /// Why an address is not one of a camera.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CameraUrlError {
     #[error("an address of a camera is rtsp://host[:port]/path")]
     NoUrl,
@@ -70,6 +61,8 @@ pub enum CameraUrlError {
     Scheme,
     #[error("the credentials in an address have to be UTF-8 behind their percent signs")]
     Credentials,
+    #[error(transparent)]
+    Unescaped(#[from] Unescaped),
 }
 
 /// What the gateway waited for when a camera failed.
@@ -120,7 +113,12 @@ impl Camera {
     ///
     /// A [`CameraUrlError`].
     pub fn new(url: &str, username: Option<String>, password: Password) -> Result<Self, CameraUrlError> {
-        let mut url = Url::parse(url.trim()).map_err(|_| CameraUrlError::NoUrl)?;
+        let text = url.trim();
+        let parsed = Url::parse(text).ok();
+        if let Some(unescaped) = Unescaped::find(text, parsed.as_ref()) {
+            return Err(unescaped.into());
+        }
+        let mut url = parsed.ok_or(CameraUrlError::NoUrl)?;
         if url.scheme() != "rtsp" {
             return Err(CameraUrlError::Scheme);
         }
@@ -211,12 +209,10 @@ fn decoded(text: &str) -> Result<String, CameraUrlError> {
     String::from_utf8(bytes).map_err(|_| CameraUrlError::Credentials)
 }
 
-impl Transport {
-    fn to_retina(self) -> retina::client::Transport {
-        match self {
-            Self::Tcp => retina::client::Transport::Tcp(TcpTransportOptions::default()),
-            Self::Udp => retina::client::Transport::Udp(UdpTransportOptions::default()),
-        }
+fn to_retina(transport: Transport) -> retina::client::Transport {
+    match transport {
+        Transport::Tcp => retina::client::Transport::Tcp(TcpTransportOptions::default()),
+        Transport::Udp => retina::client::Transport::Udp(UdpTransportOptions::default()),
     }
 }
 
@@ -309,5 +305,10 @@ mod tests {
         assert_eq!(camera("10.0.0.7/ch1").err(), Some(CameraUrlError::NoUrl));
         assert_eq!(camera("rtsps://10.0.0.7/ch1").err(), Some(CameraUrlError::Scheme));
         assert_eq!(camera("rtsp://%ff@10.0.0.7/").err(), Some(CameraUrlError::Credentials));
+        let unescaped = camera("rtsp://admin:12#4@10.0.0.7/ch1").expect_err("no address");
+        assert!(
+            unescaped.to_string().contains("percent-encode `#` as %23"),
+            "{unescaped}"
+        );
     }
 }

@@ -1,0 +1,110 @@
+//! Environment variables that stand for keys: `MILLSTREAM_HTTP__LISTEN` is `http.listen`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use super::mistake::{Hint, Mistake, Place, Problem, nearest};
+use super::section::{Key, PREFIX};
+
+/// Values of keys, and what is wrong with variables.
+#[derive(Default)]
+pub(super) struct Variables {
+    /// Name of the variable and value, by the path of the key.
+    pub(super) values: BTreeMap<String, (String, String)>,
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+/// Variables that are no keys: of the command line, and of the programs that test the gateway.
+const OTHERS: [&str; 3] = ["MILLSTREAM_CONFIG", "MILLSTREAM_BIN", "MILLSTREAM_BENCH_BIN"];
+
+impl Variables {
+    /// Sorts out the variables of this program; `keys` are all that there are.
+    pub(super) fn read(environment: impl IntoIterator<Item = (OsString, OsString)>, keys: &[&Key]) -> Self {
+        let mut variables = Self::default();
+        for (name, value) in environment {
+            let name = name.to_string_lossy().into_owned();
+            let value = value.into_string();
+            let is_ours = name.starts_with(PREFIX) && !OTHERS.contains(&name.as_str());
+            if !is_ours || is_service_link(&name, value.as_deref().unwrap_or_default()) {
+                continue;
+            }
+            let upper = name.to_ascii_uppercase();
+            let known = keys.iter().map(|key| key.path).find(|path| variable(path) == upper);
+            let mistake = match (known, value) {
+                (Some(path), Ok(value)) => {
+                    variables.values.insert(path.to_owned(), (name, value));
+                    continue;
+                }
+                (Some(path), Err(_)) => Mistake::of(
+                    path,
+                    Problem::Value {
+                        shown: None,
+                        expected: "expected UTF-8".to_owned(),
+                    },
+                ),
+                (None, _) => Mistake::of("", unknown(&upper, keys)),
+            };
+            variables.mistakes.push(Mistake {
+                place: Some(Place::Variable(name)),
+                ..mistake
+            });
+        }
+        variables
+    }
+}
+
+/// The variable that sets a key.
+pub(super) fn variable(path: &str) -> String {
+    format!("{PREFIX}{}", path.replace('.', "__").to_ascii_uppercase())
+}
+
+fn unknown(name: &str, keys: &[&Key]) -> Problem {
+    let names: Vec<String> = keys.iter().map(|key| variable(key.path)).collect();
+    let own = |name: &'_ str| name.get(PREFIX.len()..).unwrap_or_default().to_owned();
+    let parts: Vec<String> = names.iter().map(|name| own(name)).collect();
+    let near = nearest(&own(name), parts.iter().map(String::as_str));
+    let hint = match near {
+        Some(near) => Hint::Near(vec![format!("{PREFIX}{near}")]),
+        None if name.starts_with("MILLSTREAM_STREAM") => Hint::Text("; streams can be set in the file only"),
+        None => Hint::Text("; `millstream --help` lists all"),
+    };
+    Problem::Unknown {
+        what: "environment variable",
+        hint,
+    }
+}
+
+/// Whether an orchestrator made the variable for a service of that name: Kubernetes gives every container
+/// `MILLSTREAM_SERVICE_HOST`, `MILLSTREAM_SERVICE_PORT`, `MILLSTREAM_PORT=tcp://...` and `MILLSTREAM_PORT_80_TCP_ADDR`
+/// once there is a service called `millstream`. Links of Docker look alike.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let has_scheme = || value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://");
+    let is_part = |rest: &str| {
+        let mut parts = rest.split('_');
+        let is_number = parts.next().is_some_and(|port| port.parse::<u16>().is_ok());
+        is_number
+            && parts
+                .next()
+                .is_some_and(|protocol| matches!(protocol, "TCP" | "UDP" | "SCTP"))
+    };
+    let is_port = |(_, rest): (&str, &str)| is_part(rest);
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || (name.ends_with("_PORT") && has_scheme())
+        || name.rsplit_once("_PORT_").is_some_and(is_port)
+        || (name == "MILLSTREAM_NAME" && value.starts_with('/'))
+}
+
+/// The value of a variable that the configuration names.
+///
+/// # Errors
+///
+/// What is wrong with it, to follow the key.
+#[expect(clippy::disallowed_methods, reason = "this is config")]
+pub fn named(variable: &str) -> Result<String, &'static str> {
+    std::env::var(variable).map_err(|error| match error {
+        std::env::VarError::NotPresent => "names an environment variable that is not set",
+        std::env::VarError::NotUnicode(_) => "names an environment variable that is not UTF-8",
+    })
+}

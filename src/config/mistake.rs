@@ -1,0 +1,236 @@
+//! What is wrong with a configuration, where, and what is expected instead.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// One mistake. Its text never shows the value of a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// Path of the key, such as `http.listen` or `streams.door.rtsp`; empty where none is concerned.
+    pub key: String,
+    pub place: Option<Place>,
+    pub problem: Problem,
+}
+
+/// Where something of the configuration is set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Line and column count from 1, the column in characters.
+    Line { line: usize, column: usize, file: PathBuf },
+    /// A file as a whole.
+    File(PathBuf),
+    /// An environment variable.
+    Variable(String),
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The file is not TOML, or cannot be read.
+    Syntax(String),
+    /// The key is set twice.
+    Duplicate,
+    /// There is no such `what`: a key, a section, an environment variable.
+    Unknown { what: &'static str, hint: Hint },
+    /// The value is not one of the key; `shown` is how it is written, unless it may be a secret.
+    Value { shown: Option<String>, expected: String },
+    /// Something else has to be set too.
+    Missing(String),
+    /// What follows the key in the message.
+    Unusable(String),
+}
+
+/// What was probably meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// One of these names.
+    Near(Vec<String>),
+    /// One of all names that there are.
+    Known(Vec<String>),
+    /// What follows the name in the message.
+    Text(&'static str),
+}
+
+/// A configuration that cannot be used, with all its mistakes.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub struct ConfigError {
+    /// In the order of the file; those of variables follow.
+    pub mistakes: Vec<Mistake>,
+}
+
+/// Mistakes that are listed; the rest is counted.
+const MAX_LISTED: usize = 100;
+
+impl Mistake {
+    /// A mistake of a key; what follows the key in the message is `problem`.
+    pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::of(key, Problem::Unusable(problem.into()))
+    }
+
+    /// As [`Mistake::new`], of any kind.
+    pub fn of(key: impl Into<String>, problem: Problem) -> Self {
+        Self {
+            key: key.into(),
+            place: None,
+            problem,
+        }
+    }
+
+    /// The same of the table `path`: its key stands below that path.
+    pub fn below(mut self, path: &str) -> Self {
+        self.key = match self.key.as_str() {
+            "" => path.to_owned(),
+            key => format!("{path}.{key}"),
+        };
+        self
+    }
+}
+
+impl ConfigError {
+    /// Sorts the mistakes by place; those without one go last.
+    pub fn new(mut mistakes: Vec<Mistake>) -> Self {
+        mistakes.sort_by_cached_key(|mistake| (mistake.place.is_none(), mistake.place.clone()));
+        Self { mistakes }
+    }
+
+    /// `Ok` where there are none.
+    ///
+    /// # Errors
+    ///
+    /// All of them.
+    pub fn unless_empty(mistakes: Vec<Mistake>) -> Result<(), Self> {
+        if mistakes.is_empty() {
+            Ok(())
+        } else {
+            Err(Self::new(mistakes))
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [mistake] = self.mistakes.as_slice() {
+            return mistake.fmt(f);
+        }
+        write!(f, "the configuration has {} mistakes:", self.mistakes.len())?;
+        for mistake in self.mistakes.iter().take(MAX_LISTED) {
+            write!(f, "\n  {mistake}")?;
+        }
+        match self.mistakes.len().saturating_sub(MAX_LISTED) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more"),
+        }
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = &self.place {
+            write!(f, "{place}: ")?;
+        }
+        let key = &self.key;
+        match &self.problem {
+            Problem::Syntax(problem) => f.write_str(problem),
+            Problem::Duplicate => write!(f, "duplicate key `{key}`"),
+            Problem::Unknown { what, hint } if key.is_empty() => write!(f, "unknown {what}{hint}"),
+            Problem::Unknown { what, hint } => write!(f, "unknown {what} `{key}`{hint}"),
+            Problem::Value { shown, expected } => match shown {
+                Some(shown) => write!(f, "`{key}` is {shown}: {expected}"),
+                None => write!(f, "`{key}` has a value that cannot be used: {expected}"),
+            },
+            Problem::Missing(problem) | Problem::Unusable(problem) => write!(f, "`{key}` {problem}"),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line { line, column, file } => write!(f, "{}, line {line}, column {column}", file.display()),
+            Self::File(file) => write!(f, "{}", file.display()),
+            Self::Variable(name) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Near(names) => write!(f, " (did you mean {}?)", listed(names, "or")),
+            Self::Known(names) if names.is_empty() => Ok(()),
+            Self::Known(names) => write!(f, "; known are {}", listed(names, "and")),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+/// `a`, `b` and `c`.
+pub fn listed(names: &[impl AsRef<str>], last: &str) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{}`", name.as_ref())).collect();
+    match quoted.split_last() {
+        Some((only, [])) => only.clone(),
+        Some((end, rest)) => format!("{} {last} {end}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// The name that was probably meant by `word`; `None` if all are too different.
+pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = plain(word);
+    let allowed = (word.chars().count() / 3).max(1);
+    let distance = |name: &'a str| {
+        let known = plain(name);
+        // Somebody may have written less of the name, or more.
+        let is_start = word.len() >= MIN_START && (known.starts_with(&word) || word.starts_with(&known));
+        let distance = if is_start {
+            1
+        } else {
+            strsim::osa_distance(&word, &known)
+        };
+        (distance <= allowed).then_some((distance, name))
+    };
+    let near = names.into_iter().filter_map(distance);
+    near.min_by_key(|(distance, _)| *distance).map(|(_, name)| name)
+}
+
+/// Fewest characters of a name that tell which one is meant.
+const MIN_START: usize = 4;
+
+/// Spellings that mean the same: `corsOrigins`, `cors-origins`, `CORS__ORIGINS`.
+fn plain(name: &str) -> String {
+    let is_part = |c: &char| c.is_alphanumeric() || *c == '.';
+    name.chars().filter(is_part).flat_map(char::to_lowercase).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_the_one_that_was_meant() {
+        let names = ["listen", "cors_origins", "tls_certificate", "tls_key", "srt", "test"];
+        for (word, wanted) in [
+            ("lisen", Some("listen")),
+            ("Listen", Some("listen")),
+            ("lsiten", Some("listen")),
+            ("corsOrigins", Some("cors_origins")),
+            ("cors-origin", Some("cors_origins")),
+            ("tls_cert", Some("tls_certificate")),
+            ("stt", Some("srt")),
+            ("port", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(word, names), wanted, "{word}");
+        }
+    }
+
+    #[test]
+    fn more_mistakes_than_anybody_reads_are_counted() {
+        let mistakes = vec![Mistake::new("a", "is wrong"); 103];
+        let text = ConfigError { mistakes }.to_string();
+        assert!(text.starts_with("the configuration has 103 mistakes:") && text.ends_with("and 3 more"));
+        assert_eq!(text.lines().count(), 102);
+    }
+}

@@ -1,0 +1,287 @@
+//! Reads sections key by key, from the file and from variables, so that every mistake is found and the rest is read.
+
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+
+use super::Places;
+use super::auth::{Auth, TokenConfig};
+use super::document::{Document, joined};
+use super::environment::Variables;
+use super::mistake::{Hint, Mistake, Place, Problem, nearest};
+use super::section::{Key, Section};
+
+/// Reads a configuration.
+pub(super) struct Reader<'a> {
+    document: Document<'a>,
+    variables: Variables,
+    mistakes: Vec<Mistake>,
+    warnings: Vec<Mistake>,
+}
+
+/// What is known beside the values.
+pub(super) struct Remarks {
+    pub(super) places: Places,
+    pub(super) mistakes: Vec<Mistake>,
+    pub(super) warnings: Vec<Mistake>,
+}
+
+/// Keys that set the same thing; where both are set in the file, or both by variables, the second counts.
+const ALTERNATIVES: [(&str, &str); 4] = [
+    ("ice.turn_secret", "ice.turn_user"),
+    ("auth.publish_token", "auth.publish_token_file"),
+    ("auth.play_token", "auth.play_token_file"),
+    ("auth.api_token", "auth.api_token_file"),
+];
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(document: Document<'a>, mut variables: Variables) -> Self {
+        let mut mistakes = std::mem::take(&mut variables.mistakes);
+        mistakes.extend(document.mistakes());
+        Self {
+            document,
+            variables,
+            mistakes,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Reads a section that has a name of its own.
+    pub(super) fn section<S: Section>(&mut self) -> S {
+        let table = self.take(S::NAME);
+        self.merged(table)
+    }
+
+    /// Reads the section `auth`, with its list of tokens.
+    pub(super) fn auth(&mut self) -> Auth {
+        let mut table = self.take(Auth::NAME);
+        let tokens = table.remove("tokens").map(|tokens| self.tokens(tokens));
+        let auth = self.merged::<Auth>(table);
+        Auth {
+            tokens: tokens.unwrap_or_default(),
+            ..auth
+        }
+    }
+
+    /// What is left is unknown.
+    pub(super) fn finish(mut self, keys: &[&Key]) -> Remarks {
+        for (name, value) in std::mem::take(&mut self.document.table) {
+            let is_section = matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
+            let problem = if is_section {
+                unknown_section(name.get_ref(), keys)
+            } else {
+                unknown_key(name.get_ref(), &[], keys)
+            };
+            self.mistake(name.span().start, Mistake::of(joined("", name.get_ref()), problem));
+        }
+        let mut places = std::mem::take(&mut self.document.places);
+        for (path, (variable, _)) in self.variables.values {
+            places.insert(path, Place::Variable(variable));
+        }
+        Remarks {
+            places,
+            mistakes: self.mistakes,
+            warnings: self.warnings,
+        }
+    }
+
+    /// Takes a table out of the document.
+    pub(super) fn take(&mut self, name: &str) -> DeTable<'a> {
+        let Some(value) = self.document.table.remove(name) else {
+            return DeTable::new();
+        };
+        self.table(name, value, &format!("expected a table, [{name}]"))
+            .unwrap_or_default()
+    }
+
+    /// A value that has to be a table.
+    pub(super) fn table(&mut self, path: &str, value: Spanned<DeValue<'a>>, expected: &str) -> Option<DeTable<'a>> {
+        let span = value.span();
+        match value.into_inner() {
+            DeValue::Table(table) => Some(table),
+            _ => {
+                let problem = Problem::Value {
+                    shown: None,
+                    expected: expected.to_owned(),
+                };
+                self.mistake(span.start, Mistake::of(path, problem));
+                None
+            }
+        }
+    }
+
+    /// Adds a mistake at a place in the file.
+    pub(super) fn mistake(&mut self, at: usize, mistake: Mistake) {
+        if !self.document.is_doubtful(at, &mistake.problem) {
+            let place = Some(self.document.place(at));
+            self.mistakes.push(Mistake { place, ..mistake });
+        }
+    }
+
+    /// Whether a key is among the mistakes.
+    pub(super) fn is_mistaken(&self, path: &str) -> bool {
+        self.mistakes.iter().any(|mistake| mistake.key == path)
+    }
+
+    /// Number of mistakes so far.
+    pub(super) fn count(&self) -> usize {
+        self.mistakes.len()
+    }
+
+    /// Reads a table of the file, without variables.
+    pub(super) fn plain<S: Section>(&mut self, path: &str, table: DeTable<'a>) -> S {
+        let good = self.checked::<S>(path, table);
+        build(good).unwrap_or_default()
+    }
+
+    /// Says of each key that is none of the section that it is unknown.
+    pub(super) fn unknown(&mut self, path: &str, name: &Spanned<DeString<'_>>, own: &[&str]) {
+        let problem = unknown_key(name.get_ref(), own, &[]);
+        self.mistake(name.span().start, Mistake::of(joined(path, name.get_ref()), problem));
+    }
+
+    fn tokens(&mut self, value: Spanned<DeValue<'a>>) -> Vec<TokenConfig> {
+        let path = "auth.tokens";
+        let span = value.span();
+        let DeValue::Array(items) = value.into_inner() else {
+            let problem = Problem::Value {
+                shown: None,
+                expected: "expected a list of tables".to_owned(),
+            };
+            self.mistake(span.start, Mistake::of(path, problem));
+            return Vec::new();
+        };
+        let mut tokens = Vec::new();
+        for (index, item) in items.into_iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            let expected = "expected a table such as { token_file = \"...\", play = \"*\" }";
+            if let Some(table) = self.table(&path, item, expected) {
+                tokens.push(self.plain(&path, table));
+            }
+        }
+        tokens
+    }
+
+    /// Reads a section from its table, and from the variables, which take precedence.
+    fn merged<S: Section>(&mut self, table: DeTable<'a>) -> S {
+        let mut good = self.checked::<S>(S::NAME, table);
+        let set = self.set_by_variables::<S>();
+        self.drop_alternatives(S::NAME, &mut good, &set);
+        good.extend(set);
+        build(good).unwrap_or_default()
+    }
+
+    /// The keys of a table that can be used; the others become mistakes.
+    fn checked<S: Section>(&mut self, path: &str, table: DeTable<'a>) -> DeTable<'a> {
+        let mut good = DeTable::new();
+        for (name, value) in table {
+            let Some(key) = S::KEYS.iter().find(|key| key.name == name.get_ref()) else {
+                let own: Vec<&str> = S::KEYS.iter().map(|key| key.name).collect();
+                let others = super::keys();
+                let problem = unknown_key(name.get_ref(), &own, &others);
+                self.mistake(name.span().start, Mistake::of(joined(path, name.get_ref()), problem));
+                continue;
+            };
+            if let Err(expected) = probe::<S>(&name, &value) {
+                let shown = match value.get_ref() {
+                    _ if key.is_secret => None,
+                    DeValue::Table(_) => Some("a table".to_owned()),
+                    _ => Some(self.document.shown(value.span())),
+                };
+                let problem = Problem::Value { shown, expected };
+                self.mistake(value.span().start, Mistake::of(joined(path, key.name), problem));
+                continue;
+            }
+            good.insert(name, value);
+        }
+        good
+    }
+
+    fn set_by_variables<S: Section>(&mut self) -> DeTable<'a> {
+        let mut good = DeTable::new();
+        for key in S::KEYS {
+            let Some((variable, text)) = self.variables.values.get(key.path) else {
+                continue;
+            };
+            let name = Spanned::new(0..0, key.name.into());
+            let value = Spanned::new(0..0, DeValue::String(text.clone().into()));
+            if let Err(expected) = probe::<S>(&name, &value) {
+                let shown = (!key.is_secret).then(|| format!("{text:?}"));
+                let place = Some(Place::Variable(variable.clone()));
+                let mistake = Mistake::of(key.path, Problem::Value { shown, expected });
+                self.mistakes.push(Mistake { place, ..mistake });
+                continue;
+            }
+            good.insert(name, value);
+        }
+        good
+    }
+
+    /// Of keys that set the same thing, a variable takes precedence over the file.
+    fn drop_alternatives(&mut self, section: &str, file: &mut DeTable<'a>, variables: &DeTable<'a>) {
+        for (first, second) in ALTERNATIVES {
+            let name = |path: &'static str| path.strip_prefix(section)?.strip_prefix('.');
+            let (Some(a), Some(b)) = (name(first), name(second)) else {
+                continue;
+            };
+            let has = |table: &DeTable<'a>, name: &str| table.contains_key(name);
+            if has(variables, a) && !has(variables, b) {
+                file.remove(b);
+            }
+            if has(file, a) && has(file, b) {
+                let at = file.get_key_value(a).map_or(0, |(key, _)| key.span().start);
+                let warning = Mistake::new(first, format!("is ignored: `{second}` is set too"));
+                let place = Some(self.document.place(at));
+                self.warnings.push(Mistake { place, ..warning });
+            }
+            // What counts is the second: without the first there is no doubt.
+            if has(file, b) || has(variables, b) {
+                file.remove(a);
+            }
+        }
+    }
+}
+
+/// Reads one key alone.
+fn probe<'a, S: Section>(name: &Spanned<DeString<'a>>, value: &Spanned<DeValue<'a>>) -> Result<(), String> {
+    let mut table = DeTable::new();
+    table.insert(name.clone(), value.clone());
+    match S::deserialize(toml::Deserializer::from(Spanned::new(0..0, table))) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.message().to_owned()),
+    }
+}
+
+/// Reads keys of which each can be read alone.
+fn build<S: Section>(table: DeTable<'_>) -> Option<S> {
+    S::deserialize(toml::Deserializer::from(Spanned::new(0..0, table))).ok()
+}
+
+/// A key that is none of its table, whose keys are `own`; `others` are those of all sections.
+fn unknown_key(name: &str, own: &[&str], others: &[&Key]) -> Problem {
+    let same = |key: &&&Key| key.name == name;
+    let elsewhere: Vec<String> = others.iter().filter(same).map(|key| key.path.to_owned()).collect();
+    let hint = match nearest(name, own.iter().copied()) {
+        Some(near) => Hint::Near(vec![near.to_owned()]),
+        None if !elsewhere.is_empty() => Hint::Near(elsewhere),
+        None if own.is_empty() => match nearest(name, others.iter().map(|key| key.name)) {
+            Some(near) => {
+                let same = others.iter().filter(|key| key.name == near);
+                Hint::Near(same.map(|key| key.path.to_owned()).collect())
+            }
+            None => Hint::Text("; keys stand in sections such as [http]"),
+        },
+        None => Hint::Known(own.iter().map(|name| (*name).to_owned()).collect()),
+    };
+    Problem::Unknown { what: "key", hint }
+}
+
+fn unknown_section(name: &str, keys: &[&Key]) -> Problem {
+    let mut sections: Vec<&str> = keys.iter().filter_map(|key| key.path.split('.').next()).collect();
+    sections.push(super::STREAMS);
+    sections.dedup();
+    let hint = match nearest(name, sections.iter().copied()) {
+        Some(near) => Hint::Near(vec![near.to_owned()]),
+        None => Hint::Known(sections.iter().map(|name| (*name).to_owned()).collect()),
+    };
+    Problem::Unknown { what: "section", hint }
+}

@@ -1,0 +1,230 @@
+//! The sections of the file, but for access and streams: each key with its type, default, and what it means.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::secret::Secret;
+use super::section::section;
+use super::values::{self, Variants};
+
+section! {
+    /// HTTP: signalling, pages, the API.
+    pub struct Http("http") {
+        /// Address of HTTP: pages, signalling, HLS and the API.
+        #[key("listen", Restart, "`[::]:8080`", "values::socket_address")]
+        pub listen: SocketAddr = any(8080),
+
+        /// Web pages of which origins may use the gateway, such as `["https://example.org"]`.
+        #[key("cors_origins", Live, "`*`", "values::origins")]
+        pub cors_origins: CorsOrigins = CorsOrigins::Any,
+
+        /// File with a certificate and its chain, in PEM: HTTPS with HTTP/2 instead of HTTP. It is read again when it
+        /// changes.
+        #[key("tls_certificate", Restart, "none: HTTP", "values::path")]
+        pub tls_certificate: Option<PathBuf> = None,
+
+        /// File with the private key of the certificate, in PEM.
+        #[key("tls_key", Restart, "none", "values::path")]
+        pub tls_key: Option<PathBuf> = None,
+
+        /// Refuse a PATCH without `If-Match` with 428, as RFC 9725 §4.3.1 says; several clients send none when they
+        /// trickle.
+        #[key("strict_preconditions", Live, "`false`", "values::flag")]
+        pub strict_preconditions: bool = false,
+
+        /// When a viewer gets 406 with an offer of the gateway's (WHEP §4.3.2): `never`, `when_needed` (its own cannot be
+        /// served) or `always`.
+        #[key("counter_offer", Live, "`never`", "values::choice")]
+        pub counter_offer: CounterOffer = CounterOffer::Never,
+
+        /// Answer a viewer's empty POST with an offer of the gateway's, for players of the WHEP draft of 2022.
+        #[key("legacy_server_offer", Live, "`false`", "values::flag")]
+        pub legacy_server_offer: bool = false,
+
+        /// Seconds that a viewer's POST waits for a publisher, 0 to 60; 0 answers 409 at once.
+        #[key("wait_for_publisher", Live, "`0`", "values::seconds::<0, 60, _, _>")]
+        pub wait_for_publisher: Duration = Duration::ZERO,
+    }
+}
+
+section! {
+    /// Media of publishers and viewers.
+    pub struct WebRtc("webrtc") {
+        /// Address of media: UDP, and TCP on the same port.
+        #[key("listen", Restart, "`[::]:8189`", "values::socket_address")]
+        pub listen: SocketAddr = any(8189),
+
+        /// IP addresses given to peers as ICE candidates, at most 16; set them behind NAT.
+        #[key("announce", Restart, "the host's own", "values::announced")]
+        pub announce: Vec<IpAddr> = Vec::new(),
+
+        /// STUN server such as `stun.example.org:3478`. The public address that it sees is announced first, and followed
+        /// when it changes.
+        #[key("announce_by_stun", Restart, "none", "values::host_port")]
+        pub announce_by_stun: Option<String> = None,
+
+        /// Take media by TCP too, for networks that block UDP.
+        #[key("tcp", Restart, "`true`", "values::flag")]
+        pub tcp: bool = true,
+
+        /// Media threads, 0 to 64; 0 starts one per processor.
+        #[key("shards", Restart, "`0`", "values::whole::<0, 64, _, _>")]
+        pub shards: usize = 0,
+
+        /// Publishers and viewers at the same time, 0 to 1000000; more get 503.
+        #[key("max_sessions", Restart, "`10000`", "values::whole::<0, 1_000_000, _, _>")]
+        pub max_sessions: usize = 10_000,
+    }
+}
+
+section! {
+    /// STUN and TURN servers that peers are told of (RFC 9725 §4.6).
+    pub struct Ice("ice") {
+        /// URLs of STUN and TURN servers for publishers and viewers, at most 8, such as `["turn:turn.example.org:3478"]`
+        /// (RFC 7064, RFC 7065).
+        #[key("servers", Live, "none", "values::ice_servers")]
+        pub servers: Vec<String> = Vec::new(),
+
+        /// Secret shared with the TURN server (coturn: `static-auth-secret`); credentials are made with it.
+        #[key("turn_secret", Live, "none", "values::secret", secret)]
+        pub turn_secret: Option<Secret> = None,
+
+        /// `name:password` for a TURN server with fixed users, instead of a secret.
+        #[key("turn_user", Live, "none", "values::turn_user", secret)]
+        pub turn_user: Option<TurnUser> = None,
+
+        /// Lifetime of made credentials in seconds, 60 to 604800.
+        #[key("turn_lifetime", Live, "`43200`", "values::seconds::<60, 604_800, _, _>")]
+        pub turn_lifetime: Duration = Duration::from_secs(43_200),
+    }
+}
+
+section! {
+    /// Bounds against floods.
+    #[derive(Copy)]
+    pub struct Limits("limits") {
+        // A classroom behind one address comes at once when the stream begins; a flood goes on.
+        /// POST, PATCH and DELETE requests per second of one address in the long run, 0 to 1000000; 0 sets no bound.
+        #[key("requests_per_second", Restart, "`200`", "values::whole::<0, 1_000_000, _, _>")]
+        pub requests_per_second: u32 = 200,
+
+        /// Such requests of one address at once, 1 to 1000000.
+        #[key("request_burst", Restart, "`2000`", "values::whole::<1, 1_000_000, _, _>")]
+        pub request_burst: u32 = 2_000,
+
+        /// Open HTTP connections, 1 to 1000000; more wait.
+        #[key("connections", Restart, "`4096`", "values::whole::<1, 1_000_000, _, _>")]
+        pub connections: usize = 4_096,
+
+        // Half of them: an office or a proxy has many viewers behind it, and nobody may take them all.
+        /// Open HTTP connections of one address (IPv6: /64), 1 to 1000000; more get 503. Raise it behind a proxy.
+        #[key("connections_per_address", Restart, "`2048`", "values::whole::<1, 1_000_000, _, _>")]
+        pub connections_per_address: usize = 2_048,
+
+        /// Seconds that sessions may go on after SIGTERM, 0 to 30. New ones get 503, and players are told to reconnect.
+        #[key("drain_seconds", Restart, "`5`", "values::seconds::<0, 30, _, _>")]
+        pub drain: Duration = Duration::from_secs(5),
+    }
+}
+
+section! {
+    /// GStreamer pipelines.
+    pub struct Pipelines("pipelines") {
+        /// Folder with pipeline files of your own; they take precedence over those that come with the gateway.
+        #[key("folder", Live, "none", "values::path")]
+        pub folder: Option<PathBuf> = None,
+
+        /// Transcode on demand for viewers who cannot play a stream as it is.
+        #[key("repair", Restart, "`true`", "values::flag")]
+        pub repair: bool = true,
+    }
+}
+
+section! {
+    /// Where streams may be fetched from.
+    pub struct Sources("sources") {
+        /// Networks that cameras and other sources may be in, such as `["192.168.0.0/16"]`.
+        #[key("allow", Live, "all", "values::networks")]
+        pub allow: Vec<IpNet> = Vec::new(),
+    }
+}
+
+section! {
+    /// Log output.
+    pub struct Log("log") {
+        /// Format of log lines: `text` or `json`.
+        #[key("format", Restart, "`text`", "values::choice")]
+        pub format: LogFormat = LogFormat::Text,
+
+        /// Level, or directives such as `info,millstream::session=debug`.
+        #[key("level", Restart, "`info`", "values::log_level")]
+        pub level: String = "info".to_owned(),
+
+        /// OpenTelemetry collector such as `http://localhost:4318`. It gets the log, and a span for each HTTP request, by
+        /// OTLP over HTTP.
+        #[key("otlp", Restart, "none", "values::collector")]
+        pub otlp: Option<String> = None,
+    }
+}
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
+}
+
+impl Http {
+    /// Of the addresses of pages: `https` with a certificate.
+    pub fn scheme(&self) -> &'static str {
+        match self.tls_certificate {
+            Some(_) => "https",
+            None => "http",
+        }
+    }
+}
+
+/// Which web pages of other origins may use the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CorsOrigins {
+    Any,
+    /// Origins as browsers write them: `https://example.org`, no path, no trailing slash.
+    Listed(Vec<String>),
+}
+
+/// When a viewer gets an offer of the gateway's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CounterOffer {
+    /// Some players take a 406 for something else.
+    #[default]
+    Never,
+    /// Where its own cannot be served.
+    WhenNeeded,
+    Always,
+}
+
+impl Variants for CounterOffer {
+    const ALL: &'static [(&'static str, Self)] = &[
+        ("never", Self::Never),
+        ("when_needed", Self::WhenNeeded),
+        ("always", Self::Always),
+    ];
+}
+
+/// A user of a TURN server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TurnUser {
+    pub username: String,
+    pub password: Secret,
+}
+
+/// Format of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Variants for LogFormat {
+    const ALL: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}

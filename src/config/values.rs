@@ -1,0 +1,320 @@
+//! How values are read: each function takes one kind of value, and says what is expected instead of another one.
+//!
+//! Numbers, flags and lists may also be texts, as variables of the environment are.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::de::{Deserialize as _, Deserializer, Error as _};
+use toml::Value;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Directive;
+
+use super::mistake::nearest;
+use super::secret::{Hidden, Secret};
+use super::sections::{CorsOrigins, TurnUser};
+
+const TOKEN: &str = "1 to 512 characters of letters, digits and `-._~+/=`";
+const SIGNING_SECRET: &str = "16 to 512 characters of letters, digits and `-._~+/=`";
+const TURN_USER: &str = "a username and a password with a colon between them, of letters, digits and `-._~+/=`";
+const WEB_ADDRESS: &str = "an address such as \"https://example.org/keys\"";
+const ORIGINS: &str = "\"*\" or a list of origins without a path, such as [\"https://example.org\"]";
+const LEVEL: &str = "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
+                     \"info,millstream::session=debug\"";
+
+/// Values that stand for variants of an enum.
+pub trait Variants: Copy + 'static {
+    /// Each text and what it stands for.
+    const ALL: &'static [(&'static str, Self)];
+}
+
+/// Reads a value by a function that returns `None` for one that is not allowed.
+fn read<'de, D: Deserializer<'de>, T>(
+    value: D,
+    expected: &str,
+    read: impl FnOnce(&Value) -> Option<T>,
+) -> Result<T, D::Error> {
+    let refused = || D::Error::custom(format!("expected {expected}"));
+    let value = Value::deserialize(value).map_err(|_| refused())?;
+    read(&value).ok_or_else(refused)
+}
+
+/// Reads a list of at most so many items, or a text with commas between them.
+fn items<'de, D: Deserializer<'de>, T>(
+    value: D,
+    expected: &str,
+    most: usize,
+    item: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<T>, D::Error> {
+    let texts = read(value, expected, |value| list(value).filter(|texts| texts.len() <= most))?;
+    let is_alone = texts.len() == 1;
+    let read = |text: String| {
+        item(&text).ok_or_else(|| {
+            let which = if is_alone {
+                String::new()
+            } else {
+                format!(", not {text:?}")
+            };
+            D::Error::custom(format!("expected {expected}{which}"))
+        })
+    };
+    texts.into_iter().map(read).collect()
+}
+
+fn list(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::Array(items) => items
+            .iter()
+            .map(|item| item.as_str().map(|item| item.trim().to_owned()))
+            .collect(),
+        value => {
+            let items = value.as_str()?.split(',').map(str::trim);
+            Some(items.filter(|item| !item.is_empty()).map(str::to_owned).collect())
+        }
+    }
+}
+
+fn parsed<T: FromStr>(value: &Value) -> Option<T> {
+    value.as_str()?.trim().parse().ok()
+}
+
+/// `true` or `false`.
+pub fn flag<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    read(value, "true or false", |value| {
+        value.as_bool().or_else(|| parsed(value))
+    })
+}
+
+/// A whole number within bounds.
+pub fn whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<u64>,
+{
+    let expected = format!("a whole number from {MIN} to {MAX}");
+    read(value, &expected, |value| T::try_from(within(value, MIN, MAX)?).ok())
+}
+
+/// As [`whole`], for a key without a default.
+pub fn optional_whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<u64>,
+{
+    whole::<MIN, MAX, D, T>(value).map(Some)
+}
+
+/// A whole number of seconds within bounds.
+pub fn seconds<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: From<Duration>,
+{
+    let expected = format!("a whole number of seconds from {MIN} to {MAX}");
+    read(value, &expected, |value| {
+        within(value, MIN, MAX).map(|seconds| Duration::from_secs(seconds).into())
+    })
+}
+
+fn within(value: &Value, least: u64, most: u64) -> Option<u64> {
+    let number = match value {
+        Value::Integer(number) => u64::try_from(*number).ok()?,
+        value => parsed(value)?,
+    };
+    (least..=most).contains(&number).then_some(number)
+}
+
+/// One of the texts of an enum.
+pub fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result<T, D::Error> {
+    let names: Vec<&str> = T::ALL.iter().map(|(name, _)| *name).collect();
+    let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+    let expected = match quoted.split_last() {
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+        None => String::new(),
+    };
+    let mut meant = None;
+    let chosen = read(value, &expected, |value| {
+        let text = value.as_str()?;
+        meant = nearest(text, names.iter().copied());
+        T::ALL.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice)
+    });
+    chosen.map_err(|error| match meant {
+        Some(meant) => D::Error::custom(format!("{error} (did you mean {meant:?}?)")),
+        None => error,
+    })
+}
+
+/// A line of text.
+pub fn text<'de, D: Deserializer<'de>, T: From<String>>(value: D) -> Result<T, D::Error> {
+    read(value, "a text of 1 to 512 bytes", |value| short(value).map(Into::into))
+}
+
+fn short(value: &Value) -> Option<String> {
+    let text = value.as_str()?.trim();
+    (1..=512).contains(&text.len()).then(|| text.to_owned())
+}
+
+/// A text of any length that may hold a secret.
+pub fn hidden<'de, D: Deserializer<'de>, T: From<Hidden<String>>>(value: D) -> Result<T, D::Error> {
+    read(value, "a text", |value| {
+        value.as_str().map(|text| Hidden(text.to_owned()).into())
+    })
+}
+
+/// A file or a folder.
+pub fn path<'de, D: Deserializer<'de>>(value: D) -> Result<Option<PathBuf>, D::Error> {
+    read(value, "a path", |value| short(value).map(|path| Some(path.into())))
+}
+
+/// A list of files.
+pub fn paths<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
+    items(value, "a list of files", usize::MAX, |text| Some(text.into()))
+}
+
+/// A table.
+pub fn table<'de, D: Deserializer<'de>>(value: D) -> Result<Hidden<toml::Table>, D::Error> {
+    read(value, "a table", |value| value.as_table().cloned().map(Hidden))
+}
+
+/// One text, or a list of them.
+pub fn patterns<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
+    let expected = "a pattern of stream names such as \"studio/*\", or a list of them";
+    read(value, expected, |value| match value {
+        Value::String(one) => Some(vec![one.clone()]),
+        Value::Array(many) => many.iter().map(|one| Some(one.as_str()?.to_owned())).collect(),
+        _ => None,
+    })
+}
+
+/// Never a value: what is in the file was read already.
+pub fn in_file_only<'de, D: Deserializer<'de>, T>(value: D) -> Result<T, D::Error> {
+    read(value, "a list of tables, in the file", |_| None)
+}
+
+/// An address to listen on.
+pub fn socket_address<'de, D: Deserializer<'de>>(value: D) -> Result<SocketAddr, D::Error> {
+    let expected = "an address with a port, such as \"[::]:8080\" or \"127.0.0.1:0\"";
+    read(value, expected, parsed)
+}
+
+/// Addresses that peers are given.
+pub fn announced<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpAddr>, D::Error> {
+    let expected = "a list of at most 16 IP addresses, such as [\"203.0.113.7\"]";
+    let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
+    items(value, expected, 16, |text| text.parse().ok().filter(usable))
+}
+
+/// Host and port of a server.
+pub fn host_port<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    let expected = "the host and port of a STUN server, such as \"stun.example.org:3478\"";
+    read(value, expected, |value| {
+        let server = short(value)?;
+        let (host, port) = server.rsplit_once(':')?;
+        let is_server = !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0);
+        is_server.then_some(Some(server))
+    })
+}
+
+/// `stun:host`, `turn:host:port?transport=tcp` (RFC 7064 §3.1, RFC 7065 §3.1).
+pub fn ice_servers<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
+    let expected = "a list of at most 8 URLs, such as [\"stun:stun.example.org:3478\", \"turn:turn.example.org:3478\"]";
+    items(value, expected, 8, |url| {
+        let scheme = ["stun:", "stuns:", "turn:", "turns:"];
+        let rest = scheme.iter().find_map(|scheme| url.strip_prefix(scheme))?;
+        // Nothing that a client could take for the end of the URL or of the header.
+        let is_part = |b: u8| b.is_ascii_alphanumeric() || b".-:[]?=".contains(&b);
+        let is_url = !rest.is_empty() && !rest.starts_with('/') && rest.bytes().all(is_part);
+        is_url.then(|| url.to_owned())
+    })
+}
+
+/// Networks, or addresses, which are the smallest of them.
+pub fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>, D::Error> {
+    let expected = "a list of networks, such as [\"192.168.0.0/16\"]";
+    items(value, expected, usize::MAX, |text| {
+        let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+        text.parse().ok().or_else(address)
+    })
+}
+
+/// Origins as browsers write them.
+pub fn origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins, D::Error> {
+    let origins = items(value, ORIGINS, usize::MAX, |origin| {
+        let host = origin
+            .strip_prefix("https://")
+            .or_else(|| origin.strip_prefix("http://"));
+        let is_host =
+            |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b));
+        (origin == "*" || host.is_some_and(is_host)).then(|| origin.to_owned())
+    })?;
+    match origins.iter().any(|origin| origin == "*") {
+        true if origins.len() == 1 => Ok(CorsOrigins::Any),
+        true => Err(D::Error::custom("\"*\" allows all origins: expected it alone")),
+        false => Ok(CorsOrigins::Listed(origins)),
+    }
+}
+
+/// A token.
+pub fn secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
+    read(value, TOKEN, |value| Secret::new(value.as_str()?).map(Some))
+}
+
+/// A token with space around it.
+pub fn trimmed_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
+    read(value, TOKEN, |value| Secret::new(value.as_str()?.trim()).map(Some))
+}
+
+/// What tokens are signed with.
+pub fn signing_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
+    read(value, SIGNING_SECRET, |value| {
+        let secret = Secret::new(value.as_str()?)?;
+        (secret.reveal().len() >= 16).then_some(Some(secret))
+    })
+}
+
+/// `name:password`.
+pub fn turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Option<TurnUser>, D::Error> {
+    read(value, TURN_USER, |value| {
+        let (username, password) = value.as_str()?.split_once(':')?;
+        let (username, password) = (Secret::new(username)?.reveal().to_owned(), Secret::new(password)?);
+        Some(Some(TurnUser { username, password }))
+    })
+}
+
+/// A URL of HTTP.
+pub fn web_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    read(value, WEB_ADDRESS, web)
+}
+
+fn web(value: &Value) -> Option<Option<String>> {
+    let url: url::Url = value.as_str()?.parse().ok()?;
+    let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
+    is_web.then(|| Some(url.into()))
+}
+
+/// A URL of an OpenTelemetry collector.
+pub fn collector<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    let expected = match cfg!(feature = "otlp") {
+        true => {
+            "the address of an OpenTelemetry collector that takes OTLP over HTTP, such as \"http://localhost:4318\""
+        }
+        false => "no value: this program was built without the feature `otlp`",
+    };
+    read(value, expected, |value| web(value).filter(|_| cfg!(feature = "otlp")))
+}
+
+/// Directives of `tracing_subscriber::EnvFilter`.
+pub fn log_level<'de, D: Deserializer<'de>>(value: D) -> Result<String, D::Error> {
+    read(value, LEVEL, |value| {
+        let directives: Vec<&str> = value.as_str()?.split(',').map(str::trim).collect();
+        // A word alone is also the name of a target: a misspelt level would silence everything.
+        let is_known = |directive: &&str| match directive.contains(['=', '[']) {
+            true => directive.parse::<Directive>().is_ok(),
+            false => !directive.is_empty() && directive.parse::<LevelFilter>().is_ok(),
+        };
+        directives.iter().all(is_known).then(|| directives.join(","))
+    })
+}

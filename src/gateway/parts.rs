@@ -1,0 +1,65 @@
+//! What parts of the gateway make of their sections, before anything is started: where one of them cannot be made, the
+//! gateway does not start, and a running one goes on with what it has.
+
+use std::path::Path;
+
+use crate::access::credentials::Credentials;
+use crate::config::{Config, ConfigError, Mistake};
+use crate::pipeline::library::Library;
+use crate::sources::fetch::Fetched;
+use crate::sources::fetch::address::Allowed;
+use crate::sources::fetch::build::Means;
+use crate::sources::fetch::fleet::Ordered;
+
+/// What is made of a configuration.
+pub struct Parts {
+    pub credentials: Credentials,
+    pub library: Library,
+    pub streams: Vec<Ordered>,
+}
+
+impl Parts {
+    /// Reads the files that the configuration names; `program` is what becomes a worker.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes, each with its place and its key.
+    pub fn build(config: &Config, program: &Path) -> Result<Self, ConfigError> {
+        let mut mistakes = Vec::new();
+        let credentials = Credentials::read(&config.auth).map_err(|wrong| mistakes.extend(wrong));
+        let library = library(config, &mut mistakes);
+        let allowed = Allowed::new(config.sources.allow.clone());
+        let means = Means {
+            library: &library,
+            program,
+            allowed: &allowed,
+        };
+        let mut streams = Vec::new();
+        for stream in &config.streams {
+            match Fetched::build(stream, means) {
+                Ok(fetched) => streams.push((fetched, stream.clone())),
+                Err(wrong) => mistakes.extend(wrong),
+            }
+        }
+        match credentials {
+            Ok(credentials) if mistakes.is_empty() => Ok(Self {
+                credentials,
+                library,
+                streams,
+            }),
+            _ => Err(ConfigError::new(config.locate(mistakes))),
+        }
+    }
+}
+
+/// The pipelines that come with the gateway, and those of the operator's folder.
+pub fn library(config: &Config, mistakes: &mut Vec<Mistake>) -> Library {
+    let mut library = Library::shipped();
+    if let Some(folder) = &config.pipelines.folder
+        && let Err(errors) = library.add_folder(folder)
+    {
+        let mistake = |error| Mistake::new("pipelines.folder", format!("cannot be used: {error}"));
+        mistakes.extend(errors.into_iter().map(mistake));
+    }
+    library
+}
