@@ -153,7 +153,7 @@ impl Gateway {
         let (expiries, expiring) = mpsc::unbounded_channel();
         tasks.spawn(expiry::run(media.clone(), expiring));
         tasks.spawn(report_dropped_lines());
-        let repairing = if config.pipelines.repair {
+        let repairing = if config.pipelines.transcode {
             repair::start(parts.library, program.clone(), media.clone()).await
         } else {
             None
@@ -174,6 +174,7 @@ impl Gateway {
                 Level::Broken => warn!(remedy, "{}", finding.what),
             }
         }
+        warn_of(&config);
         info!(%http, webrtc = %signalling.media.local_addr(), "listening");
         Ok(Self {
             signalling,
@@ -257,6 +258,7 @@ impl Gateway {
         if !reloaded.needs_restart.is_empty() {
             warn!(keys = ?reloaded.needs_restart, "these need a restart to be in force");
         }
+        warn_of(&config);
         self.config = config;
         Ok(reloaded)
     }
@@ -304,6 +306,13 @@ async fn report_dropped_lines() {
             );
             reported = dropped;
         }
+    }
+}
+
+/// Logs what is no mistake in a configuration yet.
+fn warn_of(config: &Config) {
+    for warning in &config.warnings {
+        warn!(%warning, "the configuration should be changed");
     }
 }
 

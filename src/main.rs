@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// WHIP/WHEP live-streaming gateway.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, after_long_help = millstream::config::help())]
 struct Arguments {
     /// Configuration file (default: millstream.toml, if there is one)
     #[arg(long, global = true, value_name = "FILE", env = "MILLSTREAM_CONFIG")]

@@ -155,6 +155,21 @@ fn the_file_is_found_by_argument_and_by_variable() {
     }
 }
 
+#[test]
+fn the_long_help_lists_all_keys() {
+    let long = text(&run(&mut program(&["--help"])).stdout);
+    let keys = millstream::config::keys();
+    assert!(keys.len() > 40);
+    for key in keys {
+        assert!(
+            long.contains(&format!("  {} (default: ", key.path)),
+            "{} in {long}",
+            key.path
+        );
+    }
+    assert!(!text(&run(&mut program(&["-h"])).stdout).contains("http.listen ("));
+}
+
 /// Containers and shells pass on whatever they were given.
 #[test]
 fn variables_that_are_not_text_are_refused_only_if_they_are_keys() {

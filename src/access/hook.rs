@@ -65,8 +65,8 @@ impl Hook {
     /// `None` if none is configured.
     pub fn new(auth: &Auth) -> Option<Self> {
         Some(Self {
-            url: auth.hook_url.clone()?,
-            timeout: auth.hook_timeout,
+            url: auth.webhook_url.clone()?,
+            timeout: auth.webhook_timeout,
             client: client(),
             slots: Semaphore::new(AT_ONCE),
             known: Mutex::default(),
@@ -101,7 +101,7 @@ impl Hook {
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => {
-                warn!(problem = %error.without_url(), "auth.hook_url does not answer: access is refused");
+                warn!(problem = %error.without_url(), "auth.webhook_url does not answer: access is refused");
                 return Err(Denial::Unavailable);
             }
         };
@@ -123,7 +123,7 @@ impl Hook {
             StatusCode::UNAUTHORIZED => Err(Denial::Wrong),
             StatusCode::FORBIDDEN => Err(Denial::Scope),
             status => {
-                warn!(%status, "auth.hook_url answers neither yes nor no: access is refused");
+                warn!(%status, "auth.webhook_url answers neither yes nor no: access is refused");
                 Err(Denial::Unavailable)
             }
         }

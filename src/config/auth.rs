@@ -59,12 +59,12 @@ section! {
         pub jwt_audience: Option<String> = None,
 
         /// Authorization webhook: a service of yours that is asked who may do what; see below.
-        #[key("hook_url", Live, "none", "values::web_address")]
-        pub hook_url: Option<String> = None,
+        #[key("webhook_url", Live, "none", "values::web_address")]
+        pub webhook_url: Option<String> = None,
 
         /// Seconds that the authorization webhook may take, 1 to 30; no answer refuses.
-        #[key("hook_timeout", Live, "`3`", "values::seconds::<1, 30, _, _>")]
-        pub hook_timeout: Duration = Duration::from_secs(3),
+        #[key("webhook_timeout", Live, "`3`", "values::seconds::<1, 30, _, _>")]
+        pub webhook_timeout: Duration = Duration::from_secs(3),
 
         /// Accept `?token=` in a URL, for clients that cannot send a header; proxies log URLs.
         #[key("token_in_query", Live, "`false`", "values::flag")]

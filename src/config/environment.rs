@@ -18,8 +18,12 @@ pub(super) struct Variables {
 const OTHERS: [&str; 3] = ["MILLSTREAM_CONFIG", "MILLSTREAM_BIN", "MILLSTREAM_BENCH_BIN"];
 
 impl Variables {
-    /// Sorts out the variables of this program; `keys` are all that there are.
-    pub(super) fn read(environment: impl IntoIterator<Item = (OsString, OsString)>, keys: &[&Key]) -> Self {
+    /// Sorts out the variables of this program; `keys` are all that there are, `renamed` the paths that keys had before.
+    pub(super) fn read(
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        keys: &[&Key],
+        renamed: &[(&str, &str)],
+    ) -> Self {
         let mut variables = Self::default();
         for (name, value) in environment {
             let name = name.to_string_lossy().into_owned();
@@ -29,7 +33,12 @@ impl Variables {
                 continue;
             }
             let upper = name.to_ascii_uppercase();
-            let known = keys.iter().map(|key| key.path).find(|path| variable(path) == upper);
+            let renamed = renamed.iter().map(|(old, _)| *old);
+            let known = keys
+                .iter()
+                .map(|key| key.path)
+                .chain(renamed)
+                .find(|path| variable(path) == upper);
             let mistake = match (known, value) {
                 (Some(path), Ok(value)) => {
                     variables.values.insert(path.to_owned(), (name, value));
@@ -107,4 +116,55 @@ pub fn named(variable: &str) -> Result<String, &'static str> {
         std::env::VarError::NotPresent => "names an environment variable that is not set",
         std::env::VarError::NotUnicode(_) => "names an environment variable that is not UTF-8",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(name: &str, value: &str) -> Vec<String> {
+        let environment = [(name.into(), value.into())];
+        let variables = Variables::read(environment, &super::super::keys(), &[]);
+        variables.mistakes.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_variable_that_sets_no_key_is_a_mistake() {
+        for (name, hint) in [
+            ("MILLSTREAM_HTTP_LISTEN", " (did you mean `MILLSTREAM_HTTP__LISTEN`?)"),
+            ("MILLSTREAM_HTTP__LISTN", " (did you mean `MILLSTREAM_HTTP__LISTEN`?)"),
+            (
+                "MILLSTREAM_WEBRTC_MAX_SESSION",
+                " (did you mean `MILLSTREAM_WEBRTC__MAX_SESSIONS`?)",
+            ),
+            ("MILLSTREAM_HTTP__PORT", "; `millstream --help` lists all"),
+            ("MILLSTREAM_HTTP_PORT", "; `millstream --help` lists all"),
+            ("MILLSTREAM_STREAMS__DOOR", "; streams can be set in the file only"),
+        ] {
+            assert_eq!(
+                mistakes(name, "s3cret"),
+                [format!("{name}: unknown environment variable{hint}")]
+            );
+        }
+    }
+
+    #[test]
+    fn variables_of_others_are_left_alone() {
+        for (name, value) in [
+            ("MILLSTREAM_CONFIG", "a.toml"),
+            ("MILLSTREAM_BIN", "/bin/true"),
+            ("MILLSTREAM_HTTP__LISTEN", "[::]:1"),
+            ("MILLSTREAMS_NUMBER", "3"),
+            ("PATH", "/bin"),
+            ("MILLSTREAM_SERVICE_HOST", "10.0.0.1"),
+            ("MILLSTREAM_SERVICE_PORT", "8080"),
+            ("MILLSTREAM_SERVICE_PORT_HTTP", "8080"),
+            ("MILLSTREAM_PORT", "tcp://10.0.0.1:8080"),
+            ("MILLSTREAM_PORT_8189_UDP", "udp://10.0.0.1:8189"),
+            ("MILLSTREAM_PORT_8189_UDP_ADDR", "10.0.0.1"),
+            ("MILLSTREAM_HTTP_PORT_80_TCP_PROTO", "tcp"),
+        ] {
+            assert!(mistakes(name, value).is_empty(), "{name}: {:?}", mistakes(name, value));
+        }
+    }
 }

@@ -7,22 +7,26 @@
 //! * `values`: how values are read, and what is expected instead of another one.
 //! * `document`, `environment`: where values come from, with their places.
 //! * `reader`: reads key by key, so that all mistakes are found.
+//! * `renames`: old names of keys.
 //!
 //! A new key is a field in its section, and its line in `docs/configuration.md`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use self::document::Document;
 use self::environment::Variables;
 use self::reader::Reader;
+use self::renames::RENAMED;
 
 mod auth;
 mod document;
 mod environment;
 pub mod mistake;
 mod reader;
+mod renames;
 pub mod secret;
 pub mod section;
 mod sections;
@@ -52,7 +56,7 @@ pub struct Config {
     pub log: Log,
     /// Streams that the gateway fetches by itself.
     pub streams: Vec<StreamConfig>,
-    /// What is no mistake, but probably not meant.
+    /// What is no mistake yet, such as the old name of a key.
     pub warnings: Vec<Mistake>,
     places: Places,
 }
@@ -79,6 +83,27 @@ pub fn keys() -> Vec<&'static Key> {
         Log::KEYS,
     ];
     sections.into_iter().flatten().collect()
+}
+
+/// A list of all keys for the command line.
+pub fn help() -> String {
+    let mut text = "Keys of the configuration file. An environment variable takes precedence over the file:\n\
+                    MILLSTREAM_HTTP__LISTEN sets http.listen.\n"
+        .to_owned();
+    for key in keys() {
+        let restart = match key.reload {
+            Reload::Live => "",
+            Reload::Restart => "; a change needs a restart",
+        };
+        let default = key.default.replace('`', "");
+        let _ = write!(
+            text,
+            "\n  {} (default: {default}{restart})\n      {}\n",
+            key.path,
+            key.meaning()
+        );
+    }
+    text + "\nTables of streams, and of tokens for some streams, are described in docs/configuration.md.\n"
 }
 
 impl Config {
@@ -137,8 +162,8 @@ impl Config {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> (Self, Vec<Mistake>) {
         let keys = keys();
-        let variables = Variables::read(environment, &keys);
-        let mut reader = Reader::new(Document::parse(text, path), variables);
+        let variables = Variables::read(environment, &keys, RENAMED);
+        let mut reader = Reader::new(Document::parse(text, path), variables, RENAMED);
         let mut config = Self {
             http: reader.section(),
             webrtc: reader.section(),

@@ -3,12 +3,12 @@
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::Places;
 use super::auth::{Auth, TokenConfig};
 use super::document::{Document, joined};
 use super::environment::Variables;
 use super::mistake::{Hint, Mistake, Place, Problem, nearest};
 use super::section::{Key, Section};
+use super::{Places, renames};
 
 /// Reads a configuration.
 pub(super) struct Reader<'a> {
@@ -34,14 +34,16 @@ const ALTERNATIVES: [(&str, &str); 4] = [
 ];
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(document: Document<'a>, mut variables: Variables) -> Self {
+    pub(super) fn new(mut document: Document<'a>, mut variables: Variables, renamed: &[(&str, &str)]) -> Self {
+        let moved = renames::apply(&mut document, &mut variables, renamed);
         let mut mistakes = std::mem::take(&mut variables.mistakes);
         mistakes.extend(document.mistakes());
+        mistakes.extend(moved.mistakes);
         Self {
             document,
             variables,
             mistakes,
-            warnings: Vec::new(),
+            warnings: moved.warnings,
         }
     }
 

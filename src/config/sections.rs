@@ -138,8 +138,8 @@ section! {
         pub folder: Option<PathBuf> = None,
 
         /// Transcode on demand for viewers who cannot play a stream as it is.
-        #[key("repair", Restart, "`true`", "values::flag")]
-        pub repair: bool = true,
+        #[key("transcode", Restart, "`true`", "values::flag")]
+        pub transcode: bool = true,
     }
 }
 

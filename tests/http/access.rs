@@ -412,7 +412,10 @@ async fn a_service_may_be_asked_and_nothing_is_open_while_it_is_silent() {
         }
     })
     .await;
-    let gateway = from_text(&format!("[auth]\nhook_url = \"http://{address}/\"\nhook_timeout = 1\n")).await;
+    let gateway = from_text(&format!(
+        "[auth]\nwebhook_url = \"http://{address}/\"\nwebhook_timeout = 1\n"
+    ))
+    .await;
     for stream in ["live", "free"] {
         make_live(&gateway, stream);
     }
@@ -450,7 +453,10 @@ async fn a_service_may_be_asked_and_nothing_is_open_while_it_is_silent() {
 
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = silent.local_addr().expect("bound");
-    let gateway = from_text(&format!("[auth]\nhook_url = \"http://{address}/\"\nhook_timeout = 1\n")).await;
+    let gateway = from_text(&format!(
+        "[auth]\nwebhook_url = \"http://{address}/\"\nwebhook_timeout = 1\n"
+    ))
+    .await;
     make_live(&gateway, "live");
     let reply = play(&gateway, "live", "yes").await;
     assert_eq!((reply.status, reply.problem().as_str()), (503, "access_undecided"));

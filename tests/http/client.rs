@@ -24,7 +24,7 @@ pub async fn gateway(settings: &[(&str, &str)]) -> Gateway {
         ("MILLSTREAM_WEBRTC__SHARDS", "1"),
         ("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH),
         // Its workers would be this test.
-        ("MILLSTREAM_PIPELINES__REPAIR", "false"),
+        ("MILLSTREAM_PIPELINES__TRANSCODE", "false"),
     ];
     let environment = defaults
         .iter()
@@ -41,7 +41,7 @@ pub async fn from_text(text: &str) -> Gateway {
         ("MILLSTREAM_WEBRTC__LISTEN", "127.0.0.1:0"),
         ("MILLSTREAM_WEBRTC__SHARDS", "1"),
         ("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH),
-        ("MILLSTREAM_PIPELINES__REPAIR", "false"),
+        ("MILLSTREAM_PIPELINES__TRANSCODE", "false"),
     ];
     let environment = settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     let config = Config::parse(text, Path::new("test.toml"), environment);

@@ -392,7 +392,7 @@ async fn a_token_is_made_when_none_is_configured() {
     config.http.listen = "127.0.0.1:0".parse().expect("address");
     config.webrtc.listen = config.http.listen;
     config.webrtc.shards = 1;
-    config.pipelines.repair = false;
+    config.pipelines.transcode = false;
     let gateway = millstream::Gateway::start(config).await.expect("starts");
     let token = gateway.made_token().expect("made").reveal().to_owned();
     assert_eq!(token.len(), 22);

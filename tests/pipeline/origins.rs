@@ -588,7 +588,7 @@ async fn an_origin_does_not_lead_into_other_networks() {
     );
     vectors.push(format!("https://127.0.0.2:{port}/film0.ts"));
     // As a segment, as its key, as an initialization section, as a version, and as where another file was moved to.
-    let mut streams = "[pipelines]\nrepair = false\n".to_owned();
+    let mut streams = "[pipelines]\ntranscode = false\n".to_owned();
     let mut names = Vec::new();
     for (index, vector) in vectors.iter().enumerate() {
         let list = |line: &str, segment: &str| {

@@ -69,7 +69,7 @@ impl Drop for Camera {
 
 async fn gateway(camera: &str) -> Gateway {
     let text = format!(
-        "[http]\nlisten = \"127.0.0.1:0\"\n[webrtc]\nlisten = \"127.0.0.1:0\"\nshards = 1\n[pipelines]\nrepair = false\n[streams.\"door\"]\n{camera}"
+        "[http]\nlisten = \"127.0.0.1:0\"\n[webrtc]\nlisten = \"127.0.0.1:0\"\nshards = 1\n[pipelines]\ntranscode = false\n[streams.\"door\"]\n{camera}"
     );
     let config: Result<Config, ConfigError> = Config::parse(&text, "test.toml".as_ref(), []);
     Gateway::start(config.expect("valid")).await.expect("free ports")

@@ -1,0 +1,223 @@
+//! Keys that were renamed: the old name is read for one version, with a warning that names the new one.
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::document::{Document, joined};
+use super::environment::Variables;
+use super::mistake::{Mistake, Place};
+
+/// Old and new path of each. `streams.*` stands for the table of any stream.
+pub(super) const RENAMED: &[(&str, &str)] = &[
+    ("auth.hook_url", "auth.webhook_url"),
+    ("auth.hook_timeout", "auth.webhook_timeout"),
+    ("pipelines.repair", "pipelines.transcode"),
+];
+
+/// What is said about old names.
+#[derive(Default)]
+pub(super) struct Moved {
+    pub(super) warnings: Vec<Mistake>,
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+/// A key of the file that has its old name.
+struct Found {
+    old: String,
+    new: String,
+    /// The new name is there too.
+    is_twice: bool,
+}
+
+/// Gives keys with an old name their new one, in the file and among the variables.
+pub(super) fn apply(document: &mut Document<'_>, variables: &mut Variables, renamed: &[(&str, &str)]) -> Moved {
+    let mut moved = Moved::default();
+    for (old, new) in renamed {
+        for found in in_file(&mut document.table, old, new) {
+            let place = document.places.get(&found.old).cloned();
+            moved.note(&found, place.clone());
+            if let (false, Some(place)) = (found.is_twice, place) {
+                document.places.insert(found.new, place);
+            }
+        }
+        if let Some((variable, value)) = variables.values.remove(*old) {
+            let found = Found {
+                old: (*old).to_owned(),
+                new: (*new).to_owned(),
+                is_twice: variables.values.contains_key(*new),
+            };
+            moved.note(&found, Some(Place::Variable(variable.clone())));
+            variables.values.entry(found.new).or_insert((variable, value));
+        }
+    }
+    moved
+}
+
+fn in_file(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<Found> {
+    if let (Some(old), Some(new)) = (old.strip_prefix(STREAM), new.strip_prefix(STREAM)) {
+        return in_streams(root, old, new);
+    }
+    let (Some((old_section, old_key)), Some((new_section, new_key))) = (old.split_once('.'), new.split_once('.'))
+    else {
+        return Vec::new();
+    };
+    let Some(value) = table(root, old_section).and_then(|table| table.remove(old_key)) else {
+        return Vec::new();
+    };
+    // A section that has nothing but old names may be none any more.
+    if table(root, old_section).is_some_and(|table| table.is_empty()) {
+        root.remove(old_section);
+    }
+    let section = || Spanned::new(value.span(), DeValue::Table(DeTable::new()));
+    let name = Spanned::new(value.span(), new_section.to_owned().into());
+    let into = match root.entry(name).or_insert_with(section).get_mut() {
+        DeValue::Table(table) => table,
+        _ => return Vec::new(),
+    };
+    let is_twice = !insert(into, new_key, value);
+    vec![Found {
+        old: old.to_owned(),
+        new: new.to_owned(),
+        is_twice,
+    }]
+}
+
+fn in_streams(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<Found> {
+    let Some(streams) = table(root, super::STREAMS) else {
+        return Vec::new();
+    };
+    let mut all = Vec::new();
+    for (name, stream) in streams.iter_mut() {
+        let path = joined(super::STREAMS, name.get_ref());
+        if let DeValue::Table(stream) = stream.get_mut()
+            && let Some(value) = stream.remove(old)
+        {
+            all.push(Found {
+                old: joined(&path, old),
+                new: joined(&path, new),
+                is_twice: !insert(stream, new, value),
+            });
+        }
+    }
+    all
+}
+
+fn table<'t, 'a>(root: &'t mut DeTable<'a>, name: &str) -> Option<&'t mut DeTable<'a>> {
+    match root.get_mut(name)?.get_mut() {
+        DeValue::Table(table) => Some(table),
+        _ => None,
+    }
+}
+
+/// Whether the name was free.
+fn insert<'a>(table: &mut DeTable<'a>, name: &str, value: Spanned<DeValue<'a>>) -> bool {
+    let is_free = !table.contains_key(name);
+    if is_free {
+        table.insert(Spanned::new(value.span(), name.to_owned().into()), value);
+    }
+    is_free
+}
+
+impl Moved {
+    fn note(&mut self, found: &Found, place: Option<Place>) {
+        let (list, text) = match found.is_twice {
+            true => (
+                &mut self.mistakes,
+                format!("is the old name of `{}`, which is set too", found.new),
+            ),
+            false => (
+                &mut self.warnings,
+                format!(
+                    "is now called `{}`; the next version does not read the old name",
+                    found.new
+                ),
+            ),
+        };
+        let mistake = Mistake::new(found.old.clone(), text);
+        list.push(Mistake { place, ..mistake });
+    }
+}
+
+/// What paths of streams begin with.
+const STREAM: &str = "streams.*.";
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::environment::Variables;
+
+    fn applied<'a>(
+        text: &'a str,
+        variables: &[(&str, &str)],
+        renamed: &[(&str, &str)],
+    ) -> (Document<'a>, Variables, Vec<String>, Vec<String>) {
+        let mut document = Document::parse(text, Path::new("test.toml"));
+        let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
+        let mut variables = Variables::read(environment, &crate::config::keys(), renamed);
+        let moved = apply(&mut document, &mut variables, renamed);
+        let texts = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect();
+        (document, variables, texts(moved.warnings), texts(moved.mistakes))
+    }
+
+    #[test]
+    fn an_old_name_is_read_as_the_new_one_with_a_warning() {
+        let renamed = [
+            ("old.place", "log.level"),
+            ("streams.*.url", "streams.*.rtsp"),
+            ("log.kind", "log.format"),
+        ];
+        let text = "[old]\nplace = \"info\"\n[streams.a]\nurl = \"rtsp://a/\"\n[streams.b]\nrtsp = \"rtsp://b/\"\n";
+        let (document, variables, warnings, mistakes) = applied(text, &[("MILLSTREAM_LOG__KIND", "json")], &renamed);
+        assert_eq!(
+            document.table["log"].get_ref()["level"].get_ref().as_str(),
+            Some("info")
+        );
+        let stream = document.table["streams"].get_ref()["a"].get_ref();
+        assert_eq!(stream["rtsp"].get_ref().as_str(), Some("rtsp://a/"));
+        assert_eq!(variables.values["log.format"].1, "json");
+        assert!(document.places.contains_key("streams.a.rtsp"));
+        let rest = "the next version does not read the old name";
+        assert_eq!(
+            warnings,
+            [
+                format!("test.toml, line 2, column 1: `old.place` is now called `log.level`; {rest}"),
+                format!("test.toml, line 4, column 1: `streams.a.url` is now called `streams.a.rtsp`; {rest}"),
+                format!("MILLSTREAM_LOG__KIND: `log.kind` is now called `log.format`; {rest}"),
+            ]
+        );
+        assert!(mistakes.is_empty(), "{mistakes:?}");
+    }
+
+    #[test]
+    fn both_names_at_once_are_a_mistake() {
+        let renamed = [("log.kind", "log.format")];
+        let variables = [("MILLSTREAM_LOG__KIND", "json"), ("MILLSTREAM_LOG__FORMAT", "text")];
+        let (_, variables, warnings, mistakes) =
+            applied("[log]\nkind = \"json\"\nformat = \"text\"", &variables, &renamed);
+        let problem = "`log.kind` is the old name of `log.format`, which is set too";
+        assert_eq!(
+            mistakes,
+            [
+                format!("test.toml, line 2, column 1: {problem}"),
+                format!("MILLSTREAM_LOG__KIND: {problem}"),
+            ]
+        );
+        assert!(warnings.is_empty());
+        assert_eq!(variables.values["log.format"].1, "text");
+    }
+
+    /// A rename that leads to no key would make the old name a mistake.
+    #[test]
+    fn new_names_are_keys_and_old_ones_are_not() {
+        let known = |path: &str| crate::config::keys().iter().any(|key| key.path == path);
+        for (old, new) in RENAMED {
+            assert!(known(new) && !known(old), "{old} {new}");
+        }
+        let text = "[auth]\nhook_url = \"https://a/\"\nhook_timeout = 5\n[pipelines]\nrepair = false";
+        let config = crate::config::Config::parse(text, Path::new("test.toml"), []).expect("valid");
+        assert!(config.auth.webhook_url.is_some() && !config.pipelines.transcode);
+        assert_eq!(config.warnings.len(), RENAMED.len());
+    }
+}
