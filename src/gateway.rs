@@ -21,16 +21,16 @@ use crate::config::{self, Config, ConfigError, Reload, Secret};
 use crate::doctor::{self, Level};
 use crate::hub::name::StreamName;
 use crate::pipeline::process;
-use crate::repair;
 use crate::session::identity::Identity;
 use crate::session::{CloseReason, SessionError};
 use crate::shard::{MediaPlane, SessionState, Settings, StartError, discovery, watchdog};
-use crate::signalling::auth::Gate;
-use crate::signalling::reload::{Answer, Reloaded};
+use crate::signalling::auth::Authenticator;
+use crate::signalling::reload::{ReloadReply, Reloaded};
 use crate::signalling::tls::{Certificate, TlsError};
-use crate::signalling::{self, Manners, Signalling, expiry, server};
+use crate::signalling::{self, ClientPolicy, Signalling, expiry, server};
 use crate::sources::fetch::directory::Directory;
 use crate::telemetry;
+use crate::transcode;
 
 pub mod parts;
 
@@ -42,8 +42,8 @@ pub struct Gateway {
     server: JoinHandle<()>,
     /// Media that comes by TCP, and the end of sessions whose tokens expire.
     tasks: JoinSet<()>,
-    /// Feeds what viewers need repaired.
-    repairing: Option<JoinHandle<()>>,
+    /// Feeds what viewers need transcoded.
+    transcoding: Option<JoinHandle<()>>,
     made_token: Option<Secret>,
     /// The token for publishing that is in force if none is configured.
     publish: Secret,
@@ -51,7 +51,7 @@ pub struct Gateway {
     config: Config,
     /// What becomes a worker.
     program: PathBuf,
-    reload_requests: Option<mpsc::Receiver<Answer>>,
+    reload_requests: Option<mpsc::Receiver<ReloadReply>>,
 }
 
 /// Why the gateway did not start. Each names the configuration key to change.
@@ -149,23 +149,30 @@ impl Gateway {
         let Some(publish) = configured.or_else(|| made_token.clone()) else {
             unreachable!("a made token consists of letters that a token may have");
         };
-        let gate = Gate::new(Access::new(parts.credentials, &publish));
+        let gate = Authenticator::new(Access::new(parts.credentials, &publish));
         let (expiries, expiring) = mpsc::unbounded_channel();
         tasks.spawn(expiry::run(media.clone(), expiring));
         tasks.spawn(report_dropped_lines());
-        let repairing = if config.pipelines.transcode {
-            repair::start(parts.library, program.clone(), media.clone()).await
+        let transcoding = if config.pipelines.transcode {
+            transcode::start(parts.library, program.clone(), media.clone()).await
         } else {
             None
         };
         let (reloads, reload_requests) = mpsc::channel(1);
-        let manners = Manners::new(&config);
-        let signalling = Arc::new(Signalling::new(media, gate, expiries, manners, &config.limits, reloads));
+        let client_policy = ClientPolicy::new(&config);
+        let signalling = Arc::new(Signalling::new(
+            media,
+            gate,
+            expiries,
+            client_policy,
+            &config.limits,
+            reloads,
+        ));
         let log = Arc::new(api::events::Log::default());
         tasks.spawn(api::events::run(signalling.clone(), log.clone()));
         let router = signalling::router(signalling.clone(), api::router(signalling.clone(), log.clone()));
         let server = tokio::spawn(server::serve(listener, router, config.limits, tls, stop));
-        signalling.fleet.exchange(parts.streams, false).await;
+        signalling.supervisor.reconcile(parts.streams, false).await;
         for finding in doctor::at_start(&config) {
             let remedy = finding.remedy.as_deref().unwrap_or_default();
             match finding.level {
@@ -186,7 +193,7 @@ impl Gateway {
             config,
             program,
             reload_requests: Some(reload_requests),
-            repairing,
+            transcoding,
             made_token,
         })
     }
@@ -212,7 +219,7 @@ impl Gateway {
     }
 
     /// Requests of the API to read the configuration again; given once.
-    pub fn reload_requests(&mut self) -> Option<mpsc::Receiver<Answer>> {
+    pub fn reload_requests(&mut self) -> Option<mpsc::Receiver<ReloadReply>> {
         self.reload_requests.take()
     }
 
@@ -243,15 +250,15 @@ impl Gateway {
             matches!(state, SessionState::Connecting | SessionState::Connected)
         });
         let sessions_ended = ended.count();
-        signalling.set_manners(Manners::new(&config));
-        let exchanged = signalling.fleet.exchange(parts.streams, all).await;
+        signalling.set_client_policy(ClientPolicy::new(&config));
+        let reconciled = signalling.supervisor.reconcile(parts.streams, all).await;
         let names = |streams: Vec<StreamName>| streams.iter().map(ToString::to_string).collect();
         let reloaded = Reloaded {
             changed: paths(Reload::Live),
             needs_restart: paths(Reload::Restart),
-            started: names(exchanged.started),
-            stopped: names(exchanged.stopped),
-            restarted: names(exchanged.restarted),
+            started: names(reconciled.started),
+            stopped: names(reconciled.stopped),
+            restarted: names(reconciled.restarted),
             sessions_ended,
         };
         info!(?reloaded, "the configuration was read again");
@@ -271,9 +278,9 @@ impl Gateway {
     /// Refuses new sessions, ends all sessions, and then the HTTP server, so that clients can still be answered meanwhile.
     pub async fn stop(mut self) {
         self.drain();
-        self.signalling.fleet.end().await;
-        if let Some(repairing) = self.repairing.take() {
-            repairing.abort();
+        self.signalling.supervisor.end().await;
+        if let Some(transcoding) = self.transcoding.take() {
+            transcoding.abort();
         }
         let media = self.signalling.media.clone();
         let stopped = tokio::task::spawn_blocking(move || media.stop());

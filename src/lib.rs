@@ -26,7 +26,7 @@
 //! | [`config`], [`telemetry`] | configuration as data, with its mistakes; logs |
 //! | [`sources`] | from a publisher's RTP, or the frames of a camera, a pipeline or an origin of HLS, to the tracks of its stream |
 //! | [`outputs`] | from the tracks to each viewer's own line of packets, and to the parts and playlists of LL-HLS |
-//! | [`repair`] | what browsers cannot play, made playable by one worker for all viewers who need it |
+//! | [`transcode`] | what browsers cannot play, made playable by one worker for all viewers who need it |
 //! | [`shard`] | the threads: sockets, the turn, timers; [`shard::MediaPlane`] is the handle on all of it |
 //! | [`access`] | who may do what: tokens, signed tokens, a service that is asked |
 //! | [`signalling`] | HTTP: WHIP, WHEP, HLS, session resources, access, limits, pages |
@@ -75,7 +75,7 @@
 //! * **origin**: a server of HLS that the gateway fetches a stream from; **rendition**: one series of its segments;
 //!   **timeline**: what lies between two discontinuities.
 //! * **pipeline**: a launch line of GStreamer in a file; **worker**: the process that runs one.
-//! * **repair**: making of a track what a viewer can play; the **repaired stream** beside a stream has the result.
+//! * **transcode**: making of a track what a viewer can play; the **transcoded stream** beside a stream has the result.
 //! * **tap**: a reader of a stream that is no viewer.
 //! * **publisher**, **viewer**: the peers of WHIP and of WHEP sessions.
 //! * **camera**: an RTSP server that the gateway fetches a stream from.
@@ -97,13 +97,13 @@ pub mod hub;
 pub mod media;
 pub mod outputs;
 pub mod pipeline;
-pub mod repair;
 pub mod sdp;
 pub mod session;
 pub mod shard;
 pub mod signalling;
 pub mod sources;
 pub mod telemetry;
+pub mod transcode;
 
 pub use config::Config;
 pub use gateway::{Gateway, GatewayError};

@@ -223,7 +223,7 @@ async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Res
         gateway.drain();
         let emptied = async {
             while gateway.media().sessions() > 0 {
-                tokio::time::sleep(LOOK / 20).await;
+                tokio::time::sleep(POLL_INTERVAL / 20).await;
             }
         };
         tokio::select! {
@@ -238,7 +238,7 @@ async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Res
 }
 
 /// Between looks at the configuration file.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A file that is looked at again and again.
 struct Watched {
@@ -257,7 +257,7 @@ impl Watched {
     async fn changed(&mut self) {
         let mut last = stamp(&self.path);
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             let now = stamp(&self.path);
             if now.is_some() && now != self.known && now == last {
                 self.known = now;

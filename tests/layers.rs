@@ -10,7 +10,7 @@ const LAYERS: [&[&str]; 9] = [
     &["sdp", "session", "hub", "pipeline"],
     &["config", "telemetry"],
     &["sources", "outputs"],
-    &["shard", "repair"],
+    &["shard", "transcode"],
     &["access"],
     &["signalling"],
     &["api"],
@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// These do not know each other.
-const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("shard", "repair")];
+const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("shard", "transcode")];
 
 /// Foreign stacks and the folders that may name them.
 const FOREIGN: [(&str, &[&str]); 11] = [

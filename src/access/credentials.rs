@@ -5,7 +5,7 @@ use std::path::Path;
 use super::hook::Hook;
 use super::jwt::{Key, Verifier};
 use super::pattern::Pattern;
-use super::{FixedToken, Rights};
+use super::{FixedToken, Permissions};
 use crate::config::{Auth, Mistake, Secret, TokenConfig, named};
 
 /// What decides about access is made of this.
@@ -125,7 +125,7 @@ fn fixed(config: &TokenConfig) -> Result<FixedToken, Vec<Mistake>> {
         };
         texts.iter().filter_map(read).collect()
     };
-    let rights = Rights {
+    let rights = Permissions {
         publish: patterns("publish", &config.publish),
         play: patterns("play", &config.play),
         api: config.api,
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_token_is_told_from_others_by_its_digest() {
         let secret = Secret::new("s3cret").expect("a token");
-        let token = FixedToken::new(&secret, Rights::default());
+        let token = FixedToken::new(&secret, Permissions::default());
         for (given, matches) in [("s3cret", true), ("s3cre", false), ("", false)] {
             assert_eq!(token.has_digest(&super::super::digest(given)), matches, "{given}");
         }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::jwt::{body, client};
-use super::{Action, Ask, Denial, Grant, digest, wall};
+use super::{AccessRequest, Action, Denial, Grant, digest, wall};
 use crate::config::Auth;
 
 /// Asks, and remembers for a moment.
@@ -78,7 +78,7 @@ impl Hook {
     /// # Errors
     ///
     /// A [`Denial`].
-    pub async fn ask(&self, ask: Ask<'_>) -> Result<Grant, Denial> {
+    pub async fn ask(&self, ask: AccessRequest<'_>) -> Result<Grant, Denial> {
         let question = Question {
             action: ask.action,
             stream: ask.stream.map(|stream| stream.as_str().to_owned()),

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::pattern::Pattern;
-use super::{Denial, Rights, digest, wall};
+use super::{Denial, Permissions, digest, wall};
 use crate::config::Auth;
 
 /// A key with its algorithm.
@@ -152,7 +152,7 @@ pub struct Verifier {
 
 #[derive(Clone)]
 struct Known {
-    rights: Rights,
+    rights: Permissions,
     expires: SystemTime,
 }
 
@@ -195,7 +195,7 @@ impl Verifier {
     /// # Errors
     ///
     /// A [`Denial`].
-    pub async fn check(&self, token: &str, cheaply: bool) -> Result<(Rights, SystemTime), Denial> {
+    pub async fn check(&self, token: &str, cheaply: bool) -> Result<(Permissions, SystemTime), Denial> {
         let digest = digest(token);
         if let Some(known) = self.find(&digest) {
             return Ok(known);
@@ -225,7 +225,7 @@ impl Verifier {
             match jsonwebtoken::decode::<Claims>(token, &key.key, &validation) {
                 Ok(decoded) => {
                     let claims = decoded.claims;
-                    let rights = Rights {
+                    let rights = Permissions {
                         publish: claims.publish.read(),
                         play: claims.play.read(),
                         api: claims.api,
@@ -241,13 +241,13 @@ impl Verifier {
         Err(denial)
     }
 
-    fn find(&self, digest: &[u8; 32]) -> Option<(Rights, SystemTime)> {
+    fn find(&self, digest: &[u8; 32]) -> Option<(Permissions, SystemTime)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let found = known.get(digest).filter(|known| known.expires > wall())?;
         Some((found.rights.clone(), found.expires))
     }
 
-    fn remember(&self, digest: [u8; 32], rights: &Rights, expires: SystemTime) {
+    fn remember(&self, digest: [u8; 32], rights: &Permissions, expires: SystemTime) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             let now = wall();

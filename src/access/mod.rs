@@ -57,13 +57,13 @@ impl Action {
 
 /// What a token is good for.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rights {
+pub struct Permissions {
     pub publish: Vec<Pattern>,
     pub play: Vec<Pattern>,
     pub api: bool,
 }
 
-impl Rights {
+impl Permissions {
     /// Whether they cover an action on a stream; the API has none.
     pub fn allow(&self, action: Action, stream: Option<&StreamName>) -> bool {
         let any = |patterns: &[Pattern]| {
@@ -82,11 +82,11 @@ impl Rights {
 pub struct FixedToken {
     /// Its SHA-256: digests are compared, so that the time taken tells neither length nor content.
     digest: [u8; 32],
-    rights: Rights,
+    rights: Permissions,
 }
 
 impl FixedToken {
-    fn new(token: &Secret, rights: Rights) -> Self {
+    fn new(token: &Secret, rights: Permissions) -> Self {
         Self {
             digest: digest(token.reveal()),
             rights,
@@ -101,7 +101,7 @@ impl FixedToken {
 
 /// A request, as far as access is concerned.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask<'a> {
+pub struct AccessRequest<'a> {
     pub token: Option<&'a str>,
     pub action: Action,
     /// `None` for the API.
@@ -133,7 +133,7 @@ pub enum Denial {
     Scope,
     /// Who would have to be asked does not answer.
     Unavailable,
-    /// It would have to be looked at more closely than [`Ask::cheaply`] allows.
+    /// It would have to be looked at more closely than [`AccessRequest::cheaply`] allows.
     Unjudged,
 }
 
@@ -151,7 +151,7 @@ impl Access {
     /// Makes it of what the configuration names; `publish` is the token for publishing everywhere.
     pub fn new(credentials: Credentials, publish: &Secret) -> Self {
         let all = || vec![Pattern::all()];
-        let rights = |publish, api| Rights {
+        let rights = |publish, api| Permissions {
             publish,
             play: all(),
             api,
@@ -199,7 +199,7 @@ impl Access {
     /// # Errors
     ///
     /// A [`Denial`].
-    pub async fn check(&self, ask: Ask<'_>) -> Result<Grant, Denial> {
+    pub async fn check(&self, ask: AccessRequest<'_>) -> Result<Grant, Denial> {
         if ask.action == Action::Play && self.open {
             return Ok(Grant::default());
         }
@@ -244,7 +244,7 @@ impl Access {
     }
 
     /// Compares with all of them, so that the time taken does not tell which one it is.
-    fn check_fixed(&self, given: &str, ask: Ask<'_>) -> Result<Grant, Denial> {
+    fn check_fixed(&self, given: &str, ask: AccessRequest<'_>) -> Result<Grant, Denial> {
         let digest = digest(given);
         let mut known = false;
         let mut allowed = false;

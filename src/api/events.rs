@@ -18,7 +18,7 @@ use super::{sessions, streams};
 use crate::signalling::Signalling;
 
 /// Between looks.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Events that are told again.
 const KEPT: usize = 200;
 /// Looks after which something is said even if there is nothing.
@@ -53,7 +53,7 @@ impl Log {
 pub async fn run(signalling: Arc<Signalling>, log: Arc<Log>) {
     let mut known_streams: BTreeMap<String, Value> = BTreeMap::new();
     let mut known_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
-    let mut looks = interval(LOOK);
+    let mut looks = interval(POLL_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         looks.tick().await;
@@ -92,17 +92,17 @@ pub async fn run(signalling: Arc<Signalling>, log: Arc<Log>) {
 }
 
 /// A body of events without an end.
-pub struct Told {
+pub struct EventStream {
     log: Arc<Log>,
     last: u64,
     looks: Interval,
     count: u32,
 }
 
-impl Told {
+impl EventStream {
     /// Tells what came after the event of this number.
     pub fn new(log: Arc<Log>, last: u64) -> Self {
-        let mut looks = interval(LOOK / 2);
+        let mut looks = interval(POLL_INTERVAL / 2);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             log,
@@ -113,7 +113,7 @@ impl Told {
     }
 }
 
-impl HttpBody for Told {
+impl HttpBody for EventStream {
     type Data = Bytes;
     type Error = Infallible;
 

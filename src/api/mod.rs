@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
-use self::events::{Log, Told};
+use self::events::{EventStream, Log};
 use self::sessions::{Page, Session, Sessions};
 use self::snapshot::Image;
 use self::streams::Stream;
@@ -50,7 +50,7 @@ struct Api {
         take_png,
         all_sessions,
         one_session,
-        kick,
+        end_session,
         start_source,
         stop_source,
         reload,
@@ -70,7 +70,7 @@ pub fn router(signalling: Arc<Signalling>, log: Arc<Log>) -> Router {
         .route("/api/v1/streams", get(all_streams))
         .route("/api/v1/streams/{*stream}", get(one_stream))
         .route("/api/v1/sessions", get(all_sessions))
-        .route("/api/v1/sessions/{id}", get(one_session).delete(kick))
+        .route("/api/v1/sessions/{id}", get(one_session).delete(end_session))
         .route("/api/v1/sources/start/{*stream}", post(start_source))
         .route("/api/v1/sources/stop/{*stream}", post(stop_source))
         .route("/api/v1/reload", post(reload))
@@ -181,7 +181,7 @@ async fn one_session(State(api): State<Api>, Path(id): Path<String>) -> Result<J
     params(("id" = String, Path, description = "as the list gives it")),
     responses((status = 204, description = "it ends"), (status = 404, description = "there is no such session"))
 )]
-async fn kick(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
+async fn end_session(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
     let (session, _) = find(&api, &id)?;
     api.signalling.media.end(session, CloseReason::Kicked);
     Ok(StatusCode::NO_CONTENT)
@@ -200,7 +200,7 @@ fn no_source() -> Problem {
     responses((status = 204, description = "it is being started"), (status = 404, description = "no such source"))
 )]
 async fn start_source(State(api): State<Api>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
-    let found = api.signalling.fleet.begin(&StreamName::parse(&stream)?).await;
+    let found = api.signalling.supervisor.begin(&StreamName::parse(&stream)?).await;
     found.then_some(StatusCode::NO_CONTENT).ok_or_else(no_source)
 }
 
@@ -212,7 +212,7 @@ async fn start_source(State(api): State<Api>, Path(stream): Path<String>) -> Res
     responses((status = 204, description = "it is stopped"), (status = 404, description = "no such source"))
 )]
 async fn stop_source(State(api): State<Api>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
-    let found = api.signalling.fleet.stop(&StreamName::parse(&stream)?).await;
+    let found = api.signalling.supervisor.stop(&StreamName::parse(&stream)?).await;
     found.then_some(StatusCode::NO_CONTENT).ok_or_else(no_source)
 }
 
@@ -251,7 +251,7 @@ async fn tell_events(State(api): State<Api>, headers: HeaderMap) -> Response {
     let last = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok());
-    let told = Told::new(api.log, last.unwrap_or(0));
+    let told = EventStream::new(api.log, last.unwrap_or(0));
     ([(header::CONTENT_TYPE, "text/event-stream")], Body::new(told)).into_response()
 }
 

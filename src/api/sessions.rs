@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::access::Action;
 use crate::shard::{SessionId, SessionState};
 use crate::signalling::Signalling;
-use crate::signalling::sessions::Held;
+use crate::signalling::sessions::SessionRecord;
 
 /// A session of a publisher or of a viewer.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -70,7 +70,7 @@ pub fn all(signalling: &Signalling) -> Vec<(SessionId, Session)> {
     shown
 }
 
-fn show(id: SessionId, held: &Held, state: SessionState, now: Instant) -> Option<Session> {
+fn show(id: SessionId, held: &SessionRecord, state: SessionState, now: Instant) -> Option<Session> {
     let (state, cause) = match state {
         SessionState::Connecting => ("connecting", None),
         SessionState::Connected => ("connected", None),

@@ -17,8 +17,8 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
-use crate::hub::tap::{TapMailbox, Tapped};
-use crate::media::repair::Repair;
+use crate::hub::tap::{Tap, TapQueue};
+use crate::media::transcode::TranscodeTarget;
 use crate::media::{Codec, Format, Kind};
 use crate::signalling::Signalling;
 use crate::signalling::problem::Problem;
@@ -30,7 +30,7 @@ static SLOTS: Semaphore = Semaphore::const_new(2);
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Between looks, should nothing wake us.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Width, height and pixels of a picture that is made a PNG, at most: 8K.
 const MAX_SIDE: usize = 8_192;
@@ -72,9 +72,9 @@ pub async fn take(signalling: &Signalling, name: &StreamName, image: Image) -> R
     let from = if codec == Codec::Jpeg {
         name.clone()
     } else {
-        name.repaired(Repair::Jpeg)
+        name.transcoded(TranscodeTarget::Jpeg)
     };
-    if codec != Codec::Jpeg && !hub.can_repair(codec, Repair::Jpeg) {
+    if codec != Codec::Jpeg && !hub.can_transcode_to(codec, TranscodeTarget::Jpeg) {
         let detail = "this machine cannot make pictures of this codec: `millstream doctor` says what is missing";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "no_snapshots", detail));
     }
@@ -131,8 +131,8 @@ fn as_png(jpeg: &[u8]) -> Option<Vec<u8>> {
 async fn picture(signalling: &Signalling, name: &StreamName) -> Option<Bytes> {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
-    let tap: Arc<TapMailbox> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
-    let tapped = Tapped::open(signalling.media.hub(), name, &tap);
+    let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
+    let tapped = Tap::open(signalling.media.hub(), name, &tap);
     loop {
         {
             let state = tapped.stream.lock();
@@ -143,7 +143,7 @@ async fn picture(signalling: &Signalling, name: &StreamName) -> Option<Bytes> {
                 return Some(packet.payload.clone());
             }
         }
-        let _ = timeout(LOOK, changed.notified()).await;
+        let _ = timeout(POLL_INTERVAL, changed.notified()).await;
         tap.take(&mut VecDeque::new());
     }
 }

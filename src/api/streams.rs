@@ -28,8 +28,8 @@ pub struct Stream {
     pub source: Option<Source>,
     pub video: Option<Video>,
     pub audio: Option<Audio>,
-    /// What is being repaired for viewers who need it.
-    pub repairs: Vec<Repair>,
+    /// What is being transcoded for viewers who need it.
+    pub can_transcode: Vec<TranscodeTarget>,
     /// Versions of the picture that viewers may choose from, the best first.
     pub layers: Vec<Layer>,
     /// What could be better, in plain words.
@@ -96,9 +96,9 @@ pub struct Audio {
     pub bitrate: u64,
 }
 
-/// A repair that runs.
+/// A transcode that runs.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Repair {
+pub struct TranscodeTarget {
     /// What it makes: `h264` or `opus`.
     pub to: &'static str,
     pub viewers: usize,
@@ -129,7 +129,7 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&S
     let mut shown = Stream {
         name: name.to_string(),
         source: entry.map(|entry| source(&entry)),
-        repairs: repairs(name, hub),
+        can_transcode: can_transcode(name, hub),
         hls_viewers: by_hls(name),
         ..Stream::default()
     };
@@ -180,7 +180,7 @@ fn warnings(stream: &Stream) -> Vec<String> {
             ));
         }
         if video.b_frames {
-            let text = "B-frames: WebRTC cannot show them, so viewers get a repaired picture; turn them off in the encoder \
+            let text = "B-frames: WebRTC cannot show them, so viewers get a transcoded picture; turn them off in the encoder \
                         to save that.";
             warnings.push(text.to_owned());
         }
@@ -249,13 +249,13 @@ fn audio(state: &StreamState) -> Option<Audio> {
     })
 }
 
-fn repairs(name: &StreamName, hub: &Hub) -> Vec<Repair> {
-    let all = crate::media::repair::Repair::ALL.into_iter();
-    all.filter_map(|repair| {
-        let stream = hub.find(&name.repaired(repair))?;
+fn can_transcode(name: &StreamName, hub: &Hub) -> Vec<TranscodeTarget> {
+    let all = crate::media::transcode::TranscodeTarget::ALL.into_iter();
+    all.filter_map(|transcode| {
+        let stream = hub.find(&name.transcoded(transcode))?;
         let state = stream.lock();
-        Some(Repair {
-            to: repair.label(),
+        Some(TranscodeTarget {
+            to: transcode.label(),
             viewers: state.viewers(),
             live: state.source().is_some(),
         })

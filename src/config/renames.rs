@@ -35,7 +35,7 @@ pub(super) fn apply(document: &mut Document<'_>, variables: &mut Variables, rena
     for (old, new) in renamed {
         for found in in_file(&mut document.table, old, new) {
             let place = document.places.get(&found.old).cloned();
-            moved.note(&found, place.clone());
+            moved.record(&found, place.clone());
             if let (false, Some(place)) = (found.is_twice, place) {
                 document.places.insert(found.new, place);
             }
@@ -46,7 +46,7 @@ pub(super) fn apply(document: &mut Document<'_>, variables: &mut Variables, rena
                 new: (*new).to_owned(),
                 is_twice: variables.values.contains_key(*new),
             };
-            moved.note(&found, Some(Place::Variable(variable.clone())));
+            moved.record(&found, Some(Place::Variable(variable.clone())));
             variables.values.entry(found.new).or_insert((variable, value));
         }
     }
@@ -119,7 +119,7 @@ fn insert<'a>(table: &mut DeTable<'a>, name: &str, value: Spanned<DeValue<'a>>) 
 }
 
 impl Moved {
-    fn note(&mut self, found: &Found, place: Option<Place>) {
+    fn record(&mut self, found: &Found, place: Option<Place>) {
         let (list, text) = match found.is_twice {
             true => (
                 &mut self.mistakes,

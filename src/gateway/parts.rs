@@ -6,16 +6,16 @@ use std::path::Path;
 use crate::access::credentials::Credentials;
 use crate::config::{Config, ConfigError, Mistake};
 use crate::pipeline::library::Library;
-use crate::sources::fetch::Fetched;
+use crate::sources::fetch::SourceConfig;
 use crate::sources::fetch::address::Allowed;
 use crate::sources::fetch::build::Means;
-use crate::sources::fetch::fleet::Ordered;
+use crate::sources::fetch::supervisor::ConfiguredSource;
 
 /// What is made of a configuration.
 pub struct Parts {
     pub credentials: Credentials,
     pub library: Library,
-    pub streams: Vec<Ordered>,
+    pub streams: Vec<ConfiguredSource>,
 }
 
 impl Parts {
@@ -36,7 +36,7 @@ impl Parts {
         };
         let mut streams = Vec::new();
         for stream in &config.streams {
-            match Fetched::build(stream, means) {
+            match SourceConfig::build(stream, means) {
                 Ok(fetched) => streams.push((fetched, stream.clone())),
                 Err(wrong) => mistakes.extend(wrong),
             }

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::track::Track;
-use super::vp8_line::Vp8Shift;
+use super::vp8_rewriter::Vp8Shift;
 use crate::media::clock::duration;
 use crate::media::packet::{Packet, TrackSeq, TrackTime, choose_padding};
 use crate::media::{Codec, Kind};
 
 /// A packet as its source numbered it.
 #[derive(Clone, Debug)]
-pub struct Arrived {
+pub struct ReceivedPacket {
     /// Extended sequence number of the source.
     pub seq: u64,
     /// Extended RTP timestamp of the source.
@@ -47,7 +47,7 @@ pub struct Intake {
 enum State {
     /// Video waits for a key frame; what may turn out to be its beginning is held.
     Waiting {
-        frame: Vec<Arrived>,
+        frame: Vec<ReceivedPacket>,
     },
     Running,
 }
@@ -62,7 +62,7 @@ struct Newest {
 struct Placed {
     seq: TrackSeq,
     time: TrackTime,
-    packet: Arrived,
+    packet: ReceivedPacket,
 }
 
 /// Parts of a frame that are held before it proves to be a key frame: parameter sets and their like.
@@ -109,7 +109,12 @@ impl Intake {
     }
 
     /// Puts all packets of one turn on the line and into the ring; those that are new are appended to `out`.
-    pub fn take(&mut self, track: &mut Track, arrived: impl Iterator<Item = Arrived>, out: &mut Vec<Arc<Packet>>) {
+    pub fn take(
+        &mut self,
+        track: &mut Track,
+        arrived: impl Iterator<Item = ReceivedPacket>,
+        out: &mut Vec<Arc<Packet>>,
+    ) {
         let mut placed = Vec::new();
         for packet in arrived {
             self.place(track, packet, &mut placed);
@@ -125,7 +130,7 @@ impl Intake {
         }
     }
 
-    fn place(&mut self, track: &Track, packet: Arrived, placed: &mut Vec<Placed>) {
+    fn place(&mut self, track: &Track, packet: ReceivedPacket, placed: &mut Vec<Placed>) {
         if self.is_broken_by(&packet) {
             *self = Self {
                 keeps_time: self.keeps_time,
@@ -163,7 +168,7 @@ impl Intake {
         }
     }
 
-    fn is_broken_by(&self, packet: &Arrived) -> bool {
+    fn is_broken_by(&self, packet: &ReceivedPacket) -> bool {
         let Some(newest) = self.newest else { return false };
         let rate = packet.codec.clock_rate();
         let elapsed = packet.arrival.saturating_duration_since(newest.arrival);
@@ -176,7 +181,7 @@ impl Intake {
         ahead > MAX_JUMP || (ahead > 0 && time_jump > MAX_TIME_JUMP)
     }
 
-    fn anchor(&mut self, track: &Track, first: Option<&Arrived>) {
+    fn anchor(&mut self, track: &Track, first: Option<&ReceivedPacket>) {
         let Some(first) = first else { return };
         self.shifts.clear();
         self.shifts
@@ -194,7 +199,7 @@ impl Intake {
         self.state = State::Running;
     }
 
-    fn map(&mut self, mut packet: Arrived, placed: &mut Vec<Placed>) {
+    fn map(&mut self, mut packet: ReceivedPacket, placed: &mut Vec<Placed>) {
         let Some((_, shift)) = self.shifts.iter().rev().find(|(from, _)| *from <= packet.seq).copied() else {
             return;
         };
@@ -217,7 +222,7 @@ impl Intake {
             }
         }
         for payload in inserted {
-            let packet = Arrived {
+            let packet = ReceivedPacket {
                 payload,
                 marker: false,
                 key_frame: true,
@@ -253,13 +258,13 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
         // With its last packet a picture is here.
         let is_whole = packet.marker || track.kind == Kind::Audio;
         if is_whole && let Some(delay) = track.clock.delay(time, packet.arrival) {
-            track.delays.note(delay, packet.arrival);
+            track.delays.record(delay, packet.arrival);
         }
         if seq >= track.ring.end() {
-            track.note_order(packet.codec, time);
+            track.observe_order(packet.codec, time);
         }
         if packet.key_frame && track.kind == Kind::Video {
-            track.note_key_frame(time);
+            track.observe_key_frame(time);
         }
         let inserted = track.ring.insert(seq, |order| Packet {
             seq,
@@ -268,7 +273,7 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
             codec: packet.codec,
             marker: packet.marker,
             key_frame: packet.key_frame,
-            news: std::mem::take(&mut track.news),
+            format_changed: std::mem::take(&mut track.format_changed),
             padding,
             arrival: packet.arrival,
             payload: packet.payload,
@@ -282,8 +287,8 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
 mod tests {
     use super::*;
 
-    fn video(seq: u64, time: u64, key_frame: bool, arrival: Instant) -> Arrived {
-        Arrived {
+    fn video(seq: u64, time: u64, key_frame: bool, arrival: Instant) -> ReceivedPacket {
+        ReceivedPacket {
             seq,
             time,
             marker: false,
@@ -295,7 +300,7 @@ mod tests {
         }
     }
 
-    fn run(intake: &mut Intake, track: &mut Track, packet: Arrived) -> Vec<(u64, u64)> {
+    fn run(intake: &mut Intake, track: &mut Track, packet: ReceivedPacket) -> Vec<(u64, u64)> {
         let mut out = Vec::new();
         intake.take(track, std::iter::once(packet), &mut out);
         out.iter().map(|p| (p.seq, p.time)).collect()

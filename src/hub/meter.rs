@@ -75,7 +75,7 @@ const SMOOTH: f64 = 16.0;
 
 impl Delays {
     /// Notes one.
-    pub fn note(&mut self, delay: Duration, now: Instant) {
+    pub fn record(&mut self, delay: Duration, now: Instant) {
         if delay > MAX_DELAY {
             return;
         }

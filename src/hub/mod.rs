@@ -18,26 +18,26 @@ pub mod stream;
 pub mod tap;
 pub mod track;
 pub mod traffic;
-pub mod vp8_line;
+pub mod vp8_rewriter;
 
 use crate::media::Codec;
-use crate::media::repair::Repair;
+use crate::media::transcode::TranscodeTarget;
 use lock::{Rank, RankedGuard, RankedMutex};
 use name::StreamName;
 use stream::{Stream, StreamId};
 
-/// Who feeds repaired streams.
-struct Repairer {
+/// Who feeds transcoded streams.
+struct Transcoder {
     /// What can be made of what.
-    possible: Vec<(Codec, Repair)>,
+    possible: Vec<(Codec, TranscodeTarget)>,
     wanted: Box<dyn Fn(&StreamName) + Send + Sync>,
 }
 
 /// All streams of the gateway.
 pub struct Hub {
     streams: RankedMutex<Streams>,
-    /// Told of each repaired stream that is opened: somebody has to feed it.
-    repairer: OnceLock<Repairer>,
+    /// Told of each transcoded stream that is opened: somebody has to feed it.
+    transcoder: OnceLock<Transcoder>,
 }
 
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl Default for Hub {
     fn default() -> Self {
         Self {
             streams: RankedMutex::new(Rank::Streams, Streams::default()),
-            repairer: OnceLock::new(),
+            transcoder: OnceLock::new(),
         }
     }
 }
@@ -93,30 +93,34 @@ impl Hub {
         change(&mut stream.lock());
         drop(streams);
         if is_new
-            && name.repair().is_some()
-            && let Some(repairer) = self.repairer.get()
+            && name.transcode().is_some()
+            && let Some(transcoder) = self.transcoder.get()
         {
-            (repairer.wanted)(name);
+            (transcoder.wanted)(name);
         }
         stream
     }
 
-    /// Names who feeds repaired streams: what it can make of what, and what is called with each that is opened anew. Only the first
+    /// Names who feeds transcoded streams: what it can make of what, and what is called with each that is opened anew. Only the first
     /// call counts.
-    pub fn set_repairer(&self, possible: Vec<(Codec, Repair)>, wanted: impl Fn(&StreamName) + Send + Sync + 'static) {
+    pub fn set_transcoder(
+        &self,
+        possible: Vec<(Codec, TranscodeTarget)>,
+        wanted: impl Fn(&StreamName) + Send + Sync + 'static,
+    ) {
         let wanted = Box::new(wanted);
-        let _ = self.repairer.set(Repairer { possible, wanted });
+        let _ = self.transcoder.set(Transcoder { possible, wanted });
     }
 
     /// Whether something can be done for viewers who cannot play this.
-    pub fn repairs(&self, codec: Codec) -> bool {
-        self.can_repair(codec, Repair::of(codec.kind()))
+    pub fn can_transcode(&self, codec: Codec) -> bool {
+        self.can_transcode_to(codec, TranscodeTarget::of(codec.kind()))
     }
 
-    /// Whether this repair can be made of this codec.
-    pub fn can_repair(&self, codec: Codec, repair: Repair) -> bool {
-        let repairer = self.repairer.get();
-        repairer.is_some_and(|repairer| repairer.possible.contains(&(codec, repair)))
+    /// Whether this transcode can be made of this codec.
+    pub fn can_transcode_to(&self, codec: Codec, transcode: TranscodeTarget) -> bool {
+        let transcoder = self.transcoder.get();
+        transcoder.is_some_and(|transcoder| transcoder.possible.contains(&(codec, transcode)))
     }
 
     /// All streams at this moment.

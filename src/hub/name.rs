@@ -6,7 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::media::Rid;
-use crate::media::repair::Repair;
+use crate::media::transcode::TranscodeTarget;
 
 /// One to four segments of `[A-Za-z0-9_.~-]`, joined by `/`, at most 128 characters in all; no segment is `.` or `..`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,7 +26,7 @@ pub enum StreamNameError {
 /// Between the name of a stream and what was made of it.
 const MARK: char = '#';
 
-/// What a layer's label begins with; no repair is called so.
+/// What a layer's label begins with; no transcode is called so.
 const LAYER: char = '@';
 
 const MAX_LENGTH: usize = 128;
@@ -57,16 +57,18 @@ impl StreamName {
         &self.0
     }
 
-    /// The stream of what a [`Repair`] makes of this one. Its name is none that can be read from outside.
-    pub fn repaired(&self, repair: Repair) -> Self {
-        Self(format!("{}{MARK}{}", self.0, repair.label()).into())
+    /// The stream of what a [`TranscodeTarget`] makes of this one. Its name is none that can be read from outside.
+    pub fn transcoded(&self, transcode: TranscodeTarget) -> Self {
+        Self(format!("{}{MARK}{}", self.0, transcode.label()).into())
     }
 
-    /// Of a repaired stream: the stream that it is made of, and the repair.
-    pub fn repair(&self) -> Option<(Self, Repair)> {
+    /// Of a transcoded stream: the stream that it is made of, and the transcode.
+    pub fn transcode(&self) -> Option<(Self, TranscodeTarget)> {
         let (origin, label) = self.0.split_once(MARK)?;
-        let repair = Repair::ALL.into_iter().find(|repair| repair.label() == label)?;
-        Some((Self(origin.into()), repair))
+        let transcode = TranscodeTarget::ALL
+            .into_iter()
+            .find(|transcode| transcode.label() == label)?;
+        Some((Self(origin.into()), transcode))
     }
 
     /// The stream of one layer of a simulcast. Its name is none that can be read from outside.
@@ -74,7 +76,7 @@ impl StreamName {
         Self(format!("{}{MARK}{LAYER}{}", self.0, rid.0).into())
     }
 
-    /// Whether this is a stream of its own, and none that stands beside one: repaired, or a layer.
+    /// Whether this is a stream of its own, and none that stands beside one: transcoded, or a layer.
     pub fn is_whole(&self) -> bool {
         !self.0.contains(MARK)
     }
@@ -104,13 +106,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_repaired_stream_cannot_be_named_from_outside() {
+    fn a_transcoded_stream_cannot_be_named_from_outside() {
         let name = StreamName::parse("yard/gate").expect("a name");
-        let repaired = name.repaired(Repair::Opus);
-        assert_eq!(repaired.as_str(), "yard/gate#opus");
-        assert_eq!(repaired.repair(), Some((name.clone(), Repair::Opus)));
-        assert_eq!(name.repair(), None);
-        assert_eq!(StreamName::parse(repaired.as_str()), Err(StreamNameError::Character));
+        let transcoded = name.transcoded(TranscodeTarget::Opus);
+        assert_eq!(transcoded.as_str(), "yard/gate#opus");
+        assert_eq!(transcoded.transcode(), Some((name.clone(), TranscodeTarget::Opus)));
+        assert_eq!(name.transcode(), None);
+        assert_eq!(StreamName::parse(transcoded.as_str()), Err(StreamNameError::Character));
     }
 
     #[test]

@@ -73,7 +73,7 @@ mod tests {
             codec: Codec::H264,
             marker: true,
             key_frame: seq == 10,
-            news: false,
+            format_changed: false,
             padding: 0,
             arrival: at,
             payload: Bytes::from_static(b"x"),

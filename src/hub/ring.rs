@@ -89,12 +89,12 @@ impl Ring {
         if self.key_frame().is_some_and(|start| start <= seq) {
             self.bytes_since_key_frame += packet.payload.len();
         }
-        self.note_frame(&packet);
+        self.record_frame(&packet);
         self.evict(packet.arrival);
         Some(packet)
     }
 
-    fn note_frame(&mut self, packet: &Packet) {
+    fn record_frame(&mut self, packet: &Packet) {
         let start = match self.frame {
             Some((time, start)) if time == packet.time => start.min(packet.seq),
             _ => self.start_of(packet),
@@ -232,7 +232,7 @@ mod tests {
             codec: Codec::H264,
             marker: false,
             key_frame,
-            news: false,
+            format_changed: false,
             padding: 0,
             arrival: at,
             payload: Bytes::from_static(&[0; 1000]),

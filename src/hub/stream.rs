@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::lock::{Rank, RankedGuard, RankedMutex};
 use super::name::StreamName;
-use super::tap::{TapMailbox, Taps};
+use super::tap::{TapQueue, Taps};
 use super::track::Track;
 use super::traffic::Traffic;
-use crate::media::{Codec, Format, Kind, Rid, repair};
-use crate::sdp::plan::{Carried, SourceFormats};
+use crate::media::{Codec, Format, Kind, Rid, transcode};
+use crate::sdp::plan::{AvailableFormats, SourceFormats};
 
 /// Number of a stream in this process; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,7 +60,7 @@ pub struct Layer {
 
 /// Which version of the picture a viewer wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum LayerWish {
+pub enum LayerSelection {
     /// The best one.
     #[default]
     Automatic,
@@ -70,7 +70,7 @@ pub enum LayerWish {
     Within { width: u16, height: u16 },
 }
 
-impl LayerWish {
+impl LayerSelection {
     /// The layer to take; `None` takes what the stream itself has, which is the best one.
     pub fn choose(&self, layers: &[Layer]) -> Option<Rid> {
         let mut active = layers.iter().filter(|layer| layer.active);
@@ -188,7 +188,7 @@ impl StreamState {
     /// What the source sends now; viewers look again where to take their picture from when it is something else.
     pub fn set_layers(&mut self, layers: Vec<Layer>) {
         let choice = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active);
-        self.video.news |= !self.layers.iter().map(choice).eq(layers.iter().map(choice));
+        self.video.format_changed |= !self.layers.iter().map(choice).eq(layers.iter().map(choice));
         self.layers = layers;
     }
 
@@ -201,7 +201,7 @@ impl StreamState {
 
     /// A viewer wants a key frame. Returns whom to ask, `None` where there is nobody who can make one; a source that lives
     /// on no shard finds the request here.
-    pub fn want_key_frame(&mut self) -> Option<SourceRef> {
+    pub fn request_key_frame_of_source(&mut self) -> Option<SourceRef> {
         let source = self.source.filter(|source| source.takes_key_frame_requests);
         self.key_frame_requested |= source.is_some();
         source
@@ -212,16 +212,16 @@ impl StreamState {
         std::mem::take(&mut self.key_frame_requested)
     }
 
-    /// What the stream carries now, for a viewer's answer; `None` without a source. `repairs` is whether something can be
+    /// What the stream carries now, for a viewer's answer; `None` without a source. `can_transcode` is whether something can be
     /// done about a codec.
-    pub fn carried(&self, repairs: impl Fn(Codec) -> bool) -> Option<Carried> {
-        let repairable = |kind| self.format(kind).is_some_and(|format| repairs(format.codec()));
-        Some(Carried {
+    pub fn available_formats(&self, can_transcode: impl Fn(Codec) -> bool) -> Option<AvailableFormats> {
+        let transcodable = |kind| self.format(kind).is_some_and(|format| can_transcode(format.codec()));
+        Some(AvailableFormats {
             formats: self.formats()?,
             unplayable_video: self.is_unplayable(Kind::Video),
             unplayable_audio: self.is_unplayable(Kind::Audio),
-            repairable_video: repairable(Kind::Video),
-            repairable_audio: repairable(Kind::Audio),
+            transcodable_video: transcodable(Kind::Video),
+            transcodable_audio: transcodable(Kind::Audio),
         })
     }
 
@@ -241,18 +241,18 @@ impl StreamState {
         self.subscribers.retain(|(_, count)| *count > 0);
     }
 
-    /// One more reader that is no viewer: see [`super::tap::Tapped`].
-    pub(super) fn tap(&mut self, tap: &Arc<TapMailbox>) {
+    /// One more reader that is no viewer: see [`super::tap::Tap`].
+    pub(super) fn tap(&mut self, tap: &Arc<TapQueue>) {
         self.taps.add(tap);
     }
 
     /// One reader less that is no viewer.
-    pub(super) fn untap(&mut self, tap: &Arc<TapMailbox>) {
+    pub(super) fn untap(&mut self, tap: &Arc<TapQueue>) {
         self.taps.remove(tap);
     }
 
     /// The readers that are no viewers.
-    pub fn taps(&mut self) -> Vec<Arc<TapMailbox>> {
+    pub fn taps(&mut self) -> Vec<Arc<TapQueue>> {
         self.taps.open()
     }
 
@@ -271,11 +271,11 @@ impl StreamState {
         self.subscribers.iter().map(|(_, count)| count).sum()
     }
 
-    /// What no browser plays as it is, of one kind: that for which there is a repaired stream beside this one.
+    /// What no browser plays as it is, of one kind: that for which there is a transcoded stream beside this one.
     pub fn is_unplayable(&self, kind: Kind) -> bool {
         self.format(kind).is_some_and(|format| {
             let is_reordered = kind == Kind::Video && self.video.is_reordered();
-            repair::is_unplayable(format, is_reordered)
+            transcode::is_unplayable(format, is_reordered)
         })
     }
 

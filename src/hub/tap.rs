@@ -12,18 +12,18 @@ use crate::media::packet::Packet;
 pub type Batch = Arc<[Arc<Packet>]>;
 
 /// Where a tap gets its packets: bounded, and never waited for (invariant 5).
-pub type TapMailbox = Mailbox<Batch>;
+pub type TapQueue = Mailbox<Batch>;
 
 /// A tap on a stream; dropping it lets go of the stream, which is forgotten if nobody else has a use for it.
-pub struct Tapped<'a> {
+pub struct Tap<'a> {
     hub: &'a Hub,
     pub stream: Arc<Stream>,
-    mailbox: Arc<TapMailbox>,
+    mailbox: Arc<TapQueue>,
 }
 
-impl<'a> Tapped<'a> {
+impl<'a> Tap<'a> {
     /// Taps the stream of a name.
-    pub fn open(hub: &'a Hub, name: &StreamName, mailbox: &Arc<TapMailbox>) -> Self {
+    pub fn open(hub: &'a Hub, name: &StreamName, mailbox: &Arc<TapQueue>) -> Self {
         Self {
             hub,
             stream: hub.open_with(name, |state| state.tap(mailbox)),
@@ -32,7 +32,7 @@ impl<'a> Tapped<'a> {
     }
 }
 
-impl Drop for Tapped<'_> {
+impl Drop for Tap<'_> {
     fn drop(&mut self) {
         self.hub.release(&self.stream, |state| state.untap(&self.mailbox));
     }
@@ -40,21 +40,21 @@ impl Drop for Tapped<'_> {
 
 /// The taps of a stream.
 #[derive(Default)]
-pub struct Taps(Vec<Weak<TapMailbox>>);
+pub struct Taps(Vec<Weak<TapQueue>>);
 
 impl Taps {
     /// One more.
-    pub fn add(&mut self, tap: &Arc<TapMailbox>) {
+    pub fn add(&mut self, tap: &Arc<TapQueue>) {
         self.0.push(Arc::downgrade(tap));
     }
 
     /// One less.
-    pub fn remove(&mut self, tap: &Arc<TapMailbox>) {
+    pub fn remove(&mut self, tap: &Arc<TapQueue>) {
         self.0.retain(|known| !std::ptr::eq(known.as_ptr(), Arc::as_ptr(tap)));
     }
 
     /// Those that are still read.
-    pub fn open(&mut self) -> Vec<Arc<TapMailbox>> {
+    pub fn open(&mut self) -> Vec<Arc<TapQueue>> {
         let mut open = Vec::new();
         self.0.retain(|tap| tap.upgrade().map(|tap| open.push(tap)).is_some());
         open
@@ -85,8 +85,8 @@ mod tests {
         );
         // One mailbox reads two streams, and lets go of one of them.
         let mailbox = Arc::new(Mailbox::new(1, || {}));
-        let first = Tapped::open(&hub, &one, &mailbox);
-        let second = Tapped::open(&hub, &other, &mailbox);
+        let first = Tap::open(&hub, &one, &mailbox);
+        let second = Tap::open(&hub, &other, &mailbox);
         assert!(first.stream.lock().is_watched() && second.stream.lock().is_watched());
         drop(first);
         assert!(hub.find(&one).is_none() && hub.find(&other).is_some());

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::meter::{Delays, Meter};
 use super::ring::Ring;
-use super::vp8_line::Vp8Line;
+use super::vp8_rewriter::Vp8Rewriter;
 use crate::media::clock::{TrackClock, duration, ticks};
 use crate::media::packet::{TrackSeq, TrackTime};
 use crate::media::{Codec, Format, Kind};
@@ -16,7 +16,7 @@ pub struct Track {
     pub kind: Kind,
     pub ring: Ring,
     pub clock: TrackClock,
-    pub vp8: Vp8Line,
+    pub vp8: Vp8Rewriter,
     /// What the bitstream said last, or else what the publisher's offer said.
     pub format: Option<Format>,
     /// Width and height in pixels, of video.
@@ -25,12 +25,12 @@ pub struct Track {
     /// From the capture of what comes to its arrival, where the source says when that was.
     pub delays: Delays,
     /// What the track says of itself has changed: the next packet tells.
-    pub news: bool,
+    pub format_changed: bool,
     /// Time of the last key frame, and from the one before it.
     key_frames: Option<(TrackTime, Option<u64>)>,
-    order: Order,
+    order: FrameOrder,
     /// A time on the line of the stream that this is a layer of, and when it arrives there: both lines have one time.
-    pub beside: Option<(TrackTime, Instant)>,
+    pub anchor: Option<(TrackTime, Instant)>,
 }
 
 /// What a track is at one moment: a copy, for work that must not hold the lock of its stream.
@@ -47,15 +47,15 @@ pub struct TrackView {
 
 /// Whether the pictures of a source come in another order than they are shown in.
 #[derive(Clone, Copy, Debug, Default)]
-struct Order {
+struct FrameOrder {
     newest: TrackTime,
     frames: u32,
-    turns: u32,
+    reorders: u32,
     reordered: bool,
 }
 
 /// A time that goes back so often, within [`ORDER_WINDOW`] frames, is no correction of a clock but B-frames.
-const MIN_TURNS: u32 = 2;
+const MIN_REORDERS: u32 = 2;
 const ORDER_WINDOW: u32 = 64;
 
 /// The first source begins here, so that nothing before it is ever negative.
@@ -75,15 +75,15 @@ impl Track {
             kind,
             ring: Ring::default(),
             clock: TrackClock::new(rate),
-            vp8: Vp8Line::default(),
+            vp8: Vp8Rewriter::default(),
             format: None,
             resolution: None,
             meter: Meter::default(),
             delays: Delays::default(),
-            news: false,
+            format_changed: false,
             key_frames: None,
-            order: Order::default(),
-            beside: None,
+            order: FrameOrder::default(),
+            anchor: None,
         }
     }
 
@@ -101,8 +101,8 @@ impl Track {
     pub fn begin(&mut self, format: Option<Format>) {
         self.format = format;
         self.resolution = None;
-        self.news = true;
-        self.order = Order::default();
+        self.format_changed = true;
+        self.order = FrameOrder::default();
         self.key_frames = None;
         self.ring.forget_key_frames();
         if let Some(format) = format {
@@ -114,12 +114,12 @@ impl Track {
     pub fn set_format(&mut self, format: Option<Format>) {
         if format.is_some() && format != self.format {
             self.format = format;
-            self.news = true;
+            self.format_changed = true;
         }
     }
 
     /// Notes a packet of a key frame.
-    pub(super) fn note_key_frame(&mut self, time: TrackTime) {
+    pub(super) fn observe_key_frame(&mut self, time: TrackTime) {
         match self.key_frames {
             Some((last, _)) if last >= time => {}
             Some((last, _)) => self.key_frames = Some((time, Some(time - last))),
@@ -139,19 +139,19 @@ impl Track {
     }
 
     /// Notes the time of a frame that comes next on the line.
-    pub(super) fn note_order(&mut self, codec: Codec, time: TrackTime) {
+    pub(super) fn observe_order(&mut self, codec: Codec, time: TrackTime) {
         if !matches!(codec, Codec::H264 | Codec::H265) || self.order.reordered || time == self.order.newest {
             return;
         }
         self.order.frames += 1;
         if self.order.frames > ORDER_WINDOW {
-            (self.order.frames, self.order.turns) = (0, 0);
+            (self.order.frames, self.order.reorders) = (0, 0);
         }
         if time < self.order.newest {
-            self.order.turns += 1;
-            if self.order.turns >= MIN_TURNS {
+            self.order.reorders += 1;
+            if self.order.reorders >= MIN_REORDERS {
                 self.order.reordered = true;
-                self.news = true;
+                self.format_changed = true;
             }
         } else {
             self.order.newest = time;
@@ -165,7 +165,7 @@ impl Track {
 
     /// When the next source begins if its first packet arrives `now`; `rate` in Hz.
     pub fn next_time(&self, now: Instant, rate: u32) -> TrackTime {
-        match (self.ring.newest(), self.beside) {
+        match (self.ring.newest(), self.anchor) {
             (_, Some((time, at))) => {
                 let time = time + ticks(now.saturating_duration_since(at), rate);
                 time.saturating_sub(ticks(at.saturating_duration_since(now), rate))

@@ -17,7 +17,7 @@ pub struct Traffic {
     /// Key frames that the source was asked for.
     pub key_frames_asked: AtomicU64,
     /// What viewers say of their reception.
-    pub heard: Heard,
+    pub reception: ReceptionReports,
     /// Round trips to viewers that were measured, and their sum in microseconds.
     pub round_trips: AtomicU64,
     pub round_trip_micros: AtomicU64,
@@ -27,23 +27,23 @@ pub struct Traffic {
 
 /// What viewers say of their reception, of a stream or of all.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct ReceptionReports {
     /// Their reports, and the sum of the parts lost that they tell, in 1/256.
     pub reports: AtomicU64,
     pub reported_loss: AtomicU64,
     /// Packets that they asked for again.
     pub nacked: AtomicU64,
     /// Key frames that they asked for.
-    pub key_frames_wanted: AtomicU64,
+    pub key_frames_requested: AtomicU64,
 }
 
-impl Heard {
+impl ReceptionReports {
     /// Counts what one of them says.
-    pub fn note(&self, messages: &[Message]) {
+    pub fn record(&self, messages: &[Message]) {
         for message in messages {
             match message {
                 Message::Nack { seqs, .. } => add(&self.nacked, seqs.len() as u64),
-                Message::KeyFrameRequest { .. } => add(&self.key_frames_wanted, 1),
+                Message::KeyFrameRequest { .. } => add(&self.key_frames_requested, 1),
                 Message::ReceiverReport { blocks } | Message::SenderReport { blocks, .. } => {
                     let lost = blocks.iter().map(|block| u64::from(block.fraction_lost)).sum();
                     add(&self.reported_loss, lost);

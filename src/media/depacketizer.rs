@@ -258,7 +258,7 @@ mod tests {
                     codec,
                     marker: payload.marker,
                     key_frame: payload.key_frame,
-                    news: false,
+                    format_changed: false,
                     padding: 0,
                     arrival: Instant::now(),
                     payload: payload.bytes,

@@ -11,9 +11,9 @@ pub mod depacketizer;
 pub mod jpeg;
 pub mod packet;
 pub mod packetizer;
-pub mod repair;
 pub mod rtcp;
 pub mod rtp;
+pub mod transcode;
 
 /// Synchronisation source of an RTP stream (RFC 3550 §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,7 +50,7 @@ impl fmt::Display for Kind {
 /// The codecs that pass through. What makes two encodings of one codec incompatible is in [`Format`].
 ///
 /// AAC and JPEG come from cameras and pipelines and are kept as whole frames; WebRTC has neither, so viewers get what
-/// [`repair`] makes of them.
+/// [`transcode`] makes of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
     H264,

@@ -25,7 +25,7 @@ pub struct Packet {
     /// This packet proves that its frame is one that a decoder can begin with; the frame may have begun earlier.
     pub key_frame: bool,
     /// What the stream says of itself has changed with this packet: viewers look whether they can still take it.
-    pub news: bool,
+    pub format_changed: bool,
     /// RTP padding in bytes (RFC 3550 §5.1) that makes neighbours equally long: GSO allows only the last segment of a
     /// run to be shorter.
     pub padding: u8,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::track::Sent;
+use super::track::SendStats;
 
 /// What was retransmitted lately; made on the first NACK.
 pub struct History {
@@ -11,7 +11,7 @@ pub struct History {
     /// Bytes that may be retransmitted now.
     budget: f64,
     refilled: Instant,
-    /// [`Sent::octets`] at that moment.
+    /// [`SendStats::octets`] at that moment.
     octets: u32,
 }
 
@@ -45,7 +45,7 @@ const MAX_ANSWERED: usize = 1_024;
 
 impl History {
     /// Nothing was answered yet.
-    pub fn new(now: Instant, sent: Sent) -> Self {
+    pub fn new(now: Instant, sent: SendStats) -> Self {
         Self {
             answered: Vec::new(),
             budget: BUDGET_BURST,
@@ -55,7 +55,7 @@ impl History {
     }
 
     /// Adds what sending has earned since the last call.
-    pub fn refill(&mut self, now: Instant, sent: Sent) {
+    pub fn refill(&mut self, now: Instant, sent: SendStats) {
         let elapsed = now.duration_since(self.refilled).as_secs_f64();
         let octets = f64::from(sent.octets.wrapping_sub(self.octets));
         let earned = octets * BUDGET_SHARE + elapsed * BUDGET_RATE;

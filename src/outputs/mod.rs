@@ -1,6 +1,6 @@
 //! Ways out of a stream.
 mod history;
 pub mod hls;
-pub mod line;
+pub mod rewriter;
 pub mod track;
 pub mod whep;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::history::History;
-use super::line::{Line, Squeeze};
+use super::rewriter::{SequenceRewriter, TimestampCompression};
 use crate::hub::ring::Ring;
-use crate::hub::vp8_line::{Vp8Line, Vp8Shift};
+use crate::hub::vp8_rewriter::{Vp8Rewriter, Vp8Shift};
 use crate::media::clock::{duration, ticks};
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
 use crate::media::{Codec, Kind, Pt, Ssrc};
@@ -21,7 +21,7 @@ pub struct OutTrack {
     rtx_ssrc: Option<Ssrc>,
     /// By [`Codec`]: payload type and that of its retransmissions.
     payload_types: [Option<(Pt, Option<Pt>)>; CODECS],
-    line: Line,
+    line: SequenceRewriter,
     state: State,
     /// Position after the last packet in line order that was sent.
     sent_until: TrackSeq,
@@ -36,10 +36,10 @@ pub struct OutTrack {
     /// The last burst repeated what was sent before.
     replays: bool,
     rtx_seq: u64,
-    sent: Sent,
+    sent: SendStats,
     /// What the counters inside VP8 of the present track are moved by, and what they go on behind once it is known.
     vp8: Vp8Shift,
-    vp8_goes_on: Option<Vp8Line>,
+    vp8_goes_on: Option<Vp8Rewriter>,
     history: Option<Box<History>>,
 }
 
@@ -73,14 +73,14 @@ impl State {
 
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    squeeze: Squeeze,
+    squeeze: TimestampCompression,
     rate: u32,
     key_frame: TrackSeq,
 }
 
 /// Counts for sender reports; both wrap (RFC 3550 §6.4.1).
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sent {
+pub struct SendStats {
     pub packets: u32,
     pub octets: u32,
 }
@@ -125,7 +125,7 @@ impl OutTrack {
             ssrc: plan.ssrc,
             rtx_ssrc: plan.rtx_ssrc,
             payload_types,
-            line: Line::new(random() as u16, random()),
+            line: SequenceRewriter::new(random() as u16, random()),
             state: State::WAITING,
             sent_until: 0,
             left_out_until: 0,
@@ -134,7 +134,7 @@ impl OutTrack {
             bursts: 0,
             replays: false,
             rtx_seq: u64::from(random() & 0x7fff),
-            sent: Sent::default(),
+            sent: SendStats::default(),
             vp8: Vp8Shift::default(),
             vp8_goes_on: None,
             history: None,
@@ -152,7 +152,7 @@ impl OutTrack {
     }
 
     /// What was sent so far, retransmissions excluded.
-    pub fn sent(&self) -> Sent {
+    pub fn sent(&self) -> SendStats {
         self.sent
     }
 
@@ -179,7 +179,7 @@ impl OutTrack {
     /// the packet that was sent last, if it is still there: the counters inside VP8 go on behind it.
     pub fn leave(&mut self, last: Option<&Packet>) {
         if let Some(last) = last.filter(|last| last.codec == Codec::Vp8) {
-            let mut line = Vp8Line::default();
+            let mut line = Vp8Rewriter::default();
             line.follow(&self.vp8.apply(last.payload.clone()));
             self.vp8_goes_on = Some(line);
         }
@@ -218,7 +218,7 @@ impl OutTrack {
             let longest = MAX_BURST * (1 << self.bursts.min(MAX_DOUBLINGS));
             let room = by_bytes * (1 << self.bursts.min(MAX_DOUBLINGS));
             let room = room.min(longest).min(age / 2).max(BURST_STEP);
-            Squeeze {
+            TimestampCompression {
                 from: first.time,
                 begin,
                 end: begin + ticks(room, rate),
@@ -367,10 +367,10 @@ impl OutTrack {
     }
 
     /// The times of a burst may be a little ahead of a packet that was late on its way here; it must not go back.
-    fn squeeze_behind_sent(&self, first: Option<&Packet>) -> Option<Squeeze> {
+    fn squeeze_behind_sent(&self, first: Option<&Packet>) -> Option<TimestampCompression> {
         let first = first.filter(|first| first.time <= self.sent_time)?;
         let begin = self.sent_time + 1;
-        Some(Squeeze {
+        Some(TimestampCompression {
             from: first.time,
             begin,
             end: begin + ticks(MIN_SQUEEZED, first.codec.clock_rate()),
@@ -567,7 +567,7 @@ mod tests {
             codec: Codec::H264,
             marker: true,
             key_frame: frame == 0,
-            news: false,
+            format_changed: false,
             padding: 0,
             arrival: at,
             payload: Bytes::from_static(&[0; 1_000]),
@@ -645,7 +645,7 @@ mod tests {
                 codec,
                 marker: true,
                 key_frame: false,
-                news: false,
+                format_changed: false,
                 padding: 0,
                 arrival: t,
                 payload: Bytes::from_static(&[0; 1_000]),
@@ -685,7 +685,7 @@ mod tests {
             codec: Codec::H264,
             marker: true,
             key_frame: true,
-            news: false,
+            format_changed: false,
             padding: 0,
             arrival: now,
             payload: Bytes::from_static(&[0; 1_000]),

@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 use super::track::{OutTrack, Retransmissions};
 use crate::hub::name::StreamName;
 use crate::hub::ring::{HISTORY, Ring};
-use crate::hub::stream::{LayerWish, SourceRef, Stream, StreamId, StreamState};
+use crate::hub::stream::{LayerSelection, SourceRef, Stream, StreamId, StreamState};
 use crate::hub::traffic;
 use crate::media::packet::{Packet, TrackSeq};
-use crate::media::repair::Repair;
 use crate::media::rtcp::{self, Message, SenderInfo};
+use crate::media::transcode::TranscodeTarget;
 use crate::media::{Codec, Format, Kind, Ssrc};
 use crate::sdp::plan::Playback;
 use crate::session::Session;
 use crate::session::outbox::{Destination, Outbox};
 
-/// A viewer of a stream. What it cannot play of it as it is, it takes from the repaired stream beside it
-/// ([`crate::media::repair`]), and changes between the two when the stream changes: the line goes on.
+/// A viewer of a stream. What it cannot play of it as it is, it takes from the transcoded stream beside it
+/// ([`crate::media::transcode`]), and changes between the two when the stream changes: the line goes on.
 pub struct Viewer {
     pub stream: Arc<Stream>,
     video: Option<Played>,
@@ -26,10 +26,10 @@ pub struct Viewer {
     started: bool,
     next_report: Option<Instant>,
     /// When the viewer asked for a key frame that has not come yet.
-    wants_key_frame: Option<Instant>,
+    awaited_key_frame: Option<Instant>,
     last_replay: Option<Instant>,
     rtt: Duration,
-    layer: LayerWish,
+    layer: LayerSelection,
     /// Sealing failed: the session has to be closed, for its packets can no longer be told apart.
     broken: bool,
 }
@@ -56,7 +56,7 @@ const LAYER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the shard has to do for a viewer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wishes {
+pub struct ViewerRequests {
     /// The source should be asked for a key frame.
     pub key_frame: bool,
 }
@@ -97,24 +97,24 @@ impl Viewer {
             cname: playback.cname,
             started: false,
             next_report: None,
-            wants_key_frame: None,
+            awaited_key_frame: None,
             last_replay: None,
             rtt: Duration::from_millis(100),
-            layer: LayerWish::default(),
+            layer: LayerSelection::default(),
             broken: false,
         }
     }
 
     /// Begins to play: video from the cached key frame if there is one, audio at the live edge. Without a source video
     /// waits for the next one: what an earlier one sent last would look live.
-    pub fn start(&mut self, now: Instant, state: &mut StreamState) -> Wishes {
+    pub fn start(&mut self, now: Instant, state: &mut StreamState) -> ViewerRequests {
         self.started = true;
         self.next_report = Some(now + REPORT_INTERVAL / 4);
         if let Some(audio) = &mut self.audio {
             audio.out.start_live(&state.audio.ring);
         }
         let Some(video) = self.video.as_mut().filter(|_| state.source().is_some()) else {
-            return Wishes::default();
+            return ViewerRequests::default();
         };
         let cheaper = asking_is_cheaper(&state.video.ring, state.viewers());
         if cheaper && state.answers_requests {
@@ -122,12 +122,12 @@ impl Viewer {
         } else {
             video.out.start(now, &state.video.ring);
         }
-        Wishes { key_frame: cheaper }
+        ViewerRequests { key_frame: cheaper }
     }
 
     /// For each kind, the stream that the viewer should take it from: `home` is what the stream itself says now, and
-    /// `repairs` whether something can be done about a codec.
-    pub fn wanted(&self, home: &StreamState, repairs: impl Fn(Codec) -> bool) -> Vec<(Kind, StreamName)> {
+    /// `can_transcode` whether something can be done about a codec.
+    pub fn wanted(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> Vec<(Kind, StreamName)> {
         [&self.video, &self.audio]
             .into_iter()
             .flatten()
@@ -138,8 +138,8 @@ impl Viewer {
                     Kind::Video => self.layer.choose(home.layers()),
                     Kind::Audio => None,
                 };
-                let wanted = match played.needs_repair(home, &repairs) {
-                    true => Some(name.repaired(Repair::of(kind))),
+                let wanted = match played.needs_transcoding(home, &can_transcode) {
+                    true => Some(name.transcoded(TranscodeTarget::of(kind))),
                     false => layer().map(|rid| name.layer(&rid)),
                 };
                 (kind, wanted.unwrap_or_else(|| name.clone()))
@@ -181,7 +181,7 @@ impl Viewer {
     }
 
     /// Which version of the picture the viewer wants from now on.
-    pub fn wish_layer(&mut self, wish: LayerWish) {
+    pub fn select_layer(&mut self, wish: LayerSelection) {
         self.layer = wish;
     }
 
@@ -209,10 +209,10 @@ impl Viewer {
     }
 
     /// A viewer wants a key frame of its picture: whom to ask.
-    pub fn want_key_frame(&self) -> Option<SourceRef> {
+    pub fn request_key_frame_of_source(&self) -> Option<SourceRef> {
         let video = self.video.as_ref()?;
         let stream = video.next.as_ref().map_or(&video.from, |next| &next.stream);
-        stream.lock().want_key_frame()
+        stream.lock().request_key_frame_of_source()
     }
 
     fn played(&self, kind: Kind) -> Option<&Played> {
@@ -260,7 +260,7 @@ impl Viewer {
             }
             let track = &mut played.out;
             if packet.key_frame {
-                self.wants_key_frame = None;
+                self.awaited_key_frame = None;
                 forwarded.may_catch_up |= track.is_waiting();
             }
             if track.takes(packet) {
@@ -286,7 +286,7 @@ impl Viewer {
         session: &mut Session,
         destination: Destination,
         outbox: &mut Outbox,
-    ) -> Wishes {
+    ) -> ViewerRequests {
         let waits = |video: &Option<Played>| video.as_ref().is_some_and(|video| video.out.is_waiting());
         let waited = waits(&self.video);
         let mut due = [Vec::new(), Vec::new()];
@@ -301,17 +301,19 @@ impl Viewer {
                 out.catch_up(now, &state.track(out.kind()).ring, due);
             }
         }
-        let wishes = Wishes {
+        let requests = ViewerRequests {
             key_frame: !waited && waits(&self.video),
         };
-        let Some(sealer) = session.sealer() else { return wishes };
+        let Some(sealer) = session.sealer() else {
+            return requests;
+        };
         for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(due) {
             let Some(played) = played else { continue };
             for packet in due {
                 self.broken |= played.out.send(&packet, sealer, destination, outbox).is_err();
             }
         }
-        wishes
+        requests
     }
 
     /// Acts on the RTCP of the viewer.
@@ -323,16 +325,16 @@ impl Viewer {
         session: &mut Session,
         destination: Destination,
         outbox: &mut Outbox,
-    ) -> Wishes {
-        let mut wishes = Wishes::default();
-        self.stream.traffic.heard.note(messages);
+    ) -> ViewerRequests {
+        let mut requests = ViewerRequests::default();
+        self.stream.traffic.reception.record(messages);
         for message in messages {
             match message {
                 Message::Nack { media, seqs } => self.retransmit(now, *media, seqs, session, destination, outbox),
                 Message::KeyFrameRequest { media } => {
                     if self.video.as_ref().is_some_and(|v| v.out.ssrc() == *media) {
-                        self.wants_key_frame.get_or_insert(now);
-                        wishes.key_frame = true;
+                        self.awaited_key_frame.get_or_insert(now);
+                        requests.key_frame = true;
                     }
                 }
                 Message::ReceiverReport { blocks } | Message::SenderReport { blocks, .. } => {
@@ -346,7 +348,7 @@ impl Viewer {
                 Message::Bye => {}
             }
         }
-        wishes
+        requests
     }
 
     fn retransmit(
@@ -402,13 +404,13 @@ impl Viewer {
 
     fn replay_if_ignored(&mut self, now: Instant) {
         let ignored = self
-            .wants_key_frame
+            .awaited_key_frame
             .is_some_and(|since| now.duration_since(since) >= REPLAY_AFTER);
         let recent = self
             .last_replay
             .is_some_and(|at| now.duration_since(at) < REPLAY_INTERVAL);
         if ignored && !recent {
-            self.wants_key_frame = None;
+            self.awaited_key_frame = None;
             let Some(video) = &mut self.video else { return };
             let state = video.from.lock();
             if state.source().is_some() && !is_silent(&state.video.ring, now) {
@@ -423,7 +425,7 @@ impl Viewer {
         if !self.started {
             return None;
         }
-        let replay = self.wants_key_frame.map(|since| {
+        let replay = self.awaited_key_frame.map(|since| {
             let due = since + REPLAY_AFTER;
             self.last_replay.map_or(due, |last| due.max(last + REPLAY_INTERVAL))
         });
@@ -487,13 +489,13 @@ impl Played {
     }
 
     /// Whether what the stream carries cannot be played here, and something can be done about it.
-    fn needs_repair(&self, home: &StreamState, repairs: impl Fn(Codec) -> bool) -> bool {
+    fn needs_transcoding(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> bool {
         let kind = self.out.kind();
         let Some(codec) = home.format(kind).map(Format::codec) else {
             return false;
         };
         let plays = self.out.can_take(codec) && !home.is_unplayable(kind);
-        !plays && repairs(codec) && self.out.can_take(Repair::of(kind).format().codec())
+        !plays && can_transcode(codec) && self.out.can_take(TranscodeTarget::of(kind).format().codec())
     }
 
     fn change(&mut self, now: Instant) -> Option<Arc<Stream>> {

@@ -49,7 +49,7 @@ const SHIPPED: [(&str, &str); 16] = shipped![
     "aac-to-opus",
     "audio-to-opus",
     "h265-to-h264",
-    "h264-repair",
+    "h264-to-baseline",
     "mjpeg-to-h264",
     "opus-to-aac",
     "audio-to-aac",

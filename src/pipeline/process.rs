@@ -21,11 +21,11 @@ use tracing::debug;
 
 use super::description::Limits;
 use super::packages;
-use super::wire::{self, DemuxJob, Failure, Finding, FromWorker, Job, Piece, ToWorker, WireError, WireFrame};
+use super::wire::{self, DemuxJob, Failure, Finding, FromWorker, Job, SegmentChunk, ToWorker, WireError, WireFrame};
 
 /// A worker that runs.
 pub struct Process {
-    _counted: Counted,
+    _counted: ProcessCount,
     child: Child,
     reader: OwnedReadHalf,
     buffer: BytesMut,
@@ -49,16 +49,16 @@ pub fn running() -> usize {
 }
 
 /// One of them, for as long as it lives.
-struct Counted;
+struct ProcessCount;
 
-impl Counted {
+impl ProcessCount {
     fn new() -> Self {
         RUNNING.fetch_add(1, Ordering::Relaxed);
         Self
     }
 }
 
-impl Drop for Counted {
+impl Drop for ProcessCount {
     fn drop(&mut self) {
         RUNNING.fetch_sub(1, Ordering::Relaxed);
     }
@@ -93,8 +93,8 @@ pub struct Feeder(mpsc::Sender<ToWorker>);
 
 impl Feeder {
     /// Waits until there is room for a piece; `false` when the worker is gone.
-    pub async fn give(&self, piece: Piece) -> bool {
-        self.0.send(ToWorker::Piece(piece)).await.is_ok()
+    pub async fn give(&self, piece: SegmentChunk) -> bool {
+        self.0.send(ToWorker::SegmentChunk(piece)).await.is_ok()
     }
 }
 
@@ -113,7 +113,7 @@ const ALIVE_LIMIT: Duration = Duration::from_millis(1_000);
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// Between looks at the memory of a worker.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Commands and frames that may wait for a worker. A frame that finds no room is dropped.
 const QUEUE: usize = 256;
@@ -180,7 +180,7 @@ impl Process {
         tokio::spawn(write(writer, queue));
         let now = Instant::now();
         Ok(Self {
-            _counted: Counted::new(),
+            _counted: ProcessCount::new(),
             child,
             reader,
             buffer: BytesMut::new(),
@@ -190,7 +190,7 @@ impl Process {
             begun: now,
             heard: None,
             frame: None,
-            next_look: now + LOOK,
+            next_look: now + POLL_INTERVAL,
         })
     }
 
@@ -210,7 +210,7 @@ impl Process {
     }
 
     /// Asks its encoder for a key frame.
-    pub fn want_key_frame(&self) {
+    pub fn request_key_frame_of_source(&self) {
         let _ = self.commands.try_send(ToWorker::KeyFrame);
     }
 
@@ -243,22 +243,22 @@ impl Process {
                     message => return Ok(message),
                 }
             }
-            let look = self.next_look;
+            let poll = self.next_look;
             tokio::select! {
                 biased;
                 read = self.reader.read_buf(&mut self.buffer) => match read {
                     Ok(1..) => {}
                     Ok(0) | Err(_) => return Err(self.how_it_ended().await),
                 },
-                () = tokio::time::sleep_until(look) => self.look()?,
+                () = tokio::time::sleep_until(poll) => self.poll()?,
             }
         }
     }
 
     /// Not to be called more often than signs of life come: nothing was read for that long.
-    fn look(&mut self) -> Result<(), ProcessError> {
+    fn poll(&mut self) -> Result<(), ProcessError> {
         let now = Instant::now();
-        self.next_look = now + LOOK;
+        self.next_look = now + POLL_INTERVAL;
         let silent = match self.heard {
             Some(heard) => now - heard >= ALIVE_LIMIT,
             None => now - self.started >= START_LIMIT,

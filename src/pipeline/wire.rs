@@ -104,16 +104,16 @@ pub struct DemuxJob {
 
 /// A part of a segment of HLS.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Piece {
+pub struct SegmentChunk {
     /// Counted from 0, which leads.
     pub rendition: u8,
-    pub role: PieceRole,
+    pub role: ChunkRole,
     /// Times of one timeline count from one origin; each discontinuity begins another.
     pub timeline: u64,
     pub bytes: Bytes,
 }
 
-impl std::fmt::Debug for Piece {
+impl std::fmt::Debug for SegmentChunk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Piece({:?}, {} bytes)", self.role, self.bytes.len())
     }
@@ -121,7 +121,7 @@ impl std::fmt::Debug for Piece {
 
 /// What a piece is of its segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PieceRole {
+pub enum ChunkRole {
     /// An initialization section for the segments that follow, whole.
     Init,
     /// More follow.
@@ -132,7 +132,7 @@ pub enum PieceRole {
     End,
 }
 
-impl PieceRole {
+impl ChunkRole {
     const ALL: [Self; 4] = [Self::Init, Self::Part, Self::Last, Self::End];
 }
 
@@ -141,7 +141,7 @@ impl PieceRole {
 pub enum ToWorker {
     /// The first message of a worker that takes segments apart.
     Demux(DemuxJob),
-    Piece(Piece),
+    SegmentChunk(SegmentChunk),
     /// The first message of a worker that runs a pipeline.
     Run(Job),
     /// The first message of a worker that tells what cannot be run: name and job of each.
@@ -335,9 +335,9 @@ impl WireFrame {
     }
 }
 
-impl Piece {
+impl SegmentChunk {
     fn write(&self, out: &mut BytesMut) {
-        let role = PieceRole::ALL.iter().position(|role| *role == self.role);
+        let role = ChunkRole::ALL.iter().position(|role| *role == self.role);
         let head = [
             self.rendition,
             role.and_then(|role| u8::try_from(role).ok()).unwrap_or_default(),
@@ -351,7 +351,7 @@ impl Piece {
             return Err(unreadable);
         }
         let rendition = body.get_u8();
-        let role = *PieceRole::ALL.get(usize::from(body.get_u8())).ok_or(unreadable)?;
+        let role = *ChunkRole::ALL.get(usize::from(body.get_u8())).ok_or(unreadable)?;
         Ok(Self {
             rendition,
             role,
@@ -366,7 +366,7 @@ impl ToWorker {
     pub fn write(&self, out: &mut BytesMut) {
         match self {
             Self::Demux(job) => write_json(kind::DEMUX, job, out),
-            Self::Piece(piece) => piece.write(out),
+            Self::SegmentChunk(piece) => piece.write(out),
             Self::Run(job) => write_json(kind::RUN, job, out),
             Self::Check(jobs) => write_json(kind::CHECK, jobs, out),
             Self::Frame(frame) => frame.write(out),
@@ -387,7 +387,7 @@ impl ToWorker {
         let message = match kind {
             kind::RUN => Self::Run(read_json(kind, &body)?),
             kind::DEMUX => Self::Demux(read_json(kind, &body)?),
-            kind::PIECE => Self::Piece(Piece::read(body)?),
+            kind::PIECE => Self::SegmentChunk(SegmentChunk::read(body)?),
             kind::CHECK => Self::Check(read_json(kind, &body)?),
             kind::FRAME => Self::Frame(WireFrame::read(body)?),
             kind::KEY_FRAME => Self::KeyFrame,

@@ -9,7 +9,7 @@ use rtc_sdp::description::session::{Origin, SessionDescription, TimeDescription}
 use super::codec::OfferedCodec;
 use super::offer::{MediaSection, Offer, Section};
 use super::plan::{DtlsRole, Extensions, Feedback, Fingerprint, FingerprintHash, IceCredentials, NegotiatedCodec};
-use super::{extension::Extmap, extension::Known};
+use super::{extension::Extmap, extension::HeaderExtension};
 use crate::media::Format;
 
 /// Our side of the transport.
@@ -266,11 +266,11 @@ pub(super) fn extensions(media: &MediaSection, use_it: impl Fn(&Extmap) -> bool)
     let mut attributes = Vec::new();
     for extmap in media.extensions.iter().filter(|extmap| use_it(extmap)) {
         let id = match extmap.known {
-            Known::Mid => &mut ids.mid,
-            Known::Rid => &mut ids.rid,
-            Known::RepairedRid => &mut ids.repaired_rid,
-            Known::TransportCc => &mut ids.transport_cc,
-            Known::AbsSendTime => &mut ids.abs_send_time,
+            HeaderExtension::Mid => &mut ids.mid,
+            HeaderExtension::Rid => &mut ids.rid,
+            HeaderExtension::RepairedRid => &mut ids.transcoded_rid,
+            HeaderExtension::TransportCc => &mut ids.transport_cc,
+            HeaderExtension::AbsSendTime => &mut ids.abs_send_time,
         };
         *id = Some(extmap.id);
         attributes.push(with("extmap", extmap.answer()));

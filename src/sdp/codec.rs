@@ -336,7 +336,7 @@ fn read_format(map: &Rtpmap, parameters: &Parameters) -> Option<Format> {
     (map.clock_rate == format.codec().clock_rate()).then_some(format)
 }
 
-/// Retransmission payload types by the one that they repair; an `apt` that names nothing here is passed over.
+/// Retransmission payload types by the one that they transcode; an `apt` that names nothing here is passed over.
 fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, Parameters>) -> HashMap<u8, u8> {
     let mut rtx = HashMap::new();
     for pt in pts.iter().filter(|pt| is_usable(**pt)) {
@@ -346,13 +346,13 @@ fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, P
         let apt = parameters
             .get(pt)
             .and_then(|parameters| number(parameters.text("apt")?));
-        // RFC 4588 §4.2: the clock of what it repairs.
-        let repairs = |apt: &u8| {
+        // RFC 4588 §4.2: the clock of what it transcodes.
+        let can_transcode = |apt: &u8| {
             mapped
                 .get(apt)
-                .is_some_and(|repaired| repaired.clock_rate == map.clock_rate)
+                .is_some_and(|transcoded| transcoded.clock_rate == map.clock_rate)
         };
-        if let Some(apt) = apt.filter(|apt| pts.contains(apt) && repairs(apt)) {
+        if let Some(apt) = apt.filter(|apt| pts.contains(apt) && can_transcode(apt)) {
             rtx.entry(apt).or_insert(*pt);
         }
     }

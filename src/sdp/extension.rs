@@ -7,7 +7,7 @@ use super::text::{Attribute, all};
 
 /// Header extensions that are read or written here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Known {
+pub(super) enum HeaderExtension {
     Mid,
     Rid,
     RepairedRid,
@@ -15,24 +15,24 @@ pub(super) enum Known {
     AbsSendTime,
 }
 
-impl Known {
+impl HeaderExtension {
     fn uri(self) -> &'static str {
         match self {
-            Known::Mid => "urn:ietf:params:rtp-hdrext:sdes:mid",
-            Known::Rid => "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id",
-            Known::RepairedRid => "urn:ietf:params:rtp-hdrext:sdes:repaired-rtp-stream-id",
-            Known::TransportCc => "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01",
-            Known::AbsSendTime => "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time",
+            HeaderExtension::Mid => "urn:ietf:params:rtp-hdrext:sdes:mid",
+            HeaderExtension::Rid => "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id",
+            HeaderExtension::RepairedRid => "urn:ietf:params:rtp-hdrext:sdes:repaired-rtp-stream-id",
+            HeaderExtension::TransportCc => "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01",
+            HeaderExtension::AbsSendTime => "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time",
         }
     }
 
     fn from_uri(uri: &str) -> Option<Self> {
-        const ALL: [Known; 5] = [
-            Known::Mid,
-            Known::Rid,
-            Known::RepairedRid,
-            Known::TransportCc,
-            Known::AbsSendTime,
+        const ALL: [HeaderExtension; 5] = [
+            HeaderExtension::Mid,
+            HeaderExtension::Rid,
+            HeaderExtension::RepairedRid,
+            HeaderExtension::TransportCc,
+            HeaderExtension::AbsSendTime,
         ];
         ALL.into_iter().find(|known| known.uri() == uri)
     }
@@ -42,7 +42,7 @@ impl Known {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extmap {
     pub line: usize,
-    pub known: Known,
+    pub known: HeaderExtension,
     /// 1..=14: one-byte headers only.
     pub id: u8,
     direction: Direction,
@@ -106,7 +106,7 @@ pub(super) fn read(session: &[Attribute], section: &[Attribute]) -> Result<Vec<E
         };
         // RFC 8285 §4.3: ids above 14 need two-byte headers, which are neither sent nor read here.
         let id = u8::try_from(id).ok().filter(|id| *id <= 14);
-        match (Known::from_uri(uri), id) {
+        match (HeaderExtension::from_uri(uri), id) {
             (Some(known), Some(id)) if found.iter().all(|extmap| extmap.known != known) => found.push(Extmap {
                 line,
                 known,

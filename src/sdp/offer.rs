@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::codec::{OfferedCodec, PayloadTypes, Rtpmap};
 use super::error::OfferError;
-use super::extension::{self, Extmap, Known};
+use super::extension::{self, Extmap, HeaderExtension};
 use super::plan::{DeclaredSsrc, Transport};
 use super::text::{self, Attribute, Document, RawSection, all, first};
 use super::transport::{self, TransportAttributes};
@@ -82,7 +82,7 @@ impl Offer {
     ///
     /// # Errors
     ///
-    /// An [`OfferError`] for whatever no answer could repair; what depends on WHIP or WHEP is judged by the answerers.
+    /// An [`OfferError`] for whatever no answer could transcode; what depends on WHIP or WHEP is judged by the answerers.
     pub fn parse(body: &[u8]) -> Result<Self, OfferError> {
         let document = text::read(body)?;
         let is_single = document.sections.len() == 1;
@@ -146,7 +146,8 @@ impl Offer {
         let tagged = bundled
             .iter()
             .filter_map(|index| chosen.iter().find(|(i, ..)| i == index));
-        let (remote, fingerprints, role) = transport::agree(tagged.chain(&rest).map(|(_, _, media)| &media.transport))?;
+        let (remote, fingerprints, role) =
+            transport::choose_transport(tagged.chain(&rest).map(|(_, _, media)| &media.transport))?;
         Ok(Transport {
             remote,
             fingerprints,
@@ -158,7 +159,7 @@ impl Offer {
     /// extension: packets are told apart by them before their section is known (RFC 9143 §9.1, §9.2).
     fn check_ids(&self) -> Result<(), OfferError> {
         let mut payload_types: HashMap<u8, &Rtpmap> = HashMap::new();
-        let mut extensions: HashMap<u8, Known> = HashMap::new();
+        let mut extensions: HashMap<u8, HeaderExtension> = HashMap::new();
         let mut ssrcs: Vec<Ssrc> = Vec::new();
         for (_, section, media) in self.media() {
             for (pt, map) in &media.mapped {
@@ -265,7 +266,7 @@ impl MediaSection {
     }
 
     /// The extmap of an extension, if offered.
-    pub fn extension(&self, known: Known) -> Option<&Extmap> {
+    pub fn extension(&self, known: HeaderExtension) -> Option<&Extmap> {
         self.extensions.iter().find(|extmap| extmap.known == known)
     }
 }

@@ -66,7 +66,7 @@ pub struct Feedback {
 pub struct Extensions {
     pub mid: Option<u8>,
     pub rid: Option<u8>,
-    pub repaired_rid: Option<u8>,
+    pub transcoded_rid: Option<u8>,
     pub transport_cc: Option<u8>,
     pub abs_send_time: Option<u8>,
     pub abs_capture_time: Option<u8>,
@@ -162,16 +162,16 @@ pub struct SourceFormats {
 
 /// What a stream carries, and what can be done for viewers who cannot play it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Carried {
+pub struct AvailableFormats {
     pub formats: SourceFormats,
     /// No browser plays its picture as it is.
     pub unplayable_video: bool,
     /// No browser plays its sound as it is.
     pub unplayable_audio: bool,
     /// H.264 is made of its picture for viewers who need it.
-    pub repairable_video: bool,
+    pub transcodable_video: bool,
     /// Opus is made of its sound for viewers who need it.
-    pub repairable_audio: bool,
+    pub transcodable_audio: bool,
 }
 
 impl SourceFormats {

@@ -5,7 +5,7 @@ use rtc_sdp::description::common::Attribute;
 use super::answer::{self, Accepted, AnsweredCodec, Local, with};
 use super::codec::accepted;
 use super::error::OfferError;
-use super::extension::Known;
+use super::extension::HeaderExtension;
 use super::offer::{Content, Direction, MediaSection, Offer, Section};
 use super::plan::{Extensions, Feedback, IncomingTrack, Publication};
 use crate::media::Kind;
@@ -100,14 +100,17 @@ fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(Inco
 /// Identification always; congestion feedback by transport-cc where offered with its header extension, else by REMB.
 fn choose_extensions(media: &MediaSection) -> (Extensions, Vec<Attribute>) {
     let offers_transport_cc = media.codecs.iter().any(|codec| codec.feedback.transport_cc);
-    let has_transport_cc = offers_transport_cc && media.extension(Known::TransportCc).is_some_and(|map| map.is_sent());
+    let has_transport_cc = offers_transport_cc
+        && media
+            .extension(HeaderExtension::TransportCc)
+            .is_some_and(|map| map.is_sent());
     let offers_remb = media.codecs.iter().any(|codec| codec.feedback.remb);
     answer::extensions(media, |extmap| {
         extmap.is_sent()
             && match extmap.known {
-                Known::Mid | Known::Rid | Known::RepairedRid => true,
-                Known::TransportCc => has_transport_cc,
-                Known::AbsSendTime => offers_remb && !has_transport_cc,
+                HeaderExtension::Mid | HeaderExtension::Rid | HeaderExtension::RepairedRid => true,
+                HeaderExtension::TransportCc => has_transport_cc,
+                HeaderExtension::AbsSendTime => offers_remb && !has_transport_cc,
             }
     })
 }

@@ -21,7 +21,7 @@ pub(super) fn read(section: &RawSection) -> Result<Declared, OfferError> {
         media: Vec::new(),
         all: Vec::new(),
     };
-    let mut repairs: Vec<(Ssrc, Ssrc)> = Vec::new();
+    let mut can_transcode: Vec<(Ssrc, Ssrc)> = Vec::new();
     let mut not_media: Vec<Ssrc> = Vec::new();
     for attribute in all(&section.attributes, "ssrc-group").take(MAX_SSRCS) {
         let mut fields = attribute.value.split_whitespace();
@@ -32,19 +32,19 @@ pub(super) fn read(section: &RawSection) -> Result<Declared, OfferError> {
             .collect::<Result<Vec<_>, _>>()?;
         match (semantics, ssrcs.as_slice()) {
             ("FID", [primary, rtx, ..]) => {
-                repairs.push((*primary, *rtx));
+                can_transcode.push((*primary, *rtx));
                 not_media.push(*rtx);
             }
-            ("FEC" | "FEC-FR", [_, repair, ..]) => not_media.push(*repair),
+            ("FEC" | "FEC-FR", [_, transcode, ..]) => not_media.push(*transcode),
             _ => {}
         }
         for ssrc in ssrcs {
-            declared.note(attribute.line, ssrc);
+            declared.record(attribute.line, ssrc);
         }
     }
     for attribute in all(&section.attributes, "ssrc") {
         let id = attribute.value.split(' ').next().unwrap_or_default();
-        declared.note(attribute.line, parse(attribute, id)?);
+        declared.record(attribute.line, parse(attribute, id)?);
     }
     declared.media = declared
         .all
@@ -53,14 +53,14 @@ pub(super) fn read(section: &RawSection) -> Result<Declared, OfferError> {
         .filter(|ssrc| !not_media.contains(ssrc))
         .map(|primary| DeclaredSsrc {
             primary,
-            rtx: repairs.iter().find(|(p, _)| *p == primary).map(|(_, rtx)| *rtx),
+            rtx: can_transcode.iter().find(|(p, _)| *p == primary).map(|(_, rtx)| *rtx),
         })
         .collect();
     Ok(declared)
 }
 
 impl Declared {
-    fn note(&mut self, line: usize, ssrc: Ssrc) {
+    fn record(&mut self, line: usize, ssrc: Ssrc) {
         if self.all.len() < MAX_SSRCS && self.all.iter().all(|(_, known)| *known != ssrc) {
             self.all.push((line, ssrc));
         }

@@ -85,7 +85,7 @@ fn as_text(body: &[u8]) -> Result<&str, OfferError> {
 
 /// The lines that the library judges, with their numbers in the offer.
 #[derive(Default)]
-struct KeptLines<'a> {
+struct SdpLines<'a> {
     text: String,
     numbers: Vec<usize>,
     /// Numbers of the `a=` lines among them, and numbers and media tokens of the `m=` lines.
@@ -93,8 +93,8 @@ struct KeptLines<'a> {
     sections: Vec<(usize, &'a str)>,
 }
 
-fn keep_lines(text: &str) -> Result<KeptLines<'_>, OfferError> {
-    let mut kept = KeptLines::default();
+fn keep_lines(text: &str) -> Result<SdpLines<'_>, OfferError> {
+    let mut kept = SdpLines::default();
     for (index, raw) in text.split_inclusive('\n').enumerate() {
         let number = index + 1;
         // RFC 8866 §5 asks for CRLF and lets parsers take a lone LF.
@@ -132,7 +132,7 @@ fn check_shape(number: usize, line: &str) -> Result<(), OfferError> {
     }
 }
 
-impl<'a> KeptLines<'a> {
+impl<'a> SdpLines<'a> {
     fn push(&mut self, number: usize, line: &'a str) -> Result<(), OfferError> {
         let mut written = line.to_owned();
         match line.as_bytes().first() {

@@ -47,7 +47,7 @@ impl TransportAttributes {
 
 /// The transport that bundled sections agree on. The first of `sections` is the tagged one (RFC 9143 §7.1.3); what it
 /// lacks is taken from the next that has it.
-pub(super) fn agree<'a>(
+pub(super) fn choose_transport<'a>(
     sections: impl Iterator<Item = &'a TransportAttributes> + Clone,
 ) -> Result<(IceCredentials, Vec<Fingerprint>, DtlsRole), OfferError> {
     let line = sections.clone().next().ok_or(OfferError::NoMedia)?.line;

@@ -4,10 +4,10 @@
 use super::answer::{self, Accepted, AnsweredCodec, Local, with};
 use super::codec::{DOUBTFUL, OfferedCodec, sendable, suitability};
 use super::error::OfferError;
-use super::extension::Known;
+use super::extension::HeaderExtension;
 use super::offer::{Direction, MediaSection, Offer, Section};
-use super::plan::{Carried, Feedback, OutgoingTrack, Playback, SourceFormats};
-use crate::media::repair::Repair;
+use super::plan::{AvailableFormats, Feedback, OutgoingTrack, Playback, SourceFormats};
+use crate::media::transcode::TranscodeTarget;
 use crate::media::{Format, Kind, Ssrc};
 
 /// Answers a WHEP offer: what the session will send, and the SDP.
@@ -38,8 +38,8 @@ pub fn answer_viewer(
     let mut replies = Vec::new();
     let mut serves = false;
     for (index, section, media) in offer.media() {
-        let carried = source.of(media.kind);
-        let chosen = match carried {
+        let available_formats = source.of(media.kind);
+        let chosen = match available_formats {
             _ if tracks.iter().any(|track| track.kind == media.kind) => None,
             Some(format) => choose(format, media),
             None if media.kind == Kind::Audio => Some(sendable(&media.codecs)).filter(|codecs| !codecs.is_empty()),
@@ -51,7 +51,7 @@ pub fn answer_viewer(
             }
             continue;
         };
-        serves |= carried.is_some();
+        serves |= available_formats.is_some();
         let (track, reply) = accept(index, section, media, &codecs, &cname, &mut || ssrcs.next(random));
         tracks.push(track);
         replies.push(reply);
@@ -73,22 +73,30 @@ pub fn answer_viewer(
     Ok((playback, text))
 }
 
-/// What a viewer will get of a stream: each kind as it is where its offer can take that, else what a repair makes of it.
-pub fn formats_for(offer: &Offer, carried: &Carried) -> SourceFormats {
+/// What a viewer will get of a stream: each kind as it is where its offer can take that, else what a transcode makes of it.
+pub fn formats_for(offer: &Offer, available_formats: &AvailableFormats) -> SourceFormats {
     let takes = |format: Format| {
         let sections = offer.media().map(|(_, _, media)| media);
         let mut of_kind = sections.filter(|media| media.kind == format.codec().kind());
         of_kind.any(|media| choose(format, media).is_some())
     };
-    let of = |kind, unplayable, repairable| {
-        let format = carried.formats.of(kind)?;
-        let repair = Repair::of(kind).format();
-        let is_repaired = repairable && (unplayable || !takes(format)) && takes(repair);
-        Some(if is_repaired { repair } else { format })
+    let of = |kind, unplayable, transcodable| {
+        let format = available_formats.formats.of(kind)?;
+        let transcode = TranscodeTarget::of(kind).format();
+        let is_transcoded = transcodable && (unplayable || !takes(format)) && takes(transcode);
+        Some(if is_transcoded { transcode } else { format })
     };
     SourceFormats {
-        video: of(Kind::Video, carried.unplayable_video, carried.repairable_video),
-        audio: of(Kind::Audio, carried.unplayable_audio, carried.repairable_audio),
+        video: of(
+            Kind::Video,
+            available_formats.unplayable_video,
+            available_formats.transcodable_video,
+        ),
+        audio: of(
+            Kind::Audio,
+            available_formats.unplayable_audio,
+            available_formats.transcodable_audio,
+        ),
     }
 }
 
@@ -151,8 +159,9 @@ fn accept(
         .iter()
         .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback), opus(codec.format)))
         .collect();
-    let (extensions, mut attributes) =
-        answer::extensions(media, |extmap| extmap.known == Known::Mid && extmap.is_received());
+    let (extensions, mut attributes) = answer::extensions(media, |extmap| {
+        extmap.known == HeaderExtension::Mid && extmap.is_received()
+    });
     let ssrc = next_ssrc();
     let has_rtx = codecs.iter().any(|answered| answered.codec.rtx_pt.is_some());
     let rtx_ssrc = has_rtx.then(next_ssrc);
@@ -202,10 +211,11 @@ fn opus(offered: Format) -> &'static str {
 
 fn takes(offer: &Offer, source: &SourceFormats) -> String {
     let sections = offer.media().map(|(_, _, media)| {
-        let carried = source.of(media.kind);
-        let is_carried = |codec: &OfferedCodec| carried.is_some_and(|format| format.codec() == codec.format.codec());
+        let available_formats = source.of(media.kind);
+        let is_carried =
+            |codec: &OfferedCodec| available_formats.is_some_and(|format| format.codec() == codec.format.codec());
         // The codec itself is not what is missing.
-        let lacks = match carried {
+        let lacks = match available_formats {
             Some(Format::H264 { .. }) if media.codecs.iter().any(is_carried) => ", but not in packetization mode 1",
             _ => "",
         };

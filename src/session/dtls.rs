@@ -43,7 +43,7 @@ struct Repeats {
 
 enum State {
     /// The ClientHello has not been seen whole: which protection profiles it offers decides our configuration.
-    Hello(Box<Hello>),
+    ClientHello(Box<ClientHello>),
     Handshake,
     Established,
     Over,
@@ -51,7 +51,7 @@ enum State {
 
 /// A ClientHello in parts, and the datagrams that brought them.
 #[derive(Default)]
-struct Hello {
+struct ClientHello {
     body: Vec<u8>,
     received: Vec<(usize, usize)>,
     held: Vec<Vec<u8>>,
@@ -116,7 +116,7 @@ impl Dtls {
     /// Makes a handshake that has not begun.
     pub fn new(identity: Arc<Identity>, role: DtlsRole) -> Self {
         let state = match role {
-            DtlsRole::Server => State::Hello(Box::default()),
+            DtlsRole::Server => State::ClientHello(Box::default()),
             DtlsRole::Client => State::Handshake,
         };
         let endpoint = Endpoint::new(PEER, TransportProtocol::UDP, None);
@@ -164,7 +164,7 @@ impl Dtls {
         }
         self.deadline.get_or_insert(now + HANDSHAKE_TIME);
         let ready = match &mut self.state {
-            State::Hello(hello) => match hello.take(records) {
+            State::ClientHello(hello) => match hello.take(records) {
                 None => return Ok(Progress::Nothing),
                 Some(offers_gcm) => {
                     let held = std::mem::take(&mut hello.held);
@@ -336,7 +336,7 @@ impl Dtls {
     }
 
     fn is_handshaking(&self) -> bool {
-        matches!(self.state, State::Hello(_) | State::Handshake)
+        matches!(self.state, State::ClientHello(_) | State::Handshake)
     }
 }
 
@@ -358,7 +358,7 @@ impl Repeats {
     }
 }
 
-impl Hello {
+impl ClientHello {
     /// Takes the records of a datagram. Once the ClientHello is whole, tells whether it offers AES-GCM.
     fn take(&mut self, records: Vec<u8>) -> Option<bool> {
         for fragment in fragments(&records).into_iter().filter(|f| f.kind == CLIENT_HELLO) {

@@ -72,12 +72,12 @@ pub struct IceLite {
     /// that comes to nothing costs nothing (RFC 9725 §4.3.3).
     former: Option<Pair>,
     provider: Arc<dyn RTCCryptoProvider>,
-    addresses: Vec<Learned>,
+    addresses: Vec<LearnedAddress>,
     /// Where to send.
     destination: Option<SocketAddr>,
     /// Something was sent there that makes it matter where it is.
     settled: bool,
-    trial: Option<Trial>,
+    trial: Option<PathValidation>,
     /// A check was authentic.
     heard: bool,
 }
@@ -105,7 +105,7 @@ impl Pair {
 }
 
 /// A nominated address that has to answer before it becomes the destination.
-struct Trial {
+struct PathValidation {
     address: SocketAddr,
     transaction: TransactionId,
     check: Vec<u8>,
@@ -117,7 +117,7 @@ struct Trial {
 }
 
 #[derive(Clone, Copy)]
-struct Learned {
+struct LearnedAddress {
     address: SocketAddr,
     since: Instant,
     seen: Instant,
@@ -125,7 +125,7 @@ struct Learned {
     proven: bool,
 }
 
-impl Learned {
+impl LearnedAddress {
     fn new(now: Instant, address: SocketAddr) -> Self {
         Self {
             address,
@@ -138,7 +138,7 @@ impl Learned {
 
 /// An authenticated check was answered.
 #[derive(Debug)]
-pub struct Answered {
+pub struct CheckAnswered {
     /// To be sent to the address that the check came from.
     pub response: Vec<u8>,
     /// The check moved the session's destination to that address.
@@ -263,7 +263,7 @@ impl IceLite {
         from: SocketAddr,
         datagram: &[u8],
         random: &mut dyn FnMut() -> u32,
-    ) -> Result<Answered, StunRejection> {
+    ) -> Result<CheckAnswered, StunRejection> {
         let mut request = decode(datagram)?;
         if request.typ != BINDING_REQUEST {
             return Err(StunRejection::NotARequest);
@@ -296,7 +296,7 @@ impl IceLite {
         if is_current && nominates && self.destination == Some(from) {
             self.former = None;
         }
-        Ok(Answered {
+        Ok(CheckAnswered {
             response: self.response(&request, from, &local_pwd)?,
             moved,
             forgotten,
@@ -319,14 +319,14 @@ impl IceLite {
             self.destination = Some(address);
             return Ok(true);
         }
-        let is_same = |trial: &&mut Trial| trial.address == address && trial.remote_pwd == theirs.pwd;
+        let is_same = |trial: &&mut PathValidation| trial.address == address && trial.remote_pwd == theirs.pwd;
         match self.trial.as_mut().filter(is_same) {
             // Sent as often as it may be: whoever nominates again may have missed it.
             Some(trial) if trial.due.is_none() => (trial.due, trial.sent) = (Some(now), 0),
             Some(_) => {}
             None => {
                 let transaction = transaction(random);
-                self.trial = Some(Trial {
+                self.trial = Some(PathValidation {
                     address,
                     transaction,
                     check: self.check(transaction, ours, theirs)?,
@@ -347,7 +347,7 @@ impl IceLite {
     /// A [`StunRejection`]: the datagram is dropped.
     pub fn handle_response(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), StunRejection> {
         let mut response = decode(datagram)?;
-        let asked = |trial: &&Trial| trial.address == from && trial.transaction == response.transaction_id;
+        let asked = |trial: &&PathValidation| trial.address == from && trial.transaction == response.transaction_id;
         let Some(trial) = self
             .trial
             .as_ref()
@@ -387,7 +387,7 @@ impl IceLite {
 
     /// Returns the address that had to make room.
     fn learn(&mut self, now: Instant, from: SocketAddr) -> Option<SocketAddr> {
-        let fresh = Learned::new(now, from);
+        let fresh = LearnedAddress::new(now, from);
         if let Some(learned) = self.addresses.iter_mut().find(|a| a.address == from) {
             if now.duration_since(learned.seen) >= ADDRESS_LIFETIME {
                 *learned = fresh;
@@ -528,7 +528,7 @@ mod tests {
         m.raw
     }
 
-    fn dice() -> impl FnMut() -> u32 {
+    fn random() -> impl FnMut() -> u32 {
         let mut last = 0;
         move || {
             last += 1;
@@ -545,7 +545,7 @@ mod tests {
         let mut ice = agent();
         let now = Instant::now();
         let answered = ice
-            .handle_check(now, address(9), &check("local:peer", PWD, true, true), &mut dice())
+            .handle_check(now, address(9), &check("local:peer", PWD, true, true), &mut random())
             .unwrap();
         assert!(answered.moved);
         assert_eq!(ice.destination(), Some(address(9)));
@@ -565,7 +565,7 @@ mod tests {
                 Instant::now(),
                 address(9),
                 &check("local:peer", PWD, false, false),
-                &mut dice()
+                &mut random()
             )
             .is_ok()
         );
@@ -576,20 +576,20 @@ mod tests {
     fn the_destination_moves_only_on_an_authenticated_nomination() {
         let mut ice = agent();
         let now = Instant::now();
-        ice.handle_check(now, address(1), &check("local:peer", PWD, true, true), &mut dice())
+        ice.handle_check(now, address(1), &check("local:peer", PWD, true, true), &mut random())
             .unwrap();
-        ice.handle_check(now, address(2), &check("local:peer", PWD, false, true), &mut dice())
+        ice.handle_check(now, address(2), &check("local:peer", PWD, false, true), &mut random())
             .unwrap();
         assert_eq!(ice.destination(), Some(address(1)));
         let forged = ice.handle_check(
             now,
             address(3),
             &check("local:peer", "wrongwrongwrongwrongwrong", true, true),
-            &mut dice(),
+            &mut random(),
         );
         assert_eq!(forged.unwrap_err(), StunRejection::BadIntegrity);
         assert!(!ice.is_valid(now, address(3)));
-        ice.handle_check(now, address(2), &check("local:peer", PWD, true, true), &mut dice())
+        ice.handle_check(now, address(2), &check("local:peer", PWD, true, true), &mut random())
             .unwrap();
         assert_eq!(ice.destination(), Some(address(2)));
     }
@@ -598,12 +598,12 @@ mod tests {
     fn a_nomination_that_was_added_behind_the_integrity_moves_nothing() {
         let mut ice = agent();
         let now = Instant::now();
-        ice.handle_check(now, address(1), &check("local:peer", PWD, false, true), &mut dice())
+        ice.handle_check(now, address(1), &check("local:peer", PWD, false, true), &mut random())
             .unwrap();
         let mut added = decode(&check("local:peer", PWD, false, true)).unwrap();
         added.add(ATTR_USE_CANDIDATE, &[]);
         assert!(
-            !ice.handle_check(now, address(2), &added.raw, &mut dice())
+            !ice.handle_check(now, address(2), &added.raw, &mut random())
                 .unwrap()
                 .moved
         );
@@ -612,18 +612,18 @@ mod tests {
 
     #[test]
     fn a_lost_address_is_not_believed_and_may_come_back() {
-        let (mut ice, now, dice) = (agent(), Instant::now(), &mut dice());
+        let (mut ice, now, random) = (agent(), Instant::now(), &mut random());
         let nomination = check("local:peer", PWD, true, true);
-        ice.handle_check(now, address(1), &nomination, dice).unwrap();
+        ice.handle_check(now, address(1), &nomination, random).unwrap();
         ice.lose(address(1));
         assert_eq!(ice.destination(), None);
         assert!(ice.has_heard() && !ice.is_valid(now, address(1)));
         // Before the handshake the next check decides, also one from the same address.
-        assert!(ice.handle_check(now, address(1), &nomination, dice).unwrap().moved);
+        assert!(ice.handle_check(now, address(1), &nomination, random).unwrap().moved);
         ice.settle();
         ice.lose(address(1));
         // After it, an address is proven first.
-        ice.handle_check(now, address(1), &nomination, dice).unwrap();
+        ice.handle_check(now, address(1), &nomination, random).unwrap();
         assert_eq!(ice.destination(), None);
         let (to, _) = ice.poll_check(now).expect("a check of ours");
         assert_eq!(to, address(1));
@@ -634,11 +634,11 @@ mod tests {
     /// C-11.
     #[test]
     fn an_answer_proves_the_path_without_saying_our_address() {
-        let (mut ice, now, dice) = (agent(), Instant::now(), &mut dice());
+        let (mut ice, now, random) = (agent(), Instant::now(), &mut random());
         let nomination = check("local:peer", PWD, true, true);
-        ice.handle_check(now, address(1), &nomination, dice).unwrap();
+        ice.handle_check(now, address(1), &nomination, random).unwrap();
         ice.settle();
-        ice.handle_check(now, address(2), &nomination, dice).unwrap();
+        ice.handle_check(now, address(2), &nomination, random).unwrap();
         let (to, ours) = ice.poll_check(now).expect("a check to the new address");
         assert_eq!(to, address(2));
         let mut answer = Message::new();
@@ -656,34 +656,34 @@ mod tests {
     #[test]
     fn a_restart_replaces_the_session_when_the_peer_nominates_with_it_and_not_before() {
         let (mut ice, now) = (agent(), Instant::now());
-        let dice = &mut dice();
+        let random = &mut random();
         let new = |ufrag: &str, pwd: &str| IceCredentials {
             ufrag: ufrag.into(),
             pwd: pwd.into(),
         };
         let old = check("local:peer", PWD, true, true);
-        ice.handle_check(now, address(1), &old, dice).unwrap();
+        ice.handle_check(now, address(1), &old, random).unwrap();
         ice.settle();
         // A restart that the peer never uses, and another one.
         assert_eq!(ice.restart(new("local2", PWD), new("peer2", PEER_PWD)), None);
-        ice.handle_check(now, address(1), &old, dice).unwrap();
+        ice.handle_check(now, address(1), &old, random).unwrap();
         let unused = ice.restart(new("local3", PWD), new("peer3", PEER_PWD));
         assert_eq!(unused.as_deref(), Some("local2"));
-        ice.handle_check(now, address(1), &old, dice).unwrap();
+        ice.handle_check(now, address(1), &old, random).unwrap();
         let never = check("local2:peer2", PWD, true, true);
         assert_eq!(
-            ice.handle_check(now, address(1), &never, dice).unwrap_err(),
+            ice.handle_check(now, address(1), &never, random).unwrap_err(),
             StunRejection::WrongUsername
         );
         // The peer begins with the new one: it decides, the old one is only answered.
-        ice.handle_check(now, address(1), &check("local3:peer3", PWD, false, true), dice)
+        ice.handle_check(now, address(1), &check("local3:peer3", PWD, false, true), random)
             .unwrap();
-        ice.handle_check(now, address(2), &old, dice).unwrap();
+        ice.handle_check(now, address(2), &old, random).unwrap();
         assert_eq!(ice.poll_check(now), None, "no trial for the old one");
-        ice.handle_check(now, address(1), &check("local3:peer3", PWD, true, true), dice)
+        ice.handle_check(now, address(1), &check("local3:peer3", PWD, true, true), random)
             .unwrap();
         assert_eq!(
-            ice.handle_check(now, address(1), &old, dice).unwrap_err(),
+            ice.handle_check(now, address(1), &old, random).unwrap_err(),
             StunRejection::WrongUsername
         );
         assert_eq!(ice.destination(), Some(address(1)));
@@ -699,7 +699,7 @@ mod tests {
                 now,
                 address(port),
                 &check("local:peer", PWD, port == 1, true),
-                &mut dice(),
+                &mut random(),
             )
             .unwrap();
         }
@@ -714,7 +714,7 @@ mod tests {
         let good = check("local:peer", PWD, true, true);
         for length in 0..good.len() {
             assert!(
-                ice.handle_check(Instant::now(), address(1), &good[..length], &mut dice())
+                ice.handle_check(Instant::now(), address(1), &good[..length], &mut random())
                     .is_err()
             );
         }
@@ -722,7 +722,7 @@ mod tests {
             for flip in [1u8, 0x80, 0xff] {
                 let mut bad = good.clone();
                 bad[position] ^= flip;
-                let _ = ice.handle_check(Instant::now(), address(1), &bad, &mut dice());
+                let _ = ice.handle_check(Instant::now(), address(1), &bad, &mut random());
                 let _ = local_ufrag(&bad);
             }
         }
@@ -733,7 +733,7 @@ mod tests {
         m.add(ATTR_USERNAME, b"local:peer");
         m.add(ATTR_MESSAGE_INTEGRITY, &[]);
         assert_eq!(
-            ice.handle_check(Instant::now(), address(1), &m.raw, &mut dice())
+            ice.handle_check(Instant::now(), address(1), &m.raw, &mut random())
                 .unwrap_err(),
             StunRejection::Malformed
         );

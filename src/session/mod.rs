@@ -525,7 +525,7 @@ impl CloseReason {
     }
 
     /// Whether an operator should look at it.
-    pub fn is_trouble(self) -> bool {
+    pub fn is_failure(self) -> bool {
         matches!(
             self,
             Self::NoChecks | Self::NoHandshake | Self::WrongCertificate | Self::HandshakeFailed | Self::Internal

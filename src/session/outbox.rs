@@ -79,7 +79,7 @@ impl Outbox {
     pub fn datagram(&mut self, destination: Destination, bytes: &[u8]) {
         let start = self.buffer.len();
         self.buffer.extend_from_slice(bytes);
-        self.note(destination, start);
+        self.record(destination, start);
     }
 
     /// Adds a packet under this header, sealed.
@@ -137,11 +137,11 @@ impl Outbox {
             self.buffer.truncate(start);
             return Err(error);
         }
-        self.note(destination, start);
+        self.record(destination, start);
         Ok(())
     }
 
-    fn note(&mut self, destination: Destination, start: usize) {
+    fn record(&mut self, destination: Destination, start: usize) {
         let end = self.buffer.len();
         let len = end - start;
         let fits = |run: &Run| {

@@ -1,6 +1,6 @@
 //! A shard without its thread and socket: datagrams, messages and time go in, datagrams come out of the outbox.
 //!
-//! One turn is any number of `handle_*` calls and one [`Core::finish_turn`]: what arrived in one turn is forwarded in one
+//! One turn is any number of `handle_*` calls and one [`Core::finish_tick`]: what arrived in one turn is forwarded in one
 //! go, so batches grow by themselves under load and a lone packet leaves at once.
 //!
 //! Whose an address is, [`routing`] says; what viewers are sent, and from which stream, [`viewers`].
@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 use super::counters::{Counters, DropReason};
 use super::message::{Message, Opening, OpeningRole, ShardMailbox};
 use super::peers::{Peer, PeerKey, Peers, Role};
-use super::tcp::{Streams, Way};
+use super::tcp::{PeerAddress, Streams};
 use crate::hub::Hub;
 use crate::hub::registry::Registry;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
@@ -134,9 +134,9 @@ impl Core {
                         ..
                     }) = self.peers.get(key)
                     {
-                        viewer.wish_layer(wish);
+                        viewer.select_layer(wish);
                     }
-                    self.reconsider(now, key);
+                    self.update_subscriptions(now, key);
                     self.catch_up(now, key);
                     self.reschedule(now, key);
                 }
@@ -187,7 +187,7 @@ impl Core {
                 }
             }
             Message::Media { stream, packets } => self.forward(now, stream, &packets),
-            Message::KeyFrameWanted { session } => self.request_key_frame(now, session),
+            Message::RequestKeyFrame { session } => self.request_key_frame(now, session),
             Message::Stop => {
                 self.stopping = true;
                 for key in self.peers.keys() {
@@ -309,8 +309,8 @@ impl Core {
         peer.connected = Some(now);
         self.shared.registry.connected(peer.id);
         let took = now.duration_since(peer.opened);
-        self.shared.counters.connecting.note(took);
-        let remote = peer.destination.map(|d| tracing::field::display(Way(d.to)));
+        self.shared.counters.connecting.record(took);
+        let remote = peer.destination.map(|d| tracing::field::display(PeerAddress(d.to)));
         match &mut peer.role {
             Role::Publisher(publisher) => {
                 info!(session = ?peer.id, stream = %publisher.stream_name(), remote, ?took, "publisher connected");
@@ -319,12 +319,15 @@ impl Core {
             Role::Viewer(viewer) => {
                 info!(session = ?peer.id, stream = %viewer.stream.name, remote, ?took, "viewer connected");
                 let stream = viewer.stream.clone();
-                let wishes = viewer.start(now, &mut stream.lock());
-                let source = wishes.key_frame.then(|| viewer.want_key_frame()).flatten();
+                let requests = viewer.start(now, &mut stream.lock());
+                let source = requests
+                    .key_frame
+                    .then(|| viewer.request_key_frame_of_source())
+                    .flatten();
                 self.subscriptions.entry(stream.id).or_default().push(key);
-                self.reconsider(now, key);
+                self.update_subscriptions(now, key);
                 self.catch_up(now, key);
-                self.want_key_frame(now, source);
+                self.request_key_frame_of_source(now, source);
             }
         }
     }
@@ -336,24 +339,25 @@ impl Core {
         match &mut peer.role {
             Role::Publisher(publisher) => publisher.handle_rtcp(now, &messages),
             Role::Viewer(viewer) => {
-                self.shared.counters.heard.note(&messages);
+                self.shared.counters.reception.record(&messages);
                 let Some(destination) = peer.destination else { return };
-                let wishes = viewer.handle_rtcp(now, ntp, &messages, &mut peer.session, destination, &mut self.outbox);
-                if wishes.key_frame {
-                    let source = viewer.want_key_frame();
-                    self.want_key_frame(now, source);
+                let requests =
+                    viewer.handle_rtcp(now, ntp, &messages, &mut peer.session, destination, &mut self.outbox);
+                if requests.key_frame {
+                    let source = viewer.request_key_frame_of_source();
+                    self.request_key_frame_of_source(now, source);
                 }
             }
         }
     }
 
-    fn want_key_frame(&mut self, now: Instant, source: Option<SourceRef>) {
+    fn request_key_frame_of_source(&mut self, now: Instant, source: Option<SourceRef>) {
         let Some(source) = source else { return };
         if source.shard == self.index {
             self.request_key_frame(now, source.session);
         } else if let Some(mailbox) = self.mailbox(source.shard) {
             // Another viewer, or this one again, will ask if this is lost.
-            let _ = mailbox.offer(Message::KeyFrameWanted {
+            let _ = mailbox.offer(Message::RequestKeyFrame {
                 session: source.session,
             });
         }
@@ -383,7 +387,7 @@ impl Core {
                 viewer.on_lost_batches(now);
             }
             // What was lost may have been news.
-            self.reconsider(now, key);
+            self.update_subscriptions(now, key);
             self.catch_up(now, key);
             self.reschedule(now, key);
         }
@@ -411,7 +415,7 @@ impl Core {
         if let Some(destination) = peer.destination {
             match &mut peer.role {
                 Role::Publisher(publisher) => {
-                    if publisher.is_found_silent(now) {
+                    if publisher.is_silent_publisher(now) {
                         let why = "it is connected and sends nothing that was negotiated: look at its encoder";
                         warn!(session = ?peer.id, stream = %publisher.stream_name(), why, "no media comes");
                     }
@@ -425,7 +429,7 @@ impl Core {
                     viewer.handle_timeout(now, ntp, &mut peer.session, destination, &mut self.outbox);
                     let layer_is_due = viewer.layer_due().is_some_and(|due| due <= now);
                     if layer_is_due {
-                        self.reconsider(now, key);
+                        self.update_subscriptions(now, key);
                         self.catch_up(now, key);
                     } else if viewer.poll_catch_up().is_some_and(|due| due <= now) {
                         self.catch_up(now, key);
@@ -458,7 +462,7 @@ impl Core {
     }
 
     /// Publishes what arrived in this turn and sends everything that is ready.
-    pub fn finish_turn(&mut self, now: Instant) {
+    pub fn finish_tick(&mut self, now: Instant) {
         for key in std::mem::take(&mut self.dirty) {
             self.publish(now, key);
         }
@@ -478,7 +482,7 @@ impl Core {
         };
         let published = publisher.publish(&self.shared.hub);
         if let Some(previous) = published.replaced {
-            self.tell(
+            self.notify(
                 now,
                 previous.shard,
                 Message::Close {
@@ -491,7 +495,7 @@ impl Core {
             return self.close(now, key, CloseReason::TakenOver);
         }
         let Some(stream) = published.stream.filter(|_| !published.packets.is_empty()) else {
-            self.hand_out_layers(now, published.layers);
+            self.fan_out_layers(now, published.layers);
             return self.run_timer(now, key);
         };
         let packets: Arc<[Arc<Packet>]> = published.packets.into();
@@ -499,19 +503,19 @@ impl Core {
             // As for a mailbox: its reader recovers from the ring.
             let _ = tap.push_lossy(packets.clone());
         }
-        self.hand_out(now, stream, published.subscribers, packets);
-        self.hand_out_layers(now, published.layers);
+        self.fan_out(now, stream, published.subscribers, packets);
+        self.fan_out_layers(now, published.layers);
         self.run_timer(now, key);
     }
 
-    fn hand_out_layers(&mut self, now: Instant, layers: Vec<LayerBatch>) {
+    fn fan_out_layers(&mut self, now: Instant, layers: Vec<LayerBatch>) {
         for layer in layers {
-            self.hand_out(now, layer.stream, layer.subscribers, layer.packets.into());
+            self.fan_out(now, layer.stream, layer.subscribers, layer.packets.into());
         }
     }
 
     /// Gives packets to the viewers of a stream, on this shard and on others.
-    fn hand_out(&mut self, now: Instant, stream: StreamId, subscribers: Vec<ShardIndex>, packets: Arc<[Arc<Packet>]>) {
+    fn fan_out(&mut self, now: Instant, stream: StreamId, subscribers: Vec<ShardIndex>, packets: Arc<[Arc<Packet>]>) {
         let mut here = false;
         for shard in subscribers {
             if shard == self.index {
@@ -529,7 +533,7 @@ impl Core {
         }
     }
 
-    fn tell(&mut self, now: Instant, shard: ShardIndex, message: Message) {
+    fn notify(&mut self, now: Instant, shard: ShardIndex, message: Message) {
         if shard == self.index {
             self.handle_message(now, message);
         } else if let Some(mailbox) = self.mailbox(shard) {
@@ -573,7 +577,7 @@ impl Core {
             }
         };
         let session = peer.id;
-        if reason.is_trouble() {
+        if reason.is_failure() {
             let given = tracing::field::debug(self.shared.announced());
             let (reason, why) = (reason.label(), reason.explanation());
             warn!(?session, %stream, reason, ?lasted, why, given, "{role} did not get through");

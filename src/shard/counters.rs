@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::socket::SendCounters;
 use super::tcp;
-use crate::hub::traffic::Heard;
+use crate::hub::traffic::ReceptionReports;
 use crate::session::{CloseReason, guard};
 
 /// Counters of the media plane; all only rise.
@@ -25,7 +25,7 @@ pub struct Counters {
     /// took longest.
     pub forwarding: Histogram<{ FORWARDING.len() }>,
     /// What viewers say of their reception.
-    pub heard: Heard,
+    pub reception: ReceptionReports,
 }
 
 /// Times, counted by `N` upper bounds in microseconds.
@@ -62,7 +62,7 @@ impl<const N: usize> Histogram<N> {
     }
 
     /// Counts a time.
-    pub fn note(&self, took: Duration) {
+    pub fn record(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let index = self.bounds.iter().position(|bound| micros <= *bound);
         let counter = index.and_then(|index| self.counts.get(index)).unwrap_or(&self.longer);
@@ -126,7 +126,7 @@ impl Default for Counters {
             tcp_ended: Default::default(),
             connecting: Histogram::new(&CONNECTING),
             forwarding: Histogram::new(&FORWARDING),
-            heard: Heard::default(),
+            reception: ReceptionReports::default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
-use crate::hub::stream::{LayerWish, SessionId, ShardIndex, StreamId};
+use crate::hub::stream::{LayerSelection, SessionId, ShardIndex, StreamId};
 use crate::media::packet::Packet;
 use crate::sdp::plan::{IceCredentials, Playback, Publication};
 use crate::session::CloseReason;
@@ -17,7 +17,7 @@ pub enum Message {
     /// A new session.
     Open(Box<Opening>),
     /// A viewer wants another version of the picture.
-    ChooseLayer { session: SessionId, wish: LayerWish },
+    ChooseLayer { session: SessionId, wish: LayerSelection },
     /// End a session.
     Close { session: SessionId, reason: CloseReason },
     /// Begin a new ICE session with these credentials of ours and of the peer.
@@ -51,7 +51,7 @@ pub enum Message {
         packets: Arc<[Arc<Packet>]>,
     },
     /// A viewer needs a key frame from this publisher.
-    KeyFrameWanted { session: SessionId },
+    RequestKeyFrame { session: SessionId },
     /// End all sessions and then the thread.
     Stop,
 }

@@ -34,23 +34,23 @@ use self::core::{Core, Shared};
 use self::counters::Counters;
 use self::message::{Message, Opening, OpeningRole};
 use self::socket::{Receiver, Sender, UdpPort, Waker};
-use self::tcp::Ways;
+use self::tcp::PeerSink;
 use self::watchdog::{Phase, Stalled, Ticks, Watchdog};
 use crate::hub::Hub;
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
 use crate::hub::registry::Registry;
 pub use crate::hub::registry::SessionState;
-pub use crate::hub::stream::{Layer, LayerWish, SessionId};
+pub use crate::hub::stream::{Layer, LayerSelection, SessionId};
 use crate::hub::stream::{ShardIndex, SourceRef};
 use crate::media::packet::Packet;
 pub use crate::sdp::plan::SourceFormats;
-use crate::sdp::plan::{Carried, Fingerprint, IceCredentials, Playback, Publication};
+use crate::sdp::plan::{AvailableFormats, Fingerprint, IceCredentials, Playback, Publication};
 use crate::session::CloseReason;
 use crate::session::identity::Identity;
 use crate::session::outbox::Outbox;
-use crate::sources::feed::{FanOut, Feed};
 use crate::sources::fetch::random_id;
+use crate::sources::frame_source::{FanOut, FrameSource};
 
 /// How the media plane is set up.
 #[derive(Clone, Debug)]
@@ -276,9 +276,11 @@ impl MediaPlane {
     }
 
     /// What a stream carries now; `None` while nobody publishes.
-    pub fn carried(&self, stream: &StreamName) -> Option<Carried> {
+    pub fn available_formats(&self, stream: &StreamName) -> Option<AvailableFormats> {
         let hub = &self.inner.shared.hub;
-        hub.find(stream)?.lock().carried(|codec| hub.repairs(codec))
+        hub.find(stream)?
+            .lock()
+            .available_formats(|codec| hub.can_transcode(codec))
     }
 
     /// Opens the session of a publisher. It takes the stream over when its first packet arrives.
@@ -379,7 +381,7 @@ impl MediaPlane {
     }
 
     /// A viewer wants this version of the picture from now on; `false` if its session does not run.
-    pub fn choose_layer(&self, id: SessionId, wish: LayerWish) -> bool {
+    pub fn choose_layer(&self, id: SessionId, wish: LayerSelection) -> bool {
         let (state, shard) = self.inner.shared.registry.find(id);
         let mailbox = shard.and_then(|shard| self.inner.shared.mailboxes.get(usize::from(shard.0)));
         let (SessionState::Connecting | SessionState::Connected, Some(mailbox)) = (state, mailbox) else {
@@ -435,7 +437,7 @@ impl FanOut for MediaPlane {
         &self.inner.shared.hub
     }
 
-    fn feed(&self, feed: &mut Feed) -> bool {
+    fn feed(&self, feed: &mut FrameSource) -> bool {
         let shared = &self.inner.shared;
         let published = feed.publish(&shared.hub);
         if let Some(stream) = published.stream.filter(|_| !published.packets.is_empty()) {
@@ -460,7 +462,7 @@ impl FanOut for MediaPlane {
         let mailbox = self.inner.shared.mailboxes.get(usize::from(source.shard.0));
         if let Some(mailbox) = mailbox {
             // It is asked again if this is lost.
-            let _ = mailbox.offer(Message::KeyFrameWanted {
+            let _ = mailbox.offer(Message::RequestKeyFrame {
                 session: source.session,
             });
         }
@@ -474,7 +476,7 @@ fn spawn(
     shared: Arc<Shared>,
     ticks: Arc<Ticks>,
 ) -> io::Result<JoinHandle<()>> {
-    let sender = Ways {
+    let sender = PeerSink {
         udp: Sender::new(port.clone(), shared.counters.sent.clone()),
         tcp: shared.streams.clone(),
         counters: shared.counters.sent.clone(),
@@ -497,7 +499,7 @@ fn end_process() {
 }
 
 /// Batches of datagrams that one turn takes at most, so that timers and messages are not starved.
-const BATCHES_PER_TURN: usize = 4;
+const BATCHES_PER_TICK: usize = 4;
 
 fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared: &Shared, ticks: &Ticks) {
     let mut receiver = Receiver::new();
@@ -512,7 +514,7 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
         ticks.enter(index, Phase::Waiting);
         socket::wait(port, waker, Some(timeout));
         ticks.tick(index, now());
-        for _ in 0..BATCHES_PER_TURN {
+        for _ in 0..BATCHES_PER_TICK {
             ticks.enter(index, Phase::Receiving);
             let count = receiver.receive(port).unwrap_or_else(|error| {
                 // An ICMP error of an earlier send; the socket goes on.
@@ -553,10 +555,10 @@ fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared:
         ticks.enter(index, Phase::Timers);
         contained(index, "timeouts", &mut core, |core| core.handle_timeout(now));
         ticks.enter(index, Phase::Sending);
-        contained(index, "end of turn", &mut core, |core| core.finish_turn(now));
+        contained(index, "end of turn", &mut core, |core| core.finish_tick(now));
         if let Some(oldest) = core.take_oldest() {
             let took = self::now().saturating_duration_since(oldest);
-            shared.counters.forwarding.note(took);
+            shared.counters.forwarding.record(took);
         }
     }
     info!(shard = index.0, "shard stopped");

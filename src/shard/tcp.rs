@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV6};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -76,9 +76,9 @@ fn is_marked(address: SocketAddr) -> bool {
 }
 
 /// An address, as logs show it.
-pub struct Way(pub SocketAddr);
+pub struct PeerAddress(pub SocketAddr);
 
-impl fmt::Display for Way {
+impl fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = SocketAddr::new(self.0.ip().to_canonical(), self.0.port());
         let protocol = if is_marked(self.0) { "tcp " } else { "" };
@@ -302,13 +302,13 @@ impl Connection {
 }
 
 /// Sends by UDP, and by TCP to those who came so.
-pub(super) struct Ways {
+pub(super) struct PeerSink {
     pub(super) udp: Sender,
     pub(super) tcp: Arc<Streams>,
     pub(super) counters: Arc<SendCounters>,
 }
 
-impl Sink for Ways {
+impl Sink for PeerSink {
     fn send(&mut self, buffer: &[u8], runs: &[Run]) {
         if self.tcp.count() == 0 && !runs.iter().any(|run| is_marked(run.destination.to)) {
             return self.udp.send(buffer, runs);
@@ -417,7 +417,7 @@ mod tests {
         assert!(is_marked(tcp) && !is_marked(udp));
         let mapped: SocketAddr = "[::ffff:192.0.2.1]:9".parse().expect("an address");
         assert_ne!(tcp, mapped);
-        assert_eq!(Way(tcp).to_string(), "tcp 192.0.2.1:9");
-        assert_eq!(Way(udp).to_string(), "192.0.2.1:9");
+        assert_eq!(PeerAddress(tcp).to_string(), "tcp 192.0.2.1:9");
+        assert_eq!(PeerAddress(udp).to_string(), "192.0.2.1:9");
     }
 }

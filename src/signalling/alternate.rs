@@ -6,12 +6,12 @@
 use axum::http::{HeaderMap, HeaderValue, header};
 
 use super::Signalling;
-use super::sessions::Held;
+use super::sessions::SessionRecord;
 use crate::access::Action;
-use crate::media::repair::Repair;
+use crate::media::transcode::TranscodeTarget;
 use crate::media::{Codec, Format, Kind};
 use crate::sdp::Offer;
-use crate::sdp::plan::{Carried, Playback};
+use crate::sdp::plan::{AvailableFormats, Playback};
 
 /// The codecs that a viewer's video may come in: none where its offer was refused in this; `None` where it wants no
 /// video.
@@ -25,12 +25,12 @@ pub(super) fn video_codecs(offer: &Offer, playback: &Playback) -> Option<Vec<Cod
 }
 
 /// Adds the link to a response, if the stream has video and this session cannot carry it.
-pub(super) fn add_link(signalling: &Signalling, held: &Held, headers: &mut HeaderMap) {
+pub(super) fn add_link(signalling: &Signalling, held: &SessionRecord, headers: &mut HeaderMap) {
     let codecs = held.video_codecs.as_ref().filter(|_| held.action == Action::Play);
-    let carried = signalling.media.carried(&held.stream);
+    let available_formats = signalling.media.available_formats(&held.stream);
     let missing = codecs
-        .zip(carried)
-        .and_then(|(codecs, carried)| missing(&carried, codecs));
+        .zip(available_formats)
+        .and_then(|(codecs, available_formats)| missing(&available_formats, codecs));
     let Some(codec) = missing else { return };
     let link = format!(
         "</hls/{}/index.m3u8>; rel=\"alternate\"; type=\"application/vnd.apple.mpegurl\"; video=\"{}\"",
@@ -43,11 +43,11 @@ pub(super) fn add_link(signalling: &Signalling, held: &Held, headers: &mut Heade
 }
 
 /// The codec of the video that a session with these codecs does not get; `None` if it gets what there is.
-fn missing(carried: &Carried, codecs: &[Codec]) -> Option<Codec> {
-    let codec = carried.formats.video.map(Format::codec)?;
-    let transcoded = carried
-        .repairable_video
-        .then(|| Repair::of(Kind::Video).format().codec());
+fn missing(available_formats: &AvailableFormats, codecs: &[Codec]) -> Option<Codec> {
+    let codec = available_formats.formats.video.map(Format::codec)?;
+    let transcoded = available_formats
+        .transcodable_video
+        .then(|| TranscodeTarget::of(Kind::Video).format().codec());
     let gets = |codec| codecs.contains(&codec);
     (!gets(codec) && !transcoded.is_some_and(gets)).then_some(codec)
 }
@@ -59,16 +59,16 @@ mod tests {
 
     #[test]
     fn video_is_missing_where_neither_it_nor_what_is_made_of_it_can_be_sent() {
-        let carried = |video, repairable_video| Carried {
+        let available_formats = |video, transcodable_video| AvailableFormats {
             formats: SourceFormats { video, audio: None },
-            repairable_video,
-            ..Carried::default()
+            transcodable_video,
+            ..AvailableFormats::default()
         };
         let h265 = Format::H265 {
             profile_id: 1,
             tier_flag: 0,
         };
-        for (video, repairable, codecs, expected) in [
+        for (video, transcodable, codecs, expected) in [
             (None, false, &[][..], None),
             (Some(Format::Vp8), false, &[Codec::Vp8][..], None),
             (Some(Format::Vp8), false, &[][..], Some(Codec::Vp8)),
@@ -76,7 +76,7 @@ mod tests {
             (Some(h265), true, &[Codec::H264][..], None),
             (Some(h265), true, &[Codec::Vp8][..], Some(Codec::H265)),
         ] {
-            assert_eq!(missing(&carried(video, repairable), codecs), expected);
+            assert_eq!(missing(&available_formats(video, transcodable), codecs), expected);
         }
     }
 }

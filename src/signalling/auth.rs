@@ -13,12 +13,12 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use super::limits::RateLimit;
 use super::problem::Problem;
 pub use crate::access::Action;
-use crate::access::{Access, Ask, Denial, Grant};
+use crate::access::{Access, AccessRequest, Denial, Grant};
 use crate::config::Limits;
 use crate::hub::name::StreamName;
 
 /// Where everybody who comes by HTTP passes.
-pub struct Gate {
+pub struct Authenticator {
     access: RwLock<Arc<Access>>,
     failures: RateLimit,
 }
@@ -40,7 +40,7 @@ pub struct Caller<'a> {
     pub address: Option<IpAddr>,
 }
 
-impl Gate {
+impl Authenticator {
     pub fn new(access: Access) -> Self {
         Self {
             access: RwLock::new(Arc::new(access)),
@@ -98,8 +98,8 @@ impl Gate {
         let now = now();
         let patience = caller
             .address
-            .map_or(Ok(()), |address| self.failures.look(now, address));
-        let ask = Ask {
+            .map_or(Ok(()), |address| self.failures.poll(now, address));
+        let ask = AccessRequest {
             token,
             action,
             stream,
@@ -231,7 +231,7 @@ mod tests {
     use crate::access::credentials::Credentials;
     use crate::config::{Auth, Secret};
 
-    fn gate(play: Option<&str>) -> Gate {
+    fn gate(play: Option<&str>) -> Authenticator {
         let auth = Auth {
             play_token: play.and_then(Secret::new),
             api_token: Secret::new("api"),
@@ -239,14 +239,14 @@ mod tests {
             ..Auth::default()
         };
         let credentials = Credentials::read(&auth).expect("no files");
-        Gate::new(Access::new(credentials, &Secret::new("pub").expect("valid")))
+        Authenticator::new(Access::new(credentials, &Secret::new("pub").expect("valid")))
     }
 
     fn live() -> StreamName {
         StreamName::parse("live").expect("a name")
     }
 
-    async fn status(gate: &Gate, action: Action, authorization: Option<&str>) -> u16 {
+    async fn status(gate: &Authenticator, action: Action, authorization: Option<&str>) -> u16 {
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).expect("header"));

@@ -15,17 +15,17 @@ use tracing::debug;
 use super::auth::Action;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
-use super::sessions::{Held, IceSession, VideoLine};
+use super::sessions::{IceSession, SessionRecord, VideoLine};
 use super::{Signalling, alternate, caller, cors, links, offers, resource, stream_of};
 use crate::access::Grant;
 use crate::config::CounterOffer;
 use crate::hub::name::StreamName;
 use crate::media::Kind;
-use crate::media::repair::Repair;
-use crate::sdp::plan::Carried;
+use crate::media::transcode::TranscodeTarget;
+use crate::sdp::plan::AvailableFormats;
 use crate::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for, offer_viewer};
 use crate::shard::{Placement, Refusal, SessionId, SourceFormats};
-use crate::sources::fetch::directory::Brought;
+use crate::sources::fetch::directory::StartOutcome;
 use crate::sources::fetch::random_id;
 
 /// RFC 9725 §4.2; <https://www.w3.org/TR/ldp/#header-accept-post>.
@@ -68,7 +68,7 @@ pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -
                 .gate
                 .check(caller(&parts), Action::Play, Some(&stream))
                 .await?;
-            if signalling.manners().legacy_server_offer && is_without_body(&parts.headers) {
+            if signalling.client_policy().legacy_server_offer && is_without_body(&parts.headers) {
                 let held = held(&parts, grant, Action::Play, stream, None);
                 return offer(&signalling, held, StatusCode::CREATED).await;
             }
@@ -125,9 +125,9 @@ async fn play(
     offer: &Offer,
 ) -> Result<Response, Problem> {
     let media = &signalling.media;
-    let carried = carried(signalling, &stream).await?;
-    let manners = signalling.manners();
-    if manners.counter_offer == CounterOffer::Always {
+    let available_formats = available_formats(signalling, &stream).await?;
+    let client_policy = signalling.client_policy();
+    if client_policy.counter_offer == CounterOffer::Always {
         let held = held(request, grant, Action::Play, stream, None);
         return self::offer(signalling, held, StatusCode::NOT_ACCEPTABLE).await;
     }
@@ -135,12 +135,12 @@ async fn play(
     let random = &mut || rand::rng().next_u32();
     let answered = answer_viewer(
         offer,
-        &formats_for(offer, &carried),
+        &formats_for(offer, &available_formats),
         &local(signalling, &placement, &media.candidates()),
         random,
     );
     let (playback, answer) = match answered {
-        Err(OfferError::NothingPlayable { .. }) if manners.counter_offer == CounterOffer::WhenNeeded => {
+        Err(OfferError::NothingPlayable { .. }) if client_policy.counter_offer == CounterOffer::WhenNeeded => {
             let held = held(request, grant, Action::Play, stream, None);
             return self::offer(signalling, held, StatusCode::NOT_ACCEPTABLE).await;
         }
@@ -156,14 +156,14 @@ async fn play(
 }
 
 /// What a stream carries, once it is live.
-async fn carried(signalling: &Signalling, stream: &StreamName) -> Result<Carried, Problem> {
+async fn available_formats(signalling: &Signalling, stream: &StreamName) -> Result<AvailableFormats, Problem> {
     let media = &signalling.media;
     wait_for_publisher(signalling, stream).await;
-    if signalling.fetched.bring(stream, media.hub()).await == Brought::Away {
+    if signalling.fetched.ensure_started(stream, media.hub()).await == StartOutcome::Away {
         let detail = "the source of this stream is away; it is being tried again";
         return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
     }
-    media.carried(stream).ok_or_else(|| {
+    media.available_formats(stream).ok_or_else(|| {
         let detail = "nobody publishes this stream at the moment";
         Problem::new(StatusCode::CONFLICT, "not_live", detail).retry_after(NOT_LIVE_RETRY)
     })
@@ -178,19 +178,29 @@ fn is_without_body(headers: &HeaderMap) -> bool {
 
 /// Answers with an offer of ours, which the viewer answers by PATCH: with 406 where its own is not taken (WHEP §4.3.2),
 /// with 201 where it made none.
-async fn offer(signalling: &Signalling, held: Held, status: StatusCode) -> Result<Response, Problem> {
+async fn offer(signalling: &Signalling, held: SessionRecord, status: StatusCode) -> Result<Response, Problem> {
     if signalling.is_draining() {
         return Err(Problem::stopping());
     }
-    let carried = carried(signalling, &held.stream).await?;
+    let available_formats = available_formats(signalling, &held.stream).await?;
     let media = &signalling.media;
     let placement = media.place();
-    let repaired = |is_unplayable: bool, is_repairable: bool, kind| {
-        (is_unplayable && is_repairable).then(|| Repair::of(kind).format())
+    let transcoded = |is_unplayable: bool, is_transcodable: bool, kind| {
+        (is_unplayable && is_transcodable).then(|| TranscodeTarget::of(kind).format())
     };
     let source = SourceFormats {
-        video: repaired(carried.unplayable_video, carried.repairable_video, Kind::Video).or(carried.formats.video),
-        audio: repaired(carried.unplayable_audio, carried.repairable_audio, Kind::Audio).or(carried.formats.audio),
+        video: transcoded(
+            available_formats.unplayable_video,
+            available_formats.transcodable_video,
+            Kind::Video,
+        )
+        .or(available_formats.formats.video),
+        audio: transcoded(
+            available_formats.unplayable_audio,
+            available_formats.transcodable_audio,
+            Kind::Audio,
+        )
+        .or(available_formats.formats.audio),
     };
     let text = offer_viewer(&source, &local(signalling, &placement, &media.candidates()));
     let session = random_id();
@@ -210,7 +220,7 @@ async fn offer(signalling: &Signalling, held: Held, status: StatusCode) -> Resul
         (resource::ACCEPT_PATCH, format!("{SDP}, {}", body::FRAGMENT)),
     ];
     let mut response = (status, headers, text).into_response();
-    links::add(&signalling.manners().ice_servers, wall(), response.headers_mut());
+    links::add(&signalling.client_policy().ice_servers, wall(), response.headers_mut());
     links::add_extensions(&path, response.headers_mut());
     Ok(no_store(response))
 }
@@ -230,11 +240,11 @@ pub(super) async fn answered(signalling: &Signalling, session: SessionId, bytes:
         return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_answer", detail));
     }
     let media = &signalling.media;
-    let carried = carried(signalling, &offered.held.stream).await?;
+    let available_formats = available_formats(signalling, &offered.held.stream).await?;
     let random = &mut || rand::rng().next_u32();
     let (playback, _) = answer_viewer(
         &answer,
-        &formats_for(&answer, &carried),
+        &formats_for(&answer, &available_formats),
         &local(signalling, &offered.placement, &media.candidates()),
         random,
     )?;
@@ -256,14 +266,14 @@ pub(super) async fn answered(signalling: &Signalling, session: SessionId, bytes:
 /// Longest name of a client that is remembered, in characters.
 const AGENT: usize = 120;
 
-fn held(request: &Parts, grant: Grant, action: Action, stream: StreamName, video: Option<VideoLine>) -> Held {
+fn held(request: &Parts, grant: Grant, action: Action, stream: StreamName, video: Option<VideoLine>) -> SessionRecord {
     let agent = request
         .headers
         .get(header::USER_AGENT)
         .and_then(|agent| agent.to_str().ok());
     #[expect(clippy::disallowed_methods, reason = "for the record of the session")]
     let opened = Instant::now();
-    Held {
+    SessionRecord {
         grant,
         action,
         stream,
@@ -278,7 +288,7 @@ fn held(request: &Parts, grant: Grant, action: Action, stream: StreamName, video
 /// Lets a viewer's POST wait where the configuration says so, for a stream that is not fetched: so a player that is
 /// there first needs no loop of its own.
 async fn wait_for_publisher(signalling: &Signalling, stream: &StreamName) {
-    let patience = signalling.manners().wait_for_publisher;
+    let patience = signalling.client_policy().wait_for_publisher;
     if patience.is_zero() || signalling.fetched.get(stream).is_some() {
         return;
     }
@@ -286,7 +296,7 @@ async fn wait_for_publisher(signalling: &Signalling, stream: &StreamName) {
         return;
     };
     let live = async {
-        while signalling.media.carried(stream).is_none() && !signalling.is_draining() {
+        while signalling.media.available_formats(stream).is_none() && !signalling.is_draining() {
             tokio::time::sleep(WAITING_STEP).await;
         }
     };
@@ -305,7 +315,13 @@ fn local<'a>(signalling: &'a Signalling, placement: &'a Placement, candidates: &
 
 /// The 201: OBS compares the status with `==` and puts host and `Location` together by itself, for which a path has to
 /// begin with a slash.
-fn created(signalling: &Signalling, session: SessionId, ice: IceSession, held: Held, answer: String) -> Response {
+fn created(
+    signalling: &Signalling,
+    session: SessionId,
+    ice: IceSession,
+    held: SessionRecord,
+    answer: String,
+) -> Response {
     let tag = ice.entity_tag();
     let path = resource::path_of(session);
     let is_viewer = held.action == Action::Play;
@@ -322,7 +338,7 @@ fn created(signalling: &Signalling, session: SessionId, ice: IceSession, held: H
     let mut response = (StatusCode::CREATED, headers, answer).into_response();
     alternate::add_link(signalling, &held, response.headers_mut());
     signalling.sessions.insert(&signalling.media, session, ice, held);
-    links::add(&signalling.manners().ice_servers, wall(), response.headers_mut());
+    links::add(&signalling.client_policy().ice_servers, wall(), response.headers_mut());
     if is_viewer {
         links::add_extensions(&path, response.headers_mut());
     }
@@ -335,12 +351,12 @@ async fn options(signalling: &Signalling, request: &Parts, action: Action, strea
     let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOW)].into_response();
     cors::answer_preflight(response.headers_mut());
     let is_preflight = request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    if is_preflight || signalling.manners().ice_servers.urls.is_empty() {
+    if is_preflight || signalling.client_policy().ice_servers.urls.is_empty() {
         return response;
     }
     let checked = signalling.gate.check(caller(request), action, Some(stream)).await;
     if checked.is_ok() {
-        links::add(&signalling.manners().ice_servers, wall(), response.headers_mut());
+        links::add(&signalling.client_policy().ice_servers, wall(), response.headers_mut());
         return no_store(response);
     }
     response

@@ -27,7 +27,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::endpoint::no_store;
 use super::problem::Problem;
 use super::resource::{SUB_EVENTS, session_under};
-use super::sessions::Held;
+use super::sessions::SessionRecord;
 use super::{Signalling, body, cors, layer, resource};
 use crate::shard::{Layer, SessionId, SessionState};
 
@@ -72,7 +72,7 @@ pub fn names() -> String {
 /// Streams of events of one session; more are refused.
 const MAX_STREAMS: usize = 4;
 /// Between looks at what there is to say.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Looks after which something is said even if there is nothing, so that proxies keep the connection.
 const PING: u32 = 60;
 /// Looks between two counts of viewers.
@@ -196,7 +196,7 @@ pub async fn stream(State(signalling): State<Arc<Signalling>>, request: Request)
                 .events
                 .find(session, id)
                 .ok_or_else(Problem::unknown_session)?;
-            let told = Told::new(signalling.clone(), session, held, id.to_owned(), events);
+            let told = EventStream::new(signalling.clone(), session, held, id.to_owned(), events);
             let headers = [
                 (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
                 (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
@@ -215,10 +215,10 @@ pub async fn stream(State(signalling): State<Arc<Signalling>>, request: Request)
 }
 
 /// A body that goes on until the session, or the stream of events, is over.
-struct Told {
+struct EventStream {
     signalling: Arc<Signalling>,
     session: SessionId,
-    held: Held,
+    held: SessionRecord,
     id: String,
     events: Vec<Event>,
     looks: Interval,
@@ -229,9 +229,15 @@ struct Told {
     reconnect: bool,
 }
 
-impl Told {
-    fn new(signalling: Arc<Signalling>, session: SessionId, held: Held, id: String, events: Vec<Event>) -> Self {
-        let mut looks = interval(LOOK);
+impl EventStream {
+    fn new(
+        signalling: Arc<Signalling>,
+        session: SessionId,
+        held: SessionRecord,
+        id: String,
+        events: Vec<Event>,
+    ) -> Self {
+        let mut looks = interval(POLL_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             signalling,
@@ -249,7 +255,7 @@ impl Told {
     }
 
     /// What is new since the last look; `None` when it is over.
-    fn look(&mut self) -> Option<String> {
+    fn poll(&mut self) -> Option<String> {
         let is_open = self.signalling.events.find(self.session, &self.id).is_some();
         if !is_open || matches!(self.state(), SessionState::Ended(_) | SessionState::Unknown) {
             return None;
@@ -302,7 +308,7 @@ impl Told {
     }
 }
 
-impl HttpBody for Told {
+impl HttpBody for EventStream {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -312,7 +318,7 @@ impl HttpBody for Told {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
             std::task::ready!(self.looks.poll_tick(context));
-            match self.look() {
+            match self.poll() {
                 None => return Poll::Ready(None),
                 Some(text) if text.is_empty() => {}
                 Some(text) => return Poll::Ready(Some(Ok(Frame::data(text.into())))),

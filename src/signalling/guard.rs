@@ -35,7 +35,7 @@ pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, 
         Err(problem) => problem.into_response(),
     };
     cors::decorate(
-        &signalling.manners().cors_origins,
+        &signalling.client_policy().cors_origins,
         origin.as_ref(),
         response.headers_mut(),
     );

@@ -19,13 +19,13 @@ use super::{Signalling, caller};
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
 use crate::hub::stream::SourceRef;
-use crate::outputs::hls::audience::Player;
 use crate::outputs::hls::playlist::Directives;
 use crate::outputs::hls::rendition::Role;
 use crate::outputs::hls::service::{Plane, Refusal};
+use crate::outputs::hls::viewers::Player;
 use crate::shard::MediaPlane;
-use crate::sources::feed::FanOut;
-use crate::sources::fetch::directory::{Brought, Directory};
+use crate::sources::fetch::directory::{Directory, StartOutcome};
+use crate::sources::frame_source::FanOut;
 
 /// What packaging needs of the rest.
 pub(super) struct Origin {
@@ -42,8 +42,8 @@ impl Plane for Origin {
         FanOut::ask_for_key_frame(&self.media, source);
     }
 
-    fn bring<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        Box::pin(async { self.fetched.bring(stream, self.media.hub()).await == Brought::Live })
+    fn ensure_started<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
+        Box::pin(async { self.fetched.ensure_started(stream, self.media.hub()).await == StartOutcome::Live })
     }
 }
 

@@ -13,10 +13,10 @@ use serde_json::{Map, Value, json};
 use super::endpoint::no_store;
 use super::problem::Problem;
 use super::resource::{SUB_LAYER, session_under};
-use super::sessions::Held;
+use super::sessions::SessionRecord;
 use super::{Signalling, alternate, body, cors};
 use crate::media::Rid;
-use crate::shard::{Layer, LayerWish};
+use crate::shard::{Layer, LayerSelection};
 
 /// RFC 9725 §4.9 names extensions so.
 pub const REL: &str = "urn:ietf:params:whep:ext:core:layer";
@@ -83,13 +83,13 @@ pub async fn layer(State(signalling): State<Arc<Signalling>>, request: Request) 
 }
 
 /// The layers of a session's stream.
-pub(super) fn layers(signalling: &Signalling, held: &Held) -> Vec<Layer> {
+pub(super) fn layers(signalling: &Signalling, held: &SessionRecord) -> Vec<Layer> {
     let stream = signalling.media.hub().find(&held.stream);
     stream.map(|stream| stream.lock().layers().to_vec()).unwrap_or_default()
 }
 
 /// As the event `layers` says it: by the index of the m-line.
-pub(super) fn describe(held: &Held, layers: &[Layer]) -> Value {
+pub(super) fn describe(held: &SessionRecord, layers: &[Layer]) -> Value {
     let described: Vec<Value> = layers
         .iter()
         .map(|layer| {
@@ -112,7 +112,7 @@ pub(super) fn describe(held: &Held, layers: &[Layer]) -> Value {
     Value::Object(all)
 }
 
-fn wish(choice: &Choice, held: &Held, layers: &[Layer]) -> Result<LayerWish, Problem> {
+fn wish(choice: &Choice, held: &SessionRecord, layers: &[Layer]) -> Result<LayerSelection, Problem> {
     let refuse = |detail: &str| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "layer_unavailable", detail);
     let Some(video) = &held.video else {
         return Err(refuse("this session has no video"));
@@ -142,11 +142,11 @@ fn wish(choice: &Choice, held: &Held, layers: &[Layer]) -> Result<LayerWish, Pro
             let rid = Rid(rid.as_str().into());
             let exists = layers.iter().any(|layer| layer.rid == rid);
             exists
-                .then_some(LayerWish::Named(rid))
+                .then_some(LayerSelection::Named(rid))
                 .ok_or_else(|| refuse("there is no layer of that `rid` at the moment"))
         }
-        (None, None, None) => Ok(LayerWish::Automatic),
-        (None, width, height) => Ok(LayerWish::Within {
+        (None, None, None) => Ok(LayerSelection::Automatic),
+        (None, width, height) => Ok(LayerSelection::Within {
             width: width.unwrap_or(u16::MAX),
             height: height.unwrap_or(u16::MAX),
         }),

@@ -38,7 +38,7 @@ impl RateLimit {
     /// # Errors
     ///
     /// How long to wait.
-    pub fn look(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
+    pub fn poll(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
         let Some(interval) = self.interval else {
             return Ok(());
         };

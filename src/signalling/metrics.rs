@@ -50,17 +50,17 @@ fn reception(page: &mut Page, signalling: &Signalling) {
         (
             "millstream_viewer_nacked_packets_total",
             "Packets that viewers asked for again.",
-            &counters.heard.nacked,
+            &counters.reception.nacked,
         ),
         (
             "millstream_viewer_key_frame_requests_total",
             "Key frames that viewers asked for.",
-            &counters.heard.key_frames_wanted,
+            &counters.reception.key_frames_requested,
         ),
         (
             "millstream_viewer_reports_total",
             "Reports of viewers on their reception.",
-            &counters.heard.reports,
+            &counters.reception.reports,
         ),
     ] {
         page.single(name, "counter", help, counter.load(Ordering::Relaxed));
@@ -69,7 +69,7 @@ fn reception(page: &mut Page, signalling: &Signalling) {
         "millstream_viewer_reported_loss_total",
         "counter",
         "Sum of the parts lost, of these reports; divided by their number it is the mean.",
-        counters.heard.reported_loss.load(Ordering::Relaxed) as f64 / 256.0,
+        counters.reception.reported_loss.load(Ordering::Relaxed) as f64 / 256.0,
     );
     page.histogram(
         "millstream_connect_seconds",
@@ -192,12 +192,12 @@ const TRAFFIC: [TrafficFamily; 11] = [
     (
         "millstream_stream_reports_total",
         "Reports of viewers on their reception of the stream.",
-        |traffic| count(&traffic.heard.reports),
+        |traffic| count(&traffic.reception.reports),
     ),
     (
         "millstream_stream_reported_loss_total",
         "Sum of the parts lost, of these reports; divided by their number it is the mean.",
-        |traffic| count(&traffic.heard.reported_loss) / 256.0,
+        |traffic| count(&traffic.reception.reported_loss) / 256.0,
     ),
     (
         "millstream_stream_round_trips_total",
@@ -212,7 +212,7 @@ const TRAFFIC: [TrafficFamily; 11] = [
     (
         "millstream_stream_nacked_packets_total",
         "Packets that viewers of the stream asked for again.",
-        |traffic| count(&traffic.heard.nacked),
+        |traffic| count(&traffic.reception.nacked),
     ),
     (
         "millstream_stream_resent_packets_total",
@@ -222,7 +222,7 @@ const TRAFFIC: [TrafficFamily; 11] = [
     (
         "millstream_stream_key_frame_requests_total",
         "Key frames that viewers of the stream asked for.",
-        |traffic| count(&traffic.heard.key_frames_wanted),
+        |traffic| count(&traffic.reception.key_frames_requested),
     ),
 ];
 
@@ -271,7 +271,7 @@ fn streams(page: &mut Page, signalling: &Signalling) {
     #[expect(clippy::disallowed_methods, reason = "the moment of the request")]
     let now = Instant::now();
     let all = signalling.media.hub().streams();
-    let (repaired, streams): (Vec<_>, Vec<_>) = all.iter().partition(|stream| !stream.name.is_whole());
+    let (transcoded, streams): (Vec<_>, Vec<_>) = all.iter().partition(|stream| !stream.name.is_whole());
     let streams = streams.into_iter();
     let mut streams: Vec<Shown> = streams
         .map(|stream| Shown::of(stream, signalling.hls.viewers(&stream.name), now))
@@ -312,17 +312,27 @@ fn streams(page: &mut Page, signalling: &Signalling) {
             page.labelled("stream", &stream.name, value);
         }
     }
-    page.family(
-        "millstream_repair_viewers",
-        "gauge",
-        "Viewers who get what a worker made of the stream.",
-    );
-    for (name, repair, stream) in repaired
-        .iter()
-        .filter_map(|s| s.name.repair().map(|(name, repair)| (name, repair, s)))
-    {
-        let labels = format!("stream=\"{name}\",repair=\"{}\"", repair.label());
-        page.sample(&labels, stream.lock().viewers());
+    // The second name was the first one until this version; it goes with the next.
+    for (family, label, help) in [
+        (
+            "millstream_transcode_viewers",
+            "target",
+            "Viewers who are sent a transcoded track, by its codec.",
+        ),
+        (
+            "millstream_repair_viewers",
+            "repair",
+            "Deprecated: the same as millstream_transcode_viewers.",
+        ),
+    ] {
+        page.family(family, "gauge", help);
+        for (stream, name, target) in transcoded
+            .iter()
+            .filter_map(|stream| stream.name.transcode().map(|(name, target)| (stream, name, target)))
+        {
+            let labels = format!("stream=\"{name}\",{label}=\"{}\"", target.label());
+            page.sample(&labels, stream.lock().viewers());
+        }
     }
 }
 
@@ -363,7 +373,7 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
     page.family(
         "millstream_source_delays_total",
         "counter",
-        "Pictures, and packets of sound, whose delay was measured: from their capture, as the source's reports tell, until \
+        "Pictures, and packets of sound, whose delay was measured: from their capture, as the source's reports notify, until \
          they were here. The time on the way of the fastest report is not in it.",
     );
     for (stream, track) in each_track(streams) {

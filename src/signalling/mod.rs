@@ -42,10 +42,10 @@ pub mod reload;
 pub mod resource;
 pub mod server;
 pub mod sessions;
-pub mod slow;
 pub mod tls;
+pub mod write_timeout;
 
-use self::auth::{Caller, Gate};
+use self::auth::{Authenticator, Caller};
 use self::events::EventStreams;
 use self::expiry::Expiries;
 use self::limits::RateLimit;
@@ -60,12 +60,12 @@ use crate::hub::name::StreamName;
 use crate::outputs::hls::service::Service;
 use crate::shard::MediaPlane;
 use crate::sources::fetch::directory::Directory;
-use crate::sources::fetch::fleet::Fleet;
+use crate::sources::fetch::supervisor::SourceSupervisor;
 use crate::telemetry::HttpCounters;
 
 /// How clients are treated: what may change while they are there.
 #[derive(Clone, Debug)]
-pub struct Manners {
+pub struct ClientPolicy {
     pub cors_origins: CorsOrigins,
     pub ice_servers: IceServers,
     /// See [`crate::config::Http::strict_preconditions`].
@@ -77,7 +77,7 @@ pub struct Manners {
     pub wait_for_publisher: Duration,
 }
 
-impl Manners {
+impl ClientPolicy {
     /// As the configuration says.
     pub fn new(config: &Config) -> Self {
         Self {
@@ -94,10 +94,10 @@ impl Manners {
 /// What all handlers share.
 pub struct Signalling {
     pub media: MediaPlane,
-    pub gate: Gate,
+    pub gate: Authenticator,
     /// When sessions are to end.
     expiries: Expiries,
-    manners: RwLock<Arc<Manners>>,
+    client_policy: RwLock<Arc<ClientPolicy>>,
     /// A place for each viewer who waits.
     waiting: Semaphore,
     pub sessions: Sessions,
@@ -110,7 +110,7 @@ pub struct Signalling {
     /// Streams that are fetched.
     pub fetched: Directory,
     /// The tasks that fetch them.
-    pub fleet: Arc<Fleet<MediaPlane>>,
+    pub supervisor: Arc<SourceSupervisor<MediaPlane>>,
     /// Where a reload is asked for.
     pub reloads: Reloads,
     /// Streams that are packaged for HLS.
@@ -121,9 +121,9 @@ pub struct Signalling {
 impl Signalling {
     pub fn new(
         media: MediaPlane,
-        gate: Gate,
+        gate: Authenticator,
         expiries: Expiries,
-        manners: Manners,
+        client_policy: ClientPolicy,
         limits: &Limits,
         reloads: Reloads,
     ) -> Self {
@@ -134,12 +134,12 @@ impl Signalling {
         };
         Self {
             hls: Service::new(Arc::new(origin)),
-            fleet: Arc::new(Fleet::new(fetched.clone(), media.clone())),
+            supervisor: Arc::new(SourceSupervisor::new(fetched.clone(), media.clone())),
             reloads,
             media,
             gate,
             expiries,
-            manners: RwLock::new(Arc::new(manners)),
+            client_policy: RwLock::new(Arc::new(client_policy)),
             waiting: Semaphore::new(endpoint::MAX_WAITING),
             sessions: Sessions::default(),
             events: EventStreams::default(),
@@ -152,13 +152,16 @@ impl Signalling {
     }
 
     /// How clients are treated at the moment.
-    pub fn manners(&self) -> Arc<Manners> {
-        self.manners.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn client_policy(&self) -> Arc<ClientPolicy> {
+        self.client_policy
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// From here on clients are treated so.
-    pub fn set_manners(&self, manners: Manners) {
-        *self.manners.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(manners);
+    pub fn set_client_policy(&self, client_policy: ClientPolicy) {
+        *self.client_policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(client_policy);
     }
 
     /// From here on no new session is opened.

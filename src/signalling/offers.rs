@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::sessions::Held;
+use super::sessions::SessionRecord;
 use crate::shard::{Placement, SessionId};
 
 /// How long one is good for, as the draft says where nothing else is said.
@@ -19,7 +19,7 @@ const MAX_OFFERS: usize = 2_048;
 #[derive(Clone, Debug)]
 pub struct Offered {
     pub placement: Placement,
-    pub held: Held,
+    pub held: SessionRecord,
     /// The SDP.
     pub text: String,
     made: Instant,
@@ -33,7 +33,7 @@ pub struct Offers {
 
 impl Offers {
     /// Keeps one; `false` if too many wait.
-    pub fn keep(&self, id: SessionId, placement: Placement, held: Held, text: String) -> bool {
+    pub fn keep(&self, id: SessionId, placement: Placement, held: SessionRecord, text: String) -> bool {
         let mut by_id = self.lock();
         by_id.retain(|_, offered| offered.made.elapsed() < GOOD_FOR);
         if by_id.len() >= MAX_OFFERS {

@@ -20,7 +20,7 @@ pub struct Reloaded {
 }
 
 /// Where the answer to a request goes: what has changed, or why nothing has.
-pub type Answer = oneshot::Sender<Result<Reloaded, String>>;
+pub type ReloadReply = oneshot::Sender<Result<Reloaded, String>>;
 
 /// Asks for a reload.
-pub type Reloads = mpsc::Sender<Answer>;
+pub type Reloads = mpsc::Sender<ReloadReply>;

@@ -14,7 +14,7 @@ use super::endpoint::{self, ACCEPT_POST, no_store};
 use super::fragment::{Fragment, FragmentError};
 use super::precondition::IfMatch;
 use super::problem::Problem;
-use super::sessions::{Held, IceSession};
+use super::sessions::{IceSession, SessionRecord};
 use super::{Signalling, body, cors};
 use crate::access::Action;
 use crate::sdp::Local;
@@ -35,7 +35,7 @@ pub(super) fn session_under(
     signalling: &Signalling,
     uri: &Uri,
     below: &'static str,
-) -> Result<(SessionId, Held), Problem> {
+) -> Result<(SessionId, SessionRecord), Problem> {
     let path = uri.path().strip_suffix(below).ok_or_else(Problem::not_found)?;
     let session = session_of_path(path)?;
     let held = signalling.sessions.held(&signalling.media, session);
@@ -123,7 +123,7 @@ async fn patch(
     }
     // The tag is compared and changed under one lock: of restarts at the same time one goes after the other.
     let patched = signalling.sessions.with(&signalling.media, session, |ice| {
-        check_precondition(headers, ice, &fragment, signalling.manners().strict)?;
+        check_precondition(headers, ice, &fragment, signalling.client_policy().strict)?;
         if fragment.belongs_to(&ice.remote) {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }

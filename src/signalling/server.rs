@@ -23,8 +23,8 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::limits::ConnectionLimit;
-use super::slow::{self, Impatient};
 use super::tls::{self, Certificate};
+use super::write_timeout::{self, WriteTimeout};
 use crate::config::Limits;
 
 /// Time that the headers of a request may take, and that a connection may be idle between two requests.
@@ -163,7 +163,7 @@ async fn handle_tls(
     mut stop: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(slow::DEADLINE));
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(write_timeout::DEADLINE));
     match timeout(HEADER_DEADLINE, tls::begins_with_handshake(&stream)).await {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => {
@@ -173,7 +173,7 @@ async fn handle_tls(
         Ok(Err(_)) | Err(_) => return,
     }
     let acceptor = TlsAcceptor::from(certificate.current());
-    let stream = match timeout(HEADER_DEADLINE, acceptor.accept(Impatient::new(stream))).await {
+    let stream = match timeout(HEADER_DEADLINE, acceptor.accept(WriteTimeout::new(stream))).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%peer, %error, "no TLS came about"),
         Err(_) => return debug!(%peer, "the TLS handshake took too long"),
@@ -244,8 +244,8 @@ fn service(
 async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, mut stop: watch::Receiver<bool>) {
     // Without these the connection works as well, if less well.
     let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(slow::DEADLINE));
-    let mut connection = http1().serve_connection(TokioIo::new(Impatient::new(stream)), service(router, peer));
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(write_timeout::DEADLINE));
+    let mut connection = http1().serve_connection(TokioIo::new(WriteTimeout::new(stream)), service(router, peer));
     let finished = tokio::select! {
         result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(result),
         _ = stop.changed() => None,

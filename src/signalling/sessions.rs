@@ -50,7 +50,7 @@ impl IceSession {
 
 /// What a session was opened for, and by what right.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct SessionRecord {
     pub grant: Grant,
     pub action: Action,
     pub stream: StreamName,
@@ -101,7 +101,7 @@ pub struct Sessions {
 
 #[derive(Debug, Default)]
 struct Table {
-    by_id: HashMap<SessionId, (IceSession, Held)>,
+    by_id: HashMap<SessionId, (IceSession, SessionRecord)>,
     sweep_at: usize,
 }
 
@@ -110,7 +110,7 @@ const LEAST_SWEEP: usize = 256;
 
 impl Sessions {
     /// Remembers a new session.
-    pub fn insert(&self, media: &MediaPlane, id: SessionId, ice: IceSession, held: Held) {
+    pub fn insert(&self, media: &MediaPlane, id: SessionId, ice: IceSession, held: SessionRecord) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.by_id.len() >= table.sweep_at.max(LEAST_SWEEP) {
             table.by_id.retain(|id, _| media.state(*id) != SessionState::Unknown);
@@ -141,7 +141,7 @@ impl Sessions {
     }
 
     /// What a session that runs was opened for.
-    pub fn held(&self, media: &MediaPlane, id: SessionId) -> Option<Held> {
+    pub fn held(&self, media: &MediaPlane, id: SessionId) -> Option<SessionRecord> {
         if !self.is_running(media, id) {
             return None;
         }
@@ -150,7 +150,7 @@ impl Sessions {
     }
 
     /// All sessions that are remembered.
-    pub fn all(&self) -> Vec<(SessionId, Held)> {
+    pub fn all(&self) -> Vec<(SessionId, SessionRecord)> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.by_id.iter().map(|(id, (_, held))| (*id, held.clone())).collect()
     }

@@ -39,7 +39,7 @@ struct State {
 }
 
 /// Between looks at the files.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Certificate {
     /// Reads both files.
@@ -65,7 +65,7 @@ impl Certificate {
     /// used, as when one of them is not there yet, the old ones stay.
     pub fn current(&self) -> Arc<ServerConfig> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.looked.elapsed() < LOOK {
+        if state.looked.elapsed() < POLL_INTERVAL {
             return state.config.clone();
         }
         state.looked = Instant::now();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::hub::intake::{Arrived, Intake};
+use crate::hub::intake::{Intake, ReceivedPacket};
 use crate::media::codec::Inspector;
 use crate::media::rtcp;
 use crate::media::rtp::{Header, TimeUnwrapper};
@@ -23,7 +23,7 @@ pub struct Encoding {
     inspector: Option<(Codec, Inspector)>,
     rate: ByteRate,
     /// When its last packet came.
-    heard: Option<Instant>,
+    last_packet: Option<Instant>,
 }
 
 /// A layer of which nothing came for so long is no longer sent: longer than between two frames of a still picture.
@@ -63,7 +63,7 @@ impl Encoding {
             times: TimeUnwrapper::starting_at(0),
             inspector: None,
             rate: ByteRate::default(),
-            heard: None,
+            last_packet: None,
         }
     }
 
@@ -85,7 +85,7 @@ impl Encoding {
         seq: u16,
         payload: Bytes,
         format: PacketFormat,
-    ) -> Option<(Arrived, Change)> {
+    ) -> Option<(ReceivedPacket, Change)> {
         let ssrc = self.ssrc.unwrap_or(header.ssrc);
         let reception = self
             .reception
@@ -101,7 +101,7 @@ impl Encoding {
                 .on_packet(now, arrival);
         }
         self.rate.add(now, payload.len());
-        self.heard = Some(now);
+        self.last_packet = Some(now);
         let time = self.times.extend(header.time);
         if self.inspector.as_ref().is_none_or(|(codec, _)| *codec != format.codec) {
             // RFC 3264 lets a publisher switch between negotiated payload types at any time.
@@ -117,7 +117,7 @@ impl Encoding {
             format: inspection.format_changed,
             resolution: inspection.resolution_changed,
         };
-        let arrived = Arrived {
+        let arrived = ReceivedPacket {
             seq: arrival.ext_seq,
             time,
             marker: header.marker,
@@ -174,7 +174,8 @@ impl Encoding {
 
     /// Whether nothing came lately, or ever.
     pub fn is_silent(&self, now: Instant) -> bool {
-        self.heard.is_none_or(|at| now.saturating_duration_since(at) >= SILENCE)
+        self.last_packet
+            .is_none_or(|at| now.saturating_duration_since(at) >= SILENCE)
     }
 
     /// Rank among the encodings of a track: pixels, then bytes per second. The order of the offer says nothing.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::encoding::{Change, Encoding, PacketFormat};
-use crate::hub::intake::{Arrived, Intake};
+use crate::hub::intake::{Intake, ReceivedPacket};
 use crate::hub::track::Track;
 use crate::media::Pt;
 use crate::media::packet::Packet;
@@ -64,7 +64,9 @@ impl Incoming {
 
     /// Finds the encoding of a new SSRC and notes it there.
     pub fn learn(&mut self, header: &Header<'_>) -> Option<(usize, bool)> {
-        let Extensions { rid, repaired_rid, .. } = self.plan.extensions;
+        let Extensions {
+            rid, transcoded_rid, ..
+        } = self.plan.extensions;
         let named = |id: Option<u8>| id.and_then(|id| header.extension(id));
         let by_rid = |encodings: &[Encoding], name: &[u8]| {
             encodings
@@ -75,7 +77,7 @@ impl Incoming {
         if !rtx && !self.has_payload_type(header.pt) {
             return None;
         }
-        let name = if rtx { named(repaired_rid) } else { named(rid) };
+        let name = if rtx { named(transcoded_rid) } else { named(rid) };
         let index = match (
             name.and_then(|name| by_rid(&self.encodings, name)),
             self.plan.rids.is_empty(),
@@ -113,7 +115,7 @@ impl Incoming {
         &mut self,
         now: Instant,
         index: usize,
-        arrived: Vec<Arrived>,
+        arrived: Vec<ReceivedPacket>,
         change: Change,
         track: &mut Track,
         out: &mut Vec<Arc<Packet>>,
@@ -139,7 +141,7 @@ impl Incoming {
     }
 
     /// The active encoding, or a better one, can only be sent on from a key frame.
-    pub fn wants_key_frame(&self, now: Instant) -> bool {
+    pub fn awaited_key_frame(&self, now: Instant) -> bool {
         let active_waits = self
             .encodings
             .get(self.active)

@@ -10,7 +10,7 @@ use super::encoding::{Change, Encoding};
 use super::incoming::Incoming;
 use super::whip::LayerBatch;
 use crate::hub::Hub;
-use crate::hub::intake::{Arrived, Intake};
+use crate::hub::intake::{Intake, ReceivedPacket};
 use crate::hub::name::StreamName;
 use crate::hub::stream::{Layer, SessionId, SourceRef, Stream, StreamState};
 use crate::media::Kind;
@@ -20,19 +20,19 @@ use crate::sdp::plan::SourceFormats;
 /// What a publisher feeds beside its stream; nothing without simulcast.
 #[derive(Default)]
 pub struct Layers {
-    feeds: Vec<Feed>,
+    feeds: Vec<LayerTrack>,
     /// When the list of them was looked through last.
     looked: Option<Instant>,
     /// A time of the stream itself, and when it arrived.
-    beside: Option<(TrackTime, Instant)>,
+    anchor: Option<(TrackTime, Instant)>,
 }
 
 /// One layer on its way.
-struct Feed {
+struct LayerTrack {
     encoding: usize,
     stream: Option<Arc<Stream>>,
     intake: Intake,
-    arrived: Vec<Arrived>,
+    arrived: Vec<ReceivedPacket>,
     change: Change,
     formats: SourceFormats,
     resolution: Option<(u16, u16)>,
@@ -40,11 +40,11 @@ struct Feed {
 }
 
 /// Between looks at which layers there are.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Layers {
     /// Keeps what arrived in this turn for the layers.
-    pub fn note(&mut self, tracks: &[Incoming], arrived: &[(usize, usize, Arrived, Change)]) {
+    pub fn record(&mut self, tracks: &[Incoming], arrived: &[(usize, usize, ReceivedPacket, Change)]) {
         let Some(video) = simulcast(tracks) else { return };
         for (track, encoding, packet, change) in arrived {
             if tracks.get(*track).is_none_or(|track| !std::ptr::eq(track, video)) {
@@ -62,10 +62,10 @@ impl Layers {
         }
     }
 
-    fn feed(&mut self, encoding: usize) -> &mut Feed {
+    fn feed(&mut self, encoding: usize) -> &mut LayerTrack {
         let index = self.feeds.iter().position(|feed| feed.encoding == encoding);
         let index = index.unwrap_or_else(|| {
-            self.feeds.push(Feed {
+            self.feeds.push(LayerTrack {
                 encoding,
                 stream: None,
                 intake: Intake::new(),
@@ -81,12 +81,15 @@ impl Layers {
     }
 
     /// Says in the stream itself which layers there are, and learns its time. Called behind its own packets.
-    pub fn tell(&mut self, tracks: &[Incoming], name: &StreamName, state: &mut StreamState) {
+    pub fn notify(&mut self, tracks: &[Incoming], name: &StreamName, state: &mut StreamState) {
         let Some(video) = simulcast(tracks) else { return };
         let newest = state.video.ring.newest();
         let Some((_, now)) = newest else { return };
-        self.beside = state.video.clock.time_of_arrival(now).map(|time| (time, now));
-        if self.looked.is_some_and(|at| now.saturating_duration_since(at) < LOOK) {
+        self.anchor = state.video.clock.time_of_arrival(now).map(|time| (time, now));
+        if self
+            .looked
+            .is_some_and(|at| now.saturating_duration_since(at) < POLL_INTERVAL)
+        {
             return;
         }
         self.looked = Some(now);
@@ -113,11 +116,11 @@ impl Layers {
 
     /// Puts the packets of this turn on the lines of the layers.
     pub fn publish(&mut self, hub: &Hub, source: SourceRef, answers_requests: bool) -> Vec<LayerBatch> {
-        let beside = self.beside;
+        let anchor = self.anchor;
         let batches = self
             .feeds
             .iter_mut()
-            .filter_map(|feed| feed.publish(hub, source, answers_requests, beside));
+            .filter_map(|feed| feed.publish(hub, source, answers_requests, anchor));
         batches.collect()
     }
 
@@ -144,18 +147,18 @@ impl Layers {
     }
 }
 
-impl Feed {
+impl LayerTrack {
     fn publish(
         &mut self,
         hub: &Hub,
         source: SourceRef,
         answers_requests: bool,
-        beside: Option<(TrackTime, Instant)>,
+        anchor: Option<(TrackTime, Instant)>,
     ) -> Option<LayerBatch> {
         let arrived = std::mem::take(&mut self.arrived);
         let change = std::mem::take(&mut self.change);
         // Before the stream itself has a time there is none to go by.
-        let (name, beside) = (self.name.as_ref()?, beside?);
+        let (name, anchor) = (self.name.as_ref()?, anchor?);
         if arrived.is_empty() {
             return None;
         }
@@ -176,7 +179,7 @@ impl Feed {
         state.answers_requests = answers_requests;
         let mut packets = Vec::new();
         let video = state.track(Kind::Video);
-        video.beside = Some(beside);
+        video.anchor = Some(anchor);
         self.intake.take(video, arrived.into_iter(), &mut packets);
         video.set_format(change.format.or(self.formats.video));
         video.resolution = self.resolution.or(video.resolution);

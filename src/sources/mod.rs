@@ -1,7 +1,7 @@
 //! Ways into a stream.
 pub mod encoding;
-pub mod feed;
 pub mod fetch;
+pub mod frame_source;
 pub mod hls;
 mod incoming;
 pub mod layers;

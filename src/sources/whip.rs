@@ -10,10 +10,10 @@ use super::encoding::{Change, Encoding};
 use super::incoming::Incoming;
 use super::layers::Layers;
 use crate::hub::Hub;
-use crate::hub::intake::Arrived;
+use crate::hub::intake::ReceivedPacket;
 use crate::hub::name::StreamName;
 use crate::hub::stream::{ShardIndex, SourceRef, Stream, StreamId, StreamState};
-use crate::hub::tap::TapMailbox;
+use crate::hub::tap::TapQueue;
 use crate::hub::traffic;
 use crate::media::clock::NtpClock;
 use crate::media::packet::Packet;
@@ -30,9 +30,9 @@ pub struct Publisher {
     stream: Option<Arc<Stream>>,
     attached: bool,
     tracks: Vec<Incoming>,
-    by_ssrc: HashMap<Ssrc, Place>,
+    by_ssrc: HashMap<Ssrc, SsrcRole>,
     /// In order of arrival, since the last turn.
-    arrived: Vec<(usize, usize, Arrived, Change)>,
+    arrived: Vec<(usize, usize, ReceivedPacket, Change)>,
     feedback: Feedback,
     ntp: NtpClock,
     requests: Requests,
@@ -51,7 +51,7 @@ struct Requests {
 
 /// What an SSRC is.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct SsrcRole {
     track: usize,
     encoding: usize,
     rtx: bool,
@@ -75,7 +75,7 @@ pub struct Published {
     /// Shards that have viewers of it.
     pub subscribers: Vec<ShardIndex>,
     /// Readers of it that are no viewers.
-    pub taps: Vec<Arc<TapMailbox>>,
+    pub taps: Vec<Arc<TapQueue>>,
     /// The source that was taken over and has to be closed.
     pub replaced: Option<SourceRef>,
     /// Another source took the stream over; this one has to be closed.
@@ -124,7 +124,7 @@ impl Publisher {
         for (track, incoming) in tracks.iter().enumerate() {
             for (encoding, known) in incoming.encodings.iter().enumerate() {
                 for (ssrc, rtx) in [(known.ssrc, false), (known.rtx_ssrc, true)] {
-                    by_ssrc.extend(ssrc.map(|ssrc| (ssrc, Place { track, encoding, rtx })));
+                    by_ssrc.extend(ssrc.map(|ssrc| (ssrc, SsrcRole { track, encoding, rtx })));
                 }
             }
         }
@@ -184,7 +184,7 @@ impl Publisher {
     }
 
     /// Whether it is connected and has sent no media for so long that somebody should know; said once.
-    pub fn is_found_silent(&mut self, now: Instant) -> bool {
+    pub fn is_silent_publisher(&mut self, now: Instant) -> bool {
         let is_silent = self.silent_since.is_some_and(|since| now >= since + MEDIA_WITHIN);
         if is_silent {
             self.silent_since = None;
@@ -257,7 +257,7 @@ impl Publisher {
     }
 
     /// What an SSRC is: known, or learned from MID, RID or the payload type (RFC 9143 §9.2).
-    fn place(&mut self, header: &Header<'_>) -> Option<Place> {
+    fn place(&mut self, header: &Header<'_>) -> Option<SsrcRole> {
         if let Some(place) = self.by_ssrc.get(&header.ssrc) {
             return Some(*place);
         }
@@ -267,7 +267,7 @@ impl Publisher {
         let by_mid = self.tracks.iter().position(|t| t.has_mid_of(header));
         let track = by_mid.or_else(|| self.only_track_with(header.pt))?;
         let (encoding, rtx) = self.tracks.get_mut(track)?.learn(header)?;
-        let place = Place { track, encoding, rtx };
+        let place = SsrcRole { track, encoding, rtx };
         self.by_ssrc.insert(header.ssrc, place);
         Some(place)
     }
@@ -341,9 +341,9 @@ impl Publisher {
                 return published;
             }
             state.answers_requests = self.requests.are_answered();
-            self.layers.note(&self.tracks, &self.arrived);
-            self.take_turn(&mut state, &mut published.packets);
-            self.layers.tell(&self.tracks, &self.name, &mut state);
+            self.layers.record(&self.tracks, &self.arrived);
+            self.publish_tick(&mut state, &mut published.packets);
+            self.layers.notify(&self.tracks, &self.name, &mut state);
             published.subscribers = state.subscribers().collect();
             published.taps = state.taps();
         }
@@ -363,7 +363,7 @@ impl Publisher {
         stream
     }
 
-    fn take_turn(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Packet>>) {
+    fn publish_tick(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Packet>>) {
         let Some(now) = self.arrived.iter().map(|(.., packet, _)| packet.arrival).max() else {
             return;
         };
@@ -391,7 +391,7 @@ impl Publisher {
             }
         }
         for track in self.tracks.iter_mut().filter(|t| t.plan.takes_key_frame_requests()) {
-            if track.wants_key_frame(now) || track.has_given_up() {
+            if track.awaited_key_frame(now) || track.has_given_up() {
                 track.key_frames.request();
             }
         }
@@ -415,8 +415,8 @@ impl Publisher {
         let mut datagrams = Vec::new();
         let mut body = Vec::new();
         for track in &mut self.tracks {
-            let wants_key_frame = track.key_frames.poll(now);
-            if wants_key_frame {
+            let awaited_key_frame = track.key_frames.poll(now);
+            if awaited_key_frame {
                 self.requests.on_request(now);
             }
             for encoding in &mut track.encodings {
@@ -424,12 +424,12 @@ impl Publisher {
                 let nacks = encoding.poll_nacks(now, REPEAT_AFTER);
                 if let Some(stream) = &self.stream {
                     traffic::add(&stream.traffic.asked, nacks.len() as u64);
-                    traffic::add(&stream.traffic.key_frames_asked, u64::from(wants_key_frame));
+                    traffic::add(&stream.traffic.key_frames_asked, u64::from(awaited_key_frame));
                 }
                 let from = self.feedback.ssrc;
                 let (mut nack, mut pli) = (Vec::new(), Vec::new());
                 rtcp::write_nack(&mut nack, from, ssrc, &nacks);
-                if wants_key_frame {
+                if awaited_key_frame {
                     rtcp::write_pli(&mut pli, from, ssrc);
                 }
                 if track.plan.reduced_size_rtcp {
@@ -520,7 +520,7 @@ impl Requests {
 }
 
 impl Feedback {
-    fn write_bandwidth(&mut self, now: Instant, by_ssrc: &HashMap<Ssrc, Place>, body: &mut Vec<u8>) {
+    fn write_bandwidth(&mut self, now: Instant, by_ssrc: &HashMap<Ssrc, SsrcRole>, body: &mut Vec<u8>) {
         let media = by_ssrc.iter().find(|(_, place)| !place.rtx).map(|(ssrc, _)| *ssrc);
         let Some(media) = media else { return };
         if let Some(packets) = self.transport.as_mut().and_then(|t| t.poll(now)) {

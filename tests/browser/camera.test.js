@@ -33,12 +33,12 @@ async function cameraAndGateway(t, media, { camera: options = [], stream = '' } 
   return gateway;
 }
 
-/** What the log says of repairs that were started. */
-const repairs = (gateway) =>
+/** The transcodings that the log says were started. */
+const transcodings = (gateway) =>
   gateway.log
     .map((line) => (line.startsWith('{') ? JSON.parse(line).fields : {}))
-    .filter((fields) => fields.message === 'repairing')
-    .map((fields) => `${fields.from} to ${fields.repair}`);
+    .filter((fields) => fields.message === 'transcoding')
+    .map((fields) => `${fields.from} to ${fields.transcode}`);
 
 for (const [media, wanted] of [
   ['h264+pcma', []],
@@ -58,7 +58,7 @@ for (const [media, wanted] of [
       await soundOn(page);
       await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
     }
-    assert.deepEqual(repairs(gateway).sort(), wanted);
+    assert.deepEqual(transcodings(gateway).sort(), wanted);
     assert.equal((await playerData(page)).sessions, '1', 'one session all the time');
     assert.deepEqual(page.faults, []);
     t.diagnostic(`first frame after ${data.firstFrame} ms`);

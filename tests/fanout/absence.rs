@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millstream::hub::name::StreamName;
-use millstream::hub::stream::{Layer, LayerWish};
+use millstream::hub::stream::{Layer, LayerSelection};
 use millstream::media::Rid;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
@@ -58,7 +58,7 @@ fn run_asking(world: &mut World, viewers: &[usize], seconds: u32) {
 /// All datagrams of video that came, retransmissions included.
 fn received(world: &mut World, viewer: usize) -> (usize, u64) {
     let viewer = world.viewer(viewer);
-    (viewer.video.packets.len(), viewer.repaired)
+    (viewer.video.packets.len(), viewer.transcoded)
 }
 
 /// The first frame of the later source that is whole, and how long after it was sent.
@@ -223,12 +223,12 @@ fn nothing_is_retransmitted_long_after_the_source_has_left() {
     world.run(SECOND);
     world.viewer(viewer).ask_again(20);
     world.run(SECOND / 2);
-    let before = world.viewer(viewer).repaired;
+    let before = world.viewer(viewer).transcoded;
     assert!(before > 0);
     world.run(SECOND);
     world.viewer(viewer).ask_again(20);
     world.run(SECOND);
-    assert_eq!(world.viewer(viewer).repaired, before);
+    assert_eq!(world.viewer(viewer).transcoded, before);
 }
 
 /// The layer is listed, and nothing of it has come yet: its time to begin with the cache passes.
@@ -254,7 +254,7 @@ fn a_viewer_that_waits_for_a_layer_without_a_source_goes_on_and_wakes_nobody() {
         bitrate: 1,
         active: true,
     }]);
-    world.choose_layer(viewer, LayerWish::Named(rid));
+    world.choose_layer(viewer, LayerSelection::Named(rid));
     world.run(6 * SECOND);
     let waiting = wakes(&mut world);
     assert!(waiting <= 2 * usual, "{waiting} a second, {usual} before");

@@ -139,7 +139,11 @@ fn a_late_viewer_on_a_bad_network_has_the_whole_interval_in_the_end() {
         let sent = world.publisher(publisher).newest();
         let viewer = world.viewer(index);
         let whole = viewer.check.whole().filter(|frame| *frame + 15 < sent).count() as u32;
-        println!("{whole} of {} frames, {} packets repaired", sent - 15, viewer.repaired);
+        println!(
+            "{whole} of {} frames, {} packets transcoded",
+            sent - 15,
+            viewer.transcoded
+        );
         assert!(whole * 100 >= (sent - 15) * 99);
         assert_eq!(viewer.check.corrupt(), 0);
         viewer.video.assert_steady(ticks(Duration::from_millis(400)));

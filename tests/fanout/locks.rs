@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millstream::hub::name::StreamName;
-use millstream::hub::stream::{Layer, LayerWish, ShardIndex, SourceRef};
+use millstream::hub::stream::{Layer, LayerSelection, ShardIndex, SourceRef};
 use millstream::media::Rid;
 use millstream::media::packet::Packet;
 use millstream::shard::message::Message;
@@ -50,11 +50,11 @@ fn shards_whose_viewers_change_layers_crosswise_never_wait_for_each_other() {
                     let rid = ["h", "l"][(change + first) % 2];
                     // The first message names the layer; when the second one comes, its cached key frame has to do.
                     for _ in 0..2 {
-                        let wish = LayerWish::Named(Rid(rid.into()));
+                        let wish = LayerSelection::Named(Rid(rid.into()));
                         core.handle_message(now, Message::ChooseLayer { session, wish });
                         now += PATIENCE;
                     }
-                    core.finish_turn(now);
+                    core.finish_tick(now);
                     let datagrams = std::mem::take(&mut *sent.lock().expect("not poisoned")).len();
                     assert!(datagrams > 0, "change {change} began with no key frame");
                     changes.fetch_add(1, Ordering::Relaxed);

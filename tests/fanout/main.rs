@@ -7,9 +7,9 @@ mod locks;
 mod measures;
 mod publications;
 mod publisher;
-mod repairs;
 mod sources;
 mod theft;
+mod transcoding;
 mod viewer;
 mod world;
 
@@ -140,8 +140,8 @@ fn loss_of_five_percent_each_way_costs_no_frame() {
         });
         let (in_time, due) = (in_time.count(), due.len());
         println!(
-            "{in_time} of {due} frames whole within 400 ms, {} packets repaired",
-            viewer.repaired
+            "{in_time} of {due} frames whole within 400 ms, {} packets transcoded",
+            viewer.transcoded
         );
         assert!(in_time * 100 >= due * 99, "{in_time} of {due}");
         assert_eq!(viewer.check.corrupt(), 0);
@@ -150,7 +150,7 @@ fn loss_of_five_percent_each_way_costs_no_frame() {
 }
 
 #[test]
-fn loss_on_the_way_to_the_gateway_is_repaired_once_for_all() {
+fn loss_on_the_way_to_the_gateway_is_transcoded_once_for_all() {
     let link = LinkConfig {
         loss: 0.05,
         ..LinkConfig::delay(Duration::from_millis(20))

@@ -46,7 +46,7 @@ fn measures_are_those_of_the_clients() {
     let shared = world.shared.clone();
     let counters = &shared.counters;
     let asked: u64 = viewers.iter().map(|index| world.viewer(*index).asked).sum();
-    let nacked = counters.heard.nacked.load(Ordering::Relaxed) as f64;
+    let nacked = counters.reception.nacked.load(Ordering::Relaxed) as f64;
     // Three in a hundred requests are lost too.
     assert_near("packets asked for again", nacked, asked as f64 * 0.97, 0.02);
     let received: usize = viewers
@@ -67,7 +67,7 @@ fn measures_are_those_of_the_clients() {
     let mean = counters.connecting.sum() / 12.0;
     assert!((0.02..2.0).contains(&mean), "{mean} s");
     assert_eq!(
-        counters.heard.key_frames_wanted.load(Ordering::Relaxed),
+        counters.reception.key_frames_requested.load(Ordering::Relaxed),
         0,
         "nobody asked for one"
     );
@@ -80,14 +80,14 @@ fn measures_are_those_of_the_clients() {
             .expect("live");
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let traffic = &stream.traffic;
-        nacked_of_streams += count(&traffic.heard.nacked);
+        nacked_of_streams += count(&traffic.reception.nacked);
         resent += count(&traffic.resent);
-        reports += count(&traffic.heard.reports);
+        reports += count(&traffic.reception.reports);
         let trips = count(&traffic.round_trips) as f64;
         let mean = count(&traffic.round_trip_micros) as f64 / 1e3 / trips;
         // Twice 20 ms of the link.
         assert_near("round trip in ms", mean, 40.0, 0.05);
-        let loss = count(&traffic.heard.reported_loss) as f64 / 256.0 / count(&traffic.heard.reports) as f64;
+        let loss = count(&traffic.reception.reported_loss) as f64 / 256.0 / count(&traffic.reception.reports) as f64;
         assert_near("loss that viewers tell, in percent", loss * 100.0, 3.0, 0.25);
         assert_eq!(
             (count(&traffic.missing), count(&traffic.asked)),
@@ -126,8 +126,8 @@ fn measures_are_those_of_the_clients() {
         let gop = f64::from(VideoConfig::default().gop) / 30.0;
         assert_near("seconds between key frames", interval, gop, 0.05);
     }
-    assert_eq!(nacked_of_streams, counters.heard.nacked.load(Ordering::Relaxed));
-    assert_eq!(reports, counters.heard.reports.load(Ordering::Relaxed));
+    assert_eq!(nacked_of_streams, counters.reception.nacked.load(Ordering::Relaxed));
+    assert_eq!(reports, counters.reception.reports.load(Ordering::Relaxed));
     assert_near("packets sent again", resent as f64, nacked, 0.05);
 }
 

@@ -29,7 +29,7 @@ struct Sent {
     ssrc: u32,
     seq: u16,
     time: u32,
-    /// Extension and its text: 1 for MID, 2 for RID, 3 for the RID that is repaired.
+    /// Extension and its text: 1 for MID, 2 for RID, 3 for the RID that is transcoded.
     named: (u8, &'static str),
     payload: Vec<u8>,
 }
@@ -60,7 +60,7 @@ impl Source {
             extensions: Extensions {
                 mid: Some(1),
                 rid: Some(2),
-                repaired_rid: Some(3),
+                transcoded_rid: Some(3),
                 ..Extensions::default()
             },
             ssrcs: Vec::new(),
@@ -406,11 +406,11 @@ fn a_publisher_that_is_connected_and_sends_nothing_is_found_once() {
     source.publisher.connected(source.now, &source.hub);
     let seconds = |count| source.now + std::time::Duration::from_secs(count);
     let (early, late, later) = (seconds(9), seconds(10), seconds(20));
-    assert!(!source.publisher.is_found_silent(early));
-    assert!(source.publisher.is_found_silent(late));
-    assert!(!source.publisher.is_found_silent(later), "said once");
+    assert!(!source.publisher.is_silent_publisher(early));
+    assert!(source.publisher.is_silent_publisher(late));
+    assert!(!source.publisher.is_silent_publisher(later), "said once");
     let mut other = Source::new(&[]);
     other.publisher.connected(other.now, &other.hub);
     other.turn(&[media(1, 1, 1, (1, "0"), Some((320, 180)))]);
-    assert!(!other.publisher.is_found_silent(late));
+    assert!(!other.publisher.is_silent_publisher(late));
 }

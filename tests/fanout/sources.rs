@@ -270,7 +270,7 @@ fn invariant_3_packets_that_a_viewer_cannot_take_leave_no_hole_in_its_line() {
     world.run(2 * SECOND);
     assert_unbroken(&mut world, index, Duration::from_millis(2_200));
     assert_follows_from_the_key_frame(&mut world, third, index);
-    assert_eq!(world.viewer(index).repaired, 0, "there was nothing to ask for");
+    assert_eq!(world.viewer(index).transcoded, 0, "there was nothing to ask for");
     assert!(world.viewer(index).track(Kind::Video).rtx_ssrc.is_some());
 }
 

@@ -22,7 +22,7 @@ pub struct Viewer {
     pub vp8_counters: BTreeMap<u64, (u16, u8)>,
     parts: BTreeMap<u32, u16>,
     /// Packets that came as retransmissions.
-    pub repaired: u64,
+    pub transcoded: u64,
     pub plis: Vec<Vec<u8>>,
     /// NTP time and RTP time of the last sender report, by kind.
     pub reports: BTreeMap<u32, (u64, u32)>,
@@ -31,13 +31,13 @@ pub struct Viewer {
     pub asked: u64,
     /// Tells once a second what came, as browsers do.
     pub tells: bool,
-    heard: BTreeMap<u32, Heard>,
+    heard: BTreeMap<u32, ReceptionReports>,
     told: Option<Instant>,
 }
 
 /// What there is to tell of an SSRC.
 #[derive(Default)]
-struct Heard {
+struct ReceptionReports {
     /// Sequence number of the newest packet and of that at the last report.
     newest: Option<u16>,
     told: Option<u16>,
@@ -47,8 +47,8 @@ struct Heard {
     report: Option<(u32, Instant)>,
 }
 
-impl Heard {
-    fn note(&mut self, seq: u16) {
+impl ReceptionReports {
+    fn record(&mut self, seq: u16) {
         self.received += 1;
         let newest = *self.newest.get_or_insert(seq);
         if seq.wrapping_sub(newest) < 0x8000 {
@@ -113,7 +113,7 @@ impl Viewer {
             whole_at: BTreeMap::new(),
             vp8_counters: BTreeMap::new(),
             parts: BTreeMap::new(),
-            repaired: 0,
+            transcoded: 0,
             plis: Vec::new(),
             reports: BTreeMap::new(),
             nacks: true,
@@ -153,10 +153,10 @@ impl Viewer {
         if rtx {
             seq = u16::from_be_bytes([payload[0], payload[1]]);
             payload = &payload[2..];
-            self.repaired += 1;
+            self.transcoded += 1;
         }
         if !rtx {
-            self.heard.entry(header.ssrc.0).or_default().note(seq);
+            self.heard.entry(header.ssrc.0).or_default().record(seq);
         }
         let kind = track.kind;
         let line = match kind {
@@ -167,7 +167,7 @@ impl Viewer {
             Kind::Video => Stamp::of_video(video_codec(codec.format), payload),
             Kind::Audio => Stamp::of_audio(payload),
         };
-        let Some(ext) = line.note(now, seq, header.time, stamp) else {
+        let Some(ext) = line.record(now, seq, header.time, stamp) else {
             return;
         };
         if let Some(seen) = line.packets.get_mut(&ext) {
@@ -272,7 +272,7 @@ fn video_codec(format: Format) -> VideoCodec {
 
 impl Line {
     /// Takes note of a packet. Its extended sequence number, or `None` if it was there already.
-    fn note(&mut self, now: Instant, seq: u16, time: u32, stamp: Option<Stamp>) -> Option<u64> {
+    fn record(&mut self, now: Instant, seq: u16, time: u32, stamp: Option<Stamp>) -> Option<u64> {
         let ext = match self.highest {
             Some(highest) => extend_seq(highest, seq),
             None => (1 << 16) + u64::from(seq),

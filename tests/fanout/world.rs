@@ -10,7 +10,7 @@ use millstream::hub::Hub;
 use millstream::hub::mailbox::Mailbox;
 use millstream::hub::name::StreamName;
 use millstream::hub::registry::{Registry, SessionState};
-use millstream::hub::stream::{LayerWish, SessionId, ShardIndex};
+use millstream::hub::stream::{LayerSelection, SessionId, ShardIndex};
 use millstream::media::packet::Packet;
 use millstream::sdp::{self, Local, Offer};
 use millstream::session::CloseReason;
@@ -20,7 +20,7 @@ use millstream::shard::core::{Core, Shared};
 use millstream::shard::counters::Counters;
 use millstream::shard::message::{Message, Opening, OpeningRole};
 use millstream::shard::ufrag;
-use millstream::sources::feed::Feed;
+use millstream::sources::frame_source::FrameSource;
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
     PeerIdentity, Profiles, VideoCodec,
@@ -218,10 +218,10 @@ impl World {
             }
             Role::Viewer(viewer) => {
                 let hub = &self.shared.hub;
-                let carried = hub
+                let available_formats = hub
                     .find(&name)
-                    .and_then(|s| s.lock().carried(|codec| hub.repairs(codec)));
-                let formats = sdp::formats_for(&parsed, &carried.expect("somebody publishes"));
+                    .and_then(|s| s.lock().available_formats(|codec| hub.can_transcode(codec)));
+                let formats = sdp::formats_for(&parsed, &available_formats.expect("somebody publishes"));
                 let (playback, answer) =
                     sdp::answer_viewer(&parsed, &formats, &to_sign, &mut || self.rng.next_u32()).expect("playable");
                 viewer.tracks = playback.tracks.clone();
@@ -296,7 +296,7 @@ impl World {
     }
 
     /// Puts on the line what a feed has taken, as the handle on the shards does.
-    pub fn feed(&mut self, feed: &mut Feed) {
+    pub fn feed(&mut self, feed: &mut FrameSource) {
         let published = feed.publish(&self.shared.hub);
         assert!(!published.displaced);
         let packets: Arc<[Arc<Packet>]> = published.packets.into();
@@ -341,7 +341,7 @@ impl World {
     }
 
     /// A viewer wants a layer.
-    pub fn choose_layer(&mut self, index: usize, wish: LayerWish) {
+    pub fn choose_layer(&mut self, index: usize, wish: LayerSelection) {
         let session = self.nodes[index].session;
         let (_, shard) = self.shared.registry.find(session);
         let shard = shard.expect("a session that was opened");
@@ -403,7 +403,7 @@ impl World {
                 self.timeouts += 1;
                 core.handle_timeout(now);
             }
-            core.finish_turn(now);
+            core.finish_tick(now);
         }
         self.send_down();
         self.deliver_down();

@@ -11,10 +11,10 @@ use millstream::hub::stream::{SessionId, Stream};
 use millstream::media::aac::AacConfig;
 use millstream::media::depacketizer::Depacketizer;
 use millstream::media::{Codec, Format, Kind};
-use millstream::outputs::hls::packager::{Packager, Shown};
+use millstream::outputs::hls::packager::{Packager, VideoInfo};
 use millstream::outputs::hls::playlist::{self, Versions};
 use millstream::outputs::hls::rendition::{Rendition, Role};
-use millstream::sources::feed::{Announced, Feed, Framing};
+use millstream::sources::frame_source::{Announced, FrameSource, Framing};
 use std::sync::Arc;
 
 const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
@@ -24,7 +24,7 @@ const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
 struct World {
     hub: Hub,
     stream: Arc<Stream>,
-    feed: Feed,
+    feed: FrameSource,
     readers: [Option<Reader>; 2],
     depacketizers: [Depacketizer; 2],
     packager: Packager,
@@ -52,7 +52,7 @@ impl World {
         let stream = hub.open_with(&name(), |_| ());
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now() + Duration::from_secs(3_600);
-        let feed = Feed::new(name(), SessionId([1; 16]), &[Codec::H264.into(), audio]).expect("codecs");
+        let feed = FrameSource::new(name(), SessionId([1; 16]), &[Codec::H264.into(), audio]).expect("codecs");
         Self {
             hub,
             stream,
@@ -73,7 +73,7 @@ impl World {
     /// Another source takes the stream.
     fn another_source(&mut self, audio: Announced) {
         self.feed.ended(&self.hub);
-        self.feed = Feed::new(name(), SessionId([2; 16]), &[Codec::H264.into(), audio]).expect("codecs");
+        self.feed = FrameSource::new(name(), SessionId([2; 16]), &[Codec::H264.into(), audio]).expect("codecs");
         self.packager.restart();
         self.readers = [None, None];
         self.depacketizers = [Depacketizer::new(Kind::Video), Depacketizer::new(Kind::Audio)];
@@ -402,7 +402,7 @@ fn aac_of_any_rate_is_cut_too() {
 fn playlists_are_read_by_others() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(30, OPUS.0, 48_000);
-    let shown = Shown {
+    let shown = VideoInfo {
         resolution: Some((64, 48)),
         frame_rate: 30.0,
     };

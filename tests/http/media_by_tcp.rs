@@ -8,7 +8,7 @@ use millstream::hub::name::StreamName;
 use millstream::hub::stream::SessionId;
 use millstream::media::Codec;
 use millstream::shard::MediaPlane;
-use millstream::sources::feed::{FanOut as _, Feed, Framing};
+use millstream::sources::frame_source::{FanOut as _, FrameSource, Framing};
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles,
     VideoCodec,
@@ -132,7 +132,7 @@ impl Stream {
         let media = gateway.media().clone();
         let stream = Self(tokio::spawn(Self::run(media.clone())));
         let name = StreamName::parse("live").expect("a name");
-        while media.carried(&name).is_none() {
+        while media.available_formats(&name).is_none() {
             sleep(Duration::from_millis(10)).await;
         }
         stream
@@ -140,7 +140,7 @@ impl Stream {
 
     async fn run(media: MediaPlane) {
         let name = StreamName::parse("live").expect("a name");
-        let mut feed = Feed::new(name, SessionId([5; 16]), &[Codec::H264.into()]).expect("a codec");
+        let mut feed = FrameSource::new(name, SessionId([5; 16]), &[Codec::H264.into()]).expect("a codec");
         let sps = [0, 0, 0, 1, 0x67, 0x42, 0xc0, 0x1f, 0xda, 0x01, 0x40, 0x16, 0xe4];
         let pps = [0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
         for number in 0u64.. {

@@ -20,17 +20,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const STREAM: &str = "stuck";
 
 /// While this is closed, a shard that logs the end of a session of [`STREAM`] waits for it.
-static GATE: Gate = Gate {
+static GATE: Authenticator = Authenticator {
     closed: Mutex::new(false),
     opened: Condvar::new(),
 };
 
-struct Gate {
+struct Authenticator {
     closed: Mutex<bool>,
     opened: Condvar,
 }
 
-impl Gate {
+impl Authenticator {
     fn close(&self) {
         *self.closed.lock().expect("not poisoned") = true;
     }

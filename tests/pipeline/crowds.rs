@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::{PATIENCE, gateway, look, plays};
+use crate::{PATIENCE, gateway, plays, poll};
 
 /// Reloads from one address that wait at the same time.
 const RELOADS: usize = 3_000;
@@ -86,7 +86,7 @@ async fn reloads_alone() {
         let path = path.clone();
         reloads.spawn(async move { get([127, 0, 0, 1], address, &path).await.0 });
     }
-    let before = look(gateway.media().hub(), "cam").expect("live");
+    let before = poll(gateway.media().hub(), "cam").expect("live");
     let mut msn = last_msn(&playlist);
     for _ in 0..WATCHED {
         let path = format!("/hls/cam/video.m3u8?_HLS_msn={msn}&_HLS_part=0");
@@ -106,7 +106,7 @@ async fn reloads_alone() {
     // 503, or a connection that was closed before the request had been sent.
     let refused: usize = [0, 503].iter().filter_map(|status| answers.get(status)).sum();
     assert_eq!(waited + refused, RELOADS, "{answers:?}");
-    let after = look(gateway.media().hub(), "cam").expect("live");
+    let after = poll(gateway.media().hub(), "cam").expect("live");
     assert!(after.video > before.video);
     let settled = async {
         while open_files() > files + 8 {

@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 const SETTLED: Duration = Duration::from_millis(2_500);
 
 /// Between two looks of the gateway at the memory of a worker.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[test]
 fn faults_in_a_process_of_their_own() {
@@ -52,7 +52,7 @@ async fn rounds(config: &str, what: &str, wanted: &str, settle: Duration, harm: 
         let &[victim] = &victims[..] else {
             panic!("one worker is the victim's: {victims:?}");
         };
-        let before = crate::look(gateway.media().hub(), "victim").expect("it plays");
+        let before = crate::poll(gateway.media().hub(), "victim").expect("it plays");
         let harmed = now();
         harm(victim);
         until(&gateway, "victim", "is away", |seen| seen.is_none()).await;
@@ -63,7 +63,7 @@ async fn rounds(config: &str, what: &str, wanted: &str, settle: Duration, harm: 
         .await;
         println!("noticed after {:.2?}, back {:.2?} later", gone - harmed, gone.elapsed());
         // One that harms itself goes beyond its bound at most one look before that is noticed.
-        let harmed = if settle.is_zero() { gone - LOOK } else { harmed };
+        let harmed = if settle.is_zero() { gone - POLL_INTERVAL } else { harmed };
         times.push(harmed.elapsed());
         let said = trouble(&gateway, "victim");
         assert!(said.contains(wanted), "{said}");

@@ -16,9 +16,9 @@ mod faults;
 mod hostile;
 mod origins;
 mod reloads;
-mod repairs;
 mod sandbox;
 mod shipped;
+mod transcoding;
 
 /// Far beyond what anything here takes, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -98,7 +98,7 @@ struct Seen {
     sound: Option<Codec>,
 }
 
-fn look(hub: &hub::Hub, stream: &str) -> Option<Seen> {
+fn poll(hub: &hub::Hub, stream: &str) -> Option<Seen> {
     let stream = hub.find(&StreamName::parse(stream).expect("a name"))?;
     let state = stream.lock();
     state.source()?;
@@ -118,7 +118,7 @@ fn trouble(gateway: &Gateway, stream: &str) -> String {
 async fn until(gateway: &Gateway, stream: &str, what: &str, wanted: impl Fn(Option<Seen>) -> bool) -> Option<Seen> {
     let waiting = async {
         loop {
-            let seen = look(gateway.media().hub(), stream);
+            let seen = poll(gateway.media().hub(), stream);
             if wanted(seen) {
                 return seen;
             }
@@ -127,7 +127,7 @@ async fn until(gateway: &Gateway, stream: &str, what: &str, wanted: impl Fn(Opti
     };
     let waited = tokio::time::timeout(PATIENCE, waiting).await;
     waited.unwrap_or_else(|_| {
-        let seen = look(gateway.media().hub(), stream);
+        let seen = poll(gateway.media().hub(), stream);
         panic!("{stream} {what}: {seen:?}, {}", trouble(gateway, stream))
     })
 }

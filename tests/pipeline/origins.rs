@@ -17,9 +17,9 @@ use bytes::Bytes;
 use millstream::Gateway;
 use millstream::hub::mailbox::Mailbox;
 use millstream::hub::name::StreamName;
-use millstream::hub::tap::Tapped;
+use millstream::hub::tap::Tap;
 use millstream::media::{Codec, Kind};
-use millstream::sources::feed::FanOut as _;
+use millstream::sources::frame_source::FanOut as _;
 use tokio::task::JoinHandle;
 
 use crate::{Folder, PATIENCE, gateway, plays, trouble};
@@ -204,8 +204,8 @@ async fn source(uri: &str, more: &str) -> Gateway {
 
 /// Reads a stream as a viewer does, by tap.
 struct Reader<'a> {
-    _tapped: Tapped<'a>,
-    mailbox: Arc<millstream::hub::tap::TapMailbox>,
+    _tapped: Tap<'a>,
+    mailbox: Arc<millstream::hub::tap::TapQueue>,
 }
 
 impl<'a> Reader<'a> {
@@ -213,7 +213,7 @@ impl<'a> Reader<'a> {
         let mailbox = Arc::new(Mailbox::new(4_096, || {}));
         let name = StreamName::parse("far").expect("a name");
         Self {
-            _tapped: Tapped::open(gateway.media().hub(), &name, &mailbox),
+            _tapped: Tap::open(gateway.media().hub(), &name, &mailbox),
             mailbox,
         }
     }
@@ -301,7 +301,7 @@ async fn an_origin_is_not_asked_for_key_frames_and_is_not_restarted() {
     let mut reader = Reader::open(&gateway);
     // Longer than from one key frame to the next.
     for _ in 0..8 {
-        let asked = stream.lock().want_key_frame();
+        let asked = stream.lock().request_key_frame_of_source();
         if let Some(source) = asked {
             gateway.media().ask_for_key_frame(source);
         }

@@ -91,7 +91,10 @@ async fn test_picture_and_slate_play_with_sound() {
 async fn takes_key_frame_requests(gateway: &millstream::Gateway, stream: &str) -> bool {
     let name = StreamName::parse(stream).expect("a name");
     let stream_ = gateway.media().hub().find(&name).expect("it plays");
-    stream_.lock().want_key_frame().expect("it is asked at first");
+    stream_
+        .lock()
+        .request_key_frame_of_source()
+        .expect("it is asked at first");
     let asked = plays(gateway, stream).await;
     let later = |seen: Option<crate::Seen>| seen.is_some_and(|seen| seen.video > asked.video + 30);
     until(gateway, stream, "plays on", later).await;

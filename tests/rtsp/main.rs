@@ -88,7 +88,7 @@ struct Seen {
     has_source: bool,
 }
 
-fn look(hub: &hub::Hub) -> Option<Seen> {
+fn poll(hub: &hub::Hub) -> Option<Seen> {
     let stream = hub.find(&StreamName::parse("door").expect("a name"))?;
     let state = stream.lock();
     Some(Seen {
@@ -105,7 +105,7 @@ fn look(hub: &hub::Hub) -> Option<Seen> {
 async fn until(gateway: &Gateway, what: &str, wanted: impl Fn(Option<Seen>) -> bool) -> Option<Seen> {
     let waiting = async {
         loop {
-            let seen = look(gateway.media().hub());
+            let seen = poll(gateway.media().hub());
             if wanted(seen) {
                 return seen;
             }
@@ -113,7 +113,7 @@ async fn until(gateway: &Gateway, what: &str, wanted: impl Fn(Option<Seen>) -> b
         }
     };
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| {
-        panic!("{what}: {:?}", look(gateway.media().hub()));
+        panic!("{what}: {:?}", poll(gateway.media().hub()));
     })
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use crate::{PATIENCE, gateway, look, trouble};
+use crate::{PATIENCE, gateway, poll, trouble};
 
 /// A camera that refuses everything with this status, and counts requests: all, and those with credentials.
 async fn refusing(status: &'static str) -> (u16, Arc<AtomicUsize>, Arc<AtomicUsize>) {
@@ -54,7 +54,7 @@ async fn a_wrong_password_is_tried_three_times_while_other_refusals_are_tried_on
         .await
         .expect("both are tried again");
     assert_eq!(wrong.load(Ordering::SeqCst), 3);
-    assert!(look(first.media().hub()).is_none() && look(second.media().hub()).is_none());
+    assert!(poll(first.media().hub()).is_none() && poll(second.media().hub()).is_none());
     assert_eq!(trouble(&first), "the camera refused the credentials");
     assert_eq!(
         trouble(&second),

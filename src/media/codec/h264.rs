@@ -61,7 +61,7 @@ impl Stream {
                 let Some(sps) = Sps::parse(&rbsp(body)) else {
                     return;
                 };
-                seen.brought.add(SetKind::Sps);
+                seen.outcome.add(SetKind::Sps);
                 self.sets.store(SetKind::Sps, sps.id, nal);
                 finding.format = Some(Format::H264 {
                     profile: sps.profile,
@@ -74,7 +74,7 @@ impl Stream {
                 let Some(id) = id.and_then(|id| u8::try_from(id).ok()) else {
                     return;
                 };
-                seen.brought.add(SetKind::Pps);
+                seen.outcome.add(SetKind::Pps);
                 self.sets.store(SetKind::Pps, id, nal);
             }
             _ => {}

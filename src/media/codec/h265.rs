@@ -76,7 +76,7 @@ impl Stream {
             }
         };
         if let Some((kind, id)) = set {
-            seen.brought.add(kind);
+            seen.outcome.add(kind);
             self.sets.store(kind, id, nal);
         }
     }

@@ -60,7 +60,7 @@ impl SetKinds {
 /// What one packet carries, as far as it matters here.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
-    pub(super) brought: SetKinds,
+    pub(super) outcome: SetKinds,
     /// The start of a slice that a decoder can begin with.
     pub(super) random_access: bool,
 }
@@ -76,7 +76,7 @@ pub(super) struct Verdict {
 /// One access unit that brought parameter sets or can be begun with.
 struct Unit {
     time: u32,
-    brought: SetKinds,
+    outcome: SetKinds,
     random_access: bool,
     /// The missing parameter sets were handed out: they are not, for a second time.
     supplied: bool,
@@ -118,18 +118,18 @@ impl ParameterSets {
 
     /// Takes note of a packet that brought parameter sets or starts a slice to begin with.
     pub(super) fn judge(&mut self, time: u32, seen: Seen) -> Verdict {
-        if seen.brought == SetKinds::default() && !seen.random_access {
+        if seen.outcome == SetKinds::default() && !seen.random_access {
             return Verdict::default();
         }
         let known = self.known();
         let required = self.required;
         let unit = self.unit(time);
-        unit.brought.0 |= seen.brought.0;
+        unit.outcome.0 |= seen.outcome.0;
         unit.random_access |= seen.random_access;
         if !unit.random_access {
             return Verdict::default();
         }
-        let complete = unit.brought.contains(required);
+        let complete = unit.outcome.contains(required);
         if complete || unit.supplied || !seen.random_access || !known.contains(required) {
             return Verdict {
                 key_frame: complete || unit.supplied,
@@ -137,10 +137,10 @@ impl ParameterSets {
             };
         }
         unit.supplied = true;
-        let brought = unit.brought;
+        let outcome = unit.outcome;
         Verdict {
             key_frame: true,
-            missing: self.missing(brought),
+            missing: self.missing(outcome),
         }
     }
 
@@ -151,9 +151,9 @@ impl ParameterSets {
     }
 
     /// All sets from the first kind on that was not brought: a set must not come before the one it refers to.
-    fn missing(&self, brought: SetKinds) -> Vec<Bytes> {
+    fn missing(&self, outcome: SetKinds) -> Vec<Bytes> {
         let required = SetKind::ALL.iter().filter(|kind| self.required.has(**kind));
-        let Some(first) = required.copied().find(|kind| !brought.has(*kind)) else {
+        let Some(first) = required.copied().find(|kind| !outcome.has(*kind)) else {
             return Vec::new();
         };
         self.sets.range((first, 0)..).map(|(_, nal)| nal.clone()).collect()
@@ -168,7 +168,7 @@ impl ParameterSets {
                 }
                 self.units.push_back(Unit {
                     time,
-                    brought: SetKinds::default(),
+                    outcome: SetKinds::default(),
                     random_access: false,
                     supplied: false,
                 });
@@ -225,15 +225,15 @@ pub(super) fn aggregated(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
 mod tests {
     use super::*;
 
-    fn brought(kinds: &[SetKind]) -> Seen {
+    fn outcome(kinds: &[SetKind]) -> Seen {
         Seen {
-            brought: SetKinds::of(kinds),
+            outcome: SetKinds::of(kinds),
             random_access: false,
         }
     }
 
     const SLICE: Seen = Seen {
-        brought: SetKinds(0),
+        outcome: SetKinds(0),
         random_access: true,
     };
 
@@ -259,9 +259,9 @@ mod tests {
         let mut sets = h264_sets();
         sets.store(SetKind::Sps, 0, b"sps");
         sets.store(SetKind::Pps, 0, b"pps");
-        sets.judge(1, brought(&[SetKind::Sps]));
+        sets.judge(1, outcome(&[SetKind::Sps]));
         assert_eq!(sets.judge(1, SLICE).missing, ["pps"]);
-        sets.judge(2, brought(&[SetKind::Pps]));
+        sets.judge(2, outcome(&[SetKind::Pps]));
         assert_eq!(
             sets.judge(2, SLICE).missing,
             ["sps", "pps"],
@@ -273,8 +273,8 @@ mod tests {
     fn without_known_sets_the_late_ones_prove_the_key_frame() {
         let mut sets = h264_sets();
         assert_eq!(sets.judge(1, SLICE), Verdict::default());
-        assert!(!sets.judge(1, brought(&[SetKind::Sps])).key_frame);
-        assert!(sets.judge(1, brought(&[SetKind::Pps])).key_frame);
+        assert!(!sets.judge(1, outcome(&[SetKind::Sps])).key_frame);
+        assert!(sets.judge(1, outcome(&[SetKind::Pps])).key_frame);
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl Adts {
             self.next = at.or(self.next);
         }
         let mut fresh = (!self.rest.is_empty()).then_some(at).flatten();
-        let carried = self.rest.len();
+        let available_formats = self.rest.len();
         let mut taken = 0;
         self.rest.extend_from_slice(bytes);
         while let Some(header) = self.header() {
@@ -36,7 +36,7 @@ impl Adts {
                 return;
             }
             // A frame that began in what came before has its own time; the first after it has the one that came.
-            if taken >= carried
+            if taken >= available_formats
                 && let Some(at) = fresh.take()
             {
                 self.next = Some(at);

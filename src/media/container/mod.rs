@@ -100,14 +100,14 @@ impl Demuxer {
     ///
     /// A [`ContainerError`]; the next segment may be given nevertheless.
     pub fn segment(&mut self, segment: &Bytes) -> Result<Vec<Sample>, ContainerError> {
-        let found = Kindred::of(segment).ok_or(ContainerError::Unrecognised)?;
+        let found = ContainerKind::of(segment).ok_or(ContainerError::Unrecognised)?;
         let samples = match (found, self.format.take()) {
-            (Kindred::Ts, Some(Container::Ts(mut stream))) => {
+            (ContainerKind::Ts, Some(Container::Ts(mut stream))) => {
                 let samples = stream.segment(segment);
                 self.format = Some(Container::Ts(stream));
                 samples?
             }
-            (Kindred::Ts, _) => {
+            (ContainerKind::Ts, _) => {
                 let mut stream = Box::<TransportStream>::default();
                 // Tables may stand apart from the segments; then they are the initialization section.
                 stream.tables(&self.init);
@@ -115,19 +115,19 @@ impl Demuxer {
                 self.format = Some(Container::Ts(stream));
                 samples?
             }
-            (Kindred::Mp4, Some(Container::Mp4(mut fragments))) => {
+            (ContainerKind::Mp4, Some(Container::Mp4(mut fragments))) => {
                 let samples = fragments.segment(segment);
                 self.format = Some(Container::Mp4(fragments));
                 samples?
             }
-            (Kindred::Mp4, _) => {
+            (ContainerKind::Mp4, _) => {
                 let init = if self.init.is_empty() { segment } else { &self.init };
                 let mut fragments = Box::new(Fragments::new(init)?);
                 let samples = fragments.segment(segment);
                 self.format = Some(Container::Mp4(fragments));
                 samples?
             }
-            (Kindred::Packed, known) => {
+            (ContainerKind::Packed, known) => {
                 let mut packed = match known {
                     Some(Container::Packed(packed)) => packed,
                     _ => Packed::default(),
@@ -146,7 +146,7 @@ impl Demuxer {
 
 /// What a segment looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kindred {
+enum ContainerKind {
     Ts,
     Mp4,
     Packed,
@@ -157,7 +157,7 @@ const BOXES: [&[u8; 4]; 9] = [
     b"ftyp", b"styp", b"moof", b"moov", b"sidx", b"emsg", b"prft", b"free", b"skip",
 ];
 
-impl Kindred {
+impl ContainerKind {
     fn of(segment: &[u8]) -> Option<Self> {
         let byte = |at: usize| segment.get(at).copied();
         if byte(0) == Some(ts::SYNC) && byte(ts::PACKET).is_none_or(|byte| byte == ts::SYNC) {

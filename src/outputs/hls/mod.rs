@@ -14,10 +14,10 @@
 //!
 //! All but the last two are without IO and clock. The addresses are above, with the rest of HTTP.
 
-pub mod audience;
 pub mod cmaf;
 pub mod packager;
 pub mod packaging;
 pub mod playlist;
 pub mod rendition;
 pub mod service;
+pub mod viewers;

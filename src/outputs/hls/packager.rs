@@ -19,19 +19,19 @@ pub struct Packager {
     origin: Option<Origin>,
     /// Time that the timelines before this one took.
     elapsed: Duration,
-    held: [Option<Held>; ROLES],
+    pending: [Option<PendingFrame>; ROLES],
     /// Sound, and how long each frame lasts, that comes before the picture beside it: where that is cut is not known yet.
-    waiting: [VecDeque<(Held, u32)>; ROLES],
+    waiting: [VecDeque<(PendingFrame, u32)>; ROLES],
     /// Numbers that were not used by a rendition that was forgotten.
     unused: [Msn; ROLES],
     /// The next segments begin a discontinuity.
     broken: [bool; ROLES],
-    shown: [Shown; ROLES],
+    shown: [VideoInfo; ROLES],
 }
 
 /// What a picture looks like.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Shown {
+pub struct VideoInfo {
     /// Width and height in pixels.
     pub resolution: Option<(u16, u16)>,
     /// Pictures per second.
@@ -50,7 +50,7 @@ struct Origin {
 
 /// A frame whose length is known when the next one comes.
 #[derive(Clone, Debug)]
-struct Held {
+struct PendingFrame {
     codec: Codec,
     /// On the timeline.
     time: u64,
@@ -64,7 +64,7 @@ const MAX_AHEAD: Duration = Duration::from_secs(2);
 /// A frame that lasts longer than this is followed by a gap, which players jump over.
 const MAX_FRAME: Duration = Duration::from_secs(5);
 
-impl Held {
+impl PendingFrame {
     fn begin(&self) -> Duration {
         duration(self.time, self.codec.clock_rate())
     }
@@ -77,7 +77,7 @@ impl Packager {
     }
 
     /// What the picture of a role looks like.
-    pub fn shown(&self, role: Role) -> Shown {
+    pub fn shown(&self, role: Role) -> VideoInfo {
         self.shown[index(role)]
     }
 
@@ -87,7 +87,7 @@ impl Packager {
         if let Some(gone) = gone.filter(|gone| gone.segments().len() > 0) {
             self.unused[index(role)] = self.unused[index(role)].max(gone.next_msn());
         }
-        self.held[index(role)] = None;
+        self.pending[index(role)] = None;
         self.waiting[index(role)].clear();
         if let Some(origin) = &mut self.origin {
             origin.times[index(role)] = None;
@@ -134,13 +134,13 @@ impl Packager {
 
     fn flush(&mut self) {
         for role in Role::ALL {
-            if let Some(held) = self.held[index(role)].take() {
+            if let Some(pending) = self.pending[index(role)].take() {
                 // Its length is not known: as long as those before it, more or less.
-                let ticks = held.codec.clock_rate() / 30;
-                self.waiting[index(role)].push_back((held, ticks));
+                let ticks = pending.codec.clock_rate() / 30;
+                self.waiting[index(role)].push_back((pending, ticks));
             }
-            while let Some((held, ticks)) = self.waiting[index(role)].pop_front() {
-                self.put(role, held, ticks);
+            while let Some((pending, ticks)) = self.waiting[index(role)].pop_front() {
+                self.put(role, pending, ticks);
             }
         }
     }
@@ -200,32 +200,32 @@ impl Packager {
             return false;
         };
         if kind == Kind::Video && frame.key_frame {
-            self.note_header(track, role, frame, wall);
+            self.record_header(track, role, frame, wall);
         }
         if kind == Kind::Audio
             && let Some(header) = track.format.and_then(Header::of_audio)
         {
             self.set_header(role, rate, header, wall);
         }
-        let next = Held {
+        let next = PendingFrame {
             codec: frame.codec,
             time,
             key_frame: frame.key_frame,
             bytes,
         };
-        let Some(held) = self.held[index(role)].replace(next) else {
+        let Some(pending) = self.pending[index(role)].replace(next) else {
             return false;
         };
-        let lasts = time.saturating_sub(held.time);
+        let lasts = time.saturating_sub(pending.time);
         if lasts == 0 {
             return false;
         }
         let longest = ticks(MAX_FRAME, rate);
         let ticks = u32::try_from(lasts.min(longest)).unwrap_or(u32::MAX);
         match kind {
-            Kind::Video => self.put(role, held, ticks) | self.release(),
+            Kind::Video => self.put(role, pending, ticks) | self.release(),
             Kind::Audio => {
-                self.waiting[index(role)].push_back((held, ticks));
+                self.waiting[index(role)].push_back((pending, ticks));
                 self.release()
             }
         }
@@ -233,36 +233,36 @@ impl Packager {
 
     /// Sound goes on its way when the picture has passed it, or when that does not come.
     fn release(&mut self) -> bool {
-        let mut news = false;
+        let mut format_changed = false;
         let picture = self.picture();
         for role in [Role::Audio, Role::Aac] {
             let waiting = &self.waiting[index(role)];
-            let newest = waiting.back().map_or(Duration::ZERO, |(held, _)| held.begin());
+            let newest = waiting.back().map_or(Duration::ZERO, |(pending, _)| pending.begin());
             let until = match picture {
                 Some(picture) if newest <= picture + MAX_AHEAD => picture,
                 Some(_) | None => Duration::MAX,
             };
-            let passed = |(held, _): &(Held, u32)| held.begin() + AUDIO_SLACK < until;
+            let passed = |(pending, _): &(PendingFrame, u32)| pending.begin() + AUDIO_SLACK < until;
             while self.waiting[index(role)].front().is_some_and(passed) {
-                let Some((held, ticks)) = self.waiting[index(role)].pop_front() else {
+                let Some((pending, ticks)) = self.waiting[index(role)].pop_front() else {
                     break;
                 };
-                news |= self.put(role, held, ticks);
+                format_changed |= self.put(role, pending, ticks);
             }
         }
-        news
+        format_changed
     }
 
     /// How far the picture has come; all before it is in its rendition.
     fn picture(&self) -> Option<Duration> {
-        self.held[index(Role::Video)].as_ref().map(Held::begin)
+        self.pending[index(Role::Video)].as_ref().map(PendingFrame::begin)
     }
 
-    fn note_header(&mut self, track: &TrackView, role: Role, frame: &Frame, wall: Duration) {
+    fn record_header(&mut self, track: &TrackView, role: Role, frame: &Frame, wall: Duration) {
         let (Some(format), Some(resolution)) = (track.format, track.resolution) else {
             return;
         };
-        self.shown[index(role)] = Shown {
+        self.shown[index(role)] = VideoInfo {
             resolution: Some(resolution),
             frame_rate: track.frame_rate,
         };
@@ -285,9 +285,9 @@ impl Packager {
         }
     }
 
-    fn put(&mut self, role: Role, held: Held, lasts: u32) -> bool {
+    fn put(&mut self, role: Role, pending: PendingFrame, lasts: u32) -> bool {
         let Some(origin) = self.origin else { return false };
-        let begin = held.begin();
+        let begin = pending.begin();
         let wall = origin.wall + begin.saturating_sub(self.elapsed);
         let broken = self.broken[index(role)];
         let beside = self.segment_beside(role, begin);
@@ -299,11 +299,13 @@ impl Packager {
         };
         let is_first = rendition.segments().len() == 0;
         let cuts = match kind {
-            _ if is_first || broken => kind == Kind::Audio || held.key_frame,
-            Kind::Video => held.key_frame && rendition.may_cut() || rendition.is_overdue(),
+            _ if is_first || broken => kind == Kind::Audio || pending.key_frame,
+            Kind::Video => pending.key_frame && rendition.may_cut() || rendition.is_overdue(),
             Kind::Audio => match beside {
-                Beside::Picture(next) => next.is_some_and(|next| begin + AUDIO_SLACK >= next) || rendition.is_overdue(),
-                Beside::Nothing => rendition.may_cut(),
+                NextCut::Picture(next) => {
+                    next.is_some_and(|next| begin + AUDIO_SLACK >= next) || rendition.is_overdue()
+                }
+                NextCut::Nothing => rendition.may_cut(),
             },
         };
         if cuts {
@@ -321,25 +323,25 @@ impl Packager {
             return false;
         }
         rendition.push(TimedFrame {
-            time: held.time,
+            time: pending.time,
             ticks: lasts,
-            key_frame: held.key_frame,
-            bytes: held.bytes,
+            key_frame: pending.key_frame,
+            bytes: pending.bytes,
         }) || cuts
     }
 
     /// Sound is cut where the picture was, so that the segments of both lie beside each other: plain players begin so many
     /// segments before the end of each. It may be behind the picture by more than a segment, or go on without it.
-    fn segment_beside(&self, role: Role, begin: Duration) -> Beside {
+    fn segment_beside(&self, role: Role, begin: Duration) -> NextCut {
         let (Some(video), Some(own)) = (self.rendition(Role::Video), self.rendition(role)) else {
-            return Beside::Nothing;
+            return NextCut::Nothing;
         };
         if self.picture().is_some_and(|picture| begin > picture) {
-            return Beside::Nothing;
+            return NextCut::Nothing;
         }
         let begun = own.segments().next_back().map_or(Duration::ZERO, |last| last.begin);
         let mut begins = video.segments().map(|segment| segment.begin);
-        Beside::Picture(begins.find(|begin| *begin > begun + AUDIO_SLACK))
+        NextCut::Picture(begins.find(|begin| *begin > begun + AUDIO_SLACK))
     }
 
     /// Number of the segment of the picture that is beside a segment of another rendition that begins here. Nothing says
@@ -350,10 +352,10 @@ impl Packager {
             return None;
         }
         let video = self.rendition(Role::Video)?;
-        let held = self.held[index(Role::Video)].as_ref();
-        let next = held.filter(|held| held.key_frame && video.may_cut());
+        let pending = self.pending[index(Role::Video)].as_ref();
+        let next = pending.filter(|pending| pending.key_frame && video.may_cut());
         let known = video.segments().map(|segment| (segment.begin, segment.msn));
-        let begun = known.chain(next.map(|held| (held.begin(), video.next_msn())));
+        let begun = known.chain(next.map(|pending| (pending.begin(), video.next_msn())));
         let slack = match role.kind() {
             Kind::Audio => AUDIO_SLACK,
             Kind::Video => LAYER_SLACK,
@@ -375,7 +377,7 @@ impl Packager {
 
 /// What stands beside the sound.
 #[derive(Clone, Copy, Debug)]
-enum Beside {
+enum NextCut {
     /// A picture, whose next segment after the current one of the sound begins here, if it has begun.
     Picture(Option<Duration>),
     Nothing,

@@ -1,4 +1,4 @@
-//! Packages one stream for as long as somebody asks: follows it to other sources and to the repaired streams beside it,
+//! Packages one stream for as long as somebody asks: follows it to other sources and to the transcoded streams beside it,
 //! and asks for key frames. A shell, as [`service`](super::service) is.
 
 use std::collections::VecDeque;
@@ -17,9 +17,9 @@ use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
 use crate::hub::reader::Reader;
 use crate::hub::stream::{SessionId, StreamState};
-use crate::hub::tap::{TapMailbox, Tapped};
+use crate::hub::tap::{Tap, TapQueue};
 use crate::media::depacketizer::{Depacketizer, Frame};
-use crate::media::repair::Repair;
+use crate::media::transcode::TranscodeTarget;
 use crate::media::{Codec, Format, Kind};
 
 /// The source is asked for a key frame when the last one is so old; sooner for the first segment, which players wait for.
@@ -30,14 +30,14 @@ const FIRST_KEY_FRAME: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Between looks at what nobody announces: another source, no more requests.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Packages a stream until nobody has asked for a while.
 pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: StreamName, live: Arc<Live>) {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
-    let tap: Arc<TapMailbox> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
-    let mut lanes: Vec<Lane<'_>> = Vec::new();
+    let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
+    let mut lanes: Vec<TrackReader<'_>> = Vec::new();
     let mut asked_key_frame = Instant::now();
     let mut next_look = Instant::now();
     let mut again: Option<std::time::Instant> = None;
@@ -50,7 +50,7 @@ pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: 
         }
         let now = Instant::now();
         if now >= next_look {
-            next_look = now + LOOK;
+            next_look = now + POLL_INTERVAL;
             if service.forget_if_idle(&name) {
                 info!(stream = %name, "nobody asks for HLS any more");
                 return;
@@ -69,8 +69,8 @@ pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: 
     }
 }
 
-/// Follows the stream to other sources, and to the repaired streams beside it.
-fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapMailbox>, live: &Live, lanes: &mut Vec<Lane<'a>>) {
+/// Follows the stream to other sources, and to the transcoded streams beside it.
+fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live, lanes: &mut Vec<TrackReader<'a>>) {
     let Some(home) = hub.find(name) else { return };
     let (origins, below, aac, source) = {
         let state = home.lock();
@@ -105,11 +105,11 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapMailbox>, live: &Liv
                 packager.forget(role);
             }
         }
-        let lane = |(role, name): (Role, StreamName)| Lane::new(role, Tapped::open(hub, &name, tap), source);
+        let lane = |(role, name): (Role, StreamName)| TrackReader::new(role, Tap::open(hub, &name, tap), source);
         *lanes = origins.into_iter().map(lane).collect();
     }
     // Layers come and go beside the others, which go on.
-    let is_wanted = |lane: &Lane<'_>| {
+    let is_wanted = |lane: &TrackReader<'_>| {
         let is_layer = matches!(lane.role, Role::Second | Role::Third);
         let wanted = below
             .iter()
@@ -122,13 +122,13 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapMailbox>, live: &Liv
     lanes.retain(is_wanted);
     for (role, name) in &below {
         if !lanes.iter().any(|lane| lane.role == *role) {
-            lanes.push(Lane::new(*role, Tapped::open(hub, name, tap), source));
+            lanes.push(TrackReader::new(*role, Tap::open(hub, name, tap), source));
         }
     }
     // So does the AAC.
     let has_aac = lanes.iter().any(|lane| lane.role == Role::Aac);
     match aac {
-        Some(name) if !has_aac => lanes.push(Lane::new(Role::Aac, Tapped::open(hub, &name, tap), source)),
+        Some(name) if !has_aac => lanes.push(TrackReader::new(Role::Aac, Tap::open(hub, &name, tap), source)),
         None if has_aac => {
             lanes.retain(|lane| lane.role != Role::Aac);
             live.packager().forget(Role::Aac);
@@ -139,13 +139,14 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapMailbox>, live: &Liv
 
 /// Segments begin at key frames: a source that can be asked is asked for one when the last one is so old, be it that of a
 /// layer alone, which players could not change to. It sends one of all layers, whose segments thus lie beside each other.
-fn ask(plane: &dyn Plane, lanes: &[Lane<'_>], oldest: Duration) -> bool {
+fn ask(plane: &dyn Plane, lanes: &[TrackReader<'_>], oldest: Duration) -> bool {
     let mut pictures = lanes.iter().filter(|lane| lane.role.kind() == Kind::Video);
     let source = pictures.find_map(|lane| {
         let mut state = lane.tapped.stream.lock();
         let ring = &state.video.ring;
         let age = ring.key_frame().and_then(|key_frame| ring.age(key_frame));
-        age.is_none_or(|age| age >= oldest).then(|| state.want_key_frame())?
+        age.is_none_or(|age| age >= oldest)
+            .then(|| state.request_key_frame_of_source())?
     });
     if let Some(source) = source {
         plane.ask_for_key_frame(source);
@@ -154,17 +155,17 @@ fn ask(plane: &dyn Plane, lanes: &[Lane<'_>], oldest: Duration) -> bool {
 }
 
 /// One track on its way from a ring to the packager.
-struct Lane<'a> {
+struct TrackReader<'a> {
     role: Role,
-    tapped: Tapped<'a>,
+    tapped: Tap<'a>,
     /// What the stream was fed by.
     source: SessionId,
     reader: Option<Reader>,
     depacketizer: Depacketizer,
 }
 
-impl<'a> Lane<'a> {
-    fn new(role: Role, tapped: Tapped<'a>, source: SessionId) -> Self {
+impl<'a> TrackReader<'a> {
+    fn new(role: Role, tapped: Tap<'a>, source: SessionId) -> Self {
         Self {
             role,
             tapped,
@@ -196,7 +197,7 @@ impl<'a> Lane<'a> {
     }
 }
 
-/// What can be expected of a stream, as it is or repaired.
+/// What can be expected of a stream, as it is or transcoded.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Expected {
     pub(super) video: bool,
@@ -222,7 +223,7 @@ pub(super) fn wanted(hub: &Hub, name: &StreamName) -> Expected {
     }
 }
 
-/// The layers below the best one, which the stream itself has; none of a picture that is repaired.
+/// The layers below the best one, which the stream itself has; none of a picture that is transcoded.
 fn layers(name: &StreamName, state: &StreamState) -> Vec<(Role, StreamName)> {
     let plays = state.format(Kind::Video).is_some_and(Packager::expects) && !state.is_unplayable(Kind::Video);
     let active = state.layers().iter().filter(|layer| plays && layer.active);
@@ -236,27 +237,29 @@ fn aac(hub: &Hub, name: &StreamName, state: &StreamState) -> Option<StreamName> 
     let format = state.format(Kind::Audio)?;
     let video = state.format(Kind::Video).map(Format::codec);
     let takes_picture = !matches!(video, Some(Codec::Vp8 | Codec::Vp9 | Codec::Av1));
-    (takes_picture && hub.can_repair(format.codec(), Repair::Aac)).then(|| name.repaired(Repair::Aac))
+    (takes_picture && hub.can_transcode_to(format.codec(), TranscodeTarget::Aac))
+        .then(|| name.transcoded(TranscodeTarget::Aac))
 }
 
-/// Where a kind is taken from: the stream itself, or what a repair makes of it; `None` where players can be given
-/// neither. HLS takes AAC as it is, but no G.711; pictures out of order and JPEG it gets repaired, as WebRTC does.
+/// Where a kind is taken from: the stream itself, or what a transcode makes of it; `None` where players can be given
+/// neither. HLS takes AAC as it is, but no G.711; pictures out of order and JPEG it gets transcoded, as WebRTC does.
 fn origin(hub: &Hub, name: &StreamName, state: &StreamState, kind: Kind) -> Option<StreamName> {
     let format = state.format(kind)?;
     let plays = Packager::expects(format) && !(kind == Kind::Video && state.is_unplayable(kind));
     if plays {
         return Some(name.clone());
     }
-    hub.repairs(format.codec()).then(|| name.repaired(Repair::of(kind)))
+    hub.can_transcode(format.codec())
+        .then(|| name.transcoded(TranscodeTarget::of(kind)))
 }
 
-fn read(live: &Live, lanes: &mut [Lane<'_>], now: std::time::Instant) -> Option<std::time::Instant> {
+fn read(live: &Live, lanes: &mut [TrackReader<'_>], now: std::time::Instant) -> Option<std::time::Instant> {
     let has_video = lanes.iter().any(|lane| lane.role == Role::Video);
     #[expect(clippy::disallowed_methods, reason = "the wall clock that players are told")]
     let wall = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    let (mut again, mut news): (Option<std::time::Instant>, bool) = (None, false);
+    let (mut again, mut format_changed): (Option<std::time::Instant>, bool) = (None, false);
     for lane in lanes {
         let mut frames = Vec::new();
         let due = lane.read(now, &mut frames);
@@ -268,11 +271,11 @@ fn read(live: &Live, lanes: &mut [Lane<'_>], now: std::time::Instant) -> Option<
         let track = lane.tapped.stream.lock().track(lane.role.kind()).view();
         let mut packager = live.packager();
         for frame in frames {
-            news |= packager.push(&track, lane.role, has_video, &frame, now, wall);
+            format_changed |= packager.push(&track, lane.role, has_video, &frame, now, wall);
         }
     }
-    if news {
-        live.tell();
+    if format_changed {
+        live.notify();
     }
     again
 }

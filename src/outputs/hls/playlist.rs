@@ -10,7 +10,7 @@ use hls_m3u8::types::{MediaType, StreamData, UFloat};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use super::packager::Shown;
+use super::packager::VideoInfo;
 use super::rendition::{Msn, Rendition, Role, Segment};
 
 /// What a request for a media playlist asks for (§6.2.5).
@@ -33,7 +33,7 @@ const PARTS_FOR: u32 = 3;
 #[derive(Clone, Debug)]
 pub struct Versions<'a> {
     /// The best first.
-    pub pictures: Vec<(&'a Rendition, Shown)>,
+    pub pictures: Vec<(&'a Rendition, VideoInfo)>,
     pub audio: Option<&'a Rendition>,
     /// The sound can be had as AAC too.
     pub has_aac: bool,
@@ -115,7 +115,7 @@ fn group(role: Role, query: &str) -> Option<ExtXMedia<'static>> {
 }
 
 fn variant<'a>(
-    (video, shown): (&Rendition, Shown),
+    (video, shown): (&Rendition, VideoInfo),
     sound: Option<Sound<'a>>,
     query: &str,
 ) -> Option<VariantStream<'a>> {

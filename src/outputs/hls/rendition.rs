@@ -246,11 +246,11 @@ impl Rendition {
         }
         let ticks = u64::from(frame.ticks);
         let target = *self.target.get_or_insert_with(|| target(ticks, self.rate));
-        let mut news = false;
+        let mut format_changed = false;
         if !self.part.is_empty()
             && (self.part_ticks + ticks > target || frame.key_frame && self.role.kind() == Kind::Video)
         {
-            news = self.close_part();
+            format_changed = self.close_part();
         }
         if self.part.is_empty() {
             self.part_time = frame.time;
@@ -262,9 +262,9 @@ impl Rendition {
             bytes: frame.bytes,
         });
         if self.part_ticks >= target {
-            news |= self.close_part();
+            format_changed |= self.close_part();
         }
-        news
+        format_changed
     }
 
     /// Whether the segment that grows has grown too long to wait for a key frame.

@@ -13,11 +13,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::info;
 
-use super::audience::{Audience, Player};
 use super::packager::Packager;
 use super::packaging::{package, wanted};
 use super::playlist::{self, Directives, Versions};
 use super::rendition::{Msn, Rendition, Role};
+use super::viewers::{HlsViewers, Player};
 use crate::hub::Hub;
 use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
 use crate::hub::name::StreamName;
@@ -31,7 +31,7 @@ pub trait Plane: Send + Sync {
     /// Asks a source for a key frame, if it is one that can be asked.
     fn ask_for_key_frame(&self, source: SourceRef);
     /// Starts a stream that is fetched on demand; whether it is live.
-    fn bring<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+    fn ensure_started<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 }
 
 /// All streams that are packaged.
@@ -50,8 +50,8 @@ pub struct Live {
     asked: RankedMutex<Instant>,
     /// When somebody asked for AAC that is made for it.
     aac_asked: RankedMutex<Option<Instant>>,
-    turns: RankedMutex<Turns>,
-    audience: RankedMutex<Audience>,
+    wake_spread: RankedMutex<WakeSpread>,
+    audience: RankedMutex<HlsViewers>,
     /// The version of the picture that was asked for first.
     first_asked: OnceLock<Role>,
     /// The packager has something to look at.
@@ -62,7 +62,7 @@ pub struct Live {
 
 /// Whose turn it is.
 #[derive(Default)]
-struct Turns {
+struct WakeSpread {
     version: u64,
     /// How many that waited for it have had theirs.
     had: u32,
@@ -70,7 +70,7 @@ struct Turns {
     step: Duration,
 }
 
-impl Turns {
+impl WakeSpread {
     /// How long the next one waits. `waiting` is how many there are, of all streams and kinds.
     fn next(&mut self, version: u64, waiting: usize) -> Duration {
         // Who is late for an older version stands in the same line.
@@ -144,7 +144,7 @@ impl Service {
             *live.asked() = Instant::now();
             return Ok(live.clone());
         }
-        if !self.plane.bring(name).await {
+        if !self.plane.ensure_started(name).await {
             return Err(Refusal::NotLive);
         }
         let mut streams = self.lock();
@@ -157,8 +157,8 @@ impl Service {
                 version: watch::Sender::new(0),
                 asked: RankedMutex::new(Rank::PackagerState, Instant::now()),
                 aac_asked: RankedMutex::new(Rank::PackagerState, None),
-                turns: RankedMutex::new(Rank::PackagerState, Turns::default()),
-                audience: RankedMutex::new(Rank::PackagerState, Audience::default()),
+                wake_spread: RankedMutex::new(Rank::PackagerState, WakeSpread::default()),
+                audience: RankedMutex::new(Rank::PackagerState, HlsViewers::default()),
                 first_asked: OnceLock::new(),
                 wanted: Notify::new(),
                 rendered: RankedMutex::new(Rank::PackagerState, Rendered::default()),
@@ -303,7 +303,7 @@ impl Service {
             is_there.then(|| live.render(packager, role, directives.skip, unsettled, query))?
         });
         let text = text.await?;
-        live.audience().note(player, Instant::now().into_std());
+        live.audience().record(player, Instant::now().into_std());
         Ok(text)
     }
 
@@ -359,8 +359,8 @@ impl Service {
 impl Live {
     /// How long the next one of those who waited for a version waits for its turn.
     fn turn(&self, version: u64, waiting: usize) -> Duration {
-        let mut turns = self.turns.lock();
-        turns.next(version, waiting)
+        let mut wake_spread = self.wake_spread.lock();
+        wake_spread.next(version, waiting)
     }
 
     /// Whether a version of the picture is asked for that is not the one that was asked for first.
@@ -369,7 +369,7 @@ impl Live {
     }
 
     /// There is something new for players.
-    pub(super) fn tell(&self) {
+    pub(super) fn notify(&self) {
         self.version.send_modify(|version| *version += 1);
     }
 
@@ -377,7 +377,7 @@ impl Live {
         self.packager.lock()
     }
 
-    fn audience(&self) -> RankedGuard<'_, Audience> {
+    fn audience(&self) -> RankedGuard<'_, HlsViewers> {
         self.audience.lock()
     }
 
@@ -460,9 +460,9 @@ mod tests {
 
     #[test]
     fn those_who_wait_for_a_part_get_it_in_turn() {
-        let mut turns = Turns::default();
+        let mut wake_spread = WakeSpread::default();
         for (version, waiting) in [(1, 500), (2, 1_000), (3, 8_000)] {
-            let waits: Vec<Duration> = (0..waiting).map(|_| turns.next(version, waiting)).collect();
+            let waits: Vec<Duration> = (0..waiting).map(|_| wake_spread.next(version, waiting)).collect();
             assert!(waits.is_sorted());
             assert_eq!(waits.iter().filter(|wait| wait.is_zero()).count(), AT_ONCE as usize);
             assert!(
@@ -478,8 +478,11 @@ mod tests {
             let even = waiting / LAST_TURN.as_millis() as usize;
             assert!(most <= AT_ONCE as usize + even + 8, "{most} of {waiting}");
         }
-        assert_eq!(turns.next(4, 100), Duration::ZERO, "the next part begins anew");
-        assert_eq!(turns.next(3, 100), Duration::ZERO);
-        assert_eq!(turns.had, 2, "who is late for the part before does not begin it anew");
+        assert_eq!(wake_spread.next(4, 100), Duration::ZERO, "the next part begins anew");
+        assert_eq!(wake_spread.next(3, 100), Duration::ZERO);
+        assert_eq!(
+            wake_spread.had, 2,
+            "who is late for the part before does not begin it anew"
+        );
     }
 }

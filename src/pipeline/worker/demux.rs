@@ -7,7 +7,7 @@ use super::playout::{Playout, PlayoutError};
 use super::{Commands, Gateway};
 use crate::media::Kind;
 use crate::media::container::Content;
-use crate::pipeline::wire::{DemuxJob, Failure, FromWorker, Job, Media, Piece, ToWorker, WireFrame};
+use crate::pipeline::wire::{DemuxJob, Failure, FromWorker, Job, Media, SegmentChunk, ToWorker, WireFrame};
 
 /// What the process may use: memory, one processor, and nothing else.
 pub(super) fn bounds(job: DemuxJob) -> Job {
@@ -34,17 +34,17 @@ pub(super) fn run(job: DemuxJob, gateway: &Gateway, commands: Commands) {
     let (give, take) = sync_channel(QUEUE);
     std::thread::spawn(move || read(commands, &give));
     match play(job, gateway, &take) {
-        Ok(()) => gateway.tell(&FromWorker::Ended),
-        Err(error) => gateway.tell(&FromWorker::Failed(Failure::Stream(error.to_string()))),
+        Ok(()) => gateway.notify(&FromWorker::Ended),
+        Err(error) => gateway.notify(&FromWorker::Failed(Failure::Stream(error.to_string()))),
     };
 }
 
 /// Ends when the gateway is gone or says stop; the other thread sees it by the channel. Messages for workers of other
 /// kinds are ignored: they are not the end of the input.
-fn read(mut commands: Commands, give: &SyncSender<Piece>) {
+fn read(mut commands: Commands, give: &SyncSender<SegmentChunk>) {
     while let Some(command) = commands.receive() {
         match command {
-            ToWorker::Piece(piece) => {
+            ToWorker::SegmentChunk(piece) => {
                 if give.send(piece).is_err() {
                     return;
                 }
@@ -56,35 +56,35 @@ fn read(mut commands: Commands, give: &SyncSender<Piece>) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the clock of the worker")]
-fn play(job: DemuxJob, gateway: &Gateway, pieces: &Receiver<Piece>) -> Result<(), PlayoutError> {
+fn play(job: DemuxJob, gateway: &Gateway, pieces: &Receiver<SegmentChunk>) -> Result<(), PlayoutError> {
     let mut playout = Playout::new(job);
-    let mut told = Told::default();
+    let mut announced = AnnouncedTracks::default();
     let mut alive = Instant::now();
     loop {
         let now = Instant::now();
         for rendition in playout.wants(now) {
-            gateway.tell(&FromWorker::Want(rendition));
+            gateway.notify(&FromWorker::Want(rendition));
         }
-        if !told.ready && playout.next_due().is_some_and(|due| due <= now) {
-            told.ready = true;
-            gateway.tell(&FromWorker::Ready(playout.tracks()));
+        if !announced.ready && playout.next_due().is_some_and(|due| due <= now) {
+            announced.ready = true;
+            gateway.notify(&FromWorker::Ready(playout.tracks()));
         }
         while let Some(due) = playout.poll(now) {
-            told.tell(gateway, due.content);
+            announced.notify(gateway, due.content);
             let frame = WireFrame {
                 kind: due.content.kind(),
                 time: u64::try_from(due.present.as_nanos()).unwrap_or(u64::MAX),
                 after_gap: false,
                 bytes: due.bytes,
             };
-            gateway.tell(&FromWorker::Frame(frame));
+            gateway.notify(&FromWorker::Frame(frame));
         }
         if playout.is_over() {
             return Ok(());
         }
         if now >= alive {
             alive = now + ALIVE;
-            if !gateway.tell(&FromWorker::Alive) {
+            if !gateway.notify(&FromWorker::Alive) {
                 return Ok(());
             }
         }
@@ -99,20 +99,20 @@ fn play(job: DemuxJob, gateway: &Gateway, pieces: &Receiver<Piece>) -> Result<()
 
 /// What the gateway knows of the tracks.
 #[derive(Default)]
-struct Told {
+struct AnnouncedTracks {
     ready: bool,
     video: Option<Content>,
     audio: Option<Content>,
 }
 
-impl Told {
-    fn tell(&mut self, gateway: &Gateway, content: Content) {
+impl AnnouncedTracks {
+    fn notify(&mut self, gateway: &Gateway, content: Content) {
         let known = match content.kind() {
             Kind::Video => &mut self.video,
             Kind::Audio => &mut self.audio,
         };
         if known.replace(content) != Some(content) {
-            gateway.tell(&FromWorker::Media(match content {
+            gateway.notify(&FromWorker::Media(match content {
                 Content::H264 => Media::H264,
                 Content::H265 => Media::H265,
                 Content::Opus => Media::Opus,
@@ -125,7 +125,7 @@ impl Told {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::wire::PieceRole;
+    use crate::pipeline::wire::ChunkRole;
     use bytes::{Bytes, BytesMut};
     use std::io::Write as _;
     use std::os::unix::net::UnixStream;
@@ -142,9 +142,9 @@ mod tests {
     #[test]
     fn messages_for_other_workers_do_not_end_the_input() {
         let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
-        let piece = Piece {
+        let piece = SegmentChunk {
             rendition: 0,
-            role: PieceRole::Last,
+            role: ChunkRole::Last,
             timeline: 7,
             bytes: Bytes::from_static(b"segment"),
         };
@@ -160,9 +160,9 @@ mod tests {
             ToWorker::Run(bounds(job)),
             ToWorker::Check(Vec::new()),
             ToWorker::Demux(job),
-            ToWorker::Piece(piece.clone()),
+            ToWorker::SegmentChunk(piece.clone()),
             ToWorker::Stop,
-            ToWorker::Piece(piece.clone()),
+            ToWorker::SegmentChunk(piece.clone()),
         ] {
             message.write(&mut bytes);
         }

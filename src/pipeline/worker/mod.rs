@@ -31,7 +31,7 @@ pub struct Gateway {
 impl Gateway {
     /// Sends a message; `false` when the gateway is gone. One that is longer than the gateway reads is left out: it would
     /// end the worker, and a frame of that length cannot be sent to viewers either.
-    pub fn tell(&self, message: &FromWorker) -> bool {
+    pub fn notify(&self, message: &FromWorker) -> bool {
         let mut bytes = BytesMut::new();
         message.write(&mut bytes);
         if bytes.len() > 4 + MAX_MESSAGE {
@@ -94,11 +94,11 @@ pub fn run() -> io::Result<()> {
                     failure: Some(Failure::NotBuilt),
                 })
                 .collect::<Vec<_>>();
-            gateway.tell(&FromWorker::Checked(findings));
+            gateway.notify(&FromWorker::Checked(findings));
         }
         Some(ToWorker::Run(job)) => {
             if let Err(error) = sandbox::enter(&job) {
-                gateway.tell(&FromWorker::Failed(Failure::Stream(format!(
+                gateway.notify(&FromWorker::Failed(Failure::Stream(format!(
                     "cannot limit itself: {error}"
                 ))));
                 return Ok(());
@@ -106,11 +106,11 @@ pub fn run() -> io::Result<()> {
             #[cfg(feature = "gstreamer")]
             pipeline::run(&job, &gateway, commands);
             #[cfg(not(feature = "gstreamer"))]
-            gateway.tell(&FromWorker::Failed(Failure::NotBuilt));
+            gateway.notify(&FromWorker::Failed(Failure::NotBuilt));
         }
         Some(ToWorker::Demux(job)) => {
             if let Err(error) = sandbox::enter(&demux::bounds(job)) {
-                gateway.tell(&FromWorker::Failed(Failure::Stream(format!(
+                gateway.notify(&FromWorker::Failed(Failure::Stream(format!(
                     "cannot limit itself: {error}"
                 ))));
                 return Ok(());
@@ -147,8 +147,8 @@ mod tests {
             let mut bytes = Vec::new();
             ours.read_to_end(&mut bytes).map(|_| bytes)
         });
-        assert!(gateway.tell(&frame(MAX_MESSAGE)));
-        assert!(gateway.tell(&frame(1_000)));
+        assert!(gateway.notify(&frame(MAX_MESSAGE)));
+        assert!(gateway.notify(&frame(1_000)));
         drop(gateway);
         let bytes = reading.join().expect("no panic").expect("it was closed");
         let read = FromWorker::read(&mut BytesMut::from(bytes.as_slice()));

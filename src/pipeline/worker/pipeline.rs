@@ -13,7 +13,7 @@ use crate::media::Kind;
 use crate::pipeline::wire::{Failure, FromWorker, Job, Media, ToWorker, Tracks, WireFrame};
 
 /// A pipeline that was parsed and set up, but does not run yet.
-pub struct Built {
+pub struct PreparedPipeline {
     pipeline: gst::Pipeline,
     sinks: Vec<(Kind, AppSink)>,
     video_in: Option<AppSrc>,
@@ -43,7 +43,7 @@ const ALIVE: gst::ClockTime = gst::ClockTime::from_mseconds(200);
 /// # Errors
 ///
 /// A [`Failure`] that names what is missing or wrong.
-pub fn build(job: &Job) -> Result<Built, Failure> {
+pub fn build(job: &Job) -> Result<PreparedPipeline, Failure> {
     let mut context = gst::ParseContext::new();
     let parsed = gst::parse::launch_full(&job.launch, Some(&mut context), gst::ParseFlags::FATAL_ERRORS);
     let element = parsed.map_err(|error| match error.kind::<gst::ParseError>() {
@@ -63,7 +63,7 @@ pub fn build(job: &Job) -> Result<Built, Failure> {
     for (target, value) in &job.properties {
         set(&pipeline, target, value)?;
     }
-    let built = Built {
+    let built = PreparedPipeline {
         sinks: sinks(&pipeline)?,
         video_in: end(&pipeline, "video_in")?,
         audio_in: end(&pipeline, "audio_in")?,
@@ -160,8 +160,8 @@ pub fn run(job: &Job, gateway: &Gateway, commands: Commands) {
         .and_then(|()| build(job))
         .and_then(|built| play(job, built, gateway, commands));
     match result {
-        Ok(()) => gateway.tell(&FromWorker::Ended),
-        Err(failure) => gateway.tell(&FromWorker::Failed(failure)),
+        Ok(()) => gateway.notify(&FromWorker::Ended),
+        Err(failure) => gateway.notify(&FromWorker::Failed(failure)),
     };
 }
 
@@ -194,7 +194,7 @@ fn bit(sink: usize) -> u64 {
     1 << sink.min(63)
 }
 
-fn play(job: &Job, built: Built, gateway: &Gateway, commands: Commands) -> Result<(), Failure> {
+fn play(job: &Job, built: PreparedPipeline, gateway: &Gateway, commands: Commands) -> Result<(), Failure> {
     let pipeline = built.pipeline.clone();
     let timeline = Arc::new(Timeline::default());
     for (index, (kind, sink)) in built.sinks.iter().enumerate() {
@@ -210,7 +210,7 @@ fn play(job: &Job, built: Built, gateway: &Gateway, commands: Commands) -> Resul
             .ok_or_else(|| Failure::Launch(format!("has no `appsrc name={}_in`", input.media.kind())))?;
         prepare_source(source, &input.media)?;
     }
-    gateway.tell(&FromWorker::Ready(Tracks {
+    gateway.notify(&FromWorker::Ready(Tracks {
         video: built.sinks.iter().any(|(kind, _)| *kind == Kind::Video),
         audio: built.sinks.iter().any(|(kind, _)| *kind == Kind::Audio),
     }));
@@ -234,7 +234,7 @@ fn play(job: &Job, built: Built, gateway: &Gateway, commands: Commands) -> Resul
     };
     let stopping = stop.clone();
     std::thread::spawn(move || {
-        control.obey(commands);
+        control.run_commands(commands);
         stopping.store(true, Ordering::Release);
     });
     let result = watch(job, &pipeline, &built.sinks, gateway, &timeline, &stop);
@@ -257,7 +257,7 @@ fn watch(
     let mut played = false;
     loop {
         let message = bus.timed_pop(ALIVE);
-        if stop.load(Ordering::Acquire) || !gateway.tell(&FromWorker::Alive) {
+        if stop.load(Ordering::Acquire) || !gateway.notify(&FromWorker::Alive) {
             return Ok(());
         }
         let view = message.as_ref().map(|message| message.view());
@@ -325,13 +325,13 @@ struct Control {
 
 impl Control {
     /// Ends when the gateway is gone or says stop. Messages for workers of other kinds are ignored.
-    fn obey(&self, mut commands: Commands) {
+    fn run_commands(&self, mut commands: Commands) {
         while let Some(command) = commands.receive() {
             match command {
                 ToWorker::Frame(frame) => self.push(frame),
                 ToWorker::KeyFrame => self.request_key_frame(),
                 ToWorker::Stop => return,
-                ToWorker::Run(_) | ToWorker::Check(_) | ToWorker::Demux(_) | ToWorker::Piece(_) => {}
+                ToWorker::Run(_) | ToWorker::Check(_) | ToWorker::Demux(_) | ToWorker::SegmentChunk(_) => {}
             }
         }
     }
@@ -361,7 +361,7 @@ impl Control {
             }
         }
         if sent && !taken {
-            self.gateway.tell(&FromWorker::KeyFrameRefused);
+            self.gateway.notify(&FromWorker::KeyFrameRefused);
         }
     }
 }
@@ -446,13 +446,13 @@ fn prepare_sink(
             };
             let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
             if told.as_ref() != Some(&media) {
-                gateway.tell(&FromWorker::Media(media.clone()));
+                gateway.notify(&FromWorker::Media(media.clone()));
                 *told = Some(media);
             }
             let Some(frame) = frame_of(kind, &sample, &timeline) else {
                 return Ok(gst::FlowSuccess::Ok);
             };
-            match gateway.tell(&FromWorker::Frame(frame)) {
+            match gateway.notify(&FromWorker::Frame(frame)) {
                 true => Ok(gst::FlowSuccess::Ok),
                 false => Err(gst::FlowError::Eos),
             }

@@ -33,11 +33,11 @@ const MAX_IN_REQUEST: usize = 250;
 #[derive(Default)]
 pub struct NackGenerator {
     highest: Option<u64>,
-    holes: BTreeMap<u64, Hole>,
+    holes: BTreeMap<u64, MissingPacket>,
     given_up: u64,
 }
 
-struct Hole {
+struct MissingPacket {
     since: Instant,
     requests: u8,
     due: Instant,
@@ -73,7 +73,7 @@ impl NackGenerator {
             hole.due = hole.due.min(now);
         }
         for missing in highest + 1..ext_seq {
-            let hole = Hole {
+            let hole = MissingPacket {
                 since: now,
                 requests: 0,
                 due: now + REORDER_TIME,

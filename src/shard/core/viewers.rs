@@ -18,7 +18,7 @@ impl Core {
         if let (Some(first), false) = (packets.first(), viewers.is_empty()) {
             self.oldest = Some(self.oldest.map_or(first.arrival, |oldest| oldest.min(first.arrival)));
         }
-        let news = packets.iter().any(|packet| packet.news);
+        let format_changed = packets.iter().any(|packet| packet.format_changed);
         let (mut behind, mut changing, mut broken) = (Vec::new(), Vec::new(), Vec::new());
         for &key in &viewers {
             let Some(peer) = self.peers.get(key) else { continue };
@@ -29,7 +29,7 @@ impl Core {
             if forwarded.may_catch_up {
                 behind.push(key);
             }
-            if forwarded.may_change || (news && viewer.stream.id == stream) {
+            if forwarded.may_change || (format_changed && viewer.stream.id == stream) {
                 changing.push(key);
             }
             if viewer.is_broken() {
@@ -44,7 +44,7 @@ impl Core {
             self.reschedule(now, key);
         }
         for key in changing {
-            self.reconsider(now, key);
+            self.update_subscriptions(now, key);
             self.catch_up(now, key);
             self.reschedule(now, key);
         }
@@ -62,13 +62,13 @@ impl Core {
             .catch_up(now, &mut peer.session, destination, &mut self.outbox)
             .key_frame
         {
-            let source = viewer.want_key_frame();
-            self.want_key_frame(now, source);
+            let source = viewer.request_key_frame_of_source();
+            self.request_key_frame_of_source(now, source);
         }
     }
 
     /// Looks where a viewer should take its media from, and has it change there.
-    pub(super) fn reconsider(&mut self, now: Instant, key: PeerKey) {
+    pub(super) fn update_subscriptions(&mut self, now: Instant, key: PeerKey) {
         let shared = self.shared.clone();
         let hub = &shared.hub;
         let Some(Peer {
@@ -79,7 +79,7 @@ impl Core {
             return;
         };
         let home = viewer.stream.clone();
-        let wanted = viewer.wanted(&home.lock(), |codec| hub.repairs(codec));
+        let wanted = viewer.wanted(&home.lock(), |codec| hub.can_transcode(codec));
         let mut left = Vec::new();
         for (kind, name) in wanted {
             if viewer.is_bound_for(kind, &name) {
@@ -97,11 +97,14 @@ impl Core {
         }
         left.extend(viewer.change(now));
         // A layer is changed to at a key frame: the sooner there is one, the better.
-        let source = viewer.awaits_layer().then(|| viewer.want_key_frame()).flatten();
+        let source = viewer
+            .awaits_layer()
+            .then(|| viewer.request_key_frame_of_source())
+            .flatten();
         for stream in left.into_iter().filter(|stream| stream.id != home.id) {
             self.unsubscribe(&stream, key);
         }
-        self.want_key_frame(now, source);
+        self.request_key_frame_of_source(now, source);
     }
 
     pub(super) fn unsubscribe(&mut self, stream: &Stream, key: PeerKey) {

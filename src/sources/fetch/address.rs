@@ -30,7 +30,7 @@ pub enum AddressError {
 
 /// On whose word a server is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
+pub enum AddressOrigin {
     /// It stands in the configuration.
     Operator,
     /// A server that was connected to named it: it must not lead into networks that only we can reach.
@@ -55,7 +55,7 @@ impl Allowed {
     /// # Errors
     ///
     /// An [`AddressError`].
-    pub fn permit(&self, address: IpAddr, word: Word) -> Result<(), AddressError> {
+    pub fn permit(&self, address: IpAddr, word: AddressOrigin) -> Result<(), AddressError> {
         let address = address.to_canonical();
         if !self.0.is_empty() {
             return if self.allows(address) {
@@ -66,9 +66,11 @@ impl Allowed {
         }
         match word {
             // Clouds hand out credentials at link-local addresses; no stream is there.
-            Word::Operator if is_no_server(address) => Err(AddressError::NoServer(address)),
-            Word::Origin if is_no_server(address) || !is_public(address) => Err(AddressError::NotPublic(address)),
-            Word::Operator | Word::Origin => Ok(()),
+            AddressOrigin::Operator if is_no_server(address) => Err(AddressError::NoServer(address)),
+            AddressOrigin::Origin if is_no_server(address) || !is_public(address) => {
+                Err(AddressError::NotPublic(address))
+            }
+            AddressOrigin::Operator | AddressOrigin::Origin => Ok(()),
         }
     }
 
@@ -163,7 +165,7 @@ mod tests {
     fn an_origin_leads_to_public_addresses_only() {
         let permit = |address: &str, word| Allowed::default().permit(address.parse().expect("an address"), word);
         for public in ["93.184.216.34", "172.32.0.1", "2606:4700::1", "::ffff:93.184.216.34"] {
-            assert_eq!(permit(public, Word::Origin), Ok(()), "{public}");
+            assert_eq!(permit(public, AddressOrigin::Origin), Ok(()), "{public}");
         }
         for private in [
             "127.0.0.1",
@@ -188,21 +190,21 @@ mod tests {
             "2001:db8::1",
         ] {
             assert!(
-                matches!(permit(private, Word::Origin), Err(AddressError::NotPublic(_))),
+                matches!(permit(private, AddressOrigin::Origin), Err(AddressError::NotPublic(_))),
                 "{private}"
             );
         }
         for own in ["127.0.0.1", "192.168.1.1", "fd00::1"] {
-            assert_eq!(permit(own, Word::Operator), Ok(()), "{own}");
+            assert_eq!(permit(own, AddressOrigin::Operator), Ok(()), "{own}");
         }
         for none in ["169.254.169.254", "0.0.0.0", "fe80::1", "::ffff:169.254.169.254"] {
             assert!(
-                matches!(permit(none, Word::Operator), Err(AddressError::NoServer(_))),
+                matches!(permit(none, AddressOrigin::Operator), Err(AddressError::NoServer(_))),
                 "{none}"
             );
         }
         let listed = Allowed::new(vec!["10.0.0.0/8".parse().expect("a network")]);
-        for word in [Word::Operator, Word::Origin] {
+        for word in [AddressOrigin::Operator, AddressOrigin::Origin] {
             assert_eq!(listed.permit("10.1.1.1".parse().expect("an address"), word), Ok(()));
             assert!(
                 listed

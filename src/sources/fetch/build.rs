@@ -6,8 +6,8 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
 use super::address::Allowed;
-use super::pipeline::Order;
-use super::{Fetched, How};
+use super::pipeline::PipelineSpec;
+use super::{SourceConfig, SourceKind};
 use crate::config::mistake::{Hint, nearest};
 use crate::config::{HlsConfig, Mistake, PipelineConfig, Problem, RtspConfig, StreamConfig, StreamSource, named};
 use crate::pipeline::description::ParameterError;
@@ -29,7 +29,7 @@ pub struct Means<'a> {
 /// Most HTTP headers of one source.
 const MAX_HEADERS: usize = 16;
 
-impl Fetched {
+impl SourceConfig {
     /// Makes a source of its table.
     ///
     /// # Errors
@@ -38,10 +38,14 @@ impl Fetched {
     pub fn build(stream: &StreamConfig, means: Means<'_>) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let how = match &stream.source {
-            StreamSource::Rtsp(config) => camera(config, means, &mut mistakes).map(|camera| How::Camera(camera.into())),
-            StreamSource::Hls(config) => origin(config, means, &mut mistakes).map(|origin| How::Hls(origin.into())),
+            StreamSource::Rtsp(config) => {
+                camera(config, means, &mut mistakes).map(|camera| SourceKind::Camera(camera.into()))
+            }
+            StreamSource::Hls(config) => {
+                origin(config, means, &mut mistakes).map(|origin| SourceKind::Hls(origin.into()))
+            }
             StreamSource::Pipeline(config) => {
-                order(config, means, &mut mistakes).map(|order| How::Pipeline(order.into()))
+                order(config, means, &mut mistakes).map(|order| SourceKind::Pipeline(order.into()))
             }
         };
         match how {
@@ -200,7 +204,7 @@ fn headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
     headers
 }
 
-fn order(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> Option<Order> {
+fn order(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> Option<PipelineSpec> {
     let name = &config.pipeline;
     let Some(description) = means
         .library
@@ -217,7 +221,7 @@ fn order(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>)
         return None;
     };
     match description.job(&config.params.0, Vec::new()) {
-        Ok((job, hosts)) => Some(Order {
+        Ok((job, hosts)) => Some(PipelineSpec {
             name: name.clone(),
             program: PathBuf::from(means.program),
             job,
@@ -254,7 +258,7 @@ mod tests {
     use crate::config::Config;
 
     /// Makes the first stream of a file.
-    fn build(keys: &str) -> Result<Fetched, String> {
+    fn build(keys: &str) -> Result<SourceConfig, String> {
         let text = format!("[streams.\"far\"]\n{keys}");
         let config = Config::parse(&text, Path::new("test.toml"), []).map_err(|error| error.to_string())?;
         let means = Means {
@@ -263,7 +267,7 @@ mod tests {
             allowed: &Allowed::default(),
         };
         let listed = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        Fetched::build(&config.streams[0], means).map_err(listed)
+        SourceConfig::build(&config.streams[0], means).map_err(listed)
     }
 
     #[test]
@@ -273,7 +277,7 @@ mod tests {
              headers = { Referer = \"https://example.org/\" }\non_demand = true",
         )
         .expect("valid");
-        let How::Hls(origin) = &fetched.how else {
+        let SourceKind::Hls(origin) = &fetched.how else {
             panic!("{fetched:?}")
         };
         assert_eq!(

@@ -33,7 +33,7 @@ pub struct Entry {
 
 /// What a viewer who asks for a stream can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Brought {
+pub enum StartOutcome {
     /// The stream is live.
     Live,
     /// Its source is away; it is being tried again.
@@ -79,13 +79,21 @@ impl Directory {
     }
 
     /// Starts a stream that somebody wants to watch, if it is not live, and waits until it is or cannot be.
-    pub async fn bring(&self, stream: &StreamName, hub: &Hub) -> Brought {
+    pub async fn ensure_started(&self, stream: &StreamName, hub: &Hub) -> StartOutcome {
         let is_live = || hub.find(stream).is_some_and(|stream| stream.lock().source().is_some());
         let Some(entry) = self.get(stream) else {
-            return if is_live() { Brought::Live } else { Brought::Unknown };
+            return if is_live() {
+                StartOutcome::Live
+            } else {
+                StartOutcome::Unknown
+            };
         };
         if entry.status().state == State::Stopped {
-            return if is_live() { Brought::Live } else { Brought::Away };
+            return if is_live() {
+                StartOutcome::Live
+            } else {
+                StartOutcome::Away
+            };
         }
         let mut status = entry.status.subscribe();
         entry.ask();
@@ -94,16 +102,16 @@ impl Directory {
             let failures = status.borrow().restarts;
             loop {
                 if is_live() {
-                    return Brought::Live;
+                    return StartOutcome::Live;
                 }
                 let failed =
                     status.borrow().restarts > failures || (!entry.on_demand && status.borrow().state == State::Failed);
                 if failed || status.changed().await.is_err() {
-                    return Brought::Away;
+                    return StartOutcome::Away;
                 }
             }
         };
-        timeout(PATIENCE, waiting).await.unwrap_or(Brought::Away)
+        timeout(PATIENCE, waiting).await.unwrap_or(StartOutcome::Away)
     }
 }
 
@@ -161,8 +169,8 @@ impl Entry {
     }
 
     /// Waits until somebody asks, or watches what another source sends.
-    pub(super) async fn until_wanted(&self, hub: &Hub, look: Duration) {
-        while timeout(look, self.asked.notified()).await.is_err() {
+    pub(super) async fn until_wanted(&self, hub: &Hub, poll: Duration) {
+        while timeout(poll, self.asked.notified()).await.is_err() {
             if hub.find(&self.stream).is_some_and(|stream| stream.lock().is_watched()) {
                 return;
             }

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 use self::backoff::Backoff;
 use self::directory::Entry;
 use self::status::State;
-use super::feed::{FanOut, Feed};
+use super::frame_source::{FanOut, FrameSource};
 use super::hls::{self, HlsError, Origin};
 use super::rtsp::{self, Camera, CameraError};
 use crate::hub::name::StreamName;
@@ -26,31 +26,31 @@ pub mod address;
 pub mod backoff;
 pub mod build;
 pub mod directory;
-pub mod fleet;
 pub mod pipeline;
 pub mod status;
+pub mod supervisor;
 
 use self::address::AddressError;
-use self::pipeline::Order;
+use self::pipeline::PipelineSpec;
 
 /// A stream and where it is fetched from.
 #[derive(Clone, Debug)]
-pub struct Fetched {
+pub struct SourceConfig {
     pub stream: StreamName,
-    pub how: How,
+    pub how: SourceKind,
     /// Only while somebody watches, and so long after; `None`: always.
     pub on_demand: Option<Duration>,
 }
 
 /// Where a stream comes from.
 #[derive(Clone, Debug)]
-pub enum How {
+pub enum SourceKind {
     Camera(Box<Camera>),
-    Pipeline(Box<Order>),
+    Pipeline(Box<PipelineSpec>),
     Hls(Box<Origin>),
 }
 
-impl How {
+impl SourceKind {
     /// Name of the pipeline, if it is one.
     pub fn pipeline(&self) -> Option<&str> {
         match self {
@@ -88,27 +88,27 @@ pub enum FetchError {
 const STEADY: Duration = Duration::from_secs(2);
 
 /// Between looks at whether a stream has lost its other source, or its viewers.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Feeds a stream from its source for ever.
-pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: Fetched, plane: P) {
+pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: SourceConfig, plane: P) {
     let mut backoff = Backoff::default();
     let mut told = None;
     loop {
         if fetched.on_demand.is_some() && !entry.is_wanted(plane.hub(), fetched.on_demand) {
             entry.set(State::Idle);
-            entry.until_wanted(plane.hub(), LOOK).await;
+            entry.until_wanted(plane.hub(), POLL_INTERVAL).await;
         }
         if has_other_source(&plane, &fetched.stream) {
             entry.set(State::StandingBack);
-            sleep(LOOK).await;
+            sleep(POLL_INTERVAL).await;
             continue;
         }
         entry.set(State::Starting);
         let mut lived = None;
         let result = tokio::select! {
             error = play(&entry, &fetched, &plane, &mut told, &mut lived) => Err(error),
-            () = unwanted(&entry, &fetched, &plane) => Ok(()),
+            () = until_unused(&entry, &fetched, &plane) => Ok(()),
         };
         if lived.is_some_and(|lived: Instant| lived.elapsed() >= STEADY) {
             backoff.reset();
@@ -133,7 +133,7 @@ pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: Fetched, plane: P) {
 
 fn wait_after(error: &FetchError, backoff: &mut Backoff, random: u32) -> Duration {
     match error {
-        FetchError::Displaced => LOOK,
+        FetchError::Displaced => POLL_INTERVAL,
         FetchError::Camera(CameraError::Credentials) => backoff.after_refused_credentials(random),
         FetchError::Camera(_) | FetchError::Worker(_) | FetchError::Hls(_) | FetchError::Address(_) => {
             backoff.after_failure(random)
@@ -142,22 +142,22 @@ fn wait_after(error: &FetchError, backoff: &mut Backoff, random: u32) -> Duratio
 }
 
 /// Waits, but not any longer when the operator gave another password.
-async fn wait_for(fetched: &Fetched, wait: Duration) {
+async fn wait_for(fetched: &SourceConfig, wait: Duration) {
     let other_password = async {
         match &fetched.how {
-            How::Camera(camera) => camera.until_other_password(LOOK).await,
-            How::Pipeline(_) | How::Hls(_) => std::future::pending().await,
+            SourceKind::Camera(camera) => camera.until_other_password(POLL_INTERVAL).await,
+            SourceKind::Pipeline(_) | SourceKind::Hls(_) => std::future::pending().await,
         }
     };
     let _ = timeout(wait, other_password).await;
 }
 
-async fn unwanted<P: FanOut>(entry: &Entry, fetched: &Fetched, plane: &P) {
+async fn until_unused<P: FanOut>(entry: &Entry, fetched: &SourceConfig, plane: &P) {
     if fetched.on_demand.is_none() {
         return std::future::pending().await;
     }
     while entry.is_wanted(plane.hub(), fetched.on_demand) {
-        sleep(LOOK).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -170,7 +170,7 @@ fn has_other_source<P: FanOut>(plane: &P, stream: &StreamName) -> bool {
 /// stream got frames.
 async fn play<P: FanOut>(
     entry: &Entry,
-    fetched: &Fetched,
+    fetched: &SourceConfig,
     plane: &P,
     told: &mut Option<String>,
     lived: &mut Option<Instant>,
@@ -182,15 +182,15 @@ async fn play<P: FanOut>(
         info!(stream = %fetched.stream, source = fetched.how.label(), tracks = ?what, "source plays");
     };
     match &fetched.how {
-        How::Camera(camera) => rtsp::play(camera, &fetched.stream, plane, &mut live).await,
-        How::Hls(origin) => hls::play(origin, &fetched.stream, plane, &mut live).await,
-        How::Pipeline(order) => pipeline::play(order, &fetched.stream, plane, &mut live).await,
+        SourceKind::Camera(camera) => rtsp::play(camera, &fetched.stream, plane, &mut live).await,
+        SourceKind::Hls(origin) => hls::play(origin, &fetched.stream, plane, &mut live).await,
+        SourceKind::Pipeline(order) => pipeline::play(order, &fetched.stream, plane, &mut live).await,
     }
 }
 
 /// Takes the feed off its stream whenever it is dropped: also when the task is cancelled.
 pub struct Attached<'a, P: FanOut> {
-    pub feed: Feed,
+    pub feed: FrameSource,
     pub plane: &'a P,
 }
 

@@ -15,11 +15,11 @@ use crate::pipeline::description::Limits;
 use crate::pipeline::process::{Process, ProcessError};
 use crate::pipeline::value::TargetHost;
 use crate::pipeline::wire::{Failure, FromWorker, Job, Media, Tracks, WireFrame};
-use crate::sources::feed::{Announced, FanOut, Feed, Framing};
+use crate::sources::frame_source::{Announced, FanOut, FrameSource, Framing};
 
 /// A pipeline with the values that a stream gives it.
 #[derive(Clone, Debug)]
-pub struct Order {
+pub struct PipelineSpec {
     /// As in the library.
     pub name: String,
     /// The program that becomes a worker.
@@ -58,7 +58,7 @@ const NOTE: Duration = Duration::from_secs(1);
 
 /// Runs the worker until it fails; `live` is called when its stream gets frames.
 pub async fn play<P: FanOut>(
-    order: &Order,
+    order: &PipelineSpec,
     stream: &StreamName,
     plane: &P,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
@@ -153,7 +153,7 @@ impl<'a, P: FanOut> Relay<'a, P> {
             Some(attached) => attached,
             None => {
                 let announced: Vec<Announced> = self.tracks.media.iter().filter_map(announced).collect();
-                let Ok(mut feed) = Feed::new(self.stream.clone(), random_id(), &announced) else {
+                let Ok(mut feed) = FrameSource::new(self.stream.clone(), random_id(), &announced) else {
                     let failure = Failure::Stream("its frames are none that can be sent".to_owned());
                     return Err(ProcessError::Failed(failure).into());
                 };
@@ -164,9 +164,9 @@ impl<'a, P: FanOut> Relay<'a, P> {
         };
         for (arrived, frame) in self.tracks.held.drain(..) {
             take(&mut attached.feed, arrived, &frame, &self.tracks.media);
-            if let Some(captured) = self.origin.note(arrived, &frame) {
+            if let Some(captured) = self.origin.record(arrived, &frame) {
                 let time = rtp_time(&frame, &self.tracks.media);
-                attached.feed.note_alignment(frame.kind, time, captured);
+                attached.feed.record_alignment(frame.kind, time, captured);
             }
         }
         self.tracks.held_bytes = 0;
@@ -174,7 +174,7 @@ impl<'a, P: FanOut> Relay<'a, P> {
             return Err(FetchError::Displaced);
         }
         if attached.feed.take_key_frame_request() {
-            process.want_key_frame();
+            process.request_key_frame_of_source();
         }
         if !self.playing && attached.feed.is_attached() {
             self.playing = true;
@@ -188,7 +188,7 @@ fn label(media: &Media) -> &'static str {
     announced(media).map_or("AAC", |announced| announced.codec.name())
 }
 
-fn take(feed: &mut Feed, now: Instant, frame: &WireFrame, media: &[Media]) {
+fn take(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[Media]) {
     let time = rtp_time(frame, media);
     let taken = match frame.kind {
         Kind::Video => feed.take_video(now, time, &frame.bytes, Framing::StartCodes),
@@ -250,7 +250,7 @@ const LEAK: u32 = 1_024;
 
 impl Origin {
     /// When a frame was captured, now and then.
-    fn note(&mut self, now: Instant, frame: &WireFrame) -> Option<Instant> {
+    fn record(&mut self, now: Instant, frame: &WireFrame) -> Option<Instant> {
         let begin = now.checked_sub(Duration::from_nanos(frame.time))?;
         let at = match self.at {
             Some(at) if begin > at => at + (begin - at) / LEAK,

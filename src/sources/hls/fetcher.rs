@@ -15,10 +15,10 @@ use super::http::{Bounds, Client, HttpError};
 use super::playlist::{Init, Key, Media, Playlist, Segment};
 use super::{HlsError, What};
 use crate::pipeline::process::Feeder;
-use crate::pipeline::wire::{Piece, PieceRole};
+use crate::pipeline::wire::{ChunkRole, SegmentChunk};
 
 /// What a fetcher could not get last; there is none while all goes well.
-pub(super) type Trouble = Arc<Mutex<Option<HlsError>>>;
+pub(super) type LastError = Arc<Mutex<Option<HlsError>>>;
 
 /// One rendition of a source.
 pub(super) struct Fetcher {
@@ -30,7 +30,7 @@ pub(super) struct Fetcher {
     pub(super) feeder: Feeder,
     /// Segments that the worker wants.
     pub(super) wants: Arc<Semaphore>,
-    pub(super) trouble: Trouble,
+    pub(super) trouble: LastError,
     pub(super) init: Option<(u64, Arc<Init>)>,
     pub(super) key: Option<(Url, [u8; 16])>,
     /// The origin lets a request wait for the next segment.
@@ -84,7 +84,7 @@ impl Fetcher {
                     match self.load().await {
                         Ok(list) => list,
                         Err(error) => {
-                            self.note(Some(error));
+                            self.record(Some(error));
                             sleep(RETRY).await;
                             continue;
                         }
@@ -98,17 +98,17 @@ impl Fetcher {
                     // A list of nothing but gaps would be gone through for ever.
                     Step::Fetch(segment, _) if segment.is_gap => sleep(RETRY).await,
                     Step::Fetch(segment, timeline) => match self.pass_on(&segment, timeline).await {
-                        Ok(true) => self.note(None),
+                        Ok(true) => self.record(None),
                         Ok(false) => return,
                         Err(error) => {
                             debug!(%error, number = segment.number, "segment left out");
-                            self.note(Some(error));
+                            self.record(Some(error));
                             sleep(RETRY).await;
                         }
                     },
                     Step::Reload(wait) => break wait,
                     Step::Ended => {
-                        self.give(PieceRole::End, 0, Bytes::new()).await;
+                        self.give(ChunkRole::End, 0, Bytes::new()).await;
                         return;
                     }
                 }
@@ -149,7 +149,7 @@ impl Fetcher {
             let bytes = self.get(What::Init, &init.uri, init.range).await?;
             let bytes = decrypted(bytes, segment.key.as_ref().and_then(|known| known.iv).and(key))?;
             self.init = Some((timeline, init.clone()));
-            self.give(PieceRole::Init, timeline, bytes).await;
+            self.give(ChunkRole::Init, timeline, bytes).await;
         }
         let bytes = self.get(What::Segment, &segment.uri, segment.range).await?;
         let bytes = decrypted(bytes, key)?;
@@ -160,15 +160,15 @@ impl Fetcher {
         let mut rest = bytes;
         while rest.len() > PIECE {
             let piece = rest.split_to(PIECE);
-            if !self.give(PieceRole::Part, timeline, piece).await {
+            if !self.give(ChunkRole::Part, timeline, piece).await {
                 return Ok(false);
             }
         }
-        Ok(self.give(PieceRole::Last, timeline, rest).await)
+        Ok(self.give(ChunkRole::Last, timeline, rest).await)
     }
 
-    async fn give(&self, role: PieceRole, timeline: u64, bytes: Bytes) -> bool {
-        let piece = Piece {
+    async fn give(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
+        let piece = SegmentChunk {
             rendition: self.rendition,
             role,
             timeline,
@@ -217,7 +217,7 @@ impl Fetcher {
         })
     }
 
-    fn note(&self, trouble: Option<HlsError>) {
+    fn record(&self, trouble: Option<HlsError>) {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 }

@@ -1,7 +1,7 @@
 //! Gets files of an origin: bounded in size and time, and from nowhere else than where they may be.
 //!
 //! The first address is the operator's. Everything that it leads to, by redirect or in a playlist, is the origin's word
-//! ([`Word`]): such an address is checked before it is connected to, and a name by the addresses that it has at that
+//! ([`AddressOrigin`]): such an address is checked before it is connected to, and a name by the addresses that it has at that
 //! moment, which are the ones connected to.
 
 use std::error::Error as _;
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::playlist::ByteRange;
-use crate::sources::fetch::address::{AddressError, Allowed, Word};
+use crate::sources::fetch::address::{AddressError, AddressOrigin, Allowed};
 
 /// A client for one source.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl Client {
         for _ in 0..=MAX_REDIRECTS {
             self.guard.check(&address)?;
             let mut request = self.http.get(address.clone());
-            if self.guard.word(address.host_str().unwrap_or_default()) == Word::Operator {
+            if self.guard.word(address.host_str().unwrap_or_default()) == AddressOrigin::Operator {
                 request = request.headers(self.headers.clone());
             }
             if let Some(ByteRange { begin, length }) = range {
@@ -226,11 +226,11 @@ struct Guard {
 }
 
 impl Guard {
-    fn word(&self, host: &str) -> Word {
+    fn word(&self, host: &str) -> AddressOrigin {
         if host.eq_ignore_ascii_case(&self.own) {
-            Word::Operator
+            AddressOrigin::Operator
         } else {
-            Word::Origin
+            AddressOrigin::Origin
         }
     }
 

@@ -12,7 +12,7 @@
 //! * `crypt`: AES-128.
 //!
 //! Segments are parsed in a worker process without network and files ([`crate::pipeline::worker`]); here nothing of them
-//! is looked at. What is missing to a viewer is repaired as for any other source.
+//! is looked at. What is missing to a viewer is transcoded as for any other source.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,17 +23,17 @@ use tokio::sync::Semaphore;
 use url::Url;
 
 use self::cursor::Cursor;
-use self::fetcher::{Fetcher, Trouble};
+use self::fetcher::{Fetcher, LastError};
 use self::http::{Client, HttpError};
 use self::playlist::{Media, Multivariant, Playlist, PlaylistError, Variant};
 use crate::hub::name::StreamName;
 use crate::pipeline::description::Limits;
 use crate::pipeline::process::{Process, ProcessError};
 use crate::pipeline::wire::{DemuxJob, FromWorker};
-use crate::sources::feed::FanOut;
 use crate::sources::fetch::FetchError;
 use crate::sources::fetch::address::Allowed;
 use crate::sources::fetch::pipeline::{Relay, Running};
+use crate::sources::frame_source::FanOut;
 
 mod crypt;
 pub mod cursor;
@@ -144,7 +144,7 @@ pub async fn play<P: FanOut>(
     let Some(process) = &mut running.0 else {
         return FetchError::Displaced;
     };
-    let trouble: Trouble = Arc::new(Mutex::new(None));
+    let trouble: LastError = Arc::new(Mutex::new(None));
     let wants: Vec<Arc<Semaphore>> = renditions.iter().map(|_| Arc::new(Semaphore::new(0))).collect();
     let mut first = Some(first);
     let mut fetching = tokio::task::JoinSet::new();
@@ -184,7 +184,7 @@ pub async fn play<P: FanOut>(
 }
 
 /// Why no frames come: what could not be fetched, if there is such a thing.
-fn cause(error: ProcessError, trouble: &Trouble) -> FetchError {
+fn cause(error: ProcessError, trouble: &LastError) -> FetchError {
     let known = trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (error, known) {
         (ProcessError::Stalled(_) | ProcessError::NothingCame(_), Some(known)) => known.into(),

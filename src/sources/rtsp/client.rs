@@ -23,7 +23,7 @@ use crate::media::aac::AacConfig;
 use crate::media::clock::NtpClock;
 use crate::media::{Codec, Format, Kind};
 use crate::pipeline::value::TargetHost;
-use crate::sources::feed::{Announced, Framing};
+use crate::sources::frame_source::{Announced, Framing};
 
 /// A camera that plays.
 pub(super) struct Client {
@@ -164,7 +164,7 @@ impl Client {
             let deadline = self.watch()?;
             if let Some(event) = self.ready.pop_front() {
                 if let Event::Frame(frame) = &event {
-                    self.hear(frame.kind);
+                    self.on_packet_of(frame.kind);
                 }
                 return Ok(event);
             }
@@ -175,7 +175,7 @@ impl Client {
         }
     }
 
-    fn hear(&mut self, kind: Kind) {
+    fn on_packet_of(&mut self, kind: Kind) {
         let heard = |track: &&mut Track| track.announced.codec.kind() == kind;
         if let Some(track) = self.tracks.iter_mut().find(heard) {
             (track.heard, track.told) = (Instant::now(), false);

@@ -15,9 +15,9 @@ use url::Url;
 
 use self::client::{Client, Event};
 use self::policies::Policies;
-use super::feed::{FanOut, Feed};
 use super::fetch::address::Allowed;
 use super::fetch::{Attached, FetchError, random_id};
+use super::frame_source::{FanOut, FrameSource};
 use crate::config::Transport;
 use crate::hub::name::StreamName;
 use crate::media::Kind;
@@ -168,13 +168,13 @@ impl Camera {
     }
 
     /// Waits until the password file holds another password than now, if there is one; looks every so often.
-    pub(super) async fn until_other_password(&self, look: Duration) {
+    pub(super) async fn until_other_password(&self, poll: Duration) {
         let Password::File(path) = &self.password else {
             return std::future::pending().await;
         };
         let now = read_password(path);
         while read_password(path) == now {
-            tokio::time::sleep(look).await;
+            tokio::time::sleep(poll).await;
         }
     }
 }
@@ -246,7 +246,7 @@ pub async fn play<P: FanOut>(
         Ok(client) => client,
         Err(error) => return error.into(),
     };
-    let Ok(feed) = Feed::new(stream.clone(), random_id(), &client.tracks()) else {
+    let Ok(feed) = FrameSource::new(stream.clone(), random_id(), &client.tracks()) else {
         return CameraError::NoTracks.into();
     };
     let mut attached = Attached { feed, plane };
@@ -261,7 +261,7 @@ pub async fn play<P: FanOut>(
         let frame = match event {
             Event::Frame(frame) => frame,
             Event::Captured { kind, time, at } => {
-                feed.note_captured(kind, time, at);
+                feed.record_capture_time(kind, time, at);
                 continue;
             }
         };

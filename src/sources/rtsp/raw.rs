@@ -51,7 +51,7 @@ impl RawTrack {
                 codec: self.codec,
                 marker,
                 key_frame,
-                news: false,
+                format_changed: false,
                 padding: 0,
                 arrival: received,
                 payload,

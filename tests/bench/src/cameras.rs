@@ -207,7 +207,7 @@ pub fn watch(http: std::net::SocketAddr, stream: &str, window: Duration) -> io::
             endpoint.handle_control(datagram, now)?;
             continue;
         };
-        endpoint.note(&header);
+        endpoint.record(&header);
         if header.track != Some(Track::Video) {
             continue;
         }

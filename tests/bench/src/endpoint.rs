@@ -75,14 +75,14 @@ pub struct Endpoint {
     socket: UdpSocket,
     peer: Peer,
     role: Role,
-    heard: [Option<Heard>; 2],
+    heard: [Option<ReceptionReports>; 2],
     report_at: Instant,
     sent: Vec<Vec<u8>>,
 }
 
 /// What a receiver report says about a track.
 #[derive(Clone, Copy)]
-struct Heard {
+struct ReceptionReports {
     ssrc: u32,
     highest: u32,
 }
@@ -250,11 +250,11 @@ impl Endpoint {
     }
 
     /// Remembers what the next receiver report has to say.
-    pub fn note(&mut self, header: &Header) {
+    pub fn record(&mut self, header: &Header) {
         let Some(track) = header.track else { return };
         let heard = &mut self.heard[track.index()];
         let highest = match *heard {
-            Some(Heard { ssrc, highest }) if ssrc == header.ssrc => {
+            Some(ReceptionReports { ssrc, highest }) if ssrc == header.ssrc => {
                 let ahead = header.seq.wrapping_sub(highest as u16);
                 if ahead < 0x8000 {
                     highest + u32::from(ahead)
@@ -264,7 +264,7 @@ impl Endpoint {
             }
             _ => u32::from(header.seq),
         };
-        *heard = Some(Heard {
+        *heard = Some(ReceptionReports {
             ssrc: header.ssrc,
             highest,
         });

@@ -164,7 +164,7 @@ impl Work {
         loop {
             loop {
                 match inbox.try_recv() {
-                    Ok(command) => self.obey(command)?,
+                    Ok(command) => self.run_commands(command)?,
                     Err(mpsc::TryRecvError::Empty) => break,
                     Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
                 }
@@ -183,7 +183,7 @@ impl Work {
         }
     }
 
-    fn obey(&mut self, command: Command) -> io::Result<()> {
+    fn run_commands(&mut self, command: Command) -> io::Result<()> {
         match command {
             Command::Add(number, viewer) => {
                 self.poller.add(viewer.socket(), number)?;

@@ -171,11 +171,11 @@ impl Viewer {
         if line.offset.is_none() || line.window.is_none() || self.auditor || line.since_audit >= AUDIT_STEP {
             line.since_audit = 0;
             if let Receive::Peer(endpoint) = &mut self.receive {
-                endpoint.note(&header);
+                endpoint.record(&header);
                 line.audit(track, header.seq, endpoint.decrypt(datagram), timeline, tally);
             }
         } else if let Receive::Peer(endpoint) = &mut self.receive {
-            endpoint.note(&header);
+            endpoint.record(&header);
         }
         line.count(track, header.seq, arrived_ns, timeline, tally);
         Ok(())

@@ -17,7 +17,7 @@ use self::pacer::Pacer;
 use self::timelines::Timelines;
 use crate::media::Kind;
 use crate::media::container::{ContainerError, Content, Demuxer, Sample};
-use crate::pipeline::wire::{DemuxJob, Piece, PieceRole, Tracks};
+use crate::pipeline::wire::{ChunkRole, DemuxJob, SegmentChunk, Tracks};
 
 mod pacer;
 mod timelines;
@@ -58,13 +58,13 @@ struct Rendition {
     assembling: BytesMut,
     /// Read, but of a timeline that has no place yet.
     waiting: Vec<Sample>,
-    queue: VecDeque<Held>,
+    queue: VecDeque<HeldFrame>,
     /// A segment was asked for and has not come.
     asked: bool,
     ended: bool,
 }
 
-struct Held {
+struct HeldFrame {
     sample: Sample,
     /// When it is due at a decoder, and shown, on the line.
     decode: Duration,
@@ -112,21 +112,21 @@ impl Playout {
     /// # Errors
     ///
     /// A [`PlayoutError`] when one segment after the other cannot be played.
-    pub fn take(&mut self, now: Instant, piece: Piece) -> Result<(), PlayoutError> {
+    pub fn take(&mut self, now: Instant, piece: SegmentChunk) -> Result<(), PlayoutError> {
         let Some(rendition) = self.renditions.get_mut(usize::from(piece.rendition)) else {
             return Ok(());
         };
         match piece.role {
-            PieceRole::Init => {
+            ChunkRole::Init => {
                 rendition.begin(piece.timeline);
                 rendition.demuxer.set_init(piece.bytes);
             }
-            PieceRole::Part | PieceRole::Last => {
+            ChunkRole::Part | ChunkRole::Last => {
                 if rendition.assembling.len() + piece.bytes.len() > MAX_SEGMENT {
                     return Err(PlayoutError::TooLong);
                 }
                 rendition.assembling.extend_from_slice(&piece.bytes);
-                if piece.role == PieceRole::Last {
+                if piece.role == ChunkRole::Last {
                     rendition.asked = false;
                     rendition.begin(piece.timeline);
                     let segment = rendition.assembling.split().freeze();
@@ -134,7 +134,7 @@ impl Playout {
                     self.judge(samples, now, piece.rendition)?;
                 }
             }
-            PieceRole::End => rendition.ended = true,
+            ChunkRole::End => rendition.ended = true,
         }
         Ok(())
     }
@@ -257,7 +257,7 @@ impl Rendition {
                 continue;
             };
             let ahead = sample.present.saturating_sub(sample.decode);
-            self.queue.push_back(Held {
+            self.queue.push_back(HeldFrame {
                 decode,
                 present: decode + ahead,
                 sample,

@@ -21,8 +21,8 @@ fn segment(ticks: u64, frames: usize) -> Bytes {
     bytes.into()
 }
 
-fn piece(role: PieceRole, timeline: u64, bytes: Bytes) -> Piece {
-    Piece {
+fn piece(role: ChunkRole, timeline: u64, bytes: Bytes) -> SegmentChunk {
+    SegmentChunk {
         rendition: 0,
         role,
         timeline,
@@ -57,11 +57,11 @@ fn frames_come_at_their_time_and_segments_are_asked_for_before_they_are_due() {
     let bytes = segment(90_000, 5 * SECOND);
     let half = bytes.len() / 2;
     playout
-        .take(t, piece(PieceRole::Part, 0, bytes.slice(..half)))
+        .take(t, piece(ChunkRole::Part, 0, bytes.slice(..half)))
         .expect("a part");
     assert_eq!(playout.next_due(), None);
     playout
-        .take(t, piece(PieceRole::Last, 0, bytes.slice(half..)))
+        .take(t, piece(ChunkRole::Last, 0, bytes.slice(half..)))
         .expect("a segment");
     assert_eq!(
         playout.tracks(),
@@ -79,7 +79,7 @@ fn frames_come_at_their_time_and_segments_are_asked_for_before_they_are_due() {
     frames(&mut playout, late);
     assert_eq!(playout.wants(late), [0], "less than two seconds are left");
     playout
-        .take(late, piece(PieceRole::End, 0, Bytes::new()))
+        .take(late, piece(ChunkRole::End, 0, Bytes::new()))
         .expect("the end");
     assert!(!playout.is_over());
     frames(&mut playout, t + Duration::from_secs(6));
@@ -94,7 +94,7 @@ fn times_are_one_line_over_a_discontinuity() {
     for (timeline, ticks) in [(0, 900_000), (1, 5), (2, 77_000_000)] {
         let bytes = segment(ticks, SECOND);
         playout
-            .take(t, piece(PieceRole::Last, timeline, bytes))
+            .take(t, piece(ChunkRole::Last, timeline, bytes))
             .expect("a segment");
     }
     let times = frames(&mut playout, t + Duration::from_secs(9));
@@ -114,12 +114,12 @@ fn sound_that_stands_apart_waits_for_the_picture_to_say_where_it_begins() {
     let t = Instant::now();
     let mut playout = Playout::new(job(2));
     assert_eq!(playout.wants(t), [0, 1]);
-    let mut sound = piece(PieceRole::Last, 0, segment(90_000 + 900, SECOND));
+    let mut sound = piece(ChunkRole::Last, 0, segment(90_000 + 900, SECOND));
     sound.rendition = 1;
     playout.take(t, sound).expect("a segment");
     assert!(frames(&mut playout, t).is_empty());
     playout
-        .take(t, piece(PieceRole::Last, 0, segment(90_000, SECOND)))
+        .take(t, piece(ChunkRole::Last, 0, segment(90_000, SECOND)))
         .expect("a segment");
     let times = frames(&mut playout, t + Duration::from_secs(2));
     assert_eq!(times.len(), 2 * SECOND);
@@ -132,12 +132,12 @@ fn sound_that_stands_apart_waits_for_the_picture_to_say_where_it_begins() {
 fn a_broken_segment_is_a_gap_and_three_are_an_error() {
     let t = Instant::now();
     let mut playout = Playout::new(job(1));
-    let broken = || piece(PieceRole::Last, 0, Bytes::from_static(b"<html>not found</html>"));
+    let broken = || piece(ChunkRole::Last, 0, Bytes::from_static(b"<html>not found</html>"));
     for _ in 0..2 {
         playout.take(t, broken()).expect("a gap");
     }
     playout
-        .take(t, piece(PieceRole::Last, 0, segment(0, 1)))
+        .take(t, piece(ChunkRole::Last, 0, segment(0, 1)))
         .expect("a segment");
     for _ in 0..2 {
         playout.take(t, broken()).expect("a gap");
@@ -153,7 +153,7 @@ fn a_segment_without_end_is_refused() {
     let part = Bytes::from(vec![0; 8 << 20]);
     let mut taken = 0;
     let refused = loop {
-        match playout.take(t, piece(PieceRole::Part, 0, part.clone())) {
+        match playout.take(t, piece(ChunkRole::Part, 0, part.clone())) {
             Ok(()) => taken += part.len(),
             Err(error) => break error,
         }

@@ -9,13 +9,13 @@ use crate::media::container::Sample;
 #[derive(Debug, Default)]
 pub(super) struct Timelines {
     /// The latest last.
-    places: VecDeque<Place>,
+    places: VecDeque<Position>,
     /// End of what has a place.
     end: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Position {
     timeline: u64,
     /// A time of it, and the same on the line.
     base: Duration,
@@ -49,7 +49,7 @@ impl Timelines {
         let is_continued = at.is_some_and(|at| at + BACK >= self.end && at <= self.end + FORTH);
         if !is_continued {
             let line = self.end.max(BEGIN);
-            self.places.push_back(Place {
+            self.places.push_back(Position {
                 timeline,
                 base: first,
                 line,

@@ -7,7 +7,7 @@ use crate::media::codec::vp8::Vp8Descriptor;
 
 /// Where the counters of a track stand.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Vp8Line {
+pub struct Vp8Rewriter {
     last: Option<Counters>,
 }
 
@@ -21,7 +21,7 @@ struct Counters {
     tl0: u8,
 }
 
-impl Vp8Line {
+impl Vp8Rewriter {
     /// The shift for a source whose first payload this is: its first picture follows the last of the track.
     pub fn shift_for(&self, first: &[u8]) -> Vp8Shift {
         let (Some(last), Some(first)) = (self.last, counters(first)) else {
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn the_counters_of_the_next_source_go_on_where_the_last_ended() {
-        let mut line = Vp8Line::default();
+        let mut line = Vp8Rewriter::default();
         assert_eq!(line.shift_for(&payload(5, 5)), Vp8Shift::default());
         line.follow(&payload(0x7fff, 255));
         let shift = line.shift_for(&payload(100, 7));
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn payloads_without_counters_are_left_alone() {
-        let mut line = Vp8Line::default();
+        let mut line = Vp8Rewriter::default();
         line.follow(&payload(9, 9));
         let plain = Bytes::from_static(&[0x10, 0xaa]);
         assert_eq!(line.shift_for(&plain).apply(plain.clone()), plain);

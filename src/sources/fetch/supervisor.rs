@@ -6,20 +6,20 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::directory::{Directory, Entry};
-use super::{Fetched, run};
+use super::{SourceConfig, run};
 use crate::config::StreamConfig;
 use crate::hub::name::StreamName;
-use crate::sources::feed::FanOut;
+use crate::sources::frame_source::FanOut;
 
 /// All fetched streams of a gateway.
-pub struct Fleet<P> {
+pub struct SourceSupervisor<P> {
     directory: Directory,
     plane: P,
-    ships: Mutex<BTreeMap<StreamName, Ship>>,
+    supervised: Mutex<BTreeMap<StreamName, Supervised>>,
 }
 
-struct Ship {
-    fetched: Fetched,
+struct Supervised {
+    fetched: SourceConfig,
     /// What the configuration says about it.
     config: StreamConfig,
     /// `None` while it is stopped by hand.
@@ -28,35 +28,35 @@ struct Ship {
 
 /// What became of a fleet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Exchanged {
+pub struct Reconciled {
     pub started: Vec<StreamName>,
     pub stopped: Vec<StreamName>,
     pub restarted: Vec<StreamName>,
 }
 
 /// A stream to be fetched, and what the configuration says about it.
-pub type Ordered = (Fetched, StreamConfig);
+pub type ConfiguredSource = (SourceConfig, StreamConfig);
 
-impl<P: FanOut + Clone + 'static> Fleet<P> {
+impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
     /// Starts nothing yet.
     pub fn new(directory: Directory, plane: P) -> Self {
         Self {
             directory,
             plane,
-            ships: Mutex::default(),
+            supervised: Mutex::default(),
         }
     }
 
     /// Fetches these streams from now on and no others. What is ordered as before is not touched, unless `all` are to
     /// begin anew because what they share has changed.
-    pub async fn exchange(&self, ordered: Vec<Ordered>, all: bool) -> Exchanged {
-        let mut ships = self.ships.lock().await;
-        let mut exchanged = Exchanged::default();
-        let mut wanted: BTreeMap<StreamName, Ordered> = ordered
+    pub async fn reconcile(&self, configured_sources: Vec<ConfiguredSource>, all: bool) -> Reconciled {
+        let mut supervised = self.supervised.lock().await;
+        let mut reconciled = Reconciled::default();
+        let mut wanted: BTreeMap<StreamName, ConfiguredSource> = configured_sources
             .into_iter()
-            .map(|ordered| (ordered.0.stream.clone(), ordered))
+            .map(|configured_sources| (configured_sources.0.stream.clone(), configured_sources))
             .collect();
-        let gone: Vec<StreamName> = ships
+        let gone: Vec<StreamName> = supervised
             .iter()
             .filter(|(name, ship)| match wanted.get(*name) {
                 Some((_, config)) => all || config != &ship.config,
@@ -65,28 +65,28 @@ impl<P: FanOut + Clone + 'static> Fleet<P> {
             .map(|(name, _)| name.clone())
             .collect();
         for name in gone {
-            if let Some(ship) = ships.remove(&name) {
+            if let Some(ship) = supervised.remove(&name) {
                 ship.end().await;
             }
             if !wanted.contains_key(&name) {
                 self.directory.remove(&name);
-                exchanged.stopped.push(name);
+                reconciled.stopped.push(name);
             } else {
-                exchanged.restarted.push(name);
+                reconciled.restarted.push(name);
             }
         }
-        wanted.retain(|name, _| !ships.contains_key(name));
+        wanted.retain(|name, _| !supervised.contains_key(name));
         for (name, (fetched, config)) in wanted {
             let task = Some(self.start(&fetched));
-            if !exchanged.restarted.contains(&name) {
-                exchanged.started.push(name.clone());
+            if !reconciled.restarted.contains(&name) {
+                reconciled.started.push(name.clone());
             }
-            ships.insert(name, Ship { fetched, config, task });
+            supervised.insert(name, Supervised { fetched, config, task });
         }
-        exchanged
+        reconciled
     }
 
-    fn start(&self, fetched: &Fetched) -> JoinHandle<()> {
+    fn start(&self, fetched: &SourceConfig) -> JoinHandle<()> {
         let entry = Entry::new(fetched.stream.clone(), fetched.how.label(), fetched.on_demand.is_some());
         self.directory.insert(entry.clone());
         tokio::spawn(run(entry, fetched.clone(), self.plane.clone()))
@@ -94,8 +94,10 @@ impl<P: FanOut + Clone + 'static> Fleet<P> {
 
     /// Stops fetching a stream until it is started again; whether there is such a stream.
     pub async fn stop(&self, name: &StreamName) -> bool {
-        let mut ships = self.ships.lock().await;
-        let Some(ship) = ships.get_mut(name) else { return false };
+        let mut supervised = self.supervised.lock().await;
+        let Some(ship) = supervised.get_mut(name) else {
+            return false;
+        };
         if let Some(task) = ship.task.take() {
             end(task).await;
             self.directory.stopped(name);
@@ -105,8 +107,10 @@ impl<P: FanOut + Clone + 'static> Fleet<P> {
 
     /// Fetches a stream again that was stopped, or begins with it anew; whether there is such a stream.
     pub async fn begin(&self, name: &StreamName) -> bool {
-        let mut ships = self.ships.lock().await;
-        let Some(ship) = ships.get_mut(name) else { return false };
+        let mut supervised = self.supervised.lock().await;
+        let Some(ship) = supervised.get_mut(name) else {
+            return false;
+        };
         if let Some(task) = ship.task.take() {
             end(task).await;
         }
@@ -116,13 +120,13 @@ impl<P: FanOut + Clone + 'static> Fleet<P> {
 
     /// Ends all of them.
     pub async fn end(&self) {
-        for (_, ship) in std::mem::take(&mut *self.ships.lock().await) {
+        for (_, ship) in std::mem::take(&mut *self.supervised.lock().await) {
             ship.end().await;
         }
     }
 }
 
-impl Ship {
+impl Supervised {
     async fn end(self) {
         if let Some(task) = self.task {
             end(task).await;

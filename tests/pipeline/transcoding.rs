@@ -1,21 +1,21 @@
-//! Repair by real workers: what is read is made again, and nothing outlasts the last viewer.
+//! Transcoding by real workers: what is read is made again, and nothing outlasts the last viewer.
 
 use std::time::Duration;
 
 use millstream::api::streams;
 use millstream::hub::name::StreamName;
 use millstream::hub::stream::{ShardIndex, StreamState};
-use millstream::media::repair::Repair;
+use millstream::media::transcode::TranscodeTarget;
 use millstream::media::{Codec, Format};
 
 use crate::{Folder, PATIENCE, gateway, plays, workers};
 
 /// The tests of this file look for workers by what is there: a process of its own for each.
 #[test]
-fn repairs_in_a_process_of_their_own() {
+fn transcodes_in_a_process_of_their_own() {
     crate::alone(&[
-        "repairs::aac_becomes_opus_while_somebody_needs_it",
-        "repairs::a_repair_that_cannot_work_ends_with_its_viewers",
+        "transcoding::aac_becomes_opus_while_somebody_needs_it",
+        "transcoding::a_transcode_that_cannot_work_ends_with_its_viewers",
     ]);
 }
 
@@ -46,49 +46,49 @@ fn one_less(state: &mut StreamState) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a process of its own"]
 async fn aac_becomes_opus_while_somebody_needs_it() {
-    let folder = Folder::new("repair");
+    let folder = Folder::new("transcode");
     let path = crate::shipped::film(&folder, "film.mp4");
     let stream = format!("[streams.\"film\"]\npipeline = \"file\"\nparams = {{ path = \"{path}\" }}\n");
     let gateway = gateway(&stream).await;
     plays(&gateway, "film").await;
     let before = workers();
     let hub = gateway.media().hub();
-    assert!(hub.repairs(Codec::Aac) && !hub.repairs(Codec::Vp8));
-    let repaired = hub.open_with(&name().repaired(Repair::Opus), one_more);
+    assert!(hub.can_transcode(Codec::Aac) && !hub.can_transcode(Codec::Vp8));
+    let transcoded = hub.open_with(&name().transcoded(TranscodeTarget::Opus), one_more);
     // Its times are those of the film's own sound: no older and no newer by more than an encoder takes.
     let newest = |state: &StreamState| state.audio.ring.newest().map(|(time, _)| time);
     let (opus, aac) = until("Opus", || {
-        let opus = newest(&repaired.lock())?;
+        let opus = newest(&transcoded.lock())?;
         let film = hub.find(&name())?;
         let aac = newest(&film.lock())?;
         Some((opus, aac))
     })
     .await;
     assert!(opus.abs_diff(aac) < 48_000 / 2, "{opus} {aac}");
-    assert_eq!(repaired.lock().audio.format.map(Format::codec), Some(Codec::Opus));
+    assert_eq!(transcoded.lock().audio.format.map(Format::codec), Some(Codec::Opus));
     let shown = streams::one(&name(), hub, gateway.fetched(), |_| 0).expect("it is there");
     assert_eq!(
         shown
-            .repairs
+            .can_transcode
             .iter()
-            .map(|repair| (repair.to, repair.viewers, repair.live))
+            .map(|transcode| (transcode.to, transcode.viewers, transcode.live))
             .collect::<Vec<_>>(),
         [("opus", 1, true)]
     );
     assert_eq!(workers().len(), before.len() + 1, "one worker more");
-    hub.release(&repaired, one_less);
+    hub.release(&transcoded, one_less);
     until("its end", || (workers() == before).then_some(())).await;
-    assert!(hub.find(&repaired.name).is_none());
+    assert!(hub.find(&transcoded.name).is_none());
     gateway.stop().await;
 }
 
-/// A stream of sound alone that is nothing any more: the repair looks for it in vain.
+/// A stream of sound alone that is nothing any more: the transcode looks for it in vain.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a process of its own"]
-async fn a_repair_that_cannot_work_ends_with_its_viewers() {
+async fn a_transcode_that_cannot_work_ends_with_its_viewers() {
     let gateway = gateway("").await;
     let hub = gateway.media().hub();
-    let repaired = hub.open_with(&name().repaired(Repair::H264), one_more);
+    let transcoded = hub.open_with(&name().transcoded(TranscodeTarget::H264), one_more);
     // Its viewers are subscribed to the stream itself too.
     let home = hub.open_with(&name(), |state| {
         one_more(state);
@@ -106,7 +106,7 @@ async fn a_repair_that_cannot_work_ends_with_its_viewers() {
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(workers().is_empty(), "there is nothing to do");
-    hub.release(&repaired, one_less);
+    hub.release(&transcoded, one_less);
     hub.release(&home, |state| {
         one_less(state);
         state.detach(millstream::hub::stream::SessionId([9; 16]));

@@ -5,7 +5,7 @@ use super::{Format, H264Class, Kind, ProfileLevelId};
 
 /// A conversion that one shared worker makes for all viewers of a stream that need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Repair {
+pub enum TranscodeTarget {
     /// Any video to H.264, constrained baseline, without B-frames.
     H264,
     /// Any audio to Opus.
@@ -16,7 +16,7 @@ pub enum Repair {
     Jpeg,
 }
 
-impl Repair {
+impl TranscodeTarget {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::H264, Self::Opus, Self::Aac, Self::Jpeg];
 

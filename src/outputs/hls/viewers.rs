@@ -26,7 +26,7 @@ impl Player {
 
 /// Who got a playlist, and when last.
 #[derive(Debug, Default)]
-pub(super) struct Audience {
+pub(super) struct HlsViewers {
     /// Of each address, by agent.
     seen: HashMap<Option<IpAddr>, HashMap<u64, Instant>>,
     cleared: Option<Instant>,
@@ -42,9 +42,9 @@ const MOST_OF_ADDRESS: usize = 50;
 /// Between two looks for those that are gone.
 const CLEAR_EVERY: Duration = Duration::from_secs(1);
 
-impl Audience {
+impl HlsViewers {
     /// Notes that a player got a playlist.
-    pub(super) fn note(&mut self, player: Player, now: Instant) {
+    pub(super) fn record(&mut self, player: Player, now: Instant) {
         if self.seen.len() >= MOST && !self.seen.contains_key(&player.address) {
             self.clear(now);
             if self.seen.len() >= MOST {
@@ -98,26 +98,26 @@ mod tests {
 
     #[test]
     fn who_asks_no_longer_is_gone_and_who_asks_again_is_one() {
-        let (mut audience, t) = (Audience::default(), Instant::now());
+        let (mut audience, t) = (HlsViewers::default(), Instant::now());
         for n in [1, 2, 1] {
-            audience.note(player(n), t);
+            audience.record(player(n), t);
         }
         assert_eq!(audience.count(t), 2);
-        audience.note(player(2), t + WITHIN / 2);
+        audience.record(player(2), t + WITHIN / 2);
         assert_eq!(audience.count(t + WITHIN), 1);
     }
 
     #[test]
     fn it_is_bounded() {
-        let (mut audience, t) = (Audience::default(), Instant::now());
+        let (mut audience, t) = (HlsViewers::default(), Instant::now());
         for n in 0..MOST as u32 + 100 {
-            audience.note(player(n), t);
+            audience.record(player(n), t);
         }
         assert_eq!(audience.count(t), MOST);
-        audience.note(player(1), t + WITHIN);
+        audience.record(player(1), t + WITHIN);
         assert_eq!(audience.count(t + WITHIN), 1);
         for n in 0..MOST_OF_ADDRESS * 2 {
-            audience.note(Player::of(None, &n.to_string()), t + WITHIN);
+            audience.record(Player::of(None, &n.to_string()), t + WITHIN);
         }
         assert_eq!(
             audience.count(t + WITHIN),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::whip::Published;
 use crate::hub::Hub;
-use crate::hub::intake::{Arrived, Intake};
+use crate::hub::intake::{Intake, ReceivedPacket};
 use crate::hub::name::StreamName;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
 use crate::media::packet::Packet;
@@ -25,18 +25,18 @@ pub trait FanOut: Send + Sync {
 
     /// Publishes what the feed has taken since the last call. `false` when another source has the stream: then the feed
     /// is over.
-    fn feed(&self, feed: &mut Feed) -> bool;
+    fn feed(&self, feed: &mut FrameSource) -> bool;
 
     /// Asks the source of a stream for a key frame, if it is one that can be asked.
     fn ask_for_key_frame(&self, source: SourceRef);
 }
 
 /// What a source that is no peer feeds to its stream.
-pub struct Feed {
+pub struct FrameSource {
     name: StreamName,
     source: SourceRef,
     stream: Option<Arc<Stream>>,
-    tracks: Vec<Fed>,
+    tracks: Vec<FrameTrack>,
 }
 
 /// A track that a feed will have. What the codec does not say by itself has to come with it.
@@ -73,12 +73,12 @@ pub enum Framing {
 }
 
 /// One track.
-struct Fed {
+struct FrameTrack {
     packetizer: Packetizer,
     intake: Intake,
     next_seq: u64,
     /// Since the last turn.
-    arrived: Vec<Arrived>,
+    arrived: Vec<ReceivedPacket>,
     announced: Option<Format>,
     resolution: Option<(u16, u16)>,
     captured: Option<Captured>,
@@ -95,7 +95,7 @@ struct Captured {
 /// Packets of one turn that are kept: more than the longest access unit has.
 const MAX_ARRIVED: usize = 16_384;
 
-impl Feed {
+impl FrameSource {
     /// Begins with nothing sent; `id` stands for it where sessions are told apart.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl Feed {
     ) -> Result<Self, PacketizerError> {
         let tracks = tracks
             .iter()
-            .map(|announced| Fed::new(*announced, intake()))
+            .map(|announced| FrameTrack::new(*announced, intake()))
             .collect::<Result<_, _>>()?;
         let source = SourceRef {
             session: id,
@@ -183,19 +183,19 @@ impl Feed {
     }
 
     /// Notes that what a track has at this `time` was captured `at`, on a clock that all its tracks share.
-    pub fn note_captured(&mut self, kind: Kind, time: u64, at: Instant) {
+    pub fn record_capture_time(&mut self, kind: Kind, time: u64, at: Instant) {
         let is_told = true;
-        self.note(kind, Captured { time, at, is_told });
+        self.record(kind, Captured { time, at, is_told });
     }
 
-    /// As [`Self::note_captured`], of a source that does not say when it captured what it sends: what a track has at this
+    /// As [`Self::record_capture_time`], of a source that does not say when it captured what it sends: what a track has at this
     /// `time` came `at`, had it come as fast as the fastest.
-    pub fn note_alignment(&mut self, kind: Kind, time: u64, at: Instant) {
+    pub fn record_alignment(&mut self, kind: Kind, time: u64, at: Instant) {
         let is_told = false;
-        self.note(kind, Captured { time, at, is_told });
+        self.record(kind, Captured { time, at, is_told });
     }
 
-    fn note(&mut self, kind: Kind, captured: Captured) {
+    fn record(&mut self, kind: Kind, captured: Captured) {
         if let Some(track) = self.track(kind) {
             track.captured = Some(captured);
         }
@@ -296,12 +296,12 @@ impl Feed {
         }
     }
 
-    fn track(&mut self, kind: Kind) -> Option<&mut Fed> {
+    fn track(&mut self, kind: Kind) -> Option<&mut FrameTrack> {
         self.tracks.iter_mut().find(|t| t.packetizer.codec().kind() == kind)
     }
 }
 
-impl Fed {
+impl FrameTrack {
     fn new(announced: Announced, intake: Intake) -> Result<Self, PacketizerError> {
         Ok(Self {
             packetizer: Packetizer::new(announced.codec)?,
@@ -326,7 +326,7 @@ impl Fed {
         let codec = self.packetizer.codec();
         let room = MAX_ARRIVED.saturating_sub(self.arrived.len());
         for payload in payloads.into_iter().take(room) {
-            self.arrived.push(Arrived {
+            self.arrived.push(ReceivedPacket {
                 seq: self.next_seq,
                 time: time.wrapping_add(u64::from(payload.delay)),
                 marker: payload.marker,
@@ -387,8 +387,8 @@ mod tests {
         StreamName::parse("door").expect("a name")
     }
 
-    fn feed(id: u8) -> Feed {
-        Feed::new(name(), SessionId([id; 16]), &[Codec::H264.into(), Codec::Pcma.into()])
+    fn feed(id: u8) -> FrameSource {
+        FrameSource::new(name(), SessionId([id; 16]), &[Codec::H264.into(), Codec::Pcma.into()])
             .expect("codecs that can be packetized")
     }
 
@@ -458,16 +458,16 @@ mod tests {
             .expect("a frame");
         camera.publish(&hub);
         let stream = hub.find(&name()).expect("a stream");
-        assert_eq!(stream.lock().want_key_frame(), None);
+        assert_eq!(stream.lock().request_key_frame_of_source(), None);
         assert!(!camera.take_key_frame_request());
 
         camera.set_takes_key_frame_requests(true);
-        let asked = stream.lock().want_key_frame().map(|source| source.session);
+        let asked = stream.lock().request_key_frame_of_source().map(|source| source.session);
         assert_eq!(asked, Some(camera.source.session));
         assert!(camera.take_key_frame_request() && !camera.take_key_frame_request());
 
         // What was asked of one source is not asked of the next.
-        stream.lock().want_key_frame();
+        stream.lock().request_key_frame_of_source();
         camera.ended(&hub);
         let mut pipeline = feed(2);
         pipeline.set_takes_key_frame_requests(true);
@@ -479,7 +479,7 @@ mod tests {
         assert!(!pipeline.take_key_frame_request());
         pipeline.set_takes_key_frame_requests(false);
         let stream = hub.find(&name()).expect("a stream");
-        assert_eq!(stream.lock().want_key_frame(), None);
+        assert_eq!(stream.lock().request_key_frame_of_source(), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::media::packet::{TrackSeq, TrackTime};
 /// up at the live edge. The mapping of a packet never changes once it was used: a retransmission is byte for byte the
 /// same (invariant 6).
 #[derive(Debug)]
-pub struct Line {
+pub struct SequenceRewriter {
     segments: VecDeque<Segment>,
     next: u64,
     time_shift: u32,
@@ -25,12 +25,12 @@ struct Segment {
     until: TrackSeq,
     /// Outgoing minus track sequence number, wrapping.
     shift: u64,
-    squeeze: Option<Squeeze>,
+    squeeze: Option<TimestampCompression>,
 }
 
 /// Times from `from` on are pressed together to begin at `begin`; from `end` on nothing is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Squeeze {
+pub struct TimestampCompression {
     /// Track time of the first packet.
     pub from: TrackTime,
     /// Track time that it is sent as: the live edge at that moment.
@@ -39,7 +39,7 @@ pub struct Squeeze {
     pub end: TrackTime,
 }
 
-impl Squeeze {
+impl TimestampCompression {
     /// The squeezed time of a track time.
     pub fn apply(self, time: TrackTime) -> TrackTime {
         if time >= self.end {
@@ -58,7 +58,7 @@ impl Squeeze {
 /// Segments remembered for retransmissions and late packets.
 const MAX_SEGMENTS: usize = 8;
 
-impl Line {
+impl SequenceRewriter {
     /// `first_seq` is the first outgoing sequence number: below 2^15, so that the loss of the first packets cannot
     /// put the receiver's roll-over counter out of step (RFC 3711 §3.3.1).
     pub fn new(first_seq: u16, time_shift: u32) -> Self {
@@ -70,7 +70,7 @@ impl Line {
     }
 
     /// Goes on at another track position; `until` is the position after the last that was sent.
-    pub fn go_on(&mut self, until: TrackSeq, from: TrackSeq, squeeze: Option<Squeeze>) {
+    pub fn go_on(&mut self, until: TrackSeq, from: TrackSeq, squeeze: Option<TimestampCompression>) {
         if let Some(last) = self.segments.back_mut() {
             last.until = until.max(last.from);
             self.next = last.until.wrapping_add(last.shift);
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_jump_of_the_track_is_no_jump_of_the_line() {
-        let mut line = Line::new(100, 7);
+        let mut line = SequenceRewriter::new(100, 7);
         line.go_on(0, 1_000, None);
         assert_eq!(line.map(1_000, 50), Some((100, 50)));
         assert_eq!(line.map(1_004, 60), Some((104, 60)));
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_replay_has_numbers_of_its_own() {
-        let mut line = Line::new(0, 0);
+        let mut line = SequenceRewriter::new(0, 0);
         line.go_on(0, 10, None);
         line.go_on(20, 12, None);
         assert_eq!(line.map(12, 0).map(|m| m.0), Some(10));
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn another_track_goes_on_with_the_next_number_and_nothing_old_is_found() {
-        let mut line = Line::new(100, 0);
+        let mut line = SequenceRewriter::new(100, 0);
         line.go_on(0, 5_000, None);
         line.leave(5_003);
         assert_eq!((line.map(5_002, 0), line.find(102, 5_002)), (None, None));
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_track_that_was_left_before_anything_was_sent_takes_no_number() {
-        let mut line = Line::new(100, 0);
+        let mut line = SequenceRewriter::new(100, 0);
         line.go_on(0, 5_000, None);
         line.leave(0);
         line.go_on(0, 70, None);
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn squeezed_times_rise_steadily_from_the_live_edge_and_meet_it() {
-        let squeeze = Squeeze {
+        let squeeze = TimestampCompression {
             from: 1_000,
             begin: 11_000,
             end: 11_500,
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn numbers_are_found_again_after_the_wrap() {
-        let mut line = Line::new(0x7fff, 0);
+        let mut line = SequenceRewriter::new(0x7fff, 0);
         line.go_on(0, 0, None);
         for seq in [0u64, 40_000, 70_000, 200_000] {
             let (out, _) = line.map(seq, 0).expect("open segment");

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
 /// A stream whose other end has to take [`LEAST`] bytes in every [`DEADLINE`] for as long as there is something to take.
-pub struct Impatient<S> {
+pub struct WriteTimeout<S> {
     stream: S,
     deadline: Pin<Box<Sleep>>,
     /// Bytes that were taken since writing last had to wait and the deadline was set; `None` while nothing waits.
@@ -23,7 +23,7 @@ pub const DEADLINE: Duration = Duration::from_secs(20);
 /// Far less than any picture needs: 13 kbit/s.
 const LEAST: usize = 32 * 1024;
 
-impl<S> Impatient<S> {
+impl<S> WriteTimeout<S> {
     pub fn new(stream: S) -> Self {
         Self {
             stream,
@@ -48,7 +48,7 @@ impl<S> Impatient<S> {
         }
     }
 
-    fn note(&mut self, count: usize) {
+    fn record(&mut self, count: usize) {
         if let Some(taken) = &mut self.taken {
             *taken += count;
             if *taken >= LEAST {
@@ -58,17 +58,17 @@ impl<S> Impatient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match Pin::new(&mut self.stream).poll_write(cx, bytes) {
             Poll::Ready(Ok(count)) => {
-                self.note(count);
+                self.record(count);
                 Poll::Ready(Ok(count))
             }
             Poll::Pending => self.wait(cx),
@@ -83,7 +83,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
     ) -> Poll<io::Result<usize>> {
         match Pin::new(&mut self.stream).poll_write_vectored(cx, slices) {
             Poll::Ready(Ok(count)) => {
-                self.note(count);
+                self.record(count);
                 Poll::Ready(Ok(count))
             }
             Poll::Pending => self.wait(cx),
@@ -116,7 +116,7 @@ mod tests {
     async fn a_reader_of_a_byte_a_second_is_given_up_and_a_slow_one_is_not() {
         for (bytes, ends_well) in [(1, false), (4_096, true)] {
             let (ours, mut theirs) = duplex(1_024);
-            let mut ours = Impatient::new(ours);
+            let mut ours = WriteTimeout::new(ours);
             let writing = tokio::spawn(async move { ours.write_all(&vec![7; 200_000]).await });
             let reading = tokio::spawn(async move {
                 let mut buffer = vec![0; bytes];
@@ -138,7 +138,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_not_a_slow_one() {
         let (ours, mut theirs) = duplex(1_024);
-        let mut ours = Impatient::new(ours);
+        let mut ours = WriteTimeout::new(ours);
         for _ in 0..3 {
             let reading = async {
                 let mut buffer = vec![0; 2_000];

@@ -1,4 +1,4 @@
-//! Viewers who cannot play a stream take it from the repaired stream beside it, and change between the two without a
+//! Viewers who cannot play a stream take it from the transcoded stream beside it, and change between the two without a
 //! break (invariant 3), at key frames (invariant 4).
 
 use std::sync::{Arc, Mutex};
@@ -8,9 +8,9 @@ use bytes::Bytes;
 use millstream::hub::name::StreamName;
 use millstream::hub::stream::SessionId;
 use millstream::media::aac::AacConfig;
-use millstream::media::repair::Repair;
+use millstream::media::transcode::TranscodeTarget;
 use millstream::media::{Codec, Format, Kind};
-use millstream::sources::feed::{Announced, Feed, Framing};
+use millstream::sources::frame_source::{Announced, FrameSource, Framing};
 
 use crate::world::World;
 use crate::{SECOND, near};
@@ -19,7 +19,7 @@ const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
 const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
 const VPS_265: &[u8] = &[0, 0, 0, 1, 0x40, 0x01, 0x0c, 0x01, 0xff, 0xff, 0x01, 0x60];
 
-/// What can be repaired.
+/// What can be transcoded.
 const CODECS: [Codec; 3] = [Codec::H264, Codec::H265, Codec::Aac];
 
 /// One frame takes so long, and so many units of 1/90000 s.
@@ -28,7 +28,7 @@ const TICKS: u64 = 3_600;
 
 /// A source that is fed by hand: a picture each 40 ms, a key frame each second, sound in between.
 struct Source {
-    feed: Feed,
+    feed: FrameSource,
     codec: Codec,
     frames: u64,
     first: u64,
@@ -49,20 +49,21 @@ fn aac() -> Announced {
 
 impl Source {
     fn new(id: u8, tracks: &[Announced]) -> Self {
-        let feed = Feed::new(name(), SessionId([id; 16]), tracks).expect("codecs of frames");
+        let feed = FrameSource::new(name(), SessionId([id; 16]), tracks).expect("codecs of frames");
         Self::with(feed, tracks, 1_000_000 * u64::from(id), id)
     }
 
-    /// What a worker would feed: the repaired stream of one kind.
-    fn repaired(world: &World, id: u8, repair: Repair) -> Self {
-        let tracks = [repair.format().codec().into()];
-        let feed = Feed::keeping_time(name().repaired(repair), SessionId([id; 16]), &tracks).expect("codecs of frames");
+    /// What a worker would feed: the transcoded stream of one kind.
+    fn transcoded(world: &World, id: u8, transcode: TranscodeTarget) -> Self {
+        let tracks = [transcode.format().codec().into()];
+        let feed = FrameSource::keeping_time(name().transcoded(transcode), SessionId([id; 16]), &tracks)
+            .expect("codecs of frames");
         let origin = world.shared.hub.find(&name()).expect("the stream");
-        let (newest, _) = origin.lock().track(repair.kind()).ring.newest().expect("it plays");
+        let (newest, _) = origin.lock().track(transcode.kind()).ring.newest().expect("it plays");
         Self::with(feed, &tracks, newest, id)
     }
 
-    fn with(feed: Feed, tracks: &[Announced], first: u64, mark: u8) -> Self {
+    fn with(feed: FrameSource, tracks: &[Announced], first: u64, mark: u8) -> Self {
         let codec = tracks.iter().find(|track| track.codec.kind() == Kind::Video);
         Self {
             feed,
@@ -142,11 +143,11 @@ impl Source {
 }
 
 /// Repaired streams that viewers opened, in order.
-fn watch_repairs(world: &World) -> Arc<Mutex<Vec<String>>> {
+fn watch_transcodes(world: &World) -> Arc<Mutex<Vec<String>>> {
     let opened = Arc::new(Mutex::new(Vec::new()));
     let list = opened.clone();
-    world.shared.hub.set_repairer(
-        CODECS.map(|codec| (codec, Repair::of(codec.kind()))).to_vec(),
+    world.shared.hub.set_transcoder(
+        CODECS.map(|codec| (codec, TranscodeTarget::of(codec.kind()))).to_vec(),
         move |name| list.lock().expect("not poisoned").push(name.to_string()),
     );
     opened
@@ -169,9 +170,9 @@ fn names(world: &World) -> Vec<String> {
 }
 
 #[test]
-fn sound_that_no_browser_plays_comes_from_the_repaired_stream() {
+fn sound_that_no_browser_plays_comes_from_the_transcoded_stream() {
     let mut world = World::new(601, 2, 8192);
-    let opened = watch_repairs(&world);
+    let opened = watch_transcodes(&world);
     let mut home = Source::new(1, &[Codec::H264.into(), aac()]);
     Source::play(&mut world, &mut [&mut home], SECOND);
     let index = world.watch("live", 1, near());
@@ -183,7 +184,7 @@ fn sound_that_no_browser_plays_comes_from_the_repaired_stream() {
     );
     assert_eq!(world.viewer(index).audio.packets.len(), 0, "AAC is never sent");
 
-    let mut opus = Source::repaired(&world, 101, Repair::Opus);
+    let mut opus = Source::transcoded(&world, 101, TranscodeTarget::Opus);
     Source::play(&mut world, &mut [&mut home, &mut opus], SECOND);
     assert!(world.viewer(index).audio.packets.len() >= 20);
     let second = world.watch("live", 0, near());
@@ -201,7 +202,7 @@ fn sound_that_no_browser_plays_comes_from_the_repaired_stream() {
     opus.feed.ended(&world.shared.hub);
     Source::play(&mut world, &mut [&mut home], SECOND);
     let before = world.viewer(index).audio.packets.len();
-    let mut opus = Source::repaired(&world, 102, Repair::Opus);
+    let mut opus = Source::transcoded(&world, 102, TranscodeTarget::Opus);
     Source::play(&mut world, &mut [&mut home, &mut opus], SECOND);
     assert!(world.viewer(index).audio.packets.len() > before + 15);
     assert_unbroken(&mut world, index);
@@ -216,9 +217,9 @@ fn sound_that_no_browser_plays_comes_from_the_repaired_stream() {
 
 /// V-10.
 #[test]
-fn b_frames_that_show_themselves_move_viewers_to_the_repaired_stream_and_back() {
+fn b_frames_that_show_themselves_move_viewers_to_the_transcoded_stream_and_back() {
     let mut world = World::new(611, 2, 8192);
-    let opened = watch_repairs(&world);
+    let opened = watch_transcodes(&world);
     let mut home = Source::new(1, &[Codec::H264.into()]);
     Source::play(&mut world, &mut [&mut home], SECOND);
     let index = world.watch("live", 1, near());
@@ -246,7 +247,7 @@ fn b_frames_that_show_themselves_move_viewers_to_the_repaired_stream_and_back() 
         "the picture does not go black meanwhile"
     );
 
-    let mut h264 = Source::repaired(&world, 101, Repair::H264);
+    let mut h264 = Source::transcoded(&world, 101, TranscodeTarget::H264);
     Source::play(&mut world, &mut [&mut home, &mut h264], SECOND);
     let before = world.viewer(index).video.packets.len();
     Source::play(&mut world, &mut [&mut home, &mut h264], SECOND);
@@ -263,25 +264,25 @@ fn b_frames_that_show_themselves_move_viewers_to_the_repaired_stream_and_back() 
     assert!(!seen.is_empty() && seen.iter().all(|mark| *mark == 3), "{seen:?}");
     assert_eq!(world.viewer(index).video.holes(), 0);
     assert_eq!(world.reason(index), None, "one session all the time");
-    let repaired = world
+    let transcoded = world
         .shared
         .hub
-        .find(&name().repaired(Repair::H264))
+        .find(&name().transcoded(TranscodeTarget::H264))
         .expect("still fed");
-    assert!(!repaired.lock().is_watched(), "nobody reads it any more");
+    assert!(!transcoded.lock().is_watched(), "nobody reads it any more");
 }
 
 /// The transcoder of a stream has died and was not replaced yet.
 #[test]
 fn a_new_viewer_is_not_shown_what_a_transcoder_that_is_gone_made_last() {
     let mut world = World::new(631, 2, 8192);
-    watch_repairs(&world);
+    watch_transcodes(&world);
     let mut home = Source::new(1, &[Codec::H264.into()]);
     home.reordered = true;
     Source::play(&mut world, &mut [&mut home], SECOND);
     let early = world.watch("live", 1, near());
     Source::play(&mut world, &mut [&mut home], SECOND);
-    let mut gone = Source::repaired(&world, 101, Repair::H264);
+    let mut gone = Source::transcoded(&world, 101, TranscodeTarget::H264);
     Source::play(&mut world, &mut [&mut home, &mut gone], SECOND);
     gone.feed.ended(&world.shared.hub);
     let late = world.watch("live", 0, near());
@@ -295,7 +296,7 @@ fn a_new_viewer_is_not_shown_what_a_transcoder_that_is_gone_made_last() {
     assert!(!seen.contains(&101));
     // Until there is another one it gets the stream as it is.
     assert!(seen.len() > 15, "{seen:?}");
-    let mut next = Source::repaired(&world, 102, Repair::H264);
+    let mut next = Source::transcoded(&world, 102, TranscodeTarget::H264);
     Source::play(&mut world, &mut [&mut home, &mut next], SECOND);
     for index in [early, late] {
         assert!(marks(&mut world, index).contains(&102));
