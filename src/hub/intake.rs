@@ -1,4 +1,4 @@
-//! Maps the numbering of one source onto the unbroken line of a track (invariant 3).
+//! Rewrites the sequence numbers and timestamps of one source to the continuous numbering of a track (invariant 3).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::media::clock::duration;
 use crate::media::packet::{Packet, TrackSeq, TrackTime, choose_padding};
 use crate::media::{Codec, Kind};
 
-/// A packet as its source numbered it.
+/// A packet with the source's own numbering.
 #[derive(Clone, Debug)]
 pub struct ReceivedPacket {
     /// Extended sequence number of the source.
@@ -21,31 +21,31 @@ pub struct ReceivedPacket {
     pub time: u64,
     pub marker: bool,
     pub codec: Codec,
-    /// Proves that its frame is one that a decoder can begin with.
+    /// Identifies its frame as one that a decoder can start with.
     pub key_frame: bool,
-    /// Payloads that go before it: parameter sets that the source left out.
+    /// Payloads to insert before this one: parameter sets that the source did not repeat.
     pub insert: Vec<Bytes>,
     pub payload: Bytes,
     pub arrival: Instant,
 }
 
-/// One source's way onto one track.
+/// Rewriting state of one source on one track.
 #[derive(Debug)]
 pub struct Intake {
     state: State,
-    /// First source sequence number from which a shift holds, oldest first.
+    /// Sequence number offsets and the first source sequence number of each, oldest first.
     shifts: VecDeque<(u64, u64)>,
-    /// Added to the source's time, wrapping.
+    /// Offset added to source timestamps, wrapping.
     time_shift: u64,
     vp8: Vp8Shift,
     newest: Option<Newest>,
-    /// The times of the source are those of the line.
+    /// Source timestamps are already track timestamps.
     keeps_time: bool,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Video waits for a key frame; what may turn out to be its beginning is held.
+    /// Video waits for a key frame; the packets of the current frame are buffered in case it proves to be one.
     Waiting {
         frame: Vec<ReceivedPacket>,
     },
@@ -65,20 +65,20 @@ struct Placed {
     packet: ReceivedPacket,
 }
 
-/// Parts of a frame that are held before it proves to be a key frame: parameter sets and their like.
+/// Maximum number of buffered packets of a frame before the one that identifies it as a key frame, e.g. parameter sets.
 const MAX_HELD: usize = 64;
 
-/// A source that jumps further than this has begun a numbering of its own.
+/// A larger step of the sequence number means that the source restarted its numbering.
 const MAX_JUMP: u64 = 3_000;
 
-/// A source whose time departs from the arrivals by more than this has begun a time of its own.
+/// A larger deviation between timestamps and arrivals means that the source restarted its timestamps.
 const MAX_TIME_JUMP: Duration = Duration::from_secs(5);
 
-/// Shifts remembered for late packets.
+/// Number of offsets kept for late packets.
 const MAX_SHIFTS: usize = 32;
 
 impl Intake {
-    /// A source that has sent nothing yet.
+    /// Creates the state for a source that has not sent anything yet.
     pub fn new() -> Self {
         Self {
             state: State::Waiting { frame: Vec::new() },
@@ -90,7 +90,7 @@ impl Intake {
         }
     }
 
-    /// A source whose times are those of the line already, because another track gave them.
+    /// Creates the state for a source whose timestamps are already track timestamps, taken from another track.
     pub fn keeping_time() -> Self {
         Self {
             keeps_time: true,
@@ -98,17 +98,17 @@ impl Intake {
         }
     }
 
-    /// Whether video has to be asked for a key frame.
+    /// Whether the track needs a key frame from the source.
     pub fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting { .. })
     }
 
-    /// Maps a time of the source to the line; `None` before the first packet.
+    /// Maps a source timestamp to the track; `None` before the first packet.
     pub fn time(&self, source_time: u64) -> Option<TrackTime> {
         (!self.is_waiting()).then(|| source_time.wrapping_add(self.time_shift))
     }
 
-    /// Puts all packets of one turn on the line and into the ring; those that are new are appended to `out`.
+    /// Rewrites all packets of one tick and inserts them into the ring; appends the new ones to `out`.
     pub fn take(
         &mut self,
         track: &mut Track,
@@ -149,7 +149,7 @@ impl Intake {
             State::Waiting { frame } => {
                 if frame.first().is_some_and(|first| first.time != packet.time) {
                     if self.newest.is_some_and(|newest| newest.seq > packet.seq) {
-                        // Late: the rest of its frame, and what followed, was let go.
+                        // Late: the rest of its frame and its followers were dropped.
                         return;
                     }
                     frame.clear();
@@ -176,7 +176,7 @@ impl Intake {
             Some(ahead) => duration(ahead, rate).abs_diff(elapsed),
             None => duration(newest.time - packet.time, rate),
         };
-        // One from far behind is late, and has no place on the line if it is from before this intake.
+        // A packet far behind is late. It is dropped later if it precedes the first packet of this intake.
         let ahead = packet.seq.saturating_sub(newest.seq);
         ahead > MAX_JUMP || (ahead > 0 && time_jump > MAX_TIME_JUMP)
     }
@@ -210,7 +210,7 @@ impl Intake {
         }
         let mut inserted = std::mem::take(&mut packet.insert);
         if !inserted.is_empty() && self.newest.is_some_and(|newest| newest.seq > packet.seq) {
-            // What follows has its place already: there is no room, and without them the frame is no beginning.
+            // The followers are numbered already: no room is left, and without parameter sets no decoder can start.
             inserted.clear();
             packet.key_frame = false;
         }
@@ -245,7 +245,7 @@ impl Default for Intake {
 fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>>) {
     let lengths: Vec<usize> = frame.iter().map(|p| p.packet.payload.len()).collect();
     for (Placed { seq, time, packet }, padding) in frame.into_iter().zip(choose_padding(&lengths)) {
-        // An empty packet carries nothing but its number: padding would make it probe traffic again.
+        // An empty packet only occupies a sequence number: padding would turn it into probe traffic again.
         let padding = if packet.payload.is_empty() { 0 } else { padding };
         if packet.codec == Codec::Vp8 && seq >= track.ring.end() {
             track.vp8.follow(&packet.payload);
@@ -255,7 +255,7 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
         track
             .meter
             .on_packets(packet.arrival, packet.payload.len(), newest != Some(time));
-        // With its last packet a picture is here.
+        // A frame is complete with its last packet.
         let is_whole = packet.marker || track.kind == Kind::Audio;
         if is_whole && let Some(delay) = track.clock.delay(time, packet.arrival) {
             track.delays.record(delay, packet.arrival);
@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn a_source_does_not_begin_with_a_key_frame_whose_followers_were_let_go() {
         let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
-        // The packet that proves it is lost and comes after the next frame has begun.
+        // The identifying packet arrives late, after the next frame has started.
         assert!(run(&mut intake, &mut track, video(11, 0, false, t)).is_empty());
         assert!(run(&mut intake, &mut track, video(12, 3000, false, t)).is_empty());
         assert!(run(&mut intake, &mut track, video(10, 0, true, t)).is_empty());

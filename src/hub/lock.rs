@@ -1,30 +1,30 @@
-//! A mutex with a rank: locks are taken in one order, so that no two threads ever wait for each other.
+//! A mutex with a rank: locks are taken in one global order, so that threads cannot deadlock.
 //!
-//! A thread that holds a lock takes only locks of a higher [`Rank`]; two of the same rank are never held at once. Builds
-//! with debug assertions check this at every lock, whether or not another thread is near, so that each test that takes
-//! two locks checks their order; release builds lock and nothing else.
+//! A thread that holds a lock may only take locks of a higher [`Rank`], and never two of the same rank. Builds with
+//! debug assertions check this on every lock operation, with or without contention, so every test that nests locks
+//! verifies their order. Release builds have no check.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// Places in the order of locks, the outermost first.
+/// Lock order, outermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
-    /// The packagers of LL-HLS by stream.
+    /// The map of LL-HLS packagers by stream.
     Packagers,
-    /// One packager. HTTP requests render playlists under it: nothing on a shard takes it.
+    /// One packager. HTTP requests render playlists under it, so code on a shard must not take it.
     Packager,
-    /// What is kept beside one packager.
+    /// The bookkeeping that accompanies one packager.
     PackagerState,
-    /// The streams by name.
+    /// The map of streams by name.
     Streams,
-    /// One stream. Two streams are never locked at once.
+    /// One stream. Two streams are never locked at the same time.
     Stream,
-    /// When a source that is fetched on demand was asked for.
+    /// The time of the last request for an on-demand source.
     Demand,
-    /// The sessions that the media plane knows.
+    /// The sessions known to the media plane.
     Sessions,
-    /// The connections of peers that came by TCP.
+    /// The TCP connections of peers.
     Connections,
     /// What waits to be written to one of them.
     ConnectionQueue,
@@ -32,7 +32,7 @@ pub enum Rank {
     Mailbox,
 }
 
-/// A mutex that may be taken only in the order of [`Rank`].
+/// A mutex that must be taken in the order of [`Rank`].
 #[derive(Debug)]
 pub struct RankedMutex<T> {
     rank: Rank,
@@ -47,8 +47,8 @@ impl<T> RankedMutex<T> {
         }
     }
 
-    /// Takes the lock. A panic of another thread while it was held does not close it: whoever owns the value copes with
-    /// what that may have left half done.
+    /// Takes the lock. Poisoning by a panic in another thread is ignored: the owner of the value must tolerate a
+    /// half-completed change.
     ///
     /// # Panics
     ///
@@ -61,7 +61,7 @@ impl<T> RankedMutex<T> {
         }
     }
 
-    /// Takes the lock if it is free. Never waits, so the order does not matter.
+    /// Takes the lock if it is free. Never blocks, so the rank is not checked.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.inner.try_lock() {
             Ok(guard) => Some(guard),
@@ -71,10 +71,10 @@ impl<T> RankedMutex<T> {
     }
 }
 
-/// Holds a [`RankedMutex`] until it is dropped.
+/// Guard of a [`RankedMutex`]; unlocks on drop.
 #[must_use]
 pub struct RankedGuard<'a, T> {
-    // Dropped first: the rank is free when the lock is.
+    // Dropped first: the lock is released before its rank.
     inner: MutexGuard<'a, T>,
     _held: order::Held,
 }
@@ -100,11 +100,11 @@ mod order {
     use super::Rank;
 
     thread_local! {
-        /// What this thread holds, in the order in which it was taken.
+        /// Ranks of the locks held by this thread, in the order in which they were taken.
         static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// A lock that this thread holds.
+    /// Entry of one held lock.
     pub struct Held(Rank);
 
     pub fn enter(rank: Rank) -> Held {
@@ -147,7 +147,7 @@ mod tests {
         let (outer, inner) = (RankedMutex::new(Rank::Streams, 1), RankedMutex::new(Rank::Stream, 2));
         let both = *outer.lock() + *inner.lock();
         assert_eq!(both, 3);
-        // Guards may go in any order.
+        // Guards may be dropped in any order.
         let (first, second) = (outer.lock(), inner.lock());
         drop(first);
         drop(second);

@@ -1,11 +1,11 @@
-//! What one shard is told by the others and by the control plane: a bounded queue that never blocks its writer.
+//! Messages to a shard from other shards and the control plane: a bounded queue that never blocks its writers.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::lock::{Rank, RankedGuard, RankedMutex};
 
-/// A queue with one reader. `wake` is called when it stops being empty.
+/// A queue with one reader. `wake` is called when it becomes non-empty.
 pub struct Mailbox<T> {
     queue: RankedMutex<VecDeque<T>>,
     capacity: usize,
@@ -13,11 +13,11 @@ pub struct Mailbox<T> {
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
-/// Messages beyond the capacity that are not media: there are only so many sessions that could cause them.
+/// Extra capacity for control messages; their number is bounded by the number of sessions.
 const CONTROL_RESERVE: usize = 1 << 16;
 
 impl<T> Mailbox<T> {
-    /// Makes an empty mailbox for at most `capacity` messages.
+    /// Creates an empty mailbox for at most `capacity` media messages.
     pub fn new(capacity: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             queue: RankedMutex::new(Rank::Mailbox, VecDeque::new()),
@@ -27,36 +27,36 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Leaves a message.
+    /// Enqueues a control message.
     ///
     /// # Errors
     ///
-    /// Gives the message back when the mailbox is full, its reserve included (invariant 5).
+    /// Returns the message if the mailbox and its control reserve are full (invariant 5).
     pub fn push(&self, message: T) -> Result<(), T> {
         self.push_below(self.capacity + CONTROL_RESERVE, message)
     }
 
-    /// Leaves a message that nobody misses: anybody may cause any number of them, so they get half of the room and the
-    /// rest is left to media.
+    /// Enqueues a best-effort message. Anybody may cause any number of these, so they may use only half of the
+    /// capacity; the rest is reserved for media.
     ///
     /// # Errors
     ///
-    /// Gives the message back when the mailbox is full.
+    /// Returns the message if that half is full.
     pub fn offer(&self, message: T) -> Result<(), T> {
         self.push_below(self.capacity / 2, message)
     }
 
-    /// Leaves a message that the reader can do without, if it learns that it missed some.
+    /// Enqueues a message that may be lost, as long as the reader learns of the loss.
     ///
     /// # Errors
     ///
-    /// Gives the message back when the mailbox is full; [`Self::has_overflowed`] will tell the reader.
+    /// Returns the message if the mailbox is full; [`Self::has_overflowed`] then reports it to the reader.
     pub fn push_lossy(&self, message: T) -> Result<(), T> {
         self.push_below(self.capacity, message)
             .inspect_err(|_| self.overflowed.store(true, Ordering::Release))
     }
 
-    /// Whether a lossy message was lost since the last call.
+    /// Whether a lossy message was dropped since the last call.
     pub fn has_overflowed(&self) -> bool {
         self.overflowed.swap(false, Ordering::AcqRel)
     }
@@ -76,24 +76,24 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
-    /// Messages that nobody has taken yet.
+    /// Number of queued messages.
     pub fn waiting(&self) -> usize {
         self.lock().len()
     }
 
-    /// The same; `None` while somebody has the lock.
+    /// Number of queued messages; `None` while another thread holds the lock.
     pub fn try_waiting(&self) -> Option<usize> {
         self.queue.try_lock().map(|queue| queue.len())
     }
 
-    /// Takes all messages at once, in exchange for an empty queue whose memory is used again.
+    /// Takes all messages, swapping in an empty queue so that its memory is reused.
     pub fn take(&self, into: &mut VecDeque<T>) {
         debug_assert!(into.is_empty());
         std::mem::swap(&mut *self.lock(), into);
     }
 
     fn lock(&self) -> RankedGuard<'_, VecDeque<T>> {
-        // The queue is whole after a panic of another thread: no operation on it can be left half done.
+        // Ignoring a poisoned lock is safe: no operation on the queue can be left half done.
         self.queue.lock()
     }
 }
@@ -105,7 +105,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     #[test]
-    fn what_nobody_misses_leaves_room_for_the_rest() {
+    fn best_effort_messages_leave_room_for_the_rest() {
         let mailbox = Mailbox::new(4, || {});
         assert_eq!((0..9).filter(|n| mailbox.offer(*n).is_ok()).count(), 2);
         assert_eq!((0..9).filter(|n| mailbox.push_lossy(*n).is_ok()).count(), 2);

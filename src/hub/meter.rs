@@ -1,8 +1,8 @@
-//! How fast a track runs: for the API, the metrics, and whoever has to choose.
+//! Bitrate, frame rate and delay of a track, for the API, the metrics and layer selection.
 
 use std::time::{Duration, Instant};
 
-/// Measures bits and frames per second over windows of one second of arrivals.
+/// Measures bitrate and frame rate over windows of one second, by arrival.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Meter {
     window: Option<Instant>,
@@ -12,22 +12,22 @@ pub struct Meter {
     ended: Option<Instant>,
 }
 
-/// What a track carries per second.
+/// Measured rate of a track.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rate {
-    /// Payload bits per second.
+    /// Payload bitrate in bits per second.
     pub bitrate: u64,
-    /// Frames per second, of audio and video.
+    /// Frames per second; audio and video.
     pub frames: f64,
 }
 
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// A measurement older than this says nothing of the present.
+/// An older measurement is considered outdated.
 const STALE: Duration = Duration::from_secs(5);
 
 impl Meter {
-    /// Notes a frame, or the rest of one that was noted already.
+    /// Records a packet, which may belong to a frame that was counted already.
     pub fn on_packets(&mut self, arrival: Instant, bytes: usize, is_new_frame: bool) {
         let window = *self.window.get_or_insert(arrival);
         let elapsed = arrival.saturating_duration_since(window);
@@ -44,12 +44,12 @@ impl Meter {
         self.frames += u32::from(is_new_frame);
     }
 
-    /// The last measurement, however old.
+    /// Returns the last measurement regardless of its age.
     pub fn rate_or_last(&self) -> Rate {
         self.rate
     }
 
-    /// The last measurement; nothing if it is too old.
+    /// Returns the last measurement, or zero if it is outdated.
     pub fn rate(&self, now: Instant) -> Rate {
         let fresh = self
             .ended
@@ -58,23 +58,23 @@ impl Meter {
     }
 }
 
-/// How long what comes was under way since it was captured.
+/// Delays from capture to arrival.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Delays {
-    /// How many were measured, and their sum. Both only rise.
+    /// Number of measurements, and their sum. Monotonic counters.
     pub count: u64,
     pub sum: Duration,
     recent: Option<(f64, Instant)>,
 }
 
-/// Beyond this the clock of the source was set, or is none.
+/// Larger delays are ignored: the clock of the source was changed or is not synchronized.
 const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// One in so many parts of a delay is believed.
+/// Smoothing factor: each measurement contributes 1/16 to the mean.
 const SMOOTH: f64 = 16.0;
 
 impl Delays {
-    /// Notes one.
+    /// Records a measurement.
     pub fn record(&mut self, delay: Duration, now: Instant) {
         if delay > MAX_DELAY {
             return;
@@ -87,7 +87,7 @@ impl Delays {
         self.recent = Some((mean, now));
     }
 
-    /// What it is of late, in seconds; `None` if nothing came.
+    /// Returns the recent mean in seconds; `None` without recent measurements.
     pub fn recent(&self, now: Instant) -> Option<f64> {
         let (mean, at) = self.recent?;
         (now.saturating_duration_since(at) < STALE).then_some(mean)

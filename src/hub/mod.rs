@@ -1,6 +1,6 @@
-//! Streams by name, their tracks, and the packets that all viewers share.
+//! Streams by name, their tracks, and the packet rings shared by all viewers.
 //!
-//! The hub is the only place where shards meet: behind short locks that are never held while anything waits.
+//! Shards share state only through the hub. Its locks are held briefly and never across a blocking operation.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -26,9 +26,9 @@ use lock::{Rank, RankedGuard, RankedMutex};
 use name::StreamName;
 use stream::{Stream, StreamId};
 
-/// Who feeds transcoded streams.
+/// The component that produces transcoded streams.
 struct Transcoder {
-    /// What can be made of what.
+    /// Supported pairs of input codec and transcode target.
     possible: Vec<(Codec, TranscodeTarget)>,
     wanted: Box<dyn Fn(&StreamName) + Send + Sync>,
 }
@@ -36,7 +36,7 @@ struct Transcoder {
 /// All streams of the gateway.
 pub struct Hub {
     streams: RankedMutex<Streams>,
-    /// Told of each transcoded stream that is opened: somebody has to feed it.
+    /// Called for every transcoded stream that is opened, so that a transcode is started for it.
     transcoder: OnceLock<Transcoder>,
 }
 
@@ -56,13 +56,13 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// The stream of a name, if it has a source or a viewer.
+    /// Returns the stream with this name, if it has a source or a viewer.
     pub fn find(&self, name: &StreamName) -> Option<Arc<Stream>> {
         self.lock().by_name.get(name).cloned()
     }
 
-    /// Changes a stream and forgets it if it is then without source and viewers. Whoever opened it before still shares
-    /// it; whoever opens the name later gets a new one.
+    /// Applies a change to a stream and removes the stream if it then has neither source nor viewers. Holders of the
+    /// old `Arc` keep sharing it; a later open of the name creates a new stream.
     pub fn release(&self, stream: &Stream, change: impl FnOnce(&mut stream::StreamState)) {
         let mut streams = self.lock();
         let unused = {
@@ -75,7 +75,7 @@ impl Hub {
         }
     }
 
-    /// Opens a stream and changes it in one step, so that it cannot be forgotten in between.
+    /// Opens or creates a stream and applies a change to it atomically, so that it cannot be removed in between.
     pub fn open_with(&self, name: &StreamName, change: impl FnOnce(&mut stream::StreamState)) -> Arc<Stream> {
         let mut streams = self.lock();
         let last_id = &mut streams.last_id;
@@ -101,8 +101,8 @@ impl Hub {
         stream
     }
 
-    /// Names who feeds transcoded streams: what it can make of what, and what is called with each that is opened anew. Only the first
-    /// call counts.
+    /// Registers the transcoder: the supported pairs of input codec and target, and a callback for each newly opened
+    /// transcoded stream. Only the first call has an effect.
     pub fn set_transcoder(
         &self,
         possible: Vec<(Codec, TranscodeTarget)>,
@@ -112,18 +112,18 @@ impl Hub {
         let _ = self.transcoder.set(Transcoder { possible, wanted });
     }
 
-    /// Whether something can be done for viewers who cannot play this.
+    /// Whether this codec can be transcoded to the default browser-playable target of its kind.
     pub fn can_transcode(&self, codec: Codec) -> bool {
         self.can_transcode_to(codec, TranscodeTarget::of(codec.kind()))
     }
 
-    /// Whether this transcode can be made of this codec.
+    /// Whether this codec can be transcoded to this target.
     pub fn can_transcode_to(&self, codec: Codec, transcode: TranscodeTarget) -> bool {
         let transcoder = self.transcoder.get();
         transcoder.is_some_and(|transcoder| transcoder.possible.contains(&(codec, transcode)))
     }
 
-    /// All streams at this moment.
+    /// Returns a snapshot of all streams.
     pub fn streams(&self) -> Vec<Arc<Stream>> {
         self.lock().by_name.values().cloned().collect()
     }

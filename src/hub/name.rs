@@ -1,4 +1,4 @@
-//! The name of a stream: what stands behind `/whip/` and `/whep/`.
+//! The name of a stream, as used in `/whip/NAME` and `/whep/NAME`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::media::transcode::TranscodeTarget;
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamName(Arc<str>);
 
-/// Why a text is not a stream name.
+/// Reason why a text is not a valid stream name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StreamNameError {
     #[error("a stream name has 1 to {MAX_LENGTH} characters")]
@@ -23,21 +23,21 @@ pub enum StreamNameError {
     Character,
 }
 
-/// Between the name of a stream and what was made of it.
+/// Separates the stream name from the label of a derived stream.
 const MARK: char = '#';
 
-/// What a layer's label begins with; no transcode is called so.
+/// Prefix of layer labels; no transcode label starts with it.
 const LAYER: char = '@';
 
 const MAX_LENGTH: usize = 128;
 const MAX_SEGMENTS: usize = 4;
 
 impl StreamName {
-    /// Reads a name as it stands in a decoded URL path.
+    /// Parses a name from a decoded URL path.
     ///
     /// # Errors
     ///
-    /// A [`StreamNameError`] that names the broken rule.
+    /// A [`StreamNameError`] for the violated rule.
     pub fn parse(text: &str) -> Result<Self, StreamNameError> {
         if text.is_empty() || text.len() > MAX_LENGTH {
             return Err(StreamNameError::Length);
@@ -57,12 +57,12 @@ impl StreamName {
         &self.0
     }
 
-    /// The stream of what a [`TranscodeTarget`] makes of this one. Its name is none that can be read from outside.
+    /// Name of the transcoded variant of this stream. Clients cannot address it, because [`Self::parse`] rejects it.
     pub fn transcoded(&self, transcode: TranscodeTarget) -> Self {
         Self(format!("{}{MARK}{}", self.0, transcode.label()).into())
     }
 
-    /// Of a transcoded stream: the stream that it is made of, and the transcode.
+    /// For a transcoded stream: the original stream, and the transcode target.
     pub fn transcode(&self) -> Option<(Self, TranscodeTarget)> {
         let (origin, label) = self.0.split_once(MARK)?;
         let transcode = TranscodeTarget::ALL
@@ -71,17 +71,17 @@ impl StreamName {
         Some((Self(origin.into()), transcode))
     }
 
-    /// The stream of one layer of a simulcast. Its name is none that can be read from outside.
+    /// Name of a simulcast layer of this stream. Clients cannot address it, because [`Self::parse`] rejects it.
     pub fn layer(&self, rid: &Rid) -> Self {
         Self(format!("{}{MARK}{LAYER}{}", self.0, rid.0).into())
     }
 
-    /// Whether this is a stream of its own, and none that stands beside one: transcoded, or a layer.
+    /// Whether this is an original stream, i.e. neither transcoded nor a layer.
     pub fn is_whole(&self) -> bool {
         !self.0.contains(MARK)
     }
 
-    /// Whether this is one layer of a stream.
+    /// Whether this is a simulcast layer.
     pub fn is_layer(&self) -> bool {
         self.0
             .split_once(MARK)

@@ -1,5 +1,5 @@
-//! Reads a track in line order as it is written, for readers that are no viewers: a hole is waited for a little while,
-//! as a retransmission may fill it, and then passed.
+//! Reads the packets of a track in sequence order, for readers that are not viewers. At a gap it waits briefly for a
+//! retransmission, then skips the missing packets.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,29 +7,29 @@ use std::time::{Duration, Instant};
 use super::ring::Ring;
 use crate::media::packet::{Packet, TrackSeq};
 
-/// Where a reader stands.
+/// Position of a reader.
 #[derive(Debug)]
 pub struct Reader {
     next: TrackSeq,
-    /// Since when what comes next is missing.
+    /// Since when the next packet is missing.
     missing: Option<Instant>,
 }
 
-/// How long a hole is waited for: a publisher's retransmission takes a round trip or two.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// How long a gap is waited for: a retransmission by the publisher takes one or two round trips.
+const GAP_TIMEOUT: Duration = Duration::from_millis(250);
 
 impl Reader {
-    /// Begins at the newest key frame; `None` if there is none.
+    /// Starts at the newest key frame; `None` without one.
     pub fn at_key_frame(ring: &Ring) -> Option<Self> {
         ring.key_frame().map(Self::at)
     }
 
-    /// Begins with the oldest that is kept.
+    /// Starts at the oldest packet in the ring.
     pub fn at_start(ring: &Ring) -> Self {
         Self::at(ring.first())
     }
 
-    /// Begins with what comes next.
+    /// Starts at the next packet to arrive.
     pub fn at_end(ring: &Ring) -> Self {
         Self::at(ring.end())
     }
@@ -38,7 +38,7 @@ impl Reader {
         Self { next, missing: None }
     }
 
-    /// Appends what has come since the last call. Returns when to call again even if nothing more comes.
+    /// Appends the packets since the last call. Returns when to call again even without new packets.
     pub fn read(&mut self, now: Instant, ring: &Ring, out: &mut Vec<Arc<Packet>>) -> Option<Instant> {
         self.next = self.next.max(ring.first());
         while self.next < ring.end() {
@@ -46,7 +46,7 @@ impl Reader {
                 out.push(packet.clone());
                 self.missing = None;
             } else {
-                let due = *self.missing.get_or_insert(now) + PATIENCE;
+                let due = *self.missing.get_or_insert(now) + GAP_TIMEOUT;
                 if now < due {
                     return Some(due);
                 }
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_waited_for_and_then_passed() {
+    fn a_gap_is_waited_for_and_then_skipped() {
         let (mut ring, t) = (Ring::default(), Instant::now());
         assert!(Reader::at_key_frame(&ring).is_none());
         for seq in [10, 11, 13, 15] {
@@ -96,9 +96,9 @@ mod tests {
         let mut reader = Reader::at_key_frame(&ring).expect("a key frame");
         assert_eq!(read(&mut reader, t, &ring), [10, 11]);
         insert(&mut ring, t, 12);
-        assert_eq!(read(&mut reader, t + PATIENCE / 2, &ring), [12, 13], "it came late");
-        let due = reader.read(t + PATIENCE / 2, &ring, &mut Vec::new()).expect("waits");
-        assert_eq!(due, t + PATIENCE / 2 + PATIENCE);
+        assert_eq!(read(&mut reader, t + GAP_TIMEOUT / 2, &ring), [12, 13], "it came late");
+        let due = reader.read(t + GAP_TIMEOUT / 2, &ring, &mut Vec::new()).expect("waits");
+        assert_eq!(due, t + GAP_TIMEOUT / 2 + GAP_TIMEOUT);
         assert_eq!(read(&mut reader, due, &ring), [15]);
         assert_eq!(reader.read(due, &ring, &mut Vec::new()), None);
     }

@@ -1,4 +1,4 @@
-//! Recent packets of one track: key frame cache and retransmission history in one, shared by all viewers.
+//! Recent packets of one track, shared by all viewers: key frame cache and retransmission history in one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,43 +6,43 @@ use std::time::{Duration, Instant};
 
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
 
-/// Packets on their line, from [`Ring::first`] to [`Ring::end`], with holes where the source lost some.
+/// Packets by track sequence number, from [`Ring::first`] to [`Ring::end`], with gaps where packets were lost.
 ///
-/// What is kept: everything since the last key frame, so that a viewer can begin there, and at least [`HISTORY`] before
-/// the end for retransmissions. [`MAX_BYTES`] and [`MAX_PACKETS`] bound both.
+/// Retains everything since the last key frame, so that new viewers can start there, and at least the last [`HISTORY`]
+/// for retransmissions. [`MAX_BYTES`] and [`MAX_PACKETS`] bound both.
 #[derive(Debug)]
 pub struct Ring {
     slots: VecDeque<Option<Arc<Packet>>>,
     first: TrackSeq,
     bytes: usize,
-    /// Of these, those from the newest key frame on.
+    /// Payload bytes from the newest key frame on; part of `bytes`.
     bytes_since_key_frame: usize,
     order: u64,
-    /// First packets of the frames that a decoder can begin with, oldest first; all within the ring.
+    /// First packet of each frame that a decoder can start with, oldest first; all within the ring.
     key_frames: VecDeque<TrackSeq>,
-    /// Time and first packet of the newest frame.
+    /// Timestamp and first packet of the newest frame.
     frame: Option<(TrackTime, TrackSeq)>,
     newest_time: TrackTime,
     newest_arrival: Option<Instant>,
 }
 
-/// How long packets are kept for retransmission: the longest wait of a receiver before it asks for a key frame instead.
+/// Retransmission history: the longest time for which a receiver waits before it requests a key frame instead.
 pub const HISTORY: Duration = Duration::from_secs(2);
 
-/// Payload bytes at most: a key frame interval of 10 s at 6 Mbit/s fits.
+/// Maximum payload bytes: fits a key frame interval of 10 s at 6 Mbit/s.
 pub const MAX_BYTES: usize = 8 << 20;
 
-/// Packets at most; bounds the bookkeeping for tiny packets.
+/// Maximum number of packets; bounds the overhead of tiny packets.
 pub const MAX_PACKETS: usize = 16_384;
 
-/// A packet this far behind the end is too late for anybody.
+/// A packet that is further than this behind the end is too late to be useful.
 const MAX_LATENESS: u64 = 4_096;
 
-/// Packets of a frame that may stand before the one that proves it a key frame: parameter sets and their like.
+/// Maximum number of packets of a frame before the one that identifies it as a key frame, e.g. parameter sets.
 const MAX_PREFIX: u64 = 64;
 
-/// The first source begins here, so that nothing before it is ever negative. An empty ring ends here too: a viewer that
-/// comes before the first packet counts from where that will be.
+/// First sequence number of a track, so that subtraction cannot underflow. An empty ring also ends here: a viewer that
+/// joins before the first packet counts from this position.
 const FIRST_SEQ: TrackSeq = 1 << 16;
 
 impl Default for Ring {
@@ -62,9 +62,10 @@ impl Default for Ring {
 }
 
 impl Ring {
-    /// Inserts a packet; `make` gets the insertion order. A duplicate, or one too late to be of use, is not inserted.
+    /// Inserts a packet; `make` receives the insertion order. Returns `None` for a duplicate or a packet that is too
+    /// late.
     ///
-    /// `key_frame` in the packet marks the frame, which may have begun some packets earlier.
+    /// `key_frame` in the packet marks its whole frame, which may start some packets earlier.
     pub fn insert(&mut self, seq: TrackSeq, make: impl FnOnce(u64) -> Packet) -> Option<Arc<Packet>> {
         if self.slots.is_empty() {
             self.first = seq;
@@ -110,8 +111,8 @@ impl Ring {
         }
     }
 
-    /// First packet of the frame of a packet, as far as what stands before it tells: a key frame that is only proven when
-    /// later frames are there begins with its parameter sets all the same.
+    /// Returns the first packet of the packet's frame, found by walking back over packets with the same timestamp. A
+    /// key frame that is identified only after later frames have arrived thus still starts at its parameter sets.
     fn start_of(&self, packet: &Packet) -> TrackSeq {
         let earliest = packet.seq.saturating_sub(if packet.key_frame { MAX_PREFIX } else { 0 });
         let of_frame = |seq: &TrackSeq| self.get(*seq).is_some_and(|other| other.time == packet.time);
@@ -146,18 +147,18 @@ impl Ring {
         }
     }
 
-    /// The packet at a position, if it is there.
+    /// Returns the packet with this sequence number, if it was received and is still in the ring.
     pub fn get(&self, seq: TrackSeq) -> Option<&Arc<Packet>> {
         let index = usize::try_from(seq.checked_sub(self.first)?).ok()?;
         self.slots.get(index)?.as_ref()
     }
 
-    /// Position of the oldest packet.
+    /// Sequence number of the oldest slot.
     pub fn first(&self) -> TrackSeq {
         self.first
     }
 
-    /// Position after the newest packet.
+    /// Sequence number after the newest packet.
     pub fn end(&self) -> TrackSeq {
         self.first + self.slots.len() as u64
     }
@@ -167,17 +168,18 @@ impl Ring {
         self.order
     }
 
-    /// First packet of the newest frame that a decoder can begin with.
+    /// First packet of the newest frame that a decoder can start with.
     pub fn key_frame(&self) -> Option<TrackSeq> {
         self.key_frames.back().copied()
     }
 
-    /// Time of the newest frame on the line and when it arrived.
+    /// Track timestamp of the newest frame, and its arrival.
     pub fn newest(&self) -> Option<(TrackTime, Instant)> {
         self.newest_arrival.map(|arrival| (self.newest_time, arrival))
     }
 
-    /// Payload bytes from the newest key frame to the end: what a viewer would begin with. 0 without a key frame.
+    /// Payload bytes from the newest key frame to the end, i.e. the initial burst for a new viewer. 0 without a key
+    /// frame.
     pub fn bytes_since_key_frame(&self) -> usize {
         self.key_frame().map_or(0, |_| self.bytes_since_key_frame)
     }
@@ -187,7 +189,7 @@ impl Ring {
         self.slots.iter().skip(skip).flatten().map(|p| p.payload.len()).sum()
     }
 
-    /// Payload bytes of the frame that begins at a position.
+    /// Payload bytes of the frame that starts at this sequence number.
     pub fn frame_bytes(&self, seq: TrackSeq) -> usize {
         let Some(time) = self.get(seq).map(|first| first.time) else {
             return 0;
@@ -197,18 +199,18 @@ impl Ring {
         frame.map(|p| p.payload.len()).sum()
     }
 
-    /// How much older than the newest packet the one at a position is, by arrival.
+    /// Age of a packet relative to the newest one, by arrival.
     pub fn age(&self, seq: TrackSeq) -> Option<Duration> {
         let (_, newest) = self.newest()?;
         Some(newest.saturating_duration_since(self.get(seq)?.arrival))
     }
 
-    /// Another source follows: nobody begins with what an earlier one sent. It can still be sent again.
+    /// Prevents new viewers from starting with packets of an earlier source. They remain available for retransmission.
     pub fn forget_key_frames(&mut self) {
         self.key_frames.clear();
     }
 
-    /// Forgets the packets. The count of insertions goes on.
+    /// Removes all packets. The insertion count continues.
     fn clear(&mut self) {
         self.slots.clear();
         self.key_frames.clear();
@@ -256,7 +258,7 @@ mod tests {
     fn a_key_frame_that_is_proven_late_begins_at_its_parameter_sets() {
         let (mut ring, t) = (Ring::default(), Instant::now());
         insert(&mut ring, t, 9, 1, false);
-        // Parameter sets alone prove nothing; the start of the slice is lost.
+        // Parameter sets alone do not identify a key frame; the start of the slice is lost.
         for seq in [10, 11, 13] {
             insert(&mut ring, t, seq, 2, false);
         }
@@ -290,12 +292,12 @@ mod tests {
     }
 
     #[test]
-    fn a_late_packet_fills_its_hole_once() {
+    fn a_late_packet_fills_its_gap_once() {
         let (mut ring, t) = (Ring::default(), Instant::now());
         insert(&mut ring, t, 5, 1, true);
         insert(&mut ring, t, 7, 1, false);
         assert!(ring.get(6).is_none());
-        let late = insert(&mut ring, t, 6, 1, false).expect("fills the hole");
+        let late = insert(&mut ring, t, 6, 1, false).expect("fills the gap");
         assert_eq!(late.order, 3);
         assert!(insert(&mut ring, t, 6, 1, false).is_none());
         assert!(insert(&mut ring, t, 4, 1, false).is_none(), "before the first");

@@ -10,7 +10,7 @@ use super::traffic::Traffic;
 use crate::media::{Codec, Format, Kind, Rid, transcode};
 use crate::sdp::plan::{AvailableFormats, SourceFormats};
 
-/// Number of a stream in this process; never used again.
+/// Process-wide number of a stream; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId(pub u64);
 
@@ -19,7 +19,7 @@ pub struct StreamId(pub u64);
 pub struct ShardIndex(pub u16);
 
 impl ShardIndex {
-    /// Where a source lives that is no peer. There is never such a shard, and what is sent to it goes nowhere.
+    /// Shard index of a source that is not a peer. No such shard exists; messages to it are dropped.
     pub const NONE: Self = Self(u16::MAX);
 }
 
@@ -28,15 +28,15 @@ impl ShardIndex {
 pub struct SessionId(pub [u8; 16]);
 
 impl std::fmt::Debug for SessionId {
-    /// Three bytes only: the whole identifier is a capability and must not stand in a log.
+    /// Prints three bytes only: the full identifier is a capability and must not be logged.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [a, b, c, ..] = self.0;
         write!(f, "{a:02x}{b:02x}{c:02x}")
     }
 }
 
-/// The session that feeds a stream, and where it lives: [`ShardIndex::NONE`] for a source that is no peer, which notices
-/// by itself that it was taken over.
+/// The session that feeds a stream, and its shard. A source that is not a peer has [`ShardIndex::NONE`]: it detects a
+/// takeover by itself and polls for key frame requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceRef {
     pub session: SessionId,
@@ -46,7 +46,7 @@ pub struct SourceRef {
     pub takes_key_frame_requests: bool,
 }
 
-/// One version of the picture of a simulcast (RFC 8853): it has a stream beside the one that it belongs to.
+/// One simulcast layer (RFC 8853). Its packets are in a stream of its own, derived from the main stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layer {
     pub rid: Rid,
@@ -54,24 +54,24 @@ pub struct Layer {
     pub resolution: Option<(u16, u16)>,
     /// Payload bits per second.
     pub bitrate: u64,
-    /// It comes; browsers stop the best ones when their network is too slow.
+    /// Whether the layer is being received; browsers pause the highest layers when their uplink is too slow.
     pub active: bool,
 }
 
-/// Which version of the picture a viewer wants.
+/// Layer requested by a viewer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum LayerSelection {
-    /// The best one.
+    /// The best layer.
     #[default]
     Automatic,
-    /// This one, while it comes.
+    /// The layer with this RID, while it is active.
     Named(Rid),
-    /// The best one that is no larger, in pixels.
+    /// The best active layer within this size in pixels.
     Within { width: u16, height: u16 },
 }
 
 impl LayerSelection {
-    /// The layer to take; `None` takes what the stream itself has, which is the best one.
+    /// Returns the layer to forward; `None` selects the main stream, which carries the best layer.
     pub fn choose(&self, layers: &[Layer]) -> Option<Rid> {
         let mut active = layers.iter().filter(|layer| layer.active);
         let chosen = match self {
@@ -86,7 +86,7 @@ impl LayerSelection {
     }
 }
 
-/// A stream. Its state is behind one short lock, which is never held while anything waits.
+/// A stream. Its state is behind one lock, which is held briefly and never across a blocking operation.
 #[derive(Debug)]
 pub struct Stream {
     pub id: StreamId,
@@ -95,19 +95,19 @@ pub struct Stream {
     state: RankedMutex<StreamState>,
 }
 
-/// What a stream holds.
+/// State of a stream.
 #[derive(Debug)]
 pub struct StreamState {
     pub video: Track,
     pub audio: Track,
-    /// The source sends a key frame soon after it was asked for one; OBS does not.
+    /// Whether the source responds to key frame requests; OBS does not.
     pub answers_requests: bool,
-    /// Versions of the picture that viewers may choose from, the best first; empty without simulcast.
+    /// Simulcast layers, best first; empty without simulcast.
     layers: Vec<Layer>,
     source: Option<SourceRef>,
-    /// A key frame was requested of a source that lives on no shard, and looks here.
+    /// Set when a viewer needs a key frame; polled by sources without a shard.
     key_frame_requested: bool,
-    /// Shards with viewers, and how many.
+    /// Shards with viewers, and the number of viewers on each.
     subscribers: Vec<(ShardIndex, usize)>,
     taps: Taps,
 }
@@ -132,15 +132,16 @@ impl Stream {
         }
     }
 
-    /// Takes the lock; never that of a second stream beside it. A panic elsewhere while it was held may have left a frame half inserted: the ring copes.
+    /// Takes the lock. The caller must not hold the lock of another stream. A panic while the lock was held may have
+    /// left a partially inserted frame, which the ring tolerates.
     pub fn lock(&self) -> RankedGuard<'_, StreamState> {
         self.state.lock()
     }
 }
 
 impl StreamState {
-    /// Makes this session the source; new viewers begin with its key frame. The previous one, which has to be closed, is
-    /// given back.
+    /// Makes this session the source; new viewers start with its first key frame. Returns the previous source, which
+    /// the caller must close.
     pub fn attach(&mut self, source: SourceRef, formats: &SourceFormats) -> Option<SourceRef> {
         self.answers_requests = false;
         self.key_frame_requested = false;
@@ -152,7 +153,7 @@ impl StreamState {
             .filter(|previous| previous.session != source.session)
     }
 
-    /// Ends a source, if it is still this one.
+    /// Detaches the source if it is this session. Returns whether it was.
     pub fn detach(&mut self, session: SessionId) -> bool {
         let is_source = self.is_source(session);
         if is_source {
@@ -162,17 +163,17 @@ impl StreamState {
         is_source
     }
 
-    /// Whether this session feeds the stream.
+    /// Whether this session is the source.
     pub fn is_source(&self, session: SessionId) -> bool {
         self.source.is_some_and(|source| source.session == session)
     }
 
-    /// The session that feeds the stream.
+    /// The current source.
     pub fn source(&self) -> Option<SourceRef> {
         self.source
     }
 
-    /// What a viewer would get; `None` without a source.
+    /// Formats of the current source; `None` without a source.
     pub fn formats(&self) -> Option<SourceFormats> {
         self.source.map(|_| SourceFormats {
             video: self.video.format,
@@ -180,12 +181,12 @@ impl StreamState {
         })
     }
 
-    /// Versions of the picture that viewers may choose from, the best first.
+    /// Simulcast layers, best first.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
     }
 
-    /// What the source sends now; viewers look again where to take their picture from when it is something else.
+    /// Updates the layers. A change of their set, resolutions or activity makes viewers select their layer again.
     pub fn set_layers(&mut self, layers: Vec<Layer>) {
         let choice = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active);
         self.video.format_changed |= !self.layers.iter().map(choice).eq(layers.iter().map(choice));
@@ -207,13 +208,13 @@ impl StreamState {
         source
     }
 
-    /// Whether somebody wanted a key frame since the last call.
+    /// Whether a key frame was requested since the last call.
     pub fn take_key_frame_request(&mut self) -> bool {
         std::mem::take(&mut self.key_frame_requested)
     }
 
-    /// What the stream carries now, for a viewer's answer; `None` without a source. `can_transcode` is whether something can be
-    /// done about a codec.
+    /// Formats that can be offered to a viewer; `None` without a source. `can_transcode` says whether a codec can be
+    /// transcoded to a browser-playable one.
     pub fn available_formats(&self, can_transcode: impl Fn(Codec) -> bool) -> Option<AvailableFormats> {
         let transcodable = |kind| self.format(kind).is_some_and(|format| can_transcode(format.codec()));
         Some(AvailableFormats {
@@ -225,7 +226,7 @@ impl StreamState {
         })
     }
 
-    /// One more viewer on a shard.
+    /// Adds a viewer on a shard.
     pub fn subscribe(&mut self, shard: ShardIndex) {
         match self.subscribers.iter_mut().find(|(s, _)| *s == shard) {
             Some((_, count)) => *count += 1,
@@ -233,7 +234,7 @@ impl StreamState {
         }
     }
 
-    /// One viewer less on a shard.
+    /// Removes a viewer from a shard.
     pub fn unsubscribe(&mut self, shard: ShardIndex) {
         if let Some((_, count)) = self.subscribers.iter_mut().find(|(s, _)| *s == shard) {
             *count -= 1;
@@ -241,27 +242,27 @@ impl StreamState {
         self.subscribers.retain(|(_, count)| *count > 0);
     }
 
-    /// One more reader that is no viewer: see [`super::tap::Tap`].
+    /// Adds a reader that is not a viewer; see [`super::tap::Tap`].
     pub(super) fn tap(&mut self, tap: &Arc<TapQueue>) {
         self.taps.add(tap);
     }
 
-    /// One reader less that is no viewer.
+    /// Removes a reader that is not a viewer.
     pub(super) fn untap(&mut self, tap: &Arc<TapQueue>) {
         self.taps.remove(tap);
     }
 
-    /// The readers that are no viewers.
+    /// Queues of the readers that are not viewers.
     pub fn taps(&mut self) -> Vec<Arc<TapQueue>> {
         self.taps.open()
     }
 
-    /// Whether anybody takes what the stream carries.
+    /// Whether the stream has viewers or taps.
     pub fn is_watched(&self) -> bool {
         !self.subscribers.is_empty() || !self.taps.is_empty()
     }
 
-    /// Shards that have viewers.
+    /// Shards with viewers.
     pub fn subscribers(&self) -> impl Iterator<Item = ShardIndex> + '_ {
         self.subscribers.iter().map(|(shard, _)| *shard)
     }
@@ -271,7 +272,7 @@ impl StreamState {
         self.subscribers.iter().map(|(_, count)| count).sum()
     }
 
-    /// What no browser plays as it is, of one kind: that for which there is a transcoded stream beside this one.
+    /// Whether browsers cannot play this kind as it is, so that a transcoded stream may replace it.
     pub fn is_unplayable(&self, kind: Kind) -> bool {
         self.format(kind).is_some_and(|format| {
             let is_reordered = kind == Kind::Video && self.video.is_reordered();
@@ -279,7 +280,7 @@ impl StreamState {
         })
     }
 
-    /// What one kind carries, or carried last.
+    /// Current format of a kind, or the last one without a source.
     pub fn format(&self, kind: Kind) -> Option<Format> {
         match kind {
             Kind::Video => self.video.format,

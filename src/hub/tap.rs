@@ -1,4 +1,5 @@
-//! A reader of a stream that is no viewer: it gets the packets of the fan-out, and reads from the rings what it missed.
+//! A reader of a stream that is not a viewer, e.g. HLS: it receives the packets of the fan-out and reads missed ones
+//! from the rings.
 
 use std::sync::{Arc, Weak};
 
@@ -8,13 +9,13 @@ use super::name::StreamName;
 use super::stream::Stream;
 use crate::media::packet::Packet;
 
-/// The packets of one turn.
+/// The packets of one tick.
 pub type Batch = Arc<[Arc<Packet>]>;
 
-/// Where a tap gets its packets: bounded, and never waited for (invariant 5).
+/// Bounded queue through which a tap receives packets; writers never block (invariant 5).
 pub type TapQueue = Mailbox<Batch>;
 
-/// A tap on a stream; dropping it lets go of the stream, which is forgotten if nobody else has a use for it.
+/// A tap on a stream. Dropping it releases the stream, which is removed if it is otherwise unused.
 pub struct Tap<'a> {
     hub: &'a Hub,
     pub stream: Arc<Stream>,
@@ -22,7 +23,7 @@ pub struct Tap<'a> {
 }
 
 impl<'a> Tap<'a> {
-    /// Taps the stream of a name.
+    /// Opens a tap on the stream with this name.
     pub fn open(hub: &'a Hub, name: &StreamName, mailbox: &Arc<TapQueue>) -> Self {
         Self {
             hub,
@@ -43,24 +44,24 @@ impl Drop for Tap<'_> {
 pub struct Taps(Vec<Weak<TapQueue>>);
 
 impl Taps {
-    /// One more.
+    /// Adds a tap.
     pub fn add(&mut self, tap: &Arc<TapQueue>) {
         self.0.push(Arc::downgrade(tap));
     }
 
-    /// One less.
+    /// Removes a tap.
     pub fn remove(&mut self, tap: &Arc<TapQueue>) {
-        self.0.retain(|known| !std::ptr::eq(known.as_ptr(), Arc::as_ptr(tap)));
+        self.0.retain(|other| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(tap)));
     }
 
-    /// Those that are still read.
+    /// Returns the taps that still have a reader.
     pub fn open(&mut self) -> Vec<Arc<TapQueue>> {
         let mut open = Vec::new();
         self.0.retain(|tap| tap.upgrade().map(|tap| open.push(tap)).is_some());
         open
     }
 
-    /// Whether nobody reads any more.
+    /// Whether no tap has a reader any more.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|tap| tap.strong_count() == 0)
     }
@@ -83,7 +84,7 @@ mod tests {
             StreamName::parse("one").expect("a name"),
             StreamName::parse("other").expect("a name"),
         );
-        // One mailbox reads two streams, and lets go of one of them.
+        // One mailbox reads two streams and releases one of them.
         let mailbox = Arc::new(Mailbox::new(1, || {}));
         let first = Tap::open(&hub, &one, &mailbox);
         let second = Tap::open(&hub, &other, &mailbox);

@@ -1,4 +1,4 @@
-//! One kind of media of a stream: its ring, its clock, and where its line goes on.
+//! One audio or video track of a stream: its ring, its clock, and the position at which the next source continues.
 
 use std::time::{Duration, Instant};
 
@@ -9,43 +9,43 @@ use crate::media::clock::{TrackClock, duration, ticks};
 use crate::media::packet::{TrackSeq, TrackTime};
 use crate::media::{Codec, Format, Kind};
 
-/// A track of a stream. It outlives its sources: their numbering is mapped onto its line by an
-/// [`Intake`](super::intake::Intake) each.
+/// A track of a stream. It outlives its sources: an [`Intake`](super::intake::Intake) per source rewrites their
+/// sequence numbers and timestamps to one continuous numbering.
 #[derive(Debug)]
 pub struct Track {
     pub kind: Kind,
     pub ring: Ring,
     pub clock: TrackClock,
     pub vp8: Vp8Rewriter,
-    /// What the bitstream said last, or else what the publisher's offer said.
+    /// Format found in the bitstream, or else the one in the publisher's offer.
     pub format: Option<Format>,
-    /// Width and height in pixels, of video.
+    /// Width and height in pixels; video only.
     pub resolution: Option<(u16, u16)>,
     pub meter: Meter,
-    /// From the capture of what comes to its arrival, where the source says when that was.
+    /// Capture-to-arrival delays, if the source reports capture times.
     pub delays: Delays,
-    /// What the track says of itself has changed: the next packet tells.
+    /// Set when format, resolution or layers changed; carried to viewers by the next packet.
     pub format_changed: bool,
-    /// Time of the last key frame, and from the one before it.
+    /// Timestamp of the last key frame, and its distance from the one before in ticks.
     key_frames: Option<(TrackTime, Option<u64>)>,
     order: FrameOrder,
-    /// A time on the line of the stream that this is a layer of, and when it arrives there: both lines have one time.
+    /// For a layer: a timestamp of the main stream and its expected arrival. Both streams share one timeline.
     pub anchor: Option<(TrackTime, Instant)>,
 }
 
-/// What a track is at one moment: a copy, for work that must not hold the lock of its stream.
+/// Copy of a track's properties, for work that must not hold the stream's lock.
 #[derive(Clone, Copy, Debug)]
 pub struct TrackView {
-    /// What the bitstream said last, or else what the publisher's offer said.
+    /// Format found in the bitstream, or else the one in the publisher's offer.
     pub format: Option<Format>,
-    /// Width and height in pixels, of video.
+    /// Width and height in pixels; video only.
     pub resolution: Option<(u16, u16)>,
-    /// Frames per second, of video.
+    /// Frames per second; video only.
     pub frame_rate: f64,
     pub clock: TrackClock,
 }
 
-/// Whether the pictures of a source come in another order than they are shown in.
+/// Detects whether frames are sent in another order than they are presented (B-frames).
 #[derive(Clone, Copy, Debug, Default)]
 struct FrameOrder {
     newest: TrackTime,
@@ -54,18 +54,18 @@ struct FrameOrder {
     reordered: bool,
 }
 
-/// A time that goes back so often, within [`ORDER_WINDOW`] frames, is no correction of a clock but B-frames.
+/// Number of backward timestamp steps within [`ORDER_WINDOW`] frames that indicates B-frames, not a clock correction.
 const MIN_REORDERS: u32 = 2;
 const ORDER_WINDOW: u32 = 64;
 
-/// The first source begins here, so that nothing before it is ever negative.
+/// First timestamp of a track, so that subtraction cannot underflow.
 const FIRST_TIME: TrackTime = 1 << 32;
 
-/// Least step between the last frame of a source and the first of the next.
+/// Minimum step from the last frame of a source to the first frame of the next.
 const MIN_STEP: Duration = Duration::from_millis(10);
 
 impl Track {
-    /// A track on which nothing was sent yet.
+    /// Creates an empty track.
     pub fn new(kind: Kind) -> Self {
         let rate = match kind {
             Kind::Audio => 48_000,
@@ -87,7 +87,7 @@ impl Track {
         }
     }
 
-    /// What the track is now.
+    /// Returns a copy of the current properties.
     pub fn view(&self) -> TrackView {
         TrackView {
             format: self.format,
@@ -97,7 +97,7 @@ impl Track {
         }
     }
 
-    /// Another source begins.
+    /// Starts a new source.
     pub fn begin(&mut self, format: Option<Format>) {
         self.format = format;
         self.resolution = None;
@@ -110,7 +110,7 @@ impl Track {
         }
     }
 
-    /// What the bitstream says of itself.
+    /// Updates the format from the bitstream.
     pub fn set_format(&mut self, format: Option<Format>) {
         if format.is_some() && format != self.format {
             self.format = format;
@@ -118,7 +118,7 @@ impl Track {
         }
     }
 
-    /// Notes a packet of a key frame.
+    /// Records a packet of a key frame.
     pub(super) fn observe_key_frame(&mut self, time: TrackTime) {
         match self.key_frames {
             Some((last, _)) if last >= time => {}
@@ -127,18 +127,18 @@ impl Track {
         }
     }
 
-    /// From the last but one key frame to the last; `None` while there were not two of them.
+    /// Interval between the last two key frames; `None` before the second one.
     pub fn key_frame_interval(&self) -> Option<Duration> {
         let (_, ticks) = self.key_frames?;
         Some(duration(ticks?, 90_000))
     }
 
-    /// Whether the source has B-frames: its pictures come in another order than they are shown in.
+    /// Whether the source has B-frames, i.e. its decode order differs from its presentation order.
     pub fn is_reordered(&self) -> bool {
         self.order.reordered
     }
 
-    /// Notes the time of a frame that comes next on the line.
+    /// Records the timestamp of the next frame in sequence order.
     pub(super) fn observe_order(&mut self, codec: Codec, time: TrackTime) {
         if !matches!(codec, Codec::H264 | Codec::H265) || self.order.reordered || time == self.order.newest {
             return;
@@ -158,12 +158,12 @@ impl Track {
         }
     }
 
-    /// Where the next source begins.
+    /// First sequence number for the next source.
     pub fn next_seq(&self) -> TrackSeq {
         self.ring.end()
     }
 
-    /// When the next source begins if its first packet arrives `now`; `rate` in Hz.
+    /// First timestamp of the next source if its first packet arrives at `now`; `rate` is the clock rate in Hz.
     pub fn next_time(&self, now: Instant, rate: u32) -> TrackTime {
         match (self.ring.newest(), self.anchor) {
             (_, Some((time, at))) => {

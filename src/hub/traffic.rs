@@ -1,44 +1,44 @@
-//! How a stream gets through, on both of its sides: counts that only rise, for the metrics.
+//! Transport statistics of a stream, from its source and to its viewers: monotonic counters for the metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::media::rtcp::Message;
 
-/// What is known of the networks between a source, the gateway, and the viewers of a stream.
+/// Packet loss, retransmissions and round-trip times between the source, the gateway and the viewers of a stream.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    /// Packets that the source sent, by its sequence numbers, as of the last report to it.
+    /// Packets sent by the source according to its sequence numbers, as of the last receiver report to it.
     pub expected: AtomicU64,
-    /// Those of them that had not come by then. Some come later, when they were asked for.
+    /// Expected packets that had not arrived by then. Some arrive later by retransmission.
     pub missing: AtomicU64,
-    /// Packets that the source was asked for again, each time counted.
+    /// Packets requested again from the source by NACK; repeated requests count.
     pub asked: AtomicU64,
-    /// Key frames that the source was asked for.
+    /// Key frame requests sent to the source.
     pub key_frames_asked: AtomicU64,
-    /// What viewers say of their reception.
+    /// Reception reports of the viewers.
     pub reception: ReceptionReports,
-    /// Round trips to viewers that were measured, and their sum in microseconds.
+    /// Number of round-trip time measurements to viewers, and their sum in microseconds.
     pub round_trips: AtomicU64,
     pub round_trip_micros: AtomicU64,
-    /// Packets that were sent to viewers again.
+    /// Packets retransmitted to viewers.
     pub resent: AtomicU64,
 }
 
-/// What viewers say of their reception, of a stream or of all.
+/// Reception reports of viewers, of one stream or of all streams.
 #[derive(Debug, Default)]
 pub struct ReceptionReports {
-    /// Their reports, and the sum of the parts lost that they tell, in 1/256.
+    /// Number of report blocks, and the sum of their fraction lost in 1/256.
     pub reports: AtomicU64,
     pub reported_loss: AtomicU64,
-    /// Packets that they asked for again.
+    /// Packets requested by NACK.
     pub nacked: AtomicU64,
-    /// Key frames that they asked for.
+    /// Key frame requests.
     pub key_frames_requested: AtomicU64,
 }
 
 impl ReceptionReports {
-    /// Counts what one of them says.
+    /// Counts the RTCP messages of a viewer.
     pub fn record(&self, messages: &[Message]) {
         for message in messages {
             match message {
@@ -56,7 +56,7 @@ impl ReceptionReports {
 }
 
 impl Traffic {
-    /// Counts a round trip to a viewer.
+    /// Records a round-trip time to a viewer.
     pub fn round_trip(&self, took: Duration) {
         add(&self.round_trips, 1);
         add(
@@ -65,14 +65,14 @@ impl Traffic {
         );
     }
 
-    /// Counts what came of a source since the last report to it.
+    /// Records the expected and missing packets since the last receiver report to the source.
     pub fn received(&self, expected: u64, missing: u64) {
         add(&self.expected, expected);
         add(&self.missing, missing);
     }
 }
 
-/// Counts more.
-pub fn add(counter: &AtomicU64, more: u64) {
-    counter.fetch_add(more, Ordering::Relaxed);
+/// Adds to a counter.
+pub fn add(counter: &AtomicU64, amount: u64) {
+    counter.fetch_add(amount, Ordering::Relaxed);
 }

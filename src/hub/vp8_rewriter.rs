@@ -1,17 +1,17 @@
-//! The two counters inside VP8 payloads, kept unbroken across sources as sequence numbers and times are: libwebrtc
-//! orders frames by them (RFC 7741 §4.2).
+//! Keeps the picture ID and TL0PICIDX of VP8 payloads continuous across sources, like sequence numbers and timestamps:
+//! libwebrtc orders frames by them (RFC 7741 §4.2).
 
 use bytes::Bytes;
 
 use crate::media::codec::vp8::Vp8Descriptor;
 
-/// Where the counters of a track stand.
+/// The last counters sent on a track.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Vp8Rewriter {
     last: Option<Counters>,
 }
 
-/// What one source's counters are moved by.
+/// Offset added to the counters of one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vp8Shift(Counters);
 
@@ -22,7 +22,7 @@ struct Counters {
 }
 
 impl Vp8Rewriter {
-    /// The shift for a source whose first payload this is: its first picture follows the last of the track.
+    /// Returns the offset for a source with this first payload: its first frame follows the last one of the track.
     pub fn shift_for(&self, first: &[u8]) -> Vp8Shift {
         let (Some(last), Some(first)) = (self.last, counters(first)) else {
             return Vp8Shift::default();
@@ -33,14 +33,14 @@ impl Vp8Rewriter {
         })
     }
 
-    /// Notes the newest payload as it stands on the line.
+    /// Records the newest payload of the track, after rewriting.
     pub fn follow(&mut self, payload: &[u8]) {
         self.last = counters(payload).or(self.last);
     }
 }
 
 impl Vp8Shift {
-    /// Moves the counters of a payload. The first source of a track is never copied.
+    /// Rewrites the counters of a payload. The payload is copied only if the offset is not zero.
     pub fn apply(self, payload: Bytes) -> Bytes {
         if self == Self::default() {
             return payload;
@@ -74,19 +74,19 @@ mod tests {
 
     #[test]
     fn the_counters_of_the_next_source_go_on_where_the_last_ended() {
-        let mut line = Vp8Rewriter::default();
-        assert_eq!(line.shift_for(&payload(5, 5)), Vp8Shift::default());
-        line.follow(&payload(0x7fff, 255));
-        let shift = line.shift_for(&payload(100, 7));
+        let mut rewriter = Vp8Rewriter::default();
+        assert_eq!(rewriter.shift_for(&payload(5, 5)), Vp8Shift::default());
+        rewriter.follow(&payload(0x7fff, 255));
+        let shift = rewriter.shift_for(&payload(100, 7));
         assert_eq!(shift.apply(payload(100, 7)), payload(0, 0));
         assert_eq!(shift.apply(payload(103, 9)), payload(3, 2));
     }
 
     #[test]
     fn payloads_without_counters_are_left_alone() {
-        let mut line = Vp8Rewriter::default();
-        line.follow(&payload(9, 9));
+        let mut rewriter = Vp8Rewriter::default();
+        rewriter.follow(&payload(9, 9));
         let plain = Bytes::from_static(&[0x10, 0xaa]);
-        assert_eq!(line.shift_for(&plain).apply(plain.clone()), plain);
+        assert_eq!(rewriter.shift_for(&plain).apply(plain.clone()), plain);
     }
 }
