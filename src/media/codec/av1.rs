@@ -1,4 +1,4 @@
-//! AV1 over RTP (AOM's "RTP Payload Format For AV1", v1.0.0): where coded video sequences begin.
+//! AV1 over RTP (AOM's "RTP Payload Format For AV1", v1.0.0): detects the start of coded video sequences.
 
 use super::Finding;
 use super::bits::BitReader;
@@ -6,8 +6,8 @@ use crate::media::Format;
 
 const OBU_SEQUENCE_HEADER: u8 = 1;
 
-/// A key frame is proven by the first packet of a coded video sequence: its aggregation header has the N bit, and among
-/// its OBU elements is a whole sequence header, without which nobody can begin.
+/// Identifies a key frame by the first packet of a coded video sequence: the aggregation header has the N bit, and a
+/// complete sequence header is among its OBU elements, without which no decoder can start.
 ///
 /// ```text
 ///  |Z|Y| W |N|-|-|-|  aggregation header (§4.4)
@@ -16,7 +16,7 @@ pub(super) fn inspect(payload: &[u8]) -> Finding {
     let Some((&aggregation, elements)) = payload.split_first() else {
         return Finding::default();
     };
-    // A sequence never starts with the rest of an OBU (Z).
+    // A sequence never starts with a continued OBU (Z).
     if aggregation & 0x88 != 0x08 {
         return Finding::default();
     }
@@ -33,28 +33,28 @@ pub(super) fn inspect(payload: &[u8]) -> Finding {
     }
 }
 
-/// Walks over the whole OBU elements of a packet. Each has its length before it, except the last of a known count (W);
-/// the last is not whole if it goes on in the next packet (Y).
+/// Iterates over the complete OBU elements of a packet. Each has a length prefix, except the last one if the count (W)
+/// is given. The last one is incomplete if it continues in the next packet (Y).
 struct Elements<'a> {
     rest: &'a [u8],
-    /// How many are left, if the packet tells.
-    left: Option<u8>,
-    last_goes_on: bool,
+    /// Number of remaining elements, if the packet has a count.
+    remaining: Option<u8>,
+    last_continues: bool,
 }
 
 impl<'a> Elements<'a> {
     fn new(aggregation: u8, rest: &'a [u8]) -> Self {
         Self {
             rest,
-            left: Some(aggregation >> 4 & 3).filter(|count| *count > 0),
-            last_goes_on: aggregation & 0x40 != 0,
+            remaining: Some(aggregation >> 4 & 3).filter(|count| *count > 0),
+            last_continues: aggregation & 0x40 != 0,
         }
     }
 
     fn element(&mut self) -> Option<&'a [u8]> {
-        if let Some(left) = &mut self.left {
-            *left = left.checked_sub(1)?;
-            if *left == 0 {
+        if let Some(remaining) = &mut self.remaining {
+            *remaining = remaining.checked_sub(1)?;
+            if *remaining == 0 {
                 return Some(std::mem::take(&mut self.rest));
             }
         }
@@ -73,12 +73,13 @@ impl<'a> Iterator for Elements<'a> {
             return None;
         }
         let element = self.element()?;
-        let whole = !self.rest.is_empty() || !self.last_goes_on;
-        whole.then_some(element)
+        let complete = !self.rest.is_empty() || !self.last_continues;
+        complete.then_some(element)
     }
 }
 
-/// A little-endian number in groups of seven bits (AV1 §4.10.5); `None` above 2^28, which no packet reaches.
+/// Decodes a leb128 number, little-endian groups of seven bits (AV1 §4.10.5); `None` from 2^28 on, which no packet
+/// reaches.
 fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
     let mut value = 0;
     for (index, byte) in bytes.iter().enumerate().take(4) {
@@ -90,28 +91,28 @@ fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
     None
 }
 
-/// Takes packets of a temporal unit apart and puts their OBUs together again, each with its length in it, as files and
-/// decoders have them (AV1 §5.2, and its RTP payload format §5).
+/// Reassembles the OBUs of a temporal unit from its packets and adds a size field to each, as in files and for decoders
+/// (AV1 §5.2, and its RTP payload format §5).
 #[derive(Debug, Default)]
 pub struct Assembler {
-    /// An OBU that goes on in the next packet.
-    begun: Option<Vec<u8>>,
+    /// Start of an OBU that continues in the next packet.
+    partial: Option<Vec<u8>>,
 }
 
-/// OBUs that are of no use outside of their transport: temporal delimiters, tile lists, padding.
-const LEFT_OUT: [u8; 3] = [2, 8, 15];
+/// OBU types that are meaningless outside the transport: temporal delimiters, tile lists, padding.
+const DROPPED_TYPES: [u8; 3] = [2, 8, 15];
 
 impl Assembler {
-    /// Appends the whole OBUs of a packet; `None` for what is no packet, or none that follows the last.
+    /// Appends the complete OBUs of a packet; `None` if the packet is malformed or does not continue the previous one.
     pub fn take(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Option<()> {
         let (&aggregation, elements) = payload.split_first()?;
-        let (continues, goes_on) = (aggregation & 0x80 != 0, aggregation & 0x40 != 0);
-        if continues != self.begun.is_some() {
+        let (is_continuation, continues) = (aggregation & 0x80 != 0, aggregation & 0x40 != 0);
+        if is_continuation != self.partial.is_some() {
             return None;
         }
         let mut elements = Elements {
-            // The last one is handed out too, whole or not.
-            last_goes_on: false,
+            // The last element is returned even if it is incomplete.
+            last_continues: false,
             ..Elements::new(aggregation, elements)
         };
         let mut all = Vec::new();
@@ -120,10 +121,10 @@ impl Assembler {
         }
         let last = all.len().checked_sub(1)?;
         for (index, element) in all.into_iter().enumerate() {
-            let mut obu = self.begun.take().unwrap_or_default();
+            let mut obu = self.partial.take().unwrap_or_default();
             obu.extend_from_slice(element);
-            if index == last && goes_on {
-                self.begun = Some(obu);
+            if index == last && continues {
+                self.partial = Some(obu);
             } else {
                 put_sized(&obu, out)?;
             }
@@ -131,27 +132,27 @@ impl Assembler {
         Some(())
     }
 
-    /// Whether the last OBU is whole.
+    /// Whether the last OBU is complete.
     pub fn is_whole(&self) -> bool {
-        self.begun.is_none()
+        self.partial.is_none()
     }
 }
 
-/// Appends an OBU with its length in it.
+/// Appends an OBU with a size field.
 fn put_sized(obu: &[u8], out: &mut Vec<u8>) -> Option<()> {
     let (&header, mut rest) = obu.split_first()?;
-    if LEFT_OUT.contains(&(header >> 3 & 0x0f)) {
+    if DROPPED_TYPES.contains(&(header >> 3 & 0x0f)) {
         return Some(());
     }
     out.push(header | 0x02);
     if header & 0x04 != 0 {
-        let (&extension, behind) = rest.split_first()?;
+        let (&extension, body) = rest.split_first()?;
         out.push(extension);
-        rest = behind;
+        rest = body;
     }
     if header & 0x02 != 0 {
-        let (length, behind) = leb128(rest)?;
-        rest = behind.get(..length)?;
+        let (length, body) = leb128(rest)?;
+        rest = body.get(..length)?;
     }
     let mut length = rest.len();
     while length > 0x7f {
@@ -163,29 +164,29 @@ fn put_sized(obu: &[u8], out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-/// What containers say of AV1 (AV1-ISOBMFF §2.3), read from its sequence header.
+/// The codec configuration for containers (AV1-ISOBMFF §2.3), parsed from the sequence header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Av1Config {
     pub profile: u8,
     pub level: u8,
     pub tier: u8,
-    /// The whole OBU, with its length.
+    /// The complete OBU with its size field.
     pub sequence_header: Vec<u8>,
 }
 
 impl Av1Config {
-    /// Finds it in a temporal unit whose OBUs have their lengths.
+    /// Finds the sequence header in a temporal unit whose OBUs have size fields, and parses it.
     pub fn find(mut unit: &[u8]) -> Option<Self> {
         while let Some((&header, rest)) = unit.split_first() {
             let rest = if header & 0x04 != 0 { rest.get(1..)? } else { rest };
             let (length, body) = leb128(rest)?;
-            let (content, behind) = body.split_at_checked(length)?;
+            let (content, next) = body.split_at_checked(length)?;
             if header >> 3 & 0x0f == OBU_SEQUENCE_HEADER {
                 let mut bits = BitReader::new(content);
                 let profile = bits.byte(3)?;
                 bits.skip(1);
                 let (level, tier) = level(&mut bits)?;
-                let end = unit.len() - behind.len();
+                let end = unit.len() - next.len();
                 return Some(Self {
                     profile,
                     level,
@@ -193,19 +194,19 @@ impl Av1Config {
                     sequence_header: unit.get(..end)?.to_vec(),
                 });
             }
-            unit = behind;
+            unit = next;
         }
         None
     }
 }
 
-/// Level and tier of the first operating point, where there is no timing information, as encoders for WebRTC write none.
+/// Level and tier of the first operating point. Timing information is not parsed: WebRTC encoders do not write it.
 fn level(bits: &mut BitReader<'_>) -> Option<(u8, u8)> {
     if bits.flag()? {
         return Some((bits.byte(5)?, 0));
     }
     if bits.flag()? {
-        // The highest there is: a player that has it can play any.
+        // The highest level: a player that supports it can play any stream.
         return Some((31, 0));
     }
     bits.skip(1 + 5 + 12);
@@ -214,25 +215,25 @@ fn level(bits: &mut BitReader<'_>) -> Option<(u8, u8)> {
     Some((level, tier))
 }
 
-/// What we need of a sequence header (AV1 §5.5).
+/// The needed fields of a sequence header (AV1 §5.5).
 #[derive(Debug, PartialEq, Eq)]
 struct SequenceHeader {
     profile: u8,
     size: Option<(u16, u16)>,
 }
 
-/// Reads an OBU element if it is a sequence header (AV1 §5.3).
+/// Parses an OBU element if it is a sequence header (AV1 §5.3).
 fn sequence_header(element: &[u8]) -> Option<SequenceHeader> {
     let (&header, mut rest) = element.split_first()?;
     if header >> 3 & 0x0f != OBU_SEQUENCE_HEADER {
         return None;
     }
     if header & 0x04 != 0 {
-        rest = rest.get(1..)?; // extension
+        rest = rest.get(1..)?; // obu_extension_header
     }
     if header & 0x02 != 0 {
-        let (length, behind) = leb128(rest)?;
-        rest = behind.get(..length)?;
+        let (length, body) = leb128(rest)?;
+        rest = body.get(..length)?;
     }
     let mut bits = BitReader::new(rest);
     let profile = bits.byte(3).filter(|profile| *profile <= 2)?;
@@ -241,7 +242,7 @@ fn sequence_header(element: &[u8]) -> Option<SequenceHeader> {
     Some(SequenceHeader { profile, size })
 }
 
-/// Steps over everything between profile and size.
+/// Skips the fields between profile and size.
 fn operating_points(bits: &mut BitReader<'_>) -> Option<()> {
     let reduced = bits.flag()?;
     if reduced {
@@ -309,22 +310,22 @@ mod tests {
     }
 
     #[test]
-    fn without_n_bit_or_sequence_header_there_is_no_proof() {
+    fn without_n_bit_or_sequence_header_there_is_no_key_frame() {
         let without_n = [&[0x10], &UNSIZED[..]].concat();
         let continued = [&[0x98], &UNSIZED[..]].concat();
         let frame_only = [0x18, 0x30, 1, 2, 3].to_vec();
-        let goes_on = [&[0x58], &UNSIZED[..]].concat();
+        let continues = [&[0x58], &UNSIZED[..]].concat();
         let cut_off = [0x28, 12, 0x08, 0].to_vec();
-        for packet in [without_n, continued, goes_on, frame_only, cut_off, vec![0x18], vec![]] {
+        for packet in [without_n, continued, continues, frame_only, cut_off, vec![0x18], vec![]] {
             assert_eq!(inspect(&packet), Finding::default(), "{packet:x?}");
         }
     }
 
     #[test]
-    fn obus_are_put_together_with_their_lengths() {
+    fn obus_are_reassembled_with_size_fields() {
         let (mut assembler, mut out) = (Assembler::default(), Vec::new());
         let long: Vec<u8> = std::iter::once(0x30).chain((0..300).map(|n| n as u8)).collect();
-        // A temporal delimiter, a sequence header, and the first half of a frame that goes on.
+        // A temporal delimiter, a sequence header, and the first third of a frame.
         let first = [&[0x78, 1, 0x10, 12][..], &UNSIZED, &long[..100]].concat();
         let second = [&[0xd0][..], &long[100..200]].concat();
         let third = [&[0x90][..], &long[200..]].concat();
@@ -339,14 +340,14 @@ mod tests {
             (config.profile, config.level, config.sequence_header),
             (0, 0, SIZED.to_vec())
         );
-        // What does not follow is refused.
+        // A packet that does not continue the previous one is rejected.
         assert_eq!(assembler.take(&[0x90, 1, 2], &mut out), None);
         assert_eq!(Assembler::default().take(&[0x10], &mut Vec::new()), None);
         assert_eq!(Assembler::default().take(&[], &mut Vec::new()), None);
     }
 
     #[test]
-    fn endless_lengths_are_refused() {
+    fn overlong_lengths_are_rejected() {
         assert_eq!(leb128(&[0x80, 0x80, 0x80, 0x80, 0]), None);
         assert_eq!(leb128(&[0x80]), None);
         assert_eq!(leb128(&[0xe5, 0x8e, 0x26, 7]), Some((624_485, &[7][..])));

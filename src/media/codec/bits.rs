@@ -1,6 +1,7 @@
-//! Reads bit fields and Exp-Golomb codes from parameter sets and frame headers. Every read can fail; none can panic.
+//! Bit reader for parameter sets and frame headers, with Exp-Golomb codes. Reads past the end return `None`, never
+//! panic.
 
-/// A position in a byte string, counted in bits.
+/// A bit position in a byte slice.
 pub(crate) struct BitReader<'a> {
     bytes: &'a [u8],
     position: usize,
@@ -11,7 +12,7 @@ impl<'a> BitReader<'a> {
         Self { bytes, position: 0 }
     }
 
-    /// One bit.
+    /// Reads one bit.
     pub(crate) fn flag(&mut self) -> Option<bool> {
         let byte = self.bytes.get(self.position / 8)?;
         let bit = byte >> (7 - self.position % 8) & 1;
@@ -19,7 +20,7 @@ impl<'a> BitReader<'a> {
         Some(bit == 1)
     }
 
-    /// `count` bits, at most 32, most significant first.
+    /// Reads `count` bits, at most 32, most significant first.
     pub(crate) fn bits(&mut self, count: u32) -> Option<u32> {
         let mut value = 0;
         for _ in 0..count {
@@ -28,17 +29,17 @@ impl<'a> BitReader<'a> {
         Some(value)
     }
 
-    /// Eight bits or fewer.
+    /// Reads at most eight bits.
     pub(crate) fn byte(&mut self, count: u32) -> Option<u8> {
         u8::try_from(self.bits(count)?).ok()
     }
 
-    /// Goes on by `count` bits, which may lead behind the end: the next read fails then.
+    /// Skips `count` bits. Skipping past the end makes the next read fail.
     pub(crate) fn skip(&mut self, count: usize) {
         self.position = self.position.saturating_add(count);
     }
 
-    /// Unsigned Exp-Golomb code, at most 2^32 - 2 (ITU-T H.264 §9.1).
+    /// Reads an unsigned Exp-Golomb code, at most 2^32 - 2 (ITU-T H.264 §9.1).
     pub(crate) fn ue(&mut self) -> Option<u32> {
         let mut zeros = 0;
         while !self.flag()? {
@@ -50,14 +51,14 @@ impl<'a> BitReader<'a> {
         Some((1u32 << zeros) - 1 + self.bits(zeros)?)
     }
 
-    /// Signed Exp-Golomb code (ITU-T H.264 §9.1.1).
+    /// Reads a signed Exp-Golomb code (ITU-T H.264 §9.1.1).
     pub(crate) fn se(&mut self) -> Option<i64> {
         let code = i64::from(self.ue()?);
         Some(if code % 2 == 1 { code / 2 + 1 } else { -(code / 2) })
     }
 }
 
-/// Removes the emulation prevention bytes of a NAL unit: the 3 of every `00 00 03` (ITU-T H.264 §7.4.1).
+/// Removes the emulation prevention bytes of a NAL unit: the 3 in every `00 00 03` (ITU-T H.264 §7.4.1).
 pub(crate) fn rbsp(nal: &[u8]) -> Vec<u8> {
     let mut zeros = 0;
     let mut out = Vec::with_capacity(nal.len());
@@ -72,7 +73,7 @@ pub(crate) fn rbsp(nal: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Size of a picture in pixels from its coded size less what is cropped from it; `None` where it is no size.
+/// Width or height in pixels: coded size minus cropping; `None` if the result is invalid.
 pub(crate) fn cropped(coded: u64, crop: u64) -> Option<u16> {
     u16::try_from(coded.checked_sub(crop)?).ok().filter(|size| *size > 0)
 }
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_code_fits_and_a_longer_one_is_refused() {
+    fn the_longest_code_fits_and_a_longer_one_is_rejected() {
         let longest = [0, 0, 0, 1, 0xff, 0xff, 0xff, 0xfe];
         assert_eq!(BitReader::new(&longest).ue(), Some(u32::MAX - 1));
         assert_eq!(BitReader::new(&[0; 16]).ue(), None);

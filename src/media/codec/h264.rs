@@ -1,13 +1,13 @@
 //! H.264 over RTP (RFC 6184) in packetization modes 0 and 1: single NAL units, STAP-A and FU-A.
 //!
-//! A key frame is an IDR picture with its SPS and PPS. Streams that refresh gradually (recovery points without IDR) have
-//! none. A parameter set that is split into fragments is not read; at 10 to 100 bytes none is.
+//! A key frame is an IDR picture with its SPS and PPS. Streams with gradual refresh (recovery points without IDR) have
+//! none. Fragmented parameter sets are not supported; at 10 to 100 bytes they do not occur.
 
 use bytes::Bytes;
 
 use super::Finding;
 use super::bits::{BitReader, cropped, rbsp};
-use super::parameter_sets::{ParameterSets, Seen, SetKind, SetKinds, aggregated, pack};
+use super::parameter_sets::{PacketContents, ParameterSets, SetKind, SetKinds, aggregated, pack};
 use crate::media::{Format, ProfileLevelId};
 
 const IDR: u8 = 5;
@@ -16,7 +16,7 @@ const PPS: u8 = 8;
 const STAP_A: u8 = 24;
 const FU_A: u8 = 28;
 
-/// Highest ids (ITU-T H.264 §7.4.2.1.1, §7.4.2.2).
+/// Highest IDs (ITU-T H.264 §7.4.2.1.1, §7.4.2.2).
 const MAX_SPS_ID: u32 = 31;
 const MAX_PPS_ID: u32 = 255;
 
@@ -34,34 +34,34 @@ impl Stream {
 
     pub(super) fn inspect(&mut self, time: u32, payload: &[u8]) -> Finding {
         let mut finding = Finding::default();
-        let mut seen = Seen::default();
+        let mut contents = PacketContents::default();
         match payload {
             [header, rest @ ..] if header & 0x1f == STAP_A => {
-                aggregated(rest).for_each(|nal| self.nal(nal, &mut seen, &mut finding));
+                aggregated(rest).for_each(|nal| self.nal(nal, &mut contents, &mut finding));
             }
-            // RFC 6184 §5.8: the FU header has the start bit on top and the type below.
+            // RFC 6184 §5.8: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
             [header, fu, ..] if header & 0x1f == FU_A => {
-                seen.random_access = fu & 0x80 != 0 && fu & 0x1f == IDR;
+                contents.random_access = fu & 0x80 != 0 && fu & 0x1f == IDR;
             }
-            nal => self.nal(nal, &mut seen, &mut finding),
+            nal => self.nal(nal, &mut contents, &mut finding),
         }
-        let verdict = self.sets.judge(time, seen);
+        let verdict = self.sets.judge(time, contents);
         finding.key_frame = verdict.key_frame;
         finding.insert = pack(&[stap_a_header(&verdict.missing)], &verdict.missing);
         finding
     }
 
-    fn nal(&mut self, nal: &[u8], seen: &mut Seen, finding: &mut Finding) {
+    fn nal(&mut self, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
         let Some((header, body)) = nal.split_first() else {
             return;
         };
         match header & 0x1f {
-            IDR => seen.random_access = true,
+            IDR => contents.random_access = true,
             SPS => {
                 let Some(sps) = Sps::parse(&rbsp(body)) else {
                     return;
                 };
-                seen.outcome.add(SetKind::Sps);
+                contents.sets.add(SetKind::Sps);
                 self.sets.store(SetKind::Sps, sps.id, nal);
                 finding.format = Some(Format::H264 {
                     profile: sps.profile,
@@ -74,7 +74,7 @@ impl Stream {
                 let Some(id) = id.and_then(|id| u8::try_from(id).ok()) else {
                     return;
                 };
-                seen.outcome.add(SetKind::Pps);
+                contents.sets.add(SetKind::Pps);
                 self.sets.store(SetKind::Pps, id, nal);
             }
             _ => {}
@@ -82,23 +82,23 @@ impl Stream {
     }
 }
 
-/// RFC 6184 §5.7: the highest NRI of what is in it.
+/// RFC 6184 §5.7: a STAP-A has the highest NRI of its NAL units.
 fn stap_a_header(nals: &[Bytes]) -> u8 {
     let nri = nals.iter().filter_map(|nal| nal.first()).map(|header| header & 0x60);
     nri.max().unwrap_or(0) | STAP_A
 }
 
-/// What we need of a sequence parameter set (ITU-T H.264 §7.3.2.1.1). The VUI behind it is not read.
+/// The needed fields of a sequence parameter set (ITU-T H.264 §7.3.2.1.1). The VUI is not parsed.
 #[derive(Debug, PartialEq, Eq)]
 struct Sps {
     id: u8,
     profile: ProfileLevelId,
-    /// `None` where the picture has no size that we could show.
+    /// `None` if the size is invalid.
     resolution: Option<(u16, u16)>,
 }
 
 impl Sps {
-    /// `None` if it ends before its id.
+    /// `None` if it is truncated before its ID.
     fn parse(rbsp: &[u8]) -> Option<Self> {
         let (profile, rest) = rbsp.split_first_chunk::<3>()?;
         let mut bits = BitReader::new(rest);
@@ -141,7 +141,7 @@ fn resolution(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u16, u16)> {
     ))
 }
 
-/// Reads what the high profiles have between id and frame number; returns ChromaArrayType.
+/// Parses the fields that only high profiles have after the ID; returns ChromaArrayType.
 fn chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<u32> {
     if !matches!(
         profile_idc,
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(sps.resolution, Some((1920, 1080)));
     }
 
-    /// x264, 4:2:2 interlaced, 322x186, flat scaling matrices replaced by those of the JVT.
+    /// x264, 4:2:2 interlaced, 322x186, flat scaling matrices replaced by the JVT ones.
     const INTERLACED_422: &[u8] = &[
         0x7a, 0x00, 0x15, 0xbc, 0xd9, 0x41, 0x53, 0x3c, 0x44, 0x98, 0x08, 0x80, 0x00, 0x00, 0x03, 0x00, 0x80, 0x00,
         0x00, 0x0a, 0x0f, 0x8a, 0x14, 0xcb,

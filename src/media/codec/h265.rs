@@ -1,11 +1,11 @@
 //! H.265 over RTP (RFC 7798) without decoding order numbers: single NAL units, aggregation packets and fragments.
 //!
-//! A key frame is a picture of an IRAP type (IDR, CRA, BLA) with its VPS, SPS and PPS. Leading pictures of a CRA that
-//! refer to what came before are skipped by the decoder itself (ITU-T H.265 §8.1.3).
+//! A key frame is a picture of an IRAP type (IDR, CRA, BLA) with its VPS, SPS and PPS. Decoders skip the leading
+//! pictures of a CRA that refer to earlier pictures (ITU-T H.265 §8.1.3).
 
 use super::Finding;
 use super::bits::{BitReader, cropped, rbsp};
-use super::parameter_sets::{ParameterSets, Seen, SetKind, SetKinds, aggregated, pack};
+use super::parameter_sets::{PacketContents, ParameterSets, SetKind, SetKinds, aggregated, pack};
 use crate::media::Format;
 
 const VPS: u8 = 32;
@@ -14,10 +14,10 @@ const PPS: u8 = 34;
 const AP: u8 = 48;
 const FU: u8 = 49;
 
-/// Payload header of the aggregation packets that we make: layer 0, temporal id plus one 1 (RFC 7798 §4.4.2).
+/// Payload header of generated aggregation packets: layer 0, temporal ID plus one 1 (RFC 7798 §4.4.2).
 const AP_HEADER: [u8; 2] = [AP << 1, 1];
 
-/// Highest ids (ITU-T H.265 §7.4.3.2.1, §7.4.3.3.1).
+/// Highest IDs (ITU-T H.265 §7.4.3.2.1, §7.4.3.3.1).
 const MAX_SPS_ID: u32 = 15;
 const MAX_PPS_ID: u32 = 63;
 
@@ -35,24 +35,24 @@ impl Stream {
 
     pub(super) fn inspect(&mut self, time: u32, payload: &[u8]) -> Finding {
         let mut finding = Finding::default();
-        let mut seen = Seen::default();
+        let mut contents = PacketContents::default();
         match payload {
             [header, _, rest @ ..] if nal_type(*header) == AP => {
-                aggregated(rest).for_each(|nal| self.nal(nal, &mut seen, &mut finding));
+                aggregated(rest).for_each(|nal| self.nal(nal, &mut contents, &mut finding));
             }
-            // RFC 7798 §4.4.3: the FU header has the start bit on top and the type below.
+            // RFC 7798 §4.4.3: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
             [header, _, fu, ..] if nal_type(*header) == FU => {
-                seen.random_access = fu & 0x80 != 0 && is_irap(fu & 0x3f);
+                contents.random_access = fu & 0x80 != 0 && is_irap(fu & 0x3f);
             }
-            nal => self.nal(nal, &mut seen, &mut finding),
+            nal => self.nal(nal, &mut contents, &mut finding),
         }
-        let verdict = self.sets.judge(time, seen);
+        let verdict = self.sets.judge(time, contents);
         finding.key_frame = verdict.key_frame;
         finding.insert = pack(&AP_HEADER, &verdict.missing);
         finding
     }
 
-    fn nal(&mut self, nal: &[u8], seen: &mut Seen, finding: &mut Finding) {
+    fn nal(&mut self, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
         let Some((&[header, _], body)) = nal.split_first_chunk::<2>() else {
             return;
         };
@@ -71,12 +71,12 @@ impl Stream {
                 id.and_then(|id| Some((SetKind::Pps, u8::try_from(id).ok()?)))
             }
             other => {
-                seen.random_access |= is_irap(other);
+                contents.random_access |= is_irap(other);
                 None
             }
         };
         if let Some((kind, id)) = set {
-            seen.outcome.add(kind);
+            contents.sets.add(kind);
             self.sets.store(kind, id, nal);
         }
     }
@@ -91,18 +91,18 @@ fn is_irap(nal_type: u8) -> bool {
     (16..=21).contains(&nal_type)
 }
 
-/// What we need of a sequence parameter set (ITU-T H.265 §7.3.2.2.1).
+/// The needed fields of a sequence parameter set (ITU-T H.265 §7.3.2.2.1).
 #[derive(Debug, PartialEq, Eq)]
 struct Sps {
     id: u8,
     profile_id: u8,
     tier_flag: u8,
-    /// `None` where the picture has no size that we could show.
+    /// `None` if the size is invalid.
     resolution: Option<(u16, u16)>,
 }
 
 impl Sps {
-    /// `None` if it ends before its id.
+    /// `None` if it is truncated before its ID.
     fn parse(rbsp: &[u8]) -> Option<Self> {
         let mut bits = BitReader::new(rbsp);
         bits.skip(4); // sps_video_parameter_set_id
@@ -124,7 +124,7 @@ impl Sps {
     }
 }
 
-/// Profiles and levels of the lower temporal layers (ITU-T H.265 §7.3.3).
+/// Skips profiles and levels of the lower temporal layers (ITU-T H.265 §7.3.3).
 fn skip_sub_layers(bits: &mut BitReader<'_>, count: u8) -> Option<()> {
     let mut length = 0;
     for _ in 0..count {
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn layers_with_profiles_of_their_own_are_skipped() {
-        // Two sub-layers more, the first with profile and level, Main, 64x32 with 2 rows cropped.
+        // Two more sub-layers, the first with profile and level; Main, 64x32 with 2 rows cropped.
         let mut sps = vec![0x04, 0x01];
         sps.extend_from_slice(&[0; 11]);
         sps.extend_from_slice(&[0b1100_0000, 0]);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn only_pictures_to_begin_with_are_irap() {
+    fn only_random_access_types_are_irap() {
         let irap: Vec<u8> = (0..64).filter(|nal_type| is_irap(*nal_type)).collect();
         assert_eq!(irap, [16, 17, 18, 19, 20, 21]);
     }

@@ -1,9 +1,9 @@
-//! Judges a video stream by its bitstream, packet by packet: where a decoder can begin, which parameter sets are missing
-//! there, profile and resolution. What the SDP says of them is a wish (OBS writes one profile for every encoder).
+//! Inspects video bitstreams packet by packet: where a decoder can start, which parameter sets are missing there,
+//! profile and resolution. The SDP is only a hint for these (OBS announces one profile for every encoder).
 //!
-//! An [`Inspector`] belongs to one SSRC and sees its packets as they arrive, gaps and all: a packet is judged by what it
-//! proves, never by what probably came before. Memory per stream is bounded (about 10 KiB), and nothing here panics
-//! on any input.
+//! An [`Inspector`] belongs to one SSRC and gets its packets in arrival order, including gaps. A packet is classified
+//! by its own contents, never by assumptions about lost packets. Memory per stream is bounded (about 10 KiB), and no
+//! input causes a panic.
 
 use bytes::Bytes;
 
@@ -19,23 +19,23 @@ pub mod vp9;
 
 pub use parameter_sets::MAX_PAYLOAD;
 
-/// What one packet says.
+/// Result of inspecting one packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inspection {
-    /// This packet proves that its frame is one that a decoder can begin with, once what is in `insert` stands before it.
-    /// The frame may have begun earlier, and several packets of it may prove it. A fragment in the middle of a slice
-    /// proves nothing: without its start the frame cannot be decoded.
+    /// This packet identifies its frame as a key frame, provided that `insert` is placed before it. The frame may have
+    /// started earlier, and several of its packets may identify it. A fragment from the middle of a slice does not:
+    /// without its start the frame cannot be decoded.
     ///
-    /// Always false for audio, of which every packet is a start.
+    /// Always false for audio, where a decoder can start with every packet.
     pub key_frame: bool,
-    /// Parameter sets that the publisher left out, each one RTP payload of at most [`MAX_PAYLOAD`] bytes, to be placed
-    /// right before this packet with its time and no marker. Asked for once per frame, at the first packet in arrival
-    /// order that starts a slice to begin with. Where they cannot be placed, because the packet is late and what follows
-    /// it is placed already, the packet proves no key frame.
+    /// Parameter sets that the publisher did not repeat, each an RTP payload of at most [`MAX_PAYLOAD`] bytes, to be
+    /// inserted directly before this packet with its timestamp and without marker. Requested once per frame, at the
+    /// first packet in arrival order that starts a random access slice. If they cannot be inserted, because the packet
+    /// is late and its followers are numbered already, the packet does not identify a key frame.
     pub insert: Vec<Bytes>,
-    /// The format, if it is another one than before or the first.
+    /// The format, if it is the first or differs from the previous one.
     pub format_changed: Option<Format>,
-    /// Width and height in pixels, if they are others than before or the first.
+    /// Width and height in pixels, if they are the first or differ from the previous ones.
     pub resolution_changed: Option<(u16, u16)>,
 }
 
@@ -56,7 +56,7 @@ enum Stream {
     Audio,
 }
 
-/// What a codec found in one packet.
+/// What a codec module found in one packet.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Finding {
     key_frame: bool,
@@ -66,8 +66,8 @@ struct Finding {
 }
 
 impl Inspector {
-    /// Begins with nothing known. G.711 has no parameters, so its format is known at once; whether Opus is stereo may
-    /// change with every packet and never matters to a decoder, so its format stays unknown here.
+    /// Creates an inspector. The format of G.711 has no parameters and is known immediately. Whether Opus is stereo may
+    /// change with every packet and does not matter to decoders, so its format remains unknown here.
     pub fn new(codec: Codec) -> Self {
         let (stream, format) = match codec {
             Codec::H264 => (Stream::H264(h264::Stream::new()), None),
@@ -79,7 +79,7 @@ impl Inspector {
             Codec::Pcmu => (Stream::Audio, Some(Format::Pcmu)),
             Codec::Pcma => (Stream::Audio, Some(Format::Pcma)),
             Codec::Jpeg => (Stream::Jpeg, Some(Format::Jpeg)),
-            // Its configuration comes apart from the frames.
+            // The configuration is signalled separately from the frames.
             Codec::Aac => (Stream::Audio, None),
         };
         Self {
@@ -89,8 +89,8 @@ impl Inspector {
         }
     }
 
-    /// Judges one packet. `time` is its RTP time, `payload` is without padding and not empty in any packet that matters.
-    /// Duplicates do no harm, but ask for nothing twice only while their frame is one of the last eight.
+    /// Inspects one packet. `time` is its RTP timestamp, `payload` excludes padding. Duplicates are harmless, but avoid
+    /// a second `insert` only while their frame is one of the last eight.
     pub fn inspect(&mut self, time: u32, payload: &Bytes) -> Inspection {
         let finding = match &mut self.stream {
             Stream::H264(stream) => stream.inspect(time, payload),
@@ -113,23 +113,23 @@ impl Inspector {
         }
     }
 
-    /// The format of the stream; `None` before its bitstream told.
+    /// Format of the stream; `None` until it is found in the bitstream.
     pub fn format(&self) -> Option<Format> {
         self.format
     }
 
-    /// Width and height in pixels; `None` before the bitstream told.
+    /// Width and height in pixels; `None` until they are found in the bitstream.
     pub fn resolution(&self) -> Option<(u16, u16)> {
         self.resolution
     }
 }
 
-/// Takes over what was found, and returns it if it is new.
-fn replace<T: Copy + PartialEq>(known: &mut Option<T>, found: Option<T>) -> Option<T> {
-    if found.is_none() || *known == found {
+/// Stores a found value, and returns it if it has changed.
+fn replace<T: Copy + PartialEq>(current: &mut Option<T>, found: Option<T>) -> Option<T> {
+    if found.is_none() || *current == found {
         return None;
     }
-    *known = found;
+    *current = found;
     found
 }
 

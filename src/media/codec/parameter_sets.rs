@@ -1,27 +1,27 @@
-//! Parameter sets of H.264 and H.265: keeps the latest of each id and notices when an access unit that a decoder could
-//! begin with came without them.
+//! Parameter sets of H.264 and H.265: stores the latest one of each ID and detects random access units that were sent
+//! without them.
 //!
-//! Access units are told apart by their RTP time alone (RFC 6184 §5.1): the marker is wrong on some cameras, and late
-//! packets come after it.
+//! Access units are distinguished by RTP timestamp only (RFC 6184 §5.1): some cameras set the marker bit incorrectly,
+//! and late packets arrive after it.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-/// Longest RTP payload that we insert, in bytes: with headers and tag it passes a path of 1,280 bytes.
+/// Maximum length of an inserted RTP payload in bytes: with headers and authentication tag it fits a path MTU of 1,280.
 pub const MAX_PAYLOAD: usize = 1200;
 
-/// Longest parameter set that is kept, in bytes: it has to fit into a payload. Real ones have 10 to 100.
+/// Maximum length of a stored parameter set in bytes: it must fit a payload. Typical ones have 10 to 100.
 const MAX_SET: usize = MAX_PAYLOAD;
 
-/// All parameter sets together, in bytes. H.264 allows 32 SPSs and 256 PPSs; real streams have one or two of each. What
-/// would go beyond is not kept.
+/// Maximum total length of the stored parameter sets in bytes. H.264 allows 32 SPSs and 256 PPSs; typical streams have
+/// one or two of each. Sets beyond this limit are not stored.
 const MAX_TOTAL: usize = 8 * 1024;
 
-/// Access units that are remembered, so that a late packet does not open its unit for a second time.
+/// Number of remembered access units, so that a late packet does not start its unit again.
 const MAX_UNITS: usize = 8;
 
-/// The kinds of parameter sets, in the order in which they depend on each other.
+/// Types of parameter sets, in order of dependency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum SetKind {
     Vps,
@@ -57,32 +57,32 @@ impl SetKinds {
     }
 }
 
-/// What one packet carries, as far as it matters here.
+/// What a packet contains, as far as relevant here.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seen {
-    pub(super) outcome: SetKinds,
-    /// The start of a slice that a decoder can begin with.
+pub(super) struct PacketContents {
+    pub(super) sets: SetKinds,
+    /// Starts a slice that a decoder can start with.
     pub(super) random_access: bool,
 }
 
-/// What follows from it.
+/// Result for one packet.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) key_frame: bool,
-    /// NAL units that the publisher left out, in the order in which a decoder needs them.
+    /// NAL units that the publisher did not send, in the order in which a decoder needs them.
     pub(super) missing: Vec<Bytes>,
 }
 
-/// One access unit that brought parameter sets or can be begun with.
+/// An access unit with parameter sets or a random access slice.
 struct Unit {
     time: u32,
-    outcome: SetKinds,
+    sets: SetKinds,
     random_access: bool,
-    /// The missing parameter sets were handed out: they are not, for a second time.
+    /// The missing parameter sets have been returned once; they are not returned again.
     supplied: bool,
 }
 
-/// The latest parameter sets of one stream, and the access units they came or should have come with.
+/// The latest parameter sets of one stream, and its recent access units.
 pub(super) struct ParameterSets {
     required: SetKinds,
     sets: BTreeMap<(SetKind, u8), Bytes>,
@@ -90,7 +90,7 @@ pub(super) struct ParameterSets {
 }
 
 impl ParameterSets {
-    /// A decoder of this stream has to have one of each of `required`.
+    /// Creates an empty store. A decoder of the stream needs at least one set of each kind in `required`.
     pub(super) fn new(required: SetKinds) -> Self {
         Self {
             required,
@@ -99,8 +99,8 @@ impl ParameterSets {
         }
     }
 
-    /// Keeps a parameter set. True if it is new or differs from the one of the same id. It is copied, so that it does
-    /// not hold on to the buffer of a whole packet.
+    /// Stores a parameter set. Returns true if it is new or differs from the stored one with the same ID. The data is
+    /// copied, so that the buffer of the whole packet is not retained.
     pub(super) fn store(&mut self, kind: SetKind, id: u8, nal: &[u8]) -> bool {
         let old = self.sets.get(&(kind, id));
         if old.is_some_and(|old| old == nal) {
@@ -108,7 +108,7 @@ impl ParameterSets {
         }
         let others = self.sets.values().map(Bytes::len).sum::<usize>() - old.map_or(0, Bytes::len);
         if nal.len() > MAX_SET || others + nal.len() > MAX_TOTAL {
-            // What stands there is outdated: better none than a wrong one.
+            // The stored set is outdated: a missing set is better than a wrong one.
             self.sets.remove(&(kind, id));
         } else {
             self.sets.insert((kind, id), Bytes::copy_from_slice(nal));
@@ -116,44 +116,44 @@ impl ParameterSets {
         true
     }
 
-    /// Takes note of a packet that brought parameter sets or starts a slice to begin with.
-    pub(super) fn judge(&mut self, time: u32, seen: Seen) -> Verdict {
-        if seen.outcome == SetKinds::default() && !seen.random_access {
+    /// Records the contents of a packet, and returns whether its access unit is a key frame and which sets are missing.
+    pub(super) fn judge(&mut self, time: u32, contents: PacketContents) -> Verdict {
+        if contents.sets == SetKinds::default() && !contents.random_access {
             return Verdict::default();
         }
-        let known = self.known();
+        let stored = self.stored_kinds();
         let required = self.required;
         let unit = self.unit(time);
-        unit.outcome.0 |= seen.outcome.0;
-        unit.random_access |= seen.random_access;
+        unit.sets.0 |= contents.sets.0;
+        unit.random_access |= contents.random_access;
         if !unit.random_access {
             return Verdict::default();
         }
-        let complete = unit.outcome.contains(required);
-        if complete || unit.supplied || !seen.random_access || !known.contains(required) {
+        let complete = unit.sets.contains(required);
+        if complete || unit.supplied || !contents.random_access || !stored.contains(required) {
             return Verdict {
                 key_frame: complete || unit.supplied,
                 missing: Vec::new(),
             };
         }
         unit.supplied = true;
-        let outcome = unit.outcome;
+        let sets = unit.sets;
         Verdict {
             key_frame: true,
-            missing: self.missing(outcome),
+            missing: self.missing(sets),
         }
     }
 
-    fn known(&self) -> SetKinds {
-        let mut known = SetKinds::default();
-        self.sets.keys().for_each(|(kind, _)| known.add(*kind));
-        known
+    fn stored_kinds(&self) -> SetKinds {
+        let mut stored = SetKinds::default();
+        self.sets.keys().for_each(|(kind, _)| stored.add(*kind));
+        stored
     }
 
-    /// All sets from the first kind on that was not brought: a set must not come before the one it refers to.
-    fn missing(&self, outcome: SetKinds) -> Vec<Bytes> {
+    /// Returns all stored sets from the first missing kind on: a set must not precede the one it refers to.
+    fn missing(&self, sets: SetKinds) -> Vec<Bytes> {
         let required = SetKind::ALL.iter().filter(|kind| self.required.has(**kind));
-        let Some(first) = required.copied().find(|kind| !outcome.has(*kind)) else {
+        let Some(first) = required.copied().find(|kind| !sets.has(*kind)) else {
             return Vec::new();
         };
         self.sets.range((first, 0)..).map(|(_, nal)| nal.clone()).collect()
@@ -168,7 +168,7 @@ impl ParameterSets {
                 }
                 self.units.push_back(Unit {
                     time,
-                    outcome: SetKinds::default(),
+                    sets: SetKinds::default(),
                     random_access: false,
                     supplied: false,
                 });
@@ -179,8 +179,8 @@ impl ParameterSets {
     }
 }
 
-/// Packs NAL units into as few payloads as possible: alone as they are, several behind the `header` of an aggregation
-/// packet, each with its length before it (STAP-A of RFC 6184 §5.7.1, AP of RFC 7798 §4.4.2).
+/// Packs NAL units into as few payloads as possible. A single NAL unit stays as it is; several are aggregated behind
+/// `header`, each with a length prefix (STAP-A of RFC 6184 §5.7.1, AP of RFC 7798 §4.4.2).
 pub(super) fn pack(header: &[u8], nals: &[Bytes]) -> Vec<Bytes> {
     let mut payloads = Vec::new();
     let mut rest = nals;
@@ -211,7 +211,8 @@ fn aggregate(header: &[u8], nals: &[Bytes]) -> Bytes {
     payload.freeze()
 }
 
-/// Walks over the NAL units of an aggregation packet, header removed. Ends at the first that is empty or cut off.
+/// Iterates over the NAL units of an aggregation packet without its header. Stops at the first one that is empty or
+/// truncated.
 pub(super) fn aggregated(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (&length, behind) = rest.split_first_chunk::<2>()?;
@@ -225,15 +226,15 @@ pub(super) fn aggregated(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
 mod tests {
     use super::*;
 
-    fn outcome(kinds: &[SetKind]) -> Seen {
-        Seen {
-            outcome: SetKinds::of(kinds),
+    fn with_sets(kinds: &[SetKind]) -> PacketContents {
+        PacketContents {
+            sets: SetKinds::of(kinds),
             random_access: false,
         }
     }
 
-    const SLICE: Seen = Seen {
-        outcome: SetKinds(0),
+    const SLICE: PacketContents = PacketContents {
+        sets: SetKinds(0),
         random_access: true,
     };
 
@@ -251,34 +252,30 @@ mod tests {
         let again = sets.judge(1, SLICE);
         assert_eq!((again.key_frame, again.missing.len()), (true, 0));
         assert_eq!(sets.judge(2, SLICE).missing.len(), 2);
-        assert_eq!(sets.judge(1, SLICE).missing.len(), 0, "late, and not opened anew");
+        assert_eq!(sets.judge(1, SLICE).missing.len(), 0, "late, and not started again");
     }
 
     #[test]
-    fn a_unit_that_brought_only_its_sps_gets_the_pps() {
+    fn a_unit_with_only_its_sps_gets_the_pps() {
         let mut sets = h264_sets();
         sets.store(SetKind::Sps, 0, b"sps");
         sets.store(SetKind::Pps, 0, b"pps");
-        sets.judge(1, outcome(&[SetKind::Sps]));
+        sets.judge(1, with_sets(&[SetKind::Sps]));
         assert_eq!(sets.judge(1, SLICE).missing, ["pps"]);
-        sets.judge(2, outcome(&[SetKind::Pps]));
-        assert_eq!(
-            sets.judge(2, SLICE).missing,
-            ["sps", "pps"],
-            "in the order of dependence"
-        );
+        sets.judge(2, with_sets(&[SetKind::Pps]));
+        assert_eq!(sets.judge(2, SLICE).missing, ["sps", "pps"], "in order of dependency");
     }
 
     #[test]
-    fn without_known_sets_the_late_ones_prove_the_key_frame() {
+    fn without_known_sets_the_late_ones_identify_the_key_frame() {
         let mut sets = h264_sets();
         assert_eq!(sets.judge(1, SLICE), Verdict::default());
-        assert!(!sets.judge(1, outcome(&[SetKind::Sps])).key_frame);
-        assert!(sets.judge(1, outcome(&[SetKind::Pps])).key_frame);
+        assert!(!sets.judge(1, with_sets(&[SetKind::Sps])).key_frame);
+        assert!(sets.judge(1, with_sets(&[SetKind::Pps])).key_frame);
     }
 
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn stored_sets_are_bounded() {
         let mut sets = h264_sets();
         for id in 0..=255 {
             sets.store(SetKind::Pps, id, &[id; 1000]);

@@ -1,4 +1,4 @@
-//! Real bitstreams (`tests/data/rtp`), handmade vectors and hostile input, through the public face of [`Inspector`].
+//! Real bitstreams (`tests/data/rtp`), handcrafted vectors and hostile input, through the public API of [`Inspector`].
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
@@ -11,7 +11,7 @@ const H265: &[u8] = include_bytes!("../../../tests/data/rtp/h265.rtp");
 const VP8: &[u8] = include_bytes!("../../../tests/data/rtp/vp8.rtp");
 const VP9: &[u8] = include_bytes!("../../../tests/data/rtp/vp9.rtp");
 
-/// RTP time and payload of each packet of a recording.
+/// RTP timestamp and payload of each packet of a recording.
 fn packets(mut recording: &'static [u8]) -> Vec<(u32, Bytes)> {
     let mut packets = Vec::new();
     while let Some((length, rest)) = recording.split_first_chunk::<2>() {
@@ -23,7 +23,7 @@ fn packets(mut recording: &'static [u8]) -> Vec<(u32, Bytes)> {
     packets
 }
 
-/// Numbers of the packets that prove a key frame, and how many payloads were to be inserted.
+/// Indexes of the packets that identify a key frame, with the number of payloads to insert.
 fn inspect_all(inspector: &mut Inspector, packets: &[(u32, Bytes)]) -> (Vec<usize>, usize) {
     let (mut key_frames, mut inserted) = (Vec::new(), 0);
     for (index, (time, payload)) in packets.iter().enumerate() {
@@ -39,7 +39,7 @@ fn inspect_all(inspector: &mut Inspector, packets: &[(u32, Bytes)]) -> (Vec<usiz
 #[test]
 fn x264_key_frames_are_found_and_lack_nothing() {
     let mut inspector = Inspector::new(Codec::H264);
-    // Two slices each; only the starts of them are proofs.
+    // Two slices each; only their first packets identify a key frame.
     assert_eq!(inspect_all(&mut inspector, &packets(H264)), (vec![1, 4, 11, 14], 0));
     let profile = ProfileLevelId([0x42, 0xc0, 0x0c]);
     assert_eq!(profile.class(), H264Class::ConstrainedBaseline);
@@ -85,7 +85,7 @@ fn a_key_frame_whose_parameter_sets_were_lost_gets_the_known_ones() {
     let (time, start) = &packets[10];
     let inspection = inspector.inspect(*time, start);
     assert!(inspection.key_frame);
-    // FFmpeg sent SPS and PPS as one STAP-A too, with an NRI of zero.
+    // FFmpeg also sends SPS and PPS as one STAP-A, with an NRI of zero.
     let [inserted] = inspection.insert.as_slice() else {
         panic!("one payload: {inspection:?}");
     };
@@ -107,7 +107,7 @@ fn an_h265_key_frame_whose_parameter_sets_were_lost_gets_the_known_ones() {
 }
 
 #[test]
-fn a_lost_start_proves_nothing_until_it_comes_late() {
+fn a_key_frame_is_not_identified_before_its_late_start_arrives() {
     let packets = packets(H264);
     let mut inspector = Inspector::new(Codec::H264);
     let without_start = [&packets[..1], &packets[2..4]].concat();
@@ -115,7 +115,7 @@ fn a_lost_start_proves_nothing_until_it_comes_late() {
     assert!(inspector.inspect(packets[1].0, &packets[1].1).key_frame);
 }
 
-/// Baseline 3.1, id 0, 64x48; PPS 0; the start of an IDR slice.
+/// Baseline 3.1, ID 0, 64x48; PPS 0; the start of an IDR slice.
 const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
 const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
 const IDR: &[u8] = &[0x65, 0x88, 0x84, 0x00];
@@ -145,7 +145,7 @@ fn an_idr_without_any_known_parameter_sets_is_no_start() {
 }
 
 #[test]
-fn changes_are_told_once() {
+fn changes_are_reported_once() {
     let mut inspector = Inspector::new(Codec::H264);
     let first = h264(&mut inspector, 1, SPS);
     assert!(first.format_changed.is_some());
@@ -176,10 +176,10 @@ fn audio_has_no_key_frames() {
     }
 }
 
-/// A packet of the corpus with some bytes changed, cut or made longer.
+/// A packet of the corpus with some bytes changed, truncated or extended.
 fn mutate(rng: &mut StdRng, corpus: &[(u32, Bytes)]) -> (u32, Bytes) {
     let (time, payload) = &corpus[rng.random_range(0..corpus.len())];
-    // Headers and parameter sets are in front; the rest only costs time.
+    // Headers and parameter sets are at the front; mutating the rest only costs time.
     let mut bytes = payload[..payload.len().min(128)].to_vec();
     for _ in 0..rng.random_range(0..8) {
         let at = rng.random_range(0..=bytes.len().min(40));

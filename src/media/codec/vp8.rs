@@ -1,10 +1,10 @@
-//! VP8 over RTP (RFC 7741): where key frames begin, and the two counters of the payload descriptor, which have to run on
-//! unbroken when a viewer is moved from one encoding to another.
+//! VP8 over RTP (RFC 7741): detects key frames, and reads and writes the two counters of the payload descriptor. The
+//! counters must stay continuous when a viewer switches layers.
 
 use super::Finding;
 use crate::media::Format;
 
-/// Picture id with the width that the sender chose.
+/// Picture ID with the width chosen by the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PictureId {
     /// 7 bits.
@@ -36,7 +36,7 @@ impl PictureId {
 pub struct Vp8Descriptor {
     pub picture_id: Option<PictureId>,
     pub tl0: Option<u8>,
-    /// This payload begins a frame: the first of partition 0.
+    /// This payload starts a frame: it is the start of partition 0.
     pub starts_frame: bool,
     /// Length in bytes.
     pub len: usize,
@@ -45,7 +45,7 @@ pub struct Vp8Descriptor {
 }
 
 impl Vp8Descriptor {
-    /// Reads the descriptor; `None` if the payload is cut off within it.
+    /// Parses the descriptor; `None` if it is truncated.
     pub fn parse(payload: &[u8]) -> Option<Self> {
         let &first = payload.first()?;
         let mut descriptor = Self {
@@ -86,8 +86,8 @@ impl Vp8Descriptor {
         Some(descriptor)
     }
 
-    /// Writes other numbers over those that are there, cut to their width; what is absent stays absent. `payload` is the
-    /// one that was parsed, or a copy.
+    /// Overwrites the counters, truncated to their existing width; absent ones stay absent. `payload` is the parsed
+    /// payload or a copy of it.
     pub fn patch(&self, payload: &mut [u8], picture_id: u16, tl0: u8) {
         let at = self.picture_id_at;
         match self.picture_id {
@@ -109,7 +109,7 @@ impl Vp8Descriptor {
     }
 }
 
-/// A key frame is proven by its first packet, which has the whole frame header (RFC 7741 §4.3, RFC 6386 §9.1).
+/// Identifies a key frame by its first packet, which contains the whole frame header (RFC 7741 §4.3, RFC 6386 §9.1).
 pub(super) fn inspect(payload: &[u8]) -> Finding {
     let descriptor = Vp8Descriptor::parse(payload).filter(|descriptor| descriptor.starts_frame);
     let frame = descriptor.and_then(|descriptor| payload.get(descriptor.len..));
@@ -124,12 +124,12 @@ pub(super) fn inspect(payload: &[u8]) -> Finding {
     }
 }
 
-/// Width and height of a key frame; `None` for other frames, which have the lowest bit of the frame tag set.
+/// Width and height of a key frame; `None` for inter frames, which have the lowest bit of the frame tag set.
 fn key_frame_size(frame: &[u8]) -> Option<(u16, u16)> {
     let &[tag, _, _, 0x9d, 0x01, 0x2a, w0, w1, h0, h1] = frame.first_chunk::<10>()? else {
         return None;
     };
-    // The upper two bits of each are a scaling that does not change the coded size.
+    // The upper two bits of each are an upscaling hint that does not change the coded size.
     let size = |low, high| u16::from_le_bytes([low, high]) & 0x3fff;
     (tag & 1 == 0).then(|| (size(w0, w1), size(h0, h1)))
 }

@@ -1,13 +1,13 @@
-//! VP9 over RTP (RFC 9628): where key frames begin.
+//! VP9 over RTP (RFC 9628): detects key frames.
 //!
-//! The descriptor alone is no proof: intra-only frames look like key frames in it, and FFmpeg's payloader never sets the
-//! P bit. So the frame's own header has the last word (VP9 bitstream specification §6.2).
+//! The payload descriptor alone is not sufficient: intra-only frames look like key frames there, and FFmpeg's payloader
+//! never sets the P bit. So the uncompressed frame header is checked too (VP9 bitstream specification §6.2).
 
 use super::Finding;
 use super::bits::BitReader;
 use crate::media::Format;
 
-/// What we need of the payload descriptor (RFC 9628 §4.2).
+/// The needed fields of the payload descriptor (RFC 9628 §4.2).
 ///
 /// ```text
 ///  |I|P|L|F|B|E|V|Z|
@@ -18,9 +18,9 @@ use crate::media::Format;
 ///  |      SS       |  if V
 /// ```
 struct Descriptor {
-    /// The start of a picture that refers to no other, on its lowest spatial layer.
+    /// Start of a picture without inter prediction, in the lowest spatial layer.
     starts_key_picture: bool,
-    /// Size of the highest spatial layer, where the scalability structure tells.
+    /// Size of the highest spatial layer, if the scalability structure contains it.
     size: Option<(u16, u16)>,
     len: usize,
 }
@@ -42,7 +42,7 @@ impl Descriptor {
             }
         }
         if inter && flexible {
-            // N: another one follows, three at most.
+            // N: another one follows, at most three in total.
             let mut more = 3;
             while reader.byte()? & 1 == 1 && more > 1 {
                 more -= 1;
@@ -70,7 +70,7 @@ impl Reader<'_> {
         Some(u16::from_be_bytes([self.byte()?, self.byte()?]))
     }
 
-    /// The scalability structure (RFC 9628 §4.2.1): `N_S|Y|G`, the sizes of the layers, the picture group.
+    /// Parses the scalability structure (RFC 9628 §4.2.1): `N_S|Y|G`, the sizes of the layers, the picture group.
     fn structure(&mut self) -> Option<Option<(u16, u16)>> {
         let first = self.byte()?;
         let mut size = None;
@@ -91,8 +91,7 @@ impl Reader<'_> {
     }
 }
 
-/// A key frame is proven by the first packet of its lowest layer.
-/// Length of the payload descriptor; `None` for what is none.
+/// Returns the length of the payload descriptor in bytes; `None` if it is malformed.
 pub fn descriptor_len(payload: &[u8]) -> Option<usize> {
     Descriptor::parse(payload).map(|descriptor| descriptor.len)
 }
@@ -123,7 +122,7 @@ struct KeyFrameHeader {
 }
 
 impl KeyFrameHeader {
-    /// `None` for every other frame.
+    /// Returns `None` for any other frame.
     fn parse(frame: &[u8]) -> Option<Self> {
         let mut bits = BitReader::new(frame);
         if bits.bits(2)? != 2 {
@@ -145,7 +144,7 @@ impl KeyFrameHeader {
     }
 }
 
-/// Steps over the colour configuration (§6.2.2) to the size (§6.2.3).
+/// Skips the color configuration (§6.2.2) and parses the size (§6.2.3).
 fn size(bits: &mut BitReader<'_>, profile: u8) -> Option<(u16, u16)> {
     const RGB: u32 = 7;
     if profile >= 2 {
@@ -187,14 +186,14 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_layer_tells_the_resolution() {
+    fn the_highest_layer_has_the_resolution() {
         let structure = [0x0a, 0x38, 1, 0x40, 0, 0xb4, 2, 0x80, 1, 0x68, 2, 0x04, 1, 0x08, 1, 1];
         assert_eq!(with(&structure).resolution, Some((640, 360)));
         assert_eq!(with(&[0x08]).resolution, Some((322, 182)));
     }
 
     #[test]
-    fn an_intra_only_frame_is_no_key_frame() {
+    fn an_intra_only_frame_is_not_a_key_frame() {
         let mut frame = [&[0x08], &KEY_FRAME[..]].concat();
         frame[1] |= 0x04;
         assert_eq!(inspect(&frame), Finding::default());
