@@ -1,4 +1,4 @@
-//! AAC that stands in ADTS frames (ISO/IEC 14496-3 §1.A.3.2): in MPEG-TS, and packed audio of HLS (RFC 8216 §3.4).
+//! AAC in ADTS frames (ISO/IEC 14496-3 §1.A.3.2), as used in MPEG-TS and in packed audio of HLS (RFC 8216 §3.4).
 
 use std::time::Duration;
 
@@ -7,36 +7,36 @@ use bytes::{Buf as _, Bytes, BytesMut};
 use super::{ContainerError, Content, Sample, time};
 use crate::media::aac::AacConfig;
 
-/// Frames that may lie between two times of a stream; what comes without a time is counted on from the last.
+/// Parses ADTS frames. Frames without a timestamp of their own continue from the last one.
 #[derive(Debug, Default)]
 pub(super) struct Adts {
     rest: BytesMut,
-    /// Of the first frame in `rest`.
+    /// Timestamp of the first frame in `rest`.
     next: Option<Duration>,
 }
 
-/// Samples in a frame.
+/// Samples per raw data block.
 const FRAME: u64 = 1_024;
 
-/// Longest frame, in bytes: thirteen bits.
+/// Maximum frame length in bytes (13 bits).
 const MAX_FRAME: usize = 8_191;
 
 impl Adts {
-    /// Takes what comes next; `at` is the time of the first frame that begins in it.
+    /// Appends data and parses complete frames; `at` is the timestamp of the first frame that starts in `bytes`.
     pub(super) fn push(&mut self, at: Option<Duration>, bytes: &[u8], out: &mut Vec<Sample>) {
         if self.rest.is_empty() || self.next.is_none() {
             self.next = at.or(self.next);
         }
         let mut fresh = (!self.rest.is_empty()).then_some(at).flatten();
-        let available_formats = self.rest.len();
+        let buffered = self.rest.len();
         let mut taken = 0;
         self.rest.extend_from_slice(bytes);
         while let Some(header) = self.header() {
             if self.rest.len() < header.length {
                 return;
             }
-            // A frame that began in what came before has its own time; the first after it has the one that came.
-            if taken >= available_formats
+            // A frame that started in earlier data keeps its own timestamp; the first one after it gets the new one.
+            if taken >= buffered
                 && let Some(at) = fresh.take()
             {
                 self.next = Some(at);
@@ -57,7 +57,7 @@ impl Adts {
         }
     }
 
-    /// The header at the front, which what is no frame before it is skipped for.
+    /// Returns the next header, skipping data that is not a frame.
     fn header(&mut self) -> Option<Header> {
         loop {
             if self.rest.len() < SHORT {
@@ -72,32 +72,32 @@ impl Adts {
         }
     }
 
-    /// Something is missing: what began cannot end.
+    /// Drops the incomplete frame after a gap.
     pub(super) fn reset(&mut self) {
         self.rest.clear();
         self.next = None;
     }
 }
 
-/// Bytes of a header, without and with a check sum.
+/// Header length in bytes, without and with CRC.
 const SHORT: usize = 7;
 const LONG: usize = 9;
 
 struct Header {
     config: AacConfig,
-    /// Of the frame with the header.
+    /// Frame length including the header, in bytes.
     length: usize,
-    /// Of the header.
+    /// Header length in bytes.
     size: usize,
-    /// Raw data blocks.
+    /// Number of raw data blocks.
     blocks: u64,
 }
 
 impl Header {
-    /// `None` if it is none.
+    /// Parses a header; `None` if it is invalid.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let &[b0, b1, b2, b3, b4, b5, b6] = bytes.first_chunk::<SHORT>()?;
-        // Twelve bits of ones, any version, layer 0.
+        // Sync word of twelve ones, any version, layer 0.
         if b0 != 0xff || b1 & 0xf6 != 0xf0 {
             return None;
         }
@@ -117,12 +117,12 @@ impl Header {
     }
 }
 
-/// Whether it begins with a frame.
+/// Whether the data starts with an ADTS frame.
 pub(super) fn is_frame(bytes: &[u8]) -> bool {
     Header::parse(bytes).is_some()
 }
 
-/// Packed audio: ADTS behind an ID3 tag that says when it begins.
+/// Packed audio: ADTS after an ID3 tag with the start time.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
     adts: Adts,
@@ -137,24 +137,22 @@ impl Packed {
         let mut out = Vec::new();
         self.adts.push(at, rest, &mut out);
         if out.is_empty() && at.is_none() {
-            return Err(ContainerError::Broken(
-                "packed audio does not say when it begins".to_owned(),
-            ));
+            return Err(ContainerError::Broken("packed audio has no start timestamp".to_owned()));
         }
         Ok(out)
     }
 }
 
-/// Who owns the time in a private frame (RFC 8216 §3.4).
+/// Owner of the ID3 private frame with the timestamp (RFC 8216 §3.4).
 const OWNER: &[u8] = b"com.apple.streaming.transportStreamTimestamp\0";
 
-/// The time in the tag, in units of 1/90000 s, and what follows the tag.
+/// Returns the timestamp in the ID3 tag, in units of 1/90000 s, and the data after the tag.
 fn id3(segment: &[u8]) -> Result<(Option<u64>, &[u8]), ContainerError> {
-    let broken = || ContainerError::Broken("its ID3 tag goes beyond its end".to_owned());
+    let broken = || ContainerError::Broken("the ID3 tag exceeds the segment".to_owned());
     let mut rest = segment;
     let mut start = None;
     while rest.starts_with(b"ID3") {
-        // Four groups of seven bits (ID3v2.4 §3.1).
+        // Synchsafe integer: four groups of seven bits (ID3v2.4 §3.1).
         let size = rest.get(6..10).ok_or_else(broken)?;
         let size = size.iter().fold(0, |size, byte| size << 7 | usize::from(byte & 0x7f));
         let tag = rest.get(10..10 + size).ok_or_else(broken)?;

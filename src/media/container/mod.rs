@@ -1,7 +1,8 @@
-//! What segments of HLS are made of: MPEG-TS, fragmented MP4 and packed audio. Whole segments go in, frames come out.
+//! Demultiplexes HLS segments: MPEG-TS, fragmented MP4 and packed audio. The input is whole segments, the output
+//! frames.
 //!
-//! A [`Demuxer`] is for the segments of one rendition between two discontinuities. It is told nothing of what the
-//! segments are: it looks (RFC 8216 §3).
+//! A [`Demuxer`] handles the segments of one rendition between two discontinuities. It detects the container format
+//! from the data (RFC 8216 §3).
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ mod adts;
 mod mp4;
 mod ts;
 
-/// What a frame is. Video has start codes (ITU-T H.264 and H.265, annex B).
+/// Codec of a sample. Video has start codes (ITU-T H.264 and H.265, Annex B).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     H264,
@@ -28,7 +29,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// Audio or video.
+    /// Returns the media kind.
     pub fn kind(self) -> Kind {
         match self {
             Self::H264 | Self::H265 => Kind::Video,
@@ -37,35 +38,35 @@ impl Content {
     }
 }
 
-/// A frame. Its times count from an origin that all renditions of a stream share.
+/// A frame. Its timestamps count from an origin shared by all renditions of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     pub content: Content,
-    /// When it is due at a decoder.
+    /// Decoding time.
     pub decode: Duration,
-    /// When it is shown.
+    /// Presentation time.
     pub present: Duration,
     pub bytes: Bytes,
 }
 
-/// Why a segment holds nothing that can be played.
+/// Reason why a segment cannot be played.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ContainerError {
-    #[error("the segment is neither MPEG-TS nor fragmented MP4 nor packed AAC")]
+    #[error("unknown segment format: neither MPEG-TS, fragmented MP4 nor packed AAC")]
     Unrecognised,
-    #[error("the segment is fragmented MP4 without its initialization section")]
+    #[error("the fragmented MP4 segment has no initialization section (EXT-X-MAP)")]
     NoInit,
-    #[error("the segment is broken: {0}")]
+    #[error("malformed segment: {0}")]
     Broken(String),
-    #[error("the segment holds neither H.264, H.265, AAC nor Opus but {0}")]
+    #[error("unsupported codec {0}: the segment has no H.264, H.265, AAC or Opus")]
     Unsupported(String),
-    #[error("the segment is encrypted inside (DRM), which only a licensed player can undo")]
+    #[error("the segment is protected by DRM and needs a licensed player")]
     Encrypted,
-    #[error("the segment holds no frames")]
+    #[error("the segment contains no frames")]
     Empty,
 }
 
-/// Takes the segments of one rendition apart.
+/// Demultiplexes the segments of one rendition.
 #[derive(Default)]
 pub struct Demuxer {
     init: Bytes,
@@ -79,7 +80,7 @@ enum Container {
 }
 
 impl Demuxer {
-    /// What stands before the next segments (EXT-X-MAP).
+    /// Sets the initialization section of the next segments (EXT-X-MAP).
     pub fn set_init(&mut self, init: Bytes) {
         if self.init != init {
             self.init = init;
@@ -89,16 +90,16 @@ impl Demuxer {
         }
     }
 
-    /// What [`Self::set_init`] gave.
+    /// Takes the initialization section out of the demuxer.
     pub fn take_init(&mut self) -> Bytes {
         std::mem::take(&mut self.init)
     }
 
-    /// The frames of a segment, in the order of decoding for each kind.
+    /// Returns the frames of a segment, each kind in decoding order.
     ///
     /// # Errors
     ///
-    /// A [`ContainerError`]; the next segment may be given nevertheless.
+    /// A [`ContainerError`]; the next segment can be demultiplexed nevertheless.
     pub fn segment(&mut self, segment: &Bytes) -> Result<Vec<Sample>, ContainerError> {
         let found = ContainerKind::of(segment).ok_or(ContainerError::Unrecognised)?;
         let samples = match (found, self.format.take()) {
@@ -109,7 +110,7 @@ impl Demuxer {
             }
             (ContainerKind::Ts, _) => {
                 let mut stream = Box::<TransportStream>::default();
-                // Tables may stand apart from the segments; then they are the initialization section.
+                // PAT and PMT may be in the initialization section instead of the segments.
                 stream.tables(&self.init);
                 let samples = stream.segment(segment);
                 self.format = Some(Container::Ts(stream));
@@ -127,8 +128,8 @@ impl Demuxer {
                 self.format = Some(Container::Mp4(fragments));
                 samples?
             }
-            (ContainerKind::Packed, known) => {
-                let mut packed = match known {
+            (ContainerKind::Packed, current) => {
+                let mut packed = match current {
                     Some(Container::Packed(packed)) => packed,
                     _ => Packed::default(),
                 };
@@ -144,7 +145,7 @@ impl Demuxer {
     }
 }
 
-/// What a segment looks like.
+/// Detected container format of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ContainerKind {
     Ts,
@@ -152,7 +153,7 @@ enum ContainerKind {
     Packed,
 }
 
-/// Boxes that a segment or an initialization section may begin with.
+/// Boxes that a segment or an initialization section may start with.
 const BOXES: [&[u8; 4]; 9] = [
     b"ftyp", b"styp", b"moof", b"moov", b"sidx", b"emsg", b"prft", b"free", b"skip",
 ];
@@ -171,7 +172,7 @@ impl ContainerKind {
     }
 }
 
-/// A time of a clock that counts `rate` ticks a second.
+/// Converts ticks of a clock rate in Hz to a duration.
 fn time(ticks: u64, rate: u32) -> Duration {
     super::clock::duration(ticks, rate.max(1))
 }

@@ -1,4 +1,4 @@
-//! Fragmented MP4 (ISO/IEC 14496-12 §8.8), by the demultiplexer of `shiguredo_mp4`.
+//! Fragmented MP4 (ISO/IEC 14496-12 §8.8), using the demultiplexer of `shiguredo_mp4`.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ use crate::media::packetizer::length_prefixed;
 /// The fragments of one rendition.
 pub(super) struct Fragments {
     demuxer: Fmp4SegmentDemuxer,
-    /// By track.
+    /// Codec information by track ID.
     tracks: Vec<(u32, Entry)>,
-    /// Where the media of each track begins, from its edit list.
-    begins: Vec<(u32, Duration)>,
+    /// Media time at which the presentation of each track starts, from its edit list.
+    edit_offsets: Vec<(u32, Duration)>,
 }
 
-/// What a track holds, from its sample entry.
+/// Codec of a track, from its sample entry.
 #[derive(Clone, Debug)]
 enum Entry {
     Video {
         content: Content,
-        /// With start codes; to stand before key frames that have none.
+        /// Parameter sets with start codes; prepended to key frames that have none.
         parameter_sets: Bytes,
     },
     Audio(Content),
@@ -34,15 +34,15 @@ enum Entry {
 }
 
 impl Fragments {
-    /// From an initialization section, or a segment that begins with one.
+    /// Creates a demuxer from an initialization section, or a segment that starts with one.
     pub(super) fn new(init: &Bytes) -> Result<Self, ContainerError> {
         let (begin, _) = find(init, b"moov").ok_or(ContainerError::NoInit)?;
         let (moov, _) = MoovBox::decode(init.get(begin..).unwrap_or_default())
             .map_err(|error| ContainerError::Broken(error.to_string()))?;
-        let begins = moov
+        let edit_offsets = moov
             .trak_boxes
             .iter()
-            .map(|track| (track.tkhd_box.track_id, begin_of(track)));
+            .map(|track| (track.tkhd_box.track_id, edit_offset(track)));
         let mut demuxer = Fmp4SegmentDemuxer::new();
         demuxer
             .handle_init_segment(init)
@@ -50,7 +50,7 @@ impl Fragments {
         Ok(Self {
             demuxer,
             tracks: Vec::new(),
-            begins: begins.collect(),
+            edit_offsets: edit_offsets.collect(),
         })
     }
 
@@ -60,14 +60,14 @@ impl Fragments {
         while let Some((begin, _)) = find(&rest, b"moof") {
             let fragment = rest.slice(begin..);
             let length = fragment_length(&fragment)
-                .ok_or_else(|| ContainerError::Broken("a fragment goes beyond the end of the segment".to_owned()))?;
+                .ok_or_else(|| ContainerError::Broken("a fragment exceeds the segment".to_owned()))?;
             self.fragment(&fragment.slice(..length), &mut samples)?;
             rest = fragment.slice(length..);
         }
         if samples.is_empty() {
-            return Err(self.nothing());
+            return Err(self.error_without_samples());
         }
-        // Fragments of several tracks follow each other; what is due first goes first.
+        // Fragments of several tracks follow each other; sort by decoding time.
         samples.sort_by_key(|sample| sample.decode);
         Ok(samples)
     }
@@ -80,24 +80,24 @@ impl Fragments {
         for sample in found {
             let id = sample.track.track_id;
             if let Some(entry) = sample.sample_entry {
-                self.tracks.retain(|(known, _)| *known != id);
+                self.tracks.retain(|(track, _)| *track != id);
                 self.tracks.push((id, Entry::of(entry)));
             }
-            let Some((_, entry)) = self.tracks.iter().find(|(known, _)| *known == id) else {
+            let Some((_, entry)) = self.tracks.iter().find(|(track, _)| *track == id) else {
                 continue;
             };
-            let begin = self
-                .begins
+            let edit_offset = self
+                .edit_offsets
                 .iter()
-                .find(|(known, _)| *known == id)
-                .map(|(_, begin)| *begin);
-            out.extend(read(fragment, &sample, entry, begin.unwrap_or_default())?);
+                .find(|(track, _)| *track == id)
+                .map(|(_, offset)| *offset);
+            out.extend(read(fragment, &sample, entry, edit_offset.unwrap_or_default())?);
         }
         Ok(())
     }
 
-    /// Why there is nothing to play.
-    fn nothing(&self) -> ContainerError {
+    /// Returns the reason why a segment has no playable samples.
+    fn error_without_samples(&self) -> ContainerError {
         if self.tracks.iter().any(|(_, entry)| matches!(entry, Entry::Encrypted)) {
             return ContainerError::Encrypted;
         }
@@ -117,17 +117,17 @@ impl Fragments {
     }
 }
 
-/// `None` for a track that is not taken.
+/// Reads a sample; `None` for an unsupported track.
 fn read(
     fragment: &Bytes,
     sample: &Found<'_>,
     entry: &Entry,
-    begin: Duration,
+    edit_offset: Duration,
 ) -> Result<Option<Sample>, ContainerError> {
     let broken = |problem: &str| ContainerError::Broken(problem.to_owned());
-    let first = usize::try_from(sample.data_offset).map_err(|_| broken("a sample lies nowhere"))?;
+    let first = usize::try_from(sample.data_offset).map_err(|_| broken("the offset of a sample is invalid"))?;
     let end = first.checked_add(sample.data_size).filter(|end| *end <= fragment.len());
-    let end = end.ok_or_else(|| broken("a sample goes beyond its fragment"))?;
+    let end = end.ok_or_else(|| broken("a sample exceeds its fragment"))?;
     let bytes = fragment.slice(first..end);
     let (content, bytes) = match entry {
         Entry::Video {
@@ -138,7 +138,7 @@ fn read(
         Entry::Other(_) | Entry::Encrypted => return Ok(None),
     };
     let rate = sample.track.timescale.get();
-    let decode = (ORIGIN + time(sample.timestamp, rate)).saturating_sub(begin);
+    let decode = (ORIGIN + time(sample.timestamp, rate)).saturating_sub(edit_offset);
     let offset = sample.composition_time_offset.unwrap_or_default();
     let ahead = time(offset.unsigned_abs(), rate);
     Ok(Some(Sample {
@@ -153,12 +153,12 @@ fn read(
     }))
 }
 
-/// Added to all times: with what its edit list cuts off a track may begin before all time.
+/// Added to all timestamps: an edit list may shift the start of a track before zero.
 const ORIGIN: Duration = Duration::from_secs(10);
 
-/// Where the media of a track begins that is shown from the beginning (ISO/IEC 14496-12 §8.6.6): pictures in another
-/// order than they are decoded in are shown later than they say.
-fn begin_of(track: &TrakBox) -> Duration {
+/// Media time at which the presentation of a track starts (ISO/IEC 14496-12 §8.6.6). With B-frames it is the
+/// composition offset of the first frame.
+fn edit_offset(track: &TrakBox) -> Duration {
     let edits = track.edts_box.as_ref().and_then(|edits| edits.elst_box.as_ref());
     let first = edits.and_then(|edits| edits.entries.iter().find(|edit| edit.media_time >= 0));
     let rate = track.mdia_box.mdhd_box.timescale.get();
@@ -219,7 +219,7 @@ impl Entry {
                 let specific = mp4a.esds_box.es.dec_config_descr.dec_specific_info.as_ref();
                 let config = specific.and_then(|specific| AacConfig::parse(&specific.payload));
                 config.map_or_else(
-                    || Self::Other("mp4a that is no AAC".to_owned()),
+                    || Self::Other("mp4a without AAC".to_owned()),
                     |config| Self::Audio(Content::Aac(config)),
                 )
             }
@@ -238,7 +238,7 @@ impl Entry {
     }
 }
 
-/// Where the first box of a name begins and ends, among those at the top.
+/// Start and end of the first top-level box with this name.
 fn find(bytes: &[u8], name: &[u8; 4]) -> Option<(usize, usize)> {
     let mut begin = 0;
     loop {
@@ -251,7 +251,7 @@ fn find(bytes: &[u8], name: &[u8; 4]) -> Option<(usize, usize)> {
     }
 }
 
-/// Name and length of a box.
+/// Name and length of a box in bytes.
 fn header(bytes: &[u8]) -> Option<([u8; 4], usize)> {
     let (size, rest) = bytes.split_first_chunk::<4>()?;
     let (name, rest) = rest.split_first_chunk::<4>()?;
@@ -263,7 +263,7 @@ fn header(bytes: &[u8]) -> Option<([u8; 4], usize)> {
     (length >= 8).then_some((*name, length))
 }
 
-/// A `moof` and the `mdat` behind it; what lies between them does not count.
+/// Length of a `moof` box and the `mdat` box that follows it; `None` if another box is between them.
 fn fragment_length(bytes: &[u8]) -> Option<usize> {
     let (_, moof) = header(bytes)?;
     let (name, mdat) = header(bytes.get(moof..)?)?;

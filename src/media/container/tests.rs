@@ -1,4 +1,4 @@
-//! Containers as encoders write them, and as nobody should.
+//! Containers as written by encoders, and malformed ones.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::*;
 
-/// Segments of a film of two seconds: 25 pictures a second with B-frames, and sound.
+/// Segments of a two-second file: 25 frames per second with B-frames, and audio.
 fn film(options: &[&str]) -> Vec<(String, Bytes)> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -87,12 +87,12 @@ fn check_film(samples: &[Sample]) {
             "{step:?}"
         );
     }
-    // Sound and picture begin together.
+    // Audio and video start together.
     assert!(audio[0].present.abs_diff(shown[0]) < Duration::from_millis(60));
 }
 
 #[test]
-fn a_transport_stream_is_taken_apart() {
+fn a_transport_stream_is_demultiplexed() {
     let mut demuxer = Demuxer::default();
     let mut samples = Vec::new();
     for (_, segment) in film(&[]) {
@@ -102,7 +102,7 @@ fn a_transport_stream_is_taken_apart() {
 }
 
 #[test]
-fn fragments_are_taken_apart_and_need_their_init() {
+fn fragments_are_demultiplexed_and_need_their_init() {
     let files = film(&["-hls_segment_type", "fmp4"]);
     let mut demuxer = Demuxer::default();
     let (init, segments) = files.split_first().expect("files");
@@ -114,7 +114,7 @@ fn fragments_are_taken_apart_and_need_their_init() {
         samples.extend(demuxer.segment(segment).expect("frames"));
     }
     check_film(&samples);
-    // A decoder can begin with what a key frame holds.
+    // A key frame contains everything that a decoder needs to start.
     let first = of(&samples, Kind::Video)[0];
     let nals = crate::media::packetizer::annex_b(&first.bytes).expect("start codes");
     let kinds: Vec<u8> = nals.iter().map(|nal| nal[0] & 0x1f).collect();
@@ -122,8 +122,8 @@ fn fragments_are_taken_apart_and_need_their_init() {
 }
 
 #[test]
-fn packed_audio_begins_when_its_tag_says() {
-    // A frame of silence in ADTS: AAC-LC, 48 kHz, stereo.
+fn packed_audio_starts_at_the_time_of_its_tag() {
+    // A silent ADTS frame: AAC-LC, 48 kHz, stereo.
     let frame = [
         0xff, 0xf1, 0x4c, 0x80, 0x01, 0xbf, 0xfc, 0x21, 0x10, 0x04, 0x60, 0x8c, 0x1c,
     ];
@@ -148,7 +148,7 @@ fn packed_audio_begins_when_its_tag_says() {
 }
 
 #[test]
-fn times_go_on_where_33_bits_begin_anew() {
+fn times_continue_across_the_33_bit_wrap() {
     let mut clock = ts::Clock::default();
     let last = clock.time(ts::MASK - 45_000);
     let next = clock.time(45_000 - 1);
@@ -157,7 +157,7 @@ fn times_go_on_where_33_bits_begin_anew() {
 }
 
 #[test]
-fn nothing_that_is_cut_or_changed_is_a_panic() {
+fn truncated_or_modified_segments_never_panic() {
     let seed = 7_u64;
     println!("seed {seed}");
     let mut random = seed;
@@ -175,7 +175,7 @@ fn nothing_that_is_cut_or_changed_is_a_panic() {
             let mut bytes = file.to_vec();
             for _ in 0..1 + next() % 8 {
                 let at = usize::try_from(next()).unwrap_or_default() % bytes.len();
-                // Where the structure is: the first bytes.
+                // The structure is in the first bytes.
                 let at = if next() % 2 == 0 { at % 700 } else { at };
                 bytes[at] = u8::try_from(next() & 0xff).expect("a byte");
             }
@@ -201,7 +201,7 @@ fn nothing_that_is_cut_or_changed_is_a_panic() {
 }
 
 #[test]
-fn what_is_something_else_is_refused() {
+fn other_formats_are_rejected() {
     for other in [&b""[..], b"WEBVTT\n", b"<html>", &[0; 400], b"\x47"] {
         let refused = Demuxer::default().segment(&Bytes::copy_from_slice(other));
         assert!(refused.is_err(), "{other:?}");

@@ -1,4 +1,4 @@
-//! MPEG transport streams (ISO/IEC 13818-1), by the parser of `mpeg2ts-reader`.
+//! MPEG transport streams (ISO/IEC 13818-1), using the parser of `mpeg2ts-reader`.
 
 use std::time::Duration;
 
@@ -13,30 +13,30 @@ use mpeg2ts_reader::{StreamType, packet_filter_switch};
 use super::adts::Adts;
 use super::{ContainerError, Content, Sample, time};
 
-/// Bytes of a packet, and the byte that each begins with.
+/// Packet length in bytes, and the sync byte.
 pub(super) const PACKET: usize = 188;
 pub(super) const SYNC: u8 = 0x47;
 
-/// Times have 33 bits.
+/// Timestamps have 33 bits.
 pub(super) const MASK: u64 = (1 << 33) - 1;
 
 const RATE: u32 = 90_000;
 
-/// Longest access unit that is kept, in bytes.
+/// Maximum length of an access unit in bytes.
 const MAX_UNIT: usize = 8 << 20;
 
-/// Times of 33 bits, continued beyond where they begin anew.
+/// Unwraps 33-bit timestamps.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     last: Option<u64>,
 }
 
 impl Clock {
-    /// The time that is nearest to the last one.
+    /// Returns the unwrapped timestamp nearest to the last one.
     pub(super) fn time(&mut self, ticks: u64) -> Duration {
         let ticks = ticks & MASK;
         let whole = match self.last {
-            // So that a time shortly before the first one is not before all time.
+            // Leaves room for timestamps shortly before the first one.
             None => ticks + MASK + 1,
             Some(last) => {
                 let ahead = ticks.wrapping_sub(last) & MASK;
@@ -61,7 +61,7 @@ pub(super) struct TransportStream {
 }
 
 impl TransportStream {
-    /// Tables that stand before each segment.
+    /// Sets the PAT and PMT to parse before each segment.
     pub(super) fn tables(&mut self, tables: &Bytes) {
         self.tables = tables.clone();
     }
@@ -85,7 +85,7 @@ impl TransportStream {
     }
 
     fn take(&mut self, unit: Unit, samples: &mut Vec<Sample>) {
-        // The time of decoding leads: it never goes back within a stream.
+        // Unwrapping uses decoding times: they never go back within a stream.
         let decode = unit.decode.or(unit.present).map(|ticks| self.clock.time(ticks));
         let content = match unit.track {
             Track::Aac => {
@@ -102,7 +102,7 @@ impl TransportStream {
             (Some(present), Some(decode)) => present.wrapping_sub(decode) & MASK,
             _ => 0,
         };
-        // More than ten seconds is no order of pictures.
+        // More than ten seconds cannot be a reordering delay.
         let ahead = if ahead > 10 * u64::from(RATE) { 0 } else { ahead };
         samples.push(Sample {
             content,
@@ -120,7 +120,7 @@ pub enum Track {
     Aac,
 }
 
-/// What one PES packet holds.
+/// Contents of one PES packet.
 pub struct Unit {
     track: Track,
     present: Option<u64>,
@@ -129,15 +129,15 @@ pub struct Unit {
     bytes: Vec<u8>,
 }
 
-/// What comes out of one segment.
+/// Demultiplexing state of one segment.
 #[derive(Default)]
 pub struct Context {
     changeset: FilterChangeset<Filter>,
     units: Vec<Unit>,
     open: Vec<Unit>,
-    /// Tracks that were found: the first of each kind is taken.
+    /// Selected tracks: the first of each kind.
     found: Vec<Track>,
-    /// Types of streams that cannot be taken.
+    /// Unsupported stream types.
     others: Vec<String>,
 }
 
@@ -186,7 +186,7 @@ impl Context {
             }
             Some(_) => Filter::Null(NullPacketFilter::default()),
             None => {
-                // Metadata and the like are nothing to miss.
+                // Streams without PES, e.g. metadata sections, are ignored.
                 if stream_type.is_pes() && self.others.len() < 8 {
                     self.others.push(format!("{stream_type:?}"));
                 }
@@ -250,7 +250,7 @@ impl ElementaryStreamConsumer<Context> for Consumer {
     }
 
     fn continuity_error(&mut self, context: &mut Context) {
-        // A unit with a hole is none.
+        // Drop the incomplete access unit.
         context.open.retain(|unit| unit.track != self.track);
         self.after_gap = true;
     }
