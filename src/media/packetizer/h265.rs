@@ -8,21 +8,21 @@ use crate::media::codec::MAX_PAYLOAD;
 const AP: u8 = 48;
 const FU: u8 = 49;
 
-/// What becomes of a NAL unit (ITU-T H.265 table 7-1).
+/// How a NAL unit is packetized (ITU-T H.265 table 7-1).
 pub(super) fn role(nal: &[u8]) -> Role {
     let Some([header, _]) = nal.first_chunk::<2>() else {
         return Role::Dropped;
     };
     match header >> 1 & 0x3f {
         0..=31 => Role::Slice,
-        // Parameter sets, ends of sequence and bitstream, supplemental information.
+        // Parameter sets, end of sequence and bitstream, SEI.
         32..=34 | 36 | 37 | 39..=47 => Role::Small,
-        // Access unit delimiter and filler; what RFC 7798 gave a meaning of its own.
+        // Access unit delimiter and filler; types defined by RFC 7798.
         _ => Role::Dropped,
     }
 }
 
-/// RFC 7798 §4.4.2: the lowest layer and temporal id of what is in it, and whether anything in it is damaged.
+/// RFC 7798 §4.4.2: the lowest layer and temporal ID, and the F bit of the aggregated NAL units.
 pub(super) fn aggregation_header(nals: &[Bytes]) -> [u8; 2] {
     let headers = || nals.iter().filter_map(|nal| nal.first_chunk::<2>());
     let damaged = headers().fold(0, |all, [high, _]| all | high & 0x80);
@@ -32,7 +32,7 @@ pub(super) fn aggregation_header(nals: &[Bytes]) -> [u8; 2] {
     [damaged | AP << 1 | lowest >> 5, lowest << 3 | temporal]
 }
 
-/// RFC 7798 §4.4.3: payload header, FU header, and a piece of what follows the header of the NAL unit.
+/// RFC 7798 §4.4.3: payload header, FU header, and a fragment of the NAL unit without its header.
 pub(super) fn fragments(nal: &[u8]) -> impl Iterator<Item = Bytes> {
     let (header, body) = nal
         .split_first_chunk::<2>()

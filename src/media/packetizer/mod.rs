@@ -1,10 +1,10 @@
-//! From whole frames to RTP payloads: H.264 (RFC 6184, packetization mode 1), H.265 (RFC 7798), Opus (RFC 7587) and G.711
-//! (RFC 3551 §4.5.14).
+//! Packetizes frames into RTP payloads: H.264 (RFC 6184, packetization mode 1), H.265 (RFC 7798), Opus (RFC 7587) and
+//! G.711 (RFC 3551 §4.5.14).
 //!
-//! This is for sources that are no RTP senders of ours, or whose packets are too long to be forwarded. A
-//! [`Packetizer`] belongs to one track of one source. It leaves out what no receiver needs (access unit delimiters,
-//! filler), and puts the latest parameter sets before a key frame that came without them. It numbers nothing: sequence
-//! numbers and times are its caller's.
+//! Used for sources that do not send RTP to the gateway, or whose packets are too long to forward. A [`Packetizer`]
+//! belongs to one track of one source. It drops NAL units that no receiver needs (access unit delimiters, filler), and
+//! inserts the latest parameter sets before a key frame without them. Sequence numbers and timestamps are assigned by
+//! the caller.
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -20,16 +20,16 @@ mod tests;
 
 pub use nal::{annex_b, length_prefixed};
 
-/// Longest NAL unit that is taken, in bytes. An uncompressed 1080p picture in 4:2:0 has 3 MB.
+/// Maximum length of a NAL unit in bytes. An uncompressed 1080p frame in 4:2:0 has 3 MB.
 pub const MAX_NAL: usize = 4 << 20;
 
-/// Longest access unit that is taken, in bytes.
+/// Maximum length of an access unit in bytes.
 pub const MAX_ACCESS_UNIT: usize = 8 << 20;
 
-/// Most NAL units of one access unit. Real pictures have one to some dozens.
+/// Maximum number of NAL units in an access unit. Typical frames have one to a few dozen.
 pub const MAX_NALS: usize = 4_096;
 
-/// Why a frame was not packetized. Nothing of it was.
+/// Reason why a frame was not packetized. No part of it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PacketizerError {
     #[error("{} cannot be packetized", .0.name())]
@@ -40,9 +40,9 @@ pub enum PacketizerError {
     NalTooLong(usize),
     #[error("an access unit has more than {MAX_NALS} NAL units")]
     TooManyNals,
-    #[error("an access unit of {0} bytes begins without a start code")]
+    #[error("an access unit of {0} bytes does not start with a start code")]
     NoStartCode(usize),
-    #[error("a NAL unit of {length} bytes is announced where {left} are left")]
+    #[error("a NAL unit of {length} bytes is truncated: {left} bytes are left")]
     Truncated { length: usize, left: usize },
     #[error("an Opus packet of {0} bytes is longer than {MAX_PAYLOAD} bytes")]
     OpusTooLong(usize),
@@ -50,58 +50,57 @@ pub enum PacketizerError {
     G711TooLong(usize),
     #[error("an AAC frame of {0} bytes is longer than {MAX_AAC} bytes")]
     AacTooLong(usize),
-    #[error("a JPEG picture of {0} bytes is longer than {MAX_PICTURE} bytes")]
+    #[error("a JPEG image of {0} bytes is longer than {MAX_PICTURE} bytes")]
     PictureTooLong(usize),
 }
 
-/// One RTP payload, of at most [`MAX_PAYLOAD`] bytes; a frame of AAC or JPEG, which no peer is sent, is one whole.
+/// One RTP payload, of at most [`MAX_PAYLOAD`] bytes. A frame of AAC or JPEG is never sent to peers and stays whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Payload {
     pub bytes: Bytes,
-    /// The last one of an access unit.
+    /// Last payload of an access unit.
     pub marker: bool,
-    /// It proves that its access unit is one that a decoder can begin with, as an
-    /// [`Inspection`](super::codec::Inspection) would.
+    /// Identifies its access unit as a key frame, as in [`Inspection`](super::codec::Inspection).
     pub key_frame: bool,
-    /// How long after the time of its frame it begins, in units of the clock rate; 0 but for split G.711.
+    /// Offset from the timestamp of the frame in clock ticks; 0 except for split G.711.
     pub delay: u32,
 }
 
-/// Makes payloads of the frames of one track.
+/// Packetizes the frames of one track.
 pub struct Packetizer {
     codec: Codec,
-    /// Sees the NAL units one by one: a NAL unit is a payload by itself (RFC 6184 §5.6, RFC 7798 §4.4.1).
+    /// Inspects NAL units one by one: a NAL unit is a valid payload by itself (RFC 6184 §5.6, RFC 7798 §4.4.1).
     inspector: Inspector,
-    /// Number of the access unit, which stands for its time.
+    /// Number of the access unit, used as its timestamp for the inspector.
     unit: u32,
 }
 
-/// Longest G.711 frame that is taken, in bytes: eight seconds.
+/// Maximum length of a G.711 frame in bytes: eight seconds.
 const MAX_G711: usize = 64_000;
 
-/// Longest AAC frame: the 13 bits that ADTS has for its length (ISO/IEC 13818-7 §6.2).
+/// Maximum length of an AAC frame in bytes: the 13-bit length of ADTS (ISO/IEC 13818-7 §6.2).
 const MAX_AAC: usize = 8_191;
 
-/// Longest JPEG picture that is taken, in bytes.
+/// Maximum length of a JPEG image in bytes.
 const MAX_PICTURE: usize = 2 << 20;
 
-/// What becomes of a NAL unit.
+/// How a NAL unit is packetized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
-    /// Nobody needs it, or it is none.
+    /// Not sent: not needed by receivers, or invalid.
     Dropped,
-    /// Parameter sets and their like, which share a packet.
+    /// Parameter sets and other small NAL units, which are aggregated.
     Small,
-    /// A part of the picture.
+    /// Coded slice data.
     Slice,
 }
 
 impl Packetizer {
-    /// Begins with nothing known.
+    /// Creates a packetizer.
     ///
     /// # Errors
     ///
-    /// [`PacketizerError::Codec`] for those that no source of frames has: VP8, VP9 and AV1.
+    /// [`PacketizerError::Codec`] for VP8, VP9 and AV1, which no frame-based source has.
     pub fn new(codec: Codec) -> Result<Self, PacketizerError> {
         match codec {
             Codec::H264 | Codec::H265 | Codec::Jpeg | Codec::Opus | Codec::Pcmu | Codec::Pcma | Codec::Aac => {
@@ -115,12 +114,12 @@ impl Packetizer {
         }
     }
 
-    /// The codec of the track.
+    /// Returns the codec of the track.
     pub fn codec(&self) -> Codec {
         self.codec
     }
 
-    /// What the parameter sets say; `None` before the first.
+    /// Format from the parameter sets; `None` before the first.
     pub fn format(&self) -> Option<Format> {
         self.inspector.format()
     }
@@ -130,7 +129,7 @@ impl Packetizer {
         self.inspector.resolution()
     }
 
-    /// Takes parameter sets that came apart from the stream, as in an SDP. Later ones of the same id replace them.
+    /// Stores parameter sets that were signalled separately, e.g. in the SDP. Later ones with the same ID replace them.
     pub fn remember(&mut self, parameter_sets: &[Bytes]) {
         self.unit = self.unit.wrapping_add(1);
         for nal in parameter_sets {
@@ -140,11 +139,11 @@ impl Packetizer {
         }
     }
 
-    /// Makes payloads of one access unit of H.264 or H.265, given as NAL units in decoding order without start codes.
+    /// Packetizes one access unit of H.264 or H.265, given as NAL units in decoding order without start codes.
     ///
     /// # Errors
     ///
-    /// A [`PacketizerError`] if it is too long, or if the track is audio.
+    /// A [`PacketizerError`] if it is too long, or if the track is not H.264 or H.265.
     pub fn packetize_video(&mut self, nals: &[Bytes]) -> Result<Vec<Payload>, PacketizerError> {
         if !matches!(self.codec, Codec::H264 | Codec::H265) {
             return Err(PacketizerError::Codec(self.codec));
@@ -173,7 +172,7 @@ impl Packetizer {
             }
         }
         self.aggregate(&mut small, &mut out);
-        // Parameter sets stand before all else: supplemental information may refer to them.
+        // Parameter sets come first: SEI messages may refer to them.
         out.splice(0..0, missing.into_iter().map(Payload::new));
         if let Some(last) = out.last_mut() {
             last.marker = true;
@@ -181,7 +180,7 @@ impl Packetizer {
         Ok(out)
     }
 
-    /// Makes payloads of one frame of Opus or G.711. Opus passes as it is; G.711 is split where it is too long.
+    /// Packetizes one audio frame. Opus and AAC stay unchanged; long G.711 frames are split.
     ///
     /// # Errors
     ///
@@ -191,7 +190,7 @@ impl Packetizer {
             Codec::Opus if frame.len() > MAX_PAYLOAD => Err(PacketizerError::OpusTooLong(frame.len())),
             Codec::Opus => Ok(vec![Payload::new(frame.clone())]),
             Codec::Pcmu | Codec::Pcma if frame.len() > MAX_G711 => Err(PacketizerError::G711TooLong(frame.len())),
-            // One byte is one sample and one unit of time.
+            // One byte is one sample and one clock tick.
             Codec::Pcmu | Codec::Pcma => Ok((0..frame.len())
                 .step_by(MAX_G711_PAYLOAD)
                 .map(|start| Payload {
@@ -207,11 +206,11 @@ impl Packetizer {
         }
     }
 
-    /// Makes the one payload of a JPEG picture, which is kept whole: no peer is ever sent it.
+    /// Packetizes a JPEG image into one payload. It is not split, because it is never sent to peers.
     ///
     /// # Errors
     ///
-    /// A [`PacketizerError`] if it is too long, or if the track is none of pictures.
+    /// A [`PacketizerError`] if it is too long, or if the track is not JPEG.
     pub fn packetize_picture(&mut self, picture: &Bytes) -> Result<Vec<Payload>, PacketizerError> {
         if self.codec != Codec::Jpeg {
             return Err(PacketizerError::Codec(self.codec));
@@ -236,7 +235,7 @@ impl Packetizer {
         }
     }
 
-    /// Puts small NAL units into as few payloads as they need, in their order; each fits into one.
+    /// Aggregates small NAL units in order into as few payloads as possible; each fits into one.
     fn aggregate(&self, small: &mut Vec<Bytes>, out: &mut Vec<Payload>) {
         let header = self.header_len();
         let mut group = Vec::new();
@@ -273,7 +272,7 @@ impl Packetizer {
         }
     }
 
-    /// Bytes of a NAL unit header, which is also that of an aggregation packet.
+    /// Length of a NAL unit header in bytes; that of an aggregation packet is the same.
     fn header_len(&self) -> usize {
         if self.codec == Codec::H265 { 2 } else { 1 }
     }
@@ -290,10 +289,10 @@ impl Payload {
     }
 }
 
-/// 100 ms of G.711. Browsers take more, but their jitter buffers count packets of 10 to 60 ms.
+/// 100 ms of G.711. Browsers accept more, but their jitter buffers are designed for packets of 10 to 60 ms.
 const MAX_G711_PAYLOAD: usize = 800;
 
-/// Bytes before each NAL unit of an aggregation packet.
+/// Length of the size field of each NAL unit in an aggregation packet, in bytes.
 const LENGTH_FIELD: usize = 2;
 
 fn check(nals: &[Bytes]) -> Result<(), PacketizerError> {
@@ -309,7 +308,7 @@ fn check(nals: &[Bytes]) -> Result<(), PacketizerError> {
     }
 }
 
-/// The header, and then each NAL unit after its length in 16 bits (RFC 6184 §5.7.1, RFC 7798 §4.4.2).
+/// The header, then each NAL unit with a 16-bit size field (RFC 6184 §5.7.1, RFC 7798 §4.4.2).
 fn aggregation(header: &[u8], nals: &[Bytes]) -> Bytes {
     let mut payload = header.to_vec();
     for nal in nals {
@@ -319,11 +318,11 @@ fn aggregation(header: &[u8], nals: &[Bytes]) -> Bytes {
     payload.into()
 }
 
-/// Cuts a body into pieces of `size` bytes, each behind what `header` makes of whether it is the first and the last.
+/// Splits a body into fragments of `size` bytes. `header` returns the header of a fragment for its start and end flags.
 fn pieces(body: &[u8], size: usize, header: impl Fn(u8) -> Vec<u8>) -> impl Iterator<Item = Bytes> {
     let count = body.len().div_ceil(size);
     body.chunks(size).enumerate().map(move |(index, chunk)| {
-        // The FU header of both codecs has start and end in its two highest bits.
+        // The FU header of both codecs has the start and end flags in its two highest bits.
         let start = if index == 0 { 0x80 } else { 0 };
         let end = if index + 1 == count { 0x40 } else { 0 };
         let mut payload = header(start | end);

@@ -1,15 +1,15 @@
-//! Takes access units apart: byte streams with start codes (ITU-T H.264 and H.265, annex B), and NAL units behind their
-//! length (ISO/IEC 14496-15 §4.3.3). What comes out shares the memory of what went in.
+//! Splits access units into NAL units: byte streams with start codes (ITU-T H.264 and H.265, Annex B), and
+//! length-prefixed NAL units (ISO/IEC 14496-15 §4.3.3). The output shares the memory of the input.
 
 use bytes::Bytes;
 
 use super::{MAX_ACCESS_UNIT, MAX_NAL, MAX_NALS, PacketizerError};
 
-/// NAL units of a byte stream with start codes.
+/// Splits a byte stream with start codes.
 ///
 /// # Errors
 ///
-/// A [`PacketizerError`] if it begins with something else than a start code, or is too long.
+/// A [`PacketizerError`] if it does not start with a start code, or is too long.
 pub fn annex_b(unit: &Bytes) -> Result<Vec<Bytes>, PacketizerError> {
     if unit.len() > MAX_ACCESS_UNIT {
         return Err(PacketizerError::AccessUnitTooLong(unit.len()));
@@ -29,7 +29,7 @@ pub fn annex_b(unit: &Bytes) -> Result<Vec<Bytes>, PacketizerError> {
         begin += START_CODE.len();
         let next = start_code(unit, begin);
         let end = next.unwrap_or(unit.len());
-        // Zeros between NAL units belong to none of them; a NAL unit never ends with one (H.264 §7.4.1.1).
+        // Zeros between NAL units belong to neither; a NAL unit never ends with one (H.264 §7.4.1.1).
         let nal = unit.slice(begin..end);
         let zeros = nal.iter().rev().take_while(|byte| **byte == 0).count();
         push(&mut nals, nal.slice(..nal.len() - zeros))?;
@@ -40,11 +40,11 @@ pub fn annex_b(unit: &Bytes) -> Result<Vec<Bytes>, PacketizerError> {
     }
 }
 
-/// NAL units that stand behind their length in four bytes each.
+/// Splits NAL units with length prefixes of four bytes.
 ///
 /// # Errors
 ///
-/// A [`PacketizerError`] if a length goes beyond the end, or if it is too long.
+/// A [`PacketizerError`] if a NAL unit is truncated or the access unit is too long.
 pub fn length_prefixed(unit: &Bytes) -> Result<Vec<Bytes>, PacketizerError> {
     if unit.len() > MAX_ACCESS_UNIT {
         return Err(PacketizerError::AccessUnitTooLong(unit.len()));

@@ -1,4 +1,4 @@
-//! Round trips of recorded and of made-up access units through a small depacketizer.
+//! Round trips of recorded and generated access units through a minimal depacketizer.
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -10,7 +10,7 @@ const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
 const AUD: &[u8] = &[0x09, 0xf0];
 const FILLER: &[u8] = &[0x0c, 0xff, 0xff, 0x80];
 
-/// The packets of a recording as time and payload.
+/// The packets of a recording as timestamp and payload.
 fn recording(mut bytes: &'static [u8]) -> Vec<(u32, Bytes)> {
     let mut packets = Vec::new();
     while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
@@ -22,7 +22,7 @@ fn recording(mut bytes: &'static [u8]) -> Vec<(u32, Bytes)> {
     packets
 }
 
-/// NAL units of payloads that are complete and in order.
+/// NAL units of complete payloads in order.
 fn depacketize<'a>(codec: Codec, payloads: impl IntoIterator<Item = &'a Bytes>) -> Vec<Bytes> {
     let (header_len, aggregation, fragment) = match codec {
         Codec::H264 => (1, STAP_A, FU_A),
@@ -106,7 +106,7 @@ fn slice(header: u8, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn recorded_streams_come_out_as_they_went_in_and_key_frames_are_where_an_inspector_sees_them() {
+fn recorded_streams_survive_the_round_trip_with_the_key_frames_of_an_inspector() {
     for (codec, units) in [(Codec::H264, h264_units()), (Codec::H265, h265_units())] {
         let (mut packetizer, mut inspector) = (packetizer(codec), Inspector::new(codec));
         let mut key_frames = Vec::new();
@@ -153,7 +153,7 @@ fn a_key_frame_without_parameter_sets_gets_the_latest_in_front() {
 }
 
 #[test]
-fn parameter_sets_share_a_payload_and_delimiters_and_filler_are_left_out() {
+fn parameter_sets_share_a_payload_and_delimiters_and_filler_are_dropped() {
     let unit = nals(&[AUD, SPS, PPS, &slice(0x65, 900), FILLER]);
     let payloads = packetizer(Codec::H264).packetize_video(&unit).expect("a small unit");
     let [sets, picture] = &payloads[..] else {
@@ -165,7 +165,7 @@ fn parameter_sets_share_a_payload_and_delimiters_and_filler_are_left_out() {
 }
 
 #[test]
-fn long_slices_are_cut_into_equal_fragments_and_a_shorter_one() {
+fn long_slices_are_split_into_equal_fragments_and_a_shorter_one() {
     let lengths = |codec, length| -> Vec<usize> {
         let unit = nals(&[&slice(if codec == Codec::H264 { 0x41 } else { 0x02 }, length)]);
         let payloads = packetizer(codec).packetize_video(&unit).expect("a small unit");
@@ -181,7 +181,7 @@ fn long_slices_are_cut_into_equal_fragments_and_a_shorter_one() {
 }
 
 #[test]
-fn both_framings_give_the_same_nal_units() {
+fn both_framings_have_the_same_nal_units() {
     let units = nals(&[SPS, PPS, &slice(0x65, 30)]);
     let (mut stream, mut prefixed) = (vec![0], Vec::new());
     for nal in &units {
@@ -197,7 +197,7 @@ fn both_framings_give_the_same_nal_units() {
 }
 
 #[test]
-fn what_is_too_long_or_cut_off_is_refused_by_name() {
+fn too_long_or_truncated_input_has_a_typed_error() {
     let long = Bytes::from(vec![0x65; MAX_NAL + 1]);
     let mut video = packetizer(Codec::H264);
     let refused = |video: &mut Packetizer, unit: &[Bytes]| video.packetize_video(unit).expect_err("too long");
@@ -222,7 +222,7 @@ fn what_is_too_long_or_cut_off_is_refused_by_name() {
 }
 
 #[test]
-fn opus_passes_and_long_g711_is_split_in_time() {
+fn opus_is_unchanged_and_long_g711_is_split() {
     let frame = Bytes::from(vec![0xd5; 1700]);
     let parts = packetizer(Codec::Pcma).packetize_audio(&frame).expect("0.2 s");
     let shape: Vec<(u32, usize)> = parts.iter().map(|p| (p.delay, p.bytes.len())).collect();
