@@ -1,21 +1,21 @@
-//! What a decoder of AAC has to know before the first frame: the AudioSpecificConfig (ISO/IEC 14496-3 §1.6.2.1).
+//! The AudioSpecificConfig that an AAC decoder needs before the first frame (ISO/IEC 14496-3 §1.6.2.1).
 
 use std::fmt;
 
 use super::codec::bits::BitReader;
 
-/// An AudioSpecificConfig, and what it says.
+/// A parsed AudioSpecificConfig.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AacConfig {
     bytes: [u8; MAX_CONFIG],
     length: u8,
     /// Sampling rate in Hz, before spectral band replication doubles it.
     pub rate: u32,
-    /// As the configuration counts them; 0 where the stream itself says.
+    /// Channel configuration; 0 if the channels are defined in the bitstream.
     pub channels: u8,
 }
 
-/// Longest configuration that is taken, in bytes. Those of AAC-LC have two, with signalled extensions five to seven.
+/// Maximum accepted length in bytes. AAC-LC needs two; with signalled extensions, five to seven.
 const MAX_CONFIG: usize = 16;
 
 /// ISO/IEC 14496-3 table 1.18.
@@ -32,7 +32,7 @@ impl AacConfig {
         channels: 2,
     };
 
-    /// Reads a configuration; `None` if it is none, or one that names no sampling rate.
+    /// Parses a configuration; `None` if it is malformed or has no sampling rate.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let mut kept = [0; MAX_CONFIG];
         kept.get_mut(..bytes.len())?.copy_from_slice(bytes);
@@ -54,7 +54,7 @@ impl AacConfig {
         })
     }
 
-    /// The configuration as it came.
+    /// Returns the original bytes.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.length)).unwrap_or_default()
     }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn configurations_say_rate_and_channels() {
+    fn configurations_have_rate_and_channels() {
         let stereo = AacConfig::parse(&[0x11, 0x90]).expect("AAC-LC");
         assert_eq!(
             (stereo.rate, stereo.channels, stereo.bytes()),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_configuration_is_refused() {
+    fn malformed_configurations_are_rejected() {
         for bad in [
             &[][..],
             &[0x11],

@@ -1,4 +1,4 @@
-//! When the media of a track was captured: maps the track's line to the monotonic clock and back.
+//! Capture times of a track: maps track timestamps to the monotonic clock and back.
 
 use std::time::{Duration, Instant};
 
@@ -6,15 +6,15 @@ use super::packet::TrackTime;
 
 /// Maps [`TrackTime`] to [`Instant`].
 ///
-/// Until the publisher's first sender report the least delayed packet serves as anchor; from then on the reports do,
-/// because they alone say how audio and video belong together (RFC 3550 §6.4.1).
+/// Until the first sender report of the publisher, the packet with the least delay is the reference. From then on the
+/// sender reports are, because only they relate audio to video (RFC 3550 §6.4.1).
 #[derive(Clone, Copy, Debug)]
 pub struct TrackClock {
     rate: u32,
     arrivals: Option<Anchor>,
     reports: Option<Anchor>,
-    /// The last of them is one of the source, which knows when it captured what it sent.
-    is_told: bool,
+    /// `reports` comes from the source's own sender reports, so it refers to capture times.
+    has_capture_times: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -23,54 +23,54 @@ struct Anchor {
     at: Instant,
 }
 
-/// One in so many parts of a later arrival is believed, so that a drifting clock is followed and jitter is not.
+/// Fraction of a later arrival that moves the reference: 1/256 follows clock drift, but not jitter.
 const LEAK: u32 = 256;
 
 impl TrackClock {
-    /// `rate` is the RTP clock rate in Hz.
+    /// Creates a clock; `rate` is the RTP clock rate in Hz.
     pub fn new(rate: u32) -> Self {
         Self {
             rate,
             arrivals: None,
             reports: None,
-            is_told: false,
+            has_capture_times: false,
         }
     }
 
-    /// Begins anew: another source, another clock.
+    /// Resets the clock for a new source.
     pub fn reset(&mut self, rate: u32) {
         *self = Self::new(rate);
     }
 
-    /// Notes the arrival of a packet.
+    /// Records the arrival of a packet.
     pub fn on_packet(&mut self, time: TrackTime, at: Instant) {
         self.arrivals = Some(follow(self.arrivals, self.rate, Anchor { time, at }));
     }
 
-    /// Notes a sender report: `time` was captured `at`, on a clock that all tracks of the source share.
+    /// Records a sender report: `time` was captured at `at`. All tracks of the source share the clock of `at`.
     pub fn on_report(&mut self, time: TrackTime, at: Instant) {
         self.reports = Some(Anchor { time, at });
-        self.is_told = true;
+        self.has_capture_times = true;
     }
 
-    /// Notes where this track lies beside the others of a source that does not say when it captured what it sends: what is
-    /// of this `time` came `at`, had it come as fast as the fastest.
+    /// Records the alignment with the other tracks of a source that sends no capture times: media with timestamp `time`
+    /// would have arrived at `at` with the least delay of the source.
     pub fn on_alignment(&mut self, time: TrackTime, at: Instant) {
         self.reports = Some(Anchor { time, at });
-        self.is_told = false;
+        self.has_capture_times = false;
     }
 
-    /// The time on the line of what arrives at this instant with the least delay that was seen. `None` before the first
+    /// Returns the timestamp of media that arrives at `at` with the least observed delay. `None` before the first
     /// packet.
     pub fn time_of_arrival(&self, at: Instant) -> Option<TrackTime> {
         self.arrivals.map(|anchor| anchor.time_at(at, self.rate))
     }
 
-    /// How long after its capture, by the reports, that arrives `at` this instant which is of this time. The time that the
-    /// fastest report was under way is not in it: half a round trip, which only two clocks that agree could tell. `None`
-    /// before the first report, and for sources that send none.
+    /// Returns the delay from capture to arrival for media with timestamp `time` that arrives at `at`, based on the
+    /// sender reports. The one-way delay of the fastest report (half a round trip) is not included: measuring it
+    /// requires synchronized clocks. `None` before the first sender report, and for sources that send none.
     pub fn delay(&self, time: TrackTime, at: Instant) -> Option<Duration> {
-        let anchor = self.reports.filter(|_| self.is_told)?;
+        let anchor = self.reports.filter(|_| self.has_capture_times)?;
         let since_report = at.saturating_duration_since(anchor.at);
         let before_report = anchor.at.saturating_duration_since(at);
         let ahead = duration(time.saturating_sub(anchor.time), self.rate);
@@ -78,7 +78,7 @@ impl TrackClock {
         Some((since_report + behind).saturating_sub(before_report + ahead))
     }
 
-    /// The time on the line that is captured `at` this instant. `None` before the first packet.
+    /// Returns the timestamp of media captured at `at`. `None` before the first packet.
     pub fn time_at(&self, at: Instant) -> Option<TrackTime> {
         let anchor = self.reports.or(self.arrivals)?;
         Some(anchor.time_at(at, self.rate))
@@ -95,7 +95,7 @@ impl Anchor {
     }
 }
 
-/// Moves the anchor to the newest packet, at the moment at which it would have arrived without delay.
+/// Moves the reference to the newest packet, at the time at which it would have arrived with the least delay.
 fn follow(anchor: Option<Anchor>, rate: u32, newest: Anchor) -> Anchor {
     let Some(anchor) = anchor else { return newest };
     let Some(ahead) = newest.time.checked_sub(anchor.time) else {
@@ -109,28 +109,28 @@ fn follow(anchor: Option<Anchor>, rate: u32, newest: Anchor) -> Anchor {
     Anchor { time: newest.time, at }
 }
 
-/// Length of a duration in units of a clock.
+/// Converts a duration to clock ticks.
 pub fn ticks(duration: Duration, rate: u32) -> u64 {
     let nanos = duration.as_nanos() * u128::from(rate) / 1_000_000_000;
     u64::try_from(nanos).unwrap_or(u64::MAX)
 }
 
-/// Duration of a number of units of a clock.
+/// Converts clock ticks to a duration.
 pub fn duration(ticks: u64, rate: u32) -> Duration {
     let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(rate.max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
-/// Turns the NTP times of a publisher's sender reports into instants. All tracks of a source share one.
+/// Maps the NTP timestamps of a publisher's sender reports to instants. Shared by all tracks of a source.
 #[derive(Debug, Default)]
 pub struct NtpClock {
     origin: Option<(u64, Instant)>,
 }
 
 impl NtpClock {
-    /// The instant of an NTP time (64 bits, 32 of them fraction) in a report that arrived `now`.
+    /// Returns the instant of a 64-bit NTP timestamp (32 fraction bits) in a report that arrived at `now`.
     ///
-    /// The least delayed report sets the relation; later ones move it slowly, as clocks drift.
+    /// The report with the least delay sets the offset; later ones move it slowly to follow clock drift.
     pub fn instant(&mut self, ntp: u64, now: Instant) -> Instant {
         let Some((first, at)) = self.origin else {
             self.origin = Some((ntp, now));
@@ -138,12 +138,12 @@ impl NtpClock {
         };
         let expected = match ntp.checked_sub(first) {
             Some(ahead) if ahead < NTP_DAY => at + ntp_duration(ahead),
-            // Reports of two tracks may overtake each other.
+            // Reports of two tracks may arrive out of order.
             None if first - ntp < NTP_REORDERED => {
                 return at.checked_sub(ntp_duration(first - ntp)).unwrap_or(now).min(now);
             }
             _ => {
-                // The publisher's wall clock was set, or it is another publisher: begin anew.
+                // The publisher's wall clock was changed, or the publisher is another one: start over.
                 self.origin = Some((ntp, now));
                 return now;
             }
@@ -158,7 +158,7 @@ impl NtpClock {
     }
 }
 
-/// A report from this little before another one was overtaken by it; the wall clock was not set back.
+/// A report up to one second older than the last one was reordered; the wall clock was not set back.
 const NTP_REORDERED: u64 = 1 << 32;
 const NTP_DAY: u64 = 86_400 << 32;
 
@@ -166,7 +166,7 @@ fn ntp_duration(ntp: u64) -> Duration {
     Duration::from_secs(ntp >> 32) + Duration::from_nanos(((ntp & 0xffff_ffff) * 1_000_000_000) >> 32)
 }
 
-/// NTP time of a wall clock (RFC 3550 §4), `since_unix_epoch` as the duration since 1970.
+/// Converts wall clock time, as the duration since 1970, to an NTP timestamp (RFC 3550 §4).
 pub fn ntp(since_unix_epoch: Duration) -> u64 {
     /// Seconds from 1900 to 1970.
     const EPOCH: u64 = 2_208_988_800;
@@ -223,15 +223,11 @@ mod tests {
             );
         }
         clock.on_alignment(18_000, t + ms(200));
-        assert_eq!(
-            clock.delay(18_000, t + ms(260)),
-            None,
-            "nobody said when it was captured"
-        );
+        assert_eq!(clock.delay(18_000, t + ms(260)), None, "no capture times");
     }
 
     #[test]
-    fn a_report_that_was_overtaken_keeps_its_place() {
+    fn a_reordered_report_keeps_its_time() {
         let (mut ntp, t) = (NtpClock::default(), Instant::now());
         let ms = Duration::from_millis;
         let written = |at: u64| (1_000 << 32) + (at << 32) / 1_000;

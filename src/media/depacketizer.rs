@@ -1,9 +1,9 @@
-//! From the packets of a track back to whole frames: H.264 (RFC 6184), H.265 (RFC 7798), VP8 (RFC 7741), VP9 of one layer (RFC 9628), AV1, and
-//! what is one packet a frame.
+//! Reassembles frames from the packets of a track: H.264 (RFC 6184), H.265 (RFC 7798), VP8 (RFC 7741), single-layer VP9
+//! (RFC 9628), AV1, and codecs with one packet per frame.
 //!
-//! A [`Depacketizer`] reads a track in line order, as it stands in the ring. A frame with a hole in it is given up, and
-//! so is all that refers to it: the next frame that comes out is a key frame. NAL units come out behind start codes
-//! (annex B), which is what decoders and parsers take.
+//! A [`Depacketizer`] reads a track in sequence order, as stored in the ring. A frame with a gap is dropped together
+//! with all frames that depend on it: the next output is a key frame. NAL units are output with start codes (Annex B),
+//! as decoders and parsers expect.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -14,27 +14,27 @@ use super::packet::{Packet, TrackSeq, TrackTime};
 use super::packetizer::MAX_ACCESS_UNIT;
 use super::{Codec, Kind};
 
-/// A whole frame.
+/// A complete frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     pub codec: Codec,
     pub time: TrackTime,
-    /// A decoder can begin with it. True for all audio.
+    /// Whether a decoder can start with it. True for all audio.
     pub key_frame: bool,
-    /// Something is missing between the frame before and this one.
+    /// Whether packets or frames are missing between the previous frame and this one.
     pub after_gap: bool,
-    /// H.264 and H.265 with start codes, AV1 with the length in each OBU; else as the packet had it.
+    /// H.264 and H.265 with start codes, AV1 with a size field in each OBU; otherwise the payload of the packet.
     pub bytes: Bytes,
 }
 
-/// Puts the frames of one track together.
+/// Reassembles the frames of one track.
 #[derive(Debug)]
 pub struct Depacketizer {
     kind: Kind,
     next: Option<TrackSeq>,
     unit: Option<Unit>,
-    /// Video: nothing comes out before a key frame.
-    waits: bool,
+    /// Video: frames are dropped until the next key frame.
+    awaits_key_frame: bool,
     after_gap: bool,
 }
 
@@ -44,7 +44,7 @@ struct Unit {
     time: TrackTime,
     key_frame: bool,
     broken: bool,
-    /// A fragmented NAL unit has begun and not ended.
+    /// Whether a fragmented NAL unit is incomplete.
     in_fragment: bool,
     av1: Assembler,
     bytes: BytesMut,
@@ -53,38 +53,38 @@ struct Unit {
 const START_CODE: [u8; 4] = [0, 0, 0, 1];
 
 impl Depacketizer {
-    /// Begins with nothing.
+    /// Creates an empty depacketizer.
     pub fn new(kind: Kind) -> Self {
         Self {
             kind,
             next: None,
             unit: None,
-            waits: kind == Kind::Video,
+            awaits_key_frame: kind == Kind::Video,
             after_gap: false,
         }
     }
 
-    /// Takes the next packet in line order; those that were passed already are left out. Complete frames are appended.
+    /// Processes the next packet in sequence order; older packets are ignored. Appends complete frames to `out`.
     pub fn push(&mut self, packet: &Packet, out: &mut Vec<Frame>) {
         if packet.codec.kind() != self.kind || self.next.is_some_and(|next| packet.seq < next) {
             return;
         }
-        let hole = self.next.is_some_and(|next| packet.seq != next);
+        let gap = self.next.is_some_and(|next| packet.seq != next);
         self.next = Some(packet.seq + 1);
         if self
             .unit
             .as_ref()
             .is_some_and(|unit| (unit.time, unit.codec) != (packet.time, packet.codec))
         {
-            // The marker was missing, or is lost together with what the hole was.
-            self.finish(hole, out);
+            // The marker bit was not set, or its packet is part of the gap.
+            self.finish(gap, out);
         }
-        if hole {
+        if gap {
             self.after_gap = true;
             match &mut self.unit {
                 Some(unit) => unit.broken = true,
-                // What is missing may be the beginning of this very frame.
-                None => self.waits |= self.kind == Kind::Video,
+                // The gap may contain the start of this frame.
+                None => self.awaits_key_frame |= self.kind == Kind::Video,
             }
         }
         let unit = self.unit.get_or_insert_with(|| Unit {
@@ -103,7 +103,7 @@ impl Depacketizer {
         }
     }
 
-    /// What is to come does not follow what came: another source, or packets that were lost for good.
+    /// Resets the state because the next packets do not continue the previous ones: a new source, or permanent loss.
     pub fn reset(&mut self) {
         *self = Self {
             after_gap: true,
@@ -111,7 +111,7 @@ impl Depacketizer {
         };
     }
 
-    /// Position of the next packet that is wanted; `None` before the first.
+    /// Sequence number of the next expected packet; `None` before the first.
     pub fn next(&self) -> Option<TrackSeq> {
         self.next
     }
@@ -120,10 +120,10 @@ impl Depacketizer {
         let Some(unit) = self.unit.take() else { return };
         let key_frame = unit.key_frame || self.kind == Kind::Audio;
         if broken || unit.broken || unit.in_fragment || unit.bytes.is_empty() {
-            self.waits |= self.kind == Kind::Video;
+            self.awaits_key_frame |= self.kind == Kind::Video;
             self.after_gap = true;
-        } else if !self.waits || key_frame {
-            self.waits = false;
+        } else if !self.awaits_key_frame || key_frame {
+            self.awaits_key_frame = false;
             out.push(Frame {
                 codec: unit.codec,
                 time: unit.time,
@@ -135,7 +135,7 @@ impl Depacketizer {
     }
 }
 
-/// Whether a frame may be more than one packet, and ends with the marker.
+/// Whether a frame may span several packets and ends with the marker bit.
 fn is_fragmented(codec: Codec) -> bool {
     matches!(codec, Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1)
 }
@@ -174,7 +174,7 @@ impl Unit {
         self.broken |= whole.is_none();
     }
 
-    /// RFC 6184 §5.6 to §5.8; `None` for what is none of it.
+    /// RFC 6184 §5.6 to §5.8; `None` for an unsupported payload.
     fn take_h264(&mut self, payload: &[u8]) -> Option<()> {
         let (&first, rest) = payload.split_first()?;
         match first & 0x1f {
@@ -244,7 +244,7 @@ mod tests {
     const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
     const VPS: &[u8] = &[0x40, 0x01, 0x0c, 0x01, 0xff, 0xff, 0x01];
 
-    /// Frames of these NAL units as the packets of a track.
+    /// Packetizes frames of these NAL units as packets of a track.
     fn packets(codec: Codec, frames: &[&[&[u8]]]) -> Vec<Packet> {
         let mut packetizer = Packetizer::new(codec).expect("a codec of frames");
         let mut packets = Vec::new();
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_packetizer_made_comes_out_again() {
+    fn packetized_frames_are_reassembled() {
         let (idr, p) = ([&[0x65][..], &[7; 5_000]].concat(), [&[0x41][..], &[9; 300]].concat());
         let packets = packets(Codec::H264, &[&[SPS, PPS, &idr], &[&p]]);
         assert!(packets.len() >= 7, "aggregated, fragmented and single");
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn h265_comes_out_again() {
+    fn h265_frames_are_reassembled() {
         let (idr, p) = (
             [&[0x26, 1][..], &[7; 5_000]].concat(),
             [&[0x02, 1][..], &[9; 300]].concat(),
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_costs_everything_up_to_the_next_key_frame() {
+    fn a_gap_costs_everything_up_to_the_next_key_frame() {
         let (idr, p) = ([&[0x65][..], &[7; 5_000]].concat(), [&[0x41][..], &[9; 3_000]].concat());
         let key: &[&[u8]] = &[SPS, PPS, &idr];
         let all = packets(Codec::H264, &[key, &[&p], &[&p], key, &[&p]]);
@@ -327,8 +327,9 @@ mod tests {
                 .collect();
             let frames = read(&mut Depacketizer::new(Kind::Video), &left);
             let times: Vec<u64> = frames.iter().map(|f| f.time).collect();
-            // Before the first packet nobody knows of a loss, but without parameter sets there is no key frame either.
-            let wanted: &[u64] = match time {
+            // A loss before the first packet cannot be detected, but without parameter sets there is no key frame
+            // either.
+            let expected: &[u64] = match time {
                 0 if lost == 100 => &times,
                 0 => &[3, 4],
                 1 => &[0, 3, 4],
@@ -338,7 +339,7 @@ mod tests {
                 3 => &[0, 1, 2],
                 _ => &[0, 1, 2, 3],
             };
-            assert_eq!(times, wanted, "without {lost}");
+            assert_eq!(times, expected, "without {lost}");
             if (1..3).contains(&time) {
                 assert!(frames.iter().any(|f| f.time == 3 && f.after_gap));
             }

@@ -1,8 +1,8 @@
-//! What the headers of a JPEG picture say (ITU-T T.81 annex B).
+//! Reads the headers of JPEG images (ITU-T T.81 annex B).
 
-/// Width and height in pixels; `None` if the picture has no frame header.
-pub fn resolution(picture: &[u8]) -> Option<(u16, u16)> {
-    let mut rest = picture.strip_prefix(&[0xff, START_OF_IMAGE])?;
+/// Returns width and height in pixels; `None` without a frame header.
+pub fn resolution(image: &[u8]) -> Option<(u16, u16)> {
+    let mut rest = image.strip_prefix(&[0xff, START_OF_IMAGE])?;
     loop {
         let [marker, kind, high, low, ..] = *rest else {
             return None;
@@ -32,13 +32,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_frame_header_tells_the_size() {
-        let picture = [
+    fn the_frame_header_has_the_size() {
+        let image = [
             0xff, 0xd8, 0xff, 0xe0, 0, 4, 1, 2, 0xff, 0xc4, 0, 2, 0xff, 0xc0, 0, 11, 8, 2, 0xd0, 5, 0, 1, 1, 0x11, 0,
         ];
-        assert_eq!(resolution(&picture), Some((1280, 720)));
+        assert_eq!(resolution(&image), Some((1280, 720)));
         for end in 0..20 {
-            assert_eq!(resolution(&picture[..end]), None);
+            assert_eq!(resolution(&image[..end]), None);
         }
         assert_eq!(resolution(&[0xff, 0xd8, 0xff, 0xda, 0, 2, 0, 0, 0, 0]), None);
     }

@@ -1,4 +1,4 @@
-//! The vocabulary of media: identifiers, codecs and units. Plain data, no IO, no clock.
+//! Media types: identifiers, codecs and formats. Plain data, no I/O, no clock.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,15 +23,15 @@ pub struct Ssrc(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pt(pub u8);
 
-/// Identification tag of an m-section (RFC 5888 §4); opaque.
+/// Media identification of an m-section (RFC 5888 §4); opaque.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mid(pub Arc<str>);
 
-/// Identifier of one simulcast encoding (RFC 8851 §4).
+/// Restriction identifier (RID) of a simulcast layer (RFC 8851 §4).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rid(pub Arc<str>);
 
-/// What a track carries.
+/// Media kind of a track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     Audio,
@@ -47,10 +47,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The codecs that pass through. What makes two encodings of one codec incompatible is in [`Format`].
+/// Supported codecs. The parameters that decide about compatibility are in [`Format`].
 ///
-/// AAC and JPEG come from cameras and pipelines and are kept as whole frames; WebRTC has neither, so viewers get what
-/// [`transcode`] makes of them.
+/// AAC and JPEG come from cameras and pipelines and are stored as whole frames. WebRTC supports neither, so viewers get
+/// a transcoded stream, see [`transcode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
     H264,
@@ -66,7 +66,7 @@ pub enum Codec {
 }
 
 impl Codec {
-    /// Audio or video.
+    /// Returns the media kind of the codec.
     pub fn kind(self) -> Kind {
         match self {
             Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 | Codec::Jpeg => Kind::Video,
@@ -74,7 +74,7 @@ impl Codec {
         }
     }
 
-    /// RTP clock rate in Hz; that of AAC is not its sampling rate but the same for all.
+    /// RTP clock rate in Hz. AAC always uses 48 kHz, regardless of its sampling rate.
     pub fn clock_rate(self) -> u32 {
         match self {
             Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 | Codec::Jpeg => 90_000,
@@ -105,10 +105,10 @@ impl Codec {
 pub struct ProfileLevelId(pub [u8; 3]);
 
 impl ProfileLevelId {
-    /// Constrained Baseline, level 3.1: what browsers assume when the parameter is missing.
+    /// Constrained Baseline, level 3.1: the default of browsers if the parameter is missing.
     pub const CONSTRAINED_BASELINE_3_1: Self = Self([0x42, 0xe0, 0x1f]);
 
-    /// The family that decides whether a decoder can take the stream; the level never does.
+    /// The profile class, which decides whether a decoder can play the stream; the level is ignored.
     pub fn class(self) -> H264Class {
         let [idc, iop, _] = self.0;
         match idc {
@@ -133,7 +133,7 @@ impl fmt::Display for ProfileLevelId {
     }
 }
 
-/// Profile families of H.264 (RFC 6184 §8.1, table 5).
+/// Profile classes of H.264 (RFC 6184 §8.1, table 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum H264Class {
     ConstrainedBaseline,
@@ -146,7 +146,7 @@ pub enum H264Class {
     Other,
 }
 
-/// A codec together with the parameters that decide whether a peer can decode it.
+/// A codec with the parameters that decide whether a peer can decode it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// `packetization_mode` is 0 or 1 (RFC 6184 §6.2).
@@ -154,7 +154,7 @@ pub enum Format {
         profile: ProfileLevelId,
         packetization_mode: u8,
     },
-    /// `profile_id` and `tier_flag` of RFC 7798 §7.1; the level never blocks.
+    /// `profile_id` and `tier_flag` of RFC 7798 §7.1; the level is ignored.
     H265 {
         profile_id: u8,
         tier_flag: u8,
@@ -168,7 +168,7 @@ pub enum Format {
     Av1 {
         profile: u8,
     },
-    /// `stereo` as wished by the party that wrote the description.
+    /// `stereo` as requested by the author of the description.
     Opus {
         stereo: bool,
     },
@@ -179,7 +179,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The codec without its parameters.
+    /// Returns the codec without its parameters.
     pub fn codec(self) -> Codec {
         match self {
             Format::H264 { .. } => Codec::H264,

@@ -1,4 +1,4 @@
-//! The packet that the whole fan-out shares: one RTP payload on the unbroken line of its track.
+//! The packet shared by the whole fan-out: one RTP payload with the sequence number and timestamp of its track.
 
 use std::time::Instant;
 
@@ -6,47 +6,47 @@ use bytes::Bytes;
 
 use super::Codec;
 
-/// Position on a track's line: counts packets, never wraps, goes on across sources.
+/// Sequence number of a packet on a track: 64 bits, never wraps, continuous across sources.
 pub type TrackSeq = u64;
 
-/// Time on a track's line in units of the codec's clock rate, never wraps, goes on across sources.
+/// Timestamp on a track in units of the codec's clock rate: 64 bits, never wraps, continuous across sources.
 pub type TrackTime = u64;
 
-/// One RTP packet as it stands in a track's ring. Immutable once it is there: a retransmission has to come out byte for
-/// byte like the first transmission (invariant 6).
+/// One RTP packet in the ring of a track. Immutable once inserted: a retransmission must be byte-identical to the first
+/// transmission (invariant 6).
 #[derive(Clone, Debug)]
 pub struct Packet {
     pub seq: TrackSeq,
     pub time: TrackTime,
-    /// Counts insertions into the ring, so that a late packet can be told from one that was sent already.
+    /// Insertion order in the ring; distinguishes a late packet from one that was sent already.
     pub order: u64,
     pub codec: Codec,
     pub marker: bool,
-    /// This packet proves that its frame is one that a decoder can begin with; the frame may have begun earlier.
+    /// This packet identifies its frame as a key frame; the frame may have started earlier.
     pub key_frame: bool,
-    /// What the stream says of itself has changed with this packet: viewers look whether they can still take it.
+    /// Format, resolution or layers change with this packet: viewers check whether they can still receive the track.
     pub format_changed: bool,
-    /// RTP padding in bytes (RFC 3550 §5.1) that makes neighbours equally long: GSO allows only the last segment of a
-    /// run to be shorter.
+    /// RTP padding in bytes (RFC 3550 §5.1). It makes consecutive packets equally long, because GSO allows only the
+    /// last segment of a batch to be shorter.
     pub padding: u8,
     pub arrival: Instant,
-    /// Without header and without padding.
+    /// RTP payload without header and padding.
     pub payload: Bytes,
 }
 
 impl Packet {
-    /// Payload and padding: what is sealed, in bytes.
+    /// Length of payload and padding, i.e. of the encrypted part, in bytes.
     pub fn body_len(&self) -> usize {
         self.payload.len() + usize::from(self.padding)
     }
 }
 
-/// Differences in length up to this many bytes are padded away. libwebrtc splits a frame into parts that differ by one
-/// byte, the longer ones last; everything else that differs is a last, short packet.
+/// Length differences up to this many bytes are padded. libwebrtc splits a frame into packets that differ by one byte,
+/// the longer ones last; a larger difference occurs only at a short last packet.
 const PADDED_DIFFERENCE: usize = 8;
 
-/// Chooses the padding for packets of one frame that are sent in one go: each but the last is brought to the length of
-/// the longest, if it is nearly that long.
+/// Chooses the padding for the packets of one frame that are sent as a batch: each packet but the last is padded to the
+/// length of the longest if it is nearly that long.
 pub fn choose_padding(lengths: &[usize]) -> impl Iterator<Item = u8> + '_ {
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let last = lengths.len().saturating_sub(1);

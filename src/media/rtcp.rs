@@ -1,12 +1,12 @@
-//! RTCP on the media path: reads the few messages that a session acts on, writes the few that it sends
-//! (RFC 3550 §6, RFC 4585 §6, RFC 5104 §4.3.1).
+//! RTCP: parses the messages that a session handles and writes those that it sends (RFC 3550 §6, RFC 4585 §6, RFC 5104
+//! §4.3.1).
 //!
-//! Reading is by hand because every byte comes from outside and most of a compound packet is skipped; anything
-//! malformed ends the walk and what came before counts.
+//! The parser is written by hand because all input is untrusted and most of a compound packet is skipped. Parsing stops
+//! at the first malformed packet; the messages before it are kept.
 
 use super::Ssrc;
 
-/// One message of a compound packet that a session acts on.
+/// A message that a session handles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     SenderReport {
@@ -18,12 +18,12 @@ pub enum Message {
     ReceiverReport {
         blocks: Vec<ReportBlock>,
     },
-    /// Generic NACK; the sequence numbers asked for, at most [`MAX_NACKED`].
+    /// Generic NACK with the requested sequence numbers, at most [`MAX_NACKED`].
     Nack {
         media: Ssrc,
         seqs: Vec<u16>,
     },
-    /// Picture loss indication or full intra request: the receiver wants a key frame of `media`.
+    /// Picture loss indication or full intra request: the receiver requests a key frame of `media`.
     KeyFrameRequest {
         media: Ssrc,
     },
@@ -42,7 +42,7 @@ pub struct ReportBlock {
     pub delay_since_last_sr: u32,
 }
 
-/// More sequence numbers than this in one compound packet are ignored: a 1,200-byte packet could name 5,000.
+/// Maximum number of sequence numbers in one compound packet; more are ignored. A 1,200-byte packet could name 5,000.
 pub const MAX_NACKED: usize = 512;
 
 const SR: u8 = 200;
@@ -56,7 +56,7 @@ const FMT_PLI: u8 = 1;
 const FMT_FIR: u8 = 4;
 const FMT_AFB: u8 = 15;
 
-/// Reads a decrypted compound packet.
+/// Parses a decrypted compound packet.
 pub fn read(mut bytes: &[u8]) -> Vec<Message> {
     let mut messages = Vec::new();
     let mut left = MAX_NACKED;
@@ -99,7 +99,7 @@ fn read_one(count: u8, packet_type: u8, body: &[u8]) -> Option<Message> {
         (PSFB, FMT_PLI) => Some(Message::KeyFrameRequest {
             media: Ssrc(word(body, 4)?),
         }),
-        // RFC 5104 §4.3.1.2: the media source of a FIR stands in its entry.
+        // RFC 5104 §4.3.1.2: the media SSRC of a FIR is in its FCI entry.
         (PSFB, FMT_FIR) => Some(Message::KeyFrameRequest {
             media: Ssrc(word(body, 8)?),
         }),
@@ -147,7 +147,7 @@ fn nacked(bytes: &[u8]) -> Vec<u16> {
     seqs
 }
 
-/// What a sender report says of one outgoing track.
+/// Contents of a sender report for one outgoing stream.
 #[derive(Clone, Copy, Debug)]
 pub struct SenderInfo {
     pub ssrc: Ssrc,
@@ -158,7 +158,7 @@ pub struct SenderInfo {
     pub octets: u32,
 }
 
-/// Appends a sender report without report blocks and the SDES CNAME that has to go with it (RFC 3550 §6.1).
+/// Appends a sender report without report blocks and the required SDES CNAME (RFC 3550 §6.1).
 pub fn write_sender_report(out: &mut Vec<u8>, info: &SenderInfo, cname: &str) {
     header(out, 0, SR, 6);
     push(out, info.ssrc.0);
@@ -184,7 +184,7 @@ pub struct Reception {
     pub delay_since_last_sr: u32,
 }
 
-/// Appends a receiver report and the SDES CNAME that has to go with it.
+/// Appends a receiver report and the required SDES CNAME.
 pub fn write_receiver_report(out: &mut Vec<u8>, from: Ssrc, blocks: &[Reception], cname: &str) {
     let count = blocks.len().min(31) as u8;
     header(out, count, RR, 1 + 6 * u16::from(count));
@@ -200,7 +200,7 @@ pub fn write_receiver_report(out: &mut Vec<u8>, from: Ssrc, blocks: &[Reception]
     write_cname(out, from, cname);
 }
 
-/// Appends a generic NACK for `seqs`, which must be in ascending order (modulo wrap). Writes nothing for none.
+/// Appends a generic NACK for `seqs`, which must be in ascending order (modulo wrap). Writes nothing if it is empty.
 pub fn write_nack(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, seqs: &[u16]) {
     let mut pairs: Vec<(u16, u16)> = Vec::new();
     for &seq in seqs {
@@ -244,7 +244,7 @@ pub fn write_remb(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, bitrate: u64) {
 
 fn write_cname(out: &mut Vec<u8>, ssrc: Ssrc, cname: &str) {
     let text = cname.as_bytes().get(..cname.len().min(255)).unwrap_or_default();
-    // SSRC, item header and text, one or more null octets up to a word.
+    // SSRC, item header and text, one or more null octets up to a word boundary.
     let words = 1 + (2 + text.len()) / 4 + 1;
     header(out, 1, SDES, words as u16);
     push(out, ssrc.0);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nack_that_asks_for_thousands_is_cut() {
+    fn a_nack_for_thousands_of_packets_is_truncated() {
         let mut bytes = vec![0x81, RTPFB];
         bytes.extend_from_slice(&(2u16 + 290).to_be_bytes());
         bytes.extend_from_slice(&[0; 8]);
@@ -321,21 +321,21 @@ mod tests {
     }
 
     #[test]
-    fn many_nacks_in_one_compound_packet_are_cut_together() {
+    fn many_nacks_in_one_compound_packet_are_truncated_together() {
         let mut bytes = Vec::new();
         let all: Vec<u16> = (0..400).collect();
         for _ in 0..20 {
             write_nack(&mut bytes, Ssrc(1), Ssrc(2), &all);
         }
-        let asked = |message: &Message| match message {
+        let requested = |message: &Message| match message {
             Message::Nack { seqs, .. } => seqs.len(),
             _ => 0,
         };
-        assert_eq!(read(&bytes).iter().map(asked).sum::<usize>(), MAX_NACKED);
+        assert_eq!(read(&bytes).iter().map(requested).sum::<usize>(), MAX_NACKED);
     }
 
     #[test]
-    fn lying_lengths_end_the_walk() {
+    fn invalid_lengths_stop_the_parser() {
         let mut bytes = Vec::new();
         write_pli(&mut bytes, Ssrc(1), Ssrc(2));
         bytes.extend_from_slice(&[0x81, PSFB, 0xff, 0xff, 1, 2, 3]);

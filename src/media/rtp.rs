@@ -1,5 +1,5 @@
-//! Reads RTP packets without copying (RFC 3550 §5.1, header extensions of RFC 8285) and undoes the wrapping of their
-//! counters. Writing is not here: whoever sends knows its own header.
+//! Parses RTP packets without copying (RFC 3550 §5.1, header extensions of RFC 8285) and unwraps sequence numbers and
+//! timestamps. Writing is not included: each sender builds its own header.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -11,18 +11,18 @@ use super::{Pt, Ssrc};
 /// Length of the header without CSRCs and extensions, in bytes.
 pub const FIXED_HEADER_LEN: usize = 12;
 
-/// Why bytes are not an RTP packet.
+/// Reason why bytes are not an RTP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RtpError {
-    #[error("{0} bytes are too few for the header they announce")]
+    #[error("packet of {0} bytes is shorter than its header")]
     TooShort(usize),
-    #[error("RTP version {0} is not 2")]
+    #[error("unsupported RTP version {0}")]
     Version(u8),
-    #[error("{padding} bytes of padding cannot end a body of {body} bytes")]
+    #[error("invalid padding of {padding} bytes in a body of {body} bytes")]
     Padding { padding: u8, body: usize },
 }
 
-/// The header of one RTP packet, a view on the packet's bytes.
+/// The header of one RTP packet, borrowing from the packet.
 ///
 /// ```text
 ///  0                   1                   2                   3
@@ -46,12 +46,12 @@ pub struct Header<'a> {
 }
 
 impl<'a> Header<'a> {
-    /// Reads the header of a decrypted packet. Extension elements are not looked at before they are asked for.
+    /// Parses the header of a decrypted packet. Extension elements are parsed lazily.
     ///
     /// # Errors
     ///
-    /// An [`RtpError`]; in particular, padding that is longer than the body, or zero, is an error (RFC 3550 §5.1 counts
-    /// the count itself). A packet that is nothing but padding is valid and has an empty payload.
+    /// An [`RtpError`]. Padding that is zero or longer than the body is an error (RFC 3550 §5.1: the padding count
+    /// includes itself). A packet that consists only of padding is valid and has an empty payload.
     pub fn parse(packet: &'a [u8]) -> Result<Self, RtpError> {
         let mut header = Self::parse_sealed(packet)?;
         let padded = packet.first().is_some_and(|first| first & 0x20 != 0);
@@ -61,11 +61,11 @@ impl<'a> Header<'a> {
         Ok(header)
     }
 
-    /// Reads the clear-text header of an SRTP packet; the payload is everything behind it, still sealed.
+    /// Parses the clear-text header of an SRTP packet; the payload is everything after it, still encrypted.
     ///
     /// # Errors
     ///
-    /// An [`RtpError`] when the header is cut short or of another version.
+    /// An [`RtpError`] if the header is truncated or has another version.
     pub fn parse_sealed(packet: &'a [u8]) -> Result<Self, RtpError> {
         let too_short = RtpError::TooShort(packet.len());
         let (&[first, second, s0, s1, t0, t1, t2, t3, c0, c1, c2, c3], _) =
@@ -97,23 +97,23 @@ impl<'a> Header<'a> {
         })
     }
 
-    /// Where the payload stands in the packet: after all headers, before the padding.
+    /// Byte range of the payload in the packet: after all headers, before the padding.
     pub fn payload(&self) -> Range<usize> {
         self.payload.clone()
     }
 
-    /// The header extension elements in the order they stand.
+    /// Iterates over the header extension elements in order.
     pub fn extensions(&self) -> Extensions<'a> {
         self.extensions.clone()
     }
 
-    /// The first element with this id (1..=14 in the one-byte form, 1..=255 in the two-byte form).
+    /// Returns the first element with this ID (1..=14 in the one-byte form, 1..=255 in the two-byte form).
     pub fn extension(&self, id: u8) -> Option<&'a [u8]> {
         self.extensions().find(|(found, _)| *found == id).map(|(_, data)| data)
     }
 }
 
-/// Length of the padding, at least 1 and at most the body.
+/// Length of the padding, at least 1 and at most the body length.
 fn padding_of(body: &[u8]) -> Result<usize, RtpError> {
     let padding = body.last().copied().unwrap_or(0);
     if padding == 0 || usize::from(padding) > body.len() {
@@ -125,7 +125,7 @@ fn padding_of(body: &[u8]) -> Result<usize, RtpError> {
     Ok(usize::from(padding))
 }
 
-/// Walks over header extension elements, giving id and data. Ends early at the first element that is cut off.
+/// Iterator over the ID and data of header extension elements. Stops at the first truncated element.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extensions<'a> {
     form: Form,
@@ -134,9 +134,9 @@ pub struct Extensions<'a> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    /// RFC 8285 §4.2: four bits of id, four bits of length less one.
+    /// RFC 8285 §4.2: 4-bit ID, 4-bit length minus one.
     OneByte,
-    /// RFC 8285 §4.3: a byte of id, a byte of length.
+    /// RFC 8285 §4.3: 8-bit ID, 8-bit length.
     TwoByte,
 }
 
@@ -146,7 +146,7 @@ impl<'a> Extensions<'a> {
         rest: &[],
     };
 
-    /// The low four bits of a two-byte profile are "appbits" and mean nothing here. Other profiles have no elements.
+    /// The low four bits of a two-byte profile are "appbits" and ignored. Other profiles have no elements.
     fn new(profile: u16, elements: &'a [u8]) -> Self {
         match profile {
             0xbede => Self {
@@ -176,7 +176,7 @@ impl<'a> Extensions<'a> {
                 continue;
             }
             return match self.form {
-                // RFC 8285 §4.2: id 0 with a length, and id 15, end the walk.
+                // RFC 8285 §4.2: ID 0 with a length, and ID 15, terminate the list.
                 Form::OneByte if matches!(first >> 4, 0 | 15) => None,
                 Form::OneByte => Some((first >> 4, self.take(usize::from(first & 0x0f) + 1)?)),
                 Form::TwoByte => {
@@ -201,19 +201,21 @@ impl<'a> Iterator for Extensions<'a> {
     }
 }
 
-/// The number nearest to `reference` that ends in `seq`; where that would be below zero, the next one above.
+/// Extends `seq` to the number nearest to `reference` with these low 16 bits; if that were negative, to the next higher
+/// one.
 pub fn extend_seq(reference: u64, seq: u16) -> u64 {
     let ahead = seq.wrapping_sub(reference as u16);
     nearest(reference, u64::from(ahead), 1 << 16)
 }
 
-/// The number nearest to `reference` that ends in `time`; where that would be below zero, the next one above.
+/// Extends `time` to the number nearest to `reference` with these low 32 bits; if that were negative, to the next
+/// higher one.
 pub fn extend_time(reference: u64, time: u32) -> u64 {
     let ahead = time.wrapping_sub(reference as u32);
     nearest(reference, u64::from(ahead), 1 << 32)
 }
 
-/// `ahead` is how far to go forwards; from half a `cycle` on it is shorter to go backwards.
+/// `ahead` is the forward distance; from half a `cycle` on, the backward distance is shorter.
 fn nearest(reference: u64, ahead: u64, cycle: u64) -> u64 {
     let forwards = reference.wrapping_add(ahead);
     if ahead < cycle / 2 {
@@ -223,8 +225,8 @@ fn nearest(reference: u64, ahead: u64, cycle: u64) -> u64 {
     }
 }
 
-/// Undoes the wrapping of a counter of `T` ([`u16`] sequence numbers, [`u32`] timestamps): values come in nearly in
-/// order, and each becomes the number nearest to the highest so far.
+/// Unwraps a counter of type `T` ([`u16`] sequence numbers, [`u32`] timestamps). Values arrive nearly in order; each is
+/// extended to the number nearest to the highest so far.
 #[derive(Clone, Debug)]
 pub struct Unwrapper<T> {
     start: u64,
@@ -239,13 +241,13 @@ pub type SeqUnwrapper = Unwrapper<u16>;
 pub type TimeUnwrapper = Unwrapper<u32>;
 
 impl Unwrapper<u16> {
-    /// The first value becomes the lowest number from `start` on that ends in it. Below 65,536, `start` is raised to
-    /// that, so that what comes before the first value has a number too.
+    /// The first value is extended to the lowest number of at least `start` with the same low bits. `start` is raised
+    /// to at least 65,536, so that values before the first one can be extended too.
     pub fn starting_at(start: u64) -> Self {
         Self::from_start(start.max(1 << 16))
     }
 
-    /// Extends a value and follows it if it is the highest.
+    /// Extends a value and updates the highest one.
     pub fn extend(&mut self, seq: u16) -> u64 {
         let extended = match self.highest {
             Some(highest) => extend_seq(highest, seq),
@@ -256,13 +258,13 @@ impl Unwrapper<u16> {
 }
 
 impl Unwrapper<u32> {
-    /// The first value becomes the lowest number from `start` on that ends in it. Below 2^32, `start` is raised to
-    /// that, so that what comes before the first value has a number too.
+    /// The first value is extended to the lowest number of at least `start` with the same low bits. `start` is raised
+    /// to at least 2^32, so that values before the first one can be extended too.
     pub fn starting_at(start: u64) -> Self {
         Self::from_start(start.max(1 << 32))
     }
 
-    /// Extends a value and follows it if it is the highest.
+    /// Extends a value and updates the highest one.
     pub fn extend(&mut self, time: u32) -> u64 {
         let extended = match self.highest {
             Some(highest) => extend_time(highest, time),
@@ -297,7 +299,7 @@ mod tests {
     use super::*;
     use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
-    /// Marker, PT 96, sequence number 0x1234, time 0x01020304, SSRC 0x0a0b0c0d.
+    /// Marker, PT 96, sequence number 0x1234, timestamp 0x01020304, SSRC 0x0a0b0c0d.
     const FIXED: [u8; 12] = [0x80, 0xe0, 0x12, 0x34, 1, 2, 3, 4, 0x0a, 0x0b, 0x0c, 0x0d];
 
     fn packet(first: u8, rest: &[u8]) -> Vec<u8> {
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn reserved_and_cut_off_elements_end_the_walk() {
+    fn reserved_and_cut_off_elements_stop_the_iteration() {
         for elements in [[0xf0, 1, 0x20, 2], [0x02, 1, 0x20, 2], [0x1f, 1, 2, 3]] {
             let mut rest = vec![0xbe, 0xde, 0, 1];
             rest.extend_from_slice(&elements);
@@ -361,15 +363,15 @@ mod tests {
     }
 
     #[test]
-    fn lying_packets_are_refused() {
-        let refused = |first, rest: &[u8]| Header::parse(&packet(first, rest)).expect_err("refused");
-        assert_eq!(refused(0xa0, &[9, 3]), RtpError::Padding { padding: 3, body: 2 });
-        assert_eq!(refused(0xa0, &[9, 0]), RtpError::Padding { padding: 0, body: 2 });
-        assert_eq!(refused(0xa0, &[]), RtpError::Padding { padding: 0, body: 0 });
-        assert_eq!(refused(0x40, &[]), RtpError::Version(1));
-        assert_eq!(refused(0x81, &[1, 2, 3]), RtpError::TooShort(15));
-        assert_eq!(refused(0x90, &[0xbe, 0xde, 0]), RtpError::TooShort(15));
-        assert_eq!(refused(0x90, &[0xbe, 0xde, 0, 1, 1]), RtpError::TooShort(17));
+    fn malformed_packets_are_rejected() {
+        let rejected = |first, rest: &[u8]| Header::parse(&packet(first, rest)).expect_err("rejected");
+        assert_eq!(rejected(0xa0, &[9, 3]), RtpError::Padding { padding: 3, body: 2 });
+        assert_eq!(rejected(0xa0, &[9, 0]), RtpError::Padding { padding: 0, body: 2 });
+        assert_eq!(rejected(0xa0, &[]), RtpError::Padding { padding: 0, body: 0 });
+        assert_eq!(rejected(0x40, &[]), RtpError::Version(1));
+        assert_eq!(rejected(0x81, &[1, 2, 3]), RtpError::TooShort(15));
+        assert_eq!(rejected(0x90, &[0xbe, 0xde, 0]), RtpError::TooShort(15));
+        assert_eq!(rejected(0x90, &[0xbe, 0xde, 0, 1, 1]), RtpError::TooShort(17));
         assert_eq!(Header::parse(&FIXED[..11]), Err(RtpError::TooShort(11)));
     }
 
@@ -403,11 +405,11 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_before_the_first_value_has_a_number() {
+    fn values_before_the_first_one_are_extended() {
         let mut unwrapper = TimeUnwrapper::starting_at(0);
         let first = unwrapper.extend(0);
         assert_eq!(unwrapper.extend(u32::MAX), first - 1);
-        assert_eq!(extend_seq(3, 65_535), 65_535, "nothing is below zero");
+        assert_eq!(extend_seq(3, 65_535), 65_535, "never negative");
     }
 
     #[test]

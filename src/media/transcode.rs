@@ -1,26 +1,26 @@
-//! What no browser can play, and what can be made of it.
+//! Decides which formats browsers cannot play, and which formats they are transcoded to.
 
 use super::aac::AacConfig;
 use super::{Format, H264Class, Kind, ProfileLevelId};
 
-/// A conversion that one shared worker makes for all viewers of a stream that need it.
+/// A transcode output, produced by one shared worker for all viewers of a stream that need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TranscodeTarget {
-    /// Any video to H.264, constrained baseline, without B-frames.
+    /// Any video to H.264, Constrained Baseline, without B-frames.
     H264,
     /// Any audio to Opus.
     Opus,
-    /// Any audio to AAC, for players of HLS that take nothing else.
+    /// Any audio to AAC, for HLS players without Opus support.
     Aac,
-    /// Any video to pictures, for snapshots.
+    /// Any video to JPEG images, for snapshots.
     Jpeg,
 }
 
 impl TranscodeTarget {
-    /// All of them.
+    /// All targets.
     pub const ALL: [Self; 4] = [Self::H264, Self::Opus, Self::Aac, Self::Jpeg];
 
-    /// The conversion of a kind of media for viewers of WebRTC.
+    /// The default target of a kind for WebRTC viewers.
     pub fn of(kind: Kind) -> Self {
         match kind {
             Kind::Video => Self::H264,
@@ -28,7 +28,7 @@ impl TranscodeTarget {
         }
     }
 
-    /// The kind of media that it converts.
+    /// Media kind of input and output.
     pub fn kind(self) -> Kind {
         match self {
             Self::H264 | Self::Jpeg => Kind::Video,
@@ -36,7 +36,7 @@ impl TranscodeTarget {
         }
     }
 
-    /// What comes out.
+    /// Format of the output.
     pub fn format(self) -> Format {
         match self {
             Self::H264 => Format::H264 {
@@ -49,7 +49,7 @@ impl TranscodeTarget {
         }
     }
 
-    /// As it stands in names, logs and metrics.
+    /// Label in stream names, logs and metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::H264 => "h264",
@@ -60,9 +60,8 @@ impl TranscodeTarget {
     }
 }
 
-/// Whether no browser plays a track as it is: its codec is not one of WebRTC, its profile is one that their decoders
-/// lack, or it is `reordered`, which is to say that it has B-frames: WebRTC shows pictures in the order in which they
-/// come.
+/// Whether browsers cannot play a track as it is: the codec is not available in WebRTC, browser decoders lack the
+/// profile, or the track is `reordered`, i.e. has B-frames. WebRTC renders frames in the order of their arrival.
 pub fn is_unplayable(format: Format, reordered: bool) -> bool {
     match format {
         Format::Aac(_) | Format::Jpeg => true,
