@@ -1,14 +1,15 @@
-//! What browsers cannot play is made playable when somebody needs it: a worker for each stream and need, which serves
-//! all such viewers and ends after the last.
+//! Transcodes tracks that browsers cannot play, on demand. One worker process per stream and target serves all viewers
+//! that need it, and ends after the last one.
 //!
 //! ```text
-//! stream `door` (ring) -> Reader -> Depacketizer -> worker process -> Feed -> stream `door#opus` -> viewers
+//! stream `door` (ring) -> Reader -> Depacketizer -> worker process -> FrameSource -> stream `door#opus` -> viewers
 //! ```
 //!
-//! A viewer who needs it opens the transcoded stream ([`crate::outputs::whep`]); the hub tells us of it. The times of a
-//! transcoded track are those of the original one, so sound and picture stay together whichever of them is transcoded.
+//! A viewer that needs a transcode opens the transcoded stream ([`crate::outputs::whep`]), and the hub notifies this
+//! module. A transcoded track keeps the timestamps of the original one, so audio and video stay synchronized, whichever
+//! of them is transcoded.
 //!
-//! A shell: it reads the clock of tokio.
+//! Not sans-I/O: uses tokio's clock.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -40,25 +41,25 @@ use crate::sources::fetch::pipeline::{Running, announced};
 use crate::sources::fetch::{Attached, random_id};
 use crate::sources::frame_source::{FanOut, FrameSource, Framing};
 
-/// How long a worker outlasts its last viewer: a page that is loaded again comes back within it.
+/// How long a worker keeps running after its last viewer left, e.g. for a page reload.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Between looks at whether anybody watches.
+/// Interval of the check for viewers.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A worker that ran for so long is started again soon.
+/// A worker that ran for this long resets the restart backoff.
 const STEADY: Duration = Duration::from_secs(2);
 
-/// Between notes of how the times of the stream lie to the clock.
+/// Interval at which the capture time of the original stream is copied to the transcoded one.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Without input for so long, no output is due.
+/// Without input for this long, no output is expected.
 const IDLE: Duration = Duration::from_millis(500);
 
-/// Between requests for a key frame to begin with.
+/// Minimum interval between key frame requests for the start.
 const KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What can be transcoded, and the pipeline for it.
+/// Supported conversions, with the pipeline for each.
 const CONVERSIONS: [(Codec, TranscodeTarget, &str); 15] = [
     (Codec::H264, TranscodeTarget::H264, "h264-to-baseline"),
     (Codec::H265, TranscodeTarget::H264, "h265-to-h264"),
@@ -77,33 +78,34 @@ const CONVERSIONS: [(Codec, TranscodeTarget, &str); 15] = [
     (Codec::Av1, TranscodeTarget::Jpeg, "to-jpeg"),
 ];
 
-/// Looks what this machine can transcode, and feeds transcoded streams for as long as the task runs. `None` if it is nothing.
+/// Detects the supported conversions and starts the task that transcodes. Returns `None` if none is supported.
 pub async fn start<P: FanOut + Clone + 'static>(
     library: Library,
     program: PathBuf,
     plane: P,
 ) -> Option<JoinHandle<()>> {
-    let possible = possible(&library, &program).await;
-    if possible.is_empty() {
+    let supported = supported(&library, &program).await;
+    if supported.is_empty() {
         return None;
     }
-    let (wanted, mut names) = mpsc::unbounded_channel();
-    plane.hub().set_transcoder(possible, move |name| {
-        // There are only so many streams; and if the gateway stops, nobody waits any more.
-        let _ = wanted.send(name.clone());
+    let (requested, mut names) = mpsc::unbounded_channel();
+    plane.hub().set_transcoder(supported, move |name| {
+        // The number of streams is bounded. On shutdown the receiver may be gone.
+        let _ = requested.send(name.clone());
     });
     let library = Arc::new(library);
     Some(tokio::spawn(async move {
-        let mut can_transcode = JoinSet::new();
+        let mut jobs = JoinSet::new();
         while let Some(name) = names.recv().await {
-            can_transcode.spawn(transcode_stream(name, library.clone(), program.clone(), plane.clone()));
-            while can_transcode.try_join_next().is_some() {}
+            jobs.spawn(transcode_stream(name, library.clone(), program.clone(), plane.clone()));
+            while jobs.try_join_next().is_some() {}
         }
     }))
 }
 
-/// What this machine has the plugins for. The check also writes GStreamer's registry of them, which workers only read.
-async fn possible(library: &Library, program: &Path) -> Vec<(Codec, TranscodeTarget)> {
+/// Returns the conversions for which the GStreamer plugins are installed. The check also writes the GStreamer plugin
+/// registry, which workers only read.
+async fn supported(library: &Library, program: &Path) -> Vec<(Codec, TranscodeTarget)> {
     let pipelines = CONVERSIONS
         .iter()
         .filter_map(|(_, _, name)| Some((*name, library.get(name)?)));
@@ -113,34 +115,34 @@ async fn possible(library: &Library, program: &Path) -> Vec<(Codec, TranscodeTar
     let findings = match process::check(program, trials).await {
         Ok(findings) => findings,
         Err(error) => {
-            warn!(%error, "transcode is off: what browsers cannot play stays so");
+            warn!(%error, "transcoding disabled: the plugin check failed");
             return Vec::new();
         }
     };
-    let mut possible = Vec::new();
+    let mut supported = Vec::new();
     for (codec, transcode, name) in CONVERSIONS {
         match findings
             .iter()
             .find(|finding| finding.name == name)
             .map(|finding| &finding.failure)
         {
-            Some(None) => possible.push((codec, transcode)),
+            Some(None) => supported.push((codec, transcode)),
             Some(Some(failure)) => {
                 warn!(
                     codec = codec.name(),
                     transcode = transcode.label(),
                     pipeline = name,
                     problem = process::explain(failure),
-                    "cannot be transcoded"
+                    "conversion unavailable"
                 );
             }
             None => {}
         }
     }
-    possible
+    supported
 }
 
-/// Feeds one transcoded stream until nobody watches it any more.
+/// Runs the worker of one transcoded stream until it has no viewers.
 async fn transcode_stream<P: FanOut>(name: StreamName, library: Arc<Library>, program: PathBuf, plane: P) {
     let Some((origin, transcode)) = name.transcode() else {
         return;
@@ -160,17 +162,17 @@ async fn transcode_stream<P: FanOut>(name: StreamName, library: Arc<Library>, pr
             () = job.run(&plane) => {}
             () = unwatched(&transcoded, linger(transcode)) => {}
         }
-        // Whoever opens it from here on tells of it; who did before is seen here.
+        // Opening the stream from here on starts a new job; a viewer that opened it before is found by this check.
         let mut watched = false;
         plane.hub().release(&transcoded, |state| watched = state.is_watched());
         if !watched {
-            info!(stream = %job.origin, transcode = transcode.label(), "nobody needs the transcode any more");
+            info!(stream = %job.origin, transcode = transcode.label(), "transcode stopped (no viewers)");
             return;
         }
     }
 }
 
-/// A snapshot is taken and done.
+/// Linger time of a target. A snapshot is a single frame, so its worker ends sooner.
 fn linger(transcode: TranscodeTarget) -> Duration {
     match transcode {
         TranscodeTarget::Jpeg => LINGER / 5,
@@ -188,7 +190,7 @@ async fn unwatched(stream: &Stream, linger: Duration) {
     }
 }
 
-/// One stream, one need.
+/// One transcoded stream.
 struct TranscodeJob {
     name: StreamName,
     origin: StreamName,
@@ -197,27 +199,27 @@ struct TranscodeJob {
     program: PathBuf,
 }
 
-/// What is to be transcoded at the moment.
+/// The input of a job: the original track.
 struct TranscodeInput<'a> {
-    tapped: Tap<'a>,
+    tap: Tap<'a>,
     format: Format,
     reader: Reader,
 }
 
 impl TranscodeJob {
-    /// One worker after the other, for ever.
+    /// Runs workers, restarting them with backoff.
     async fn run<P: FanOut>(&self, plane: &P) {
         let mut backoff = Backoff::default();
         let mut logged = None;
         loop {
             let mut running_since = None;
-            let error = self.work(plane, &mut running_since).await;
+            let error = self.run_worker(plane, &mut running_since).await;
             if running_since.is_some_and(|running_since: Instant| running_since.elapsed() >= STEADY) {
                 backoff.reset();
                 logged = None;
             }
             let Some(error) = error.map(|error| error.to_string()) else {
-                // The stream has become another one; perhaps one that nothing can be done about.
+                // The format of the stream has changed, possibly to one that cannot be transcoded.
                 sleep(POLL_INTERVAL).await;
                 continue;
             };
@@ -230,9 +232,9 @@ impl TranscodeJob {
         }
     }
 
-    /// One worker, until it fails; `None` when the stream has become another one. `running_since` becomes the time of its first
+    /// Runs one worker until it fails; `None` if the stream has changed. `running_since` is set at its first output
     /// frame.
-    async fn work<P: FanOut>(&self, plane: &P, running_since: &mut Option<Instant>) -> Option<ProcessError> {
+    async fn run_worker<P: FanOut>(&self, plane: &P, running_since: &mut Option<Instant>) -> Option<ProcessError> {
         let (tap, changed) = tap();
         let mut input = self.wait_for_input(plane, &tap).await;
         let (job, limits) = self.job(input.format)?;
@@ -242,7 +244,7 @@ impl TranscodeJob {
         };
         let process = running.0.as_mut()?;
         info!(stream = %self.origin, transcode = self.transcode.label(), from = input.format.codec().name(), "transcoding");
-        let mut work = FrameConversion {
+        let mut conversion = FrameConversion {
             kind: self.transcode.kind(),
             output_codec: self.transcode.format().codec(),
             rate: input.format.codec().clock_rate(),
@@ -253,9 +255,9 @@ impl TranscodeJob {
         let mut attached: Option<Attached<'_, P>> = None;
         let mut clock_sent: Option<Instant> = None;
         loop {
-            let again = work.give(&mut input, process)?;
-            let next_hole = async {
-                match again {
+            let retry_at = conversion.send_new_frames(&mut input, process)?;
+            let gap_timeout = async {
+                match retry_at {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
@@ -266,78 +268,81 @@ impl TranscodeJob {
                     tap.take(&mut VecDeque::new());
                     continue;
                 }
-                () = next_hole => continue,
+                () = gap_timeout => continue,
             };
             let frame = match message {
                 Ok(FromWorker::Media(media)) => {
                     let announced = announced(&media)?;
-                    let mut feed = FrameSource::keeping_time(self.name.clone(), random_id(), &[announced]).ok()?;
-                    feed.set_takes_key_frame_requests(true);
-                    attached = Some(Attached { feed, plane });
+                    let mut output = FrameSource::keeping_time(self.name.clone(), random_id(), &[announced]).ok()?;
+                    output.set_takes_key_frame_requests(true);
+                    attached = Some(Attached { feed: output, plane });
                     continue;
                 }
                 Ok(FromWorker::Frame(frame)) => frame,
                 Ok(_) => continue,
-                Err(ProcessError::Stalled(_) | ProcessError::NothingCame(_)) if work.last_input.elapsed() >= IDLE => {
+                Err(ProcessError::Stalled(_) | ProcessError::NothingCame(_))
+                    if conversion.last_input.elapsed() >= IDLE =>
+                {
                     process.expect_no_frame();
                     continue;
                 }
                 Err(error) => return Some(error),
             };
-            let Some(Attached { feed, .. }) = &mut attached else {
+            let Some(Attached { feed: output, .. }) = &mut attached else {
                 continue;
             };
             running_since.get_or_insert_with(Instant::now);
-            work.take(feed, &frame);
+            conversion.publish_frame(output, &frame);
             if clock_sent.is_none_or(|clock_sent| clock_sent.elapsed() >= CLOCK_INTERVAL) {
                 let now = Instant::now();
                 let time = input
-                    .tapped
+                    .tap
                     .stream
                     .lock()
-                    .track(work.kind)
+                    .track(conversion.kind)
                     .clock
                     .time_at(now.into_std());
                 if let Some(time) = time {
-                    feed.record_capture_time(work.kind, work.outgoing(time), now.into_std());
+                    output.record_capture_time(conversion.kind, conversion.output_time(time), now.into_std());
                     clock_sent = Some(now);
                 }
             }
-            if !plane.feed(feed) {
-                // Only we feed it: somebody else is about to.
+            if !plane.feed(output) {
+                // This job is the only source of the stream; another one is about to start.
                 return None;
             }
-            if feed.take_key_frame_request() {
+            if output.take_key_frame_request() {
                 process.request_key_frame_of_source();
             }
         }
     }
 
-    /// Waits until there is something to begin with.
+    /// Waits until the original track can be read from a suitable start.
     async fn wait_for_input<'a, P: FanOut>(&self, plane: &'a P, tap: &Arc<TapQueue>) -> TranscodeInput<'a> {
-        let mut asked: Option<Instant> = None;
-        let tapped = Tap::open(plane.hub(), &self.origin, tap);
+        let mut last_request: Option<Instant> = None;
+        let tap = Tap::open(plane.hub(), &self.origin, tap);
         loop {
-            let (begun, source) = {
-                let mut state = tapped.stream.lock();
-                let begun = self.begin(&mut state);
-                // Audio begins anywhere.
-                let is_waiting = begun.is_none() && self.transcode.kind() == Kind::Video;
-                let ask = is_waiting && asked.is_none_or(|asked| asked.elapsed() >= KEY_FRAME_REQUEST_INTERVAL);
-                (begun, ask.then(|| state.request_key_frame_of_source()).flatten())
+            let (input, source) = {
+                let mut state = tap.stream.lock();
+                let input = self.open_input(&mut state);
+                // Audio can be read from any packet on.
+                let is_waiting = input.is_none() && self.transcode.kind() == Kind::Video;
+                let is_due = last_request.is_none_or(|at| at.elapsed() >= KEY_FRAME_REQUEST_INTERVAL);
+                let request = (is_waiting && is_due).then(|| state.request_key_frame_of_source());
+                (input, request.flatten())
             };
-            if let Some((format, reader)) = begun {
-                return TranscodeInput { tapped, format, reader };
+            if let Some((format, reader)) = input {
+                return TranscodeInput { tap, format, reader };
             }
             if let Some(source) = source {
                 plane.ask_for_key_frame(source);
-                asked = Some(Instant::now());
+                last_request = Some(Instant::now());
             }
             sleep(POLL_INTERVAL / 10).await;
         }
     }
 
-    fn begin(&self, state: &mut StreamState) -> Option<(Format, Reader)> {
+    fn open_input(&self, state: &mut StreamState) -> Option<(Format, Reader)> {
         let kind = self.transcode.kind();
         state.source()?;
         let format = state.format(kind)?;
@@ -372,33 +377,37 @@ impl TranscodeJob {
     }
 }
 
-/// A tap that only wakes: what is new is read from the ring, where it stands in order.
+/// Creates a tap that only wakes the task: packets are read from the ring, in sequence order.
 fn tap() -> (Arc<TapQueue>, Arc<Notify>) {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     (Arc::new(Mailbox::new(1, move || notify.notify_one())), changed)
 }
 
-/// Between ring, worker and feed.
+/// Converts between track packets and worker frames.
 struct FrameConversion {
     kind: Kind,
-    /// What comes out.
+    /// Codec of the output.
     output_codec: Codec,
-    /// Of the original, in Hz.
+    /// Clock rate of the original track in Hz.
     rate: u32,
     depacketizer: Depacketizer,
-    /// Time of the first frame: where the worker's times begin.
+    /// Track timestamp that is time zero for the worker.
     base: Option<TrackTime>,
     last_input: Instant,
 }
 
 impl FrameConversion {
-    /// Gives the worker what is new. `None` when the stream is another one now, else when to look again.
-    fn give(&mut self, input: &mut TranscodeInput<'_>, process: &Process) -> Option<Option<std::time::Instant>> {
+    /// Sends new frames to the worker. Returns `None` if the stream has changed, else when to retry after a gap.
+    fn send_new_frames(
+        &mut self,
+        input: &mut TranscodeInput<'_>,
+        process: &Process,
+    ) -> Option<Option<std::time::Instant>> {
         let now = Instant::now();
         let mut packets = Vec::new();
-        let again = {
-            let mut state = input.tapped.stream.lock();
+        let retry_at = {
+            let mut state = input.tap.stream.lock();
             if state
                 .format(self.kind)
                 .is_some_and(|format| !is_same(format, input.format))
@@ -418,16 +427,16 @@ impl FrameConversion {
             if let Some(frame) = self.wire_frame(frame)
                 && !process.give(frame)
             {
-                debug!("a worker does not keep up: frame dropped");
+                debug!("transcoder overloaded: frame dropped");
                 self.depacketizer.reset();
             }
         }
-        Some(again)
+        Some(retry_at)
     }
 
-    /// `None` for what is before the beginning.
+    /// Converts a frame for the worker; `None` before time zero.
     fn wire_frame(&mut self, frame: Frame) -> Option<WireFrame> {
-        // Pictures may be shown before the first that came: leave room for them.
+        // With B-frames, frames may be presented before the first one: leave room for them.
         let base = *self.base.get_or_insert(frame.time.saturating_sub(u64::from(self.rate)));
         let time = duration(frame.time.checked_sub(base)?, self.rate);
         Some(WireFrame {
@@ -438,31 +447,31 @@ impl FrameConversion {
         })
     }
 
-    fn take(&self, feed: &mut FrameSource, frame: &WireFrame) {
+    fn publish_frame(&self, output: &mut FrameSource, frame: &WireFrame) {
         let Some(base) = self.base else { return };
-        // Rounded, for what went in was rounded down.
+        // Round to nearest: the input timestamp was rounded down.
         let half = Duration::from_nanos(500_000_000 / u64::from(self.rate.max(1)));
         let since = ticks(Duration::from_nanos(frame.time).saturating_add(half), self.rate);
-        let time = self.outgoing(base.saturating_add(since));
+        let time = self.output_time(base.saturating_add(since));
         let now = Instant::now().into_std();
         let taken = match self.kind {
-            Kind::Video => feed.take_video(now, time, &frame.bytes, Framing::StartCodes),
-            Kind::Audio => feed.take_audio(now, time, &frame.bytes),
+            Kind::Video => output.take_video(now, time, &frame.bytes, Framing::StartCodes),
+            Kind::Audio => output.take_audio(now, time, &frame.bytes),
         };
         if let Err(error) = taken {
             debug!(%error, "transcoded frame dropped");
         }
     }
 
-    /// A time of the original on the clock of what comes out.
-    fn outgoing(&self, time: TrackTime) -> TrackTime {
+    /// Converts a timestamp of the original track to the clock rate of the output.
+    fn output_time(&self, time: TrackTime) -> TrackTime {
         let rate = self.output_codec.clock_rate();
         let time = u128::from(time) * u128::from(rate) / u128::from(self.rate.max(1));
         u64::try_from(time).unwrap_or(u64::MAX)
     }
 }
 
-/// Whether a worker that was made for the one can go on with the other.
+/// Whether a worker for one format can process the other.
 fn is_same(one: Format, other: Format) -> bool {
     match (one, other) {
         (Format::Aac(one), Format::Aac(other)) => one == other,
