@@ -1,4 +1,4 @@
-//! LL-HLS in virtual time: frames go in, and what players read is judged by `hls_m3u8`, by `m3u8-rs`, and by the boxes.
+//! LL-HLS in virtual time: frames are packaged, and the output is checked with `hls_m3u8`, `m3u8-rs` and box parsing.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use millstream::media::aac::AacConfig;
 use millstream::media::depacketizer::Depacketizer;
 use millstream::media::{Codec, Format, Kind};
 use millstream::outputs::hls::packager::{Packager, VideoInfo};
-use millstream::outputs::hls::playlist::{self, Versions};
+use millstream::outputs::hls::playlist::{self, Variants};
 use millstream::outputs::hls::rendition::{Rendition, Role};
 use millstream::sources::frame_source::{Announced, FrameSource, Framing};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
 const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
 
-/// A stream of H.264 and some sound, on its way to players.
+/// A stream of H.264 and audio that is packaged for players.
 struct World {
     hub: Hub,
     stream: Arc<Stream>,
@@ -33,13 +33,13 @@ struct World {
     frame: u64,
     audio_time: u64,
     gop: u64,
-    /// Pictures per second.
+    /// Frames per second.
     rate: u64,
-    /// Is not read for now.
+    /// The kind that is not read for now.
     late: Option<Kind>,
 }
 
-/// Ticks of one frame of audio, and how they are announced.
+/// Duration of an audio frame in ticks, and its codec.
 const OPUS: (u64, Codec) = (960, Codec::Opus);
 
 fn name() -> StreamName {
@@ -70,7 +70,7 @@ impl World {
         }
     }
 
-    /// Another source takes the stream.
+    /// Another source takes over the stream.
     fn another_source(&mut self, audio: Announced) {
         self.feed.ended(&self.hub);
         self.feed = FrameSource::new(name(), SessionId([2; 16]), &[Codec::H264.into(), audio]).expect("codecs");
@@ -95,17 +95,17 @@ impl World {
 
     fn play_frame(&mut self, audio_ticks: u64, rate_of_audio: u64) {
         let body = vec![0x55; 500];
-        let picture = if self.frame.is_multiple_of(self.gop) {
+        let frame = if self.frame.is_multiple_of(self.gop) {
             [SPS, PPS, &[0, 0, 0, 1, 0x65, 0x88], &body].concat()
         } else {
             [&[0, 0, 0, 1, 0x41, 0x88], &body[..]].concat()
         };
         let time = self.frame * 90_000 / self.rate;
         self.feed
-            .take_video(self.now, time, &picture.into(), Framing::StartCodes)
+            .take_video(self.now, time, &frame.into(), Framing::StartCodes)
             .expect("short");
-        let sound_until = (self.now - self.start).as_nanos() as u64 * rate_of_audio / 1_000_000_000;
-        while self.audio_time <= sound_until {
+        let audio_until = (self.now - self.start).as_nanos() as u64 * rate_of_audio / 1_000_000_000;
+        while self.audio_time <= audio_until {
             self.feed
                 .take_audio(self.now, self.audio_time, &Bytes::from_static(&[7; 60]))
                 .expect("short");
@@ -124,7 +124,7 @@ impl World {
             if self.late == Some(kind) {
                 continue;
             }
-            // The feed takes the stream with its first key frame.
+            // The source attaches to the stream with its first key frame.
             let current = self.hub.find(&name()).expect("it is fed");
             self.stream = current;
             let mut packets = Vec::new();
@@ -154,15 +154,15 @@ impl World {
     }
 
     fn video(&self) -> &Rendition {
-        self.packager.rendition(Role::Video).expect("a picture")
+        self.packager.rendition(Role::Video).expect("video")
     }
 
     fn audio(&self) -> &Rendition {
-        self.packager.rendition(Role::Audio).expect("sound")
+        self.packager.rendition(Role::Audio).expect("audio")
     }
 }
 
-/// What `hls_m3u8` can read of it: without the tags of LL-HLS.
+/// Removes the LL-HLS tags, which `hls_m3u8` does not support.
 fn plain(text: &str) -> String {
     let low_latency = [
         "#EXT-X-VERSION",
@@ -176,7 +176,7 @@ fn plain(text: &str) -> String {
         .lines()
         .filter(|line| !low_latency.iter().any(|tag| line.starts_with(tag)));
     let mut plain: Vec<&str> = lines.collect();
-    // Dates of a segment that has only parts so far belong to none.
+    // The date of a segment that has only parts so far has no segment to apply to.
     while plain
         .last()
         .is_some_and(|line| line.starts_with('#') && !line.starts_with("#EXTM3U"))
@@ -186,7 +186,7 @@ fn plain(text: &str) -> String {
     plain.join("\n") + "\n"
 }
 
-/// When the world began, in seconds since 1970: segments are numbered from there.
+/// Start of the test in seconds since 1970: segment numbers start from it.
 const BEGUN: u64 = 1_800_000_000;
 
 fn durations(text: &str, tag: &str) -> Vec<f64> {
@@ -216,7 +216,7 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
                     );
                 }
             }
-            // Each begins where the one before it has ended.
+            // Each segment starts where the previous one ended.
             for pair in segments.windows(2) {
                 let end = pair[0].begin + pair[0].duration();
                 assert!(
@@ -226,7 +226,7 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
                 );
             }
         }
-        // Sound and picture are cut beside each other, under the same numbers.
+        // The segments of audio and video are aligned and have the same numbers.
         for segment in world.video().segments() {
             let Some(beside) = world.audio().segment(segment.msn) else {
                 continue;
@@ -242,10 +242,10 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
     }
 }
 
-/// Plain players begin so many segments before the end of each rendition: where the sound had fewer and longer ones,
-/// ffmpeg began with four seconds of sound alone.
+/// Plain players start a fixed number of segments before the end of each rendition. When the audio had fewer and longer
+/// segments, ffmpeg started with four seconds of audio alone.
 #[test]
-fn what_comes_late_does_not_part_the_segments_of_sound_and_picture() {
+fn late_tracks_do_not_misalign_the_segments_of_audio_and_video() {
     for late in [Kind::Audio, Kind::Video] {
         let mut world = World::new(30, 30, OPUS.1.into());
         world.play(3, OPUS.0, 48_000);
@@ -265,17 +265,17 @@ fn what_comes_late_does_not_part_the_segments_of_sound_and_picture() {
         };
         let (video, audio) = (begins(world.video()), begins(world.audio()));
         assert_eq!(video.len(), audio.len(), "{late:?}: {video:?} {audio:?}");
-        for (picture, sound) in video.iter().zip(&audio) {
-            let beside = picture.0 == sound.0 && picture.1.abs_diff(sound.1) <= 30;
-            assert!(beside, "{late:?}: {video:?} {audio:?}");
+        for (v, a) in video.iter().zip(&audio) {
+            let aligned = v.0 == a.0 && v.1.abs_diff(a.1) <= 30;
+            assert!(aligned, "{late:?}: {video:?} {audio:?}");
         }
     }
 }
 
-/// Whoever asks for a rendition that nobody wanted for a while gets it beside the others, under addresses that no cache
-/// knows with something else in them.
+/// A rendition that was removed and is requested again is aligned with the others, under URLs that no cache holds with
+/// other content.
 #[test]
-fn a_rendition_that_begins_later_has_the_numbers_of_the_picture() {
+fn a_rendition_that_starts_later_has_the_numbers_of_the_video() {
     let mut world = World::new(30, 30, OPUS.1.into());
     world.play(5, OPUS.0, 48_000);
     let mut numbers = Vec::new();
@@ -292,7 +292,7 @@ fn a_rendition_that_begins_later_has_the_numbers_of_the_picture() {
         assert_eq!(beside(world.audio()), beside(world.video()));
     }
     assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
-    // Twice within one segment: the rest of it is left out.
+    // Restarted twice within one segment: the rest of the segment is skipped.
     world.play_frames(5, OPUS.0, 48_000);
     world.packager.forget(Role::Audio);
     world.play_frames(5, OPUS.0, 48_000);
@@ -301,9 +301,9 @@ fn a_rendition_that_begins_later_has_the_numbers_of_the_picture() {
     assert_eq!(world.audio().segments().len(), 1);
 }
 
-/// While the picture stands still, the sound has more segments than it: who asks for it anew waits for no number.
+/// While the video is stalled, audio has more segments. A new audio rendition does not wait for the video's numbers.
 #[test]
-fn a_rendition_begins_while_the_picture_stands_still() {
+fn a_rendition_starts_while_the_video_is_stalled() {
     let mut world = World::new(30, 30, OPUS.1.into());
     world.play(3, OPUS.0, 48_000);
     world.late = Some(Kind::Video);
@@ -315,10 +315,10 @@ fn a_rendition_begins_while_the_picture_stands_still() {
     assert!(last(&world) > before, "{:?} after {before:?}", last(&world));
 }
 
-/// ffmpeg reads the playlist of the sound first and that of the picture a moment later, and begins three segments before
-/// the end of each.
+/// ffmpeg loads the audio playlist first and the video playlist a moment later, and starts three segments before the
+/// end of each.
 #[test]
-fn a_player_that_begins_sees_both_renditions_end_alike() {
+fn a_starting_player_sees_both_renditions_end_at_the_same_segment() {
     let mut world = World::new(30, 30, OPUS.1.into());
     world.play(5, OPUS.0, 48_000);
     world.late = Some(Kind::Audio);
@@ -330,9 +330,9 @@ fn a_player_that_begins_sees_both_renditions_end_alike() {
         let segments = durations(&text, "#EXTINF:").len();
         (segments, text)
     };
-    let ((pictures, text), (sounds, _)) = (listed(Role::Video), listed(Role::Audio));
-    assert_eq!((pictures, sounds), (4, 4), "{text}");
-    // The fifth is there all the same, part by part.
+    let ((video, text), (audio, _)) = (listed(Role::Video), listed(Role::Audio));
+    assert_eq!((video, audio), (4, 4), "{text}");
+    // The fifth is listed by its parts only.
     let last = world.video().segments().rfind(|segment| segment.complete).expect("one");
     assert_eq!(
         text.matches(&format!("video-{}.", last.msn)).count(),
@@ -343,7 +343,7 @@ fn a_player_that_begins_sees_both_renditions_end_alike() {
         text.contains(&format!("TYPE=PART,URI=\"video-{}.0.m4s\"", last.msn + 1)),
         "{text}"
     );
-    // Nobody waits for what is behind by more.
+    // A rendition that is behind by more is not waited for.
     world.play(1, OPUS.0, 48_000);
     assert_eq!(world.packager.unsettled(Role::Video), None);
     world.late = None;
@@ -352,14 +352,14 @@ fn a_player_that_begins_sees_both_renditions_end_alike() {
     assert_eq!(world.packager.unsettled(Role::Audio), None);
 }
 
-/// Nothing waits for ever for a picture that has ended.
+/// Audio does not wait forever for video that has ended.
 #[test]
-fn sound_goes_on_without_a_picture() {
+fn audio_continues_without_video() {
     let mut world = World::new(30, 30, OPUS.1.into());
     world.play(3, OPUS.0, 48_000);
     world.late = Some(Kind::Video);
     world.play(6, OPUS.0, 48_000);
-    let last = world.audio().segments().next_back().expect("sound");
+    let last = world.audio().segments().next_back().expect("audio");
     let behind = (world.now - world.start).saturating_sub(last.begin + last.duration());
     assert!(behind < Duration::from_millis(300), "{behind:?}");
     assert_eq!(world.audio().target_duration(), 2);
@@ -374,10 +374,10 @@ fn a_part_behind_the_last_of_its_segment_is_the_first_of_the_next() {
     let before = world.video().segment(msn - 1).expect("it is kept").parts.len();
     assert!(
         world.video().has_part(msn - 1, before),
-        "the first of the one that grows is there"
+        "the first part of the segment in progress is available"
     );
     assert!(!world.video().has_part(msn + 1, 0));
-    // Until its first part is there, a segment that has begun is none.
+    // A segment without a part is not available yet.
     while world.video().next().1 != 0 {
         world.play_frame(OPUS.0, 48_000);
     }
@@ -390,7 +390,7 @@ fn a_part_behind_the_last_of_its_segment_is_the_first_of_the_next() {
 fn aac_of_any_rate_is_cut_too() {
     let config = AacConfig::parse(&[0x12, 0x10]).expect("44.1 kHz");
     let mut world = World::new(30, 60, Format::Aac(config).into());
-    // 1024 samples of 44.1 kHz on a clock of 48 kHz.
+    // 1024 samples at 44.1 kHz in ticks of 48 kHz.
     world.play(12, 1_114, 48_000);
     assert_eq!(world.audio().codecs(), "mp4a.40.2");
     let init = world.audio().init(BEGUN).expect("an init section");
@@ -399,23 +399,23 @@ fn aac_of_any_rate_is_cut_too() {
 }
 
 #[test]
-fn playlists_are_read_by_others() {
+fn playlists_are_parsed_by_other_libraries() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(30, OPUS.0, 48_000);
-    let shown = VideoInfo {
+    let info = VideoInfo {
         resolution: Some((64, 48)),
         frame_rate: 30.0,
     };
-    let versions = |has_aac| Versions {
-        pictures: vec![(world.video(), shown)],
+    let variants = |has_aac| Variants {
+        layers: vec![(world.video(), info)],
         audio: Some(world.audio()),
         has_aac,
     };
-    let both = playlist::multivariant(&versions(true), "?token=a").expect("both are there");
+    let both = playlist::multivariant(&variants(true), "?token=a").expect("both are there");
     let read = MasterPlaylist::try_from(both.as_str()).expect("a multivariant playlist");
     assert_eq!((read.media.len(), read.variant_streams.len()), (2, 2));
     assert!(m3u8_rs::parse_master_playlist_res(both.as_bytes()).is_ok());
-    // What costs no encoder goes first, and nothing tempts a player to change.
+    // The variant without transcode is first, and its bandwidth gives players no reason to switch.
     let bandwidths: Vec<u64> = durations(&both, "#EXT-X-STREAM-INF:BANDWIDTH=")
         .into_iter()
         .map(|n| n as u64)
@@ -433,7 +433,7 @@ fn playlists_are_read_by_others() {
         lines[1].contains("mp4a.40.2\"") && lines[1].contains("AUDIO=\"aac\""),
         "{both}"
     );
-    let master = playlist::multivariant(&versions(false), "?token=a").expect("both are there");
+    let master = playlist::multivariant(&variants(false), "?token=a").expect("both are there");
     let read = MasterPlaylist::try_from(master.as_str()).expect("a multivariant playlist");
     assert!(read.has_independent_segments);
     assert_eq!((read.media.len(), read.variant_streams.len()), (1, 1));
@@ -458,7 +458,7 @@ fn playlists_are_read_by_others() {
         ] {
             assert!(text.contains(tag), "{tag}\n{text}");
         }
-        // The parts that are listed make up the segments that they belong to.
+        // No listed part exceeds the part target.
         let target: f64 = durations(&text, "#EXT-X-PART-INF:PART-TARGET=")[0];
         assert!(
             durations(&text, "#EXT-X-PART:DURATION=")
@@ -469,14 +469,14 @@ fn playlists_are_read_by_others() {
 }
 
 #[test]
-fn an_update_leaves_out_what_the_player_has() {
+fn a_delta_update_omits_segments_that_the_player_has() {
     let mut world = World::new(30, 120, OPUS.1.into());
     world.play(43, OPUS.0, 48_000);
     let (all, update) = (
         playlist::media(world.video(), &[], false, None, ""),
         playlist::media(world.video(), &[], true, None, ""),
     );
-    // Six segments of four seconds and one that grows: the first of them is older than six target durations.
+    // Six segments of four seconds and one in progress: the first one is older than six target durations.
     assert!(update.len() < all.len());
     let skipped = update
         .lines()
@@ -505,7 +505,7 @@ fn another_source_begins_a_discontinuity_in_both_renditions() {
         assert_eq!(text.matches("#EXT-X-DISCONTINUITY\n").count(), 1, "{text}");
         assert!(MediaPlaylist::try_from(plain(&text).as_str()).is_ok());
     }
-    // When the mark has left the playlist, the count says so.
+    // Once the tag has left the playlist, the discontinuity sequence is incremented.
     world.play(30, OPUS.0, 48_000);
     let text = playlist::media(world.video(), &[], false, None, "");
     assert!(
@@ -515,7 +515,7 @@ fn another_source_begins_a_discontinuity_in_both_renditions() {
 }
 
 #[test]
-fn what_is_kept_is_bounded_however_long_a_stream_runs() {
+fn the_memory_of_a_stream_is_bounded() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(60, OPUS.0, 48_000);
     let after_a_minute = world.video().bytes();
@@ -526,7 +526,7 @@ fn what_is_kept_is_bounded_however_long_a_stream_runs() {
 }
 
 #[test]
-fn a_player_that_comes_at_once_is_told_of_the_gap_before_the_beginning() {
+fn a_player_that_starts_immediately_gets_a_gap_segment_first() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(1, OPUS.0, 48_000);
     let text = playlist::media(world.video(), &[], false, None, "");

@@ -1,4 +1,4 @@
-//! Fragmented MP4 (ISO/IEC 14496-12, 23000-19): the header of a track, and its fragments.
+//! Fragmented MP4 (ISO/IEC 14496-12, 23000-19): initialization sections and fragments.
 
 use std::num::{NonZeroU16, NonZeroU32};
 
@@ -18,7 +18,7 @@ use crate::media::codec::bits::rbsp;
 use crate::media::packetizer::annex_b;
 use crate::media::{Codec, Format, Kind};
 
-/// What a track is: the header that a decoder gets, and how playlists name it (RFC 6381).
+/// Codec parameters of a track: sample entry, and codec string for playlists (RFC 6381).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     pub codecs: String,
@@ -30,16 +30,16 @@ pub struct Header {
 /// One frame of a fragment.
 #[derive(Clone, Debug)]
 pub struct CmafSample {
-    /// In units of the track's clock.
+    /// Duration in ticks of the track's clock rate.
     pub duration: u32,
     pub key_frame: bool,
     pub bytes: Bytes,
 }
 
 impl Header {
-    /// The header of a video track, from its first key frame as the depacketizer gives it.
+    /// Creates the header of a video track from its first key frame, as returned by the depacketizer.
     ///
-    /// `None` if the frame lacks what a decoder needs, or if no player takes the codec in this form.
+    /// `None` if parameter sets are missing, or if players do not support the format.
     pub fn of_video(format: Format, resolution: (u16, u16), frame: &Bytes) -> Option<Self> {
         let visual = visual(resolution);
         let (codecs, entry) = match format {
@@ -57,7 +57,7 @@ impl Header {
         })
     }
 
-    /// The header of an audio track; `None` if no player takes the codec in this form.
+    /// Creates the header of an audio track; `None` if players do not support the format.
     pub fn of_audio(format: Format) -> Option<Self> {
         let (codecs, entry) = match format {
             Format::Opus { .. } => opus(),
@@ -72,7 +72,7 @@ impl Header {
         })
     }
 
-    /// The initialization section.
+    /// Writes the initialization section.
     pub fn init(&self) -> Option<Bytes> {
         let mut muxer = Fmp4SegmentMuxer::new().ok()?;
         let sample = Sample {
@@ -93,7 +93,7 @@ impl Header {
     }
 }
 
-/// A fragment that begins at `time`, in units of the track's clock.
+/// Writes a fragment that starts at `time`, in ticks of the track's clock rate.
 pub fn fragment(sequence: u32, time: u64, samples: &[CmafSample]) -> Option<Bytes> {
     let runs = samples.iter().map(|sample| TrunSample {
         duration: Some(sample.duration),
@@ -146,12 +146,12 @@ pub fn fragment(sequence: u32, time: u64, samples: &[CmafSample]) -> Option<Byte
 
 const MDAT_HEADER: usize = 8;
 
-/// ISO/IEC 14496-12 §8.8.3.1: whether it depends on others, and whether one can begin with it.
+/// ISO/IEC 14496-12 §8.8.3.1: whether the sample depends on others, and whether it is a sync sample.
 fn flags(key_frame: bool) -> SampleFlags {
     SampleFlags::new(if key_frame { 0x0200_0000 } else { 0x0101_0000 })
 }
 
-/// The bytes of a frame as they stand in a file: NAL units behind their length.
+/// Converts a frame to its form in MP4: NAL units with length prefixes.
 pub fn sample_bytes(codec: Codec, frame: &Bytes) -> Option<Bytes> {
     if !matches!(codec, Codec::H264 | Codec::H265) {
         return Some(frame.clone());
@@ -190,7 +190,7 @@ fn avc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, Sampl
     let &[_, profile, compatibility, level, ..] = sets.first()?.as_slice() else {
         return None;
     };
-    // High profiles say more; browsers read it from the parameter set itself.
+    // High profiles have additional fields; browsers read them from the SPS itself.
     let is_high = matches!(profile, 100 | 110 | 122 | 144);
     let entry = Avc1Box {
         visual,
@@ -216,7 +216,7 @@ fn avc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, Sampl
 fn hevc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, SampleEntry)> {
     let sets = |kind: u8| of_type(nals, |first| first >> 1 & 0x3f == kind);
     let (vps, sps, pps) = (sets(32), sets(33), sets(34));
-    // Header (2), ids and layers (1), then profile, tier and level (12), without the bytes that prevent start codes.
+    // NAL header (2), IDs and layers (1), then profile, tier and level (12), without emulation prevention bytes.
     let plain = rbsp(sps.first()?);
     let layers = plain.get(2)? >> 1 & 7;
     let nested = plain.get(2)? & 1;
@@ -265,8 +265,7 @@ fn hevc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, Samp
     Some((codecs, SampleEntry::Hvc1(entry)))
 }
 
-/// "VP Codec ISO Media File Format Binding" v1.0: eight bits, 4:2:0, a level that includes all that browsers send.
-/// As the binding of AV1 to this container says (§2.3, §5): eight bits, 4:2:0, as WebRTC has it.
+/// AV1-ISOBMFF §2.3, §5: eight bits, 4:2:0, as in WebRTC.
 fn av1(visual: VisualSampleEntryFields, config: &Av1Config) -> (String, SampleEntry) {
     let entry = Av01Box {
         visual,
@@ -324,7 +323,7 @@ fn audio(channels: u16, rate: u16) -> AudioSampleEntryFields {
     }
 }
 
-/// "Encapsulation of Opus in ISO Base Media File Format" §4.3. Live streams have no beginning to skip.
+/// "Encapsulation of Opus in ISO Base Media File Format" §4.3. Live streams have no pre-skip.
 fn opus() -> (String, SampleEntry) {
     let entry = OpusBox {
         audio: audio(2, 48_000),
@@ -339,7 +338,7 @@ fn opus() -> (String, SampleEntry) {
     ("opus".to_owned(), SampleEntry::Opus(entry))
 }
 
-/// ISO/IEC 14496-14 §5.6. The sampling rate here is that of the decoder, whatever the clock of the track.
+/// ISO/IEC 14496-14 §5.6. The sampling rate is that of the decoder, not the clock rate of the track.
 fn aac(config: AacConfig) -> (String, SampleEntry) {
     let object_type = config.bytes().first().map_or(2, |first| first >> 3);
     let entry = Mp4aBox {

@@ -1,18 +1,19 @@
-//! LL-HLS (draft-pantos-hls-rfc8216bis): for viewers whom WebRTC cannot reach, from the same packets as the fan-out.
+//! LL-HLS (draft-pantos-hls-rfc8216bis), a fallback for viewers without WebRTC connectivity. Uses the same packets as
+//! the fan-out.
 //!
 //! ```text
-//! ring -> Reader -> Depacketizer -> Packager -> one Rendition for each kind: parts, segments -> playlist, routes
+//! ring -> Reader -> Depacketizer -> Packager -> one Rendition per track or layer: parts, segments -> playlist, routes
 //! ```
 //!
-//! * [`cmaf`]: samples to fragmented MP4, by the boxes of `shiguredo_mp4`.
-//! * [`rendition`]: one track cut into parts of about 200 ms and segments that begin at key frames; bounded memory.
-//! * [`packager`]: both tracks of a stream on one timeline.
-//! * [`playlist`]: what players read.
-//! * [`audience`]: how many players a stream has.
-//! * [`service`]: packagers by stream; requests that wait for what is to come.
-//! * [`packaging`]: one packager while somebody asks: from the rings to the renditions.
+//! * [`cmaf`]: samples to fragmented MP4, using the boxes of `shiguredo_mp4`.
+//! * [`rendition`]: one track, split into parts of about 200 ms and segments that start at key frames; bounded memory.
+//! * [`packager`]: all renditions of a stream on one timeline.
+//! * [`playlist`]: renders the playlists.
+//! * [`viewers`]: counts the players of a stream.
+//! * [`service`]: packagers by stream; blocking requests.
+//! * [`packaging`]: the task of one packager, from the rings to the renditions.
 //!
-//! All but the last two are without IO and clock. The addresses are above, with the rest of HTTP.
+//! All but the last two are without I/O and clock. The HTTP routes are with the other HTTP handlers.
 
 pub mod cmaf;
 pub mod packager;

@@ -1,4 +1,4 @@
-//! Both tracks of a stream on one timeline: frames of the depacketizer go in, renditions come out.
+//! All renditions of a stream on one timeline. The input is frames of the depacketizer.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,57 +11,57 @@ use crate::media::depacketizer::Frame;
 use crate::media::packet::TrackTime;
 use crate::media::{Codec, Format, Kind};
 
-/// Makes the renditions of one stream.
+/// Packages the renditions of one stream.
 #[derive(Debug, Default)]
 pub struct Packager {
     renditions: [Option<Rendition>; ROLES],
-    /// Where the timeline began; anew with each source.
+    /// Start of the current timeline; reset with each source.
     origin: Option<Origin>,
-    /// Time that the timelines before this one took.
+    /// Total duration of the previous timelines.
     elapsed: Duration,
     pending: [Option<PendingFrame>; ROLES],
-    /// Sound, and how long each frame lasts, that comes before the picture beside it: where that is cut is not known yet.
-    waiting: [VecDeque<(PendingFrame, u32)>; ROLES],
-    /// Numbers that were not used by a rendition that was forgotten.
+    /// Audio frames with their durations that wait for the video: its next segment boundary is not known yet.
+    queued: [VecDeque<(PendingFrame, u32)>; ROLES],
+    /// Lowest segment numbers that removed renditions have not used.
     unused: [Msn; ROLES],
-    /// The next segments begin a discontinuity.
-    broken: [bool; ROLES],
-    shown: [VideoInfo; ROLES],
+    /// The next segment starts a discontinuity.
+    discontinuity: [bool; ROLES],
+    video_info: [VideoInfo; ROLES],
 }
 
-/// What a picture looks like.
+/// Resolution and frame rate of a video rendition, for playlists.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct VideoInfo {
     /// Width and height in pixels.
     pub resolution: Option<(u16, u16)>,
-    /// Pictures per second.
+    /// Frames per second.
     pub frame_rate: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Origin {
-    /// When it was captured.
+    /// Capture time of the first frame.
     at: Instant,
-    /// Wall clock then, since 1970.
+    /// Wall clock at that time, since 1970.
     wall: Duration,
-    /// Times of the renditions then; `None` before it is known.
+    /// Track timestamps at that time, by rendition; `None` until known.
     times: [Option<TrackTime>; ROLES],
 }
 
-/// A frame whose length is known when the next one comes.
+/// A frame whose duration is known once the next one arrives.
 #[derive(Clone, Debug)]
 struct PendingFrame {
     codec: Codec,
-    /// On the timeline.
+    /// Timestamp on the timeline, in ticks of the codec's clock rate.
     time: u64,
     key_frame: bool,
     bytes: bytes::Bytes,
 }
 
-/// Sound waits no longer for a picture that is so far behind it.
+/// Audio waits for video that is at most this far behind.
 const MAX_AHEAD: Duration = Duration::from_secs(2);
 
-/// A frame that lasts longer than this is followed by a gap, which players jump over.
+/// Maximum duration of a frame; a longer one is followed by a gap, which players skip.
 const MAX_FRAME: Duration = Duration::from_secs(5);
 
 impl PendingFrame {
@@ -71,30 +71,30 @@ impl PendingFrame {
 }
 
 impl Packager {
-    /// What there is of a role.
+    /// Returns the rendition of a role, if it exists.
     pub fn rendition(&self, role: Role) -> Option<&Rendition> {
         self.renditions[index(role)].as_ref()
     }
 
-    /// What the picture of a role looks like.
-    pub fn shown(&self, role: Role) -> VideoInfo {
-        self.shown[index(role)]
+    /// Returns resolution and frame rate of a video rendition.
+    pub fn video_info(&self, role: Role) -> VideoInfo {
+        self.video_info[index(role)]
     }
 
-    /// Nobody wants a rendition any more.
+    /// Removes a rendition that is no longer needed.
     pub fn forget(&mut self, role: Role) {
-        let gone = self.renditions[index(role)].take();
-        if let Some(gone) = gone.filter(|gone| gone.segments().len() > 0) {
-            self.unused[index(role)] = self.unused[index(role)].max(gone.next_msn());
+        let removed = self.renditions[index(role)].take();
+        if let Some(removed) = removed.filter(|removed| removed.segments().len() > 0) {
+            self.unused[index(role)] = self.unused[index(role)].max(removed.next_msn());
         }
         self.pending[index(role)] = None;
-        self.waiting[index(role)].clear();
+        self.queued[index(role)].clear();
         if let Some(origin) = &mut self.origin {
             origin.times[index(role)] = None;
         }
     }
 
-    /// Another source, or another kind of the same: what comes begins a timeline of its own.
+    /// Starts a new timeline, after a change of the source or its tracks.
     pub fn restart(&mut self) {
         self.flush();
         if self.origin.take().is_some() {
@@ -104,12 +104,12 @@ impl Packager {
             });
             self.elapsed = ends.max().unwrap_or(self.elapsed);
         }
-        self.broken = [true; ROLES];
+        self.discontinuity = [true; ROLES];
     }
 
-    /// The last whole segment of a rendition, if another one has not come to the end of its own beside it. A player that
-    /// begins is not told of it yet: it would begin one rendition a segment later than the other. Nobody waits for a
-    /// rendition that is behind by more.
+    /// Returns the last complete segment of a rendition if another rendition has not completed the corresponding
+    /// segment yet. It is hidden from players that start, because they would start the renditions one segment apart. A
+    /// rendition that is behind by more is not waited for.
     pub fn unsettled(&self, role: Role) -> Option<Msn> {
         let ends = |rendition: &Rendition| -> Vec<Duration> {
             let complete = rendition.segments().filter(|segment| segment.complete);
@@ -126,7 +126,7 @@ impl Packager {
         (!settled).then_some(last.msn)
     }
 
-    /// Whether players have a whole segment to begin with.
+    /// Whether a complete segment is available, so that players can start.
     pub fn has_segment(&self) -> bool {
         let first = self.rendition(Role::Video).or(self.rendition(Role::Audio));
         first.is_some_and(|rendition| rendition.segments().any(|segment| segment.complete))
@@ -135,18 +135,18 @@ impl Packager {
     fn flush(&mut self) {
         for role in Role::ALL {
             if let Some(pending) = self.pending[index(role)].take() {
-                // Its length is not known: as long as those before it, more or less.
+                // The duration of the last frame is unknown; assume 1/30 s.
                 let ticks = pending.codec.clock_rate() / 30;
-                self.waiting[index(role)].push_back((pending, ticks));
+                self.queued[index(role)].push_back((pending, ticks));
             }
-            while let Some((pending, ticks)) = self.waiting[index(role)].pop_front() {
+            while let Some((pending, ticks)) = self.queued[index(role)].pop_front() {
                 self.put(role, pending, ticks);
             }
         }
     }
 
-    /// Begins the timeline with a key frame of the video (or the first frame of audio alone), captured as the clock of
-    /// its track says. `now` and the wall clock belong together.
+    /// Starts the timeline with a key frame of the video, or with the first audio frame if there is no video. Its
+    /// capture time comes from the clock of its track. `now` and `wall` are the same moment.
     fn begin(&mut self, track: &TrackView, role: Role, time: TrackTime, now: Instant, wall: Duration) {
         let rate = track.format.map_or(90_000, |format| format.codec().clock_rate());
         let age = track
@@ -160,7 +160,7 @@ impl Packager {
         self.origin = Some(Origin { at, wall, times });
     }
 
-    /// Takes a frame of a track. Returns whether there is something new for players.
+    /// Packages a frame of a track. Returns whether new parts or segments are available.
     pub fn push(
         &mut self,
         track: &TrackView,
@@ -172,7 +172,7 @@ impl Packager {
     ) -> bool {
         let kind = role.kind();
         if self.origin.is_none() {
-            // What is made of the sound comes later than the sound.
+            // Transcoded audio arrives later than the original: it must not start the timeline.
             let leads = matches!(role, Role::Video | Role::Audio);
             if has_video && kind == Kind::Audio || !leads {
                 return false;
@@ -191,7 +191,7 @@ impl Packager {
                 begin
             }
         };
-        // Sound from before the picture is left out.
+        // Drop audio from before the first video frame.
         let Some(time) = frame.time.checked_sub(begin) else {
             return false;
         };
@@ -216,45 +216,45 @@ impl Packager {
         let Some(pending) = self.pending[index(role)].replace(next) else {
             return false;
         };
-        let lasts = time.saturating_sub(pending.time);
-        if lasts == 0 {
+        let frame_ticks = time.saturating_sub(pending.time);
+        if frame_ticks == 0 {
             return false;
         }
         let longest = ticks(MAX_FRAME, rate);
-        let ticks = u32::try_from(lasts.min(longest)).unwrap_or(u32::MAX);
+        let ticks = u32::try_from(frame_ticks.min(longest)).unwrap_or(u32::MAX);
         match kind {
             Kind::Video => self.put(role, pending, ticks) | self.release(),
             Kind::Audio => {
-                self.waiting[index(role)].push_back((pending, ticks));
+                self.queued[index(role)].push_back((pending, ticks));
                 self.release()
             }
         }
     }
 
-    /// Sound goes on its way when the picture has passed it, or when that does not come.
+    /// Packages queued audio up to the current video position, or all of it if the video has stalled.
     fn release(&mut self) -> bool {
-        let mut format_changed = false;
-        let picture = self.picture();
+        let mut updated = false;
+        let video = self.video_position();
         for role in [Role::Audio, Role::Aac] {
-            let waiting = &self.waiting[index(role)];
-            let newest = waiting.back().map_or(Duration::ZERO, |(pending, _)| pending.begin());
-            let until = match picture {
-                Some(picture) if newest <= picture + MAX_AHEAD => picture,
+            let queued = &self.queued[index(role)];
+            let newest = queued.back().map_or(Duration::ZERO, |(pending, _)| pending.begin());
+            let until = match video {
+                Some(video) if newest <= video + MAX_AHEAD => video,
                 Some(_) | None => Duration::MAX,
             };
             let passed = |(pending, _): &(PendingFrame, u32)| pending.begin() + AUDIO_SLACK < until;
-            while self.waiting[index(role)].front().is_some_and(passed) {
-                let Some((pending, ticks)) = self.waiting[index(role)].pop_front() else {
+            while self.queued[index(role)].front().is_some_and(passed) {
+                let Some((pending, ticks)) = self.queued[index(role)].pop_front() else {
                     break;
                 };
-                format_changed |= self.put(role, pending, ticks);
+                updated |= self.put(role, pending, ticks);
             }
         }
-        format_changed
+        updated
     }
 
-    /// How far the picture has come; all before it is in its rendition.
-    fn picture(&self) -> Option<Duration> {
+    /// Position of the pending video frame on the timeline; all earlier ones are in the rendition.
+    fn video_position(&self) -> Option<Duration> {
         self.pending[index(Role::Video)].as_ref().map(PendingFrame::begin)
     }
 
@@ -262,7 +262,7 @@ impl Packager {
         let (Some(format), Some(resolution)) = (track.format, track.resolution) else {
             return;
         };
-        self.shown[index(role)] = VideoInfo {
+        self.video_info[index(role)] = VideoInfo {
             resolution: Some(resolution),
             frame_rate: track.frame_rate,
         };
@@ -272,102 +272,105 @@ impl Packager {
     }
 
     fn set_header(&mut self, role: Role, rate: u32, header: Header, wall: Duration) {
-        let broken = &mut self.broken[index(role)];
+        let discontinuity = &mut self.discontinuity[index(role)];
         let rendition = &mut self.renditions[index(role)];
         match rendition {
-            // Segments last a second at least: a rendition that begins later has larger numbers.
+            // Segments last at least one second, so a rendition that starts later gets higher numbers from the wall
+            // clock.
             None => *rendition = Rendition::new(role, rate, header, wall.as_secs()),
             Some(rendition) if !rendition.has_header(&header) => {
                 rendition.set_header(header);
-                *broken = true;
+                *discontinuity = true;
             }
             Some(_) => {}
         }
     }
 
-    fn put(&mut self, role: Role, pending: PendingFrame, lasts: u32) -> bool {
+    fn put(&mut self, role: Role, pending: PendingFrame, frame_ticks: u32) -> bool {
         let Some(origin) = self.origin else { return false };
         let begin = pending.begin();
         let wall = origin.wall + begin.saturating_sub(self.elapsed);
-        let broken = self.broken[index(role)];
-        let beside = self.segment_beside(role, begin);
-        let number = self.number_beside(role, begin);
-        let goes_on = self.picture().is_some_and(|picture| begin <= picture);
+        let discontinuity = self.discontinuity[index(role)];
+        let next_cut = self.next_cut(role, begin);
+        let number = self.aligned_number(role, begin);
+        let video_is_ahead = self.video_position().is_some_and(|video| begin <= video);
         let kind = role.kind();
         let Some(rendition) = &mut self.renditions[index(role)] else {
             return false;
         };
         let is_first = rendition.segments().len() == 0;
         let cuts = match kind {
-            _ if is_first || broken => kind == Kind::Audio || pending.key_frame,
+            _ if is_first || discontinuity => kind == Kind::Audio || pending.key_frame,
             Kind::Video => pending.key_frame && rendition.may_cut() || rendition.is_overdue(),
-            Kind::Audio => match beside {
-                NextCut::Picture(next) => {
+            Kind::Audio => match next_cut {
+                NextCut::AtVideo(next) => {
                     next.is_some_and(|next| begin + AUDIO_SLACK >= next) || rendition.is_overdue()
                 }
-                NextCut::Nothing => rendition.may_cut(),
+                NextCut::Free => rendition.may_cut(),
             },
         };
         if cuts {
             if is_first && let Some(number) = number {
                 let unused = self.unused[index(role)];
-                if number + 1 == unused && goes_on {
-                    // A part of it was given to others before; the next one is new to all, and comes soon.
+                if number + 1 == unused && video_is_ahead {
+                    // A part of this segment was served before the rendition was removed. The next number is unused,
+                    // and comes soon.
                     return false;
                 }
-                rendition.number_from(number.max(unused));
+                rendition.set_first_msn(number.max(unused));
             }
-            rendition.cut(begin, wall, broken);
-            self.broken[index(role)] = false;
-        } else if broken {
+            rendition.cut(begin, wall, discontinuity);
+            self.discontinuity[index(role)] = false;
+        } else if discontinuity {
             return false;
         }
         rendition.push(TimedFrame {
             time: pending.time,
-            ticks: lasts,
+            ticks: frame_ticks,
             key_frame: pending.key_frame,
             bytes: pending.bytes,
         }) || cuts
     }
 
-    /// Sound is cut where the picture was, so that the segments of both lie beside each other: plain players begin so many
-    /// segments before the end of each. It may be behind the picture by more than a segment, or go on without it.
-    fn segment_beside(&self, role: Role, begin: Duration) -> NextCut {
+    /// Returns where to cut audio: at the segment boundaries of the video, so that the segments of both are aligned.
+    /// Plain players start a fixed number of segments before the end of each rendition. Audio may be behind the video
+    /// by more than a segment, or continue without it.
+    fn next_cut(&self, role: Role, begin: Duration) -> NextCut {
         let (Some(video), Some(own)) = (self.rendition(Role::Video), self.rendition(role)) else {
-            return NextCut::Nothing;
+            return NextCut::Free;
         };
-        if self.picture().is_some_and(|picture| begin > picture) {
-            return NextCut::Nothing;
+        if self.video_position().is_some_and(|video| begin > video) {
+            return NextCut::Free;
         }
         let begun = own.segments().next_back().map_or(Duration::ZERO, |last| last.begin);
         let mut begins = video.segments().map(|segment| segment.begin);
-        NextCut::Picture(begins.find(|begin| *begin > begun + AUDIO_SLACK))
+        NextCut::AtVideo(begins.find(|begin| *begin > begun + AUDIO_SLACK))
     }
 
-    /// Number of the segment of the picture that is beside a segment of another rendition that begins here. Nothing says
-    /// that equal numbers mean equal times (rfc8216bis §4.4.3.2), but players take it so, ffmpeg among them. They part where the
-    /// sound goes on without the picture, for numbers cannot be left out.
-    fn number_beside(&self, role: Role, begin: Duration) -> Option<Msn> {
+    /// Returns the number of the video segment that corresponds to a segment of another rendition starting at `begin`.
+    /// Equal numbers need not mean equal times (rfc8216bis §4.4.3.2), but some players, e.g. ffmpeg, assume it. The
+    /// numbers diverge when audio continues without video, because numbers must not be skipped.
+    fn aligned_number(&self, role: Role, begin: Duration) -> Option<Msn> {
         if role == Role::Video {
             return None;
         }
         let video = self.rendition(Role::Video)?;
         let pending = self.pending[index(Role::Video)].as_ref();
         let next = pending.filter(|pending| pending.key_frame && video.may_cut());
-        let known = video.segments().map(|segment| (segment.begin, segment.msn));
-        let begun = known.chain(next.map(|pending| (pending.begin(), video.next_msn())));
+        let numbered = video.segments().map(|segment| (segment.begin, segment.msn));
+        let begun = numbered.chain(next.map(|pending| (pending.begin(), video.next_msn())));
         let slack = match role.kind() {
             Kind::Audio => AUDIO_SLACK,
             Kind::Video => LAYER_SLACK,
         };
         begun
-            .take_while(|(beside, _)| *beside <= begin + slack)
+            .take_while(|(video_begin, _)| *video_begin <= begin + slack)
             .last()
             .map(|(_, msn)| msn)
     }
 
-    /// Whether players can be given a format as it is.
-    pub fn expects(format: Format) -> bool {
+    /// Whether HLS players support a format without transcoding.
+    pub fn supports(format: Format) -> bool {
         matches!(
             format.codec(),
             Codec::H264 | Codec::H265 | Codec::Vp9 | Codec::Av1 | Codec::Opus | Codec::Aac
@@ -375,18 +378,18 @@ impl Packager {
     }
 }
 
-/// What stands beside the sound.
+/// Where the next audio segment starts.
 #[derive(Clone, Copy, Debug)]
 enum NextCut {
-    /// A picture, whose next segment after the current one of the sound begins here, if it has begun.
-    Picture(Option<Duration>),
-    Nothing,
+    /// With the video segment that follows the current audio segment; `None` if that has not started yet.
+    AtVideo(Option<Duration>),
+    Free,
 }
 
-/// Frames of audio are this long at most: a segment of it may begin so much before that of the video.
+/// Maximum duration of an audio frame: an audio segment may start this much before the video segment.
 const AUDIO_SLACK: Duration = Duration::from_millis(30);
 
-/// Layers answer one request for a key frame within this time.
+/// Layers respond to the same key frame request within this time.
 const LAYER_SLACK: Duration = Duration::from_millis(150);
 
 fn index(role: Role) -> usize {

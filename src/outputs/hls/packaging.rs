@@ -1,5 +1,5 @@
-//! Packages one stream for as long as somebody asks: follows it to other sources and to the transcoded streams beside it,
-//! and asks for key frames. A shell, as [`service`](super::service) is.
+//! The task that packages one stream while it has HLS requests: it follows the stream to other sources and to
+//! transcoded streams, and requests key frames. Not sans-I/O, like [`service`](super::service).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,130 +22,135 @@ use crate::media::depacketizer::{Depacketizer, Frame};
 use crate::media::transcode::TranscodeTarget;
 use crate::media::{Codec, Format, Kind};
 
-/// The source is asked for a key frame when the last one is so old; sooner for the first segment, which players wait for.
-const KEY_FRAME: Duration = Duration::from_secs(2);
-const FIRST_KEY_FRAME: Duration = Duration::from_secs(1);
+/// Maximum age of the last key frame before another one is requested. It is lower for the first segment, for which
+/// players wait.
+const MAX_KEY_FRAME_AGE: Duration = Duration::from_secs(2);
+const MAX_FIRST_KEY_FRAME_AGE: Duration = Duration::from_secs(1);
 
-/// Between two requests.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// Minimum interval between key frame requests.
+const KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Between looks at what nobody announces: another source, no more requests.
+/// Interval of the check for a new source and for idleness, neither of which is signalled.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Packages a stream until nobody has asked for a while.
+/// Packages a stream until it has had no requests for [`IDLE`](super::service).
 pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: StreamName, live: Arc<Live>) {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
-    let mut lanes: Vec<TrackReader<'_>> = Vec::new();
-    let mut asked_key_frame = Instant::now();
-    let mut next_look = Instant::now();
-    let mut again: Option<std::time::Instant> = None;
+    let mut tracks: Vec<TrackReader<'_>> = Vec::new();
+    let mut last_key_frame_request = Instant::now();
+    let mut next_poll = Instant::now();
+    let mut retry_at: Option<std::time::Instant> = None;
     loop {
-        let due = again.map_or(next_look, |again| next_look.min(again.into()));
+        let due = retry_at.map_or(next_poll, |at| next_poll.min(at.into()));
         tokio::select! {
             () = changed.notified() => tap.take(&mut VecDeque::new()),
-            () = live.wanted.notified() => next_look = Instant::now(),
+            () = live.poll_now.notified() => next_poll = Instant::now(),
             () = sleep_until(due) => {}
         }
         let now = Instant::now();
-        if now >= next_look {
-            next_look = now + POLL_INTERVAL;
-            if service.forget_if_idle(&name) {
-                info!(stream = %name, "nobody asks for HLS any more");
+        if now >= next_poll {
+            next_poll = now + POLL_INTERVAL;
+            if service.remove_if_idle(&name) {
+                info!(stream = %name, "HLS packaging stopped (no viewers)");
                 return;
             }
-            follow(plane.hub(), &name, &tap, &live, &mut lanes);
-            let oldest = if live.packager().has_segment() {
-                KEY_FRAME
+            follow(plane.hub(), &name, &tap, &live, &mut tracks);
+            let max_age = if live.packager().has_segment() {
+                MAX_KEY_FRAME_AGE
             } else {
-                FIRST_KEY_FRAME
+                MAX_FIRST_KEY_FRAME_AGE
             };
-            if now.duration_since(asked_key_frame) >= ASK_AGAIN && ask(&*plane, &lanes, oldest) {
-                asked_key_frame = now;
+            if now.duration_since(last_key_frame_request) >= KEY_FRAME_REQUEST_INTERVAL
+                && request_key_frame(&*plane, &tracks, max_age)
+            {
+                last_key_frame_request = now;
             }
         }
-        again = read(&live, &mut lanes, now.into_std());
+        retry_at = read(&live, &mut tracks, now.into_std());
     }
 }
 
-/// Follows the stream to other sources, and to the transcoded streams beside it.
-fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live, lanes: &mut Vec<TrackReader<'a>>) {
-    let Some(home) = hub.find(name) else { return };
-    let (origins, below, aac, source) = {
-        let state = home.lock();
+/// Updates the track readers to the current source, layers and transcoded streams of the stream.
+fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live, tracks: &mut Vec<TrackReader<'a>>) {
+    let Some(stream) = hub.find(name) else { return };
+    let (origins, lower_layers, aac, source) = {
+        let state = stream.lock();
         let Some(source) = state.source() else { return };
         let of = |role: Role| Some((role, origin(hub, name, &state, role.kind())?));
         let origins: Vec<(Role, StreamName)> = [Role::Video, Role::Audio].into_iter().filter_map(of).collect();
         (
             origins,
             layers(name, &state),
-            aac(hub, name, &state).filter(|_| live.wants_aac()),
+            aac(hub, name, &state).filter(|_| live.has_aac_players()),
             source.session,
         )
     };
-    let main = lanes
+    let main = tracks
         .iter()
-        .filter(|lane| matches!(lane.role, Role::Video | Role::Audio));
+        .filter(|track| matches!(track.role, Role::Video | Role::Audio));
     let is_same = main.clone().count() == origins.len()
-        && main.zip(&origins).all(|(lane, (role, name))| {
-            lane.role == *role && lane.tapped.stream.name == *name && lane.source == source
+        && main.zip(&origins).all(|(track, (role, name))| {
+            track.role == *role && track.tap.stream.name == *name && track.source == source
         });
     if !is_same {
-        if !lanes.is_empty() {
+        if !tracks.is_empty() {
             let mut packager = live.packager();
             packager.restart();
-            // What the new source lacks would stay in the playlists, and the sound would wait for it.
+            // Remove renditions that the new source lacks: they would stay in the playlists, and audio would wait for
+            // them.
             let is_kept = |role: &Role| match role {
                 Role::Video | Role::Audio => origins.iter().any(|(kept, _)| kept == role),
-                Role::Second | Role::Third => below.iter().any(|(kept, _)| kept == role),
+                Role::Second | Role::Third => lower_layers.iter().any(|(kept, _)| kept == role),
                 Role::Aac => aac.is_some(),
             };
             for role in Role::ALL.into_iter().filter(|role| !is_kept(role)) {
                 packager.forget(role);
             }
         }
-        let lane = |(role, name): (Role, StreamName)| TrackReader::new(role, Tap::open(hub, &name, tap), source);
-        *lanes = origins.into_iter().map(lane).collect();
+        let track = |(role, name): (Role, StreamName)| TrackReader::new(role, Tap::open(hub, &name, tap), source);
+        *tracks = origins.into_iter().map(track).collect();
     }
-    // Layers come and go beside the others, which go on.
-    let is_wanted = |lane: &TrackReader<'_>| {
-        let is_layer = matches!(lane.role, Role::Second | Role::Third);
-        let wanted = below
+    // Layers are added and removed without restarting the other tracks.
+    let is_current = |track: &TrackReader<'_>| {
+        let is_layer = matches!(track.role, Role::Second | Role::Third);
+        let is_active = lower_layers
             .iter()
-            .any(|(role, name)| *role == lane.role && *name == lane.tapped.stream.name);
-        !is_layer || wanted
+            .any(|(role, name)| *role == track.role && *name == track.tap.stream.name);
+        !is_layer || is_active
     };
-    for lane in lanes.iter().filter(|lane| !is_wanted(lane)) {
-        live.packager().forget(lane.role);
+    for track in tracks.iter().filter(|track| !is_current(track)) {
+        live.packager().forget(track.role);
     }
-    lanes.retain(is_wanted);
-    for (role, name) in &below {
-        if !lanes.iter().any(|lane| lane.role == *role) {
-            lanes.push(TrackReader::new(*role, Tap::open(hub, name, tap), source));
+    tracks.retain(is_current);
+    for (role, name) in &lower_layers {
+        if !tracks.iter().any(|track| track.role == *role) {
+            tracks.push(TrackReader::new(*role, Tap::open(hub, name, tap), source));
         }
     }
-    // So does the AAC.
-    let has_aac = lanes.iter().any(|lane| lane.role == Role::Aac);
+    // The same applies to transcoded AAC.
+    let has_aac = tracks.iter().any(|track| track.role == Role::Aac);
     match aac {
-        Some(name) if !has_aac => lanes.push(TrackReader::new(Role::Aac, Tap::open(hub, &name, tap), source)),
+        Some(name) if !has_aac => tracks.push(TrackReader::new(Role::Aac, Tap::open(hub, &name, tap), source)),
         None if has_aac => {
-            lanes.retain(|lane| lane.role != Role::Aac);
+            tracks.retain(|track| track.role != Role::Aac);
             live.packager().forget(Role::Aac);
         }
         Some(_) | None => {}
     }
 }
 
-/// Segments begin at key frames: a source that can be asked is asked for one when the last one is so old, be it that of a
-/// layer alone, which players could not change to. It sends one of all layers, whose segments thus lie beside each other.
-fn ask(plane: &dyn Plane, lanes: &[TrackReader<'_>], oldest: Duration) -> bool {
-    let mut pictures = lanes.iter().filter(|lane| lane.role.kind() == Kind::Video);
-    let source = pictures.find_map(|lane| {
-        let mut state = lane.tapped.stream.lock();
+/// Requests a key frame from the source if the last one is older than `max_age`, because segments start at key frames.
+/// An old key frame of a single layer is sufficient, since players could not switch to it. The source responds with key
+/// frames of all layers, which keeps their segments aligned.
+fn request_key_frame(plane: &dyn Plane, tracks: &[TrackReader<'_>], max_age: Duration) -> bool {
+    let mut video = tracks.iter().filter(|track| track.role.kind() == Kind::Video);
+    let source = video.find_map(|track| {
+        let mut state = track.tap.stream.lock();
         let ring = &state.video.ring;
         let age = ring.key_frame().and_then(|key_frame| ring.age(key_frame));
-        age.is_none_or(|age| age >= oldest)
+        age.is_none_or(|age| age >= max_age)
             .then(|| state.request_key_frame_of_source())?
     });
     if let Some(source) = source {
@@ -154,37 +159,37 @@ fn ask(plane: &dyn Plane, lanes: &[TrackReader<'_>], oldest: Duration) -> bool {
     source.is_some()
 }
 
-/// One track on its way from a ring to the packager.
+/// Reads one track from its ring for the packager.
 struct TrackReader<'a> {
     role: Role,
-    tapped: Tap<'a>,
-    /// What the stream was fed by.
+    tap: Tap<'a>,
+    /// Source of the stream when the reader was created.
     source: SessionId,
     reader: Option<Reader>,
     depacketizer: Depacketizer,
 }
 
 impl<'a> TrackReader<'a> {
-    fn new(role: Role, tapped: Tap<'a>, source: SessionId) -> Self {
+    fn new(role: Role, tap: Tap<'a>, source: SessionId) -> Self {
         Self {
             role,
-            tapped,
+            tap,
             source,
             reader: None,
             depacketizer: Depacketizer::new(role.kind()),
         }
     }
 
-    /// What has come. Returns when to look again for what is missing.
+    /// Appends new frames. Returns when to retry if packets are missing.
     fn read(&mut self, now: std::time::Instant, frames: &mut Vec<Frame>) -> Option<std::time::Instant> {
         let mut packets = Vec::new();
-        let again = {
-            let mut state = self.tapped.stream.lock();
+        let retry_at = {
+            let mut state = self.tap.stream.lock();
             let ring = &state.track(self.role.kind()).ring;
             if self.reader.is_none() {
                 self.reader = match self.role.kind() {
                     Kind::Video => Reader::at_key_frame(ring),
-                    // From before the picture; what is too early is left out later.
+                    // Starts before the video; the packager drops audio that is too early.
                     Kind::Audio => Some(Reader::at_start(ring)),
                 };
             }
@@ -193,23 +198,23 @@ impl<'a> TrackReader<'a> {
         for packet in packets {
             self.depacketizer.push(&packet, frames);
         }
-        again
+        retry_at
     }
 }
 
-/// What can be expected of a stream, as it is or transcoded.
+/// Renditions that a stream is expected to have, as they are or transcoded.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Expected {
     pub(super) video: bool,
-    /// Versions of the picture.
-    pub(super) pictures: usize,
+    /// Number of simulcast layers.
+    pub(super) layers: usize,
     pub(super) audio: bool,
-    /// AAC beside the sound as it is.
+    /// AAC transcode in addition to the original audio.
     pub(super) aac: bool,
 }
 
-/// What can be expected of a stream.
-pub(super) fn wanted(hub: &Hub, name: &StreamName) -> Expected {
+/// Returns the renditions that a stream is expected to have.
+pub(super) fn expected(hub: &Hub, name: &StreamName) -> Expected {
     let Some(stream) = hub.find(name) else {
         return Expected::default();
     };
@@ -217,65 +222,65 @@ pub(super) fn wanted(hub: &Hub, name: &StreamName) -> Expected {
     let has = |kind| origin(hub, name, &state, kind).is_some();
     Expected {
         video: has(Kind::Video),
-        pictures: 1 + layers(name, &state).len(),
+        layers: 1 + layers(name, &state).len(),
         audio: has(Kind::Audio),
         aac: aac(hub, name, &state).is_some(),
     }
 }
 
-/// The layers below the best one, which the stream itself has; none of a picture that is transcoded.
+/// The active layers lower_layers the best one, which the stream itself carries. None if the video must be transcoded.
 fn layers(name: &StreamName, state: &StreamState) -> Vec<(Role, StreamName)> {
-    let plays = state.format(Kind::Video).is_some_and(Packager::expects) && !state.is_unplayable(Kind::Video);
-    let active = state.layers().iter().filter(|layer| plays && layer.active);
-    let below = active.skip(1).map(|layer| name.layer(&layer.rid));
-    [Role::Second, Role::Third].into_iter().zip(below).collect()
+    let is_playable = state.format(Kind::Video).is_some_and(Packager::supports) && !state.is_unplayable(Kind::Video);
+    let active = state.layers().iter().filter(|layer| is_playable && layer.active);
+    let lower_layers = active.skip(1).map(|layer| name.layer(&layer.rid));
+    [Role::Second, Role::Third].into_iter().zip(lower_layers).collect()
 }
 
-/// Where AAC is taken from that is made of the sound; `None` where the sound is AAC already, where it cannot be made, and
-/// beside a picture that players of Apple do not take either.
+/// The stream with the audio transcoded to AAC. `None` if the audio is AAC already, if the transcode is unavailable, or
+/// if the video codec is not supported by Apple players either.
 fn aac(hub: &Hub, name: &StreamName, state: &StreamState) -> Option<StreamName> {
     let format = state.format(Kind::Audio)?;
     let video = state.format(Kind::Video).map(Format::codec);
-    let takes_picture = !matches!(video, Some(Codec::Vp8 | Codec::Vp9 | Codec::Av1));
-    (takes_picture && hub.can_transcode_to(format.codec(), TranscodeTarget::Aac))
+    let supports_video = !matches!(video, Some(Codec::Vp8 | Codec::Vp9 | Codec::Av1));
+    (supports_video && hub.can_transcode_to(format.codec(), TranscodeTarget::Aac))
         .then(|| name.transcoded(TranscodeTarget::Aac))
 }
 
-/// Where a kind is taken from: the stream itself, or what a transcode makes of it; `None` where players can be given
-/// neither. HLS takes AAC as it is, but no G.711; pictures out of order and JPEG it gets transcoded, as WebRTC does.
+/// The stream that a kind is read from: the stream itself or its transcoded variant; `None` if neither is playable. HLS
+/// supports AAC directly, but not G.711. Video with B-frames and JPEG are transcoded, as for WebRTC.
 fn origin(hub: &Hub, name: &StreamName, state: &StreamState, kind: Kind) -> Option<StreamName> {
     let format = state.format(kind)?;
-    let plays = Packager::expects(format) && !(kind == Kind::Video && state.is_unplayable(kind));
-    if plays {
+    let is_playable = Packager::supports(format) && !(kind == Kind::Video && state.is_unplayable(kind));
+    if is_playable {
         return Some(name.clone());
     }
     hub.can_transcode(format.codec())
         .then(|| name.transcoded(TranscodeTarget::of(kind)))
 }
 
-fn read(live: &Live, lanes: &mut [TrackReader<'_>], now: std::time::Instant) -> Option<std::time::Instant> {
-    let has_video = lanes.iter().any(|lane| lane.role == Role::Video);
-    #[expect(clippy::disallowed_methods, reason = "the wall clock that players are told")]
+fn read(live: &Live, tracks: &mut [TrackReader<'_>], now: std::time::Instant) -> Option<std::time::Instant> {
+    let has_video = tracks.iter().any(|track| track.role == Role::Video);
+    #[expect(clippy::disallowed_methods, reason = "the wall clock for EXT-X-PROGRAM-DATE-TIME")]
     let wall = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    let (mut again, mut format_changed): (Option<std::time::Instant>, bool) = (None, false);
-    for lane in lanes {
+    let (mut retry_at, mut updated): (Option<std::time::Instant>, bool) = (None, false);
+    for track in tracks {
         let mut frames = Vec::new();
-        let due = lane.read(now, &mut frames);
-        again = [again, due].into_iter().flatten().min();
+        let due = track.read(now, &mut frames);
+        retry_at = [retry_at, due].into_iter().flatten().min();
         if frames.is_empty() {
             continue;
         }
-        // A copy: HTTP requests hold the packager's lock while they render, and no shard may wait for them.
-        let track = lane.tapped.stream.lock().track(lane.role.kind()).view();
+        // A copy: HTTP requests hold the packager's lock while they render, and a shard must not wait for them.
+        let view = track.tap.stream.lock().track(track.role.kind()).view();
         let mut packager = live.packager();
         for frame in frames {
-            format_changed |= packager.push(&track, lane.role, has_video, &frame, now, wall);
+            updated |= packager.push(&view, track.role, has_video, &frame, now, wall);
         }
     }
-    if format_changed {
+    if updated {
         live.notify();
     }
-    again
+    retry_at
 }

@@ -1,5 +1,5 @@
-//! The playlists (rfc8216bis §4.4). `hls_m3u8` writes the multivariant one. It knows no tag of LL-HLS and no version above
-//! 7, so media playlists are written here, and the tests read them back with it.
+//! Renders the playlists (rfc8216bis §4.4). The multivariant playlist is written by `hls_m3u8`. That crate supports
+//! neither the LL-HLS tags nor versions above 7, so media playlists are written here, and tests parse them with it.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -13,141 +13,141 @@ use time::macros::format_description;
 use super::packager::VideoInfo;
 use super::rendition::{Msn, Rendition, Role, Segment};
 
-/// What a request for a media playlist asks for (§6.2.5).
+/// Delivery directives of a media playlist request (§6.2.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Directives {
-    /// Wait until this segment, or this part of it, is there.
+    /// Block until this segment, or this part of it, is available.
     pub msn: Option<Msn>,
     pub part: Option<usize>,
-    /// Leave out what the player has.
+    /// Omit segments that the player already has.
     pub skip: bool,
 }
 
-/// Complete segments that a playlist lists.
-const LISTED: usize = 6;
+/// Maximum number of complete segments in a playlist.
+const MAX_LISTED: usize = 6;
 
-/// Parts are listed for segments that begin so many target durations before the end (§4.4.4.9).
-const PARTS_FOR: u32 = 3;
+/// Parts are listed for segments that start at most this many target durations before the end (§4.4.4.9).
+const PART_TARGET_DURATIONS: u32 = 3;
 
-/// What a multivariant playlist lists.
+/// The renditions of a multivariant playlist.
 #[derive(Clone, Debug)]
-pub struct Versions<'a> {
-    /// The best first.
-    pub pictures: Vec<(&'a Rendition, VideoInfo)>,
+pub struct Variants<'a> {
+    /// Best first.
+    pub layers: Vec<(&'a Rendition, VideoInfo)>,
     pub audio: Option<&'a Rendition>,
-    /// The sound can be had as AAC too.
+    /// Whether the audio is available as AAC too.
     pub has_aac: bool,
 }
 
-/// How playlists name the AAC that is made (RFC 6381), and its bits per second.
+/// Codec string (RFC 6381) and bitrate in bits per second of the AAC transcode.
 const AAC: (&str, u64) = ("mp4a.40.2", 128_000);
 
-/// The multivariant playlist; `query` is appended to each address. `None` where there is nothing yet.
+/// Returns the multivariant playlist; `query` is appended to each URL. `None` without renditions.
 ///
-/// Sound that is also to be had as AAC makes two versions of the same picture, each with its group; the first is the one
-/// that costs no encoder, and it is said to need no less than the other, so that players have no reason to change.
-pub fn multivariant(versions: &Versions<'_>, query: &str) -> Option<String> {
-    let (pictures, audio) = (&versions.pictures, versions.audio);
-    let mut sounds: Vec<(Role, &str, u64)> = Vec::new();
+/// With an additional AAC rendition, each video layer has two variants with different audio groups. The first one needs
+/// no transcode. Its bandwidth is declared to be at least that of the other, so that players have no reason to switch.
+pub fn multivariant(variants: &Variants<'_>, query: &str) -> Option<String> {
+    let (layers, audio) = (&variants.layers, variants.audio);
+    let mut audio_variants: Vec<(Role, &str, u64)> = Vec::new();
     if let Some(audio) = audio {
-        let bitrate = if versions.has_aac {
+        let bitrate = if variants.has_aac {
             audio.bitrate().max(AAC.1)
         } else {
             audio.bitrate()
         };
-        sounds.push((Role::Audio, audio.codecs(), bitrate));
+        audio_variants.push((Role::Audio, audio.codecs(), bitrate));
     }
-    if versions.has_aac {
-        sounds.push((Role::Aac, AAC.0, AAC.1));
+    if variants.has_aac {
+        audio_variants.push((Role::Aac, AAC.0, AAC.1));
     }
     let mut media = Vec::new();
-    let mut variants = Vec::new();
-    if !pictures.is_empty() {
-        for (role, _, _) in &sounds {
+    let mut streams = Vec::new();
+    if !layers.is_empty() {
+        for (role, _, _) in &audio_variants {
             media.push(group(*role, query)?);
         }
     }
-    if sounds.is_empty() {
-        for picture in pictures {
-            variants.push(variant(*picture, None, query)?);
+    if audio_variants.is_empty() {
+        for layer in layers {
+            streams.push(variant(*layer, None, query)?);
         }
     }
-    for (role, codecs, bitrate) in sounds {
-        let sound = Sound { role, codecs, bitrate };
-        if pictures.is_empty() {
-            variants.push(alone(sound, query)?);
+    for (role, codecs, bitrate) in audio_variants {
+        let audio = AudioVariant { role, codecs, bitrate };
+        if layers.is_empty() {
+            streams.push(audio_only(audio, query)?);
         }
-        for picture in pictures {
-            variants.push(variant(*picture, Some(sound), query)?);
+        for layer in layers {
+            streams.push(variant(*layer, Some(audio), query)?);
         }
     }
-    // A player begins with the first one: the best.
-    if variants.is_empty() {
+    // Players start with the first variant: the best one.
+    if streams.is_empty() {
         return None;
     }
     let playlist = MasterPlaylist::builder()
         .media(media)
-        .variant_streams(variants)
+        .variant_streams(streams)
         .has_independent_segments(true)
         .build();
     playlist.ok().map(|playlist| playlist.to_string())
 }
 
-/// A version of the sound.
+/// An audio rendition for a variant.
 #[derive(Clone, Copy)]
-struct Sound<'a> {
+struct AudioVariant<'a> {
     role: Role,
     codecs: &'a str,
     bitrate: u64,
 }
 
-/// The group of a version of the sound; it has the name of the rendition.
+/// The audio group with this rendition; the group ID is the name of its role.
 fn group(role: Role, query: &str) -> Option<ExtXMedia<'static>> {
-    let sound = ExtXMedia::builder()
+    let media = ExtXMedia::builder()
         .media_type(MediaType::Audio)
         .group_id(role.name())
-        .name("Sound")
+        .name("Audio")
         .is_default(true)
         .is_autoselect(true)
         .uri(format!("{}.m3u8{query}", role.name()))
         .build();
-    sound.ok()
+    media.ok()
 }
 
 fn variant<'a>(
-    (video, shown): (&Rendition, VideoInfo),
-    sound: Option<Sound<'a>>,
+    (video, info): (&Rendition, VideoInfo),
+    audio: Option<AudioVariant<'a>>,
     query: &str,
 ) -> Option<VariantStream<'a>> {
-    let bitrate = video.bitrate() + sound.as_ref().map_or(0, |sound| sound.bitrate);
+    let bitrate = video.bitrate() + audio.as_ref().map_or(0, |audio| audio.bitrate);
     let codecs = std::iter::once(video.codecs().to_owned());
-    let codecs = codecs.chain(sound.as_ref().map(|sound| sound.codecs.to_owned()));
-    let rate = (shown.frame_rate * 1_000.0).round() as f32 / 1_000.0;
+    let codecs = codecs.chain(audio.as_ref().map(|audio| audio.codecs.to_owned()));
+    let rate = (info.frame_rate * 1_000.0).round() as f32 / 1_000.0;
     Some(VariantStream::ExtXStreamInf {
         uri: format!("{}.m3u8{query}", video.role.name()).into(),
         frame_rate: (rate > 0.5).then(|| UFloat::new(rate)),
-        audio: sound.map(|sound| sound.role.name().into()),
+        audio: audio.map(|audio| audio.role.name().into()),
         subtitles: None,
         closed_captions: None,
-        stream_data: stream_data(bitrate, codecs.collect(), shown.resolution)?,
+        stream_data: stream_data(bitrate, codecs.collect(), info.resolution)?,
     })
 }
 
-/// Sound without a picture.
-fn alone<'a>(sound: Sound<'a>, query: &str) -> Option<VariantStream<'a>> {
+/// A variant without video.
+fn audio_only<'a>(audio: AudioVariant<'a>, query: &str) -> Option<VariantStream<'a>> {
     Some(VariantStream::ExtXStreamInf {
-        uri: format!("{}.m3u8{query}", sound.role.name()).into(),
+        uri: format!("{}.m3u8{query}", audio.role.name()).into(),
         frame_rate: None,
         audio: None,
         subtitles: None,
         closed_captions: None,
-        stream_data: stream_data(sound.bitrate, vec![sound.codecs.to_owned()], None)?,
+        stream_data: stream_data(audio.bitrate, vec![audio.codecs.to_owned()], None)?,
     })
 }
 
 fn stream_data(bitrate: u64, codecs: Vec<String>, resolution: Option<(u16, u16)>) -> Option<StreamData<'static>> {
     let mut data = StreamData::builder();
-    // The peak of a live stream is not known beforehand.
+    // The peak bitrate of a live stream is unknown in advance; assume 1.5 times the average.
     data.bandwidth((bitrate * 3 / 2).max(1))
         .average_bandwidth(bitrate.max(1))
         .codecs(codecs);
@@ -157,13 +157,14 @@ fn stream_data(bitrate: u64, codecs: Vec<String>, resolution: Option<(u16, u16)>
     data.build().ok()
 }
 
-/// A media playlist. `others` are the renditions beside it; an `unsettled` segment is told of as one that still grows.
+/// Returns a media playlist. `others` are the other renditions of the stream, for rendition reports. The `unsettled`
+/// segment is listed as if it were still in progress.
 pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled: Option<Msn>, query: &str) -> String {
     let target = rendition.target_duration();
     let part_target = rendition.part_target();
     let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:9\n");
     let _ = writeln!(out, "#EXT-X-TARGETDURATION:{target}");
-    // Three parts of distance are enough where nothing is lost (§4.4.3.8 asks for at least two).
+    // Three parts suffice without packet loss (§4.4.3.8 requires at least two).
     let hold_back = part_target.as_secs_f64() * 3.0;
     let skip_until = target * 6;
     let _ = writeln!(
@@ -172,18 +173,18 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
     );
     let _ = writeln!(out, "#EXT-X-PART-INF:PART-TARGET={:.3}", part_target.as_secs_f64());
     let is_complete = |segment: &Segment| segment.complete && Some(segment.msn) != unsettled;
-    let known = rendition.segments();
-    let segments: Vec<&Segment> = known
+    let all = rendition.segments();
+    let segments: Vec<&Segment> = all
         .take_while(|segment| unsettled.is_none_or(|last| segment.msn <= last))
         .collect();
     let complete = segments.iter().filter(|segment| is_complete(segment)).count();
-    let (hidden, listed) = segments.split_at(complete.saturating_sub(LISTED));
+    let (unlisted, listed) = segments.split_at(complete.saturating_sub(MAX_LISTED));
     let first = listed.first().map_or(0, |segment| segment.msn);
-    // Players take no playlist without a whole segment. What was before the first one is a gap, and is said to be one.
-    let begins_with_gap = complete == 0 && first > 0;
-    let _ = writeln!(out, "#EXT-X-MEDIA-SEQUENCE:{}", first - u64::from(begins_with_gap));
-    // The first that is listed bears no mark: there is nothing before it.
-    let before = hidden
+    // Players reject a playlist without a complete segment. List a gap segment before the first one.
+    let starts_with_gap = complete == 0 && first > 0;
+    let _ = writeln!(out, "#EXT-X-MEDIA-SEQUENCE:{}", first - u64::from(starts_with_gap));
+    // The first listed segment has no discontinuity tag, because nothing precedes it.
+    let before = unlisted
         .iter()
         .chain(listed.first())
         .filter(|segment| segment.discontinuity)
@@ -195,9 +196,9 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
     let end = listed
         .last()
         .map_or(Duration::ZERO, |last| last.begin + last.duration());
-    let recent = Duration::from_secs(target) * PARTS_FOR;
+    let recent = Duration::from_secs(target) * PART_TARGET_DURATIONS;
     let age = |segment: &Segment| end.saturating_sub(segment.begin);
-    // What is older than this may be left out of an update (§4.4.5.2).
+    // Older segments may be omitted from a delta update (§4.4.5.2).
     let skipped = if skip {
         let old = |segment: &&&Segment| age(segment) > Duration::from_secs(skip_until) && segment.complete;
         listed.iter().take_while(old).count()
@@ -217,7 +218,7 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
             init = Some(segment.init);
             let _ = writeln!(out, "#EXT-X-MAP:URI=\"{name}-init-{}.mp4{query}\"", segment.init);
         }
-        if begins_with_gap {
+        if starts_with_gap {
             let _ = writeln!(out, "#EXT-X-GAP\n#EXTINF:1.00000,\n{name}-{}.m4s{query}", first - 1);
         }
         let _ = writeln!(out, "#EXT-X-PROGRAM-DATE-TIME:{}", date_time(segment.wall));
@@ -261,7 +262,7 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
     out
 }
 
-/// ISO 8601 with milliseconds, of a time since 1970.
+/// Formats a time since 1970 as ISO 8601 with milliseconds.
 fn date_time(since: Duration) -> String {
     let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     let at = OffsetDateTime::UNIX_EPOCH.saturating_add(since.try_into().unwrap_or_default());

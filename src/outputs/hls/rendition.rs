@@ -1,4 +1,5 @@
-//! One track, cut into parts and segments (rfc8216bis §4.4.4). Pure: frames go in, what players may ask for is kept.
+//! One track, split into parts and segments (rfc8216bis §4.4.4). Sans-I/O: the input is frames, recent segments are
+//! kept.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,33 +10,33 @@ use super::cmaf::{self, CmafSample, Header};
 use crate::media::Kind;
 use crate::media::clock::duration;
 
-/// Media sequence number: counts segments, never used again.
+/// Media sequence number of a segment; never reused.
 pub type Msn = u64;
 
-/// How many there are.
+/// Number of roles.
 pub const ROLES: usize = 5;
 
-/// What a rendition is of its stream.
+/// Role of a rendition in its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     Video,
-    /// Of a simulcast, the layers below the best one.
+    /// Lower simulcast layers.
     Second,
     Third,
-    /// The sound as it came, or Opus.
+    /// The original audio, or Opus.
     Audio,
-    /// The sound as AAC where it came as something else, for players that take nothing else.
+    /// Audio transcoded to AAC, for players without support for the original.
     Aac,
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; ROLES] = [Self::Video, Self::Second, Self::Third, Self::Audio, Self::Aac];
 
-    /// The versions of the picture, the best first.
-    pub const PICTURES: [Self; 3] = [Self::Video, Self::Second, Self::Third];
+    /// The video layers, best first.
+    pub const VIDEO: [Self; 3] = [Self::Video, Self::Second, Self::Third];
 
-    /// As it stands in addresses.
+    /// Name of the role in URLs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Video => "video",
@@ -46,7 +47,7 @@ impl Role {
         }
     }
 
-    /// Picture or sound.
+    /// Returns the media kind.
     pub fn kind(self) -> Kind {
         match self {
             Self::Video | Self::Second | Self::Third => Kind::Video,
@@ -55,24 +56,24 @@ impl Role {
     }
 }
 
-/// What is kept of one track.
+/// The recent segments of one track.
 #[derive(Debug)]
 pub struct Rendition {
     pub role: Role,
     rate: u32,
     header: Header,
-    /// Initialization sections by number; the last is in force.
+    /// Initialization sections by number; the last one is current.
     inits: VecDeque<(u64, Bytes)>,
-    /// Complete ones, and the one that grows at the end.
+    /// Complete segments, and at the end the one in progress.
     segments: VecDeque<Segment>,
     next_msn: Msn,
-    /// Discontinuities that have left the playlist.
+    /// Number of discontinuities in evicted segments.
     discontinuities: u64,
     sequence: u32,
     part: Vec<CmafSample>,
     part_time: u64,
     part_ticks: u64,
-    /// What a part lasts at most; by the first frames.
+    /// Maximum duration of a part in ticks, from the duration of the first frame.
     target: Option<u64>,
     bytes: usize,
     longest: Duration,
@@ -84,9 +85,9 @@ pub struct Segment {
     pub msn: Msn,
     pub init: u64,
     pub discontinuity: bool,
-    /// Since the beginning of the timeline.
+    /// Start on the timeline.
     pub begin: Duration,
-    /// Wall clock at its beginning, since 1970.
+    /// Wall clock at the start, since 1970.
     pub wall: Duration,
     pub parts: Vec<Part>,
     pub complete: bool,
@@ -96,7 +97,7 @@ pub struct Segment {
 #[derive(Clone, Debug)]
 pub struct Part {
     pub duration: Duration,
-    /// It begins with a frame that a decoder can begin with.
+    /// Whether it starts with a frame that a decoder can start with.
     pub independent: bool,
     pub bytes: Bytes,
 }
@@ -104,27 +105,27 @@ pub struct Part {
 /// A frame on the timeline of its rendition.
 #[derive(Clone, Debug)]
 pub struct TimedFrame {
-    /// In units of the track's clock, since the beginning of the timeline.
+    /// Timestamp since the start of the timeline, in ticks of the track's clock rate.
     pub time: u64,
-    /// Until the next.
+    /// Duration in ticks.
     pub ticks: u32,
     pub key_frame: bool,
     pub bytes: Bytes,
 }
 
-/// What a part should last.
+/// Nominal duration of a part.
 const PART: Duration = Duration::from_millis(200);
 
-/// Segments are cut at the first key frame after this time.
+/// Minimum duration of a segment: it ends at the first key frame after this time.
 const MIN_SEGMENT: Duration = Duration::from_millis(1_000);
 
-/// Complete segments that are kept, at least; those behind the playlist serve players that are late.
-const KEPT: usize = 8;
+/// Minimum number of complete segments to keep; those not in the playlist any more are for slow players.
+const MIN_SEGMENTS: usize = 8;
 
-/// All of one rendition, at most, in bytes. Beyond it the oldest segments go first.
+/// Maximum size of a rendition in bytes. The oldest segments are evicted first.
 const MAX_BYTES: usize = 48 << 20;
 
-/// A segment without a key frame is given up as the source of a player's beginning, and cut anyhow.
+/// Maximum duration of a segment without a key frame: it is then cut anyway, although players cannot start there.
 const MAX_SEGMENT: Duration = Duration::from_secs(30);
 
 impl Segment {
@@ -132,15 +133,15 @@ impl Segment {
         self.parts.iter().map(|part| part.duration).sum()
     }
 
-    /// All parts, one after the other.
+    /// Returns the data of all parts in order.
     pub fn bytes(&self) -> Vec<Bytes> {
         self.parts.iter().map(|part| part.bytes.clone()).collect()
     }
 }
 
 impl Rendition {
-    /// Begins with a header; `None` if it cannot be written. Segments are numbered after `first`, which has to be beyond
-    /// all numbers of the same address before: caches keep what they have.
+    /// Creates a rendition; `None` if the header cannot be written. Segments are numbered after `first`, which must
+    /// exceed all numbers used before under the same URLs, because of caches.
     pub fn new(role: Role, rate: u32, header: Header, first: u64) -> Option<Self> {
         let init = header.init()?;
         Some(Self {
@@ -149,7 +150,7 @@ impl Rendition {
             header,
             inits: VecDeque::from([(first, init)]),
             segments: VecDeque::new(),
-            // Before the first there is a gap, as long as it stands alone.
+            // The first segment is preceded by a gap segment while it is the only one.
             next_msn: first + 1,
             discontinuities: 0,
             sequence: 0,
@@ -162,12 +163,12 @@ impl Rendition {
         })
     }
 
-    /// How playlists name the codec.
+    /// Codec string for playlists (RFC 6381).
     pub fn codecs(&self) -> &str {
         &self.header.codecs
     }
 
-    /// Another header from the next segment on. It begins a discontinuity by itself.
+    /// Sets the header for the next segments. The caller must start a discontinuity.
     pub fn set_header(&mut self, header: Header) {
         if header == self.header {
             return;
@@ -182,23 +183,23 @@ impl Rendition {
         }
     }
 
-    /// Whether this header is the one in force.
+    /// Whether this is the current header.
     pub fn has_header(&self, header: &Header) -> bool {
         *header == self.header
     }
 
-    /// The number of the segment after the last.
+    /// Number of the next segment.
     pub fn next_msn(&self) -> Msn {
         self.next_msn
     }
 
-    /// Numbers the segments, of which there is none yet, from here.
-    pub fn number_from(&mut self, msn: Msn) {
+    /// Sets the number of the first segment. There must be none yet.
+    pub fn set_first_msn(&mut self, msn: Msn) {
         debug_assert!(self.segments.is_empty());
         self.next_msn = msn;
     }
 
-    /// Whether a segment may begin with a frame: for audio, where the video has begun one.
+    /// Whether the current segment has reached its minimum duration.
     pub fn may_cut(&self) -> bool {
         self.open()
             .is_none_or(|open| open.duration() + self.pending() >= MIN_SEGMENT)
@@ -212,14 +213,14 @@ impl Rendition {
         self.segments.back().filter(|segment| !segment.complete)
     }
 
-    /// Begins a segment with the next frame, whose place on the timeline and wall clock these are.
+    /// Starts a segment with the next frame, at this position on the timeline and this wall clock.
     pub fn cut(&mut self, begin: Duration, wall: Duration, discontinuity: bool) {
         self.close_part();
         if let Some(open) = self.segments.back_mut() {
             open.complete = true;
             self.longest = self.longest.max(open.duration());
         }
-        // One that holds nothing is none.
+        // Remove an empty segment.
         if self.segments.back().is_some_and(|segment| segment.parts.is_empty()) {
             self.segments.pop_back();
             self.next_msn -= 1;
@@ -239,18 +240,18 @@ impl Rendition {
         self.evict();
     }
 
-    /// Takes a frame; the first one needs a [`Self::cut`] before it. Returns whether there is something new for players.
+    /// Adds a frame; the first one must be preceded by [`Self::cut`]. Returns whether a part was completed.
     pub fn push(&mut self, frame: TimedFrame) -> bool {
         if self.open().is_none() {
             return false;
         }
         let ticks = u64::from(frame.ticks);
         let target = *self.target.get_or_insert_with(|| target(ticks, self.rate));
-        let mut format_changed = false;
+        let mut completed = false;
         if !self.part.is_empty()
             && (self.part_ticks + ticks > target || frame.key_frame && self.role.kind() == Kind::Video)
         {
-            format_changed = self.close_part();
+            completed = self.close_part();
         }
         if self.part.is_empty() {
             self.part_time = frame.time;
@@ -262,12 +263,12 @@ impl Rendition {
             bytes: frame.bytes,
         });
         if self.part_ticks >= target {
-            format_changed |= self.close_part();
+            completed |= self.close_part();
         }
-        format_changed
+        completed
     }
 
-    /// Whether the segment that grows has grown too long to wait for a key frame.
+    /// Whether the segment in progress has reached its maximum duration without a key frame.
     pub fn is_overdue(&self) -> bool {
         self.open().is_some_and(|open| open.duration() >= MAX_SEGMENT)
     }
@@ -294,37 +295,39 @@ impl Rendition {
     }
 
     fn evict(&mut self) {
-        while self.segments.len() > KEPT + 1 || (self.bytes > MAX_BYTES && self.segments.len() > 1) {
-            let Some(gone) = self.segments.pop_front() else { return };
-            self.bytes -= gone.parts.iter().map(|part| part.bytes.len()).sum::<usize>();
-            // What leaves takes its mark along; the count goes on.
-            self.discontinuities += u64::from(gone.discontinuity);
+        while self.segments.len() > MIN_SEGMENTS + 1 || (self.bytes > MAX_BYTES && self.segments.len() > 1) {
+            let Some(evicted) = self.segments.pop_front() else {
+                return;
+            };
+            self.bytes -= evicted.parts.iter().map(|part| part.bytes.len()).sum::<usize>();
+            // The discontinuity tag leaves the playlist, so its sequence number increases.
+            self.discontinuities += u64::from(evicted.discontinuity);
         }
     }
 
-    /// Discontinuities before the first segment that is kept.
+    /// Number of discontinuities before the first available segment.
     pub fn discontinuity_sequence(&self) -> u64 {
         self.discontinuities
     }
 
-    /// Segments that are kept, the one that grows last.
+    /// The available segments, ending with the one in progress.
     pub fn segments(&self) -> impl DoubleEndedIterator<Item = &Segment> + ExactSizeIterator {
         self.segments.iter()
     }
 
-    /// The segment of a number.
+    /// Returns the segment with this number.
     pub fn segment(&self, msn: Msn) -> Option<&Segment> {
         let first = self.segments.front()?.msn;
         self.segments.get(usize::try_from(msn.checked_sub(first)?).ok()?)
     }
 
-    /// An initialization section.
+    /// Returns the initialization section with this number.
     pub fn init(&self, number: u64) -> Option<Bytes> {
-        let found = self.inits.iter().find(|(known, _)| *known == number);
+        let found = self.inits.iter().find(|(init, _)| *init == number);
         found.map(|(_, bytes)| bytes.clone())
     }
 
-    /// Number of the segment and of the part in it that come next.
+    /// Numbers of the next segment and of the next part in it.
     pub fn next(&self) -> (Msn, usize) {
         match self.open() {
             Some(open) => (open.msn, open.parts.len()),
@@ -332,7 +335,8 @@ impl Rendition {
         }
     }
 
-    /// Whether a part has come. One behind the last of its segment is the first of the next segment (rfc8216bis §6.2.5.2).
+    /// Whether a part is available. A part number after the last part of a segment refers to the first part of the next
+    /// segment (rfc8216bis §6.2.5.2).
     pub fn has_part(&self, msn: Msn, part: usize) -> bool {
         let next = self.next();
         match self.segment(msn) {
@@ -341,33 +345,33 @@ impl Rendition {
         }
     }
 
-    /// What a part lasts at most.
+    /// Maximum duration of a part (EXT-X-PART-INF).
     pub fn part_target(&self) -> Duration {
         let target = self.target.map_or(PART, |target| duration(target, self.rate));
-        // A frame may be a tick longer than those before it.
+        // A frame may be one tick longer than the first one.
         target + Duration::from_millis(5)
     }
 
-    /// What a segment lasts at most, in whole seconds.
+    /// Maximum duration of a segment in seconds (EXT-X-TARGETDURATION).
     pub fn target_duration(&self) -> u64 {
         let open = self.open().map_or(Duration::ZERO, Segment::duration);
         let longest = self.longest.max(open).as_secs_f64().round() as u64;
         longest.max(2)
     }
 
-    /// Bytes that are kept.
+    /// Size of the available segments in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Bits per second of what is kept.
+    /// Average bitrate of the available segments in bits per second.
     pub fn bitrate(&self) -> u64 {
         let lasts: Duration = self.segments.iter().map(Segment::duration).sum();
         (self.bytes as f64 * 8.0 / lasts.as_secs_f64().max(0.2)) as u64
     }
 }
 
-/// The number of frames that comes nearest to [`PART`], in ticks.
+/// Duration of the whole number of frames closest to [`PART`], in ticks.
 fn target(frame: u64, rate: u32) -> u64 {
     let wanted = PART.as_secs_f64() * f64::from(rate);
     let frames = (wanted / frame.max(1) as f64).round().max(1.0) as u64;

@@ -1,5 +1,5 @@
-//! Packagers that run while somebody asks for them, and requests that wait for what is to come. A shell: it reads the
-//! clocks of tokio and of the system.
+//! Packagers that run while they have requests, and blocking playlist and part requests. Not sans-I/O: uses the clocks
+//! of tokio and of the system.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -14,8 +14,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::info;
 
 use super::packager::Packager;
-use super::packaging::{package, wanted};
-use super::playlist::{self, Directives, Versions};
+use super::packaging::{expected, package};
+use super::playlist::{self, Directives, Variants};
 use super::rendition::{Msn, Rendition, Role};
 use super::viewers::{HlsViewers, Player};
 use crate::hub::Hub;
@@ -24,63 +24,67 @@ use crate::hub::name::StreamName;
 use crate::hub::stream::SourceRef;
 use crate::media::Kind;
 
-/// What packagers need of the gateway.
+/// The gateway as seen by packagers.
 pub trait Plane: Send + Sync {
-    /// Where streams are.
+    /// Returns the hub with all streams.
     fn hub(&self) -> &Hub;
-    /// Asks a source for a key frame, if it is one that can be asked.
+    /// Sends a key frame request to a source, if it supports it.
     fn ask_for_key_frame(&self, source: SourceRef);
-    /// Starts a stream that is fetched on demand; whether it is live.
+    /// Starts an on-demand source; returns whether the stream is live.
     fn ensure_started<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 }
 
-/// All streams that are packaged.
+/// All packaged streams.
 pub struct Service {
     plane: Arc<dyn Plane>,
     streams: RankedMutex<HashMap<StreamName, Arc<Live>>>,
-    /// Requests that wait.
+    /// Number of blocked requests.
     parked: AtomicUsize,
 }
 
-/// A stream that is packaged.
+/// A packaged stream.
 pub struct Live {
     packager: RankedMutex<Packager>,
-    /// Counts what is new for players.
+    /// Incremented whenever new parts or segments are available.
     version: watch::Sender<u64>,
-    asked: RankedMutex<Instant>,
-    /// When somebody asked for AAC that is made for it.
-    aac_asked: RankedMutex<Option<Instant>>,
+    last_request: RankedMutex<Instant>,
+    /// Time of the last request for transcoded AAC.
+    last_aac_request: RankedMutex<Option<Instant>>,
     wake_spread: RankedMutex<WakeSpread>,
-    audience: RankedMutex<HlsViewers>,
-    /// The version of the picture that was asked for first.
-    first_asked: OnceLock<Role>,
-    /// The packager has something to look at.
-    pub(super) wanted: Notify,
-    /// Playlists of the current version, without a query: most players want the same.
+    viewers: RankedMutex<HlsViewers>,
+    /// The layer that was requested first.
+    first_layer: OnceLock<Role>,
+    /// Wakes the packaging task for a poll.
+    pub(super) poll_now: Notify,
+    /// Playlists of the current version without a query: most players request the same ones.
     rendered: RankedMutex<Rendered>,
 }
 
-/// Whose turn it is.
+/// Spreads the responses to blocked requests over time.
 #[derive(Default)]
 struct WakeSpread {
     version: u64,
-    /// How many that waited for it have had theirs.
-    had: u32,
-    /// Between two of them.
+    /// Number of requests woken for this version.
+    woken: u32,
+    /// Delay between two of them.
     step: Duration,
 }
 
 impl WakeSpread {
-    /// How long the next one waits. `waiting` is how many there are, of all streams and kinds.
+    /// Returns the delay of the next response. `waiting` is the number of blocked requests, of all streams and kinds.
     fn next(&mut self, version: u64, waiting: usize) -> Duration {
-        // Who is late for an older version stands in the same line.
+        // A request that is late for an older version continues the current sequence.
         if version > self.version {
             let waiting = u32::try_from(waiting).unwrap_or(u32::MAX).max(1);
-            let step = TURN.min(LAST_TURN / waiting);
-            *self = Self { version, had: 0, step };
+            let step = WAKE_STEP.min(MAX_WAKE_DELAY / waiting);
+            *self = Self {
+                version,
+                woken: 0,
+                step,
+            };
         }
-        self.had = self.had.saturating_add(1);
-        (self.step * self.had.saturating_sub(AT_ONCE)).min(LAST_TURN)
+        self.woken = self.woken.saturating_add(1);
+        (self.step * self.woken.saturating_sub(WOKEN_AT_ONCE)).min(MAX_WAKE_DELAY)
     }
 }
 
@@ -90,40 +94,40 @@ struct Rendered {
     by_role: HashMap<(Role, bool, Option<Msn>), Bytes>,
 }
 
-/// Why a request gets nothing.
+/// Reason why a request fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no such stream, or nothing in it that a player could take.
+    /// The stream does not exist, or has nothing that HLS players support.
     NotLive,
-    /// The address names nothing that is kept.
+    /// The requested part or segment is not available any more.
     Gone,
-    /// Asks for what is too far in the future (rfc8216bis §6.2.5.2).
+    /// The requested segment is too far in the future (rfc8216bis §6.2.5.2).
     TooFar,
-    /// It did not come in time, or too many requests wait.
+    /// It did not become available in time, or too many requests are blocked.
     Busy,
 }
 
-/// How long a packager outlasts the last request.
+/// How long a packager keeps running after the last request.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Requests that may wait at the same time.
+/// Maximum number of blocked requests.
 const MAX_PARKED: usize = 8_192;
 
-/// Streams that are packaged at the same time.
+/// Maximum number of packaged streams.
 const MAX_STREAMS: usize = 1_000;
 
-/// How long a request may wait: three times the usual length of a segment.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// How long a request may block: three times the usual segment duration, and a margin.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// All who wait want a part at the instant at which it is complete. So many get it then, the others one after the other,
-/// the last one at most so long after, whatever their number: a burst for a thousand of them would fill the queues of the kernel, and the packets of
-/// viewers by WebRTC would stand behind it.
-const AT_ONCE: u32 = 20;
-const TURN: Duration = Duration::from_micros(120);
-const LAST_TURN: Duration = Duration::from_millis(120);
+/// All blocked requests become ready when a part is complete. [`WOKEN_AT_ONCE`] of them are answered immediately, the
+/// others one after the other, the last one after at most [`MAX_WAKE_DELAY`], regardless of their number. A burst for a
+/// thousand players would fill the kernel's queues, and delay the packets of WebRTC viewers.
+const WOKEN_AT_ONCE: u32 = 20;
+const WAKE_STEP: Duration = Duration::from_micros(120);
+const MAX_WAKE_DELAY: Duration = Duration::from_millis(120);
 
-/// A kind that does not come is no longer waited for.
-const GATHER: Duration = Duration::from_secs(3);
+/// How long the multivariant playlist waits for missing renditions.
+const GATHER_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Service {
     pub fn new(plane: Arc<dyn Plane>) -> Arc<Self> {
@@ -134,14 +138,14 @@ impl Service {
         })
     }
 
-    /// The packager of a stream, started if need be.
+    /// Returns the packager of a stream, starting it if necessary.
     ///
     /// # Errors
     ///
     /// [`Refusal::NotLive`], or [`Refusal::Busy`] with too many streams.
     pub async fn open(self: &Arc<Self>, name: &StreamName) -> Result<Arc<Live>, Refusal> {
         if let Some(live) = self.lock().get(name) {
-            *live.asked() = Instant::now();
+            *live.last_request() = Instant::now();
             return Ok(live.clone());
         }
         if !self.plane.ensure_started(name).await {
@@ -155,12 +159,12 @@ impl Service {
             let live = Arc::new(Live {
                 packager: RankedMutex::new(Rank::Packager, Packager::default()),
                 version: watch::Sender::new(0),
-                asked: RankedMutex::new(Rank::PackagerState, Instant::now()),
-                aac_asked: RankedMutex::new(Rank::PackagerState, None),
+                last_request: RankedMutex::new(Rank::PackagerState, Instant::now()),
+                last_aac_request: RankedMutex::new(Rank::PackagerState, None),
                 wake_spread: RankedMutex::new(Rank::PackagerState, WakeSpread::default()),
-                audience: RankedMutex::new(Rank::PackagerState, HlsViewers::default()),
-                first_asked: OnceLock::new(),
-                wanted: Notify::new(),
+                viewers: RankedMutex::new(Rank::PackagerState, HlsViewers::default()),
+                first_layer: OnceLock::new(),
+                poll_now: Notify::new(),
                 rendered: RankedMutex::new(Rank::PackagerState, Rendered::default()),
             });
             info!(stream = %name, "packaging for HLS");
@@ -170,27 +174,27 @@ impl Service {
         Ok(live.clone())
     }
 
-    /// Streams that are packaged at the moment.
+    /// Number of streams that are being packaged.
     pub fn packaged(&self) -> usize {
         self.lock().len()
     }
 
-    /// Players of a stream that asked for a playlist within the last twelve seconds.
+    /// Number of players that requested a playlist of the stream within the last twelve seconds.
     pub fn viewers(&self, name: &StreamName) -> usize {
         let live = self.lock().get(name).cloned();
-        live.map_or(0, |live| live.audience().count(Instant::now().into_std()))
+        live.map_or(0, |live| live.viewers().count(Instant::now().into_std()))
     }
 
-    /// Requests that wait for what is to come.
+    /// Number of blocked requests.
     pub fn waiting(&self) -> usize {
         self.parked.load(Ordering::Acquire)
     }
 
-    /// Forgets a stream that nobody has asked for in a while; whether it did.
-    pub(super) fn forget_if_idle(&self, name: &StreamName) -> bool {
+    /// Removes a stream without recent requests; returns whether it is removed.
+    pub(super) fn remove_if_idle(&self, name: &StreamName) -> bool {
         let mut streams = self.lock();
         let is_idle = streams.get(name).is_none_or(|live| {
-            let idle = live.asked().elapsed() >= IDLE;
+            let idle = live.last_request().elapsed() >= IDLE;
             idle && live.version.receiver_count() == 0
         });
         if is_idle {
@@ -199,7 +203,7 @@ impl Service {
         is_idle
     }
 
-    /// Waits for `found` to find something in the packager.
+    /// Blocks until `found` finds something in the packager.
     async fn wait<T>(
         &self,
         live: &Live,
@@ -217,50 +221,52 @@ impl Service {
                 Ok(Err(_)) => return Err(Refusal::NotLive),
                 Err(_) => return Err(Refusal::Busy),
             }
-            let came = *version.borrow_and_update();
+            let current = *version.borrow_and_update();
             let found = found(&live.packager());
             if let Some(found) = found {
-                sleep(live.turn(came, self.waiting())).await;
+                sleep(live.wake_delay(current, self.waiting())).await;
                 return Ok(found);
             }
         }
     }
 
-    /// The multivariant playlist.
+    /// Returns the multivariant playlist.
     ///
     /// # Errors
     ///
     /// A [`Refusal`].
     pub async fn multivariant(&self, name: &StreamName, live: &Live, query: &str) -> Result<String, Refusal> {
         let started = Instant::now();
-        let wanted = wanted(self.plane.hub(), name);
+        let expected = expected(self.plane.hub(), name);
         let has = |rendition: Option<&Rendition>| rendition.is_some_and(|rendition| rendition.bytes() > 0);
-        self.wait(live, started + PATIENCE, |packager| {
+        self.wait(live, started + REQUEST_TIMEOUT, |packager| {
             let (video, audio) = (packager.rendition(Role::Video), packager.rendition(Role::Audio));
             let (has_video, has_audio) = (has(video), has(audio));
-            let late = started.elapsed() >= GATHER;
-            let pictures = Role::PICTURES.into_iter().filter(|role| has(packager.rendition(*role)));
-            let has_layers = pictures.count() >= wanted.pictures;
-            let complete =
-                has_layers && (has_video || !wanted.video) && (has_audio || !wanted.audio) && (has_video || has_audio);
+            let late = started.elapsed() >= GATHER_TIMEOUT;
+            let layers = Role::VIDEO.into_iter().filter(|role| has(packager.rendition(*role)));
+            let has_layers = layers.count() >= expected.layers;
+            let complete = has_layers
+                && (has_video || !expected.video)
+                && (has_audio || !expected.audio)
+                && (has_video || has_audio);
             let enough = complete || (late && (has_video || has_audio));
             enough.then(|| {
-                let pictures = Role::PICTURES.into_iter().filter_map(|role| {
+                let layers = Role::VIDEO.into_iter().filter_map(|role| {
                     let rendition = packager.rendition(role).filter(|found| has(Some(found)))?;
-                    Some((rendition, packager.shown(role)))
+                    Some((rendition, packager.video_info(role)))
                 });
-                let versions = Versions {
-                    pictures: pictures.collect(),
+                let variants = Variants {
+                    layers: layers.collect(),
                     audio: audio.filter(|_| has_audio),
-                    has_aac: wanted.aac,
+                    has_aac: expected.aac,
                 };
-                playlist::multivariant(&versions, query)
+                playlist::multivariant(&variants, query)
             })?
         })
         .await
     }
 
-    /// A media playlist, when what it is asked for is there.
+    /// Returns a media playlist, blocking until it contains the requested segment or part.
     ///
     /// # Errors
     ///
@@ -274,40 +280,42 @@ impl Service {
         query: &str,
     ) -> Result<Bytes, Refusal> {
         if role == Role::Aac {
-            live.want_aac();
+            live.record_aac_request();
         }
         if let (Some(msn), Some(rendition)) = (directives.msn, live.packager().rendition(role))
             && msn > rendition.next().0 + 2
         {
             return Err(Refusal::TooFar);
         }
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
         let text = self.wait(live, deadline, |packager| {
             let rendition = packager.rendition(role)?;
             let (next, _) = rendition.next();
             let first = rendition.segments().next().filter(|first| !first.parts.is_empty())?;
-            // So much of a layer is waited for: its first segment may be whole by then.
-            let is_young = !first.complete && first.duration() < GATHER;
+            // A layer that starts late is held back until this much of it is available: its first segment may be
+            // complete by then.
+            let is_young = !first.complete && first.duration() < GATHER_TIMEOUT;
             let is_there = match (directives.msn, directives.part) {
-                // What begins beside a rendition that plays is not begun with a gap: plain players stumble over it.
+                // A rendition added to a running presentation must not start with a gap, which plain players do not
+                // handle.
                 (None, _) if role == Role::Aac => first.complete,
-                // And hls.js takes the gap for a fault of the version that it changes to, and stays where it is.
-                _ if live.is_beside(role) && is_young => false,
+                // hls.js treats the gap as an error of the layer that it switches to, and keeps the old layer.
+                _ if live.is_additional_layer(role) && is_young => false,
                 (None, _) => true,
                 (Some(msn), None) => next > msn,
-                (Some(msn), Some(wanted)) => rendition.has_part(msn, wanted),
+                (Some(msn), Some(part)) => rendition.has_part(msn, part),
             };
-            // Who waits for a segment is told of it at once.
+            // A player that waits for a certain segment gets it even if it is unsettled.
             let begins = directives.msn.is_none();
             let unsettled = begins.then(|| packager.unsettled(role)).flatten();
             is_there.then(|| live.render(packager, role, directives.skip, unsettled, query))?
         });
         let text = text.await?;
-        live.audience().record(player, Instant::now().into_std());
+        live.viewers().record(player, Instant::now().into_std());
         Ok(text)
     }
 
-    /// An initialization section.
+    /// Returns an initialization section.
     ///
     /// # Errors
     ///
@@ -320,7 +328,7 @@ impl Service {
         found.ok_or(Refusal::Gone)
     }
 
-    /// A whole segment.
+    /// Returns a complete segment.
     ///
     /// # Errors
     ///
@@ -334,18 +342,18 @@ impl Service {
             .ok_or(Refusal::Gone)
     }
 
-    /// A part; the one that comes next is waited for (rfc8216bis §6.2.6).
+    /// Returns a part, blocking if it is the next one (rfc8216bis §6.2.6).
     ///
     /// # Errors
     ///
     /// A [`Refusal`].
     pub async fn part(&self, live: &Live, role: Role, msn: u64, part: usize) -> Result<Bytes, Refusal> {
-        self.wait(live, Instant::now() + PATIENCE, |packager| {
+        self.wait(live, Instant::now() + REQUEST_TIMEOUT, |packager| {
             let rendition = packager.rendition(role)?;
             if let Some(found) = rendition.segment(msn).and_then(|segment| segment.parts.get(part)) {
                 return Some(Ok(found.bytes.clone()));
             }
-            // The segment may have ended before it: then the hint was wrong, and the player asks for the next one.
+            // The segment may have ended before this part: the hint was wrong, and the player requests the next part.
             (rendition.next() != (msn, part)).then_some(Err(Refusal::Gone))
         })
         .await?
@@ -357,18 +365,18 @@ impl Service {
 }
 
 impl Live {
-    /// How long the next one of those who waited for a version waits for its turn.
-    fn turn(&self, version: u64, waiting: usize) -> Duration {
+    /// Returns how long to delay the response to a request that waited for a version.
+    fn wake_delay(&self, version: u64, waiting: usize) -> Duration {
         let mut wake_spread = self.wake_spread.lock();
         wake_spread.next(version, waiting)
     }
 
-    /// Whether a version of the picture is asked for that is not the one that was asked for first.
-    fn is_beside(&self, role: Role) -> bool {
-        role.kind() == Kind::Video && *self.first_asked.get_or_init(|| role) != role
+    /// Whether this is a video layer other than the one that was requested first.
+    fn is_additional_layer(&self, role: Role) -> bool {
+        role.kind() == Kind::Video && *self.first_layer.get_or_init(|| role) != role
     }
 
-    /// There is something new for players.
+    /// Wakes blocked requests because new parts or segments are available.
     pub(super) fn notify(&self) {
         self.version.send_modify(|version| *version += 1);
     }
@@ -377,24 +385,24 @@ impl Live {
         self.packager.lock()
     }
 
-    fn audience(&self) -> RankedGuard<'_, HlsViewers> {
-        self.audience.lock()
+    fn viewers(&self) -> RankedGuard<'_, HlsViewers> {
+        self.viewers.lock()
     }
 
-    fn asked(&self) -> RankedGuard<'_, Instant> {
-        self.asked.lock()
+    fn last_request(&self) -> RankedGuard<'_, Instant> {
+        self.last_request.lock()
     }
 
-    /// Somebody plays the AAC that is made.
-    fn want_aac(&self) {
-        *self.aac_asked.lock() = Some(Instant::now());
-        self.wanted.notify_one();
+    /// Records a request for transcoded AAC.
+    fn record_aac_request(&self) {
+        *self.last_aac_request.lock() = Some(Instant::now());
+        self.poll_now.notify_one();
     }
 
-    /// Whether somebody has played the AAC lately.
-    pub(super) fn wants_aac(&self) -> bool {
-        let asked = *self.aac_asked.lock();
-        asked.is_some_and(|asked| asked.elapsed() < IDLE)
+    /// Whether transcoded AAC was requested recently.
+    pub(super) fn has_aac_players(&self) -> bool {
+        let last = *self.last_aac_request.lock();
+        last.is_some_and(|last| last.elapsed() < IDLE)
     }
 
     fn render(
@@ -437,13 +445,13 @@ impl Live {
     }
 }
 
-/// A request that waits.
+/// A blocked request.
 struct Parked<'a>(&'a AtomicUsize);
 
 impl<'a> Parked<'a> {
     fn new(count: &'a AtomicUsize) -> Option<Self> {
         let parked = Self(count);
-        // Counted down again when it is dropped, also here.
+        // The drop decrements the counter again, also in this case.
         (count.fetch_add(1, Ordering::AcqRel) < MAX_PARKED).then_some(parked)
     }
 }
@@ -459,30 +467,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_who_wait_for_a_part_get_it_in_turn() {
+    fn blocked_requests_for_a_part_are_answered_one_after_the_other() {
         let mut wake_spread = WakeSpread::default();
         for (version, waiting) in [(1, 500), (2, 1_000), (3, 8_000)] {
             let waits: Vec<Duration> = (0..waiting).map(|_| wake_spread.next(version, waiting)).collect();
             assert!(waits.is_sorted());
-            assert_eq!(waits.iter().filter(|wait| wait.is_zero()).count(), AT_ONCE as usize);
-            assert!(
-                waits.iter().all(|wait| *wait <= LAST_TURN),
-                "nobody waits for the part after it"
+            assert_eq!(
+                waits.iter().filter(|wait| wait.is_zero()).count(),
+                WOKEN_AT_ONCE as usize
             );
-            // Timers have steps of a millisecond.
+            assert!(
+                waits.iter().all(|wait| *wait <= MAX_WAKE_DELAY),
+                "no response is delayed to the next part"
+            );
+            // Timers have a resolution of one millisecond.
             let mut at_one_instant = std::collections::BTreeMap::<_, usize>::new();
             for wait in &waits {
                 *at_one_instant.entry(wait.as_millis()).or_default() += 1;
             }
             let most = at_one_instant.into_values().max().unwrap_or_default();
-            let even = waiting / LAST_TURN.as_millis() as usize;
-            assert!(most <= AT_ONCE as usize + even + 8, "{most} of {waiting}");
+            let even = waiting / MAX_WAKE_DELAY.as_millis() as usize;
+            assert!(most <= WOKEN_AT_ONCE as usize + even + 8, "{most} of {waiting}");
         }
-        assert_eq!(wake_spread.next(4, 100), Duration::ZERO, "the next part begins anew");
+        assert_eq!(
+            wake_spread.next(4, 100),
+            Duration::ZERO,
+            "the next part starts a new sequence"
+        );
         assert_eq!(wake_spread.next(3, 100), Duration::ZERO);
         assert_eq!(
-            wake_spread.had, 2,
-            "who is late for the part before does not begin it anew"
+            wake_spread.woken, 2,
+            "a late request for the previous part does not restart it"
         );
     }
 }

@@ -1,11 +1,11 @@
-//! How many players a stream has. HLS knows no sessions: who asked for a playlist of late is there.
+//! Counts the players of a stream. HLS has no sessions: a player is counted while it requests playlists.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// A player, as far as its requests tell: those behind one address with the same browser are one.
+/// A player as identified by its requests: address and user agent. Players with the same pair count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Player {
     address: Option<IpAddr>,
@@ -13,7 +13,7 @@ pub struct Player {
 }
 
 impl Player {
-    /// `agent` is what the player says that it is.
+    /// `agent` is the user agent.
     pub fn of(address: Option<IpAddr>, agent: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         agent.hash(&mut hasher);
@@ -24,67 +24,68 @@ impl Player {
     }
 }
 
-/// Who got a playlist, and when last.
+/// Players by their last playlist request.
 #[derive(Debug, Default)]
 pub(super) struct HlsViewers {
-    /// Of each address, by agent.
-    seen: HashMap<Option<IpAddr>, HashMap<u64, Instant>>,
+    /// Time of the last playlist request by address and user agent.
+    last_requests: HashMap<Option<IpAddr>, HashMap<u64, Instant>>,
     cleared: Option<Instant>,
 }
 
-/// A player asks again with each segment at least, and those are rarely longer than this.
-const WITHIN: Duration = Duration::from_secs(12);
+/// A player counts for this long after a request. It reloads a playlist at least once per segment, and segments are
+/// rarely longer.
+const ACTIVE_WINDOW: Duration = Duration::from_secs(12);
 
-/// So many addresses are counted at most, and so many players of one: they may call themselves what they like.
-const MOST: usize = 20_000;
-const MOST_OF_ADDRESS: usize = 50;
+/// Maximum number of counted addresses, and of players per address: clients choose their user agent freely.
+const MAX_ADDRESSES: usize = 20_000;
+const MAX_PLAYERS_PER_ADDRESS: usize = 50;
 
-/// Between two looks for those that are gone.
-const CLEAR_EVERY: Duration = Duration::from_secs(1);
+/// Minimum interval between cleanups.
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
 
 impl HlsViewers {
-    /// Notes that a player got a playlist.
+    /// Records a playlist request of a player.
     pub(super) fn record(&mut self, player: Player, now: Instant) {
-        if self.seen.len() >= MOST && !self.seen.contains_key(&player.address) {
+        if self.last_requests.len() >= MAX_ADDRESSES && !self.last_requests.contains_key(&player.address) {
             self.clear(now);
-            if self.seen.len() >= MOST {
+            if self.last_requests.len() >= MAX_ADDRESSES {
                 return;
             }
         }
-        let agents = self.seen.entry(player.address).or_default();
-        if agents.len() >= MOST_OF_ADDRESS && !agents.contains_key(&player.agent) {
-            agents.retain(|_, asked| is_recent(*asked, now));
-            if agents.len() >= MOST_OF_ADDRESS {
+        let agents = self.last_requests.entry(player.address).or_default();
+        if agents.len() >= MAX_PLAYERS_PER_ADDRESS && !agents.contains_key(&player.agent) {
+            agents.retain(|_, last| is_recent(*last, now));
+            if agents.len() >= MAX_PLAYERS_PER_ADDRESS {
                 return;
             }
         }
         agents.insert(player.agent, now);
     }
 
-    /// Those that asked of late.
+    /// Returns the number of active players.
     pub(super) fn count(&mut self, now: Instant) -> usize {
         self.clear(now);
-        let all = self.seen.values().flat_map(HashMap::values);
-        all.filter(|asked| is_recent(**asked, now)).count()
+        let all = self.last_requests.values().flat_map(HashMap::values);
+        all.filter(|last| is_recent(**last, now)).count()
     }
 
     fn clear(&mut self, now: Instant) {
         if self
             .cleared
-            .is_some_and(|at| now.saturating_duration_since(at) < CLEAR_EVERY)
+            .is_some_and(|at| now.saturating_duration_since(at) < CLEANUP_INTERVAL)
         {
             return;
         }
         self.cleared = Some(now);
-        self.seen.retain(|_, agents| {
-            agents.retain(|_, asked| is_recent(*asked, now));
+        self.last_requests.retain(|_, agents| {
+            agents.retain(|_, last| is_recent(*last, now));
             !agents.is_empty()
         });
     }
 }
 
-fn is_recent(asked: Instant, now: Instant) -> bool {
-    now.saturating_duration_since(asked) < WITHIN
+fn is_recent(last: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(last) < ACTIVE_WINDOW
 }
 
 #[cfg(test)]
@@ -97,32 +98,32 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_no_longer_is_gone_and_who_asks_again_is_one() {
-        let (mut audience, t) = (HlsViewers::default(), Instant::now());
+    fn idle_players_are_not_counted_and_repeated_requests_count_once() {
+        let (mut viewers, t) = (HlsViewers::default(), Instant::now());
         for n in [1, 2, 1] {
-            audience.record(player(n), t);
+            viewers.record(player(n), t);
         }
-        assert_eq!(audience.count(t), 2);
-        audience.record(player(2), t + WITHIN / 2);
-        assert_eq!(audience.count(t + WITHIN), 1);
+        assert_eq!(viewers.count(t), 2);
+        viewers.record(player(2), t + ACTIVE_WINDOW / 2);
+        assert_eq!(viewers.count(t + ACTIVE_WINDOW), 1);
     }
 
     #[test]
-    fn it_is_bounded() {
-        let (mut audience, t) = (HlsViewers::default(), Instant::now());
-        for n in 0..MOST as u32 + 100 {
-            audience.record(player(n), t);
+    fn the_number_of_players_is_bounded() {
+        let (mut viewers, t) = (HlsViewers::default(), Instant::now());
+        for n in 0..MAX_ADDRESSES as u32 + 100 {
+            viewers.record(player(n), t);
         }
-        assert_eq!(audience.count(t), MOST);
-        audience.record(player(1), t + WITHIN);
-        assert_eq!(audience.count(t + WITHIN), 1);
-        for n in 0..MOST_OF_ADDRESS * 2 {
-            audience.record(Player::of(None, &n.to_string()), t + WITHIN);
+        assert_eq!(viewers.count(t), MAX_ADDRESSES);
+        viewers.record(player(1), t + ACTIVE_WINDOW);
+        assert_eq!(viewers.count(t + ACTIVE_WINDOW), 1);
+        for n in 0..MAX_PLAYERS_PER_ADDRESS * 2 {
+            viewers.record(Player::of(None, &n.to_string()), t + ACTIVE_WINDOW);
         }
         assert_eq!(
-            audience.count(t + WITHIN),
-            1 + MOST_OF_ADDRESS,
-            "an address is one of many"
+            viewers.count(t + ACTIVE_WINDOW),
+            1 + MAX_PLAYERS_PER_ADDRESS,
+            "players per address are bounded"
         );
     }
 }
