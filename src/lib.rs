@@ -1,8 +1,8 @@
 //! Millstream: a WHIP/WHEP live-streaming gateway.
 //!
-//! One publisher sends a stream by WHIP (RFC 9725); many viewers watch it by WHEP (draft-ietf-wish-whep). Media is
-//! forwarded as it came. Fan-out is the product: per forwarded packet the only work done for each viewer is to copy, to
-//! patch the header, to seal, and to send, a whole frame at a time.
+//! One publisher sends a stream over WHIP (RFC 9725); many viewers watch it over WHEP (draft-ietf-wish-whep). Media is
+//! forwarded unchanged. The design optimizes fan-out: forwarding a packet to one more viewer only copies it, rewrites
+//! its header, encrypts it and sends it, one whole frame at a time.
 //!
 //! ```text
 //!        control plane (tokio)                        media plane (one thread per shard)
@@ -16,78 +16,88 @@
 //!
 //! # Map
 //!
-//! | folder | holds |
+//! | folder | contents |
 //! |---|---|
-//! | [`media`] | vocabulary: ids, codecs, the shared packet, RTP and RTCP formats, what bitstreams say, payloads of frames, containers, clocks |
-//! | [`sdp`] | a peer's offer, validated and typed, and our answer to it |
-//! | [`session`] | one peer without IO: ICE-lite, the guard, DTLS, SRTP, the outbox, feedback to publishers |
-//! | [`hub`] | streams by name, their tracks, the ring that all viewers share, mailboxes between shards |
-//! | [`pipeline`] | GStreamer, and segments of HLS, in worker processes: descriptions, the wire, supervision; the worker itself |
-//! | [`config`], [`telemetry`] | configuration as data, with its mistakes; logs |
-//! | [`sources`] | from a publisher's RTP, or the frames of a camera, a pipeline or an origin of HLS, to the tracks of its stream |
-//! | [`outputs`] | from the tracks to each viewer's own line of packets, and to the parts and playlists of LL-HLS |
-//! | [`transcode`] | what browsers cannot play, made playable by one worker for all viewers who need it |
-//! | [`shard`] | the threads: sockets, the turn, timers; [`shard::MediaPlane`] is the handle on all of it |
-//! | [`access`] | who may do what: tokens, signed tokens, a service that is asked |
-//! | [`signalling`] | HTTP: WHIP, WHEP, HLS, session resources, access, limits, pages |
+//! | [`media`] | basic types: ids, codecs, the shared packet, RTP and RTCP formats, bitstream parsing, payload formats, containers, clocks |
+//! | [`sdp`] | parsing and validation of a peer's offer, and our answer to it |
+//! | [`session`] | one peer's transport without IO: ICE-lite, the guard, DTLS, SRTP, the outbox, feedback to publishers |
+//! | [`hub`] | streams by name, their tracks, the ring shared by all viewers, mailboxes between shards |
+//! | [`pipeline`] | worker processes that run GStreamer or demux HLS segments: descriptions, wire protocol, supervision, the worker itself |
+//! | [`sources`] | inputs: a publisher's RTP, or frames from a camera, a pipeline or an HLS origin, written to the tracks of a stream |
+//! | [`outputs`] | outputs: the rewritten packet stream of each viewer, and the parts and playlists of LL-HLS |
+//! | [`transcode`] | transcoding of formats that viewers cannot play: one worker per stream, shared by all viewers who need it |
+//! | [`shard`] | media threads: sockets, ticks, timers; [`shard::MediaPlane`] is the handle on all of them |
+//! | [`access`] | authorization: tokens, signed tokens, the authorization webhook |
+//! | [`signalling`] | HTTP: WHIP, WHEP, HLS, session resources, access control, limits, pages |
 //! | [`api`] | the control API |
-//! | [`doctor`] | whether this machine can serve, and what to do where not |
+//! | [`config`], [`telemetry`] | typed configuration; logs |
+//! | [`doctor`] | diagnosis of this host, with suggested fixes |
 //! | [`gateway`] | starts and stops the parts in order |
 //!
-//! A folder uses only what stands above it in this table; `tests/layers.rs` reads the `use` lines.
+//! A folder uses only the folders above it in this table; `tests/layers.rs` checks the `use` lines.
 //!
 //! # Questions
 //!
 //! * Where does a datagram enter? [`shard::core::Core::handle_datagram`].
 //! * Who owns a session? One shard, from offer to close: [`shard::peers::Peer`].
-//! * What happens when a viewer is slow? Its packets are dropped by the kernel and counted
-//!   ([`shard::socket::SendCounters`]), or by the bounded queue of its TCP connection ([`shard::tcp`]); it asks again by
-//!   NACK and is answered from the ring, within a budget.
-//! * What happens when a shard is slow? Its mailbox overflows; it reads what it missed from the ring
+//! * What happens when a viewer is slow? The kernel drops its packets, which are counted
+//!   ([`shard::socket::SendCounters`]). The viewer requests them by NACK; the ring answers, within a budget.
+//! * What happens when a shard is slow? Its mailbox overflows, and it reads the missed packets from the ring
 //!   ([`outputs::whep::Viewer::on_lost_batches`]).
-//! * What happens when a shard stands still? [`shard::watchdog`].
-//! * What happens when a worker crashes, hangs or grows? [`pipeline::process::ProcessError`]; it is started anew.
-//! * Which files name GStreamer? Those in `pipeline/worker/`.
+//! * What happens when a shard hangs? [`shard::watchdog`].
+//! * What happens when a worker crashes, hangs or exceeds its memory limit? [`pipeline::process::ProcessError`]; it is
+//!   restarted.
+//! * Which files use GStreamer? Those in `pipeline/worker/`.
 //! * What closes a session? Every reason is a [`session::CloseReason`].
-//! * Which files name a webrtc-rs crate? Those in `session/` and `sdp/`.
+//! * Which files use the webrtc-rs crates? Those in `session/` and `sdp/`.
 //!
 //! # Invariants
 //!
 //! 1. A session lives on one shard from offer to close; nothing in it is shared or locked.
-//! 2. In `media`, `hub`, `session`, `sdp`, `sources` and `outputs` time and randomness are arguments; `sources/rtsp`,
-//!    `sources/fetch`, the network's half of `sources/hls` and two files of `outputs/hls` are shells and give them.
-//! 3. A stream has one active source; a viewer sees one unbroken line of SSRC, sequence numbers and timestamps per
+//! 2. In `media`, `hub`, `session`, `sdp`, `sources` and `outputs` time and randomness are arguments. `sources/rtsp`,
+//!    `sources/fetch`, the network half of `sources/hls` and two files of `outputs/hls` are IO shells that supply them.
+//! 3. A stream has one active source. A viewer receives one SSRC with continuous sequence numbers and timestamps per
 //!    track, across joins, retransmissions, layer switches and source changes.
-//! 4. Video begins, and resumes after a loss of our own, at a key frame.
+//! 4. Video starts at a key frame, and resumes at one after a loss inside the gateway.
 //! 5. Nothing on the media path waits. A full mailbox or socket drops and counts.
-//! 6. No (key, SSRC, index) is ever sealed twice with different bytes.
-//! 7. A datagram is answered or believed only after its sender was authenticated by ICE, and an address is not taken from
-//!    the session that is heard there; the destination moves only on an authenticated nomination, and only to where
-//!    somebody has shown to receive.
-//! 8. Input from outside is never a panic and never a 5xx; it is a typed refusal or a counter with a reason.
+//! 6. No (key, SSRC, index) is ever used to encrypt two different packets.
+//! 7. A datagram is only answered or processed after ICE has authenticated its sender. An address in use by a session
+//!    is not reassigned to another one. The destination of a session moves only on an authenticated nomination, and
+//!    only to an address that was shown to receive.
+//! 8. Input from outside never causes a panic or a 5xx; it yields a typed refusal or increments a counter with a
+//!    reason.
 //! 9. Everything is bounded: bodies, candidates, half-open sessions, handshake bytes, frames, queues, retransmissions
-//!    per viewer, segments, what a worker may use and say.
+//!    per viewer, segments, and the resources and messages of a worker.
 //!
 //! # Glossary
 //!
-//! * **stream**: what has a name; it has at most one source and one track of each kind.
-//! * **source**: what feeds a stream: a publisher, a camera, a pipeline or an origin.
-//! * **origin**: a server of HLS that the gateway fetches a stream from; **rendition**: one series of its segments;
-//!   **timeline**: what lies between two discontinuities.
-//! * **pipeline**: a launch line of GStreamer in a file; **worker**: the process that runs one.
-//! * **transcode**: making of a track what a viewer can play; the **transcoded stream** beside a stream has the result.
-//! * **tap**: a reader of a stream that is no viewer.
-//! * **publisher**, **viewer**: the peers of WHIP and of WHEP sessions.
-//! * **camera**: an RTSP server that the gateway fetches a stream from.
-//! * **feed**: a source that is no peer, as the hub sees it; it lives on no shard.
-//! * **session**: one peer's transport, from offer to close; it has an unguessable URL.
-//! * **track**: one kind of media of a stream; it outlives its sources.
-//! * **line**: the numbering of a track, or of one viewer's track, that never breaks.
-//! * **encoding**: one simulcast version of a publisher's track; viewers get one of them.
-//! * **key frame**: a frame that a decoder can begin with.
-//! * **ring**: the recent packets of a track: key frame cache and retransmission history in one.
-//! * **turn**: one round of a shard's loop; what arrived in it is forwarded in one go.
-//! * **run**: consecutive datagrams to one destination that the kernel takes in one call.
+//! * **camera**: an RTSP server that the gateway pulls a stream from.
+//! * **frame source**: a source that delivers whole frames instead of RTP from a peer: a camera, a pipeline or an
+//!   origin. It belongs to no shard.
+//! * **key frame**: a frame that a decoder can start with.
+//! * **layer**: one simulcast layer of a publisher's video track, with its own RID, resolution and bitrate; a viewer
+//!   receives one layer at a time.
+//! * **mailbox**: the bounded message queue of a shard; its writers never block.
+//! * **origin**: an HLS server that the gateway pulls a stream from.
+//! * **packager**: produces the playlists, segments and parts of LL-HLS from the tracks of a stream.
+//! * **pipeline**: a GStreamer launch line in a file of `pipelines/`, with typed parameters and limits.
+//! * **publisher**: the peer of a WHIP session.
+//! * **rendition**: one series of HLS segments, of an origin or of our packager.
+//! * **rewriter**: maps the sequence numbers and timestamps of a source or layer onto the continuous ones of its track
+//!   or viewer.
+//! * **ring**: the recent packets of a track; it serves as key frame cache and as retransmission history.
+//! * **run**: consecutive datagrams to one destination that the kernel sends in one call (UDP_SEGMENT).
+//! * **session**: the transport of one peer, from offer to close; its URL cannot be guessed.
+//! * **shard**: one media thread with a socket of its own on the shared UDP port.
+//! * **source**: the input of a stream: a publisher, a camera, a pipeline or an origin.
+//! * **stream**: a named broadcast; it has at most one active source and one track of each kind.
+//! * **tap**: a reader of a stream that is not a viewer, such as the packager or a transcode.
+//! * **tick**: one iteration of a shard's loop; all packets that arrived in it are forwarded together.
+//! * **timeline**: the part of an HLS rendition between two discontinuities.
+//! * **track**: the audio or the video of a stream; it outlives its sources.
+//! * **transcode**: conversion of a track to a format that viewers can play; its result is the **transcoded stream**.
+//! * **viewer**: the peer of a WHEP session.
+//! * **worker**: a sandboxed process that runs one pipeline or demuxes HLS segments.
 pub mod access;
 pub mod api;
 pub mod config;

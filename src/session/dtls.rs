@@ -1,4 +1,4 @@
-//! The DTLS handshake of one session, in either role, behind the guard (RFC 5764, RFC 8842).
+//! DTLS handshake of one session, as client or server, behind the guard (RFC 5764, RFC 8842).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,54 +16,54 @@ use super::identity::{Identity, fingerprint_of};
 use super::srtp::Profile;
 use crate::sdp::plan::{DtlsRole, Fingerprint};
 
-/// One handshake and what is left of it.
+/// State of one DTLS handshake and of the association that it establishes.
 pub struct Dtls {
     endpoint: Endpoint,
     identity: Arc<Identity>,
     role: DtlsRole,
     guard: Guard,
     state: State,
-    /// Of the whole handshake; counts from its first record.
+    /// Deadline of the whole handshake, counted from its first record.
     deadline: Option<Instant>,
-    repeats: Repeats,
+    retransmission: Retransmission,
 }
 
-/// When our flight is sent again, and what the peer has sent already.
+/// Retransmission of our flight, and the fragments that the peer has sent so far.
 ///
-/// The stack stops its timer with each handshake message it reads, a repeated one too, so that a flight that was lost
-/// would never be sent again: it must not see a repeat. A repeat says that our flight was lost, so it is answered
-/// with it (RFC 6347 §4.2.4).
+/// The DTLS stack stops its retransmission timer with every handshake message that it reads, even a repeated one. A
+/// repeated message would therefore keep a lost flight from ever being sent again, so the stack must not see it. A
+/// repeat indicates that our flight was lost; it is answered by sending the flight again (RFC 6347 §4.2.4).
 #[derive(Default)]
-struct Repeats {
-    /// Message, offset and length of the fragments read so far; bounded by the guard.
+struct Retransmission {
+    /// Message sequence number, offset and length of the fragments read so far; bounded by the guard.
     seen: Vec<(u16, usize, usize)>,
     sent: Option<Instant>,
     count: u32,
 }
 
 enum State {
-    /// The ClientHello has not been seen whole: which protection profiles it offers decides our configuration.
+    /// The ClientHello is still incomplete; the protection profiles that it offers decide our configuration.
     ClientHello(Box<ClientHello>),
     Handshake,
     Established,
-    Over,
+    Closed,
 }
 
-/// A ClientHello in parts, and the datagrams that brought them.
+/// A ClientHello being reassembled, and the datagrams that carried its fragments.
 #[derive(Default)]
 struct ClientHello {
     body: Vec<u8>,
     received: Vec<(usize, usize)>,
-    held: Vec<Vec<u8>>,
+    buffered: Vec<Vec<u8>>,
 }
 
-/// What came of a datagram.
+/// Result of handling a datagram.
 #[derive(Debug)]
 pub enum Progress {
     Nothing,
-    /// The handshake is over and the peer is who it said it was.
+    /// The handshake is complete and the peer's certificate matches its fingerprint.
     Established(Box<Keys>),
-    /// The peer said goodbye.
+    /// The peer sent a close_notify alert.
     PeerClosed,
 }
 
@@ -74,7 +74,7 @@ pub struct Keys {
     pub session: SessionKeys,
 }
 
-/// Why the session has to be closed.
+/// Why the session must be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum DtlsError {
     #[error(transparent)]
@@ -89,31 +89,31 @@ pub enum DtlsError {
     WrongCertificate,
 }
 
-/// The stack keeps associations by address; this one never changes, whatever path the datagrams take.
+/// The stack keys associations by address. This placeholder never changes, whichever path the datagrams take.
 const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
 
-/// From the first record to the last. FFmpeg gives up after 5 s, browsers after 30.
+/// Time limit from the first record to the last. FFmpeg gives up after 5 s, browsers after 30 s.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 const CLIENT_HELLO: u8 = 1;
 
-/// First wait before a flight is sent again; doubled each time.
+/// Wait before the first retransmission of a flight; doubled after each one.
 const FLIGHT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The longest wait, as a power of two of the first: 3.2 s.
+/// Maximum number of doublings: the longest wait is 3.2 s.
 const MAX_DOUBLINGS: u32 = 4;
 
-/// A repeat of the peer is answered at once unless our flight was sent this shortly before.
+/// A repeat from the peer is answered at once, unless our flight was sent less than this long ago.
 const FLIGHT_SPACING: Duration = Duration::from_millis(50);
 
-/// The stack gives up at the eighth; whether the handshake is too slow is for the deadline to say.
-const MAX_REPEATS: u32 = 7;
+/// The stack gives up at the eighth retransmission; here the deadline decides when a handshake has taken too long.
+const MAX_RETRANSMISSIONS: u32 = 7;
 
-/// Datagrams of one ClientHello.
-const MAX_HELD: usize = 16;
+/// Maximum number of datagrams buffered for one ClientHello.
+const MAX_BUFFERED: usize = 16;
 
 impl Dtls {
-    /// Makes a handshake that has not begun.
+    /// Creates a handshake that has not started.
     pub fn new(identity: Arc<Identity>, role: DtlsRole) -> Self {
         let state = match role {
             DtlsRole::Server => State::ClientHello(Box::default()),
@@ -127,11 +127,11 @@ impl Dtls {
             guard: Guard::default(),
             state,
             deadline: None,
-            repeats: Repeats::default(),
+            retransmission: Retransmission::default(),
         }
     }
 
-    /// Begins the handshake where that is for us to do. Called when there is an address to send to; again is harmless.
+    /// Starts the handshake if we are the client. Called once a destination is is_known; further calls do nothing.
     ///
     /// # Errors
     ///
@@ -141,17 +141,17 @@ impl Dtls {
             return Ok(());
         }
         self.deadline = Some(now + HANDSHAKE_TIME);
-        self.repeats.sent = Some(now);
+        self.retransmission.sent = Some(now);
         self.endpoint
             .connect(now, PEER, self.identity.client.clone(), None)
             .map_err(DtlsError::Handshake)
     }
 
-    /// Takes a datagram. `fingerprints` are those that the peer signalled.
+    /// Handles a datagram. `fingerprints` are those that the peer signalled.
     ///
     /// # Errors
     ///
-    /// [`DtlsError`]: the session has to be closed.
+    /// [`DtlsError`]: the session must be closed.
     pub fn handle_datagram(
         &mut self,
         now: Instant,
@@ -159,15 +159,15 @@ impl Dtls {
         fingerprints: &[Fingerprint],
     ) -> Result<Progress, DtlsError> {
         let records = self.guard.admit(datagram)?;
-        if records.is_empty() || matches!(self.state, State::Over) {
+        if records.is_empty() || matches!(self.state, State::Closed) {
             return Ok(Progress::Nothing);
         }
         self.deadline.get_or_insert(now + HANDSHAKE_TIME);
         let ready = match &mut self.state {
-            State::ClientHello(hello) => match hello.take(records) {
+            State::ClientHello(hello) => match hello.add(records) {
                 None => return Ok(Progress::Nothing),
                 Some(offers_gcm) => {
-                    let held = std::mem::take(&mut hello.held);
+                    let buffered = std::mem::take(&mut hello.buffered);
                     let identity = &self.identity;
                     let config = if offers_gcm {
                         &identity.server_gcm
@@ -176,10 +176,10 @@ impl Dtls {
                     };
                     self.endpoint.set_server_config(Some(config.clone()));
                     self.state = State::Handshake;
-                    held
+                    buffered
                 }
             },
-            State::Handshake | State::Established | State::Over => vec![records],
+            State::Handshake | State::Established | State::Closed => vec![records],
         };
         for datagram in ready {
             match self.read(now, &datagram, fingerprints)? {
@@ -191,9 +191,9 @@ impl Dtls {
     }
 
     fn read(&mut self, now: Instant, records: &[u8], fingerprints: &[Fingerprint]) -> Result<Progress, DtlsError> {
-        if matches!(self.state, State::Handshake) && self.repeats.is_repeat(records, self.role) {
-            if self.repeats.sent.is_none_or(|sent| now >= sent + FLIGHT_SPACING) {
-                self.repeat_flight(now)?;
+        if matches!(self.state, State::Handshake) && self.retransmission.is_repeat(records, self.role) {
+            if self.retransmission.sent.is_none_or(|sent| now >= sent + FLIGHT_SPACING) {
+                self.retransmit_flight(now)?;
             }
             return Ok(Progress::Nothing);
         }
@@ -201,12 +201,13 @@ impl Dtls {
         let result = self.endpoint.read(now, PEER, None, BytesMut::from(records));
         let after = self.endpoint.poll_timeout(&PEER);
         if after.is_some() && after != before {
-            self.repeats.sent = Some(now);
-            self.repeats.count = 0;
+            self.retransmission.sent = Some(now);
+            self.retransmission.count = 0;
         }
         let events = match (result, &self.state) {
             (Ok(events), _) => events,
-            // An established association survives what the stack cannot read: anybody on the path could have sent it.
+            // An established association survives records that the stack cannot read: anyone on the path can inject
+            // them.
             (Err(_), State::Established) => {
                 self.guard.drop(DropReason::Malformed);
                 return Ok(Progress::Nothing);
@@ -222,7 +223,7 @@ impl Dtls {
                     return Ok(Progress::Established(Box::new(keys)));
                 }
                 EndpointEvent::PeerClosed => {
-                    self.state = State::Over;
+                    self.state = State::Closed;
                     return Ok(Progress::PeerClosed);
                 }
                 // There are no data channels.
@@ -232,7 +233,7 @@ impl Dtls {
         Ok(Progress::Nothing)
     }
 
-    /// The certificate has to match a signalled fingerprint before a key is used (RFC 8827 §6.5).
+    /// Exports the keys, if the certificate matches a signalled fingerprint (RFC 8827 §6.5).
     fn verify(&self, fingerprints: &[Fingerprint]) -> Result<Keys, DtlsError> {
         let state = self
             .endpoint
@@ -242,7 +243,7 @@ impl Dtls {
         if !fingerprints.iter().any(|f| fingerprint_of(certificate, f.hash) == *f) {
             return Err(DtlsError::WrongCertificate);
         }
-        let (profile, their_profile) = match state.srtp_protection_profile() {
+        let (profile, stack_profile) = match state.srtp_protection_profile() {
             SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => (Profile::AeadAes128Gcm, ProtectionProfile::AeadAes128Gcm),
             SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80 => {
                 (Profile::Aes128CmSha1_80, ProtectionProfile::Aes128CmHmacSha1_80)
@@ -250,7 +251,7 @@ impl Dtls {
             _ => return Err(DtlsError::NoProfile),
         };
         let mut config = Config {
-            profile: their_profile,
+            profile: stack_profile,
             ..Default::default()
         };
         let material = state
@@ -265,11 +266,11 @@ impl Dtls {
         })
     }
 
-    /// Repeats lost flights.
+    /// Retransmits lost flights.
     ///
     /// # Errors
     ///
-    /// [`DtlsError`]: the session has to be closed.
+    /// [`DtlsError`]: the session must be closed.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsError> {
         if !self.is_handshaking() {
             return Ok(());
@@ -277,60 +278,60 @@ impl Dtls {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             return Err(DtlsError::TooSlow);
         }
-        if self.repeat_at().is_some_and(|at| at <= now) {
-            self.repeat_flight(now)?;
+        if self.retransmit_at().is_some_and(|at| at <= now) {
+            self.retransmit_flight(now)?;
         }
         Ok(())
     }
 
-    fn repeat_at(&self) -> Option<Instant> {
-        let waits = self.endpoint.poll_timeout(&PEER).is_some() && self.repeats.count < MAX_REPEATS;
-        let sent = self.repeats.sent.filter(|_| waits)?;
-        Some(sent + FLIGHT_INTERVAL * (1 << self.repeats.count.min(MAX_DOUBLINGS)))
+    fn retransmit_at(&self) -> Option<Instant> {
+        let waits = self.endpoint.poll_timeout(&PEER).is_some() && self.retransmission.count < MAX_RETRANSMISSIONS;
+        let sent = self.retransmission.sent.filter(|_| waits)?;
+        Some(sent + FLIGHT_INTERVAL * (1 << self.retransmission.count.min(MAX_DOUBLINGS)))
     }
 
-    fn repeat_flight(&mut self, now: Instant) -> Result<(), DtlsError> {
+    fn retransmit_flight(&mut self, now: Instant) -> Result<(), DtlsError> {
         let Some(at) = self.endpoint.poll_timeout(&PEER) else {
             return Ok(());
         };
-        if self.repeats.count >= MAX_REPEATS {
+        if self.retransmission.count >= MAX_RETRANSMISSIONS {
             return Ok(());
         }
-        self.repeats.count += 1;
-        self.repeats.sent = Some(now);
-        // The stack only compares: the time of its own timer makes it send.
+        self.retransmission.count += 1;
+        self.retransmission.sent = Some(now);
+        // The stack only compares times: with the time of its own timer it sends.
         self.endpoint
             .handle_timeout(PEER, at.max(now))
             .map_err(DtlsError::Handshake)
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
+    /// When [`Self::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if !self.is_handshaking() {
             return None;
         }
-        [self.deadline, self.repeat_at()].into_iter().flatten().min()
+        [self.deadline, self.retransmit_at()].into_iter().flatten().min()
     }
 
-    /// The next datagram for the peer.
+    /// Returns the next datagram for the peer.
     pub fn poll_transmit(&mut self) -> Option<Bytes> {
         self.endpoint.poll_transmit().map(|transmit| transmit.message.freeze())
     }
 
-    /// Says goodbye.
+    /// Sends a close_notify alert if the handshake is complete.
     pub fn close(&mut self, now: Instant) {
         if matches!(self.state, State::Established) {
             self.endpoint.stop(now, PEER);
         }
-        self.state = State::Over;
+        self.state = State::Closed;
     }
 
-    /// Counts something that was left out.
+    /// Counts a dropped record or packet.
     pub fn drop(&mut self, reason: DropReason) {
         self.guard.drop(reason);
     }
 
-    /// What was left out so far.
+    /// Returns the number of drops so far, by reason.
     pub fn drops(&self) -> Drops {
         self.guard.drops()
     }
@@ -340,45 +341,46 @@ impl Dtls {
     }
 }
 
-impl Repeats {
-    /// Whether the records hold nothing but fragments that were read before; remembers those that were not.
+impl Retransmission {
+    /// Returns whether the records hold only fragments that were read before; remembers the new ones.
     fn is_repeat(&mut self, records: &[u8], role: DtlsRole) -> bool {
         let mut all = is_plain_handshake(records);
-        // A HelloVerifyRequest has no timer (RFC 6347 §4.2.1): until the second ClientHello the stack answers the first.
+        // A HelloVerifyRequest has no timer (RFC 6347 §4.2.1): until the second ClientHello the stack answers the
+        // first.
         let answers_hello = role == DtlsRole::Server && self.seen.iter().all(|(message, ..)| *message == 0);
         for fragment in fragments(records) {
             let key = (fragment.message, fragment.offset, fragment.body.len());
-            let known = self.seen.contains(&key);
-            if !known {
+            let is_known = self.seen.contains(&key);
+            if !is_known {
                 self.seen.push(key);
             }
-            all &= known && !(answers_hello && fragment.message == 0);
+            all &= is_known && !(answers_hello && fragment.message == 0);
         }
         all
     }
 }
 
 impl ClientHello {
-    /// Takes the records of a datagram. Once the ClientHello is whole, tells whether it offers AES-GCM.
-    fn take(&mut self, records: Vec<u8>) -> Option<bool> {
+    /// Adds the records of a datagram. Once the ClientHello is complete, returns whether it offers AES-GCM.
+    fn add(&mut self, records: Vec<u8>) -> Option<bool> {
         for fragment in fragments(&records).into_iter().filter(|f| f.kind == CLIENT_HELLO) {
             let end = fragment.offset + fragment.body.len();
             if fragment.total > MAX_MESSAGE || end > fragment.total {
                 continue;
             }
             self.body.resize(fragment.total, 0);
-            if let Some(place) = self.body.get_mut(fragment.offset..end) {
-                place.copy_from_slice(fragment.body);
+            if let Some(target) = self.body.get_mut(fragment.offset..end) {
+                target.copy_from_slice(fragment.body);
                 self.received.push((fragment.offset, end));
             }
         }
-        if self.held.len() < MAX_HELD {
-            self.held.push(records);
+        if self.buffered.len() < MAX_BUFFERED {
+            self.buffered.push(records);
         }
-        self.is_whole().then(|| offers_gcm(&self.body))
+        self.is_complete().then(|| offers_gcm(&self.body))
     }
 
-    fn is_whole(&mut self) -> bool {
+    fn is_complete(&mut self) -> bool {
         self.received.sort_unstable();
         let reached = self.received.iter().fold(
             0,
@@ -388,8 +390,8 @@ impl ClientHello {
     }
 }
 
-/// Reads the use_srtp extension (14) of a ClientHello (RFC 5246 §7.4.1.2, RFC 5764 §4.1.1). Anything unreadable offers
-/// nothing; the stack will refuse it with an alert.
+/// Reads the use_srtp extension (14) of a ClientHello (RFC 5246 §7.4.1.2, RFC 5764 §4.1.1). A ClientHello that cannot
+/// be read offers nothing; the stack rejects it with an alert.
 fn offers_gcm(hello: &[u8]) -> bool {
     profiles(hello)
         .unwrap_or_default()
@@ -415,7 +417,7 @@ fn profiles(hello: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// Splits off a vector whose length stands in its first `N` bytes.
+/// Splits off a vector whose length is in its first `N` bytes.
 fn skip_vector<const N: usize>(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<N>()?;
     rest.split_at_checked(length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))

@@ -1,42 +1,42 @@
-//! The guard before the DTLS stack: what a peer may send during and after the handshake, counted before anything is
+//! Guard in front of the DTLS stack: limits what a peer may send during and after the handshake, before anything is
 //! parsed further.
 //!
-//! Every rule is a limit of ours, stated as a constant. Breaking a limit that no honest peer comes near ends the session;
-//! a record that merely is out of place is left out and counted.
+//! Every rule is a limit of ours, stated as a constant. The limits are far above what a well-behaved peer sends;
+//! exceeding one ends the session. A record that is merely out of place is dropped and counted.
 
-/// Judges the DTLS datagrams of one session.
+/// Filters the DTLS datagrams of one session.
 #[derive(Debug, Default)]
 pub struct Guard {
     established: bool,
     handshake_bytes: usize,
     handshake_records: usize,
     early_records: usize,
-    /// Fragments by message sequence number; an honest handshake has seven or eight messages a side.
+    /// Fragments by message sequence number; a regular handshake has seven or eight messages per side.
     fragments: [u8; MAX_MESSAGES],
     drops: Drops,
 }
 
-/// What was left out, by reason.
+/// Number of dropped records and packets, by reason.
 pub type Drops = [u32; DropReason::ALL.len()];
 
-/// Why a record or packet was left out.
+/// Why a record or packet was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
-    /// From an address that ICE has not authenticated, or not lately.
+    /// Its address was not authenticated by ICE, or not recently.
     UnknownAddress,
-    /// Not a DTLS record, a STUN message, an RTP or an RTCP packet.
+    /// It is neither a DTLS record nor a STUN message nor an RTP or RTCP packet.
     Malformed,
     /// A connectivity check that is not for us or not authentic.
     Check,
     /// A record in clear text after the handshake, or one that is never sent in clear text.
     PlainText,
-    /// Media before the handshake is over.
+    /// Media before the handshake is complete.
     Early,
     /// SRTP or SRTCP that is not authentic.
     Forged,
     /// SRTP or SRTCP that was received before.
     Replayed,
-    /// More senders than one session may have.
+    /// More SSRCs than one session may have.
     TooManySources,
 }
 
@@ -68,10 +68,10 @@ impl DropReason {
     }
 }
 
-/// The session broke a limit and has to be closed.
+/// The peer exceeded a limit; the session must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LimitBroken {
-    #[error("more than {MAX_HANDSHAKE_BYTES} bytes of handshake")]
+    #[error("more than {MAX_HANDSHAKE_BYTES} bytes of handshake records")]
     Bytes,
     #[error("more than {MAX_HANDSHAKE_RECORDS} handshake records")]
     Records,
@@ -79,26 +79,27 @@ pub enum LimitBroken {
     Message,
     #[error("a handshake message in more than {MAX_FRAGMENTS} fragments, or more than {MAX_MESSAGES} messages")]
     Fragments,
-    #[error("a fragment that is not what its header says")]
+    #[error("a handshake fragment that does not match its header")]
     Fragment,
-    #[error("more than {MAX_EARLY_RECORDS} records of the next epoch before the handshake is over")]
+    #[error("more than {MAX_EARLY_RECORDS} records of the next epoch before the handshake was complete")]
     EarlyRecords,
 }
 
-/// Bytes of handshake records in one session.
+/// Maximum bytes of handshake records in one session.
 pub const MAX_HANDSHAKE_BYTES: usize = 64 << 10;
-/// Handshake records in one session, repeats included.
+/// Maximum number of handshake records in one session, repeats included.
 pub const MAX_HANDSHAKE_RECORDS: usize = 200;
-/// Length of one handshake message, certificates included.
+/// Maximum length of one handshake message in bytes, certificates included.
 pub const MAX_MESSAGE: usize = 16 << 10;
-/// Fragments of one handshake message, repeats included.
+/// Maximum number of fragments of one handshake message, repeats included.
 pub const MAX_FRAGMENTS: u8 = 32;
-/// Handshake messages of one peer.
+/// Maximum number of handshake messages of one peer.
 pub const MAX_MESSAGES: usize = 32;
-/// Encrypted records that may arrive before the keys are there (a Finished that overtakes the ChangeCipherSpec).
+/// Maximum number of encrypted records before the keys exist (a Finished that overtakes the ChangeCipherSpec).
 pub const MAX_EARLY_RECORDS: usize = 16;
 
-/// Length of an encrypted handshake record: a Finished of 24 bytes, with IV, MAC and padding of any cipher suite.
+/// Maximum length of an encrypted handshake record: a Finished of 24 bytes, with IV, MAC and padding of any cipher
+/// suite.
 pub const MAX_FINISHED_RECORD: usize = 128;
 
 const CHANGE_CIPHER_SPEC: u8 = 20;
@@ -108,28 +109,28 @@ const RECORD_HEADER: usize = 13;
 const MESSAGE_HEADER: usize = 12;
 
 impl Guard {
-    /// The handshake is over: nothing in clear text is believed any more.
+    /// Marks the handshake as complete: from now on records in clear text are dropped.
     pub fn establish(&mut self) {
         self.established = true;
     }
 
-    /// Counts something left out.
+    /// Counts a dropped record or packet.
     pub fn drop(&mut self, reason: DropReason) {
         if let Some(count) = self.drops.get_mut(reason as usize) {
             *count = count.saturating_add(1);
         }
     }
 
-    /// What was left out so far.
+    /// Returns the number of drops so far, by reason.
     pub fn drops(&self) -> Drops {
         self.drops
     }
 
-    /// Gives back the records of a datagram that may go on to the stack; empty when there are none.
+    /// Returns the records of a datagram that may be passed to the stack; empty if there are none.
     ///
     /// # Errors
     ///
-    /// [`LimitBroken`]: the session has to be closed.
+    /// [`LimitBroken`]: the session must be closed.
     pub fn admit(&mut self, datagram: &[u8]) -> Result<Vec<u8>, LimitBroken> {
         let mut admitted = Vec::with_capacity(datagram.len());
         let mut rest = datagram;
@@ -156,8 +157,8 @@ impl Guard {
 
     fn admits(&mut self, content: u8, epoch: u16, body: &[u8]) -> Result<bool, LimitBroken> {
         match (epoch, content) {
-            // A peer that repeats its last flight repeats its Finished, which is encrypted and enough for the stack to
-            // answer; its clear text could be anybody's.
+            // A peer that repeats its last flight also repeats its encrypted Finished, to which the stack answers.
+            // Records in clear text could come from anyone.
             (0, _) if self.established => {
                 self.drop(DropReason::PlainText);
                 Ok(false)
@@ -177,7 +178,7 @@ impl Guard {
                 Ok(false)
             }
             (1, HANDSHAKE) => self.admits_finished(body),
-            // There is no renegotiation in WebRTC, so there is no further epoch.
+            // WebRTC has no renegotiation, so there is no further epoch.
             (1, CHANGE_CIPHER_SPEC) | (2.., _) => {
                 self.drop(DropReason::Malformed);
                 Ok(false)
@@ -187,7 +188,7 @@ impl Guard {
         }
     }
 
-    /// The only handshake message that is encrypted is Finished. Its fragments cannot be read here, so its length bounds
+    /// Finished is the only encrypted handshake message. Its fragments cannot be read here, so the length limit bounds
     /// how many the stack may find in it.
     fn admits_finished(&mut self, body: &[u8]) -> Result<bool, LimitBroken> {
         if body.len() > MAX_FINISHED_RECORD {
@@ -197,7 +198,7 @@ impl Guard {
         self.handshake_records += 1;
         let admitted = self.handshake_records <= MAX_HANDSHAKE_RECORDS;
         if !admitted {
-            // Nobody has authenticated the record: it ends nothing.
+            // The record is not authenticated, so it must not end the session.
             self.drop(DropReason::Malformed);
         }
         Ok(admitted && (self.established || self.admits_early()?))
@@ -242,21 +243,21 @@ fn within(value: usize, limit: usize, otherwise: LimitBroken) -> Result<(), Limi
 /// One handshake fragment (RFC 6347 §4.2.2).
 #[derive(Clone, Copy, Debug)]
 pub struct Fragment<'a> {
-    /// Handshake type, 1 being a ClientHello.
+    /// Handshake type; 1 is a ClientHello.
     pub kind: u8,
     /// Length of the whole message.
     pub total: usize,
     /// Sequence number of the message.
     pub message: u16,
-    /// Where the fragment stands in the message.
+    /// Offset of the fragment in the message.
     pub offset: usize,
     pub body: &'a [u8],
-    /// What follows it in the record.
+    /// Bytes after the fragment in the record.
     pub rest: &'a [u8],
 }
 
 impl<'a> Fragment<'a> {
-    /// Reads a fragment whose bytes are all there.
+    /// Reads a fragment; `None` if it is truncated.
     pub fn read(record: &'a [u8]) -> Option<Self> {
         let (header, after) = record.split_first_chunk::<MESSAGE_HEADER>()?;
         let triple = |at: usize| {
@@ -275,7 +276,7 @@ impl<'a> Fragment<'a> {
     }
 }
 
-/// Whether a datagram holds handshake records in clear text and nothing else.
+/// Returns whether a datagram holds only handshake records in clear text.
 pub fn is_plain_handshake(datagram: &[u8]) -> bool {
     let mut rest = datagram;
     while let Some((header, after)) = rest.split_first_chunk::<RECORD_HEADER>() {
@@ -288,7 +289,7 @@ pub fn is_plain_handshake(datagram: &[u8]) -> bool {
     true
 }
 
-/// The fragments of the handshake records of a datagram, in clear text.
+/// Returns the fragments of the clear-text handshake records of a datagram.
 pub fn fragments(datagram: &[u8]) -> Vec<Fragment<'_>> {
     let mut found = Vec::new();
     let mut rest = datagram;
@@ -366,7 +367,7 @@ mod tests {
     fn a_message_comes_in_a_bounded_number_of_fragments() {
         let mut guard = Guard::default();
         let mut broken = None;
-        // Last offset first: the order that is dearest to reassemble.
+        // Last offset first: the most expensive order to reassemble.
         for offset in (0..28_000u32).rev() {
             if let Err(limit) = admit_fragment(&mut guard, &fragment(0, 16_000, offset % 16_000, 1, b"x")) {
                 broken = Some((28_000 - offset, limit));

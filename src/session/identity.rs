@@ -1,4 +1,4 @@
-//! Who we are to every peer: one ECDSA P-256 certificate per process, and the DTLS configurations made of it.
+//! DTLS identity of the gateway: one ECDSA P-256 certificate per process, and the DTLS configurations built from it.
 
 use std::sync::Arc;
 
@@ -12,29 +12,29 @@ use sha2::Digest as _;
 use super::SessionError;
 use crate::sdp::plan::{Fingerprint, FingerprintHash};
 
-/// Certificate, its fingerprint, and the handshake configurations that all sessions share.
+/// Certificate fingerprint and the handshake configurations that all sessions share.
 pub struct Identity {
     pub provider: Arc<dyn RTCCryptoProvider>,
     pub fingerprint: Fingerprint,
-    /// We wait for the ClientHello and it offered AES-GCM: the stack follows the peer's order of preference, so the only
+    /// Server role with AES-GCM, for peers that offer it. The stack follows the peer's order of preference, so the only
     /// way to prefer GCM is to offer nothing else.
     pub server_gcm: Arc<HandshakeConfig>,
-    /// We wait for the ClientHello and it offered only AES-CM.
+    /// Server role with AES-CM, for peers that do not offer AES-GCM.
     pub server_cm: Arc<HandshakeConfig>,
-    /// We send the ClientHello.
+    /// Client role: we send the ClientHello.
     pub client: Arc<HandshakeConfig>,
 }
 
-/// First wait before a handshake flight is repeated. RFC 6347 §4.2.4.1 proposes 1 s; browsers use 50 ms, and a lost
-/// flight is time without a picture.
+/// Wait before the first retransmission of a handshake flight. RFC 6347 §4.2.4.1 proposes 1 s and browsers use 50 ms.
+/// A lost flight delays the first frame.
 const FLIGHT_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
 
 impl Identity {
-    /// Makes a new certificate.
+    /// Generates a new certificate.
     ///
     /// # Errors
     ///
-    /// [`SessionError::Identity`] when the crypto library cannot make a key, which is not expected.
+    /// [`SessionError::Identity`] when the crypto library cannot generate a key, which is not expected.
     pub fn generate() -> Result<Self, SessionError> {
         let provider: Arc<dyn RTCCryptoProvider> = Arc::new(AwsLcRsProvider::new());
         let certificate = Certificate::generate_self_signed(vec!["millstream".to_owned()], provider.crypto())
@@ -52,7 +52,7 @@ impl Identity {
                 .with_certificates(vec![certificate.clone()])
                 .with_srtp_protection_profiles(profiles)
                 .with_client_auth(ClientAuthType::RequireAnyClientCert)
-                // There is no CA chain in WebRTC; the fingerprint is compared before a key is used (RFC 8827 §6.5).
+                // WebRTC has no CA chain; the fingerprint is verified before a key is used (RFC 8827 §6.5).
                 .with_insecure_skip_verify(true)
                 .with_extended_master_secret(ExtendedMasterSecretType::Request)
                 .with_flight_interval(FLIGHT_INTERVAL)
@@ -70,7 +70,7 @@ impl Identity {
     }
 }
 
-/// Digest of a certificate in DER form.
+/// Computes the fingerprint of a certificate in DER form.
 pub fn fingerprint_of(der: &[u8], hash: FingerprintHash) -> Fingerprint {
     let digest = match hash {
         FingerprintHash::Sha256 => sha2::Sha256::digest(der).to_vec(),

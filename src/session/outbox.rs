@@ -1,4 +1,4 @@
-//! Datagrams on their way out: one buffer for many, grouped into runs that the kernel can send in one call each.
+//! Outgoing datagrams: one buffer for many, grouped into runs that the kernel can send in one call each.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,35 +6,35 @@ use super::srtp::{RtpCipher, SealError};
 use crate::media::packet::Packet;
 use crate::media::{Pt, Ssrc};
 
-/// Where a datagram goes, and from which of our addresses: the peer only takes what comes from the address that it
+/// Destination address of a datagram and our source address. The peer accepts datagrams only from the address that it
 /// checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
     pub to: SocketAddr,
-    /// `None` leaves the choice to the kernel.
+    /// `None` lets the kernel choose.
     pub from: Option<IpAddr>,
 }
 
-/// Consecutive datagrams to one destination: all of `segment` bytes but the last, which may be shorter. This is what one
-/// send with UDP_SEGMENT takes.
+/// Consecutive datagrams to one destination. All have `segment` bytes, except the last, which may be shorter. One send
+/// with UDP_SEGMENT takes such a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Run {
     pub destination: Destination,
-    /// First byte in the buffer.
+    /// Offset of the first byte in the buffer.
     pub start: usize,
-    /// Byte after the last.
+    /// Offset after the last byte.
     pub end: usize,
-    /// Size of each datagram but the last.
+    /// Size of each datagram except the last.
     pub segment: usize,
 }
 
-/// Sends runs. The socket is one implementor, a network in virtual time the other.
+/// Sends runs. Implemented by the socket and, in tests, by a network in virtual time.
 pub trait Sink {
-    /// Sends what can be sent now; the rest is dropped and counted, for nothing on the media path waits (invariant 5).
+    /// Sends what can be sent now. The rest is dropped and counted: the media path never waits (invariant 5).
     fn send(&mut self, buffer: &[u8], runs: &[Run]);
 }
 
-/// Collects datagrams and hands them on in batches that fit the processor's cache.
+/// Collects datagrams and passes them to the sink in batches that fit the processor's cache.
 pub struct Outbox {
     buffer: Vec<u8>,
     runs: Vec<Run>,
@@ -42,7 +42,7 @@ pub struct Outbox {
     sink: Box<dyn Sink + Send>,
 }
 
-/// Clear-text part of an outgoing RTP packet (RFC 3550 §5.1).
+/// Fields of the RTP header of an outgoing packet (RFC 3550 §5.1).
 #[derive(Clone, Copy, Debug)]
 pub struct RtpHeader {
     pub pt: Pt,
@@ -53,19 +53,19 @@ pub struct RtpHeader {
     pub ssrc: Ssrc,
 }
 
-/// Handed on when the buffer holds this many bytes: large enough for a call with many runs, small enough for the cache.
+/// Batch size in bytes: large enough for a call with many runs, small enough for the cache.
 const BATCH: usize = 192 << 10;
 
-/// The kernel's UDP_MAX_SEGMENTS before Linux 6.9.
+/// UDP_MAX_SEGMENTS of the kernel before Linux 6.9.
 const MAX_SEGMENTS: usize = 64;
 
-/// A run is one datagram to the kernel until the last moment: its length has to fit 16 bits with headers.
+/// The kernel handles a run as one datagram until it is segmented: its length with headers must fit 16 bits.
 const MAX_RUN: usize = 65_000;
 
 const HEADER_LEN: usize = 12;
 
 impl Outbox {
-    /// Makes an empty outbox before a sink.
+    /// Creates an empty outbox in front of a sink.
     pub fn new(sink: Box<dyn Sink + Send>) -> Self {
         Self {
             buffer: Vec::with_capacity(BATCH + (64 << 10)),
@@ -75,14 +75,14 @@ impl Outbox {
         }
     }
 
-    /// Adds a datagram as it is.
+    /// Appends a datagram unchanged.
     pub fn datagram(&mut self, destination: Destination, bytes: &[u8]) {
         let start = self.buffer.len();
         self.buffer.extend_from_slice(bytes);
         self.record(destination, start);
     }
 
-    /// Adds a packet under this header, sealed.
+    /// Appends a packet with this header, sealed.
     ///
     /// # Errors
     ///
@@ -97,7 +97,7 @@ impl Outbox {
         self.sealed(destination, sealer, header, &[], packet)
     }
 
-    /// Adds a retransmission (RFC 4588 §4): the original sequence number goes before the payload.
+    /// Appends a retransmission (RFC 4588 §4): the original sequence number precedes the payload.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ impl Outbox {
         self.buffer.extend_from_slice(prefix);
         self.buffer.extend_from_slice(&packet.payload);
         if packet.padding > 0 {
-            // RFC 3550 §5.1: the last octet counts the padding.
+            // RFC 3550 §5.1: the last octet of the padding is its length.
             let end = self.buffer.len() + usize::from(packet.padding);
             self.buffer.resize(end - 1, 0);
             self.buffer.push(packet.padding);
@@ -157,7 +157,7 @@ impl Outbox {
             }
             _ => {
                 if end > BATCH {
-                    self.hand_on(start);
+                    self.send_until(start);
                 }
                 let end = self.buffer.len();
                 self.runs.push(Run {
@@ -171,8 +171,8 @@ impl Outbox {
         }
     }
 
-    /// Hands on everything before `until` and moves the rest to the front.
-    fn hand_on(&mut self, until: usize) {
+    /// Sends everything before `until` and moves the rest to the front.
+    fn send_until(&mut self, until: usize) {
         if !self.runs.is_empty() {
             self.sink.send(&self.buffer, &self.runs);
             self.runs.clear();
@@ -180,9 +180,9 @@ impl Outbox {
         self.buffer.drain(..until);
     }
 
-    /// Hands on everything; called at the end of a turn.
+    /// Sends everything; called at the end of a tick.
     pub fn flush(&mut self) {
-        self.hand_on(self.buffer.len());
+        self.send_until(self.buffer.len());
     }
 }
 

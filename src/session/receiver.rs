@@ -6,7 +6,7 @@ use super::srtp::RtpCipher;
 use crate::media::Ssrc;
 use crate::media::rtp::{Header, extend_seq};
 
-/// Opens the RTP packets of one peer.
+/// Decrypts the RTP packets of one peer.
 pub struct RtpReceiver {
     cipher: RtpCipher,
     sources: Vec<Source>,
@@ -17,7 +17,7 @@ struct Source {
     window: ReplayWindow,
 }
 
-/// Why a packet was not taken.
+/// Why a packet was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     Malformed,
@@ -26,8 +26,8 @@ pub enum Refused {
     TooManySources,
 }
 
-/// SSRCs of one peer: three layers of simulcast with their retransmissions, audio, and room to spare. An SSRC is only
-/// remembered once a packet of it was authentic.
+/// Maximum number of SSRCs of one peer: three simulcast layers with their retransmissions, audio, and room to spare. An
+/// SSRC is only remembered once a packet of it was authentic.
 pub const MAX_SOURCES: usize = 32;
 
 impl RtpReceiver {
@@ -38,16 +38,16 @@ impl RtpReceiver {
         }
     }
 
-    /// Opens a packet. Its bytes are overwritten either way.
+    /// Decrypts a packet in place. Its bytes are overwritten even on failure.
     ///
     /// # Errors
     ///
-    /// [`Refused`]; nothing is remembered of the packet then.
+    /// [`Refused`]; the packet leaves no state behind.
     pub fn open(&mut self, packet: &mut [u8]) -> Result<Bytes, Refused> {
         let header = Header::parse_sealed(packet).map_err(|_| Refused::Malformed)?;
         let (ssrc, seq, header_len) = (header.ssrc, header.seq, header.payload().start);
-        let known = self.sources.iter().position(|s| s.ssrc == ssrc);
-        let index = match known.and_then(|at| self.sources.get(at)) {
+        let existing = self.sources.iter().position(|s| s.ssrc == ssrc);
+        let index = match existing.and_then(|at| self.sources.get(at)) {
             Some(source) => {
                 let index = source.window.extend(seq);
                 if !source.window.is_new(index) {
@@ -56,14 +56,14 @@ impl RtpReceiver {
                 index
             }
             None if self.sources.len() >= MAX_SOURCES => return Err(Refused::TooManySources),
-            // RFC 3711 §3.3.1: the roll-over counter begins at zero.
+            // RFC 3711 §3.3.1: the roll-over counter starts at zero.
             None => u64::from(seq),
         };
         let length = self
             .cipher
             .open(packet, header_len, ssrc, index)
             .map_err(|_| Refused::Forged)?;
-        match known.and_then(|at| self.sources.get_mut(at)) {
+        match existing.and_then(|at| self.sources.get_mut(at)) {
             Some(source) => source.window.accept(index),
             None => self.sources.push(Source {
                 ssrc,
@@ -74,14 +74,14 @@ impl RtpReceiver {
     }
 }
 
-/// Which of the last [`WINDOW`] indices were received.
+/// Records which of the last [`WINDOW`] packet indices were received.
 struct ReplayWindow {
     highest: u64,
-    /// Bit `i % WINDOW` stands for index `i`.
+    /// Bit `i % WINDOW` represents index `i`.
     bits: [u64; WINDOW as usize / 64],
 }
 
-/// OBS retransmits on the original SSRC and sequence number, up to seconds later: RFC 3711 asks for at least 64.
+/// OBS retransmits on the original SSRC and sequence number, up to seconds later. RFC 3711 requires at least 64.
 const WINDOW: u64 = 2_048;
 
 impl ReplayWindow {
@@ -113,18 +113,18 @@ impl ReplayWindow {
         self.set(index, true);
     }
 
-    fn place(index: u64) -> (usize, u64) {
+    fn bit(index: u64) -> (usize, u64) {
         let bit = index % WINDOW;
         ((bit / 64) as usize, 1 << (bit % 64))
     }
 
     fn has(&self, index: u64) -> bool {
-        let (word, mask) = Self::place(index);
+        let (word, mask) = Self::bit(index);
         self.bits.get(word).is_some_and(|bits| bits & mask != 0)
     }
 
     fn set(&mut self, index: u64, value: bool) {
-        let (word, mask) = Self::place(index);
+        let (word, mask) = Self::bit(index);
         if let Some(bits) = self.bits.get_mut(word) {
             if value { *bits |= mask } else { *bits &= !mask }
         }

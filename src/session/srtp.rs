@@ -1,7 +1,7 @@
-//! SRTP of one session: RTP is sealed and opened in place, without an allocation; RTCP goes through `rtc-srtp`.
+//! SRTP of one session. RTP is encrypted and decrypted in place, without allocation; RTCP goes through `rtc-srtp`.
 //!
-//! The cipher keeps no state but keys: the caller gives the extended sequence number, from which the roll-over counter
-//! follows (RFC 3711 §3.3.1), so that nothing can get out of step. Whoever seals keeps invariant 6.
+//! The cipher holds only keys. The caller passes the extended sequence number, from which the roll-over counter follows
+//! (RFC 3711 §3.3.1), so no counter can get out of step. The caller is responsible for invariant 6.
 
 use rtc_crypto::{
     AeadAlgorithm, AeadCipher, BlockCipherAlgorithm, CryptoError, HmacAlgorithm, Mac, RTCCrypto, StreamCipher,
@@ -10,7 +10,7 @@ use rtc_crypto::{
 
 use crate::media::Ssrc;
 
-/// Longest authentication tag of the profiles in use, in bytes.
+/// Length of the longest authentication tag of the supported profiles, in bytes.
 pub const MAX_TAG_LEN: usize = 16;
 
 /// Key derivation labels (RFC 3711 §4.3.1).
@@ -25,18 +25,18 @@ pub enum Profile {
     Aes128CmSha1_80,
 }
 
-/// Why a packet was not sealed.
+/// Why a packet could not be sealed or opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    #[error("the packet has no room for its header and the tag")]
+    #[error("the packet is too short for its header and the authentication tag")]
     TooShort,
-    #[error("the packet is not authentic")]
+    #[error("the authentication tag does not match")]
     Forged,
     #[error(transparent)]
     Crypto(#[from] CryptoError),
 }
 
-/// Seals or opens RTP packets of one direction of one session.
+/// Encrypts or decrypts the RTP packets of one direction of one session.
 pub enum RtpCipher {
     /// RFC 7714.
     Gcm {
@@ -56,7 +56,7 @@ impl RtpCipher {
     ///
     /// # Errors
     ///
-    /// [`CryptoError`] when a length is wrong or the library has not the algorithm.
+    /// [`CryptoError`] when a length is wrong or the library does not support the algorithm.
     pub fn new(profile: Profile, key: &[u8], salt: &[u8], crypto: &dyn RTCCrypto) -> Result<Self, CryptoError> {
         let encryption = derive(crypto, key, salt, LABEL_ENCRYPTION, 16)?;
         Ok(match profile {
@@ -75,7 +75,7 @@ impl RtpCipher {
         })
     }
 
-    /// Bytes that sealing adds.
+    /// Returns the length of the authentication tag in bytes.
     pub fn tag_len(&self) -> usize {
         match self {
             Self::Gcm { .. } => 16,
@@ -83,12 +83,12 @@ impl RtpCipher {
         }
     }
 
-    /// Seals a packet in place. `packet` is the RTP header of `header_len` bytes, the payload, and room for the tag at
-    /// its end; `seq` is the extended sequence number, whose low 16 bits stand in the header.
+    /// Seals a packet in place. `packet` is the RTP header of `header_len` bytes, the payload, and room for the tag.
+    /// `seq` is the extended sequence number; its low 16 bits are those in the header.
     ///
     /// # Errors
     ///
-    /// [`SealError`]; nothing may be sent then.
+    /// [`SealError`]; the packet must not be sent.
     pub fn seal(&mut self, packet: &mut [u8], header_len: usize, ssrc: Ssrc, seq: u64) -> Result<(), SealError> {
         let tag_at = packet.len().checked_sub(self.tag_len()).ok_or(SealError::TooShort)?;
         let (sealed, tag) = packet.split_at_mut(tag_at);
@@ -115,7 +115,7 @@ impl RtpCipher {
     ///
     /// # Errors
     ///
-    /// [`SealError`] when it is too short or not authentic; its bytes must not be used then.
+    /// [`SealError`] when the packet is too short or not authentic; its bytes must not be used.
     pub fn open(&mut self, packet: &mut [u8], header_len: usize, ssrc: Ssrc, seq: u64) -> Result<usize, SealError> {
         let tag_at = packet.len().checked_sub(self.tag_len()).ok_or(SealError::TooShort)?;
         let (sealed, tag) = packet.split_at_mut(tag_at);

@@ -1,4 +1,4 @@
-//! Asks a STUN server for our address as the outside sees it (RFC 8489 §3): bytes and their meaning, no IO.
+//! STUN binding request for our public address (RFC 8489 §3): message encoding and decoding without IO.
 
 use std::net::IpAddr;
 
@@ -7,14 +7,14 @@ use rtc_stun::xoraddr::XorMappedAddress;
 
 use super::ice::transaction;
 
-/// A question that has been asked.
-pub struct Question {
+/// A binding request that was sent and awaits its response.
+pub struct BindingRequest {
     transaction: TransactionId,
-    /// What is sent.
+    /// Encoded message.
     pub request: Vec<u8>,
 }
 
-impl Question {
+impl BindingRequest {
     pub fn new(random: &mut dyn FnMut() -> u32) -> Self {
         let transaction = transaction(random);
         let mut message = Message::new();
@@ -27,7 +27,7 @@ impl Question {
         }
     }
 
-    /// Our address, if this is the answer.
+    /// Returns our public address if `datagram` is the success response to this request.
     pub fn answer(&self, datagram: &[u8]) -> Option<IpAddr> {
         let mut message = Message::new();
         message.raw = datagram.to_vec();
@@ -48,8 +48,8 @@ mod tests {
     use rtc_stun::message::Setter as _;
 
     #[test]
-    fn only_the_answer_to_the_question_counts() {
-        let question = Question::new(&mut || 7);
+    fn only_the_response_to_the_request_counts() {
+        let binding = BindingRequest::new(&mut || 7);
         let answer = |transaction, ip: &str| {
             let mut message = Message::new();
             message.set_type(BINDING_SUCCESS);
@@ -59,13 +59,13 @@ mod tests {
             XorMappedAddress { ip, port: 9 }.add_to(&mut message).expect("fits");
             message.raw
         };
-        let good = answer(question.transaction, "203.0.113.7");
-        assert_eq!(question.answer(&good), Some(IpAddr::from([203, 0, 113, 7])));
-        assert_eq!(question.answer(&answer(TransactionId([1; 12]), "203.0.113.7")), None);
-        assert_eq!(question.answer(&answer(question.transaction, "0.0.0.0")), None);
-        assert_eq!(question.answer(&question.request), None);
+        let good = answer(binding.transaction, "203.0.113.7");
+        assert_eq!(binding.answer(&good), Some(IpAddr::from([203, 0, 113, 7])));
+        assert_eq!(binding.answer(&answer(TransactionId([1; 12]), "203.0.113.7")), None);
+        assert_eq!(binding.answer(&answer(binding.transaction, "0.0.0.0")), None);
+        assert_eq!(binding.answer(&binding.request), None);
         for length in 0..good.len() {
-            assert_eq!(question.answer(&good[..length]), None);
+            assert_eq!(binding.answer(&good[..length]), None);
         }
     }
 }

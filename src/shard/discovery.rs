@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::MediaPlane;
-use crate::session::stun::Question;
+use crate::session::stun::BindingRequest;
 
 /// Between questions: an address at home changes once a day.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -50,14 +50,14 @@ async fn ask(server: &str) -> Option<IpAddr> {
     let server = lookup_host(server).await.ok()?.find(SocketAddr::is_ipv4)?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
     socket.connect(server).await.ok()?;
-    let question = Question::new(&mut || rand::rng().next_u32());
+    let binding = BindingRequest::new(&mut || rand::rng().next_u32());
     for _ in 0..TRIES {
-        let _ = socket.send(&question.request).await;
+        let _ = socket.send(&binding.request).await;
         let answered = async {
             let mut buffer = [0; 1_500];
             loop {
                 let length = socket.recv(&mut buffer).await.ok()?;
-                let found = question.answer(buffer.get(..length)?);
+                let found = binding.answer(buffer.get(..length)?);
                 if found.is_some() {
                     return found;
                 }

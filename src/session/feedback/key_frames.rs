@@ -1,18 +1,18 @@
-//! Merges everybody's wishes for a key frame into few requests to the source (RFC 4585 §6.3.1, RFC 5104 §4.3.1): a storm
-//! of them makes an encoder's picture collapse.
+//! Merges the key frame requests of all viewers into few requests to the source (RFC 4585 §6.3.1, RFC 5104 §4.3.1): an
+//! encoder that is asked too often produces frames of poor quality.
 
 use std::time::{Duration, Instant};
 
-/// Least time between two requests.
+/// Minimum time between two requests.
 const SPACING: Duration = Duration::from_secs(1);
 
-/// Requests for the same wish. OBS never answers any; a new wish begins to count anew.
+/// Maximum number of requests until a key frame arrives. OBS never answers any. A new request resets the count.
 const MAX_REQUESTS: u8 = 10;
 
-/// The wish for a key frame of one source.
+/// Pending key frame request to one source.
 #[derive(Default)]
 pub struct KeyFrameRequests {
-    /// Requests that may still be sent; 0 while nobody wishes for a key frame.
+    /// Requests that may still be sent; 0 while no key frame is needed.
     left: u8,
     last: Option<Instant>,
 }
@@ -22,17 +22,18 @@ impl KeyFrameRequests {
         Self::default()
     }
 
-    /// Somebody needs a key frame: a viewer asked, a packet was given up, a layer is to be switched.
+    /// Requests a key frame: a viewer asked for one, a lost packet was given up, or a layer is to be switched.
     pub fn request(&mut self) {
         self.left = MAX_REQUESTS;
     }
 
-    /// A key frame came: whoever wished for one has it.
+    /// A key frame arrived: the request is fulfilled.
     pub fn on_key_frame(&mut self) {
         self.left = 0;
     }
 
-    /// True if a request is to be sent now. It is repeated every second until a key frame came, ten times at most.
+    /// Returns true if a request must be sent now. It is repeated every second until a key frame arrives, at most ten
+    /// times.
     pub fn poll(&mut self, now: Instant) -> bool {
         if self.left == 0 || self.last.is_some_and(|last| now < last + SPACING) {
             return false;
@@ -42,7 +43,7 @@ impl KeyFrameRequests {
         true
     }
 
-    /// When [`Self::poll`] has something to do, `now` if at once; `None` while nobody wishes for a key frame.
+    /// When [`Self::poll`] must be called, `now` if at once; `None` while no key frame is needed.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         (self.left > 0).then(|| self.last.map_or(now, |last| (last + SPACING).max(now)))
     }
@@ -56,7 +57,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn a_storm_of_wishes_is_one_request_a_second() {
+    fn many_requests_become_one_per_second() {
         let start = Instant::now();
         let mut requests = KeyFrameRequests::new();
         let mut sent = Vec::new();
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unanswered_wish_is_repeated_ten_times_and_a_new_one_begins_anew() {
+    fn an_unanswered_request_is_repeated_ten_times_and_a_new_one_starts_over() {
         let start = Instant::now();
         let mut requests = KeyFrameRequests::new();
         requests.request();
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_right_after_a_key_frame_waits_for_its_second() {
+    fn a_request_right_after_a_key_frame_waits_for_its_second() {
         let start = Instant::now();
         let mut requests = KeyFrameRequests::new();
         requests.request();

@@ -1,9 +1,9 @@
-//! What a receiver owes a publisher: reception statistics, requests for lost packets and key frames, and the two kinds of
-//! congestion feedback.
+//! Feedback from the gateway to a publisher: reception statistics, requests for lost packets and key frames, and two
+//! kinds of congestion feedback.
 //!
-//! Each part is a small machine of its own without IO: packets and time go in, what to send comes out. Whoever owns a
-//! publisher's session makes one of each for every incoming SSRC, but one [`TransportFeedback`] for the whole transport,
-//! and writes the RTCP with [`crate::media::rtcp`].
+//! Each part is a state machine without IO: packets and time go in, feedback comes out. The owner of a publisher's
+//! session creates one of each per incoming SSRC, but only one [`TransportFeedback`] for the whole transport, and
+//! writes the RTCP with [`crate::media::rtcp`].
 
 mod key_frames;
 mod nack;

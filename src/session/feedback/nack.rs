@@ -1,39 +1,40 @@
-//! Requests for lost packets (RFC 4585 §6.2.1): which, when, how often.
+//! Retransmission requests for lost packets (RFC 4585 §6.2.1): which packets, when, how often.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::{Arrival, ArrivalKind};
 
-/// Holes that are tracked; beyond that the oldest are given up.
-const MAX_HOLES: usize = 1000;
+/// Maximum number of missing packets that are tracked; beyond it the oldest are given up.
+const MAX_MISSING: usize = 1000;
 
-/// A longer gap is not loss but a new beginning: nothing of it is asked for.
+/// A longer gap is a restart, not packet loss: nothing of it is requested.
 const MAX_GAP: u64 = 1000;
 
-/// A packet is missing once two later ones came, or this long after the first later one: until then it may be reordered.
+/// A packet counts as lost once two later ones arrived, or this long after the first later one. Until then it may only
+/// be reordered.
 const REORDER_TIME: Duration = Duration::from_millis(10);
 
-/// Least time between two requests for the same packet; the round-trip time, if that is longer.
+/// Minimum time between two requests for the same packet; a longer round-trip time takes precedence.
 const MIN_SPACING: Duration = Duration::from_millis(20);
 
-/// Longest spacing: a wrong round-trip time must not silence the requests.
+/// Maximum time between two requests: a wrong round-trip time must not suppress them.
 const MAX_SPACING: Duration = Duration::from_millis(500);
 
-/// Requests for the same packet.
+/// Maximum number of requests for the same packet.
 const MAX_REQUESTS: u8 = 10;
 
-/// A packet that is missing for longer is of no use to anyone.
+/// A packet that has been missing for longer is of no use.
 const MAX_AGE: Duration = Duration::from_secs(2);
 
-/// Sequence numbers in one request. Each may take 4 bytes, which makes about 1,000 bytes of RTCP.
+/// Maximum sequence numbers in one request. Each may take 4 bytes, which makes about 1,000 bytes of RTCP.
 const MAX_IN_REQUEST: usize = 250;
 
-/// Tracks the holes of one SSRC.
+/// Tracks the missing packets of one SSRC.
 #[derive(Default)]
 pub struct NackGenerator {
     highest: Option<u64>,
-    holes: BTreeMap<u64, MissingPacket>,
+    missing: BTreeMap<u64, MissingPacket>,
     given_up: u64,
 }
 
@@ -48,11 +49,11 @@ impl NackGenerator {
         Self::default()
     }
 
-    /// Takes note of a packet as [`super::Reception`] placed it.
+    /// Records a packet as classified by [`super::Reception`].
     pub fn on_packet(&mut self, now: Instant, arrival: Arrival) {
         match arrival.kind {
             ArrivalKind::Late => {
-                self.holes.remove(&arrival.ext_seq);
+                self.missing.remove(&arrival.ext_seq);
             }
             ArrivalKind::New => self.on_new(now, arrival.ext_seq),
             ArrivalKind::Duplicate | ArrivalKind::TooOld => {}
@@ -64,58 +65,58 @@ impl NackGenerator {
             return;
         };
         if ext_seq <= highest || ext_seq - highest > MAX_GAP {
-            self.given_up += self.holes.len() as u64 + ext_seq.saturating_sub(highest + 1);
-            self.holes.clear();
+            self.given_up += self.missing.len() as u64 + ext_seq.saturating_sub(highest + 1);
+            self.missing.clear();
             return;
         }
-        // The second later packet: whatever still waits for its first request is due.
-        for hole in self.holes.values_mut().filter(|hole| hole.requests == 0) {
-            hole.due = hole.due.min(now);
+        // The second later packet arrived: all that still wait for their first request are due.
+        for packet in self.missing.values_mut().filter(|packet| packet.requests == 0) {
+            packet.due = packet.due.min(now);
         }
-        for missing in highest + 1..ext_seq {
-            let hole = MissingPacket {
+        for seq in highest + 1..ext_seq {
+            let packet = MissingPacket {
                 since: now,
                 requests: 0,
                 due: now + REORDER_TIME,
             };
-            self.holes.insert(missing, hole);
+            self.missing.insert(seq, packet);
         }
-        while self.holes.len() > MAX_HOLES {
-            self.holes.pop_first();
+        while self.missing.len() > MAX_MISSING {
+            self.missing.pop_first();
             self.given_up += 1;
         }
     }
 
-    /// The sequence numbers to ask for now, in ascending order modulo wrap, at most 250; call again until there are none.
-    /// `rtt` is the round-trip time to the publisher, zero where it is unknown.
+    /// Returns the sequence numbers to request now, in ascending order modulo wrap, at most 250. Call again until there
+    /// are none. `rtt` is the round-trip time to the publisher, zero if unknown.
     pub fn poll(&mut self, now: Instant, rtt: Duration) -> Vec<u16> {
         let spacing = rtt.clamp(MIN_SPACING, MAX_SPACING);
         let mut seqs = Vec::new();
         let mut given_up = 0;
-        self.holes.retain(|ext_seq, hole| {
-            if hole.due > now || seqs.len() == MAX_IN_REQUEST {
+        self.missing.retain(|ext_seq, packet| {
+            if packet.due > now || seqs.len() == MAX_IN_REQUEST {
                 return true;
             }
-            if hole.requests == MAX_REQUESTS || now.saturating_duration_since(hole.since) >= MAX_AGE {
+            if packet.requests == MAX_REQUESTS || now.saturating_duration_since(packet.since) >= MAX_AGE {
                 given_up += 1;
                 return false;
             }
             seqs.push(*ext_seq as u16);
-            hole.requests += 1;
-            hole.due = now + spacing;
+            packet.requests += 1;
+            packet.due = now + spacing;
             true
         });
         self.given_up += given_up;
         seqs
     }
 
-    /// When [`Self::poll`] has something to do; `None` while nothing is missing.
+    /// When [`Self::poll`] must be called; `None` while nothing is missing.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.holes.values().map(|hole| hole.due).min()
+        self.missing.values().map(|packet| packet.due).min()
     }
 
-    /// Packets that are missing and are no longer asked for, since the beginning. A rise means that viewers see damage
-    /// until the next key frame.
+    /// Returns the total number of missing packets that are no longer requested. A rise means that viewers see
+    /// corrupted video until the next key frame.
     pub fn given_up(&self) -> u64 {
         self.given_up
     }
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_for_while_nothing_is_missing() {
+    fn nothing_is_requested_while_nothing_is_missing() {
         let mut receiver = Receiver::new();
         receiver.receive(MS, &[65_534, 65_535, 0, 1]);
         assert_eq!(receiver.nack.poll_timeout(), None);
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_asked_for_after_two_later_packets() {
+    fn a_missing_packet_is_requested_after_two_later_packets() {
         let mut receiver = Receiver::new();
         receiver.receive(MS, &[65_534, 1]);
         assert!(receiver.poll(MS).is_empty());
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_asked_for_after_ten_milliseconds() {
+    fn a_missing_packet_is_requested_after_ten_milliseconds() {
         let mut receiver = Receiver::new();
         receiver.receive(MS, &[1, 3]);
         assert!(receiver.poll(10 * MS).is_empty());
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reordered_packet_is_never_asked_for() {
+    fn a_reordered_packet_is_never_requested() {
         let mut receiver = Receiver::new();
         receiver.receive(MS, &[1, 3, 2, 4, 5]);
         assert!(receiver.poll(20 * MS).is_empty());
@@ -220,18 +221,18 @@ mod tests {
     }
 
     #[test]
-    fn a_long_jump_asks_for_nothing_and_forgets_everything() {
+    fn a_long_jump_requests_nothing_and_forgets_everything() {
         let mut receiver = Receiver::new();
         receiver.receive(MS, &[1, 3, 2000, 2001]);
         assert!(receiver.poll(20 * MS).is_empty());
-        assert_eq!(receiver.nack.given_up(), 1 + 1996, "so that a key frame is asked for");
+        assert_eq!(receiver.nack.given_up(), 1 + 1996, "so that a key frame is requested");
     }
 
     #[test]
-    fn holes_and_requests_are_bounded() {
+    fn missing_packets_and_requests_are_bounded() {
         let mut receiver = Receiver::new();
         receiver.receive(MS, &[0, 900, 1800, 2700, 2701]);
-        assert_eq!(receiver.nack.holes.len(), MAX_HOLES);
+        assert_eq!(receiver.nack.missing.len(), MAX_MISSING);
         let first = receiver.poll(MS);
         assert_eq!(first.len(), MAX_IN_REQUEST);
         let mut all = first;
@@ -242,7 +243,7 @@ mod tests {
             }
             all.extend(more);
         }
-        assert_eq!(all.len(), MAX_HOLES);
+        assert_eq!(all.len(), MAX_MISSING);
         assert!(all.is_sorted());
         assert_eq!(receiver.nack.given_up(), 2697 - 1000);
     }

@@ -1,7 +1,7 @@
 //! Reception statistics of one incoming SSRC (RFC 3550 §6.4.1, appendices A.1, A.3 and A.8).
 //!
-//! Packets come decrypted and authenticated, so there is no probation, and a sender that goes back in its sequence
-//! numbers does not exist: SRTP would take its packets for replays (RFC 3711 §3.3.2).
+//! Packets arrive here decrypted and authenticated, so there is no probation. A sender cannot go back in its sequence
+//! numbers either: SRTP would reject its packets as replays (RFC 3711 §3.3.2).
 
 use std::time::{Duration, Instant};
 
@@ -9,58 +9,58 @@ use crate::media::Ssrc;
 use crate::media::rtcp;
 use crate::media::rtp::SeqUnwrapper;
 
-/// How far back arrivals are remembered, in packets: two seconds at 16 Mbit/s.
+/// Number of recent packets whose arrival is remembered: two seconds at 16 Mbit/s.
 const WINDOW: u64 = 4096;
 
-/// A jump forwards by more than this is not loss but a new beginning (MAX_DROPOUT of RFC 3550 A.1).
+/// A larger forward jump is a restart, not packet loss (MAX_DROPOUT of RFC 3550 A.1).
 const MAX_DROPOUT: u64 = 3000;
 
-/// Packets up to this far before the first are reordered ones; those further back are strangers (MAX_MISORDER of
-/// RFC 3550 A.1).
+/// Packets up to this far before the first are reordered; those further back are rejected (MAX_MISORDER of RFC 3550
+/// A.1).
 const MAX_MISORDER: u64 = 100;
 
-/// Sequence numbers are extended from here on, so that those before the first packet have one too.
+/// Extended sequence numbers start here, so that packets before the first one have one too.
 const CYCLE: u64 = 1 << 16;
 
-/// What a packet is to those before it.
+/// How a packet relates to those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArrivalKind {
-    /// Higher than all before.
+    /// Its sequence number is higher than all before.
     New,
-    /// Fills a hole: reordered, or asked for by NACK.
+    /// It fills a gap: reordered, or retransmitted after a NACK.
     Late,
-    /// Was here already. OBS 30.1 retransmits packets that arrived, with other content: drop it.
+    /// It arrived before. OBS 30.1 retransmits packets that arrived, with other content: drop it.
     Duplicate,
-    /// So far back that it cannot be told from a duplicate: drop it.
+    /// It is too old to distinguish from a duplicate: drop it.
     TooOld,
 }
 
-/// A packet in its place.
+/// Classification of an arrived packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
-    /// Sequence number that does not wrap. The first packet has one from 65,536 to 131,071.
+    /// Sequence number that does not wrap. For the first packet it is between 65,536 and 131,071.
     pub ext_seq: u64,
     pub kind: ArrivalKind,
 }
 
-/// Counts the packets of one SSRC.
+/// Reception statistics of one SSRC.
 pub struct Reception {
     media: Ssrc,
     clock_rate: u32,
     unwrapper: SeqUnwrapper,
-    /// A bit for each of the last [`WINDOW`] sequence numbers, by their remainder.
+    /// One bit for each of the last [`WINDOW`] sequence numbers, indexed modulo [`WINDOW`].
     seen: Box<[u64; WINDOW as usize / 64]>,
     /// `None` before the first packet.
     counts: Option<Counts>,
     jitter: Jitter,
-    /// Packets expected in the interval of the last report, and those of them that were missing at its end.
+    /// Packets expected in the interval of the last report, and how many of them were missing at its end.
     interval: (u64, u64),
-    /// Middle 32 bits of the NTP time of the last sender report, and when it came.
+    /// Middle 32 bits of the NTP time of the last sender report, and its arrival time.
     sender_report: Option<(u32, Instant)>,
 }
 
 struct Counts {
-    /// Extended sequence number from which on packets are expected.
+    /// First expected extended sequence number.
     base: u64,
     highest: u64,
     received: u64,
@@ -69,7 +69,7 @@ struct Counts {
 }
 
 impl Reception {
-    /// Begins with nothing received. `clock_rate` is in Hz.
+    /// Creates statistics with nothing received. `clock_rate` is in Hz.
     pub fn new(media: Ssrc, clock_rate: u32) -> Self {
         Self {
             media,
@@ -83,12 +83,12 @@ impl Reception {
         }
     }
 
-    /// Counts a packet with RTP sequence number `seq` and RTP time `time`.
+    /// Counts a packet with RTP sequence number `seq` and RTP timestamp `time`.
     pub fn on_packet(&mut self, now: Instant, seq: u16, time: u32) -> Arrival {
         let ext_seq = self.unwrapper.extend(seq);
         let kind = self.place(ext_seq);
         if kind == ArrivalKind::New {
-            // A retransmission tells nothing of the network's jitter.
+            // The arrival time of a retransmission says nothing about network jitter.
             self.jitter.on_packet(now, time, self.clock_rate);
         }
         Arrival { ext_seq, kind }
@@ -126,7 +126,7 @@ impl Reception {
         ArrivalKind::Late
     }
 
-    /// Begins to count at this packet.
+    /// Starts counting at this packet.
     fn begin(&mut self, ext_seq: u64) {
         self.seen.fill(0);
         self.counts = Some(Counts {
@@ -138,7 +138,7 @@ impl Reception {
         self.mark(ext_seq, true);
     }
 
-    /// Sets the bit of a sequence number; returns what it was.
+    /// Sets the bit of a sequence number; returns its previous value.
     fn mark(&mut self, ext_seq: u64, arrived: bool) -> bool {
         let index = ext_seq % WINDOW;
         let word = &mut self.seen[(index / 64) as usize];
@@ -148,24 +148,24 @@ impl Reception {
         before
     }
 
-    /// Takes note of a sender report of this SSRC; `ntp` is its 64-bit NTP timestamp.
+    /// Records a sender report of this SSRC; `ntp` is its 64-bit NTP timestamp.
     pub fn on_sender_report(&mut self, now: Instant, ntp: u64) {
         self.sender_report = Some(((ntp >> 16) as u32, now));
     }
 
-    /// Packets expected in the interval of the last report, and those of them that were missing at its end.
+    /// Returns the packets expected in the interval of the last report, and how many of them were missing at its end.
     pub fn interval(&self) -> (u64, u64) {
         self.interval
     }
 
-    /// The report block since the last one; `None` before the first packet.
+    /// Returns the report block for the interval since the last one; `None` before the first packet.
     pub fn report(&mut self, now: Instant) -> Option<rtcp::Reception> {
         let counts = self.counts.as_mut()?;
         let expected = counts.highest - counts.base + 1;
         let (expected_before, received_before) = std::mem::replace(&mut counts.reported, (expected, counts.received));
         let expected_since = expected - expected_before;
         let received_since = counts.received - received_before;
-        // More than was expected comes in where holes of the interval before were filled: no loss (RFC 3550 A.3).
+        // Late packets of the previous interval can make more arrive than was expected: no loss (RFC 3550 A.3).
         let lost_since = expected_since.saturating_sub(received_since);
         self.interval = (expected_since, lost_since);
         let fraction_lost = (lost_since * 256).checked_div(expected_since).unwrap_or(0);
@@ -177,7 +177,7 @@ impl Reception {
             media: self.media,
             fraction_lost: u8::try_from(fraction_lost).unwrap_or(u8::MAX),
             lost: u32::try_from(expected - counts.received).unwrap_or(u32::MAX),
-            // The count of cycles begins at zero (RFC 3550 §6.4.1).
+            // The count of cycles starts at zero (RFC 3550 §6.4.1).
             highest_seq: (counts.highest - CYCLE) as u32,
             jitter: self.jitter.value(),
             last_sr,
@@ -193,9 +193,9 @@ fn in_65536ths(duration: Duration) -> u32 {
 /// Interarrival jitter (RFC 3550 A.8).
 #[derive(Default)]
 struct Jitter {
-    /// When the first packet came.
+    /// Arrival time of the first packet.
     start: Option<Instant>,
-    /// Arrival time less RTP time of the last packet, in timestamp units.
+    /// Arrival time minus RTP timestamp of the last packet, in timestamp units.
     transit: Option<u32>,
     /// In 1/16 of a timestamp unit.
     scaled: u64,
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn arrivals_are_told_apart_across_the_wrap() {
+    fn arrivals_are_classified_across_the_wrap() {
         use ArrivalKind::{Duplicate, Late, New};
         let (mut reception, now) = reception();
         assert_eq!(
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_not_mistaken_for_the_packet_one_window_earlier() {
+    fn a_missing_packet_is_not_mistaken_for_the_packet_one_window_earlier() {
         let (mut reception, now) = reception();
         for seq in (0..5000).filter(|seq| *seq != 4500) {
             reception.on_packet(now, seq, 0);

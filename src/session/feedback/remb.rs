@@ -1,36 +1,36 @@
-//! A receiver-side estimate for publishers that know no transport-wide feedback (draft-alvestrand-rmcat-remb-03).
+//! Receiver-side bandwidth estimate for publishers without transport-wide feedback (draft-alvestrand-rmcat-remb-03).
 //!
-//! It is simple on purpose: it follows the loss-based rules of draft-ietf-rmcat-gcc-02 §6 on what really arrives and does
-//! not look at delay. It keeps a publisher from stopping at its start bitrate and makes it yield when a link is full.
+//! It is simple on purpose: it applies the loss-based rules of draft-ietf-rmcat-gcc-02 §6 to the received bitrate and
+//! ignores delay. It lets a publisher grow beyond its start bitrate and back off when a link is full.
 
 use std::time::{Duration, Instant};
 
-/// Bits per second.
+/// A bitrate in bits per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Bitrate(pub u64);
 
-/// Time between two estimates, and the span over which the rate is measured.
+/// Time between two estimates, over which the received bitrate is measured.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Up to this fraction lost (2 % in 1/256) a link has room.
-const FREE_LOSS: u8 = 5;
+/// Up to this fraction lost (2 % in 1/256) the link has spare capacity.
+const LOW_LOSS: u8 = 5;
 
-/// From this fraction lost on (10 % in 1/256) it is full.
-const FULL_LOSS: u8 = 26;
+/// From this fraction lost (10 % in 1/256) the link is full.
+const HIGH_LOSS: u8 = 26;
 
-/// Estimates what a publisher may send on one SSRC.
+/// Estimates how much a publisher may send on one SSRC.
 pub struct ReceiverEstimate {
     floor: Bitrate,
     ceiling: Bitrate,
     estimate: Bitrate,
-    /// Fraction lost since the last estimate, in 1/256, the highest reported.
+    /// Highest reported fraction lost since the last estimate, in 1/256.
     loss: u8,
     bytes: u64,
     since: Option<Instant>,
 }
 
 impl ReceiverEstimate {
-    /// Estimates stay between `floor` and `ceiling`.
+    /// Creates an estimator whose estimates stay between `floor` and `ceiling`.
     pub fn new(floor: Bitrate, ceiling: Bitrate) -> Self {
         Self {
             floor,
@@ -42,21 +42,22 @@ impl ReceiverEstimate {
         }
     }
 
-    /// Counts a packet that arrived, in bytes of the RTP packet.
+    /// Counts an arrived RTP packet of `bytes` bytes.
     pub fn on_packet(&mut self, now: Instant, bytes: usize) {
         self.since.get_or_insert(now);
         self.bytes = self.bytes.saturating_add(bytes as u64);
     }
 
-    /// Takes note of the fraction lost (in 1/256) that a receiver report tells.
+    /// Records the fraction lost (in 1/256) of a receiver report.
     pub fn on_report(&mut self, fraction_lost: u8) {
         self.loss = self.loss.max(fraction_lost);
     }
 
-    /// A new estimate, about once a second while packets arrive.
+    /// Returns a new estimate about once a second while packets arrive.
     ///
-    /// While less than 2 % is lost it is at least one and a half times what arrives, and does not fall: a publisher that
-    /// has little to send is not to be held down. Up to 10 % it stays; above, it is what arrives less half of the loss.
+    /// Below 2 % loss the estimate is at least 1.5 times the received bitrate and never falls, so that a publisher that
+    /// sends little at the moment is not limited. Up to 10 % it stays. Above, it is the received bitrate less half the
+    /// loss.
     pub fn poll(&mut self, now: Instant) -> Option<Bitrate> {
         let elapsed = now.saturating_duration_since(self.since?);
         if elapsed < INTERVAL || self.bytes == 0 {
@@ -66,19 +67,19 @@ impl ReceiverEstimate {
         let rate = u64::try_from(bits * 1_000_000 / elapsed.as_micros()).unwrap_or(u64::MAX);
         self.since = Some(now);
         let loss = std::mem::take(&mut self.loss);
-        let wanted = if loss <= FREE_LOSS {
+        let wanted = if loss <= LOW_LOSS {
             self.estimate.0.max(rate.saturating_add(rate / 2))
-        } else if loss < FULL_LOSS {
+        } else if loss < HIGH_LOSS {
             self.estimate.0
         } else {
-            let yielded = rate / 512 * u64::from(loss);
-            self.estimate.0.min(rate - yielded)
+            let reduction = rate / 512 * u64::from(loss);
+            self.estimate.0.min(rate - reduction)
         };
         self.estimate = Bitrate(wanted).clamp(self.floor, self.ceiling);
         Some(self.estimate)
     }
 
-    /// When [`Self::poll`] has something to do; `None` while nothing arrives.
+    /// When [`Self::poll`] must be called; `None` while nothing arrives.
     pub fn poll_timeout(&self) -> Option<Instant> {
         (self.bytes > 0).then(|| Some(self.since? + INTERVAL)).flatten()
     }
@@ -91,7 +92,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Sends `rate` for a second from `second` on and returns the estimate.
+    /// Sends `rate` bit/s for one second from `second` on and returns the estimate.
     fn run(estimate: &mut ReceiverEstimate, start: Instant, second: u32, rate: u64, loss: u8) -> u64 {
         for step in 0..100 {
             let now = start + MS * (second * 1000 + step * 10);
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_publisher_is_not_held_down() {
+    fn a_publisher_that_sends_little_is_not_limited() {
         let (mut estimate, start) = estimate();
         run(&mut estimate, start, 0, 2_000_000, 0);
         assert_eq!(run(&mut estimate, start, 1, 100_000, 0), 3_000_000);

@@ -1,5 +1,5 @@
-//! Transport-wide congestion feedback (draft-holmer-rmcat-transport-wide-cc-extensions-01): tells a publisher when each
-//! of its packets arrived, so that its own estimator can work.
+//! Transport-wide congestion feedback (draft-holmer-rmcat-transport-wide-cc-extensions-01): reports the arrival time of
+//! each packet to the publisher, for its own bandwidth estimator.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,19 +10,20 @@ use crate::media::rtp::SeqUnwrapper;
 /// Time between two feedback packets.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// As many packets are reported at once.
-const ENOUGH: usize = 100;
+/// Number of arrivals that trigger feedback before the interval ends.
+const MAX_PENDING: usize = 100;
 
-/// Packets that arrived and are told in one feedback packet. At worst each takes 6 bytes: two chunks and a large delta.
-const MAX_TOLD: usize = 200;
+/// Maximum number of arrivals in one feedback packet. In the worst case each takes 6 bytes: two chunks and a large
+/// delta.
+const MAX_REPORTED: usize = 200;
 
-/// Reported arrivals are remembered for this long: a packet that comes late is told again together with all that follow.
+/// How long reported arrivals are remembered: a late packet is reported together with all that follow it.
 const HISTORY: Duration = Duration::from_millis(500);
 
-/// Arrivals that are remembered.
+/// Maximum number of remembered arrivals.
 const MAX_ARRIVALS: usize = 2000;
 
-/// A longer gap is not loss but a new beginning; what comes this late is not told.
+/// A longer gap is a restart, not packet loss; packets this late are not reported.
 const MAX_GAP: u64 = 1000;
 
 /// Unit of the deltas, in microseconds (§3.1.5).
@@ -31,21 +32,21 @@ const TICK_US: u128 = 250;
 /// The reference time counts units of 64 ms (§3.1).
 const TICKS_PER_REFERENCE: i64 = 256;
 
-/// Longest run of a run-length chunk: 13 bits (§3.1.3).
+/// Maximum length of a run-length chunk: 13 bits (§3.1.3).
 const MAX_RUN: usize = 0x1fff;
 
-/// Collects arrivals of one transport.
+/// Collects the arrivals of one transport.
 pub struct TransportFeedback {
     from: Ssrc,
     base: Instant,
     unwrapper: SeqUnwrapper,
     arrivals: BTreeMap<u64, Instant>,
-    /// What comes before this was told and is forgotten.
+    /// Arrivals before this sequence number are reported and forgotten.
     floor: u64,
-    /// The first that is not told yet, and the media SSRC of the latest packet.
+    /// First sequence number not reported yet, and the media SSRC of the latest packet.
     next: Option<(u64, Ssrc)>,
-    /// Arrivals since feedback was last due.
-    waiting: usize,
+    /// Number of arrivals since feedback was last due.
+    pending: usize,
     last: Instant,
     /// Feedback is due and did not fit into one packet.
     flushing: bool,
@@ -53,7 +54,7 @@ pub struct TransportFeedback {
 }
 
 impl TransportFeedback {
-    /// `from` is our SSRC; arrival times are told relative to `base`, which has to be before the first packet.
+    /// `from` is our SSRC. Arrival times are reported relative to `base`, which must precede the first packet.
     pub fn new(base: Instant, from: Ssrc) -> Self {
         Self {
             from,
@@ -62,21 +63,21 @@ impl TransportFeedback {
             arrivals: BTreeMap::new(),
             floor: 0,
             next: None,
-            waiting: 0,
+            pending: 0,
             last: base,
             flushing: false,
             count: 0,
         }
     }
 
-    /// Takes note of a packet of `media` with a transport-wide sequence number.
+    /// Records the arrival of a packet of `media` with a transport-wide sequence number.
     pub fn on_packet(&mut self, now: Instant, media: Ssrc, wide_seq: u16) {
         let highest = self.unwrapper.highest();
         let ext_seq = self.unwrapper.extend(wide_seq);
         let mut next = self.next.map_or(ext_seq, |(next, _)| next);
         if highest.is_some_and(|highest| ext_seq > highest + MAX_GAP) {
             self.arrivals.clear();
-            self.waiting = 0;
+            self.pending = 0;
             (self.floor, next) = (ext_seq, ext_seq);
         } else if ext_seq < self.floor || ext_seq + MAX_GAP < next || self.arrivals.contains_key(&ext_seq) {
             return;
@@ -86,18 +87,18 @@ impl TransportFeedback {
         }
         self.arrivals.insert(ext_seq, now);
         self.next = Some((next.min(ext_seq), media));
-        self.waiting += 1;
+        self.pending += 1;
     }
 
-    /// An RTCP packet of at most 1,224 bytes, if one is due; call again until there is none.
+    /// Returns an RTCP packet of at most 1,224 bytes if one is due. Call again until there is none.
     pub fn poll(&mut self, now: Instant) -> Option<Vec<u8>> {
         if !self.flushing {
-            let due = self.poll_timeout()? <= now || self.waiting >= ENOUGH;
+            let due = self.poll_timeout()? <= now || self.pending >= MAX_PENDING;
             if !due {
                 return None;
             }
             self.flushing = true;
-            self.waiting = 0;
+            self.pending = 0;
             self.last = now;
         }
         let packet = self.build();
@@ -108,13 +109,13 @@ impl TransportFeedback {
         packet
     }
 
-    /// When [`Self::poll`] has something to do at the latest; `None` while nothing arrived. It may have earlier, when
-    /// many packets arrived: poll after each turn.
+    /// When [`Self::poll`] must be called at the latest; `None` while nothing arrived. Feedback can be due earlier if
+    /// many packets arrive: poll after each tick.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (self.waiting > 0).then(|| self.last + INTERVAL)
+        (self.pending > 0).then(|| self.last + INTERVAL)
     }
 
-    /// Drops what was told and is too old to be told again.
+    /// Drops arrivals that are reported and too old to be reported again.
     fn forget(&mut self, now: Instant) {
         while let (Some(entry), Some((next, _))) = (self.arrivals.first_entry(), self.next) {
             if *entry.key() >= next || now.saturating_duration_since(*entry.get()) < HISTORY {
@@ -125,19 +126,19 @@ impl TransportFeedback {
         }
     }
 
-    /// Tells arrivals from `next` on, as many as fit, and moves it behind them.
+    /// Builds a feedback packet of the arrivals from `next` on, as many as fit, and advances `next` past them.
     fn build(&mut self) -> Option<Vec<u8>> {
         let (first, media) = self.next?;
         let base = self.base;
-        let mut told = self.arrivals.range(first..).map(|(seq, at)| (*seq, ticks(base, *at)));
-        let (seq, at) = told.next()?;
+        let mut reported = self.arrivals.range(first..).map(|(seq, at)| (*seq, ticks(base, *at)));
+        let (seq, at) = reported.next()?;
         let reference = at.div_euclid(TICKS_PER_REFERENCE);
         let mut report = Report::new(first);
         let mut before = reference * TICKS_PER_REFERENCE;
         report.push(seq, at - before);
         before = at;
-        for (seq, at) in told.take(MAX_TOLD - 1) {
-            // A delta that does not fit needs a reference time of its own (§3.1.5).
+        for (seq, at) in reported.take(MAX_REPORTED - 1) {
+            // A delta that does not fit requires a new packet with its own reference time (§3.1.5).
             if i16::try_from(at - before).is_err() {
                 break;
             }
@@ -180,7 +181,7 @@ impl Report {
         }
     }
 
-    /// Adds an arrival; those between the one before and this one did not arrive.
+    /// Adds an arrival; all packets between the previous one and this one did not arrive.
     fn push(&mut self, seq: u64, delta: i64) {
         let index = usize::try_from(seq - self.first).unwrap_or(0);
         self.symbols.resize(index, Symbol::NotReceived);
@@ -220,7 +221,7 @@ impl Report {
         if padding > 0 {
             out[0] |= 0x20;
             out.resize(out.len() + padding, 0);
-            // RFC 3550 §6.4.1: the last byte counts the padding.
+            // RFC 3550 §6.4.1: the last byte is the length of the padding.
             if let Some(last) = out.last_mut() {
                 *last = padding as u8;
             }
@@ -231,7 +232,7 @@ impl Report {
     }
 }
 
-/// The chunk that tells the most of the symbols, and how many it tells (§3.1.2).
+/// Returns the packet chunk that covers the most symbols, and how many it covers (§3.1.2).
 fn chunk(symbols: &[Symbol]) -> (u16, usize) {
     let first = symbols.first().copied().unwrap_or(Symbol::NotReceived);
     let run = symbols
@@ -262,8 +263,8 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const MEDIA: Ssrc = Ssrc(2);
 
-    /// Reads feedback with an independent parser: each told sequence number, with its arrival in microseconds since the
-    /// base if it arrived.
+    /// Reads feedback with an independent parser: each reported sequence number, with its arrival time in microseconds
+    /// since the base if it arrived.
     fn read(bytes: &[u8]) -> Vec<(u16, Option<i64>)> {
         assert!(bytes.len() <= 1224 && bytes.len().is_multiple_of(4));
         let packet = TransportLayerCc::unmarshal(&mut &bytes[..]).expect("valid feedback");
@@ -282,16 +283,16 @@ mod tests {
         let mut at = i64::from(packet.reference_time) * 64_000;
         let mut deltas = packet.recv_deltas.iter();
         let mut seq = packet.base_sequence_number.wrapping_sub(1);
-        let told = symbols.iter().map(|symbol| {
+        let reported = symbols.iter().map(|symbol| {
             seq = seq.wrapping_add(1);
             let arrived = *symbol != SymbolTypeTcc::PacketNotReceived;
-            let told = arrived.then(|| {
+            let reported = arrived.then(|| {
                 at += deltas.next().expect("a delta").delta;
                 at
             });
-            (seq, told)
+            (seq, reported)
         });
-        told.collect()
+        reported.collect()
     }
 
     fn feedback() -> (TransportFeedback, Instant) {
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn arrivals_are_told_across_the_wrap_with_the_lost_between() {
+    fn arrivals_and_losses_are_reported_across_the_wrap() {
         let (mut feedback, base) = feedback();
         for (at, seq) in [(100, 65_534), (101, 65_535), (103, 2)] {
             feedback.on_packet(base + at * MS, MEDIA, seq);
@@ -314,7 +315,7 @@ mod tests {
             (2, Some(103_000)),
         ];
         assert_eq!(read(&bytes), expected);
-        assert_eq!(feedback.poll(base + 500 * MS), None, "all told");
+        assert_eq!(feedback.poll(base + 500 * MS), None, "all reported");
     }
 
     #[test]
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_packet_is_told_again_with_its_followers() {
+    fn a_late_packet_is_reported_again_with_its_followers() {
         let (mut feedback, base) = feedback();
         feedback.on_packet(base + MS, MEDIA, 1);
         feedback.on_packet(base + 2 * MS, MEDIA, 3);
@@ -355,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_from_before_what_is_forgotten_is_not_told() {
+    fn a_packet_older_than_the_history_is_not_reported() {
         let (mut feedback, base) = feedback();
         for (at, seq) in [(0, 1), (1, 3), (600, 4)] {
             feedback.on_packet(base + at * MS, MEDIA, seq);
@@ -396,7 +397,7 @@ mod tests {
         assert!(first.len() > 1200, "as bad as it gets: {}", first.len());
         let second = feedback.poll(base + 30_000 * MS).expect("the rest");
         let arrived = |bytes| read(bytes).iter().filter(|(_, at)| at.is_some()).count();
-        assert_eq!((arrived(&first), arrived(&second)), (MAX_TOLD, 100));
+        assert_eq!((arrived(&first), arrived(&second)), (MAX_REPORTED, 100));
     }
 
     #[test]
@@ -409,13 +410,13 @@ mod tests {
     }
 
     #[test]
-    fn every_arrival_is_told_once_whatever_the_network_does() {
+    fn every_arrival_is_reported_once_whatever_the_network_does() {
         let seed = 5;
         println!("seed {seed}");
         let mut rng = StdRng::seed_from_u64(seed);
         let (mut feedback, base) = feedback();
         let mut sent = std::collections::BTreeMap::new();
-        let mut told = std::collections::BTreeMap::new();
+        let mut reported = std::collections::BTreeMap::new();
         let mut now = base;
         for seq in 0..60_000u16 {
             now += Duration::from_micros(rng.random_range(0..2000));
@@ -431,15 +432,15 @@ mod tests {
             }
             while let Some(bytes) = feedback.poll(now) {
                 for (seq, at) in read(&bytes) {
-                    // The reference time holds twelve days, so nothing wraps here.
-                    assert!(at.is_none_or(|at| told.insert(seq, at).is_none()), "{seq} twice");
+                    // The reference time covers twelve days, so it does not wrap here.
+                    assert!(at.is_none_or(|at| reported.insert(seq, at).is_none()), "{seq} twice");
                 }
             }
         }
         while let Some(bytes) = feedback.poll(now + INTERVAL) {
-            told.extend(read(&bytes).into_iter().filter_map(|(seq, at)| Some((seq, at?))));
+            reported.extend(read(&bytes).into_iter().filter_map(|(seq, at)| Some((seq, at?))));
         }
-        assert_eq!(told, sent);
+        assert_eq!(reported, sent);
         assert!(feedback.arrivals.len() <= MAX_ARRIVALS);
     }
 }
