@@ -1,4 +1,4 @@
-//! A file of `pipelines/`: one kind of source or conversion, and what a stream may set of it.
+//! A pipeline file of `pipelines/`: the description of one kind of source or conversion, with its parameters.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,18 +10,18 @@ use thiserror::Error;
 use super::value::{Parameter, ParameterType, TargetHost, ValueError};
 use super::wire::{Input, Job};
 
-/// A pipeline, as its file describes it.
+/// A pipeline, as described by its file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Description {
     /// What it is for, in a sentence.
     pub description: String,
-    /// In the syntax of `gst-launch`. Its sinks are `appsink name=video` and `appsink name=audio`; a conversion has
-    /// `appsrc name=video_in` or `appsrc name=audio_in` too.
+    /// Launch line in the syntax of `gst-launch`. Its sinks are `appsink name=video` and `appsink name=audio`; a
+    /// conversion also has `appsrc name=video_in` or `appsrc name=audio_in`.
     pub launch: String,
     #[serde(default)]
     pub params: BTreeMap<String, Parameter>,
-    /// It begins again when it has come to its end.
+    /// Restart from the beginning at the end of the stream.
     #[serde(default, rename = "loop")]
     pub repeats: bool,
     /// The worker may use the network.
@@ -31,17 +31,17 @@ pub struct Description {
     pub limits: Limits,
 }
 
-/// Bounds of one worker.
+/// Resource and time limits of one worker.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Resident memory in MiB; beyond it the worker is ended. 32 to 16384.
+    /// Resident memory in MiB; a worker that exceeds it is killed. 32 to 16384.
     pub memory: u32,
-    /// Processors that it may use; 0 sets no bound.
+    /// Number of processors that it may use; 0 means no limit.
     pub processors: u32,
-    /// Seconds until its first frame. 1 to 300.
+    /// Seconds until the first frame, else the worker is restarted. 1 to 300.
     pub start_timeout: f64,
-    /// Seconds without a frame after which it is started anew. 0.5 to 300.
+    /// Seconds without a frame after which the worker is restarted. 0.5 to 300.
     pub stall_timeout: f64,
 }
 
@@ -70,24 +70,24 @@ impl Limits {
     }
 }
 
-/// Why a file describes no pipeline.
+/// Why a pipeline file is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum DescriptionError {
-    #[error("line {line} is not what a pipeline file may say: {message}")]
+    #[error("line {line}: {message}")]
     Syntax { line: usize, message: String },
     #[error("`{key}` {problem}")]
     Key { key: String, problem: String },
 }
 
-/// Longest launch line, in bytes.
+/// Maximum length of the launch line, in bytes.
 const MAX_LAUNCH: usize = 16_384;
 
 impl Description {
-    /// Reads a file.
+    /// Parses and validates a pipeline file.
     ///
     /// # Errors
     ///
-    /// A [`DescriptionError`] that names line or key.
+    /// A [`DescriptionError`] that names the line or the key.
     pub fn parse(text: &str) -> Result<Self, DescriptionError> {
         let description: Self = toml::from_str(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
@@ -101,24 +101,24 @@ impl Description {
     }
 
     fn check(&self) -> Result<(), DescriptionError> {
-        let refused = |key: &str, problem: &str| {
+        let invalid = |key: &str, problem: &str| {
             Err(DescriptionError::Key {
                 key: key.to_owned(),
                 problem: problem.to_owned(),
             })
         };
         if self.launch.trim().is_empty() || self.launch.len() > MAX_LAUNCH {
-            return refused("launch", "has to be a launch line of at most 16384 bytes");
+            return invalid("launch", "must be a launch line of 1 to 16384 bytes");
         }
         let limits = &self.limits;
         if !(32..=16_384).contains(&limits.memory) {
-            return refused("limits.memory", "has to be 32 to 16384 (MiB)");
+            return invalid("limits.memory", "must be 32 to 16384 (MiB)");
         }
         if !(1.0..=300.0).contains(&limits.start_timeout) {
-            return refused("limits.start_timeout", "has to be 1 to 300 (seconds)");
+            return invalid("limits.start_timeout", "must be 1 to 300 (seconds)");
         }
         if !(0.5..=300.0).contains(&limits.stall_timeout) {
-            return refused("limits.stall_timeout", "has to be 0.5 to 300 (seconds)");
+            return invalid("limits.stall_timeout", "must be 0.5 to 300 (seconds)");
         }
         for (name, parameter) in &self.params {
             let key = format!("params.{name}");
@@ -127,31 +127,34 @@ impl Description {
                 parts.is_some_and(|(element, property)| !element.is_empty() && !property.is_empty())
             };
             if parameter.set.is_empty() || !parameter.set.iter().all(is_target) {
-                return refused(&format!("{key}.set"), "has to list `element.property`");
+                return invalid(&format!("{key}.set"), "must list targets as `element.property`");
             }
             if parameter.kind == ParameterType::Url && parameter.schemes.is_empty() {
-                return refused(&format!("{key}.schemes"), "is missing: an address needs a list of them");
+                return invalid(
+                    &format!("{key}.schemes"),
+                    "is missing: a URL needs a list of allowed schemes",
+                );
             }
             if parameter.required && parameter.default.is_some() {
-                return refused(&key, "has a default, so it cannot be required");
+                return invalid(&key, "cannot be required, because it has a default");
             }
-            // Whether a file or device is there is a question of the machine.
-            let is_place = matches!(parameter.kind, ParameterType::File | ParameterType::Device);
-            if let Some(default) = parameter.default.as_ref().filter(|_| !is_place)
+            // Whether a file or device exists depends on the host.
+            let is_path = matches!(parameter.kind, ParameterType::File | ParameterType::Device);
+            if let Some(default) = parameter.default.as_ref().filter(|_| !is_path)
                 && let Err(error) = parameter.check(default)
             {
-                return refused(&format!("{key}.default"), &error.to_string());
+                return invalid(&format!("{key}.default"), &error.to_string());
             }
         }
         Ok(())
     }
 
-    /// Whether it makes something of what it is given, and is no source.
+    /// Returns whether the pipeline converts a track instead of being a source.
     pub fn is_conversion(&self) -> bool {
         self.launch.contains("name=video_in") || self.launch.contains("name=audio_in")
     }
 
-    /// A job that is only to be checked: what streams have to give is left out.
+    /// Returns a job for [`super::process::check`]: parameters without a default are omitted.
     pub fn trial(&self) -> Job {
         let defaults = self.params.values().filter_map(|parameter| {
             let value = parameter.check(parameter.default.as_ref()?).ok()?;
@@ -171,7 +174,7 @@ impl Description {
         }
     }
 
-    /// The job of a worker, with these values for the parameters.
+    /// Builds the job of a worker from the values of the parameters; also returns the hosts to check.
     ///
     /// # Errors
     ///
@@ -221,7 +224,7 @@ pub type ParameterErrors = Vec<(String, ParameterError)>;
 /// Why a pipeline cannot be run with the values that a stream gives.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ParameterError {
-    #[error("is unknown; known are: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
+    #[error("is unknown; known parameters: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
     Unknown { known: Vec<String> },
     #[error(transparent)]
     Value(#[from] ValueError),

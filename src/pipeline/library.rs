@@ -1,4 +1,4 @@
-//! All pipelines by name: those that come with the gateway, and those of the operator, which go first.
+//! All pipelines by name: those shipped with the gateway, and those of the operator, which take precedence.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,22 +15,22 @@ pub struct Library {
     by_name: BTreeMap<String, Arc<Description>>,
 }
 
-/// Why a folder of pipelines cannot be read.
+/// Why a folder of pipelines cannot be loaded.
 #[derive(Debug, Error)]
 pub enum LibraryError {
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{}: {source}", path.display())]
     Description { path: PathBuf, source: DescriptionError },
-    #[error("{}: the name of a pipeline is made of letters, digits, `_` and `-`", .0.display())]
+    #[error("{}: a pipeline name may only contain letters, digits, `_` and `-`", .0.display())]
     Name(PathBuf),
-    #[error("{} holds more than {MAX_FILES} pipelines", .0.display())]
+    #[error("{} contains more than {MAX_FILES} pipelines", .0.display())]
     TooMany(PathBuf),
 }
 
 const MAX_FILES: usize = 500;
 
-/// The files of `pipelines/` are part of the binary: it runs wherever it lies.
+/// Embeds the files of `pipelines/` in the binary, so that it runs from anywhere.
 macro_rules! shipped {
     ($($name:literal),* $(,)?) => {
         [$(($name, include_str!(concat!("../../pipelines/", $name, ".toml")))),*]
@@ -57,7 +57,7 @@ const SHIPPED: [(&str, &str); 16] = shipped![
 ];
 
 impl Library {
-    /// Those that come with the gateway.
+    /// Returns the pipelines shipped with the gateway.
     pub fn shipped() -> Self {
         let parse = |(name, text): (&str, &str)| Some((name.to_owned(), Arc::new(Description::parse(text).ok()?)));
         Self {
@@ -65,7 +65,7 @@ impl Library {
         }
     }
 
-    /// Adds all `*.toml` of a folder; one with the name of a shipped pipeline replaces it.
+    /// Adds all `*.toml` files of a folder. A file with the name of a shipped pipeline replaces it.
     ///
     /// # Errors
     ///
@@ -84,26 +84,26 @@ impl Library {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    /// Trials of all of them.
+    /// Returns a trial job for each pipeline; see [`Description::trial`].
     pub fn trials(&self) -> Vec<(String, Job)> {
         self.iter()
             .map(|(name, description)| (name.to_owned(), description.trial()))
             .collect()
     }
 
-    /// The pipeline of a name.
+    /// Returns the pipeline with this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Description>> {
         self.by_name.get(name)
     }
 
-    /// All of them, by name.
+    /// Iterates over all pipelines, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Description>)> {
         self.by_name
             .iter()
             .map(|(name, description)| (name.as_str(), description))
     }
 
-    /// Their names, for messages.
+    /// Returns all names, comma-separated, for messages.
     pub fn names(&self) -> String {
         self.by_name.keys().cloned().collect::<Vec<_>>().join(", ")
     }
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_shipped_pipelines_are_sound() {
+    fn all_shipped_pipelines_are_valid() {
         for (name, text) in SHIPPED {
             if let Err(error) = Description::parse(text) {
                 panic!("{name}: {error}");

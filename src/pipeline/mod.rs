@@ -1,19 +1,18 @@
-//! GStreamer, in processes of its own: what native parsers and codecs do wrong costs one worker a restart, and nothing
-//! else.
+//! GStreamer in worker processes: a fault in a native parser or codec costs one worker a restart and nothing else.
 //!
 //! ```text
 //! pipelines/*.toml -> Library -> Description + values -> Job --socket pair--> worker process (same binary)
 //!                                                        Process <--frames--  GStreamer pipeline
 //! ```
 //!
-//! * [`description`]: a file of `pipelines/`: a launch line, its sinks and sources by name, typed parameters, limits.
-//!   A value becomes the property of an element after the line was parsed, never text in it.
-//! * [`wire`]: what gateway and worker say to each other: jobs, whole frames, signs of life.
-//! * [`process`]: one worker as the gateway sees it: started, watched, ended.
-//! * [`worker`]: the other end: limits itself first, then runs the pipeline.
-//! * [`packages`]: which Debian package brings an element.
+//! * [`description`]: a file of `pipelines/`: a launch line with named sinks and sources, typed parameters, limits.
+//!   Values are set as element properties after the line was parsed; they are never inserted into its text.
+//! * [`wire`]: the protocol between gateway and worker: jobs, whole frames, heartbeats.
+//! * [`process`]: the gateway's side of a worker: start, supervision, stop.
+//! * [`worker`]: the worker's side: it restricts itself first, then runs the pipeline.
+//! * [`packages`]: the Debian packages that provide GStreamer elements.
 //!
-//! Only `worker` names GStreamer, and only it is left out without the feature `gstreamer`.
+//! Only `worker` uses GStreamer; without the feature `gstreamer` these parts of it are not built.
 
 pub mod description;
 pub mod library;

@@ -1,7 +1,6 @@
-//! Which Debian package brings an element of GStreamer. GStreamer itself does not know.
+//! The Debian packages that provide GStreamer elements. GStreamer itself does not know them.
 
-/// Elements of pipelines that come with the gateway and of those that operators are likely to write. What is not listed
-/// is looked for with `apt-file search`.
+/// Elements of the shipped pipelines and of those that operators are likely to write. Use `apt-file search` for others.
 const PACKAGES: [(&str, &[&str]); 8] = [
     (
         "gstreamer1.0-plugins-base",
@@ -102,7 +101,7 @@ const PACKAGES: [(&str, &[&str]); 8] = [
     ("gstreamer1.0-pulseaudio", &["pulsesrc"]),
 ];
 
-/// The package of an element; `None` if it is not known here.
+/// Returns the package of an element; `None` if the element is not listed here.
 pub fn package_of(element: &str) -> Option<&'static str> {
     PACKAGES
         .iter()
@@ -110,7 +109,7 @@ pub fn package_of(element: &str) -> Option<&'static str> {
         .map(|(package, _)| *package)
 }
 
-/// What to install for these elements, in a sentence.
+/// Returns how to install these elements, in a sentence.
 pub fn advice(elements: &[String]) -> String {
     let mut packages: Vec<&str> = elements.iter().filter_map(|element| package_of(element)).collect();
     packages.sort_unstable();
@@ -122,10 +121,10 @@ pub fn advice(elements: &[String]) -> String {
         .collect();
     let mut advice = Vec::new();
     if !packages.is_empty() {
-        advice.push(format!("install it with: apt-get install {}", packages.join(" ")));
+        advice.push(format!("install with: apt-get install {}", packages.join(" ")));
     }
     if !unknown.is_empty() {
-        advice.push(format!("no package is known here for {}", unknown.join(", ")));
+        advice.push(format!("the Debian package is unknown for {}", unknown.join(", ")));
     }
     advice.join("; ")
 }
@@ -139,7 +138,7 @@ mod tests {
         let missing = ["x264enc", "opusenc", "x264enc", "ndisrc"].map(str::to_owned);
         assert_eq!(
             advice(&missing),
-            "install it with: apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-ugly; no package is known here for ndisrc"
+            "install with: apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-ugly; the Debian package is unknown for ndisrc"
         );
     }
 }

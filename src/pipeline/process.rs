@@ -1,5 +1,5 @@
-//! One worker process, as the gateway sees it: started with a socket, watched for signs of life, frames and memory, and
-//! ended with everything that it holds. Its crash is an error here and nothing more.
+//! The gateway's side of one worker process: it starts the worker with a socket, supervises its heartbeats, frames and
+//! memory, and kills it if necessary. A crash of the worker is only an error here.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,7 +23,7 @@ use super::description::Limits;
 use super::packages;
 use super::wire::{self, DemuxJob, Failure, Finding, FromWorker, Job, SegmentChunk, ToWorker, WireError, WireFrame};
 
-/// A worker that runs.
+/// A running worker.
 pub struct Process {
     _counted: ProcessCount,
     child: Child,
@@ -32,23 +32,23 @@ pub struct Process {
     commands: mpsc::Sender<ToWorker>,
     limits: Limits,
     started: Instant,
-    /// Since when a first frame is due.
-    begun: Instant,
-    /// The last sign of life; `None` before the first.
-    heard: Option<Instant>,
-    /// When the last frame came; `None` before the first.
-    frame: Option<Instant>,
-    next_look: Instant,
+    /// Start of the timeout for the first frame.
+    frame_timer: Instant,
+    /// Arrival of the last message; `None` before the first.
+    last_message: Option<Instant>,
+    /// Arrival of the last frame; `None` before the first.
+    last_frame: Option<Instant>,
+    next_poll: Instant,
 }
 
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
-/// Worker processes of this gateway.
+/// Returns the number of worker processes of this gateway.
 pub fn running() -> usize {
     RUNNING.load(Ordering::Relaxed)
 }
 
-/// One of them, for as long as it lives.
+/// Counts one worker process while it exists.
 struct ProcessCount;
 
 impl ProcessCount {
@@ -64,22 +64,22 @@ impl Drop for ProcessCount {
     }
 }
 
-/// Why a worker is gone, or has to go.
+/// Why a worker stopped or must be stopped.
 #[derive(Debug, Error)]
 pub enum ProcessError {
     #[error("the worker cannot be started: {0}")]
     Start(io::Error),
     #[error("the worker crashed ({0})")]
     Crashed(std::process::ExitStatus),
-    #[error("the worker hung: no sign of life for {} ms", ALIVE_LIMIT.as_millis())]
+    #[error("the worker hung: no heartbeat for {} ms", ALIVE_LIMIT.as_millis())]
     Hung,
-    #[error("the worker took {used} MiB of memory, its limit is {limit} MiB")]
+    #[error("the worker used {used} MiB of memory, more than its limit of {limit} MiB")]
     Memory { used: u64, limit: u32 },
-    #[error("no frame came within {0:?} of the start")]
+    #[error("no frame arrived within {0:?} of the start")]
     NothingCame(Duration),
-    #[error("no frame came for {0:?}")]
+    #[error("no frame arrived for {0:?}")]
     Stalled(Duration),
-    #[error("the worker said what cannot be read: {0}")]
+    #[error("invalid message from the worker: {0}")]
     Wire(#[from] WireError),
     #[error("{}", explain(.0))]
     Failed(Failure),
@@ -87,18 +87,18 @@ pub enum ProcessError {
     Ended,
 }
 
-/// Gives pieces of segments to a worker.
+/// Sends segment chunks to a worker.
 #[derive(Clone, Debug)]
 pub struct Feeder(mpsc::Sender<ToWorker>);
 
 impl Feeder {
-    /// Waits until there is room for a piece; `false` when the worker is gone.
-    pub async fn give(&self, piece: SegmentChunk) -> bool {
-        self.0.send(ToWorker::SegmentChunk(piece)).await.is_ok()
+    /// Waits until there is room for a chunk and enqueues it; returns `false` if the worker is gone.
+    pub async fn give(&self, chunk: SegmentChunk) -> bool {
+        self.0.send(ToWorker::SegmentChunk(chunk)).await.is_ok()
     }
 }
 
-/// A failure in words, with what to do about it.
+/// Returns a failure as text, with advice on how to fix it.
 pub fn explain(failure: &Failure) -> String {
     match failure {
         Failure::Missing(elements) => format!("{failure}; {}", packages::advice(elements)),
@@ -106,29 +106,29 @@ pub fn explain(failure: &Failure) -> String {
     }
 }
 
-/// Signs of life come every 200 ms.
+/// Maximum time between two messages; heartbeats arrive every 200 ms.
 const ALIVE_LIMIT: Duration = Duration::from_millis(1_000);
 
-/// Until the first sign of life: the program is read from disk, and plugins are loaded.
+/// Maximum time until the first message: the program is read from disk, and plugins are loaded.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// Between looks at the memory of a worker.
+/// Time between two checks of a worker's memory and timeouts.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Commands and frames that may wait for a worker. A frame that finds no room is dropped.
+/// Maximum number of commands and frames queued for a worker. A frame that finds no room is dropped.
 const QUEUE: usize = 256;
 
-/// How long a worker may take to end in good order: to say goodbye to a camera, for example.
+/// How long a worker may take to stop gracefully, for example to close its session with a camera.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Checking all pipelines loads all their plugins, and on the first run looks at every plugin that is installed.
+/// Checking all pipelines loads all their plugins; the first run also scans every installed plugin.
 const CHECK_LIMIT: Duration = Duration::from_secs(120);
 
-/// Lines that a worker may write for the log, each so long at most.
+/// Maximum number of lines of a worker that are logged, and maximum bytes of each.
 const MAX_LINES: usize = 200;
 const MAX_LINE: u64 = 500;
 
-/// Variables that a worker gets. Everything else, tokens and proxies among it, is kept from it.
+/// Environment variables passed to a worker. All others, such as tokens and proxies, are withheld.
 const VARIABLES: [&str; 12] = [
     "PATH",
     "HOME",
@@ -137,7 +137,7 @@ const VARIABLES: [&str; 12] = [
     "GST_REGISTRY",
     "GST_PLUGIN_PATH",
     "GST_PLUGIN_SYSTEM_PATH",
-    // Where these are set, GStreamer looks at them alone.
+    // If these are set, GStreamer ignores their counterparts without a version.
     "GST_REGISTRY_1_0",
     "GST_PLUGIN_PATH_1_0",
     "GST_PLUGIN_SYSTEM_PATH_1_0",
@@ -155,7 +155,7 @@ impl Process {
         Self::begin(program, ToWorker::Run(job), limits)
     }
 
-    /// Starts a worker that takes segments apart.
+    /// Starts a worker that demuxes segments.
     ///
     /// # Errors
     ///
@@ -166,7 +166,7 @@ impl Process {
 
     fn begin(program: &Path, first: ToWorker, limits: Limits) -> Result<Self, ProcessError> {
         let (mut command, ours) = prepare(program).map_err(ProcessError::Start)?;
-        // Its libraries must not start programs, nor write what they know of the plugins.
+        // GStreamer must not fork a plugin scanner or write its plugin registry.
         command.env("GST_REGISTRY_FORK", "no").env("GST_REGISTRY_UPDATE", "no");
         let mut child = command.spawn().map_err(ProcessError::Start)?;
         drop(command);
@@ -175,7 +175,7 @@ impl Process {
         }
         let (reader, writer) = ours.into_split();
         let (commands, queue) = mpsc::channel(QUEUE);
-        // There is room: nothing else was said.
+        // The queue is empty, so there is room.
         let _ = commands.try_send(first);
         tokio::spawn(write(writer, queue));
         let now = Instant::now();
@@ -187,42 +187,42 @@ impl Process {
             commands,
             limits,
             started: now,
-            begun: now,
-            heard: None,
-            frame: None,
-            next_look: now + POLL_INTERVAL,
+            frame_timer: now,
+            last_message: None,
+            last_frame: None,
+            next_poll: now + POLL_INTERVAL,
         })
     }
 
-    /// Its process id, while it runs.
+    /// Returns the process id while the worker runs.
     pub fn id(&self) -> Option<u32> {
         self.child.id()
     }
 
-    /// Gives it a frame; `false` if there is no room, and the frame is lost.
+    /// Sends a frame to the worker; returns `false` if the queue is full and the frame is dropped.
     pub fn give(&self, frame: WireFrame) -> bool {
         self.commands.try_send(ToWorker::Frame(frame)).is_ok()
     }
 
-    /// Where pieces of segments go in.
+    /// Returns a handle that sends segment chunks.
     pub fn feeder(&self) -> Feeder {
         Feeder(self.commands.clone())
     }
 
-    /// Asks its encoder for a key frame.
+    /// Requests a key frame from the encoder of the pipeline.
     pub fn request_key_frame_of_source(&self) {
         let _ = self.commands.try_send(ToWorker::KeyFrame);
     }
 
-    /// The next message that is no sign of life. May be dropped and called again: nothing is lost.
+    /// Returns the next message other than a heartbeat. Cancel-safe: dropping the future loses nothing.
     ///
     /// # Errors
     ///
-    /// A [`ProcessError`]; the worker is of no use any more.
+    /// A [`ProcessError`]; the worker can no longer be used.
     pub async fn next(&mut self) -> Result<FromWorker, ProcessError> {
         let result = self.read().await;
         if let Err(ProcessError::Hung | ProcessError::Memory { .. } | ProcessError::Wire(_)) = result {
-            // It will not end by itself, and what it holds is needed.
+            // It will not exit by itself, and its resources must be released.
             let _ = self.child.start_kill();
         }
         result
@@ -231,42 +231,44 @@ impl Process {
     async fn read(&mut self) -> Result<FromWorker, ProcessError> {
         loop {
             while let Some(message) = FromWorker::read(&mut self.buffer)? {
-                self.heard = Some(Instant::now());
+                self.last_message = Some(Instant::now());
                 match message {
                     FromWorker::Alive => {}
                     FromWorker::Failed(failure) => return Err(ProcessError::Failed(failure.shown())),
                     FromWorker::Ended => return Err(ProcessError::Ended),
                     FromWorker::Frame(frame) => {
-                        self.frame = Some(Instant::now());
+                        self.last_frame = Some(Instant::now());
                         return Ok(FromWorker::Frame(frame));
                     }
                     message => return Ok(message),
                 }
             }
-            let poll = self.next_look;
+            let poll = self.next_poll;
             tokio::select! {
                 biased;
                 read = self.reader.read_buf(&mut self.buffer) => match read {
                     Ok(1..) => {}
-                    Ok(0) | Err(_) => return Err(self.how_it_ended().await),
+                    Ok(0) | Err(_) => return Err(self.exit_error().await),
                 },
                 () = tokio::time::sleep_until(poll) => self.poll()?,
             }
         }
     }
 
-    /// Not to be called more often than signs of life come: nothing was read for that long.
+    /// Checks timeouts and memory. Called after [`POLL_INTERVAL`] without a read.
     fn poll(&mut self) -> Result<(), ProcessError> {
         let now = Instant::now();
-        self.next_look = now + POLL_INTERVAL;
-        let silent = match self.heard {
-            Some(heard) => now - heard >= ALIVE_LIMIT,
+        self.next_poll = now + POLL_INTERVAL;
+        let silent = match self.last_message {
+            Some(last_message) => now - last_message >= ALIVE_LIMIT,
             None => now - self.started >= START_LIMIT,
         };
         if silent {
             return Err(ProcessError::Hung);
         }
-        let is_alive = self.heard.is_some_and(|heard| now - heard < ALIVE_LIMIT / 2);
+        let is_alive = self
+            .last_message
+            .is_some_and(|last_message| now - last_message < ALIVE_LIMIT / 2);
         if let Some(used) = self.child.id().and_then(resident)
             && used > self.limits.memory_bytes()
         {
@@ -275,11 +277,11 @@ impl Process {
                 limit: self.limits.memory,
             });
         }
-        match self.frame {
-            None if now >= self.begun + self.limits.start_timeout() => {
+        match self.last_frame {
+            None if now >= self.frame_timer + self.limits.start_timeout() => {
                 Err(ProcessError::NothingCame(self.limits.start_timeout()))
             }
-            // One that gives no sign of life is no stalled source but about to be found hung.
+            // A worker without heartbeats is not a stalled source: it is about to be reported as hung.
             Some(frame) if now >= frame + self.limits.stall_timeout() && is_alive => {
                 Err(ProcessError::Stalled(self.limits.stall_timeout()))
             }
@@ -287,16 +289,16 @@ impl Process {
         }
     }
 
-    /// What it is given may stop for a while: then no frame is due.
+    /// Restarts the frame timeout: the input of the worker may pause, and no frame is due then.
     pub fn expect_no_frame(&mut self) {
-        if let Some(frame) = &mut self.frame {
+        if let Some(frame) = &mut self.last_frame {
             *frame = Instant::now();
         } else {
-            self.begun = Instant::now();
+            self.frame_timer = Instant::now();
         }
     }
 
-    async fn how_it_ended(&mut self) -> ProcessError {
+    async fn exit_error(&mut self) -> ProcessError {
         match tokio::time::timeout(GRACE, self.child.wait()).await {
             Ok(Ok(status)) => ProcessError::Crashed(status),
             Ok(Err(error)) => ProcessError::Start(error),
@@ -304,7 +306,7 @@ impl Process {
         }
     }
 
-    /// Ends it: in good order if it is quick, else by force. Dropping it does the latter.
+    /// Stops the worker gracefully, or kills it after [`GRACE`]. Dropping it kills it.
     pub async fn stop(mut self) {
         let _ = self.commands.try_send(ToWorker::Stop);
         if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
@@ -312,17 +314,17 @@ impl Process {
         }
     }
 
-    /// Ends it by force; returns when it is gone.
+    /// Kills the worker and waits until it has exited.
     pub async fn kill(&mut self) {
         let _ = self.child.kill().await;
     }
 }
 
-/// Has a worker tell what the machine lacks for each of these.
+/// Checks in a worker process what this host lacks for each job.
 ///
 /// # Errors
 ///
-/// A [`ProcessError`] if it cannot tell.
+/// A [`ProcessError`] if the check itself fails.
 pub async fn check(program: &Path, jobs: Vec<(String, Job)>) -> Result<Vec<Finding>, ProcessError> {
     let (mut command, mut ours) = prepare(program).map_err(ProcessError::Start)?;
     command.stderr(Stdio::null());
@@ -350,13 +352,13 @@ pub async fn check(program: &Path, jobs: Vec<(String, Job)>) -> Result<Vec<Findi
         .unwrap_or(Err(ProcessError::Hung))
 }
 
-/// The program that is running: it is its own worker. This stays the same program when the file is replaced by another
-/// version meanwhile.
+/// Returns the path of the running program, which is its own worker. The path keeps referring to the same program when
+/// the file is replaced by another version.
 pub fn own_program() -> PathBuf {
     PathBuf::from("/proc/self/exe")
 }
 
-/// The command, and our end of the socket. Dropping the command closes the other end here.
+/// Returns the command and our end of the socket. Dropping the command closes the worker's end in this process.
 fn prepare(program: &Path) -> io::Result<(Command, UnixStream)> {
     let (ours, theirs) = StdStream::pair()?;
     ours.set_nonblocking(true)?;
@@ -369,7 +371,7 @@ fn prepare(program: &Path) -> io::Result<(Command, UnixStream)> {
                 .iter()
                 .filter_map(|name| Some((name, std::env::var_os(name)?))),
         )
-        // Arenas of memory for each thread would be most of a worker.
+        // Per-thread malloc arenas would make up most of a worker's memory.
         .env("MALLOC_ARENA_MAX", "2")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
@@ -389,7 +391,7 @@ async fn write(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<ToWorker>) 
     }
 }
 
-/// What a worker's libraries write goes to the log, within bounds.
+/// Logs what the libraries of a worker write to standard error, within bounds.
 async fn log(stderr: ChildStderr, id: Option<u32>) {
     let mut reader = BufReader::new(stderr);
     for _ in 0..MAX_LINES {
@@ -399,12 +401,12 @@ async fn log(stderr: ChildStderr, id: Option<u32>) {
             Ok(1..) => debug!(
                 worker = id,
                 text = wire::shown(&String::from_utf8_lossy(&line)),
-                "worker says"
+                "worker output"
             ),
             Ok(0) | Err(_) => return,
         }
     }
-    // A pipe that nobody reads would stop the worker.
+    // If nobody read the pipe, the worker would block on it.
     let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
 }
 

@@ -1,4 +1,4 @@
-//! Parameters of a pipeline: what type they have, and whether a value is one.
+//! Parameters of a pipeline: their types, and validation of the values that a stream sets.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use url::{Host, Url};
 
-/// A parameter that a stream may set.
+/// A parameter of a pipeline.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parameter {
@@ -16,78 +16,78 @@ pub struct Parameter {
     /// What it is for, in a sentence.
     #[serde(default)]
     pub description: String,
-    /// Properties that get the value, as `element.property`.
+    /// Properties that are set to the value, as `element.property`.
     pub set: Vec<String>,
     pub default: Option<toml::Value>,
-    /// A stream has to set it.
+    /// Streams must set it.
     #[serde(default)]
     pub required: bool,
-    /// Bounds of numbers, both allowed.
+    /// Bounds of numbers, inclusive.
     pub min: Option<f64>,
     pub max: Option<f64>,
-    /// Schemes of addresses.
+    /// Allowed schemes of URLs.
     #[serde(default)]
     pub schemes: Vec<String>,
-    /// Values of an enumeration.
+    /// Allowed values of an enumeration.
     #[serde(default)]
     pub values: Vec<String>,
 }
 
-/// What a parameter may be.
+/// Type of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ParameterType {
-    /// One line of text.
+    /// Text without control characters.
     String,
-    /// As a text, but never shown.
+    /// Like a string, but never shown.
     Secret,
     Integer,
     Float,
     Boolean,
     Enum,
-    /// An address with one of the schemes that are listed, whose host may be checked.
+    /// A URL with one of the listed schemes; its host can be checked before it is used.
     Url,
-    /// A file that is there, by its whole path. The worker may read it, and nothing else.
+    /// An existing file, by its absolute path. The worker gets read access to it.
     File,
     /// A device below `/dev`.
     Device,
 }
 
-/// Why a value is not one of its parameter. The value itself is not shown: it may be a secret.
+/// Why a value is invalid. The value itself is not included: it may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ValueError {
-    #[error("has to be {0}")]
+    #[error("must be {0}")]
     Type(&'static str),
-    #[error("has to be one of {}", .0.join(", "))]
+    #[error("must be one of {}", .0.join(", "))]
     NotListed(Vec<String>),
-    #[error("has to be between {min} and {max}")]
+    #[error("must be between {min} and {max}")]
     Range { min: String, max: String },
     #[error("is longer than {MAX_TEXT} bytes")]
     TooLong,
-    #[error("must not hold control characters")]
+    #[error("must not contain control characters")]
     Control,
-    #[error("has to be an address that begins with {}", .0.join(":// or "))]
+    #[error("must be a URL that starts with {}://", .0.join(":// or "))]
     Scheme(Vec<String>),
-    #[error("has to be an address with a host")]
+    #[error("must be a URL with a host")]
     NoHost,
     #[error(transparent)]
     Unescaped(#[from] Unescaped),
-    #[error("has to be the whole path of a file that is there, such as /srv/video/loop.mp4")]
+    #[error("must be the absolute path of an existing file, such as /srv/video/loop.mp4")]
     NoFile,
-    #[error("has to be the whole path of a device that is there, such as /dev/video0")]
+    #[error("must be the absolute path of an existing device, such as /dev/video0")]
     NoDevice,
     #[error("is required")]
     Missing,
 }
 
-/// A value that was checked.
+/// A validated value.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Value {
-    /// As GStreamer reads it.
+    /// Text from which GStreamer parses the property value.
     pub text: String,
-    /// Where it leads to.
+    /// Host of a URL.
     pub host: Option<TargetHost>,
-    /// What the worker may read for it.
+    /// File or device that the worker may open.
     pub file: Option<PathBuf>,
 }
 
@@ -97,7 +97,7 @@ impl std::fmt::Debug for Value {
     }
 }
 
-/// The host of an address, to be resolved and checked before anything connects to it.
+/// Host of a URL, to be resolved and checked before anything connects to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetHost {
     Address(IpAddr),
@@ -142,7 +142,7 @@ fn escapes(characters: &[char]) -> String {
 const MAX_TEXT: usize = 4_096;
 
 impl Parameter {
-    /// Checks a value.
+    /// Validates a value.
     ///
     /// # Errors
     ///
@@ -171,11 +171,11 @@ impl Parameter {
             }
             ParameterType::Url => self.check_url(text(value)?),
             ParameterType::File => {
-                let path = whole_path(text(value)?).filter(|path| path.is_file());
+                let path = absolute_path(text(value)?).filter(|path| path.is_file());
                 Ok(readable(path.ok_or(ValueError::NoFile)?))
             }
             ParameterType::Device => {
-                let path = whole_path(text(value)?).filter(|path| path.starts_with("/dev") && is_device(path));
+                let path = absolute_path(text(value)?).filter(|path| path.starts_with("/dev") && is_device(path));
                 Ok(readable(path.ok_or(ValueError::NoDevice)?))
             }
         }
@@ -205,7 +205,7 @@ impl Parameter {
         let host = match url.host() {
             Some(Host::Ipv4(address)) => TargetHost::Address(address.into()),
             Some(Host::Ipv6(address)) => TargetHost::Address(address.into()),
-            // Hosts of schemes that the crate does not know are not read as addresses.
+            // The url crate does not parse the host of a scheme that it does not know as an IP address.
             Some(Host::Domain(name)) if !name.is_empty() => match name.parse() {
                 Ok(address) => TargetHost::Address(address),
                 Err(_) => TargetHost::Name(name.to_owned()),
@@ -220,7 +220,7 @@ impl Parameter {
 }
 
 fn text(value: &toml::Value) -> Result<&str, ValueError> {
-    let text = value.as_str().ok_or(ValueError::Type("a text"))?;
+    let text = value.as_str().ok_or(ValueError::Type("a string"))?;
     if text.len() > MAX_TEXT {
         return Err(ValueError::TooLong);
     }
@@ -246,8 +246,8 @@ fn readable(path: PathBuf) -> Value {
     }
 }
 
-/// A path from the root that leads nowhere else than it says.
-fn whole_path(text: &str) -> Option<PathBuf> {
+/// Returns `text` as a path if it is absolute and has no `.` or `..` components.
+fn absolute_path(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
     let plain = path
         .components()

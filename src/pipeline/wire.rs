@@ -1,14 +1,14 @@
-//! What gateway and worker say to each other over a socket pair: messages behind their length.
+//! Protocol between gateway and worker over a socket pair: length-prefixed messages.
 //!
 //! ```text
 //! length (4 bytes, of what follows) | kind (1) | body
 //! frame:  track (1) | flags (1) | time in ns (8) | bytes
-//! piece:  rendition (1) | flags (1) | timeline (8) | bytes
+//! chunk:  rendition (1) | role (1) | timeline (8) | bytes
 //! want:   rendition (1)
 //! others: JSON
 //! ```
 //!
-//! The gateway believes nothing of what a worker says: lengths are bounded, and what cannot be read ends the worker.
+//! The gateway does not trust a worker: lengths are bounded, and an invalid message ends the worker.
 
 use std::path::PathBuf;
 
@@ -18,28 +18,28 @@ use thiserror::Error;
 
 use crate::media::Kind;
 
-/// What a worker is to run.
+/// Job of a worker that runs a pipeline.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     pub launch: String,
-    /// Values of properties, by `element.property`, set after the line was parsed.
+    /// Property values by `element.property`, set after the launch line was parsed.
     pub properties: Vec<(String, String)>,
-    /// What will be fed to `video_in` and `audio_in`.
+    /// Tracks that will be sent to `video_in` and `audio_in`.
     pub inputs: Vec<Input>,
-    /// Begin again at the end.
+    /// Restart from the beginning at the end of the stream.
     pub repeats: bool,
-    /// It may use the network.
+    /// Allow network access.
     pub network: bool,
     /// Files and devices that it may open.
     pub files: Vec<PathBuf>,
-    /// Bytes that it may use.
+    /// Memory limit in bytes.
     pub memory: u64,
-    /// Processors that it may use; 0 sets no bound.
+    /// Number of processors that it may use; 0 means no limit.
     pub processors: u32,
 }
 
 impl std::fmt::Debug for Job {
-    /// Values of properties may be secrets.
+    /// Omits the property values, which may be secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Job")
             .field("launch", &self.launch)
@@ -47,13 +47,13 @@ impl std::fmt::Debug for Job {
     }
 }
 
-/// A track that is fed to a worker.
+/// A track that is sent to a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
     pub media: Media,
 }
 
-/// What frames are, in either direction. Video of H.264 and H.265 has start codes.
+/// Format of frames, in either direction. H.264 and H.265 are byte streams with start codes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Media {
@@ -66,12 +66,12 @@ pub enum Media {
     Opus,
     Pcmu,
     Pcma,
-    /// With its AudioSpecificConfig.
+    /// With the AudioSpecificConfig.
     Aac(Vec<u8>),
 }
 
 impl Media {
-    /// Audio or video.
+    /// Returns whether this is audio or video.
     pub fn kind(&self) -> Kind {
         match self {
             Self::H264 | Self::H265 | Self::Vp8 | Self::Vp9 | Self::Av1 | Self::Jpeg => Kind::Video,
@@ -84,51 +84,51 @@ impl Media {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireFrame {
     pub kind: Kind,
-    /// Nanoseconds since a beginning that all tracks share.
+    /// Presentation time in nanoseconds since an origin that all tracks share.
     pub time: u64,
-    /// Something is missing before it.
+    /// Frames before it are missing.
     pub after_gap: bool,
     pub bytes: Bytes,
 }
 
-/// What a worker is to take apart that needs no pipeline: segments of HLS.
+/// Job of a worker that demuxes HLS segments without a pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DemuxJob {
-    /// Renditions that come apart from each other: picture, and sound of its own.
+    /// Number of renditions: 2 if the audio has a rendition of its own, else 1.
     pub renditions: u8,
-    /// What comes is of now: its delay is kept small.
+    /// The stream is live: latency is kept low.
     pub is_live: bool,
-    /// Bytes that it may use.
+    /// Memory limit in bytes.
     pub memory: u64,
 }
 
-/// A part of a segment of HLS.
+/// A part of an HLS segment.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SegmentChunk {
-    /// Counted from 0, which leads.
+    /// Index of the rendition; rendition 0 leads.
     pub rendition: u8,
     pub role: ChunkRole,
-    /// Times of one timeline count from one origin; each discontinuity begins another.
+    /// Timestamps of one timeline share an origin; each discontinuity starts a new timeline.
     pub timeline: u64,
     pub bytes: Bytes,
 }
 
 impl std::fmt::Debug for SegmentChunk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Piece({:?}, {} bytes)", self.role, self.bytes.len())
+        write!(f, "SegmentChunk({:?}, {} bytes)", self.role, self.bytes.len())
     }
 }
 
-/// What a piece is of its segment.
+/// Position of a chunk in its segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkRole {
-    /// An initialization section for the segments that follow, whole.
+    /// A complete initialization section for the segments that follow.
     Init,
-    /// More follow.
+    /// A part of a segment; more parts follow.
     Part,
-    /// The last one.
+    /// The last part of a segment.
     Last,
-    /// There will be no more segments.
+    /// End of the stream: no more segments follow.
     End,
 }
 
@@ -136,46 +136,46 @@ impl ChunkRole {
     const ALL: [Self; 4] = [Self::Init, Self::Part, Self::Last, Self::End];
 }
 
-/// To a worker.
+/// Message to a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToWorker {
-    /// The first message of a worker that takes segments apart.
+    /// First message to a worker that demuxes segments.
     Demux(DemuxJob),
     SegmentChunk(SegmentChunk),
-    /// The first message of a worker that runs a pipeline.
+    /// First message to a worker that runs a pipeline.
     Run(Job),
-    /// The first message of a worker that tells what cannot be run: name and job of each.
+    /// First message to a worker that checks which of these named jobs cannot run.
     Check(Vec<(String, Job)>),
     Frame(WireFrame),
-    /// The encoder should make a key frame.
+    /// Request a key frame from the encoder.
     KeyFrame,
-    /// End in good order.
+    /// Stop gracefully.
     Stop,
 }
 
-/// From a worker.
+/// Message from a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromWorker {
-    /// The pipeline was understood; these tracks may come.
+    /// The pipeline was set up; these tracks may follow.
     Ready(Tracks),
-    /// What the frames of a track are from here on.
+    /// Format of the frames of a track from here on.
     Media(Media),
     Frame(WireFrame),
-    /// It wants the next segment of a rendition.
+    /// Request for the next segment of a rendition.
     Want(u8),
     /// Nothing in the pipeline makes a key frame when it is asked for one.
     KeyFrameRefused,
     /// A sign of life, several times a second.
     Alive,
-    /// It cannot go on.
+    /// The worker cannot continue.
     Failed(Failure),
-    /// The source has come to its end.
+    /// The stream ended.
     Ended,
-    /// The answer to [`ToWorker::Check`].
+    /// Response to [`ToWorker::Check`].
     Checked(Vec<Finding>),
 }
 
-/// Sinks that a pipeline has.
+/// The kinds of tracks that a worker outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tracks {
     pub video: bool,
@@ -185,9 +185,9 @@ pub struct Tracks {
 /// Why a pipeline does not run.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum Failure {
-    #[error("GStreamer lacks {}", .0.join(", "))]
+    #[error("missing GStreamer elements: {}", .0.join(", "))]
     Missing(Vec<String>),
-    #[error("the launch line is wrong: {0}")]
+    #[error("invalid launch line: {0}")]
     Launch(String),
     #[error("`{target}` cannot be set: {problem}")]
     Property { target: String, problem: String },
@@ -198,7 +198,8 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// As it may be shown: a worker is not believed, and its libraries write addresses, which may hold passwords.
+    /// Returns the failure with its texts sanitized: a worker is not trusted, and library messages may contain URLs
+    /// with passwords.
     pub fn shown(self) -> Self {
         match self {
             Self::Missing(elements) => {
@@ -216,38 +217,38 @@ impl Failure {
     }
 }
 
-/// Elements that are named as missing, at most.
+/// Maximum number of missing elements that are listed.
 const MAX_ELEMENTS: usize = 20;
 
-/// Longest text of a worker that is shown, in characters.
+/// Maximum length of a sanitized text, in characters.
 const MAX_SHOWN: usize = 300;
 
-/// A text of a worker, on one line, of bounded length and without addresses.
+/// Sanitizes a text of a worker: one line, of bounded length, without URLs.
 pub fn shown(text: &str) -> String {
     let words = text
         .split_whitespace()
-        .map(|word| if word.contains("://") { "(an address)" } else { word });
+        .map(|word| if word.contains("://") { "(URL)" } else { word });
     let line = words.collect::<Vec<_>>().join(" ");
     line.chars().take(MAX_SHOWN).collect()
 }
 
-/// What became of the check of a pipeline.
+/// Result of the check of one pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     pub name: String,
     pub failure: Option<Failure>,
 }
 
-/// What is no message.
+/// Why a message is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WireError {
-    #[error("a message of {0} bytes is longer than {MAX_MESSAGE} bytes")]
+    #[error("a message of {0} bytes exceeds the limit of {MAX_MESSAGE} bytes")]
     TooLong(usize),
-    #[error("a message of kind {0} cannot be read")]
+    #[error("a message of kind {0} is malformed")]
     Unreadable(u8),
 }
 
-/// Longest message, in bytes: the longest access unit and its header.
+/// Maximum length of a message in bytes: the largest access unit and its header.
 pub const MAX_MESSAGE: usize = (8 << 20) + 64;
 
 mod kind {
@@ -257,7 +258,7 @@ mod kind {
     pub const KEY_FRAME: u8 = 4;
     pub const STOP: u8 = 5;
     pub const DEMUX: u8 = 6;
-    pub const PIECE: u8 = 7;
+    pub const CHUNK: u8 = 7;
     pub const READY: u8 = 16;
     pub const MEDIA: u8 = 17;
     pub const ALIVE: u8 = 18;
@@ -268,7 +269,7 @@ mod kind {
     pub const KEY_FRAME_REFUSED: u8 = 23;
 }
 
-/// Takes a whole message off the front; `None` while it is not complete.
+/// Removes a complete message from the front of the buffer; `None` while it is incomplete.
 fn split(buffer: &mut BytesMut) -> Result<Option<(u8, Bytes)>, WireError> {
     let Some(length) = buffer
         .first_chunk::<4>()
@@ -342,11 +343,11 @@ impl SegmentChunk {
             self.rendition,
             role.and_then(|role| u8::try_from(role).ok()).unwrap_or_default(),
         ];
-        write(kind::PIECE, &[&head, &self.timeline.to_be_bytes(), &self.bytes], out);
+        write(kind::CHUNK, &[&head, &self.timeline.to_be_bytes(), &self.bytes], out);
     }
 
     fn read(mut body: Bytes) -> Result<Self, WireError> {
-        let unreadable = WireError::Unreadable(kind::PIECE);
+        let unreadable = WireError::Unreadable(kind::CHUNK);
         if body.len() < 10 {
             return Err(unreadable);
         }
@@ -362,11 +363,11 @@ impl SegmentChunk {
 }
 
 impl ToWorker {
-    /// Appends the message.
+    /// Appends the encoded message.
     pub fn write(&self, out: &mut BytesMut) {
         match self {
             Self::Demux(job) => write_json(kind::DEMUX, job, out),
-            Self::SegmentChunk(piece) => piece.write(out),
+            Self::SegmentChunk(chunk) => chunk.write(out),
             Self::Run(job) => write_json(kind::RUN, job, out),
             Self::Check(jobs) => write_json(kind::CHECK, jobs, out),
             Self::Frame(frame) => frame.write(out),
@@ -375,11 +376,11 @@ impl ToWorker {
         }
     }
 
-    /// Takes a message off the front; `None` while it is not complete.
+    /// Removes a message from the front of the buffer; `None` while it is incomplete.
     ///
     /// # Errors
     ///
-    /// A [`WireError`]; nothing that follows can be read.
+    /// A [`WireError`]; the rest of the stream cannot be read.
     pub fn read(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
         let Some((kind, body)) = split(buffer)? else {
             return Ok(None);
@@ -387,7 +388,7 @@ impl ToWorker {
         let message = match kind {
             kind::RUN => Self::Run(read_json(kind, &body)?),
             kind::DEMUX => Self::Demux(read_json(kind, &body)?),
-            kind::PIECE => Self::SegmentChunk(SegmentChunk::read(body)?),
+            kind::CHUNK => Self::SegmentChunk(SegmentChunk::read(body)?),
             kind::CHECK => Self::Check(read_json(kind, &body)?),
             kind::FRAME => Self::Frame(WireFrame::read(body)?),
             kind::KEY_FRAME => Self::KeyFrame,
@@ -399,7 +400,7 @@ impl ToWorker {
 }
 
 impl FromWorker {
-    /// Appends the message.
+    /// Appends the encoded message.
     pub fn write(&self, out: &mut BytesMut) {
         match self {
             Self::Ready(tracks) => write_json(kind::READY, tracks, out),
@@ -414,11 +415,11 @@ impl FromWorker {
         }
     }
 
-    /// Takes a message off the front; `None` while it is not complete.
+    /// Removes a message from the front of the buffer; `None` while it is incomplete.
     ///
     /// # Errors
     ///
-    /// A [`WireError`]; nothing that follows can be read.
+    /// A [`WireError`]; the rest of the stream cannot be read.
     pub fn read(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
         let Some((kind, body)) = split(buffer)? else {
             return Ok(None);
@@ -486,7 +487,7 @@ mod tests {
         let said = Failure::Stream(format!("cannot open\nrtsp://user:secret@cam/1 {}", "x".repeat(9_000)));
         let shown = said.shown().to_string();
         assert!(
-            shown.starts_with("cannot open (an address) xxx") && shown.len() == MAX_SHOWN,
+            shown.starts_with("cannot open (URL) xxx") && shown.len() == MAX_SHOWN,
             "{shown}"
         );
         let many = Failure::Missing(vec!["e".repeat(500); 1_000]).shown().to_string();

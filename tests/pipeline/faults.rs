@@ -173,7 +173,7 @@ memory = 200
     rounds(
         &streams,
         "ate memory",
-        "MiB of memory, its limit is 200 MiB",
+        "MiB of memory, more than its limit of 200 MiB",
         Duration::ZERO,
         |_| (),
     )

@@ -1,4 +1,5 @@
-//! What a machine lacks for a pipeline: tried in a process that is thrown away, for loading plugins runs native code.
+//! Checks what this host lacks for a pipeline. Loading plugins runs native code, so this happens in a disposable
+//! process.
 
 use gstreamer as gst;
 

@@ -1,4 +1,5 @@
-//! Takes segments of HLS apart, and gives their frames at their time. The clock is here; all else is in [`super::playout`].
+//! Demuxes HLS segments and sends their frames when they are due. Only this file uses the clock; all else is in
+//! [`super::playout`].
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -9,8 +10,8 @@ use crate::media::Kind;
 use crate::media::container::Content;
 use crate::pipeline::wire::{DemuxJob, Failure, FromWorker, Job, Media, SegmentChunk, ToWorker, WireFrame};
 
-/// What the process may use: memory, one processor, and nothing else.
-pub(super) fn bounds(job: DemuxJob) -> Job {
+/// Sandbox limits of a demuxing worker: memory and one processor; no files and no network.
+pub(super) fn limits(job: DemuxJob) -> Job {
     Job {
         launch: String::new(),
         properties: Vec::new(),
@@ -23,17 +24,17 @@ pub(super) fn bounds(job: DemuxJob) -> Job {
     }
 }
 
-/// Between signs of life.
+/// Time between two heartbeats.
 const ALIVE: Duration = Duration::from_millis(200);
 
-/// Pieces that wait between the threads: a segment is asked for when there is room for it.
+/// Maximum number of chunks queued between the threads: a segment is only requested when there is room for it.
 const QUEUE: usize = 4;
 
-/// Runs until the gateway says stop, the source ends, or nothing can be played.
+/// Runs until the gateway tells it to stop, the stream ends, or nothing can be played.
 pub(super) fn run(job: DemuxJob, gateway: &Gateway, commands: Commands) {
-    let (give, take) = sync_channel(QUEUE);
-    std::thread::spawn(move || read(commands, &give));
-    match play(job, gateway, &take) {
+    let (sender, receiver) = sync_channel(QUEUE);
+    std::thread::spawn(move || read(commands, &sender));
+    match play(job, gateway, &receiver) {
         Ok(()) => gateway.notify(&FromWorker::Ended),
         Err(error) => gateway.notify(&FromWorker::Failed(Failure::Stream(error.to_string()))),
     };
@@ -56,7 +57,7 @@ fn read(mut commands: Commands, give: &SyncSender<SegmentChunk>) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the clock of the worker")]
-fn play(job: DemuxJob, gateway: &Gateway, pieces: &Receiver<SegmentChunk>) -> Result<(), PlayoutError> {
+fn play(job: DemuxJob, gateway: &Gateway, chunks: &Receiver<SegmentChunk>) -> Result<(), PlayoutError> {
     let mut playout = Playout::new(job);
     let mut announced = AnnouncedTracks::default();
     let mut alive = Instant::now();
@@ -89,15 +90,15 @@ fn play(job: DemuxJob, gateway: &Gateway, pieces: &Receiver<SegmentChunk>) -> Re
             }
         }
         let until = playout.next_due().map_or(alive, |due| due.min(alive));
-        match pieces.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(piece) => playout.take(Instant::now(), piece)?,
+        match chunks.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(chunk) => playout.take(Instant::now(), chunk)?,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
     }
 }
 
-/// What the gateway knows of the tracks.
+/// Tracks and formats that were announced to the gateway.
 #[derive(Default)]
 struct AnnouncedTracks {
     ready: bool,
@@ -107,11 +108,11 @@ struct AnnouncedTracks {
 
 impl AnnouncedTracks {
     fn notify(&mut self, gateway: &Gateway, content: Content) {
-        let known = match content.kind() {
+        let announced = match content.kind() {
             Kind::Video => &mut self.video,
             Kind::Audio => &mut self.audio,
         };
-        if known.replace(content) != Some(content) {
+        if announced.replace(content) != Some(content) {
             gateway.notify(&FromWorker::Media(match content {
                 Content::H264 => Media::H264,
                 Content::H265 => Media::H265,
@@ -157,7 +158,7 @@ mod tests {
         for message in [
             ToWorker::KeyFrame,
             ToWorker::Frame(frame()),
-            ToWorker::Run(bounds(job)),
+            ToWorker::Run(limits(job)),
             ToWorker::Check(Vec::new()),
             ToWorker::Demux(job),
             ToWorker::SegmentChunk(piece.clone()),

@@ -1,7 +1,7 @@
 //! The worker process: this binary, started by the gateway with a socket as its standard input.
 //!
-//! It reads one job, limits itself ([`sandbox`]), runs the pipeline (`pipeline`) or takes segments apart (`demux`), and ends when the gateway says so or
-//! is gone. Nothing here is trusted by the gateway.
+//! It reads one job, restricts itself ([`sandbox`]), then runs the pipeline (`pipeline`) or demuxes segments (`demux`).
+//! It exits when the gateway tells it to stop or is gone. The gateway trusts nothing here.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -22,15 +22,15 @@ mod pipeline;
 mod playout;
 pub mod sandbox;
 
-/// The worker's end of the socket. Writing waits for the gateway, which always reads: what is behind it drops.
+/// The worker's end of the socket. Writes block until the gateway has read, which it always does: it drops what it
+/// cannot forward.
 #[derive(Clone)]
 pub struct Gateway {
     stream: Arc<Mutex<UnixStream>>,
 }
 
 impl Gateway {
-    /// Sends a message; `false` when the gateway is gone. One that is longer than the gateway reads is left out: it would
-    /// end the worker, and a frame of that length cannot be sent to viewers either.
+    /// Sends a message; returns `false` if the gateway is gone.
     pub fn notify(&self, message: &FromWorker) -> bool {
         let mut bytes = BytesMut::new();
         message.write(&mut bytes);
@@ -42,14 +42,14 @@ impl Gateway {
     }
 }
 
-/// What the gateway says, one message after the other.
+/// Reads the messages of the gateway.
 pub struct Commands {
     stream: UnixStream,
     buffer: BytesMut,
 }
 
 impl Commands {
-    /// Waits for the next message; `None` when the gateway is gone or says what cannot be read.
+    /// Waits for the next message; `None` if the gateway is gone or its message is invalid.
     pub fn receive(&mut self) -> Option<ToWorker> {
         let mut chunk = vec![0; 1 << 16];
         loop {
@@ -72,7 +72,7 @@ impl Commands {
 ///
 /// # Errors
 ///
-/// An error if standard input is no socket of a gateway.
+/// An error if standard input is not the socket of a gateway.
 pub fn run() -> io::Result<()> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let gateway = Gateway {
@@ -99,7 +99,7 @@ pub fn run() -> io::Result<()> {
         Some(ToWorker::Run(job)) => {
             if let Err(error) = sandbox::enter(&job) {
                 gateway.notify(&FromWorker::Failed(Failure::Stream(format!(
-                    "cannot limit itself: {error}"
+                    "cannot restrict the worker: {error}"
                 ))));
                 return Ok(());
             }
@@ -109,15 +109,19 @@ pub fn run() -> io::Result<()> {
             gateway.notify(&FromWorker::Failed(Failure::NotBuilt));
         }
         Some(ToWorker::Demux(job)) => {
-            if let Err(error) = sandbox::enter(&demux::bounds(job)) {
+            if let Err(error) = sandbox::enter(&demux::limits(job)) {
                 gateway.notify(&FromWorker::Failed(Failure::Stream(format!(
-                    "cannot limit itself: {error}"
+                    "cannot restrict the worker: {error}"
                 ))));
                 return Ok(());
             }
             demux::run(job, &gateway, commands);
         }
-        _ => return Err(io::Error::other("a worker is started by a gateway, not by hand")),
+        _ => {
+            return Err(io::Error::other(
+                "the worker command is started by the gateway, not by hand",
+            ));
+        }
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::{Commands, Gateway};
 use crate::media::Kind;
 use crate::pipeline::wire::{Failure, FromWorker, Job, Media, ToWorker, Tracks, WireFrame};
 
-/// A pipeline that was parsed and set up, but does not run yet.
+/// A parsed and configured pipeline that does not run yet.
 pub struct PreparedPipeline {
     pipeline: gst::Pipeline,
     sinks: Vec<(Kind, AppSink)>,
@@ -20,25 +20,25 @@ pub struct PreparedPipeline {
     audio_in: Option<AppSrc>,
 }
 
-/// What may come out of a sink. The gateway puts it into packets by itself.
+/// Formats allowed in sinks. The gateway packetizes them itself.
 const VIDEO_CAPS: &str = "video/x-h264,stream-format=byte-stream,alignment=au; \
                           video/x-h265,stream-format=byte-stream,alignment=au; image/jpeg";
 const AUDIO_CAPS: &str = "audio/x-opus; audio/mpeg,mpegversion=4,stream-format=raw; \
                           audio/x-alaw,rate=8000,channels=1; audio/x-mulaw,rate=8000,channels=1";
 
-/// Buffers that may wait in a sink before its pipeline waits.
+/// Maximum number of buffers queued in a sink before it blocks its pipeline.
 const SINK_BUFFERS: u32 = 64;
 
-/// Bytes that may wait in a source; the oldest leave when there are more.
+/// Maximum bytes queued in a source; beyond that the oldest buffers are dropped.
 const SOURCE_BYTES: u64 = 8 << 20;
 
-/// Sinks that pipelines may have besides ours. All others write somewhere.
+/// Sinks allowed in a launch line. All others write somewhere.
 const HARMLESS_SINKS: [&str; 2] = ["appsink", "fakesink"];
 
-/// Between signs of life.
+/// Time between two heartbeats.
 const ALIVE: gst::ClockTime = gst::ClockTime::from_mseconds(200);
 
-/// Parses the launch line, sets the properties, and finds the ends.
+/// Parses the launch line, sets the properties and finds the sources and sinks.
 ///
 /// # Errors
 ///
@@ -52,12 +52,15 @@ pub fn build(job: &Job) -> Result<PreparedPipeline, Failure> {
     })?;
     let pipeline = element
         .downcast::<gst::Pipeline>()
-        .map_err(|_| Failure::Launch("has one element only".to_owned()))?;
+        .map_err(|_| Failure::Launch("it must have more than one element".to_owned()))?;
     for element in pipeline.iterate_recurse().into_iter().flatten() {
         let Some(factory) = element.factory() else { continue };
         let is_sink = factory.klass().split('/').any(|class| class == "Sink");
         if is_sink && !HARMLESS_SINKS.contains(&factory.name().as_str()) {
-            return Err(Failure::Launch(format!("`{}` would write somewhere", factory.name())));
+            return Err(Failure::Launch(format!(
+                "`{}` is not allowed: use `appsink` or `fakesink`",
+                factory.name()
+            )));
         }
     }
     for (target, value) in &job.properties {
@@ -65,8 +68,8 @@ pub fn build(job: &Job) -> Result<PreparedPipeline, Failure> {
     }
     let built = PreparedPipeline {
         sinks: sinks(&pipeline)?,
-        video_in: end(&pipeline, "video_in")?,
-        audio_in: end(&pipeline, "audio_in")?,
+        video_in: named(&pipeline, "video_in")?,
+        audio_in: named(&pipeline, "audio_in")?,
         pipeline,
     };
     if built.sinks.is_empty() {
@@ -77,18 +80,18 @@ pub fn build(job: &Job) -> Result<PreparedPipeline, Failure> {
     Ok(built)
 }
 
-/// All elements of a launch line that there are none of: GStreamer names the first only.
+/// Returns all unknown elements of a launch line: GStreamer names only the first.
 fn missing(launch: &str, context: &gst::ParseContext) -> Vec<String> {
     let mut missing: Vec<String> = context.missing_elements().iter().map(ToString::to_string).collect();
-    let words = launch
+    let names = launch
         .split(['!', '\n'])
         .filter_map(|part| part.split_whitespace().next());
-    for word in words {
-        let is_element = word
+    for name in names {
+        let is_element = name
             .bytes()
             .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-        if is_element && gst::ElementFactory::find(word).is_none() {
-            missing.push(word.to_owned());
+        if is_element && gst::ElementFactory::find(name).is_none() {
+            missing.push(name.to_owned());
         }
     }
     missing.sort();
@@ -96,7 +99,7 @@ fn missing(launch: &str, context: &gst::ParseContext) -> Vec<String> {
     missing
 }
 
-/// Sets a property by a text, as its type reads it: a text never becomes anything else than a value.
+/// Sets a property, parsing the value according to the property's type. A value can never become launch syntax.
 fn set(pipeline: &gst::Pipeline, target: &str, value: &str) -> Result<(), Failure> {
     let refused = |problem: &str| Failure::Property {
         target: target.to_owned(),
@@ -104,37 +107,36 @@ fn set(pipeline: &gst::Pipeline, target: &str, value: &str) -> Result<(), Failur
     };
     let (name, property) = target
         .split_once('.')
-        .ok_or_else(|| refused("is no element.property"))?;
-    let element = pipeline
-        .by_name(name)
-        .ok_or_else(|| refused("there is no such element"))?;
+        .ok_or_else(|| refused("it must have the form element.property"))?;
+    let element = pipeline.by_name(name).ok_or_else(|| refused("no such element"))?;
     let spec = element
         .find_property(property)
         .ok_or_else(|| refused("the element has no such property"))?;
     let value = if spec.value_type() == gst::glib::Type::STRING {
-        // The reader of texts would take quotes and escapes in it.
+        // Deserialization would interpret quotes and escapes in it.
         value.to_value()
     } else {
-        gst::glib::Value::deserialize_with_pspec(value, &spec).map_err(|_| refused("the value is not of its type"))?
+        gst::glib::Value::deserialize_with_pspec(value, &spec).map_err(|_| refused("the value has the wrong type"))?
     };
     if !spec.flags().contains(gst::glib::ParamFlags::WRITABLE) {
-        return Err(refused("the property cannot be written"));
+        return Err(refused("the property is not writable"));
     }
     element.set_property_from_value(property, &value);
     Ok(())
 }
 
-fn end<T: IsA<gst::Element>>(pipeline: &gst::Pipeline, name: &str) -> Result<Option<T>, Failure> {
+fn named<T: IsA<gst::Element>>(pipeline: &gst::Pipeline, name: &str) -> Result<Option<T>, Failure> {
     let Some(element) = pipeline.by_name(name) else {
         return Ok(None);
     };
     let end = element
         .downcast()
-        .map_err(|_| Failure::Launch(format!("the element named `{name}` has to be an appsrc")))?;
+        .map_err(|_| Failure::Launch(format!("the element named `{name}` must be an appsrc")))?;
     Ok(Some(end))
 }
 
-/// The sinks `video` and `audio`, and those that begin like them, as `video_h265`: a source uses one of each kind.
+/// Returns the sinks named `video` and `audio`, and those with these prefixes, such as `video_h265`: a stream uses one
+/// of each kind.
 fn sinks(pipeline: &gst::Pipeline) -> Result<Vec<(Kind, AppSink)>, Failure> {
     let mut sinks = Vec::new();
     for element in pipeline.iterate_recurse().into_iter().flatten() {
@@ -147,13 +149,13 @@ fn sinks(pipeline: &gst::Pipeline) -> Result<Vec<(Kind, AppSink)>, Failure> {
         };
         let sink = element
             .downcast()
-            .map_err(|_| Failure::Launch(format!("the element named `{name}` has to be an appsink")))?;
+            .map_err(|_| Failure::Launch(format!("the element named `{name}` must be an appsink")))?;
         sinks.push((kind, sink));
     }
     Ok(sinks)
 }
 
-/// Runs until the gateway says stop, the source ends, or something fails.
+/// Runs until the gateway says stop, the stream ends, or something fails.
 pub fn run(job: &Job, gateway: &Gateway, commands: Commands) {
     let result = gst::init()
         .map_err(|error| Failure::Stream(error.to_string()))
@@ -165,14 +167,14 @@ pub fn run(job: &Job, gateway: &Gateway, commands: Commands) {
     };
 }
 
-/// Times that all tracks share, unbroken when a source begins again.
+/// Maps running times to times that all tracks share and that stay continuous when the stream restarts.
 #[derive(Default)]
 struct Timeline {
-    /// Added to running times.
+    /// Offset added to running times.
     shift: AtomicU64,
     /// End of the latest frame so far.
     end: AtomicU64,
-    /// Sinks that frames come to, and those that have come to their end, a bit each.
+    /// Bit masks of the sinks that received a frame, and of those that reached the end of the stream.
     used: AtomicU64,
     ended: AtomicU64,
 }
@@ -182,14 +184,14 @@ impl Timeline {
         self.used.load(Ordering::Acquire) & bit(sink) != 0
     }
 
-    /// Whether all that there was has come. The pipeline itself does not say so while a sink is not used at all.
+    /// Returns whether all used sinks have ended. The pipeline posts no EOS while one of its sinks is not used at all.
     fn is_over(&self) -> bool {
         let used = self.used.load(Ordering::Acquire);
         used != 0 && self.ended.load(Ordering::Acquire) & used == used
     }
 }
 
-/// The bit of a sink.
+/// Returns the bit of a sink.
 fn bit(sink: usize) -> u64 {
     1 << sink.min(63)
 }
@@ -217,7 +219,7 @@ fn play(job: &Job, built: PreparedPipeline, gateway: &Gateway, commands: Command
     let failed =
         |error: gst::StateChangeError| first_error(&pipeline).unwrap_or_else(|| Failure::Stream(error.to_string()));
     let live = pipeline.set_state(gst::State::Paused).map_err(failed)? == gst::StateChangeSuccess::NoPreroll;
-    // What is not live comes as fast as it can be read: its sinks hold it back to its time.
+    // A source that is not live is read as fast as possible: its sinks pace the frames in real time.
     let paced = !live && job.inputs.is_empty();
     for (_, sink) in &built.sinks {
         sink.set_sync(paced);
@@ -242,7 +244,7 @@ fn play(job: &Job, built: PreparedPipeline, gateway: &Gateway, commands: Command
     result
 }
 
-/// Reads the bus and gives signs of life.
+/// Reads the bus and sends heartbeats.
 fn watch(
     job: &Job,
     pipeline: &gst::Pipeline,
@@ -253,7 +255,7 @@ fn watch(
 ) -> Result<(), Failure> {
     let bus = pipeline
         .bus()
-        .ok_or_else(|| Failure::Stream("there is no bus".to_owned()))?;
+        .ok_or_else(|| Failure::Stream("the pipeline has no bus".to_owned()))?;
     let mut played = false;
     loop {
         let message = bus.timed_pop(ALIVE);
@@ -268,12 +270,14 @@ fn watch(
                 let end = timeline.end.load(Ordering::Acquire);
                 played |= end > timeline.shift.load(Ordering::Acquire);
                 if !played {
-                    return Err(Failure::Stream("there is nothing in it that can be played".to_owned()));
+                    return Err(Failure::Stream(
+                        "the stream contains nothing that can be played".to_owned(),
+                    ));
                 }
                 played = false;
                 timeline.shift.store(end, Ordering::Release);
                 timeline.ended.store(0, Ordering::Release);
-                // A sink that is not used cannot pass the wish on, and one that is reaches all of the source.
+                // A sink that is not used cannot forward the seek; from one that is used it reaches the whole source.
                 let sink = sinks.iter().enumerate().find(|(index, _)| timeline.is_used(*index));
                 let sought = sink.is_some_and(|(_, (_, sink))| {
                     sink.seek_simple(gst::SeekFlags::FLUSH | gst::SeekFlags::KEY_UNIT, gst::ClockTime::ZERO)
@@ -281,7 +285,7 @@ fn watch(
                 });
                 sought
                     .then_some(())
-                    .ok_or_else(|| Failure::Stream("it cannot be played again from its beginning".to_owned()))?;
+                    .ok_or_else(|| Failure::Stream("the stream cannot seek to its beginning".to_owned()))?;
             }
             _ if over => return Ok(()),
             Some(gst::MessageView::Latency(_)) => {
@@ -300,17 +304,17 @@ fn first_error(pipeline: &gst::Pipeline) -> Option<Failure> {
     }
 }
 
-/// What GStreamer says, and where. The gateway leaves out addresses.
+/// Returns the message of a GStreamer error with its element. The gateway removes URLs.
 fn failure_of(error: &gst::message::Error) -> Failure {
-    let place = error.src().map(|source| source.name().to_string()).unwrap_or_default();
+    let element = error.src().map(|source| source.name().to_string()).unwrap_or_default();
     let text = error.error().message().trim_end_matches('.').to_owned();
-    // The details say more, in their last line.
+    // The last line of the debug info is more specific.
     let detail = error
         .debug()
         .and_then(|debug| Some(debug.lines().map(str::trim).rfind(|line| !line.is_empty())?.to_owned()));
     Failure::Stream(match detail {
-        Some(detail) => format!("{text} ({place}: {detail})"),
-        None => format!("{text} ({place})"),
+        Some(detail) => format!("{text} ({element}: {detail})"),
+        None => format!("{text} ({element})"),
     })
 }
 
@@ -395,7 +399,7 @@ fn prepare_source(source: &AppSrc, media: &Media) -> Result<(), Failure> {
     };
     let mut caps: gst::Caps = caps
         .parse()
-        .map_err(|_| Failure::Launch("caps of an input".to_owned()))?;
+        .map_err(|_| Failure::Launch("the caps of an input are invalid".to_owned()))?;
     if let Media::Aac(config) = media
         && let Some(config) = crate::media::aac::AacConfig::parse(config)
     {
@@ -424,19 +428,21 @@ fn prepare_sink(
         Kind::Video => VIDEO_CAPS,
         Kind::Audio => AUDIO_CAPS,
     };
-    let caps: gst::Caps = caps.parse().map_err(|_| Failure::Launch("caps of a sink".to_owned()))?;
+    let caps: gst::Caps = caps
+        .parse()
+        .map_err(|_| Failure::Launch("the caps of a sink are invalid".to_owned()))?;
     sink.set_caps(Some(&caps));
     sink.set_max_buffers(SINK_BUFFERS);
     sink.set_drop(false);
     sink.set_wait_on_eos(false);
-    // A track that a source turns out not to have must not hold up the others.
+    // A track that the stream turns out not to have must not block the others.
     sink.set_property("async", false);
     let (gateway, timeline) = (gateway.clone(), timeline.clone());
-    let told: Mutex<Option<Media>> = Mutex::new(None);
-    let (ending, bit) = (timeline.clone(), bit(index));
+    let announced: Mutex<Option<Media>> = Mutex::new(None);
+    let (ended_timeline, bit) = (timeline.clone(), bit(index));
     let callbacks = AppSinkCallbacks::builder()
         .eos(move |_| {
-            ending.ended.fetch_or(bit, Ordering::AcqRel);
+            ended_timeline.ended.fetch_or(bit, Ordering::AcqRel);
         })
         .new_sample(move |sink| {
             let sample = sink.pull_sample().map_err(|_| gst::FlowError::Eos)?;
@@ -444,10 +450,10 @@ fn prepare_sink(
             let Some(media) = sample.caps().and_then(media_of) else {
                 return Err(gst::FlowError::NotNegotiated);
             };
-            let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
-            if told.as_ref() != Some(&media) {
+            let mut announced = announced.lock().unwrap_or_else(PoisonError::into_inner);
+            if announced.as_ref() != Some(&media) {
                 gateway.notify(&FromWorker::Media(media.clone()));
-                *told = Some(media);
+                *announced = Some(media);
             }
             let Some(frame) = frame_of(kind, &sample, &timeline) else {
                 return Ok(gst::FlowSuccess::Ok);
@@ -462,7 +468,7 @@ fn prepare_sink(
     Ok(())
 }
 
-/// `None` for a buffer without a time or without content.
+/// Returns the frame of a sample; `None` if its buffer is empty or has no timestamp.
 fn frame_of(kind: Kind, sample: &gst::Sample, timeline: &Timeline) -> Option<WireFrame> {
     let buffer = sample.buffer()?;
     let segment = sample.segment()?.downcast_ref::<gst::ClockTime>()?;

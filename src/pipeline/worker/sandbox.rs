@@ -1,12 +1,12 @@
-//! What a worker may do, set by itself before it loads anything native.
+//! Sandbox of a worker, entered before it loads any native library.
 //!
-//! * no new privileges, no core dump, the first to be killed when memory runs out, and gone with the gateway;
-//! * memory: the gateway watches what is resident; the bound here, on all that is mapped for data, is for what grows
-//!   faster than anybody looks;
-//! * system calls that start programs or processes, signal or look into others, or change the machine are refused
-//!   (seccomp), and so are all sockets but local ones if the pipeline has no use for the network;
-//! * files: nothing is written, and read only what the pipeline declared and what libraries need (Landlock, where the
-//!   kernel has it).
+//! * Process: no new privileges, no core dumps, a preferred victim of the OOM killer, killed together with the gateway.
+//! * Memory: the gateway watches the resident memory. The limit set here is on data mappings, for growth faster than
+//!   the gateway polls.
+//! * System calls (seccomp): those that start programs or processes, signal or inspect other processes, or change the
+//!   system are rejected; so are all sockets other than Unix sockets if the pipeline needs no network.
+//! * Files (Landlock, if the kernel has it): no writes; reads only of the files that the pipeline declared and of those
+//!   that libraries need.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,13 +24,13 @@ use seccompiler::{
 
 use crate::pipeline::wire::Job;
 
-/// Open files and sockets of one worker.
+/// Maximum number of open files and sockets of one worker.
 const MAX_FILES: u64 = 256;
 
-/// What is mapped for data may be so many times what may be resident: stacks and arenas are mostly empty.
+/// Ratio of the limit on data mappings to that on resident memory: stacks and arenas are mostly empty.
 const MAPPED: u64 = 4;
 
-/// What libraries read. Fonts, codecs' tables and certificates are below these.
+/// Paths that libraries read, such as fonts, codec tables and certificates.
 const LIBRARIES: [&str; 8] = [
     "/usr",
     "/lib",
@@ -45,18 +45,18 @@ const LIBRARIES: [&str; 8] = [
 /// Devices that every program may use.
 const DEVICES: [&str; 4] = ["/dev/null", "/dev/urandom", "/dev/random", "/dev/zero"];
 
-/// Limits this process for good.
+/// Restricts this process irrevocably.
 ///
 /// # Errors
 ///
-/// The first limit that the kernel refuses. Landlock is left out where there is none.
+/// The first restriction that the kernel rejects. Landlock is skipped where it is not available.
 pub fn enter(job: &Job) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
     limit(Resource::Core, 0)?;
     limit(Resource::Nofile, MAX_FILES)?;
     limit(Resource::Data, job.memory.saturating_mul(MAPPED))?;
-    // The media of others goes first.
+    // Media of other streams takes priority.
     let _ = rustix::process::nice(5);
     let _ = fs::write("/proc/self/oom_score_adj", "800");
     bind_to_processors(job.processors)?;
@@ -72,7 +72,7 @@ fn limit(resource: Resource, most: u64) -> io::Result<()> {
     Ok(setrlimit(resource, bounds)?)
 }
 
-/// The first processors after one that differs from worker to worker.
+/// Binds to `count` processors; the first one depends on the process id, to spread the workers.
 fn bind_to_processors(count: u32) -> io::Result<()> {
     if count == 0 {
         return Ok(());
@@ -127,7 +127,7 @@ fn restrict_files(job: &Job) -> io::Result<()> {
     Ok(())
 }
 
-/// Refused whatever the arguments: programs, other processes, the machine.
+/// System calls that are rejected whatever their arguments: exec, other processes, the system.
 const REFUSED: [i64; 42] = [
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -175,7 +175,7 @@ const REFUSED: [i64; 42] = [
 
 fn restrict_system_calls(network: bool) -> io::Result<()> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = REFUSED.iter().map(|call| (*call, Vec::new())).collect();
-    // It may abort itself, and signal nobody else: the gateway is of the same user.
+    // It may signal itself, to abort, but no other process: the gateway runs as the same user.
     let own = u64::from(std::process::id());
     for call in [
         libc::SYS_kill,
@@ -185,7 +185,7 @@ fn restrict_system_calls(network: bool) -> io::Result<()> {
     ] {
         rules.insert(call, vec![rule(0, SeccompCmpOp::Ne, own)?]);
     }
-    // Threads, and no processes.
+    // Threads are allowed, processes are not.
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![rule(0, SeccompCmpOp::MaskedEq(thread), 0)?]);
     #[cfg(target_arch = "x86_64")]
@@ -193,19 +193,20 @@ fn restrict_system_calls(network: bool) -> io::Result<()> {
     if !network {
         rules.insert(libc::SYS_socket, vec![rule(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?]);
     }
-    // What the newer call asks for cannot be seen here; the C library takes the older one when there is no newer.
+    // The flags of clone3 are behind a pointer, which a filter cannot follow; on ENOSYS the C library falls back to
+    // clone.
     apply(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)?;
     apply(rules, libc::EPERM)
 }
 
-/// Matches if an argument of a call compares so.
+/// Returns a rule that matches if an argument of the call compares with `value` as given.
 fn rule(argument: u8, operation: SeccompCmpOp, value: u64) -> io::Result<SeccompRule> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value)
         .and_then(|condition| SeccompRule::new(vec![condition]))
         .map_err(io::Error::other)
 }
 
-/// Has what matches fail with an error from here on.
+/// Makes the calls that match `rules` fail with `error`.
 fn apply(rules: BTreeMap<i64, Vec<SeccompRule>>, error: i32) -> io::Result<()> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let refuse = SeccompAction::Errno(error.unsigned_abs());

@@ -1,11 +1,11 @@
-//! Segments of HLS become frames at their time. No clock and no IO: time is an argument.
+//! Turns HLS segments into frames that are due at their time. No clock and no IO: time is an argument.
 //!
 //! ```text
-//! pieces -> Rendition (whole segments -> Demuxer) -> Timelines (one line of times) -> Pacer (when each is due) -> frames
+//! chunks -> Rendition (whole segments -> Demuxer) -> Timelines (continuous time) -> Pacer (when each is due) -> frames
 //! ```
 //!
-//! A segment comes at once and lasts for seconds: its frames are held back to their time ([`pacer`]). Discontinuities,
-//! and times that jump without one, are joined to one line ([`timelines`]).
+//! A segment arrives at once but lasts for seconds: its frames are held back until they are due ([`pacer`]).
+//! Discontinuities, and timestamp jumps without one, are mapped to continuous playout time ([`timelines`]).
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,66 +22,66 @@ use crate::pipeline::wire::{ChunkRole, DemuxJob, SegmentChunk, Tracks};
 mod pacer;
 mod timelines;
 
-/// Takes pieces, gives frames.
+/// Plays out segment chunks as frames.
 pub struct Playout {
     renditions: Vec<Rendition>,
     timelines: Timelines,
     pacer: Pacer,
-    /// How the last segment that could not be played was wrong.
+    /// Error of the last segment that could not be played.
     last_error: Option<ContainerError>,
     failures: u32,
 }
 
-/// A frame whose time has come.
+/// A frame that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Due {
     pub content: Content,
-    /// On the one line of the worker.
+    /// Presentation time in playout time.
     pub present: Duration,
     pub bytes: Bytes,
 }
 
-/// Why nothing can be played.
+/// Why playout cannot continue.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PlayoutError {
     #[error(transparent)]
     Container(#[from] ContainerError),
-    #[error("a segment has more than {} MiB", MAX_SEGMENT >> 20)]
+    #[error("a segment exceeds {} MiB", MAX_SEGMENT >> 20)]
     TooLong,
 }
 
-/// One series of segments.
+/// State of one rendition.
 #[derive(Default)]
 struct Rendition {
     demuxer: Demuxer,
     timeline: Option<u64>,
     assembling: BytesMut,
-    /// Read, but of a timeline that has no place yet.
+    /// Samples of a timeline whose position is not known yet.
     waiting: Vec<Sample>,
-    queue: VecDeque<HeldFrame>,
-    /// A segment was asked for and has not come.
-    asked: bool,
+    queue: VecDeque<QueuedFrame>,
+    /// A segment was requested and has not arrived.
+    requested: bool,
     ended: bool,
 }
 
-struct HeldFrame {
+struct QueuedFrame {
     sample: Sample,
-    /// When it is due at a decoder, and shown, on the line.
+    /// Decode and presentation time in playout time.
     decode: Duration,
     present: Duration,
 }
 
-/// Longest segment, in bytes.
+/// Maximum length of a segment, in bytes.
 const MAX_SEGMENT: usize = 64 << 20;
 
-/// The next segment is asked for when what is there lasts no longer than this.
+/// The next segment is requested when the buffered ones last no longer than this.
 const AHEAD: Duration = Duration::from_secs(2);
 
-/// Segments in a row that may be unplayable.
+/// Number of consecutive segments that may be unplayable.
 const MAX_FAILURES: u32 = 3;
 
 impl Playout {
-    /// Begins with nothing.
+    /// Creates an empty playout.
     pub fn new(job: DemuxJob) -> Self {
         Self {
             renditions: (0..job.renditions.clamp(1, 2)).map(|_| Rendition::default()).collect(),
@@ -92,46 +92,46 @@ impl Playout {
         }
     }
 
-    /// Renditions that a segment is due for.
+    /// Returns the renditions for which a segment must be requested now.
     pub fn wants(&mut self, now: Instant) -> Vec<u8> {
         let at = self.pacer.position(now);
         let mut wanted = Vec::new();
         for (index, rendition) in (0u8..).zip(&mut self.renditions) {
-            let last = rendition.queue.back().map(|held| held.decode);
+            let last = rendition.queue.back().map(|frame| frame.decode);
             let lasts = last.is_some_and(|last| last > at.unwrap_or_default() + AHEAD);
-            if !rendition.asked && !rendition.ended && !lasts && rendition.waiting.is_empty() {
-                rendition.asked = true;
+            if !rendition.requested && !rendition.ended && !lasts && rendition.waiting.is_empty() {
+                rendition.requested = true;
                 wanted.push(index);
             }
         }
         wanted
     }
 
-    /// Takes a piece.
+    /// Handles a chunk.
     ///
     /// # Errors
     ///
-    /// A [`PlayoutError`] when one segment after the other cannot be played.
-    pub fn take(&mut self, now: Instant, piece: SegmentChunk) -> Result<(), PlayoutError> {
-        let Some(rendition) = self.renditions.get_mut(usize::from(piece.rendition)) else {
+    /// A [`PlayoutError`] when several consecutive segments cannot be played.
+    pub fn take(&mut self, now: Instant, chunk: SegmentChunk) -> Result<(), PlayoutError> {
+        let Some(rendition) = self.renditions.get_mut(usize::from(chunk.rendition)) else {
             return Ok(());
         };
-        match piece.role {
+        match chunk.role {
             ChunkRole::Init => {
-                rendition.begin(piece.timeline);
-                rendition.demuxer.set_init(piece.bytes);
+                rendition.begin(chunk.timeline);
+                rendition.demuxer.set_init(chunk.bytes);
             }
             ChunkRole::Part | ChunkRole::Last => {
-                if rendition.assembling.len() + piece.bytes.len() > MAX_SEGMENT {
+                if rendition.assembling.len() + chunk.bytes.len() > MAX_SEGMENT {
                     return Err(PlayoutError::TooLong);
                 }
-                rendition.assembling.extend_from_slice(&piece.bytes);
-                if piece.role == ChunkRole::Last {
-                    rendition.asked = false;
-                    rendition.begin(piece.timeline);
+                rendition.assembling.extend_from_slice(&chunk.bytes);
+                if chunk.role == ChunkRole::Last {
+                    rendition.requested = false;
+                    rendition.begin(chunk.timeline);
                     let segment = rendition.assembling.split().freeze();
                     let samples = rendition.demuxer.segment(&segment);
-                    self.judge(samples, now, piece.rendition)?;
+                    self.on_demuxed(samples, now, chunk.rendition)?;
                 }
             }
             ChunkRole::End => rendition.ended = true,
@@ -139,8 +139,9 @@ impl Playout {
         Ok(())
     }
 
-    /// A segment with nothing in it may be a gap; if all are so, nothing will ever come.
-    fn judge(
+    /// Handles the result of demuxing a segment. An unplayable segment is treated as a gap; several in a row are an
+    /// error.
+    fn on_demuxed(
         &mut self,
         samples: Result<Vec<Sample>, ContainerError>,
         now: Instant,
@@ -149,13 +150,13 @@ impl Playout {
         match samples {
             Ok(samples) => {
                 self.failures = 0;
-                self.place(now, rendition, samples);
+                self.add_samples(now, rendition, samples);
                 Ok(())
             }
             Err(error) => {
                 self.failures += 1;
-                let for_good = matches!(error, ContainerError::Encrypted | ContainerError::Unsupported(_));
-                if for_good || self.failures >= MAX_FAILURES {
+                let permanent = matches!(error, ContainerError::Encrypted | ContainerError::Unsupported(_));
+                if permanent || self.failures >= MAX_FAILURES {
                     return Err(error.into());
                 }
                 self.last_error = Some(error);
@@ -164,7 +165,7 @@ impl Playout {
         }
     }
 
-    fn place(&mut self, now: Instant, index: u8, samples: Vec<Sample>) {
+    fn add_samples(&mut self, now: Instant, index: u8, samples: Vec<Sample>) {
         let leads = index == 0;
         let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
             return;
@@ -172,31 +173,31 @@ impl Playout {
         let timeline = rendition.timeline.unwrap_or_default();
         if leads {
             self.timelines.lead(timeline, &samples);
-        } else if !self.timelines.knows(timeline) {
-            // What leads is about to say where it begins, or has left it behind.
+        } else if !self.timelines.contains(timeline) {
+            // The leading rendition either has not reached this timeline yet, or has already left it.
             if self.timelines.is_coming(timeline) {
                 rendition.waiting.extend(samples);
             }
             return;
         }
-        let known = rendition.queue.len();
-        rendition.hold(&self.timelines, samples);
-        if let Some(first) = rendition.queue.get(known) {
+        let queued = rendition.queue.len();
+        rendition.enqueue(&self.timelines, samples);
+        if let Some(first) = rendition.queue.get(queued) {
             self.pacer.arrived(now, first.decode, leads);
         }
         for other in &mut self.renditions {
             if !other.waiting.is_empty() && other.timeline == Some(timeline) {
                 let waiting = std::mem::take(&mut other.waiting);
-                other.hold(&self.timelines, waiting);
+                other.enqueue(&self.timelines, waiting);
             }
         }
     }
 
-    /// Tracks that there are, by what has come; sound that comes apart is still to come.
+    /// Returns the tracks seen so far. A separate audio rendition counts even before its first segment.
     pub fn tracks(&self) -> Tracks {
         let has = |kind| {
-            let mut held = self.renditions.iter().flat_map(|rendition| &rendition.queue);
-            held.any(|held| held.sample.content.kind() == kind)
+            let mut queued = self.renditions.iter().flat_map(|rendition| &rendition.queue);
+            queued.any(|frame| frame.sample.content.kind() == kind)
         };
         Tracks {
             video: has(Kind::Video),
@@ -204,34 +205,34 @@ impl Playout {
         }
     }
 
-    /// The next frame whose time has come.
+    /// Returns the next frame that is due.
     pub fn poll(&mut self, now: Instant) -> Option<Due> {
         self.pacer.tick(now);
         let next = self.next()?;
         if self.pacer.due(next.1)? > now {
             return None;
         }
-        let held = self.renditions.get_mut(next.0)?.queue.pop_front()?;
+        let frame = self.renditions.get_mut(next.0)?.queue.pop_front()?;
         Some(Due {
-            content: held.sample.content,
-            present: held.present,
-            bytes: held.sample.bytes,
+            content: frame.sample.content,
+            present: frame.present,
+            bytes: frame.sample.bytes,
         })
     }
 
-    /// When to poll again.
+    /// When [`Self::poll`] must be called.
     pub fn next_due(&self) -> Option<Instant> {
         self.pacer.due(self.next()?.1)
     }
 
-    /// The rendition that comes next, and when on the line.
+    /// Returns the rendition with the earliest frame, and the playout time of that frame.
     fn next(&self) -> Option<(usize, Duration)> {
         let fronts = self.renditions.iter().enumerate();
         let fronts = fronts.filter_map(|(index, rendition)| Some((index, rendition.queue.front()?.decode)));
         fronts.min_by_key(|(_, decode)| *decode)
     }
 
-    /// Whether all has been played that there is.
+    /// Returns whether all frames were played and no segment follows.
     pub fn is_over(&self) -> bool {
         let is_over = |rendition: &Rendition| rendition.ended && rendition.queue.is_empty();
         self.renditions.iter().all(is_over)
@@ -244,20 +245,20 @@ impl Rendition {
             self.timeline = Some(timeline);
             let mut demuxer = Demuxer::default();
             std::mem::swap(&mut demuxer, &mut self.demuxer);
-            // Its initialization section may hold on both sides.
+            // The initialization section may apply on both sides of the discontinuity.
             self.demuxer.set_init(demuxer.take_init());
             self.waiting.clear();
         }
     }
 
-    fn hold(&mut self, timelines: &Timelines, samples: Vec<Sample>) {
+    fn enqueue(&mut self, timelines: &Timelines, samples: Vec<Sample>) {
         let Some(timeline) = self.timeline else { return };
         for sample in samples {
             let Some(decode) = timelines.at(timeline, sample.decode) else {
                 continue;
             };
             let ahead = sample.present.saturating_sub(sample.decode);
-            self.queue.push_back(HeldFrame {
+            self.queue.push_back(QueuedFrame {
                 decode,
                 present: decode + ahead,
                 sample,

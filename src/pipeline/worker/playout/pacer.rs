@@ -1,37 +1,37 @@
-//! When frames are due: segments come at once, later than they should, and in time again.
+//! Decides when frames are due, although segments arrive in bursts and sometimes late.
 //!
-//! A segment that comes too late moves all that follows: what was late once will be late again, and one stop is better
-//! than one with every segment. For what is live the delay that this leaves is given back slowly, by playing a little
-//! faster than it was made, as long as segments come well before they are due.
+//! A late segment delays everything after it: the next ones are likely to be as late, and one stall is better than one
+//! per segment. For live streams the added latency is reduced again slowly, by playing slightly faster than real time,
+//! as long as segments arrive well before they are due.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Holds frames back to their time.
+/// Paces frames.
 #[derive(Debug)]
 pub(super) struct Pacer {
     is_live: bool,
-    /// When the beginning of the line is due.
+    /// When playout time zero is due.
     zero: Option<Instant>,
-    /// How long before they were due the last segments came.
+    /// How early the last segments arrived.
     slacks: VecDeque<Duration>,
     ticked: Option<Instant>,
 }
 
-/// The first frame of a live stream is held back so long: the next segment may come as much too late.
+/// Initial delay of a live stream: the next segment may be this much too late without a stall.
 const LEAD: Duration = Duration::from_millis(300);
 
-/// What comes too late is given so much more time.
+/// Extra delay added on top of the lateness of a segment.
 const MARGIN: Duration = Duration::from_millis(100);
 
-/// Segments come this much before they are due, once the delay has been given back.
+/// How early segments arrive once the latency has been reduced.
 const SLACK: Duration = Duration::from_millis(200);
 
-/// Segments that are looked back on.
-const MEMORY: usize = 4;
+/// Number of recent segments that are considered.
+const MAX_SLACKS: usize = 4;
 
-/// One part in so many is gained: nobody hears it.
-const HASTE: u32 = 50;
+/// Speed-up while latency is reduced: one part in this many (2 %), which is inaudible.
+const SPEED_UP: u32 = 50;
 
 impl Pacer {
     pub(super) fn new(is_live: bool) -> Self {
@@ -43,7 +43,7 @@ impl Pacer {
         }
     }
 
-    /// A segment has come whose first frame has this time; `leads` if it is of the rendition that leads.
+    /// A segment arrived whose first frame has this playout time; `leads` if it is of the leading rendition.
     pub(super) fn arrived(&mut self, now: Instant, first: Duration, leads: bool) {
         let Some(due) = self.due(first) else {
             let lead = if self.is_live { LEAD } else { Duration::ZERO };
@@ -56,34 +56,34 @@ impl Pacer {
             self.slacks.clear();
         } else if leads {
             self.slacks.push_back(due - now);
-            if self.slacks.len() > MEMORY {
+            if self.slacks.len() > MAX_SLACKS {
                 self.slacks.pop_front();
             }
         }
     }
 
-    /// Gives back delay.
+    /// Reduces latency; called regularly.
     pub(super) fn tick(&mut self, now: Instant) {
         let last = self.ticked.replace(now).unwrap_or(now);
-        if !self.is_live || self.slacks.len() < MEMORY {
+        if !self.is_live || self.slacks.len() < MAX_SLACKS {
             return;
         }
         let excess = self.slacks.iter().min().map(|least| least.saturating_sub(SLACK));
         let step = excess
             .unwrap_or_default()
-            .min(now.saturating_duration_since(last) / HASTE);
+            .min(now.saturating_duration_since(last) / SPEED_UP);
         self.zero = self.zero.and_then(|zero| zero.checked_sub(step));
         for slack in &mut self.slacks {
             *slack = slack.saturating_sub(step);
         }
     }
 
-    /// When a time of the line is due; `None` before the first segment.
+    /// When a playout time is due; `None` before the first segment.
     pub(super) fn due(&self, time: Duration) -> Option<Instant> {
         Some(self.zero? + time)
     }
 
-    /// The time of the line that is due now.
+    /// Returns the playout time that is due now.
     pub(super) fn position(&self, now: Instant) -> Option<Duration> {
         Some(now.saturating_duration_since(self.zero?))
     }
@@ -104,7 +104,7 @@ mod tests {
         let mut pacer = Pacer::new(true);
         pacer.arrived(t, ms(1_000), true);
         assert_eq!(pacer.due(ms(1_000)), Some(t + LEAD));
-        // Two seconds later it should be there, and comes half a second too late.
+        // It should arrive two seconds later, and is half a second late.
         let late = t + LEAD + ms(2_500);
         pacer.arrived(late, ms(3_000), true);
         assert_eq!(pacer.due(ms(3_000)), Some(late + MARGIN));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn delay_is_given_back_slowly_as_long_as_segments_come_early() {
+    fn latency_is_reduced_slowly_as_long_as_segments_come_early() {
         let t = Instant::now();
         let mut pacer = Pacer::new(true);
         pacer.arrived(t, ms(0), true);
@@ -125,7 +125,7 @@ mod tests {
         pacer.tick(t + ms(1_000));
         pacer.tick(t + ms(2_000));
         assert_eq!(pacer.due(ms(100_000)), Some(before - ms(20)));
-        // It ends when segments come just in time.
+        // The reduction ends when segments arrive just in time.
         for second in 3..300 {
             pacer.tick(t + ms(1_000 * second));
         }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_live_is_not_hurried() {
+    fn a_stream_that_is_not_live_is_not_sped_up() {
         let t = Instant::now();
         let mut pacer = Pacer::new(false);
         for index in 0..6 {

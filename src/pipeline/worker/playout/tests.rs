@@ -1,10 +1,10 @@
-//! From pieces to frames, in virtual time.
+//! Playout from chunks to frames, in virtual time.
 
 use super::*;
 use crate::media::Kind;
 use crate::pipeline::wire::Tracks;
 
-/// Packed AAC: eight frames a segment, 48 kHz, which begins at `ticks` of 1/90000 s.
+/// A segment of packed AAC with `frames` frames at 48 kHz, which starts at `ticks` of 1/90000 s.
 fn segment(ticks: u64, frames: usize) -> Bytes {
     let mut tag = b"PRIV".to_vec();
     tag.extend(53u32.to_be_bytes());
@@ -21,7 +21,7 @@ fn segment(ticks: u64, frames: usize) -> Bytes {
     bytes.into()
 }
 
-fn piece(role: ChunkRole, timeline: u64, bytes: Bytes) -> SegmentChunk {
+fn chunk(role: ChunkRole, timeline: u64, bytes: Bytes) -> SegmentChunk {
     SegmentChunk {
         rendition: 0,
         role,
@@ -38,7 +38,7 @@ fn job(renditions: u8) -> DemuxJob {
     }
 }
 
-/// A second of frames: 48000 / 1024.
+/// Number of frames in one second: 48000 / 1024.
 const SECOND: usize = 47;
 
 fn frames(playout: &mut Playout, now: Instant) -> Vec<Duration> {
@@ -49,7 +49,7 @@ fn frames(playout: &mut Playout, now: Instant) -> Vec<Duration> {
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
-fn frames_come_at_their_time_and_segments_are_asked_for_before_they_are_due() {
+fn frames_are_due_at_their_time_and_segments_are_requested_before() {
     let t = Instant::now();
     let mut playout = Playout::new(job(1));
     assert_eq!(playout.wants(t), [0]);
@@ -57,11 +57,11 @@ fn frames_come_at_their_time_and_segments_are_asked_for_before_they_are_due() {
     let bytes = segment(90_000, 5 * SECOND);
     let half = bytes.len() / 2;
     playout
-        .take(t, piece(ChunkRole::Part, 0, bytes.slice(..half)))
+        .take(t, chunk(ChunkRole::Part, 0, bytes.slice(..half)))
         .expect("a part");
     assert_eq!(playout.next_due(), None);
     playout
-        .take(t, piece(ChunkRole::Last, 0, bytes.slice(half..)))
+        .take(t, chunk(ChunkRole::Last, 0, bytes.slice(half..)))
         .expect("a segment");
     assert_eq!(
         playout.tracks(),
@@ -79,7 +79,7 @@ fn frames_come_at_their_time_and_segments_are_asked_for_before_they_are_due() {
     frames(&mut playout, late);
     assert_eq!(playout.wants(late), [0], "less than two seconds are left");
     playout
-        .take(late, piece(ChunkRole::End, 0, Bytes::new()))
+        .take(late, chunk(ChunkRole::End, 0, Bytes::new()))
         .expect("the end");
     assert!(!playout.is_over());
     frames(&mut playout, t + Duration::from_secs(6));
@@ -88,13 +88,13 @@ fn frames_come_at_their_time_and_segments_are_asked_for_before_they_are_due() {
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
-fn times_are_one_line_over_a_discontinuity() {
+fn times_are_continuous_across_a_discontinuity() {
     let t = Instant::now();
     let mut playout = Playout::new(job(1));
     for (timeline, ticks) in [(0, 900_000), (1, 5), (2, 77_000_000)] {
         let bytes = segment(ticks, SECOND);
         playout
-            .take(t, piece(ChunkRole::Last, timeline, bytes))
+            .take(t, chunk(ChunkRole::Last, timeline, bytes))
             .expect("a segment");
     }
     let times = frames(&mut playout, t + Duration::from_secs(9));
@@ -110,16 +110,16 @@ fn times_are_one_line_over_a_discontinuity() {
 
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
-fn sound_that_stands_apart_waits_for_the_picture_to_say_where_it_begins() {
+fn separate_audio_waits_for_the_position_of_the_video() {
     let t = Instant::now();
     let mut playout = Playout::new(job(2));
     assert_eq!(playout.wants(t), [0, 1]);
-    let mut sound = piece(ChunkRole::Last, 0, segment(90_000 + 900, SECOND));
-    sound.rendition = 1;
-    playout.take(t, sound).expect("a segment");
+    let mut audio = chunk(ChunkRole::Last, 0, segment(90_000 + 900, SECOND));
+    audio.rendition = 1;
+    playout.take(t, audio).expect("a segment");
     assert!(frames(&mut playout, t).is_empty());
     playout
-        .take(t, piece(ChunkRole::Last, 0, segment(90_000, SECOND)))
+        .take(t, chunk(ChunkRole::Last, 0, segment(90_000, SECOND)))
         .expect("a segment");
     let times = frames(&mut playout, t + Duration::from_secs(2));
     assert_eq!(times.len(), 2 * SECOND);
@@ -132,12 +132,12 @@ fn sound_that_stands_apart_waits_for_the_picture_to_say_where_it_begins() {
 fn a_broken_segment_is_a_gap_and_three_are_an_error() {
     let t = Instant::now();
     let mut playout = Playout::new(job(1));
-    let broken = || piece(ChunkRole::Last, 0, Bytes::from_static(b"<html>not found</html>"));
+    let broken = || chunk(ChunkRole::Last, 0, Bytes::from_static(b"<html>not found</html>"));
     for _ in 0..2 {
         playout.take(t, broken()).expect("a gap");
     }
     playout
-        .take(t, piece(ChunkRole::Last, 0, segment(0, 1)))
+        .take(t, chunk(ChunkRole::Last, 0, segment(0, 1)))
         .expect("a segment");
     for _ in 0..2 {
         playout.take(t, broken()).expect("a gap");
@@ -153,7 +153,7 @@ fn a_segment_without_end_is_refused() {
     let part = Bytes::from(vec![0; 8 << 20]);
     let mut taken = 0;
     let refused = loop {
-        match playout.take(t, piece(ChunkRole::Part, 0, part.clone())) {
+        match playout.take(t, chunk(ChunkRole::Part, 0, part.clone())) {
             Ok(()) => taken += part.len(),
             Err(error) => break error,
         }

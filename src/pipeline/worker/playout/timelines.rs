@@ -1,61 +1,61 @@
-//! One line of times from many: each discontinuity, and each jump without one, begins where the last one ended.
+//! Maps many timelines to one playout time: each discontinuity, and each jump without one, starts where the last ended.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::media::container::Sample;
 
-/// Where timelines lie on the line.
+/// Positions of timelines in playout time.
 #[derive(Debug, Default)]
 pub(super) struct Timelines {
-    /// The latest last.
-    places: VecDeque<Position>,
-    /// End of what has a place.
+    /// Sorted by start; the latest is last.
+    positions: VecDeque<Position>,
+    /// End of the last timeline.
     end: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Position {
     timeline: u64,
-    /// A time of it, and the same on the line.
+    /// A time of the timeline, and the playout time that it maps to.
     base: Duration,
-    line: Duration,
+    playout: Duration,
 }
 
-/// Where the line begins: sound may begin a little before the picture.
+/// Playout time of the first frame: audio may start slightly before the video.
 const BEGIN: Duration = Duration::from_secs(1);
 
-/// Places that are remembered: renditions are not that far apart.
-const MAX_PLACES: usize = 8;
+/// Maximum number of remembered positions: renditions are never that far apart.
+const MAX_POSITIONS: usize = 8;
 
-/// Times that go back by more, or ahead by more, belong to another origin though nobody said so.
-const BACK: Duration = Duration::from_secs(1);
-const FORTH: Duration = Duration::from_secs(90);
+/// Timestamps that go back or forward by more than this have a new origin, even without a discontinuity tag.
+const MAX_BACK: Duration = Duration::from_secs(1);
+const MAX_FORWARD: Duration = Duration::from_secs(90);
 
-/// How far sound may begin before the picture.
-const BEFORE: Duration = Duration::from_secs(10);
+/// How far audio may start before the video.
+const MAX_EARLY: Duration = Duration::from_secs(10);
 
-/// Lasts as long as the last frame of a segment, when nothing tells.
+/// Assumed duration of the last frame of a segment if it cannot be derived.
 const FRAME: Duration = Duration::from_millis(40);
 
 impl Timelines {
-    /// Gives a place to a timeline from what its leading rendition has in its next segment.
+    /// Positions a timeline by the next segment of the leading rendition.
     pub(super) fn lead(&mut self, timeline: u64, samples: &[Sample]) {
         let times = || samples.iter().map(|sample| sample.decode);
         let (Some(first), Some(last)) = (times().min(), times().max()) else {
             return;
         };
         let at = self.at(timeline, first);
-        let is_continued = at.is_some_and(|at| at + BACK >= self.end && at <= self.end + FORTH);
+        let is_continued = at.is_some_and(|at| at + MAX_BACK >= self.end && at <= self.end + MAX_FORWARD);
         if !is_continued {
-            let line = self.end.max(BEGIN);
-            self.places.push_back(Position {
+            let playout = self.end.max(BEGIN);
+            self.positions.push_back(Position {
                 timeline,
                 base: first,
-                line,
+                playout,
             });
-            if self.places.len() > MAX_PLACES {
-                self.places.pop_front();
+            if self.positions.len() > MAX_POSITIONS {
+                self.positions.pop_front();
             }
         }
         if let Some(end) = self.at(timeline, last) {
@@ -63,28 +63,32 @@ impl Timelines {
         }
     }
 
-    /// Whether a timeline has a place.
-    pub(super) fn knows(&self, timeline: u64) -> bool {
-        self.places.iter().any(|place| place.timeline == timeline)
+    /// Returns whether a timeline has a position.
+    pub(super) fn contains(&self, timeline: u64) -> bool {
+        self.positions.iter().any(|position| position.timeline == timeline)
     }
 
-    /// Whether it may still get one.
+    /// Returns whether a timeline may still get a position.
     pub(super) fn is_coming(&self, timeline: u64) -> bool {
-        self.places.back().is_none_or(|last| last.timeline < timeline)
+        self.positions.back().is_none_or(|last| last.timeline < timeline)
     }
 
-    /// A time of a timeline on the line; `None` before its beginning.
+    /// Maps a time of a timeline to playout time; `None` if it is before the start of the timeline.
     pub(super) fn at(&self, timeline: u64, time: Duration) -> Option<Duration> {
-        let mut places = self.places.iter().rev().filter(|place| place.timeline == timeline);
-        let place = places.find(|place| time + BEFORE >= place.base)?;
-        (place.line + time).checked_sub(place.base)
+        let mut positions = self
+            .positions
+            .iter()
+            .rev()
+            .filter(|position| position.timeline == timeline);
+        let position = positions.find(|position| time + MAX_EARLY >= position.base)?;
+        (position.playout + time).checked_sub(position.base)
     }
 }
 
-/// How long a frame of the picture lasts, or else of what there is.
+/// Returns the duration of a video frame, or of an audio frame if there is no video.
 fn frame(samples: &[Sample]) -> Duration {
     let kind = samples.iter().map(|sample| sample.content.kind()).max_by_key(|kind| {
-        // Frames of pictures last longer than those of sound.
+        // Video frames last longer than audio frames.
         u8::from(*kind == crate::media::Kind::Video)
     });
     let mut times: Vec<Duration> = samples
@@ -125,19 +129,19 @@ mod tests {
         assert_eq!(timelines.at(0, ms(50_000)), Some(BEGIN));
         timelines.lead(1, &samples((7_000..9_000).step_by(40)));
         assert_eq!(timelines.at(1, ms(7_000)), Some(BEGIN + ms(2_000)));
-        // Sound of the timeline before is still on its way.
+        // Audio of the previous timeline may still arrive.
         assert_eq!(timelines.at(0, ms(51_990)), Some(BEGIN + ms(1_990)));
-        // It may begin shortly before the picture.
+        // It may start slightly before the video.
         assert_eq!(timelines.at(1, ms(6_980)), Some(BEGIN + ms(1_980)));
     }
 
     #[test]
-    fn a_missing_segment_is_a_gap_and_a_jump_that_nobody_announced_is_none() {
+    fn a_missing_segment_is_a_gap_and_an_unannounced_jump_is_not() {
         let mut timelines = Timelines::default();
         timelines.lead(0, &samples((0..2_000).step_by(40)));
         timelines.lead(0, &samples((6_000..8_000).step_by(40)));
         assert_eq!(timelines.at(0, ms(6_000)), Some(BEGIN + ms(6_000)));
-        // The encoder was started anew.
+        // The encoder restarted.
         timelines.lead(0, &samples((0..2_000).step_by(40)));
         assert_eq!(timelines.at(0, ms(0)), Some(BEGIN + ms(8_000)));
         timelines.lead(0, &samples((900_000..902_000).step_by(40)));
@@ -145,11 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_behind_is_told_from_what_comes() {
+    fn past_timelines_are_distinguished_from_coming_ones() {
         let mut timelines = Timelines::default();
-        assert!(timelines.is_coming(3) && !timelines.knows(3));
+        assert!(timelines.is_coming(3) && !timelines.contains(3));
         timelines.lead(3, &samples([0, 40]));
-        assert!(timelines.knows(3) && timelines.is_coming(4) && !timelines.is_coming(2));
+        assert!(timelines.contains(3) && timelines.is_coming(4) && !timelines.is_coming(2));
         assert_eq!(timelines.at(2, ms(0)), None);
     }
 }
