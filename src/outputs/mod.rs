@@ -1,4 +1,4 @@
-//! Ways out of a stream.
+//! Outputs of a stream: WHEP viewers and LL-HLS.
 mod history;
 pub mod hls;
 pub mod rewriter;

@@ -1,4 +1,4 @@
-//! One track of one viewer: where it stands on the stream's line, and what it sends.
+//! One track of one viewer: its position in the stream's track, and the packets that it sends.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,37 +19,38 @@ pub struct OutTrack {
     kind: Kind,
     ssrc: Ssrc,
     rtx_ssrc: Option<Ssrc>,
-    /// By [`Codec`]: payload type and that of its retransmissions.
+    /// Payload type and that of its retransmissions, by [`Codec`].
     payload_types: [Option<(Pt, Option<Pt>)>; CODECS],
-    line: SequenceRewriter,
+    rewriter: SequenceRewriter,
     state: State,
-    /// Position after the last packet in line order that was sent.
+    /// Track position after the last packet that was sent.
     sent_until: TrackSeq,
-    /// Position after the last packet that was left out because the viewer cannot take its codec.
-    left_out_until: TrackSeq,
-    /// Latest time on the line that was sent.
+    /// Track position after the last packet that was skipped because the viewer cannot receive it.
+    skipped_until: TrackSeq,
+    /// Latest rewritten track time that was sent.
     sent_time: TrackTime,
-    /// Sound before this was sent already, from another track.
+    /// Audio before this time was already sent, from another track.
     not_before: TrackTime,
-    /// Bursts so far. One that had to be repeated was too much for the way to this viewer.
+    /// Number of bursts so far. A burst that had to be repeated exceeded the capacity of the path to this viewer.
     bursts: u32,
     /// The last burst repeated what was sent before.
     replays: bool,
     rtx_seq: u64,
     sent: SendStats,
-    /// What the counters inside VP8 of the present track are moved by, and what they go on behind once it is known.
+    /// Offsets of the VP8 picture id and TL0PICIDX of the current track, and the values that the next track continues
+    /// from.
     vp8: Vp8Shift,
-    vp8_goes_on: Option<Vp8Rewriter>,
+    vp8_anchor: Option<Vp8Rewriter>,
     history: Option<Box<History>>,
 }
 
-/// Where a track stands.
+/// State of a track.
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Nothing to begin with yet; or a fresh key frame is on its way, for which it waits until then.
+    /// No key frame to start with yet, or waiting until `until` for a requested one.
     Waiting {
         until: Option<Instant>,
-        /// The key frame that was cached when the fresh one was asked for.
+        /// The key frame in the ring when a new one was requested.
         cached: Option<TrackSeq>,
     },
     /// Reads from the ring.
@@ -60,7 +61,7 @@ enum State {
         due: Instant,
         pace: Option<Pace>,
     },
-    /// Forwards what arrives; what was inserted up to this order was read from the ring.
+    /// Forwards packets as they arrive. Packets with an `order` up to this one were read from the ring.
     Live { after_order: u64 },
 }
 
@@ -73,19 +74,19 @@ impl State {
 
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    squeeze: TimestampCompression,
+    compression: TimestampCompression,
     rate: u32,
     key_frame: TrackSeq,
 }
 
-/// Counts for sender reports; both wrap (RFC 3550 §6.4.1).
+/// Counters for sender reports; both wrap (RFC 3550 §6.4.1).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SendStats {
     pub packets: u32,
     pub octets: u32,
 }
 
-/// A packet to be sent again.
+/// A packet to be retransmitted, and its outgoing sequence number.
 pub struct Retransmissions {
     out: u64,
     packet: Arc<Packet>,
@@ -93,26 +94,26 @@ pub struct Retransmissions {
 
 const CODECS: usize = 10;
 
-/// Bytes per second of the burst with which a viewer begins, at least.
+/// Minimum rate of the burst with which a viewer starts, in bytes per second.
 const BURST_RATE: usize = 8_000_000;
 
-/// The burst takes no longer than this, whatever is in the cache.
+/// Maximum duration of the first burst, whatever is in the ring.
 const MAX_BURST: Duration = Duration::from_millis(500);
 
-/// Each repeated burst takes twice as long as the one before, so often at most.
+/// Each repeated burst takes twice as long as the one before, for at most this many doublings.
 const MAX_DOUBLINGS: u32 = 3;
 
-/// A cache younger than this is sent as it is: nothing to squeeze.
-const MIN_SQUEEZED: Duration = Duration::from_millis(100);
+/// If the cached key frame is younger than this, the burst is sent without timestamp compression.
+const MIN_COMPRESSED: Duration = Duration::from_millis(100);
 
-/// Between two parts of the burst.
+/// Time between two parts of a burst.
 const BURST_STEP: Duration = Duration::from_millis(10);
 
-/// Packets of one part of the burst at most: what the socket buffer of a receiver holds.
+/// Maximum number of packets in one part of a burst: what the socket buffer of a receiver holds.
 const MAX_PART: usize = 128;
 
 impl OutTrack {
-    /// `random` seeds what has to be unpredictable.
+    /// `random` seeds the initial sequence numbers and timestamp, which must be unpredictable.
     pub fn new(plan: OutgoingTrack, random: &mut dyn FnMut() -> u32) -> Self {
         let mut payload_types = [None; CODECS];
         for codec in plan.codecs.iter().rev() {
@@ -125,10 +126,10 @@ impl OutTrack {
             ssrc: plan.ssrc,
             rtx_ssrc: plan.rtx_ssrc,
             payload_types,
-            line: SequenceRewriter::new(random() as u16, random()),
+            rewriter: SequenceRewriter::new(random() as u16, random()),
             state: State::WAITING,
             sent_until: 0,
-            left_out_until: 0,
+            skipped_until: 0,
             sent_time: 0,
             not_before: 0,
             bursts: 0,
@@ -136,65 +137,65 @@ impl OutTrack {
             rtx_seq: u64::from(random() & 0x7fff),
             sent: SendStats::default(),
             vp8: Vp8Shift::default(),
-            vp8_goes_on: None,
+            vp8_anchor: None,
             history: None,
         }
     }
 
-    /// What it carries.
+    /// Returns whether this is audio or video.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// SSRC of the media.
+    /// Returns the SSRC of the media.
     pub fn ssrc(&self) -> Ssrc {
         self.ssrc
     }
 
-    /// What was sent so far, retransmissions excluded.
+    /// Returns what was sent so far, without retransmissions.
     pub fn sent(&self) -> SendStats {
         self.sent
     }
 
-    /// Whether nothing could be sent yet for want of a key frame.
+    /// Returns whether the track waits for a key frame.
     pub fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting { .. })
     }
 
-    /// Begins at the live edge: every packet is a start (audio).
+    /// Starts at the live edge. For audio, where every packet can be decoded on its own.
     pub fn start_live(&mut self, ring: &Ring) {
-        self.line.go_on(self.sent_until, ring.end(), None);
+        self.rewriter.continue_at(self.sent_until, ring.end(), None);
         self.sent_until = ring.end();
         self.state = State::Live {
             after_order: ring.order(),
         };
     }
 
-    /// The packet of the present track that was sent last, in its line's order.
+    /// Returns the position of the last packet that was sent from the current track.
     pub fn last_sent(&self) -> Option<TrackSeq> {
         self.sent_until.checked_sub(1).filter(|_| self.sent.packets > 0)
     }
 
-    /// Leaves the track that was read so far: the next call begins with another one, whose times are the same. `last` is
-    /// the packet that was sent last, if it is still there: the counters inside VP8 go on behind it.
+    /// Stops reading the current track. The next start is from another track with the same time base. `last` is the
+    /// last packet that was sent, if the ring still holds it: VP8 picture ids continue after it.
     pub fn leave(&mut self, last: Option<&Packet>) {
         if let Some(last) = last.filter(|last| last.codec == Codec::Vp8) {
-            let mut line = Vp8Rewriter::default();
-            line.follow(&self.vp8.apply(last.payload.clone()));
-            self.vp8_goes_on = Some(line);
+            let mut anchor = Vp8Rewriter::default();
+            anchor.follow(&self.vp8.apply(last.payload.clone()));
+            self.vp8_anchor = Some(anchor);
         }
-        self.line.leave(self.sent_until);
-        (self.sent_until, self.left_out_until) = (0, 0);
+        self.rewriter.leave(self.sent_until);
+        (self.sent_until, self.skipped_until) = (0, 0);
         self.not_before = self.sent_time + 1;
         self.state = State::WAITING;
     }
 
-    /// Whether a codec was negotiated.
+    /// Returns whether a codec was negotiated.
     pub fn can_take(&self, codec: Codec) -> bool {
         self.payload_type(codec).is_some()
     }
 
-    /// Waits for the key frame that the source was asked for, but begins with the cached one at the latest then.
+    /// Waits until `until` for the key frame that was requested from the source, then starts at the cached one.
     pub fn wait(&mut self, until: Instant, ring: &Ring) {
         self.state = State::Waiting {
             until: Some(until),
@@ -202,7 +203,7 @@ impl OutTrack {
         };
     }
 
-    /// Begins at the cached key frame. Returns its age, or `None` when there is none and the track waits.
+    /// Starts at the cached key frame. Returns its age, or `None` if there is none and the track waits.
     pub fn start(&mut self, now: Instant, ring: &Ring) -> Option<Duration> {
         let cached = ring.key_frame().and_then(|seq| Some((seq, ring.get(seq)?)));
         let (Some((key_frame, first)), Some((newest, _))) = (cached, ring.newest()) else {
@@ -211,9 +212,9 @@ impl OutTrack {
         };
         let rate = first.codec.clock_rate();
         let age = duration(newest.saturating_sub(first.time), rate);
-        // What was sent already has the time of the live edge; what follows has to be later.
+        // What was already sent has the time of the live edge; what follows must be later.
         let begin = newest.max(self.sent_time) + 1;
-        let squeeze = (age >= MIN_SQUEEZED || first.time <= self.sent_time).then(|| {
+        let compression = (age >= MIN_COMPRESSED || first.time <= self.sent_time).then(|| {
             let by_bytes = Duration::from_secs_f64(ring.bytes_since_key_frame() as f64 / BURST_RATE as f64);
             let longest = MAX_BURST * (1 << self.bursts.min(MAX_DOUBLINGS));
             let room = by_bytes * (1 << self.bursts.min(MAX_DOUBLINGS));
@@ -226,10 +227,10 @@ impl OutTrack {
         });
         self.bursts += 1;
         self.replays = false;
-        self.line.go_on(self.sent_until, key_frame, squeeze);
+        self.rewriter.continue_at(self.sent_until, key_frame, compression);
         self.sent_until = key_frame;
-        let pace = squeeze.map(|squeeze| Pace {
-            squeeze,
+        let pace = compression.map(|compression| Pace {
+            compression,
             rate,
             key_frame,
         });
@@ -243,8 +244,8 @@ impl OutTrack {
         Some(age)
     }
 
-    /// Sends the cached key frame and what followed once more, under new numbers: the viewer cannot decode and the
-    /// source sends no key frame.
+    /// Sends the cached key frame and everything after it once more, with new sequence numbers: the viewer cannot
+    /// decode, and the source sends no key frame.
     pub fn replay(&mut self, now: Instant, ring: &Ring) {
         let is_idle = matches!(self.state, State::Live { .. } | State::Waiting { until: None, .. });
         if ring.key_frame().is_some() && is_idle {
@@ -268,7 +269,7 @@ impl OutTrack {
         }
     }
 
-    /// Reads from the ring what was lost on the way to this shard.
+    /// Reads from the ring what the mailbox of this shard lost.
     pub fn recover(&mut self, now: Instant) {
         if let State::Live { after_order } = self.state {
             self.replays = false;
@@ -283,7 +284,7 @@ impl OutTrack {
         }
     }
 
-    /// Whether a packet that has just arrived is to be sent now.
+    /// Returns whether a packet that has just arrived must be sent now.
     pub fn takes(&self, packet: &Packet) -> bool {
         match self.state {
             State::Waiting { .. } => false,
@@ -292,7 +293,7 @@ impl OutTrack {
         }
     }
 
-    /// When [`Self::catch_up`] wants to be called.
+    /// When [`Self::catch_up`] must be called.
     pub fn poll_catch_up(&self) -> Option<Instant> {
         match self.state {
             State::CatchUp { due, .. } => Some(due),
@@ -301,12 +302,12 @@ impl OutTrack {
         }
     }
 
-    /// Reads what is due from the ring.
+    /// Reads the packets that are due from the ring.
     pub fn catch_up(&mut self, now: Instant, ring: &Ring, due: &mut Vec<Arc<Packet>>) {
         if let State::Waiting { until, cached } = self.state {
-            let in_vain = until.is_some_and(|until| until <= now);
+            let timed_out = until.is_some_and(|until| until <= now);
             let fresh = ring.key_frame().is_some_and(|key_frame| Some(key_frame) != cached);
-            if in_vain || fresh {
+            if timed_out || fresh {
                 self.start(now, ring);
             }
         }
@@ -319,10 +320,10 @@ impl OutTrack {
         else {
             return;
         };
-        if let Some(further) = self.further_on(cursor, pace, ring) {
-            let squeeze = self.squeeze_behind_sent(ring.get(further).map(Arc::as_ref));
-            self.line.go_on(cursor, further, squeeze);
-            (cursor, pace) = (further, None);
+        if let Some(resume) = self.resume_at(cursor, pace, ring) {
+            let compression = self.compress_after_sent(ring.get(resume).map(Arc::as_ref));
+            self.rewriter.continue_at(cursor, resume, compression);
+            (cursor, pace) = (resume, None);
         } else if cursor < ring.first() {
             self.state = State::WAITING;
             return;
@@ -352,9 +353,9 @@ impl OutTrack {
         };
     }
 
-    /// Where to go on when the ring no longer holds the packet that is due, or when a newer key frame saves the rest of
-    /// the burst. `None` for video whose key frame is gone.
-    fn further_on(&self, cursor: TrackSeq, pace: Option<Pace>, ring: &Ring) -> Option<TrackSeq> {
+    /// Returns where to continue if the ring no longer holds the next packet, or if a newer key frame makes the rest of
+    /// the burst unnecessary. `None` if neither applies, and for video without a key frame in the ring.
+    fn resume_at(&self, cursor: TrackSeq, pace: Option<Pace>, ring: &Ring) -> Option<TrackSeq> {
         let lost = cursor < ring.first();
         match (self.kind, ring.key_frame()) {
             (Kind::Audio, _) => lost.then(|| ring.first()),
@@ -366,23 +367,23 @@ impl OutTrack {
         }
     }
 
-    /// The times of a burst may be a little ahead of a packet that was late on its way here; it must not go back.
-    fn squeeze_behind_sent(&self, first: Option<&Packet>) -> Option<TimestampCompression> {
+    /// The timestamps of a burst can be slightly ahead of a packet that arrived late; timestamps must not go back.
+    fn compress_after_sent(&self, first: Option<&Packet>) -> Option<TimestampCompression> {
         let first = first.filter(|first| first.time <= self.sent_time)?;
         let begin = self.sent_time + 1;
         Some(TimestampCompression {
             from: first.time,
             begin,
-            end: begin + ticks(MIN_SQUEEZED, first.codec.clock_rate()),
+            end: begin + ticks(MIN_COMPRESSED, first.codec.clock_rate()),
         })
     }
 
-    /// Sends a packet for the first time. A packet of a codec that the viewer cannot take is left out; the line goes on
-    /// behind it without a hole.
+    /// Sends a packet for the first time. A packet of a codec that the viewer did not negotiate is skipped, without a
+    /// gap in the sequence numbers.
     ///
     /// # Errors
     ///
-    /// [`SealError`]: the session cannot go on.
+    /// [`SealError`]: the session cannot continue.
     pub fn send(
         &mut self,
         packet: &Packet,
@@ -390,22 +391,23 @@ impl OutTrack {
         destination: Destination,
         outbox: &mut Outbox,
     ) -> Result<(), SealError> {
-        let was_sent = self.kind == Kind::Audio && packet.time < self.not_before;
-        let Some((pt, _)) = self.payload_type(packet.codec).filter(|_| !was_sent) else {
-            self.left_out_until = self.left_out_until.max(packet.seq + 1);
+        let already_sent = self.kind == Kind::Audio && packet.time < self.not_before;
+        let Some((pt, _)) = self.payload_type(packet.codec).filter(|_| !already_sent) else {
+            self.skipped_until = self.skipped_until.max(packet.seq + 1);
             return Ok(());
         };
-        if self.sent_until < self.left_out_until && self.left_out_until <= packet.seq {
-            let squeeze = self.squeeze_behind_sent(Some(packet));
-            self.line.go_on(self.sent_until, self.left_out_until, squeeze);
+        if self.sent_until < self.skipped_until && self.skipped_until <= packet.seq {
+            let compression = self.compress_after_sent(Some(packet));
+            self.rewriter
+                .continue_at(self.sent_until, self.skipped_until, compression);
         }
-        let Some((seq, time)) = self.line.map(packet.seq, packet.time) else {
+        let Some((seq, time)) = self.rewriter.map(packet.seq, packet.time) else {
             return Ok(());
         };
         if packet.codec == Codec::Vp8
-            && let Some(line) = self.vp8_goes_on.take()
+            && let Some(anchor) = self.vp8_anchor.take()
         {
-            self.vp8 = line.shift_for(&packet.payload);
+            self.vp8 = anchor.shift_for(&packet.payload);
         }
         self.sent_until = self.sent_until.max(packet.seq + 1);
         self.sent_time = self.sent_time.max(time);
@@ -415,17 +417,17 @@ impl OutTrack {
             pt,
             marker: packet.marker,
             seq,
-            time: self.line.stamp(time),
+            time: self.rewriter.stamp(time),
             ssrc: self.ssrc,
         };
-        let moved = self.moved(packet);
-        outbox.rtp(destination, sealer, header, moved.as_ref().unwrap_or(packet))
+        let rewritten = self.rewritten(packet);
+        outbox.rtp(destination, sealer, header, rewritten.as_ref().unwrap_or(packet))
     }
 
-    /// The packet with the counters inside it as this viewer knows them; `None` where they are its own.
-    fn moved(&self, packet: &Packet) -> Option<Packet> {
-        let moves = packet.codec == Codec::Vp8 && self.vp8 != Vp8Shift::default();
-        moves.then(|| Packet {
+    /// Returns the packet with VP8 picture ids rewritten for this viewer; `None` if they need no change.
+    fn rewritten(&self, packet: &Packet) -> Option<Packet> {
+        let needs_rewrite = packet.codec == Codec::Vp8 && self.vp8 != Vp8Shift::default();
+        needs_rewrite.then(|| Packet {
             payload: self.vp8.apply(packet.payload.clone()),
             ..packet.clone()
         })
@@ -435,7 +437,7 @@ impl OutTrack {
         self.payload_types.get(codec as usize).copied().flatten()
     }
 
-    /// Picks the packets that a NACK asks for and that may be sent again.
+    /// Returns the packets that a NACK requests and that may be retransmitted.
     pub fn find_nacked(&mut self, now: Instant, rtt: Duration, seqs: &[u16], ring: &Ring) -> Vec<Retransmissions> {
         let Some(newest) = self.sent_until.checked_sub(1) else {
             return Vec::new();
@@ -443,10 +445,10 @@ impl OutTrack {
         let sent = self.sent;
         let history = self.history.get_or_insert_with(|| Box::new(History::new(now, sent)));
         history.refill(now, sent);
-        let line = &self.line;
+        let rewriter = &self.rewriter;
         seqs.iter()
             .filter_map(|seq| {
-                let (out, track) = line.find(*seq, newest)?;
+                let (out, track) = rewriter.find(*seq, newest)?;
                 let packet = ring.get(track)?.clone();
                 history
                     .allows(out, packet.body_len(), now, rtt)
@@ -455,11 +457,11 @@ impl OutTrack {
             .collect()
     }
 
-    /// Sends a packet again: on the RTX stream where that was negotiated, byte for byte the same else.
+    /// Retransmits a packet: on the RTX stream if negotiated, else byte for byte as before.
     ///
     /// # Errors
     ///
-    /// [`SealError`]: the session cannot go on.
+    /// [`SealError`]: the session cannot continue.
     pub fn resend(
         &mut self,
         item: &Retransmissions,
@@ -467,12 +469,12 @@ impl OutTrack {
         destination: Destination,
         outbox: &mut Outbox,
     ) -> Result<(), SealError> {
-        let moved = self.moved(&item.packet);
-        let packet = moved.as_ref().unwrap_or(&item.packet);
+        let rewritten = self.rewritten(&item.packet);
+        let packet = rewritten.as_ref().unwrap_or(&item.packet);
         let Some((pt, rtx_pt)) = self.payload_type(packet.codec) else {
             return Ok(());
         };
-        let Some(time) = self.line.stamp_of(item.out, packet.time) else {
+        let Some(time) = self.rewriter.stamp_of(item.out, packet.time) else {
             return Ok(());
         };
         match (self.rtx_ssrc, rtx_pt) {
@@ -500,16 +502,17 @@ impl OutTrack {
         }
     }
 
-    /// RTP timestamp of a track time for a sender report; only at the live edge, where time runs steadily.
+    /// Returns the RTP timestamp of a track time for a sender report; `None` unless at the live edge, where time is
+    /// steady.
     pub fn live_stamp(&self, time: TrackTime) -> Option<u32> {
-        (matches!(self.state, State::Live { .. }) && self.sent.packets > 0).then(|| self.line.stamp(time))
+        (matches!(self.state, State::Live { .. }) && self.sent.packets > 0).then(|| self.rewriter.stamp(time))
     }
 }
 
 impl Pace {
-    /// The burst is sent on the schedule of its own timestamps.
+    /// A burst is sent on the schedule of its compressed timestamps.
     fn is_due(&self, time: TrackTime, elapsed: Duration) -> bool {
-        let at = self.squeeze.apply(time).saturating_sub(self.squeeze.begin);
+        let at = self.compression.apply(time).saturating_sub(self.compression.begin);
         duration(at, self.rate) <= elapsed
     }
 }
@@ -588,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn a_viewer_that_waits_for_an_answer_begins_with_the_cache_if_none_comes() {
+    fn a_viewer_starts_with_the_cached_key_frame_if_none_arrives_in_time() {
         let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
         insert(&mut ring, t, 0);
         track.wait(t + Duration::from_millis(300), &ring);
@@ -599,7 +602,7 @@ mod tests {
     }
 
     #[test]
-    fn a_viewer_that_waits_in_vain_has_no_timer() {
+    fn a_viewer_that_waits_timed_out_has_no_timer() {
         let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
         let until = t + Duration::from_millis(300);
         track.wait(until, &ring);
@@ -608,11 +611,11 @@ mod tests {
         assert_eq!(track.poll_catch_up(), None);
         insert(&mut ring, until, 0);
         track.catch_up(until, &ring, &mut due);
-        assert_eq!(due.len(), 1, "the key frame that came at last");
+        assert_eq!(due.len(), 1, "the late key frame");
     }
 
     #[test]
-    fn a_viewer_that_waits_for_an_answer_does_not_begin_with_what_was_there_before() {
+    fn a_viewer_that_waits_for_a_key_frame_does_not_start_with_the_cached_one() {
         let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
         insert(&mut ring, t, 0);
         track.wait(t + Duration::from_millis(300), &ring);
@@ -622,7 +625,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_viewer_cannot_take_is_no_gap_in_its_line() {
+    fn skipped_packets_leave_no_gap_in_sequence_numbers() {
         let (t, mut track) = (Instant::now(), track());
         let mut ring = Ring::default();
         track.start(t, &ring);
@@ -651,16 +654,16 @@ mod tests {
                 payload: Bytes::from_static(&[0; 1_000]),
             };
             track.send(&packet, &mut sealer, HERE, &mut outbox).expect("seals");
-            track.line.map(seq, 0).map(|(out, _)| out)
+            track.rewriter.map(seq, 0).map(|(out, _)| out)
         };
         let last = send(&mut track, 100, Codec::H264).expect("sent");
         for seq in 101..60_000 {
             send(&mut track, seq, Codec::Vp8);
         }
-        // A receiver takes a step of more than 2^15 for one backwards (RFC 3711 §3.3.1).
+        // A receiver interprets a step of more than 2^15 as one backwards (RFC 3711 §3.3.1).
         assert_eq!(send(&mut track, 60_000, Codec::H264), Some(last + 1));
         assert_eq!(send(&mut track, 60_001, Codec::H264), Some(last + 2));
-        assert_eq!(track.line.map(100, 0).map(|(out, _)| out), Some(last));
+        assert_eq!(track.rewriter.map(100, 0).map(|(out, _)| out), Some(last));
     }
 
     #[test]
@@ -676,8 +679,12 @@ mod tests {
         let sent = due.len();
         assert!((1..200).contains(&sent), "{sent}");
         track.sent_until = 100 + sent as u64;
-        track.sent_time = track.line.map(99 + sent as u64, due[sent - 1].time).expect("sent").1;
-        // The key frame was late on its way: its time is behind that of the burst.
+        track.sent_time = track
+            .rewriter
+            .map(99 + sent as u64, due[sent - 1].time)
+            .expect("sent")
+            .1;
+        // The key frame arrived late: its time is before that of the burst.
         let make = |order| Packet {
             seq: 400,
             time: track.sent_time - 10,
@@ -694,7 +701,7 @@ mod tests {
         due.clear();
         track.catch_up(now + Duration::from_millis(20), &ring, &mut due);
         assert_eq!(due.iter().map(|p| p.seq).collect::<Vec<_>>(), [400]);
-        let (_, time) = track.line.map(400, key_frame.time).expect("on the line");
+        let (_, time) = track.rewriter.map(400, key_frame.time).expect("mapped");
         assert!(time > track.sent_time);
     }
 }
