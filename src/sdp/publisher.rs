@@ -133,5 +133,7 @@ fn push_simulcast(attributes: &mut Vec<Attribute>, media: &MediaSection) {
     attributes.push(with("simulcast", format!("recv {}", rids.join(";"))));
 }
 
-/// RFC 7587 §6.1: `stereo` says what the receiver likes; Chromium encodes two channels only when asked so.
-const OPUS: &str = "minptime=10;stereo=1;sprop-stereo=1;useinbandfec=1";
+/// RFC 7587 §6.1: `stereo` says what the receiver likes; Chromium encodes two channels only when asked so. `sprop-stereo`
+/// is what a sender says of itself, and we send nothing here: GStreamer's whipclientsink 0.15.4 takes it for a rule, and
+/// aborts when it has one channel.
+const OPUS: &str = "minptime=10;stereo=1;useinbandfec=1";
