@@ -5,7 +5,8 @@
 // asking. What the page is doing can be read from the root element:
 //
 //   data-state     idle, preview, connecting, live, retrying, failed
-//   data-error     why it is not live: the name of the capture error, `http-STATUS`, or `ended`
+//   data-error     why it is not live: the name of the capture error, `http-STATUS`, `ended`, or `TakenOver` where another
+//                  publisher has taken the stream over
 //   data-sessions  sessions the gateway has granted to this page's publication
 //   data-frames    video frames encoded
 
@@ -147,7 +148,10 @@ function stop() {
   enter('idle');
 }
 
-function explainRefusal({ status, detail, message }, state) {
+function explainRefusal({ name, status, detail, message }, state) {
+  if (name === 'TakenOver') {
+    return { title: 'Another publisher took over', text: 'This page no longer sends.', canTakeBack: true };
+  }
   switch (status) {
     case 401:
       return { title: 'The publish token is missing or wrong', text: 'Copy it from what the gateway printed at start.' };
@@ -191,6 +195,7 @@ function enter(state) {
 function explain(words) {
   const box = byId('problem');
   box.hidden = !words;
+  byId('take-back').hidden = !words?.canTakeBack;
   if (!words) return void delete root.dataset.error;
   box.querySelector('strong').textContent = words.title;
   box.querySelector('p').textContent = words.text;
@@ -222,6 +227,7 @@ form.addEventListener('submit', (event) => {
 });
 byId('show').addEventListener('click', () => (media ? stop() : openMedia()));
 byId('stop').addEventListener('click', stop);
+byId('take-back').addEventListener('click', goLive);
 form.addEventListener('change', ({ target }) => {
   if (target.name === 'source') listSounds();
   // A shown preview follows the settings; the screen would have to be asked for again.

@@ -47,6 +47,11 @@ export class PathLost extends Error {
   name = 'PathLost';
 }
 
+/** Another publisher took the stream over: to come back by itself would begin a fight without end. */
+export class TakenOver extends Error {
+  name = 'TakenOver';
+}
+
 /**
  * A session that keeps itself alive. `state` is one of
  *
@@ -54,7 +59,7 @@ export class PathLost extends Error {
  * - `connecting`: an attempt is under way
  * - `live`: connected; media can flow
  * - `retrying`: the last attempt or connection failed; another attempt follows
- * - `failed`: refused, or impossible here; `start()` tries again
+ * - `failed`: refused, taken over, or impossible here; `start()` tries again
  *
  * Each change is a `state` event; `reason` holds the error that led to `retrying` or `failed`.
  */
@@ -72,6 +77,8 @@ export class Client extends EventTarget {
   #token;
   #pc = null;
   #session = null;
+  /** The last session that broke, of which may be to be learned why. */
+  #broken = null;
   #answer = '';
   #restarting = false;
   #failures = 0;
@@ -93,6 +100,7 @@ export class Client extends EventTarget {
   start() {
     if (this.state !== 'idle' && this.state !== 'failed') return;
     this.#failures = 0;
+    this.#broken = null;
     this.#connect();
   }
 
@@ -115,6 +123,11 @@ export class Client extends EventTarget {
     return sdp;
   }
 
+  /** For subclasses: whether another client may take the place of this one, so that it has to ask before it returns. */
+  get replaceable() {
+    return false;
+  }
+
   async #connect() {
     clearTimeout(this.#timer);
     const pc = new RTCPeerConnection({ bundlePolicy: 'max-bundle' });
@@ -127,6 +140,8 @@ export class Client extends EventTarget {
       return this.#enter('failed', error);
     }
     try {
+      if (this.#broken && this.replaceable) await this.#askAbout(this.#broken);
+      if (this.#pc !== pc) return;
       pc.onconnectionstatechange = () => this.#connectionChanged(pc);
       const offer = await pc.createOffer();
       const sdp = this.shape(offer.sdp);
@@ -134,6 +149,7 @@ export class Client extends EventTarget {
       if (this.#pc !== pc) return this.#delete(url);
       this.#session = url;
       this.#answer = answer;
+      this.#broken = null;
       this.extensions = extensions;
       this.sessions += 1;
       if (iceServers.length > 0) pc.setConfiguration({ ...pc.getConfiguration(), iceServers });
@@ -165,6 +181,19 @@ export class Client extends EventTarget {
       iceServers: iceServers(response.headers.get('Link') ?? ''),
       extensions: extensions(response.headers.get('Link') ?? '', response.url),
     };
+  }
+
+  /** Throws if the session of this URL was ended because another client took its place. */
+  async #askAbout(url) {
+    const options = { headers: this.#authorization(), signal: AbortSignal.timeout(ANSWER_WITHIN) };
+    const response = await fetch(url, options).catch((cause) => {
+      this.reachable = false;
+      throw new Error('The gateway cannot be reached.', { cause });
+    });
+    this.reachable = true;
+    if (response.status === 404 && (await problemOf(response)).code === 'taken_over') {
+      throw new TakenOver('Another publisher took over.');
+    }
   }
 
   /**
@@ -288,8 +317,10 @@ export class Client extends EventTarget {
 
   #fail(error) {
     if (this.#liveSince && performance.now() - this.#liveSince > SETTLED_AFTER) this.#failures = 0;
+    this.#broken = this.#session ?? this.#broken;
     this.#release();
-    if (error instanceof Refusal && !error.passing) return this.#enter('failed', error);
+    const isFinal = error instanceof TakenOver || (error instanceof Refusal && !error.passing);
+    if (isFinal) return this.#enter('failed', error);
     this.#timer = setTimeout(() => this.#connect(), this.#delay(error));
     this.#enter('retrying', error);
   }
@@ -357,9 +388,14 @@ function withCredentials(answer, fragment) {
   return answer.replace(CREDENTIALS, (line) => credentials[line.split(':')[0]]);
 }
 
-async function refusal(response) {
+/** What a problem document says (RFC 9457); nothing for other bodies. */
+async function problemOf(response) {
   const isProblem = /json/.test(response.headers.get('Content-Type') ?? '');
-  const problem = isProblem ? await response.json().catch(() => ({})) : {};
+  return isProblem ? response.json().catch(() => ({})) : {};
+}
+
+async function refusal(response) {
+  const problem = await problemOf(response);
   return new Refusal(response.status, problem.detail ?? problem.title, retryAfter(response.headers));
 }
 

@@ -19,6 +19,10 @@ export class WhipClient extends Client {
     this.#bitrate = bitrate;
   }
 
+  get replaceable() {
+    return true;
+  }
+
   prepare(pc) {
     for (const track of this.#stream.getTracks()) {
       const video = track.kind === 'video';
