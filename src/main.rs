@@ -132,7 +132,7 @@ async fn doctor(config: &Config) -> anyhow::Result<()> {
         show(&format!("{finding}\n"));
     }
     let broken = findings.iter().filter(|finding| finding.level == Level::Broken).count();
-    anyhow::ensure!(broken == 0, "{broken} of {} findings have to be mended", findings.len());
+    anyhow::ensure!(broken == 0, "{broken} of {} checks failed", findings.len());
     Ok(())
 }
 

@@ -121,6 +121,102 @@ fn unsafe_code_stands_in_the_system_call_module_only() {
     );
 }
 
+/// Pages that send their reader from file to file.
+const PAGES: [&str; 4] = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"];
+
+const NAMED_FOLDERS: [&str; 7] = [
+    "src/",
+    "tests/",
+    "docs/",
+    "scripts/",
+    "player/",
+    "deploy/",
+    "pipelines/",
+];
+
+#[test]
+fn pages_name_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut missing, mut checked) = (Vec::new(), 0);
+    for page in PAGES {
+        let text = fs::read_to_string(root.join(page)).expect(page);
+        for named in text.split('`').skip(1).step_by(2) {
+            let is_path = NAMED_FOLDERS.iter().any(|folder| named.starts_with(folder));
+            if is_path && !named.contains(['*', '{', ' ']) {
+                checked += 1;
+                if !root.join(named).exists() {
+                    missing.push(format!("{page}: {named}"));
+                }
+            }
+        }
+    }
+    assert!(checked > 60, "the test reads nothing: {checked}");
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// Words that only this project used, and what stands in their place.
+const RETIRED: [(&str, &str); 14] = [
+    ("repair", "transcode"),
+    ("repaired", "transcoded"),
+    ("repairs", "transcode"),
+    ("repairer", "transcoder"),
+    ("mend", "fix, transcode"),
+    ("mended", "fixed, transcoded"),
+    ("wish", "request, selection"),
+    ("wishes", "requests"),
+    ("manners", "client policy"),
+    ("fleet", "source supervisor"),
+    ("ship", "source task"),
+    ("crowd", "connection limiter"),
+    ("brought", "start outcome"),
+    ("damage", "transcode input"),
+];
+
+/// Names from outside, and names that stay readable for one version.
+const KEPT: [&str; 5] = [
+    "RepairedRid",
+    "repaired-rtp-stream-id",
+    "millstream_repair_viewers",
+    "\"repair\"",
+    "pipelines.repair",
+];
+
+#[test]
+fn retired_words_stay_out_of_code_and_messages() {
+    let (mut found, mut checked) = (Vec::new(), 0);
+    for (_, path, text) in sources() {
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for (number, line) in code.enumerate() {
+            let line = KEPT.iter().fold(line.to_owned(), |line, kept| line.replace(kept, ""));
+            for word in words(&line) {
+                checked += 1;
+                if let Some((word, instead)) = RETIRED.iter().find(|(retired, _)| *retired == word) {
+                    found.push(format!("{}: code line {number}: {word}: {instead}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(checked > 100_000, "the test reads nothing: {checked}");
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+/// The words of a line, those inside of `snake_case` and `CamelCase` names too, in lower case.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for c in line.chars() {
+        if c.is_ascii_uppercase() || !c.is_ascii_alphabetic() {
+            words.push(String::new());
+        }
+        if c.is_ascii_alphabetic()
+            && let Some(word) = words.last_mut()
+        {
+            word.push(c.to_ascii_lowercase());
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
 fn layer(folder: &str) -> Option<usize> {
     LAYERS.iter().position(|row| row.contains(&folder))
 }

@@ -181,8 +181,8 @@ impl Viewer {
     }
 
     /// Which version of the picture the viewer wants from now on.
-    pub fn select_layer(&mut self, wish: LayerSelection) {
-        self.layer = wish;
+    pub fn select_layer(&mut self, selection: LayerSelection) {
+        self.layer = selection;
     }
 
     /// Changes to what [`Self::bind`] named, where there is something to begin with. Returns the streams that are left.

@@ -127,14 +127,14 @@ impl Core {
     pub fn handle_message(&mut self, now: Instant, message: Message) {
         match message {
             Message::Open(opening) => self.open(now, *opening),
-            Message::ChooseLayer { session, wish } => {
+            Message::ChooseLayer { session, selection } => {
                 if let Some(key) = self.peers.by_id(session) {
                     if let Some(Peer {
                         role: Role::Viewer(viewer),
                         ..
                     }) = self.peers.get(key)
                     {
-                        viewer.select_layer(wish);
+                        viewer.select_layer(selection);
                     }
                     self.update_subscriptions(now, key);
                     self.catch_up(now, key);

@@ -17,7 +17,10 @@ pub enum Message {
     /// A new session.
     Open(Box<Opening>),
     /// A viewer wants another version of the picture.
-    ChooseLayer { session: SessionId, wish: LayerSelection },
+    ChooseLayer {
+        session: SessionId,
+        selection: LayerSelection,
+    },
     /// End a session.
     Close { session: SessionId, reason: CloseReason },
     /// Begin a new ICE session with these credentials of ours and of the peer.

@@ -381,13 +381,13 @@ impl MediaPlane {
     }
 
     /// A viewer wants this version of the picture from now on; `false` if its session does not run.
-    pub fn choose_layer(&self, id: SessionId, wish: LayerSelection) -> bool {
+    pub fn choose_layer(&self, id: SessionId, selection: LayerSelection) -> bool {
         let (state, shard) = self.inner.shared.registry.find(id);
         let mailbox = shard.and_then(|shard| self.inner.shared.mailboxes.get(usize::from(shard.0)));
         let (SessionState::Connecting | SessionState::Connected, Some(mailbox)) = (state, mailbox) else {
             return false;
         };
-        mailbox.push(Message::ChooseLayer { session: id, wish }).is_ok()
+        mailbox.push(Message::ChooseLayer { session: id, selection }).is_ok()
     }
 
     /// Ends a session that its peer deletes: sends close_notify, frees everything. Returns its state before.

@@ -72,8 +72,8 @@ pub async fn layer(State(signalling): State<Arc<Signalling>>, request: Request) 
             let bytes = body::read(&parts.headers, body, LIMIT).await?;
             let choice = serde_json::from_slice(&bytes)
                 .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_layer", error.to_string()))?;
-            let wish = wish(&choice, &held, &layers(&signalling, &held))?;
-            if !signalling.media.choose_layer(session, wish) {
+            let selection = selection(&choice, &held, &layers(&signalling, &held))?;
+            if !signalling.media.choose_layer(session, selection) {
                 return Err(Problem::unknown_session());
             }
             Ok(no_store(StatusCode::OK.into_response()))
@@ -112,7 +112,7 @@ pub(super) fn describe(held: &SessionRecord, layers: &[Layer]) -> Value {
     Value::Object(all)
 }
 
-fn wish(choice: &Choice, held: &SessionRecord, layers: &[Layer]) -> Result<LayerSelection, Problem> {
+fn selection(choice: &Choice, held: &SessionRecord, layers: &[Layer]) -> Result<LayerSelection, Problem> {
     let refuse = |detail: &str| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "layer_unavailable", detail);
     let Some(video) = &held.video else {
         return Err(refuse("this session has no video"));

@@ -50,8 +50,8 @@ fn shards_whose_viewers_change_layers_crosswise_never_wait_for_each_other() {
                     let rid = ["h", "l"][(change + first) % 2];
                     // The first message names the layer; when the second one comes, its cached key frame has to do.
                     for _ in 0..2 {
-                        let wish = LayerSelection::Named(Rid(rid.into()));
-                        core.handle_message(now, Message::ChooseLayer { session, wish });
+                        let selection = LayerSelection::Named(Rid(rid.into()));
+                        core.handle_message(now, Message::ChooseLayer { session, selection });
                         now += PATIENCE;
                     }
                     core.finish_tick(now);

@@ -341,11 +341,11 @@ impl World {
     }
 
     /// A viewer wants a layer.
-    pub fn choose_layer(&mut self, index: usize, wish: LayerSelection) {
+    pub fn choose_layer(&mut self, index: usize, selection: LayerSelection) {
         let session = self.nodes[index].session;
         let (_, shard) = self.shared.registry.find(session);
         let shard = shard.expect("a session that was opened");
-        let message = Message::ChooseLayer { session, wish };
+        let message = Message::ChooseLayer { session, selection };
         assert!(self.shared.mailboxes[usize::from(shard.0)].push(message).is_ok());
     }
 

@@ -331,7 +331,7 @@ mod tests {
                 "pipeline = \"srt\"\nparams = { latncy = 3, passphrase = 3 }",
                 &[
                     "unknown key `streams.far.params.latncy` (did you mean `latency`?)",
-                    "`streams.far.params.passphrase` has to be a text",
+                    "`streams.far.params.passphrase` must be a string",
                     "`streams.far.params.uri` is required",
                 ],
             ),

@@ -58,15 +58,15 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
             .collect();
         let gone: Vec<StreamName> = supervised
             .iter()
-            .filter(|(name, ship)| match wanted.get(*name) {
-                Some((_, config)) => all || config != &ship.config,
+            .filter(|(name, supervised_source)| match wanted.get(*name) {
+                Some((_, config)) => all || config != &supervised_source.config,
                 None => true,
             })
             .map(|(name, _)| name.clone())
             .collect();
         for name in gone {
-            if let Some(ship) = supervised.remove(&name) {
-                ship.end().await;
+            if let Some(supervised_source) = supervised.remove(&name) {
+                supervised_source.end().await;
             }
             if !wanted.contains_key(&name) {
                 self.directory.remove(&name);
@@ -95,10 +95,10 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
     /// Stops fetching a stream until it is started again; whether there is such a stream.
     pub async fn stop(&self, name: &StreamName) -> bool {
         let mut supervised = self.supervised.lock().await;
-        let Some(ship) = supervised.get_mut(name) else {
+        let Some(supervised_source) = supervised.get_mut(name) else {
             return false;
         };
-        if let Some(task) = ship.task.take() {
+        if let Some(task) = supervised_source.task.take() {
             end(task).await;
             self.directory.stopped(name);
         }
@@ -108,20 +108,20 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
     /// Fetches a stream again that was stopped, or begins with it anew; whether there is such a stream.
     pub async fn begin(&self, name: &StreamName) -> bool {
         let mut supervised = self.supervised.lock().await;
-        let Some(ship) = supervised.get_mut(name) else {
+        let Some(supervised_source) = supervised.get_mut(name) else {
             return false;
         };
-        if let Some(task) = ship.task.take() {
+        if let Some(task) = supervised_source.task.take() {
             end(task).await;
         }
-        ship.task = Some(self.start(&ship.fetched));
+        supervised_source.task = Some(self.start(&supervised_source.fetched));
         true
     }
 
     /// Ends all of them.
     pub async fn end(&self) {
-        for (_, ship) in std::mem::take(&mut *self.supervised.lock().await) {
-            ship.end().await;
+        for (_, supervised_source) in std::mem::take(&mut *self.supervised.lock().await) {
+            supervised_source.end().await;
         }
     }
 }
