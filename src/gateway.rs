@@ -23,7 +23,7 @@ use crate::hub::name::StreamName;
 use crate::pipeline::process;
 use crate::session::identity::Identity;
 use crate::session::{CloseReason, SessionError};
-use crate::shard::{MediaPlane, SessionState, Settings, StartError, discovery, watchdog};
+use crate::shard::{MediaPlane, SessionLimits, SessionState, Settings, StartError, discovery, watchdog};
 use crate::signalling::auth::Authenticator;
 use crate::signalling::reload::{ReloadReply, Reloaded};
 use crate::signalling::tls::{Certificate, TlsError};
@@ -135,7 +135,7 @@ impl Gateway {
             address: config.http.listen,
             source,
         })?;
-        let (media, tcp) = start_media(&config.webrtc, &identity)?;
+        let (media, tcp) = start_media(&config, &identity)?;
         let (stop_http, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
         if let Some(server) = config.webrtc.announce_by_stun.clone() {
@@ -324,11 +324,8 @@ fn warn_of(config: &Config) {
 }
 
 /// Starts media on one number for UDP and TCP. Where the kernel is to choose it, it may take some tries.
-fn start_media(
-    config: &config::WebRtc,
-    identity: &Arc<Identity>,
-) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
-    let mut tries = if config.listen.port() == 0 { 16 } else { 1 };
+fn start_media(config: &Config, identity: &Arc<Identity>) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
+    let mut tries = if config.webrtc.listen.port() == 0 { 16 } else { 1 };
     loop {
         tries -= 1;
         match try_start_media(config, identity) {
@@ -341,7 +338,9 @@ fn start_media(
 }
 
 fn try_start_media(
-    config: &config::WebRtc,
+    Config {
+        webrtc: config, limits, ..
+    }: &Config,
     identity: &Arc<Identity>,
 ) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
     let failed = |source| GatewayError::MediaByTcp {
@@ -358,7 +357,12 @@ fn try_start_media(
         listen,
         announce: config.announce.clone(),
         shards: config.shards,
-        max_sessions: config.max_sessions,
+        sessions: SessionLimits {
+            sessions: config.max_sessions,
+            half_open: limits.half_open_sessions,
+            half_open_reserved: limits.half_open_reserved,
+            half_open_per_address: limits.half_open_per_address,
+        },
         fatal_stall: watchdog::FATAL_AFTER,
     };
     let started = match MediaPlane::start(settings(listen), identity.clone()) {

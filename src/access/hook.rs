@@ -115,7 +115,11 @@ impl Hook {
                 if expires.is_some_and(|at| at <= wall()) {
                     return Err(Denial::Expired);
                 }
-                let grant = Grant { expires, fixed: None };
+                let grant = Grant {
+                    expires,
+                    fixed: None,
+                    by_token: ask.token.is_some(),
+                };
                 self.remember(question, grant);
                 Ok(grant)
             }

@@ -118,6 +118,8 @@ pub struct Grant {
     pub expires: Option<SystemTime>,
     /// The SHA-256 of the token of the configuration that it was given for, so that it can be taken back.
     pub fixed: Option<[u8; 32]>,
+    /// It was given for a token, and not to everybody.
+    pub by_token: bool,
 }
 
 /// Access was not given.
@@ -223,6 +225,7 @@ impl Access {
                     return Ok(Grant {
                         expires: Some(expires),
                         fixed: None,
+                        by_token: true,
                     });
                 }
                 Ok(_) => return Err(Denial::Scope),
@@ -257,6 +260,7 @@ impl Access {
             (true, _) => Ok(Grant {
                 expires: None,
                 fixed: Some(digest),
+                by_token: true,
             }),
             (false, true) => Err(Denial::Scope),
             (false, false) => Err(Denial::Wrong),

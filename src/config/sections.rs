@@ -124,6 +124,20 @@ section! {
         #[key("connections_per_address", Restart, "`2048`", "values::whole::<1, 1_000_000, _, _>")]
         pub connections_per_address: usize = 2_048,
 
+        // A well-behaved peer needs such a place for a fraction of a second; each takes about 10 kB.
+        /// Sessions between their offer and the end of the DTLS handshake (half-open), 1 to 100000. See Floods of offers.
+        #[key("half_open_sessions", Restart, "`4096`", "values::whole::<1, 100_000, _, _>")]
+        pub half_open_sessions: usize = 4_096,
+
+        // An eighth of them, and more than join at the same time behind one NAT.
+        /// Half-open sessions of one address (IPv6: /64; a /48 twice as many), 1 to 100000, with and without a token each. Raise it behind a proxy.
+        #[key("half_open_per_address", Restart, "`512`", "values::whole::<1, 100_000, _, _>")]
+        pub half_open_per_address: usize = 512,
+
+        /// Further half-open sessions for requests with a token only, 0 to 100000.
+        #[key("half_open_reserved", Restart, "`512`", "values::whole::<0, 100_000, _, _>")]
+        pub half_open_reserved: usize = 512,
+
         /// Seconds that sessions may go on after SIGTERM, 0 to 30. New ones get 503, and players are told to reconnect.
         #[key("drain_seconds", Restart, "`5`", "values::seconds::<0, 30, _, _>")]
         pub drain: Duration = Duration::from_secs(5),

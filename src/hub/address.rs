@@ -73,18 +73,23 @@ impl AddressBudget {
         }
     }
 
+    /// The host or the site of an address, if it holds as much as it may.
+    pub fn used_up(&self, address: IpAddr) -> Option<AddressKey> {
+        let is_used_up = |(key, limit): &(AddressKey, usize)| self.held.get(key).is_some_and(|held| held >= limit);
+        let mut levels = self.levels(address).into_iter().flatten();
+        levels.find(is_used_up).map(|(key, _)| key)
+    }
+
     /// Takes one out of the budget of an address.
     ///
     /// # Errors
     ///
-    /// The host or the site that holds as much as it may; nothing was taken.
+    /// What [`Self::used_up`] says; nothing was taken.
     pub fn take(&mut self, address: IpAddr) -> Result<(), AddressKey> {
-        let levels = self.levels(address);
-        let used_up = |(key, limit): &(AddressKey, usize)| self.held.get(key).is_some_and(|held| held >= limit);
-        if let Some((key, _)) = levels.iter().flatten().find(|level| used_up(level)) {
-            return Err(*key);
+        if let Some(key) = self.used_up(address) {
+            return Err(key);
         }
-        for (key, _) in levels.into_iter().flatten() {
+        for (key, _) in self.levels(address).into_iter().flatten() {
             *self.held.entry(key).or_default() += 1;
         }
         Ok(())

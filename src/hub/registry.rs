@@ -1,8 +1,10 @@
 //! What became of each session: what the control plane asks when a session URL is used.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+pub use super::half_open::{Full, Requester, SessionLimits};
+use super::half_open::{HalfOpen, Ticket};
 use super::lock::{Rank, RankedGuard, RankedMutex};
 use super::stream::{SessionId, ShardIndex};
 use crate::session::CloseReason;
@@ -25,89 +27,119 @@ pub struct Registry {
     entries: RankedMutex<Entries>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entries {
     by_id: HashMap<SessionId, Entry>,
     live: usize,
-    half_open: usize,
-    swept: Option<Instant>,
+    half_open: HalfOpen,
+    ended: Remembered,
+    evicted: Remembered,
+}
+
+/// Ended sessions that are still known, the first to be forgotten first.
+#[derive(Debug)]
+struct Remembered {
+    sessions: VecDeque<(Instant, SessionId)>,
+    most: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     shard: ShardIndex,
     state: SessionState,
-    ended: Option<Instant>,
+    /// Of a half-open one.
+    ticket: Option<Ticket>,
+}
+
+/// A session that gave way to another one: its shard has to end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evicted {
+    pub id: SessionId,
+    pub shard: ShardIndex,
+    /// What there was too much of.
+    pub full: Full,
 }
 
 /// How long an ended session is remembered: clients close their transport before they send DELETE.
 const GRACE: Duration = Duration::from_secs(60);
 
-impl Default for Registry {
-    fn default() -> Self {
-        Self {
-            entries: RankedMutex::new(Rank::Sessions, Entries::default()),
-        }
-    }
-}
+/// Ended sessions that are remembered: more than may run at the same time by default.
+const MAX_ENDED: usize = 16_384;
+
+/// Evicted sessions that are remembered. Anybody can cause any number of them, and hardly any of their clients asks.
+const MAX_EVICTED: usize = 2_048;
 
 impl Registry {
-    /// Notes a new session, unless there are as many as may be. `max_half_open` bounds those that are not connected.
+    pub fn new(limits: SessionLimits) -> Self {
+        let entries = Entries {
+            by_id: HashMap::new(),
+            live: 0,
+            half_open: HalfOpen::new(limits),
+            ended: Remembered::new(MAX_ENDED),
+            evicted: Remembered::new(MAX_EVICTED),
+        };
+        Self {
+            entries: RankedMutex::new(Rank::Sessions, entries),
+        }
+    }
+
+    /// Notes a new session. A half-open one that was not heard may have to give way to it; that one has ended then.
+    ///
+    /// # Errors
+    ///
+    /// What there is too much of.
     pub fn open(
         &self,
         now: Instant,
         id: SessionId,
         shard: ShardIndex,
-        max_sessions: usize,
-        max_half_open: usize,
-    ) -> bool {
+        requester: Requester,
+    ) -> Result<Option<Evicted>, Full> {
         let mut entries = self.lock();
-        entries.sweep(now);
-        if entries.live >= max_sessions || entries.half_open >= max_half_open {
-            return false;
-        }
+        let entries = &mut *entries;
+        let gone = entries.half_open.make_room(requester, entries.live)?;
+        let evicted = gone.and_then(|(ticket, full)| {
+            let waiting = entries.half_open.remove(ticket)?;
+            let (id, shard) = (waiting.id, waiting.shard);
+            entries.end(now, id, CloseReason::Evicted);
+            Some(Evicted { id, shard, full })
+        });
+        entries.forget(now);
         entries.live += 1;
-        entries.half_open += 1;
-        entries.by_id.insert(
-            id,
-            Entry {
-                shard,
-                state: SessionState::Connecting,
-                ended: None,
-            },
-        );
-        true
+        let ticket = entries.half_open.insert(id, shard, requester);
+        let entry = Entry {
+            shard,
+            state: SessionState::Connecting,
+            ticket: Some(ticket),
+        };
+        entries.by_id.insert(id, entry);
+        Ok(evicted)
+    }
+
+    /// Notes that a connectivity check of a session's peer was authentic: it no longer gives way to another session.
+    pub fn checked(&self, id: SessionId) {
+        let mut entries = self.lock();
+        if let Some(ticket) = entries.by_id.get(&id).and_then(|entry| entry.ticket) {
+            entries.half_open.checked(ticket);
+        }
     }
 
     /// Notes that a session is connected.
     pub fn connected(&self, id: SessionId) {
         let mut entries = self.lock();
         let entries = &mut *entries;
-        if let Some(entry) = entries
-            .by_id
-            .get_mut(&id)
-            .filter(|e| e.state == SessionState::Connecting)
-        {
+        let entry = entries.by_id.get_mut(&id);
+        if let Some(entry) = entry.filter(|entry| entry.state == SessionState::Connecting) {
             entry.state = SessionState::Connected;
-            entries.half_open -= 1;
+            if let Some(ticket) = entry.ticket.take() {
+                entries.half_open.remove(ticket);
+            }
         }
     }
 
     /// Notes the end of a session.
     pub fn ended(&self, now: Instant, id: SessionId, reason: CloseReason) {
-        let mut entries = self.lock();
-        let entries = &mut *entries;
-        let Some(entry) = entries.by_id.get_mut(&id) else {
-            return;
-        };
-        match entry.state {
-            SessionState::Connecting => entries.half_open -= 1,
-            SessionState::Connected => {}
-            SessionState::Ended(_) | SessionState::Unknown => return,
-        }
-        entries.live -= 1;
-        entry.state = SessionState::Ended(reason);
-        entry.ended = Some(now);
+        self.lock().end(now, id, reason);
     }
 
     /// State of a session and the shard that it lives on.
@@ -124,19 +156,62 @@ impl Registry {
         self.lock().live
     }
 
+    /// Sessions that have not ended and are not connected.
+    pub fn half_open(&self) -> usize {
+        self.lock().half_open.len()
+    }
+
     fn lock(&self) -> RankedGuard<'_, Entries> {
         self.entries.lock()
     }
 }
 
 impl Entries {
-    fn sweep(&mut self, now: Instant) {
-        if self.swept.is_some_and(|at| now.duration_since(at) < GRACE / 4) {
+    fn end(&mut self, now: Instant, id: SessionId, reason: CloseReason) {
+        let Some(entry) = self.by_id.get_mut(&id) else {
+            return;
+        };
+        if let SessionState::Ended(_) | SessionState::Unknown = entry.state {
             return;
         }
-        self.swept = Some(now);
-        self.by_id
-            .retain(|_, e| e.ended.is_none_or(|at| now.duration_since(at) < GRACE));
+        entry.state = SessionState::Ended(reason);
+        if let Some(ticket) = entry.ticket.take() {
+            self.half_open.remove(ticket);
+        }
+        self.live -= 1;
+        let remembered = if reason == CloseReason::Evicted {
+            &mut self.evicted
+        } else {
+            &mut self.ended
+        };
+        remembered.sessions.push_back((now, id));
+        self.forget(now);
+    }
+
+    /// Forgets those that ended long ago, and the oldest of too many.
+    fn forget(&mut self, now: Instant) {
+        for remembered in [&mut self.ended, &mut self.evicted] {
+            for id in remembered.take_due(now) {
+                self.by_id.remove(&id);
+            }
+        }
+    }
+}
+
+impl Remembered {
+    fn new(most: usize) -> Self {
+        Self {
+            sessions: VecDeque::new(),
+            most,
+        }
+    }
+
+    /// Those that are to be forgotten.
+    fn take_due(&mut self, now: Instant) -> impl Iterator<Item = SessionId> + '_ {
+        let is_due = |(at, _): &&(Instant, SessionId)| now.saturating_duration_since(*at) >= GRACE;
+        let due = self.sessions.iter().take_while(is_due).count();
+        let due = due.max(self.sessions.len().saturating_sub(self.most));
+        self.sessions.drain(..due).map(|(_, id)| id)
     }
 }
 
@@ -145,26 +220,73 @@ impl Entries {
 mod tests {
     use super::*;
 
-    #[test]
-    fn ended_sessions_are_remembered_for_a_minute_and_free_their_place_at_once() {
-        let (registry, t) = (Registry::default(), Instant::now());
-        let (a, b, shard) = (SessionId([1; 16]), SessionId([2; 16]), ShardIndex(0));
-        assert!(registry.open(t, a, shard, 1, 10));
-        assert!(!registry.open(t, b, shard, 1, 10));
-        registry.connected(a);
-        registry.ended(t, a, CloseReason::Silent);
-        registry.ended(t, a, CloseReason::Deleted);
-        assert_eq!(registry.find(a).0, SessionState::Ended(CloseReason::Silent));
-        assert!(registry.open(t + GRACE, b, shard, 1, 10));
-        assert_eq!(registry.find(a).0, SessionState::Unknown);
+    const ANYBODY: Requester = Requester {
+        address: None,
+        has_token: false,
+    };
+
+    fn registry(sessions: usize, half_open: usize) -> Registry {
+        Registry::new(SessionLimits {
+            sessions,
+            half_open,
+            half_open_reserved: 0,
+            half_open_per_address: 1,
+        })
+    }
+
+    fn id(number: u32) -> SessionId {
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&number.to_be_bytes());
+        SessionId(id)
     }
 
     #[test]
-    fn sessions_that_never_connect_are_bounded_apart() {
-        let (registry, t, shard) = (Registry::default(), Instant::now(), ShardIndex(0));
-        assert!(registry.open(t, SessionId([1; 16]), shard, 10, 1));
-        assert!(!registry.open(t, SessionId([2; 16]), shard, 10, 1));
-        registry.connected(SessionId([1; 16]));
-        assert!(registry.open(t, SessionId([2; 16]), shard, 10, 1));
+    fn ended_sessions_are_remembered_for_a_minute_and_free_their_place_at_once() {
+        let (registry, t) = (registry(1, 10), Instant::now());
+        let (a, b, shard) = (id(1), id(2), ShardIndex(0));
+        assert_eq!(registry.open(t, a, shard, ANYBODY), Ok(None));
+        registry.connected(a);
+        assert_eq!(registry.open(t, b, shard, ANYBODY), Err(Full::Sessions));
+        registry.ended(t, a, CloseReason::Silent);
+        registry.ended(t, a, CloseReason::Deleted);
+        assert_eq!(registry.find(a).0, SessionState::Ended(CloseReason::Silent));
+        assert_eq!(registry.open(t + GRACE, b, shard, ANYBODY), Ok(None));
+        assert_eq!(registry.find(a).0, SessionState::Unknown);
+        assert_eq!((registry.live(), registry.half_open()), (1, 1));
+    }
+
+    #[test]
+    fn one_that_was_not_heard_gives_way_and_has_ended_for_everybody() {
+        let (registry, t, shard) = (registry(10, 1), Instant::now(), ShardIndex(3));
+        assert_eq!(registry.open(t, id(1), shard, ANYBODY), Ok(None));
+        let evicted = Evicted {
+            id: id(1),
+            shard,
+            full: Full::HalfOpen,
+        };
+        assert_eq!(registry.open(t, id(2), ShardIndex(0), ANYBODY), Ok(Some(evicted)));
+        assert_eq!(registry.find(id(1)).0, SessionState::Ended(CloseReason::Evicted));
+        // Its shard did not know yet.
+        registry.checked(id(1));
+        registry.connected(id(1));
+        registry.ended(t, id(1), CloseReason::Evicted);
+        assert_eq!((registry.live(), registry.half_open()), (1, 1));
+        registry.checked(id(2));
+        assert_eq!(registry.open(t, id(3), shard, ANYBODY), Err(Full::HalfOpen));
+        registry.connected(id(2));
+        assert_eq!(registry.open(t, id(3), shard, ANYBODY), Ok(None));
+        assert_eq!((registry.live(), registry.half_open()), (2, 1));
+    }
+
+    #[test]
+    fn a_flood_of_sessions_leaves_no_more_behind_than_may_be_remembered() {
+        let (registry, t, shard) = (registry(10, 1), Instant::now(), ShardIndex(0));
+        for number in 0..50_000 {
+            assert!(registry.open(t, id(number), shard, ANYBODY).is_ok());
+        }
+        assert!(registry.lock().by_id.len() <= MAX_EVICTED + 1);
+        assert_eq!(registry.find(id(49_998)).0, SessionState::Ended(CloseReason::Evicted));
+        assert_eq!(registry.find(id(0)).0, SessionState::Unknown);
+        assert_eq!(registry.live(), 1);
     }
 }

@@ -475,6 +475,8 @@ pub enum CloseReason {
     TokenRevoked,
     /// Ended by the API.
     Kicked,
+    /// It had sent no check, and a newer session needed its place.
+    Evicted,
     /// The gateway is stopping.
     Shutdown,
     /// Our own fault.
@@ -483,7 +485,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Deleted,
         Self::PeerClosed,
         Self::Silent,
@@ -495,6 +497,7 @@ impl CloseReason {
         Self::TokenExpired,
         Self::TokenRevoked,
         Self::Kicked,
+        Self::Evicted,
         Self::Shutdown,
         Self::Internal,
     ];
@@ -519,6 +522,10 @@ impl CloseReason {
             Self::TokenExpired => "its token has expired",
             Self::TokenRevoked => "its token is no longer in force",
             Self::Kicked => "it was ended by the API",
+            Self::Evicted => {
+                "it had sent no connectivity check, and a newer session took its place: too many were being set up at the \
+                 same time (limits.half_open_sessions, limits.half_open_per_address)"
+            }
             Self::Shutdown => "the gateway is stopping",
             Self::Internal => "a bug of the gateway: please report it with its log",
         }
@@ -546,6 +553,7 @@ impl CloseReason {
             Self::TokenExpired => "token_expired",
             Self::TokenRevoked => "token_revoked",
             Self::Kicked => "kicked",
+            Self::Evicted => "evicted",
             Self::Shutdown => "shutdown",
             Self::Internal => "internal",
         }

@@ -18,7 +18,7 @@ use super::message::{Message, Opening, OpeningRole, ShardMailbox};
 use super::peers::{Peer, PeerKey, Peers, Role};
 use super::tcp::{PeerAddress, Streams};
 use crate::hub::Hub;
-use crate::hub::registry::Registry;
+use crate::hub::registry::{Registry, SessionState};
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
 use crate::media::packet::Packet;
 use crate::media::{clock, rtcp};
@@ -207,6 +207,10 @@ impl Core {
         if self.stopping {
             return self.shared.registry.ended(now, id, CloseReason::Shutdown);
         }
+        // It may have given way to another one already.
+        if self.shared.registry.find(id).0 != SessionState::Connecting {
+            return;
+        }
         let (transport, role) = match role {
             OpeningRole::Publish(publication) => {
                 let transport = publication.transport.clone();
@@ -273,6 +277,11 @@ impl Core {
         match event {
             Event::AddressLearned(address) => {
                 self.foreign.remove(&address);
+                if let Some(peer) = self.peers.get(key)
+                    && peer.addresses.is_empty()
+                {
+                    self.shared.registry.checked(peer.id);
+                }
                 self.peers.learn(key, address, local);
                 self.shared.streams.authenticated(address);
             }
@@ -577,7 +586,10 @@ impl Core {
             }
         };
         let session = peer.id;
-        if reason.is_failure() {
+        if reason == CloseReason::Evicted {
+            // It takes one request of anybody to cause it: the metrics count them.
+            debug!(?session, %stream, ?lasted, "{role} gave way to a newer session");
+        } else if reason.is_failure() {
             let given = tracing::field::debug(self.shared.announced());
             let (reason, why) = (reason.label(), reason.explanation());
             warn!(?session, %stream, reason, ?lasted, why, given, "{role} did not get through");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::socket::SendCounters;
 use super::tcp;
+use crate::hub::registry::Full;
 use crate::hub::traffic::ReceptionReports;
 use crate::session::{CloseReason, guard};
 
@@ -19,6 +20,8 @@ pub struct Counters {
     closed: [AtomicU64; CloseReason::ALL.len()],
     in_sessions: [AtomicU64; guard::DropReason::ALL.len()],
     tcp_ended: [AtomicU64; tcp::Ended::ALL.len()],
+    refused: [AtomicU64; Full::ALL.len()],
+    evicted: [AtomicU64; Full::ALL.len()],
     /// From the offer to the end of the handshake.
     pub connecting: Histogram<{ CONNECTING.len() }>,
     /// From the arrival of a packet until it was sent to the viewers of a shard: for each turn of a shard the packet that
@@ -124,6 +127,8 @@ impl Default for Counters {
             closed: Default::default(),
             in_sessions: Default::default(),
             tcp_ended: Default::default(),
+            refused: Default::default(),
+            evicted: Default::default(),
             connecting: Histogram::new(&CONNECTING),
             forwarding: Histogram::new(&FORWARDING),
             reception: ReceptionReports::default(),
@@ -144,6 +149,32 @@ impl Counters {
         if let Some(counter) = self.closed.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts a session that was refused for this.
+    pub fn refused(&self, full: Full) {
+        if let Some(counter) = self.refused.get(full as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Sessions that were refused, by what there was too much of.
+    pub fn refusals(&self) -> impl Iterator<Item = (Full, u64)> + '_ {
+        let counts = self.refused.iter().map(|n| n.load(Ordering::Relaxed));
+        Full::ALL.into_iter().zip(counts)
+    }
+
+    /// Counts a half-open session that gave way to another one for this.
+    pub fn evicted(&self, full: Full) {
+        if let Some(counter) = self.evicted.get(full as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Half-open sessions that gave way, by what there was too much of.
+    pub fn evictions(&self) -> impl Iterator<Item = (Full, u64)> + '_ {
+        let counts = self.evicted.iter().map(|n| n.load(Ordering::Relaxed));
+        Full::ALL.into_iter().zip(counts)
     }
 
     /// Counts the end of a connection to the TCP port.

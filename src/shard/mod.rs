@@ -39,8 +39,8 @@ use self::watchdog::{Phase, Stalled, Ticks, Watchdog};
 use crate::hub::Hub;
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
-use crate::hub::registry::Registry;
-pub use crate::hub::registry::SessionState;
+use crate::hub::registry::{Full, Registry};
+pub use crate::hub::registry::{Requester, SessionLimits, SessionState};
 pub use crate::hub::stream::{Layer, LayerSelection, SessionId};
 use crate::hub::stream::{ShardIndex, SourceRef};
 use crate::media::packet::Packet;
@@ -61,7 +61,7 @@ pub struct Settings {
     pub announce: Vec<IpAddr>,
     /// Threads; 0 takes one for each processor.
     pub shards: usize,
-    pub max_sessions: usize,
+    pub sessions: SessionLimits,
     /// A shard that stands still for so long ends the process.
     pub fatal_stall: Duration,
 }
@@ -89,8 +89,22 @@ pub struct Placement {
 pub enum Refusal {
     #[error("the gateway holds as many sessions as it may")]
     Full,
+    #[error("as many sessions are being set up as may be at the same time")]
+    HalfOpen,
+    #[error("as many sessions are being set up from this address as may be at the same time")]
+    Address,
     #[error("the gateway is stopping")]
     Stopping,
+}
+
+impl From<Full> for Refusal {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::Sessions => Self::Full,
+            Full::HalfOpen => Self::HalfOpen,
+            Full::Address => Self::Address,
+        }
+    }
 }
 
 /// Handle on the running shards. Cheap to clone; every call returns at once, but [`MediaPlane::stop`].
@@ -103,7 +117,6 @@ struct Inner {
     shared: Arc<Shared>,
     local: SocketAddr,
     next: AtomicUsize,
-    max_sessions: usize,
     stopping: AtomicBool,
     takes_tcp: AtomicBool,
     ticks: Arc<Ticks>,
@@ -113,10 +126,6 @@ struct Inner {
 
 /// Media batches that may wait for a shard: at a batch per frame and 30 frames a second, some seconds of many streams.
 const MAILBOX: usize = 8_192;
-
-/// Sessions that may be between POST and the end of the handshake at the same time. A legitimate peer needs a fraction
-/// of a second; a flood of POSTs stops here.
-const MAX_HALF_OPEN: usize = 2_048;
 
 impl MediaPlane {
     /// Binds the port and starts the shards.
@@ -151,7 +160,7 @@ impl MediaPlane {
         let candidates = candidates(&settings.announce, address)?;
         let shared = Arc::new(Shared {
             hub: Hub::default(),
-            registry: Registry::default(),
+            registry: Registry::new(settings.sessions),
             identity,
             mailboxes,
             counters: Counters::default(),
@@ -174,7 +183,6 @@ impl MediaPlane {
             watchdog: Mutex::new(Some(watchdog)),
             local: address,
             next: AtomicUsize::new(0),
-            max_sessions: settings.max_sessions,
             stopping: AtomicBool::new(false),
             takes_tcp: AtomicBool::new(false),
             threads: Mutex::new(threads),
@@ -268,6 +276,11 @@ impl MediaPlane {
         self.inner.shared.registry.live()
     }
 
+    /// Those of them that are not connected.
+    pub fn half_open_sessions(&self) -> usize {
+        self.inner.shared.registry.half_open()
+    }
+
     /// Chooses a shard and makes ICE credentials for a new session. Nothing is held yet.
     pub fn place(&self) -> Placement {
         let shard = self.inner.next.fetch_add(1, Ordering::Relaxed) % self.inner.shared.mailboxes.len().max(1);
@@ -293,8 +306,10 @@ impl MediaPlane {
         stream: StreamName,
         placement: Placement,
         publication: Publication,
+        requester: Requester,
     ) -> Result<SessionId, Refusal> {
-        self.open(random_id(), stream, placement, OpeningRole::Publish(publication))
+        let role = OpeningRole::Publish(publication);
+        self.open(random_id(), stream, placement, role, requester)
     }
 
     /// Opens the session of a viewer.
@@ -302,8 +317,14 @@ impl MediaPlane {
     /// # Errors
     ///
     /// A [`Refusal`]; nothing was opened.
-    pub fn play(&self, stream: StreamName, placement: Placement, playback: Playback) -> Result<SessionId, Refusal> {
-        self.open(random_id(), stream, placement, OpeningRole::Play(playback))
+    pub fn play(
+        &self,
+        stream: StreamName,
+        placement: Placement,
+        playback: Playback,
+        requester: Requester,
+    ) -> Result<SessionId, Refusal> {
+        self.play_as(random_id(), stream, placement, playback, requester)
     }
 
     /// Opens the session of a viewer whose URL is known already, as it answers an offer of ours.
@@ -317,8 +338,9 @@ impl MediaPlane {
         stream: StreamName,
         placement: Placement,
         playback: Playback,
+        requester: Requester,
     ) -> Result<SessionId, Refusal> {
-        self.open(id, stream, placement, OpeningRole::Play(playback))
+        self.open(id, stream, placement, OpeningRole::Play(playback), requester)
     }
 
     fn open(
@@ -327,6 +349,7 @@ impl MediaPlane {
         stream: StreamName,
         placement: Placement,
         role: OpeningRole,
+        requester: Requester,
     ) -> Result<SessionId, Refusal> {
         if self.inner.stopping.load(Ordering::Acquire) {
             return Err(Refusal::Stopping);
@@ -334,11 +357,19 @@ impl MediaPlane {
         let shared = &self.inner.shared;
         let mailbox = shared.mailboxes.get(placement.shard).ok_or(Refusal::Full)?;
         let shard = ShardIndex(placement.shard as u16);
-        if !shared
+        let evicted = shared
             .registry
-            .open(now(), session, shard, self.inner.max_sessions, MAX_HALF_OPEN)
-        {
-            return Err(Refusal::Full);
+            .open(now(), session, shard, requester)
+            .inspect_err(|full| shared.counters.refused(*full))?;
+        if let Some(evicted) = evicted {
+            shared.counters.evicted(evicted.full);
+            if let Some(mailbox) = shared.mailboxes.get(usize::from(evicted.shard.0)) {
+                // A shard too busy to take this ends the session when its time to connect is over.
+                let _ = mailbox.push(Message::Close {
+                    session: evicted.id,
+                    reason: CloseReason::Evicted,
+                });
+            }
         }
         let opening = Box::new(Opening {
             session,

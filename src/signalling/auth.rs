@@ -14,7 +14,6 @@ use super::limits::RateLimit;
 use super::problem::Problem;
 pub use crate::access::Action;
 use crate::access::{Access, AccessRequest, Denial, Grant};
-use crate::config::Limits;
 use crate::hub::name::StreamName;
 
 /// Where everybody who comes by HTTP passes.
@@ -24,13 +23,8 @@ pub struct Authenticator {
 }
 
 /// Wrong tokens of one address: some at once, as when a person tries, and one a second in the long run.
-const FAILURES: Limits = Limits {
-    requests_per_second: 1,
-    request_burst: 20,
-    connections: 0,
-    connections_per_address: 0,
-    drain: Duration::ZERO,
-};
+const FAILURES_PER_SECOND: u32 = 1;
+const FAILURES_AT_ONCE: u32 = 20;
 
 /// What of a request says who sent it.
 #[derive(Clone, Copy)]
@@ -44,7 +38,7 @@ impl Authenticator {
     pub fn new(access: Access) -> Self {
         Self {
             access: RwLock::new(Arc::new(access)),
-            failures: RateLimit::new(&FAILURES),
+            failures: RateLimit::new(FAILURES_PER_SECOND, FAILURES_AT_ONCE),
         }
     }
 

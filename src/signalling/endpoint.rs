@@ -111,9 +111,9 @@ fn publish(
     let placement = media.place();
     let (publication, answer) = answer_publisher(offer, &local(signalling, &placement, &media.candidates()))?;
     let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials, &answer);
-    let session = media.publish(stream.clone(), placement, publication)?;
+    let held = held(request, grant, Action::Publish, stream.clone(), None);
+    let session = media.publish(stream.clone(), placement, publication, held.requester())?;
     debug!(?session, %stream, "publisher accepted");
-    let held = held(request, grant, Action::Publish, stream, None);
     Ok(created(signalling, session, ice, held, answer))
 }
 
@@ -147,11 +147,10 @@ async fn play(
         answered => answered?,
     };
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
-    let video_codecs = alternate::video_codecs(offer, &playback);
-    let session = media.play(stream.clone(), placement, playback)?;
+    let mut held = held(request, grant, Action::Play, stream.clone(), VideoLine::of(&answer));
+    held.video_codecs = alternate::video_codecs(offer, &playback);
+    let session = media.play(stream.clone(), placement, playback, held.requester())?;
     debug!(?session, %stream, "viewer accepted");
-    let mut held = held(request, grant, Action::Play, stream, VideoLine::of(&answer));
-    held.video_codecs = video_codecs;
     Ok(created(signalling, session, ice, held, answer))
 }
 
@@ -257,7 +256,8 @@ pub(super) async fn answered(signalling: &Signalling, session: SessionId, bytes:
     let mut held = offered.held;
     held.video = VideoLine::of(&offered.text);
     held.video_codecs = alternate::video_codecs(&answer, &playback);
-    media.play_as(session, held.stream.clone(), offered.placement, playback)?;
+    let requester = held.requester();
+    media.play_as(session, held.stream.clone(), offered.placement, playback, requester)?;
     debug!(?session, stream = %held.stream, "viewer accepted");
     let _ = created(signalling, session, ice, held, String::new());
     Ok(no_store(StatusCode::NO_CONTENT.into_response()))

@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::Limits;
 use crate::hub::address::{AddressBudget, AddressKey};
 
 /// Bounds the requests of each address.
@@ -24,11 +23,11 @@ const MAX_ADDRESSES: usize = 32_768;
 const OTHERS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 impl RateLimit {
-    pub fn new(limits: &Limits) -> Self {
-        let interval = Duration::from_secs(1).checked_div(limits.requests_per_second);
+    /// So many in the long run, where 0 sets no bound, and so many at once.
+    pub fn new(per_second: u32, burst: u32) -> Self {
         Self {
-            interval,
-            burst: limits.request_burst.max(1),
+            interval: Duration::from_secs(1).checked_div(per_second),
+            burst: burst.max(1),
             full_at: Mutex::default(),
         }
     }
@@ -120,23 +119,13 @@ impl Drop for ConnectionPermit {
 mod tests {
     use super::*;
 
-    fn limit(requests_per_second: u32, request_burst: u32) -> RateLimit {
-        RateLimit::new(&Limits {
-            requests_per_second,
-            request_burst,
-            connections: 1,
-            connections_per_address: 1,
-            drain: Duration::ZERO,
-        })
-    }
-
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("address")
     }
 
     #[test]
     fn a_burst_passes_and_then_the_rate_holds() {
-        let (limit, t) = (limit(10, 5), Instant::now());
+        let (limit, t) = (RateLimit::new(10, 5), Instant::now());
         for _ in 0..5 {
             assert_eq!(limit.take(t, ip("192.0.2.1")), Ok(()));
         }
@@ -151,7 +140,7 @@ mod tests {
 
     #[test]
     fn addresses_have_buckets_of_their_own_but_a_v6_network_shares_one() {
-        let (limit, t) = (limit(1, 1), Instant::now());
+        let (limit, t) = (RateLimit::new(1, 1), Instant::now());
         for (address, passes) in [
             ("192.0.2.1", true),
             ("192.0.2.2", true),
@@ -166,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_addresses_shares_a_bucket_and_no_more_memory() {
-        let (limit, t) = (limit(1, 1), Instant::now());
+        let (limit, t) = (RateLimit::new(1, 1), Instant::now());
         let address = |n: usize| IpAddr::V4((n as u32).into());
         for n in 0..MAX_ADDRESSES {
             assert_eq!(limit.take(t, address(n)), Ok(()));
@@ -200,7 +189,7 @@ mod tests {
 
     #[test]
     fn zero_sets_no_bound() {
-        let (limit, t) = (limit(0, 1), Instant::now());
+        let (limit, t) = (RateLimit::new(0, 1), Instant::now());
         assert!((0..10_000).all(|_| limit.take(t, ip("192.0.2.1")).is_ok()));
     }
 }

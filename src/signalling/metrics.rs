@@ -35,12 +35,40 @@ pub fn render(signalling: &Signalling) -> String {
         "Sessions that have not ended.",
         signalling.media.sessions(),
     );
+    bounds(&mut page, signalling);
     streams(&mut page, signalling);
     sources(&mut page, signalling);
     media(&mut page, signalling);
     reception(&mut page, signalling);
     process(&mut page, signalling);
     page.text
+}
+
+/// Sessions that are being set up, and what became of too many.
+fn bounds(page: &mut Page, signalling: &Signalling) {
+    page.single(
+        "millstream_half_open_sessions",
+        "gauge",
+        "Sessions between their offer and the end of their handshake.",
+        signalling.media.half_open_sessions(),
+    );
+    let counters = signalling.media.counters();
+    page.family(
+        "millstream_sessions_refused_total",
+        "counter",
+        "Sessions that were refused, by what there was too much of.",
+    );
+    for (full, count) in counters.refusals() {
+        page.labelled("reason", full.label(), count);
+    }
+    page.family(
+        "millstream_sessions_evicted_total",
+        "counter",
+        "Half-open sessions without a check that gave way to a newer one, by what there was too much of.",
+    );
+    for (full, count) in counters.evictions() {
+        page.labelled("reason", full.label(), count);
+    }
 }
 
 /// What viewers say, and how long it took them to be here.

@@ -144,7 +144,7 @@ impl Signalling {
             sessions: Sessions::default(),
             events: EventStreams::default(),
             offers: Offers::default(),
-            rate: RateLimit::new(limits),
+            rate: RateLimit::new(limits.requests_per_second, limits.request_burst),
             counters: HttpCounters::default(),
             fetched,
             draining: AtomicBool::new(false),

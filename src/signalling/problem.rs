@@ -104,11 +104,13 @@ impl From<OfferError> for Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        let (code, seconds) = match refusal {
-            Refusal::Full => ("full", 5),
-            Refusal::Stopping => ("stopping", 2),
+        let (status, code, seconds) = match refusal {
+            Refusal::Full => (StatusCode::SERVICE_UNAVAILABLE, "full", 5),
+            Refusal::HalfOpen => (StatusCode::SERVICE_UNAVAILABLE, "half_open_full", 2),
+            Refusal::Address => (StatusCode::TOO_MANY_REQUESTS, "half_open_address", 2),
+            Refusal::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping", 2),
         };
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, refusal.to_string()).retry_after(seconds)
+        Self::new(status, code, refusal.to_string()).retry_after(seconds)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::hub::name::StreamName;
 use crate::media::Codec;
 use crate::sdp::Frame;
 use crate::sdp::plan::IceCredentials;
-use crate::shard::{MediaPlane, SessionId, SessionState};
+use crate::shard::{MediaPlane, Requester, SessionId, SessionState};
 
 /// The current ICE session: the peer's credentials, and the tag that names it (RFC 9725 §4.3.1).
 #[derive(Clone, Debug)]
@@ -62,6 +62,16 @@ pub struct SessionRecord {
     /// Where the offer came from, and what sent it.
     pub address: Option<IpAddr>,
     pub agent: Option<String>,
+}
+
+impl SessionRecord {
+    /// Who asked for it.
+    pub fn requester(&self) -> Requester {
+        Requester {
+            address: self.address,
+            has_token: self.grant.by_token,
+        }
+    }
 }
 
 /// The m-line of the video in an answer.

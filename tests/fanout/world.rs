@@ -9,7 +9,7 @@ use bytes::Bytes;
 use millstream::hub::Hub;
 use millstream::hub::mailbox::Mailbox;
 use millstream::hub::name::StreamName;
-use millstream::hub::registry::{Registry, SessionState};
+use millstream::hub::registry::{Registry, Requester, SessionLimits, SessionState};
 use millstream::hub::stream::{LayerSelection, SessionId, ShardIndex};
 use millstream::media::packet::Packet;
 use millstream::sdp::{self, Local, Offer};
@@ -118,7 +118,12 @@ impl World {
         let mailboxes = (0..shards).map(|_| Arc::new(Mailbox::new(mailbox, || {}))).collect();
         let shared = Arc::new(Shared {
             hub: Hub::default(),
-            registry: Registry::default(),
+            registry: Registry::new(SessionLimits {
+                sessions: 10_000,
+                half_open: 10_000,
+                half_open_reserved: 0,
+                half_open_per_address: 10_000,
+            }),
             identity,
             mailboxes,
             counters: Counters::default(),
@@ -234,11 +239,15 @@ impl World {
         let mut id = [0; 16];
         self.rng.fill_bytes(&mut id);
         let session = SessionId(id);
-        assert!(
-            self.shared
-                .registry
-                .open(self.now, session, ShardIndex(shard as u16), 10_000, 10_000)
-        );
+        let requester = Requester {
+            address: None,
+            has_token: false,
+        };
+        let opened = self
+            .shared
+            .registry
+            .open(self.now, session, ShardIndex(shard as u16), requester);
+        assert_eq!(opened, Ok(None));
         let opening = Opening {
             session,
             stream: name,

@@ -1,6 +1,6 @@
 //! A gateway in this process, and an HTTP client that hides nothing: what is sent and received is bytes.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use millstream::media::Format;
 use millstream::shard::SourceFormats;
 use millstream::{Config, Gateway};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 pub const PUBLISH: &str = "publish-token";
 /// Longer than any deadline of the gateway.
@@ -64,6 +64,14 @@ pub fn make_live(gateway: &Gateway, stream: &str) {
     gateway.media().hub().open_with(&name, |state| {
         state.attach(source, &formats);
     });
+}
+
+/// A sample of the metrics, by its name and labels.
+pub async fn metric(gateway: &Gateway, name: &str) -> u64 {
+    let reply = Request::new("GET", "/metrics").send(gateway).await;
+    let mut samples = reply.text().lines().filter_map(|line| line.rsplit_once(' '));
+    let (_, value) = samples.find(|(sample, _)| *sample == name).expect(name);
+    value.parse().expect("a number")
 }
 
 /// A request to be sent.
@@ -127,6 +135,20 @@ impl Request {
     }
 
     pub async fn send(&self, gateway: &Gateway) -> Reply {
+        let reply = raw(gateway.http_addr(), &self.bytes()).await;
+        Reply::parse(&reply).unwrap_or_else(|| panic!("no response to {self:?}"))
+    }
+
+    /// Sends it from another address of this host.
+    pub async fn send_from(&self, source: Ipv4Addr, gateway: &Gateway) -> Reply {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((source, 0).into()).expect("an address of this host");
+        let stream = socket.connect(gateway.http_addr()).await.expect("connects");
+        let reply = reconcile(stream, &self.bytes()).await;
+        Reply::parse(&reply).unwrap_or_else(|| panic!("no response to {self:?}"))
+    }
+
+    fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nHost: evil.example\r\n", self.method, self.target);
         for (name, value) in &self.headers {
             head += &format!("{name}: {value}\r\n");
@@ -134,15 +156,16 @@ impl Request {
         if self.method != "GET" && self.method != "HEAD" {
             head += &format!("Content-Length: {}\r\n", self.body.len());
         }
-        let bytes = [head.as_bytes(), b"Connection: close\r\n\r\n", &self.body].concat();
-        let reply = raw(gateway.http_addr(), &bytes).await;
-        Reply::parse(&reply).unwrap_or_else(|| panic!("no response to {self:?}"))
+        [head.as_bytes(), b"Connection: close\r\n\r\n", &self.body].concat()
     }
 }
 
 /// Sends bytes and reads to the end of the connection.
 pub async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(address).await.expect("connects");
+    reconcile(TcpStream::connect(address).await.expect("connects"), bytes).await
+}
+
+async fn reconcile(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     let (mut reader, mut writer) = stream.split();
     let mut reply = Vec::new();
     // Both at once: the gateway may answer before it has read everything.

@@ -4,6 +4,7 @@ mod access;
 mod client;
 mod connections;
 mod extensions;
+mod floods;
 mod leftovers;
 mod media_by_tcp;
 mod offers;

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{sleep, timeout};
 
-use crate::client::{OBS, Request, gateway};
+use crate::client::{OBS, Request, gateway, metric};
 
 /// Longer than any deadline of the gateway, and than any pause of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -116,12 +116,6 @@ async fn who_is_no_peer_is_let_go() {
         assert_eq!(metric(&gateway, &name).await, count, "{reason}");
     }
     gateway.stop().await;
-}
-
-async fn metric(gateway: &Gateway, name: &str) -> u64 {
-    let reply = Request::new("GET", "/metrics").send(gateway).await;
-    let line = reply.text().lines().find_map(|line| line.strip_prefix(name));
-    line.expect(name).trim().parse().expect("a number")
 }
 
 /// A stream of 8 Mbit/s, until this is dropped.

@@ -62,6 +62,8 @@ impl Gateway {
             .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH_TOKEN)
             // All the viewers of this tool come from one address, faster than any one user may.
             .env("MILLSTREAM_LIMITS__REQUESTS_PER_SECOND", "0")
+            .env("MILLSTREAM_LIMITS__CONNECTIONS_PER_ADDRESS", "4096")
+            .env("MILLSTREAM_LIMITS__HALF_OPEN_PER_ADDRESS", "4096")
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
