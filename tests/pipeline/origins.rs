@@ -524,7 +524,7 @@ async fn what_is_no_playlist_is_refused() {
         ("empty.m3u8", "is no playlist"),
         ("endless.m3u8", "more than 1048576 bytes"),
         ("none.m3u8", "answered 404"),
-        ("broken.m3u8", "neither MPEG-TS nor fragmented MP4"),
+        ("broken.m3u8", "neither MPEG-TS, fragmented MP4 nor packed AAC"),
         ("drm.m3u8", "encrypted with SAMPLE-AES"),
     ] {
         let gateway = source(&server.uri(file), "").await;

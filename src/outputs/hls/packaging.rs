@@ -75,6 +75,7 @@ pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: 
 /// Updates the track readers to the current source, layers and transcoded streams of the stream.
 fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live, tracks: &mut Vec<TrackReader<'a>>) {
     let Some(stream) = hub.find(name) else { return };
+    let has_aac_players = live.has_aac_players();
     let (origins, lower_layers, aac, source) = {
         let state = stream.lock();
         let Some(source) = state.source() else { return };
@@ -83,7 +84,7 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live,
         (
             origins,
             layers(name, &state),
-            aac(hub, name, &state).filter(|_| live.has_aac_players()),
+            aac(hub, name, &state).filter(|_| has_aac_players),
             source.session,
         )
     };
