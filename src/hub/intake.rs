@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_source_goes_on_where_the_last_one_ended() {
+    fn the_next_source_continues_where_the_last_one_ended() {
         let (mut track, t) = (Track::new(Kind::Video), Instant::now());
         let first = run(&mut Intake::new(), &mut track, video(60_000, 5, true, t));
         let later = t + Duration::from_secs(3);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn inserted_parameter_sets_move_what_follows_and_not_what_comes_late() {
+    fn inserted_parameter_sets_shift_later_packets_but_not_late_ones() {
         let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
         let start = run(&mut intake, &mut track, video(1, 0, true, t))[0].0;
         run(&mut intake, &mut track, video(2, 3000, false, t));
@@ -367,12 +367,12 @@ mod tests {
         assert_eq!(seq, start + 2);
         assert!(
             time - track_time(&track, start) < 90_000,
-            "time goes on with the arrivals"
+            "timestamps follow the arrivals"
         );
     }
 
     #[test]
-    fn a_very_late_packet_is_no_jump_of_the_source() {
+    fn a_very_late_packet_is_not_a_jump_of_the_source() {
         let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
         let (start, _) = run(&mut intake, &mut track, video(10_000, 0, true, t))[0];
         for seq in (10_002..14_000).chain([10_001]) {
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_does_not_begin_with_a_key_frame_whose_followers_were_let_go() {
+    fn a_source_does_not_start_with_a_key_frame_whose_followers_were_dropped() {
         let (mut track, mut intake, t) = (Track::new(Kind::Video), Intake::new(), Instant::now());
         // The identifying packet arrives late, after the next frame has started.
         assert!(run(&mut intake, &mut track, video(11, 0, false, t)).is_empty());

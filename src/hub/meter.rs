@@ -82,8 +82,8 @@ impl Delays {
         self.count += 1;
         self.sum += delay;
         let seconds = delay.as_secs_f64();
-        let known = self.recent.filter(|(_, at)| now.saturating_duration_since(*at) < STALE);
-        let mean = known.map_or(seconds, |(mean, _)| mean + (seconds - mean) / SMOOTH);
+        let recent = self.recent.filter(|(_, at)| now.saturating_duration_since(*at) < STALE);
+        let mean = recent.map_or(seconds, |(mean, _)| mean + (seconds - mean) / SMOOTH);
         self.recent = Some((mean, now));
     }
 

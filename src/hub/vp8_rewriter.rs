@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn the_counters_of_the_next_source_go_on_where_the_last_ended() {
+    fn the_counters_continue_across_sources() {
         let mut rewriter = Vp8Rewriter::default();
         assert_eq!(rewriter.shift_for(&payload(5, 5)), Vp8Shift::default());
         rewriter.follow(&payload(0x7fff, 255));

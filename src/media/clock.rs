@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_clock_that_was_set_begins_anew() {
+    fn a_changed_wall_clock_resets_the_mapping() {
         let (mut ntp, t) = (NtpClock::default(), Instant::now());
         assert_eq!(ntp.instant(5_000 << 32, t), t);
         assert_eq!(

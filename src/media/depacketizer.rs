@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn no_payload_makes_it_panic() {
+    fn no_payload_causes_a_panic() {
         for length in 0..6usize {
             for first in 0..=255u8 {
                 for codec in [Codec::H264, Codec::H265, Codec::Jpeg] {

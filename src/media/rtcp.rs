@@ -1,5 +1,5 @@
-//! RTCP: parses the messages that a session handles and writes those that it sends (RFC 3550 §6, RFC 4585 §6, RFC 5104
-//! §4.3.1).
+//! RTCP: parses the messages that a session handles and writes those that it sends (RFC 3550 §6, RFC 4585 §6,
+//! RFC 5104 §4.3.1).
 //!
 //! The parser is written by hand because all input is untrusted and most of a compound packet is skipped. Parsing stops
 //! at the first malformed packet; the messages before it are kept.

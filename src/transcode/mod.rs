@@ -243,7 +243,8 @@ impl TranscodeJob {
             Err(error) => return Some(error),
         };
         let process = running.0.as_mut()?;
-        info!(stream = %self.origin, transcode = self.transcode.label(), from = input.format.codec().name(), "transcoding");
+        let (transcode, from) = (self.transcode.label(), input.format.codec().name());
+        info!(stream = %self.origin, transcode, from, "transcoding");
         let mut conversion = FrameConversion {
             kind: self.transcode.kind(),
             output_codec: self.transcode.format().codec(),

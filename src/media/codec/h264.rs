@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn an_sps_cut_off_anywhere_is_no_panic_and_no_wrong_size() {
+    fn a_truncated_sps_never_panics_or_has_a_wrong_size() {
         for length in 0..HIGH_1080.len() {
             if let Some(sps) = Sps::parse(&rbsp(&HIGH_1080[..length])) {
                 assert!(matches!(sps.resolution, None | Some((1920, 1080))), "{length}: {sps:?}");
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn absurd_sizes_are_no_sizes() {
+    fn absurd_sizes_are_rejected() {
         assert_eq!(cropped(16, 16), None);
         assert_eq!(cropped(16, 32), None);
         assert_eq!(cropped(1 << 33, 0), None);

@@ -137,7 +137,7 @@ fn obs_sends_sps_and_pps_as_packets_of_their_own() {
 }
 
 #[test]
-fn an_idr_without_any_known_parameter_sets_is_no_start() {
+fn an_idr_without_any_known_parameter_sets_is_not_a_key_frame() {
     let mut inspector = Inspector::new(Codec::H264);
     assert_eq!(h264(&mut inspector, 1, IDR), Inspection::default());
     h264(&mut inspector, 1, SPS);

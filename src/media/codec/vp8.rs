@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inter_frame_that_looks_like_a_key_frame_behind_its_tag_is_none() {
+    fn an_inter_frame_with_a_key_frame_start_code_is_not_a_key_frame() {
         let key_frame = [0x10, 0x30, 0, 0, 0x9d, 0x01, 0x2a, 0x40, 0x41, 0xf0, 0x80];
         assert_eq!(
             inspect(&key_frame).resolution,
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_cut_off_is_none() {
+    fn a_truncated_descriptor_is_rejected() {
         for length in 0..6 {
             assert_eq!(Vp8Descriptor::parse(&LONG[..length]), None);
         }

@@ -138,8 +138,11 @@ fn a_key_frame_without_parameter_sets_gets_the_latest_in_front() {
         };
         let (sets, rest): (Vec<Bytes>, Vec<Bytes>) = units[0].iter().cloned().partition(is_set);
         let mut packetizer = packetizer(codec);
-        let unknown = packetizer.packetize_video(&rest).expect("a small access unit");
-        assert!(unknown.iter().all(|p| !p.key_frame), "nothing is known yet");
+        let without_sets = packetizer.packetize_video(&rest).expect("a small access unit");
+        assert!(
+            without_sets.iter().all(|p| !p.key_frame),
+            "no parameter sets are stored yet"
+        );
         packetizer.remember(&sets);
         for _ in 0..2 {
             let payloads = packetizer.packetize_video(&rest).expect("a small access unit");
@@ -156,12 +159,12 @@ fn a_key_frame_without_parameter_sets_gets_the_latest_in_front() {
 fn parameter_sets_share_a_payload_and_delimiters_and_filler_are_dropped() {
     let unit = nals(&[AUD, SPS, PPS, &slice(0x65, 900), FILLER]);
     let payloads = packetizer(Codec::H264).packetize_video(&unit).expect("a small unit");
-    let [sets, picture] = &payloads[..] else {
+    let [sets, idr] = &payloads[..] else {
         panic!("{payloads:?}")
     };
     assert_eq!(sets.bytes[..3], [0x78, 0, 7], "STAP-A with the NRI of its parts");
-    assert_eq!((sets.marker, picture.marker), (false, true));
-    assert_eq!(picture.bytes, unit[3]);
+    assert_eq!((sets.marker, idr.marker), (false, true));
+    assert_eq!(idr.bytes, unit[3]);
 }
 
 #[test]
