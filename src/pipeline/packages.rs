@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_is_named_with_its_package() {
+    fn missing_elements_are_named_with_their_package() {
         let missing = ["x264enc", "opusenc", "x264enc", "ndisrc"].map(str::to_owned);
         assert_eq!(
             advice(&missing),

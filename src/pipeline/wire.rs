@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_come_out_as_they_went_in_however_they_are_cut() {
+    fn messages_round_trip_however_they_are_fragmented() {
         let messages = [
             FromWorker::Ready(Tracks {
                 video: true,
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_worker_says_is_shown_without_addresses_and_within_bounds() {
+    fn worker_texts_are_shown_without_urls_and_within_bounds() {
         let said = Failure::Stream(format!("cannot open\nrtsp://user:secret@cam/1 {}", "x".repeat(9_000)));
         let shown = said.shown().to_string();
         assert!(
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_refused_and_nothing_is_reserved_for_it() {
+    fn invalid_messages_are_rejected_without_reserving_memory() {
         for (bytes, wanted) in [
             (&[0xff, 0xff, 0xff, 0xff, 3][..], WireError::TooLong(0xffff_ffff)),
             (&[0, 0, 0, 0], WireError::Unreadable(0)),

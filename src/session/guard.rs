@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn an_honest_flight_passes_unchanged() {
+    fn a_regular_flight_passes_unchanged() {
         let mut datagram = record(HANDSHAKE, 0, &fragment(0, 4, 0, 4, b"abcd"));
         datagram.extend(record(CHANGE_CIPHER_SPEC, 0, &[1]));
         datagram.extend(record(HANDSHAKE, 1, &[0; 40]));
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fragment_has_to_be_what_its_header_says() {
+    fn a_fragment_must_match_its_header() {
         for lie in [
             fragment(0, 100, 0, 50, b"short"),
             fragment(0, 10, 8, 5, b"12345"),
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn records_of_the_next_epoch_do_not_pile_up() {
+    fn early_records_of_the_next_epoch_are_bounded() {
         let mut guard = Guard::default();
         let early = record(23, 1, &[0; 1_000]);
         let passed = (0..1_000).take_while(|_| guard.admit(&early).is_ok()).count();
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_clear_text_is_believed_after_the_handshake() {
+    fn clear_text_records_are_dropped_after_the_handshake() {
         let mut guard = Guard::default();
         guard.establish();
         for content in [CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, 23, 99] {
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn an_encrypted_handshake_record_is_a_finished_or_nothing() {
+    fn unexpected_encrypted_records_are_dropped() {
         for established in [false, true] {
             let mut guard = Guard {
                 established,

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_left_the_window_is_too_old() {
+    fn packets_older_than_the_window_are_too_old() {
         let (mut reception, now) = reception();
         for seq in 0..5000 {
             reception.on_packet(now, seq, 0);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_before_the_first_are_late_but_strangers_are_not() {
+    fn packets_shortly_before_the_first_are_late_and_older_ones_are_too_old() {
         let (mut reception, now) = reception();
         assert_eq!(
             kinds(&mut reception, now, &[0, 65_535, 65_000]),
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_jump_begins_anew_instead_of_being_loss() {
+    fn a_long_jump_is_a_restart_and_not_loss() {
         let (mut reception, now) = reception();
         let first = reception.on_packet(now, 10, 0).ext_seq;
         let far = reception.on_packet(now, 20_000, 0);
