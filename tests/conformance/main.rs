@@ -1,7 +1,7 @@
-//! The table of `docs/conformance.md`: each row of `rows.txt`, and the tests that name it.
+//! The table of `docs/conformance.md`: each row of `rows.txt`, and the tests that cover it.
 //!
-//! A test names the rows that it shows in the comment before it. `CONFORMANCE=write cargo test --test conformance` writes
-//! the table anew.
+//! A test names the rows that it covers in the comment before it. `CONFORMANCE=write cargo test --test conformance`
+//! regenerates the table.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -124,10 +124,10 @@ fn table(rows: &[Row], shown: &BTreeMap<String, Vec<String>>) -> String {
     let met = rows.iter().filter(|row| row.unmet.is_none()).count();
     let mut text = format!(
         "# Conformance\n\n\
-         What WHIP (RFC 9725), WHEP (draft-ietf-wish-whep and its extensions) and real clients demand, and the tests that\n\
-         show it. {met} of {} rows are met. M: must, S: should, O: may, X: of our own. Made from the tests by\n\
+         Requirements of WHIP (RFC 9725), WHEP (draft-ietf-wish-whep and its extensions) and real clients, and the tests\n\
+         that cover them. {met} of {} rows are met. M: must, S: should, O: may, X: our own. Generated from the tests by\n\
          `CONFORMANCE=write cargo test --test conformance`.\n\n\
-         | row | | rule | shown by |\n|---|---|---|---|\n",
+         | row | | rule | covered by |\n|---|---|---|---|\n",
         rows.len()
     );
     for row in rows {
