@@ -6,7 +6,7 @@ SHELL := bash
 CARGO ?= cargo
 BENCH_ARGS ?=
 
-.PHONY: help run build test check lint deny unit-test load-test interop-test browser-test bench hostile deb deb-test image image-test source-faults clean
+.PHONY: help run build test check lint deny unit-test load-test interop-test clients-test browser-test bench hostile deb deb-test image image-test source-faults clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ interop-test: ## Other stacks publish and watch: aiortc
 	[ -x target/interop/bin/python ] || python3 -m venv target/interop
 	target/interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
 	target/interop/bin/python tests/interop/aiortc_peers.py target/debug/millstream
+
+clients-test: ## Installed GStreamer and FFmpeg publish and watch, also over a lossy link (needs root; see docs/clients.md)
+	$(CARGO) build --locked
+	python3 tests/clients/clients.py target/debug/millstream
 
 bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="--viewers 200 --seconds 10")
 	$(CARGO) run --release --locked -p millstream-bench -- $(BENCH_ARGS)
