@@ -5,6 +5,8 @@
 const LIBRARY = new URL('hls.min.js', import.meta.url);
 /** An attempt that brings no picture for so long is given up, in milliseconds. */
 const PATIENCE = 8_000;
+/** So is one whose playlist does not grow: a stream that stands still has nothing but what was shown already. */
+const GROWS_WITHIN = 3_000;
 
 let loading;
 
@@ -34,7 +36,7 @@ export function playlistOf(endpoint) {
 
 /**
  * Plays a playlist in a video element. `state` is `idle`, `connecting`, `playing` or `failed`; each change is a `state`
- * event.
+ * event. A `change` event comes right before the element shows something else than it did.
  */
 export class HlsClient extends EventTarget {
   state = 'idle';
@@ -45,6 +47,11 @@ export class HlsClient extends EventTarget {
   #video = null;
   #timer = 0;
   #played = 0;
+  /** The video element shows what comes this way. */
+  #attached = false;
+
+  /** When the time of the video element has moved last; 0 for never. */
+  playedAt = 0;
 
   constructor(url, { token = '' } = {}) {
     super();
@@ -55,7 +62,7 @@ export class HlsClient extends EventTarget {
   async start(video) {
     if (this.state !== 'idle' && this.state !== 'failed') return;
     this.#enter('connecting');
-    this.#timer = setTimeout(() => this.#fail(), PATIENCE);
+    this.#giveUpAfter(PATIENCE);
     const Hls = await library();
     if (this.state !== 'connecting') return;
     this.#video = video;
@@ -72,12 +79,20 @@ export class HlsClient extends EventTarget {
       this.#hls.on(Hls.Events.ERROR, (_, error) => {
         if (error.fatal) this.#fail();
       });
-      // Only once there is something to show is the picture of the other way given up.
       this.#hls.once(Hls.Events.MANIFEST_PARSED, () => {
         if (this.state !== 'connecting') return;
         this.#leaveOutMade();
         this.dispatchEvent(new Event('layers'));
-        video.srcObject = null;
+      });
+      // Only once there is something new to show is the picture of WebRTC given up.
+      const edges = new Map();
+      this.#hls.on(Hls.Events.LEVEL_LOADED, (_, { level, details }) => {
+        if (this.state !== 'connecting' || this.#attached) return;
+        if (edges.size === 0) this.#giveUpAfter(GROWS_WITHIN);
+        const before = edges.get(level);
+        edges.set(level, details.edge);
+        if (before === undefined || details.edge <= before) return;
+        this.#take(video);
         this.#hls.attachMedia(video);
         video.play().catch(() => {});
       });
@@ -85,7 +100,7 @@ export class HlsClient extends EventTarget {
     } else if (video.canPlayType('application/vnd.apple.mpegurl')) {
       const url = new URL(this.#url);
       if (this.#token) url.searchParams.set('token', this.#token);
-      video.srcObject = null;
+      this.#take(video);
       video.src = url;
       video.play().catch(() => {});
       video.addEventListener('error', this.#fail);
@@ -98,6 +113,13 @@ export class HlsClient extends EventTarget {
   stop() {
     this.#release();
     this.#enter('idle');
+  }
+
+  /** Whether there is video in it; without hls.js, as far as it was shown. */
+  get hasVideo() {
+    const levels = this.#hls?.levels;
+    if (!levels) return Boolean(this.#video?.videoWidth);
+    return levels.some(({ videoCodec, height }) => videoCodec || height);
   }
 
   /** Seconds behind what is being captured, as far as playlists tell. */
@@ -149,13 +171,29 @@ export class HlsClient extends EventTarget {
     }
   }
 
+  #giveUpAfter(milliseconds) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => {
+      // What its viewer has halted is not lost.
+      if (this.state === 'playing' && this.#video?.paused) this.#giveUpAfter(milliseconds);
+      else this.#fail();
+    }, milliseconds);
+  }
+
+  #take(video) {
+    this.#giveUpAfter(PATIENCE);
+    this.dispatchEvent(new Event('change'));
+    this.#attached = true;
+    video.srcObject = null;
+  }
+
   #progress = () => {
     const at = this.#video?.currentTime ?? 0;
-    if (at === this.#played) return;
+    if (at === this.#played || !this.#attached) return;
     this.#played = at;
-    clearTimeout(this.#timer);
+    this.playedAt = performance.now();
     // A player that stands still for so long has lost the stream.
-    this.#timer = setTimeout(() => this.#fail(), PATIENCE);
+    this.#giveUpAfter(PATIENCE);
     this.#enter('playing');
   };
 
@@ -167,6 +205,8 @@ export class HlsClient extends EventTarget {
 
   #release() {
     clearTimeout(this.#timer);
+    if (this.#attached) this.dispatchEvent(new Event('change'));
+    this.#attached = false;
     this.#hls?.destroy();
     this.#hls = null;
     const video = this.#video;

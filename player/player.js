@@ -5,11 +5,13 @@
 //
 // The element starts muted, so that browsers let it start by itself. What it is doing can be read from its attributes:
 //
-//   data-state        idle, connecting, playing, paused, waiting, retrying, failed
+//   data-state        idle, connecting, playing (a frame was shown within the last two seconds, or there is no video and
+//                     sound comes), paused (connected, and nothing comes), waiting (nobody publishes), retrying, failed
 //   data-sessions     sessions the gateway has granted; stays at 1 while a source comes and goes
 //   data-frames       video frames decoded in this session
 //   data-audio-energy energy of the sound decoded in this session (`totalAudioEnergy`); Chromium counts none while muted
-//   data-first-frame  milliseconds from the offer to the first decoded frame of this session
+//   data-first-frame  milliseconds from the offer to the first frame that was shown of this session
+//   data-missing      codec of the video that the session cannot carry, as the browser has no decoder for it
 //   data-codec        video codec being decoded, such as VP8
 //   data-status       HTTP status of the refusal behind `waiting`, `retrying` and `failed`
 //   data-way          how the picture comes: webrtc or hls
@@ -17,27 +19,22 @@
 //   data-delay        seconds behind the source, by HLS
 //   data-layers       versions of the picture that there are to choose from
 //
-// WebRTC goes first. Where it does not get through, brings nothing, or cannot be decoded, LL-HLS takes over, and WebRTC
-// goes on being tried: when media comes that way, the player returns to it. `hls="off"` forbids it, `hls="only"` forbids
-// WebRTC.
+// WebRTC goes first. Where it does not get through, brings nothing of what the gateway sends, or cannot be decoded, LL-HLS
+// takes over, and WebRTC goes on being tried: when media comes that way, the player returns to it (`transport.js`).
+// `hls="off"` forbids it, `hls="only"` forbids WebRTC. A stream whose source is gone keeps its last frame in sight.
 
 import { HlsClient, playlistOf, prepare } from './hls.js';
-import { Client, PathLost } from './session.js';
+import { Client, PathLost, receivedBy } from './session.js';
+import { choose, Flow, isLive, LIVE_FOR } from './transport.js';
 
 /** How often the flow of media is looked at, in milliseconds. */
 const LOOK_EVERY = 250;
-/** Media that stood still for longer than this is called paused, in milliseconds. */
-const STILL_FOR = 2_000;
-
-/** WebRTC that is not connected after so long is helped out by HLS, in milliseconds. */
-const CONNECTED_WITHIN = 900;
-/** So is a connection that brings no picture, or none any more. */
-const PICTURE_WITHIN = 2_000;
-const STALLED_FOR = 3_600;
 /** Between looks whether there are several versions of the picture, in milliseconds; the last one again and again. */
 const ASK_AFTER = [2_000, 8_000, 30_000];
-/** Between attempts at either way while the other one plays. */
+/** Between attempts at WebRTC while HLS plays. */
 const TRY_EVERY = 2_000;
+/** Frames or packets that are further apart do not flow, in milliseconds. */
+const FLOW_GAP = 600;
 /** How long a gateway may take to hear which layer is wanted, in milliseconds. */
 const WISH_WITHIN = 3_000;
 
@@ -46,6 +43,8 @@ export class WhepClient extends Client {
   stream = null;
   /** Versions of the picture, the best first: `{ rid, width, height, bitrate }`. Each change is a `layers` event. */
   layers = [];
+  /** Codec of the video that the stream has and this session cannot carry; empty for none. */
+  missing = '';
 
   #events = null;
   #asking = 0;
@@ -92,8 +91,10 @@ export class WhepClient extends Client {
   async #ask(times) {
     const { layer } = this.extensions;
     if (!layer || this.#events) return;
-    const answer = await fetch(layer).then((reply) => (reply.ok ? reply.json() : {}), () => ({}));
-    if (this.state !== 'live') return;
+    const reply = await fetch(layer).catch(() => null);
+    const answer = reply?.ok ? await reply.json().catch(() => ({})) : {};
+    if (this.state !== 'live' || this.extensions.layer !== layer) return;
+    if (reply?.ok) this.missing = missingVideo(reply.headers.get('Link') ?? '');
     if ((Object.values(answer)[0] ?? []).length > 1) {
       this.#listen().catch(() => {});
       return;
@@ -125,6 +126,24 @@ export class WhepClient extends Client {
     this.dispatchEvent(new Event('layers'));
   }
 
+  linked(link, base) {
+    super.linked(link, base);
+    this.missing = missingVideo(link);
+  }
+
+  /** Whether the stream has video, as far as the answer and what the gateway said since tell. */
+  get hasVideo() {
+    const video = this.connection?.getTransceivers().find(({ receiver }) => receiver.track.kind === 'video');
+    return Boolean(this.missing) || /recv/.test(video?.currentDirection ?? '');
+  }
+
+  /** Asks the gateway now, instead of in a while, what the session misses. */
+  askAgain() {
+    if (this.state !== 'live' || this.#events) return;
+    clearTimeout(this.#asking);
+    this.#ask(ASK_AFTER.length);
+  }
+
   prepare(pc) {
     this.stream = new MediaStream();
     for (const kind of ['audio', 'video']) {
@@ -147,8 +166,11 @@ export class WhepClient extends Client {
     const inbound = (kind) => all.find((s) => s.type === 'inbound-rtp' && s.kind === kind) ?? {};
     const [video, audio] = [inbound('video'), inbound('audio')];
     const pair = all.find((s) => s.type === 'candidate-pair' && s.nominated && s.state === 'succeeded');
+    const reported = all.find((s) => s.type === 'remote-outbound-rtp' && s.kind === 'video');
     return {
       at: performance.now(),
+      received: receivedBy(all),
+      sent: reported?.packetsSent ?? 0,
       frames: video.framesDecoded ?? 0,
       videoPackets: video.packetsReceived ?? 0,
       audioPackets: audio.packetsReceived ?? 0,
@@ -164,11 +186,15 @@ export class WhepClient extends Client {
   }
 }
 
+/** The codec of the video that an answer leaves out, in its links: `<...>; rel="alternate"; video="H264"`. */
+const missingVideo = (link) => /rel="alternate"[^,]*; *video="([A-Za-z0-9]+)"/.exec(link)?.[1] ?? '';
+
 const HTML = `
   <video playsinline autoplay muted></video>
+  <canvas class="still" hidden></canvas>
   <div class="veil" role="status" aria-live="polite"><p class="title"></p><p class="text"></p>
     <button class="again" type="button" hidden>Try again</button></div>
-  <p class="hint" hidden>Source paused</p>
+  <p class="hint" role="status" hidden></p>
   <dl class="numbers" hidden></dl>
   <div class="bar">
     <button class="play" type="button" aria-label="Pause" aria-keyshortcuts="k">
@@ -196,8 +222,9 @@ const CSS = `
     background: #0b1114; color: #f4f7f7; font: 15px/1.45 system-ui, sans-serif; }
   :host(:fullscreen) { border-radius: 0; }
   [hidden] { display: none !important; }
-  video { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; opacity: 0;
-    transition: opacity .4s; }
+  video, .still { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
+  .still { background: #0b1114; }
+  video { opacity: 0; transition: opacity .4s; }
   video.pictured { opacity: 1; }
   .veil { position: absolute; inset: 0; display: grid; place-content: center; justify-items: center; gap: 6px;
     padding: 24px; text-align: center; background: #0b1114b3; opacity: 0; visibility: hidden;
@@ -207,8 +234,10 @@ const CSS = `
   .veil .title { font-size: 1.2em; font-weight: 600; }
   .veil .text { color: #b9c6c8; }
   .again { margin-top: 10px; }
-  .hint { position: absolute; top: 14px; left: 14px; margin: 0; padding: 4px 12px; border-radius: 99px;
-    background: #0b1114cc; color: #dbe5e6; font-size: .9em; }
+  .hint { position: absolute; top: 14px; left: 14px; margin: 0; padding: 4px 12px; border-radius: 15px;
+    max-width: calc(100% - 28px); background: #0b1114cc; color: #dbe5e6; font-size: .9em; }
+  .hint.middle { inset: 50% auto auto 50%; width: max-content; transform: translate(-50%, -50%); text-align: center;
+    text-wrap: balance; font-size: 1em; }
   .numbers { position: absolute; top: 14px; right: 14px; margin: 0; padding: 10px 14px; border-radius: 8px;
     background: #0b1114cc; font-size: .85em; font-variant-numeric: tabular-nums; display: grid;
     grid-template-columns: auto auto; gap: 2px 14px; }
@@ -219,7 +248,7 @@ const CSS = `
   .veil.shown ~ .bar { opacity: 0 !important; visibility: hidden; }
   :host(.still) .bar:not(.muted, :focus-within) { opacity: 0; } :host(.still) { cursor: none; }
   .gap { flex: 1; }
-  :host(:not([data-state=playing])) .live { display: none; }
+  :host(:not([data-state=playing])) .live, .bar.halted .live { display: none; }
   .live, .way { display: inline-flex; align-items: center; gap: 7px; font-size: .85em; letter-spacing: .02em; }
   .way { color: #b9c6c8; }
   .live i { width: 8px; height: 8px; border-radius: 50%; background: #ff5d5d; }
@@ -253,13 +282,25 @@ export class MillstreamPlayer extends HTMLElement {
   #placed = false;
   #parts = {};
   #looking = 0;
-  #seen = { progress: 0, at: 0 };
-  #previous = null;
+  /** When a frame of what is used now was shown last; 0 for never. */
+  #frameAt = 0;
+  /** When what is used now began to be, and when the session was offered. */
+  #usedSince = 0;
   #offeredAt = 0;
-  /** The other way, while it is tried or used. */
+  #stillTimer = 0;
+  #flow = new Flow(0);
+  /** Frames of this stream have been shown, whatever is shown now. */
+  #pictured = false;
+  #previous = null;
+  /** HLS, while it is tried or used, and what became of attempts. */
   #hls = null;
+  #why = '';
   #triedAt = -Infinity;
-  #arrived = { packets: 0, since: 0 };
+  #failures = 0;
+  /** Frames that were counted last, and what flows by WebRTC meanwhile. */
+  #counted = 0;
+  #arrived = { count: 0, at: 0, since: 0 };
+  #asked = false;
   #resting = 0;
   /** Which version of the picture the viewer chose: of whom, and how it is called there; null for none. */
   #wanted = null;
@@ -276,11 +317,12 @@ export class MillstreamPlayer extends HTMLElement {
     const part = (name) => root.querySelector(name);
     this.#parts = {
       video: part('video'), veil: part('.veil'), title: part('.title'), text: part('.text'), again: part('.again'),
-      hint: part('.hint'), numbers: part('.numbers'), bar: part('.bar'), sound: part('.sound'),
+      still: part('.still'), hint: part('.hint'), numbers: part('.numbers'), bar: part('.bar'), sound: part('.sound'),
       soundLabel: part('.sound span'), play: part('.play'), volume: part('.volume'), about: part('.about'), full: part('.full'),
       live: part('.live'), way: part('.way'), pip: part('.pip'), quality: part('.quality'),
     };
     this.#parts.video.muted = true;
+    this.#watchFrames();
     this.#listen();
     this.#showSound();
   }
@@ -311,9 +353,10 @@ export class MillstreamPlayer extends HTMLElement {
     this.#leave();
   }
 
-  attributeChangedCallback() {
+  attributeChangedCallback(name, before, after) {
     if (!this.#placed) return;
     this.#leave();
+    if (name === 'src' && before !== after) this.#forgetPicture();
     this.#join();
   }
 
@@ -330,6 +373,7 @@ export class MillstreamPlayer extends HTMLElement {
 
   #leave = () => {
     clearInterval(this.#looking);
+    clearTimeout(this.#stillTimer);
     this.#client?.stop();
     this.#client = null;
     this.#leaveHls();
@@ -343,14 +387,22 @@ export class MillstreamPlayer extends HTMLElement {
     if (reason?.status) this.dataset.status = reason.status;
     else delete this.dataset.status;
     if (state === 'connecting') {
-      this.#offeredAt = performance.now();
-      this.#seen = { progress: 0, at: performance.now() };
+      const now = performance.now();
+      this.#offeredAt = now;
+      this.#flow = new Flow(now);
+      this.#asked = false;
+      if (!this.#hls) this.#begin(now);
       this.dataset.frames = this.dataset.audioEnergy = 0;
       delete this.dataset.firstFrame;
+      delete this.dataset.missing;
       // The last picture of a session that broke stays until the next session has one.
       if (!this.#parts.video.srcObject) this.#attach(stream);
     }
     if (state === 'live') this.#attach(stream);
+    // From here on frames are due.
+    if (state === 'live' && !this.#hls && !this.#frameAt) this.#begin(performance.now());
+    // What the gateway says of the stream is new: HLS may be better off now too.
+    if (state === 'live' || (state === 'retrying' && reason?.status)) this.#failures = 0;
     // While attempts follow each other, what is shown stays calm.
     if (state === 'connecting' && ['waiting', 'retrying'].includes(this.dataset.state)) return;
     this.#show(state === 'retrying' && reason?.status === 409 ? 'waiting' : state, reason);
@@ -359,59 +411,162 @@ export class MillstreamPlayer extends HTMLElement {
   #attach(stream) {
     const { video } = this.#parts;
     if (video.srcObject === stream || this.#hls) return;
+    this.#keepStill();
     video.srcObject = stream;
     video.play().catch(() => {});
   }
 
-  /** Looks whether media flows; `live` without any is shown as `paused`. */
-  async #look() {
-    const now = await this.#client?.statistics();
-    this.#choose(now);
-    if (this.#hls) return this.#lookAtHls();
-    if (!now || this.#client?.state !== 'live') return;
-    this.dataset.frames = now.frames;
-    this.dataset.audioEnergy = now.audioEnergy;
-    if (now.codec) this.dataset.codec = now.codec;
-    const progress = now.frames || now.audioPackets;
-    if (progress !== this.#seen.progress) {
-      if (now.frames && !this.dataset.firstFrame) this.dataset.firstFrame = Math.round(now.at - this.#offeredAt);
-      this.#seen = { progress, at: now.at };
-      this.dataset.way = 'webrtc';
-      this.#show('playing');
-    } else if (now.at - this.#seen.at > STILL_FOR) {
-      this.#show('paused');
-    }
-    this.#count(now);
+  /** Something else is used from now on: nothing of it was shown yet. */
+  #begin(now) {
+    this.#frameAt = 0;
+    this.#usedSince = now;
+    this.#counted = 0;
+    clearTimeout(this.#stillTimer);
+    this.#stillTimer = setTimeout(() => this.#judge(), LIVE_FOR + 10);
   }
 
-  /** Whether the way has to be changed. `now` is what WebRTC has brought. */
+  /** Keeps the last frame in sight until what the video element changes to has one. */
+  #keepStill() {
+    const { video, still } = this.#parts;
+    if (!this.#pictured || !still.hidden || !video.videoWidth) return;
+    [still.width, still.height] = [video.videoWidth, video.videoHeight];
+    still.getContext('2d').drawImage(video, 0, 0);
+    still.hidden = false;
+  }
+
+  #forgetPicture() {
+    const { video, still } = this.#parts;
+    video.srcObject = null;
+    video.classList.remove('pictured');
+    still.hidden = true;
+    this.#pictured = false;
+  }
+
+  #watchFrames() {
+    const { video } = this.#parts;
+    const shown = () => {
+      this.#frameShown(performance.now());
+      video.requestVideoFrameCallback(shown);
+    };
+    video.requestVideoFrameCallback?.(shown);
+  }
+
+  /** Whether frames have to be counted instead of seen: no page that is hidden, and no halted video, is told of them. */
+  get #counts() {
+    const { video } = this.#parts;
+    return document.hidden || video.paused || !video.requestVideoFrameCallback;
+  }
+
+  #frameShown(at) {
+    const isHls = this.#hls?.state === 'playing' || (this.#hls && !this.#parts.video.srcObject);
+    if (!isHls && this.#client?.state !== 'live') return;
+    this.#frameAt = at;
+    this.#pictured = true;
+    this.#parts.still.hidden = true;
+    if (!isHls && !this.dataset.firstFrame) this.dataset.firstFrame = Math.round(at - this.#offeredAt);
+    if (this.dataset.state !== 'playing') this.#judge();
+  }
+
+  /** Says whether it is live, and looks again when it may no longer be. */
+  #judge() {
+    const isHls = this.#hls?.state === 'playing';
+    if (!isHls && this.#client?.state !== 'live') return;
+    const now = performance.now();
+    const { hasVideo } = isHls ? this.#hls : this.#client;
+    const soundAt = isHls ? this.#hls.playedAt : this.#flow.soundAt;
+    const live = isLive({ hasVideo, frameAt: this.#frameAt, soundAt }, now);
+    clearTimeout(this.#stillTimer);
+    if (live) {
+      if (!isHls) this.dataset.way = 'webrtc';
+      this.#show('playing');
+      const last = hasVideo ? this.#frameAt : soundAt;
+      this.#stillTimer = setTimeout(() => this.#judge(), Math.max(10, last + LIVE_FOR - now));
+    } else if (isHls && this.#parts.video.paused) {
+      // By its viewer: it stays as it is.
+      return;
+    } else if (now - this.#usedSince > LIVE_FOR) {
+      this.#show('paused');
+    }
+  }
+
+  /** Looks at what flows, and chooses between the transports. */
+  async #look() {
+    const client = this.#client;
+    const stats = await client?.statistics();
+    if (!client || client !== this.#client) return;
+    const now = performance.now();
+    if (stats) this.#noteFlow(stats, now);
+    this.#choose(now);
+    if (this.#hls) return this.#lookAtHls();
+    if (!stats || client.state !== 'live') return;
+    this.dataset.frames = stats.frames;
+    this.dataset.audioEnergy = stats.audioEnergy;
+    if (stats.codec) this.dataset.codec = stats.codec;
+    if (client.missing) this.dataset.missing = client.missing;
+    else delete this.dataset.missing;
+    this.#countFrames(stats.frames, now);
+    // Sound is told of by nobody.
+    this.#judge();
+    this.#count(stats);
+  }
+
+  #noteFlow(stats, now) {
+    this.#flow.note({
+      received: stats.received, packets: stats.videoPackets, sent: stats.sent, frames: stats.frames, sound: stats.audioPackets,
+    }, now);
+    // What flows by WebRTC while HLS is used.
+    const count = this.#client.state !== 'live' ? 0 : this.#client.hasVideo ? stats.frames : stats.audioPackets;
+    const flows = count > this.#arrived.count;
+    if (!flows && now - this.#arrived.at > FLOW_GAP) this.#arrived = { count, at: now, since: 0 };
+    if (flows) this.#arrived = { count, at: now, since: this.#arrived.since || now };
+  }
+
+  #countFrames(frames, now) {
+    if (frames > this.#counted && this.#counts) this.#frameShown(now);
+    this.#counted = frames;
+  }
+
+  /** Changes the transport where that is called for. */
   #choose(now) {
     const client = this.#client;
-    if (!client) return;
-    const at = performance.now();
-    if (this.#hls) {
-      if (client.state === 'retrying' && at - this.#triedAt > TRY_EVERY) {
-        this.#triedAt = at;
-        client.retryNow();
-      }
-      this.#climb(now, at);
-      return;
+    const isHls = Boolean(this.#hls);
+    if (isHls && client.state === 'retrying' && now - this.#triedAt > TRY_EVERY) {
+      this.#triedAt = now;
+      client.retryNow();
     }
-    if (this.getAttribute('hls') === 'only') {
-      if (at - this.#triedAt > TRY_EVERY) this.#enterHls('chosen');
-      return;
-    }
-    const waited = at - this.#offeredAt;
-    const { state, reason } = client;
-    const still = at - this.#seen.at;
-    let why;
-    if (reason?.status === 406 || reason?.status === 422) why = 'codec';
-    else if (state === 'connecting' && this.#offeredAt && waited > CONNECTED_WITHIN) why = 'connection';
-    else if (state === 'connecting' && this.#offeredAt && waited > CONNECTED_WITHIN / 2) prepare();
-    else if (state === 'retrying' && reason instanceof PathLost) why = 'connection';
-    else if (state === 'live' && !this.#seen.progress && waited > CONNECTED_WITHIN + PICTURE_WITHIN) why = 'silence';
-    else if (state === 'live' && this.#seen.progress && still > STALLED_FOR && client.reachable) why = 'silence';
-    if (why && at - this.#triedAt > TRY_EVERY) this.#enterHls(why);
+    const { state, reason, granted, reachable, missing } = client;
+    const flow = this.#flow.conclude(now);
+    const { use, why, prepare: soon } = choose({
+      setting: { off: 'off', only: 'only' }[this.getAttribute('hls')] ?? 'auto',
+      using: isHls ? 'hls' : 'webrtc',
+      why: this.#why,
+      session: state,
+      granted,
+      waited: now - this.#offeredAt,
+      status: reason?.status,
+      pathLost: reason instanceof PathLost,
+      reachable,
+      missing,
+      // Frames that nobody could see need not be decoded.
+      flow: { ...flow, undecodable: flow.undecodable && !document.hidden },
+      flowing: this.#arrived.since ? now - this.#arrived.since : 0,
+      stalled: this.#hlsStalled(now),
+      tried: now - this.#triedAt,
+      failures: this.#failures,
+    });
+    if (soon) prepare();
+    if (use === 'hls' && !isHls) this.#enterHls(why);
+    if (use === 'webrtc' && isHls) this.#leaveHls();
+    // The stream may have changed to what the session cannot carry; once is enough for each time that it stands still.
+    const stands = state === 'live' && client.hasVideo && !isHls && now - Math.max(this.#frameAt, this.#usedSince) > 2 * LIVE_FOR;
+    if (stands && !this.#asked) client.askAgain();
+    this.#asked = stands;
+  }
+
+  /** For how long HLS has shown nothing although it should. */
+  #hlsStalled(now) {
+    const isDue = this.#hls?.state === 'playing' && this.#hls.hasVideo && !this.#parts.video.paused;
+    return isDue ? now - Math.max(this.#frameAt, this.#usedSince) : 0;
   }
 
   /** A choice only where there is one. What was chosen stays chosen while it is there, whichever way the picture comes. */
@@ -456,49 +611,52 @@ export class MillstreamPlayer extends HTMLElement {
     if (!url) return;
     const hls = new HlsClient(url, { token: this.getAttribute('token') ?? '' });
     this.#hls = hls;
-    this.#arrived = { packets: 0, since: 0 };
+    this.#why = why;
+    this.#arrived = { count: Infinity, at: 0, since: 0 };
     if (why === 'chosen' && !this.dataset.state) this.#show('connecting');
     hls.addEventListener('layers', () => this.#showQuality());
+    hls.addEventListener('change', () => {
+      this.#keepStill();
+      if (this.#hls === hls) this.#begin(performance.now());
+    });
     hls.addEventListener('state', () => {
       if (this.#hls !== hls) return;
       if (hls.state === 'playing') {
+        this.#failures = 0;
         this.dataset.way = 'hls';
         this.dataset.why = why;
-        this.#seen.progress ||= 1;
-        this.#show('playing');
+        // It would bring the sound a second time, and never the video.
+        if (why === 'codec' && this.#client?.state === 'live') this.#client.stop();
+        this.#judge();
         this.#showWay();
       }
       // That way is closed too, or the stream is away: WebRTC says more about it.
       if (hls.state === 'failed') {
+        this.#failures += 1;
         this.#leaveHls();
-        if (why === 'chosen') this.#show('waiting');
       }
     });
     hls.start(this.#parts.video);
   }
 
-  /** WebRTC brings media again, and goes on doing so: back to it. */
-  #climb(now, at) {
-    const packets = this.#client.state === 'live' ? (now?.videoPackets || now?.audioPackets || 0) : 0;
-    const flows = packets > this.#arrived.packets;
-    if (!flows && at - this.#arrived.at > 600) this.#arrived.since = 0;
-    if (!flows) return;
-    this.#arrived = { packets, at, since: this.#arrived.since || at };
-    if (this.dataset.why !== 'codec' && at - this.#arrived.since > 700) this.#leaveHls();
-  }
-
   #leaveHls() {
     const hls = this.#hls;
     if (!hls) return;
+    const was = hls.state;
     this.#hls = null;
     this.#triedAt = performance.now();
     hls.stop();
+    this.#why = '';
     delete this.dataset.why;
     delete this.dataset.delay;
     this.dataset.way = 'webrtc';
-    this.#seen = { progress: 0, at: performance.now() };
-    this.#offeredAt = performance.now();
-    if (this.#client?.state === 'live') this.#attach(this.#client.stream);
+    // An attempt that never got so far as to show something has changed nothing.
+    if (was === 'playing' || !this.#parts.video.srcObject) this.#begin(performance.now());
+    const client = this.#client;
+    if (client?.state === 'live') this.#attach(client.stream);
+    if (client && this.getAttribute('hls') === 'only') this.#show('waiting');
+    else if (client?.state === 'idle') client.start();
+    else if (client && was === 'playing') this.#clientChanged();
     this.#showWay();
     this.#showQuality();
   }
@@ -510,6 +668,8 @@ export class MillstreamPlayer extends HTMLElement {
     this.dataset.frames = now.frames;
     if (hls.delay) this.dataset.delay = hls.delay.toFixed(2);
     if (now.codec) this.dataset.codec = now.codec;
+    this.#countFrames(now.frames, performance.now());
+    this.#judge();
     this.#showWay();
     this.#count({ ...now, bytes: 0, lost: now.dropped });
   }
@@ -517,31 +677,36 @@ export class MillstreamPlayer extends HTMLElement {
   #showWay() {
     const { way } = this.#parts;
     const reasons = {
-      chosen: 'as chosen', connection: 'WebRTC does not get through', codec: 'no decoder for WebRTC', silence: 'nothing came by WebRTC',
+      chosen: 'as chosen', connection: 'no connection over WebRTC', codec: 'codec not supported over WebRTC',
+      silence: 'nothing arrives over WebRTC',
     };
     const isHls = this.dataset.way === 'hls';
     way.hidden = !isHls;
     if (isHls) {
-      const delay = this.dataset.delay ? `, ${Number(this.dataset.delay).toFixed(1)} s behind` : '';
-      way.textContent = `by HLS: ${reasons[this.dataset.why] ?? ''}${delay}`;
+      const latency = this.dataset.delay ? `, ${Number(this.dataset.delay).toFixed(1)} s latency` : '';
+      way.textContent = `HLS${this.dataset.why === 'chosen' ? '' : ' fallback'}${latency}`;
+      way.title = reasons[this.dataset.why] ?? '';
     }
   }
 
   #show(state, reason) {
-    // What the other way shows goes before what this one has to say.
-    if (this.#hls?.state === 'playing' && state !== 'playing') return;
+    // What HLS shows goes before what WebRTC has to say.
+    if (this.#hls?.state === 'playing' && !['playing', 'paused'].includes(state)) return;
     // For the viewer, a connection is on its way until media flows; one that recovers goes on where it was.
     const flowed = ['playing', 'paused'].includes(this.dataset.state);
     const shown = state !== 'live' ? state : flowed ? this.dataset.state : 'connecting';
-    if (this.dataset.state === shown && !reason) return;
-    this.dataset.state = shown;
-    const began = this.#seen.progress > 0;
     const { veil, title, text, again, hint } = this.#parts;
-    const words = explain(shown, reason, began);
-    veil.classList.toggle('shown', Boolean(words));
+    const missing = shown === 'paused' && this.#hls?.state !== 'playing' && this.#client?.missing;
+    const note = missing ? `This stream is ${missing.replace(/^H(?=26)/, 'H.')}, which your browser cannot play: sound only` : WAITING;
+    if (this.dataset.state === shown && !reason && hint.textContent === note) return;
+    const words = explain(shown, reason, this.#pictured);
+    this.dataset.state = shown;
+    veil.classList.toggle('shown', Boolean(words) && !missing);
     if (words) [title.textContent, text.textContent] = words;
     again.hidden = shown !== 'failed';
-    hint.hidden = !(shown === 'paused' && began);
+    hint.textContent = note;
+    hint.classList.toggle('middle', Boolean(missing));
+    hint.hidden = !missing && !(['paused', 'waiting'].includes(shown) && this.#pictured);
     this.dispatchEvent(new CustomEvent('statechange', { detail: { state: shown, reason } }));
   }
 
@@ -647,16 +812,18 @@ export class MillstreamPlayer extends HTMLElement {
   }
 }
 
+const WAITING = 'Waiting for the stream';
+
 /** Title and text for a state that hides the picture; undefined when the picture speaks for itself. */
-function explain(state, reason, began) {
+function explain(state, reason, pictured) {
   const detail = reason?.detail ?? '';
   switch (state) {
     case 'connecting':
       return ['Connecting…', ''];
     case 'paused':
-      return began ? undefined : ['Waiting for the picture', 'Connected; nothing has arrived yet.'];
+      return pictured ? undefined : [WAITING, 'Connected; no media has arrived yet.'];
     case 'waiting':
-      return ['Waiting for the stream to begin', 'The picture will start by itself.'];
+      return pictured ? undefined : [WAITING, 'It will start by itself.'];
     case 'retrying':
       if (reason?.status === 404) return ['There is no such stream', detail || 'Looking again from time to time.'];
       if (reason?.status === 406 || reason?.status === 422) {

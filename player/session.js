@@ -97,6 +97,11 @@ export class Client extends EventTarget {
     return this.#pc;
   }
 
+  /** Whether the gateway has answered the present offer. */
+  get granted() {
+    return this.#session !== null;
+  }
+
   start() {
     if (this.state !== 'idle' && this.state !== 'failed') return;
     this.#failures = 0;
@@ -123,6 +128,11 @@ export class Client extends EventTarget {
     return sdp;
   }
 
+  /** For subclasses: takes the links of the answer to an offer. */
+  linked(link, base) {
+    this.extensions = extensions(link, base);
+  }
+
   /** For subclasses: whether another client may take the place of this one, so that it has to ask before it returns. */
   get replaceable() {
     return false;
@@ -145,14 +155,15 @@ export class Client extends EventTarget {
       pc.onconnectionstatechange = () => this.#connectionChanged(pc);
       const offer = await pc.createOffer();
       const sdp = this.shape(offer.sdp);
-      const { url, answer, iceServers, extensions } = await this.#post(sdp);
+      const { url, answer, link, base } = await this.#post(sdp);
       if (this.#pc !== pc) return this.#delete(url);
       this.#session = url;
       this.#answer = answer;
       this.#broken = null;
-      this.extensions = extensions;
+      this.linked(link, base);
       this.sessions += 1;
-      if (iceServers.length > 0) pc.setConfiguration({ ...pc.getConfiguration(), iceServers });
+      const servers = iceServers(link);
+      if (servers.length > 0) pc.setConfiguration({ ...pc.getConfiguration(), iceServers: servers });
       await pc.setLocalDescription({ type: 'offer', sdp });
       await pc.setRemoteDescription({ type: 'answer', sdp: answer });
       this.#watchTransport(pc);
@@ -178,8 +189,8 @@ export class Client extends EventTarget {
     return {
       url: location && new URL(location, response.url),
       answer: await response.text(),
-      iceServers: iceServers(response.headers.get('Link') ?? ''),
-      extensions: extensions(response.headers.get('Link') ?? '', response.url),
+      link: response.headers.get('Link') ?? '',
+      base: response.url,
     };
   }
 
@@ -349,10 +360,13 @@ export class Client extends EventTarget {
   }
 }
 
-/** Counts what has come over the connection, be it media, reports or answers to checks. */
 async function received(pc) {
-  const report = await pc.getStats().catch(() => new Map());
-  const counts = [...report.values()]
+  return receivedBy([...(await pc.getStats().catch(() => new Map())).values()]);
+}
+
+/** Counts what has come over a connection, be it media, reports or answers to checks, by its statistics. */
+export function receivedBy(all) {
+  const counts = all
     .filter(({ type }) => type === 'candidate-pair')
     .map(({ bytesReceived = 0, responsesReceived = 0 }) => bytesReceived + responsesReceived);
   return counts.reduce((sum, count) => sum + count, 0);

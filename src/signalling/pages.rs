@@ -48,6 +48,7 @@ const FILES: &[File] = &[
     file!("publish.js", SCRIPT),
     file!("session.js", SCRIPT),
     file!("style.css", STYLE),
+    file!("transport.js", SCRIPT),
     file!("watch.js", SCRIPT),
     file!("whip.js", SCRIPT),
 ];

@@ -1,0 +1,98 @@
+// A browser that has no decoder for the video of a stream over WebRTC, and one over HLS: Firefox without its H.264 plugin.
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { chromium, firefox, isLive, open, playerData, publish, startGateway, until, watch } from './harness.js';
+
+let gateway, sender, fox;
+
+before(async () => {
+  [gateway, sender, fox] = await Promise.all([startGateway(), chromium(), firefox()]);
+});
+
+after(async () => {
+  await Promise.allSettled([sender?.close(), fox?.close()]);
+  await gateway?.stop();
+});
+
+/** What the player shows, and what the browser can decode. */
+const shown = (page) =>
+  page.evaluate(() => {
+    const player = document.querySelector('millstream-player');
+    const part = (name) => player.shadowRoot.querySelector(name);
+    const visible = (name) => getComputedStyle(part(name)).display !== 'none';
+    return {
+      ...player.dataset,
+      live: visible('.live'),
+      hint: visible('.hint') ? part('.hint').textContent : '',
+      text: visible('.way') ? part('.way').textContent : '',
+      width: player.video.videoWidth,
+    };
+  });
+
+const decodes = (page) =>
+  page.evaluate(() => ({
+    webrtc: RTCRtpReceiver.getCapabilities('video').codecs.some(({ mimeType }) => mimeType === 'video/H264'),
+    hls: MediaSource.isTypeSupported('video/mp4; codecs="avc1.42c01f"'),
+  }));
+
+const flows = (frames) => (data) => data.way === 'hls' && data.state === 'playing' && Number(data.frames) > frames;
+
+test('firefox without H.264 over WebRTC sees an H.264 stream by HLS', async (t) => {
+  const publisher = await publish(sender, gateway, 'h264', { codec: 'H264' });
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  const page = await watch(fox, gateway, 'h264');
+  t.after(() => page.close());
+  const can = await decodes(page);
+  if (can.webrtc || !can.hls) return t.skip(`H.264 by WebRTC: ${can.webrtc}, by HLS: ${can.hls}`);
+  const data = await until(() => shown(page), flows(40), 'the picture by HLS', 40_000);
+  assert.equal(data.why, 'codec');
+  assert.ok(data.width > 0 && data.live, JSON.stringify(data));
+  assert.match(data.text, /^HLS fallback, \d\.\d s latency$/);
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/codec-hls.png` });
+  // The session that brought the sound alone is over: nobody is counted twice.
+  const { frames } = await shown(page);
+  await until(() => shown(page), (now) => Number(now.frames) > Number(frames) + 60, 'it to play on');
+  assert.equal((await shown(page)).sessions, '1');
+  assert.deepEqual(page.faults, []);
+});
+
+test('where HLS is forbidden, a stream whose video has no decoder is heard and not called live', async (t) => {
+  const publisher = await publish(sender, gateway, 'heard', { codec: 'H264' });
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  const page = await open(fox, `${gateway.origin}/watch/heard?way=webrtc`);
+  t.after(() => page.close());
+  if ((await decodes(page)).webrtc) return t.skip('this Firefox decodes H.264 over WebRTC');
+  const data = await until(() => shown(page), ({ hint }) => hint !== '', 'the player to say why', 20_000);
+  assert.equal(data.hint, 'This stream is H.264, which your browser cannot play: sound only');
+  assert.deepEqual([data.state, data.live, data.missing], ['paused', false, 'H264']);
+  const arrives = () => page.evaluate(async () => {
+    const { client } = document.querySelector('millstream-player');
+    return (await client.statistics())?.audioPackets ?? 0;
+  });
+  const before = await arrives();
+  await until(arrives, (packets) => packets > before + 50, 'the sound to go on');
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/codec-missing.png` });
+  assert.equal((await shown(page)).live, false);
+});
+
+test('a stream that changes to a codec without a decoder is seen by HLS, and by WebRTC when it changes back', async (t) => {
+  const vp8 = await publish(sender, gateway, 'changes', { codec: 'VP8' });
+  t.after(() => vp8.close());
+  await isLive(vp8);
+  const page = await watch(fox, gateway, 'changes');
+  t.after(() => page.close());
+  const can = await decodes(page);
+  if (can.webrtc || !can.hls) return t.skip(`H.264 by WebRTC: ${can.webrtc}, by HLS: ${can.hls}`);
+  const byWebRtc = ({ way, state, frames }) => way === 'webrtc' && state === 'playing' && Number(frames) > 20;
+  await until(() => playerData(page), byWebRtc, 'VP8 by WebRTC');
+  const h264 = await publish(sender, gateway, 'changes', { codec: 'H264' });
+  t.after(() => h264.close());
+  await until(() => playerData(page), flows(20), 'H.264 by HLS', 60_000);
+  assert.equal((await playerData(page)).why, 'codec');
+  await vp8.bringToFront();
+  await vp8.click('#take-back');
+  await until(() => playerData(page), byWebRtc, 'VP8 by WebRTC again', 60_000);
+});
