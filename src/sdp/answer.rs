@@ -1,4 +1,4 @@
-//! Writes an answer: the frame that is the same for publishers and viewers (RFC 8829 §5.3, RFC 9143 §7.3, RFC 8839 §4.2).
+//! Writes the parts of an answer that publishers and viewers share (RFC 8829 §5.3, RFC 9143 §7.3, RFC 8839 §4.2).
 
 use std::net::SocketAddr;
 
@@ -12,40 +12,40 @@ use super::plan::{DtlsRole, Extensions, Feedback, Fingerprint, FingerprintHash, 
 use super::{extension::Extmap, extension::HeaderExtension};
 use crate::media::Format;
 
-/// Our side of the transport.
+/// The gateway's side of the transport.
 #[derive(Clone, Copy)]
 pub struct Local<'a> {
     pub credentials: &'a IceCredentials,
     pub fingerprint: &'a Fingerprint,
-    /// Addresses of the UDP port, the best first; FFmpeg uses no other. At most 16 are written.
+    /// Addresses of the UDP port, best first. FFmpeg uses only the first. At most 16 are written.
     pub candidates: &'a [SocketAddr],
-    /// The same addresses take TCP (RFC 6544).
+    /// Whether the same addresses also accept ICE-TCP (RFC 6544).
     pub tcp: bool,
-    /// For the `o=` line: random, so that two answers are told apart (RFC 8829 §5.2.1). The highest bit is not used.
+    /// Random session id of the `o=` line (RFC 8829 §5.2.1). The highest bit is ignored.
     pub session_id: u64,
 }
 
-/// What we write about an accepted section beyond its transport.
+/// The answer to an accepted section, without its transport.
 pub(super) struct Accepted {
     /// Index of the section in the offer.
     pub index: usize,
     /// `recvonly` or `sendonly`.
     pub direction: &'static str,
     pub codecs: Vec<AnsweredCodec>,
-    /// Attributes after the codecs.
+    /// Attributes written after the codecs.
     pub attributes: Vec<Attribute>,
 }
 
-/// A codec with the parameters that are written for it.
+/// A codec with the parameters written for it.
 pub(super) struct AnsweredCodec {
     pub codec: NegotiatedCodec,
-    /// As offered: an answer names a codec as the offer did.
+    /// As offered: the answer repeats the `a=rtpmap` of the offer.
     channels: u8,
     fmtp: String,
 }
 
 impl AnsweredCodec {
-    /// Takes an offered codec; `opus` are the parameters of Opus, whose answer depends on who receives.
+    /// Answers an offered codec. `opus` is the fmtp of Opus, which differs between publishers and viewers.
     pub fn new(offered: &OfferedCodec, feedback: Feedback, opus: &str) -> Self {
         Self {
             codec: NegotiatedCodec {
@@ -63,7 +63,7 @@ impl AnsweredCodec {
     }
 }
 
-/// Puts the text together. Sections without an entry in `accepted` are refused.
+/// Writes the SDP of the answer. Sections without an entry in `accepted` are rejected.
 pub(super) fn write(offer: &Offer, local: &Local<'_>, role: DtlsRole, accepted: &[Accepted]) -> String {
     let indexes: Vec<usize> = accepted.iter().map(|section| section.index).collect();
     let bundled = offer.bundled(&indexes);
@@ -95,18 +95,19 @@ pub(super) fn write(offer: &Offer, local: &Local<'_>, role: DtlsRole, accepted: 
         let reply = accepted.iter().find(|reply| reply.index == index);
         description.media_descriptions.push(match reply {
             Some(reply) => accept(section, reply, local, role, bundled.first() == Some(&index)),
-            None => refuse(section, local, role),
+            None => reject(section, local, role),
         });
     }
     description.marshal()
 }
 
-/// RFC 3264 §6: port 0; one format, because without any the line is malformed and Chromium refuses the whole answer.
+/// Rejects a section with port 0 (RFC 3264 §6). It lists one format: a line without any is malformed, and Chromium
+/// rejects the whole answer.
 ///
-/// What stands below a refused m-line has no meaning: RFC 8829 §5.11 only ends its media. So the transport may be
-/// repeated there: webrtcbin of GStreamer 1.28.8 takes no answer in which a section is without it. The section is in no BUNDLE group
-/// (RFC 9143 §7.3.3), and has no candidates.
-fn refuse(section: &Section, local: &Local<'_>, role: DtlsRole) -> MediaDescription {
+/// Attributes below a rejected m-line have no meaning (RFC 8829 §5.11). The transport is written nevertheless, because
+/// webrtcbin of GStreamer 1.28.8 rejects an answer in which a section lacks it. The section is in no BUNDLE group
+/// (RFC 9143 §7.3.3) and has no candidates.
+fn reject(section: &Section, local: &Local<'_>, role: DtlsRole) -> MediaDescription {
     let mut media = media_description(section, 0, vec![section.first_format.clone()]);
     push_mid(&mut media, section);
     media.attributes.push(flag("inactive"));
@@ -119,7 +120,7 @@ fn accept(section: &Section, reply: &Accepted, local: &Local<'_>, role: DtlsRole
         let codec = &answered.codec;
         std::iter::once(codec.pt).chain(codec.rtx_pt)
     });
-    // Port 9: the candidates tell the true one (RFC 8839 §4.2.1.2).
+    // Port 9 is a placeholder: the candidates carry the actual port (RFC 8839 §4.2.1.2).
     let mut media = media_description(section, 9, formats.map(|pt| pt.0.to_string()).collect());
     push_mid(&mut media, section);
     let attributes = &mut media.attributes;
@@ -142,8 +143,8 @@ fn accept(section: &Section, reply: &Accepted, local: &Local<'_>, role: DtlsRole
     media
 }
 
-/// The same in every section: RFC 9143 §7.1.3 wants it in the tagged one alone, but clients that read sections one by
-/// one look for it in each, and all take the repetition.
+/// Writes the transport attributes, the same in every section. RFC 9143 §7.1.3 requires them in the tagged section
+/// only, but some clients expect them in each, and all clients accept the repetition.
 fn push_transport(attributes: &mut Vec<Attribute>, local: &Local<'_>, role: DtlsRole) {
     attributes.push(with("ice-ufrag", local.credentials.ufrag.clone()));
     attributes.push(with("ice-pwd", local.credentials.pwd.clone()));
@@ -180,7 +181,7 @@ fn media_description(section: &Section, port: isize, formats: Vec<String>) -> Me
 }
 
 fn push_mid(media: &mut MediaDescription, section: &Section) {
-    if section.names_mid {
+    if section.has_mid {
         media.attributes.push(with("mid", section.mid.0.to_string()));
     }
 }
@@ -219,35 +220,37 @@ fn push_codec(attributes: &mut Vec<Attribute>, answered: &AnsweredCodec) {
     }
 }
 
-/// All candidates, and the end of them: we never trickle (RFC 9725 §4.3.2).
+/// Writes all candidates and `end-of-candidates`: the gateway does not trickle (RFC 9725 §4.3.2).
 fn push_candidates(attributes: &mut Vec<Attribute>, local: &Local<'_>) {
     attributes.extend(candidate_lines(local).map(|candidate| with("candidate", candidate)));
     attributes.push(flag("end-of-candidates"));
 }
 
-/// Host candidates of component 1, priorities descending (RFC 8445 §5.1.2): first those of UDP, as FFmpeg takes the first
-/// one, then those of TCP, which are for peers that have no other way (RFC 6544 §4.2). The foundation is a number: FFmpeg
-/// looks for the first `udp` in the line.
+/// Returns the host candidates of component 1 in descending priority (RFC 8445 §5.1.2): UDP first, because FFmpeg uses
+/// the first candidate, then TCP as the fallback (RFC 6544 §4.2). The foundation is a number, because FFmpeg searches
+/// the line for the first `udp`.
 pub(super) fn candidate_lines(local: &Local<'_>) -> impl Iterator<Item = String> {
     const HOST: u32 = 126;
-    const HOST_BY_TCP: u32 = 90;
+    const TCP_HOST: u32 = 90;
     const COMPONENT: u32 = 1;
-    let ways = [("udp", HOST, ""), ("tcp", HOST_BY_TCP, " tcptype passive")];
-    let ways = ways.into_iter().take(if local.tcp { 2 } else { 1 });
-    let each = ways.flat_map(|way| {
+    let protocols = [("udp", HOST, ""), ("tcp", TCP_HOST, " tcptype passive")];
+    let protocols = protocols.into_iter().take(if local.tcp { 2 } else { 1 });
+    let each = protocols.flat_map(|protocol| {
         local
             .candidates
             .iter()
             .take(MAX_CANDIDATES)
-            .map(move |address| (way, address))
+            .map(move |address| (protocol, address))
     });
     let local_preferences = (0..=u32::from(u16::MAX)).rev();
     let numbered = each.zip(local_preferences).enumerate();
-    numbered.map(|(index, (((protocol, preference, more), address), local_preference))| {
-        let priority = (preference << 24) | (local_preference << 8) | (256 - COMPONENT);
-        let (foundation, ip, port) = (index + 1, address.ip().to_canonical(), address.port());
-        format!("{foundation} {COMPONENT} {protocol} {priority} {ip} {port} typ host{more}")
-    })
+    numbered.map(
+        |(index, (((protocol, preference, suffix), address), local_preference))| {
+            let priority = (preference << 24) | (local_preference << 8) | (256 - COMPONENT);
+            let (foundation, ip, port) = (index + 1, address.ip().to_canonical(), address.port());
+            format!("{foundation} {COMPONENT} {protocol} {priority} {ip} {port} typ host{suffix}")
+        },
+    )
 }
 
 pub(super) fn fingerprint(fingerprint: &Fingerprint) -> String {
@@ -260,15 +263,15 @@ pub(super) fn fingerprint(fingerprint: &Fingerprint) -> String {
     format!("{hash} {}", digest.join(":"))
 }
 
-/// The header extensions to answer of those that `use_it` picks, as plan and as text.
-pub(super) fn extensions(media: &MediaSection, use_it: impl Fn(&Extmap) -> bool) -> (Extensions, Vec<Attribute>) {
+/// Answers the offered header extensions that `is_used` selects. Returns their ids and their `a=extmap` attributes.
+pub(super) fn extensions(media: &MediaSection, is_used: impl Fn(&Extmap) -> bool) -> (Extensions, Vec<Attribute>) {
     let mut ids = Extensions::default();
     let mut attributes = Vec::new();
-    for extmap in media.extensions.iter().filter(|extmap| use_it(extmap)) {
+    for extmap in media.extensions.iter().filter(|extmap| is_used(extmap)) {
         let id = match extmap.known {
             HeaderExtension::Mid => &mut ids.mid,
             HeaderExtension::Rid => &mut ids.rid,
-            HeaderExtension::RepairedRid => &mut ids.transcoded_rid,
+            HeaderExtension::RepairedRid => &mut ids.repaired_rid,
             HeaderExtension::TransportCc => &mut ids.transport_cc,
             HeaderExtension::AbsSendTime => &mut ids.abs_send_time,
         };
@@ -288,5 +291,5 @@ fn flag(key: &str) -> Attribute {
     Attribute::new(key.to_owned(), None)
 }
 
-/// Keeps the answer below the 8 KiB that FFmpeg reads; a host with more addresses announces the best.
+/// Keeps the answer below the 8 KiB that FFmpeg reads. A host with more addresses announces the best ones.
 const MAX_CANDIDATES: usize = 16;

@@ -1,7 +1,7 @@
-//! Payload types: what an m-section offers of the codecs that pass through, and how well an offered format suits a source
+//! Payload types: the supported codecs that an m-section offers, and how well an offered format matches a source's
 //! (RFC 8866 §6.6, RFC 6184 §8, RFC 7798 §7, RFC 9628 §6, RFC 7587 §7, RFC 4588 §8).
 //!
-//! Everything else (RED, FEC, comfort noise, telephone events, G.722) is passed over: it is never answered.
+//! Everything else (RED, FEC, comfort noise, telephone events, G.722) is ignored and never answered.
 
 use std::collections::HashMap;
 
@@ -10,23 +10,23 @@ use super::plan::Feedback;
 use super::text::{RawSection, all};
 use crate::media::{Format, H264Class, Kind, ProfileLevelId, Pt};
 
-/// A payload type of a known codec, as offered.
+/// A payload type of a supported codec, as offered.
 #[derive(Clone, Debug)]
 pub(super) struct OfferedCodec {
     pub pt: Pt,
     pub rtx_pt: Option<Pt>,
     pub format: Format,
-    /// Channels as the `a=rtpmap` says them, 1 where it says nothing.
+    /// Channels of the `a=rtpmap`, 1 where it names none.
     pub channels: u8,
-    /// H.264 whose fmtp says nothing of the packetization mode.
+    /// H.264 whose fmtp does not state the packetization mode.
     pub is_mode_unstated: bool,
-    /// The offered parameters that an answer repeats, ready to be written; may be empty.
+    /// The offered parameters that the answer repeats, formatted; may be empty.
     pub fmtp: String,
-    /// What the peer offered, whether we use it or not.
+    /// All feedback that the peer offered.
     pub feedback: Feedback,
 }
 
-/// `a=rtpmap`: the name in lower case, clock rate in Hz, channels.
+/// An `a=rtpmap`: encoding name in lower case, clock rate in Hz, channels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rtpmap {
     name: String,
@@ -42,9 +42,9 @@ impl Rtpmap {
 
 /// The payload types of an m-section.
 pub(super) struct PayloadTypes {
-    /// In the peer's order of preference; empty when none is known.
+    /// Supported codecs in the peer's order of preference; may be empty.
     pub codecs: Vec<OfferedCodec>,
-    /// All that have an `a=rtpmap`, known or not.
+    /// All payload types with an `a=rtpmap`, supported or not.
     pub mapped: HashMap<u8, Rtpmap>,
 }
 
@@ -79,7 +79,7 @@ impl PayloadTypes {
     }
 }
 
-/// What we take of a kind, for the person who offered nothing of it.
+/// Names the supported codecs of a kind, for the error text.
 pub(super) fn accepted(kind: Kind) -> &'static str {
     match kind {
         Kind::Audio => "opus, PCMU, PCMA",
@@ -87,14 +87,14 @@ pub(super) fn accepted(kind: Kind) -> &'static str {
     }
 }
 
-/// How well a receiver of `offered` can take what a source sends as `source`: the lower the better, `None` not at all.
-/// Whether it takes the fragments that nearly every frame of H.264 needs is for [`sendable`] to say.
+/// Ranks how well a receiver of `offered` can decode a source's format: lower is better, `None` means not at all.
+/// The packetization mode of H.264 is handled by [`sendable`].
 pub(super) fn suitability(source: Format, offered: Format) -> Option<u8> {
     match (source, offered) {
         (Format::H264 { profile: source, .. }, Format::H264 { profile, .. }) => {
             Some(h264_suitability(source.class(), profile.class()))
         }
-        // A Main 10 decoder takes Main (RFC 7798 §7.1, H.265 A.3.3), a high tier decoder takes main tier.
+        // A Main 10 decoder decodes Main (RFC 7798 §7.1, H.265 A.3.3), a high tier decoder decodes main tier.
         (
             Format::H265 {
                 profile_id: source,
@@ -111,7 +111,7 @@ pub(super) fn suitability(source: Format, offered: Format) -> Option<u8> {
             _ => None,
         },
         (Format::Vp9 { profile: source }, Format::Vp9 { profile }) => (source == profile).then_some(0),
-        // AV1 profiles are nested: High takes Main, Professional takes both (AV1 A.2).
+        // AV1 profiles are nested: High includes Main, Professional includes both (AV1 A.2).
         (Format::Av1 { profile: source }, Format::Av1 { profile }) => profile.checked_sub(source),
         (Format::Vp8, Format::Vp8)
         | (Format::Opus { .. }, Format::Opus { .. })
@@ -121,13 +121,14 @@ pub(super) fn suitability(source: Format, offered: Format) -> Option<u8> {
     }
 }
 
-/// The codecs that a viewer may be sent, as offered, whatever the source.
+/// Returns the offered codecs that can be sent to a viewer, whatever the source.
 ///
-/// RFC 6184 §6.2: packetization mode 0 forbids the fragments that nearly every frame of H.264 needs, so mode 1 is
-/// answered wherever it is offered; Firefox shows nothing when an answer has mode 0 alone. An offer that never speaks of
-/// the mode means 0 by RFC 6184 §8.1, and is sent fragments all the same, against §6.2: it comes from receivers that take
-/// every mode, as GStreamer's whepclientsrc 0.15.4 (`tests/data/offers/gst-1.28.8-rswebrtc-0.15.4-whepclientsrc.sdp`).
-/// Whoever writes `packetization-mode=0` and nothing else is taken at its word and gets none.
+/// RFC 6184 §6.2: packetization mode 0 forbids fragmentation units, which nearly every H.264 frame needs, so mode 1 is
+/// answered wherever it is offered. Firefox shows no video when an answer has mode 0 alone. An offer without
+/// `packetization-mode` means mode 0 (RFC 6184 §8.1) but is sent fragments nevertheless, against §6.2: such offers come
+/// from receivers that accept every mode, such as GStreamer's whepclientsrc 0.15.4
+/// (`tests/data/offers/gst-1.28.8-rswebrtc-0.15.4-whepclientsrc.sdp`). A payload type with an explicit
+/// `packetization-mode=0` is never answered.
 pub(super) fn sendable(offered: &[OfferedCodec]) -> Vec<OfferedCodec> {
     let takes_fragments = |codec: &&OfferedCodec| {
         let Format::H264 { packetization_mode, .. } = codec.format else {
@@ -143,7 +144,7 @@ pub(super) fn sendable(offered: &[OfferedCodec]) -> Vec<OfferedCodec> {
     sendable.cloned().collect()
 }
 
-/// The rank below which a match is more hope than promise: the decoder was not told of the source's profile.
+/// From this rank on the offered profile does not cover the source's, and decoding is not guaranteed.
 pub(super) const DOUBTFUL: u8 = 3;
 
 fn h264_suitability(source: H264Class, offered: H264Class) -> u8 {
@@ -155,7 +156,7 @@ fn h264_suitability(source: H264Class, offered: H264Class) -> u8 {
         other if is_baseline(source) && is_baseline(other) => 1,
         other if is_high(other) => 1,
         C::Main => 2,
-        // Chromium without a hardware decoder offers no High profile, and its software decoder takes it all the same.
+        // Chromium without a hardware decoder offers no High profile, but its software decoder decodes it.
         C::ConstrainedBaseline => DOUBTFUL,
         _ => DOUBTFUL + 1,
     }
@@ -172,7 +173,7 @@ fn read_formats(section: &RawSection) -> Result<Vec<u8>, OfferError> {
     let mut pts = Vec::with_capacity(section.formats.len());
     for format in &section.formats {
         match number(format) {
-            Some(pt) if pts.contains(&pt) => Err("a payload type stands in an m-line once"),
+            Some(pt) if pts.contains(&pt) => Err("an m-line lists each payload type once"),
             Some(pt) if pt <= 127 => {
                 pts.push(pt);
                 Ok(())
@@ -200,7 +201,7 @@ fn read_rtpmaps(section: &RawSection, pts: &[u8]) -> Result<HashMap<u8, Rtpmap>,
             _ => {}
         }
     }
-    // RFC 3551 §6: static assignments need no rtpmap.
+    // RFC 3551 §6: static payload types need no rtpmap.
     for (pt, name) in [(0, "pcmu"), (8, "pcma")] {
         if pts.contains(&pt) {
             mapped.entry(pt).or_insert_with(|| Rtpmap {
@@ -231,7 +232,7 @@ impl Rtpmap {
     }
 }
 
-/// Format parameters: keys in lower case, in the order of the text.
+/// Format parameters in the order of the text, with keys in lower case.
 #[derive(Default)]
 struct Parameters(Vec<(String, String)>);
 
@@ -257,7 +258,7 @@ impl Parameters {
         self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
     }
 
-    /// A number; what is absent or no number counts as `default`.
+    /// Returns a numeric parameter, or `default` if it is absent or not a number.
     fn number(&self, key: &str, default: u8) -> u8 {
         self.text(key).and_then(number).unwrap_or(default)
     }
@@ -271,40 +272,40 @@ impl Parameters {
         Some(ProfileLevelId(bytes))
     }
 
-    /// The parameters that have to agree in offer and answer, as they were offered. The level is repeated too: it never
-    /// decides whether we take a stream, so any level the peer names suits us.
+    /// Returns the parameters that must be the same in offer and answer. The level is repeated as offered, because any
+    /// level is accepted.
     fn answer(&self, format: Format) -> String {
         let keys: &[&str] = match format {
             Format::H264 { .. } => &["level-asymmetry-allowed", "packetization-mode", "profile-level-id"],
             Format::H265 { .. } => &["profile-id", "tier-flag", "level-id", "tx-mode"],
             Format::Vp9 { .. } => &["profile-id"],
             Format::Av1 { .. } => &["profile", "level-idx", "tier"],
-            // What is said about Opus depends on who receives: the answerers write it.
+            // The parameters of Opus differ between publishers and viewers: see `AnsweredCodec::new`.
             Format::Vp8 | Format::Opus { .. } | Format::Pcmu | Format::Pcma | Format::Aac(_) | Format::Jpeg => &[],
         };
-        let is_sound = |key: &str, value: &str| match key {
+        let is_valid = |key: &str, value: &str| match key {
             "profile-level-id" => self.profile_level_id().is_some(),
             "tx-mode" => true,
             _ => number::<u8>(value).is_some(),
         };
         keys.iter()
             .filter_map(|key| self.text(key).map(|value| (key, value)))
-            .filter(|(key, value)| is_sound(key, value))
+            .filter(|(key, value)| is_valid(key, value))
             .map(|(key, value)| format!("{key}={value}"))
             .collect::<Vec<_>>()
             .join(";")
     }
 }
 
-/// The format of a payload type; `None` when it does not pass through here.
+/// Returns the format of a payload type, or `None` if it is not supported.
 fn read_format(map: &Rtpmap, parameters: &Parameters) -> Option<Format> {
     let format = match map.name.as_str() {
         "h264" => Format::H264 {
-            // RFC 6184 §8.1 says Baseline, level 1, when it is missing; libwebrtc says this, and no client means the former.
+            // Without it RFC 6184 §8.1 assumes Baseline, level 1. Clients mean libwebrtc's default, which is this one.
             profile: parameters
                 .profile_level_id()
                 .unwrap_or(ProfileLevelId::CONSTRAINED_BASELINE_3_1),
-            // Mode 2 interleaves; nobody offers it.
+            // Mode 2 is interleaved and not supported.
             packetization_mode: Some(parameters.number("packetization-mode", 0)).filter(|mode| *mode <= 1)?,
         },
         "h265"
@@ -324,8 +325,8 @@ fn read_format(map: &Rtpmap, parameters: &Parameters) -> Option<Format> {
         "av1" => Format::Av1 {
             profile: Some(parameters.number("profile", 0)).filter(|profile| *profile <= 2)?,
         },
-        // RFC 7587 §7 wants two channels, also for mono. GStreamer 1.28.8 writes `OPUS/48000` where it receives; there is
-        // no other Opus that could be meant.
+        // RFC 7587 §7 requires two channels, also for mono. GStreamer 1.28.8 writes `OPUS/48000` where it receives,
+        // which means the same.
         "opus" if matches!(map.channels, 1 | 2) => Format::Opus {
             stereo: parameters.number("stereo", 0) == 1 || parameters.number("sprop-stereo", 0) == 1,
         },
@@ -336,7 +337,8 @@ fn read_format(map: &Rtpmap, parameters: &Parameters) -> Option<Format> {
     (map.clock_rate == format.codec().clock_rate()).then_some(format)
 }
 
-/// Retransmission payload types by the one that they transcode; an `apt` that names nothing here is passed over.
+/// Returns the RTX payload types by their primary payload type. An `apt` that names no payload type of the section is
+/// ignored.
 fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, Parameters>) -> HashMap<u8, u8> {
     let mut rtx = HashMap::new();
     for pt in pts.iter().filter(|pt| is_usable(**pt)) {
@@ -346,13 +348,13 @@ fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, P
         let apt = parameters
             .get(pt)
             .and_then(|parameters| number(parameters.text("apt")?));
-        // RFC 4588 §4.2: the clock of what it transcodes.
-        let can_transcode = |apt: &u8| {
+        // RFC 4588 §4.2: RTX has the clock rate of its primary payload type.
+        let has_same_clock = |apt: &u8| {
             mapped
                 .get(apt)
-                .is_some_and(|transcoded| transcoded.clock_rate == map.clock_rate)
+                .is_some_and(|primary| primary.clock_rate == map.clock_rate)
         };
-        if let Some(apt) = apt.filter(|apt| pts.contains(apt) && can_transcode(apt)) {
+        if let Some(apt) = apt.filter(|apt| pts.contains(apt) && has_same_clock(apt)) {
             rtx.entry(apt).or_insert(*pt);
         }
     }
@@ -362,7 +364,7 @@ fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, P
 fn read_feedback(section: &RawSection, pt: u8) -> Feedback {
     let mut feedback = Feedback::default();
     for attribute in all(&section.attributes, "rtcp-fb") {
-        // RFC 4585 §4.2: one space; `*` stands for every payload type of the section.
+        // RFC 4585 §4.2: one space; `*` means every payload type of the section.
         let Some((payload_type, rest)) = attribute.value.split_once(' ') else {
             continue;
         };
@@ -381,19 +383,19 @@ fn read_feedback(section: &RawSection, pt: u8) -> Feedback {
     feedback
 }
 
-/// A number as it is written in one way only: what is repeated in the answer has to be what was read.
+/// Parses a number in its canonical form, so that the answer repeats exactly what was read.
 fn number<T: std::str::FromStr + ToString>(text: &str) -> Option<T> {
     text.parse().ok().filter(|number: &T| number.to_string() == text)
 }
 
-/// RFC 5761 §4: with rtcp-mux, 64 to 95 look like RTCP. Chromium refuses an answer that uses them.
+/// RFC 5761 §4: with rtcp-mux, payload types 64 to 95 collide with RTCP. Chromium rejects an answer that uses them.
 fn is_usable(pt: u8) -> bool {
     !(64..=95).contains(&pt)
 }
 
 /// Chromium 156 lists 34 in its longest m-line.
 const MAX_PAYLOAD_TYPES: usize = 64;
-/// Bounds the answer: it has to stay below the 8 KiB that FFmpeg reads. Chromium 156 offers 15 that we know.
+/// Keeps the answer below the 8 KiB that FFmpeg reads. Chromium 156 offers 15 supported payload types.
 const MAX_CODECS: usize = 20;
 
 #[cfg(test)]
@@ -419,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn the_source_may_use_either_packetization_mode_the_viewer_mode_1_or_none_that_it_names() {
+    fn the_source_may_use_either_packetization_mode_the_viewer_needs_mode_1_or_an_unstated_one() {
         let h264 = |packetization_mode| Format::H264 {
             profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
             packetization_mode,

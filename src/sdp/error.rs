@@ -1,73 +1,73 @@
-//! What can be wrong with an offer. Every variant blames the client: 400 for a text that is not a WebRTC offer, 422 for
-//! an offer that is well formed but cannot be served (RFC 9725 §4.4).
+//! Errors of an offer. Each is a client error: 400 for a body that is not a WebRTC offer, 422 for a well-formed offer
+//! that cannot be served (RFC 9725 §4.4).
 
 use thiserror::Error;
 
 use crate::media::Kind;
 
-/// Why an offer was refused. The `Display` text is for the person at the client: it says what to do.
+/// Why an offer was rejected. The `Display` text tells the user of the client what to do.
 ///
-/// Line numbers count from 1, as editors do.
+/// Line numbers count from 1.
 #[derive(Debug, Error)]
 pub enum OfferError {
     // 400: the text
     #[error("the body is empty: send the SDP offer in it")]
     Missing,
-    #[error("the body looks like JSON, send raw SDP: the `sdp` member of the session description alone")]
+    #[error("the body looks like JSON: send only the raw SDP, which is the `sdp` member of the session description")]
     Json,
     #[error("the offer has more than {limit} bytes")]
     TooLarge { limit: usize },
     #[error("line {line} has more than {limit} bytes")]
     LineTooLong { line: usize, limit: usize },
-    #[error("line {line} holds bytes that are not text: SDP is UTF-8 without control characters")]
+    #[error("line {line} contains bytes that are not text: SDP is UTF-8 without control characters")]
     NotText { line: usize },
-    #[error("line {line} does not end: the offer was cut off; every line, also the last, needs a line end")]
+    #[error("line {line} has no line end: the offer was cut off; every line including the last needs a line end")]
     CutOff { line: usize },
-    #[error("line {line} names an SDP version other than 0: send `v=0`")]
+    #[error("line {line} has an SDP version other than 0: send `v=0`")]
     BadVersion { line: usize },
-    #[error("line {line} is not SDP: {rule}")]
+    #[error("line {line} is not valid SDP: {rule}")]
     Syntax { line: usize, rule: &'static str },
-    #[error("line {line} is not SDP or stands in the wrong place")]
+    #[error("line {line} is not valid SDP or is in the wrong place")]
     Grammar {
         line: usize,
         #[source]
         source: rtc_shared::error::Error,
     },
-    #[error("line {line} begins m-section number {} of at most {limit}", limit + 1)]
+    #[error("line {line} begins m-section number {}; at most {limit} are accepted", limit + 1)]
     TooManySections { line: usize, limit: usize },
 
     // 400: attributes
-    #[error("the m-section at line {line} has no `a=mid`: every section of an offer with several needs one")]
+    #[error("the m-section at line {line} has no `a=mid`: in an offer with several sections each needs one")]
     MidMissing { line: usize },
-    #[error("line {line} holds a mid that is not a token of 1 to {limit} characters")]
+    #[error("line {line} has a mid that is not a token of 1 to {limit} characters")]
     BadMid { line: usize, limit: usize },
     #[error("line {line} repeats the mid of an earlier m-section")]
     DuplicateMid { line: usize },
-    #[error("the m-section at line {line} has no `a=ice-ufrag` and `a=ice-pwd`, nor has the session")]
+    #[error("neither the m-section at line {line} nor the session has `a=ice-ufrag` and `a=ice-pwd`")]
     IceCredentialsMissing { line: usize },
-    #[error("line {line}: an ICE ufrag has 4 to 256, a pwd 22 to 256 characters of letters, digits, `+` and `/`")]
+    #[error("line {line}: an ICE ufrag has 4 to 256 and a pwd 22 to 256 letters, digits, `+` and `/`")]
     BadIceCredentials { line: usize },
-    #[error("the m-section at line {line} has no `a=fingerprint`, nor has the session")]
+    #[error("neither the m-section at line {line} nor the session has an `a=fingerprint`")]
     FingerprintMissing { line: usize },
-    #[error("line {line} holds a fingerprint whose digest does not fit its hash function")]
+    #[error("line {line} has a fingerprint whose digest does not match its hash function")]
     BadFingerprint { line: usize },
-    #[error("the m-section at line {line} has no `a=setup`, nor has the session: send `actpass`")]
+    #[error("neither the m-section at line {line} nor the session has an `a=setup`: send `actpass`")]
     SetupMissing { line: usize },
-    #[error("line {line} holds an unknown DTLS role: send `actpass`, `active` or `passive`")]
+    #[error("line {line} has an unknown DTLS role: send `actpass`, `active` or `passive`")]
     BadSetup { line: usize },
     #[error("line {line}: {rule}")]
     BadPayloadType { line: usize, rule: &'static str },
     #[error("the m-line at line {line} lists more than {limit} payload types")]
     TooManyPayloadTypes { line: usize, limit: usize },
-    #[error("line {line} gives payload type {pt} to a second codec: within a BUNDLE each has its own")]
+    #[error("line {line} maps payload type {pt} to a second codec: in a BUNDLE group each payload type has one codec")]
     PayloadTypeReused { line: usize, pt: u8 },
     #[error("line {line}: {rule}")]
     BadExtmap { line: usize, rule: &'static str },
-    #[error("line {line} holds an SSRC that is not a number or belongs to an earlier m-section")]
+    #[error("line {line} has an SSRC that is not a number or belongs to an earlier m-section")]
     BadSsrc { line: usize },
     #[error("line {line}: a rid is 1 to 16 letters, digits, `-` and `_`, declared once, with `send` or `recv`")]
     BadRid { line: usize },
-    #[error("line {line}: simulcast lists each rid once, and only rids that an `a=rid:.. send` declares")]
+    #[error("line {line}: `a=simulcast` lists each rid once, and only rids declared by an `a=rid:.. send`")]
     BadSimulcast { line: usize },
     #[error("line {line} declares more than {limit} simulcast layers: send fewer")]
     TooManyLayers { line: usize, limit: usize },
@@ -79,10 +79,10 @@ pub enum OfferError {
     TooManyTracks { line: usize, kind: Kind },
     #[error("the m-section at line {line} has the wrong direction: offer `{wanted}` or `sendrecv`")]
     BadDirection { line: usize, wanted: &'static str },
-    #[error("line {line} offers a section that is neither audio or video over UDP/TLS/RTP/SAVPF nor a data channel")]
+    #[error("line {line} is neither audio or video over UDP/TLS/RTP/SAVPF nor a data channel")]
     UnsupportedSection { line: usize },
     #[error(
-        "the {kind} section at line {line} has no codec in common with us: it offers {offered}; offer one of {accepted}"
+        "the {kind} section at line {line} offers no supported codec: it offers {offered}; offer one of {accepted}"
     )]
     NoCommonCodec {
         line: usize,
@@ -90,29 +90,29 @@ pub enum OfferError {
         offered: String,
         accepted: &'static str,
     },
-    #[error("the stream carries {carries}, which the offer cannot receive: it takes {takes}")]
+    #[error("the stream carries {carries}, which the offer cannot receive: it offers {takes}")]
     NothingPlayable { carries: String, takes: String },
-    #[error("line {line}: only weak fingerprints are offered: send sha-256, sha-384 or sha-512")]
+    #[error("line {line}: the offer has only weak fingerprints: send sha-256, sha-384 or sha-512")]
     WeakFingerprint { line: usize },
-    #[error("line {line}: `setup:holdconn` asks for no connection: send `actpass`")]
+    #[error("line {line}: `setup:holdconn` requests no connection: send `actpass`")]
     Holdconn { line: usize },
     #[error("line {line}: the bundled m-sections disagree about `a=setup`")]
     SetupConflict { line: usize },
-    #[error("the m-section at line {line} has no `a=rtcp-mux`: RTP and RTCP share one port here")]
+    #[error("the m-section at line {line} has no `a=rtcp-mux`: RTP and RTCP must share one port")]
     RtcpMuxMissing { line: usize },
-    #[error("the m-section at line {line} is not in one BUNDLE group with the others: use bundlePolicy `max-bundle`")]
+    #[error("the m-section at line {line} is not in the BUNDLE group of the others: use bundlePolicy `max-bundle`")]
     BundleRequired { line: usize },
     #[error("the m-section at line {line} offers simulcast without the rtp-stream-id header extension")]
     RidExtensionMissing { line: usize },
 }
 
 impl OfferError {
-    /// Stable name of the error, for programs.
+    /// Returns the stable, machine-readable name of the error.
     pub fn code(&self) -> &'static str {
         self.entry().0
     }
 
-    /// HTTP status that the error is answered with: 400 or 422.
+    /// Returns the HTTP status of the error: 400 or 422.
     pub fn status(&self) -> u16 {
         self.entry().1
     }
@@ -160,7 +160,7 @@ impl OfferError {
         }
     }
 
-    /// The line of the offer that is to blame; `None` when it is the offer as a whole.
+    /// Returns the line of the offer that caused the error, or `None` if the whole offer did.
     pub fn line(&self) -> Option<usize> {
         match self {
             Self::Missing | Self::Json | Self::TooLarge { .. } | Self::NoMedia | Self::NothingPlayable { .. } => None,

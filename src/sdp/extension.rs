@@ -1,11 +1,11 @@
-//! RTP header extensions (RFC 8285): those of the offer that we know, with the peer's ids.
+//! RTP header extensions (RFC 8285): the supported ones of an offer, with the peer's ids.
 
 use std::collections::HashSet;
 
 use super::error::OfferError;
 use super::text::{Attribute, all};
 
-/// Header extensions that are read or written here.
+/// Supported header extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum HeaderExtension {
     Mid,
@@ -38,17 +38,17 @@ impl HeaderExtension {
     }
 }
 
-/// `a=extmap` of a known extension.
+/// An `a=extmap` of a supported extension.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extmap {
     pub line: usize,
     pub known: HeaderExtension,
-    /// 1..=14: one-byte headers only.
+    /// 1 to 14: only one-byte headers are supported.
     pub id: u8,
     direction: Direction,
 }
 
-/// Who sends the extension, as seen by the peer. Firefox marks what it only receives.
+/// Which side sends the extension. Firefox marks the extensions that it only receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Direction {
     Both,
@@ -57,7 +57,7 @@ enum Direction {
 }
 
 impl Extmap {
-    /// The attribute value for the answer.
+    /// Returns the attribute value for the answer.
     pub fn answer(&self) -> String {
         let direction = match self.direction {
             Direction::Both => "",
@@ -67,18 +67,18 @@ impl Extmap {
         format!("{}{direction} {}", self.id, self.known.uri())
     }
 
-    /// The peer may put it into its packets.
+    /// Whether the peer may send the extension.
     pub fn is_sent(&self) -> bool {
         self.direction != Direction::PeerReceives
     }
 
-    /// The peer understands it in ours.
+    /// Whether the peer accepts the extension in packets of the gateway.
     pub fn is_received(&self) -> bool {
         self.direction != Direction::PeerSends
     }
 }
 
-/// Reads the known extensions of a section. Session-level ones hold for it too (RFC 8285 §6).
+/// Reads the supported extensions of a section. Session-level ones apply to it too (RFC 8285 §6).
 pub(super) fn read(session: &[Attribute], section: &[Attribute]) -> Result<Vec<Extmap>, OfferError> {
     let mut ids = HashSet::new();
     let mut found: Vec<Extmap> = Vec::new();
@@ -92,19 +92,23 @@ pub(super) fn read(session: &[Attribute], section: &[Attribute]) -> Result<Vec<E
         let (id, direction) = id.split_once('/').map_or((id, None), |(id, d)| (id, Some(d)));
         let id = id.parse::<u16>().map_err(|_| bad("the id of an extmap is a number"))?;
         if id == 0 {
-            return Err(bad("0 is padding, not an extmap id: use 1 to 14"));
+            return Err(bad("extmap id 0 is reserved for padding: use 1 to 14"));
         }
         if !ids.insert(id) {
-            return Err(bad("the extmap id belongs to another extension of this section"));
+            return Err(bad("the extmap id is used by another extension of this section"));
         }
         let direction = match direction {
             None | Some("sendrecv") => Direction::Both,
             Some("sendonly") => Direction::PeerSends,
             Some("recvonly") => Direction::PeerReceives,
             Some("inactive") => continue,
-            Some(_) => return Err(bad("the direction of an extmap is that of an m-section")),
+            Some(_) => {
+                return Err(bad(
+                    "the direction of an extmap is `sendrecv`, `sendonly`, `recvonly` or `inactive`",
+                ));
+            }
         };
-        // RFC 8285 §4.3: ids above 14 need two-byte headers, which are neither sent nor read here.
+        // RFC 8285 §4.3: ids above 14 need two-byte headers, which are not supported.
         let id = u8::try_from(id).ok().filter(|id| *id <= 14);
         match (HeaderExtension::from_uri(uri), id) {
             (Some(known), Some(id)) if found.iter().all(|extmap| extmap.known != known) => found.push(Extmap {

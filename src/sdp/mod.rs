@@ -1,13 +1,14 @@
-//! SDP: the peer's offer, validated into a typed [`Offer`], and our answer to it (RFC 8866, RFC 8829, RFC 9725, WHEP).
+//! SDP: parses a peer's offer into a validated, typed [`Offer`] and writes the answer (RFC 8866, RFC 8829, RFC 9725,
+//! WHEP).
 //!
 //! ```text
-//! bytes -> text (lines, rtc-sdp's grammar) -> offer (sections, typed) -> publisher | viewer -> answer (rtc-sdp writes it)
+//! bytes -> text (lines, rtc-sdp's grammar) -> offer (sections, typed) -> publisher | viewer -> answer (by rtc-sdp)
 //!                                              transport, codec,                |
 //!                                              extension, simulcast, ssrc       +-> plan: what session and shard need
 //! ```
 //!
-//! Pure functions: no clock, no socket, no randomness of their own. What an offer breaks is an [`OfferError`] with a
-//! stable code; nothing received makes this folder panic, and no answer holds anything that was not offered.
+//! All functions are pure: they use no clock, socket or random source of their own. An invalid offer yields an
+//! [`OfferError`] with a stable code. No input makes this folder panic, and an answer contains only what was offered.
 
 mod answer;
 mod codec;

@@ -1,5 +1,5 @@
-//! An offer, read once and valid from then on: every m-section typed, the rules that span sections kept
-//! (RFC 8829 §5.8, RFC 9143, RFC 9725 §4.4).
+//! A parsed and validated offer: typed m-sections that also satisfy the rules that span sections (RFC 8829 §5.8, RFC
+//! 9143, RFC 9725 §4.4).
 
 use std::collections::HashMap;
 
@@ -12,37 +12,38 @@ use super::transport::{self, TransportAttributes};
 use super::{quirks, simulcast, ssrc};
 use crate::media::{Kind, Mid, Rid, Ssrc};
 
-/// A valid offer. Knows all m-sections, also those that no answer will accept.
+/// A valid offer with all its m-sections, including those that every answer rejects.
 #[derive(Debug)]
 pub struct Offer {
     pub(super) sections: Vec<Section>,
-    /// Indexes into `sections` in the order of the BUNDLE group; `None` when the offer has no group that matters.
+    /// Indexes into `sections` in the order of the BUNDLE group; `None` without a BUNDLE group that has media.
     pub(super) bundle: Option<Vec<usize>>,
 }
 
 /// An m-section.
 #[derive(Debug)]
 pub(super) struct Section {
-    /// Number of its m-line.
+    /// Line number of its m-line.
     pub line: usize,
-    /// What the answer repeats of the m-line.
+    /// Media kind; the answer repeats this, `proto` and, if it rejects the section, `first_format`.
     pub media: String,
     pub proto: String,
     pub first_format: String,
-    /// Made up when `names_mid` is false.
+    /// A placeholder if `has_mid` is false.
     pub mid: Mid,
-    pub names_mid: bool,
+    /// Whether the section has an `a=mid`.
+    pub has_mid: bool,
     pub content: Content,
 }
 
-/// What an m-section offers.
+/// Content of an m-section.
 #[derive(Debug)]
 pub(super) enum Content {
     /// Audio or video over DTLS-SRTP.
     Media(Box<MediaSection>),
-    /// SCTP over DTLS (RFC 8841); refused everywhere, but no reason to refuse an offer.
+    /// SCTP over DTLS (RFC 8841). The section is rejected, the offer is not.
     DataChannel,
-    /// Port 0 without `bundle-only`: the peer does not want it (RFC 3264 §8.2).
+    /// Port 0 without `bundle-only`: the peer disabled the section (RFC 3264 §8.2).
     Disabled,
     Unsupported,
 }
@@ -52,20 +53,20 @@ pub(super) enum Content {
 pub(super) struct MediaSection {
     pub kind: Kind,
     pub direction: Direction,
-    /// Known codecs in the peer's order of preference; may be empty.
+    /// Supported codecs in the peer's order of preference; may be empty.
     pub codecs: Vec<OfferedCodec>,
     pub extensions: Vec<Extmap>,
     pub ssrcs: Vec<DeclaredSsrc>,
-    /// Every SSRC the peer claims here, media or not.
+    /// Every SSRC that the section declares, of media or not, with its line number.
     pub claimed: Vec<(usize, Ssrc)>,
-    /// Simulcast encodings that the peer sends; only for video.
+    /// Simulcast layers that the peer sends; only for video.
     pub rids: Vec<Rid>,
     pub reduced_size_rtcp: bool,
     transport: TransportAttributes,
     mapped: HashMap<u8, Rtpmap>,
 }
 
-/// Codecs that an error names at most.
+/// Maximum number of codec names in an error text.
 const MAX_SHOWN: usize = 12;
 
 /// Direction of an m-section, as seen by the peer (RFC 8866 §6.7).
@@ -78,11 +79,12 @@ pub(super) enum Direction {
 }
 
 impl Offer {
-    /// Reads the body of a request.
+    /// Parses the body of a request.
     ///
     /// # Errors
     ///
-    /// An [`OfferError`] for whatever no answer could transcode; what depends on WHIP or WHEP is judged by the answerers.
+    /// An [`OfferError`] for an offer that neither a WHIP nor a WHEP answer could accept. Rules of WHIP or WHEP alone
+    /// are checked when the answer is made.
     pub fn parse(body: &[u8]) -> Result<Self, OfferError> {
         let document = text::read(body)?;
         let is_single = document.sections.len() == 1;
@@ -101,8 +103,7 @@ impl Offer {
         Ok(offer)
     }
 
-    /// Kinds of the audio and video sections, in their order.
-    /// Media and mid of each section, in order, to compare with those of an offer of ours.
+    /// Returns media kind and mid of each section in order, to compare with an offer of the gateway.
     pub fn shape(&self) -> Vec<(String, String)> {
         let sections = self.sections.iter();
         sections
@@ -110,11 +111,12 @@ impl Offer {
             .collect()
     }
 
+    /// Returns the kinds of the audio and video sections in order.
     pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
         self.media().map(|(_, _, media)| media.kind)
     }
 
-    /// The audio and video sections with their indexes.
+    /// Returns the audio and video sections with their indexes.
     pub(super) fn media(&self) -> impl Iterator<Item = (usize, &Section, &MediaSection)> {
         self.sections
             .iter()
@@ -125,13 +127,13 @@ impl Offer {
             })
     }
 
-    /// The section whose transport is the transport of all (RFC 9143 §7.2: the offerer-tagged one).
+    /// Returns the section whose transport all sections use (RFC 9143 §7.2: the offerer-tagged one).
     pub(super) fn tagged(&self) -> Option<usize> {
         self.bundle.as_ref().map_or(Some(0), |bundle| bundle.first().copied())
     }
 
-    /// The accepted sections in the order of the BUNDLE group, or of the offer without one. The first is the tagged one
-    /// (RFC 9143 §7.3.1).
+    /// Returns the accepted sections in the order of the BUNDLE group, or of the offer if it has none. The first is the
+    /// answerer-tagged one (RFC 9143 §7.3.1).
     pub(super) fn bundled(&self, accepted: &[usize]) -> Vec<usize> {
         match &self.bundle {
             Some(order) => order.iter().copied().filter(|index| accepted.contains(index)).collect(),
@@ -139,7 +141,7 @@ impl Offer {
         }
     }
 
-    /// The transport of an answer that accepts these sections.
+    /// Returns the transport of an answer that accepts these sections.
     pub(super) fn transport(&self, accepted: &[usize]) -> Result<Transport, OfferError> {
         let bundled = self.bundled(accepted);
         let (chosen, rest): (Vec<_>, Vec<_>) = self.media().partition(|(index, ..)| accepted.contains(index));
@@ -155,8 +157,8 @@ impl Offer {
         })
     }
 
-    /// Within one transport an SSRC belongs to one section, a payload type to one codec and an extension id to one
-    /// extension: packets are told apart by them before their section is known (RFC 9143 §9.1, §9.2).
+    /// Checks that within the transport each SSRC belongs to one section, each payload type to one codec and each
+    /// extension id to one extension, as demultiplexing requires (RFC 9143 §9.1, §9.2).
     fn check_ids(&self) -> Result<(), OfferError> {
         let mut payload_types: HashMap<u8, &Rtpmap> = HashMap::new();
         let mut extensions: HashMap<u8, HeaderExtension> = HashMap::new();
@@ -175,7 +177,7 @@ impl Offer {
                 if other.is_some_and(|other| other != extmap.known) {
                     return Err(OfferError::BadExtmap {
                         line: extmap.line,
-                        rule: "the extmap id belongs to another extension in an earlier section of the BUNDLE",
+                        rule: "the extmap id is used by another extension in an earlier section of the BUNDLE group",
                     });
                 }
             }
@@ -200,7 +202,7 @@ impl Section {
             proto: raw.proto.clone(),
             first_format: raw.formats.first().cloned().unwrap_or_default(),
             mid: mid.map_or_else(|| Ok(Mid("0".into())), read_mid)?,
-            names_mid: mid.is_some(),
+            has_mid: mid.is_some(),
             content: Content::read(raw, session)?,
         })
     }
@@ -208,7 +210,7 @@ impl Section {
 
 impl Content {
     fn read(raw: &RawSection, session: &[Attribute]) -> Result<Self, OfferError> {
-        // RFC 9143 §6: with bundle-only, port 0 is not a refusal. GStreamer 1.28.8 sends its audio so.
+        // RFC 9143 §6: with bundle-only, port 0 does not disable a section. GStreamer 1.28.8 offers its audio this way.
         if raw.port == 0 && first(&raw.attributes, "bundle-only").is_none() {
             return Ok(Content::Disabled);
         }
@@ -226,7 +228,7 @@ impl Content {
 }
 
 impl MediaSection {
-    /// The codecs that are offered, ours or not, for the person who has to choose another one.
+    /// Names the offered codecs, supported or not, for the error text.
     pub fn offered(&self) -> String {
         let mut names: Vec<&str> = self.mapped.values().map(|rtpmap| rtpmap.name()).collect();
         names.retain(|name| !["rtx", "red", "ulpfec", "flexfec-03", "cn", "telephone-event"].contains(name));
@@ -235,7 +237,7 @@ impl MediaSection {
         names.truncate(MAX_SHOWN);
         let shown: Vec<String> = names.iter().map(|name| name.chars().take(24).collect()).collect();
         match shown.is_empty() {
-            true => "none by name".to_owned(),
+            true => "no codec".to_owned(),
             false => shown.join(", "),
         }
     }
@@ -246,7 +248,7 @@ impl MediaSection {
         let declared = ssrc::read(raw)?;
         let rids = simulcast::read(raw)?;
         let transport = TransportAttributes::read(raw.line, session, &raw.attributes)?;
-        // RFC 9725 §4.4.1. `rtcp-mux-only` is asked of clients too, but of the known ones only GStreamer sends it.
+        // RFC 9725 §4.4.1 requires `rtcp-mux-only` too, but of the tested clients only GStreamer sends it.
         if !has("rtcp-mux") && !has("rtcp-mux-only") {
             return Err(OfferError::RtcpMuxMissing { line: raw.line });
         }
@@ -257,7 +259,7 @@ impl MediaSection {
             extensions: extension::read(session, &raw.attributes)?,
             ssrcs: declared.media,
             claimed: declared.all,
-            // Layers of audio make no sense to anyone; without the line in the answer the peer sends one.
+            // Audio layers are ignored: without `a=simulcast` in the answer the peer sends a single layer.
             rids: if kind == Kind::Video { rids } else { Vec::new() },
             reduced_size_rtcp: has("rtcp-rsize"),
             transport,
@@ -265,7 +267,7 @@ impl MediaSection {
         })
     }
 
-    /// The extmap of an extension, if offered.
+    /// Returns the extmap of an extension, if offered.
     pub fn extension(&self, known: HeaderExtension) -> Option<&Extmap> {
         self.extensions.iter().find(|extmap| extmap.known == known)
     }
@@ -298,7 +300,7 @@ fn check_mids(document: &Document, sections: &[Section]) -> Result<(), OfferErro
     Ok(())
 }
 
-/// RFC 8866 §6.7: a section without a direction has that of the session, else `sendrecv`.
+/// RFC 8866 §6.7: a section without a direction has that of the session, or else `sendrecv`.
 fn read_direction(session: &[Attribute], section: &[Attribute]) -> Direction {
     let direction = |attribute: &Attribute| match attribute.key.as_str() {
         "sendrecv" => Some(Direction::SendRecv),
@@ -311,7 +313,7 @@ fn read_direction(session: &[Attribute], section: &[Attribute]) -> Direction {
     levels.next().unwrap_or(Direction::SendRecv)
 }
 
-/// The BUNDLE group that all audio and video sections are in. A lone section needs none: there is nothing to bundle.
+/// Returns the BUNDLE group that contains all audio and video sections. A single section needs none.
 fn read_bundle(session: &[Attribute], sections: &[Section]) -> Result<Option<Vec<usize>>, OfferError> {
     let is_media = |index: &usize| {
         let content = sections.get(*index).map(|section| &section.content);
@@ -320,7 +322,7 @@ fn read_bundle(session: &[Attribute], sections: &[Section]) -> Result<Option<Vec
     let media: Vec<usize> = (0..sections.len()).filter(is_media).collect();
     let group = all(session, "group")
         .filter_map(|attribute| attribute.value.strip_prefix("BUNDLE "))
-        .map(|mids| quirks::sections_without_ghosts(mids, sections))
+        .map(|mids| quirks::bundled_sections(mids, sections))
         .find(|group| media.iter().any(|index| group.contains(index)));
     let outsider = match &group {
         Some(group) => media.iter().find(|index| !group.contains(index)),
@@ -332,6 +334,6 @@ fn read_bundle(session: &[Attribute], sections: &[Section]) -> Result<Option<Vec
     }
 }
 
-/// RFC 9143 sets no bound; GStreamer writes `video0`, nobody more than a UUID without hyphens. It is echoed and travels
-/// in every packet of a viewer that asks for it.
+/// RFC 9143 sets no limit. GStreamer writes `video0`; the longest known mid is a UUID without hyphens. The mid is
+/// repeated in the answer and in every packet to a viewer that negotiates the extension.
 const MAX_MID: usize = 32;

@@ -1,5 +1,4 @@
-//! What a negotiated description means for a session: plain data, made by the answerer, consumed by `session` and
-//! `shard`. Nothing here knows SDP text.
+//! The result of a negotiation as plain data, for `session` and `shard`. Nothing here depends on SDP text.
 
 use crate::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
 
@@ -18,7 +17,7 @@ impl std::fmt::Debug for IceCredentials {
     }
 }
 
-/// Hash functions accepted for certificate fingerprints (RFC 8122 §5, RFC 8827 §6.5).
+/// Accepted hash functions of certificate fingerprints (RFC 8122 §5, RFC 8827 §6.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FingerprintHash {
     Sha256,
@@ -33,20 +32,20 @@ pub struct Fingerprint {
     pub digest: Vec<u8>,
 }
 
-/// Our role in the DTLS handshake (RFC 8842 §5).
+/// The gateway's role in the DTLS handshake (RFC 8842 §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DtlsRole {
-    /// We send the ClientHello: the peer offered `setup:passive`.
+    /// The gateway sends the ClientHello: the peer offered `setup:passive`.
     Client,
-    /// We wait for it: the peer offered `setup:actpass` or `setup:active`.
+    /// The peer sends the ClientHello: it offered `setup:actpass` or `setup:active`.
     Server,
 }
 
-/// The one bundled transport of a session, from the peer's side.
+/// The peer's side of the bundled transport of a session.
 #[derive(Clone, Debug)]
 pub struct Transport {
     pub remote: IceCredentials,
-    /// At least one; the peer's certificate has to match any one of them.
+    /// At least one; the peer's certificate must match any of them.
     pub fingerprints: Vec<Fingerprint>,
     pub role: DtlsRole,
 }
@@ -61,12 +60,13 @@ pub struct Feedback {
     pub remb: bool,
 }
 
-/// Ids of the RTP header extensions that both sides agreed on; `None` is not negotiated (RFC 8285).
+/// Ids of the negotiated RTP header extensions; `None` if not negotiated (RFC 8285).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extensions {
     pub mid: Option<u8>,
     pub rid: Option<u8>,
-    pub transcoded_rid: Option<u8>,
+    /// RID in retransmissions (`repaired-rtp-stream-id`, RFC 8852).
+    pub repaired_rid: Option<u8>,
     pub transport_cc: Option<u8>,
     pub abs_send_time: Option<u8>,
     pub abs_capture_time: Option<u8>,
@@ -74,7 +74,7 @@ pub struct Extensions {
     pub playout_delay: Option<u8>,
 }
 
-/// A payload type of an m-section with its retransmission partner (RFC 4588).
+/// A payload type of an m-section with its RTX payload type (RFC 4588).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NegotiatedCodec {
     pub pt: Pt,
@@ -83,7 +83,7 @@ pub struct NegotiatedCodec {
     pub feedback: Feedback,
 }
 
-/// An SSRC that the publisher declared, with its retransmission SSRC where it declared one (RFC 5576).
+/// An SSRC that the publisher declared, with its RTX SSRC if it declared one (RFC 5576).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeclaredSsrc {
     pub primary: Ssrc,
@@ -95,32 +95,32 @@ pub struct DeclaredSsrc {
 pub struct IncomingTrack {
     pub mid: Mid,
     pub kind: Kind,
-    /// All accepted payload types, the peer's preference first. Never empty.
+    /// All accepted payload types in the peer's order of preference. Never empty.
     pub codecs: Vec<NegotiatedCodec>,
     pub extensions: Extensions,
-    /// May be empty: the SSRC is then learned from the MID extension or from a payload type no other track has.
+    /// May be empty: the SSRC is then learned from the MID extension or from a payload type that no other track has.
     pub ssrcs: Vec<DeclaredSsrc>,
-    /// Simulcast encodings in the order of the offer, which is not a quality order. Empty without simulcast.
+    /// Simulcast layers in the order of the offer, which is not a quality order. Empty without simulcast.
     pub rids: Vec<Rid>,
-    /// RTCP about this track may be a packet that is no report (RFC 5506). RFC 8859 §5.1 wants the same in all bundled
-    /// sections; FFmpeg 9.0.2 and Firefox offer it for video alone.
+    /// Reduced-size RTCP (RFC 5506) may be sent for this track. RFC 8859 §5.1 requires the same value in all bundled
+    /// sections, but FFmpeg 9.0.2 and Firefox offer it for video alone.
     pub reduced_size_rtcp: bool,
 }
 
-/// A track that we send to a viewer.
+/// A track that the gateway sends to a viewer.
 #[derive(Clone, Debug)]
 pub struct OutgoingTrack {
     pub mid: Mid,
     pub kind: Kind,
-    /// All payload types the viewer can take, the one that suits the source first. Never empty.
+    /// All payload types that the viewer can receive, the best match for the source first. Never empty.
     pub codecs: Vec<NegotiatedCodec>,
     pub extensions: Extensions,
     pub ssrc: Ssrc,
-    /// Present when any of `codecs` has an `rtx_pt`.
+    /// Present if any of `codecs` has an `rtx_pt`.
     pub rtx_ssrc: Option<Ssrc>,
 }
 
-/// What a WHIP offer was answered with.
+/// The negotiated result of a WHIP offer.
 #[derive(Clone, Debug)]
 pub struct Publication {
     pub transport: Transport,
@@ -129,53 +129,53 @@ pub struct Publication {
 }
 
 impl IncomingTrack {
-    /// Whether the publisher said that it takes PLI or FIR for this track (RFC 4585 §4.2). FFmpeg 9.0.2 does not:
-    /// its muxer has no way back to the encoder.
+    /// Whether the publisher negotiated PLI or FIR for this track (RFC 4585 §4.2). FFmpeg 9.0.2 does not, because its
+    /// muxer cannot reach the encoder.
     pub fn takes_key_frame_requests(&self) -> bool {
         self.kind == Kind::Video && self.codecs.iter().any(|codec| codec.feedback.pli || codec.feedback.fir)
     }
 }
 
 impl Publication {
-    /// Whether the publisher can be asked for a key frame.
+    /// Whether the publisher accepts key frame requests.
     pub fn takes_key_frame_requests(&self) -> bool {
         self.tracks.iter().any(IncomingTrack::takes_key_frame_requests)
     }
 }
 
-/// What a WHEP offer was answered with.
+/// The negotiated result of a WHEP offer.
 #[derive(Clone, Debug)]
 pub struct Playback {
     pub transport: Transport,
     /// At most one audio and one video track.
     pub tracks: Vec<OutgoingTrack>,
-    /// The CNAME written into the answer; RTCP SDES repeats it.
+    /// The CNAME of the answer; RTCP SDES repeats it.
     pub cname: String,
 }
 
-/// What a stream carries at the moment, judged from its bitstream once there is one, else from the publisher's offer.
+/// The formats that a stream has now, taken from its bitstream or, before media arrives, from the publisher's offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceFormats {
     pub video: Option<Format>,
     pub audio: Option<Format>,
 }
 
-/// What a stream carries, and what can be done for viewers who cannot play it.
+/// The formats of a stream, and whether they can be transcoded for viewers that cannot play them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AvailableFormats {
     pub formats: SourceFormats,
-    /// No browser plays its picture as it is.
+    /// No browser can play the video without transcoding.
     pub unplayable_video: bool,
-    /// No browser plays its sound as it is.
+    /// No browser can play the audio without transcoding.
     pub unplayable_audio: bool,
-    /// H.264 is made of its picture for viewers who need it.
+    /// The video can be transcoded to H.264 on demand.
     pub transcodable_video: bool,
-    /// Opus is made of its sound for viewers who need it.
+    /// The audio can be transcoded to Opus on demand.
     pub transcodable_audio: bool,
 }
 
 impl SourceFormats {
-    /// The format of one kind; `None` when the stream does not carry that kind.
+    /// Returns the format of one kind, or `None` if the stream has no track of that kind.
     pub fn of(&self, kind: Kind) -> Option<Format> {
         match kind {
             Kind::Audio => self.audio,

@@ -1,4 +1,4 @@
-//! The answer to a publisher (RFC 9725 §4.2, §4.4): everything it wants to send is taken, or nothing.
+//! The answer to a publisher (RFC 9725 §4.2, §4.4): it accepts every offered track, or the offer is rejected.
 
 use rtc_sdp::description::common::Attribute;
 
@@ -10,12 +10,12 @@ use super::offer::{Content, Direction, MediaSection, Offer, Section};
 use super::plan::{Extensions, Feedback, IncomingTrack, Publication};
 use crate::media::Kind;
 
-/// Answers a WHIP offer: what the session will receive, and the SDP.
+/// Answers a WHIP offer. Returns what the session will receive, and the SDP.
 ///
 /// # Errors
 ///
-/// A 422 [`OfferError`] when any section cannot be taken as offered (RFC 9725 §4.4.3); a data channel is the exception,
-/// it is refused on its own.
+/// A 422 [`OfferError`] if any section cannot be accepted as offered (RFC 9725 §4.4.3). Only a data channel is rejected
+/// without rejecting the offer.
 pub fn answer_publisher(offer: &Offer, local: &Local<'_>) -> Result<(Publication, String), OfferError> {
     check_sections(offer)?;
     let mut tracks = Vec::new();
@@ -68,7 +68,7 @@ fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(Inco
     }
     let (extensions, mut attributes) = choose_extensions(media);
     if !media.rids.is_empty() {
-        // Layers have no SSRCs in the SDP: the header extension is the only way to tell them apart (RFC 8853 §4).
+        // Layers have no SSRCs in the SDP: only the header extension identifies them (RFC 8853 §4).
         if extensions.rid.is_none() {
             return Err(OfferError::RidExtensionMissing { line });
         }
@@ -97,7 +97,8 @@ fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(Inco
     Ok((track, reply))
 }
 
-/// Identification always; congestion feedback by transport-cc where offered with its header extension, else by REMB.
+/// Accepts the extensions that identify streams. Congestion feedback uses transport-cc if it is offered with its header
+/// extension, or else REMB.
 fn choose_extensions(media: &MediaSection) -> (Extensions, Vec<Attribute>) {
     let offers_transport_cc = media.codecs.iter().any(|codec| codec.feedback.transport_cc);
     let has_transport_cc = offers_transport_cc
@@ -124,7 +125,7 @@ fn choose_feedback(offered: Feedback, extensions: Extensions) -> Feedback {
     }
 }
 
-/// RFC 8853 §5.3.2: all layers, in the peer's order. OBS 32.2.2 gives up when one is missing.
+/// Accepts all layers in the peer's order (RFC 8853 §5.3.2). OBS 32.2.2 fails if one is missing.
 fn push_simulcast(attributes: &mut Vec<Attribute>, media: &MediaSection) {
     let rids: Vec<&str> = media.rids.iter().map(|rid| &*rid.0).collect();
     for rid in &rids {
@@ -133,7 +134,7 @@ fn push_simulcast(attributes: &mut Vec<Attribute>, media: &MediaSection) {
     attributes.push(with("simulcast", format!("recv {}", rids.join(";"))));
 }
 
-/// RFC 7587 §6.1: `stereo` says what the receiver likes; Chromium encodes two channels only when asked so. `sprop-stereo`
-/// is what a sender says of itself, and we send nothing here: GStreamer's whipclientsink 0.15.4 takes it for a rule, and
-/// aborts when it has one channel.
+/// RFC 7587 §6.1: `stereo` is the receiver's preference; Chromium encodes two channels only with it. `sprop-stereo`
+/// describes what the sender of the SDP sends, which is nothing here. GStreamer's whipclientsink 0.15.4 treats it as a
+/// requirement and aborts if it has one channel.
 const OPUS: &str = "minptime=10;stereo=1;useinbandfec=1";

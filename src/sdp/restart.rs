@@ -1,9 +1,9 @@
-//! What answers an ICE restart: a fragment with new credentials of ours (RFC 9725 §4.3.3, RFC 8840 §9).
+//! The answer to an ICE restart: an SDP fragment with new local credentials (RFC 9725 §4.3.3, RFC 8840 §9).
 
 use super::answer::{Local, candidate_lines};
 use super::plan::IceCredentials;
 
-/// What a fragment repeats of the answer: its group, and its tagged m-section.
+/// The lines of the answer that a fragment repeats: the BUNDLE group and the tagged m-section.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
     group: Option<String>,
@@ -12,14 +12,14 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Takes it from an answer of ours.
+    /// Extracts them from an answer.
     pub fn of(answer: &str) -> Self {
         let mut lines = answer.lines();
         let group = lines
             .by_ref()
             .take_while(|line| !line.starts_with("m="))
             .find(|line| line.starts_with("a=group:BUNDLE"));
-        // The tagged section is the one that has the candidates.
+        // The tagged section is the one with the candidates.
         let mut section: Vec<String> = Vec::new();
         for line in answer.lines() {
             if line.starts_with("m=") {
@@ -36,8 +36,8 @@ impl Frame {
         }
     }
 
-    /// The fragment, with the same `ice-lite` and `ice-options` as every answer. CRLF, and everything under the tagged
-    /// m-line: whip.js finds it so.
+    /// Returns the fragment, with the same `ice-lite` and `ice-options` as every answer. Lines end with CRLF, and the
+    /// credentials and candidates are below the tagged m-line, where whip.js expects them.
     pub fn fragment(&self, credentials: &IceCredentials, local: &Local<'_>) -> String {
         let mut lines = vec!["a=ice-lite".to_owned(), "a=ice-options:trickle ice2".to_owned()];
         lines.extend(self.group.clone());

@@ -1,13 +1,13 @@
-//! Simulcast encodings that a publisher offers (RFC 8853 §5.1, RFC 8851 §4). Their order says nothing about quality:
+//! Simulcast layers that a publisher offers (RFC 8853 §5.1, RFC 8851 §4). Their order does not indicate quality:
 //! Chromium writes low to high, OBS high to low.
 
 use super::error::OfferError;
 use super::text::{RawSection, all, first};
 use crate::media::Rid;
 
-/// The encodings in the order of `a=simulcast:send`; empty without simulcast.
+/// Returns the layers in the order of `a=simulcast:send`; empty without simulcast.
 ///
-/// Of alternatives (`a,b`) the first is taken, the mark of a paused one (`~a`) is dropped: we can receive each.
+/// Of alternatives (`a,b`) the first is used. The mark of an initially paused layer (`~a`) is ignored.
 pub(super) fn read(section: &RawSection) -> Result<Vec<Rid>, OfferError> {
     let mut declared = Vec::new();
     for attribute in all(&section.attributes, "rid") {
@@ -17,7 +17,8 @@ pub(super) fn read(section: &RawSection) -> Result<Vec<Rid>, OfferError> {
         if !is_rid(id) || declared.contains(&id) || !matches!(direction, "send" | "recv") {
             return Err(OfferError::BadRid { line });
         }
-        // Declared in one direction only (RFC 8851 §4), and each but once: what is received has no place in simulcast.
+        // Each rid is declared once and in one direction (RFC 8851 §4). Only those with `send` are layers of the
+        // publisher.
         if direction == "send" {
             declared.push(id);
         }
@@ -43,8 +44,7 @@ pub(super) fn read(section: &RawSection) -> Result<Vec<Rid>, OfferError> {
     Ok(rids.into_iter().map(|id| Rid(id.into())).collect())
 }
 
-/// The layers after `send`. The syntax of the first drafts, `send rid=a;b`, is no longer written by anyone; it counts as
-/// no simulcast.
+/// Returns the layers after `send`. The obsolete draft syntax `send rid=a;b` is treated as no simulcast.
 fn sent(value: &str) -> impl Iterator<Item = &str> {
     let mut fields = value.split_whitespace();
     let mut list = None;
@@ -58,10 +58,10 @@ fn sent(value: &str) -> impl Iterator<Item = &str> {
         .flat_map(|list| list.split(';'))
 }
 
-/// RFC 8851 §10; sixteen characters are what a one-byte header extension can carry (RFC 8285 §4.2).
+/// RFC 8851 §10. A one-byte header extension carries at most 16 characters (RFC 8285 §4.2).
 fn is_rid(id: &str) -> bool {
     (1..=16).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
-/// Chromium sends three; more is a waste of uplink that nobody asked for.
+/// Chromium sends three layers.
 const MAX_LAYERS: usize = 8;

@@ -1,4 +1,4 @@
-//! SSRCs that a section declares (RFC 5576).
+//! SSRCs declared by an m-section (RFC 5576).
 
 use super::error::OfferError;
 use super::plan::DeclaredSsrc;
@@ -7,21 +7,21 @@ use crate::media::Ssrc;
 
 /// Declared SSRCs of an m-section.
 pub(super) struct Declared {
-    /// Media, with its retransmission; in the order of declaration.
+    /// SSRCs of media with their RTX SSRCs, in the order of declaration.
     pub media: Vec<DeclaredSsrc>,
-    /// All, whatever they carry, with the line of the first mention.
+    /// All SSRCs, of media, RTX or FEC, with the line of their first occurrence.
     pub all: Vec<(usize, Ssrc)>,
 }
 
 /// Reads `a=ssrc` and `a=ssrc-group`.
 ///
-/// FFmpeg 9.0.2 names an RTX SSRC in a FID group without an `a=ssrc` of its own: the group declares it too.
+/// An SSRC in a group counts as declared: FFmpeg 9.0.2 names an RTX SSRC in a FID group without an `a=ssrc` of its own.
 pub(super) fn read(section: &RawSection) -> Result<Declared, OfferError> {
     let mut declared = Declared {
         media: Vec::new(),
         all: Vec::new(),
     };
-    let mut can_transcode: Vec<(Ssrc, Ssrc)> = Vec::new();
+    let mut rtx_pairs: Vec<(Ssrc, Ssrc)> = Vec::new();
     let mut not_media: Vec<Ssrc> = Vec::new();
     for attribute in all(&section.attributes, "ssrc-group").take(MAX_SSRCS) {
         let mut fields = attribute.value.split_whitespace();
@@ -32,10 +32,10 @@ pub(super) fn read(section: &RawSection) -> Result<Declared, OfferError> {
             .collect::<Result<Vec<_>, _>>()?;
         match (semantics, ssrcs.as_slice()) {
             ("FID", [primary, rtx, ..]) => {
-                can_transcode.push((*primary, *rtx));
+                rtx_pairs.push((*primary, *rtx));
                 not_media.push(*rtx);
             }
-            ("FEC" | "FEC-FR", [_, transcode, ..]) => not_media.push(*transcode),
+            ("FEC" | "FEC-FR", [_, fec, ..]) => not_media.push(*fec),
             _ => {}
         }
         for ssrc in ssrcs {
@@ -53,7 +53,7 @@ pub(super) fn read(section: &RawSection) -> Result<Declared, OfferError> {
         .filter(|ssrc| !not_media.contains(ssrc))
         .map(|primary| DeclaredSsrc {
             primary,
-            rtx: can_transcode.iter().find(|(p, _)| *p == primary).map(|(_, rtx)| *rtx),
+            rtx: rtx_pairs.iter().find(|(p, _)| *p == primary).map(|(_, rtx)| *rtx),
         })
         .collect();
     Ok(declared)
@@ -74,5 +74,5 @@ fn parse(attribute: &Attribute, field: &str) -> Result<Ssrc, OfferError> {
         .map_err(|_| OfferError::BadSsrc { line: attribute.line })
 }
 
-/// A simulcast of three with retransmission and FEC declares nine; what is beyond is not declared to us.
+/// Three simulcast layers with RTX and FEC declare nine SSRCs. SSRCs beyond the limit are ignored.
 const MAX_SSRCS: usize = 32;

@@ -1,8 +1,8 @@
-//! From bytes to a document: checks the shape of every line, lets `rtc-sdp` judge the grammar (RFC 8866 §9), and gives
-//! every attribute the number of its line. Nothing here knows what an attribute means.
+//! Parses bytes into lines and attributes: checks the form of every line, lets `rtc-sdp` check the grammar (RFC 8866
+//! §9), and records the line number of every attribute. The meaning of attributes is not handled here.
 //!
-//! Before the library sees the text, lines that no WebRTC endpoint uses (bandwidth, keys, addresses, candidates) are
-//! taken out: it would hold them to rules that do not matter here.
+//! Lines that are not needed (bandwidth, keys, addresses, candidates) are removed before `rtc-sdp` parses the text, so
+//! that mistakes in them do not reject the offer.
 
 use std::io::Cursor;
 
@@ -11,16 +11,16 @@ use rtc_sdp::description::session::SessionDescription;
 use super::error::OfferError;
 use super::quirks;
 
-/// An offer as text with structure.
+/// The lines of an offer, grouped by section.
 pub(super) struct Document {
     /// Attributes before the first m-line.
     pub session: Vec<Attribute>,
     pub sections: Vec<RawSection>,
 }
 
-/// An m-section as it stands in the text.
+/// An m-section as written in the text.
 pub(super) struct RawSection {
-    /// Number of the m-line.
+    /// Line number of the m-line.
     pub line: usize,
     /// `audio`, `video`, `application` or any other token.
     pub media: String,
@@ -31,19 +31,19 @@ pub(super) struct RawSection {
     pub attributes: Vec<Attribute>,
 }
 
-/// `a=key:value`; the value of a flag is empty.
+/// An `a=key:value`. The value of a flag is empty.
 pub(super) struct Attribute {
     pub line: usize,
     pub key: String,
     pub value: String,
 }
 
-/// All attributes of one name, in their order.
+/// Returns all attributes with this key in order.
 pub(super) fn all<'a>(attributes: &'a [Attribute], key: &'a str) -> impl Iterator<Item = &'a Attribute> {
     attributes.iter().filter(move |attribute| attribute.key == key)
 }
 
-/// The first attribute of a name.
+/// Returns the first attribute with this key.
 pub(super) fn first<'a>(attributes: &'a [Attribute], key: &'a str) -> Option<&'a Attribute> {
     all(attributes, key).next()
 }
@@ -56,14 +56,14 @@ pub(super) fn is_token(text: &str) -> bool {
             .all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]".contains(&b))
 }
 
-/// Reads a body.
+/// Parses the body of a request.
 pub(super) fn read(body: &[u8]) -> Result<Document, OfferError> {
     let text = as_text(body)?;
     let kept = keep_lines(text)?;
     let mut cursor = Cursor::new(kept.text.as_bytes());
     let description =
-        SessionDescription::unmarshal(&mut cursor).map_err(|source| kept.blame(cursor.position(), source))?;
-    kept.number(description)
+        SessionDescription::unmarshal(&mut cursor).map_err(|source| kept.error_at(cursor.position(), source))?;
+    kept.with_line_numbers(description)
 }
 
 fn as_text(body: &[u8]) -> Result<&str, OfferError> {
@@ -83,13 +83,14 @@ fn as_text(body: &[u8]) -> Result<&str, OfferError> {
     }
 }
 
-/// The lines that the library judges, with their numbers in the offer.
+/// The lines that `rtc-sdp` parses, with their line numbers in the offer.
 #[derive(Default)]
 struct SdpLines<'a> {
     text: String,
     numbers: Vec<usize>,
-    /// Numbers of the `a=` lines among them, and numbers and media tokens of the `m=` lines.
+    /// Line numbers of the `a=` lines.
     attributes: Vec<usize>,
+    /// Line numbers and media tokens of the `m=` lines.
     sections: Vec<(usize, &'a str)>,
 }
 
@@ -97,7 +98,7 @@ fn keep_lines(text: &str) -> Result<SdpLines<'_>, OfferError> {
     let mut kept = SdpLines::default();
     for (index, raw) in text.split_inclusive('\n').enumerate() {
         let number = index + 1;
-        // RFC 8866 §5 asks for CRLF and lets parsers take a lone LF.
+        // RFC 8866 §5 requires CRLF and allows parsers to accept a single LF.
         let line = raw.trim_end_matches(['\r', '\n']);
         if line.trim().is_empty() {
             continue;
@@ -121,7 +122,7 @@ fn check_shape(number: usize, line: &str) -> Result<(), OfferError> {
     if line.chars().any(|c| c.is_control() && c != '\t') {
         return Err(OfferError::NotText { line: number });
     }
-    // RFC 8866 §5: a description with a type that is not understood is to be ignored as a whole.
+    // RFC 8866 §5: a description with an unknown line type must be ignored as a whole.
     match line.as_bytes() {
         [b'v', b'=', ..] if line.trim_end() != "v=0" => Err(OfferError::BadVersion { line: number }),
         [kind, b'=', ..] if b"vosiuepcbtrzkam".contains(kind) => Ok(()),
@@ -147,8 +148,8 @@ impl<'a> SdpLines<'a> {
                 written = quirks::with_known_media(line, media);
                 self.sections.push((number, media));
             }
-            // ICE-lite learns addresses from checks; what the peer believes to be its own is of no use and is a lever for
-            // reflection (RFC 8445 §2.5).
+            // An ICE-lite agent learns addresses from connectivity checks. The peer's candidates are not used; they
+            // would allow reflection attacks (RFC 8445 §2.5).
             Some(b'a') if line.starts_with("a=candidate:") => return Ok(()),
             Some(b'a') => self.attributes.push(number),
             Some(b'v' | b'o' | b's' | b't') => {}
@@ -160,8 +161,8 @@ impl<'a> SdpLines<'a> {
         Ok(())
     }
 
-    /// Names the line that the library was reading when it gave up at `position`.
-    fn blame(&self, position: u64, source: rtc_shared::error::Error) -> OfferError {
+    /// Returns the error for the line that `rtc-sdp` was parsing when it failed at `position`.
+    fn error_at(&self, position: u64, source: rtc_shared::error::Error) -> OfferError {
         let read = usize::try_from(position).unwrap_or(usize::MAX).saturating_sub(1);
         let read = self.text.as_bytes().get(..read).unwrap_or_default();
         let line = self.numbers.get(count_line_ends(read)).or(self.numbers.last());
@@ -171,8 +172,8 @@ impl<'a> SdpLines<'a> {
         }
     }
 
-    /// Joins what the library read with the line numbers. Both are in the order of the text.
-    fn number(&self, description: SessionDescription) -> Result<Document, OfferError> {
+    /// Combines the parsed description with the line numbers. Both are in the order of the text.
+    fn with_line_numbers(&self, description: SessionDescription) -> Result<Document, OfferError> {
         let mut numbers = self.attributes.iter().copied();
         let mut attributes = |read: Vec<rtc_sdp::description::common::Attribute>| {
             read.into_iter()
@@ -205,9 +206,9 @@ impl<'a> SdpLines<'a> {
     }
 }
 
-/// The media token of an m-line whose fields are fit to be echoed.
+/// Returns the media token of an m-line after checking that its fields can be repeated in the answer.
 fn check_media_line(number: usize, line: &str) -> Result<&str, OfferError> {
-    let rule = "an m-line has a media kind, a port, a protocol and formats, all of them short tokens";
+    let rule = "an m-line has a media kind, a port, a protocol and formats, each a short token";
     let error = OfferError::Syntax { line: number, rule };
     let fields = line.get(2..).unwrap_or_default();
     let is_short = |field: &str| field.len() <= MAX_FIELD && field.bytes().all(|b| b.is_ascii_graphic());
@@ -221,11 +222,11 @@ fn count_line_ends(text: &[u8]) -> usize {
     text.iter().filter(|b| **b == b'\n').count()
 }
 
-/// Chromium with every codec and a simulcast of three writes 7 KiB; the HTTP side refuses the same size earlier.
+/// Chromium with every codec and three simulcast layers writes 7 KiB. The HTTP server enforces the same limit earlier.
 const MAX_BODY: usize = 64 * 1024;
-/// The longest known line is an H.264 fmtp with parameter sets, some 300 bytes.
+/// The longest known line is an H.264 fmtp with parameter sets, about 300 bytes.
 const MAX_LINE: usize = 2 * 1024;
-/// One audio, one video and a data channel are served; conference clients bring some more.
+/// Publishers and viewers use one audio, one video and a data channel section. Conference clients offer some more.
 const MAX_SECTIONS: usize = 16;
-/// The longest known field of an m-line is `webrtc-datachannel`. What we echo of a refused section stays small.
+/// The longest known field of an m-line is `webrtc-datachannel`. Limits what the answer repeats of a rejected section.
 const MAX_FIELD: usize = 32;

@@ -1,27 +1,27 @@
-//! ICE credentials, certificate fingerprints and the DTLS role: the attributes of the one bundled transport
+//! ICE credentials, certificate fingerprints and the DTLS role: the attributes of the bundled transport
 //! (RFC 8839 §5.4, RFC 8122 §5, RFC 8842).
 //!
-//! Each may stand at session level and then holds for every section without its own; OBS 32.2.2 does so with the
+//! Each may be given at session level and then applies to every section without its own. OBS 32.2.2 does so with the
 //! fingerprint, OBS 30 with all of them.
 
 use super::error::OfferError;
 use super::plan::{DtlsRole, Fingerprint, FingerprintHash, IceCredentials};
 use super::text::{Attribute, all, first};
 
-/// What one m-section says about its transport, session level included. May be incomplete: in a BUNDLE only one section
-/// has to say it (RFC 9143 §7.1.3).
+/// The transport attributes of one m-section, including those of the session level. They may be incomplete: in a BUNDLE
+/// group only one section must have them (RFC 9143 §7.1.3).
 #[derive(Debug)]
 pub(super) struct TransportAttributes {
-    /// The m-line, to be blamed for what is missing.
+    /// Line number of the m-line, for errors about missing attributes.
     line: usize,
     credentials: Option<IceCredentials>,
     fingerprints: Vec<Fingerprint>,
-    /// The line of a fingerprint by a hash that is not accepted.
+    /// Line number of a fingerprint whose hash function is not accepted.
     weak_fingerprint: Option<usize>,
     setup: Option<(usize, DtlsRole, Setup)>,
 }
 
-/// The peer's side of the handshake.
+/// The offered `a=setup`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Setup {
     Actpass,
@@ -45,8 +45,8 @@ impl TransportAttributes {
     }
 }
 
-/// The transport that bundled sections agree on. The first of `sections` is the tagged one (RFC 9143 §7.1.3); what it
-/// lacks is taken from the next that has it.
+/// Returns the common transport of bundled sections. The first of `sections` is the tagged one (RFC 9143 §7.1.3);
+/// attributes that it lacks are taken from the next section that has them.
 pub(super) fn choose_transport<'a>(
     sections: impl Iterator<Item = &'a TransportAttributes> + Clone,
 ) -> Result<(IceCredentials, Vec<Fingerprint>, DtlsRole), OfferError> {
@@ -74,11 +74,11 @@ pub(super) fn choose_transport<'a>(
     }
 }
 
-/// RFC 8839 §5.4: 24 bits at least for the ufrag, 128 for the password.
+/// RFC 8839 §5.4: at least 24 bits for the ufrag and 128 bits for the password.
 pub const SHORTEST_UFRAG: usize = 4;
 pub const SHORTEST_PWD: usize = 22;
 
-/// Whether a text can be an ICE ufrag or password (RFC 8839 §5.4).
+/// Whether a text is a valid ICE ufrag or password (RFC 8839 §5.4).
 pub fn is_ice_text(text: &str, shortest: usize) -> bool {
     let is_ice_char = |b: u8| b.is_ascii_alphanumeric() || b == b'+' || b == b'/';
     (shortest..=256).contains(&text.len()) && text.bytes().all(is_ice_char)
@@ -97,7 +97,7 @@ fn read_credentials(session: &[Attribute], section: &[Attribute]) -> Result<Opti
     Ok(ufrag.zip(pwd).map(|(ufrag, pwd)| IceCredentials { ufrag, pwd }))
 }
 
-/// The fingerprints by accepted hashes, and the line of one by another hash.
+/// Returns the fingerprints with accepted hash functions, and the line of one with another hash function.
 fn read_fingerprints(
     session: &[Attribute],
     section: &[Attribute],
@@ -117,7 +117,7 @@ fn read_fingerprints(
             "sha-256" => (FingerprintHash::Sha256, 32),
             "sha-384" => (FingerprintHash::Sha384, 48),
             "sha-512" => (FingerprintHash::Sha512, 64),
-            // RFC 8827 §6.5 leaves no room for md5 and sha-1; a name that we do not know cannot be verified.
+            // RFC 8827 §6.5 excludes md5 and sha-1. An unknown hash function cannot be verified.
             _ => {
                 weak = Some(attribute.line);
                 continue;
@@ -140,7 +140,7 @@ fn read_digest(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// RFC 8842 §5.3: the answerer is active only where it has to be. FFmpeg 9.0.2 offers `passive`.
+/// The gateway is the DTLS client only if the peer offers `passive` (RFC 8842 §5.3), as FFmpeg 9.0.2 does.
 fn read_setup(attribute: &Attribute) -> Result<(usize, DtlsRole, Setup), OfferError> {
     let line = attribute.line;
     match attribute.value.as_str() {
@@ -152,5 +152,5 @@ fn read_setup(attribute: &Attribute) -> Result<(usize, DtlsRole, Setup), OfferEr
     }
 }
 
-/// One per hash function would do; aiortc writes three.
+/// aiortc writes three, one per hash function.
 const MAX_FINGERPRINTS: usize = 8;

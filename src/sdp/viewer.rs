@@ -1,5 +1,5 @@
-//! The answer to a viewer (WHEP §4.3): what the stream carries now first, and every other codec that passes through, so
-//! that another source can follow without a new negotiation.
+//! The answer to a viewer (WHEP §4.3): the current format of the stream first, then every other supported codec, so
+//! that a source with another codec can follow without renegotiation.
 
 use super::answer::{self, Accepted, AnsweredCodec, Local, with};
 use super::codec::{DOUBTFUL, OfferedCodec, sendable, suitability};
@@ -10,21 +10,21 @@ use super::plan::{AvailableFormats, Feedback, OutgoingTrack, Playback, SourceFor
 use crate::media::transcode::TranscodeTarget;
 use crate::media::{Format, Kind, Ssrc};
 
-/// Answers a WHEP offer: what the session will send, and the SDP.
+/// Answers a WHEP offer. Returns what the session will send, and the SDP.
 ///
-/// A section is refused on its own when the viewer cannot take the stream's codec, or when it is the second of its kind:
-/// all tracks belong to one MediaStream (WHEP §4.6.2). So is video that the stream lacks: a player would wait for its
-/// first picture and play no sound. Sound that the stream lacks is accepted and stays silent, for the next source may
-/// have it and viewers outlive sources.
+/// A section is rejected without rejecting the offer if the viewer cannot receive the stream's codec, or if it is the
+/// second of its kind: all tracks belong to one MediaStream (WHEP §4.6.2). A video section is also rejected if the
+/// stream has no video, because a player would wait for the first frame and play no audio. An audio section is accepted
+/// even if the stream has no audio, because the next source may have it.
 ///
-/// The section that the bundle is tagged with is held as inactive instead of being refused: it carries the transport,
-/// and Chromium 156 with `max-bundle` takes no answer that refuses it ("Failed to setup RTCP mux").
+/// The BUNDLE-tagged section is answered as inactive instead of being rejected: it carries the transport, and Chromium
+/// 156 with `max-bundle` does not accept an answer that rejects it ("Failed to setup RTCP mux").
 ///
-/// `random` gives the SSRCs and the CNAME.
+/// `random` provides the SSRCs and the CNAME.
 ///
 /// # Errors
 ///
-/// A 422 [`OfferError`] when nothing would be sent, or when a section does not receive.
+/// A 422 [`OfferError`] if no media would be sent, or if a section does not receive.
 pub fn answer_viewer(
     offer: &Offer,
     source: &SourceFormats,
@@ -47,7 +47,7 @@ pub fn answer_viewer(
         };
         let Some(codecs) = chosen else {
             if offer.tagged() == Some(index) {
-                replies.extend(hold(index, media));
+                replies.extend(accept_inactive(index, media));
             }
             continue;
         };
@@ -73,7 +73,8 @@ pub fn answer_viewer(
     Ok((playback, text))
 }
 
-/// What a viewer will get of a stream: each kind as it is where its offer can take that, else what a transcode makes of it.
+/// Returns the formats that a viewer will be sent: the stream's own format of each kind if the offer can receive it, or
+/// else the format of its transcode.
 pub fn formats_for(offer: &Offer, available_formats: &AvailableFormats) -> SourceFormats {
     let takes = |format: Format| {
         let sections = offer.media().map(|(_, _, media)| media);
@@ -114,7 +115,7 @@ fn check_directions(offer: &Offer) -> Result<(), OfferError> {
     }
 }
 
-/// The codecs to answer, the one that suits the source best first and the others as offered; `None` when none suits.
+/// Returns the codecs to answer, the best match for the source first and the others as offered; `None` if none matches.
 fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
     let mut codecs = sendable(&media.codecs);
     let ranked = codecs
@@ -123,18 +124,15 @@ fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
         .filter_map(|(index, codec)| suitability(source, codec.format).map(|rank| (rank, index)));
     let (rank, best) = ranked.min()?;
     if rank >= DOUBTFUL {
-        tracing::debug!(
-            ?source,
-            "the viewer offers no matching profile; its decoder has to cope"
-        );
+        tracing::debug!(?source, "viewer offers no matching profile, decoding is not guaranteed");
     }
     let chosen = codecs.remove(best);
     codecs.insert(0, chosen);
     Some(codecs)
 }
 
-/// Keeps a section for its transport alone; `None` when we know none of its codecs.
-fn hold(index: usize, media: &MediaSection) -> Option<Accepted> {
+/// Answers a section as inactive, for its transport alone; `None` if it has no supported codec.
+fn accept_inactive(index: usize, media: &MediaSection) -> Option<Accepted> {
     let codecs: Vec<AnsweredCodec> = sendable(&media.codecs)
         .iter()
         .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback), opus(codec.format)))
@@ -166,7 +164,8 @@ fn accept(
     let has_rtx = codecs.iter().any(|answered| answered.codec.rtx_pt.is_some());
     let rtx_ssrc = has_rtx.then(next_ssrc);
 
-    // One MediaStream for both tracks. Chromium refuses a FID group with an `a=ssrc` line for one of its members only.
+    // Both tracks are in one MediaStream. Chromium rejects a FID group with an `a=ssrc` line for only one of its
+    // members.
     attributes.push(with("msid", format!("{STREAM_ID} {}", media.kind)));
     if let Some(rtx) = rtx_ssrc {
         attributes.push(with("ssrc-group", format!("FID {} {}", ssrc.0, rtx.0)));
@@ -192,7 +191,8 @@ fn accept(
     (track, reply)
 }
 
-/// Loss and key frames are acted on; a viewer's bandwidth estimate is not, because nothing is encoded for it.
+/// Accepts feedback about packet loss and key frames. Bandwidth estimates are declined, because nothing is encoded per
+/// viewer.
 fn choose_feedback(offered: Feedback) -> Feedback {
     Feedback {
         transport_cc: false,
@@ -201,7 +201,7 @@ fn choose_feedback(offered: Feedback) -> Feedback {
     }
 }
 
-/// RFC 7587 §6.1: `sprop-stereo` says what the sender is likely to send; `stereo` is the viewer's own wish, repeated.
+/// RFC 7587 §6.1: `sprop-stereo` is what the gateway is likely to send; `stereo` repeats the viewer's preference.
 fn opus(offered: Format) -> &'static str {
     match offered {
         Format::Opus { stereo: true } => "minptime=10;stereo=1;sprop-stereo=1;useinbandfec=1",
@@ -214,7 +214,7 @@ fn takes(offer: &Offer, source: &SourceFormats) -> String {
         let available_formats = source.of(media.kind);
         let is_carried =
             |codec: &OfferedCodec| available_formats.is_some_and(|format| format.codec() == codec.format.codec());
-        // The codec itself is not what is missing.
+        // The offer has the codec, but not the packetization mode.
         let lacks = match available_formats {
             Some(Format::H264 { .. }) if media.codecs.iter().any(is_carried) => ", but not in packetization mode 1",
             _ => "",
@@ -230,13 +230,13 @@ fn describe(source: &SourceFormats) -> String {
         .filter_map(|kind| source.of(kind));
     let names: Vec<&str> = formats.map(|format| format.codec().name()).collect();
     if names.is_empty() {
-        "nothing yet".to_owned()
+        "no media yet".to_owned()
     } else {
         names.join(" and ")
     }
 }
 
-/// Hands out SSRCs that are not zero and that nobody in the session has.
+/// Allocates SSRCs that are not zero and not in use in the session.
 struct Ssrcs(Vec<Ssrc>);
 
 impl Ssrcs {
@@ -252,7 +252,7 @@ impl Ssrcs {
 
     fn next(&mut self, random: &mut dyn FnMut() -> u32) -> Ssrc {
         let mut ssrc = Ssrc(random());
-        // Ends: there are fewer SSRCs in use than numbers.
+        // Terminates, because few SSRCs are in use.
         while ssrc.0 == 0 || self.0.contains(&ssrc) {
             ssrc = Ssrc(ssrc.0.wrapping_add(1));
         }
@@ -261,5 +261,5 @@ impl Ssrcs {
     }
 }
 
-/// Name of the MediaStream at the viewer.
+/// Id of the MediaStream at the viewer.
 const STREAM_ID: &str = "millstream";

@@ -1,5 +1,6 @@
-//! Our own offer to a viewer: where it has none (the WHEP of 2022), or where its own cannot be served (WHEP §4.3.2). What
-//! comes back is read as a viewer's offer is: it says what the viewer receives, under our payload types.
+//! The gateway's offer to a viewer that sends none (the WHEP of 2022) or whose offer cannot be served (WHEP §4.3.2).
+//! The viewer's answer is parsed like an offer: it lists what the viewer receives, with the payload types of the
+//! gateway.
 
 use std::fmt::Write as _;
 
@@ -7,7 +8,8 @@ use super::answer::{Local, candidate_lines, fingerprint};
 use super::plan::SourceFormats;
 use crate::media::{Format, ProfileLevelId};
 
-/// The SDP: a section for each kind, to send only. SSRCs are not named: they are learned from what comes.
+/// Returns the SDP, with a `sendonly` section for each kind. SSRCs are not declared: the viewer learns them from
+/// packets.
 pub fn offer_viewer(source: &SourceFormats, local: &Local<'_>) -> String {
     let mut sections: Vec<(&str, Vec<(u8, Format)>)> = Vec::new();
     sections.push(("audio", audio(source.audio)));
@@ -49,7 +51,7 @@ pub fn offer_viewer(source: &SourceFormats, local: &Local<'_>) -> String {
     text
 }
 
-/// What the stream carries first, and what another source may carry.
+/// Returns the stream's format first, then the formats that another source may have.
 fn video(source: Format) -> Vec<(u8, Format)> {
     let baseline = Format::H264 {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,

@@ -64,9 +64,7 @@ impl Incoming {
 
     /// Finds the encoding of a new SSRC and notes it there.
     pub fn learn(&mut self, header: &Header<'_>) -> Option<(usize, bool)> {
-        let Extensions {
-            rid, transcoded_rid, ..
-        } = self.plan.extensions;
+        let Extensions { rid, repaired_rid, .. } = self.plan.extensions;
         let named = |id: Option<u8>| id.and_then(|id| header.extension(id));
         let by_rid = |encodings: &[Encoding], name: &[u8]| {
             encodings
@@ -77,7 +75,7 @@ impl Incoming {
         if !rtx && !self.has_payload_type(header.pt) {
             return None;
         }
-        let name = if rtx { named(transcoded_rid) } else { named(rid) };
+        let name = if rtx { named(repaired_rid) } else { named(rid) };
         let index = match (
             name.and_then(|name| by_rid(&self.encodings, name)),
             self.plan.rids.is_empty(),

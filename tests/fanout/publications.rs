@@ -60,7 +60,7 @@ impl Source {
             extensions: Extensions {
                 mid: Some(1),
                 rid: Some(2),
-                transcoded_rid: Some(3),
+                repaired_rid: Some(3),
                 ..Extensions::default()
             },
             ssrcs: Vec::new(),
