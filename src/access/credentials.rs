@@ -1,4 +1,4 @@
-//! What the section `auth` of the configuration names, read: tokens from files and variables, keys from files.
+//! Reads the credentials of the section `auth`: tokens from files and environment variables, keys from files.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use super::pattern::Pattern;
 use super::{FixedToken, Permissions};
 use crate::config::{Auth, Mistake, Secret, TokenConfig, named};
 
-/// What decides about access is made of this.
+/// The credentials that [`super::Access`] is built from.
 pub struct Credentials {
-    /// `None`: the caller makes one.
+    /// `None` if not configured; the caller then generates one.
     pub publish: Option<Secret>,
     pub(super) play: Option<Secret>,
     pub(super) api: Option<Secret>,
-    /// Tokens for some streams.
+    /// Tokens of `auth.tokens`.
     pub(super) tokens: Vec<FixedToken>,
     pub(super) verifier: Option<Verifier>,
     pub(super) hook: Option<Hook>,
@@ -22,11 +22,11 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Reads the files and variables that the section names.
+    /// Reads the files and variables of the section.
     ///
     /// # Errors
     ///
-    /// All that cannot be used, by key.
+    /// All mistakes, by key.
     pub fn read(auth: &Auth) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let keys = keys(auth, &mut mistakes);
@@ -86,7 +86,7 @@ fn keys(auth: &Auth, mistakes: &mut Vec<Mistake>) -> Vec<Key> {
                     continue;
                 }
                 None => format!(
-                    "has no public key: expected one in PEM (RSA, or EC on P-256) or a set in JSON in {}",
+                    "has no public key: expected a PEM key (RSA, or EC on P-256) or a JWK set in {}",
                     file.display()
                 ),
             },
@@ -97,7 +97,7 @@ fn keys(auth: &Auth, mistakes: &mut Vec<Mistake>) -> Vec<Key> {
     keys
 }
 
-/// A token of the list, and what it is good for.
+/// Reads an entry of `auth.tokens`.
 fn fixed(config: &TokenConfig) -> Result<FixedToken, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     let mut refuse = |key: &str, problem: String| mistakes.push(Mistake::new(key, problem));
@@ -106,7 +106,7 @@ fn fixed(config: &TokenConfig) -> Result<FixedToken, Vec<Mistake>> {
         (None, Some(file), None) => in_file(file).map_err(|problem| refuse("token_file", problem)).ok(),
         (None, None, Some(variable)) => {
             let text = named(variable).map_err(str::to_owned);
-            let token = text.and_then(|text| Secret::new(text.trim()).ok_or_else(|| format!("names {NO_TOKEN}")));
+            let token = text.and_then(|text| Secret::new(text.trim()).ok_or_else(|| format!("has {INVALID_TOKEN}")));
             token.map_err(|problem| refuse("token_env", problem)).ok()
         }
         _ => {
@@ -131,7 +131,7 @@ fn fixed(config: &TokenConfig) -> Result<FixedToken, Vec<Mistake>> {
         api: config.api,
     };
     if config.publish.is_empty() && config.play.is_empty() && !config.api {
-        refuse("", "gives no right: set `publish`, `play` or `api`".to_owned());
+        refuse("", "has no permission: set `publish`, `play` or `api`".to_owned());
     }
     match token {
         Some(token) if mistakes.is_empty() => Ok(FixedToken::new(&token, rights)),
@@ -139,15 +139,15 @@ fn fixed(config: &TokenConfig) -> Result<FixedToken, Vec<Mistake>> {
     }
 }
 
-/// A token that stands alone in a file.
+/// Reads a file that contains only a token.
 fn in_file(file: &Path) -> Result<Secret, String> {
     let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
     match text.trim() {
         "" => Err(format!(
-            "names a file that is empty: expected a token in {}",
+            "refers to an empty file: expected a token in {}",
             file.display()
         )),
-        token => Secret::new(token).ok_or_else(|| format!("names {NO_TOKEN} in {}", file.display())),
+        token => Secret::new(token).ok_or_else(|| format!("has {INVALID_TOKEN} in {}", file.display())),
     }
 }
 
@@ -155,7 +155,7 @@ fn unreadable(file: &Path, error: &std::io::Error) -> String {
     format!("cannot be read: {}: {error}", file.display())
 }
 
-const NO_TOKEN: &str = "something that is no token: expected 1 to 512 letters, digits and `-._~+/=`";
+const INVALID_TOKEN: &str = "an invalid token: expected 1 to 512 letters, digits and `-._~+/=`";
 
 #[cfg(test)]
 mod tests {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn every_file_and_variable_that_is_named_is_looked_at() {
+    fn mistakes_of_all_files_and_variables_are_reported() {
         let token = |token: Option<&str>, file: Option<&str>, publish: &[&str]| TokenConfig {
             token: token.and_then(Secret::new),
             token_file: file.map(PathBuf::from),
@@ -196,11 +196,11 @@ mod tests {
         let wanted = [
             "`auth.jwt_key_files[0]` has no public key",
             "`auth.publish_token_file` cannot be read: /nonexistent: ",
-            "`auth.play_token_file` names a file that is empty",
+            "`auth.play_token_file` refers to an empty file",
             "`auth.tokens[1]` needs one of `token`, `token_file` and `token_env`",
             "`auth.tokens[2].token_file` cannot be read: /nonexistent: ",
             "`auth.tokens[2].publish` has the pattern \"a b\": expected letters",
-            "`auth.tokens[3]` gives no right",
+            "`auth.tokens[3]` has no permission",
             "`auth.tokens[4].token_env` names an environment variable that is not set",
         ];
         let found = problems(&auth);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_told_from_others_by_its_digest() {
+    fn a_token_is_compared_by_its_digest() {
         let secret = Secret::new("s3cret").expect("a token");
         let token = FixedToken::new(&secret, Permissions::default());
         for (given, matches) in [("s3cret", true), ("s3cre", false), ("", false)] {

@@ -1,8 +1,8 @@
-//! A service of the operator's that is asked who may do what.
+//! Authorization webhook of the operator.
 //!
-//! It gets a POST with JSON: `action` (`publish`, `play` or `api`), `stream`, `token` and `address`, each `null` where there
-//! is none. Any 2xx gives access, until `expires` (seconds since 1970) if the answer is a JSON object that has it; 401 and
-//! 403 refuse. Whatever else comes, or nothing in time, refuses too, as something that may be better later.
+//! It receives a POST with JSON: `action` (`publish`, `play` or `api`), `stream`, `token` and `address`, each `null` if
+//! there is none. Any 2xx status grants access, until `expires` (seconds since 1970) if the response is a JSON object
+//! with that field. 401 and 403 deny access. Any other status, and a timeout, deny access temporarily.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,13 +19,13 @@ use super::jwt::{body, client};
 use super::{AccessRequest, Action, Denial, Grant, digest, wall};
 use crate::config::Auth;
 
-/// Asks, and remembers for a moment.
+/// Client of the webhook, with a cache of grants.
 pub struct Hook {
     url: String,
     timeout: Duration,
     client: reqwest::Client,
     slots: Semaphore,
-    known: Mutex<HashMap<Question, (Instant, Grant)>>,
+    grants: Mutex<HashMap<Question, (Instant, Grant)>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -49,41 +49,41 @@ struct Answer {
     expires: Option<u64>,
 }
 
-/// Questions at the same time; more are refused.
-const AT_ONCE: usize = 64;
+/// Maximum number of concurrent requests; others are denied as unavailable.
+const MAX_CONCURRENT: usize = 64;
 
-/// How long a yes is remembered: a player of HLS asks several times a second.
-const REMEMBERED: Duration = Duration::from_secs(10);
+/// How long a grant is cached: an HLS player sends several requests per second.
+const CACHED_FOR: Duration = Duration::from_secs(10);
 
-/// Answers that are remembered.
-const MAX_KNOWN: usize = 10_000;
+/// Maximum number of cached grants.
+const MAX_CACHED: usize = 10_000;
 
-/// Longest answer that is read, in bytes.
+/// Maximum size of a response, in bytes.
 const MAX_ANSWER: usize = 16 * 1024;
 
 impl Hook {
-    /// `None` if none is configured.
+    /// Returns `None` if no webhook is configured.
     pub fn new(auth: &Auth) -> Option<Self> {
         Some(Self {
             url: auth.webhook_url.clone()?,
             timeout: auth.webhook_timeout,
             client: client(),
-            slots: Semaphore::new(AT_ONCE),
-            known: Mutex::default(),
+            slots: Semaphore::new(MAX_CONCURRENT),
+            grants: Mutex::default(),
         })
     }
 
-    /// Asks.
+    /// Decides about a request, from the cache or by calling the webhook.
     ///
     /// # Errors
     ///
     /// A [`Denial`].
-    pub async fn ask(&self, ask: AccessRequest<'_>) -> Result<Grant, Denial> {
+    pub async fn check(&self, access: AccessRequest<'_>) -> Result<Grant, Denial> {
         let question = Question {
-            action: ask.action,
-            stream: ask.stream.map(|stream| stream.as_str().to_owned()),
-            token: ask.token.map(digest),
-            address: ask.address,
+            action: access.action,
+            stream: access.stream.map(|stream| stream.as_str().to_owned()),
+            token: access.token.map(digest),
+            address: access.address,
         };
         if let Some(grant) = self.find(&question) {
             return Ok(grant);
@@ -92,16 +92,16 @@ impl Hook {
             return Err(Denial::Unavailable);
         };
         let sent = Body {
-            action: ask.action.name(),
-            stream: ask.stream.map(crate::hub::name::StreamName::as_str),
-            token: ask.token,
-            address: ask.address,
+            action: access.action.name(),
+            stream: access.stream.map(crate::hub::name::StreamName::as_str),
+            token: access.token,
+            address: access.address,
         };
         let request = self.client.post(&self.url).timeout(self.timeout).json(&sent);
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => {
-                warn!(problem = %error.without_url(), "auth.webhook_url does not answer: access is refused");
+                warn!(problem = %error.without_url(), "auth.webhook_url does not respond, access denied");
                 return Err(Denial::Unavailable);
             }
         };
@@ -123,35 +123,35 @@ impl Hook {
                 self.remember(question, grant);
                 Ok(grant)
             }
-            StatusCode::UNAUTHORIZED if ask.token.is_none() => Err(Denial::Missing),
+            StatusCode::UNAUTHORIZED if access.token.is_none() => Err(Denial::Missing),
             StatusCode::UNAUTHORIZED => Err(Denial::Wrong),
             StatusCode::FORBIDDEN => Err(Denial::Scope),
             status => {
-                warn!(%status, "auth.webhook_url answers neither yes nor no: access is refused");
+                warn!(%status, "auth.webhook_url responded with an unexpected status, access denied");
                 Err(Denial::Unavailable)
             }
         }
     }
 
     fn find(&self, question: &Question) -> Option<Grant> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let (asked, grant) = known.get(question)?;
-        let is_good = asked.elapsed() < REMEMBERED && grant.expires.is_none_or(|at| at > wall());
+        let grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, grant) = grants.get(question)?;
+        let is_good = at.elapsed() < CACHED_FOR && grant.expires.is_none_or(|at| at > wall());
         is_good.then_some(*grant)
     }
 
-    /// A session of WebRTC is asked for once; it is for HLS that answers are kept.
+    /// Caches a grant for playback. Only HLS needs it: a WebRTC session is checked once.
     fn remember(&self, question: Question, grant: Grant) {
         if question.action != Action::Play {
             return;
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_KNOWN {
-            known.retain(|_, (asked, _)| asked.elapsed() < REMEMBERED);
-            if known.len() >= MAX_KNOWN {
-                known.clear();
+        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        if grants.len() >= MAX_CACHED {
+            grants.retain(|_, (at, _)| at.elapsed() < CACHED_FOR);
+            if grants.len() >= MAX_CACHED {
+                grants.clear();
             }
         }
-        known.insert(question, (Instant::now(), grant));
+        grants.insert(question, (Instant::now(), grant));
     }
 }

@@ -1,11 +1,12 @@
-//! Signed tokens (RFC 7519) that say themselves what they are good for.
+//! Signed tokens (JWT, RFC 7519) that contain their permissions.
 //!
 //! ```json
 //! { "exp": 1900000000, "publish": ["studio/*"], "play": "*", "api": true }
 //! ```
 //!
-//! `exp` has to be there. `publish` and `play` are one pattern or a list. A key is good for one algorithm only: HS256 for
-//! a secret, RS256 for an RSA key, ES256 for one on P-256; what the token says only chooses among them (RFC 8725 §3.1).
+//! `exp` is required. `publish` and `play` are a pattern or a list of patterns. A key is used with one algorithm only:
+//! HS256 for a secret, RS256 for an RSA key, ES256 for a key on P-256. The token's `alg` only selects among them (RFC
+//! 8725 §3.1).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -31,7 +32,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// A shared secret.
+    /// Makes a key of a shared secret.
     pub fn secret(secret: &[u8]) -> Self {
         Self {
             id: None,
@@ -40,7 +41,7 @@ impl Key {
         }
     }
 
-    /// Reads public keys: one in PEM, or a set in JSON (RFC 7517 §5). `None` if there is none that can be used.
+    /// Reads public keys: one in PEM, or a JWK set (RFC 7517 §5). Returns `None` if there is no usable key.
     pub fn read(text: &str) -> Option<Vec<Self>> {
         if text.trim_start().starts_with('{') {
             let keys = Self::of_set(&serde_json::from_str(text).ok()?);
@@ -57,7 +58,7 @@ impl Key {
         }])
     }
 
-    /// The keys of a set that can be used. Secrets have no place in one that is fetched.
+    /// Returns the usable keys of a set. Shared secrets are ignored.
     fn of_set(set: &JwkSet) -> Vec<Self> {
         let keys = set.keys.iter().filter_map(|jwk| {
             let algorithm = match &jwk.algorithm {
@@ -81,25 +82,25 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// Keys of one set that are used.
+/// Maximum number of keys of one set.
 const MAX_KEYS: usize = 32;
 
-/// Longest set, in bytes.
+/// Maximum size of a set, in bytes.
 const MAX_SET: usize = 256 * 1024;
 
 /// How long a set is used before it is fetched again.
 const FRESH: Duration = Duration::from_secs(10 * 60);
 
-/// Between two fetches for a key that is not in the set, or after one that failed.
-const AGAIN: Duration = Duration::from_secs(10);
+/// Minimum interval between fetches, for a key that is not in the set or after a failure.
+const REFETCH_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How long a fetch may take.
-const FETCH: Duration = Duration::from_secs(5);
+/// Timeout of a fetch.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Tokens whose signature is remembered, so that a player of HLS costs one check and not one for each part.
-const MAX_KNOWN: usize = 10_000;
+/// Maximum number of cached tokens. The cache avoids checking the signature for each request of an HLS player.
+const MAX_CACHED: usize = 10_000;
 
-/// How far clocks may differ, in seconds.
+/// Permitted clock skew in seconds.
 const LEEWAY: u64 = 5;
 
 #[derive(Clone, Debug, Deserialize)]
@@ -127,7 +128,7 @@ impl Default for Patterns {
 }
 
 impl Patterns {
-    /// Those that are patterns; others give no right.
+    /// Returns the valid patterns; invalid ones are ignored.
     fn read(&self) -> Vec<Pattern> {
         match self {
             Self::One(text) => Pattern::parse(text).into_iter().collect(),
@@ -136,27 +137,27 @@ impl Patterns {
     }
 }
 
-/// Whether a token has the three parts of one that is signed (RFC 7515 §7.1).
+/// Whether a token has the three parts of a signed token (RFC 7515 §7.1).
 pub fn looks_like_one(token: &str) -> bool {
     token.split('.').count() == 3 && token.split('.').all(|part| !part.is_empty())
 }
 
-/// Checks signatures.
+/// Verifies signed tokens.
 pub struct Verifier {
     keys: Vec<Key>,
     set: Option<RemoteSet>,
     issuer: Option<String>,
     audience: Option<String>,
-    known: Mutex<HashMap<[u8; 32], Known>>,
+    verified: Mutex<HashMap<[u8; 32], VerifiedToken>>,
 }
 
 #[derive(Clone)]
-struct Known {
+struct VerifiedToken {
     rights: Permissions,
     expires: SystemTime,
 }
 
-/// A set of keys that is fetched.
+/// A key set that is fetched from a URL.
 struct RemoteSet {
     url: String,
     client: reqwest::Client,
@@ -171,7 +172,7 @@ struct Fetched {
 }
 
 impl Verifier {
-    /// `None` if nothing is configured that could have signed a token.
+    /// Returns `None` if neither keys nor a key set URL are configured.
     pub fn new(auth: &Auth, keys: Vec<Key>) -> Option<Self> {
         if keys.is_empty() && auth.jwks_url.is_none() {
             return None;
@@ -186,11 +187,11 @@ impl Verifier {
             set,
             issuer: auth.jwt_issuer.clone(),
             audience: auth.jwt_audience.clone(),
-            known: Mutex::default(),
+            verified: Mutex::default(),
         })
     }
 
-    /// What a token gives, and until when.
+    /// Verifies a token. Returns its permissions and expiry.
     ///
     /// # Errors
     ///
@@ -242,29 +243,29 @@ impl Verifier {
     }
 
     fn find(&self, digest: &[u8; 32]) -> Option<(Permissions, SystemTime)> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = known.get(digest).filter(|known| known.expires > wall())?;
+        let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = verified.get(digest).filter(|token| token.expires > wall())?;
         Some((found.rights.clone(), found.expires))
     }
 
     fn remember(&self, digest: [u8; 32], rights: &Permissions, expires: SystemTime) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_KNOWN {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.len() >= MAX_CACHED {
             let now = wall();
-            known.retain(|_, known| known.expires > now);
-            if known.len() >= MAX_KNOWN {
-                known.clear();
+            verified.retain(|_, token| token.expires > now);
+            if verified.len() >= MAX_CACHED {
+                verified.clear();
             }
         }
         let rights = rights.clone();
-        known.insert(digest, Known { rights, expires });
+        verified.insert(digest, VerifiedToken { rights, expires });
     }
 }
 
-/// The year 9999: what is later is no time.
+/// The end of the year 9999, the latest expiry.
 const MAX_TIME: u64 = 253_402_300_799;
 
-/// The keys that can have signed a token. One without an id may be any.
+/// Returns the keys that can have signed a token. A token or key without an id matches any.
 fn fitting(keys: &[Key], algorithm: Algorithm, id: Option<&str>) -> Vec<Key> {
     let fits = |key: &&Key| {
         let same = key.id.is_none() || id.is_none() || key.id.as_deref() == id;
@@ -274,15 +275,20 @@ fn fitting(keys: &[Key], algorithm: Algorithm, id: Option<&str>) -> Vec<Key> {
 }
 
 impl RemoteSet {
-    /// The keys of the set that can have signed a token; fetched again when it is old, or when there is none.
+    /// Returns the keys of the set that can have signed a token. The set is fetched again if it is old or has no such
+    /// key.
     async fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Result<Vec<Key>, Denial> {
         let mut state = self.state.lock().await;
         let is_old = state.fetched.is_none_or(|at| at.elapsed() >= FRESH);
         let found = fitting(&state.keys, algorithm, id);
-        let may_try = state.tried.is_none_or(|at| at.elapsed() >= AGAIN);
+        let may_try = state.tried.is_none_or(|at| at.elapsed() >= REFETCH_INTERVAL);
         if !(may_try && (is_old || found.is_empty())) {
-            let is_known = state.fetched.is_some();
-            return if is_known { Ok(found) } else { Err(Denial::Unavailable) };
+            let was_fetched = state.fetched.is_some();
+            return if was_fetched {
+                Ok(found)
+            } else {
+                Err(Denial::Unavailable)
+            };
         }
         state.tried = Some(Instant::now());
         match self.fetch().await {
@@ -292,7 +298,7 @@ impl RemoteSet {
                 Ok(fitting(&state.keys, algorithm, id))
             }
             Err(problem) => {
-                warn!(url = %self.url, problem, "auth.jwks_url: the keys cannot be fetched");
+                warn!(url = %self.url, problem, "auth.jwks_url: cannot fetch the keys");
                 if state.fetched.is_some() {
                     Ok(found)
                 } else {
@@ -304,10 +310,10 @@ impl RemoteSet {
 
     async fn fetch(&self) -> Result<Vec<Key>, String> {
         let failed = |error: reqwest::Error| error.without_url().to_string();
-        let request = self.client.get(&self.url).timeout(FETCH);
+        let request = self.client.get(&self.url).timeout(FETCH_TIMEOUT);
         let response = request.send().await.and_then(reqwest::Response::error_for_status);
         let text = body(response.map_err(failed)?, MAX_SET).await?;
-        let set = serde_json::from_slice(&text).map_err(|_| "what came is no set of keys".to_owned())?;
+        let set = serde_json::from_slice(&text).map_err(|_| "the response is not a JWK set".to_owned())?;
         let keys = Key::of_set(&set);
         if keys.is_empty() {
             return Err("the set has no key for RS256 or ES256".to_owned());
@@ -316,18 +322,20 @@ impl RemoteSet {
     }
 }
 
-/// A client that follows no redirects: where it goes is what is configured.
+/// Makes an HTTP client that follows no redirects, so that it connects only to the configured host.
 pub(super) fn client() -> reqwest::Client {
     let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
     builder.build().unwrap_or_default()
 }
 
-/// Reads a body of at most so many bytes.
+/// Reads a body of at most `most` bytes.
 pub(super) async fn body(mut response: reqwest::Response, most: usize) -> Result<Vec<u8>, String> {
     let mut text = Vec::new();
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) if text.len() + chunk.len() > most => return Err(format!("more than {most} bytes came")),
+            Ok(Some(chunk)) if text.len() + chunk.len() > most => {
+                return Err(format!("the response has more than {most} bytes"));
+            }
             Ok(Some(chunk)) => text.extend_from_slice(&chunk),
             Ok(None) => return Ok(text),
             Err(error) => return Err(error.without_url().to_string()),

@@ -1,11 +1,11 @@
-//! Who may do what: tokens of the configuration, signed tokens that say it themselves, and a service that is asked.
+//! Authorization: configured tokens, signed tokens (JWT), and an authorization webhook.
 //!
 //! ```text
-//! Ask (token, action, stream, address) -> fixed tokens -> JWT -> hook -> Grant (until when) | Denial
+//! AccessRequest (token, action, stream, address) -> fixed tokens -> JWT -> hook -> Grant (with expiry) | Denial
 //! ```
 //!
-//! The first that knows the token decides. A shell: it asks others by HTTP and reads the clock. Nothing here is logged
-//! that a token could be read from.
+//! The first that recognizes the token decides. This folder is a shell: it sends HTTP requests and reads the clock.
+//! Tokens are never logged.
 
 use std::net::IpAddr;
 use std::time::SystemTime;
@@ -26,7 +26,7 @@ use self::hook::Hook;
 use self::jwt::Verifier;
 use self::pattern::Pattern;
 
-/// What somebody wants to do.
+/// The action that a request needs permission for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     Publish,
@@ -36,7 +36,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// As it is called in claims and in questions to the hook.
+    /// Returns the name used in claims and in requests to the hook.
     pub fn name(self) -> &'static str {
         match self {
             Self::Publish => "publish",
@@ -45,7 +45,7 @@ impl Action {
         }
     }
 
-    /// As a person would say it.
+    /// Returns the verb used in error texts.
     pub fn verb(self) -> &'static str {
         match self {
             Self::Publish => "publish",
@@ -55,7 +55,7 @@ impl Action {
     }
 }
 
-/// What a token is good for.
+/// The permissions of a token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Permissions {
     pub publish: Vec<Pattern>,
@@ -64,7 +64,7 @@ pub struct Permissions {
 }
 
 impl Permissions {
-    /// Whether they cover an action on a stream; the API has none.
+    /// Whether they cover an action on a stream; `stream` is `None` for the API.
     pub fn allow(&self, action: Action, stream: Option<&StreamName>) -> bool {
         let any = |patterns: &[Pattern]| {
             stream.is_some_and(|stream| patterns.iter().any(|pattern| pattern.matches(stream.as_str())))
@@ -77,10 +77,10 @@ impl Permissions {
     }
 }
 
-/// A token of the configuration, and what it is good for.
+/// A configured token and its permissions.
 #[derive(Clone)]
 pub struct FixedToken {
-    /// Its SHA-256: digests are compared, so that the time taken tells neither length nor content.
+    /// SHA-256 of the token. Comparing digests reveals neither length nor content by timing.
     digest: [u8; 32],
     rights: Permissions,
 }
@@ -99,7 +99,7 @@ impl FixedToken {
     }
 }
 
-/// A request, as far as access is concerned.
+/// The parts of a request that authorization depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct AccessRequest<'a> {
     pub token: Option<&'a str>,
@@ -107,42 +107,42 @@ pub struct AccessRequest<'a> {
     /// `None` for the API.
     pub stream: Option<&'a StreamName>,
     pub address: Option<IpAddr>,
-    /// Signatures are not checked and nobody is asked: the address has been wrong too often.
+    /// Skip signature checks and the hook, because too many tokens from the address were wrong.
     pub cheaply: bool,
 }
 
-/// Access was given.
+/// Granted access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Grant {
-    /// When it ends.
+    /// Expiry.
     pub expires: Option<SystemTime>,
-    /// The SHA-256 of the token of the configuration that it was given for, so that it can be taken back.
+    /// SHA-256 of the configured token, so that the grant can be revoked.
     pub fixed: Option<[u8; 32]>,
     /// It was given for a token, and not to everybody.
     pub by_token: bool,
 }
 
-/// Access was not given.
+/// Denied access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denial {
-    /// No token came, and one is needed.
+    /// A token is required, but none was sent.
     Missing,
-    /// Nobody knows the token.
+    /// The token is unknown or invalid.
     Wrong,
-    /// It was good once.
+    /// The token has expired.
     Expired,
-    /// It is good for something else, or for another stream.
+    /// The token does not permit this action or stream.
     Scope,
-    /// Who would have to be asked does not answer.
+    /// The hook or the key set is unavailable.
     Unavailable,
-    /// It would have to be looked at more closely than [`AccessRequest::cheaply`] allows.
+    /// A decision needs checks that [`AccessRequest::cheaply`] excludes.
     Unjudged,
 }
 
-/// What decides.
+/// Decides about access.
 pub struct Access {
     fixed: Vec<FixedToken>,
-    /// Nothing says who may watch, so everybody may.
+    /// Playback requires no token, because nothing is configured that restricts it.
     open: bool,
     verifier: Option<Verifier>,
     hook: Option<Hook>,
@@ -150,7 +150,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// Makes it of what the configuration names; `publish` is the token for publishing everywhere.
+    /// Builds it from the configured credentials; `publish` is the token for publishing to all streams.
     pub fn new(credentials: Credentials, publish: &Secret) -> Self {
         let all = || vec![Pattern::all()];
         let rights = |publish, api| Permissions {
@@ -181,47 +181,47 @@ impl Access {
         }
     }
 
-    /// Whether `?token=` stands for the header (RFC 9725 §4.7.1).
+    /// Whether `?token=` is accepted instead of the header (RFC 9725 §4.7.1).
     pub fn takes_query(&self) -> bool {
         self.in_query
     }
 
-    /// Whether everybody may watch.
+    /// Whether playback requires no token.
     pub fn is_open(&self) -> bool {
         self.open
     }
 
-    /// Whether anything could give access to the API.
+    /// Whether any configured credential can give access to the API.
     pub fn has_api(&self) -> bool {
         self.fixed.iter().any(|token| token.rights.api) || self.verifier.is_some() || self.hook.is_some()
     }
 
-    /// Decides.
+    /// Decides about a request.
     ///
     /// # Errors
     ///
     /// A [`Denial`].
-    pub async fn check(&self, ask: AccessRequest<'_>) -> Result<Grant, Denial> {
-        if ask.action == Action::Play && self.open {
+    pub async fn check(&self, request: AccessRequest<'_>) -> Result<Grant, Denial> {
+        if request.action == Action::Play && self.open {
             return Ok(Grant::default());
         }
-        let Some(token) = ask.token else {
+        let Some(token) = request.token else {
             return match &self.hook {
-                // It may know the address.
-                Some(hook) if !ask.cheaply => hook.ask(ask).await,
+                // The hook may decide by address.
+                Some(hook) if !request.cheaply => hook.check(request).await,
                 _ => Err(Denial::Missing),
             };
         };
         let mut denial = Denial::Wrong;
-        match self.check_fixed(token, ask) {
+        match self.check_fixed(token, request) {
             Err(Denial::Wrong) => {}
             decided => return decided,
         }
         if let Some(verifier) = &self.verifier
             && jwt::looks_like_one(token)
         {
-            match verifier.check(token, ask.cheaply).await {
-                Ok((rights, expires)) if rights.allow(ask.action, ask.stream) => {
+            match verifier.check(token, request.cheaply).await {
+                Ok((rights, expires)) if rights.allow(request.action, request.stream) => {
                     return Ok(Grant {
                         expires: Some(expires),
                         fixed: None,
@@ -233,28 +233,28 @@ impl Access {
             }
         }
         match &self.hook {
-            Some(_) if ask.cheaply => Err(Denial::Unjudged),
-            Some(hook) => hook.ask(ask).await,
+            Some(_) if request.cheaply => Err(Denial::Unjudged),
+            Some(hook) => hook.check(request).await,
             None => Err(denial),
         }
     }
 
-    /// Whether what a token of the configuration gave is still given.
+    /// Whether the configured token of a grant still permits the action. `true` for other grants.
     pub fn still_grants(&self, grant: &Grant, action: Action, stream: &StreamName) -> bool {
         let Some(digest) = grant.fixed else { return true };
         let mut tokens = self.fixed.iter().filter(|token| token.digest == digest);
         tokens.any(|token| token.rights.allow(action, Some(stream)))
     }
 
-    /// Compares with all of them, so that the time taken does not tell which one it is.
-    fn check_fixed(&self, given: &str, ask: AccessRequest<'_>) -> Result<Grant, Denial> {
+    /// Compares with all tokens, so that timing does not reveal which one matches.
+    fn check_fixed(&self, given: &str, request: AccessRequest<'_>) -> Result<Grant, Denial> {
         let digest = digest(given);
         let mut known = false;
         let mut allowed = false;
         for token in &self.fixed {
             let matches = token.has_digest(&digest);
             known |= matches;
-            allowed |= matches && token.rights.allow(ask.action, ask.stream);
+            allowed |= matches && token.rights.allow(request.action, request.stream);
         }
         match (allowed, known) {
             (true, _) => Ok(Grant {
@@ -268,12 +268,12 @@ impl Access {
     }
 }
 
-/// What stands for a token in memory.
+/// Returns the digest that represents a token in memory.
 fn digest(token: &str) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
-#[expect(clippy::disallowed_methods, reason = "tokens end at a time of the wall clock")]
+#[expect(clippy::disallowed_methods, reason = "tokens expire by the wall clock")]
 fn wall() -> SystemTime {
     SystemTime::now()
 }

@@ -1,28 +1,28 @@
-//! Which streams a right is for.
+//! Patterns of stream names for permissions.
 
 use std::fmt;
 
-/// A name of a stream in which each `*` stands for any characters, also none and also `/`.
+/// A stream name in which each `*` matches any number of characters, including none and `/`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pattern(String);
 
-/// Longest pattern, in characters.
+/// Maximum length of a pattern, in characters.
 const MAX_LENGTH: usize = 128;
 
 impl Pattern {
-    /// Reads a pattern; `None` if no name of a stream could match it.
+    /// Parses a pattern. Returns `None` if it contains other characters or is too long.
     pub fn parse(text: &str) -> Option<Self> {
         let is_part = |b: u8| b.is_ascii_alphanumeric() || b"_.~-/*".contains(&b);
         let fits = (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(is_part);
         fits.then(|| Self(text.to_owned()))
     }
 
-    /// All streams.
+    /// Returns the pattern that matches all streams.
     pub fn all() -> Self {
         Self("*".to_owned())
     }
 
-    /// Takes no more than the length of the pattern times that of the name.
+    /// Whether the pattern matches a name. The cost is at most the product of the two lengths.
     pub fn matches(&self, name: &str) -> bool {
         let mut parts = self.0.split('*');
         let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_star_stands_for_anything() {
+    fn a_star_matches_anything() {
         for (pattern, yes, no) in [
             ("live", &["live"][..], &["live2", "liv", "a/live"][..]),
             ("*", &["live", "a/b/c"], &[]),
