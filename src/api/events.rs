@@ -1,5 +1,5 @@
-//! What happens in the gateway, as server-sent events: streams and sources that change, sessions that come and go. The
-//! last ones are told again to whoever begins to listen.
+//! Events of the gateway as server-sent events: changes of streams and sources, sessions that start and end. A new
+//! client first receives the most recent events.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
@@ -17,14 +17,14 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::{sessions, streams};
 use crate::signalling::Signalling;
 
-/// Between looks.
+/// Interval at which streams and sessions are compared with their last state.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// Events that are told again.
+/// Number of recent events that are kept.
 const KEPT: usize = 200;
-/// Looks after which something is said even if there is nothing.
+/// Polls without an event after which a comment is sent as keep-alive.
 const PING: u32 = 30;
 
-/// The last events, each with its number.
+/// The most recent events with their ids.
 #[derive(Default)]
 pub struct Log {
     kept: Mutex<(u64, VecDeque<(u64, String)>)>,
@@ -41,22 +41,22 @@ impl Log {
         }
     }
 
-    /// What came after the event of this number.
+    /// Returns the events after the one with this id, and the id of the last one.
     fn after(&self, number: u64) -> (u64, String) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = kept.1.iter().filter(|(id, _)| *id > number);
-        (kept.0.max(number), news.map(|(_, text)| text.as_str()).collect())
+        let new = kept.1.iter().filter(|(id, _)| *id > number);
+        (kept.0.max(number), new.map(|(_, text)| text.as_str()).collect())
     }
 }
 
-/// Watches, to the end of the gateway.
+/// Records events until the gateway ends.
 pub async fn run(signalling: Arc<Signalling>, log: Arc<Log>) {
     let mut known_streams: BTreeMap<String, Value> = BTreeMap::new();
     let mut known_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
-    let mut looks = interval(POLL_INTERVAL);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = interval(POLL_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        looks.tick().await;
+        ticks.tick().await;
         let mut now = BTreeMap::new();
         for stream in streams::all(signalling.media.hub(), &signalling.fetched, |name| {
             signalling.hls.viewers(name)
@@ -91,23 +91,23 @@ pub async fn run(signalling: Arc<Signalling>, log: Arc<Log>) {
     }
 }
 
-/// A body of events without an end.
+/// An endless response body of events.
 pub struct EventStream {
     log: Arc<Log>,
     last: u64,
-    looks: Interval,
+    ticks: Interval,
     count: u32,
 }
 
 impl EventStream {
-    /// Tells what came after the event of this number.
+    /// Makes a body with the events after the one with this id.
     pub fn new(log: Arc<Log>, last: u64) -> Self {
-        let mut looks = interval(POLL_INTERVAL / 2);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = interval(POLL_INTERVAL / 2);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             log,
             last,
-            looks,
+            ticks,
             count: 0,
         }
     }
@@ -122,7 +122,7 @@ impl HttpBody for EventStream {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
-            std::task::ready!(self.looks.poll_tick(context));
+            std::task::ready!(self.ticks.poll_tick(context));
             let (last, mut text) = self.log.after(self.last);
             self.last = last;
             self.count += 1;

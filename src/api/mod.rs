@@ -1,5 +1,5 @@
-//! The control API, `/api/v1`: what the gateway does, as JSON for programs and dashboards. It is closed unless something
-//! gives access to it: `auth.api_token`, or another token with the right. `/api/v1/openapi.json` describes it.
+//! The control API, `/api/v1`: status and control of the gateway as JSON, for programs and dashboards. Access requires
+//! `auth.api_token` or another token with the right. `/api/v1/openapi.json` describes the API.
 
 use std::sync::Arc;
 
@@ -29,19 +29,19 @@ pub mod sessions;
 pub mod snapshot;
 pub mod streams;
 
-/// What the handlers share.
+/// State shared by the handlers.
 #[derive(Clone)]
 struct Api {
     signalling: Arc<Signalling>,
     log: Arc<Log>,
 }
 
-/// The description of all of it.
+/// The OpenAPI document.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Millstream",
-        description = "What the gateway does, and what can be done to it. Errors are problem documents (RFC 9457)."
+        description = "Status and control of the gateway. Errors are problem documents (RFC 9457)."
     ),
     paths(
         all_streams,
@@ -54,13 +54,13 @@ struct Api {
         start_source,
         stop_source,
         reload,
-        tell_events,
+        stream_events,
         openapi
     )
 )]
 struct Description;
 
-/// All routes; events are those of `log`.
+/// Returns the routes of the API. Events are read from `log`.
 pub fn router(signalling: Arc<Signalling>, log: Arc<Log>) -> Router {
     let api = Api {
         signalling: signalling.clone(),
@@ -74,7 +74,7 @@ pub fn router(signalling: Arc<Signalling>, log: Arc<Log>) -> Router {
         .route("/api/v1/sources/start/{*stream}", post(start_source))
         .route("/api/v1/sources/stop/{*stream}", post(stop_source))
         .route("/api/v1/reload", post(reload))
-        .route("/api/v1/events", get(tell_events))
+        .route("/api/v1/events", get(stream_events))
         .layer(middleware::from_fn_with_state(signalling, guard))
         .route("/api/v1/openapi.json", get(openapi))
         .with_state(api)
@@ -90,7 +90,7 @@ async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, next
     Ok(response)
 }
 
-/// All streams that somebody publishes, watches or fetches, by name.
+/// All streams that are published, watched or configured, sorted by name.
 #[utoipa::path(get, path = "/api/v1/streams", responses((status = 200, body = Vec<Stream>)))]
 async fn all_streams(State(api): State<Api>) -> Json<Vec<Stream>> {
     Json(streams::all(
@@ -104,8 +104,8 @@ async fn all_streams(State(api): State<Api>) -> Json<Vec<Stream>> {
 #[utoipa::path(
     get,
     path = "/api/v1/streams/{stream}",
-    params(("stream" = String, Path, description = "its name, slashes and all")),
-    responses((status = 200, body = Stream), (status = 404, description = "there is no such stream"))
+    params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
+    responses((status = 200, body = Stream), (status = 404, description = "no such stream"))
 )]
 async fn one_stream(State(api): State<Api>, Path(stream): Path<String>) -> Result<Response, Problem> {
     for image in Image::ALL {
@@ -118,43 +118,49 @@ async fn one_stream(State(api): State<Api>, Path(stream): Path<String>) -> Resul
         api.signalling.hls.viewers(name)
     });
     found.map(|found| Json(found).into_response()).ok_or_else(|| {
-        let detail = "there is no such stream: nobody publishes, watches or fetches it";
+        let detail = "no such stream: it is not published, watched or configured";
         Problem::new(StatusCode::NOT_FOUND, "unknown_stream", detail)
     })
 }
 
-/// Sessions that run, and those that ended within the last minute, with the cause.
+/// Running sessions, and those that ended within the last minute with the cause.
 #[utoipa::path(get, path = "/api/v1/sessions", params(Page), responses((status = 200, body = Sessions)))]
 async fn all_sessions(State(api): State<Api>, Query(page): Query<Page>) -> Json<Sessions> {
     Json(sessions::page(&api.signalling, &page))
 }
 
-/// A picture of the stream: its last key frame.
+/// A snapshot of the stream: its last key frame, as a JPEG.
 #[utoipa::path(
     get,
     path = "/api/v1/streams/{stream}/snapshot.jpg",
-    params(("stream" = String, Path, description = "its name, slashes and all")),
+    params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
     responses(
-        (status = 200, description = "a picture", content_type = "image/jpeg"),
-        (status = 409, description = "the stream is not live, or has no picture"),
-        (status = 422, description = "this machine cannot make one"),
+        (status = 200, description = "the snapshot", content_type = "image/jpeg"),
+        (status = 409, description = "the stream is not live or has no video"),
+        (status = 422, description = "this host cannot make snapshots"),
     )
 )]
-#[expect(dead_code, reason = "the wildcard of streams takes its path; this describes it")]
+#[expect(
+    dead_code,
+    reason = "served by the wildcard route of streams; only for the OpenAPI document"
+)]
 fn take_snapshot() {}
 
-/// The same picture as a PNG.
+/// The same snapshot as a PNG.
 #[utoipa::path(
     get,
     path = "/api/v1/streams/{stream}/snapshot.png",
-    params(("stream" = String, Path, description = "its name, slashes and all")),
+    params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
     responses(
-        (status = 200, description = "a picture", content_type = "image/png"),
-        (status = 409, description = "the stream is not live, or has no picture"),
-        (status = 422, description = "this machine cannot make one, or the picture that came cannot be read"),
+        (status = 200, description = "the snapshot", content_type = "image/png"),
+        (status = 409, description = "the stream is not live or has no video"),
+        (status = 422, description = "this host cannot make snapshots, or the frame is not a valid JPEG"),
     )
 )]
-#[expect(dead_code, reason = "the wildcard of streams takes its path; this describes it")]
+#[expect(
+    dead_code,
+    reason = "served by the wildcard route of streams; only for the OpenAPI document"
+)]
 fn take_png() {}
 
 fn find(api: &Api, id: &str) -> Result<(crate::shard::SessionId, Session), Problem> {
@@ -167,8 +173,8 @@ fn find(api: &Api, id: &str) -> Result<(crate::shard::SessionId, Session), Probl
 #[utoipa::path(
     get,
     path = "/api/v1/sessions/{id}",
-    params(("id" = String, Path, description = "as the list gives it")),
-    responses((status = 200, body = Session), (status = 404, description = "there is no such session"))
+    params(("id" = String, Path, description = "the id in the list of sessions")),
+    responses((status = 200, body = Session), (status = 404, description = "no such session"))
 )]
 async fn one_session(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Session>, Problem> {
     find(&api, &id).map(|(_, session)| Json(session))
@@ -178,8 +184,11 @@ async fn one_session(State(api): State<Api>, Path(id): Path<String>) -> Result<J
 #[utoipa::path(
     delete,
     path = "/api/v1/sessions/{id}",
-    params(("id" = String, Path, description = "as the list gives it")),
-    responses((status = 204, description = "it ends"), (status = 404, description = "there is no such session"))
+    params(("id" = String, Path, description = "the id in the list of sessions")),
+    responses(
+        (status = 204, description = "the session is being ended"),
+        (status = 404, description = "no such session"),
+    )
 )]
 async fn end_session(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
     let (session, _) = find(&api, &id)?;
@@ -188,43 +197,46 @@ async fn end_session(State(api): State<Api>, Path(id): Path<String>) -> Result<S
 }
 
 fn no_source() -> Problem {
-    let detail = "the configuration has no source for a stream of this name";
+    let detail = "no source is configured for this stream";
     Problem::new(StatusCode::NOT_FOUND, "unknown_source", detail)
 }
 
-/// Begins to fetch a configured stream, or begins anew.
+/// Starts or restarts the source of a configured stream.
 #[utoipa::path(
     post,
     path = "/api/v1/sources/start/{stream}",
-    params(("stream" = String, Path, description = "its name")),
-    responses((status = 204, description = "it is being started"), (status = 404, description = "no such source"))
+    params(("stream" = String, Path, description = "the name of the stream")),
+    responses(
+        (status = 204, description = "the source is being started"),
+        (status = 404, description = "no such source"),
+    )
 )]
 async fn start_source(State(api): State<Api>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
     let found = api.signalling.supervisor.begin(&StreamName::parse(&stream)?).await;
     found.then_some(StatusCode::NO_CONTENT).ok_or_else(no_source)
 }
 
-/// Stops fetching a configured stream until it is started again.
+/// Stops the source of a configured stream until it is started again.
 #[utoipa::path(
     post,
     path = "/api/v1/sources/stop/{stream}",
-    params(("stream" = String, Path, description = "its name")),
-    responses((status = 204, description = "it is stopped"), (status = 404, description = "no such source"))
+    params(("stream" = String, Path, description = "the name of the stream")),
+    responses((status = 204, description = "the source is stopped"), (status = 404, description = "no such source"))
 )]
 async fn stop_source(State(api): State<Api>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
     let found = api.signalling.supervisor.stop(&StreamName::parse(&stream)?).await;
     found.then_some(StatusCode::NO_CONTENT).ok_or_else(no_source)
 }
 
-/// Reads the configuration again. One with a mistake changes nothing.
+/// Reloads the configuration. An invalid one changes nothing.
 #[utoipa::path(
     post,
     path = "/api/v1/reload",
-    responses((status = 200, body = Reloaded), (status = 422, description = "the configuration has a mistake"))
+    responses((status = 200, body = Reloaded), (status = 422, description = "the configuration is invalid"))
 )]
 async fn reload(State(api): State<Api>) -> Result<Json<Reloaded>, Problem> {
     let unavailable = || {
-        let detail = "whoever runs the gateway reads no configuration again";
+        let detail = "this gateway does not support reloading its configuration";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no_reload", detail)
     };
     let (answer, answered) = oneshot::channel();
@@ -240,22 +252,21 @@ async fn reload(State(api): State<Api>) -> Result<Json<Reloaded>, Problem> {
     }
 }
 
-/// What happens, as server-sent events `stream` and `session`; the last two hundred are told first, or those after
-/// `Last-Event-ID`.
+/// Server-sent events `stream` and `session`. The last 200 events are sent first, or those after `Last-Event-ID`.
 #[utoipa::path(
     get,
     path = "/api/v1/events",
-    responses((status = 200, description = "events without an end", content_type = "text/event-stream"))
+    responses((status = 200, description = "an endless stream of events", content_type = "text/event-stream"))
 )]
-async fn tell_events(State(api): State<Api>, headers: HeaderMap) -> Response {
+async fn stream_events(State(api): State<Api>, headers: HeaderMap) -> Response {
     let last = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok());
-    let told = EventStream::new(api.log, last.unwrap_or(0));
-    ([(header::CONTENT_TYPE, "text/event-stream")], Body::new(told)).into_response()
+    let events = EventStream::new(api.log, last.unwrap_or(0));
+    ([(header::CONTENT_TYPE, "text/event-stream")], Body::new(events)).into_response()
 }
 
-/// The description of the API (OpenAPI 3.1). Open.
+/// The OpenAPI 3.1 document of the API. Requires no token.
 #[utoipa::path(get, path = "/api/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
 async fn openapi() -> Json<utoipa::openapi::OpenApi> {
     Json(Description::openapi())

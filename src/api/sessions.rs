@@ -1,4 +1,4 @@
-//! Sessions as the API shows them: those that run, and for a minute those that have ended, with the cause.
+//! Sessions in the API: the running ones, and for a minute those that have ended, with the cause.
 
 use std::time::Instant;
 
@@ -14,63 +14,63 @@ use crate::signalling::sessions::SessionRecord;
 /// A session of a publisher or of a viewer.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Session {
-    /// Tells it from others. It is not the name in its URL, which is a capability.
+    /// Unique id. It is not the id in the session URL, which is a secret.
     pub id: String,
     /// `publisher` or `viewer`.
     pub role: &'static str,
     pub stream: String,
     /// `connecting`, `connected` or `ended`.
     pub state: &'static str,
-    /// Why it has ended, as the metrics call it.
+    /// Why it has ended, as in the metrics.
     pub cause: Option<&'static str>,
-    /// The same in words, with what can be done.
+    /// The cause in words, with possible remedies.
     pub explanation: Option<&'static str>,
-    /// Seconds since its offer came.
+    /// Seconds since its offer was received.
     pub seconds: f64,
-    /// Where the offer came from.
+    /// Address that sent the offer.
     pub address: Option<String>,
-    /// What sent it (`User-Agent`).
+    /// `User-Agent` of the offer.
     pub client: Option<String>,
 }
 
-/// A part of a list.
+/// Query parameters of the list of sessions.
 #[derive(Debug, Deserialize, IntoParams)]
 pub struct Page {
-    /// Entries at most: 1 to 1000, 100 without it.
+    /// Maximum number of entries, 1 to 1000. Default: 100.
     pub limit: Option<usize>,
-    /// Begin behind this one.
+    /// Return the sessions after this id.
     pub after: Option<String>,
-    /// Only those of this stream.
+    /// Return only the sessions of this stream.
     pub stream: Option<String>,
 }
 
-/// A part of the list of sessions.
+/// A page of the list of sessions.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Sessions {
     pub sessions: Vec<Session>,
-    /// What `after` has to be for the next part; `null` at the end.
+    /// Value of `after` for the next page; `null` on the last page.
     pub next: Option<String>,
 }
 
-/// What stands for a session in the API.
+/// Returns the id of a session in the API.
 pub fn id_of(session: SessionId) -> String {
     let digest: [u8; 32] = Sha256::digest(session.0).into();
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// All that are known, by id.
+/// Returns all sessions, sorted by id.
 pub fn all(signalling: &Signalling) -> Vec<(SessionId, Session)> {
     #[expect(clippy::disallowed_methods, reason = "the moment of the request")]
     let now = Instant::now();
     let known = signalling.sessions.all().into_iter();
     let mut shown: Vec<_> = known
-        .filter_map(|(id, held)| Some((id, show(id, &held, signalling.media.state(id), now)?)))
+        .filter_map(|(id, record)| Some((id, show(id, &record, signalling.media.state(id), now)?)))
         .collect();
     shown.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
     shown
 }
 
-fn show(id: SessionId, held: &SessionRecord, state: SessionState, now: Instant) -> Option<Session> {
+fn show(id: SessionId, record: &SessionRecord, state: SessionState, now: Instant) -> Option<Session> {
     let (state, cause) = match state {
         SessionState::Connecting => ("connecting", None),
         SessionState::Connected => ("connected", None),
@@ -79,21 +79,21 @@ fn show(id: SessionId, held: &SessionRecord, state: SessionState, now: Instant) 
     };
     Some(Session {
         id: id_of(id),
-        role: match held.action {
+        role: match record.action {
             Action::Publish => "publisher",
             Action::Play | Action::Api => "viewer",
         },
-        stream: held.stream.to_string(),
+        stream: record.stream.to_string(),
         state,
         cause: cause.map(|reason| reason.label()),
         explanation: cause.map(|reason| reason.explanation()),
-        seconds: now.saturating_duration_since(held.opened).as_secs_f64(),
-        address: held.address.map(|address| address.to_canonical().to_string()),
-        client: held.agent.clone(),
+        seconds: now.saturating_duration_since(record.opened).as_secs_f64(),
+        address: record.address.map(|address| address.to_canonical().to_string()),
+        client: record.agent.clone(),
     })
 }
 
-/// One part of them.
+/// Returns one page of the sessions.
 pub fn page(signalling: &Signalling, page: &Page) -> Sessions {
     let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
     let fits = |session: &Session| {

@@ -1,5 +1,5 @@
-//! A picture of a stream: its last key frame, as a JPEG that a worker makes of it, or that as a PNG. The worker ends soon
-//! after.
+//! Snapshots of a stream: a worker converts the last key frame to JPEG, which can be converted to PNG. The worker exits
+//! soon after.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,20 +23,20 @@ use crate::media::{Codec, Format, Kind};
 use crate::signalling::Signalling;
 use crate::signalling::problem::Problem;
 
-/// Snapshots that are made at the same time; more wait their turn.
+/// Limits how many snapshots are made at the same time; others wait.
 static SLOTS: Semaphore = Semaphore::const_new(2);
 
-/// How long one may take: a worker starts, and a key frame may have to come.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Maximum time of a snapshot, which may include the start of a worker and the wait for a key frame.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Between looks, should nothing wake us.
+/// Interval of polling in addition to notifications.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Width, height and pixels of a picture that is made a PNG, at most: 8K.
+/// Maximum width, height and pixels of a snapshot that is converted to PNG: 8K.
 const MAX_SIDE: usize = 8_192;
 const MAX_PIXELS: usize = 7_680 * 4_320;
 
-/// How a picture is wanted.
+/// Image format of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Image {
     Jpeg,
@@ -44,10 +44,10 @@ pub enum Image {
 }
 
 impl Image {
-    /// All of them.
+    /// All formats.
     pub const ALL: [Self; 2] = [Self::Jpeg, Self::Png];
 
-    /// What follows the name of a stream.
+    /// Returns the path suffix after the name of the stream.
     pub fn suffix(self) -> &'static str {
         match self {
             Self::Jpeg => "/snapshot.jpg",
@@ -56,7 +56,7 @@ impl Image {
     }
 }
 
-/// Makes one.
+/// Makes a snapshot.
 pub async fn take(signalling: &Signalling, name: &StreamName, image: Image) -> Result<Response, Problem> {
     let hub = signalling.media.hub();
     let format = hub.find(name).and_then(|stream| {
@@ -65,7 +65,7 @@ pub async fn take(signalling: &Signalling, name: &StreamName, image: Image) -> R
         state.format(Kind::Video)
     });
     let Some(format) = format else {
-        let detail = "the stream is not live, or has no picture";
+        let detail = "the stream is not live or has no video";
         return Err(Problem::new(StatusCode::CONFLICT, "no_picture", detail).retry_after(2));
     };
     let codec = format.codec();
@@ -75,38 +75,42 @@ pub async fn take(signalling: &Signalling, name: &StreamName, image: Image) -> R
         name.transcoded(TranscodeTarget::Jpeg)
     };
     if codec != Codec::Jpeg && !hub.can_transcode_to(codec, TranscodeTarget::Jpeg) {
-        let detail = "this machine cannot make pictures of this codec: `millstream doctor` says what is missing";
+        let detail = "this host cannot make snapshots of this codec: `millstream doctor` lists what is missing";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "no_snapshots", detail));
     }
     let taking = async {
         let slot = SLOTS.acquire().await.ok()?;
-        Some((picture(signalling, &from).await?, slot))
+        Some((newest_frame(signalling, &from).await?, slot))
     };
     let late = || {
-        let detail = "no picture came in time";
+        let detail = "no key frame arrived in time";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "snapshot_late", detail).retry_after(2)
     };
-    let (picture, slot) = timeout(PATIENCE, taking).await.ok().flatten().ok_or_else(late)?;
-    let (kind, picture) = match image {
-        Image::Jpeg => ("image/jpeg", picture),
+    let (frame, slot) = timeout(SNAPSHOT_TIMEOUT, taking)
+        .await
+        .ok()
+        .flatten()
+        .ok_or_else(late)?;
+    let (kind, body) = match image {
+        Image::Jpeg => ("image/jpeg", frame),
         Image::Png => {
-            // The slot is kept until it is made, also where nobody waits for it any more.
+            // The slot is held until the conversion ends, even if the request was cancelled.
             let made = tokio::task::spawn_blocking(move || {
                 let _slot = slot;
-                as_png(&picture)
+                as_png(&frame)
             })
             .await;
             let unreadable = || {
-                let detail = "the picture that came cannot be read";
+                let detail = "the frame is not a valid JPEG";
                 Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_picture", detail)
             };
             ("image/png", made.ok().flatten().ok_or_else(unreadable)?.into())
         }
     };
-    Ok(([(header::CONTENT_TYPE, kind)], picture).into_response())
+    Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
 }
 
-/// The same picture as a PNG. `None` for what is no JPEG, or too large: a camera may send anything.
+/// Converts a JPEG to PNG. Returns `None` if the input is not a JPEG or is too large.
 fn as_png(jpeg: &[u8]) -> Option<Vec<u8>> {
     let options = DecoderOptions::new_safe()
         .set_max_width(MAX_SIDE)
@@ -127,8 +131,8 @@ fn as_png(jpeg: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// The newest picture of a stream of JPEG, when there is one.
-async fn picture(signalling: &Signalling, name: &StreamName) -> Option<Bytes> {
+/// Waits for a frame of a JPEG stream and returns the newest one.
+async fn newest_frame(signalling: &Signalling, name: &StreamName) -> Option<Bytes> {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
@@ -153,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_picture_becomes_none() {
+    fn invalid_images_become_none() {
         for bytes in [&b""[..], b"GIF89a", &[0xff, 0xd8, 0xff], &[0xff; 4_096]] {
             assert_eq!(as_png(bytes), None);
         }

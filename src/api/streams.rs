@@ -1,4 +1,4 @@
-//! Streams as the API shows them.
+//! Streams in the API.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -16,27 +16,28 @@ use crate::sources::fetch::directory::{Directory, Entry};
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Stream {
     pub name: String,
-    /// Something is being sent.
+    /// The stream has a source.
     pub live: bool,
-    /// WebRTC viewers.
+    /// Number of WebRTC viewers.
     pub viewers: usize,
-    /// HLS players that asked for a playlist of late; those behind one address that are of one kind count as one.
+    /// Number of HLS players that recently requested a playlist. Players with the same address and user agent count as
+    /// one.
     pub hls_viewers: usize,
-    /// Where it comes from at the moment.
+    /// Kind of the current source.
     pub publisher: Option<&'static str>,
-    /// Where the configuration says it comes from.
+    /// The configured source.
     pub source: Option<Source>,
     pub video: Option<Video>,
     pub audio: Option<Audio>,
-    /// What is being transcoded for viewers who need it.
+    /// Running transcodes.
     pub can_transcode: Vec<TranscodeTarget>,
-    /// Versions of the picture that viewers may choose from, the best first.
+    /// Simulcast layers that viewers may select, best first.
     pub layers: Vec<Layer>,
-    /// What could be better, in plain words.
+    /// Recommendations for the user.
     pub warnings: Vec<String>,
 }
 
-/// One version of the picture of a simulcast.
+/// A simulcast layer.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Layer {
     pub rid: String,
@@ -50,24 +51,24 @@ pub struct Layer {
 /// A configured source.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Source {
-    /// `rtsp` or `pipeline`.
+    /// `rtsp`, `hls` or `pipeline`.
     pub kind: &'static str,
     pub on_demand: bool,
-    /// `idle`, `starting`, `live`, `failed` or `standing_back`.
+    /// `idle`, `starting`, `live`, `failed`, `standing_back` or `stopped`.
     pub state: &'static str,
     /// Seconds in this state.
     pub seconds: Option<f64>,
-    /// The last thing that went wrong, if any; it may be long ago.
+    /// The last error, if any. It may be long ago.
     pub last_error: Option<String>,
-    /// Failures so far.
+    /// Number of failures.
     pub restarts: u64,
 }
 
-/// A picture track.
+/// The video track of a stream.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Video {
     pub codec: &'static str,
-    /// As in the bitstream: `42e01f` for H.264, a number for others.
+    /// Profile in the bitstream: `42e01f` for H.264, a number for other codecs.
     pub profile: Option<String>,
     /// In pixels.
     pub width: Option<u16>,
@@ -79,14 +80,14 @@ pub struct Video {
     pub b_frames: bool,
     /// Seconds between the last two key frames.
     pub key_frame_interval: Option<f64>,
-    /// Seconds from the capture of a picture until it is here, of late; only where the source says when that was. The time
-    /// on the way of its fastest report is not in it.
+    /// Recent delay in seconds from the capture of a frame to its arrival, if the source reports capture times. It does
+    /// not include the network delay of the source's fastest sender report.
     pub delay: Option<f64>,
-    /// The source sends a key frame when one is asked for.
+    /// The source answers key frame requests.
     pub answers_requests: bool,
 }
 
-/// A sound track.
+/// The audio track of a stream.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Audio {
     pub codec: &'static str,
@@ -96,17 +97,18 @@ pub struct Audio {
     pub bitrate: u64,
 }
 
-/// A transcode that runs.
+/// A running transcode.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct TranscodeTarget {
-    /// What it makes: `h264` or `opus`.
+    /// Output codec: `h264` or `opus`.
     pub to: &'static str,
     pub viewers: usize,
-    /// It makes something.
+    /// It produces media.
     pub live: bool,
 }
 
-/// All streams that somebody publishes, watches or fetches, by name. `by_hls` is how many watch one by HLS.
+/// Returns all streams that are published, watched or configured, sorted by name. `by_hls` returns the number of HLS
+/// viewers of a stream.
 pub fn all(hub: &Hub, fetched: &Directory, by_hls: impl Fn(&StreamName) -> usize) -> Vec<Stream> {
     let streams = hub.streams();
     let live = streams.iter().map(|stream| stream.name.clone());
@@ -120,7 +122,7 @@ pub fn all(hub: &Hub, fetched: &Directory, by_hls: impl Fn(&StreamName) -> usize
         .collect()
 }
 
-/// One stream; `None` if there is none of that name.
+/// Returns one stream, or `None` if there is none of that name.
 pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&StreamName) -> usize) -> Option<Stream> {
     let (stream, entry) = (hub.find(name), fetched.get(name));
     if stream.is_none() && entry.is_none() {
@@ -167,7 +169,8 @@ fn layers(state: &StreamState) -> Vec<Layer> {
         .collect()
 }
 
-/// Key frames further apart make viewers of HLS wait, and cost those of WebRTC a longer burst.
+/// Key frame interval in seconds above which a warning is shown: it delays the start of HLS and makes the initial burst
+/// to WebRTC viewers longer.
 const LONG_INTERVAL: f64 = 4.5;
 
 fn warnings(stream: &Stream) -> Vec<String> {
@@ -176,12 +179,12 @@ fn warnings(stream: &Stream) -> Vec<String> {
         let interval = video.key_frame_interval.filter(|_| !video.answers_requests);
         if let Some(interval) = interval.filter(|interval| *interval > LONG_INTERVAL) {
             warnings.push(format!(
-                "A key frame comes every {interval:.0} s: set the encoder's key frame interval to 2 s."
+                "The key frame interval is {interval:.0} s: set the encoder's key frame interval to 2 s."
             ));
         }
         if video.b_frames {
-            let text = "B-frames: WebRTC cannot show them, so viewers get a transcoded picture; turn them off in the encoder \
-                        to save that.";
+            let text = "B-frames: WebRTC does not support them, so the video is transcoded; turn them off in the \
+                        encoder to avoid this.";
             warnings.push(text.to_owned());
         }
         let profile = video.profile.as_deref().unwrap_or_default();
@@ -189,15 +192,15 @@ fn warnings(stream: &Stream) -> Vec<String> {
             warnings.push("H.264 High profile: some browsers cannot decode it; Baseline plays everywhere.".to_owned());
         }
         if video.codec == "VP8" && stream.hls_viewers > 0 {
-            let text = "VP8: HLS cannot carry it, so viewers by HLS get the sound alone; publish H.264, VP9 or AV1.";
+            let text = "VP8: HLS does not support it, so HLS viewers get only audio; publish H.264, VP9 or AV1.";
             warnings.push(text.to_owned());
         }
         if video.codec == "H265" {
-            warnings.push("H.265: many browsers cannot decode it; they get H.264 made of it.".to_owned());
+            warnings.push("H.265: many browsers cannot decode it; for them it is transcoded to H.264.".to_owned());
         }
     }
     if stream.live && stream.audio.is_none() {
-        warnings.push("No sound comes.".to_owned());
+        warnings.push("No incoming audio.".to_owned());
     }
     warnings
 }

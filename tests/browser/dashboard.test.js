@@ -78,7 +78,7 @@ test('the dashboard shows streams, sources with their errors, and sessions that 
   await until(() => text(page), (seen) => /studio\/one/.test(seen) && /VP8/.test(seen) && /kbit\/s|Mbit\/s/.test(seen), 'facts');
   await until(() => text(page), (seen) => /\b2, 1 by HLS/.test(seen) && /Delay\s+\d+ ms/.test(seen), 'viewers by both ways, and the delay');
   await countsBoth(t, gateway);
-  assert.match(await text(page), /VP8: HLS cannot carry it/);
+  assert.match(await text(page), /VP8: HLS does not support it/);
   const picture = () => page.evaluate(() => {
     const [image] = document.querySelectorAll('.thumb[data-stream="studio/one"]');
     return image && !image.hidden ? [image.naturalWidth > 0, image.src.slice(0, 22)] : null;
