@@ -1,4 +1,4 @@
-//! One viewer's playback: from the hub's packets to the packets that this viewer expects.
+//! Playback of one WHEP viewer: forwards packets of the hub with rewritten headers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +16,9 @@ use crate::sdp::plan::Playback;
 use crate::session::Session;
 use crate::session::outbox::{Destination, Outbox};
 
-/// A viewer of a stream. What it cannot play of it as it is, it takes from the transcoded stream beside it
-/// ([`crate::media::transcode`]), and changes between the two when the stream changes: the line goes on.
+/// A viewer of a stream. A track whose format it cannot play is taken from a transcoded stream
+/// ([`crate::media::transcode`]). Switching between the two when the format changes keeps sequence numbers and
+/// timestamps continuous.
 pub struct Viewer {
     pub stream: Arc<Stream>,
     video: Option<Played>,
@@ -25,12 +26,12 @@ pub struct Viewer {
     cname: String,
     started: bool,
     next_report: Option<Instant>,
-    /// When the viewer asked for a key frame that has not come yet.
+    /// When the viewer requested a key frame that has not arrived yet.
     awaited_key_frame: Option<Instant>,
     last_replay: Option<Instant>,
     rtt: Duration,
     layer: LayerSelection,
-    /// Sealing failed: the session has to be closed, for its packets can no longer be told apart.
+    /// SRTP protection of a packet failed, so the session must be closed.
     broken: bool,
 }
 
@@ -38,46 +39,48 @@ pub struct Viewer {
 struct Played {
     out: OutTrack,
     from: Arc<Stream>,
-    /// The stream that it will be taken from, once there is something to begin with.
+    /// The stream to switch to once it has a key frame, or audio.
     next: Option<Next>,
 }
 
-/// A stream that a track will be taken from.
+/// A stream that a track will switch to.
 struct Next {
     stream: Arc<Stream>,
-    /// It shows the same as the present one, which goes on meanwhile: a key frame after this one is waited for, until
-    /// then.
+    /// Set for a switch between layers, during which the current layer continues: the switch waits for a key frame
+    /// newer than this one, at most until this instant.
     after: Option<(Option<TrackSeq>, Instant)>,
 }
 
-/// How long a viewer stays with the present layer for want of a new key frame in the next one: longer than the usual
-/// distance of key frames. After that the cached one has to do.
-const LAYER_PATIENCE: Duration = Duration::from_secs(5);
+/// Maximum wait for a new key frame of the next layer, longer than the usual key frame interval. After that the cached
+/// key frame is used.
+const LAYER_SWITCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the shard has to do for a viewer.
+/// Actions that a viewer requests from its shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ViewerRequests {
-    /// The source should be asked for a key frame.
+    /// Request a key frame from the source.
     pub key_frame: bool,
 }
 
-/// Between sender reports (RFC 3550 §6.2 allows less than 5 s where bandwidth does).
+/// Interval of sender reports (RFC 3550 §6.2 allows less than 5 s if bandwidth permits).
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A viewer whose request for a key frame the source ignores gets a replay of the cached one after this time.
+/// If the source ignores a viewer's key frame request, the cached key frame is replayed after this time.
 const REPLAY_AFTER: Duration = Duration::from_millis(600);
 
-/// Replays of one viewer are at least this far apart.
+/// Minimum interval between replays for one viewer.
 const REPLAY_INTERVAL: Duration = Duration::from_secs(3);
 
-/// A source that answers requests does so in this time: a round trip and a frame.
+/// Time in which a source usually answers a key frame request: a round trip and a frame.
 const ANSWER_TIME: Duration = Duration::from_millis(300);
 
-/// A cached key frame younger than this is as good as a new one: requests are merged to one a second anyway.
+/// A cached key frame younger than this is used instead of requesting a new one: requests are limited to one per
+/// second.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Video of which nothing arrived for so long is not replayed: the viewer has seen it, and whoever sent it may be dead.
-/// Longer than [`REPLAY_AFTER`] and a round trip, so that what a frame provoked is still answered where frames are rare.
+/// Video is not replayed if nothing arrived for this long: the viewer has already seen it, and the source may be dead.
+/// Longer than [`REPLAY_AFTER`] plus a round trip, so that requests caused by a frame are answered at low frame rates
+/// too.
 const SILENT_AFTER: Duration = Duration::from_millis(1_500);
 
 impl Viewer {
@@ -105,8 +108,8 @@ impl Viewer {
         }
     }
 
-    /// Begins to play: video from the cached key frame if there is one, audio at the live edge. Without a source video
-    /// waits for the next one: what an earlier one sent last would look live.
+    /// Starts playback: video from the cached key frame if there is one, audio at the live edge. Without a source,
+    /// video waits for the next source, because the frames of the previous one are not live.
     pub fn start(&mut self, now: Instant, state: &mut StreamState) -> ViewerRequests {
         self.started = true;
         self.next_report = Some(now + REPORT_INTERVAL / 4);
@@ -116,17 +119,17 @@ impl Viewer {
         let Some(video) = self.video.as_mut().filter(|_| state.source().is_some()) else {
             return ViewerRequests::default();
         };
-        let cheaper = asking_is_cheaper(&state.video.ring, state.viewers());
-        if cheaper && state.answers_requests {
+        let request = is_request_cheaper(&state.video.ring, state.viewers());
+        if request && state.answers_requests {
             video.out.wait(now + ANSWER_TIME, &state.video.ring);
         } else {
             video.out.start(now, &state.video.ring);
         }
-        ViewerRequests { key_frame: cheaper }
+        ViewerRequests { key_frame: request }
     }
 
-    /// For each kind, the stream that the viewer should take it from: `home` is what the stream itself says now, and
-    /// `can_transcode` whether something can be done about a codec.
+    /// Returns for each kind the stream that the viewer should take it from. `home` is the state of the stream itself,
+    /// and `can_transcode` tells whether a codec can be transcoded.
     pub fn wanted(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> Vec<(Kind, StreamName)> {
         [&self.video, &self.audio]
             .into_iter()
@@ -147,7 +150,7 @@ impl Viewer {
             .collect()
     }
 
-    /// Whether a kind is taken, or soon will be, from the stream of this name.
+    /// Whether a kind is taken from the stream of this name, or will be after a pending switch.
     pub fn is_bound_for(&self, kind: Kind, name: &StreamName) -> bool {
         let played = self.played(kind);
         played.is_none_or(|played| {
@@ -156,36 +159,36 @@ impl Viewer {
         })
     }
 
-    /// From now on a kind is to be taken from this stream. Returns the stream that it would have been taken from, if it
-    /// was waiting for that one.
+    /// Sets the stream that a kind switches to. Returns the target of a pending switch that this replaces.
     pub fn bind(&mut self, now: Instant, kind: Kind, to: Arc<Stream>) -> Option<Arc<Stream>> {
         let started = self.started;
         let played = self.played_mut(kind)?;
         let stays = played.from.id == to.id;
         let is_layer = |stream: &Stream| stream.name.is_layer();
         let is_smooth = started && kind == Kind::Video && (is_layer(&to) || is_layer(&played.from));
-        let after = is_smooth.then(|| (to.lock().video.ring.key_frame(), now + LAYER_PATIENCE));
+        let after = is_smooth.then(|| (to.lock().video.ring.key_frame(), now + LAYER_SWITCH_TIMEOUT));
         let next = (!stays).then_some(Next { stream: to, after });
         std::mem::replace(&mut played.next, next).map(|next| next.stream)
     }
 
-    /// Whether the viewer stays with one layer until the next one has a key frame.
+    /// Whether a switch between layers is waiting for a key frame.
     pub fn awaits_layer(&self) -> bool {
         self.layer_due().is_some()
     }
 
-    /// When the cached key frame of the next layer has to do.
+    /// Returns when a switch between layers stops waiting and uses the cached key frame.
     pub fn layer_due(&self) -> Option<Instant> {
         let next = self.video.as_ref()?.next.as_ref()?;
         next.after.map(|(_, until)| until)
     }
 
-    /// Which version of the picture the viewer wants from now on.
+    /// Sets the layer selection of the viewer.
     pub fn select_layer(&mut self, selection: LayerSelection) {
         self.layer = selection;
     }
 
-    /// Changes to what [`Self::bind`] named, where there is something to begin with. Returns the streams that are left.
+    /// Completes pending switches set by [`Self::bind`] whose stream has media to start with. Returns the streams that
+    /// are no longer used.
     pub fn change(&mut self, now: Instant) -> Vec<Arc<Stream>> {
         let mut left = Vec::new();
         if !self.started {
@@ -197,7 +200,7 @@ impl Viewer {
         left
     }
 
-    /// The streams beside its own that the viewer reads or waits for.
+    /// Returns the other streams that the viewer reads or waits for.
     pub fn others(&self) -> Vec<Arc<Stream>> {
         let played = [&self.video, &self.audio].into_iter().flatten();
         let streams = played.flat_map(|played| [Some(&played.from), played.next.as_ref().map(|next| &next.stream)]);
@@ -208,7 +211,7 @@ impl Viewer {
             .collect()
     }
 
-    /// A viewer wants a key frame of its picture: whom to ask.
+    /// Records a key frame request of the viewer. Returns the source to send it to, if any.
     pub fn request_key_frame_of_source(&self) -> Option<SourceRef> {
         let video = self.video.as_ref()?;
         let stream = video.next.as_ref().map_or(&video.from, |next| &next.stream);
@@ -229,12 +232,12 @@ impl Viewer {
         }
     }
 
-    /// Whether sealing went wrong.
+    /// Whether SRTP protection failed.
     pub fn is_broken(&self) -> bool {
         self.broken
     }
 
-    /// Forwards the packets of one turn of a stream.
+    /// Forwards the packets of a stream that arrived in one tick.
     pub fn forward(
         &mut self,
         stream: StreamId,
@@ -270,16 +273,16 @@ impl Viewer {
         forwarded
     }
 
-    /// Packets of this stream were lost on their way to this shard: what the ring still has is sent from there.
+    /// Handles batches lost on the way to this shard: packets that are still in the ring are sent from there.
     pub fn on_lost_batches(&mut self, now: Instant) {
         for played in [&mut self.video, &mut self.audio].into_iter().flatten() {
             played.out.recover(now);
         }
     }
 
-    /// Sends what is due from the ring. Called when [`Self::poll_timeout`] says so.
+    /// Sends the packets that are due from the ring. Called at [`Self::poll_timeout`].
     ///
-    /// What it had to send may be gone from the ring, its key frame included: then the source has to be asked.
+    /// Requests a key frame if the packets to send, including their key frame, are no longer in the ring.
     pub fn catch_up(
         &mut self,
         now: Instant,
@@ -316,7 +319,7 @@ impl Viewer {
         requests
     }
 
-    /// Acts on the RTCP of the viewer.
+    /// Handles RTCP of the viewer.
     pub fn handle_rtcp(
         &mut self,
         now: Instant,
@@ -339,9 +342,9 @@ impl Viewer {
                 }
                 Message::ReceiverReport { blocks } | Message::SenderReport { blocks, .. } => {
                     for block in blocks.iter().filter(|b| b.last_sr != 0) {
-                        if let Some(took) = round_trip(ntp_now, block) {
-                            self.rtt = took;
-                            self.stream.traffic.round_trip(took);
+                        if let Some(rtt) = round_trip(ntp_now, block) {
+                            self.rtt = rtt;
+                            self.stream.traffic.round_trip(rtt);
                         }
                     }
                 }
@@ -368,7 +371,7 @@ impl Viewer {
         };
         let wanted: Vec<Retransmissions> = {
             let mut state = from.lock();
-            // A receiver has long given up what a source sent before it left.
+            // A receiver no longer waits for packets of a source that has left.
             let newest = state.track(track.kind()).ring.newest();
             if state.source().is_none() && newest.is_none_or(|(_, at)| now.saturating_duration_since(at) > HISTORY) {
                 return;
@@ -381,7 +384,7 @@ impl Viewer {
         }
     }
 
-    /// Does what is due by time: replays and sender reports. The catch-up is a call of its own.
+    /// Handles timers: replays and sender reports. Catching up is done by [`Self::catch_up`].
     pub fn handle_timeout(
         &mut self,
         now: Instant,
@@ -420,7 +423,7 @@ impl Viewer {
         }
     }
 
-    /// When [`Self::handle_timeout`] or [`Self::catch_up`] wants to be called.
+    /// Returns when [`Self::handle_timeout`] or [`Self::catch_up`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if !self.started {
             return None;
@@ -435,7 +438,7 @@ impl Viewer {
             .min()
     }
 
-    /// When [`Self::catch_up`] wants to be called.
+    /// Returns when [`Self::catch_up`] must be called next.
     pub fn poll_catch_up(&self) -> Option<Instant> {
         [&self.video, &self.audio]
             .into_iter()
@@ -444,7 +447,7 @@ impl Viewer {
             .min()
     }
 
-    /// One compound packet with a sender report for each track that is at the live edge.
+    /// Returns a compound packet with a sender report for each track that is at the live edge.
     fn report(&self, now: Instant, ntp: u64) -> Option<Vec<u8>> {
         let mut compound = Vec::new();
         for Played { out: track, from, .. } in [&self.video, &self.audio].into_iter().flatten() {
@@ -470,12 +473,12 @@ impl Viewer {
     }
 }
 
-/// What became of a batch beside being sent.
+/// The result of forwarding a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forwarded {
-    /// [`Viewer::catch_up`] has to follow at once.
+    /// [`Viewer::catch_up`] must be called at once.
     pub may_catch_up: bool,
-    /// [`Viewer::change`] has to follow at once.
+    /// [`Viewer::change`] must be called at once.
     pub may_change: bool,
 }
 
@@ -488,7 +491,7 @@ impl Played {
         }
     }
 
-    /// Whether what the stream carries cannot be played here, and something can be done about it.
+    /// Whether the viewer cannot play the stream's format, but can play a transcode of it.
     fn needs_transcoding(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> bool {
         let kind = self.out.kind();
         let Some(codec) = home.format(kind).map(Format::codec) else {
@@ -501,7 +504,7 @@ impl Played {
     fn change(&mut self, now: Instant) -> Option<Arc<Stream>> {
         let Next { stream: next, after } = self.next.as_ref()?;
         let (next, after) = (next.clone(), *after);
-        // Read before the next stream is locked: two viewers that change crosswise would wait for each other.
+        // Read before the next stream is locked: two viewers that switch in opposite directions would deadlock.
         let last = self.out.last_sent().and_then(|seq| {
             let mut state = self.from.lock();
             state.track(self.out.kind()).ring.get(seq).cloned()
@@ -523,7 +526,7 @@ impl Played {
                 .as_mut()
                 .filter(|next| next.after.is_some_and(|(_, until)| until <= now))
             {
-                // There is nothing to begin with yet; the next key frame is, whenever it comes.
+                // The wait is over and there is no cached key frame: switch at the next one.
                 waiting.after = None;
             }
             return None;
@@ -541,14 +544,15 @@ impl Played {
     }
 }
 
-/// Whether nothing arrived lately.
+/// Whether nothing arrived within [`SILENT_AFTER`].
 fn is_silent(ring: &Ring, now: Instant) -> bool {
     ring.newest()
         .is_none_or(|(_, arrival)| now.saturating_duration_since(arrival) >= SILENT_AFTER)
 }
 
-/// Whether a new key frame costs less than to send what is cached: it goes to every viewer, the cache to one.
-fn asking_is_cheaper(ring: &Ring, viewers: usize) -> bool {
+/// Whether requesting a key frame, which is sent to every viewer, costs less than sending the cached packets to one
+/// viewer.
+fn is_request_cheaper(ring: &Ring, viewers: usize) -> bool {
     let Some(key_frame) = ring.key_frame() else {
         return true;
     };
@@ -556,7 +560,7 @@ fn asking_is_cheaper(ring: &Ring, viewers: usize) -> bool {
     age > FRESH && ring.bytes_since_key_frame() > ring.frame_bytes(key_frame).saturating_mul(viewers)
 }
 
-/// Round trip from a report block (RFC 3550 §6.4.1). `None` when it is absurd.
+/// Returns the round-trip time of a report block (RFC 3550 §6.4.1), or `None` if it is 10 s or more.
 fn round_trip(ntp_now: u64, block: &rtcp::ReportBlock) -> Option<Duration> {
     let middle = (ntp_now >> 16) as u32;
     let units = middle
