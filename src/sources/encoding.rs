@@ -1,4 +1,4 @@
-//! One incoming RTP stream of a publisher: a track, or one simulcast encoding of it.
+//! One incoming RTP stream of a publisher: a track, or one simulcast layer of it.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::media::rtp::{Header, TimeUnwrapper};
 use crate::media::{Codec, Format, Rid, Ssrc};
 use crate::session::feedback::{ArrivalKind, NackGenerator, Reception};
 
-/// State of one SSRC and of its retransmissions.
+/// State of one SSRC and its RTX SSRC.
 pub struct Encoding {
     pub ssrc: Option<Ssrc>,
     pub rtx_ssrc: Option<Ssrc>,
@@ -22,28 +22,28 @@ pub struct Encoding {
     times: TimeUnwrapper,
     inspector: Option<(Codec, Inspector)>,
     rate: ByteRate,
-    /// When its last packet came.
+    /// When the last packet arrived.
     last_packet: Option<Instant>,
 }
 
-/// A layer of which nothing came for so long is no longer sent: longer than between two frames of a still picture.
+/// A layer without packets for this long counts as no longer sent. Longer than the frame interval of static content.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// What the negotiation says of the payload type of a packet.
+/// The negotiated properties of a payload type.
 #[derive(Clone, Copy, Debug)]
 pub struct PacketFormat {
     pub codec: Codec,
     pub nack: bool,
 }
 
-/// Something about the encoding changed.
+/// A change of format or resolution, found in the bitstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
     pub format: Option<Format>,
     pub resolution: Option<(u16, u16)>,
 }
 
-/// Payload bytes over the last seconds, to rank encodings whose size in pixels is not known.
+/// Payload bytes per second, to rank layers whose resolution is not known.
 #[derive(Debug, Default)]
 struct ByteRate {
     since: Option<Instant>,
@@ -67,8 +67,8 @@ impl Encoding {
         }
     }
 
-    /// Takes this SSRC for that of the media. Where packets of another one came before, everything begins anew: the
-    /// numbers of two SSRCs have nothing to do with each other (RFC 3550 §8.2).
+    /// Sets the SSRC of the media. If packets of another SSRC were received before, all state is reset: sequence
+    /// numbers and timestamps of different SSRCs are unrelated (RFC 3550 §8.2).
     pub fn begin(&mut self, ssrc: Ssrc) {
         if self.reception.is_some() {
             *self = Self::new(None, self.rtx_ssrc, self.rid.take());
@@ -76,8 +76,8 @@ impl Encoding {
         self.ssrc = Some(ssrc);
     }
 
-    /// Takes a packet whose payload is `payload`; `seq` is its own number or, for a retransmission, the original one.
-    /// `None` when it is a duplicate or far too late.
+    /// Processes a packet. `seq` is its sequence number or, for a retransmission, the original one. Returns `None` for
+    /// a duplicate or a packet that is too old.
     pub fn take(
         &mut self,
         now: Instant,
@@ -130,55 +130,55 @@ impl Encoding {
         Some((arrived, change))
     }
 
-    /// Notes a sender report of this encoding. Returns its RTP time, extended.
+    /// Records a sender report. Returns its extended RTP timestamp.
     pub fn on_sender_report(&mut self, now: Instant, ntp: u64, rtp_time: u32) -> Option<u64> {
         self.reception.as_mut()?.on_sender_report(now, ntp);
         let highest = self.times.highest()?;
         Some(crate::media::rtp::extend_time(highest, rtp_time))
     }
 
-    /// Block for a receiver report.
+    /// Returns the report block for a receiver report.
     pub fn report(&mut self, now: Instant) -> Option<rtcp::Reception> {
         self.reception.as_mut()?.report(now)
     }
 
-    /// Packets expected in the interval of the last report, and those of them that were missing at its end.
+    /// Returns the packets expected in the interval of the last report, and how many of them were missing at its end.
     pub fn interval(&self) -> (u64, u64) {
         self.reception.as_ref().map_or((0, 0), Reception::interval)
     }
 
-    /// Sequence numbers to ask for now.
+    /// Returns the sequence numbers to NACK now.
     pub fn poll_nacks(&mut self, now: Instant, rtt: Duration) -> Vec<u16> {
         self.nacks.as_mut().map(|n| n.poll(now, rtt)).unwrap_or_default()
     }
 
-    /// Packets that were asked for in vain so far.
+    /// Returns how many lost packets were given up after NACKs without retransmission.
     pub fn given_up(&self) -> u64 {
         self.nacks.as_ref().map_or(0, NackGenerator::given_up)
     }
 
-    /// When [`Self::poll_nacks`] wants to be called.
+    /// Returns when [`Self::poll_nacks`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.nacks.as_ref()?.poll_timeout()
     }
 
-    /// What the bitstream says it is.
+    /// Returns the format found in the bitstream.
     pub fn format(&self) -> Option<Format> {
         self.inspector.as_ref()?.1.format()
     }
 
-    /// Size in pixels.
+    /// Returns width and height in pixels.
     pub fn resolution(&self) -> Option<(u16, u16)> {
         self.inspector.as_ref()?.1.resolution()
     }
 
-    /// Whether nothing came lately, or ever.
+    /// Whether no packet arrived within [`SILENCE`], or ever.
     pub fn is_silent(&self, now: Instant) -> bool {
         self.last_packet
             .is_none_or(|at| now.saturating_duration_since(at) >= SILENCE)
     }
 
-    /// Rank among the encodings of a track: pixels, then bytes per second. The order of the offer says nothing.
+    /// Returns the rank among the layers of a track: pixels, then bytes per second. The order of the offer is not used.
     pub fn rank(&self) -> (u32, u64) {
         let pixels = self.resolution().map_or(0, |(w, h)| u32::from(w) * u32::from(h));
         (pixels, self.rate.per_second)

@@ -1,7 +1,8 @@
-//! A source that is no peer: from whole frames, as a camera's client reads them, to the tracks of a stream.
+//! A source of whole frames that is not a WebRTC peer, such as an RTSP client: packetizes frames into a stream's
+//! tracks.
 //!
-//! It lives on no shard. It takes a stream that has no source, and only such a one: a publisher that comes takes the
-//! stream over as from another publisher, and the feed goes on when that one has gone.
+//! It belongs to no shard. It attaches only to a stream without a source. A publisher takes the stream over as it would
+//! from another publisher.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,20 +19,20 @@ use crate::media::packetizer::{Packetizer, PacketizerError, Payload, annex_b, le
 use crate::media::{Codec, Format, Kind};
 use crate::sdp::plan::SourceFormats;
 
-/// What a feed needs of the media plane.
+/// The parts of the media plane that a frame source uses.
 pub trait FanOut: Send + Sync {
-    /// Where its stream is.
+    /// Returns the hub with the streams.
     fn hub(&self) -> &Hub;
 
-    /// Publishes what the feed has taken since the last call. `false` when another source has the stream: then the feed
-    /// is over.
+    /// Publishes the frames that the source took since the last call. Returns `false` if the stream has another source;
+    /// the frame source must then end.
     fn feed(&self, feed: &mut FrameSource) -> bool;
 
-    /// Asks the source of a stream for a key frame, if it is one that can be asked.
+    /// Requests a key frame from the source of a stream, if it accepts requests.
     fn ask_for_key_frame(&self, source: SourceRef);
 }
 
-/// What a source that is no peer feeds to its stream.
+/// A source of whole frames.
 pub struct FrameSource {
     name: StreamName,
     source: SourceRef,
@@ -39,7 +40,7 @@ pub struct FrameSource {
     tracks: Vec<FrameTrack>,
 }
 
-/// A track that a feed will have. What the codec does not say by itself has to come with it.
+/// A track that a source will have. The format is needed only if the bitstream does not carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
     pub codec: Codec,
@@ -48,7 +49,7 @@ pub struct Announced {
 
 impl From<Codec> for Announced {
     fn from(codec: Codec) -> Self {
-        // Opus says nothing of itself; that it is stereo suits every decoder.
+        // Opus packets do not announce the channels. Every decoder accepts stereo.
         let format = (codec == Codec::Opus).then_some(Format::Opus { stereo: true });
         Self { codec, format }
     }
@@ -63,12 +64,12 @@ impl From<Format> for Announced {
     }
 }
 
-/// How the NAL units of an access unit are told apart.
+/// How the NAL units of an access unit are delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// Each stands behind its length in four bytes.
+    /// Each NAL unit follows its length in four bytes.
     Lengths,
-    /// Each stands behind a start code (annex B).
+    /// Each NAL unit follows a start code (annex B).
     StartCodes,
 }
 
@@ -77,26 +78,26 @@ struct FrameTrack {
     packetizer: Packetizer,
     intake: Intake,
     next_seq: u64,
-    /// Since the last turn.
+    /// Packets since the last [`FrameSource::publish`].
     arrived: Vec<ReceivedPacket>,
     announced: Option<Format>,
     resolution: Option<(u16, u16)>,
     captured: Option<Captured>,
 }
 
-/// Where a track lies beside the others of its source.
+/// A timestamp of a track and its capture time, to synchronize the tracks of a source.
 struct Captured {
     time: u64,
     at: Instant,
-    /// By the source, which knows when that was captured.
-    is_told: bool,
+    /// Reported by the source; otherwise estimated from arrival.
+    is_reported: bool,
 }
 
-/// Packets of one turn that are kept: more than the longest access unit has.
-const MAX_ARRIVED: usize = 16_384;
+/// Maximum number of packets kept until the next publish; more than the longest access unit has.
+const MAX_PENDING: usize = 16_384;
 
 impl FrameSource {
-    /// Begins with nothing sent; `id` stands for it where sessions are told apart.
+    /// Makes a source that has sent nothing; `id` identifies it among sessions.
     ///
     /// # Errors
     ///
@@ -105,7 +106,7 @@ impl FrameSource {
         Self::with(name, id, tracks, Intake::new)
     }
 
-    /// As [`Self::new`], for a source whose times are those of another stream's line: what it feeds is made of that.
+    /// As [`Self::new`], for a source whose timestamps are those of another stream, such as a transcode of it.
     ///
     /// # Errors
     ///
@@ -137,18 +138,18 @@ impl FrameSource {
         })
     }
 
-    /// Parameter sets of its video that came apart from it, as in an SDP.
+    /// Sets the parameter sets of the video that were received out of band, such as in an SDP.
     pub fn remember(&mut self, parameter_sets: &[Bytes]) {
         if let Some(track) = self.track(Kind::Video) {
             track.packetizer.remember(parameter_sets);
         }
     }
 
-    /// Takes an access unit of H.264 or H.265, or a JPEG picture; `time` in units of 1/90000 s.
+    /// Packetizes an access unit of H.264 or H.265, or a JPEG frame; `time` in units of 1/90000 s.
     ///
     /// # Errors
     ///
-    /// A [`PacketizerError`]; the access unit is lost, and what follows may be given nevertheless.
+    /// A [`PacketizerError`]. The access unit is dropped; later ones are accepted.
     pub fn take_video(
         &mut self,
         now: Instant,
@@ -168,11 +169,11 @@ impl FrameSource {
         Ok(())
     }
 
-    /// Takes a frame of audio; `time` in units of the clock rate of its codec.
+    /// Packetizes an audio frame; `time` in units of the clock rate of its codec.
     ///
     /// # Errors
     ///
-    /// A [`PacketizerError`]; the frame is lost, and what follows may be given nevertheless.
+    /// A [`PacketizerError`]. The frame is dropped; later ones are accepted.
     pub fn take_audio(&mut self, now: Instant, time: u64, frame: &Bytes) -> Result<(), PacketizerError> {
         let Some(track) = self.track(Kind::Audio) else {
             return Ok(());
@@ -182,17 +183,17 @@ impl FrameSource {
         Ok(())
     }
 
-    /// Notes that what a track has at this `time` was captured `at`, on a clock that all its tracks share.
+    /// Records that the media with timestamp `time` was captured `at`, on a clock that all tracks of the source share.
     pub fn record_capture_time(&mut self, kind: Kind, time: u64, at: Instant) {
-        let is_told = true;
-        self.record(kind, Captured { time, at, is_told });
+        let is_reported = true;
+        self.record(kind, Captured { time, at, is_reported });
     }
 
-    /// As [`Self::record_capture_time`], of a source that does not say when it captured what it sends: what a track has at this
-    /// `time` came `at`, had it come as fast as the fastest.
+    /// As [`Self::record_capture_time`], for a source that does not report capture times: `at` is when the media with
+    /// timestamp `time` would have arrived with the smallest observed delay.
     pub fn record_alignment(&mut self, kind: Kind, time: u64, at: Instant) {
-        let is_told = false;
-        self.record(kind, Captured { time, at, is_told });
+        let is_reported = false;
+        self.record(kind, Captured { time, at, is_reported });
     }
 
     fn record(&mut self, kind: Kind, captured: Captured) {
@@ -201,8 +202,8 @@ impl FrameSource {
         }
     }
 
-    /// Puts what was taken since the last turn on the line. The stream is taken once the format of its video is known:
-    /// only then can a viewer be answered.
+    /// Publishes the packets since the last call. The source attaches to its stream once the format of its video is
+    /// known, because viewers cannot be answered before.
     pub fn publish(&mut self, hub: &Hub) -> Published {
         let mut published = Published::default();
         if self.tracks.iter().all(|track| track.arrived.is_empty()) {
@@ -234,7 +235,7 @@ impl FrameSource {
         published
     }
 
-    /// The stream, taken if it has no source; `None` if it has another one.
+    /// Attaches to the stream if it has no source. Returns `None` if it has another one.
     fn attach(&mut self, hub: &Hub) -> Option<Arc<Stream>> {
         if let Some(stream) = &self.stream {
             return Some(stream.clone());
@@ -255,8 +256,8 @@ impl FrameSource {
         Some(stream)
     }
 
-    /// Says whether this source makes a key frame when it is asked for one. Until this is called it does not, as a camera
-    /// or an origin, which send what is encoded already.
+    /// Sets whether this source makes a key frame on request. The default is `false`: cameras and HLS origins send
+    /// media that is already encoded.
     pub fn set_takes_key_frame_requests(&mut self, takes: bool) {
         self.source.takes_key_frame_requests = takes;
         if let Some(stream) = &self.stream {
@@ -271,12 +272,12 @@ impl FrameSource {
             .is_some_and(|stream| stream.lock().take_key_frame_request())
     }
 
-    /// Whether it has taken its stream.
+    /// Whether the source is attached to its stream.
     pub fn is_attached(&self) -> bool {
         self.stream.is_some()
     }
 
-    /// The feed is over.
+    /// Detaches the source from its stream.
     pub fn ended(&mut self, hub: &Hub) {
         if let Some(stream) = self.stream.take() {
             hub.release(&stream, |state| {
@@ -324,7 +325,7 @@ impl FrameTrack {
 
     fn push(&mut self, now: Instant, time: u64, payloads: Vec<Payload>) {
         let codec = self.packetizer.codec();
-        let room = MAX_ARRIVED.saturating_sub(self.arrived.len());
+        let room = MAX_PENDING.saturating_sub(self.arrived.len());
         for payload in payloads.into_iter().take(room) {
             self.arrived.push(ReceivedPacket {
                 seq: self.next_seq,
@@ -349,10 +350,10 @@ impl FrameTrack {
             track.resolution = resolution;
         }
         self.intake.take(track, self.arrived.drain(..), out);
-        if let Some(Captured { time, at, is_told }) = self.captured.take()
+        if let Some(Captured { time, at, is_reported }) = self.captured.take()
             && let Some(time) = self.intake.time(time)
         {
-            if is_told {
+            if is_reported {
                 track.clock.on_report(time, at);
             } else {
                 track.clock.on_alignment(time, at);
@@ -462,11 +463,11 @@ mod tests {
         assert!(!camera.take_key_frame_request());
 
         camera.set_takes_key_frame_requests(true);
-        let asked = stream.lock().request_key_frame_of_source().map(|source| source.session);
-        assert_eq!(asked, Some(camera.source.session));
+        let requested = stream.lock().request_key_frame_of_source().map(|source| source.session);
+        assert_eq!(requested, Some(camera.source.session));
         assert!(camera.take_key_frame_request() && !camera.take_key_frame_request());
 
-        // What was asked of one source is not asked of the next.
+        // A request to one source is not passed on to the next.
         stream.lock().request_key_frame_of_source();
         camera.ended(&hub);
         let mut pipeline = feed(2);
@@ -483,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn a_camera_that_comes_back_goes_on_with_the_line() {
+    fn a_camera_that_comes_back_continues_the_sequence() {
         let (hub, t) = (Hub::default(), Instant::now());
         let stream = hub.open_with(&name(), |state| state.subscribe(ShardIndex(0)));
         let mut last = None;

@@ -1,4 +1,4 @@
-//! One track that a publisher negotiated: its encodings, and which of them viewers get.
+//! One track that a publisher negotiated: its simulcast layers, and which of them the stream carries.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,16 +15,17 @@ use crate::session::feedback::KeyFrameRequests;
 /// One negotiated track.
 pub struct Incoming {
     pub plan: IncomingTrack,
+    /// The layers, or a single entry without simulcast.
     pub encodings: Vec<Encoding>,
-    /// The encoding that is on the line.
+    /// Index of the layer that the stream carries.
     pub active: usize,
     pub key_frames: KeyFrameRequests,
-    /// Packets asked for in vain, as far as a key frame was requested for them.
+    /// Number of lost packets for which a key frame was already requested.
     given_up: u64,
 }
 
 impl Incoming {
-    /// A track that has sent nothing yet.
+    /// Makes a track that has not received anything yet.
     pub fn new(plan: IncomingTrack) -> Self {
         let mut encodings: Vec<Encoding> = match plan.rids.is_empty() {
             false => plan
@@ -51,18 +52,18 @@ impl Incoming {
         }
     }
 
-    /// Whether a packet names this track in its MID extension.
+    /// Whether the MID extension of a packet is that of this track.
     pub fn has_mid_of(&self, header: &Header<'_>) -> bool {
         let mid = self.plan.extensions.mid.and_then(|id| header.extension(id));
         mid.is_some_and(|mid| mid == self.plan.mid.0.as_bytes())
     }
 
-    /// Whether a payload type, of media or of retransmissions, is of this track.
+    /// Whether a payload type, of media or RTX, belongs to this track.
     pub fn has_payload_type(&self, pt: Pt) -> bool {
         self.plan.codecs.iter().any(|c| c.pt == pt || c.rtx_pt == Some(pt))
     }
 
-    /// Finds the encoding of a new SSRC and notes it there.
+    /// Assigns a new SSRC to its layer. Returns the index of the layer, and whether the SSRC is one of RTX.
     pub fn learn(&mut self, header: &Header<'_>) -> Option<(usize, bool)> {
         let Extensions { rid, repaired_rid, .. } = self.plan.extensions;
         let named = |id: Option<u8>| id.and_then(|id| header.extension(id));
@@ -81,7 +82,7 @@ impl Incoming {
             self.plan.rids.is_empty(),
         ) {
             (Some(index), _) => index,
-            // OBS sends a RID without having offered one; there is only one encoding then.
+            // OBS sends a RID without having offered one. There is only one encoding then.
             (None, true) => 0,
             (None, false) => return None,
         };
@@ -94,12 +95,12 @@ impl Incoming {
         Some((index, rtx))
     }
 
-    /// The payload type that a retransmission's stands for.
+    /// Returns the primary payload type of an RTX payload type.
     pub fn primary_of(&self, rtx: Pt) -> Option<Pt> {
         self.plan.codecs.iter().find(|c| c.rtx_pt == Some(rtx)).map(|c| c.pt)
     }
 
-    /// What was negotiated for a payload type of media.
+    /// Returns the negotiated properties of a media payload type.
     pub fn format_of(&self, pt: Pt) -> Option<PacketFormat> {
         let codec = self.plan.codecs.iter().find(|c| c.pt == pt)?;
         Some(PacketFormat {
@@ -108,7 +109,7 @@ impl Incoming {
         })
     }
 
-    /// Puts packets on the line if their encoding is the one that is sent on, or becomes it with them.
+    /// Appends packets to the stream's track if their layer is the active one or becomes active with these packets.
     pub fn put(
         &mut self,
         now: Instant,
@@ -138,7 +139,7 @@ impl Incoming {
         }
     }
 
-    /// The active encoding, or a better one, can only be sent on from a key frame.
+    /// Whether the active layer, or a better one to switch to, is waiting for a key frame.
     pub fn awaited_key_frame(&self, now: Instant) -> bool {
         let active_waits = self
             .encodings
@@ -148,7 +149,7 @@ impl Incoming {
         active_waits || others.any(|index| self.should_replace_active(now, index) && self.has_ssrc(index))
     }
 
-    /// A packet of the active encoding is lost for good: its viewers need a key frame.
+    /// Whether a packet of the active layer was given up since the last call, so that a key frame is needed.
     pub fn has_given_up(&mut self) -> bool {
         let given_up = self.encodings.get(self.active).map_or(0, Encoding::given_up);
         std::mem::replace(&mut self.given_up, given_up) != given_up
@@ -158,8 +159,9 @@ impl Incoming {
         self.encodings.get(index).is_some_and(|e| e.ssrc.is_some())
     }
 
-    /// Viewers get the best encoding there is: more pixels, or else more bytes. Nearly equal ones do not take turns. One
-    /// that the publisher no longer sends is none: browsers stop the best ones when their estimate falls.
+    /// Whether a layer should become the active one: it has more pixels or, at the same resolution, over 1.5 times the
+    /// bitrate, so that nearly equal layers do not alternate. Layers that the publisher has stopped sending are
+    /// skipped: browsers stop the best layers when their bandwidth estimate falls.
     fn should_replace_active(&self, now: Instant, index: usize) -> bool {
         let (Some(active), Some(other)) = (self.encodings.get(self.active), self.encodings.get(index)) else {
             return false;

@@ -1,7 +1,8 @@
-//! The layers of a simulcast (RFC 8853): each is fed to a stream of its own beside the one that it belongs to, with a ring
-//! and so with a key frame cache of its own. Viewers change between them as between any two streams.
+//! Simulcast layers (RFC 8853): each layer is published as a separate stream with its own ring and key frame cache.
+//! Viewers switch between them as between any two streams.
 //!
-//! The stream itself carries the best layer: see [`super::incoming`]. All lines have one time, as far as arrivals tell it.
+//! The main stream carries the best layer: see [`super::incoming`]. The timestamps of all layers are aligned with those
+//! of the main stream by arrival time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,17 +18,17 @@ use crate::media::Kind;
 use crate::media::packet::TrackTime;
 use crate::sdp::plan::SourceFormats;
 
-/// What a publisher feeds beside its stream; nothing without simulcast.
+/// The layer streams of a publisher; empty without simulcast.
 #[derive(Default)]
 pub struct Layers {
-    feeds: Vec<LayerTrack>,
-    /// When the list of them was looked through last.
-    looked: Option<Instant>,
-    /// A time of the stream itself, and when it arrived.
+    tracks: Vec<LayerTrack>,
+    /// When the list of layers was last updated.
+    last_update: Option<Instant>,
+    /// A timestamp of the main stream, and its arrival time.
     anchor: Option<(TrackTime, Instant)>,
 }
 
-/// One layer on its way.
+/// One layer and its stream.
 struct LayerTrack {
     encoding: usize,
     stream: Option<Arc<Stream>>,
@@ -39,33 +40,33 @@ struct LayerTrack {
     name: Option<StreamName>,
 }
 
-/// Between looks at which layers there are.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Interval at which the list of layers is updated.
+const UPDATE_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Layers {
-    /// Keeps what arrived in this turn for the layers.
+    /// Collects the packets that arrived in this tick for the layer streams.
     pub fn record(&mut self, tracks: &[Incoming], arrived: &[(usize, usize, ReceivedPacket, Change)]) {
         let Some(video) = simulcast(tracks) else { return };
         for (track, encoding, packet, change) in arrived {
             if tracks.get(*track).is_none_or(|track| !std::ptr::eq(track, video)) {
                 continue;
             }
-            let feed = self.feed(*encoding);
-            feed.change = Change {
-                format: change.format.or(feed.change.format),
-                resolution: change.resolution.or(feed.change.resolution),
+            let layer = self.layer(*encoding);
+            layer.change = Change {
+                format: change.format.or(layer.change.format),
+                resolution: change.resolution.or(layer.change.resolution),
             };
-            let known = video.encodings.get(*encoding);
-            feed.formats.video = known.and_then(Encoding::format).or(feed.formats.video);
-            feed.resolution = known.and_then(Encoding::resolution);
-            feed.arrived.push(packet.clone());
+            let encoding = video.encodings.get(*encoding);
+            layer.formats.video = encoding.and_then(Encoding::format).or(layer.formats.video);
+            layer.resolution = encoding.and_then(Encoding::resolution);
+            layer.arrived.push(packet.clone());
         }
     }
 
-    fn feed(&mut self, encoding: usize) -> &mut LayerTrack {
-        let index = self.feeds.iter().position(|feed| feed.encoding == encoding);
+    fn layer(&mut self, encoding: usize) -> &mut LayerTrack {
+        let index = self.tracks.iter().position(|layer| layer.encoding == encoding);
         let index = index.unwrap_or_else(|| {
-            self.feeds.push(LayerTrack {
+            self.tracks.push(LayerTrack {
                 encoding,
                 stream: None,
                 intake: Intake::new(),
@@ -75,24 +76,25 @@ impl Layers {
                 resolution: None,
                 name: None,
             });
-            self.feeds.len() - 1
+            self.tracks.len() - 1
         });
-        &mut self.feeds[index]
+        &mut self.tracks[index]
     }
 
-    /// Says in the stream itself which layers there are, and learns its time. Called behind its own packets.
+    /// Updates the list of layers in the main stream and reads its current timestamp. Called after the packets of the
+    /// main stream were published.
     pub fn notify(&mut self, tracks: &[Incoming], name: &StreamName, state: &mut StreamState) {
         let Some(video) = simulcast(tracks) else { return };
         let newest = state.video.ring.newest();
         let Some((_, now)) = newest else { return };
         self.anchor = state.video.clock.time_of_arrival(now).map(|time| (time, now));
         if self
-            .looked
-            .is_some_and(|at| now.saturating_duration_since(at) < POLL_INTERVAL)
+            .last_update
+            .is_some_and(|at| now.saturating_duration_since(at) < UPDATE_INTERVAL)
         {
             return;
         }
-        self.looked = Some(now);
+        self.last_update = Some(now);
         let mut ranked: Vec<&Encoding> = video
             .encodings
             .iter()
@@ -108,28 +110,29 @@ impl Layers {
             })
         };
         state.set_layers(ranked.into_iter().filter_map(layer).collect());
-        for feed in &mut self.feeds {
-            let rid = video.encodings.get(feed.encoding).and_then(|known| known.rid.as_ref());
-            feed.name = rid.map(|rid| name.layer(rid));
+        for layer in &mut self.tracks {
+            let encoding = video.encodings.get(layer.encoding);
+            let rid = encoding.and_then(|encoding| encoding.rid.as_ref());
+            layer.name = rid.map(|rid| name.layer(rid));
         }
     }
 
-    /// Puts the packets of this turn on the lines of the layers.
+    /// Publishes the packets of this tick to the layer streams.
     pub fn publish(&mut self, hub: &Hub, source: SourceRef, answers_requests: bool) -> Vec<LayerBatch> {
         let anchor = self.anchor;
         let batches = self
-            .feeds
+            .tracks
             .iter_mut()
-            .filter_map(|feed| feed.publish(hub, source, answers_requests, anchor));
+            .filter_map(|layer| layer.publish(hub, source, answers_requests, anchor));
         batches.collect()
     }
 
-    /// A sender report of a layer: `time` was captured at that instant.
+    /// Handles a sender report of a layer: the RTP timestamp `time` was captured at `captured`.
     pub fn on_report(&self, encoding: usize, session: SessionId, time: u64, captured: Instant) {
-        let Some(feed) = self.feeds.iter().find(|feed| feed.encoding == encoding) else {
+        let Some(layer) = self.tracks.iter().find(|layer| layer.encoding == encoding) else {
             return;
         };
-        if let (Some(time), Some(stream)) = (feed.intake.time(time), &feed.stream) {
+        if let (Some(time), Some(stream)) = (layer.intake.time(time), &layer.stream) {
             let mut state = stream.lock();
             if state.is_source(session) {
                 state.video.clock.on_report(time, captured);
@@ -137,9 +140,9 @@ impl Layers {
         }
     }
 
-    /// The publisher is gone.
+    /// Detaches the publisher from the layer streams.
     pub fn end(&self, hub: &Hub, session: SessionId) {
-        for stream in self.feeds.iter().filter_map(|feed| feed.stream.as_ref()) {
+        for stream in self.tracks.iter().filter_map(|layer| layer.stream.as_ref()) {
             hub.release(stream, |state| {
                 state.detach(session);
             });
@@ -157,7 +160,7 @@ impl LayerTrack {
     ) -> Option<LayerBatch> {
         let arrived = std::mem::take(&mut self.arrived);
         let change = std::mem::take(&mut self.change);
-        // Before the stream itself has a time there is none to go by.
+        // Timestamps can be aligned only once the main stream has one.
         let (name, anchor) = (self.name.as_ref()?, anchor?);
         if arrived.is_empty() {
             return None;
@@ -193,7 +196,7 @@ impl LayerTrack {
     }
 }
 
-/// The track of which several versions come.
+/// Returns the video track that has simulcast layers, if any.
 fn simulcast(tracks: &[Incoming]) -> Option<&Incoming> {
     tracks
         .iter()

@@ -1,4 +1,4 @@
-//! Ways into a stream.
+//! Sources of streams: WHIP publishers, RTSP cameras, HLS origins and pipelines.
 pub mod encoding;
 pub mod fetch;
 pub mod frame_source;

@@ -407,8 +407,8 @@ impl Publisher {
         self.layers.end(hub, self.source.session);
     }
 
-    /// RTCP that is due, a datagram each: reports and bandwidth feedback in one compound packet, and with it the NACKs and
-    /// key frame requests about tracks that take nothing but compound packets (RFC 3550 §6.1). About a track with
+    /// RTCP that is due, a datagram each: reports and bandwidth feedback in one compound packet, and with it the NACKs
+    /// and key frame requests about tracks that take nothing but compound packets (RFC 3550 §6.1). About a track with
     /// reduced-size RTCP each of them is a packet of its own (RFC 5506 §4.1), and goes first: FFmpeg 9.0.2 looks at the
     /// first packet of a datagram alone, and drops a NACK that anything follows.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Vec<u8>> {

@@ -72,7 +72,7 @@ test('a camera with digest credentials is fetched while somebody watches, and no
   const page = await watch(browser, gateway, 'door');
   await plays(page);
   await page.close();
-  await until(() => gateway.log.join('\n'), (log) => log.includes('nobody watches: source stopped'), 'the camera to stop');
+  await until(() => gateway.log.join('\n'), (log) => log.includes('source stopped: no viewers'), 'the camera to stop');
   const again = await watch(browser, gateway, 'door');
   t.after(() => again.close());
   await plays(again);

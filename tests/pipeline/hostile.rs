@@ -181,7 +181,7 @@ async fn addresses_outside_the_allowed_networks_are_not_connected_to() {
             let refused = async {
                 loop {
                     let said = crate::trouble(&gateway, &stream);
-                    if said.contains("sources.allow") || said.contains("cannot be found") {
+                    if said.contains("sources.allow") || said.contains("cannot resolve") {
                         return;
                     }
                     tokio::time::sleep(std::time::Duration::from_millis(10)).await;

@@ -96,7 +96,7 @@ async fn a_camera_that_was_killed() {
     let (mut times, rounds) = (Times::default(), rounds());
     for _ in 0..rounds.count {
         drop(camera.take());
-        let before = away(&gateway, "nothing listens on port").await;
+        let before = away(&gateway, "connection refused on port").await;
         camera = Some(Camera::start(port, "h264+pcma", &[]));
         times.back(&gateway, before, now()).await;
     }
@@ -114,7 +114,7 @@ async fn a_camera_that_froze() {
     let (mut times, rounds) = (Times::default(), rounds());
     for _ in 0..rounds.count {
         camera.signal("STOP");
-        let before = away(&gateway, "sends no picture any more").await;
+        let before = away(&gateway, "stopped sending video").await;
         camera.signal("CONT");
         times.back(&gateway, before, now()).await;
     }
@@ -130,7 +130,7 @@ async fn a_camera_whose_picture_stays_away_while_its_sound_goes_on() {
     until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
     let done = watch(&gateway);
     camera.signal("USR2");
-    let before = away(&gateway, "sends no picture any more").await;
+    let before = away(&gateway, "stopped sending video").await;
     camera.signal("USR2");
     until(&gateway, "plays again", |now| plays_on(before, now)).await;
     done();
@@ -161,7 +161,7 @@ async fn a_camera_whose_password_changed() {
             "h264+pcma",
             &["--credentials", "viewer", &password],
         ));
-        let before = away(&gateway, "the camera refused the credentials").await;
+        let before = away(&gateway, "the camera rejected the credentials").await;
         std::fs::write(&file, &password).expect("written");
         times.back(&gateway, before, now()).await;
     }

@@ -55,11 +55,8 @@ async fn a_wrong_password_is_tried_three_times_while_other_refusals_are_tried_on
         .expect("both are tried again");
     assert_eq!(wrong.load(Ordering::SeqCst), 3);
     assert!(poll(first.media().hub()).is_none() && poll(second.media().hub()).is_none());
-    assert_eq!(trouble(&first), "the camera refused the credentials");
-    assert_eq!(
-        trouble(&second),
-        "the camera knows no such path (404): check the address"
-    );
+    assert_eq!(trouble(&first), "the camera rejected the credentials");
+    assert_eq!(trouble(&second), "the camera has no such path (404): check the URL");
     first.stop().await;
     second.stop().await;
 }
@@ -90,9 +87,9 @@ async fn each_refusal_says_what_to_do() {
     let (moved, ..) = refusing("302 Moved Temporarily").await;
     let (locked, ..) = refusing("401 Unauthorized").await;
     for (port, wanted) in [
-        (closed, format!("nothing listens on port {closed} there")),
+        (closed, format!("connection refused on port {closed}")),
         (moved, "the camera redirects to another address".to_owned()),
-        (locked, "the camera wants credentials: set `username`".to_owned()),
+        (locked, "the camera requires credentials: set `username`".to_owned()),
     ] {
         let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{port}/cam\"")).await;
         let said = async {

@@ -1,4 +1,4 @@
-//! Where sources may be: an operator can keep the gateway from being led to other networks.
+//! Restricts the addresses of sources, so that a source cannot lead the gateway into other networks.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,36 +11,36 @@ use tokio::time::timeout;
 
 use crate::pipeline::value::TargetHost;
 
-/// Networks that sources may be in; empty allows all.
+/// The networks of `sources.allow`; empty allows all.
 #[derive(Clone, Debug, Default)]
 pub struct Allowed(Arc<[IpNet]>);
 
-/// Why a source is not connected to. Only the host is shown.
+/// Why an address is not connected to. Shows only the host.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum AddressError {
-    #[error("the host {0} cannot be found")]
+    #[error("cannot resolve the host name {0}")]
     Unresolved(String),
-    #[error("{0} is in none of the networks of `sources.allow`")]
+    #[error("{0} is not in a network of `sources.allow`")]
     Forbidden(IpAddr),
-    #[error("{0} is no public address, and an origin led to it: list its network in `sources.allow` if it may")]
+    #[error("{0}, named by the origin, is not a public address: list its network in `sources.allow` to permit it")]
     NotPublic(IpAddr),
-    #[error("{0} is no address of a server")]
+    #[error("{0} is not a server address")]
     NoServer(IpAddr),
 }
 
-/// On whose word a server is connected to.
+/// Who supplied an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressOrigin {
-    /// It stands in the configuration.
+    /// The configuration.
     Operator,
-    /// A server that was connected to named it: it must not lead into networks that only we can reach.
+    /// A server, by redirect or in a playlist. It must not refer to networks that only the gateway can reach.
     Origin,
 }
 
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
 impl Allowed {
-    /// Allows these networks only; an empty list allows all.
+    /// Allows only these networks; an empty list allows all.
     pub fn new(networks: Vec<IpNet>) -> Self {
         Self(networks.into())
     }
@@ -55,7 +55,7 @@ impl Allowed {
     /// # Errors
     ///
     /// An [`AddressError`].
-    pub fn permit(&self, address: IpAddr, word: AddressOrigin) -> Result<(), AddressError> {
+    pub fn permit(&self, address: IpAddr, origin: AddressOrigin) -> Result<(), AddressError> {
         let address = address.to_canonical();
         if !self.0.is_empty() {
             return if self.allows(address) {
@@ -64,10 +64,10 @@ impl Allowed {
                 Err(AddressError::Forbidden(address))
             };
         }
-        match word {
-            // Clouds hand out credentials at link-local addresses; no stream is there.
-            AddressOrigin::Operator if is_no_server(address) => Err(AddressError::NoServer(address)),
-            AddressOrigin::Origin if is_no_server(address) || !is_public(address) => {
+        match origin {
+            // Cloud metadata services return credentials at link-local addresses.
+            AddressOrigin::Operator if is_not_server(address) => Err(AddressError::NoServer(address)),
+            AddressOrigin::Origin if is_not_server(address) || !is_public(address) => {
                 Err(AddressError::NotPublic(address))
             }
             AddressOrigin::Operator | AddressOrigin::Origin => Ok(()),
@@ -78,7 +78,7 @@ impl Allowed {
     ///
     /// # Errors
     ///
-    /// An [`AddressError`]; nothing was connected to.
+    /// An [`AddressError`] if any address is not allowed.
     pub async fn check(&self, host: &TargetHost) -> Result<(), AddressError> {
         if self.0.is_empty() {
             return Ok(());
@@ -99,7 +99,7 @@ impl Allowed {
     }
 }
 
-fn is_no_server(address: IpAddr) -> bool {
+fn is_not_server(address: IpAddr) -> bool {
     let is_link_local = match address {
         IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
@@ -107,7 +107,7 @@ fn is_no_server(address: IpAddr) -> bool {
     address.is_unspecified() || address.is_multicast() || is_link_local
 }
 
-/// Whether an address is one of the public internet (the IANA registries of special-purpose addresses).
+/// Whether an address is public according to the IANA registries of special-purpose addresses.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -129,7 +129,7 @@ fn is_public(address: IpAddr) -> bool {
         }
         IpAddr::V6(address) => {
             let [a, b, ..] = address.segments();
-            // Global unicast, without Teredo, 6to4 and documentation, which hold other addresses or none.
+            // Global unicast without Teredo and 6to4, which embed IPv4 addresses, and without documentation.
             let is_special = a == 0x2002 || (a == 0x2001 && (b == 0 || b == 0xdb8));
             (0x2000..=0x3fff).contains(&a) && !is_special
         }
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn an_origin_leads_to_public_addresses_only() {
-        let permit = |address: &str, word| Allowed::default().permit(address.parse().expect("an address"), word);
+        let permit = |address: &str, origin| Allowed::default().permit(address.parse().expect("an address"), origin);
         for public in ["93.184.216.34", "172.32.0.1", "2606:4700::1", "::ffff:93.184.216.34"] {
             assert_eq!(permit(public, AddressOrigin::Origin), Ok(()), "{public}");
         }
@@ -204,11 +204,11 @@ mod tests {
             );
         }
         let listed = Allowed::new(vec!["10.0.0.0/8".parse().expect("a network")]);
-        for word in [AddressOrigin::Operator, AddressOrigin::Origin] {
-            assert_eq!(listed.permit("10.1.1.1".parse().expect("an address"), word), Ok(()));
+        for origin in [AddressOrigin::Operator, AddressOrigin::Origin] {
+            assert_eq!(listed.permit("10.1.1.1".parse().expect("an address"), origin), Ok(()));
             assert!(
                 listed
-                    .permit("93.184.216.34".parse().expect("an address"), word)
+                    .permit("93.184.216.34".parse().expect("an address"), origin)
                     .is_err()
             );
         }

@@ -1,42 +1,43 @@
-//! How long to wait before a source is tried again. Chance is an argument.
+//! Delays before a failed source is retried. Randomness is an argument.
 
 use std::time::Duration;
 
-/// Waits that grow while a source fails.
+/// Delays that grow while a source fails.
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: u32,
-    /// Of the credentials, in a row.
-    refusals: u32,
+    /// Consecutive rejections of the credentials.
+    rejections: u32,
 }
 
 const FIRST: Duration = Duration::from_millis(250);
 
-/// A source that comes back is back in its stream soon; to try it costs next to nothing.
+/// Short, so that a stream resumes soon after its source is back. An attempt is cheap.
 const LONGEST: Duration = Duration::from_millis(1_500);
 
-/// Wrong passwords in a row before waits become long: cameras lock an account, or an address, after a few of them.
+/// Consecutive rejections of the credentials before delays become long: cameras lock an account or an address after a
+/// few.
 const SAFE_TRIES: u32 = 2;
 const SOON: Duration = Duration::from_secs(2);
 const LOCKED: Duration = Duration::from_secs(60);
 
 impl Backoff {
-    /// The wait after one more failure: 0.25, 0.5, 1 and then 1.5 s, and up to a quarter more so that many cameras behind
-    /// one switch do not come back at once. `random` is any number.
+    /// Returns the delay after another failure: 0.25, 0.5, 1 and then 1.5 s, plus up to a quarter of it so that many
+    /// cameras behind one switch do not reconnect at once. `random` is uniformly distributed.
     pub fn after_failure(&mut self, random: u32) -> Duration {
         let wait = FIRST * 2u32.pow(self.failures.min(5));
         self.failures = self.failures.saturating_add(1);
-        self.refusals = 0;
+        self.rejections = 0;
         spread(wait.min(LONGEST), random)
     }
 
-    /// The wait after the credentials were refused.
+    /// Returns the delay after the credentials were rejected.
     pub fn after_refused_credentials(&mut self, random: u32) -> Duration {
-        self.refusals = self.refusals.saturating_add(1);
-        spread(if self.refusals > SAFE_TRIES { LOCKED } else { SOON }, random)
+        self.rejections = self.rejections.saturating_add(1);
+        spread(if self.rejections > SAFE_TRIES { LOCKED } else { SOON }, random)
     }
 
-    /// The source played for a while.
+    /// Resets the delays after the source was live for a while.
     pub fn reset(&mut self) {
         *self = Self::default();
     }
@@ -65,7 +66,7 @@ mod tests {
         let mut backoff = Backoff::default();
         let waits: Vec<u64> = (0..4).map(|_| backoff.after_refused_credentials(0).as_secs()).collect();
         assert_eq!(waits, [2, 2, 60, 60]);
-        // It was restarted, with other settings perhaps.
+        // Another failure resets the count of rejections.
         backoff.after_failure(0);
         assert_eq!(backoff.after_refused_credentials(u32::MAX), Duration::from_millis(2500));
     }

@@ -1,4 +1,4 @@
-//! Makes sources of the section `streams` of the configuration.
+//! Builds sources from the section `streams` of the configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -17,27 +17,27 @@ use crate::sources::hls::{Choice, Origin};
 use crate::sources::rtsp::policies::{self, Policies};
 use crate::sources::rtsp::{Camera, Password};
 
-/// What sources need beside their own tables.
+/// What building a source needs besides its own table.
 #[derive(Clone, Copy)]
 pub struct Means<'a> {
     pub library: &'a Library,
-    /// The program that becomes a worker.
+    /// The executable of the workers.
     pub program: &'a Path,
     pub allowed: &'a Allowed,
 }
 
-/// Most HTTP headers of one source.
+/// Maximum number of HTTP headers of one source.
 const MAX_HEADERS: usize = 16;
 
 impl SourceConfig {
-    /// Makes a source of its table.
+    /// Builds a source from its table.
     ///
     /// # Errors
     ///
-    /// All that is wrong with it, by key.
+    /// All mistakes in the table, by key.
     pub fn build(stream: &StreamConfig, means: Means<'_>) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
-        let how = match &stream.source {
+        let kind = match &stream.source {
             StreamSource::Rtsp(config) => {
                 camera(config, means, &mut mistakes).map(|camera| SourceKind::Camera(camera.into()))
             }
@@ -45,13 +45,13 @@ impl SourceConfig {
                 origin(config, means, &mut mistakes).map(|origin| SourceKind::Hls(origin.into()))
             }
             StreamSource::Pipeline(config) => {
-                order(config, means, &mut mistakes).map(|order| SourceKind::Pipeline(order.into()))
+                pipeline(config, means, &mut mistakes).map(|spec| SourceKind::Pipeline(spec.into()))
             }
         };
-        match how {
-            Some(how) if mistakes.is_empty() => Ok(Self {
+        match kind {
+            Some(kind) if mistakes.is_empty() => Ok(Self {
                 stream: stream.name.clone(),
-                how,
+                kind,
                 on_demand: stream.on_demand(),
             }),
             _ => {
@@ -70,7 +70,7 @@ fn camera(config: &RtspConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) ->
             .as_ref()
             .is_some_and(|password| !matches!(password, Password::None))
     {
-        mistakes.push(Mistake::new("", "has a password and no `username`"));
+        mistakes.push(Mistake::new("", "has a password but no `username`"));
     }
     let policies = quirks(&config.quirks.0, mistakes);
     match Camera::new(&config.rtsp.0, username, password?) {
@@ -113,7 +113,7 @@ fn unknown<'a>(name: &str, what: &'static str, known: impl Iterator<Item = &'a s
     Problem::Unknown { what, hint }
 }
 
-/// `None` where it is named and cannot be read.
+/// Returns `None` if the password cannot be read.
 fn password(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Option<Password> {
     let given = [
         ("password", config.password.is_some()),
@@ -167,7 +167,7 @@ fn origin(config: &HlsConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> 
     })
 }
 
-/// The address of a playlist; or what is wrong with it, without showing it.
+/// Parses the URL of a playlist. The error text does not contain it.
 fn playlist(text: &str) -> Result<Url, String> {
     let parsed = Url::parse(text).ok();
     if let Some(unescaped) = Unescaped::find(text, parsed.as_ref()) {
@@ -175,15 +175,15 @@ fn playlist(text: &str) -> Result<Url, String> {
     }
     let is_web = |url: &Url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some();
     let url = parsed.filter(is_web).ok_or_else(|| {
-        "is no address of a playlist: expected one such as \"https://example.org/live/index.m3u8\"".to_owned()
+        "is not a playlist URL: expected one such as \"https://example.org/live/index.m3u8\"".to_owned()
     })?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("must not hold a password: give it in `headers`".to_owned());
+        return Err("must not contain a user or password: set them in `headers`".to_owned());
     }
     Ok(url)
 }
 
-/// The headers that the origin wants with each request; their values are secrets.
+/// Parses the HTTP headers that are sent to the origin. Their values are secrets.
 fn headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if table.len() > MAX_HEADERS {
@@ -194,7 +194,7 @@ fn headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
         let header = HeaderName::from_bytes(name.as_bytes()).ok();
         let text = value.as_str().and_then(|text| HeaderValue::from_str(text).ok());
         let (Some(header), Some(mut text)) = (header, text) else {
-            let problem = "is no HTTP header: expected a name and a text of one line";
+            let problem = "is not an HTTP header: expected a header name and a string of one line";
             mistakes.push(Mistake::new(format!("headers.{name}"), problem));
             continue;
         };
@@ -204,7 +204,7 @@ fn headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
     headers
 }
 
-fn order(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> Option<PipelineSpec> {
+fn pipeline(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> Option<PipelineSpec> {
     let name = &config.pipeline;
     let Some(description) = means
         .library
@@ -212,10 +212,7 @@ fn order(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>)
         .filter(|description| !description.is_conversion())
     else {
         mistakes.push(match means.library.get(name) {
-            Some(_) => Mistake::new(
-                "pipeline",
-                "is a conversion, which runs by itself where viewers need it",
-            ),
+            Some(_) => Mistake::new("pipeline", "is a conversion, which is started automatically on demand"),
             None => unknown_pipeline(name, means.library),
         });
         return None;
@@ -257,7 +254,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// Makes the first stream of a file.
+    /// Builds the first stream of a configuration file.
     fn build(keys: &str) -> Result<SourceConfig, String> {
         let text = format!("[streams.\"far\"]\n{keys}");
         let config = Config::parse(&text, Path::new("test.toml"), []).map_err(|error| error.to_string())?;
@@ -271,13 +268,13 @@ mod tests {
     }
 
     #[test]
-    fn a_playlist_is_fetched_as_its_table_says() {
+    fn an_hls_source_is_built_from_its_table() {
         let fetched = build(
             "hls = \"https://example.org/a.m3u8?token=s3cret\"\nmax_height = 720\nrepeat = false\n\
              headers = { Referer = \"https://example.org/\" }\non_demand = true",
         )
         .expect("valid");
-        let SourceKind::Hls(origin) = &fetched.how else {
+        let SourceKind::Hls(origin) = &fetched.kind else {
             panic!("{fetched:?}")
         };
         assert_eq!(
@@ -289,10 +286,10 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_with_a_stream_is_said_and_no_secret() {
+    fn all_mistakes_of_a_stream_are_reported_without_secrets() {
         for (keys, wanted) in [
-            ("hls = \"file:///etc/passwd\"", &["is no address of a playlist"][..]),
-            ("hls = \"example.org/a.m3u8\"", &["is no address of a playlist"]),
+            ("hls = \"file:///etc/passwd\"", &["is not a playlist URL"][..]),
+            ("hls = \"example.org/a.m3u8\"", &["is not a playlist URL"]),
             ("hls = \"https://a:s3cret@example.org/\"", &["in `headers`"]),
             (
                 "hls = \"https://a:s3cret#@example.org/\"",
@@ -301,14 +298,14 @@ mod tests {
             (
                 "hls = \"https://a/\"\nheaders = { \"a b\" = \"s3cret\", a = \"s3cret\\n\", ok = \"s3cret\" }",
                 &[
-                    "`streams.far.headers.a b` is no HTTP header",
-                    "`streams.far.headers.a` is no HTTP header",
+                    "`streams.far.headers.a b` is not an HTTP header",
+                    "`streams.far.headers.a` is not an HTTP header",
                 ],
             ),
             (
                 "rtsp = \"rtsp://a:s3cret/x@b/\"\npassword = \"s3cret\"\nquirks = { teardwn = \"auto\", initial_seq = 3 }",
                 &[
-                    "`streams.far` has a password and no `username`",
+                    "`streams.far` has a password but no `username`",
                     "unknown key `streams.far.quirks.teardwn` (did you mean `teardown`?)",
                     "`streams.far.quirks.initial_seq` is 3: expected \"default\"",
                     "`streams.far.rtsp` has a user or password that has to be escaped: percent-encode `/` as %2F",

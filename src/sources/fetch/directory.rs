@@ -1,4 +1,4 @@
-//! All fetched streams by name: what they do, and who wants them.
+//! All fetched streams by name: their status and demand.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -12,7 +12,7 @@ use crate::hub::Hub;
 use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
 use crate::hub::name::StreamName;
 
-/// The fetched streams. A clone is another handle on the same.
+/// The fetched streams. Clones share the same entries.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {
     entries: Arc<RwLock<BTreeMap<StreamName, Arc<Entry>>>>,
@@ -22,41 +22,41 @@ pub struct Directory {
 #[derive(Debug)]
 pub struct Entry {
     pub stream: StreamName,
-    /// As in the configuration: `rtsp` or `pipeline`.
+    /// Kind as in the configuration: `rtsp`, `hls` or `pipeline`.
     pub source: &'static str,
-    /// It runs only while somebody watches.
+    /// The source runs only while the stream is watched.
     pub on_demand: bool,
     status: watch::Sender<Status>,
-    asked: Notify,
-    asked_at: RankedMutex<Option<Instant>>,
+    requested: Notify,
+    requested_at: RankedMutex<Option<Instant>>,
 }
 
-/// What a viewer who asks for a stream can be told.
+/// The result of starting a stream for a viewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartOutcome {
     /// The stream is live.
     Live,
-    /// Its source is away; it is being tried again.
+    /// Its source failed and is being retried, or was stopped.
     Away,
-    /// Nobody fetches such a stream.
+    /// No source is configured for the stream.
     Unknown,
 }
 
-/// How long a viewer waits for a source that is being started.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// Maximum time that a viewer waits for a source to start.
+const START_TIMEOUT: Duration = Duration::from_secs(8);
 
 impl Directory {
-    /// The entry of a stream.
+    /// Returns the entry of a stream.
     pub fn get(&self, stream: &StreamName) -> Option<Arc<Entry>> {
         self.read().get(stream).cloned()
     }
 
-    /// All of them, by name.
+    /// Returns all entries, sorted by name.
     pub fn all(&self) -> Vec<Arc<Entry>> {
         self.read().values().cloned().collect()
     }
 
-    /// Takes the place of the entry that its stream had.
+    /// Adds an entry, replacing the previous one of the stream.
     pub(super) fn insert(&self, entry: Arc<Entry>) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.insert(entry.stream.clone(), entry);
@@ -67,7 +67,7 @@ impl Directory {
         entries.remove(stream);
     }
 
-    /// Nothing is done for a stream until it is started again.
+    /// Marks a stream as stopped until it is started again.
     pub(super) fn stopped(&self, stream: &StreamName) {
         if let Some(entry) = self.get(stream) {
             entry.set(State::Stopped);
@@ -78,7 +78,7 @@ impl Directory {
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a stream that somebody wants to watch, if it is not live, and waits until it is or cannot be.
+    /// Starts a stream for a viewer if it is not live, and waits until it is live or its source fails.
     pub async fn ensure_started(&self, stream: &StreamName, hub: &Hub) -> StartOutcome {
         let is_live = || hub.find(stream).is_some_and(|stream| stream.lock().source().is_some());
         let Some(entry) = self.get(stream) else {
@@ -96,9 +96,9 @@ impl Directory {
             };
         }
         let mut status = entry.status.subscribe();
-        entry.ask();
+        entry.request();
         let waiting = async {
-            // What it was before does not count: an idle source has to notice first.
+            // Earlier failures do not count: an idle source has yet to handle the request.
             let failures = status.borrow().restarts;
             loop {
                 if is_live() {
@@ -111,24 +111,24 @@ impl Directory {
                 }
             }
         };
-        timeout(PATIENCE, waiting).await.unwrap_or(StartOutcome::Away)
+        timeout(START_TIMEOUT, waiting).await.unwrap_or(StartOutcome::Away)
     }
 }
 
 impl Entry {
-    /// A stream that is fetched, before it is started.
+    /// Makes the entry of a stream that is not started yet.
     pub fn new(stream: StreamName, source: &'static str, on_demand: bool) -> Arc<Self> {
         Arc::new(Self {
             stream,
             source,
             on_demand,
             status: watch::Sender::new(Status::default()),
-            asked: Notify::new(),
-            asked_at: RankedMutex::new(Rank::Demand, None),
+            requested: Notify::new(),
+            requested_at: RankedMutex::new(Rank::Demand, None),
         })
     }
 
-    /// What it does now.
+    /// Returns the current status.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
     }
@@ -153,24 +153,24 @@ impl Entry {
         });
     }
 
-    fn ask(&self) {
+    fn request(&self) {
         *self.lock() = Some(Instant::now());
-        self.asked.notify_one();
+        self.requested.notify_one();
     }
 
-    /// Whether somebody watches, or asked for it a short time ago.
+    /// Whether the stream is watched, or was watched or requested within `linger` (ever, if it is `None`).
     pub(super) fn is_wanted(&self, hub: &Hub, linger: Option<Duration>) -> bool {
         let is_watched = hub.find(&self.stream).is_some_and(|stream| stream.lock().is_watched());
-        let mut asked = self.lock();
+        let mut requested = self.lock();
         if is_watched {
-            *asked = Some(Instant::now());
+            *requested = Some(Instant::now());
         }
-        asked.is_some_and(|asked| linger.is_none_or(|linger| asked.elapsed() < linger))
+        requested.is_some_and(|requested| linger.is_none_or(|linger| requested.elapsed() < linger))
     }
 
-    /// Waits until somebody asks, or watches what another source sends.
+    /// Waits until the stream is requested or watched, checking for viewers at the interval `poll`.
     pub(super) async fn until_wanted(&self, hub: &Hub, poll: Duration) {
-        while timeout(poll, self.asked.notified()).await.is_err() {
+        while timeout(poll, self.requested.notified()).await.is_err() {
             if hub.find(&self.stream).is_some_and(|stream| stream.lock().is_watched()) {
                 return;
             }
@@ -178,6 +178,6 @@ impl Entry {
     }
 
     fn lock(&self) -> RankedGuard<'_, Option<Instant>> {
-        self.asked_at.lock()
+        self.requested_at.lock()
     }
 }

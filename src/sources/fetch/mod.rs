@@ -1,8 +1,8 @@
-//! Streams that the gateway fetches by itself: from cameras and from pipelines, always or while somebody watches.
+//! Streams that the gateway fetches from cameras, HLS origins and pipelines, always or on demand.
 //!
-//! [`run`] keeps one source in its stream for as long as it is polled: it brings it back when it failed, and stands
-//! back while a publisher has the stream. It is a shell: it reads the clock of tokio and the chance of the operating
-//! system. What becomes of each source can be read in its [`Entry`].
+//! [`run`] feeds a stream from its source: it retries a failed source, and pauses it while a publisher has the stream.
+//! It is a shell that reads tokio's clock and the system's random source. The status of each source is in its
+//! [`Entry`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,16 +33,16 @@ pub mod supervisor;
 use self::address::AddressError;
 use self::pipeline::PipelineSpec;
 
-/// A stream and where it is fetched from.
+/// A stream and its source.
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
     pub stream: StreamName,
-    pub how: SourceKind,
-    /// Only while somebody watches, and so long after; `None`: always.
+    pub kind: SourceKind,
+    /// How long the source keeps running after the last viewer left; `None` if it always runs.
     pub on_demand: Option<Duration>,
 }
 
-/// Where a stream comes from.
+/// The source of a stream.
 #[derive(Clone, Debug)]
 pub enum SourceKind {
     Camera(Box<Camera>),
@@ -51,15 +51,15 @@ pub enum SourceKind {
 }
 
 impl SourceKind {
-    /// Name of the pipeline, if it is one.
+    /// Returns the name of the pipeline, if it is one.
     pub fn pipeline(&self) -> Option<&str> {
         match self {
             Self::Camera(_) | Self::Hls(_) => None,
-            Self::Pipeline(order) => Some(&order.name),
+            Self::Pipeline(spec) => Some(&spec.name),
         }
     }
 
-    /// As in the configuration.
+    /// Returns the kind as in the configuration.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Camera(_) => "rtsp",
@@ -69,7 +69,7 @@ impl SourceKind {
     }
 }
 
-/// Why a source is away.
+/// Why a source failed.
 #[derive(Debug, Error)]
 pub enum FetchError {
     #[error(transparent)]
@@ -84,16 +84,16 @@ pub enum FetchError {
     Displaced,
 }
 
-/// A source that played for so long is tried again soon.
-const STEADY: Duration = Duration::from_secs(2);
+/// A source that was live for this long resets its backoff.
+const STABLE_AFTER: Duration = Duration::from_secs(2);
 
-/// Between looks at whether a stream has lost its other source, or its viewers.
+/// Interval for checking whether a stream has another source, or viewers.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Feeds a stream from its source for ever.
+/// Feeds a stream from its source until the task is cancelled.
 pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: SourceConfig, plane: P) {
     let mut backoff = Backoff::default();
-    let mut told = None;
+    let mut logged = None;
     loop {
         if fetched.on_demand.is_some() && !entry.is_wanted(plane.hub(), fetched.on_demand) {
             entry.set(State::Idle);
@@ -105,28 +105,29 @@ pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: SourceConfig, plane: P) 
             continue;
         }
         entry.set(State::Starting);
-        let mut lived = None;
+        let mut live_since = None;
         let result = tokio::select! {
-            error = play(&entry, &fetched, &plane, &mut told, &mut lived) => Err(error),
+            error = play(&entry, &fetched, &plane, &mut logged, &mut live_since) => Err(error),
             () = until_unused(&entry, &fetched, &plane) => Ok(()),
         };
-        if lived.is_some_and(|lived: Instant| lived.elapsed() >= STEADY) {
+        if live_since.is_some_and(|since: Instant| since.elapsed() >= STABLE_AFTER) {
             backoff.reset();
         }
         let Err(error) = result else {
-            info!(stream = %fetched.stream, "nobody watches: source stopped");
+            info!(stream = %fetched.stream, "source stopped: no viewers");
             continue;
         };
         let wait = wait_after(&error, &mut backoff, rand::rng().next_u32());
         if !matches!(error, FetchError::Displaced) {
             let text = error.to_string();
-            if told.as_ref() != Some(&text) {
-                warn!(stream = %fetched.stream, source = fetched.how.label(), error = %text, "source is away");
+            if logged.as_ref() != Some(&text) {
+                let source = fetched.kind.label();
+                warn!(stream = %fetched.stream, source, error = %text, "source unavailable, retrying");
             }
             entry.failed(&text);
-            told = Some(text);
+            logged = Some(text);
         }
-        debug!(stream = %fetched.stream, ?wait, "waiting for source");
+        debug!(stream = %fetched.stream, ?wait, "waiting before retry of source");
         wait_for(&fetched, wait).await;
     }
 }
@@ -141,15 +142,15 @@ fn wait_after(error: &FetchError, backoff: &mut Backoff, random: u32) -> Duratio
     }
 }
 
-/// Waits, but not any longer when the operator gave another password.
+/// Waits, but no longer once the password file has changed.
 async fn wait_for(fetched: &SourceConfig, wait: Duration) {
-    let other_password = async {
-        match &fetched.how {
-            SourceKind::Camera(camera) => camera.until_other_password(POLL_INTERVAL).await,
+    let password_change = async {
+        match &fetched.kind {
+            SourceKind::Camera(camera) => camera.until_password_changes(POLL_INTERVAL).await,
             SourceKind::Pipeline(_) | SourceKind::Hls(_) => std::future::pending().await,
         }
     };
-    let _ = timeout(wait, other_password).await;
+    let _ = timeout(wait, password_change).await;
 }
 
 async fn until_unused<P: FanOut>(entry: &Entry, fetched: &SourceConfig, plane: &P) {
@@ -166,29 +167,29 @@ fn has_other_source<P: FanOut>(plane: &P, stream: &StreamName) -> bool {
     stream.is_some_and(|stream| stream.lock().source().is_some())
 }
 
-/// One go at a source, until it fails. `told` is the failure that the log knows of; `lived` becomes the time at which its
-/// stream got frames.
+/// Runs a source once until it fails. `logged` is the last failure that was logged; `live_since` is set when the stream
+/// receives frames.
 async fn play<P: FanOut>(
     entry: &Entry,
     fetched: &SourceConfig,
     plane: &P,
-    told: &mut Option<String>,
-    lived: &mut Option<Instant>,
+    logged: &mut Option<String>,
+    live_since: &mut Option<Instant>,
 ) -> FetchError {
     let mut live = |what: &dyn std::fmt::Debug| {
-        *told = None;
-        *lived = Some(Instant::now());
+        *logged = None;
+        *live_since = Some(Instant::now());
         entry.set(State::Live);
-        info!(stream = %fetched.stream, source = fetched.how.label(), tracks = ?what, "source plays");
+        info!(stream = %fetched.stream, source = fetched.kind.label(), tracks = ?what, "source connected");
     };
-    match &fetched.how {
+    match &fetched.kind {
         SourceKind::Camera(camera) => rtsp::play(camera, &fetched.stream, plane, &mut live).await,
         SourceKind::Hls(origin) => hls::play(origin, &fetched.stream, plane, &mut live).await,
-        SourceKind::Pipeline(order) => pipeline::play(order, &fetched.stream, plane, &mut live).await,
+        SourceKind::Pipeline(spec) => pipeline::play(spec, &fetched.stream, plane, &mut live).await,
     }
 }
 
-/// Takes the feed off its stream whenever it is dropped: also when the task is cancelled.
+/// Detaches the frame source from its stream when dropped, also when the task is cancelled.
 pub struct Attached<'a, P: FanOut> {
     pub feed: FrameSource,
     pub plane: &'a P,
@@ -200,7 +201,7 @@ impl<P: FanOut> Drop for Attached<'_, P> {
     }
 }
 
-/// An id of a source or a session, which tells it from all others and which nobody can guess (RFC 9725 §5).
+/// Returns a unique, unguessable id of a source or a session (RFC 9725 §5).
 pub fn random_id() -> SessionId {
     let mut id = [0; 16];
     rand::rng().fill_bytes(&mut id);

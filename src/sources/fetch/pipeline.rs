@@ -1,4 +1,4 @@
-//! A stream from a pipeline in a worker process.
+//! A source that is a pipeline in a worker process.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -17,26 +17,27 @@ use crate::pipeline::value::TargetHost;
 use crate::pipeline::wire::{Failure, FromWorker, Job, Media, Tracks, WireFrame};
 use crate::sources::frame_source::{Announced, FanOut, FrameSource, Framing};
 
-/// A pipeline with the values that a stream gives it.
+/// A pipeline with the parameters of a stream.
 #[derive(Clone, Debug)]
 pub struct PipelineSpec {
-    /// As in the library.
+    /// Name in the library.
     pub name: String,
-    /// The program that becomes a worker.
+    /// The executable of the worker.
     pub program: PathBuf,
     pub job: Job,
     pub limits: Limits,
-    /// Hosts that it will connect to.
+    /// Hosts that it connects to.
     pub hosts: Vec<TargetHost>,
     pub allowed: Allowed,
 }
 
-/// What a feed announces for frames of a worker; `None` for AAC that cannot be read.
+/// Returns the track for the frames of a worker; `None` for codecs that cannot be packetized and for invalid AAC
+/// configurations.
 pub fn announced(media: &Media) -> Option<Announced> {
     Some(match media {
         Media::H264 => Codec::H264.into(),
         Media::H265 => Codec::H265.into(),
-        // They are given to workers, and none gives them back: there is no packetizer for them.
+        // Workers only receive these codecs. There is no packetizer for them.
         Media::Vp8 | Media::Vp9 | Media::Av1 => return None,
         Media::Jpeg => Codec::Jpeg.into(),
         Media::Opus => Codec::Opus.into(),
@@ -46,29 +47,29 @@ pub fn announced(media: &Media) -> Option<Announced> {
     })
 }
 
-/// A track that is announced in vain keeps the others waiting so long after the first frame.
+/// Maximum time after the first frame for which publishing waits for an expected track.
 const TRACK_WAIT: Duration = Duration::from_millis(1_000);
 
-/// Frames that are kept meanwhile, and their bytes.
-const MAX_HELD: usize = 1_024;
-const MAX_HELD_BYTES: usize = 16 << 20;
+/// Maximum number and bytes of the frames buffered meanwhile.
+const MAX_BUFFERED: usize = 1_024;
+const MAX_BUFFERED_BYTES: usize = 16 << 20;
 
-/// Between notes of how the times of a source lie to the clock.
-const NOTE: Duration = Duration::from_secs(1);
+/// Interval at which timestamps are aligned with the clock.
+const ALIGNMENT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs the worker until it fails; `live` is called when its stream gets frames.
+/// Runs the worker until it fails. `live` is called once the stream receives frames.
 pub async fn play<P: FanOut>(
-    order: &PipelineSpec,
+    spec: &PipelineSpec,
     stream: &StreamName,
     plane: &P,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    for host in &order.hosts {
-        if let Err(error) = order.allowed.check(host).await {
+    for host in &spec.hosts {
+        if let Err(error) = spec.allowed.check(host).await {
             return error.into();
         }
     }
-    let mut running = match Process::start(&order.program, order.job.clone(), order.limits) {
+    let mut running = match Process::start(&spec.program, spec.job.clone(), spec.limits) {
         Ok(process) => Running(Some(process)),
         Err(error) => return error.into(),
     };
@@ -87,37 +88,37 @@ pub async fn play<P: FanOut>(
     }
 }
 
-/// From the messages of a worker to the feed of a stream.
+/// Passes the frames of a worker to the frame source of a stream.
 pub struct Relay<'a, P: FanOut> {
     stream: &'a StreamName,
     plane: &'a P,
-    tracks: Gathering,
+    tracks: PendingTracks,
     attached: Option<Attached<'a, P>>,
     playing: bool,
-    origin: Origin,
+    origin: ClockOrigin,
     takes_key_frame_requests: bool,
 }
 
 impl<'a, P: FanOut> Relay<'a, P> {
-    /// Begins with nothing known of the tracks. A worker that takes requests for key frames is sent them until it refuses
-    /// one.
+    /// Makes a relay that waits for the tracks of the worker. If `takes_key_frame_requests` is set, key frame requests
+    /// are sent to the worker until it refuses one.
     pub fn new(stream: &'a StreamName, plane: &'a P, takes_key_frame_requests: bool) -> Self {
         Self {
             stream,
             plane,
-            tracks: Gathering::default(),
+            tracks: PendingTracks::default(),
             attached: None,
             playing: false,
-            origin: Origin::default(),
+            origin: ClockOrigin::default(),
             takes_key_frame_requests,
         }
     }
 
-    /// Takes what a worker says; `live` is called when the stream gets frames.
+    /// Handles a message of the worker. `live` is called once the stream receives frames.
     ///
     /// # Errors
     ///
-    /// A [`FetchError`]: the stream has another source, or the frames are none that can be sent.
+    /// A [`FetchError`] if the stream has another source, or if the frames cannot be sent.
     pub fn take(
         &mut self,
         message: FromWorker,
@@ -130,10 +131,10 @@ impl<'a, P: FanOut> Relay<'a, P> {
             FromWorker::Media(media) => {
                 self.tracks.media.retain(|known| known.kind() != media.kind());
                 self.tracks.media.push(media);
-                // Another set of tracks is another source on the same line.
+                // A new set of tracks is a new source of the stream.
                 self.attached = None;
             }
-            FromWorker::Frame(frame) => self.tracks.hold(now, frame),
+            FromWorker::Frame(frame) => self.tracks.buffer(now, frame),
             FromWorker::KeyFrameRefused => {
                 self.takes_key_frame_requests = false;
                 if let Some(attached) = &mut self.attached {
@@ -154,7 +155,7 @@ impl<'a, P: FanOut> Relay<'a, P> {
             None => {
                 let announced: Vec<Announced> = self.tracks.media.iter().filter_map(announced).collect();
                 let Ok(mut feed) = FrameSource::new(self.stream.clone(), random_id(), &announced) else {
-                    let failure = Failure::Stream("its frames are none that can be sent".to_owned());
+                    let failure = Failure::Stream("its frames cannot be sent: codec not supported".to_owned());
                     return Err(ProcessError::Failed(failure).into());
                 };
                 feed.set_takes_key_frame_requests(self.takes_key_frame_requests);
@@ -162,14 +163,14 @@ impl<'a, P: FanOut> Relay<'a, P> {
                 self.attached.insert(Attached { feed, plane })
             }
         };
-        for (arrived, frame) in self.tracks.held.drain(..) {
+        for (arrived, frame) in self.tracks.buffered.drain(..) {
             take(&mut attached.feed, arrived, &frame, &self.tracks.media);
             if let Some(captured) = self.origin.record(arrived, &frame) {
                 let time = rtp_time(&frame, &self.tracks.media);
                 attached.feed.record_alignment(frame.kind, time, captured);
             }
         }
-        self.tracks.held_bytes = 0;
+        self.tracks.buffered_bytes = 0;
         if !self.plane.feed(&mut attached.feed) {
             return Err(FetchError::Displaced);
         }
@@ -195,11 +196,11 @@ fn take(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[Media]
         Kind::Audio => feed.take_audio(now, time, &frame.bytes),
     };
     if let Err(error) = taken {
-        debug!(%error, "frame of a worker dropped");
+        debug!(%error, "worker frame dropped");
     }
 }
 
-/// In units of the clock rate of its codec.
+/// Returns the timestamp of a frame in units of its codec's clock rate.
 fn rtp_time(frame: &WireFrame, media: &[Media]) -> u64 {
     let media = media.iter().find(|media| media.kind() == frame.kind);
     let rate = media
@@ -208,22 +209,22 @@ fn rtp_time(frame: &WireFrame, media: &[Media]) -> u64 {
     ticks(Duration::from_nanos(frame.time), rate)
 }
 
-/// What is known of the tracks before the feed begins.
+/// The tracks and frames received before publishing starts.
 #[derive(Default)]
-struct Gathering {
+struct PendingTracks {
     expected: Option<Tracks>,
     media: Vec<Media>,
-    held: Vec<(Instant, WireFrame)>,
-    held_bytes: usize,
+    buffered: Vec<(Instant, WireFrame)>,
+    buffered_bytes: usize,
     first: Option<Instant>,
 }
 
-impl Gathering {
-    fn hold(&mut self, now: Instant, frame: WireFrame) {
+impl PendingTracks {
+    fn buffer(&mut self, now: Instant, frame: WireFrame) {
         self.first.get_or_insert(now);
-        if self.held.len() < MAX_HELD && self.held_bytes < MAX_HELD_BYTES {
-            self.held_bytes += frame.bytes.len();
-            self.held.push((now, frame));
+        if self.buffered.len() < MAX_BUFFERED && self.buffered_bytes < MAX_BUFFERED_BYTES {
+            self.buffered_bytes += frame.bytes.len();
+            self.buffered.push((now, frame));
         }
     }
 
@@ -233,23 +234,23 @@ impl Gathering {
             .expected
             .is_some_and(|expected| (has(Kind::Video) || !expected.video) && (has(Kind::Audio) || !expected.audio));
         let waited = self.first.is_some_and(|first| now.duration_since(first) >= TRACK_WAIT);
-        !self.held.is_empty() && (expected || (waited && !self.media.is_empty()))
+        !self.buffered.is_empty() && (expected || (waited && !self.media.is_empty()))
     }
 }
 
-/// When the beginning of a worker's times was, by its least delayed frames: tracks that take longer through their
-/// encoders are not late for that.
+/// Estimates the wall-clock instant of a worker's timestamp 0 from its least delayed frames, so that different encoder
+/// delays of the tracks do not shift them against each other.
 #[derive(Default)]
-struct Origin {
+struct ClockOrigin {
     at: Option<Instant>,
-    noted: [Option<Instant>; 2],
+    last_alignment: [Option<Instant>; 2],
 }
 
-/// One in so many parts of a later frame is believed.
+/// A later frame moves the estimate by this fraction of its delay, to follow clock drift.
 const LEAK: u32 = 1_024;
 
-impl Origin {
-    /// When a frame was captured, now and then.
+impl ClockOrigin {
+    /// Updates the estimate. Returns the estimated capture time of the frame once per [`ALIGNMENT_INTERVAL`] and kind.
     fn record(&mut self, now: Instant, frame: &WireFrame) -> Option<Instant> {
         let begin = now.checked_sub(Duration::from_nanos(frame.time))?;
         let at = match self.at {
@@ -257,16 +258,16 @@ impl Origin {
             _ => begin,
         };
         self.at = Some(at);
-        let noted = self.noted.get_mut(usize::from(frame.kind == Kind::Audio))?;
-        if noted.is_some_and(|noted| now.duration_since(noted) < NOTE) {
+        let last = self.last_alignment.get_mut(usize::from(frame.kind == Kind::Audio))?;
+        if last.is_some_and(|last| now.duration_since(last) < ALIGNMENT_INTERVAL) {
             return None;
         }
-        *noted = Some(now);
+        *last = Some(now);
         Some(at + Duration::from_nanos(frame.time))
     }
 }
 
-/// Ends its worker in good order when it is dropped.
+/// Stops its worker gracefully when dropped.
 pub struct Running(pub Option<Process>);
 
 impl Drop for Running {

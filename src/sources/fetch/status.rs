@@ -1,27 +1,27 @@
-//! What becomes of a fetched source, for the API, the metrics and whoever waits for it.
+//! Status of a fetched source, for the API, the metrics and waiting viewers.
 
 use std::time::Instant;
 
-/// What a source does.
+/// State of a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum State {
-    /// Nobody watches.
+    /// An on-demand source without viewers.
     #[default]
     Idle,
-    /// It is being connected or started.
+    /// Connecting or starting.
     Starting,
-    /// Its stream gets frames.
+    /// The stream receives frames.
     Live,
-    /// It failed and will be tried again.
+    /// Failed; will be retried.
     Failed,
-    /// A publisher has its stream.
+    /// Paused because a publisher has the stream.
     StandingBack,
-    /// It was stopped by the API.
+    /// Stopped by the API.
     Stopped,
 }
 
 impl State {
-    /// All of them, for the metrics.
+    /// All states, for the metrics.
     pub const ALL: [Self; 6] = [
         Self::Idle,
         Self::Starting,
@@ -31,7 +31,7 @@ impl State {
         Self::Stopped,
     ];
 
-    /// As in the API.
+    /// Returns the name used by the API and the metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -48,9 +48,9 @@ impl State {
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     pub state: State,
-    /// When this state began.
+    /// Start of this state.
     pub since: Option<Instant>,
     pub last_error: Option<String>,
-    /// Failures so far, each of which was or will be followed by another start.
+    /// Number of failures, each followed by a restart.
     pub restarts: u64,
 }

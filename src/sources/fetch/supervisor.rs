@@ -1,4 +1,4 @@
-//! The tasks that fetch streams: one each, started, stopped and exchanged while everything else goes on.
+//! Starts, stops and replaces the tasks that fetch streams, one per stream, at runtime.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ pub struct SourceSupervisor<P> {
 
 struct Supervised {
     fetched: SourceConfig,
-    /// What the configuration says about it.
+    /// The configuration it was built from.
     config: StreamConfig,
-    /// `None` while it is stopped by hand.
+    /// `None` while it is stopped by the API.
     task: Option<JoinHandle<()>>,
 }
 
-/// What became of a fleet.
+/// The changes made by [`SourceSupervisor::reconcile`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reconciled {
     pub started: Vec<StreamName>,
@@ -34,11 +34,11 @@ pub struct Reconciled {
     pub restarted: Vec<StreamName>,
 }
 
-/// A stream to be fetched, and what the configuration says about it.
+/// A source and the configuration that it was built from.
 pub type ConfiguredSource = (SourceConfig, StreamConfig);
 
 impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
-    /// Starts nothing yet.
+    /// Makes a supervisor without sources.
     pub fn new(directory: Directory, plane: P) -> Self {
         Self {
             directory,
@@ -47,26 +47,26 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
         }
     }
 
-    /// Fetches these streams from now on and no others. What is ordered as before is not touched, unless `all` are to
-    /// begin anew because what they share has changed.
+    /// Starts and stops sources so that exactly these run. Sources whose configuration is unchanged keep running,
+    /// unless `all` is set because a shared setting has changed.
     pub async fn reconcile(&self, configured_sources: Vec<ConfiguredSource>, all: bool) -> Reconciled {
         let mut supervised = self.supervised.lock().await;
         let mut reconciled = Reconciled::default();
         let mut wanted: BTreeMap<StreamName, ConfiguredSource> = configured_sources
             .into_iter()
-            .map(|configured_sources| (configured_sources.0.stream.clone(), configured_sources))
+            .map(|configured| (configured.0.stream.clone(), configured))
             .collect();
         let gone: Vec<StreamName> = supervised
             .iter()
-            .filter(|(name, supervised_source)| match wanted.get(*name) {
-                Some((_, config)) => all || config != &supervised_source.config,
+            .filter(|(name, source)| match wanted.get(*name) {
+                Some((_, config)) => all || config != &source.config,
                 None => true,
             })
             .map(|(name, _)| name.clone())
             .collect();
         for name in gone {
-            if let Some(supervised_source) = supervised.remove(&name) {
-                supervised_source.end().await;
+            if let Some(source) = supervised.remove(&name) {
+                source.end().await;
             }
             if !wanted.contains_key(&name) {
                 self.directory.remove(&name);
@@ -87,41 +87,45 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
     }
 
     fn start(&self, fetched: &SourceConfig) -> JoinHandle<()> {
-        let entry = Entry::new(fetched.stream.clone(), fetched.how.label(), fetched.on_demand.is_some());
+        let entry = Entry::new(
+            fetched.stream.clone(),
+            fetched.kind.label(),
+            fetched.on_demand.is_some(),
+        );
         self.directory.insert(entry.clone());
         tokio::spawn(run(entry, fetched.clone(), self.plane.clone()))
     }
 
-    /// Stops fetching a stream until it is started again; whether there is such a stream.
+    /// Stops fetching a stream until it is started again. Returns whether it has a configured source.
     pub async fn stop(&self, name: &StreamName) -> bool {
         let mut supervised = self.supervised.lock().await;
-        let Some(supervised_source) = supervised.get_mut(name) else {
+        let Some(source) = supervised.get_mut(name) else {
             return false;
         };
-        if let Some(task) = supervised_source.task.take() {
+        if let Some(task) = source.task.take() {
             end(task).await;
             self.directory.stopped(name);
         }
         true
     }
 
-    /// Fetches a stream again that was stopped, or begins with it anew; whether there is such a stream.
+    /// Starts or restarts the source of a stream. Returns whether it has a configured source.
     pub async fn begin(&self, name: &StreamName) -> bool {
         let mut supervised = self.supervised.lock().await;
-        let Some(supervised_source) = supervised.get_mut(name) else {
+        let Some(source) = supervised.get_mut(name) else {
             return false;
         };
-        if let Some(task) = supervised_source.task.take() {
+        if let Some(task) = source.task.take() {
             end(task).await;
         }
-        supervised_source.task = Some(self.start(&supervised_source.fetched));
+        source.task = Some(self.start(&source.fetched));
         true
     }
 
-    /// Ends all of them.
+    /// Ends all sources.
     pub async fn end(&self) {
-        for (_, supervised_source) in std::mem::take(&mut *self.supervised.lock().await) {
-            supervised_source.end().await;
+        for (_, source) in std::mem::take(&mut *self.supervised.lock().await) {
+            source.end().await;
         }
     }
 }
@@ -134,7 +138,7 @@ impl Supervised {
     }
 }
 
-/// Its feed is taken off the stream when this returns.
+/// Aborts a task. Its source is detached from the stream when this returns.
 async fn end(task: JoinHandle<()>) {
     task.abort();
     let _ = task.await;

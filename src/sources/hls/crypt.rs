@@ -1,10 +1,10 @@
-//! AES-128 of segments (RFC 8216 §4.3.2.4): CBC mode, PKCS7 padding.
+//! AES-128 decryption of segments (RFC 8216 §4.3.2.4): CBC mode, PKCS7 padding.
 
 use aws_lc_rs::cipher::{AES_128, DecryptionContext, PaddedBlockDecryptingKey, UnboundCipherKey};
 use aws_lc_rs::iv::FixedLength;
 use bytes::Bytes;
 
-/// Undoes the encryption of a whole segment; `None` if the key is not its key.
+/// Decrypts a whole segment. Returns `None` if the key is wrong.
 pub(super) fn decrypt(key: &[u8; 16], iv: [u8; 16], segment: &[u8]) -> Option<Bytes> {
     let key = UnboundCipherKey::new(&AES_128, key).ok()?;
     let key = PaddedBlockDecryptingKey::cbc_pkcs7(key).ok()?;
@@ -15,7 +15,7 @@ pub(super) fn decrypt(key: &[u8; 16], iv: [u8; 16], segment: &[u8]) -> Option<By
     Some(bytes.into())
 }
 
-/// The initialization vector of a segment that its playlist gives none for.
+/// Returns the initialization vector of a segment whose playlist gives none: its media sequence number.
 pub(super) fn iv_of(number: u64) -> [u8; 16] {
     u128::from(number).to_be_bytes()
 }

@@ -1,49 +1,49 @@
-//! Which segment comes next. Without IO and clock: a playlist goes in, what to do comes out.
+//! Selects the next segment to fetch, without IO or clock: maps a playlist to the next step.
 
 use std::time::Duration;
 
 use super::playlist::{Media, Segment};
 
-/// Where one rendition of a source is.
+/// The position in one rendition of a source.
 #[derive(Debug, Default)]
 pub struct Cursor {
-    /// Number of the segment that comes next; `None` before the first.
+    /// Media sequence number of the next segment; `None` before the first.
     next: Option<u64>,
-    /// A recorded source begins again at its end.
+    /// Whether a recorded source is repeated.
     repeats: bool,
-    /// Counts beginnings: each is on a timeline of its own.
+    /// Number of restarts. Each starts a new timeline.
     generation: u32,
-    /// Counts discontinuities within it.
+    /// Number of discontinuities since the last restart.
     timeline: u32,
-    /// As the playlist counts them, at the last segment.
+    /// Discontinuity sequence number of the last segment.
     discontinuities: Option<u64>,
-    /// Loads in a row that brought nothing new.
+    /// Consecutive loads without a new segment.
     stale: u32,
-    /// Loads in a row whose playlist ended before where we are.
+    /// Consecutive loads whose playlist ended before `next`.
     behind: u32,
-    /// It has been live: what ends then is over.
+    /// The playlist was live, so it is not repeated when it ends.
     was_live: bool,
 }
 
-/// What to do.
+/// The next step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Fetch this segment, which is of this timeline.
+    /// Fetch this segment, which belongs to this timeline.
     Fetch(Box<Segment>, u64),
-    /// Load the playlist again, so long after it was loaded.
+    /// Reload the playlist, this long after the last load.
     Reload(Duration),
-    /// There is no more.
+    /// The source has ended.
     Ended,
 }
 
-/// An origin behind several servers may show an older list once, and an origin that was restarted shows it for good.
+/// Consecutive older playlists after which the origin counts as restarted. A load-balanced origin may serve one once.
 const MAX_BEHIND: u32 = 2;
 
-/// A playlist is not loaded more often than this.
-const LEAST_WAIT: Duration = Duration::from_millis(300);
+/// Minimum interval between loads of a playlist.
+const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(300);
 
 impl Cursor {
-    /// Begins near the live edge, or at the beginning of what is recorded.
+    /// Makes a cursor that starts at the live edge, or at the beginning of a recording.
     pub fn new(repeats: bool) -> Self {
         Self {
             repeats,
@@ -51,26 +51,30 @@ impl Cursor {
         }
     }
 
-    /// The number that is waited for.
+    /// Returns the media sequence number of the next segment.
     pub fn awaited(&self) -> Option<u64> {
         self.next
     }
 
-    /// A playlist was loaded.
+    /// Records that a playlist was loaded.
     pub fn loaded(&mut self, playlist: &Media) {
-        let has_news = self.next.is_none_or(|next| playlist.next > next);
-        self.stale = if has_news { 0 } else { self.stale.saturating_add(1) };
+        let has_new_segment = self.next.is_none_or(|next| playlist.next > next);
+        self.stale = if has_new_segment {
+            0
+        } else {
+            self.stale.saturating_add(1)
+        };
         if self.next.is_some_and(|next| playlist.next < next) {
             self.behind += 1;
         } else {
             self.behind = 0;
         }
         if self.behind >= MAX_BEHIND {
-            self.begin_again();
+            self.restart();
         }
     }
 
-    /// What to do with the playlist that was loaded last.
+    /// Returns the next step for the playlist that was loaded last.
     pub fn step(&mut self, playlist: &Media) -> Step {
         let (Some(first), Some(last)) = (playlist.segments.first(), playlist.segments.last()) else {
             return if playlist.has_ended {
@@ -82,9 +86,9 @@ impl Cursor {
         self.was_live |= !playlist.has_ended;
         let next = match self.next {
             Some(next) if next >= first.number => next,
-            // It fell out of the list: what is missing is a gap.
+            // The segment is no longer listed: skip to the edge and leave a gap.
             Some(_) => self.edge(playlist),
-            // A list that slid and has ended was live; what is left of it is not worth showing.
+            // A sliding playlist that has ended was live. Its remaining segments are not played.
             None if playlist.has_ended && !playlist.is_recorded && first.number > 0 => return Step::Ended,
             None => self.edge(playlist),
         };
@@ -96,7 +100,7 @@ impl Cursor {
         }
         if playlist.has_ended {
             if self.repeats && !self.was_live {
-                self.begin_again();
+                self.restart();
                 return self.step(playlist);
             }
             return Step::Ended;
@@ -108,7 +112,7 @@ impl Cursor {
         })
     }
 
-    /// Where to begin.
+    /// Returns the media sequence number to start at.
     fn edge(&self, playlist: &Media) -> u64 {
         let segment = if playlist.has_ended {
             playlist.segments.first()
@@ -118,7 +122,7 @@ impl Cursor {
         segment.map_or(playlist.next, |segment| segment.number)
     }
 
-    fn begin_again(&mut self) {
+    fn restart(&mut self) {
         let generation = self.generation.wrapping_add(1);
         *self = Self {
             generation,
@@ -127,7 +131,8 @@ impl Cursor {
         };
     }
 
-    /// Timelines are told apart by the playlist's own count where it keeps one, else by the marks that were met.
+    /// Returns the timeline of a segment, from the playlist's discontinuity sequence number if it has one, or else by
+    /// counting discontinuities.
     fn timeline_of(&mut self, segment: &Segment) -> u64 {
         let last = self.discontinuities.replace(segment.discontinuities);
         match last {
@@ -146,7 +151,7 @@ impl Cursor {
 }
 
 fn wait(time: Duration) -> Duration {
-    time.max(LEAST_WAIT)
+    time.max(MIN_RELOAD_INTERVAL)
 }
 
 #[cfg(test)]

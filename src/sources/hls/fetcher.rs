@@ -1,4 +1,4 @@
-//! Follows one rendition: loads its playlist, gets its segments, and gives them to the worker when it wants them.
+//! Follows one rendition: loads its playlist, fetches its segments, and passes them to the worker on request.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,66 +13,66 @@ use super::crypt;
 use super::cursor::{Cursor, Step};
 use super::http::{Bounds, Client, HttpError};
 use super::playlist::{Init, Key, Media, Playlist, Segment};
-use super::{HlsError, What};
+use super::{FileKind, HlsError};
 use crate::pipeline::process::Feeder;
 use crate::pipeline::wire::{ChunkRole, SegmentChunk};
 
-/// What a fetcher could not get last; there is none while all goes well.
+/// The last fetch error; `None` after a successful fetch.
 pub(super) type LastError = Arc<Mutex<Option<HlsError>>>;
 
 /// One rendition of a source.
 pub(super) struct Fetcher {
     pub(super) client: Arc<Client>,
-    /// Of its media playlist.
+    /// URL of its media playlist.
     pub(super) address: Url,
     pub(super) rendition: u8,
     pub(super) cursor: Cursor,
     pub(super) feeder: Feeder,
-    /// Segments that the worker wants.
-    pub(super) wants: Arc<Semaphore>,
-    pub(super) trouble: LastError,
+    /// A permit for each segment that the worker requested.
+    pub(super) requested: Arc<Semaphore>,
+    pub(super) last_error: LastError,
     pub(super) init: Option<(u64, Arc<Init>)>,
     pub(super) key: Option<(Url, [u8; 16])>,
-    /// The origin lets a request wait for the next segment.
+    /// The origin supports blocking playlist reload.
     pub(super) can_wait: bool,
 }
 
-/// Of playlists. Half a day in segments of six seconds has as much.
+/// Limits of a playlist. 1 MiB holds about half a day in segments of six seconds.
 pub(super) const PLAYLIST: Bounds = Bounds {
     most: 1 << 20,
     within: Duration::from_secs(10),
 };
 
-/// Of segments.
+/// Limits of a segment.
 const SEGMENT: Bounds = Bounds {
     most: 64 << 20,
     within: Duration::from_secs(60),
 };
 
-/// Of initialization sections, which have a few kilobytes: they go to the worker in one message.
+/// Limits of an initialization section, which usually has a few kilobytes and is sent to the worker in one message.
 const INIT: Bounds = Bounds {
     most: 1 << 20,
     within: Duration::from_secs(10),
 };
 
-/// Of keys. They have 16 bytes.
+/// Limits of a key, which has 16 bytes.
 const KEY: Bounds = Bounds {
     most: 1_024,
     within: Duration::from_secs(10),
 };
 
-/// Bytes of one message to the worker.
-const PIECE: usize = 1 << 20;
+/// Maximum number of bytes in one message to the worker.
+const CHUNK_BYTES: usize = 1 << 20;
 
-/// Between tries.
+/// Interval between attempts.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Tries of a segment. One that cannot be had is left out: what follows is worth more.
-const TRIES: u32 = 3;
+/// Attempts to fetch a file. A segment that cannot be fetched is skipped.
+const ATTEMPTS: u32 = 3;
 
 impl Fetcher {
-    /// Follows for ever; `first` is the playlist if it was loaded already. Returns when the source has come to its end
-    /// or the worker is gone.
+    /// Follows the playlist until the source has ended or the worker has exited; `first` is the playlist if it was
+    /// already loaded.
     pub(super) async fn run(mut self, first: Option<Media>) {
         let mut loaded_at = Instant::now();
         let mut playlist = first;
@@ -95,25 +95,25 @@ impl Fetcher {
             self.can_wait = list.can_wait;
             let wait = loop {
                 match self.cursor.step(&list) {
-                    // A list of nothing but gaps would be gone through for ever.
+                    // The wait avoids a busy loop over a playlist that has only gaps.
                     Step::Fetch(segment, _) if segment.is_gap => sleep(RETRY).await,
-                    Step::Fetch(segment, timeline) => match self.pass_on(&segment, timeline).await {
+                    Step::Fetch(segment, timeline) => match self.fetch_segment(&segment, timeline).await {
                         Ok(true) => self.record(None),
                         Ok(false) => return,
                         Err(error) => {
-                            debug!(%error, number = segment.number, "segment left out");
+                            debug!(%error, number = segment.number, "segment skipped");
                             self.record(Some(error));
                             sleep(RETRY).await;
                         }
                     },
                     Step::Reload(wait) => break wait,
                     Step::Ended => {
-                        self.give(ChunkRole::End, 0, Bytes::new()).await;
+                        self.send(ChunkRole::End, 0, Bytes::new()).await;
                         return;
                     }
                 }
             };
-            // The server itself waits where it can.
+            // With blocking playlist reload the origin delays its response instead.
             if !list.can_wait {
                 sleep_until(loaded_at + wait).await;
             } else if loaded_at.elapsed() < Duration::from_millis(50) {
@@ -124,7 +124,7 @@ impl Fetcher {
 
     async fn load(&self) -> Result<Media, HlsError> {
         let mut address = self.address.clone();
-        // Only origins that said so are asked to wait; others may take it amiss.
+        // `_HLS_msn` is sent only to origins that support it; others may reject the request.
         if let Some(awaited) = self.cursor.awaited().filter(|_| self.can_wait) {
             address.query_pairs_mut().append_pair("_HLS_msn", &awaited.to_string());
         }
@@ -134,8 +134,8 @@ impl Fetcher {
         }
     }
 
-    /// Gets a segment and gives it to the worker; `false` when that is gone.
-    async fn pass_on(&mut self, segment: &Segment, timeline: u64) -> Result<bool, HlsError> {
+    /// Fetches a segment and sends it to the worker. Returns `false` if the worker has exited.
+    async fn fetch_segment(&mut self, segment: &Segment, timeline: u64) -> Result<bool, HlsError> {
         let key = match &segment.key {
             None => None,
             Some(key) => Some((
@@ -146,62 +146,67 @@ impl Fetcher {
         if let Some(init) = &segment.init
             && self.init.as_ref() != Some(&(timeline, init.clone()))
         {
-            let bytes = self.get(What::Init, &init.uri, init.range).await?;
+            let bytes = self.get(FileKind::Init, &init.uri, init.range).await?;
             let bytes = decrypted(bytes, segment.key.as_ref().and_then(|known| known.iv).and(key))?;
             self.init = Some((timeline, init.clone()));
-            self.give(ChunkRole::Init, timeline, bytes).await;
+            self.send(ChunkRole::Init, timeline, bytes).await;
         }
-        let bytes = self.get(What::Segment, &segment.uri, segment.range).await?;
+        let bytes = self.get(FileKind::Segment, &segment.uri, segment.range).await?;
         let bytes = decrypted(bytes, key)?;
-        let Ok(permit) = self.wants.acquire().await else {
+        let Ok(permit) = self.requested.acquire().await else {
             return Ok(false);
         };
         permit.forget();
         let mut rest = bytes;
-        while rest.len() > PIECE {
-            let piece = rest.split_to(PIECE);
-            if !self.give(ChunkRole::Part, timeline, piece).await {
+        while rest.len() > CHUNK_BYTES {
+            let chunk = rest.split_to(CHUNK_BYTES);
+            if !self.send(ChunkRole::Part, timeline, chunk).await {
                 return Ok(false);
             }
         }
-        Ok(self.give(ChunkRole::Last, timeline, rest).await)
+        Ok(self.send(ChunkRole::Last, timeline, rest).await)
     }
 
-    async fn give(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
-        let piece = SegmentChunk {
+    async fn send(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
+        let chunk = SegmentChunk {
             rendition: self.rendition,
             role,
             timeline,
             bytes,
         };
-        self.feeder.give(piece).await
+        self.feeder.give(chunk).await
     }
 
     async fn key(&mut self, key: &Key) -> Result<[u8; 16], HlsError> {
-        let address = self.join(What::Key, &key.uri)?;
+        let address = self.join(FileKind::Key, &key.uri)?;
         if let Some((known, key)) = &self.key
             && *known == address
         {
             return Ok(*key);
         }
-        let bytes = get(&self.client, What::Key, &address, None, KEY).await?.1;
+        let bytes = get(&self.client, FileKind::Key, &address, None, KEY).await?.1;
         let key = <[u8; 16]>::try_from(bytes.as_ref()).map_err(|_| HlsError::Key)?;
         self.key = Some((address, key));
         Ok(key)
     }
 
-    async fn get(&self, what: What, uri: &str, range: Option<super::playlist::ByteRange>) -> Result<Bytes, HlsError> {
-        let address = self.join(what, uri)?;
-        let bounds = match what {
-            What::Init => INIT,
-            What::Playlist | What::Segment | What::Key => SEGMENT,
+    async fn get(
+        &self,
+        kind: FileKind,
+        uri: &str,
+        range: Option<super::playlist::ByteRange>,
+    ) -> Result<Bytes, HlsError> {
+        let address = self.join(kind, uri)?;
+        let bounds = match kind {
+            FileKind::Init => INIT,
+            FileKind::Playlist | FileKind::Segment | FileKind::Key => SEGMENT,
         };
-        let mut tries = 1;
+        let mut attempts = 1;
         loop {
-            match get(&self.client, what, &address, range, bounds).await {
+            match get(&self.client, kind, &address, range, bounds).await {
                 Ok((_, bytes)) => return Ok(bytes),
-                Err(HlsError::Fetch { error, .. }) if error.may_pass() && tries < TRIES => {
-                    tries += 1;
+                Err(HlsError::Fetch { error, .. }) if error.is_transient() && attempts < ATTEMPTS => {
+                    attempts += 1;
                     sleep(RETRY).await;
                 }
                 Err(error) => return Err(error),
@@ -209,16 +214,16 @@ impl Fetcher {
         }
     }
 
-    fn join(&self, what: What, uri: &str) -> Result<Url, HlsError> {
+    fn join(&self, kind: FileKind, uri: &str) -> Result<Url, HlsError> {
         self.address.join(uri).map_err(|_| HlsError::Fetch {
-            what,
+            what: kind,
             host: String::new(),
             error: HttpError::Scheme,
         })
     }
 
-    fn record(&self, trouble: Option<HlsError>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    fn record(&self, error: Option<HlsError>) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 }
 
@@ -229,10 +234,10 @@ fn decrypted(bytes: Bytes, key: Option<([u8; 16], [u8; 16])>) -> Result<Bytes, H
     }
 }
 
-/// Gets a file; errors say from where.
+/// Fetches a file. Errors name its kind and host.
 pub(super) async fn get(
     client: &Client,
-    what: What,
+    kind: FileKind,
     address: &Url,
     range: Option<super::playlist::ByteRange>,
     bounds: Bounds,
@@ -241,15 +246,15 @@ pub(super) async fn get(
         .get(address, range, bounds)
         .await
         .map_err(|error| HlsError::Fetch {
-            what,
+            what: kind,
             host: address.host_str().unwrap_or_default().to_owned(),
             error,
         })
 }
 
-/// Loads a playlist, and tells where it was found in the end: addresses in it count from there.
+/// Loads a playlist. Returns it with its URL after redirects, to which the URLs in it are relative.
 pub(super) async fn load(client: &Client, address: &Url, bounds: Bounds) -> Result<(Url, Playlist), HlsError> {
-    let (found, bytes) = get(client, What::Playlist, address, None, bounds).await?;
+    let (found, bytes) = get(client, FileKind::Playlist, address, None, bounds).await?;
     let parsed = Playlist::parse(&String::from_utf8_lossy(&bytes))?;
     Ok((found, parsed))
 }

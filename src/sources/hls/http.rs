@@ -1,8 +1,8 @@
-//! Gets files of an origin: bounded in size and time, and from nowhere else than where they may be.
+//! Fetches files of an origin with limits on size, time and destination.
 //!
-//! The first address is the operator's. Everything that it leads to, by redirect or in a playlist, is the origin's word
-//! ([`AddressOrigin`]): such an address is checked before it is connected to, and a name by the addresses that it has at that
-//! moment, which are the ones connected to.
+//! The first URL comes from the operator. URLs reached by redirects or playlists come from the origin
+//! ([`AddressOrigin`]): their addresses are checked before connecting. A host name is checked by its resolved
+//! addresses, and the connection uses these same addresses.
 
 use std::error::Error as _;
 use std::net::{IpAddr, SocketAddr};
@@ -21,43 +21,43 @@ use url::{Host, Url};
 use super::playlist::ByteRange;
 use crate::sources::fetch::address::{AddressError, AddressOrigin, Allowed};
 
-/// A client for one source.
+/// An HTTP client for one source.
 #[derive(Debug)]
 pub(super) struct Client {
     http: reqwest::Client,
     guard: Arc<Guard>,
-    /// For the operator's host alone: they may be secrets.
+    /// Sent only to the configured host, because they may be secrets.
     headers: HeaderMap,
 }
 
-/// Why a file cannot be had.
+/// Why a file could not be fetched.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum HttpError {
     #[error(transparent)]
     Address(#[from] AddressError),
-    #[error("its address is none of http:// or https://")]
+    #[error("its URL is not http:// or https://")]
     Scheme,
     #[error("it was redirected more than {MAX_REDIRECTS} times")]
     Redirects,
     #[error("the server answered {0}")]
     Status(u16),
-    #[error("it has more than {0} bytes")]
+    #[error("it is longer than {0} bytes")]
     TooLong(usize),
-    #[error("it did not come in time")]
+    #[error("the request timed out")]
     Timeout,
     #[error("cannot connect: {0}")]
     Connect(String),
     #[error("the connection broke: {0}")]
     Broken(String),
-    #[error("the server has not the part of the file that the playlist names")]
+    #[error("the server does not have the byte range of the playlist")]
     Range,
-    #[error("no client can be made: {0}")]
+    #[error("cannot create the HTTP client: {0}")]
     Client(String),
 }
 
 impl HttpError {
-    /// Whether another try may help soon.
-    pub(super) fn may_pass(&self) -> bool {
+    /// Whether a retry may succeed.
+    pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Status(status) => *status >= 500 || matches!(status, 408 | 425 | 429),
             Self::Timeout | Self::Connect(_) | Self::Broken(_) => true,
@@ -69,23 +69,23 @@ impl HttpError {
     }
 }
 
-/// What is asked for.
+/// Limits of a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// In bytes.
+    /// Maximum size in bytes.
     pub(super) most: usize,
-    /// For all of it, redirects included.
+    /// Maximum time, redirects included.
     pub(super) within: Duration,
 }
 
 const MAX_REDIRECTS: usize = 3;
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
-/// Between two reads of a body.
+/// Maximum time between two reads of a body.
 const READ_LIMIT: Duration = Duration::from_secs(6);
 
 impl Client {
-    /// A client for the source at this address.
+    /// Makes a client for the source at this URL.
     ///
     /// # Errors
     ///
@@ -97,7 +97,7 @@ impl Client {
         });
         let http = reqwest::Client::builder()
             .user_agent(concat!("millstream/", env!("CARGO_PKG_VERSION")))
-            // A proxy would connect to what we have not checked.
+            // A proxy would connect to addresses that were not checked.
             .no_proxy()
             .redirect(Policy::none())
             .dns_resolver(guard.clone())
@@ -108,7 +108,7 @@ impl Client {
         Ok(Self { http, guard, headers })
     }
 
-    /// Gets a file or a part of it, and where it was found in the end.
+    /// Fetches a file or a byte range of it. Returns it with its URL after redirects.
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ impl Client {
         for _ in 0..=MAX_REDIRECTS {
             self.guard.check(&address)?;
             let mut request = self.http.get(address.clone());
-            if self.guard.word(address.host_str().unwrap_or_default()) == AddressOrigin::Operator {
+            if self.guard.origin_of(address.host_str().unwrap_or_default()) == AddressOrigin::Operator {
                 request = request.headers(self.headers.clone());
             }
             if let Some(ByteRange { begin, length }) = range {
@@ -172,7 +172,7 @@ async fn body(mut response: reqwest::Response, most: usize) -> Result<Bytes, Htt
     Ok(body.freeze())
 }
 
-/// A server that knows no ranges sends the whole file.
+/// Extracts the byte range from the response. A server without range support sends the whole file.
 fn part(body: Bytes, range: Option<ByteRange>, is_part: bool) -> Result<Bytes, HttpError> {
     let Some(ByteRange { begin, length }) = range else {
         return Ok(body);
@@ -187,7 +187,7 @@ fn part(body: Bytes, range: Option<ByteRange>, is_part: bool) -> Result<Bytes, H
     Ok(body.slice(begin..end.ok_or(HttpError::Range)?))
 }
 
-/// What went wrong, without the address, which may hold a token.
+/// Converts an error without its URL, which may contain a token.
 fn failure(error: &reqwest::Error) -> HttpError {
     let mut source = error.source();
     while let Some(cause) = source {
@@ -210,23 +210,23 @@ fn innermost(error: &reqwest::Error) -> String {
     while let Some(cause) = innermost.source() {
         innermost = cause;
     }
-    // Ours itself would show the address.
+    // The error of reqwest itself contains the URL.
     if innermost.is::<reqwest::Error>() {
-        return "the request was refused".to_owned();
+        return "the request was rejected".to_owned();
     }
     crate::pipeline::wire::shown(&innermost.to_string())
 }
 
-/// Where may be connected to.
+/// Restricts the addresses that are connected to.
 #[derive(Debug)]
 struct Guard {
     allowed: Allowed,
-    /// The host of the configuration.
+    /// The configured host.
     own: String,
 }
 
 impl Guard {
-    fn word(&self, host: &str) -> AddressOrigin {
+    fn origin_of(&self, host: &str) -> AddressOrigin {
         if host.eq_ignore_ascii_case(&self.own) {
             AddressOrigin::Operator
         } else {
@@ -234,29 +234,29 @@ impl Guard {
         }
     }
 
-    /// Checks what can be told without resolving: the scheme, and a host that is an address.
+    /// Checks the scheme, and the host if it is an IP address.
     fn check(&self, address: &Url) -> Result<(), HttpError> {
         if !matches!(address.scheme(), "http" | "https") {
             return Err(HttpError::Scheme);
         }
-        let word = self.word(address.host_str().unwrap_or_default());
+        let origin = self.origin_of(address.host_str().unwrap_or_default());
         let literal = match address.host() {
             Some(Host::Ipv4(address)) => Some(IpAddr::from(address)),
             Some(Host::Ipv6(address)) => Some(IpAddr::from(address)),
             Some(Host::Domain(_)) => None,
             None => return Err(HttpError::Scheme),
         };
-        Ok(literal.map_or(Ok(()), |literal| self.allowed.permit(literal, word))?)
+        Ok(literal.map_or(Ok(()), |literal| self.allowed.permit(literal, origin))?)
     }
 
-    /// The addresses of a name that may be connected to.
+    /// Resolves a name and returns the permitted addresses.
     async fn addresses(&self, name: &str) -> Result<Vec<SocketAddr>, AddressError> {
         let found = lookup_host((name, 0)).await;
         let found = found.map_err(|_| AddressError::Unresolved(name.to_owned()))?;
         let mut refused = AddressError::Unresolved(name.to_owned());
         let mut permitted = Vec::new();
         for address in found {
-            match self.allowed.permit(address.ip(), self.word(name)) {
+            match self.allowed.permit(address.ip(), self.origin_of(name)) {
                 Ok(()) => permitted.push(address),
                 Err(error) => refused = error,
             }
@@ -269,7 +269,7 @@ impl Guard {
     }
 }
 
-/// `reqwest` wants a resolver that outlives the call.
+/// The future outlives the call, so it gets its own copy of the guard.
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
         let guard = Self {

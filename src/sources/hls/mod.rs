@@ -1,18 +1,18 @@
-//! Sources by HLS (RFC 8216): live and recorded, MPEG-TS and fragmented MP4, with AES-128 and byte ranges.
+//! HLS sources (RFC 8216): live and recorded, MPEG-TS and fragmented MP4, with AES-128 and byte ranges.
 //!
 //! ```text
-//! origin --HTTP--> Client -> Playlist -> Cursor (which segment) -> Fetcher --segments--> worker (takes apart, paces)
-//!                                                                  Feed  <---frames----
+//! origin --HTTP--> Client -> Playlist -> Cursor (which segment) -> Fetcher --segments--> worker (demuxes, paces)
+//!                                                                  Relay <---frames----
 //! ```
 //!
-//! * `http`: a client that goes only where it may, and takes only so much.
-//! * [`playlist`]: what playlists say.
-//! * [`cursor`]: which segment comes next, without IO and clock.
-//! * `fetcher`: one rendition; a source has one, or two where sound comes apart.
+//! * `http`: an HTTP client that restricts destination, size and time.
+//! * [`playlist`]: parses playlists.
+//! * [`cursor`]: selects the next segment, without IO or clock.
+//! * `fetcher`: follows one rendition; a source has one, or two if its audio is a separate rendition.
 //! * `crypt`: AES-128.
 //!
-//! Segments are parsed in a worker process without network and files ([`crate::pipeline::worker`]); here nothing of them
-//! is looked at. What is missing to a viewer is transcoded as for any other source.
+//! Segments are parsed only in a worker process without network and file access ([`crate::pipeline::worker`]). Formats
+//! that a viewer cannot play are transcoded as for any other source.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,29 +41,29 @@ mod fetcher;
 pub mod http;
 pub mod playlist;
 
-/// A source by HLS.
+/// An HLS source.
 #[derive(Clone)]
 pub struct Origin {
-    /// Of its playlist, multivariant or not.
+    /// URL of its multivariant or media playlist.
     pub address: Url,
-    /// Sent to the host of the address alone.
+    /// Sent only to the host of the URL.
     pub headers: HeaderMap,
     pub choice: Choice,
-    /// What is recorded begins again at its end.
+    /// Whether a recorded source is repeated.
     pub repeats: bool,
     pub allowed: Allowed,
-    /// The program that becomes a worker.
+    /// The executable of the worker.
     pub program: PathBuf,
 }
 
 impl std::fmt::Debug for Origin {
-    /// Address and headers may hold secrets.
+    /// Shows only the host, because URL and headers may contain secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Origin({})", self.address.host_str().unwrap_or_default())
     }
 }
 
-/// Which version of a stream is taken: the best within these bounds.
+/// Limits for the variant: the best variant within them is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
     /// In pixels.
@@ -72,16 +72,16 @@ pub struct Choice {
     pub max_bandwidth: Option<u64>,
 }
 
-/// What was asked for.
+/// The kind of a fetched file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum FileKind {
     Playlist,
     Init,
     Segment,
     Key,
 }
 
-impl std::fmt::Display for What {
+impl std::fmt::Display for FileKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Playlist => "the playlist",
@@ -92,24 +92,28 @@ impl std::fmt::Display for What {
     }
 }
 
-/// Why a source by HLS is away. The host is shown, never the whole address.
+/// Why an HLS source failed. Shows only the host of a URL.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum HlsError {
-    #[error("cannot get {what} from {host}: {error}")]
-    Fetch { what: What, host: String, error: HttpError },
+    #[error("cannot fetch {what} from {host}: {error}")]
+    Fetch {
+        what: FileKind,
+        host: String,
+        error: HttpError,
+    },
     #[error("the playlist cannot be used: {0}")]
     Playlist(#[from] PlaylistError),
-    #[error("the playlist leads to another list of versions")]
+    #[error("the multivariant playlist refers to another multivariant playlist")]
     Nested,
-    #[error("none of its versions is H.264 or H.265 with AAC or Opus: {0}")]
-    NoVersion(String),
+    #[error("no variant is H.264 or H.265 with AAC or Opus: {0}")]
+    NoVariant(String),
     #[error("a segment cannot be decrypted: its key is wrong")]
     Key,
     #[error("the stream has ended")]
     Ended,
 }
 
-/// Bounds of the worker. A source whose segments come late has more patience than a camera.
+/// Limits of the worker. Segments arrive in bursts, so the timeouts are longer than those of a camera.
 const LIMITS: Limits = Limits {
     memory: 384,
     processors: 1,
@@ -117,7 +121,7 @@ const LIMITS: Limits = Limits {
     stall_timeout: 8.0,
 };
 
-/// Runs until the source fails; `live` is called when its stream gets frames.
+/// Plays the source until it fails. `live` is called once the stream receives frames.
 pub async fn play<P: FanOut>(
     origin: &Origin,
     stream: &StreamName,
@@ -144,33 +148,33 @@ pub async fn play<P: FanOut>(
     let Some(process) = &mut running.0 else {
         return FetchError::Displaced;
     };
-    let trouble: LastError = Arc::new(Mutex::new(None));
-    let wants: Vec<Arc<Semaphore>> = renditions.iter().map(|_| Arc::new(Semaphore::new(0))).collect();
+    let last_error: LastError = Arc::new(Mutex::new(None));
+    let requested: Vec<Arc<Semaphore>> = renditions.iter().map(|_| Arc::new(Semaphore::new(0))).collect();
     let mut first = Some(first);
     let mut fetching = tokio::task::JoinSet::new();
     let client = Arc::new(client);
-    for ((rendition, address), wants) in (0u8..).zip(renditions).zip(&wants) {
+    for ((rendition, address), requested) in (0u8..).zip(renditions).zip(&requested) {
         let fetcher = Fetcher {
             client: client.clone(),
             address,
             rendition,
             cursor: Cursor::new(origin.repeats),
             feeder: process.feeder(),
-            wants: wants.clone(),
-            trouble: trouble.clone(),
+            requested: requested.clone(),
+            last_error: last_error.clone(),
             init: None,
             key: None,
             can_wait: false,
         };
         fetching.spawn(fetcher.run(first.take()));
     }
-    // What an origin serves is encoded already.
+    // An origin serves encoded media, so it cannot make key frames on request.
     let mut relay = Relay::new(stream, plane, false);
     loop {
         match process.next().await {
             Ok(FromWorker::Want(rendition)) => {
-                if let Some(wants) = wants.get(usize::from(rendition)) {
-                    wants.add_permits(1);
+                if let Some(requested) = requested.get(usize::from(rendition)) {
+                    requested.add_permits(1);
                 }
             }
             Ok(message) => {
@@ -178,14 +182,14 @@ pub async fn play<P: FanOut>(
                     return error;
                 }
             }
-            Err(error) => return cause(error, &trouble),
+            Err(error) => return cause(error, &last_error),
         }
     }
 }
 
-/// Why no frames come: what could not be fetched, if there is such a thing.
-fn cause(error: ProcessError, trouble: &LastError) -> FetchError {
-    let known = trouble.lock().unwrap_or_else(PoisonError::into_inner).take();
+/// Returns why no frames arrive: the last fetch error, if there is one.
+fn cause(error: ProcessError, last_error: &LastError) -> FetchError {
+    let known = last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (error, known) {
         (ProcessError::Stalled(_) | ProcessError::NothingCame(_), Some(known)) => known.into(),
         (ProcessError::Ended, _) => HlsError::Ended.into(),
@@ -195,33 +199,33 @@ fn cause(error: ProcessError, trouble: &LastError) -> FetchError {
 
 fn error_of(origin: &Origin, error: HttpError) -> HlsError {
     HlsError::Fetch {
-        what: What::Playlist,
+        what: FileKind::Playlist,
         host: origin.address.host_str().unwrap_or_default().to_owned(),
         error,
     }
 }
 
-/// The media playlists to follow, and the first of them, loaded.
+/// Returns the URLs of the media playlists to follow, and the first playlist.
 async fn open(origin: &Origin, client: &Client) -> Result<(Vec<Url>, Media), HlsError> {
     let (found, playlist) = fetcher::load(client, &origin.address, fetcher::PLAYLIST).await?;
-    let versions = match playlist {
+    let multivariant = match playlist {
         Playlist::Media(media) => return Ok((vec![found], media)),
-        Playlist::Multivariant(versions) => versions,
+        Playlist::Multivariant(multivariant) => multivariant,
     };
-    let variant = choose(&versions, origin.choice)?;
+    let variant = choose(&multivariant, origin.choice)?;
     let join = |uri: &str| found.join(uri).map_err(|_| error_of(origin, HttpError::Scheme));
     let (main, media) = match fetcher::load(client, &join(&variant.uri)?, fetcher::PLAYLIST).await? {
         (main, Playlist::Media(media)) => (main, media),
         (_, Playlist::Multivariant(_)) => return Err(HlsError::Nested),
     };
     let mut renditions = vec![main];
-    if let Some(uri) = sound(&versions, variant) {
+    if let Some(uri) = audio_uri(&multivariant, variant) {
         renditions.push(join(uri)?);
     }
     Ok((renditions, media))
 }
 
-/// How well viewers can take a version; `None` if not at all. What does not say is tried.
+/// Ranks how well viewers can play a variant; `None` if not at all. A variant without codecs is tried.
 fn suits(variant: &Variant) -> Option<u8> {
     let Some(codecs) = &variant.codecs else { return Some(1) };
     let mut best = Some(2);
@@ -230,7 +234,7 @@ fn suits(variant: &Variant) -> Option<u8> {
         let found = match name.as_str() {
             "avc1" | "avc3" | "mp4a" | "opus" => Some(2),
             "hvc1" | "hev1" => Some(1),
-            // Sound that cannot be taken leaves the picture, and texts are nothing to miss.
+            // With unsupported audio the video still plays, and subtitles are not needed.
             "ac-3" | "ec-3" | "ac-4" | "flac" | "stpp" | "wvtt" | "mp3" => Some(0),
             _ => None,
         };
@@ -239,9 +243,9 @@ fn suits(variant: &Variant) -> Option<u8> {
     best
 }
 
-/// The best version within the bounds, or the least if all are beyond them.
-fn choose(versions: &Multivariant, choice: Choice) -> Result<&Variant, HlsError> {
-    let playable: Vec<(u8, &Variant)> = versions
+/// Returns the best variant within the limits, or the smallest if none is.
+fn choose(multivariant: &Multivariant, choice: Choice) -> Result<&Variant, HlsError> {
+    let playable: Vec<(u8, &Variant)> = multivariant
         .variants
         .iter()
         .filter_map(|variant| Some((suits(variant)?, variant)))
@@ -260,41 +264,44 @@ fn choose(versions: &Multivariant, choice: Choice) -> Result<&Variant, HlsError>
         .max_by_key(|(suits, variant)| (*suits, size(variant)));
     let least = || playable.iter().min_by_key(|(_, variant)| size(variant));
     best.or_else(least).map(|(_, variant)| *variant).ok_or_else(|| {
-        let codecs = versions.variants.iter().filter_map(|variant| variant.codecs.as_deref());
+        let codecs = multivariant
+            .variants
+            .iter()
+            .filter_map(|variant| variant.codecs.as_deref());
         let codecs = codecs.collect::<Vec<_>>().join("; ");
-        HlsError::NoVersion(crate::pipeline::wire::shown(&codecs))
+        HlsError::NoVariant(crate::pipeline::wire::shown(&codecs))
     })
 }
 
-/// Where the sound of a version stands, if it stands apart.
-fn sound<'a>(versions: &'a Multivariant, variant: &Variant) -> Option<&'a str> {
+/// Returns the URI of a variant's audio rendition, if its audio is separate.
+fn audio_uri<'a>(multivariant: &'a Multivariant, variant: &Variant) -> Option<&'a str> {
     let group = variant.audio.as_deref()?;
-    let mut sounds = versions.sounds.iter().filter(|sound| sound.group == group);
-    let default = sounds.clone().find(|sound| sound.is_default).or_else(|| sounds.next());
-    default?.uri.as_deref()
+    let mut renditions = multivariant.audio.iter().filter(|rendition| rendition.group == group);
+    let default = renditions.clone().find(|rendition| rendition.is_default);
+    default.or_else(|| renditions.next())?.uri.as_deref()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn versions(text: &str) -> Multivariant {
+    fn multivariant(text: &str) -> Multivariant {
         match Playlist::parse(&format!("#EXTM3U\n{text}")) {
-            Ok(Playlist::Multivariant(versions)) => versions,
+            Ok(Playlist::Multivariant(multivariant)) => multivariant,
             other => panic!("{other:?}"),
         }
     }
 
     const LADDER: &str = "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a\",NAME=\"b\",URI=\"other.m3u8\"\n\
-        #EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a\",NAME=\"a\",DEFAULT=YES,URI=\"sound.m3u8\"\n\
+        #EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a\",NAME=\"a\",DEFAULT=YES,URI=\"audio.m3u8\"\n\
         #EXT-X-STREAM-INF:BANDWIDTH=5000000,RESOLUTION=1920x1080,CODECS=\"hvc1.1.6.L120.90,mp4a.40.2\",AUDIO=\"a\"\nh265.m3u8\n\
         #EXT-X-STREAM-INF:BANDWIDTH=4000000,RESOLUTION=1920x1080,CODECS=\"avc1.640028,mp4a.40.2\",AUDIO=\"a\"\n1080.m3u8\n\
         #EXT-X-STREAM-INF:BANDWIDTH=1500000,RESOLUTION=1280x720,CODECS=\"avc1.64001f,mp4a.40.2\"\n720.m3u8\n\
         #EXT-X-STREAM-INF:BANDWIDTH=9000000,RESOLUTION=3840x2160,CODECS=\"dvh1.05.06,ec-3\"\n2160.m3u8\n";
 
     #[test]
-    fn the_best_version_within_bounds_is_taken_and_h264_goes_first() {
-        let ladder = versions(LADDER);
+    fn the_best_variant_within_limits_is_used_and_h264_comes_first() {
+        let ladder = multivariant(LADDER);
         for (max_height, max_bandwidth, uri) in [
             (None, None, "1080.m3u8"),
             (Some(720), None, "720.m3u8"),
@@ -310,8 +317,8 @@ mod tests {
     }
 
     #[test]
-    fn sound_that_stands_apart_is_found() {
-        let ladder = versions(LADDER);
+    fn a_separate_audio_rendition_is_found() {
+        let ladder = multivariant(LADDER);
         let by_uri = |uri: &str| {
             ladder
                 .variants
@@ -319,14 +326,14 @@ mod tests {
                 .find(|variant| variant.uri == uri)
                 .expect("listed")
         };
-        assert_eq!(sound(&ladder, by_uri("1080.m3u8")), Some("sound.m3u8"));
-        assert_eq!(sound(&ladder, by_uri("720.m3u8")), None);
+        assert_eq!(audio_uri(&ladder, by_uri("1080.m3u8")), Some("audio.m3u8"));
+        assert_eq!(audio_uri(&ladder, by_uri("720.m3u8")), None);
     }
 
     #[test]
-    fn a_source_without_a_version_that_can_be_played_says_so() {
-        let none = versions("#EXT-X-STREAM-INF:BANDWIDTH=1,CODECS=\"dvh1.05.06\"\nx\n");
+    fn a_source_without_a_playable_variant_is_an_error() {
+        let none = multivariant("#EXT-X-STREAM-INF:BANDWIDTH=1,CODECS=\"dvh1.05.06\"\nx\n");
         let error = choose(&none, Choice::default()).expect_err("nothing to play");
-        assert_eq!(error, HlsError::NoVersion("dvh1.05.06".to_owned()));
+        assert_eq!(error, HlsError::NoVariant("dvh1.05.06".to_owned()));
     }
 }

@@ -1,62 +1,62 @@
-//! Playlists of HLS (RFC 8216 §4), as origins write them.
+//! Parses HLS playlists (RFC 8216 §4).
 //!
-//! Read by hand, for a playlist from outside must not cost more than its size and must not be refused for what is of no
-//! use here: `hls_m3u8` 0.7 reserves memory for as many segments as the media sequence number says, refuses versions
-//! above 7 and lists whose durations are not rounded as they should be, and panics on a range that ends before it begins.
-//! Tests read what it writes.
+//! The parser is hand-written so that the memory used is bounded by the size of the playlist and irrelevant mistakes
+//! are tolerated: `hls_m3u8` 0.7 reserves memory for as many segments as the media sequence number says, rejects
+//! versions above 7 and playlists whose durations are not rounded correctly, and panics on a byte range that ends
+//! before it begins. Tests parse what that crate writes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// What an address held.
+/// A playlist.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Playlist {
     Multivariant(Multivariant),
     Media(Media),
 }
 
-/// The versions of a stream.
+/// A multivariant playlist.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Multivariant {
     pub variants: Vec<Variant>,
-    pub sounds: Vec<Sound>,
+    pub audio: Vec<AudioRendition>,
 }
 
-/// One version.
+/// One variant stream.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Variant {
     pub uri: String,
-    /// Peak, in bit/s.
+    /// Peak bitrate in bit/s.
     pub bandwidth: u64,
     pub height: Option<u32>,
     pub codecs: Option<String>,
-    /// The group that its sound is in.
+    /// Group of its audio renditions.
     pub audio: Option<String>,
 }
 
-/// Sound that stands in playlists of its own.
+/// An audio rendition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sound {
+pub struct AudioRendition {
     pub group: String,
-    /// `None` if the variant itself holds it.
+    /// `None` if the audio is part of the variant.
     pub uri: Option<String>,
     pub is_default: bool,
 }
 
-/// Segments.
+/// A media playlist.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Media {
     pub target_duration: Duration,
-    /// There will be no more.
+    /// No segments will be added (EXT-X-ENDLIST).
     pub has_ended: bool,
-    /// Said to be recorded.
+    /// The playlist type is VOD.
     pub is_recorded: bool,
-    /// A request may wait for the next segment (rfc8216bis §6.2.5.2).
+    /// The origin supports blocking playlist reload (rfc8216bis §6.2.5.2).
     pub can_wait: bool,
     pub segments: Vec<Segment>,
-    /// The number of the segment that is about to be added.
+    /// Media sequence number of the segment that will be added next.
     pub next: u64,
 }
 
@@ -65,23 +65,23 @@ pub struct Media {
 pub struct Segment {
     /// Media sequence number.
     pub number: u64,
-    /// Counts discontinuities, as far as the playlist says.
+    /// Discontinuity sequence number, or the number of discontinuities in the playlist if it states none.
     pub discontinuities: u64,
-    /// Whether the playlist counts them through, also those it no longer shows.
+    /// Whether the playlist states its discontinuity sequence number.
     pub is_counted: bool,
-    /// Another timeline begins here.
+    /// A discontinuity precedes the segment.
     pub begins: bool,
     pub duration: Duration,
     pub uri: String,
     pub range: Option<ByteRange>,
-    /// Shared by the segments that follow it: they are many, and an address may be long.
+    /// Shared by all segments that use it.
     pub init: Option<Arc<Init>>,
     pub key: Option<Arc<Key>>,
     /// Its media is missing (EXT-X-GAP).
     pub is_gap: bool,
 }
 
-/// A part of a file.
+/// A byte range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteRange {
     pub begin: u64,
@@ -102,25 +102,25 @@ pub struct Key {
     pub iv: Option<[u8; 16]>,
 }
 
-/// What is no playlist that can be played.
+/// Why a playlist cannot be played.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PlaylistError {
-    #[error("it is no playlist: its first line is not #EXTM3U")]
+    #[error("it is not a playlist: its first line is not #EXTM3U")]
     NotOne,
-    #[error("line {line} is not what a playlist may say: {problem}")]
+    #[error("line {line} is invalid: {problem}")]
     Line { line: usize, problem: &'static str },
-    #[error("its segments are encrypted with {0}; AES-128 is what can be taken")]
+    #[error("its segments are encrypted with {0}; only AES-128 is supported")]
     Encryption(String),
-    #[error("it lists neither segments nor versions")]
+    #[error("it lists neither segments nor variants")]
     Empty,
     #[error("it lists more than {MAX_SEGMENTS} segments")]
     TooMany,
 }
 
-/// Segments and versions of a playlist. A film of a day in segments of two seconds has 43200.
+/// Maximum number of segments or variants of a playlist. A recording of a day in segments of two seconds has 43200.
 const MAX_SEGMENTS: usize = 50_000;
 
-/// What segments of a playlist have in common until it says otherwise.
+/// State of the parser.
 #[derive(Default)]
 struct Reader {
     multivariant: Multivariant,
@@ -132,7 +132,7 @@ struct Reader {
     begins: bool,
     duration: Option<Duration>,
     range: Option<(u64, Option<u64>)>,
-    /// Where the last range of an address ended.
+    /// URI and end of the last byte range.
     range_end: Option<(String, u64)>,
     init: Option<Arc<Init>>,
     key: Option<Arc<Key>>,
@@ -140,7 +140,7 @@ struct Reader {
 }
 
 impl Playlist {
-    /// Reads a playlist.
+    /// Parses a playlist.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl Playlist {
     }
 }
 
-/// What is wrong with a tag.
+/// Why a tag is invalid or not supported.
 enum Problem {
     Value(&'static str),
     Encryption(String),
@@ -184,44 +184,47 @@ impl Reader {
         let number = |problem| value.trim().parse::<u64>().map_err(|_| Problem::Value(problem));
         match name {
             "-X-TARGETDURATION" => {
-                let seconds = seconds(value).ok_or(Problem::Value("EXT-X-TARGETDURATION is no number of seconds"))?;
+                let seconds =
+                    seconds(value).ok_or(Problem::Value("EXT-X-TARGETDURATION is not a number of seconds"))?;
                 self.media.target_duration = seconds;
             }
-            "-X-MEDIA-SEQUENCE" => self.sequence = number("EXT-X-MEDIA-SEQUENCE is no number")?,
+            "-X-MEDIA-SEQUENCE" => self.sequence = number("EXT-X-MEDIA-SEQUENCE is not a number")?,
             "-X-DISCONTINUITY-SEQUENCE" => {
-                self.discontinuity_sequence = Some(number("EXT-X-DISCONTINUITY-SEQUENCE is no number")?);
+                self.discontinuity_sequence = Some(number("EXT-X-DISCONTINUITY-SEQUENCE is not a number")?);
             }
             "-X-PLAYLIST-TYPE" => self.media.is_recorded = value.trim() == "VOD",
             "-X-ENDLIST" => self.media.has_ended = true,
             "-X-SERVER-CONTROL" => self.media.can_wait = attribute(value, "CAN-BLOCK-RELOAD").as_deref() == Some("YES"),
             "INF" => {
                 let text = value.split(',').next().unwrap_or_default();
-                self.duration = Some(seconds(text).ok_or(Problem::Value("EXTINF is no number of seconds"))?);
+                self.duration = Some(seconds(text).ok_or(Problem::Value("EXTINF is not a number of seconds"))?);
             }
-            "-X-BYTERANGE" => self.range = Some(range(value).ok_or(Problem::Value("EXT-X-BYTERANGE is no range"))?),
+            "-X-BYTERANGE" => {
+                self.range = Some(range(value).ok_or(Problem::Value("EXT-X-BYTERANGE is not a byte range"))?);
+            }
             "-X-DISCONTINUITY" => {
                 self.begins = true;
                 self.discontinuities = self.discontinuities.saturating_add(1);
             }
             "-X-GAP" => self.is_gap = true,
             "-X-MAP" => {
-                let init = init(value).ok_or(Problem::Value("EXT-X-MAP names no file"))?;
+                let init = init(value).ok_or(Problem::Value("EXT-X-MAP has no URI"))?;
                 self.init = Some(Arc::new(init));
             }
             "-X-KEY" => self.key = key(value)?.map(Arc::new),
             "-X-STREAM-INF" => self.variant = Some(variant(value)),
-            "-X-MEDIA" => self.sound(value),
+            "-X-MEDIA" => self.audio(value),
             _ => {}
         }
         Ok(())
     }
 
-    fn sound(&mut self, value: &str) {
+    fn audio(&mut self, value: &str) {
         if attribute(value, "TYPE").as_deref() == Some("AUDIO")
             && let Some(group) = attribute(value, "GROUP-ID")
-            && self.multivariant.sounds.len() < MAX_SEGMENTS
+            && self.multivariant.audio.len() < MAX_SEGMENTS
         {
-            self.multivariant.sounds.push(Sound {
+            self.multivariant.audio.push(AudioRendition {
                 group,
                 uri: attribute(value, "URI"),
                 is_default: attribute(value, "DEFAULT").as_deref() == Some("YES"),
@@ -236,7 +239,7 @@ impl Reader {
             return Ok(());
         }
         let Some(duration) = self.duration.take() else {
-            return Err("an address without EXTINF or EXT-X-STREAM-INF before it");
+            return Err("a URI without EXTINF or EXT-X-STREAM-INF before it");
         };
         let range = match self.range.take() {
             None => None,
@@ -247,7 +250,7 @@ impl Reader {
                     .filter(|(last, _)| last == uri)
                     .map(|(_, end)| end);
                 let begin = begin.or(follows).unwrap_or_default();
-                let end = begin.checked_add(length).ok_or("EXT-X-BYTERANGE is no range")?;
+                let end = begin.checked_add(length).ok_or("EXT-X-BYTERANGE is not a byte range")?;
                 self.range_end = Some((uri.to_owned(), end));
                 Some(ByteRange { begin, length })
             }
@@ -287,7 +290,7 @@ impl Reader {
     }
 }
 
-/// Seconds within reason: no segment lasts longer than an hour.
+/// Parses a duration of 0 to 3600 s.
 fn seconds(text: &str) -> Option<Duration> {
     let seconds: f64 = text.trim().parse().ok()?;
     (0.0..=3_600.0)
@@ -295,7 +298,7 @@ fn seconds(text: &str) -> Option<Duration> {
         .then(|| Duration::from_secs_f64(seconds))
 }
 
-/// `length[@begin]`.
+/// Parses `length[@begin]`.
 fn range(text: &str) -> Option<(u64, Option<u64>)> {
     match text.trim().split_once('@') {
         Some((length, begin)) => Some((length.parse().ok()?, Some(begin.parse().ok()?))),
@@ -320,7 +323,7 @@ fn init(value: &str) -> Option<Init> {
     })
 }
 
-/// RFC 8216 §4.3.2.4.
+/// Parses an EXT-X-KEY (RFC 8216 §4.3.2.4).
 fn key(value: &str) -> Result<Option<Key>, Problem> {
     let method = attribute(value, "METHOD").unwrap_or_default();
     let format = attribute(value, "KEYFORMAT");
@@ -330,14 +333,14 @@ fn key(value: &str) -> Result<Option<Key>, Problem> {
         "AES-128" => return Err(Problem::Encryption(format!("keys of {}", format.unwrap_or_default()))),
         other => return Err(Problem::Encryption(other.chars().take(40).collect())),
     }
-    let uri = attribute(value, "URI").ok_or(Problem::Value("EXT-X-KEY names no key"))?;
+    let uri = attribute(value, "URI").ok_or(Problem::Value("EXT-X-KEY has no URI"))?;
     let iv = match attribute(value, "IV") {
         None => None,
         Some(text) => {
             let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
             let iv = digits.and_then(|digits| u128::from_str_radix(digits, 16).ok());
             Some(
-                iv.ok_or(Problem::Value("the IV of EXT-X-KEY is no number of 128 bits"))?
+                iv.ok_or(Problem::Value("the IV of EXT-X-KEY is not a 128-bit number"))?
                     .to_be_bytes(),
             )
         }
@@ -358,7 +361,7 @@ fn variant(value: &str) -> Variant {
     }
 }
 
-/// The value of an attribute, without quotes (RFC 8216 §4.2).
+/// Returns the value of an attribute, without quotes (RFC 8216 §4.2).
 fn attribute(list: &str, name: &str) -> Option<String> {
     let mut rest = list;
     loop {

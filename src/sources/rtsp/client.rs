@@ -1,5 +1,4 @@
-//! One RTSP session with a camera, by the crate `retina`, which has no deadlines of its own: each wait for the camera has
-//! one here.
+//! One RTSP session with a camera, using the crate `retina`. It has no timeouts of its own, so each step has one here.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -25,42 +24,43 @@ use crate::media::{Codec, Format, Kind};
 use crate::pipeline::value::TargetHost;
 use crate::sources::frame_source::{Announced, Framing};
 
-/// A camera that plays.
+/// A playing session with a camera.
 pub(super) struct Client {
     media: Media,
-    /// The picture first.
+    /// Video first, if there is any.
     tracks: Vec<Track>,
     ntp: NtpClock,
-    /// Read, but not handed out yet.
+    /// Events that were read but not returned yet.
     ready: VecDeque<Event>,
     stream: StreamName,
 }
 
-/// Frames by retina, or packets that are put together here.
+/// Frames assembled by retina, or packets that are assembled by [`RawTrack`].
 enum Media {
     Frames(Box<Demuxed>),
     Packets(Box<Session<Playing>>),
 }
 
-/// A track that was set up.
+/// A track of the session.
 struct Track {
-    /// Its place in the description.
+    /// Index in the session description.
     index: usize,
     announced: Announced,
-    /// In Hz, by the description.
+    /// Clock rate of the session description, in Hz.
     rate: u32,
     parameter_sets: Vec<Bytes>,
     raw: RawTrack,
-    /// When its last frame came.
-    heard: Instant,
-    /// The log knows that it fell silent.
-    told: bool,
+    /// When the last frame arrived.
+    last_frame: Instant,
+    /// Its silence was logged.
+    silence_logged: bool,
 }
 
-/// What a camera says.
+/// A frame or a sender report of a camera.
 pub(super) enum Event {
     Frame(Frame),
-    /// What this track has at `time` was captured `at`, on the one clock of the camera (RFC 3550 §6.4.1).
+    /// The media of this track with timestamp `time` was captured `at`, on the clock that all tracks of the camera
+    /// share (RFC 3550 §6.4.1).
     Captured {
         kind: Kind,
         time: u64,
@@ -68,7 +68,7 @@ pub(super) enum Event {
     },
 }
 
-/// A frame that the camera sent.
+/// A frame of the camera.
 pub(super) struct Frame {
     pub(super) kind: Kind,
     /// In units of the clock rate of its codec.
@@ -77,30 +77,30 @@ pub(super) struct Frame {
     pub(super) received: std::time::Instant,
 }
 
-/// For the TCP connection alone: it is tried again soon, and a network that has come back is noticed then.
+/// Timeout of the TCP connection. It is short because the connection is retried soon.
 const CONNECT_LIMIT: Duration = Duration::from_millis(1_500);
 
-/// For DESCRIBE, for each SETUP, and for PLAY.
+/// Timeout of DESCRIBE, each SETUP, and PLAY.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Without a picture for so long, a camera is frozen: nothing else would tell, as its TCP connection stays, and its sound
-/// may go on.
+/// A camera without video for this long is considered frozen: its TCP connection may stay open and its audio may
+/// continue.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 
-/// How retina puts frames together.
+/// The frame format requested from retina.
 const FRAMES: FrameFormat = FrameFormat {
     h26x_framing: h26x::Framing::FourByteLength,
     parameter_set_insertion: ParameterSetInsertion::EachKeyFrame,
     aac_framing: aac::Framing::Raw,
 };
 
-/// Times of retina may be a little below zero.
+/// Offset added to timestamps, because those of retina may be slightly negative.
 const TIME_ORIGIN: i64 = 1 << 33;
 
 impl Client {
-    /// Connects, chooses the tracks, and has them played.
+    /// Connects, selects the tracks, and starts playing.
     pub(super) async fn connect(camera: &Camera, stream: &StreamName) -> Result<Self, CameraError> {
-        reach(camera).await?;
+        test_connection(camera).await?;
         let credentials = camera.credentials()?;
         let has_credentials = credentials.is_some();
         let options = SessionOptions::default()
@@ -108,8 +108,8 @@ impl Client {
             .session_group(camera.group.clone())
             .user_agent("millstream".to_owned());
         let describing = Session::describe(camera.url.clone(), camera.policies.session(options));
-        let mut session = within(Step::Describe, has_credentials, describing).await?;
-        let (tracks, by_packets) = choose(stream, &session);
+        let mut session = with_timeout(Step::Describe, has_credentials, describing).await?;
+        let (tracks, needs_packets) = choose(stream, &session);
         if tracks.is_empty() {
             return Err(CameraError::NoTracks);
         }
@@ -117,10 +117,10 @@ impl Client {
             let options = SetupOptions::default()
                 .transport(to_retina(camera.transport))
                 .frame_format(FRAMES);
-            within(Step::Setup, has_credentials, session.setup(track.index, options)).await?;
+            with_timeout(Step::Setup, has_credentials, session.setup(track.index, options)).await?;
         }
-        let playing = within(Step::Play, has_credentials, session.play(camera.policies.play())).await?;
-        let media = if by_packets {
+        let playing = with_timeout(Step::Play, has_credentials, session.play(camera.policies.play())).await?;
+        let media = if needs_packets {
             Media::Packets(Box::new(playing))
         } else {
             let demuxed = playing.demuxed();
@@ -137,12 +137,12 @@ impl Client {
         })
     }
 
-    /// What it plays.
+    /// Returns the tracks of the session.
     pub(super) fn tracks(&self) -> Vec<Announced> {
         self.tracks.iter().map(|track| track.announced).collect()
     }
 
-    /// Those of its description.
+    /// Returns the parameter sets of the session description.
     pub(super) fn parameter_sets(&self) -> Vec<Bytes> {
         self.tracks
             .iter()
@@ -150,7 +150,7 @@ impl Client {
             .collect()
     }
 
-    /// How NAL units stand in its frames.
+    /// Returns how NAL units are delimited in its frames.
     pub(super) fn framing(&self) -> Framing {
         match self.media {
             Media::Frames(_) => Framing::Lengths,
@@ -158,44 +158,44 @@ impl Client {
         }
     }
 
-    /// The next frame or report.
+    /// Waits for the next frame or sender report.
     pub(super) async fn next(&mut self) -> Result<Event, CameraError> {
         loop {
-            let deadline = self.watch()?;
+            let deadline = self.check_silence()?;
             if let Some(event) = self.ready.pop_front() {
                 if let Event::Frame(frame) = &event {
-                    self.on_packet_of(frame.kind);
+                    self.on_frame(frame.kind);
                 }
                 return Ok(event);
             }
-            // Elapsed is found by the next look.
+            // A timeout is handled by the next `check_silence`.
             if let Ok(read) = timeout_at(deadline, self.read()).await {
                 read?;
             }
         }
     }
 
-    fn on_packet_of(&mut self, kind: Kind) {
-        let heard = |track: &&mut Track| track.announced.codec.kind() == kind;
-        if let Some(track) = self.tracks.iter_mut().find(heard) {
-            (track.heard, track.told) = (Instant::now(), false);
+    fn on_frame(&mut self, kind: Kind) {
+        let is_of_kind = |track: &&mut Track| track.announced.codec.kind() == kind;
+        if let Some(track) = self.tracks.iter_mut().find(is_of_kind) {
+            (track.last_frame, track.silence_logged) = (Instant::now(), false);
         }
     }
 
-    /// Gives the camera up when its picture stays away (or its sound, where there is no picture). Sound that stays away
-    /// alone is told once: the picture is worth keeping. Returns when to look again.
-    fn watch(&mut self) -> Result<Instant, CameraError> {
+    /// Fails if no frame of the first track (video, or audio if there is no video) arrived within [`SILENCE_LIMIT`].
+    /// Missing audio beside video is only logged, once. Returns when to check again.
+    fn check_silence(&mut self) -> Result<Instant, CameraError> {
         let now = Instant::now();
         let mut deadline = now + SILENCE_LIMIT;
         for (index, track) in self.tracks.iter_mut().enumerate() {
-            let silent = now.duration_since(track.heard) >= SILENCE_LIMIT;
+            let silent = now.duration_since(track.last_frame) >= SILENCE_LIMIT;
             match (index, silent) {
                 (0, true) => return Err(CameraError::Silent),
-                (0, false) => deadline = track.heard + SILENCE_LIMIT,
-                (_, true) if !track.told => {
-                    track.told = true;
+                (0, false) => deadline = track.last_frame + SILENCE_LIMIT,
+                (_, true) if !track.silence_logged => {
+                    track.silence_logged = true;
                     let codec = track.announced.codec.name();
-                    warn!(stream = %self.stream, codec, "a track of the camera fell silent, the picture goes on");
+                    warn!(stream = %self.stream, codec, "camera stopped sending audio, video continues");
                 }
                 _ => {}
             }
@@ -281,7 +281,7 @@ impl Client {
 }
 
 impl Track {
-    /// A time of the description's clock on that of the codec.
+    /// Converts a timestamp from the clock rate of the session description to that of the codec.
     fn time(&self, time: i64) -> u64 {
         let time = time.saturating_add(TIME_ORIGIN).unsigned_abs();
         let rate = self.announced.codec.clock_rate();
@@ -298,8 +298,8 @@ fn received<T>(item: Option<Result<T, retina::Error>>) -> Result<T, CameraError>
         .map_err(|error| CameraError::of(Step::Receive, &error, true))
 }
 
-/// Tries the connection by itself: the errors of retina do not tell a wrong address from a camera that is off.
-async fn reach(camera: &Camera) -> Result<(), CameraError> {
+/// Tests the TCP connection, because retina's errors do not distinguish a wrong address from a camera that is off.
+async fn test_connection(camera: &Camera) -> Result<(), CameraError> {
     let port = camera.port();
     let connecting = async {
         match camera.host() {
@@ -309,15 +309,15 @@ async fn reach(camera: &Camera) -> Result<(), CameraError> {
     };
     match timeout(CONNECT_LIMIT, connecting).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(CameraError::Unreachable(format!(
-            "nothing listens on port {port} there"
-        ))),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Err(CameraError::Unreachable(format!("connection refused on port {port}")))
+        }
         Ok(Err(error)) => Err(CameraError::Unreachable(error.to_string())),
         Err(_) => Err(CameraError::Timeout(Step::Connect)),
     }
 }
 
-async fn within<T>(
+async fn with_timeout<T>(
     step: Step,
     has_credentials: bool,
     work: impl Future<Output = Result<T, retina::Error>>,
@@ -328,7 +328,8 @@ async fn within<T>(
     }
 }
 
-/// The best track of each kind, and whether they have to be read by packets: retina does not know Opus.
+/// Returns the best track of each kind, and whether packets must be read instead of frames, because retina cannot
+/// depacketize Opus.
 fn choose(name: &StreamName, session: &Session<Described>) -> (Vec<Track>, bool) {
     let known: Vec<(usize, &Stream, Announced)> = session
         .streams()
@@ -338,7 +339,7 @@ fn choose(name: &StreamName, session: &Session<Described>) -> (Vec<Track>, bool)
             Some(announced) => Some((index, stream, announced)),
             None => {
                 let (media, encoding) = (stream.media(), stream.encoding_name());
-                info!(stream = %name, media, encoding, "track of camera left out: it is not supported");
+                info!(stream = %name, media, encoding, "camera track ignored: codec not supported");
                 None
             }
         })
@@ -367,12 +368,12 @@ fn choose(name: &StreamName, session: &Session<Described>) -> (Vec<Track>, bool)
             rate: stream.clock_rate_hz(),
             parameter_sets: parameter_sets(stream, announced.codec),
             raw: RawTrack::new(announced.codec),
-            heard: Instant::now(),
-            told: false,
+            last_frame: Instant::now(),
+            silence_logged: false,
         })
         .collect();
-    let by_packets = tracks.iter().any(|track| track.announced.codec == Codec::Opus);
-    (tracks, by_packets)
+    let needs_packets = tracks.iter().any(|track| track.announced.codec == Codec::Opus);
+    (tracks, needs_packets)
 }
 
 fn announced(stream: &Stream) -> Option<Announced> {
@@ -392,7 +393,7 @@ fn announced(stream: &Stream) -> Option<Announced> {
     })
 }
 
-/// Parameter sets of the description. Retina puts them before the frames by itself; packets come without.
+/// Returns the parameter sets of the session description. Retina inserts them before frames, but not before packets.
 fn parameter_sets(stream: &Stream, codec: Codec) -> Vec<Bytes> {
     let Some(ParametersRef::Video(parameters)) = stream.parameters() else {
         return Vec::new();
@@ -406,7 +407,7 @@ fn parameter_sets(stream: &Stream, codec: Codec) -> Vec<Bytes> {
     .unwrap_or_default()
 }
 
-/// Parameter sets of an AVCDecoderConfigurationRecord (ISO/IEC 14496-15 §5.3.3.1).
+/// Returns the parameter sets of an AVCDecoderConfigurationRecord (ISO/IEC 14496-15 §5.3.3.1).
 fn avc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
     let mut sets = Vec::new();
     let mut at = 5;
@@ -417,7 +418,7 @@ fn avc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
     Some(sets)
 }
 
-/// Parameter sets of an HEVCDecoderConfigurationRecord (ISO/IEC 14496-15 §8.3.3.1).
+/// Returns the parameter sets of an HEVCDecoderConfigurationRecord (ISO/IEC 14496-15 §8.3.3.1).
 fn hevc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
     let mut sets = Vec::new();
     let mut at = 23;
@@ -428,7 +429,7 @@ fn hevc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
     Some(sets)
 }
 
-/// NAL units that stand behind their length in two bytes; the position behind them.
+/// Reads `count` NAL units, each after its length in two bytes. Returns the position after them.
 fn units(record: &Bytes, mut at: usize, count: u16, sets: &mut Vec<Bytes>) -> Option<usize> {
     for _ in 0..count {
         let length = usize::from(u16::from_be_bytes(*record.get(at..)?.first_chunk::<2>()?));

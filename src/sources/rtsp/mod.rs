@@ -1,8 +1,8 @@
-//! Cameras: RTSP servers (RFC 2326) that the gateway asks for their streams.
+//! RTSP client (RFC 2326) for cameras.
 //!
-//! [`play`] is one session with a camera; [`fetch`](super::fetch) brings it back when it has ended. Video is H.264,
-//! H.265 or Motion JPEG, audio is Opus, G.711 or AAC; what else a camera offers is left out, and the log says so. What
-//! this client cannot do (RTSPS, redirects, multicast, a jitter buffer) the pipeline `rtsp` can.
+//! [`play`] runs one session with a camera; [`fetch`](super::fetch) reconnects after it has ended. Video is H.264,
+//! H.265 or Motion JPEG, audio is Opus, G.711 or AAC. Other tracks are ignored and logged. The pipeline `rtsp` supports
+//! what this client does not: RTSPS, redirects, multicast and a jitter buffer.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ mod client;
 pub mod policies;
 mod raw;
 
-/// A camera.
+/// An RTSP camera.
 #[derive(Clone)]
 pub struct Camera {
     /// Without credentials.
@@ -36,36 +36,36 @@ pub struct Camera {
     username: Option<String>,
     password: Password,
     pub policies: Policies,
-    /// Networks that it may be in.
+    /// Networks that the camera may be in.
     pub allowed: Allowed,
-    /// Sessions that old cameras have not noticed the end of.
+    /// Tracks sessions that the camera may still consider open.
     group: Arc<SessionGroup>,
 }
 
-/// Where the password of a camera is.
+/// Where the password of a camera comes from.
 #[derive(Clone, Default)]
 pub enum Password {
     #[default]
     None,
     Given(String),
-    /// Read again for each session.
+    /// Read anew for each session.
     File(PathBuf),
 }
 
-/// Why an address is not one of a camera.
+/// Why a camera URL is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CameraUrlError {
-    #[error("an address of a camera is rtsp://host[:port]/path")]
+    #[error("is not a camera URL: expected rtsp://host[:port]/path")]
     NoUrl,
-    #[error("only rtsp:// is supported here; for rtsps:// use `pipeline = \"rtsp\"` with `params = {{ uri = ... }}`")]
+    #[error("is not an rtsp:// URL; for rtsps:// use `pipeline = \"rtsp\"` with `params = {{ uri = ... }}`")]
     Scheme,
-    #[error("the credentials in an address have to be UTF-8 behind their percent signs")]
+    #[error("has credentials that are not UTF-8 after percent-decoding")]
     Credentials,
     #[error(transparent)]
     Unescaped(#[from] Unescaped),
 }
 
-/// What the gateway waited for when a camera failed.
+/// The step of the session at which a camera failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Connect,
@@ -76,28 +76,28 @@ pub enum Step {
     Receive,
 }
 
-/// Why a camera is away.
+/// Why a session with a camera failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CameraError {
     #[error("the camera cannot be reached: {0}")]
     Unreachable(String),
     #[error("the camera did not answer in time ({0:?})")]
     Timeout(Step),
-    #[error("the camera refused the credentials")]
+    #[error("the camera rejected the credentials")]
     Credentials,
-    #[error("the camera wants credentials: set `username` and `password_file`")]
+    #[error("the camera requires credentials: set `username` and `password_file`")]
     NoCredentials,
     #[error("the password file cannot be read: {0}")]
     PasswordFile(String),
-    #[error("the camera knows no such path (404): check the address")]
+    #[error("the camera has no such path (404): check the URL")]
     NotFound,
-    #[error("the camera redirects to another address ({0}): set that one, or use the pipeline `rtsp`")]
+    #[error("the camera redirects to another URL ({0}): configure that URL, or use the pipeline `rtsp`")]
     Redirected(u16),
     #[error("{step:?}: {text}")]
     Failed { step: Step, text: String },
     #[error("the camera offers neither H.264, H.265 or JPEG nor Opus, G.711 or AAC")]
     NoTracks,
-    #[error("the camera sends no picture any more")]
+    #[error("the camera stopped sending video")]
     Silent,
     #[error("the camera ended the session")]
     Ended,
@@ -107,7 +107,7 @@ pub enum CameraError {
 const DEFAULT_PORT: u16 = 554;
 
 impl Camera {
-    /// Reads the address; credentials in it are moved out of it unless others are given.
+    /// Parses the URL. Credentials in it are removed from it, and used unless others are given.
     ///
     /// # Errors
     ///
@@ -167,8 +167,9 @@ impl Camera {
         Ok(Some(Credentials { username, password }))
     }
 
-    /// Waits until the password file holds another password than now, if there is one; looks every so often.
-    pub(super) async fn until_other_password(&self, poll: Duration) {
+    /// Waits until the content of the password file changes, checking it at the interval `poll`. Never returns without
+    /// a password file.
+    pub(super) async fn until_password_changes(&self, poll: Duration) {
         let Password::File(path) = &self.password else {
             return std::future::pending().await;
         };
@@ -185,13 +186,13 @@ fn read_password(path: &Path) -> Result<String, CameraError> {
 }
 
 impl std::fmt::Debug for Camera {
-    /// The path of an address may hold a password too: of the address only the host is shown.
+    /// Shows only the host, because the path may contain a password too.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Camera(at {})", self.url.host_str().unwrap_or_default())
     }
 }
 
-/// RFC 3986 §2.1.
+/// Decodes percent-encoding (RFC 3986 §2.1).
 fn decoded(text: &str) -> Result<String, CameraUrlError> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -217,7 +218,7 @@ fn to_retina(transport: Transport) -> retina::client::Transport {
 }
 
 impl CameraError {
-    /// The first line only: what follows names the connection, which is another one each time.
+    /// Keeps only the first line of retina's error: the rest describes the connection and differs each time.
     fn of(step: Step, error: &retina::Error, has_credentials: bool) -> Self {
         match error.status_code() {
             Some(401) if has_credentials => Self::Credentials,
@@ -232,7 +233,7 @@ impl CameraError {
     }
 }
 
-/// One session with the camera, until it fails; `live` is called when its stream gets frames.
+/// Runs one session with the camera until it fails. `live` is called once the stream receives frames.
 pub async fn play<P: FanOut>(
     camera: &Camera,
     stream: &StreamName,
@@ -270,7 +271,7 @@ pub async fn play<P: FanOut>(
             Kind::Audio => feed.take_audio(frame.received, frame.time, &frame.bytes),
         };
         if let Err(error) = taken {
-            debug!(%stream, %error, "frame of camera dropped");
+            debug!(%stream, %error, "camera frame dropped");
         }
         if !plane.feed(feed) {
             return FetchError::Displaced;
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_are_none_are_refused() {
+    fn invalid_urls_are_refused() {
         assert_eq!(camera("10.0.0.7/ch1").err(), Some(CameraUrlError::NoUrl));
         assert_eq!(camera("rtsps://10.0.0.7/ch1").err(), Some(CameraUrlError::Scheme));
         assert_eq!(camera("rtsp://%ff@10.0.0.7/").err(), Some(CameraUrlError::Credentials));

@@ -1,4 +1,4 @@
-//! What to do about cameras that keep the standard in their own way. Defaults suit nearly all.
+//! Policies for cameras that deviate from the standard. The defaults work for nearly all cameras.
 
 use std::num::NonZeroU32;
 use std::str::FromStr;
@@ -20,42 +20,42 @@ pub struct Policies {
     max_timestamp_jump: Option<NonZeroU32>,
 }
 
-/// Keys of the configuration, and what each may be. They stand below `quirks`.
+/// Configuration keys below `quirks`, and the values that each accepts.
 pub const KEYS: [(&str, &str); 7] = [
     (
         "initial_timestamp",
-        "\"permissive\" (default), \"require\" or \"ignore\": the RTP times in the answer to PLAY",
+        "\"permissive\" (default), \"require\" or \"ignore\": the RTP timestamps in the response to PLAY",
     ),
     (
         "initial_seq",
-        "\"default\", \"respect\" or \"ignore\": the sequence numbers in the answer to PLAY",
+        "\"default\", \"respect\" or \"ignore\": the sequence numbers in the response to PLAY",
     ),
     (
         "unknown_rtcp_ssrc",
-        "\"drop-packets\" (default), \"process-packets\" or \"abort-session\": RTCP of a source that nobody announced",
+        "\"drop-packets\" (default), \"process-packets\" or \"abort-session\": RTCP of an unannounced SSRC",
     ),
     (
         "unassigned_data",
-        "\"auto\" (default), \"ignore\" or \"error\": data in the connection that belongs to no track",
+        "\"auto\" (default), \"ignore\" or \"error\": interleaved data that belongs to no track",
     ),
     (
         "session_id",
-        "\"require-match\" (default) or \"use-first\": a session that changes its name between tracks",
+        "\"require-match\" (default) or \"use-first\": a session id that changes between tracks",
     ),
     (
         "teardown",
-        "\"auto\" (default), \"always\" or \"never\": whether the camera is told of the end",
+        "\"auto\" (default), \"always\" or \"never\": whether TEARDOWN is sent at the end of the session",
     ),
     (
         "max_timestamp_jump",
-        "a number of seconds from 1 to 3600: a larger jump of the RTP times ends the session",
+        "a number of seconds from 1 to 3600: a larger jump of the RTP timestamps ends the session",
     ),
 ];
 
 impl Default for Policies {
     fn default() -> Self {
         Self {
-            // Many cameras leave out the RTP times that retina's own default insists on.
+            // Many cameras omit the RTP timestamps that retina requires by default.
             initial_timestamp: InitialTimestampPolicy::Permissive,
             initial_seq: InitialSequenceNumberPolicy::Default,
             unknown_rtcp_ssrc: UnknownRtcpSsrcPolicy::Default,
@@ -68,7 +68,7 @@ impl Default for Policies {
 }
 
 impl Policies {
-    /// Sets the policy of a key; `None` for a key or value that is none.
+    /// Sets the policy of a key. Returns `None` for an unknown key or an invalid value.
     pub fn set(&mut self, key: &str, value: &toml::Value) -> Option<()> {
         fn read<T: FromStr>(value: &toml::Value) -> Option<T> {
             value.as_str()?.parse().ok()
@@ -116,9 +116,9 @@ mod tests {
     fn every_key_takes_each_of_its_values_and_nothing_else() {
         for (key, allowed) in KEYS {
             let mut policies = Policies::default();
-            let words: Vec<&str> = allowed.split('"').skip(1).step_by(2).collect();
-            for word in &words {
-                assert_eq!(policies.set(key, &(*word).into()), Some(()), "{key} = {word}");
+            let values: Vec<&str> = allowed.split('"').skip(1).step_by(2).collect();
+            for value in &values {
+                assert_eq!(policies.set(key, &(*value).into()), Some(()), "{key} = {value}");
             }
             for wrong in [
                 toml::Value::from("sometimes"),

@@ -1,5 +1,5 @@
-//! Frames from the RTP packets of a camera, for codecs that retina does not put together (Opus), and for the video beside
-//! them: retina hands out either packets or frames of a session, not both.
+//! Assembles frames from the RTP packets of a camera that sends Opus, which retina cannot depacketize. The video of
+//! such a camera is assembled here too, because retina returns either packets or frames of a session, not both.
 
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ impl RawTrack {
         }
     }
 
-    /// Takes the next packet, with its time on the clock of the codec; complete frames are appended.
+    /// Processes the next packet; `time` is in units of the codec's clock rate. Appends complete frames to `out`.
     pub(super) fn take(&mut self, packet: ReceivedPacket, time: u64, received: Instant, out: &mut Vec<Frame>) {
         self.seq += 1 + u64::from(packet.loss());
         let marker = packet.mark();
@@ -37,7 +37,7 @@ impl RawTrack {
         if payload.is_empty() {
             return;
         }
-        // Times of the inspector stand for frames: their lowest bits are enough.
+        // The inspector only compares timestamps of frames: the low 32 bits are enough.
         let inspection = self.inspector.inspect(time as u32, &payload);
         let key_frame = self.codec.kind() == Kind::Video && inspection.key_frame;
         let missing = inspection.insert.into_iter().map(|payload| (payload, false));

@@ -1,4 +1,4 @@
-//! Playlists as origins write them, as `hls_m3u8` writes them, and as nobody should.
+//! Playlists as origins write them, as `hls_m3u8` writes them, and malformed ones.
 
 use hls_m3u8::MasterPlaylist;
 use hls_m3u8::tags::{ExtXMedia, VariantStream};
@@ -61,7 +61,7 @@ fn what_hls_m3u8_writes_is_read() {
     let variant = VariantStream::ExtXStreamInf {
         uri: "720.m3u8".into(),
         frame_rate: None,
-        audio: Some("sound".into()),
+        audio: Some("audio".into()),
         subtitles: None,
         closed_captions: None,
         stream_data: StreamData::builder()
@@ -71,49 +71,49 @@ fn what_hls_m3u8_writes_is_read() {
             .build()
             .expect("complete"),
     };
-    let sound = ExtXMedia::builder()
+    let audio = ExtXMedia::builder()
         .media_type(MediaType::Audio)
-        .group_id("sound")
+        .group_id("audio")
         .name("English, stereo")
-        .uri("sound.m3u8")
+        .uri("audio.m3u8")
         .is_default(true)
         .is_autoselect(true)
         .build()
         .expect("complete");
     let written = MasterPlaylist::builder()
-        .media(vec![sound])
+        .media(vec![audio])
         .variant_streams(vec![variant])
         .build()
-        .expect("sound")
+        .expect("audio")
         .to_string();
-    let Ok(Playlist::Multivariant(versions)) = Playlist::parse(&written) else {
+    let Ok(Playlist::Multivariant(multivariant)) = Playlist::parse(&written) else {
         panic!("{written}")
     };
     assert_eq!(
-        versions.variants,
+        multivariant.variants,
         [Variant {
             uri: "720.m3u8".to_owned(),
             bandwidth: 1_500_000,
             height: Some(720),
             codecs: Some("avc1.64001f,mp4a.40.2".to_owned()),
-            audio: Some("sound".to_owned()),
+            audio: Some("audio".to_owned()),
         }]
     );
     assert_eq!(
-        versions.sounds,
-        [Sound {
-            group: "sound".to_owned(),
-            uri: Some("sound.m3u8".to_owned()),
+        multivariant.audio,
+        [AudioRendition {
+            group: "audio".to_owned(),
+            uri: Some("audio.m3u8".to_owned()),
             is_default: true,
         }]
     );
 }
 
 #[test]
-fn what_is_no_playlist_says_where() {
+fn errors_name_the_invalid_line() {
     let line = |text: &str| Playlist::parse(text).expect_err("refused").to_string();
     assert!(line("<html>").contains("#EXTM3U"));
-    assert!(line("#EXTM3U\n").contains("neither segments nor versions"));
+    assert!(line("#EXTM3U\n").contains("neither segments nor variants"));
     assert!(line("#EXTM3U\n#EXT-X-TARGETDURATION:-1\n").contains("line 2"));
     assert!(line("#EXTM3U\n#EXTINF:1e9,\na\n").contains("EXTINF"));
     assert!(line("#EXTM3U\na.ts\n").contains("line 2"));
@@ -128,7 +128,7 @@ fn what_is_no_playlist_says_where() {
 }
 
 #[test]
-fn nothing_that_is_cut_or_changed_is_a_panic() {
+fn truncated_and_mutated_playlists_do_not_panic() {
     let text = "#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXT-X-MEDIA-SEQUENCE:7\n#EXT-X-MAP:URI=\"i\",BYTERANGE=\"7@0\"\n\
                 #EXT-X-KEY:METHOD=AES-128,URI=\"k\",IV=0x01\n#EXTINF:6,\n#EXT-X-BYTERANGE:1@2\na\n#EXT-X-DISCONTINUITY\n#EXTINF:6,\nb\n";
     let odd = [
