@@ -118,7 +118,7 @@ impl Hook {
                 let grant = Grant {
                     expires,
                     fixed: None,
-                    by_token: ask.token.is_some(),
+                    by_token: access.token.is_some(),
                 };
                 self.remember(question, grant);
                 Ok(grant)
