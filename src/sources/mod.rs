@@ -5,5 +5,6 @@ pub mod frame_source;
 pub mod hls;
 mod incoming;
 pub mod layers;
+mod requests;
 pub mod rtsp;
 pub mod whip;

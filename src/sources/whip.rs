@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::encoding::{Change, Encoding};
 use super::incoming::Incoming;
 use super::layers::Layers;
+use super::requests::Requests;
 use crate::hub::Hub;
 use crate::hub::intake::ReceivedPacket;
 use crate::hub::name::StreamName;
@@ -39,14 +40,6 @@ pub struct Publisher {
     layers: Layers,
     /// When the transport came up, until media comes or its absence was told.
     silent_since: Option<Instant>,
-}
-
-/// Whether the publisher answers requests for key frames. A key frame that came by itself may look like an answer, so
-/// one is not enough.
-#[derive(Debug, Default)]
-struct Requests {
-    asked: Option<Instant>,
-    answered: u8,
 }
 
 /// What an SSRC is.
@@ -491,31 +484,6 @@ impl Publisher {
             .chain(remb)
             .chain([self.feedback.next_report])
             .min()
-    }
-}
-
-impl Requests {
-    /// An encoder that is asked sends a key frame within this time.
-    const TIME: Duration = Duration::from_millis(500);
-
-    /// So many answers in a row are no accident.
-    const ENOUGH: u8 = 3;
-
-    fn on_request(&mut self, now: Instant) {
-        if self.asked.replace(now).is_some() {
-            self.answered = 0;
-        }
-    }
-
-    fn on_key_frame(&mut self, now: Instant) {
-        if let Some(asked) = self.asked.take() {
-            let in_time = now.duration_since(asked) <= Self::TIME;
-            self.answered = if in_time { self.answered.saturating_add(1) } else { 0 };
-        }
-    }
-
-    fn are_answered(&self) -> bool {
-        self.answered >= Self::ENOUGH
     }
 }
 
