@@ -1,6 +1,6 @@
 // One WebRTC session over HTTP, as WHIP (RFC 9725) and WHEP share it: POST an offer, apply the answer, watch the
 // connection, DELETE at the end, and begin again by itself when it breaks. What is sent or received is the subclasses'
-// business (`whip.js`, `player.js`).
+// business (`whip.js`, `whep.js`).
 //
 // The gateway puts all its candidates into the answer and learns ours from our connectivity checks (ICE-lite), so the
 // offer leaves at once: no waiting for candidates, no trickle. Gathering begins when the answer has named the STUN and

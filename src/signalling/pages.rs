@@ -50,6 +50,7 @@ const FILES: &[File] = &[
     file!("style.css", STYLE),
     file!("transport.js", SCRIPT),
     file!("watch.js", SCRIPT),
+    file!("whep.js", SCRIPT),
     file!("whip.js", SCRIPT),
 ];
 
