@@ -173,11 +173,13 @@ const RETIRED: [(&str, &str); 14] = [
 ];
 
 /// Names from outside, and names that stay readable for one version.
-const KEPT: [&str; 5] = [
+const KEPT: [&str; 7] = [
     "RepairedRid",
+    "repaired_rid",
     "repaired-rtp-stream-id",
     "millstream_repair_viewers",
     "\"repair\"",
+    "\"repairs\"",
     "pipelines.repair",
 ];
 

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::hub::Hub;
 use crate::hub::name::StreamName;
 use crate::hub::stream::{ShardIndex, StreamState};
+use crate::media::transcode::TranscodeTarget;
 use crate::media::{Format, Kind};
 use crate::sources::fetch::directory::{Directory, Entry};
 
@@ -30,7 +31,10 @@ pub struct Stream {
     pub video: Option<Video>,
     pub audio: Option<Audio>,
     /// Running transcodes.
-    pub can_transcode: Vec<TranscodeTarget>,
+    pub transcodes: Vec<Transcode>,
+    /// Deprecated: the same as `transcodes`.
+    #[serde(rename = "repairs")]
+    pub transcodes_by_old_name: Vec<Transcode>,
     /// Simulcast layers that viewers may select, best first.
     pub layers: Vec<Layer>,
     /// Recommendations for the user.
@@ -99,7 +103,7 @@ pub struct Audio {
 
 /// A running transcode.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct TranscodeTarget {
+pub struct Transcode {
     /// Output codec: `h264` or `opus`.
     pub to: &'static str,
     pub viewers: usize,
@@ -128,10 +132,12 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&S
     if stream.is_none() && entry.is_none() {
         return None;
     }
+    let transcodes = transcodes(name, hub);
     let mut shown = Stream {
         name: name.to_string(),
         source: entry.map(|entry| source(&entry)),
-        can_transcode: can_transcode(name, hub),
+        transcodes_by_old_name: transcodes.clone(),
+        transcodes,
         hls_viewers: by_hls(name),
         ..Stream::default()
     };
@@ -252,18 +258,18 @@ fn audio(state: &StreamState) -> Option<Audio> {
     })
 }
 
-fn can_transcode(name: &StreamName, hub: &Hub) -> Vec<TranscodeTarget> {
-    let all = crate::media::transcode::TranscodeTarget::ALL.into_iter();
-    all.filter_map(|transcode| {
-        let stream = hub.find(&name.transcoded(transcode))?;
+fn transcodes(name: &StreamName, hub: &Hub) -> Vec<Transcode> {
+    let targets = TranscodeTarget::ALL.into_iter();
+    let running = targets.filter_map(|target| {
+        let stream = hub.find(&name.transcoded(target))?;
         let state = stream.lock();
-        Some(TranscodeTarget {
-            to: transcode.label(),
+        Some(Transcode {
+            to: target.label(),
             viewers: state.viewers(),
             live: state.source().is_some(),
         })
-    })
-    .collect()
+    });
+    running.collect()
 }
 
 #[expect(clippy::disallowed_methods, reason = "the moment of the request")]

@@ -69,7 +69,7 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
     let shown = streams::one(&name(), hub, gateway.fetched(), |_| 0).expect("it is there");
     assert_eq!(
         shown
-            .can_transcode
+            .transcodes
             .iter()
             .map(|transcode| (transcode.to, transcode.viewers, transcode.live))
             .collect::<Vec<_>>(),

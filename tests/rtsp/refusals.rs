@@ -88,7 +88,7 @@ async fn each_refusal_says_what_to_do() {
     let (locked, ..) = refusing("401 Unauthorized").await;
     for (port, wanted) in [
         (closed, format!("connection refused on port {closed}")),
-        (moved, "the camera redirects to another address".to_owned()),
+        (moved, "the camera redirects to another URL".to_owned()),
         (locked, "the camera requires credentials: set `username`".to_owned()),
     ] {
         let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{port}/cam\"")).await;

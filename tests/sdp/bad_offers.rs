@@ -40,7 +40,10 @@ fn b01_b05_bodies_that_are_no_offer() {
     assert_eq!(parse(b" \r\n").code(), "offer_missing");
     let json = parse(br#"{"type":"offer","sdp":"v=0\r\n"}"#);
     assert_eq!((json.status(), json.code()), (400, "offer_is_json"));
-    assert!(json.to_string().contains("looks like JSON, send raw SDP"), "{json}");
+    assert!(
+        json.to_string().contains("looks like JSON: send only the raw SDP"),
+        "{json}"
+    );
     assert_eq!((parse(b"hello").status(), parse(b"hello").code()), (400, "bad_syntax"));
 }
 
