@@ -98,11 +98,10 @@ async fn takes_key_frame_requests(gateway: &millstream::Gateway, stream: &str) -
     let asked = plays(gateway, stream).await;
     let later = |seen: Option<crate::Seen>| seen.is_some_and(|seen| seen.video > asked.video + 30);
     until(gateway, stream, "plays on", later).await;
-    let takes = stream_
+    stream_
         .lock()
         .source()
-        .is_some_and(|source| source.takes_key_frame_requests);
-    takes
+        .is_some_and(|source| source.takes_key_frame_requests)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
