@@ -19,6 +19,7 @@ use axum::middleware;
 use axum::routing::{any, get};
 use tokio::sync::Semaphore;
 
+mod activity;
 pub mod alternate;
 pub mod auth;
 pub mod body;

@@ -1,5 +1,6 @@
 //! The HTTP server: a listener, and a task for each connection with its deadlines and limits.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -14,7 +16,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -22,6 +24,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
+use super::activity::{Activity, StreamBody};
 use super::limits::ConnectionLimit;
 use super::tls::{self, Certificate};
 use super::write_timeout::{self, WriteTimeout};
@@ -33,6 +36,10 @@ const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Requests at the same time on one connection of HTTP/2. Players wait for playlists and parts of some renditions.
 const MAX_STREAMS: u32 = 64;
+/// A connection of HTTP/2 without a stream is closed after so long. A player of LL-HLS always has one.
+const IDLE: Duration = Duration::from_secs(10);
+/// Time for a client of HTTP/2 to answer to our goodbye (RFC 9113 §6.8).
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Between two pings to a client of HTTP/2 that is silent; one that does not answer is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Pause after an accept that failed: the process may be out of file descriptors.
@@ -180,25 +187,10 @@ async fn handle_tls(
     };
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let io = TokioIo::new(stream);
-    let service = service(router, peer);
     let result = if is_h2 {
-        let mut connection = pin!(
-            http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(MAX_STREAMS)
-                .max_header_list_size(MAX_HEADER_BYTES as u32)
-                .keep_alive_interval(Some(KEEP_ALIVE))
-                .serve_connection(io, service)
-        );
-        tokio::select! {
-            result = connection.as_mut() => result,
-            _ = stop.changed() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        }
+        serve_http2(io, router, peer, stop).await
     } else {
-        let mut connection = pin!(http1().serve_connection(io, service));
+        let mut connection = pin!(http1().serve_connection(io, service(router, peer)));
         tokio::select! {
             result = connection.as_mut() => result,
             _ = stop.changed() => {
@@ -209,6 +201,42 @@ async fn handle_tls(
     };
     if let Err(error) = result {
         debug!(%peer, %error, "a connection broke");
+    }
+}
+
+/// HTTP/2, which has no deadline of its own for the preface and the first request of a client.
+async fn serve_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    io: TokioIo<S>,
+    router: Router,
+    peer: SocketAddr,
+    mut stop: watch::Receiver<bool>,
+) -> hyper::Result<()> {
+    let (activity, service) = (Activity::default(), service(router, peer));
+    let streams = activity.clone();
+    let service = service_fn(move |request| {
+        let (stream, response) = (streams.begin(), service.call(request));
+        async move {
+            let response = response.await?;
+            Ok::<_, Infallible>(response.map(|body| Body::new(StreamBody::new(body, stream))))
+        }
+    });
+    let mut connection = pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADER_BYTES as u32)
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .serve_connection(io, service)
+    );
+    tokio::select! {
+        result = connection.as_mut() => return result,
+        () = activity.idle(HEADER_DEADLINE, IDLE) => debug!(%peer, "nothing is asked for"),
+        _ = stop.changed() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        result = connection.as_mut() => result,
+        () = activity.idle(GOODBYE, GOODBYE) => Ok(()),
     }
 }
 
@@ -231,7 +259,7 @@ fn service(
 ) -> impl hyper::service::Service<
     Request<Incoming>,
     Response = axum::response::Response,
-    Error = std::convert::Infallible,
+    Error = Infallible,
     Future: Send + Unpin + 'static,
 > + Clone {
     let router = TowerToHyperService::new(router);

@@ -5,6 +5,7 @@ mod client;
 mod connections;
 mod extensions;
 mod floods;
+mod http2;
 mod leftovers;
 mod media_by_tcp;
 mod offers;

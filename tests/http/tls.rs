@@ -10,21 +10,22 @@ use tokio::net::TcpStream;
 
 use crate::client::{OBS, PUBLISH, from_text};
 
-struct Folder(PathBuf);
+/// A folder with a certificate, which is removed when this is dropped.
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("millstream-tls-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder");
         Self(path)
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("text").to_owned()
     }
 
     /// A certificate of this name and its key.
-    fn certificate(&self, common_name: &str) {
+    pub fn certificate(&self, common_name: &str) {
         let done = Command::new("openssl")
             .args([
                 "req",
@@ -43,7 +44,7 @@ impl Folder {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
-    fn config(&self) -> String {
+    pub fn config(&self) -> String {
         format!(
             "[http]\ntls_certificate = \"{}\"\ntls_key = \"{}\"\n",
             self.path("cert.pem"),
