@@ -11,7 +11,7 @@ use rtc_shared::TransportProtocol;
 use rtc_srtp::config::{Config, LABEL_EXTRACTOR_DTLS_SRTP, SessionKeys};
 use rtc_srtp::protection_profile::ProtectionProfile;
 
-use super::guard::{DropReason, Drops, Guard, MAX_MESSAGE, fragments, is_plain_handshake};
+use super::guard::{self, DropReason, Drops, Guard, MAX_MESSAGE, fragments, is_plain_handshake};
 use super::identity::{Identity, fingerprint_of};
 use super::srtp::Profile;
 use crate::sdp::plan::{DtlsRole, Fingerprint};
@@ -26,6 +26,8 @@ pub struct Dtls {
     /// Deadline of the whole handshake, counted from its first record.
     deadline: Option<Instant>,
     retransmission: Retransmission,
+    /// Whether the peer's ChangeCipherSpec was read.
+    has_changed_cipher: bool,
 }
 
 /// Retransmission of our flight, and the fragments that the peer has sent so far.
@@ -44,6 +46,9 @@ struct Retransmission {
 enum State {
     /// The ClientHello is still incomplete; the protection profiles that it offers decide our configuration.
     ClientHello(Box<ClientHello>),
+    /// We are the client and the ServerHello has not arrived yet. Holds the datagrams that overtook it: the stack accepts
+    /// the rest of the server's flight in any order, but fails the handshake if it does not see the ServerHello first.
+    ServerHello(Vec<Vec<u8>>),
     Handshake,
     Established,
     Closed,
@@ -96,6 +101,29 @@ const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 const CLIENT_HELLO: u8 = 1;
+const SERVER_HELLO: u8 = 2;
+const HELLO_VERIFY_REQUEST: u8 = 3;
+
+const CHANGE_CIPHER_SPEC: u8 = 20;
+const HANDSHAKE: u8 = 22;
+
+/// A ChangeCipherSpec record of DTLS 1.2 (RFC 6347 §4.1, RFC 5246 §7.1), with a sequence number that no peer reaches.
+const LOST_CHANGE_CIPHER_SPEC: [u8; 14] = [
+    CHANGE_CIPHER_SPEC,
+    0xfe,
+    0xfd,
+    0,
+    0,
+    0,
+    0,
+    0xff,
+    0xff,
+    0xff,
+    0xff,
+    0,
+    1,
+    1,
+];
 
 /// Wait before the first retransmission of a flight; doubled after each one.
 const FLIGHT_INTERVAL: Duration = Duration::from_millis(200);
@@ -117,7 +145,7 @@ impl Dtls {
     pub fn new(identity: Arc<Identity>, role: DtlsRole) -> Self {
         let state = match role {
             DtlsRole::Server => State::ClientHello(Box::default()),
-            DtlsRole::Client => State::Handshake,
+            DtlsRole::Client => State::ServerHello(Vec::new()),
         };
         let endpoint = Endpoint::new(PEER, TransportProtocol::UDP, None);
         Self {
@@ -128,6 +156,7 @@ impl Dtls {
             state,
             deadline: None,
             retransmission: Retransmission::default(),
+            has_changed_cipher: false,
         }
     }
 
@@ -179,6 +208,18 @@ impl Dtls {
                     buffered
                 }
             },
+            State::ServerHello(buffered) => {
+                let begins = |kind| matches!(kind, SERVER_HELLO | HELLO_VERIFY_REQUEST);
+                if is_plain_handshake(&records) && !fragments(&records).iter().any(|f| begins(f.kind)) {
+                    if buffered.len() < MAX_BUFFERED {
+                        buffered.push(records);
+                    }
+                    return Ok(Progress::Nothing);
+                }
+                let buffered = std::mem::take(buffered);
+                self.state = State::Handshake;
+                std::iter::once(records).chain(buffered).collect()
+            }
             State::Handshake | State::Established | State::Closed => vec![records],
         };
         for datagram in ready {
@@ -197,8 +238,13 @@ impl Dtls {
             }
             return Ok(Progress::Nothing);
         }
+        let mut datagram = BytesMut::new();
+        if self.misses_change_cipher(records) {
+            datagram.extend_from_slice(&LOST_CHANGE_CIPHER_SPEC);
+        }
+        datagram.extend_from_slice(records);
         let before = self.endpoint.poll_timeout(&PEER);
-        let result = self.endpoint.read(now, PEER, None, BytesMut::from(records));
+        let result = self.endpoint.read(now, PEER, None, datagram);
         let after = self.endpoint.poll_timeout(&PEER);
         if after.is_some() && after != before {
             self.retransmission.sent = Some(now);
@@ -233,7 +279,22 @@ impl Dtls {
         Ok(Progress::Nothing)
     }
 
-    /// Exports the keys, if the certificate matches a signalled fingerprint (RFC 8827 §6.5).
+    /// Returns whether the server's Finished has arrived without its ChangeCipherSpec, which was lost or overtaken.
+    ///
+    /// FFmpeg 9.0.2 sends ChangeCipherSpec in a datagram of its own and never retransmits its last flight. The record is
+    /// not authenticated and carries no information beyond the epoch of the records that follow it, so it can be supplied.
+    fn misses_change_cipher(&mut self, records: &[u8]) -> bool {
+        if self.role != DtlsRole::Client || !matches!(self.state, State::Handshake) {
+            return false;
+        }
+        let kinds = guard::kinds(records);
+        let changes = kinds.iter().any(|(content, _)| *content == CHANGE_CIPHER_SPEC);
+        let is_missed = !changes && !self.has_changed_cipher && kinds.contains(&(HANDSHAKE, 1));
+        self.has_changed_cipher |= changes || is_missed;
+        is_missed
+    }
+
+    /// The certificate has to match a signalled fingerprint before a key is used (RFC 8827 §6.5).
     fn verify(&self, fingerprints: &[Fingerprint]) -> Result<Keys, DtlsError> {
         let state = self
             .endpoint
@@ -337,7 +398,10 @@ impl Dtls {
     }
 
     fn is_handshaking(&self) -> bool {
-        matches!(self.state, State::ClientHello(_) | State::Handshake)
+        matches!(
+            self.state,
+            State::ClientHello(_) | State::ServerHello(_) | State::Handshake
+        )
     }
 }
 

@@ -289,6 +289,18 @@ pub fn is_plain_handshake(datagram: &[u8]) -> bool {
     true
 }
 
+/// Returns the content type and the epoch of each record of a datagram (RFC 6347 §4.1).
+pub fn kinds(datagram: &[u8]) -> Vec<(u8, u16)> {
+    let mut kinds = Vec::new();
+    let mut rest = datagram;
+    while let Some((header, after)) = rest.split_first_chunk::<RECORD_HEADER>() {
+        kinds.push((header[0], u16::from_be_bytes([header[3], header[4]])));
+        let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
+        rest = after.get(length..).unwrap_or_default();
+    }
+    kinds
+}
+
 /// Returns the fragments of the clear-text handshake records of a datagram.
 pub fn fragments(datagram: &[u8]) -> Vec<Fragment<'_>> {
     let mut found = Vec::new();

@@ -135,6 +135,50 @@ fn handshakes_complete_at_twenty_percent_loss() {
     }
 }
 
+/// GnuTLS, which FFmpeg of Debian is built with, sends each record by itself: any of them may be lost or overtaken.
+#[test]
+fn a_server_that_sends_each_record_by_itself_connects_at_ten_percent_loss() {
+    for seed in 0..60 {
+        let mut world = World::new(Setup {
+            role: DtlsRole::Server,
+            profiles: Profiles::CmOnly,
+            ice: IceStyle::FFMPEG,
+            link: LinkConfig {
+                loss: 0.1,
+                delay: Duration::from_millis(20),
+                jitter: Duration::from_millis(5),
+                reorder: true,
+                duplicate: 0.0,
+            },
+            seed,
+            ..Setup::default()
+        });
+        world.one_record_each = true;
+        while !world.both_connected() && world.reason().is_none() {
+            world.run(Duration::from_millis(50));
+        }
+        assert!(world.both_connected(), "seed {seed}: {:?}", world.events);
+    }
+}
+
+/// FFmpeg 9.0.2 never sends the end of its handshake again.
+#[test]
+fn a_change_cipher_spec_that_is_lost_is_not_missed() {
+    let mut world = World::new(Setup {
+        role: DtlsRole::Server,
+        profiles: Profiles::CmOnly,
+        ice: IceStyle::FFMPEG,
+        ..Setup::default()
+    });
+    world.one_record_each = true;
+    world.lost_content = Some(20);
+    world.run(SECOND);
+    assert!(world.both_connected(), "{:?}", world.events);
+    world.send_rtp(1);
+    world.run(SECOND);
+    assert_eq!(world.rtp(), [rtp(1)]);
+}
+
 /// A phone on a train.
 #[test]
 fn a_handshake_survives_an_outage_of_three_seconds_at_any_point() {

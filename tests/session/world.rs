@@ -60,6 +60,10 @@ pub struct World {
     pub down: LossyLink,
     pub events: Vec<Event>,
     pub peer_events: Vec<PeerEvent>,
+    /// The peer sends each record of its handshake in a datagram of its own, as GnuTLS does.
+    pub one_record_each: bool,
+    /// Content type of records of the peer that are all lost; only with `one_record_each`.
+    pub lost_content: Option<u8>,
     /// Every datagram that one of both sent, with its receiver.
     pub wire: Vec<(SocketAddr, Bytes)>,
     rng: StdRng,
@@ -108,6 +112,8 @@ impl World {
             down: LossyLink::new(setup.link, setup.seed ^ 1 << 32),
             events: Vec::new(),
             peer_events: Vec::new(),
+            one_record_each: false,
+            lost_content: None,
             wire: Vec::new(),
             rng: StdRng::seed_from_u64(setup.seed),
         }
@@ -174,7 +180,15 @@ impl World {
     pub fn collect(&mut self) {
         while let Some(transmit) = self.peer.poll_transmit() {
             self.wire.push((transmit.to, transmit.payload.clone()));
-            self.up.send(self.now, self.peer_address, transmit.to, transmit.payload);
+            let is_dtls = matches!(transmit.payload.first(), Some(20..=63));
+            let datagrams = match self.one_record_each && is_dtls {
+                true => records(&transmit.payload),
+                false => vec![transmit.payload],
+            };
+            let lost = |datagram: &Bytes| is_dtls && datagram.first().copied() == self.lost_content;
+            for datagram in datagrams.into_iter().filter(|datagram| !lost(datagram)) {
+                self.up.send(self.now, self.peer_address, transmit.to, datagram);
+            }
         }
         while let Some(transmit) = self.session.poll_transmit() {
             self.wire.push((transmit.to, transmit.payload.clone()));
@@ -233,6 +247,16 @@ impl World {
             .map(|t| t.payload)
             .collect()
     }
+}
+
+/// The records of a datagram of DTLS (RFC 6347 §4.1).
+fn records(datagram: &Bytes) -> Vec<Bytes> {
+    let (mut records, mut rest) = (Vec::new(), datagram.clone());
+    while rest.len() >= 13 {
+        let length = 13 + usize::from(u16::from_be_bytes([rest[11], rest[12]]));
+        records.push(rest.split_to(length.min(rest.len())));
+    }
+    records
 }
 
 /// An RTP packet of 100 bytes.
