@@ -96,9 +96,9 @@ section! {
         #[key("turn_user", Live, "none", "values::turn_user", secret)]
         pub turn_user: Option<TurnUser> = None,
 
-        /// Lifetime of made credentials in seconds, 60 to 604800.
-        #[key("turn_lifetime", Live, "`43200`", "values::seconds::<60, 604_800, _, _>")]
-        pub turn_lifetime: Duration = Duration::from_secs(43_200),
+        /// Lifetime of generated TURN credentials in seconds, 60 to 3600. A relayed path may last longer.
+        #[key("turn_lifetime", Live, "`3600`", "values::seconds::<60, 3_600, _, _>")]
+        pub turn_lifetime: Duration = Duration::from_secs(3_600),
     }
 }
 
@@ -120,9 +120,9 @@ section! {
         pub connections: usize = 4_096,
 
         // Half of them: an office or a proxy has many viewers behind it, and nobody may take them all.
-        /// Open HTTP connections of one address (IPv6: /64), 1 to 1000000; more get 503. Raise it behind a proxy.
-        #[key("connections_per_address", Restart, "`2048`", "values::whole::<1, 1_000_000, _, _>")]
-        pub connections_per_address: usize = 2_048,
+        /// Open HTTP connections of one address (IPv6: /64; a /48 has twice as many), 1 to 1000000; more get 503. Raise it behind a proxy.
+        #[key("connections_per_address", Restart, "`512`", "values::whole::<1, 1_000_000, _, _>")]
+        pub connections_per_address: usize = 512,
 
         // A well-behaved peer needs such a place for a fraction of a second; each takes about 10 kB.
         /// Sessions between their offer and the end of the DTLS handshake (half-open), 1 to 100000. See Floods of offers.

@@ -9,6 +9,8 @@ use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::{Rng as _, RngCore as _};
 use tracing::debug;
 
@@ -16,7 +18,7 @@ use super::auth::Action;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
 use super::sessions::{IceSession, SessionRecord, VideoLine};
-use super::{Signalling, alternate, caller, cors, links, offers, resource, stream_of};
+use super::{IceServers, Signalling, alternate, caller, cors, links, offers, resource, stream_of};
 use crate::access::Grant;
 use crate::config::CounterOffer;
 use crate::hub::name::StreamName;
@@ -219,7 +221,13 @@ async fn offer(signalling: &Signalling, held: SessionRecord, status: StatusCode)
         (resource::ACCEPT_PATCH, format!("{SDP}, {}", body::FRAGMENT)),
     ];
     let mut response = (status, headers, text).into_response();
-    links::add(&signalling.client_policy().ice_servers, wall(), response.headers_mut());
+    let servers = &signalling.client_policy().ice_servers;
+    match status {
+        // A client of the WHEP draft of 2022 takes this for its session and reads no other response.
+        StatusCode::CREATED => add_ice_servers(servers, response.headers_mut()),
+        // The session exists once the viewer has answered.
+        _ => links::add_without_credentials(servers, response.headers_mut()),
+    }
     links::add_extensions(&path, response.headers_mut());
     Ok(no_store(response))
 }
@@ -260,7 +268,9 @@ pub(super) async fn answered(signalling: &Signalling, session: SessionId, bytes:
     media.play_as(session, held.stream.clone(), offered.placement, playback, requester)?;
     debug!(?session, stream = %held.stream, "viewer accepted");
     let _ = created(signalling, session, ice, held, String::new());
-    Ok(no_store(StatusCode::NO_CONTENT.into_response()))
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    add_ice_servers(&signalling.client_policy().ice_servers, response.headers_mut());
+    Ok(no_store(response))
 }
 
 /// Longest name of a client that is remembered, in characters.
@@ -338,15 +348,21 @@ fn created(
     let mut response = (StatusCode::CREATED, headers, answer).into_response();
     alternate::add_link(signalling, &held, response.headers_mut());
     signalling.sessions.insert(&signalling.media, session, ice, held);
-    links::add(&signalling.client_policy().ice_servers, wall(), response.headers_mut());
+    add_ice_servers(&signalling.client_policy().ice_servers, response.headers_mut());
     if is_viewer {
         links::add_extensions(&path, response.headers_mut());
     }
     no_store(response)
 }
 
-/// RFC 9725 §4.2: also tells what may be posted. A preflight is answered without authorization, as it carries none, and
-/// gets no credentials of TURN; players that ask by themselves, and may, are told of the ICE servers (§4.6).
+/// Adds the STUN and TURN servers for a session, with TURN credentials of its own.
+fn add_ice_servers(servers: &IceServers, headers: &mut HeaderMap) {
+    let name = URL_SAFE_NO_PAD.encode(rand::rng().random::<[u8; 9]>());
+    links::add(servers, wall(), &name, headers);
+}
+
+/// Answers OPTIONS, also with Accept-Post (RFC 9725 §4.2). A preflight request carries no authorization, so none is needed.
+/// An authorized request of a player gets the ICE servers that need no credentials (§4.6).
 async fn options(signalling: &Signalling, request: &Parts, action: Action, stream: &StreamName) -> Response {
     let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOW)].into_response();
     cors::answer_preflight(response.headers_mut());
@@ -356,7 +372,7 @@ async fn options(signalling: &Signalling, request: &Parts, action: Action, strea
     }
     let checked = signalling.gate.check(caller(request), action, Some(stream)).await;
     if checked.is_ok() {
-        links::add(&signalling.client_policy().ice_servers, wall(), response.headers_mut());
+        links::add_without_credentials(&signalling.client_policy().ice_servers, response.headers_mut());
         return no_store(response);
     }
     response

@@ -1,8 +1,11 @@
 //! `Link` headers: STUN and TURN servers for the peer (RFC 9725 §4.6), with credentials that are good for a while.
 //!
 //! The credentials of TURN follow the scheme that coturn calls `use-auth-secret`: the username is the time at which it
-//! ends, the password an HMAC of it by a secret that the gateway and the TURN server share. A session keeps its relay for
-//! as long as it refreshes it with the same credentials, so they last for [`IceServers::lifetime`].
+//! expires and a name, the password an HMAC of it by a secret that the gateway and the TURN server share. Each session has a
+//! name of its own, because coturn applies `user-quota` per name. The expiry is checked when a client allocates; an
+//! allocation may be refreshed after it, so [`IceServers::lifetime`] can be shorter than a session.
+//!
+//! Credentials are sent to accepted sessions only: whoever has them can use the relay for anything it permits.
 
 use std::time::Duration;
 
@@ -55,12 +58,13 @@ impl From<&Ice> for IceServers {
     }
 }
 
-/// Adds a line for each server: one header line each, as some clients split at commas.
-pub fn add(servers: &IceServers, now: Duration, headers: &mut HeaderMap) {
+/// Adds a `Link` header line per server; some clients split a joined line at the wrong commas. `name` identifies the
+/// session to the TURN server: it is unique and reveals nothing.
+pub fn add(servers: &IceServers, now: Duration, name: &str, headers: &mut HeaderMap) {
     for url in &servers.urls {
-        let is_turn = url.starts_with("turn");
+        let is_turn = is_turn(url);
         let credentials = match &servers.auth {
-            TurnAuth::Secret(secret) if is_turn => Some(by_secret(secret.reveal(), now + servers.lifetime)),
+            TurnAuth::Secret(secret) if is_turn => Some(by_secret(secret.reveal(), now + servers.lifetime, name)),
             TurnAuth::Fixed { username, password } if is_turn => Some((username.clone(), password.reveal().to_owned())),
             _ => None,
         };
@@ -68,10 +72,26 @@ pub fn add(servers: &IceServers, now: Duration, headers: &mut HeaderMap) {
             // In this order, and with a type that RFC 9725 no longer has: one player's pattern wants it so.
             format!("; username=\"{username}\"; credential=\"{credential}\"; credential-type=\"password\"")
         });
-        let line = format!("<{url}>; rel=\"ice-server\"{attributes}");
-        if let Ok(line) = HeaderValue::from_str(&line) {
-            headers.append(header::LINK, line);
-        }
+        add_server(url, &attributes, headers);
+    }
+}
+
+/// Adds only the servers that need no credentials, for clients without a session.
+pub fn add_without_credentials(servers: &IceServers, headers: &mut HeaderMap) {
+    let needs_none = |url: &&String| !is_turn(url) || matches!(servers.auth, TurnAuth::Open);
+    for url in servers.urls.iter().filter(needs_none) {
+        add_server(url, "", headers);
+    }
+}
+
+fn is_turn(url: &str) -> bool {
+    url.starts_with("turn")
+}
+
+fn add_server(url: &str, attributes: &str, headers: &mut HeaderMap) {
+    let line = format!("<{url}>; rel=\"ice-server\"{attributes}");
+    if let Ok(line) = HeaderValue::from_str(&line) {
+        headers.append(header::LINK, line);
     }
 }
 
@@ -90,9 +110,9 @@ pub fn add_extensions(session: &str, headers: &mut HeaderMap) {
     }
 }
 
-/// Username and password until a time, given since 1970.
-fn by_secret(secret: &str, until: Duration) -> (String, String) {
-    let username = until.as_secs().to_string();
+/// Returns username and password for a name, valid until a Unix time.
+fn by_secret(secret: &str, until: Duration, name: &str) -> (String, String) {
+    let username = format!("{}:{name}", until.as_secs());
     let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
     let credential = STANDARD.encode(hmac::sign(&key, username.as_bytes()));
     (username, credential)
@@ -115,17 +135,17 @@ mod tests {
             lifetime: Duration::from_secs(100),
         };
         let mut headers = HeaderMap::new();
-        add(&servers, Duration::from_secs(1_700_000_000), &mut headers);
+        add(&servers, Duration::from_secs(1_700_000_000), "abc", &mut headers);
         let lines: Vec<&str> = headers
             .get_all(header::LINK)
             .iter()
             .filter_map(|line| line.to_str().ok())
             .collect();
-        // printf 1700000100 | openssl dgst -sha1 -hmac north -binary | base64
+        // printf 1700000100:abc | openssl dgst -sha1 -hmac north -binary | base64
         let expected = [
             "<stun:stun.example.org>; rel=\"ice-server\"",
-            "<turn:turn.example.org?transport=tcp>; rel=\"ice-server\"; username=\"1700000100\"; \
-             credential=\"tGkTQC9MsGsxlY60zcov6gZLt8k=\"; credential-type=\"password\"",
+            "<turn:turn.example.org?transport=tcp>; rel=\"ice-server\"; username=\"1700000100:abc\"; \
+             credential=\"gbWygtTIMDELB+e6UCAvFY02+hc=\"; credential-type=\"password\"",
         ];
         assert_eq!(lines, expected);
     }

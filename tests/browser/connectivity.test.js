@@ -1,9 +1,8 @@
 // Ways through the network: ICE restarts, relays, TCP.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { connect, createServer } from 'node:net';
 import { after, before, test } from 'node:test';
+import { startRelay } from './compose.js';
 import { chromium, hostAddress, isLive, open, publish, startGateway, until } from './harness.js';
 
 let browser;
@@ -124,48 +123,6 @@ test('where nothing but a relay gets through, media goes by TURN', async (t) => 
   assert.equal(way, 'relay/udp -> udp');
   assert.equal(sessions, 1);
 });
-
-/** coturn, which takes credentials made with the secret. */
-async function startRelay(address, secret) {
-  const port = await freePort(address);
-  const child = spawn(
-    'turnserver',
-    [
-      '-n', '--listening-ip', address, '--relay-ip', address, '--listening-port', String(port),
-      '--use-auth-secret', '--static-auth-secret', secret, '--realm', 'tests',
-      '--no-tls', '--no-dtls', '--no-cli', '--allow-loopback-peers', '--log-file', 'stdout', '--pidfile', '/dev/null',
-    ],
-    { stdio: ['ignore', 'pipe', 'pipe'] },
-  );
-  const exited = new Promise((resolve) => child.once('exit', resolve));
-  child.stdout.resume();
-  child.stderr.resume();
-  await until(() => answers(address, port), Boolean, 'the relay to listen');
-  return {
-    port,
-    async stop() {
-      child.kill();
-      await exited;
-    },
-  };
-}
-
-const freePort = (address) =>
-  new Promise((resolve) => {
-    const server = createServer().listen(0, address, () => {
-      const { port } = server.address();
-      server.close(() => resolve(port));
-    });
-  });
-
-const answers = (address, port) =>
-  new Promise((resolve) => {
-    const socket = connect(port, address, () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.once('error', () => resolve(false));
-  });
 
 // E-05, E-15.
 test('a player that takes our offer plays as one that makes its own', async (t) => {

@@ -148,6 +148,26 @@ async fn a_counter_offer_comes_when_it_is_needed() {
     needed.stop().await;
 }
 
+/// E-15.
+#[tokio::test]
+async fn credentials_of_turn_come_with_the_session_and_not_with_an_offer_of_ours() {
+    let gateway = gateway(&[
+        (COUNTER, "always"),
+        ("MILLSTREAM_ICE__SERVERS", "stun:stun.example.org,turn:turn.example.org"),
+        ("MILLSTREAM_ICE__TURN_SECRET", "shared-with-coturn"),
+    ])
+    .await;
+    make_live(&gateway, "live");
+    let has_credentials = |reply: &Reply| reply.all("link").iter().any(|link| link.contains("credential"));
+    let reply = Request::offer("/whep/live", VIEWER).send(&gateway).await;
+    let (session, offer) = check_offer(&reply, 406);
+    assert!(!has_credentials(&reply) && reply.all("link")[0].starts_with("<stun:stun.example.org>"));
+    let answered = patch(&session, &answer(&offer)).send(&gateway).await;
+    assert_eq!(answered.status, 204);
+    assert!(has_credentials(&answered), "{answered:?}");
+    gateway.stop().await;
+}
+
 /// E-06, B-43.
 #[tokio::test]
 async fn an_offer_is_good_for_half_a_minute() {

@@ -92,7 +92,7 @@ async fn a_viewer_may_wait_for_the_publisher() {
 
 /// H-11, H-12, I-08, I-09, E-13.
 #[tokio::test]
-async fn ice_servers_are_told_to_who_may_know_them() {
+async fn ice_servers_need_authorization_and_turn_credentials_a_session() {
     let gateway = gateway(&[
         (
             "MILLSTREAM_ICE__SERVERS",
@@ -108,21 +108,37 @@ async fn ice_servers_are_told_to_who_may_know_them() {
         .send(&gateway)
         .await;
     let published = Request::publish("/whip/other", OBS).send(&gateway).await;
-    let asked = Request::new("OPTIONS", "/whep/live")
-        .bearer("play-token")
-        .send(&gateway)
-        .await;
-    assert_eq!((created.status, published.status, asked.status), (201, 201, 200));
-    for reply in [created, published, asked] {
+    assert_eq!((created.status, published.status), (201, 201));
+    let mut names = Vec::new();
+    for reply in [created, published] {
         let mut links = reply.all("link");
         links.retain(|link| link.contains("ice-server"));
         assert_eq!(links.len(), 2, "a line each: {links:?}");
         assert_eq!(links[0], "<stun:stun.example.org:3478>; rel=\"ice-server\"");
         let parts: Vec<&str> = links[1].split("; ").collect();
-        let names: Vec<&str> = parts.iter().skip(1).filter_map(|part| part.split('=').next()).collect();
-        assert_eq!(names, ["rel", "username", "credential", "credential-type"]);
+        let keys: Vec<&str> = parts.iter().skip(1).filter_map(|part| part.split('=').next()).collect();
+        assert_eq!(keys, ["rel", "username", "credential", "credential-type"]);
         assert!(!links[1].contains("shared-with-coturn"));
+        let username = parts[2].trim_start_matches("username=").trim_matches('"');
+        let (until, name) = username.split_once(':').expect("a time and a name");
+        let left = until.parse::<u64>().expect("seconds") - seconds_since_1970();
+        assert!((3_500..=3_600).contains(&left), "{left} s");
+        names.push(name.to_owned());
     }
+    assert!(
+        names[0] != names[1] && names.iter().all(|name| name.len() == 12),
+        "{names:?}"
+    );
+    // An authorized viewer without a session gets the servers that need no credentials.
+    let asked = Request::new("OPTIONS", "/whep/live").bearer("play-token");
+    let asked = asked.send(&gateway).await;
+    let refused = Request::offer("/whep/nothing", VIEWER).bearer("play-token");
+    let refused = refused.send(&gateway).await;
+    let bad = Request::offer("/whep/live", "v=0\r\n").bearer("play-token");
+    let bad = bad.send(&gateway).await;
+    assert_eq!((asked.status, refused.status, bad.status), (200, 409, 400));
+    assert_eq!(asked.all("link"), ["<stun:stun.example.org:3478>; rel=\"ice-server\""]);
+    assert!(refused.all("link").is_empty() && bad.all("link").is_empty());
     for anybody in [
         Request::new("OPTIONS", "/whep/live"),
         Request::new("OPTIONS", "/whep/live").bearer("wrong"),
@@ -135,6 +151,12 @@ async fn ice_servers_are_told_to_who_may_know_them() {
         assert_eq!((reply.status, reply.all("link").len()), (200, 0));
     }
     gateway.stop().await;
+}
+
+#[expect(clippy::disallowed_methods, reason = "credentials expire at a wall-clock time")]
+fn seconds_since_1970() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.expect("after 1970").as_secs()
 }
 
 /// E-11.
