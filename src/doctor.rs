@@ -2,7 +2,7 @@
 //! and in the log at start.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -10,7 +10,12 @@ use crate::config::{Config, StreamConfig};
 use crate::gateway::parts::library;
 use crate::pipeline::process;
 use crate::shard::socket::{RECEIVE_BUFFER, SEND_BUFFER};
-use crate::signalling::tls::Certificate;
+use crate::signalling::server;
+use crate::signalling::tls;
+
+pub mod ports;
+
+use self::ports::Protocol;
 
 /// How bad something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,34 +103,39 @@ pub fn at_start(config: &Config) -> Vec<Finding> {
         files(),
         clock(),
     ];
-    findings.extend(tls(config));
+    findings.extend(https(config));
     findings.extend(access(config));
     findings
 }
 
 fn tcp(key: &str, address: SocketAddr) -> Finding {
-    match TcpListener::bind(address) {
+    match server::bind_std(address) {
         Ok(_) => Finding::fine(format!("{key}: TCP {address} is free")),
-        Err(error) => taken(key, &format!("TCP {address}"), &error),
+        Err(error) => taken(key, Protocol::Tcp, address, &error),
     }
 }
 
 fn udp(address: SocketAddr) -> Finding {
-    match UdpSocket::bind(address) {
+    match ports::bind_udp(address) {
         Ok(_) => Finding::fine(format!("webrtc.listen: UDP {address} is free")),
-        Err(error) => taken("webrtc.listen", &format!("UDP {address}"), &error),
+        Err(error) => taken("webrtc.listen", Protocol::Udp, address, &error),
     }
 }
 
-fn taken(key: &str, what: &str, error: &std::io::Error) -> Finding {
+fn taken(key: &str, protocol: Protocol, address: SocketAddr, error: &std::io::Error) -> Finding {
     let remedy = match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            "another program has it, or a gateway that runs: `ss -tulpn` says which; stop it, or choose another port"
+            "another process, or a running gateway, is using it: `ss -tulpn` shows which; stop it, or choose another port"
         }
         std::io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one",
         _ => "choose an address that this host has",
     };
-    Finding::broken(format!("{key}: {what} cannot be had: {error}"), remedy)
+    let owner = match ports::owner(protocol, address.port()) {
+        Some(owner) if error.kind() == std::io::ErrorKind::AddrInUse => format!(", by {owner}"),
+        _ => String::new(),
+    };
+    let what = format!("{key}: {protocol} {address} cannot be bound: {error}{owner}");
+    Finding::broken(what, remedy)
 }
 
 /// Whether what is announced can be reached from outside.
@@ -225,21 +235,30 @@ fn clock() -> Finding {
     }
 }
 
-fn tls(config: &Config) -> Option<Finding> {
-    match (&config.http.tls_certificate, &config.http.tls_key) {
-        (None, None) => Some(Finding::doubtful(
-            "HTTPS: off; browsers hand out cameras to pages of localhost only, and tokens travel in the clear",
-            "set http.tls_certificate and http.tls_key, or put a proxy with TLS in front",
-        )),
-        (Some(certificate), Some(key)) => Some(match Certificate::read(certificate, key) {
-            Ok(_) => Finding::fine("HTTPS: certificate and key belong together"),
-            Err(error) => Finding::broken(error.to_string(), "give the paths of a certificate and its key in PEM"),
-        }),
-        _ => Some(Finding::broken(
-            "HTTPS: http.tls_certificate and http.tls_key have to be set together",
-            "set the other one too",
-        )),
+fn https(config: &Config) -> Vec<Finding> {
+    let (Some(certificate), Some(key)) = (&config.http.tls_certificate, &config.http.tls_key) else {
+        let is_off = config.http.tls_certificate.is_none() && config.http.tls_key.is_none();
+        return vec![if is_off {
+            Finding::doubtful(
+                "HTTPS: off; browsers hand out cameras to pages of localhost only, and tokens travel in the clear",
+                "set http.tls_certificate and http.tls_key, or put a proxy with TLS in front",
+            )
+        } else {
+            Finding::broken(
+                "HTTPS: http.tls_certificate and http.tls_key have to be set together",
+                "set the other one too",
+            )
+        }];
+    };
+    let problems = tls::problems(certificate, key);
+    if problems.is_empty() {
+        return vec![Finding::fine("HTTPS: certificate and key belong together")];
     }
+    let remedy = "give the paths of a certificate and its key in PEM";
+    let broken = problems
+        .into_iter()
+        .map(|error| Finding::broken(error.to_string(), remedy));
+    broken.collect()
 }
 
 fn access(config: &Config) -> Option<Finding> {
@@ -280,6 +299,8 @@ async fn pipelines(config: &Config) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]

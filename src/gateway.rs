@@ -32,6 +32,7 @@ use crate::sources::fetch::directory::Directory;
 use crate::telemetry;
 use crate::transcode;
 
+pub mod check;
 pub mod parts;
 
 /// A running gateway.
@@ -173,14 +174,7 @@ impl Gateway {
         let router = signalling::router(signalling.clone(), api::router(signalling.clone(), log.clone()));
         let server = tokio::spawn(server::serve(listener, router, config.limits, tls, stop));
         signalling.supervisor.reconcile(parts.streams, false).await;
-        for finding in doctor::at_start(&config) {
-            let remedy = finding.remedy.as_deref().unwrap_or_default();
-            match finding.level {
-                Level::Fine => {}
-                Level::Doubtful => info!(remedy, "{}", finding.what),
-                Level::Broken => warn!(remedy, "{}", finding.what),
-            }
-        }
+        log_findings(&config);
         warn_of(&config);
         info!(%http, webrtc = %signalling.media.local_addr(), "listening");
         Ok(Self {
@@ -312,6 +306,18 @@ async fn report_dropped_lines() {
                 "log lines were dropped: standard error is read too slowly"
             );
             reported = dropped;
+        }
+    }
+}
+
+/// Logs the doctor's findings about the host.
+fn log_findings(config: &Config) {
+    for finding in doctor::at_start(config) {
+        let remedy = finding.remedy.as_deref().unwrap_or_default();
+        match finding.level {
+            Level::Fine => {}
+            Level::Doubtful => info!(remedy, "{}", finding.what),
+            Level::Broken => warn!(remedy, "{}", finding.what),
         }
     }
 }

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use millstream::config::{ConfigError, Mistake, StreamConfig};
 use millstream::doctor::Level;
-use millstream::gateway::parts::{self, Parts};
+use millstream::gateway::{check, parts};
 use millstream::pipeline::process;
 use millstream::{Config, Gateway, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,11 +34,11 @@ enum Command {
         #[arg(long)]
         demo: bool,
     },
-    /// Check the configuration and the pipelines, and exit
+    /// Tell all mistakes of the configuration, and which pipelines can run
     Check,
-    /// Look whether this machine can serve, and say what to do where not
+    /// Diagnose this host and suggest fixes
     Doctor,
-    /// Ask the gateway that runs here with this configuration whether it is well
+    /// Health check: ask the gateway that runs here with this configuration
     Health,
     /// What the gateway starts for each pipeline
     #[command(hide = true)]
@@ -70,9 +70,11 @@ const CONTROL_NICE: i32 = 5;
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let command = arguments.command.unwrap_or(Command::Serve { demo: false });
     let (mut config, mistakes) = Config::read(arguments.config.as_deref(), std::env::vars_os());
-    // A gateway that runs goes on with what it has when its file is spoilt, and is well.
-    if command != Command::Health {
-        accept(&config, mistakes)?;
+    match command {
+        // A gateway that runs goes on with what it has when its file is spoilt, and is well.
+        Command::Check | Command::Health | Command::Worker => {}
+        Command::Doctor => accept(&mistakes, check::parts(&config))?,
+        Command::Serve { .. } => accept(&mistakes, check::mistakes(&config, &mistakes))?,
     }
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -84,10 +86,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         builder.enable_all().build().context("cannot start the runtime")
     };
     match command {
-        Command::Check => {
-            show("the configuration is valid\n");
-            runtime()?.block_on(check(&config))
-        }
+        Command::Check => runtime()?.block_on(check(&config, mistakes)),
         Command::Doctor => runtime()?.block_on(doctor(&config)),
         Command::Health => runtime()?.block_on(health(&config)),
         Command::Serve { demo } => {
@@ -106,8 +105,26 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// Says of each pipeline whether this machine can run it; fails if a configured stream needs one that it cannot.
-async fn check(config: &Config) -> anyhow::Result<()> {
+/// Prints everything that `serve` would refuse. Otherwise prints for each pipeline whether this machine can run it, and fails
+/// if a configured stream needs one that it cannot.
+async fn check(config: &Config, mut mistakes: Vec<Mistake>) -> anyhow::Result<()> {
+    for warning in &config.warnings {
+        show(&format!("warning: {warning}\n"));
+    }
+    mistakes.extend(check::mistakes(config, &mistakes));
+    for port in check::ports(config, &mistakes) {
+        // A changed configuration is checked while the gateway runs with the old one.
+        let runs = match &port.owner {
+            Some(owner) => owner.is_gateway(),
+            None => port.is_in_use && ask_health(config).await.is_ok(),
+        };
+        match runs {
+            true => show(&format!("{}: a gateway is already running\n", port.mistake)),
+            false => mistakes.push(port.mistake),
+        }
+    }
+    ConfigError::unless_empty(mistakes)?;
+    show("the configuration is valid\n");
     let used: Vec<&str> = config.streams.iter().filter_map(StreamConfig::pipeline).collect();
     let library = parts::library(config, &mut Vec::new());
     let findings = process::check(&process::own_program(), library.trials()).await?;
@@ -136,12 +153,9 @@ async fn doctor(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses a configuration with mistakes, and names those too that the parts of the gateway would find.
-fn accept(config: &Config, mut mistakes: Vec<Mistake>) -> Result<(), ConfigError> {
-    if let Err(error) = Parts::build(config, &process::own_program()) {
-        mistakes.extend(error.mistakes);
-    }
-    ConfigError::unless_empty(mistakes)
+/// Fails if there are mistakes in the configuration, or in what it refers to.
+fn accept(mistakes: &[Mistake], more: Vec<Mistake>) -> Result<(), ConfigError> {
+    ConfigError::unless_empty([mistakes, &more].concat())
 }
 
 /// How long the gateway may take to say that it is well.
@@ -149,6 +163,12 @@ const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
 /// For health checks of containers, which have no other program to ask with.
 async fn health(config: &Config) -> anyhow::Result<()> {
+    ask_health(config).await?;
+    show("well\n");
+    Ok(())
+}
+
+async fn ask_health(config: &Config) -> anyhow::Result<()> {
     let listen = config.http.listen;
     let addresses: Vec<IpAddr> = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => vec![Ipv4Addr::LOCALHOST.into()],
@@ -167,10 +187,7 @@ async fn health(config: &Config) -> anyhow::Result<()> {
     for ip in addresses {
         let url = format!("{scheme}://{}/healthz", SocketAddr::new(ip, listen.port()));
         match client.get(&url).send().await {
-            Ok(answer) if answer.status().is_success() => {
-                show("well\n");
-                return Ok(());
-            }
+            Ok(answer) if answer.status().is_success() => return Ok(()),
             Ok(answer) => refused.push(format!("{url} answered with {}", answer.status())),
             Err(error) => refused.push(format!("{:#}", anyhow::Error::from(error))),
         }
@@ -192,7 +209,7 @@ async fn serve(config: Config, file: Option<PathBuf>, demo: bool) -> anyhow::Res
     let mut watched = Watched::new(file.clone());
     let load = || {
         let (mut config, mistakes) = Config::read(file.as_deref(), std::env::vars_os());
-        accept(&config, mistakes)?;
+        accept(&mistakes, check::parts(&config))?;
         if demo {
             config.add_demo();
         }

@@ -156,6 +156,69 @@ fn the_file_is_found_by_argument_and_by_variable() {
 }
 
 #[test]
+fn check_names_the_process_that_uses_a_port() {
+    let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+    let (tcp, udp) = (tcp.local_addr().expect("bound"), udp.local_addr().expect("bound"));
+    let output = run(program(&["check"])
+        .env("MILLSTREAM_HTTP__LISTEN", tcp.to_string())
+        .env("MILLSTREAM_WEBRTC__LISTEN", udp.to_string())
+        .env("MILLSTREAM_WEBRTC__TCP", "false"));
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    let own = format!("(process {}) is using it", std::process::id());
+    for wanted in [
+        format!("MILLSTREAM_HTTP__LISTEN: `http.listen` cannot be bound: TCP {tcp}: "),
+        format!("MILLSTREAM_WEBRTC__LISTEN: `webrtc.listen` cannot be bound: UDP {udp}: "),
+    ] {
+        let line = error.lines().find(|line| line.contains(&wanted));
+        assert!(line.is_some_and(|line| line.contains(&own)), "{wanted} in {error}");
+    }
+    // Both on one port, which media takes by TCP too.
+    let free = TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port");
+    let output = run(program(&["check"])
+        .env("MILLSTREAM_HTTP__LISTEN", free.to_string())
+        .env("MILLSTREAM_WEBRTC__LISTEN", free.to_string()));
+    let error = text(&output.stderr);
+    let wanted = format!("`webrtc.listen` cannot be bound: TCP {free}: `http.listen` uses it too");
+    assert!(error.contains(&wanted), "{error}");
+}
+
+/// A changed configuration is checked before the gateway that runs reads it.
+#[test]
+fn check_beside_the_running_gateway_is_no_failure() {
+    let gateway = Running::start(program(&["serve"]));
+    let mut command = program(&["check"]);
+    command.env("MILLSTREAM_HTTP__LISTEN", &gateway.http);
+    let output = run(&mut command);
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(
+        said.contains(&format!("TCP {}: ", gateway.http)) && said.contains("a gateway is already running"),
+        "{said}"
+    );
+    let bad = run(command.env("MILLSTREAM_WEBRTC__SHARDS", "many"));
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(!text(&bad.stderr).contains("http.listen"), "{}", text(&bad.stderr));
+}
+
+#[test]
+fn an_old_name_is_warned_of_and_works() {
+    let output = run(program(&["check"]).env("MILLSTREAM_PIPELINES__REPAIR", "false"));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let wanted = "warning: MILLSTREAM_PIPELINES__REPAIR: `pipelines.repair` is now called `pipelines.transcode`";
+    assert!(text(&output.stdout).contains(wanted), "{}", text(&output.stdout));
+    let gateway = Running::start({
+        let mut command = program(&["serve"]);
+        command.env("MILLSTREAM_PIPELINES__REPAIR", "false");
+        command
+    });
+    gateway.end("-TERM");
+}
+
+#[test]
 fn the_long_help_lists_all_keys() {
     let long = text(&run(&mut program(&["--help"])).stdout);
     let keys = millstream::config::keys();

@@ -86,7 +86,7 @@ fn keys(auth: &Auth, mistakes: &mut Vec<Mistake>) -> Vec<Key> {
                     continue;
                 }
                 None => format!(
-                    "has no public key: expected a PEM key (RSA, or EC on P-256) or a JWK set in {}",
+                    "refers to a file without a public key: expected a PEM key (RSA, or EC on P-256) or a JWK set in {}",
                     file.display()
                 ),
             },
@@ -106,7 +106,9 @@ fn fixed(config: &TokenConfig) -> Result<FixedToken, Vec<Mistake>> {
         (None, Some(file), None) => in_file(file).map_err(|problem| refuse("token_file", problem)).ok(),
         (None, None, Some(variable)) => {
             let text = named(variable).map_err(str::to_owned);
-            let token = text.and_then(|text| Secret::new(text.trim()).ok_or_else(|| format!("has {INVALID_TOKEN}")));
+            let token = text.and_then(|text| {
+                Secret::new(text.trim()).ok_or_else(|| format!("refers to a variable that {INVALID_TOKEN}"))
+            });
             token.map_err(|problem| refuse("token_env", problem)).ok()
         }
         _ => {
@@ -147,7 +149,9 @@ fn in_file(file: &Path) -> Result<Secret, String> {
             "refers to an empty file: expected a token in {}",
             file.display()
         )),
-        token => Secret::new(token).ok_or_else(|| format!("has {INVALID_TOKEN} in {}", file.display())),
+        token => {
+            Secret::new(token).ok_or_else(|| format!("refers to a file that {INVALID_TOKEN} in {}", file.display()))
+        }
     }
 }
 
@@ -155,7 +159,7 @@ fn unreadable(file: &Path, error: &std::io::Error) -> String {
     format!("cannot be read: {}: {error}", file.display())
 }
 
-const INVALID_TOKEN: &str = "an invalid token: expected 1 to 512 letters, digits and `-._~+/=`";
+const INVALID_TOKEN: &str = "has no valid token: expected 1 to 512 letters, digits and `-._~+/=`";
 
 #[cfg(test)]
 mod tests {
@@ -194,7 +198,7 @@ mod tests {
             ..Auth::default()
         };
         let wanted = [
-            "`auth.jwt_key_files[0]` has no public key",
+            "`auth.jwt_key_files[0]` refers to a file without a public key",
             "`auth.publish_token_file` cannot be read: /nonexistent: ",
             "`auth.play_token_file` refers to an empty file",
             "`auth.tokens[1]` needs one of `token`, `token_file` and `token_env`",

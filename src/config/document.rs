@@ -13,27 +13,35 @@ use super::mistake::{Mistake, Place, Problem};
 pub(super) struct Document<'a> {
     text: &'a str,
     path: &'a Path,
+    /// Where lines begin.
+    lines: Vec<usize>,
     /// What can be read; the reader takes it out.
     pub(super) table: DeTable<'a>,
     /// Places of all keys by their paths.
     pub(super) places: BTreeMap<String, Place>,
     errors: Vec<SyntaxError>,
+    duplicates: Vec<Mistake>,
 }
 
 struct SyntaxError {
     at: usize,
     mistake: Mistake,
+    /// What follows may be read as part of something else.
+    is_structural: bool,
 }
 
 impl<'a> Document<'a> {
     pub(super) fn parse(text: &'a str, path: &'a Path) -> Self {
         let (table, errors) = DeTable::parse_recoverable(text);
+        let newlines = text.match_indices('\n').map(|(at, _)| at + 1);
         let mut document = Self {
             text,
             path,
+            lines: std::iter::once(0).chain(newlines).collect(),
             table: table.into_inner(),
             places: BTreeMap::new(),
             errors: Vec::new(),
+            duplicates: Vec::new(),
         };
         document.take_errors(&errors);
         let mut places = BTreeMap::new();
@@ -44,45 +52,44 @@ impl<'a> Document<'a> {
 
     /// The mistakes of its syntax.
     pub(super) fn mistakes(&self) -> impl Iterator<Item = Mistake> + use<'_> {
-        self.errors.iter().map(|error| error.mistake.clone())
+        let errors = self.errors.iter().map(|error| &error.mistake);
+        errors.chain(&self.duplicates).cloned()
     }
 
-    /// Whether what was read at a place may be different where the syntax is right.
+    /// Whether what was read at a place may be different once the syntax is right.
     pub(super) fn is_doubtful(&self, at: usize, problem: &Problem) -> bool {
         let line = self.line_start(at);
-        self.errors.iter().any(|error| match problem {
-            Problem::Value { .. } => self.line_start(error.at) == line,
-            Problem::Unknown { .. } => self.line_start(error.at) <= at,
-            _ => true,
+        self.errors.iter().any(|error| {
+            let is_here = self.line_start(error.at) == line;
+            let is_below = error.is_structural && error.at <= at;
+            match problem {
+                // What is missing may be what could not be read.
+                Problem::Missing(_) => true,
+                // It is known by its section, and the value is what stands there.
+                Problem::Value { .. } => is_here,
+                _ => is_here || is_below,
+            }
         })
     }
 
     pub(super) fn place(&self, at: usize) -> Place {
-        let start = self.line_start(at);
-        let before = self.text.get(..start).unwrap_or_default();
-        let in_line = self.text.get(start..at).unwrap_or_default();
+        let line = self.lines.partition_point(|start| *start <= at);
+        let in_line = self.text.get(self.line_start(at)..at).unwrap_or_default();
         Place::Line {
-            line: before.matches('\n').count() + 1,
+            line,
             column: in_line.chars().count() + 1,
             file: self.path.to_owned(),
         }
     }
 
-    /// A value as it is written, cut where it is long.
-    pub(super) fn shown(&self, span: Range<usize>) -> String {
-        let text = self.text.get(span).unwrap_or_default();
-        let line = text.lines().next().unwrap_or_default();
-        let short: String = line.chars().take(MAX_SHOWN).collect();
-        if short.len() < text.len() {
-            format!("{short}...")
-        } else {
-            short
-        }
+    /// A value as it is written; see [`shown`].
+    pub(super) fn shown(&self, span: Range<usize>) -> Option<String> {
+        shown(self.text.get(span).unwrap_or_default())
     }
 
     fn line_start(&self, at: usize) -> usize {
-        let before = self.text.get(..at).unwrap_or(self.text);
-        before.rfind('\n').map_or(0, |newline| newline + 1)
+        let line = self.lines.partition_point(|start| *start <= at);
+        self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default()
     }
 
     fn walk(&self, table: &DeTable<'_>, path: &str, places: &mut BTreeMap<String, Place>) {
@@ -126,14 +133,27 @@ impl<'a> Document<'a> {
             if last.replace(self.line_start(at)) == Some(self.line_start(at)) {
                 continue;
             }
-            let mistake = match message {
-                "duplicate key" => Mistake::of(self.path_at(&span), Problem::Duplicate),
-                message => Mistake::of("", Problem::Syntax(plain(message))),
-            };
             let place = Some(self.place(at));
+            if message == "duplicate key" {
+                let mistake = Mistake::of(self.path_at(&span), Problem::Duplicate);
+                self.duplicates.push(Mistake { place, ..mistake });
+                continue;
+            }
+            let mistake = Mistake::of("", Problem::Syntax(plain(message, span.is_empty())));
+            let line = self
+                .text
+                .get(self.line_start(at)..)
+                .and_then(|rest| rest.lines().next());
+            let is_structural = |line: &str| {
+                unclosed(message)
+                    || line.trim_start().starts_with('[')
+                    || line.contains("\"\"\"")
+                    || line.contains("'''")
+            };
             self.errors.push(SyntaxError {
                 at,
                 mistake: Mistake { place, ..mistake },
+                is_structural: line.is_none_or(is_structural),
             });
         }
         self.drop_repeated_tables();
@@ -141,16 +161,15 @@ impl<'a> Document<'a> {
 
     /// Keys in a table that is there twice are duplicates because the table is.
     fn drop_repeated_tables(&mut self) {
-        let tables: Vec<String> = self.errors.iter().map(|error| error.mistake.key.clone()).collect();
-        self.errors.retain(|error| {
-            let key = &error.mistake.key;
+        let keys: Vec<String> = self.duplicates.iter().map(|mistake| mistake.key.clone()).collect();
+        self.duplicates.retain(|mistake| {
             let is_inside = |table: &String| {
-                !table.is_empty()
-                    && key
-                        .strip_prefix(table.as_str())
-                        .is_some_and(|rest| rest.starts_with('.'))
+                mistake
+                    .key
+                    .strip_prefix(table)
+                    .is_some_and(|rest| rest.starts_with('.'))
             };
-            error.mistake.problem != Problem::Duplicate || !tables.iter().any(is_inside)
+            !keys.iter().any(is_inside)
         });
     }
 
@@ -175,21 +194,40 @@ impl<'a> Document<'a> {
         if let Some(header) = line.strip_prefix('[') {
             return header.trim_start_matches('[').trim().to_owned();
         }
-        let alone = self.text.get(key.clone()).unwrap_or_default();
         // In an inline table what stands before it is no path.
-        let own = if line.contains(['=', '{', ',']) { alone } else { line };
+        if line.contains(['=', '{', ',']) {
+            return self.text.get(key.clone()).unwrap_or_default().to_owned();
+        }
         let above = self.text.get(..start).unwrap_or_default();
         let header = above.lines().rev().map(str::trim).find(|line| line.starts_with('['));
         let header = header.and_then(|line| line.trim_start_matches('[').split(']').next());
-        header.map_or_else(|| own.to_owned(), |header| format!("{}.{own}", header.trim()))
+        header.map_or_else(|| line.to_owned(), |header| format!("{}.{line}", header.trim()))
     }
 }
 
 /// Longest value that is shown, in characters.
 const MAX_SHOWN: usize = 60;
 
+/// A value for a message, cut where it is long. `None` for one that may hold a secret: an address with a user or a query.
+pub(super) fn shown(text: &str) -> Option<String> {
+    if may_hold_secret(text) {
+        return None;
+    }
+    let line = text.lines().next().unwrap_or_default();
+    let short: String = line.chars().take(MAX_SHOWN).collect();
+    Some(if short.len() < text.len() {
+        format!("{short}...")
+    } else {
+        short
+    })
+}
+
+pub(super) fn may_hold_secret(text: &str) -> bool {
+    text.contains(['@', '?'])
+}
+
 /// `path.key`, with quotes around a key that needs them.
-pub(super) fn joined(path: &str, key: &str) -> String {
+pub fn joined(path: &str, key: &str) -> String {
     let is_bare = |b: u8| b.is_ascii_alphanumeric() || b"_-".contains(&b);
     let key = match !key.is_empty() && key.bytes().all(is_bare) {
         true => key.to_owned(),
@@ -202,10 +240,12 @@ fn unclosed(message: &str) -> bool {
     message.starts_with("unclosed array,") || message.starts_with("unclosed inline table")
 }
 
-/// The words of the parser, where they are plain enough, or better ones.
-fn plain(message: &str) -> String {
+/// The words of the parser, where they are plain enough, or better ones. `is_missing`: there is nothing at the place.
+fn plain(message: &str, is_missing: bool) -> String {
     let starts = |words: &[&str]| words.iter().any(|word| message.starts_with(word));
-    let plain = if starts(&["string values must be quoted", "missing opening quote"]) {
+    let plain = if is_missing && starts(&["string values must be quoted"]) {
+        "the value is missing"
+    } else if starts(&["string values must be quoted", "missing opening quote"]) {
         "text has to be in quotes"
     } else if starts(&[
         "invalid float",
@@ -226,7 +266,7 @@ fn plain(message: &str) -> String {
         "the table that begins here has no closing `}`"
     } else if starts(&["unclosed table", "unclosed array table"]) {
         "the header has no closing `]`"
-    } else if starts(&["key with no value"]) {
+    } else if starts(&["key with no value", "invalid unquoted key"]) {
         "expected `key = value`"
     } else {
         message.trim_end_matches(", expected nothing")

@@ -1,7 +1,7 @@
 //! What is wrong with a configuration, where, and what is expected instead.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -75,6 +75,42 @@ impl Mistake {
             key: key.into(),
             place: None,
             problem,
+        }
+    }
+
+    /// Whether another mistake may come of this one alone: it is one of the same key, of the table around this one, or
+    /// of what probably was meant here.
+    pub fn explains(&self, other: &Self) -> bool {
+        let is_syntax = matches!(self.problem, Problem::Syntax(_));
+        let is_inside = self
+            .key
+            .strip_prefix(&other.key)
+            .is_some_and(|rest| rest.starts_with('.'));
+        (is_syntax && self.line() == other.line()) || is_inside || self.concerns(&other.key)
+    }
+
+    /// Whether the mistake is one of this key, or of a name that probably means it.
+    pub fn concerns(&self, path: &str) -> bool {
+        let Problem::Unknown {
+            hint: Hint::Near(names),
+            ..
+        } = &self.problem
+        else {
+            return self.key == path;
+        };
+        let section = self.key.rsplit_once('.').map_or("", |(section, _)| section);
+        let variable = super::environment::variable(path);
+        let means = |name: &String| {
+            let in_section = path.strip_prefix(section).and_then(|rest| rest.strip_prefix('.'));
+            name == path || *name == variable || in_section == Some(name) || path.starts_with(&format!("{name}."))
+        };
+        names.iter().any(means)
+    }
+
+    fn line(&self) -> Option<(&Path, usize)> {
+        match &self.place {
+            Some(Place::Line { line, file, .. }) => Some((file, *line)),
+            _ => None,
         }
     }
 

@@ -34,6 +34,7 @@ mod streams;
 mod values;
 
 pub use self::auth::{Auth, TokenConfig};
+pub use self::document::joined;
 pub use self::environment::named;
 pub use self::mistake::{ConfigError, Mistake, Place, Problem};
 pub use self::secret::{Hidden, Secret};
@@ -120,8 +121,8 @@ impl Config {
         ConfigError::unless_empty(mistakes).map(|()| config)
     }
 
-    /// As [`Config::load`], but returns also what can be used of a configuration with mistakes: of keys with mistakes the
-    /// defaults, of streams those without.
+    /// As [`Config::load`], but returns also what can be used of a configuration with mistakes: keys that have one have
+    /// their defaults.
     pub fn read(
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -204,17 +205,21 @@ impl Config {
         self.streams.extend(demo);
     }
 
+    /// Where a key is set, or the innermost table around it.
+    pub fn place(&self, key: &str) -> Option<Place> {
+        let mut path = key;
+        loop {
+            if let Some(place) = self.places.get(path) {
+                return Some(place.clone());
+            }
+            path = path.get(..path.rfind(['.', '['])?)?;
+        }
+    }
+
     /// Gives mistakes that a part of the gateway found in its section their places.
     pub fn locate(&self, mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
-        for mistake in &mut mistakes {
-            let mut path = mistake.key.as_str();
-            while mistake.place.is_none() && !path.is_empty() {
-                mistake.place = self.places.get(path).cloned();
-                path = path
-                    .rfind(['.', '['])
-                    .and_then(|end| path.get(..end))
-                    .unwrap_or_default();
-            }
+        for mistake in mistakes.iter_mut().filter(|mistake| mistake.place.is_none()) {
+            mistake.place = self.place(&mistake.key);
         }
         mistakes
     }

@@ -4,7 +4,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
 use super::auth::{Auth, TokenConfig};
-use super::document::{Document, joined};
+use super::document::{Document, joined, shown};
 use super::environment::Variables;
 use super::mistake::{Hint, Mistake, Place, Problem, nearest};
 use super::section::{Key, Section};
@@ -91,21 +91,17 @@ impl<'a> Reader<'a> {
         let Some(value) = self.document.table.remove(name) else {
             return DeTable::new();
         };
-        self.table(name, value, &format!("expected a table, [{name}]"))
+        self.table(name, value, &format!("has to be a table, [{name}]"))
             .unwrap_or_default()
     }
 
-    /// A value that has to be a table.
-    pub(super) fn table(&mut self, path: &str, value: Spanned<DeValue<'a>>, expected: &str) -> Option<DeTable<'a>> {
+    /// A value that has to be a table; otherwise `problem` is said of it.
+    pub(super) fn table(&mut self, path: &str, value: Spanned<DeValue<'a>>, problem: &str) -> Option<DeTable<'a>> {
         let span = value.span();
         match value.into_inner() {
             DeValue::Table(table) => Some(table),
             _ => {
-                let problem = Problem::Value {
-                    shown: None,
-                    expected: expected.to_owned(),
-                };
-                self.mistake(span.start, Mistake::of(path, problem));
+                self.mistake(span.start, Mistake::new(path, problem));
                 None
             }
         }
@@ -124,11 +120,6 @@ impl<'a> Reader<'a> {
         self.mistakes.iter().any(|mistake| mistake.key == path)
     }
 
-    /// Number of mistakes so far.
-    pub(super) fn count(&self) -> usize {
-        self.mistakes.len()
-    }
-
     /// Reads a table of the file, without variables.
     pub(super) fn plain<S: Section>(&mut self, path: &str, table: DeTable<'a>) -> S {
         let good = self.checked::<S>(path, table);
@@ -145,20 +136,16 @@ impl<'a> Reader<'a> {
         let path = "auth.tokens";
         let span = value.span();
         let DeValue::Array(items) = value.into_inner() else {
-            let problem = Problem::Value {
-                shown: None,
-                expected: "expected a list of tables".to_owned(),
-            };
-            self.mistake(span.start, Mistake::of(path, problem));
+            self.mistake(span.start, Mistake::new(path, "has to be a list of tables"));
             return Vec::new();
         };
         let mut tokens = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
             let path = format!("{path}[{index}]");
-            let expected = "expected a table such as { token_file = \"...\", play = \"*\" }";
-            if let Some(table) = self.table(&path, item, expected) {
-                tokens.push(self.plain(&path, table));
-            }
+            let problem = "has to be a table, such as { token_file = \"...\", play = \"*\" }";
+            // One that cannot be used keeps its place, so that the paths of others are right.
+            let table = self.table(&path, item, problem);
+            tokens.push(table.map(|table| self.plain(&path, table)).unwrap_or_default());
         }
         tokens
     }
@@ -187,7 +174,7 @@ impl<'a> Reader<'a> {
                 let shown = match value.get_ref() {
                     _ if key.is_secret => None,
                     DeValue::Table(_) => Some("a table".to_owned()),
-                    _ => Some(self.document.shown(value.span())),
+                    _ => self.document.shown(value.span()),
                 };
                 let problem = Problem::Value { shown, expected };
                 self.mistake(value.span().start, Mistake::of(joined(path, key.name), problem));
@@ -207,7 +194,7 @@ impl<'a> Reader<'a> {
             let name = Spanned::new(0..0, key.name.into());
             let value = Spanned::new(0..0, DeValue::String(text.clone().into()));
             if let Err(expected) = probe::<S>(&name, &value) {
-                let shown = (!key.is_secret).then(|| format!("{text:?}"));
+                let shown = (!key.is_secret).then(|| shown(&format!("{text:?}"))).flatten();
                 let place = Some(Place::Variable(variable.clone()));
                 let mistake = Mistake::of(key.path, Problem::Value { shown, expected });
                 self.mistakes.push(Mistake { place, ..mistake });

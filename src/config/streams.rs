@@ -209,7 +209,6 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Vec<StreamConfig> {
     let mut streams = Vec::new();
     for (name, value) in section {
         let path = joined(STREAMS, name.get_ref());
-        let before = reader.count();
         let parsed = StreamName::parse(name.get_ref());
         if let Err(error) = &parsed {
             reader.mistake(
@@ -217,12 +216,12 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Vec<StreamConfig> {
                 Mistake::new(&path, format!("has a bad name: {error}")),
             );
         }
-        let expected = "expected a table, such as { rtsp = \"rtsp://host/path\" }";
-        let Some(table) = reader.table(&path, value, expected) else {
+        let problem = "has to be a table, such as { rtsp = \"rtsp://host/path\" }";
+        let Some(table) = reader.table(&path, value, problem) else {
             continue;
         };
         let source = source(reader, &path, name.span().start, table);
-        if let (Ok(name), Some(source), true) = (parsed, source, reader.count() == before) {
+        if let (Ok(name), Some(source)) = (parsed, source) {
             streams.push(StreamConfig { name, source });
         }
     }

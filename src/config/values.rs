@@ -13,6 +13,7 @@ use toml::Value;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Directive;
 
+use super::document::may_hold_secret;
 use super::mistake::nearest;
 use super::secret::{Hidden, Secret};
 use super::sections::{CorsOrigins, TurnUser};
@@ -20,7 +21,7 @@ use super::sections::{CorsOrigins, TurnUser};
 const TOKEN: &str = "1 to 512 characters of letters, digits and `-._~+/=`";
 const SIGNING_SECRET: &str = "16 to 512 characters of letters, digits and `-._~+/=`";
 const TURN_USER: &str = "a username and a password with a colon between them, of letters, digits and `-._~+/=`";
-const WEB_ADDRESS: &str = "an address such as \"https://example.org/keys\"";
+const WEB_ADDRESS: &str = "an http:// or https:// address, such as \"https://example.org/path\"";
 const ORIGINS: &str = "\"*\" or a list of origins without a path, such as [\"https://example.org\"]";
 const LEVEL: &str = "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
                      \"info,millstream::session=debug\"";
@@ -50,13 +51,14 @@ fn items<'de, D: Deserializer<'de>, T>(
     item: impl Fn(&str) -> Option<T>,
 ) -> Result<Vec<T>, D::Error> {
     let texts = read(value, expected, |value| list(value).filter(|texts| texts.len() <= most))?;
-    let is_alone = texts.len() == 1;
+    let has_others = texts.len() > 1;
+    let is_shown = |text: &str| has_others && !may_hold_secret(text);
     let read = |text: String| {
         item(&text).ok_or_else(|| {
-            let which = if is_alone {
-                String::new()
-            } else {
+            let which = if is_shown(&text) {
                 format!(", not {text:?}")
+            } else {
+                String::new()
             };
             D::Error::custom(format!("expected {expected}{which}"))
         })
@@ -135,15 +137,13 @@ pub fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result<T, D::
         Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
         None => String::new(),
     };
-    let mut meant = None;
-    let chosen = read(value, &expected, |value| {
-        let text = value.as_str()?;
-        meant = nearest(text, names.iter().copied());
-        T::ALL.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice)
-    });
-    chosen.map_err(|error| match meant {
-        Some(meant) => D::Error::custom(format!("{error} (did you mean {meant:?}?)")),
-        None => error,
+    let value = Value::deserialize(value).ok();
+    let text = value.as_ref().and_then(Value::as_str).unwrap_or_default();
+    let chosen = T::ALL.iter().find(|(name, _)| *name == text);
+    chosen.map(|(_, choice)| *choice).ok_or_else(|| {
+        let meant = nearest(text, names.iter().copied());
+        let meant = meant.map_or_else(String::new, |meant| format!(" (did you mean {meant:?}?)"));
+        D::Error::custom(format!("expected {expected}{meant}"))
     })
 }
 

@@ -52,7 +52,7 @@ impl UdpPort {
             socket.set_only_v6(false)?;
         }
         socket.set_reuse_port(true)?;
-        // Smaller buffers still work: what overflows is counted by the kernel and transcoded by retransmission.
+        // Smaller buffers still work: what overflows is counted by the kernel and recovered by retransmission.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         let _ = socket.set_send_buffer_size(SEND_BUFFER);
         socket.bind(&address.into())?;
@@ -539,7 +539,7 @@ mod tests {
     use super::*;
     use crate::session::outbox::Destination;
 
-    fn reconcile(listen: SocketAddr, from: SocketAddr, segmentation: bool) {
+    fn exchange(listen: SocketAddr, from: SocketAddr, segmentation: bool) {
         let port = Arc::new(UdpPort::bind(listen).expect("binds"));
         let peer = std::net::UdpSocket::bind(from).expect("binds");
         peer.set_read_timeout(Some(Duration::from_secs(5))).expect("sets");
@@ -585,11 +585,11 @@ mod tests {
         let any6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
         let any4 = SocketAddr::from(([0, 0, 0, 0], 0));
         for segmentation in [true, false] {
-            reconcile(any4, SocketAddr::from(([127, 0, 0, 1], 0)), segmentation);
+            exchange(any4, SocketAddr::from(([127, 0, 0, 1], 0)), segmentation);
             // A machine without IPv6 cannot show the rest.
             if std::net::UdpSocket::bind("[::1]:0").is_ok() {
-                reconcile(any6, SocketAddr::from(([127, 0, 0, 1], 0)), segmentation);
-                reconcile(any6, SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), segmentation);
+                exchange(any6, SocketAddr::from(([127, 0, 0, 1], 0)), segmentation);
+                exchange(any6, SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), segmentation);
             }
         }
     }

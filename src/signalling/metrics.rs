@@ -401,8 +401,8 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
     page.family(
         "millstream_source_delays_total",
         "counter",
-        "Pictures, and packets of sound, whose delay was measured: from their capture, as the source's reports notify, until \
-         they were here. The time on the way of the fastest report is not in it.",
+        "Video frames and audio packets whose delay was measured, from capture (by the sender reports of the source) to \
+         arrival at the gateway. The network delay of the fastest sender report is not included.",
     );
     for (stream, track) in each_track(streams) {
         page.sample(&of_kind(stream, track), track.delays.count);

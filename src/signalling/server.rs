@@ -61,6 +61,11 @@ pub struct Peer(pub SocketAddr);
 
 /// Binds the listener. `[::]` takes both families; where the kernel has no IPv6 it becomes `0.0.0.0`.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::from_std(bind_std(address)?)
+}
+
+/// Like [`bind`], without a runtime.
+pub fn bind_std(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     listen(address).or_else(|error| match without_ipv6(address) {
         Some(address) => listen(address),
         None => Err(error),
@@ -75,7 +80,7 @@ pub fn without_ipv6(address: SocketAddr) -> Option<SocketAddr> {
     (is_any && is_missing()).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -85,7 +90,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Serves until `stop` changes, then lets running requests end.

@@ -12,11 +12,19 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tracing::{info, warn};
 
+use crate::config::Mistake;
+
 /// Why HTTPS cannot be served.
 #[derive(Debug, Error)]
 pub enum TlsError {
     #[error("http.tls_certificate and http.tls_key have to be set together")]
     Half,
+    #[error("{key}: {} cannot be read: {source}", path.display())]
+    Read {
+        key: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("http.tls_certificate: {} has no certificate in PEM: {problem}", path.display())]
     Certificate { path: PathBuf, problem: String },
     #[error("http.tls_key: {} has no private key in PEM: {problem}", path.display())]
@@ -24,6 +32,33 @@ pub enum TlsError {
     #[error("http.tls_key does not belong to http.tls_certificate, or is of a kind that is not taken: {0}")]
     Pair(String),
 }
+
+impl TlsError {
+    /// The same as a mistake of the configuration.
+    pub fn mistake(&self) -> Mistake {
+        match self {
+            Self::Half => Mistake::new(CERTIFICATE, format!("and `{KEY}` have to be set together")),
+            Self::Read { key, path, source } => {
+                Mistake::new(*key, format!("cannot be read: {}: {source}", path.display()))
+            }
+            Self::Certificate { path, problem } => Mistake::new(
+                CERTIFICATE,
+                format!("has no certificate in PEM: {}: {problem}", path.display()),
+            ),
+            Self::Key { path, problem } => {
+                Mistake::new(KEY, format!("has no private key in PEM: {}: {problem}", path.display()))
+            }
+            Self::Pair(problem) => Mistake::new(
+                KEY,
+                format!("does not belong to `{CERTIFICATE}`, or is of a kind that is not supported: {problem}"),
+            ),
+        }
+    }
+}
+
+/// Keys of the configuration.
+const CERTIFICATE: &str = "http.tls_certificate";
+const KEY: &str = "http.tls_key";
 
 /// The certificate in force.
 pub struct Certificate {
@@ -90,21 +125,49 @@ fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
+/// All that is wrong with the files of a certificate and its key.
+pub fn problems(certificate: &Path, key: &Path) -> Vec<TlsError> {
+    match (chain(certificate), private(key)) {
+        (Ok(chain), Ok(private)) => config(chain, private).err().into_iter().collect(),
+        (chain, private) => chain.err().into_iter().chain(private.err()).collect(),
+    }
+}
+
 fn load(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {
+    config(chain(certificate)?, private(key)?)
+}
+
+fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let bad = |problem: String| TlsError::Certificate {
-        path: certificate.to_owned(),
+        path: path.to_owned(),
         problem,
     };
-    let chain: Vec<_> = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect)
-        .map_err(|error| bad(error.to_string()))?;
+    let pem = read(CERTIFICATE, path)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let chain = chain.map_err(|error| bad(error.to_string()))?;
     if chain.is_empty() {
         return Err(bad("there is none in it".to_owned()));
     }
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| TlsError::Key {
-        path: key.to_owned(),
+    Ok(chain)
+}
+
+fn private(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let pem = read(KEY, path)?;
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|error| TlsError::Key {
+        path: path.to_owned(),
         problem: error.to_string(),
-    })?;
+    })
+}
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Read {
+        key,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn config(chain: Vec<CertificateDer<'static>>, private: PrivateKeyDer<'static>) -> Result<ServerConfig, TlsError> {
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(chain, private)

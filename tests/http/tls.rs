@@ -185,8 +185,14 @@ async fn files_that_cannot_be_used_are_named() {
         (both("/nonexistent", &key), "/nonexistent"),
         (both(&cert, &old), "does not belong"),
     ] {
-        let config = Config::parse(&text, "test.toml".as_ref(), []).expect("parses");
-        let mut config = config;
+        let mut config = Config::parse(&text, "test.toml".as_ref(), []).expect("parses");
+        let mistakes = millstream::gateway::check::mistakes(&config, &[]);
+        let told: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].starts_with("test.toml, line ") && told[0].contains("`http.tls_"),
+            "{told:?}"
+        );
         config.http.listen = ([127, 0, 0, 1], 0).into();
         config.webrtc.listen = ([127, 0, 0, 1], 0).into();
         let error = match Gateway::start(config).await {

@@ -424,7 +424,7 @@ fn a_viewers_own_ssrcs_and_zero_are_not_given_out() {
 
 ///
 #[test]
-fn retransmission_has_the_clock_of_what_it_transcodes() {
+fn retransmission_has_the_clock_rate_of_its_codec() {
     let offer = edit(&recorded(FFMPEG), "rtx/90000", "rtx/48000");
     let (plan, answer) = publish(&offer).unwrap();
     check_publication(&offer, &answer, &plan);

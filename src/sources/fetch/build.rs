@@ -9,7 +9,9 @@ use super::address::Allowed;
 use super::pipeline::PipelineSpec;
 use super::{SourceConfig, SourceKind};
 use crate::config::mistake::{Hint, nearest};
-use crate::config::{HlsConfig, Mistake, PipelineConfig, Problem, RtspConfig, StreamConfig, StreamSource, named};
+use crate::config::{
+    HlsConfig, Mistake, PipelineConfig, Problem, RtspConfig, StreamConfig, StreamSource, joined, named,
+};
 use crate::pipeline::description::ParameterError;
 use crate::pipeline::library::Library;
 use crate::pipeline::value::Unescaped;
@@ -90,7 +92,7 @@ fn camera(config: &RtspConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) ->
 fn quirks(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> Policies {
     let mut policies = Policies::default();
     for (name, value) in table {
-        let key = format!("quirks.{name}");
+        let key = joined("quirks", name);
         let known = policies::KEYS.iter().find(|(known, _)| known == name);
         let problem = match known {
             None => unknown(name, "key", policies::KEYS.iter().map(|(key, _)| *key)),
@@ -195,7 +197,7 @@ fn headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
         let text = value.as_str().and_then(|text| HeaderValue::from_str(text).ok());
         let (Some(header), Some(mut text)) = (header, text) else {
             let problem = "is not an HTTP header: expected a header name and a string of one line";
-            mistakes.push(Mistake::new(format!("headers.{name}"), problem));
+            mistakes.push(Mistake::new(joined("headers", name), problem));
             continue;
         };
         text.set_sensitive(true);
@@ -232,7 +234,7 @@ fn pipeline(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistak
                     ParameterError::Unknown { known } => unknown(&name, "key", known.iter().map(String::as_str)),
                     ParameterError::Value(error) => Problem::Unusable(error.to_string()),
                 };
-                Mistake::of(format!("params.{name}"), problem)
+                Mistake::of(joined("params", &name), problem)
             }));
             None
         }
@@ -298,7 +300,7 @@ mod tests {
             (
                 "hls = \"https://a/\"\nheaders = { \"a b\" = \"s3cret\", a = \"s3cret\\n\", ok = \"s3cret\" }",
                 &[
-                    "`streams.far.headers.a b` is not an HTTP header",
+                    "`streams.far.headers.\"a b\"` is not an HTTP header",
                     "`streams.far.headers.a` is not an HTTP header",
                 ],
             ),

@@ -52,7 +52,7 @@ pub enum Password {
     File(PathBuf),
 }
 
-/// Why a camera URL is invalid.
+/// Why a camera URL is invalid; the text follows the name of the key.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CameraUrlError {
     #[error("is not a camera URL: expected rtsp://host[:port]/path")]

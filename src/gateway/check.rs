@@ -1,0 +1,121 @@
+//! Finds what `serve` would refuse without starting anything, for `millstream check`.
+
+use std::io::{Error, ErrorKind};
+use std::net::SocketAddr;
+
+use super::parts::Parts;
+use crate::config::{Config, Mistake, Problem};
+use crate::doctor::ports::{self, PortOwner, Protocol};
+use crate::pipeline::process;
+use crate::signalling::{server, tls};
+
+/// Returns the mistakes in what a configuration refers to: tokens, keys, certificates, pipelines, sources. Those that follow
+/// from a `known` one are left out.
+pub fn mistakes(config: &Config, known: &[Mistake]) -> Vec<Mistake> {
+    let mut mistakes = parts(config);
+    mistakes.extend(config.locate(certificate(config)));
+    without_consequences(mistakes, known)
+}
+
+fn without_consequences(mut mistakes: Vec<Mistake>, known: &[Mistake]) -> Vec<Mistake> {
+    mistakes.retain(|mistake| !known.iter().any(|known| known.explains(mistake)));
+    mistakes
+}
+
+/// Like [`mistakes`], without certificates: a running gateway reloads these by itself.
+pub fn parts(config: &Config) -> Vec<Mistake> {
+    let built = Parts::build(config, &process::own_program());
+    built.err().map_or_else(Vec::new, |error| error.mistakes)
+}
+
+fn certificate(config: &Config) -> Vec<Mistake> {
+    match (&config.http.tls_certificate, &config.http.tls_key) {
+        (None, None) => Vec::new(),
+        (Some(certificate), Some(key)) => {
+            let problems = tls::problems(certificate, key);
+            problems.iter().map(tls::TlsError::mistake).collect()
+        }
+        (certificate, _) => {
+            let (given, missing) = match certificate {
+                Some(_) => ("http.tls_certificate", "http.tls_key"),
+                None => ("http.tls_key", "http.tls_certificate"),
+            };
+            let problem = format!("is missing: it has to be set together with `{given}`");
+            vec![Mistake {
+                place: config.place(given),
+                ..Mistake::new(missing, problem)
+            }]
+        }
+    }
+}
+
+/// A listen address that the gateway cannot bind.
+pub struct Unavailable {
+    pub mistake: Mistake,
+    /// Whether another socket uses the port; otherwise the address itself cannot be used.
+    pub is_in_use: bool,
+    pub owner: Option<PortOwner>,
+}
+
+/// Tries to bind all listen addresses at the same time, so that two keys with the same port are found.
+pub fn ports(config: &Config, known: &[Mistake]) -> Vec<Unavailable> {
+    // After a syntax error the addresses may not be the intended ones.
+    let is_doubtful = |mistake: &Mistake| matches!(mistake.problem, Problem::Syntax(_));
+    let is_known = |key: &str| {
+        known
+            .iter()
+            .any(|mistake| is_doubtful(mistake) || mistake.concerns(key))
+    };
+    let (http, media) = (config.http.listen, config.webrtc.listen);
+    let mut unavailable = Vec::new();
+    let mut record = |key: &str, protocol, address, error: Error| {
+        let mut found = Unavailable::new(key, protocol, address, &error);
+        found.mistake.place = config.place(key);
+        unavailable.push(found);
+    };
+    let mut listener = None;
+    if !is_known("http.listen") {
+        match server::bind_std(http) {
+            Ok(bound) => listener = Some(bound),
+            Err(error) => record("http.listen", Protocol::Tcp, http, error),
+        }
+    }
+    if !is_known("webrtc.listen") {
+        if config.webrtc.tcp
+            && !is_known("webrtc.tcp")
+            && let Err(error) = server::bind_std(media)
+        {
+            record("webrtc.listen", Protocol::Tcp, media, error);
+        }
+        if let Err(error) = ports::bind_udp(media) {
+            record("webrtc.listen", Protocol::Udp, media, error);
+        }
+    }
+    drop(listener);
+    unavailable
+}
+
+impl Unavailable {
+    fn new(key: &str, protocol: Protocol, address: SocketAddr, error: &Error) -> Self {
+        let is_in_use = error.kind() == ErrorKind::AddrInUse;
+        let owner = is_in_use.then(|| ports::owner(protocol, address.port())).flatten();
+        let reason = match (&owner, error.kind()) {
+            (Some(owner), _) if owner.is_own() => {
+                "`http.listen` uses it too; choose another port, or set `webrtc.tcp = false`".to_owned()
+            }
+            (Some(owner), _) => format!("{owner} is using it; stop that process, or choose another port"),
+            (None, ErrorKind::AddrInUse) => "another process is using it; `ss -tulpn` as root shows which".to_owned(),
+            (None, ErrorKind::PermissionDenied) => {
+                "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher port, or grant it".to_owned()
+            }
+            (None, ErrorKind::AddrNotAvailable) => "this host does not have that address".to_owned(),
+            (None, _) => error.to_string(),
+        };
+        let problem = format!("cannot be bound: {protocol} {address}: {reason}");
+        Self {
+            mistake: Mistake::new(key, problem),
+            is_in_use,
+            owner,
+        }
+    }
+}
