@@ -156,6 +156,69 @@ fn the_file_is_found_by_argument_and_by_variable() {
 }
 
 #[test]
+fn ten_mistakes_of_one_file_are_ten_messages_with_their_lines() {
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("ten-mistakes.toml");
+    let lines = [
+        ("[http]", ""),
+        (
+            "listen = 8080",
+            "`http.listen` is 8080: expected an address with a port, such as \"[::]:8080\" or \"127.0.0.1:0\"",
+        ),
+        (
+            "cors_origin = \"*\"",
+            "unknown key `http.cors_origin` (did you mean `cors_origins`?)",
+        ),
+        (
+            "counter_offer = \"sometimes\"",
+            "`http.counter_offer` is \"sometimes\": expected \"never\", \"when_needed\" or \"always\"",
+        ),
+        (
+            "wait_for_publisher = 61",
+            "`http.wait_for_publisher` is 61: expected a whole number of seconds from 0 to 60",
+        ),
+        ("[webrtc]", ""),
+        (
+            "shards = \"many\"",
+            "`webrtc.shards` is \"many\": expected a whole number from 0 to 64",
+        ),
+        ("shards = 2", "duplicate key `webrtc.shards`"),
+        ("[ice]", ""),
+        (
+            "turn_lifetime = 3601",
+            "`ice.turn_lifetime` is 3601: expected a whole number of seconds from 60 to 3600",
+        ),
+        ("[limts]", "unknown section `limts` (did you mean `limits`?)"),
+        ("connections = 1", ""),
+        ("[log]", ""),
+        ("level = loud", "text has to be in quotes"),
+        ("[streams.\"door\"]", ""),
+        (
+            "rtsp = \"rtsp://user:a#b@192.0.2.1/cam\"",
+            "`streams.door.rtsp` has a user or password that has to be escaped: percent-encode `#` as %23",
+        ),
+    ];
+    std::fs::write(&file, lines.map(|(line, _)| line).join("\n")).expect("writes");
+    let output = run(&mut program(&["check", "--config", file.to_str().expect("path")]));
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    let found: Vec<(usize, &str)> = error
+        .lines()
+        .filter_map(|line| line.split_once("ten-mistakes.toml, line "))
+        .filter_map(|(_, rest)| {
+            let (line, rest) = rest.split_once(", column ")?;
+            Some((line.parse().ok()?, rest.split_once(": ")?.1))
+        })
+        .collect();
+    let wanted: Vec<(usize, &str)> = (1..)
+        .zip(lines)
+        .filter(|(_, (_, message))| !message.is_empty())
+        .map(|(number, (_, message))| (number, message))
+        .collect();
+    assert_eq!(found, wanted, "{error}");
+    assert_eq!(wanted.len(), 10);
+}
+
+#[test]
 fn check_names_the_process_that_uses_a_port() {
     let tcp = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
