@@ -32,7 +32,7 @@ pub fn render(signalling: &Signalling) -> String {
     page.single(
         "millstream_sessions",
         "gauge",
-        "Sessions that have not ended.",
+        "Open sessions.",
         signalling.media.sessions(),
     );
     bounds(&mut page, signalling);
@@ -49,14 +49,14 @@ fn bounds(page: &mut Page, signalling: &Signalling) {
     page.single(
         "millstream_half_open_sessions",
         "gauge",
-        "Sessions between their offer and the end of their handshake.",
+        "Sessions between the offer and the end of the DTLS handshake.",
         signalling.media.half_open_sessions(),
     );
     let counters = signalling.media.counters();
     page.family(
         "millstream_sessions_refused_total",
         "counter",
-        "Sessions that were refused, by what there was too much of.",
+        "Refused sessions, by the limit that was reached.",
     );
     for (full, count) in counters.refusals() {
         page.labelled("reason", full.label(), count);
@@ -64,7 +64,7 @@ fn bounds(page: &mut Page, signalling: &Signalling) {
     page.family(
         "millstream_sessions_evicted_total",
         "counter",
-        "Half-open sessions without a check that gave way to a newer one, by what there was too much of.",
+        "Half-open sessions without an ICE check that were evicted for a newer one, by the limit that was reached.",
     );
     for (full, count) in counters.evictions() {
         page.labelled("reason", full.label(), count);
@@ -77,17 +77,17 @@ fn reception(page: &mut Page, signalling: &Signalling) {
     for (name, help, counter) in [
         (
             "millstream_viewer_nacked_packets_total",
-            "Packets that viewers asked for again.",
+            "Packets requested again by viewers (NACK).",
             &counters.reception.nacked,
         ),
         (
             "millstream_viewer_key_frame_requests_total",
-            "Key frames that viewers asked for.",
+            "Key frame requests of viewers (PLI, FIR).",
             &counters.reception.key_frames_requested,
         ),
         (
             "millstream_viewer_reports_total",
-            "Reports of viewers on their reception.",
+            "Receiver reports of viewers.",
             &counters.reception.reports,
         ),
     ] {
@@ -96,17 +96,17 @@ fn reception(page: &mut Page, signalling: &Signalling) {
     page.single(
         "millstream_viewer_reported_loss_total",
         "counter",
-        "Sum of the parts lost, of these reports; divided by their number it is the mean.",
+        "Sum of the fractions lost in these reports; divided by the number of reports it is the mean loss.",
         counters.reception.reported_loss.load(Ordering::Relaxed) as f64 / 256.0,
     );
     page.histogram(
         "millstream_connect_seconds",
-        "From the offer to the end of the handshake.",
+        "Time from the offer to the end of the DTLS handshake.",
         &counters.connecting,
     );
     page.histogram(
         "millstream_forward_seconds",
-        "From the arrival of a packet until it was sent to all viewers of a shard; of each turn the one that took longest.",
+        "Time from the arrival of a packet until it was sent to all viewers of a shard; the longest of each tick.",
         &counters.forwarding,
     );
 }
@@ -116,13 +116,13 @@ fn process(page: &mut Page, signalling: &Signalling) {
     page.single(
         "millstream_media_tcp_connections",
         "gauge",
-        "Peers whose media goes by TCP.",
+        "Peers connected by ICE-TCP.",
         signalling.media.tcp_connections(),
     );
     page.single(
         "millstream_media_tcp_queued_bytes",
         "gauge",
-        "Bytes that wait to be written to them.",
+        "Bytes queued for these connections.",
         signalling.media.tcp_queued(),
     );
     page.single(
@@ -134,7 +134,7 @@ fn process(page: &mut Page, signalling: &Signalling) {
     page.single(
         "millstream_hls_waiting_requests",
         "gauge",
-        "Requests of HLS players that wait for the next part.",
+        "Blocked HLS requests that wait for the next part.",
         signalling.hls.waiting(),
     );
     page.single(
@@ -146,7 +146,7 @@ fn process(page: &mut Page, signalling: &Signalling) {
     page.family(
         "millstream_shard_queue",
         "gauge",
-        "Messages that wait for a shard of the media plane.",
+        "Messages queued for a shard of the media plane.",
     );
     for (shard, waiting) in signalling.media.queues().into_iter().enumerate() {
         page.labelled("shard", shard, waiting);
@@ -175,7 +175,7 @@ fn process(page: &mut Page, signalling: &Signalling) {
     page.single(
         "process_resident_memory_bytes",
         "gauge",
-        "Memory in use.",
+        "Resident memory.",
         resident.unwrap_or(0) * 1_024,
     );
 }
@@ -204,32 +204,32 @@ const TRAFFIC: [TrafficFamily; 11] = [
     ),
     (
         "millstream_source_missing_packets_total",
-        "Those of them that had not come by then; some come later, when they were asked for.",
+        "Those of them that had not arrived by then; some arrive later as retransmissions.",
         |traffic| count(&traffic.missing),
     ),
     (
         "millstream_source_nacked_packets_total",
-        "Packets that the publisher was asked for again.",
+        "Packets requested again from the publisher (NACK).",
         |traffic| count(&traffic.asked),
     ),
     (
         "millstream_source_key_frame_requests_total",
-        "Key frames that the publisher was asked for.",
+        "Key frame requests to the publisher (PLI).",
         |traffic| count(&traffic.key_frames_asked),
     ),
     (
         "millstream_stream_reports_total",
-        "Reports of viewers on their reception of the stream.",
+        "Receiver reports of viewers of the stream.",
         |traffic| count(&traffic.reception.reports),
     ),
     (
         "millstream_stream_reported_loss_total",
-        "Sum of the parts lost, of these reports; divided by their number it is the mean.",
+        "Sum of the fractions lost in these reports; divided by the number of reports it is the mean loss.",
         |traffic| count(&traffic.reception.reported_loss) / 256.0,
     ),
     (
         "millstream_stream_round_trips_total",
-        "Round trips to viewers of the stream that were measured.",
+        "Measured round trips to viewers of the stream.",
         |traffic| count(&traffic.round_trips),
     ),
     (
@@ -239,17 +239,17 @@ const TRAFFIC: [TrafficFamily; 11] = [
     ),
     (
         "millstream_stream_nacked_packets_total",
-        "Packets that viewers of the stream asked for again.",
+        "Packets requested again by viewers of the stream (NACK).",
         |traffic| count(&traffic.reception.nacked),
     ),
     (
         "millstream_stream_resent_packets_total",
-        "Packets that were sent to them again.",
+        "Packets retransmitted to them.",
         |traffic| count(&traffic.resent),
     ),
     (
         "millstream_stream_key_frame_requests_total",
-        "Key frames that viewers of the stream asked for.",
+        "Key frame requests of viewers of the stream (PLI, FIR).",
         |traffic| count(&traffic.reception.key_frames_requested),
     ),
 ];
@@ -305,12 +305,7 @@ fn streams(page: &mut Page, signalling: &Signalling) {
         .map(|stream| Shown::of(stream, signalling.hls.viewers(&stream.name), now))
         .collect();
     let live = streams.iter().filter(|stream| stream.is_live).count();
-    page.single(
-        "millstream_streams_live",
-        "gauge",
-        "Streams that somebody publishes.",
-        live,
-    );
+    page.single("millstream_streams_live", "gauge", "Streams with a live source.", live);
     page.family("millstream_viewers", "gauge", "Viewers of all streams.");
     page.labelled("transport", "webrtc", streams.iter().map(|s| s.viewers).sum::<usize>());
     page.labelled("transport", "hls", streams.iter().map(|s| s.hls_viewers).sum::<usize>());
@@ -345,7 +340,7 @@ fn streams(page: &mut Page, signalling: &Signalling) {
         (
             "millstream_transcode_viewers",
             "target",
-            "Viewers who are sent a transcoded track, by its codec.",
+            "Viewers that get a transcoded track, by its codec.",
         ),
         (
             "millstream_repair_viewers",
@@ -368,7 +363,7 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
     page.family(
         "millstream_stream_bitrate",
         "gauge",
-        "Payload bits per second that the source sends.",
+        "Payload bit rate of the source, in bits per second.",
     );
     for (stream, track) in each_track(streams) {
         let labels = format!(
@@ -382,7 +377,7 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
     page.family(
         "millstream_stream_frame_rate",
         "gauge",
-        "Pictures per second that the source sends.",
+        "Video frames per second of the source.",
     );
     let pictures = || each_track(streams).filter(|(_, track)| track.kind == Kind::Video);
     for (stream, track) in pictures() {
@@ -391,7 +386,7 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
     page.family(
         "millstream_stream_key_frame_interval_seconds",
         "gauge",
-        "Between the last two key frames of the source.",
+        "Time between the last two key frames of the source.",
     );
     for stream in streams {
         if let Some(interval) = stream.key_frame_interval {
@@ -479,7 +474,7 @@ fn media(page: &mut Page, signalling: &Signalling) {
         ("millstream_sent_datagrams_total", "Datagrams sent.", &sent.datagrams),
         (
             "millstream_send_calls_total",
-            "System calls that sent them.",
+            "System calls used to send them.",
             &sent.calls,
         ),
     ] {
@@ -499,7 +494,7 @@ fn media(page: &mut Page, signalling: &Signalling) {
     page.family(
         "millstream_session_dropped_total",
         "counter",
-        "What sessions did not believe, by reason; counted when they end.",
+        "Packets that sessions rejected, by reason; counted when a session ends.",
     );
     for (reason, count) in counters.session_drops() {
         page.labelled("reason", reason.label(), count);
@@ -507,7 +502,7 @@ fn media(page: &mut Page, signalling: &Signalling) {
     page.family(
         "millstream_media_tcp_closed_total",
         "counter",
-        "Connections to the TCP port of media that ended, by reason.",
+        "Closed connections of the media TCP port, by reason.",
     );
     for (reason, count) in counters.tcp_ends() {
         page.labelled("reason", reason.label(), count);
