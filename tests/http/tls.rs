@@ -187,11 +187,11 @@ async fn files_that_cannot_be_used_are_named() {
     ] {
         let mut config = Config::parse(&text, "test.toml".as_ref(), []).expect("parses");
         let mistakes = millstream::gateway::check::mistakes(&config, &[]);
-        let told: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-        assert_eq!(told.len(), 1, "{told:?}");
+        let messages: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+        assert_eq!(messages.len(), 1, "{messages:?}");
         assert!(
-            told[0].starts_with("test.toml, line ") && told[0].contains("`http.tls_"),
-            "{told:?}"
+            messages[0].starts_with("test.toml, line ") && messages[0].contains("`http.tls_"),
+            "{messages:?}"
         );
         config.http.listen = ([127, 0, 0, 1], 0).into();
         config.webrtc.listen = ([127, 0, 0, 1], 0).into();
