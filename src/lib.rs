@@ -16,15 +16,14 @@
 //!
 //! # Map
 //!
+//! The media path without IO is a crate of its own, [`millstream_core`]: formats, SDP, sessions, streams, the WHIP source,
+//! the WHEP output, the shard. This crate holds the shells around it, and the control plane:
+//!
 //! | folder | contents |
 //! |---|---|
-//! | [`media`] | basic types: ids, codecs, the shared packet, RTP and RTCP formats, bitstream parsing, payload formats, containers, clocks |
-//! | [`sdp`] | parsing and validation of a peer's offer, and our answer to it |
-//! | [`session`] | one peer's transport without IO: ICE-lite, the guard, DTLS, SRTP, the outbox, feedback to publishers |
-//! | [`hub`] | streams by name, their tracks, the ring shared by all viewers, mailboxes between shards |
 //! | [`pipeline`] | worker processes that run GStreamer or demux HLS segments: descriptions, wire protocol, supervision, the worker itself |
-//! | [`sources`] | inputs: a publisher's RTP, or frames from a camera, a pipeline or an HLS origin, written to the tracks of a stream |
-//! | [`outputs`] | outputs: the rewritten packet stream of each viewer, and the parts and playlists of LL-HLS |
+//! | [`sources`] | clients of other servers: cameras, pipelines and HLS origins, written to the tracks of a stream |
+//! | [`outputs`] | the parts and playlists of LL-HLS |
 //! | [`transcode`] | transcoding of formats that viewers cannot play: one worker per stream, shared by all viewers who need it |
 //! | [`shard`] | media threads: sockets, ticks, timers; [`shard::MediaPlane`] is the handle on all of them |
 //! | [`access`] | authorization: tokens, signed tokens, the authorization webhook |
@@ -38,24 +37,23 @@
 //!
 //! # Questions
 //!
-//! * Where does a datagram enter? [`shard::core::Core::handle_datagram`].
-//! * Who owns a session? One shard, from offer to close: [`shard::peers::Peer`].
+//! * Where does a datagram enter? [`millstream_core::shard::Core::handle_datagram`].
+//! * Who owns a session? One shard, from offer to close: [`millstream_core::shard::peers::Peer`].
 //! * What happens when a viewer is slow? The kernel drops its packets, which are counted
-//!   ([`shard::socket::SendCounters`]). The viewer requests them by NACK; the ring answers, within a budget.
+//!   ([`millstream_core::shard::counters::SendCounters`]). The viewer requests them by NACK; the ring answers, within a budget.
 //! * What happens when a shard is slow? Its mailbox overflows, and it reads the missed packets from the ring
-//!   ([`outputs::whep::Viewer::on_lost_batches`]).
+//!   ([`millstream_core::outputs::whep::Viewer::on_lost_batches`]).
 //! * What happens when a shard hangs? [`shard::watchdog`].
 //! * What happens when a worker crashes, hangs or exceeds its memory limit? [`pipeline::process::ProcessError`]; it is
 //!   restarted.
 //! * Which files use GStreamer? Those in `pipeline/worker/`.
-//! * What closes a session? Every reason is a [`session::CloseReason`].
-//! * Which files use the webrtc-rs crates? Those in `session/` and `sdp/`.
+//! * What closes a session? Every reason is a [`millstream_core::session::CloseReason`].
+//! * Which files use the webrtc-rs crates? Those in `session/` and `sdp/` of the core crate.
 //!
 //! # Invariants
 //!
 //! 1. A session lives on one shard from offer to close; nothing in it is shared or locked.
-//! 2. In `media`, `hub`, `session`, `sdp`, `sources` and `outputs` time and randomness are arguments. `sources/rtsp`,
-//!    `sources/fetch`, the network half of `sources/hls` and two files of `outputs/hls` are IO shells that supply them.
+//! 2. In the core crate time and randomness are arguments. It uses neither tokio nor a socket; the shells supply both.
 //! 3. A stream has one active source. A viewer receives one SSRC with continuous sequence numbers and timestamps per
 //!    track, across joins, retransmissions, layer switches and source changes.
 //! 4. Video starts at a key frame, and resumes at one after a loss inside the gateway.
@@ -103,12 +101,8 @@ pub mod api;
 pub mod config;
 pub mod doctor;
 pub mod gateway;
-pub mod hub;
-pub mod media;
 pub mod outputs;
 pub mod pipeline;
-pub mod sdp;
-pub mod session;
 pub mod shard;
 pub mod signalling;
 pub mod sources;

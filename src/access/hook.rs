@@ -93,7 +93,7 @@ impl Hook {
         };
         let sent = Body {
             action: access.action.name(),
-            stream: access.stream.map(crate::hub::name::StreamName::as_str),
+            stream: access.stream.map(millstream_core::hub::name::StreamName::as_str),
             token: access.token,
             address: access.address,
         };

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::config::Secret;
-use crate::hub::name::StreamName;
+use millstream_core::hub::name::StreamName;
 
 pub mod credentials;
 pub mod hook;

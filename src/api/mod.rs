@@ -17,12 +17,12 @@ use self::events::{EventStream, Log};
 use self::sessions::{Page, Session, Sessions};
 use self::snapshot::Image;
 use self::streams::Stream;
-use crate::hub::name::StreamName;
-use crate::session::CloseReason;
 use crate::signalling::auth::Action;
 use crate::signalling::problem::Problem;
 use crate::signalling::reload::Reloaded;
 use crate::signalling::{Signalling, caller};
+use millstream_core::hub::name::StreamName;
+use millstream_core::session::CloseReason;
 
 pub mod events;
 pub mod sessions;

@@ -15,13 +15,13 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use crate::hub::mailbox::Mailbox;
-use crate::hub::name::StreamName;
-use crate::hub::tap::{Tap, TapQueue};
-use crate::media::transcode::TranscodeTarget;
-use crate::media::{Codec, Format, Kind};
 use crate::signalling::Signalling;
 use crate::signalling::problem::Problem;
+use millstream_core::hub::mailbox::Mailbox;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::tap::{Tap, TapQueue};
+use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::{Codec, Format, Kind};
 
 /// Limits how many snapshots are made at the same time; others wait.
 static SLOTS: Semaphore = Semaphore::const_new(2);

@@ -6,12 +6,12 @@ use std::time::Instant;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::hub::Hub;
-use crate::hub::name::StreamName;
-use crate::hub::stream::{ShardIndex, StreamState};
-use crate::media::transcode::TranscodeTarget;
-use crate::media::{Format, Kind};
 use crate::sources::fetch::directory::{Directory, Entry};
+use millstream_core::hub::Hub;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::{ShardIndex, StreamState};
+use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::{Format, Kind};
 
 /// A stream.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]

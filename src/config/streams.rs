@@ -13,7 +13,7 @@ use super::reader::Reader;
 use super::secret::Hidden;
 use super::section::{Section as _, section};
 use super::values::{self, Variants};
-use crate::hub::name::StreamName;
+use millstream_core::hub::name::StreamName;
 
 /// A stream and where it is fetched from.
 #[derive(Clone, Debug, PartialEq)]

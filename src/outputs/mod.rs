@@ -1,6 +1,2 @@
-//! Outputs of a stream: WHEP viewers and LL-HLS.
-mod history;
+//! Outputs of a stream other than WHEP: LL-HLS.
 pub mod hls;
-pub mod rewriter;
-pub mod track;
-pub mod whep;

@@ -16,7 +16,7 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::media::Kind;
+use millstream_core::media::Kind;
 
 /// Job of a worker that runs a pipeline.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]

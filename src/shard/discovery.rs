@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::MediaPlane;
-use crate::session::stun::BindingRequest;
+use millstream_core::session::stun::BindingRequest;
 
 /// Between questions: an address at home changes once a day.
 const AGAIN: Duration = Duration::from_secs(60);

@@ -1,7 +1,7 @@
 //! The media plane: one thread per shard, all on one UDP port. [`MediaPlane`] is the handle that the control plane holds.
 //!
 //! ```text
-//! socket -> Core::handle_datagram -> Session -> Publisher --turn--> hub ring + batch -+-> own viewers
+//! socket -> Core::handle_datagram -> Session -> Publisher --tick--> hub ring + batch -+-> own viewers
 //!                                                                                     +-> mailboxes of other shards
 //! mailbox -> Core::handle_message -> Viewer -> outbox -> one send per run of equal-sized packets
 //! ```
@@ -20,37 +20,33 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tracing::{debug, error, info, warn};
 
-pub mod core;
-pub mod counters;
 pub mod discovery;
-pub mod message;
-pub mod peers;
 pub mod socket;
 pub mod tcp;
-pub mod ufrag;
 pub mod watchdog;
 
-use self::core::{Core, Shared};
-use self::counters::Counters;
-use self::message::{Message, Opening, OpeningRole};
 use self::socket::{Receiver, Sender, UdpPort, Waker};
-use self::tcp::PeerSink;
+use self::tcp::{PeerSink, TcpConnections};
 use self::watchdog::{Phase, Stalled, Ticks, Watchdog};
-use crate::hub::Hub;
-use crate::hub::mailbox::Mailbox;
-use crate::hub::name::StreamName;
-use crate::hub::registry::{Full, Registry};
-pub use crate::hub::registry::{Requester, SessionLimits, SessionState};
-pub use crate::hub::stream::{Layer, LayerSelection, SessionId};
-use crate::hub::stream::{ShardIndex, SourceRef};
-use crate::media::packet::Packet;
-pub use crate::sdp::plan::SourceFormats;
-use crate::sdp::plan::{AvailableFormats, Fingerprint, IceCredentials, Playback, Publication};
-use crate::session::CloseReason;
-use crate::session::identity::Identity;
-use crate::session::outbox::Outbox;
 use crate::sources::fetch::random_id;
-use crate::sources::frame_source::{FanOut, FrameSource};
+use millstream_core::hub::Hub;
+use millstream_core::hub::mailbox::Mailbox;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::registry::{Full, Registry};
+pub use millstream_core::hub::registry::{Requester, SessionLimits, SessionState};
+pub use millstream_core::hub::stream::{Layer, LayerSelection, SessionId};
+use millstream_core::hub::stream::{ShardIndex, SourceRef};
+use millstream_core::media::packet::Packet;
+pub use millstream_core::sdp::plan::SourceFormats;
+use millstream_core::sdp::plan::{AvailableFormats, Fingerprint, IceCredentials, Playback, Publication};
+use millstream_core::session::CloseReason;
+use millstream_core::session::identity::Identity;
+use millstream_core::session::outbox::Outbox;
+use millstream_core::shard::counters::Counters;
+use millstream_core::shard::message::{Message, Opening, OpeningRole};
+use millstream_core::shard::tcp::TcpCloseReason;
+use millstream_core::shard::{Core, Shared, ufrag};
+use millstream_core::sources::frame_source::{FanOut, FrameSource};
 
 /// How the media plane is set up.
 #[derive(Clone, Debug)]
@@ -115,6 +111,7 @@ pub struct MediaPlane {
 
 struct Inner {
     shared: Arc<Shared>,
+    tcp: Arc<TcpConnections>,
     local: SocketAddr,
     next: AtomicUsize,
     stopping: AtomicBool,
@@ -158,6 +155,7 @@ impl MediaPlane {
             })
             .collect();
         let candidates = candidates(&settings.announce, address)?;
+        let tcp = Arc::new(TcpConnections::default());
         let shared = Arc::new(Shared {
             hub: Hub::default(),
             registry: Registry::new(settings.sessions),
@@ -165,20 +163,23 @@ impl MediaPlane {
             mailboxes,
             counters: Counters::default(),
             announced: RwLock::new(candidates.into()),
-            streams: Arc::default(),
+            tcp: tcp.clone(),
             epoch: epoch(),
         });
         let ticks = Arc::new(Ticks::new(now(), shards));
         let mut threads = Vec::new();
         for (index, (port, waker)) in ports.into_iter().zip(wakers).enumerate() {
             let index = ShardIndex(index as u16);
-            threads.push(spawn(index, port, waker, shared.clone(), ticks.clone()).map_err(StartError::Shard)?);
+            threads.push(
+                spawn(index, port, waker, shared.clone(), tcp.clone(), ticks.clone()).map_err(StartError::Shard)?,
+            );
         }
         let mailboxes = shared.mailboxes.clone();
         let watchdog = Watchdog::start(ticks.clone(), mailboxes, settings.fatal_stall, now, end_process)
             .map_err(StartError::Shard)?;
         let inner = Inner {
             shared,
+            tcp,
             ticks,
             watchdog: Mutex::new(Some(watchdog)),
             local: address,
@@ -217,7 +218,7 @@ impl MediaPlane {
 
     /// Peers whose media goes by TCP.
     pub fn tcp_connections(&self) -> usize {
-        self.inner.shared.streams.count()
+        self.inner.tcp.count()
     }
 
     /// Messages that wait in the mailbox of each shard.
@@ -248,12 +249,12 @@ impl MediaPlane {
 
     /// Bytes that wait to be written to them.
     pub fn tcp_queued(&self) -> usize {
-        self.inner.shared.streams.queued()
+        self.inner.tcp.queued()
     }
 
     /// Serves a connection to the TCP port of media, to its end (RFC 6544).
-    pub async fn serve_tcp(&self, stream: TcpStream, peer: SocketAddr) -> tcp::Ended {
-        tcp::serve(stream, peer, self.inner.shared.clone()).await
+    pub async fn serve_tcp(&self, stream: TcpStream, peer: SocketAddr) -> TcpCloseReason {
+        tcp::serve(stream, peer, self.inner.shared.clone(), self.inner.tcp.clone()).await
     }
 
     /// Fingerprint of our certificate, for the answer.
@@ -505,11 +506,12 @@ fn spawn(
     port: Arc<UdpPort>,
     waker: Waker,
     shared: Arc<Shared>,
+    tcp: Arc<TcpConnections>,
     ticks: Arc<Ticks>,
 ) -> io::Result<JoinHandle<()>> {
     let sender = PeerSink {
         udp: Sender::new(port.clone(), shared.counters.sent.clone()),
-        tcp: shared.streams.clone(),
+        tcp,
         counters: shared.counters.sent.clone(),
     };
     let random = Box::new(|| rand::rng().next_u32());

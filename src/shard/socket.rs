@@ -8,12 +8,13 @@ use std::mem::{self, MaybeUninit};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::session::outbox::{Run, Sink};
+use millstream_core::session::outbox::{Run, Sink};
+use millstream_core::shard::counters::SendCounters;
 
 /// One shard's socket. All shards bind the same port; the kernel spreads the peers over them (SO_REUSEPORT).
 #[derive(Debug)]
@@ -233,21 +234,6 @@ fn destination(header: &libc::msghdr) -> Option<IpAddr> {
         }
     }
     None
-}
-
-/// What sending cost, for the metrics. Shared by all shards.
-#[derive(Debug, Default)]
-pub struct SendCounters {
-    pub datagrams: AtomicU64,
-    pub calls: AtomicU64,
-    /// Datagrams that the kernel did not take because its buffer was full.
-    pub dropped_full: AtomicU64,
-    /// Datagrams that the kernel refused for another reason: no route, network down.
-    pub dropped_refused: AtomicU64,
-    /// Datagrams for peers by TCP that did not fit into the queue of the connection.
-    pub dropped_tcp: AtomicU64,
-    /// Segmentation offload is not usable here; every datagram is sent on its own.
-    pub without_segmentation: AtomicBool,
 }
 
 /// Sends on a shard's socket.
@@ -537,7 +523,7 @@ pub fn wait(port: &UdpPort, waker: &Waker, timeout: Option<Duration>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::outbox::Destination;
+    use millstream_core::session::outbox::Destination;
 
     fn exchange(listen: SocketAddr, from: SocketAddr, segmentation: bool) {
         let port = Arc::new(UdpPort::bind(listen).expect("binds"));

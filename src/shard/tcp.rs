@@ -8,12 +8,11 @@
 //! socket of UDP does, and the peer asks again for what it misses (invariant 5).
 //!
 //! Who is not authenticated by ICE has a connection for some seconds only, and who takes nothing of what is sent to him
-//! has one no longer either: see [`Ended`]. The session lives on, and is told that this way to its peer is gone.
+//! has one no longer either: see [`TcpCloseReason`]. The session lives on, and is told that this way to its peer is gone.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -25,20 +24,18 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
-use super::core::Shared;
-use super::message::{Message, ShardMailbox};
-use super::socket::{SendCounters, Sender};
-use super::ufrag;
-use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
-use crate::session::ice;
-use crate::session::outbox::{Run, Sink};
+use super::socket::Sender;
+use millstream_core::hub::lock::{Rank, RankedGuard, RankedMutex};
+use millstream_core::session::ice;
+use millstream_core::session::outbox::{Run, Sink};
+use millstream_core::shard::counters::SendCounters;
+use millstream_core::shard::message::{Message, ShardMailbox};
+use millstream_core::shard::tcp::{TcpCloseReason, TcpPeers, is_marked, marked};
+use millstream_core::shard::{Shared, ufrag};
 
 mod queue;
 
 use self::queue::Queue;
-
-/// What marks an address as one of TCP: no interface has this number.
-const MARK: u32 = u32::MAX;
 
 /// Longest frame that is taken, in bytes: no peer sends datagrams longer than an MTU.
 const MAX_FRAME: usize = 4_096;
@@ -62,81 +59,13 @@ const NOT_SENT: u32 = 16 * 1024;
 /// What the peer's host leaves unacknowledged for so long ends the connection: the host, or the way to it, is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
-/// An address of TCP, as sessions know it.
-fn marked(peer: SocketAddr) -> SocketAddr {
-    let ip = match peer.ip().to_canonical() {
-        std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        std::net::IpAddr::V6(ip) => ip,
-    };
-    SocketAddrV6::new(ip, peer.port(), 0, MARK).into()
-}
-
-fn is_marked(address: SocketAddr) -> bool {
-    matches!(address, SocketAddr::V6(address) if address.scope_id() == MARK)
-}
-
-/// An address, as logs show it.
-pub struct PeerAddress(pub SocketAddr);
-
-impl fmt::Display for PeerAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = SocketAddr::new(self.0.ip().to_canonical(), self.0.port());
-        let protocol = if is_marked(self.0) { "tcp " } else { "" };
-        write!(f, "{protocol}{plain}")
-    }
-}
-
-/// Why a connection ended. A label of the metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The peer closed it, or the network did.
-    ByPeer,
-    /// Its session is over, or no longer believes what comes from its address.
-    SessionOver,
-    /// Its first frame was no connectivity check, or one for no session.
-    NoSession,
-    /// No check that ICE authenticates came in time.
-    Unauthenticated,
-    /// The peer took nothing of what was sent to it.
-    Stalled,
-    /// Nothing came from the peer.
-    Idle,
-    /// A frame was too long.
-    Malformed,
-}
-
-impl Ended {
-    /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 7] = [
-        Self::ByPeer,
-        Self::SessionOver,
-        Self::NoSession,
-        Self::Unauthenticated,
-        Self::Stalled,
-        Self::Idle,
-        Self::Malformed,
-    ];
-
-    /// Label of the metric.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::ByPeer => "by_peer",
-            Self::SessionOver => "session_over",
-            Self::NoSession => "no_session",
-            Self::Unauthenticated => "unauthenticated",
-            Self::Stalled => "stalled",
-            Self::Idle => "idle",
-            Self::Malformed => "malformed",
-        }
-    }
-
-    fn by(error: &io::Error) -> Self {
-        match error.kind() {
-            // Ours, or the kernel's after [`UNACKNOWLEDGED`].
-            io::ErrorKind::TimedOut => Self::Stalled,
-            io::ErrorKind::InvalidData => Self::Malformed,
-            _ => Self::ByPeer,
-        }
+/// Returns why a connection with this error ended.
+fn reason_of(error: &io::Error) -> TcpCloseReason {
+    match error.kind() {
+        // Ours, or the kernel's after [`UNACKNOWLEDGED`].
+        io::ErrorKind::TimedOut => TcpCloseReason::Stalled,
+        io::ErrorKind::InvalidData => TcpCloseReason::Malformed,
+        _ => TcpCloseReason::ByPeer,
     }
 }
 
@@ -147,7 +76,7 @@ enum Standing {
     New,
     Authenticated,
     /// It is to end.
-    Ending(Ended),
+    Ending(TcpCloseReason),
 }
 
 #[derive(Debug)]
@@ -158,12 +87,12 @@ struct Connection {
 
 /// The connections that peers have to the media port.
 #[derive(Debug)]
-pub struct Streams {
+pub struct TcpConnections {
     connections: RankedMutex<HashMap<SocketAddr, Arc<Connection>>>,
     count: AtomicUsize,
 }
 
-impl Default for Streams {
+impl Default for TcpConnections {
     fn default() -> Self {
         Self {
             connections: RankedMutex::new(Rank::Connections, HashMap::new()),
@@ -172,7 +101,7 @@ impl Default for Streams {
     }
 }
 
-impl Streams {
+impl TcpConnections {
     fn add(&self, address: SocketAddr) -> Arc<Connection> {
         let connection = Arc::new(Connection {
             queue: Queue::default(),
@@ -183,7 +112,7 @@ impl Streams {
         self.count.store(connections.len(), Ordering::Release);
         drop(connections);
         if let Some(former) = former {
-            former.end(Ended::ByPeer);
+            former.end(TcpCloseReason::ByPeer);
         }
         connection
     }
@@ -197,27 +126,6 @@ impl Streams {
             self.count.store(connections.len(), Ordering::Release);
         }
         is_current
-    }
-
-    /// ICE authenticated what came from this address.
-    pub fn authenticated(&self, address: SocketAddr) {
-        if let Some(connection) = self.find(address) {
-            connection.change(Standing::New, Standing::Authenticated);
-        }
-    }
-
-    /// What came from this address is for no session.
-    pub fn refuse(&self, address: SocketAddr) {
-        if let Some(connection) = self.find(address) {
-            connection.change(Standing::New, Standing::Ending(Ended::NoSession));
-        }
-    }
-
-    /// Closes the connection of a peer that is gone.
-    pub fn close(&self, address: SocketAddr) {
-        if let Some(connection) = self.find(address) {
-            connection.end(Ended::SessionOver);
-        }
     }
 
     /// Connections at this moment.
@@ -253,6 +161,26 @@ impl Streams {
     }
 }
 
+impl TcpPeers for TcpConnections {
+    fn authenticated(&self, address: SocketAddr) {
+        if let Some(connection) = self.find(address) {
+            connection.change(Standing::New, Standing::Authenticated);
+        }
+    }
+
+    fn refuse(&self, address: SocketAddr) {
+        if let Some(connection) = self.find(address) {
+            connection.change(Standing::New, Standing::Ending(TcpCloseReason::NoSession));
+        }
+    }
+
+    fn close(&self, address: SocketAddr) {
+        if let Some(connection) = self.find(address) {
+            connection.end(TcpCloseReason::SessionOver);
+        }
+    }
+}
+
 impl Connection {
     fn change(&self, from: Standing, to: Standing) {
         self.standing.send_if_modified(|standing| {
@@ -265,7 +193,7 @@ impl Connection {
     }
 
     /// Why it is to end, if it is.
-    fn reason(&self) -> Option<Ended> {
+    fn reason(&self) -> Option<TcpCloseReason> {
         match *self.standing.borrow() {
             Standing::Ending(reason) => Some(reason),
             Standing::New | Standing::Authenticated => None,
@@ -273,13 +201,13 @@ impl Connection {
     }
 
     /// What waits is still written, if the peer takes it.
-    fn end(&self, reason: Ended) {
+    fn end(&self, reason: TcpCloseReason) {
         self.queue.close();
         self.standing.send_replace(Standing::Ending(reason));
     }
 
     /// Comes when it is to end: at the `deadline` if it is not authenticated by then.
-    async fn ending(&self, deadline: tokio::time::Instant) -> Ended {
+    async fn ending(&self, deadline: tokio::time::Instant) -> TcpCloseReason {
         let mut standing = self.standing.subscribe();
         loop {
             let current = *standing.borrow_and_update();
@@ -288,10 +216,10 @@ impl Connection {
             match current {
                 Standing::New => tokio::select! {
                     _ = changed => {}
-                    () = sleep_until(deadline) => return Ended::Unauthenticated,
+                    () = sleep_until(deadline) => return TcpCloseReason::Unauthenticated,
                 },
                 Standing::Authenticated => _ = changed.await,
-                Standing::Ending(reason @ Ended::SessionOver) => {
+                Standing::Ending(reason @ TcpCloseReason::SessionOver) => {
                     sleep(FLUSH).await;
                     return reason;
                 }
@@ -304,7 +232,7 @@ impl Connection {
 /// Sends by UDP, and by TCP to those who came so.
 pub(super) struct PeerSink {
     pub(super) udp: Sender,
-    pub(super) tcp: Arc<Streams>,
+    pub(super) tcp: Arc<TcpConnections>,
     pub(super) counters: Arc<SendCounters>,
 }
 
@@ -336,9 +264,14 @@ fn now() -> Instant {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>) -> Ended {
+pub(super) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    connections: Arc<TcpConnections>,
+) -> TcpCloseReason {
     set_options(&stream);
-    let ended = run(stream, marked(peer), &shared).await;
+    let ended = run(stream, marked(peer), &shared, &connections).await;
     shared.counters.tcp_ended(ended);
     ended
 }
@@ -352,30 +285,30 @@ fn set_options(stream: &TcpStream) {
     let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
 }
 
-async fn run(stream: TcpStream, address: SocketAddr, shared: &Shared) -> Ended {
+async fn run(stream: TcpStream, address: SocketAddr, shared: &Shared, connections: &TcpConnections) -> TcpCloseReason {
     let (mut reader, mut writer) = stream.into_split();
     let deadline = tokio::time::Instant::now() + AUTHENTICATED_WITHIN;
     let first = match timeout_at(deadline, read_frame(&mut reader)).await {
         Ok(Ok(first)) => first,
-        Ok(Err(error)) => return Ended::by(&error),
-        Err(_) => return Ended::Unauthenticated,
+        Ok(Err(error)) => return reason_of(&error),
+        Err(_) => return TcpCloseReason::Unauthenticated,
     };
     let owner = ice::local_ufrag(&first).filter(|_| ice::is_check(&first));
     let owner = owner.and_then(|ufrag| ufrag::shard_of(&ufrag));
     let Some(mailbox) = owner.and_then(|owner| shared.mailboxes.get(usize::from(owner.0))) else {
-        return Ended::NoSession;
+        return TcpCloseReason::NoSession;
     };
-    let connection = shared.streams.add(address);
+    let connection = connections.add(address);
     let ended = tokio::select! {
         ended = read(reader, first, address, mailbox) => ended,
         written = connection.queue.write_to(&mut writer) => match written {
-            Ok(()) => connection.reason().unwrap_or(Ended::SessionOver),
-            Err(error) => Ended::by(&error),
+            Ok(()) => connection.reason().unwrap_or(TcpCloseReason::SessionOver),
+            Err(error) => reason_of(&error),
         },
         ended = connection.ending(deadline) => ended,
     };
     let was_authenticated = *connection.standing.borrow() == Standing::Authenticated;
-    if shared.streams.remove(address, &connection) && was_authenticated {
+    if connections.remove(address, &connection) && was_authenticated {
         // A shard too busy to take this ends the session when its peer stays silent.
         let _ = mailbox.push(Message::Disconnected { from: address });
     }
@@ -383,15 +316,15 @@ async fn run(stream: TcpStream, address: SocketAddr, shared: &Shared) -> Ended {
 }
 
 /// Hands on what comes, to the end.
-async fn read(mut reader: OwnedReadHalf, first: Vec<u8>, from: SocketAddr, mailbox: &ShardMailbox) -> Ended {
+async fn read(mut reader: OwnedReadHalf, first: Vec<u8>, from: SocketAddr, mailbox: &ShardMailbox) -> TcpCloseReason {
     let mut bytes = first;
     loop {
         // What does not fit is lost, as on a full socket.
         let _ = mailbox.offer(Message::Framed { from, bytes });
         bytes = match timeout(IDLE, read_frame(&mut reader)).await {
             Ok(Ok(frame)) => frame,
-            Ok(Err(error)) => return Ended::by(&error),
-            Err(_) => return Ended::Idle,
+            Ok(Err(error)) => return reason_of(&error),
+            Err(_) => return TcpCloseReason::Idle,
         };
     }
 }
@@ -404,20 +337,4 @@ async fn read_frame(reader: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
     let mut frame = vec![0; length];
     reader.read_exact(&mut frame).await?;
     Ok(frame)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_of_tcp_is_no_address_of_udp() {
-        let udp: SocketAddr = "192.0.2.1:9".parse().expect("an address");
-        let tcp = marked(udp);
-        assert!(is_marked(tcp) && !is_marked(udp));
-        let mapped: SocketAddr = "[::ffff:192.0.2.1]:9".parse().expect("an address");
-        assert_ne!(tcp, mapped);
-        assert_eq!(PeerAddress(tcp).to_string(), "tcp 192.0.2.1:9");
-        assert_eq!(PeerAddress(udp).to_string(), "192.0.2.1:9");
-    }
 }

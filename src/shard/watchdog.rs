@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use tracing::error;
 
-use super::message::ShardMailbox;
-use crate::hub::stream::ShardIndex;
+use millstream_core::hub::stream::ShardIndex;
+use millstream_core::shard::message::ShardMailbox;
 
 /// A shard waits no longer than this for a datagram or a message, so that its last tick is never old.
 pub const MAX_WAIT: Duration = Duration::from_millis(250);

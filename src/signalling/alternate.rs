@@ -8,10 +8,10 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use super::Signalling;
 use super::sessions::SessionRecord;
 use crate::access::Action;
-use crate::media::transcode::TranscodeTarget;
-use crate::media::{Codec, Format, Kind};
-use crate::sdp::Offer;
-use crate::sdp::plan::{AvailableFormats, Playback};
+use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::sdp::Offer;
+use millstream_core::sdp::plan::{AvailableFormats, Playback};
 
 /// The codecs that a viewer's video may come in: none where its offer was refused in this; `None` where it wants no
 /// video.
@@ -55,7 +55,7 @@ fn missing(available_formats: &AvailableFormats, codecs: &[Codec]) -> Option<Cod
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sdp::plan::SourceFormats;
+    use millstream_core::sdp::plan::SourceFormats;
 
     #[test]
     fn video_is_missing_where_neither_it_nor_what_is_made_of_it_can_be_sent() {

@@ -14,7 +14,7 @@ use super::limits::RateLimit;
 use super::problem::Problem;
 pub use crate::access::Action;
 use crate::access::{Access, AccessRequest, Denial, Grant};
-use crate::hub::name::StreamName;
+use millstream_core::hub::name::StreamName;
 
 /// Where everybody who comes by HTTP passes.
 pub struct Authenticator {

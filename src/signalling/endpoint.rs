@@ -21,14 +21,14 @@ use super::sessions::{IceSession, SessionRecord, VideoLine};
 use super::{IceServers, Signalling, alternate, caller, cors, links, offers, resource, stream_of};
 use crate::access::Grant;
 use crate::config::CounterOffer;
-use crate::hub::name::StreamName;
-use crate::media::Kind;
-use crate::media::transcode::TranscodeTarget;
-use crate::sdp::plan::AvailableFormats;
-use crate::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for, offer_viewer};
 use crate::shard::{Placement, Refusal, SessionId, SourceFormats};
 use crate::sources::fetch::directory::StartOutcome;
 use crate::sources::fetch::random_id;
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::Kind;
+use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::sdp::plan::AvailableFormats;
+use millstream_core::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for, offer_viewer};
 
 /// RFC 9725 §4.2; <https://www.w3.org/TR/ldp/#header-accept-post>.
 pub(super) const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::session::CloseReason;
 use crate::shard::{MediaPlane, SessionId};
+use millstream_core::session::CloseReason;
 
 /// Tells when sessions are to end.
 pub type Expiries = mpsc::UnboundedSender<(SystemTime, SessionId)>;

@@ -6,7 +6,7 @@
 
 use thiserror::Error;
 
-use crate::sdp::{self, plan::IceCredentials};
+use millstream_core::sdp::{self, plan::IceCredentials};
 
 /// What a fragment says about its ICE session.
 #[derive(Debug, Default, PartialEq, Eq)]

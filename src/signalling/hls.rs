@@ -16,16 +16,16 @@ use hyper::body::{Frame, SizeHint};
 
 use super::problem::Problem;
 use super::{Signalling, caller};
-use crate::hub::Hub;
-use crate::hub::name::StreamName;
-use crate::hub::stream::SourceRef;
 use crate::outputs::hls::playlist::Directives;
 use crate::outputs::hls::rendition::Role;
 use crate::outputs::hls::service::{Plane, Refusal};
 use crate::outputs::hls::viewers::Player;
 use crate::shard::MediaPlane;
 use crate::sources::fetch::directory::{Directory, StartOutcome};
-use crate::sources::frame_source::FanOut;
+use millstream_core::hub::Hub;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::SourceRef;
+use millstream_core::sources::frame_source::FanOut;
 
 /// What packaging needs of the rest.
 pub(super) struct Origin {

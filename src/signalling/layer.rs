@@ -15,8 +15,8 @@ use super::problem::Problem;
 use super::resource::{SUB_LAYER, session_under};
 use super::sessions::SessionRecord;
 use super::{Signalling, alternate, body, cors};
-use crate::media::Rid;
 use crate::shard::{Layer, LayerSelection};
+use millstream_core::media::Rid;
 
 /// RFC 9725 §4.9 names extensions so.
 pub const REL: &str = "urn:ietf:params:whep:ext:core:layer";

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::hub::address::{AddressBudget, AddressKey};
+use millstream_core::hub::address::{AddressBudget, AddressKey};
 
 /// Bounds the requests of each address.
 #[derive(Debug)]

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Signalling;
-use crate::hub::meter::{Delays, Rate};
-use crate::hub::name::StreamName;
-use crate::hub::stream::Stream;
-use crate::hub::traffic::Traffic;
-use crate::media::{Codec, Kind};
 use crate::pipeline::process;
-use crate::shard::counters::Histogram;
 use crate::sources::fetch::status::State;
 use crate::telemetry;
+use millstream_core::hub::meter::{Delays, Rate};
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::Stream;
+use millstream_core::hub::traffic::Traffic;
+use millstream_core::media::{Codec, Kind};
+use millstream_core::shard::counters::Histogram;
 
 /// Streams that are listed by name, those with most viewers first.
 const MAX_STREAMS: usize = 1_000;

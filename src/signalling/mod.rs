@@ -57,12 +57,12 @@ use self::reload::Reloads;
 use self::server::Peer;
 use self::sessions::Sessions;
 use crate::config::{Config, CorsOrigins, CounterOffer, Limits};
-use crate::hub::name::StreamName;
 use crate::outputs::hls::service::Service;
 use crate::shard::MediaPlane;
 use crate::sources::fetch::directory::Directory;
 use crate::sources::fetch::supervisor::SourceSupervisor;
 use crate::telemetry::HttpCounters;
+use millstream_core::hub::name::StreamName;
 
 /// How clients are treated: what may change while they are there.
 #[derive(Clone, Debug)]

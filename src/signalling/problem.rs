@@ -5,11 +5,11 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::hub::name::StreamNameError;
-use crate::sdp::OfferError;
-use crate::session::CloseReason;
 use crate::shard::Refusal;
 use crate::shard::watchdog::Stalled;
+use millstream_core::hub::name::StreamNameError;
+use millstream_core::sdp::OfferError;
+use millstream_core::session::CloseReason;
 
 /// A refusal. `code` is stable and for programs, `detail` is for the person at the client.
 #[derive(Debug)]

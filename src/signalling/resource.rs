@@ -17,8 +17,8 @@ use super::problem::Problem;
 use super::sessions::{IceSession, SessionRecord};
 use super::{Signalling, body, cors};
 use crate::access::Action;
-use crate::sdp::Local;
 use crate::shard::{Refusal, SessionId, SessionState};
+use millstream_core::sdp::Local;
 
 /// RFC 5789 §3.1.
 pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");

@@ -6,11 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::access::{Access, Action, Grant};
-use crate::hub::name::StreamName;
-use crate::media::Codec;
-use crate::sdp::Frame;
-use crate::sdp::plan::IceCredentials;
 use crate::shard::{MediaPlane, Requester, SessionId, SessionState};
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::Codec;
+use millstream_core::sdp::Frame;
+use millstream_core::sdp::plan::IceCredentials;
 
 /// The current ICE session: the peer's credentials, and the tag that names it (RFC 9725 §4.3.1).
 #[derive(Clone, Debug)]

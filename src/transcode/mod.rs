@@ -5,7 +5,7 @@
 //! stream `door` (ring) -> Reader -> Depacketizer -> worker process -> FrameSource -> stream `door#opus` -> viewers
 //! ```
 //!
-//! A viewer that needs a transcode opens the transcoded stream ([`crate::outputs::whep`]), and the hub notifies this
+//! A viewer that needs a transcode opens the transcoded stream ([`millstream_core::outputs::whep`]), and the hub notifies this
 //! module. A transcoded track keeps the timestamps of the original one, so audio and video stay synchronized, whichever
 //! of them is transcoded.
 //!
@@ -22,16 +22,6 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use crate::hub::mailbox::Mailbox;
-use crate::hub::name::StreamName;
-use crate::hub::reader::Reader;
-use crate::hub::stream::{Stream, StreamState};
-use crate::hub::tap::{Tap, TapQueue};
-use crate::media::clock::{duration, ticks};
-use crate::media::depacketizer::{Depacketizer, Frame};
-use crate::media::packet::TrackTime;
-use crate::media::transcode::TranscodeTarget;
-use crate::media::{Codec, Format, Kind};
 use crate::pipeline::description::Limits;
 use crate::pipeline::library::Library;
 use crate::pipeline::process::{self, Process, ProcessError};
@@ -39,7 +29,17 @@ use crate::pipeline::wire::{FromWorker, Input, Job, Media, WireFrame};
 use crate::sources::fetch::backoff::Backoff;
 use crate::sources::fetch::pipeline::{Running, announced};
 use crate::sources::fetch::{Attached, random_id};
-use crate::sources::frame_source::{FanOut, FrameSource, Framing};
+use millstream_core::hub::mailbox::Mailbox;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::reader::Reader;
+use millstream_core::hub::stream::{Stream, StreamState};
+use millstream_core::hub::tap::{Tap, TapQueue};
+use millstream_core::media::clock::{duration, ticks};
+use millstream_core::media::depacketizer::{Depacketizer, Frame};
+use millstream_core::media::packet::TrackTime;
+use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::sources::frame_source::{FanOut, FrameSource, Framing};
 
 /// How long a worker keeps running after its last viewer left, e.g. for a page reload.
 const LINGER: Duration = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const ROWS: &str = include_str!("rows.txt");
 const TABLE: &str = "docs/conformance.md";
 /// Where tests are.
-const PLACES: [&str; 7] = [
+const PLACES: [&str; 8] = [
     "tests/http",
     "tests/sdp",
     "tests/session",
@@ -19,6 +19,7 @@ const PLACES: [&str; 7] = [
     "tests/browser",
     "tests/pipeline",
     "src",
+    "crates/core/src",
 ];
 
 struct Row {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use millstream::hub::name::StreamName;
-use millstream::hub::stream::{Layer, LayerSelection};
-use millstream::media::Rid;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::{Layer, LayerSelection};
+use millstream_core::media::Rid;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
 use crate::publisher::Publisher;

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use millstream::media::rtcp;
-use millstream::media::{Kind, Ssrc};
+use millstream_core::media::rtcp;
+use millstream_core::media::{Kind, Ssrc};
 use millstream_test_support::{LinkConfig, VideoConfig};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millstream::media::Kind;
+use millstream_core::media::Kind;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
 use crate::publisher::Publisher;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use millstream::hub::name::StreamName;
-use millstream::hub::stream::{Layer, LayerSelection, ShardIndex, SourceRef};
-use millstream::media::Rid;
-use millstream::media::packet::Packet;
-use millstream::shard::message::Message;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::{Layer, LayerSelection, ShardIndex, SourceRef};
+use millstream_core::media::Rid;
+use millstream_core::media::packet::Packet;
+use millstream_core::shard::message::Message;
 use millstream_test_support::VideoConfig;
 
 use crate::publisher::Publisher;

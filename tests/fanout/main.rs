@@ -16,11 +16,11 @@ mod world;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use millstream::hub::registry::SessionState;
-use millstream::media::Kind;
-use millstream::media::Ssrc;
-use millstream::media::rtcp;
-use millstream::session::CloseReason;
+use millstream_core::hub::registry::SessionState;
+use millstream_core::media::Kind;
+use millstream_core::media::Ssrc;
+use millstream_core::media::rtcp;
+use millstream_core::session::CloseReason;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
 use publisher::Publisher;
@@ -463,7 +463,7 @@ fn invariant_9_routes_to_addresses_that_a_peer_left_are_forgotten() {
         world.run(Duration::from_millis(200));
     }
     assert!(
-        world.routes.len() <= millstream::session::ice::MAX_ADDRESSES,
+        world.routes.len() <= millstream_core::session::ice::MAX_ADDRESSES,
         "{}",
         world.routes.len()
     );

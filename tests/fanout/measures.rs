@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use millstream::hub::name::StreamName;
+use millstream_core::hub::name::StreamName;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
 use crate::publisher::Publisher;

@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millstream::hub::Hub;
-use millstream::hub::name::StreamName;
-use millstream::hub::stream::{SessionId, ShardIndex, SourceRef};
-use millstream::media::rtcp::{self, Message};
-use millstream::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
-use millstream::sdp::plan::{
+use millstream_core::hub::Hub;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
+use millstream_core::media::rtcp::{self, Message};
+use millstream_core::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
+use millstream_core::sdp::plan::{
     DtlsRole, Extensions, Feedback, IceCredentials, IncomingTrack, NegotiatedCodec, Publication, Transport,
 };
-use millstream::sources::whip::Publisher;
+use millstream_core::sources::whip::Publisher;
 
 const MEDIA: Pt = Pt(96);
 const RTX: Pt = Pt(97);

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use millstream::media::rtcp::{self, Message, SenderInfo};
-use millstream::media::{Ssrc, clock};
+use millstream_core::media::rtcp::{self, Message, SenderInfo};
+use millstream_core::media::{Ssrc, clock};
 use millstream_test_support::sdp::RTX_DISTANCE;
 use millstream_test_support::{SyntheticAudio, SyntheticVideo, VideoCodec, VideoConfig};
 

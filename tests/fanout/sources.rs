@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use millstream::media::Kind;
-use millstream::session::CloseReason;
+use millstream_core::media::Kind;
+use millstream_core::session::CloseReason;
 use millstream_test_support::{LinkConfig, VideoCodec, VideoConfig};
 
 use crate::publisher::Publisher;

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use millstream::session::CloseReason;
-use millstream::shard::counters::DropReason;
+use millstream_core::session::CloseReason;
+use millstream_core::shard::counters::DropReason;
 use millstream_test_support::{IceStyle, VideoConfig};
 
 use crate::publisher::Publisher;

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::hub::name::StreamName;
-use millstream::hub::stream::SessionId;
-use millstream::media::aac::AacConfig;
-use millstream::media::transcode::TranscodeTarget;
-use millstream::media::{Codec, Format, Kind};
-use millstream::sources::frame_source::{Announced, FrameSource, Framing};
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::SessionId;
+use millstream_core::media::aac::AacConfig;
+use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::sources::frame_source::{Announced, FrameSource, Framing};
 
 use crate::world::World;
 use crate::{SECOND, near};

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use millstream::media::rtcp::{self, Message};
-use millstream::media::rtp::{Header, extend_seq, extend_time};
-use millstream::media::{Format, Kind, Ssrc};
-use millstream::sdp::plan::OutgoingTrack;
+use millstream_core::media::rtcp::{self, Message};
+use millstream_core::media::rtp::{Header, extend_seq, extend_time};
+use millstream_core::media::{Format, Kind, Ssrc};
+use millstream_core::sdp::plan::OutgoingTrack;
 use millstream_test_support::media::vp8_counters;
 use millstream_test_support::{FrameCheck, Stamp, VideoCodec};
 

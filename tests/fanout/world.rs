@@ -6,21 +6,21 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millstream::hub::Hub;
-use millstream::hub::mailbox::Mailbox;
-use millstream::hub::name::StreamName;
-use millstream::hub::registry::{Registry, Requester, SessionLimits, SessionState};
-use millstream::hub::stream::{LayerSelection, SessionId, ShardIndex};
-use millstream::media::packet::Packet;
-use millstream::sdp::{self, Local, Offer};
-use millstream::session::CloseReason;
-use millstream::session::identity::Identity;
-use millstream::session::outbox::{Outbox, Run, Sink};
-use millstream::shard::core::{Core, Shared};
-use millstream::shard::counters::Counters;
-use millstream::shard::message::{Message, Opening, OpeningRole};
-use millstream::shard::ufrag;
-use millstream::sources::frame_source::FrameSource;
+use millstream_core::hub::Hub;
+use millstream_core::hub::mailbox::Mailbox;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::registry::{Registry, Requester, SessionLimits, SessionState};
+use millstream_core::hub::stream::{LayerSelection, SessionId, ShardIndex};
+use millstream_core::media::packet::Packet;
+use millstream_core::sdp::{self, Local, Offer};
+use millstream_core::session::CloseReason;
+use millstream_core::session::identity::Identity;
+use millstream_core::session::outbox::{Outbox, Run, Sink};
+use millstream_core::shard::counters::Counters;
+use millstream_core::shard::message::{Message, Opening, OpeningRole};
+use millstream_core::shard::ufrag;
+use millstream_core::shard::{Core, Shared};
+use millstream_core::sources::frame_source::FrameSource;
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
     PeerIdentity, Profiles, VideoCodec,
@@ -128,7 +128,7 @@ impl World {
             mailboxes,
             counters: Counters::default(),
             announced: std::sync::RwLock::new(Arc::new([])),
-            streams: Arc::default(),
+            tcp: Arc::new(()),
             epoch: (now, Duration::from_secs(1_800_000_000)),
         });
         let sent: Vec<Sent> = (0..shards).map(|_| Sent::default()).collect();

@@ -4,17 +4,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hls_m3u8::{MasterPlaylist, MediaPlaylist};
-use millstream::hub::Hub;
-use millstream::hub::name::StreamName;
-use millstream::hub::reader::Reader;
-use millstream::hub::stream::{SessionId, Stream};
-use millstream::media::aac::AacConfig;
-use millstream::media::depacketizer::Depacketizer;
-use millstream::media::{Codec, Format, Kind};
 use millstream::outputs::hls::packager::{Packager, VideoInfo};
 use millstream::outputs::hls::playlist::{self, Variants};
 use millstream::outputs::hls::rendition::{Rendition, Role};
-use millstream::sources::frame_source::{Announced, FrameSource, Framing};
+use millstream_core::hub::Hub;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::reader::Reader;
+use millstream_core::hub::stream::{SessionId, Stream};
+use millstream_core::media::aac::AacConfig;
+use millstream_core::media::depacketizer::Depacketizer;
+use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::sources::frame_source::{Announced, FrameSource, Framing};
 use std::sync::Arc;
 
 const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];

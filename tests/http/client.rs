@@ -4,11 +4,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use millstream::hub::name::StreamName;
-use millstream::hub::stream::{SessionId, ShardIndex, SourceRef};
-use millstream::media::Format;
 use millstream::shard::SourceFormats;
 use millstream::{Config, Gateway};
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
+use millstream_core::media::Format;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 

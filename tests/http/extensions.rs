@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use millstream::Gateway;
-use millstream::hub::name::StreamName;
-use millstream::hub::stream::{Layer, SessionId};
-use millstream::media::{Format, ProfileLevelId, Rid};
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::{Layer, SessionId};
+use millstream_core::media::{Format, ProfileLevelId, Rid};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -19,7 +19,7 @@ async fn viewer(gateway: &Gateway) -> String {
     reply.location()
 }
 
-fn change(gateway: &Gateway, change: impl FnOnce(&mut millstream::hub::stream::StreamState)) {
+fn change(gateway: &Gateway, change: impl FnOnce(&mut millstream_core::hub::stream::StreamState)) {
     let name = StreamName::parse("live").expect("a name");
     gateway.media().hub().open_with(&name, change);
 }

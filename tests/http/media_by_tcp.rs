@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use millstream::Gateway;
-use millstream::hub::name::StreamName;
-use millstream::hub::stream::SessionId;
-use millstream::media::Codec;
 use millstream::shard::MediaPlane;
-use millstream::sources::frame_source::{FanOut as _, FrameSource, Framing};
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::SessionId;
+use millstream_core::media::Codec;
+use millstream_core::sources::frame_source::{FanOut as _, FrameSource, Framing};
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles,
     VideoCodec,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millstream::hub::name::StreamName;
+use millstream_core::hub::name::StreamName;
 
 use crate::client::{OBS, PUBLISH, Request, VIEWER, gateway, make_live};
 
@@ -398,7 +398,7 @@ fn what_is_deployed_is_a_valid_configuration() {
 #[test]
 fn the_page_about_the_api_lists_every_cause() {
     let page = include_str!("../../docs/api.md");
-    for reason in millstream::session::CloseReason::ALL {
+    for reason in millstream_core::session::CloseReason::ALL {
         assert!(
             page.contains(&format!("| `{}` |", reason.label())),
             "{}",

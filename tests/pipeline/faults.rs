@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use millstream::Gateway;
-use millstream::hub::name::StreamName;
+use millstream_core::hub::name::StreamName;
 
 use crate::{Folder, gateway, plays, signal, trouble, until, workers};
 
@@ -92,7 +92,9 @@ async fn rounds(config: &str, what: &str, wanted: &str, settle: Duration, harm: 
 async fn gateway_starts_victim(gateway: &Gateway) {
     let name = StreamName::parse("victim").expect("a name");
     let hub = gateway.media().hub();
-    hub.open_with(&name, |state| state.subscribe(millstream::hub::stream::ShardIndex(0)));
+    hub.open_with(&name, |state| {
+        state.subscribe(millstream_core::hub::stream::ShardIndex(0))
+    });
     plays(gateway, "victim").await;
 }
 

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use millstream::Gateway;
 use millstream::config::Config;
 use millstream::gateway::parts::Parts;
-use millstream::hub::name::StreamName;
-use millstream::media::{Codec, Format};
-use millstream::{Gateway, hub};
+use millstream_core::hub;
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::{Codec, Format};
 
 mod crowds;
 mod cycles;

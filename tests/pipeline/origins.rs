@@ -15,11 +15,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use millstream::Gateway;
-use millstream::hub::mailbox::Mailbox;
-use millstream::hub::name::StreamName;
-use millstream::hub::tap::Tap;
-use millstream::media::{Codec, Kind};
-use millstream::sources::frame_source::FanOut as _;
+use millstream_core::hub::mailbox::Mailbox;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::tap::Tap;
+use millstream_core::media::{Codec, Kind};
+use millstream_core::sources::frame_source::FanOut as _;
 use tokio::task::JoinHandle;
 
 use crate::{Folder, PATIENCE, gateway, plays, trouble};
@@ -205,7 +205,7 @@ async fn source(uri: &str, more: &str) -> Gateway {
 /// Reads a stream as a viewer does, by tap.
 struct Reader<'a> {
     _tapped: Tap<'a>,
-    mailbox: Arc<millstream::hub::tap::TapQueue>,
+    mailbox: Arc<millstream_core::hub::tap::TapQueue>,
 }
 
 impl<'a> Reader<'a> {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millstream::hub::name::StreamName;
-use millstream::hub::reader::Reader;
-use millstream::media::packet::Packet;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::reader::Reader;
+use millstream_core::media::packet::Packet;
 
 use crate::{config, gateway, plays, until};
 

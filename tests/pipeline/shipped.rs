@@ -4,11 +4,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::hub::name::StreamName;
-use millstream::media::Codec;
 use millstream::pipeline::library::Library;
 use millstream::pipeline::process::{self, Process};
 use millstream::pipeline::wire::{FromWorker, Input, Media, WireFrame};
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::Codec;
 
 use crate::{Folder, PATIENCE, gateway, plays, program, until};
 
@@ -340,7 +340,7 @@ async fn opus_becomes_aac() {
             tokio::select! {
                 message = slate.next() => {
                     if let FromWorker::Frame(frame) = message.expect("it runs")
-                        && frame.kind == millstream::media::Kind::Audio
+                        && frame.kind == millstream_core::media::Kind::Audio
                     {
                         convert.give(frame);
                     }

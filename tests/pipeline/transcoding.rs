@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use millstream::api::streams;
-use millstream::hub::name::StreamName;
-use millstream::hub::stream::{ShardIndex, StreamState};
-use millstream::media::transcode::TranscodeTarget;
-use millstream::media::{Codec, Format};
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::{ShardIndex, StreamState};
+use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::{Codec, Format};
 
 use crate::{Folder, PATIENCE, gateway, plays, workers};
 
@@ -93,12 +93,12 @@ async fn a_transcode_that_cannot_work_ends_with_its_viewers() {
     let home = hub.open_with(&name(), |state| {
         one_more(state);
         state.attach(
-            millstream::hub::stream::SourceRef {
-                session: millstream::hub::stream::SessionId([9; 16]),
+            millstream_core::hub::stream::SourceRef {
+                session: millstream_core::hub::stream::SessionId([9; 16]),
                 shard: ShardIndex::NONE,
                 takes_key_frame_requests: false,
             },
-            &millstream::sdp::plan::SourceFormats {
+            &millstream_core::sdp::plan::SourceFormats {
                 video: Some(Format::Vp8),
                 audio: None,
             },
@@ -109,7 +109,7 @@ async fn a_transcode_that_cannot_work_ends_with_its_viewers() {
     hub.release(&transcoded, one_less);
     hub.release(&home, |state| {
         one_less(state);
-        state.detach(millstream::hub::stream::SessionId([9; 16]));
+        state.detach(millstream_core::hub::stream::SessionId([9; 16]));
     });
     until("the end", || hub.streams().is_empty().then_some(())).await;
     gateway.stop().await;

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use millstream::Gateway;
-use millstream::hub::name::StreamName;
-use millstream::hub::stream::ShardIndex;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::ShardIndex;
 
 use crate::{Camera, NOTHING, Seen, gateway, plays_on, trouble, until};
 

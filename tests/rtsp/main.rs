@@ -4,10 +4,11 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use millstream::Gateway;
 use millstream::config::{Config, ConfigError};
-use millstream::hub::name::StreamName;
-use millstream::media::{Codec, Format};
-use millstream::{Gateway, hub};
+use millstream_core::hub;
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::{Codec, Format};
 
 mod faults;
 mod media;

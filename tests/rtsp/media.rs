@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use millstream::api::streams;
-use millstream::hub::name::StreamName;
-use millstream::media::{Codec, Format};
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::{Codec, Format};
 
 use crate::{Camera, NOTHING, gateway, plays_on, until};
 
@@ -83,7 +83,7 @@ async fn picture_and_sound_are_on_one_clock() {
         tokio::time::sleep(Duration::from_secs(6)).await;
         let stream = gateway.media().hub().find(&StreamName::parse("door").expect("a name"));
         let stream = stream.expect("it plays");
-        let age = |track: &millstream::hub::track::Track| {
+        let age = |track: &millstream_core::hub::track::Track| {
             let (newest, arrival) = track.ring.newest().expect("packets");
             let captured_now = track.clock.time_at(arrival).expect("a clock");
             let rate = f64::from(track.format.expect("a format").codec().clock_rate());

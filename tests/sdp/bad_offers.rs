@@ -1,6 +1,6 @@
 //! Bad offers and what they are answered with; the numbers are those of the interoperability notes.
 
-use millstream::sdp::{Offer, OfferError};
+use millstream_core::sdp::{Offer, OfferError};
 
 use crate::{CHROMIUM_VIEWER, OBS, OBS_SIMULCAST, edit, high_and_opus, play, publish, recorded};
 
@@ -160,7 +160,7 @@ fn b17_b18_no_common_codec() {
     assert!(publish(&theora).unwrap_err().to_string().contains("VP8"));
     let viewer = recorded(CHROMIUM_VIEWER);
     let video = edit(&viewer, "H264/90000", "theora/90000");
-    let source = millstream::sdp::plan::SourceFormats {
+    let source = millstream_core::sdp::plan::SourceFormats {
         audio: None,
         ..high_and_opus()
     };

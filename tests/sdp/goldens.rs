@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use millstream::media::Format;
-use millstream::sdp::plan::SourceFormats;
+use millstream_core::media::Format;
+use millstream_core::sdp::plan::SourceFormats;
 
 use crate::invariants::{check_playback, check_publication};
 use crate::{

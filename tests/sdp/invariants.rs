@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
-use millstream::media::Ssrc;
-use millstream::sdp::plan::{DtlsRole, NegotiatedCodec, Playback, Publication};
+use millstream_core::media::Ssrc;
+use millstream_core::sdp::plan::{DtlsRole, NegotiatedCodec, Playback, Publication};
 
 use crate::Us;
 use crate::description::{Description, Section};

@@ -14,9 +14,9 @@ mod tolerance;
 
 use std::path::{Path, PathBuf};
 
-use millstream::media::{Format, ProfileLevelId};
-use millstream::sdp::plan::{Fingerprint, FingerprintHash, IceCredentials, Playback, Publication, SourceFormats};
-use millstream::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer};
+use millstream_core::media::{Format, ProfileLevelId};
+use millstream_core::sdp::plan::{Fingerprint, FingerprintHash, IceCredentials, Playback, Publication, SourceFormats};
+use millstream_core::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer};
 
 /// Ours in every test.
 pub(crate) struct Us {

@@ -1,7 +1,7 @@
 //! Offers that nobody wrote: real ones, damaged by a seeded generator. Whatever is answered keeps the invariants.
 
-use millstream::sdp::Offer;
-use millstream::sdp::plan::SourceFormats;
+use millstream_core::sdp::Offer;
+use millstream_core::sdp::plan::SourceFormats;
 
 use crate::invariants::{check_playback, check_publication};
 use crate::{OPUS, Us, all_recorded, high_and_opus, play, publish, vp8_and_opus};
@@ -180,6 +180,6 @@ fn the_largest_body_is_judged_at_once() {
     let offer = format!("{}{candidates}", crate::recorded(crate::OBS));
     assert!(offer.len() < 64 * 1024);
     let offer = Offer::parse(offer.as_bytes()).unwrap();
-    let (_, answer) = millstream::sdp::answer_publisher(&offer, &us.local()).unwrap();
+    let (_, answer) = millstream_core::sdp::answer_publisher(&offer, &us.local()).unwrap();
     assert_eq!(answer, publish(&crate::recorded(crate::OBS)).unwrap().1);
 }

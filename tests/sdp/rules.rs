@@ -1,9 +1,9 @@
 //! Single rules of negotiation.
 
-use millstream::media::{Codec, Format, Kind, Pt, Ssrc};
-use millstream::sdp::Offer;
-use millstream::sdp::answer_viewer;
-use millstream::sdp::plan::{DtlsRole, OutgoingTrack, Playback, SourceFormats};
+use millstream_core::media::{Codec, Format, Kind, Pt, Ssrc};
+use millstream_core::sdp::Offer;
+use millstream_core::sdp::answer_viewer;
+use millstream_core::sdp::plan::{DtlsRole, OutgoingTrack, Playback, SourceFormats};
 
 use crate::description::Description;
 use crate::invariants::{check_playback, check_publication};
@@ -482,7 +482,7 @@ fn the_longest_answer_fits_into_what_ffmpeg_reads() {
         })
         .collect();
     let offer = Offer::parse(format!("{head}{section}{tail}").as_bytes()).unwrap();
-    let (plan, answer) = millstream::sdp::answer_publisher(&offer, &us.local()).unwrap();
+    let (plan, answer) = millstream_core::sdp::answer_publisher(&offer, &us.local()).unwrap();
     assert_eq!(plan.tracks[1].codecs.len(), 20);
     assert_eq!(answer.matches("a=candidate:").count(), 16);
     assert!(answer.len() < 8192, "{}", answer.len());

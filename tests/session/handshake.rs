@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use millstream::session::guard::DropReason;
-use millstream::session::{CloseReason, Event};
+use millstream_core::session::guard::DropReason;
+use millstream_core::session::{CloseReason, Event};
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig, PeerEvent, Profiles, SyntheticVideo, VideoConfig};
 
 use crate::world::{SECOND, STRANGER, Setup, World, rtp};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::session::CloseReason;
-use millstream::session::guard::{DropReason, MAX_EARLY_RECORDS, MAX_FRAGMENTS, MAX_HANDSHAKE_RECORDS};
+use millstream_core::session::CloseReason;
+use millstream_core::session::guard::{DropReason, MAX_EARLY_RECORDS, MAX_FRAGMENTS, MAX_HANDSHAKE_RECORDS};
 use millstream_test_support::{DtlsRole, LinkConfig, Profiles};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};

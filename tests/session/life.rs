@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use millstream::session::guard::DropReason;
-use millstream::session::{CloseReason, Event, Session};
+use millstream_core::session::guard::DropReason;
+use millstream_core::session::{CloseReason, Event, Session};
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig, PeerEvent};
 
 use crate::heap;

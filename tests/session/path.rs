@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::session::Event;
+use millstream_core::session::Event;
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig};
 
 use crate::world::{ELSEWHERE, PEER, SECOND, STRANGER, Setup, World, rtp};

@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millstream::sdp::plan::{DtlsRole as OurRole, Fingerprint, FingerprintHash, IceCredentials, Transport};
-use millstream::session::guard::DropReason;
-use millstream::session::identity::Identity;
-use millstream::session::{CloseReason, Event, Session};
+use millstream_core::sdp::plan::{DtlsRole as OurRole, Fingerprint, FingerprintHash, IceCredentials, Transport};
+use millstream_core::session::guard::DropReason;
+use millstream_core::session::identity::Identity;
+use millstream_core::session::{CloseReason, Event, Session};
 use millstream_test_support::{
     Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles,
 };

@@ -12,11 +12,11 @@ use shiguredo_mp4::descriptors::{DecoderConfigDescriptor, DecoderSpecificInfo, E
 use shiguredo_mp4::mux::{Fmp4SegmentMuxer, Sample};
 use shiguredo_mp4::{Encode as _, FixedPointNumber, SampleFlags, TrackKind, Uint};
 
-use crate::media::aac::AacConfig;
-use crate::media::codec::av1::Av1Config;
-use crate::media::codec::bits::rbsp;
-use crate::media::packetizer::annex_b;
-use crate::media::{Codec, Format, Kind};
+use millstream_core::media::aac::AacConfig;
+use millstream_core::media::codec::av1::Av1Config;
+use millstream_core::media::codec::bits::rbsp;
+use millstream_core::media::packetizer::annex_b;
+use millstream_core::media::{Codec, Format, Kind};
 
 /// Codec parameters of a track: sample entry, and codec string for playlists (RFC 6381).
 #[derive(Clone, Debug, PartialEq)]

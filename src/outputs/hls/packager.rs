@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::cmaf::{Header, sample_bytes};
 use super::rendition::{Msn, ROLES, Rendition, Role, TimedFrame};
-use crate::hub::track::TrackView;
-use crate::media::clock::{duration, ticks};
-use crate::media::depacketizer::Frame;
-use crate::media::packet::TrackTime;
-use crate::media::{Codec, Format, Kind};
+use millstream_core::hub::track::TrackView;
+use millstream_core::media::clock::{duration, ticks};
+use millstream_core::media::depacketizer::Frame;
+use millstream_core::media::packet::TrackTime;
+use millstream_core::media::{Codec, Format, Kind};
 
 /// Packages the renditions of one stream.
 #[derive(Debug, Default)]

@@ -12,15 +12,15 @@ use tracing::info;
 use super::packager::Packager;
 use super::rendition::Role;
 use super::service::{Live, Plane, Service};
-use crate::hub::Hub;
-use crate::hub::mailbox::Mailbox;
-use crate::hub::name::StreamName;
-use crate::hub::reader::Reader;
-use crate::hub::stream::{SessionId, StreamState};
-use crate::hub::tap::{Tap, TapQueue};
-use crate::media::depacketizer::{Depacketizer, Frame};
-use crate::media::transcode::TranscodeTarget;
-use crate::media::{Codec, Format, Kind};
+use millstream_core::hub::Hub;
+use millstream_core::hub::mailbox::Mailbox;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::reader::Reader;
+use millstream_core::hub::stream::{SessionId, StreamState};
+use millstream_core::hub::tap::{Tap, TapQueue};
+use millstream_core::media::depacketizer::{Depacketizer, Frame};
+use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::{Codec, Format, Kind};
 
 /// Maximum age of the last key frame before another one is requested. It is lower for the first segment, for which
 /// players wait.

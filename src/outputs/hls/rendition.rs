@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::cmaf::{self, CmafSample, Header};
-use crate::media::Kind;
-use crate::media::clock::duration;
+use millstream_core::media::Kind;
+use millstream_core::media::clock::duration;
 
 /// Media sequence number of a segment; never reused.
 pub type Msn = u64;

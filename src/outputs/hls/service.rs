@@ -18,11 +18,11 @@ use super::packaging::{expected, package};
 use super::playlist::{self, Directives, Variants};
 use super::rendition::{Msn, Rendition, Role};
 use super::viewers::{HlsViewers, Player};
-use crate::hub::Hub;
-use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
-use crate::hub::name::StreamName;
-use crate::hub::stream::SourceRef;
-use crate::media::Kind;
+use millstream_core::hub::Hub;
+use millstream_core::hub::lock::{Rank, RankedGuard, RankedMutex};
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::SourceRef;
+use millstream_core::media::Kind;
 
 /// The gateway as seen by packagers.
 pub trait Plane: Send + Sync {

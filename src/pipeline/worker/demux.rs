@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::playout::{Playout, PlayoutError};
 use super::{Commands, Gateway};
-use crate::media::Kind;
-use crate::media::container::Content;
 use crate::pipeline::wire::{DemuxJob, Failure, FromWorker, Job, Media, SegmentChunk, ToWorker, WireFrame};
+use millstream_core::media::Kind;
+use millstream_core::media::container::Content;
 
 /// Sandbox limits of a demuxing worker: memory and one processor; no files and no network.
 pub(super) fn limits(job: DemuxJob) -> Job {

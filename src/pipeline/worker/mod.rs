@@ -129,9 +129,9 @@ pub fn run() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::media::Kind;
     use crate::pipeline::wire::WireFrame;
     use bytes::Bytes;
+    use millstream_core::media::Kind;
 
     #[test]
     fn a_frame_that_is_too_long_is_left_out_and_the_next_one_is_read() {

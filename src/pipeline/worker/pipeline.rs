@@ -9,8 +9,8 @@ use gstreamer as gst;
 use gstreamer_app::{AppLeakyType, AppSink, AppSinkCallbacks, AppSrc};
 
 use super::{Commands, Gateway};
-use crate::media::Kind;
 use crate::pipeline::wire::{Failure, FromWorker, Job, Media, ToWorker, Tracks, WireFrame};
+use millstream_core::media::Kind;
 
 /// A parsed and configured pipeline that does not run yet.
 pub struct PreparedPipeline {
@@ -401,7 +401,7 @@ fn prepare_source(source: &AppSrc, media: &Media) -> Result<(), Failure> {
         .parse()
         .map_err(|_| Failure::Launch("the caps of an input are invalid".to_owned()))?;
     if let Media::Aac(config) = media
-        && let Some(config) = crate::media::aac::AacConfig::parse(config)
+        && let Some(config) = millstream_core::media::aac::AacConfig::parse(config)
     {
         let caps = caps.make_mut();
         caps.set("rate", config.rate as i32);

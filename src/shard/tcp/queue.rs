@@ -11,7 +11,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
+use millstream_core::hub::lock::{Rank, RankedGuard, RankedMutex};
 
 /// Bytes that may wait, those that keep account of them included: a second of 4 Mbit/s.
 pub const MAX_BYTES: usize = 512 * 1024;

@@ -8,9 +8,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::status::{State, Status};
-use crate::hub::Hub;
-use crate::hub::lock::{Rank, RankedGuard, RankedMutex};
-use crate::hub::name::StreamName;
+use millstream_core::hub::Hub;
+use millstream_core::hub::lock::{Rank, RankedGuard, RankedMutex};
+use millstream_core::hub::name::StreamName;
 
 /// The fetched streams. Clones share the same entries.
 #[derive(Clone, Debug, Default)]

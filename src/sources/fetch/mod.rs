@@ -15,12 +15,12 @@ use tracing::{debug, info, warn};
 use self::backoff::Backoff;
 use self::directory::Entry;
 use self::status::State;
-use super::frame_source::{FanOut, FrameSource};
 use super::hls::{self, HlsError, Origin};
 use super::rtsp::{self, Camera, CameraError};
-use crate::hub::name::StreamName;
-use crate::hub::stream::SessionId;
 use crate::pipeline::process::ProcessError;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::SessionId;
+use millstream_core::sources::frame_source::{FanOut, FrameSource};
 
 pub mod address;
 pub mod backoff;

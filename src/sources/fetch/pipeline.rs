@@ -7,15 +7,15 @@ use tracing::debug;
 
 use super::address::Allowed;
 use super::{Attached, FetchError, random_id};
-use crate::hub::name::StreamName;
-use crate::media::aac::AacConfig;
-use crate::media::clock::ticks;
-use crate::media::{Codec, Format, Kind};
 use crate::pipeline::description::Limits;
 use crate::pipeline::process::{Process, ProcessError};
 use crate::pipeline::value::TargetHost;
 use crate::pipeline::wire::{Failure, FromWorker, Job, Media, Tracks, WireFrame};
-use crate::sources::frame_source::{Announced, FanOut, FrameSource, Framing};
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::aac::AacConfig;
+use millstream_core::media::clock::ticks;
+use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::sources::frame_source::{Announced, FanOut, FrameSource, Framing};
 
 /// A pipeline with the parameters of a stream.
 #[derive(Clone, Debug)]

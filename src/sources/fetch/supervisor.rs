@@ -8,8 +8,8 @@ use tokio::task::JoinHandle;
 use super::directory::{Directory, Entry};
 use super::{SourceConfig, run};
 use crate::config::StreamConfig;
-use crate::hub::name::StreamName;
-use crate::sources::frame_source::FanOut;
+use millstream_core::hub::name::StreamName;
+use millstream_core::sources::frame_source::FanOut;
 
 /// All fetched streams of a gateway.
 pub struct SourceSupervisor<P> {

@@ -26,14 +26,14 @@ use self::cursor::Cursor;
 use self::fetcher::{Fetcher, LastError};
 use self::http::{Client, HttpError};
 use self::playlist::{Media, Multivariant, Playlist, PlaylistError, Variant};
-use crate::hub::name::StreamName;
 use crate::pipeline::description::Limits;
 use crate::pipeline::process::{Process, ProcessError};
 use crate::pipeline::wire::{DemuxJob, FromWorker};
 use crate::sources::fetch::FetchError;
 use crate::sources::fetch::address::Allowed;
 use crate::sources::fetch::pipeline::{Relay, Running};
-use crate::sources::frame_source::FanOut;
+use millstream_core::hub::name::StreamName;
+use millstream_core::sources::frame_source::FanOut;
 
 mod crypt;
 pub mod cursor;

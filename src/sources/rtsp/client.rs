@@ -17,12 +17,12 @@ use tracing::{info, warn};
 
 use super::raw::RawTrack;
 use super::{Camera, CameraError, Step, to_retina};
-use crate::hub::name::StreamName;
-use crate::media::aac::AacConfig;
-use crate::media::clock::NtpClock;
-use crate::media::{Codec, Format, Kind};
 use crate::pipeline::value::TargetHost;
-use crate::sources::frame_source::{Announced, Framing};
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::aac::AacConfig;
+use millstream_core::media::clock::NtpClock;
+use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::sources::frame_source::{Announced, Framing};
 
 /// A playing session with a camera.
 pub(super) struct Client {

@@ -17,11 +17,11 @@ use self::client::{Client, Event};
 use self::policies::Policies;
 use super::fetch::address::Allowed;
 use super::fetch::{Attached, FetchError, random_id};
-use super::frame_source::{FanOut, FrameSource};
 use crate::config::Transport;
-use crate::hub::name::StreamName;
-use crate::media::Kind;
 use crate::pipeline::value::{TargetHost, Unescaped};
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::Kind;
+use millstream_core::sources::frame_source::{FanOut, FrameSource};
 
 mod client;
 pub mod policies;

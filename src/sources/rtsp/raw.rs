@@ -6,10 +6,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use retina::rtp::ReceivedPacket;
 
-use crate::media::codec::Inspector;
-use crate::media::depacketizer::{Depacketizer, Frame};
-use crate::media::packet::Packet;
-use crate::media::{Codec, Kind};
+use millstream_core::media::codec::Inspector;
+use millstream_core::media::depacketizer::{Depacketizer, Frame};
+use millstream_core::media::packet::Packet;
+use millstream_core::media::{Codec, Kind};
 
 /// One track.
 pub(super) struct RawTrack {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::media::container::Sample;
+use millstream_core::media::container::Sample;
 
 /// Positions of timelines in playout time.
 #[derive(Debug, Default)]
@@ -89,7 +89,7 @@ impl Timelines {
 fn frame(samples: &[Sample]) -> Duration {
     let kind = samples.iter().map(|sample| sample.content.kind()).max_by_key(|kind| {
         // Video frames last longer than audio frames.
-        u8::from(*kind == crate::media::Kind::Video)
+        u8::from(*kind == millstream_core::media::Kind::Video)
     });
     let mut times: Vec<Duration> = samples
         .iter()
@@ -106,7 +106,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::media::container::Content;
+    use millstream_core::media::container::Content;
 
     const fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use super::counters::{Counters, DropReason};
-use super::message::{Message, Opening, OpeningRole, ShardMailbox};
-use super::peers::{Peer, PeerKey, Peers, Role};
-use super::tcp::{PeerAddress, Streams};
+use self::counters::{Counters, DropReason};
+use self::message::{Message, Opening, OpeningRole, ShardMailbox};
+use self::peers::{Peer, PeerKey, Peers, Role};
+use self::tcp::{PeerAddress, TcpPeers};
 use crate::hub::Hub;
 use crate::hub::registry::{Registry, SessionState};
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
@@ -28,7 +28,12 @@ use crate::session::outbox::{Destination, Outbox};
 use crate::session::{CloseReason, Event, Session, ice};
 use crate::sources::whip::{LayerBatch, Publisher};
 
+pub mod counters;
+pub mod message;
+pub mod peers;
 mod routing;
+pub mod tcp;
+pub mod ufrag;
 mod viewers;
 
 use self::routing::{Recipient, Route};
@@ -42,8 +47,8 @@ pub struct Shared {
     pub counters: Counters,
     /// The addresses that peers are given.
     pub announced: RwLock<Arc<[SocketAddr]>>,
-    /// Connections of peers that came by TCP.
-    pub streams: Arc<Streams>,
+    /// The TCP connections of peers.
+    pub tcp: Arc<dyn TcpPeers>,
     /// An instant and the wall clock at that instant, as the duration since 1970.
     pub epoch: (Instant, Duration),
 }
@@ -171,7 +176,7 @@ impl Core {
                 // A connection stays with the shard of its first check.
                 Ok(Recipient::Shard(_)) | Err(DropReason::UnknownSender) => {
                     self.shared.counters.dropped(DropReason::UnknownSender);
-                    self.shared.streams.refuse(from);
+                    self.shared.tcp.refuse(from);
                 }
                 Err(reason) => self.shared.counters.dropped(reason),
             },
@@ -283,12 +288,12 @@ impl Core {
                     self.shared.registry.checked(peer.id);
                 }
                 self.peers.learn(key, address, local);
-                self.shared.streams.authenticated(address);
+                self.shared.tcp.authenticated(address);
             }
             Event::AddressForgotten(address) => {
                 self.peers.forget(key, address);
                 self.unroute(address);
-                self.shared.streams.close(address);
+                self.shared.tcp.close(address);
             }
             Event::Moved(to) => {
                 let Some(peer) = self.peers.get(key) else { return };
@@ -569,7 +574,7 @@ impl Core {
             self.unroute(known.remote);
             // Another session may have come by the same connection since.
             if self.peers.by_address(known.remote).is_none() {
-                self.shared.streams.close(known.remote);
+                self.shared.tcp.close(known.remote);
             }
         }
         let (role, stream) = match peer.role {

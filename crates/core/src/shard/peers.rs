@@ -1,7 +1,7 @@
 //! The sessions of one shard, and the ways to find them.
 //!
 //! An address belongs to one session of the gateway at a time, and is not taken from one that is heard there: see
-//! [`super::core`].
+//! [`super::routing`].
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

@@ -59,7 +59,7 @@ impl<'a> BitReader<'a> {
 }
 
 /// Removes the emulation prevention bytes of a NAL unit: the 3 in every `00 00 03` (ITU-T H.264 §7.4.1).
-pub(crate) fn rbsp(nal: &[u8]) -> Vec<u8> {
+pub fn rbsp(nal: &[u8]) -> Vec<u8> {
     let mut zeros = 0;
     let mut out = Vec::with_capacity(nal.len());
     for &byte in nal {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{Codec, Format};
 
 pub mod av1;
-pub(crate) mod bits;
+pub mod bits;
 mod h264;
 mod h265;
 mod parameter_sets;

@@ -1,11 +1,10 @@
 //! What the media plane counts, for the metrics. Shared by all shards.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::socket::SendCounters;
-use super::tcp;
+use super::tcp::TcpCloseReason;
 use crate::hub::registry::Full;
 use crate::hub::traffic::ReceptionReports;
 use crate::session::{CloseReason, guard};
@@ -19,7 +18,7 @@ pub struct Counters {
     dropped: [AtomicU64; DropReason::ALL.len()],
     closed: [AtomicU64; CloseReason::ALL.len()],
     in_sessions: [AtomicU64; guard::DropReason::ALL.len()],
-    tcp_ended: [AtomicU64; tcp::Ended::ALL.len()],
+    tcp_ended: [AtomicU64; TcpCloseReason::ALL.len()],
     refused: [AtomicU64; Full::ALL.len()],
     evicted: [AtomicU64; Full::ALL.len()],
     /// From the offer to the end of the handshake.
@@ -29,6 +28,21 @@ pub struct Counters {
     pub forwarding: Histogram<{ FORWARDING.len() }>,
     /// What viewers say of their reception.
     pub reception: ReceptionReports,
+}
+
+/// What sending cost, for the metrics. Shared by all shards.
+#[derive(Debug, Default)]
+pub struct SendCounters {
+    pub datagrams: AtomicU64,
+    pub calls: AtomicU64,
+    /// Datagrams that the kernel did not take because its buffer was full.
+    pub dropped_full: AtomicU64,
+    /// Datagrams that the kernel refused for another reason: no route, network down.
+    pub dropped_refused: AtomicU64,
+    /// Datagrams for peers by TCP that did not fit into the queue of the connection.
+    pub dropped_tcp: AtomicU64,
+    /// Segmentation offload is not usable here; every datagram is sent on its own.
+    pub without_segmentation: AtomicBool,
 }
 
 /// Times, counted by `N` upper bounds in microseconds.
@@ -178,16 +192,16 @@ impl Counters {
     }
 
     /// Counts the end of a connection to the TCP port.
-    pub fn tcp_ended(&self, reason: tcp::Ended) {
+    pub fn tcp_ended(&self, reason: TcpCloseReason) {
         if let Some(counter) = self.tcp_ended.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Connections to the TCP port that ended, by reason.
-    pub fn tcp_ends(&self) -> impl Iterator<Item = (tcp::Ended, u64)> + '_ {
+    pub fn tcp_ends(&self) -> impl Iterator<Item = (TcpCloseReason, u64)> + '_ {
         let counts = self.tcp_ended.iter().map(|n| n.load(Ordering::Relaxed));
-        tcp::Ended::ALL.into_iter().zip(counts)
+        TcpCloseReason::ALL.into_iter().zip(counts)
     }
 
     /// Counts what a session that has ended had left out.

@@ -6,10 +6,10 @@ use super::*;
 use crate::media::rtp::Header;
 use crate::media::{H264Class, ProfileLevelId};
 
-const H264: &[u8] = include_bytes!("../../../tests/data/rtp/h264.rtp");
-const H265: &[u8] = include_bytes!("../../../tests/data/rtp/h265.rtp");
-const VP8: &[u8] = include_bytes!("../../../tests/data/rtp/vp8.rtp");
-const VP9: &[u8] = include_bytes!("../../../tests/data/rtp/vp9.rtp");
+const H264: &[u8] = include_bytes!("../../../../../tests/data/rtp/h264.rtp");
+const H265: &[u8] = include_bytes!("../../../../../tests/data/rtp/h265.rtp");
+const VP8: &[u8] = include_bytes!("../../../../../tests/data/rtp/vp8.rtp");
+const VP9: &[u8] = include_bytes!("../../../../../tests/data/rtp/vp9.rtp");
 
 /// RTP timestamp and payload of each packet of a recording.
 fn packets(mut recording: &'static [u8]) -> Vec<(u32, Bytes)> {

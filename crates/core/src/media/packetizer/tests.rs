@@ -80,11 +80,11 @@ fn units(codec: Codec, bytes: &'static [u8]) -> Vec<Vec<Bytes>> {
 }
 
 fn h264_units() -> Vec<Vec<Bytes>> {
-    units(Codec::H264, include_bytes!("../../../tests/data/rtp/h264.rtp"))
+    units(Codec::H264, include_bytes!("../../../../../tests/data/rtp/h264.rtp"))
 }
 
 fn h265_units() -> Vec<Vec<Bytes>> {
-    units(Codec::H265, include_bytes!("../../../tests/data/rtp/h265.rtp"))
+    units(Codec::H265, include_bytes!("../../../../../tests/data/rtp/h265.rtp"))
 }
 
 fn packetizer(codec: Codec) -> Packetizer {

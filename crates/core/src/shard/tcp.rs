@@ -1,0 +1,110 @@
+//! Media over TCP (RFC 6544) as a shard sees it: an address that is marked as one of TCP, and a trait by which the shard
+//! reports what it knows of the connection behind it.
+
+use std::fmt;
+use std::net::{SocketAddr, SocketAddrV6};
+
+/// The TCP connections of peers. The shard reports to them; they never call back.
+pub trait TcpPeers: fmt::Debug + Send + Sync {
+    /// ICE authenticated a message from this address.
+    fn authenticated(&self, address: SocketAddr);
+    /// The first message from this address belongs to no session.
+    fn refuse(&self, address: SocketAddr);
+    /// The session of this address has ended, or no longer uses the address.
+    fn close(&self, address: SocketAddr);
+}
+
+/// A gateway without media over TCP.
+impl TcpPeers for () {
+    fn authenticated(&self, _: SocketAddr) {}
+    fn refuse(&self, _: SocketAddr) {}
+    fn close(&self, _: SocketAddr) {}
+}
+
+/// What marks an address as one of TCP: no interface has this number.
+const MARK: u32 = u32::MAX;
+
+/// An address of TCP, as sessions know it.
+pub fn marked(peer: SocketAddr) -> SocketAddr {
+    let ip = match peer.ip().to_canonical() {
+        std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        std::net::IpAddr::V6(ip) => ip,
+    };
+    SocketAddrV6::new(ip, peer.port(), 0, MARK).into()
+}
+
+pub fn is_marked(address: SocketAddr) -> bool {
+    matches!(address, SocketAddr::V6(address) if address.scope_id() == MARK)
+}
+
+/// An address, as logs show it.
+pub struct PeerAddress(pub SocketAddr);
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = SocketAddr::new(self.0.ip().to_canonical(), self.0.port());
+        let protocol = if is_marked(self.0) { "tcp " } else { "" };
+        write!(f, "{protocol}{plain}")
+    }
+}
+
+/// Why a connection ended. A label of the metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpCloseReason {
+    /// The peer closed it, or the network did.
+    ByPeer,
+    /// Its session is over, or no longer believes what comes from its address.
+    SessionOver,
+    /// Its first frame was no connectivity check, or one for no session.
+    NoSession,
+    /// No check that ICE authenticates came in time.
+    Unauthenticated,
+    /// The peer took nothing of what was sent to it.
+    Stalled,
+    /// Nothing came from the peer.
+    Idle,
+    /// A frame was too long.
+    Malformed,
+}
+
+impl TcpCloseReason {
+    /// All reasons, in the order of their declaration.
+    pub const ALL: [Self; 7] = [
+        Self::ByPeer,
+        Self::SessionOver,
+        Self::NoSession,
+        Self::Unauthenticated,
+        Self::Stalled,
+        Self::Idle,
+        Self::Malformed,
+    ];
+
+    /// Label of the metric.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ByPeer => "by_peer",
+            Self::SessionOver => "session_over",
+            Self::NoSession => "no_session",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Stalled => "stalled",
+            Self::Idle => "idle",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_tcp_is_no_address_of_udp() {
+        let udp: SocketAddr = "192.0.2.1:9".parse().expect("an address");
+        let tcp = marked(udp);
+        assert!(is_marked(tcp) && !is_marked(udp));
+        let mapped: SocketAddr = "[::ffff:192.0.2.1]:9".parse().expect("an address");
+        assert_ne!(tcp, mapped);
+        assert_eq!(PeerAddress(tcp).to_string(), "tcp 192.0.2.1:9");
+        assert_eq!(PeerAddress(udp).to_string(), "192.0.2.1:9");
+    }
+}

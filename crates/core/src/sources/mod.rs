@@ -1,0 +1,7 @@
+//! Sources of streams: what a WHIP publisher sends, and whole frames of cameras, HLS origins and pipelines.
+pub mod encoding;
+pub mod frame_source;
+mod incoming;
+pub mod layers;
+mod requests;
+pub mod whip;
