@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/cargo-tool.sh deb 3.8.0
-cargo build --release --locked --bin millstream
+cargo build --release --locked
 rm -f target/debian/*.deb
 cargo deb --no-build --quiet
 package=$(ls target/debian/*.deb)

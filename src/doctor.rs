@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use crate::config::{Config, StreamConfig};
 use crate::gateway::parts::library;
 use crate::pipeline::process;
+use crate::pipeline::programs::WorkerPrograms;
 use crate::shard::socket::{RECEIVE_BUFFER, SEND_BUFFER};
 use crate::signalling::server;
 use crate::signalling::tls;
@@ -274,14 +275,14 @@ async fn pipelines(config: &Config) -> Vec<Finding> {
     let used: Vec<&str> = config.streams.iter().filter_map(StreamConfig::pipeline).collect();
     let mut mistakes = Vec::new();
     let trials = library(config, &mut mistakes).trials();
-    let findings = match process::check(&process::own_program(), trials).await {
+    let findings = match process::check(&WorkerPrograms::installed(), trials).await {
         Ok(findings) => findings,
         Err(error) => {
-            let what = format!("pipelines: no worker can be started: {error}");
-            return vec![Finding::broken(
-                what,
-                "GStreamer has to be installed: `millstream check`",
-            )];
+            let what = format!("pipelines: none can run: {error}");
+            return vec![match used.is_empty() {
+                true => Finding::doubtful(what, "install it if you need pipelines or transcoding"),
+                false => Finding::broken(what, "a configured stream needs it"),
+            }];
         }
     };
     let found = findings.into_iter().map(|finding| match finding.failure {

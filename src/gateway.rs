@@ -1,7 +1,6 @@
 //! The gateway as a whole: starts the parts in order, and stops them in the opposite order.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use crate::access::Access;
 use crate::api;
 use crate::config::{self, Config, ConfigError, Reload, Secret};
 use crate::doctor::{self, Level};
-use crate::pipeline::process;
+use crate::pipeline::programs::WorkerPrograms;
 use crate::shard::{MediaPlane, SessionLimits, SessionState, Settings, StartError, discovery, watchdog};
 use crate::signalling::auth::Authenticator;
 use crate::signalling::reload::{ReloadReply, Reloaded};
@@ -51,7 +50,7 @@ pub struct Gateway {
     /// What is in force.
     config: Config,
     /// What becomes a worker.
-    program: PathBuf,
+    programs: WorkerPrograms,
     reload_requests: Option<mpsc::Receiver<ReloadReply>>,
 }
 
@@ -111,17 +110,16 @@ impl Gateway {
     ///
     /// A [`GatewayError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, GatewayError> {
-        let program = process::own_program();
-        Self::start_with_workers(config, program).await
+        Self::start_with_workers(config, WorkerPrograms::installed()).await
     }
 
-    /// As [`Gateway::start`], where workers are another program than this one.
+    /// As [`Gateway::start`], with other programs for workers.
     ///
     /// # Errors
     ///
     /// As for [`Gateway::start`].
-    pub async fn start_with_workers(config: Config, program: PathBuf) -> Result<Self, GatewayError> {
-        let parts = Parts::build(&config, &program)?;
+    pub async fn start_with_workers(config: Config, programs: WorkerPrograms) -> Result<Self, GatewayError> {
+        let parts = Parts::build(&config, &programs)?;
         let identity = Arc::new(Identity::generate()?);
         let tls = match (&config.http.tls_certificate, &config.http.tls_key) {
             (None, None) => None,
@@ -155,7 +153,7 @@ impl Gateway {
         tasks.spawn(expiry::run(media.clone(), expiring));
         tasks.spawn(report_dropped_lines());
         let transcoding = if config.pipelines.transcode {
-            transcode::start(parts.library, program.clone(), media.clone()).await
+            transcode::start(parts.library, programs.clone(), media.clone()).await
         } else {
             None
         };
@@ -185,7 +183,7 @@ impl Gateway {
             tasks,
             publish,
             config,
-            program,
+            programs,
             reload_requests: Some(reload_requests),
             transcoding,
             made_token,
@@ -223,7 +221,7 @@ impl Gateway {
     ///
     /// All mistakes of the configuration; then nothing has changed.
     pub async fn reload(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
-        let parts = Parts::build(&config, &self.program)?;
+        let parts = Parts::build(&config, &self.programs)?;
         let differs = self.config.difference(&config);
         let shares = |key: &&config::Key| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
         let all = differs.iter().any(|key| key.reload == Reload::Live && shares(key));

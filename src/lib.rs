@@ -21,7 +21,7 @@
 //!
 //! | folder | contents |
 //! |---|---|
-//! | [`pipeline`] | worker processes that run GStreamer or demux HLS segments: descriptions, wire protocol, supervision, the worker itself |
+//! | [`pipeline`] | worker processes that run GStreamer or demux HLS segments: descriptions, supervision, the demuxer |
 //! | [`sources`] | clients of other servers: cameras, pipelines and HLS origins, written to the tracks of a stream |
 //! | [`outputs`] | the parts and playlists of LL-HLS |
 //! | [`transcode`] | transcoding of formats that viewers cannot play: one worker per stream, shared by all viewers who need it |
@@ -46,7 +46,7 @@
 //! * What happens when a shard hangs? [`shard::watchdog`].
 //! * What happens when a worker crashes, hangs or exceeds its memory limit? [`pipeline::process::ProcessError`]; it is
 //!   restarted.
-//! * Which files use GStreamer? Those in `pipeline/worker/`.
+//! * Which files use GStreamer? Those of `crates/worker`, a program of its own.
 //! * What closes a session? Every reason is a [`millstream_core::session::CloseReason`].
 //! * Which files use the webrtc-rs crates? Those in `session/` and `sdp/` of the core crate.
 //!

@@ -11,7 +11,8 @@ use clap::{Parser, Subcommand};
 use millstream::config::{ConfigError, Mistake, StreamConfig};
 use millstream::doctor::Level;
 use millstream::gateway::{check, parts};
-use millstream::pipeline::process;
+use millstream::pipeline::process::{self, DEMUXER_COMMAND};
+use millstream::pipeline::programs::WorkerPrograms;
 use millstream::{Config, Gateway, telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -40,15 +41,15 @@ enum Command {
     Doctor,
     /// Health check: ask the gateway that runs here with this configuration
     Health,
-    /// What the gateway starts for each pipeline
-    #[command(hide = true)]
-    Worker,
+    /// What the gateway starts for each HLS origin
+    #[command(hide = true, name = DEMUXER_COMMAND)]
+    Demuxer,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Command::Worker) = arguments.command {
-        return match millstream::pipeline::worker::run() {
+    if let Some(Command::Demuxer) = arguments.command {
+        return match millstream::pipeline::demuxer::run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error.into()),
         };
@@ -72,7 +73,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (mut config, mistakes) = Config::read(arguments.config.as_deref(), std::env::vars_os());
     match command {
         // A gateway that runs goes on with what it has when its file is spoilt, and is well.
-        Command::Check | Command::Health | Command::Worker => {}
+        Command::Check | Command::Health | Command::Demuxer => {}
         Command::Doctor => accept(&mistakes, check::parts(&config))?,
         Command::Serve { .. } => accept(&mistakes, check::mistakes(&config, &mistakes))?,
     }
@@ -101,7 +102,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             exports.finish();
             result
         }
-        Command::Worker => Ok(()),
+        Command::Demuxer => Ok(()),
     }
 }
 
@@ -127,7 +128,14 @@ async fn check(config: &Config, mut mistakes: Vec<Mistake>) -> anyhow::Result<()
     show("the configuration is valid\n");
     let used: Vec<&str> = config.streams.iter().filter_map(StreamConfig::pipeline).collect();
     let library = parts::library(config, &mut Vec::new());
-    let findings = process::check(&process::own_program(), library.trials()).await?;
+    let findings = match process::check(&WorkerPrograms::installed(), library.trials()).await {
+        Ok(findings) => findings,
+        Err(error) => {
+            show(&format!("pipelines: none can run: {error}\n"));
+            anyhow::ensure!(used.is_empty(), "configured streams need {}", used.join(", "));
+            return Ok(());
+        }
+    };
     let mut broken = Vec::new();
     for finding in findings {
         let Some(failure) = finding.failure else {

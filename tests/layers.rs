@@ -28,10 +28,9 @@ const FOREIGN: [(&str, &[&str]); 11] = [
     ("rtc_stun", &["session"]),
     ("rtc_sdp", &["sdp"]),
     ("axum", &["signalling", "api"]),
-    // Numbers of system calls, which a worker refuses itself.
-    ("libc", &["shard", "pipeline"]),
-    ("gstreamer", &["pipeline"]),
-    ("seccompiler", &["pipeline"]),
+    ("libc", &["shard"]),
+    ("gstreamer", &["worker"]),
+    ("seccompiler", &["sandbox"]),
     ("retina", &["sources"]),
     ("mpeg2ts_reader", &["media"]),
 ];

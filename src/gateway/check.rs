@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::parts::Parts;
 use crate::config::{Config, Mistake, Problem};
 use crate::doctor::ports::{self, PortOwner, Protocol};
-use crate::pipeline::process;
+use crate::pipeline::programs::WorkerPrograms;
 use crate::signalling::{server, tls};
 
 /// Returns the mistakes in what a configuration refers to: tokens, keys, certificates, pipelines, sources. Those that follow
@@ -24,7 +24,7 @@ fn without_consequences(mut mistakes: Vec<Mistake>, known: &[Mistake]) -> Vec<Mi
 
 /// Like [`mistakes`], without certificates: a running gateway reloads these by itself.
 pub fn parts(config: &Config) -> Vec<Mistake> {
-    let built = Parts::build(config, &process::own_program());
+    let built = Parts::build(config, &WorkerPrograms::installed());
     built.err().map_or_else(Vec::new, |error| error.mistakes)
 }
 

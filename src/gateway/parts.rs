@@ -1,11 +1,10 @@
 //! What parts of the gateway make of their sections, before anything is started: where one of them cannot be made, the
 //! gateway does not start, and a running one goes on with what it has.
 
-use std::path::Path;
-
 use crate::access::credentials::Credentials;
 use crate::config::{Config, ConfigError, Mistake};
 use crate::pipeline::library::Library;
+use crate::pipeline::programs::WorkerPrograms;
 use crate::sources::fetch::SourceConfig;
 use crate::sources::fetch::address::Allowed;
 use crate::sources::fetch::build::Means;
@@ -19,19 +18,19 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Reads the files that the configuration names; `program` is what becomes a worker.
+    /// Reads the files that the configuration names; `programs` become workers.
     ///
     /// # Errors
     ///
     /// All mistakes, each with its place and its key.
-    pub fn build(config: &Config, program: &Path) -> Result<Self, ConfigError> {
+    pub fn build(config: &Config, programs: &WorkerPrograms) -> Result<Self, ConfigError> {
         let mut mistakes = Vec::new();
         let credentials = Credentials::read(&config.auth).map_err(|wrong| mistakes.extend(wrong));
         let library = library(config, &mut mistakes);
         let allowed = Allowed::new(config.sources.allow.clone());
         let means = Means {
             library: &library,
-            program,
+            programs,
             allowed: &allowed,
         };
         let mut streams = Vec::new();

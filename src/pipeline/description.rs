@@ -8,7 +8,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::value::{Parameter, ParameterType, TargetHost, ValueError};
-use super::wire::{Input, Job};
+use millstream_worker_runtime::wire::{Input, Job};
 
 /// A pipeline, as described by its file.
 #[derive(Clone, Debug, Deserialize)]

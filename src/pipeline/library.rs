@@ -7,7 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::description::{Description, DescriptionError};
-use super::wire::Job;
+use millstream_worker_runtime::wire::Job;
 
 /// Pipelines by name.
 #[derive(Clone, Debug)]

@@ -1,23 +1,25 @@
-//! GStreamer in worker processes: a fault in a native parser or codec costs one worker a restart and nothing else.
+//! Worker processes: a fault in a native parser or codec costs one worker a restart and nothing else.
 //!
 //! ```text
-//! pipelines/*.toml -> Library -> Description + values -> Job --socket pair--> worker process (same binary)
-//!                                                        Process <--frames--  GStreamer pipeline
+//! pipelines/*.toml -> Library -> Description + values -> Job --socket pair--> millstream-worker (GStreamer)
+//!                                HLS segments --------------socket pair--> millstream demuxer
+//!                                                        Process <--frames--  worker
 //! ```
 //!
 //! * [`description`]: a file of `pipelines/`: a launch line with named sinks and sources, typed parameters, limits.
 //!   Values are set as element properties after the line was parsed; they are never inserted into its text.
-//! * [`wire`]: the protocol between gateway and worker: jobs, whole frames, heartbeats.
 //! * [`process`]: the gateway's side of a worker: start, supervision, stop.
-//! * [`worker`]: the worker's side: it restricts itself first, then runs the pipeline.
+//! * [`programs`]: where the programs of workers are.
+//! * [`demuxer`]: the worker that demuxes HLS segments, without GStreamer.
 //! * [`packages`]: the Debian packages that provide GStreamer elements.
 //!
-//! Only `worker` uses GStreamer; without the feature `gstreamer` these parts of it are not built.
+//! The protocol and the sandbox are [`millstream_worker_runtime`]; the worker that runs GStreamer is a program of its own,
+//! `crates/worker`. The gateway runs without it, and says what is missing when a pipeline is asked for.
 
+pub mod demuxer;
 pub mod description;
 pub mod library;
 pub mod packages;
 pub mod process;
+pub mod programs;
 pub mod value;
-pub mod wire;
-pub mod worker;

@@ -1,5 +1,8 @@
 //! The Debian packages that provide GStreamer elements. GStreamer itself does not know them.
 
+/// Debian packages of the libraries that the worker links.
+pub const LIBRARIES: &str = "libgstreamer1.0-0 libgstreamer-plugins-base1.0-0";
+
 /// Elements of the shipped pipelines and of those that operators are likely to write. Use `apt-file search` for others.
 const PACKAGES: [(&str, &[&str]); 8] = [
     (

@@ -4,9 +4,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -21,12 +22,17 @@ use tracing::debug;
 
 use super::description::Limits;
 use super::packages;
-use super::wire::{self, DemuxJob, Failure, Finding, FromWorker, Job, SegmentChunk, ToWorker, WireError, WireFrame};
+use super::programs::{PIPELINE_WORKER, WorkerPrograms};
+use millstream_worker_runtime::wire::{
+    self, DemuxJob, Failure, Finding, FromWorker, Job, SegmentChunk, ToWorker, WireError, WireFrame,
+};
 
 /// A running worker.
 pub struct Process {
     _counted: ProcessCount,
     child: Child,
+    /// Set if the dynamic linker could not load the program.
+    missing_library: Arc<OnceLock<String>>,
     reader: OwnedReadHalf,
     buffer: BytesMut,
     commands: mpsc::Sender<ToWorker>,
@@ -69,8 +75,18 @@ impl Drop for ProcessCount {
 pub enum ProcessError {
     #[error("the worker cannot be started: {0}")]
     Start(io::Error),
+    #[error(
+        "the program {PIPELINE_WORKER}, which runs pipelines, is not installed: put it next to the program of the gateway, \
+         from the same release"
+    )]
+    NotInstalled,
+    #[error(
+        "GStreamer is not installed ({library} is missing); install with: apt-get install {}",
+        packages::LIBRARIES
+    )]
+    NoGStreamer { library: String },
     #[error("the worker crashed ({0})")]
-    Crashed(std::process::ExitStatus),
+    Crashed(ExitStatus),
     #[error("the worker hung: no heartbeat for {} ms", ALIVE_LIMIT.as_millis())]
     Hung,
     #[error("the worker used {used} MiB of memory, more than its limit of {limit} MiB")]
@@ -105,6 +121,9 @@ pub fn explain(failure: &Failure) -> String {
         failure => failure.to_string(),
     }
 }
+
+/// Command of the gateway's program that runs [`super::demuxer`].
+pub const DEMUXER_COMMAND: &str = "demuxer";
 
 /// Maximum time between two messages; heartbeats arrive every 200 ms.
 const ALIVE_LIMIT: Duration = Duration::from_millis(1_000);
@@ -150,28 +169,29 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// [`ProcessError::Start`].
-    pub fn start(program: &Path, job: Job, limits: Limits) -> Result<Self, ProcessError> {
-        Self::begin(program, ToWorker::Run(job), limits)
+    /// [`ProcessError::Start`] and [`ProcessError::NotInstalled`].
+    pub fn start(programs: &WorkerPrograms, job: Job, limits: Limits) -> Result<Self, ProcessError> {
+        Self::begin(pipeline_worker(&programs.pipeline), ToWorker::Run(job), limits)
     }
 
     /// Starts a worker that demuxes segments.
     ///
     /// # Errors
     ///
-    /// [`ProcessError::Start`].
-    pub fn start_demuxer(program: &Path, job: DemuxJob, limits: Limits) -> Result<Self, ProcessError> {
-        Self::begin(program, ToWorker::Demux(job), limits)
+    /// [`ProcessError::Start`] and [`ProcessError::NotInstalled`].
+    pub fn start_demuxer(programs: &WorkerPrograms, job: DemuxJob, limits: Limits) -> Result<Self, ProcessError> {
+        Self::begin(demuxer(&programs.demuxer), ToWorker::Demux(job), limits)
     }
 
-    fn begin(program: &Path, first: ToWorker, limits: Limits) -> Result<Self, ProcessError> {
-        let (mut command, ours) = prepare(program).map_err(ProcessError::Start)?;
+    fn begin(command: Command, first: ToWorker, limits: Limits) -> Result<Self, ProcessError> {
+        let (mut command, ours) = prepare(command).map_err(ProcessError::Start)?;
         // GStreamer must not fork a plugin scanner or write its plugin registry.
         command.env("GST_REGISTRY_FORK", "no").env("GST_REGISTRY_UPDATE", "no");
-        let mut child = command.spawn().map_err(ProcessError::Start)?;
+        let mut child = command.spawn().map_err(start_error)?;
         drop(command);
+        let missing_library = Arc::new(OnceLock::new());
         if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(log(stderr, child.id()));
+            tokio::spawn(log(stderr, child.id(), missing_library.clone()));
         }
         let (reader, writer) = ours.into_split();
         let (commands, queue) = mpsc::channel(QUEUE);
@@ -182,6 +202,7 @@ impl Process {
         Ok(Self {
             _counted: ProcessCount::new(),
             child,
+            missing_library,
             reader,
             buffer: BytesMut::new(),
             commands,
@@ -300,10 +321,26 @@ impl Process {
 
     async fn exit_error(&mut self) -> ProcessError {
         match tokio::time::timeout(GRACE, self.child.wait()).await {
+            Ok(Ok(status)) if status.code() == Some(NOT_LOADED) => self.load_error(status).await,
             Ok(Ok(status)) => ProcessError::Crashed(status),
             Ok(Err(error)) => ProcessError::Start(error),
             Err(_) => ProcessError::Hung,
         }
+    }
+
+    /// The task that reads standard error may need a moment until it has found the name of the library.
+    async fn load_error(&self, status: ExitStatus) -> ProcessError {
+        for _ in 0..50 {
+            match self.missing_library.get() {
+                Some(library) => {
+                    return ProcessError::NoGStreamer {
+                        library: library.clone(),
+                    };
+                }
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+        ProcessError::Crashed(status)
     }
 
     /// Stops the worker gracefully, or kills it after [`GRACE`]. Dropping it kills it.
@@ -325,15 +362,20 @@ impl Process {
 /// # Errors
 ///
 /// A [`ProcessError`] if the check itself fails.
-pub async fn check(program: &Path, jobs: Vec<(String, Job)>) -> Result<Vec<Finding>, ProcessError> {
-    let (mut command, mut ours) = prepare(program).map_err(ProcessError::Start)?;
-    command.stderr(Stdio::null());
-    let mut child = command.spawn().map_err(ProcessError::Start)?;
+pub async fn check(programs: &WorkerPrograms, jobs: Vec<(String, Job)>) -> Result<Vec<Finding>, ProcessError> {
+    let (mut command, mut ours) = prepare(pipeline_worker(&programs.pipeline)).map_err(ProcessError::Start)?;
+    let mut child = command.spawn().map_err(start_error)?;
     drop(command);
+    let missing_library = Arc::new(OnceLock::new());
+    let logging = child
+        .stderr
+        .take()
+        .map(|stderr| tokio::spawn(log(stderr, child.id(), missing_library.clone())));
     let checking = async {
         let mut bytes = BytesMut::new();
         ToWorker::Check(jobs).write(&mut bytes);
-        ours.write_all(&bytes).await.map_err(ProcessError::Start)?;
+        // A worker that could not be loaded does not read it; the end of its output says so.
+        let _ = ours.write_all(&bytes).await;
         let mut buffer = BytesMut::new();
         loop {
             while let Some(message) = FromWorker::read(&mut buffer)? {
@@ -341,9 +383,17 @@ pub async fn check(program: &Path, jobs: Vec<(String, Job)>) -> Result<Vec<Findi
                     return Ok(findings);
                 }
             }
-            if ours.read_buf(&mut buffer).await.map_err(ProcessError::Start)? == 0 {
+            if ours.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
                 let status = child.wait().await.map_err(ProcessError::Start)?;
-                return Err(ProcessError::Crashed(status));
+                if let Some(logging) = logging {
+                    let _ = logging.await;
+                }
+                return Err(match missing_library.get() {
+                    Some(library) => ProcessError::NoGStreamer {
+                        library: library.clone(),
+                    },
+                    None => ProcessError::Crashed(status),
+                });
             }
         }
     };
@@ -352,19 +402,33 @@ pub async fn check(program: &Path, jobs: Vec<(String, Job)>) -> Result<Vec<Findi
         .unwrap_or(Err(ProcessError::Hung))
 }
 
-/// Returns the path of the running program, which is its own worker. The path keeps referring to the same program when
-/// the file is replaced by another version.
-pub fn own_program() -> PathBuf {
-    PathBuf::from("/proc/self/exe")
+/// Exit status of the dynamic linker for a program that it cannot load.
+const NOT_LOADED: i32 = 127;
+
+fn start_error(error: io::Error) -> ProcessError {
+    match error.kind() {
+        io::ErrorKind::NotFound => ProcessError::NotInstalled,
+        _ => ProcessError::Start(error),
+    }
+}
+
+fn pipeline_worker(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.arg0(PIPELINE_WORKER);
+    command
+}
+
+fn demuxer(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.arg0("millstream").arg(DEMUXER_COMMAND);
+    command
 }
 
 /// Returns the command and our end of the socket. Dropping the command closes the worker's end in this process.
-fn prepare(program: &Path) -> io::Result<(Command, UnixStream)> {
+fn prepare(mut command: Command) -> io::Result<(Command, UnixStream)> {
     let (ours, theirs) = StdStream::pair()?;
     ours.set_nonblocking(true)?;
-    let mut command = Command::new(program);
     command
-        .arg("worker")
         .env_clear()
         .envs(
             VARIABLES
@@ -392,17 +456,19 @@ async fn write(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<ToWorker>) 
 }
 
 /// Logs what the libraries of a worker write to standard error, within bounds.
-async fn log(stderr: ChildStderr, id: Option<u32>) {
+async fn log(stderr: ChildStderr, id: Option<u32>, missing_library: Arc<OnceLock<String>>) {
     let mut reader = BufReader::new(stderr);
     for _ in 0..MAX_LINES {
         let mut line = Vec::new();
         let mut limited = (&mut reader).take(MAX_LINE);
         match limited.read_until(b'\n', &mut line).await {
-            Ok(1..) => debug!(
-                worker = id,
-                text = wire::shown(&String::from_utf8_lossy(&line)),
-                "worker output"
-            ),
+            Ok(1..) => {
+                let text = wire::shown(&String::from_utf8_lossy(&line));
+                if let Some(library) = missing_library_in(&text) {
+                    let _ = missing_library.set(library.to_owned());
+                }
+                debug!(worker = id, text, "worker output");
+            }
             Ok(0) | Err(_) => return,
         }
     }
@@ -410,9 +476,28 @@ async fn log(stderr: ChildStderr, id: Option<u32>) {
     let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
 }
 
+/// Returns the library that the dynamic linker (ld.so(8)) did not find, if this line of its output says so.
+fn missing_library_in(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once("error while loading shared libraries: ")?;
+    rest.split(':').next()
+}
+
 /// Resident memory of a process in bytes.
 fn resident(id: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{id}/statm")).ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_library_is_read_from_the_output_of_the_dynamic_linker() {
+        let line = "millstream-worker: error while loading shared libraries: libgstapp-1.0.so.0: cannot open shared \
+                    object file: No such file or directory";
+        assert_eq!(missing_library_in(line), Some("libgstapp-1.0.so.0"));
+        assert_eq!(missing_library_in("libgstapp-1.0.so.0: something else"), None);
+    }
 }

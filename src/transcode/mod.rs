@@ -12,7 +12,6 @@
 //! Not sans-I/O: uses tokio's clock.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use tracing::{debug, info, warn};
 use crate::pipeline::description::Limits;
 use crate::pipeline::library::Library;
 use crate::pipeline::process::{self, Process, ProcessError};
-use crate::pipeline::wire::{FromWorker, Input, Job, Media, WireFrame};
+use crate::pipeline::programs::WorkerPrograms;
 use crate::sources::fetch::backoff::Backoff;
 use crate::sources::fetch::pipeline::{Running, announced};
 use crate::sources::fetch::{Attached, random_id};
@@ -40,6 +39,7 @@ use millstream_core::media::packet::TrackTime;
 use millstream_core::media::transcode::TranscodeTarget;
 use millstream_core::media::{Codec, Format, Kind};
 use millstream_core::sources::frame_source::{FanOut, FrameSource, Framing};
+use millstream_worker_runtime::wire::{FromWorker, Input, Job, Media, WireFrame};
 
 /// How long a worker keeps running after its last viewer left, e.g. for a page reload.
 const LINGER: Duration = Duration::from_secs(5);
@@ -81,10 +81,10 @@ const CONVERSIONS: [(Codec, TranscodeTarget, &str); 15] = [
 /// Detects the supported conversions and starts the task that transcodes. Returns `None` if none is supported.
 pub async fn start<P: FanOut + Clone + 'static>(
     library: Library,
-    program: PathBuf,
+    programs: WorkerPrograms,
     plane: P,
 ) -> Option<JoinHandle<()>> {
-    let supported = supported(&library, &program).await;
+    let supported = supported(&library, &programs).await;
     if supported.is_empty() {
         return None;
     }
@@ -97,7 +97,7 @@ pub async fn start<P: FanOut + Clone + 'static>(
     Some(tokio::spawn(async move {
         let mut jobs = JoinSet::new();
         while let Some(name) = names.recv().await {
-            jobs.spawn(transcode_stream(name, library.clone(), program.clone(), plane.clone()));
+            jobs.spawn(transcode_stream(name, library.clone(), programs.clone(), plane.clone()));
             while jobs.try_join_next().is_some() {}
         }
     }))
@@ -105,17 +105,17 @@ pub async fn start<P: FanOut + Clone + 'static>(
 
 /// Returns the conversions for which the GStreamer plugins are installed. The check also writes the GStreamer plugin
 /// registry, which workers only read.
-async fn supported(library: &Library, program: &Path) -> Vec<(Codec, TranscodeTarget)> {
+async fn supported(library: &Library, programs: &WorkerPrograms) -> Vec<(Codec, TranscodeTarget)> {
     let pipelines = CONVERSIONS
         .iter()
         .filter_map(|(_, _, name)| Some((*name, library.get(name)?)));
     let trials = pipelines
         .map(|(name, description)| (name.to_owned(), description.trial()))
         .collect();
-    let findings = match process::check(program, trials).await {
+    let findings = match process::check(programs, trials).await {
         Ok(findings) => findings,
         Err(error) => {
-            warn!(%error, "transcoding disabled: the plugin check failed");
+            warn!(%error, "transcoding disabled: no pipeline can run");
             return Vec::new();
         }
     };
@@ -143,7 +143,7 @@ async fn supported(library: &Library, program: &Path) -> Vec<(Codec, TranscodeTa
 }
 
 /// Runs the worker of one transcoded stream until it has no viewers.
-async fn transcode_stream<P: FanOut>(name: StreamName, library: Arc<Library>, program: PathBuf, plane: P) {
+async fn transcode_stream<P: FanOut>(name: StreamName, library: Arc<Library>, programs: WorkerPrograms, plane: P) {
     let Some((origin, transcode)) = name.transcode() else {
         return;
     };
@@ -155,7 +155,7 @@ async fn transcode_stream<P: FanOut>(name: StreamName, library: Arc<Library>, pr
         origin,
         transcode,
         library,
-        program,
+        programs,
     };
     loop {
         tokio::select! {
@@ -196,7 +196,7 @@ struct TranscodeJob {
     origin: StreamName,
     transcode: TranscodeTarget,
     library: Arc<Library>,
-    program: PathBuf,
+    programs: WorkerPrograms,
 }
 
 /// The input of a job: the original track.
@@ -238,7 +238,7 @@ impl TranscodeJob {
         let (tap, changed) = tap();
         let mut input = self.wait_for_input(plane, &tap).await;
         let (job, limits) = self.job(input.format)?;
-        let mut running = match Process::start(&self.program, job, limits) {
+        let mut running = match Process::start(&self.programs, job, limits) {
             Ok(process) => Running(Some(process)),
             Err(error) => return Some(error),
         };

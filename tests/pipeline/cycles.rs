@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use millstream::pipeline::library::Library;
 use millstream::pipeline::process::Process;
-use millstream::pipeline::wire::FromWorker;
+use millstream_worker_runtime::wire::FromWorker;
 
-use crate::program;
+use crate::programs;
 
 /// In CI; `make worker-cycles` runs a thousand.
 const SHORT: usize = 40;
@@ -44,7 +44,7 @@ async fn cycles() {
     let (job, _) = description.job(&toml::Table::new(), Vec::new()).expect("defaults");
     let mut before = None;
     for round in 0..rounds {
-        let mut process = Process::start(&program(), job.clone(), description.limits).expect("starts");
+        let mut process = Process::start(&programs(), job.clone(), description.limits).expect("starts");
         while !matches!(process.next().await.expect("it runs"), FromWorker::Frame(_)) {}
         // Every other way of ending: in good order, by force, by being forgotten.
         match round % 3 {

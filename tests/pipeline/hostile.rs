@@ -7,7 +7,7 @@ use millstream::pipeline::process;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::{Folder, config, program};
+use crate::{Folder, config, programs};
 
 /// What an attacker would try to get into a launch line, a shell, a file name or an address.
 const PAYLOADS: [&str; 24] = [
@@ -120,7 +120,7 @@ async fn texts_never_become_elements() {
             ((*payload).to_owned(), job)
         })
         .collect();
-    let findings = process::check(&program(), jobs).await.expect("it tells");
+    let findings = process::check(&programs(), jobs).await.expect("it tells");
     assert!(findings.iter().all(|finding| finding.failure.is_none()), "{findings:?}");
     assert!(!folder.0.join("out").exists());
 }
@@ -150,7 +150,7 @@ async fn launch_lines_that_write_are_refused() {
     ] {
         let text = format!("description = \"x\"\nlaunch = {}\n", quoted(&launch));
         let job = Description::parse(&text).expect("a description").trial();
-        let findings = process::check(&program(), vec![("x".to_owned(), job)])
+        let findings = process::check(&programs(), vec![("x".to_owned(), job)])
             .await
             .expect("it tells");
         let failure = findings[0].failure.clone().expect("refused");

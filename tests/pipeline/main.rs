@@ -7,6 +7,7 @@ use std::time::Duration;
 use millstream::Gateway;
 use millstream::config::Config;
 use millstream::gateway::parts::Parts;
+use millstream::pipeline::programs::{PIPELINE_WORKER, WorkerPrograms};
 use millstream_core::hub;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::{Codec, Format};
@@ -20,13 +21,24 @@ mod reloads;
 mod sandbox;
 mod shipped;
 mod transcoding;
+mod without_gstreamer;
 
 /// Far beyond what anything here takes, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The binary that becomes a worker.
-fn program() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_millstream"))
+/// The programs that become workers, as cargo built them beside each other.
+fn programs() -> WorkerPrograms {
+    let gateway = PathBuf::from(env!("CARGO_BIN_EXE_millstream"));
+    let programs = WorkerPrograms {
+        pipeline: gateway.with_file_name(PIPELINE_WORKER),
+        demuxer: gateway,
+    };
+    assert!(
+        programs.pipeline.exists(),
+        "{} is missing: build it with `cargo build --workspace`",
+        programs.pipeline.display()
+    );
+    programs
 }
 
 /// A folder that goes with its test.
@@ -79,14 +91,14 @@ fn config(text: &str) -> Result<Config, String> {
     let base = "[http]\nlisten = \"127.0.0.1:0\"\n[webrtc]\nlisten = \"127.0.0.1:0\"\nshards = 1\n";
     let parsed = Config::parse(&format!("{base}{text}"), "test.toml".as_ref(), []);
     let config = parsed.map_err(|error| error.to_string())?;
-    Parts::build(&config, &program()).map_err(|error| error.to_string())?;
+    Parts::build(&config, &programs()).map_err(|error| error.to_string())?;
     Ok(config)
 }
 
-/// A gateway whose workers are the real binary, not this test.
+/// A gateway whose workers are the real programs.
 async fn gateway(text: &str) -> Gateway {
     let config = config(text).expect("valid");
-    let started = Gateway::start_with_workers(config, program()).await;
+    let started = Gateway::start_with_workers(config, programs()).await;
     started.expect("free ports")
 }
 
@@ -153,7 +165,8 @@ fn workers() -> BTreeSet<u32> {
                 .find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
         };
         let is_child = field("PPid:") == Some(own.clone());
-        let is_worker = std::fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.ends_with(b"worker\0"));
+        let is_worker = std::fs::read(format!("/proc/{id}/cmdline"))
+            .is_ok_and(|line| line.starts_with(b"millstream-worker\0") || line.ends_with(b"\0demuxer\0"));
         let is_dead = field("State:").is_some_and(|state| state.starts_with('Z'));
         (is_child && is_worker && !is_dead).then_some(id)
     });

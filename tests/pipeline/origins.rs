@@ -15,6 +15,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use millstream::Gateway;
+use millstream::pipeline::programs::WorkerPrograms;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::tap::Tap;
@@ -22,7 +23,7 @@ use millstream_core::media::{Codec, Kind};
 use millstream_core::sources::frame_source::FanOut as _;
 use tokio::task::JoinHandle;
 
-use crate::{Folder, PATIENCE, gateway, plays, trouble};
+use crate::{Folder, PATIENCE, config, gateway, plays, programs, trouble};
 
 /// A server of the files of a folder.
 struct Server {
@@ -350,6 +351,22 @@ async fn a_film_plays_at_its_own_speed_and_again() {
         drop(reader);
         gateway.stop().await;
     }
+}
+
+/// Segments are demuxed by the gateway's own program.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_plays_on_a_host_without_gstreamer() {
+    let server = Server::start("without").await;
+    film(&server.folder.0, 3, &["-hls_playlist_type", "vod"], "film.m3u8");
+    let programs = WorkerPrograms {
+        pipeline: PathBuf::from("/nonexistent"),
+        ..programs()
+    };
+    let text = format!("[streams.\"far\"]\nhls = \"{}\"\n", server.uri("film.m3u8"));
+    let started = Gateway::start_with_workers(config(&text).expect("valid"), programs).await;
+    let gateway = started.expect("it starts without GStreamer");
+    plays(&gateway, "far").await;
+    gateway.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,8 +5,8 @@ use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 
-use millstream::pipeline::wire::Job;
-use millstream::pipeline::worker::sandbox;
+use millstream_worker_runtime::sandbox;
+use millstream_worker_runtime::wire::Job;
 
 use crate::{Folder, gateway, plays, workers};
 

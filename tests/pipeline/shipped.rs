@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use millstream::pipeline::library::Library;
 use millstream::pipeline::process::{self, Process};
-use millstream::pipeline::wire::{FromWorker, Input, Media, WireFrame};
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::Codec;
+use millstream_worker_runtime::wire::{FromWorker, Input, Media, WireFrame};
 
-use crate::{Folder, PATIENCE, gateway, plays, program, until};
+use crate::{Folder, PATIENCE, gateway, plays, programs, until};
 
 struct Partner(Child);
 
@@ -65,7 +65,7 @@ pub fn film(folder: &Folder, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_of_them_can_be_built_here() {
-    let findings = process::check(&program(), Library::shipped().trials()).await;
+    let findings = process::check(&programs(), Library::shipped().trials()).await;
     for finding in findings.expect("it tells") {
         assert_eq!(finding.failure, None, "{}", finding.name);
     }
@@ -330,7 +330,7 @@ async fn opus_becomes_aac() {
     let start = |name: &str, inputs: Vec<Input>| {
         let description = library.get(name).expect("it is shipped");
         let (job, _) = description.job(&toml::Table::new(), inputs).expect("defaults");
-        Process::start(&program(), job, description.limits).expect("starts")
+        Process::start(&programs(), job, description.limits).expect("starts")
     };
     let mut slate = start("slate", Vec::new());
     let mut convert = start("opus-to-aac", vec![Input { media: Media::Opus }]);

@@ -1,7 +1,5 @@
 //! Builds sources from the section `streams` of the configuration.
 
-use std::path::{Path, PathBuf};
-
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
@@ -14,6 +12,7 @@ use crate::config::{
 };
 use crate::pipeline::description::ParameterError;
 use crate::pipeline::library::Library;
+use crate::pipeline::programs::WorkerPrograms;
 use crate::pipeline::value::Unescaped;
 use crate::sources::hls::{Choice, Origin};
 use crate::sources::rtsp::policies::{self, Policies};
@@ -24,7 +23,7 @@ use crate::sources::rtsp::{Camera, Password};
 pub struct Means<'a> {
     pub library: &'a Library,
     /// The executable of the workers.
-    pub program: &'a Path,
+    pub programs: &'a WorkerPrograms,
     pub allowed: &'a Allowed,
 }
 
@@ -165,7 +164,7 @@ fn origin(config: &HlsConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> 
         },
         repeats: config.repeat,
         allowed: means.allowed.clone(),
-        program: means.program.to_owned(),
+        programs: means.programs.clone(),
     })
 }
 
@@ -222,7 +221,7 @@ fn pipeline(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistak
     match description.job(&config.params.0, Vec::new()) {
         Ok((job, hosts)) => Some(PipelineSpec {
             name: name.clone(),
-            program: PathBuf::from(means.program),
+            programs: means.programs.clone(),
             job,
             limits: description.limits,
             hosts,
@@ -259,10 +258,10 @@ mod tests {
     /// Builds the first stream of a configuration file.
     fn build(keys: &str) -> Result<SourceConfig, String> {
         let text = format!("[streams.\"far\"]\n{keys}");
-        let config = Config::parse(&text, Path::new("test.toml"), []).map_err(|error| error.to_string())?;
+        let config = Config::parse(&text, std::path::Path::new("test.toml"), []).map_err(|error| error.to_string())?;
         let means = Means {
             library: &Library::shipped(),
-            program: Path::new("/bin/true"),
+            programs: &WorkerPrograms::installed(),
             allowed: &Allowed::default(),
         };
         let listed = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");

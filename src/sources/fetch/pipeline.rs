@@ -1,6 +1,5 @@
 //! A source that is a pipeline in a worker process.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tracing::debug;
@@ -9,13 +8,14 @@ use super::address::Allowed;
 use super::{Attached, FetchError, random_id};
 use crate::pipeline::description::Limits;
 use crate::pipeline::process::{Process, ProcessError};
+use crate::pipeline::programs::WorkerPrograms;
 use crate::pipeline::value::TargetHost;
-use crate::pipeline::wire::{Failure, FromWorker, Job, Media, Tracks, WireFrame};
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::aac::AacConfig;
 use millstream_core::media::clock::ticks;
 use millstream_core::media::{Codec, Format, Kind};
 use millstream_core::sources::frame_source::{Announced, FanOut, FrameSource, Framing};
+use millstream_worker_runtime::wire::{Failure, FromWorker, Job, Media, Tracks, WireFrame};
 
 /// A pipeline with the parameters of a stream.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub struct PipelineSpec {
     /// Name in the library.
     pub name: String,
     /// The executable of the worker.
-    pub program: PathBuf,
+    pub programs: WorkerPrograms,
     pub job: Job,
     pub limits: Limits,
     /// Hosts that it connects to.
@@ -69,7 +69,7 @@ pub async fn play<P: FanOut>(
             return error.into();
         }
     }
-    let mut running = match Process::start(&spec.program, spec.job.clone(), spec.limits) {
+    let mut running = match Process::start(&spec.programs, spec.job.clone(), spec.limits) {
         Ok(process) => Running(Some(process)),
         Err(error) => return error.into(),
     };

@@ -15,7 +15,7 @@ use super::http::{Bounds, Client, HttpError};
 use super::playlist::{Init, Key, Media, Playlist, Segment};
 use super::{FileKind, HlsError};
 use crate::pipeline::process::Feeder;
-use crate::pipeline::wire::{ChunkRole, SegmentChunk};
+use millstream_worker_runtime::wire::{ChunkRole, SegmentChunk};
 
 /// The last fetch error; `None` after a successful fetch.
 pub(super) type LastError = Arc<Mutex<Option<HlsError>>>;

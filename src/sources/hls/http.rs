@@ -214,7 +214,7 @@ fn innermost(error: &reqwest::Error) -> String {
     if innermost.is::<reqwest::Error>() {
         return "the request was rejected".to_owned();
     }
-    crate::pipeline::wire::shown(&innermost.to_string())
+    millstream_worker_runtime::wire::shown(&innermost.to_string())
 }
 
 /// Restricts the addresses that are connected to.

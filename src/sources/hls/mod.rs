@@ -11,10 +11,9 @@
 //! * `fetcher`: follows one rendition; a source has one, or two if its audio is a separate rendition.
 //! * `crypt`: AES-128.
 //!
-//! Segments are parsed only in a worker process without network and file access ([`crate::pipeline::worker`]). Formats
+//! Segments are parsed only in a worker process without network and file access ([`crate::pipeline::demuxer`]). Formats
 //! that a viewer cannot play are transcoded as for any other source.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::header::HeaderMap;
@@ -28,12 +27,13 @@ use self::http::{Client, HttpError};
 use self::playlist::{Media, Multivariant, Playlist, PlaylistError, Variant};
 use crate::pipeline::description::Limits;
 use crate::pipeline::process::{Process, ProcessError};
-use crate::pipeline::wire::{DemuxJob, FromWorker};
+use crate::pipeline::programs::WorkerPrograms;
 use crate::sources::fetch::FetchError;
 use crate::sources::fetch::address::Allowed;
 use crate::sources::fetch::pipeline::{Relay, Running};
 use millstream_core::hub::name::StreamName;
 use millstream_core::sources::frame_source::FanOut;
+use millstream_worker_runtime::wire::{DemuxJob, FromWorker};
 
 mod crypt;
 pub mod cursor;
@@ -53,7 +53,7 @@ pub struct Origin {
     pub repeats: bool,
     pub allowed: Allowed,
     /// The executable of the worker.
-    pub program: PathBuf,
+    pub programs: WorkerPrograms,
 }
 
 impl std::fmt::Debug for Origin {
@@ -141,7 +141,7 @@ pub async fn play<P: FanOut>(
         is_live: !first.has_ended,
         memory: LIMITS.memory_bytes(),
     };
-    let mut running = match Process::start_demuxer(&origin.program, job, LIMITS) {
+    let mut running = match Process::start_demuxer(&origin.programs, job, LIMITS) {
         Ok(process) => Running(Some(process)),
         Err(error) => return error.into(),
     };
@@ -269,7 +269,7 @@ fn choose(multivariant: &Multivariant, choice: Choice) -> Result<&Variant, HlsEr
             .iter()
             .filter_map(|variant| variant.codecs.as_deref());
         let codecs = codecs.collect::<Vec<_>>().join("; ");
-        HlsError::NoVariant(crate::pipeline::wire::shown(&codecs))
+        HlsError::NoVariant(millstream_worker_runtime::wire::shown(&codecs))
     })
 }
 

@@ -3,8 +3,8 @@
 
 use gstreamer as gst;
 
-use super::pipeline::build;
-use crate::pipeline::wire::{Failure, Finding, Job};
+use crate::pipeline::build;
+use millstream_worker_runtime::wire::{Failure, Finding, Job};
 
 /// Tries to build each pipeline. Nothing is opened or started.
 pub fn check(jobs: &[(String, Job)]) -> Vec<Finding> {

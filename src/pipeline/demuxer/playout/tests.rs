@@ -1,8 +1,8 @@
 //! Playout from chunks to frames, in virtual time.
 
 use super::*;
-use crate::pipeline::wire::Tracks;
 use millstream_core::media::Kind;
+use millstream_worker_runtime::wire::Tracks;
 
 /// A segment of packed AAC with `frames` frames at 48 kHz, which starts at `ticks` of 1/90000 s.
 fn segment(ticks: u64, frames: usize) -> Bytes {

@@ -8,9 +8,9 @@ use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_app::{AppLeakyType, AppSink, AppSinkCallbacks, AppSrc};
 
-use super::{Commands, Gateway};
-use crate::pipeline::wire::{Failure, FromWorker, Job, Media, ToWorker, Tracks, WireFrame};
 use millstream_core::media::Kind;
+use millstream_worker_runtime::channel::{Commands, Gateway};
+use millstream_worker_runtime::wire::{Failure, FromWorker, Job, Media, ToWorker, Tracks, WireFrame};
 
 /// A parsed and configured pipeline that does not run yet.
 pub struct PreparedPipeline {

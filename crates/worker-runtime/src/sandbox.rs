@@ -22,7 +22,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-use crate::pipeline::wire::Job;
+use crate::wire::Job;
 
 /// Maximum number of open files and sockets of one worker.
 const MAX_FILES: u64 = 256;

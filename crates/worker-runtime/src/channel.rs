@@ -1,7 +1,4 @@
-//! The worker process: this binary, started by the gateway with a socket as its standard input.
-//!
-//! It reads one job, restricts itself ([`sandbox`]), then runs the pipeline (`pipeline`) or demuxes segments (`demux`).
-//! It exits when the gateway tells it to stop or is gone. The gateway trusts nothing here.
+//! The worker's end of the socket to the gateway, which is its standard input.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -10,17 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::BytesMut;
 
-#[cfg(not(feature = "gstreamer"))]
-use super::wire::Finding;
-use super::wire::{Failure, FromWorker, MAX_MESSAGE, ToWorker};
-
-#[cfg(feature = "gstreamer")]
-mod check;
-mod demux;
-#[cfg(feature = "gstreamer")]
-mod pipeline;
-mod playout;
-pub mod sandbox;
+use crate::wire::{FromWorker, MAX_MESSAGE, ToWorker};
 
 /// The worker's end of the socket. Writes block until the gateway has read, which it always does: it drops what it
 /// cannot forward.
@@ -49,6 +36,14 @@ pub struct Commands {
 }
 
 impl Commands {
+    /// Reads from the worker's end of a socket pair.
+    pub fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            buffer: BytesMut::new(),
+        }
+    }
+
     /// Waits for the next message; `None` if the gateway is gone or its message is invalid.
     pub fn receive(&mut self) -> Option<ToWorker> {
         let mut chunk = vec![0; 1 << 16];
@@ -68,68 +63,23 @@ impl Commands {
     }
 }
 
-/// Runs the worker until its job is done.
+/// Connects to the gateway that started this process.
 ///
 /// # Errors
 ///
 /// An error if standard input is not the socket of a gateway.
-pub fn run() -> io::Result<()> {
+pub fn connect() -> io::Result<(Gateway, Commands)> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let gateway = Gateway {
         stream: Arc::new(Mutex::new(stream.try_clone()?)),
     };
-    let mut commands = Commands {
-        stream,
-        buffer: BytesMut::new(),
-    };
-    match commands.receive() {
-        Some(ToWorker::Check(jobs)) => {
-            #[cfg(feature = "gstreamer")]
-            let findings = check::check(&jobs);
-            #[cfg(not(feature = "gstreamer"))]
-            let findings = jobs
-                .into_iter()
-                .map(|(name, _)| Finding {
-                    name,
-                    failure: Some(Failure::NotBuilt),
-                })
-                .collect::<Vec<_>>();
-            gateway.notify(&FromWorker::Checked(findings));
-        }
-        Some(ToWorker::Run(job)) => {
-            if let Err(error) = sandbox::enter(&job) {
-                gateway.notify(&FromWorker::Failed(Failure::Stream(format!(
-                    "cannot restrict the worker: {error}"
-                ))));
-                return Ok(());
-            }
-            #[cfg(feature = "gstreamer")]
-            pipeline::run(&job, &gateway, commands);
-            #[cfg(not(feature = "gstreamer"))]
-            gateway.notify(&FromWorker::Failed(Failure::NotBuilt));
-        }
-        Some(ToWorker::Demux(job)) => {
-            if let Err(error) = sandbox::enter(&demux::limits(job)) {
-                gateway.notify(&FromWorker::Failed(Failure::Stream(format!(
-                    "cannot restrict the worker: {error}"
-                ))));
-                return Ok(());
-            }
-            demux::run(job, &gateway, commands);
-        }
-        _ => {
-            return Err(io::Error::other(
-                "the worker command is started by the gateway, not by hand",
-            ));
-        }
-    }
-    Ok(())
+    Ok((gateway, Commands::new(stream)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::wire::WireFrame;
+    use crate::wire::WireFrame;
     use bytes::Bytes;
     use millstream_core::media::Kind;
 

@@ -1,17 +1,21 @@
 //! Demuxes HLS segments and sends their frames when they are due. Only this file uses the clock; all else is in
-//! [`super::playout`].
+//! [`playout`].
 
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::playout::{Playout, PlayoutError};
-use super::{Commands, Gateway};
-use crate::pipeline::wire::{DemuxJob, Failure, FromWorker, Job, Media, SegmentChunk, ToWorker, WireFrame};
+use self::playout::{Playout, PlayoutError};
 use millstream_core::media::Kind;
 use millstream_core::media::container::Content;
+use millstream_worker_runtime::channel::{Commands, Gateway, connect};
+use millstream_worker_runtime::wire::{DemuxJob, Failure, FromWorker, Job, Media, SegmentChunk, ToWorker, WireFrame};
+use millstream_worker_runtime::{not_started_by_gateway, restrict};
+
+mod playout;
 
 /// Sandbox limits of a demuxing worker: memory and one processor; no files and no network.
-pub(super) fn limits(job: DemuxJob) -> Job {
+fn limits(job: DemuxJob) -> Job {
     Job {
         launch: String::new(),
         properties: Vec::new(),
@@ -30,8 +34,24 @@ const ALIVE: Duration = Duration::from_millis(200);
 /// Maximum number of chunks queued between the threads: a segment is only requested when there is room for it.
 const QUEUE: usize = 4;
 
+/// Runs the worker: reads its job from the gateway, restricts itself, then demuxes until the job is done.
+///
+/// # Errors
+///
+/// An error if standard input is not the socket of a gateway.
+pub fn run() -> io::Result<()> {
+    let (gateway, mut commands) = connect()?;
+    let Some(ToWorker::Demux(job)) = commands.receive() else {
+        return Err(not_started_by_gateway());
+    };
+    if restrict(&limits(job), &gateway) {
+        demux(job, &gateway, commands);
+    }
+    Ok(())
+}
+
 /// Runs until the gateway tells it to stop, the stream ends, or nothing can be played.
-pub(super) fn run(job: DemuxJob, gateway: &Gateway, commands: Commands) {
+fn demux(job: DemuxJob, gateway: &Gateway, commands: Commands) {
     let (sender, receiver) = sync_channel(QUEUE);
     std::thread::spawn(move || read(commands, &sender));
     match play(job, gateway, &receiver) {
@@ -126,8 +146,8 @@ impl AnnouncedTracks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::wire::ChunkRole;
     use bytes::{Bytes, BytesMut};
+    use millstream_worker_runtime::wire::ChunkRole;
     use std::io::Write as _;
     use std::os::unix::net::UnixStream;
 
@@ -168,10 +188,7 @@ mod tests {
             message.write(&mut bytes);
         }
         ours.write_all(&bytes).expect("room");
-        let commands = Commands {
-            stream: theirs,
-            buffer: BytesMut::new(),
-        };
+        let commands = Commands::new(theirs);
         let (give, take) = sync_channel(QUEUE);
         // Returns at the stop: the socket is still open.
         read(commands, &give);

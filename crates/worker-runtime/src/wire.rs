@@ -193,8 +193,6 @@ pub enum Failure {
     Property { target: String, problem: String },
     #[error("{0}")]
     Stream(String),
-    #[error("this gateway was built without GStreamer")]
-    NotBuilt,
 }
 
 impl Failure {
@@ -212,7 +210,6 @@ impl Failure {
                 problem: shown(&problem),
             },
             Self::Stream(text) => Self::Stream(shown(&text)),
-            Self::NotBuilt => Self::NotBuilt,
         }
     }
 }

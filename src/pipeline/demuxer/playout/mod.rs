@@ -15,9 +15,9 @@ use thiserror::Error;
 
 use self::pacer::Pacer;
 use self::timelines::Timelines;
-use crate::pipeline::wire::{ChunkRole, DemuxJob, SegmentChunk, Tracks};
 use millstream_core::media::Kind;
 use millstream_core::media::container::{ContainerError, Content, Demuxer, Sample};
+use millstream_worker_runtime::wire::{ChunkRole, DemuxJob, SegmentChunk, Tracks};
 
 mod pacer;
 mod timelines;

@@ -1,0 +1,33 @@
+//! What the worker processes of Millstream have in common, and the gateway needs to talk to them.
+//!
+//! * [`wire`]: the protocol between gateway and worker: jobs, whole frames, heartbeats.
+//! * [`channel`]: the worker's end of the socket.
+//! * [`sandbox`]: the restrictions that a worker puts on itself before it touches media.
+//!
+//! Two programs use it: `millstream-worker`, which runs GStreamer, and the gateway itself, whose hidden command `demuxer`
+//! parses HLS segments.
+pub mod channel;
+pub mod sandbox;
+pub mod wire;
+
+use std::io;
+
+use channel::Gateway;
+use wire::{Failure, FromWorker, Job};
+
+/// Enters the sandbox of a job; reports a failure to the gateway and returns `false`.
+pub fn restrict(job: &Job, gateway: &Gateway) -> bool {
+    match sandbox::enter(job) {
+        Ok(()) => true,
+        Err(error) => {
+            let failure = Failure::Stream(format!("cannot restrict the worker: {error}"));
+            gateway.notify(&FromWorker::Failed(failure));
+            false
+        }
+    }
+}
+
+/// The error of a worker that was not started by a gateway.
+pub fn not_started_by_gateway() -> io::Error {
+    io::Error::other("workers are started by the gateway, not by hand")
+}

@@ -1,0 +1,40 @@
+//! Runs one GStreamer pipeline for the gateway, in a sandbox, or checks which pipelines this host can run.
+//!
+//! The gateway starts it with a socket as its standard input. It reads one job, restricts itself, then runs the pipeline.
+//! It exits when the gateway tells it to stop or is gone. The gateway trusts nothing here.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use millstream_worker_runtime::channel::connect;
+use millstream_worker_runtime::wire::{FromWorker, ToWorker};
+use millstream_worker_runtime::{not_started_by_gateway, restrict};
+
+mod check;
+mod pipeline;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "millstream-worker: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> std::io::Result<()> {
+    let (gateway, mut commands) = connect()?;
+    match commands.receive() {
+        Some(ToWorker::Check(jobs)) => {
+            gateway.notify(&FromWorker::Checked(check::check(&jobs)));
+        }
+        Some(ToWorker::Run(job)) => {
+            if restrict(&job, &gateway) {
+                pipeline::run(&job, &gateway, commands);
+            }
+        }
+        _ => return Err(not_started_by_gateway()),
+    }
+    Ok(())
+}
