@@ -8,11 +8,11 @@ use std::time::SystemTime;
 
 use crate::config::{Config, StreamConfig};
 use crate::gateway::parts::library;
+use crate::http::server;
+use crate::http::tls;
 use crate::pipeline::process;
 use crate::pipeline::programs::WorkerPrograms;
 use crate::shard::socket::{RECEIVE_BUFFER, SEND_BUFFER};
-use crate::signalling::server;
-use crate::signalling::tls;
 
 pub mod ports;
 

@@ -15,15 +15,19 @@ use tracing::{debug, info, warn};
 
 use self::parts::Parts;
 use crate::access::Access;
-use crate::api;
 use crate::config::{self, Config, ConfigError, Reload, Secret};
+use crate::control::Control;
+use crate::control::packaging::PackagedStreams;
+use crate::control::policy::ClientPolicy;
+use crate::control::reload::{ReloadReply, Reloaded, Reloads};
+use crate::control::sessions::SessionTable;
 use crate::doctor::{self, Level};
+use crate::http::auth::Authenticator;
+use crate::http::tls::{Certificate, TlsError};
+use crate::http::{self, HttpState, api, server};
+use crate::outputs::hls::service::Service;
 use crate::pipeline::programs::WorkerPrograms;
 use crate::shard::{MediaPlane, SessionLimits, SessionState, Settings, StartError, discovery, watchdog};
-use crate::signalling::auth::Authenticator;
-use crate::signalling::reload::{ReloadReply, Reloaded};
-use crate::signalling::tls::{Certificate, TlsError};
-use crate::signalling::{self, ClientPolicy, Signalling, expiry, server};
 use crate::sources::fetch::directory::Directory;
 use crate::telemetry;
 use crate::transcode;
@@ -36,7 +40,7 @@ pub mod parts;
 
 /// A running gateway.
 pub struct Gateway {
-    signalling: Arc<Signalling>,
+    state: HttpState,
     http: SocketAddr,
     stop_http: watch::Sender<bool>,
     server: JoinHandle<()>,
@@ -130,7 +134,7 @@ impl Gateway {
             address: config.http.listen,
             source,
         })?;
-        let http = listener.local_addr().map_err(|source| GatewayError::Http {
+        let address = listener.local_addr().map_err(|source| GatewayError::Http {
             address: config.http.listen,
             source,
         })?;
@@ -148,9 +152,6 @@ impl Gateway {
         let Some(publish) = configured.or_else(|| made_token.clone()) else {
             unreachable!("a made token consists of letters that a token may have");
         };
-        let gate = Authenticator::new(Access::new(parts.credentials, &publish));
-        let (expiries, expiring) = mpsc::unbounded_channel();
-        tasks.spawn(expiry::run(media.clone(), expiring));
         tasks.spawn(report_dropped_lines());
         let transcoding = if config.pipelines.transcode {
             transcode::start(parts.library, programs.clone(), media.clone()).await
@@ -158,26 +159,20 @@ impl Gateway {
             None
         };
         let (reloads, reload_requests) = mpsc::channel(1);
-        let client_policy = ClientPolicy::new(&config);
-        let signalling = Arc::new(Signalling::new(
-            media,
-            gate,
-            expiries,
-            client_policy,
-            &config.limits,
-            reloads,
-        ));
+        let control = control(&config, media, reloads, &mut tasks);
+        let authenticator = Authenticator::new(Access::new(parts.credentials, &publish));
+        let state = HttpState::new(control.clone(), Arc::new(authenticator), &config.limits);
         let log = Arc::new(api::events::Log::default());
-        tasks.spawn(api::events::run(signalling.clone(), log.clone()));
-        let router = signalling::router(signalling.clone(), api::router(signalling.clone(), log.clone()));
+        tasks.spawn(api::events::run(control.clone(), log.clone()));
+        let router = http::router(state.clone(), api::router(&state, log));
         let server = tokio::spawn(server::serve(listener, router, config.limits, tls, stop));
-        signalling.supervisor.reconcile(parts.streams, false).await;
+        control.supervisor.reconcile(parts.streams, false).await;
         log_findings(&config);
         warn_of(&config);
-        info!(%http, webrtc = %signalling.media.local_addr(), "listening");
+        info!(http = %address, webrtc = %control.media.local_addr(), "listening");
         Ok(Self {
-            signalling,
-            http,
+            state,
+            http: address,
             stop_http,
             server,
             tasks,
@@ -197,12 +192,17 @@ impl Gateway {
 
     /// The media plane.
     pub fn media(&self) -> &MediaPlane {
-        &self.signalling.media
+        &self.state.control.media
     }
 
     /// The streams that are fetched.
     pub fn fetched(&self) -> &Directory {
-        &self.signalling.fetched
+        &self.state.control.sources
+    }
+
+    /// The sessions, those that ended within the last minute included.
+    pub fn sessions(&self) -> &SessionTable {
+        &self.state.control.sessions
     }
 
     /// The publish token that was made because none is configured.
@@ -229,21 +229,23 @@ impl Gateway {
             let keys = differs.iter().filter(move |key| key.reload == reload);
             keys.map(|key| key.path.to_owned()).collect()
         };
-        let signalling = &self.signalling;
+        let control = &self.state.control;
         let publish = parts
             .credentials
             .publish
             .clone()
             .unwrap_or_else(|| self.publish.clone());
-        signalling.gate.replace(Access::new(parts.credentials, &publish));
-        let lost = signalling.sessions.without_right(&signalling.gate.access());
+        self.state
+            .authenticator
+            .replace(Access::new(parts.credentials, &publish));
+        let lost = control.sessions.without_right(&self.state.authenticator.access());
         let ended = lost.iter().filter(|session| {
-            let state = signalling.media.end(**session, CloseReason::TokenRevoked);
+            let state = control.media.end(**session, CloseReason::TokenRevoked);
             matches!(state, SessionState::Connecting | SessionState::Connected)
         });
         let sessions_ended = ended.count();
-        signalling.set_client_policy(ClientPolicy::new(&config));
-        let reconciled = signalling.supervisor.reconcile(parts.streams, all).await;
+        control.set_policy(ClientPolicy::new(&config));
+        let reconciled = control.supervisor.reconcile(parts.streams, all).await;
         let names = |streams: Vec<StreamName>| streams.iter().map(ToString::to_string).collect();
         let reloaded = Reloaded {
             changed: paths(Reload::Live),
@@ -264,17 +266,17 @@ impl Gateway {
 
     /// Refuses new sessions from here on; those that run go on.
     pub fn drain(&self) {
-        self.signalling.drain();
+        self.state.control.drain();
     }
 
     /// Refuses new sessions, ends all sessions, and then the HTTP server, so that clients can still be answered meanwhile.
     pub async fn stop(mut self) {
         self.drain();
-        self.signalling.supervisor.end().await;
+        self.state.control.supervisor.end().await;
         if let Some(transcoding) = self.transcoding.take() {
             transcoding.abort();
         }
-        let media = self.signalling.media.clone();
+        let media = self.state.control.media.clone();
         let stopped = tokio::task::spawn_blocking(move || media.stop());
         if tokio::time::timeout(MEDIA_GRACE, stopped).await.is_err() {
             warn!("the shards did not stop in time");
@@ -400,6 +402,24 @@ fn media_by_tcp(
 }
 
 /// 128 random bits, in 22 characters.
+/// Makes the control plane, and starts the task that keeps its session table.
+fn control(config: &Config, media: MediaPlane, reloads: Reloads, tasks: &mut JoinSet<()>) -> Arc<Control> {
+    let forgotten = media.forgotten_sessions();
+    let (sessions, expiries) = SessionTable::new(media.clone());
+    let sources = Directory::default();
+    let hls = Service::new(Arc::new(PackagedStreams {
+        media: media.clone(),
+        sources: sources.clone(),
+    }));
+    let control = Control::new(media, sessions, sources, hls, ClientPolicy::new(config), reloads);
+    let control = Arc::new(control);
+    if let Some(forgotten) = forgotten {
+        let control = control.clone();
+        tasks.spawn(async move { control.sessions.run(forgotten, expiries).await });
+    }
+    control
+}
+
 fn make_token() -> Option<Secret> {
     let mut bytes = [0; 16];
     rand::rng().fill_bytes(&mut bytes);

@@ -8,7 +8,7 @@
 //!        control plane (tokio)                        media plane (one thread per shard)
 //!  POST /whip/{s}   POST /whep/{s}            +------- shard: one socket on the shared UDP port -------+
 //!        |               |                    |  socket -> Session (ICE, guard, DTLS, SRTP) -> sources |
-//!        +-- signalling -+  Message::Open     |                                                  |     |
+//!        +---- http -----+  Message::Open     |                                                  |     |
 //!            sdp: offer -+------------------->|  mailbox                               hub: ring + batch --> other
 //!            and answer                       |  socket <- Outbox <- Session <- outputs <--------+     |    shards
 //!                                             +--------------------------------------------------------+
@@ -27,8 +27,8 @@
 //! | [`transcode`] | transcoding of formats that viewers cannot play: one worker per stream, shared by all viewers who need it |
 //! | [`shard`] | media threads: sockets, ticks, timers; [`shard::MediaPlane`] is the handle on all of them |
 //! | [`access`] | authorization: tokens, signed tokens, the authorization webhook |
-//! | [`signalling`] | HTTP: WHIP, WHEP, HLS, session resources, access control, limits, pages |
-//! | [`api`] | the control API |
+//! | [`control`] | the session table, client policy, reload requests; no HTTP |
+//! | [`http`] | WHIP, WHEP, HLS, session resources, authentication, limits, pages, metrics, the control API |
 //! | [`config`], [`telemetry`] | typed configuration; logs |
 //! | [`doctor`] | diagnosis of this host, with suggested fixes |
 //! | [`gateway`] | starts and stops the parts in order |
@@ -97,14 +97,14 @@
 //! * **viewer**: the peer of a WHEP session.
 //! * **worker**: a sandboxed process that runs one pipeline or demuxes HLS segments.
 pub mod access;
-pub mod api;
 pub mod config;
+pub mod control;
 pub mod doctor;
 pub mod gateway;
+pub mod http;
 pub mod outputs;
 pub mod pipeline;
 pub mod shard;
-pub mod signalling;
 pub mod sources;
 pub mod telemetry;
 pub mod transcode;

@@ -12,8 +12,8 @@ const LAYERS: [&[&str]; 9] = [
     &["sources", "outputs"],
     &["shard", "transcode"],
     &["access"],
-    &["signalling"],
-    &["api"],
+    &["control"],
+    &["http"],
     &["doctor", "gateway", "main", "lib"],
 ];
 
@@ -27,7 +27,7 @@ const FOREIGN: [(&str, &[&str]); 11] = [
     ("rtc_srtp", &["session"]),
     ("rtc_stun", &["session"]),
     ("rtc_sdp", &["sdp"]),
-    ("axum", &["signalling", "api"]),
+    ("axum", &["http"]),
     ("libc", &["shard"]),
     ("gstreamer", &["worker"]),
     ("seccompiler", &["sandbox"]),
@@ -223,8 +223,14 @@ fn layer(folder: &str) -> Option<usize> {
     LAYERS.iter().position(|row| row.contains(&folder))
 }
 
+/// The folders that the code of a file names by `crate::`; comments may refer to anything.
 fn crate_uses(text: &str) -> BTreeSet<String> {
-    let after = text.split("crate::").skip(1);
+    let code: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect();
+    let code = code.join("\n");
+    let after = code.split("crate::").skip(1);
     after
         .map(|rest| {
             rest.chars()

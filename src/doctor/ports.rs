@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
-use crate::signalling::server;
+use crate::http::server;
 
 /// Transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use super::parts::Parts;
 use crate::config::{Config, Mistake, Problem};
 use crate::doctor::ports::{self, PortOwner, Protocol};
+use crate::http::{server, tls};
 use crate::pipeline::programs::WorkerPrograms;
-use crate::signalling::{server, tls};
 
 /// Returns the mistakes in what a configuration refers to: tokens, keys, certificates, pipelines, sources. Those that follow
 /// from a `known` one are left out.

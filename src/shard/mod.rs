@@ -18,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::RngCore as _;
 use thiserror::Error;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 pub mod discovery;
@@ -112,6 +113,7 @@ pub struct MediaPlane {
 struct Inner {
     shared: Arc<Shared>,
     tcp: Arc<TcpConnections>,
+    forgotten_sessions: Mutex<Option<mpsc::UnboundedReceiver<SessionId>>>,
     local: SocketAddr,
     next: AtomicUsize,
     stopping: AtomicBool,
@@ -155,10 +157,15 @@ impl MediaPlane {
             })
             .collect();
         let candidates = candidates(&settings.announce, address)?;
+        let (forgotten, forgotten_sessions) = mpsc::unbounded_channel();
+        let on_forget = move |id| {
+            // Nobody listens when the gateway is stopping.
+            let _ = forgotten.send(id);
+        };
         let tcp = Arc::new(TcpConnections::default());
         let shared = Arc::new(Shared {
             hub: Hub::default(),
-            registry: Registry::new(settings.sessions),
+            registry: Registry::new(settings.sessions, Box::new(on_forget)),
             identity,
             mailboxes,
             counters: Counters::default(),
@@ -180,6 +187,7 @@ impl MediaPlane {
         let inner = Inner {
             shared,
             tcp,
+            forgotten_sessions: Mutex::new(Some(forgotten_sessions)),
             ticks,
             watchdog: Mutex::new(Some(watchdog)),
             local: address,
@@ -280,6 +288,16 @@ impl MediaPlane {
     /// Those of them that are not connected.
     pub fn half_open_sessions(&self) -> usize {
         self.inner.shared.registry.half_open()
+    }
+
+    /// Returns the ids of sessions as they are forgotten, a minute after their end; given once. Their number is bounded by that of the sessions.
+    pub fn forgotten_sessions(&self) -> Option<mpsc::UnboundedReceiver<SessionId>> {
+        let mut forgotten = self
+            .inner
+            .forgotten_sessions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        forgotten.take()
     }
 
     /// Chooses a shard and makes ICE credentials for a new session. Nothing is held yet.

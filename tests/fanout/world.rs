@@ -118,12 +118,15 @@ impl World {
         let mailboxes = (0..shards).map(|_| Arc::new(Mailbox::new(mailbox, || {}))).collect();
         let shared = Arc::new(Shared {
             hub: Hub::default(),
-            registry: Registry::new(SessionLimits {
-                sessions: 10_000,
-                half_open: 10_000,
-                half_open_reserved: 0,
-                half_open_per_address: 10_000,
-            }),
+            registry: Registry::new(
+                SessionLimits {
+                    sessions: 10_000,
+                    half_open: 10_000,
+                    half_open_reserved: 0,
+                    half_open_per_address: 10_000,
+                },
+                Box::new(|_| {}),
+            ),
             identity,
             mailboxes,
             counters: Counters::default(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millstream::api::streams;
+use millstream::http::api::streams;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::{Codec, Format};
 

@@ -22,19 +22,22 @@ pub enum SessionState {
 }
 
 /// All sessions, the ended ones for [`GRACE`].
-#[derive(Debug)]
 pub struct Registry {
     entries: RankedMutex<Entries>,
 }
 
-#[derive(Debug)]
 struct Entries {
     by_id: HashMap<SessionId, Entry>,
     live: usize,
     half_open: HalfOpen,
     ended: Remembered,
     evicted: Remembered,
+    on_forget: OnForget,
 }
+
+/// Called with the id of each session that is forgotten, a minute after its end, under the registry's lock: it must return
+/// at once.
+pub type OnForget = Box<dyn Fn(SessionId) + Send>;
 
 /// Ended sessions that are still known, the first to be forgotten first.
 #[derive(Debug)]
@@ -70,13 +73,14 @@ const MAX_ENDED: usize = 16_384;
 const MAX_EVICTED: usize = 2_048;
 
 impl Registry {
-    pub fn new(limits: SessionLimits) -> Self {
+    pub fn new(limits: SessionLimits, on_forget: OnForget) -> Self {
         let entries = Entries {
             by_id: HashMap::new(),
             live: 0,
             half_open: HalfOpen::new(limits),
             ended: Remembered::new(MAX_ENDED),
             evicted: Remembered::new(MAX_EVICTED),
+            on_forget,
         };
         Self {
             entries: RankedMutex::new(Rank::Sessions, entries),
@@ -193,6 +197,7 @@ impl Entries {
         for remembered in [&mut self.ended, &mut self.evicted] {
             for id in remembered.take_due(now) {
                 self.by_id.remove(&id);
+                (self.on_forget)(id);
             }
         }
     }
@@ -226,12 +231,15 @@ mod tests {
     };
 
     fn registry(sessions: usize, half_open: usize) -> Registry {
-        Registry::new(SessionLimits {
-            sessions,
-            half_open,
-            half_open_reserved: 0,
-            half_open_per_address: 1,
-        })
+        Registry::new(
+            SessionLimits {
+                sessions,
+                half_open,
+                half_open_reserved: 0,
+                half_open_per_address: 1,
+            },
+            Box::new(|_| {}),
+        )
     }
 
     fn id(number: u32) -> SessionId {
@@ -288,5 +296,31 @@ mod tests {
         assert_eq!(registry.find(id(49_998)).0, SessionState::Ended(CloseReason::Evicted));
         assert_eq!(registry.find(id(0)).0, SessionState::Unknown);
         assert_eq!(registry.live(), 1);
+    }
+
+    #[test]
+    fn each_session_is_reported_once_when_it_is_forgotten() {
+        let (sender, forgotten) = std::sync::mpsc::channel();
+        let limits = SessionLimits {
+            sessions: 10,
+            half_open: 10,
+            half_open_reserved: 0,
+            half_open_per_address: 1,
+        };
+        let on_forget = move |id| sender.send(id).expect("the receiver is alive");
+        let (registry, t) = (Registry::new(limits, Box::new(on_forget)), Instant::now());
+        let open = |n: u8, at| {
+            registry
+                .open(at, SessionId([n; 16]), ShardIndex(0), ANYBODY)
+                .expect("room")
+        };
+        open(1, t);
+        open(2, t);
+        registry.ended(t, SessionId([1; 16]), CloseReason::Deleted);
+        registry.ended(t + GRACE, SessionId([2; 16]), CloseReason::Deleted);
+        assert_eq!(forgotten.try_iter().collect::<Vec<_>>(), [SessionId([1; 16])]);
+        open(3, t + GRACE * 2);
+        open(4, t + GRACE * 3);
+        assert_eq!(forgotten.try_iter().collect::<Vec<_>>(), [SessionId([2; 16])]);
     }
 }

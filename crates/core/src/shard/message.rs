@@ -59,7 +59,7 @@ pub enum Message {
     Stop,
 }
 
-/// A session to be opened: what signalling negotiated.
+/// A session to be opened: the result of the SDP negotiation.
 #[derive(Debug)]
 pub struct Opening {
     pub session: SessionId,

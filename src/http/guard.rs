@@ -1,7 +1,6 @@
 //! What every request passes: the rate limit, counters, headers of every response, and a line in the log.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Request, State};
@@ -13,11 +12,11 @@ use tracing::{Instrument as _, debug, info_span};
 
 use super::problem::Problem;
 use super::server::Peer;
-use super::{Signalling, cors, resource};
+use super::{HttpState, cors, resource};
 use crate::telemetry;
 
 /// The outermost layer.
-pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, next: Next) -> Response {
+pub async fn guard(State(state): State<HttpState>, request: Request, next: Next) -> Response {
     let start = now();
     let (method, path) = (request.method().clone(), loggable(request.uri()));
     let origin = request.headers().get(header::ORIGIN).cloned();
@@ -30,12 +29,12 @@ pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, 
         url.path = path,
         http.response.status_code = Empty
     );
-    let mut response = match check_rate(&signalling, start, &method, peer) {
+    let mut response = match check_rate(&state, start, &method, peer) {
         Ok(()) => next.run(request).instrument(span.clone()).await,
         Err(problem) => problem.into_response(),
     };
     cors::decorate(
-        &signalling.client_policy().cors_origins,
+        &state.control.policy().cors_origins,
         origin.as_ref(),
         response.headers_mut(),
     );
@@ -43,7 +42,7 @@ pub async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, 
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let (status, took) = (response.status().as_u16(), now().duration_since(start));
-    signalling.counters.responded(status);
+    state.counters.responded(status);
     span.record("http.response.status_code", status);
     debug!(%method, path, status, ?took, ?peer, "request");
     response
@@ -64,11 +63,11 @@ fn loggable(uri: &Uri) -> String {
 }
 
 /// Bounds the requests that cost something ("avalanche control", RFC 9725 §5).
-fn check_rate(signalling: &Signalling, now: Instant, method: &Method, peer: Option<IpAddr>) -> Result<(), Problem> {
+fn check_rate(state: &HttpState, now: Instant, method: &Method, peer: Option<IpAddr>) -> Result<(), Problem> {
     let (&Method::POST | &Method::PATCH | &Method::DELETE, Some(peer)) = (method, peer) else {
         return Ok(());
     };
-    signalling.rate.take(now, peer).map_err(|wait| {
+    state.rate.take(now, peer).map_err(|wait| {
         let seconds = wait.as_secs() + 1;
         Problem::new(
             StatusCode::TOO_MANY_REQUESTS,

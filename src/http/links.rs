@@ -16,47 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::resource::{SUB_EVENTS, SUB_LAYER};
 use super::{events, layer};
-use crate::config::{Ice, Secret};
-
-/// STUN and TURN servers that peers are told of (RFC 9725 §4.6).
-#[derive(Clone, Debug)]
-pub struct IceServers {
-    /// `stun:`, `turn:` and `turns:` URLs (RFC 7064, RFC 7065).
-    pub urls: Vec<String>,
-    pub auth: TurnAuth,
-    /// How long made credentials are good for.
-    pub lifetime: Duration,
-}
-
-/// What opens the TURN servers.
-#[derive(Clone, Debug)]
-pub enum TurnAuth {
-    Open,
-    /// Credentials are made with a secret that is shared with the server: coturn's `static-auth-secret`.
-    Secret(Secret),
-    Fixed {
-        username: String,
-        password: Secret,
-    },
-}
-
-impl From<&Ice> for IceServers {
-    fn from(ice: &Ice) -> Self {
-        let auth = match (&ice.turn_user, &ice.turn_secret) {
-            (Some(user), _) => TurnAuth::Fixed {
-                username: user.username.clone(),
-                password: user.password.clone(),
-            },
-            (None, Some(secret)) => TurnAuth::Secret(secret.clone()),
-            (None, None) => TurnAuth::Open,
-        };
-        Self {
-            urls: ice.servers.clone(),
-            auth,
-            lifetime: ice.turn_lifetime,
-        }
-    }
-}
+use crate::control::policy::{IceServers, TurnAuth};
 
 /// Adds a `Link` header line per server; some clients split a joined line at the wrong commas. `name` identifies the
 /// session to the TURN server: it is unique and reveals nothing.
@@ -121,6 +81,7 @@ fn by_secret(secret: &str, until: Duration, name: &str) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Secret;
 
     /// I-09.
     #[test]

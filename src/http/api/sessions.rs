@@ -7,9 +7,9 @@ use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::access::Action;
+use crate::control::Control;
+use crate::control::record::SessionRecord;
 use crate::shard::{SessionId, SessionState};
-use crate::signalling::Signalling;
-use crate::signalling::sessions::SessionRecord;
 
 /// A session of a publisher or of a viewer.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -59,12 +59,12 @@ pub fn id_of(session: SessionId) -> String {
 }
 
 /// Returns all sessions, sorted by id.
-pub fn all(signalling: &Signalling) -> Vec<(SessionId, Session)> {
+pub fn all(control: &Control) -> Vec<(SessionId, Session)> {
     #[expect(clippy::disallowed_methods, reason = "the moment of the request")]
     let now = Instant::now();
-    let known = signalling.sessions.all().into_iter();
+    let known = control.sessions.all().into_iter();
     let mut shown: Vec<_> = known
-        .filter_map(|(id, record)| Some((id, show(id, &record, signalling.media.state(id), now)?)))
+        .filter_map(|(id, record)| Some((id, show(id, &record, control.media.state(id), now)?)))
         .collect();
     shown.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
     shown
@@ -94,13 +94,13 @@ fn show(id: SessionId, record: &SessionRecord, state: SessionState, now: Instant
 }
 
 /// Returns one page of the sessions.
-pub fn page(signalling: &Signalling, page: &Page) -> Sessions {
+pub fn page(control: &Control, page: &Page) -> Sessions {
     let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
     let fits = |session: &Session| {
         let is_later = page.after.as_ref().is_none_or(|after| session.id > *after);
         is_later && page.stream.as_ref().is_none_or(|stream| session.stream == *stream)
     };
-    let mut sessions = all(signalling).into_iter().map(|(_, session)| session).filter(fits);
+    let mut sessions = all(control).into_iter().map(|(_, session)| session).filter(fits);
     let part: Vec<Session> = sessions.by_ref().take(limit).collect();
     let next = sessions.next().and(part.last()).map(|last| last.id.clone());
     Sessions { sessions: part, next }

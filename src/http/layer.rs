@@ -13,8 +13,9 @@ use serde_json::{Map, Value, json};
 use super::endpoint::no_store;
 use super::problem::Problem;
 use super::resource::{SUB_LAYER, session_under};
-use super::sessions::SessionRecord;
-use super::{Signalling, alternate, body, cors};
+use super::{alternate, body, cors};
+use crate::control::Control;
+use crate::control::record::SessionRecord;
 use crate::shard::{Layer, LayerSelection};
 use millstream_core::media::Rid;
 
@@ -45,7 +46,7 @@ struct Choice {
 }
 
 /// `/session/{id}/layer`.
-pub async fn layer(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+pub async fn layer(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
         Method::OPTIONS => {
@@ -54,13 +55,13 @@ pub async fn layer(State(signalling): State<Arc<Signalling>>, request: Request) 
             Ok(response)
         }
         Method::GET | Method::HEAD => {
-            let (_, held) = session_under(&signalling, &parts.uri, SUB_LAYER)?;
-            let mut response = Json(describe(&held, &layers(&signalling, &held))).into_response();
-            alternate::add_link(&signalling, &held, response.headers_mut());
+            let (_, held) = session_under(&control, &parts.uri, SUB_LAYER)?;
+            let mut response = Json(describe(&held, &layers(&control, &held))).into_response();
+            alternate::add_link(&control, &held, response.headers_mut());
             Ok(no_store(response))
         }
         Method::POST => {
-            let (session, held) = session_under(&signalling, &parts.uri, SUB_LAYER)?;
+            let (session, held) = session_under(&control, &parts.uri, SUB_LAYER)?;
             if !body::is_of_type(&parts.headers, JSON) {
                 let detail = format!("send the choice with `Content-Type: {JSON}`");
                 return Err(Problem::new(
@@ -72,8 +73,8 @@ pub async fn layer(State(signalling): State<Arc<Signalling>>, request: Request) 
             let bytes = body::read(&parts.headers, body, LIMIT).await?;
             let choice = serde_json::from_slice(&bytes)
                 .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_layer", error.to_string()))?;
-            let selection = selection(&choice, &held, &layers(&signalling, &held))?;
-            if !signalling.media.choose_layer(session, selection) {
+            let selection = selection(&choice, &held, &layers(&control, &held))?;
+            if !control.media.choose_layer(session, selection) {
                 return Err(Problem::unknown_session());
             }
             Ok(no_store(StatusCode::OK.into_response()))
@@ -83,8 +84,8 @@ pub async fn layer(State(signalling): State<Arc<Signalling>>, request: Request) 
 }
 
 /// The layers of a session's stream.
-pub(super) fn layers(signalling: &Signalling, held: &SessionRecord) -> Vec<Layer> {
-    let stream = signalling.media.hub().find(&held.stream);
+pub(super) fn layers(control: &Control, held: &SessionRecord) -> Vec<Layer> {
+    let stream = control.media.hub().find(&held.stream);
     stream.map(|stream| stream.lock().layers().to_vec()).unwrap_or_default()
 }
 

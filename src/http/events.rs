@@ -5,10 +5,9 @@
 //! sends no header. What there is to say is looked for four times a second, so that a stream costs nothing on the media
 //! path.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,24 +26,16 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::endpoint::no_store;
 use super::problem::Problem;
 use super::resource::{SUB_EVENTS, session_under};
-use super::sessions::SessionRecord;
-use super::{Signalling, body, cors, layer, resource};
+use super::{body, cors, layer, resource};
+use crate::control::Control;
+use crate::control::record::SessionRecord;
+use crate::control::sessions::SessionEvent;
 use crate::shard::{Layer, SessionId, SessionState};
 
 /// RFC 9725 §4.9 names extensions so.
 pub const REL: &str = "urn:ietf:params:whep:ext:core:server-sent-events";
 
-/// What can be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Event {
-    Active,
-    Inactive,
-    Layers,
-    Reconnect,
-    ViewerCount,
-}
-
-impl Event {
+impl SessionEvent {
     const ALL: [Self; 5] = [
         Self::Active,
         Self::Inactive,
@@ -66,11 +57,9 @@ impl Event {
 
 /// All names, for the `Link`.
 pub fn names() -> String {
-    Event::ALL.map(Event::name).join(",")
+    SessionEvent::ALL.map(SessionEvent::name).join(",")
 }
 
-/// Streams of events of one session; more are refused.
-const MAX_STREAMS: usize = 4;
 /// Between looks at what there is to say.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Looks after which something is said even if there is nothing, so that proxies keep the connection.
@@ -82,69 +71,20 @@ const ALLOW: &str = "OPTIONS, POST";
 const ALLOW_STREAM: &str = "OPTIONS, GET, DELETE";
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Each stream has a name and what it tells.
-type BySession = HashMap<SessionId, Vec<(String, Vec<Event>)>>;
-
-/// The streams of events that were opened.
-#[derive(Default)]
-pub struct EventStreams {
-    by_session: Mutex<BySession>,
-}
-
-impl EventStreams {
-    fn lock(&self) -> MutexGuard<'_, BySession> {
-        self.by_session.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Opens one; `None` if the session has as many as it may have.
-    fn open(&self, signalling: &Signalling, session: SessionId, events: Vec<Event>) -> Option<String> {
-        let mut by_session = self.lock();
-        // Those of sessions that are over.
-        by_session.retain(|id, _| signalling.sessions.is_running(&signalling.media, *id));
-        let streams = by_session.entry(session).or_default();
-        if streams.len() >= MAX_STREAMS {
-            return None;
-        }
-        let mut id = [0; 16];
-        rand::rng().fill_bytes(&mut id);
-        let id = URL_SAFE_NO_PAD.encode(id);
-        streams.push((id.clone(), events));
-        Some(id)
-    }
-
-    fn find(&self, session: SessionId, id: &str) -> Option<Vec<Event>> {
-        let by_session = self.lock();
-        let streams = by_session.get(&session)?;
-        streams
-            .iter()
-            .find(|(known, _)| known == id)
-            .map(|(_, events)| events.clone())
-    }
-
-    fn close(&self, session: SessionId, id: &str) -> bool {
-        let mut by_session = self.lock();
-        let Some(streams) = by_session.get_mut(&session) else {
-            return false;
-        };
-        let before = streams.len();
-        streams.retain(|(known, _)| known != id);
-        streams.len() < before
-    }
-}
-
 /// `/session/{id}/events`.
-pub async fn events(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+pub async fn events(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
         Method::OPTIONS => Ok(options(ALLOW)),
         Method::POST => {
-            let (session, _) = session_under(&signalling, &parts.uri, SUB_EVENTS)?;
+            let (session, _) = session_under(&control, &parts.uri, SUB_EVENTS)?;
             let bytes = body::read(&parts.headers, body, layer::LIMIT).await?;
             let wanted = wanted(&bytes)?;
-            let id = signalling.events.open(&signalling, session, wanted).ok_or_else(|| {
-                let detail = "this session has as many streams of events as it may have";
-                Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", detail).retry_after(5)
-            })?;
+            let id = random_name();
+            if !control.sessions.open_event_stream(session, id.clone(), wanted) {
+                let detail = "this session has as many event streams as it may have";
+                return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", detail).retry_after(5));
+            }
             let location = format!("{}{SUB_EVENTS}/{id}", resource::path_of(session));
             Ok(no_store(
                 (StatusCode::CREATED, [(header::LOCATION, location)]).into_response(),
@@ -154,6 +94,13 @@ pub async fn events(State(signalling): State<Arc<Signalling>>, request: Request)
     }
 }
 
+/// The name of an event stream is a capability.
+fn random_name() -> String {
+    let mut name = [0; 16];
+    rand::rng().fill_bytes(&mut name);
+    URL_SAFE_NO_PAD.encode(name)
+}
+
 fn options(allow: &'static str) -> Response {
     let mut response = [(header::ALLOW, allow)].into_response();
     cors::answer_preflight(response.headers_mut());
@@ -161,15 +108,15 @@ fn options(allow: &'static str) -> Response {
 }
 
 /// The events that a body names; all of them if it is empty.
-fn wanted(bytes: &[u8]) -> Result<Vec<Event>, Problem> {
+fn wanted(bytes: &[u8]) -> Result<Vec<SessionEvent>, Problem> {
     let refuse = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_events", detail);
     if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(Event::ALL.to_vec());
+        return Ok(SessionEvent::ALL.to_vec());
     }
     let wanted: Vec<String> =
         serde_json::from_slice(bytes).map_err(|_| refuse(format!("send a JSON array with some of: {}", names())))?;
     let event = |name: &String| {
-        let known = Event::ALL.into_iter().find(|event| event.name() == name);
+        let known = SessionEvent::ALL.into_iter().find(|event| event.name() == name);
         known.ok_or_else(|| refuse(format!("unknown event `{}`; known are: {}", shortened(name), names())))
     };
     wanted.iter().map(event).collect()
@@ -180,7 +127,7 @@ fn shortened(name: &str) -> String {
 }
 
 /// `/session/{id}/events/{stream}`.
-pub async fn stream(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
     let Some((before, id)) = parts.uri.path().rsplit_once('/') else {
         return Err(Problem::not_found());
@@ -191,12 +138,12 @@ pub async fn stream(State(signalling): State<Arc<Signalling>>, request: Request)
     match parts.method {
         Method::OPTIONS => Ok(options(ALLOW_STREAM)),
         Method::GET => {
-            let (session, held) = session_under(&signalling, &uri, SUB_EVENTS)?;
-            let events = signalling
-                .events
-                .find(session, id)
+            let (session, held) = session_under(&control, &uri, SUB_EVENTS)?;
+            let events = control
+                .sessions
+                .event_stream(session, id)
                 .ok_or_else(Problem::unknown_session)?;
-            let told = EventStream::new(signalling.clone(), session, held, id.to_owned(), events);
+            let told = EventStream::new(control.clone(), session, held, id.to_owned(), events);
             let headers = [
                 (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
                 (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
@@ -204,8 +151,8 @@ pub async fn stream(State(signalling): State<Arc<Signalling>>, request: Request)
             Ok(no_store((headers, Body::new(told)).into_response()))
         }
         Method::DELETE => {
-            let (session, _) = session_under(&signalling, &uri, SUB_EVENTS)?;
-            if !signalling.events.close(session, id) {
+            let (session, _) = session_under(&control, &uri, SUB_EVENTS)?;
+            if !control.sessions.close_event_stream(session, id) {
                 return Err(Problem::unknown_session());
             }
             Ok(no_store(StatusCode::OK.into_response()))
@@ -216,11 +163,11 @@ pub async fn stream(State(signalling): State<Arc<Signalling>>, request: Request)
 
 /// A body that goes on until the session, or the stream of events, is over.
 struct EventStream {
-    signalling: Arc<Signalling>,
+    control: Arc<Control>,
     session: SessionId,
     held: SessionRecord,
     id: String,
-    events: Vec<Event>,
+    events: Vec<SessionEvent>,
     looks: Interval,
     count: u32,
     active: Option<bool>,
@@ -231,16 +178,16 @@ struct EventStream {
 
 impl EventStream {
     fn new(
-        signalling: Arc<Signalling>,
+        control: Arc<Control>,
         session: SessionId,
         held: SessionRecord,
         id: String,
-        events: Vec<Event>,
+        events: Vec<SessionEvent>,
     ) -> Self {
         let mut looks = interval(POLL_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            signalling,
+            control,
             session,
             held,
             id,
@@ -256,21 +203,21 @@ impl EventStream {
 
     /// What is new since the last look; `None` when it is over.
     fn poll(&mut self) -> Option<String> {
-        let is_open = self.signalling.events.find(self.session, &self.id).is_some();
+        let is_open = self.control.sessions.event_stream(self.session, &self.id).is_some();
         if !is_open || matches!(self.state(), SessionState::Ended(_) | SessionState::Unknown) {
             return None;
         }
         let mut text = String::new();
-        let stream = self.signalling.media.hub().find(&self.held.stream);
+        let stream = self.control.media.hub().find(&self.held.stream);
         let (is_active, layers, viewers) = stream.map_or((false, Vec::new(), 0), |stream| {
             let state = stream.lock();
             (state.source().is_some(), state.layers().to_vec(), state.viewers())
         });
         if self.active.replace(is_active) != Some(is_active) {
             match is_active {
-                true => self.say(&mut text, Event::Active, &json!({})),
+                true => self.say(&mut text, SessionEvent::Active, &json!({})),
                 // It is never the first thing that is said.
-                false if self.count > 0 => self.say(&mut text, Event::Inactive, &json!({})),
+                false if self.count > 0 => self.say(&mut text, SessionEvent::Inactive, &json!({})),
                 false => {}
             }
         }
@@ -280,15 +227,15 @@ impl EventStream {
             let is_first = self.layers.is_none();
             let described = layer::describe(&self.held, &layers);
             if !is_first || !layers.is_empty() {
-                self.say(&mut text, Event::Layers, &described);
+                self.say(&mut text, SessionEvent::Layers, &described);
             }
             self.layers = Some(layers);
         }
         if self.count.is_multiple_of(COUNT) && self.viewers.replace(viewers) != Some(viewers) {
-            self.say(&mut text, Event::ViewerCount, &json!({ "viewercount": viewers }));
+            self.say(&mut text, SessionEvent::ViewerCount, &json!({ "viewercount": viewers }));
         }
-        if self.signalling.is_draining() && !std::mem::replace(&mut self.reconnect, true) {
-            self.say(&mut text, Event::Reconnect, &json!({}));
+        if self.control.is_draining() && !std::mem::replace(&mut self.reconnect, true) {
+            self.say(&mut text, SessionEvent::Reconnect, &json!({}));
         }
         self.count += 1;
         if text.is_empty() && self.count.is_multiple_of(PING) {
@@ -298,10 +245,10 @@ impl EventStream {
     }
 
     fn state(&self) -> SessionState {
-        self.signalling.media.state(self.session)
+        self.control.media.state(self.session)
     }
 
-    fn say(&self, text: &mut String, event: Event, data: &Value) {
+    fn say(&self, text: &mut String, event: SessionEvent, data: &Value) {
         if self.events.contains(&event) {
             text.push_str(&format!("event: {}\ndata: {data}\n\n", event.name()));
         }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{sessions, streams};
-use crate::signalling::Signalling;
+use crate::control::Control;
 
 /// Interval at which streams and sessions are compared with their last state.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -50,7 +50,7 @@ impl Log {
 }
 
 /// Records events until the gateway ends.
-pub async fn run(signalling: Arc<Signalling>, log: Arc<Log>) {
+pub async fn run(control: Arc<Control>, log: Arc<Log>) {
     let mut known_streams: BTreeMap<String, Value> = BTreeMap::new();
     let mut known_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
     let mut ticks = interval(POLL_INTERVAL);
@@ -58,9 +58,7 @@ pub async fn run(signalling: Arc<Signalling>, log: Arc<Log>) {
     loop {
         ticks.tick().await;
         let mut now = BTreeMap::new();
-        for stream in streams::all(signalling.media.hub(), &signalling.fetched, |name| {
-            signalling.hls.viewers(name)
-        }) {
+        for stream in streams::all(control.media.hub(), &control.sources, |name| control.hls.viewers(name)) {
             let source = stream.source.as_ref();
             let shown = json!({
                 "stream": stream.name,
@@ -79,7 +77,7 @@ pub async fn run(signalling: Arc<Signalling>, log: Arc<Log>) {
         }
         known_streams = now;
         let mut now = BTreeMap::new();
-        for (_, session) in sessions::all(&signalling) {
+        for (_, session) in sessions::all(&control) {
             if known_sessions.get(&session.id) != Some(&session.state)
                 && let Ok(shown) = serde_json::to_value(&session)
             {

@@ -14,9 +14,10 @@ use super::endpoint::{self, ACCEPT_POST, no_store};
 use super::fragment::{Fragment, FragmentError};
 use super::precondition::IfMatch;
 use super::problem::Problem;
-use super::sessions::{IceSession, SessionRecord};
-use super::{Signalling, body, cors};
+use super::{body, cors};
 use crate::access::Action;
+use crate::control::Control;
+use crate::control::record::{IceSession, SessionRecord};
 use crate::shard::{Refusal, SessionId, SessionState};
 use millstream_core::sdp::Local;
 
@@ -32,13 +33,13 @@ pub(super) const SUB_EVENTS: &str = "/events";
 
 /// The running viewer's session that a path below its URL is about.
 pub(super) fn session_under(
-    signalling: &Signalling,
+    control: &Control,
     uri: &Uri,
     below: &'static str,
 ) -> Result<(SessionId, SessionRecord), Problem> {
     let path = uri.path().strip_suffix(below).ok_or_else(Problem::not_found)?;
     let session = session_of_path(path)?;
-    let held = signalling.sessions.held(&signalling.media, session);
+    let held = control.sessions.record(session);
     let held = held.filter(|held| held.action == Action::Play);
     Ok((session, held.ok_or_else(Problem::unknown_session)?))
 }
@@ -60,29 +61,29 @@ fn session_of_path(path: &str) -> Result<SessionId, Problem> {
 }
 
 /// `/session/{id}`.
-pub async fn session(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+pub async fn session(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
         // A preflight says nothing about the session, so that it cannot be used to look for one.
         Method::OPTIONS => Ok(options()),
         Method::GET | Method::HEAD => {
             let session = session_of(&parts.uri)?;
-            require(&signalling, session)?;
+            require(&control, session)?;
             Ok(no_store(StatusCode::NO_CONTENT.into_response()))
         }
-        Method::PATCH => patch(&signalling, session_of(&parts.uri)?, &parts.headers, body).await,
-        Method::DELETE => delete(&signalling, session_of(&parts.uri)?),
+        Method::PATCH => patch(&control, session_of(&parts.uri)?, &parts.headers, body).await,
+        Method::DELETE => delete(&control, session_of(&parts.uri)?),
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
 }
 
 /// Ends the session. Entity tags do not matter (RFC 9725 §4.3.1). OBS closes its transport first and then expects
 /// exactly 200, so that a session that has just ended by itself is a success as well.
-fn delete(signalling: &Signalling, session: SessionId) -> Result<Response, Problem> {
-    if signalling.offers.take(session) {
+fn delete(control: &Control, session: SessionId) -> Result<Response, Problem> {
+    if control.sessions.take_offer(session) {
         return Ok(no_store(StatusCode::OK.into_response()));
     }
-    match signalling.media.close(session) {
+    match control.media.close(session) {
         SessionState::Connecting | SessionState::Connected | SessionState::Ended(_) => {
             Ok(no_store(StatusCode::OK.into_response()))
         }
@@ -92,18 +93,13 @@ fn delete(signalling: &Signalling, session: SessionId) -> Result<Response, Probl
 
 /// Trickle ICE (RFC 9725 §4.3.2): 204 without an `ETag`, as the ICE session stays the same. Other credentials than the
 /// current ones begin a new ICE session (§4.3.3): 200 with ours, and the `ETag` of the new one.
-async fn patch(
-    signalling: &Signalling,
-    session: SessionId,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let is_offered = signalling.offers.find(session).is_some();
+async fn patch(control: &Control, session: SessionId, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
+    let is_offered = control.sessions.offered(session).is_some();
     if is_offered && body::is_of_type(headers, body::SDP) {
         let bytes = body::read(headers, body, body::OFFER_LIMIT).await?;
-        return endpoint::answered(signalling, session, &bytes).await;
+        return endpoint::answered(control, session, &bytes).await;
     }
-    require(signalling, session)?;
+    require(control, session)?;
     if body::is_of_type(headers, body::SDP) {
         let detail = "a session is not renegotiated (RFC 9725 §3): end it and POST a new offer";
         return Err(Problem::new(StatusCode::CONFLICT, "no_renegotiation", detail));
@@ -122,22 +118,22 @@ async fn patch(
         return Ok(no_store(StatusCode::NO_CONTENT.into_response()));
     }
     // The tag is compared and changed under one lock: of restarts at the same time one goes after the other.
-    let patched = signalling.sessions.with(&signalling.media, session, |ice| {
-        check_precondition(headers, ice, &fragment, signalling.client_policy().strict)?;
+    let patched = control.sessions.with_ice(session, |ice| {
+        check_precondition(headers, ice, &fragment, control.policy().strict)?;
         if fragment.belongs_to(&ice.remote) {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
-        restart(signalling, session, ice, &fragment)
+        restart(control, session, ice, &fragment)
     });
     Ok(no_store(patched.ok_or_else(Problem::unknown_session)??))
 }
 
-fn require(signalling: &Signalling, session: SessionId) -> Result<(), Problem> {
-    let is_offered = signalling.offers.find(session).is_some();
-    if is_offered || signalling.sessions.is_running(&signalling.media, session) {
+fn require(control: &Control, session: SessionId) -> Result<(), Problem> {
+    let is_offered = control.sessions.offered(session).is_some();
+    if is_offered || control.sessions.is_running(session) {
         return Ok(());
     }
-    Err(match signalling.media.state(session) {
+    Err(match control.media.state(session) {
         SessionState::Ended(reason) => Problem::ended(reason),
         _ => Problem::unknown_session(),
     })
@@ -176,13 +172,13 @@ fn check_precondition(
 
 /// An ICE restart (RFC 9725 §4.3.3). When it cannot be had, the old ICE session goes on.
 fn restart(
-    signalling: &Signalling,
+    control: &Control,
     session: SessionId,
     ice: &mut IceSession,
     fragment: &Fragment<'_>,
 ) -> Result<Response, Problem> {
     let remote = fragment.credentials().map_err(bad_fragment)?;
-    let media = &signalling.media;
+    let media = &control.media;
     let local = media
         .restart_ice(session, remote.clone())
         .ok_or(Problem::from(Refusal::Full))?;

@@ -4,7 +4,8 @@ use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::Signalling;
+use super::HttpState;
+use crate::control::Control;
 use crate::pipeline::process;
 use crate::sources::fetch::status::State;
 use crate::telemetry;
@@ -19,40 +20,41 @@ use millstream_core::shard::counters::Histogram;
 const MAX_STREAMS: usize = 1_000;
 
 /// Everything that is counted, as text.
-pub fn render(signalling: &Signalling) -> String {
+pub fn render(state: &HttpState) -> String {
     let mut page = Page::default();
     page.family(
         "millstream_http_responses_total",
         "counter",
         "HTTP responses by class of status.",
     );
-    for (class, count) in signalling.counters.by_class() {
+    let control = &state.control;
+    for (class, count) in state.counters.by_class() {
         page.labelled("class", class, count);
     }
     page.single(
         "millstream_sessions",
         "gauge",
         "Open sessions.",
-        signalling.media.sessions(),
+        control.media.sessions(),
     );
-    bounds(&mut page, signalling);
-    streams(&mut page, signalling);
-    sources(&mut page, signalling);
-    media(&mut page, signalling);
-    reception(&mut page, signalling);
-    process(&mut page, signalling);
+    bounds(&mut page, control);
+    streams(&mut page, control);
+    sources(&mut page, control);
+    media(&mut page, control);
+    reception(&mut page, control);
+    process(&mut page, control);
     page.text
 }
 
 /// Sessions that are being set up, and what became of too many.
-fn bounds(page: &mut Page, signalling: &Signalling) {
+fn bounds(page: &mut Page, control: &Control) {
     page.single(
         "millstream_half_open_sessions",
         "gauge",
         "Sessions between the offer and the end of the DTLS handshake.",
-        signalling.media.half_open_sessions(),
+        control.media.half_open_sessions(),
     );
-    let counters = signalling.media.counters();
+    let counters = control.media.counters();
     page.family(
         "millstream_sessions_refused_total",
         "counter",
@@ -72,8 +74,8 @@ fn bounds(page: &mut Page, signalling: &Signalling) {
 }
 
 /// What viewers say, and how long it took them to be here.
-fn reception(page: &mut Page, signalling: &Signalling) {
-    let counters = signalling.media.counters();
+fn reception(page: &mut Page, control: &Control) {
+    let counters = control.media.counters();
     for (name, help, counter) in [
         (
             "millstream_viewer_nacked_packets_total",
@@ -112,30 +114,30 @@ fn reception(page: &mut Page, signalling: &Signalling) {
 }
 
 /// As Prometheus' own clients call them.
-fn process(page: &mut Page, signalling: &Signalling) {
+fn process(page: &mut Page, control: &Control) {
     page.single(
         "millstream_media_tcp_connections",
         "gauge",
         "Peers connected by ICE-TCP.",
-        signalling.media.tcp_connections(),
+        control.media.tcp_connections(),
     );
     page.single(
         "millstream_media_tcp_queued_bytes",
         "gauge",
         "Bytes queued for these connections.",
-        signalling.media.tcp_queued(),
+        control.media.tcp_queued(),
     );
     page.single(
         "millstream_hls_streams",
         "gauge",
         "Streams that are packaged for HLS.",
-        signalling.hls.packaged(),
+        control.hls.packaged(),
     );
     page.single(
         "millstream_hls_waiting_requests",
         "gauge",
         "Blocked HLS requests that wait for the next part.",
-        signalling.hls.waiting(),
+        control.hls.waiting(),
     );
     page.single(
         "millstream_workers",
@@ -148,7 +150,7 @@ fn process(page: &mut Page, signalling: &Signalling) {
         "gauge",
         "Messages queued for a shard of the media plane.",
     );
-    for (shard, waiting) in signalling.media.queues().into_iter().enumerate() {
+    for (shard, waiting) in control.media.queues().into_iter().enumerate() {
         page.labelled("shard", shard, waiting);
     }
     page.family(
@@ -156,7 +158,7 @@ fn process(page: &mut Page, signalling: &Signalling) {
         "gauge",
         "Time since the last tick of a shard; above 1, /healthz answers 503.",
     );
-    for (shard, age) in signalling.media.tick_ages().into_iter().enumerate() {
+    for (shard, age) in control.media.tick_ages().into_iter().enumerate() {
         page.labelled("shard", shard, age.as_secs_f64());
     }
     page.single(
@@ -295,14 +297,14 @@ impl Shown {
     }
 }
 
-fn streams(page: &mut Page, signalling: &Signalling) {
+fn streams(page: &mut Page, control: &Control) {
     #[expect(clippy::disallowed_methods, reason = "the moment of the request")]
     let now = Instant::now();
-    let all = signalling.media.hub().streams();
+    let all = control.media.hub().streams();
     let (transcoded, streams): (Vec<_>, Vec<_>) = all.iter().partition(|stream| !stream.name.is_whole());
     let streams = streams.into_iter();
     let mut streams: Vec<Shown> = streams
-        .map(|stream| Shown::of(stream, signalling.hls.viewers(&stream.name), now))
+        .map(|stream| Shown::of(stream, control.hls.viewers(&stream.name), now))
         .collect();
     let live = streams.iter().filter(|stream| stream.is_live).count();
     page.single("millstream_streams_live", "gauge", "Streams with a live source.", live);
@@ -434,13 +436,13 @@ fn each_track(streams: &[Shown]) -> impl Iterator<Item = (&Shown, &ShownTrack)> 
         .flat_map(|stream| stream.tracks.iter().map(move |track| (stream, track)))
 }
 
-fn sources(page: &mut Page, signalling: &Signalling) {
+fn sources(page: &mut Page, control: &Control) {
     page.family(
         "millstream_source_state",
         "gauge",
         "1 for the state that the configured source of the stream is in.",
     );
-    for entry in signalling.fetched.all() {
+    for entry in control.sources.all() {
         let status = entry.status();
         for state in State::ALL {
             let labels = format!("stream=\"{}\",state=\"{}\"", entry.stream, state.label());
@@ -452,13 +454,13 @@ fn sources(page: &mut Page, signalling: &Signalling) {
         "counter",
         "Failures of the configured source of the stream; each is followed by another start.",
     );
-    for entry in signalling.fetched.all() {
+    for entry in control.sources.all() {
         page.labelled("stream", &entry.stream, entry.status().restarts);
     }
 }
 
-fn media(page: &mut Page, signalling: &Signalling) {
-    let counters = signalling.media.counters();
+fn media(page: &mut Page, control: &Control) {
+    let counters = control.media.counters();
     let sent = &counters.sent;
     for (name, help, counter) in [
         (

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,38 +13,15 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
+use super::auth::Authenticator;
+use super::caller;
 use super::problem::Problem;
-use super::{Signalling, caller};
+use crate::control::Control;
 use crate::outputs::hls::playlist::Directives;
 use crate::outputs::hls::rendition::Role;
-use crate::outputs::hls::service::{Plane, Refusal};
+use crate::outputs::hls::service::Refusal;
 use crate::outputs::hls::viewers::Player;
-use crate::shard::MediaPlane;
-use crate::sources::fetch::directory::{Directory, StartOutcome};
-use millstream_core::hub::Hub;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::stream::SourceRef;
-use millstream_core::sources::frame_source::FanOut;
-
-/// What packaging needs of the rest.
-pub(super) struct Origin {
-    pub(super) media: MediaPlane,
-    pub(super) fetched: Directory,
-}
-
-impl Plane for Origin {
-    fn hub(&self) -> &Hub {
-        self.media.hub()
-    }
-
-    fn ask_for_key_frame(&self, source: SourceRef) {
-        FanOut::ask_for_key_frame(&self.media, source);
-    }
-
-    fn ensure_started<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        Box::pin(async { self.fetched.ensure_started(stream, self.media.hub()).await == StartOutcome::Live })
-    }
-}
 
 /// What an address names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +67,11 @@ const FOR_LONG: &str = "max-age=3600, immutable";
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 
 /// `/hls/{stream}/{file}`.
-pub async fn serve(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+pub async fn serve(
+    State(control): State<Arc<Control>>,
+    State(authenticator): State<Arc<Authenticator>>,
+    request: Request,
+) -> Result<Response, Problem> {
     match *request.method() {
         Method::GET | Method::HEAD => {}
         Method::OPTIONS => return Ok(([(header::ALLOW, ALLOW)]).into_response()),
@@ -108,13 +88,13 @@ pub async fn serve(State(signalling): State<Arc<Signalling>>, request: Request) 
         caller.address,
         agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
     );
-    signalling.gate.check_player(caller, &stream).await?;
+    authenticator.check_player(caller, &stream).await?;
     let query = parts.uri.query();
     let (directives, token) = directives(query.unwrap_or_default()).ok_or_else(|| {
         let detail = "_HLS_msn and _HLS_part have to be numbers, _HLS_part needs _HLS_msn, _HLS_skip is YES or v2";
         Problem::new(StatusCode::BAD_REQUEST, "bad_directive", detail)
     })?;
-    let answer = answer(&signalling, &stream, file, directives, player, &token).await;
+    let answer = answer(&control, &stream, file, directives, player, &token).await;
     answer.map_err(problem)
 }
 
@@ -137,14 +117,14 @@ fn problem(refusal: Refusal) -> Problem {
 }
 
 async fn answer(
-    signalling: &Signalling,
+    control: &Control,
     stream: &StreamName,
     file: File,
     directives: Directives,
     player: Player,
     token: &str,
 ) -> Result<Response, Refusal> {
-    let service = &signalling.hls;
+    let service = &control.hls;
     let live = service.open(stream).await?;
     // With a token in it, an address is one viewer's own.
     let private = !token.is_empty();

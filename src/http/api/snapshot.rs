@@ -15,8 +15,8 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use crate::signalling::Signalling;
-use crate::signalling::problem::Problem;
+use crate::control::Control;
+use crate::http::problem::Problem;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::tap::{Tap, TapQueue};
@@ -57,8 +57,8 @@ impl Image {
 }
 
 /// Makes a snapshot.
-pub async fn take(signalling: &Signalling, name: &StreamName, image: Image) -> Result<Response, Problem> {
-    let hub = signalling.media.hub();
+pub async fn take(control: &Control, name: &StreamName, image: Image) -> Result<Response, Problem> {
+    let hub = control.media.hub();
     let format = hub.find(name).and_then(|stream| {
         let state = stream.lock();
         state.source()?;
@@ -80,7 +80,7 @@ pub async fn take(signalling: &Signalling, name: &StreamName, image: Image) -> R
     }
     let taking = async {
         let slot = SLOTS.acquire().await.ok()?;
-        Some((newest_frame(signalling, &from).await?, slot))
+        Some((newest_frame(control, &from).await?, slot))
     };
     let late = || {
         let detail = "no key frame arrived in time";
@@ -132,11 +132,11 @@ fn as_png(jpeg: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Waits for a frame of a JPEG stream and returns the newest one.
-async fn newest_frame(signalling: &Signalling, name: &StreamName) -> Option<Bytes> {
+async fn newest_frame(control: &Control, name: &StreamName) -> Option<Bytes> {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
-    let tapped = Tap::open(signalling.media.hub(), name, &tap);
+    let tapped = Tap::open(control.media.hub(), name, &tap);
     loop {
         {
             let state = tapped.stream.lock();

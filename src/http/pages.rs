@@ -1,14 +1,12 @@
 //! Pages and player: the files in `player/`, part of the binary.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
 use super::problem::Problem;
-use super::{Signalling, stream_of};
+use super::{HttpState, stream_of};
 
 /// A file that is served under its own path.
 struct File {
@@ -68,7 +66,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 const CACHE: &str = "no-cache";
 
 /// Adds the routes of all pages and files.
-pub fn add_to(router: Router<Arc<Signalling>>) -> Router<Arc<Signalling>> {
+pub fn add_to(router: Router<HttpState>) -> Router<HttpState> {
     let router = router
         .route("/", get(async || respond(&INDEX)))
         .route("/watch/{*stream}", get(watch))

@@ -5,9 +5,9 @@
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
-use super::Signalling;
-use super::sessions::SessionRecord;
 use crate::access::Action;
+use crate::control::Control;
+use crate::control::record::SessionRecord;
 use millstream_core::media::transcode::TranscodeTarget;
 use millstream_core::media::{Codec, Format, Kind};
 use millstream_core::sdp::Offer;
@@ -25,9 +25,9 @@ pub(super) fn video_codecs(offer: &Offer, playback: &Playback) -> Option<Vec<Cod
 }
 
 /// Adds the link to a response, if the stream has video and this session cannot carry it.
-pub(super) fn add_link(signalling: &Signalling, held: &SessionRecord, headers: &mut HeaderMap) {
+pub(super) fn add_link(control: &Control, held: &SessionRecord, headers: &mut HeaderMap) {
     let codecs = held.video_codecs.as_ref().filter(|_| held.action == Action::Play);
-    let available_formats = signalling.media.available_formats(&held.stream);
+    let available_formats = control.media.available_formats(&held.stream);
     let missing = codecs
         .zip(available_formats)
         .and_then(|(codecs, available_formats)| missing(&available_formats, codecs));

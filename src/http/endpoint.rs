@@ -1,7 +1,6 @@
 //! The endpoints `/whip/{stream}` (RFC 9725 §4.2) and `/whep/{stream}` (draft-ietf-wish-whep §4.3).
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
@@ -17,10 +16,13 @@ use tracing::debug;
 use super::auth::Action;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
-use super::sessions::{IceSession, SessionRecord, VideoLine};
-use super::{IceServers, Signalling, alternate, caller, cors, links, offers, resource, stream_of};
+use super::{HttpState, alternate, caller, cors, links, resource, stream_of};
 use crate::access::Grant;
 use crate::config::CounterOffer;
+use crate::control::Control;
+use crate::control::policy::IceServers;
+use crate::control::record::{IceSession, SessionRecord, VideoLine};
+use crate::control::sessions::{OFFER_LIFETIME, OfferedSession};
 use crate::shard::{Placement, Refusal, SessionId, SourceFormats};
 use crate::sources::fetch::directory::StartOutcome;
 use crate::sources::fetch::random_id;
@@ -37,58 +39,58 @@ const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
 const NOT_LIVE_RETRY: u64 = 1;
 /// Between looks whether somebody publishes, for a viewer who waits.
 const WAITING_STEP: Duration = Duration::from_millis(50);
-/// Viewers that may wait at the same time; more are told to come back.
-pub(super) const MAX_WAITING: usize = 1_024;
 
 /// `/whip/{stream}`: publishers.
-pub async fn whip(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+pub async fn whip(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
+    let control = &state.control;
     let (parts, body) = request.into_parts();
     let stream = stream_of(&parts.uri)?;
     match parts.method {
         Method::POST => {
-            let grant = signalling
-                .gate
+            let grant = state
+                .authenticator
                 .check(caller(&parts), Action::Publish, Some(&stream))
                 .await?;
-            let offer = read_offer(&signalling, &parts.headers, body).await?;
-            publish(&signalling, stream, grant, &parts, &offer)
+            let offer = read_offer(control, &parts.headers, body).await?;
+            publish(control, stream, grant, &parts, &offer)
         }
         // RFC 9725 §4.1: a success without content.
         Method::GET | Method::HEAD => Ok(no_store(StatusCode::NO_CONTENT.into_response())),
-        Method::OPTIONS => Ok(options(&signalling, &parts, Action::Publish, &stream).await),
+        Method::OPTIONS => Ok(options(&state, &parts, Action::Publish, &stream).await),
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
 }
 
 /// `/whep/{stream}`: viewers.
-pub async fn whep(State(signalling): State<Arc<Signalling>>, request: Request) -> Result<Response, Problem> {
+pub async fn whep(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
+    let control = &state.control;
     let (parts, body) = request.into_parts();
     let stream = stream_of(&parts.uri)?;
     match parts.method {
         Method::POST => {
-            let grant = signalling
-                .gate
+            let grant = state
+                .authenticator
                 .check(caller(&parts), Action::Play, Some(&stream))
                 .await?;
-            if signalling.client_policy().legacy_server_offer && is_without_body(&parts.headers) {
+            if control.policy().legacy_server_offer && is_without_body(&parts.headers) {
                 let held = held(&parts, grant, Action::Play, stream, None);
-                return offer(&signalling, held, StatusCode::CREATED).await;
+                return offer(control, held, StatusCode::CREATED).await;
             }
-            let offer = read_offer(&signalling, &parts.headers, body).await?;
-            play(&signalling, stream, grant, &parts, &offer).await
+            let offer = read_offer(control, &parts.headers, body).await?;
+            play(control, stream, grant, &parts, &offer).await
         }
         // WHEP §4.2: how a client discovers that this URL speaks WHEP.
         Method::GET | Method::HEAD => {
             let headers = [(header::CONTENT_TYPE, SDP), (header::CONTENT_LENGTH, "0")];
             Ok(no_store(headers.into_response()))
         }
-        Method::OPTIONS => Ok(options(&signalling, &parts, Action::Play, &stream).await),
+        Method::OPTIONS => Ok(options(&state, &parts, Action::Play, &stream).await),
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
 }
 
-async fn read_offer(signalling: &Signalling, headers: &HeaderMap, body: Body) -> Result<Offer, Problem> {
-    if signalling.is_draining() {
+async fn read_offer(control: &Control, headers: &HeaderMap, body: Body) -> Result<Offer, Problem> {
+    if control.is_draining() {
         return Err(Problem::stopping());
     }
     if !body::is_of_type(headers, SDP) {
@@ -103,48 +105,48 @@ async fn read_offer(signalling: &Signalling, headers: &HeaderMap, body: Body) ->
 }
 
 fn publish(
-    signalling: &Signalling,
+    control: &Control,
     stream: StreamName,
     grant: Grant,
     request: &Parts,
     offer: &Offer,
 ) -> Result<Response, Problem> {
-    let media = &signalling.media;
+    let media = &control.media;
     let placement = media.place();
-    let (publication, answer) = answer_publisher(offer, &local(signalling, &placement, &media.candidates()))?;
+    let (publication, answer) = answer_publisher(offer, &local(control, &placement, &media.candidates()))?;
     let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials, &answer);
     let held = held(request, grant, Action::Publish, stream.clone(), None);
     let session = media.publish(stream.clone(), placement, publication, held.requester())?;
     debug!(?session, %stream, "publisher accepted");
-    Ok(created(signalling, session, ice, held, answer))
+    Ok(created(control, session, ice, held, answer))
 }
 
 async fn play(
-    signalling: &Signalling,
+    control: &Control,
     stream: StreamName,
     grant: Grant,
     request: &Parts,
     offer: &Offer,
 ) -> Result<Response, Problem> {
-    let media = &signalling.media;
-    let available_formats = available_formats(signalling, &stream).await?;
-    let client_policy = signalling.client_policy();
+    let media = &control.media;
+    let available_formats = available_formats(control, &stream).await?;
+    let client_policy = control.policy();
     if client_policy.counter_offer == CounterOffer::Always {
         let held = held(request, grant, Action::Play, stream, None);
-        return self::offer(signalling, held, StatusCode::NOT_ACCEPTABLE).await;
+        return self::offer(control, held, StatusCode::NOT_ACCEPTABLE).await;
     }
     let placement = media.place();
     let random = &mut || rand::rng().next_u32();
     let answered = answer_viewer(
         offer,
         &formats_for(offer, &available_formats),
-        &local(signalling, &placement, &media.candidates()),
+        &local(control, &placement, &media.candidates()),
         random,
     );
     let (playback, answer) = match answered {
         Err(OfferError::NothingPlayable { .. }) if client_policy.counter_offer == CounterOffer::WhenNeeded => {
             let held = held(request, grant, Action::Play, stream, None);
-            return self::offer(signalling, held, StatusCode::NOT_ACCEPTABLE).await;
+            return self::offer(control, held, StatusCode::NOT_ACCEPTABLE).await;
         }
         answered => answered?,
     };
@@ -153,14 +155,14 @@ async fn play(
     held.video_codecs = alternate::video_codecs(offer, &playback);
     let session = media.play(stream.clone(), placement, playback, held.requester())?;
     debug!(?session, %stream, "viewer accepted");
-    Ok(created(signalling, session, ice, held, answer))
+    Ok(created(control, session, ice, held, answer))
 }
 
 /// What a stream carries, once it is live.
-async fn available_formats(signalling: &Signalling, stream: &StreamName) -> Result<AvailableFormats, Problem> {
-    let media = &signalling.media;
-    wait_for_publisher(signalling, stream).await;
-    if signalling.fetched.ensure_started(stream, media.hub()).await == StartOutcome::Away {
+async fn available_formats(control: &Control, stream: &StreamName) -> Result<AvailableFormats, Problem> {
+    let media = &control.media;
+    wait_for_publisher(control, stream).await;
+    if control.sources.ensure_started(stream, media.hub()).await == StartOutcome::Away {
         let detail = "the source of this stream is away; it is being tried again";
         return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
     }
@@ -179,12 +181,12 @@ fn is_without_body(headers: &HeaderMap) -> bool {
 
 /// Answers with an offer of ours, which the viewer answers by PATCH: with 406 where its own is not taken (WHEP §4.3.2),
 /// with 201 where it made none.
-async fn offer(signalling: &Signalling, held: SessionRecord, status: StatusCode) -> Result<Response, Problem> {
-    if signalling.is_draining() {
+async fn offer(control: &Control, held: SessionRecord, status: StatusCode) -> Result<Response, Problem> {
+    if control.is_draining() {
         return Err(Problem::stopping());
     }
-    let available_formats = available_formats(signalling, &held.stream).await?;
-    let media = &signalling.media;
+    let available_formats = available_formats(control, &held.stream).await?;
+    let media = &control.media;
     let placement = media.place();
     let transcoded = |is_unplayable: bool, is_transcodable: bool, kind| {
         (is_unplayable && is_transcodable).then(|| TranscodeTarget::of(kind).format())
@@ -203,15 +205,18 @@ async fn offer(signalling: &Signalling, held: SessionRecord, status: StatusCode)
         )
         .or(available_formats.formats.audio),
     };
-    let text = offer_viewer(&source, &local(signalling, &placement, &media.candidates()));
+    let text = offer_viewer(&source, &local(control, &placement, &media.candidates()));
     let session = random_id();
     let tag = format!("\"{}\"", placement.credentials.ufrag);
     let path = resource::path_of(session);
     debug!(?session, stream = %held.stream, "a viewer is offered what there is");
-    if !signalling.offers.keep(session, placement, held, text.clone()) {
+    if !control
+        .sessions
+        .offer(session, OfferedSession::new(placement, held, text.clone()))
+    {
         return Err(Refusal::Full.into());
     }
-    let until = time::OffsetDateTime::from(SystemTime::UNIX_EPOCH + wall() + offers::GOOD_FOR);
+    let until = time::OffsetDateTime::from(SystemTime::UNIX_EPOCH + wall() + OFFER_LIFETIME);
     let until = until.format(HTTP_DATE).unwrap_or_default();
     let headers = [
         (header::CONTENT_TYPE, format!("{SDP}; valid-until=\"{until}\"")),
@@ -221,7 +226,7 @@ async fn offer(signalling: &Signalling, held: SessionRecord, status: StatusCode)
         (resource::ACCEPT_PATCH, format!("{SDP}, {}", body::FRAGMENT)),
     ];
     let mut response = (status, headers, text).into_response();
-    let servers = &signalling.client_policy().ice_servers;
+    let servers = &control.policy().ice_servers;
     match status {
         // A client of the WHEP draft of 2022 takes this for its session and reads no other response.
         StatusCode::CREATED => add_ice_servers(servers, response.headers_mut()),
@@ -238,38 +243,38 @@ const HTTP_DATE: &[time::format_description::BorrowedFormatItem<'_>] = time::mac
 );
 
 /// The viewer answers an offer of ours (WHEP §4.3.2): 204, and from here on it is a session.
-pub(super) async fn answered(signalling: &Signalling, session: SessionId, bytes: &[u8]) -> Result<Response, Problem> {
-    let offered = signalling.offers.find(session).ok_or_else(Problem::unknown_session)?;
+pub(super) async fn answered(control: &Control, session: SessionId, bytes: &[u8]) -> Result<Response, Problem> {
+    let offered = control.sessions.offered(session).ok_or_else(Problem::unknown_session)?;
     let answer = Offer::parse(bytes)?;
-    let ours = Offer::parse(offered.text.as_bytes())?;
+    let ours = Offer::parse(offered.sdp.as_bytes())?;
     if answer.shape() != ours.shape() {
         let detail = "the answer has to have the sections of the offer, in order and with their mids";
         return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_answer", detail));
     }
-    let media = &signalling.media;
-    let available_formats = available_formats(signalling, &offered.held.stream).await?;
+    let media = &control.media;
+    let available_formats = available_formats(control, &offered.record.stream).await?;
     let random = &mut || rand::rng().next_u32();
     let (playback, _) = answer_viewer(
         &answer,
         &formats_for(&answer, &available_formats),
-        &local(signalling, &offered.placement, &media.candidates()),
+        &local(control, &offered.placement, &media.candidates()),
         random,
     )?;
     // Of two answers one opens the session.
-    if !signalling.offers.take(session) {
+    if !control.sessions.take_offer(session) {
         return Err(Problem::unknown_session());
     }
     let remote = playback.transport.remote.clone();
-    let ice = IceSession::new(remote, &offered.placement.credentials, &offered.text);
-    let mut held = offered.held;
-    held.video = VideoLine::of(&offered.text);
+    let ice = IceSession::new(remote, &offered.placement.credentials, &offered.sdp);
+    let mut held = offered.record;
+    held.video = VideoLine::of(&offered.sdp);
     held.video_codecs = alternate::video_codecs(&answer, &playback);
     let requester = held.requester();
     media.play_as(session, held.stream.clone(), offered.placement, playback, requester)?;
     debug!(?session, stream = %held.stream, "viewer accepted");
-    let _ = created(signalling, session, ice, held, String::new());
+    let _ = created(control, session, ice, held, String::new());
     let mut response = StatusCode::NO_CONTENT.into_response();
-    add_ice_servers(&signalling.client_policy().ice_servers, response.headers_mut());
+    add_ice_servers(&control.policy().ice_servers, response.headers_mut());
     Ok(no_store(response))
 }
 
@@ -297,48 +302,38 @@ fn held(request: &Parts, grant: Grant, action: Action, stream: StreamName, video
 
 /// Lets a viewer's POST wait where the configuration says so, for a stream that is not fetched: so a player that is
 /// there first needs no loop of its own.
-async fn wait_for_publisher(signalling: &Signalling, stream: &StreamName) {
-    let patience = signalling.client_policy().wait_for_publisher;
-    if patience.is_zero() || signalling.fetched.get(stream).is_some() {
+async fn wait_for_publisher(control: &Control, stream: &StreamName) {
+    let patience = control.policy().wait_for_publisher;
+    if patience.is_zero() || control.sources.get(stream).is_some() {
         return;
     }
-    let Ok(_waiting) = signalling.waiting.try_acquire() else {
+    let Ok(_waiting) = control.waiting.try_acquire() else {
         return;
     };
     let live = async {
-        while signalling.media.available_formats(stream).is_none() && !signalling.is_draining() {
+        while control.media.available_formats(stream).is_none() && !control.is_draining() {
             tokio::time::sleep(WAITING_STEP).await;
         }
     };
     let _ = tokio::time::timeout(patience, live).await;
 }
 
-fn local<'a>(signalling: &'a Signalling, placement: &'a Placement, candidates: &'a [SocketAddr]) -> Local<'a> {
+fn local<'a>(control: &'a Control, placement: &'a Placement, candidates: &'a [SocketAddr]) -> Local<'a> {
     Local {
         credentials: &placement.credentials,
-        fingerprint: signalling.media.fingerprint(),
+        fingerprint: control.media.fingerprint(),
         candidates,
-        tcp: signalling.media.takes_tcp(),
+        tcp: control.media.takes_tcp(),
         session_id: rand::rng().random(),
     }
 }
 
 /// The 201: OBS compares the status with `==` and puts host and `Location` together by itself, for which a path has to
 /// begin with a slash.
-fn created(
-    signalling: &Signalling,
-    session: SessionId,
-    ice: IceSession,
-    held: SessionRecord,
-    answer: String,
-) -> Response {
+fn created(control: &Control, session: SessionId, ice: IceSession, held: SessionRecord, answer: String) -> Response {
     let tag = ice.entity_tag();
     let path = resource::path_of(session);
     let is_viewer = held.action == Action::Play;
-    if let Some(expires) = held.grant.expires {
-        // It is only gone when the gateway is stopping.
-        let _ = signalling.expiries.send((expires, session));
-    }
     let headers = [
         (header::CONTENT_TYPE, SDP.to_owned()),
         (header::LOCATION, path.clone()),
@@ -346,9 +341,9 @@ fn created(
         (resource::ACCEPT_PATCH, body::FRAGMENT.to_owned()),
     ];
     let mut response = (StatusCode::CREATED, headers, answer).into_response();
-    alternate::add_link(signalling, &held, response.headers_mut());
-    signalling.sessions.insert(&signalling.media, session, ice, held);
-    add_ice_servers(&signalling.client_policy().ice_servers, response.headers_mut());
+    alternate::add_link(control, &held, response.headers_mut());
+    control.sessions.insert(session, ice, held);
+    add_ice_servers(&control.policy().ice_servers, response.headers_mut());
     if is_viewer {
         links::add_extensions(&path, response.headers_mut());
     }
@@ -363,16 +358,17 @@ fn add_ice_servers(servers: &IceServers, headers: &mut HeaderMap) {
 
 /// Answers OPTIONS, also with Accept-Post (RFC 9725 §4.2). A preflight request carries no authorization, so none is needed.
 /// An authorized request of a player gets the ICE servers that need no credentials (§4.6).
-async fn options(signalling: &Signalling, request: &Parts, action: Action, stream: &StreamName) -> Response {
+async fn options(state: &HttpState, request: &Parts, action: Action, stream: &StreamName) -> Response {
     let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOW)].into_response();
     cors::answer_preflight(response.headers_mut());
     let is_preflight = request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    if is_preflight || signalling.client_policy().ice_servers.urls.is_empty() {
+    let policy = state.control.policy();
+    if is_preflight || policy.ice_servers.urls.is_empty() {
         return response;
     }
-    let checked = signalling.gate.check(caller(request), action, Some(stream)).await;
+    let checked = state.authenticator.check(caller(request), action, Some(stream)).await;
     if checked.is_ok() {
-        links::add_without_credentials(&signalling.client_policy().ice_servers, response.headers_mut());
+        links::add_without_credentials(&policy.ice_servers, response.headers_mut());
         return no_store(response);
     }
     response

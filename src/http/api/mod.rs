@@ -17,10 +17,12 @@ use self::events::{EventStream, Log};
 use self::sessions::{Page, Session, Sessions};
 use self::snapshot::Image;
 use self::streams::Stream;
-use crate::signalling::auth::Action;
-use crate::signalling::problem::Problem;
-use crate::signalling::reload::Reloaded;
-use crate::signalling::{Signalling, caller};
+use crate::control::Control;
+use crate::control::reload::Reloaded;
+use crate::http::auth::Action;
+use crate::http::auth::Authenticator;
+use crate::http::problem::Problem;
+use crate::http::{HttpState, caller};
 use millstream_core::hub::name::StreamName;
 use millstream_core::session::CloseReason;
 
@@ -32,7 +34,7 @@ pub mod streams;
 /// State shared by the handlers.
 #[derive(Clone)]
 struct Api {
-    signalling: Arc<Signalling>,
+    control: Arc<Control>,
     log: Arc<Log>,
 }
 
@@ -61,9 +63,9 @@ struct Api {
 struct Description;
 
 /// Returns the routes of the API. Events are read from `log`.
-pub fn router(signalling: Arc<Signalling>, log: Arc<Log>) -> Router {
+pub fn router(state: &HttpState, log: Arc<Log>) -> Router {
     let api = Api {
-        signalling: signalling.clone(),
+        control: state.control.clone(),
         log,
     };
     Router::new()
@@ -75,14 +77,18 @@ pub fn router(signalling: Arc<Signalling>, log: Arc<Log>) -> Router {
         .route("/api/v1/sources/stop/{*stream}", post(stop_source))
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/events", get(stream_events))
-        .layer(middleware::from_fn_with_state(signalling, guard))
+        .layer(middleware::from_fn_with_state(state.authenticator.clone(), guard))
         .route("/api/v1/openapi.json", get(openapi))
         .with_state(api)
 }
 
-async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, next: Next) -> Result<Response, Problem> {
+async fn guard(
+    State(authenticator): State<Arc<Authenticator>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    signalling.gate.check(caller(&parts), Action::Api, None).await?;
+    authenticator.check(caller(&parts), Action::Api, None).await?;
     let request = Request::from_parts(parts, body);
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
@@ -93,11 +99,9 @@ async fn guard(State(signalling): State<Arc<Signalling>>, request: Request, next
 /// All streams that are published, watched or configured, sorted by name.
 #[utoipa::path(get, path = "/api/v1/streams", responses((status = 200, body = Vec<Stream>)))]
 async fn all_streams(State(api): State<Api>) -> Json<Vec<Stream>> {
-    Json(streams::all(
-        api.signalling.media.hub(),
-        &api.signalling.fetched,
-        |name| api.signalling.hls.viewers(name),
-    ))
+    Json(streams::all(api.control.media.hub(), &api.control.sources, |name| {
+        api.control.hls.viewers(name)
+    }))
 }
 
 /// One stream.
@@ -110,12 +114,12 @@ async fn all_streams(State(api): State<Api>) -> Json<Vec<Stream>> {
 async fn one_stream(State(api): State<Api>, Path(stream): Path<String>) -> Result<Response, Problem> {
     for image in Image::ALL {
         if let Some(stream) = stream.strip_suffix(image.suffix()) {
-            return snapshot::take(&api.signalling, &StreamName::parse(stream)?, image).await;
+            return snapshot::take(&api.control, &StreamName::parse(stream)?, image).await;
         }
     }
     let name = StreamName::parse(&stream)?;
-    let found = streams::one(&name, api.signalling.media.hub(), &api.signalling.fetched, |name| {
-        api.signalling.hls.viewers(name)
+    let found = streams::one(&name, api.control.media.hub(), &api.control.sources, |name| {
+        api.control.hls.viewers(name)
     });
     found.map(|found| Json(found).into_response()).ok_or_else(|| {
         let detail = "no such stream: it is not published, watched or configured";
@@ -126,7 +130,7 @@ async fn one_stream(State(api): State<Api>, Path(stream): Path<String>) -> Resul
 /// Running sessions, and those that ended within the last minute with the cause.
 #[utoipa::path(get, path = "/api/v1/sessions", params(Page), responses((status = 200, body = Sessions)))]
 async fn all_sessions(State(api): State<Api>, Query(page): Query<Page>) -> Json<Sessions> {
-    Json(sessions::page(&api.signalling, &page))
+    Json(sessions::page(&api.control, &page))
 }
 
 /// A snapshot of the stream: its last key frame, as a JPEG.
@@ -164,7 +168,7 @@ fn take_snapshot() {}
 fn take_png() {}
 
 fn find(api: &Api, id: &str) -> Result<(crate::shard::SessionId, Session), Problem> {
-    let mut all = sessions::all(&api.signalling).into_iter();
+    let mut all = sessions::all(&api.control).into_iter();
     all.find(|(_, session)| session.id == id)
         .ok_or_else(Problem::unknown_session)
 }
@@ -192,7 +196,7 @@ async fn one_session(State(api): State<Api>, Path(id): Path<String>) -> Result<J
 )]
 async fn end_session(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
     let (session, _) = find(&api, &id)?;
-    api.signalling.media.end(session, CloseReason::Kicked);
+    api.control.media.end(session, CloseReason::Kicked);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -212,7 +216,7 @@ fn no_source() -> Problem {
     )
 )]
 async fn start_source(State(api): State<Api>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
-    let found = api.signalling.supervisor.begin(&StreamName::parse(&stream)?).await;
+    let found = api.control.supervisor.begin(&StreamName::parse(&stream)?).await;
     found.then_some(StatusCode::NO_CONTENT).ok_or_else(no_source)
 }
 
@@ -224,7 +228,7 @@ async fn start_source(State(api): State<Api>, Path(stream): Path<String>) -> Res
     responses((status = 204, description = "the source is stopped"), (status = 404, description = "no such source"))
 )]
 async fn stop_source(State(api): State<Api>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
-    let found = api.signalling.supervisor.stop(&StreamName::parse(&stream)?).await;
+    let found = api.control.supervisor.stop(&StreamName::parse(&stream)?).await;
     found.then_some(StatusCode::NO_CONTENT).ok_or_else(no_source)
 }
 
@@ -240,7 +244,7 @@ async fn reload(State(api): State<Api>) -> Result<Json<Reloaded>, Problem> {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no_reload", detail)
     };
     let (answer, answered) = oneshot::channel();
-    api.signalling.reloads.send(answer).await.map_err(|_| unavailable())?;
+    api.control.reloads.send(answer).await.map_err(|_| unavailable())?;
     match answered.await {
         Ok(Ok(reloaded)) => Ok(Json(reloaded)),
         Ok(Err(mistake)) => Err(Problem::new(
