@@ -23,13 +23,11 @@ use crate::control::Control;
 use crate::control::policy::IceServers;
 use crate::control::record::{IceSession, SessionRecord, VideoLine};
 use crate::control::sessions::{OFFER_LIFETIME, OfferedSession};
-use crate::shard::{Placement, Refusal, SessionId, SourceFormats};
+use crate::shard::{Placement, Refusal, SessionId};
 use crate::sources::fetch::directory::StartOutcome;
 use crate::sources::fetch::random_id;
 use millstream_core::hub::name::StreamName;
-use millstream_core::media::Kind;
-use millstream_core::media::transcode::TranscodeTarget;
-use millstream_core::sdp::plan::AvailableFormats;
+use millstream_core::sdp::plan::AvailableTracks;
 use millstream_core::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for, offer_viewer};
 
 /// RFC 9725 §4.2; <https://www.w3.org/TR/ldp/#header-accept-post>.
@@ -129,7 +127,7 @@ async fn play(
     offer: &Offer,
 ) -> Result<Response, Problem> {
     let media = &control.media;
-    let available_formats = available_formats(control, &stream).await?;
+    let available_tracks = available_tracks(control, &stream).await?;
     let client_policy = control.policy();
     if client_policy.counter_offer == CounterOffer::Always {
         let held = held(request, grant, Action::Play, stream, None);
@@ -139,7 +137,7 @@ async fn play(
     let random = &mut || rand::rng().next_u32();
     let answered = answer_viewer(
         offer,
-        &formats_for(offer, &available_formats),
+        &formats_for(offer, &available_tracks),
         &local(control, &placement, &media.candidates()),
         random,
     );
@@ -159,14 +157,14 @@ async fn play(
 }
 
 /// What a stream carries, once it is live.
-async fn available_formats(control: &Control, stream: &StreamName) -> Result<AvailableFormats, Problem> {
+async fn available_tracks(control: &Control, stream: &StreamName) -> Result<AvailableTracks, Problem> {
     let media = &control.media;
     wait_for_publisher(control, stream).await;
     if control.sources.ensure_started(stream, media.hub()).await == StartOutcome::Away {
         let detail = "the source of this stream is away; it is being tried again";
         return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
     }
-    media.available_formats(stream).ok_or_else(|| {
+    media.available_tracks(stream).ok_or_else(|| {
         let detail = "nobody publishes this stream at the moment";
         Problem::new(StatusCode::CONFLICT, "not_live", detail).retry_after(NOT_LIVE_RETRY)
     })
@@ -185,26 +183,10 @@ async fn offer(control: &Control, held: SessionRecord, status: StatusCode) -> Re
     if control.is_draining() {
         return Err(Problem::stopping());
     }
-    let available_formats = available_formats(control, &held.stream).await?;
+    let available_tracks = available_tracks(control, &held.stream).await?;
     let media = &control.media;
     let placement = media.place();
-    let transcoded = |is_unplayable: bool, is_transcodable: bool, kind| {
-        (is_unplayable && is_transcodable).then(|| TranscodeTarget::of(kind).format())
-    };
-    let source = SourceFormats {
-        video: transcoded(
-            available_formats.unplayable_video,
-            available_formats.transcodable_video,
-            Kind::Video,
-        )
-        .or(available_formats.formats.video),
-        audio: transcoded(
-            available_formats.unplayable_audio,
-            available_formats.transcodable_audio,
-            Kind::Audio,
-        )
-        .or(available_formats.formats.audio),
-    };
+    let source = available_tracks.formats_for(|_| true);
     let text = offer_viewer(&source, &local(control, &placement, &media.candidates()));
     let session = random_id();
     let tag = format!("\"{}\"", placement.credentials.ufrag);
@@ -252,11 +234,11 @@ pub(super) async fn answered(control: &Control, session: SessionId, bytes: &[u8]
         return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_answer", detail));
     }
     let media = &control.media;
-    let available_formats = available_formats(control, &offered.record.stream).await?;
+    let available_tracks = available_tracks(control, &offered.record.stream).await?;
     let random = &mut || rand::rng().next_u32();
     let (playback, _) = answer_viewer(
         &answer,
-        &formats_for(&answer, &available_formats),
+        &formats_for(&answer, &available_tracks),
         &local(control, &offered.placement, &media.candidates()),
         random,
     )?;
@@ -311,7 +293,7 @@ async fn wait_for_publisher(control: &Control, stream: &StreamName) {
         return;
     };
     let live = async {
-        while control.media.available_formats(stream).is_none() && !control.is_draining() {
+        while control.media.available_tracks(stream).is_none() && !control.is_draining() {
             tokio::time::sleep(WAITING_STEP).await;
         }
     };

@@ -286,7 +286,7 @@ impl Shown {
                 })
             });
         Self {
-            name: stream.name.clone(),
+            name: stream.key.name.clone(),
             is_live,
             viewers: state.viewers(),
             hls_viewers,
@@ -301,10 +301,10 @@ fn streams(page: &mut Page, control: &Control) {
     #[expect(clippy::disallowed_methods, reason = "the moment of the request")]
     let now = Instant::now();
     let all = control.media.hub().streams();
-    let (transcoded, streams): (Vec<_>, Vec<_>) = all.iter().partition(|stream| !stream.name.is_whole());
+    let (streams, variants): (Vec<_>, Vec<_>) = all.iter().partition(|stream| stream.key.is_original());
     let streams = streams.into_iter();
     let mut streams: Vec<Shown> = streams
-        .map(|stream| Shown::of(stream, control.hls.viewers(&stream.name), now))
+        .map(|stream| Shown::of(stream, control.hls.viewers(&stream.key.name), now))
         .collect();
     let live = streams.iter().filter(|stream| stream.is_live).count();
     page.single("millstream_streams_live", "gauge", "Streams with a live source.", live);
@@ -351,11 +351,11 @@ fn streams(page: &mut Page, control: &Control) {
         ),
     ] {
         page.family(family, "gauge", help);
-        for (stream, name, target) in transcoded
+        for (stream, target) in variants
             .iter()
-            .filter_map(|stream| stream.name.transcode().map(|(name, target)| (stream, name, target)))
+            .filter_map(|stream| Some((stream, stream.key.transcode_target()?)))
         {
-            let labels = format!("stream=\"{name}\",{label}=\"{}\"", target.label());
+            let labels = format!("stream=\"{}\",{label}=\"{}\"", stream.key.name, target.label());
             page.sample(&labels, stream.lock().viewers());
         }
     }

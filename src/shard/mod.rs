@@ -39,7 +39,7 @@ pub use millstream_core::hub::stream::{Layer, LayerSelection, SessionId};
 use millstream_core::hub::stream::{ShardIndex, SourceRef};
 use millstream_core::media::packet::Packet;
 pub use millstream_core::sdp::plan::SourceFormats;
-use millstream_core::sdp::plan::{AvailableFormats, Fingerprint, IceCredentials, Playback, Publication};
+use millstream_core::sdp::plan::{AvailableTracks, Fingerprint, IceCredentials, Playback, Publication};
 use millstream_core::session::CloseReason;
 use millstream_core::session::identity::Identity;
 use millstream_core::session::outbox::Outbox;
@@ -308,11 +308,11 @@ impl MediaPlane {
     }
 
     /// What a stream carries now; `None` while nobody publishes.
-    pub fn available_formats(&self, stream: &StreamName) -> Option<AvailableFormats> {
+    pub fn available_tracks(&self, stream: &StreamName) -> Option<AvailableTracks> {
         let hub = &self.inner.shared.hub;
         hub.find(stream)?
             .lock()
-            .available_formats(|codec| hub.can_transcode(codec))
+            .available_tracks(|codec| hub.can_transcode(codec))
     }
 
     /// Opens the session of a publisher. It takes the stream over when its first packet arrives.

@@ -29,7 +29,7 @@ use crate::sources::fetch::backoff::Backoff;
 use crate::sources::fetch::pipeline::{Running, announced};
 use crate::sources::fetch::{Attached, random_id};
 use millstream_core::hub::mailbox::Mailbox;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::reader::Reader;
 use millstream_core::hub::stream::{Stream, StreamState};
 use millstream_core::hub::tap::{Tap, TapQueue};
@@ -88,16 +88,16 @@ pub async fn start<P: FanOut + Clone + 'static>(
     if supported.is_empty() {
         return None;
     }
-    let (requested, mut names) = mpsc::unbounded_channel();
-    plane.hub().set_transcoder(supported, move |name| {
+    let (requested, mut keys) = mpsc::unbounded_channel();
+    plane.hub().set_transcoder(supported, move |key| {
         // The number of streams is bounded. On shutdown the receiver may be gone.
-        let _ = requested.send(name.clone());
+        let _ = requested.send(key.clone());
     });
     let library = Arc::new(library);
     Some(tokio::spawn(async move {
         let mut jobs = JoinSet::new();
-        while let Some(name) = names.recv().await {
-            jobs.spawn(transcode_stream(name, library.clone(), programs.clone(), plane.clone()));
+        while let Some(key) = keys.recv().await {
+            jobs.spawn(transcode_stream(key, library.clone(), programs.clone(), plane.clone()));
             while jobs.try_join_next().is_some() {}
         }
     }))
@@ -143,16 +143,16 @@ async fn supported(library: &Library, programs: &WorkerPrograms) -> Vec<(Codec, 
 }
 
 /// Runs the worker of one transcoded stream until it has no viewers.
-async fn transcode_stream<P: FanOut>(name: StreamName, library: Arc<Library>, programs: WorkerPrograms, plane: P) {
-    let Some((origin, transcode)) = name.transcode() else {
+async fn transcode_stream<P: FanOut>(key: StreamKey, library: Arc<Library>, programs: WorkerPrograms, plane: P) {
+    let Some(transcode) = key.transcode_target() else {
         return;
     };
-    let Some(transcoded) = plane.hub().find(&name) else {
+    let Some(transcoded) = plane.hub().find(&key) else {
         return;
     };
     let job = TranscodeJob {
-        name,
-        origin,
+        original: key.name.clone(),
+        key,
         transcode,
         library,
         programs,
@@ -166,7 +166,7 @@ async fn transcode_stream<P: FanOut>(name: StreamName, library: Arc<Library>, pr
         let mut watched = false;
         plane.hub().release(&transcoded, |state| watched = state.is_watched());
         if !watched {
-            info!(stream = %job.origin, transcode = transcode.label(), "transcode stopped (no viewers)");
+            info!(stream = %job.original, transcode = transcode.label(), "transcode stopped (no viewers)");
             return;
         }
     }
@@ -192,8 +192,8 @@ async fn unwatched(stream: &Stream, linger: Duration) {
 
 /// One transcoded stream.
 struct TranscodeJob {
-    name: StreamName,
-    origin: StreamName,
+    key: StreamKey,
+    original: StreamName,
     transcode: TranscodeTarget,
     library: Arc<Library>,
     programs: WorkerPrograms,
@@ -224,7 +224,7 @@ impl TranscodeJob {
                 continue;
             };
             if logged.as_ref() != Some(&error) {
-                warn!(stream = %self.origin, transcode = self.transcode.label(), error, "transcode failed");
+                warn!(stream = %self.original, transcode = self.transcode.label(), error, "transcode failed");
             }
             logged = Some(error);
             let wait = backoff.after_failure(rand::rng().next_u32());
@@ -244,7 +244,7 @@ impl TranscodeJob {
         };
         let process = running.0.as_mut()?;
         let (transcode, from) = (self.transcode.label(), input.format.codec().name());
-        info!(stream = %self.origin, transcode, from, "transcoding");
+        info!(stream = %self.original, transcode, from, "transcoding");
         let mut conversion = FrameConversion {
             kind: self.transcode.kind(),
             output_codec: self.transcode.format().codec(),
@@ -274,7 +274,7 @@ impl TranscodeJob {
             let frame = match message {
                 Ok(FromWorker::Media(media)) => {
                     let announced = announced(&media)?;
-                    let mut output = FrameSource::keeping_time(self.name.clone(), random_id(), &[announced]).ok()?;
+                    let mut output = FrameSource::keeping_time(self.key.clone(), random_id(), &[announced]).ok()?;
                     output.set_takes_key_frame_requests(true);
                     attached = Some(Attached { feed: output, plane });
                     continue;
@@ -321,7 +321,7 @@ impl TranscodeJob {
     /// Waits until the original track can be read from a suitable start.
     async fn wait_for_input<'a, P: FanOut>(&self, plane: &'a P, tap: &Arc<TapQueue>) -> TranscodeInput<'a> {
         let mut last_request: Option<Instant> = None;
-        let tap = Tap::open(plane.hub(), &self.origin, tap);
+        let tap = Tap::open(plane.hub(), &self.original, tap);
         loop {
             let (input, source) = {
                 let mut state = tap.stream.lock();

@@ -99,7 +99,7 @@ fn add_layers(world: &World, rids: [&str; 2]) {
         )
     };
     for rid in rids {
-        world.shared.hub.open_with(&name.layer(&Rid(rid.into())), |state| {
+        world.shared.hub.open_with(name.layer(&Rid(rid.into())), |state| {
             let source = SourceRef {
                 shard: ShardIndex::NONE,
                 ..source

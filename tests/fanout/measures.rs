@@ -74,10 +74,7 @@ fn measures_are_those_of_the_clients() {
     assert_eq!(shared.registry.live(), 12);
     let (mut nacked_of_streams, mut reports, mut resent) = (0, 0, 0);
     for (name, watching, encoding) in [("one", 6, 80.0), ("two", 4, 0.0)] {
-        let stream = shared
-            .hub
-            .find(&StreamName::parse(name).expect("a name"))
-            .expect("live");
+        let stream = shared.hub.find(StreamName::parse(name).expect("a name")).expect("live");
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let traffic = &stream.traffic;
         nacked_of_streams += count(&traffic.reception.nacked);
@@ -149,7 +146,7 @@ fn what_a_publisher_loses_on_the_way_is_counted() {
     let shared = world.shared.clone();
     let stream = shared
         .hub
-        .find(&StreamName::parse("live").expect("a name"))
+        .find(StreamName::parse("live").expect("a name"))
         .expect("live");
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
     let traffic = &stream.traffic;

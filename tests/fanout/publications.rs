@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millstream_core::hub::Hub;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
 use millstream_core::media::rtcp::{self, Message};
 use millstream_core::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
@@ -186,7 +186,7 @@ fn viewers_get_the_next_best_layer_when_the_best_one_stops() {
     assert_eq!(source.turn(&both(300, true)), 1);
     assert_eq!(source.turn(&both(301, false)), 1);
     let mut streams = source.hub.streams().into_iter();
-    let stream = streams.find(|stream| stream.name.is_whole()).expect("published");
+    let stream = streams.find(|stream| stream.key.is_original()).expect("published");
     assert_eq!(stream.lock().video.resolution, Some((1280, 720)));
 }
 
@@ -200,21 +200,21 @@ fn each_layer_is_on_a_line_of_its_own_with_the_time_of_the_stream() {
         low.time = low.time.wrapping_add(0x8765_4321);
         source.turn(&[media(1, frame as u16, frame, HIGH, key.then_some((1280, 720))), low]);
     }
-    let find = |name: &StreamName| source.hub.find(name).expect("fed");
+    let find = |key: StreamKey| source.hub.find(key).expect("fed");
     let name = StreamName::parse("live").expect("a name");
-    let home = find(&name);
+    let home = find((&name).into());
     let layers = home.lock().layers().to_vec();
     let shown: Vec<_> = layers.iter().map(|l| (&*l.rid.0, l.resolution, l.active)).collect();
     assert_eq!(shown, [("h", Some((1280, 720)), true), ("l", Some((320, 180)), true)]);
-    let newest = |name: &StreamName| {
-        let stream = find(name);
+    let newest = |key: StreamKey| {
+        let stream = find(key.clone());
         let state = stream.lock();
-        assert!(state.video.ring.key_frame().is_some(), "{name}: a key frame of its own");
+        assert!(state.video.ring.key_frame().is_some(), "{key}: a key frame of its own");
         state.video.ring.newest().expect("packets").0
     };
-    let time = newest(&name);
+    let time = newest((&name).into());
     for layer in &layers {
-        let apart = newest(&name.layer(&layer.rid)).abs_diff(time);
+        let apart = newest(name.layer(&layer.rid)).abs_diff(time);
         assert!(apart < 90, "{apart} ticks of 90 kHz");
     }
     // They go with the publisher.

@@ -58,7 +58,7 @@ impl Source {
         let tracks = [transcode.format().codec().into()];
         let feed = FrameSource::keeping_time(name().transcoded(transcode), SessionId([id; 16]), &tracks)
             .expect("codecs of frames");
-        let origin = world.shared.hub.find(&name()).expect("the stream");
+        let origin = world.shared.hub.find(name()).expect("the stream");
         let (newest, _) = origin.lock().track(transcode.kind()).ring.newest().expect("it plays");
         Self::with(feed, &tracks, newest, id)
     }
@@ -164,7 +164,7 @@ fn assert_unbroken(world: &mut World, index: usize) {
 }
 
 fn names(world: &World) -> Vec<String> {
-    let mut names: Vec<String> = world.shared.hub.streams().iter().map(|s| s.name.to_string()).collect();
+    let mut names: Vec<String> = world.shared.hub.streams().iter().map(|s| s.key.to_string()).collect();
     names.sort();
     names
 }
@@ -195,7 +195,7 @@ fn sound_that_no_browser_plays_comes_from_the_transcoded_stream() {
     );
     assert_eq!(opened.lock().expect("not poisoned").len(), 1, "one worker for both");
     assert_unbroken(&mut world, index);
-    let stream = world.shared.hub.find(&name()).expect("it is there");
+    let stream = world.shared.hub.find(name()).expect("it is there");
     assert_eq!(stream.lock().viewers(), 2, "nobody is counted twice");
 
     // The worker dies, and another one goes on.
@@ -267,7 +267,7 @@ fn b_frames_that_show_themselves_move_viewers_to_the_transcoded_stream_and_back(
     let transcoded = world
         .shared
         .hub
-        .find(&name().transcoded(TranscodeTarget::H264))
+        .find(name().transcoded(TranscodeTarget::H264))
         .expect("still fed");
     assert!(!transcoded.lock().is_watched(), "nobody reads it any more");
 }

@@ -49,7 +49,7 @@ fn name() -> StreamName {
 impl World {
     fn new(rate: u64, gop: u64, audio: Announced) -> Self {
         let hub = Hub::default();
-        let stream = hub.open_with(&name(), |_| ());
+        let stream = hub.open_with(name(), |_| ());
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now() + Duration::from_secs(3_600);
         let feed = FrameSource::new(name(), SessionId([1; 16]), &[Codec::H264.into(), audio]).expect("codecs");
@@ -125,7 +125,7 @@ impl World {
                 continue;
             }
             // The source attaches to the stream with its first key frame.
-            let current = self.hub.find(&name()).expect("it is fed");
+            let current = self.hub.find(name()).expect("it is fed");
             self.stream = current;
             let mut packets = Vec::new();
             {

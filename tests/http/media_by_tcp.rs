@@ -126,7 +126,7 @@ impl Stream {
         let media = gateway.media().clone();
         let stream = Self(tokio::spawn(Self::run(media.clone())));
         let name = StreamName::parse("live").expect("a name");
-        while media.available_formats(&name).is_none() {
+        while media.available_tracks(&name).is_none() {
             sleep(Duration::from_millis(10)).await;
         }
         stream

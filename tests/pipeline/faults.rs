@@ -100,7 +100,7 @@ async fn gateway_starts_victim(gateway: &Gateway) {
 
 /// Holes in the times of the other stream's picture, as far as its ring goes back.
 fn frames_lost(gateway: &Gateway) -> u64 {
-    let stream = gateway.media().hub().find(&StreamName::parse("other").expect("a name"));
+    let stream = gateway.media().hub().find(StreamName::parse("other").expect("a name"));
     let stream = stream.expect("it plays");
     let state = stream.lock();
     let ring = &state.video.ring;

@@ -112,7 +112,7 @@ struct Seen {
 }
 
 fn poll(hub: &hub::Hub, stream: &str) -> Option<Seen> {
-    let stream = hub.find(&StreamName::parse(stream).expect("a name"))?;
+    let stream = hub.find(StreamName::parse(stream).expect("a name"))?;
     let state = stream.lock();
     state.source()?;
     Some(Seen {

@@ -433,7 +433,7 @@ async fn of_several_versions_one_is_taken_with_its_sound() {
         let stream = gateway
             .media()
             .hub()
-            .find(&StreamName::parse("far").expect("a name"))
+            .find(StreamName::parse("far").expect("a name"))
             .expect("live");
         assert_eq!(stream.lock().video.resolution, Some(size));
         let mut reader = Reader::open(&gateway);

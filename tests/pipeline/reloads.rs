@@ -31,7 +31,7 @@ async fn two_hundred_reloads_cost_an_untouched_stream_nothing() {
     let steady = gateway
         .media()
         .hub()
-        .find(&StreamName::parse("steady").expect("a name"))
+        .find(StreamName::parse("steady").expect("a name"))
         .expect("live");
     let (source, mut reader) = {
         let state = steady.lock();

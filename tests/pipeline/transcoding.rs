@@ -54,12 +54,12 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
     let before = workers();
     let hub = gateway.media().hub();
     assert!(hub.can_transcode(Codec::Aac) && !hub.can_transcode(Codec::Vp8));
-    let transcoded = hub.open_with(&name().transcoded(TranscodeTarget::Opus), one_more);
+    let transcoded = hub.open_with(name().transcoded(TranscodeTarget::Opus), one_more);
     // Its times are those of the film's own sound: no older and no newer by more than an encoder takes.
     let newest = |state: &StreamState| state.audio.ring.newest().map(|(time, _)| time);
     let (opus, aac) = until("Opus", || {
         let opus = newest(&transcoded.lock())?;
-        let film = hub.find(&name())?;
+        let film = hub.find(name())?;
         let aac = newest(&film.lock())?;
         Some((opus, aac))
     })
@@ -78,7 +78,7 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
     assert_eq!(workers().len(), before.len() + 1, "one worker more");
     hub.release(&transcoded, one_less);
     until("its end", || (workers() == before).then_some(())).await;
-    assert!(hub.find(&transcoded.name).is_none());
+    assert!(hub.find(&transcoded.key).is_none());
     gateway.stop().await;
 }
 
@@ -88,9 +88,9 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
 async fn a_transcode_that_cannot_work_ends_with_its_viewers() {
     let gateway = gateway("").await;
     let hub = gateway.media().hub();
-    let transcoded = hub.open_with(&name().transcoded(TranscodeTarget::H264), one_more);
+    let transcoded = hub.open_with(name().transcoded(TranscodeTarget::H264), one_more);
     // Its viewers are subscribed to the stream itself too.
-    let home = hub.open_with(&name(), |state| {
+    let home = hub.open_with(name(), |state| {
         one_more(state);
         state.attach(
             millstream_core::hub::stream::SourceRef {

@@ -59,11 +59,11 @@ impl Times {
 /// Somebody who watches all the time.
 fn watch(gateway: &Gateway) -> impl FnOnce() + use<'_> {
     let hub = gateway.media().hub();
-    let stream = hub.open_with(&StreamName::parse("door").expect("a name"), |state| {
+    let stream = hub.open_with(StreamName::parse("door").expect("a name"), |state| {
         state.subscribe(ShardIndex(0));
     });
     move || {
-        let now = hub.find(&stream.name).expect("it is there");
+        let now = hub.find(&stream.key).expect("it is there");
         assert_eq!(now.id, stream.id, "viewers kept their stream");
         hub.release(&stream, |state| state.unsubscribe(ShardIndex(0)));
     }

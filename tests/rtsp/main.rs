@@ -90,7 +90,7 @@ struct Seen {
 }
 
 fn poll(hub: &hub::Hub) -> Option<Seen> {
-    let stream = hub.find(&StreamName::parse("door").expect("a name"))?;
+    let stream = hub.find(StreamName::parse("door").expect("a name"))?;
     let state = stream.lock();
     Some(Seen {
         video: state.video.ring.end(),

@@ -81,7 +81,7 @@ async fn picture_and_sound_are_on_one_clock() {
         // A report comes within some seconds of the start (RFC 3550 §6.2); before it the arrivals serve, and these are
         // delayed alike on one machine.
         tokio::time::sleep(Duration::from_secs(6)).await;
-        let stream = gateway.media().hub().find(&StreamName::parse("door").expect("a name"));
+        let stream = gateway.media().hub().find(StreamName::parse("door").expect("a name"));
         let stream = stream.expect("it plays");
         let age = |track: &millstream_core::hub::track::Track| {
             let (newest, arrival) = track.ring.newest().expect("packets");

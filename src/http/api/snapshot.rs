@@ -18,10 +18,10 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 use crate::control::Control;
 use crate::http::problem::Problem;
 use millstream_core::hub::mailbox::Mailbox;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::tap::{Tap, TapQueue};
-use millstream_core::media::transcode::TranscodeTarget;
-use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::media::transcode::{self, TrackPlan, TranscodeTarget};
+use millstream_core::media::{Format, Kind};
 
 /// Limits how many snapshots are made at the same time; others wait.
 static SLOTS: Semaphore = Semaphore::const_new(2);
@@ -59,25 +59,25 @@ impl Image {
 /// Makes a snapshot.
 pub async fn take(control: &Control, name: &StreamName, image: Image) -> Result<Response, Problem> {
     let hub = control.media.hub();
-    let format = hub.find(name).and_then(|stream| {
+    let source = hub.find(name).and_then(|stream| {
         let state = stream.lock();
         state.source()?;
-        state.format(Kind::Video)
+        state.source_track(Kind::Video)
     });
-    let Some(format) = format else {
+    let Some(source) = source else {
         let detail = "the stream is not live or has no video";
         return Err(Problem::new(StatusCode::CONFLICT, "no_picture", detail).retry_after(2));
     };
-    let codec = format.codec();
-    let from = if codec == Codec::Jpeg {
-        name.clone()
-    } else {
-        name.transcoded(TranscodeTarget::Jpeg)
+    let target = TranscodeTarget::Jpeg;
+    let can_transcode = hub.can_transcode_to(source.format.codec(), target);
+    let from = match transcode::plan(source, target, can_transcode, |track| track.format == Format::Jpeg) {
+        TrackPlan::AsIs => StreamKey::from(name),
+        TrackPlan::Transcode(target) => name.transcoded(target),
+        TrackPlan::Nothing(_) => {
+            let detail = "this host cannot make snapshots of this codec: `millstream doctor` lists what is missing";
+            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "no_snapshots", detail));
+        }
     };
-    if codec != Codec::Jpeg && !hub.can_transcode_to(codec, TranscodeTarget::Jpeg) {
-        let detail = "this host cannot make snapshots of this codec: `millstream doctor` lists what is missing";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "no_snapshots", detail));
-    }
     let taking = async {
         let slot = SLOTS.acquire().await.ok()?;
         Some((newest_frame(control, &from).await?, slot))
@@ -132,11 +132,11 @@ fn as_png(jpeg: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Waits for a frame of a JPEG stream and returns the newest one.
-async fn newest_frame(control: &Control, name: &StreamName) -> Option<Bytes> {
+async fn newest_frame(control: &Control, key: &StreamKey) -> Option<Bytes> {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
-    let tapped = Tap::open(control.media.hub(), name, &tap);
+    let tapped = Tap::open(control.media.hub(), key, &tap);
     loop {
         {
             let state = tapped.stream.lock();

@@ -115,9 +115,9 @@ pub struct Transcode {
 /// viewers of a stream.
 pub fn all(hub: &Hub, fetched: &Directory, by_hls: impl Fn(&StreamName) -> usize) -> Vec<Stream> {
     let streams = hub.streams();
-    let live = streams.iter().map(|stream| stream.name.clone());
-    let names: BTreeSet<StreamName> = live
-        .filter(|name| name.is_whole())
+    let originals = streams.iter().filter(|stream| stream.key.is_original());
+    let names: BTreeSet<StreamName> = originals
+        .map(|stream| stream.key.name.clone())
         .chain(fetched.all().into_iter().map(|entry| entry.stream.clone()))
         .collect();
     names
@@ -261,7 +261,7 @@ fn audio(state: &StreamState) -> Option<Audio> {
 fn transcodes(name: &StreamName, hub: &Hub) -> Vec<Transcode> {
     let targets = TranscodeTarget::ALL.into_iter();
     let running = targets.filter_map(|target| {
-        let stream = hub.find(&name.transcoded(target))?;
+        let stream = hub.find(name.transcoded(target))?;
         let state = stream.lock();
         Some(Transcode {
             to: target.label(),

@@ -14,12 +14,12 @@ use super::rendition::Role;
 use super::service::{Live, Plane, Service};
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::reader::Reader;
 use millstream_core::hub::stream::{SessionId, StreamState};
 use millstream_core::hub::tap::{Tap, TapQueue};
 use millstream_core::media::depacketizer::{Depacketizer, Frame};
-use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::transcode::{self, SourceTrack, TrackPlan, TranscodeTarget};
 use millstream_core::media::{Codec, Format, Kind};
 
 /// Maximum age of the last key frame before another one is requested. It is lower for the first segment, for which
@@ -80,7 +80,7 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live,
         let state = stream.lock();
         let Some(source) = state.source() else { return };
         let of = |role: Role| Some((role, origin(hub, name, &state, role.kind())?));
-        let origins: Vec<(Role, StreamName)> = [Role::Video, Role::Audio].into_iter().filter_map(of).collect();
+        let origins: Vec<(Role, StreamKey)> = [Role::Video, Role::Audio].into_iter().filter_map(of).collect();
         (
             origins,
             layers(name, &state),
@@ -92,9 +92,9 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live,
         .iter()
         .filter(|track| matches!(track.role, Role::Video | Role::Audio));
     let is_same = main.clone().count() == origins.len()
-        && main.zip(&origins).all(|(track, (role, name))| {
-            track.role == *role && track.tap.stream.name == *name && track.source == source
-        });
+        && main
+            .zip(&origins)
+            .all(|(track, (role, key))| track.role == *role && track.tap.stream.key == *key && track.source == source);
     if !is_same {
         if !tracks.is_empty() {
             let mut packager = live.packager();
@@ -110,7 +110,7 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live,
                 packager.forget(role);
             }
         }
-        let track = |(role, name): (Role, StreamName)| TrackReader::new(role, Tap::open(hub, &name, tap), source);
+        let track = |(role, key): (Role, StreamKey)| TrackReader::new(role, Tap::open(hub, key, tap), source);
         *tracks = origins.into_iter().map(track).collect();
     }
     // Layers are added and removed without restarting the other tracks.
@@ -118,22 +118,22 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live,
         let is_layer = matches!(track.role, Role::Second | Role::Third);
         let is_active = lower_layers
             .iter()
-            .any(|(role, name)| *role == track.role && *name == track.tap.stream.name);
+            .any(|(role, key)| *role == track.role && *key == track.tap.stream.key);
         !is_layer || is_active
     };
     for track in tracks.iter().filter(|track| !is_current(track)) {
         live.packager().forget(track.role);
     }
     tracks.retain(is_current);
-    for (role, name) in &lower_layers {
+    for (role, key) in &lower_layers {
         if !tracks.iter().any(|track| track.role == *role) {
-            tracks.push(TrackReader::new(*role, Tap::open(hub, name, tap), source));
+            tracks.push(TrackReader::new(*role, Tap::open(hub, key, tap), source));
         }
     }
     // The same applies to transcoded AAC.
     let has_aac = tracks.iter().any(|track| track.role == Role::Aac);
     match aac {
-        Some(name) if !has_aac => tracks.push(TrackReader::new(Role::Aac, Tap::open(hub, &name, tap), source)),
+        Some(key) if !has_aac => tracks.push(TrackReader::new(Role::Aac, Tap::open(hub, key, tap), source)),
         None if has_aac => {
             tracks.retain(|track| track.role != Role::Aac);
             live.packager().forget(Role::Aac);
@@ -229,34 +229,46 @@ pub(super) fn expected(hub: &Hub, name: &StreamName) -> Expected {
     }
 }
 
-/// The active layers lower_layers the best one, which the stream itself carries. None if the video must be transcoded.
-fn layers(name: &StreamName, state: &StreamState) -> Vec<(Role, StreamName)> {
-    let is_playable = state.format(Kind::Video).is_some_and(Packager::supports) && !state.is_unplayable(Kind::Video);
+/// Returns whether HLS players play a track without transcoding. They have AAC, and no G.711; B-frames are transcoded, so
+/// that one transcode serves them and WebRTC.
+fn is_playable(track: SourceTrack) -> bool {
+    Packager::supports(track.format) && (track.format.codec().kind() == Kind::Audio || track.is_webrtc())
+}
+
+/// Returns the active layers below the best one, which the stream itself carries. Empty if the video must be transcoded.
+fn layers(name: &StreamName, state: &StreamState) -> Vec<(Role, StreamKey)> {
+    let is_playable = state.source_track(Kind::Video).is_some_and(is_playable);
     let active = state.layers().iter().filter(|layer| is_playable && layer.active);
     let lower_layers = active.skip(1).map(|layer| name.layer(&layer.rid));
     [Role::Second, Role::Third].into_iter().zip(lower_layers).collect()
 }
 
-/// The stream with the audio transcoded to AAC. `None` if the audio is AAC already, if the transcode is unavailable, or
-/// if the video codec is not supported by Apple players either.
-fn aac(hub: &Hub, name: &StreamName, state: &StreamState) -> Option<StreamName> {
-    let format = state.format(Kind::Audio)?;
+/// Returns the stream with the audio transcoded to AAC. `None` if the audio is AAC already, if the transcode is unavailable,
+/// or if the video codec is not supported by Apple players either.
+fn aac(hub: &Hub, name: &StreamName, state: &StreamState) -> Option<StreamKey> {
+    let source = state.source_track(Kind::Audio)?;
     let video = state.format(Kind::Video).map(Format::codec);
     let supports_video = !matches!(video, Some(Codec::Vp8 | Codec::Vp9 | Codec::Av1));
-    (supports_video && hub.can_transcode_to(format.codec(), TranscodeTarget::Aac))
-        .then(|| name.transcoded(TranscodeTarget::Aac))
+    let target = TranscodeTarget::Aac;
+    let can_transcode = hub.can_transcode_to(source.format.codec(), target);
+    let plan = transcode::plan(source, target, can_transcode, |track| {
+        track.format.codec() == Codec::Aac
+    });
+    match plan {
+        TrackPlan::Transcode(target) if supports_video => Some(name.transcoded(target)),
+        TrackPlan::Transcode(_) | TrackPlan::AsIs | TrackPlan::Nothing(_) => None,
+    }
 }
 
-/// The stream that a kind is read from: the stream itself or its transcoded variant; `None` if neither is playable. HLS
-/// supports AAC directly, but not G.711. Video with B-frames and JPEG are transcoded, as for WebRTC.
-fn origin(hub: &Hub, name: &StreamName, state: &StreamState, kind: Kind) -> Option<StreamName> {
-    let format = state.format(kind)?;
-    let is_playable = Packager::supports(format) && !(kind == Kind::Video && state.is_unplayable(kind));
-    if is_playable {
-        return Some(name.clone());
+/// Returns the stream that a kind is read from: the stream itself or its transcode; `None` if neither is playable.
+fn origin(hub: &Hub, name: &StreamName, state: &StreamState, kind: Kind) -> Option<StreamKey> {
+    let source = state.source_track(kind)?;
+    let can_transcode = hub.can_transcode(source.format.codec());
+    match transcode::plan(source, TranscodeTarget::of(kind), can_transcode, is_playable) {
+        TrackPlan::AsIs => Some(name.into()),
+        TrackPlan::Transcode(target) => Some(name.transcoded(target)),
+        TrackPlan::Nothing(_) => None,
     }
-    hub.can_transcode(format.codec())
-        .then(|| name.transcoded(TranscodeTarget::of(kind)))
 }
 
 fn read(live: &Live, tracks: &mut [TrackReader<'_>], now: std::time::Instant) -> Option<std::time::Instant> {

@@ -24,14 +24,14 @@ pub mod vp8_rewriter;
 use crate::media::Codec;
 use crate::media::transcode::TranscodeTarget;
 use lock::{Rank, RankedGuard, RankedMutex};
-use name::StreamName;
+use name::StreamKey;
 use stream::{Stream, StreamId};
 
 /// The component that produces transcoded streams.
 struct Transcoder {
     /// Supported pairs of input codec and transcode target.
     possible: Vec<(Codec, TranscodeTarget)>,
-    wanted: Box<dyn Fn(&StreamName) + Send + Sync>,
+    wanted: Box<dyn Fn(&StreamKey) + Send + Sync>,
 }
 
 /// All streams of the gateway.
@@ -43,7 +43,7 @@ pub struct Hub {
 
 #[derive(Debug, Default)]
 struct Streams {
-    by_name: HashMap<StreamName, Arc<Stream>>,
+    by_key: HashMap<StreamKey, Arc<Stream>>,
     last_id: u64,
 }
 
@@ -57,9 +57,9 @@ impl Default for Hub {
 }
 
 impl Hub {
-    /// Returns the stream with this name, if it has a source or a viewer.
-    pub fn find(&self, name: &StreamName) -> Option<Arc<Stream>> {
-        self.lock().by_name.get(name).cloned()
+    /// Returns a stream that has a source or a viewer.
+    pub fn find(&self, key: impl Into<StreamKey>) -> Option<Arc<Stream>> {
+        self.lock().by_key.get(&key.into()).cloned()
     }
 
     /// Applies a change to a stream and removes the stream if it then has neither source nor viewers. Holders of the
@@ -71,33 +71,34 @@ impl Hub {
             change(&mut state);
             state.is_unused()
         };
-        if unused && streams.by_name.get(&stream.name).is_some_and(|s| s.id == stream.id) {
-            streams.by_name.remove(&stream.name);
+        if unused && streams.by_key.get(&stream.key).is_some_and(|s| s.id == stream.id) {
+            streams.by_key.remove(&stream.key);
         }
     }
 
     /// Opens or creates a stream and applies a change to it atomically, so that it cannot be removed in between.
-    pub fn open_with(&self, name: &StreamName, change: impl FnOnce(&mut stream::StreamState)) -> Arc<Stream> {
+    pub fn open_with(&self, key: impl Into<StreamKey>, change: impl FnOnce(&mut stream::StreamState)) -> Arc<Stream> {
+        let key = key.into();
         let mut streams = self.lock();
         let last_id = &mut streams.last_id;
         let id = *last_id + 1;
         *last_id = id;
         let mut is_new = false;
         let stream = streams
-            .by_name
-            .entry(name.clone())
+            .by_key
+            .entry(key.clone())
             .or_insert_with(|| {
                 is_new = true;
-                Arc::new(Stream::new(StreamId(id), name.clone()))
+                Arc::new(Stream::new(StreamId(id), key.clone()))
             })
             .clone();
         change(&mut stream.lock());
         drop(streams);
         if is_new
-            && name.transcode().is_some()
+            && key.transcode_target().is_some()
             && let Some(transcoder) = self.transcoder.get()
         {
-            (transcoder.wanted)(name);
+            (transcoder.wanted)(&key);
         }
         stream
     }
@@ -107,7 +108,7 @@ impl Hub {
     pub fn set_transcoder(
         &self,
         possible: Vec<(Codec, TranscodeTarget)>,
-        wanted: impl Fn(&StreamName) + Send + Sync + 'static,
+        wanted: impl Fn(&StreamKey) + Send + Sync + 'static,
     ) {
         let wanted = Box::new(wanted);
         let _ = self.transcoder.set(Transcoder { possible, wanted });
@@ -126,7 +127,7 @@ impl Hub {
 
     /// Returns a snapshot of all streams.
     pub fn streams(&self) -> Vec<Arc<Stream>> {
-        self.lock().by_name.values().cloned().collect()
+        self.lock().by_key.values().cloned().collect()
     }
 
     fn lock(&self) -> RankedGuard<'_, Streams> {

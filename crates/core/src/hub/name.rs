@@ -23,12 +23,6 @@ pub enum StreamNameError {
     Character,
 }
 
-/// Separates the stream name from the label of a derived stream.
-const MARK: char = '#';
-
-/// Prefix of layer labels; no transcode label starts with it.
-const LAYER: char = '@';
-
 const MAX_LENGTH: usize = 128;
 const MAX_SEGMENTS: usize = 4;
 
@@ -57,35 +51,98 @@ impl StreamName {
         &self.0
     }
 
-    /// Name of the transcoded variant of this stream. Clients cannot address it, because [`Self::parse`] rejects it.
-    pub fn transcoded(&self, transcode: TranscodeTarget) -> Self {
-        Self(format!("{}{MARK}{}", self.0, transcode.label()).into())
+    /// Returns the key of a transcode of this stream.
+    pub fn transcoded(&self, target: TranscodeTarget) -> StreamKey {
+        self.variant(StreamVariant::Transcoded(target))
     }
 
-    /// For a transcoded stream: the original stream, and the transcode target.
-    pub fn transcode(&self) -> Option<(Self, TranscodeTarget)> {
-        let (origin, label) = self.0.split_once(MARK)?;
-        let transcode = TranscodeTarget::ALL
-            .into_iter()
-            .find(|transcode| transcode.label() == label)?;
-        Some((Self(origin.into()), transcode))
+    /// Returns the key of a simulcast layer of this stream.
+    pub fn layer(&self, rid: &Rid) -> StreamKey {
+        self.variant(StreamVariant::Layer(rid.clone()))
     }
 
-    /// Name of a simulcast layer of this stream. Clients cannot address it, because [`Self::parse`] rejects it.
-    pub fn layer(&self, rid: &Rid) -> Self {
-        Self(format!("{}{MARK}{LAYER}{}", self.0, rid.0).into())
+    fn variant(&self, variant: StreamVariant) -> StreamKey {
+        StreamKey {
+            name: self.clone(),
+            variant,
+        }
+    }
+}
+
+/// Identifies a stream in the hub: the name by which clients know it, and which variant of it this is. Clients can only
+/// address originals.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct StreamKey {
+    pub name: StreamName,
+    pub variant: StreamVariant,
+}
+
+/// What a stream in the hub carries.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StreamVariant {
+    /// What the source sends; of a simulcast, the best layer.
+    Original,
+    /// A lower layer of a simulcast.
+    Layer(Rid),
+    /// One track of the original, transcoded.
+    Transcoded(TranscodeTarget),
+}
+
+impl StreamKey {
+    /// Returns whether this is the stream that clients address.
+    pub fn is_original(&self) -> bool {
+        self.variant == StreamVariant::Original
     }
 
-    /// Whether this is an original stream, i.e. neither transcoded nor a layer.
-    pub fn is_whole(&self) -> bool {
-        !self.0.contains(MARK)
-    }
-
-    /// Whether this is a simulcast layer.
+    /// Returns whether this is a lower layer of a simulcast.
     pub fn is_layer(&self) -> bool {
-        self.0
-            .split_once(MARK)
-            .is_some_and(|(_, label)| label.starts_with(LAYER))
+        matches!(self.variant, StreamVariant::Layer(_))
+    }
+
+    /// Returns the target of a transcoded stream; `None` for other streams.
+    pub fn transcode_target(&self) -> Option<TranscodeTarget> {
+        match self.variant {
+            StreamVariant::Transcoded(target) => Some(target),
+            StreamVariant::Original | StreamVariant::Layer(_) => None,
+        }
+    }
+}
+
+impl From<StreamName> for StreamKey {
+    fn from(name: StreamName) -> Self {
+        Self {
+            name,
+            variant: StreamVariant::Original,
+        }
+    }
+}
+
+impl From<&StreamName> for StreamKey {
+    fn from(name: &StreamName) -> Self {
+        name.clone().into()
+    }
+}
+
+impl From<&StreamKey> for StreamKey {
+    fn from(key: &StreamKey) -> Self {
+        key.clone()
+    }
+}
+
+/// For logs: `door`, `door#opus`, `door#@low`. No stream name contains `#`.
+impl fmt::Display for StreamKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.variant {
+            StreamVariant::Original => write!(f, "{}", self.name),
+            StreamVariant::Layer(rid) => write!(f, "{}#@{}", self.name, rid.0),
+            StreamVariant::Transcoded(target) => write!(f, "{}#{}", self.name, target.label()),
+        }
+    }
+}
+
+impl fmt::Debug for StreamKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -106,13 +163,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_transcoded_stream_cannot_be_named_from_outside() {
+    fn a_variant_is_another_stream_than_its_original_and_cannot_be_addressed_by_clients() {
         let name = StreamName::parse("yard/gate").expect("a name");
-        let transcoded = name.transcoded(TranscodeTarget::Opus);
-        assert_eq!(transcoded.as_str(), "yard/gate#opus");
-        assert_eq!(transcoded.transcode(), Some((name.clone(), TranscodeTarget::Opus)));
-        assert_eq!(name.transcode(), None);
-        assert_eq!(StreamName::parse(transcoded.as_str()), Err(StreamNameError::Character));
+        let original = StreamKey::from(&name);
+        let variants = [name.transcoded(TranscodeTarget::Opus), name.layer(&Rid("low".into()))];
+        for variant in variants {
+            assert_ne!(variant, original);
+            assert_eq!(variant.name, name);
+            assert_eq!(StreamName::parse(&variant.to_string()), Err(StreamNameError::Character));
+        }
+        assert_eq!(original.to_string(), "yard/gate");
     }
 
     #[test]

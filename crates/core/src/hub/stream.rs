@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::lock::{Rank, RankedGuard, RankedMutex};
-use super::name::StreamName;
+use super::name::StreamKey;
 use super::tap::{TapQueue, Taps};
 use super::track::Track;
 use super::traffic::Traffic;
-use crate::media::{Codec, Format, Kind, Rid, transcode};
-use crate::sdp::plan::{AvailableFormats, SourceFormats};
+use crate::media::transcode::SourceTrack;
+use crate::media::{Codec, Format, Kind, Rid};
+use crate::sdp::plan::{AvailableTrack, AvailableTracks, SourceFormats};
 
 /// Process-wide number of a stream; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,7 +91,7 @@ impl LayerSelection {
 #[derive(Debug)]
 pub struct Stream {
     pub id: StreamId,
-    pub name: StreamName,
+    pub key: StreamKey,
     pub traffic: Traffic,
     state: RankedMutex<StreamState>,
 }
@@ -113,7 +114,7 @@ pub struct StreamState {
 }
 
 impl Stream {
-    pub(super) fn new(id: StreamId, name: StreamName) -> Self {
+    pub(super) fn new(id: StreamId, key: StreamKey) -> Self {
         let state = StreamState {
             video: Track::new(Kind::Video),
             audio: Track::new(Kind::Audio),
@@ -126,7 +127,7 @@ impl Stream {
         };
         Self {
             id,
-            name,
+            key,
             traffic: Traffic::default(),
             state: RankedMutex::new(Rank::Stream, state),
         }
@@ -213,16 +214,31 @@ impl StreamState {
         std::mem::take(&mut self.key_frame_requested)
     }
 
-    /// Formats that can be offered to a viewer; `None` without a source. `can_transcode` says whether a codec can be
-    /// transcoded to a browser-playable one.
-    pub fn available_formats(&self, can_transcode: impl Fn(Codec) -> bool) -> Option<AvailableFormats> {
-        let transcodable = |kind| self.format(kind).is_some_and(|format| can_transcode(format.codec()));
-        Some(AvailableFormats {
-            formats: self.formats()?,
-            unplayable_video: self.is_unplayable(Kind::Video),
-            unplayable_audio: self.is_unplayable(Kind::Audio),
-            transcodable_video: transcodable(Kind::Video),
-            transcodable_audio: transcodable(Kind::Audio),
+    /// Returns the tracks that can be offered to a viewer; `None` without a source. `can_transcode` says whether a codec
+    /// can be transcoded to one that browsers play.
+    pub fn available_tracks(&self, can_transcode: impl Fn(Codec) -> bool) -> Option<AvailableTracks> {
+        self.source?;
+        let track = |kind| self.available_track(kind, &can_transcode);
+        Some(AvailableTracks {
+            video: track(Kind::Video),
+            audio: track(Kind::Audio),
+        })
+    }
+
+    /// Returns the track of a kind as it can be offered to a viewer.
+    pub fn available_track(&self, kind: Kind, can_transcode: impl Fn(Codec) -> bool) -> Option<AvailableTrack> {
+        let source = self.source_track(kind)?;
+        Some(AvailableTrack {
+            source,
+            can_transcode: can_transcode(source.format.codec()),
+        })
+    }
+
+    /// Returns the track of a kind as the source sends it, or as the last source did.
+    pub fn source_track(&self, kind: Kind) -> Option<SourceTrack> {
+        Some(SourceTrack {
+            format: self.format(kind)?,
+            reordered: kind == Kind::Video && self.video.is_reordered(),
         })
     }
 
@@ -270,14 +286,6 @@ impl StreamState {
     /// Number of viewers.
     pub fn viewers(&self) -> usize {
         self.subscribers.iter().map(|(_, count)| count).sum()
-    }
-
-    /// Whether browsers cannot play this kind as it is, so that a transcoded stream may replace it.
-    pub fn is_unplayable(&self, kind: Kind) -> bool {
-        self.format(kind).is_some_and(|format| {
-            let is_reordered = kind == Kind::Video && self.video.is_reordered();
-            transcode::is_unplayable(format, is_reordered)
-        })
     }
 
     /// Current format of a kind, or the last one without a source.

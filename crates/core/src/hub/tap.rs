@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use super::Hub;
 use super::mailbox::Mailbox;
-use super::name::StreamName;
+use super::name::StreamKey;
 use super::stream::Stream;
 use crate::media::packet::Packet;
 
@@ -23,11 +23,11 @@ pub struct Tap<'a> {
 }
 
 impl<'a> Tap<'a> {
-    /// Opens a tap on the stream with this name.
-    pub fn open(hub: &'a Hub, name: &StreamName, mailbox: &Arc<TapQueue>) -> Self {
+    /// Opens a tap on a stream.
+    pub fn open(hub: &'a Hub, key: impl Into<StreamKey>, mailbox: &Arc<TapQueue>) -> Self {
         Self {
             hub,
-            stream: hub.open_with(name, |state| state.tap(mailbox)),
+            stream: hub.open_with(key, |state| state.tap(mailbox)),
             mailbox: mailbox.clone(),
         }
     }
@@ -76,6 +76,7 @@ impl std::fmt::Debug for Taps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::name::StreamName;
 
     #[test]
     fn a_stream_that_is_no_longer_tapped_is_forgotten() {

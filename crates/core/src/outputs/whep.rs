@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::track::{OutTrack, Retransmissions};
-use crate::hub::name::StreamName;
+use crate::hub::name::StreamKey;
 use crate::hub::ring::{HISTORY, Ring};
 use crate::hub::stream::{LayerSelection, SourceRef, Stream, StreamId, StreamState};
 use crate::hub::traffic;
 use crate::media::packet::{Packet, TrackSeq};
 use crate::media::rtcp::{self, Message, SenderInfo};
-use crate::media::transcode::TranscodeTarget;
-use crate::media::{Codec, Format, Kind, Ssrc};
+use crate::media::transcode::TrackPlan;
+use crate::media::{Codec, Kind, Ssrc};
 use crate::sdp::plan::Playback;
 use crate::session::Session;
 use crate::session::outbox::{Destination, Outbox};
@@ -130,32 +130,32 @@ impl Viewer {
 
     /// Returns for each kind the stream that the viewer should take it from. `home` is the state of the stream itself,
     /// and `can_transcode` tells whether a codec can be transcoded.
-    pub fn wanted(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> Vec<(Kind, StreamName)> {
+    pub fn wanted(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> Vec<(Kind, StreamKey)> {
         [&self.video, &self.audio]
             .into_iter()
             .flatten()
             .map(|played| {
                 let kind = played.out.kind();
-                let name = &self.stream.name;
+                let own = &self.stream.key;
                 let layer = || match kind {
                     Kind::Video => self.layer.choose(home.layers()),
                     Kind::Audio => None,
                 };
-                let wanted = match played.needs_transcoding(home, &can_transcode) {
-                    true => Some(name.transcoded(TranscodeTarget::of(kind))),
-                    false => layer().map(|rid| name.layer(&rid)),
+                let wanted = match played.plan(home, &can_transcode) {
+                    Some(TrackPlan::Transcode(target)) => Some(own.name.transcoded(target)),
+                    Some(TrackPlan::AsIs | TrackPlan::Nothing(_)) | None => layer().map(|rid| own.name.layer(&rid)),
                 };
-                (kind, wanted.unwrap_or_else(|| name.clone()))
+                (kind, wanted.unwrap_or_else(|| own.clone()))
             })
             .collect()
     }
 
-    /// Whether a kind is taken from the stream of this name, or will be after a pending switch.
-    pub fn is_bound_for(&self, kind: Kind, name: &StreamName) -> bool {
+    /// Whether a kind is taken from this stream, or will be after a pending switch.
+    pub fn is_bound_for(&self, kind: Kind, key: &StreamKey) -> bool {
         let played = self.played(kind);
         played.is_none_or(|played| {
             let next = played.next.as_ref().map(|next| &next.stream);
-            next.unwrap_or(&played.from).name == *name
+            next.unwrap_or(&played.from).key == *key
         })
     }
 
@@ -164,7 +164,7 @@ impl Viewer {
         let started = self.started;
         let played = self.played_mut(kind)?;
         let stays = played.from.id == to.id;
-        let is_layer = |stream: &Stream| stream.name.is_layer();
+        let is_layer = |stream: &Stream| stream.key.is_layer();
         let is_smooth = started && kind == Kind::Video && (is_layer(&to) || is_layer(&played.from));
         let after = is_smooth.then(|| (to.lock().video.ring.key_frame(), now + LAYER_SWITCH_TIMEOUT));
         let next = (!stays).then_some(Next { stream: to, after });
@@ -491,14 +491,10 @@ impl Played {
         }
     }
 
-    /// Whether the viewer cannot play the stream's format, but can play a transcode of it.
-    fn needs_transcoding(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> bool {
-        let kind = self.out.kind();
-        let Some(codec) = home.format(kind).map(Format::codec) else {
-            return false;
-        };
-        let plays = self.out.can_take(codec) && !home.is_unplayable(kind);
-        !plays && can_transcode(codec) && self.out.can_take(TranscodeTarget::of(kind).format().codec())
+    /// How the track reaches the viewer; `None` as long as the stream has no such track.
+    fn plan(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> Option<TrackPlan> {
+        let track = home.available_track(self.out.kind(), can_transcode)?;
+        Some(track.plan(|format| self.out.can_take(format.codec())))
     }
 
     fn change(&mut self, now: Instant) -> Option<Arc<Stream>> {

@@ -1,5 +1,6 @@
 //! The result of a negotiation as plain data, for `session` and `shard`. Nothing here depends on SDP text.
 
+use crate::media::transcode::{self, SourceTrack, TrackPlan, TranscodeTarget};
 use crate::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
 
 /// ICE username fragment and password of one side (RFC 8839 §5.4).
@@ -160,18 +161,46 @@ pub struct SourceFormats {
     pub audio: Option<Format>,
 }
 
-/// The formats of a stream, and whether they can be transcoded for viewers that cannot play them.
+/// The tracks that a stream can offer to viewers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AvailableFormats {
-    pub formats: SourceFormats,
-    /// No browser can play the video without transcoding.
-    pub unplayable_video: bool,
-    /// No browser can play the audio without transcoding.
-    pub unplayable_audio: bool,
-    /// The video can be transcoded to H.264 on demand.
-    pub transcodable_video: bool,
-    /// The audio can be transcoded to Opus on demand.
-    pub transcodable_audio: bool,
+pub struct AvailableTracks {
+    pub video: Option<AvailableTrack>,
+    pub audio: Option<AvailableTrack>,
+}
+
+/// A track as its source sends it, and whether it can be transcoded on demand: video to H.264, audio to Opus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AvailableTrack {
+    pub source: SourceTrack,
+    pub can_transcode: bool,
+}
+
+impl AvailableTrack {
+    /// Decides how the track reaches a WebRTC viewer that can receive the formats that `takes` says.
+    pub fn plan(&self, takes: impl Fn(Format) -> bool) -> TrackPlan {
+        let target = TranscodeTarget::of(self.source.format.codec().kind());
+        let accepts = |track: SourceTrack| track.is_webrtc() && takes(track.format);
+        transcode::plan(self.source, target, self.can_transcode, accepts)
+    }
+
+    /// Returns the format that a viewer is sent by a plan. Without any, that is the format that it is told it cannot play.
+    pub fn format_by(&self, plan: TrackPlan) -> Format {
+        match plan {
+            TrackPlan::Transcode(target) => target.format(),
+            TrackPlan::AsIs | TrackPlan::Nothing(_) => self.source.format,
+        }
+    }
+}
+
+impl AvailableTracks {
+    /// Returns the formats that a viewer is sent that can receive the formats that `takes` says.
+    pub fn formats_for(&self, takes: impl Fn(Format) -> bool) -> SourceFormats {
+        let format = |track: AvailableTrack| track.format_by(track.plan(&takes));
+        SourceFormats {
+            video: self.video.map(format),
+            audio: self.audio.map(format),
+        }
+    }
 }
 
 impl SourceFormats {

@@ -6,8 +6,7 @@ use super::codec::{DOUBTFUL, OfferedCodec, sendable, suitability};
 use super::error::OfferError;
 use super::extension::HeaderExtension;
 use super::offer::{Direction, MediaSection, Offer, Section};
-use super::plan::{AvailableFormats, Feedback, OutgoingTrack, Playback, SourceFormats};
-use crate::media::transcode::TranscodeTarget;
+use super::plan::{AvailableTracks, Feedback, OutgoingTrack, Playback, SourceFormats};
 use crate::media::{Format, Kind, Ssrc};
 
 /// Answers a WHEP offer. Returns what the session will send, and the SDP.
@@ -38,8 +37,8 @@ pub fn answer_viewer(
     let mut replies = Vec::new();
     let mut serves = false;
     for (index, section, media) in offer.media() {
-        let available_formats = source.of(media.kind);
-        let chosen = match available_formats {
+        let format = source.of(media.kind);
+        let chosen = match format {
             _ if tracks.iter().any(|track| track.kind == media.kind) => None,
             Some(format) => choose(format, media),
             None if media.kind == Kind::Audio => Some(sendable(&media.codecs)).filter(|codecs| !codecs.is_empty()),
@@ -51,7 +50,7 @@ pub fn answer_viewer(
             }
             continue;
         };
-        serves |= available_formats.is_some();
+        serves |= format.is_some();
         let (track, reply) = accept(index, section, media, &codecs, &cname, &mut || ssrcs.next(random));
         tracks.push(track);
         replies.push(reply);
@@ -73,32 +72,13 @@ pub fn answer_viewer(
     Ok((playback, text))
 }
 
-/// Returns the formats that a viewer will be sent: the stream's own format of each kind if the offer can receive it, or
-/// else the format of its transcode.
-pub fn formats_for(offer: &Offer, available_formats: &AvailableFormats) -> SourceFormats {
-    let takes = |format: Format| {
+/// Returns the formats that the viewer behind an offer is sent.
+pub fn formats_for(offer: &Offer, available: &AvailableTracks) -> SourceFormats {
+    available.formats_for(|format| {
         let sections = offer.media().map(|(_, _, media)| media);
         let mut of_kind = sections.filter(|media| media.kind == format.codec().kind());
         of_kind.any(|media| choose(format, media).is_some())
-    };
-    let of = |kind, unplayable, transcodable| {
-        let format = available_formats.formats.of(kind)?;
-        let transcode = TranscodeTarget::of(kind).format();
-        let is_transcoded = transcodable && (unplayable || !takes(format)) && takes(transcode);
-        Some(if is_transcoded { transcode } else { format })
-    };
-    SourceFormats {
-        video: of(
-            Kind::Video,
-            available_formats.unplayable_video,
-            available_formats.transcodable_video,
-        ),
-        audio: of(
-            Kind::Audio,
-            available_formats.unplayable_audio,
-            available_formats.transcodable_audio,
-        ),
-    }
+    })
 }
 
 /// WHEP §4.3.5.
@@ -211,11 +191,10 @@ fn opus(offered: Format) -> &'static str {
 
 fn takes(offer: &Offer, source: &SourceFormats) -> String {
     let sections = offer.media().map(|(_, _, media)| {
-        let available_formats = source.of(media.kind);
-        let is_carried =
-            |codec: &OfferedCodec| available_formats.is_some_and(|format| format.codec() == codec.format.codec());
+        let format = source.of(media.kind);
+        let is_carried = |codec: &OfferedCodec| format.is_some_and(|format| format.codec() == codec.format.codec());
         // The offer has the codec, but not the packetization mode.
-        let lacks = match available_formats {
+        let lacks = match format {
             Some(Format::H264 { .. }) if media.codecs.iter().any(is_carried) => ", but not in packetization mode 1",
             _ => "",
         };

@@ -331,7 +331,7 @@ impl Core {
                 publisher.connected(now, &self.shared.hub);
             }
             Role::Viewer(viewer) => {
-                info!(session = ?peer.id, stream = %viewer.stream.name, remote, ?took, "viewer connected");
+                info!(session = ?peer.id, stream = %viewer.stream.key, remote, ?took, "viewer connected");
                 let stream = viewer.stream.clone();
                 let requests = viewer.start(now, &mut stream.lock());
                 let source = requests
@@ -587,7 +587,7 @@ impl Core {
                     self.unsubscribe(&stream, key);
                 }
                 self.unsubscribe(&viewer.stream, key);
-                ("viewer", viewer.stream.name.clone())
+                ("viewer", viewer.stream.key.name.clone())
             }
         };
         let session = peer.id;

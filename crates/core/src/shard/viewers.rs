@@ -81,15 +81,15 @@ impl Core {
         let home = viewer.stream.clone();
         let wanted = viewer.wanted(&home.lock(), |codec| hub.can_transcode(codec));
         let mut left = Vec::new();
-        for (kind, name) in wanted {
-            if viewer.is_bound_for(kind, &name) {
+        for (kind, stream) in wanted {
+            if viewer.is_bound_for(kind, &stream) {
                 continue;
             }
-            let to = if name == home.name {
+            let to = if stream == home.key {
                 home.clone()
             } else {
                 let shard = self.index;
-                let to = hub.open_with(&name, |state| state.subscribe(shard));
+                let to = hub.open_with(&stream, |state| state.subscribe(shard));
                 self.subscriptions.entry(to.id).or_default().push(key);
                 to
             };

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::whip::Published;
 use crate::hub::Hub;
 use crate::hub::intake::{Intake, ReceivedPacket};
-use crate::hub::name::StreamName;
+use crate::hub::name::StreamKey;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
 use crate::media::packet::Packet;
 use crate::media::packetizer::{Packetizer, PacketizerError, Payload, annex_b, length_prefixed};
@@ -34,7 +34,7 @@ pub trait FanOut: Send + Sync {
 
 /// A source of whole frames.
 pub struct FrameSource {
-    name: StreamName,
+    key: StreamKey,
     source: SourceRef,
     stream: Option<Arc<Stream>>,
     tracks: Vec<FrameTrack>,
@@ -102,8 +102,8 @@ impl FrameSource {
     /// # Errors
     ///
     /// [`PacketizerError::Codec`] for a codec that cannot be packetized.
-    pub fn new(name: StreamName, id: SessionId, tracks: &[Announced]) -> Result<Self, PacketizerError> {
-        Self::with(name, id, tracks, Intake::new)
+    pub fn new(key: impl Into<StreamKey>, id: SessionId, tracks: &[Announced]) -> Result<Self, PacketizerError> {
+        Self::with(key.into(), id, tracks, Intake::new)
     }
 
     /// As [`Self::new`], for a source whose timestamps are those of another stream, such as a transcode of it.
@@ -111,12 +111,16 @@ impl FrameSource {
     /// # Errors
     ///
     /// As for [`Self::new`].
-    pub fn keeping_time(name: StreamName, id: SessionId, tracks: &[Announced]) -> Result<Self, PacketizerError> {
-        Self::with(name, id, tracks, Intake::keeping_time)
+    pub fn keeping_time(
+        key: impl Into<StreamKey>,
+        id: SessionId,
+        tracks: &[Announced],
+    ) -> Result<Self, PacketizerError> {
+        Self::with(key.into(), id, tracks, Intake::keeping_time)
     }
 
     fn with(
-        name: StreamName,
+        key: StreamKey,
         id: SessionId,
         tracks: &[Announced],
         intake: fn() -> Intake,
@@ -131,7 +135,7 @@ impl FrameSource {
             takes_key_frame_requests: false,
         };
         Ok(Self {
-            name,
+            key,
             source,
             stream: None,
             tracks,
@@ -242,7 +246,7 @@ impl FrameSource {
         }
         let (source, formats) = (self.source, self.formats());
         let mut attached = false;
-        let stream = hub.open_with(&self.name, |state| {
+        let stream = hub.open_with(&self.key, |state| {
             if state.source().is_none() {
                 state.attach(source, &formats);
                 attached = true;
@@ -366,6 +370,7 @@ impl FrameTrack {
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 mod tests {
     use super::*;
+    use crate::hub::name::StreamName;
     use std::time::Duration;
 
     const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
@@ -402,7 +407,7 @@ mod tests {
         feed.take_video(t, 0, &unit(&[&[0x41; 20]]), Framing::Lengths)
             .expect("a frame");
         let early = feed.publish(&hub);
-        assert!(early.packets.is_empty() && !early.displaced && hub.find(&name()).is_none());
+        assert!(early.packets.is_empty() && !early.displaced && hub.find(name()).is_none());
         feed.take_video(t, 3000, &key_frame(), Framing::Lengths)
             .expect("a frame");
         feed.take_audio(t, 160, &Bytes::from_static(&[0xd5; 160]))
@@ -413,13 +418,13 @@ mod tests {
             1 + 3 + 1,
             "parameter sets, three fragments, audio"
         );
-        let state = hub.find(&name()).expect("a stream");
+        let state = hub.find(name()).expect("a stream");
         let formats = state.lock().formats().expect("a source");
         assert!(matches!(formats.video, Some(Format::H264 { .. })));
         assert_eq!(formats.audio, Some(Format::Pcma));
         assert!(state.lock().video.ring.key_frame().is_some());
         feed.ended(&hub);
-        assert!(hub.find(&name()).is_none());
+        assert!(hub.find(name()).is_none());
     }
 
     #[test]
@@ -436,7 +441,7 @@ mod tests {
             takes_key_frame_requests: true,
         };
         let formats = camera.formats();
-        let stream = hub.open_with(&name(), |state| {
+        let stream = hub.open_with(name(), |state| {
             let replaced = state.attach(publisher, &formats);
             assert_eq!(replaced.map(|source| source.shard), Some(ShardIndex::NONE));
         });
@@ -458,7 +463,7 @@ mod tests {
             .take_video(t, 0, &key_frame(), Framing::Lengths)
             .expect("a frame");
         camera.publish(&hub);
-        let stream = hub.find(&name()).expect("a stream");
+        let stream = hub.find(name()).expect("a stream");
         assert_eq!(stream.lock().request_key_frame_of_source(), None);
         assert!(!camera.take_key_frame_request());
 
@@ -475,18 +480,18 @@ mod tests {
         pipeline
             .take_video(t, 0, &key_frame(), Framing::Lengths)
             .expect("a frame");
-        let _viewer = hub.open_with(&name(), |state| state.subscribe(ShardIndex(0)));
+        let _viewer = hub.open_with(name(), |state| state.subscribe(ShardIndex(0)));
         pipeline.publish(&hub);
         assert!(!pipeline.take_key_frame_request());
         pipeline.set_takes_key_frame_requests(false);
-        let stream = hub.find(&name()).expect("a stream");
+        let stream = hub.find(name()).expect("a stream");
         assert_eq!(stream.lock().request_key_frame_of_source(), None);
     }
 
     #[test]
     fn a_camera_that_comes_back_continues_the_sequence() {
         let (hub, t) = (Hub::default(), Instant::now());
-        let stream = hub.open_with(&name(), |state| state.subscribe(ShardIndex(0)));
+        let stream = hub.open_with(name(), |state| state.subscribe(ShardIndex(0)));
         let mut last = None;
         for (id, at) in [(1, t), (2, t + Duration::from_secs(20))] {
             let mut camera = feed(id);

@@ -12,7 +12,7 @@ use super::incoming::Incoming;
 use super::whip::LayerBatch;
 use crate::hub::Hub;
 use crate::hub::intake::{Intake, ReceivedPacket};
-use crate::hub::name::StreamName;
+use crate::hub::name::{StreamKey, StreamName};
 use crate::hub::stream::{Layer, SessionId, SourceRef, Stream, StreamState};
 use crate::media::Kind;
 use crate::media::packet::TrackTime;
@@ -37,7 +37,7 @@ struct LayerTrack {
     change: Change,
     formats: SourceFormats,
     resolution: Option<(u16, u16)>,
-    name: Option<StreamName>,
+    key: Option<StreamKey>,
 }
 
 /// Interval at which the list of layers is updated.
@@ -74,7 +74,7 @@ impl Layers {
                 change: Change::default(),
                 formats: SourceFormats::default(),
                 resolution: None,
-                name: None,
+                key: None,
             });
             self.tracks.len() - 1
         });
@@ -113,7 +113,7 @@ impl Layers {
         for layer in &mut self.tracks {
             let encoding = video.encodings.get(layer.encoding);
             let rid = encoding.and_then(|encoding| encoding.rid.as_ref());
-            layer.name = rid.map(|rid| name.layer(rid));
+            layer.key = rid.map(|rid| name.layer(rid));
         }
     }
 
@@ -161,7 +161,7 @@ impl LayerTrack {
         let arrived = std::mem::take(&mut self.arrived);
         let change = std::mem::take(&mut self.change);
         // Timestamps can be aligned only once the main stream has one.
-        let (name, anchor) = (self.name.as_ref()?, anchor?);
+        let (key, anchor) = (self.key.as_ref()?, anchor?);
         if arrived.is_empty() {
             return None;
         }
@@ -169,7 +169,7 @@ impl LayerTrack {
             Some(stream) => stream.clone(),
             None => {
                 let formats = self.formats;
-                let stream = hub.open_with(name, |state| {
+                let stream = hub.open_with(key, |state| {
                     state.attach(source, &formats);
                 });
                 self.stream.insert(stream).clone()
