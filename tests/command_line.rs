@@ -6,6 +6,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+#[path = "command_line/mistakes.rs"]
+mod mistakes;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The program on free ports, with nothing of the environment of the tests.
@@ -162,7 +165,7 @@ fn ten_mistakes_of_one_file_are_ten_messages_with_their_lines() {
         ("[http]", ""),
         (
             "listen = 8080",
-            "`http.listen` is 8080: expected an address with a port, such as \"[::]:8080\" or \"127.0.0.1:0\"",
+            "`http.listen` is 8080: expected an IP address and a port, such as \"[::]:8080\" or \"127.0.0.1:8080\"",
         ),
         (
             "cors_origin = \"*\"",
@@ -181,7 +184,10 @@ fn ten_mistakes_of_one_file_are_ten_messages_with_their_lines() {
             "shards = \"many\"",
             "`webrtc.shards` is \"many\": expected a whole number from 0 to 64",
         ),
-        ("shards = 2", "duplicate key `webrtc.shards`"),
+        (
+            "shards = 2",
+            "duplicate key `webrtc.shards`: it is set in line 7 already; remove one of them",
+        ),
         ("[ice]", ""),
         (
             "turn_lifetime = 3601",
@@ -190,7 +196,10 @@ fn ten_mistakes_of_one_file_are_ten_messages_with_their_lines() {
         ("[limts]", "unknown section `limts` (did you mean `limits`?)"),
         ("connections = 1", ""),
         ("[log]", ""),
-        ("level = loud", "text has to be in quotes"),
+        (
+            "level = loud",
+            "`log.level`: expected a string in quotes (\"text\"), a number, `true` or `false`",
+        ),
         ("[streams.\"door\"]", ""),
         (
             "rtsp = \"rtsp://user:a#b@192.0.2.1/cam\"",
@@ -271,7 +280,7 @@ fn check_beside_the_running_gateway_is_no_failure() {
 fn an_old_name_is_warned_of_and_works() {
     let output = run(program(&["check"]).env("MILLSTREAM_PIPELINES__REPAIR", "false"));
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let wanted = "warning: MILLSTREAM_PIPELINES__REPAIR: `pipelines.repair` is now called `pipelines.transcode`";
+    let wanted = "warning: MILLSTREAM_PIPELINES__REPAIR: `pipelines.repair` was renamed to `pipelines.transcode`";
     assert!(text(&output.stdout).contains(wanted), "{}", text(&output.stdout));
     let gateway = Running::start({
         let mut command = program(&["serve"]);

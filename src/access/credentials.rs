@@ -105,8 +105,7 @@ fn fixed(config: &TokenConfig) -> Result<FixedToken, Vec<Mistake>> {
         (Some(token), None, None) => Some(token.clone()),
         (None, Some(file), None) => in_file(file).map_err(|problem| refuse("token_file", problem)).ok(),
         (None, None, Some(variable)) => {
-            let text = named(variable).map_err(str::to_owned);
-            let token = text.and_then(|text| {
+            let token = named(variable).and_then(|text| {
                 Secret::new(text.trim()).ok_or_else(|| format!("refers to a variable that {INVALID_TOKEN}"))
             });
             token.map_err(|problem| refuse("token_env", problem)).ok()
@@ -205,7 +204,7 @@ mod tests {
             "`auth.tokens[2].token_file` cannot be read: /nonexistent: ",
             "`auth.tokens[2].publish` has the pattern \"a b\": expected letters",
             "`auth.tokens[3]` has no permission",
-            "`auth.tokens[4].token_env` names an environment variable that is not set",
+            "`auth.tokens[4].token_env` names the environment variable `MILLSTREAM_TEST_THAT_IS_NOT_SET`, which is not set",
         ];
         let found = problems(&auth);
         assert_eq!(found.len(), wanted.len(), "{found:#?}");

@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::mistake::{Mistake, Place, Problem};
+use super::syntax::{explain, is_unclosed};
 
 /// The text of a file, read as far as that goes.
 pub(super) struct Document<'a> {
@@ -47,6 +48,7 @@ impl<'a> Document<'a> {
         let mut places = BTreeMap::new();
         document.walk(&document.table, "", &mut places);
         document.places = places;
+        document.find_first_lines();
         document
     }
 
@@ -92,6 +94,11 @@ impl<'a> Document<'a> {
         self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default()
     }
 
+    fn line(&self, at: usize) -> &'a str {
+        let rest = self.text.get(self.line_start(at)..).unwrap_or_default();
+        rest.lines().next().unwrap_or_default()
+    }
+
     fn walk(&self, table: &DeTable<'_>, path: &str, places: &mut BTreeMap<String, Place>) {
         for (key, value) in table {
             let path = joined(path, key.get_ref());
@@ -118,7 +125,7 @@ impl<'a> Document<'a> {
             .iter()
             .map(|error| {
                 let span = error.span().unwrap_or_default();
-                let open = unclosed(error.message()).then(|| self.opening(span.start)).flatten();
+                let open = is_unclosed(error.message()).then(|| self.opening(span.start)).flatten();
                 (open.unwrap_or(span.start), error.message(), span)
             })
             .collect();
@@ -126,7 +133,7 @@ impl<'a> Document<'a> {
         // All the rest of the file was read as part of what is not closed.
         let open = found
             .iter()
-            .find(|(at, message, span)| unclosed(message) && *at < span.start);
+            .find(|(at, message, span)| is_unclosed(message) && *at < span.start);
         let end = open.map_or(usize::MAX, |(at, ..)| *at);
         let mut last = None;
         for (at, message, span) in found.into_iter().filter(|(at, ..)| *at <= end) {
@@ -134,26 +141,24 @@ impl<'a> Document<'a> {
                 continue;
             }
             let place = Some(self.place(at));
+            let line = self.line(at);
+            let is_header = line.trim_start().starts_with('[');
             if message == "duplicate key" {
-                let mistake = Mistake::of(self.path_at(&span), Problem::Duplicate);
+                let problem = Problem::Duplicate {
+                    is_table: is_header,
+                    first_line: None,
+                };
+                let mistake = Mistake::of(self.path_at(&span), problem);
                 self.duplicates.push(Mistake { place, ..mistake });
                 continue;
             }
-            let mistake = Mistake::of("", Problem::Syntax(plain(message, span.is_empty())));
-            let line = self
-                .text
-                .get(self.line_start(at)..)
-                .and_then(|rest| rest.lines().next());
-            let is_structural = |line: &str| {
-                unclosed(message)
-                    || line.trim_start().starts_with('[')
-                    || line.contains("\"\"\"")
-                    || line.contains("'''")
-            };
+            let problem = Problem::Syntax(explain(message, line, span.is_empty()));
+            let mistake = Mistake::of(self.key_of_value(at), problem);
+            let is_structural = is_unclosed(message) || is_header || line.contains("\"\"\"") || line.contains("'''");
             self.errors.push(SyntaxError {
                 at,
                 mistake: Mistake { place, ..mistake },
-                is_structural: line.is_none_or(is_structural),
+                is_structural,
             });
         }
         self.drop_repeated_tables();
@@ -173,6 +178,38 @@ impl<'a> Document<'a> {
         });
     }
 
+    /// Adds to each duplicate the line that it repeats.
+    fn find_first_lines(&mut self) {
+        for index in 0..self.duplicates.len() {
+            let line = self.duplicates.get(index).and_then(|mistake| self.first_line(mistake));
+            if let Some(Mistake {
+                problem: Problem::Duplicate { first_line, .. },
+                ..
+            }) = self.duplicates.get_mut(index)
+            {
+                *first_line = line;
+            }
+        }
+    }
+
+    fn first_line(&self, duplicate: &Mistake) -> Option<usize> {
+        let is_header = |line: &str| {
+            let header = line
+                .trim_start()
+                .strip_prefix('[')
+                .and_then(|rest| rest.split(']').next());
+            header.is_some_and(|header| canonical(header.trim()) == duplicate.key)
+        };
+        // The places of tables are those of their last headers.
+        let line = match (&duplicate.problem, self.places.get(&duplicate.key)) {
+            (Problem::Duplicate { is_table: true, .. }, _) => self.text.lines().position(is_header)? + 1,
+            (_, Some(Place::Line { line, .. })) => *line,
+            _ => return None,
+        };
+        let is_before = !matches!(&duplicate.place, Some(Place::Line { line: own, .. }) if *own <= line);
+        is_before.then_some(line)
+    }
+
     /// Where the array or table begins that is not closed at `end`.
     fn opening(&self, end: usize) -> Option<usize> {
         fn find(value: &Spanned<DeValue<'_>>, end: usize) -> Option<usize> {
@@ -187,22 +224,57 @@ impl<'a> Document<'a> {
         self.table.iter().find_map(|(_, value)| find(value, end))
     }
 
-    /// The path of the key at a place, by the header above it.
+    /// Returns the path of a key by the header above it.
     fn path_at(&self, key: &Range<usize>) -> String {
         let start = self.line_start(key.start);
         let line = self.text.get(start..key.end).unwrap_or_default().trim();
         if let Some(header) = line.strip_prefix('[') {
-            return header.trim_start_matches('[').trim().to_owned();
+            return canonical(header.trim_start_matches('[').trim());
         }
-        // In an inline table what stands before it is no path.
+        // Within an inline table the path is not known.
         if line.contains(['=', '{', ',']) {
             return self.text.get(key.clone()).unwrap_or_default().to_owned();
         }
         let above = self.text.get(..start).unwrap_or_default();
         let header = above.lines().rev().map(str::trim).find(|line| line.starts_with('['));
         let header = header.and_then(|line| line.trim_start_matches('[').split(']').next());
-        header.map_or_else(|| line.to_owned(), |header| format!("{}.{line}", header.trim()))
+        header.map_or_else(
+            || canonical(line),
+            |header| canonical(&format!("{}.{line}", header.trim())),
+        )
     }
+
+    /// Returns the path of the key whose value begins or ends at a position, if the line sets one.
+    fn key_of_value(&self, at: usize) -> String {
+        let start = self.line_start(at);
+        let before = self.text.get(start..at).unwrap_or_default();
+        let Some((name, _)) = before.split_once('=') else {
+            return String::new();
+        };
+        let is_part = |c: char| c.is_ascii_alphanumeric() || "_-.\"".contains(c);
+        let is_key = !name.trim().is_empty() && name.trim().chars().all(is_part);
+        match is_key {
+            true => self.path_at(&(start..start + name.len())),
+            false => String::new(),
+        }
+    }
+}
+
+/// Returns a path of TOML as [`joined`] writes it, without quotes around names that need none.
+fn canonical(path: &str) -> String {
+    let text = format!("{path} = 0");
+    let Ok(table) = DeTable::parse(&text) else {
+        return path.to_owned();
+    };
+    let (mut path, mut table) = (String::new(), table.get_ref());
+    while let Some((name, value)) = table.iter().next() {
+        path = joined(&path, name.get_ref());
+        match value.get_ref() {
+            DeValue::Table(inner) => table = inner,
+            _ => break,
+        }
+    }
+    path
 }
 
 /// Longest value that is shown, in characters.
@@ -234,42 +306,4 @@ pub fn joined(path: &str, key: &str) -> String {
         false => format!("{key:?}"),
     };
     if path.is_empty() { key } else { format!("{path}.{key}") }
-}
-
-fn unclosed(message: &str) -> bool {
-    message.starts_with("unclosed array,") || message.starts_with("unclosed inline table")
-}
-
-/// The words of the parser, where they are plain enough, or better ones. `is_missing`: there is nothing at the place.
-fn plain(message: &str, is_missing: bool) -> String {
-    let starts = |words: &[&str]| words.iter().any(|word| message.starts_with(word));
-    let plain = if is_missing && starts(&["string values must be quoted"]) {
-        "the value is missing"
-    } else if starts(&["string values must be quoted", "missing opening quote"]) {
-        "text has to be in quotes"
-    } else if starts(&[
-        "invalid float",
-        "invalid integer",
-        "invalid datetime",
-        "unexpected leading zero",
-    ]) {
-        "not a number; text has to be in quotes"
-    } else if starts(&["invalid boolean"]) {
-        "expected `true` or `false`"
-    } else if starts(&["invalid basic string", "invalid literal string"]) {
-        "the text has no closing quote, or holds a control character"
-    } else if starts(&["missing escaped value"]) {
-        "unknown escape in a text; write a backslash as `\\\\`, or the text in single quotes"
-    } else if starts(&["unclosed array,"]) {
-        "the list that begins here has no closing `]`"
-    } else if starts(&["unclosed inline table"]) {
-        "the table that begins here has no closing `}`"
-    } else if starts(&["unclosed table", "unclosed array table"]) {
-        "the header has no closing `]`"
-    } else if starts(&["key with no value", "invalid unquoted key"]) {
-        "expected `key = value`"
-    } else {
-        message.trim_end_matches(", expected nothing")
-    };
-    plain.to_owned()
 }

@@ -74,8 +74,8 @@ fn unknown(name: &str, keys: &[&Key]) -> Problem {
     let near = nearest(&own(name), parts.iter().map(String::as_str));
     let hint = match near {
         Some(near) => Hint::Near(vec![format!("{PREFIX}{near}")]),
-        None if name.starts_with("MILLSTREAM_STREAM") => Hint::Text("; streams can be set in the file only"),
-        None => Hint::Text("; `millstream --help` lists all"),
+        None if name.starts_with("MILLSTREAM_STREAM") => Hint::Text("; streams can be configured in the file only"),
+        None => Hint::Text("; `millstream --help` lists all keys"),
     };
     Problem::Unknown {
         what: "environment variable",
@@ -105,16 +105,27 @@ fn is_service_link(name: &str, value: &str) -> bool {
         || (name == "MILLSTREAM_NAME" && value.starts_with('/'))
 }
 
-/// The value of a variable that the configuration names.
+/// Returns the value of an environment variable that the configuration names.
 ///
 /// # Errors
 ///
 /// What is wrong with it, to follow the key.
 #[expect(clippy::disallowed_methods, reason = "this is config")]
-pub fn named(variable: &str) -> Result<String, &'static str> {
+pub fn named(variable: &str) -> Result<String, String> {
+    // Some operators write the secret itself where the name of its variable belongs.
+    let is_name = variable
+        .bytes()
+        .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+    let (variable_text, hint) = match is_name {
+        true => (format!("the environment variable `{variable}`, which"), ""),
+        false => (
+            "an environment variable that".to_owned(),
+            ": expected the name of a variable, such as `TOKEN`",
+        ),
+    };
     std::env::var(variable).map_err(|error| match error {
-        std::env::VarError::NotPresent => "names an environment variable that is not set",
-        std::env::VarError::NotUnicode(_) => "names an environment variable that is not UTF-8",
+        std::env::VarError::NotPresent => format!("names {variable_text} is not set{hint}"),
+        std::env::VarError::NotUnicode(_) => format!("names {variable_text} is not UTF-8"),
     })
 }
 
@@ -137,9 +148,12 @@ mod tests {
                 "MILLSTREAM_WEBRTC_MAX_SESSION",
                 " (did you mean `MILLSTREAM_WEBRTC__MAX_SESSIONS`?)",
             ),
-            ("MILLSTREAM_HTTP__PORT", "; `millstream --help` lists all"),
-            ("MILLSTREAM_HTTP_PORT", "; `millstream --help` lists all"),
-            ("MILLSTREAM_STREAMS__DOOR", "; streams can be set in the file only"),
+            ("MILLSTREAM_HTTP__PORT", "; `millstream --help` lists all keys"),
+            ("MILLSTREAM_HTTP_PORT", "; `millstream --help` lists all keys"),
+            (
+                "MILLSTREAM_STREAMS__DOOR",
+                "; streams can be configured in the file only",
+            ),
         ] {
             assert_eq!(
                 mistakes(name, "s3cret"),

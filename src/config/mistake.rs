@@ -30,8 +30,8 @@ pub enum Place {
 pub enum Problem {
     /// The file is not TOML, or cannot be read.
     Syntax(String),
-    /// The key is set twice.
-    Duplicate,
+    /// The key or table is there twice; `first_line` is the line of the first one, if it is known.
+    Duplicate { is_table: bool, first_line: Option<usize> },
     /// There is no such `what`: a key, a section, an environment variable.
     Unknown { what: &'static str, hint: Hint },
     /// The value is not one of the key; `shown` is how it is written, unless it may be a secret.
@@ -168,17 +168,32 @@ impl fmt::Display for Mistake {
         }
         let key = &self.key;
         match &self.problem {
-            Problem::Syntax(problem) => f.write_str(problem),
-            Problem::Duplicate => write!(f, "duplicate key `{key}`"),
+            Problem::Syntax(problem) if key.is_empty() => f.write_str(problem),
+            Problem::Syntax(problem) => write!(f, "`{key}`: {problem}"),
+            Problem::Duplicate { is_table, first_line } => duplicate(f, key, *is_table, *first_line),
             Problem::Unknown { what, hint } if key.is_empty() => write!(f, "unknown {what}{hint}"),
             Problem::Unknown { what, hint } => write!(f, "unknown {what} `{key}`{hint}"),
             Problem::Value { shown, expected } => match shown {
                 Some(shown) => write!(f, "`{key}` is {shown}: {expected}"),
-                None => write!(f, "`{key}` has a value that cannot be used: {expected}"),
+                None => write!(f, "`{key}` has an invalid value: {expected}"),
             },
             Problem::Missing(problem) | Problem::Unusable(problem) => write!(f, "`{key}` {problem}"),
         }
     }
+}
+
+fn duplicate(f: &mut fmt::Formatter<'_>, key: &str, is_table: bool, first_line: Option<usize>) -> fmt::Result {
+    let what = if is_table { "table" } else { "key" };
+    write!(f, "duplicate {what} `{key}`: ")?;
+    if let Some(line) = first_line {
+        let verb = if is_table { "begins" } else { "is set" };
+        write!(f, "it {verb} in line {line} already; ")?;
+    }
+    f.write_str(match is_table {
+        true if key.starts_with("streams.") => "merge the two, or rename one of them",
+        true => "merge the two",
+        false => "remove one of them",
+    })
 }
 
 impl fmt::Display for Place {
@@ -196,7 +211,8 @@ impl fmt::Display for Hint {
         match self {
             Self::Near(names) => write!(f, " (did you mean {}?)", listed(names, "or")),
             Self::Known(names) if names.is_empty() => Ok(()),
-            Self::Known(names) => write!(f, "; known are {}", listed(names, "and")),
+            Self::Known(names) if names.len() == 1 => write!(f, "; expected {}", listed(names, "or")),
+            Self::Known(names) => write!(f, "; expected one of {}", listed(names, "or")),
             Self::Text(text) => f.write_str(text),
         }
     }

@@ -5,7 +5,7 @@
 //!
 //! * `sections`, `auth`, `streams`: the keys, each declared once with its type, default, meaning, and [`Reload`].
 //! * `values`: how values are read, and what is expected instead of another one.
-//! * `document`, `environment`: where values come from, with their places.
+//! * `document`, `syntax`, `environment`: where values come from, with their places.
 //! * `reader`: reads key by key, so that all mistakes are found.
 //! * `renames`: old names of keys.
 //!
@@ -31,6 +31,7 @@ pub mod secret;
 pub mod section;
 mod sections;
 mod streams;
+mod syntax;
 mod values;
 
 pub use self::auth::{Auth, TokenConfig};

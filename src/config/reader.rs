@@ -172,6 +172,7 @@ impl<'a> Reader<'a> {
             };
             if let Err(expected) = probe::<S>(&name, &value) {
                 let shown = match value.get_ref() {
+                    DeValue::String(text) if text.is_empty() => Some("\"\"".to_owned()),
                     _ if key.is_secret => None,
                     DeValue::Table(_) => Some("a table".to_owned()),
                     _ => self.document.shown(value.span()),
@@ -193,8 +194,12 @@ impl<'a> Reader<'a> {
             };
             let name = Spanned::new(0..0, key.name.into());
             let value = Spanned::new(0..0, DeValue::String(text.clone().into()));
-            if let Err(expected) = probe::<S>(&name, &value) {
-                let shown = (!key.is_secret).then(|| shown(&format!("{text:?}"))).flatten();
+            if let Err(mut expected) = probe::<S>(&name, &value) {
+                let is_shown = !key.is_secret || text.is_empty();
+                let shown = is_shown.then(|| shown(&format!("{text:?}"))).flatten();
+                if expected.contains(" a list of ") {
+                    expected += "; in a variable, separate the items by commas";
+                }
                 let place = Some(Place::Variable(variable.clone()));
                 let mistake = Mistake::of(key.path, Problem::Value { shown, expected });
                 self.mistakes.push(Mistake { place, ..mistake });

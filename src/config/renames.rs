@@ -123,12 +123,15 @@ impl Moved {
         let (list, text) = match found.is_twice {
             true => (
                 &mut self.mistakes,
-                format!("is the old name of `{}`, which is set too", found.new),
+                format!(
+                    "is the old name of `{}`, which is set too: remove the old one",
+                    found.new
+                ),
             ),
             false => (
                 &mut self.warnings,
                 format!(
-                    "is now called `{}`; the next version does not read the old name",
+                    "was renamed to `{}`; the next version will not accept the old name",
                     found.new
                 ),
             ),
@@ -178,13 +181,13 @@ mod tests {
         assert_eq!(stream["rtsp"].get_ref().as_str(), Some("rtsp://a/"));
         assert_eq!(variables.values["log.format"].1, "json");
         assert!(document.places.contains_key("streams.a.rtsp"));
-        let rest = "the next version does not read the old name";
+        let rest = "the next version will not accept the old name";
         assert_eq!(
             warnings,
             [
-                format!("test.toml, line 2, column 1: `old.place` is now called `log.level`; {rest}"),
-                format!("test.toml, line 4, column 1: `streams.a.url` is now called `streams.a.rtsp`; {rest}"),
-                format!("MILLSTREAM_LOG__KIND: `log.kind` is now called `log.format`; {rest}"),
+                format!("test.toml, line 2, column 1: `old.place` was renamed to `log.level`; {rest}"),
+                format!("test.toml, line 4, column 1: `streams.a.url` was renamed to `streams.a.rtsp`; {rest}"),
+                format!("MILLSTREAM_LOG__KIND: `log.kind` was renamed to `log.format`; {rest}"),
             ]
         );
         assert!(mistakes.is_empty(), "{mistakes:?}");
@@ -196,7 +199,7 @@ mod tests {
         let variables = [("MILLSTREAM_LOG__KIND", "json"), ("MILLSTREAM_LOG__FORMAT", "text")];
         let (_, variables, warnings, mistakes) =
             applied("[log]\nkind = \"json\"\nformat = \"text\"", &variables, &renamed);
-        let problem = "`log.kind` is the old name of `log.format`, which is set too";
+        let problem = "`log.kind` is the old name of `log.format`, which is set too: remove the old one";
         assert_eq!(
             mistakes,
             [

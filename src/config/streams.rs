@@ -213,7 +213,7 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Vec<StreamConfig> {
         if let Err(error) = &parsed {
             reader.mistake(
                 name.span().start,
-                Mistake::new(&path, format!("has a bad name: {error}")),
+                Mistake::new(&path, format!("is not a valid stream name: {error}")),
             );
         }
         let problem = "has to be a table, such as { rtsp = \"rtsp://host/path\" }";
@@ -238,7 +238,7 @@ fn source<'a>(reader: &mut Reader<'a>, path: &str, at: usize, table: DeTable<'a>
         }
         [(kind, _)] => kind,
         [(first, _), (second, at), ..] => {
-            let problem = format!("and `{first}` exclude each other: a stream has one source");
+            let problem = format!("cannot be combined with `{first}`: a stream has one source");
             reader.mistake(*at, Mistake::new(joined(path, second), problem));
             return None;
         }
@@ -253,7 +253,8 @@ fn source<'a>(reader: &mut Reader<'a>, path: &str, at: usize, table: DeTable<'a>
         && !source.on_demand().0
         && !reader.is_mistaken(&joined(path, "on_demand"))
     {
-        let problem = Problem::Missing("has no effect without `on_demand = true`".to_owned());
+        let problem =
+            Problem::Missing("has no effect without `on_demand = true`: add that, or remove this key".to_owned());
         reader.mistake(at, Mistake::of(joined(path, "stop_after"), problem));
     }
     Some(source)

@@ -86,7 +86,7 @@ fn unknown_keys_are_refused_with_the_one_that_was_meant() {
     }
     let nothing_near = parse("[log]\nport = 1", &[]).expect_err("unknown").to_string();
     assert!(
-        nothing_near.ends_with("unknown key `log.port`; known are `format`, `level` and `otlp`"),
+        nothing_near.ends_with("unknown key `log.port`; expected one of `format`, `level` or `otlp`"),
         "{nothing_near}"
     );
 }
@@ -103,6 +103,10 @@ fn bad_values_are_refused_with_key_value_and_what_is_expected() {
         ("webrtc.listen", "\"[::]\""),
         ("webrtc.announce", "[\"example.org\"]"),
         ("webrtc.announce", "[\"0.0.0.0\"]"),
+        ("webrtc.announce_by_stun", "\"stun:stun.example.org:3478\""),
+        ("webrtc.announce_by_stun", "\"https://stun.example.org:3478\""),
+        ("webrtc.announce_by_stun", "\"2001:db8::1:3478\""),
+        ("webrtc.announce_by_stun", "\"stun.example.org:0\""),
         ("webrtc.shards", "65"),
         ("webrtc.shards", "-1"),
         ("webrtc.shards", "99999999999999999999999"),
@@ -125,6 +129,14 @@ fn bad_values_are_refused_with_key_value_and_what_is_expected() {
         let error = error.to_string();
         assert!(error.contains(&format!("`{key}` is {value}: ")), "{error}");
         assert!(error.contains("expected"), "{error}");
+    }
+}
+
+#[test]
+fn a_stun_server_is_a_host_and_a_port() {
+    for server in ["stun.example.org:3478", "192.0.2.1:3478", "[2001:db8::1]:3478"] {
+        let config = parse(&format!("[webrtc]\nannounce_by_stun = \"{server}\""), &[]).expect("valid");
+        assert_eq!(config.webrtc.announce_by_stun.as_deref(), Some(server));
     }
 }
 
@@ -152,7 +164,7 @@ fn a_file_that_was_named_has_to_exist_and_to_be_toml() {
     let error = parse("a = [", &[]).expect_err("not TOML").to_string();
     assert_eq!(
         error,
-        "test.toml, line 1, column 5: the list that begins here has no closing `]`"
+        "test.toml, line 1, column 5: `a`: the list that begins here has no closing `]`"
     );
 }
 
@@ -211,10 +223,7 @@ fn defaults_are_documented_as_they_are() {
 fn a_stream_takes_the_keys_of_its_source_and_no_others() {
     let stream = |keys: &str| mistakes(&format!("[streams.far]\n{keys}"));
     for (keys, wanted) in [
-        (
-            "hls = 1",
-            "`streams.far.hls` has a value that cannot be used: expected a text",
-        ),
+        ("hls = 1", "`streams.far.hls` has an invalid value: expected a string"),
         (
             "hls = \"https://a/\"\nmax_height = 0",
             "expected a whole number from 16 to 8640",
@@ -225,11 +234,11 @@ fn a_stream_takes_the_keys_of_its_source_and_no_others() {
         ),
         (
             "hls = \"https://a/\"\nusername = \"a\"",
-            "unknown key `streams.far.username`; known are `hls`,",
+            "unknown key `streams.far.username`; expected one of `hls`,",
         ),
         (
             "hls = \"https://a/\"\nrtsp = \"rtsp://a/\"",
-            "`streams.far.hls` and `rtsp` exclude each other",
+            "`streams.far.hls` cannot be combined with `rtsp`",
         ),
         (
             "rtps = \"rtsp://a/\"",

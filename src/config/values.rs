@@ -2,7 +2,7 @@
 //!
 //! Numbers, flags and lists may also be texts, as variables of the environment are.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -18,11 +18,11 @@ use super::mistake::nearest;
 use super::secret::{Hidden, Secret};
 use super::sections::{CorsOrigins, TurnUser};
 
-const TOKEN: &str = "1 to 512 characters of letters, digits and `-._~+/=`";
-const SIGNING_SECRET: &str = "16 to 512 characters of letters, digits and `-._~+/=`";
-const TURN_USER: &str = "a username and a password with a colon between them, of letters, digits and `-._~+/=`";
-const WEB_ADDRESS: &str = "an http:// or https:// address, such as \"https://example.org/path\"";
-const ORIGINS: &str = "\"*\" or a list of origins without a path, such as [\"https://example.org\"]";
+const TOKEN: &str = "1 to 512 letters, digits and `-._~+/=`, without spaces";
+const SIGNING_SECRET: &str = "16 to 512 letters, digits and `-._~+/=`, without spaces";
+const TURN_USER: &str = "`name:password`, each of letters, digits and `-._~+/=`";
+const WEB_ADDRESS: &str = "an http:// or https:// URL, such as \"https://example.org/path\"";
+const ORIGINS: &str = "\"*\", or a list of origins without a path or a final `/`, such as [\"https://example.org\"]";
 const LEVEL: &str = "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
                      \"info,millstream::session=debug\"";
 
@@ -55,12 +55,11 @@ fn items<'de, D: Deserializer<'de>, T>(
     let is_shown = |text: &str| has_others && !may_hold_secret(text);
     let read = |text: String| {
         item(&text).ok_or_else(|| {
-            let which = if is_shown(&text) {
-                format!(", not {text:?}")
-            } else {
-                String::new()
+            let invalid = match is_shown(&text) {
+                true => format!("{text:?} is invalid; "),
+                false => String::new(),
             };
-            D::Error::custom(format!("expected {expected}{which}"))
+            D::Error::custom(format!("{invalid}expected {expected}"))
         })
     };
     texts.into_iter().map(read).collect()
@@ -149,7 +148,9 @@ pub fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result<T, D::
 
 /// A line of text.
 pub fn text<'de, D: Deserializer<'de>, T: From<String>>(value: D) -> Result<T, D::Error> {
-    read(value, "a text of 1 to 512 bytes", |value| short(value).map(Into::into))
+    read(value, "a string of 1 to 512 bytes", |value| {
+        short(value).map(Into::into)
+    })
 }
 
 fn short(value: &Value) -> Option<String> {
@@ -159,7 +160,7 @@ fn short(value: &Value) -> Option<String> {
 
 /// A text of any length that may hold a secret.
 pub fn hidden<'de, D: Deserializer<'de>, T: From<Hidden<String>>>(value: D) -> Result<T, D::Error> {
-    read(value, "a text", |value| {
+    read(value, "a string", |value| {
         value.as_str().map(|text| Hidden(text.to_owned()).into())
     })
 }
@@ -196,31 +197,37 @@ pub fn in_file_only<'de, D: Deserializer<'de>, T>(value: D) -> Result<T, D::Erro
 
 /// An address to listen on.
 pub fn socket_address<'de, D: Deserializer<'de>>(value: D) -> Result<SocketAddr, D::Error> {
-    let expected = "an address with a port, such as \"[::]:8080\" or \"127.0.0.1:0\"";
+    let expected = "an IP address and a port, such as \"[::]:8080\" or \"127.0.0.1:8080\"";
     read(value, expected, parsed)
 }
 
 /// Addresses that peers are given.
 pub fn announced<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpAddr>, D::Error> {
-    let expected = "a list of at most 16 IP addresses, such as [\"203.0.113.7\"]";
+    let expected = "a list of at most 16 IP addresses that peers can reach, such as [\"203.0.113.7\"]; not host names or \"0.0.0.0\"";
     let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
     items(value, expected, 16, |text| text.parse().ok().filter(usable))
 }
 
 /// Host and port of a server.
 pub fn host_port<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
-    let expected = "the host and port of a STUN server, such as \"stun.example.org:3478\"";
+    let expected = "the host and port of a STUN server without a scheme, such as \"stun.example.org:3478\"";
     read(value, expected, |value| {
         let server = short(value)?;
         let (host, port) = server.rsplit_once(':')?;
-        let is_server = !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0);
+        let is_ipv6 = |host: &str| {
+            let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok())
+        };
+        let is_name = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        let is_server = (is_name || is_ipv6(host)) && port.parse::<u16>().is_ok_and(|port| port > 0);
         is_server.then_some(Some(server))
     })
 }
 
 /// `stun:host`, `turn:host:port?transport=tcp` (RFC 7064 §3.1, RFC 7065 §3.1).
 pub fn ice_servers<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
-    let expected = "a list of at most 8 URLs, such as [\"stun:stun.example.org:3478\", \"turn:turn.example.org:3478\"]";
+    let expected = "a list of at most 8 URLs without `//`, such as [\"stun:stun.example.org:3478\", \
+                    \"turn:turn.example.org:3478\"]";
     items(value, expected, 8, |url| {
         let scheme = ["stun:", "stuns:", "turn:", "turns:"];
         let rest = scheme.iter().find_map(|scheme| url.strip_prefix(scheme))?;
@@ -233,7 +240,7 @@ pub fn ice_servers<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D
 
 /// Networks, or addresses, which are the smallest of them.
 pub fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>, D::Error> {
-    let expected = "a list of networks, such as [\"192.168.0.0/16\"]";
+    let expected = "a list of networks in CIDR notation, such as [\"192.168.0.0/16\"]";
     items(value, expected, usize::MAX, |text| {
         let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
         text.parse().ok().or_else(address)

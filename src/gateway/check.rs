@@ -40,7 +40,7 @@ fn certificate(config: &Config) -> Vec<Mistake> {
                 Some(_) => ("http.tls_certificate", "http.tls_key"),
                 None => ("http.tls_key", "http.tls_certificate"),
             };
-            let problem = format!("is missing: it has to be set together with `{given}`");
+            let problem = format!("is not set: `{given}` needs it");
             vec![Mistake {
                 place: config.place(given),
                 ..Mistake::new(missing, problem)

@@ -57,7 +57,7 @@ pub fn library(config: &Config, mistakes: &mut Vec<Mistake>) -> Library {
     if let Some(folder) = &config.pipelines.folder
         && let Err(errors) = library.add_folder(folder)
     {
-        let mistake = |error| Mistake::new("pipelines.folder", format!("cannot be used: {error}"));
+        let mistake = |error| Mistake::new("pipelines.folder", format!("is invalid: {error}"));
         mistakes.extend(errors.into_iter().map(mistake));
     }
     library

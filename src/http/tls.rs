@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 use tokio::time::Instant;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ServerConfig};
 use tracing::{info, warn};
 
 use crate::config::Mistake;
@@ -25,11 +25,13 @@ pub enum TlsError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("http.tls_certificate: {} has no certificate in PEM: {problem}", path.display())]
+    #[error("http.tls_certificate: {} contains no certificate in PEM: {problem}", path.display())]
     Certificate { path: PathBuf, problem: String },
     #[error("http.tls_key: {} has no private key in PEM: {problem}", path.display())]
     Key { path: PathBuf, problem: String },
-    #[error("http.tls_key does not belong to http.tls_certificate, or is of a kind that is not taken: {0}")]
+    #[error("http.tls_key does not belong to http.tls_certificate")]
+    Mismatch,
+    #[error("http.tls_key cannot be used with http.tls_certificate: {0}")]
     Pair(String),
 }
 
@@ -37,20 +39,33 @@ impl TlsError {
     /// The same as a mistake of the configuration.
     pub fn mistake(&self) -> Mistake {
         match self {
-            Self::Half => Mistake::new(CERTIFICATE, format!("and `{KEY}` have to be set together")),
+            Self::Half => Mistake::new(CERTIFICATE, format!("and `{KEY}` must be set together")),
             Self::Read { key, path, source } => {
                 Mistake::new(*key, format!("cannot be read: {}: {source}", path.display()))
             }
             Self::Certificate { path, problem } => Mistake::new(
                 CERTIFICATE,
-                format!("has no certificate in PEM: {}: {problem}", path.display()),
+                format!(
+                    "refers to a file without a certificate in PEM: {}: {problem}",
+                    path.display()
+                ),
             ),
-            Self::Key { path, problem } => {
-                Mistake::new(KEY, format!("has no private key in PEM: {}: {problem}", path.display()))
-            }
+            Self::Key { path, problem } => Mistake::new(
+                KEY,
+                format!(
+                    "refers to a file without a private key in PEM: {}: {problem}",
+                    path.display()
+                ),
+            ),
+            Self::Mismatch => Mistake::new(
+                KEY,
+                format!(
+                    "does not belong to `{CERTIFICATE}`: expected the private key that the certificate was issued for"
+                ),
+            ),
             Self::Pair(problem) => Mistake::new(
                 KEY,
-                format!("does not belong to `{CERTIFICATE}`, or is of a kind that is not supported: {problem}"),
+                format!("cannot be used with `{CERTIFICATE}`: {problem}; expected a key of RSA, ECDSA or Ed25519"),
             ),
         }
     }
@@ -146,7 +161,7 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let chain = chain.map_err(|error| bad(error.to_string()))?;
     if chain.is_empty() {
-        return Err(bad("there is none in it".to_owned()));
+        return Err(bad("expected `-----BEGIN CERTIFICATE-----`".to_owned()));
     }
     Ok(chain)
 }
@@ -155,7 +170,10 @@ fn private(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let pem = read(KEY, path)?;
     PrivateKeyDer::from_pem_slice(&pem).map_err(|error| TlsError::Key {
         path: path.to_owned(),
-        problem: error.to_string(),
+        problem: match error {
+            pem::Error::NoItemsFound => "expected `-----BEGIN PRIVATE KEY-----`".to_owned(),
+            error => error.to_string(),
+        },
     })
 }
 
@@ -171,7 +189,10 @@ fn config(chain: Vec<CertificateDer<'static>>, private: PrivateKeyDer<'static>) 
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(chain, private)
-        .map_err(|error| TlsError::Pair(error.to_string()))?;
+        .map_err(|error| match error {
+            rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch) => TlsError::Mismatch,
+            error => TlsError::Pair(error.to_string()),
+        })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

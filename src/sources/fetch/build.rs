@@ -123,7 +123,7 @@ fn password(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Option<Password
     ];
     let mut given = given.into_iter().filter_map(|(key, is_given)| is_given.then_some(key));
     if let (Some(first), Some(second)) = (given.next(), given.next()) {
-        mistakes.push(Mistake::new(second, format!("and `{first}` exclude each other")));
+        mistakes.push(Mistake::new(second, format!("cannot be combined with `{first}`")));
         return None;
     }
     if let Some(file) = &config.password_file {
@@ -245,7 +245,10 @@ fn unknown_pipeline(name: &str, library: &Library) -> Mistake {
     let known: Vec<&str> = sources.map(|(name, _)| name).collect();
     let text = match nearest(name, known.iter().copied()) {
         Some(near) => format!("names the unknown pipeline {name:?} (did you mean {near:?}?)"),
-        None => format!("names the unknown pipeline {name:?}; known are {}", known.join(", ")),
+        None => format!(
+            "names the unknown pipeline {name:?}; expected one of {}",
+            known.join(", ")
+        ),
     };
     Mistake::new("pipeline", text)
 }
@@ -314,7 +317,7 @@ mod tests {
             ),
             (
                 "rtsp = \"rtsp://b/\"\nusername = \"a\"\npassword = \"s3cret\"\npassword_file = \"/b\"",
-                &["`streams.far.password_file` and `password` exclude each other"],
+                &["`streams.far.password_file` cannot be combined with `password`"],
             ),
             (
                 "rtsp = \"rtsp://b/\"\nusername = \"a\"\npassword_file = \"/nonexistent\"",
