@@ -16,7 +16,7 @@ use crate::shard::socket::{RECEIVE_BUFFER, SEND_BUFFER};
 
 pub mod ports;
 
-use self::ports::Protocol;
+use self::ports::{BindFailure, Protocol};
 
 /// How bad something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,9 +85,12 @@ const EARLIEST: u64 = 1_767_225_600;
 
 /// Everything, the ports and the pipelines too.
 pub async fn examine(config: &Config) -> Vec<Finding> {
-    let mut findings = vec![tcp("http.listen", config.http.listen), udp(config.webrtc.listen)];
+    let mut findings = vec![
+        tcp("http.listen", config.http.listen),
+        udp("webrtc.listen", config.webrtc.listen),
+    ];
     if config.webrtc.tcp {
-        findings.push(tcp("webrtc.listen (TCP)", config.webrtc.listen));
+        findings.push(tcp("webrtc.listen", config.webrtc.listen));
     }
     findings.extend(at_start(config));
     findings.extend(pipelines(config).await);
@@ -109,34 +112,22 @@ pub fn at_start(config: &Config) -> Vec<Finding> {
     findings
 }
 
-fn tcp(key: &str, address: SocketAddr) -> Finding {
+fn tcp(key: &'static str, address: SocketAddr) -> Finding {
     match server::bind_std(address) {
         Ok(_) => Finding::fine(format!("{key}: TCP {address} is free")),
-        Err(error) => taken(key, Protocol::Tcp, address, &error),
+        Err(error) => unavailable(&BindFailure::new(key, Protocol::Tcp, address, &error)),
     }
 }
 
-fn udp(address: SocketAddr) -> Finding {
+fn udp(key: &'static str, address: SocketAddr) -> Finding {
     match ports::bind_udp(address) {
-        Ok(_) => Finding::fine(format!("webrtc.listen: UDP {address} is free")),
-        Err(error) => taken("webrtc.listen", Protocol::Udp, address, &error),
+        Ok(_) => Finding::fine(format!("{key}: UDP {address} is free")),
+        Err(error) => unavailable(&BindFailure::new(key, Protocol::Udp, address, &error)),
     }
 }
 
-fn taken(key: &str, protocol: Protocol, address: SocketAddr, error: &std::io::Error) -> Finding {
-    let remedy = match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            "another process, or a running gateway, is using it: `ss -tulpn` shows which; stop it, or choose another port"
-        }
-        std::io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one",
-        _ => "choose an address that this host has",
-    };
-    let owner = match ports::owner(protocol, address.port()) {
-        Some(owner) if error.kind() == std::io::ErrorKind::AddrInUse => format!(", by {owner}"),
-        _ => String::new(),
-    };
-    let what = format!("{key}: {protocol} {address} cannot be bound: {error}{owner}");
-    Finding::broken(what, remedy)
+fn unavailable(failure: &BindFailure) -> Finding {
+    Finding::broken(format!("{}: {}", failure.key, failure.problem()), failure.remedy)
 }
 
 /// Whether what is announced can be reached from outside.
@@ -326,10 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_taken_is_told_with_a_remedy() {
-        let taken = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let finding = tcp("http.listen", taken.local_addr().expect("bound"));
+    fn a_port_in_use_is_a_failure_with_a_remedy() {
+        let bound = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let finding = tcp("http.listen", bound.local_addr().expect("bound"));
         assert_eq!(finding.level, Level::Broken);
-        assert!(finding.to_string().contains("ss -tulpn"), "{finding}");
+        assert!(
+            finding.to_string().contains("\n      -> stop that process"),
+            "{finding}"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! The gateway as a whole: starts the parts in order, and stops them in the opposite order.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::control::packaging::PackagedStreams;
 use crate::control::policy::ClientPolicy;
 use crate::control::reload::{ReloadReply, Reloaded, Reloads};
 use crate::control::sessions::SessionTable;
+use crate::doctor::ports::{BindFailure, Protocol};
 use crate::doctor::{self, Level};
 use crate::http::auth::Authenticator;
 use crate::http::tls::{Certificate, TlsError};
@@ -63,43 +65,14 @@ pub struct Gateway {
 pub enum GatewayError {
     #[error(transparent)]
     Config(#[from] ConfigError),
-    #[error("http.listen: cannot listen on TCP {address}: {source}{}", hint(source))]
-    Http {
-        address: SocketAddr,
-        source: std::io::Error,
-    },
-    #[error(
-        "webrtc.tcp: cannot listen on TCP {address}: {source}{}; `webrtc.tcp = false` does without",
-        hint(source)
-    )]
-    MediaByTcp {
-        address: SocketAddr,
-        source: std::io::Error,
-    },
-    #[error("webrtc.listen: {source}{}", media_hint(source))]
-    Media { source: StartError },
+    #[error(transparent)]
+    Bind(#[from] BindFailure),
+    #[error("webrtc.listen: {0}")]
+    Media(#[source] StartError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
     Identity(#[from] SessionError),
-}
-
-fn hint(error: &std::io::Error) -> &'static str {
-    match error.kind() {
-        std::io::ErrorKind::AddrInUse => ": another program uses this port; stop it, or choose another port",
-        std::io::ErrorKind::PermissionDenied => {
-            ": ports below 1024 need a privilege; choose a higher one, or grant CAP_NET_BIND_SERVICE"
-        }
-        std::io::ErrorKind::AddrNotAvailable => ": this host does not have that address",
-        _ => "",
-    }
-}
-
-fn media_hint(error: &StartError) -> &'static str {
-    match error {
-        StartError::Bind { source, .. } => hint(source),
-        StartError::Shard(_) | StartError::NoAddress => "",
-    }
 }
 
 /// How long running requests may take to end when the gateway stops.
@@ -130,14 +103,10 @@ impl Gateway {
             (Some(certificate), Some(key)) => Some(Arc::new(Certificate::read(certificate, key)?)),
             _ => return Err(TlsError::Half.into()),
         };
-        let listener = server::bind(config.http.listen).map_err(|source| GatewayError::Http {
-            address: config.http.listen,
-            source,
-        })?;
-        let address = listener.local_addr().map_err(|source| GatewayError::Http {
-            address: config.http.listen,
-            source,
-        })?;
+        let listen = config.http.listen;
+        let failed = |error: io::Error| BindFailure::new("http.listen", Protocol::Tcp, listen, &error);
+        let listener = server::bind(listen).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
         let (media, tcp) = start_media(&config, &identity)?;
         let (stop_http, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -335,9 +304,7 @@ fn start_media(config: &Config, identity: &Arc<Identity>) -> Result<(MediaPlane,
     loop {
         tries -= 1;
         match try_start_media(config, identity) {
-            Err(GatewayError::Media {
-                source: StartError::Bind { source, .. },
-            }) if tries > 0 && source.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(GatewayError::Bind(failure)) if tries > 0 && failure.is_in_use => {}
             started => return started,
         }
     }
@@ -349,10 +316,7 @@ fn try_start_media(
     }: &Config,
     identity: &Arc<Identity>,
 ) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
-    let failed = |source| GatewayError::MediaByTcp {
-        address: config.listen,
-        source,
-    };
+    let failed = |error: io::Error| BindFailure::new("webrtc.listen", Protocol::Tcp, config.listen, &error);
     let bind = || server::bind(config.listen).map_err(failed);
     let tcp = config.tcp.then(bind).transpose()?;
     let mut listen = config.listen;
@@ -378,7 +342,12 @@ fn try_start_media(
         },
         started => started,
     };
-    let media = started.map_err(|source| GatewayError::Media { source })?;
+    let media = started.map_err(|error| match error {
+        StartError::Bind { address, source } => {
+            BindFailure::new("webrtc.listen", Protocol::Udp, address, &source).into()
+        }
+        error => GatewayError::Media(error),
+    })?;
     Ok((media, tcp))
 }
 

@@ -113,15 +113,18 @@ async fn check(config: &Config, mut mistakes: Vec<Mistake>) -> anyhow::Result<()
         show(&format!("warning: {warning}\n"));
     }
     mistakes.extend(check::mistakes(config, &mistakes));
-    for port in check::ports(config, &mistakes) {
+    for failure in check::ports(config, &mistakes) {
         // A changed configuration is checked while the gateway runs with the old one.
-        let runs = match &port.owner {
+        let runs = match &failure.owner {
             Some(owner) => owner.is_gateway(),
-            None => port.is_in_use && ask_health(config).await.is_ok(),
+            None => failure.is_in_use && ask_health(config).await.is_ok(),
         };
         match runs {
-            true => show(&format!("{}: a gateway is already running\n", port.mistake)),
-            false => mistakes.push(port.mistake),
+            true => show(&format!(
+                "`{}`: {} {}: a gateway is already running\n",
+                failure.key, failure.protocol, failure.address
+            )),
+            false => mistakes.push(check::mistake(&failure, config)),
         }
     }
     ConfigError::unless_empty(mistakes)?;

@@ -649,8 +649,9 @@ fn a_port_in_use_is_explained_by_its_key() {
         let output = run(program(&["serve"]).env(variable, &address));
         let error = text(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("is using it; stop that process"), "{error}");
         assert!(
-            error.contains(key) && error.contains(&address) && error.contains("another program"),
+            error.contains(&format!("`{key}` cannot be bound: ")) && error.contains(&format!("{address}: ")),
             "{error}"
         );
     }
@@ -813,9 +814,12 @@ fn the_doctor_says_what_is_well_and_what_is_not() {
     let output = run(&mut command);
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains(&format!("FAIL  http.listen: TCP {address}")), "{said}");
     assert!(
-        said.contains("ss -tulpn") && said.contains("have to be set together"),
+        said.contains(&format!("FAIL  http.listen: cannot be bound: TCP {address}: ")),
+        "{said}"
+    );
+    assert!(
+        said.contains("-> stop that process, or choose another port") && said.contains("have to be set together"),
         "{said}"
     );
 }

@@ -1,4 +1,4 @@
-//! Finds the process that uses a port of this host.
+//! Why a listen address cannot be bound, and which process uses its port.
 
 use std::fmt;
 use std::io;
@@ -46,6 +46,80 @@ impl fmt::Display for Protocol {
         })
     }
 }
+
+/// Why a listen address cannot be bound. This is the only text about it: `serve`, `check` and `doctor` share it.
+#[derive(Clone, Debug)]
+pub struct BindFailure {
+    /// The configuration key of the address.
+    pub key: &'static str,
+    pub protocol: Protocol,
+    pub address: SocketAddr,
+    /// Whether another socket uses the port; otherwise the address itself cannot be used.
+    pub is_in_use: bool,
+    /// The process that uses the port, if it can be found.
+    pub owner: Option<PortOwner>,
+    /// What to do about it.
+    pub remedy: &'static str,
+    problem: String,
+}
+
+impl BindFailure {
+    /// Finds out what an error of `bind` means for a key.
+    pub fn new(key: &'static str, protocol: Protocol, address: SocketAddr, error: &io::Error) -> Self {
+        let is_in_use = error.kind() == io::ErrorKind::AddrInUse;
+        let owner = is_in_use.then(|| owner(protocol, address.port())).flatten();
+        let is_own = owner.as_ref().is_some_and(PortOwner::is_own);
+        let (reason, remedy) = match (&owner, error.kind()) {
+            // HTTP is bound first.
+            (Some(_), _) if is_own && key != HTTP => (
+                format!("`{HTTP}` uses it too"),
+                "choose another port, or set `webrtc.tcp = false`",
+            ),
+            (Some(owner), _) => (
+                format!("{owner} is using it"),
+                "stop that process, or choose another port",
+            ),
+            (None, io::ErrorKind::AddrInUse) => (
+                "another process is using it".to_owned(),
+                "find the process with `ss -tulpn` as root and stop it, or choose another port",
+            ),
+            (None, io::ErrorKind::PermissionDenied) => (
+                "ports below 1024 need the capability CAP_NET_BIND_SERVICE".to_owned(),
+                "choose a higher port, or grant the capability",
+            ),
+            (None, io::ErrorKind::AddrNotAvailable) => (
+                "this host does not have that address".to_owned(),
+                "choose one that `ip address` lists, or `[::]` for all",
+            ),
+            (None, _) => (error.to_string(), "choose another address"),
+        };
+        Self {
+            key,
+            protocol,
+            address,
+            is_in_use,
+            owner,
+            remedy,
+            problem: format!("cannot be bound: {protocol} {address}: {reason}"),
+        }
+    }
+
+    /// What is wrong, to follow the key.
+    pub fn problem(&self) -> &str {
+        &self.problem
+    }
+}
+
+impl fmt::Display for BindFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` {}; {}", self.key, self.problem, self.remedy)
+    }
+}
+
+impl std::error::Error for BindFailure {}
+
+/// The key whose address is bound first.
+const HTTP: &str = "http.listen";
 
 /// Binds a UDP port as the media plane does: `[::]` becomes `0.0.0.0` where the kernel has no IPv6.
 pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -104,6 +178,32 @@ fn name_of(process: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_text_says_what_to_do_for_each_reason() {
+        let failure = |key, address: &str, error: io::ErrorKind| {
+            let address = address.parse().expect("an address");
+            BindFailure::new(key, Protocol::Tcp, address, &error.into()).to_string()
+        };
+        // Nothing listens on port 0, so that no owner is found.
+        for (error, wanted) in [
+            (io::ErrorKind::AddrInUse, "ss -tulpn"),
+            (io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),
+            (io::ErrorKind::AddrNotAvailable, "ip address"),
+            (io::ErrorKind::OutOfMemory, "choose another address"),
+        ] {
+            let text = failure("http.listen", "192.0.2.1:0", error);
+            assert!(text.contains(wanted), "{text}");
+        }
+        let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = bound.local_addr().expect("bound").to_string();
+        let text = failure("webrtc.listen", &address, io::ErrorKind::AddrInUse);
+        let wanted = format!("`webrtc.listen` cannot be bound: TCP {address}: `http.listen` uses it too; ");
+        assert!(text.starts_with(&wanted), "{text}");
+        let text = failure("http.listen", &address, io::ErrorKind::AddrInUse);
+        let wanted = format!("(process {}) is using it; stop that process", std::process::id());
+        assert!(text.contains(&wanted), "{text}");
+    }
 
     #[test]
     fn a_port_of_this_process_is_owned_by_this_process() {

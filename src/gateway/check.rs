@@ -1,11 +1,10 @@
 //! Finds what `serve` would refuse without starting anything, for `millstream check`.
 
-use std::io::{Error, ErrorKind};
-use std::net::SocketAddr;
+use std::io::Error;
 
 use super::parts::Parts;
 use crate::config::{Config, Mistake, Problem};
-use crate::doctor::ports::{self, PortOwner, Protocol};
+use crate::doctor::ports::{self, BindFailure, Protocol};
 use crate::http::{server, tls};
 use crate::pipeline::programs::WorkerPrograms;
 
@@ -49,16 +48,8 @@ fn certificate(config: &Config) -> Vec<Mistake> {
     }
 }
 
-/// A listen address that the gateway cannot bind.
-pub struct Unavailable {
-    pub mistake: Mistake,
-    /// Whether another socket uses the port; otherwise the address itself cannot be used.
-    pub is_in_use: bool,
-    pub owner: Option<PortOwner>,
-}
-
 /// Tries to bind all listen addresses at the same time, so that two keys with the same port are found.
-pub fn ports(config: &Config, known: &[Mistake]) -> Vec<Unavailable> {
+pub fn ports(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
     // After a syntax error the addresses may not be the intended ones.
     let is_doubtful = |mistake: &Mistake| matches!(mistake.problem, Problem::Syntax(_));
     let is_known = |key: &str| {
@@ -67,11 +58,9 @@ pub fn ports(config: &Config, known: &[Mistake]) -> Vec<Unavailable> {
             .any(|mistake| is_doubtful(mistake) || mistake.concerns(key))
     };
     let (http, media) = (config.http.listen, config.webrtc.listen);
-    let mut unavailable = Vec::new();
-    let mut record = |key: &str, protocol, address, error: Error| {
-        let mut found = Unavailable::new(key, protocol, address, &error);
-        found.mistake.place = config.place(key);
-        unavailable.push(found);
+    let mut failures = Vec::new();
+    let mut record = |key, protocol, address, error: Error| {
+        failures.push(BindFailure::new(key, protocol, address, &error));
     };
     let mut listener = None;
     if !is_known("http.listen") {
@@ -92,30 +81,14 @@ pub fn ports(config: &Config, known: &[Mistake]) -> Vec<Unavailable> {
         }
     }
     drop(listener);
-    unavailable
+    failures
 }
 
-impl Unavailable {
-    fn new(key: &str, protocol: Protocol, address: SocketAddr, error: &Error) -> Self {
-        let is_in_use = error.kind() == ErrorKind::AddrInUse;
-        let owner = is_in_use.then(|| ports::owner(protocol, address.port())).flatten();
-        let reason = match (&owner, error.kind()) {
-            (Some(owner), _) if owner.is_own() => {
-                "`http.listen` uses it too; choose another port, or set `webrtc.tcp = false`".to_owned()
-            }
-            (Some(owner), _) => format!("{owner} is using it; stop that process, or choose another port"),
-            (None, ErrorKind::AddrInUse) => "another process is using it; `ss -tulpn` as root shows which".to_owned(),
-            (None, ErrorKind::PermissionDenied) => {
-                "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher port, or grant it".to_owned()
-            }
-            (None, ErrorKind::AddrNotAvailable) => "this host does not have that address".to_owned(),
-            (None, _) => error.to_string(),
-        };
-        let problem = format!("cannot be bound: {protocol} {address}: {reason}");
-        Self {
-            mistake: Mistake::new(key, problem),
-            is_in_use,
-            owner,
-        }
+/// Returns a failure as a mistake of the configuration, with the place of its key.
+pub fn mistake(failure: &BindFailure, config: &Config) -> Mistake {
+    let problem = format!("{}; {}", failure.problem(), failure.remedy);
+    Mistake {
+        place: config.place(failure.key),
+        ..Mistake::new(failure.key, problem)
     }
 }
