@@ -37,8 +37,12 @@ use millstream_core::hub::name::StreamName;
 use millstream_core::session::identity::Identity;
 use millstream_core::session::{CloseReason, SessionError};
 
+pub mod banner;
 pub mod check;
+pub mod health;
 pub mod parts;
+pub mod reload;
+pub mod run;
 
 /// A running gateway.
 pub struct Gateway {
@@ -224,7 +228,7 @@ impl Gateway {
             restarted: names(reconciled.restarted),
             sessions_ended,
         };
-        info!(?reloaded, "the configuration was read again");
+        info!(?reloaded, "the configuration was reloaded");
         if !reloaded.needs_restart.is_empty() {
             warn!(keys = ?reloaded.needs_restart, "these need a restart to be in force");
         }

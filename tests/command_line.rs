@@ -387,7 +387,7 @@ fn health_is_asked_of_the_gateway_that_runs() {
     command.env("MILLSTREAM_HTTP__LISTEN", &gateway.http);
     let asked = run(&mut command);
     assert!(asked.status.success(), "{}", text(&asked.stderr));
-    assert_eq!(text(&asked.stdout), "well\n");
+    assert_eq!(text(&asked.stdout), "healthy\n");
     // A gateway goes on when its configuration is spoilt, and is no less well.
     command.env("MILLSTREAM_LOG__LEVEL", "nonsense");
     assert!(run(&mut command).status.success());
@@ -688,11 +688,11 @@ fn a_changed_file_and_a_hang_up_are_a_reload_and_a_mistake_changes_nothing() {
     let running = Running::start(program(&["serve", "--config", path]));
     assert!(running.request(&post("a", "first")).contains("201"));
     write("[auth]\npublish_token = \"second-one\"\n");
-    says(&running, "the configuration was read again");
+    says(&running, "the configuration was reloaded");
     assert!(running.request(&post("b", "first")).contains("401"));
     assert!(running.request(&post("b", "second-one")).contains("201"));
     write("[auth]\npublish_tokn = \"third-of-all\"\n");
-    let line = says(&running, "nothing has changed");
+    let line = says(&running, "the configuration was not reloaded");
     assert!(
         line.contains("publish_tokn") && !line.contains("third-of-all"),
         "{line}"
@@ -702,7 +702,7 @@ fn a_changed_file_and_a_hang_up_are_a_reload_and_a_mistake_changes_nothing() {
     let id = running.child.id().to_string();
     let sent = Command::new("kill").args(["-s", "HUP", &id]).status();
     assert!(sent.expect("kill starts").success());
-    says(&running, "the configuration was read again");
+    says(&running, "the configuration was reloaded");
     assert!(running.request(&post("d", "fourth")).contains("201"));
     let (code, ..) = running.end("-TERM");
     assert_eq!(code, Some(0));

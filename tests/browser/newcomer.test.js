@@ -200,7 +200,7 @@ test('a server behind NAT: the own camera in the watch page, from outside', asyn
       + `[webrtc]\nlisten = "[::]:${media}"\nannounce = ["${ROUTER_OUTSIDE}"]\n`));
   const inside = ['netns', 'exec', `${NAME}s`, BINARY];
   const printed = await steps.take('millstream serve', () => start(undo, 'ip', [...inside, 'serve', '--config', config]));
-  assert.equal(run('ip', ...inside, 'health', '--config', config), 'well\n');
+  assert.equal(run('ip', ...inside, 'health', '--config', config), 'healthy\n');
   assert.equal(printed.publish, `https://${ROUTER_OUTSIDE}:${http}/publish/live`);
 
   const wrapper = path.join(folder, 'chromium');

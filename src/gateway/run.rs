@@ -1,0 +1,65 @@
+//! Runs a gateway until a signal ends it.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::Gateway;
+use super::reload::{ConfigSource, Reloader, Trigger};
+
+/// The signals that a gateway handles. From their creation on none of them kills the process.
+pub struct Signals {
+    /// Stops the gateway once its sessions have ended, or after `limits.drain_seconds`.
+    terminate: Signal,
+    /// Stops the gateway at once.
+    interrupt: Signal,
+    /// Reloads the configuration.
+    hang_up: Signal,
+}
+
+impl Signals {
+    /// # Errors
+    ///
+    /// If a handler cannot be installed.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// How often the number of sessions is checked while the gateway drains.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Runs a gateway and reloads its configuration from `source`, until SIGTERM or SIGINT. Then stops the gateway.
+pub async fn run(mut gateway: Gateway, source: ConfigSource, mut signals: Signals) {
+    let drain = gateway.config.limits.drain;
+    let mut reloader = Reloader::new(&mut gateway, source);
+    let drains = loop {
+        let trigger = tokio::select! {
+            _ = signals.terminate.recv() => break true,
+            _ = signals.interrupt.recv() => break false,
+            _ = signals.hang_up.recv() => Trigger::Signal,
+            trigger = reloader.next_trigger() => trigger,
+        };
+        reloader.reload(&mut gateway, trigger).await;
+    };
+    if drains {
+        gateway.drain();
+        let sessions_ended = async {
+            while gateway.media().sessions() > 0 {
+                tokio::time::sleep(DRAIN_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout(drain, sessions_ended) => {}
+            // A second signal stops the gateway at once.
+            _ = signals.terminate.recv() => {}
+            _ = signals.interrupt.recv() => {}
+        }
+    }
+    gateway.stop().await;
+}
