@@ -1,4 +1,4 @@
-//! The section `auth`: what opens what. The folder `access` makes of it what decides.
+//! The section `auth`: tokens and other credentials. The folder `access` builds the authorization from it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,33 +8,33 @@ use super::section::section;
 use super::values;
 
 section! {
-    /// Who may do what.
+    /// Authorization.
     pub struct Auth("auth") {
-        /// Bearer token for publishing; it is also good for watching.
-        #[key("publish_token", Live, "made at start", "values::secret", secret)]
+        /// Bearer token for publishing. It also permits watching.
+        #[key("publish_token", Live, "generated at start", "values::secret", secret)]
         pub publish_token: Option<Secret> = None,
 
-        /// Bearer token for watching. Without one, and without any other access key of this section, everybody may watch.
+        /// Bearer token for watching. Without it and without another credential for watching, everyone may watch.
         #[key("play_token", Live, "none: open", "values::secret", secret)]
         pub play_token: Option<Secret> = None,
 
-        /// Bearer token for the API and `/metrics`. Without one the API is closed and `/metrics` is open.
+        /// Bearer token for the API and `/metrics`. Without it the API is disabled and `/metrics` is public.
         #[key("api_token", Live, "none", "values::secret", secret)]
         pub api_token: Option<Secret> = None,
 
-        /// File that holds `auth.publish_token` and nothing else.
+        /// File that contains only `auth.publish_token`.
         #[key("publish_token_file", Live, "none", "values::path")]
         pub publish_token_file: Option<PathBuf> = None,
 
-        /// File that holds `auth.play_token` and nothing else.
+        /// File that contains only `auth.play_token`.
         #[key("play_token_file", Live, "none", "values::path")]
         pub play_token_file: Option<PathBuf> = None,
 
-        /// File that holds `auth.api_token` and nothing else.
+        /// File that contains only `auth.api_token`.
         #[key("api_token_file", Live, "none", "values::path")]
         pub api_token_file: Option<PathBuf> = None,
 
-        /// Tokens for some streams: see below.
+        /// Tokens for particular streams: see below.
         #[key("tokens", Live, "none", "values::in_file_only", secret)]
         pub tokens: Vec<TokenConfig> = Vec::new(),
 
@@ -42,11 +42,11 @@ section! {
         #[key("jwt_secret", Live, "none", "values::signing_secret", secret)]
         pub jwt_secret: Option<Secret> = None,
 
-        /// Files with public keys of signed tokens: PEM (RS256, ES256), or a set in JSON.
+        /// Files with public keys of signed tokens: PEM (RS256, ES256) or a JWK set.
         #[key("jwt_key_files", Live, "none", "values::paths")]
         pub jwt_key_files: Vec<PathBuf> = Vec::new(),
 
-        /// Address of a set of public keys (JWKS); fetched again every ten minutes.
+        /// URL of a JWK set with public keys of signed tokens; fetched every ten minutes.
         #[key("jwks_url", Live, "none", "values::web_address")]
         pub jwks_url: Option<String> = None,
 
@@ -58,56 +58,56 @@ section! {
         #[key("jwt_audience", Live, "any", "values::text")]
         pub jwt_audience: Option<String> = None,
 
-        /// Authorization webhook: a service of yours that is asked who may do what; see below.
+        /// URL of an authorization webhook, your service that permits or denies requests; see below.
         #[key("webhook_url", Live, "none", "values::web_address")]
         pub webhook_url: Option<String> = None,
 
-        /// Seconds that the authorization webhook may take, 1 to 30; no answer refuses.
+        /// Timeout of the authorization webhook in seconds, 1 to 30. Without an answer the request is rejected.
         #[key("webhook_timeout", Live, "`3`", "values::seconds::<1, 30, _, _>")]
         pub webhook_timeout: Duration = Duration::from_secs(3),
 
-        /// Accept `?token=` in a URL, for clients that cannot send a header; proxies log URLs.
+        /// Accept `?token=` in URLs, for clients that cannot send a header. Proxies may log URLs.
         #[key("token_in_query", Live, "`false`", "values::flag")]
         pub token_in_query: bool = false,
     }
 }
 
 section! {
-    /// A token for some streams.
+    /// A token for particular streams.
     pub struct TokenConfig("auth.tokens[]") {
         /// The token.
         #[key("token", Live, "one of the three", "values::trimmed_secret", secret)]
         pub token: Option<Secret> = None,
 
-        /// File that holds the token and nothing else.
+        /// File that contains only the token.
         #[key("token_file", Live, "one of the three", "values::path")]
         pub token_file: Option<PathBuf> = None,
 
-        /// Environment variable that holds the token.
+        /// Environment variable that contains the token.
         #[key("token_env", Live, "one of the three", "values::text")]
         pub token_env: Option<String> = None,
 
-        /// Streams that it may publish: a pattern such as `studio/*`, or a list.
+        /// Streams that the token may publish: a pattern such as `studio/*`, or a list.
         #[key("publish", Live, "none", "values::patterns")]
         pub publish: Vec<String> = Vec::new(),
 
-        /// Streams that it may play: a pattern, or a list.
+        /// Streams that the token may play: a pattern, or a list.
         #[key("play", Live, "none", "values::patterns")]
         pub play: Vec<String> = Vec::new(),
 
-        /// Whether it opens the API and `/metrics`.
+        /// Whether the token permits the API and `/metrics`.
         #[key("api", Live, "`false`", "values::flag")]
         pub api: bool = false,
     }
 }
 
 impl Auth {
-    /// Whether a token for publishing is configured; otherwise one is made at start.
+    /// Returns whether a token for publishing is configured. Otherwise one is generated at start.
     pub fn has_publish_token(&self) -> bool {
         self.publish_token.is_some() || self.publish_token_file.is_some()
     }
 
-    /// Whether a token for watching everything is configured.
+    /// Returns whether a token for watching all streams is configured.
     pub fn has_play_token(&self) -> bool {
         self.play_token.is_some() || self.play_token_file.is_some()
     }

@@ -1,4 +1,4 @@
-//! A file as TOML: its values with their places, and what is wrong with its syntax.
+//! The configuration file: its TOML values with their places, and its syntax errors.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,15 +10,15 @@ use toml::de::{DeTable, DeValue};
 use super::mistake::{Mistake, Place, Problem};
 use super::syntax::{explain, is_unclosed};
 
-/// The text of a file, read as far as that goes.
+/// A parsed file. Parsing continues after a syntax error.
 pub(super) struct Document<'a> {
     text: &'a str,
     path: &'a Path,
-    /// Where lines begin.
+    /// Offset of the start of each line.
     lines: Vec<usize>,
-    /// What can be read; the reader takes it out.
+    /// The values that could be parsed. The reader takes them out.
     pub(super) table: DeTable<'a>,
-    /// Places of all keys by their paths.
+    /// The place of each key, by its path.
     pub(super) places: BTreeMap<String, Place>,
     errors: Vec<SyntaxError>,
     duplicates: Vec<Mistake>,
@@ -27,7 +27,7 @@ pub(super) struct Document<'a> {
 struct SyntaxError {
     at: usize,
     mistake: Mistake,
-    /// What follows may be read as part of something else.
+    /// The lines below may have been parsed as part of something else.
     is_structural: bool,
 }
 
@@ -52,22 +52,22 @@ impl<'a> Document<'a> {
         document
     }
 
-    /// The mistakes of its syntax.
+    /// Returns syntax errors and duplicates.
     pub(super) fn mistakes(&self) -> impl Iterator<Item = Mistake> + use<'_> {
         let errors = self.errors.iter().map(|error| &error.mistake);
         errors.chain(&self.duplicates).cloned()
     }
 
-    /// Whether what was read at a place may be different once the syntax is right.
+    /// Returns whether a problem at an offset may disappear once the syntax errors are corrected.
     pub(super) fn is_doubtful(&self, at: usize, problem: &Problem) -> bool {
         let line = self.line_start(at);
         self.errors.iter().any(|error| {
             let is_here = self.line_start(error.at) == line;
             let is_below = error.is_structural && error.at <= at;
             match problem {
-                // What is missing may be what could not be read.
+                // The missing key may be in a line that could not be parsed.
                 Problem::Missing(_) => true,
-                // It is known by its section, and the value is what stands there.
+                // Key and value are in this line.
                 Problem::Value { .. } => is_here,
                 _ => is_here || is_below,
             }
@@ -84,7 +84,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// A value as it is written; see [`shown`].
+    /// Returns a value as the file has it; see [`shown`].
     pub(super) fn shown(&self, span: Range<usize>) -> Option<String> {
         shown(self.text.get(span).unwrap_or_default())
     }
@@ -119,7 +119,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// Takes the first error of each line: what follows it there comes of it.
+    /// Keeps the first error of each line: others in it are its consequences.
     fn take_errors(&mut self, errors: &[toml::de::Error]) {
         let mut found: Vec<(usize, &str, Range<usize>)> = errors
             .iter()
@@ -130,7 +130,7 @@ impl<'a> Document<'a> {
             })
             .collect();
         found.sort_by_key(|(at, ..)| *at);
-        // All the rest of the file was read as part of what is not closed.
+        // The rest of the file was parsed as part of the unclosed list or table.
         let open = found
             .iter()
             .find(|(at, message, span)| is_unclosed(message) && *at < span.start);
@@ -164,7 +164,7 @@ impl<'a> Document<'a> {
         self.drop_repeated_tables();
     }
 
-    /// Keys in a table that is there twice are duplicates because the table is.
+    /// Drops duplicate keys in a duplicate table: they are its consequences.
     fn drop_repeated_tables(&mut self) {
         let keys: Vec<String> = self.duplicates.iter().map(|mistake| mistake.key.clone()).collect();
         self.duplicates.retain(|mistake| {
@@ -210,7 +210,7 @@ impl<'a> Document<'a> {
         is_before.then_some(line)
     }
 
-    /// Where the array or table begins that is not closed at `end`.
+    /// Returns the start of the unclosed list or inline table that ends at `end`.
     fn opening(&self, end: usize) -> Option<usize> {
         fn find(value: &Spanned<DeValue<'_>>, end: usize) -> Option<usize> {
             let inner = match value.get_ref() {
@@ -218,8 +218,8 @@ impl<'a> Document<'a> {
                 DeValue::Array(items) => items.iter().find_map(|value| find(value, end)),
                 _ => return None,
             };
-            let is_it = value.span().end == end && value.span().start < end;
-            inner.or_else(|| is_it.then(|| value.span().start))
+            let is_unclosed = value.span().end == end && value.span().start < end;
+            inner.or_else(|| is_unclosed.then(|| value.span().start))
         }
         self.table.iter().find_map(|(_, value)| find(value, end))
     }
@@ -277,12 +277,13 @@ fn canonical(path: &str) -> String {
     path
 }
 
-/// Longest value that is shown, in characters.
+/// Maximum length of a value in a message, in characters.
 const MAX_SHOWN: usize = 60;
 
-/// A value for a message, cut where it is long. `None` for one that may hold a secret: an address with a user or a query.
+/// Returns a value for a message, truncated if it is long. `None` if it may contain a secret: a URL with a user or
+/// query.
 pub(super) fn shown(text: &str) -> Option<String> {
-    if may_hold_secret(text) {
+    if may_contain_secret(text) {
         return None;
     }
     let line = text.lines().next().unwrap_or_default();
@@ -294,11 +295,12 @@ pub(super) fn shown(text: &str) -> Option<String> {
     })
 }
 
-pub(super) fn may_hold_secret(text: &str) -> bool {
+/// Returns whether a value looks like a URL with a user or a query.
+pub(super) fn may_contain_secret(text: &str) -> bool {
     text.contains(['@', '?'])
 }
 
-/// `path.key`, with quotes around a key that needs them.
+/// Returns `path.key`, with quotes around a key that needs them.
 pub fn joined(path: &str, key: &str) -> String {
     let is_bare = |b: u8| b.is_ascii_alphanumeric() || b"_-".contains(&b);
     let key = match !key.is_empty() && key.bytes().all(is_bare) {

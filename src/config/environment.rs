@@ -1,4 +1,4 @@
-//! Environment variables that stand for keys: `MILLSTREAM_HTTP__LISTEN` is `http.listen`.
+//! Environment variables that set keys: `MILLSTREAM_HTTP__LISTEN` sets `http.listen`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,19 +6,19 @@ use std::ffi::OsString;
 use super::mistake::{Hint, Mistake, Place, Problem, nearest};
 use super::section::{Key, PREFIX};
 
-/// Values of keys, and what is wrong with variables.
+/// The variables that set keys, and mistakes in them.
 #[derive(Default)]
 pub(super) struct Variables {
-    /// Name of the variable and value, by the path of the key.
+    /// Variable name and value, by the path of the key.
     pub(super) values: BTreeMap<String, (String, String)>,
     pub(super) mistakes: Vec<Mistake>,
 }
 
-/// Variables that are no keys: of the command line, and of the programs that test the gateway.
-const OTHERS: [&str; 3] = ["MILLSTREAM_CONFIG", "MILLSTREAM_BIN", "MILLSTREAM_BENCH_BIN"];
+/// Variables with our prefix that set no key: those of the command line and of the test programs.
+const IGNORED: [&str; 3] = ["MILLSTREAM_CONFIG", "MILLSTREAM_BIN", "MILLSTREAM_BENCH_BIN"];
 
 impl Variables {
-    /// Sorts out the variables of this program; `keys` are all that there are, `renamed` the paths that keys had before.
+    /// Reads the variables with our prefix. `keys` are all keys, `renamed` pairs of former and current paths.
     pub(super) fn read(
         environment: impl IntoIterator<Item = (OsString, OsString)>,
         keys: &[&Key],
@@ -28,7 +28,7 @@ impl Variables {
         for (name, value) in environment {
             let name = name.to_string_lossy().into_owned();
             let value = value.into_string();
-            let is_ours = name.starts_with(PREFIX) && !OTHERS.contains(&name.as_str());
+            let is_ours = name.starts_with(PREFIX) && !IGNORED.contains(&name.as_str());
             if !is_ours || is_service_link(&name, value.as_deref().unwrap_or_default()) {
                 continue;
             }
@@ -62,7 +62,7 @@ impl Variables {
     }
 }
 
-/// The variable that sets a key.
+/// Returns the name of the variable that sets a key.
 pub(super) fn variable(path: &str) -> String {
     format!("{PREFIX}{}", path.replace('.', "__").to_ascii_uppercase())
 }
@@ -83,9 +83,9 @@ fn unknown(name: &str, keys: &[&Key]) -> Problem {
     }
 }
 
-/// Whether an orchestrator made the variable for a service of that name: Kubernetes gives every container
-/// `MILLSTREAM_SERVICE_HOST`, `MILLSTREAM_SERVICE_PORT`, `MILLSTREAM_PORT=tcp://...` and `MILLSTREAM_PORT_80_TCP_ADDR`
-/// once there is a service called `millstream`. Links of Docker look alike.
+/// Returns whether an orchestrator sets the variable for a service called `millstream`. Kubernetes gives every
+/// container `MILLSTREAM_SERVICE_HOST`, `MILLSTREAM_SERVICE_PORT`, `MILLSTREAM_PORT=tcp://...` and
+/// `MILLSTREAM_PORT_80_TCP_ADDR`. Docker links look the same.
 fn is_service_link(name: &str, value: &str) -> bool {
     let has_scheme = || value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://");
     let is_part = |rest: &str| {
@@ -109,10 +109,10 @@ fn is_service_link(name: &str, value: &str) -> bool {
 ///
 /// # Errors
 ///
-/// What is wrong with it, to follow the key.
+/// The problem, as a text that follows the key.
 #[expect(clippy::disallowed_methods, reason = "this is config")]
 pub fn named(variable: &str) -> Result<String, String> {
-    // Some operators write the secret itself where the name of its variable belongs.
+    // A value that is not a variable name may be the secret itself, set by mistake.
     let is_name = variable
         .bytes()
         .all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');

@@ -1,75 +1,75 @@
-//! What is wrong with a configuration, where, and what is expected instead.
+//! Mistakes in a configuration: where each is, what is wrong, and what is expected.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-/// One mistake. Its text never shows the value of a secret.
+/// A mistake. Its text never contains a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    /// Path of the key, such as `http.listen` or `streams.door.rtsp`; empty where none is concerned.
+    /// Path of the key, such as `http.listen` or `streams.door.rtsp`; empty if there is none.
     pub key: String,
     pub place: Option<Place>,
     pub problem: Problem,
 }
 
-/// Where something of the configuration is set.
+/// Where a key is set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
-    /// Line and column count from 1, the column in characters.
+    /// Line and column, from 1; the column counts characters.
     Line { line: usize, column: usize, file: PathBuf },
-    /// A file as a whole.
+    /// A whole file.
     File(PathBuf),
     /// An environment variable.
     Variable(String),
 }
 
-/// What is wrong.
+/// What is wrong with a key or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// The file is not TOML, or cannot be read.
     Syntax(String),
-    /// The key or table is there twice; `first_line` is the line of the first one, if it is known.
+    /// The key or table exists already; `first_line` is its first line, if known.
     Duplicate { is_table: bool, first_line: Option<usize> },
-    /// There is no such `what`: a key, a section, an environment variable.
+    /// No such `what` exists: a key, a section, an environment variable.
     Unknown { what: &'static str, hint: Hint },
-    /// The value is not one of the key; `shown` is how it is written, unless it may be a secret.
+    /// The value is invalid. `shown` is its text, unless it may be a secret.
     Value { shown: Option<String>, expected: String },
-    /// Something else has to be set too.
+    /// Another key must be set too. The text follows the key in the message.
     Missing(String),
-    /// What follows the key in the message.
-    Unusable(String),
+    /// Any other problem. The text follows the key in the message.
+    Other(String),
 }
 
-/// What was probably meant.
+/// What the operator probably meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// One of these names.
     Near(Vec<String>),
-    /// One of all names that there are.
+    /// One of all valid names.
     Known(Vec<String>),
-    /// What follows the name in the message.
+    /// A text that follows the name in the message.
     Text(&'static str),
 }
 
-/// A configuration that cannot be used, with all its mistakes.
+/// An invalid configuration, with all its mistakes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub struct ConfigError {
-    /// In the order of the file; those of variables follow.
+    /// In the order of the file, followed by those of environment variables.
     pub mistakes: Vec<Mistake>,
 }
 
-/// Mistakes that are listed; the rest is counted.
+/// Maximum number of mistakes in the text; the rest are only counted.
 const MAX_LISTED: usize = 100;
 
 impl Mistake {
-    /// A mistake of a key; what follows the key in the message is `problem`.
+    /// Creates a mistake without a place. `problem` follows the key in the message.
     pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::of(key, Problem::Unusable(problem.into()))
+        Self::of(key, Problem::Other(problem.into()))
     }
 
-    /// As [`Mistake::new`], of any kind.
+    /// Like [`Mistake::new`], for any kind of problem.
     pub fn of(key: impl Into<String>, problem: Problem) -> Self {
         Self {
             key: key.into(),
@@ -78,8 +78,8 @@ impl Mistake {
         }
     }
 
-    /// Whether another mistake may come of this one alone: it is one of the same key, of the table around this one, or
-    /// of what probably was meant here.
+    /// Returns whether another mistake may be a consequence of this one: it has the same key, the table around it, or
+    /// the key that was probably meant.
     pub fn explains(&self, other: &Self) -> bool {
         let is_syntax = matches!(self.problem, Problem::Syntax(_));
         let is_inside = self
@@ -89,7 +89,7 @@ impl Mistake {
         (is_syntax && self.line() == other.line()) || is_inside || self.concerns(&other.key)
     }
 
-    /// Whether the mistake is one of this key, or of a name that probably means it.
+    /// Returns whether the mistake is in this key, or in a name that was probably meant to be this key.
     pub fn concerns(&self, path: &str) -> bool {
         let Problem::Unknown {
             hint: Hint::Near(names),
@@ -114,7 +114,7 @@ impl Mistake {
         }
     }
 
-    /// The same of the table `path`: its key stands below that path.
+    /// Puts `path` before the key: the mistake was found in a table that does not know its path.
     pub fn below(mut self, path: &str) -> Self {
         self.key = match self.key.as_str() {
             "" => path.to_owned(),
@@ -125,13 +125,13 @@ impl Mistake {
 }
 
 impl ConfigError {
-    /// Sorts the mistakes by place; those without one go last.
+    /// Sorts the mistakes by place. Those without a place are last.
     pub fn new(mut mistakes: Vec<Mistake>) -> Self {
         mistakes.sort_by_cached_key(|mistake| (mistake.place.is_none(), mistake.place.clone()));
         Self { mistakes }
     }
 
-    /// `Ok` where there are none.
+    /// Returns `Ok` if there are none.
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl fmt::Display for Mistake {
                 Some(shown) => write!(f, "`{key}` is {shown}: {expected}"),
                 None => write!(f, "`{key}` has an invalid value: {expected}"),
             },
-            Problem::Missing(problem) | Problem::Unusable(problem) => write!(f, "`{key}` {problem}"),
+            Problem::Missing(problem) | Problem::Other(problem) => write!(f, "`{key}` {problem}"),
         }
     }
 }
@@ -218,7 +218,7 @@ impl fmt::Display for Hint {
     }
 }
 
-/// `a`, `b` and `c`.
+/// Returns "`a`, `b` and `c`", where `last` is "and".
 pub fn listed(names: &[impl AsRef<str>], last: &str) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("`{}`", name.as_ref())).collect();
     match quoted.split_last() {
@@ -228,13 +228,13 @@ pub fn listed(names: &[impl AsRef<str>], last: &str) -> String {
     }
 }
 
-/// The name that was probably meant by `word`; `None` if all are too different.
+/// Returns the name that `word` was probably meant to be; `None` if all are too different.
 pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word = plain(word);
+    let word = normalized(word);
     let allowed = (word.chars().count() / 3).max(1);
     let distance = |name: &'a str| {
-        let known = plain(name);
-        // Somebody may have written less of the name, or more.
+        let known = normalized(name);
+        // The start of a name, or a name with a suffix.
         let is_start = word.len() >= MIN_START && (known.starts_with(&word) || word.starts_with(&known));
         let distance = if is_start {
             1
@@ -247,11 +247,11 @@ pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
     near.min_by_key(|(distance, _)| *distance).map(|(_, name)| name)
 }
 
-/// Fewest characters of a name that tell which one is meant.
+/// Minimum length of a prefix that counts as the name.
 const MIN_START: usize = 4;
 
-/// Spellings that mean the same: `corsOrigins`, `cors-origins`, `CORS__ORIGINS`.
-fn plain(name: &str) -> String {
+/// Returns a name without case and separators: `corsOrigins`, `cors-origins` and `CORS__ORIGINS` are the same name.
+fn normalized(name: &str) -> String {
     let is_part = |c: &char| c.is_alphanumeric() || *c == '.';
     name.chars().filter(is_part).flat_map(char::to_lowercase).collect()
 }
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn more_mistakes_than_anybody_reads_are_counted() {
+    fn mistakes_beyond_the_limit_are_counted() {
         let mistakes = vec![Mistake::new("a", "is wrong"); 103];
         let text = ConfigError { mistakes }.to_string();
         assert!(text.starts_with("the configuration has 103 mistakes:") && text.ends_with("and 3 more"));

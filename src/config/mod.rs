@@ -1,15 +1,16 @@
-//! Configuration as data: what the operator may set, where it is read from, and what is said about mistakes.
+//! Configuration as plain data: the keys, where their values come from, and the mistakes in them.
 //!
-//! A value comes from the environment (`MILLSTREAM_HTTP__LISTEN` is `http.listen`), else from the TOML file, else it is
-//! the default. Nothing is built here: each part of the gateway makes what it needs of its section.
+//! An environment variable (`MILLSTREAM_HTTP__LISTEN` for `http.listen`) takes precedence over the TOML file, and the
+//! file over the default. Nothing is built here: each part of the gateway builds itself from its section.
 //!
 //! * `sections`, `auth`, `streams`: the keys, each declared once with its type, default, meaning, and [`Reload`].
-//! * `values`: how values are read, and what is expected instead of another one.
-//! * `document`, `syntax`, `environment`: where values come from, with their places.
-//! * `reader`: reads key by key, so that all mistakes are found.
-//! * `renames`: old names of keys.
+//! * `values`: parsers of values, with texts that say what is expected.
+//! * `document`, `syntax`, `environment`: the file and the environment, with the place of each value.
+//! * `reader`: reads each key by itself, so that all mistakes are found.
+//! * `renames`: former names of keys.
+//! * `mistake`: mistakes and their texts.
 //!
-//! A new key is a field in its section, and its line in `docs/configuration.md`.
+//! To add a key, add a field to its section and a line to `docs/configuration.md`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -45,7 +46,7 @@ pub use self::sections::{
 };
 pub use self::streams::{HlsConfig, PipelineConfig, RtspConfig, StreamConfig, StreamSource, Transport};
 
-/// Everything that can be configured.
+/// The whole configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     pub http: Http,
@@ -56,23 +57,23 @@ pub struct Config {
     pub pipelines: Pipelines,
     pub sources: Sources,
     pub log: Log,
-    /// Streams that the gateway fetches by itself.
+    /// Streams that the gateway pulls from cameras, HLS origins and pipelines.
     pub streams: Vec<StreamConfig>,
-    /// What is no mistake yet, such as the old name of a key.
+    /// What works but should be changed, such as the former name of a key.
     pub warnings: Vec<Mistake>,
     places: Places,
 }
 
-/// Where each key is set, by its path.
+/// The place of each key that is set, by its path.
 type Places = BTreeMap<String, Place>;
 
-/// The file that is read when it exists and no other is named.
+/// The configuration file if none is named. It need not exist.
 pub const DEFAULT_FILE: &str = "millstream.toml";
 
-/// The section of streams, which has tables and no keys.
+/// The section of streams, which contains tables and no keys.
 const STREAMS: &str = "streams";
 
-/// All keys but those of streams, by section.
+/// Returns all keys except those of streams, by section.
 pub fn keys() -> Vec<&'static Key> {
     let sections = [
         Http::KEYS,
@@ -87,7 +88,7 @@ pub fn keys() -> Vec<&'static Key> {
     sections.into_iter().flatten().collect()
 }
 
-/// A list of all keys for the command line.
+/// Returns the list of all keys for `--help`.
 pub fn help() -> String {
     let mut text = "Keys of the configuration file. An environment variable takes precedence over the file:\n\
                     MILLSTREAM_HTTP__LISTEN sets http.listen.\n"
@@ -105,7 +106,7 @@ pub fn help() -> String {
             key.meaning()
         );
     }
-    text + "\nTables of streams, and of tokens for some streams, are described in docs/configuration.md.\n"
+    text + "\nThe tables of `auth.tokens` and of streams are described in docs/configuration.md.\n"
 }
 
 impl Config {
@@ -113,7 +114,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// All mistakes, each with its place and its key.
+    /// All mistakes, each with its place and key.
     pub fn load(
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -122,8 +123,8 @@ impl Config {
         ConfigError::unless_empty(mistakes).map(|()| config)
     }
 
-    /// As [`Config::load`], but returns also what can be used of a configuration with mistakes: keys that have one have
-    /// their defaults.
+    /// Like [`Config::load`], but also returns a configuration if there are mistakes. Keys with a mistake have their
+    /// defaults.
     pub fn read(
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -143,7 +144,7 @@ impl Config {
         (config, mistakes)
     }
 
-    /// Reads TOML `text`, which `path` stands for in errors, and the `environment` on top of it.
+    /// Reads TOML `text`, which errors call `path`, and the `environment`, which takes precedence.
     ///
     /// # Errors
     ///
@@ -179,13 +180,13 @@ impl Config {
             warnings: Vec::new(),
             places: Places::new(),
         };
-        let remarks = reader.finish(&keys);
-        config.places = remarks.places;
-        config.warnings = remarks.warnings;
-        (config, remarks.mistakes)
+        let findings = reader.finish(&keys);
+        config.places = findings.places;
+        config.warnings = findings.warnings;
+        (config, findings.mistakes)
     }
 
-    /// Keys that are set otherwise here than there, but for those of streams.
+    /// Returns the keys whose values differ between two configurations, except those of streams.
     pub fn difference(&self, other: &Self) -> Vec<&'static Key> {
         let sections = [
             self.http.differences(&other.http),
@@ -200,13 +201,13 @@ impl Config {
         sections.into_iter().flatten().collect()
     }
 
-    /// Adds the stream `demo`, unless there is one of that name.
+    /// Adds the stream `demo`, unless a stream of that name is configured.
     pub fn add_demo(&mut self) {
         let demo = StreamConfig::demo().filter(|demo| self.streams.iter().all(|stream| stream.name != demo.name));
         self.streams.extend(demo);
     }
 
-    /// Where a key is set, or the innermost table around it.
+    /// Returns the place of a key, or of the innermost table around it.
     pub fn place(&self, key: &str) -> Option<Place> {
         let mut path = key;
         loop {
@@ -217,7 +218,7 @@ impl Config {
         }
     }
 
-    /// Gives mistakes that a part of the gateway found in its section their places.
+    /// Adds places to mistakes that a part of the gateway found in its section.
     pub fn locate(&self, mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
         for mistake in mistakes.iter_mut().filter(|mistake| mistake.place.is_none()) {
             mistake.place = self.place(&mistake.key);

@@ -1,4 +1,4 @@
-//! Reads sections key by key, from the file and from variables, so that every mistake is found and the rest is read.
+//! Reads sections key by key, from the file and the environment. A mistake in one key does not hide those in others.
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -18,14 +18,14 @@ pub(super) struct Reader<'a> {
     warnings: Vec<Mistake>,
 }
 
-/// What is known beside the values.
-pub(super) struct Remarks {
+/// What the reader found besides the values.
+pub(super) struct Findings {
     pub(super) places: Places,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Mistake>,
 }
 
-/// Keys that set the same thing; where both are set in the file, or both by variables, the second counts.
+/// Pairs of keys that set the same thing. If both are set in the file, or both by variables, the second one is used.
 const ALTERNATIVES: [(&str, &str); 4] = [
     ("ice.turn_secret", "ice.turn_user"),
     ("auth.publish_token", "auth.publish_token_file"),
@@ -35,19 +35,19 @@ const ALTERNATIVES: [(&str, &str); 4] = [
 
 impl<'a> Reader<'a> {
     pub(super) fn new(mut document: Document<'a>, mut variables: Variables, renamed: &[(&str, &str)]) -> Self {
-        let moved = renames::apply(&mut document, &mut variables, renamed);
+        let messages = renames::apply(&mut document, &mut variables, renamed);
         let mut mistakes = std::mem::take(&mut variables.mistakes);
         mistakes.extend(document.mistakes());
-        mistakes.extend(moved.mistakes);
+        mistakes.extend(messages.mistakes);
         Self {
             document,
             variables,
             mistakes,
-            warnings: moved.warnings,
+            warnings: messages.warnings,
         }
     }
 
-    /// Reads a section that has a name of its own.
+    /// Reads a section.
     pub(super) fn section<S: Section>(&mut self) -> S {
         let table = self.take(S::NAME);
         self.merged(table)
@@ -64,8 +64,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What is left is unknown.
-    pub(super) fn finish(mut self, keys: &[&Key]) -> Remarks {
+    /// Returns the findings. What is left in the document is unknown.
+    pub(super) fn finish(mut self, keys: &[&Key]) -> Findings {
         for (name, value) in std::mem::take(&mut self.document.table) {
             let is_section = matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
             let problem = if is_section {
@@ -79,14 +79,14 @@ impl<'a> Reader<'a> {
         for (path, (variable, _)) in self.variables.values {
             places.insert(path, Place::Variable(variable));
         }
-        Remarks {
+        Findings {
             places,
             mistakes: self.mistakes,
             warnings: self.warnings,
         }
     }
 
-    /// Takes a table out of the document.
+    /// Takes a section's table out of the document.
     pub(super) fn take(&mut self, name: &str) -> DeTable<'a> {
         let Some(value) = self.document.table.remove(name) else {
             return DeTable::new();
@@ -95,7 +95,7 @@ impl<'a> Reader<'a> {
             .unwrap_or_default()
     }
 
-    /// A value that has to be a table; otherwise `problem` is said of it.
+    /// Returns the table that a value must be. Otherwise adds a mistake with the text `problem`.
     pub(super) fn table(&mut self, path: &str, value: Spanned<DeValue<'a>>, problem: &str) -> Option<DeTable<'a>> {
         let span = value.span();
         match value.into_inner() {
@@ -115,18 +115,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a key is among the mistakes.
+    /// Returns whether a key has a mistake.
     pub(super) fn is_mistaken(&self, path: &str) -> bool {
         self.mistakes.iter().any(|mistake| mistake.key == path)
     }
 
-    /// Reads a table of the file, without variables.
-    pub(super) fn plain<S: Section>(&mut self, path: &str, table: DeTable<'a>) -> S {
+    /// Reads a table of the file that variables cannot set.
+    pub(super) fn from_file<S: Section>(&mut self, path: &str, table: DeTable<'a>) -> S {
         let good = self.checked::<S>(path, table);
         build(good).unwrap_or_default()
     }
 
-    /// Says of each key that is none of the section that it is unknown.
+    /// Adds the mistake that a key is not one of `own`.
     pub(super) fn unknown(&mut self, path: &str, name: &Spanned<DeString<'_>>, own: &[&str]) {
         let problem = unknown_key(name.get_ref(), own, &[]);
         self.mistake(name.span().start, Mistake::of(joined(path, name.get_ref()), problem));
@@ -143,14 +143,14 @@ impl<'a> Reader<'a> {
         for (index, item) in items.into_iter().enumerate() {
             let path = format!("{path}[{index}]");
             let problem = "has to be a table, such as { token_file = \"...\", play = \"*\" }";
-            // One that cannot be used keeps its place, so that the paths of others are right.
+            // An invalid entry keeps its index, so that the paths of the others stay right.
             let table = self.table(&path, item, problem);
-            tokens.push(table.map(|table| self.plain(&path, table)).unwrap_or_default());
+            tokens.push(table.map(|table| self.from_file(&path, table)).unwrap_or_default());
         }
         tokens
     }
 
-    /// Reads a section from its table, and from the variables, which take precedence.
+    /// Reads a section from its table and from variables, which take precedence.
     fn merged<S: Section>(&mut self, table: DeTable<'a>) -> S {
         let mut good = self.checked::<S>(S::NAME, table);
         let set = self.set_by_variables::<S>();
@@ -159,7 +159,7 @@ impl<'a> Reader<'a> {
         build(good).unwrap_or_default()
     }
 
-    /// The keys of a table that can be used; the others become mistakes.
+    /// Returns the valid keys of a table. The others become mistakes.
     fn checked<S: Section>(&mut self, path: &str, table: DeTable<'a>) -> DeTable<'a> {
         let mut good = DeTable::new();
         for (name, value) in table {
@@ -210,7 +210,7 @@ impl<'a> Reader<'a> {
         good
     }
 
-    /// Of keys that set the same thing, a variable takes precedence over the file.
+    /// Drops the key that is overridden by its alternative: a variable takes precedence over the file.
     fn drop_alternatives(&mut self, section: &str, file: &mut DeTable<'a>, variables: &DeTable<'a>) {
         for (first, second) in ALTERNATIVES {
             let name = |path: &'static str| path.strip_prefix(section)?.strip_prefix('.');
@@ -227,7 +227,7 @@ impl<'a> Reader<'a> {
                 let place = Some(self.document.place(at));
                 self.warnings.push(Mistake { place, ..warning });
             }
-            // What counts is the second: without the first there is no doubt.
+            // Only the second one is used.
             if has(file, b) || has(variables, b) {
                 file.remove(a);
             }
@@ -235,7 +235,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Reads one key alone.
+/// Tries to read a single key.
 fn probe<'a, S: Section>(name: &Spanned<DeString<'a>>, value: &Spanned<DeValue<'a>>) -> Result<(), String> {
     let mut table = DeTable::new();
     table.insert(name.clone(), value.clone());
@@ -245,12 +245,12 @@ fn probe<'a, S: Section>(name: &Spanned<DeString<'a>>, value: &Spanned<DeValue<'
     }
 }
 
-/// Reads keys of which each can be read alone.
+/// Reads a section from valid keys.
 fn build<S: Section>(table: DeTable<'_>) -> Option<S> {
     S::deserialize(toml::Deserializer::from(Spanned::new(0..0, table))).ok()
 }
 
-/// A key that is none of its table, whose keys are `own`; `others` are those of all sections.
+/// Returns the problem of an unknown key. `own` are the keys of its table, `others` those of all sections.
 fn unknown_key(name: &str, own: &[&str], others: &[&Key]) -> Problem {
     let same = |key: &&&Key| key.name == name;
     let elsewhere: Vec<String> = others.iter().filter(same).map(|key| key.path.to_owned()).collect();
@@ -262,7 +262,7 @@ fn unknown_key(name: &str, own: &[&str], others: &[&Key]) -> Problem {
                 let same = others.iter().filter(|key| key.name == near);
                 Hint::Near(same.map(|key| key.path.to_owned()).collect())
             }
-            None => Hint::Text("; keys stand in sections such as [http]"),
+            None => Hint::Text("; keys belong to sections such as [http]"),
         },
         None => Hint::Known(own.iter().map(|name| (*name).to_owned()).collect()),
     };

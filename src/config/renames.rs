@@ -1,4 +1,4 @@
-//! Keys that were renamed: the old name is read for one version, with a warning that names the new one.
+//! Renamed keys: the former name is accepted for one version, with a warning that contains the new one.
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -7,35 +7,35 @@ use super::document::{Document, joined};
 use super::environment::Variables;
 use super::mistake::{Mistake, Place};
 
-/// Old and new path of each. `streams.*` stands for the table of any stream.
+/// Former and new path of each renamed key. `streams.*` is the table of any stream.
 pub(super) const RENAMED: &[(&str, &str)] = &[
     ("auth.hook_url", "auth.webhook_url"),
     ("auth.hook_timeout", "auth.webhook_timeout"),
     ("pipelines.repair", "pipelines.transcode"),
 ];
 
-/// What is said about old names.
+/// Warnings and mistakes about former names.
 #[derive(Default)]
-pub(super) struct Moved {
+pub(super) struct Messages {
     pub(super) warnings: Vec<Mistake>,
     pub(super) mistakes: Vec<Mistake>,
 }
 
-/// A key of the file that has its old name.
+/// A key that has its former name.
 struct Found {
     old: String,
     new: String,
-    /// The new name is there too.
+    /// The new name is set too.
     is_twice: bool,
 }
 
-/// Gives keys with an old name their new one, in the file and among the variables.
-pub(super) fn apply(document: &mut Document<'_>, variables: &mut Variables, renamed: &[(&str, &str)]) -> Moved {
-    let mut moved = Moved::default();
+/// Renames keys with a former name, in the file and among the variables.
+pub(super) fn apply(document: &mut Document<'_>, variables: &mut Variables, renamed: &[(&str, &str)]) -> Messages {
+    let mut messages = Messages::default();
     for (old, new) in renamed {
         for found in in_file(&mut document.table, old, new) {
             let place = document.places.get(&found.old).cloned();
-            moved.record(&found, place.clone());
+            messages.record(&found, place.clone());
             if let (false, Some(place)) = (found.is_twice, place) {
                 document.places.insert(found.new, place);
             }
@@ -46,11 +46,11 @@ pub(super) fn apply(document: &mut Document<'_>, variables: &mut Variables, rena
                 new: (*new).to_owned(),
                 is_twice: variables.values.contains_key(*new),
             };
-            moved.record(&found, Some(Place::Variable(variable.clone())));
+            messages.record(&found, Some(Place::Variable(variable.clone())));
             variables.values.entry(found.new).or_insert((variable, value));
         }
     }
-    moved
+    messages
 }
 
 fn in_file(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<Found> {
@@ -64,7 +64,7 @@ fn in_file(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<Found> {
     let Some(value) = table(root, old_section).and_then(|table| table.remove(old_key)) else {
         return Vec::new();
     };
-    // A section that has nothing but old names may be none any more.
+    // A section that contained only former names may no longer exist.
     if table(root, old_section).is_some_and(|table| table.is_empty()) {
         root.remove(old_section);
     }
@@ -109,7 +109,7 @@ fn table<'t, 'a>(root: &'t mut DeTable<'a>, name: &str) -> Option<&'t mut DeTabl
     }
 }
 
-/// Whether the name was free.
+/// Inserts a value unless the name is set. Returns whether it was inserted.
 fn insert<'a>(table: &mut DeTable<'a>, name: &str, value: Spanned<DeValue<'a>>) -> bool {
     let is_free = !table.contains_key(name);
     if is_free {
@@ -118,7 +118,7 @@ fn insert<'a>(table: &mut DeTable<'a>, name: &str, value: Spanned<DeValue<'a>>) 
     is_free
 }
 
-impl Moved {
+impl Messages {
     fn record(&mut self, found: &Found, place: Option<Place>) {
         let (list, text) = match found.is_twice {
             true => (
@@ -141,7 +141,7 @@ impl Moved {
     }
 }
 
-/// What paths of streams begin with.
+/// Prefix of the paths of streams.
 const STREAM: &str = "streams.*.";
 
 #[cfg(test)]
@@ -159,9 +159,9 @@ mod tests {
         let mut document = Document::parse(text, Path::new("test.toml"));
         let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
         let mut variables = Variables::read(environment, &crate::config::keys(), renamed);
-        let moved = apply(&mut document, &mut variables, renamed);
+        let messages = apply(&mut document, &mut variables, renamed);
         let texts = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect();
-        (document, variables, texts(moved.warnings), texts(moved.mistakes))
+        (document, variables, texts(messages.warnings), texts(messages.mistakes))
     }
 
     #[test]

@@ -1,26 +1,26 @@
-//! Values that are never printed by accident.
+//! Values that debug output does not show.
 
 use std::fmt;
 
-/// A bearer token. Its text is shown by [`Secret::reveal`] only.
+/// A bearer token or another secret. Only [`Secret::reveal`] returns its text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// `text` has to be a `b64token` (RFC 6750 §2.1), or it could not be sent in a header.
+    /// Returns `None` if `text` is not a `b64token` (RFC 6750 §2.1), which a header could not carry.
     pub fn new(text: &str) -> Option<Self> {
-        let is_sendable = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
-        let fits = (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(is_sendable);
+        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
+        let fits = (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(is_allowed);
         fits.then(|| Self(text.to_owned()))
     }
 
-    /// The text, for the places that compare it, sign with it, or show it to the operator.
+    /// Returns the text, to compare it, to sign with it, or to show it to the operator.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 }
 
-/// Longest token, in characters: far below the limit for a request's headers.
+/// Maximum length in characters, far below the size limit of request headers.
 const MAX_LENGTH: usize = 512;
 
 impl fmt::Debug for Secret {
@@ -29,7 +29,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A value that may hold a secret, such as an address with a password in it.
+/// A value that may contain a secret, such as a URL with a password.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Hidden<T>(pub T);
 

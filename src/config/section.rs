@@ -1,30 +1,30 @@
-//! What a section of the configuration is: a struct whose fields are keys, and what is known of each key.
+//! Sections of the configuration: structs whose fields are keys, with the metadata of each key.
 
 use serde::de::DeserializeOwned;
 
-/// A key of the configuration.
+/// The metadata of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     /// `section.key`, as in messages and in the documentation.
     pub path: &'static str,
     /// The last part of the path.
     pub name: &'static str,
-    /// When another value takes effect.
+    /// When a changed value takes effect.
     pub reload: Reload,
-    /// The default, in Markdown.
+    /// The default value, in Markdown.
     pub default: &'static str,
     /// The lines of its doc comment, each with a leading space.
     doc: &'static str,
-    /// The value is never shown.
+    /// Messages never contain the value.
     pub is_secret: bool,
 }
 
 /// When a changed value takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
-    /// When the configuration is read again.
+    /// With a reload.
     Live,
-    /// When the gateway is restarted.
+    /// With a restart.
     Restart,
 }
 
@@ -48,33 +48,33 @@ impl Key {
         }
     }
 
-    /// What the key sets, in one line without a full stop.
+    /// Returns what the key sets, in one line without a final full stop.
     pub fn meaning(&self) -> &'static str {
         self.doc.trim().trim_end_matches('.')
     }
 
-    /// The environment variable that sets it.
+    /// Returns the name of the environment variable that sets it.
     pub fn variable(&self) -> String {
         let path = self.path.replace('.', "__").to_ascii_uppercase();
         format!("{PREFIX}{path}")
     }
 }
 
-/// What the names of variables that stand for keys begin with.
+/// Prefix of the environment variables that set keys.
 pub(super) const PREFIX: &str = "MILLSTREAM_";
 
-/// A table of the configuration, as the macro [`section!`] makes it.
+/// A table of the configuration. The macro [`section!`] implements it.
 pub trait Section: Default + DeserializeOwned {
-    /// As in the file; `*` stands for any name.
+    /// Path of the table; `*` stands for any name.
     const NAME: &'static str;
     /// All keys, in the order of the fields.
     const KEYS: &'static [Key];
 
-    /// Keys whose values differ.
+    /// Returns the keys whose values differ.
     fn differences(&self, other: &Self) -> Vec<&'static Key>;
 }
 
-/// Declares a section. Each field is a key, and everything that is known of it stands beside it:
+/// Declares a section. Each field is a key with its metadata:
 ///
 /// ```text
 /// /// What it sets, for the documentation.
@@ -82,7 +82,7 @@ pub trait Section: Default + DeserializeOwned {
 /// pub field: Type = default,
 /// ```
 ///
-/// A fifth word `secret` keeps the value out of messages.
+/// A fifth argument `secret` keeps the value out of messages.
 macro_rules! section {
     (
         $(#[doc = $about:literal])+

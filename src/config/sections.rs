@@ -1,4 +1,4 @@
-//! The sections of the file, but for access and streams: each key with its type, default, and what it means.
+//! All sections except `auth` and `streams`: each key with its type, default and meaning.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,16 +13,16 @@ use super::values::{self, Variants};
 section! {
     /// HTTP: signalling, pages, the API.
     pub struct Http("http") {
-        /// Address of HTTP: pages, signalling, HLS and the API.
+        /// Address of the HTTP server: pages, signalling, HLS and the API.
         #[key("listen", Restart, "`[::]:8080`", "values::socket_address")]
         pub listen: SocketAddr = any(8080),
 
-        /// Web pages of which origins may use the gateway, such as `["https://example.org"]`.
+        /// Origins of web pages that may use the gateway (CORS), such as `["https://example.org"]`.
         #[key("cors_origins", Live, "`*`", "values::origins")]
         pub cors_origins: CorsOrigins = CorsOrigins::Any,
 
-        /// File with a certificate and its chain, in PEM: HTTPS with HTTP/2 instead of HTTP. It is read again when it
-        /// changes.
+        /// File with a certificate and its chain, in PEM. Enables HTTPS with HTTP/2, and disables plain HTTP. Reloaded
+        /// when it changes.
         #[key("tls_certificate", Restart, "none: HTTP", "values::path")]
         pub tls_certificate: Option<PathBuf> = None,
 
@@ -30,21 +30,21 @@ section! {
         #[key("tls_key", Restart, "none", "values::path")]
         pub tls_key: Option<PathBuf> = None,
 
-        /// Refuse a PATCH without `If-Match` with 428, as RFC 9725 §4.3.1 says; several clients send none when they
-        /// trickle.
+        /// Reject a PATCH without `If-Match` with 428 (RFC 9725 §4.3.1). Several clients omit it with trickled
+        /// candidates.
         #[key("strict_preconditions", Live, "`false`", "values::flag")]
         pub strict_preconditions: bool = false,
 
-        /// When a viewer gets 406 with an offer of the gateway's (WHEP §4.3.2): `never`, `when_needed` (its own cannot be
-        /// served) or `always`.
+        /// When a viewer's offer is answered by 406 with a counter-offer (WHEP §4.3.2): `never`, `when_needed` (the
+        /// offer cannot be accepted) or `always`.
         #[key("counter_offer", Live, "`never`", "values::choice")]
         pub counter_offer: CounterOffer = CounterOffer::Never,
 
-        /// Answer a viewer's empty POST with an offer of the gateway's, for players of the WHEP draft of 2022.
+        /// Answer an empty POST of a viewer with an offer, for players that implement the WHEP draft of 2022.
         #[key("legacy_server_offer", Live, "`false`", "values::flag")]
         pub legacy_server_offer: bool = false,
 
-        /// Seconds that a viewer's POST waits for a publisher, 0 to 60; 0 answers 409 at once.
+        /// Seconds that a viewer's POST waits for a publisher, 0 to 60. With 0 the response is an immediate 409.
         #[key("wait_for_publisher", Live, "`0`", "values::seconds::<0, 60, _, _>")]
         pub wait_for_publisher: Duration = Duration::ZERO,
     }
@@ -57,38 +57,38 @@ section! {
         #[key("listen", Restart, "`[::]:8189`", "values::socket_address")]
         pub listen: SocketAddr = any(8189),
 
-        /// IP addresses given to peers as ICE candidates, at most 16; set them behind NAT.
+        /// IP addresses of the ICE candidates, at most 16. Set the public address behind NAT.
         #[key("announce", Restart, "the host's own", "values::announced")]
         pub announce: Vec<IpAddr> = Vec::new(),
 
-        /// STUN server such as `stun.example.org:3478`. The public address that it sees is announced first, and followed
-        /// when it changes.
+        /// STUN server such as `stun.example.org:3478`. The public address that it reports is announced first, and
+        /// updated when it changes.
         #[key("announce_by_stun", Restart, "none", "values::host_port")]
         pub announce_by_stun: Option<String> = None,
 
-        /// Take media by TCP too, for networks that block UDP.
+        /// Accept media over TCP too, for networks that block UDP.
         #[key("tcp", Restart, "`true`", "values::flag")]
         pub tcp: bool = true,
 
-        /// Media threads, 0 to 64; 0 starts one per processor.
+        /// Media threads, 0 to 64. 0 starts one per processor.
         #[key("shards", Restart, "`0`", "values::whole::<0, 64, _, _>")]
         pub shards: usize = 0,
 
-        /// Publishers and viewers at the same time, 0 to 1000000; more get 503.
+        /// Maximum number of publishers and viewers, 0 to 1000000. Further ones get 503.
         #[key("max_sessions", Restart, "`10000`", "values::whole::<0, 1_000_000, _, _>")]
         pub max_sessions: usize = 10_000,
     }
 }
 
 section! {
-    /// STUN and TURN servers that peers are told of (RFC 9725 §4.6).
+    /// STUN and TURN servers for peers (RFC 9725 §4.6).
     pub struct Ice("ice") {
-        /// URLs of STUN and TURN servers for publishers and viewers, at most 8, such as `["turn:turn.example.org:3478"]`
-        /// (RFC 7064, RFC 7065).
+        /// URLs of STUN and TURN servers for publishers and viewers, at most 8, such as
+        /// `["turn:turn.example.org:3478"]` (RFC 7064, RFC 7065).
         #[key("servers", Live, "none", "values::ice_servers")]
         pub servers: Vec<String> = Vec::new(),
 
-        /// Secret shared with the TURN server (coturn: `static-auth-secret`); credentials are made with it.
+        /// Secret shared with the TURN server (coturn: `static-auth-secret`), from which credentials are generated.
         #[key("turn_secret", Live, "none", "values::secret", secret)]
         pub turn_secret: Option<Secret> = None,
 
@@ -96,49 +96,52 @@ section! {
         #[key("turn_user", Live, "none", "values::turn_user", secret)]
         pub turn_user: Option<TurnUser> = None,
 
-        /// Lifetime of generated TURN credentials in seconds, 60 to 3600. A relayed path may last longer.
+        /// Lifetime of generated TURN credentials in seconds, 60 to 3600. A relayed connection may last longer.
         #[key("turn_lifetime", Live, "`3600`", "values::seconds::<60, 3_600, _, _>")]
         pub turn_lifetime: Duration = Duration::from_secs(3_600),
     }
 }
 
 section! {
-    /// Bounds against floods.
+    /// Limits against floods of requests.
     #[derive(Copy)]
     pub struct Limits("limits") {
         // A classroom behind one address comes at once when the stream begins; a flood goes on.
-        /// POST, PATCH and DELETE requests per second of one address in the long run, 0 to 1000000; 0 sets no bound.
+        /// Average rate of POST, PATCH and DELETE requests from one address, per second, 0 to 1000000. 0 sets no limit.
         #[key("requests_per_second", Restart, "`200`", "values::whole::<0, 1_000_000, _, _>")]
         pub requests_per_second: u32 = 200,
 
-        /// Such requests of one address at once, 1 to 1000000.
+        /// Burst of such requests from one address, 1 to 1000000.
         #[key("request_burst", Restart, "`2000`", "values::whole::<1, 1_000_000, _, _>")]
         pub request_burst: u32 = 2_000,
 
-        /// Open HTTP connections, 1 to 1000000; more wait.
+        /// Maximum number of open HTTP connections, 1 to 1000000. Further ones wait.
         #[key("connections", Restart, "`4096`", "values::whole::<1, 1_000_000, _, _>")]
         pub connections: usize = 4_096,
 
-        // Half of them: an office or a proxy has many viewers behind it, and nobody may take them all.
-        /// Open HTTP connections of one address (IPv6: /64; a /48 has twice as many), 1 to 1000000; more get 503. Raise it behind a proxy.
+        // An office or a proxy has many viewers behind one address, but no address may use up the limit.
+        /// Maximum number of open HTTP connections from one address (IPv6: /64; twice as many from a /48), 1 to
+        /// 1000000. Further ones get 503. Raise it behind a proxy.
         #[key("connections_per_address", Restart, "`512`", "values::whole::<1, 1_000_000, _, _>")]
         pub connections_per_address: usize = 512,
 
-        // A well-behaved peer needs such a place for a fraction of a second; each takes about 10 kB.
-        /// Sessions between their offer and the end of the DTLS handshake (half-open), 1 to 100000. See Floods of offers.
+        // A well-behaved peer is half-open for a fraction of a second. Each such session takes about 10 kB.
+        /// Maximum number of sessions between offer and DTLS handshake (half-open), 1 to 100000. See Floods of offers.
         #[key("half_open_sessions", Restart, "`4096`", "values::whole::<1, 100_000, _, _>")]
         pub half_open_sessions: usize = 4_096,
 
-        // An eighth of them, and more than join at the same time behind one NAT.
-        /// Half-open sessions of one address (IPv6: /64; a /48 twice as many), 1 to 100000, with and without a token each. Raise it behind a proxy.
+        // An eighth of all, and more than join at the same time behind one NAT.
+        /// Maximum number of half-open sessions from one address (IPv6: /64; twice as many from a /48), 1 to 100000,
+        /// counted separately with and without a token. Raise it behind a proxy.
         #[key("half_open_per_address", Restart, "`512`", "values::whole::<1, 100_000, _, _>")]
         pub half_open_per_address: usize = 512,
 
-        /// Further half-open sessions for requests with a token only, 0 to 100000.
+        /// Additional half-open sessions that are reserved for requests with a token, 0 to 100000.
         #[key("half_open_reserved", Restart, "`512`", "values::whole::<0, 100_000, _, _>")]
         pub half_open_reserved: usize = 512,
 
-        /// Seconds that sessions may go on after SIGTERM, 0 to 30. New ones get 503, and players are told to reconnect.
+        /// Seconds that sessions may continue after SIGTERM, 0 to 30. New ones get 503, and players are asked to
+        /// reconnect.
         #[key("drain_seconds", Restart, "`5`", "values::seconds::<0, 30, _, _>")]
         pub drain: Duration = Duration::from_secs(5),
     }
@@ -147,20 +150,20 @@ section! {
 section! {
     /// GStreamer pipelines.
     pub struct Pipelines("pipelines") {
-        /// Folder with pipeline files of your own; they take precedence over those that come with the gateway.
+        /// Folder with your own pipeline files. They take precedence over the built-in ones of the same name.
         #[key("folder", Live, "none", "values::path")]
         pub folder: Option<PathBuf> = None,
 
-        /// Transcode on demand for viewers who cannot play a stream as it is.
+        /// Transcode on demand for viewers that cannot play the original format.
         #[key("transcode", Restart, "`true`", "values::flag")]
         pub transcode: bool = true,
     }
 }
 
 section! {
-    /// Where streams may be fetched from.
+    /// Networks that streams may be pulled from.
     pub struct Sources("sources") {
-        /// Networks that cameras and other sources may be in, such as `["192.168.0.0/16"]`.
+        /// Networks that cameras and other sources must be in, such as `["192.168.0.0/16"]`.
         #[key("allow", Live, "all", "values::networks")]
         pub allow: Vec<IpNet> = Vec::new(),
     }
@@ -177,8 +180,8 @@ section! {
         #[key("level", Restart, "`info`", "values::log_level")]
         pub level: String = "info".to_owned(),
 
-        /// OpenTelemetry collector such as `http://localhost:4318`. It gets the log, and a span for each HTTP request, by
-        /// OTLP over HTTP.
+        /// URL of an OpenTelemetry collector such as `http://localhost:4318`. It receives the log, and a span for each
+        /// HTTP request, by OTLP over HTTP.
         #[key("otlp", Restart, "none", "values::collector")]
         pub otlp: Option<String> = None,
     }
@@ -189,7 +192,7 @@ fn any(port: u16) -> SocketAddr {
 }
 
 impl Http {
-    /// Of the addresses of pages: `https` with a certificate.
+    /// Returns the scheme of the gateway's URLs: `https` if a certificate is configured.
     pub fn scheme(&self) -> &'static str {
         match self.tls_certificate {
             Some(_) => "https",
@@ -198,21 +201,21 @@ impl Http {
     }
 }
 
-/// Which web pages of other origins may use the gateway.
+/// Origins of web pages that may use the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CorsOrigins {
     Any,
-    /// Origins as browsers write them: `https://example.org`, no path, no trailing slash.
+    /// In the form that browsers send: `https://example.org`, without a path or trailing slash.
     Listed(Vec<String>),
 }
 
-/// When a viewer gets an offer of the gateway's.
+/// When a viewer gets a counter-offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CounterOffer {
-    /// Some players take a 406 for something else.
+    /// Some players misinterpret a 406.
     #[default]
     Never,
-    /// Where its own cannot be served.
+    /// If its own offer cannot be accepted.
     WhenNeeded,
     Always,
 }

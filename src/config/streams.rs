@@ -1,5 +1,5 @@
-//! The section `streams`: streams that the gateway fetches by itself, each a table under its name.
-//! The folder `sources` makes sources of them.
+//! The section `streams`: streams that the gateway pulls, each a table under its name. The folder `sources` builds
+//! their sources.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use super::section::{Section as _, section};
 use super::values::{self, Variants};
 use millstream_core::hub::name::StreamName;
 
-/// A stream and where it is fetched from.
+/// A configured stream and its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamConfig {
     pub name: StreamName,
     pub source: StreamSource,
 }
 
-/// Where a stream is fetched from.
+/// The source of a configured stream.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StreamSource {
     Rtsp(Box<RtspConfig>),
@@ -33,7 +33,7 @@ pub enum StreamSource {
 section! {
     /// A camera.
     pub struct RtspConfig("streams.*") {
-        /// Address, `rtsp://[user:password@]host[:port]/path`.
+        /// URL, `rtsp://[user:password@]host[:port]/path`.
         #[key("rtsp", Live, "required", "values::hidden", secret)]
         pub rtsp: Hidden<String> = Hidden::default(),
 
@@ -41,7 +41,7 @@ section! {
         #[key("transport", Live, "`tcp`", "values::choice")]
         pub transport: Transport = Transport::Tcp,
 
-        /// User, unless the address holds one.
+        /// User, unless the URL contains one.
         #[key("username", Live, "none", "values::hidden", secret)]
         pub username: Option<Hidden<String>> = None,
 
@@ -49,23 +49,23 @@ section! {
         #[key("password", Live, "none", "values::hidden", secret)]
         pub password: Option<Hidden<String>> = None,
 
-        /// File that holds the password; read again for each session.
+        /// File that contains the password; read for each session.
         #[key("password_file", Live, "none", "values::path")]
         pub password_file: Option<PathBuf> = None,
 
-        /// Environment variable that holds the password.
+        /// Environment variable that contains the password.
         #[key("password_env", Live, "none", "values::text")]
         pub password_env: Option<String> = None,
 
-        /// Policies for cameras that deviate from RTSP.
+        /// Workarounds for cameras that deviate from RTSP.
         #[key("quirks", Live, "none", "values::table")]
         pub quirks: Hidden<toml::Table> = Hidden::default(),
 
-        /// Run the source only while somebody watches.
+        /// Run the source only while it has viewers.
         #[key("on_demand", Live, "`false`", "values::flag")]
         pub on_demand: bool = false,
 
-        /// Seconds that the source outlasts its last viewer, 1 to 86400; with `on_demand` only.
+        /// Seconds that the source keeps running after its last viewer, 1 to 86400; with `on_demand` only.
         #[key("stop_after", Live, "`10`", "values::seconds::<1, 86_400, _, _>")]
         pub stop_after: Option<Duration> = None,
     }
@@ -74,31 +74,31 @@ section! {
 section! {
     /// An HLS playlist.
     pub struct HlsConfig("streams.*") {
-        /// Address of the playlist, `http://` or `https://`.
+        /// URL of the playlist, `http://` or `https://`.
         #[key("hls", Live, "required", "values::hidden", secret)]
         pub hls: Hidden<String> = Hidden::default(),
 
-        /// Largest height of the variant that is taken in pixels, 16 to 8640.
+        /// Maximum height of the selected variant in pixels, 16 to 8640.
         #[key("max_height", Live, "any", "values::optional_whole::<16, 8_640, _, _>")]
         pub max_height: Option<u32> = None,
 
-        /// Highest bandwidth of the variant that is taken in bit/s, 1000 to 1000000000.
+        /// Maximum bandwidth of the selected variant in bit/s, 1000 to 1000000000.
         #[key("max_bandwidth", Live, "any", "values::optional_whole::<1_000, 1_000_000_000, _, _>")]
         pub max_bandwidth: Option<u64> = None,
 
-        /// Begin a recorded stream again at its end.
+        /// Restart a recorded stream at its end.
         #[key("repeat", Live, "`true`", "values::flag")]
         pub repeat: bool = true,
 
-        /// HTTP headers of each request to the host of the address, at most 16.
+        /// HTTP headers of each request to the host of the URL, at most 16.
         #[key("headers", Live, "none", "values::table", secret)]
         pub headers: Hidden<toml::Table> = Hidden::default(),
 
-        /// Run the source only while somebody watches.
+        /// Run the source only while it has viewers.
         #[key("on_demand", Live, "`false`", "values::flag")]
         pub on_demand: bool = false,
 
-        /// Seconds that the source outlasts its last viewer, 1 to 86400; with `on_demand` only.
+        /// Seconds that the source keeps running after its last viewer, 1 to 86400; with `on_demand` only.
         #[key("stop_after", Live, "`10`", "values::seconds::<1, 86_400, _, _>")]
         pub stop_after: Option<Duration> = None,
     }
@@ -115,11 +115,11 @@ section! {
         #[key("params", Live, "none", "values::table", secret)]
         pub params: Hidden<toml::Table> = Hidden::default(),
 
-        /// Run the source only while somebody watches.
+        /// Run the source only while it has viewers.
         #[key("on_demand", Live, "`false`", "values::flag")]
         pub on_demand: bool = false,
 
-        /// Seconds that the source outlasts its last viewer, 1 to 86400; with `on_demand` only.
+        /// Seconds that the source keeps running after its last viewer, 1 to 86400; with `on_demand` only.
         #[key("stop_after", Live, "`10`", "values::seconds::<1, 86_400, _, _>")]
         pub stop_after: Option<Duration> = None,
     }
@@ -131,7 +131,7 @@ pub enum Transport {
     /// Within the RTSP connection (RFC 2326 §10.12).
     #[default]
     Tcp,
-    /// To ports of the gateway's; packets that come out of order are lost.
+    /// To UDP ports of the gateway. Packets that arrive out of order are dropped.
     Udp,
 }
 
@@ -139,25 +139,25 @@ impl Variants for Transport {
     const ALL: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("udp", Self::Udp)];
 }
 
-/// How long a source that runs on demand outlasts its last viewer, unless the stream says otherwise.
+/// Default of `stop_after`.
 const STOP_AFTER: Duration = Duration::from_secs(10);
 
 /// Name of the stream of `--demo`.
 const DEMO: &str = "demo";
 
 impl StreamConfig {
-    /// How long the source outlasts its last viewer; `None` if it always runs.
+    /// Returns how long the source keeps running after its last viewer; `None` if it always runs.
     pub fn on_demand(&self) -> Option<Duration> {
         let (on_demand, stop_after) = self.source.on_demand();
         on_demand.then(|| stop_after.unwrap_or(STOP_AFTER))
     }
 
-    /// The path of its table.
+    /// Returns the path of its table.
     pub fn path(&self) -> String {
         joined(STREAMS, self.name.as_str())
     }
 
-    /// Name of the pipeline, if it is one.
+    /// Returns the name of the pipeline, if the source is one.
     pub fn pipeline(&self) -> Option<&str> {
         match &self.source {
             StreamSource::Pipeline(pipeline) => Some(&pipeline.pipeline),
@@ -165,7 +165,7 @@ impl StreamConfig {
         }
     }
 
-    /// The stream `demo`: a test picture, made while somebody watches.
+    /// Returns the stream `demo`: a test pattern that runs while it has viewers.
     pub(super) fn demo() -> Option<Self> {
         let pipeline = PipelineConfig {
             pipeline: "test".to_owned(),
@@ -189,10 +189,10 @@ impl StreamSource {
     }
 }
 
-/// Most streams that may be configured: each holds a connection.
+/// Maximum number of configured streams: each has a connection.
 const MAX_STREAMS: usize = 1_000;
 
-/// Keys that say where a stream comes from: one of them.
+/// The keys that select the source. A stream has one of them.
 const SOURCES: [&str; 3] = ["rtsp", "hls", "pipeline"];
 
 /// Reads all tables of the section.
@@ -245,9 +245,9 @@ fn source<'a>(reader: &mut Reader<'a>, path: &str, at: usize, table: DeTable<'a>
     };
     let stop_after = table.get_key_value("stop_after").map(|(key, _)| key.span().start);
     let source = match kind.as_str() {
-        "rtsp" => StreamSource::Rtsp(Box::new(reader.plain(path, table))),
-        "hls" => StreamSource::Hls(Box::new(reader.plain(path, table))),
-        _ => StreamSource::Pipeline(Box::new(reader.plain(path, table))),
+        "rtsp" => StreamSource::Rtsp(Box::new(reader.from_file(path, table))),
+        "hls" => StreamSource::Hls(Box::new(reader.from_file(path, table))),
+        _ => StreamSource::Pipeline(Box::new(reader.from_file(path, table))),
     };
     if let Some(at) = stop_after
         && !source.on_demand().0
@@ -260,7 +260,7 @@ fn source<'a>(reader: &mut Reader<'a>, path: &str, at: usize, table: DeTable<'a>
     Some(source)
 }
 
-/// A misspelt key is the likely reason.
+/// Adds the mistakes of a stream without a source. The likely reason is a misspelt key.
 fn without_source(reader: &mut Reader<'_>, path: &str, at: usize, table: &DeTable<'_>) {
     let keys = [RtspConfig::KEYS, HlsConfig::KEYS, PipelineConfig::KEYS].concat();
     let own: Vec<&str> = keys.iter().map(|key| key.name).collect();

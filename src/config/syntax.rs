@@ -9,8 +9,8 @@ pub(super) fn is_unclosed(message: &str) -> bool {
     message.starts_with("unclosed array,") || message.starts_with("unclosed inline table")
 }
 
-/// Returns the text for a message of the parser. `line` is the line of the error, and `is_empty` says that there is nothing
-/// at its position. Messages without a better text are returned as they are.
+/// Returns the text for a message of the parser. `line` is the line of the error, and `is_empty` says that there is
+/// nothing at its position. Messages without a better text are returned as they are.
 pub(super) fn explain(message: &str, line: &str, is_empty: bool) -> String {
     let starts = |words: &[&str]| words.iter().any(|word| message.starts_with(word));
     let is_header = line.trim_start().starts_with('[');

@@ -1,6 +1,6 @@
-//! How values are read: each function takes one kind of value, and says what is expected instead of another one.
+//! Parsers of values. Each accepts one kind of value; its error says what is expected.
 //!
-//! Numbers, flags and lists may also be texts, as variables of the environment are.
+//! Numbers, booleans and lists are also accepted as strings, because environment variables are strings.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use toml::Value;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Directive;
 
-use super::document::may_hold_secret;
+use super::document::may_contain_secret;
 use super::mistake::nearest;
 use super::secret::{Hidden, Secret};
 use super::sections::{CorsOrigins, TurnUser};
@@ -26,13 +26,13 @@ const ORIGINS: &str = "\"*\", or a list of origins without a path or a final `/`
 const LEVEL: &str = "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
                      \"info,millstream::session=debug\"";
 
-/// Values that stand for variants of an enum.
+/// An enum whose variants are named by strings.
 pub trait Variants: Copy + 'static {
-    /// Each text and what it stands for.
+    /// Each name and its variant.
     const ALL: &'static [(&'static str, Self)];
 }
 
-/// Reads a value by a function that returns `None` for one that is not allowed.
+/// Parses a value with a function that returns `None` for an invalid one.
 fn read<'de, D: Deserializer<'de>, T>(
     value: D,
     expected: &str,
@@ -43,7 +43,7 @@ fn read<'de, D: Deserializer<'de>, T>(
     read(&value).ok_or_else(refused)
 }
 
-/// Reads a list of at most so many items, or a text with commas between them.
+/// Parses a list of at most `most` items, or a string with commas between them.
 fn items<'de, D: Deserializer<'de>, T>(
     value: D,
     expected: &str,
@@ -52,7 +52,7 @@ fn items<'de, D: Deserializer<'de>, T>(
 ) -> Result<Vec<T>, D::Error> {
     let texts = read(value, expected, |value| list(value).filter(|texts| texts.len() <= most))?;
     let has_others = texts.len() > 1;
-    let is_shown = |text: &str| has_others && !may_hold_secret(text);
+    let is_shown = |text: &str| has_others && !may_contain_secret(text);
     let read = |text: String| {
         item(&text).ok_or_else(|| {
             let invalid = match is_shown(&text) {
@@ -82,14 +82,14 @@ fn parsed<T: FromStr>(value: &Value) -> Option<T> {
     value.as_str()?.trim().parse().ok()
 }
 
-/// `true` or `false`.
+/// Parses `true` or `false`.
 pub fn flag<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
     read(value, "true or false", |value| {
         value.as_bool().or_else(|| parsed(value))
     })
 }
 
-/// A whole number within bounds.
+/// Parses a whole number within bounds.
 pub fn whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -99,7 +99,7 @@ where
     read(value, &expected, |value| T::try_from(within(value, MIN, MAX)?).ok())
 }
 
-/// As [`whole`], for a key without a default.
+/// Like [`whole`], for a key without a default.
 pub fn optional_whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -108,7 +108,7 @@ where
     whole::<MIN, MAX, D, T>(value).map(Some)
 }
 
-/// A whole number of seconds within bounds.
+/// Parses a whole number of seconds within bounds.
 pub fn seconds<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -128,7 +128,7 @@ fn within(value: &Value, least: u64, most: u64) -> Option<u64> {
     (least..=most).contains(&number).then_some(number)
 }
 
-/// One of the texts of an enum.
+/// Parses a name of a variant.
 pub fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result<T, D::Error> {
     let names: Vec<&str> = T::ALL.iter().map(|(name, _)| *name).collect();
     let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
@@ -146,7 +146,7 @@ pub fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result<T, D::
     })
 }
 
-/// A line of text.
+/// Parses a string of 1 to 512 bytes.
 pub fn text<'de, D: Deserializer<'de>, T: From<String>>(value: D) -> Result<T, D::Error> {
     read(value, "a string of 1 to 512 bytes", |value| {
         short(value).map(Into::into)
@@ -158,29 +158,29 @@ fn short(value: &Value) -> Option<String> {
     (1..=512).contains(&text.len()).then(|| text.to_owned())
 }
 
-/// A text of any length that may hold a secret.
+/// Parses a string of any length that may contain a secret.
 pub fn hidden<'de, D: Deserializer<'de>, T: From<Hidden<String>>>(value: D) -> Result<T, D::Error> {
     read(value, "a string", |value| {
         value.as_str().map(|text| Hidden(text.to_owned()).into())
     })
 }
 
-/// A file or a folder.
+/// Parses the path of a file or folder.
 pub fn path<'de, D: Deserializer<'de>>(value: D) -> Result<Option<PathBuf>, D::Error> {
     read(value, "a path", |value| short(value).map(|path| Some(path.into())))
 }
 
-/// A list of files.
+/// Parses a list of paths.
 pub fn paths<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
     items(value, "a list of files", usize::MAX, |text| Some(text.into()))
 }
 
-/// A table.
+/// Parses a table.
 pub fn table<'de, D: Deserializer<'de>>(value: D) -> Result<Hidden<toml::Table>, D::Error> {
     read(value, "a table", |value| value.as_table().cloned().map(Hidden))
 }
 
-/// One text, or a list of them.
+/// Parses a pattern, or a list of them.
 pub fn patterns<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
     let expected = "a pattern of stream names such as \"studio/*\", or a list of them";
     read(value, expected, |value| match value {
@@ -190,25 +190,26 @@ pub fn patterns<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::E
     })
 }
 
-/// Never a value: what is in the file was read already.
+/// Rejects every value: the reader has taken those in the file already.
 pub fn in_file_only<'de, D: Deserializer<'de>, T>(value: D) -> Result<T, D::Error> {
     read(value, "a list of tables, in the file", |_| None)
 }
 
-/// An address to listen on.
+/// Parses an address to listen on.
 pub fn socket_address<'de, D: Deserializer<'de>>(value: D) -> Result<SocketAddr, D::Error> {
     let expected = "an IP address and a port, such as \"[::]:8080\" or \"127.0.0.1:8080\"";
     read(value, expected, parsed)
 }
 
-/// Addresses that peers are given.
+/// Parses a list of addresses for ICE candidates.
 pub fn announced<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpAddr>, D::Error> {
-    let expected = "a list of at most 16 IP addresses that peers can reach, such as [\"203.0.113.7\"]; not host names or \"0.0.0.0\"";
+    let expected = "a list of at most 16 IP addresses that peers can reach, such as [\"203.0.113.7\"]; not host names or \
+                    \"0.0.0.0\"";
     let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
     items(value, expected, 16, |text| text.parse().ok().filter(usable))
 }
 
-/// Host and port of a server.
+/// Parses the host and port of a server.
 pub fn host_port<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     let expected = "the host and port of a STUN server without a scheme, such as \"stun.example.org:3478\"";
     read(value, expected, |value| {
@@ -224,21 +225,21 @@ pub fn host_port<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, 
     })
 }
 
-/// `stun:host`, `turn:host:port?transport=tcp` (RFC 7064 §3.1, RFC 7065 §3.1).
+/// Parses a list of URLs such as `stun:host` or `turn:host:port?transport=tcp` (RFC 7064 §3.1, RFC 7065 §3.1).
 pub fn ice_servers<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
     let expected = "a list of at most 8 URLs without `//`, such as [\"stun:stun.example.org:3478\", \
                     \"turn:turn.example.org:3478\"]";
     items(value, expected, 8, |url| {
         let scheme = ["stun:", "stuns:", "turn:", "turns:"];
         let rest = scheme.iter().find_map(|scheme| url.strip_prefix(scheme))?;
-        // Nothing that a client could take for the end of the URL or of the header.
+        // No character that could end the URL or the `Link` header.
         let is_part = |b: u8| b.is_ascii_alphanumeric() || b".-:[]?=".contains(&b);
         let is_url = !rest.is_empty() && !rest.starts_with('/') && rest.bytes().all(is_part);
         is_url.then(|| url.to_owned())
     })
 }
 
-/// Networks, or addresses, which are the smallest of them.
+/// Parses a list of networks. An address is a network of one host.
 pub fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>, D::Error> {
     let expected = "a list of networks in CIDR notation, such as [\"192.168.0.0/16\"]";
     items(value, expected, usize::MAX, |text| {
@@ -247,7 +248,7 @@ pub fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>, D::Er
     })
 }
 
-/// Origins as browsers write them.
+/// Parses a list of origins, in the form that browsers send.
 pub fn origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins, D::Error> {
     let origins = items(value, ORIGINS, usize::MAX, |origin| {
         let host = origin
@@ -259,22 +260,24 @@ pub fn origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins, D::Er
     })?;
     match origins.iter().any(|origin| origin == "*") {
         true if origins.len() == 1 => Ok(CorsOrigins::Any),
-        true => Err(D::Error::custom("\"*\" allows all origins: expected it alone")),
+        true => Err(D::Error::custom(
+            "\"*\" allows all origins: expected no other origin besides it",
+        )),
         false => Ok(CorsOrigins::Listed(origins)),
     }
 }
 
-/// A token.
+/// Parses a token.
 pub fn secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
     read(value, TOKEN, |value| Secret::new(value.as_str()?).map(Some))
 }
 
-/// A token with space around it.
+/// Parses a token, without the white space around it.
 pub fn trimmed_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
     read(value, TOKEN, |value| Secret::new(value.as_str()?.trim()).map(Some))
 }
 
-/// What tokens are signed with.
+/// Parses a secret that tokens are signed with.
 pub fn signing_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
     read(value, SIGNING_SECRET, |value| {
         let secret = Secret::new(value.as_str()?)?;
@@ -282,7 +285,7 @@ pub fn signing_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secr
     })
 }
 
-/// `name:password`.
+/// Parses `name:password`.
 pub fn turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Option<TurnUser>, D::Error> {
     read(value, TURN_USER, |value| {
         let (username, password) = value.as_str()?.split_once(':')?;
@@ -291,7 +294,7 @@ pub fn turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Option<TurnUser>
     })
 }
 
-/// A URL of HTTP.
+/// Parses an HTTP URL.
 pub fn web_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     read(value, WEB_ADDRESS, web)
 }
@@ -302,22 +305,20 @@ fn web(value: &Value) -> Option<Option<String>> {
     is_web.then(|| Some(url.into()))
 }
 
-/// A URL of an OpenTelemetry collector.
+/// Parses the URL of an OpenTelemetry collector.
 pub fn collector<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     let expected = match cfg!(feature = "otlp") {
-        true => {
-            "the address of an OpenTelemetry collector that takes OTLP over HTTP, such as \"http://localhost:4318\""
-        }
+        true => "the URL of an OpenTelemetry collector that accepts OTLP over HTTP, such as \"http://localhost:4318\"",
         false => "no value: this program was built without the feature `otlp`",
     };
     read(value, expected, |value| web(value).filter(|_| cfg!(feature = "otlp")))
 }
 
-/// Directives of `tracing_subscriber::EnvFilter`.
+/// Parses directives of `tracing_subscriber::EnvFilter`.
 pub fn log_level<'de, D: Deserializer<'de>>(value: D) -> Result<String, D::Error> {
     read(value, LEVEL, |value| {
         let directives: Vec<&str> = value.as_str()?.split(',').map(str::trim).collect();
-        // A word alone is also the name of a target: a misspelt level would silence everything.
+        // A single word would also be valid as a target: a misspelt level would then silence everything.
         let is_known = |directive: &&str| match directive.contains(['=', '[']) {
             true => directive.parse::<Directive>().is_ok(),
             false => !directive.is_empty() && directive.parse::<LevelFilter>().is_ok(),

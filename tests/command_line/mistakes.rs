@@ -1,8 +1,8 @@
 //! What `millstream check` prints for typical mistakes in a configuration.
 //!
 //! `tests/data/mistakes/NAME.toml` is a configuration with a mistake, `NAME.txt` is the whole output. Comments such as
-//! `# MILLSTREAM_LOG__LEVEL=debug` set environment variables. `GOLDEN=write cargo test --test command_line mistakes` writes
-//! the outputs; read each as an operator would before it is committed.
+//! `# MILLSTREAM_LOG__LEVEL=debug` set environment variables. `GOLDEN=write cargo test --test command_line mistakes`
+//! writes the outputs; read each as an operator would before it is committed.
 
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -97,7 +97,7 @@ impl Fixture {
             .replace(process.trim_end(), "PROGRAM")
             .replace(&format!("process {}", std::process::id()), "process ID");
         // A mistake that is only a warning lets the pipelines be tried: what is installed differs.
-        let lines = output.lines().filter(|line| !line.starts_with("pipeline "));
+        let lines = output.lines().filter(|line| !line.starts_with("pipeline"));
         lines.map(|line| format!("{line}\n")).collect()
     }
 }

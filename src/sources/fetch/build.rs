@@ -231,7 +231,7 @@ fn pipeline(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistak
             mistakes.extend(wrong.into_iter().map(|(name, error)| {
                 let problem = match &error {
                     ParameterError::Unknown { known } => unknown(&name, "key", known.iter().map(String::as_str)),
-                    ParameterError::Value(error) => Problem::Unusable(error.to_string()),
+                    ParameterError::Value(error) => Problem::Other(error.to_string()),
                 };
                 Mistake::of(joined("params", &name), problem)
             }));
