@@ -1,5 +1,4 @@
-//! Looks whether this machine and this configuration can serve, and says what to do where not: for `millstream doctor`,
-//! and in the log at start.
+//! Diagnoses this host and a configuration, and suggests fixes: for `millstream doctor`, and in the log at start.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,58 +17,58 @@ pub mod ports;
 
 use self::ports::{BindFailure, Protocol};
 
-/// How bad something is.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    Fine,
-    /// It works, but not for everybody or not as well as it could.
-    Doubtful,
+    Ok,
+    /// It works with restrictions.
+    Warning,
     /// It does not work.
-    Broken,
+    Failure,
 }
 
-/// What was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     pub level: Level,
     pub what: String,
-    /// The command or the key that mends it.
+    /// The command or configuration key that fixes it.
     pub remedy: Option<String>,
 }
 
 impl Finding {
-    fn fine(what: impl Into<String>) -> Self {
+    fn ok(what: impl Into<String>) -> Self {
         Self {
-            level: Level::Fine,
+            level: Level::Ok,
             what: what.into(),
             remedy: None,
         }
     }
 
-    fn doubtful(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+    fn warning(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
-            level: Level::Doubtful,
+            level: Level::Warning,
             what: what.into(),
             remedy: Some(remedy.into()),
         }
     }
 
-    fn broken(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+    fn failure(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
-            level: Level::Broken,
-            ..Self::doubtful(what, remedy)
+            level: Level::Failure,
+            ..Self::warning(what, remedy)
         }
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sign = match self.level {
-            Level::Fine => "ok  ",
-            Level::Doubtful => "WARN",
-            Level::Broken => "FAIL",
+        let label = match self.level {
+            Level::Ok => "ok  ",
+            Level::Warning => "WARN",
+            Level::Failure => "FAIL",
         };
-        write!(f, "{sign}  {}", self.what)?;
+        write!(f, "{label}  {}", self.what)?;
         match &self.remedy {
             Some(remedy) => write!(f, "\n      -> {remedy}"),
             None => Ok(()),
@@ -77,13 +76,13 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Open files that a gateway of the default size needs: its HTTP connections, twice, and room.
-const FILES: u64 = 16_384;
+/// Open files that a gateway with default limits needs: twice its HTTP connections, and a reserve.
+const MIN_OPEN_FILES: u64 = 16_384;
 
-/// Before this the clock is wrong: seconds since 1970, in 2026.
-const EARLIEST: u64 = 1_767_225_600;
+/// Earliest plausible time: the start of 2026, in seconds since 1970.
+const MIN_TIME: u64 = 1_767_225_600;
 
-/// Everything, the ports and the pipelines too.
+/// Runs all checks, including those of ports and pipelines.
 pub async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         tcp("http.listen", config.http.listen),
@@ -97,7 +96,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// What can be looked at beside a gateway that runs.
+/// Runs the checks that are possible while the gateway runs.
 pub fn at_start(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         addresses(config),
@@ -114,23 +113,23 @@ pub fn at_start(config: &Config) -> Vec<Finding> {
 
 fn tcp(key: &'static str, address: SocketAddr) -> Finding {
     match server::bind_std(address) {
-        Ok(_) => Finding::fine(format!("{key}: TCP {address} is free")),
+        Ok(_) => Finding::ok(format!("{key}: TCP {address} is free")),
         Err(error) => unavailable(&BindFailure::new(key, Protocol::Tcp, address, &error)),
     }
 }
 
 fn udp(key: &'static str, address: SocketAddr) -> Finding {
     match ports::bind_udp(address) {
-        Ok(_) => Finding::fine(format!("{key}: UDP {address} is free")),
+        Ok(_) => Finding::ok(format!("{key}: UDP {address} is free")),
         Err(error) => unavailable(&BindFailure::new(key, Protocol::Udp, address, &error)),
     }
 }
 
 fn unavailable(failure: &BindFailure) -> Finding {
-    Finding::broken(format!("{}: {}", failure.key, failure.problem()), failure.remedy)
+    Finding::failure(format!("{}: {}", failure.key, failure.problem()), failure.remedy)
 }
 
-/// Whether what is announced can be reached from outside.
+/// Checks whether the announced addresses can be reached from other networks.
 fn addresses(config: &Config) -> Finding {
     let announced: Vec<IpAddr> = match (config.webrtc.announce.as_slice(), config.webrtc.listen.ip()) {
         ([], ip) if !ip.is_unspecified() => vec![ip],
@@ -140,7 +139,7 @@ fn addresses(config: &Config) -> Finding {
     let shown: Vec<String> = announced.iter().map(ToString::to_string).collect();
     let shown = shown.join(", ");
     if config.webrtc.announce_by_stun.is_some() {
-        return Finding::fine(format!("addresses: {shown}, and what STUN finds"));
+        return Finding::ok(format!("addresses: {shown}, and the one that STUN finds"));
     }
     let is_public = |ip: &IpAddr| match ip.to_canonical() {
         IpAddr::V4(ip) => !ip.is_private() && !ip.is_loopback() && !ip.is_link_local() && !is_shared(ip),
@@ -150,21 +149,21 @@ fn addresses(config: &Config) -> Finding {
     let remedy = "set webrtc.announce to the address that viewers see, or webrtc.announce_by_stun; forward the media port \
                   (UDP and TCP)";
     if announced.iter().any(is_public) {
-        Finding::fine(format!("addresses: {shown}"))
+        Finding::ok(format!("addresses: {shown}"))
     } else if is_container && config.webrtc.announce.is_empty() {
-        Finding::broken(
-            format!("addresses: {shown}: the container's own, which nobody outside of its host reaches"),
+        Finding::failure(
+            format!("addresses: {shown}: those of the container, which only its host can reach"),
             remedy,
         )
     } else {
-        Finding::doubtful(
-            format!("addresses: {shown}: good for this network, and for nobody outside of it"),
+        Finding::warning(
+            format!("addresses: {shown}: private, only this network can reach them"),
             remedy,
         )
     }
 }
 
-/// RFC 6598: between a provider and its customers.
+/// Returns whether an address is in the shared address space of carrier-grade NAT (RFC 6598).
 fn is_shared(ip: std::net::Ipv4Addr) -> bool {
     let [a, b, ..] = ip.octets();
     a == 100 && (64..128).contains(&b)
@@ -177,27 +176,27 @@ fn buffer(which: &str, key: &str, wanted: usize) -> Finding {
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0);
     if most >= wanted {
-        Finding::fine(format!("UDP {which} buffer: {most} bytes"))
+        Finding::ok(format!("UDP {which} buffer: {most} bytes"))
     } else {
-        Finding::doubtful(
-            format!("UDP {which} buffer: at most {most} bytes, {wanted} are wanted: bursts may be lost"),
-            format!("sysctl -w {key}={wanted}, and in /etc/sysctl.d to keep it"),
+        Finding::warning(
+            format!("UDP {which} buffer: at most {most} bytes; bursts may be lost with less than {wanted}"),
+            format!("run `sysctl -w {key}={wanted}`, and add it to /etc/sysctl.d"),
         )
     }
 }
 
-/// UDP_SEGMENT came with Linux 4.18: without it a viewer costs several times as much.
+/// Checks for UDP_SEGMENT (Linux 4.18). Without it a viewer costs several times as much.
 fn segmentation() -> Finding {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let version = (numbers.next(), numbers.next());
     match version {
         (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (4, 18) => {
-            Finding::fine(format!("kernel {}: sends many datagrams in one call", release.trim()))
+            Finding::ok(format!("kernel {}: supports UDP_SEGMENT", release.trim()))
         }
-        _ => Finding::doubtful(
-            format!("kernel {}: too old to send many datagrams in one call", release.trim()),
-            "Linux 4.18 or newer serves several times as many viewers",
+        _ => Finding::warning(
+            format!("kernel {}: does not support UDP_SEGMENT", release.trim()),
+            "update to Linux 4.18 or newer, which serves several times as many viewers",
         ),
     }
 }
@@ -205,24 +204,24 @@ fn segmentation() -> Finding {
 fn files() -> Finding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let current = limit.current.unwrap_or(u64::MAX);
-    if current >= FILES {
-        Finding::fine(format!("open files: {current}"))
+    if current >= MIN_OPEN_FILES {
+        Finding::ok(format!("open files: {current}"))
     } else {
-        Finding::doubtful(
-            format!("open files: {current}; {FILES} are wanted for many viewers of HLS"),
-            "`ulimit -n 65536`, or LimitNOFILE=65536 in the systemd unit",
+        Finding::warning(
+            format!("open files: at most {current}; many HLS viewers need {MIN_OPEN_FILES}"),
+            "run `ulimit -n 65536`, or set LimitNOFILE=65536 in the systemd unit",
         )
     }
 }
 
 fn clock() -> Finding {
-    #[expect(clippy::disallowed_methods, reason = "it is the clock that is looked at")]
+    #[expect(clippy::disallowed_methods, reason = "this checks the clock")]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     match now {
-        Ok(now) if now.as_secs() >= EARLIEST => Finding::fine("clock: set"),
-        _ => Finding::broken(
-            "clock: it is years behind, so that tokens and certificates are judged wrongly",
-            "set it, and keep it by NTP: `timedatectl set-ntp true`",
+        Ok(now) if now.as_secs() >= MIN_TIME => Finding::ok("clock: set"),
+        _ => Finding::failure(
+            "clock: years behind; the expiry of tokens and certificates is wrong",
+            "set it, and enable NTP: `timedatectl set-ntp true`",
         ),
     }
 }
@@ -231,33 +230,33 @@ fn https(config: &Config) -> Vec<Finding> {
     let (Some(certificate), Some(key)) = (&config.http.tls_certificate, &config.http.tls_key) else {
         let is_off = config.http.tls_certificate.is_none() && config.http.tls_key.is_none();
         return vec![if is_off {
-            Finding::doubtful(
-                "HTTPS: off; browsers hand out cameras to pages of localhost only, and tokens travel in the clear",
-                "set http.tls_certificate and http.tls_key, or put a proxy with TLS in front",
+            Finding::warning(
+                "HTTPS: off; browsers allow cameras on localhost only, and tokens are sent in clear text",
+                "set http.tls_certificate and http.tls_key, or use a reverse proxy with TLS",
             )
         } else {
-            Finding::broken(
+            Finding::failure(
                 "HTTPS: http.tls_certificate and http.tls_key have to be set together",
-                "set the other one too",
+                "set both",
             )
         }];
     };
     let problems = tls::problems(certificate, key);
     if problems.is_empty() {
-        return vec![Finding::fine("HTTPS: certificate and key belong together")];
+        return vec![Finding::ok("HTTPS: the key belongs to the certificate")];
     }
-    let remedy = "give the paths of a certificate and its key in PEM";
-    let broken = problems
+    let remedy = "set both to PEM files of the same certificate";
+    let failures = problems
         .into_iter()
-        .map(|error| Finding::broken(error.to_string(), remedy));
-    broken.collect()
+        .map(|error| Finding::failure(error.to_string(), remedy));
+    failures.collect()
 }
 
 fn access(config: &Config) -> Option<Finding> {
     (!config.auth.has_publish_token()).then(|| {
-        Finding::doubtful(
-            "access: the publish token is made anew at each start",
-            "set auth.publish_token to keep one",
+        Finding::warning(
+            "access: a new publish token is generated at each start",
+            "set auth.publish_token",
         )
     })
 }
@@ -271,18 +270,18 @@ async fn pipelines(config: &Config) -> Vec<Finding> {
         Err(error) => {
             let what = format!("pipelines: none can run: {error}");
             return vec![match used.is_empty() {
-                true => Finding::doubtful(what, "install it if you need pipelines or transcoding"),
-                false => Finding::broken(what, "a configured stream needs it"),
+                true => Finding::warning(what, "install it if you need pipelines or transcoding"),
+                false => Finding::failure(what, "a configured stream needs it"),
             }];
         }
     };
     let found = findings.into_iter().map(|finding| match finding.failure {
-        None => Finding::fine(format!("pipeline {}: ready", finding.name)),
+        None => Finding::ok(format!("pipeline {}: ready", finding.name)),
         Some(failure) => {
             let what = format!("pipeline {}: {}", finding.name, process::explain(&failure));
             match used.contains(&finding.name.as_str()) {
-                true => Finding::broken(what, "a configured stream needs it"),
-                false => Finding::doubtful(what, "install it if you need this pipeline"),
+                true => Finding::failure(what, "a configured stream needs it"),
+                false => Finding::warning(what, "install it if you need this pipeline"),
             }
         }
     });
@@ -296,14 +295,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_that_nobody_outside_reaches_are_doubtful() {
+    fn private_addresses_are_a_warning() {
         let level = |announce: &[&str]| {
             let mut config = Config::default();
             config.webrtc.announce = announce.iter().map(|ip| ip.parse().expect("an address")).collect();
             addresses(&config).level
         };
-        assert_eq!(level(&["203.0.113.7"]), Level::Fine);
-        assert_eq!(level(&["192.168.1.2", "2001:db8::1"]), Level::Fine);
+        assert_eq!(level(&["203.0.113.7"]), Level::Ok);
+        assert_eq!(level(&["192.168.1.2", "2001:db8::1"]), Level::Ok);
         for inner in [
             "192.168.1.2",
             "172.17.0.2",
@@ -312,7 +311,7 @@ mod tests {
             "100.64.0.1",
             "fd00::1",
         ] {
-            assert_eq!(level(&[inner]), Level::Doubtful, "{inner}");
+            assert_eq!(level(&[inner]), Level::Warning, "{inner}");
         }
     }
 
@@ -320,7 +319,7 @@ mod tests {
     fn a_port_in_use_is_a_failure_with_a_remedy() {
         let bound = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let finding = tcp("http.listen", bound.local_addr().expect("bound"));
-        assert_eq!(finding.level, Level::Broken);
+        assert_eq!(finding.level, Level::Failure);
         assert!(
             finding.to_string().contains("\n      -> stop that process"),
             "{finding}"

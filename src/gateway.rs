@@ -1,4 +1,4 @@
-//! The gateway as a whole: starts the parts in order, and stops them in the opposite order.
+//! The whole gateway: starts its parts in order, and stops them in reverse order.
 
 use std::io;
 use std::net::SocketAddr;
@@ -50,21 +50,21 @@ pub struct Gateway {
     http: SocketAddr,
     stop_http: watch::Sender<bool>,
     server: JoinHandle<()>,
-    /// Media that comes by TCP, and the end of sessions whose tokens expire.
+    /// Media over TCP, STUN, token expiry, events of the API, and the report of dropped log lines.
     tasks: JoinSet<()>,
-    /// Feeds what viewers need transcoded.
+    /// Starts and stops transcodes on demand.
     transcoding: Option<JoinHandle<()>>,
-    made_token: Option<Secret>,
-    /// The token for publishing that is in force if none is configured.
+    generated_token: Option<Secret>,
+    /// The token for publishing if none is configured.
     publish: Secret,
-    /// What is in force.
+    /// The current configuration.
     config: Config,
-    /// What becomes a worker.
+    /// The programs of the workers.
     programs: WorkerPrograms,
     reload_requests: Option<mpsc::Receiver<ReloadReply>>,
 }
 
-/// Why the gateway did not start. Each names the configuration key to change.
+/// Why the gateway did not start. Each text contains the configuration key to change.
 #[derive(Debug, Error)]
 pub enum GatewayError {
     #[error(transparent)]
@@ -79,9 +79,9 @@ pub enum GatewayError {
     Identity(#[from] SessionError),
 }
 
-/// How long running requests may take to end when the gateway stops.
+/// How long requests may take to end when the gateway stops.
 const HTTP_GRACE: Duration = Duration::from_secs(2);
-/// How long the shards may take.
+/// How long the shards may take to end.
 const MEDIA_GRACE: Duration = Duration::from_secs(3);
 
 impl Gateway {
@@ -94,7 +94,7 @@ impl Gateway {
         Self::start_with_workers(config, WorkerPrograms::installed()).await
     }
 
-    /// As [`Gateway::start`], with other programs for workers.
+    /// Like [`Gateway::start`], with other programs for workers.
     ///
     /// # Errors
     ///
@@ -121,9 +121,9 @@ impl Gateway {
             tasks.spawn(media_by_tcp(listener, &media, &config.limits, stop.clone()));
         }
         let configured = parts.credentials.publish.clone();
-        let made_token = configured.is_none().then(make_token).flatten();
-        let Some(publish) = configured.or_else(|| made_token.clone()) else {
-            unreachable!("a made token consists of letters that a token may have");
+        let generated_token = configured.is_none().then(generate_token).flatten();
+        let Some(publish) = configured.or_else(|| generated_token.clone()) else {
+            unreachable!("a generated token consists of allowed characters");
         };
         tasks.spawn(report_dropped_lines());
         let transcoding = if config.pipelines.transcode {
@@ -141,7 +141,7 @@ impl Gateway {
         let server = tokio::spawn(server::serve(listener, router, config.limits, tls, stop));
         control.supervisor.reconcile(parts.streams, false).await;
         log_findings(&config);
-        warn_of(&config);
+        log_warnings(&config);
         info!(http = %address, webrtc = %control.media.local_addr(), "listening");
         Ok(Self {
             state,
@@ -154,21 +154,21 @@ impl Gateway {
             programs,
             reload_requests: Some(reload_requests),
             transcoding,
-            made_token,
+            generated_token,
         })
     }
 
-    /// Where HTTP is served.
+    /// Returns the address of the HTTP server.
     pub fn http_addr(&self) -> SocketAddr {
         self.http
     }
 
-    /// The media plane.
+    /// Returns the media plane.
     pub fn media(&self) -> &MediaPlane {
         &self.state.control.media
     }
 
-    /// The streams that are fetched.
+    /// Returns the configured streams and their sources.
     pub fn fetched(&self) -> &Directory {
         &self.state.control.sources
     }
@@ -178,26 +178,30 @@ impl Gateway {
         &self.state.control.sessions
     }
 
-    /// The publish token that was made because none is configured.
-    pub fn made_token(&self) -> Option<&Secret> {
-        self.made_token.as_ref()
+    /// Returns the publish token that was generated because none is configured.
+    pub fn generated_token(&self) -> Option<&Secret> {
+        self.generated_token.as_ref()
     }
 
-    /// Requests of the API to read the configuration again; given once.
+    /// Returns the receiver of reload requests from the API, at the first call only.
     pub fn reload_requests(&mut self) -> Option<mpsc::Receiver<ReloadReply>> {
         self.reload_requests.take()
     }
 
-    /// Puts another configuration in force, as far as that goes without a restart: only what has changed begins anew.
+    /// Applies another configuration, except for keys that need a restart. Only sources that have changed are
+    /// restarted.
     ///
     /// # Errors
     ///
-    /// All mistakes of the configuration; then nothing has changed.
+    /// All mistakes in the configuration. Nothing has changed then.
     pub async fn reload(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
         let parts = Parts::build(&config, &self.programs)?;
         let differs = self.config.difference(&config);
-        let shares = |key: &&config::Key| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
-        let all = differs.iter().any(|key| key.reload == Reload::Live && shares(key));
+        let affects_sources =
+            |key: &&config::Key| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
+        let restarts_all = differs
+            .iter()
+            .any(|key| key.reload == Reload::Live && affects_sources(key));
         let paths = |reload| {
             let keys = differs.iter().filter(move |key| key.reload == reload);
             keys.map(|key| key.path.to_owned()).collect()
@@ -218,7 +222,7 @@ impl Gateway {
         });
         let sessions_ended = ended.count();
         control.set_policy(ClientPolicy::new(&config));
-        let reconciled = control.supervisor.reconcile(parts.streams, all).await;
+        let reconciled = control.supervisor.reconcile(parts.streams, restarts_all).await;
         let names = |streams: Vec<StreamName>| streams.iter().map(ToString::to_string).collect();
         let reloaded = Reloaded {
             changed: paths(Reload::Live),
@@ -230,19 +234,19 @@ impl Gateway {
         };
         info!(?reloaded, "the configuration was reloaded");
         if !reloaded.needs_restart.is_empty() {
-            warn!(keys = ?reloaded.needs_restart, "these need a restart to be in force");
+            warn!(keys = ?reloaded.needs_restart, "changes of these keys take effect after a restart");
         }
-        warn_of(&config);
+        log_warnings(&config);
         self.config = config;
         Ok(reloaded)
     }
 
-    /// Refuses new sessions from here on; those that run go on.
+    /// Rejects new sessions from now on. Existing ones continue.
     pub fn drain(&self) {
         self.state.control.drain();
     }
 
-    /// Refuses new sessions, ends all sessions, and then the HTTP server, so that clients can still be answered meanwhile.
+    /// Rejects new sessions and ends all existing ones. The HTTP server ends last, so that clients still get responses.
     pub async fn stop(mut self) {
         self.drain();
         self.state.control.supervisor.end().await;
@@ -264,10 +268,10 @@ impl Gateway {
     }
 }
 
-/// How often the log says that lines of it were dropped.
+/// How often dropped log lines are reported.
 const DROPPED_LINES_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Says in the log, once there is room in it again, that lines are missing.
+/// Logs how many lines were dropped, as soon as the queue has room.
 async fn report_dropped_lines() {
     let mut reported = telemetry::dropped_lines();
     loop {
@@ -288,27 +292,28 @@ fn log_findings(config: &Config) {
     for finding in doctor::at_start(config) {
         let remedy = finding.remedy.as_deref().unwrap_or_default();
         match finding.level {
-            Level::Fine => {}
-            Level::Doubtful => info!(remedy, "{}", finding.what),
-            Level::Broken => warn!(remedy, "{}", finding.what),
+            Level::Ok => {}
+            Level::Warning => info!(remedy, "{}", finding.what),
+            Level::Failure => warn!(remedy, "{}", finding.what),
         }
     }
 }
 
-/// Logs what is no mistake in a configuration yet.
-fn warn_of(config: &Config) {
+/// Logs the warnings of a configuration.
+fn log_warnings(config: &Config) {
     for warning in &config.warnings {
         warn!(%warning, "the configuration should be changed");
     }
 }
 
-/// Starts media on one number for UDP and TCP. Where the kernel is to choose it, it may take some tries.
+/// Starts media on the same port number for UDP and TCP. If the kernel chooses the number, it may be free for one of
+/// them only, so that several attempts are made.
 fn start_media(config: &Config, identity: &Arc<Identity>) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
-    let mut tries = if config.webrtc.listen.port() == 0 { 16 } else { 1 };
+    let mut attempts = if config.webrtc.listen.port() == 0 { 16 } else { 1 };
     loop {
-        tries -= 1;
+        attempts -= 1;
         match try_start_media(config, identity) {
-            Err(GatewayError::Bind(failure)) if tries > 0 && failure.is_in_use => {}
+            Err(GatewayError::Bind(failure)) if attempts > 0 && failure.is_in_use => {}
             started => return started,
         }
     }
@@ -355,7 +360,7 @@ fn try_start_media(
     Ok((media, tcp))
 }
 
-/// Takes media by TCP on the number of the UDP port (RFC 6544).
+/// Accepts media over TCP (RFC 6544).
 fn media_by_tcp(
     listener: TcpListener,
     media: &MediaPlane,
@@ -368,13 +373,12 @@ fn media_by_tcp(
         let media = media.clone();
         async move {
             let reason = media.serve_tcp(stream, peer).await;
-            debug!(%peer, ?reason, "media by TCP ended");
+            debug!(%peer, ?reason, "media connection over TCP ended");
         }
     };
     server::take_connections(listener, *limits, b"", stop, serve)
 }
 
-/// 128 random bits, in 22 characters.
 /// Makes the control plane, and starts the task that keeps its session table.
 fn control(config: &Config, media: MediaPlane, reloads: Reloads, tasks: &mut JoinSet<()>) -> Arc<Control> {
     let forgotten = media.forgotten_sessions();
@@ -393,7 +397,8 @@ fn control(config: &Config, media: MediaPlane, reloads: Reloads, tasks: &mut Joi
     control
 }
 
-fn make_token() -> Option<Secret> {
+/// Returns 128 random bits as 22 characters.
+fn generate_token() -> Option<Secret> {
     let mut bytes = [0; 16];
     rand::rng().fill_bytes(&mut bytes);
     Secret::new(&URL_SAFE_NO_PAD.encode(bytes))

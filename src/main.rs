@@ -115,7 +115,10 @@ async fn diagnose(config: &Config) -> anyhow::Result<()> {
     for finding in &findings {
         print(&format!("{finding}\n"));
     }
-    let broken = findings.iter().filter(|finding| finding.level == Level::Broken).count();
+    let broken = findings
+        .iter()
+        .filter(|finding| finding.level == Level::Failure)
+        .count();
     anyhow::ensure!(broken == 0, "{broken} of {} checks failed", findings.len());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Log output, and what the control plane counts.
+//! Log output, export by OTLP, and HTTP counters.
 
 mod queue;
 
@@ -15,7 +15,7 @@ use self::queue::LogQueue;
 pub use self::queue::{dropped_lines, flush};
 use crate::config::{Log, LogFormat};
 
-/// What is under way to a collector; see [`Exports::finish`].
+/// Exports to a collector; see [`Exports::finish`].
 #[must_use]
 #[derive(Default)]
 pub struct Exports {
@@ -24,7 +24,7 @@ pub struct Exports {
 }
 
 impl Exports {
-    /// Sends and writes what is left. Call it outside of the runtime, at the end.
+    /// Exports and writes what is queued. Call it at the end, outside of the runtime.
     pub fn finish(self) {
         #[cfg(feature = "otlp")]
         if let Some(providers) = self.otlp {
@@ -34,21 +34,21 @@ impl Exports {
     }
 }
 
-/// Target of the spans of requests. They are for collectors; the log has a line for each request, at `debug`.
+/// Target of request spans. Only collectors get them; the log has a line per request at `debug`.
 pub const SPANS: &str = "millstream::spans";
 
-/// Sends log events to standard error, and to a collector where one is configured, from here on. Only the first call in
-/// a process has an effect.
+/// Starts logging to standard error, and to a collector if one is configured. Only the first call in a process has an
+/// effect.
 pub fn init(log: &Log) -> Exports {
-    // The directives were checked when the configuration was read; they may name the quietened target again.
+    // The configuration has validated the directives. They may override the quietened target.
     let filter = |more: &str| EnvFilter::builder().parse_lossy(format!("{QUIETENED},{}{more}", log.level));
     let queue = LogQueue::start(std::io::stderr());
     queue.install();
     log_panics();
     let layer = tracing_subscriber::fmt::layer()
-        // Colours are for people: a log file or the journal gets none.
+        // Colours for terminals only, not for a log file or the journal.
         .with_ansi(std::io::stderr().is_terminal())
-        // Of a line that nobody takes, it would tell by `eprintln!`, which panics when standard error is gone.
+        // It would report a failed write with `eprintln!`, which panics if standard error is closed.
         .log_internal_errors(false)
         .with_writer(queue);
     let without_spans = filter(&format!(",{SPANS}=off"));
@@ -61,17 +61,17 @@ pub fn init(log: &Log) -> Exports {
     if let Some(url) = &log.otlp {
         return match otlp::Providers::new(url) {
             Ok(providers) => {
-                // What the export itself says would be exported, and so on.
-                let mine =
+                // Events of the export itself would cause further exports.
+                let exported =
                     filter(",hyper=off,hyper_util=off,reqwest=off,rustls=off,opentelemetry=off,opentelemetry_sdk=off");
                 let spans = EnvFilter::new(format!("off,{SPANS}=info"));
-                let registry = registry.with(providers.events().with_filter(mine));
+                let registry = registry.with(providers.events().with_filter(exported));
                 let _ = registry.with(providers.spans().with_filter(spans)).try_init();
                 Exports { otlp: Some(providers) }
             }
             Err(error) => {
                 let _ = registry.try_init();
-                tracing::error!(%error, "log.otlp: nothing is exported");
+                tracing::error!(%error, "log.otlp: the export cannot be started");
                 Exports::default()
             }
         };
@@ -80,7 +80,7 @@ pub fn init(log: &Log) -> Exports {
     Exports::default()
 }
 
-/// Panics go to the log: the hook of the standard library writes to standard error, and waits for who reads it.
+/// Logs panics. The default hook would write to standard error and block if nobody reads it.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let payload = panic.payload();
@@ -105,14 +105,14 @@ mod otlp {
 
     use super::{Layer, LookupSpan, Subscriber};
 
-    /// Who gathers events and spans, and sends them in batches from threads of their own.
+    /// Collects events and spans, and exports them in batches from their own threads.
     pub struct Providers {
         events: SdkLoggerProvider,
         spans: SdkTracerProvider,
     }
 
     impl Providers {
-        /// `url` is that of the collector, without a path.
+        /// `url` is the URL of the collector, without a path.
         pub fn new(url: &str) -> Result<Self, ExporterBuildError> {
             let url = url.trim_end_matches('/');
             let resource = Resource::builder().with_service_name("millstream").build();
@@ -134,17 +134,17 @@ mod otlp {
             })
         }
 
-        /// For events of the log.
+        /// Returns the layer that exports log events.
         pub fn events<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
             OpenTelemetryTracingBridge::new(&self.events)
         }
 
-        /// For spans.
+        /// Returns the layer that exports spans.
         pub fn spans<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
             tracing_opentelemetry::layer().with_tracer(self.spans.tracer("millstream"))
         }
 
-        /// Sends what is left, for some seconds at most.
+        /// Exports what is queued, within a few seconds.
         pub fn finish(self) {
             for result in [self.events.shutdown(), self.spans.shutdown()] {
                 if let Err(error) = result {
@@ -158,14 +158,14 @@ mod otlp {
 /// The DTLS stack warns about each missing server name, which WebRTC does not use.
 const QUIETENED: &str = "rtc_dtls=error";
 
-/// HTTP responses by class of status. All only rise.
+/// HTTP responses by class of status.
 #[derive(Debug, Default)]
 pub struct HttpCounters {
     classes: [AtomicU64; HttpCounters::CLASSES.len()],
 }
 
 impl HttpCounters {
-    /// Labels of the classes; the first digit of a status, less one, is the index.
+    /// Labels of the classes, by the first digit of the status minus one.
     pub const CLASSES: [&'static str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
     /// Counts a response.
@@ -176,7 +176,7 @@ impl HttpCounters {
         }
     }
 
-    /// Responses by class.
+    /// Returns the responses by class.
     pub fn by_class(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let counts = self.classes.iter().map(|counter| counter.load(Ordering::Relaxed));
         Self::CLASSES.into_iter().zip(counts)

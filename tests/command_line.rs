@@ -351,7 +351,7 @@ fn the_gateway_outlives_whoever_reads_its_output() {
 }
 
 #[test]
-fn a_made_token_is_in_the_banner_and_nowhere_else() {
+fn a_generated_token_is_in_the_banner_and_nowhere_else() {
     let mut command = program(&[]);
     command.env("MILLSTREAM_LOG__LEVEL", "trace");
     let gateway = Running::start(command);

@@ -129,7 +129,8 @@ pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
     })
 }
 
-/// Returns the process that uses a port, on any address. `None` if its descriptors cannot be read: another user's process.
+/// Returns the process that uses a port, on any address. `None` if its descriptors cannot be read: another user's
+/// process.
 pub fn owner(protocol: Protocol, port: u16) -> Option<PortOwner> {
     let tables = match protocol {
         Protocol::Tcp => ["tcp", "tcp6"],

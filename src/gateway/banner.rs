@@ -21,7 +21,7 @@ pub fn banner(gateway: &Gateway, has_demo: bool) -> String {
         _ => host.to_string(),
     };
     let token = gateway
-        .made_token()
+        .generated_token()
         .map_or("the configured publish token", |token| token.reveal());
     let watching = match gateway.config.auth.has_play_token() {
         true => " (needs the play token)",

@@ -80,8 +80,8 @@ async fn unavailable_pipelines(config: &Config, print: impl Fn(&str)) -> Vec<Str
     missing
 }
 
-/// Returns the mistakes in what a configuration refers to: tokens, keys, certificates, pipelines, sources. Those that follow
-/// from a `known` one are left out.
+/// Returns the mistakes in what a configuration refers to: tokens, keys, certificates, pipelines, sources. Those that
+/// follow from a `known` one are left out.
 pub fn mistakes(config: &Config, known: &[Mistake]) -> Vec<Mistake> {
     let mut mistakes = parts(config);
     mistakes.extend(config.locate(certificate(config)));

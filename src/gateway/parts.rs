@@ -1,5 +1,5 @@
-//! What parts of the gateway make of their sections, before anything is started: where one of them cannot be made, the
-//! gateway does not start, and a running one goes on with what it has.
+//! Builds parts of the gateway from their sections before anything is started. If a part cannot be built, the gateway
+//! does not start, and a running one keeps its configuration.
 
 use crate::access::credentials::Credentials;
 use crate::config::{Config, ConfigError, Mistake};
@@ -10,7 +10,7 @@ use crate::sources::fetch::address::Allowed;
 use crate::sources::fetch::build::Means;
 use crate::sources::fetch::supervisor::ConfiguredSource;
 
-/// What is made of a configuration.
+/// Parts that are built from a configuration.
 pub struct Parts {
     pub credentials: Credentials,
     pub library: Library,
@@ -18,11 +18,11 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Reads the files that the configuration names; `programs` become workers.
+    /// Builds the parts, and reads the files that the configuration refers to. `programs` are those of the workers.
     ///
     /// # Errors
     ///
-    /// All mistakes, each with its place and its key.
+    /// All mistakes, each with its place and key.
     pub fn build(config: &Config, programs: &WorkerPrograms) -> Result<Self, ConfigError> {
         let mut mistakes = Vec::new();
         let credentials = Credentials::read(&config.auth).map_err(|wrong| mistakes.extend(wrong));
@@ -51,7 +51,7 @@ impl Parts {
     }
 }
 
-/// The pipelines that come with the gateway, and those of the operator's folder.
+/// Returns the built-in pipelines and those of the operator's folder.
 pub fn library(config: &Config, mistakes: &mut Vec<Mistake>) -> Library {
     let mut library = Library::shipped();
     if let Some(folder) = &config.pipelines.folder

@@ -1,6 +1,6 @@
-//! Log lines on their way to standard error: a bounded queue and a thread that writes.
+//! The bounded queue of log lines, and the thread that writes them to standard error.
 //!
-//! Who logs never waits for who reads the log (invariant 5). Lines that find the queue full are dropped and counted.
+//! Logging never blocks (invariant 5). Lines are dropped and counted when the queue is full.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,17 +10,17 @@ use std::time::Duration;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines and bytes that may wait. A start with debug output and a log reader that needs some seconds fit.
+/// Capacity in lines and bytes: enough for a start with debug output while the reader blocks for some seconds.
 const MAX_LINES: usize = 16_384;
 const MAX_BYTES: usize = 2 << 20;
 
 /// How long [`LogQueue::flush`] waits for lines to be written.
-const FLUSH: Duration = Duration::from_millis(1_500);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// The queue of this process, once it logs.
 static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
-/// Where log lines are left.
+/// A handle on the queue.
 #[derive(Clone)]
 pub struct LogQueue {
     lines: NonBlocking,
@@ -28,33 +28,33 @@ pub struct LogQueue {
 }
 
 struct State {
-    /// Bytes that wait.
-    waiting: AtomicUsize,
+    /// Bytes in the queue.
+    queued: AtomicUsize,
     dropped: AtomicU64,
-    /// The thread that writes.
+    /// The writing thread.
     worker: Mutex<Option<WorkerGuard>>,
 }
 
-/// Writes lines out, and notes that they no longer wait.
-struct Drain<W> {
+/// Writes lines to the output, and subtracts them from the queue's size.
+struct Writer<W> {
     output: W,
     state: Arc<State>,
 }
 
 impl LogQueue {
-    /// Starts the thread that writes to `output`.
+    /// Creates a queue, and starts the thread that writes to `output`.
     pub fn start(output: impl Write + Send + 'static) -> Self {
         let state = Arc::new(State {
-            waiting: AtomicUsize::new(0),
+            queued: AtomicUsize::new(0),
             dropped: AtomicU64::new(0),
             worker: Mutex::new(None),
         });
-        let drain = Drain {
+        let writer = Writer {
             output,
             state: state.clone(),
         };
         let builder = NonBlockingBuilder::default().buffered_lines_limit(MAX_LINES);
-        let (lines, worker) = builder.lossy(true).thread_name("log").finish(drain);
+        let (lines, worker) = builder.lossy(true).thread_name("log").finish(writer);
         *state.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(worker);
         Self { lines, state }
     }
@@ -64,17 +64,17 @@ impl LogQueue {
         let _ = QUEUE.set(self.clone());
     }
 
-    /// Lines that were dropped so far.
+    /// Returns the number of lines dropped so far.
     pub fn dropped(&self) -> u64 {
         self.state.dropped.load(Ordering::Relaxed) + self.lines.error_counter().dropped_lines() as u64
     }
 
-    /// Writes what waits, for [`FLUSH`] at most, and ends the thread that writes.
+    /// Writes the queued lines within [`FLUSH_TIMEOUT`], and ends the writing thread.
     pub fn flush(&self) {
         let worker = self.state.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(worker) = worker else { return };
         let (done, written) = mpsc::channel::<()>();
-        // When nobody reads, dropping the worker may wait for as long as nobody does.
+        // Dropping the worker blocks while nobody reads the output.
         let flush = move || {
             drop(worker);
             drop(done);
@@ -84,35 +84,35 @@ impl LogQueue {
             .spawn(flush)
             .is_ok()
         {
-            let _ = written.recv_timeout(FLUSH);
+            let _ = written.recv_timeout(FLUSH_TIMEOUT);
         }
     }
 }
 
-/// Writes what waits, for a short time at most. What is logged after that is lost: for the end of the process.
+/// Writes the queued lines within a short time. Call it at the end of the process: later lines are lost.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush();
     }
 }
 
-/// Log lines of this process that were dropped because nobody read them in time.
+/// Returns the number of log lines of this process that were dropped because the queue was full.
 pub fn dropped_lines() -> u64 {
     QUEUE.get().map_or(0, LogQueue::dropped)
 }
 
 impl Write for LogQueue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let waiting = self.state.waiting.fetch_add(line.len(), Ordering::AcqRel);
+        let queued = self.state.queued.fetch_add(line.len(), Ordering::AcqRel);
         let lost_before = self.lines.error_counter().dropped_lines();
-        if waiting + line.len() > MAX_BYTES {
-            self.state.waiting.fetch_sub(line.len(), Ordering::AcqRel);
+        if queued + line.len() > MAX_BYTES {
+            self.state.queued.fetch_sub(line.len(), Ordering::AcqRel);
             self.state.dropped.fetch_add(1, Ordering::Relaxed);
             return Ok(line.len());
         }
         let written = self.lines.write(line);
         if self.lines.error_counter().dropped_lines() > lost_before {
-            // Full by lines. Several threads may see the same drop: then the bytes are counted a little low.
+            // The queue has too many lines. If several threads see the same drop, the size becomes slightly too low.
             self.state.subtract(line.len());
         }
         written
@@ -133,14 +133,14 @@ impl<'a> MakeWriter<'a> for LogQueue {
 
 impl State {
     fn subtract(&self, bytes: usize) {
-        let less = |waiting: usize| Some(waiting.saturating_sub(bytes));
-        let _ = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        let less = |queued: usize| Some(queued.saturating_sub(bytes));
+        let _ = self.queued.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
     }
 }
 
-impl<W: Write> Write for Drain<W> {
+impl<W: Write> Write for Writer<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A reader that is gone is no reason to keep lines.
+        // Lines are not kept if the output is closed.
         let _ = self.output.write_all(line);
         self.state.subtract(line.len());
         Ok(line.len())
@@ -183,8 +183,8 @@ mod tests {
         for _ in 0..lines {
             queue.write_all(&line).expect("never fails");
         }
-        let waiting = queue.state.waiting.load(Ordering::Relaxed);
-        assert!(waiting <= MAX_BYTES, "{waiting}");
+        let queued = queue.state.queued.load(Ordering::Relaxed);
+        assert!(queued <= MAX_BYTES, "{queued}");
         assert!(
             queue.dropped() >= (lines - MAX_BYTES / line.len()) as u64,
             "{}",
@@ -197,7 +197,7 @@ mod tests {
         queue.write_all(b"more").expect("never fails");
         assert_eq!(written.recv().expect("written"), b"more");
         queue.flush();
-        assert_eq!(queue.state.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(queue.state.queued.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
         }
         // The one in the writer's hands is not in the queue.
         assert!(queue.dropped() >= MAX_LINES as u64 - 1, "{}", queue.dropped());
-        assert!(queue.state.waiting.load(Ordering::Relaxed) <= MAX_LINES + 1);
+        assert!(queue.state.queued.load(Ordering::Relaxed) <= MAX_LINES + 1);
         drop(release);
     }
 

@@ -394,7 +394,7 @@ async fn a_token_is_made_when_none_is_configured() {
     config.webrtc.shards = 1;
     config.pipelines.transcode = false;
     let gateway = millstream::Gateway::start(config).await.expect("starts");
-    let token = gateway.made_token().expect("made").reveal().to_owned();
+    let token = gateway.generated_token().expect("made").reveal().to_owned();
     assert_eq!(token.len(), 22);
     let offer = Request::offer("/whip/live", OBS);
     assert_eq!(offer.send(&gateway).await.status, 401);
