@@ -87,10 +87,10 @@ image-test: ## The same, run without privileges, and watched by a browser
 
 source-faults: ## Cameras and workers that fail twenty times each, and a thousand workers started and stopped
 	@scripts/setup.sh run test
-	CAMERA_ROUNDS=20 $(CARGO) test --locked --test rtsp faults -- --nocapture --test-threads 1
-	WORKER_ROUNDS=20 $(CARGO) test --locked --test pipeline faults_in -- --nocapture
-	ORIGIN_OUTAGE=60 $(CARGO) test --locked --test pipeline origins -- --nocapture
-	WORKER_CYCLES=1000 $(CARGO) test --locked --test pipeline workers_leave -- --nocapture
+	CAMERA_ROUNDS=20 $(CARGO) test --locked --test sources rtsp::faults -- --nocapture --test-threads 1
+	WORKER_ROUNDS=20 $(CARGO) test --locked --test sources faults_in -- --nocapture
+	ORIGIN_OUTAGE=60 $(CARGO) test --locked --test sources pipeline::origins -- --nocapture
+	WORKER_CYCLES=1000 $(CARGO) test --locked --test sources workers_leave -- --nocapture
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

@@ -60,7 +60,7 @@ for group in "${@:-run}"; do
       need python3 python3
       # Debian keeps what makes a virtual environment in a package of its own.
       python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
-      # The cameras of tests/rtsp: GStreamer's RTSP server, by Debian's own Python.
+      # The cameras of tests/sources/rtsp: GStreamer's RTSP server, by Debian's own Python.
       /usr/bin/python3 -c 'import gi; gi.require_version("GstRtspServer", "1.0")' 2>/dev/null ||
         packages+=(python3-gi gir1.2-gst-rtsp-server-1.0)
       need_plugins x265:plugins-bad

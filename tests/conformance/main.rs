@@ -11,13 +11,11 @@ use std::path::{Path, PathBuf};
 const ROWS: &str = include_str!("rows.txt");
 const TABLE: &str = "docs/conformance.md";
 /// Where tests are.
-const PLACES: [&str; 8] = [
-    "tests/http",
-    "tests/sdp",
-    "tests/session",
-    "tests/fanout",
+const PLACES: [&str; 6] = [
+    "tests/server",
+    "tests/core",
     "tests/browser",
-    "tests/pipeline",
+    "tests/sources",
     "src",
     "crates/core/src",
 ];

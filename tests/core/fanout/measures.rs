@@ -1,0 +1,170 @@
+//! What is counted is what happened: two publishers, ten viewers, three per cent of loss.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use millstream_core::hub::name::StreamName;
+use millstream_test_support::{LinkConfig, VideoConfig};
+
+use crate::fanout::publisher::Publisher;
+use crate::fanout::world::World;
+use crate::fanout::{SECOND, near};
+
+const SECONDS: u32 = 30;
+
+/// Whether a measure is that of the other side, but for what the network lost of the telling.
+fn assert_near(what: &str, counted: f64, happened: f64, tolerance: f64) {
+    let apart = (counted - happened).abs() / happened.max(1.0);
+    println!("{what}: counted {counted:.1}, happened {happened:.1}");
+    assert!(apart <= tolerance, "{what}: counted {counted}, happened {happened}");
+}
+
+#[test]
+fn measures_are_those_of_the_clients() {
+    let lossy = LinkConfig {
+        loss: 0.03,
+        ..LinkConfig::delay(Duration::from_millis(20))
+    };
+    let mut world = World::new(21, 2, 8192);
+    for (shard, (stream, ssrc, encoding)) in [("one", 1_000, 80), ("two", 2_000, 0)].into_iter().enumerate() {
+        let config = VideoConfig {
+            ssrc,
+            ..VideoConfig::default()
+        };
+        let publisher = world.publish(stream, shard, near(), Publisher::deaf(config));
+        world.publisher(publisher).encoding = Duration::from_millis(encoding);
+    }
+    world.run(SECOND);
+    let viewers: Vec<usize> = (0..10)
+        .map(|n| world.watch(if n < 6 { "one" } else { "two" }, n % 2, lossy))
+        .collect();
+    for viewer in &viewers {
+        world.viewer(*viewer).tells = true;
+    }
+    world.run(SECONDS * SECOND);
+
+    let shared = world.shared.clone();
+    let counters = &shared.counters;
+    let asked: u64 = viewers.iter().map(|index| world.viewer(*index).asked).sum();
+    let nacked = counters.reception.nacked.load(Ordering::Relaxed) as f64;
+    // Three in a hundred requests are lost too.
+    assert_near("packets asked for again", nacked, asked as f64 * 0.97, 0.02);
+    let received: usize = viewers
+        .iter()
+        .map(|index| {
+            let viewer = world.viewer(*index);
+            viewer.video.packets.len() + viewer.audio.packets.len()
+        })
+        .sum();
+    // Of what was lost on the way a part is not asked for: sound, and what was asked for once too often.
+    let missed = asked as f64 / (received as f64 + asked as f64);
+    assert!((0.02..0.05).contains(&missed), "{missed}");
+    assert_eq!(
+        counters.connecting.cumulative().last(),
+        Some(&12),
+        "all of them connected"
+    );
+    let mean = counters.connecting.sum() / 12.0;
+    assert!((0.02..2.0).contains(&mean), "{mean} s");
+    assert_eq!(
+        counters.reception.key_frames_requested.load(Ordering::Relaxed),
+        0,
+        "nobody asked for one"
+    );
+    assert_eq!(shared.registry.live(), 12);
+    let (mut nacked_of_streams, mut reports, mut resent) = (0, 0, 0);
+    for (name, watching, encoding) in [("one", 6, 80.0), ("two", 4, 0.0)] {
+        let stream = shared.hub.find(StreamName::parse(name).expect("a name")).expect("live");
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let traffic = &stream.traffic;
+        nacked_of_streams += count(&traffic.reception.nacked);
+        resent += count(&traffic.resent);
+        reports += count(&traffic.reception.reports);
+        let trips = count(&traffic.round_trips) as f64;
+        let mean = count(&traffic.round_trip_micros) as f64 / 1e3 / trips;
+        // Twice 20 ms of the link.
+        assert_near("round trip in ms", mean, 40.0, 0.05);
+        let loss = count(&traffic.reception.reported_loss) as f64 / 256.0 / count(&traffic.reception.reports) as f64;
+        assert_near("loss that viewers tell, in percent", loss * 100.0, 3.0, 0.25);
+        assert_eq!(
+            (count(&traffic.missing), count(&traffic.asked)),
+            (0, 0),
+            "{name}: its publisher is near"
+        );
+        assert!(count(&traffic.expected) > 1_000, "{name}");
+        let state = stream.lock();
+        assert_eq!(state.viewers(), watching, "{name}");
+        let rate = state.video.meter.rate(world.now);
+        assert_near("pictures per second", rate.frames, 30.0, 0.05);
+        assert_near(
+            "bits per second",
+            rate.bitrate as f64,
+            f64::from(VideoConfig::default().bitrate),
+            0.2,
+        );
+        for track in [&state.video, &state.audio] {
+            let delays = track.delays;
+            let mean = delays.sum.as_secs_f64() * 1e3 / delays.count as f64;
+            let recent = delays.recent(world.now).expect("it was measured") * 1e3;
+            println!(
+                "{name}: {} delays, mean {mean:.1} ms, of late {recent:.1} ms",
+                delays.count
+            );
+            assert!(delays.count > u64::from(SECONDS) * 25, "{}", delays.count);
+            // The network has none, the rest is the pace at which the publisher looks.
+            for measured in [mean, recent] {
+                assert!(
+                    (encoding - 1.0..encoding + 12.0).contains(&measured),
+                    "{name}: {measured} ms"
+                );
+            }
+        }
+        let interval = state.video.key_frame_interval().expect("two of them").as_secs_f64();
+        let gop = f64::from(VideoConfig::default().gop) / 30.0;
+        assert_near("seconds between key frames", interval, gop, 0.05);
+    }
+    assert_eq!(nacked_of_streams, counters.reception.nacked.load(Ordering::Relaxed));
+    assert_eq!(reports, counters.reception.reports.load(Ordering::Relaxed));
+    assert_near("packets sent again", resent as f64, nacked, 0.05);
+}
+
+#[test]
+fn what_a_publisher_loses_on_the_way_is_counted() {
+    let lossy = LinkConfig {
+        loss: 0.03,
+        ..LinkConfig::delay(Duration::from_millis(20))
+    };
+    let mut world = World::new(22, 1, 8192);
+    let publisher = world.publish("live", 0, lossy, Publisher::obedient(VideoConfig::default()));
+    world.run(SECOND);
+    let viewer = world.watch("live", 0, near());
+    for _ in 0..SECONDS / 3 {
+        world.run(3 * SECOND);
+        world.viewer(viewer).ask_for_key_frame();
+    }
+    world.run(3 * SECOND);
+    let shared = world.shared.clone();
+    let stream = shared
+        .hub
+        .find(StreamName::parse("live").expect("a name"))
+        .expect("live");
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+    let traffic = &stream.traffic;
+    let loss = count(&traffic.missing) / count(&traffic.expected) * 100.0;
+    // What was asked for may be here before the report is written.
+    assert!((0.2..=3.5).contains(&loss), "{loss} %");
+    assert_near(
+        "asked for again",
+        count(&traffic.asked),
+        count(&traffic.expected) * 0.03,
+        0.25,
+    );
+    let requests = world.publisher(publisher).requests.len() as f64;
+    assert!(requests >= f64::from(SECONDS / 3) * 0.7, "{requests}");
+    assert_near(
+        "key frames asked for",
+        count(&traffic.key_frames_asked),
+        requests / 0.97,
+        0.25,
+    );
+}

@@ -1,0 +1,526 @@
+//! A gateway, its publishers and its viewers in virtual time: real shards without sockets, real peers, links that lose.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millstream_core::hub::Hub;
+use millstream_core::hub::mailbox::Mailbox;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::registry::{Registry, Requester, SessionLimits, SessionState};
+use millstream_core::hub::stream::{LayerSelection, SessionId, ShardIndex};
+use millstream_core::media::packet::Packet;
+use millstream_core::sdp::{self, Local, Offer};
+use millstream_core::session::CloseReason;
+use millstream_core::session::identity::Identity;
+use millstream_core::session::outbox::{Outbox, Run, Sink};
+use millstream_core::shard::counters::Counters;
+use millstream_core::shard::message::{Message, Opening, OpeningRole};
+use millstream_core::shard::ufrag;
+use millstream_core::shard::{Core, Shared};
+use millstream_core::sources::frame_source::FrameSource;
+use millstream_test_support::{
+    Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
+    PeerIdentity, Profiles, VideoCodec,
+};
+use rand::rngs::StdRng;
+use rand::{RngCore as _, SeedableRng as _};
+
+use crate::fanout::publisher::Publisher;
+use crate::fanout::viewer::Viewer;
+
+/// Where the shards listen.
+pub const GATEWAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1)), 8189);
+
+const OVERHEARD_PER_KIND: usize = 200;
+
+const STEP: Duration = Duration::from_millis(1);
+
+/// Everything there is.
+pub struct World {
+    pub now: Instant,
+    pub shared: Arc<Shared>,
+    pub nodes: Vec<Node>,
+    cores: Vec<Core>,
+    sent: Vec<Sent>,
+    identity: Arc<PeerIdentity>,
+    rng: StdRng,
+    seed: u64,
+    /// Datagrams of all kinds that were on the wire, of both directions.
+    pub overheard: Vec<Vec<u8>>,
+    /// Shards that do not run: their mailboxes fill.
+    pub frozen: Vec<usize>,
+    /// Which shards know which addresses to belong to another one.
+    pub routes: HashSet<(usize, SocketAddr)>,
+    /// How often a shard was told of one.
+    pub route_messages: usize,
+    /// Bytes that the gateway sent to addresses at which there is no peer.
+    pub astray: HashMap<SocketAddr, usize>,
+    /// How often a shard did what was due by time.
+    pub timeouts: usize,
+}
+
+/// What a shard has sent.
+pub type Sent = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
+
+/// A shard that a test runs by itself.
+pub struct Shard {
+    pub core: Core,
+    pub sent: Sent,
+}
+
+/// One peer, its links, and what it is for.
+pub struct Node {
+    pub peer: Peer,
+    pub address: SocketAddr,
+    pub session: SessionId,
+    pub up: LossyLink,
+    pub down: LossyLink,
+    pub role: Role,
+    pub closed: bool,
+    /// When its handshake was over.
+    pub connected_at: Option<Instant>,
+    /// Bytes that the gateway sent to it.
+    pub received_bytes: u64,
+    /// Sealed RTP packets that the gateway sent to it, by SSRC and sequence number.
+    sealed: HashMap<(u32, u16), Bytes>,
+    /// How many were sent more than once.
+    pub sealed_again: u64,
+}
+
+pub enum Role {
+    Publisher(Box<Publisher>),
+    Viewer(Box<Viewer>),
+}
+
+struct Recorder(Sent);
+
+impl Sink for Recorder {
+    fn send(&mut self, buffer: &[u8], runs: &[Run]) {
+        let mut sent = self.0.lock().expect("not poisoned");
+        for run in runs {
+            for datagram in buffer[run.start..run.end].chunks(run.segment) {
+                sent.push((run.destination.to, Bytes::copy_from_slice(datagram)));
+            }
+        }
+    }
+}
+
+impl World {
+    /// A gateway of so many shards, whose mailboxes hold so many batches.
+    pub fn new(seed: u64, shards: usize, mailbox: usize) -> Self {
+        println!("seed {seed}");
+        #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+        let now = Instant::now();
+        let identity = Arc::new(Identity::generate().expect("makes a key"));
+        let mailboxes = (0..shards).map(|_| Arc::new(Mailbox::new(mailbox, || {}))).collect();
+        let shared = Arc::new(Shared {
+            hub: Hub::default(),
+            registry: Registry::new(
+                SessionLimits {
+                    sessions: 10_000,
+                    half_open: 10_000,
+                    half_open_reserved: 0,
+                    half_open_per_address: 10_000,
+                },
+                Box::new(|_| {}),
+            ),
+            identity,
+            mailboxes,
+            counters: Counters::default(),
+            announced: std::sync::RwLock::new(Arc::new([])),
+            tcp: Arc::new(()),
+            epoch: (now, Duration::from_secs(1_800_000_000)),
+        });
+        let sent: Vec<Sent> = (0..shards).map(|_| Sent::default()).collect();
+        let cores = (0..shards)
+            .map(|index| {
+                let outbox = Outbox::new(Box::new(Recorder(sent[index].clone())));
+                let mut rng = StdRng::seed_from_u64(seed ^ (index as u64 + 1));
+                Core::new(
+                    ShardIndex(index as u16),
+                    shared.clone(),
+                    outbox,
+                    Box::new(move || rng.next_u32()),
+                )
+            })
+            .collect();
+        Self {
+            now,
+            shared,
+            nodes: Vec::new(),
+            cores,
+            sent,
+            identity: PeerIdentity::generate(),
+            rng: StdRng::seed_from_u64(seed),
+            seed,
+            overheard: Vec::new(),
+            frozen: Vec::new(),
+            routes: HashSet::new(),
+            route_messages: 0,
+            astray: HashMap::new(),
+            timeouts: 0,
+        }
+    }
+
+    /// A publisher of `stream` on a shard; returns its place among the nodes.
+    pub fn publish(&mut self, stream: &str, shard: usize, link: LinkConfig, publisher: Publisher) -> usize {
+        let mut offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
+        offer.video = publisher.codecs();
+        offer.rtx = publisher.offers_rtx();
+        let role = Role::Publisher(Box::new(publisher));
+        self.join(stream, shard, link, &offer, offer.whip(), role)
+    }
+
+    /// A viewer of `stream` on a shard.
+    pub fn watch(&mut self, stream: &str, shard: usize, link: LinkConfig) -> usize {
+        let offer = self.offer(0, 0);
+        self.watch_with(stream, shard, link, &offer)
+    }
+
+    /// A viewer with an offer of its own making.
+    pub fn watch_with(&mut self, stream: &str, shard: usize, link: LinkConfig, offer: &OfferParameters) -> usize {
+        let role = Role::Viewer(Box::new(Viewer::new(link.delay * 2)));
+        self.join(stream, shard, link, offer, offer.whep(), role)
+    }
+
+    /// Parameters of a new peer's offer.
+    pub fn offer(&mut self, video_ssrc: u32, audio_ssrc: u32) -> OfferParameters {
+        OfferParameters {
+            credentials: Credentials::from_seed(self.rng.next_u64()),
+            fingerprint: self.identity.fingerprint(),
+            setup: "actpass",
+            video: &[VideoCodec::H264],
+            rtx: true,
+            audio_ssrc,
+            video_ssrc,
+        }
+    }
+
+    fn join(
+        &mut self,
+        stream: &str,
+        shard: usize,
+        link: LinkConfig,
+        offer: &OfferParameters,
+        text: String,
+        mut role: Role,
+    ) -> usize {
+        let name = StreamName::parse(stream).expect("a stream name");
+        let local = ufrag::credentials(ShardIndex(shard as u16), &mut || self.rng.next_u32());
+        let parsed = Offer::parse(text.as_bytes()).expect("a good offer");
+        let fingerprint = &self.shared.identity.fingerprint;
+        let to_sign = Local {
+            credentials: &local,
+            fingerprint,
+            candidates: &[GATEWAY],
+            tcp: false,
+            session_id: 1,
+        };
+        let (answer, opening) = match &mut role {
+            Role::Publisher(_) => {
+                let (publication, answer) = sdp::answer_publisher(&parsed, &to_sign).expect("publishable");
+                (answer, OpeningRole::Publish(publication))
+            }
+            Role::Viewer(viewer) => {
+                let hub = &self.shared.hub;
+                let available_formats = hub
+                    .find(&name)
+                    .and_then(|s| s.lock().available_tracks(|codec| hub.can_transcode(codec)));
+                let formats = sdp::formats_for(&parsed, &available_formats.expect("somebody publishes"));
+                let (playback, answer) =
+                    sdp::answer_viewer(&parsed, &formats, &to_sign, &mut || self.rng.next_u32()).expect("playable");
+                viewer.tracks = playback.tracks.clone();
+                (answer, OpeningRole::Play(playback))
+            }
+        };
+        let answer = Answer::parse(&answer);
+        let index = self.nodes.len();
+        let address = SocketAddr::from(([198, 51, 100, 1], 20_000 + index as u16));
+        let mut id = [0; 16];
+        self.rng.fill_bytes(&mut id);
+        let session = SessionId(id);
+        let requester = Requester {
+            address: None,
+            has_token: false,
+        };
+        let opened = self
+            .shared
+            .registry
+            .open(self.now, session, ShardIndex(shard as u16), requester);
+        assert_eq!(opened, Ok(None));
+        let opening = Opening {
+            session,
+            stream: name,
+            local,
+            role: opening,
+        };
+        assert!(
+            self.shared.mailboxes[shard]
+                .push(Message::Open(Box::new(opening)))
+                .is_ok()
+        );
+        let peer = Peer::new(
+            self.now,
+            PeerConfig {
+                identity: self.identity.clone(),
+                local: offer.credentials.clone(),
+                remote: answer.credentials(),
+                server: GATEWAY,
+                role: DtlsRole::Client,
+                profiles: Profiles::CmThenGcm,
+                ice: IceStyle::BROWSER,
+                decrypt: true,
+                seed: self.rng.next_u64(),
+            },
+        );
+        let seed = self.seed ^ (index as u64) << 20;
+        self.nodes.push(Node {
+            peer,
+            address,
+            session,
+            up: LossyLink::new(link, seed ^ 1),
+            down: LossyLink::new(link, seed ^ 2),
+            role,
+            closed: false,
+            connected_at: None,
+            received_bytes: 0,
+            sealed: HashMap::new(),
+            sealed_again: 0,
+        });
+        index
+    }
+
+    pub fn publisher(&mut self, index: usize) -> &mut Publisher {
+        match &mut self.nodes[index].role {
+            Role::Publisher(publisher) => publisher,
+            Role::Viewer(_) => panic!("node {index} is a viewer"),
+        }
+    }
+
+    pub fn viewer(&mut self, index: usize) -> &mut Viewer {
+        match &mut self.nodes[index].role {
+            Role::Viewer(viewer) => viewer,
+            Role::Publisher(_) => panic!("node {index} is a publisher"),
+        }
+    }
+
+    /// Puts on the line what a feed has taken, as the handle on the shards does.
+    pub fn feed(&mut self, feed: &mut FrameSource) {
+        let published = feed.publish(&self.shared.hub);
+        assert!(!published.displaced);
+        let packets: Arc<[Arc<Packet>]> = published.packets.into();
+        for shard in published.subscribers {
+            let message = Message::Media {
+                stream: published.stream.expect("it has subscribers"),
+                packets: packets.clone(),
+            };
+            let _ = self.shared.mailboxes[usize::from(shard.0)].push_lossy(message);
+        }
+    }
+
+    /// Hands a datagram to a shard, whoever sent it.
+    pub fn inject(&mut self, shard: usize, from: SocketAddr, datagram: &[u8]) {
+        self.cores[shard].handle_datagram(self.now, from, None, &mut datagram.to_vec());
+    }
+
+    /// What a shard does after a panic in the handling of a peer's datagram.
+    pub fn abandon(&mut self, shard: usize, index: usize) {
+        let address = self.nodes[index].address;
+        self.cores[shard].abandon(self.now, address);
+    }
+
+    /// Why a session ended; `None` while it lives.
+    pub fn reason(&self, index: usize) -> Option<CloseReason> {
+        match self.shared.registry.find(self.nodes[index].session).0 {
+            SessionState::Ended(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Ends a session as DELETE does.
+    pub fn delete(&mut self, index: usize) {
+        let session = self.nodes[index].session;
+        let (_, shard) = self.shared.registry.find(session);
+        let shard = shard.expect("a session that was opened");
+        let message = Message::Close {
+            session,
+            reason: CloseReason::Deleted,
+        };
+        assert!(self.shared.mailboxes[usize::from(shard.0)].push(message).is_ok());
+    }
+
+    /// A viewer wants a layer.
+    pub fn choose_layer(&mut self, index: usize, selection: LayerSelection) {
+        let session = self.nodes[index].session;
+        let (_, shard) = self.shared.registry.find(session);
+        let shard = shard.expect("a session that was opened");
+        let message = Message::ChooseLayer { session, selection };
+        assert!(self.shared.mailboxes[usize::from(shard.0)].push(message).is_ok());
+    }
+
+    /// The address of a peer changes; it checks the new one at once.
+    pub fn move_to(&mut self, index: usize, address: SocketAddr) {
+        self.nodes[index].address = address;
+        let now = self.now;
+        self.nodes[index].peer.check_now(now);
+    }
+
+    /// The shards alone, from here on without their peers.
+    pub fn into_shards(self) -> Vec<Shard> {
+        let shards = self.cores.into_iter().zip(self.sent);
+        shards.map(|(core, sent)| Shard { core, sent }).collect()
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.now < end {
+            self.now += STEP;
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        let now = self.now;
+        for node in &mut self.nodes {
+            node.act(now);
+        }
+        self.deliver_up();
+        for (index, core) in self.cores.iter_mut().enumerate() {
+            if self.frozen.contains(&index) {
+                continue;
+            }
+            let mut messages = std::collections::VecDeque::new();
+            self.shared.mailboxes[index].take(&mut messages);
+            for message in messages {
+                match &message {
+                    Message::Route { address, .. } => {
+                        self.route_messages += 1;
+                        self.routes.insert((index, *address));
+                    }
+                    Message::Unroute { address, .. } => {
+                        self.routes.remove(&(index, *address));
+                    }
+                    _ => {}
+                }
+                core.handle_message(now, message);
+            }
+            if self.shared.mailboxes[index].has_overflowed() {
+                core.handle_overflow(now);
+            }
+            if core.poll_timeout().is_some_and(|at| at <= now) {
+                self.timeouts += 1;
+                core.handle_timeout(now);
+            }
+            core.finish_tick(now);
+        }
+        self.send_down();
+        self.deliver_down();
+    }
+
+    fn deliver_up(&mut self) {
+        let shards = self.cores.len();
+        for node in &mut self.nodes {
+            while let Some(datagram) = node.up.poll(self.now) {
+                // As the kernel spreads peers over sockets that share a port: by address, whatever the session's shard.
+                let shard = usize::from(datagram.from.port()) % shards;
+                if !self.frozen.contains(&shard) {
+                    let mut bytes = datagram.payload.to_vec();
+                    overhear(&mut self.overheard, &bytes);
+                    self.cores[shard].handle_datagram(self.now, datagram.from, None, &mut bytes);
+                }
+            }
+        }
+    }
+
+    fn send_down(&mut self) {
+        for sent in &self.sent {
+            for (to, payload) in std::mem::take(&mut *sent.lock().expect("not poisoned")) {
+                if let Some(node) = self.nodes.iter_mut().find(|n| n.address == to) {
+                    node.received_bytes += payload.len() as u64;
+                    node.assert_sealed_once(&payload);
+                    overhear(&mut self.overheard, &payload);
+                    node.down.send(self.now, GATEWAY, to, payload);
+                } else {
+                    *self.astray.entry(to).or_default() += payload.len();
+                }
+            }
+        }
+    }
+
+    fn deliver_down(&mut self) {
+        for node in &mut self.nodes {
+            while let Some(datagram) = node.down.poll(self.now) {
+                node.peer.handle_datagram(self.now, datagram.from, &datagram.payload);
+                node.handle_events(self.now);
+            }
+        }
+    }
+}
+
+/// Keeps one of each kind and some more: media would push everything else out.
+fn overhear(overheard: &mut Vec<Vec<u8>>, datagram: &[u8]) {
+    let kind = |datagram: &[u8]| datagram.first().map(|first| first >> 4);
+    let same = overheard.iter().filter(|other| kind(other) == kind(datagram));
+    if same.count() < OVERHEARD_PER_KIND {
+        overheard.push(datagram.to_vec());
+    }
+}
+
+impl Node {
+    /// Invariant 6, in every test: the same SSRC and index never comes with other bytes. No test sends so much that the
+    /// 16 bits come round.
+    fn assert_sealed_once(&mut self, datagram: &Bytes) {
+        let rtp = matches!(datagram.first(), Some(128..=191)) && !matches!(datagram.get(1), Some(192..=223));
+        if !rtp {
+            return;
+        }
+        let seq = u16::from_be_bytes([datagram[2], datagram[3]]);
+        let ssrc = u32::from_be_bytes([datagram[8], datagram[9], datagram[10], datagram[11]]);
+        if let Some(before) = self.sealed.insert((ssrc, seq), datagram.clone()) {
+            assert_eq!(before, datagram, "sealed twice with different bytes: {ssrc} {seq}");
+            self.sealed_again += 1;
+        }
+    }
+
+    fn act(&mut self, now: Instant) {
+        if self.closed {
+            return;
+        }
+        if self.peer.poll_timeout().is_some_and(|at| at <= now) {
+            self.peer.handle_timeout(now);
+        }
+        self.handle_events(now);
+        if self.peer.is_connected() {
+            let (rtp, rtcp) = match &mut self.role {
+                Role::Publisher(publisher) => publisher.poll(now),
+                Role::Viewer(viewer) => (Vec::new(), viewer.poll(now)),
+            };
+            for packet in rtp {
+                self.peer.send_rtp(&packet);
+            }
+            for compound in rtcp {
+                self.peer.send_rtcp(&compound);
+            }
+        }
+        while let Some(transmit) = self.peer.poll_transmit() {
+            self.up.send(now, self.address, transmit.to, transmit.payload);
+        }
+    }
+
+    fn handle_events(&mut self, now: Instant) {
+        while let Some(event) = self.peer.poll_event() {
+            match (event, &mut self.role) {
+                (PeerEvent::Rtp(packet), Role::Viewer(viewer)) => viewer.handle_rtp(now, &packet),
+                (PeerEvent::Rtcp(compound), Role::Viewer(viewer)) => viewer.handle_rtcp(now, &compound),
+                (PeerEvent::Rtcp(compound), Role::Publisher(publisher)) => publisher.handle_rtcp(now, &compound),
+                (PeerEvent::Closed, _) => self.closed = true,
+                (PeerEvent::Connected { .. }, _) => self.connected_at = Some(now),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What real clients write, and is taken as it is meant.
+
+use crate::sdp::{OBS, edit, publish, recorded};
+
+/// S-01.
+#[test]
+fn lines_may_end_as_they_like_and_are_answered_with_crlf() {
+    let crlf = recorded(OBS).replace("\r\n", "\n").replace('\n', "\r\n");
+    for offer in [crlf.clone(), crlf.replace("\r\n", "\n")] {
+        let (_, answer) = publish(&offer).expect("is taken");
+        assert_eq!(answer.matches('\n').count(), answer.matches("\r\n").count());
+        assert!(answer.ends_with("\r\n"));
+    }
+}
+
+/// S-16.
+#[test]
+fn a_direction_may_be_missing_or_stand_at_session_level() {
+    let obs = recorded(OBS);
+    let without = obs.replace("a=sendonly\r\n", "");
+    assert_ne!(obs, without);
+    let (_, answer) = publish(&without).expect("means sendrecv");
+    assert_eq!(answer.matches("a=recvonly\r\n").count(), 2);
+    let at_session = edit(&without, "m=audio", "a=sendonly\r\nm=audio");
+    let (_, answer) = publish(&at_session).expect("holds for every section");
+    assert_eq!(answer.matches("a=recvonly\r\n").count(), 2);
+}
+
+/// S-07.
+#[test]
+fn one_section_needs_no_bundle() {
+    let obs = recorded(OBS);
+    let (head, video) = obs.split_once("m=video").expect("a video section");
+    let (head, _) = head.split_once("m=audio").expect("an audio section");
+    let lonely = format!("{}m=video{video}", edit(head, "a=group:BUNDLE 0 1\r\n", ""));
+    let (_, answer) = publish(&lonely).expect("is taken");
+    assert!(!answer.contains("a=group:BUNDLE"), "none was offered");
+    let both = edit(&obs, "a=group:BUNDLE 0 1\r\n", "");
+    assert_eq!(publish(&both).expect_err("two need one").code(), "bundle_required");
+}
+
+/// S-17.
+#[test]
+fn mids_are_echoed_as_they_are() {
+    let mid = "Video-of+the.second_camera.1";
+    let obs = recorded(OBS);
+    let named = edit(
+        &edit(&obs, "a=mid:1", &format!("a=mid:{mid}")),
+        "BUNDLE 0 1",
+        &format!("BUNDLE 0 {mid}"),
+    );
+    let (_, answer) = publish(&named).expect("is taken");
+    assert!(answer.contains(&format!("a=mid:{mid}\r\n")), "{answer}");
+}
+
+/// C-09, P-25, B-30, B-31.
+#[test]
+fn candidates_of_any_kind_do_nothing() {
+    let (plain, _) = publish(&recorded(OBS)).expect("is taken");
+    let many = "a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n".repeat(500);
+    for candidates in [
+        "a=candidate:garbage\r\n",
+        "a=candidate:\r\n",
+        "a=candidate:1 0 udp 1 192.0.2.1 99999 typ host\r\n",
+        "a=candidate:1 1 udp 1 224.0.0.1 9 typ host\r\n",
+        "a=candidate:1 1 udp 1 127.0.0.1 22 typ host\r\n",
+        "a=candidate:1 1 udp 1 8f2c1ae4-3b5b.local 9 typ host\r\n",
+        "a=candidate:1 1 udp 1 internal-database.corp.example 5432 typ host\r\n",
+        many.as_str(),
+    ] {
+        let offer = edit(&recorded(OBS), "a=mid:1\r\n", &format!("a=mid:1\r\n{candidates}"));
+        let (plan, answer) = publish(&offer).unwrap_or_else(|error| panic!("{error}: {candidates:.80}"));
+        assert_eq!(plan.tracks.len(), plain.tracks.len());
+        assert!(!answer.contains("internal-database") && !answer.contains(".local"));
+    }
+}

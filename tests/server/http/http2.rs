@@ -1,0 +1,200 @@
+//! Connections of HTTP/2 on which nothing is asked for: written by hand, as no client library leaves them so.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use millstream::Gateway;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+
+use crate::http::client::from_text;
+use crate::http::tls::Folder;
+
+/// RFC 9113 §3.4.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Types of frames (RFC 9113 §6).
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+/// Flags of headers: nothing follows them.
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const ACK: u8 = 1;
+
+/// Longer than any deadline of the gateway, and than any pause of a busy machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+const API_TOKEN: &str = "api-token";
+
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// `GET` of a path with a token, in fields without an index (RFC 7541 §6.2.2).
+fn get(path: &str) -> Vec<u8> {
+    let authorization = format!("Bearer {API_TOKEN}");
+    let mut fields = vec![0x82, 0x87];
+    for (name, value) in [(&[4][..], path), (&[1], "localhost"), (&[15, 8], &authorization)] {
+        fields.extend(name);
+        fields.push(value.len() as u8);
+        fields.extend(value.bytes());
+    }
+    fields
+}
+
+/// Believes any certificate: it is not what is tested here.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+async fn connect(gateway: &Gateway) -> TlsStream<TcpStream> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let stream = TcpStream::connect(gateway.http_addr()).await.expect("connects");
+    let name = ServerName::try_from("localhost").expect("a name");
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    let stream = stream.expect("a handshake");
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    stream
+}
+
+/// Sends the first bytes, and some again each second; waits until the gateway closes the connection.
+async fn is_closed(mut stream: TlsStream<TcpStream>, first: &[u8], again: &[u8]) -> bool {
+    stream.write_all(first).await.expect("sends");
+    let closed = async {
+        let mut rest = [0; 4_096];
+        loop {
+            match timeout(Duration::from_secs(1), stream.read(&mut rest)).await {
+                Ok(Ok(1..)) => {}
+                Ok(Ok(0) | Err(_)) => return,
+                Err(_) => {
+                    let _ = stream.write_all(again).await;
+                    let _ = stream.flush().await;
+                }
+            }
+        }
+    };
+    timeout(PATIENCE, closed).await.is_ok()
+}
+
+async fn start(folder: &Folder) -> Gateway {
+    folder.certificate("one");
+    from_text(&format!("{}[auth]\napi_token = \"{API_TOKEN}\"\n", folder.config())).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_a_request_is_closed() {
+    let folder = Folder::new("silent");
+    let gateway = start(&folder).await;
+    let settings = [PREFACE, &frame(SETTINGS, 0, 0, &[])].concat();
+    let half = frame(HEADERS, END_STREAM, 1, &[0x82]);
+    let whole = frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/healthz"));
+    let cases = [
+        ("nothing", Vec::new(), Vec::new()),
+        ("half a preface", PREFACE[..10].to_vec(), Vec::new()),
+        ("the preface", PREFACE.to_vec(), Vec::new()),
+        ("settings", settings.clone(), Vec::new()),
+        ("settings, and pings", settings.clone(), frame(PING, 0, 0, &[7; 8])),
+        (
+            "half of a request's header",
+            [&settings[..], &half].concat(),
+            Vec::new(),
+        ),
+        (
+            "a request, and nothing after it",
+            [&settings[..], &whole].concat(),
+            Vec::new(),
+        ),
+        (
+            "a request, and pings after it",
+            [&settings[..], &whole].concat(),
+            frame(PING, 0, 0, &[7; 8]),
+        ),
+    ];
+    let each = cases.into_iter().map(async |(case, first, again)| {
+        let stream = connect(&gateway).await;
+        assert!(is_closed(stream, &first, &again).await, "{case}");
+    });
+    futures_util::future::join_all(each).await;
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_with_a_stream_stays_until_the_stream_is_over() {
+    let folder = Folder::new("events");
+    let gateway = start(&folder).await;
+    let mut stream = connect(&gateway).await;
+    let events = frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/api/v1/events"));
+    let first = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &events].concat();
+    stream.write_all(&first).await.expect("sends");
+    let mut received = Vec::new();
+    #[expect(clippy::disallowed_methods, reason = "the time of real sockets")]
+    let begun = Instant::now();
+    // Longer than a connection without a stream is there.
+    while begun.elapsed() < Duration::from_secs(18) {
+        let mut bytes = [0; 4_096];
+        match timeout(Duration::from_millis(500), stream.read(&mut bytes)).await {
+            Ok(read) => {
+                let count = read.expect("open");
+                assert!(count > 0, "closed after {:?}", begun.elapsed());
+                received.extend_from_slice(&bytes[..count]);
+            }
+            Err(_) => sleep(Duration::from_millis(1)).await,
+        }
+    }
+    // The response is the one that was asked for: `:status 200`.
+    let is_response = |frame: &[u8]| frame[..2] == [HEADERS, END_HEADERS] && frame[6] == 0x88;
+    assert!(received.windows(7).any(is_response), "{received:?}");
+    let over = [frame(SETTINGS, ACK, 0, &[]), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])].concat();
+    assert!(is_closed(stream, &over, &[]).await);
+    gateway.stop().await;
+}

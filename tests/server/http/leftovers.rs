@@ -1,0 +1,77 @@
+//! Bad input of every kind leaves nothing behind: no session, no task.
+
+use std::time::Duration;
+
+use crate::http::client::{OBS, PUBLISH, Request, VIEWER, gateway, make_live, raw};
+
+/// The rows of bad input, as requests.
+fn bad() -> Vec<Request> {
+    let offers = [
+        "",
+        "hello",
+        "v=1\r\n",
+        "{\"type\":\"offer\"}",
+        "v=0\r\n\0",
+        &OBS.replace("a=sendonly", "a=recvonly"),
+        &OBS.replace("a=fingerprint", "a=nothing"),
+        &OBS.replace("a=rtcp-mux", "a=nothing"),
+        &OBS.replace("a=setup:actpass", "a=setup:holdconn"),
+        &OBS.replace("a=mid:1", "a=mid:0"),
+        &OBS.replace("H264/90000", "theora/90000"),
+        &OBS[..OBS.len() / 2],
+        &"a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n".repeat(20_000),
+    ]
+    .map(str::to_owned);
+    let mut all: Vec<Request> = offers
+        .iter()
+        .map(|offer| Request::publish("/whip/bad", offer))
+        .collect();
+    all.extend([
+        Request::offer("/whep/bad", OBS),
+        Request::offer("/whep/none", VIEWER),
+        Request::offer("/whip/bad", OBS).bearer("wrong"),
+        Request::offer("/whip/bad", OBS).header("Authorization", "Nonsense"),
+        Request::publish("/whip/..%2fetc", OBS),
+        Request::new("POST", "/whip/bad").bearer(PUBLISH).body(OBS),
+        Request::new("PUT", "/whip/bad").body(OBS),
+        Request::new("DELETE", "/session/AAAAAAAAAAAAAAAAAAAAAA"),
+        Request::trickle("/session/AAAAAAAAAAAAAAAAAAAAAA", "a=x:y\r\n"),
+        Request::new("POST", "/session/AAAAAAAAAAAAAAAAAAAAAA/events").body("[1]"),
+        Request::new("POST", "/session/AAAAAAAAAAAAAAAAAAAAAA/layer").body("{"),
+        Request::new("GET", "/hls/bad/index.m3u8?_HLS_msn=99999999999999999999"),
+        Request::new("GET", "/hls/../../etc/passwd"),
+        Request::new("GET", "/api/v1/streams").bearer("wrong"),
+    ]);
+    all
+}
+
+/// Section 5 of the notes, a hundred times over, while a session that is well goes on.
+#[tokio::test]
+async fn bad_input_leaves_no_session_and_no_task() {
+    let gateway = gateway(&[
+        ("MILLSTREAM_AUTH__API_TOKEN", "operator"),
+        ("MILLSTREAM_LIMITS__REQUESTS_PER_SECOND", "0"),
+    ])
+    .await;
+    make_live(&gateway, "good");
+    let well = Request::offer("/whep/good", VIEWER).send(&gateway).await.location();
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    for _ in 0..100 {
+        for request in bad() {
+            let reply = request.send(&gateway).await;
+            assert!((400..500).contains(&reply.status), "{request:?}: {}", reply.status);
+        }
+        raw(gateway.http_addr(), b"\x16\x03\x01\r\n\r\n").await;
+    }
+    assert_eq!(gateway.media().sessions(), 1, "the one that is well");
+    assert_eq!(Request::new("GET", &well).send(&gateway).await.status, 204);
+    let settled = async {
+        while tasks() > before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let settled = tokio::time::timeout(Duration::from_secs(20), settled).await;
+    assert!(settled.is_ok(), "{} tasks, {before} before", tasks());
+    gateway.stop().await;
+}

@@ -1,0 +1,412 @@
+//! Pages, probes and metrics.
+
+use std::time::Duration;
+
+use millstream_core::hub::name::StreamName;
+
+use crate::http::client::{OBS, PUBLISH, Request, VIEWER, gateway, make_live};
+
+#[tokio::test]
+async fn pages_and_files_come_with_their_type_and_a_strict_policy() {
+    let gateway = gateway(&[]).await;
+    for (path, media_type, content) in [
+        (
+            "/",
+            "text/html; charset=utf-8",
+            include_str!("../../../player/index.html"),
+        ),
+        (
+            "/watch/hall/stage-1",
+            "text/html; charset=utf-8",
+            include_str!("../../../player/watch.html"),
+        ),
+        (
+            "/watch/live/",
+            "text/html; charset=utf-8",
+            include_str!("../../../player/watch.html"),
+        ),
+        (
+            "/publish/live",
+            "text/html; charset=utf-8",
+            include_str!("../../../player/publish.html"),
+        ),
+        (
+            "/player.js",
+            "text/javascript; charset=utf-8",
+            include_str!("../../../player/player.js"),
+        ),
+        (
+            "/style.css",
+            "text/css; charset=utf-8",
+            include_str!("../../../player/style.css"),
+        ),
+        (
+            "/favicon.svg",
+            "image/svg+xml",
+            include_str!("../../../player/favicon.svg"),
+        ),
+    ] {
+        let reply = Request::new("GET", path).send(&gateway).await;
+        assert_eq!(reply.status, 200, "{path}");
+        assert_eq!(reply.header("content-type"), Some(media_type), "{path}");
+        assert_eq!(reply.text(), content, "{path}");
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{path}");
+        assert!(reply.header("cache-control").is_some(), "{path}");
+        let policy = reply.header("content-security-policy").expect("policy");
+        assert!(
+            policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("unsafe"),
+            "{policy}"
+        );
+    }
+    let reply = Request::new("POST", "/player.js").send(&gateway).await;
+    assert_eq!((reply.status, reply.problem().as_str()), (405, "method_not_allowed"));
+    assert_eq!(
+        Request::new("GET", "/nowhere").send(&gateway).await.problem(),
+        "not_found"
+    );
+    // Who comes to the wrong place is told the right one, in the way that he reads.
+    for (method, path, wanted) in [
+        ("POST", "/live", "publish to /whip/NAME"),
+        ("POST", "/live/whip", "/whep/NAME"),
+        ("POST", "/whip", "the name of a stream is missing: /whip/NAME"),
+        ("POST", "/whep/", "the name of a stream is missing: /whep/NAME"),
+        ("GET", "/watch/", "the name of a stream is missing: /watch/NAME"),
+        ("GET", "/watch/a%20b", "letters, digits"),
+    ] {
+        let reply = Request::new(method, path).send(&gateway).await;
+        assert_eq!(reply.status, 404, "{path}");
+        assert!(reply.text().contains(wanted), "{path}: {}", reply.text());
+        if method == "GET" {
+            let page = Request::new("GET", path)
+                .header("Accept", "text/html,*/*;q=0.8")
+                .send(&gateway)
+                .await;
+            let media_type = page.header("content-type").map(str::to_owned);
+            assert_eq!(
+                (page.status, media_type.as_deref()),
+                (404, Some("text/html; charset=utf-8"))
+            );
+            assert!(page.text().contains("/watch/NAME"), "{}", page.text());
+        }
+    }
+    gateway.stop().await;
+}
+
+/// Every file in `player/` is served: one that is added there has to be listed in `pages.rs`.
+#[tokio::test]
+async fn no_file_of_the_player_is_forgotten() {
+    let gateway = gateway(&[]).await;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/player");
+    for entry in std::fs::read_dir(folder).expect("player/") {
+        let name = entry.expect("entry").file_name().into_string().expect("name");
+        // `npm` names what build.rs takes from there.
+        if !name.ends_with(".html") && name != "npm" {
+            assert_eq!(
+                Request::new("GET", &format!("/{name}")).send(&gateway).await.status,
+                200,
+                "{name}"
+            );
+        }
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn probes_and_metrics_tell_what_happens() {
+    let gateway = gateway(&[]).await;
+    make_live(&gateway, "hall/stage-1");
+    Request::publish("/whip/live", OBS).send(&gateway).await.location();
+    Request::offer("/whep/hall/stage-1", VIEWER)
+        .send(&gateway)
+        .await
+        .location();
+    Request::offer("/whip/live", OBS).send(&gateway).await;
+    // The shard opens the viewer after the answer.
+    let name = StreamName::parse("hall/stage-1").expect("name");
+    let stream = gateway.media().hub().find(&name).expect("live");
+    for _ in 0..100 {
+        if stream.lock().viewers() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for probe in ["/healthz", "/readyz"] {
+        assert_eq!(Request::new("GET", probe).send(&gateway).await.status, 200);
+    }
+    let reply = Request::new("GET", "/metrics").send(&gateway).await;
+    assert_eq!(
+        reply.header("content-type"),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
+    for line in [
+        "millstream_http_responses_total{class=\"2xx\"} 4",
+        "millstream_http_responses_total{class=\"4xx\"} 1",
+        "millstream_http_responses_total{class=\"5xx\"} 0",
+        "millstream_sessions 2",
+        "millstream_streams_live 1",
+        "millstream_stream_viewers{stream=\"hall/stage-1\",transport=\"webrtc\"} 1",
+        "millstream_viewers{transport=\"hls\"} 0",
+        "millstream_dropped_total{reason=\"unknown_sender\"} 0",
+        "millstream_dropped_total{reason=\"send_buffer_full\"} 0",
+        "millstream_sessions_closed_total{reason=\"deleted\"} 0",
+        "# TYPE millstream_received_datagrams_total counter",
+    ] {
+        assert!(reply.text().lines().any(|l| l == line), "{line} in\n{}", reply.text());
+    }
+    let names: Vec<&str> = reply.text().lines().filter_map(|l| l.strip_prefix("# TYPE ")).collect();
+    let unique: std::collections::HashSet<&&str> = names.iter().collect();
+    assert_eq!(names.len(), unique.len(), "each family stands once");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_closed_when_there_is_an_api_token() {
+    let gateway = gateway(&[("MILLSTREAM_AUTH__API_TOKEN", "operator")]).await;
+    let metrics = Request::new("GET", "/metrics");
+    assert_eq!(metrics.send(&gateway).await.status, 401);
+    assert_eq!(
+        metrics
+            .clone()
+            .bearer(crate::http::client::PUBLISH)
+            .send(&gateway)
+            .await
+            .status,
+        403
+    );
+    assert_eq!(metrics.clone().bearer("operator").send(&gateway).await.status, 200);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn the_api_is_closed_without_its_token_and_shows_streams_with_it() {
+    let closed = gateway(&[]).await;
+    let reply = Request::new("GET", "/api/v1/streams").send(&closed).await;
+    assert_eq!(reply.status, 401);
+    closed.stop().await;
+
+    let gateway = gateway(&[("MILLSTREAM_AUTH__API_TOKEN", "api")]).await;
+    for (token, status) in [("wrong", 401), ("api", 200)] {
+        let request = Request::new("GET", "/api/v1/streams").header("authorization", &format!("Bearer {token}"));
+        assert_eq!(request.send(&gateway).await.status, status, "{token}");
+    }
+    let get = async |path: &str| {
+        Request::new("GET", path)
+            .header("authorization", "Bearer api")
+            .send(&gateway)
+            .await
+    };
+    assert_eq!(get("/api/v1/streams").await.text(), "[]");
+    let missing = get("/api/v1/streams/hall/stage-1").await;
+    assert_eq!((missing.status, missing.problem().as_str()), (404, "unknown_stream"));
+    make_live(&gateway, "hall/stage-1");
+    let reply = get("/api/v1/streams/hall/stage-1").await;
+    assert_eq!(reply.header("cache-control"), Some("no-store"));
+    let stream: serde_json::Value = serde_json::from_str(reply.text()).expect("JSON");
+    assert_eq!(stream["live"], true);
+    assert_eq!(stream["publisher"], "whip");
+    assert_eq!(stream["video"]["codec"], "VP8");
+    gateway.stop().await;
+}
+
+const OPERATOR: (&str, &str) = ("MILLSTREAM_AUTH__API_TOKEN", "operator");
+
+fn api(method: &str, path: &str) -> Request {
+    Request::new(method, &format!("/api/v1/{path}")).bearer("operator")
+}
+
+fn json(reply: &crate::http::client::Reply) -> serde_json::Value {
+    serde_json::from_slice(&reply.body).expect("JSON")
+}
+
+#[tokio::test]
+async fn the_api_shows_sessions_and_ends_them() {
+    let gateway = gateway(&[OPERATOR]).await;
+    make_live(&gateway, "live");
+    let agent = "Mozilla/5.0 (OBS-Studio/32.2.2)";
+    let publisher = Request::publish("/whip/other", OBS).header("User-Agent", agent);
+    let url = publisher.send(&gateway).await.location();
+    for _ in 0..4 {
+        Request::offer("/whep/live", VIEWER).send(&gateway).await.location();
+    }
+    let all = json(&api("GET", "sessions").send(&gateway).await);
+    let sessions = all["sessions"].as_array().expect("a list");
+    assert_eq!((sessions.len(), &all["next"]), (5, &serde_json::Value::Null));
+    // The name in a session's URL is a capability, which the API does not hand out.
+    assert!(!all.to_string().contains(url.rsplit('/').next().expect("an id")));
+    let one = sessions
+        .iter()
+        .find(|session| session["role"] == "publisher")
+        .expect("it");
+    assert_eq!(
+        (&one["stream"], &one["state"], &one["client"], &one["address"]),
+        (
+            &"other".into(),
+            &"connecting".into(),
+            &agent.into(),
+            &"127.0.0.1".into()
+        )
+    );
+    // In parts.
+    let (mut seen, mut after) = (Vec::new(), String::new());
+    loop {
+        let part = json(
+            &api("GET", &format!("sessions?limit=2&stream=live{after}"))
+                .send(&gateway)
+                .await,
+        );
+        let ids = part["sessions"].as_array().expect("a list").iter();
+        seen.extend(ids.map(|session| session["id"].as_str().expect("an id").to_owned()));
+        match part["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => break,
+        }
+    }
+    seen.dedup();
+    assert_eq!(seen.len(), 4);
+    let path = format!("sessions/{}", one["id"].as_str().expect("an id"));
+    assert_eq!(api("DELETE", &path).send(&gateway).await.status, 204);
+    let cause = async {
+        loop {
+            let shown = json(&api("GET", &path).send(&gateway).await);
+            if shown["state"] == "ended" {
+                return shown["cause"].clone();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(cause.await, "kicked");
+    assert_eq!(api("GET", "sessions/0123456789abcdef").send(&gateway).await.status, 404);
+    assert_eq!(
+        api("DELETE", "sessions/0123456789abcdef").send(&gateway).await.status,
+        404
+    );
+    assert_eq!(api("GET", "sessions?limit=x").send(&gateway).await.status, 400);
+    for path in ["sources/start/none", "sources/stop/none"] {
+        let reply = api("POST", path).send(&gateway).await;
+        assert_eq!((reply.status, reply.problem().as_str()), (404, "unknown_source"));
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn the_api_describes_itself_and_everything_else_needs_the_token() {
+    let gateway = gateway(&[OPERATOR]).await;
+    let described = Request::new("GET", "/api/v1/openapi.json").send(&gateway).await;
+    assert_eq!(described.status, 200);
+    let described = json(&described);
+    let paths = described["paths"].as_object().expect("paths");
+    assert!(paths.len() >= 9, "{:?}", paths.keys());
+    for (path, methods) in paths {
+        for method in methods.as_object().expect("methods").keys() {
+            let path = path.replace("{stream}", "live").replace("{id}", "0123456789abcdef");
+            let reply = Request::new(&method.to_uppercase(), &path).send(&gateway).await;
+            let expected = if path.ends_with("openapi.json") { 200 } else { 401 };
+            assert_eq!(reply.status, expected, "{method} {path}");
+        }
+    }
+    assert!(described["components"]["schemas"]["Session"]["properties"]["cause"].is_object());
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn the_api_asks_for_a_reload_and_says_what_became_of_it() {
+    let mut gateway = gateway(&[OPERATOR, ("MILLSTREAM_AUTH__PLAY_TOKEN", "old")]).await;
+    make_live(&gateway, "live");
+    let watching = Request::offer("/whep/live", VIEWER).bearer("old").send(&gateway).await;
+    watching.location();
+    let mut requests = gateway.reload_requests().expect("given once");
+    let address = gateway.http_addr();
+    let asked = tokio::spawn(async move {
+        let request = b"POST /api/v1/reload HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer operator\r\n\
+                        Content-Length: 0\r\nConnection: close\r\n\r\n";
+        crate::http::client::Reply::parse(&crate::http::client::raw(address, request).await).expect("a reply")
+    });
+    let answer = requests.recv().await.expect("asked");
+    let environment = [
+        ("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH),
+        ("MILLSTREAM_AUTH__API_TOKEN", "operator"),
+        ("MILLSTREAM_AUTH__PLAY_TOKEN", "new"),
+        ("MILLSTREAM_WEBRTC__SHARDS", "7"),
+    ];
+    let environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let config = millstream::Config::parse("", "test.toml".as_ref(), environment).expect("valid");
+    let reloaded = gateway.reload(config).await.expect("valid");
+    assert_eq!(reloaded.sessions_ended, 1, "the viewer's token is no longer in force");
+    answer.send(Ok(reloaded)).expect("awaited");
+    let told = json(&asked.await.expect("runs"));
+    assert!(
+        told["changed"]
+            .as_array()
+            .expect("a list")
+            .contains(&"auth.play_token".into()),
+        "{told}"
+    );
+    assert!(
+        told["needs_restart"]
+            .as_array()
+            .expect("a list")
+            .contains(&"webrtc.shards".into()),
+        "{told}"
+    );
+    let again = |token| Request::offer("/whep/live", VIEWER).bearer(token);
+    assert_eq!(again("old").send(&gateway).await.status, 401);
+    assert_eq!(again("new").send(&gateway).await.status, 201);
+    gateway.stop().await;
+}
+
+/// Metrics that the dashboard asks for are metrics that there are.
+#[tokio::test]
+async fn the_dashboard_of_grafana_shows_metrics_that_exist() {
+    let gateway = gateway(&[]).await;
+    let page = Request::new("GET", "/metrics").send(&gateway).await;
+    let known: Vec<&str> = page
+        .text()
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    let dashboard: serde_json::Value =
+        serde_json::from_str(include_str!("../../../deploy/grafana-dashboard.json")).expect("JSON");
+    let mut asked = 0;
+    for panel in dashboard["panels"].as_array().expect("panels") {
+        for target in panel["targets"].as_array().expect("targets") {
+            let expression = target["expr"].as_str().expect("an expression");
+            let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            for name in words.filter(|word| word.starts_with("millstream_") || word.starts_with("process_")) {
+                let name = name.strip_suffix("_bucket").unwrap_or(name);
+                assert!(known.contains(&name), "{name} in {known:?}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 20, "{asked}");
+    gateway.stop().await;
+}
+
+#[test]
+fn what_is_deployed_is_a_valid_configuration() {
+    let text = include_str!("../../../deploy/millstream.toml");
+    millstream::Config::parse(text, "millstream.toml".as_ref(), []).expect("valid");
+    // With everything in it that is commented out.
+    let all: Vec<&str> = text
+        .lines()
+        .map(|line| {
+            line.strip_prefix("# ")
+                .filter(|line| line.contains(" = ") || line.starts_with('['))
+                .unwrap_or(line)
+        })
+        .collect();
+    let all = all.join("\n").replace("token = \"\"", "token = \"a\"");
+    millstream::Config::parse(&all, "millstream.toml".as_ref(), []).expect("valid");
+}
+
+#[test]
+fn the_page_about_the_api_lists_every_cause() {
+    let page = include_str!("../../../docs/api.md");
+    for reason in millstream_core::session::CloseReason::ALL {
+        assert!(
+            page.contains(&format!("| `{}` |", reason.label())),
+            "{}",
+            reason.label()
+        );
+    }
+}

@@ -1,0 +1,70 @@
+//! Workers that are started and stopped over and over leave nothing behind.
+
+use std::collections::BTreeMap;
+
+use millstream::pipeline::library::Library;
+use millstream::pipeline::process::Process;
+use millstream_worker_runtime::wire::FromWorker;
+
+use crate::pipeline::programs;
+
+/// In CI; `make worker-cycles` runs a thousand.
+const SHORT: usize = 40;
+
+/// Descriptors, threads, children and resident memory of this process.
+fn holdings() -> BTreeMap<&'static str, usize> {
+    let count = |path: &str| std::fs::read_dir(path).map_or(0, Iterator::count);
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
+    let resident = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("a line");
+    let kib = resident.trim().trim_end_matches(" kB").parse().expect("a number");
+    BTreeMap::from([
+        ("descriptors", count("/proc/self/fd")),
+        ("threads", count("/proc/self/task")),
+        ("workers", crate::pipeline::workers().len()),
+        ("resident KiB", kib),
+    ])
+}
+
+/// In a process of its own: other tests start workers too.
+#[test]
+fn workers_leave_nothing_behind() {
+    crate::pipeline::alone(&["pipeline::cycles::cycles"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "runs in a process of its own"]
+async fn cycles() {
+    let asked = std::env::var_os("WORKER_CYCLES").and_then(|count| count.to_str()?.parse().ok());
+    let rounds = asked.unwrap_or(SHORT);
+    let library = Library::shipped();
+    let description = library.get("slate").expect("it is shipped");
+    let (job, _) = description.job(&toml::Table::new(), Vec::new()).expect("defaults");
+    let mut before = None;
+    for round in 0..rounds {
+        let mut process = Process::start(&programs(), job.clone(), description.limits).expect("starts");
+        while !matches!(process.next().await.expect("it runs"), FromWorker::Frame(_)) {}
+        // Every other way of ending: in good order, by force, by being forgotten.
+        match round % 3 {
+            0 => process.stop().await,
+            1 => process.kill().await,
+            _ => drop(process),
+        }
+        if round == rounds / 10 {
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            before = Some(holdings());
+        }
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let (before, after) = (before.expect("enough rounds"), holdings());
+    println!("{rounds} cycles: {before:?} before, {after:?} after");
+    for what in ["descriptors", "threads", "workers"] {
+        assert!(after[what] <= before[what] + 1, "{what}: {before:?} {after:?}");
+    }
+    assert!(
+        after["resident KiB"] < before["resident KiB"] + 4_096,
+        "{before:?} {after:?}"
+    );
+}

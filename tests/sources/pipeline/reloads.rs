@@ -1,0 +1,84 @@
+//! Two hundred reloads while a stream is read: what they do not touch loses nothing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::reader::Reader;
+use millstream_core::media::packet::Packet;
+
+use crate::pipeline::{config, gateway, plays, until};
+
+const RELOADS: usize = 200;
+
+fn text(round: usize) -> String {
+    let more = match round % 3 {
+        0 => "[streams.third]\npipeline = \"test\"\non_demand = true\n",
+        _ => "",
+    };
+    format!(
+        "[auth]\nplay_token = \"token-{round}\"\n\
+         [streams.steady]\npipeline = \"test\"\n\
+         [streams.other]\npipeline = \"test\"\non_demand = true\nparams = {{ bitrate = {} }}\n{more}",
+        1_000 + round
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_reloads_cost_an_untouched_stream_nothing() {
+    let mut gateway = gateway(&text(0)).await;
+    plays(&gateway, "steady").await;
+    let steady = gateway
+        .media()
+        .hub()
+        .find(StreamName::parse("steady").expect("a name"))
+        .expect("live");
+    let (source, mut reader) = {
+        let state = steady.lock();
+        (state.source(), Reader::at_end(&state.video.ring))
+    };
+    let mut read: Vec<Arc<Packet>> = Vec::new();
+    let (mut refused, mut restarted) = (0, 0);
+    for round in 1..=RELOADS {
+        let text = if round % 10 == 0 {
+            format!("{}nonsense = true\n", text(round))
+        } else {
+            text(round)
+        };
+        match config(&text) {
+            Ok(config) => {
+                let reloaded = gateway.reload(config).await.expect("valid");
+                assert_eq!(reloaded.changed, ["auth.play_token"]);
+                restarted += reloaded.restarted.len();
+                assert!(!reloaded.restarted.contains(&"steady".to_owned()), "{reloaded:?}");
+            }
+            Err(error) => {
+                assert!(error.contains("nonsense"), "{error}");
+                refused += 1;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        #[expect(clippy::disallowed_methods, reason = "a reader is told the time")]
+        let now = Instant::now();
+        reader.read(now, &steady.lock().video.ring, &mut read);
+    }
+    assert_eq!((refused, restarted), (RELOADS / 10, RELOADS - RELOADS / 10));
+    assert_eq!(steady.lock().source(), source, "the same source all the time");
+    let holes = read.windows(2).filter(|pair| pair[1].seq != pair[0].seq + 1).count();
+    println!(
+        "{RELOADS} reloads, {refused} of them refused: {} packets without a hole",
+        read.len()
+    );
+    assert!(read.len() > 50 && holes == 0, "{} packets, {holes} holes", read.len());
+
+    // A stream that is no longer configured ends, one that is new begins.
+    let swapped = text(1).replace("streams.steady", "streams.new");
+    let reloaded = gateway.reload(config(&swapped).expect("valid")).await.expect("valid");
+    assert_eq!(
+        (reloaded.started.as_slice(), reloaded.stopped.len()),
+        (&["new".to_owned()][..], 1)
+    );
+    until(&gateway, "steady", "ends", |seen| seen.is_none()).await;
+    plays(&gateway, "new").await;
+    gateway.stop().await;
+}

@@ -1,0 +1,116 @@
+//! Transcoding by real workers: what is read is made again, and nothing outlasts the last viewer.
+
+use std::time::Duration;
+
+use millstream::http::api::streams;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::{ShardIndex, StreamState};
+use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::{Codec, Format};
+
+use crate::pipeline::{Folder, PATIENCE, gateway, plays, workers};
+
+/// The tests of this file look for workers by what is there: a process of its own for each.
+#[test]
+fn transcodes_in_a_process_of_their_own() {
+    crate::pipeline::alone(&[
+        "pipeline::transcoding::aac_becomes_opus_while_somebody_needs_it",
+        "pipeline::transcoding::a_transcode_that_cannot_work_ends_with_its_viewers",
+    ]);
+}
+
+fn name() -> StreamName {
+    StreamName::parse("film").expect("a name")
+}
+
+async fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let waiting = async {
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect(what)
+}
+
+fn one_more(state: &mut StreamState) {
+    state.subscribe(ShardIndex(0));
+}
+
+fn one_less(state: &mut StreamState) {
+    state.unsubscribe(ShardIndex(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "runs in a process of its own"]
+async fn aac_becomes_opus_while_somebody_needs_it() {
+    let folder = Folder::new("transcode");
+    let path = crate::pipeline::shipped::film(&folder, "film.mp4");
+    let stream = format!("[streams.\"film\"]\npipeline = \"file\"\nparams = {{ path = \"{path}\" }}\n");
+    let gateway = gateway(&stream).await;
+    plays(&gateway, "film").await;
+    let before = workers();
+    let hub = gateway.media().hub();
+    assert!(hub.can_transcode(Codec::Aac) && !hub.can_transcode(Codec::Vp8));
+    let transcoded = hub.open_with(name().transcoded(TranscodeTarget::Opus), one_more);
+    // Its times are those of the film's own sound: no older and no newer by more than an encoder takes.
+    let newest = |state: &StreamState| state.audio.ring.newest().map(|(time, _)| time);
+    let (opus, aac) = until("Opus", || {
+        let opus = newest(&transcoded.lock())?;
+        let film = hub.find(name())?;
+        let aac = newest(&film.lock())?;
+        Some((opus, aac))
+    })
+    .await;
+    assert!(opus.abs_diff(aac) < 48_000 / 2, "{opus} {aac}");
+    assert_eq!(transcoded.lock().audio.format.map(Format::codec), Some(Codec::Opus));
+    let shown = streams::one(&name(), hub, gateway.fetched(), |_| 0).expect("it is there");
+    assert_eq!(
+        shown
+            .transcodes
+            .iter()
+            .map(|transcode| (transcode.to, transcode.viewers, transcode.live))
+            .collect::<Vec<_>>(),
+        [("opus", 1, true)]
+    );
+    assert_eq!(workers().len(), before.len() + 1, "one worker more");
+    hub.release(&transcoded, one_less);
+    until("its end", || (workers() == before).then_some(())).await;
+    assert!(hub.find(&transcoded.key).is_none());
+    gateway.stop().await;
+}
+
+/// A stream of sound alone that is nothing any more: the transcode looks for it in vain.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "runs in a process of its own"]
+async fn a_transcode_that_cannot_work_ends_with_its_viewers() {
+    let gateway = gateway("").await;
+    let hub = gateway.media().hub();
+    let transcoded = hub.open_with(name().transcoded(TranscodeTarget::H264), one_more);
+    // Its viewers are subscribed to the stream itself too.
+    let home = hub.open_with(name(), |state| {
+        one_more(state);
+        state.attach(
+            millstream_core::hub::stream::SourceRef {
+                session: millstream_core::hub::stream::SessionId([9; 16]),
+                shard: ShardIndex::NONE,
+                takes_key_frame_requests: false,
+            },
+            &millstream_core::sdp::plan::SourceFormats {
+                video: Some(Format::Vp8),
+                audio: None,
+            },
+        );
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(workers().is_empty(), "there is nothing to do");
+    hub.release(&transcoded, one_less);
+    hub.release(&home, |state| {
+        one_less(state);
+        state.detach(millstream_core::hub::stream::SessionId([9; 16]));
+    });
+    until("the end", || hub.streams().is_empty().then_some(())).await;
+    gateway.stop().await;
+}

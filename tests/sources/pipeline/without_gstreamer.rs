@@ -1,0 +1,107 @@
+//! A host without GStreamer: the gateway runs, and says what is missing when a pipeline is asked for.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use millstream::Gateway;
+use millstream::pipeline::library::Library;
+use millstream::pipeline::process;
+use millstream::pipeline::programs::{PIPELINE_WORKER, WorkerPrograms};
+
+use crate::pipeline::{Folder, config, programs, trouble};
+
+/// The shared libraries that a program needs, directly and indirectly.
+fn libraries_of(program: &Path) -> String {
+    let output = Command::new("ldd").arg(program).output().expect("ldd is part of libc");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn only_the_worker_links_gstreamer() {
+    let programs = programs();
+    let gateway = libraries_of(&programs.demuxer);
+    assert!(gateway.contains("libc.so"), "{gateway}");
+    for foreign in ["libgst", "libglib", "libgobject"] {
+        assert!(!gateway.contains(foreign), "{gateway}");
+    }
+    assert!(libraries_of(&programs.pipeline).contains("libgstreamer-1.0"));
+}
+
+async fn check_error(pipeline: PathBuf) -> String {
+    let programs = WorkerPrograms { pipeline, ..programs() };
+    let error = process::check(&programs, Library::shipped().trials()).await.err();
+    error.map(|error| error.to_string()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_worker_that_is_not_installed_is_named() {
+    let error = check_error(PathBuf::from("/nonexistent/millstream-worker")).await;
+    assert!(
+        error.contains("millstream-worker") && error.contains("not installed"),
+        "{error}"
+    );
+}
+
+/// The worker, linked with a library that no host has: the dynamic linker refuses to load it.
+fn unloadable_worker(folder: &Folder) -> PathBuf {
+    let (needed, absent) = (b"libgstreamer-1.0.so.0", b"libgstreamer-9.9.so.9");
+    let mut bytes = std::fs::read(programs().pipeline).expect("readable");
+    let at: Vec<usize> = (0..bytes.len() - needed.len())
+        .filter(|at| bytes[*at..].starts_with(needed))
+        .collect();
+    assert!(!at.is_empty());
+    for at in at {
+        bytes[at..at + absent.len()].copy_from_slice(absent);
+    }
+    let path = folder.0.join(PIPELINE_WORKER);
+    std::fs::write(&path, bytes).expect("written");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&path, executable).expect("executable");
+    path
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_library_is_named_with_the_package_that_has_it() {
+    let folder = Folder::new("unloadable");
+    let pipeline = unloadable_worker(&folder);
+    let wanted = "GStreamer is not installed (libgstreamer-9.9.so.9 is missing); install with: apt-get install libgst";
+    let error = check_error(pipeline.clone()).await;
+    assert!(error.starts_with(wanted), "{error}");
+
+    let programs = WorkerPrograms { pipeline, ..programs() };
+    let config = config("[streams.\"x\"]\npipeline = \"test\"\n").expect("valid");
+    let gateway = Gateway::start_with_workers(config, programs).await.expect("it starts");
+    let told = async {
+        while !trouble(&gateway, "x").contains(wanted) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let told = tokio::time::timeout(crate::pipeline::PATIENCE, told).await;
+    assert!(told.is_ok(), "{}", trouble(&gateway, "x"));
+    gateway.stop().await;
+}
+
+/// The gateway's program alone in a folder, as after a wrong installation: `check` passes, and says what does not run.
+#[test]
+fn check_without_a_worker_passes_unless_a_stream_needs_a_pipeline() {
+    let folder = Folder::new("alone");
+    let program = folder.0.join("millstream");
+    std::fs::copy(programs().demuxer, &program).expect("copied");
+    let check = |text: &str| {
+        let file = folder.write("millstream.toml", text);
+        let mut command = Command::new(&program);
+        let command = command.arg("check").arg("--config").arg(file);
+        let output = command.env_clear().output().expect("it runs");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let ports = "[http]\nlisten = \"127.0.0.1:0\"\n[webrtc]\nlisten = \"127.0.0.1:0\"\n";
+    let (passed, said) = check(ports);
+    assert!(
+        passed && said.contains("pipelines: none can run: the program millstream-worker"),
+        "{said}"
+    );
+    let (passed, said) = check(&format!("{ports}[streams.\"x\"]\npipeline = \"test\"\n"));
+    assert!(!passed && said.contains("configured streams need test"), "{said}");
+}
