@@ -54,13 +54,13 @@ load-test: ## The short forms of bench and hostile: judged by loss and survival,
 	target/debug/millstream-bench chaos tokens --gateway target/debug/millstream --tokens 5000
 
 interop-test: ## Other stacks publish and watch: aiortc
-	$(CARGO) build --locked
+	$(CARGO) build --workspace --locked
 	[ -x target/interop/bin/python ] || python3 -m venv target/interop
 	target/interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
 	target/interop/bin/python tests/interop/aiortc_peers.py target/debug/millstream
 
 clients-test: ## Installed GStreamer and FFmpeg publish and watch, also over a lossy link (needs root; see docs/clients.md)
-	$(CARGO) build --locked
+	$(CARGO) build --workspace --locked
 	python3 tests/clients/clients.py target/debug/millstream
 
 bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="--viewers 200 --seconds 10")
@@ -87,10 +87,10 @@ image-test: ## The same, run without privileges, and watched by a browser
 
 source-faults: ## Cameras and workers that fail twenty times each, and a thousand workers started and stopped
 	@scripts/setup.sh run test
-	CAMERA_ROUNDS=20 $(CARGO) test --locked --test sources rtsp::faults -- --nocapture --test-threads 1
-	WORKER_ROUNDS=20 $(CARGO) test --locked --test sources faults_in -- --nocapture
-	ORIGIN_OUTAGE=60 $(CARGO) test --locked --test sources pipeline::origins -- --nocapture
-	WORKER_CYCLES=1000 $(CARGO) test --locked --test sources workers_leave -- --nocapture
+	CAMERA_ROUNDS=20 $(CARGO) test --workspace --locked --test sources rtsp::faults -- --nocapture --test-threads 1
+	WORKER_ROUNDS=20 $(CARGO) test --workspace --locked --test sources faults_in -- --nocapture
+	ORIGIN_OUTAGE=60 $(CARGO) test --workspace --locked --test sources pipeline::origins -- --nocapture
+	WORKER_CYCLES=1000 $(CARGO) test --workspace --locked --test sources workers_leave -- --nocapture
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

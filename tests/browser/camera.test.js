@@ -11,7 +11,7 @@ import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { chromium, playerData, plays, soundOn, startGateway, until, watch } from './harness.js';
 
-const SERVER = fileURLToPath(new URL('../rtsp/server.py', import.meta.url));
+const SERVER = fileURLToPath(new URL('../sources/rtsp/server.py', import.meta.url));
 
 let browser;
 before(async () => {

@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { chromium, isLive, open, playerData, portOf, publish, soundOn, startGateway, until } from './harness.js';
 
-const SERVER = fileURLToPath(new URL('../rtsp/server.py', import.meta.url));
+const SERVER = fileURLToPath(new URL('../sources/rtsp/server.py', import.meta.url));
 const run = promisify(execFile);
 
 let browser;
