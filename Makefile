@@ -4,6 +4,8 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
 CARGO ?= cargo
+# Most tests wait, for sockets, for media in real time and for deadlines: more of them at a time than there are cores.
+TEST_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores > 4 ? cores : 4)))
 BENCH_ARGS ?=
 
 .PHONY: help run build test check lint deny unit-test load-test interop-test clients-test browser-test bench hostile deb deb-test image image-test source-faults clean
@@ -39,13 +41,13 @@ deny: ## Dependencies alone: bans, licences, sources, and advisories when their 
 	@scripts/deny.sh
 
 unit-test: ## All Rust tests
-	$(CARGO) test --workspace --locked
+	RUST_TEST_THREADS=$(TEST_THREADS) scripts/slowest.sh $(CARGO) \
+		--config 'target."cfg(all())".runner = "scripts/timed-test.sh"' test --workspace --locked
 
 browser-test: ## Real Chromium and Firefox against the gateway (BROWSER_TEST=name to pick tests)
 	$(CARGO) build --workspace --locked
 	cd tests/browser && npm ci --no-audit --no-fund --silent
-	cd tests/browser && node --test --test-concurrency=1 --test-reporter=spec \
-		$(if $(BROWSER_TEST),--test-name-pattern="$(BROWSER_TEST)")
+	scripts/slowest.sh tests/browser/run.sh $(if $(BROWSER_TEST),--test-name-pattern="$(BROWSER_TEST)")
 
 load-test: ## The short forms of bench and hostile: judged by loss and survival, not by time
 	$(CARGO) build --workspace --locked
