@@ -16,6 +16,36 @@ pub const PUBLISH: &str = "publish-token";
 /// Longer than any deadline of the gateway.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Moves the clock of this test's runtime, which is that of the HTTP side of its gateway. Shards, other processes and the
+/// kernel keep the time of the machine.
+pub async fn advance(time: Duration) {
+    /// A clock that stands still jumps to the next timer by itself as soon as everybody waits for a socket.
+    struct Resume;
+    impl Drop for Resume {
+        fn drop(&mut self) {
+            tokio::time::resume();
+        }
+    }
+    tokio::time::pause();
+    let _resume = Resume;
+    tokio::time::advance(time).await;
+}
+
+/// Runs `work`, which waits for deadlines of the HTTP side, while the clock of this test's runtime goes on by a second
+/// every 20 ms. Limits on what `work` waits for have to be generous: a minute of that clock is a good second.
+pub async fn hurry<T>(work: impl Future<Output = T>) -> T {
+    let clock = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            advance(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        () = clock => unreachable!("a clock does not end"),
+    }
+}
+
 /// A gateway with [`PUBLISH`] as its token and these further settings.
 pub async fn gateway(settings: &[(&str, &str)]) -> Gateway {
     let defaults = [

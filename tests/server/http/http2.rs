@@ -1,12 +1,12 @@
 //! Connections of HTTP/2 on which nothing is asked for: written by hand, as no client library leaves them so.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millstream::Gateway;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -14,7 +14,7 @@ use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
-use crate::http::client::from_text;
+use crate::http::client::{advance, from_text, hurry};
 use crate::http::tls::Folder;
 
 /// RFC 9113 §3.4.
@@ -29,8 +29,8 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// Longer than any deadline of the gateway, and than any pause of a busy machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longer than any deadline of the gateway, and, with a clock that is hurried, than any pause of a busy machine.
+const PATIENCE: Duration = Duration::from_secs(3_600);
 
 const API_TOKEN: &str = "api-token";
 
@@ -131,7 +131,7 @@ async fn start(folder: &Folder) -> Gateway {
     from_text(&format!("{}[auth]\napi_token = \"{API_TOKEN}\"\n", folder.config())).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_connection_without_a_request_is_closed() {
     let folder = Folder::new("silent");
     let gateway = start(&folder).await;
@@ -164,11 +164,11 @@ async fn a_connection_without_a_request_is_closed() {
         let stream = connect(&gateway).await;
         assert!(is_closed(stream, &first, &again).await, "{case}");
     });
-    futures_util::future::join_all(each).await;
+    hurry(futures_util::future::join_all(each)).await;
     gateway.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_connection_with_a_stream_stays_until_the_stream_is_over() {
     let folder = Folder::new("events");
     let gateway = start(&folder).await;
@@ -177,24 +177,20 @@ async fn a_connection_with_a_stream_stays_until_the_stream_is_over() {
     let first = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &events].concat();
     stream.write_all(&first).await.expect("sends");
     let mut received = Vec::new();
-    #[expect(clippy::disallowed_methods, reason = "the time of real sockets")]
-    let begun = Instant::now();
     // Longer than a connection without a stream is there.
-    while begun.elapsed() < Duration::from_secs(18) {
+    for second in 0..18 {
         let mut bytes = [0; 4_096];
-        match timeout(Duration::from_millis(500), stream.read(&mut bytes)).await {
-            Ok(read) => {
-                let count = read.expect("open");
-                assert!(count > 0, "closed after {:?}", begun.elapsed());
-                received.extend_from_slice(&bytes[..count]);
-            }
-            Err(_) => sleep(Duration::from_millis(1)).await,
+        while let Ok(read) = timeout(Duration::from_millis(20), stream.read(&mut bytes)).await {
+            let count = read.expect("open");
+            assert!(count > 0, "closed after {second} s");
+            received.extend_from_slice(&bytes[..count]);
         }
+        advance(Duration::from_secs(1)).await;
     }
     // The response is the one that was asked for: `:status 200`.
     let is_response = |frame: &[u8]| frame[..2] == [HEADERS, END_HEADERS] && frame[6] == 0x88;
     assert!(received.windows(7).any(is_response), "{received:?}");
     let over = [frame(SETTINGS, ACK, 0, &[]), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])].concat();
-    assert!(is_closed(stream, &over, &[]).await);
+    assert!(hurry(is_closed(stream, &over, &[])).await);
     gateway.stop().await;
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream::Gateway;
 
-use crate::http::client::{Reply, Request, VIEWER, gateway, make_live, recorded};
+use crate::http::client::{Reply, Request, VIEWER, advance, gateway, make_live, recorded};
 
 const LEGACY: (&str, &str) = ("MILLSTREAM_HTTP__LEGACY_SERVER_OFFER", "true");
 const COUNTER: &str = "MILLSTREAM_HTTP__COUNTER_OFFER";
@@ -175,7 +175,7 @@ async fn an_offer_is_good_for_half_a_minute() {
     make_live(&gateway, "live");
     let reply = Request::offer("/whep/live", "").send(&gateway).await;
     let (session, offer) = check_offer(&reply, 201);
-    tokio::time::sleep(Duration::from_secs(31)).await;
+    advance(Duration::from_secs(31)).await;
     let late = patch(&session, &answer(&offer)).send(&gateway).await;
     assert_eq!((late.status, late.problem().as_str()), (404, "unknown_session"));
     assert_eq!(sessions(&gateway).await, 0);
