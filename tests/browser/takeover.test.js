@@ -144,7 +144,9 @@ test('a publisher that loses its network takes over from its own old session and
   await page.setRequestInterception(true);
   page.on('request', (request) => (request.method() === 'DELETE' ? request.abort() : request.continue()));
   way.isOpen = false;
-  await until(() => pageData(page), ({ state }) => state === 'retrying', 'the page to lose its session');
+  // It may be connecting again by the time that its state is read.
+  const isLost = ({ state, error }) => state === 'retrying' || (state === 'connecting' && error !== undefined);
+  await until(() => pageData(page), isLost, 'the page to lose its session');
   way.isOpen = true;
   await until(() => pageData(page), ({ state, sessions }) => state === 'live' && Number(sessions) > 1, 'another session', 40_000);
   await until(() => takeovers(gateway), (count) => count === 1, 'the old session to be taken over');
