@@ -245,9 +245,9 @@ fn source<'a>(reader: &mut Reader<'a>, path: &str, at: usize, table: DeTable<'a>
     };
     let stop_after = table.get_key_value("stop_after").map(|(key, _)| key.span().start);
     let source = match kind.as_str() {
-        "rtsp" => StreamSource::Rtsp(Box::new(reader.from_file(path, table))),
-        "hls" => StreamSource::Hls(Box::new(reader.from_file(path, table))),
-        _ => StreamSource::Pipeline(Box::new(reader.from_file(path, table))),
+        "rtsp" => StreamSource::Rtsp(Box::new(reader.read_section(path, table))),
+        "hls" => StreamSource::Hls(Box::new(reader.read_section(path, table))),
+        _ => StreamSource::Pipeline(Box::new(reader.read_section(path, table))),
     };
     if let Some(at) = stop_after
         && !source.on_demand().0

@@ -8,7 +8,7 @@ use tracing::error;
 
 use super::{Gateway, check};
 use crate::config::{self, Config, ConfigError};
-use crate::signalling::reload::ReloadReply;
+use crate::control::reload::ReloadReply;
 
 /// Where a gateway reads its configuration.
 #[derive(Clone, Debug)]

@@ -6,7 +6,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-#[path = "command_line/mistakes.rs"]
 mod mistakes;
 
 const PATIENCE: Duration = Duration::from_secs(20);
