@@ -7,25 +7,25 @@ use crate::access::{Action, Grant};
 use crate::shard::Requester;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::Codec;
-use millstream_core::sdp::Frame;
 use millstream_core::sdp::plan::IceCredentials;
+use millstream_core::sdp::{IceSection, LocalDescription, VideoSection};
 
 /// The current ICE session: the peer's credentials, and the tag that names it (RFC 9725 §4.3.1).
 #[derive(Clone, Debug)]
 pub struct IceSession {
     pub remote: IceCredentials,
     tag: String,
-    /// What a fragment of ours repeats of the answer.
-    pub frame: Frame,
+    /// What the SDP fragment of a restart repeats.
+    pub section: IceSection,
 }
 
 impl IceSession {
     /// The tag is our ufrag: random, and new with every ICE session.
-    pub fn new(remote: IceCredentials, local: &IceCredentials, answer: &str) -> Self {
+    pub fn new(remote: IceCredentials, local: &IceCredentials, description: &LocalDescription) -> Self {
         Self {
             remote,
             tag: local.ufrag.clone(),
-            frame: Frame::of(answer),
+            section: description.ice.clone(),
         }
     }
 
@@ -53,7 +53,7 @@ pub struct SessionRecord {
     pub action: Action,
     pub stream: StreamName,
     /// A viewer's video.
-    pub video: Option<VideoLine>,
+    pub video: Option<VideoSection>,
     /// What it may come in; see [`crate::http::alternate::video_codecs`].
     pub video_codecs: Option<Vec<Codec>>,
     pub opened: Instant,
@@ -69,34 +69,5 @@ impl SessionRecord {
             address: self.address,
             has_token: self.grant.by_token,
         }
-    }
-}
-
-/// The m-line of the video in an answer.
-#[derive(Clone, Debug)]
-pub struct VideoLine {
-    pub index: usize,
-    pub mid: Option<String>,
-}
-
-impl VideoLine {
-    /// Finds it in an answer of ours; `None` if there is none or it was refused.
-    pub fn of(answer: &str) -> Option<Self> {
-        let mut found: Option<Self> = None;
-        let mut index = 0;
-        for line in answer.lines() {
-            if let Some(media) = line.strip_prefix("m=") {
-                if found.is_some() {
-                    break;
-                }
-                if media.starts_with("video ") && !media.starts_with("video 0 ") {
-                    found = Some(Self { index, mid: None });
-                }
-                index += 1;
-            } else if let (Some(found), Some(mid)) = (&mut found, line.strip_prefix("a=mid:")) {
-                found.mid = Some(mid.to_owned());
-            }
-        }
-        found
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::record::{IceSession, SessionRecord};
 use crate::access::{Access, Action};
 use crate::shard::{MediaPlane, Placement, SessionId, SessionState};
+use millstream_core::sdp::LocalDescription;
 use millstream_core::session::CloseReason;
 
 /// How long an offer of the gateway waits for its answer: what the WHEP draft uses as its example (§4.3.2).
@@ -38,16 +39,16 @@ pub enum SessionEvent {
 pub struct OfferedSession {
     pub placement: Placement,
     pub record: SessionRecord,
-    pub sdp: String,
+    pub description: LocalDescription,
     created: Instant,
 }
 
 impl OfferedSession {
-    pub fn new(placement: Placement, record: SessionRecord, sdp: String) -> Self {
+    pub fn new(placement: Placement, record: SessionRecord, description: LocalDescription) -> Self {
         Self {
             placement,
             record,
-            sdp,
+            description,
             created: Instant::now(),
         }
     }

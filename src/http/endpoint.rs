@@ -21,14 +21,16 @@ use crate::access::Grant;
 use crate::config::CounterOffer;
 use crate::control::Control;
 use crate::control::policy::IceServers;
-use crate::control::record::{IceSession, SessionRecord, VideoLine};
+use crate::control::record::{IceSession, SessionRecord};
 use crate::control::sessions::{OFFER_LIFETIME, OfferedSession};
 use crate::shard::{Placement, Refusal, SessionId};
 use crate::sources::fetch::directory::StartOutcome;
 use crate::sources::fetch::random_id;
 use millstream_core::hub::name::StreamName;
 use millstream_core::sdp::plan::AvailableTracks;
-use millstream_core::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for, offer_viewer};
+use millstream_core::sdp::{
+    Local, Offer, OfferError, VideoSection, answer_publisher, answer_viewer, formats_for, offer_viewer,
+};
 
 /// RFC 9725 §4.2; <https://www.w3.org/TR/ldp/#header-accept-post>.
 pub(super) const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
@@ -116,7 +118,7 @@ fn publish(
     let held = held(request, grant, Action::Publish, stream.clone(), None);
     let session = media.publish(stream.clone(), placement, publication, held.requester())?;
     debug!(?session, %stream, "publisher accepted");
-    Ok(created(control, session, ice, held, answer))
+    Ok(created(control, session, ice, held, answer.sdp))
 }
 
 async fn play(
@@ -149,11 +151,11 @@ async fn play(
         answered => answered?,
     };
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
-    let mut held = held(request, grant, Action::Play, stream.clone(), VideoLine::of(&answer));
+    let mut held = held(request, grant, Action::Play, stream.clone(), answer.video.clone());
     held.video_codecs = alternate::video_codecs(offer, &playback);
     let session = media.play(stream.clone(), placement, playback, held.requester())?;
     debug!(?session, %stream, "viewer accepted");
-    Ok(created(control, session, ice, held, answer))
+    Ok(created(control, session, ice, held, answer.sdp))
 }
 
 /// What a stream carries, once it is live.
@@ -187,14 +189,14 @@ async fn offer(control: &Control, held: SessionRecord, status: StatusCode) -> Re
     let media = &control.media;
     let placement = media.place();
     let source = available_tracks.formats_for(|_| true);
-    let text = offer_viewer(&source, &local(control, &placement, &media.candidates()));
+    let description = offer_viewer(&source, &local(control, &placement, &media.candidates()));
     let session = random_id();
     let tag = format!("\"{}\"", placement.credentials.ufrag);
     let path = resource::path_of(session);
     debug!(?session, stream = %held.stream, "a viewer is offered what there is");
     if !control
         .sessions
-        .offer(session, OfferedSession::new(placement, held, text.clone()))
+        .offer(session, OfferedSession::new(placement, held, description.clone()))
     {
         return Err(Refusal::Full.into());
     }
@@ -207,7 +209,7 @@ async fn offer(control: &Control, held: SessionRecord, status: StatusCode) -> Re
         (header::ETAG, tag),
         (resource::ACCEPT_PATCH, format!("{SDP}, {}", body::FRAGMENT)),
     ];
-    let mut response = (status, headers, text).into_response();
+    let mut response = (status, headers, description.sdp).into_response();
     let servers = &control.policy().ice_servers;
     match status {
         // A client of the WHEP draft of 2022 takes this for its session and reads no other response.
@@ -228,8 +230,7 @@ const HTTP_DATE: &[time::format_description::BorrowedFormatItem<'_>] = time::mac
 pub(super) async fn answered(control: &Control, session: SessionId, bytes: &[u8]) -> Result<Response, Problem> {
     let offered = control.sessions.offered(session).ok_or_else(Problem::unknown_session)?;
     let answer = Offer::parse(bytes)?;
-    let ours = Offer::parse(offered.sdp.as_bytes())?;
-    if answer.shape() != ours.shape() {
+    if answer.shape() != offered.description.sections {
         let detail = "the answer has to have the sections of the offer, in order and with their mids";
         return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_answer", detail));
     }
@@ -247,9 +248,9 @@ pub(super) async fn answered(control: &Control, session: SessionId, bytes: &[u8]
         return Err(Problem::unknown_session());
     }
     let remote = playback.transport.remote.clone();
-    let ice = IceSession::new(remote, &offered.placement.credentials, &offered.sdp);
+    let ice = IceSession::new(remote, &offered.placement.credentials, &offered.description);
     let mut held = offered.record;
-    held.video = VideoLine::of(&offered.sdp);
+    held.video = offered.description.video.clone();
     held.video_codecs = alternate::video_codecs(&answer, &playback);
     let requester = held.requester();
     media.play_as(session, held.stream.clone(), offered.placement, playback, requester)?;
@@ -263,7 +264,13 @@ pub(super) async fn answered(control: &Control, session: SessionId, bytes: &[u8]
 /// Longest name of a client that is remembered, in characters.
 const AGENT: usize = 120;
 
-fn held(request: &Parts, grant: Grant, action: Action, stream: StreamName, video: Option<VideoLine>) -> SessionRecord {
+fn held(
+    request: &Parts,
+    grant: Grant,
+    action: Action,
+    stream: StreamName,
+    video: Option<VideoSection>,
+) -> SessionRecord {
     let agent = request
         .headers
         .get(header::USER_AGENT)

@@ -196,7 +196,7 @@ fn restart(
         (header::CONTENT_TYPE, body::FRAGMENT.to_owned()),
         (header::ETAG, ice.entity_tag()),
     ];
-    Ok((headers, ice.frame.fragment(&local, &ours)).into_response())
+    Ok((headers, ice.section.fragment(&local, &ours)).into_response())
 }
 
 fn bad_fragment(error: FragmentError) -> Problem {

@@ -236,7 +236,7 @@ impl World {
                 (answer, OpeningRole::Play(playback))
             }
         };
-        let answer = Answer::parse(&answer);
+        let answer = Answer::parse(&answer.sdp);
         let index = self.nodes.len();
         let address = SocketAddr::from(([198, 51, 100, 1], 20_000 + index as u16));
         let mut id = [0; 16];

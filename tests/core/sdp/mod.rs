@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use millstream_core::media::{Format, ProfileLevelId};
 use millstream_core::sdp::plan::{Fingerprint, FingerprintHash, IceCredentials, Playback, Publication, SourceFormats};
-use millstream_core::sdp::{Local, Offer, OfferError, answer_publisher, answer_viewer};
+use millstream_core::sdp::{Local, LocalDescription, Offer, OfferError, answer_publisher, answer_viewer};
 
 /// Ours in every test.
 pub(crate) struct Us {
@@ -57,7 +57,7 @@ impl Us {
 /// Answers as WHIP does.
 pub fn publish(offer: &str) -> Result<(Publication, String), OfferError> {
     let offer = Offer::parse(offer.as_bytes())?;
-    answer_publisher(&offer, &Us::new().local())
+    answer_publisher(&offer, &Us::new().local()).map(|(plan, answer)| (plan, checked(answer)))
 }
 
 /// Answers as WHEP does, with SSRCs 1001, 1002, ...
@@ -68,7 +68,7 @@ pub fn play(offer: &str, source: SourceFormats) -> Result<(Playback, String), Of
         last += 1;
         last
     };
-    answer_viewer(&offer, &source, &Us::new().local(), &mut random)
+    answer_viewer(&offer, &source, &Us::new().local(), &mut random).map(|(plan, answer)| (plan, checked(answer)))
 }
 
 pub fn h264(profile: [u8; 3]) -> Format {
@@ -86,6 +86,36 @@ pub fn high_and_opus() -> SourceFormats {
         video: Some(h264([0x64, 0x00, 0x1f])),
         audio: Some(OPUS),
     }
+}
+
+/// Checks what is said about an answer against its text, which is returned.
+fn checked(answer: LocalDescription) -> String {
+    let sections: Vec<&str> = answer.sdp.split("m=").skip(1).collect();
+    assert_eq!(sections.len(), answer.sections.len());
+    let is_used = |section: &&&str| section.starts_with("video 9 ");
+    assert_eq!(sections.iter().find(is_used).is_some(), answer.video.is_some());
+    if let Some(video) = &answer.video {
+        let section = sections[video.index];
+        assert!(section.starts_with("video 9 "), "{section}");
+        let mid = section.lines().find_map(|line| line.strip_prefix("a=mid:"));
+        assert_eq!(mid, video.mid.as_deref());
+    }
+    // A fragment repeats the BUNDLE group, the m-line with its first format, and the mid of the section with the candidates.
+    let us = Us::new();
+    let fragment = answer.ice.fragment(us.local().credentials, &us.local());
+    let tagged = sections.iter().find(|section| section.contains("a=end-of-candidates"));
+    let media = fragment.lines().find(|line| line.starts_with("m=")).expect("an m-line");
+    assert!(
+        tagged.is_some_and(|section| section.starts_with(&media[2..])),
+        "{media}"
+    );
+    for line in fragment
+        .lines()
+        .filter(|line| line.starts_with("a=group") || line.starts_with("a=mid"))
+    {
+        assert!(answer.sdp.lines().any(|written| written == line), "{line}");
+    }
+    answer.sdp
 }
 
 pub fn vp8_and_opus() -> SourceFormats {

@@ -7,8 +7,10 @@ use rtc_sdp::description::media::{MediaDescription, MediaName, RangedPort};
 use rtc_sdp::description::session::{Origin, SessionDescription, TimeDescription};
 
 use super::codec::OfferedCodec;
+use super::local::{LocalDescription, VideoSection};
 use super::offer::{MediaSection, Offer, Section};
 use super::plan::{DtlsRole, Extensions, Feedback, Fingerprint, FingerprintHash, IceCredentials, NegotiatedCodec};
+use super::restart::IceSection;
 use super::{extension::Extmap, extension::HeaderExtension};
 use crate::media::Format;
 
@@ -63,8 +65,8 @@ impl AnsweredCodec {
     }
 }
 
-/// Writes the SDP of the answer. Sections without an entry in `accepted` are rejected.
-pub(super) fn write(offer: &Offer, local: &Local<'_>, role: DtlsRole, accepted: &[Accepted]) -> String {
+/// Writes the answer. Sections without an entry in `accepted` are rejected.
+pub(super) fn write(offer: &Offer, local: &Local<'_>, role: DtlsRole, accepted: &[Accepted]) -> LocalDescription {
     let indexes: Vec<usize> = accepted.iter().map(|section| section.index).collect();
     let bundled = offer.bundled(&indexes);
     let mut description = SessionDescription {
@@ -80,12 +82,12 @@ pub(super) fn write(offer: &Offer, local: &Local<'_>, role: DtlsRole, accepted: 
         time_descriptions: vec![TimeDescription::default()],
         ..SessionDescription::default()
     };
-    if offer.bundle.is_some() {
+    let group = offer.bundle.is_some().then(|| {
         let sections = bundled.iter().filter_map(|index| offer.sections.get(*index));
-        let mids: Vec<&str> = sections.map(|section| &*section.mid.0).collect();
-        description
-            .attributes
-            .push(with("group", format!("BUNDLE {}", mids.join(" "))));
+        sections.map(|section| &*section.mid.0).collect::<Vec<&str>>().join(" ")
+    });
+    if let Some(mids) = &group {
+        description.attributes.push(with("group", format!("BUNDLE {mids}")));
     }
     description.attributes.push(flag("ice-lite"));
     description
@@ -98,7 +100,36 @@ pub(super) fn write(offer: &Offer, local: &Local<'_>, role: DtlsRole, accepted: 
             None => reject(section, local, role),
         });
     }
-    description.marshal()
+    LocalDescription {
+        sdp: description.marshal(),
+        video: video_section(offer, accepted),
+        ice: ice_section(offer, group, bundled.first().copied(), accepted),
+        sections: offer.shape(),
+    }
+}
+
+fn video_section(offer: &Offer, accepted: &[Accepted]) -> Option<VideoSection> {
+    let mut sections = offer.sections.iter().enumerate();
+    let (index, section) = sections
+        .find(|(index, section)| section.media == "video" && accepted.iter().any(|reply| reply.index == *index))?;
+    Some(VideoSection {
+        index,
+        mid: section.has_mid.then(|| section.mid.0.to_string()),
+    })
+}
+
+/// The tagged section, which has the candidates.
+fn ice_section(offer: &Offer, group: Option<String>, tagged: Option<usize>, accepted: &[Accepted]) -> IceSection {
+    let Some(section) = tagged.and_then(|index| offer.sections.get(index)) else {
+        return IceSection::default();
+    };
+    let reply = accepted.iter().find(|reply| Some(reply.index) == tagged);
+    let format = reply
+        .and_then(|reply| reply.codecs.first())
+        .map(|answered| answered.codec.pt.0);
+    let media_line = format!("{} 9 {} {}", section.media, section.proto, format.unwrap_or_default());
+    let mid = section.has_mid.then_some(&*section.mid.0);
+    IceSection::new(group, media_line, mid)
 }
 
 /// Rejects a section with port 0 (RFC 3264 §6). It lists one format: a line without any is malformed, and Chromium

@@ -6,6 +6,7 @@ use super::answer::{self, Accepted, AnsweredCodec, Local, with};
 use super::codec::accepted;
 use super::error::OfferError;
 use super::extension::HeaderExtension;
+use super::local::LocalDescription;
 use super::offer::{Content, Direction, MediaSection, Offer, Section};
 use super::plan::{Extensions, Feedback, IncomingTrack, Publication};
 use crate::media::Kind;
@@ -16,7 +17,7 @@ use crate::media::Kind;
 ///
 /// A 422 [`OfferError`] if any section cannot be accepted as offered (RFC 9725 §4.4.3). Only a data channel is rejected
 /// without rejecting the offer.
-pub fn answer_publisher(offer: &Offer, local: &Local<'_>) -> Result<(Publication, String), OfferError> {
+pub fn answer_publisher(offer: &Offer, local: &Local<'_>) -> Result<(Publication, LocalDescription), OfferError> {
     check_sections(offer)?;
     let mut tracks = Vec::new();
     let mut replies = Vec::new();
@@ -27,8 +28,8 @@ pub fn answer_publisher(offer: &Offer, local: &Local<'_>) -> Result<(Publication
     }
     let indexes: Vec<usize> = replies.iter().map(|reply| reply.index).collect();
     let transport = offer.transport(&indexes)?;
-    let text = answer::write(offer, local, transport.role, &replies);
-    Ok((Publication { transport, tracks }, text))
+    let answer = answer::write(offer, local, transport.role, &replies);
+    Ok((Publication { transport, tracks }, answer))
 }
 
 fn check_sections(offer: &Offer) -> Result<(), OfferError> {

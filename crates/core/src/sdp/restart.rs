@@ -5,34 +5,19 @@ use super::plan::IceCredentials;
 
 /// The lines of the answer that a fragment repeats: the BUNDLE group and the tagged m-section.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Frame {
+pub struct IceSection {
     group: Option<String>,
     /// The m-line with one format, and the `a=mid` if there is one.
     section: Vec<String>,
 }
 
-impl Frame {
-    /// Extracts them from an answer.
-    pub fn of(answer: &str) -> Self {
-        let mut lines = answer.lines();
-        let group = lines
-            .by_ref()
-            .take_while(|line| !line.starts_with("m="))
-            .find(|line| line.starts_with("a=group:BUNDLE"));
-        // The tagged section is the one with the candidates.
-        let mut section: Vec<String> = Vec::new();
-        for line in answer.lines() {
-            if line.starts_with("m=") {
-                section = vec![line.split(' ').take(4).collect::<Vec<_>>().join(" ")];
-            } else if line.starts_with("a=mid:") {
-                section.push(line.to_owned());
-            } else if line == "a=end-of-candidates" {
-                break;
-            }
-        }
+impl IceSection {
+    pub(super) fn new(group: Option<String>, media_line: String, mid: Option<&str>) -> Self {
         Self {
-            group: group.map(str::to_owned),
-            section,
+            group: group.map(|mids| format!("a=group:BUNDLE {mids}")),
+            section: std::iter::once(format!("m={media_line}"))
+                .chain(mid.map(|mid| format!("a=mid:{mid}")))
+                .collect(),
         }
     }
 

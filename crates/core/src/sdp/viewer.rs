@@ -5,6 +5,7 @@ use super::answer::{self, Accepted, AnsweredCodec, Local, with};
 use super::codec::{DOUBTFUL, OfferedCodec, sendable, suitability};
 use super::error::OfferError;
 use super::extension::HeaderExtension;
+use super::local::LocalDescription;
 use super::offer::{Direction, MediaSection, Offer, Section};
 use super::plan::{AvailableTracks, Feedback, OutgoingTrack, Playback, SourceFormats};
 use crate::media::{Format, Kind, Ssrc};
@@ -29,7 +30,7 @@ pub fn answer_viewer(
     source: &SourceFormats,
     local: &Local<'_>,
     random: &mut dyn FnMut() -> u32,
-) -> Result<(Playback, String), OfferError> {
+) -> Result<(Playback, LocalDescription), OfferError> {
     check_directions(offer)?;
     let mut ssrcs = Ssrcs::new(offer);
     let cname: String = (0..3).map(|_| format!("{:08x}", random())).collect();
@@ -63,13 +64,13 @@ pub fn answer_viewer(
     }
     let indexes: Vec<usize> = replies.iter().map(|reply| reply.index).collect();
     let transport = offer.transport(&indexes)?;
-    let text = answer::write(offer, local, transport.role, &replies);
+    let answer = answer::write(offer, local, transport.role, &replies);
     let playback = Playback {
         transport,
         tracks,
         cname,
     };
-    Ok((playback, text))
+    Ok((playback, answer))
 }
 
 /// Returns the formats that the viewer behind an offer is sent.

@@ -5,12 +5,14 @@
 use std::fmt::Write as _;
 
 use super::answer::{Local, candidate_lines, fingerprint};
+use super::local::{LocalDescription, VideoSection};
 use super::plan::SourceFormats;
+use super::restart::IceSection;
 use crate::media::{Format, ProfileLevelId};
 
-/// Returns the SDP, with a `sendonly` section for each kind. SSRCs are not declared: the viewer learns them from
+/// Returns the offer, with a `sendonly` section for each kind. SSRCs are not declared: the viewer learns them from
 /// packets.
-pub fn offer_viewer(source: &SourceFormats, local: &Local<'_>) -> String {
+pub fn offer_viewer(source: &SourceFormats, local: &Local<'_>) -> LocalDescription {
     let mut sections: Vec<(&str, Vec<(u8, Format)>)> = Vec::new();
     sections.push(("audio", audio(source.audio)));
     if let Some(format) = source.video {
@@ -48,7 +50,19 @@ pub fn offer_viewer(source: &SourceFormats, local: &Local<'_>) -> String {
     }
     let mut text = lines.join("\r\n");
     text.push_str("\r\n");
-    text
+    let first_format = sections.first().and_then(|(_, codecs)| Some(codecs.first()?.0));
+    let media_line = format!("audio 9 UDP/TLS/RTP/SAVPF {}", first_format.unwrap_or_default());
+    let video = sections.iter().position(|(kind, _)| *kind == "video");
+    let kinds = sections.iter().map(|(kind, _)| (*kind).to_owned());
+    LocalDescription {
+        sdp: text,
+        video: video.map(|index| VideoSection {
+            index,
+            mid: mids.get(index).cloned(),
+        }),
+        ice: IceSection::new(Some(mids.join(" ")), media_line, mids.first().map(String::as_str)),
+        sections: kinds.zip(mids.iter().cloned()).collect(),
+    }
 }
 
 /// Returns the stream's format first, then the formats that another source may have.
