@@ -188,6 +188,12 @@ impl Reader {
                     seconds(value).ok_or(Problem::Value("EXT-X-TARGETDURATION is not a number of seconds"))?;
                 self.media.target_duration = seconds;
             }
+            // RFC 8216 §4.3.3.2, §4.3.3.3. Segments are found by their numbers, which would not follow each other.
+            "-X-MEDIA-SEQUENCE" | "-X-DISCONTINUITY-SEQUENCE" if !self.media.segments.is_empty() => {
+                return Err(Problem::Value(
+                    "EXT-X-MEDIA-SEQUENCE and EXT-X-DISCONTINUITY-SEQUENCE belong before the first segment",
+                ));
+            }
             "-X-MEDIA-SEQUENCE" => self.sequence = number("EXT-X-MEDIA-SEQUENCE is not a number")?,
             "-X-DISCONTINUITY-SEQUENCE" => {
                 self.discontinuity_sequence = Some(number("EXT-X-DISCONTINUITY-SEQUENCE is not a number")?);

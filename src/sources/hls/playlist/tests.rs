@@ -127,6 +127,19 @@ fn errors_name_the_invalid_line() {
     assert_eq!(Playlist::parse(&many), Err(PlaylistError::TooMany));
 }
 
+/// Found by fuzzing: the segments before the tag had other numbers than their places tell.
+#[test]
+fn sequence_numbers_behind_a_segment_are_refused() {
+    let late = include_str!("../../../../tests/data/fuzz/playlist/late-media-sequence");
+    for text in [late, &late.replace("MEDIA", "DISCONTINUITY")] {
+        let error = Playlist::parse(text).expect_err("refused").to_string();
+        assert!(
+            error.contains("line 4") && error.contains("before the first segment"),
+            "{error}"
+        );
+    }
+}
+
 #[test]
 fn truncated_and_mutated_playlists_do_not_panic() {
     let text = "#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXT-X-MEDIA-SEQUENCE:7\n#EXT-X-MAP:URI=\"i\",BYTERANGE=\"7@0\"\n\
