@@ -73,11 +73,21 @@ impl Fragments {
     }
 
     fn fragment(&mut self, fragment: &Bytes, out: &mut Vec<Sample>) -> Result<(), ContainerError> {
+        if samples_of(fragment) > MAX_SAMPLES {
+            let problem = format!("a fragment has more than {MAX_SAMPLES} samples");
+            return Err(ContainerError::Broken(problem));
+        }
         let found = self
             .demuxer
             .handle_media_segment(fragment)
             .map_err(|error| ContainerError::Broken(error.to_string()))?;
+        let mut bytes = 0usize;
         for sample in found {
+            bytes = bytes.saturating_add(sample.data_size);
+            if bytes > fragment.len() {
+                let problem = "the samples of a fragment are longer than the fragment".to_owned();
+                return Err(ContainerError::Broken(problem));
+            }
             let id = sample.track.track_id;
             if let Some(entry) = sample.sample_entry {
                 self.tracks.retain(|(track, _)| *track != id);
@@ -249,6 +259,34 @@ fn find(bytes: &[u8], name: &[u8; 4]) -> Option<(usize, usize)> {
         }
         begin = end;
     }
+}
+
+/// Maximum number of samples of a fragment. A minute of 120 frames and 50 audio frames per second has 10,200.
+const MAX_SAMPLES: u64 = 1 << 16;
+
+/// Number of samples that the `trun` boxes of a fragment state (ISO/IEC 14496-12 §8.8.8). A box may state any number of
+/// samples without a byte for each, and `shiguredo_mp4` makes up to 16 million of them.
+fn samples_of(fragment: &[u8]) -> u64 {
+    boxes_of(fragment, *b"moof")
+        .flat_map(|moof| boxes_of(moof, *b"traf"))
+        .flat_map(|traf| boxes_of(traf, *b"trun"))
+        // Version and flags come first.
+        .filter_map(|trun| trun.get(4..)?.first_chunk::<4>())
+        .map(|count| u64::from(u32::from_be_bytes(*count)))
+        .sum()
+}
+
+/// Bodies of the boxes with this name that stand next to each other in `bytes`; one that exceeds them is cut off.
+fn boxes_of(bytes: &[u8], name: [u8; 4]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = bytes;
+    let boxes = std::iter::from_fn(move || {
+        let (found, length) = header(rest)?;
+        let (whole, next) = rest.split_at(length.min(rest.len()));
+        rest = next;
+        let begin = if whole.starts_with(&1u32.to_be_bytes()) { 16 } else { 8 };
+        Some((found, whole.get(begin..).unwrap_or_default()))
+    });
+    boxes.filter(move |(found, _)| *found == name).map(|(_, body)| body)
 }
 
 /// Name and length of a box in bytes.

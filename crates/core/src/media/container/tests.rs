@@ -207,3 +207,25 @@ fn other_formats_are_rejected() {
         assert!(refused.is_err(), "{other:?}");
     }
 }
+
+/// Found by fuzzing: a box of some bytes that states millions of samples took half a gigabyte.
+#[test]
+fn samples_without_a_byte_each_are_bounded() {
+    let input = include_bytes!("../../../../../tests/data/fuzz/mp4/many-samples");
+    let (init, segment) = input.split_at(usize::from(u16::from_be_bytes([input[0], input[1]])) + 2);
+    let mut demuxer = Demuxer::default();
+    demuxer.set_init(Bytes::copy_from_slice(&init[2..]));
+    let error = demuxer.segment(&Bytes::copy_from_slice(segment)).expect_err("refused");
+    assert!(error.to_string().contains("more than 65536 samples"), "{error}");
+}
+
+/// Samples that share bytes could make gigabytes of a segment.
+#[test]
+fn samples_that_overlap_are_refused() {
+    let input = include_bytes!("../../../../../tests/data/fuzz/mp4/overlapping-samples");
+    let (init, segment) = input.split_at(usize::from(u16::from_be_bytes([input[0], input[1]])) + 2);
+    let mut demuxer = Demuxer::default();
+    demuxer.set_init(Bytes::copy_from_slice(&init[2..]));
+    let error = demuxer.segment(&Bytes::copy_from_slice(segment)).expect_err("refused");
+    assert!(error.to_string().contains("longer than the fragment"), "{error}");
+}
