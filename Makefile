@@ -8,7 +8,7 @@ CARGO ?= cargo
 TEST_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores > 4 ? cores : 4)))
 BENCH_ARGS ?=
 
-.PHONY: help run build test check lint deny unit-test load-test interop-test clients-test browser-test bench hostile deb deb-test image image-test source-faults clean
+.PHONY: help run build test check lint deny features unit-test load-test interop-test clients-test browser-test bench hostile deb deb-test image image-test source-faults clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,9 +22,10 @@ build: ## Build the release: target/release/millstream
 	@scripts/setup.sh run
 	$(CARGO) build --release --locked
 
-test: ## Install what the tests need, then check, unit-test, load-test, interop-test and browser-test
+test: ## Install what the tests need, then check, features, unit-test, load-test, interop-test and browser-test
 	@scripts/setup.sh run test
 	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory features
 	@$(MAKE) --no-print-directory unit-test
 	@$(MAKE) --no-print-directory load-test
 	@$(MAKE) --no-print-directory interop-test
@@ -39,6 +40,9 @@ lint:
 
 deny: ## Dependencies alone: bans, licences, sources, and advisories when their database can be reached
 	@scripts/deny.sh
+
+features: ## Each feature alone and none at all, and the minimum Rust version
+	@scripts/features.sh
 
 unit-test: ## All Rust tests
 	RUST_TEST_THREADS=$(TEST_THREADS) scripts/slowest.sh $(CARGO) \

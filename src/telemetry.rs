@@ -5,9 +5,7 @@ mod queue;
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tracing::Subscriber;
 use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
 
@@ -102,8 +100,10 @@ mod otlp {
     use opentelemetry_sdk::Resource;
     use opentelemetry_sdk::logs::SdkLoggerProvider;
     use opentelemetry_sdk::trace::SdkTracerProvider;
+    use tracing::Subscriber;
+    use tracing_subscriber::registry::LookupSpan;
 
-    use super::{Layer, LookupSpan, Subscriber};
+    use super::Layer;
 
     /// Collects events and spans, and exports them in batches from their own threads.
     pub struct Providers {
