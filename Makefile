@@ -25,11 +25,7 @@ build: ## Build the release: target/release/millstream
 test: ## Install what the tests need, then check, features, unit-test, load-test, interop-test and browser-test
 	@scripts/setup.sh run test
 	@$(MAKE) --no-print-directory check
-	@$(MAKE) --no-print-directory features
-	@$(MAKE) --no-print-directory unit-test
-	@$(MAKE) --no-print-directory load-test
-	@$(MAKE) --no-print-directory interop-test
-	@$(MAKE) --no-print-directory browser-test
+	@scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 features unit-test load-test interop-test browser-test
 
 check: lint deny ## Formatting, lints, docs, and the licences and origins of dependencies
 

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { chromium, firefox, isLive, open, playerData, publish, startGateway, until, watch } from './harness.js';
+import { chromium, firefox, isLive, open, playerData, publish, skip, startGateway, until, watch } from './harness.js';
 
 let gateway, sender, fox;
 
@@ -45,7 +45,7 @@ test('firefox without H.264 over WebRTC sees an H.264 stream by HLS', async (t) 
   const page = await watch(fox, gateway, 'h264');
   t.after(() => page.close());
   const can = await decodes(page);
-  if (can.webrtc || !can.hls) return t.skip(`H.264 by WebRTC: ${can.webrtc}, by HLS: ${can.hls}`);
+  if (can.webrtc || !can.hls) return skip(t, `H.264 by WebRTC: ${can.webrtc}, by HLS: ${can.hls}`);
   const data = await until(() => shown(page), flows(40), 'the picture by HLS', 40_000);
   assert.equal(data.why, 'codec');
   assert.ok(data.width > 0 && data.live, JSON.stringify(data));
@@ -64,7 +64,7 @@ test('where HLS is forbidden, a stream whose video has no decoder is heard and n
   await isLive(publisher);
   const page = await open(fox, `${gateway.origin}/watch/heard?way=webrtc`);
   t.after(() => page.close());
-  if ((await decodes(page)).webrtc) return t.skip('this Firefox decodes H.264 over WebRTC');
+  if ((await decodes(page)).webrtc) return skip(t, 'this Firefox decodes H.264 over WebRTC');
   const data = await until(() => shown(page), ({ hint }) => hint !== '', 'the player to say why', 20_000);
   assert.equal(data.hint, 'This stream is H.264, which your browser cannot play: sound only');
   assert.deepEqual([data.state, data.live, data.missing], ['paused', false, 'H264']);
@@ -85,7 +85,7 @@ test('a stream that changes to a codec without a decoder is seen by HLS, and by 
   const page = await watch(fox, gateway, 'changes');
   t.after(() => page.close());
   const can = await decodes(page);
-  if (can.webrtc || !can.hls) return t.skip(`H.264 by WebRTC: ${can.webrtc}, by HLS: ${can.hls}`);
+  if (can.webrtc || !can.hls) return skip(t, `H.264 by WebRTC: ${can.webrtc}, by HLS: ${can.hls}`);
   const byWebRtc = ({ way, state, frames }) => way === 'webrtc' && state === 'playing' && Number(frames) > 20;
   await until(() => playerData(page), byWebRtc, 'VP8 by WebRTC');
   const h264 = await publish(sender, gateway, 'changes', { codec: 'H264' });

@@ -87,6 +87,12 @@ function listening(line) {
 
 export const portOf = (address) => Number(/:(\d+)$/.exec(address)[1]);
 
+/** Skips a test on this host. `scripts/skips.sh` refuses tests that are not listed in `tests/skips.txt`. */
+export function skip(t, why) {
+  console.log(`SKIPPED ${t.name}: ${why}`);
+  t.skip(why);
+}
+
 /** An IPv4 address of this host that is not loopback; undefined without a network. */
 export function hostAddress() {
   const all = Object.values(networkInterfaces()).flat();

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import {
-  chromium, firefox, isLive, open, pageData, playerData, plays, publish, PUBLISH_TOKEN, soundOn, startGateway, until, watch,
+  chromium, firefox, isLive, open, pageData, playerData, plays, publish, PUBLISH_TOKEN, skip, soundOn, startGateway, until, watch,
 } from './harness.js';
 
 // A publisher and a viewer each have a browser of their own: pages in the background are slowed down.
@@ -27,12 +27,12 @@ const canEncode = (page, codec) =>
 async function seesAndHears(t, { from, to, codec, stream }) {
   const publisher = await publish(from, gateway, stream, { codec });
   t.after(() => publisher.close());
-  if (!(await canEncode(publisher, codec))) return t.skip(`the publishing browser has no ${codec} encoder`);
+  if (!(await canEncode(publisher, codec))) return skip(t, `the publishing browser has no ${codec} encoder`);
   await isLive(publisher);
 
   const page = await watch(to, gateway, stream);
   t.after(() => page.close());
-  if (!(await canDecode(page, codec))) return t.skip(`the watching browser has no ${codec} decoder`);
+  if (!(await canDecode(page, codec))) return skip(t, `the watching browser has no ${codec} decoder`);
   await until(() => playerData(page), (data) => data.state === 'playing', 'the player to play');
   await soundOn(page);
   const data = await plays(page, 40);

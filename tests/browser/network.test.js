@@ -6,7 +6,7 @@ import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { test } from 'node:test';
-import { chromium, open, playerData, plays, portOf, startGateway, until } from './harness.js';
+import { chromium, open, playerData, plays, portOf, skip, startGateway, until } from './harness.js';
 
 const NAME = `ms${process.pid}`;
 const [GATEWAY, FIRST, SECOND] = ['10.213.7.1', '10.213.7.2', '10.213.7.3'];
@@ -43,7 +43,7 @@ test('a session goes on when the address of its viewer changes', async (t) => {
   try {
     inside('nft', 'list', 'ruleset');
   } catch (error) {
-    return t.skip(`this kernel has no nf_tables: ${error.stderr}`);
+    return skip(t, `this kernel has no nf_tables: ${error.stderr}`);
   }
   const gateway = await startGateway(
     { MILLSTREAM_HTTP__LISTEN: `${GATEWAY}:0`, MILLSTREAM_WEBRTC__LISTEN: `${GATEWAY}:0`, MILLSTREAM_WEBRTC__TCP: 'false' },

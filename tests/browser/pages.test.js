@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { chromium, hostAddress, open, pageData, playerData, portOf, publish, startGateway, until, watch } from './harness.js';
+import { chromium, hostAddress, open, pageData, playerData, portOf, publish, skip, startGateway, until, watch } from './harness.js';
 
 let gateway, browser;
 
@@ -77,7 +77,7 @@ test('a refused camera is explained', async (t) => {
 
 test('an address that is not secure is explained before anything is asked', async (t) => {
   const address = hostAddress();
-  if (!address) return t.skip('this host has no address but loopback');
+  if (!address) return skip(t, 'this host has no address but loopback');
   const wide = await startGateway({ MILLSTREAM_HTTP__LISTEN: '0.0.0.0:0' });
   t.after(() => wide.stop());
   const page = await open(browser, `http://${address}:${portOf(wide.http)}/publish/plain`);

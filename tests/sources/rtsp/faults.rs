@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use millstream::Gateway;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::ShardIndex;
+use millstream_test_support::skipped;
 
 use crate::rtsp::{Camera, NOTHING, Seen, gateway, plays_on, trouble, until};
 
@@ -244,8 +245,10 @@ fn run(arguments: &[&str]) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_camera_whose_network_was_cut() {
     let Some(network) = Network::new() else {
-        eprintln!("skipped: a network of its own takes root and iproute2");
-        return;
+        return skipped(
+            "a_camera_whose_network_was_cut",
+            "a network namespace takes root and iproute2",
+        );
     };
     let camera = Camera::start_in(&network.name, "198.18.77.2", 8554, "h264+pcma", &[]);
     let gateway = gateway("rtsp = \"rtsp://198.18.77.2:8554/cam\"").await;
