@@ -8,7 +8,7 @@ CARGO ?= cargo
 TEST_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores > 4 ? cores : 4)))
 BENCH_ARGS ?=
 
-.PHONY: help run build test check lint deny features unit-test load-test interop-test clients-test browser-test bench hostile deb deb-test image image-test source-faults clean
+.PHONY: help run build test check lint deny features unit-test load-test interop-test clients-test browser-test fuzz fuzz-short bench hostile deb deb-test image image-test source-faults clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,15 +22,16 @@ build: ## Build the release: target/release/millstream
 	@scripts/setup.sh run
 	$(CARGO) build --release --locked
 
-test: ## Install what the tests need, then check, features, unit-test, load-test, interop-test and browser-test
+test: ## Install what the tests need, then check, features, unit-test, load-test, interop-test, browser-test and fuzz-short
 	@scripts/setup.sh run test
 	@$(MAKE) --no-print-directory check
-	@scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 features unit-test load-test interop-test browser-test
+	@scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 features unit-test load-test interop-test browser-test fuzz-short
 
 check: lint deny ## Formatting, lints, docs, and the licences and origins of dependencies
 
 lint:
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 
@@ -64,6 +65,12 @@ interop-test: ## Other stacks publish and watch: aiortc
 clients-test: ## Installed GStreamer and FFmpeg publish and watch, also over a lossy link (needs root; see docs/clients.md)
 	$(CARGO) build --workspace --locked
 	python3 tests/clients/clients.py target/debug/millstream
+
+fuzz: ## Each fuzz target for ten minutes (FUZZ_SECONDS), all parsers of bytes from outside; see fuzz/README.md
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} scripts/fuzz.sh
+
+fuzz-short: ## The same for 30 seconds each
+	@scripts/fuzz.sh
 
 bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="--viewers 200 --seconds 10")
 	$(CARGO) run --release --locked -p millstream-bench -- $(BENCH_ARGS)

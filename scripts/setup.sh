@@ -58,6 +58,8 @@ for group in "${@:-run}"; do
       need ffmpeg ffmpeg
       need curl curl
       need python3 python3
+      # The fuzzer is C++.
+      need c++ g++
       # Debian keeps what makes a virtual environment in a package of its own.
       python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
       # The cameras of tests/sources/rtsp: GStreamer's RTSP server, by Debian's own Python.

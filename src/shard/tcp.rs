@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::watch;
@@ -33,12 +33,12 @@ use millstream_core::shard::message::{Message, ShardMailbox};
 use millstream_core::shard::tcp::{TcpCloseReason, TcpPeers, is_marked, marked};
 use millstream_core::shard::{Shared, ufrag};
 
-mod queue;
+pub mod queue;
 
 use self::queue::Queue;
 
 /// Longest frame that is taken, in bytes: no peer sends datagrams longer than an MTU.
-const MAX_FRAME: usize = 4_096;
+pub const MAX_FRAME: usize = 4_096;
 
 /// Within so long a connection has to bring a check that ICE authenticates.
 const AUTHENTICATED_WITHIN: Duration = Duration::from_secs(10);
@@ -329,7 +329,12 @@ async fn read(mut reader: OwnedReadHalf, first: Vec<u8>, from: SocketAddr, mailb
     }
 }
 
-async fn read_frame(reader: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
+/// Reads one frame (RFC 4571 §2).
+///
+/// # Errors
+///
+/// [`io::ErrorKind::InvalidData`] for a frame longer than [`MAX_FRAME`]; what the connection says.
+pub async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let length = usize::from(reader.read_u16().await?);
     if length > MAX_FRAME {
         return Err(io::ErrorKind::InvalidData.into());

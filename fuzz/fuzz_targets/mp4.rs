@@ -1,0 +1,42 @@
+//! Fragmented MP4: an initialization section, behind its length in two bytes, and a segment.
+//!
+//! Frames hold no more bytes than the segment, and before each of them the parameter sets of the initialization section.
+//! Video has start codes.
+#![no_main]
+
+use bytes::Bytes;
+use millstream_core::media::{
+    container::{Content, Demuxer},
+    packetizer::annex_b,
+};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let Some((length, rest)) = data.split_first_chunk::<2>() else {
+        return;
+    };
+    let (init, segment) = rest.split_at(usize::from(u16::from_be_bytes(*length)).min(rest.len()));
+    let mut demuxer = Demuxer::default();
+    demuxer.set_init(Bytes::copy_from_slice(init));
+    let segment = Bytes::copy_from_slice(segment);
+    // The second time the demuxer has state.
+    for _ in 0..2 {
+        let Ok(samples) = demuxer.segment(&segment) else { return };
+        assert!(!samples.is_empty());
+        let bytes: usize = samples.iter().map(|sample| sample.bytes.len()).sum();
+        // A start code of a parameter set is longer than its length in the initialization section.
+        let sets = 4 * if init.is_empty() { segment.len() } else { init.len() };
+        let most = segment.len() + samples.len() * sets;
+        assert!(
+            bytes <= most,
+            "{bytes} bytes of {} samples of {}",
+            samples.len(),
+            segment.len()
+        );
+        assert!(samples.is_sorted_by_key(|sample| sample.decode));
+        for sample in samples {
+            if matches!(sample.content, Content::H264 | Content::H265) {
+                annex_b(&sample.bytes).expect("start codes");
+            }
+        }
+    }
+});

@@ -1,0 +1,130 @@
+//! The body of a POST to WHIP and WHEP: an SDP offer, and our answer to it.
+//!
+//! An offer is refused with a client error whose line exists, or answered with what the tests of `tests/sdp` require of
+//! every answer. The answer parses again, and has the sections of the offer.
+#![no_main]
+
+use millstream_core::{
+    media::{Format, ProfileLevelId},
+    sdp::{
+        Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for,
+        plan::{AvailableFormats, Fingerprint, FingerprintHash, IceCredentials, SourceFormats},
+    },
+};
+
+#[path = "../../tests/sdp/description.rs"]
+mod description;
+#[path = "../../tests/sdp/invariants.rs"]
+mod invariants;
+
+/// Our side of the transport, as `invariants` expects it.
+struct Us {
+    credentials: IceCredentials,
+    fingerprint: Fingerprint,
+    candidates: Vec<std::net::SocketAddr>,
+}
+
+impl Us {
+    fn new() -> Self {
+        Self {
+            credentials: IceCredentials {
+                ufrag: "00Millstream".to_owned(),
+                pwd: "0123456789abcdefghijklmn".to_owned(),
+            },
+            fingerprint: Fingerprint {
+                hash: FingerprintHash::Sha256,
+                digest: (0xe0..=0xff).collect(),
+            },
+            candidates: vec![
+                ([198, 51, 100, 7], 8189).into(),
+                ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7], 8189).into(),
+            ],
+        }
+    }
+
+    fn local(&self) -> Local<'_> {
+        Local {
+            credentials: &self.credentials,
+            fingerprint: &self.fingerprint,
+            candidates: &self.candidates,
+            tcp: false,
+            session_id: 7,
+        }
+    }
+}
+
+/// Longest error text: it repeats codec names of the offer, cut.
+const MAX_ERROR: usize = 1_024;
+
+libfuzzer_sys::fuzz_target!(|body: &[u8]| {
+    let offer = match Offer::parse(body) {
+        Ok(offer) => offer,
+        Err(error) => return check_error(body, &error),
+    };
+    let text = str::from_utf8(body).expect("what is parsed is text");
+    let us = Us::new();
+    match answer_publisher(&offer, &us.local()) {
+        Ok((plan, answer)) => {
+            invariants::check_publication(text, &answer, &plan);
+            check_answer(&offer, &answer);
+        }
+        Err(error) => check_error(body, &error),
+    }
+    let source = source(body.len());
+    match answer_viewer(&offer, &source, &us.local(), &mut millstream_fuzz::counter()) {
+        Ok((plan, answer)) => {
+            invariants::check_playback(text, &answer, &plan);
+            check_answer(&offer, &answer);
+        }
+        Err(error) => check_error(body, &error),
+    }
+    let available = AvailableFormats {
+        formats: source,
+        transcodable_video: true,
+        transcodable_audio: true,
+        ..AvailableFormats::default()
+    };
+    let chosen = formats_for(&offer, &available);
+    assert_eq!(
+        (chosen.video.is_some(), chosen.audio.is_some()),
+        (source.video.is_some(), source.audio.is_some())
+    );
+});
+
+/// One of three streams.
+fn source(choice: usize) -> SourceFormats {
+    let h264 = Format::H264 {
+        profile: ProfileLevelId([0x64, 0x00, 0x1f]),
+        packetization_mode: 1,
+    };
+    let audio = Some(Format::Opus { stereo: true });
+    match choice % 3 {
+        0 => SourceFormats {
+            video: Some(h264),
+            audio,
+        },
+        1 => SourceFormats {
+            video: Some(Format::Vp8),
+            audio: None,
+        },
+        _ => SourceFormats { video: None, audio },
+    }
+}
+
+/// The answer is an SDP that has the offer's sections.
+fn check_answer(offer: &Offer, answer: &str) {
+    let parsed = Offer::parse(answer.as_bytes());
+    let parsed = parsed.unwrap_or_else(|error| panic!("the answer does not parse: {error}\n{answer}"));
+    assert_eq!(parsed.shape(), offer.shape());
+}
+
+fn check_error(body: &[u8], error: &OfferError) {
+    assert!(matches!(error.status(), 400 | 422), "{error}");
+    let lines = body.split_inclusive(|byte| *byte == b'\n').count();
+    assert!(
+        error.line().is_none_or(|line| (1..=lines).contains(&line)),
+        "{error}: there are {lines} lines"
+    );
+    let text = error.to_string();
+    assert!(text.len() <= MAX_ERROR && !text.contains(char::is_control), "{text:?}");
+}
