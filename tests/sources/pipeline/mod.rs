@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millstream::Gateway;
@@ -45,8 +46,11 @@ fn programs() -> WorkerPrograms {
 struct Folder(PathBuf);
 
 impl Folder {
+    /// Tests of one process may give the same name.
     fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("millstream-{name}-{}", std::process::id()));
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("millstream-{name}-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder");
         Self(path)
     }
