@@ -4,15 +4,11 @@
 //! answer to an ICE restart and parsed that. The line of an error exists.
 #![no_main]
 
-use millstream::signalling::fragment::{Fragment, FragmentError};
+use millstream::http::fragment::{Fragment, FragmentError};
 use millstream_core::sdp::{
-    Frame, Local, SHORTEST_PWD, SHORTEST_UFRAG, is_ice_text,
-    plan::{Fingerprint, FingerprintHash, IceCredentials},
+    Local, SHORTEST_PWD, SHORTEST_UFRAG, is_ice_text, offer_viewer,
+    plan::{Fingerprint, FingerprintHash, IceCredentials, SourceFormats},
 };
-
-/// What a fragment repeats of an answer.
-const ANSWER: &str =
-    "v=0\r\na=group:BUNDLE 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111 0\r\na=mid:0\r\na=end-of-candidates\r\n";
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
     let fragment = match Fragment::parse(body) {
@@ -46,7 +42,8 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         tcp: true,
         session_id: 1,
     };
-    let written = Frame::of(ANSWER).fragment(&credentials, &local);
+    let description = offer_viewer(&SourceFormats::default(), &local);
+    let written = description.ice.fragment(&credentials, &local);
     let again = Fragment::parse(written.as_bytes()).expect("our fragment parses");
     assert_eq!(again.credentials(), Ok(credentials));
 });

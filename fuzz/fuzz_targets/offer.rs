@@ -1,21 +1,26 @@
 //! The body of a POST to WHIP and WHEP: an SDP offer, and our answer to it.
 //!
-//! An offer is refused with a client error whose line exists, or answered with what the tests of `tests/sdp` require of
+//! An offer is refused with a client error whose line exists, or answered with what the tests of `tests/core/sdp` require of
 //! every answer. The answer parses again, and has the sections of the offer.
 #![no_main]
 
 use millstream_core::{
-    media::{Format, ProfileLevelId},
+    media::{Format, ProfileLevelId, transcode::SourceTrack},
     sdp::{
         Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for,
-        plan::{AvailableFormats, Fingerprint, FingerprintHash, IceCredentials, SourceFormats},
+        plan::{AvailableTrack, AvailableTracks, Fingerprint, FingerprintHash, IceCredentials, SourceFormats},
     },
 };
 
-#[path = "../../tests/sdp/description.rs"]
+#[path = "../../tests/core/sdp/description.rs"]
 mod description;
-#[path = "../../tests/sdp/invariants.rs"]
+#[path = "../../tests/core/sdp/invariants.rs"]
 mod invariants;
+
+/// Where `invariants` looks for what it uses.
+mod sdp {
+    pub(crate) use crate::{Us, description};
+}
 
 /// Our side of the transport, as `invariants` expects it.
 struct Us {
@@ -65,24 +70,26 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
     let us = Us::new();
     match answer_publisher(&offer, &us.local()) {
         Ok((plan, answer)) => {
-            invariants::check_publication(text, &answer, &plan);
-            check_answer(&offer, &answer);
+            invariants::check_publication(text, &answer.sdp, &plan);
+            check_answer(&offer, &answer.sdp);
         }
         Err(error) => check_error(body, &error),
     }
     let source = source(body.len());
     match answer_viewer(&offer, &source, &us.local(), &mut millstream_fuzz::counter()) {
         Ok((plan, answer)) => {
-            invariants::check_playback(text, &answer, &plan);
-            check_answer(&offer, &answer);
+            invariants::check_playback(text, &answer.sdp, &plan);
+            check_answer(&offer, &answer.sdp);
         }
         Err(error) => check_error(body, &error),
     }
-    let available = AvailableFormats {
-        formats: source,
-        transcodable_video: true,
-        transcodable_audio: true,
-        ..AvailableFormats::default()
+    let track = |format| AvailableTrack {
+        source: SourceTrack::in_order(format),
+        can_transcode: true,
+    };
+    let available = AvailableTracks {
+        video: source.video.map(track),
+        audio: source.audio.map(track),
     };
     let chosen = formats_for(&offer, &available);
     assert_eq!(
