@@ -12,6 +12,7 @@
 
 mod answer;
 mod codec;
+mod description;
 mod error;
 mod extension;
 mod local;
@@ -27,9 +28,9 @@ mod transport;
 mod viewer;
 mod viewer_offer;
 
-pub use answer::Local;
+pub use description::{LocalDescription, VideoSection};
 pub use error::OfferError;
-pub use local::{LocalDescription, VideoSection};
+pub use local::Local;
 pub use offer::Offer;
 pub use publisher::answer_publisher;
 pub use restart::IceSection;

@@ -2,6 +2,7 @@
 //! 9143, RFC 9725 §4.4).
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 
 use super::codec::{OfferedCodec, PayloadTypes, Rtpmap};
 use super::error::OfferError;
@@ -322,7 +323,7 @@ fn read_bundle(session: &[Attribute], sections: &[Section]) -> Result<Option<Vec
     let media: Vec<usize> = (0..sections.len()).filter(is_media).collect();
     let group = all(session, "group")
         .filter_map(|attribute| attribute.value.strip_prefix("BUNDLE "))
-        .map(|mids| quirks::bundled_sections(mids, sections))
+        .map(|mids| bundled_sections(mids, sections))
         .find(|group| media.iter().any(|index| group.contains(index)));
     let outsider = match &group {
         Some(group) => media.iter().find(|index| !group.contains(index)),
@@ -337,3 +338,19 @@ fn read_bundle(session: &[Attribute], sections: &[Section]) -> Result<Option<Vec
 /// RFC 9143 sets no limit. GStreamer writes `video0`; the longest known mid is a UUID without hyphens. The mid is
 /// repeated in the answer and in every packet to a viewer that negotiates the extension.
 const MAX_MID: usize = 32;
+
+/// Returns the indexes of the sections that a BUNDLE group names, in its order, each once.
+///
+/// FFmpeg 9.0.2 (`tests/data/offers/ffmpeg-9.0.2-whip-default.sdp`) always writes `a=group:BUNDLE 0 1`, also when it
+/// sends only one of the two. A mid without an m-section violates RFC 9143 §7.1 and is ignored.
+fn bundled_sections(mids: &str, sections: &[Section]) -> Vec<usize> {
+    let mut seen = HashSet::new();
+    mids.split_whitespace()
+        .filter_map(|mid| {
+            sections
+                .iter()
+                .position(|section| section.has_mid && &*section.mid.0 == mid)
+        })
+        .filter(|index| seen.insert(*index))
+        .collect()
+}

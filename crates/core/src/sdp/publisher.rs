@@ -2,11 +2,12 @@
 
 use rtc_sdp::description::common::Attribute;
 
-use super::answer::{self, Accepted, AnsweredCodec, Local, with};
+use super::answer::{self, Accepted, AnsweredCodec, with};
 use super::codec::accepted;
+use super::description::LocalDescription;
 use super::error::OfferError;
 use super::extension::HeaderExtension;
-use super::local::LocalDescription;
+use super::local::Local;
 use super::offer::{Content, Direction, MediaSection, Offer, Section};
 use super::plan::{Extensions, Feedback, IncomingTrack, Publication};
 use crate::media::Kind;

@@ -1,25 +1,5 @@
 //! Deviations of real clients and of `rtc-sdp` from the specifications, one function each.
 
-use std::collections::HashSet;
-
-use super::offer::Section;
-
-/// Returns the indexes of the sections that a BUNDLE group names, in its order, each once.
-///
-/// FFmpeg 9.0.2 (`tests/data/offers/ffmpeg-9.0.2-whip-default.sdp`) always writes `a=group:BUNDLE 0 1`, also when it
-/// sends only one of the two. A mid without an m-section violates RFC 9143 §7.1 and is ignored.
-pub(super) fn bundled_sections(mids: &str, sections: &[Section]) -> Vec<usize> {
-    let mut seen = HashSet::new();
-    mids.split_whitespace()
-        .filter_map(|mid| {
-            sections
-                .iter()
-                .position(|section| section.has_mid && &*section.mid.0 == mid)
-        })
-        .filter(|index| seen.insert(*index))
-        .collect()
-}
-
 /// Whether a protocol means RTP over DTLS-SRTP. The counter-offer example of the WHEP draft writes `RTP/SAVPF`, and so
 /// do clients that follow it. In an offer with fingerprints both mean DTLS-SRTP; the answer repeats the spelling.
 pub(super) fn is_rtp_over_dtls(proto: &str) -> bool {

@@ -1,6 +1,6 @@
 //! The answer to an ICE restart: an SDP fragment with new local credentials (RFC 9725 §4.3.3, RFC 8840 §9).
 
-use super::answer::{Local, candidate_lines};
+use super::local::{Local, candidate_lines};
 use super::plan::IceCredentials;
 
 /// The lines of the answer that a fragment repeats: the BUNDLE group and the tagged m-section.

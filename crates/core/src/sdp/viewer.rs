@@ -1,11 +1,12 @@
 //! The answer to a viewer (WHEP §4.3): the current format of the stream first, then every other supported codec, so
 //! that a source with another codec can follow without renegotiation.
 
-use super::answer::{self, Accepted, AnsweredCodec, Local, with};
+use super::answer::{self, Accepted, AnsweredCodec, with};
 use super::codec::{DOUBTFUL, OfferedCodec, sendable, suitability};
+use super::description::LocalDescription;
 use super::error::OfferError;
 use super::extension::HeaderExtension;
-use super::local::LocalDescription;
+use super::local::Local;
 use super::offer::{Direction, MediaSection, Offer, Section};
 use super::plan::{AvailableTracks, Feedback, OutgoingTrack, Playback, SourceFormats};
 use crate::media::{Format, Kind, Ssrc};

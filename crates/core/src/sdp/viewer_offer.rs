@@ -4,8 +4,8 @@
 
 use std::fmt::Write as _;
 
-use super::answer::{Local, candidate_lines, fingerprint};
-use super::local::{LocalDescription, VideoSection};
+use super::description::{LocalDescription, VideoSection};
+use super::local::{Local, candidate_lines, fingerprint};
 use super::plan::SourceFormats;
 use super::restart::IceSection;
 use crate::media::{Format, ProfileLevelId};

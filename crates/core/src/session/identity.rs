@@ -9,7 +9,7 @@ use rtc_dtls::crypto::Certificate;
 use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use sha2::Digest as _;
 
-use super::SessionError;
+use super::error::SessionError;
 use crate::sdp::plan::{Fingerprint, FingerprintHash};
 
 /// Certificate fingerprint and the handshake configurations that all sessions share.

@@ -12,10 +12,10 @@ use bytes::Bytes;
 use rtc_srtp::context::Context;
 use rtc_srtp::option::{srtcp_replay_protection, srtp_no_replay_protection};
 use rtc_srtp::protection_profile::ProtectionProfile;
-use thiserror::Error;
 use tracing::debug;
 
 pub mod dtls;
+mod error;
 pub mod feedback;
 pub mod guard;
 pub mod ice;
@@ -26,6 +26,7 @@ pub mod srtp;
 pub mod stun;
 
 use dtls::{Dtls, DtlsError, Keys, Progress};
+pub use error::SessionError;
 use guard::{DropReason, Drops};
 use ice::IceLite;
 use identity::Identity;
@@ -33,15 +34,6 @@ use receiver::{Refused, RtpReceiver};
 use srtp::{Profile, RtpCipher};
 
 use crate::sdp::plan::{Fingerprint, IceCredentials, Transport};
-
-/// Why a session could not be made or went wrong.
-#[derive(Debug, Error)]
-pub enum SessionError {
-    #[error("cannot make the DTLS identity: {0}")]
-    Identity(#[source] rtc_shared::error::Error),
-    #[error("cannot set up SRTP: {0}")]
-    Srtp(String),
-}
 
 /// One peer.
 pub struct Session {

@@ -1,7 +1,7 @@
 //! AV1 over RTP (AOM's "RTP Payload Format For AV1", v1.0.0): detects the start of coded video sequences.
 
-use super::Finding;
 use super::bits::BitReader;
+use super::finding::Finding;
 use crate::media::Format;
 
 const OBU_SEQUENCE_HEADER: u8 = 1;

@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 
-use super::Finding;
 use super::bits::{BitReader, cropped, rbsp};
+use super::finding::Finding;
 use super::parameter_sets::{PacketContents, ParameterSets, SetKind, SetKinds, aggregated, pack};
 use crate::media::{Format, ProfileLevelId};
 

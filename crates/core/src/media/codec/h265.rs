@@ -3,8 +3,8 @@
 //! A key frame is a picture of an IRAP type (IDR, CRA, BLA) with its VPS, SPS and PPS. Decoders skip the leading
 //! pictures of a CRA that refer to earlier pictures (ITU-T H.265 §8.1.3).
 
-use super::Finding;
 use super::bits::{BitReader, cropped, rbsp};
+use super::finding::Finding;
 use super::parameter_sets::{PacketContents, ParameterSets, SetKind, SetKinds, aggregated, pack};
 use crate::media::Format;
 

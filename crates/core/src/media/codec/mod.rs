@@ -7,10 +7,12 @@
 
 use bytes::Bytes;
 
+use self::finding::Finding;
 use super::{Codec, Format};
 
 pub mod av1;
 pub mod bits;
+mod finding;
 mod h264;
 mod h265;
 mod parameter_sets;
@@ -54,15 +56,6 @@ enum Stream {
     Av1,
     Jpeg,
     Audio,
-}
-
-/// What a codec module found in one packet.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Finding {
-    key_frame: bool,
-    insert: Vec<Bytes>,
-    format: Option<Format>,
-    resolution: Option<(u16, u16)>,
 }
 
 impl Inspector {

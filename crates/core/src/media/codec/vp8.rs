@@ -1,7 +1,7 @@
 //! VP8 over RTP (RFC 7741): detects key frames, and reads and writes the two counters of the payload descriptor. The
 //! counters must stay continuous when a viewer switches layers.
 
-use super::Finding;
+use super::finding::Finding;
 use crate::media::Format;
 
 /// Picture ID with the width chosen by the sender.

@@ -3,8 +3,8 @@
 //! The payload descriptor alone is not sufficient: intra-only frames look like key frames there, and FFmpeg's payloader
 //! never sets the P bit. So the uncompressed frame header is checked too (VP9 bitstream specification §6.2).
 
-use super::Finding;
 use super::bits::BitReader;
+use super::finding::Finding;
 use crate::media::Format;
 
 /// The needed fields of the payload descriptor (RFC 9628 §4.2).

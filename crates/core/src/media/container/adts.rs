@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use super::{ContainerError, Content, Sample, time};
+use super::clock::{Clock, MASK};
+use super::sample::{ContainerError, Content, Sample, time};
 use crate::media::aac::AacConfig;
 
 /// Parses ADTS frames. Frames without a timestamp of their own continue from the last one.
@@ -126,7 +127,7 @@ pub(super) fn is_frame(bytes: &[u8]) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Packed {
     adts: Adts,
-    clock: super::ts::Clock,
+    clock: Clock,
 }
 
 impl Packed {
@@ -158,7 +159,7 @@ fn id3(segment: &[u8]) -> Result<(Option<u64>, &[u8]), ContainerError> {
         let tag = rest.get(10..10 + size).ok_or_else(broken)?;
         let owned = tag.windows(OWNER.len()).position(|window| window == OWNER);
         let ticks = owned.and_then(|at| tag.get(at + OWNER.len()..)?.first_chunk::<8>());
-        start = start.or(ticks.map(|ticks| u64::from_be_bytes(*ticks) & super::ts::MASK));
+        start = start.or(ticks.map(|ticks| u64::from_be_bytes(*ticks) & MASK));
         rest = rest.get(10 + size..).ok_or_else(broken)?;
     }
     Ok((start, rest))

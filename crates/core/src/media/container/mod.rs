@@ -4,67 +4,18 @@
 //! A [`Demuxer`] handles the segments of one rendition between two discontinuities. It detects the container format
 //! from the data (RFC 8216 §3).
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use thiserror::Error;
 
 use self::adts::Packed;
 use self::mp4::Fragments;
+pub use self::sample::{ContainerError, Content, Sample};
 use self::ts::TransportStream;
-use super::Kind;
-use super::aac::AacConfig;
 
 mod adts;
+mod clock;
 mod mp4;
+mod sample;
 mod ts;
-
-/// Codec of a sample. Video has start codes (ITU-T H.264 and H.265, Annex B).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
-    H264,
-    H265,
-    Opus,
-    Aac(AacConfig),
-}
-
-impl Content {
-    /// Returns the media kind.
-    pub fn kind(self) -> Kind {
-        match self {
-            Self::H264 | Self::H265 => Kind::Video,
-            Self::Opus | Self::Aac(_) => Kind::Audio,
-        }
-    }
-}
-
-/// A frame. Its timestamps count from an origin shared by all renditions of a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sample {
-    pub content: Content,
-    /// Decoding time.
-    pub decode: Duration,
-    /// Presentation time.
-    pub present: Duration,
-    pub bytes: Bytes,
-}
-
-/// Reason why a segment cannot be played.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum ContainerError {
-    #[error("unknown segment format: neither MPEG-TS, fragmented MP4 nor packed AAC")]
-    Unrecognised,
-    #[error("the fragmented MP4 segment has no initialization section (EXT-X-MAP)")]
-    NoInit,
-    #[error("malformed segment: {0}")]
-    Broken(String),
-    #[error("unsupported codec {0}: the segment has no H.264, H.265, AAC or Opus")]
-    Unsupported(String),
-    #[error("the segment is protected by DRM and needs a licensed player")]
-    Encrypted,
-    #[error("the segment contains no frames")]
-    Empty,
-}
 
 /// Demultiplexes the segments of one rendition.
 #[derive(Default)]
@@ -170,11 +121,6 @@ impl ContainerKind {
         let name = segment.get(4..8)?;
         BOXES.iter().any(|known| name == *known).then_some(Self::Mp4)
     }
-}
-
-/// Converts ticks of a clock rate in Hz to a duration.
-fn time(ticks: u64, rate: u32) -> Duration {
-    super::clock::duration(ticks, rate.max(1))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use shiguredo_mp4::Decode as _;
 use shiguredo_mp4::boxes::{MoovBox, SampleEntry, TrakBox};
 use shiguredo_mp4::demux::{Fmp4SegmentDemuxer, Sample as Found};
 
-use super::{ContainerError, Content, Sample, time};
+use super::sample::{ContainerError, Content, Sample, time};
 use crate::media::aac::AacConfig;
 use crate::media::packetizer::length_prefixed;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+use crate::media::Kind;
 
 /// Segments of a two-second file: 25 frames per second with B-frames, and audio.
 fn film(options: &[&str]) -> Vec<(String, Bytes)> {
@@ -138,7 +139,7 @@ fn packed_audio_starts_at_the_time_of_its_tag() {
     segment.extend(frame.repeat(3));
     let samples = Demuxer::default().segment(&segment.into()).expect("frames");
     assert_eq!(samples.len(), 3);
-    let begin = ts::Clock::default().time(900_000);
+    let begin = clock::Clock::default().time(900_000);
     assert_eq!(samples[0].decode, begin);
     assert!((samples[2].decode - begin).abs_diff(Duration::from_micros(42_666)) < Duration::from_micros(2));
     let Content::Aac(config) = samples[0].content else {
@@ -149,11 +150,11 @@ fn packed_audio_starts_at_the_time_of_its_tag() {
 
 #[test]
 fn times_continue_across_the_33_bit_wrap() {
-    let mut clock = ts::Clock::default();
-    let last = clock.time(ts::MASK - 45_000);
+    let mut clock = clock::Clock::default();
+    let last = clock.time(clock::MASK - 45_000);
     let next = clock.time(45_000 - 1);
     assert_eq!(next - last, Duration::from_secs(1));
-    assert_eq!(next - clock.time(ts::MASK - 45_000), Duration::from_secs(1), "and back");
+    assert_eq!(next - clock.time(clock::MASK - 45_000), Duration::from_secs(1), "and back");
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! MPEG transport streams (ISO/IEC 13818-1), using the parser of `mpeg2ts-reader`.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use mpeg2ts_reader::demultiplex::{
     Demultiplex, DemuxContext, FilterChangeset, FilterRequest, NullPacketFilter, PatPacketFilter, PmtPacketFilter,
@@ -11,46 +9,15 @@ use mpeg2ts_reader::psi::pat::PAT_PID;
 use mpeg2ts_reader::{StreamType, packet_filter_switch};
 
 use super::adts::Adts;
-use super::{ContainerError, Content, Sample, time};
+use super::clock::{Clock, MASK, RATE};
+use super::sample::{ContainerError, Content, Sample, time};
 
 /// Packet length in bytes, and the sync byte.
 pub(super) const PACKET: usize = 188;
 pub(super) const SYNC: u8 = 0x47;
 
-/// Timestamps have 33 bits.
-pub(super) const MASK: u64 = (1 << 33) - 1;
-
-const RATE: u32 = 90_000;
-
 /// Maximum length of an access unit in bytes.
 const MAX_UNIT: usize = 8 << 20;
-
-/// Unwraps 33-bit timestamps.
-#[derive(Debug, Default)]
-pub(super) struct Clock {
-    last: Option<u64>,
-}
-
-impl Clock {
-    /// Returns the unwrapped timestamp nearest to the last one.
-    pub(super) fn time(&mut self, ticks: u64) -> Duration {
-        let ticks = ticks & MASK;
-        let whole = match self.last {
-            // Leaves room for timestamps shortly before the first one.
-            None => ticks + MASK + 1,
-            Some(last) => {
-                let ahead = ticks.wrapping_sub(last) & MASK;
-                if ahead <= MASK / 2 {
-                    last + ahead
-                } else {
-                    last.saturating_sub(MASK + 1 - ahead)
-                }
-            }
-        };
-        self.last = Some(whole);
-        time(whole, RATE)
-    }
-}
 
 /// The segments of one rendition.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::{Arrival, ArrivalKind};
+use super::reception::{Arrival, ArrivalKind};
 
 /// Maximum number of missing packets that are tracked; beyond it the oldest are given up.
 const MAX_MISSING: usize = 1000;

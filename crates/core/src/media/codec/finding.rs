@@ -1,0 +1,14 @@
+//! What the inspection of one packet found.
+
+use bytes::Bytes;
+
+use crate::media::Format;
+
+/// What a codec module found in one packet.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) key_frame: bool,
+    pub(super) insert: Vec<Bytes>,
+    pub(super) format: Option<Format>,
+    pub(super) resolution: Option<(u16, u16)>,
+}
