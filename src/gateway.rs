@@ -70,13 +70,19 @@ pub enum GatewayError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
-    Bind(#[from] Box<BindFailure>),
+    Bind(Box<BindFailure>),
     #[error("webrtc.listen: {0}")]
     Media(#[source] StartError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
     Identity(#[from] SessionError),
+}
+
+impl From<BindFailure> for GatewayError {
+    fn from(failure: BindFailure) -> Self {
+        Self::Bind(Box::new(failure))
+    }
 }
 
 /// How long requests may take to end when the gateway stops.
@@ -108,7 +114,7 @@ impl Gateway {
             _ => return Err(TlsError::Half.into()),
         };
         let listen = config.http.listen;
-        let failed = |error: io::Error| Box::new(BindFailure::new("http.listen", Protocol::Tcp, listen, &error));
+        let failed = |error: io::Error| BindFailure::new("http.listen", Protocol::Tcp, listen, &error);
         let listener = server::bind(listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (media, tcp) = start_media(&config, &identity)?;
@@ -325,7 +331,10 @@ fn try_start_media(
     }: &Config,
     identity: &Arc<Identity>,
 ) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
-    let failed = |error: io::Error| Box::new(BindFailure::new("webrtc.listen", Protocol::Tcp, config.listen, &error));
+    let failed = |error: io::Error| {
+        let failure = BindFailure::new("webrtc.listen", Protocol::Tcp, config.listen, &error);
+        GatewayError::from(failure)
+    };
     let bind = || server::bind(config.listen).map_err(failed);
     let tcp = config.tcp.then(bind).transpose()?;
     let mut listen = config.listen;
@@ -353,7 +362,7 @@ fn try_start_media(
     };
     let media = started.map_err(|error| match error {
         StartError::Bind { address, source } => {
-            Box::new(BindFailure::new("webrtc.listen", Protocol::Udp, address, &source)).into()
+            BindFailure::new("webrtc.listen", Protocol::Udp, address, &source).into()
         }
         error => GatewayError::Media(error),
     })?;

@@ -106,14 +106,14 @@ mod otlp {
     use super::Layer;
 
     /// Collects events and spans, and exports them in batches from their own threads.
-    pub struct Providers {
+    pub(super) struct Providers {
         events: SdkLoggerProvider,
         spans: SdkTracerProvider,
     }
 
     impl Providers {
         /// `url` is the URL of the collector, without a path.
-        pub fn new(url: &str) -> Result<Self, ExporterBuildError> {
+        pub(super) fn new(url: &str) -> Result<Self, ExporterBuildError> {
             let url = url.trim_end_matches('/');
             let resource = Resource::builder().with_service_name("millstream").build();
             let events = LogExporter::builder()
@@ -135,17 +135,17 @@ mod otlp {
         }
 
         /// Returns the layer that exports log events.
-        pub fn events<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
+        pub(super) fn events<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
             OpenTelemetryTracingBridge::new(&self.events)
         }
 
         /// Returns the layer that exports spans.
-        pub fn spans<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
+        pub(super) fn spans<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
             tracing_opentelemetry::layer().with_tracer(self.spans.tracer("millstream"))
         }
 
         /// Exports what is queued, within a few seconds.
-        pub fn finish(self) {
+        pub(super) fn finish(self) {
             for result in [self.events.shutdown(), self.spans.shutdown()] {
                 if let Err(error) = result {
                     tracing::warn!(%error, "log.otlp: the last events or spans were not exported");

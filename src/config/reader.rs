@@ -121,7 +121,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a table of the file that variables cannot set.
-    pub(super) fn read_section<S: Section>(&mut self, path: &str, table: DeTable<'a>) -> S {
+    pub(super) fn file_table<S: Section>(&mut self, path: &str, table: DeTable<'a>) -> S {
         let good = self.checked::<S>(path, table);
         build(good).unwrap_or_default()
     }
@@ -145,7 +145,7 @@ impl<'a> Reader<'a> {
             let problem = "has to be a table, such as { token_file = \"...\", play = \"*\" }";
             // An invalid entry keeps its index, so that the paths of the others stay right.
             let table = self.table(&path, item, problem);
-            tokens.push(table.map(|table| self.read_section(&path, table)).unwrap_or_default());
+            tokens.push(table.map(|table| self.file_table(&path, table)).unwrap_or_default());
         }
         tokens
     }

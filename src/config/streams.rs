@@ -245,9 +245,9 @@ fn source<'a>(reader: &mut Reader<'a>, path: &str, at: usize, table: DeTable<'a>
     };
     let stop_after = table.get_key_value("stop_after").map(|(key, _)| key.span().start);
     let source = match kind.as_str() {
-        "rtsp" => StreamSource::Rtsp(Box::new(reader.read_section(path, table))),
-        "hls" => StreamSource::Hls(Box::new(reader.read_section(path, table))),
-        _ => StreamSource::Pipeline(Box::new(reader.read_section(path, table))),
+        "rtsp" => StreamSource::Rtsp(Box::new(reader.file_table(path, table))),
+        "hls" => StreamSource::Hls(Box::new(reader.file_table(path, table))),
+        _ => StreamSource::Pipeline(Box::new(reader.file_table(path, table))),
     };
     if let Some(at) = stop_after
         && !source.on_demand().0

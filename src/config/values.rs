@@ -27,7 +27,7 @@ const LEVEL: &str = "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\",
                      \"info,millstream::session=debug\"";
 
 /// An enum whose variants are named by strings.
-pub trait Variants: Copy + 'static {
+pub(super) trait Variants: Copy + 'static {
     /// Each name and its variant.
     const ALL: &'static [(&'static str, Self)];
 }
@@ -83,14 +83,14 @@ fn parsed<T: FromStr>(value: &Value) -> Option<T> {
 }
 
 /// Parses `true` or `false`.
-pub fn flag<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+pub(super) fn flag<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
     read(value, "true or false", |value| {
         value.as_bool().or_else(|| parsed(value))
     })
 }
 
 /// Parses a whole number within bounds.
-pub fn whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
+pub(super) fn whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: TryFrom<u64>,
@@ -100,7 +100,7 @@ where
 }
 
 /// Like [`whole`], for a key without a default.
-pub fn optional_whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<Option<T>, D::Error>
+pub(super) fn optional_whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: TryFrom<u64>,
@@ -109,7 +109,7 @@ where
 }
 
 /// Parses a whole number of seconds within bounds.
-pub fn seconds<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
+pub(super) fn seconds<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: From<Duration>,
@@ -129,7 +129,7 @@ fn within(value: &Value, least: u64, most: u64) -> Option<u64> {
 }
 
 /// Parses a name of a variant.
-pub fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result<T, D::Error> {
+pub(super) fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result<T, D::Error> {
     let names: Vec<&str> = T::ALL.iter().map(|(name, _)| *name).collect();
     let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
     let expected = match quoted.split_last() {
@@ -147,7 +147,7 @@ pub fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result<T, D::
 }
 
 /// Parses a string of 1 to 512 bytes.
-pub fn text<'de, D: Deserializer<'de>, T: From<String>>(value: D) -> Result<T, D::Error> {
+pub(super) fn text<'de, D: Deserializer<'de>, T: From<String>>(value: D) -> Result<T, D::Error> {
     read(value, "a string of 1 to 512 bytes", |value| {
         short(value).map(Into::into)
     })
@@ -159,29 +159,29 @@ fn short(value: &Value) -> Option<String> {
 }
 
 /// Parses a string of any length that may contain a secret.
-pub fn hidden<'de, D: Deserializer<'de>, T: From<Hidden<String>>>(value: D) -> Result<T, D::Error> {
+pub(super) fn hidden<'de, D: Deserializer<'de>, T: From<Hidden<String>>>(value: D) -> Result<T, D::Error> {
     read(value, "a string", |value| {
         value.as_str().map(|text| Hidden(text.to_owned()).into())
     })
 }
 
 /// Parses the path of a file or folder.
-pub fn path<'de, D: Deserializer<'de>>(value: D) -> Result<Option<PathBuf>, D::Error> {
+pub(super) fn path<'de, D: Deserializer<'de>>(value: D) -> Result<Option<PathBuf>, D::Error> {
     read(value, "a path", |value| short(value).map(|path| Some(path.into())))
 }
 
 /// Parses a list of paths.
-pub fn paths<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
+pub(super) fn paths<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
     items(value, "a list of files", usize::MAX, |text| Some(text.into()))
 }
 
 /// Parses a table.
-pub fn table<'de, D: Deserializer<'de>>(value: D) -> Result<Hidden<toml::Table>, D::Error> {
+pub(super) fn table<'de, D: Deserializer<'de>>(value: D) -> Result<Hidden<toml::Table>, D::Error> {
     read(value, "a table", |value| value.as_table().cloned().map(Hidden))
 }
 
 /// Parses a pattern, or a list of them.
-pub fn patterns<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
+pub(super) fn patterns<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
     let expected = "a pattern of stream names such as \"studio/*\", or a list of them";
     read(value, expected, |value| match value {
         Value::String(one) => Some(vec![one.clone()]),
@@ -191,18 +191,18 @@ pub fn patterns<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::E
 }
 
 /// Rejects every value: the reader has taken those in the file already.
-pub fn in_file_only<'de, D: Deserializer<'de>, T>(value: D) -> Result<T, D::Error> {
+pub(super) fn in_file_only<'de, D: Deserializer<'de>, T>(value: D) -> Result<T, D::Error> {
     read(value, "a list of tables, in the file", |_| None)
 }
 
 /// Parses an address to listen on.
-pub fn socket_address<'de, D: Deserializer<'de>>(value: D) -> Result<SocketAddr, D::Error> {
+pub(super) fn socket_address<'de, D: Deserializer<'de>>(value: D) -> Result<SocketAddr, D::Error> {
     let expected = "an IP address and a port, such as \"[::]:8080\" or \"127.0.0.1:8080\"";
     read(value, expected, parsed)
 }
 
 /// Parses a list of addresses for ICE candidates.
-pub fn announced<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpAddr>, D::Error> {
+pub(super) fn announced<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpAddr>, D::Error> {
     let expected = "a list of at most 16 IP addresses that peers can reach, such as [\"203.0.113.7\"]; not host names or \
                     \"0.0.0.0\"";
     let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
@@ -210,7 +210,7 @@ pub fn announced<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpAddr>, D::
 }
 
 /// Parses the host and port of a server.
-pub fn host_port<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+pub(super) fn host_port<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     let expected = "the host and port of a STUN server without a scheme, such as \"stun.example.org:3478\"";
     read(value, expected, |value| {
         let server = short(value)?;
@@ -226,7 +226,7 @@ pub fn host_port<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, 
 }
 
 /// Parses a list of URLs such as `stun:host` or `turn:host:port?transport=tcp` (RFC 7064 §3.1, RFC 7065 §3.1).
-pub fn ice_servers<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
+pub(super) fn ice_servers<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
     let expected = "a list of at most 8 URLs without `//`, such as [\"stun:stun.example.org:3478\", \
                     \"turn:turn.example.org:3478\"]";
     items(value, expected, 8, |url| {
@@ -240,7 +240,7 @@ pub fn ice_servers<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D
 }
 
 /// Parses a list of networks. An address is a network of one host.
-pub fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>, D::Error> {
+pub(super) fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>, D::Error> {
     let expected = "a list of networks in CIDR notation, such as [\"192.168.0.0/16\"]";
     items(value, expected, usize::MAX, |text| {
         let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
@@ -249,7 +249,7 @@ pub fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>, D::Er
 }
 
 /// Parses a list of origins, in the form that browsers send.
-pub fn origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins, D::Error> {
+pub(super) fn origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins, D::Error> {
     let origins = items(value, ORIGINS, usize::MAX, |origin| {
         let host = origin
             .strip_prefix("https://")
@@ -268,17 +268,17 @@ pub fn origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins, D::Er
 }
 
 /// Parses a token.
-pub fn secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
+pub(super) fn secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
     read(value, TOKEN, |value| Secret::new(value.as_str()?).map(Some))
 }
 
 /// Parses a token, without the white space around it.
-pub fn trimmed_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
+pub(super) fn trimmed_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
     read(value, TOKEN, |value| Secret::new(value.as_str()?.trim()).map(Some))
 }
 
 /// Parses a secret that tokens are signed with.
-pub fn signing_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
+pub(super) fn signing_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
     read(value, SIGNING_SECRET, |value| {
         let secret = Secret::new(value.as_str()?)?;
         (secret.reveal().len() >= 16).then_some(Some(secret))
@@ -286,7 +286,7 @@ pub fn signing_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secr
 }
 
 /// Parses `name:password`.
-pub fn turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Option<TurnUser>, D::Error> {
+pub(super) fn turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Option<TurnUser>, D::Error> {
     read(value, TURN_USER, |value| {
         let (username, password) = value.as_str()?.split_once(':')?;
         let (username, password) = (Secret::new(username)?.reveal().to_owned(), Secret::new(password)?);
@@ -295,7 +295,7 @@ pub fn turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Option<TurnUser>
 }
 
 /// Parses an HTTP URL.
-pub fn web_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+pub(super) fn web_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     read(value, WEB_ADDRESS, web)
 }
 
@@ -306,7 +306,7 @@ fn web(value: &Value) -> Option<Option<String>> {
 }
 
 /// Parses the URL of an OpenTelemetry collector.
-pub fn collector<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+pub(super) fn collector<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     let expected = match cfg!(feature = "otlp") {
         true => "the URL of an OpenTelemetry collector that accepts OTLP over HTTP, such as \"http://localhost:4318\"",
         false => "no value: this program was built without the feature `otlp`",
@@ -315,7 +315,7 @@ pub fn collector<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, 
 }
 
 /// Parses directives of `tracing_subscriber::EnvFilter`.
-pub fn log_level<'de, D: Deserializer<'de>>(value: D) -> Result<String, D::Error> {
+pub(super) fn log_level<'de, D: Deserializer<'de>>(value: D) -> Result<String, D::Error> {
     read(value, LEVEL, |value| {
         let directives: Vec<&str> = value.as_str()?.split(',').map(str::trim).collect();
         // A single word would also be valid as a target: a misspelt level would then silence everything.

@@ -121,7 +121,7 @@ fn certificate(config: &Config) -> Vec<Mistake> {
 }
 
 /// Tries to bind all listen addresses at the same time, so that two keys with the same port are found.
-pub fn ports(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
+fn ports(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
     // After a syntax error the addresses may not be the intended ones.
     let is_doubtful = |mistake: &Mistake| matches!(mistake.problem, Problem::Syntax(_));
     let is_known = |key: &str| {
@@ -157,7 +157,7 @@ pub fn ports(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
 }
 
 /// Returns a failure as a mistake of the configuration, with the place of its key.
-pub fn mistake(failure: &BindFailure, config: &Config) -> Mistake {
+fn mistake(failure: &BindFailure, config: &Config) -> Mistake {
     let problem = format!("{}; {}", failure.problem(), failure.remedy);
     Mistake {
         place: config.place(failure.key),

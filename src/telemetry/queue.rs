@@ -22,7 +22,7 @@ static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
 /// A handle on the queue.
 #[derive(Clone)]
-pub struct LogQueue {
+pub(super) struct LogQueue {
     lines: NonBlocking,
     state: Arc<State>,
 }
@@ -43,7 +43,7 @@ struct Writer<W> {
 
 impl LogQueue {
     /// Creates a queue, and starts the thread that writes to `output`.
-    pub fn start(output: impl Write + Send + 'static) -> Self {
+    pub(super) fn start(output: impl Write + Send + 'static) -> Self {
         let state = Arc::new(State {
             queued: AtomicUsize::new(0),
             dropped: AtomicU64::new(0),
@@ -60,17 +60,17 @@ impl LogQueue {
     }
 
     /// Makes this the queue of the process: see [`flush`] and [`dropped_lines`].
-    pub fn install(&self) {
+    pub(super) fn install(&self) {
         let _ = QUEUE.set(self.clone());
     }
 
     /// Returns the number of lines dropped so far.
-    pub fn dropped(&self) -> u64 {
+    pub(super) fn dropped(&self) -> u64 {
         self.state.dropped.load(Ordering::Relaxed) + self.lines.error_counter().dropped_lines() as u64
     }
 
     /// Writes the queued lines within [`FLUSH_TIMEOUT`], and ends the writing thread.
-    pub fn flush(&self) {
+    pub(super) fn flush(&self) {
         let worker = self.state.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(worker) = worker else { return };
         let (done, written) = mpsc::channel::<()>();

@@ -154,7 +154,11 @@ fn times_continue_across_the_33_bit_wrap() {
     let last = clock.time(clock::MASK - 45_000);
     let next = clock.time(45_000 - 1);
     assert_eq!(next - last, Duration::from_secs(1));
-    assert_eq!(next - clock.time(clock::MASK - 45_000), Duration::from_secs(1), "and back");
+    assert_eq!(
+        next - clock.time(clock::MASK - 45_000),
+        Duration::from_secs(1),
+        "and back"
+    );
 }
 
 #[test]
