@@ -5,7 +5,7 @@ use std::path::Path;
 use super::hook::Hook;
 use super::jwt::{Key, Verifier};
 use super::pattern::Pattern;
-use super::{FixedToken, Permissions};
+use super::request::{FixedToken, Permissions};
 use crate::config::{Auth, Mistake, Secret, TokenConfig, named};
 
 /// The credentials that [`super::Access`] is built from.
@@ -218,7 +218,11 @@ mod tests {
         let secret = Secret::new("s3cret").expect("a token");
         let token = FixedToken::new(&secret, Permissions::default());
         for (given, matches) in [("s3cret", true), ("s3cre", false), ("", false)] {
-            assert_eq!(token.has_digest(&super::super::digest(given)), matches, "{given}");
+            assert_eq!(
+                token.has_digest(&super::super::request::digest(given)),
+                matches,
+                "{given}"
+            );
         }
     }
 }

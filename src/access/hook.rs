@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::jwt::{body, client};
-use super::{AccessRequest, Action, Denial, Grant, digest, wall};
+use super::request::{AccessRequest, Action, Denial, Grant, digest, wall};
 use crate::config::Auth;
 
 /// Client of the webhook, with a cache of grants.

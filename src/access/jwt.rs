@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::pattern::Pattern;
-use super::{Denial, Permissions, digest, wall};
+use super::request::{Denial, Permissions, digest, wall};
 use crate::config::Auth;
 
 /// A key with its algorithm.

@@ -7,12 +7,6 @@
 //! The first that recognizes the token decides. This folder is a shell: it sends HTTP requests and reads the clock.
 //! Tokens are never logged.
 
-use std::net::IpAddr;
-use std::time::SystemTime;
-
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
-
 use crate::config::Secret;
 use millstream_core::hub::name::StreamName;
 
@@ -20,124 +14,14 @@ pub mod credentials;
 pub mod hook;
 pub mod jwt;
 pub mod pattern;
+mod request;
 
 use self::credentials::Credentials;
 use self::hook::Hook;
 use self::jwt::Verifier;
 use self::pattern::Pattern;
-
-/// The action that a request needs permission for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    Publish,
-    Play,
-    /// Use the control API and read the metrics.
-    Api,
-}
-
-impl Action {
-    /// Returns the name used in claims and in requests to the hook.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Publish => "publish",
-            Self::Play => "play",
-            Self::Api => "api",
-        }
-    }
-
-    /// Returns the verb used in error texts.
-    pub fn verb(self) -> &'static str {
-        match self {
-            Self::Publish => "publish",
-            Self::Play => "watch",
-            Self::Api => "use the API",
-        }
-    }
-}
-
-/// The permissions of a token.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Permissions {
-    pub publish: Vec<Pattern>,
-    pub play: Vec<Pattern>,
-    pub api: bool,
-}
-
-impl Permissions {
-    /// Whether they cover an action on a stream; `stream` is `None` for the API.
-    pub fn allow(&self, action: Action, stream: Option<&StreamName>) -> bool {
-        let any = |patterns: &[Pattern]| {
-            stream.is_some_and(|stream| patterns.iter().any(|pattern| pattern.matches(stream.as_str())))
-        };
-        match action {
-            Action::Publish => any(&self.publish),
-            Action::Play => any(&self.play),
-            Action::Api => self.api,
-        }
-    }
-}
-
-/// A configured token and its permissions.
-#[derive(Clone)]
-pub struct FixedToken {
-    /// SHA-256 of the token. Comparing digests reveals neither length nor content by timing.
-    digest: [u8; 32],
-    rights: Permissions,
-}
-
-impl FixedToken {
-    fn new(token: &Secret, rights: Permissions) -> Self {
-        Self {
-            digest: digest(token.reveal()),
-            rights,
-        }
-    }
-
-    /// Whether this is the token with that SHA-256, compared in constant time.
-    fn has_digest(&self, digest: &[u8; 32]) -> bool {
-        digest.ct_eq(&self.digest).into()
-    }
-}
-
-/// The parts of a request that authorization depends on.
-#[derive(Clone, Copy, Debug)]
-pub struct AccessRequest<'a> {
-    pub token: Option<&'a str>,
-    pub action: Action,
-    /// `None` for the API.
-    pub stream: Option<&'a StreamName>,
-    pub address: Option<IpAddr>,
-    /// Skip signature checks and the hook, because too many tokens from the address were wrong.
-    pub cheaply: bool,
-}
-
-/// Granted access.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Grant {
-    /// Expiry.
-    pub expires: Option<SystemTime>,
-    /// SHA-256 of the configured token, so that the grant can be revoked.
-    pub fixed: Option<[u8; 32]>,
-    /// It was given for a token, and not to everybody.
-    pub by_token: bool,
-}
-
-/// Denied access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denial {
-    /// A token is required, but none was sent.
-    Missing,
-    /// The token is unknown or invalid.
-    Wrong,
-    /// The token has expired.
-    Expired,
-    /// The token does not permit this action or stream.
-    Scope,
-    /// The hook or the key set is unavailable.
-    Unavailable,
-    /// A decision needs checks that [`AccessRequest::cheaply`] excludes.
-    Unjudged,
-}
+use self::request::digest;
+pub use self::request::{AccessRequest, Action, Denial, FixedToken, Grant, Permissions};
 
 /// Decides about access.
 pub struct Access {
@@ -266,14 +150,4 @@ impl Access {
             (false, false) => Err(Denial::Wrong),
         }
     }
-}
-
-/// Returns the digest that represents a token in memory.
-fn digest(token: &str) -> [u8; 32] {
-    Sha256::digest(token).into()
-}
-
-#[expect(clippy::disallowed_methods, reason = "tokens expire by the wall clock")]
-fn wall() -> SystemTime {
-    SystemTime::now()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use super::mistake::{Hint, Mistake, Place, Problem, nearest};
-use super::section::{Key, PREFIX};
+use super::section::{Key, PREFIX, variable};
 
 /// The variables that set keys, and mistakes in them.
 #[derive(Default)]
@@ -60,11 +60,6 @@ impl Variables {
         }
         variables
     }
-}
-
-/// Returns the name of the variable that sets a key.
-pub(super) fn variable(path: &str) -> String {
-    format!("{PREFIX}{}", path.replace('.', "__").to_ascii_uppercase())
 }
 
 fn unknown(name: &str, keys: &[&Key]) -> Problem {

@@ -53,6 +53,9 @@ pub enum Hint {
     Text(&'static str),
 }
 
+/// The place of each key that is set, by its path.
+pub(super) type Places = std::collections::BTreeMap<String, Place>;
+
 /// An invalid configuration, with all its mistakes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub struct ConfigError {
@@ -99,7 +102,7 @@ impl Mistake {
             return self.key == path;
         };
         let section = self.key.rsplit_once('.').map_or("", |(section, _)| section);
-        let variable = super::environment::variable(path);
+        let variable = super::section::variable(path);
         let means = |name: &String| {
             let in_section = path.strip_prefix(section).and_then(|rest| rest.strip_prefix('.'));
             name == path || *name == variable || in_section == Some(name) || path.starts_with(&format!("{name}."))

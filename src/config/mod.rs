@@ -12,7 +12,6 @@
 //!
 //! To add a key, add a field to its section and a line to `docs/configuration.md`.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -33,11 +32,13 @@ pub mod section;
 mod sections;
 mod streams;
 mod syntax;
+mod types;
 mod values;
 
 pub use self::auth::{Auth, TokenConfig};
 pub use self::document::joined;
 pub use self::environment::named;
+use self::mistake::Places;
 pub use self::mistake::{ConfigError, Mistake, Place, Problem};
 pub use self::secret::{Hidden, Secret};
 pub use self::section::{Key, Reload, Section};
@@ -64,14 +65,8 @@ pub struct Config {
     places: Places,
 }
 
-/// The place of each key that is set, by its path.
-type Places = BTreeMap<String, Place>;
-
 /// The configuration file if none is named. It need not exist.
 pub const DEFAULT_FILE: &str = "millstream.toml";
-
-/// The section of streams, which contains tables and no keys.
-const STREAMS: &str = "streams";
 
 /// Returns all keys except those of streams, by section.
 pub fn keys() -> Vec<&'static Key> {
@@ -166,7 +161,7 @@ impl Config {
     ) -> (Self, Vec<Mistake>) {
         let keys = keys();
         let variables = Variables::read(environment, &keys, RENAMED);
-        let mut reader = Reader::new(Document::parse(text, path), variables, RENAMED);
+        let mut reader = Reader::new(Document::parse(text, path), variables, RENAMED, &keys);
         let mut config = Self {
             http: reader.section(),
             webrtc: reader.section(),
@@ -180,7 +175,7 @@ impl Config {
             warnings: Vec::new(),
             places: Places::new(),
         };
-        let findings = reader.finish(&keys);
+        let findings = reader.finish();
         config.places = findings.places;
         config.warnings = findings.warnings;
         (config, findings.mistakes)

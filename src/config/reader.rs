@@ -6,12 +6,16 @@ use toml::de::{DeString, DeTable, DeValue};
 use super::auth::{Auth, TokenConfig};
 use super::document::{Document, joined, shown};
 use super::environment::Variables;
+use super::mistake::Places;
 use super::mistake::{Hint, Mistake, Place, Problem, nearest};
+use super::renames;
+use super::section::STREAMS;
 use super::section::{Key, Section};
-use super::{Places, renames};
 
 /// Reads a configuration.
 pub(super) struct Reader<'a> {
+    /// All keys of the configuration, to suggest one for a misspelt one.
+    keys: &'a [&'static Key],
     document: Document<'a>,
     variables: Variables,
     mistakes: Vec<Mistake>,
@@ -34,7 +38,12 @@ const ALTERNATIVES: [(&str, &str); 4] = [
 ];
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(mut document: Document<'a>, mut variables: Variables, renamed: &[(&str, &str)]) -> Self {
+    pub(super) fn new(
+        mut document: Document<'a>,
+        mut variables: Variables,
+        renamed: &[(&str, &str)],
+        keys: &'a [&'static Key],
+    ) -> Self {
         let messages = renames::apply(&mut document, &mut variables, renamed);
         let mut mistakes = std::mem::take(&mut variables.mistakes);
         mistakes.extend(document.mistakes());
@@ -44,6 +53,7 @@ impl<'a> Reader<'a> {
             variables,
             mistakes,
             warnings: messages.warnings,
+            keys,
         }
     }
 
@@ -65,7 +75,8 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the findings. What is left in the document is unknown.
-    pub(super) fn finish(mut self, keys: &[&Key]) -> Findings {
+    pub(super) fn finish(mut self) -> Findings {
+        let keys = self.keys;
         for (name, value) in std::mem::take(&mut self.document.table) {
             let is_section = matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
             let problem = if is_section {
@@ -165,8 +176,7 @@ impl<'a> Reader<'a> {
         for (name, value) in table {
             let Some(key) = S::KEYS.iter().find(|key| key.name == name.get_ref()) else {
                 let own: Vec<&str> = S::KEYS.iter().map(|key| key.name).collect();
-                let others = super::keys();
-                let problem = unknown_key(name.get_ref(), &own, &others);
+                let problem = unknown_key(name.get_ref(), &own, self.keys);
                 self.mistake(name.span().start, Mistake::of(joined(path, name.get_ref()), problem));
                 continue;
             };
@@ -271,7 +281,7 @@ fn unknown_key(name: &str, own: &[&str], others: &[&Key]) -> Problem {
 
 fn unknown_section(name: &str, keys: &[&Key]) -> Problem {
     let mut sections: Vec<&str> = keys.iter().filter_map(|key| key.path.split('.').next()).collect();
-    sections.push(super::STREAMS);
+    sections.push(STREAMS);
     sections.dedup();
     let hint = match nearest(name, sections.iter().copied()) {
         Some(near) => Hint::Near(vec![near.to_owned()]),

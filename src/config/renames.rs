@@ -6,6 +6,7 @@ use toml::de::{DeTable, DeValue};
 use super::document::{Document, joined};
 use super::environment::Variables;
 use super::mistake::{Mistake, Place};
+use super::section::STREAMS;
 
 /// Former and new path of each renamed key. `streams.*` is the table of any stream.
 pub(super) const RENAMED: &[(&str, &str)] = &[
@@ -83,12 +84,12 @@ fn in_file(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<Found> {
 }
 
 fn in_streams(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<Found> {
-    let Some(streams) = table(root, super::STREAMS) else {
+    let Some(streams) = table(root, STREAMS) else {
         return Vec::new();
     };
     let mut all = Vec::new();
     for (name, stream) in streams.iter_mut() {
-        let path = joined(super::STREAMS, name.get_ref());
+        let path = joined(STREAMS, name.get_ref());
         if let DeValue::Table(stream) = stream.get_mut()
             && let Some(value) = stream.remove(old)
         {

@@ -63,6 +63,14 @@ impl Key {
 /// Prefix of the environment variables that set keys.
 pub(super) const PREFIX: &str = "MILLSTREAM_";
 
+/// Returns the name of the variable that sets a key.
+pub(super) fn variable(path: &str) -> String {
+    format!("{PREFIX}{}", path.replace('.', "__").to_ascii_uppercase())
+}
+
+/// Name of the section that holds the streams.
+pub(super) const STREAMS: &str = "streams";
+
 /// A table of the configuration. The macro [`section!`] implements it.
 pub trait Section: Default + DeserializeOwned {
     /// Path of the table; `*` stands for any name.
@@ -114,17 +122,17 @@ macro_rules! section {
 
         impl $crate::config::section::Section for $name {
             const NAME: &'static str = $section;
-            const KEYS: &'static [$crate::config::Key] = &[$(
-                $crate::config::Key::new(
+            const KEYS: &'static [$crate::config::section::Key] = &[$(
+                $crate::config::section::Key::new(
                     concat!($section, ".", $key),
                     $key,
-                    $crate::config::Reload::$reload,
+                    $crate::config::section::Reload::$reload,
                     concat!($($doc),+),
                 )
                 .with($shown, section!(@is $($secret)?))
             ),+];
 
-            fn differences(&self, other: &Self) -> Vec<&'static $crate::config::Key> {
+            fn differences(&self, other: &Self) -> Vec<&'static $crate::config::section::Key> {
                 let differs = [$(self.$field != other.$field),+];
                 let keys = Self::KEYS.iter().zip(differs);
                 keys.filter_map(|(key, differs)| differs.then_some(key)).collect()

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::secret::Secret;
 use super::section::section;
+pub use super::types::{CorsOrigins, TurnUser};
 use super::values::{self, Variants};
 
 section! {
@@ -201,14 +202,6 @@ impl Http {
     }
 }
 
-/// Origins of web pages that may use the gateway.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CorsOrigins {
-    Any,
-    /// In the form that browsers send: `https://example.org`, without a path or trailing slash.
-    Listed(Vec<String>),
-}
-
 /// When a viewer gets a counter-offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CounterOffer {
@@ -226,13 +219,6 @@ impl Variants for CounterOffer {
         ("when_needed", Self::WhenNeeded),
         ("always", Self::Always),
     ];
-}
-
-/// A user of a TURN server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TurnUser {
-    pub username: String,
-    pub password: Secret,
 }
 
 /// Format of log lines.

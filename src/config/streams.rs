@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use super::STREAMS;
 use super::document::joined;
 use super::mistake::{Mistake, Problem, nearest};
 use super::reader::Reader;
 use super::secret::Hidden;
-use super::section::{Section as _, section};
+use super::section::{STREAMS, Section as _, section};
 use super::values::{self, Variants};
 use millstream_core::hub::name::StreamName;
 

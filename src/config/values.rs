@@ -16,7 +16,7 @@ use tracing_subscriber::filter::Directive;
 use super::document::may_contain_secret;
 use super::mistake::nearest;
 use super::secret::{Hidden, Secret};
-use super::sections::{CorsOrigins, TurnUser};
+use super::types::{CorsOrigins, TurnUser};
 
 const TOKEN: &str = "1 to 512 letters, digits and `-._~+/=`, without spaces";
 const SIGNING_SECRET: &str = "16 to 512 letters, digits and `-._~+/=`, without spaces";

@@ -414,9 +414,10 @@ async fn a_port_in_use_is_an_error_that_names_the_key() {
         .expect("in use")
         .to_string();
     assert!(
-        error.starts_with("http.listen: cannot listen on TCP 127.0.0.1:"),
+        error.starts_with("`http.listen` cannot be bound: TCP 127.0.0.1:"),
         "{error}"
     );
-    assert!(error.contains("another program uses this port"), "{error}");
+    let advice = "is using it; stop that process, or choose another port";
+    assert!(error.contains(advice), "{error}");
     gateway.stop().await;
 }
