@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 
-use crate::outputs::hls::service::Plane;
+use crate::outputs::hls::live::Plane;
 use crate::shard::MediaPlane;
 use crate::sources::fetch::directory::{Directory, StartOutcome};
 use millstream_core::hub::Hub;

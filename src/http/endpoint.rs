@@ -24,8 +24,8 @@ use crate::control::policy::IceServers;
 use crate::control::record::{IceSession, SessionRecord};
 use crate::control::sessions::{OFFER_LIFETIME, OfferedSession};
 use crate::shard::{Placement, Refusal, SessionId};
+use crate::sources::fetch::attached::random_id;
 use crate::sources::fetch::directory::StartOutcome;
-use crate::sources::fetch::random_id;
 use millstream_core::hub::name::StreamName;
 use millstream_core::sdp::plan::AvailableTracks;
 use millstream_core::sdp::{

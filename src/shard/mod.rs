@@ -29,7 +29,7 @@ pub mod watchdog;
 use self::socket::{Receiver, Sender, UdpPort, Waker};
 use self::tcp::{PeerSink, TcpConnections};
 use self::watchdog::{Phase, Stalled, Ticks, Watchdog};
-use crate::sources::fetch::random_id;
+use crate::sources::fetch::attached::random_id;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;

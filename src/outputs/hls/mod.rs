@@ -16,6 +16,7 @@
 //! All but the last two are without I/O and clock. The HTTP routes are with the other HTTP handlers.
 
 pub mod cmaf;
+pub mod live;
 pub mod packager;
 pub mod packaging;
 pub mod playlist;

@@ -9,9 +9,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
+use super::live::{Live, Plane};
 use super::packager::Packager;
 use super::rendition::Role;
-use super::service::{Live, Plane, Service};
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
@@ -33,8 +33,13 @@ const KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval of the check for a new source and for idleness, neither of which is signalled.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Packages a stream until it has had no requests for [`IDLE`](super::service).
-pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: StreamName, live: Arc<Live>) {
+/// Packages a stream until `remove_if_idle` has removed it, because it had no requests for a while.
+pub(super) async fn package(
+    remove_if_idle: impl Fn() -> bool,
+    plane: Arc<dyn Plane>,
+    name: StreamName,
+    live: Arc<Live>,
+) {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
@@ -52,7 +57,7 @@ pub(super) async fn package(service: Arc<Service>, plane: Arc<dyn Plane>, name: 
         let now = Instant::now();
         if now >= next_poll {
             next_poll = now + POLL_INTERVAL;
-            if service.remove_if_idle(&name) {
+            if remove_if_idle() {
                 info!(stream = %name, "HLS packaging stopped (no viewers)");
                 return;
             }

@@ -15,8 +15,8 @@ use crate::pipeline::library::Library;
 use crate::pipeline::programs::WorkerPrograms;
 use crate::pipeline::value::Unescaped;
 use crate::sources::hls::{Choice, Origin};
+use crate::sources::rtsp::camera::{Camera, Password};
 use crate::sources::rtsp::policies::{self, Policies};
-use crate::sources::rtsp::{Camera, Password};
 
 /// What building a source needs besides its own table.
 #[derive(Clone, Copy)]

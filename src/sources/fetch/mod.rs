@@ -8,29 +8,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngCore as _;
-use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::backoff::Backoff;
 use self::directory::Entry;
 use self::status::State;
-use super::hls::{self, HlsError, Origin};
-use super::rtsp::{self, Camera, CameraError};
-use crate::pipeline::process::ProcessError;
+use super::hls::{self, Origin};
+use super::rtsp::camera::{Camera, CameraError};
+use super::rtsp::{self};
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::stream::SessionId;
-use millstream_core::sources::frame_source::{FanOut, FrameSource};
+use millstream_core::sources::frame_source::FanOut;
 
 pub mod address;
+pub mod attached;
 pub mod backoff;
 pub mod build;
 pub mod directory;
+pub mod error;
 pub mod pipeline;
 pub mod status;
 pub mod supervisor;
 
-use self::address::AddressError;
+use self::error::FetchError;
 use self::pipeline::PipelineSpec;
 
 /// A stream and its source.
@@ -67,21 +67,6 @@ impl SourceKind {
             Self::Hls(_) => "hls",
         }
     }
-}
-
-/// Why a source failed.
-#[derive(Debug, Error)]
-pub enum FetchError {
-    #[error(transparent)]
-    Camera(#[from] CameraError),
-    #[error(transparent)]
-    Worker(#[from] ProcessError),
-    #[error(transparent)]
-    Hls(#[from] HlsError),
-    #[error(transparent)]
-    Address(#[from] AddressError),
-    #[error("another source has the stream")]
-    Displaced,
 }
 
 /// A source that was live for this long resets its backoff.
@@ -187,23 +172,4 @@ async fn play<P: FanOut>(
         SourceKind::Hls(origin) => hls::play(origin, &fetched.stream, plane, &mut live).await,
         SourceKind::Pipeline(spec) => pipeline::play(spec, &fetched.stream, plane, &mut live).await,
     }
-}
-
-/// Detaches the frame source from its stream when dropped, also when the task is cancelled.
-pub struct Attached<'a, P: FanOut> {
-    pub feed: FrameSource,
-    pub plane: &'a P,
-}
-
-impl<P: FanOut> Drop for Attached<'_, P> {
-    fn drop(&mut self) {
-        self.feed.ended(self.plane.hub());
-    }
-}
-
-/// Returns a unique, unguessable id of a source or a session (RFC 9725 §5).
-pub fn random_id() -> SessionId {
-    let mut id = [0; 16];
-    rand::rng().fill_bytes(&mut id);
-    SessionId(id)
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use tracing::debug;
 
 use super::address::Allowed;
-use super::{Attached, FetchError, random_id};
+use super::attached::{Attached, random_id};
+use super::error::FetchError;
 use crate::pipeline::description::Limits;
 use crate::pipeline::process::{Process, ProcessError};
 use crate::pipeline::programs::WorkerPrograms;

@@ -11,9 +11,9 @@ use url::Url;
 
 use super::crypt;
 use super::cursor::{Cursor, Step};
+use super::error::{FileKind, HlsError};
 use super::http::{Bounds, Client, HttpError};
 use super::playlist::{Init, Key, Media, Playlist, Segment};
-use super::{FileKind, HlsError};
 use crate::pipeline::process::Feeder;
 use millstream_worker_runtime::wire::{ChunkRole, SegmentChunk};
 

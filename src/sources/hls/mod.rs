@@ -17,19 +17,19 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::header::HeaderMap;
-use thiserror::Error;
 use tokio::sync::Semaphore;
 use url::Url;
 
 use self::cursor::Cursor;
+use self::error::{FileKind, HlsError};
 use self::fetcher::{Fetcher, LastError};
 use self::http::{Client, HttpError};
-use self::playlist::{Media, Multivariant, Playlist, PlaylistError, Variant};
+use self::playlist::{Media, Multivariant, Playlist, Variant};
 use crate::pipeline::description::Limits;
 use crate::pipeline::process::{Process, ProcessError};
 use crate::pipeline::programs::WorkerPrograms;
-use crate::sources::fetch::FetchError;
 use crate::sources::fetch::address::Allowed;
+use crate::sources::fetch::error::FetchError;
 use crate::sources::fetch::pipeline::{Relay, Running};
 use millstream_core::hub::name::StreamName;
 use millstream_core::sources::frame_source::FanOut;
@@ -37,6 +37,7 @@ use millstream_worker_runtime::wire::{DemuxJob, FromWorker};
 
 mod crypt;
 pub mod cursor;
+pub mod error;
 mod fetcher;
 pub mod http;
 pub mod playlist;
@@ -70,47 +71,6 @@ pub struct Choice {
     pub max_height: Option<u32>,
     /// In bit/s.
     pub max_bandwidth: Option<u64>,
-}
-
-/// The kind of a fetched file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FileKind {
-    Playlist,
-    Init,
-    Segment,
-    Key,
-}
-
-impl std::fmt::Display for FileKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Playlist => "the playlist",
-            Self::Init => "an initialization section",
-            Self::Segment => "a segment",
-            Self::Key => "a key",
-        })
-    }
-}
-
-/// Why an HLS source failed. Shows only the host of a URL.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum HlsError {
-    #[error("cannot fetch {what} from {host}: {error}")]
-    Fetch {
-        what: FileKind,
-        host: String,
-        error: HttpError,
-    },
-    #[error("the playlist cannot be used: {0}")]
-    Playlist(#[from] PlaylistError),
-    #[error("the multivariant playlist refers to another multivariant playlist")]
-    Nested,
-    #[error("no variant is H.264 or H.265 with AAC or Opus: {0}")]
-    NoVariant(String),
-    #[error("a segment cannot be decrypted: its key is wrong")]
-    Key,
-    #[error("the stream has ended")]
-    Ended,
 }
 
 /// Limits of the worker. Segments arrive in bursts, so the timeouts are longer than those of a camera.

@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
+use super::camera::{Camera, CameraError, Step, to_retina};
 use super::raw::RawTrack;
-use super::{Camera, CameraError, Step, to_retina};
 use crate::pipeline::value::TargetHost;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::aac::AacConfig;

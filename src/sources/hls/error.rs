@@ -1,0 +1,47 @@
+//! Why an HLS source failed.
+
+use thiserror::Error;
+
+use super::http::HttpError;
+use super::playlist::PlaylistError;
+
+/// The kind of a fetched file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    Playlist,
+    Init,
+    Segment,
+    Key,
+}
+
+impl std::fmt::Display for FileKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Playlist => "the playlist",
+            Self::Init => "an initialization section",
+            Self::Segment => "a segment",
+            Self::Key => "a key",
+        })
+    }
+}
+
+/// Why an HLS source failed. Shows only the host of a URL.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum HlsError {
+    #[error("cannot fetch {what} from {host}: {error}")]
+    Fetch {
+        what: FileKind,
+        host: String,
+        error: HttpError,
+    },
+    #[error("the playlist cannot be used: {0}")]
+    Playlist(#[from] PlaylistError),
+    #[error("the multivariant playlist refers to another multivariant playlist")]
+    Nested,
+    #[error("no variant is H.264 or H.265 with AAC or Opus: {0}")]
+    NoVariant(String),
+    #[error("a segment cannot be decrypted: its key is wrong")]
+    Key,
+    #[error("the stream has ended")]
+    Ended,
+}
