@@ -1,0 +1,265 @@
+//! What forwarding costs: one shard without sockets sends a stream to many viewers in virtual time.
+//!
+//! Run by `make callgrind`, which counts the instructions of [`forward`] and divides them by the number of datagrams that
+//! this program prints.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millstream_core::hub::Hub;
+use millstream_core::hub::mailbox::Mailbox;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::registry::{Registry, Requester, SessionLimits};
+use millstream_core::hub::stream::{SessionId, ShardIndex};
+use millstream_core::media::Codec;
+use millstream_core::media::packet::Packet;
+use millstream_core::outputs::whep::Viewer;
+use millstream_core::sdp::{self, Local, Offer};
+use millstream_core::session::identity::Identity;
+use millstream_core::session::outbox::{Outbox, Run, Sink};
+use millstream_core::shard::counters::Counters;
+use millstream_core::shard::message::{Message, Opening, OpeningRole};
+use millstream_core::shard::peers::Peer as ShardPeer;
+use millstream_core::shard::{Core, Shared, ufrag};
+use millstream_core::sources::frame_source::{FrameSource, Framing};
+use millstream_test_support::{
+    Answer, Credentials, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerIdentity, Profiles, VideoCodec,
+};
+
+const VIEWERS: usize = 200;
+
+/// Frames of video that are measured, at 30 per second; two in three come with a frame of audio.
+const FRAMES: u64 = 120;
+
+/// Bytes of a frame: 3 Mbit/s.
+const FRAME_BYTES: usize = 12_500;
+
+/// Frames between two key frames.
+const KEY_FRAME_INTERVAL: u64 = 60;
+
+const GATEWAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 8189);
+
+type Datagrams = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
+
+/// Records the datagrams of handshakes, and counts the others.
+struct Recorder {
+    handshakes: Datagrams,
+    media: Arc<AtomicU64>,
+}
+
+impl Sink for Recorder {
+    fn send(&mut self, buffer: &[u8], runs: &[Run]) {
+        for run in runs {
+            let bytes = &buffer[run.start..run.end];
+            if matches!(bytes.first(), Some(128..=191)) {
+                let datagrams = bytes.len().div_ceil(run.segment) as u64;
+                self.media.fetch_add(datagrams, Ordering::Relaxed);
+            } else {
+                let mut handshakes = self.handshakes.lock().expect("not poisoned");
+                let datagrams = bytes.chunks(run.segment);
+                handshakes.extend(datagrams.map(|datagram| (run.destination.to, Bytes::copy_from_slice(datagram))));
+            }
+        }
+    }
+}
+
+struct Setup {
+    shared: Arc<Shared>,
+    core: Core,
+    source: FrameSource,
+    now: Instant,
+    frame: u64,
+}
+
+fn main() {
+    let handshakes = Datagrams::default();
+    let media = Arc::new(AtomicU64::new(0));
+    let sink = Recorder {
+        handshakes: handshakes.clone(),
+        media: media.clone(),
+    };
+    let mut setup = Setup::new(sink);
+    setup.take_frame();
+    forward(&mut setup);
+    let mut peers: Vec<(SocketAddr, Peer)> = (0..VIEWERS).map(|index| setup.open(index)).collect();
+    setup.connect(&mut peers, &handshakes);
+    let before = media.load(Ordering::Relaxed);
+    for _ in 0..FRAMES {
+        setup.take_frame();
+        forward(&mut setup);
+    }
+    println!("viewers {VIEWERS}");
+    println!("datagrams {}", media.load(Ordering::Relaxed) - before);
+    println!("bytes_per_viewer {}", size_of::<ShardPeer>() + size_of::<Viewer>());
+}
+
+/// The measured part: one tick, from the frames of a source to the datagrams of all viewers.
+#[inline(never)]
+fn forward(setup: &mut Setup) {
+    let published = setup.source.publish(&setup.shared.hub);
+    let stream = published.stream.expect("attached");
+    let packets: Arc<[Arc<Packet>]> = published.packets.into();
+    if !published.subscribers.is_empty() {
+        setup.core.handle_message(setup.now, Message::Media { stream, packets });
+    }
+    setup.core.finish_tick(setup.now);
+}
+
+impl Setup {
+    fn new(sink: Recorder) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+        let now = Instant::now();
+        let limits = SessionLimits {
+            sessions: VIEWERS,
+            half_open: VIEWERS,
+            half_open_reserved: 0,
+            half_open_per_address: VIEWERS,
+        };
+        let shared = Arc::new(Shared {
+            hub: Hub::default(),
+            registry: Registry::new(limits, Box::new(|_| {})),
+            identity: Arc::new(Identity::generate().expect("makes a key")),
+            mailboxes: vec![Arc::new(Mailbox::new(1, || {}))],
+            counters: Counters::default(),
+            announced: RwLock::new(Arc::new([])),
+            tcp: Arc::new(()),
+            epoch: (now, Duration::from_secs(1_800_000_000)),
+        });
+        let core = Core::new(ShardIndex(0), shared.clone(), Outbox::new(Box::new(sink)), random(1));
+        let tracks = [Codec::H264.into(), Codec::Opus.into()];
+        let source = FrameSource::new(name(), SessionId([0xff; 16]), &tracks).expect("codecs that can be packetized");
+        Self {
+            shared,
+            core,
+            source,
+            now,
+            frame: 0,
+        }
+    }
+
+    /// Lets a frame interval pass and takes the next frames.
+    fn take_frame(&mut self) {
+        self.now += Duration::from_micros(33_333);
+        let mut unit = Vec::new();
+        let is_key_frame = self.frame.is_multiple_of(KEY_FRAME_INTERVAL);
+        if is_key_frame {
+            unit.extend_from_slice(&[0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4]);
+            unit.extend_from_slice(&[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80]);
+        }
+        unit.extend_from_slice(&[0, 0, 0, 1, if is_key_frame { 0x65 } else { 0x41 }]);
+        unit.resize(unit.len() + FRAME_BYTES, 0x5a);
+        let time = self.frame * 3_000;
+        self.source
+            .take_video(self.now, time, &unit.into(), Framing::StartCodes)
+            .expect("an access unit");
+        if !self.frame.is_multiple_of(3) {
+            let audio = Bytes::from_static(&[0xfc; 160]);
+            self.source
+                .take_audio(self.now, self.frame * 1_600, &audio)
+                .expect("a frame of audio");
+        }
+        self.frame += 1;
+    }
+
+    fn open(&mut self, index: usize) -> (SocketAddr, Peer) {
+        let identity = PeerIdentity::generate();
+        let offer = OfferParameters {
+            credentials: Credentials::from_seed(index as u64),
+            fingerprint: identity.fingerprint(),
+            setup: "actpass",
+            video: &[VideoCodec::H264],
+            rtx: true,
+            audio_ssrc: 0,
+            video_ssrc: 0,
+        };
+        let mut random = random(index as u32 + 2);
+        let local = ufrag::credentials(ShardIndex(0), &mut random);
+        let parsed = Offer::parse(offer.whep().as_bytes()).expect("a good offer");
+        let to_sign = Local {
+            credentials: &local,
+            fingerprint: &self.shared.identity.fingerprint,
+            candidates: &[GATEWAY],
+            tcp: false,
+            session_id: 1,
+        };
+        let stream = self.shared.hub.find(&name()).expect("attached");
+        let available = stream.lock().available_formats(|_| false).expect("it has a source");
+        let formats = sdp::formats_for(&parsed, &available);
+        let (playback, answer) = sdp::answer_viewer(&parsed, &formats, &to_sign, &mut random).expect("playable");
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&(index as u64).to_be_bytes());
+        let session = SessionId(id);
+        let requester = Requester {
+            address: None,
+            has_token: false,
+        };
+        let opened = self.shared.registry.open(self.now, session, ShardIndex(0), requester);
+        assert_eq!(opened, Ok(None));
+        let opening = Opening {
+            session,
+            stream: name(),
+            local,
+            role: OpeningRole::Play(playback),
+        };
+        self.core.handle_message(self.now, Message::Open(Box::new(opening)));
+        let peer = Peer::new(
+            self.now,
+            PeerConfig {
+                identity,
+                local: offer.credentials,
+                remote: Answer::parse(&answer).credentials(),
+                server: GATEWAY,
+                role: DtlsRole::Client,
+                profiles: Profiles::CmThenGcm,
+                ice: IceStyle::BROWSER,
+                decrypt: false,
+                seed: index as u64,
+            },
+        );
+        (SocketAddr::from(([198, 51, 100, 1], 20_000 + index as u16)), peer)
+    }
+
+    /// Exchanges datagrams until all peers are connected and have what is in the ring.
+    fn connect(&mut self, peers: &mut [(SocketAddr, Peer)], handshakes: &Datagrams) {
+        let end = self.now + Duration::from_secs(2);
+        while self.now < end {
+            self.now += Duration::from_millis(5);
+            for (address, peer) in &mut *peers {
+                if peer.poll_timeout().is_some_and(|at| at <= self.now) {
+                    peer.handle_timeout(self.now);
+                }
+                while peer.poll_event().is_some() {}
+                while let Some(transmit) = peer.poll_transmit() {
+                    let mut bytes = transmit.payload.to_vec();
+                    self.core.handle_datagram(self.now, *address, None, &mut bytes);
+                }
+            }
+            self.core.handle_timeout(self.now);
+            self.core.finish_tick(self.now);
+            for (to, datagram) in std::mem::take(&mut *handshakes.lock().expect("not poisoned")) {
+                let found = peers.iter_mut().find(|(address, _)| *address == to);
+                let (_, peer) = found.expect("a peer at each address");
+                peer.handle_datagram(self.now, GATEWAY, &datagram);
+            }
+        }
+        assert!(peers.iter().all(|(_, peer)| peer.is_connected()));
+    }
+}
+
+fn name() -> StreamName {
+    StreamName::parse("live").expect("a stream name")
+}
+
+/// Numbers that differ, and are the same in each run.
+fn random(seed: u32) -> Box<dyn FnMut() -> u32 + Send> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+    Box::new(move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state
+    })
+}
