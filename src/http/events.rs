@@ -210,8 +210,7 @@ impl EventStream {
         let mut text = String::new();
         let stream = self.control.media.hub().find(&self.held.stream);
         let (is_active, layers, viewers) = stream.map_or((false, Vec::new(), 0), |stream| {
-            let state = stream.lock();
-            (state.source().is_some(), state.layers().to_vec(), state.viewers())
+            stream.with(|state| (state.source().is_some(), state.layers().to_vec(), state.viewers()))
         });
         if self.active.replace(is_active) != Some(is_active) {
             match is_active {

@@ -86,7 +86,9 @@ pub async fn layer(State(control): State<Arc<Control>>, request: Request) -> Res
 /// The layers of a session's stream.
 pub(super) fn layers(control: &Control, held: &SessionRecord) -> Vec<Layer> {
     let stream = control.media.hub().find(&held.stream);
-    stream.map(|stream| stream.lock().layers().to_vec()).unwrap_or_default()
+    stream
+        .map(|stream| stream.with(|state| state.layers().to_vec()))
+        .unwrap_or_default()
 }
 
 /// As the event `layers` says it: by the index of the m-line.

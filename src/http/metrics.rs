@@ -271,29 +271,31 @@ struct ShownTrack {
 
 impl Shown {
     fn of(stream: &Stream, hls_viewers: usize, now: Instant) -> Self {
-        let state = stream.lock();
-        let is_live = state.source().is_some();
-        let tracks = [&state.video, &state.audio]
-            .into_iter()
-            .filter(|_| is_live)
-            .filter_map(|track| {
-                Some(ShownTrack {
-                    kind: track.kind,
-                    codec: track.format?.codec(),
-                    rate: track.meter.rate(now),
-                    resolution: track.resolution,
-                    delays: track.delays,
-                })
-            });
-        Self {
-            name: stream.key.name.clone(),
-            is_live,
-            viewers: state.viewers(),
-            hls_viewers,
-            key_frame_interval: state.video.key_frame_interval().filter(|_| is_live),
-            traffic: TRAFFIC.map(|(_, _, value)| value(&stream.traffic)),
-            tracks: tracks.collect(),
-        }
+        let traffic = TRAFFIC.map(|(_, _, value)| value(&stream.traffic));
+        stream.with(|state| {
+            let is_live = state.source().is_some();
+            let tracks = [&state.video, &state.audio]
+                .into_iter()
+                .filter(|_| is_live)
+                .filter_map(|track| {
+                    Some(ShownTrack {
+                        kind: track.kind,
+                        codec: track.format?.codec(),
+                        rate: track.meter.rate(now),
+                        resolution: track.resolution,
+                        delays: track.delays,
+                    })
+                });
+            Self {
+                name: stream.key.name.clone(),
+                is_live,
+                viewers: state.viewers(),
+                hls_viewers,
+                key_frame_interval: state.video.key_frame_interval().filter(|_| is_live),
+                traffic,
+                tracks: tracks.collect(),
+            }
+        })
     }
 }
 
@@ -356,7 +358,7 @@ fn streams(page: &mut Page, control: &Control) {
             .filter_map(|stream| Some((stream, stream.key.transcode_target()?)))
         {
             let labels = format!("stream=\"{}\",{label}=\"{}\"", stream.key.name, target.label());
-            page.sample(&labels, stream.lock().viewers());
+            page.sample(&labels, stream.with(|state| state.viewers()));
         }
     }
 }

@@ -311,8 +311,7 @@ impl MediaPlane {
     pub fn available_tracks(&self, stream: &StreamName) -> Option<AvailableTracks> {
         let hub = &self.inner.shared.hub;
         hub.find(stream)?
-            .lock()
-            .available_tracks(|codec| hub.can_transcode(codec))
+            .with(|state| state.available_tracks(|codec| hub.can_transcode(codec)))
     }
 
     /// Opens the session of a publisher. It takes the stream over when its first packet arrives.

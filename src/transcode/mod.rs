@@ -183,7 +183,7 @@ fn linger(transcode: TranscodeTarget) -> Duration {
 async fn unwatched(stream: &Stream, linger: Duration) {
     let mut last = Instant::now();
     while last.elapsed() < linger {
-        if stream.lock().is_watched() {
+        if stream.with(|state| state.is_watched()) {
             last = Instant::now();
         }
         sleep(POLL_INTERVAL).await;
@@ -296,13 +296,8 @@ impl TranscodeJob {
             conversion.publish_frame(output, &frame);
             if clock_sent.is_none_or(|clock_sent| clock_sent.elapsed() >= CLOCK_INTERVAL) {
                 let now = Instant::now();
-                let time = input
-                    .tap
-                    .stream
-                    .lock()
-                    .track(conversion.kind)
-                    .clock
-                    .time_at(now.into_std());
+                let (kind, stream) = (conversion.kind, &input.tap.stream);
+                let time = stream.with(|state| state.track(kind).clock.time_at(now.into_std()));
                 if let Some(time) = time {
                     output.record_capture_time(conversion.kind, conversion.output_time(time), now.into_std());
                     clock_sent = Some(now);
@@ -323,15 +318,14 @@ impl TranscodeJob {
         let mut last_request: Option<Instant> = None;
         let tap = Tap::open(plane.hub(), &self.original, tap);
         loop {
-            let (input, source) = {
-                let mut state = tap.stream.lock();
-                let input = self.open_input(&mut state);
+            let (input, source) = tap.stream.with(|state| {
+                let input = self.open_input(state);
                 // Audio can be read from any packet on.
                 let is_waiting = input.is_none() && self.transcode.kind() == Kind::Video;
                 let is_due = last_request.is_none_or(|at| at.elapsed() >= KEY_FRAME_REQUEST_INTERVAL);
                 let request = (is_waiting && is_due).then(|| state.request_key_frame_of_source());
                 (input, request.flatten())
-            };
+            });
             if let Some((format, reader)) = input {
                 return TranscodeInput { tap, format, reader };
             }
@@ -407,18 +401,14 @@ impl FrameConversion {
     ) -> Option<Option<std::time::Instant>> {
         let now = Instant::now();
         let mut packets = Vec::new();
-        let retry_at = {
-            let mut state = input.tap.stream.lock();
-            if state
-                .format(self.kind)
-                .is_some_and(|format| !is_same(format, input.format))
-            {
+        let TranscodeInput { tap, format, reader } = input;
+        let retry_at = tap.stream.with(|state| {
+            if state.format(self.kind).is_some_and(|now| !is_same(now, *format)) {
                 return None;
             }
-            input
-                .reader
-                .read(now.into_std(), &state.track(self.kind).ring, &mut packets)
-        };
+            let ring = &state.track(self.kind).ring;
+            Some(reader.read(now.into_std(), ring, &mut packets))
+        })?;
         let mut frames = Vec::new();
         for packet in packets {
             self.depacketizer.push(&packet, &mut frames);

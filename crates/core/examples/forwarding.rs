@@ -186,8 +186,8 @@ impl Setup {
             session_id: 1,
         };
         let stream = self.shared.hub.find(&name()).expect("attached");
-        let available = stream.lock().available_formats(|_| false).expect("it has a source");
-        let formats = sdp::formats_for(&parsed, &available);
+        let available = stream.with(|state| state.available_formats(|_| false));
+        let formats = sdp::formats_for(&parsed, &available.expect("it has a source"));
         let (playback, answer) = sdp::answer_viewer(&parsed, &formats, &to_sign, &mut random).expect("playable");
         let mut id = [0; 16];
         id[..8].copy_from_slice(&(index as u64).to_be_bytes());

@@ -59,11 +59,9 @@ impl Image {
 /// Makes a snapshot.
 pub async fn take(control: &Control, name: &StreamName, image: Image) -> Result<Response, Problem> {
     let hub = control.media.hub();
-    let source = hub.find(name).and_then(|stream| {
-        let state = stream.lock();
-        state.source()?;
-        state.source_track(Kind::Video)
-    });
+    let source = hub
+        .find(name)
+        .and_then(|stream| stream.with(|state| state.source().and_then(|_| state.source_track(Kind::Video))));
     let Some(source) = source else {
         let detail = "the stream is not live or has no video";
         return Err(Problem::new(StatusCode::CONFLICT, "no_picture", detail).retry_after(2));
@@ -138,14 +136,15 @@ async fn newest_frame(control: &Control, key: &StreamKey) -> Option<Bytes> {
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
     let tapped = Tap::open(control.media.hub(), key, &tap);
     loop {
-        {
-            let state = tapped.stream.lock();
+        let newest = tapped.stream.with(|state| {
             let is_jpeg = matches!(state.format(Kind::Video), Some(Format::Jpeg));
             let ring = &state.video.ring;
             let newest = ring.key_frame().and_then(|seq| ring.get(seq));
-            if let Some(packet) = newest.filter(|_| is_jpeg && state.source().is_some()) {
-                return Some(packet.payload.clone());
-            }
+            let newest = newest.filter(|_| is_jpeg && state.source().is_some());
+            newest.map(|packet| packet.payload.clone())
+        });
+        if newest.is_some() {
+            return newest;
         }
         let _ = timeout(POLL_INTERVAL, changed.notified()).await;
         tap.take(&mut VecDeque::new());

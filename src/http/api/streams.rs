@@ -142,18 +142,19 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&S
         ..Stream::default()
     };
     if let Some(stream) = stream {
-        let state = stream.lock();
-        shown.live = state.source().is_some();
-        shown.viewers = state.viewers();
-        shown.publisher = state.source().map(|source| match (source.shard, &shown.source) {
-            (ShardIndex::NONE, Some(source)) => source.kind,
-            _ => "whip",
+        stream.with(|state| {
+            shown.live = state.source().is_some();
+            shown.viewers = state.viewers();
+            shown.publisher = state.source().map(|source| match (source.shard, &shown.source) {
+                (ShardIndex::NONE, Some(source)) => source.kind,
+                _ => "whip",
+            });
+            if shown.live {
+                shown.video = video(state);
+                shown.audio = audio(state);
+                shown.layers = layers(state);
+            }
         });
-        if shown.live {
-            shown.video = video(&state);
-            shown.audio = audio(&state);
-            shown.layers = layers(&state);
-        }
     }
     shown.warnings = warnings(&shown);
     Some(shown)
@@ -262,11 +263,11 @@ fn transcodes(name: &StreamName, hub: &Hub) -> Vec<Transcode> {
     let targets = TranscodeTarget::ALL.into_iter();
     let running = targets.filter_map(|target| {
         let stream = hub.find(name.transcoded(target))?;
-        let state = stream.lock();
+        let (viewers, live) = stream.with(|state| (state.viewers(), state.source().is_some()));
         Some(Transcode {
             to: target.label(),
-            viewers: state.viewers(),
-            live: state.source().is_some(),
+            viewers,
+            live,
         })
     });
     running.collect()

@@ -81,17 +81,15 @@ pub(super) async fn package(
 fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live, tracks: &mut Vec<TrackReader<'a>>) {
     let Some(stream) = hub.find(name) else { return };
     let has_aac_players = live.has_aac_players();
-    let (origins, lower_layers, aac, source) = {
-        let state = stream.lock();
-        let Some(source) = state.source() else { return };
-        let of = |role: Role| Some((role, origin(hub, name, &state, role.kind())?));
+    let followed = stream.with(|state| {
+        let source = state.source()?;
+        let of = |role: Role| Some((role, origin(hub, name, state, role.kind())?));
         let origins: Vec<(Role, StreamKey)> = [Role::Video, Role::Audio].into_iter().filter_map(of).collect();
-        (
-            origins,
-            layers(name, &state),
-            aac(hub, name, &state).filter(|_| has_aac_players),
-            source.session,
-        )
+        let aac = aac(hub, name, state).filter(|_| has_aac_players);
+        Some((origins, layers(name, state), aac, source.session))
+    });
+    let Some((origins, lower_layers, aac, source)) = followed else {
+        return;
     };
     let main = tracks
         .iter()
@@ -153,11 +151,12 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live,
 fn request_key_frame(plane: &dyn Plane, tracks: &[TrackReader<'_>], max_age: Duration) -> bool {
     let mut video = tracks.iter().filter(|track| track.role.kind() == Kind::Video);
     let source = video.find_map(|track| {
-        let mut state = track.tap.stream.lock();
-        let ring = &state.video.ring;
-        let age = ring.key_frame().and_then(|key_frame| ring.age(key_frame));
-        age.is_none_or(|age| age >= max_age)
-            .then(|| state.request_key_frame_of_source())?
+        track.tap.stream.with(|state| {
+            let ring = &state.video.ring;
+            let age = ring.key_frame().and_then(|key_frame| ring.age(key_frame));
+            age.is_none_or(|age| age >= max_age)
+                .then(|| state.request_key_frame_of_source())?
+        })
     });
     if let Some(source) = source {
         plane.ask_for_key_frame(source);
@@ -189,8 +188,7 @@ impl<'a> TrackReader<'a> {
     /// Appends new frames. Returns when to retry if packets are missing.
     fn read(&mut self, now: std::time::Instant, frames: &mut Vec<Frame>) -> Option<std::time::Instant> {
         let mut packets = Vec::new();
-        let retry_at = {
-            let mut state = self.tap.stream.lock();
+        let retry_at = self.tap.stream.with(|state| {
             let ring = &state.track(self.role.kind()).ring;
             if self.reader.is_none() {
                 self.reader = match self.role.kind() {
@@ -200,7 +198,7 @@ impl<'a> TrackReader<'a> {
                 };
             }
             self.reader.as_mut()?.read(now, ring, &mut packets)
-        };
+        });
         for packet in packets {
             self.depacketizer.push(&packet, frames);
         }
@@ -224,14 +222,15 @@ pub(super) fn expected(hub: &Hub, name: &StreamName) -> Expected {
     let Some(stream) = hub.find(name) else {
         return Expected::default();
     };
-    let state = stream.lock();
-    let has = |kind| origin(hub, name, &state, kind).is_some();
-    Expected {
-        video: has(Kind::Video),
-        layers: 1 + layers(name, &state).len(),
-        audio: has(Kind::Audio),
-        aac: aac(hub, name, &state).is_some(),
-    }
+    stream.with(|state| {
+        let has = |kind| origin(hub, name, state, kind).is_some();
+        Expected {
+            video: has(Kind::Video),
+            layers: 1 + layers(name, state).len(),
+            audio: has(Kind::Audio),
+            aac: aac(hub, name, state).is_some(),
+        }
+    })
 }
 
 /// Returns whether HLS players play a track without transcoding. They have AAC, and no G.711; B-frames are transcoded, so
@@ -291,7 +290,7 @@ fn read(live: &Live, tracks: &mut [TrackReader<'_>], now: std::time::Instant) ->
             continue;
         }
         // A copy: HTTP requests hold the packager's lock while they render, and a shard must not wait for them.
-        let view = track.tap.stream.lock().track(track.role.kind()).view();
+        let view = track.tap.stream.with(|state| state.track(track.role.kind()).view());
         let mut packager = live.packager();
         for frame in frames {
             updated |= packager.push(&view, track.role, has_video, &frame, now, wall);

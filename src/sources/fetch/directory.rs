@@ -80,7 +80,10 @@ impl Directory {
 
     /// Starts a stream for a viewer if it is not live, and waits until it is live or its source fails.
     pub async fn ensure_started(&self, stream: &StreamName, hub: &Hub) -> StartOutcome {
-        let is_live = || hub.find(stream).is_some_and(|stream| stream.lock().source().is_some());
+        let is_live = || {
+            hub.find(stream)
+                .is_some_and(|stream| stream.with(|state| state.source().is_some()))
+        };
         let Some(entry) = self.get(stream) else {
             return if is_live() {
                 StartOutcome::Live
@@ -160,7 +163,9 @@ impl Entry {
 
     /// Whether the stream is watched, or was watched or requested within `linger` (ever, if it is `None`).
     pub(super) fn is_wanted(&self, hub: &Hub, linger: Option<Duration>) -> bool {
-        let is_watched = hub.find(&self.stream).is_some_and(|stream| stream.lock().is_watched());
+        let is_watched = hub
+            .find(&self.stream)
+            .is_some_and(|stream| stream.with(|state| state.is_watched()));
         let mut requested = self.lock();
         if is_watched {
             *requested = Some(Instant::now());
@@ -171,7 +176,10 @@ impl Entry {
     /// Waits until the stream is requested or watched, checking for viewers at the interval `poll`.
     pub(super) async fn until_wanted(&self, hub: &Hub, poll: Duration) {
         while timeout(poll, self.requested.notified()).await.is_err() {
-            if hub.find(&self.stream).is_some_and(|stream| stream.lock().is_watched()) {
+            if hub
+                .find(&self.stream)
+                .is_some_and(|stream| stream.with(|state| state.is_watched()))
+            {
                 return;
             }
         }

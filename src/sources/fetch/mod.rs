@@ -149,7 +149,7 @@ async fn until_unused<P: FanOut>(entry: &Entry, fetched: &SourceConfig, plane: &
 
 fn has_other_source<P: FanOut>(plane: &P, stream: &StreamName) -> bool {
     let stream = plane.hub().find(stream);
-    stream.is_some_and(|stream| stream.lock().source().is_some())
+    stream.is_some_and(|stream| stream.with(|state| state.source().is_some()))
 }
 
 /// Runs a source once until it fails. `logged` is the last failure that was logged; `live_since` is set when the stream

@@ -248,12 +248,13 @@ fn a_viewer_that_waits_for_a_layer_without_a_source_goes_on_and_wakes_nobody() {
     let rid = Rid("q".into());
     let name = StreamName::parse("live").expect("a name");
     let stream = world.shared.hub.find(&name).expect("published");
-    stream.lock().set_layers(vec![Layer {
+    let layer = Layer {
         rid: rid.clone(),
         resolution: None,
         bitrate: 1,
         active: true,
-    }]);
+    };
+    stream.with(|state| state.set_layers(vec![layer]));
     world.choose_layer(viewer, LayerSelection::Named(rid));
     world.run(6 * SECOND);
     let waiting = wakes(&mut world);

@@ -85,8 +85,7 @@ fn wait(duration: Duration) {
 fn add_layers(world: &World, rids: [&str; 2]) {
     let name = StreamName::parse("live").expect("a name");
     let home = world.shared.hub.find(&name).expect("published");
-    let (source, formats, key_frame) = {
-        let state = home.lock();
+    let (source, formats, key_frame) = home.with(|state| {
         let ring = &state.video.ring;
         let start = ring.key_frame().expect("a key frame");
         let time = ring.get(start).expect("its first packet").time;
@@ -97,7 +96,7 @@ fn add_layers(world: &World, rids: [&str; 2]) {
             state.formats().expect("formats"),
             key_frame,
         )
-    };
+    });
     for rid in rids {
         world.shared.hub.open_with(name.layer(&Rid(rid.into())), |state| {
             let source = SourceRef {
@@ -119,5 +118,5 @@ fn add_layers(world: &World, rids: [&str; 2]) {
         bitrate: 1_000_000,
         active: true,
     };
-    home.lock().set_layers(rids.map(layer).to_vec());
+    home.with(|state| state.set_layers(rids.map(layer).to_vec()));
 }

@@ -92,36 +92,37 @@ fn measures_are_those_of_the_clients() {
             "{name}: its publisher is near"
         );
         assert!(count(&traffic.expected) > 1_000, "{name}");
-        let state = stream.lock();
-        assert_eq!(state.viewers(), watching, "{name}");
-        let rate = state.video.meter.rate(world.now);
-        assert_near("pictures per second", rate.frames, 30.0, 0.05);
-        assert_near(
-            "bits per second",
-            rate.bitrate as f64,
-            f64::from(VideoConfig::default().bitrate),
-            0.2,
-        );
-        for track in [&state.video, &state.audio] {
-            let delays = track.delays;
-            let mean = delays.sum.as_secs_f64() * 1e3 / delays.count as f64;
-            let recent = delays.recent(world.now).expect("it was measured") * 1e3;
-            println!(
-                "{name}: {} delays, mean {mean:.1} ms, of late {recent:.1} ms",
-                delays.count
+        stream.with(|state| {
+            assert_eq!(state.viewers(), watching, "{name}");
+            let rate = state.video.meter.rate(world.now);
+            assert_near("pictures per second", rate.frames, 30.0, 0.05);
+            assert_near(
+                "bits per second",
+                rate.bitrate as f64,
+                f64::from(VideoConfig::default().bitrate),
+                0.2,
             );
-            assert!(delays.count > u64::from(SECONDS) * 25, "{}", delays.count);
-            // The network has none, the rest is the pace at which the publisher looks.
-            for measured in [mean, recent] {
-                assert!(
-                    (encoding - 1.0..encoding + 12.0).contains(&measured),
-                    "{name}: {measured} ms"
+            for track in [&state.video, &state.audio] {
+                let delays = track.delays;
+                let mean = delays.sum.as_secs_f64() * 1e3 / delays.count as f64;
+                let recent = delays.recent(world.now).expect("it was measured") * 1e3;
+                println!(
+                    "{name}: {} delays, mean {mean:.1} ms, of late {recent:.1} ms",
+                    delays.count
                 );
+                assert!(delays.count > u64::from(SECONDS) * 25, "{}", delays.count);
+                // The network has none, the rest is the pace at which the publisher looks.
+                for measured in [mean, recent] {
+                    assert!(
+                        (encoding - 1.0..encoding + 12.0).contains(&measured),
+                        "{name}: {measured} ms"
+                    );
+                }
             }
-        }
-        let interval = state.video.key_frame_interval().expect("two of them").as_secs_f64();
-        let gop = f64::from(VideoConfig::default().gop) / 30.0;
-        assert_near("seconds between key frames", interval, gop, 0.05);
+            let interval = state.video.key_frame_interval().expect("two of them").as_secs_f64();
+            let gop = f64::from(VideoConfig::default().gop) / 30.0;
+            assert_near("seconds between key frames", interval, gop, 0.05);
+        });
     }
     assert_eq!(nacked_of_streams, counters.reception.nacked.load(Ordering::Relaxed));
     assert_eq!(reports, counters.reception.reports.load(Ordering::Relaxed));

@@ -503,7 +503,7 @@ fn a_dead_viewer_is_forgotten_after_thirty_seconds_and_its_stream_lives_on() {
         SessionState::Ended(CloseReason::Silent)
     );
     let stream = world.shared.hub.streams().pop().expect("still there");
-    assert_eq!(stream.lock().viewers(), 0);
+    assert_eq!(stream.with(|state| state.viewers()), 0);
     assert!(matches!(world.nodes[0].role, Role::Publisher(_)));
 }
 
@@ -519,7 +519,7 @@ fn invariant_8_a_peer_that_is_abandoned_takes_nobody_with_it() {
     assert_eq!(world.reason(lost), Some(CloseReason::Internal));
     assert_eq!((world.reason(kept), world.viewer(kept).video.holes()), (None, 0));
     let stream = world.shared.hub.streams().pop().expect("still there");
-    assert_eq!(stream.lock().viewers(), 1);
+    assert_eq!(stream.with(|state| state.viewers()), 1);
 }
 
 #[test]

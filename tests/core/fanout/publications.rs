@@ -187,7 +187,7 @@ fn viewers_get_the_next_best_layer_when_the_best_one_stops() {
     assert_eq!(source.turn(&both(301, false)), 1);
     let mut streams = source.hub.streams().into_iter();
     let stream = streams.find(|stream| stream.key.is_original()).expect("published");
-    assert_eq!(stream.lock().video.resolution, Some((1280, 720)));
+    assert_eq!(stream.with(|state| state.video.resolution), Some((1280, 720)));
 }
 
 #[test]
@@ -203,14 +203,14 @@ fn each_layer_is_on_a_line_of_its_own_with_the_time_of_the_stream() {
     let find = |key: StreamKey| source.hub.find(key).expect("fed");
     let name = StreamName::parse("live").expect("a name");
     let home = find((&name).into());
-    let layers = home.lock().layers().to_vec();
+    let layers = home.with(|state| state.layers().to_vec());
     let shown: Vec<_> = layers.iter().map(|l| (&*l.rid.0, l.resolution, l.active)).collect();
     assert_eq!(shown, [("h", Some((1280, 720)), true), ("l", Some((320, 180)), true)]);
     let newest = |key: StreamKey| {
-        let stream = find(key.clone());
-        let state = stream.lock();
-        assert!(state.video.ring.key_frame().is_some(), "{key}: a key frame of its own");
-        state.video.ring.newest().expect("packets").0
+        find(key.clone()).with(|state| {
+            assert!(state.video.ring.key_frame().is_some(), "{key}: a key frame of its own");
+            state.video.ring.newest().expect("packets").0
+        })
     };
     let time = newest((&name).into());
     for layer in &layers {

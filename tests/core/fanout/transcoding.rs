@@ -59,7 +59,8 @@ impl Source {
         let feed = FrameSource::keeping_time(name().transcoded(transcode), SessionId([id; 16]), &tracks)
             .expect("codecs of frames");
         let origin = world.shared.hub.find(name()).expect("the stream");
-        let (newest, _) = origin.lock().track(transcode.kind()).ring.newest().expect("it plays");
+        let newest = origin.with(|state| state.track(transcode.kind()).ring.newest());
+        let (newest, _) = newest.expect("it plays");
         Self::with(feed, &tracks, newest, id)
     }
 
@@ -196,7 +197,7 @@ fn sound_that_no_browser_plays_comes_from_the_transcoded_stream() {
     assert_eq!(opened.lock().expect("not poisoned").len(), 1, "one worker for both");
     assert_unbroken(&mut world, index);
     let stream = world.shared.hub.find(name()).expect("it is there");
-    assert_eq!(stream.lock().viewers(), 2, "nobody is counted twice");
+    assert_eq!(stream.with(|state| state.viewers()), 2, "nobody is counted twice");
 
     // The worker dies, and another one goes on.
     opus.feed.ended(&world.shared.hub);
@@ -269,7 +270,7 @@ fn b_frames_that_show_themselves_move_viewers_to_the_transcoded_stream_and_back(
         .hub
         .find(name().transcoded(TranscodeTarget::H264))
         .expect("still fed");
-    assert!(!transcoded.lock().is_watched(), "nobody reads it any more");
+    assert!(!transcoded.with(|state| state.is_watched()), "nobody reads it any more");
 }
 
 /// The transcoder of a stream has died and was not replaced yet.

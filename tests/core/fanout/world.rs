@@ -228,7 +228,7 @@ impl World {
                 let hub = &self.shared.hub;
                 let available_formats = hub
                     .find(&name)
-                    .and_then(|s| s.lock().available_tracks(|codec| hub.can_transcode(codec)));
+                    .and_then(|s| s.with(|state| state.available_tracks(|codec| hub.can_transcode(codec))));
                 let formats = sdp::formats_for(&parsed, &available_formats.expect("somebody publishes"));
                 let (playback, answer) =
                     sdp::answer_viewer(&parsed, &formats, &to_sign, &mut || self.rng.next_u32()).expect("playable");

@@ -128,24 +128,24 @@ impl World {
             let current = self.hub.find(name()).expect("it is fed");
             self.stream = current;
             let mut packets = Vec::new();
-            {
-                let mut state = self.stream.lock();
+            let (now, reader) = (self.now, &mut self.readers[index]);
+            self.stream.with(|state| {
                 let ring = &state.track(kind).ring;
-                if self.readers[index].is_none() {
-                    self.readers[index] = match kind {
+                if reader.is_none() {
+                    *reader = match kind {
                         Kind::Video => Reader::at_key_frame(ring),
                         Kind::Audio => Some(Reader::at_start(ring)),
                     };
                 }
-                if let Some(reader) = &mut self.readers[index] {
-                    reader.read(self.now, ring, &mut packets);
+                if let Some(reader) = reader {
+                    reader.read(now, ring, &mut packets);
                 }
-            }
+            });
             let mut frames = Vec::new();
             for packet in packets {
                 self.depacketizers[index].push(&packet, &mut frames);
             }
-            let track = self.stream.lock().track(kind).view();
+            let track = self.stream.with(|state| state.track(kind).view());
             for frame in frames {
                 self.packager
                     .push(&track, [Role::Video, Role::Audio][index], true, &frame, self.now, wall);

@@ -125,7 +125,7 @@ async fn probes_and_metrics_tell_what_happens() {
     let name = StreamName::parse("hall/stage-1").expect("name");
     let stream = gateway.media().hub().find(&name).expect("live");
     for _ in 0..100 {
-        if stream.lock().viewers() == 1 {
+        if stream.with(|state| state.viewers()) == 1 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -102,11 +102,12 @@ async fn gateway_starts_victim(gateway: &Gateway) {
 fn frames_lost(gateway: &Gateway) -> u64 {
     let stream = gateway.media().hub().find(StreamName::parse("other").expect("a name"));
     let stream = stream.expect("it plays");
-    let state = stream.lock();
-    let ring = &state.video.ring;
-    let times: Vec<u64> = (ring.first()..ring.end())
-        .filter_map(|seq| Some(ring.get(seq)?.time))
-        .collect();
+    let times: Vec<u64> = stream.with(|state| {
+        let ring = &state.video.ring;
+        (ring.first()..ring.end())
+            .filter_map(|seq| Some(ring.get(seq)?.time))
+            .collect()
+    });
     assert!(times.len() > 20);
     // 30 frames a second: a step of 3000, and a little more or less by rounding.
     let steps = times

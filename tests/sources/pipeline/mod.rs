@@ -121,13 +121,14 @@ struct Seen {
 
 fn poll(hub: &hub::Hub, stream: &str) -> Option<Seen> {
     let stream = hub.find(StreamName::parse(stream).expect("a name"))?;
-    let state = stream.lock();
-    state.source()?;
-    Some(Seen {
-        video: state.video.ring.end(),
-        audio: state.audio.ring.end(),
-        picture: state.video.format.map(Format::codec),
-        sound: state.audio.format.map(Format::codec),
+    stream.with(|state| {
+        state.source()?;
+        Some(Seen {
+            video: state.video.ring.end(),
+            audio: state.audio.ring.end(),
+            picture: state.video.format.map(Format::codec),
+            sound: state.audio.format.map(Format::codec),
+        })
     })
 }
 

@@ -288,7 +288,7 @@ async fn an_origin_is_not_asked_for_key_frames_and_is_not_restarted() {
     plays(&gateway, "far").await;
     let name = StreamName::parse("far").expect("a name");
     let stream = gateway.media().hub().find(&name).expect("live");
-    let first = stream.lock().source().expect("live");
+    let first = stream.with(|state| state.source().expect("live"));
     let played = Arc::new(AtomicUsize::new(0));
     let (http, playing) = (gateway.http_addr(), played.clone());
     let player = tokio::spawn(async move {
@@ -302,7 +302,7 @@ async fn an_origin_is_not_asked_for_key_frames_and_is_not_restarted() {
     let mut reader = Reader::open(&gateway);
     // Longer than from one key frame to the next.
     for _ in 0..8 {
-        let asked = stream.lock().request_key_frame_of_source();
+        let asked = stream.with(|state| state.request_key_frame_of_source());
         if let Some(source) = asked {
             gateway.media().ask_for_key_frame(source);
         }
@@ -310,7 +310,11 @@ async fn an_origin_is_not_asked_for_key_frames_and_is_not_restarted() {
     }
     player.abort();
     assert!(played.load(Ordering::Relaxed) > 4, "it was watched by HLS");
-    assert_eq!(stream.lock().source(), Some(first), "the same worker feeds it");
+    assert_eq!(
+        stream.with(|state| state.source()),
+        Some(first),
+        "the same worker feeds it"
+    );
     let status = gateway.fetched().get(&name).expect("configured").status();
     assert_eq!((status.restarts, status.last_error), (0, None));
     drop(reader);
@@ -435,7 +439,7 @@ async fn of_several_versions_one_is_taken_with_its_sound() {
             .hub()
             .find(StreamName::parse("far").expect("a name"))
             .expect("live");
-        assert_eq!(stream.lock().video.resolution, Some(size));
+        assert_eq!(stream.with(|state| state.video.resolution), Some(size));
         let mut reader = Reader::open(&gateway);
         assert_eq!(reader.times(Kind::Audio, 40).await.len(), 40);
         drop(reader);

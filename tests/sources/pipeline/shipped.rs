@@ -92,15 +92,13 @@ async fn takes_key_frame_requests(gateway: &millstream::Gateway, stream: &str) -
     let name = StreamName::parse(stream).expect("a name");
     let stream_ = gateway.media().hub().find(&name).expect("it plays");
     stream_
-        .lock()
-        .request_key_frame_of_source()
+        .with(|state| state.request_key_frame_of_source())
         .expect("it is asked at first");
     let asked = plays(gateway, stream).await;
     let later = |seen: Option<crate::pipeline::Seen>| seen.is_some_and(|seen| seen.video > asked.video + 30);
     until(gateway, stream, "plays on", later).await;
     stream_
-        .lock()
-        .source()
+        .with(|state| state.source())
         .is_some_and(|source| source.takes_key_frame_requests)
 }
 

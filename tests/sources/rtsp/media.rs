@@ -91,10 +91,7 @@ async fn picture_and_sound_are_on_one_clock() {
             let rate = f64::from(track.format.expect("a format").codec().clock_rate());
             (captured_now as f64 - newest as f64) / rate
         };
-        let (picture, sound) = {
-            let state = stream.lock();
-            (age(&state.video), age(&state.audio))
-        };
+        let (picture, sound) = stream.with(|state| (age(&state.video), age(&state.audio)));
         println!(
             "{media}: what arrives is {:.0} ms old (picture), {:.0} ms (sound)",
             picture * 1e3,

@@ -91,8 +91,7 @@ struct Seen {
 
 fn poll(hub: &hub::Hub) -> Option<Seen> {
     let stream = hub.find(StreamName::parse("door").expect("a name"))?;
-    let state = stream.lock();
-    Some(Seen {
+    Some(stream.with(|state| Seen {
         video: state.video.ring.end(),
         audio: state.audio.ring.end(),
         picture: state.video.format,
@@ -100,7 +99,7 @@ fn poll(hub: &hub::Hub) -> Option<Seen> {
         resolution: state.video.resolution,
         reordered: state.video.is_reordered(),
         has_source: state.source().is_some(),
-    })
+    }))
 }
 
 async fn until(gateway: &Gateway, what: &str, wanted: impl Fn(Option<Seen>) -> bool) -> Option<Seen> {

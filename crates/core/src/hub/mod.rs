@@ -66,11 +66,10 @@ impl Hub {
     /// old `Arc` keep sharing it; a later open of the name creates a new stream.
     pub fn release(&self, stream: &Stream, change: impl FnOnce(&mut stream::StreamState)) {
         let mut streams = self.lock();
-        let unused = {
-            let mut state = stream.lock();
-            change(&mut state);
+        let unused = stream.with(|state| {
+            change(state);
             state.is_unused()
-        };
+        });
         if unused && streams.by_key.get(&stream.key).is_some_and(|s| s.id == stream.id) {
             streams.by_key.remove(&stream.key);
         }
@@ -92,7 +91,7 @@ impl Hub {
                 Arc::new(Stream::new(StreamId(id), key.clone()))
             })
             .clone();
-        change(&mut stream.lock());
+        stream.with(change);
         drop(streams);
         if is_new
             && key.transcode_target().is_some()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::lock::{Rank, RankedGuard, RankedMutex};
+use super::lock::{Rank, RankedMutex};
 use super::name::StreamKey;
 use super::tap::{TapQueue, Taps};
 use super::track::Track;
@@ -87,7 +87,7 @@ impl LayerSelection {
     }
 }
 
-/// A stream. Its state is behind one lock, which is held briefly and never across a blocking operation.
+/// A stream. Its state is behind one lock, which [`Stream::with`] holds for the duration of a call and for nothing else.
 #[derive(Debug)]
 pub struct Stream {
     pub id: StreamId,
@@ -133,10 +133,14 @@ impl Stream {
         }
     }
 
-    /// Takes the lock. The caller must not hold the lock of another stream. A panic while the lock was held may have
-    /// left a partially inserted frame, which the ring tolerates.
-    pub fn lock(&self) -> RankedGuard<'_, StreamState> {
-        self.state.lock()
+    /// Runs `work` on the state, under the lock, and returns its result. The result is an owned value: no reference to the
+    /// state and no guard can leave, so nobody holds one stream while working on another.
+    ///
+    /// `work` must be brief: it must not wait, and it must not take a lock of the same or a lower [`Rank`], in particular
+    /// that of another stream. Debug builds panic if it does. A panic in an earlier call may have left a partially inserted
+    /// frame, which the ring tolerates.
+    pub fn with<R: 'static>(&self, work: impl FnOnce(&mut StreamState) -> R) -> R {
+        work(&mut self.state.lock())
     }
 }
 

@@ -89,7 +89,11 @@ mod tests {
         let mailbox = Arc::new(Mailbox::new(1, || {}));
         let first = Tap::open(&hub, &one, &mailbox);
         let second = Tap::open(&hub, &other, &mailbox);
-        assert!(first.stream.lock().is_watched() && second.stream.lock().is_watched());
+        assert!(
+            [&first, &second]
+                .iter()
+                .all(|tap| tap.stream.with(|state| state.is_watched()))
+        );
         drop(first);
         assert!(hub.find(&one).is_none() && hub.find(&other).is_some());
         drop(second);

@@ -166,7 +166,12 @@ impl Viewer {
         let stays = played.from.id == to.id;
         let is_layer = |stream: &Stream| stream.key.is_layer();
         let is_smooth = started && kind == Kind::Video && (is_layer(&to) || is_layer(&played.from));
-        let after = is_smooth.then(|| (to.lock().video.ring.key_frame(), now + LAYER_SWITCH_TIMEOUT));
+        let after = is_smooth.then(|| {
+            (
+                to.with(|state| state.video.ring.key_frame()),
+                now + LAYER_SWITCH_TIMEOUT,
+            )
+        });
         let next = (!stays).then_some(Next { stream: to, after });
         std::mem::replace(&mut played.next, next).map(|next| next.stream)
     }
@@ -215,7 +220,7 @@ impl Viewer {
     pub fn request_key_frame_of_source(&self) -> Option<SourceRef> {
         let video = self.video.as_ref()?;
         let stream = video.next.as_ref().map_or(&video.from, |next| &next.stream);
-        stream.lock().request_key_frame_of_source()
+        stream.with(StreamState::request_key_frame_of_source)
     }
 
     fn played(&self, kind: Kind) -> Option<&Played> {
@@ -295,13 +300,14 @@ impl Viewer {
         let mut due = [Vec::new(), Vec::new()];
         for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(&mut due) {
             if let Some(Played { out, from, .. }) = played {
-                let mut state = from.lock();
-                let is_dead = state.source().is_none() || (out.is_replaying() && is_silent(&state.video.ring, now));
-                if is_dead && out.kind() == Kind::Video {
-                    out.stop_reading();
-                    continue;
-                }
-                out.catch_up(now, &state.track(out.kind()).ring, due);
+                from.with(|state| {
+                    let is_dead = state.source().is_none() || (out.is_replaying() && is_silent(&state.video.ring, now));
+                    if is_dead && out.kind() == Kind::Video {
+                        out.stop_reading();
+                    } else {
+                        out.catch_up(now, &state.track(out.kind()).ring, due);
+                    }
+                });
             }
         }
         let requests = ViewerRequests {
@@ -369,15 +375,16 @@ impl Viewer {
         let Some(Played { out: track, from, .. }) = tracks.find(|played| played.out.ssrc() == media) else {
             return;
         };
-        let wanted: Vec<Retransmissions> = {
-            let mut state = from.lock();
+        let wanted: Vec<Retransmissions> = from.with(|state| {
             // A receiver no longer waits for packets of a source that has left.
-            let newest = state.track(track.kind()).ring.newest();
-            if state.source().is_none() && newest.is_none_or(|(_, at)| now.saturating_duration_since(at) > HISTORY) {
-                return;
+            let has_source = state.source().is_some();
+            let ring = &state.track(track.kind()).ring;
+            let is_recent = |(_, at)| now.saturating_duration_since(at) <= HISTORY;
+            if !has_source && !ring.newest().is_some_and(is_recent) {
+                return Vec::new();
             }
-            track.find_nacked(now, rtt, seqs, &state.track(track.kind()).ring)
-        };
+            track.find_nacked(now, rtt, seqs, ring)
+        });
         traffic::add(&self.stream.traffic.resent, wanted.len() as u64);
         for item in wanted {
             self.broken |= track.resend(&item, sealer, destination, outbox).is_err();
@@ -414,11 +421,18 @@ impl Viewer {
             .is_some_and(|at| now.duration_since(at) < REPLAY_INTERVAL);
         if ignored && !recent {
             self.awaited_key_frame = None;
-            let Some(video) = &mut self.video else { return };
-            let state = video.from.lock();
-            if state.source().is_some() && !is_silent(&state.video.ring, now) {
+            let Some(Played { out, from, .. }) = &mut self.video else {
+                return;
+            };
+            let replayed = from.with(|state| {
+                let is_live = state.source().is_some() && !is_silent(&state.video.ring, now);
+                if is_live {
+                    out.replay(now, &state.video.ring);
+                }
+                is_live
+            });
+            if replayed {
                 self.last_replay = Some(now);
-                video.out.replay(now, &state.video.ring);
             }
         }
     }
@@ -451,15 +465,11 @@ impl Viewer {
     fn report(&self, now: Instant, ntp: u64) -> Option<Vec<u8>> {
         let mut compound = Vec::new();
         for Played { out: track, from, .. } in [&self.video, &self.audio].into_iter().flatten() {
-            let mut state = from.lock();
-            let Some((time, sent)) = state
-                .track(track.kind())
-                .clock
-                .time_at(now)
-                .and_then(|t| Some((track.live_stamp(t)?, track.sent())))
-            else {
+            let time = from.with(|state| state.track(track.kind()).clock.time_at(now));
+            let Some(time) = time.and_then(|time| track.live_stamp(time)) else {
                 continue;
             };
+            let sent = track.sent();
             let info = SenderInfo {
                 ssrc: track.ssrc(),
                 ntp,
@@ -501,22 +511,34 @@ impl Played {
         let Next { stream: next, after } = self.next.as_ref()?;
         let (next, after) = (next.clone(), *after);
         // Read before the next stream is locked: two viewers that switch in opposite directions would deadlock.
-        let last = self.out.last_sent().and_then(|seq| {
-            let mut state = self.from.lock();
-            state.track(self.out.kind()).ring.get(seq).cloned()
-        });
-        let mut state = next.lock();
-        let has_source = state.source().is_some();
-        let ring = &state.track(self.out.kind()).ring;
-        let can_begin = match self.out.kind() {
-            Kind::Video => {
-                let is_new = after.is_none_or(|(cached, until)| ring.key_frame() != cached || now >= until);
-                ring.key_frame().is_some() && is_new
+        let kind = self.out.kind();
+        let last = self
+            .out
+            .last_sent()
+            .and_then(|seq| self.from.with(|state| state.track(kind).ring.get(seq).cloned()));
+        let out = &mut self.out;
+        let has_begun = next.with(|state| {
+            let has_source = state.source().is_some();
+            let ring = &state.track(kind).ring;
+            let can_begin = match kind {
+                Kind::Video => {
+                    let is_new = after.is_none_or(|(cached, until)| ring.key_frame() != cached || now >= until);
+                    ring.key_frame().is_some() && is_new
+                }
+                Kind::Audio => ring.newest().is_some(),
+            };
+            if has_source && can_begin {
+                out.leave(last.as_deref());
+                match kind {
+                    Kind::Video => {
+                        out.start(now, ring);
+                    }
+                    Kind::Audio => out.start_live(ring),
+                }
             }
-            Kind::Audio => ring.newest().is_some(),
-        };
-        if !can_begin || !has_source {
-            drop(state);
+            has_source && can_begin
+        });
+        if !has_begun {
             if let Some(waiting) = self
                 .next
                 .as_mut()
@@ -527,14 +549,6 @@ impl Played {
             }
             return None;
         }
-        self.out.leave(last.as_deref());
-        match self.out.kind() {
-            Kind::Video => {
-                self.out.start(now, ring);
-            }
-            Kind::Audio => self.out.start_live(ring),
-        }
-        drop(state);
         self.next = None;
         Some(std::mem::replace(&mut self.from, next))
     }

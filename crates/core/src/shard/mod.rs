@@ -333,7 +333,7 @@ impl Core {
             Role::Viewer(viewer) => {
                 info!(session = ?peer.id, stream = %viewer.stream.key, remote, ?took, "viewer connected");
                 let stream = viewer.stream.clone();
-                let requests = viewer.start(now, &mut stream.lock());
+                let requests = stream.with(|state| viewer.start(now, state));
                 let source = requests
                     .key_frame
                     .then(|| viewer.request_key_frame_of_source())

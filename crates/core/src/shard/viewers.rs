@@ -79,7 +79,7 @@ impl Core {
             return;
         };
         let home = viewer.stream.clone();
-        let wanted = viewer.wanted(&home.lock(), |codec| hub.can_transcode(codec));
+        let wanted = home.with(|state| viewer.wanted(state, |codec| hub.can_transcode(codec)));
         let mut left = Vec::new();
         for (kind, stream) in wanted {
             if viewer.is_bound_for(kind, &stream) {

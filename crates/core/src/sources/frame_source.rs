@@ -225,17 +225,18 @@ impl FrameSource {
             published.displaced = true;
             return published;
         };
-        let mut state = stream.lock();
-        if !state.is_source(self.source.session) {
-            published.displaced = true;
-            return published;
-        }
-        for track in &mut self.tracks {
-            track.put(&mut state, &mut published.packets);
-        }
-        published.subscribers = state.subscribers().collect();
-        published.taps = state.taps();
-        published.stream = Some(stream.id);
+        stream.with(|state| {
+            if !state.is_source(self.source.session) {
+                published.displaced = true;
+                return;
+            }
+            for track in &mut self.tracks {
+                track.put(state, &mut published.packets);
+            }
+            published.subscribers = state.subscribers().collect();
+            published.taps = state.taps();
+            published.stream = Some(stream.id);
+        });
         published
     }
 
@@ -265,7 +266,7 @@ impl FrameSource {
     pub fn set_takes_key_frame_requests(&mut self, takes: bool) {
         self.source.takes_key_frame_requests = takes;
         if let Some(stream) = &self.stream {
-            stream.lock().update_source(self.source);
+            stream.with(|state| state.update_source(self.source));
         }
     }
 
@@ -273,7 +274,7 @@ impl FrameSource {
     pub fn take_key_frame_request(&self) -> bool {
         self.stream
             .as_ref()
-            .is_some_and(|stream| stream.lock().take_key_frame_request())
+            .is_some_and(|stream| stream.with(StreamState::take_key_frame_request))
     }
 
     /// Whether the source is attached to its stream.
@@ -419,10 +420,10 @@ mod tests {
             "parameter sets, three fragments, audio"
         );
         let state = hub.find(name()).expect("a stream");
-        let formats = state.lock().formats().expect("a source");
+        let formats = state.with(|state| state.formats().expect("a source"));
         assert!(matches!(formats.video, Some(Format::H264 { .. })));
         assert_eq!(formats.audio, Some(Format::Pcma));
-        assert!(state.lock().video.ring.key_frame().is_some());
+        assert!(state.with(|state| state.video.ring.key_frame().is_some()));
         feed.ended(&hub);
         assert!(hub.find(name()).is_none());
     }
@@ -452,7 +453,7 @@ mod tests {
             assert!(camera.publish(&hub).displaced);
             camera.ended(&hub);
         }
-        assert!(stream.lock().is_source(publisher.session));
+        assert!(stream.with(|state| state.is_source(publisher.session)));
     }
 
     #[test]
@@ -464,16 +465,18 @@ mod tests {
             .expect("a frame");
         camera.publish(&hub);
         let stream = hub.find(name()).expect("a stream");
-        assert_eq!(stream.lock().request_key_frame_of_source(), None);
+        assert_eq!(stream.with(StreamState::request_key_frame_of_source), None);
         assert!(!camera.take_key_frame_request());
 
         camera.set_takes_key_frame_requests(true);
-        let requested = stream.lock().request_key_frame_of_source().map(|source| source.session);
+        let requested = stream
+            .with(StreamState::request_key_frame_of_source)
+            .map(|source| source.session);
         assert_eq!(requested, Some(camera.source.session));
         assert!(camera.take_key_frame_request() && !camera.take_key_frame_request());
 
         // A request to one source is not passed on to the next.
-        stream.lock().request_key_frame_of_source();
+        stream.with(StreamState::request_key_frame_of_source);
         camera.ended(&hub);
         let mut pipeline = feed(2);
         pipeline.set_takes_key_frame_requests(true);
@@ -485,7 +488,7 @@ mod tests {
         assert!(!pipeline.take_key_frame_request());
         pipeline.set_takes_key_frame_requests(false);
         let stream = hub.find(name()).expect("a stream");
-        assert_eq!(stream.lock().request_key_frame_of_source(), None);
+        assert_eq!(stream.with(StreamState::request_key_frame_of_source), None);
     }
 
     #[test]

@@ -133,10 +133,11 @@ impl Layers {
             return;
         };
         if let (Some(time), Some(stream)) = (layer.intake.time(time), &layer.stream) {
-            let mut state = stream.lock();
-            if state.is_source(session) {
-                state.video.clock.on_report(time, captured);
-            }
+            stream.with(|state| {
+                if state.is_source(session) {
+                    state.video.clock.on_report(time, captured);
+                }
+            });
         }
     }
 
@@ -175,24 +176,26 @@ impl LayerTrack {
                 self.stream.insert(stream).clone()
             }
         };
-        let mut state = stream.lock();
-        if !state.is_source(source.session) {
-            return None;
-        }
-        state.answers_requests = answers_requests;
-        let mut packets = Vec::new();
-        let video = state.track(Kind::Video);
-        video.anchor = Some(anchor);
-        self.intake.take(video, arrived.into_iter(), &mut packets);
-        video.set_format(change.format.or(self.formats.video));
-        video.resolution = self.resolution.or(video.resolution);
-        let subscribers = state.subscribers().collect();
-        Some(LayerBatch {
-            stream: stream.id,
-            packets,
-            subscribers,
-        })
-        .filter(|batch| !batch.packets.is_empty())
+        let id = stream.id;
+        let batch = stream.with(|state| {
+            if !state.is_source(source.session) {
+                return None;
+            }
+            state.answers_requests = answers_requests;
+            let mut packets = Vec::new();
+            let video = state.track(Kind::Video);
+            video.anchor = Some(anchor);
+            self.intake.take(video, arrived.into_iter(), &mut packets);
+            video.set_format(change.format.or(self.formats.video));
+            video.resolution = self.resolution.or(video.resolution);
+            let subscribers = state.subscribers().collect();
+            Some(LayerBatch {
+                stream: id,
+                packets,
+                subscribers,
+            })
+        });
+        batch.filter(|batch| !batch.packets.is_empty())
     }
 }
 

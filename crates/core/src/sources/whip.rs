@@ -305,10 +305,12 @@ impl Publisher {
                 continue;
             }
             if let (Some(time), Some(stream)) = (encoding.intake.time(time), &self.stream) {
-                let mut state = stream.lock();
-                if state.is_source(self.source.session) {
-                    state.track(track.plan.kind).clock.on_report(time, captured);
-                }
+                let (session, kind) = (self.source.session, track.plan.kind);
+                stream.with(|state| {
+                    if state.is_source(session) {
+                        state.track(kind).clock.on_report(time, captured);
+                    }
+                });
             }
         }
     }
@@ -327,18 +329,20 @@ impl Publisher {
             return published;
         }
         let stream = self.attach(hub, &mut published);
-        {
-            let mut state = stream.lock();
+        stream.with(|state| {
             if !state.is_source(self.source.session) {
                 published.displaced = true;
-                return published;
+                return;
             }
             state.answers_requests = self.requests.are_answered();
             self.layers.record(&self.tracks, &self.arrived);
-            self.publish_tick(&mut state, &mut published.packets);
-            self.layers.notify(&self.tracks, &self.name, &mut state);
+            self.publish_tick(state, &mut published.packets);
+            self.layers.notify(&self.tracks, &self.name, state);
             published.subscribers = state.subscribers().collect();
             published.taps = state.taps();
+        });
+        if published.displaced {
+            return published;
         }
         published.stream = Some(stream.id);
         published.layers = self.layers.publish(hub, self.source, self.requests.are_answered());
