@@ -37,7 +37,6 @@ use millstream_core::hub::registry::{Full, Registry};
 pub use millstream_core::hub::registry::{Requester, SessionLimits, SessionState};
 pub use millstream_core::hub::stream::{Layer, LayerSelection, SessionId};
 use millstream_core::hub::stream::{ShardIndex, SourceRef};
-use millstream_core::media::packet::Packet;
 pub use millstream_core::sdp::plan::SourceFormats;
 use millstream_core::sdp::plan::{AvailableTracks, Fingerprint, IceCredentials, Playback, Publication};
 use millstream_core::session::CloseReason;
@@ -487,24 +486,7 @@ impl FanOut for MediaPlane {
     }
 
     fn feed(&self, feed: &mut FrameSource) -> bool {
-        let shared = &self.inner.shared;
-        let published = feed.publish(&shared.hub);
-        if let Some(stream) = published.stream.filter(|_| !published.packets.is_empty()) {
-            let packets: Arc<[Arc<Packet>]> = published.packets.into();
-            for tap in &published.taps {
-                // As for a mailbox: its reader recovers from the ring.
-                let _ = tap.push_lossy(packets.clone());
-            }
-            let mailboxes = published.subscribers.iter();
-            for mailbox in mailboxes.filter_map(|shard| shared.mailboxes.get(usize::from(shard.0))) {
-                // A full mailbox notes by itself that it lost something; its shard recovers from the ring.
-                let _ = mailbox.push_lossy(Message::Media {
-                    stream,
-                    packets: packets.clone(),
-                });
-            }
-        }
-        !published.displaced
+        self.inner.shared.publish_frames(feed)
     }
 
     fn ask_for_key_frame(&self, source: SourceRef) {

@@ -3,6 +3,7 @@
 //! Run by `make callgrind`, which counts the instructions of [`forward`] and divides them by the number of datagrams that
 //! this program prints.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -15,7 +16,6 @@ use millstream_core::hub::name::StreamName;
 use millstream_core::hub::registry::{Registry, Requester, SessionLimits};
 use millstream_core::hub::stream::{SessionId, ShardIndex};
 use millstream_core::media::Codec;
-use millstream_core::media::packet::Packet;
 use millstream_core::outputs::whep::Viewer;
 use millstream_core::sdp::{self, Local, Offer};
 use millstream_core::session::identity::Identity;
@@ -99,11 +99,11 @@ fn main() {
 /// The measured part: one tick, from the frames of a source to the datagrams of all viewers.
 #[inline(never)]
 fn forward(setup: &mut Setup) {
-    let published = setup.source.publish(&setup.shared.hub);
-    let stream = published.stream.expect("attached");
-    let packets: Arc<[Arc<Packet>]> = published.packets.into();
-    if !published.subscribers.is_empty() {
-        setup.core.handle_message(setup.now, Message::Media { stream, packets });
+    assert!(setup.shared.publish_frames(&mut setup.source));
+    let mut messages = VecDeque::new();
+    setup.shared.mailboxes[0].take(&mut messages);
+    for message in messages {
+        setup.core.handle_message(setup.now, message);
     }
     setup.core.finish_tick(setup.now);
 }

@@ -98,7 +98,10 @@ impl Source {
         for packet in packets {
             self.publisher.handle_rtp(self.now, packet.bytes());
         }
-        self.publisher.publish(&self.hub).packets.len()
+        let published = self.publisher.publish(&self.hub);
+        let home = self.hub.find(self.publisher.stream_name()).map(|stream| stream.id);
+        let batches = published.batches.iter().filter(|batch| Some(batch.stream) == home);
+        batches.map(|batch| batch.packets.len()).sum()
     }
 
     /// Whether a key frame is asked for now.

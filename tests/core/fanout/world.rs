@@ -11,7 +11,6 @@ use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::registry::{Registry, Requester, SessionLimits, SessionState};
 use millstream_core::hub::stream::{LayerSelection, SessionId, ShardIndex};
-use millstream_core::media::packet::Packet;
 use millstream_core::sdp::{self, Local, Offer};
 use millstream_core::session::CloseReason;
 use millstream_core::session::identity::Identity;
@@ -309,16 +308,7 @@ impl World {
 
     /// Puts on the line what a feed has taken, as the handle on the shards does.
     pub fn feed(&mut self, feed: &mut FrameSource) {
-        let published = feed.publish(&self.shared.hub);
-        assert!(!published.displaced);
-        let packets: Arc<[Arc<Packet>]> = published.packets.into();
-        for shard in published.subscribers {
-            let message = Message::Media {
-                stream: published.stream.expect("it has subscribers"),
-                packets: packets.clone(),
-            };
-            let _ = self.shared.mailboxes[usize::from(shard.0)].push_lossy(message);
-        }
+        assert!(self.shared.publish_frames(feed), "the stream has no other source");
     }
 
     /// Hands a datagram to a shard, whoever sent it.

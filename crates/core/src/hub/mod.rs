@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 pub mod address;
+pub mod batch;
 pub mod half_open;
 pub mod intake;
 pub mod lock;

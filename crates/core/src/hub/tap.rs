@@ -7,13 +7,10 @@ use super::Hub;
 use super::mailbox::Mailbox;
 use super::name::StreamKey;
 use super::stream::Stream;
-use crate::media::packet::Packet;
-
-/// The packets of one tick.
-pub type Batch = Arc<[Arc<Packet>]>;
+use crate::media::packet::Packets;
 
 /// Bounded queue through which a tap receives packets; writers never block (invariant 5).
-pub type TapQueue = Mailbox<Batch>;
+pub type TapQueue = Mailbox<Packets>;
 
 /// A tap on a stream. Dropping it releases the stream, which is removed if it is otherwise unused.
 pub struct Tap<'a> {

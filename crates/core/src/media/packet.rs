@@ -1,5 +1,6 @@
 //! The packet shared by the whole fan-out: one RTP payload with the sequence number and timestamp of its track.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -33,6 +34,9 @@ pub struct Packet {
     /// RTP payload without header and padding.
     pub payload: Bytes,
 }
+
+/// The packets of a track that arrived in one tick, shared by all readers.
+pub type Packets = Arc<[Arc<Packet>]>;
 
 impl Packet {
     /// Length of payload and padding, i.e. of the encrypted part, in bytes.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
 use crate::hub::stream::{LayerSelection, SessionId, ShardIndex, StreamId};
-use crate::media::packet::Packet;
+use crate::media::packet::Packets;
 use crate::sdp::plan::{IceCredentials, Playback, Publication};
 use crate::session::CloseReason;
 
@@ -48,11 +48,8 @@ pub enum Message {
     },
     /// They no longer do.
     Unroute { address: SocketAddr, owner: ShardIndex },
-    /// Packets of a stream that has viewers here.
-    Media {
-        stream: StreamId,
-        packets: Arc<[Arc<Packet>]>,
-    },
+    /// Packets of a stream that has viewers on this shard.
+    Media { stream: StreamId, packets: Packets },
     /// A viewer needs a key frame from this publisher.
     RequestKeyFrame { session: SessionId },
     /// End all sessions and then the thread.

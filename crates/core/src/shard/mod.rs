@@ -18,15 +18,17 @@ use self::message::{Message, Opening, OpeningRole, ShardMailbox};
 use self::peers::{Peer, PeerKey, Peers, Role};
 use self::tcp::{PeerAddress, TcpPeers};
 use crate::hub::Hub;
+use crate::hub::batch::Batch;
 use crate::hub::registry::{Registry, SessionState};
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
-use crate::media::packet::Packet;
+use crate::media::packet::Packets;
 use crate::media::{clock, rtcp};
 use crate::outputs::whep::Viewer;
 use crate::session::identity::Identity;
 use crate::session::outbox::{Destination, Outbox};
 use crate::session::{CloseReason, Event, Session, ice};
-use crate::sources::whip::{LayerBatch, Publisher};
+use crate::sources::frame_source::FrameSource;
+use crate::sources::whip::Publisher;
 
 pub mod counters;
 pub mod message;
@@ -57,6 +59,48 @@ impl Shared {
     /// The addresses that peers are given at the moment.
     pub fn announced(&self) -> Arc<[SocketAddr]> {
         self.announced.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Delivers the packets of a batch to the taps of the stream and to the shards that have viewers of it. Never waits:
+    /// a reader whose queue is full learns of the loss and reads the missed packets from the rings.
+    ///
+    /// Returns the packets if shard `local`, the caller's own, has viewers too; sources without a shard pass
+    /// [`ShardIndex::NONE`].
+    pub fn deliver(&self, local: ShardIndex, batch: Batch) -> Option<Packets> {
+        let Batch {
+            stream,
+            packets,
+            subscribers,
+            taps,
+        } = batch;
+        for tap in taps {
+            let _ = tap.push_lossy(packets.clone());
+        }
+        let mut has_local_viewers = false;
+        for shard in subscribers {
+            if shard == local {
+                has_local_viewers = true;
+            } else if let Some(mailbox) = self.mailbox(shard) {
+                let packets = packets.clone();
+                let _ = mailbox.push_lossy(Message::Media { stream, packets });
+            }
+        }
+        has_local_viewers.then_some(packets)
+    }
+
+    /// Publishes the frames that a source took since the last call. Returns `false` if its stream has another source; the
+    /// frame source must then end.
+    pub fn publish_frames(&self, source: &mut FrameSource) -> bool {
+        let published = source.publish(&self.hub);
+        for batch in published.batches {
+            self.deliver(ShardIndex::NONE, batch);
+        }
+        !published.displaced
+    }
+
+    /// The mailbox of a shard; `None` for [`ShardIndex::NONE`].
+    pub fn mailbox(&self, shard: ShardIndex) -> Option<&ShardMailbox> {
+        self.mailboxes.get(usize::from(shard.0))
     }
 }
 
@@ -369,7 +413,7 @@ impl Core {
         let Some(source) = source else { return };
         if source.shard == self.index {
             self.request_key_frame(now, source.session);
-        } else if let Some(mailbox) = self.mailbox(source.shard) {
+        } else if let Some(mailbox) = self.shared.mailbox(source.shard) {
             // Another viewer, or this one again, will ask if this is lost.
             let _ = mailbox.offer(Message::RequestKeyFrame {
                 session: source.session,
@@ -508,49 +552,19 @@ impl Core {
         if published.displaced {
             return self.close(now, key, CloseReason::TakenOver);
         }
-        let Some(stream) = published.stream.filter(|_| !published.packets.is_empty()) else {
-            self.fan_out_layers(now, published.layers);
-            return self.run_timer(now, key);
-        };
-        let packets: Arc<[Arc<Packet>]> = published.packets.into();
-        for tap in &published.taps {
-            // As for a mailbox: its reader recovers from the ring.
-            let _ = tap.push_lossy(packets.clone());
-        }
-        self.fan_out(now, stream, published.subscribers, packets);
-        self.fan_out_layers(now, published.layers);
-        self.run_timer(now, key);
-    }
-
-    fn fan_out_layers(&mut self, now: Instant, layers: Vec<LayerBatch>) {
-        for layer in layers {
-            self.fan_out(now, layer.stream, layer.subscribers, layer.packets.into());
-        }
-    }
-
-    /// Gives packets to the viewers of a stream, on this shard and on others.
-    fn fan_out(&mut self, now: Instant, stream: StreamId, subscribers: Vec<ShardIndex>, packets: Arc<[Arc<Packet>]>) {
-        let mut here = false;
-        for shard in subscribers {
-            if shard == self.index {
-                here = true;
-            } else if let Some(mailbox) = self.mailbox(shard) {
-                // A full mailbox notes by itself that it lost something; its shard recovers from the ring.
-                let _ = mailbox.push_lossy(Message::Media {
-                    stream,
-                    packets: packets.clone(),
-                });
+        for batch in published.batches {
+            let stream = batch.stream;
+            if let Some(packets) = self.shared.deliver(self.index, batch) {
+                self.forward(now, stream, &packets);
             }
         }
-        if here {
-            self.forward(now, stream, &packets);
-        }
+        self.run_timer(now, key);
     }
 
     fn notify(&mut self, now: Instant, shard: ShardIndex, message: Message) {
         if shard == self.index {
             self.handle_message(now, message);
-        } else if let Some(mailbox) = self.mailbox(shard) {
+        } else if let Some(mailbox) = self.shared.mailbox(shard) {
             let _ = mailbox.push(message);
         }
     }
@@ -601,10 +615,6 @@ impl Core {
         } else {
             info!(?session, %stream, ?reason, ?lasted, "{role} left");
         }
-    }
-
-    fn mailbox(&self, shard: ShardIndex) -> Option<&ShardMailbox> {
-        self.shared.mailboxes.get(usize::from(shard.0))
     }
 
     fn ntp(&self, now: Instant) -> u64 {

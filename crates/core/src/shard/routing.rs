@@ -76,7 +76,7 @@ impl Core {
 
     /// Gives a datagram to the shard that it is for.
     pub(super) fn hand_over(&self, owner: ShardIndex, from: SocketAddr, to: Option<IpAddr>, datagram: &[u8]) {
-        let Some(mailbox) = self.mailbox(owner).filter(|_| owner != self.index) else {
+        let Some(mailbox) = self.shared.mailbox(owner).filter(|_| owner != self.index) else {
             return self.shared.counters.dropped(DropReason::UnknownSender);
         };
         let message = Message::Datagram {
@@ -107,7 +107,7 @@ impl Core {
         }
         known.vouched = Some((via, until));
         let owner = self.index;
-        if let Some(mailbox) = self.mailbox(via) {
+        if let Some(mailbox) = self.shared.mailbox(via) {
             let _ = mailbox.push(Message::Route {
                 address: from,
                 owner,

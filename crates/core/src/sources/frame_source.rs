@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::whip::Published;
 use crate::hub::Hub;
+use crate::hub::batch::Batch;
 use crate::hub::intake::{Intake, ReceivedPacket};
 use crate::hub::name::StreamKey;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
@@ -230,12 +231,11 @@ impl FrameSource {
                 published.displaced = true;
                 return;
             }
+            let mut packets = Vec::new();
             for track in &mut self.tracks {
-                track.put(state, &mut published.packets);
+                track.put(state, &mut packets);
             }
-            published.subscribers = state.subscribers().collect();
-            published.taps = state.taps();
-            published.stream = Some(stream.id);
+            published.batches.extend(Batch::new(&stream, state, packets));
         });
         published
     }
@@ -408,17 +408,14 @@ mod tests {
         feed.take_video(t, 0, &unit(&[&[0x41; 20]]), Framing::Lengths)
             .expect("a frame");
         let early = feed.publish(&hub);
-        assert!(early.packets.is_empty() && !early.displaced && hub.find(name()).is_none());
+        assert!(early.batches.is_empty() && !early.displaced && hub.find(name()).is_none());
         feed.take_video(t, 3000, &key_frame(), Framing::Lengths)
             .expect("a frame");
         feed.take_audio(t, 160, &Bytes::from_static(&[0xd5; 160]))
             .expect("a frame");
         let published = feed.publish(&hub);
-        assert_eq!(
-            published.packets.len(),
-            1 + 3 + 1,
-            "parameter sets, three fragments, audio"
-        );
+        let lengths: Vec<usize> = published.batches.iter().map(|batch| batch.packets.len()).collect();
+        assert_eq!(lengths, [1 + 3 + 1], "parameter sets, three fragments, audio");
         let state = hub.find(name()).expect("a stream");
         let formats = state.with(|state| state.formats().expect("a source"));
         assert!(matches!(formats.video, Some(Format::H264 { .. })));
@@ -502,13 +499,14 @@ mod tests {
                 .take_video(at, 77, &key_frame(), Framing::Lengths)
                 .expect("a frame");
             let published = camera.publish(&hub);
+            let batch = published.batches.first().expect("one batch");
             assert_eq!(
-                (published.stream, &published.subscribers[..]),
-                (Some(stream.id), &[ShardIndex(0)][..])
+                (batch.stream, &batch.subscribers[..]),
+                (stream.id, &[ShardIndex(0)][..])
             );
-            let first = published.packets.first().expect("packets").seq;
+            let first = batch.packets.first().expect("packets").seq;
             assert!(last.is_none_or(|last| first == last + 1));
-            last = published.packets.last().map(|packet| packet.seq);
+            last = batch.packets.last().map(|packet| packet.seq);
             camera.ended(&hub);
         }
     }

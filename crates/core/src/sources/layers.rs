@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::encoding::{Change, Encoding};
 use super::incoming::Incoming;
-use super::whip::LayerBatch;
 use crate::hub::Hub;
+use crate::hub::batch::Batch;
 use crate::hub::intake::{Intake, ReceivedPacket};
 use crate::hub::name::{StreamKey, StreamName};
 use crate::hub::stream::{Layer, SessionId, SourceRef, Stream, StreamState};
@@ -118,7 +118,7 @@ impl Layers {
     }
 
     /// Publishes the packets of this tick to the layer streams.
-    pub fn publish(&mut self, hub: &Hub, source: SourceRef, answers_requests: bool) -> Vec<LayerBatch> {
+    pub fn publish(&mut self, hub: &Hub, source: SourceRef, answers_requests: bool) -> Vec<Batch> {
         let anchor = self.anchor;
         let batches = self
             .tracks
@@ -158,7 +158,7 @@ impl LayerTrack {
         source: SourceRef,
         answers_requests: bool,
         anchor: Option<(TrackTime, Instant)>,
-    ) -> Option<LayerBatch> {
+    ) -> Option<Batch> {
         let arrived = std::mem::take(&mut self.arrived);
         let change = std::mem::take(&mut self.change);
         // Timestamps can be aligned only once the main stream has one.
@@ -176,8 +176,7 @@ impl LayerTrack {
                 self.stream.insert(stream).clone()
             }
         };
-        let id = stream.id;
-        let batch = stream.with(|state| {
+        stream.with(|state| {
             if !state.is_source(source.session) {
                 return None;
             }
@@ -188,14 +187,8 @@ impl LayerTrack {
             self.intake.take(video, arrived.into_iter(), &mut packets);
             video.set_format(change.format.or(self.formats.video));
             video.resolution = self.resolution.or(video.resolution);
-            let subscribers = state.subscribers().collect();
-            Some(LayerBatch {
-                stream: id,
-                packets,
-                subscribers,
-            })
-        });
-        batch.filter(|batch| !batch.packets.is_empty())
+            Batch::new(&stream, state, packets)
+        })
     }
 }
 

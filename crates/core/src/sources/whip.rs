@@ -11,10 +11,10 @@ use super::incoming::Incoming;
 use super::layers::Layers;
 use super::requests::Requests;
 use crate::hub::Hub;
+use crate::hub::batch::Batch;
 use crate::hub::intake::ReceivedPacket;
 use crate::hub::name::StreamName;
-use crate::hub::stream::{ShardIndex, SourceRef, Stream, StreamId, StreamState};
-use crate::hub::tap::TapQueue;
+use crate::hub::stream::{SourceRef, Stream, StreamState};
 use crate::hub::traffic;
 use crate::media::clock::NtpClock;
 use crate::media::packet::Packet;
@@ -59,29 +59,15 @@ struct Feedback {
     next_report: Instant,
 }
 
-/// What came out of one turn.
+/// The result of publishing what arrived in one tick.
 #[derive(Default)]
 pub struct Published {
-    /// The stream that the packets are for.
-    pub stream: Option<StreamId>,
-    pub packets: Vec<Arc<Packet>>,
-    /// Shards that have viewers of it.
-    pub subscribers: Vec<ShardIndex>,
-    /// Readers of it that are no viewers.
-    pub taps: Vec<Arc<TapQueue>>,
-    /// The source that was taken over and has to be closed.
+    /// Packets of the stream and, with simulcast, of the stream of each layer.
+    pub batches: Vec<Batch>,
+    /// The previous source of the stream, which must be closed.
     pub replaced: Option<SourceRef>,
-    /// Another source took the stream over; this one has to be closed.
+    /// Another source has taken the stream over; this one must be closed.
     pub displaced: bool,
-    /// What came of the layers of a simulcast, each for a stream of its own.
-    pub layers: Vec<LayerBatch>,
-}
-
-/// What came of one layer.
-pub struct LayerBatch {
-    pub stream: StreamId,
-    pub packets: Vec<Arc<Packet>>,
-    pub subscribers: Vec<ShardIndex>,
 }
 
 /// A publisher that is connected sends media within this time.
@@ -336,16 +322,16 @@ impl Publisher {
             }
             state.answers_requests = self.requests.are_answered();
             self.layers.record(&self.tracks, &self.arrived);
-            self.publish_tick(state, &mut published.packets);
+            let mut packets = Vec::new();
+            self.publish_tick(state, &mut packets);
             self.layers.notify(&self.tracks, &self.name, state);
-            published.subscribers = state.subscribers().collect();
-            published.taps = state.taps();
+            published.batches.extend(Batch::new(&stream, state, packets));
         });
         if published.displaced {
             return published;
         }
-        published.stream = Some(stream.id);
-        published.layers = self.layers.publish(hub, self.source, self.requests.are_answered());
+        let layers = self.layers.publish(hub, self.source, self.requests.are_answered());
+        published.batches.extend(layers);
         published
     }
 
