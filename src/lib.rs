@@ -42,7 +42,7 @@
 //! * What happens when a viewer is slow? The kernel drops its packets, which are counted
 //!   ([`millstream_core::shard::counters::SendCounters`]). The viewer requests them by NACK; the ring answers, within a budget.
 //! * What happens when a shard is slow? Its mailbox overflows, and it reads the missed packets from the ring
-//!   ([`millstream_core::outputs::whep::Viewer::on_lost_batches`]).
+//!   ([`millstream_core::outputs::whep::Viewer::handle_overflow`]).
 //! * What happens when a shard hangs? [`shard::watchdog`].
 //! * What happens when a worker crashes, hangs or exceeds its memory limit? [`pipeline::process::ProcessError`]; it is
 //!   restarted.

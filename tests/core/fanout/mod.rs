@@ -3,6 +3,7 @@
 mod absence;
 mod crowd;
 mod joins;
+mod layers;
 mod locks;
 mod measures;
 mod publications;

@@ -11,8 +11,9 @@ use crate::media::clock::{duration, ticks};
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
 use crate::media::{Codec, Kind, Pt, Ssrc};
 use crate::sdp::plan::OutgoingTrack;
-use crate::session::outbox::{Destination, Outbox, RtpHeader};
-use crate::session::srtp::{RtpCipher, SealError};
+use crate::session::egress::RtpEgress;
+use crate::session::outbox::RtpHeader;
+use crate::session::srtp::SealError;
 
 /// A track that a viewer negotiated.
 pub struct OutTrack {
@@ -384,13 +385,7 @@ impl OutTrack {
     /// # Errors
     ///
     /// [`SealError`]: the session cannot continue.
-    pub fn send(
-        &mut self,
-        packet: &Packet,
-        sealer: &mut RtpCipher,
-        destination: Destination,
-        outbox: &mut Outbox,
-    ) -> Result<(), SealError> {
+    pub fn send(&mut self, packet: &Packet, egress: &mut RtpEgress<'_>) -> Result<(), SealError> {
         let already_sent = self.kind == Kind::Audio && packet.time < self.not_before;
         let Some((pt, _)) = self.payload_type(packet.codec).filter(|_| !already_sent) else {
             self.skipped_until = self.skipped_until.max(packet.seq + 1);
@@ -421,7 +416,7 @@ impl OutTrack {
             ssrc: self.ssrc,
         };
         let rewritten = self.rewritten(packet);
-        outbox.rtp(destination, sealer, header, rewritten.as_ref().unwrap_or(packet))
+        egress.send(header, rewritten.as_ref().unwrap_or(packet))
     }
 
     /// Returns the packet with VP8 picture ids rewritten for this viewer; `None` if they need no change.
@@ -462,13 +457,7 @@ impl OutTrack {
     /// # Errors
     ///
     /// [`SealError`]: the session cannot continue.
-    pub fn resend(
-        &mut self,
-        item: &Retransmissions,
-        sealer: &mut RtpCipher,
-        destination: Destination,
-        outbox: &mut Outbox,
-    ) -> Result<(), SealError> {
+    pub fn resend(&mut self, item: &Retransmissions, egress: &mut RtpEgress<'_>) -> Result<(), SealError> {
         let rewritten = self.rewritten(&item.packet);
         let packet = rewritten.as_ref().unwrap_or(&item.packet);
         let Some((pt, rtx_pt)) = self.payload_type(packet.codec) else {
@@ -487,7 +476,7 @@ impl OutTrack {
                     ssrc,
                 };
                 self.rtx_seq += 1;
-                outbox.rtx(destination, sealer, header, item.out as u16, packet)
+                egress.send_rtx(header, item.out as u16, packet)
             }
             _ => {
                 let header = RtpHeader {
@@ -497,7 +486,7 @@ impl OutTrack {
                     time,
                     ssrc: self.ssrc,
                 };
-                outbox.rtp(destination, sealer, header, packet)
+                egress.send(header, packet)
             }
         }
     }
@@ -518,190 +507,4 @@ impl Pace {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
-mod tests {
-    use super::*;
-    use crate::media::{Format, Mid, ProfileLevelId};
-    use crate::sdp::plan::{Extensions, Feedback, NegotiatedCodec};
-    use crate::session::outbox::{Run, Sink};
-    use crate::session::srtp::Profile;
-    use bytes::Bytes;
-    use rtc_crypto::RTCCryptoProvider as _;
-    use rtc_crypto::providers::AwsLcRsProvider;
-
-    const HERE: Destination = Destination {
-        to: std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9),
-        from: None,
-    };
-
-    struct Nowhere;
-
-    impl Sink for Nowhere {
-        fn send(&mut self, _: &[u8], _: &[Run]) {}
-    }
-
-    fn track() -> OutTrack {
-        let format = Format::H264 {
-            profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
-            packetization_mode: 1,
-        };
-        let codec = NegotiatedCodec {
-            pt: Pt(102),
-            rtx_pt: None,
-            format,
-            feedback: Feedback::default(),
-        };
-        let plan = OutgoingTrack {
-            mid: Mid("0".into()),
-            kind: Kind::Video,
-            codecs: vec![codec],
-            extensions: Extensions::default(),
-            ssrc: Ssrc(1),
-            rtx_ssrc: None,
-        };
-        OutTrack::new(plan, &mut || 7)
-    }
-
-    fn insert(ring: &mut Ring, at: Instant, frame: u64) -> Arc<Packet> {
-        let make = |order| Packet {
-            seq: 100 + frame,
-            time: 1_000_000 + frame * 3_000,
-            order,
-            codec: Codec::H264,
-            marker: true,
-            key_frame: frame == 0,
-            format_changed: false,
-            padding: 0,
-            arrival: at,
-            payload: Bytes::from_static(&[0; 1_000]),
-        };
-        ring.insert(100 + frame, make).expect("new")
-    }
-
-    #[test]
-    fn what_was_read_from_the_ring_is_not_sent_again_when_its_batch_arrives() {
-        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
-        let batches: Vec<Arc<Packet>> = (0..3).map(|frame| insert(&mut ring, t, frame)).collect();
-        track.start(t, &ring);
-        let mut due = Vec::new();
-        track.catch_up(t, &ring, &mut due);
-        assert_eq!(due.len(), 3);
-        assert!(batches.iter().all(|packet| !track.takes(packet)));
-        assert!(track.takes(&insert(&mut ring, t, 3)));
-    }
-
-    #[test]
-    fn a_viewer_starts_with_the_cached_key_frame_if_none_arrives_in_time() {
-        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
-        insert(&mut ring, t, 0);
-        track.wait(t + Duration::from_millis(300), &ring);
-        assert_eq!(track.poll_catch_up(), Some(t + Duration::from_millis(300)));
-        let mut due = Vec::new();
-        track.catch_up(t + Duration::from_millis(300), &ring, &mut due);
-        assert_eq!(due.len(), 1);
-    }
-
-    #[test]
-    fn a_viewer_that_waits_timed_out_has_no_timer() {
-        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
-        let until = t + Duration::from_millis(300);
-        track.wait(until, &ring);
-        let mut due = Vec::new();
-        track.catch_up(until, &ring, &mut due);
-        assert_eq!(track.poll_catch_up(), None);
-        insert(&mut ring, until, 0);
-        track.catch_up(until, &ring, &mut due);
-        assert_eq!(due.len(), 1, "the late key frame");
-    }
-
-    #[test]
-    fn a_viewer_that_waits_for_a_key_frame_does_not_start_with_the_cached_one() {
-        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
-        insert(&mut ring, t, 0);
-        track.wait(t + Duration::from_millis(300), &ring);
-        let mut due = Vec::new();
-        track.catch_up(t, &ring, &mut due);
-        assert!(due.is_empty());
-    }
-
-    #[test]
-    fn skipped_packets_leave_no_gap_in_sequence_numbers() {
-        let (t, mut track) = (Instant::now(), track());
-        let mut ring = Ring::default();
-        track.start(t, &ring);
-        insert(&mut ring, t, 0);
-        let mut sealer = RtpCipher::new(
-            Profile::AeadAes128Gcm,
-            &[3; 16],
-            &[5; 12],
-            AwsLcRsProvider::new().crypto(),
-        )
-        .expect("lengths fit");
-        let mut outbox = Outbox::new(Box::new(Nowhere));
-        let mut due = Vec::new();
-        track.catch_up(t, &ring, &mut due);
-        let mut send = |track: &mut OutTrack, seq, codec| {
-            let packet = Packet {
-                seq,
-                time: 1_000_000 + seq * 30,
-                order: u64::MAX,
-                codec,
-                marker: true,
-                key_frame: false,
-                format_changed: false,
-                padding: 0,
-                arrival: t,
-                payload: Bytes::from_static(&[0; 1_000]),
-            };
-            track.send(&packet, &mut sealer, HERE, &mut outbox).expect("seals");
-            track.rewriter.map(seq, 0).map(|(out, _)| out)
-        };
-        let last = send(&mut track, 100, Codec::H264).expect("sent");
-        for seq in 101..60_000 {
-            send(&mut track, seq, Codec::Vp8);
-        }
-        // A receiver interprets a step of more than 2^15 as one backwards (RFC 3711 §3.3.1).
-        assert_eq!(send(&mut track, 60_000, Codec::H264), Some(last + 1));
-        assert_eq!(send(&mut track, 60_001, Codec::H264), Some(last + 2));
-        assert_eq!(track.rewriter.map(100, 0).map(|(out, _)| out), Some(last));
-    }
-
-    #[test]
-    fn the_burst_ends_at_a_newer_key_frame_and_time_does_not_go_back() {
-        let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
-        for frame in 0..300 {
-            insert(&mut ring, t + Duration::from_millis(frame * 33), frame);
-        }
-        let now = t + Duration::from_secs(10);
-        track.start(now, &ring);
-        let mut due = Vec::new();
-        track.catch_up(now + Duration::from_millis(10), &ring, &mut due);
-        let sent = due.len();
-        assert!((1..200).contains(&sent), "{sent}");
-        track.sent_until = 100 + sent as u64;
-        track.sent_time = track
-            .rewriter
-            .map(99 + sent as u64, due[sent - 1].time)
-            .expect("sent")
-            .1;
-        // The key frame arrived late: its time is before that of the burst.
-        let make = |order| Packet {
-            seq: 400,
-            time: track.sent_time - 10,
-            order,
-            codec: Codec::H264,
-            marker: true,
-            key_frame: true,
-            format_changed: false,
-            padding: 0,
-            arrival: now,
-            payload: Bytes::from_static(&[0; 1_000]),
-        };
-        let key_frame = ring.insert(400, make).expect("new");
-        due.clear();
-        track.catch_up(now + Duration::from_millis(20), &ring, &mut due);
-        assert_eq!(due.iter().map(|p| p.seq).collect::<Vec<_>>(), [400]);
-        let (_, time) = track.rewriter.map(400, key_frame.time).expect("mapped");
-        assert!(time > track.sent_time);
-    }
-}
+mod tests;

@@ -1,20 +1,23 @@
 //! Playback of one WHEP viewer: forwards packets of the hub with rewritten headers.
+//!
+//! A viewer is a state machine like [`crate::session::Session`]: `handle_*` calls go in, sealed packets go to the outbox,
+//! and [`Viewer::poll_output`] returns what the shard must do. After each `handle_*` call the shard drains it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::played::Played;
 use super::track::{OutTrack, Retransmissions};
 use crate::hub::name::StreamKey;
 use crate::hub::ring::{HISTORY, Ring};
 use crate::hub::stream::{LayerSelection, SourceRef, Stream, StreamId, StreamState};
 use crate::hub::traffic;
-use crate::media::packet::{Packet, TrackSeq};
+use crate::media::packet::Packet;
 use crate::media::rtcp::{self, Message, SenderInfo};
 use crate::media::transcode::TrackPlan;
 use crate::media::{Codec, Kind, Ssrc};
 use crate::sdp::plan::Playback;
-use crate::session::Session;
-use crate::session::outbox::{Destination, Outbox};
+use crate::session::egress::Egress;
 
 /// A viewer of a stream. A track whose format it cannot play is taken from a transcoded stream
 /// ([`crate::media::transcode`]). Switching between the two when the format changes keeps sequence numbers and
@@ -31,35 +34,32 @@ pub struct Viewer {
     last_replay: Option<Instant>,
     rtt: Duration,
     layer: LayerSelection,
-    /// SRTP protection of a packet failed, so the session must be closed.
-    broken: bool,
+    pending: Pending,
 }
 
-/// A track, and the stream that it is taken from.
-struct Played {
-    out: OutTrack,
-    from: Arc<Stream>,
-    /// The stream to switch to once it has a key frame, or audio.
-    next: Option<Next>,
-}
-
-/// A stream that a track will switch to.
-struct Next {
-    stream: Arc<Stream>,
-    /// Set for a switch between layers, during which the current layer continues: the switch waits for a key frame
-    /// newer than this one, at most until this instant.
-    after: Option<(Option<TrackSeq>, Instant)>,
-}
-
-/// Maximum wait for a new key frame of the next layer, longer than the usual key frame interval. After that the cached
-/// key frame is used.
-const LAYER_SWITCH_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Actions that a viewer requests from its shard.
+/// What [`Viewer::poll_output`] has to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ViewerRequests {
+struct Pending {
+    /// Close the session: SRTP protection of a packet failed.
+    close: bool,
     /// Request a key frame from the source.
-    pub key_frame: bool,
+    key_frame: bool,
+    /// Select the stream of each track again, and complete switches.
+    streams: bool,
+    /// Send what is due from the rings.
+    catch_up: bool,
+}
+
+/// What the shard must do for a viewer.
+pub enum ViewerOutput {
+    /// Request a key frame from this source.
+    RequestKeyFrame(SourceRef),
+    /// Subscribe the viewer to this stream and pass the stream to [`Viewer::handle_subscribed`].
+    Subscribe { kind: Kind, stream: StreamKey },
+    /// Cancel the subscription to this stream.
+    Unsubscribe(Arc<Stream>),
+    /// Close the session: a packet could not be encrypted.
+    Close,
 }
 
 /// Interval of sender reports (RFC 3550 §6.2 allows less than 5 s if bandwidth permits).
@@ -104,38 +104,234 @@ impl Viewer {
             last_replay: None,
             rtt: Duration::from_millis(100),
             layer: LayerSelection::default(),
-            broken: false,
+            pending: Pending::default(),
         }
     }
 
-    /// Starts playback: video from the cached key frame if there is one, audio at the live edge. Without a source,
-    /// video waits for the next source, because the frames of the previous one are not live.
-    pub fn start(&mut self, now: Instant, state: &mut StreamState) -> ViewerRequests {
+    /// Starts playback when the session is connected: video from the cached key frame if there is one, audio at the live
+    /// edge. Without a source, video waits for the next source, because the frames of the previous one are not live.
+    pub fn handle_connected(&mut self, now: Instant) {
         self.started = true;
         self.next_report = Some(now + REPORT_INTERVAL / 4);
-        if let Some(audio) = &mut self.audio {
-            audio.out.start_live(&state.audio.ring);
-        }
-        let Some(video) = self.video.as_mut().filter(|_| state.source().is_some()) else {
-            return ViewerRequests::default();
-        };
-        let request = is_request_cheaper(&state.video.ring, state.viewers());
-        if request && state.answers_requests {
-            video.out.wait(now + ANSWER_TIME, &state.video.ring);
-        } else {
-            video.out.start(now, &state.video.ring);
-        }
-        ViewerRequests { key_frame: request }
+        let (video, audio) = (&mut self.video, &mut self.audio);
+        let needs_key_frame = self.stream.with(|state| {
+            if let Some(audio) = audio {
+                audio.out.start_live(&state.audio.ring);
+            }
+            let Some(video) = video.as_mut().filter(|_| state.source().is_some()) else {
+                return false;
+            };
+            let request = is_request_cheaper(&state.video.ring, state.viewers());
+            if request && state.answers_requests {
+                video.out.wait(now + ANSWER_TIME, &state.video.ring);
+            } else {
+                video.out.start(now, &state.video.ring);
+            }
+            request
+        });
+        self.pending.key_frame |= needs_key_frame;
+        self.select_streams_again();
     }
 
-    /// Returns for each kind the stream that the viewer should take it from. `home` is the state of the stream itself,
-    /// and `can_transcode` tells whether a codec can be transcoded.
-    pub fn wanted(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> Vec<(Kind, StreamKey)> {
+    /// Handles a change of the layer selection.
+    pub fn handle_layer_selection(&mut self, selection: LayerSelection) {
+        self.layer = selection;
+        self.select_streams_again();
+    }
+
+    /// Handles a stream that [`ViewerOutput::Subscribe`] requested.
+    pub fn handle_subscribed(&mut self, now: Instant, kind: Kind, stream: Arc<Stream>) {
+        let is_playing = self.started;
+        if let Some(played) = self.played_mut(kind) {
+            played.begin_switch(now, stream, is_playing);
+        }
+    }
+
+    /// Handles batches lost on the way to this shard: packets that are still in the ring are sent from there.
+    pub fn handle_overflow(&mut self, now: Instant) {
+        for played in [&mut self.video, &mut self.audio].into_iter().flatten() {
+            played.out.recover(now);
+        }
+        // A lost batch may have carried a change of the format.
+        self.select_streams_again();
+    }
+
+    /// Forwards the packets of a stream that arrived in one tick. `format_changed` tells whether format, resolution or
+    /// layers of the stream changed with them.
+    pub fn handle_packets(
+        &mut self,
+        stream: StreamId,
+        packets: &[Arc<Packet>],
+        format_changed: bool,
+        egress: &mut Egress<'_>,
+    ) {
+        if format_changed && self.stream.id == stream {
+            self.select_streams_again();
+        }
+        let Some(mut rtp) = egress.rtp() else { return };
+        for packet in packets {
+            let played = match packet.codec.kind() {
+                Kind::Video => &mut self.video,
+                Kind::Audio => &mut self.audio,
+            };
+            let Some(played) = played else { continue };
+            if played.from.id != stream {
+                if (packet.key_frame || played.kind() == Kind::Audio) && played.awaits(stream) {
+                    self.pending.streams = true;
+                    self.pending.catch_up = true;
+                }
+                continue;
+            }
+            let track = &mut played.out;
+            if packet.key_frame {
+                self.awaited_key_frame = None;
+                self.pending.catch_up |= track.is_waiting();
+            }
+            if track.takes(packet) {
+                self.pending.close |= track.send(packet, &mut rtp).is_err();
+            }
+        }
+    }
+
+    /// Handles RTCP of the viewer.
+    pub fn handle_rtcp(&mut self, now: Instant, ntp_now: u64, messages: &[Message], egress: &mut Egress<'_>) {
+        self.stream.traffic.reception.record(messages);
+        for message in messages {
+            match message {
+                Message::Nack { media, seqs } => self.retransmit(now, *media, seqs, egress),
+                Message::KeyFrameRequest { media } => {
+                    if self.video.as_ref().is_some_and(|v| v.out.ssrc() == *media) {
+                        self.awaited_key_frame.get_or_insert(now);
+                        self.pending.key_frame = true;
+                    }
+                }
+                Message::ReceiverReport { blocks } | Message::SenderReport { blocks, .. } => {
+                    for block in blocks.iter().filter(|b| b.last_sr != 0) {
+                        if let Some(rtt) = round_trip(ntp_now, block) {
+                            self.rtt = rtt;
+                            self.stream.traffic.round_trip(rtt);
+                        }
+                    }
+                }
+                Message::Bye => {}
+            }
+        }
+    }
+
+    /// Handles timers: replays, sender reports, and what is due from the rings.
+    pub fn handle_timeout(&mut self, now: Instant, ntp_now: u64, egress: &mut Egress<'_>) {
+        if !self.started {
+            return;
+        }
+        self.replay_if_ignored(now);
+        if self.next_report.is_some_and(|at| at <= now) {
+            self.next_report = Some(now + REPORT_INTERVAL);
+            if let Some(report) = self.report(now, ntp_now) {
+                egress.rtcp(&report);
+            }
+        }
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
+        if is_due(self.switch_due()) {
+            self.select_streams_again();
+        }
+        self.pending.catch_up |= is_due(self.poll_catch_up());
+    }
+
+    /// Returns when [`Self::handle_timeout`] must be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if !self.started {
+            return None;
+        }
+        let replay = self.awaited_key_frame.map(|since| {
+            let due = since + REPLAY_AFTER;
+            self.last_replay.map_or(due, |last| due.max(last + REPLAY_INTERVAL))
+        });
+        [self.next_report, replay, self.poll_catch_up(), self.switch_due()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether [`Self::poll_output`] has something to do.
+    pub fn has_output(&self) -> bool {
+        self.pending != Pending::default()
+    }
+
+    /// Returns the next thing that the shard must do, and sends what is due from the rings. `can_transcode` tells whether
+    /// a codec can be transcoded.
+    pub fn poll_output(
+        &mut self,
+        now: Instant,
+        egress: &mut Egress<'_>,
+        can_transcode: impl Fn(Codec) -> bool,
+    ) -> Option<ViewerOutput> {
+        loop {
+            if std::mem::take(&mut self.pending.close) {
+                return Some(ViewerOutput::Close);
+            }
+            if std::mem::take(&mut self.pending.key_frame)
+                && let Some(source) = self.request_key_frame_of_source()
+            {
+                return Some(ViewerOutput::RequestKeyFrame(source));
+            }
+            if self.pending.streams {
+                let output = self.select_streams(now, &can_transcode);
+                let output = output.or_else(|| self.complete_switches(now));
+                if output.is_some() {
+                    return output;
+                }
+                self.pending.streams = false;
+                // A switch between layers waits for a key frame, which a request brings sooner.
+                self.pending.key_frame = self.switch_due().is_some();
+            } else if std::mem::take(&mut self.pending.catch_up) {
+                self.catch_up(now, egress);
+            } else {
+                return None;
+            }
+        }
+    }
+
+    /// Returns the streams other than its own that the viewer reads or waits for.
+    pub fn others(&self) -> Vec<Arc<Stream>> {
+        let played = [&self.video, &self.audio].into_iter().flatten();
+        let streams = played.flat_map(Played::streams);
+        streams.filter(|stream| stream.id != self.stream.id).cloned().collect()
+    }
+
+    fn select_streams_again(&mut self) {
+        self.pending.streams = true;
+        self.pending.catch_up = true;
+    }
+
+    /// Selects the stream of each track. Returns a subscription to be changed first, `None` when all are as they should be.
+    fn select_streams(&mut self, now: Instant, can_transcode: impl Fn(Codec) -> bool) -> Option<ViewerOutput> {
+        let (home, is_playing) = (self.stream.clone(), self.started);
+        let wanted = home.with(|state| self.wanted(state, can_transcode));
+        for (kind, key) in wanted {
+            let Some(played) = self.played_mut(kind).filter(|played| played.target().key != key) else {
+                continue;
+            };
+            if let Some(replaced) = played.cancel_switch().filter(|replaced| replaced.id != home.id) {
+                return Some(ViewerOutput::Unsubscribe(replaced));
+            }
+            if played.from.key == key {
+                continue;
+            }
+            if key != home.key {
+                return Some(ViewerOutput::Subscribe { kind, stream: key });
+            }
+            played.begin_switch(now, home.clone(), is_playing);
+        }
+        None
+    }
+
+    /// Returns for each kind the stream that the viewer should take it from. `home` is the state of the stream itself.
+    fn wanted(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> Vec<(Kind, StreamKey)> {
         [&self.video, &self.audio]
             .into_iter()
             .flatten()
             .map(|played| {
-                let kind = played.out.kind();
+                let kind = played.kind();
                 let own = &self.stream.key;
                 let layer = || match kind {
                     Kind::Video => self.layer.choose(home.layers()),
@@ -143,91 +339,35 @@ impl Viewer {
                 };
                 let wanted = match played.plan(home, &can_transcode) {
                     Some(TrackPlan::Transcode(target)) => Some(own.name.transcoded(target)),
-                    Some(TrackPlan::AsIs | TrackPlan::Nothing(_)) | None => layer().map(|rid| own.name.layer(&rid)),
+                    Some(TrackPlan::AsIs | TrackPlan::Nothing(_)) | None => {
+                        layer().map(|rid| own.name.layer(&rid))
+                    }
                 };
                 (kind, wanted.unwrap_or_else(|| own.clone()))
             })
             .collect()
     }
 
-    /// Whether a kind is taken from this stream, or will be after a pending switch.
-    pub fn is_bound_for(&self, kind: Kind, key: &StreamKey) -> bool {
-        let played = self.played(kind);
-        played.is_none_or(|played| {
-            let next = played.next.as_ref().map(|next| &next.stream);
-            next.unwrap_or(&played.from).key == *key
-        })
-    }
-
-    /// Sets the stream that a kind switches to. Returns the target of a pending switch that this replaces.
-    pub fn bind(&mut self, now: Instant, kind: Kind, to: Arc<Stream>) -> Option<Arc<Stream>> {
-        let started = self.started;
-        let played = self.played_mut(kind)?;
-        let stays = played.from.id == to.id;
-        let is_layer = |stream: &Stream| stream.key.is_layer();
-        let is_smooth = started && kind == Kind::Video && (is_layer(&to) || is_layer(&played.from));
-        let after = is_smooth.then(|| {
-            (
-                to.with(|state| state.video.ring.key_frame()),
-                now + LAYER_SWITCH_TIMEOUT,
-            )
-        });
-        let next = (!stays).then_some(Next { stream: to, after });
-        std::mem::replace(&mut played.next, next).map(|next| next.stream)
-    }
-
-    /// Whether a switch between layers is waiting for a key frame.
-    pub fn awaits_layer(&self) -> bool {
-        self.layer_due().is_some()
+    /// Completes pending switches whose stream has media to start with.
+    fn complete_switches(&mut self, now: Instant) -> Option<ViewerOutput> {
+        if !self.started {
+            return None;
+        }
+        let home = self.stream.id;
+        let mut played = [&mut self.video, &mut self.audio].into_iter().flatten();
+        let left = played.find_map(|played| played.complete_switch(now).filter(|left| left.id != home));
+        left.map(ViewerOutput::Unsubscribe)
     }
 
     /// Returns when a switch between layers stops waiting and uses the cached key frame.
-    pub fn layer_due(&self) -> Option<Instant> {
-        let next = self.video.as_ref()?.next.as_ref()?;
-        next.after.map(|(_, until)| until)
-    }
-
-    /// Sets the layer selection of the viewer.
-    pub fn select_layer(&mut self, selection: LayerSelection) {
-        self.layer = selection;
-    }
-
-    /// Completes pending switches set by [`Self::bind`] whose stream has media to start with. Returns the streams that
-    /// are no longer used.
-    pub fn change(&mut self, now: Instant) -> Vec<Arc<Stream>> {
-        let mut left = Vec::new();
-        if !self.started {
-            return left;
-        }
-        for played in [&mut self.video, &mut self.audio].into_iter().flatten() {
-            left.extend(played.change(now));
-        }
-        left
-    }
-
-    /// Returns the other streams that the viewer reads or waits for.
-    pub fn others(&self) -> Vec<Arc<Stream>> {
-        let played = [&self.video, &self.audio].into_iter().flatten();
-        let streams = played.flat_map(|played| [Some(&played.from), played.next.as_ref().map(|next| &next.stream)]);
-        streams
-            .flatten()
-            .filter(|stream| stream.id != self.stream.id)
-            .cloned()
-            .collect()
+    fn switch_due(&self) -> Option<Instant> {
+        self.video.as_ref()?.switch_due()
     }
 
     /// Records a key frame request of the viewer. Returns the source to send it to, if any.
-    pub fn request_key_frame_of_source(&self) -> Option<SourceRef> {
-        let video = self.video.as_ref()?;
-        let stream = video.next.as_ref().map_or(&video.from, |next| &next.stream);
+    fn request_key_frame_of_source(&self) -> Option<SourceRef> {
+        let stream = self.video.as_ref()?.target();
         stream.with(StreamState::request_key_frame_of_source)
-    }
-
-    fn played(&self, kind: Kind) -> Option<&Played> {
-        match kind {
-            Kind::Video => self.video.as_ref(),
-            Kind::Audio => self.audio.as_ref(),
-        }
     }
 
     fn played_mut(&mut self, kind: Kind) -> Option<&mut Played> {
@@ -237,64 +377,12 @@ impl Viewer {
         }
     }
 
-    /// Whether SRTP protection failed.
-    pub fn is_broken(&self) -> bool {
-        self.broken
-    }
-
-    /// Forwards the packets of a stream that arrived in one tick.
-    pub fn forward(
-        &mut self,
-        stream: StreamId,
-        packets: &[Arc<Packet>],
-        session: &mut Session,
-        destination: Destination,
-        outbox: &mut Outbox,
-    ) -> Forwarded {
-        let mut forwarded = Forwarded::default();
-        let Some(sealer) = session.sealer() else {
-            return forwarded;
-        };
-        for packet in packets {
-            let played = match packet.codec.kind() {
-                Kind::Video => &mut self.video,
-                Kind::Audio => &mut self.audio,
-            };
-            let Some(played) = played else { continue };
-            if played.from.id != stream {
-                let is_next = played.next.as_ref().is_some_and(|next| next.stream.id == stream);
-                forwarded.may_change |= is_next && (packet.key_frame || played.out.kind() == Kind::Audio);
-                continue;
-            }
-            let track = &mut played.out;
-            if packet.key_frame {
-                self.awaited_key_frame = None;
-                forwarded.may_catch_up |= track.is_waiting();
-            }
-            if track.takes(packet) {
-                self.broken |= track.send(packet, sealer, destination, outbox).is_err();
-            }
+    /// Sends the packets that are due from the rings. A key frame is requested if the packets to send, including their key
+    /// frame, are no longer in the ring.
+    fn catch_up(&mut self, now: Instant, egress: &mut Egress<'_>) {
+        if !self.started {
+            return;
         }
-        forwarded
-    }
-
-    /// Handles batches lost on the way to this shard: packets that are still in the ring are sent from there.
-    pub fn on_lost_batches(&mut self, now: Instant) {
-        for played in [&mut self.video, &mut self.audio].into_iter().flatten() {
-            played.out.recover(now);
-        }
-    }
-
-    /// Sends the packets that are due from the ring. Called at [`Self::poll_timeout`].
-    ///
-    /// Requests a key frame if the packets to send, including their key frame, are no longer in the ring.
-    pub fn catch_up(
-        &mut self,
-        now: Instant,
-        session: &mut Session,
-        destination: Destination,
-        outbox: &mut Outbox,
-    ) -> ViewerRequests {
         let waits = |video: &Option<Played>| video.as_ref().is_some_and(|video| video.out.is_waiting());
         let waited = waits(&self.video);
         let mut due = [Vec::new(), Vec::new()];
@@ -310,66 +398,18 @@ impl Viewer {
                 });
             }
         }
-        let requests = ViewerRequests {
-            key_frame: !waited && waits(&self.video),
-        };
-        let Some(sealer) = session.sealer() else {
-            return requests;
-        };
+        self.pending.key_frame |= !waited && waits(&self.video);
+        let Some(mut rtp) = egress.rtp() else { return };
         for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(due) {
             let Some(played) = played else { continue };
             for packet in due {
-                self.broken |= played.out.send(&packet, sealer, destination, outbox).is_err();
+                self.pending.close |= played.out.send(&packet, &mut rtp).is_err();
             }
         }
-        requests
     }
 
-    /// Handles RTCP of the viewer.
-    pub fn handle_rtcp(
-        &mut self,
-        now: Instant,
-        ntp_now: u64,
-        messages: &[Message],
-        session: &mut Session,
-        destination: Destination,
-        outbox: &mut Outbox,
-    ) -> ViewerRequests {
-        let mut requests = ViewerRequests::default();
-        self.stream.traffic.reception.record(messages);
-        for message in messages {
-            match message {
-                Message::Nack { media, seqs } => self.retransmit(now, *media, seqs, session, destination, outbox),
-                Message::KeyFrameRequest { media } => {
-                    if self.video.as_ref().is_some_and(|v| v.out.ssrc() == *media) {
-                        self.awaited_key_frame.get_or_insert(now);
-                        requests.key_frame = true;
-                    }
-                }
-                Message::ReceiverReport { blocks } | Message::SenderReport { blocks, .. } => {
-                    for block in blocks.iter().filter(|b| b.last_sr != 0) {
-                        if let Some(rtt) = round_trip(ntp_now, block) {
-                            self.rtt = rtt;
-                            self.stream.traffic.round_trip(rtt);
-                        }
-                    }
-                }
-                Message::Bye => {}
-            }
-        }
-        requests
-    }
-
-    fn retransmit(
-        &mut self,
-        now: Instant,
-        media: Ssrc,
-        seqs: &[u16],
-        session: &mut Session,
-        destination: Destination,
-        outbox: &mut Outbox,
-    ) {
-        let Some(sealer) = session.sealer() else { return };
+    fn retransmit(&mut self, now: Instant, media: Ssrc, seqs: &[u16], egress: &mut Egress<'_>) {
+        let Some(mut rtp) = egress.rtp() else { return };
         let rtt = self.rtt;
         let mut tracks = [&mut self.video, &mut self.audio].into_iter().flatten();
         let Some(Played { out: track, from, .. }) = tracks.find(|played| played.out.ssrc() == media) else {
@@ -387,28 +427,7 @@ impl Viewer {
         });
         traffic::add(&self.stream.traffic.resent, wanted.len() as u64);
         for item in wanted {
-            self.broken |= track.resend(&item, sealer, destination, outbox).is_err();
-        }
-    }
-
-    /// Handles timers: replays and sender reports. Catching up is done by [`Self::catch_up`].
-    pub fn handle_timeout(
-        &mut self,
-        now: Instant,
-        ntp_now: u64,
-        session: &mut Session,
-        destination: Destination,
-        outbox: &mut Outbox,
-    ) {
-        if !self.started {
-            return;
-        }
-        self.replay_if_ignored(now);
-        if self.next_report.is_some_and(|at| at <= now) {
-            self.next_report = Some(now + REPORT_INTERVAL);
-            if let Some(sealed) = self.report(now, ntp_now).and_then(|report| session.seal_rtcp(&report)) {
-                outbox.datagram(destination, &sealed);
-            }
+            self.pending.close |= track.resend(&item, &mut rtp).is_err();
         }
     }
 
@@ -437,23 +456,8 @@ impl Viewer {
         }
     }
 
-    /// Returns when [`Self::handle_timeout`] or [`Self::catch_up`] must be called next.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        if !self.started {
-            return None;
-        }
-        let replay = self.awaited_key_frame.map(|since| {
-            let due = since + REPLAY_AFTER;
-            self.last_replay.map_or(due, |last| due.max(last + REPLAY_INTERVAL))
-        });
-        [self.next_report, replay, self.poll_catch_up(), self.layer_due()]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    /// Returns when [`Self::catch_up`] must be called next.
-    pub fn poll_catch_up(&self) -> Option<Instant> {
+    /// Returns when packets are due from a ring.
+    fn poll_catch_up(&self) -> Option<Instant> {
         [&self.video, &self.audio]
             .into_iter()
             .flatten()
@@ -480,77 +484,6 @@ impl Viewer {
             rtcp::write_sender_report(&mut compound, &info, &self.cname);
         }
         (!compound.is_empty()).then_some(compound)
-    }
-}
-
-/// The result of forwarding a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Forwarded {
-    /// [`Viewer::catch_up`] must be called at once.
-    pub may_catch_up: bool,
-    /// [`Viewer::change`] must be called at once.
-    pub may_change: bool,
-}
-
-impl Played {
-    fn new(out: OutTrack, home: &Arc<Stream>) -> Self {
-        Self {
-            out,
-            from: home.clone(),
-            next: None,
-        }
-    }
-
-    /// How the track reaches the viewer; `None` as long as the stream has no such track.
-    fn plan(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> Option<TrackPlan> {
-        let track = home.available_track(self.out.kind(), can_transcode)?;
-        Some(track.plan(|format| self.out.can_take(format.codec())))
-    }
-
-    fn change(&mut self, now: Instant) -> Option<Arc<Stream>> {
-        let Next { stream: next, after } = self.next.as_ref()?;
-        let (next, after) = (next.clone(), *after);
-        // Read before the next stream is locked: two viewers that switch in opposite directions would deadlock.
-        let kind = self.out.kind();
-        let last = self
-            .out
-            .last_sent()
-            .and_then(|seq| self.from.with(|state| state.track(kind).ring.get(seq).cloned()));
-        let out = &mut self.out;
-        let has_begun = next.with(|state| {
-            let has_source = state.source().is_some();
-            let ring = &state.track(kind).ring;
-            let can_begin = match kind {
-                Kind::Video => {
-                    let is_new = after.is_none_or(|(cached, until)| ring.key_frame() != cached || now >= until);
-                    ring.key_frame().is_some() && is_new
-                }
-                Kind::Audio => ring.newest().is_some(),
-            };
-            if has_source && can_begin {
-                out.leave(last.as_deref());
-                match kind {
-                    Kind::Video => {
-                        out.start(now, ring);
-                    }
-                    Kind::Audio => out.start_live(ring),
-                }
-            }
-            has_source && can_begin
-        });
-        if !has_begun {
-            if let Some(waiting) = self
-                .next
-                .as_mut()
-                .filter(|next| next.after.is_some_and(|(_, until)| until <= now))
-            {
-                // The wait is over and there is no cached key frame: switch at the next one.
-                waiting.after = None;
-            }
-            return None;
-        }
-        self.next = None;
-        Some(std::mem::replace(&mut self.from, next))
     }
 }
 

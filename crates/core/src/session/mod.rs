@@ -15,6 +15,7 @@ use rtc_srtp::protection_profile::ProtectionProfile;
 use tracing::debug;
 
 pub mod dtls;
+pub mod egress;
 mod error;
 pub mod feedback;
 pub mod guard;

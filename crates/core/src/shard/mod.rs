@@ -24,6 +24,7 @@ use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
 use crate::media::packet::Packets;
 use crate::media::{clock, rtcp};
 use crate::outputs::whep::Viewer;
+use crate::session::egress::Egress;
 use crate::session::identity::Identity;
 use crate::session::outbox::{Destination, Outbox};
 use crate::session::{CloseReason, Event, Session, ice};
@@ -183,11 +184,9 @@ impl Core {
                         ..
                     }) = self.peers.get(key)
                     {
-                        viewer.select_layer(selection);
+                        viewer.handle_layer_selection(selection);
                     }
-                    self.update_subscriptions(now, key);
-                    self.catch_up(now, key);
-                    self.reschedule(now, key);
+                    self.drain(now, key, None);
                 }
             }
             Message::Close { session, reason } => {
@@ -305,8 +304,15 @@ impl Core {
         self.drain(now, key, None);
     }
 
-    /// Acts on everything that a session has to say after it was given something.
+    /// Drains a peer: everything that its session and its viewer request after a `handle_*` call, and its next deadline.
+    /// `came_by` are the remote and the local address of the datagram that was handled.
     fn drain(&mut self, now: Instant, key: PeerKey, came_by: Option<(SocketAddr, Option<IpAddr>)>) {
+        self.drain_session(now, key, came_by);
+        self.drain_viewer(now, key);
+        self.reschedule(now, key);
+    }
+
+    fn drain_session(&mut self, now: Instant, key: PeerKey, came_by: Option<(SocketAddr, Option<IpAddr>)>) {
         while let Some(peer) = self.peers.get(key) {
             while let Some(transmit) = peer.session.poll_transmit() {
                 let to = transmit.to;
@@ -319,7 +325,6 @@ impl Core {
             let Some(event) = peer.session.poll_event() else { break };
             self.handle_event(now, key, event, came_by.and_then(|(_, local)| local));
         }
-        self.reschedule(now, key);
     }
 
     fn handle_event(&mut self, now: Instant, key: PeerKey, event: Event, local: Option<IpAddr>) {
@@ -376,16 +381,8 @@ impl Core {
             }
             Role::Viewer(viewer) => {
                 info!(session = ?peer.id, stream = %viewer.stream.key, remote, ?took, "viewer connected");
-                let stream = viewer.stream.clone();
-                let requests = stream.with(|state| viewer.start(now, state));
-                let source = requests
-                    .key_frame
-                    .then(|| viewer.request_key_frame_of_source())
-                    .flatten();
-                self.subscriptions.entry(stream.id).or_default().push(key);
-                self.update_subscriptions(now, key);
-                self.catch_up(now, key);
-                self.request_key_frame_of_source(now, source);
+                viewer.handle_connected(now);
+                self.subscriptions.entry(viewer.stream.id).or_default().push(key);
             }
         }
     }
@@ -398,19 +395,13 @@ impl Core {
             Role::Publisher(publisher) => publisher.handle_rtcp(now, &messages),
             Role::Viewer(viewer) => {
                 self.shared.counters.reception.record(&messages);
-                let Some(destination) = peer.destination else { return };
-                let requests =
-                    viewer.handle_rtcp(now, ntp, &messages, &mut peer.session, destination, &mut self.outbox);
-                if requests.key_frame {
-                    let source = viewer.request_key_frame_of_source();
-                    self.request_key_frame_of_source(now, source);
-                }
+                let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
+                viewer.handle_rtcp(now, ntp, &messages, &mut egress);
             }
         }
     }
 
-    fn request_key_frame_of_source(&mut self, now: Instant, source: Option<SourceRef>) {
-        let Some(source) = source else { return };
+    fn request_key_frame_of_source(&mut self, now: Instant, source: SourceRef) {
         if source.shard == self.index {
             self.request_key_frame(now, source.session);
         } else if let Some(mailbox) = self.shared.mailbox(source.shard) {
@@ -442,12 +433,9 @@ impl Core {
                 ..
             }) = self.peers.get(key)
             {
-                viewer.on_lost_batches(now);
+                viewer.handle_overflow(now);
             }
-            // What was lost may have been news.
-            self.update_subscriptions(now, key);
-            self.catch_up(now, key);
-            self.reschedule(now, key);
+            self.drain(now, key, None);
         }
     }
 
@@ -470,7 +458,8 @@ impl Core {
         let ntp = self.ntp(now);
         let Some(peer) = self.peers.get(key) else { return };
         peer.session.handle_timeout(now);
-        if let Some(destination) = peer.destination {
+        if peer.destination.is_some() {
+            let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
             match &mut peer.role {
                 Role::Publisher(publisher) => {
                     if publisher.is_silent_publisher(now) {
@@ -478,21 +467,10 @@ impl Core {
                         warn!(session = ?peer.id, stream = %publisher.stream_name(), why, "no media comes");
                     }
                     for feedback in publisher.handle_timeout(now) {
-                        if let Some(sealed) = peer.session.seal_rtcp(&feedback) {
-                            self.outbox.datagram(destination, &sealed);
-                        }
+                        egress.rtcp(&feedback);
                     }
                 }
-                Role::Viewer(viewer) => {
-                    viewer.handle_timeout(now, ntp, &mut peer.session, destination, &mut self.outbox);
-                    let layer_is_due = viewer.layer_due().is_some_and(|due| due <= now);
-                    if layer_is_due {
-                        self.update_subscriptions(now, key);
-                        self.catch_up(now, key);
-                    } else if viewer.poll_catch_up().is_some_and(|due| due <= now) {
-                        self.catch_up(now, key);
-                    }
-                }
+                Role::Viewer(viewer) => viewer.handle_timeout(now, ntp, &mut egress),
             }
         }
         self.drain(now, key, None);

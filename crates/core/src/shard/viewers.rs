@@ -1,12 +1,16 @@
-//! What viewers are sent, and from which stream each takes it.
+//! The viewers of a shard: packets to them, and their subscriptions.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::Core;
+use crate::hub::name::StreamName;
 use crate::hub::stream::{Stream, StreamId};
+use crate::media::Kind;
 use crate::media::packet::Packet;
+use crate::outputs::whep::ViewerOutput;
 use crate::session::CloseReason;
+use crate::session::egress::Egress;
 use crate::shard::peers::{Peer, PeerKey, Role};
 
 impl Core {
@@ -19,92 +23,61 @@ impl Core {
             self.oldest = Some(self.oldest.map_or(first.arrival, |oldest| oldest.min(first.arrival)));
         }
         let format_changed = packets.iter().any(|packet| packet.format_changed);
-        let (mut behind, mut changing, mut broken) = (Vec::new(), Vec::new(), Vec::new());
+        let mut with_output = Vec::new();
         for &key in &viewers {
             let Some(peer) = self.peers.get(key) else { continue };
-            let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) else {
-                continue;
-            };
-            let forwarded = viewer.forward(stream, packets, &mut peer.session, destination, &mut self.outbox);
-            if forwarded.may_catch_up {
-                behind.push(key);
-            }
-            if forwarded.may_change || (format_changed && viewer.stream.id == stream) {
-                changing.push(key);
-            }
-            if viewer.is_broken() {
-                broken.push(key);
+            let Role::Viewer(viewer) = &mut peer.role else { continue };
+            let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
+            viewer.handle_packets(stream, packets, format_changed, &mut egress);
+            if viewer.has_output() {
+                with_output.push(key);
             }
         }
         if let Some(list) = self.subscriptions.get_mut(&stream) {
             *list = viewers;
         }
-        for key in behind {
-            self.catch_up(now, key);
-            self.reschedule(now, key);
-        }
-        for key in changing {
-            self.update_subscriptions(now, key);
-            self.catch_up(now, key);
-            self.reschedule(now, key);
-        }
-        for key in broken {
-            self.close(now, key, CloseReason::Internal);
+        for key in with_output {
+            self.drain(now, key, None);
         }
     }
 
-    pub(super) fn catch_up(&mut self, now: Instant, key: PeerKey) {
-        let Some(peer) = self.peers.get(key) else { return };
-        let (Role::Viewer(viewer), Some(destination)) = (&mut peer.role, peer.destination) else {
-            return;
+    /// Does everything that a viewer requests.
+    pub(super) fn drain_viewer(&mut self, now: Instant, key: PeerKey) {
+        while let Some(output) = self.poll_viewer(now, key) {
+            match output {
+                ViewerOutput::RequestKeyFrame(source) => self.request_key_frame_of_source(now, source),
+                ViewerOutput::Subscribe { kind, stream } => self.subscribe(now, key, kind, &stream),
+                ViewerOutput::Unsubscribe(stream) => self.unsubscribe(&stream, key),
+                ViewerOutput::Close => self.close(now, key, CloseReason::Internal),
+            }
+        }
+    }
+
+    fn poll_viewer(&mut self, now: Instant, key: PeerKey) -> Option<ViewerOutput> {
+        let peer = self.peers.get(key)?;
+        let Role::Viewer(viewer) = &mut peer.role else {
+            return None;
         };
-        if viewer
-            .catch_up(now, &mut peer.session, destination, &mut self.outbox)
-            .key_frame
-        {
-            let source = viewer.request_key_frame_of_source();
-            self.request_key_frame_of_source(now, source);
+        if !viewer.has_output() {
+            return None;
         }
+        let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
+        let hub = &self.shared.hub;
+        viewer.poll_output(now, &mut egress, |codec| hub.can_transcode(codec))
     }
 
-    /// Looks where a viewer should take its media from, and has it change there.
-    pub(super) fn update_subscriptions(&mut self, now: Instant, key: PeerKey) {
-        let shared = self.shared.clone();
-        let hub = &shared.hub;
-        let Some(Peer {
+    /// Subscribes a viewer to a stream other than its own.
+    fn subscribe(&mut self, now: Instant, key: PeerKey, kind: Kind, name: &StreamName) {
+        let shard = self.index;
+        let stream = self.shared.hub.open_with(name, |state| state.subscribe(shard));
+        self.subscriptions.entry(stream.id).or_default().push(key);
+        if let Some(Peer {
             role: Role::Viewer(viewer),
             ..
         }) = self.peers.get(key)
-        else {
-            return;
-        };
-        let home = viewer.stream.clone();
-        let wanted = home.with(|state| viewer.wanted(state, |codec| hub.can_transcode(codec)));
-        let mut left = Vec::new();
-        for (kind, stream) in wanted {
-            if viewer.is_bound_for(kind, &stream) {
-                continue;
-            }
-            let to = if stream == home.key {
-                home.clone()
-            } else {
-                let shard = self.index;
-                let to = hub.open_with(&stream, |state| state.subscribe(shard));
-                self.subscriptions.entry(to.id).or_default().push(key);
-                to
-            };
-            left.extend(viewer.bind(now, kind, to));
+        {
+            viewer.handle_subscribed(now, kind, stream);
         }
-        left.extend(viewer.change(now));
-        // A layer is changed to at a key frame: the sooner there is one, the better.
-        let source = viewer
-            .awaits_layer()
-            .then(|| viewer.request_key_frame_of_source())
-            .flatten();
-        for stream in left.into_iter().filter(|stream| stream.id != home.id) {
-            self.unsubscribe(&stream, key);
-        }
-        self.request_key_frame_of_source(now, source);
     }
 
     pub(super) fn unsubscribe(&mut self, stream: &Stream, key: PeerKey) {
