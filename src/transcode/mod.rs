@@ -400,18 +400,18 @@ impl FrameConversion {
         process: &Process,
     ) -> Option<Option<std::time::Instant>> {
         let now = Instant::now();
-        let mut packets = Vec::new();
+        let mut entries = Vec::new();
         let TranscodeInput { tap, format, reader } = input;
         let retry_at = tap.stream.with(|state| {
             if state.format(self.kind).is_some_and(|now| !is_same(now, *format)) {
                 return None;
             }
             let ring = &state.track(self.kind).ring;
-            Some(reader.read(now.into_std(), ring, &mut packets))
+            Some(reader.read(now.into_std(), ring, &mut entries))
         })?;
         let mut frames = Vec::new();
-        for packet in packets {
-            self.depacketizer.push(&packet, &mut frames);
+        for entry in entries {
+            self.depacketizer.push(&entry.packet, &mut frames);
         }
         for frame in frames {
             self.last_input = now;

@@ -141,7 +141,7 @@ async fn newest_frame(control: &Control, key: &StreamKey) -> Option<Bytes> {
             let ring = &state.video.ring;
             let newest = ring.key_frame().and_then(|seq| ring.get(seq));
             let newest = newest.filter(|_| is_jpeg && state.source().is_some());
-            newest.map(|packet| packet.payload.clone())
+            newest.map(|entry| entry.packet.payload.clone())
         });
         if newest.is_some() {
             return newest;

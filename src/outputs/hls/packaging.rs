@@ -187,7 +187,7 @@ impl<'a> TrackReader<'a> {
 
     /// Appends new frames. Returns when to retry if packets are missing.
     fn read(&mut self, now: std::time::Instant, frames: &mut Vec<Frame>) -> Option<std::time::Instant> {
-        let mut packets = Vec::new();
+        let mut entries = Vec::new();
         let retry_at = self.tap.stream.with(|state| {
             let ring = &state.track(self.role.kind()).ring;
             if self.reader.is_none() {
@@ -197,10 +197,10 @@ impl<'a> TrackReader<'a> {
                     Kind::Audio => Some(Reader::at_start(ring)),
                 };
             }
-            self.reader.as_mut()?.read(now, ring, &mut packets)
+            self.reader.as_mut()?.read(now, ring, &mut entries)
         });
-        for packet in packets {
-            self.depacketizer.push(&packet, frames);
+        for entry in entries {
+            self.depacketizer.push(&entry.packet, frames);
         }
         retry_at
     }

@@ -47,12 +47,9 @@ impl RawTrack {
             let packet = Packet {
                 seq: self.seq + index as u64,
                 time,
-                order: 0,
                 codec: self.codec,
                 marker,
                 key_frame,
-                format_changed: false,
-                padding: 0,
                 arrival: received,
                 payload,
             };

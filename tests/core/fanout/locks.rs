@@ -88,9 +88,9 @@ pub fn add_layers(world: &World, rids: [&str; 2]) {
     let (source, formats, key_frame) = home.with(|state| {
         let ring = &state.video.ring;
         let start = ring.key_frame().expect("a key frame");
-        let time = ring.get(start).expect("its first packet").time;
-        let packets = (start..ring.end()).map_while(|seq| ring.get(seq).cloned());
-        let key_frame: Vec<Arc<Packet>> = packets.take_while(|packet| packet.time == time).collect();
+        let time = ring.get(start).expect("its first packet").packet.time;
+        let packets = (start..ring.end()).map_while(|seq| ring.get(seq).map(|entry| entry.packet.clone()));
+        let key_frame: Vec<Packet> = packets.take_while(|packet| packet.time == time).collect();
         (
             state.source().expect("a publisher"),
             state.formats().expect("formats"),
@@ -105,10 +105,7 @@ pub fn add_layers(world: &World, rids: [&str; 2]) {
             };
             state.attach(source, &formats);
             for packet in &key_frame {
-                state.video.ring.insert(packet.seq, |order| Packet {
-                    order,
-                    ..Packet::clone(packet)
-                });
+                state.video.ring.insert(packet.clone(), 0);
             }
         });
     }

@@ -127,7 +127,7 @@ impl World {
             // The source attaches to the stream with its first key frame.
             let current = self.hub.find(name()).expect("it is fed");
             self.stream = current;
-            let mut packets = Vec::new();
+            let mut entries = Vec::new();
             let (now, reader) = (self.now, &mut self.readers[index]);
             self.stream.with(|state| {
                 let ring = &state.track(kind).ring;
@@ -138,12 +138,12 @@ impl World {
                     };
                 }
                 if let Some(reader) = reader {
-                    reader.read(now, ring, &mut packets);
+                    reader.read(now, ring, &mut entries);
                 }
             });
             let mut frames = Vec::new();
-            for packet in packets {
-                self.depacketizers[index].push(&packet, &mut frames);
+            for entry in entries {
+                self.depacketizers[index].push(&entry.packet, &mut frames);
             }
             let track = self.stream.with(|state| state.track(kind).view());
             for frame in frames {

@@ -105,7 +105,7 @@ fn frames_lost(gateway: &Gateway) -> u64 {
     let times: Vec<u64> = stream.with(|state| {
         let ring = &state.video.ring;
         (ring.first()..ring.end())
-            .filter_map(|seq| Some(ring.get(seq)?.time))
+            .filter_map(|seq| Some(ring.get(seq)?.packet.time))
             .collect()
     });
     assert!(times.len() > 20);

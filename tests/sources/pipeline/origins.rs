@@ -226,9 +226,9 @@ impl<'a> Reader<'a> {
             while times.len() < count {
                 let mut batches = VecDeque::new();
                 self.mailbox.take(&mut batches);
-                for packet in batches.iter().flat_map(|batch| batch.iter()) {
-                    if packet.codec.kind() == kind && times.last() != Some(&packet.time) {
-                        times.push(packet.time);
+                for entry in batches.iter().flat_map(|batch| batch.iter()) {
+                    if entry.packet.codec.kind() == kind && times.last() != Some(&entry.packet.time) {
+                        times.push(entry.packet.time);
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::reader::Reader;
-use millstream_core::media::packet::Packet;
+use millstream_core::hub::ring::Entry;
 
 use crate::pipeline::{config, gateway, plays, until};
 
@@ -34,7 +34,7 @@ async fn two_hundred_reloads_cost_an_untouched_stream_nothing() {
         .find(StreamName::parse("steady").expect("a name"))
         .expect("live");
     let (source, mut reader) = steady.with(|state| (state.source(), Reader::at_end(&state.video.ring)));
-    let mut read: Vec<Arc<Packet>> = Vec::new();
+    let mut read: Vec<Arc<Entry>> = Vec::new();
     let (mut refused, mut restarted) = (0, 0);
     for round in 1..=RELOADS {
         let text = if round % 10 == 0 {
@@ -65,7 +65,10 @@ async fn two_hundred_reloads_cost_an_untouched_stream_nothing() {
         source,
         "the same source all the time"
     );
-    let holes = read.windows(2).filter(|pair| pair[1].seq != pair[0].seq + 1).count();
+    let holes = read
+        .windows(2)
+        .filter(|pair| pair[1].packet.seq != pair[0].packet.seq + 1)
+        .count();
     println!(
         "{RELOADS} reloads, {refused} of them refused: {} packets without a hole",
         read.len()

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::ring::Entry;
 use super::track::Track;
 use super::vp8_rewriter::Vp8Shift;
 use crate::media::clock::duration;
-use crate::media::packet::{Packet, TrackSeq, TrackTime, choose_padding};
+use crate::media::packet::{Packet, TrackSeq, TrackTime};
 use crate::media::{Codec, Kind};
+use crate::session::padding::choose_padding;
 
 /// A packet with the source's own numbering.
 #[derive(Clone, Debug)]
@@ -113,7 +115,7 @@ impl Intake {
         &mut self,
         track: &mut Track,
         arrived: impl Iterator<Item = ReceivedPacket>,
-        out: &mut Vec<Arc<Packet>>,
+        out: &mut Vec<Arc<Entry>>,
     ) {
         let mut placed = Vec::new();
         for packet in arrived {
@@ -242,7 +244,7 @@ impl Default for Intake {
     }
 }
 
-fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>>) {
+fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Entry>>) {
     let lengths: Vec<usize> = frame.iter().map(|p| p.packet.payload.len()).collect();
     for (Placed { seq, time, packet }, padding) in frame.into_iter().zip(choose_padding(&lengths)) {
         // An empty packet only occupies a sequence number: padding would turn it into probe traffic again.
@@ -266,19 +268,16 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Packet>
         if packet.key_frame && track.kind == Kind::Video {
             track.observe_key_frame(time);
         }
-        let inserted = track.ring.insert(seq, |order| Packet {
+        let packet = Packet {
             seq,
             time,
-            order,
             codec: packet.codec,
             marker: packet.marker,
             key_frame: packet.key_frame,
-            format_changed: std::mem::take(&mut track.format_changed),
-            padding,
             arrival: packet.arrival,
             payload: packet.payload,
-        });
-        out.extend(inserted);
+        };
+        out.extend(track.ring.insert(packet, padding));
     }
 }
 
@@ -303,7 +302,7 @@ mod tests {
     fn run(intake: &mut Intake, track: &mut Track, packet: ReceivedPacket) -> Vec<(u64, u64)> {
         let mut out = Vec::new();
         intake.take(track, std::iter::once(packet), &mut out);
-        out.iter().map(|p| (p.seq, p.time)).collect()
+        out.iter().map(|p| (p.packet.seq, p.packet.time)).collect()
     }
 
     #[test]
@@ -397,6 +396,6 @@ mod tests {
     }
 
     fn track_time(track: &Track, seq: u64) -> u64 {
-        track.ring.get(seq).map(|p| p.time).unwrap_or_default()
+        track.ring.get(seq).map(|entry| entry.packet.time).unwrap_or_default()
     }
 }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ring::Ring;
-use crate::media::packet::{Packet, TrackSeq};
+use super::ring::{Entry, Ring};
+use crate::media::packet::TrackSeq;
 
 /// Position of a reader.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Reader {
     }
 
     /// Appends the packets since the last call. Returns when to call again even without new packets.
-    pub fn read(&mut self, now: Instant, ring: &Ring, out: &mut Vec<Arc<Packet>>) -> Option<Instant> {
+    pub fn read(&mut self, now: Instant, ring: &Ring, out: &mut Vec<Arc<Entry>>) -> Option<Instant> {
         self.next = self.next.max(ring.first());
         while self.next < ring.end() {
             if let Some(packet) = ring.get(self.next) {
@@ -63,27 +63,26 @@ impl Reader {
 mod tests {
     use super::*;
     use crate::media::Codec;
+    use crate::media::packet::Packet;
     use bytes::Bytes;
 
     fn insert(ring: &mut Ring, at: Instant, seq: u64) {
-        ring.insert(seq, |order| Packet {
+        let packet = Packet {
             seq,
             time: seq,
-            order,
             codec: Codec::H264,
             marker: true,
             key_frame: seq == 10,
-            format_changed: false,
-            padding: 0,
             arrival: at,
             payload: Bytes::from_static(b"x"),
-        });
+        };
+        ring.insert(packet, 0);
     }
 
     fn read(reader: &mut Reader, now: Instant, ring: &Ring) -> Vec<u64> {
         let mut out = Vec::new();
         reader.read(now, ring, &mut out);
-        out.iter().map(|packet| packet.seq).collect()
+        out.iter().map(|entry| entry.packet.seq).collect()
     }
 
     #[test]

@@ -6,13 +6,34 @@ use std::time::{Duration, Instant};
 
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
 
+/// A packet in a ring, shared by all viewers. Immutable: a retransmission must be byte-identical to the first transmission
+/// (invariant 6).
+#[derive(Debug)]
+pub struct Entry {
+    pub packet: Packet,
+    /// Position in the order of insertion; distinguishes a late packet from one that was sent already.
+    pub order: u64,
+    /// RTP padding in bytes with which the packet is sent: see [`crate::session::padding`].
+    pub padding: u8,
+}
+
+/// The entries of one tick, shared by all readers.
+pub type Entries = Arc<[Arc<Entry>]>;
+
+impl Entry {
+    /// Length of payload and padding, i.e. of the encrypted part, in bytes.
+    pub fn body_len(&self) -> usize {
+        self.packet.payload.len() + usize::from(self.padding)
+    }
+}
+
 /// Packets by track sequence number, from [`Ring::first`] to [`Ring::end`], with gaps where packets were lost.
 ///
 /// Retains everything since the last key frame, so that new viewers can start there, and at least the last [`HISTORY`]
 /// for retransmissions. [`MAX_BYTES`] and [`MAX_PACKETS`] bound both.
 #[derive(Debug)]
 pub struct Ring {
-    slots: VecDeque<Option<Arc<Packet>>>,
+    slots: VecDeque<Option<Arc<Entry>>>,
     first: TrackSeq,
     bytes: usize,
     /// Payload bytes from the newest key frame on; part of `bytes`.
@@ -62,11 +83,11 @@ impl Default for Ring {
 }
 
 impl Ring {
-    /// Inserts a packet; `make` receives the insertion order. Returns `None` for a duplicate or a packet that is too
-    /// late.
+    /// Inserts a packet, to be sent with this padding. Returns `None` for a duplicate or a packet that is too late.
     ///
     /// `key_frame` in the packet marks its whole frame, which may start some packets earlier.
-    pub fn insert(&mut self, seq: TrackSeq, make: impl FnOnce(u64) -> Packet) -> Option<Arc<Packet>> {
+    pub fn insert(&mut self, packet: Packet, padding: u8) -> Option<Arc<Entry>> {
+        let seq = packet.seq;
         if self.slots.is_empty() {
             self.first = seq;
         }
@@ -78,21 +99,26 @@ impl Ring {
             self.first = seq;
         }
         self.order += 1;
-        let packet = Arc::new(make(self.order));
+        let entry = Arc::new(Entry {
+            packet,
+            order: self.order,
+            padding,
+        });
+        let packet = &entry.packet;
         while self.end() <= seq {
             self.slots.push_back(None);
         }
         let index = usize::try_from(seq - self.first).unwrap_or(usize::MAX);
         if let Some(slot) = self.slots.get_mut(index) {
-            *slot = Some(packet.clone());
+            *slot = Some(entry.clone());
         }
         self.bytes += packet.payload.len();
         if self.key_frame().is_some_and(|start| start <= seq) {
             self.bytes_since_key_frame += packet.payload.len();
         }
-        self.record_frame(&packet);
+        self.record_frame(packet);
         self.evict(packet.arrival);
-        Some(packet)
+        Some(entry)
     }
 
     fn record_frame(&mut self, packet: &Packet) {
@@ -115,7 +141,7 @@ impl Ring {
     /// key frame that is identified only after later frames have arrived thus still starts at its parameter sets.
     fn start_of(&self, packet: &Packet) -> TrackSeq {
         let earliest = packet.seq.saturating_sub(if packet.key_frame { MAX_PREFIX } else { 0 });
-        let of_frame = |seq: &TrackSeq| self.get(*seq).is_some_and(|other| other.time == packet.time);
+        let of_frame = |seq: &TrackSeq| self.get(*seq).is_some_and(|other| other.packet.time == packet.time);
         (earliest..packet.seq)
             .rev()
             .take_while(of_frame)
@@ -129,12 +155,12 @@ impl Ring {
             let needed_from = self.key_frames.back().copied().unwrap_or(self.end());
             match self.slots.front() {
                 Some(Some(front)) => {
-                    let old = now.saturating_duration_since(front.arrival) > HISTORY;
+                    let old = now.saturating_duration_since(front.packet.arrival) > HISTORY;
                     let expired = old && self.first < needed_from;
                     if !(over || expired) {
                         break;
                     }
-                    self.bytes -= front.payload.len();
+                    self.bytes -= front.packet.payload.len();
                 }
                 Some(None) => {}
                 None => break,
@@ -148,7 +174,7 @@ impl Ring {
     }
 
     /// Returns the packet with this sequence number, if it was received and is still in the ring.
-    pub fn get(&self, seq: TrackSeq) -> Option<&Arc<Packet>> {
+    pub fn get(&self, seq: TrackSeq) -> Option<&Arc<Entry>> {
         let index = usize::try_from(seq.checked_sub(self.first)?).ok()?;
         self.slots.get(index)?.as_ref()
     }
@@ -163,7 +189,7 @@ impl Ring {
         self.first + self.slots.len() as u64
     }
 
-    /// Number of insertions so far; the newest packet has this [`Packet::order`].
+    /// Number of insertions so far; the newest packet has this [`Entry::order`].
     pub fn order(&self) -> u64 {
         self.order
     }
@@ -186,23 +212,33 @@ impl Ring {
 
     fn sum_since(&self, seq: TrackSeq) -> usize {
         let skip = usize::try_from(seq.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        self.slots.iter().skip(skip).flatten().map(|p| p.payload.len()).sum()
+        self.slots
+            .iter()
+            .skip(skip)
+            .flatten()
+            .map(|entry| entry.packet.payload.len())
+            .sum()
     }
 
     /// Payload bytes of the frame that starts at this sequence number.
     pub fn frame_bytes(&self, seq: TrackSeq) -> usize {
-        let Some(time) = self.get(seq).map(|first| first.time) else {
+        let Some(time) = self.get(seq).map(|first| first.packet.time) else {
             return 0;
         };
         let skip = usize::try_from(seq - self.first).unwrap_or(usize::MAX);
-        let frame = self.slots.iter().skip(skip).flatten().take_while(|p| p.time == time);
-        frame.map(|p| p.payload.len()).sum()
+        let frame = self
+            .slots
+            .iter()
+            .skip(skip)
+            .flatten()
+            .take_while(|entry| entry.packet.time == time);
+        frame.map(|entry| entry.packet.payload.len()).sum()
     }
 
     /// Age of a packet relative to the newest one, by arrival.
     pub fn age(&self, seq: TrackSeq) -> Option<Duration> {
         let (_, newest) = self.newest()?;
-        Some(newest.saturating_duration_since(self.get(seq)?.arrival))
+        Some(newest.saturating_duration_since(self.get(seq)?.packet.arrival))
     }
 
     /// Prevents new viewers from starting with packets of an earlier source. They remain available for retransmission.
@@ -226,19 +262,17 @@ mod tests {
     use crate::media::Codec;
     use bytes::Bytes;
 
-    fn insert(ring: &mut Ring, at: Instant, seq: u64, time: u64, key_frame: bool) -> Option<Arc<Packet>> {
-        ring.insert(seq, |order| Packet {
+    fn insert(ring: &mut Ring, at: Instant, seq: u64, time: u64, key_frame: bool) -> Option<Arc<Entry>> {
+        let packet = Packet {
             seq,
             time,
-            order,
             codec: Codec::H264,
             marker: false,
             key_frame,
-            format_changed: false,
-            padding: 0,
             arrival: at,
             payload: Bytes::from_static(&[0; 1000]),
-        })
+        };
+        ring.insert(packet, 0)
     }
 
     #[test]

@@ -105,6 +105,8 @@ pub struct StreamState {
     pub answers_requests: bool,
     /// Simulcast layers, best first; empty without simulcast.
     layers: Vec<Layer>,
+    /// The layers changed since the last batch.
+    layers_changed: bool,
     source: Option<SourceRef>,
     /// Set when a viewer needs a key frame; polled by sources without a shard.
     key_frame_requested: bool,
@@ -120,6 +122,7 @@ impl Stream {
             audio: Track::new(Kind::Audio),
             answers_requests: false,
             layers: Vec::new(),
+            layers_changed: false,
             source: None,
             key_frame_requested: false,
             subscribers: Vec::new(),
@@ -194,8 +197,15 @@ impl StreamState {
     /// Updates the layers. A change of their set, resolutions or activity makes viewers select their layer again.
     pub fn set_layers(&mut self, layers: Vec<Layer>) {
         let choice = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active);
-        self.video.format_changed |= !self.layers.iter().map(choice).eq(layers.iter().map(choice));
+        self.layers_changed |= !self.layers.iter().map(choice).eq(layers.iter().map(choice));
         self.layers = layers;
+    }
+
+    /// Returns whether the formats or the layers changed since the last call.
+    pub(super) fn take_change(&mut self) -> bool {
+        let layers = std::mem::take(&mut self.layers_changed);
+        let tracks = [&mut self.video, &mut self.audio].map(Track::take_format_change);
+        layers || tracks.contains(&true)
     }
 
     /// What the source says of itself has changed, if it is still this one.

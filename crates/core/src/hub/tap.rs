@@ -6,11 +6,11 @@ use std::sync::{Arc, Weak};
 use super::Hub;
 use super::mailbox::Mailbox;
 use super::name::StreamKey;
+use super::ring::Entries;
 use super::stream::Stream;
-use crate::media::packet::Packets;
 
 /// Bounded queue through which a tap receives packets; writers never block (invariant 5).
-pub type TapQueue = Mailbox<Packets>;
+pub type TapQueue = Mailbox<Entries>;
 
 /// A tap on a stream. Dropping it releases the stream, which is removed if it is otherwise unused.
 pub struct Tap<'a> {

@@ -24,8 +24,8 @@ pub struct Track {
     pub meter: Meter,
     /// Capture-to-arrival delays, if the source reports capture times.
     pub delays: Delays,
-    /// Set when format, resolution or layers changed; carried to viewers by the next packet.
-    pub format_changed: bool,
+    /// The format changed since the last batch.
+    format_changed: bool,
     /// Timestamp of the last key frame, and its distance from the one before in ticks.
     key_frames: Option<(TrackTime, Option<u64>)>,
     order: FrameOrder,
@@ -116,6 +116,11 @@ impl Track {
             self.format = format;
             self.format_changed = true;
         }
+    }
+
+    /// Returns whether the format changed since the last call.
+    pub(super) fn take_format_change(&mut self) -> bool {
+        std::mem::take(&mut self.format_changed)
     }
 
     /// Records a packet of a key frame.

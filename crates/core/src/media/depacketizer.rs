@@ -254,12 +254,9 @@ mod tests {
                 packets.push(Packet {
                     seq: 100 + packets.len() as u64,
                     time: time as u64,
-                    order: 0,
                     codec,
                     marker: payload.marker,
                     key_frame: payload.key_frame,
-                    format_changed: false,
-                    padding: 0,
                     arrival: Instant::now(),
                     payload: payload.bytes,
                 });

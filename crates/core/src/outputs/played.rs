@@ -105,7 +105,7 @@ impl Played {
                 Kind::Audio => ring.newest().is_some(),
             };
             if has_source && can_begin {
-                out.leave(last.as_deref());
+                out.leave(last.as_ref().map(|entry| &entry.packet));
                 match kind {
                     Kind::Video => {
                         out.start(now, ring);

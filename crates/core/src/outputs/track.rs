@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::history::History;
 use super::rewriter::{SequenceRewriter, TimestampCompression};
-use crate::hub::ring::Ring;
+use crate::hub::ring::{Entry, Ring};
 use crate::hub::vp8_rewriter::{Vp8Rewriter, Vp8Shift};
 use crate::media::clock::{duration, ticks};
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
@@ -90,7 +92,7 @@ pub struct SendStats {
 /// A packet to be retransmitted, and its outgoing sequence number.
 pub struct Retransmissions {
     out: u64,
-    packet: Arc<Packet>,
+    entry: Arc<Entry>,
 }
 
 const CODECS: usize = 10;
@@ -206,7 +208,7 @@ impl OutTrack {
 
     /// Starts at the cached key frame. Returns its age, or `None` if there is none and the track waits.
     pub fn start(&mut self, now: Instant, ring: &Ring) -> Option<Duration> {
-        let cached = ring.key_frame().and_then(|seq| Some((seq, ring.get(seq)?)));
+        let cached = ring.key_frame().and_then(|seq| Some((seq, &ring.get(seq)?.packet)));
         let (Some((key_frame, first)), Some((newest, _))) = (cached, ring.newest()) else {
             self.state = State::WAITING;
             return None;
@@ -286,11 +288,11 @@ impl OutTrack {
     }
 
     /// Returns whether a packet that has just arrived must be sent now.
-    pub fn takes(&self, packet: &Packet) -> bool {
+    pub fn takes(&self, entry: &Entry) -> bool {
         match self.state {
             State::Waiting { .. } => false,
-            State::CatchUp { cursor, read_order, .. } => packet.seq < cursor && packet.order > read_order,
-            State::Live { after_order } => packet.order > after_order,
+            State::CatchUp { cursor, read_order, .. } => entry.packet.seq < cursor && entry.order > read_order,
+            State::Live { after_order } => entry.order > after_order,
         }
     }
 
@@ -304,7 +306,7 @@ impl OutTrack {
     }
 
     /// Reads the packets that are due from the ring.
-    pub fn catch_up(&mut self, now: Instant, ring: &Ring, due: &mut Vec<Arc<Packet>>) {
+    pub fn catch_up(&mut self, now: Instant, ring: &Ring, due: &mut Vec<Arc<Entry>>) {
         if let State::Waiting { until, cached } = self.state {
             let timed_out = until.is_some_and(|until| until <= now);
             let fresh = ring.key_frame().is_some_and(|key_frame| Some(key_frame) != cached);
@@ -322,7 +324,7 @@ impl OutTrack {
             return;
         };
         if let Some(resume) = self.resume_at(cursor, pace, ring) {
-            let compression = self.compress_after_sent(ring.get(resume).map(Arc::as_ref));
+            let compression = self.compress_after_sent(ring.get(resume).map(|entry| &entry.packet));
             self.rewriter.continue_at(cursor, resume, compression);
             (cursor, pace) = (resume, None);
         } else if cursor < ring.first() {
@@ -331,11 +333,11 @@ impl OutTrack {
         }
         let limit = due.len() + MAX_PART;
         while cursor < ring.end() && due.len() < limit {
-            if let Some(packet) = ring.get(cursor) {
-                if pace.is_some_and(|pace| !pace.is_due(packet.time, now.duration_since(started))) {
+            if let Some(entry) = ring.get(cursor) {
+                if pace.is_some_and(|pace| !pace.is_due(entry.packet.time, now.duration_since(started))) {
                     break;
                 }
-                due.push(packet.clone());
+                due.push(entry.clone());
             }
             cursor += 1;
         }
@@ -385,7 +387,8 @@ impl OutTrack {
     /// # Errors
     ///
     /// [`SealError`]: the session cannot continue.
-    pub fn send(&mut self, packet: &Packet, egress: &mut RtpEgress<'_>) -> Result<(), SealError> {
+    pub fn send(&mut self, entry: &Entry, egress: &mut RtpEgress<'_>) -> Result<(), SealError> {
+        let packet = &entry.packet;
         let already_sent = self.kind == Kind::Audio && packet.time < self.not_before;
         let Some((pt, _)) = self.payload_type(packet.codec).filter(|_| !already_sent) else {
             self.skipped_until = self.skipped_until.max(packet.seq + 1);
@@ -414,18 +417,16 @@ impl OutTrack {
             seq,
             time: self.rewriter.stamp(time),
             ssrc: self.ssrc,
+            padding: entry.padding,
         };
         let rewritten = self.rewritten(packet);
-        egress.send(header, rewritten.as_ref().unwrap_or(packet))
+        egress.send(header, rewritten.as_ref().unwrap_or(&packet.payload))
     }
 
-    /// Returns the packet with VP8 picture ids rewritten for this viewer; `None` if they need no change.
-    fn rewritten(&self, packet: &Packet) -> Option<Packet> {
+    /// Returns the payload with VP8 picture ids rewritten for this viewer; `None` if they need no change.
+    fn rewritten(&self, packet: &Packet) -> Option<Bytes> {
         let needs_rewrite = packet.codec == Codec::Vp8 && self.vp8 != Vp8Shift::default();
-        needs_rewrite.then(|| Packet {
-            payload: self.vp8.apply(packet.payload.clone()),
-            ..packet.clone()
-        })
+        needs_rewrite.then(|| self.vp8.apply(packet.payload.clone()))
     }
 
     fn payload_type(&self, codec: Codec) -> Option<(Pt, Option<Pt>)> {
@@ -444,10 +445,10 @@ impl OutTrack {
         seqs.iter()
             .filter_map(|seq| {
                 let (out, track) = rewriter.find(*seq, newest)?;
-                let packet = ring.get(track)?.clone();
+                let entry = ring.get(track)?.clone();
                 history
-                    .allows(out, packet.body_len(), now, rtt)
-                    .then_some(Retransmissions { out, packet })
+                    .allows(out, entry.body_len(), now, rtt)
+                    .then_some(Retransmissions { out, entry })
             })
             .collect()
     }
@@ -458,8 +459,9 @@ impl OutTrack {
     ///
     /// [`SealError`]: the session cannot continue.
     pub fn resend(&mut self, item: &Retransmissions, egress: &mut RtpEgress<'_>) -> Result<(), SealError> {
-        let rewritten = self.rewritten(&item.packet);
-        let packet = rewritten.as_ref().unwrap_or(&item.packet);
+        let Entry { packet, padding, .. } = &*item.entry;
+        let rewritten = self.rewritten(packet);
+        let payload = rewritten.as_ref().unwrap_or(&packet.payload);
         let Some((pt, rtx_pt)) = self.payload_type(packet.codec) else {
             return Ok(());
         };
@@ -474,9 +476,10 @@ impl OutTrack {
                     seq: self.rtx_seq,
                     time,
                     ssrc,
+                    padding: *padding,
                 };
                 self.rtx_seq += 1;
-                egress.send_rtx(header, item.out as u16, packet)
+                egress.send_rtx(header, item.out as u16, payload)
             }
             _ => {
                 let header = RtpHeader {
@@ -485,8 +488,9 @@ impl OutTrack {
                     seq: item.out,
                     time,
                     ssrc: self.ssrc,
+                    padding: *padding,
                 };
-                egress.send(header, packet)
+                egress.send(header, payload)
             }
         }
     }

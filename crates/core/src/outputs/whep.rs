@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use super::played::Played;
 use super::track::{OutTrack, Retransmissions};
 use crate::hub::name::StreamKey;
-use crate::hub::ring::{HISTORY, Ring};
+use crate::hub::ring::{Entry, HISTORY, Ring};
 use crate::hub::stream::{LayerSelection, SourceRef, Stream, StreamId, StreamState};
 use crate::hub::traffic;
-use crate::media::packet::Packet;
 use crate::media::rtcp::{self, Message, SenderInfo};
 use crate::media::transcode::TrackPlan;
 use crate::media::{Codec, Kind, Ssrc};
@@ -156,20 +155,18 @@ impl Viewer {
         self.select_streams_again();
     }
 
-    /// Forwards the packets of a stream that arrived in one tick. `format_changed` tells whether format, resolution or
-    /// layers of the stream changed with them.
-    pub fn handle_packets(
-        &mut self,
-        stream: StreamId,
-        packets: &[Arc<Packet>],
-        format_changed: bool,
-        egress: &mut Egress<'_>,
-    ) {
-        if format_changed && self.stream.id == stream {
+    /// Handles a change of the formats or the layers of a stream.
+    pub fn handle_stream_changed(&mut self, stream: StreamId) {
+        if self.stream.id == stream {
             self.select_streams_again();
         }
+    }
+
+    /// Forwards the packets of a stream that arrived in one tick.
+    pub fn handle_packets(&mut self, stream: StreamId, packets: &[Arc<Entry>], egress: &mut Egress<'_>) {
         let Some(mut rtp) = egress.rtp() else { return };
-        for packet in packets {
+        for entry in packets {
+            let packet = &entry.packet;
             let played = match packet.codec.kind() {
                 Kind::Video => &mut self.video,
                 Kind::Audio => &mut self.audio,
@@ -187,8 +184,8 @@ impl Viewer {
                 self.awaited_key_frame = None;
                 self.pending.catch_up |= track.is_waiting();
             }
-            if track.takes(packet) {
-                self.pending.close |= track.send(packet, &mut rtp).is_err();
+            if track.takes(entry) {
+                self.pending.close |= track.send(entry, &mut rtp).is_err();
             }
         }
     }
@@ -402,8 +399,8 @@ impl Viewer {
         let Some(mut rtp) = egress.rtp() else { return };
         for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(due) {
             let Some(played) = played else { continue };
-            for packet in due {
-                self.pending.close |= played.out.send(&packet, &mut rtp).is_err();
+            for entry in due {
+                self.pending.close |= played.out.send(&entry, &mut rtp).is_err();
             }
         }
     }

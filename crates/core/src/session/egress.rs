@@ -3,7 +3,6 @@
 use super::Session;
 use super::outbox::{Destination, Outbox, RtpHeader};
 use super::srtp::{RtpCipher, SealError};
-use crate::media::packet::Packet;
 
 /// The outgoing direction of one session.
 pub struct Egress<'a> {
@@ -58,8 +57,8 @@ impl<'a> RtpEgress<'a> {
     /// # Errors
     ///
     /// [`SealError`] from the crypto library; nothing is sent.
-    pub fn send(&mut self, header: RtpHeader, packet: &Packet) -> Result<(), SealError> {
-        self.outbox.rtp(self.destination, self.cipher, header, packet)
+    pub fn send(&mut self, header: RtpHeader, payload: &[u8]) -> Result<(), SealError> {
+        self.outbox.rtp(self.destination, self.cipher, header, payload)
     }
 
     /// Sends a packet once more on the RTX stream (RFC 4588 §4); `original` is its sequence number on the media stream.
@@ -67,7 +66,8 @@ impl<'a> RtpEgress<'a> {
     /// # Errors
     ///
     /// As [`Self::send`].
-    pub fn send_rtx(&mut self, header: RtpHeader, original: u16, packet: &Packet) -> Result<(), SealError> {
-        self.outbox.rtx(self.destination, self.cipher, header, original, packet)
+    pub fn send_rtx(&mut self, header: RtpHeader, original: u16, payload: &[u8]) -> Result<(), SealError> {
+        self.outbox
+            .rtx(self.destination, self.cipher, header, original, payload)
     }
 }

@@ -22,6 +22,7 @@ pub mod guard;
 pub mod ice;
 pub mod identity;
 pub mod outbox;
+pub mod padding;
 pub mod receiver;
 pub mod srtp;
 pub mod stun;

@@ -3,7 +3,6 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::srtp::{RtpCipher, SealError};
-use crate::media::packet::Packet;
 use crate::media::{Pt, Ssrc};
 
 /// Destination address of a datagram and our source address. The peer accepts datagrams only from the address that it
@@ -51,6 +50,8 @@ pub struct RtpHeader {
     pub seq: u64,
     pub time: u32,
     pub ssrc: Ssrc,
+    /// Padding after the payload in bytes.
+    pub padding: u8,
 }
 
 /// Batch size in bytes: large enough for a call with many runs, small enough for the cache.
@@ -92,9 +93,9 @@ impl Outbox {
         destination: Destination,
         sealer: &mut RtpCipher,
         header: RtpHeader,
-        packet: &Packet,
+        payload: &[u8],
     ) -> Result<(), SealError> {
-        self.sealed(destination, sealer, header, &[], packet)
+        self.sealed(destination, sealer, header, &[], payload)
     }
 
     /// Appends a retransmission (RFC 4588 §4): the original sequence number precedes the payload.
@@ -108,9 +109,9 @@ impl Outbox {
         sealer: &mut RtpCipher,
         header: RtpHeader,
         original: u16,
-        packet: &Packet,
+        payload: &[u8],
     ) -> Result<(), SealError> {
-        self.sealed(destination, sealer, header, &original.to_be_bytes(), packet)
+        self.sealed(destination, sealer, header, &original.to_be_bytes(), payload)
     }
 
     fn sealed(
@@ -119,17 +120,17 @@ impl Outbox {
         sealer: &mut RtpCipher,
         header: RtpHeader,
         prefix: &[u8],
-        packet: &Packet,
+        payload: &[u8],
     ) -> Result<(), SealError> {
         let start = self.buffer.len();
-        self.buffer.extend_from_slice(&header.bytes(packet.padding > 0));
+        self.buffer.extend_from_slice(&header.bytes());
         self.buffer.extend_from_slice(prefix);
-        self.buffer.extend_from_slice(&packet.payload);
-        if packet.padding > 0 {
+        self.buffer.extend_from_slice(payload);
+        if header.padding > 0 {
             // RFC 3550 §5.1: the last octet of the padding is its length.
-            let end = self.buffer.len() + usize::from(packet.padding);
+            let end = self.buffer.len() + usize::from(header.padding);
             self.buffer.resize(end - 1, 0);
-            self.buffer.push(packet.padding);
+            self.buffer.push(header.padding);
         }
         self.buffer.resize(self.buffer.len() + sealer.tag_len(), 0);
         let sealed = self.buffer.get_mut(start..).unwrap_or_default();
@@ -187,9 +188,9 @@ impl Outbox {
 }
 
 impl RtpHeader {
-    fn bytes(self, padded: bool) -> [u8; HEADER_LEN] {
+    fn bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        bytes[0] = 0x80 | u8::from(padded) << 5;
+        bytes[0] = 0x80 | u8::from(self.padding > 0) << 5;
         bytes[1] = u8::from(self.marker) << 7 | self.pt.0 & 0x7f;
         bytes[2..4].copy_from_slice(&(self.seq as u16).to_be_bytes());
         bytes[4..8].copy_from_slice(&self.time.to_be_bytes());

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
+use crate::hub::ring::Entries;
 use crate::hub::stream::{LayerSelection, SessionId, ShardIndex, StreamId};
-use crate::media::packet::Packets;
 use crate::sdp::plan::{IceCredentials, Playback, Publication};
 use crate::session::CloseReason;
 
@@ -49,7 +49,9 @@ pub enum Message {
     /// They no longer do.
     Unroute { address: SocketAddr, owner: ShardIndex },
     /// Packets of a stream that has viewers on this shard.
-    Media { stream: StreamId, packets: Packets },
+    Media { stream: StreamId, packets: Entries },
+    /// The formats or the layers of a stream that has viewers on this shard have changed.
+    StreamChanged { stream: StreamId },
     /// A viewer needs a key frame from this publisher.
     RequestKeyFrame { session: SessionId },
     /// End all sessions and then the thread.

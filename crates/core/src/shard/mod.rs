@@ -21,7 +21,6 @@ use crate::hub::Hub;
 use crate::hub::batch::Batch;
 use crate::hub::registry::{Registry, SessionState};
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
-use crate::media::packet::Packets;
 use crate::media::{clock, rtcp};
 use crate::outputs::whep::Viewer;
 use crate::session::egress::Egress;
@@ -65,28 +64,25 @@ impl Shared {
     /// Delivers the packets of a batch to the taps of the stream and to the shards that have viewers of it. Never waits:
     /// a reader whose queue is full learns of the loss and reads the missed packets from the rings.
     ///
-    /// Returns the packets if shard `local`, the caller's own, has viewers too; sources without a shard pass
+    /// Returns the batch if shard `local`, the caller's own, has viewers too; sources without a shard pass
     /// [`ShardIndex::NONE`].
-    pub fn deliver(&self, local: ShardIndex, batch: Batch) -> Option<Packets> {
-        let Batch {
-            stream,
-            packets,
-            subscribers,
-            taps,
-        } = batch;
-        for tap in taps {
-            let _ = tap.push_lossy(packets.clone());
+    pub fn deliver(&self, local: ShardIndex, batch: Batch) -> Option<Batch> {
+        for tap in &batch.taps {
+            let _ = tap.push_lossy(batch.packets.clone());
         }
-        let mut has_local_viewers = false;
-        for shard in subscribers {
-            if shard == local {
+        let (stream, mut has_local_viewers) = (batch.stream, false);
+        for shard in &batch.subscribers {
+            if *shard == local {
                 has_local_viewers = true;
-            } else if let Some(mailbox) = self.mailbox(shard) {
-                let packets = packets.clone();
+            } else if let Some(mailbox) = self.mailbox(*shard) {
+                let packets = batch.packets.clone();
                 let _ = mailbox.push_lossy(Message::Media { stream, packets });
+                if batch.stream_changed {
+                    let _ = mailbox.push(Message::StreamChanged { stream });
+                }
             }
         }
-        has_local_viewers.then_some(packets)
+        has_local_viewers.then_some(batch)
     }
 
     /// Publishes the frames that a source took since the last call. Returns `false` if its stream has another source; the
@@ -235,6 +231,7 @@ impl Core {
                 }
             }
             Message::Media { stream, packets } => self.forward(now, stream, &packets),
+            Message::StreamChanged { stream } => self.stream_changed(now, stream),
             Message::RequestKeyFrame { session } => self.request_key_frame(now, session),
             Message::Stop => {
                 self.stopping = true;
@@ -531,9 +528,11 @@ impl Core {
             return self.close(now, key, CloseReason::TakenOver);
         }
         for batch in published.batches {
-            let stream = batch.stream;
-            if let Some(packets) = self.shared.deliver(self.index, batch) {
-                self.forward(now, stream, &packets);
+            if let Some(local) = self.shared.deliver(self.index, batch) {
+                self.forward(now, local.stream, &local.packets);
+                if local.stream_changed {
+                    self.stream_changed(now, local.stream);
+                }
             }
         }
         self.run_timer(now, key);

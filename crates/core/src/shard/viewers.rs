@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use super::Core;
 use crate::hub::name::StreamName;
+use crate::hub::ring::Entry;
 use crate::hub::stream::{Stream, StreamId};
 use crate::media::Kind;
-use crate::media::packet::Packet;
 use crate::outputs::whep::ViewerOutput;
 use crate::session::CloseReason;
 use crate::session::egress::Egress;
@@ -15,20 +15,22 @@ use crate::shard::peers::{Peer, PeerKey, Role};
 
 impl Core {
     /// Forwards to the viewers of a stream on this shard.
-    pub(super) fn forward(&mut self, now: Instant, stream: StreamId, packets: &[Arc<Packet>]) {
+    pub(super) fn forward(&mut self, now: Instant, stream: StreamId, packets: &[Arc<Entry>]) {
         let Some(viewers) = self.subscriptions.get_mut(&stream).map(std::mem::take) else {
             return;
         };
         if let (Some(first), false) = (packets.first(), viewers.is_empty()) {
-            self.oldest = Some(self.oldest.map_or(first.arrival, |oldest| oldest.min(first.arrival)));
+            self.oldest = Some(
+                self.oldest
+                    .map_or(first.packet.arrival, |oldest| oldest.min(first.packet.arrival)),
+            );
         }
-        let format_changed = packets.iter().any(|packet| packet.format_changed);
         let mut with_output = Vec::new();
         for &key in &viewers {
             let Some(peer) = self.peers.get(key) else { continue };
             let Role::Viewer(viewer) = &mut peer.role else { continue };
             let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
-            viewer.handle_packets(stream, packets, format_changed, &mut egress);
+            viewer.handle_packets(stream, packets, &mut egress);
             if viewer.has_output() {
                 with_output.push(key);
             }
@@ -38,6 +40,20 @@ impl Core {
         }
         for key in with_output {
             self.drain(now, key, None);
+        }
+    }
+
+    /// Has the viewers of a stream whose formats or layers have changed select again what they are sent.
+    pub(super) fn stream_changed(&mut self, now: Instant, stream: StreamId) {
+        for key in self.subscriptions.get(&stream).cloned().unwrap_or_default() {
+            if let Some(Peer {
+                role: Role::Viewer(viewer),
+                ..
+            }) = self.peers.get(key)
+            {
+                viewer.handle_stream_changed(stream);
+                self.drain(now, key, None);
+            }
         }
     }
 

@@ -14,8 +14,8 @@ use crate::hub::Hub;
 use crate::hub::batch::Batch;
 use crate::hub::intake::{Intake, ReceivedPacket};
 use crate::hub::name::StreamKey;
+use crate::hub::ring::Entry;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
-use crate::media::packet::Packet;
 use crate::media::packetizer::{Packetizer, PacketizerError, Payload, annex_b, length_prefixed};
 use crate::media::{Codec, Format, Kind};
 use crate::sdp::plan::SourceFormats;
@@ -346,7 +346,7 @@ impl FrameTrack {
         }
     }
 
-    fn put(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Packet>>) {
+    fn put(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Entry>>) {
         let track = state.track(self.packetizer.codec().kind());
         track.set_format(self.packetizer.format());
         let resolution = self.packetizer.resolution();
@@ -504,9 +504,9 @@ mod tests {
                 (batch.stream, &batch.subscribers[..]),
                 (stream.id, &[ShardIndex(0)][..])
             );
-            let first = batch.packets.first().expect("packets").seq;
+            let first = batch.packets.first().expect("packets").packet.seq;
             assert!(last.is_none_or(|last| first == last + 1));
-            last = batch.packets.last().map(|packet| packet.seq);
+            last = batch.packets.last().map(|entry| entry.packet.seq);
             camera.ended(&hub);
         }
     }

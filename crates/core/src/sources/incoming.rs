@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use super::encoding::{Change, Encoding, PacketFormat};
 use crate::hub::intake::{Intake, ReceivedPacket};
+use crate::hub::ring::Entry;
 use crate::hub::track::Track;
 use crate::media::Pt;
-use crate::media::packet::Packet;
 use crate::media::rtp::Header;
 use crate::sdp::plan::{Extensions, IncomingTrack};
 use crate::session::feedback::KeyFrameRequests;
@@ -117,7 +117,7 @@ impl Incoming {
         arrived: Vec<ReceivedPacket>,
         change: Change,
         track: &mut Track,
-        out: &mut Vec<Arc<Packet>>,
+        out: &mut Vec<Arc<Entry>>,
     ) {
         if index != self.active && !self.should_replace_active(now, index) {
             return;

@@ -14,10 +14,10 @@ use crate::hub::Hub;
 use crate::hub::batch::Batch;
 use crate::hub::intake::ReceivedPacket;
 use crate::hub::name::StreamName;
+use crate::hub::ring::Entry;
 use crate::hub::stream::{SourceRef, Stream, StreamState};
 use crate::hub::traffic;
 use crate::media::clock::NtpClock;
-use crate::media::packet::Packet;
 use crate::media::rtcp::{self, Message};
 use crate::media::rtp::Header;
 use crate::media::{Kind, Pt, Ssrc};
@@ -346,7 +346,7 @@ impl Publisher {
         stream
     }
 
-    fn publish_tick(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Packet>>) {
+    fn publish_tick(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Entry>>) {
         let Some(now) = self.arrived.iter().map(|(.., packet, _)| packet.arrival).max() else {
             return;
         };

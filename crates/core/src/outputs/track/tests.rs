@@ -42,31 +42,28 @@ fn track() -> OutTrack {
     OutTrack::new(plan, &mut || 7)
 }
 
-fn insert(ring: &mut Ring, at: Instant, frame: u64) -> Arc<Packet> {
-    let make = |order| Packet {
+fn insert(ring: &mut Ring, at: Instant, frame: u64) -> Arc<Entry> {
+    let packet = Packet {
         seq: 100 + frame,
         time: 1_000_000 + frame * 3_000,
-        order,
         codec: Codec::H264,
         marker: true,
         key_frame: frame == 0,
-        format_changed: false,
-        padding: 0,
         arrival: at,
         payload: Bytes::from_static(&[0; 1_000]),
     };
-    ring.insert(100 + frame, make).expect("new")
+    ring.insert(packet, 0).expect("new")
 }
 
 #[test]
 fn what_was_read_from_the_ring_is_not_sent_again_when_its_batch_arrives() {
     let (mut ring, t, mut track) = (Ring::default(), Instant::now(), track());
-    let batches: Vec<Arc<Packet>> = (0..3).map(|frame| insert(&mut ring, t, frame)).collect();
+    let batches: Vec<Arc<Entry>> = (0..3).map(|frame| insert(&mut ring, t, frame)).collect();
     track.start(t, &ring);
     let mut due = Vec::new();
     track.catch_up(t, &ring, &mut due);
     assert_eq!(due.len(), 3);
-    assert!(batches.iter().all(|packet| !track.takes(packet)));
+    assert!(batches.iter().all(|entry| !track.takes(entry)));
     assert!(track.takes(&insert(&mut ring, t, 3)));
 }
 
@@ -125,16 +122,18 @@ fn skipped_packets_leave_no_gap_in_sequence_numbers() {
         let packet = Packet {
             seq,
             time: 1_000_000 + seq * 30,
-            order: u64::MAX,
             codec,
             marker: true,
             key_frame: false,
-            format_changed: false,
-            padding: 0,
             arrival: t,
             payload: Bytes::from_static(&[0; 1_000]),
         };
-        track.send(&packet, &mut egress).expect("seals");
+        let entry = Entry {
+            packet,
+            order: u64::MAX,
+            padding: 0,
+        };
+        track.send(&entry, &mut egress).expect("seals");
         track.rewriter.map(seq, 0).map(|(out, _)| out)
     };
     let last = send(&mut track, 100, Codec::H264).expect("sent");
@@ -162,26 +161,23 @@ fn the_burst_ends_at_a_newer_key_frame_and_time_does_not_go_back() {
     track.sent_until = 100 + sent as u64;
     track.sent_time = track
         .rewriter
-        .map(99 + sent as u64, due[sent - 1].time)
+        .map(99 + sent as u64, due[sent - 1].packet.time)
         .expect("sent")
         .1;
     // The key frame arrived late: its time is before that of the burst.
-    let make = |order| Packet {
+    let packet = Packet {
         seq: 400,
         time: track.sent_time - 10,
-        order,
         codec: Codec::H264,
         marker: true,
         key_frame: true,
-        format_changed: false,
-        padding: 0,
         arrival: now,
         payload: Bytes::from_static(&[0; 1_000]),
     };
-    let key_frame = ring.insert(400, make).expect("new");
+    let key_frame = ring.insert(packet, 0).expect("new");
     due.clear();
     track.catch_up(now + Duration::from_millis(20), &ring, &mut due);
-    assert_eq!(due.iter().map(|p| p.seq).collect::<Vec<_>>(), [400]);
-    let (_, time) = track.rewriter.map(400, key_frame.time).expect("mapped");
+    assert_eq!(due.iter().map(|entry| entry.packet.seq).collect::<Vec<_>>(), [400]);
+    let (_, time) = track.rewriter.map(400, key_frame.packet.time).expect("mapped");
     assert!(time > track.sent_time);
 }
