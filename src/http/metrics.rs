@@ -279,11 +279,11 @@ impl Shown {
                 .filter(|_| is_live)
                 .filter_map(|track| {
                     Some(ShownTrack {
-                        kind: track.kind,
-                        codec: track.format?.codec(),
-                        rate: track.meter.rate(now),
-                        resolution: track.resolution,
-                        delays: track.delays,
+                        kind: track.kind(),
+                        codec: track.format()?.codec(),
+                        rate: track.meter().rate(now),
+                        resolution: track.resolution(),
+                        delays: *track.delays(),
                     })
                 });
             Self {

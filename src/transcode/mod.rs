@@ -297,7 +297,7 @@ impl TranscodeJob {
             if clock_sent.is_none_or(|clock_sent| clock_sent.elapsed() >= CLOCK_INTERVAL) {
                 let now = Instant::now();
                 let (kind, stream) = (conversion.kind, &input.tap.stream);
-                let time = stream.with(|state| state.track(kind).clock.time_at(now.into_std()));
+                let time = stream.with(|state| state.track(kind).clock().time_at(now.into_std()));
                 if let Some(time) = time {
                     output.record_capture_time(conversion.kind, conversion.output_time(time), now.into_std());
                     clock_sent = Some(now);
@@ -341,7 +341,7 @@ impl TranscodeJob {
         let kind = self.transcode.kind();
         state.source()?;
         let format = state.format(kind)?;
-        let ring = &state.track(kind).ring;
+        let ring = state.track(kind).ring();
         let reader = match kind {
             Kind::Video => Reader::at_key_frame(ring)?,
             Kind::Audio => Reader::at_end(ring),
@@ -406,7 +406,7 @@ impl FrameConversion {
             if state.format(self.kind).is_some_and(|now| !is_same(now, *format)) {
                 return None;
             }
-            let ring = &state.track(self.kind).ring;
+            let ring = state.track(self.kind).ring();
             Some(reader.read(now.into_std(), ring, &mut entries))
         })?;
         let mut frames = Vec::new();

@@ -138,7 +138,7 @@ async fn newest_frame(control: &Control, key: &StreamKey) -> Option<Bytes> {
     loop {
         let newest = tapped.stream.with(|state| {
             let is_jpeg = matches!(state.format(Kind::Video), Some(Format::Jpeg));
-            let ring = &state.video.ring;
+            let ring = state.video.ring();
             let newest = ring.key_frame().and_then(|seq| ring.get(seq));
             let newest = newest.filter(|_| is_jpeg && state.source().is_some());
             newest.map(|entry| entry.packet.payload.clone())

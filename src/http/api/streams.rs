@@ -226,8 +226,8 @@ fn source(entry: &Entry) -> Source {
 
 fn video(state: &StreamState) -> Option<Video> {
     let format = state.format(Kind::Video)?;
-    let rate = state.video.meter.rate(now());
-    let (width, height) = state.video.resolution.unzip();
+    let rate = state.video.meter().rate(now());
+    let (width, height) = state.video.resolution().unzip();
     Some(Video {
         codec: format.codec().name(),
         profile: match format {
@@ -242,7 +242,7 @@ fn video(state: &StreamState) -> Option<Video> {
         bitrate: rate.bitrate,
         b_frames: state.video.is_reordered(),
         key_frame_interval: state.video.key_frame_interval().map(|interval| interval.as_secs_f64()),
-        delay: state.video.delays.recent(now()),
+        delay: state.video.delays().recent(now()),
         answers_requests: state.answers_requests,
     })
 }
@@ -255,7 +255,7 @@ fn audio(state: &StreamState) -> Option<Audio> {
             Format::Aac(config) => config.rate,
             format => format.codec().clock_rate(),
         },
-        bitrate: state.audio.meter.rate(now()).bitrate,
+        bitrate: state.audio.meter().rate(now()).bitrate,
     })
 }
 

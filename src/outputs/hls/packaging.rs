@@ -152,7 +152,7 @@ fn request_key_frame(plane: &dyn Plane, tracks: &[TrackReader<'_>], max_age: Dur
     let mut video = tracks.iter().filter(|track| track.role.kind() == Kind::Video);
     let source = video.find_map(|track| {
         track.tap.stream.with(|state| {
-            let ring = &state.video.ring;
+            let ring = state.video.ring();
             let age = ring.key_frame().and_then(|key_frame| ring.age(key_frame));
             age.is_none_or(|age| age >= max_age)
                 .then(|| state.request_key_frame_of_source())?
@@ -189,7 +189,7 @@ impl<'a> TrackReader<'a> {
     fn read(&mut self, now: std::time::Instant, frames: &mut Vec<Frame>) -> Option<std::time::Instant> {
         let mut entries = Vec::new();
         let retry_at = self.tap.stream.with(|state| {
-            let ring = &state.track(self.role.kind()).ring;
+            let ring = state.track(self.role.kind()).ring();
             if self.reader.is_none() {
                 self.reader = match self.role.kind() {
                     Kind::Video => Reader::at_key_frame(ring),

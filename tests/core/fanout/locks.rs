@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use millstream_core::hub::intake::{Intake, ReceivedPacket};
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{Layer, LayerSelection, ShardIndex, SourceRef};
 use millstream_core::media::Rid;
@@ -86,7 +87,7 @@ pub fn add_layers(world: &World, rids: [&str; 2]) {
     let name = StreamName::parse("live").expect("a name");
     let home = world.shared.hub.find(&name).expect("published");
     let (source, formats, key_frame) = home.with(|state| {
-        let ring = &state.video.ring;
+        let ring = state.video.ring();
         let start = ring.key_frame().expect("a key frame");
         let time = ring.get(start).expect("its first packet").packet.time;
         let packets = (start..ring.end()).map_while(|seq| ring.get(seq).map(|entry| entry.packet.clone()));
@@ -104,9 +105,8 @@ pub fn add_layers(world: &World, rids: [&str; 2]) {
                 ..source
             };
             state.attach(source, &formats);
-            for packet in &key_frame {
-                state.video.ring.insert(packet.clone(), 0);
-            }
+            let packets = key_frame.iter().map(received);
+            Intake::keeping_time().take(&mut state.video, packets, &mut Vec::new());
         });
     }
     let layer = |rid: &str| Layer {
@@ -116,4 +116,18 @@ pub fn add_layers(world: &World, rids: [&str; 2]) {
         active: true,
     };
     home.with(|state| state.set_layers(rids.map(layer).to_vec()));
+}
+
+/// A packet of a track as a source would send it.
+fn received(packet: &Packet) -> ReceivedPacket {
+    ReceivedPacket {
+        seq: packet.seq,
+        time: packet.time,
+        marker: packet.marker,
+        codec: packet.codec,
+        key_frame: packet.key_frame,
+        insert: Vec::new(),
+        payload: packet.payload.clone(),
+        arrival: packet.arrival,
+    }
 }

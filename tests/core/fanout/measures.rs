@@ -94,7 +94,7 @@ fn measures_are_those_of_the_clients() {
         assert!(count(&traffic.expected) > 1_000, "{name}");
         stream.with(|state| {
             assert_eq!(state.viewers(), watching, "{name}");
-            let rate = state.video.meter.rate(world.now);
+            let rate = state.video.meter().rate(world.now);
             assert_near("pictures per second", rate.frames, 30.0, 0.05);
             assert_near(
                 "bits per second",
@@ -103,7 +103,7 @@ fn measures_are_those_of_the_clients() {
                 0.2,
             );
             for track in [&state.video, &state.audio] {
-                let delays = track.delays;
+                let delays = track.delays();
                 let mean = delays.sum.as_secs_f64() * 1e3 / delays.count as f64;
                 let recent = delays.recent(world.now).expect("it was measured") * 1e3;
                 println!(

@@ -190,7 +190,7 @@ fn viewers_get_the_next_best_layer_when_the_best_one_stops() {
     assert_eq!(source.turn(&both(301, false)), 1);
     let mut streams = source.hub.streams().into_iter();
     let stream = streams.find(|stream| stream.key.is_original()).expect("published");
-    assert_eq!(stream.with(|state| state.video.resolution), Some((1280, 720)));
+    assert_eq!(stream.with(|state| state.video.resolution()), Some((1280, 720)));
 }
 
 #[test]
@@ -211,8 +211,11 @@ fn each_layer_is_on_a_line_of_its_own_with_the_time_of_the_stream() {
     assert_eq!(shown, [("h", Some((1280, 720)), true), ("l", Some((320, 180)), true)]);
     let newest = |key: StreamKey| {
         find(key.clone()).with(|state| {
-            assert!(state.video.ring.key_frame().is_some(), "{key}: a key frame of its own");
-            state.video.ring.newest().expect("packets").0
+            assert!(
+                state.video.ring().key_frame().is_some(),
+                "{key}: a key frame of its own"
+            );
+            state.video.ring().newest().expect("packets").0
         })
     };
     let time = newest((&name).into());

@@ -59,7 +59,7 @@ impl Source {
         let feed = FrameSource::keeping_time(name().transcoded(transcode), SessionId([id; 16]), &tracks)
             .expect("codecs of frames");
         let origin = world.shared.hub.find(name()).expect("the stream");
-        let newest = origin.with(|state| state.track(transcode.kind()).ring.newest());
+        let newest = origin.with(|state| state.track(transcode.kind()).ring().newest());
         let (newest, _) = newest.expect("it plays");
         Self::with(feed, &tracks, newest, id)
     }

@@ -130,7 +130,7 @@ impl World {
             let mut entries = Vec::new();
             let (now, reader) = (self.now, &mut self.readers[index]);
             self.stream.with(|state| {
-                let ring = &state.track(kind).ring;
+                let ring = state.track(kind).ring();
                 if reader.is_none() {
                     *reader = match kind {
                         Kind::Video => Reader::at_key_frame(ring),

@@ -139,7 +139,7 @@ async fn a_session_that_cannot_carry_the_video_says_which_it_is_and_where_to_fin
     let cut = without_h264.find("m=video").expect("video");
     let sound = without_h264[..cut].replace("BUNDLE 0 1", "BUNDLE 0");
     assert_eq!(alternates(&ask(&sound).await), [""; 0]);
-    change(&gateway, |state| state.video.format = None);
+    change(&gateway, |state| state.video.begin(None));
     assert_eq!(alternates(&ask(without_h264).await), [""; 0]);
     gateway.stop().await;
 }

@@ -103,7 +103,7 @@ fn frames_lost(gateway: &Gateway) -> u64 {
     let stream = gateway.media().hub().find(StreamName::parse("other").expect("a name"));
     let stream = stream.expect("it plays");
     let times: Vec<u64> = stream.with(|state| {
-        let ring = &state.video.ring;
+        let ring = state.video.ring();
         (ring.first()..ring.end())
             .filter_map(|seq| Some(ring.get(seq)?.packet.time))
             .collect()

@@ -124,10 +124,10 @@ fn poll(hub: &hub::Hub, stream: &str) -> Option<Seen> {
     stream.with(|state| {
         state.source()?;
         Some(Seen {
-            video: state.video.ring.end(),
-            audio: state.audio.ring.end(),
-            picture: state.video.format.map(Format::codec),
-            sound: state.audio.format.map(Format::codec),
+            video: state.video.ring().end(),
+            audio: state.audio.ring().end(),
+            picture: state.video.format().map(Format::codec),
+            sound: state.audio.format().map(Format::codec),
         })
     })
 }

@@ -439,7 +439,7 @@ async fn of_several_versions_one_is_taken_with_its_sound() {
             .hub()
             .find(StreamName::parse("far").expect("a name"))
             .expect("live");
-        assert_eq!(stream.with(|state| state.video.resolution), Some(size));
+        assert_eq!(stream.with(|state| state.video.resolution()), Some(size));
         let mut reader = Reader::open(&gateway);
         assert_eq!(reader.times(Kind::Audio, 40).await.len(), 40);
         drop(reader);

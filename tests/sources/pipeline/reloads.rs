@@ -33,7 +33,7 @@ async fn two_hundred_reloads_cost_an_untouched_stream_nothing() {
         .hub()
         .find(StreamName::parse("steady").expect("a name"))
         .expect("live");
-    let (source, mut reader) = steady.with(|state| (state.source(), Reader::at_end(&state.video.ring)));
+    let (source, mut reader) = steady.with(|state| (state.source(), Reader::at_end(state.video.ring())));
     let mut read: Vec<Arc<Entry>> = Vec::new();
     let (mut refused, mut restarted) = (0, 0);
     for round in 1..=RELOADS {
@@ -57,7 +57,7 @@ async fn two_hundred_reloads_cost_an_untouched_stream_nothing() {
         tokio::time::sleep(Duration::from_millis(10)).await;
         #[expect(clippy::disallowed_methods, reason = "a reader is told the time")]
         let now = Instant::now();
-        steady.with(|state| reader.read(now, &state.video.ring, &mut read));
+        steady.with(|state| reader.read(now, state.video.ring(), &mut read));
     }
     assert_eq!((refused, restarted), (RELOADS / 10, RELOADS - RELOADS / 10));
     assert_eq!(

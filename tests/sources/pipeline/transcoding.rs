@@ -56,7 +56,7 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
     assert!(hub.can_transcode(Codec::Aac) && !hub.can_transcode(Codec::Vp8));
     let transcoded = hub.open_with(name().transcoded(TranscodeTarget::Opus), one_more);
     // Its times are those of the film's own sound: no older and no newer by more than an encoder takes.
-    let newest = |state: &mut StreamState| state.audio.ring.newest().map(|(time, _)| time);
+    let newest = |state: &mut StreamState| state.audio.ring().newest().map(|(time, _)| time);
     let (opus, aac) = until("Opus", || {
         let opus = transcoded.with(newest)?;
         let film = hub.find(name())?;
@@ -65,7 +65,7 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
     })
     .await;
     assert!(opus.abs_diff(aac) < 48_000 / 2, "{opus} {aac}");
-    let codec = transcoded.with(|state| state.audio.format.map(Format::codec));
+    let codec = transcoded.with(|state| state.audio.format().map(Format::codec));
     assert_eq!(codec, Some(Codec::Opus));
     let shown = streams::one(&name(), hub, gateway.fetched(), |_| 0).expect("it is there");
     assert_eq!(

@@ -86,9 +86,9 @@ async fn picture_and_sound_are_on_one_clock() {
         let stream = gateway.media().hub().find(StreamName::parse("door").expect("a name"));
         let stream = stream.expect("it plays");
         let age = |track: &millstream_core::hub::track::Track| {
-            let (newest, arrival) = track.ring.newest().expect("packets");
-            let captured_now = track.clock.time_at(arrival).expect("a clock");
-            let rate = f64::from(track.format.expect("a format").codec().clock_rate());
+            let (newest, arrival) = track.ring().newest().expect("packets");
+            let captured_now = track.clock().time_at(arrival).expect("a clock");
+            let rate = f64::from(track.format().expect("a format").codec().clock_rate());
             (captured_now as f64 - newest as f64) / rate
         };
         let (picture, sound) = stream.with(|state| (age(&state.video), age(&state.audio)));

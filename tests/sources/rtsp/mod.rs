@@ -92,11 +92,11 @@ struct Seen {
 fn poll(hub: &hub::Hub) -> Option<Seen> {
     let stream = hub.find(StreamName::parse("door").expect("a name"))?;
     Some(stream.with(|state| Seen {
-        video: state.video.ring.end(),
-        audio: state.audio.ring.end(),
-        picture: state.video.format,
-        sound: state.audio.format,
-        resolution: state.video.resolution,
+        video: state.video.ring().end(),
+        audio: state.audio.ring().end(),
+        picture: state.video.format(),
+        sound: state.audio.format(),
+        resolution: state.video.resolution(),
         reordered: state.video.is_reordered(),
         has_source: state.source().is_some(),
     }))

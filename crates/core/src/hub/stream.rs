@@ -184,8 +184,8 @@ impl StreamState {
     /// Formats of the current source; `None` without a source.
     pub fn formats(&self) -> Option<SourceFormats> {
         self.source.map(|_| SourceFormats {
-            video: self.video.format,
-            audio: self.audio.format,
+            video: self.video.format(),
+            audio: self.audio.format(),
         })
     }
 
@@ -305,8 +305,8 @@ impl StreamState {
     /// Current format of a kind, or the last one without a source.
     pub fn format(&self, kind: Kind) -> Option<Format> {
         match kind {
-            Kind::Video => self.video.format,
-            Kind::Audio => self.audio.format,
+            Kind::Video => self.video.format(),
+            Kind::Audio => self.audio.format(),
         }
     }
 

@@ -13,24 +13,21 @@ use crate::media::{Codec, Format, Kind};
 /// sequence numbers and timestamps to one continuous numbering.
 #[derive(Debug)]
 pub struct Track {
-    pub kind: Kind,
-    pub ring: Ring,
-    pub clock: TrackClock,
-    pub vp8: Vp8Rewriter,
-    /// Format found in the bitstream, or else the one in the publisher's offer.
-    pub format: Option<Format>,
-    /// Width and height in pixels; video only.
-    pub resolution: Option<(u16, u16)>,
-    pub meter: Meter,
-    /// Capture-to-arrival delays, if the source reports capture times.
-    pub delays: Delays,
+    pub(super) kind: Kind,
+    pub(super) ring: Ring,
+    pub(super) clock: TrackClock,
+    pub(super) vp8: Vp8Rewriter,
+    format: Option<Format>,
+    resolution: Option<(u16, u16)>,
+    pub(super) meter: Meter,
+    pub(super) delays: Delays,
     /// The format changed since the last batch.
     format_changed: bool,
     /// Timestamp of the last key frame, and its distance from the one before in ticks.
     key_frames: Option<(TrackTime, Option<u64>)>,
     order: FrameOrder,
     /// For a layer: a timestamp of the main stream and its expected arrival. Both streams share one timeline.
-    pub anchor: Option<(TrackTime, Instant)>,
+    anchor: Option<(TrackTime, Instant)>,
 }
 
 /// Copy of a track's properties, for work that must not hold the stream's lock.
@@ -87,6 +84,41 @@ impl Track {
         }
     }
 
+    /// Returns whether this is audio or video.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Returns the recent packets.
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Returns the relation between timestamps, arrival and capture.
+    pub fn clock(&self) -> &TrackClock {
+        &self.clock
+    }
+
+    /// Returns the format found in the bitstream, or else the one in the publisher's offer.
+    pub fn format(&self) -> Option<Format> {
+        self.format
+    }
+
+    /// Returns width and height in pixels; video only.
+    pub fn resolution(&self) -> Option<(u16, u16)> {
+        self.resolution
+    }
+
+    /// Returns the bitrate and the frame rate.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Returns the delays from capture to arrival, if the source reports capture times.
+    pub fn delays(&self) -> &Delays {
+        &self.delays
+    }
+
     /// Returns a copy of the current properties.
     pub fn view(&self) -> TrackView {
         TrackView {
@@ -116,6 +148,28 @@ impl Track {
             self.format = format;
             self.format_changed = true;
         }
+    }
+
+    /// Sets width and height in pixels; `None` leaves them as they are.
+    pub fn set_resolution(&mut self, resolution: Option<(u16, u16)>) {
+        self.resolution = resolution.or(self.resolution);
+    }
+
+    /// Aligns the timestamps of the next source with those of another stream: its timestamp `time` arrived, or would have
+    /// arrived, at `at`.
+    pub fn align(&mut self, time: TrackTime, at: Instant) {
+        self.anchor = Some((time, at));
+    }
+
+    /// Records that the media with this timestamp was captured at `captured`, by the source's own report.
+    pub fn record_capture(&mut self, time: TrackTime, captured: Instant) {
+        self.clock.on_report(time, captured);
+    }
+
+    /// Records when the media with this timestamp would have arrived with the smallest observed delay; for a source that
+    /// does not report capture times.
+    pub fn record_alignment(&mut self, time: TrackTime, at: Instant) {
+        self.clock.on_alignment(time, at);
     }
 
     /// Returns whether the format changed since the last call.

@@ -72,7 +72,7 @@ impl Played {
         let is_between_layers = to.key.is_layer() || self.from.key.is_layer();
         let is_smooth = is_playing && self.kind() == Kind::Video && is_between_layers;
         let after = is_smooth.then(|| {
-            let cached = to.with(|state| state.video.ring.key_frame());
+            let cached = to.with(|state| state.video.ring().key_frame());
             (cached, now + LAYER_SWITCH_TIMEOUT)
         });
         self.next = Some(PendingSwitch { stream: to, after });
@@ -92,11 +92,11 @@ impl Played {
         let last = self
             .out
             .last_sent()
-            .and_then(|seq| self.from.with(|state| state.track(kind).ring.get(seq).cloned()));
+            .and_then(|seq| self.from.with(|state| state.track(kind).ring().get(seq).cloned()));
         let out = &mut self.out;
         let has_begun = next.with(|state| {
             let has_source = state.source().is_some();
-            let ring = &state.track(kind).ring;
+            let ring = state.track(kind).ring();
             let can_begin = match kind {
                 Kind::Video => {
                     let is_new = after.is_none_or(|(cached, until)| ring.key_frame() != cached || now >= until);

@@ -115,16 +115,16 @@ impl Viewer {
         let (video, audio) = (&mut self.video, &mut self.audio);
         let needs_key_frame = self.stream.with(|state| {
             if let Some(audio) = audio {
-                audio.out.start_live(&state.audio.ring);
+                audio.out.start_live(state.audio.ring());
             }
             let Some(video) = video.as_mut().filter(|_| state.source().is_some()) else {
                 return false;
             };
-            let request = is_request_cheaper(&state.video.ring, state.viewers());
+            let request = is_request_cheaper(state.video.ring(), state.viewers());
             if request && state.answers_requests {
-                video.out.wait(now + ANSWER_TIME, &state.video.ring);
+                video.out.wait(now + ANSWER_TIME, state.video.ring());
             } else {
-                video.out.start(now, &state.video.ring);
+                video.out.start(now, state.video.ring());
             }
             request
         });
@@ -386,11 +386,12 @@ impl Viewer {
         for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(&mut due) {
             if let Some(Played { out, from, .. }) = played {
                 from.with(|state| {
-                    let is_dead = state.source().is_none() || (out.is_replaying() && is_silent(&state.video.ring, now));
+                    let is_dead =
+                        state.source().is_none() || (out.is_replaying() && is_silent(state.video.ring(), now));
                     if is_dead && out.kind() == Kind::Video {
                         out.stop_reading();
                     } else {
-                        out.catch_up(now, &state.track(out.kind()).ring, due);
+                        out.catch_up(now, state.track(out.kind()).ring(), due);
                     }
                 });
             }
@@ -415,7 +416,7 @@ impl Viewer {
         let wanted: Vec<Retransmissions> = from.with(|state| {
             // A receiver no longer waits for packets of a source that has left.
             let has_source = state.source().is_some();
-            let ring = &state.track(track.kind()).ring;
+            let ring = state.track(track.kind()).ring();
             let is_recent = |(_, at)| now.saturating_duration_since(at) <= HISTORY;
             if !has_source && !ring.newest().is_some_and(is_recent) {
                 return Vec::new();
@@ -441,9 +442,9 @@ impl Viewer {
                 return;
             };
             let replayed = from.with(|state| {
-                let is_live = state.source().is_some() && !is_silent(&state.video.ring, now);
+                let is_live = state.source().is_some() && !is_silent(state.video.ring(), now);
                 if is_live {
-                    out.replay(now, &state.video.ring);
+                    out.replay(now, state.video.ring());
                 }
                 is_live
             });
@@ -466,7 +467,7 @@ impl Viewer {
     fn report(&self, now: Instant, ntp: u64) -> Option<Vec<u8>> {
         let mut compound = Vec::new();
         for Played { out: track, from, .. } in [&self.video, &self.audio].into_iter().flatten() {
-            let time = from.with(|state| state.track(track.kind()).clock.time_at(now));
+            let time = from.with(|state| state.track(track.kind()).clock().time_at(now));
             let Some(time) = time.and_then(|time| track.live_stamp(time)) else {
                 continue;
             };

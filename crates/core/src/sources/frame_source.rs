@@ -352,16 +352,16 @@ impl FrameTrack {
         let resolution = self.packetizer.resolution();
         if resolution != self.resolution {
             self.resolution = resolution;
-            track.resolution = resolution;
+            track.set_resolution(resolution);
         }
         self.intake.take(track, self.arrived.drain(..), out);
         if let Some(Captured { time, at, is_reported }) = self.captured.take()
             && let Some(time) = self.intake.time(time)
         {
             if is_reported {
-                track.clock.on_report(time, at);
+                track.record_capture(time, at);
             } else {
-                track.clock.on_alignment(time, at);
+                track.record_alignment(time, at);
             }
         }
     }
@@ -420,7 +420,7 @@ mod tests {
         let formats = state.with(|state| state.formats().expect("a source"));
         assert!(matches!(formats.video, Some(Format::H264 { .. })));
         assert_eq!(formats.audio, Some(Format::Pcma));
-        assert!(state.with(|state| state.video.ring.key_frame().is_some()));
+        assert!(state.with(|state| state.video.ring().key_frame().is_some()));
         feed.ended(&hub);
         assert!(hub.find(name()).is_none());
     }

@@ -24,6 +24,15 @@ pub struct Incoming {
     given_up: u64,
 }
 
+/// Packets of one layer that arrived in one tick.
+pub struct LayerPackets {
+    /// Index of the layer.
+    pub index: usize,
+    pub packets: Vec<ReceivedPacket>,
+    /// What changed with them.
+    pub change: Change,
+}
+
 impl Incoming {
     /// Makes a track that has not received anything yet.
     pub fn new(plan: IncomingTrack) -> Self {
@@ -110,28 +119,21 @@ impl Incoming {
     }
 
     /// Appends packets to the stream's track if their layer is the active one or becomes active with these packets.
-    pub fn put(
-        &mut self,
-        now: Instant,
-        index: usize,
-        arrived: Vec<ReceivedPacket>,
-        change: Change,
-        track: &mut Track,
-        out: &mut Vec<Arc<Entry>>,
-    ) {
+    pub fn put(&mut self, now: Instant, arrived: LayerPackets, track: &mut Track, out: &mut Vec<Arc<Entry>>) {
+        let LayerPackets { index, packets, change } = arrived;
         if index != self.active && !self.should_replace_active(now, index) {
             return;
         }
         let Some(encoding) = self.encodings.get_mut(index) else {
             return;
         };
-        encoding.intake.take(track, arrived.into_iter(), out);
+        encoding.intake.take(track, packets.into_iter(), out);
         if index == self.active {
             track.set_format(change.format);
-            track.resolution = change.resolution.or(track.resolution);
+            track.set_resolution(change.resolution);
         } else if !encoding.intake.is_waiting() {
             track.set_format(encoding.format());
-            track.resolution = encoding.resolution().or(track.resolution);
+            track.set_resolution(encoding.resolution());
             if let Some(previous) = self.encodings.get_mut(self.active) {
                 previous.intake = Intake::new();
             }

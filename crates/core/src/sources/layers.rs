@@ -85,9 +85,9 @@ impl Layers {
     /// main stream were published.
     pub fn notify(&mut self, tracks: &[Incoming], name: &StreamName, state: &mut StreamState) {
         let Some(video) = simulcast(tracks) else { return };
-        let newest = state.video.ring.newest();
+        let newest = state.video.ring().newest();
         let Some((_, now)) = newest else { return };
-        self.anchor = state.video.clock.time_of_arrival(now).map(|time| (time, now));
+        self.anchor = state.video.clock().time_of_arrival(now).map(|time| (time, now));
         if self
             .last_update
             .is_some_and(|at| now.saturating_duration_since(at) < UPDATE_INTERVAL)
@@ -135,7 +135,7 @@ impl Layers {
         if let (Some(time), Some(stream)) = (layer.intake.time(time), &layer.stream) {
             stream.with(|state| {
                 if state.is_source(session) {
-                    state.video.clock.on_report(time, captured);
+                    state.video.record_capture(time, captured);
                 }
             });
         }
@@ -183,10 +183,10 @@ impl LayerTrack {
             state.answers_requests = answers_requests;
             let mut packets = Vec::new();
             let video = state.track(Kind::Video);
-            video.anchor = Some(anchor);
+            video.align(anchor.0, anchor.1);
             self.intake.take(video, arrived.into_iter(), &mut packets);
             video.set_format(change.format.or(self.formats.video));
-            video.resolution = self.resolution.or(video.resolution);
+            video.set_resolution(self.resolution);
             Batch::new(&stream, state, packets)
         })
     }

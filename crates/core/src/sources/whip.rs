@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::encoding::{Change, Encoding};
-use super::incoming::Incoming;
+use super::incoming::{Incoming, LayerPackets};
 use super::layers::Layers;
 use super::requests::Requests;
 use crate::hub::Hub;
@@ -294,7 +294,7 @@ impl Publisher {
                 let (session, kind) = (self.source.session, track.plan.kind);
                 stream.with(|state| {
                     if state.is_source(session) {
-                        state.track(kind).clock.on_report(time, captured);
+                        state.track(kind).record_capture(time, captured);
                     }
                 });
             }
@@ -370,7 +370,12 @@ impl Publisher {
                 };
             }
             if let Some(incoming) = self.tracks.get_mut(track) {
-                incoming.put(now, encoding, packets, change, state.track(incoming.plan.kind), out);
+                let arrived = LayerPackets {
+                    index: encoding,
+                    packets,
+                    change,
+                };
+                incoming.put(now, arrived, state.track(incoming.plan.kind), out);
             }
         }
         for track in self.tracks.iter_mut().filter(|t| t.plan.takes_key_frame_requests()) {
