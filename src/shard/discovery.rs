@@ -1,7 +1,7 @@
-//! Finds the outer address of the host by STUN, and announces it (RFC 8489).
+//! Discovers the public address of the host by STUN (RFC 8489) and announces it as a candidate.
 //!
-//! The question does not come from the media port, so the answer tells the address alone: the router has to forward the
-//! media port under its own number.
+//! The request is not sent from the media port, so only the address of the response is used: the router must forward the
+//! media port under the same number.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -14,46 +14,46 @@ use tracing::{info, warn};
 use super::MediaPlane;
 use millstream_core::session::stun::BindingRequest;
 
-/// Between questions: an address at home changes once a day.
-const AGAIN: Duration = Duration::from_secs(60);
-/// How long an answer may take, and how often it is asked for.
-const ANSWER: Duration = Duration::from_millis(500);
-const TRIES: u32 = 4;
+/// Interval between discoveries. The address of a home connection changes about once a day.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// Timeout of a request, and the number of requests per discovery.
+const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
+const MAX_REQUESTS: u32 = 4;
 
-/// Asks and announces, to the end of the gateway.
+/// Discovers and announces the address until the gateway ends.
 pub async fn run(media: MediaPlane, server: String) {
-    let mut known = None;
-    let mut told = false;
+    let mut announced = None;
+    let mut is_failure_logged = false;
     loop {
-        match ask(&server).await {
-            Some(address) if known != Some(address) => {
-                info!(%address, server, "announcing the address that STUN has found");
-                media.announce(address, known.replace(address));
-                told = false;
+        match discover(&server).await {
+            Some(address) if announced != Some(address) => {
+                info!(%address, server, "announcing the address discovered by STUN");
+                media.announce(address, announced.replace(address));
+                is_failure_logged = false;
             }
-            Some(_) => told = false,
-            None if !told => {
+            Some(_) => is_failure_logged = false,
+            None if !is_failure_logged => {
                 warn!(
                     server,
-                    "webrtc.announce_by_stun does not answer; what is announced stays"
+                    "no response from the server of webrtc.announce_by_stun: the announced addresses stay"
                 );
-                told = true;
+                is_failure_logged = true;
             }
             None => {}
         }
-        sleep(AGAIN).await;
+        sleep(INTERVAL).await;
     }
 }
 
-/// The address of this host as the server sees it.
-async fn ask(server: &str) -> Option<IpAddr> {
+/// Returns the address of this host as the server sees it.
+async fn discover(server: &str) -> Option<IpAddr> {
     let server = lookup_host(server).await.ok()?.find(SocketAddr::is_ipv4)?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
     socket.connect(server).await.ok()?;
     let binding = BindingRequest::new(&mut || rand::rng().next_u32());
-    for _ in 0..TRIES {
+    for _ in 0..MAX_REQUESTS {
         let _ = socket.send(&binding.request).await;
-        let answered = async {
+        let response = async {
             let mut buffer = [0; 1_500];
             loop {
                 let length = socket.recv(&mut buffer).await.ok()?;
@@ -63,7 +63,7 @@ async fn ask(server: &str) -> Option<IpAddr> {
                 }
             }
         };
-        if let Ok(Some(address)) = timeout(ANSWER, answered).await {
+        if let Ok(Some(address)) = timeout(RESPONSE_TIMEOUT, response).await {
             return Some(address);
         }
     }

@@ -1,4 +1,4 @@
-//! The media plane: one thread per shard, all on one UDP port. [`MediaPlane`] is the handle that the control plane holds.
+//! The media plane: one thread per shard, all on one UDP port. The control plane uses it by the handle [`MediaPlane`].
 //!
 //! ```text
 //! socket -> Core::handle_datagram -> Session -> Publisher --tick--> hub ring + batch -+-> own viewers
@@ -6,10 +6,8 @@
 //! mailbox -> Core::handle_message -> Viewer -> outbox -> one send per run of equal-sized packets
 //! ```
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -19,16 +17,20 @@ use rand::RngCore as _;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tracing::{debug, error, info, warn};
+use tracing::{error, warn};
 
+mod addresses;
 pub mod discovery;
+mod runner;
 pub mod socket;
 pub mod tcp;
 pub mod watchdog;
 
-use self::socket::{Receiver, Sender, UdpPort, Waker};
-use self::tcp::{PeerSink, TcpConnections};
-use self::watchdog::{Phase, Stalled, Ticks, Watchdog};
+pub use self::addresses::host_addresses;
+use self::runner::Runner;
+use self::socket::{UdpPort, Waker};
+use self::tcp::TcpConnections;
+use self::watchdog::{Stalled, Ticks, Watchdog};
 use crate::sources::fetch::attached::random_id;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
@@ -41,24 +43,23 @@ pub use millstream_core::sdp::plan::SourceFormats;
 use millstream_core::sdp::plan::{AvailableTracks, Fingerprint, IceCredentials, Playback, Publication};
 use millstream_core::session::CloseReason;
 use millstream_core::session::identity::Identity;
-use millstream_core::session::outbox::Outbox;
 use millstream_core::shard::counters::Counters;
 use millstream_core::shard::message::{Message, Opening, OpeningRole};
 use millstream_core::shard::tcp::TcpCloseReason;
-use millstream_core::shard::{Core, Shared, ufrag};
+use millstream_core::shard::{Shared, ufrag};
 use millstream_core::sources::frame_source::{FanOut, FrameSource};
 
-/// How the media plane is set up.
+/// Settings of the media plane.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The UDP port for all peers; port 0 lets the kernel choose.
+    /// Address of the UDP port for all peers; with port 0 the kernel chooses.
     pub listen: SocketAddr,
-    /// Addresses to announce, the best first; empty announces the host's own.
+    /// Candidate addresses, the best first; empty for the addresses of the host.
     pub announce: Vec<IpAddr>,
-    /// Threads; 0 takes one for each processor.
+    /// Number of threads; 0 for one per processor.
     pub shards: usize,
     pub sessions: SessionLimits,
-    /// A shard that stands still for so long ends the process.
+    /// The process ends when a shard has not ticked for this long.
     pub fatal_stall: Duration,
 }
 
@@ -73,21 +74,21 @@ pub enum StartError {
     NoAddress,
 }
 
-/// A place for a session on a shard: its local ICE credentials tell the shard.
+/// The shard of a new session, and its local ICE credentials, which name the shard.
 #[derive(Clone, Debug)]
 pub struct Placement {
     pub shard: usize,
     pub credentials: IceCredentials,
 }
 
-/// The media plane refuses a new session.
+/// Why the media plane refuses a new session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    #[error("the gateway holds as many sessions as it may")]
+    #[error("the gateway has reached its maximum number of sessions")]
     Full,
-    #[error("as many sessions are being set up as may be at the same time")]
+    #[error("too many sessions are being set up")]
     HalfOpen,
-    #[error("as many sessions are being set up from this address as may be at the same time")]
+    #[error("too many sessions are being set up from this address")]
     Address,
     #[error("the gateway is stopping")]
     Stopping,
@@ -103,7 +104,7 @@ impl From<Full> for Refusal {
     }
 }
 
-/// Handle on the running shards. Cheap to clone; every call returns at once, but [`MediaPlane::stop`].
+/// Handle on the running shards. Cheap to clone. No call blocks except [`MediaPlane::stop`].
 #[derive(Clone)]
 pub struct MediaPlane {
     inner: Arc<Inner>,
@@ -122,15 +123,15 @@ struct Inner {
     watchdog: Mutex<Option<Watchdog>>,
 }
 
-/// Media batches that may wait for a shard: at a batch per frame and 30 frames a second, some seconds of many streams.
-const MAILBOX: usize = 8_192;
+/// Capacity of a shard's mailbox in batches: at one batch per frame, several seconds of many streams.
+const MAILBOX_CAPACITY: usize = 8_192;
 
 impl MediaPlane {
     /// Binds the port and starts the shards.
     ///
     /// # Errors
     ///
-    /// A [`StartError`] that names what cannot be had.
+    /// A [`StartError`].
     pub fn start(settings: Settings, identity: Arc<Identity>) -> Result<Self, StartError> {
         let shards = match settings.shards {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -152,13 +153,13 @@ impl MediaPlane {
             .iter()
             .map(|waker| {
                 let waker = waker.clone();
-                Arc::new(Mailbox::new(MAILBOX, move || waker.wake()))
+                Arc::new(Mailbox::new(MAILBOX_CAPACITY, move || waker.wake()))
             })
             .collect();
-        let candidates = candidates(&settings.announce, address)?;
+        let candidates = addresses::candidates(&settings.announce, address)?;
         let (forgotten, forgotten_sessions) = mpsc::unbounded_channel();
         let on_forget = move |id| {
-            // Nobody listens when the gateway is stopping.
+            // The receiver is gone when the gateway is stopping.
             let _ = forgotten.send(id);
         };
         let tcp = Arc::new(TcpConnections::default());
@@ -175,13 +176,17 @@ impl MediaPlane {
         let ticks = Arc::new(Ticks::new(now(), shards));
         let mut threads = Vec::new();
         for (index, (port, waker)) in ports.into_iter().zip(wakers).enumerate() {
-            let index = ShardIndex(index as u16);
-            threads.push(
-                spawn(index, port, waker, shared.clone(), tcp.clone(), ticks.clone()).map_err(StartError::Shard)?,
-            );
+            let runner = Runner {
+                index: ShardIndex(index as u16),
+                port,
+                waker,
+                shared: shared.clone(),
+                ticks: ticks.clone(),
+            };
+            threads.push(runner.spawn(tcp.clone()).map_err(StartError::Shard)?);
         }
         let mailboxes = shared.mailboxes.clone();
-        let watchdog = Watchdog::start(ticks.clone(), mailboxes, settings.fatal_stall, now, end_process)
+        let watchdog = Watchdog::start(ticks.clone(), mailboxes, settings.fatal_stall, now, runner::end_process)
             .map_err(StartError::Shard)?;
         let inner = Inner {
             shared,
@@ -198,17 +203,17 @@ impl MediaPlane {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Where the shards listen.
+    /// Returns the address that the shards listen on.
     pub fn local_addr(&self) -> SocketAddr {
         self.inner.local
     }
 
-    /// Addresses for the answer, the best first.
+    /// Returns the candidate addresses for answers, the best first.
     pub fn candidates(&self) -> Arc<[SocketAddr]> {
         self.inner.shared.announced()
     }
 
-    /// From here on this address is given to peers first, instead of the one before it that was found so.
+    /// Announces an address as the first candidate, in place of `instead_of`.
     pub fn announce(&self, address: IpAddr, instead_of: Option<IpAddr>) {
         let mut announced = self
             .inner
@@ -219,77 +224,78 @@ impl MediaPlane {
         let first = SocketAddr::new(address, self.inner.local.port());
         let rest = announced
             .iter()
-            .filter(|known| **known != first && Some(known.ip()) != instead_of);
+            .filter(|other| **other != first && Some(other.ip()) != instead_of);
         *announced = std::iter::once(first).chain(rest.copied()).collect();
     }
 
-    /// Peers whose media goes by TCP.
+    /// Returns the number of TCP connections of peers.
     pub fn tcp_connections(&self) -> usize {
         self.inner.tcp.count()
     }
 
-    /// Messages that wait in the mailbox of each shard.
+    /// Returns the number of queued messages of each shard.
     pub fn queues(&self) -> Vec<usize> {
         let mailboxes = self.inner.shared.mailboxes.iter();
         mailboxes.map(|mailbox| mailbox.waiting()).collect()
     }
 
-    /// Time since the last tick of each shard.
+    /// Returns the time since the last tick of each shard.
     pub fn tick_ages(&self) -> Vec<Duration> {
         self.inner.ticks.ages(now())
     }
 
-    /// A shard that stands still, if there is one. Waits for no shard.
+    /// Returns a shard that has stopped ticking, if any. Does not wait for a shard.
     pub fn stalled(&self) -> Option<Stalled> {
         self.inner.ticks.stalled(now(), watchdog::UNHEALTHY_AFTER)
     }
 
-    /// Whether peers are told that they may come by TCP.
+    /// Whether answers offer TCP candidates.
     pub fn takes_tcp(&self) -> bool {
         self.inner.takes_tcp.load(Ordering::Acquire)
     }
 
-    /// From here on peers are told that they may come by TCP, to the number of the UDP port.
+    /// Makes answers offer TCP candidates, on the number of the UDP port.
     pub fn announce_tcp(&self) {
         self.inner.takes_tcp.store(true, Ordering::Release);
     }
 
-    /// Bytes that wait to be written to them.
+    /// Returns the number of bytes queued for TCP connections.
     pub fn tcp_queued(&self) -> usize {
         self.inner.tcp.queued()
     }
 
-    /// Serves a connection to the TCP port of media, to its end (RFC 6544).
+    /// Serves a connection to the TCP media port until it ends (RFC 6544).
     pub async fn serve_tcp(&self, stream: TcpStream, peer: SocketAddr) -> TcpCloseReason {
         tcp::serve(stream, peer, self.inner.shared.clone(), self.inner.tcp.clone()).await
     }
 
-    /// Fingerprint of our certificate, for the answer.
+    /// Returns the fingerprint of the gateway's certificate, for answers.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.inner.shared.identity.fingerprint
     }
 
-    /// The streams, for the API and the metrics.
+    /// Returns the streams.
     pub fn hub(&self) -> &Hub {
         &self.inner.shared.hub
     }
 
-    /// What the media plane counted, for the metrics.
+    /// Returns the counters of the media plane.
     pub fn counters(&self) -> &Counters {
         &self.inner.shared.counters
     }
 
-    /// Sessions that have not ended.
+    /// Returns the number of sessions that have not ended.
     pub fn sessions(&self) -> usize {
         self.inner.shared.registry.live()
     }
 
-    /// Those of them that are not connected.
+    /// Returns the number of sessions that have neither connected nor ended.
     pub fn half_open_sessions(&self) -> usize {
         self.inner.shared.registry.half_open()
     }
 
-    /// Returns the ids of sessions as they are forgotten, a minute after their end; given once. Their number is bounded by that of the sessions.
+    /// Returns the receiver of the ids of forgotten sessions, one minute after their end; only the first call returns it.
+    /// Their number is bounded by that of the sessions.
     pub fn forgotten_sessions(&self) -> Option<mpsc::UnboundedReceiver<SessionId>> {
         let mut forgotten = self
             .inner
@@ -299,21 +305,21 @@ impl MediaPlane {
         forgotten.take()
     }
 
-    /// Chooses a shard and makes ICE credentials for a new session. Nothing is held yet.
+    /// Chooses a shard and creates ICE credentials for a new session. Reserves nothing.
     pub fn place(&self) -> Placement {
         let shard = self.inner.next.fetch_add(1, Ordering::Relaxed) % self.inner.shared.mailboxes.len().max(1);
         let credentials = ufrag::credentials(ShardIndex(shard as u16), &mut || rand::rng().next_u32());
         Placement { shard, credentials }
     }
 
-    /// What a stream carries now; `None` while nobody publishes.
+    /// Returns the tracks of a stream; `None` without a source.
     pub fn available_tracks(&self, stream: &StreamName) -> Option<AvailableTracks> {
         let hub = &self.inner.shared.hub;
         hub.find(stream)?
             .with(|state| state.available_tracks(|codec| hub.can_transcode(codec)))
     }
 
-    /// Opens the session of a publisher. It takes the stream over when its first packet arrives.
+    /// Opens the session of a publisher. It becomes the source of the stream with its first packet.
     ///
     /// # Errors
     ///
@@ -344,7 +350,7 @@ impl MediaPlane {
         self.play_as(random_id(), stream, placement, playback, requester)
     }
 
-    /// Opens the session of a viewer whose URL is known already, as it answers an offer of ours.
+    /// Opens the session of a viewer that answered an offer of the gateway, so that its id is already in use.
     ///
     /// # Errors
     ///
@@ -381,7 +387,7 @@ impl MediaPlane {
         if let Some(evicted) = evicted {
             shared.counters.evicted(evicted.full);
             if let Some(mailbox) = shared.mailboxes.get(usize::from(evicted.shard.0)) {
-                // A shard too busy to take this ends the session when its time to connect is over.
+                // If the mailbox is full, the session ends by its connection timeout.
                 let _ = mailbox.push(Message::Close {
                     session: evicted.id,
                     reason: CloseReason::Evicted,
@@ -401,13 +407,13 @@ impl MediaPlane {
         Ok(session)
     }
 
-    /// What became of a session.
+    /// Returns the state of a session.
     pub fn state(&self, id: SessionId) -> SessionState {
         self.inner.shared.registry.find(id).0
     }
 
-    /// Begins a new ICE session for a session that runs, with these credentials of the peer (RFC 9725 §4.3.3). Returns
-    /// ours; `None` if the session does not run or its shard is too busy, and then nothing has changed.
+    /// Restarts ICE of a session with the peer's new credentials (RFC 9725 §4.3.3). Returns the new local credentials;
+    /// `None` without any change if the session has ended or the mailbox of its shard is full.
     pub fn restart_ice(&self, id: SessionId, remote: IceCredentials) -> Option<IceCredentials> {
         let (state, shard) = self.inner.shared.registry.find(id);
         let (SessionState::Connecting | SessionState::Connected, Some(shard)) = (state, shard) else {
@@ -428,7 +434,7 @@ impl MediaPlane {
         Some(local)
     }
 
-    /// A viewer wants this version of the picture from now on; `false` if its session does not run.
+    /// Sets the layer selection of a viewer. Returns `false` if its session has ended.
     pub fn choose_layer(&self, id: SessionId, selection: LayerSelection) -> bool {
         let (state, shard) = self.inner.shared.registry.find(id);
         let mailbox = shard.and_then(|shard| self.inner.shared.mailboxes.get(usize::from(shard.0)));
@@ -438,34 +444,34 @@ impl MediaPlane {
         mailbox.push(Message::ChooseLayer { session: id, selection }).is_ok()
     }
 
-    /// Ends a session that its peer deletes: sends close_notify, frees everything. Returns its state before.
+    /// Ends a session that its peer deletes, with a close_notify. Returns its previous state.
     pub fn close(&self, id: SessionId) -> SessionState {
         self.end(id, CloseReason::Deleted)
     }
 
-    /// Ends a session for this reason, in the same way.
+    /// Ends a session for this reason. Returns its previous state.
     pub fn end(&self, id: SessionId, reason: CloseReason) -> SessionState {
         let (state, shard) = self.inner.shared.registry.find(id);
         let mailbox = shard.and_then(|shard| self.inner.shared.mailboxes.get(usize::from(shard.0)));
         if let (SessionState::Connecting | SessionState::Connected, Some(mailbox)) = (state, mailbox) {
-            // A shard too busy to take this ends the session by itself when its peer falls silent.
+            // If the mailbox is full, the session ends by its timeout once the peer is silent.
             let _ = mailbox.push(Message::Close { session: id, reason });
         }
         state
     }
 
-    /// Ends all sessions and stops the shards; returns when their threads have ended.
+    /// Ends all sessions and stops the shards. Returns when their threads have ended.
     pub fn stop(&self) {
         self.inner.stopping.store(true, Ordering::Release);
         for mailbox in &self.inner.shared.mailboxes {
             if mailbox.push(Message::Stop).is_err() {
-                warn!("a shard is too busy to be stopped in good order");
+                warn!("the mailbox of a shard is full: the shard cannot be stopped");
             }
         }
         let threads = std::mem::take(&mut *self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
-                error!("a shard had panicked");
+                error!("the thread of a shard panicked");
             }
         }
         let watchdog = self
@@ -492,128 +498,11 @@ impl FanOut for MediaPlane {
     fn ask_for_key_frame(&self, source: SourceRef) {
         let mailbox = self.inner.shared.mailboxes.get(usize::from(source.shard.0));
         if let Some(mailbox) = mailbox {
-            // It is asked again if this is lost.
+            // If the message is lost, the request is repeated.
             let _ = mailbox.offer(Message::RequestKeyFrame {
                 session: source.session,
             });
         }
-    }
-}
-
-fn spawn(
-    index: ShardIndex,
-    port: Arc<UdpPort>,
-    waker: Waker,
-    shared: Arc<Shared>,
-    tcp: Arc<TcpConnections>,
-    ticks: Arc<Ticks>,
-) -> io::Result<JoinHandle<()>> {
-    let sender = PeerSink {
-        udp: Sender::new(port.clone(), shared.counters.sent.clone()),
-        tcp,
-        counters: shared.counters.sent.clone(),
-    };
-    let random = Box::new(|| rand::rng().next_u32());
-    let core = Core::new(index, shared.clone(), Outbox::new(Box::new(sender)), random);
-    std::thread::Builder::new()
-        .name(format!("shard-{}", index.0))
-        .spawn(move || {
-            ticks.begin(index, now(), socket::thread_id());
-            run(core, index, &port, &waker, &shared, &ticks);
-            ticks.enter(index, Phase::Stopped);
-        })
-}
-
-/// What the watchdog does in the end.
-fn end_process() {
-    crate::telemetry::flush();
-    std::process::exit(watchdog::EXIT_STATUS);
-}
-
-/// Batches of datagrams that one turn takes at most, so that timers and messages are not starved.
-const BATCHES_PER_TICK: usize = 4;
-
-fn run(mut core: Core, index: ShardIndex, port: &UdpPort, waker: &Waker, shared: &Shared, ticks: &Ticks) {
-    let mut receiver = Receiver::new();
-    let mut messages = VecDeque::new();
-    let Some(mailbox) = shared.mailboxes.get(usize::from(index.0)) else {
-        return;
-    };
-    info!(shard = index.0, "shard started");
-    while !core.is_done() {
-        let due = core.poll_timeout().map(|at| at.saturating_duration_since(now()));
-        let timeout = due.map_or(watchdog::MAX_WAIT, |due| due.min(watchdog::MAX_WAIT));
-        ticks.enter(index, Phase::Waiting);
-        socket::wait(port, waker, Some(timeout));
-        ticks.tick(index, now());
-        for _ in 0..BATCHES_PER_TICK {
-            ticks.enter(index, Phase::Receiving);
-            let count = receiver.receive(port).unwrap_or_else(|error| {
-                // An ICMP error of an earlier send; the socket goes on.
-                debug!(%error, "receiving");
-                0
-            });
-            // Messages come between receiving and handling: whoever was told of a session, or of a route, before its
-            // datagram was sent has left the message by now, and no first datagram is taken for a stranger's.
-            ticks.enter(index, Phase::Messages);
-            contained(index, "messages", &mut core, |core| {
-                handle_messages(core, mailbox, &mut messages)
-            });
-            messages.clear();
-            if count == 0 {
-                break;
-            }
-            let now = now();
-            shared
-                .counters
-                .received_datagrams
-                .fetch_add(count as u64, Ordering::Relaxed);
-            ticks.enter(index, Phase::Datagrams);
-            for datagram in receiver.datagrams() {
-                shared
-                    .counters
-                    .received_bytes
-                    .fetch_add(datagram.bytes.len() as u64, Ordering::Relaxed);
-                let from = datagram.from;
-                let handled = contained(index, "datagram", &mut core, |core| {
-                    core.handle_datagram(now, from, datagram.to, datagram.bytes);
-                });
-                if !handled {
-                    contained(index, "abandoning a peer", &mut core, |core| core.abandon(now, from));
-                }
-            }
-        }
-        let now = now();
-        ticks.enter(index, Phase::Timers);
-        contained(index, "timeouts", &mut core, |core| core.handle_timeout(now));
-        ticks.enter(index, Phase::Sending);
-        contained(index, "end of turn", &mut core, |core| core.finish_tick(now));
-        if let Some(oldest) = core.take_oldest() {
-            let took = self::now().saturating_duration_since(oldest);
-            shared.counters.forwarding.record(took);
-        }
-    }
-    info!(shard = index.0, "shard stopped");
-}
-
-/// Does something to a shard; a panic in it is a bug of ours, or of a library below us, and costs the peer that it was
-/// about, not the shard with everybody on it. Returns whether there was none.
-fn contained<T>(shard: ShardIndex, what: &str, subject: &mut T, work: impl FnOnce(&mut T)) -> bool {
-    let whole = catch_unwind(AssertUnwindSafe(|| work(subject))).is_ok();
-    if !whole {
-        error!(shard = shard.0, what, "a bug: the shard goes on without it");
-    }
-    whole
-}
-
-fn handle_messages(core: &mut Core, mailbox: &Mailbox<Message>, messages: &mut VecDeque<Message>) {
-    let now = now();
-    mailbox.take(messages);
-    for message in messages.drain(..) {
-        core.handle_message(now, message);
-    }
-    if mailbox.has_overflowed() {
-        core.handle_overflow(now);
     }
 }
 
@@ -633,58 +522,4 @@ fn epoch() -> (Instant, std::time::Duration) {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default(),
     )
-}
-
-/// Announced addresses with the port: configured ones, or the host's own with public IPv4 first and loopback last.
-fn candidates(announce: &[IpAddr], local: SocketAddr) -> Result<Vec<SocketAddr>, StartError> {
-    let mut addresses: Vec<IpAddr> = match (announce, local.ip()) {
-        ([], ip) if !ip.is_unspecified() => vec![ip],
-        ([], _) => host_addresses(local.is_ipv6()),
-        (announce, _) => announce.to_vec(),
-    };
-    addresses.dedup();
-    if addresses.is_empty() {
-        return Err(StartError::NoAddress);
-    }
-    Ok(addresses
-        .into_iter()
-        .map(|ip| SocketAddr::new(ip, local.port()))
-        .collect())
-}
-
-/// Addresses of this host that others may reach, the best first.
-pub fn host_addresses(with_v6: bool) -> Vec<IpAddr> {
-    let mut addresses: Vec<IpAddr> = if_addrs::get_if_addrs()
-        .unwrap_or_default()
-        .into_iter()
-        .map(|interface| interface.ip())
-        .collect();
-    addresses.retain(|ip| match ip {
-        IpAddr::V4(ip) => !ip.is_link_local(),
-        // A link-local IPv6 address means nothing without its zone.
-        IpAddr::V6(ip) => with_v6 && !ip.is_unicast_link_local(),
-    });
-    // FFmpeg takes only the first one; IPv4 reaches most, and nobody else's loopback reaches us.
-    addresses.sort_by_key(|ip| match ip {
-        ip if ip.is_loopback() => 3,
-        IpAddr::V4(ip) if ip.is_private() => 1,
-        IpAddr::V4(_) => 0,
-        IpAddr::V6(_) => 2,
-    });
-    addresses
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_is_contained_and_told() {
-        let mut value = 1;
-        assert!(contained(ShardIndex(0), "good work", &mut value, |value| *value += 1));
-        assert!(!contained(ShardIndex(0), "bad work", &mut value, |_| panic!(
-            "on purpose"
-        )));
-        assert_eq!(value, 2);
-    }
 }

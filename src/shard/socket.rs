@@ -1,6 +1,6 @@
-//! The shared UDP port: batches in, batches out, by system calls that the standard library does not have.
+//! The shared UDP port: receives and sends in batches, by system calls that the standard library does not provide.
 //!
-//! The only module with `unsafe` code. Nothing here knows what the bytes mean.
+//! The only module with `unsafe` code. It does not interpret the datagrams.
 #![expect(unsafe_code, reason = "recvmmsg, sendmmsg, eventfd and ppoll have no safe wrapper")]
 
 use std::io;
@@ -27,22 +27,22 @@ pub struct UdpPort {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Family {
     V4,
-    /// Also takes IPv4, as mapped addresses.
+    /// Receives IPv4 too, with mapped addresses.
     V6,
 }
 
-/// Receive buffer asked for, in bytes: some milliseconds of many publishers. The kernel may give less.
+/// Requested size of the receive buffer in bytes. The kernel may grant less.
 pub const RECEIVE_BUFFER: usize = 8 << 20;
 
-/// Send buffer asked for, in bytes: one turn's packets to thousands of viewers.
+/// Requested size of the send buffer in bytes: the packets of one tick to thousands of viewers.
 pub const SEND_BUFFER: usize = 16 << 20;
 
 impl UdpPort {
-    /// Binds to an address, which other shards may share. An unspecified IPv6 address takes IPv4 too.
+    /// Binds to an address, which other shards may share. The unspecified IPv6 address receives IPv4 too.
     ///
     /// # Errors
     ///
-    /// What the kernel says: address in use, not available, not permitted.
+    /// The error of the kernel, e.g. address in use, not available or not permitted.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let (domain, family) = match address {
             SocketAddr::V4(_) => (Domain::IPV4, Family::V4),
@@ -53,7 +53,7 @@ impl UdpPort {
             socket.set_only_v6(false)?;
         }
         socket.set_reuse_port(true)?;
-        // Smaller buffers still work: what overflows is counted by the kernel and recovered by retransmission.
+        // Smaller buffers work too: the kernel counts what overflows, and retransmissions recover it.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
         let _ = socket.set_send_buffer_size(SEND_BUFFER);
         socket.bind(&address.into())?;
@@ -66,7 +66,7 @@ impl UdpPort {
         Ok(port)
     }
 
-    /// Address with the port that the kernel chose.
+    /// Returns the bound address, with the port that the kernel chose.
     pub fn local(&self) -> SocketAddr {
         self.local
     }
@@ -95,7 +95,7 @@ impl UdpPort {
 #[derive(Debug)]
 pub struct Received<'a> {
     pub from: SocketAddr,
-    /// Which of our addresses it was sent to.
+    /// The local address that it was sent to.
     pub to: Option<IpAddr>,
     pub bytes: &'a mut [u8],
 }
@@ -106,13 +106,13 @@ pub struct Receiver {
     lengths: Vec<(usize, SocketAddr, Option<IpAddr>)>,
 }
 
-/// Longest datagram taken, in bytes. WebRTC keeps to 1,200 or so; longer ones are cut and fail authentication.
+/// Maximum length of a datagram in bytes. WebRTC uses about 1,200; longer datagrams are truncated and fail authentication.
 const DATAGRAM: usize = 2_048;
 
-/// Datagrams per system call.
+/// Maximum number of datagrams per receiving system call.
 const RECEIVE_BATCH: usize = 64;
 
-/// Room for one control message with a packet-info or a segment size.
+/// Space for control messages in bytes: packet info and segment size.
 const CONTROL: usize = 64;
 
 #[repr(C, align(8))]
@@ -127,11 +127,11 @@ impl Receiver {
         }
     }
 
-    /// Takes what has arrived, up to one batch. Returns how many there were.
+    /// Receives the datagrams that have arrived, up to one batch. Returns their number.
     ///
     /// # Errors
     ///
-    /// What the kernel says, except that nothing has arrived.
+    /// The error of the kernel, except that nothing has arrived.
     pub fn receive(&mut self, port: &UdpPort) -> io::Result<usize> {
         self.lengths.clear();
         // SAFETY: all-zero is a valid value of these C structures.
@@ -183,7 +183,7 @@ impl Receiver {
         Ok(count)
     }
 
-    /// The datagrams of the last batch.
+    /// Returns the datagrams of the last batch.
     pub fn datagrams(&mut self) -> impl Iterator<Item = Received<'_>> + '_ {
         self.buffers
             .iter_mut()
@@ -210,7 +210,7 @@ fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
     address.as_socket().map(unmapped)
 }
 
-/// IPv4 peers of an IPv6 socket come as mapped addresses; inside they are what they are.
+/// Converts the mapped address of an IPv4 peer of an IPv6 socket to an IPv4 address.
 fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -244,7 +244,7 @@ pub struct Sender {
     segmentation: bool,
 }
 
-/// Messages per system call.
+/// Maximum number of runs per sending system call.
 const SEND_BATCH: usize = 64;
 
 struct Batch {
@@ -312,7 +312,7 @@ impl Sender {
         }
     }
 
-    /// The kernel did not take the run at `index`.
+    /// Handles an error of the kernel for the run at `index`.
     fn on_error(&mut self, error: &io::Error, buffer: &[u8], run: &Run, index: usize) {
         let segmented = run.end - run.start > run.segment;
         let refused = matches!(
@@ -320,7 +320,7 @@ impl Sender {
             Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP)
         );
         if segmented && self.segmentation && refused {
-            // EIO: the driver cannot checksum segments; EINVAL: the kernel does not know the option.
+            // EIO: the driver cannot compute checksums of segments. EINVAL: the kernel does not support the option.
             if error.raw_os_error() != Some(libc::EMSGSIZE) {
                 self.segmentation = false;
                 self.counters.without_segmentation.store(true, Ordering::Relaxed);
@@ -452,16 +452,16 @@ impl Sink for Sender {
     }
 }
 
-/// Wakes a shard out of [`wait`].
+/// Wakes a shard from [`wait`].
 #[derive(Clone, Debug)]
 pub struct Waker(Arc<OwnedFd>);
 
 impl Waker {
-    /// Makes an eventfd.
+    /// Creates an eventfd.
     ///
     /// # Errors
     ///
-    /// The process has no descriptor left.
+    /// The process has reached its limit of descriptors.
     pub fn new() -> io::Result<Self> {
         // SAFETY: no pointers; the result is checked before it becomes an owned descriptor.
         let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
@@ -472,10 +472,10 @@ impl Waker {
         Ok(Self(Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
 
-    /// Wakes the shard, now or at its next wait.
+    /// Wakes the shard now, or at its next wait.
     pub fn wake(&self) {
         let one: u64 = 1;
-        // SAFETY: eight bytes of `one`, as an eventfd wants. It only fails when the counter is full: awake anyway.
+        // SAFETY: eight bytes of `one`, as eventfd requires. It fails only if the counter is full, i.e. already awake.
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 
@@ -486,14 +486,14 @@ impl Waker {
     }
 }
 
-/// Number of the calling thread in the kernel: its folder below `/proc/self/task`.
+/// Returns the kernel's id of the calling thread: its folder in `/proc/self/task`.
 pub fn thread_id() -> u32 {
     // SAFETY: the call has no arguments and always succeeds (gettid(2)).
     let id = unsafe { libc::gettid() };
     u32::try_from(id).unwrap_or_default()
 }
 
-/// Waits until a datagram arrives, the waker is used, or the time is over.
+/// Waits until a datagram arrives, the waker is used, or the timeout expires.
 pub fn wait(port: &UdpPort, waker: &Waker, timeout: Option<Duration>) {
     let interest = |fd| libc::pollfd {
         fd,
@@ -506,7 +506,7 @@ pub fn wait(port: &UdpPort, waker: &Waker, timeout: Option<Duration>) {
         tv_nsec: t.subsec_nanos().into(),
     });
     let pointer = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the array and the timeout outlive the call. An error (a signal) is a wake-up like any other.
+    // SAFETY: the array and the timeout outlive the call. An error (a signal) is handled like a wake-up.
     unsafe {
         libc::ppoll(
             interests.as_mut_ptr(),
@@ -521,88 +521,4 @@ pub fn wait(port: &UdpPort, waker: &Waker, timeout: Option<Duration>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use millstream_core::session::outbox::Destination;
-
-    fn exchange(listen: SocketAddr, from: SocketAddr, segmentation: bool) {
-        let port = Arc::new(UdpPort::bind(listen).expect("binds"));
-        let peer = std::net::UdpSocket::bind(from).expect("binds");
-        peer.set_read_timeout(Some(Duration::from_secs(5))).expect("sets");
-        let target = SocketAddr::new(from.ip(), port.local().port());
-        peer.send_to(b"hello", target).expect("sends");
-        let mut receiver = Receiver::new();
-        wait(&port, &Waker::new().expect("eventfd"), Some(Duration::from_secs(5)));
-        assert_eq!(receiver.receive(&port).expect("receives"), 1);
-        let received = receiver.datagrams().next().expect("one");
-        assert_eq!(
-            (&*received.bytes, received.from),
-            (&b"hello"[..], peer.local_addr().expect("bound"))
-        );
-        assert_eq!(received.to, Some(from.ip()));
-        let destination = Destination {
-            to: received.from,
-            from: received.to,
-        };
-        let counters = Arc::new(SendCounters::default());
-        counters.without_segmentation.store(!segmentation, Ordering::Relaxed);
-        let mut sender = Sender::new(port, counters.clone());
-        let buffer: Vec<u8> = (0..250u8).collect();
-        sender.send(
-            &buffer,
-            &[Run {
-                destination,
-                start: 0,
-                end: 250,
-                segment: 100,
-            }],
-        );
-        for (start, end) in [(0, 100), (100, 200), (200, 250)] {
-            let mut datagram = [0; 512];
-            let (length, source) = peer.recv_from(&mut datagram).expect("arrives");
-            assert_eq!((&datagram[..length], source), (&buffer[start..end], target));
-        }
-        assert_eq!(counters.datagrams.load(Ordering::Relaxed), 3);
-        assert_eq!(counters.calls.load(Ordering::Relaxed), if segmentation { 1 } else { 3 });
-    }
-
-    #[test]
-    fn one_port_serves_both_families_with_and_without_segmentation() {
-        let any6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-        let any4 = SocketAddr::from(([0, 0, 0, 0], 0));
-        for segmentation in [true, false] {
-            exchange(any4, SocketAddr::from(([127, 0, 0, 1], 0)), segmentation);
-            // A machine without IPv6 cannot show the rest.
-            if std::net::UdpSocket::bind("[::1]:0").is_ok() {
-                exchange(any6, SocketAddr::from(([127, 0, 0, 1], 0)), segmentation);
-                exchange(any6, SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), segmentation);
-            }
-        }
-    }
-
-    #[test]
-    fn a_destination_that_the_kernel_refuses_does_not_stop_the_others() {
-        let port = Arc::new(UdpPort::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("binds"));
-        let peer = std::net::UdpSocket::bind("127.0.0.1:0").expect("binds");
-        peer.set_read_timeout(Some(Duration::from_secs(5))).expect("sets");
-        let counters = Arc::new(SendCounters::default());
-        let mut sender = Sender::new(port, counters.clone());
-        let bad = Destination {
-            to: SocketAddr::from(([127, 0, 0, 1], 0)),
-            from: None,
-        };
-        let good = Destination {
-            to: peer.local_addr().expect("bound"),
-            from: None,
-        };
-        let runs = [bad, good].map(|destination| Run {
-            destination,
-            start: 0,
-            end: 10,
-            segment: 10,
-        });
-        sender.send(&[7; 10], &runs);
-        assert_eq!(peer.recv(&mut [0; 64]).expect("arrives"), 10);
-        assert_eq!(counters.dropped_refused.load(Ordering::Relaxed), 1);
-    }
-}
+mod tests;

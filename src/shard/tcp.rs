@@ -1,14 +1,14 @@
-//! ICE over TCP for peers whose networks let no UDP through (RFC 6544): passive candidates on the number of the UDP port.
+//! ICE over TCP for peers whose networks block UDP (RFC 6544): passive candidates on the number of the UDP port.
 //!
-//! A connection is one more address of a peer. What comes by it is handed to the shard that its first check names, and what
-//! goes to it is queued here; sessions do not know the difference. An address of TCP is told from one of UDP by a mark in
-//! its scope, which no address of a datagram has: the two of the same number are never taken for each other.
+//! For a session, a connection is another address of the peer. Received frames are passed to the shard that the first
+//! connectivity check names; datagrams to the peer are queued here. TCP addresses are marked by a scope id that no UDP
+//! address has, so the two are never confused.
 //!
-//! Frames are those of RFC 4571: two bytes of length, then what would be a datagram. A queue that is full drops, as a
-//! socket of UDP does, and the peer asks again for what it misses (invariant 5).
+//! Frames follow RFC 4571: two bytes of length, then the datagram. A full queue drops datagrams like a UDP socket, and the
+//! peer requests retransmissions (invariant 5).
 //!
-//! Who is not authenticated by ICE has a connection for some seconds only, and who takes nothing of what is sent to him
-//! has one no longer either: see [`TcpCloseReason`]. The session lives on, and is told that this way to its peer is gone.
+//! Connections that ICE does not authenticate within some seconds are closed, as are those whose peer does not read: see
+//! [`TcpCloseReason`]. The session continues and is informed that the address is lost.
 
 use std::collections::HashMap;
 use std::io;
@@ -37,55 +37,55 @@ pub mod queue;
 
 use self::queue::Queue;
 
-/// Longest frame that is taken, in bytes: no peer sends datagrams longer than an MTU.
+/// Maximum length of a frame in bytes; peers send no datagrams longer than an MTU.
 pub const MAX_FRAME: usize = 4_096;
 
-/// Within so long a connection has to bring a check that ICE authenticates.
-const AUTHENTICATED_WITHIN: Duration = Duration::from_secs(10);
+/// Time within which ICE must authenticate a check of a connection.
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection that brings nothing for so long is closed, as a session is (RFC 7675 §5.1).
-const IDLE: Duration = Duration::from_secs(30);
+/// A connection on which nothing arrives for this long is closed, as sessions are (RFC 7675 §5.1).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// After the end of its session a connection has so long to take what still waits, such as the goodbye of DTLS.
-const FLUSH: Duration = Duration::from_secs(2);
+/// Time to send what is queued, such as the DTLS close_notify, after the end of the session.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes in flight that the kernel keeps of one connection: a round trip of 200 ms at 8 Mbit/s. It would grow to some
-/// MiB by itself, which a peer that takes nothing would hold.
+/// Size of the kernel's send buffer in bytes: 200 ms of round trip at 8 Mbit/s. By default it could grow to several MiB,
+/// which a peer that does not read would occupy.
 const SEND_BUFFER: usize = 256 * 1024;
 
-/// Bytes that the kernel takes before it can send them. What waits longer waits in the queue, which is bounded in time.
-const NOT_SENT: u32 = 16 * 1024;
+/// Bytes that the kernel accepts ahead of sending. The rest stays in the queue, which is bounded in time.
+const NOT_SENT_LOW_WATERMARK: u32 = 16 * 1024;
 
-/// What the peer's host leaves unacknowledged for so long ends the connection: the host, or the way to it, is gone.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// A connection whose data is unacknowledged for this long is closed: the host is unreachable.
+const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns why a connection with this error ended.
 fn reason_of(error: &io::Error) -> TcpCloseReason {
     match error.kind() {
-        // Ours, or the kernel's after [`UNACKNOWLEDGED`].
+        // The queue's, or the kernel's after [`ACKNOWLEDGEMENT_TIMEOUT`].
         io::ErrorKind::TimedOut => TcpCloseReason::Stalled,
         io::ErrorKind::InvalidData => TcpCloseReason::Malformed,
         _ => TcpCloseReason::ByPeer,
     }
 }
 
-/// What the shards say of a connection.
+/// State of a connection, set by the shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// Nothing that came by it was authentic so far.
+enum ConnectionState {
+    /// Nothing authentic has arrived on it yet.
     New,
     Authenticated,
-    /// It is to end.
+    /// It must be closed.
     Ending(TcpCloseReason),
 }
 
 #[derive(Debug)]
 struct Connection {
     queue: Queue,
-    standing: watch::Sender<Standing>,
+    state: watch::Sender<ConnectionState>,
 }
 
-/// The connections that peers have to the media port.
+/// The connections of peers to the TCP media port.
 #[derive(Debug)]
 pub struct TcpConnections {
     connections: RankedMutex<HashMap<SocketAddr, Arc<Connection>>>,
@@ -105,7 +105,7 @@ impl TcpConnections {
     fn add(&self, address: SocketAddr) -> Arc<Connection> {
         let connection = Arc::new(Connection {
             queue: Queue::default(),
-            standing: watch::Sender::new(Standing::New),
+            state: watch::Sender::new(ConnectionState::New),
         });
         let mut connections = self.lock();
         let former = connections.insert(address, connection.clone());
@@ -117,7 +117,7 @@ impl TcpConnections {
         connection
     }
 
-    /// Forgets a connection; `false` if there is another one of its address by now.
+    /// Removes a connection. Returns `false` if its address has another connection now.
     fn remove(&self, address: SocketAddr, connection: &Arc<Connection>) -> bool {
         let mut connections = self.lock();
         let is_current = connections.get(&address).is_none_or(|now| Arc::ptr_eq(now, connection));
@@ -128,12 +128,12 @@ impl TcpConnections {
         is_current
     }
 
-    /// Connections at this moment.
+    /// Returns the number of connections.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Bytes that wait for all of them.
+    /// Returns the number of bytes queued for all connections.
     pub fn queued(&self) -> usize {
         let connections: Vec<_> = self.lock().values().cloned().collect();
         connections.iter().map(|connection| connection.queue.bytes()).sum()
@@ -151,7 +151,7 @@ impl TcpConnections {
         counters.dropped_tcp.fetch_add(number - taken, Ordering::Relaxed);
     }
 
-    /// The connection of an address; addresses of UDP cost no lock.
+    /// Returns the connection of an address. Takes no lock for a UDP address.
     fn find(&self, address: SocketAddr) -> Option<Arc<Connection>> {
         is_marked(address).then(|| self.lock().get(&address).cloned()).flatten()
     }
@@ -164,13 +164,13 @@ impl TcpConnections {
 impl TcpPeers for TcpConnections {
     fn authenticated(&self, address: SocketAddr) {
         if let Some(connection) = self.find(address) {
-            connection.change(Standing::New, Standing::Authenticated);
+            connection.change(ConnectionState::New, ConnectionState::Authenticated);
         }
     }
 
     fn refuse(&self, address: SocketAddr) {
         if let Some(connection) = self.find(address) {
-            connection.change(Standing::New, Standing::Ending(TcpCloseReason::NoSession));
+            connection.change(ConnectionState::New, ConnectionState::Ending(TcpCloseReason::NoSession));
         }
     }
 
@@ -182,54 +182,54 @@ impl TcpPeers for TcpConnections {
 }
 
 impl Connection {
-    fn change(&self, from: Standing, to: Standing) {
-        self.standing.send_if_modified(|standing| {
-            let is_due = *standing == from;
+    fn change(&self, from: ConnectionState, to: ConnectionState) {
+        self.state.send_if_modified(|state| {
+            let is_due = *state == from;
             if is_due {
-                *standing = to;
+                *state = to;
             }
             is_due
         });
     }
 
-    /// Why it is to end, if it is.
+    /// Returns why the connection must be closed, if it must.
     fn reason(&self) -> Option<TcpCloseReason> {
-        match *self.standing.borrow() {
-            Standing::Ending(reason) => Some(reason),
-            Standing::New | Standing::Authenticated => None,
+        match *self.state.borrow() {
+            ConnectionState::Ending(reason) => Some(reason),
+            ConnectionState::New | ConnectionState::Authenticated => None,
         }
     }
 
-    /// What waits is still written, if the peer takes it.
+    /// Closes the connection for this reason. What is queued is still sent, if the peer reads.
     fn end(&self, reason: TcpCloseReason) {
         self.queue.close();
-        self.standing.send_replace(Standing::Ending(reason));
+        self.state.send_replace(ConnectionState::Ending(reason));
     }
 
-    /// Comes when it is to end: at the `deadline` if it is not authenticated by then.
+    /// Waits until the connection must be closed: at `deadline` unless it is authenticated by then.
     async fn ending(&self, deadline: tokio::time::Instant) -> TcpCloseReason {
-        let mut standing = self.standing.subscribe();
+        let mut state = self.state.subscribe();
         loop {
-            let current = *standing.borrow_and_update();
-            // The other end of the channel is `self`.
-            let changed = async { standing.changed().await.is_ok() };
+            let current = *state.borrow_and_update();
+            // The sender is in `self`, so the channel stays open.
+            let changed = async { state.changed().await.is_ok() };
             match current {
-                Standing::New => tokio::select! {
+                ConnectionState::New => tokio::select! {
                     _ = changed => {}
                     () = sleep_until(deadline) => return TcpCloseReason::Unauthenticated,
                 },
-                Standing::Authenticated => _ = changed.await,
-                Standing::Ending(reason @ TcpCloseReason::SessionOver) => {
-                    sleep(FLUSH).await;
+                ConnectionState::Authenticated => _ = changed.await,
+                ConnectionState::Ending(reason @ TcpCloseReason::SessionOver) => {
+                    sleep(FLUSH_TIMEOUT).await;
                     return reason;
                 }
-                Standing::Ending(reason) => return reason,
+                ConnectionState::Ending(reason) => return reason,
             }
         }
     }
 }
 
-/// Sends by UDP, and by TCP to those who came so.
+/// Sends datagrams by UDP, or by TCP to peers that are connected by TCP.
 pub(super) struct PeerSink {
     pub(super) udp: Sender,
     pub(super) tcp: Arc<TcpConnections>,
@@ -263,7 +263,7 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Serves one connection to its end.
+/// Serves one connection until it ends.
 pub(super) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
@@ -276,18 +276,18 @@ pub(super) async fn serve(
     ended
 }
 
-/// Without these a connection works as well, and its memory is bounded less.
+/// Sets options that bound memory and delay. Errors are ignored: the connection works without them.
 fn set_options(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
     let _ = socket.set_send_buffer_size(SEND_BUFFER);
-    let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
-    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let _ = socket.set_tcp_notsent_lowat(NOT_SENT_LOW_WATERMARK);
+    let _ = socket.set_tcp_user_timeout(Some(ACKNOWLEDGEMENT_TIMEOUT));
 }
 
 async fn run(stream: TcpStream, address: SocketAddr, shared: &Shared, connections: &TcpConnections) -> TcpCloseReason {
     let (mut reader, mut writer) = stream.into_split();
-    let deadline = tokio::time::Instant::now() + AUTHENTICATED_WITHIN;
+    let deadline = tokio::time::Instant::now() + AUTHENTICATION_TIMEOUT;
     let first = match timeout_at(deadline, read_frame(&mut reader)).await {
         Ok(Ok(first)) => first,
         Ok(Err(error)) => return reason_of(&error),
@@ -307,21 +307,21 @@ async fn run(stream: TcpStream, address: SocketAddr, shared: &Shared, connection
         },
         ended = connection.ending(deadline) => ended,
     };
-    let was_authenticated = *connection.standing.borrow() == Standing::Authenticated;
+    let was_authenticated = *connection.state.borrow() == ConnectionState::Authenticated;
     if connections.remove(address, &connection) && was_authenticated {
-        // A shard too busy to take this ends the session when its peer stays silent.
+        // If the mailbox is full, the session ends by its timeout once the peer is silent.
         let _ = mailbox.push(Message::Disconnected { from: address });
     }
     ended
 }
 
-/// Hands on what comes, to the end.
+/// Passes received frames to the shard until the connection ends.
 async fn read(mut reader: OwnedReadHalf, first: Vec<u8>, from: SocketAddr, mailbox: &ShardMailbox) -> TcpCloseReason {
     let mut bytes = first;
     loop {
-        // What does not fit is lost, as on a full socket.
+        // Dropped if the mailbox is full, like on a full UDP socket.
         let _ = mailbox.offer(Message::Framed { from, bytes });
-        bytes = match timeout(IDLE, read_frame(&mut reader)).await {
+        bytes = match timeout(IDLE_TIMEOUT, read_frame(&mut reader)).await {
             Ok(Ok(frame)) => frame,
             Ok(Err(error)) => return reason_of(&error),
             Err(_) => return TcpCloseReason::Idle,

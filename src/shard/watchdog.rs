@@ -1,9 +1,8 @@
-//! Notices shards that stand still.
+//! Detects shards that have stopped ticking.
 //!
-//! A shard notes the time of each tick, and ticks at least every [`MAX_WAIT`] even when nothing happens. Health checks
-//! read these times; a thread of its own watches them and ends the process when a shard stands still for good: all media
-//! of its peers has stopped then, and only a restart brings it back. A supervisor (systemd, a container runtime)
-//! restarts the process.
+//! A shard records the time of each tick, and ticks at least every [`MAX_WAIT`] even when idle. Health checks read these
+//! times. A separate thread ends the process when a shard stays stalled: the media of all its peers has stopped, and only a
+//! restart recovers it. A supervisor (systemd, a container runtime) restarts the process.
 
 use std::fmt;
 use std::io;
@@ -17,20 +16,20 @@ use tracing::error;
 use millstream_core::hub::stream::ShardIndex;
 use millstream_core::shard::message::ShardMailbox;
 
-/// A shard waits no longer than this for a datagram or a message, so that its last tick is never old.
+/// Maximum time for which a shard waits for a datagram or a message, so that an idle shard ticks too.
 pub const MAX_WAIT: Duration = Duration::from_millis(250);
 
-/// Health checks fail once the last tick of a shard is so old.
+/// Health checks fail when the last tick of a shard is older than this.
 pub const UNHEALTHY_AFTER: Duration = Duration::from_secs(1);
 
-/// The process ends once a shard has stood still for so long. It is many times longer than a shard waits for a processor
-/// on a machine that is overloaded.
+/// The process ends when a shard has been stalled for this long: many times longer than a thread waits for a processor on
+/// an overloaded machine.
 pub const FATAL_AFTER: Duration = Duration::from_secs(10);
 
-/// Between two looks at the shards.
+/// Interval at which the watchdog observes the shards.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Exit status of a process that ends because a shard stands still: EX_SOFTWARE of sysexits.h.
+/// Exit status of a process that ends because of a stalled shard: EX_SOFTWARE of sysexits.h.
 pub const EXIT_STATUS: i32 = 70;
 
 /// What a shard is doing.
@@ -43,9 +42,9 @@ pub enum Phase {
     Messages,
     Datagrams,
     Timers,
-    /// Publishes and sends what the tick brought.
+    /// Publishes and sends the packets of the tick.
     Sending,
-    /// The thread has ended, or has not begun.
+    /// The thread has ended or has not started.
     Stopped,
 }
 
@@ -80,7 +79,7 @@ struct Tick {
     at: AtomicU64,
     count: AtomicU64,
     phase: AtomicU8,
-    /// Of the kernel.
+    /// The kernel's id of the thread.
     thread: AtomicU32,
 }
 
@@ -91,11 +90,11 @@ pub struct Ticks {
     shards: Vec<Tick>,
 }
 
-/// A shard that has not ticked for some time.
+/// A stalled shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stalled {
     pub shard: ShardIndex,
-    /// Since the last tick.
+    /// Time since the last tick.
     pub age: Duration,
     pub phase: Phase,
 }
@@ -122,7 +121,7 @@ impl Ticks {
         }
     }
 
-    /// Called by the thread of a shard before its first tick, with its number in the kernel.
+    /// Called by the thread of a shard before its first tick, with the kernel's id of the thread.
     pub fn begin(&self, shard: ShardIndex, now: Instant, thread: u32) {
         if let Some(tick) = self.tick_of(shard) {
             tick.thread.store(thread, Ordering::Relaxed);
@@ -139,14 +138,14 @@ impl Ticks {
         }
     }
 
-    /// Called by a shard when it begins something else.
+    /// Called by a shard when it enters a phase.
     pub fn enter(&self, shard: ShardIndex, phase: Phase) {
         if let Some(tick) = self.tick_of(shard) {
             tick.phase.store(phase as u8, Ordering::Relaxed);
         }
     }
 
-    /// Time since the last tick of each shard; zero for one whose thread has ended.
+    /// Returns the time since the last tick of each shard; zero if its thread has ended.
     pub fn ages(&self, now: Instant) -> Vec<Duration> {
         let now = self.millis(now);
         let age = |tick: &Tick| match tick.phase() {
@@ -156,7 +155,7 @@ impl Ticks {
         self.shards.iter().map(age).collect()
     }
 
-    /// The shard that has not ticked for the longest time, if that is longer than `limit`.
+    /// Returns the shard with the oldest last tick, if that is older than `limit`.
     pub fn stalled(&self, now: Instant, limit: Duration) -> Option<Stalled> {
         let ages = self.ages(now).into_iter().enumerate();
         let (index, age) = ages.max_by_key(|(_, age)| *age).filter(|(_, age)| *age > limit)?;
@@ -182,8 +181,8 @@ impl Tick {
     }
 }
 
-/// Counts for how long shards have stood still, in time that the watching thread has lived through itself: a process that
-/// was suspended, or a machine that slept, has no shard that stood still.
+/// Measures for how long shards have been stalled, in time during which the watching thread was running too: a suspended
+/// process or machine does not count as stalled.
 #[derive(Debug)]
 struct Watch {
     limit: Duration,
@@ -201,7 +200,7 @@ impl Watch {
         }
     }
 
-    /// Looks at the shards. Returns one that has stood still for longer than the limit.
+    /// Observes the shards. Returns one that has been stalled for longer than the limit.
     fn observe(&mut self, now: Instant, ticks: &Ticks) -> Option<Stalled> {
         let passed = self
             .last
@@ -233,11 +232,11 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches the shards from here on. A shard that stands still for `limit` is described in the log, and `end` is called.
+    /// Starts to watch the shards. When a shard has been stalled for `limit`, it is described in the log and `end` is called.
     ///
     /// # Errors
     ///
-    /// The thread cannot be started.
+    /// The error of the operating system if the thread cannot be started.
     pub fn start(
         ticks: Arc<Ticks>,
         mailboxes: Vec<ShardMailbox>,
@@ -259,7 +258,7 @@ impl Watchdog {
         Ok(Self { stop, thread })
     }
 
-    /// Ends the watching.
+    /// Stops the thread.
     pub fn stop(self) {
         drop(self.stop);
         if self.thread.join().is_err() {
@@ -268,7 +267,7 @@ impl Watchdog {
     }
 }
 
-/// Says all that can be said of the shards without waiting for any of them.
+/// Logs the state of all shards, without waiting for any of them.
 fn report(stalled: &Stalled, ticks: &Ticks, mailboxes: &[ShardMailbox], now: Instant) {
     for ((index, tick), age) in ticks.shards.iter().enumerate().zip(ticks.ages(now)) {
         let thread = tick.thread.load(Ordering::Relaxed);
@@ -295,7 +294,7 @@ fn report(stalled: &Stalled, ticks: &Ticks, mailboxes: &[ShardMailbox], now: Ins
     error!(
         shard,
         stalled_for = ?stalled.age,
-        "a shard stands still and its media has stopped: the process ends, to be restarted by its supervisor"
+        "a shard is stalled and its media has stopped: the process ends, to be restarted by its supervisor"
     );
 }
 

@@ -1,5 +1,5 @@
-//! What waits to be written to one connection: bounded in bytes and in time. A full queue drops whole datagrams, as a full
-//! socket of UDP does; a connection that takes nothing is given up.
+//! Datagrams queued for one TCP connection, bounded in bytes and in time. A full queue drops whole datagrams, like a full
+//! UDP socket. Writing fails when the peer does not read.
 
 use std::array;
 use std::collections::VecDeque;
@@ -13,26 +13,25 @@ use tokio::time::timeout;
 
 use millstream_core::hub::lock::{Rank, RankedGuard, RankedMutex};
 
-/// Bytes that may wait, those that keep account of them included: a second of 4 Mbit/s.
+/// Maximum number of queued bytes including overhead: one second at 4 Mbit/s.
 pub const MAX_BYTES: usize = 512 * 1024;
 
-/// Time that the first of them may have waited when another is added. Later media would be of no use: a player gives up
-/// on a packet long before.
+/// Datagrams are dropped while the first in the queue has waited for this long: a player would no longer use them.
 const MAX_DELAY: Duration = Duration::from_secs(1);
 
-/// A connection that takes nothing of what waits for so long is given up.
+/// Timeout of a write: the peer reads nothing.
 pub const STALLED: Duration = Duration::from_secs(5);
 
-/// What the account of a run takes, besides its bytes.
+/// Overhead of a queued run in bytes.
 const RUN_OVERHEAD: usize = 64;
 
-/// Runs that one system call takes.
+/// Maximum number of runs per system call.
 const RUNS_PER_WRITE: usize = 16;
 
-/// Length of a datagram before it (RFC 4571 §2).
+/// Size of the length field before each datagram in bytes (RFC 4571 §2).
 const LENGTH: usize = 2;
 
-/// The queue of one connection. One shard adds, the task of the connection writes.
+/// The queue of one connection. A shard adds datagrams, the task of the connection writes them.
 #[derive(Debug)]
 pub struct Queue {
     waiting: RankedMutex<Waiting>,
@@ -41,7 +40,7 @@ pub struct Queue {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// Framed datagrams, and since when they wait.
+    /// Framed datagrams, and when they were added.
     runs: VecDeque<(Instant, Bytes)>,
     bytes: usize,
     closed: bool,
@@ -57,8 +56,8 @@ impl Default for Queue {
 }
 
 impl Queue {
-    /// Adds datagrams of `segment` bytes, of which the last may be shorter, each behind its length (RFC 4571 §2). Returns
-    /// how many of them there was room for; the others are dropped.
+    /// Adds datagrams of `segment` bytes, the last of which may be shorter, each after its length (RFC 4571 §2). Returns
+    /// the number of datagrams added; the rest did not fit and is dropped.
     pub fn push(&self, now: Instant, datagrams: &[u8], segment: usize) -> usize {
         let mut waiting = self.lock();
         let mut room = waiting.room(now).saturating_sub(RUN_OVERHEAD);
@@ -84,22 +83,22 @@ impl Queue {
         taken
     }
 
-    /// Nothing is added any more; what waits is still written.
+    /// Closes the queue: nothing more is added, what is queued is still written.
     pub fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_one();
     }
 
-    /// Bytes that wait.
+    /// Returns the number of queued bytes.
     pub fn bytes(&self) -> usize {
         self.lock().bytes
     }
 
-    /// Writes what is added until the queue is closed and empty.
+    /// Writes datagrams until the queue is closed and empty.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::TimedOut`] when nothing was taken for [`STALLED`]; what the connection says.
+    /// [`io::ErrorKind::TimedOut`] if the peer reads nothing for [`STALLED`], or an error of the connection.
     pub async fn write_to<W: AsyncWrite + Unpin>(&self, writer: &mut W) -> io::Result<()> {
         loop {
             let changed = self.changed.notified();
@@ -140,7 +139,7 @@ impl Waiting {
         MAX_BYTES.saturating_sub(self.bytes)
     }
 
-    /// So many bytes were written.
+    /// Removes bytes that were written.
     fn remove(&mut self, mut written: usize) {
         while let Some((_, run)) = self.runs.front_mut() {
             let part = written.min(run.len());

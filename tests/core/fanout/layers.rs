@@ -31,12 +31,14 @@ fn a_viewer_that_returns_to_its_layer_before_a_switch_is_complete_is_subscribed_
     // Nothing new comes on the layer, so the switch uses its cached key frame in the end.
     world.run(6 * SECOND);
     assert_eq!((viewers_of(&world, "h"), viewers_of(&world, "l")), (0, 1));
-    world.choose_layer(viewer, layer("h"));
-    world.run(Duration::from_millis(100));
-    assert_eq!((viewers_of(&world, "h"), viewers_of(&world, "l")), (1, 1));
-    world.choose_layer(viewer, layer("l"));
-    world.run(Duration::from_millis(100));
-    assert_eq!((viewers_of(&world, "h"), viewers_of(&world, "l")), (0, 1));
+    for (other, of_h) in [(layer("h"), 1), (LayerSelection::Automatic, 0)] {
+        world.choose_layer(viewer, other);
+        world.run(Duration::from_millis(100));
+        assert_eq!((viewers_of(&world, "h"), viewers_of(&world, "l")), (of_h, 1));
+        world.choose_layer(viewer, layer("l"));
+        world.run(Duration::from_millis(100));
+        assert_eq!((viewers_of(&world, "h"), viewers_of(&world, "l")), (0, 1));
+    }
     world.delete(viewer);
     world.run(SECOND);
     assert_eq!((viewers_of(&world, "h"), viewers_of(&world, "l")), (0, 0));

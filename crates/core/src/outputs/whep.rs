@@ -151,7 +151,7 @@ impl Viewer {
         for played in [&mut self.video, &mut self.audio].into_iter().flatten() {
             played.out.recover(now);
         }
-        // A lost batch may have carried a change of the format.
+        // A change of the stream, or the key frame that a switch waits for, may have been lost too.
         self.select_streams_again();
     }
 

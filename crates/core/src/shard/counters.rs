@@ -1,4 +1,4 @@
-//! What the media plane counts, for the metrics. Shared by all shards.
+//! Counters of the media plane, for the metrics. Shared by all shards.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use crate::hub::registry::Full;
 use crate::hub::traffic::ReceptionReports;
 use crate::session::{CloseReason, guard};
 
-/// Counters of the media plane; all only rise.
+/// Counters of the media plane. They never decrease.
 #[derive(Debug)]
 pub struct Counters {
     pub received_datagrams: AtomicU64,
@@ -21,46 +21,45 @@ pub struct Counters {
     tcp_ended: [AtomicU64; TcpCloseReason::ALL.len()],
     refused: [AtomicU64; Full::ALL.len()],
     evicted: [AtomicU64; Full::ALL.len()],
-    /// From the offer to the end of the handshake.
+    /// Time from the offer to the end of the handshake.
     pub connecting: Histogram<{ CONNECTING.len() }>,
-    /// From the arrival of a packet until it was sent to the viewers of a shard: for each turn of a shard the packet that
-    /// took longest.
+    /// Time from the arrival of a packet until it was sent to the viewers of a shard: the maximum of each tick.
     pub forwarding: Histogram<{ FORWARDING.len() }>,
-    /// What viewers say of their reception.
+    /// Reception as reported by viewers.
     pub reception: ReceptionReports,
 }
 
-/// What sending cost, for the metrics. Shared by all shards.
+/// Counters of sending. Shared by all shards.
 #[derive(Debug, Default)]
 pub struct SendCounters {
     pub datagrams: AtomicU64,
     pub calls: AtomicU64,
-    /// Datagrams that the kernel did not take because its buffer was full.
+    /// Datagrams dropped because the send buffer of the socket was full.
     pub dropped_full: AtomicU64,
-    /// Datagrams that the kernel refused for another reason: no route, network down.
+    /// Datagrams that the kernel refused for another reason, e.g. no route.
     pub dropped_refused: AtomicU64,
-    /// Datagrams for peers by TCP that did not fit into the queue of the connection.
+    /// Datagrams that did not fit into the queue of a TCP connection.
     pub dropped_tcp: AtomicU64,
-    /// Segmentation offload is not usable here; every datagram is sent on its own.
+    /// UDP segmentation offload is not available: each datagram is sent by itself.
     pub without_segmentation: AtomicBool,
 }
 
-/// Times, counted by `N` upper bounds in microseconds.
+/// Histogram of durations with `N` upper bounds in microseconds.
 #[derive(Debug)]
 pub struct Histogram<const N: usize> {
     bounds: &'static [u64; N],
     counts: [AtomicU64; N],
-    /// Those that took longer than the last bound.
+    /// Durations above the last bound.
     longer: AtomicU64,
-    /// In microseconds.
+    /// Sum in microseconds.
     sum: AtomicU64,
 }
 
-/// Bounds of the time that connecting takes: 50 ms to 15 s.
+/// Bounds of the connection time: 50 ms to 15 s.
 const CONNECTING: [u64; 9] = [
     50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 15_000_000,
 ];
-/// Bounds of the time that a packet is in the gateway: 0.1 ms to 100 ms.
+/// Bounds of the forwarding time: 0.1 ms to 100 ms.
 const FORWARDING: [u64; 9] = [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000];
 
 impl<const N: usize> Histogram<N> {
@@ -73,12 +72,12 @@ impl<const N: usize> Histogram<N> {
         }
     }
 
-    /// Upper bounds in seconds.
+    /// Returns the upper bounds in seconds.
     pub fn bounds(&self) -> impl Iterator<Item = f64> + '_ {
         self.bounds.iter().map(|bound| *bound as f64 / 1e6)
     }
 
-    /// Counts a time.
+    /// Counts a duration.
     pub fn record(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let index = self.bounds.iter().position(|bound| micros <= *bound);
@@ -87,7 +86,7 @@ impl<const N: usize> Histogram<N> {
         self.sum.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// For each bound, how many took no longer; last those of any length.
+    /// Returns the cumulative counts: for each bound the number of durations up to it, and last the number of all.
     pub fn cumulative(&self) -> Vec<u64> {
         let mut sum = 0;
         let counts = self.counts.iter().chain([&self.longer]);
@@ -100,7 +99,7 @@ impl<const N: usize> Histogram<N> {
             .collect()
     }
 
-    /// All of it, in seconds.
+    /// Returns the sum in seconds.
     pub fn sum(&self) -> f64 {
         self.sum.load(Ordering::Relaxed) as f64 / 1_000_000.0
     }
@@ -109,11 +108,11 @@ impl<const N: usize> Histogram<N> {
 /// Why a datagram or a message was dropped before it reached a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
-    /// Its sender was not authenticated by ICE and it is no check for a session of ours.
+    /// ICE has not authenticated its sender, and it is not a check for a session of this gateway.
     UnknownSender,
-    /// The shard that it was for is too busy.
+    /// The mailbox of its shard was full.
     MailboxFull,
-    /// A check from an address that another session was heard at just now.
+    /// A check from an address that another session holds.
     AddressHeld,
 }
 
@@ -121,7 +120,7 @@ impl DropReason {
     /// All reasons, in the order of their declaration.
     pub const ALL: [Self; 3] = [Self::UnknownSender, Self::MailboxFull, Self::AddressHeld];
 
-    /// Label of the metric.
+    /// Returns the label of the metric.
     pub fn label(self) -> &'static str {
         match self {
             Self::UnknownSender => "unknown_sender",
@@ -151,7 +150,7 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Counts a drop.
+    /// Counts a dropped datagram or message.
     pub fn dropped(&self, reason: DropReason) {
         if let Some(counter) = self.dropped.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
@@ -165,59 +164,59 @@ impl Counters {
         }
     }
 
-    /// Counts a session that was refused for this.
+    /// Counts a session that was refused because this limit was reached.
     pub fn refused(&self, full: Full) {
         if let Some(counter) = self.refused.get(full as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Sessions that were refused, by what there was too much of.
+    /// Returns the number of refused sessions by limit.
     pub fn refusals(&self) -> impl Iterator<Item = (Full, u64)> + '_ {
         let counts = self.refused.iter().map(|n| n.load(Ordering::Relaxed));
         Full::ALL.into_iter().zip(counts)
     }
 
-    /// Counts a half-open session that gave way to another one for this.
+    /// Counts a half-open session that was evicted because this limit was reached.
     pub fn evicted(&self, full: Full) {
         if let Some(counter) = self.evicted.get(full as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Half-open sessions that gave way, by what there was too much of.
+    /// Returns the number of evicted half-open sessions by limit.
     pub fn evictions(&self) -> impl Iterator<Item = (Full, u64)> + '_ {
         let counts = self.evicted.iter().map(|n| n.load(Ordering::Relaxed));
         Full::ALL.into_iter().zip(counts)
     }
 
-    /// Counts the end of a connection to the TCP port.
+    /// Counts a closed connection to the TCP port.
     pub fn tcp_ended(&self, reason: TcpCloseReason) {
         if let Some(counter) = self.tcp_ended.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Connections to the TCP port that ended, by reason.
+    /// Returns the number of closed connections to the TCP port by reason.
     pub fn tcp_ends(&self) -> impl Iterator<Item = (TcpCloseReason, u64)> + '_ {
         let counts = self.tcp_ended.iter().map(|n| n.load(Ordering::Relaxed));
         TcpCloseReason::ALL.into_iter().zip(counts)
     }
 
-    /// Counts what a session that has ended had left out.
+    /// Adds the packets that a session dropped, when it has ended.
     pub fn add_session_drops(&self, drops: &guard::Drops) {
         for (counter, dropped) in self.in_sessions.iter().zip(drops) {
             counter.fetch_add(u64::from(*dropped), Ordering::Relaxed);
         }
     }
 
-    /// What ended sessions had left out, by reason.
+    /// Returns the number of packets that ended sessions dropped, by reason.
     pub fn session_drops(&self) -> impl Iterator<Item = (guard::DropReason, u64)> + '_ {
         let counts = self.in_sessions.iter().map(|n| n.load(Ordering::Relaxed));
         guard::DropReason::ALL.into_iter().zip(counts)
     }
 
-    /// Drops by reason.
+    /// Returns the number of dropped datagrams and messages by reason.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL
             .into_iter()
@@ -225,7 +224,7 @@ impl Counters {
             .map(|(reason, n)| (reason, n.load(Ordering::Relaxed)))
     }
 
-    /// Ended sessions by reason.
+    /// Returns the number of ended sessions by reason.
     pub fn closes(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
         CloseReason::ALL
             .into_iter()

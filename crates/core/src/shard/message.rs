@@ -1,4 +1,4 @@
-//! What a shard is told.
+//! Messages to a shard.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,39 +14,39 @@ use crate::session::CloseReason;
 /// A message to a shard, from another shard or from the control plane.
 #[derive(Debug)]
 pub enum Message {
-    /// A new session.
+    /// Opens a session.
     Open(Box<Opening>),
-    /// A viewer wants another version of the picture.
+    /// A viewer selects another simulcast layer.
     ChooseLayer {
         session: SessionId,
         selection: LayerSelection,
     },
-    /// End a session.
+    /// Ends a session.
     Close { session: SessionId, reason: CloseReason },
-    /// Begin a new ICE session with these credentials of ours and of the peer.
+    /// Begins a new ICE session with these local and remote credentials.
     Restart {
         session: SessionId,
         local: IceCredentials,
         remote: IceCredentials,
     },
-    /// A datagram that the kernel gave to the wrong shard.
+    /// A datagram that the kernel delivered to another shard, `via`.
     Datagram {
         from: SocketAddr,
         to: Option<IpAddr>,
         bytes: Vec<u8>,
         via: ShardIndex,
     },
-    /// What came over TCP instead; see [`super::tcp`].
+    /// A datagram that arrived over TCP; see [`super::tcp`].
     Framed { from: SocketAddr, bytes: Vec<u8> },
-    /// The connection of this address is gone, which something authentic had come by.
+    /// The authenticated TCP connection of this address has ended.
     Disconnected { from: SocketAddr },
-    /// Datagrams from this address belong to that shard, and to no other before `until`.
+    /// Datagrams from this address belong to shard `owner`, which holds the address until `until`.
     Route {
         address: SocketAddr,
         owner: ShardIndex,
         until: Instant,
     },
-    /// They no longer do.
+    /// Withdraws a route.
     Unroute { address: SocketAddr, owner: ShardIndex },
     /// Packets of a stream that has viewers on this shard.
     Media { stream: StreamId, packets: Entries },
@@ -54,7 +54,7 @@ pub enum Message {
     StreamChanged { stream: StreamId },
     /// A viewer needs a key frame from this publisher.
     RequestKeyFrame { session: SessionId },
-    /// End all sessions and then the thread.
+    /// Ends all sessions, and then the thread.
     Stop,
 }
 
@@ -67,12 +67,12 @@ pub struct Opening {
     pub role: OpeningRole,
 }
 
-/// What the peer came for.
+/// The role of the peer, with the result of its negotiation.
 #[derive(Debug)]
 pub enum OpeningRole {
     Publish(Publication),
     Play(Playback),
 }
 
-/// The way to one shard.
+/// The mailbox of one shard.
 pub type ShardMailbox = Arc<Mailbox<Message>>;

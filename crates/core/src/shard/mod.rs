@@ -1,105 +1,45 @@
 //! A shard without its thread and socket: datagrams, messages and time go in, datagrams come out of the outbox.
 //!
-//! One turn is any number of `handle_*` calls and one [`Core::finish_tick`]: what arrived in one turn is forwarded in one
-//! go, so batches grow by themselves under load and a lone packet leaves at once.
+//! One tick is any number of `handle_*` calls and one [`Core::finish_tick`]. All packets that arrived in one tick are
+//! forwarded together: batches grow under load, and a lone packet is forwarded at once.
 //!
-//! Whose an address is, [`routing`] says; what viewers are sent, and from which stream, [`viewers`].
+//! [`routing`] decides which session an address belongs to, [`viewers`] forwards packets and keeps subscriptions.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
-use self::counters::{Counters, DropReason};
-use self::message::{Message, Opening, OpeningRole, ShardMailbox};
+use self::counters::DropReason;
+use self::message::{Message, Opening, OpeningRole};
 use self::peers::{Peer, PeerKey, Peers, Role};
-use self::tcp::{PeerAddress, TcpPeers};
-use crate::hub::Hub;
-use crate::hub::batch::Batch;
-use crate::hub::registry::{Registry, SessionState};
+use self::tcp::PeerAddress;
+use crate::hub::registry::SessionState;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
-use crate::media::{clock, rtcp};
+use crate::media::rtcp;
 use crate::outputs::whep::Viewer;
 use crate::session::egress::Egress;
-use crate::session::identity::Identity;
 use crate::session::outbox::{Destination, Outbox};
 use crate::session::{CloseReason, Event, Session, ice};
-use crate::sources::frame_source::FrameSource;
 use crate::sources::whip::Publisher;
 
 pub mod counters;
 pub mod message;
 pub mod peers;
 mod routing;
+mod shared;
 pub mod tcp;
 pub mod ufrag;
 mod viewers;
 
 use self::routing::{Recipient, Route};
+pub use self::shared::Shared;
 
-/// What all shards of a gateway share.
-pub struct Shared {
-    pub hub: Hub,
-    pub registry: Registry,
-    pub identity: Arc<Identity>,
-    pub mailboxes: Vec<ShardMailbox>,
-    pub counters: Counters,
-    /// The addresses that peers are given.
-    pub announced: RwLock<Arc<[SocketAddr]>>,
-    /// The TCP connections of peers.
-    pub tcp: Arc<dyn TcpPeers>,
-    /// An instant and the wall clock at that instant, as the duration since 1970.
-    pub epoch: (Instant, Duration),
-}
-
-impl Shared {
-    /// The addresses that peers are given at the moment.
-    pub fn announced(&self) -> Arc<[SocketAddr]> {
-        self.announced.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Delivers the packets of a batch to the taps of the stream and to the shards that have viewers of it. Never waits:
-    /// a reader whose queue is full learns of the loss and reads the missed packets from the rings.
-    ///
-    /// Returns the batch if shard `local`, the caller's own, has viewers too; sources without a shard pass
-    /// [`ShardIndex::NONE`].
-    pub fn deliver(&self, local: ShardIndex, batch: Batch) -> Option<Batch> {
-        for tap in &batch.taps {
-            let _ = tap.push_lossy(batch.packets.clone());
-        }
-        let (stream, mut has_local_viewers) = (batch.stream, false);
-        for shard in &batch.subscribers {
-            if *shard == local {
-                has_local_viewers = true;
-            } else if let Some(mailbox) = self.mailbox(*shard) {
-                let packets = batch.packets.clone();
-                let _ = mailbox.push_lossy(Message::Media { stream, packets });
-                if batch.stream_changed {
-                    let _ = mailbox.push(Message::StreamChanged { stream });
-                }
-            }
-        }
-        has_local_viewers.then_some(batch)
-    }
-
-    /// Publishes the frames that a source took since the last call. Returns `false` if its stream has another source; the
-    /// frame source must then end.
-    pub fn publish_frames(&self, source: &mut FrameSource) -> bool {
-        let published = source.publish(&self.hub);
-        for batch in published.batches {
-            self.deliver(ShardIndex::NONE, batch);
-        }
-        !published.displaced
-    }
-
-    /// The mailbox of a shard; `None` for [`ShardIndex::NONE`].
-    pub fn mailbox(&self, shard: ShardIndex) -> Option<&ShardMailbox> {
-        self.mailboxes.get(usize::from(shard.0))
-    }
-}
+/// Remote address of a datagram, and the local address that it was sent to.
+type DatagramPath = (SocketAddr, Option<IpAddr>);
 
 /// State of one shard.
 pub struct Core {
@@ -109,22 +49,22 @@ pub struct Core {
     outbox: Outbox,
     /// Viewers of each stream on this shard.
     subscriptions: HashMap<StreamId, Vec<PeerKey>>,
-    /// Addresses whose sessions live on another shard. Datagrams from them go to no peer here.
+    /// Addresses whose sessions live on another shard; datagrams from them are passed on.
     foreign: HashMap<SocketAddr, Route>,
     timers: BinaryHeap<Reverse<(Instant, PeerKey)>>,
-    /// Publishers that received something in this turn.
+    /// Publishers that received RTP in this tick.
     dirty: Vec<PeerKey>,
-    /// When the oldest packet arrived that was forwarded in this turn.
-    oldest: Option<Instant>,
+    /// Arrival of the oldest packet that was forwarded in this tick.
+    oldest_arrival: Option<Instant>,
     random: Box<dyn FnMut() -> u32 + Send>,
     stopping: bool,
 }
 
-/// Nothing is due again sooner, so that a turn always comes to an end.
-const MIN_STEP: Duration = Duration::from_micros(200);
+/// Minimum time until the next timer of a peer, so that each tick ends.
+const MIN_TIMEOUT: Duration = Duration::from_micros(200);
 
 impl Core {
-    /// `random` has to be unpredictable.
+    /// Creates a shard without peers. `random` must be unpredictable: it seeds sequence numbers and SSRCs.
     pub fn new(index: ShardIndex, shared: Arc<Shared>, outbox: Outbox, random: Box<dyn FnMut() -> u32 + Send>) -> Self {
         Self {
             index,
@@ -135,41 +75,41 @@ impl Core {
             foreign: HashMap::new(),
             timers: BinaryHeap::new(),
             dirty: Vec::new(),
-            oldest: None,
+            oldest_arrival: None,
             random,
             stopping: false,
         }
     }
 
-    /// Whether the shard was told to stop and its last session is gone.
+    /// Whether the shard has been stopped and its last session has ended.
     pub fn is_done(&self) -> bool {
         self.stopping && self.peers.is_empty()
     }
 
-    /// Takes a datagram from the socket.
+    /// Handles a datagram from the socket. `to` is the local address that it was sent to.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, to: Option<IpAddr>, datagram: &mut [u8]) {
         match self.recipient(now, from, datagram) {
-            Ok(Recipient::Peer(key)) => self.deliver(now, key, from, to, datagram),
-            Ok(Recipient::Shard(owner)) => self.hand_over(owner, from, to, datagram),
+            Ok(Recipient::Peer(key)) => self.handle_datagram_of(now, key, (from, to), datagram),
+            Ok(Recipient::Shard(owner)) => self.pass_on(owner, from, to, datagram),
             Err(reason) => self.shared.counters.dropped(reason),
         }
     }
 
-    fn deliver(&mut self, now: Instant, key: PeerKey, from: SocketAddr, to: Option<IpAddr>, datagram: &mut [u8]) {
+    fn handle_datagram_of(&mut self, now: Instant, key: PeerKey, path: DatagramPath, datagram: &mut [u8]) {
         if let Some(peer) = self.peers.get(key) {
-            peer.session.handle_datagram(now, from, datagram, &mut self.random);
+            peer.session.handle_datagram(now, path.0, datagram, &mut self.random);
         }
-        self.drain(now, key, Some((from, to)));
+        self.drain(now, key, Some(path));
     }
 
-    /// Removes the peer behind an address without another word to its session, whose state may be anything after a panic.
+    /// Removes the peer of an address after a panic. Its session is not called again: its state may be inconsistent.
     pub fn abandon(&mut self, now: Instant, address: SocketAddr) {
         if let Some(key) = self.peers.by_address(address) {
             self.remove(now, key, CloseReason::Internal);
         }
     }
 
-    /// Takes a message from the mailbox.
+    /// Handles a message from the mailbox.
     pub fn handle_message(&mut self, now: Instant, message: Message) {
         match message {
             Message::Open(opening) => self.open(now, *opening),
@@ -207,12 +147,12 @@ impl Core {
                     Err(reason) => return self.shared.counters.dropped(reason),
                 };
                 let is_check = ice::is_check(&bytes);
-                self.deliver(now, key, from, to, &mut bytes);
-                self.vouch_for(key, from, via, is_check);
+                self.handle_datagram_of(now, key, (from, to), &mut bytes);
+                self.announce_route(key, from, via, is_check);
             }
             Message::Framed { from, mut bytes } => match self.recipient(now, from, &bytes) {
-                Ok(Recipient::Peer(key)) => self.deliver(now, key, from, None, &mut bytes),
-                // A connection stays with the shard of its first check.
+                Ok(Recipient::Peer(key)) => self.handle_datagram_of(now, key, (from, None), &mut bytes),
+                // A connection stays on the shard that its first check names.
                 Ok(Recipient::Shard(_)) | Err(DropReason::UnknownSender) => {
                     self.shared.counters.dropped(DropReason::UnknownSender);
                     self.shared.tcp.refuse(from);
@@ -252,7 +192,7 @@ impl Core {
         if self.stopping {
             return self.shared.registry.ended(now, id, CloseReason::Shutdown);
         }
-        // It may have given way to another one already.
+        // It may have been evicted already.
         if self.shared.registry.find(id).0 != SessionState::Connecting {
             return;
         }
@@ -301,26 +241,26 @@ impl Core {
         self.drain(now, key, None);
     }
 
-    /// Drains a peer: everything that its session and its viewer request after a `handle_*` call, and its next deadline.
-    /// `came_by` are the remote and the local address of the datagram that was handled.
-    fn drain(&mut self, now: Instant, key: PeerKey, came_by: Option<(SocketAddr, Option<IpAddr>)>) {
-        self.drain_session(now, key, came_by);
+    /// Drains a peer after a `handle_*` call: does what its session and its viewer request, and schedules its next timer.
+    /// `path` is that of the datagram that was handled, if it was one.
+    fn drain(&mut self, now: Instant, key: PeerKey, path: Option<DatagramPath>) {
+        self.drain_session(now, key, path);
         self.drain_viewer(now, key);
         self.reschedule(now, key);
     }
 
-    fn drain_session(&mut self, now: Instant, key: PeerKey, came_by: Option<(SocketAddr, Option<IpAddr>)>) {
+    fn drain_session(&mut self, now: Instant, key: PeerKey, path: Option<DatagramPath>) {
         while let Some(peer) = self.peers.get(key) {
             while let Some(transmit) = peer.session.poll_transmit() {
                 let to = transmit.to;
-                let known = peer.known(to).map(|known| known.local);
-                let from = known
-                    .or(came_by.filter(|(from, _)| *from == to).map(|(_, local)| local))
+                let learned = peer.address(to).map(|address| address.local);
+                let from = learned
+                    .or(path.filter(|(from, _)| *from == to).map(|(_, local)| local))
                     .flatten();
                 self.outbox.datagram(Destination { to, from }, &transmit.payload);
             }
             let Some(event) = peer.session.poll_event() else { break };
-            self.handle_event(now, key, event, came_by.and_then(|(_, local)| local));
+            self.handle_event(now, key, event, path.and_then(|(_, local)| local));
         }
     }
 
@@ -343,7 +283,7 @@ impl Core {
             }
             Event::Moved(to) => {
                 let Some(peer) = self.peers.get(key) else { return };
-                let from = peer.known(to).and_then(|known| known.local);
+                let from = peer.address(to).and_then(|address| address.local);
                 if peer.destination.is_some() {
                     debug!(session = ?peer.id, %to, "path moved");
                 }
@@ -386,7 +326,7 @@ impl Core {
 
     fn handle_rtcp(&mut self, now: Instant, key: PeerKey, compound: &[u8]) {
         let messages = rtcp::read(compound);
-        let ntp = self.ntp(now);
+        let ntp = self.shared.ntp(now);
         let Some(peer) = self.peers.get(key) else { return };
         match &mut peer.role {
             Role::Publisher(publisher) => publisher.handle_rtcp(now, &messages),
@@ -402,7 +342,7 @@ impl Core {
         if source.shard == self.index {
             self.request_key_frame(now, source.session);
         } else if let Some(mailbox) = self.shared.mailbox(source.shard) {
-            // Another viewer, or this one again, will ask if this is lost.
+            // If the message is lost, this viewer or another one requests again.
             let _ = mailbox.offer(Message::RequestKeyFrame {
                 session: source.session,
             });
@@ -421,7 +361,7 @@ impl Core {
         self.run_timer(now, key);
     }
 
-    /// The mailbox was full for a while: what viewers missed is read from the rings.
+    /// Handles an overflow of the mailbox: viewers read the missed packets from the rings.
     pub fn handle_overflow(&mut self, now: Instant) {
         self.shared.counters.dropped(DropReason::MailboxFull);
         for key in self.peers.keys() {
@@ -436,7 +376,7 @@ impl Core {
         }
     }
 
-    /// Does what is due by time.
+    /// Handles the timers that are due.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(Reverse((at, key))) = self.timers.peek().copied() {
             if at > now {
@@ -452,7 +392,7 @@ impl Core {
     }
 
     fn run_timer(&mut self, now: Instant, key: PeerKey) {
-        let ntp = self.ntp(now);
+        let ntp = self.shared.ntp(now);
         let Some(peer) = self.peers.get(key) else { return };
         peer.session.handle_timeout(now);
         if peer.destination.is_some() {
@@ -460,8 +400,8 @@ impl Core {
             match &mut peer.role {
                 Role::Publisher(publisher) => {
                     if publisher.is_silent_publisher(now) {
-                        let why = "it is connected and sends nothing that was negotiated: look at its encoder";
-                        warn!(session = ?peer.id, stream = %publisher.stream_name(), why, "no media comes");
+                        let why = "it is connected but sends no packet of a negotiated format: check its encoder";
+                        warn!(session = ?peer.id, stream = %publisher.stream_name(), why, "no media received");
                     }
                     for feedback in publisher.handle_timeout(now) {
                         egress.rtcp(&feedback);
@@ -473,7 +413,7 @@ impl Core {
         self.drain(now, key, None);
     }
 
-    /// When [`Self::handle_timeout`] wants to be called.
+    /// Returns when [`Self::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.timers.peek().map(|Reverse((at, _))| *at)
     }
@@ -486,7 +426,7 @@ impl Core {
             Role::Viewer(viewer) => viewer.poll_timeout(),
         };
         let due = [peer.session.poll_timeout(), role].into_iter().flatten().min();
-        if let Some(due) = due.map(|due| due.max(now + MIN_STEP))
+        if let Some(due) = due.map(|due| due.max(now + MIN_TIMEOUT))
             && peer.scheduled.is_none_or(|scheduled| due < scheduled)
         {
             peer.scheduled = Some(due);
@@ -494,7 +434,7 @@ impl Core {
         }
     }
 
-    /// Publishes what arrived in this turn and sends everything that is ready.
+    /// Publishes the packets that arrived in this tick and sends all datagrams in the outbox.
     pub fn finish_tick(&mut self, now: Instant) {
         for key in std::mem::take(&mut self.dirty) {
             self.publish(now, key);
@@ -502,9 +442,9 @@ impl Core {
         self.outbox.flush();
     }
 
-    /// When the oldest packet arrived that was forwarded since the last call.
-    pub fn take_oldest(&mut self) -> Option<Instant> {
-        self.oldest.take()
+    /// Returns the arrival of the oldest packet that was forwarded since the last call.
+    pub fn take_oldest_arrival(&mut self) -> Option<Instant> {
+        self.oldest_arrival.take()
     }
 
     fn publish(&mut self, now: Instant, key: PeerKey) {
@@ -546,8 +486,8 @@ impl Core {
         }
     }
 
-    /// The way to an address of a peer is gone. The session lives on for as long as one without checks does, and goes
-    /// wherever the peer is heard next.
+    /// Handles the loss of the TCP connection behind an address of a peer. The session continues until its timeout, and
+    /// moves to the address from which the peer is authenticated next.
     fn lose_address(&mut self, key: PeerKey, address: SocketAddr) {
         self.peers.forget(key, address);
         if let Some(peer) = self.peers.get(key) {
@@ -561,11 +501,11 @@ impl Core {
         self.shared.counters.closed(reason);
         self.shared.counters.add_session_drops(&peer.session.drops());
         let lasted = now.duration_since(peer.opened);
-        for known in &peer.addresses {
-            self.unroute(known.remote);
-            // Another session may have come by the same connection since.
-            if self.peers.by_address(known.remote).is_none() {
-                self.shared.tcp.close(known.remote);
+        for address in &peer.addresses {
+            self.unroute(address.remote);
+            // Another session may have taken over the connection.
+            if self.peers.by_address(address.remote).is_none() {
+                self.shared.tcp.close(address.remote);
             }
         }
         let (role, stream) = match peer.role {
@@ -583,19 +523,14 @@ impl Core {
         };
         let session = peer.id;
         if reason == CloseReason::Evicted {
-            // It takes one request of anybody to cause it: the metrics count them.
-            debug!(?session, %stream, ?lasted, "{role} gave way to a newer session");
+            // A single request of anybody can cause this: counted by the metrics, not logged.
+            debug!(?session, %stream, ?lasted, "half-open {role} evicted by a newer session");
         } else if reason.is_failure() {
-            let given = tracing::field::debug(self.shared.announced());
+            let candidates = tracing::field::debug(self.shared.announced());
             let (reason, why) = (reason.label(), reason.explanation());
-            warn!(?session, %stream, reason, ?lasted, why, given, "{role} did not get through");
+            warn!(?session, %stream, reason, ?lasted, why, candidates, "{role} failed to connect");
         } else {
             info!(?session, %stream, ?reason, ?lasted, "{role} left");
         }
-    }
-
-    fn ntp(&self, now: Instant) -> u64 {
-        let (instant, wall) = self.shared.epoch;
-        clock::ntp(wall + now.saturating_duration_since(instant))
     }
 }

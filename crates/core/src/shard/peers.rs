@@ -1,7 +1,6 @@
-//! The sessions of one shard, and the ways to find them.
+//! The sessions of one shard, by id, username fragment and address.
 //!
-//! An address belongs to one session of the gateway at a time, and is not taken from one that is heard there: see
-//! [`super::routing`].
+//! An address belongs to at most one session of the gateway: see [`super::routing`].
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,52 +13,52 @@ use crate::session::Session;
 use crate::session::outbox::Destination;
 use crate::sources::whip::Publisher;
 
-/// Place of a peer in its shard. Used again after its peer is gone.
+/// Index of a peer in its shard. Reused after the peer was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerKey(u32);
 
-/// One session and what it is for.
+/// One session and its role.
 pub struct Peer {
     pub id: SessionId,
-    /// Ours: of the current ICE session, and of one that a restart may have left.
+    /// Local username fragments: of the current ICE session, and of the previous one after a restart.
     pub ufrags: Vec<String>,
     pub session: Session,
     pub role: Role,
-    /// Where its packets go; `None` before ICE.
+    /// Destination of its packets; `None` before ICE has one.
     pub destination: Option<Destination>,
-    /// Addresses that ICE learned.
-    pub addresses: Vec<KnownAddress>,
-    /// Entry in the timer heap that counts.
+    /// Addresses that ICE has authenticated.
+    pub addresses: Vec<PeerPath>,
+    /// Its valid entry in the timer heap; other entries are ignored.
     pub scheduled: Option<Instant>,
     pub opened: Instant,
     pub connected: Option<Instant>,
-    /// In the list of publishers that received something in this turn.
+    /// Whether it is in the list of publishers that received RTP in this tick.
     pub dirty: bool,
 }
 
-/// An address that a peer was authenticated at.
+/// An address from which a peer was authenticated.
 #[derive(Clone, Copy, Debug)]
-pub struct KnownAddress {
+pub struct PeerPath {
     pub remote: SocketAddr,
-    /// The one of ours that the peer checked.
+    /// The local address that the peer sent its check to.
     pub local: Option<IpAddr>,
-    /// The shard that was told last that the address is ours, and until when.
-    pub vouched: Option<(ShardIndex, Instant)>,
+    /// The shard that the address was last announced to, and the end of the announced hold time.
+    pub announced: Option<(ShardIndex, Instant)>,
 }
 
-/// The ICE sessions of one peer that may be in use: see [`crate::session::ice::IceLite::restart`].
+/// Maximum number of ICE sessions of one peer: see [`crate::session::ice::IceLite::restart`].
 const MAX_UFRAGS: usize = 2;
 
-/// What a peer came for.
+/// The role of a peer.
 pub enum Role {
     Publisher(Box<Publisher>),
     Viewer(Box<Viewer>),
 }
 
 impl Peer {
-    /// What is known of one of its addresses.
-    pub fn known(&mut self, address: SocketAddr) -> Option<&mut KnownAddress> {
-        self.addresses.iter_mut().find(|known| known.remote == address)
+    /// Returns one of its addresses.
+    pub fn address(&mut self, remote: SocketAddr) -> Option<&mut PeerPath> {
+        self.addresses.iter_mut().find(|address| address.remote == remote)
     }
 }
 
@@ -95,9 +94,9 @@ impl Peers {
         for ufrag in &peer.ufrags {
             self.by_ufrag.remove(ufrag);
         }
-        for known in &peer.addresses {
-            if self.by_address.get(&known.remote) == Some(&key) {
-                self.by_address.remove(&known.remote);
+        for address in &peer.addresses {
+            if self.by_address.get(&address.remote) == Some(&key) {
+                self.by_address.remove(&address.remote);
             }
         }
         Some(peer)
@@ -119,31 +118,30 @@ impl Peers {
         self.by_address.get(&address).copied()
     }
 
-    /// The peer that an address belongs to, and until when it belongs to no other.
+    /// Returns the peer that an address belongs to, and until when it is held.
     pub fn holder(&self, address: SocketAddr) -> Option<(PeerKey, Instant)> {
         let key = self.by_address(address)?;
         let peer = self.slots.get(key.0 as usize)?.as_ref()?;
         Some((key, peer.session.held_until(address)?))
     }
 
-    /// Datagrams from this address belong to this peer: ICE authenticated it. ICE bounds them too: see
-    /// [`Self::forget`].
+    /// Assigns an address that ICE has authenticated to a peer. ICE bounds their number: see [`Self::forget`].
     pub fn learn(&mut self, key: PeerKey, address: SocketAddr, local: Option<IpAddr>) {
         let Some(peer) = self.slots.get_mut(key.0 as usize).and_then(Option::as_deref_mut) else {
             return;
         };
-        match peer.known(address) {
-            Some(known) => known.local = local,
-            None => peer.addresses.push(KnownAddress {
+        match peer.address(address) {
+            Some(path) => path.local = local,
+            None => peer.addresses.push(PeerPath {
                 remote: address,
                 local,
-                vouched: None,
+                announced: None,
             }),
         }
         self.by_address.insert(address, key);
     }
 
-    /// Begins a new ICE session of a peer, which is found by its username fragment as well.
+    /// Begins a new ICE session of a peer, and indexes its username fragment.
     pub fn restart(&mut self, key: PeerKey, local: IceCredentials, remote: IceCredentials) {
         let Some(peer) = self.slots.get_mut(key.0 as usize).and_then(Option::as_deref_mut) else {
             return;
@@ -154,25 +152,24 @@ impl Peers {
             peer.ufrags.retain(|ufrag| *ufrag != gone);
             self.by_ufrag.remove(&gone);
         }
-        // One whose session was over before it was replaced is not heard of again.
+        // An ICE session that ended before it was replaced is not reported.
         if peer.ufrags.len() > MAX_UFRAGS {
             let oldest = peer.ufrags.remove(0);
             self.by_ufrag.remove(&oldest);
         }
     }
 
-    /// ICE no longer knows this address of a peer.
+    /// Removes an address of a peer that ICE has removed.
     pub fn forget(&mut self, key: PeerKey, address: SocketAddr) {
         if let Some(peer) = self.get(key) {
-            peer.addresses.retain(|known| known.remote != address);
+            peer.addresses.retain(|path| path.remote != address);
         }
         if self.by_address.get(&address) == Some(&key) {
             self.by_address.remove(&address);
         }
     }
 
-    /// Datagrams from this address belong to no peer of this shard any more. The peer that it belonged to still has it
-    /// by its next check, if nobody holds it then.
+    /// Unassigns an address. Its peer gets it back with its next check, unless another session holds it then.
     pub fn release(&mut self, address: SocketAddr) {
         self.by_address.remove(&address);
     }

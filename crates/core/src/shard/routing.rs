@@ -1,14 +1,14 @@
-//! Whose an address is: which session, and on which shard.
+//! Routing of datagrams: which session, on which shard, an address belongs to.
 //!
-//! A check names its session; everything else is known by the address that it comes from, and a check says whose that
-//! is. Its source can be forged by anybody who has a session, so an address is not taken from a session that was heard
-//! there within [`ice::HOLD`]. All datagrams from one address arrive at one shard, which decides: it knows its own peers,
-//! and for an address of another shard's it has that shard's word ([`Message::Route`]), renewed while something authentic
-//! comes from there.
+//! A connectivity check names its session. All other datagrams are assigned by their source address, which a check has
+//! assigned to a session. Any peer with a session can forge the source address of a check, so an address is not taken from
+//! a session that received something authentic from it within [`ice::HOLD`]. The kernel delivers all datagrams of one
+//! address to one shard, which decides: it knows its own peers, and other shards announce their addresses to it
+//! ([`Message::Route`]) and renew the announcement while something authentic arrives.
 //!
-//! The check of a newcomer at a held address is ignored. It could be answered without harm, but every agent sends a check
-//! again that was not answered, and some send none after one that was: FFmpeg would go on to its handshake, whose records
-//! would still go to the other session. Ignored, it comes back until the address is free.
+//! A check of another session from a held address is ignored. Answering it would do no harm by itself, but some agents
+//! send no further check after an answer: FFmpeg would continue with its handshake, whose records would go to the session
+//! that holds the address. An ignored check is repeated until the address is free.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -21,31 +21,31 @@ use crate::shard::message::Message;
 use crate::shard::peers::PeerKey;
 use crate::shard::ufrag;
 
-/// Where datagrams from an address go.
+/// The shard that receives the datagrams of an address.
 #[derive(Clone, Copy)]
 pub(super) struct Route {
     pub(super) owner: ShardIndex,
-    /// Until then nobody else gets them.
+    /// The address is held until this instant.
     pub(super) until: Instant,
 }
 
-/// Whom a datagram is for.
+/// The recipient of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recipient {
     Peer(PeerKey),
     Shard(ShardIndex),
 }
 
-/// Foreign addresses remembered; the sessions behind them are bounded already, this bounds mistakes.
+/// Maximum number of addresses of other shards. Their sessions are bounded already; this bounds the effect of errors.
 const MAX_FOREIGN: usize = 1 << 20;
 
-/// The word for an address is renewed when it can be extended by this much: a fraction of [`ice::HOLD`], and far more
+/// A route is announced again when its hold time can be extended by this much: a fraction of [`ice::HOLD`], and far more
 /// than the time between two packets of a publisher.
 const RENEWAL: Duration = Duration::from_millis(500);
 
 impl Core {
-    /// A connectivity check names its session; anything else has to come from an address that a check vouched for
-    /// (invariant 7).
+    /// Returns the recipient of a datagram: the session that a connectivity check names, or the one that its source address
+    /// was assigned to by a check (invariant 7).
     pub(super) fn recipient(&self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<Recipient, DropReason> {
         if !ice::is_check(datagram) {
             let peer = self.peers.by_address(from).map(Recipient::Peer);
@@ -63,7 +63,7 @@ impl Core {
         Ok(claimant)
     }
 
-    /// Whether an address is not to be taken from whom it belongs to.
+    /// Whether an address is held by another recipient than `claimant`.
     pub(super) fn is_held(&self, now: Instant, address: SocketAddr, claimant: Recipient) -> bool {
         let peer = self
             .peers
@@ -74,8 +74,8 @@ impl Core {
             .is_some_and(|(holder, until)| holder != claimant && now < until)
     }
 
-    /// Gives a datagram to the shard that it is for.
-    pub(super) fn hand_over(&self, owner: ShardIndex, from: SocketAddr, to: Option<IpAddr>, datagram: &[u8]) {
+    /// Passes a datagram on to the shard of its session.
+    pub(super) fn pass_on(&self, owner: ShardIndex, from: SocketAddr, to: Option<IpAddr>, datagram: &[u8]) {
         let Some(mailbox) = self.shared.mailbox(owner).filter(|_| owner != self.index) else {
             return self.shared.counters.dropped(DropReason::UnknownSender);
         };
@@ -90,22 +90,22 @@ impl Core {
         }
     }
 
-    /// Tells the shard that received a datagram for us to hand over what follows from there, once it is authenticated:
-    /// after each check, and when there is so much more to say.
-    pub(super) fn vouch_for(&mut self, key: PeerKey, from: SocketAddr, via: ShardIndex, is_check: bool) {
+    /// Announces an authenticated address to shard `via`, which passed on a datagram from it: after each check, and when the
+    /// hold time has grown by [`RENEWAL`].
+    pub(super) fn announce_route(&mut self, key: PeerKey, from: SocketAddr, via: ShardIndex, is_check: bool) {
         let Some((_, until)) = self.peers.holder(from).filter(|(holder, _)| *holder == key) else {
             return;
         };
-        let Some(known) = self.peers.get(key).and_then(|peer| peer.known(from)) else {
+        let Some(address) = self.peers.get(key).and_then(|peer| peer.address(from)) else {
             return;
         };
-        let is_news = known
-            .vouched
-            .is_none_or(|(to, told)| to != via || until >= told + RENEWAL);
-        if !is_check && !is_news {
+        let is_due = address
+            .announced
+            .is_none_or(|(to, announced)| to != via || until >= announced + RENEWAL);
+        if !is_check && !is_due {
             return;
         }
-        known.vouched = Some((via, until));
+        address.announced = Some((via, until));
         let owner = self.index;
         if let Some(mailbox) = self.shared.mailbox(via) {
             let _ = mailbox.push(Message::Route {
@@ -116,7 +116,7 @@ impl Core {
         }
     }
 
-    /// Another shard says that an address belongs to it. It cannot know who had it meanwhile.
+    /// Handles the announcement of another shard that an address belongs to it, unless a peer of this shard holds it.
     pub(super) fn route(&mut self, now: Instant, address: SocketAddr, route: Route) {
         let is_held = self.is_held(now, address, Recipient::Shard(route.owner));
         if !is_held && self.foreign.len() < MAX_FOREIGN {
@@ -125,7 +125,7 @@ impl Core {
         }
     }
 
-    /// Tells the other shards that datagrams from an address are no longer for us, unless another peer has it by now.
+    /// Withdraws the route of an address from the other shards, unless it belongs to another peer of this shard.
     pub(super) fn unroute(&self, address: SocketAddr) {
         if self.peers.by_address(address).is_some() {
             return;

@@ -1,10 +1,10 @@
-//! Media over TCP (RFC 6544) as a shard sees it: an address that is marked as one of TCP, and a trait by which the shard
-//! reports what it knows of the connection behind it.
+//! Media over TCP (RFC 6544) from the point of view of a shard: addresses that are marked as TCP, and the trait that tells
+//! the owner of the connections what became of them.
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV6};
 
-/// The TCP connections of peers. The shard reports to them; they never call back.
+/// The TCP connections of peers. Called by the shards; never calls back.
 pub trait TcpPeers: fmt::Debug + Send + Sync {
     /// ICE authenticated a message from this address.
     fn authenticated(&self, address: SocketAddr);
@@ -21,10 +21,10 @@ impl TcpPeers for () {
     fn close(&self, _: SocketAddr) {}
 }
 
-/// What marks an address as one of TCP: no interface has this number.
+/// Scope id that marks an address as TCP; no interface has this index.
 const MARK: u32 = u32::MAX;
 
-/// An address of TCP, as sessions know it.
+/// Returns the address by which sessions know a TCP peer.
 pub fn marked(peer: SocketAddr) -> SocketAddr {
     let ip = match peer.ip().to_canonical() {
         std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
@@ -33,11 +33,12 @@ pub fn marked(peer: SocketAddr) -> SocketAddr {
     SocketAddrV6::new(ip, peer.port(), 0, MARK).into()
 }
 
+/// Whether an address is marked as TCP.
 pub fn is_marked(address: SocketAddr) -> bool {
     matches!(address, SocketAddr::V6(address) if address.scope_id() == MARK)
 }
 
-/// An address, as logs show it.
+/// Displays an address in logs.
 pub struct PeerAddress(pub SocketAddr);
 
 impl fmt::Display for PeerAddress {
@@ -48,20 +49,20 @@ impl fmt::Display for PeerAddress {
     }
 }
 
-/// Why a connection ended. A label of the metric.
+/// Why a connection was closed. A label of the metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpCloseReason {
-    /// The peer closed it, or the network did.
+    /// Closed or reset by the peer or the network.
     ByPeer,
-    /// Its session is over, or no longer believes what comes from its address.
+    /// Its session has ended, or no longer uses its address.
     SessionOver,
-    /// Its first frame was no connectivity check, or one for no session.
+    /// Its first frame was not a connectivity check for a session.
     NoSession,
-    /// No check that ICE authenticates came in time.
+    /// No authenticated connectivity check arrived in time.
     Unauthenticated,
-    /// The peer took nothing of what was sent to it.
+    /// The peer did not read or acknowledge.
     Stalled,
-    /// Nothing came from the peer.
+    /// The peer sent nothing.
     Idle,
     /// A frame was too long.
     Malformed,
@@ -79,7 +80,7 @@ impl TcpCloseReason {
         Self::Malformed,
     ];
 
-    /// Label of the metric.
+    /// Returns the label of the metric.
     pub fn label(self) -> &'static str {
         match self {
             Self::ByPeer => "by_peer",

@@ -1,19 +1,19 @@
-//! Our ICE username fragments: the first character names the shard, so that a check finds its session wherever the
-//! kernel delivers it.
+//! Local ICE username fragments. The first character is the index of the shard, so that a connectivity check can be passed
+//! on to its session from any shard.
 
 use crate::hub::stream::ShardIndex;
 use crate::sdp::plan::IceCredentials;
 
-/// ice-chars without `+` and `/` (RFC 8839 §5.4): nothing that a client could mistake for a separator.
+/// ice-chars (RFC 8839 §5.4) without `+` and `/`, which a client could take for separators.
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// Shards that the first character can name.
+/// Maximum number of shards that the first character can encode.
 pub const MAX_SHARDS: usize = ALPHABET.len();
 
-/// RFC 8839 §5.4 wants at least 4 characters (24 bits); 11 random ones are 65 bits.
+/// Number of random characters: 65 bits. RFC 8839 §5.4 requires at least 4 characters (24 bits).
 const UFRAG_RANDOM: usize = 11;
 
-/// RFC 8839 §5.4 wants at least 22 characters (128 bits).
+/// Length of the password. RFC 8839 §5.4 requires at least 22 characters (128 bits).
 const PWD: usize = 24;
 
 /// Makes credentials for a session on this shard.
@@ -32,7 +32,7 @@ fn letter(number: u32) -> char {
         .map_or('0', char::from)
 }
 
-/// The shard of the session that these credentials are of.
+/// Returns the shard that a username fragment names.
 pub fn shard_of(ufrag: &str) -> Option<ShardIndex> {
     let first = ufrag.bytes().next()?;
     ALPHABET

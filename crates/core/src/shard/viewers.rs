@@ -14,14 +14,14 @@ use crate::session::egress::Egress;
 use crate::shard::peers::{Peer, PeerKey, Role};
 
 impl Core {
-    /// Forwards to the viewers of a stream on this shard.
+    /// Forwards packets of a stream to its viewers on this shard.
     pub(super) fn forward(&mut self, now: Instant, stream: StreamId, packets: &[Arc<Entry>]) {
         let Some(viewers) = self.subscriptions.get_mut(&stream).map(std::mem::take) else {
             return;
         };
         if let (Some(first), false) = (packets.first(), viewers.is_empty()) {
-            self.oldest = Some(
-                self.oldest
+            self.oldest_arrival = Some(
+                self.oldest_arrival
                     .map_or(first.packet.arrival, |oldest| oldest.min(first.packet.arrival)),
             );
         }
@@ -96,6 +96,7 @@ impl Core {
         }
     }
 
+    /// Cancels the subscription of a viewer to a stream.
     pub(super) fn unsubscribe(&mut self, stream: &Stream, key: PeerKey) {
         if let Some(list) = self.subscriptions.get_mut(&stream.id) {
             list.retain(|k| *k != key);
