@@ -185,8 +185,8 @@ impl Setup {
             tcp: false,
             session_id: 1,
         };
-        let stream = self.shared.hub.find(&name()).expect("attached");
-        let available = stream.with(|state| state.available_formats(|_| false));
+        let stream = self.shared.hub.find(name()).expect("attached");
+        let available = stream.with(|state| state.available_tracks(|_| false));
         let formats = sdp::formats_for(&parsed, &available.expect("it has a source"));
         let (playback, answer) = sdp::answer_viewer(&parsed, &formats, &to_sign, &mut random).expect("playable");
         let mut id = [0; 16];
@@ -210,7 +210,7 @@ impl Setup {
             PeerConfig {
                 identity,
                 local: offer.credentials,
-                remote: Answer::parse(&answer).credentials(),
+                remote: Answer::parse(&answer.sdp).credentials(),
                 server: GATEWAY,
                 role: DtlsRole::Client,
                 profiles: Profiles::CmThenGcm,

@@ -7,10 +7,10 @@ use millstream_core::hub::stream::LayerSelection;
 use millstream_core::media::Rid;
 use millstream_test_support::VideoConfig;
 
-use crate::locks::add_layers;
-use crate::publisher::Publisher;
-use crate::world::World;
-use crate::{SECOND, near};
+use crate::fanout::locks::add_layers;
+use crate::fanout::publisher::Publisher;
+use crate::fanout::world::World;
+use crate::fanout::{SECOND, near};
 
 /// A second subscription would send each packet of the layer twice, and keep the layer after the viewer has left.
 #[test]

@@ -7,7 +7,7 @@ use super::track::OutTrack;
 use crate::hub::stream::{Stream, StreamId, StreamState};
 use crate::media::packet::TrackSeq;
 use crate::media::transcode::TrackPlan;
-use crate::media::{Codec, Format, Kind};
+use crate::media::{Codec, Kind};
 
 /// A track and the stream that it reads.
 pub(super) struct Played {

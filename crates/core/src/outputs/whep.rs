@@ -336,9 +336,7 @@ impl Viewer {
                 };
                 let wanted = match played.plan(home, &can_transcode) {
                     Some(TrackPlan::Transcode(target)) => Some(own.name.transcoded(target)),
-                    Some(TrackPlan::AsIs | TrackPlan::Nothing(_)) | None => {
-                        layer().map(|rid| own.name.layer(&rid))
-                    }
+                    Some(TrackPlan::AsIs | TrackPlan::Nothing(_)) | None => layer().map(|rid| own.name.layer(&rid)),
                 };
                 (kind, wanted.unwrap_or_else(|| own.clone()))
             })

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Core;
-use crate::hub::name::StreamName;
+use crate::hub::name::StreamKey;
 use crate::hub::ring::Entry;
 use crate::hub::stream::{Stream, StreamId};
 use crate::media::Kind;
@@ -83,7 +83,7 @@ impl Core {
     }
 
     /// Subscribes a viewer to a stream other than its own.
-    fn subscribe(&mut self, now: Instant, key: PeerKey, kind: Kind, name: &StreamName) {
+    fn subscribe(&mut self, now: Instant, key: PeerKey, kind: Kind, name: &StreamKey) {
         let shard = self.index;
         let stream = self.shared.hub.open_with(name, |state| state.subscribe(shard));
         self.subscriptions.entry(stream.id).or_default().push(key);
