@@ -236,7 +236,7 @@ fn https(config: &Config) -> Vec<Finding> {
             )
         } else {
             Finding::failure(
-                "HTTPS: http.tls_certificate and http.tls_key have to be set together",
+                "HTTPS: http.tls_certificate and http.tls_key must be set together",
                 "set both",
             )
         }];

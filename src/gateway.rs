@@ -221,8 +221,8 @@ impl Gateway {
         self.state
             .authenticator
             .replace(Access::new(parts.credentials, &publish));
-        let lost = control.sessions.without_right(&self.state.authenticator.access());
-        let ended = lost.iter().filter(|session| {
+        let revoked = control.sessions.without_grant(&self.state.authenticator.access());
+        let ended = revoked.iter().filter(|session| {
             let state = control.media.end(**session, CloseReason::TokenRevoked);
             matches!(state, SessionState::Connecting | SessionState::Connected)
         });

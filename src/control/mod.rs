@@ -1,11 +1,11 @@
-//! Control: what the gateway knows and decides beside the media path, independent of HTTP.
+//! The control plane: state and decisions outside of the media path, independent of HTTP.
 //!
 //! * [`sessions`]: all sessions with a URL, from the offer to their end.
-//! * [`policy`]: how clients are treated, as the configuration says.
-//! * [`reload`]: requests to read the configuration again.
+//! * [`policy`]: configured settings that apply to clients.
+//! * [`reload`]: requests to reload the configuration.
 //!
-//! [`Control`] holds them together with the handle on the media plane, the configured sources and the LL-HLS service.
-//! Handlers of [`crate::http`] take from it what they use.
+//! [`Control`] holds them together with the handle of the media plane, the configured sources and the LL-HLS service.
+//! Handlers of [`crate::http`] use its parts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -33,13 +33,13 @@ const MAX_WAITING: usize = 1_024;
 pub struct Control {
     pub media: MediaPlane,
     pub sessions: SessionTable,
-    /// Permits of viewers that wait for a publisher.
+    /// Permits for viewers that wait for a publisher.
     pub waiting: Semaphore,
     /// State of the configured sources.
     pub sources: Directory,
     /// Runs the configured sources.
     pub supervisor: Arc<SourceSupervisor<MediaPlane>>,
-    /// Requests to read the configuration again.
+    /// Requests to reload the configuration.
     pub reloads: Reloads,
     /// Streams packaged for LL-HLS.
     pub hls: Arc<Service>,
@@ -69,7 +69,7 @@ impl Control {
         }
     }
 
-    /// Returns how clients are treated at the moment.
+    /// Returns the current client policy.
     pub fn policy(&self) -> Arc<ClientPolicy> {
         self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -79,12 +79,12 @@ impl Control {
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
     }
 
-    /// Refuses new sessions from here on: the gateway is stopping.
+    /// Rejects new sessions from now on, because the gateway is stopping.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// Returns whether new sessions are refused.
+    /// Returns whether new sessions are rejected.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }

@@ -1,4 +1,4 @@
-//! What the LL-HLS packager uses of the gateway.
+//! The parts of the gateway that the LL-HLS packager uses.
 
 use std::pin::Pin;
 
@@ -10,7 +10,7 @@ use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::SourceRef;
 use millstream_core::sources::frame_source::FanOut;
 
-/// The streams, and the sources that can be started for them.
+/// The streams and their configured sources, which can be started on demand.
 pub struct PackagedStreams {
     pub media: MediaPlane,
     pub sources: Directory,

@@ -1,25 +1,26 @@
-//! How clients are treated, as the configuration says. A reload replaces it while they are connected.
+//! Settings that apply to clients. A reload of the configuration replaces them while clients are connected.
 
 use std::time::Duration;
 
 use crate::config::{Config, CorsOrigins, CounterOffer, Ice, Secret};
 
-/// How clients are treated.
+/// Settings that apply to clients.
 #[derive(Clone, Debug)]
 pub struct ClientPolicy {
     pub cors_origins: CorsOrigins,
     pub ice_servers: IceServers,
     /// See [`crate::config::Http::strict_preconditions`].
     pub strict: bool,
-    /// See [`crate::config::Http::counter_offer`] and what follows there.
+    /// See [`crate::config::Http::counter_offer`].
     pub counter_offer: CounterOffer,
+    /// See [`crate::config::Http::legacy_server_offer`].
     pub legacy_server_offer: bool,
-    /// How long a viewer's POST may wait for a publisher.
+    /// Maximum time that a viewer's POST waits for a publisher.
     pub wait_for_publisher: Duration,
 }
 
 impl ClientPolicy {
-    /// As the configuration says.
+    /// Takes the policy from the configuration.
     pub fn new(config: &Config) -> Self {
         Self {
             cors_origins: config.http.cors_origins.clone(),
@@ -32,26 +33,25 @@ impl ClientPolicy {
     }
 }
 
-/// STUN and TURN servers that peers are told of (RFC 9725 §4.6).
+/// STUN and TURN servers that are announced to peers (RFC 9725 §4.6).
 #[derive(Clone, Debug)]
 pub struct IceServers {
     /// `stun:`, `turn:` and `turns:` URLs (RFC 7064, RFC 7065).
     pub urls: Vec<String>,
     pub auth: TurnAuth,
-    /// How long made credentials are good for.
+    /// Lifetime of generated credentials.
     pub lifetime: Duration,
 }
 
-/// What opens the TURN servers.
+/// Authentication at the TURN servers.
 #[derive(Clone, Debug)]
 pub enum TurnAuth {
+    /// No credentials.
     Open,
-    /// Credentials are made with a secret that is shared with the server: coturn's `static-auth-secret`.
+    /// Credentials are derived from a secret that is shared with the server: coturn's `static-auth-secret`.
     Secret(Secret),
-    Fixed {
-        username: String,
-        password: Secret,
-    },
+    /// The same credentials for all peers.
+    Fixed { username: String, password: Secret },
 }
 
 impl From<&Ice> for IceServers {

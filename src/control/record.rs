@@ -1,4 +1,4 @@
-//! What the control plane knows of one session.
+//! What the control plane stores about one session.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -10,17 +10,17 @@ use millstream_core::media::Codec;
 use millstream_core::sdp::plan::IceCredentials;
 use millstream_core::sdp::{IceSection, LocalDescription, VideoSection};
 
-/// The current ICE session: the peer's credentials, and the tag that names it (RFC 9725 §4.3.1).
+/// The current ICE session: the peer's credentials and the entity tag that identifies it (RFC 9725 §4.3.1).
 #[derive(Clone, Debug)]
 pub struct IceSession {
     pub remote: IceCredentials,
     tag: String,
-    /// What the SDP fragment of a restart repeats.
+    /// The SDP lines that the fragment of an ICE restart repeats.
     pub section: IceSection,
 }
 
 impl IceSession {
-    /// The tag is our ufrag: random, and new with every ICE session.
+    /// Makes an ICE session. Its tag is the local ufrag, which is random and changes with every ICE session.
     pub fn new(remote: IceCredentials, local: &IceCredentials, description: &LocalDescription) -> Self {
         Self {
             remote,
@@ -29,41 +29,42 @@ impl IceSession {
         }
     }
 
-    /// The opaque part of the entity tag, without quotes.
+    /// Returns the opaque part of the entity tag, without quotes.
     pub fn tag(&self) -> &str {
         &self.tag
     }
 
-    /// The strong entity tag for the `ETag` header.
+    /// Returns the strong entity tag for the `ETag` header.
     pub fn entity_tag(&self) -> String {
         format!("\"{}\"", self.tag)
     }
 
-    /// Another one with these credentials takes its place.
+    /// Replaces it with a new ICE session that has these credentials.
     pub fn restart(&mut self, remote: IceCredentials, local: &IceCredentials) {
         self.remote = remote;
         self.tag.clone_from(&local.ufrag);
     }
 }
 
-/// What a session was opened for, and by what right.
+/// The purpose of a session, the grant it was opened with, and its client.
 #[derive(Clone, Debug)]
 pub struct SessionRecord {
     pub grant: Grant,
     pub action: Action,
     pub stream: StreamName,
-    /// A viewer's video.
+    /// The video section of a viewer's session.
     pub video: Option<VideoSection>,
-    /// What it may come in; see [`crate::http::alternate::video_codecs`].
+    /// Codecs that the video may be sent in; see [`crate::http::alternate::video_codecs`].
     pub video_codecs: Option<Vec<Codec>>,
     pub opened: Instant,
-    /// Where the offer came from, and what sent it.
+    /// Address that the offer was received from.
     pub address: Option<IpAddr>,
+    /// `User-Agent` of the offer.
     pub agent: Option<String>,
 }
 
 impl SessionRecord {
-    /// Who asked for it.
+    /// Returns who requested the session.
     pub fn requester(&self) -> Requester {
         Requester {
             address: self.address,

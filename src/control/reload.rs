@@ -1,26 +1,28 @@
-//! What the API asks of whoever holds the gateway: to read the configuration again.
+//! Requests of the API to reload the configuration, which the owner of the gateway serves.
 
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use utoipa::ToSchema;
 
-/// What a reload has changed.
+/// The result of a reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Reloaded {
-    /// Keys that are set otherwise and are in force.
+    /// Changed keys that are in effect.
     pub changed: Vec<String>,
-    /// Keys that are set otherwise and need a restart.
+    /// Changed keys that need a restart.
     pub needs_restart: Vec<String>,
-    /// Fetched streams that are new, gone, or fetched otherwise.
+    /// Streams whose source was added.
     pub started: Vec<String>,
+    /// Streams whose source was removed.
     pub stopped: Vec<String>,
+    /// Streams whose source was changed and restarted.
     pub restarted: Vec<String>,
-    /// Sessions that ended because their token is no longer in force.
+    /// Number of sessions that were ended because their token is no longer valid.
     pub sessions_ended: usize,
 }
 
-/// Where the answer to a request goes: what has changed, or why nothing has.
+/// Receives the result of a reload, or the reason why nothing was changed.
 pub type ReloadReply = oneshot::Sender<Result<Reloaded, String>>;
 
-/// Asks for a reload.
+/// Sends reload requests.
 pub type Reloads = mpsc::Sender<ReloadReply>;

@@ -1,5 +1,5 @@
-//! All sessions with a URL: offered, open, and nothing else. An entry is removed in one place, when the media plane forgets
-//! the session, a minute after its end; everything that belongs to a session goes with it.
+//! The table of all sessions that have a URL: offers and open sessions. An open session is removed in one place,
+//! together with everything that belongs to it, when the media plane forgets it: one minute after its end.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -15,16 +15,16 @@ use crate::shard::{MediaPlane, Placement, SessionId, SessionState};
 use millstream_core::sdp::LocalDescription;
 use millstream_core::session::CloseReason;
 
-/// How long an offer of the gateway waits for its answer: what the WHEP draft uses as its example (§4.3.2).
+/// How long an offer of the gateway is valid: the value in the example of the WHEP draft (§4.3.2).
 pub const OFFER_LIFETIME: Duration = Duration::from_secs(30);
 
-/// Maximum number of offers that wait for an answer; more are refused.
+/// Maximum number of unanswered offers; more are rejected.
 const MAX_OFFERS: usize = 2_048;
 
-/// Maximum number of event streams of one session; more are refused.
+/// Maximum number of event streams of one session; more are rejected.
 const MAX_EVENT_STREAMS: usize = 4;
 
-/// An event that an event stream of a session reports.
+/// An event type of a session's event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionEvent {
     Active,
@@ -34,7 +34,7 @@ pub enum SessionEvent {
     ViewerCount,
 }
 
-/// An offer of the gateway that a viewer has not answered yet (WHEP §4.3.2).
+/// An offer of the gateway that the viewer has not answered yet (WHEP §4.3.2).
 #[derive(Clone, Debug)]
 pub struct OfferedSession {
     pub placement: Placement,
@@ -63,7 +63,7 @@ impl OfferedSession {
 struct OpenSession {
     ice: IceSession,
     record: SessionRecord,
-    /// Event streams by their id.
+    /// Event streams: id and event types.
     event_streams: Vec<(String, Vec<SessionEvent>)>,
 }
 
@@ -80,7 +80,7 @@ pub struct SessionTable {
     expiries: mpsc::UnboundedSender<(SystemTime, SessionId)>,
 }
 
-/// Expiries of tokens, for [`SessionTable::run`].
+/// Receives the expiry times of tokens, for [`SessionTable::run`].
 pub type Expiries = mpsc::UnboundedReceiver<(SystemTime, SessionId)>;
 
 impl SessionTable {
@@ -94,8 +94,8 @@ impl SessionTable {
         (table, expiring)
     }
 
-    /// Removes the sessions that the media plane has forgotten, and ends those whose token expires. Runs as long as the
-    /// gateway.
+    /// Removes the sessions that the media plane has forgotten and ends those whose token expires. Runs until the
+    /// gateway stops.
     pub async fn run(&self, mut forgotten: mpsc::UnboundedReceiver<SessionId>, mut expiring: Expiries) {
         let mut due: BinaryHeap<Reverse<(Instant, SessionId)>> = BinaryHeap::new();
         loop {
@@ -127,28 +127,29 @@ impl SessionTable {
             event_streams: Vec::new(),
         };
         self.lock().open.insert(id, session);
-        // It may have been forgotten already, before it was in the table.
+        // The media plane may have forgotten the session before it was inserted.
         if self.media.state(id) == SessionState::Unknown {
             self.remove(id);
         }
     }
 
-    /// The only place where an open session is removed.
+    /// Removes an open session. This is the only place that does.
     fn remove(&self, id: SessionId) {
         self.lock().open.remove(&id);
     }
 
-    /// Changes the ICE session of a running session, one request at a time; `None` if it does not run.
+    /// Calls `change` with the ICE session of a running session, one request at a time. Returns `None` if the session
+    /// is not running.
     pub fn with_ice<T>(&self, id: SessionId, change: impl FnOnce(&mut IceSession) -> T) -> Option<T> {
         self.with_open(id, |session| change(&mut session.ice))
     }
 
-    /// Returns what a running session was opened for.
+    /// Returns the record of a running session.
     pub fn record(&self, id: SessionId) -> Option<SessionRecord> {
         self.with_open(id, |session| session.record.clone())
     }
 
-    /// Returns whether a session runs.
+    /// Returns whether a session is running.
     pub fn is_running(&self, id: SessionId) -> bool {
         self.with_open(id, |_| ()).is_some()
     }
@@ -160,18 +161,18 @@ impl SessionTable {
         open.map(|(id, session)| (*id, session.record.clone())).collect()
     }
 
-    /// Returns the sessions whose grant `access` no longer gives.
-    pub fn without_right(&self, access: &Access) -> Vec<SessionId> {
+    /// Returns the sessions whose grant is not valid under `access`.
+    pub fn without_grant(&self, access: &Access) -> Vec<SessionId> {
         let is_granted = |record: &SessionRecord| {
             let is_open = record.action == Action::Play && access.is_open();
             is_open || access.still_grants(&record.grant, record.action, &record.stream)
         };
         let entries = self.lock();
-        let lost = entries.open.iter().filter(|(_, session)| !is_granted(&session.record));
-        lost.map(|(id, _)| *id).collect()
+        let revoked = entries.open.iter().filter(|(_, session)| !is_granted(&session.record));
+        revoked.map(|(id, _)| *id).collect()
     }
 
-    /// Adds an offer; returns `false` if too many wait.
+    /// Adds an offer. Returns `false` if there are too many unanswered offers.
     pub fn offer(&self, id: SessionId, offered: OfferedSession) -> bool {
         let mut entries = self.lock();
         entries.offered.retain(|_, offered| offered.is_valid());
@@ -182,19 +183,21 @@ impl SessionTable {
         has_room
     }
 
-    /// Returns an offer that is still valid.
+    /// Returns an offer if it is still valid.
     pub fn offered(&self, id: SessionId) -> Option<OfferedSession> {
         let found = self.lock().offered.get(&id).cloned();
         found.filter(OfferedSession::is_valid)
     }
 
-    /// Removes an offer that was answered or declined; returns whether it was there and valid. Of two callers one gets it.
+    /// Removes an offer that was answered or declined. Returns whether it existed and was valid; this is true for only
+    /// one of two concurrent callers.
     pub fn take_offer(&self, id: SessionId) -> bool {
         let taken = self.lock().offered.remove(&id);
         taken.is_some_and(|offered| offered.is_valid())
     }
 
-    /// Adds an event stream to a running session; returns `false` if it has as many as it may have.
+    /// Adds an event stream to a running session. Returns `false` if the session has the maximum number of event
+    /// streams or is not running.
     pub fn open_event_stream(&self, session: SessionId, id: String, events: Vec<SessionEvent>) -> bool {
         let opened = self.with_open(session, |session| {
             let has_room = session.event_streams.len() < MAX_EVENT_STREAMS;
@@ -206,19 +209,21 @@ impl SessionTable {
         opened.unwrap_or(false)
     }
 
-    /// Returns the events of an event stream; `None` if it was closed or its session has ended.
+    /// Returns the event types of an event stream, or `None` if it was closed or its session has ended.
     pub fn event_stream(&self, session: SessionId, id: &str) -> Option<Vec<SessionEvent>> {
         self.with_open(session, |session| {
             let mut streams = session.event_streams.iter();
-            streams.find(|(known, _)| known == id).map(|(_, events)| events.clone())
+            streams
+                .find(|(stream, _)| stream == id)
+                .map(|(_, events)| events.clone())
         })?
     }
 
-    /// Closes an event stream; returns whether it was open.
+    /// Closes an event stream. Returns whether it was open.
     pub fn close_event_stream(&self, session: SessionId, id: &str) -> bool {
         let closed = self.with_open(session, |session| {
             let before = session.event_streams.len();
-            session.event_streams.retain(|(known, _)| known != id);
+            session.event_streams.retain(|(stream, _)| stream != id);
             session.event_streams.len() < before
         });
         closed.unwrap_or(false)
@@ -240,7 +245,7 @@ impl SessionTable {
     }
 }
 
-/// Returns when a time of the wall clock will be, as far as is known now.
+/// Converts a time of the wall clock to an instant, assuming that the clock is not adjusted until then.
 fn instant(at: SystemTime) -> Instant {
     #[expect(clippy::disallowed_methods, reason = "tokens expire at a time of the wall clock")]
     let wait = at.duration_since(SystemTime::now()).unwrap_or_default();
@@ -248,5 +253,5 @@ fn instant(at: SystemTime) -> Instant {
     now.checked_add(wait.min(FAR)).unwrap_or(now + FAR)
 }
 
-/// Longer than any gateway runs, and short enough for every clock.
+/// Upper bound of a wait: longer than any gateway runs, and within the range of every clock.
 const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);

@@ -1,5 +1,5 @@
-//! Whether a client of HTTP/2 asks for anything: a connection without a stream is worth nothing, and costs as much as one
-//! with some. For HTTP/1 the deadline of the next header says the same.
+//! Detects idle HTTP/2 connections: those without an open stream. HTTP/1 connections have the header read timeout
+//! instead.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,35 +11,36 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// The streams of one connection that are open: from the header of the request to the end of the response.
+/// Counts the open streams of one connection. A stream is open from the request header to the end of the response.
 #[derive(Clone, Debug, Default)]
 pub struct Activity {
     open: Arc<watch::Sender<usize>>,
 }
 
-/// A stream; it is over when this is dropped.
+/// An open stream. Dropping it closes the stream.
 #[derive(Debug)]
 pub struct OpenStream(Activity);
 
 impl Activity {
-    /// A stream begins.
+    /// Counts a new stream.
     pub fn begin(&self) -> OpenStream {
         self.open.send_modify(|open| *open += 1);
         OpenStream(self.clone())
     }
 
-    /// Comes when there was no stream for the time of `first` at the beginning, or for the time of `later` after one.
+    /// Completes when the first stream was not opened within `first`, or when no stream was open for `later` after
+    /// that.
     pub async fn idle(&self, first: Duration, later: Duration) {
         let mut open = self.open.subscribe();
-        let mut patience = first;
+        let mut idle_timeout = first;
         loop {
-            // The other end of the channel is `self`.
+            // `changed` cannot fail: `self` holds the sender.
             if *open.borrow_and_update() > 0 {
                 let _ = open.changed().await;
-            } else if timeout(patience, open.changed()).await.is_err() {
+            } else if timeout(idle_timeout, open.changed()).await.is_err() {
                 return;
             }
-            patience = later;
+            idle_timeout = later;
         }
     }
 }
@@ -50,7 +51,7 @@ impl Drop for OpenStream {
     }
 }
 
-/// The body of a response, whose end is that of its stream.
+/// A response body that closes its stream when it is dropped.
 #[derive(Debug)]
 pub struct StreamBody {
     body: Body,
@@ -109,7 +110,7 @@ mod tests {
         let requests = async {
             for _ in 0..5 {
                 sleep(SECOND * 3).await;
-                // So short that nobody sees it open.
+                // Too short to be observed as open.
                 drop(activity.begin());
             }
         };

@@ -1,7 +1,8 @@
-//! Where a viewer finds the video that its session does not carry: a `Link` to the HLS of the stream
-//! (`rel="alternate"`, RFC 8288 and the HTML standard), on the 201 of a WHEP session and on its layers.
+//! Points viewers whose session cannot carry the video to the HLS playlist of the stream: a `Link` header with
+//! `rel="alternate"` (RFC 8288 and the HTML standard) in the 201 response of a WHEP session and in its layers resource.
 //!
-//! A stream without video has no such link, so that a player can tell "there is none" from "none that you can decode".
+//! A stream without video has no such link, so that a player can distinguish "no video" from "no video that this
+//! session can carry".
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
@@ -13,8 +14,8 @@ use millstream_core::media::{Codec, Kind};
 use millstream_core::sdp::Offer;
 use millstream_core::sdp::plan::{AvailableTrack, Playback};
 
-/// The codecs that a viewer's video may come in: none where its offer was refused in this; `None` where it wants no
-/// video.
+/// Returns the codecs that a viewer's video may be sent in: empty if the video section of its offer was rejected,
+/// `None` if its offer has no video section.
 pub(super) fn video_codecs(offer: &Offer, playback: &Playback) -> Option<Vec<Codec>> {
     let track = playback.tracks.iter().find(|track| track.kind == Kind::Video);
     let codecs = track.into_iter().flat_map(|track| &track.codecs);
@@ -24,17 +25,17 @@ pub(super) fn video_codecs(offer: &Offer, playback: &Playback) -> Option<Vec<Cod
         .then(|| codecs.map(|codec| codec.format.codec()).collect())
 }
 
-/// Adds the link to a response, if the stream has video and this session cannot carry it.
-pub(super) fn add_link(control: &Control, held: &SessionRecord, headers: &mut HeaderMap) {
-    let codecs = held.video_codecs.as_ref().filter(|_| held.action == Action::Play);
-    let available = control.media.available_tracks(&held.stream);
+/// Adds the link to a response if the stream has video and this session cannot carry it.
+pub(super) fn add_link(control: &Control, record: &SessionRecord, headers: &mut HeaderMap) {
+    let codecs = record.video_codecs.as_ref().filter(|_| record.action == Action::Play);
+    let available = control.media.available_tracks(&record.stream);
     let missing = codecs
         .zip(available.and_then(|available| available.video))
         .and_then(|(codecs, video)| missing(&video, codecs));
     let Some(codec) = missing else { return };
     let link = format!(
         "</hls/{}/index.m3u8>; rel=\"alternate\"; type=\"application/vnd.apple.mpegurl\"; video=\"{}\"",
-        held.stream,
+        record.stream,
         codec.name()
     );
     if let Ok(link) = HeaderValue::from_str(&link) {
@@ -42,7 +43,7 @@ pub(super) fn add_link(control: &Control, held: &SessionRecord, headers: &mut He
     }
 }
 
-/// Returns the codec of the video if a session with these codecs does not get it in any way.
+/// Returns the codec of the video if a session with these codecs cannot receive it, transcoded or not.
 fn missing(video: &AvailableTrack, codecs: &[Codec]) -> Option<Codec> {
     let is_accepted = |track: SourceTrack| codecs.contains(&track.format.codec());
     let target = TranscodeTarget::of(Kind::Video);

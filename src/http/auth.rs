@@ -1,7 +1,7 @@
-//! The token of a request (RFC 6750, RFC 9725 §4.7), and what is said when it does not give access.
+//! Bearer tokens of requests (RFC 6750, RFC 9725 §4.7) and the responses to requests without access.
 //!
-//! The header is read by hand: where everybody may watch, any `Authorization` is tolerated, also one that breaks the
-//! grammar (some players send `Bearer undefined`, or a key without a scheme).
+//! The header is parsed here rather than by a library: if playback needs no token, any `Authorization` is tolerated,
+//! even a malformed one (some players send `Bearer undefined`, or a key without a scheme).
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -16,17 +16,17 @@ pub use crate::access::Action;
 use crate::access::{Access, AccessRequest, Denial, Grant};
 use millstream_core::hub::name::StreamName;
 
-/// Where everybody who comes by HTTP passes.
+/// Authenticates HTTP requests.
 pub struct Authenticator {
     access: RwLock<Arc<Access>>,
     failures: RateLimit,
 }
 
-/// Wrong tokens of one address: some at once, as when a person tries, and one a second in the long run.
+/// Wrong tokens that one address may send: the sustained rate, and a burst as when a person tries several.
 const FAILURES_PER_SECOND: u32 = 1;
-const FAILURES_AT_ONCE: u32 = 20;
+const FAILURE_BURST: u32 = 20;
 
-/// What of a request says who sent it.
+/// The parts of a request that identify its sender.
 #[derive(Clone, Copy)]
 pub struct Caller<'a> {
     pub headers: &'a HeaderMap,
@@ -38,22 +38,26 @@ impl Authenticator {
     pub fn new(access: Access) -> Self {
         Self {
             access: RwLock::new(Arc::new(access)),
-            failures: RateLimit::new(FAILURES_PER_SECOND, FAILURES_AT_ONCE),
+            failures: RateLimit::new(FAILURES_PER_SECOND, FAILURE_BURST),
         }
     }
 
-    /// What decides at the moment.
+    /// Returns the access rules in effect.
     pub fn access(&self) -> Arc<Access> {
         self.access.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// From here on something else does.
+    /// Replaces the access rules.
     pub fn replace(&self, access: Access) {
         *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
     }
 
-    /// Lets a request pass, or says why not: 401 without a token or with an unknown one, 403 with one that is good for
-    /// something else, 429 after many wrong ones, 503 when who would have to be asked does not answer.
+    /// Authorizes a request.
+    ///
+    /// # Errors
+    ///
+    /// 401 without a token or with an unknown one, 403 with a token for something else, 429 after too many wrong
+    /// tokens, 503 if the authorization service does not answer.
     pub async fn check(
         &self,
         caller: Caller<'_>,
@@ -64,24 +68,25 @@ impl Authenticator {
         if action == Action::Play && access.is_open() {
             return Ok(Grant::default());
         }
-        let given = given(caller, access.takes_query())?;
-        self.judge(&access, caller, given.as_deref(), action, stream).await
+        let token = token_of(caller, access.takes_query())?;
+        self.authorize(&access, caller, token.as_deref(), action, stream).await
     }
 
-    /// As [`Self::check`] for watching, for players of HLS: media elements cannot send a header, so the query counts too,
-    /// and a cookie of the name [`COOKIE`]. It opens what is read only, so no other site gains by having it sent.
+    /// Like [`Self::check`], for playback over HLS. Media elements cannot send an `Authorization` header, so the token
+    /// may also be in the query or in the cookie [`COOKIE`]. The cookie grants read access only, so cross-site requests
+    /// gain nothing from it.
     pub async fn check_player(&self, caller: Caller<'_>, stream: &StreamName) -> Result<Grant, Problem> {
         let access = self.access();
         if access.is_open() {
             return Ok(Grant::default());
         }
-        let given = given(caller, true)?;
-        let given = given.or_else(|| cookie(caller.headers).map(Cow::Borrowed));
-        self.judge(&access, caller, given.as_deref(), Action::Play, Some(stream))
+        let token = token_of(caller, true)?;
+        let token = token.or_else(|| cookie(caller.headers).map(Cow::Borrowed));
+        self.authorize(&access, caller, token.as_deref(), Action::Play, Some(stream))
             .await
     }
 
-    async fn judge(
+    async fn authorize(
         &self,
         access: &Access,
         caller: Caller<'_>,
@@ -90,17 +95,17 @@ impl Authenticator {
         stream: Option<&StreamName>,
     ) -> Result<Grant, Problem> {
         let now = now();
-        let patience = caller
+        let failure_limit = caller
             .address
-            .map_or(Ok(()), |address| self.failures.poll(now, address));
-        let ask = AccessRequest {
+            .map_or(Ok(()), |address| self.failures.check(now, address));
+        let request = AccessRequest {
             token,
             action,
             stream,
             address: caller.address,
-            cheaply: patience.is_err(),
+            cheaply: failure_limit.is_err(),
         };
-        let denial = match access.check(ask).await {
+        let denial = match access.check(request).await {
             Ok(grant) => return Ok(grant),
             Err(denial) => denial,
         };
@@ -110,12 +115,12 @@ impl Authenticator {
         {
             return Err(too_many(wait));
         }
-        Err(refusal(denial, action, stream, patience.err()))
+        Err(refusal(denial, action, stream, failure_limit.err()))
     }
 }
 
 fn too_many(wait: Duration) -> Problem {
-    let detail = "too many wrong tokens came from this address";
+    let detail = "too many wrong tokens from this address";
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).retry_after(wait.as_secs() + 1)
 }
 
@@ -129,33 +134,33 @@ fn refusal(denial: Denial, action: Action, stream: Option<&StreamName>, wait: Op
         Denial::Expired => challenge("token_expired", "the bearer token has expired", INVALID),
         Denial::Scope => {
             let what = stream.map_or_else(String::new, |stream| format!(" `{stream}`"));
-            let detail = format!("this token is not good to {}{what}", action.verb());
+            let detail = format!("this token does not permit to {}{what}", action.verb());
             Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
                 .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(INSUFFICIENT))
         }
         Denial::Unavailable => {
-            let detail = "the service that decides on access does not answer";
+            let detail = "the authorization service does not answer";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "access_undecided", detail).retry_after(2)
         }
         Denial::Unjudged => too_many(wait.unwrap_or(Duration::from_secs(1))),
     }
 }
 
-/// The token that came with a request: a header goes before the query.
-fn given(caller: Caller<'_>, in_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
+/// Returns the token of a request. The header takes precedence over the query.
+fn token_of(caller: Caller<'_>, in_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
     if let Some(value) = caller.headers.get(header::AUTHORIZATION) {
         let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
-        let given = bearer(value).ok_or_else(|| challenge("token_malformed", detail, INVALID))?;
-        return Ok(Some(Cow::Borrowed(given)));
+        let token = bearer(value).ok_or_else(|| challenge("token_malformed", detail, INVALID))?;
+        return Ok(Some(Cow::Borrowed(token)));
     }
     let query = caller.query.filter(|_| in_query);
     Ok(query.and_then(query_token).map(Cow::Owned))
 }
 
-/// Name of the cookie that holds a play token.
+/// Name of the cookie that holds a playback token.
 pub const COOKIE: &str = "millstream-play";
 
-/// The play token in a cookie (RFC 6265 §4.2).
+/// Returns the playback token in the cookies (RFC 6265 §4.2).
 fn cookie(headers: &HeaderMap) -> Option<&str> {
     let lines = headers
         .get_all(header::COOKIE)
@@ -176,22 +181,22 @@ fn challenge(code: &'static str, detail: impl Into<String>, challenge: &'static 
         .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
 }
 
-/// The token in `Bearer TOKEN`; the scheme is case-insensitive (RFC 9110 §11.1).
+/// Returns the token in `Bearer TOKEN`; the scheme is case-insensitive (RFC 9110 §11.1).
 fn bearer(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && !token.contains(' ')).then_some(token)
 }
 
-/// The first `token` of a query, unless it is empty.
+/// Returns the first `token` parameter of a query, unless it is empty.
 fn query_token(query: &str) -> Option<String> {
     let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
     let (_, value) = parameters.find(|(name, _)| *name == "token")?;
     (!value.is_empty()).then(|| decode_percent(value))
 }
 
-/// Undoes percent encoding (RFC 3986 §2.1). A `+` is a `+`: tokens hold no spaces, but people paste them unescaped. What
-/// is no escape, or no UTF-8, stays or becomes something that no token holds.
+/// Decodes percent encoding (RFC 3986 §2.1). A `+` is kept, because tokens contain no spaces and people paste them
+/// unescaped. Malformed escapes are kept; invalid UTF-8 becomes U+FFFD, which no token contains.
 fn decode_percent(text: &str) -> String {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -213,7 +218,7 @@ fn hex(digit: u8) -> Option<u8> {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "HTTP is a shell: it gives time to the limit of failures"
+    reason = "the HTTP side passes the time to the limit of failures"
 )]
 fn now() -> Instant {
     Instant::now()
@@ -225,7 +230,7 @@ mod tests {
     use crate::access::credentials::Credentials;
     use crate::config::{Auth, Secret};
 
-    fn gate(play: Option<&str>) -> Authenticator {
+    fn authenticator(play: Option<&str>) -> Authenticator {
         let auth = Auth {
             play_token: play.and_then(Secret::new),
             api_token: Secret::new("api"),
@@ -240,13 +245,15 @@ mod tests {
         StreamName::parse("live").expect("a name")
     }
 
-    async fn status(gate: &Authenticator, action: Action, authorization: Option<&str>) -> u16 {
+    async fn status(authenticator: &Authenticator, action: Action, authorization: Option<&str>) -> u16 {
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).expect("header"));
         }
         let stream = (action != Action::Api).then(live);
-        let checked = gate.check(caller(&headers, None), action, stream.as_ref()).await;
+        let checked = authenticator
+            .check(caller(&headers, None), action, stream.as_ref())
+            .await;
         checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
     }
 
@@ -261,7 +268,7 @@ mod tests {
     #[tokio::test]
     async fn a_token_opens_what_it_is_for_and_nothing_else() {
         use Action::{Api, Play, Publish};
-        let gate = gate(Some("play"));
+        let authenticator = authenticator(Some("play"));
         for (action, authorization, expected) in [
             (Publish, Some("Bearer pub"), 200),
             (Publish, Some("bearer pub"), 200),
@@ -285,7 +292,7 @@ mod tests {
             (Api, Some("Bearer pub"), 403),
         ] {
             assert_eq!(
-                status(&gate, action, authorization).await,
+                status(&authenticator, action, authorization).await,
                 expected,
                 "{action:?} {authorization:?}"
             );
@@ -294,11 +301,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_player_may_send_its_token_as_a_cookie() {
-        let gate = gate(Some("play"));
+        let authenticator = authenticator(Some("play"));
         let status = async |line: &str, query: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::COOKIE, HeaderValue::from_str(line).expect("header"));
-            let checked = gate.check_player(caller(&headers, query), &live()).await;
+            let checked = authenticator.check_player(caller(&headers, query), &live()).await;
             checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
         };
         assert_eq!(status("a=b; millstream-play=play; c=d", None).await, 200);
@@ -307,12 +314,14 @@ mod tests {
         assert_eq!(
             status("millstream-play=wrong", Some("token=play")).await,
             200,
-            "what is said in the request goes first"
+            "the query takes precedence over the cookie"
         );
-        // A cookie opens nothing but playback.
+        // A cookie grants access to HLS playback only.
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, HeaderValue::from_static("millstream-play=play"));
-        let checked = gate.check(caller(&headers, None), Action::Play, Some(&live())).await;
+        let checked = authenticator
+            .check(caller(&headers, None), Action::Play, Some(&live()))
+            .await;
         assert!(checked.is_err());
     }
 
@@ -339,15 +348,15 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_play_token_any_authorization_is_tolerated() {
-        let gate = gate(None);
+        let authenticator = authenticator(None);
         for authorization in [None, Some("Bearer undefined"), Some("key"), Some("Basic eDp5")] {
-            assert_eq!(status(&gate, Action::Play, authorization).await, 200);
+            assert_eq!(status(&authenticator, Action::Play, authorization).await, 200);
         }
     }
 
     #[tokio::test]
-    async fn who_is_wrong_too_often_is_told_to_wait_and_the_right_token_still_passes() {
-        let gate = gate(Some("play"));
+    async fn too_many_wrong_tokens_are_limited_and_the_right_token_still_passes() {
+        let authenticator = authenticator(Some("play"));
         let address = Some(IpAddr::from([192, 0, 2, 1]));
         let status = async |token: &str, address| {
             let mut headers = HeaderMap::new();
@@ -357,7 +366,7 @@ mod tests {
                 address,
                 ..caller(&headers, None)
             };
-            let checked = gate.check(caller, Action::Play, Some(&live())).await;
+            let checked = authenticator.check(caller, Action::Play, Some(&live())).await;
             checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
         };
         let mut answers = Vec::new();

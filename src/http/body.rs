@@ -1,4 +1,4 @@
-//! Reading a request's body: its type, its length and the time it takes are bounded.
+//! Reads request bodies, with limits on type, length and time.
 
 use std::time::Duration;
 
@@ -9,35 +9,35 @@ use http_body_util::BodyExt as _;
 
 use super::problem::Problem;
 
-/// Longest offer, in bytes: 64 KiB. The largest of a real client, a browser with all its codecs, has 15 KiB.
+/// Maximum size of an offer: 64 KiB. The largest offer of a real client, a browser with all codecs, has 15 KiB.
 pub const OFFER_LIMIT: usize = 64 * 1024;
-/// Longest trickle fragment, in bytes.
+/// Maximum size of a trickle ICE fragment, in bytes.
 pub const FRAGMENT_LIMIT: usize = 16 * 1024;
-/// Time that a body may take in all.
+/// Maximum time for receiving a whole body.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Media type of an offer and an answer.
 pub const SDP: &str = "application/sdp";
-/// Media type of a trickle fragment (RFC 8840 §9).
+/// Media type of a trickle ICE fragment (RFC 8840 §9).
 pub const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
 
-/// Whether the body is said to be of this media type: case and parameters do not matter (RFC 9110 §8.3.1).
-pub fn is_of_type(headers: &HeaderMap, wanted: &str) -> bool {
+/// Returns whether `Content-Type` is this media type, regardless of case and parameters (RFC 9110 §8.3.1).
+pub fn is_of_type(headers: &HeaderMap, media_type: &str) -> bool {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
         return false;
     };
     let value = value.to_str().unwrap_or_default();
     let essence = value.split_once(';').map_or(value, |(essence, _)| essence);
-    essence.trim().eq_ignore_ascii_case(wanted)
+    essence.trim().eq_ignore_ascii_case(media_type)
 }
 
 /// Reads at most `limit` bytes within [`DEADLINE`].
 pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let announced = headers
+    let content_length = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > limit as u64) {
+    if content_length.is_some_and(|length| length > limit as u64) {
         return Err(too_large(limit));
     }
     tokio::time::timeout(DEADLINE, collect(body, limit))
@@ -56,7 +56,7 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
             Problem::new(
                 StatusCode::BAD_REQUEST,
                 "body_broken",
-                "the body broke off or is badly framed",
+                "the body is incomplete or badly framed",
             )
         })?;
         if let Some(data) = frame.data_ref() {
@@ -70,7 +70,7 @@ async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
 }
 
 fn too_large(limit: usize) -> Problem {
-    let detail = format!("the body may have {} KiB at most", limit / 1024);
+    let detail = format!("the body exceeds the limit of {} KiB", limit / 1024);
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
         .with(header::CONNECTION, HeaderValue::from_static("close"))
 }

@@ -1,19 +1,20 @@
-//! Cross-origin access (Fetch standard §3.2): headers on every response, preflights without authorization.
+//! Cross-origin resource sharing (Fetch standard §3.2): headers of every response, and preflight requests, which need
+//! no authorization.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
 use crate::config::CorsOrigins;
 
-/// Named one by one: `*` does not cover `Authorization`, and one player sends a request header called `ETag`.
+/// Listed explicitly because `*` does not include `Authorization`. One player sends a request header named `ETag`.
 const ALLOW_HEADERS: &str = "Authorization, Content-Type, If-Match, If-None-Match, ETag, Accept, Link";
 const EXPOSE_HEADERS: &str = "Location, ETag, Link, Accept-Patch, Accept-Post, Allow, Retry-After, WWW-Authenticate, \
                               Access-Control-Allow-Methods";
-/// One player decides by PATCH in this list whether it may trickle.
+/// One player uses trickle ICE only if this list contains PATCH.
 const ALLOW_METHODS: &str = "OPTIONS, HEAD, GET, POST, PATCH, DELETE";
-/// Seconds that a browser may remember a preflight; Chromium caps it at two hours.
+/// Seconds that a browser may cache a preflight response; Chromium's maximum is two hours.
 const MAX_AGE: &str = "7200";
 
-/// Adds the headers that every response carries.
+/// Adds the CORS headers of every response.
 pub fn decorate(origins: &CorsOrigins, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
     let allowed = match origins {
         CorsOrigins::Any => Some(HeaderValue::from_static("*")),
@@ -33,7 +34,8 @@ pub fn decorate(origins: &CorsOrigins, origin: Option<&HeaderValue>, headers: &m
     }
 }
 
-/// Adds what a preflight asks for. Other OPTIONS requests get it too: one player reads the methods from there.
+/// Adds the headers of a preflight response. Responses to other OPTIONS requests have them too, because one player
+/// reads the methods from there.
 pub fn answer_preflight(headers: &mut HeaderMap) {
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_METHODS,

@@ -32,15 +32,15 @@ use millstream_core::sdp::{
     Local, Offer, OfferError, VideoSection, answer_publisher, answer_viewer, formats_for, offer_viewer,
 };
 
-/// RFC 9725 §4.2; <https://www.w3.org/TR/ldp/#header-accept-post>.
+/// `Accept-Post` (RFC 9725 §4.2); <https://www.w3.org/TR/ldp/#header-accept-post>.
 pub(super) const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
-/// Seconds after which a viewer may ask again for a stream that nobody publishes.
+/// Seconds after which a viewer may retry if the stream is not published.
 const NOT_LIVE_RETRY: u64 = 1;
-/// Between looks whether somebody publishes, for a viewer who waits.
-const WAITING_STEP: Duration = Duration::from_millis(50);
+/// Interval at which a waiting viewer polls whether the stream is published.
+const LIVE_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// `/whip/{stream}`: publishers.
+/// Handles `/whip/{stream}`, for publishers.
 pub async fn whip(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
     let control = &state.control;
     let (parts, body) = request.into_parts();
@@ -54,14 +54,14 @@ pub async fn whip(State(state): State<HttpState>, request: Request) -> Result<Re
             let offer = read_offer(control, &parts.headers, body).await?;
             publish(control, stream, grant, &parts, &offer)
         }
-        // RFC 9725 §4.1: a success without content.
+        // RFC 9725 §4.1: a 2xx response without content.
         Method::GET | Method::HEAD => Ok(no_store(StatusCode::NO_CONTENT.into_response())),
         Method::OPTIONS => Ok(options(&state, &parts, Action::Publish, &stream).await),
         _ => Err(Problem::method_not_allowed(ALLOW)),
     }
 }
 
-/// `/whep/{stream}`: viewers.
+/// Handles `/whep/{stream}`, for viewers.
 pub async fn whep(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
     let control = &state.control;
     let (parts, body) = request.into_parts();
@@ -73,13 +73,13 @@ pub async fn whep(State(state): State<HttpState>, request: Request) -> Result<Re
                 .check(caller(&parts), Action::Play, Some(&stream))
                 .await?;
             if control.policy().legacy_server_offer && is_without_body(&parts.headers) {
-                let held = held(&parts, grant, Action::Play, stream, None);
-                return offer(control, held, StatusCode::CREATED).await;
+                let record = session_record(&parts, grant, Action::Play, stream, None);
+                return offer_session(control, record, StatusCode::CREATED).await;
             }
             let offer = read_offer(control, &parts.headers, body).await?;
             play(control, stream, grant, &parts, &offer).await
         }
-        // WHEP §4.2: how a client discovers that this URL speaks WHEP.
+        // WHEP §4.2: lets a client discover that this URL is a WHEP endpoint.
         Method::GET | Method::HEAD => {
             let headers = [(header::CONTENT_TYPE, SDP), (header::CONTENT_LENGTH, "0")];
             Ok(no_store(headers.into_response()))
@@ -115,10 +115,10 @@ fn publish(
     let placement = media.place();
     let (publication, answer) = answer_publisher(offer, &local(control, &placement, &media.candidates()))?;
     let ice = IceSession::new(publication.transport.remote.clone(), &placement.credentials, &answer);
-    let held = held(request, grant, Action::Publish, stream.clone(), None);
-    let session = media.publish(stream.clone(), placement, publication, held.requester())?;
+    let record = session_record(request, grant, Action::Publish, stream.clone(), None);
+    let session = media.publish(stream.clone(), placement, publication, record.requester())?;
     debug!(?session, %stream, "publisher accepted");
-    Ok(created(control, session, ice, held, answer.sdp))
+    Ok(created(control, session, ice, record, answer.sdp))
 }
 
 async fn play(
@@ -132,8 +132,8 @@ async fn play(
     let available_tracks = available_tracks(control, &stream).await?;
     let client_policy = control.policy();
     if client_policy.counter_offer == CounterOffer::Always {
-        let held = held(request, grant, Action::Play, stream, None);
-        return self::offer(control, held, StatusCode::NOT_ACCEPTABLE).await;
+        let record = session_record(request, grant, Action::Play, stream, None);
+        return offer_session(control, record, StatusCode::NOT_ACCEPTABLE).await;
     }
     let placement = media.place();
     let random = &mut || rand::rng().next_u32();
@@ -145,47 +145,47 @@ async fn play(
     );
     let (playback, answer) = match answered {
         Err(OfferError::NothingPlayable { .. }) if client_policy.counter_offer == CounterOffer::WhenNeeded => {
-            let held = held(request, grant, Action::Play, stream, None);
-            return self::offer(control, held, StatusCode::NOT_ACCEPTABLE).await;
+            let record = session_record(request, grant, Action::Play, stream, None);
+            return offer_session(control, record, StatusCode::NOT_ACCEPTABLE).await;
         }
         answered => answered?,
     };
     let ice = IceSession::new(playback.transport.remote.clone(), &placement.credentials, &answer);
-    let mut held = held(request, grant, Action::Play, stream.clone(), answer.video.clone());
-    held.video_codecs = alternate::video_codecs(offer, &playback);
-    let session = media.play(stream.clone(), placement, playback, held.requester())?;
+    let mut record = session_record(request, grant, Action::Play, stream.clone(), answer.video.clone());
+    record.video_codecs = alternate::video_codecs(offer, &playback);
+    let session = media.play(stream.clone(), placement, playback, record.requester())?;
     debug!(?session, %stream, "viewer accepted");
-    Ok(created(control, session, ice, held, answer.sdp))
+    Ok(created(control, session, ice, record, answer.sdp))
 }
 
-/// What a stream carries, once it is live.
+/// Returns the tracks of a stream. Waits for its publisher, if configured, and starts its source, if it has one.
 async fn available_tracks(control: &Control, stream: &StreamName) -> Result<AvailableTracks, Problem> {
     let media = &control.media;
     wait_for_publisher(control, stream).await;
     if control.sources.ensure_started(stream, media.hub()).await == StartOutcome::Away {
-        let detail = "the source of this stream is away; it is being tried again";
+        let detail = "the source of this stream is unavailable; retrying";
         return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
     }
     media.available_tracks(stream).ok_or_else(|| {
-        let detail = "nobody publishes this stream at the moment";
+        let detail = "this stream is not being published";
         Problem::new(StatusCode::CONFLICT, "not_live", detail).retry_after(NOT_LIVE_RETRY)
     })
 }
 
-/// The body is announced to be empty.
+/// Returns whether the headers announce an empty body.
 fn is_without_body(headers: &HeaderMap) -> bool {
     let length = headers.get(header::CONTENT_LENGTH);
     let is_empty = length.is_none_or(|length| length == "0");
     is_empty && !headers.contains_key(header::TRANSFER_ENCODING)
 }
 
-/// Answers with an offer of ours, which the viewer answers by PATCH: with 406 where its own is not taken (WHEP §4.3.2),
-/// with 201 where it made none.
-async fn offer(control: &Control, held: SessionRecord, status: StatusCode) -> Result<Response, Problem> {
+/// Responds with an offer of the gateway, which the viewer answers by PATCH. The status is 406 if the viewer's own
+/// offer is not accepted (WHEP §4.3.2), 201 if it sent none.
+async fn offer_session(control: &Control, record: SessionRecord, status: StatusCode) -> Result<Response, Problem> {
     if control.is_draining() {
         return Err(Problem::stopping());
     }
-    let available_tracks = available_tracks(control, &held.stream).await?;
+    let available_tracks = available_tracks(control, &record.stream).await?;
     let media = &control.media;
     let placement = media.place();
     let source = available_tracks.formats_for(|_| true);
@@ -193,14 +193,14 @@ async fn offer(control: &Control, held: SessionRecord, status: StatusCode) -> Re
     let session = random_id();
     let tag = format!("\"{}\"", placement.credentials.ufrag);
     let path = resource::path_of(session);
-    debug!(?session, stream = %held.stream, "a viewer is offered what there is");
+    debug!(?session, stream = %record.stream, "offer sent to viewer");
     if !control
         .sessions
-        .offer(session, OfferedSession::new(placement, held, description.clone()))
+        .offer(session, OfferedSession::new(placement, record, description.clone()))
     {
         return Err(Refusal::Full.into());
     }
-    let until = time::OffsetDateTime::from(SystemTime::UNIX_EPOCH + wall() + OFFER_LIFETIME);
+    let until = time::OffsetDateTime::from(SystemTime::UNIX_EPOCH + unix_time() + OFFER_LIFETIME);
     let until = until.format(HTTP_DATE).unwrap_or_default();
     let headers = [
         (header::CONTENT_TYPE, format!("{SDP}; valid-until=\"{until}\"")),
@@ -212,26 +212,26 @@ async fn offer(control: &Control, held: SessionRecord, status: StatusCode) -> Re
     let mut response = (status, headers, description.sdp).into_response();
     let servers = &control.policy().ice_servers;
     match status {
-        // A client of the WHEP draft of 2022 takes this for its session and reads no other response.
+        // A client of the 2022 WHEP draft treats this response as the creation of its session and reads no other.
         StatusCode::CREATED => add_ice_servers(servers, response.headers_mut()),
-        // The session exists once the viewer has answered.
+        // The session does not exist until the viewer has answered.
         _ => links::add_without_credentials(servers, response.headers_mut()),
     }
     links::add_extensions(&path, response.headers_mut());
     Ok(no_store(response))
 }
 
-/// RFC 9110 §5.6.7.
+/// Date format of HTTP (RFC 9110 §5.6.7).
 const HTTP_DATE: &[time::format_description::BorrowedFormatItem<'_>] = time::macros::format_description!(
     "[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT"
 );
 
-/// The viewer answers an offer of ours (WHEP §4.3.2): 204, and from here on it is a session.
-pub(super) async fn answered(control: &Control, session: SessionId, bytes: &[u8]) -> Result<Response, Problem> {
+/// Opens the session when the viewer answers the gateway's offer (WHEP §4.3.2): 204.
+pub(super) async fn accept_answer(control: &Control, session: SessionId, bytes: &[u8]) -> Result<Response, Problem> {
     let offered = control.sessions.offered(session).ok_or_else(Problem::unknown_session)?;
     let answer = Offer::parse(bytes)?;
     if answer.shape() != offered.description.sections {
-        let detail = "the answer has to have the sections of the offer, in order and with their mids";
+        let detail = "the answer must have the same sections as the offer, in the same order and with the same mids";
         return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_answer", detail));
     }
     let media = &control.media;
@@ -243,28 +243,29 @@ pub(super) async fn answered(control: &Control, session: SessionId, bytes: &[u8]
         &local(control, &offered.placement, &media.candidates()),
         random,
     )?;
-    // Of two answers one opens the session.
+    // Only one of two concurrent answers opens the session.
     if !control.sessions.take_offer(session) {
         return Err(Problem::unknown_session());
     }
     let remote = playback.transport.remote.clone();
     let ice = IceSession::new(remote, &offered.placement.credentials, &offered.description);
-    let mut held = offered.record;
-    held.video = offered.description.video.clone();
-    held.video_codecs = alternate::video_codecs(&answer, &playback);
-    let requester = held.requester();
-    media.play_as(session, held.stream.clone(), offered.placement, playback, requester)?;
-    debug!(?session, stream = %held.stream, "viewer accepted");
-    let _ = created(control, session, ice, held, String::new());
+    let mut record = offered.record;
+    record.video = offered.description.video.clone();
+    record.video_codecs = alternate::video_codecs(&answer, &playback);
+    let requester = record.requester();
+    media.play_as(session, record.stream.clone(), offered.placement, playback, requester)?;
+    debug!(?session, stream = %record.stream, "viewer accepted");
+    let _ = created(control, session, ice, record, String::new());
     let mut response = StatusCode::NO_CONTENT.into_response();
     add_ice_servers(&control.policy().ice_servers, response.headers_mut());
     Ok(no_store(response))
 }
 
-/// Longest name of a client that is remembered, in characters.
-const AGENT: usize = 120;
+/// Maximum length of a stored `User-Agent`, in characters.
+const MAX_AGENT: usize = 120;
 
-fn held(
+/// Makes the record of a session that this request opens.
+fn session_record(
     request: &Parts,
     grant: Grant,
     action: Action,
@@ -285,28 +286,29 @@ fn held(
         video_codecs: None,
         opened,
         address: caller(request).address,
-        agent: agent.map(|agent| agent.chars().take(AGENT).collect()),
+        agent: agent.map(|agent| agent.chars().take(MAX_AGENT).collect()),
     }
 }
 
-/// Lets a viewer's POST wait where the configuration says so, for a stream that is not fetched: so a player that is
-/// there first needs no loop of its own.
+/// Delays a viewer's POST until the stream is published, for at most the configured time, so that a player needs no
+/// retry loop. Does nothing for a stream with a configured source.
 async fn wait_for_publisher(control: &Control, stream: &StreamName) {
-    let patience = control.policy().wait_for_publisher;
-    if patience.is_zero() || control.sources.get(stream).is_some() {
+    let max_wait = control.policy().wait_for_publisher;
+    if max_wait.is_zero() || control.sources.get(stream).is_some() {
         return;
     }
-    let Ok(_waiting) = control.waiting.try_acquire() else {
+    let Ok(_permit) = control.waiting.try_acquire() else {
         return;
     };
     let live = async {
         while control.media.available_tracks(stream).is_none() && !control.is_draining() {
-            tokio::time::sleep(WAITING_STEP).await;
+            tokio::time::sleep(LIVE_POLL_INTERVAL).await;
         }
     };
-    let _ = tokio::time::timeout(patience, live).await;
+    let _ = tokio::time::timeout(max_wait, live).await;
 }
 
+/// Returns the local parameters of an answer or offer.
 fn local<'a>(control: &'a Control, placement: &'a Placement, candidates: &'a [SocketAddr]) -> Local<'a> {
     Local {
         credentials: &placement.credentials,
@@ -317,12 +319,12 @@ fn local<'a>(control: &'a Control, placement: &'a Placement, candidates: &'a [So
     }
 }
 
-/// The 201: OBS compares the status with `==` and puts host and `Location` together by itself, for which a path has to
-/// begin with a slash.
-fn created(control: &Control, session: SessionId, ice: IceSession, held: SessionRecord, answer: String) -> Response {
+/// Makes the 201 response and adds the session to the table. OBS compares the status with `==` and concatenates host
+/// and `Location`, so the path has to begin with a slash.
+fn created(control: &Control, session: SessionId, ice: IceSession, record: SessionRecord, answer: String) -> Response {
     let tag = ice.entity_tag();
     let path = resource::path_of(session);
-    let is_viewer = held.action == Action::Play;
+    let is_viewer = record.action == Action::Play;
     let headers = [
         (header::CONTENT_TYPE, SDP.to_owned()),
         (header::LOCATION, path.clone()),
@@ -330,8 +332,8 @@ fn created(control: &Control, session: SessionId, ice: IceSession, held: Session
         (resource::ACCEPT_PATCH, body::FRAGMENT.to_owned()),
     ];
     let mut response = (StatusCode::CREATED, headers, answer).into_response();
-    alternate::add_link(control, &held, response.headers_mut());
-    control.sessions.insert(session, ice, held);
+    alternate::add_link(control, &record, response.headers_mut());
+    control.sessions.insert(session, ice, record);
     add_ice_servers(&control.policy().ice_servers, response.headers_mut());
     if is_viewer {
         links::add_extensions(&path, response.headers_mut());
@@ -339,14 +341,14 @@ fn created(control: &Control, session: SessionId, ice: IceSession, held: Session
     no_store(response)
 }
 
-/// Adds the STUN and TURN servers for a session, with TURN credentials of its own.
+/// Adds the STUN and TURN servers for a session, with TURN credentials for this session only.
 fn add_ice_servers(servers: &IceServers, headers: &mut HeaderMap) {
     let name = URL_SAFE_NO_PAD.encode(rand::rng().random::<[u8; 9]>());
-    links::add(servers, wall(), &name, headers);
+    links::add(servers, unix_time(), &name, headers);
 }
 
-/// Answers OPTIONS, also with Accept-Post (RFC 9725 §4.2). A preflight request carries no authorization, so none is needed.
-/// An authorized request of a player gets the ICE servers that need no credentials (§4.6).
+/// Answers OPTIONS, including Accept-Post (RFC 9725 §4.2). No authorization is required, because preflight requests
+/// carry none. An authorized request that is not a preflight also gets the ICE servers that need no credentials (§4.6).
 async fn options(state: &HttpState, request: &Parts, action: Action, stream: &StreamName) -> Response {
     let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOW)].into_response();
     cors::answer_preflight(response.headers_mut());
@@ -365,15 +367,15 @@ async fn options(state: &HttpState, request: &Parts, action: Action, stream: &St
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "credentials of TURN end at a time of the wall clock"
+    reason = "TURN credentials expire at a time of the wall clock"
 )]
-fn wall() -> Duration {
+fn unix_time() -> Duration {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
 }
 
-/// No cache may keep this response.
+/// Forbids caching of a response.
 pub(super) fn no_store(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

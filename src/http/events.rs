@@ -1,9 +1,9 @@
 //! Server-sent events of a viewer's session: `/session/{id}/events`, the extension
 //! `urn:ietf:params:whep:ext:core:server-sent-events` (draft-ietf-wish-webrtc-http-egress-events §3).
 //!
-//! A POST with the names of events opens a stream of them at a URL of its own, which is a capability: an `EventSource`
-//! sends no header. What there is to say is looked for four times a second, so that a stream costs nothing on the media
-//! path.
+//! A POST with the names of events opens an event stream with its own URL. The URL is a capability, because an
+//! `EventSource` cannot send an `Authorization` header. The state is polled four times per second, so that event
+//! streams cost nothing on the media path.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -32,7 +32,7 @@ use crate::control::record::SessionRecord;
 use crate::control::sessions::SessionEvent;
 use crate::shard::{Layer, SessionId, SessionState};
 
-/// RFC 9725 §4.9 names extensions so.
+/// Link relation of the extension (RFC 9725 §4.9).
 pub const REL: &str = "urn:ietf:params:whep:ext:core:server-sent-events";
 
 impl SessionEvent {
@@ -55,23 +55,23 @@ impl SessionEvent {
     }
 }
 
-/// All names, for the `Link`.
+/// Returns the names of all events, for the `Link` header.
 pub fn names() -> String {
     SessionEvent::ALL.map(SessionEvent::name).join(",")
 }
 
-/// Between looks at what there is to say.
+/// Interval at which the state of the session is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// Looks after which something is said even if there is nothing, so that proxies keep the connection.
-const PING: u32 = 60;
-/// Looks between two counts of viewers.
-const COUNT: u32 = 8;
+/// Polls without an event after which a comment is sent, so that proxies keep the connection open.
+const KEEP_ALIVE_POLLS: u32 = 60;
+/// Polls between two viewer counts.
+const VIEWER_COUNT_POLLS: u32 = 8;
 
 const ALLOW: &str = "OPTIONS, POST";
 const ALLOW_STREAM: &str = "OPTIONS, GET, DELETE";
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// `/session/{id}/events`.
+/// Handles `/session/{id}/events`.
 pub async fn events(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
@@ -79,10 +79,10 @@ pub async fn events(State(control): State<Arc<Control>>, request: Request) -> Re
         Method::POST => {
             let (session, _) = session_under(&control, &parts.uri, SUB_EVENTS)?;
             let bytes = body::read(&parts.headers, body, layer::LIMIT).await?;
-            let wanted = wanted(&bytes)?;
-            let id = random_name();
-            if !control.sessions.open_event_stream(session, id.clone(), wanted) {
-                let detail = "this session has as many event streams as it may have";
+            let events = parse_events(&bytes)?;
+            let id = random_id();
+            if !control.sessions.open_event_stream(session, id.clone(), events) {
+                let detail = "this session has the maximum number of event streams";
                 return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", detail).retry_after(5));
             }
             let location = format!("{}{SUB_EVENTS}/{id}", resource::path_of(session));
@@ -94,11 +94,11 @@ pub async fn events(State(control): State<Arc<Control>>, request: Request) -> Re
     }
 }
 
-/// The name of an event stream is a capability.
-fn random_name() -> String {
-    let mut name = [0; 16];
-    rand::rng().fill_bytes(&mut name);
-    URL_SAFE_NO_PAD.encode(name)
+/// Returns a random id for an event stream, which is a capability.
+fn random_id() -> String {
+    let mut id = [0; 16];
+    rand::rng().fill_bytes(&mut id);
+    URL_SAFE_NO_PAD.encode(id)
 }
 
 fn options(allow: &'static str) -> Response {
@@ -107,26 +107,32 @@ fn options(allow: &'static str) -> Response {
     response
 }
 
-/// The events that a body names; all of them if it is empty.
-fn wanted(bytes: &[u8]) -> Result<Vec<SessionEvent>, Problem> {
+/// Parses the body, a JSON array of event names. An empty body means all events.
+fn parse_events(bytes: &[u8]) -> Result<Vec<SessionEvent>, Problem> {
     let refuse = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_events", detail);
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(SessionEvent::ALL.to_vec());
     }
-    let wanted: Vec<String> =
-        serde_json::from_slice(bytes).map_err(|_| refuse(format!("send a JSON array with some of: {}", names())))?;
+    let requested: Vec<String> = serde_json::from_slice(bytes)
+        .map_err(|_| refuse(format!("expected a JSON array with some of: {}", names())))?;
     let event = |name: &String| {
-        let known = SessionEvent::ALL.into_iter().find(|event| event.name() == name);
-        known.ok_or_else(|| refuse(format!("unknown event `{}`; known are: {}", shortened(name), names())))
+        let found = SessionEvent::ALL.into_iter().find(|event| event.name() == name);
+        found.ok_or_else(|| {
+            refuse(format!(
+                "unknown event `{}`; valid events: {}",
+                shortened(name),
+                names()
+            ))
+        })
     };
-    wanted.iter().map(event).collect()
+    requested.iter().map(event).collect()
 }
 
 fn shortened(name: &str) -> String {
     name.chars().take(32).filter(|c| !c.is_control()).collect()
 }
 
-/// `/session/{id}/events/{stream}`.
+/// Handles `/session/{id}/events/{stream}`.
 pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
     let Some((before, id)) = parts.uri.path().rsplit_once('/') else {
@@ -138,17 +144,17 @@ pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Re
     match parts.method {
         Method::OPTIONS => Ok(options(ALLOW_STREAM)),
         Method::GET => {
-            let (session, held) = session_under(&control, &uri, SUB_EVENTS)?;
+            let (session, record) = session_under(&control, &uri, SUB_EVENTS)?;
             let events = control
                 .sessions
                 .event_stream(session, id)
                 .ok_or_else(Problem::unknown_session)?;
-            let told = EventStream::new(control.clone(), session, held, id.to_owned(), events);
+            let body = EventStream::new(control.clone(), session, record, id.to_owned(), events);
             let headers = [
                 (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
                 (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
             ];
-            Ok(no_store((headers, Body::new(told)).into_response()))
+            Ok(no_store((headers, Body::new(body)).into_response()))
         }
         Method::DELETE => {
             let (session, _) = session_under(&control, &uri, SUB_EVENTS)?;
@@ -161,18 +167,20 @@ pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Re
     }
 }
 
-/// A body that goes on until the session, or the stream of events, is over.
+/// A response body of events that ends when the session ends or the event stream is closed.
 struct EventStream {
     control: Arc<Control>,
     session: SessionId,
-    held: SessionRecord,
+    record: SessionRecord,
     id: String,
     events: Vec<SessionEvent>,
-    looks: Interval,
-    count: u32,
+    ticks: Interval,
+    polls: u32,
+    /// Last reported state; `None` if nothing was reported yet.
     active: Option<bool>,
     layers: Option<Vec<Layer>>,
     viewers: Option<usize>,
+    /// A `reconnect` event was sent.
     reconnect: bool,
 }
 
@@ -180,20 +188,20 @@ impl EventStream {
     fn new(
         control: Arc<Control>,
         session: SessionId,
-        held: SessionRecord,
+        record: SessionRecord,
         id: String,
         events: Vec<SessionEvent>,
     ) -> Self {
-        let mut looks = interval(POLL_INTERVAL);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = interval(POLL_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             control,
             session,
-            held,
+            record,
             id,
             events,
-            looks,
-            count: 0,
+            ticks,
+            polls: 0,
             active: None,
             layers: None,
             viewers: None,
@@ -201,43 +209,43 @@ impl EventStream {
         }
     }
 
-    /// What is new since the last look; `None` when it is over.
+    /// Returns the events since the last poll, or `None` at the end of the stream.
     fn poll(&mut self) -> Option<String> {
         let is_open = self.control.sessions.event_stream(self.session, &self.id).is_some();
         if !is_open || matches!(self.state(), SessionState::Ended(_) | SessionState::Unknown) {
             return None;
         }
         let mut text = String::new();
-        let stream = self.control.media.hub().find(&self.held.stream);
+        let stream = self.control.media.hub().find(&self.record.stream);
         let (is_active, layers, viewers) = stream.map_or((false, Vec::new(), 0), |stream| {
             stream.with(|state| (state.source().is_some(), state.layers().to_vec(), state.viewers()))
         });
         if self.active.replace(is_active) != Some(is_active) {
             match is_active {
-                true => self.say(&mut text, SessionEvent::Active, &json!({})),
-                // It is never the first thing that is said.
-                false if self.count > 0 => self.say(&mut text, SessionEvent::Inactive, &json!({})),
+                true => self.push_event(&mut text, SessionEvent::Active, &json!({})),
+                // `inactive` is never the first event.
+                false if self.polls > 0 => self.push_event(&mut text, SessionEvent::Inactive, &json!({})),
                 false => {}
             }
         }
-        let choice = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active, layer.bitrate > 0);
-        let is_same = |known: &Vec<Layer>| known.iter().map(choice).eq(layers.iter().map(choice));
+        let reported = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active, layer.bitrate > 0);
+        let is_same = |previous: &Vec<Layer>| previous.iter().map(reported).eq(layers.iter().map(reported));
         if !self.layers.as_ref().is_some_and(is_same) {
             let is_first = self.layers.is_none();
-            let described = layer::describe(&self.held, &layers);
+            let described = layer::describe(&self.record, &layers);
             if !is_first || !layers.is_empty() {
-                self.say(&mut text, SessionEvent::Layers, &described);
+                self.push_event(&mut text, SessionEvent::Layers, &described);
             }
             self.layers = Some(layers);
         }
-        if self.count.is_multiple_of(COUNT) && self.viewers.replace(viewers) != Some(viewers) {
-            self.say(&mut text, SessionEvent::ViewerCount, &json!({ "viewercount": viewers }));
+        if self.polls.is_multiple_of(VIEWER_COUNT_POLLS) && self.viewers.replace(viewers) != Some(viewers) {
+            self.push_event(&mut text, SessionEvent::ViewerCount, &json!({ "viewercount": viewers }));
         }
         if self.control.is_draining() && !std::mem::replace(&mut self.reconnect, true) {
-            self.say(&mut text, SessionEvent::Reconnect, &json!({}));
+            self.push_event(&mut text, SessionEvent::Reconnect, &json!({}));
         }
-        self.count += 1;
-        if text.is_empty() && self.count.is_multiple_of(PING) {
+        self.polls += 1;
+        if text.is_empty() && self.polls.is_multiple_of(KEEP_ALIVE_POLLS) {
             text.push_str(":\n\n");
         }
         Some(text)
@@ -247,7 +255,7 @@ impl EventStream {
         self.control.media.state(self.session)
     }
 
-    fn say(&self, text: &mut String, event: SessionEvent, data: &Value) {
+    fn push_event(&self, text: &mut String, event: SessionEvent, data: &Value) {
         if self.events.contains(&event) {
             text.push_str(&format!("event: {}\ndata: {data}\n\n", event.name()));
         }
@@ -263,7 +271,7 @@ impl HttpBody for EventStream {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
-            std::task::ready!(self.looks.poll_tick(context));
+            std::task::ready!(self.ticks.poll_tick(context));
             match self.poll() {
                 None => return Poll::Ready(None),
                 Some(text) if text.is_empty() => {}

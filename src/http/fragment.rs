@@ -1,37 +1,39 @@
-//! A trickle fragment: the body of a PATCH (RFC 8840 §9, RFC 9725 §4.3.1).
+//! Trickle ICE fragments: the body of a PATCH (RFC 8840 §9, RFC 9725 §4.3.1).
 //!
-//! We are ICE-lite and learn a peer's addresses from its checks, so that candidates are not kept: what matters is which
-//! ICE session the fragment belongs to, or whether it begins a new one. Real clients put the credentials before the first `m=` line, invent `m=` lines,
-//! repeat candidates under each mid or leave `a=mid` out; all that is well.
+//! The gateway is ICE-lite and learns the addresses of a peer from its connectivity checks, so candidates are ignored.
+//! Only the credentials matter: they tell whether the fragment belongs to the current ICE session or starts a new one.
+//! Real clients put the credentials before the first `m=` line, invent `m=` lines, repeat candidates under each mid or
+//! omit `a=mid`; all of this is accepted.
 
 use thiserror::Error;
 
 use millstream_core::sdp::{self, plan::IceCredentials};
 
-/// What a fragment says about its ICE session.
+/// The ICE credentials of a fragment.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Fragment<'a> {
     ufrags: Vec<&'a str>,
     pwds: Vec<&'a str>,
 }
 
-/// Why a body is not a fragment.
+/// Why a body is not a valid fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FragmentError {
     #[error("the fragment is empty")]
     Empty,
-    #[error("the fragment is not text: it is UTF-8 without control characters")]
+    #[error("the fragment is not text: expected UTF-8 without control characters")]
     NotText,
-    #[error("line {line} of the fragment is not SDP: it has the form `a=candidate:..`")]
+    #[error("line {line} of the fragment is not SDP: expected a line like `a=candidate:..`")]
     NotALine { line: usize },
     #[error(
-        "an ICE restart has one `a=ice-ufrag` of 4 to 256 and one `a=ice-pwd` of 22 to 256 letters, digits, `+` and `/`"
+        "an ICE restart requires one `a=ice-ufrag` of 4 to 256 and one `a=ice-pwd` of 22 to 256 letters, digits, `+` \
+         and `/`"
     )]
     BadCredentials,
 }
 
 impl<'a> Fragment<'a> {
-    /// Reads the body of a PATCH. Lines end in CRLF or LF, the last one may do without.
+    /// Parses the body of a PATCH. Lines end in CRLF or LF, except that the last line end may be missing.
     ///
     /// # Errors
     ///
@@ -63,26 +65,26 @@ impl<'a> Fragment<'a> {
         Ok(fragment)
     }
 
-    /// Whether the fragment adds to the ICE session with these credentials; if not, it asks for a restart. One without
-    /// credentials adds to the current session.
+    /// Returns whether the fragment belongs to the ICE session with these credentials; if not, it requests an ICE
+    /// restart. A fragment without credentials belongs to the current session.
     pub fn belongs_to(&self, remote: &IceCredentials) -> bool {
         self.ufrags.iter().all(|ufrag| *ufrag == remote.ufrag) && self.pwds.iter().all(|pwd| *pwd == remote.pwd)
     }
 
-    /// The credentials of the ICE session that the fragment begins. Each may be repeated, as real clients do in every
-    /// section.
+    /// Returns the credentials of the ICE session that the fragment starts. They may be repeated, as some clients do in
+    /// every section.
     ///
     /// # Errors
     ///
     /// [`FragmentError::BadCredentials`].
     pub fn credentials(&self) -> Result<IceCredentials, FragmentError> {
-        let one = |texts: &[&str], shortest| {
+        let unique = |texts: &[&str], shortest| {
             let (first, rest) = texts.split_first()?;
             let is_good = sdp::is_ice_text(first, shortest) && rest.iter().all(|text| text == first);
             is_good.then(|| (*first).to_owned())
         };
-        let ufrag = one(&self.ufrags, sdp::SHORTEST_UFRAG);
-        let pwd = one(&self.pwds, sdp::SHORTEST_PWD);
+        let ufrag = unique(&self.ufrags, sdp::SHORTEST_UFRAG);
+        let pwd = unique(&self.pwds, sdp::SHORTEST_PWD);
         let (ufrag, pwd) = ufrag.zip(pwd).ok_or(FragmentError::BadCredentials)?;
         Ok(IceCredentials { ufrag, pwd })
     }

@@ -1,4 +1,4 @@
-//! What every request passes: the rate limit, counters, headers of every response, and a line in the log.
+//! The middleware of all requests: rate limit, counters, common response headers, tracing span and log line.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use super::server::Peer;
 use super::{HttpState, cors, resource};
 use crate::telemetry;
 
-/// The outermost layer.
+/// The outermost middleware.
 pub async fn guard(State(state): State<HttpState>, request: Request, next: Next) -> Response {
     let start = now();
     let (method, path) = (request.method().clone(), loggable(request.uri()));
@@ -48,11 +48,12 @@ pub async fn guard(State(state): State<HttpState>, request: Request, next: Next)
     response
 }
 
-/// Characters of a path that are logged: a stream's name has at most 128.
+/// Maximum length of a logged path, in characters; a stream name has at most 128.
 const LOGGED_PATH: usize = 160;
 
-/// A path as the log may show it: without the query, which may hold a token, and of a session's id, which is a
-/// capability, no more than its `Debug` does. Clients that join `Location` to their own URL send it further back.
+/// Returns the path for the log: without the query, which may contain a token, and with the session id, which is a
+/// capability, shortened as in its `Debug` output. The id may be anywhere in the path, because some clients append
+/// `Location` to their own URL.
 fn loggable(uri: &Uri) -> String {
     let path = match (resource::session_of(uri), uri.path().split_once(resource::PREFIX)) {
         (Ok(session), _) => format!("{}{session:?}", resource::PREFIX),
@@ -62,7 +63,7 @@ fn loggable(uri: &Uri) -> String {
     path.chars().take(LOGGED_PATH).collect()
 }
 
-/// Bounds the requests that cost something ("avalanche control", RFC 9725 §5).
+/// Limits the rate of requests that change state ("avalanche control", RFC 9725 §5).
 fn check_rate(state: &HttpState, now: Instant, method: &Method, peer: Option<IpAddr>) -> Result<(), Problem> {
     let (&Method::POST | &Method::PATCH | &Method::DELETE, Some(peer)) = (method, peer) else {
         return Ok(());
@@ -80,7 +81,7 @@ fn check_rate(state: &HttpState, now: Instant, method: &Method, peer: Option<IpA
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "HTTP is a shell: it gives time to the rate limit and to the log"
+    reason = "the HTTP side passes the time to the rate limit and the log"
 )]
 fn now() -> Instant {
     Instant::now()

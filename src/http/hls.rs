@@ -1,4 +1,4 @@
-//! The addresses of HLS: `/hls/{stream}/index.m3u8` and what lies beside it.
+//! HLS playlists and media: `/hls/{stream}/index.m3u8` and the files next to it.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -23,7 +23,7 @@ use crate::outputs::hls::service::Refusal;
 use crate::outputs::hls::viewers::Player;
 use millstream_core::hub::name::StreamName;
 
-/// What an address names.
+/// A file of an HLS presentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum File {
     Multivariant,
@@ -59,14 +59,14 @@ impl File {
 const PLAYLIST: &str = "application/vnd.apple.mpegurl";
 const MP4: &str = "video/mp4";
 
-/// A playlist is outdated with the next part; a moment in a cache between is what makes many players cheap.
-const BRIEFLY: &str = "max-age=1";
-/// Names of parts and segments are never used again.
-const FOR_LONG: &str = "max-age=3600, immutable";
+/// A playlist is outdated by the next part. One second in a shared cache is enough to serve many players.
+const CACHE_PLAYLIST: &str = "max-age=1";
+/// Names of parts and segments are never reused.
+const CACHE_MEDIA: &str = "max-age=3600, immutable";
 
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 
-/// `/hls/{stream}/{file}`.
+/// Handles `/hls/{stream}/{file}`.
 pub async fn serve(
     State(control): State<Arc<Control>>,
     State(authenticator): State<Arc<Authenticator>>,
@@ -91,7 +91,7 @@ pub async fn serve(
     authenticator.check_player(caller, &stream).await?;
     let query = parts.uri.query();
     let (directives, token) = directives(query.unwrap_or_default()).ok_or_else(|| {
-        let detail = "_HLS_msn and _HLS_part have to be numbers, _HLS_part needs _HLS_msn, _HLS_skip is YES or v2";
+        let detail = "_HLS_msn and _HLS_part must be numbers, _HLS_part requires _HLS_msn, _HLS_skip must be YES or v2";
         Problem::new(StatusCode::BAD_REQUEST, "bad_directive", detail)
     })?;
     let answer = answer(&control, &stream, file, directives, player, &token).await;
@@ -101,7 +101,7 @@ pub async fn serve(
 fn problem(refusal: Refusal) -> Problem {
     match refusal {
         Refusal::NotLive => {
-            let detail = "there is nothing to play at the moment";
+            let detail = "the stream is not live";
             Problem::new(StatusCode::NOT_FOUND, "not_live", detail)
         }
         Refusal::Gone => Problem::not_found(),
@@ -110,7 +110,7 @@ fn problem(refusal: Refusal) -> Problem {
             Problem::new(StatusCode::BAD_REQUEST, "too_far_ahead", detail)
         }
         Refusal::Busy => {
-            let detail = "what was asked for did not come in time";
+            let detail = "the requested segment or part was not available in time";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_in_time", detail).retry_after(1)
         }
     }
@@ -126,33 +126,33 @@ async fn answer(
 ) -> Result<Response, Refusal> {
     let service = &control.hls;
     let live = service.open(stream).await?;
-    // With a token in it, an address is one viewer's own.
+    // URLs that contain a token must not be shared between viewers.
     let private = !token.is_empty();
     Ok(match file {
         File::Multivariant => {
             let text = service.multivariant(stream, &live, token).await?;
-            found(PLAYLIST, BRIEFLY, private, Body::from(text))
+            respond(PLAYLIST, CACHE_PLAYLIST, private, Body::from(text))
         }
         File::Media(role) => {
             let text = service.media(&live, role, directives, player, token).await?;
-            found(PLAYLIST, BRIEFLY, private, Body::from(text))
+            respond(PLAYLIST, CACHE_PLAYLIST, private, Body::from(text))
         }
         File::Init(role, number) => {
             let bytes = service.init(&live, role, number).await?;
-            found(MP4, FOR_LONG, private, Body::from(bytes))
+            respond(MP4, CACHE_MEDIA, private, Body::from(bytes))
         }
         File::Segment(role, msn) => {
             let parts = service.segment(&live, role, msn).await?;
-            found(MP4, FOR_LONG, private, Body::new(Parts(parts.into())))
+            respond(MP4, CACHE_MEDIA, private, Body::new(Parts(parts.into())))
         }
         File::Part(role, msn, part) => {
             let bytes = service.part(&live, role, msn, part).await?;
-            found(MP4, FOR_LONG, private, Body::from(bytes))
+            respond(MP4, CACHE_MEDIA, private, Body::from(bytes))
         }
     })
 }
 
-/// A body of the parts of a segment, which all requests share.
+/// A response body of the parts of a segment, without copying them.
 struct Parts(VecDeque<Bytes>);
 
 impl HttpBody for Parts {
@@ -168,7 +168,7 @@ impl HttpBody for Parts {
     }
 }
 
-fn found(media_type: &'static str, cache: &str, private: bool, body: Body) -> Response {
+fn respond(media_type: &'static str, cache: &str, private: bool, body: Body) -> Response {
     let scope = if private { "private" } else { "public" };
     let headers = [
         (header::CONTENT_TYPE, media_type.to_owned()),
@@ -177,8 +177,8 @@ fn found(media_type: &'static str, cache: &str, private: bool, body: Body) -> Re
     (headers, body).into_response()
 }
 
-/// The directives of a query (rfc8216bis §6.2.5), and the rest of it that goes with every address: a token. `None` for
-/// directives that are none.
+/// Parses a query: returns the delivery directives (rfc8216bis §6.2.5), and the token as a query that is appended to
+/// every URL in playlists. Returns `None` if a directive is invalid.
 fn directives(query: &str) -> Option<(Directives, String)> {
     let mut directives = Directives::default();
     let mut token = String::new();
@@ -188,7 +188,7 @@ fn directives(query: &str) -> Option<(Directives, String)> {
             "_HLS_msn" => directives.msn = Some(value.parse().ok()?),
             "_HLS_part" => directives.part = Some(value.parse().ok()?),
             "_HLS_skip" => directives.skip = matches!(value, "YES" | "v2").then_some(true)?,
-            // It stands in playlists: what could end a line or a quoted string is none.
+            // The token is inserted into playlists, so it must not contain line ends or quotes.
             "token"
                 if value
                     .bytes()

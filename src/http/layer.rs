@@ -19,22 +19,22 @@ use crate::control::record::SessionRecord;
 use crate::shard::{Layer, LayerSelection};
 use millstream_core::media::Rid;
 
-/// RFC 9725 §4.9 names extensions so.
+/// Link relation of the extension (RFC 9725 §4.9).
 pub const REL: &str = "urn:ietf:params:whep:ext:core:layer";
 
 const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
 const JSON: &str = "application/json";
 
-/// Longest body, in bytes.
+/// Maximum size of a request body, in bytes.
 pub(super) const LIMIT: usize = 4 * 1024;
 
-/// What may be asked for. Fields of layers that are not made here, spatial and temporal ones, are refused by name.
+/// The body of a selection. Spatial and temporal layers are not supported; their fields are parsed to reject them.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Choice {
-    /// The m-line by its index or its mid; the video one without it.
+struct SelectionRequest {
+    /// Index or mid of the m-line. Default: that of the video.
     media_id: Option<Value>,
-    /// The name of a layer, as the draft and as Broadcast Box and live777 call it.
+    /// Name of the layer. The draft calls the field `rid`, Broadcast Box and live777 `encodingId`.
     #[serde(alias = "encodingId")]
     rid: Option<String>,
     spatial_layer_id: Option<u32>,
@@ -45,7 +45,7 @@ struct Choice {
     max_height: Option<u16>,
 }
 
-/// `/session/{id}/layer`.
+/// Handles `/session/{id}/layer`.
 pub async fn layer(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
@@ -55,15 +55,15 @@ pub async fn layer(State(control): State<Arc<Control>>, request: Request) -> Res
             Ok(response)
         }
         Method::GET | Method::HEAD => {
-            let (_, held) = session_under(&control, &parts.uri, SUB_LAYER)?;
-            let mut response = Json(describe(&held, &layers(&control, &held))).into_response();
-            alternate::add_link(&control, &held, response.headers_mut());
+            let (_, record) = session_under(&control, &parts.uri, SUB_LAYER)?;
+            let mut response = Json(describe(&record, &layers(&control, &record))).into_response();
+            alternate::add_link(&control, &record, response.headers_mut());
             Ok(no_store(response))
         }
         Method::POST => {
-            let (session, held) = session_under(&control, &parts.uri, SUB_LAYER)?;
+            let (session, record) = session_under(&control, &parts.uri, SUB_LAYER)?;
             if !body::is_of_type(&parts.headers, JSON) {
-                let detail = format!("send the choice with `Content-Type: {JSON}`");
+                let detail = format!("send the selection with `Content-Type: {JSON}`");
                 return Err(Problem::new(
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
                     "unsupported_media_type",
@@ -73,7 +73,7 @@ pub async fn layer(State(control): State<Arc<Control>>, request: Request) -> Res
             let bytes = body::read(&parts.headers, body, LIMIT).await?;
             let choice = serde_json::from_slice(&bytes)
                 .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_layer", error.to_string()))?;
-            let selection = selection(&choice, &held, &layers(&control, &held))?;
+            let selection = selection(&choice, &record, &layers(&control, &record))?;
             if !control.media.choose_layer(session, selection) {
                 return Err(Problem::unknown_session());
             }
@@ -83,41 +83,41 @@ pub async fn layer(State(control): State<Arc<Control>>, request: Request) -> Res
     }
 }
 
-/// The layers of a session's stream.
-pub(super) fn layers(control: &Control, held: &SessionRecord) -> Vec<Layer> {
-    let stream = control.media.hub().find(&held.stream);
+/// Returns the layers of a session's stream.
+pub(super) fn layers(control: &Control, record: &SessionRecord) -> Vec<Layer> {
+    let stream = control.media.hub().find(&record.stream);
     stream
         .map(|stream| stream.with(|state| state.layers().to_vec()))
         .unwrap_or_default()
 }
 
-/// As the event `layers` says it: by the index of the m-line.
-pub(super) fn describe(held: &SessionRecord, layers: &[Layer]) -> Value {
+/// Returns the layers as JSON, keyed by the index of the m-line, as in the event `layers`.
+pub(super) fn describe(record: &SessionRecord, layers: &[Layer]) -> Value {
     let described: Vec<Value> = layers
         .iter()
         .map(|layer| {
-            let mut shown = json!({
+            let mut entry = json!({
                 "rid": *layer.rid.0,
-                // 0 says that it does not come; one that has just begun is not measured yet.
+                // 0 means inactive. A layer that has just started has no measured bitrate yet.
                 "bitrate": if layer.active { layer.bitrate.max(1) } else { 0 },
             });
-            if let (Some((width, height)), Some(shown)) = (layer.resolution, shown.as_object_mut()) {
-                shown.insert("width".to_owned(), width.into());
-                shown.insert("height".to_owned(), height.into());
+            if let (Some((width, height)), Some(entry)) = (layer.resolution, entry.as_object_mut()) {
+                entry.insert("width".to_owned(), width.into());
+                entry.insert("height".to_owned(), height.into());
             }
-            shown
+            entry
         })
         .collect();
     let mut all = Map::new();
-    if let Some(video) = &held.video {
+    if let Some(video) = &record.video {
         all.insert(video.index.to_string(), described.into());
     }
     Value::Object(all)
 }
 
-fn selection(choice: &Choice, held: &SessionRecord, layers: &[Layer]) -> Result<LayerSelection, Problem> {
+fn selection(choice: &SelectionRequest, record: &SessionRecord, layers: &[Layer]) -> Result<LayerSelection, Problem> {
     let refuse = |detail: &str| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "layer_unavailable", detail);
-    let Some(video) = &held.video else {
+    let Some(video) = &record.video else {
         return Err(refuse("this session has no video"));
     };
     let is_video = choice.media_id.as_ref().is_none_or(|id| {
@@ -125,9 +125,7 @@ fn selection(choice: &Choice, held: &SessionRecord, layers: &[Layer]) -> Result<
         text == video.index.to_string() || Some(&*text) == video.mid.as_deref()
     });
     if !is_video {
-        return Err(refuse(
-            "`mediaId` has to name the video, by the index of its m-line or by its mid",
-        ));
+        return Err(refuse("`mediaId` must be the index or the mid of the video's m-line"));
     }
     let scalable = [
         choice.spatial_layer_id,
@@ -137,7 +135,7 @@ fn selection(choice: &Choice, held: &SessionRecord, layers: &[Layer]) -> Result<
     ];
     if scalable.iter().any(Option::is_some) {
         return Err(refuse(
-            "the layers of this stream are told by `rid`, not by spatial and temporal ids",
+            "layers of this stream are selected by `rid`; spatial and temporal ids are not supported",
         ));
     }
     match (&choice.rid, choice.max_width, choice.max_height) {
@@ -146,7 +144,7 @@ fn selection(choice: &Choice, held: &SessionRecord, layers: &[Layer]) -> Result<
             let exists = layers.iter().any(|layer| layer.rid == rid);
             exists
                 .then_some(LayerSelection::Named(rid))
-                .ok_or_else(|| refuse("there is no layer of that `rid` at the moment"))
+                .ok_or_else(|| refuse("no layer with this `rid`"))
         }
         (None, None, None) => Ok(LayerSelection::Automatic),
         (None, width, height) => Ok(LayerSelection::Within {

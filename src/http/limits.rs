@@ -1,5 +1,5 @@
-//! How often one address may ask: a token bucket for each, kept as the time at which it will be full again. And how many
-//! connections it may have.
+//! Limits per client address: a rate limit for requests, which is a token bucket stored as the time at which it will be
+//! full again, and a limit of concurrent connections.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,22 +8,23 @@ use std::time::{Duration, Instant};
 
 use millstream_core::hub::address::{AddressBudget, AddressKey};
 
-/// Bounds the requests of each address.
+/// Limits the request rate of each address.
 #[derive(Debug)]
 pub struct RateLimit {
-    /// Time in which one request comes free; `None` sets no bound.
+    /// Time in which one token is added to a bucket; `None` means unlimited.
     interval: Option<Duration>,
     burst: u32,
+    /// When the bucket of each address will be full.
     full_at: Mutex<HashMap<AddressKey, Instant>>,
 }
 
-/// Addresses that are told apart at the same time; beyond, new ones share one bucket. About 2 MiB.
+/// Maximum number of buckets, about 2 MiB. Further addresses share one bucket.
 const MAX_ADDRESSES: usize = 32_768;
-/// The bucket of those.
+/// Key of the shared bucket.
 const OTHERS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 impl RateLimit {
-    /// So many in the long run, where 0 sets no bound, and so many at once.
+    /// Makes a limit of `per_second` requests on average, 0 for unlimited, and bursts of up to `burst` requests.
     pub fn new(per_second: u32, burst: u32) -> Self {
         Self {
             interval: Duration::from_secs(1).checked_div(per_second),
@@ -32,26 +33,26 @@ impl RateLimit {
         }
     }
 
-    /// Whether a request could be taken from the bucket of `address`, which stays as it is.
+    /// Checks whether the bucket of `address` has a token, without taking it.
     ///
     /// # Errors
     ///
-    /// How long to wait.
-    pub fn poll(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
+    /// The time to wait, if the bucket is empty.
+    pub fn check(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
         let Some(interval) = self.interval else {
             return Ok(());
         };
         let full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = full_at.get(&AddressKey::host(address)).copied().unwrap_or(now);
-        let missing = (bucket.max(now) + interval).saturating_duration_since(now + interval * self.burst);
-        if missing.is_zero() { Ok(()) } else { Err(missing) }
+        let wait = (bucket.max(now) + interval).saturating_duration_since(now + interval * self.burst);
+        if wait.is_zero() { Ok(()) } else { Err(wait) }
     }
 
-    /// Takes one request from the bucket of `address`.
+    /// Takes one token from the bucket of `address`.
     ///
     /// # Errors
     ///
-    /// How long to wait, when the bucket is empty.
+    /// The time to wait, if the bucket is empty.
     pub fn take(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
         let Some(interval) = self.interval else {
             return Ok(());
@@ -66,22 +67,22 @@ impl RateLimit {
         }
         let bucket = full_at.entry(key).or_insert(now);
         let after = (*bucket).max(now) + interval;
-        let missing = after.saturating_duration_since(now + interval * self.burst);
-        if !missing.is_zero() {
-            return Err(missing);
+        let wait = after.saturating_duration_since(now + interval * self.burst);
+        if !wait.is_zero() {
+            return Err(wait);
         }
         *bucket = after;
         Ok(())
     }
 }
 
-/// Bounds the connections that one address has at the same time: so nobody takes all there are.
+/// Limits the concurrent connections of each address, so that one client cannot use up all connections.
 #[derive(Clone, Debug)]
 pub struct ConnectionLimit {
     open: Arc<Mutex<AddressBudget>>,
 }
 
-/// A connection; another one may take its place when this is dropped.
+/// Permit for one connection. Dropping it allows another connection.
 #[derive(Debug)]
 pub struct ConnectionPermit {
     limit: ConnectionLimit,
@@ -89,14 +90,15 @@ pub struct ConnectionPermit {
 }
 
 impl ConnectionLimit {
-    /// So many for each IPv4 address and each IPv6 /64; an IPv6 /48 has twice as many.
+    /// Makes a limit of `per_address` connections for each IPv4 address and each IPv6 /64, and twice as many for an
+    /// IPv6 /48.
     pub fn new(per_address: usize) -> Self {
         Self {
             open: Arc::new(Mutex::new(AddressBudget::new(per_address))),
         }
     }
 
-    /// One more connection of an address; `None` if it has as many as it may have.
+    /// Returns a permit for one more connection of an address, or `None` if the limit is reached.
     pub fn acquire(&self, address: IpAddr) -> Option<ConnectionPermit> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.take(address).ok()?;
@@ -177,13 +179,16 @@ mod tests {
         let first = limit.acquire(ip("192.0.2.1"));
         let second = limit.acquire(ip("::ffff:192.0.2.1"));
         assert!(first.is_some() && second.is_some() && limit.acquire(ip("192.0.2.1")).is_none());
-        assert!(limit.acquire(ip("192.0.2.2")).is_some(), "another one is not touched");
+        assert!(
+            limit.acquire(ip("192.0.2.2")).is_some(),
+            "other addresses are not affected"
+        );
         drop(first);
         assert!(limit.acquire(ip("192.0.2.1")).is_some());
         drop(second);
         assert!(
             limit.open.lock().expect("lock").is_empty(),
-            "nothing is kept of those who left"
+            "no state is kept for addresses without connections"
         );
     }
 

@@ -1,11 +1,11 @@
-//! `Link` headers: STUN and TURN servers for the peer (RFC 9725 §4.6), with credentials that are good for a while.
+//! `Link` headers: STUN and TURN servers for the peer (RFC 9725 §4.6), with short-lived credentials.
 //!
-//! The credentials of TURN follow the scheme that coturn calls `use-auth-secret`: the username is the time at which it
-//! expires and a name, the password an HMAC of it by a secret that the gateway and the TURN server share. Each session has a
-//! name of its own, because coturn applies `user-quota` per name. The expiry is checked when a client allocates; an
-//! allocation may be refreshed after it, so [`IceServers::lifetime`] can be shorter than a session.
+//! TURN credentials follow the scheme that coturn calls `use-auth-secret`: the username consists of the expiry time and
+//! a name, the password is an HMAC of the username with a secret that the gateway and the TURN server share. Each
+//! session has its own name, because coturn applies `user-quota` per name. The expiry is checked when a client
+//! allocates; an allocation may be refreshed after it, so [`IceServers::lifetime`] can be shorter than a session.
 //!
-//! Credentials are sent to accepted sessions only: whoever has them can use the relay for anything it permits.
+//! Credentials are sent to accepted sessions only, because their owner can use the relay for anything it permits.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use super::resource::{SUB_EVENTS, SUB_LAYER};
 use super::{events, layer};
 use crate::control::policy::{IceServers, TurnAuth};
 
-/// Adds a `Link` header line per server; some clients split a joined line at the wrong commas. `name` identifies the
-/// session to the TURN server: it is unique and reveals nothing.
+/// Adds one `Link` header line per server, because some clients split joined lines at the wrong commas. `name`
+/// identifies the session to the TURN server; it is unique and reveals nothing.
 pub fn add(servers: &IceServers, now: Duration, name: &str, headers: &mut HeaderMap) {
     for url in &servers.urls {
         let is_turn = is_turn(url);
@@ -29,7 +29,7 @@ pub fn add(servers: &IceServers, now: Duration, name: &str, headers: &mut Header
             _ => None,
         };
         let attributes = credentials.map_or_else(String::new, |(username, credential)| {
-            // In this order, and with a type that RFC 9725 no longer has: one player's pattern wants it so.
+            // One player requires this order, and `credential-type`, which RFC 9725 no longer has.
             format!("; username=\"{username}\"; credential=\"{credential}\"; credential-type=\"password\"")
         });
         add_server(url, &attributes, headers);
@@ -55,7 +55,7 @@ fn add_server(url: &str, attributes: &str, headers: &mut HeaderMap) {
     }
 }
 
-/// Adds a line for each extension that a viewer's session has (WHEP §4.10).
+/// Adds a line for each extension of a viewer's session (WHEP §4.10).
 pub fn add_extensions(session: &str, headers: &mut HeaderMap) {
     let events = format!(
         "<{session}{SUB_EVENTS}>; rel=\"{}\"; events=\"{}\"",

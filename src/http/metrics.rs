@@ -1,4 +1,5 @@
-//! `/metrics`: Prometheus text format 0.0.4. Labels come from enums, but for the names of streams, which are bounded.
+//! `/metrics` in the Prometheus text format 0.0.4. Label values come from enums, except for stream names, whose number
+//! is limited.
 
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +17,10 @@ use millstream_core::hub::traffic::Traffic;
 use millstream_core::media::{Codec, Kind};
 use millstream_core::shard::counters::Histogram;
 
-/// Streams that are listed by name, those with most viewers first.
+/// Maximum number of streams that are listed by name; those with the most viewers come first.
 const MAX_STREAMS: usize = 1_000;
 
-/// Everything that is counted, as text.
+/// Returns all metrics as text.
 pub fn render(state: &HttpState) -> String {
     let mut page = Page::default();
     page.family(
@@ -37,7 +38,7 @@ pub fn render(state: &HttpState) -> String {
         "Open sessions.",
         control.media.sessions(),
     );
-    bounds(&mut page, control);
+    admission(&mut page, control);
     streams(&mut page, control);
     sources(&mut page, control);
     media(&mut page, control);
@@ -46,8 +47,8 @@ pub fn render(state: &HttpState) -> String {
     page.text
 }
 
-/// Sessions that are being set up, and what became of too many.
-fn bounds(page: &mut Page, control: &Control) {
+/// Half-open sessions and rejected sessions.
+fn admission(page: &mut Page, control: &Control) {
     page.single(
         "millstream_half_open_sessions",
         "gauge",
@@ -73,7 +74,7 @@ fn bounds(page: &mut Page, control: &Control) {
     }
 }
 
-/// What viewers say, and how long it took them to be here.
+/// RTCP feedback of viewers, connection setup time and forwarding time.
 fn reception(page: &mut Page, control: &Control) {
     let counters = control.media.counters();
     for (name, help, counter) in [
@@ -113,7 +114,7 @@ fn reception(page: &mut Page, control: &Control) {
     );
 }
 
-/// As Prometheus' own clients call them.
+/// Metrics of the process, with the names that Prometheus client libraries use.
 fn process(page: &mut Page, control: &Control) {
     page.single(
         "millstream_media_tcp_connections",
@@ -182,8 +183,8 @@ fn process(page: &mut Page, control: &Control) {
     );
 }
 
-/// What is shown of a stream.
-struct Shown {
+/// The exported values of a stream.
+struct StreamSample {
     name: StreamName,
     is_live: bool,
     viewers: usize,
@@ -191,13 +192,13 @@ struct Shown {
     key_frame_interval: Option<Duration>,
     /// Values of [`TRAFFIC`], in its order.
     traffic: [f64; TRAFFIC.len()],
-    tracks: Vec<ShownTrack>,
+    tracks: Vec<TrackSample>,
 }
 
-/// A family of the traffic of streams: its name, what it says, and where its value is.
+/// A metric family of [`Traffic`]: its name, help text and value.
 type TrafficFamily = (&'static str, &'static str, fn(&Traffic) -> f64);
 
-/// What is counted of the networks on both sides of a stream; its names are bounded as those of other families.
+/// Per-stream counters of the networks on both sides of a stream.
 const TRAFFIC: [TrafficFamily; 11] = [
     (
         "millstream_source_packets_total",
@@ -206,7 +207,7 @@ const TRAFFIC: [TrafficFamily; 11] = [
     ),
     (
         "millstream_source_missing_packets_total",
-        "Those of them that had not arrived by then; some arrive later as retransmissions.",
+        "Packets of these that had not arrived by then; some arrive later as retransmissions.",
         |traffic| count(&traffic.missing),
     ),
     (
@@ -246,7 +247,7 @@ const TRAFFIC: [TrafficFamily; 11] = [
     ),
     (
         "millstream_stream_resent_packets_total",
-        "Packets retransmitted to them.",
+        "Packets retransmitted to viewers of the stream.",
         |traffic| count(&traffic.resent),
     ),
     (
@@ -260,7 +261,7 @@ fn count(counter: &AtomicU64) -> f64 {
     counter.load(Ordering::Relaxed) as f64
 }
 
-struct ShownTrack {
+struct TrackSample {
     kind: Kind,
     codec: Codec,
     rate: Rate,
@@ -269,7 +270,7 @@ struct ShownTrack {
     delays: Delays,
 }
 
-impl Shown {
+impl StreamSample {
     fn of(stream: &Stream, hls_viewers: usize, now: Instant) -> Self {
         let traffic = TRAFFIC.map(|(_, _, value)| value(&stream.traffic));
         stream.with(|state| {
@@ -278,7 +279,7 @@ impl Shown {
                 .into_iter()
                 .filter(|_| is_live)
                 .filter_map(|track| {
-                    Some(ShownTrack {
+                    Some(TrackSample {
                         kind: track.kind(),
                         codec: track.format()?.codec(),
                         rate: track.meter().rate(now),
@@ -300,31 +301,31 @@ impl Shown {
 }
 
 fn streams(page: &mut Page, control: &Control) {
-    #[expect(clippy::disallowed_methods, reason = "the moment of the request")]
+    #[expect(clippy::disallowed_methods, reason = "the time of the request")]
     let now = Instant::now();
     let all = control.media.hub().streams();
     let (streams, variants): (Vec<_>, Vec<_>) = all.iter().partition(|stream| stream.key.is_original());
     let streams = streams.into_iter();
-    let mut streams: Vec<Shown> = streams
-        .map(|stream| Shown::of(stream, control.hls.viewers(&stream.key.name), now))
+    let mut streams: Vec<StreamSample> = streams
+        .map(|stream| StreamSample::of(stream, control.hls.viewers(&stream.key.name), now))
         .collect();
     let live = streams.iter().filter(|stream| stream.is_live).count();
     page.single("millstream_streams_live", "gauge", "Streams with a live source.", live);
     page.family("millstream_viewers", "gauge", "Viewers of all streams.");
     page.labelled("transport", "webrtc", streams.iter().map(|s| s.viewers).sum::<usize>());
     page.labelled("transport", "hls", streams.iter().map(|s| s.hls_viewers).sum::<usize>());
-    let all = |stream: &Shown| stream.viewers + stream.hls_viewers;
-    streams.sort_by(|a, b| (all(b), &a.name).cmp(&(all(a), &b.name)));
+    let total = |stream: &StreamSample| stream.viewers + stream.hls_viewers;
+    streams.sort_by(|a, b| (total(b), &a.name).cmp(&(total(a), &b.name)));
     streams.truncate(MAX_STREAMS);
     page.family(
         "millstream_stream_viewers",
         "gauge",
-        "Viewers of the stream; by HLS, players behind one address that are of one kind count as one. At most 1000 streams \
+        "Viewers of the stream. HLS players with the same address and user agent count as one. At most 1000 streams \
          are listed.",
     );
     for stream in &streams {
         for (transport, viewers) in [("webrtc", stream.viewers), ("hls", stream.hls_viewers)] {
-            // No character of a name needs escapes.
+            // No character of a stream name needs escaping.
             page.sample(
                 &format!("stream=\"{}\",transport=\"{transport}\"", stream.name),
                 viewers,
@@ -339,7 +340,7 @@ fn streams(page: &mut Page, control: &Control) {
             page.labelled("stream", &stream.name, value);
         }
     }
-    // The second name was the first one until this version; it goes with the next.
+    // The second family is the former name of the first; it is removed in the next version.
     for (family, label, help) in [
         (
             "millstream_transcode_viewers",
@@ -363,7 +364,7 @@ fn streams(page: &mut Page, control: &Control) {
     }
 }
 
-fn tracks(page: &mut Page, streams: &[Shown]) {
+fn tracks(page: &mut Page, streams: &[StreamSample]) {
     page.family(
         "millstream_stream_bitrate",
         "gauge",
@@ -383,8 +384,8 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
         "gauge",
         "Video frames per second of the source.",
     );
-    let pictures = || each_track(streams).filter(|(_, track)| track.kind == Kind::Video);
-    for (stream, track) in pictures() {
+    let video_tracks = || each_track(streams).filter(|(_, track)| track.kind == Kind::Video);
+    for (stream, track) in video_tracks() {
         page.labelled("stream", &stream.name, format!("{:.2}", track.rate.frames));
     }
     page.family(
@@ -400,11 +401,11 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
     page.family(
         "millstream_source_delays_total",
         "counter",
-        "Video frames and audio packets whose delay was measured, from capture (by the sender reports of the source) to \
-         arrival at the gateway. The network delay of the fastest sender report is not included.",
+        "Video frames and audio packets whose delay was measured, from capture (by the sender reports of the source) \
+         to arrival at the gateway. The network delay of the fastest sender report is not included.",
     );
     for (stream, track) in each_track(streams) {
-        page.sample(&of_kind(stream, track), track.delays.count);
+        page.sample(&kind_labels(stream, track), track.delays.count);
     }
     page.family(
         "millstream_source_delay_seconds_total",
@@ -412,27 +413,27 @@ fn tracks(page: &mut Page, streams: &[Shown]) {
         "Sum of these delays; divided by their number it is the mean.",
     );
     for (stream, track) in each_track(streams) {
-        page.sample(&of_kind(stream, track), track.delays.sum.as_secs_f64());
+        page.sample(&kind_labels(stream, track), track.delays.sum.as_secs_f64());
     }
-    page.family("millstream_stream_width", "gauge", "Width of the picture in pixels.");
-    for (stream, track) in pictures() {
+    page.family("millstream_stream_width", "gauge", "Width of the video in pixels.");
+    for (stream, track) in video_tracks() {
         if let Some((width, _)) = track.resolution {
             page.labelled("stream", &stream.name, width);
         }
     }
-    page.family("millstream_stream_height", "gauge", "Height of the picture in pixels.");
-    for (stream, track) in pictures() {
+    page.family("millstream_stream_height", "gauge", "Height of the video in pixels.");
+    for (stream, track) in video_tracks() {
         if let Some((_, height)) = track.resolution {
             page.labelled("stream", &stream.name, height);
         }
     }
 }
 
-fn of_kind(stream: &Shown, track: &ShownTrack) -> String {
+fn kind_labels(stream: &StreamSample, track: &TrackSample) -> String {
     format!("stream=\"{}\",kind=\"{}\"", stream.name, track.kind)
 }
 
-fn each_track(streams: &[Shown]) -> impl Iterator<Item = (&Shown, &ShownTrack)> {
+fn each_track(streams: &[StreamSample]) -> impl Iterator<Item = (&StreamSample, &TrackSample)> {
     streams
         .iter()
         .flat_map(|stream| stream.tracks.iter().map(move |track| (stream, track)))
@@ -521,7 +522,7 @@ fn media(page: &mut Page, control: &Control) {
     }
 }
 
-/// The text so far, and the family that samples are added to.
+/// The text so far and the current metric family, which samples are added to.
 #[derive(Default)]
 struct Page {
     text: String,

@@ -6,7 +6,7 @@
 //!                                                                           -> pages, operations
 //! ```
 //!
-//! Nothing here touches media. A client's fault is a [`problem::Problem`] with a 4xx status, never a 5xx.
+//! Nothing here handles media. A client error is a [`problem::Problem`] with a 4xx status, never 5xx.
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ use crate::control::Control;
 use crate::telemetry::HttpCounters;
 use millstream_core::hub::name::StreamName;
 
-/// State of the HTTP server. A handler takes the parts that it uses.
+/// State of the HTTP server. Handlers extract the parts that they use.
 #[derive(Clone)]
 pub struct HttpState {
     pub control: Arc<Control>,
@@ -82,7 +82,7 @@ impl FromRef<HttpState> for Arc<Authenticator> {
     }
 }
 
-/// All routes, and `more` beside them.
+/// Returns the router with all routes, including `more`.
 pub fn router(state: HttpState, more: Router) -> Router {
     pages::add_to(Router::new())
         .route("/whip/{*stream}", any(endpoint::whip))
@@ -95,14 +95,14 @@ pub fn router(state: HttpState, more: Router) -> Router {
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
         .route("/metrics", get(operations::metrics))
-        .fallback(pages::lost)
+        .fallback(pages::not_found)
         .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
         .with_state(state.clone())
         .merge(more)
         .layer(middleware::from_fn_with_state(state, guard::guard))
 }
 
-/// What of a request says who sent it.
+/// Returns the parts of a request that identify its sender.
 pub fn caller(request: &Parts) -> Caller<'_> {
     Caller {
         headers: &request.headers,
@@ -111,8 +111,8 @@ pub fn caller(request: &Parts) -> Caller<'_> {
     }
 }
 
-/// The stream that a path like `/whip/NAME` is about. The path is taken as it was sent: no character of a name needs
-/// escapes, so that `%2F` and its like are refused by the grammar. One slash at the end is tolerated.
+/// Returns the stream name in a path like `/whip/NAME`. The path is not percent-decoded: no character of a name needs
+/// escaping, and the grammar rejects `%2F` and the like. One trailing slash is tolerated.
 fn stream_of(uri: &Uri) -> Result<StreamName, Problem> {
     let name = uri.path().splitn(3, '/').nth(2).unwrap_or_default();
     Ok(StreamName::parse(name.strip_suffix('/').unwrap_or(name))?)

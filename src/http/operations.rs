@@ -1,4 +1,4 @@
-//! For probes and monitoring: `/healthz`, `/readyz`, `/metrics`.
+//! Probes and monitoring: `/healthz`, `/readyz`, `/metrics`.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::problem::Problem;
 use super::{HttpState, caller, metrics};
 use crate::control::Control;
 
-/// The process answers, and its shards tick.
+/// Liveness: succeeds if all shards tick.
 pub async fn healthz(State(control): State<Arc<Control>>) -> Result<Response, Problem> {
     if let Some(stalled) = control.media.stalled() {
         return Err(Problem::stalled(&stalled));
@@ -20,7 +20,7 @@ pub async fn healthz(State(control): State<Arc<Control>>) -> Result<Response, Pr
     Ok(no_store((StatusCode::OK, "ok\n").into_response()))
 }
 
-/// New sessions are taken.
+/// Readiness: succeeds if new sessions are accepted.
 pub async fn readyz(State(control): State<Arc<Control>>) -> Result<Response, Problem> {
     if control.is_draining() {
         return Err(Problem::stopping());
@@ -31,11 +31,11 @@ pub async fn readyz(State(control): State<Arc<Control>>) -> Result<Response, Pro
     Ok(no_store((StatusCode::OK, "ready\n").into_response()))
 }
 
-/// Prometheus text. Open, unless something gives access to the API.
+/// Returns the metrics as Prometheus text. Requires an API token if API access is configured.
 pub async fn metrics(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
     if state.authenticator.access().has_api() {
         let (parts, _) = request.into_parts();
-        // Whoever reads metrics can send a header.
+        // A token in the query is not accepted: metrics clients can send a header.
         let caller = Caller {
             query: None,
             ..caller(&parts)

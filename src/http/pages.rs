@@ -1,4 +1,4 @@
-//! Pages and player: the files in `player/`, part of the binary.
+//! Web pages and player: the files of `player/`, embedded in the binary.
 
 use axum::Router;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
@@ -8,7 +8,7 @@ use axum::routing::get;
 use super::problem::Problem;
 use super::{HttpState, stream_of};
 
-/// A file that is served under its own path.
+/// An embedded file and the path it is served at.
 struct File {
     path: &'static str,
     media_type: &'static str,
@@ -34,7 +34,7 @@ const FILES: &[File] = &[
     file!("board.js", SCRIPT),
     file!("favicon.svg", SVG),
     file!("hls.js", SCRIPT),
-    // From npm, by build.rs.
+    // Copied from npm by build.rs.
     File {
         path: "/hls.min.js",
         media_type: SCRIPT,
@@ -55,14 +55,14 @@ const FILES: &[File] = &[
 const INDEX: File = file!("index.html", PAGE);
 const WATCH: File = file!("watch.html", PAGE);
 const PUBLISH: File = file!("publish.html", PAGE);
-const LOST: File = file!("lost.html", PAGE);
+const NOT_FOUND: File = file!("not-found.html", PAGE);
 
-/// Nothing but our own files runs or is loaded, and no foreign page may frame ours.
+/// Only files of the gateway may be loaded and run, and only its own pages may frame a page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       media-src 'self' blob: mediastream:; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'self'";
 
-/// Files have no version in their names: a browser asks each time, and a new release shows at once.
+/// File names contain no version, so browsers revalidate each time and see a new release at once.
 const CACHE: &str = "no-cache";
 
 /// Adds the routes of all pages and files.
@@ -91,28 +91,28 @@ fn page_of(page: &File, uri: &Uri, headers: &HeaderMap) -> Response {
     }
 }
 
-/// What answers where there is nothing: it says where something is.
-pub(super) async fn lost(uri: Uri, headers: HeaderMap) -> Response {
+/// Handles unknown paths: 404 with the paths that exist.
+pub(super) async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path().trim_end_matches('/');
     let detail = match path {
-        "/whip" | "/whep" | "/watch" | "/publish" | "/hls" => format!("the name of a stream is missing: {path}/NAME"),
-        _ => "there is nothing at this address: publish to /whip/NAME, or in a browser at /publish/NAME; watch at \
+        "/whip" | "/whep" | "/watch" | "/publish" | "/hls" => format!("the stream name is missing: {path}/NAME"),
+        _ => "not found: publish to /whip/NAME, or in a browser at /publish/NAME; watch at \
               /watch/NAME, /whep/NAME or /hls/NAME/index.m3u8"
             .to_owned(),
     };
     refuse(Problem::new(StatusCode::NOT_FOUND, "not_found", detail), &headers)
 }
 
-/// People get a page, programs a problem document.
+/// Responds with a page to browsers and with a problem document to other clients.
 fn refuse(problem: Problem, headers: &HeaderMap) -> Response {
     let accepts = headers.get_all(header::ACCEPT).iter();
-    let is_person = accepts
+    let is_browser = accepts
         .flat_map(|value| value.to_str())
         .any(|value| value.contains("text/html"));
-    if !is_person {
+    if !is_browser {
         return problem.into_response();
     }
-    let mut response = respond(&LOST);
+    let mut response = respond(&NOT_FOUND);
     *response.status_mut() = StatusCode::NOT_FOUND;
     response
 }
@@ -125,7 +125,7 @@ fn respond(file: &File) -> Response {
         (header::CACHE_CONTROL, CACHE),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::REFERRER_POLICY, "no-referrer"),
-        // The player is an element for pages anywhere.
+        // The player can be embedded by pages of any origin.
         (HeaderName::from_static("cross-origin-resource-policy"), "cross-origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));

@@ -1,27 +1,28 @@
-//! `If-Match` (RFC 9110 §13.1.1), as the clients of RFC 9725 send it.
+//! `If-Match` (RFC 9110 §13.1.1), as WHIP and WHEP clients send it.
 
 use axum::http::{HeaderMap, header};
 
-/// What a request's `If-Match` says about the current entity tag.
+/// Result of comparing the `If-Match` of a request with the current entity tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IfMatch {
-    /// No such header. RFC 9725 §4.3.1 asks for 428 then, but three client libraries never send one when they trickle.
+    /// There is no `If-Match` header. RFC 9725 §4.3.1 requires 428, but three client libraries never send the header
+    /// with trickle ICE.
     Absent,
-    /// `*`, also in quotes: so the example of RFC 9725 prints it.
+    /// `*`, possibly quoted, as in the example of RFC 9725.
     Any,
     /// The current tag is among those listed.
     Current,
-    /// It is not.
+    /// The current tag is not among those listed.
     Stale,
 }
 
 impl IfMatch {
-    /// Compares with the current tag, given without quotes. Weak tags never match (RFC 9110 §8.8.3.2); a tag without
-    /// quotes does, as some servers hand them out so and clients copy them.
+    /// Compares `If-Match` with the current tag, given without quotes. Weak tags never match (RFC 9110 §8.8.3.2).
+    /// Unquoted tags can match, because some servers send tags without quotes and clients got used to it.
     pub fn read(headers: &HeaderMap, current: &str) -> Self {
         let mut result = Self::Absent;
         for value in headers.get_all(header::IF_MATCH) {
-            // No tag of ours holds a comma.
+            // The gateway's tags contain no comma.
             for tag in value.to_str().unwrap_or_default().split(',') {
                 let tag = tag.trim();
                 let bare = tag

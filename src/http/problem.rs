@@ -1,4 +1,4 @@
-//! What goes wrong, as the client is told: a problem document (RFC 9457, RFC 9725 §4.1).
+//! Error responses: problem documents (RFC 9457, RFC 9725 §4.1).
 
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -11,20 +11,20 @@ use millstream_core::hub::name::StreamNameError;
 use millstream_core::sdp::OfferError;
 use millstream_core::session::CloseReason;
 
-/// A refusal. `code` is stable and for programs, `detail` is for the person at the client.
+/// An error response. `code` is stable and meant for programs, `detail` is meant for people.
 #[derive(Debug)]
 pub struct Problem {
     pub status: StatusCode,
     pub code: &'static str,
     pub detail: String,
-    /// Line of the offer that is to blame.
+    /// Line of the offer that caused the error.
     pub line: Option<usize>,
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 #[derive(Serialize)]
 struct Document<'a> {
-    /// The status says it all (RFC 9457 §4.2.1).
+    /// `about:blank`: the status is the type of the problem (RFC 9457 §4.2.1).
     r#type: &'static str,
     title: &'a str,
     status: u16,
@@ -32,7 +32,7 @@ struct Document<'a> {
     code: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
-    /// The same as `detail`: the player of MediaMTX shows this member.
+    /// The same as `detail`; the player of MediaMTX displays this member.
     error: &'a str,
 }
 
@@ -53,40 +53,40 @@ impl Problem {
         self
     }
 
-    /// Says when to come back, in seconds (RFC 9110 §10.2.3).
+    /// Adds `Retry-After`, in seconds (RFC 9110 §10.2.3).
     pub fn retry_after(self, seconds: u64) -> Self {
         self.with(header::RETRY_AFTER, HeaderValue::from(seconds))
     }
 
-    /// There is nothing at this path.
+    /// 404: the path does not exist.
     pub fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address")
+        Self::new(StatusCode::NOT_FOUND, "not_found", "not found")
     }
 
-    /// The session never existed, or ended long ago. Both look the same.
+    /// 404: the session never existed or ended more than a minute ago; the two cannot be distinguished.
     pub fn unknown_session() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "unknown_session", "there is no such session")
+        Self::new(StatusCode::NOT_FOUND, "unknown_session", "no such session")
     }
 
-    /// The session is over, and this is why.
+    /// 404: the session has ended, for this reason.
     pub fn ended(reason: CloseReason) -> Self {
         let detail = format!("the session has ended: {}", reason.explanation());
         Self::new(StatusCode::NOT_FOUND, reason.label(), detail)
     }
 
-    /// The resource exists but not with this method.
+    /// 405: the resource does not support the method.
     pub fn method_not_allowed(allow: &'static str) -> Self {
-        let detail = format!("allowed here: {allow}");
+        let detail = format!("allowed methods: {allow}");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
             .with(header::ALLOW, HeaderValue::from_static(allow))
     }
 
-    /// The gateway takes no new sessions any more.
+    /// 503: the gateway is stopping and accepts no new sessions.
     pub fn stopping() -> Self {
         Refusal::Stopping.into()
     }
 
-    /// Media has stopped on a shard. If it does not go on, the process ends by itself.
+    /// 503: a shard is stalled. If it does not recover, the process exits.
     pub fn stalled(stalled: &Stalled) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "shard_stalled", stalled.to_string())
     }

@@ -1,4 +1,4 @@
-//! The session URL `/session/{id}` (RFC 9725 §4.2, §4.3). Who knows it may use it: its id has 128 random bits.
+//! The session URL `/session/{id}` (RFC 9725 §4.2, §4.3). It is a capability: its id has 128 random bits.
 
 use std::sync::Arc;
 
@@ -21,17 +21,17 @@ use crate::control::record::{IceSession, SessionRecord};
 use crate::shard::{Refusal, SessionId, SessionState};
 use millstream_core::sdp::Local;
 
-/// RFC 5789 §3.1.
+/// `Accept-Patch` (RFC 5789 §3.1).
 pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 const ALLOW: &str = "OPTIONS, HEAD, GET, PATCH, DELETE";
-/// What the path of a session's URL begins with.
+/// Path prefix of session URLs.
 pub(super) const PREFIX: &str = "/session/";
 
-/// What follows it for layers and for events.
+/// Path suffixes of a session URL for its layers and events.
 pub(super) const SUB_LAYER: &str = "/layer";
 pub(super) const SUB_EVENTS: &str = "/events";
 
-/// The running viewer's session that a path below its URL is about.
+/// Returns the running viewer session of a URL that has the suffix `below`.
 pub(super) fn session_under(
     control: &Control,
     uri: &Uri,
@@ -39,17 +39,17 @@ pub(super) fn session_under(
 ) -> Result<(SessionId, SessionRecord), Problem> {
     let path = uri.path().strip_suffix(below).ok_or_else(Problem::not_found)?;
     let session = session_of_path(path)?;
-    let held = control.sessions.record(session);
-    let held = held.filter(|held| held.action == Action::Play);
-    Ok((session, held.ok_or_else(Problem::unknown_session)?))
+    let record = control.sessions.record(session);
+    let record = record.filter(|record| record.action == Action::Play);
+    Ok((session, record.ok_or_else(Problem::unknown_session)?))
 }
 
-/// Path of a session's URL.
+/// Returns the path of a session's URL.
 pub fn path_of(session: SessionId) -> String {
     format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(session.0))
 }
 
-/// The session that a path is about.
+/// Returns the session id in a URL.
 pub(super) fn session_of(uri: &Uri) -> Result<SessionId, Problem> {
     session_of_path(uri.path())
 }
@@ -60,15 +60,15 @@ fn session_of_path(path: &str) -> Result<SessionId, Problem> {
     id.map(SessionId).ok_or_else(Problem::unknown_session)
 }
 
-/// `/session/{id}`.
+/// Handles `/session/{id}`.
 pub async fn session(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
-        // A preflight says nothing about the session, so that it cannot be used to look for one.
+        // The response to a preflight does not depend on the session, so that it cannot be used to probe for sessions.
         Method::OPTIONS => Ok(options()),
         Method::GET | Method::HEAD => {
             let session = session_of(&parts.uri)?;
-            require(&control, session)?;
+            require_session(&control, session)?;
             Ok(no_store(StatusCode::NO_CONTENT.into_response()))
         }
         Method::PATCH => patch(&control, session_of(&parts.uri)?, &parts.headers, body).await,
@@ -77,8 +77,8 @@ pub async fn session(State(control): State<Arc<Control>>, request: Request) -> R
     }
 }
 
-/// Ends the session. Entity tags do not matter (RFC 9725 §4.3.1). OBS closes its transport first and then expects
-/// exactly 200, so that a session that has just ended by itself is a success as well.
+/// Ends the session. Entity tags are ignored (RFC 9725 §4.3.1). OBS closes its transport first and then expects exactly
+/// 200, so deleting a session that has just ended succeeds too.
 fn delete(control: &Control, session: SessionId) -> Result<Response, Problem> {
     if control.sessions.take_offer(session) {
         return Ok(no_store(StatusCode::OK.into_response()));
@@ -91,17 +91,18 @@ fn delete(control: &Control, session: SessionId) -> Result<Response, Problem> {
     }
 }
 
-/// Trickle ICE (RFC 9725 §4.3.2): 204 without an `ETag`, as the ICE session stays the same. Other credentials than the
-/// current ones begin a new ICE session (§4.3.3): 200 with ours, and the `ETag` of the new one.
+/// Handles trickle ICE (RFC 9725 §4.3.2): 204 without an `ETag`, because the ICE session stays the same. Credentials
+/// that differ from the current ones start a new ICE session (§4.3.3): 200 with the local credentials and the new
+/// `ETag`. The answer to an offer of the gateway is a PATCH too (WHEP §4.3.2).
 async fn patch(control: &Control, session: SessionId, headers: &HeaderMap, body: Body) -> Result<Response, Problem> {
     let is_offered = control.sessions.offered(session).is_some();
     if is_offered && body::is_of_type(headers, body::SDP) {
         let bytes = body::read(headers, body, body::OFFER_LIMIT).await?;
-        return endpoint::answered(control, session, &bytes).await;
+        return endpoint::accept_answer(control, session, &bytes).await;
     }
-    require(control, session)?;
+    require_session(control, session)?;
     if body::is_of_type(headers, body::SDP) {
-        let detail = "a session is not renegotiated (RFC 9725 §3): end it and POST a new offer";
+        let detail = "sessions cannot be renegotiated (RFC 9725 §3): end the session and POST a new offer";
         return Err(Problem::new(StatusCode::CONFLICT, "no_renegotiation", detail));
     }
     if !body::is_of_type(headers, body::FRAGMENT) {
@@ -114,10 +115,10 @@ async fn patch(control: &Control, session: SessionId, headers: &HeaderMap, body:
     let bytes = body::read(headers, body, body::FRAGMENT_LIMIT).await?;
     let fragment = Fragment::parse(&bytes).map_err(bad_fragment)?;
     if is_offered {
-        // What a viewer trickles before its answer is not needed: its checks tell.
+        // Candidates that a viewer sends before its answer are not needed: its addresses are learned from its checks.
         return Ok(no_store(StatusCode::NO_CONTENT.into_response()));
     }
-    // The tag is compared and changed under one lock: of restarts at the same time one goes after the other.
+    // The tag is compared and changed under one lock, so that concurrent restarts are serialized.
     let patched = control.sessions.with_ice(session, |ice| {
         check_precondition(headers, ice, &fragment, control.policy().strict)?;
         if fragment.belongs_to(&ice.remote) {
@@ -128,7 +129,8 @@ async fn patch(control: &Control, session: SessionId, headers: &HeaderMap, body:
     Ok(no_store(patched.ok_or_else(Problem::unknown_session)??))
 }
 
-fn require(control: &Control, session: SessionId) -> Result<(), Problem> {
+/// Fails unless the session is offered or running.
+fn require_session(control: &Control, session: SessionId) -> Result<(), Problem> {
     let is_offered = control.sessions.offered(session).is_some();
     if is_offered || control.sessions.is_running(session) {
         return Ok(());
@@ -139,9 +141,9 @@ fn require(control: &Control, session: SessionId) -> Result<(), Problem> {
     })
 }
 
-/// RFC 9725 §4.3.1. Three client libraries send no `If-Match` when they trickle, which nothing can come of: only where
-/// the configuration is strict they have to. A restart without one could have been meant for an ICE session that is
-/// over.
+/// Checks `If-Match` (RFC 9725 §4.3.1). Three client libraries do not send it with trickle ICE; this is harmless and
+/// accepted unless the configuration is strict. A restart requires it, because it might be meant for a previous ICE
+/// session.
 fn check_precondition(
     headers: &HeaderMap,
     ice: &IceSession,
@@ -170,7 +172,7 @@ fn check_precondition(
     }
 }
 
-/// An ICE restart (RFC 9725 §4.3.3). When it cannot be had, the old ICE session goes on.
+/// Restarts ICE (RFC 9725 §4.3.3). If this fails, the current ICE session continues.
 fn restart(
     control: &Control,
     session: SessionId,
@@ -183,7 +185,7 @@ fn restart(
         .restart_ice(session, remote.clone())
         .ok_or(Problem::from(Refusal::Full))?;
     ice.restart(remote, &local);
-    debug!(?session, "ICE restarts");
+    debug!(?session, "ICE restart");
     let candidates = media.candidates();
     let ours = Local {
         credentials: &local,

@@ -1,4 +1,4 @@
-//! The HTTP server: a listener, and a task for each connection with its deadlines and limits.
+//! The HTTP server: a listener, and a task with timeouts and limits for each connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -30,41 +30,42 @@ use super::tls::{self, Certificate};
 use super::write_timeout::{self, WriteTimeout};
 use crate::config::Limits;
 
-/// Time that the headers of a request may take, and that a connection may be idle between two requests.
-const HEADER_DEADLINE: Duration = Duration::from_secs(5);
-/// Bytes that the headers of a request may have; more is 431.
+/// Maximum time for receiving the headers of a request, including the idle time before them.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum size of request headers; above it, the response is 431.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-/// Requests at the same time on one connection of HTTP/2. Players wait for playlists and parts of some renditions.
+/// Maximum number of concurrent HTTP/2 streams of a connection. Players wait for playlists and parts of several
+/// renditions.
 const MAX_STREAMS: u32 = 64;
-/// A connection of HTTP/2 without a stream is closed after so long. A player of LL-HLS always has one.
-const IDLE: Duration = Duration::from_secs(10);
-/// Time for a client of HTTP/2 to answer to our goodbye (RFC 9113 §6.8).
-const GOODBYE: Duration = Duration::from_secs(1);
-/// Between two pings to a client of HTTP/2 that is silent; one that does not answer is gone.
+/// An HTTP/2 connection without an open stream is closed after this time. An LL-HLS player always has an open stream.
+const HTTP2_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time that an HTTP/2 client has to react to GOAWAY (RFC 9113 §6.8).
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval of HTTP/2 keep-alive pings. A connection whose client does not answer is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// Pause after an accept that failed: the process may be out of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long and how much is still read from a connection that we end, so that the client sees our last response and not
-/// a reset (RFC 9112 §9.6).
+/// Delay after a failed accept: the process may be out of file descriptors.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
+/// How long and how much is read from a connection after the server has closed its side, so that the client receives
+/// the last response instead of a reset (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
-/// Connections that may wait for us to accept them.
+/// Backlog of the listening socket.
 const BACKLOG: i32 = 1024;
 
-/// What a client is told whose address has too many connections.
-const CROWDED: &[u8] =
+/// Response to a connection above the limit of its address.
+const TOO_MANY_CONNECTIONS: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-/// The address of a client, as an extension of its requests.
+/// Address of the client, as a request extension.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// Binds the listener. `[::]` takes both families; where the kernel has no IPv6 it becomes `0.0.0.0`.
+/// Binds the listener. `[::]` accepts both address families; if the kernel has no IPv6, it is replaced by `0.0.0.0`.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(bind_std(address)?)
 }
 
-/// Like [`bind`], without a runtime.
+/// Like [`bind`], without a Tokio runtime.
 pub fn bind_std(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     listen(address).or_else(|error| match without_ipv6(address) {
         Some(address) => listen(address),
@@ -72,8 +73,8 @@ pub fn bind_std(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     })
 }
 
-/// The address to take instead when binding `[::]` failed because the kernel has no IPv6, which is when it gives no
-/// other port of that address either.
+/// Returns the address to use instead of `[::]` if the kernel has no IPv6. This is detected by binding another port of
+/// `[::]`, which fails too.
 pub fn without_ipv6(address: SocketAddr) -> Option<SocketAddr> {
     let is_any = address.ip() == Ipv6Addr::UNSPECIFIED;
     let is_missing = || std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err();
@@ -85,7 +86,7 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    // A restart need not wait for old connections to time out. Two listeners at once stay impossible on Linux.
+    // Allows a restart while old connections are in TIME_WAIT. On Linux, two concurrent listeners stay impossible.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -93,7 +94,7 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Serves until `stop` changes, then lets running requests end.
+/// Serves until `stop` changes, then waits for running requests.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -111,15 +112,15 @@ pub async fn serve(
             }
         }
     };
-    take_connections(listener, limits, CROWDED, stop, serve).await;
+    take_connections(listener, limits, TOO_MANY_CONNECTIONS, stop, serve).await;
 }
 
-/// Takes connections within the limits until `stop` changes, then waits for those that run. Who comes from an address
-/// that has too many is sent `crowded`.
+/// Accepts connections within the limits until `stop` changes, then waits for the open ones. A connection above the
+/// limit of its address is sent `rejection` and closed.
 pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
     listener: TcpListener,
     limits: Limits,
-    crowded: &[u8],
+    rejection: &[u8],
     mut stop: watch::Receiver<bool>,
     serve: impl Fn(TcpStream, SocketAddr) -> F,
 ) {
@@ -127,7 +128,7 @@ pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
     let per_address = ConnectionLimit::new(limits.connections_per_address);
     let mut tasks = JoinSet::new();
     loop {
-        // With all slots taken, clients wait in the backlog.
+        // While all slots are taken, clients wait in the backlog.
         let accepted = tokio::select! {
             _ = stop.changed() => break,
             Some(_) = tasks.join_next() => continue,
@@ -136,9 +137,9 @@ pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
         match accepted {
             Ok((stream, peer, slot)) => {
                 let Some(permit) = per_address.acquire(peer.ip()) else {
-                    // It has to make do with what fits into the socket's buffer.
-                    let _ = stream.try_write(crowded);
-                    debug!(%peer, "a connection more than one address may have");
+                    // Whatever does not fit into the socket's buffer is lost.
+                    let _ = stream.try_write(rejection);
+                    debug!(%peer, "connection limit of the address reached");
                     continue;
                 };
                 let serving = serve(stream, peer);
@@ -148,8 +149,8 @@ pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
                 });
             }
             Err(error) => {
-                debug!(%error, "accepting a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                debug!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
@@ -166,7 +167,7 @@ async fn accept(
     Ok((stream, peer, slot))
 }
 
-/// HTTPS: HTTP/2 where the client knows it (RFC 9113), else HTTP/1.1.
+/// Serves HTTPS: HTTP/2 if the client supports it (RFC 9113), else HTTP/1.1.
 async fn handle_tls(
     stream: TcpStream,
     peer: SocketAddr,
@@ -175,20 +176,20 @@ async fn handle_tls(
     mut stop: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(write_timeout::DEADLINE));
-    match timeout(HEADER_DEADLINE, tls::begins_with_handshake(&stream)).await {
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(write_timeout::TIMEOUT));
+    match timeout(HEADER_TIMEOUT, tls::begins_with_handshake(&stream)).await {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => {
-            let _ = stream.try_write(tls::PLAIN);
+            let _ = stream.try_write(tls::PLAIN_HTTP_RESPONSE);
             return linger(stream).await;
         }
         Ok(Err(_)) | Err(_) => return,
     }
     let acceptor = TlsAcceptor::from(certificate.current());
-    let stream = match timeout(HEADER_DEADLINE, acceptor.accept(WriteTimeout::new(stream))).await {
+    let stream = match timeout(HEADER_TIMEOUT, acceptor.accept(WriteTimeout::new(stream))).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return debug!(%peer, %error, "no TLS came about"),
-        Err(_) => return debug!(%peer, "the TLS handshake took too long"),
+        Ok(Err(error)) => return debug!(%peer, %error, "TLS handshake failed"),
+        Err(_) => return debug!(%peer, "TLS handshake timed out"),
     };
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let io = TokioIo::new(stream);
@@ -205,11 +206,11 @@ async fn handle_tls(
         }
     };
     if let Err(error) = result {
-        debug!(%peer, %error, "a connection broke");
+        debug!(%peer, %error, "connection failed");
     }
 }
 
-/// HTTP/2, which has no deadline of its own for the preface and the first request of a client.
+/// Serves HTTP/2. The idle timeout covers the preface and the first request, for which hyper has no timeout.
 async fn serve_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     io: TokioIo<S>,
     router: Router,
@@ -235,13 +236,13 @@ async fn serve_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     );
     tokio::select! {
         result = connection.as_mut() => return result,
-        () = activity.idle(HEADER_DEADLINE, IDLE) => debug!(%peer, "nothing is asked for"),
+        () = activity.idle(HEADER_TIMEOUT, HTTP2_IDLE_TIMEOUT) => debug!(%peer, "idle HTTP/2 connection closed"),
         _ = stop.changed() => {}
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         result = connection.as_mut() => result,
-        () = activity.idle(GOODBYE, GOODBYE) => Ok(()),
+        () = activity.idle(GOAWAY_TIMEOUT, GOAWAY_TIMEOUT) => Ok(()),
     }
 }
 
@@ -249,15 +250,15 @@ fn http1() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_DEADLINE)
+        .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES)
         .half_close(true)
-        // Some clients look for `Location:` case and all.
+        // Some clients compare the header name `Location` case-sensitively.
         .title_case_headers(true);
     builder
 }
 
-/// The routes, for requests that know who sent them.
+/// Returns the router as a hyper service that adds [`Peer`] to requests.
 fn service(
     router: Router,
     peer: SocketAddr,
@@ -275,9 +276,9 @@ fn service(
 }
 
 async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, mut stop: watch::Receiver<bool>) {
-    // Without these the connection works as well, if less well.
+    // Failures are ignored: the connection works without these options.
     let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(write_timeout::DEADLINE));
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(write_timeout::TIMEOUT));
     let mut connection = http1().serve_connection(TokioIo::new(WriteTimeout::new(stream)), service(router, peer));
     let finished = tokio::select! {
         result = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(result),
@@ -291,20 +292,20 @@ async fn handle_connection(stream: TcpStream, peer: SocketAddr, router: Router, 
         }
     };
     if let Err(error) = result {
-        debug!(%peer, %error, "a connection broke");
+        debug!(%peer, %error, "connection failed");
     }
     linger(connection.into_parts().io.into_inner().into_inner()).await;
 }
 
-/// Ends our direction, and reads what still comes for a moment.
+/// Closes the sending direction and reads what still arrives, within [`LINGER`].
 async fn linger(mut stream: TcpStream) {
     if stream.shutdown().await.is_err() {
         return;
     }
-    let mut rest = [0; 4096];
+    let mut buffer = [0; 4096];
     let mut budget = LINGER_BYTES;
     let drain = async {
-        while let Ok(count @ 1..) = stream.read(&mut rest).await {
+        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
             budget = budget.saturating_sub(count);
             if budget == 0 {
                 break;

@@ -1,4 +1,4 @@
-//! HTTPS: certificate and key from files, read again when they change (RFC 9110 §4.2.2, RFC 9325).
+//! HTTPS: certificate and key files, which are reloaded when they change (RFC 9110 §4.2.2, RFC 9325).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::config::Mistake;
 /// Why HTTPS cannot be served.
 #[derive(Debug, Error)]
 pub enum TlsError {
-    #[error("http.tls_certificate and http.tls_key have to be set together")]
+    #[error("http.tls_certificate and http.tls_key must be set together")]
     Half,
     #[error("{key}: {} cannot be read: {source}", path.display())]
     Read {
@@ -27,7 +27,7 @@ pub enum TlsError {
     },
     #[error("http.tls_certificate: {} contains no certificate in PEM: {problem}", path.display())]
     Certificate { path: PathBuf, problem: String },
-    #[error("http.tls_key: {} has no private key in PEM: {problem}", path.display())]
+    #[error("http.tls_key: {} contains no private key in PEM: {problem}", path.display())]
     Key { path: PathBuf, problem: String },
     #[error("http.tls_key does not belong to http.tls_certificate")]
     Mismatch,
@@ -36,7 +36,7 @@ pub enum TlsError {
 }
 
 impl TlsError {
-    /// The same as a mistake of the configuration.
+    /// Converts the error to a configuration error.
     pub fn mistake(&self) -> Mistake {
         match self {
             Self::Half => Mistake::new(CERTIFICATE, format!("and `{KEY}` must be set together")),
@@ -71,11 +71,11 @@ impl TlsError {
     }
 }
 
-/// Keys of the configuration.
+/// Configuration keys.
 const CERTIFICATE: &str = "http.tls_certificate";
 const KEY: &str = "http.tls_key";
 
-/// The certificate in force.
+/// The current certificate.
 pub struct Certificate {
     certificate: PathBuf,
     key: PathBuf,
@@ -84,11 +84,12 @@ pub struct Certificate {
 
 struct State {
     config: Arc<ServerConfig>,
-    read: [Option<(SystemTime, u64)>; 2],
-    looked: Instant,
+    /// Stamps of the loaded files.
+    stamps: [Option<(SystemTime, u64)>; 2],
+    checked: Instant,
 }
 
-/// Between looks at the files.
+/// Minimum interval between two checks of the files.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Certificate {
@@ -96,51 +97,51 @@ impl Certificate {
     ///
     /// # Errors
     ///
-    /// A [`TlsError`] that names the key of the configuration.
+    /// A [`TlsError`] that names the configuration key.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let read = [stamp(certificate), stamp(key)];
+        let stamps = [stamp(certificate), stamp(key)];
         let config = Arc::new(load(certificate, key)?);
         Ok(Self {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
             state: Mutex::new(State {
                 config,
-                read,
-                looked: Instant::now(),
+                stamps,
+                checked: Instant::now(),
             }),
         })
     }
 
-    /// What the next handshake goes by: the files are read again when they have changed. While the new ones cannot be
-    /// used, as when one of them is not there yet, the old ones stay.
+    /// Returns the TLS configuration for the next handshake. Reloads the files if they have changed. While the new
+    /// files are not usable, for example because only one was replaced yet, the old certificate stays in use.
     pub fn current(&self) -> Arc<ServerConfig> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.looked.elapsed() < POLL_INTERVAL {
+        if state.checked.elapsed() < POLL_INTERVAL {
             return state.config.clone();
         }
-        state.looked = Instant::now();
+        state.checked = Instant::now();
         let stamps = [stamp(&self.certificate), stamp(&self.key)];
-        if stamps != state.read {
+        if stamps != state.stamps {
             match load(&self.certificate, &self.key) {
                 Ok(config) => {
-                    info!("the certificate was read again");
+                    info!("certificate reloaded");
                     state.config = Arc::new(config);
                 }
-                Err(error) => warn!(%error, "the certificate has changed and cannot be used; the old one stays"),
+                Err(error) => warn!(%error, "the changed certificate cannot be used; keeping the old one"),
             }
-            state.read = stamps;
+            state.stamps = stamps;
         }
         state.config.clone()
     }
 }
 
-/// What changes with a file.
+/// Returns modification time and size of a file, to detect changes.
 fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-/// All that is wrong with the files of a certificate and its key.
+/// Returns all problems of a certificate file and its key file.
 pub fn problems(certificate: &Path, key: &Path) -> Vec<TlsError> {
     match (chain(certificate), private(key)) {
         (Ok(chain), Ok(private)) => config(chain, private).err().into_iter().collect(),
@@ -197,11 +198,11 @@ fn config(chain: Vec<CertificateDer<'static>>, private: PrivateKeyDer<'static>) 
     Ok(config)
 }
 
-/// What somebody is told who speaks HTTP to the port of HTTPS.
-pub const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+/// Response to plain HTTP on the HTTPS port.
+pub const PLAIN_HTTP_RESPONSE: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Content-Length: 46\r\nConnection: close\r\n\r\nThis port speaks HTTPS: begin with https://.\n\n";
 
-/// Whether the other end begins with a handshake (RFC 8446 §5.1: content type 22).
+/// Returns whether the client starts with a TLS handshake (RFC 8446 §5.1: content type 22).
 pub async fn begins_with_handshake(stream: &tokio::net::TcpStream) -> io::Result<bool> {
     let mut first = [0];
     Ok(stream.peek(&mut first).await? == 1 && first == [22])
@@ -212,8 +213,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_to_plain_http_is_as_long_as_it_says() {
-        let text = std::str::from_utf8(PLAIN).expect("text");
+    fn the_response_to_plain_http_has_the_right_length() {
+        let text = std::str::from_utf8(PLAIN_HTTP_RESPONSE).expect("text");
         let (_, body) = text.split_once("\r\n\r\n").expect("a body");
         assert!(
             text.contains(&format!("Content-Length: {}\r\n", body.len())),

@@ -1,4 +1,4 @@
-//! A connection that a client has to read from: one that takes a byte a second is closed, whatever it asks for.
+//! Write timeout: a connection whose client reads too slowly, for example one byte per second, is closed.
 
 use std::future::Future as _;
 use std::io;
@@ -9,26 +9,26 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// A stream whose other end has to take [`LEAST`] bytes in every [`DEADLINE`] for as long as there is something to take.
+/// A stream whose peer has to read [`MIN_BYTES`] bytes in every [`TIMEOUT`] while data is waiting to be sent.
 pub struct WriteTimeout<S> {
     stream: S,
     deadline: Pin<Box<Sleep>>,
-    /// Bytes that were taken since writing last had to wait and the deadline was set; `None` while nothing waits.
-    taken: Option<usize>,
+    /// Bytes written since the deadline was set, which happens when a write has to wait; `None` if no deadline is set.
+    written: Option<usize>,
 }
 
-/// Time for which a client may leave what we sent unread.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Maximum time for which a client may leave sent data unread.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Far less than any picture needs: 13 kbit/s.
-const LEAST: usize = 32 * 1024;
+/// 32 KiB in [`TIMEOUT`] are 13 kbit/s, far less than any video needs.
+const MIN_BYTES: usize = 32 * 1024;
 
 impl<S> WriteTimeout<S> {
     pub fn new(stream: S) -> Self {
         Self {
             stream,
-            deadline: Box::pin(sleep(DEADLINE)),
-            taken: None,
+            deadline: Box::pin(sleep(TIMEOUT)),
+            written: None,
         }
     }
 
@@ -36,11 +36,11 @@ impl<S> WriteTimeout<S> {
         self.stream
     }
 
-    /// Waits for the other end, but not for ever.
+    /// Waits for the peer until the deadline.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.taken.is_none() {
-            self.taken = Some(0);
-            self.deadline.as_mut().reset(Instant::now() + DEADLINE);
+        if self.written.is_none() {
+            self.written = Some(0);
+            self.deadline.as_mut().reset(Instant::now() + TIMEOUT);
         }
         match self.deadline.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
@@ -49,10 +49,10 @@ impl<S> WriteTimeout<S> {
     }
 
     fn record(&mut self, count: usize) {
-        if let Some(taken) = &mut self.taken {
-            *taken += count;
-            if *taken >= LEAST {
-                self.taken = None;
+        if let Some(written) = &mut self.written {
+            *written += count;
+            if *written >= MIN_BYTES {
+                self.written = None;
             }
         }
     }
@@ -95,9 +95,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         self.stream.is_write_vectored()
     }
 
-    /// Comes when all has been written that there was.
+    /// Completes when everything was written, and clears the deadline.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.taken = None;
+        self.written = None;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -129,7 +129,7 @@ mod tests {
             assert_eq!(written.is_ok(), ends_well, "{bytes} bytes a second");
             if let Err(error) = written {
                 assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-                assert_eq!(begun.elapsed().as_secs(), DEADLINE.as_secs());
+                assert_eq!(begun.elapsed().as_secs(), TIMEOUT.as_secs());
             }
             reading.abort();
         }
@@ -152,7 +152,7 @@ mod tests {
                 reading
             );
             assert!(written.is_ok() && read.is_ok());
-            tokio::time::sleep(DEADLINE * 3).await;
+            tokio::time::sleep(TIMEOUT * 3).await;
         }
     }
 }

@@ -818,7 +818,7 @@ fn the_doctor_says_what_is_well_and_what_is_not() {
         "{said}"
     );
     assert!(
-        said.contains("-> stop that process, or choose another port") && said.contains("have to be set together"),
+        said.contains("-> stop that process, or choose another port") && said.contains("must be set together"),
         "{said}"
     );
 }

@@ -22,7 +22,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Number of recent events that are kept.
 const KEPT: usize = 200;
 /// Polls without an event after which a comment is sent as keep-alive.
-const PING: u32 = 30;
+const KEEP_ALIVE_POLLS: u32 = 30;
 
 /// The most recent events with their ids.
 #[derive(Default)]
@@ -51,8 +51,8 @@ impl Log {
 
 /// Records events until the gateway ends.
 pub async fn run(control: Arc<Control>, log: Arc<Log>) {
-    let mut known_streams: BTreeMap<String, Value> = BTreeMap::new();
-    let mut known_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
+    let mut previous_streams: BTreeMap<String, Value> = BTreeMap::new();
+    let mut previous_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
     let mut ticks = interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -67,25 +67,25 @@ pub async fn run(control: Arc<Control>, log: Arc<Log>) {
                 "source": source.map(|source| source.state),
                 "error": source.and_then(|source| source.last_error.clone()),
             });
-            if known_streams.get(&stream.name) != Some(&shown) {
+            if previous_streams.get(&stream.name) != Some(&shown) {
                 log.add("stream", &shown);
             }
             now.insert(stream.name, shown);
         }
-        for gone in known_streams.keys().filter(|name| !now.contains_key(*name)) {
+        for gone in previous_streams.keys().filter(|name| !now.contains_key(*name)) {
             log.add("stream", &json!({ "stream": gone, "live": false, "gone": true }));
         }
-        known_streams = now;
+        previous_streams = now;
         let mut now = BTreeMap::new();
         for (_, session) in sessions::all(&control) {
-            if known_sessions.get(&session.id) != Some(&session.state)
+            if previous_sessions.get(&session.id) != Some(&session.state)
                 && let Ok(shown) = serde_json::to_value(&session)
             {
                 log.add("session", &shown);
             }
             now.insert(session.id, session.state);
         }
-        known_sessions = now;
+        previous_sessions = now;
     }
 }
 
@@ -124,7 +124,7 @@ impl HttpBody for EventStream {
             let (last, mut text) = self.log.after(self.last);
             self.last = last;
             self.count += 1;
-            if text.is_empty() && self.count.is_multiple_of(PING) {
+            if text.is_empty() && self.count.is_multiple_of(KEEP_ALIVE_POLLS) {
                 text.push_str(":\n\n");
             }
             if !text.is_empty() {

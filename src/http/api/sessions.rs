@@ -60,10 +60,10 @@ pub fn id_of(session: SessionId) -> String {
 
 /// Returns all sessions, sorted by id.
 pub fn all(control: &Control) -> Vec<(SessionId, Session)> {
-    #[expect(clippy::disallowed_methods, reason = "the moment of the request")]
+    #[expect(clippy::disallowed_methods, reason = "the time of the request")]
     let now = Instant::now();
-    let known = control.sessions.all().into_iter();
-    let mut shown: Vec<_> = known
+    let records = control.sessions.all().into_iter();
+    let mut shown: Vec<_> = records
         .filter_map(|(id, record)| Some((id, show(id, &record, control.media.state(id), now)?)))
         .collect();
     shown.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));

@@ -273,7 +273,7 @@ fn transcodes(name: &StreamName, hub: &Hub) -> Vec<Transcode> {
     running.collect()
 }
 
-#[expect(clippy::disallowed_methods, reason = "the moment of the request")]
+#[expect(clippy::disallowed_methods, reason = "the time of the request")]
 fn now() -> Instant {
     Instant::now()
 }

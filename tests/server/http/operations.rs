@@ -68,9 +68,9 @@ async fn pages_and_files_come_with_their_type_and_a_strict_policy() {
     for (method, path, wanted) in [
         ("POST", "/live", "publish to /whip/NAME"),
         ("POST", "/live/whip", "/whep/NAME"),
-        ("POST", "/whip", "the name of a stream is missing: /whip/NAME"),
-        ("POST", "/whep/", "the name of a stream is missing: /whep/NAME"),
-        ("GET", "/watch/", "the name of a stream is missing: /watch/NAME"),
+        ("POST", "/whip", "the stream name is missing: /whip/NAME"),
+        ("POST", "/whep/", "the stream name is missing: /whep/NAME"),
+        ("GET", "/watch/", "the stream name is missing: /watch/NAME"),
         ("GET", "/watch/a%20b", "letters, digits"),
     ] {
         let reply = Request::new(method, path).send(&gateway).await;

@@ -178,8 +178,8 @@ async fn files_that_cannot_be_used_are_named() {
     let only = |name: &str, path: &str| format!("[http]\n{name} = \"{path}\"\n");
     let both = |cert: &str, key: &str| format!("[http]\ntls_certificate = \"{cert}\"\ntls_key = \"{key}\"\n");
     for (text, wanted) in [
-        (only("tls_certificate", &cert), "have to be set together"),
-        (only("tls_key", &key), "have to be set together"),
+        (only("tls_certificate", &cert), "must be set together"),
+        (only("tls_key", &key), "must be set together"),
         (both(&key, &key), "http.tls_certificate"),
         (both(&cert, &cert), "http.tls_key"),
         (both("/nonexistent", &key), "/nonexistent"),
