@@ -1,21 +1,21 @@
-// The dashboard: what streams there are and how they do, from the API. It shows itself when the API lets it in.
+// The dashboard: streams and sessions from the API. It is shown when the API grants access.
 
-import { byId, copies, keepToken, takeToken } from './page.js';
+import { byId, copyOnClick, storeToken, loadToken } from './page.js';
 
-/** Between two looks, in milliseconds. */
-const LOOK_EVERY = 2_000;
-/** Points of a sparkline: two minutes. */
+/** Interval at which the API is polled, in milliseconds. */
+const POLL_INTERVAL = 2_000;
+/** Number of points of a sparkline: two minutes. */
 const POINTS = 60;
-/** Pictures of streams: so many, and so old at most, in milliseconds. A worker of the gateway makes each. */
-const MOST_PICTURES = 12;
-const PICTURE_AGE = 60_000;
+/** Maximum number and age (in milliseconds) of thumbnails. Each one costs a transcoding worker. */
+const MAX_THUMBNAILS = 12;
+const THUMBNAIL_MAX_AGE = 60_000;
 const KEY = 'millstream-api-token';
 
 const history = new Map();
-const pictures = new Map();
-let painting = false;
-const opened = new Set();
-let token = takeToken(KEY);
+const thumbnails = new Map();
+let updatingThumbnails = false;
+const expanded = new Set();
+let token = loadToken(KEY);
 let timer = 0;
 
 async function api(path, options = {}) {
@@ -40,7 +40,7 @@ function duration(seconds) {
   return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
 }
 
-/** A line of the last minutes; its text says what it shows. */
+/** Returns a sparkline; `text` is its accessible description. */
 function sparkline(values, text) {
   const space = 'http://www.w3.org/2000/svg';
   const svg = document.createElementNS(space, 'svg');
@@ -48,11 +48,11 @@ function sparkline(values, text) {
   svg.setAttribute('class', 'spark');
   svg.setAttribute('role', 'img');
   svg.setAttribute('aria-label', text);
-  const most = Math.max(...values, 1);
+  const maximum = Math.max(...values, 1);
   const step = 118 / (POINTS - 1);
   const points = values.map((value, index) => {
     const x = 119 - (values.length - 1 - index) * step;
-    return `${x.toFixed(1)},${(26 - (value / most) * 24).toFixed(1)}`;
+    return `${x.toFixed(1)},${(26 - (value / maximum) * 24).toFixed(1)}`;
   });
   const line = document.createElementNS(space, 'polyline');
   line.setAttribute('points', points.join(' '));
@@ -67,12 +67,12 @@ function facts({ video, audio, publisher }) {
     parts.push([video.codec, size, `${video.frame_rate.toFixed(0)} fps`].filter(Boolean).join(' '));
   }
   if (audio) parts.push(`${audio.codec} ${audio.sample_rate / 1000} kHz`);
-  if (publisher) parts.push(`by ${publisher.toUpperCase()}`);
+  if (publisher) parts.push(`via ${publisher.toUpperCase()}`);
   return parts.join(' · ');
 }
 
-function audience({ viewers, hls_viewers: byHls }) {
-  return byHls ? `${viewers + byHls}, ${byHls} by HLS` : String(viewers);
+function audience({ viewers, hls_viewers: hlsViewers }) {
+  return hlsViewers ? `${viewers + hlsViewers}, ${hlsViewers} over HLS` : String(viewers);
 }
 
 function button(text, work, label) {
@@ -83,27 +83,27 @@ function button(text, work, label) {
 
 function copyButton(text, what, label) {
   const made = element('button', { class: 'small', type: 'button', 'aria-label': label }, text);
-  copies(made, () => what);
+  copyOnClick(made, () => what);
   return made;
 }
 
-/** Gets pictures one after the other, those that are missing or old. */
-async function paint(streams) {
-  if (painting || document.hidden) return;
-  painting = true;
+/** Loads missing and outdated thumbnails, one after the other. */
+async function updateThumbnails(streams) {
+  if (updatingThumbnails || document.hidden) return;
+  updatingThumbnails = true;
   try {
-    for (const { name } of streams.filter(({ live, video }) => live && video).slice(0, MOST_PICTURES)) {
-      const known = pictures.get(name);
-      if (known && performance.now() - known.at < PICTURE_AGE) continue;
+    for (const { name } of streams.filter(({ live, video }) => live && video).slice(0, MAX_THUMBNAILS)) {
+      const cached = thumbnails.get(name);
+      if (cached && performance.now() - cached.at < THUMBNAIL_MAX_AGE) continue;
       const answer = await api(`streams/${name}/snapshot.jpg`).catch(() => null);
-      // A stream without a picture is not asked for one all the time either.
-      const url = answer?.ok ? await asDataUrl(await answer.blob()) : known?.url;
-      pictures.set(name, { at: performance.now(), url });
+      // A failed snapshot is not retried at once either.
+      const url = answer?.ok ? await asDataUrl(await answer.blob()) : cached?.url;
+      thumbnails.set(name, { at: performance.now(), url });
       const shown = [...document.querySelectorAll('.thumb')].find((image) => image.dataset.stream === name);
       if (shown && url) Object.assign(shown, { src: url, hidden: false });
     }
   } finally {
-    painting = false;
+    updatingThumbnails = false;
   }
 }
 
@@ -115,8 +115,8 @@ const asDataUrl = (blob) =>
   });
 
 function thumbnail(name, live) {
-  const url = live ? pictures.get(name)?.url : undefined;
-  const image = element('img', { class: 'thumb', alt: `Picture of ${name}`, 'data-stream': name });
+  const url = live ? thumbnails.get(name)?.url : undefined;
+  const image = element('img', { class: 'thumb', alt: `Snapshot of ${name}`, 'data-stream': name });
   image.hidden = !url;
   if (url) image.src = url;
   return image;
@@ -141,13 +141,13 @@ function streamCard(stream, sessions) {
     thumbnail(name, live),
     element('h3', {}, element('span', { class: 'dot', 'aria-hidden': 'true' }), element('a', { href: `/watch/${name}` }, name),
       element('span', { class: 'quiet' }, state)),
-    element('p', { class: 'quiet' }, facts(stream) || 'nothing is sent'),
+    element('p', { class: 'quiet' }, facts(stream) || 'No incoming media'),
     element('div', { class: 'measures' },
       element('div', {}, element('span', { class: 'quiet' }, 'Viewers'), element('span', {}, audience(stream)),
         sparkline(past.viewers, `Viewers in the last two minutes, now ${viewers}`)),
       element('div', {}, element('span', { class: 'quiet' }, 'Bitrate'), element('span', {}, bits(rate)),
         sparkline(past.rate, `Bitrate in the last two minutes, now ${bits(rate)}`)),
-      delay === null ? null : element('div', { title: 'From the capture of a picture until it is here' },
+      delay === null ? null : element('div', { title: 'Time from the capture of a frame to its arrival at the gateway' },
         element('span', { class: 'quiet' }, 'Delay'), element('span', {}, `${delay} ms`),
         sparkline(past.delay, `Delay in the last two minutes, from the capture to the gateway, now ${delay} ms`))),
   );
@@ -161,21 +161,21 @@ function streamCard(stream, sessions) {
     copyButton('Copy OBS server', `${origin}/whip/${name}`, `Copy OBS server: ${name}`),
     copyButton('Copy embed code', embed, `Copy embed code: ${name}`));
   if (source) {
-    const starts = source.state === 'stopped';
-    const work = () => api(`sources/${starts ? 'start' : 'stop'}/${name}`, { method: 'POST' }).then(look);
-    buttons.append(button(starts ? 'Start source' : 'Stop source', work, `${starts ? 'Start' : 'Stop'} source: ${name}`));
+    const isStopped = source.state === 'stopped';
+    const work = () => api(`sources/${isStopped ? 'start' : 'stop'}/${name}`, { method: 'POST' }).then(refresh);
+    buttons.append(button(isStopped ? 'Start source' : 'Stop source', work, `${isStopped ? 'Start' : 'Stop'} source: ${name}`));
   }
   const own = sessions.filter((session) => session.stream === name);
   if (own.length > 0) {
-    const isOpen = opened.has(name);
+    const isExpanded = expanded.has(name);
     const toggle = button(`${own.length} sessions`, () => {
-      if (isOpen) opened.delete(name);
-      else opened.add(name);
-      look();
+      if (isExpanded) expanded.delete(name);
+      else expanded.add(name);
+      refresh();
     }, `${own.length} sessions: ${name}`);
-    toggle.setAttribute('aria-expanded', String(isOpen));
+    toggle.setAttribute('aria-expanded', String(isExpanded));
     buttons.append(toggle);
-    if (isOpen) card.append(sessionTable(own));
+    if (isExpanded) card.append(sessionTable(own));
   }
   card.append(buttons);
   return card;
@@ -187,31 +187,31 @@ function sessionTable(sessions) {
     element('td', { ...(explanation && { title: explanation }) }, cause ?? state),
     element('td', {}, duration(seconds)),
     element('td', {}, [address, client?.slice(0, 40)].filter(Boolean).join(' ')),
-    element('td', {}, state === 'ended' ? '' : button('End', () => api(`sessions/${id}`, { method: 'DELETE' }).then(look), `End ${role} ${id}`)));
+    element('td', {}, state === 'ended' ? '' : button('End', () => api(`sessions/${id}`, { method: 'DELETE' }).then(refresh), `End ${role} ${id}`)));
   const head = ['Role', 'State', 'Since', 'Client', 'Action'].map((text) => element('th', { scope: 'col' }, text));
   return element('div', { class: 'scrolls', tabindex: '0' }, element('table', {},
     element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...sessions.map(row))));
 }
 
-async function look() {
+async function refresh() {
   clearTimeout(timer);
   try {
     const [streams, sessions] = await Promise.all([api('streams'), api('sessions?limit=1000')]);
-    if (!streams.ok || !sessions.ok) return refused(streams.status);
-    const [all, { sessions: known }] = [await streams.json(), await sessions.json()];
-    show(all, known);
-    paint(all);
+    if (!streams.ok || !sessions.ok) return showTokenForm(streams.status);
+    const [all, { sessions: running }] = [await streams.json(), await sessions.json()];
+    show(all, running);
+    updateThumbnails(all);
   } catch {
-    byId('board-note').textContent = 'The gateway does not answer; trying again.';
+    byId('board-note').textContent = 'The gateway does not respond; retrying.';
   }
-  timer = setTimeout(look, document.hidden ? LOOK_EVERY * 5 : LOOK_EVERY);
+  timer = setTimeout(refresh, document.hidden ? POLL_INTERVAL * 5 : POLL_INTERVAL);
 }
 
 function show(streams, sessions) {
   byId('board-token').hidden = true;
-  byId('board-note').textContent = streams.length === 0 ? 'No stream yet: publish one, or configure a camera.' : '';
+  byId('board-note').textContent = streams.length === 0 ? 'No streams yet: publish one, or configure a camera.' : '';
   const list = byId('streams');
-  // What has the focus keeps it: the same place is found in what replaces it.
+  // The list is replaced, so the focus moves to the element with the same label.
   const focus = document.activeElement?.closest('#streams') ? document.activeElement.getAttribute('aria-label') : null;
   streams.sort((a, b) => Number(b.live) - Number(a.live) || a.name.localeCompare(b.name));
   list.replaceChildren(...streams.map((stream) => streamCard(stream, sessions)));
@@ -219,20 +219,20 @@ function show(streams, sessions) {
   document.documentElement.dataset.streams = streams.length;
 }
 
-function refused(status) {
+function showTokenForm(status) {
   byId('board-token').hidden = false;
   byId('streams').replaceChildren();
-  byId('board-note').textContent = token && status !== 429 ? 'This token does not open the API.' : '';
-  if (status === 429) byId('board-note').textContent = 'Too many wrong tokens: wait a moment.';
+  byId('board-note').textContent = token && status !== 429 ? 'This token does not permit access to the API.' : '';
+  if (status === 429) byId('board-note').textContent = 'Too many wrong tokens: try again later.';
   document.documentElement.dataset.streams = 'closed';
 }
 
 byId('board-token').addEventListener('submit', (event) => {
   event.preventDefault();
   token = byId('api-token').value.trim();
-  keepToken(KEY, token);
-  look();
+  storeToken(KEY, token);
+  refresh();
 });
 
-if (token) look();
-else refused(0);
+if (token) refresh();
+else showTokenForm(0);

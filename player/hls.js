@@ -1,17 +1,17 @@
-// The other way to watch: LL-HLS over HTTP, for networks that let no WebRTC through and browsers that lack its codecs.
-// The library is hls.js, and the HLS of the browser where that cannot run (iPhones). Chromium says that it can play HLS by
-// itself and then fails on live streams, so the library goes first.
+// The fallback transport: LL-HLS over HTTP, for networks that block WebRTC and browsers that lack its codecs. It uses
+// hls.js, or the browser's native HLS where hls.js cannot run (iPhones). hls.js is preferred because Chromium claims
+// native HLS support but fails on live streams.
 
 const LIBRARY = new URL('hls.min.js', import.meta.url);
-/** An attempt that brings no picture for so long is given up, in milliseconds. */
-const PATIENCE = 8_000;
-/** So is one whose playlist does not grow: a stream that stands still has nothing but what was shown already. */
-const GROWS_WITHIN = 3_000;
+/** Playback that makes no progress for this time fails, in milliseconds. */
+const STALL_TIMEOUT = 8_000;
+/** An attempt whose playlist does not grow for this time fails, in milliseconds: the stream has no new media. */
+const PLAYLIST_TIMEOUT = 3_000;
 
 let loading;
 
-/** hls.js, loaded when it is needed for the first time; null where there is none. */
-function library() {
+/** Loads hls.js on first use. Resolves with null if it cannot be loaded. */
+function loadLibrary() {
   loading ??= new Promise((resolve) => {
     const script = document.createElement('script');
     script.src = LIBRARY;
@@ -22,10 +22,10 @@ function library() {
   return loading;
 }
 
-/** Loads what will be needed if WebRTC does not get through after all. */
-export const prepare = () => void library();
+/** Loads hls.js in advance. */
+export const prepare = () => void loadLibrary();
 
-/** The playlist of the stream behind a WHEP endpoint. */
+/** Returns the URL of the HLS playlist for a WHEP endpoint; null if it is not an endpoint of the gateway. */
 export function playlistOf(endpoint) {
   const url = new URL(endpoint, document.baseURI);
   if (!/\/whep\/./.test(url.pathname)) return null;
@@ -36,7 +36,7 @@ export function playlistOf(endpoint) {
 
 /**
  * Plays a playlist in a video element. `state` is `idle`, `connecting`, `playing` or `failed`; each change is a `state`
- * event. A `change` event comes right before the element shows something else than it did.
+ * event. A `change` event is sent right before the content of the element changes.
  */
 export class HlsClient extends EventTarget {
   state = 'idle';
@@ -46,11 +46,11 @@ export class HlsClient extends EventTarget {
   #hls = null;
   #video = null;
   #timer = 0;
-  #played = 0;
-  /** The video element shows what comes this way. */
+  #lastTime = 0;
+  /** The video element is attached to HLS. */
   #attached = false;
 
-  /** When the time of the video element has moved last; 0 for never. */
+  /** When playback made progress last; 0 for never. */
   playedAt = 0;
 
   constructor(url, { token = '' } = {}) {
@@ -61,9 +61,9 @@ export class HlsClient extends EventTarget {
 
   async start(video) {
     if (this.state !== 'idle' && this.state !== 'failed') return;
-    this.#enter('connecting');
-    this.#giveUpAfter(PATIENCE);
-    const Hls = await library();
+    this.#setState('connecting');
+    this.#failAfter(STALL_TIMEOUT);
+    const Hls = await loadLibrary();
     if (this.state !== 'connecting') return;
     this.#video = video;
     if (Hls?.isSupported()) {
@@ -81,18 +81,18 @@ export class HlsClient extends EventTarget {
       });
       this.#hls.once(Hls.Events.MANIFEST_PARSED, () => {
         if (this.state !== 'connecting') return;
-        this.#leaveOutMade();
+        this.#removeTranscodedAudio();
         this.dispatchEvent(new Event('layers'));
       });
-      // Only once there is something new to show is the picture of WebRTC given up.
+      // The video element is taken from WebRTC only when there is new media to play.
       const edges = new Map();
       this.#hls.on(Hls.Events.LEVEL_LOADED, (_, { level, details }) => {
         if (this.state !== 'connecting' || this.#attached) return;
-        if (edges.size === 0) this.#giveUpAfter(GROWS_WITHIN);
+        if (edges.size === 0) this.#failAfter(PLAYLIST_TIMEOUT);
         const before = edges.get(level);
         edges.set(level, details.edge);
         if (before === undefined || details.edge <= before) return;
-        this.#take(video);
+        this.#attach(video);
         this.#hls.attachMedia(video);
         video.play().catch(() => {});
       });
@@ -100,34 +100,34 @@ export class HlsClient extends EventTarget {
     } else if (video.canPlayType('application/vnd.apple.mpegurl')) {
       const url = new URL(this.#url);
       if (this.#token) url.searchParams.set('token', this.#token);
-      this.#take(video);
+      this.#attach(video);
       video.src = url;
       video.play().catch(() => {});
       video.addEventListener('error', this.#fail);
     } else {
       return this.#fail();
     }
-    video.addEventListener('timeupdate', this.#progress);
+    video.addEventListener('timeupdate', this.#onTimeUpdate);
   }
 
   stop() {
     this.#release();
-    this.#enter('idle');
+    this.#setState('idle');
   }
 
-  /** Whether there is video in it; without hls.js, as far as it was shown. */
+  /** Whether the stream has video; with native HLS, only known once video is displayed. */
   get hasVideo() {
     const levels = this.#hls?.levels;
     if (!levels) return Boolean(this.#video?.videoWidth);
     return levels.some(({ videoCodec, height }) => videoCodec || height);
   }
 
-  /** Seconds behind what is being captured, as far as playlists tell. */
+  /** Latency in seconds, according to the playlists. */
   get delay() {
     return this.#hls?.latency || undefined;
   }
 
-  /** What has been shown. */
+  /** Returns playback statistics. */
   statistics() {
     const quality = this.#video?.getVideoPlaybackQuality?.();
     const level = this.#hls?.levels?.[Math.max(0, this.#hls.currentLevel)];
@@ -143,64 +143,63 @@ export class HlsClient extends EventTarget {
     };
   }
 
-  /** Versions of the picture, the best first: `{ rid, height, bitrate }`. A `layers` event when they are known. */
+  /** Levels as layers, the best first: `{ rid, height, bitrate }`. A `layers` event is sent when they are known. */
   get layers() {
     const levels = this.#hls?.levels ?? [];
     return levels.map(({ height, bitrate }, index) => ({ rid: String(index), height, bitrate })).reverse();
   }
 
-  /** Wants the layer of this name from now on; without a name, the one that the network allows. */
+  /** Selects the layer with this rid; without a rid, selection is automatic. */
   choose(rid) {
     if (this.#hls) this.#hls.nextLevel = rid ? Number(rid) : -1;
     return true;
   }
 
-  /** Goes to the newest that can be played. */
+  /** Seeks to the live edge. */
   toLiveEdge() {
-    const at = this.#hls?.liveSyncPosition;
-    if (at && this.#video) this.#video.currentTime = at;
+    const position = this.#hls?.liveSyncPosition;
+    if (position && this.#video) this.#video.currentTime = position;
   }
 
-  /** Left to itself hls.js takes the AAC, which the gateway has to make for it: not where the sound plays as it is. */
-  #leaveOutMade() {
-    const isMade = ({ audioCodec }) => audioCodec?.startsWith('mp4a');
+  /** Removes AAC levels, which the gateway has to transcode and hls.js prefers, if the original audio is playable. */
+  #removeTranscodedAudio() {
+    const isTranscoded = ({ audioCodec }) => audioCodec?.startsWith('mp4a');
     const { levels } = this.#hls;
-    if (levels.every(isMade)) return;
+    if (levels.every(isTranscoded)) return;
     for (let index = levels.length - 1; index >= 0; index -= 1) {
-      if (isMade(levels[index])) this.#hls.removeLevel(index);
+      if (isTranscoded(levels[index])) this.#hls.removeLevel(index);
     }
   }
 
-  #giveUpAfter(milliseconds) {
+  #failAfter(milliseconds) {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => {
-      // What its viewer has halted is not lost.
-      if (this.state === 'playing' && this.#video?.paused) this.#giveUpAfter(milliseconds);
+      // Playback that the viewer has paused is not stalled.
+      if (this.state === 'playing' && this.#video?.paused) this.#failAfter(milliseconds);
       else this.#fail();
     }, milliseconds);
   }
 
-  #take(video) {
-    this.#giveUpAfter(PATIENCE);
+  #attach(video) {
+    this.#failAfter(STALL_TIMEOUT);
     this.dispatchEvent(new Event('change'));
     this.#attached = true;
     video.srcObject = null;
   }
 
-  #progress = () => {
-    const at = this.#video?.currentTime ?? 0;
-    if (at === this.#played || !this.#attached) return;
-    this.#played = at;
+  #onTimeUpdate = () => {
+    const time = this.#video?.currentTime ?? 0;
+    if (time === this.#lastTime || !this.#attached) return;
+    this.#lastTime = time;
     this.playedAt = performance.now();
-    // A player that stands still for so long has lost the stream.
-    this.#giveUpAfter(PATIENCE);
-    this.#enter('playing');
+    this.#failAfter(STALL_TIMEOUT);
+    this.#setState('playing');
   };
 
   #fail = () => {
     if (this.state === 'idle') return;
     this.#release();
-    this.#enter('failed');
+    this.#setState('failed');
   };
 
   #release() {
@@ -212,7 +211,7 @@ export class HlsClient extends EventTarget {
     const video = this.#video;
     this.#video = null;
     if (!video) return;
-    video.removeEventListener('timeupdate', this.#progress);
+    video.removeEventListener('timeupdate', this.#onTimeUpdate);
     video.removeEventListener('error', this.#fail);
     if (video.hasAttribute('src')) {
       video.removeAttribute('src');
@@ -220,7 +219,7 @@ export class HlsClient extends EventTarget {
     }
   }
 
-  #enter(state) {
+  #setState(state) {
     if (this.state === state) return;
     this.state = state;
     this.dispatchEvent(new Event('state'));

@@ -1,6 +1,6 @@
-// The front page: from a stream's name to its pages.
+// The front page: links to the pages of a stream.
 
-import { byId, copies } from './page.js';
+import { byId, copyOnClick } from './page.js';
 
 const name = byId('name');
 const server = () => `${location.origin}/whip/${name.value}`;
@@ -8,7 +8,7 @@ const showServer = () => (byId('server').textContent = server());
 
 name.addEventListener('input', showServer);
 showServer();
-copies(byId('copy-server'), server);
+copyOnClick(byId('copy-server'), server);
 
 byId('stream').addEventListener('submit', (event) => {
   event.preventDefault();

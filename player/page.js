@@ -1,31 +1,31 @@
-// What the pages share: the stream's name and the token in the address, and small DOM helpers.
+// Helpers of the pages: stream name and token in the URL, and DOM functions.
 
-/** The stream that a page like `/watch/NAME` is about; may contain slashes. */
+/** Returns the stream name in the URL of a page like `/watch/NAME`; it may contain slashes. */
 export function streamName() {
   return decodeURIComponent(location.pathname).split('/').slice(2).filter(Boolean).join('/');
 }
 
 /**
- * The token for this tab: from the address (`#token=...`, which no server ever sees) or from an earlier visit in this
- * tab. Taken out of the address, so that it is not copied along with a link.
+ * Returns the token for this tab: from the URL fragment (`#token=...`, which is not sent to servers) or from an earlier
+ * visit in this tab. Removes it from the URL, so that it is not copied with a link.
  */
-export function takeToken(key) {
-  const given = new URLSearchParams(location.hash.slice(1)).get('token');
-  if (given !== null) {
-    keepToken(key, given);
+export function loadToken(key) {
+  const token = new URLSearchParams(location.hash.slice(1)).get('token');
+  if (token !== null) {
+    storeToken(key, token);
     history.replaceState(null, '', location.pathname + location.search);
   }
   return sessionStorage.getItem(key) ?? '';
 }
 
-export function keepToken(key, token) {
+export function storeToken(key, token) {
   sessionStorage.setItem(key, token);
 }
 
 export const byId = (id) => document.getElementById(id);
 
-/** Makes a button copy what `text()` returns, and say so. */
-export function copies(button, text) {
+/** Makes a button copy `text()` to the clipboard and confirm it. */
+export function copyOnClick(button, text) {
   const label = button.textContent;
   button.addEventListener('click', async () => {
     await navigator.clipboard?.writeText(text());

@@ -1,16 +1,16 @@
 // The publish page: settings, preview, and one WHIP session.
 //
-// Everything can be preset in the address: `?codec=VP8&height=480&bitrate=1000&sound=none`, the token as
-// `#token=...`. `?auto=camera` (or `auto=screen`) goes live without a click, where the browser allows capture without
-// asking. What the page is doing can be read from the root element:
+// All settings can be preset in the URL: `?codec=VP8&height=480&bitrate=1000&sound=none`, the token as
+// `#token=...`. `?auto=camera` (or `auto=screen`) goes live without a click, if the browser allows capture without a
+// prompt. Attributes of the root element tell the state of the page:
 //
 //   data-state     idle, preview, connecting, live, retrying, failed
-//   data-error     why it is not live: the name of the capture error, `http-STATUS`, `ended`, or `TakenOver` where another
-//                  publisher has taken the stream over
-//   data-sessions  sessions the gateway has granted to this page's publication
+//   data-error     why the page is not live: the name of the capture error, `http-STATUS`, `ended`, or `TakenOver` if
+//                  another publisher has taken over the stream
+//   data-sessions  sessions that the gateway has accepted from this page
 //   data-frames    video frames encoded
 
-import { byId, copies, keepToken, streamName, takeToken } from './page.js';
+import { byId, copyOnClick, storeToken, streamName, loadToken } from './page.js';
 import { capture, explainCapture, sendableCodecs, WhipClient } from './whip.js';
 
 const TOKEN = 'millstream.publish-token';
@@ -23,7 +23,7 @@ const watchUrl = () => `${location.origin}/watch/${stream}`;
 
 let media = null;
 let client = null;
-let counting = 0;
+let statsTimer = 0;
 
 document.title = `Publish ${stream} · Millstream`;
 byId('name').textContent = stream;
@@ -39,11 +39,11 @@ function presetFromAddress() {
     const value = query.get(name);
     if (value === null) continue;
     choice[name].value = value;
-    // A value that is on no list is still the user's choice (`bitrate=600`); what cannot work is reported later.
+    // Values that are not in the list are accepted too (`bitrate=600`); invalid ones are reported later.
     if (choice[name].value !== value && choice[name].add) choice[name].add(new Option(value, value, true, true));
     if (name === 'source') listSounds();
   }
-  choice.token.value = takeToken(TOKEN);
+  choice.token.value = loadToken(TOKEN);
   return auto;
 }
 
@@ -63,10 +63,10 @@ function listSounds(microphones = []) {
   const screen = choice.source.value === 'screen';
   byId('camera-row').hidden = screen;
   choice.sound.replaceChildren(
-    ...(screen ? [new Option('Sound of the screen', 'screen')] : []),
+    ...(screen ? [new Option('Screen audio', 'screen')] : []),
     new Option('Default microphone', 'microphone'),
     ...microphones.map((d) => new Option(d.label, `microphone:${d.deviceId}`)),
-    new Option('No sound', 'none'),
+    new Option('No audio', 'none'),
   );
   if ([...choice.sound.options].some((o) => o.value === chosen)) choice.sound.value = chosen;
 }
@@ -75,7 +75,7 @@ function listSounds(microphones = []) {
 
 async function openMedia() {
   closeMedia();
-  explain(null);
+  showProblem(null);
   const [sound, microphone = ''] = choice.sound.value.split(/:(.*)/s);
   try {
     media = await capture({
@@ -87,13 +87,13 @@ async function openMedia() {
     });
   } catch (error) {
     root.dataset.error = error.name;
-    explain(explainCapture(error, choice.source.value));
+    showProblem(explainCapture(error, choice.source.value));
     return false;
   }
   for (const track of media.getTracks()) track.addEventListener('ended', () => captureEnded(track));
   preview.srcObject = media;
   byId('empty').hidden = true;
-  enter('preview');
+  setState('preview');
   await listDevices();
   return true;
 }
@@ -104,70 +104,70 @@ function closeMedia() {
   byId('empty').hidden = false;
 }
 
-/** Sharing was ended in the browser's own bar, or the device was pulled out. */
+/** Handles the end of capture: sharing was stopped in the browser, or the device was disconnected. */
 function captureEnded(track) {
   if (!media?.getTracks().includes(track)) return;
   stop();
   root.dataset.error = 'ended';
-  explain({ title: 'Capture has ended', text: 'Sharing was stopped or the device was disconnected.' });
+  showProblem({ title: 'Capture has ended', text: 'Sharing was stopped or the device was disconnected.' });
 }
 
 // Publishing
 
 async function goLive() {
   if (!media && !(await openMedia())) return;
-  keepToken(TOKEN, choice.token.value);
-  explain(null);
+  storeToken(TOKEN, choice.token.value);
+  showProblem(null);
   client = new WhipClient(`/whip/${stream}`, media, {
     token: choice.token.value,
     codec: choice.codec.value,
     bitrate: Number(choice.bitrate.value) * 1000,
   });
-  client.addEventListener('state', clientChanged);
+  client.addEventListener('state', onClientState);
   client.start();
 }
 
-function clientChanged() {
+function onClientState() {
   const { state, reason, sessions } = client;
   root.dataset.sessions = sessions;
   if (reason) {
     root.dataset.error = reason.status ? `http-${reason.status}` : reason.name;
-    explain(explainRefusal(reason, state));
+    showProblem(explainRefusal(reason, state));
   } else if (state === 'live') {
-    explain(null);
+    showProblem(null);
   }
-  if (state !== 'idle') enter(state);
+  if (state !== 'idle') setState(state);
   if (state === 'failed') client = null;
 }
 
 function stop() {
-  clearInterval(counting);
+  clearInterval(statsTimer);
   client?.stop();
   client = null;
   closeMedia();
-  enter('idle');
+  setState('idle');
 }
 
 function explainRefusal({ name, status, detail, message }, state) {
   if (name === 'TakenOver') {
-    return { title: 'Another publisher took over', text: 'This page no longer sends.', canTakeBack: true };
+    return { title: 'Another publisher took over', text: 'This page has stopped publishing.', canTakeBack: true };
   }
   switch (status) {
     case 401:
-      return { title: 'The publish token is missing or wrong', text: 'Copy it from what the gateway printed at start.' };
+      return { title: 'The publish token is missing or wrong', text: 'The gateway prints it when it starts.' };
     case 403:
-      return { title: 'This token may not publish here', text: detail ?? '' };
+      return { title: 'This token does not permit publishing this stream', text: detail ?? '' };
     case 409:
-      return { title: 'Somebody else is publishing under this name', text: detail ?? 'Trying again by itself.' };
+      return { title: 'Another publisher is using this name', text: detail ?? 'Retrying.' };
     case 422:
-      return { title: 'The gateway does not take this codec', text: detail ?? 'Choose another codec.' };
+      return { title: 'The gateway does not support this codec', text: detail ?? 'Choose another codec.' };
     case 429:
     case 503:
-      return { title: 'The gateway is busy', text: 'Trying again by itself.' };
+      return { title: 'The gateway is busy', text: 'Retrying.' };
     case undefined:
-      return { title: 'Not connected', text: state === 'failed' ? message : `${message} Trying again by itself.` };
+      return { title: 'Not connected', text: state === 'failed' ? message : `${message} Retrying.` };
     default:
-      return { title: 'The gateway refused', text: message };
+      return { title: 'Request rejected', text: message };
   }
 }
 
@@ -178,7 +178,7 @@ const LABELS = {
   failed: 'Not live',
 };
 
-function enter(state) {
+function setState(state) {
   root.dataset.state = state;
   const running = ['connecting', 'live', 'retrying'].includes(state);
   byId('state').textContent = LABELS[state];
@@ -188,31 +188,31 @@ function enter(state) {
   byId('show').textContent = media ? 'Close preview' : 'Preview';
   byId('stop').hidden = !running;
   byId('share').hidden = state !== 'live';
-  clearInterval(counting);
-  if (state === 'live') counting = setInterval(count, 1000);
+  clearInterval(statsTimer);
+  if (state === 'live') statsTimer = setInterval(updateStats, 1000);
 }
 
-function explain(words) {
+function showProblem(problem) {
   const box = byId('problem');
-  box.hidden = !words;
-  byId('take-back').hidden = !words?.canTakeBack;
-  if (!words) return void delete root.dataset.error;
-  box.querySelector('strong').textContent = words.title;
-  box.querySelector('p').textContent = words.text;
+  box.hidden = !problem;
+  byId('take-back').hidden = !problem?.canTakeBack;
+  if (!problem) return void delete root.dataset.error;
+  box.querySelector('strong').textContent = problem.title;
+  box.querySelector('p').textContent = problem.text;
 }
 
 let previous = null;
 
-async function count() {
+async function updateStats() {
   const now = await client?.statistics();
   if (!now) return;
   const seconds = previous && (now.at - previous.at) / 1000;
   root.dataset.frames = now.frames;
-  byId('picture').textContent = now.width ? `${now.width} × ${now.height} ${now.codec ?? ''}` : '–';
+  byId('resolution').textContent = now.width ? `${now.width} × ${now.height} ${now.codec ?? ''}` : '–';
   if (seconds) {
     const rate = (after, before) => Math.max(0, (after - before) / seconds);
-    byId('fps').textContent = `${rate(now.frames, previous.frames).toFixed(0)} /s`;
-    byId('rate').textContent = `${((rate(now.bytes, previous.bytes) * 8) / 1000).toFixed(0)} kbit/s`;
+    byId('frame-rate').textContent = `${rate(now.frames, previous.frames).toFixed(0)} fps`;
+    byId('bitrate').textContent = `${((rate(now.bytes, previous.bytes) * 8) / 1000).toFixed(0)} kbit/s`;
   }
   byId('rtt').textContent = now.roundTrip === undefined ? '–' : `${(now.roundTrip * 1000).toFixed(0)} ms`;
   byId('loss').textContent = now.loss === undefined ? '–' : `${(now.loss * 100).toFixed(1)} %`;
@@ -230,18 +230,18 @@ byId('stop').addEventListener('click', stop);
 byId('take-back').addEventListener('click', goLive);
 form.addEventListener('change', ({ target }) => {
   if (target.name === 'source') listSounds();
-  // A shown preview follows the settings; the screen would have to be asked for again.
-  if (target.name === 'source') return void (media && (closeMedia(), enter('idle')));
+  // A visible preview follows the settings, except for the screen, which would require another prompt.
+  if (target.name === 'source') return void (media && (closeMedia(), setState('idle')));
   if (media && ['camera', 'sound', 'height'].includes(target.name) && choice.source.value === 'camera') openMedia();
 });
 addEventListener('pagehide', () => client && stop());
 addEventListener('online', () => client?.retryNow());
-copies(byId('copy-share'), watchUrl);
+copyOnClick(byId('copy-share'), watchUrl);
 
 const link = byId('share').querySelector('a');
 link.href = link.textContent = watchUrl();
 listSounds();
-enter('idle');
+setState('idle');
 const auto = presetFromAddress();
 if (auto) goLive();
-else if (!navigator.mediaDevices) explain(explainCapture({ name: 'SecurityError' }));
+else if (!navigator.mediaDevices) showProblem(explainCapture({ name: 'SecurityError' }));

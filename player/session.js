@@ -1,32 +1,33 @@
-// One WebRTC session over HTTP, as WHIP (RFC 9725) and WHEP share it: POST an offer, apply the answer, watch the
-// connection, DELETE at the end, and begin again by itself when it breaks. What is sent or received is the subclasses'
-// business (`whip.js`, `whep.js`).
+// A WebRTC session over HTTP, the common part of WHIP (RFC 9725) and WHEP: POSTs an offer, applies the answer, monitors
+// the connection, DELETEs the session at the end, and starts a new one when it fails. Subclasses define what is sent or
+// received (`whip.js`, `whep.js`).
 //
-// The gateway puts all its candidates into the answer and learns ours from our connectivity checks (ICE-lite), so the
-// offer leaves at once: no waiting for candidates, no trickle. Gathering begins when the answer has named the STUN and
-// TURN servers (RFC 9725 §4.6). When the path breaks, ICE restarts (§4.3.3) before the session is given up.
+// The gateway puts all its candidates into the answer and learns those of the client from connectivity checks
+// (ICE-lite), so the offer is sent at once, without candidates and without trickle ICE. Gathering starts after the
+// answer, which names the STUN and TURN servers (RFC 9725 §4.6). When the path fails, ICE is restarted (§4.3.3) before
+// the session is given up.
 
-/** Delays between attempts, in milliseconds: full jitter under an exponential ceiling. */
+/** Delays between attempts, in milliseconds: exponential back-off with full jitter. */
 const BACKOFF = { first: 300, factor: 1.6, ceiling: 10_000 };
-/** How long the gateway may take to answer an offer. */
-const ANSWER_WITHIN = 10_000;
-/** How long ICE and DTLS may take after the answer. */
-const CONNECT_WITHIN = 10_000;
-/** How long a connection may be `disconnected` before it is given up: enough for an ICE restart over a new network. */
-const DISCONNECTED_FOR = 6_000;
-/** Between restarts of ICE while it is, in milliseconds; and where the gateway could not even be asked, at most. */
-const RESTART_EVERY = 2_000;
-const ASK_AGAIN_WITHIN = 800;
-/** A gateway of which nothing was heard for so long is asked whether it still has the session, in milliseconds. */
-const QUIET_FOR = 3_000;
-/** Between looks. */
-const LISTEN_EVERY = 500;
-/** A connection that lived this long was a good one: the back-off starts over. */
-const SETTLED_AFTER = 5_000;
-/** Refusals that the same request will meet again: only a person can help. */
-const FINAL = new Set([400, 401, 403, 405, 413, 415]);
+/** Timeout of a request, in milliseconds. */
+const REQUEST_TIMEOUT = 10_000;
+/** Timeout of ICE and DTLS after the answer, in milliseconds. */
+const CONNECT_TIMEOUT = 10_000;
+/** A connection that is `disconnected` for this time is given up: enough for an ICE restart over a new network. */
+const DISCONNECTED_TIMEOUT = 6_000;
+/** Interval of ICE restarts while disconnected, in milliseconds, and its maximum while the gateway is unreachable. */
+const RESTART_INTERVAL = 2_000;
+const UNREACHABLE_RESTART_INTERVAL = 800;
+/** If nothing is received for this time, the gateway is asked whether the session still exists, in milliseconds. */
+const QUIET_TIMEOUT = 3_000;
+/** Interval at which received data is polled, in milliseconds. */
+const QUIET_POLL_INTERVAL = 500;
+/** The back-off is reset after a connection that lasted this long, in milliseconds. */
+const STABLE_AFTER = 5_000;
+/** Statuses that a retry of the same request cannot change. */
+const PERMANENT = new Set([400, 401, 403, 405, 413, 415]);
 
-/** The gateway said no. `detail` is its own sentence, when it sent a problem document (RFC 9457). */
+/** The gateway has rejected a request. `detail` is that of the problem document, if it sent one (RFC 9457). */
 export class Refusal extends Error {
   constructor(status, detail, retryAfter) {
     super(detail || `HTTP status ${status}`);
@@ -36,54 +37,54 @@ export class Refusal extends Error {
     this.retryAfter = retryAfter;
   }
 
-  /** Another try can succeed without anybody doing anything here. */
-  get passing() {
-    return !FINAL.has(this.status);
+  /** Whether a retry can succeed without a change on this side. */
+  get isTransient() {
+    return !PERMANENT.has(this.status);
   }
 }
 
-/** Media does not get through, or no longer does; HTTP may. */
+/** The media path failed or could not be established; HTTP may work. */
 export class PathLost extends Error {
   name = 'PathLost';
 }
 
-/** Another publisher took the stream over: to come back by itself would begin a fight without end. */
+/** Another publisher took the stream over. Retrying would start an endless takeover loop. */
 export class TakenOver extends Error {
   name = 'TakenOver';
 }
 
 /**
- * A session that keeps itself alive. `state` is one of
+ * A session that recovers from failures. `state` is one of
  *
  * - `idle`: not started, or stopped by `stop()`
  * - `connecting`: an attempt is under way
  * - `live`: connected; media can flow
  * - `retrying`: the last attempt or connection failed; another attempt follows
- * - `failed`: refused, taken over, or impossible here; `start()` tries again
+ * - `failed`: rejected, taken over, or not supported by the browser; `start()` tries again
  *
  * Each change is a `state` event; `reason` holds the error that led to `retrying` or `failed`.
  */
 export class Client extends EventTarget {
   state = 'idle';
   reason = null;
-  /** What the gateway offers beyond the session, by the last part of its name: `{ layer: URL, ... }` (RFC 9725 §4.9). */
+  /** Extensions of the session, by the last part of their name: `{ layer: URL, ... }` (RFC 9725 §4.9). */
   extensions = {};
-  /** Whether the gateway answered when it was last asked something. */
+  /** Whether the gateway answered the last request. */
   reachable = true;
-  /** Sessions that the gateway has granted so far. */
+  /** Number of sessions that the gateway has accepted so far. */
   sessions = 0;
 
   #endpoint;
   #token;
   #pc = null;
   #session = null;
-  /** The last session that broke, of which may be to be learned why. */
-  #broken = null;
+  /** URL of the last failed session, to find out why it ended. */
+  #failedSession = null;
   #answer = '';
   #restarting = false;
   #failures = 0;
   #liveSince = 0;
-  // The one pending wait: for the connection, for a recovery, or for the next attempt.
+  // The only pending timer: for the connection, for a recovery, or for the next attempt.
   #timer = 0;
 
   constructor(endpoint, { token = '' } = {}) {
@@ -97,7 +98,7 @@ export class Client extends EventTarget {
     return this.#pc;
   }
 
-  /** Whether the gateway has answered the present offer. */
+  /** Whether the gateway has answered the current offer. */
   get granted() {
     return this.#session !== null;
   }
@@ -105,35 +106,35 @@ export class Client extends EventTarget {
   start() {
     if (this.state !== 'idle' && this.state !== 'failed') return;
     this.#failures = 0;
-    this.#broken = null;
+    this.#failedSession = null;
     this.#connect();
   }
 
   /** Ends the session; safe in `pagehide`. */
   stop() {
     this.#release();
-    this.#enter('idle');
+    this.#setState('idle');
   }
 
-  /** Cuts a waiting period short. */
+  /** Retries at once instead of after the back-off. */
   retryNow() {
     if (this.state === 'retrying') this.#connect();
   }
 
-  /** For subclasses: adds transceivers to a fresh connection. Throws what no other attempt could mend. */
+  /** For subclasses: adds transceivers to a new connection. Throws if another attempt cannot succeed. */
   prepare(_pc) {}
 
-  /** For subclasses: changes the offer's text. */
+  /** For subclasses: modifies the SDP of the offer. */
   shape(sdp) {
     return sdp;
   }
 
-  /** For subclasses: takes the links of the answer to an offer. */
-  linked(link, base) {
+  /** For subclasses: handles the `Link` header of the answer. */
+  onLinks(link, base) {
     this.extensions = extensions(link, base);
   }
 
-  /** For subclasses: whether another client may take the place of this one, so that it has to ask before it returns. */
+  /** For subclasses: whether another client may replace this one, so that it has to check before it reconnects. */
   get replaceable() {
     return false;
   }
@@ -142,15 +143,15 @@ export class Client extends EventTarget {
     clearTimeout(this.#timer);
     const pc = new RTCPeerConnection({ bundlePolicy: 'max-bundle' });
     this.#pc = pc;
-    this.#enter('connecting');
+    this.#setState('connecting');
     try {
       this.prepare(pc);
     } catch (error) {
       this.#release();
-      return this.#enter('failed', error);
+      return this.#setState('failed', error);
     }
     try {
-      if (this.#broken && this.replaceable) await this.#askAbout(this.#broken);
+      if (this.#failedSession && this.replaceable) await this.#checkTakenOver(this.#failedSession);
       if (this.#pc !== pc) return;
       pc.onconnectionstatechange = () => this.#connectionChanged(pc);
       const offer = await pc.createOffer();
@@ -159,15 +160,15 @@ export class Client extends EventTarget {
       if (this.#pc !== pc) return this.#delete(url);
       this.#session = url;
       this.#answer = answer;
-      this.#broken = null;
-      this.linked(link, base);
+      this.#failedSession = null;
+      this.onLinks(link, base);
       this.sessions += 1;
       const servers = iceServers(link);
       if (servers.length > 0) pc.setConfiguration({ ...pc.getConfiguration(), iceServers: servers });
       await pc.setLocalDescription({ type: 'offer', sdp });
       await pc.setRemoteDescription({ type: 'answer', sdp: answer });
       this.#watchTransport(pc);
-      if (this.state === 'connecting') this.#loseAfter(pc, CONNECT_WITHIN, 'The media connection could not be made.');
+      if (this.state === 'connecting') this.#failAfter(pc, CONNECT_TIMEOUT, 'The media connection could not be established.');
     } catch (error) {
       if (this.#pc === pc) this.#fail(error);
     }
@@ -178,7 +179,7 @@ export class Client extends EventTarget {
       method: 'POST',
       headers: { 'Content-Type': 'application/sdp', ...this.#authorization() },
       body: sdp,
-      signal: AbortSignal.timeout(ANSWER_WITHIN),
+      signal: AbortSignal.timeout(REQUEST_TIMEOUT),
     }).catch((cause) => {
       this.reachable = false;
       throw new Error('The gateway cannot be reached.', { cause });
@@ -194,9 +195,9 @@ export class Client extends EventTarget {
     };
   }
 
-  /** Throws if the session of this URL was ended because another client took its place. */
-  async #askAbout(url) {
-    const options = { headers: this.#authorization(), signal: AbortSignal.timeout(ANSWER_WITHIN) };
+  /** Throws if the session with this URL was ended because another client replaced it. */
+  async #checkTakenOver(url) {
+    const options = { headers: this.#authorization(), signal: AbortSignal.timeout(REQUEST_TIMEOUT) };
     const response = await fetch(url, options).catch((cause) => {
       this.reachable = false;
       throw new Error('The gateway cannot be reached.', { cause });
@@ -208,8 +209,8 @@ export class Client extends EventTarget {
   }
 
   /**
-   * Begins ICE anew within the session, as after a change of the network (RFC 9725 §4.3.3). What runs goes on until the
-   * new path does. Resolves with whether the gateway could be asked.
+   * Restarts ICE, for example after a change of the network (RFC 9725 §4.3.3). The old path is used until the new one
+   * is established. Resolves with whether the gateway could be reached.
    */
   async restart() {
     const [pc, url] = [this.#pc, this.#session];
@@ -223,7 +224,7 @@ export class Client extends EventTarget {
         method: 'PATCH',
         headers: { 'Content-Type': 'application/trickle-ice-sdpfrag', 'If-Match': '*', ...this.#authorization() },
         body: fragmentOf(sdp),
-        signal: AbortSignal.timeout(ANSWER_WITHIN),
+        signal: AbortSignal.timeout(REQUEST_TIMEOUT),
       });
       reached = true;
       if (!response.ok) throw await refusal(response);
@@ -233,9 +234,9 @@ export class Client extends EventTarget {
       await pc.setLocalDescription({ type: 'offer', sdp });
       await pc.setRemoteDescription({ type: 'answer', sdp: this.#answer });
     } catch (error) {
-      // A session that the gateway no longer has cannot be saved; anything else may be better the next time.
-      if (error instanceof Refusal && !error.passing && this.#pc === pc) this.#fail(error);
-      if (error instanceof Refusal && error.status === 404 && this.#pc === pc) this.#fail(new Error('The session is over.'));
+      // A session that the gateway no longer has is lost; other errors may be temporary.
+      if (error instanceof Refusal && !error.isTransient && this.#pc === pc) this.#fail(error);
+      if (error instanceof Refusal && error.status === 404 && this.#pc === pc) this.#fail(new Error('The session has ended.'));
     } finally {
       this.#restarting = false;
       if (this.#pc === pc) this.reachable = reached;
@@ -245,7 +246,7 @@ export class Client extends EventTarget {
 
   #delete(url) {
     if (!url) return;
-    // `keepalive` lets the request outlive the page. The gateway notices a lost session by itself, if later.
+    // `keepalive` lets the request outlive the page. Without the request, the gateway detects the lost session later.
     fetch(url, { method: 'DELETE', headers: this.#authorization(), keepalive: true }).catch(() => {});
   }
 
@@ -259,11 +260,11 @@ export class Client extends EventTarget {
       case 'connected':
         clearTimeout(this.#timer);
         this.#liveSince ||= performance.now();
-        if (this.state !== 'live') this.#listen(pc);
-        this.#enter('live');
+        if (this.state !== 'live') this.#monitor(pc);
+        this.#setState('live');
         break;
       case 'disconnected':
-        this.#loseAfter(pc, DISCONNECTED_FOR, 'The connection was lost.');
+        this.#failAfter(pc, DISCONNECTED_TIMEOUT, 'The connection was lost.');
         this.#restartWhileLost(pc);
         break;
       case 'failed':
@@ -274,46 +275,47 @@ export class Client extends EventTarget {
   }
 
   /**
-   * Asks about the session while nothing comes from the gateway: reports and answers to checks come every few seconds,
-   * and Chromium takes seven to call a publisher disconnected. While the gateway says that all is well, ever less often.
+   * Checks the session while nothing is received: reports and responses to connectivity checks arrive every few
+   * seconds, and Chromium takes seven seconds to report a publisher as disconnected. The interval doubles while the
+   * session exists.
    */
-  async #listen(pc) {
-    let [heard, since, patience] = [-1, performance.now(), QUIET_FOR];
+  async #monitor(pc) {
+    let [lastReceived, since, timeout] = [-1, performance.now(), QUIET_TIMEOUT];
     for (;;) {
-      await new Promise((resolve) => setTimeout(resolve, LISTEN_EVERY));
+      await new Promise((resolve) => setTimeout(resolve, QUIET_POLL_INTERVAL));
       if (this.#pc !== pc) return;
       const [now, at] = [await received(pc), performance.now()];
       if (this.#pc !== pc) return;
-      if (now !== heard) {
-        [heard, since, patience] = [now, at, QUIET_FOR];
-      } else if (at - since > patience && (await this.#isKnown(pc, this.#session))) {
-        [since, patience] = [performance.now(), patience * 2];
+      if (now !== lastReceived) {
+        [lastReceived, since, timeout] = [now, at, QUIET_TIMEOUT];
+      } else if (at - since > timeout && (await this.#checkSession(pc, this.#session))) {
+        [since, timeout] = [performance.now(), timeout * 2];
       }
     }
   }
 
-  /** Whether the gateway answers; a session that it says to have no more begins anew. */
-  async #isKnown(pc, url) {
+  /** Returns whether the gateway answers. Starts a new session if it no longer has this one. */
+  async #checkSession(pc, url) {
     if (!url) return true;
-    const options = { headers: this.#authorization(), signal: AbortSignal.timeout(ANSWER_WITHIN) };
+    const options = { headers: this.#authorization(), signal: AbortSignal.timeout(REQUEST_TIMEOUT) };
     const response = await fetch(url, options).catch(() => null);
     if (this.#pc !== pc) return true;
     this.reachable = response !== null;
-    if (response?.status === 404) this.#fail(new Error('The session is over.'));
+    if (response?.status === 404) this.#fail(new Error('The session has ended.'));
     return this.reachable;
   }
 
   async #restartWhileLost(pc) {
     while (this.#pc === pc && pc.connectionState === 'disconnected') {
-      // A gateway that starts anew knows the session no longer: the sooner that is known, the sooner there is another.
-      const wait = (await this.restart()) ? RESTART_EVERY : ASK_AGAIN_WITHIN * (0.5 + Math.random() / 2);
+      // A restarted gateway does not have the session: the sooner this is detected, the sooner a new session starts.
+      const wait = (await this.restart()) ? RESTART_INTERVAL : UNREACHABLE_RESTART_INTERVAL * (0.5 + Math.random() / 2);
       await new Promise((resolve) => setTimeout(resolve, wait));
     }
   }
 
-  /** A gateway that ends a session says so in DTLS, which `connectionState` does not show everywhere. */
+  /** Detects the DTLS close alert of the gateway, which `connectionState` does not reflect in all browsers. */
   #watchTransport(pc) {
-    // A section that the gateway refused has a transport of its own, which closes at once and means nothing.
+    // A rejected section has its own transport, which closes at once and is irrelevant.
     const accepted = pc.getTransceivers().find(({ currentDirection }) => /^(send|recv)/.test(currentDirection));
     const transport = accepted?.receiver.transport ?? accepted?.sender.transport;
     transport?.addEventListener('statechange', () => {
@@ -321,23 +323,23 @@ export class Client extends EventTarget {
     });
   }
 
-  #loseAfter(pc, milliseconds, message) {
+  #failAfter(pc, milliseconds, message) {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#pc === pc && this.#fail(this.reachable ? new PathLost(message) : new Error(message)), milliseconds);
   }
 
   #fail(error) {
-    if (this.#liveSince && performance.now() - this.#liveSince > SETTLED_AFTER) this.#failures = 0;
-    this.#broken = this.#session ?? this.#broken;
+    if (this.#liveSince && performance.now() - this.#liveSince > STABLE_AFTER) this.#failures = 0;
+    this.#failedSession = this.#session ?? this.#failedSession;
     this.#release();
-    const isFinal = error instanceof TakenOver || (error instanceof Refusal && !error.passing);
-    if (isFinal) return this.#enter('failed', error);
+    const isPermanent = error instanceof TakenOver || (error instanceof Refusal && !error.isTransient);
+    if (isPermanent) return this.#setState('failed', error);
     this.#timer = setTimeout(() => this.#connect(), this.#delay(error));
-    this.#enter('retrying', error);
+    this.#setState('retrying', error);
   }
 
   #delay(error) {
-    // The gateway's own wish wins; a little chance keeps a crowd from coming back in step.
+    // `Retry-After` takes precedence; jitter keeps clients from retrying in step.
     if (error.retryAfter !== undefined) return error.retryAfter * (1 + Math.random() / 4);
     const ceiling = Math.min(BACKOFF.ceiling, BACKOFF.first * BACKOFF.factor ** this.#failures);
     this.#failures += 1;
@@ -353,7 +355,7 @@ export class Client extends EventTarget {
     this.#delete(session);
   }
 
-  #enter(state, reason = null) {
+  #setState(state, reason = null) {
     this.state = state;
     this.reason = reason;
     this.dispatchEvent(new Event('state'));
@@ -364,7 +366,7 @@ async function received(pc) {
   return receivedBy([...(await pc.getStats().catch(() => new Map())).values()]);
 }
 
-/** Counts what has come over a connection, be it media, reports or answers to checks, by its statistics. */
+/** Counts everything received over a connection, from statistics: media, reports and responses to checks. */
 export function receivedBy(all) {
   const counts = all
     .filter(({ type }) => type === 'candidate-pair')
@@ -372,7 +374,7 @@ export function receivedBy(all) {
   return counts.reduce((sum, count) => sum + count, 0);
 }
 
-/** The servers in a `Link` header: `<turn:host>; rel="ice-server"; username="u"; credential="c"`, joined by commas. */
+/** Parses ICE servers, `<turn:host>; rel="ice-server"; username="u"; credential="c"`, joined by commas. */
 function iceServers(link) {
   return [...link.matchAll(/<((?:stun|turn)s?:[^>]*)>([^,]*)/g)]
     .filter(([, , attributes]) => /rel="?ice-server"?/.test(attributes))
@@ -389,20 +391,20 @@ function extensions(link, base) {
 
 const CREDENTIALS = /^a=ice-(?:ufrag|pwd):.*\r\n/gm;
 
-/** The body of the PATCH that restarts ICE: credentials, under the first m-line. */
+/** Returns the body of the PATCH that restarts ICE: the credentials under the first m-line. */
 function fragmentOf(sdp) {
   const [media] = /^m=.*\r\n/m.exec(sdp) ?? [''];
   const [mid] = /^a=mid:.*\r\n/m.exec(sdp) ?? [''];
   return media + mid + [...new Set(sdp.match(CREDENTIALS))].join('');
 }
 
-/** An answer with the credentials of a fragment. */
+/** Returns the answer with the credentials replaced by those of a fragment. */
 function withCredentials(answer, fragment) {
   const credentials = Object.fromEntries(fragment.match(CREDENTIALS).map((line) => [line.split(':')[0], line]));
   return answer.replace(CREDENTIALS, (line) => credentials[line.split(':')[0]]);
 }
 
-/** What a problem document says (RFC 9457); nothing for other bodies. */
+/** Returns the problem document of a response (RFC 9457); empty for other bodies. */
 async function problemOf(response) {
   const isProblem = /json/.test(response.headers.get('Content-Type') ?? '');
   return isProblem ? response.json().catch(() => ({})) : {};
@@ -413,7 +415,7 @@ async function refusal(response) {
   return new Refusal(response.status, problem.detail ?? problem.title, retryAfter(response.headers));
 }
 
-/** `Retry-After` in milliseconds: seconds or a date (RFC 9110 §10.2.3), at most a minute; undefined when absent. */
+/** Returns `Retry-After`, seconds or a date (RFC 9110 §10.2.3), as milliseconds up to a minute; undefined if absent. */
 function retryAfter(headers) {
   const value = headers.get('Retry-After');
   if (!value) return undefined;

@@ -1,140 +1,145 @@
-// What the player concludes from what it sees: whether the stream is live, and whether to use WebRTC or HLS. Nothing here
-// touches a browser: figures and times go in, in milliseconds, conclusions come out.
+// Decisions of the player: whether the stream is live, and whether to use WebRTC or HLS. Pure functions without browser
+// APIs. Times are in milliseconds.
 
-/** Video of which no frame was shown for so long is not live: before anybody has counted to two. */
-export const LIVE_FOR = 1_800;
+/** A stream is not live if no video frame was displayed for this time, which is less than two seconds. */
+export const LIVE_TIMEOUT = 1_800;
 
-/** WebRTC that is not connected after so long is helped out by HLS; after half of it hls.js is loaded. */
-const CONNECT_WITHIN = 900;
-/** A session that brings nothing for so long is helped out too, if HLS can bring more. */
-const STALLED_FOR = 3_600;
-/** Reports come every second: what the gateway says to have sent later than this after the last packet has not arrived. */
-const REPORTED_WITHIN = 1_500;
-/** Packets that are further apart do not belong to one flow. */
-const FLOW_GAP = 1_000;
-/** WebRTC whose media flows for so long again is used again. */
-const FLOWS_FOR = 700;
-/** HLS that shows no frame for so long is given up. */
-const HLS_STALLED_FOR = 8_000;
-/** Between attempts at HLS: twice as long after each that failed, up to the second figure. */
-const TRY_EVERY = 2_000;
-const TRY_AT_LEAST_EVERY = 30_000;
+/** The player falls back to HLS if WebRTC is not connected after this time; hls.js is loaded after half of it. */
+const CONNECT_TIMEOUT = 900;
+/** The player falls back to HLS if a session delivers nothing for this time although there is media. */
+const STALL_TIMEOUT = 3_600;
+/**
+ * Sender reports arrive every second. If one reports new packets more than this time after the last received packet,
+ * packets are lost.
+ */
+const REPORT_TIMEOUT = 1_500;
+/** Maximum gap between packets of a continuous flow. */
+const MAX_FLOW_GAP = 1_000;
+/** The player returns to WebRTC after media has flowed for this time. */
+const RETURN_AFTER = 700;
+/** HLS is given up if it displays no frame for this time. */
+const HLS_STALL_TIMEOUT = 8_000;
+/** Delay between attempts of HLS: doubles after each failure, up to the maximum. */
+const HLS_RETRY_DELAY = 2_000;
+const HLS_MAX_RETRY_DELAY = 30_000;
 
 /**
- * Whether what is shown is live. Where there is video, only frames of it count: sound goes on when the camera is off.
+ * Returns whether the stream is live. If it has video, only video frames count, because audio continues while the
+ * camera is off.
  *
- * `hasVideo`: the stream has video, whether or not this session can carry it; `frameAt` and `soundAt`: when the last
- * frame was shown and when sound arrived last, 0 for never.
+ * `hasVideo`: the stream has video, whether or not this session can carry it; `frameAt` and `audioAt`: when the last
+ * frame was displayed and when audio arrived last, 0 for never.
  */
-export function isLive({ hasVideo, frameAt, soundAt }, at) {
-  const last = hasVideo ? frameAt : Math.max(frameAt, soundAt);
-  return last > 0 && at - last < LIVE_FOR;
+export function isLive({ hasVideo, frameAt, audioAt }, at) {
+  const last = hasVideo ? frameAt : Math.max(frameAt, audioAt);
+  return last > 0 && at - last < LIVE_TIMEOUT;
 }
 
-/** What flows in one WebRTC session, from the statistics that are taken now and then. */
+/** The media flow of one WebRTC session, from periodic statistics. */
 export class Flow {
-  #counts = { received: 0, packets: 0, sent: 0, frames: 0, sound: 0 };
-  /** When each of them has grown last; the beginning of the session, for none. */
-  #grown;
-  /** When the packets of video that arrive now have begun to. */
-  #flowsSince;
+  #counts = { received: 0, packets: 0, sent: 0, frames: 0, audio: 0 };
+  /** When each count has increased last; initially the start of the session. */
+  #increased;
+  /** Start of the current continuous flow of video packets. */
+  #flowSince;
 
   constructor(at) {
-    this.#grown = { received: at, packets: at, sent: at, frames: at, sound: at };
-    this.#flowsSince = at;
+    this.#increased = { received: at, packets: at, sent: at, frames: at, audio: at };
+    this.#flowSince = at;
   }
 
   /**
-   * Takes statistics: `received` counts everything that came over the connection, `packets` those of video, `sent` those
-   * of video that the gateway reports to have sent, `frames` those that were decoded, `sound` the packets of sound.
+   * Takes statistics: `received` counts everything that was received over the connection, `packets` received video
+   * packets, `sent` video packets that the gateway has sent according to its reports, `frames` decoded frames, `audio`
+   * received audio packets.
    */
-  note(counts, at) {
-    const before = this.#grown.packets;
+  update(counts, at) {
+    const before = this.#increased.packets;
     for (const [name, count] of Object.entries(this.#counts)) {
       if (!(counts[name] > count)) continue;
       this.#counts[name] = counts[name];
-      this.#grown[name] = at;
+      this.#increased[name] = at;
     }
-    if (this.#grown.packets === at && at - before > FLOW_GAP) this.#flowsSince = at;
+    if (this.#increased.packets === at && at - before > MAX_FLOW_GAP) this.#flowSince = at;
   }
 
-  /** Whether a frame was decoded. */
+  /** Whether any frame was decoded. */
   get decoded() {
     return this.#counts.frames > 0;
   }
 
-  /** When sound arrived last; 0 for never. */
-  get soundAt() {
-    return this.#counts.sound > 0 ? this.#grown.sound : 0;
+  /** When audio arrived last; 0 for never. */
+  get audioAt() {
+    return this.#counts.audio > 0 ? this.#increased.audio : 0;
   }
 
-  /** What of it bears on the choice of a transport. */
-  conclude(at) {
-    const { received, packets, sent, frames } = this.#grown;
+  /** Returns what is relevant for the choice of the transport. */
+  evaluate(at) {
+    const { received, packets, sent, frames } = this.#increased;
     const since = at - frames;
     return {
       decoded: this.decoded,
-      /** Nothing came, not even a report or an answer to a check: the path is cut. */
-      cut: at - received > STALLED_FOR,
-      /** The gateway sends video, and none of it arrives. */
-      lost: since > STALLED_FOR && sent - packets > REPORTED_WITHIN,
-      /** Video arrives, and no frame comes of it. */
-      undecodable: this.#counts.packets > 0 && at - packets < FLOW_GAP && at - Math.max(frames, this.#flowsSince) > STALLED_FOR,
+      /** Nothing was received, not even a report or a response to a connectivity check: the path is broken. */
+      cut: at - received > STALL_TIMEOUT,
+      /** The gateway sends video, but none arrives. */
+      lost: since > STALL_TIMEOUT && sent - packets > REPORT_TIMEOUT,
+      /** Video arrives, but no frame is decoded. */
+      undecodable: this.#counts.packets > 0 && at - packets < MAX_FLOW_GAP && at - Math.max(frames, this.#flowSince) > STALL_TIMEOUT,
     };
   }
 }
 
-/** How long after an attempt at HLS the next one may follow, when so many have failed. */
-export function pauseAfter(failures) {
-  return Math.min(TRY_EVERY * 2 ** Math.max(0, failures - 1), TRY_AT_LEAST_EVERY);
+/** Returns the delay between two attempts of HLS after this number of failures. */
+export function hlsRetryDelay(failures) {
+  return Math.min(HLS_RETRY_DELAY * 2 ** Math.max(0, failures - 1), HLS_MAX_RETRY_DELAY);
 }
 
 /**
- * Which transport to use now, and why: `{ use: 'webrtc' | 'hls', why, prepare }`. `why` is one of `chosen`, `connection`,
- * `codec` and `silence`; `prepare` says that HLS may be needed soon.
+ * Returns which transport to use and why: `{ use: 'webrtc' | 'hls', why, prepare }`. `why` is one of `chosen`,
+ * `connection`, `codec` and `silence`; `prepare` means that HLS may be needed soon.
  *
- * HLS is for what WebRTC cannot bring, and never for a stream that is not live: a gateway that sends reports and no video
- * has none.
+ * HLS is used for what WebRTC cannot deliver, but not for a stream that is not live: if the gateway sends reports and
+ * no video, there is none.
  *
  * - `setting`: `auto`, `off` (no HLS) or `only` (no WebRTC)
- * - `using`: `webrtc` or `hls`, `why`: the reason of the present use of HLS
+ * - `using`: the current transport, `webrtc` or `hls`; `why`: the current reason for HLS
  * - `session`: the state of the WebRTC session (see session.js); `granted`: the gateway has answered its offer;
- *   `waited`: for so long; `status`: HTTP status of the refusal; `pathLost`: it ended because media did not get through;
- *   `reachable`: the gateway answers HTTP
+ *   `waited`: time since the offer; `status`: HTTP status of the rejected request; `pathLost`: the session ended
+ *   because its media path failed; `reachable`: the gateway answers HTTP requests
  * - `missing`: codec of the video that the session cannot carry, `''` for none
- * - `flow`: see `Flow.conclude`; `flowing`: for so long frames have been decoded without a gap, or sound has come where
- *   there is no video
- * - `stalled`: for so long HLS has shown no frame
- * - `tried`: so long ago HLS was tried last, `failures`: so often in vain
+ * - `flow`: see `Flow.evaluate`; `flowing`: for how long frames have been decoded without a gap, or audio has arrived
+ *   if there is no video
+ * - `stalled`: for how long HLS has displayed no frame
+ * - `tried`: time since the last attempt of HLS, `failures`: number of consecutive failures
  */
-export function choose(view) {
-  return view.using === 'hls' ? leaveHls(view) : leaveWebRtc(view);
+export function chooseTransport(view) {
+  return view.using === 'hls' ? whileHls(view) : whileWebRtc(view);
 }
 
-function leaveHls({ setting, why, session, flowing, stalled }) {
-  const stays = { use: 'hls', why };
-  if (setting === 'only') return stalled > HLS_STALLED_FOR ? { use: 'webrtc' } : stays;
-  if (stalled > HLS_STALLED_FOR) return { use: 'webrtc' };
-  // What WebRTC cannot carry it does not carry any better when something else comes that way.
-  const returns = why !== 'codec' && session === 'live' && flowing > FLOWS_FOR;
-  return returns ? { use: 'webrtc' } : stays;
+function whileHls({ setting, why, session, flowing, stalled }) {
+  const unchanged = { use: 'hls', why };
+  if (setting === 'only') return stalled > HLS_STALL_TIMEOUT ? { use: 'webrtc' } : unchanged;
+  if (stalled > HLS_STALL_TIMEOUT) return { use: 'webrtc' };
+  // If the codec is the reason, incoming media over WebRTC (audio) changes nothing.
+  const returns = why !== 'codec' && session === 'live' && flowing > RETURN_AFTER;
+  return returns ? { use: 'webrtc' } : unchanged;
 }
 
-function leaveWebRtc(view) {
+function whileWebRtc(view) {
   const { setting, tried, failures } = view;
-  const stays = { use: 'webrtc' };
-  if (setting === 'off') return stays;
-  const mayTry = tried > pauseAfter(setting === 'only' ? 0 : failures);
-  if (setting === 'only') return mayTry ? { use: 'hls', why: 'chosen' } : stays;
+  const unchanged = { use: 'webrtc' };
+  if (setting === 'off') return unchanged;
+  const mayTry = tried > hlsRetryDelay(setting === 'only' ? 0 : failures);
+  if (setting === 'only') return mayTry ? { use: 'hls', why: 'chosen' } : unchanged;
   const why = reason(view);
   if (why && mayTry) return { use: 'hls', why };
-  const slow = view.session === 'connecting' && view.granted && view.waited > CONNECT_WITHIN / 2;
-  return slow ? { ...stays, prepare: true } : stays;
+  const slow = view.session === 'connecting' && view.granted && view.waited > CONNECT_TIMEOUT / 2;
+  return slow ? { ...unchanged, prepare: true } : unchanged;
 }
 
 function reason({ session, granted, waited, status, pathLost, reachable, missing, flow }) {
   if (status === 406 || status === 422) return 'codec';
-  if (session === 'connecting') return granted && waited > CONNECT_WITHIN ? 'connection' : undefined;
+  if (session === 'connecting') return granted && waited > CONNECT_TIMEOUT ? 'connection' : undefined;
   if (session === 'retrying') return pathLost ? 'connection' : undefined;
   if (session !== 'live') return undefined;
   if (missing) return 'codec';

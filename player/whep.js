@@ -1,64 +1,64 @@
-// Watching over WebRTC: a WHEP client (draft-ietf-wish-whep) with its extensions for layers and events. What is made of
-// what it receives is the player's business (`player.js`).
+// A WHEP client (draft-ietf-wish-whep) with the extensions for layers and events. The player (`player.js`) displays
+// what it receives.
 
 import { Client, receivedBy } from './session.js';
 
-/** Between looks whether there are several versions of the picture, in milliseconds; the last one again and again. */
-const ASK_AFTER = [2_000, 8_000, 30_000];
-/** How long a gateway may take to hear which layer is wanted, in milliseconds. */
-const WISH_WITHIN = 3_000;
+/** Delays between polls of the layers, in milliseconds; the last one repeats. */
+const LAYER_POLL_DELAYS = [2_000, 8_000, 30_000];
+/** Timeout of a layer selection request, in milliseconds. */
+const SELECTION_TIMEOUT = 3_000;
 
-/** Receives one audio and one video track from a WHEP endpoint. The tracks are in `stream`, new for each session. */
+/** Receives one audio and one video track from a WHEP endpoint. Each session has a new `stream` with the tracks. */
 export class WhepClient extends Client {
   stream = null;
-  /** Versions of the picture, the best first: `{ rid, width, height, bitrate }`. Each change is a `layers` event. */
+  /** Layers, the best first: `{ rid, width, height, bitrate }`. Each change is a `layers` event. */
   layers = [];
-  /** Codec of the video that the stream has and this session cannot carry; empty for none. */
+  /** Codec of the stream's video if this session cannot carry it; else empty. */
   missing = '';
 
   #events = null;
-  #asking = 0;
-  /** The layer that is wanted and was not asked for yet. */
-  #wish = null;
-  #wishing = false;
+  #layerTimer = 0;
+  /** The layer selection that was not sent yet. */
+  #pendingSelection = null;
+  #sendingSelection = false;
 
   constructor(endpoint, options) {
     super(endpoint, options);
     this.addEventListener('state', () => {
-      if (this.state === 'live') this.#ask(0);
-      else this.#deafen();
+      if (this.state === 'live') this.#pollLayers(0);
+      else this.#closeEvents();
     });
   }
 
   /**
-   * Wants the layer of this name from now on; without a name, the best one. The last wish holds. Whether it was heard; of a
-   * wish that another one overtook nothing is known.
+   * Selects the layer with this rid; without a rid, the best one. The last selection wins. Resolves with whether the
+   * gateway accepted it; the result of a selection that was superseded is unspecified.
    */
   async choose(rid) {
-    this.#wish = rid ? { rid } : {};
-    // One after the other: wishes on their way at the same time may overtake each other.
-    if (this.#wishing) return true;
-    this.#wishing = true;
-    let heard = true;
-    while (this.#wish) {
-      const body = JSON.stringify(this.#wish);
-      this.#wish = null;
+    this.#pendingSelection = rid ? { rid } : {};
+    // Requests are sent one after the other, because concurrent requests may be reordered.
+    if (this.#sendingSelection) return true;
+    this.#sendingSelection = true;
+    let accepted = true;
+    while (this.#pendingSelection) {
+      const body = JSON.stringify(this.#pendingSelection);
+      this.#pendingSelection = null;
       const { layer } = this.extensions;
       if (!layer) continue;
       const headers = { 'Content-Type': 'application/json' };
-      // A network that is gone answers never, and the next session has wishes too.
-      const signal = AbortSignal.timeout(WISH_WITHIN);
-      heard = await fetch(layer, { method: 'POST', headers, body, signal }).then(({ ok }) => ok, () => false);
+      // Without a timeout, a request over a lost network would block the selections of the next session.
+      const signal = AbortSignal.timeout(SELECTION_TIMEOUT);
+      accepted = await fetch(layer, { method: 'POST', headers, body, signal }).then(({ ok }) => ok, () => false);
     }
-    this.#wishing = false;
-    return heard;
+    this.#sendingSelection = false;
+    return accepted;
   }
 
   /**
-   * Looks whether there is a choice, now and then. Only where there is one, its changes are listened to: a stream of
-   * events holds a connection, of which a browser has six for a gateway, and a gateway so many for everybody.
+   * Polls whether there are several layers. Only then is an event stream opened, because it occupies a connection:
+   * browsers open at most six to a gateway, and gateways limit connections.
    */
-  async #ask(times) {
+  async #pollLayers(times) {
     const { layer } = this.extensions;
     if (!layer || this.#events) return;
     const reply = await fetch(layer).catch(() => null);
@@ -66,14 +66,14 @@ export class WhepClient extends Client {
     if (this.state !== 'live' || this.extensions.layer !== layer) return;
     if (reply?.ok) this.missing = missingVideo(reply.headers.get('Link') ?? '');
     if ((Object.values(answer)[0] ?? []).length > 1) {
-      this.#listen().catch(() => {});
+      this.#openEvents().catch(() => {});
       return;
     }
-    clearTimeout(this.#asking);
-    this.#asking = setTimeout(() => this.#ask(times + 1), ASK_AFTER[times] ?? ASK_AFTER.at(-1));
+    clearTimeout(this.#layerTimer);
+    this.#layerTimer = setTimeout(() => this.#pollLayers(times + 1), LAYER_POLL_DELAYS[times] ?? LAYER_POLL_DELAYS.at(-1));
   }
 
-  async #listen() {
+  async #openEvents() {
     const url = this.extensions['server-sent-events'];
     if (!url || this.#events) return;
     this.#events = {};
@@ -81,37 +81,37 @@ export class WhepClient extends Client {
     const location = opened.headers.get('Location');
     if (!opened.ok || !location || !this.#events) return;
     this.#events = new EventSource(new URL(location, url));
-    this.#events.addEventListener('layers', ({ data }) => this.#tell(Object.values(JSON.parse(data))[0] ?? []));
+    this.#events.addEventListener('layers', ({ data }) => this.#setLayers(Object.values(JSON.parse(data))[0] ?? []));
   }
 
-  #deafen() {
-    clearTimeout(this.#asking);
+  #closeEvents() {
+    clearTimeout(this.#layerTimer);
     this.#events?.close?.();
     this.#events = null;
-    if (this.layers.length > 0) this.#tell([]);
+    if (this.layers.length > 0) this.#setLayers([]);
   }
 
-  #tell(layers) {
+  #setLayers(layers) {
     this.layers = layers;
     this.dispatchEvent(new Event('layers'));
   }
 
-  linked(link, base) {
-    super.linked(link, base);
+  onLinks(link, base) {
+    super.onLinks(link, base);
     this.missing = missingVideo(link);
   }
 
-  /** Whether the stream has video, as far as the answer and what the gateway said since tell. */
+  /** Whether the stream has video, according to the answer and later responses of the gateway. */
   get hasVideo() {
     const video = this.connection?.getTransceivers().find(({ receiver }) => receiver.track.kind === 'video');
     return Boolean(this.missing) || /recv/.test(video?.currentDirection ?? '');
   }
 
-  /** Asks the gateway now, instead of in a while, what the session misses. */
-  askAgain() {
+  /** Polls the layers, and the video that the session is missing, at once. */
+  refreshLayers() {
     if (this.state !== 'live' || this.#events) return;
-    clearTimeout(this.#asking);
-    this.#ask(ASK_AFTER.length);
+    clearTimeout(this.#layerTimer);
+    this.#pollLayers(LAYER_POLL_DELAYS.length);
   }
 
   prepare(pc) {
@@ -122,13 +122,13 @@ export class WhepClient extends Client {
     }
   }
 
-  /** Asks for stereo: without this, Chromium decodes Opus to one channel (RFC 7587 §6.1). */
+  /** Requests stereo: without this, Chromium decodes Opus to one channel (RFC 7587 §6.1). */
   shape(sdp) {
     const [, opus] = /^a=rtpmap:(\d+) opus\//im.exec(sdp) ?? [];
     return sdp.replace(new RegExp(`^a=fmtp:${opus} (?!.*stereo=1).*$`, 'm'), '$&;stereo=1');
   }
 
-  /** What has arrived, from one `getStats` report; null when there is no session. */
+  /** Returns statistics from one `getStats` report; null without a session. */
   async statistics() {
     const report = await this.connection?.getStats();
     if (!report) return null;
@@ -156,5 +156,5 @@ export class WhepClient extends Client {
   }
 }
 
-/** The codec of the video that an answer leaves out, in its links: `<...>; rel="alternate"; video="H264"`. */
+/** Returns the codec of the missing video from the links of an answer: `<...>; rel="alternate"; video="H264"`. */
 const missingVideo = (link) => /rel="alternate"[^,]*; *video="([A-Za-z0-9]+)"/.exec(link)?.[1] ?? '';

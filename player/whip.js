@@ -1,8 +1,8 @@
-// Publishing from the browser: a WHIP client (RFC 9725) and the capture of camera, screen and microphone.
+// A WHIP client (RFC 9725), and the capture of camera, screen and microphone.
 
 import { Client } from './session.js';
 
-/** Video codecs in the order in which "automatic" offers them: what most viewers can decode comes first. */
+/** Video codecs in the order of preference of "automatic": those that most viewers can decode come first. */
 export const VIDEO_CODECS = ['H264', 'VP8', 'VP9', 'AV1', 'H265'];
 
 /** Sends a MediaStream to a WHIP endpoint. */
@@ -11,7 +11,7 @@ export class WhipClient extends Client {
   #codec;
   #bitrate;
 
-  /** `codec` is one of `VIDEO_CODECS`, or empty for all of them; `bitrate` is the video's ceiling in bit/s. */
+  /** `codec` is one of `VIDEO_CODECS`, or empty for all of them; `bitrate` is the maximum video bitrate in bit/s. */
   constructor(endpoint, stream, { token, codec = '', bitrate } = {}) {
     super(endpoint, { token });
     this.#stream = stream;
@@ -35,7 +35,7 @@ export class WhipClient extends Client {
     }
   }
 
-  /** What is being sent, from one `getStats` report; null when not connected. */
+  /** Returns statistics from one `getStats` report; null if not connected. */
   async statistics() {
     const report = await this.connection?.getStats();
     if (!report) return null;
@@ -59,7 +59,7 @@ export class WhipClient extends Client {
   }
 }
 
-/** Names of the video codecs that this browser can send, in our order. */
+/** Returns the names of the video codecs that this browser can send, in order of preference. */
 export function sendableCodecs() {
   const names = new Set(RTCRtpSender.getCapabilities('video').codecs.map(codecName));
   return VIDEO_CODECS.filter((name) => names.has(name));
@@ -67,39 +67,39 @@ export function sendableCodecs() {
 
 const codecName = (codec) => codec.mimeType.split('/')[1].toUpperCase();
 
-/** The browser's capabilities with the wanted codecs, best first, and everything that is no codec of its own (rtx). */
-function preferred(wanted) {
-  const order = wanted ? [wanted] : VIDEO_CODECS;
+/** Returns the browser's capabilities: `codec`, or all video codecs in order of preference, then others such as rtx. */
+function preferred(codec) {
+  const order = codec ? [codec] : VIDEO_CODECS;
   const { codecs } = RTCRtpSender.getCapabilities('video');
-  const chosen = order.flatMap((name) => codecs.filter((codec) => codecName(codec) === name));
-  if (chosen.length === 0) throw new Error(`This browser cannot send ${wanted}.`);
-  return [...chosen, ...codecs.filter((codec) => !VIDEO_CODECS.includes(codecName(codec)))];
+  const chosen = order.flatMap((name) => codecs.filter((one) => codecName(one) === name));
+  if (chosen.length === 0) throw new Error(`This browser cannot send ${codec}.`);
+  return [...chosen, ...codecs.filter((one) => !VIDEO_CODECS.includes(codecName(one)))];
 }
 
 /**
- * Opens camera or screen with the chosen sound.
+ * Opens camera or screen with the selected audio.
  *
  * `source` is `camera` or `screen`; `camera` and `microphone` are device ids or empty for the default; `sound` is
- * `microphone`, `screen` or `none`; `height` is the wanted number of lines.
+ * `microphone`, `screen` or `none`; `height` is the preferred height in pixels.
  */
 export async function capture({ source, camera, microphone, sound, height }) {
   if (!navigator.mediaDevices) throw new DOMException('not a secure page', 'SecurityError');
-  const microphoneWanted = sound === 'microphone' && { deviceId: microphone ? { exact: microphone } : undefined };
+  const microphoneConstraints = sound === 'microphone' && { deviceId: microphone ? { exact: microphone } : undefined };
   const size = { height: { ideal: height }, width: { ideal: Math.round((height * 16) / 9) }, frameRate: { ideal: 30 } };
   if (source === 'camera') {
     const deviceId = camera ? { exact: camera } : undefined;
-    return navigator.mediaDevices.getUserMedia({ video: { ...size, deviceId }, audio: microphoneWanted });
+    return navigator.mediaDevices.getUserMedia({ video: { ...size, deviceId }, audio: microphoneConstraints });
   }
   if (!navigator.mediaDevices.getDisplayMedia) throw new DOMException('no screen capture', 'NotSupportedError');
   const stream = await navigator.mediaDevices.getDisplayMedia({
     video: { frameRate: { ideal: 30 }, height: { max: height } },
-    // Music and films, not speech: the filters for speech would hurt.
+    // Screen audio is often music or film: speech processing would degrade it.
     audio: sound === 'screen' && { echoCancellation: false, noiseSuppression: false, autoGainControl: false },
   });
   stream.getVideoTracks().forEach((track) => (track.contentHint = 'detail'));
-  if (microphoneWanted) {
+  if (microphoneConstraints) {
     try {
-      const voice = await navigator.mediaDevices.getUserMedia({ audio: microphoneWanted });
+      const voice = await navigator.mediaDevices.getUserMedia({ audio: microphoneConstraints });
       voice.getTracks().forEach((track) => stream.addTrack(track));
     } catch (error) {
       stream.getTracks().forEach((track) => track.stop());
@@ -109,38 +109,38 @@ export async function capture({ source, camera, microphone, sound, height }) {
   return stream;
 }
 
-/** Says in plain words why `capture` failed: `{ title, text }`. */
+/** Explains to the user why `capture` failed: `{ title, text }`. */
 export function explainCapture(error, source) {
-  const thing = source === 'screen' ? 'screen' : 'camera or microphone';
+  const device = source === 'screen' ? 'screen' : 'camera or microphone';
   switch (error.name) {
     case 'SecurityError':
       return {
         title: 'This page needs a secure address',
-        text: 'Browsers hand out camera, microphone and screen only to pages opened by https://, or by '
+        text: 'Browsers allow camera, microphone and screen capture only on pages opened by https://, or by '
           + `http://localhost on the gateway's own machine. This page came from ${location.origin}.`,
       };
     case 'NotAllowedError':
       return {
-        title: `The ${thing} was not allowed`,
+        title: `The ${device} was not allowed`,
         text: source === 'screen'
-          ? 'The choice of a screen was cancelled, or the system does not let this browser record the screen.'
-          : 'Allow it with the camera sign in the address bar (or in the system settings), then try again.',
+          ? 'Screen selection was cancelled, or the system does not allow this browser to record the screen.'
+          : 'Allow it with the camera icon in the address bar (or in the system settings), then try again.',
       };
     case 'NotFoundError':
     case 'OverconstrainedError':
       return {
-        title: `No ${thing} found`,
-        text: 'Connect one, choose another device, or choose “No sound” if there is a camera but no microphone.',
+        title: `No ${device} found`,
+        text: 'Connect one, choose another device, or choose “No audio” if there is a camera but no microphone.',
       };
     case 'NotReadableError':
     case 'AbortError':
       return {
-        title: `The ${thing} could not be opened`,
+        title: `The ${device} could not be opened`,
         text: 'Another program may be using it. Close that program and try again.',
       };
     case 'NotSupportedError':
       return { title: 'This browser cannot share its screen', text: 'Choose the camera, or use a desktop browser.' };
     default:
-      return { title: `The ${thing} could not be opened`, text: `${error.name}: ${error.message}` };
+      return { title: `The ${device} could not be opened`, text: `${error.name}: ${error.message}` };
   }
 }

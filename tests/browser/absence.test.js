@@ -10,7 +10,7 @@ import { createInterface } from 'node:readline';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { BLOCKS, FPS, makeClip } from './clip.js';
-import { chromium, open, playerData, plays, PUBLISH_TOKEN, soundOn, startGateway, until, watch } from './harness.js';
+import { chromium, open, playerData, plays, PUBLISH_TOKEN, unmute, startGateway, until, watch } from './harness.js';
 
 const ENCODER = fileURLToPath(
   new URL(process.env.MILLSTREAM_BENCH_BIN ?? '../../target/debug/millstream-bench', import.meta.url),
@@ -61,7 +61,7 @@ function observe({ x, y, size, bits }) {
   const visible = (element) => Boolean(element) && getComputedStyle(element).display !== 'none';
   /** The number in the frame that is in sight; null for none, such as in black. */
   const number = () => {
-    const still = root.querySelector('.still');
+    const still = root.querySelector('.last-frame');
     const shown = visible(still) ? still : video;
     canvas.fillRect(0, 0, (bits + 1) * 8, 8);
     canvas.drawImage(shown, x, y, (bits + 1) * size, size, 0, 0, (bits + 1) * 8, 8);
@@ -88,7 +88,7 @@ function observe({ x, y, size, bits }) {
       state: player.dataset.state,
       live: visible(root.querySelector('.live')),
       hint: visible(hint) ? hint.textContent : '',
-      veil: root.querySelector('.veil').classList.contains('shown'),
+      veil: root.querySelector('.overlay').classList.contains('shown'),
     });
   }, 100);
 }
@@ -233,7 +233,7 @@ test('a stream whose video stops while its sound goes on is not called live', as
   const byHls = [];
   page.on('request', (request) => /\/hls\/call\//.test(request.url()) && byHls.push(request.url()));
   await plays(page, 30);
-  await soundOn(page);
+  await unmute(page);
   await page.evaluate(observe, BLOCKS);
   await publisher.evaluate(() => window.camera(false));
   await until(() => playerData(page), ({ state }) => state === 'paused', 'the player to notice');

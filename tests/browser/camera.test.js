@@ -9,7 +9,7 @@ import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { chromium, playerData, plays, soundOn, startGateway, until, watch } from './harness.js';
+import { chromium, playerData, plays, unmute, startGateway, until, watch } from './harness.js';
 
 const SERVER = fileURLToPath(new URL('../sources/rtsp/server.py', import.meta.url));
 
@@ -55,7 +55,7 @@ for (const [media, wanted] of [
     const data = await plays(page);
     assert.equal(data.codec, 'H264');
     if (media.includes('+')) {
-      await soundOn(page);
+      await unmute(page);
       await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
     }
     assert.deepEqual(transcodings(gateway).sort(), wanted);
@@ -85,7 +85,7 @@ test('the demo stream is a moving picture with sound', async (t) => {
   t.after(() => page.close());
   const data = await plays(page);
   assert.equal(data.codec, 'H264');
-  await soundOn(page);
+  await unmute(page);
   await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
   t.diagnostic(`first frame after ${data.firstFrame} ms`);
 });

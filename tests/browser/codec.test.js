@@ -25,7 +25,7 @@ const shown = (page) =>
       ...player.dataset,
       live: visible('.live'),
       hint: visible('.hint') ? part('.hint').textContent : '',
-      text: visible('.way') ? part('.way').textContent : '',
+      text: visible('.transport') ? part('.transport').textContent : '',
       width: player.video.videoWidth,
     };
   });
@@ -66,7 +66,7 @@ test('where HLS is forbidden, a stream whose video has no decoder is heard and n
   t.after(() => page.close());
   if ((await decodes(page)).webrtc) return skip(t, 'this Firefox decodes H.264 over WebRTC');
   const data = await until(() => shown(page), ({ hint }) => hint !== '', 'the player to say why', 20_000);
-  assert.equal(data.hint, 'This stream is H.264, which your browser cannot play: sound only');
+  assert.equal(data.hint, 'This stream is H.264, which your browser cannot play: audio only');
   assert.deepEqual([data.state, data.live, data.missing], ['paused', false, 'H264']);
   const arrives = () => page.evaluate(async () => {
     const { client } = document.querySelector('millstream-player');

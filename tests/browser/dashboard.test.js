@@ -70,13 +70,13 @@ test('the dashboard shows streams, sources with their errors, and sessions that 
   assert.equal(await board(page), 'closed');
   await page.type('#api-token', 'wrong');
   await page.click('#board-token button');
-  await until(() => page.$eval('#board-note', (note) => note.textContent), (note) => /does not open/.test(note), 'the refusal');
+  await until(() => page.$eval('#board-note', (note) => note.textContent), (note) => /does not permit/.test(note), 'the refusal');
   await page.$eval('#api-token', (input) => (input.value = ''));
   await page.type('#api-token', API_TOKEN);
   await page.click('#board-token button');
   await until(() => board(page), (count) => count === '2', 'both streams');
   await until(() => text(page), (seen) => /studio\/one/.test(seen) && /VP8/.test(seen) && /kbit\/s|Mbit\/s/.test(seen), 'facts');
-  await until(() => text(page), (seen) => /\b2, 1 by HLS/.test(seen) && /Delay\s+\d+ ms/.test(seen), 'viewers by both ways, and the delay');
+  await until(() => text(page), (seen) => /\b2, 1 over HLS/.test(seen) && /Delay\s+\d+ ms/.test(seen), 'viewers by both ways, and the delay');
   await countsBoth(t, gateway);
   assert.match(await text(page), /VP8: HLS does not support it/);
   const picture = () => page.evaluate(() => {
@@ -154,7 +154,7 @@ test('the watch and publish pages, and the one for wrong addresses, have no faul
   await shot(publisher, 'publish');
   const lost = await open(browser, `${gateway.origin}/live`);
   t.after(() => lost.close());
-  assert.match(await lost.evaluate(() => document.body.innerText), /There is nothing here[^]*\/whip\/NAME/);
+  assert.match(await lost.evaluate(() => document.body.innerText), /Page not found[^]*\/whip\/NAME/);
   assert.deepEqual(await violations(lost), []);
   await shot(lost, 'lost');
   for (const page of [viewer, publisher, lost]) assert.deepEqual(page.faults, []);

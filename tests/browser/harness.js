@@ -181,9 +181,9 @@ export const pageData = (page) => page.evaluate(() => ({ ...document.documentEle
 /** The data attributes of the player. */
 export const playerData = (page) => page.evaluate(() => ({ ...document.querySelector('millstream-player').dataset }));
 
-/** Presses the player's button for sound: Chromium does not measure sound that nobody can hear. */
-export const soundOn = (page) =>
-  page.evaluate(() => document.querySelector('millstream-player').shadowRoot.querySelector('.sound').click());
+/** Unmutes the player: Chromium does not measure muted audio. */
+export const unmute = (page) =>
+  page.evaluate(() => document.querySelector('millstream-player').shadowRoot.querySelector('.mute').click());
 
 /** Reads until `holds`; fails with what was read last. */
 export async function until(read, holds, what, timeout = 20_000) {

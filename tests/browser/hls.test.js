@@ -11,7 +11,7 @@ import { createInterface } from 'node:readline';
 import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { chromium, isLive, open, playerData, portOf, publish, soundOn, startGateway, until } from './harness.js';
+import { chromium, isLive, open, playerData, portOf, publish, unmute, startGateway, until } from './harness.js';
 
 const SERVER = fileURLToPath(new URL('../sources/rtsp/server.py', import.meta.url));
 const run = promisify(execFile);
@@ -54,7 +54,7 @@ for (const codec of Object.keys(CODECS)) {
     t.after(() => page.close());
     const data = await playsByHls(page, t);
     assert.match(data.codec, CODECS[codec]);
-    await soundOn(page);
+    await unmute(page);
     await hasSound(page);
     assert.deepEqual(page.faults, []);
   });
@@ -74,7 +74,7 @@ for (const media of ['h264+aac', 'h264+opus', 'mjpeg+pcma']) {
     const page = await watchByHls(gateway, 'door');
     t.after(() => page.close());
     await playsByHls(page, t, { frames: 20 });
-    await soundOn(page);
+    await unmute(page);
     await hasSound(page);
   });
 }

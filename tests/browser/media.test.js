@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import {
-  chromium, firefox, isLive, open, pageData, playerData, plays, publish, PUBLISH_TOKEN, skip, soundOn, startGateway, until, watch,
+  chromium, firefox, isLive, open, pageData, playerData, plays, publish, PUBLISH_TOKEN, skip, unmute, startGateway, until, watch,
 } from './harness.js';
 
 // A publisher and a viewer each have a browser of their own: pages in the background are slowed down.
@@ -34,7 +34,7 @@ async function seesAndHears(t, { from, to, codec, stream }) {
   t.after(() => page.close());
   if (!(await canDecode(page, codec))) return skip(t, `the watching browser has no ${codec} decoder`);
   await until(() => playerData(page), (data) => data.state === 'playing', 'the player to play');
-  await soundOn(page);
+  await unmute(page);
   const data = await plays(page, 40);
   assert.equal(data.codec.toUpperCase(), codec);
   assert.equal(data.sessions, '1');
@@ -79,7 +79,7 @@ test('a stream without picture is heard', async (t) => {
   }, '/whip/radio', PUBLISH_TOKEN);
   const page = await watch(viewer, gateway, 'radio');
   t.after(() => page.close());
-  await soundOn(page);
+  await unmute(page);
   await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
 });
 

@@ -8,7 +8,7 @@ import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { before, test } from 'node:test';
-import { chromium, open, playerData, plays, soundOn, startGateway, until, watch } from './harness.js';
+import { chromium, open, playerData, plays, unmute, startGateway, until, watch } from './harness.js';
 
 let browser;
 before(async () => {
@@ -70,7 +70,7 @@ for (const [name, options] of [
     t.after(() => page.close());
     const data = await plays(page);
     assert.equal(data.codec, 'H264');
-    await soundOn(page);
+    await unmute(page);
     await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
     assert.equal((await playerData(page)).sessions, '1', 'one session all the time');
     assert.deepEqual(page.faults, []);

@@ -93,9 +93,9 @@ test('a watch page that needs a token asks for it', async (t) => {
   const refused = await until(() => playerData(page), (data) => data.state === 'failed', 'the refusal');
   assert.equal(refused.status, '401');
   await page.type('#token', 'ticket');
-  await page.click('#ask button');
+  await page.click('#token-form button');
   await until(() => playerData(page), (data) => data.state === 'waiting', 'the player to wait');
-  assert.equal(await page.$eval('#ask', (form) => form.hidden), true);
+  assert.equal(await page.$eval('#token-form', (form) => form.hidden), true);
 });
 
 for (const status of [409, 429, 503]) {

@@ -1,25 +1,24 @@
-// What the player concludes from what it sees, in time that a test makes: whether a stream is live, and which transport to
-// use. No browser.
+// Decisions of the player with simulated time: whether a stream is live, and which transport to use. No browser.
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 
 const source = readFileSync(new URL('../../player/transport.js', import.meta.url));
-const { choose, Flow, isLive, LIVE_FOR, pauseAfter } = await import(`data:text/javascript;base64,${source.toString('base64')}`);
+const { chooseTransport, Flow, isLive, LIVE_TIMEOUT, hlsRetryDelay } = await import(`data:text/javascript;base64,${source.toString('base64')}`);
 
-test('a stream with video is live while frames of it are shown, one without while there is sound', () => {
+test('a stream with video is live while frames of it are shown, one without while there is audio', () => {
   const at = 100_000;
   const cases = [
-    [{ hasVideo: true, frameAt: at - 100, soundAt: 0 }, true],
-    [{ hasVideo: true, frameAt: at - 1_999, soundAt: at }, false],
-    [{ hasVideo: true, frameAt: 0, soundAt: at }, false],
-    [{ hasVideo: false, frameAt: 0, soundAt: at - 100 }, true],
-    [{ hasVideo: false, frameAt: 0, soundAt: at - 1_999 }, false],
-    [{ hasVideo: false, frameAt: 0, soundAt: 0 }, false],
+    [{ hasVideo: true, frameAt: at - 100, audioAt: 0 }, true],
+    [{ hasVideo: true, frameAt: at - 1_999, audioAt: at }, false],
+    [{ hasVideo: true, frameAt: 0, audioAt: at }, false],
+    [{ hasVideo: false, frameAt: 0, audioAt: at - 100 }, true],
+    [{ hasVideo: false, frameAt: 0, audioAt: at - 1_999 }, false],
+    [{ hasVideo: false, frameAt: 0, audioAt: 0 }, false],
   ];
   for (const [seen, expected] of cases) assert.equal(isLive(seen, at), expected, JSON.stringify(seen));
-  assert.ok(LIVE_FOR < 2_000, 'it is said within two seconds');
+  assert.ok(LIVE_TIMEOUT < 2_000, 'it is reported within two seconds');
 });
 
 const QUIET = { decoded: true, cut: false, lost: false, undecodable: false };
@@ -28,7 +27,7 @@ const WATCHING = {
   pathLost: false, reachable: true, missing: '', flow: QUIET, flowing: 0, stalled: 0, tried: Infinity, failures: 0,
 };
 const chosen = (view) => {
-  const { use, why } = choose({ ...WATCHING, ...view });
+  const { use, why } = chooseTransport({ ...WATCHING, ...view });
   return why ? `${use} for ${why}` : use;
 };
 
@@ -47,7 +46,7 @@ test('HLS is used where WebRTC brings nothing and HLS can bring more, and nowher
     'no codec in common, by another word': [{ session: 'retrying', status: 422 }, 'hls for codec'],
     'a wrong token': [{ session: 'failed', status: 401 }, 'webrtc'],
     // K4.
-    'sound alone of a stream with video': [{ missing: 'H264' }, 'hls for codec'],
+    'audio alone of a stream with video': [{ missing: 'H264' }, 'hls for codec'],
     'video that no decoder takes': [{ flow: { ...QUIET, decoded: false, undecodable: true } }, 'hls for codec'],
     'video that is decoded no more': [{ flow: { ...QUIET, undecodable: true } }, 'hls for silence'],
     'video that is sent and does not arrive': [{ flow: { ...QUIET, lost: true } }, 'hls for silence'],
@@ -60,11 +59,11 @@ test('HLS is used where WebRTC brings nothing and HLS can bring more, and nowher
     'HLS was tried in vain often': [{ missing: 'H264', tried: 20_000, failures: 9 }, 'webrtc'],
   };
   for (const [name, [view, expected]] of Object.entries(cases)) assert.equal(chosen(view), expected, name);
-  assert.deepEqual([0, 1, 2, 3, 20].map(pauseAfter), [2_000, 2_000, 4_000, 8_000, 30_000]);
+  assert.deepEqual([0, 1, 2, 3, 20].map(hlsRetryDelay), [2_000, 2_000, 4_000, 8_000, 30_000]);
 });
 
 test('hls.js is loaded while a connection takes long, and not for an offer that waits', () => {
-  const prepares = (view) => Boolean(choose({ ...WATCHING, session: 'connecting', ...view }).prepare);
+  const prepares = (view) => Boolean(chooseTransport({ ...WATCHING, session: 'connecting', ...view }).prepare);
   assert.deepEqual([200, 600].map((waited) => prepares({ waited })), [false, true]);
   assert.equal(prepares({ waited: 20_000, granted: false }), false);
 });
@@ -84,16 +83,16 @@ test('WebRTC is used again once its media flows, and HLS that stands still is gi
   for (const [name, [view, expected]] of Object.entries(cases)) assert.equal(chosen(view), expected, name);
 });
 
-/** A session, looked at four times a second for so long; `at` gives what has been counted at a time. */
-function conclusions(seconds, counts) {
+/** Evaluates a session four times a second for so long; `counts` returns the counts at a time. */
+function evaluations(seconds, counts) {
   const flow = new Flow(0);
   const found = [];
   for (let at = 0; at <= seconds * 1_000; at += 250) {
-    flow.note({ received: 0, packets: 0, sent: 0, frames: 0, sound: 0, ...counts(at) }, at);
-    const { cut, lost, undecodable } = flow.conclude(at);
+    flow.update({ received: 0, packets: 0, sent: 0, frames: 0, audio: 0, ...counts(at) }, at);
+    const { cut, lost, undecodable } = flow.evaluate(at);
     found.push({ cut, lost, undecodable });
   }
-  const ever = (name) => found.some((conclusion) => conclusion[name]);
+  const ever = (name) => found.some((evaluation) => evaluation[name]);
   return { cut: ever('cut'), lost: ever('lost'), undecodable: ever('undecodable') };
 }
 
@@ -107,25 +106,25 @@ test('a source that leaves is no reason for HLS, however long it is away', () =>
   const until = (at) => Math.min(at, 10_100);
   const leaves = (at) => ({
     received: Math.floor(at / 1_000), packets: packetsBy(until(at)), frames: Math.floor(until(at) / 40),
-    sent: Math.max(0, at > 11_060 ? packetsBy(10_100) : reported(at)), sound: Math.floor(until(at) / 20),
+    sent: Math.max(0, at > 11_060 ? packetsBy(10_100) : reported(at)), audio: Math.floor(until(at) / 20),
   });
-  assert.deepEqual(conclusions(120, leaves), NOTHING);
+  assert.deepEqual(evaluations(120, leaves), NOTHING);
   // And when it is back after a minute.
   const returns = (at) => (at < 70_000 ? leaves(at) : {
     received: Math.floor(at / 1_000), packets: packetsBy(at - 59_900), frames: Math.floor((at - 59_900) / 40),
-    sent: reported(at - 59_900), sound: 0,
+    sent: reported(at - 59_900), audio: 0,
   });
-  assert.deepEqual(conclusions(120, returns), NOTHING);
+  assert.deepEqual(evaluations(120, returns), NOTHING);
 });
 
 test('a source that has not sent anything yet is no reason for HLS', () => {
-  assert.deepEqual(conclusions(60, (at) => ({ received: Math.floor(at / 2_500) })), NOTHING);
+  assert.deepEqual(evaluations(60, (at) => ({ received: Math.floor(at / 2_500) })), NOTHING);
 });
 
-test('a camera that is off while its sound goes on is no reason for HLS', () => {
+test('a camera that is off while its audio goes on is no reason for HLS', () => {
   const off = (at) => ({ received: at, packets: packetsBy(Math.min(at, 5_000)), frames: Math.floor(Math.min(at, 5_000) / 40),
-    sent: Math.min(Math.max(0, reported(at)), packetsBy(5_000)), sound: Math.floor(at / 20) });
-  assert.deepEqual(conclusions(60, off), NOTHING);
+    sent: Math.min(Math.max(0, reported(at)), packetsBy(5_000)), audio: Math.floor(at / 20) });
+  assert.deepEqual(evaluations(60, off), NOTHING);
 });
 
 test('a path that is cut, one that lets nothing large through, and a decoder that gives up are told apart', () => {
@@ -133,9 +132,9 @@ test('a path that is cut, one that lets nothing large through, and a decoder tha
     const until = Math.min(at, 10_000);
     return { received: until, packets: packetsBy(until), frames: Math.floor(until / 40), sent: Math.max(0, reported(until)) };
   };
-  assert.deepEqual(conclusions(20, cut), { ...NOTHING, cut: true });
+  assert.deepEqual(evaluations(20, cut), { ...NOTHING, cut: true });
   const small = (at) => ({ received: Math.floor(at / 1_000), sent: Math.max(0, reported(at)) });
-  assert.deepEqual(conclusions(20, small), { ...NOTHING, lost: true });
+  assert.deepEqual(evaluations(20, small), { ...NOTHING, lost: true });
   const undecodable = (at) => ({ received: at, packets: packetsBy(at), sent: Math.max(0, reported(at)) });
-  assert.deepEqual(conclusions(20, undecodable), { ...NOTHING, undecodable: true });
+  assert.deepEqual(evaluations(20, undecodable), { ...NOTHING, undecodable: true });
 });
