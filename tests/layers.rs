@@ -1,6 +1,6 @@
 //! The dependency rule of the crate, checked over the `use` lines: a folder uses only what stands below it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ const LAYERS: [&[&str]; 9] = [
 const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("shard", "transcode")];
 
 /// Foreign stacks and the folders that may name them.
-const FOREIGN: [(&str, &[&str]); 11] = [
+const FOREIGN: [(&str, &[&str]); 9] = [
     ("jsonwebtoken", &["access"]),
     ("rtc_dtls", &["session"]),
     ("rtc_srtp", &["session"]),
@@ -29,8 +29,6 @@ const FOREIGN: [(&str, &[&str]); 11] = [
     ("rtc_sdp", &["sdp"]),
     ("axum", &["http"]),
     ("libc", &["shard"]),
-    ("gstreamer", &["worker"]),
-    ("seccompiler", &["sandbox"]),
     ("retina", &["sources"]),
     ("mpeg2ts_reader", &["media"]),
 ];
@@ -59,6 +57,129 @@ fn folders_use_only_what_stands_below_them() {
     }
     assert!(checked > 50, "the test reads nothing: {checked}");
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A file of a crate by its module path: `["hub", "ring"]` for `src/hub/ring.rs` and `src/hub/ring/mod.rs`.
+type Module = Vec<String>;
+
+/// Files import each other neither directly nor around: each can be read after the ones that it imports.
+#[test]
+fn no_file_imports_a_file_that_imports_it() {
+    let mut circles = Vec::new();
+    let mut checked = 0;
+    for source_folder in CRATES {
+        let imports = imports_of(source_folder);
+        checked += imports.values().map(BTreeSet::len).sum::<usize>();
+        circles.extend(imports.keys().filter_map(|file| circle_from(file, &imports)));
+    }
+    assert!(checked > 500, "the test reads nothing: {checked}");
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+/// The files that each file of a crate imports.
+fn imports_of(source_folder: &str) -> BTreeMap<Module, BTreeSet<Module>> {
+    let texts: BTreeMap<Module, String> = sources_of(source_folder)
+        .filter(|(_, path, _)| !path.ends_with("tests.rs") && !path.ends_with("main.rs"))
+        .map(|(_, path, text)| (module(&path), text))
+        .collect();
+    let imports = texts.iter().map(|(file, text)| {
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let uses = uses_of(code).into_iter();
+        let imported = uses.filter_map(|path| resolve(file, &path, |module| texts.contains_key(module)));
+        (file.clone(), imported.filter(|imported| imported != file).collect())
+    });
+    imports.collect()
+}
+
+fn module(path: &Path) -> Module {
+    let text = path.with_extension("").to_string_lossy().into_owned();
+    let parts = text.split('/').filter(|part| *part != "mod" && *part != "lib");
+    parts.map(str::to_owned).collect()
+}
+
+/// The paths of the `use` declarations of a file, one for each name.
+fn uses_of(code: &str) -> Vec<String> {
+    let mut paths = Vec::new();
+    let mut rest = code.lines();
+    while let Some(line) = rest.next() {
+        let declaration = line.trim_start_matches("pub(super) ").trim_start_matches("pub(crate) ");
+        let declaration = declaration.trim_start_matches("pub ");
+        // In an inline module, which is indented, `super` is the file itself.
+        if let Some(first) = declaration.strip_prefix("use ") {
+            let mut text = first.to_owned();
+            while !text.contains(';') {
+                text.push_str(rest.next().expect("a declaration ends"));
+            }
+            expand("", &text.replace([' ', ';'], ""), &mut paths);
+        }
+    }
+    paths
+}
+
+/// Writes `a::{b, c::d}` as `a::b` and `a::c::d`.
+fn expand(prefix: &str, tree: &str, paths: &mut Vec<String>) {
+    let Some((head, group)) = tree.split_once('{') else {
+        return paths.push(format!("{prefix}{tree}"));
+    };
+    let (mut depth, mut begin) = (0, 0);
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                if begin < at {
+                    expand(&format!("{prefix}{head}"), &group[begin..at], paths);
+                }
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The file that a path of a `use` declaration leads to: the deepest module on it that is a file.
+fn resolve(file: &Module, path: &str, exists: impl Fn(&Module) -> bool) -> Option<Module> {
+    let mut parts = path.split("::").peekable();
+    let mut found = match parts.next()? {
+        "crate" => Module::new(),
+        "self" => file.clone(),
+        "super" => {
+            let mut parent = file.clone();
+            parent.pop();
+            while parts.next_if(|part| *part == "super").is_some() {
+                parent.pop();
+            }
+            parent
+        }
+        _ => return None,
+    };
+    for part in parts {
+        let next: Module = found.iter().cloned().chain([part.to_owned()]).collect();
+        if !exists(&next) {
+            break;
+        }
+        found = next;
+    }
+    exists(&found).then_some(found)
+}
+
+/// A way from a file back to itself.
+fn circle_from(file: &Module, imports: &BTreeMap<Module, BTreeSet<Module>>) -> Option<String> {
+    let mut ways = vec![vec![file]];
+    let mut seen = BTreeSet::new();
+    while let Some(way) = ways.pop() {
+        for next in imports.get(*way.last()?).into_iter().flatten() {
+            let longer: Vec<&Module> = way.iter().copied().chain([next]).collect();
+            if next == file {
+                let names: Vec<String> = longer.iter().map(|module| module.join("/")).collect();
+                return Some(names.join(" -> "));
+            }
+            if seen.insert(next) {
+                ways.push(longer);
+            }
+        }
+    }
+    None
 }
 
 #[test]
@@ -119,6 +240,36 @@ fn unsafe_code_stands_in_the_system_call_module_only() {
         with_unsafe.iter().all(|path| path.ends_with("shard/socket.rs")),
         "{with_unsafe:?}"
     );
+}
+
+/// Programs and stacks that belong to one crate: no other one has them among its dependencies.
+const WALLS: [(&str, &[&str]); 6] = [
+    ("tokio", &["crates/core", "crates/worker-runtime", "crates/worker"]),
+    ("socket2", &["crates/core", "crates/worker-runtime", "crates/worker"]),
+    ("gstreamer", &[".", "crates/core", "crates/worker-runtime"]),
+    ("gstreamer-app", &[".", "crates/core", "crates/worker-runtime"]),
+    ("rtc-dtls", &[".", "crates/worker-runtime", "crates/worker"]),
+    ("seccompiler", &[".", "crates/core", "crates/worker"]),
+];
+
+#[test]
+fn walls_between_crates_are_their_dependencies() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (dependency, without) in WALLS {
+        let mut found = 0;
+        for package in [".", "crates/core", "crates/worker-runtime", "crates/worker"] {
+            let manifest = fs::read_to_string(root.join(package).join("Cargo.toml")).expect("a manifest");
+            let (_, own) = manifest.split_once("\n[dependencies]").expect("dependencies");
+            let own = own.split("\n[").next().unwrap_or_default();
+            let has = own.lines().any(|line| {
+                let name = line.split([' ', '=', '.']).next();
+                name == Some(dependency)
+            });
+            assert!(!has || !without.contains(&package), "{package} has {dependency}");
+            found += usize::from(has);
+        }
+        assert!(found > 0, "nobody has {dependency}");
+    }
 }
 
 /// Pages that send their reader from file to file.
@@ -241,12 +392,19 @@ fn crate_uses(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The crates whose rules are checked here.
-const CRATES: [&str; 2] = ["src", "crates/core/src"];
+/// The crates that have layers of folders. The others are small, and their dependencies are their walls.
+const LAYERED: [&str; 2] = ["src", "crates/core/src"];
+
+const CRATES: [&str; 4] = [
+    "src",
+    "crates/core/src",
+    "crates/worker-runtime/src",
+    "crates/worker/src",
+];
 
 /// All source files: the folder of its crate that holds the file, its path within the crate, its text.
 fn sources() -> impl Iterator<Item = (String, PathBuf, String)> {
-    CRATES.into_iter().flat_map(sources_of)
+    LAYERED.into_iter().flat_map(sources_of)
 }
 
 fn sources_of(source_folder: &str) -> impl Iterator<Item = (String, PathBuf, String)> {

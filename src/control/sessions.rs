@@ -34,6 +34,33 @@ pub enum SessionEvent {
     ViewerCount,
 }
 
+impl SessionEvent {
+    /// All events.
+    pub const ALL: [Self; 5] = [
+        Self::Active,
+        Self::Inactive,
+        Self::Layers,
+        Self::Reconnect,
+        Self::ViewerCount,
+    ];
+
+    /// Returns the name that clients know (draft-ietf-wish-webrtc-http-egress-events §3).
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Inactive => "inactive",
+            Self::Layers => "layers",
+            Self::Reconnect => "reconnect",
+            Self::ViewerCount => "viewercount",
+        }
+    }
+
+    /// Returns the names of all events, separated by commas.
+    pub fn names() -> String {
+        Self::ALL.map(Self::name).join(",")
+    }
+}
+
 /// An offer of the gateway that the viewer has not answered yet (WHEP §4.3.2).
 #[derive(Clone, Debug)]
 pub struct OfferedSession {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,7 +16,10 @@ use tracing::debug;
 use super::auth::Action;
 use super::body::{self, OFFER_LIMIT, SDP};
 use super::problem::Problem;
-use super::{HttpState, alternate, caller, cors, links, resource, stream_of};
+use super::request::{caller, stream_of};
+use super::response::{ACCEPT_PATCH, ACCEPT_POST, no_store};
+use super::state::HttpState;
+use super::{alternate, cors, links, session_url};
 use crate::access::Grant;
 use crate::config::CounterOffer;
 use crate::control::Control;
@@ -32,8 +35,6 @@ use millstream_core::sdp::{
     Local, Offer, OfferError, VideoSection, answer_publisher, answer_viewer, formats_for, offer_viewer,
 };
 
-/// `Accept-Post` (RFC 9725 §4.2); <https://www.w3.org/TR/ldp/#header-accept-post>.
-pub(super) const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
 /// Seconds after which a viewer may retry if the stream is not published.
 const NOT_LIVE_RETRY: u64 = 1;
@@ -192,7 +193,7 @@ async fn offer_session(control: &Control, record: SessionRecord, status: StatusC
     let description = offer_viewer(&source, &local(control, &placement, &media.candidates()));
     let session = random_id();
     let tag = format!("\"{}\"", placement.credentials.ufrag);
-    let path = resource::path_of(session);
+    let path = session_url::path_of(session);
     debug!(?session, stream = %record.stream, "offer sent to viewer");
     if !control
         .sessions
@@ -207,7 +208,7 @@ async fn offer_session(control: &Control, record: SessionRecord, status: StatusC
         (header::EXPIRES, until),
         (header::LOCATION, path.clone()),
         (header::ETAG, tag),
-        (resource::ACCEPT_PATCH, format!("{SDP}, {}", body::FRAGMENT)),
+        (ACCEPT_PATCH, format!("{SDP}, {}", body::FRAGMENT)),
     ];
     let mut response = (status, headers, description.sdp).into_response();
     let servers = &control.policy().ice_servers;
@@ -323,13 +324,13 @@ fn local<'a>(control: &'a Control, placement: &'a Placement, candidates: &'a [So
 /// and `Location`, so the path has to begin with a slash.
 fn created(control: &Control, session: SessionId, ice: IceSession, record: SessionRecord, answer: String) -> Response {
     let tag = ice.entity_tag();
-    let path = resource::path_of(session);
+    let path = session_url::path_of(session);
     let is_viewer = record.action == Action::Play;
     let headers = [
         (header::CONTENT_TYPE, SDP.to_owned()),
         (header::LOCATION, path.clone()),
         (header::ETAG, tag),
-        (resource::ACCEPT_PATCH, body::FRAGMENT.to_owned()),
+        (ACCEPT_PATCH, body::FRAGMENT.to_owned()),
     ];
     let mut response = (StatusCode::CREATED, headers, answer).into_response();
     alternate::add_link(control, &record, response.headers_mut());
@@ -373,11 +374,4 @@ fn unix_time() -> Duration {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
-}
-
-/// Forbids caching of a response.
-pub(super) fn no_store(mut response: Response) -> Response {
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
 }

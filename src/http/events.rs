@@ -23,42 +23,14 @@ use rand::RngCore as _;
 use serde_json::{Value, json};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::endpoint::no_store;
 use super::problem::Problem;
-use super::resource::{SUB_EVENTS, session_under};
-use super::{body, cors, layer, resource};
+use super::response::no_store;
+use super::session_url::{SUB_EVENTS, session_under};
+use super::{body, cors, layer, session_url};
 use crate::control::Control;
 use crate::control::record::SessionRecord;
 use crate::control::sessions::SessionEvent;
 use crate::shard::{Layer, SessionId, SessionState};
-
-/// Link relation of the extension (RFC 9725 §4.9).
-pub const REL: &str = "urn:ietf:params:whep:ext:core:server-sent-events";
-
-impl SessionEvent {
-    const ALL: [Self; 5] = [
-        Self::Active,
-        Self::Inactive,
-        Self::Layers,
-        Self::Reconnect,
-        Self::ViewerCount,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Inactive => "inactive",
-            Self::Layers => "layers",
-            Self::Reconnect => "reconnect",
-            Self::ViewerCount => "viewercount",
-        }
-    }
-}
-
-/// Returns the names of all events, for the `Link` header.
-pub fn names() -> String {
-    SessionEvent::ALL.map(SessionEvent::name).join(",")
-}
 
 /// Interval at which the state of the session is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -85,7 +57,7 @@ pub async fn events(State(control): State<Arc<Control>>, request: Request) -> Re
                 let detail = "this session has the maximum number of event streams";
                 return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", detail).retry_after(5));
             }
-            let location = format!("{}{SUB_EVENTS}/{id}", resource::path_of(session));
+            let location = format!("{}{SUB_EVENTS}/{id}", session_url::path_of(session));
             Ok(no_store(
                 (StatusCode::CREATED, [(header::LOCATION, location)]).into_response(),
             ))
@@ -114,14 +86,14 @@ fn parse_events(bytes: &[u8]) -> Result<Vec<SessionEvent>, Problem> {
         return Ok(SessionEvent::ALL.to_vec());
     }
     let requested: Vec<String> = serde_json::from_slice(bytes)
-        .map_err(|_| refuse(format!("expected a JSON array with some of: {}", names())))?;
+        .map_err(|_| refuse(format!("expected a JSON array with some of: {}", SessionEvent::names())))?;
     let event = |name: &String| {
         let found = SessionEvent::ALL.into_iter().find(|event| event.name() == name);
         found.ok_or_else(|| {
             refuse(format!(
                 "unknown event `{}`; valid events: {}",
                 shortened(name),
-                names()
+                SessionEvent::names()
             ))
         })
     };

@@ -12,7 +12,8 @@ use tracing::{Instrument as _, debug, info_span};
 
 use super::problem::Problem;
 use super::server::Peer;
-use super::{HttpState, cors, resource};
+use super::state::HttpState;
+use super::{cors, session_url};
 use crate::telemetry;
 
 /// The outermost middleware.
@@ -55,9 +56,9 @@ const LOGGED_PATH: usize = 160;
 /// capability, shortened as in its `Debug` output. The id may be anywhere in the path, because some clients append
 /// `Location` to their own URL.
 fn loggable(uri: &Uri) -> String {
-    let path = match (resource::session_of(uri), uri.path().split_once(resource::PREFIX)) {
-        (Ok(session), _) => format!("{}{session:?}", resource::PREFIX),
-        (Err(_), Some((before, _))) => format!("{before}{}..", resource::PREFIX),
+    let path = match (session_url::session_of(uri), uri.path().split_once(session_url::PREFIX)) {
+        (Ok(session), _) => format!("{}{session:?}", session_url::PREFIX),
+        (Err(_), Some((before, _))) => format!("{before}{}..", session_url::PREFIX),
         (Err(_), None) => uri.path().to_owned(),
     };
     path.chars().take(LOGGED_PATH).collect()

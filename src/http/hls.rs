@@ -14,8 +14,8 @@ use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
 use super::auth::Authenticator;
-use super::caller;
 use super::problem::Problem;
+use super::request::caller;
 use crate::control::Control;
 use crate::outputs::hls::playlist::Directives;
 use crate::outputs::hls::rendition::Role;

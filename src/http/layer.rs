@@ -10,17 +10,14 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::endpoint::no_store;
 use super::problem::Problem;
-use super::resource::{SUB_LAYER, session_under};
+use super::response::no_store;
+use super::session_url::{SUB_LAYER, session_under};
 use super::{alternate, body, cors};
 use crate::control::Control;
 use crate::control::record::SessionRecord;
 use crate::shard::{Layer, LayerSelection};
 use millstream_core::media::Rid;
-
-/// Link relation of the extension (RFC 9725 §4.9).
-pub const REL: &str = "urn:ietf:params:whep:ext:core:layer";
 
 const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
 const JSON: &str = "application/json";

@@ -14,9 +14,9 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::resource::{SUB_EVENTS, SUB_LAYER};
-use super::{events, layer};
+use super::session_url::{SUB_EVENTS, SUB_LAYER};
 use crate::control::policy::{IceServers, TurnAuth};
+use crate::control::sessions::SessionEvent;
 
 /// Adds one `Link` header line per server, because some clients split joined lines at the wrong commas. `name`
 /// identifies the session to the TURN server; it is unique and reveals nothing.
@@ -55,14 +55,18 @@ fn add_server(url: &str, attributes: &str, headers: &mut HeaderMap) {
     }
 }
 
+/// Link relations of the extensions (RFC 9725 §4.9).
+const EVENTS_REL: &str = "urn:ietf:params:whep:ext:core:server-sent-events";
+const LAYER_REL: &str = "urn:ietf:params:whep:ext:core:layer";
+
 /// Adds a line for each extension of a viewer's session (WHEP §4.10).
 pub fn add_extensions(session: &str, headers: &mut HeaderMap) {
     let events = format!(
         "<{session}{SUB_EVENTS}>; rel=\"{}\"; events=\"{}\"",
-        events::REL,
-        events::names()
+        EVENTS_REL,
+        SessionEvent::names()
     );
-    let layer = format!("<{session}{SUB_LAYER}>; rel=\"{}\"", layer::REL);
+    let layer = format!("<{session}{SUB_LAYER}>; rel=\"{}\"", LAYER_REL);
     for line in [events, layer] {
         if let Ok(line) = HeaderValue::from_str(&line) {
             headers.append(header::LINK, line);

@@ -5,7 +5,7 @@ use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::HttpState;
+use super::state::HttpState;
 use crate::control::Control;
 use crate::pipeline::process;
 use crate::sources::fetch::status::State;

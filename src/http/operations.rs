@@ -7,9 +7,11 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 
 use super::auth::{Action, Caller};
-use super::endpoint::no_store;
+use super::metrics;
 use super::problem::Problem;
-use super::{HttpState, caller, metrics};
+use super::request::caller;
+use super::response::no_store;
+use super::state::HttpState;
 use crate::control::Control;
 
 /// Liveness: succeeds if all shards tick.

@@ -6,7 +6,8 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
 use super::problem::Problem;
-use super::{HttpState, stream_of};
+use super::request::stream_of;
+use super::state::HttpState;
 
 /// An embedded file and the path it is served at.
 struct File {

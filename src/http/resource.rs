@@ -4,61 +4,23 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tracing::debug;
 
-use super::endpoint::{self, ACCEPT_POST, no_store};
+use super::endpoint;
 use super::fragment::{Fragment, FragmentError};
 use super::precondition::IfMatch;
 use super::problem::Problem;
+use super::response::{ACCEPT_PATCH, ACCEPT_POST, no_store};
+use super::session_url::session_of;
 use super::{body, cors};
-use crate::access::Action;
 use crate::control::Control;
-use crate::control::record::{IceSession, SessionRecord};
+use crate::control::record::IceSession;
 use crate::shard::{Refusal, SessionId, SessionState};
 use millstream_core::sdp::Local;
 
-/// `Accept-Patch` (RFC 5789 §3.1).
-pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 const ALLOW: &str = "OPTIONS, HEAD, GET, PATCH, DELETE";
-/// Path prefix of session URLs.
-pub(super) const PREFIX: &str = "/session/";
-
-/// Path suffixes of a session URL for its layers and events.
-pub(super) const SUB_LAYER: &str = "/layer";
-pub(super) const SUB_EVENTS: &str = "/events";
-
-/// Returns the running viewer session of a URL that has the suffix `below`.
-pub(super) fn session_under(
-    control: &Control,
-    uri: &Uri,
-    below: &'static str,
-) -> Result<(SessionId, SessionRecord), Problem> {
-    let path = uri.path().strip_suffix(below).ok_or_else(Problem::not_found)?;
-    let session = session_of_path(path)?;
-    let record = control.sessions.record(session);
-    let record = record.filter(|record| record.action == Action::Play);
-    Ok((session, record.ok_or_else(Problem::unknown_session)?))
-}
-
-/// Returns the path of a session's URL.
-pub fn path_of(session: SessionId) -> String {
-    format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(session.0))
-}
-
-/// Returns the session id in a URL.
-pub(super) fn session_of(uri: &Uri) -> Result<SessionId, Problem> {
-    session_of_path(uri.path())
-}
-
-fn session_of_path(path: &str) -> Result<SessionId, Problem> {
-    let id = path.strip_prefix(PREFIX).and_then(|id| URL_SAFE_NO_PAD.decode(id).ok());
-    let id = id.and_then(|id| id.try_into().ok());
-    id.map(SessionId).ok_or_else(Problem::unknown_session)
-}
 
 /// Handles `/session/{id}`.
 pub async fn session(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::StartError;
+use super::error::StartError;
 
 /// Returns the candidate addresses with the port: the configured ones, or else those of the host, public IPv4 first and
 /// loopback last.

@@ -20,13 +20,17 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 mod addresses;
+mod clock;
 pub mod discovery;
+mod error;
 mod runner;
 pub mod socket;
 pub mod tcp;
 pub mod watchdog;
 
 pub use self::addresses::host_addresses;
+use self::clock::now;
+pub use self::error::StartError;
 use self::runner::Runner;
 use self::socket::{UdpPort, Waker};
 use self::tcp::TcpConnections;
@@ -61,17 +65,6 @@ pub struct Settings {
     pub sessions: SessionLimits,
     /// The process ends when a shard has not ticked for this long.
     pub fatal_stall: Duration,
-}
-
-/// Why the media plane did not start.
-#[derive(Debug, Error)]
-pub enum StartError {
-    #[error("cannot listen on UDP {address}: {source}")]
-    Bind { address: SocketAddr, source: io::Error },
-    #[error("cannot set up a shard: {0}")]
-    Shard(#[source] io::Error),
-    #[error("no address to announce: the host has none, and webrtc.announce is empty")]
-    NoAddress,
 }
 
 /// The shard of a new session, and its local ICE credentials, which name the shard.
@@ -504,11 +497,6 @@ impl FanOut for MediaPlane {
             });
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the shell that gives time to the shards")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[expect(

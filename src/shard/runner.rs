@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use rand::RngCore as _;
 use tracing::{debug, error, info};
 
-use super::now;
+use super::clock::now;
 use super::socket::{self, Receiver, Sender, UdpPort, Waker};
 use super::tcp::{PeerSink, TcpConnections};
 use super::watchdog::{self, Phase, Ticks};
@@ -128,7 +128,7 @@ impl Runner {
         self.enter(Phase::Sending);
         self.contain("end of tick", core, |core| core.finish_tick(now));
         if let Some(arrival) = core.take_oldest_arrival() {
-            let took = super::now().saturating_duration_since(arrival);
+            let took = super::clock::now().saturating_duration_since(arrival);
             self.shared.counters.forwarding.record(took);
         }
     }

@@ -22,7 +22,8 @@ use crate::control::reload::Reloaded;
 use crate::http::auth::Action;
 use crate::http::auth::Authenticator;
 use crate::http::problem::Problem;
-use crate::http::{HttpState, caller};
+use crate::http::request::caller;
+use crate::http::state::HttpState;
 use millstream_core::hub::name::StreamName;
 use millstream_core::session::CloseReason;
 

@@ -18,6 +18,7 @@ pub mod registry;
 pub mod ring;
 pub mod stream;
 pub mod tap;
+mod tap_queue;
 pub mod track;
 pub mod traffic;
 pub mod vp8_rewriter;

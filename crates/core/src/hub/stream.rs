@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::lock::{Rank, RankedMutex};
 use super::name::StreamKey;
-use super::tap::{TapQueue, Taps};
+use super::tap_queue::{TapQueue, Taps};
 use super::track::Track;
 use super::traffic::Traffic;
 use crate::media::transcode::SourceTrack;

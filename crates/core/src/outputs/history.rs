@@ -2,7 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::track::SendStats;
+/// Counters for sender reports; both wrap (RFC 3550 §6.4.1).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SendStats {
+    pub packets: u32,
+    pub octets: u32,
+}
 
 /// Recent retransmissions; created on the first NACK.
 pub struct History {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::history::History;
+use super::history::{History, SendStats};
 use super::rewriter::{SequenceRewriter, TimestampCompression};
 use crate::hub::ring::{Entry, Ring};
 use crate::hub::vp8_rewriter::{Vp8Rewriter, Vp8Shift};
@@ -80,13 +80,6 @@ struct Pace {
     compression: TimestampCompression,
     rate: u32,
     key_frame: TrackSeq,
-}
-
-/// Counters for sender reports; both wrap (RFC 3550 §6.4.1).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SendStats {
-    pub packets: u32,
-    pub octets: u32,
 }
 
 /// A packet to be retransmitted, and its outgoing sequence number.

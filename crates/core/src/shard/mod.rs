@@ -29,13 +29,14 @@ use crate::sources::whip::Publisher;
 pub mod counters;
 pub mod message;
 pub mod peers;
+mod route;
 mod routing;
 mod shared;
 pub mod tcp;
 pub mod ufrag;
 mod viewers;
 
-use self::routing::{Recipient, Route};
+use self::route::{Recipient, Route};
 pub use self::shared::Shared;
 
 /// Remote address of a datagram, and the local address that it was sent to.

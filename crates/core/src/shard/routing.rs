@@ -14,27 +14,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::Core;
+use super::route::{Recipient, Route};
 use crate::hub::stream::ShardIndex;
 use crate::session::ice;
 use crate::shard::counters::DropReason;
 use crate::shard::message::Message;
 use crate::shard::peers::PeerKey;
 use crate::shard::ufrag;
-
-/// The shard that receives the datagrams of an address.
-#[derive(Clone, Copy)]
-pub(super) struct Route {
-    pub(super) owner: ShardIndex,
-    /// The address is held until this instant.
-    pub(super) until: Instant,
-}
-
-/// The recipient of a datagram.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Recipient {
-    Peer(PeerKey),
-    Shard(ShardIndex),
-}
 
 /// Maximum number of addresses of other shards. Their sessions are bounded already; this bounds the effect of errors.
 const MAX_FOREIGN: usize = 1 << 20;

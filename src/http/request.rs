@@ -1,0 +1,25 @@
+//! What every handler reads of a request: who sent it, and which stream it is about.
+
+use axum::http::Uri;
+use axum::http::request::Parts;
+
+use super::auth::Caller;
+use super::problem::Problem;
+use super::server::Peer;
+use millstream_core::hub::name::StreamName;
+
+/// Returns the parts of a request that identify its sender.
+pub fn caller(request: &Parts) -> Caller<'_> {
+    Caller {
+        headers: &request.headers,
+        query: request.uri.query(),
+        address: request.extensions.get::<Peer>().map(|Peer(address)| address.ip()),
+    }
+}
+
+/// Returns the stream name in a path like `/whip/NAME`. The path is not percent-decoded: no character of a name needs
+/// escaping, and the grammar rejects `%2F` and the like. One trailing slash is tolerated.
+pub(super) fn stream_of(uri: &Uri) -> Result<StreamName, Problem> {
+    let name = uri.path().splitn(3, '/').nth(2).unwrap_or_default();
+    Ok(StreamName::parse(name.strip_suffix('/').unwrap_or(name))?)
+}
