@@ -7,7 +7,7 @@ use crate::pipeline::library::Library;
 use crate::pipeline::programs::WorkerPrograms;
 use crate::sources::fetch::SourceConfig;
 use crate::sources::fetch::address::Allowed;
-use crate::sources::fetch::build::Means;
+use crate::sources::fetch::build::BuildContext;
 use crate::sources::fetch::supervisor::ConfiguredSource;
 
 /// Parts that are built from a configuration.
@@ -28,14 +28,14 @@ impl Parts {
         let credentials = Credentials::read(&config.auth).map_err(|wrong| mistakes.extend(wrong));
         let library = library(config, &mut mistakes);
         let allowed = Allowed::new(config.sources.allow.clone());
-        let means = Means {
+        let context = BuildContext {
             library: &library,
             programs,
             allowed: &allowed,
         };
         let mut streams = Vec::new();
         for stream in &config.streams {
-            match SourceConfig::build(stream, means) {
+            match SourceConfig::build(stream, context) {
                 Ok(fetched) => streams.push((fetched, stream.clone())),
                 Err(wrong) => mistakes.extend(wrong),
             }

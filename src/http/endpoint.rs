@@ -163,7 +163,7 @@ async fn play(
 async fn available_tracks(control: &Control, stream: &StreamName) -> Result<AvailableTracks, Problem> {
     let media = &control.media;
     wait_for_publisher(control, stream).await;
-    if control.sources.ensure_started(stream, media.hub()).await == StartOutcome::Away {
+    if control.sources.ensure_started(stream, media.hub()).await == StartOutcome::Unavailable {
         let detail = "the source of this stream is unavailable; retrying";
         return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).retry_after(NOT_LIVE_RETRY));
     }

@@ -92,7 +92,7 @@ pub enum ProcessError {
     #[error("the worker used {used} MiB of memory, more than its limit of {limit} MiB")]
     Memory { used: u64, limit: u32 },
     #[error("no frame arrived within {0:?} of the start")]
-    NothingCame(Duration),
+    NoOutput(Duration),
     #[error("no frame arrived for {0:?}")]
     Stalled(Duration),
     #[error("invalid message from the worker: {0}")]
@@ -109,7 +109,7 @@ pub struct Feeder(mpsc::Sender<ToWorker>);
 
 impl Feeder {
     /// Waits until there is room for a chunk and enqueues it; returns `false` if the worker is gone.
-    pub async fn give(&self, chunk: SegmentChunk) -> bool {
+    pub async fn send(&self, chunk: SegmentChunk) -> bool {
         self.0.send(ToWorker::SegmentChunk(chunk)).await.is_ok()
     }
 }
@@ -221,7 +221,7 @@ impl Process {
     }
 
     /// Sends a frame to the worker; returns `false` if the queue is full and the frame is dropped.
-    pub fn give(&self, frame: WireFrame) -> bool {
+    pub fn send(&self, frame: WireFrame) -> bool {
         self.commands.try_send(ToWorker::Frame(frame)).is_ok()
     }
 
@@ -300,7 +300,7 @@ impl Process {
         }
         match self.last_frame {
             None if now >= self.frame_timer + self.limits.start_timeout() => {
-                Err(ProcessError::NothingCame(self.limits.start_timeout()))
+                Err(ProcessError::NoOutput(self.limits.start_timeout()))
             }
             // A worker without heartbeats is not a stalled source: it is about to be reported as hung.
             Some(frame) if now >= frame + self.limits.stall_timeout() && is_alive => {

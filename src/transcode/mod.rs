@@ -281,7 +281,7 @@ impl TranscodeJob {
                 }
                 Ok(FromWorker::Frame(frame)) => frame,
                 Ok(_) => continue,
-                Err(ProcessError::Stalled(_) | ProcessError::NothingCame(_))
+                Err(ProcessError::Stalled(_) | ProcessError::NoOutput(_))
                     if conversion.last_input.elapsed() >= IDLE =>
                 {
                     process.expect_no_frame();
@@ -416,7 +416,7 @@ impl FrameConversion {
         for frame in frames {
             self.last_input = now;
             if let Some(frame) = self.wire_frame(frame)
-                && !process.give(frame)
+                && !process.send(frame)
             {
                 debug!("transcoder overloaded: frame dropped");
                 self.depacketizer.reset();

@@ -179,8 +179,8 @@ fn visual((width, height): (u16, u16)) -> VisualSampleEntryFields {
 }
 
 fn of_type(nals: &[Bytes], is: impl Fn(u8) -> bool) -> Vec<Vec<u8>> {
-    let wanted = nals.iter().filter(|nal| nal.first().is_some_and(|first| is(*first)));
-    wanted.map(|nal| nal.to_vec()).collect()
+    let matching = nals.iter().filter(|nal| nal.first().is_some_and(|first| is(*first)));
+    matching.map(|nal| nal.to_vec()).collect()
 }
 
 /// ISO/IEC 14496-15 §5.3.3.

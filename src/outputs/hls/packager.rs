@@ -82,7 +82,7 @@ impl Packager {
     }
 
     /// Removes a rendition that is no longer needed.
-    pub fn forget(&mut self, role: Role) {
+    pub fn remove(&mut self, role: Role) {
         let removed = self.renditions[index(role)].take();
         if let Some(removed) = removed.filter(|removed| removed.segments().len() > 0) {
             self.unused[index(role)] = self.unused[index(role)].max(removed.next_msn());
@@ -119,8 +119,8 @@ impl Packager {
         let [.., before, last] = ends(own)[..] else { return None };
         let others = self.renditions.iter().flatten().filter(|other| other.role != role);
         let settled = others.filter_map(|other| ends(other).last().copied()).all(|other| {
-            let is_beside = |end: Duration| other.abs_diff(end) <= before.abs_diff(last) / 2;
-            !is_beside(before)
+            let ends_at = |end: Duration| other.abs_diff(end) <= before.abs_diff(last) / 2;
+            !ends_at(before)
         });
         let last = own.segments().rfind(|segment| segment.complete)?;
         (!settled).then_some(last.msn)
@@ -140,7 +140,7 @@ impl Packager {
                 self.queued[index(role)].push_back((pending, ticks));
             }
             while let Some((pending, ticks)) = self.queued[index(role)].pop_front() {
-                self.put(role, pending, ticks);
+                self.append(role, pending, ticks);
             }
         }
     }
@@ -223,7 +223,7 @@ impl Packager {
         let longest = ticks(MAX_FRAME, rate);
         let ticks = u32::try_from(frame_ticks.min(longest)).unwrap_or(u32::MAX);
         match kind {
-            Kind::Video => self.put(role, pending, ticks) | self.release(),
+            Kind::Video => self.append(role, pending, ticks) | self.release(),
             Kind::Audio => {
                 self.queued[index(role)].push_back((pending, ticks));
                 self.release()
@@ -247,7 +247,7 @@ impl Packager {
                 let Some((pending, ticks)) = self.queued[index(role)].pop_front() else {
                     break;
                 };
-                updated |= self.put(role, pending, ticks);
+                updated |= self.append(role, pending, ticks);
             }
         }
         updated
@@ -286,7 +286,7 @@ impl Packager {
         }
     }
 
-    fn put(&mut self, role: Role, pending: PendingFrame, frame_ticks: u32) -> bool {
+    fn append(&mut self, role: Role, pending: PendingFrame, frame_ticks: u32) -> bool {
         let Some(origin) = self.origin else { return false };
         let begin = pending.begin();
         let wall = origin.wall + begin.saturating_sub(self.elapsed);
@@ -395,8 +395,8 @@ const LAYER_SLACK: Duration = Duration::from_millis(150);
 fn index(role: Role) -> usize {
     match role {
         Role::Video => 0,
-        Role::Second => 1,
-        Role::Third => 2,
+        Role::Layer2 => 1,
+        Role::Layer3 => 2,
         Role::Audio => 3,
         Role::Aac => 4,
     }

@@ -106,11 +106,11 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live,
             // them.
             let is_kept = |role: &Role| match role {
                 Role::Video | Role::Audio => origins.iter().any(|(kept, _)| kept == role),
-                Role::Second | Role::Third => lower_layers.iter().any(|(kept, _)| kept == role),
+                Role::Layer2 | Role::Layer3 => lower_layers.iter().any(|(kept, _)| kept == role),
                 Role::Aac => aac.is_some(),
             };
             for role in Role::ALL.into_iter().filter(|role| !is_kept(role)) {
-                packager.forget(role);
+                packager.remove(role);
             }
         }
         let track = |(role, key): (Role, StreamKey)| TrackReader::new(role, Tap::open(hub, key, tap), source);
@@ -118,14 +118,14 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live,
     }
     // Layers are added and removed without restarting the other tracks.
     let is_current = |track: &TrackReader<'_>| {
-        let is_layer = matches!(track.role, Role::Second | Role::Third);
+        let is_layer = matches!(track.role, Role::Layer2 | Role::Layer3);
         let is_active = lower_layers
             .iter()
             .any(|(role, key)| *role == track.role && *key == track.tap.stream.key);
         !is_layer || is_active
     };
     for track in tracks.iter().filter(|track| !is_current(track)) {
-        live.packager().forget(track.role);
+        live.packager().remove(track.role);
     }
     tracks.retain(is_current);
     for (role, key) in &lower_layers {
@@ -139,7 +139,7 @@ fn follow<'a>(hub: &'a Hub, name: &StreamName, tap: &Arc<TapQueue>, live: &Live,
         Some(key) if !has_aac => tracks.push(TrackReader::new(Role::Aac, Tap::open(hub, key, tap), source)),
         None if has_aac => {
             tracks.retain(|track| track.role != Role::Aac);
-            live.packager().forget(Role::Aac);
+            live.packager().remove(Role::Aac);
         }
         Some(_) | None => {}
     }
@@ -244,7 +244,7 @@ fn layers(name: &StreamName, state: &StreamState) -> Vec<(Role, StreamKey)> {
     let is_playable = state.source_track(Kind::Video).is_some_and(is_playable);
     let active = state.layers().iter().filter(|layer| is_playable && layer.active);
     let lower_layers = active.skip(1).map(|layer| name.layer(&layer.rid));
-    [Role::Second, Role::Third].into_iter().zip(lower_layers).collect()
+    [Role::Layer2, Role::Layer3].into_iter().zip(lower_layers).collect()
 }
 
 /// Returns the stream with the audio transcoded to AAC. `None` if the audio is AAC already, if the transcode is unavailable,

@@ -21,8 +21,8 @@ pub const ROLES: usize = 5;
 pub enum Role {
     Video,
     /// Lower simulcast layers.
-    Second,
-    Third,
+    Layer2,
+    Layer3,
     /// The original audio, or Opus.
     Audio,
     /// Audio transcoded to AAC, for players without support for the original.
@@ -31,17 +31,17 @@ pub enum Role {
 
 impl Role {
     /// All roles.
-    pub const ALL: [Self; ROLES] = [Self::Video, Self::Second, Self::Third, Self::Audio, Self::Aac];
+    pub const ALL: [Self; ROLES] = [Self::Video, Self::Layer2, Self::Layer3, Self::Audio, Self::Aac];
 
     /// The video layers, best first.
-    pub const VIDEO: [Self; 3] = [Self::Video, Self::Second, Self::Third];
+    pub const VIDEO: [Self; 3] = [Self::Video, Self::Layer2, Self::Layer3];
 
     /// Name of the role in URLs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Video => "video",
-            Self::Second => "video2",
-            Self::Third => "video3",
+            Self::Layer2 => "video2",
+            Self::Layer3 => "video3",
             Self::Audio => "audio",
             Self::Aac => "aac",
         }
@@ -50,7 +50,7 @@ impl Role {
     /// Returns the media kind.
     pub fn kind(self) -> Kind {
         match self {
-            Self::Video | Self::Second | Self::Third => Kind::Video,
+            Self::Video | Self::Layer2 | Self::Layer3 => Kind::Video,
             Self::Audio | Self::Aac => Kind::Audio,
         }
     }
@@ -366,14 +366,14 @@ impl Rendition {
 
     /// Average bitrate of the available segments in bits per second.
     pub fn bitrate(&self) -> u64 {
-        let lasts: Duration = self.segments.iter().map(Segment::duration).sum();
-        (self.bytes as f64 * 8.0 / lasts.as_secs_f64().max(0.2)) as u64
+        let total: Duration = self.segments.iter().map(Segment::duration).sum();
+        (self.bytes as f64 * 8.0 / total.as_secs_f64().max(0.2)) as u64
     }
 }
 
 /// Duration of the whole number of frames closest to [`PART`], in ticks.
 fn target(frame: u64, rate: u32) -> u64 {
-    let wanted = PART.as_secs_f64() * f64::from(rate);
-    let frames = (wanted / frame.max(1) as f64).round().max(1.0) as u64;
+    let ticks = PART.as_secs_f64() * f64::from(rate);
+    let frames = (ticks / frame.max(1) as f64).round().max(1.0) as u64;
     (frames * frame).min(u64::from(rate))
 }

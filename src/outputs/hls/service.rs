@@ -24,7 +24,7 @@ pub struct Service {
     plane: Arc<dyn Plane>,
     streams: RankedMutex<HashMap<StreamName, Arc<Live>>>,
     /// Number of blocked requests.
-    parked: AtomicUsize,
+    blocked: AtomicUsize,
 }
 
 /// Reason why a request fails.
@@ -41,7 +41,7 @@ pub enum Refusal {
 }
 
 /// Maximum number of blocked requests.
-const MAX_PARKED: usize = 8_192;
+const MAX_BLOCKED: usize = 8_192;
 
 /// Maximum number of packaged streams.
 const MAX_STREAMS: usize = 1_000;
@@ -57,7 +57,7 @@ impl Service {
         Arc::new(Self {
             plane,
             streams: RankedMutex::new(Rank::Packagers, HashMap::new()),
-            parked: AtomicUsize::new(0),
+            blocked: AtomicUsize::new(0),
         })
     }
 
@@ -102,7 +102,7 @@ impl Service {
 
     /// Number of blocked requests.
     pub fn waiting(&self) -> usize {
-        self.parked.load(Ordering::Acquire)
+        self.blocked.load(Ordering::Acquire)
     }
 
     /// Removes a stream without recent requests; returns whether it is removed.
@@ -118,18 +118,18 @@ impl Service {
         is_idle
     }
 
-    /// Blocks until `found` finds something in the packager.
+    /// Blocks until `find` returns a value.
     async fn wait<T>(
         &self,
         live: &Live,
         deadline: Instant,
-        mut found: impl FnMut(&Packager) -> Option<T>,
+        mut find: impl FnMut(&Packager) -> Option<T>,
     ) -> Result<T, Refusal> {
         let mut version = live.version.subscribe();
-        if let Some(found) = found(&live.packager()) {
+        if let Some(found) = find(&live.packager()) {
             return Ok(found);
         }
-        let _parked = Parked::new(&self.parked).ok_or(Refusal::Busy)?;
+        let _blocked = BlockedRequest::new(&self.blocked).ok_or(Refusal::Busy)?;
         loop {
             match timeout_at(deadline, version.changed()).await {
                 Ok(Ok(())) => {}
@@ -137,7 +137,7 @@ impl Service {
                 Err(_) => return Err(Refusal::Busy),
             }
             let current = *version.borrow_and_update();
-            let found = found(&live.packager());
+            let found = find(&live.packager());
             if let Some(found) = found {
                 sleep(live.wake_delay(current, self.waiting())).await;
                 return Ok(found);
@@ -209,21 +209,21 @@ impl Service {
             let first = rendition.segments().next().filter(|first| !first.parts.is_empty())?;
             // A layer that starts late is held back until this much of it is available: its first segment may be
             // complete by then.
-            let is_young = !first.complete && first.duration() < GATHER_TIMEOUT;
-            let is_there = match (directives.msn, directives.part) {
+            let is_short = !first.complete && first.duration() < GATHER_TIMEOUT;
+            let is_available = match (directives.msn, directives.part) {
                 // A rendition added to a running presentation must not start with a gap, which plain players do not
                 // handle.
                 (None, _) if role == Role::Aac => first.complete,
                 // hls.js treats the gap as an error of the layer that it switches to, and keeps the old layer.
-                _ if live.is_additional_layer(role) && is_young => false,
+                _ if live.is_additional_layer(role) && is_short => false,
                 (None, _) => true,
                 (Some(msn), None) => next > msn,
                 (Some(msn), Some(part)) => rendition.has_part(msn, part),
             };
             // A player that waits for a certain segment gets it even if it is unsettled.
-            let begins = directives.msn.is_none();
-            let unsettled = begins.then(|| packager.unsettled(role)).flatten();
-            is_there.then(|| live.render(packager, role, directives.skip, unsettled, query))?
+            let is_start = directives.msn.is_none();
+            let unsettled = is_start.then(|| packager.unsettled(role)).flatten();
+            is_available.then(|| live.render(packager, role, directives.skip, unsettled, query))?
         });
         let text = text.await?;
         live.viewers().record(player, Instant::now().into_std());
@@ -280,17 +280,17 @@ impl Service {
 }
 
 /// A blocked request.
-struct Parked<'a>(&'a AtomicUsize);
+struct BlockedRequest<'a>(&'a AtomicUsize);
 
-impl<'a> Parked<'a> {
+impl<'a> BlockedRequest<'a> {
     fn new(count: &'a AtomicUsize) -> Option<Self> {
-        let parked = Self(count);
+        let blocked = Self(count);
         // The drop decrements the counter again, also in this case.
-        (count.fetch_add(1, Ordering::AcqRel) < MAX_PARKED).then_some(parked)
+        (count.fetch_add(1, Ordering::AcqRel) < MAX_BLOCKED).then_some(blocked)
     }
 }
 
-impl Drop for Parked<'_> {
+impl Drop for BlockedRequest<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

@@ -83,7 +83,7 @@ fn play(job: DemuxJob, gateway: &Gateway, chunks: &Receiver<SegmentChunk>) -> Re
     let mut alive = Instant::now();
     loop {
         let now = Instant::now();
-        for rendition in playout.wants(now) {
+        for rendition in playout.due_requests(now) {
             gateway.notify(&FromWorker::Want(rendition));
         }
         if !announced.ready && playout.next_due().is_some_and(|due| due <= now) {

@@ -20,7 +20,7 @@ use crate::sources::rtsp::policies::{self, Policies};
 
 /// What building a source needs besides its own table.
 #[derive(Clone, Copy)]
-pub struct Means<'a> {
+pub struct BuildContext<'a> {
     pub library: &'a Library,
     /// The executable of the workers.
     pub programs: &'a WorkerPrograms,
@@ -36,17 +36,17 @@ impl SourceConfig {
     /// # Errors
     ///
     /// All mistakes in the table, by key.
-    pub fn build(stream: &StreamConfig, means: Means<'_>) -> Result<Self, Vec<Mistake>> {
+    pub fn build(stream: &StreamConfig, context: BuildContext<'_>) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let kind = match &stream.source {
             StreamSource::Rtsp(config) => {
-                camera(config, means, &mut mistakes).map(|camera| SourceKind::Camera(camera.into()))
+                camera(config, context, &mut mistakes).map(|camera| SourceKind::Camera(camera.into()))
             }
             StreamSource::Hls(config) => {
-                origin(config, means, &mut mistakes).map(|origin| SourceKind::Hls(origin.into()))
+                origin(config, context, &mut mistakes).map(|origin| SourceKind::Hls(origin.into()))
             }
             StreamSource::Pipeline(config) => {
-                pipeline(config, means, &mut mistakes).map(|spec| SourceKind::Pipeline(spec.into()))
+                pipeline(config, context, &mut mistakes).map(|spec| SourceKind::Pipeline(spec.into()))
             }
         };
         match kind {
@@ -63,7 +63,7 @@ impl SourceConfig {
     }
 }
 
-fn camera(config: &RtspConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> Option<Camera> {
+fn camera(config: &RtspConfig, context: BuildContext<'_>, mistakes: &mut Vec<Mistake>) -> Option<Camera> {
     let password = password(config, mistakes);
     let username = config.username.clone().map(|username| username.0);
     if username.is_none()
@@ -77,7 +77,7 @@ fn camera(config: &RtspConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) ->
     match Camera::new(&config.rtsp.0, username, password?) {
         Ok(mut camera) => {
             camera.transport = config.transport;
-            camera.allowed = means.allowed.clone();
+            camera.allowed = context.allowed.clone();
             camera.policies = policies;
             Some(camera)
         }
@@ -146,7 +146,7 @@ fn password(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Option<Password
     })
 }
 
-fn origin(config: &HlsConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> Option<Origin> {
+fn origin(config: &HlsConfig, context: BuildContext<'_>, mistakes: &mut Vec<Mistake>) -> Option<Origin> {
     let headers = headers(&config.headers.0, mistakes);
     let address = match playlist(&config.hls.0) {
         Ok(address) => address,
@@ -163,8 +163,8 @@ fn origin(config: &HlsConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> 
             max_bandwidth: config.max_bandwidth,
         },
         repeats: config.repeat,
-        allowed: means.allowed.clone(),
-        programs: means.programs.clone(),
+        allowed: context.allowed.clone(),
+        programs: context.programs.clone(),
     })
 }
 
@@ -205,27 +205,27 @@ fn headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
     headers
 }
 
-fn pipeline(config: &PipelineConfig, means: Means<'_>, mistakes: &mut Vec<Mistake>) -> Option<PipelineSpec> {
+fn pipeline(config: &PipelineConfig, context: BuildContext<'_>, mistakes: &mut Vec<Mistake>) -> Option<PipelineSpec> {
     let name = &config.pipeline;
-    let Some(description) = means
+    let Some(description) = context
         .library
         .get(name)
         .filter(|description| !description.is_conversion())
     else {
-        mistakes.push(match means.library.get(name) {
+        mistakes.push(match context.library.get(name) {
             Some(_) => Mistake::new("pipeline", "is a conversion, which is started automatically on demand"),
-            None => unknown_pipeline(name, means.library),
+            None => unknown_pipeline(name, context.library),
         });
         return None;
     };
     match description.job(&config.params.0, Vec::new()) {
         Ok((job, hosts)) => Some(PipelineSpec {
             name: name.clone(),
-            programs: means.programs.clone(),
+            programs: context.programs.clone(),
             job,
             limits: description.limits,
             hosts,
-            allowed: means.allowed.clone(),
+            allowed: context.allowed.clone(),
         }),
         Err(wrong) => {
             mistakes.extend(wrong.into_iter().map(|(name, error)| {
@@ -262,13 +262,13 @@ mod tests {
     fn build(keys: &str) -> Result<SourceConfig, String> {
         let text = format!("[streams.\"far\"]\n{keys}");
         let config = Config::parse(&text, std::path::Path::new("test.toml"), []).map_err(|error| error.to_string())?;
-        let means = Means {
+        let context = BuildContext {
             library: &Library::shipped(),
             programs: &WorkerPrograms::installed(),
             allowed: &Allowed::default(),
         };
         let listed = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        SourceConfig::build(&config.streams[0], means).map_err(listed)
+        SourceConfig::build(&config.streams[0], context).map_err(listed)
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub enum StartOutcome {
     /// The stream is live.
     Live,
     /// Its source failed and is being retried, or was stopped.
-    Away,
+    Unavailable,
     /// No source is configured for the stream.
     Unknown,
 }
@@ -95,7 +95,7 @@ impl Directory {
             return if is_live() {
                 StartOutcome::Live
             } else {
-                StartOutcome::Away
+                StartOutcome::Unavailable
             };
         }
         let mut status = entry.status.subscribe();
@@ -110,11 +110,13 @@ impl Directory {
                 let failed =
                     status.borrow().restarts > failures || (!entry.on_demand && status.borrow().state == State::Failed);
                 if failed || status.changed().await.is_err() {
-                    return StartOutcome::Away;
+                    return StartOutcome::Unavailable;
                 }
             }
         };
-        timeout(START_TIMEOUT, waiting).await.unwrap_or(StartOutcome::Away)
+        timeout(START_TIMEOUT, waiting)
+            .await
+            .unwrap_or(StartOutcome::Unavailable)
     }
 }
 
@@ -162,7 +164,7 @@ impl Entry {
     }
 
     /// Whether the stream is watched, or was watched or requested within `linger` (ever, if it is `None`).
-    pub(super) fn is_wanted(&self, hub: &Hub, linger: Option<Duration>) -> bool {
+    pub(super) fn is_needed(&self, hub: &Hub, linger: Option<Duration>) -> bool {
         let is_watched = hub
             .find(&self.stream)
             .is_some_and(|stream| stream.with(|state| state.is_watched()));
@@ -174,7 +176,7 @@ impl Entry {
     }
 
     /// Waits until the stream is requested or watched, checking for viewers at the interval `poll`.
-    pub(super) async fn until_wanted(&self, hub: &Hub, poll: Duration) {
+    pub(super) async fn until_needed(&self, hub: &Hub, poll: Duration) {
         while timeout(poll, self.requested.notified()).await.is_err() {
             if hub
                 .find(&self.stream)

@@ -80,9 +80,9 @@ pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: SourceConfig, plane: P) 
     let mut backoff = Backoff::default();
     let mut logged = None;
     loop {
-        if fetched.on_demand.is_some() && !entry.is_wanted(plane.hub(), fetched.on_demand) {
+        if fetched.on_demand.is_some() && !entry.is_needed(plane.hub(), fetched.on_demand) {
             entry.set(State::Idle);
-            entry.until_wanted(plane.hub(), POLL_INTERVAL).await;
+            entry.until_needed(plane.hub(), POLL_INTERVAL).await;
         }
         if has_other_source(&plane, &fetched.stream) {
             entry.set(State::StandingBack);
@@ -142,7 +142,7 @@ async fn until_unused<P: FanOut>(entry: &Entry, fetched: &SourceConfig, plane: &
     if fetched.on_demand.is_none() {
         return std::future::pending().await;
     }
-    while entry.is_wanted(plane.hub(), fetched.on_demand) {
+    while entry.is_needed(plane.hub(), fetched.on_demand) {
         sleep(POLL_INTERVAL).await;
     }
 }

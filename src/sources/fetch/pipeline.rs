@@ -83,7 +83,7 @@ pub async fn play<P: FanOut>(
             Ok(message) => message,
             Err(error) => return error.into(),
         };
-        if let Err(error) = relay.take(message, process, live) {
+        if let Err(error) = relay.handle(message, process, live) {
             return error;
         }
     }
@@ -120,7 +120,7 @@ impl<'a, P: FanOut> Relay<'a, P> {
     /// # Errors
     ///
     /// A [`FetchError`] if the stream has another source, or if the frames cannot be sent.
-    pub fn take(
+    pub fn handle(
         &mut self,
         message: FromWorker,
         process: &Process,
@@ -165,7 +165,7 @@ impl<'a, P: FanOut> Relay<'a, P> {
             }
         };
         for (arrived, frame) in self.tracks.buffered.drain(..) {
-            take(&mut attached.feed, arrived, &frame, &self.tracks.media);
+            feed_frame(&mut attached.feed, arrived, &frame, &self.tracks.media);
             if let Some(captured) = self.origin.record(arrived, &frame) {
                 let time = rtp_time(&frame, &self.tracks.media);
                 attached.feed.record_alignment(frame.kind, time, captured);
@@ -190,7 +190,7 @@ fn label(media: &Media) -> &'static str {
     announced(media).map_or("AAC", |announced| announced.codec.name())
 }
 
-fn take(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[Media]) {
+fn feed_frame(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[Media]) {
     let time = rtp_time(frame, media);
     let taken = match frame.kind {
         Kind::Video => feed.take_video(now, time, &frame.bytes, Framing::StartCodes),

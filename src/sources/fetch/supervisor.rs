@@ -52,13 +52,13 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
     pub async fn reconcile(&self, configured_sources: Vec<ConfiguredSource>, all: bool) -> Reconciled {
         let mut supervised = self.supervised.lock().await;
         let mut reconciled = Reconciled::default();
-        let mut wanted: BTreeMap<StreamName, ConfiguredSource> = configured_sources
+        let mut desired: BTreeMap<StreamName, ConfiguredSource> = configured_sources
             .into_iter()
             .map(|configured| (configured.0.stream.clone(), configured))
             .collect();
         let gone: Vec<StreamName> = supervised
             .iter()
-            .filter(|(name, source)| match wanted.get(*name) {
+            .filter(|(name, source)| match desired.get(*name) {
                 Some((_, config)) => all || config != &source.config,
                 None => true,
             })
@@ -68,15 +68,15 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
             if let Some(source) = supervised.remove(&name) {
                 source.end().await;
             }
-            if !wanted.contains_key(&name) {
+            if !desired.contains_key(&name) {
                 self.directory.remove(&name);
                 reconciled.stopped.push(name);
             } else {
                 reconciled.restarted.push(name);
             }
         }
-        wanted.retain(|name, _| !supervised.contains_key(name));
-        for (name, (fetched, config)) in wanted {
+        desired.retain(|name, _| !supervised.contains_key(name));
+        for (name, (fetched, config)) in desired {
             let task = Some(self.start(&fetched));
             if !reconciled.restarted.contains(&name) {
                 reconciled.started.push(name.clone());

@@ -52,7 +52,7 @@ impl Cursor {
     }
 
     /// Returns the media sequence number of the next segment.
-    pub fn awaited(&self) -> Option<u64> {
+    pub fn next_number(&self) -> Option<u64> {
         self.next
     }
 

@@ -125,8 +125,10 @@ impl Fetcher {
     async fn load(&self) -> Result<Media, HlsError> {
         let mut address = self.address.clone();
         // `_HLS_msn` is sent only to origins that support it; others may reject the request.
-        if let Some(awaited) = self.cursor.awaited().filter(|_| self.can_wait) {
-            address.query_pairs_mut().append_pair("_HLS_msn", &awaited.to_string());
+        if let Some(next_number) = self.cursor.next_number().filter(|_| self.can_wait) {
+            address
+                .query_pairs_mut()
+                .append_pair("_HLS_msn", &next_number.to_string());
         }
         match load(&self.client, &address, PLAYLIST).await? {
             (_, Playlist::Media(media)) => Ok(media),
@@ -174,7 +176,7 @@ impl Fetcher {
             timeline,
             bytes,
         };
-        self.feeder.give(chunk).await
+        self.feeder.send(chunk).await
     }
 
     async fn key(&mut self, key: &Key) -> Result<[u8; 16], HlsError> {

@@ -138,7 +138,7 @@ pub async fn play<P: FanOut>(
                 }
             }
             Ok(message) => {
-                if let Err(error) = relay.take(message, process, live) {
+                if let Err(error) = relay.handle(message, process, live) {
                     return error;
                 }
             }
@@ -151,7 +151,7 @@ pub async fn play<P: FanOut>(
 fn cause(error: ProcessError, last_error: &LastError) -> FetchError {
     let known = last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (error, known) {
-        (ProcessError::Stalled(_) | ProcessError::NothingCame(_), Some(known)) => known.into(),
+        (ProcessError::Stalled(_) | ProcessError::NoOutput(_), Some(known)) => known.into(),
         (ProcessError::Ended, _) => HlsError::Ended.into(),
         (error, _) => error.into(),
     }
@@ -186,7 +186,7 @@ async fn open(origin: &Origin, client: &Client) -> Result<(Vec<Url>, Media), Hls
 }
 
 /// Ranks how well viewers can play a variant; `None` if not at all. A variant without codecs is tried.
-fn suits(variant: &Variant) -> Option<u8> {
+fn playability(variant: &Variant) -> Option<u8> {
     let Some(codecs) = &variant.codecs else { return Some(1) };
     let mut best = Some(2);
     for codec in codecs.split(',').map(str::trim) {
@@ -208,7 +208,7 @@ fn choose(multivariant: &Multivariant, choice: Choice) -> Result<&Variant, HlsEr
     let playable: Vec<(u8, &Variant)> = multivariant
         .variants
         .iter()
-        .filter_map(|variant| Some((suits(variant)?, variant)))
+        .filter_map(|variant| Some((playability(variant)?, variant)))
         .collect();
     let within = |variant: &Variant| {
         let height = variant
@@ -221,7 +221,7 @@ fn choose(multivariant: &Multivariant, choice: Choice) -> Result<&Variant, HlsEr
     let best = playable
         .iter()
         .filter(|(_, variant)| within(variant))
-        .max_by_key(|(suits, variant)| (*suits, size(variant)));
+        .max_by_key(|(playability, variant)| (*playability, size(variant)));
     let least = || playable.iter().min_by_key(|(_, variant)| size(variant));
     best.or_else(least).map(|(_, variant)| *variant).ok_or_else(|| {
         let codecs = multivariant

@@ -246,7 +246,7 @@ impl Client {
                         };
                         let (time, received) = (track.time(packet.timestamp().timestamp()), packet.ctx().received());
                         let mut frames = Vec::new();
-                        track.raw.take(packet, time, received, &mut frames);
+                        track.raw.push(packet, time, received, &mut frames);
                         self.ready.extend(frames.into_iter().map(|frame| {
                             Event::Frame(Frame {
                                 kind: frame.codec.kind(),

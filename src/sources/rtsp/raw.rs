@@ -30,7 +30,7 @@ impl RawTrack {
     }
 
     /// Processes the next packet; `time` is in units of the codec's clock rate. Appends complete frames to `out`.
-    pub(super) fn take(&mut self, packet: ReceivedPacket, time: u64, received: Instant, out: &mut Vec<Frame>) {
+    pub(super) fn push(&mut self, packet: ReceivedPacket, time: u64, received: Instant, out: &mut Vec<Frame>) {
         self.seq += 1 + u64::from(packet.loss());
         let marker = packet.mark();
         let payload = packet.into_payload_bytes();

@@ -280,7 +280,7 @@ fn a_rendition_that_starts_later_has_the_numbers_of_the_video() {
     world.play(5, OPUS.0, 48_000);
     let mut numbers = Vec::new();
     for _ in 0..3 {
-        world.packager.forget(Role::Audio);
+        world.packager.remove(Role::Audio);
         world.play_frames(10, OPUS.0, 48_000);
         let last = world
             .packager
@@ -294,7 +294,7 @@ fn a_rendition_that_starts_later_has_the_numbers_of_the_video() {
     assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
     // Restarted twice within one segment: the rest of the segment is skipped.
     world.play_frames(5, OPUS.0, 48_000);
-    world.packager.forget(Role::Audio);
+    world.packager.remove(Role::Audio);
     world.play_frames(5, OPUS.0, 48_000);
     assert_eq!(world.audio().segments().len(), 0);
     world.play_frames(30, OPUS.0, 48_000);
@@ -310,7 +310,7 @@ fn a_rendition_starts_while_the_video_is_stalled() {
     world.play(6, OPUS.0, 48_000);
     let last = |world: &World| world.audio().segments().next_back().map(|last| last.msn);
     let before = last(&world);
-    world.packager.forget(Role::Audio);
+    world.packager.remove(Role::Audio);
     world.play(1, OPUS.0, 48_000);
     assert!(last(&world) > before, "{:?} after {before:?}", last(&world));
 }

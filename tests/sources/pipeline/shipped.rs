@@ -340,7 +340,7 @@ async fn opus_becomes_aac() {
                     if let FromWorker::Frame(frame) = message.expect("it runs")
                         && frame.kind == millstream_core::media::Kind::Audio
                     {
-                        convert.give(frame);
+                        convert.send(frame);
                     }
                 }
                 message = convert.next() => match message.expect("it runs") {

@@ -93,18 +93,18 @@ impl Playout {
     }
 
     /// Returns the renditions for which a segment must be requested now.
-    pub fn wants(&mut self, now: Instant) -> Vec<u8> {
+    pub fn due_requests(&mut self, now: Instant) -> Vec<u8> {
         let at = self.pacer.position(now);
-        let mut wanted = Vec::new();
+        let mut due = Vec::new();
         for (index, rendition) in (0u8..).zip(&mut self.renditions) {
             let last = rendition.queue.back().map(|frame| frame.decode);
-            let lasts = last.is_some_and(|last| last > at.unwrap_or_default() + AHEAD);
-            if !rendition.requested && !rendition.ended && !lasts && rendition.waiting.is_empty() {
+            let is_filled = last.is_some_and(|last| last > at.unwrap_or_default() + AHEAD);
+            if !rendition.requested && !rendition.ended && !is_filled && rendition.waiting.is_empty() {
                 rendition.requested = true;
-                wanted.push(index);
+                due.push(index);
             }
         }
-        wanted
+        due
     }
 
     /// Handles a chunk.

@@ -52,8 +52,8 @@ fn frames(playout: &mut Playout, now: Instant) -> Vec<Duration> {
 fn frames_are_due_at_their_time_and_segments_are_requested_before() {
     let t = Instant::now();
     let mut playout = Playout::new(job(1));
-    assert_eq!(playout.wants(t), [0]);
-    assert!(playout.wants(t).is_empty(), "once");
+    assert_eq!(playout.due_requests(t), [0]);
+    assert!(playout.due_requests(t).is_empty(), "once");
     let bytes = segment(90_000, 5 * SECOND);
     let half = bytes.len() / 2;
     playout
@@ -70,14 +70,14 @@ fn frames_are_due_at_their_time_and_segments_are_requested_before() {
             audio: true
         }
     );
-    assert!(playout.wants(t).is_empty(), "five seconds are there");
+    assert!(playout.due_requests(t).is_empty(), "five seconds are there");
     let first = frames(&mut playout, t);
     assert_eq!(first.len(), 1);
     let second = t + Duration::from_secs(1);
     assert_eq!(frames(&mut playout, second).len(), SECOND - 1);
     let late = t + Duration::from_millis(3_100);
     frames(&mut playout, late);
-    assert_eq!(playout.wants(late), [0], "less than two seconds are left");
+    assert_eq!(playout.due_requests(late), [0], "less than two seconds are left");
     playout
         .take(late, chunk(ChunkRole::End, 0, Bytes::new()))
         .expect("the end");
@@ -113,7 +113,7 @@ fn times_are_continuous_across_a_discontinuity() {
 fn separate_audio_waits_for_the_position_of_the_video() {
     let t = Instant::now();
     let mut playout = Playout::new(job(2));
-    assert_eq!(playout.wants(t), [0, 1]);
+    assert_eq!(playout.due_requests(t), [0, 1]);
     let mut audio = chunk(ChunkRole::Last, 0, segment(90_000 + 900, SECOND));
     audio.rendition = 1;
     playout.take(t, audio).expect("a segment");
