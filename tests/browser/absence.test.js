@@ -1,5 +1,5 @@
-// A publisher goes away under a watching player: its last frame stays in sight, the player says that it waits, and goes on
-// with the first frame of the next publisher.
+// A publisher goes away under a watching player: its last frame stays in sight, the player says that it waits, and goes
+// on with the first frame of the next publisher.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -52,7 +52,7 @@ async function startEncoder(t, gateway) {
   return { frame0: JSON.parse(line).frame0_ms, kill: () => child.kill('SIGKILL') };
 }
 
-/** In the page: notes ten times a second what there is to see, and when the video element was given its last frame. */
+/** In the page: samples what is displayed ten times a second, and when the video element received its last frame. */
 function observe({ x, y, size, bits }) {
   const player = document.querySelector('millstream-player');
   const root = player.shadowRoot;

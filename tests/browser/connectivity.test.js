@@ -91,7 +91,7 @@ test('where no UDP gets through, media goes by TCP', async (t) => {
   assert.equal(sessions, 1);
   const connected = gateway.log.filter((line) => line.includes('connected"') && line.includes('"tcp '));
   assert.equal(connected.length, 2, gateway.log.join('\n'));
-  // Who has UDP uses it.
+  // UDP is used if available.
   const other = await client(gateway, 'camera');
   assert.match((await shows(other, 30)).way, /udp$/);
 });

@@ -43,7 +43,7 @@ async function countsBoth(t, gateway) {
   const { viewers, hls_viewers, video } = await (await fetch(`${gateway.origin}/api/v1/streams/studio/one`, { headers })).json();
   assert.deepEqual([viewers, hls_viewers], [1, 1]);
   t.diagnostic(`from the camera to the gateway: ${(video.delay * 1e3).toFixed(1)} ms, mean ${(delays[0] / delays[1] * 1e3).toFixed(1)} ms`);
-  // The picture was encoded on the way, and was not kept anywhere.
+  // The snapshot was encoded for this request and not stored.
   assert.ok(video.delay > 0 && video.delay < 1, `${video.delay} s`);
   assert.ok(delays[0] / delays[1] < 1, `${delays}`);
 }

@@ -1,4 +1,4 @@
-// Starts the gateway and the browsers for the tests, and reads what pages say about themselves.
+// Starts the gateway and the browsers for the tests, and reads the state attributes of pages.
 
 import { spawn } from 'node:child_process';
 import { accessSync } from 'node:fs';
@@ -32,7 +32,7 @@ export async function startGateway(env = {}, ...args) {
       ...env,
     },
   });
-  /** None of them may be in what the gateway says, whatever the test does with it. */
+  /** Tokens, which must not appear in any output of the gateway. */
   const tokens = [PUBLISH_TOKEN, env.MILLSTREAM_AUTH__PLAY_TOKEN, env.MILLSTREAM_AUTH__API_TOKEN].filter(Boolean);
   const log = [];
   const exited = new Promise((resolve) => child.once('exit', resolve));
@@ -54,17 +54,17 @@ export async function startGateway(env = {}, ...args) {
     log,
     origin: `http://localhost:${portOf(http)}`,
     async stop(signal = 'SIGTERM') {
-      const answers = await told(http, env.MILLSTREAM_AUTH__API_TOKEN);
+      const answers = await responses(http, env.MILLSTREAM_AUTH__API_TOKEN);
       child.kill(signal);
       await within(15_000, exited, 'the gateway to exit');
-      const spilt = [...log, ...answers].find((text) => tokens.some((token) => text.includes(token)));
-      if (spilt) throw new Error(`a token is in what the gateway says: ${spilt}`);
+      const leak = [...log, ...answers].find((text) => tokens.some((token) => text.includes(token)));
+      if (leak) throw new Error(`the gateway discloses a token: ${leak}`);
     },
   };
 }
 
-/** What a gateway tells at the end of a test: its metrics, its API, a refusal. Nothing where it is gone, or speaks TLS. */
-async function told(http, token) {
+/** Returns responses of the gateway at the end of a test: metrics, API, an error. Empty if it is gone or uses TLS. */
+async function responses(http, token) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const paths = ['metrics', 'api/v1/streams', 'api/v1/sessions', 'api/v1/sources', 'whip/..'];
   const read = async (path) => {
@@ -148,7 +148,7 @@ function program(...names) {
         accessSync(file);
         return file;
       } catch {
-        // Not here; look on.
+        // Not in this folder.
       }
     }
   }

@@ -151,13 +151,13 @@ for (const codec of ['VP8', 'H264']) {
     t.diagnostic(`${codec}: longest freeze ${longest.toFixed(0)} ms; a change takes ${Math.min(...waits)} to ${Math.max(...waits)} ms`);
     assert.ok(longest < 300, `${longest} ms`);
     assert.equal(sessions, 1);
-    // Without a wish again, the best; and by size.
+    // Without a selection the best layer again; then selection by size.
     assert.equal(await page.evaluate(() => window.choose({ maxHeight: 400 })), 200);
     await until(() => width(page), (seen) => seen === 640, 'the best within a height');
     assert.equal(await page.evaluate(() => window.choose({})), 200);
     await until(() => width(page), (seen) => seen === 1280, 'the best');
     assert.equal(await page.evaluate(() => window.choose({ rid: 'x' })), 422);
-    // The chosen layer goes away: another one is shown.
+    // The selected layer ends: another one is displayed.
     assert.equal(await page.evaluate(() => window.choose({ rid: 'h' })), 200);
     await until(() => width(page), (seen) => seen === 640, 'the middle layer');
     await publisher.evaluate(async () => {
@@ -190,7 +190,7 @@ test('the player has a menu of the layers, by mouse and by keyboard', async (t) 
     );
   const options = await player((root) => [...root.querySelectorAll('.quality option')].map((o) => o.textContent));
   assert.deepEqual(options, ['Best', '720p', '360p', '180p']);
-  // The first wish is held up on its way: those after it must not overtake it.
+  // The first request is delayed: later ones must not overtake it.
   let held = 0;
   await page.setRequestInterception(true);
   page.on('request', (request) => {

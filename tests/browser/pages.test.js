@@ -1,4 +1,4 @@
-// What the pages say to a person when something is not as it should be.
+// Messages of the pages when something is wrong.
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';

@@ -48,7 +48,7 @@ impl Running {
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (sender, log) = mpsc::channel();
         std::thread::spawn(move || {
-            // Closes the pipe when nobody takes the lines any more.
+            // Closes the pipe when the lines are no longer read.
             stderr
                 .lines()
                 .map_while(Result::ok)
@@ -257,7 +257,7 @@ fn check_names_the_process_that_uses_a_port() {
     assert!(error.contains(&wanted), "{error}");
 }
 
-/// A changed configuration is checked before the gateway that runs reads it.
+/// A changed configuration is checked before the running gateway reloads it.
 #[test]
 fn check_beside_the_running_gateway_is_no_failure() {
     let gateway = Running::start(program(&["serve"]));
@@ -387,10 +387,10 @@ fn health_is_asked_of_the_gateway_that_runs() {
     let asked = run(&mut command);
     assert!(asked.status.success(), "{}", text(&asked.stderr));
     assert_eq!(text(&asked.stdout), "healthy\n");
-    // A gateway goes on when its configuration is spoilt, and is no less well.
+    // A running gateway stays healthy when its configuration file becomes invalid.
     command.env("MILLSTREAM_LOG__LEVEL", "nonsense");
     assert!(run(&mut command).status.success());
-    // On all addresses, by IPv6 or where there is none by IPv4: nobody listens on the former here.
+    // On all addresses, by IPv6 or, without IPv6, by IPv4.
     let port = gateway.http.rsplit(':').next().expect("a port");
     command.env("MILLSTREAM_HTTP__LISTEN", format!("[::]:{port}"));
     let asked = run(&mut command);
@@ -478,7 +478,7 @@ fn tokens_are_never_told_and_session_urls_never_logged() {
     }
 }
 
-/// Takes what is exported by OTLP, as a collector would; paths and bodies come out.
+/// An OTLP collector that sends the paths and bodies of requests to a channel.
 fn collector() -> (String, mpsc::Receiver<(String, String)>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
@@ -541,7 +541,7 @@ fn a_collector_gets_the_log_and_a_span_of_each_request() {
             _ => panic!("{path}"),
         }
     }
-    // The last line too: what is left is sent at the end.
+    // The last line too: the rest is exported at shutdown.
     for wanted in ["millstream", "listening", "stopped"] {
         assert!(events.contains(wanted), "{wanted}: {events}");
     }
@@ -554,11 +554,11 @@ fn a_collector_gets_the_log_and_a_span_of_each_request() {
     );
 }
 
-/// A collector that does not answer holds nobody up.
+/// A collector that does not answer delays nothing.
 #[test]
 fn a_gateway_ends_without_its_collector() {
     let mut command = program(&["serve"]);
-    // It takes what comes and says nothing.
+    // It reads requests and never responds.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", silent.local_addr().expect("bound"));
     std::thread::spawn(move || silent.incoming().collect::<Vec<_>>());
@@ -569,7 +569,7 @@ fn a_gateway_ends_without_its_collector() {
     assert_eq!(code, Some(0));
 }
 
-/// Section 5 of the notes: what is left of bad requests is counted by the files of a process of its own.
+/// Bad requests leak no file descriptors: they are counted in a separate process.
 #[test]
 fn bad_input_leaves_no_open_file() {
     let mut command = program(&["serve"]);
@@ -626,7 +626,7 @@ fn bad_input_leaves_no_open_file() {
             })
             .min()
     };
-    // What is opened once and kept is open after the first.
+    // Files that are opened once and kept are open after the first request.
     round();
     let before = fewest();
     for _ in 0..30 {
@@ -763,7 +763,7 @@ fn a_log_that_nobody_reads_stops_neither_http_nor_media() {
             http = event["fields"]["http"].as_str().expect("address").to_owned();
         }
     }
-    // From here on nobody reads.
+    // Nothing is read from now on.
     let running = Running {
         child,
         log: mpsc::channel().1,
@@ -781,7 +781,7 @@ fn a_log_that_nobody_reads_stops_neither_http_nor_media() {
     }
     let health = running.request("GET /healthz HTTP/1.0\r\n\r\n");
     assert!(health.contains(" 200 "), "{health}");
-    // What was kept comes when somebody reads again.
+    // Buffered lines arrive when reading resumes.
     let mut line = String::new();
     assert!(
         stderr.read_line(&mut line).expect("reads") > 0 && line.starts_with('{'),

@@ -1,4 +1,4 @@
-//! The gateway from outside: its HTTP interface, what it packages for HLS, and the program with its command line.
+//! The external interfaces of the gateway: HTTP, HLS packaging, and the command line.
 
 mod command_line;
 mod hls;

@@ -1,4 +1,4 @@
-//! Sources of streams, each with a whole gateway: cameras by RTSP, and pipelines in worker processes.
+//! Sources, each with a whole gateway: RTSP cameras, and pipelines in worker processes.
 
 mod pipeline;
 mod rtsp;

@@ -11,7 +11,7 @@ use crate::fanout::publisher::Publisher;
 use crate::fanout::world::World;
 use crate::fanout::{SECOND, long_gop, near};
 
-/// Frames of the source that comes later are numbered from here on.
+/// Number of the first frame of the later source.
 const LATER_SOURCE: u32 = 10_000;
 
 fn later() -> VideoConfig {
@@ -28,7 +28,7 @@ fn later() -> VideoConfig {
 /// How the source ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// By DELETE: the gateway knows at once.
+    /// By DELETE: the gateway is notified at once.
     Deleted,
     /// Without a word, as when its process is killed or its network dies.
     Silent,
@@ -108,7 +108,7 @@ fn viewers_get_no_video_two_seconds_after_their_source_was_there() {
     }
 }
 
-/// A network that dies for some seconds and comes back, with an encoder that sends no key frame when it is asked.
+/// A network outage of some seconds, with an encoder that ignores key frame requests.
 #[test]
 fn a_viewer_that_asks_is_answered_again_when_the_same_source_goes_on() {
     let mut world = World::new(811, 1, 8192);
@@ -116,7 +116,7 @@ fn a_viewer_that_asks_is_answered_again_when_the_same_source_goes_on() {
     world.run(2 * SECOND);
     let viewer = world.watch("live", 0, near());
     run_asking(&mut world, &[viewer], 2);
-    // What is due is lost, and the numbering goes on.
+    // Frames of the outage are lost, and the numbering continues.
     world.publisher(source).paused = true;
     run_asking(&mut world, &[viewer], 4);
     let before = world.viewer(viewer).check.duplicates();

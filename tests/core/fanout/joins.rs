@@ -9,7 +9,7 @@ use crate::fanout::publisher::Publisher;
 use crate::fanout::world::World;
 use crate::fanout::{SECOND, long_gop, near, ticks};
 
-/// The publisher's way and the viewer's, 10 ms each, and two steps of the clock.
+/// The delays of the publisher's and the viewer's link, 10 ms each, and two clock steps.
 const WAY: Duration = Duration::from_millis(22);
 
 #[test]
@@ -23,7 +23,7 @@ fn a_late_viewer_is_at_the_live_edge_within_600_ms_and_nothing_after_that_is_lat
         let sent_at = world.publisher(publisher).sent_at.clone();
         let connected = world.nodes[index].connected_at.expect("connected");
         let viewer = world.viewer(index);
-        // The key frame comes with the end of the handshake.
+        // The key frame is sent at the end of the handshake.
         assert_eq!(viewer.whole_at.keys().next(), Some(&0));
         let first = viewer.whole_at[&0].duration_since(connected);
         assert!(first < Duration::from_millis(60), "{first:?}");

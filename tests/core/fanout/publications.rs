@@ -1,4 +1,4 @@
-//! Publishers packet by packet: layers that stop, SSRCs that come and go, and what they are told.
+//! Publishers packet by packet: layers that stop, SSRCs that come and go, and the feedback they receive.
 
 use std::time::{Duration, Instant};
 
@@ -254,31 +254,31 @@ fn a_retransmission_before_the_first_packet_is_not_taken_for_the_media() {
     assert_eq!(source.turn(&[rtx]), 0);
     assert_eq!(source.turn(&[media(1, 10, 0, HIGH, Some((640, 360)))]), 1);
     source.now += Duration::from_secs(1);
-    let told = source.publisher.handle_timeout(source.now);
-    let [report] = &told[..] else {
-        panic!("a report is due: {told:?}")
+    let datagrams = source.publisher.handle_timeout(source.now);
+    let [report] = &datagrams[..] else {
+        panic!("a report is due: {datagrams:?}")
     };
     // RFC 3550 §6.4.2: the SSRC of the first block stands behind the header and our own.
     assert_eq!(report[8..12], Ssrc(1).0.to_be_bytes());
 }
 
 /// Sends frames for two seconds, of which the publisher loses one in ten; returns the datagrams that it is sent.
-fn told_by_datagram(feedback: Feedback, reduced_size_rtcp: bool) -> Vec<Vec<u8>> {
+fn feedback_datagrams(feedback: Feedback, reduced_size_rtcp: bool) -> Vec<Vec<u8>> {
     let mut source = Source::with(&[], feedback, reduced_size_rtcp);
-    let mut told = Vec::new();
+    let mut datagrams = Vec::new();
     for frame in 0..60u16 {
         if frame % 10 != 5 {
             let size = (frame == 0).then_some((640, 360));
             source.turn(&[media(1, 1_000 + frame, u32::from(frame), (1, "0"), size)]);
         }
-        told.extend(source.publisher.handle_timeout(source.now));
+        datagrams.extend(source.publisher.handle_timeout(source.now));
     }
-    told
+    datagrams
 }
 
 /// All of it, one behind the other.
-fn told(feedback: Feedback) -> Vec<u8> {
-    told_by_datagram(feedback, false).concat()
+fn feedback_bytes(feedback: Feedback) -> Vec<u8> {
+    feedback_datagrams(feedback, false).concat()
 }
 
 /// RTCP packets of a datagram: payload type and format.
@@ -304,17 +304,17 @@ fn a_nack_is_a_datagram_of_its_own_with_reduced_size_rtcp_alone() {
         ..Feedback::default()
     };
     for reduced_size_rtcp in [true, false] {
-        let told = told_by_datagram(nack, reduced_size_rtcp);
-        let told: Vec<Vec<(u8, u8)>> = told.iter().map(|datagram| packets(datagram)).collect();
-        let with_nack: Vec<_> = told.iter().filter(|packets| packets.contains(&NACK)).collect();
-        assert!(with_nack.len() >= 5, "{told:?}");
+        let datagrams = feedback_datagrams(nack, reduced_size_rtcp);
+        let datagrams: Vec<Vec<(u8, u8)>> = datagrams.iter().map(|datagram| packets(datagram)).collect();
+        let with_nack: Vec<_> = datagrams.iter().filter(|packets| packets.contains(&NACK)).collect();
+        assert!(with_nack.len() >= 5, "{datagrams:?}");
         for packets in with_nack {
             match reduced_size_rtcp {
                 true => assert_eq!(packets[..], [NACK]),
                 false => assert_eq!(packets[0].0, RECEIVER_REPORT, "{packets:?}"),
             }
         }
-        let reports = told.iter().filter(|packets| packets[0].0 == RECEIVER_REPORT);
+        let reports = datagrams.iter().filter(|packets| packets[0].0 == RECEIVER_REPORT);
         assert!(reports.count() >= 1, "reports come all the same");
     }
 }
@@ -332,9 +332,9 @@ fn a_request_for_a_key_frame_is_no_part_of_a_nack() {
         source.turn(&[media(1, seq, u32::from(seq), (1, "0"), None)]);
     }
     source.publisher.request_key_frame();
-    let told = source.publisher.handle_timeout(source.now);
-    let told: Vec<Vec<(u8, u8)>> = told.iter().map(|datagram| packets(datagram)).collect();
-    assert_eq!(told, [[NACK], [PLI]]);
+    let datagrams = source.publisher.handle_timeout(source.now);
+    let datagrams: Vec<Vec<(u8, u8)>> = datagrams.iter().map(|datagram| packets(datagram)).collect();
+    assert_eq!(datagrams, [[NACK], [PLI]]);
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn a_publisher_is_told_what_was_lost_and_asked_for_it() {
         nack: true,
         ..Feedback::default()
     };
-    let messages = rtcp::read(&told(nack));
+    let messages = rtcp::read(&feedback_bytes(nack));
     let asked: Vec<u16> = messages
         .iter()
         .filter_map(|message| match message {
@@ -379,8 +379,8 @@ fn a_publisher_without_pli_is_never_asked_for_a_key_frame() {
         // No key frame to begin with, and a viewer who asks.
         assert_eq!(source.turn(&[media(1, 1, 0, (1, "0"), None)]), 0);
         source.publisher.request_key_frame();
-        let told = source.publisher.handle_timeout(source.now).concat();
-        let requests = rtcp::read(&told);
+        let datagrams = source.publisher.handle_timeout(source.now).concat();
+        let requests = rtcp::read(&datagrams);
         let requests = requests
             .iter()
             .filter(|message| matches!(message, Message::KeyFrameRequest { .. }));
@@ -391,18 +391,18 @@ fn a_publisher_without_pli_is_never_asked_for_a_key_frame() {
 /// T-11.
 #[test]
 fn a_publisher_that_knows_only_remb_is_told_a_bitrate_and_others_are_not() {
-    let has = |told: &[u8]| told.windows(4).any(|bytes| bytes == b"REMB");
+    let has = |bytes: &[u8]| bytes.windows(4).any(|window| window == b"REMB");
     let remb = Feedback {
         remb: true,
         ..Feedback::default()
     };
-    assert!(has(&told(remb)));
-    assert!(!has(&told(Feedback::default())));
+    assert!(has(&feedback_bytes(remb)));
+    assert!(!has(&feedback_bytes(Feedback::default())));
     let both = Feedback {
         transport_cc: true,
         ..remb
     };
-    assert!(!has(&told(both)));
+    assert!(!has(&feedback_bytes(both)));
 }
 
 /// I-13.

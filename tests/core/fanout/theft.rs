@@ -35,7 +35,7 @@ fn publish(world: &mut World, stream: &str, shard: usize) -> usize {
     index
 }
 
-/// A check of one peer arrives as if it came from this address; returns its length.
+/// Delivers a check of one peer as if it came from this address. Returns its length.
 fn forge(world: &mut World, thief: usize, source: SocketAddr) -> usize {
     let now = world.now;
     let peer = &mut world.nodes[thief].peer;
@@ -122,7 +122,7 @@ fn a_client_that_starts_anew_at_its_address_connects_within_three_seconds_on_any
         world.run(PATIENCE);
         let connected = world.nodes[new].connected_at.expect("connected");
         println!("after {:?}", connected - began);
-        // What is left of the old session goes by itself, and takes nothing along.
+        // The rest of the old session expires without affecting others.
         let viewer = world.watch("anew", 0, near());
         world.run(32 * SECOND);
         assert_eq!(world.reason(old), Some(CloseReason::Silent));
@@ -154,8 +154,8 @@ fn forged_checks_do_not_keep_out_the_host_whose_address_they_name() {
     }
 }
 
-/// A viewer who only listens says little: in a pause of more than two seconds its address can be taken, for a moment and
-/// not for good.
+/// A viewer who only listens says little: in a pause of more than two seconds its address can be taken, for a moment
+/// and not for good.
 #[test]
 fn a_viewer_that_lost_its_address_in_a_pause_has_it_again_by_its_next_check() {
     for (victim_on, thief_on) in pairs_of_shards() {

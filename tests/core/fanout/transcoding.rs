@@ -22,20 +22,20 @@ const VPS_265: &[u8] = &[0, 0, 0, 1, 0x40, 0x01, 0x0c, 0x01, 0xff, 0xff, 0x01, 0
 /// What can be transcoded.
 const CODECS: [Codec; 3] = [Codec::H264, Codec::H265, Codec::Aac];
 
-/// One frame takes so long, and so many units of 1/90000 s.
+/// Duration of a frame, also in units of 1/90000 s.
 const FRAME: Duration = Duration::from_millis(40);
 const TICKS: u64 = 3_600;
 
-/// A source that is fed by hand: a picture each 40 ms, a key frame each second, sound in between.
+/// A manually fed source: a video frame every 40 ms, a key frame every second, audio in between.
 struct Source {
     feed: FrameSource,
     codec: Codec,
     frames: u64,
     first: u64,
-    /// Pictures come in another order than they are shown in.
+    /// The frames are reordered (B-frames).
     reordered: bool,
     sound: bool,
-    /// Marks its pictures.
+    /// Marks the frames of this source.
     mark: u8,
 }
 
@@ -143,7 +143,7 @@ impl Source {
     }
 }
 
-/// Repaired streams that viewers opened, in order.
+/// Transcoded streams that viewers opened, in order.
 fn watch_transcodes(world: &World) -> Arc<Mutex<Vec<String>>> {
     let opened = Arc::new(Mutex::new(Vec::new()));
     let list = opened.clone();
@@ -199,7 +199,7 @@ fn sound_that_no_browser_plays_comes_from_the_transcoded_stream() {
     let stream = world.shared.hub.find(name()).expect("it is there");
     assert_eq!(stream.with(|state| state.viewers()), 2, "nobody is counted twice");
 
-    // The worker dies, and another one goes on.
+    // The worker dies, and another one takes over.
     opus.feed.ended(&world.shared.hub);
     Source::play(&mut world, &mut [&mut home], SECOND);
     let before = world.viewer(index).audio.packets.len();

@@ -1,4 +1,4 @@
-//! A gateway, its publishers and its viewers in virtual time: real shards without sockets, real peers, links that lose.
+//! A gateway, its publishers and its viewers in virtual time: real shards without sockets, real peers, lossy links.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -108,7 +108,7 @@ impl Sink for Recorder {
 }
 
 impl World {
-    /// A gateway of so many shards, whose mailboxes hold so many batches.
+    /// Makes a gateway with so many shards, whose mailboxes hold so many batches.
     pub fn new(seed: u64, shards: usize, mailbox: usize) -> Self {
         println!("seed {seed}");
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
@@ -164,7 +164,7 @@ impl World {
         }
     }
 
-    /// A publisher of `stream` on a shard; returns its place among the nodes.
+    /// Adds a publisher of `stream` to a shard. Returns its index among the nodes.
     pub fn publish(&mut self, stream: &str, shard: usize, link: LinkConfig, publisher: Publisher) -> usize {
         let mut offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
         offer.video = publisher.codecs();
@@ -364,7 +364,7 @@ impl World {
         shards.map(|(core, sent)| Shard { core, sent }).collect()
     }
 
-    /// Lets time pass.
+    /// Advances the virtual time.
     pub fn run(&mut self, duration: Duration) {
         let end = self.now + duration;
         while self.now < end {

@@ -1,4 +1,4 @@
-//! A reader of SDP that shares nothing with the gateway's: lines, sections, first and all values of an attribute.
+//! An SDP parser independent of the gateway's: lines, sections, first and all values of an attribute.
 
 pub struct Description {
     pub session: Vec<String>,

@@ -88,7 +88,7 @@ pub fn high_and_opus() -> SourceFormats {
     }
 }
 
-/// Checks what is said about an answer against its text, which is returned.
+/// Checks the description of an answer against its text, and returns the text.
 fn checked(answer: LocalDescription) -> String {
     let sections: Vec<&str> = answer.sdp.split("m=").skip(1).collect();
     assert_eq!(sections.len(), answer.sections.len());
@@ -100,7 +100,8 @@ fn checked(answer: LocalDescription) -> String {
         let mid = section.lines().find_map(|line| line.strip_prefix("a=mid:"));
         assert_eq!(mid, video.mid.as_deref());
     }
-    // A fragment repeats the BUNDLE group, the m-line with its first format, and the mid of the section with the candidates.
+    // A fragment repeats the BUNDLE group, the m-line with its first format, and the mid of the section with the
+    // candidates.
     let us = Us::new();
     let fragment = answer.ice.fragment(us.local().credentials, &us.local());
     let tagged = sections.iter().find(|section| section.contains("a=end-of-candidates"));

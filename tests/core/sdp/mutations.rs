@@ -1,4 +1,4 @@
-//! Offers that nobody wrote: real ones, damaged by a seeded generator. Whatever is answered keeps the invariants.
+//! Mutated offers: real ones, damaged by a seeded generator. Every answer satisfies the invariants.
 
 use millstream_core::sdp::Offer;
 use millstream_core::sdp::plan::SourceFormats;

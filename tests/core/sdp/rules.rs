@@ -43,7 +43,7 @@ fn viewers_get_the_profile_that_the_source_sends() {
     assert_eq!(first_profile(&chromium, [0x42, 0xe0, 0x28]), "42e01f");
     assert_eq!(first_profile(&chromium, [0x42, 0x00, 0x28]), "42001f");
     assert_eq!(first_profile(&chromium, [0x4d, 0x00, 0x28]), "4d001f");
-    // No High on offer: Main comes nearest.
+    // High is not offered: Main is the closest profile.
     assert_eq!(first_profile(&chromium, [0x64, 0x00, 0x28]), "4d001f");
     let hardware = edit(
         &chromium,
@@ -85,7 +85,7 @@ fn viewers_are_never_answered_with_packetization_mode_0() {
     let mode_0 = edit(&mode_0, ";packetization-mode=1", "");
     let error = play(&mode_0, video(h264([0x42, 0xe0, 0x1f]))).unwrap_err();
     assert_eq!(error.code(), "nothing_playable");
-    // It says what is missing, which is not H.264.
+    // The error names what is missing, which is not H.264.
     assert!(error.to_string().contains("not in packetization mode 1"), "{error}");
 }
 
@@ -135,7 +135,7 @@ fn opus_is_taken_with_and_without_its_channels_and_answered_as_it_was_offered() 
     }
 }
 
-/// S-09. webrtcbin of GStreamer 1.28.8 looks for these in every section, and in refused ones too.
+/// S-09. webrtcbin of GStreamer 1.28.8 looks for these in every section, even in rejected ones.
 #[test]
 fn every_section_of_an_answer_has_what_webrtcbin_looks_for() {
     let offer = recorded(GSTREAMER_VIEWER);
@@ -190,7 +190,7 @@ fn a_section_without_a_source_is_accepted_and_stays_empty_until_one_comes() {
     assert!(answer.contains("a=group:BUNDLE 0 1\r\n"));
     let error = play(&offer, SourceFormats::default()).unwrap_err();
     assert_eq!((error.status(), error.code()), (422, "nothing_playable"));
-    // VP9 of a profile that nobody decodes.
+    // VP9 of a profile that no browser decodes.
     let deep = edit(&recorded(FIREFOX_VIEWER_NO_H264), "max-fs", "x");
     assert!(play(&deep, video(Format::Vp9 { profile: 2 })).is_err());
     assert!(play(&deep, video(h264([0x42, 0xe0, 0x1f]))).is_err());
@@ -270,7 +270,7 @@ fn the_tagged_section_gives_the_transport() {
     let offer = format!("{audio}{}", edit(video_section, "ptnA", "VIDE"));
     let (plan, _) = play(&offer, high_and_opus()).unwrap();
     assert_eq!(plan.transport.remote.ufrag, "ptnA");
-    // This viewer cannot take the sound, but its section carries the transport: it is held, not refused.
+    // This viewer cannot decode the audio, but its section carries the transport: it is inactive, not rejected.
     let no_pcma = edit(&offer, "a=rtpmap:8 PCMA/8000", "a=rtpmap:8 L8/8000");
     let source = SourceFormats {
         video: Some(Format::Vp8),

@@ -1,4 +1,4 @@
-//! Who may do what: fixed tokens for some streams, signed tokens, a service that is asked.
+//! Access control: static tokens for some streams, signed tokens, and the authorization webhook.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -210,7 +210,7 @@ async fn signed_tokens_say_what_they_are_good_for() {
         ] {
             assert_eq!(reply.status, status, "{algorithm}: {}", reply.text());
         }
-        // By HLS a token may stand in the query.
+        // HLS requests may have the token in the query.
         let hls = Request::new("GET", &format!("/hls/other/index.m3u8?token={token}"));
         assert_eq!(hls.send(&gateway).await.status, 403);
     }
@@ -465,7 +465,7 @@ async fn a_service_may_be_asked_and_nothing_is_open_while_it_is_silent() {
     gateway.stop().await;
 }
 
-/// A hundred thousand wrong tokens, of which most are told to wait.
+/// A hundred thousand wrong tokens, most of which are rejected by the rate limit.
 #[tokio::test]
 async fn a_flood_of_wrong_tokens_is_told_to_wait() {
     let gateway = gateway(&[

@@ -1,4 +1,4 @@
-//! A gateway in this process, and an HTTP client that hides nothing: what is sent and received is bytes.
+//! A gateway in this process, and a raw HTTP client: requests and responses are bytes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -13,11 +13,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
 pub const PUBLISH: &str = "publish-token";
-/// Longer than any deadline of the gateway.
+/// Longer than any timeout of the gateway.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Moves the clock of this test's runtime, which is that of the HTTP side of its gateway. Shards, other processes and the
-/// kernel keep the time of the machine.
+/// Moves the clock of this test's runtime, which is that of the HTTP side of its gateway. Shards, other processes and
+/// the kernel keep the time of the machine.
 pub async fn advance(time: Duration) {
     /// A clock that stands still jumps to the next timer by itself as soon as everybody waits for a socket.
     struct Resume;
@@ -46,7 +46,7 @@ pub async fn hurry<T>(work: impl Future<Output = T>) -> T {
     }
 }
 
-/// A gateway with [`PUBLISH`] as its token and these further settings.
+/// Starts a gateway with [`PUBLISH`] as its token and these additional settings.
 pub async fn gateway(settings: &[(&str, &str)]) -> Gateway {
     let defaults = [
         ("MILLSTREAM_HTTP__LISTEN", "127.0.0.1:0"),
@@ -64,7 +64,7 @@ pub async fn gateway(settings: &[(&str, &str)]) -> Gateway {
     Gateway::start(config).await.expect("starts")
 }
 
-/// A gateway with [`PUBLISH`] as its token and this file.
+/// Starts a gateway with [`PUBLISH`] as its token and this configuration file.
 pub async fn from_text(text: &str) -> Gateway {
     let settings = [
         ("MILLSTREAM_HTTP__LISTEN", "127.0.0.1:0"),
@@ -79,7 +79,7 @@ pub async fn from_text(text: &str) -> Gateway {
     Gateway::start(config).await.expect("starts")
 }
 
-/// Makes a stream look live: as if a publisher with VP8 and Opus had sent its first packets.
+/// Makes a stream live, as if a publisher with VP8 and Opus had sent its first packets.
 pub fn make_live(gateway: &Gateway, stream: &str) {
     let source = SourceRef {
         session: SessionId([7; 16]),
@@ -198,7 +198,7 @@ pub async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 async fn reconcile(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     let (mut reader, mut writer) = stream.split();
     let mut reply = Vec::new();
-    // Both at once: the gateway may answer before it has read everything.
+    // Concurrently: the gateway may respond before it has read the whole request.
     let write = async {
         let _ = writer.write_all(bytes).await;
     };
@@ -266,8 +266,8 @@ impl Reply {
     }
 }
 
-/// Where OBS sends its DELETE: an absolute `Location` is taken as it is, else it replaces path and query of the URL that
-/// the user typed.
+/// Where OBS sends its DELETE: an absolute `Location` is taken as it is, else it replaces path and query of the URL
+/// that the user typed.
 pub fn obs_session_url(endpoint: &str, location: &str) -> String {
     if location.starts_with("http") {
         return location.to_owned();

@@ -140,7 +140,7 @@ async fn chunked_bodies_expectations_and_kept_connections_work() {
     gateway.stop().await;
 }
 
-/// H-31: whatever is sent, the client is told that it is its fault.
+/// H-31: any malformed request is answered with a 4xx status.
 /// H-22.
 #[tokio::test]
 async fn no_damaged_request_is_answered_with_5xx() {
@@ -189,7 +189,7 @@ async fn stopping_ends_sessions_and_idle_connections_within_seconds() {
     let gateway = gateway(&[]).await;
     Request::publish("/whip/live", OBS).send(&gateway).await.location();
     let mut idle = TcpStream::connect(gateway.http_addr()).await.expect("connects");
-    // One answer shows that the server has it: what is still in the backlog when the listener closes is reset.
+    // A response shows that the connection was accepted: those in the backlog are reset when the listener closes.
     idle.write_all(b"HEAD /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
         .await
         .expect("sends");

@@ -105,7 +105,7 @@ async fn the_answer_names_the_extensions() {
     gateway.stop().await;
 }
 
-/// E-16. Firefox without its H.264 plugin was answered with the sound alone, and had no way to know that there is video.
+/// E-16. Firefox without its H.264 plugin got an answer with audio only, and could not know that there is video.
 #[tokio::test]
 async fn a_session_that_cannot_carry_the_video_says_which_it_is_and_where_to_find_it() {
     let gateway = gateway(&[]).await;
@@ -135,7 +135,7 @@ async fn a_session_that_cannot_carry_the_video_says_which_it_is_and_where_to_fin
     assert_eq!(alternates(&layer.send(&gateway).await), [named]);
     assert_eq!(alternates(&ask(without_h264).await), [named]);
     assert_eq!(alternates(&ask(VIEWER).await), [""; 0]);
-    // Who wants no video, or watches a stream without, is told of none.
+    // Viewers that offer no video, and viewers of streams without video, get no such link.
     let cut = without_h264.find("m=video").expect("video");
     let sound = without_h264[..cut].replace("BUNDLE 0 1", "BUNDLE 0");
     assert_eq!(alternates(&ask(&sound).await), [""; 0]);

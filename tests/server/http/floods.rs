@@ -1,4 +1,4 @@
-//! Offers of which nothing follows: whoever sends them keeps nobody else out.
+//! Floods of offers without a connection: they do not lock out other clients.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -29,14 +29,14 @@ async fn small() -> Gateway {
     gateway
 }
 
-/// Every host POSTs, and never sends a check; returns the URLs of the sessions of the first one.
+/// Every host POSTs an offer and never sends an ICE check. Returns the session URLs of the first host.
 async fn wave(gateway: &Gateway) -> Vec<String> {
     let mut of_first = Vec::new();
     for _ in 0..WAVE {
         for host in 1..=HOSTS {
             let offer = Request::offer("/whep/live", VIEWER);
             let reply = offer.send_from(Ipv4Addr::new(127, 0, 1, host), gateway).await;
-            // It is let in, and gives way again.
+            // It is accepted, and evicted later.
             let session = reply.location();
             if host == 1 {
                 of_first.push(session);

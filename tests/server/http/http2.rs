@@ -1,4 +1,4 @@
-//! Connections of HTTP/2 on which nothing is asked for: written by hand, as no client library leaves them so.
+//! Idle HTTP/2 connections. The frames are written by hand, because client libraries do not leave connections idle.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// Longer than any deadline of the gateway, and, with a clock that is hurried, than any pause of a busy machine.
+/// Longer than any timeout of the gateway, and, with an accelerated clock, than any pause of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(3_600);
 
 const API_TOKEN: &str = "api-token";
@@ -51,7 +51,7 @@ fn get(path: &str) -> Vec<u8> {
     fields
 }
 
-/// Believes any certificate: it is not what is tested here.
+/// Accepts any certificate, which is not what is tested here.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -107,7 +107,7 @@ async fn connect(gateway: &Gateway) -> TlsStream<TcpStream> {
     stream
 }
 
-/// Sends the first bytes, and some again each second; waits until the gateway closes the connection.
+/// Sends the first bytes, then some every second, until the gateway closes the connection.
 async fn is_closed(mut stream: TlsStream<TcpStream>, first: &[u8], again: &[u8]) -> bool {
     stream.write_all(first).await.expect("sends");
     let closed = async {

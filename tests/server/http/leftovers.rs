@@ -45,7 +45,7 @@ fn bad() -> Vec<Request> {
     all
 }
 
-/// Section 5 of the notes, a hundred times over, while a session that is well goes on.
+/// Failing requests, a hundred times each, while a healthy session runs: no resources leak.
 #[tokio::test]
 async fn bad_input_leaves_no_session_and_no_task() {
     let gateway = gateway(&[

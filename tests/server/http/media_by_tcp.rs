@@ -1,4 +1,5 @@
-//! The TCP port of media: what is no peer is let go, and so is a peer that takes nothing (RFC 6544, RFC 4571).
+//! The media TCP port: connections that are not peers are closed, and so are peers that do not read (RFC 6544, RFC
+//! 4571).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::http::client::{OBS, Request, gateway, metric};
 
-/// Longer than any deadline of the gateway, and than any pause of a busy machine.
+/// Longer than any timeout of the gateway, and than any pause of a busy machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 async fn port(gateway: &Gateway) -> SocketAddr {
@@ -50,7 +51,7 @@ fn frame(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u16).to_be_bytes(), bytes].concat()
 }
 
-/// A check of nobody who could sign it, for the session of this username fragment.
+/// An unsigned ICE check for the session with this username fragment.
 fn unsigned_check(ufrag: &str) -> Vec<u8> {
     let username = format!("{ufrag}:peer");
     let padding = vec![0; username.len().next_multiple_of(4) - username.len()];
@@ -215,14 +216,14 @@ impl Viewer {
         socket.connect(gateway.media().local_addr()).await.expect("connects")
     }
 
-    /// Comes by another connection.
+    /// Reconnects with another connection.
     async fn redial(&mut self, gateway: &Gateway) {
         self.stream = Self::dial(gateway).await;
         self.received.clear();
         self.peer.check_now(now());
     }
 
-    /// Sends what is due and takes what comes, until `is_enough`.
+    /// Sends due packets and reads received ones, until `is_enough`.
     async fn take_until(&mut self, is_enough: impl Fn(&Self) -> bool) {
         let taking = async {
             while !is_enough(self) {
@@ -233,7 +234,7 @@ impl Viewer {
         timeout(PATIENCE, taking).await.expect("it comes");
     }
 
-    /// Sends what is due.
+    /// Sends due packets.
     async fn send(&mut self) {
         if self.peer.poll_timeout().is_some_and(|due| due <= now()) {
             self.peer.handle_timeout(now());
@@ -244,7 +245,7 @@ impl Viewer {
         }
     }
 
-    /// Takes at most so many bytes, which is not to take long.
+    /// Reads at most so many bytes, without waiting long.
     async fn take(&mut self, most: usize) {
         let mut buffer = vec![0; most];
         let read = timeout(Duration::from_millis(20), self.stream.read(&mut buffer)).await;
@@ -278,7 +279,7 @@ async fn a_viewer_that_takes_nothing_is_let_go_and_may_come_back() {
     let _stream = Stream::start(&gateway).await;
     let mut viewer = Viewer::connect(&gateway).await;
     assert_eq!(gateway.media().tcp_connections(), 1);
-    // It goes on to say that it is there, and reads nothing of what it gets.
+    // It keeps sending checks, but reads nothing.
     let mut most = 0;
     let let_go = async {
         while gateway.media().tcp_connections() > 0 {

@@ -1,4 +1,4 @@
-//! The HTTP side of a whole gateway: every test starts one in this process, on free ports.
+//! The HTTP interface. Every test starts a gateway in this process, on free ports.
 
 mod access;
 mod client;

@@ -1,4 +1,4 @@
-//! Offers of the gateway's own: the counter-offer of WHEP, and the empty POST of its first draft.
+//! Offers of the gateway: the counter-offer of WHEP, and the response to an empty POST (first WHEP draft).
 
 use std::time::Duration;
 
@@ -128,7 +128,7 @@ async fn a_counter_offer_comes_when_it_is_needed() {
         let reply = patch(&session, &body).send(&always).await;
         assert_eq!((reply.status, reply.problem().as_str()), (status, code), "{case}");
     }
-    // What was wrong does not spoil what is right; and an answer is taken once.
+    // A wrong answer does not invalidate the offer, and only one answer is accepted.
     assert_eq!(patch(&session, &good).send(&always).await.status, 204);
     let again = patch(&session, &good).send(&always).await;
     assert_eq!((again.status, again.problem().as_str()), (409, "no_renegotiation"));

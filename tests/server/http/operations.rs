@@ -64,7 +64,7 @@ async fn pages_and_files_come_with_their_type_and_a_strict_policy() {
         Request::new("GET", "/nowhere").send(&gateway).await.problem(),
         "not_found"
     );
-    // Who comes to the wrong place is told the right one, in the way that he reads.
+    // Requests to wrong paths are answered with the right ones, as a page or as a problem document.
     for (method, path, wanted) in [
         ("POST", "/live", "publish to /whip/NAME"),
         ("POST", "/live/whip", "/whep/NAME"),

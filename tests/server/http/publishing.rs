@@ -308,7 +308,7 @@ async fn names_that_break_the_grammar_are_not_found() {
                 .bearer(PUBLISH)
                 .send(&gateway)
                 .await;
-            // hyper itself refuses what is no URL.
+            // hyper rejects invalid URLs itself.
             assert!(matches!(reply.status, 404 | 400), "{prefix}{name}: {}", reply.status);
             assert!(!reply.text().contains("<script>"));
         }

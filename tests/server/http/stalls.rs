@@ -13,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::http::client::{Reply, Request, VIEWER, gateway, make_live};
 
-/// Longer than any deadline of the gateway.
+/// Longer than any timeout of the gateway.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The stream whose viewer the shard of a test is stuck with.
@@ -61,7 +61,7 @@ impl<S: tracing::Subscriber> Layer<S> for Stall {
     }
 }
 
-/// Has the only shard of a gateway stand still for as long as [`GATE`] is closed.
+/// Blocks the only shard of a gateway while [`GATE`] is closed.
 async fn stall(gateway: &Gateway) {
     make_live(gateway, STREAM);
     let session = Request::offer(&format!("/whep/{STREAM}"), VIEWER).send(gateway).await;

@@ -1,4 +1,4 @@
-//! Players of HLS that ask for much and take little, over real connections: they are bounded, and nobody else notices.
+//! HLS players that request much and read little, over real connections: they are limited and do not affect others.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 
 use crate::pipeline::{PATIENCE, gateway, plays, poll};
 
-/// Reloads from one address that wait at the same time.
+/// Concurrent blocking playlist reloads from one address.
 const RELOADS: usize = 3_000;
-/// Connections that one address may have.
+/// Maximum number of connections per address.
 const PER_ADDRESS: usize = 2_500;
-/// Playlists that somebody else waits for meanwhile, one after the other.
+/// Playlists that another player requests meanwhile, one after the other.
 const WATCHED: usize = 10;
 
 const STREAM: &str = "[streams.cam]\npipeline = \"test\"\n";
@@ -27,11 +27,11 @@ async fn connect(from: [u8; 4], to: SocketAddr, buffer: Option<u32>) -> TcpStrea
     socket.connect(to).await.expect("connects")
 }
 
-/// One request, and the whole answer.
+/// Sends a request and returns the whole response.
 async fn get(from: [u8; 4], to: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = connect(from, to, None).await;
     let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
-    // Who is let go at once may find the connection closed under its request.
+    // A rejected client may find the connection closed before its request is sent.
     let _ = stream.write_all(request.as_bytes()).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
@@ -52,7 +52,7 @@ fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("Linux").count()
 }
 
-/// As many files as this process may have at most.
+/// Raises the limit of open files to its maximum.
 fn take_all_files() {
     let raised = std::process::Command::new("prlimit")
         .args(["--pid", &std::process::id().to_string(), "--nofile=16384:"])
@@ -79,7 +79,7 @@ async fn reloads_alone() {
     assert_eq!(status, 200, "{playlist}");
     let (_, playlist) = get([127, 0, 0, 2], address, "/hls/cam/video.m3u8").await;
     let files = open_files();
-    // What comes in two segments: all of them wait at the same time.
+    // The next but one segment: all requests block at the same time.
     let path = format!("/hls/cam/video.m3u8?_HLS_msn={}", last_msn(&playlist) + 2);
     let mut reloads = JoinSet::new();
     for _ in 0..RELOADS {
@@ -117,7 +117,7 @@ async fn reloads_alone() {
     gateway.stop().await;
 }
 
-/// One that takes a byte a second while it has asked for a great deal.
+/// A player that reads one byte per second after many requests.
 #[tokio::test]
 async fn who_reads_a_byte_a_second_is_let_go() {
     let gateway = gateway(STREAM).await;
@@ -144,7 +144,7 @@ async fn who_reads_a_byte_a_second_is_let_go() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     };
-    // What is in its socket's buffers it may still read: closing shows where it writes.
+    // Buffered data can still be read: the close shows on writing.
     let closed = tokio::time::timeout(PATIENCE, async {
         tokio::select! {
             asked = asking => asked.expect("ends"),

@@ -46,7 +46,7 @@ async fn cycles() {
     for round in 0..rounds {
         let mut process = Process::start(&programs(), job.clone(), description.limits).expect("starts");
         while !matches!(process.next().await.expect("it runs"), FromWorker::Frame(_)) {}
-        // Every other way of ending: in good order, by force, by being forgotten.
+        // All other ways of ending: graceful stop, kill, drop.
         match round % 3 {
             0 => process.stop().await,
             1 => process.kill().await,

@@ -1,6 +1,6 @@
 //! Workers that crash, hang or eat memory: their stream is back soon, and no other stream loses a frame.
 //!
-//! The tests of this file find their workers by what is there, so each has a process of its own:
+//! The tests of this file search for worker processes, so each runs in a separate process:
 //! `faults_in_a_process_of_their_own` starts them.
 
 use std::process::Command;
@@ -15,10 +15,10 @@ use crate::pipeline::{Folder, gateway, plays, signal, trouble, until, workers};
 /// (`WORKER_ROUNDS`): machines are shared.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// A worker that ran for so long is started again at once.
+/// A worker that ran for this long is restarted at once.
 const SETTLED: Duration = Duration::from_millis(2_500);
 
-/// Between two looks of the gateway at the memory of a worker.
+/// Interval at which the gateway checks the memory of a worker.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[test]
@@ -62,7 +62,7 @@ async fn rounds(config: &str, what: &str, wanted: &str, settle: Duration, harm: 
         })
         .await;
         println!("noticed after {:.2?}, back {:.2?} later", gone - harmed, gone.elapsed());
-        // One that harms itself goes beyond its bound at most one look before that is noticed.
+        // Exceeding the memory limit is detected at the next check.
         let harmed = if settle.is_zero() { gone - POLL_INTERVAL } else { harmed };
         times.push(harmed.elapsed());
         let said = trouble(&gateway, "victim");
@@ -88,7 +88,7 @@ async fn rounds(config: &str, what: &str, wanted: &str, settle: Duration, harm: 
     gateway.stop().await;
 }
 
-/// It runs on demand, so that its worker can be told from the other.
+/// It runs on demand, so that its worker can be distinguished from the other one.
 async fn gateway_starts_victim(gateway: &Gateway) {
     let name = StreamName::parse("victim").expect("a name");
     let hub = gateway.media().hub();
@@ -98,7 +98,7 @@ async fn gateway_starts_victim(gateway: &Gateway) {
     plays(gateway, "victim").await;
 }
 
-/// Holes in the times of the other stream's picture, as far as its ring goes back.
+/// Counts the gaps in the video timestamps of the other stream, within its ring.
 fn frames_lost(gateway: &Gateway) -> u64 {
     let stream = gateway.media().hub().find(StreamName::parse("other").expect("a name"));
     let stream = stream.expect("it plays");
@@ -122,8 +122,8 @@ const STREAMS: &str = "[streams.\"other\"]\npipeline = \"test\"\n\
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a process of its own"]
 async fn a_worker_that_crashes() {
-    // One is taken for an overflow of the stack by the runtime of Rust, which looks, and lets it happen again; two at once
-    // may become one.
+    // One is taken for an overflow of the stack by the runtime of Rust, which looks, and lets it happen again; two at
+    // once may become one.
     let harm = |victim: u32| {
         while workers().contains(&victim) {
             let _ = Command::new("kill").args(["-s", "SEGV", &victim.to_string()]).status();

@@ -103,7 +103,7 @@ fn hostile_values_are_refused_by_name_or_stay_values() {
     assert!(!folder.0.join("out").exists());
 }
 
-/// What was taken as a value is set as a property, and nothing else comes of it.
+/// An accepted value is set as a property, without any other effect.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn texts_never_become_elements() {
     let folder = Folder::new("inert");

@@ -1,4 +1,4 @@
-//! Pipelines in worker processes: the real binary as the worker, GStreamer as it is installed, the gateway as a whole.
+//! Pipelines in worker processes, with the real worker binary, the installed GStreamer, and a whole gateway.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ mod without_gstreamer;
 /// Far beyond what anything here takes, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The programs that become workers, as cargo built them beside each other.
+/// The worker programs, as cargo built them in one folder.
 fn programs() -> WorkerPrograms {
     let gateway = PathBuf::from(env!("CARGO_BIN_EXE_millstream"));
     let programs = WorkerPrograms {
@@ -103,7 +103,7 @@ fn config(text: &str) -> Result<Config, String> {
     Ok(config)
 }
 
-/// A gateway whose workers are the real programs.
+/// Starts a gateway that uses the real worker programs.
 async fn gateway(text: &str) -> Gateway {
     let config = config(text).expect("valid");
     let started = Gateway::start_with_workers(config, programs()).await;

@@ -1,4 +1,4 @@
-//! Sources by HLS: a real encoder's segments from a server of HTTP that can be made to fail.
+//! HLS sources: segments of a real encoder, from an HTTP server with configurable faults.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -147,7 +147,7 @@ impl Drop for Encoder {
 const PICTURE: [&str; 2] = ["-i", "testsrc=size=320x180:rate=25"];
 const SOUND: [&str; 2] = ["-i", "sine=frequency=440:sample_rate=48000"];
 
-/// `ffmpeg` that writes HLS into a folder; `seconds` ends it, else it goes on for ever at the speed of time.
+/// Starts `ffmpeg`, which writes HLS into a folder for `seconds`, or forever in real time.
 fn encode(folder: &Path, seconds: Option<u32>, options: &[&str], playlist: &str) -> Encoder {
     let mut command = Command::new("ffmpeg");
     command.current_dir(folder).args(["-loglevel", "error", "-y"]);
@@ -253,7 +253,7 @@ fn steps(times: &[u64]) -> Vec<(i64, usize)> {
     steps
 }
 
-/// A picture of 25 frames a second on a clock of 90000.
+/// Duration of a frame at 25 fps, in units of 1/90000 s.
 const FRAME: i64 = 3_600;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -357,7 +357,7 @@ async fn a_film_plays_at_its_own_speed_and_again() {
     }
 }
 
-/// Segments are demuxed by the gateway's own program.
+/// Segments are demuxed by the program of the gateway.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_origin_plays_on_a_host_without_gstreamer() {
     let server = Server::start("without").await;
@@ -391,7 +391,7 @@ async fn an_encrypted_film_plays() {
     gateway.stop().await;
 }
 
-/// Waits until the source says what is wrong.
+/// Waits until the source reports an error.
 async fn refused(gateway: &Gateway, wanted: &str) {
     let waiting = async {
         while !trouble(gateway, "far").contains(wanted) {
@@ -465,7 +465,7 @@ async fn a_discontinuity_is_no_gap() {
     let gateway = source(&server.uri("both.m3u8"), "").await;
     let mut reader = Reader::open(&gateway);
     let times = reader.times(Kind::Video, 140).await;
-    // The sound of a film lasts a little longer than its picture, and is played to its end.
+    // The audio of the recording is slightly longer than the video, and is played to its end.
     let most = steps(&times).iter().map(|(step, _)| step.abs()).max();
     assert!(most < Some(9_000), "a tenth of a second: {:?}", steps(&times));
     drop(reader);

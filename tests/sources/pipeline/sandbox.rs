@@ -52,7 +52,7 @@ fn assert_limited() {
     for wanted in ["NoNewPrivs:\t1", "Seccomp:\t2", "Cpus_allowed_list:"] {
         assert!(threads.contains(wanted), "{wanted}");
     }
-    // The bound on what is mapped is four times the memory.
+    // The limit of mapped memory is four times the memory limit.
     let too_much: Result<(), _> = Vec::<u8>::new().try_reserve_exact(300 << 20);
     assert!(too_much.is_err(), "maps more than it may");
 }
@@ -115,7 +115,7 @@ async fn as_the_kernel_tells() {
         limit("Max data size").contains(&(4u64 * (400 << 20)).to_string()),
         "{limits}"
     );
-    // Nothing of the gateway's environment.
+    // No variable of the gateway's environment.
     let environment = std::fs::read(format!("/proc/{worker}/environ")).expect("it runs");
     assert!(!environment.windows(10).any(|text| text == b"MILLSTREAM"));
     gateway.stop().await;

@@ -1,4 +1,4 @@
-//! The pipelines that come with the gateway, each against a real partner where one can be had.
+//! The shipped pipelines, each with a real peer if one is available.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -133,7 +133,7 @@ async fn a_file_plays_over_and_over_at_its_own_speed() {
             (Some(Codec::H264), Some(Codec::Aac)),
             "{name}"
         );
-        // Twice through it: 150 frames and their sound.
+        // Two repetitions: 150 frames with audio.
         let twice = |seen: Option<crate::pipeline::Seen>| {
             seen.is_some_and(|seen| seen.video > first.video + 160 && seen.audio > first.audio + 230)
         };
@@ -299,7 +299,7 @@ async fn a_camera_is_fetched_by_the_pipeline_too() {
             )
         };
         if !params.is_empty() {
-            // Its certificate is nobody's but its own.
+            // Its certificate is self-signed.
             let gateway = gateway(&stream("")).await;
             let refused = async {
                 while crate::pipeline::trouble(&gateway, "door").is_empty() {
@@ -321,7 +321,7 @@ async fn a_camera_is_fetched_by_the_pipeline_too() {
     }
 }
 
-/// The frames that one pipeline makes are what another one takes: Opus of the slate becomes AAC.
+/// The output of one pipeline is the input of another: Opus of the slate becomes AAC.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opus_becomes_aac() {
     let library = Library::shipped();

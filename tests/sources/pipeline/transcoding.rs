@@ -1,4 +1,4 @@
-//! Transcoding by real workers: what is read is made again, and nothing outlasts the last viewer.
+//! Transcoding with real workers: the output is playable, and no worker outlives the last viewer.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use millstream_core::media::{Codec, Format};
 
 use crate::pipeline::{Folder, PATIENCE, gateway, plays, workers};
 
-/// The tests of this file look for workers by what is there: a process of its own for each.
+/// The tests of this file search for worker processes, so each runs in a separate process.
 #[test]
 fn transcodes_in_a_process_of_their_own() {
     crate::pipeline::alone(&[
@@ -55,7 +55,7 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
     let hub = gateway.media().hub();
     assert!(hub.can_transcode(Codec::Aac) && !hub.can_transcode(Codec::Vp8));
     let transcoded = hub.open_with(name().transcoded(TranscodeTarget::Opus), one_more);
-    // Its times are those of the film's own sound: no older and no newer by more than an encoder takes.
+    // Its timestamps match those of the original audio, within the delay of an encoder.
     let newest = |state: &mut StreamState| state.audio.ring().newest().map(|(time, _)| time);
     let (opus, aac) = until("Opus", || {
         let opus = transcoded.with(newest)?;
@@ -83,7 +83,7 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
     gateway.stop().await;
 }
 
-/// A stream of sound alone that is nothing any more: the transcode looks for it in vain.
+/// An audio-only stream that has ended: the transcode finds no input.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a process of its own"]
 async fn a_transcode_that_cannot_work_ends_with_its_viewers() {

@@ -1,4 +1,4 @@
-//! A host without GStreamer: the gateway runs, and says what is missing when a pipeline is asked for.
+//! A host without GStreamer: the gateway runs, and reports what is missing when a pipeline is requested.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -82,7 +82,7 @@ async fn a_missing_library_is_named_with_the_package_that_has_it() {
     gateway.stop().await;
 }
 
-/// The gateway's program alone in a folder, as after a wrong installation: `check` passes, and says what does not run.
+/// The gateway's program alone in a folder, as after a broken installation: `check` passes and reports what cannot run.
 #[test]
 fn check_without_a_worker_passes_unless_a_stream_needs_a_pipeline() {
     let folder = Folder::new("alone");

@@ -34,7 +34,7 @@ fn rounds() -> Rounds {
 struct Times(Vec<Duration>);
 
 impl Times {
-    /// Waits until there is a picture after `before`; `returned` is when the camera was back.
+    /// Waits for video after `before`; `returned` is when the camera was back.
     async fn back(&mut self, gateway: &Gateway, before: Option<Seen>, returned: Instant) {
         let has_picture = |now: Option<Seen>| {
             let end = before.map_or(0, |before| before.video);
@@ -57,7 +57,7 @@ impl Times {
     }
 }
 
-/// Somebody who watches all the time.
+/// A permanent viewer.
 fn watch(gateway: &Gateway) -> impl FnOnce() + use<'_> {
     let hub = gateway.media().hub();
     let stream = hub.open_with(StreamName::parse("door").expect("a name"), |state| {

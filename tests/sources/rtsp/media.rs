@@ -25,7 +25,7 @@ async fn every_codec_is_recognised_and_only_b_frames_are_out_of_order() {
         let seen = seen.await.expect("it plays");
         let codecs = (seen.picture.map(Format::codec), seen.sound.map(Format::codec));
         assert_eq!(codecs, (Some(picture), Some(sound)), "{media}");
-        // RTP has the size of a JPEG picture in blocks of eight pixels (RFC 2435 §3.1.5).
+        // RTP carries the size of a JPEG frame in blocks of eight pixels (RFC 2435 §3.1.5).
         let height = if picture == Codec::Jpeg { 184 } else { 180 };
         assert_eq!(seen.resolution, Some((320, height)), "{media}");
         if let Some(Format::Aac(config)) = seen.sound {
@@ -73,7 +73,7 @@ async fn a_picture_that_changes_its_size_is_followed() {
     gateway.stop().await;
 }
 
-/// The picture and the sound of a camera have clocks of their own; its sender reports say how they belong together.
+/// Video and audio of a camera have separate clocks; its sender reports synchronize them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn picture_and_sound_are_on_one_clock() {
     for media in ["h264+pcma", "h264+opus"] {

@@ -1,4 +1,4 @@
-//! Cameras: GStreamer's RTSP server as the camera, the gateway as a whole, and the tracks that viewers would read.
+//! Cameras: GStreamer's RTSP server as the camera, a whole gateway, and the tracks that viewers read.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -117,7 +117,7 @@ async fn until(gateway: &Gateway, what: &str, wanted: impl Fn(Option<Seen>) -> b
     })
 }
 
-/// A second of picture and of sound after `before`.
+/// Returns whether a second of video and audio has arrived since `before`.
 fn plays_on(before: Option<Seen>, now: Option<Seen>) -> bool {
     let (before, now) = (
         before.map_or((0, 0), |s| (s.video, s.audio)),
@@ -151,7 +151,7 @@ async fn h264_and_pcma_play_and_come_back_when_the_camera_restarts() {
     let seen = until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
     assert_eq!(seen.and_then(|s| s.picture).map(Format::codec), Some(Codec::H264));
 
-    // A viewer keeps the stream while its source is away.
+    // A viewer keeps the stream while its source is unavailable.
     let name = StreamName::parse("door").expect("a name");
     let hub = gateway.media().hub();
     let stream = hub.open_with(&name, |state| state.subscribe(hub::stream::ShardIndex(0)));

@@ -1,4 +1,4 @@
-//! Cameras that refuse: what is tried again, how often, and what is said about it.
+//! Cameras that reject requests: what is retried, how often, and what is reported.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

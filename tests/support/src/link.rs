@@ -33,7 +33,7 @@ impl LinkConfig {
     }
 }
 
-/// A datagram on its way.
+/// A datagram in transit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
     pub from: SocketAddr,
@@ -82,7 +82,7 @@ impl LossyLink {
         }
     }
 
-    /// Changes the properties for what is sent from now on.
+    /// Changes the properties of the link for datagrams sent from now on.
     pub fn set_config(&mut self, config: LinkConfig) {
         self.config = config;
     }

@@ -1,5 +1,5 @@
-//! Synthetic media that proves its own integrity: every packet carries frame number, packet index, packet count and a CRC,
-//! in bytes that can stand inside an H.264 slice (no start code can arise).
+//! Synthetic media that proves its own integrity: every packet carries frame number, packet index, packet count and a
+//! CRC, in bytes that can stand inside an H.264 slice (no start code can arise).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub struct VideoConfig {
     pub gop: u32,
     /// Longest RTP payload in bytes.
     pub payload: usize,
-    /// What the first frame is called, so that those of two sources can be told apart.
+    /// Number of the first frame, to distinguish the frames of two sources.
     pub first_number: u32,
     pub seed: u64,
 }
@@ -86,8 +86,8 @@ pub struct Stamp {
     pub intact: bool,
 }
 
-/// H.264 in FU-A fragments (RFC 6184 §5.8), where a key frame begins with SPS and PPS in one STAP-A; or VP8 with picture
-/// id and TL0PICIDX (RFC 7741 §4.2).
+/// H.264 in FU-A fragments (RFC 6184 §5.8), where a key frame begins with SPS and PPS in one STAP-A; or VP8 with
+/// picture id and TL0PICIDX (RFC 7741 §4.2).
 pub struct SyntheticVideo {
     config: VideoConfig,
     rng: StdRng,
@@ -284,7 +284,7 @@ impl Stamp {
     }
 }
 
-/// Collects stamps and tells which frames arrived whole.
+/// Collects stamps and determines which frames arrived completely.
 #[derive(Default)]
 pub struct FrameCheck {
     /// Packet count and packets seen, by frame.

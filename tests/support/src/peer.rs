@@ -1,7 +1,7 @@
 //! A WebRTC client without sockets and clocks: controlling ICE agent, DTLS in either role, SRTP both ways.
 //!
-//! It checks one remote candidate, which is all a client of an ICE-lite server with one port needs. Bytes and time go in by
-//! `handle_*`, datagrams, events and the next deadline come out by `poll_*`.
+//! It checks one remote candidate, which is all a client of an ICE-lite server with one port needs. Bytes and time go
+//! in by `handle_*`, datagrams, events and the next deadline come out by `poll_*`.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -81,7 +81,7 @@ pub struct IceStyle {
     pub priority: bool,
     /// Checks go on after the handshake (FFmpeg sends none).
     pub keep_alive: bool,
-    /// Checks of the gateway are answered, as every full agent has to.
+    /// Whether checks of the gateway are answered, as a full ICE agent must.
     pub answers: bool,
 }
 
@@ -181,7 +181,8 @@ pub struct PeerConfig {
     pub role: DtlsRole,
     pub profiles: Profiles,
     pub ice: IceStyle,
-    /// Without, received SRTP and SRTCP come out as they are: their headers are readable, and a load tool saves the work.
+    /// Without, received SRTP and SRTCP come out as they are: their headers are readable, and a load tool saves the
+    /// work.
     pub decrypt: bool,
     /// Of the transaction ids.
     pub seed: u64,
@@ -235,13 +236,13 @@ struct Srtp {
 const FLIGHT_INTERVAL: Duration = Duration::from_millis(100);
 const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_millis(2500);
-/// Checks whose answers are still awaited: 3 s of them.
+/// Maximum number of pending checks: those of 3 s.
 const MAX_TRANSACTIONS: usize = 64;
 const REPLAY_WINDOW: usize = 1024;
 
 impl Peer {
-    /// The first check and, as a DTLS client, the first ClientHello go out by the first [`Peer::handle_timeout`] and the
-    /// first answered check.
+    /// The first check and, as a DTLS client, the first ClientHello go out by the first [`Peer::handle_timeout`] and
+    /// the first answered check.
     pub fn new(now: Instant, config: PeerConfig) -> Self {
         let server_config = config.identity.config(DtlsRole::Server, config.profiles);
         let is_server = config.role == DtlsRole::Server;
@@ -277,7 +278,7 @@ impl Peer {
         self.rejected
     }
 
-    /// The gateway is reached at another address from now on.
+    /// Changes the address of the gateway.
     pub fn set_server(&mut self, server: SocketAddr) {
         self.config.server = server;
     }

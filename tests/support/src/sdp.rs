@@ -162,7 +162,7 @@ pub struct AnswerMedia {
 }
 
 impl Answer {
-    /// Reads leniently: what is not understood is skipped.
+    /// Parses leniently: unknown lines are skipped.
     pub fn parse(text: &str) -> Self {
         let mut answer = Self::default();
         for line in text.lines().map(str::trim_end) {
