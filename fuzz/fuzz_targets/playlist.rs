@@ -63,7 +63,7 @@ fn follow(cursor: &mut Cursor, media: &Media) {
         match cursor.step(media) {
             Step::Fetch(segment, _) => {
                 assert!(media.segments.contains(&segment));
-                assert_eq!(cursor.awaited(), Some(segment.number.saturating_add(1)));
+                assert_eq!(cursor.next_number(), Some(segment.number.saturating_add(1)));
             }
             Step::Reload(wait) => {
                 assert!(wait.as_millis() >= 300, "{wait:?}");

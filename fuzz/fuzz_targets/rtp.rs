@@ -45,7 +45,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         shard: ShardIndex(0),
         takes_key_frame_requests: true,
     };
-    let mut publisher = Publisher::new(now, name, source, publication(*choice), &mut counter());
+    let mut publisher = Publisher::new(now, name.clone(), source, publication(*choice), &mut counter());
     publisher.connected(now, &hub);
     let mut seen = Seen::default();
     for (index, packet) in packets(rest).enumerate() {
@@ -61,7 +61,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             }
         }
         if index % TICK == TICK - 1 {
-            seen.check(&publisher.publish(&hub));
+            seen.check(&hub, &name, &publisher.publish(&hub));
             // A gap of some seconds now and then: reports are due, and packets are given up.
             now += if packet.len() % 16 == 0 {
                 Duration::from_secs(2)
@@ -74,7 +74,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
                 .for_each(|datagram| check_feedback(datagram));
         }
     }
-    seen.check(&publisher.publish(&hub));
+    seen.check(&hub, &name, &publisher.publish(&hub));
     publisher.request_key_frame();
     now += Duration::from_secs(1);
     publisher
@@ -93,22 +93,26 @@ struct Seen {
 }
 
 impl Seen {
-    fn check(&mut self, published: &Published) {
+    fn check(&mut self, hub: &Hub, name: &StreamName, published: &Published) {
         assert!(!published.displaced && published.replaced.is_none());
-        let layers = published.layers.iter().map(|layer| (layer.stream.0, &layer.packets));
-        for (stream, packets) in layers.chain([(0, &published.packets)]) {
-            for packet in packets {
+        let original = hub.find(name).map(|stream| stream.id);
+        for batch in &published.batches {
+            let stream = batch.stream.0;
+            for packet in batch.packets.iter().map(|entry| &entry.packet) {
                 let kind = packet.codec.kind();
                 assert!(
                     self.numbers.insert((stream, kind, packet.seq)),
                     "{kind} packet {} comes twice",
                     packet.seq
                 );
-                if stream == 0 && kind == Kind::Video {
+                if Some(batch.stream) == original && kind == Kind::Video {
                     let of_its_frame = |other: &millstream_core::media::packet::Packet| {
                         other.codec.kind() == kind && other.time == packet.time
                     };
-                    self.has_key_frame |= packets.iter().any(|other| of_its_frame(other) && other.key_frame);
+                    self.has_key_frame |= batch
+                        .packets
+                        .iter()
+                        .any(|other| of_its_frame(&other.packet) && other.packet.key_frame);
                     assert!(self.has_key_frame, "video starts at a key frame");
                 }
             }

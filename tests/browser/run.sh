@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Runs all browser tests: run.sh [OPTION OF NODE]...
-# Two files at a time: each has browsers and gateways of its own, on free ports, and waits most of its time. What encodes
-# and judges in real time how far behind a player is has the machine to itself.
+# Two files at a time where each waits most of its time: they have browsers and gateways of their own, on free ports. Files
+# whose streams are encoded here, or that judge in real time how far behind a player is, have the machine to themselves.
 set -uo pipefail
 cd "$(dirname "$0")"
 
-alone=(hls.test.js)
+alone=(absence camera codec dashboard hls layers media newcomer origin pages)
+alone=("${alone[@]/%/.test.js}")
 together=()
 for file in *.test.js; do
   [[ " ${alone[*]} " == *" $file "* ]] || together+=("$file")
