@@ -55,12 +55,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         let packet = Packet {
             seq: seqs.extend(header.seq),
             time: times.extend(header.time),
-            order: 0,
             codec,
             marker: header.marker,
             key_frame: inspection.key_frame,
-            format_changed: false,
-            padding: 0,
             arrival: origin(),
             payload,
         };
@@ -94,12 +91,9 @@ fn check_round_trip(frame: &Frame) {
         let packet = Packet {
             seq,
             time: 0,
-            order: 0,
             codec: frame.codec,
             marker: payload.marker,
             key_frame: true,
-            format_changed: false,
-            padding: 0,
             arrival: origin(),
             payload: payload.bytes.clone(),
         };
