@@ -80,7 +80,7 @@ impl fmt::Display for Finding {
 const MIN_OPEN_FILES: u64 = 16_384;
 
 /// Earliest plausible time: the start of 2026, in seconds since 1970.
-const MIN_TIME: u64 = 1_767_225_600;
+const EARLIEST_PLAUSIBLE_TIME: u64 = 1_767_225_600;
 
 /// Runs all checks, including those of ports and pipelines.
 pub async fn examine(config: &Config) -> Vec<Finding> {
@@ -103,7 +103,7 @@ pub fn at_start(config: &Config) -> Vec<Finding> {
         buffer("receive", "net.core.rmem_max", RECEIVE_BUFFER),
         buffer("send", "net.core.wmem_max", SEND_BUFFER),
         segmentation(),
-        files(),
+        open_file_limit(),
         clock(),
     ];
     findings.extend(https(config));
@@ -201,7 +201,7 @@ fn segmentation() -> Finding {
     }
 }
 
-fn files() -> Finding {
+fn open_file_limit() -> Finding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let current = limit.current.unwrap_or(u64::MAX);
     if current >= MIN_OPEN_FILES {
@@ -218,7 +218,7 @@ fn clock() -> Finding {
     #[expect(clippy::disallowed_methods, reason = "this checks the clock")]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     match now {
-        Ok(now) if now.as_secs() >= MIN_TIME => Finding::ok("clock: set"),
+        Ok(now) if now.as_secs() >= EARLIEST_PLAUSIBLE_TIME => Finding::ok("clock: set"),
         _ => Finding::failure(
             "clock: years behind; the expiry of tokens and certificates is wrong",
             "set it, and enable NTP: `timedatectl set-ntp true`",

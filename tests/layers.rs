@@ -272,6 +272,23 @@ fn walls_between_crates_are_their_dependencies() {
     }
 }
 
+/// Longest file in lines, without its tests.
+const LONGEST_FILE: usize = 600;
+
+#[test]
+fn files_can_be_read_in_one_sitting() {
+    let mut longest = Vec::new();
+    for (_, path, text) in CRATES.into_iter().flat_map(sources_of) {
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        longest.push((code.lines().count(), path));
+    }
+    longest.sort();
+    let (lines, path) = longest.last().expect("files");
+    println!("the longest file is {} with {lines} lines", path.display());
+    assert!(longest.len() > 150, "the test reads nothing: {}", longest.len());
+    assert!(*lines <= LONGEST_FILE, "{} has {lines} lines", path.display());
+}
+
 /// Pages that send their reader from file to file.
 const PAGES: [&str; 4] = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md"];
 

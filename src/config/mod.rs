@@ -98,7 +98,7 @@ pub fn help() -> String {
             text,
             "\n  {} (default: {default}{restart})\n      {}\n",
             key.path,
-            key.meaning()
+            key.description()
         );
     }
     text + "\nThe tables of `auth.tokens` and of streams are described in docs/configuration.md.\n"

@@ -30,7 +30,7 @@ pub(super) struct Findings {
 }
 
 /// Pairs of keys that set the same thing. If both are set in the file, or both by variables, the second one is used.
-const ALTERNATIVES: [(&str, &str); 4] = [
+const EXCLUSIVE_KEYS: [(&str, &str); 4] = [
     ("ice.turn_secret", "ice.turn_user"),
     ("auth.publish_token", "auth.publish_token_file"),
     ("auth.play_token", "auth.play_token_file"),
@@ -222,7 +222,7 @@ impl<'a> Reader<'a> {
 
     /// Drops the key that is overridden by its alternative: a variable takes precedence over the file.
     fn drop_alternatives(&mut self, section: &str, file: &mut DeTable<'a>, variables: &DeTable<'a>) {
-        for (first, second) in ALTERNATIVES {
+        for (first, second) in EXCLUSIVE_KEYS {
             let name = |path: &'static str| path.strip_prefix(section)?.strip_prefix('.');
             let (Some(a), Some(b)) = (name(first), name(second)) else {
                 continue;

@@ -49,7 +49,7 @@ impl Key {
     }
 
     /// Returns what the key sets, in one line without a final full stop.
-    pub fn meaning(&self) -> &'static str {
+    pub fn description(&self) -> &'static str {
         self.doc.trim().trim_end_matches('.')
     }
 

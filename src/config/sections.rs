@@ -16,7 +16,7 @@ section! {
     pub struct Http("http") {
         /// Address of the HTTP server: pages, signalling, HLS and the API.
         #[key("listen", Restart, "`[::]:8080`", "values::socket_address")]
-        pub listen: SocketAddr = any(8080),
+        pub listen: SocketAddr = any_address(8080),
 
         /// Origins of web pages that may use the gateway (CORS), such as `["https://example.org"]`.
         #[key("cors_origins", Live, "`*`", "values::origins")]
@@ -56,7 +56,7 @@ section! {
     pub struct WebRtc("webrtc") {
         /// Address of media: UDP, and TCP on the same port.
         #[key("listen", Restart, "`[::]:8189`", "values::socket_address")]
-        pub listen: SocketAddr = any(8189),
+        pub listen: SocketAddr = any_address(8189),
 
         /// IP addresses of the ICE candidates, at most 16. Set the public address behind NAT.
         #[key("announce", Restart, "the host's own", "values::announced")]
@@ -188,7 +188,7 @@ section! {
     }
 }
 
-fn any(port: u16) -> SocketAddr {
+fn any_address(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
 }
 

@@ -177,9 +177,14 @@ fn the_reference_lists_every_key() {
             Reload::Live => "live",
             Reload::Restart => "restart",
         };
-        format!("| `{}` | {} | {reload} | {} |", key.path, key.default, key.meaning())
+        format!(
+            "| `{}` | {} | {reload} | {} |",
+            key.path,
+            key.default,
+            key.description()
+        )
     };
-    let inner = |key: &Key| format!("| `{}` | {} | {} |", key.name, key.default, key.meaning());
+    let inner = |key: &Key| format!("| `{}` | {} | {} |", key.name, key.default, key.description());
     let mut wanted: Vec<String> = keys().into_iter().map(row).collect();
     for table in [
         TokenConfig::KEYS,

@@ -296,10 +296,10 @@ pub(super) fn turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Tu
 
 /// Parses an HTTP URL.
 pub(super) fn web_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
-    read(value, WEB_ADDRESS, web)
+    read(value, WEB_ADDRESS, http_url)
 }
 
-fn web(value: &Value) -> Option<Option<String>> {
+fn http_url(value: &Value) -> Option<Option<String>> {
     let url: url::Url = value.as_str()?.parse().ok()?;
     let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
     is_web.then(|| Some(url.into()))
@@ -311,7 +311,9 @@ pub(super) fn collector<'de, D: Deserializer<'de>>(value: D) -> Result<Option<St
         true => "the URL of an OpenTelemetry collector that accepts OTLP over HTTP, such as \"http://localhost:4318\"",
         false => "no value: this program was built without the feature `otlp`",
     };
-    read(value, expected, |value| web(value).filter(|_| cfg!(feature = "otlp")))
+    read(value, expected, |value| {
+        http_url(value).filter(|_| cfg!(feature = "otlp"))
+    })
 }
 
 /// Parses directives of `tracing_subscriber::EnvFilter`.

@@ -54,7 +54,7 @@ pub struct SessionRecord {
     pub stream: StreamName,
     /// The video section of a viewer's session.
     pub video: Option<VideoSection>,
-    /// Codecs that the video may be sent in; see [`crate::http::alternate::video_codecs`].
+    /// Codecs that the video may be sent in; see `http::alternate`.
     pub video_codecs: Option<Vec<Codec>>,
     pub opened: Instant,
     /// Address that the offer was received from.

@@ -144,7 +144,7 @@ pub fn owner(protocol: Protocol, port: u16) -> Option<PortOwner> {
         .collect();
     let processes = std::fs::read_dir("/proc").ok()?.filter_map(Result::ok);
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| has_any(*pid, &sockets)).find_map(|pid| {
+    pids.filter(|pid| has_any_socket(*pid, &sockets)).find_map(|pid| {
         let name = name_of(&pid.to_string())?;
         Some(PortOwner { name, pid })
     })
@@ -165,7 +165,7 @@ fn inodes(table: &str, protocol: Protocol, port: u16) -> Vec<u64> {
 /// Socket state LISTEN.
 const LISTEN: &str = "0A";
 
-fn has_any(pid: u32, sockets: &[String]) -> bool {
+fn has_any_socket(pid: u32, sockets: &[String]) -> bool {
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
     let mut targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
     targets.any(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str()))

@@ -31,7 +31,7 @@ pub enum TlsError {
     Key { path: PathBuf, problem: String },
     #[error("http.tls_key does not belong to http.tls_certificate")]
     Mismatch,
-    #[error("http.tls_key cannot be used with http.tls_certificate: {0}")]
+    #[error("http.tls_key does not fit http.tls_certificate: {0}")]
     Pair(String),
 }
 

@@ -287,7 +287,7 @@ fn report(stalled: &Stalled, ticks: &Ticks, mailboxes: &[ShardMailbox], now: Ins
             thread,
             wchan,
             syscall,
-            "state of a shard"
+            "last phase of a stalled shard"
         );
     }
     let shard = stalled.shard.0;

@@ -70,6 +70,14 @@ impl PendingFrame {
     }
 }
 
+/// One moment on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub now: Instant,
+    /// Time since 1970.
+    pub wall: Duration,
+}
+
 impl Packager {
     /// Returns the rendition of a role, if it exists.
     pub fn rendition(&self, role: Role) -> Option<&Rendition> {
@@ -146,8 +154,9 @@ impl Packager {
     }
 
     /// Starts the timeline with a key frame of the video, or with the first audio frame if there is no video. Its
-    /// capture time comes from the clock of its track. `now` and `wall` are the same moment.
-    fn begin(&mut self, track: &TrackView, role: Role, time: TrackTime, now: Instant, wall: Duration) {
+    /// capture time comes from the clock of its track.
+    fn begin(&mut self, track: &TrackView, role: Role, time: TrackTime, moment: Moment) {
+        let Moment { now, wall } = moment;
         let rate = track.format.map_or(90_000, |format| format.codec().clock_rate());
         let age = track
             .clock
@@ -161,15 +170,7 @@ impl Packager {
     }
 
     /// Packages a frame of a track. Returns whether new parts or segments are available.
-    pub fn push(
-        &mut self,
-        track: &TrackView,
-        role: Role,
-        has_video: bool,
-        frame: &Frame,
-        now: Instant,
-        wall: Duration,
-    ) -> bool {
+    pub fn push(&mut self, track: &TrackView, role: Role, has_video: bool, frame: &Frame, moment: Moment) -> bool {
         let kind = role.kind();
         if self.origin.is_none() {
             // Transcoded audio arrives later than the original: it must not start the timeline.
@@ -177,7 +178,7 @@ impl Packager {
             if has_video && kind == Kind::Audio || !leads {
                 return false;
             }
-            self.begin(track, role, frame.time, now, wall);
+            self.begin(track, role, frame.time, moment);
         }
         let Some(origin) = &mut self.origin else { return false };
         let rate = frame.codec.clock_rate();
@@ -200,12 +201,12 @@ impl Packager {
             return false;
         };
         if kind == Kind::Video && frame.key_frame {
-            self.record_header(track, role, frame, wall);
+            self.record_header(track, role, frame, moment.wall);
         }
         if kind == Kind::Audio
             && let Some(header) = track.format.and_then(Header::of_audio)
         {
-            self.set_header(role, rate, header, wall);
+            self.set_header(role, rate, header, moment.wall);
         }
         let next = PendingFrame {
             codec: frame.codec,

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::live::{Live, Plane};
-use super::packager::Packager;
+use super::packager::{Moment, Packager};
 use super::rendition::Role;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
@@ -293,7 +293,7 @@ fn read(live: &Live, tracks: &mut [TrackReader<'_>], now: std::time::Instant) ->
         let view = track.tap.stream.with(|state| state.track(track.role.kind()).view());
         let mut packager = live.packager();
         for frame in frames {
-            updated |= packager.push(&view, track.role, has_video, &frame, now, wall);
+            updated |= packager.push(&view, track.role, has_video, &frame, Moment { now, wall });
         }
     }
     if updated {

@@ -172,12 +172,14 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
         "#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,CAN-SKIP-UNTIL={skip_until}.0,PART-HOLD-BACK={hold_back:.3}"
     );
     let _ = writeln!(out, "#EXT-X-PART-INF:PART-TARGET={:.3}", part_target.as_secs_f64());
-    let is_complete = |segment: &Segment| segment.complete && Some(segment.msn) != unsettled;
     let all = rendition.segments();
     let segments: Vec<&Segment> = all
         .take_while(|segment| unsettled.is_none_or(|last| segment.msn <= last))
         .collect();
-    let complete = segments.iter().filter(|segment| is_complete(segment)).count();
+    let complete = segments
+        .iter()
+        .filter(|segment| is_complete(segment, unsettled))
+        .count();
     let (unlisted, listed) = segments.split_at(complete.saturating_sub(MAX_LISTED));
     let first = listed.first().map_or(0, |segment| segment.msn);
     // Players reject a playlist without a complete segment. List a gap segment before the first one.
@@ -196,7 +198,6 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
     let end = listed
         .last()
         .map_or(Duration::ZERO, |last| last.begin + last.duration());
-    let recent = Duration::from_secs(target) * PART_TARGET_DURATIONS;
     let age = |segment: &Segment| end.saturating_sub(segment.begin);
     // Older segments may be omitted from a delta update (§4.4.5.2).
     let skipped = if skip {
@@ -208,45 +209,84 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
     if skipped > 0 {
         let _ = writeln!(out, "#EXT-X-SKIP:SKIPPED-SEGMENTS={skipped}");
     }
+    let list = SegmentList {
+        name: rendition.role.name(),
+        query,
+        first,
+        starts_with_gap,
+        unsettled,
+        // Parts are listed of the newest segments only.
+        parts_from: end.saturating_sub(Duration::from_secs(target) * PART_TARGET_DURATIONS),
+    };
+    list.write(&mut out, listed.iter().copied().skip(skipped));
     let name = rendition.role.name();
-    let mut init = None;
-    for segment in listed.iter().skip(skipped) {
-        if segment.discontinuity && segment.msn != first {
-            out.push_str("#EXT-X-DISCONTINUITY\n");
-        }
-        if init != Some(segment.init) {
-            init = Some(segment.init);
-            let _ = writeln!(out, "#EXT-X-MAP:URI=\"{name}-init-{}.mp4{query}\"", segment.init);
-        }
-        if starts_with_gap {
-            let _ = writeln!(out, "#EXT-X-GAP\n#EXTINF:1.00000,\n{name}-{}.m4s{query}", first - 1);
-        }
-        let _ = writeln!(out, "#EXT-X-PROGRAM-DATE-TIME:{}", date_time(segment.wall));
-        if age(segment) <= recent || !is_complete(segment) {
-            for (index, part) in segment.parts.iter().enumerate() {
-                let _ = writeln!(
-                    out,
-                    "#EXT-X-PART:DURATION={:.5},URI=\"{name}-{}.{index}.m4s{query}\"{}",
-                    part.duration.as_secs_f64(),
-                    segment.msn,
-                    if part.independent { ",INDEPENDENT=YES" } else { "" }
-                );
-            }
-        }
-        if is_complete(segment) {
-            let _ = writeln!(
-                out,
-                "#EXTINF:{:.5},\n{name}-{}.m4s{query}",
-                segment.duration().as_secs_f64(),
-                segment.msn
-            );
-        }
-    }
     let (msn, part) = unsettled.map_or_else(|| rendition.next(), |last| (last + 1, 0));
     let _ = writeln!(
         out,
         "#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"{name}-{msn}.{part}.m4s{query}\""
     );
+    write_reports(&mut out, others, query);
+    out
+}
+
+/// How the segments of one media playlist are written.
+struct SegmentList<'a> {
+    name: &'static str,
+    query: &'a str,
+    /// The first segment of the playlist, also if a delta update leaves it out.
+    first: Msn,
+    starts_with_gap: bool,
+    unsettled: Option<Msn>,
+    /// Parts of complete segments that begin earlier are not listed.
+    parts_from: Duration,
+}
+
+impl SegmentList<'_> {
+    fn write<'a>(&self, out: &mut String, segments: impl Iterator<Item = &'a Segment>) {
+        let Self { name, query, first, .. } = *self;
+        let mut init = None;
+        for segment in segments {
+            if segment.discontinuity && segment.msn != first {
+                out.push_str("#EXT-X-DISCONTINUITY\n");
+            }
+            if init != Some(segment.init) {
+                init = Some(segment.init);
+                let _ = writeln!(out, "#EXT-X-MAP:URI=\"{name}-init-{}.mp4{query}\"", segment.init);
+            }
+            if self.starts_with_gap {
+                let _ = writeln!(out, "#EXT-X-GAP\n#EXTINF:1.00000,\n{name}-{}.m4s{query}", first - 1);
+            }
+            let _ = writeln!(out, "#EXT-X-PROGRAM-DATE-TIME:{}", date_time(segment.wall));
+            let is_complete = is_complete(segment, self.unsettled);
+            if segment.begin >= self.parts_from || !is_complete {
+                self.write_parts(out, segment);
+            }
+            if is_complete {
+                let (seconds, msn) = (segment.duration().as_secs_f64(), segment.msn);
+                let _ = writeln!(out, "#EXTINF:{seconds:.5},\n{name}-{msn}.m4s{query}");
+            }
+        }
+    }
+
+    fn write_parts(&self, out: &mut String, segment: &Segment) {
+        let Self { name, query, .. } = self;
+        for (index, part) in segment.parts.iter().enumerate() {
+            let (seconds, msn) = (part.duration.as_secs_f64(), segment.msn);
+            let independent = if part.independent { ",INDEPENDENT=YES" } else { "" };
+            let _ = writeln!(
+                out,
+                "#EXT-X-PART:DURATION={seconds:.5},URI=\"{name}-{msn}.{index}.m4s{query}\"{independent}"
+            );
+        }
+    }
+}
+
+fn is_complete(segment: &Segment, unsettled: Option<Msn>) -> bool {
+    segment.complete && Some(segment.msn) != unsettled
+}
+
+/// Writes where the other renditions are (§4.4.5.4).
+fn write_reports(out: &mut String, others: &[&Rendition], query: &str) {
     for other in others {
         let name = other.role.name();
         let (msn, part) = match other.next() {
@@ -259,7 +299,6 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
         }
         out.push('\n');
     }
-    out
 }
 
 /// Formats a time since 1970 as ISO 8601 with milliseconds.

@@ -22,7 +22,7 @@ pub enum AddressError {
     Unresolved(String),
     #[error("{0} is not in a network of `sources.allow`")]
     Forbidden(IpAddr),
-    #[error("{0}, named by the origin, is not a public address: list its network in `sources.allow` to permit it")]
+    #[error("the origin refers to {0}, which is not a public address: add its network to `sources.allow` to permit it")]
     NotPublic(IpAddr),
     #[error("{0} is not a server address")]
     NoServer(IpAddr),

@@ -130,7 +130,7 @@ impl Fetcher {
                 .query_pairs_mut()
                 .append_pair("_HLS_msn", &next_number.to_string());
         }
-        match load(&self.client, &address, PLAYLIST).await? {
+        match load_playlist(&self.client, &address, PLAYLIST).await? {
             (_, Playlist::Media(media)) => Ok(media),
             (_, Playlist::Multivariant(_)) => Err(HlsError::Nested),
         }
@@ -255,7 +255,7 @@ pub(super) async fn get(
 }
 
 /// Loads a playlist. Returns it with its URL after redirects, to which the URLs in it are relative.
-pub(super) async fn load(client: &Client, address: &Url, bounds: Bounds) -> Result<(Url, Playlist), HlsError> {
+pub(super) async fn load_playlist(client: &Client, address: &Url, bounds: Bounds) -> Result<(Url, Playlist), HlsError> {
     let (found, bytes) = get(client, FileKind::Playlist, address, None, bounds).await?;
     let parsed = Playlist::parse(&String::from_utf8_lossy(&bytes))?;
     Ok((found, parsed))

@@ -35,9 +35,9 @@ pub(super) struct Client {
 pub enum HttpError {
     #[error(transparent)]
     Address(#[from] AddressError),
-    #[error("its URL is not http:// or https://")]
+    #[error("the URL is not http:// or https://")]
     Scheme,
-    #[error("it was redirected more than {MAX_REDIRECTS} times")]
+    #[error("the request was redirected more than {MAX_REDIRECTS} times")]
     Redirects,
     #[error("the server answered {0}")]
     Status(u16),
@@ -79,7 +79,7 @@ pub(super) struct Bounds {
 }
 
 const MAX_REDIRECTS: usize = 3;
-const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Maximum time between two reads of a body.
 const READ_LIMIT: Duration = Duration::from_secs(6);
@@ -101,7 +101,7 @@ impl Client {
             .no_proxy()
             .redirect(Policy::none())
             .dns_resolver(guard.clone())
-            .connect_timeout(CONNECT_LIMIT)
+            .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_LIMIT)
             .build()
             .map_err(|error| HttpError::Client(innermost(&error)))?;

@@ -167,14 +167,14 @@ fn error_of(origin: &Origin, error: HttpError) -> HlsError {
 
 /// Returns the URLs of the media playlists to follow, and the first playlist.
 async fn open(origin: &Origin, client: &Client) -> Result<(Vec<Url>, Media), HlsError> {
-    let (found, playlist) = fetcher::load(client, &origin.address, fetcher::PLAYLIST).await?;
+    let (found, playlist) = fetcher::load_playlist(client, &origin.address, fetcher::PLAYLIST).await?;
     let multivariant = match playlist {
         Playlist::Media(media) => return Ok((vec![found], media)),
         Playlist::Multivariant(multivariant) => multivariant,
     };
     let variant = choose(&multivariant, origin.choice)?;
     let join = |uri: &str| found.join(uri).map_err(|_| error_of(origin, HttpError::Scheme));
-    let (main, media) = match fetcher::load(client, &join(&variant.uri)?, fetcher::PLAYLIST).await? {
+    let (main, media) = match fetcher::load_playlist(client, &join(&variant.uri)?, fetcher::PLAYLIST).await? {
         (main, Playlist::Media(media)) => (main, media),
         (_, Playlist::Multivariant(_)) => return Err(HlsError::Nested),
     };

@@ -78,7 +78,7 @@ pub(super) struct Frame {
 }
 
 /// Timeout of the TCP connection. It is short because the connection is retried soon.
-const CONNECT_LIMIT: Duration = Duration::from_millis(1_500);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Timeout of DESCRIBE, each SETUP, and PLAY.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
@@ -307,7 +307,7 @@ async fn test_connection(camera: &Camera) -> Result<(), CameraError> {
             TargetHost::Name(name) => TcpStream::connect((name.as_str(), port)).await,
         }
     };
-    match timeout(CONNECT_LIMIT, connecting).await {
+    match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             Err(CameraError::Unreachable(format!("connection refused on port {port}")))

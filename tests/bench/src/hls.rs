@@ -109,7 +109,9 @@ pub fn measure(options: &Hls) -> io::Result<bool> {
         counts.parts.load(Ordering::Relaxed),
         counts.bytes.load(Ordering::Relaxed),
     );
+    let before = forwarding(http)?;
     let busy = cpu(window)?;
+    let in_gateway = forwarding(http)?.since(&before);
     let parts = counts.parts.load(Ordering::Relaxed) - parts;
     let bytes = counts.bytes.load(Ordering::Relaxed) - bytes;
     let mut delays = Vec::new();
@@ -139,8 +141,51 @@ pub fn measure(options: &Hls) -> io::Result<bool> {
         ms(delay.p99),
         DELAY_LIMIT.as_millis()
     );
+    println!("time of a tick's oldest packet in the gateway meanwhile: {in_gateway}");
     let plays = share > 95.0 && failures == 0;
     Ok(plays && (options.short || (packaging <= CPU_LIMIT && delay.p99 <= DELAY_LIMIT)))
+}
+
+/// The histogram `millstream_forward_seconds`: how many ticks took no longer than each bound.
+struct Forwarding(Vec<(String, u64)>);
+
+fn forwarding(http: SocketAddr) -> io::Result<Forwarding> {
+    let page = http::get(http, "/metrics")?.body;
+    let samples = page.lines().filter_map(|line| {
+        let rest = line.strip_prefix("millstream_forward_seconds_bucket{le=\"")?;
+        let (bound, count) = rest.split_once("\"} ")?;
+        Some((bound.to_owned(), count.parse().ok()?))
+    });
+    Ok(Forwarding(samples.collect()))
+}
+
+impl Forwarding {
+    fn since(self, before: &Self) -> Self {
+        let pairs = self.0.into_iter().zip(&before.0);
+        Self(
+            pairs
+                .map(|((bound, count), (_, earlier))| (bound, count - earlier))
+                .collect(),
+        )
+    }
+
+    /// The smallest bound that this share of the ticks kept.
+    fn bound(&self, share: f64) -> &str {
+        let all = self.0.last().map_or(0, |(_, count)| *count) as f64;
+        let within = self.0.iter().find(|(_, count)| *count as f64 >= all * share);
+        within.map_or("?", |(bound, _)| bound)
+    }
+}
+
+impl std::fmt::Display for Forwarding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = self.0.last().map_or(0, |(_, count)| *count);
+        let (half, most, longest) = (self.bound(0.5), self.bound(0.99), self.bound(1.0));
+        write!(
+            f,
+            "{all} ticks, half within {half} s, 99 % within {most} s, all within {longest} s"
+        )
+    }
 }
 
 /// One connection: the playlist that has the next part, then that part, for ever.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hls_m3u8::{MasterPlaylist, MediaPlaylist};
-use millstream::outputs::hls::packager::{Packager, VideoInfo};
+use millstream::outputs::hls::packager::{Moment, Packager, VideoInfo};
 use millstream::outputs::hls::playlist::{self, Variants};
 use millstream::outputs::hls::rendition::{Rendition, Role};
 use millstream_core::hub::Hub;
@@ -147,8 +147,13 @@ impl World {
             }
             let track = self.stream.with(|state| state.track(kind).view());
             for frame in frames {
-                self.packager
-                    .push(&track, [Role::Video, Role::Audio][index], true, &frame, self.now, wall);
+                self.packager.push(
+                    &track,
+                    [Role::Video, Role::Audio][index],
+                    true,
+                    &frame,
+                    Moment { now: self.now, wall },
+                );
             }
         }
     }

@@ -110,7 +110,12 @@ fn a_shard_that_stands_still_for_good_ends_the_process_with_its_state_in_the_log
         .expect("starts");
     let log = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(watchdog::EXIT_STATUS), "{log}");
-    for fact in ["state of a shard", "phase=\"messages\"", "futex", "a shard is stalled"] {
+    for fact in [
+        "last phase of a stalled shard",
+        "phase=\"messages\"",
+        "futex",
+        "a shard is stalled",
+    ] {
         assert!(log.contains(fact), "{fact} is missing: {log}");
     }
 }

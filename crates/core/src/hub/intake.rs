@@ -196,7 +196,7 @@ impl Intake {
                 .wrapping_sub(first.time)
         };
         if first.codec == Codec::Vp8 {
-            self.vp8 = track.vp8.shift_for(&first.payload);
+            self.vp8 = track.vp8.counter_offset_for(&first.payload);
         }
         self.state = State::Running;
     }

@@ -23,7 +23,7 @@ struct Counters {
 
 impl Vp8Rewriter {
     /// Returns the offset for a source with this first payload: its first frame follows the last one of the track.
-    pub fn shift_for(&self, first: &[u8]) -> Vp8Shift {
+    pub fn counter_offset_for(&self, first: &[u8]) -> Vp8Shift {
         let (Some(last), Some(first)) = (self.last, counters(first)) else {
             return Vp8Shift::default();
         };
@@ -75,9 +75,9 @@ mod tests {
     #[test]
     fn the_counters_continue_across_sources() {
         let mut rewriter = Vp8Rewriter::default();
-        assert_eq!(rewriter.shift_for(&payload(5, 5)), Vp8Shift::default());
+        assert_eq!(rewriter.counter_offset_for(&payload(5, 5)), Vp8Shift::default());
         rewriter.follow(&payload(0x7fff, 255));
-        let shift = rewriter.shift_for(&payload(100, 7));
+        let shift = rewriter.counter_offset_for(&payload(100, 7));
         assert_eq!(shift.apply(payload(100, 7)), payload(0, 0));
         assert_eq!(shift.apply(payload(103, 9)), payload(3, 2));
     }
@@ -87,6 +87,6 @@ mod tests {
         let mut rewriter = Vp8Rewriter::default();
         rewriter.follow(&payload(9, 9));
         let plain = Bytes::from_static(&[0x10, 0xaa]);
-        assert_eq!(rewriter.shift_for(&plain).apply(plain.clone()), plain);
+        assert_eq!(rewriter.counter_offset_for(&plain).apply(plain.clone()), plain);
     }
 }

@@ -13,14 +13,14 @@ use crate::media::packet::{TrackSeq, TrackTime};
 /// byte the same (invariant 6).
 #[derive(Debug)]
 pub struct SequenceRewriter {
-    segments: VecDeque<Segment>,
+    segments: VecDeque<OffsetRange>,
     next: u64,
     time_shift: u32,
 }
 
 /// A range of track positions with a constant sequence number offset.
 #[derive(Debug)]
-struct Segment {
+struct OffsetRange {
     from: TrackSeq,
     /// Position after the last one; [`u64::MAX`] while open.
     until: TrackSeq,
@@ -80,7 +80,7 @@ impl SequenceRewriter {
         if self.segments.len() >= MAX_SEGMENTS {
             self.segments.pop_front();
         }
-        self.segments.push_back(Segment {
+        self.segments.push_back(OffsetRange {
             from,
             until: u64::MAX,
             shift: self.next.wrapping_sub(from),
@@ -124,7 +124,7 @@ impl SequenceRewriter {
         Some((out, out.wrapping_sub(segment.shift)))
     }
 
-    fn segment_of(&self, out: u64) -> Option<&Segment> {
+    fn segment_of(&self, out: u64) -> Option<&OffsetRange> {
         self.segments.iter().rev().find(|s| {
             let track = out.wrapping_sub(s.shift);
             s.from <= track && track < s.until

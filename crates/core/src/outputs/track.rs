@@ -398,7 +398,7 @@ impl OutTrack {
         if packet.codec == Codec::Vp8
             && let Some(anchor) = self.vp8_anchor.take()
         {
-            self.vp8 = anchor.shift_for(&packet.payload);
+            self.vp8 = anchor.counter_offset_for(&packet.payload);
         }
         self.sent_until = self.sent_until.max(packet.seq + 1);
         self.sent_time = self.sent_time.max(time);

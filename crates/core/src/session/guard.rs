@@ -146,7 +146,7 @@ impl Guard {
                 break;
             };
             let epoch = u16::from_be_bytes([header[3], header[4]]);
-            if self.admits(header[0], epoch, body)? {
+            if self.admits_record(header[0], epoch, body)? {
                 admitted.extend_from_slice(header);
                 admitted.extend_from_slice(body);
             }
@@ -155,7 +155,7 @@ impl Guard {
         Ok(admitted)
     }
 
-    fn admits(&mut self, content: u8, epoch: u16, body: &[u8]) -> Result<bool, LimitBroken> {
+    fn admits_record(&mut self, content: u8, epoch: u16, body: &[u8]) -> Result<bool, LimitBroken> {
         match (epoch, content) {
             // A peer that repeats its last flight also repeats its encrypted Finished, to which the stack answers.
             // Records in clear text could come from anyone.
