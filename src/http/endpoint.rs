@@ -35,7 +35,7 @@ use millstream_core::sdp::{
     Local, Offer, OfferError, VideoSection, answer_publisher, answer_viewer, formats_for, offer_viewer,
 };
 
-const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
+const ALLOWED_METHODS: &str = "OPTIONS, HEAD, GET, POST";
 /// Seconds after which a viewer may retry if the stream is not published.
 const NOT_LIVE_RETRY: u64 = 1;
 /// Interval at which a waiting viewer polls whether the stream is published.
@@ -58,7 +58,7 @@ pub async fn whip(State(state): State<HttpState>, request: Request) -> Result<Re
         // RFC 9725 §4.1: a 2xx response without content.
         Method::GET | Method::HEAD => Ok(no_store(StatusCode::NO_CONTENT.into_response())),
         Method::OPTIONS => Ok(options(&state, &parts, Action::Publish, &stream).await),
-        _ => Err(Problem::method_not_allowed(ALLOW)),
+        _ => Err(Problem::method_not_allowed(ALLOWED_METHODS)),
     }
 }
 
@@ -86,7 +86,7 @@ pub async fn whep(State(state): State<HttpState>, request: Request) -> Result<Re
             Ok(no_store(headers.into_response()))
         }
         Method::OPTIONS => Ok(options(&state, &parts, Action::Play, &stream).await),
-        _ => Err(Problem::method_not_allowed(ALLOW)),
+        _ => Err(Problem::method_not_allowed(ALLOWED_METHODS)),
     }
 }
 
@@ -351,7 +351,7 @@ fn add_ice_servers(servers: &IceServers, headers: &mut HeaderMap) {
 /// Answers OPTIONS, including Accept-Post (RFC 9725 §4.2). No authorization is required, because preflight requests
 /// carry none. An authorized request that is not a preflight also gets the ICE servers that need no credentials (§4.6).
 async fn options(state: &HttpState, request: &Parts, action: Action, stream: &StreamName) -> Response {
-    let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOW)].into_response();
+    let mut response = [(ACCEPT_POST, SDP), (header::ALLOW, ALLOWED_METHODS)].into_response();
     cors::answer_preflight(response.headers_mut());
     let is_preflight = request.headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
     let policy = state.control.policy();

@@ -39,15 +39,15 @@ const KEEP_ALIVE_POLLS: u32 = 60;
 /// Polls between two viewer counts.
 const VIEWER_COUNT_POLLS: u32 = 8;
 
-const ALLOW: &str = "OPTIONS, POST";
-const ALLOW_STREAM: &str = "OPTIONS, GET, DELETE";
+const ALLOWED_METHODS: &str = "OPTIONS, POST";
+const ALLOWED_METHODS_OF_STREAM: &str = "OPTIONS, GET, DELETE";
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Handles `/session/{id}/events`.
 pub async fn events(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
-        Method::OPTIONS => Ok(options(ALLOW)),
+        Method::OPTIONS => Ok(options(ALLOWED_METHODS)),
         Method::POST => {
             let (session, _) = session_under(&control, &parts.uri, SUB_EVENTS)?;
             let bytes = body::read(&parts.headers, body, layer::LIMIT).await?;
@@ -62,7 +62,7 @@ pub async fn events(State(control): State<Arc<Control>>, request: Request) -> Re
                 (StatusCode::CREATED, [(header::LOCATION, location)]).into_response(),
             ))
         }
-        _ => Err(Problem::method_not_allowed(ALLOW)),
+        _ => Err(Problem::method_not_allowed(ALLOWED_METHODS)),
     }
 }
 
@@ -114,7 +114,7 @@ pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Re
         return Err(Problem::not_found());
     };
     match parts.method {
-        Method::OPTIONS => Ok(options(ALLOW_STREAM)),
+        Method::OPTIONS => Ok(options(ALLOWED_METHODS_OF_STREAM)),
         Method::GET => {
             let (session, record) = session_under(&control, &uri, SUB_EVENTS)?;
             let events = control
@@ -135,7 +135,7 @@ pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Re
             }
             Ok(no_store(StatusCode::OK.into_response()))
         }
-        _ => Err(Problem::method_not_allowed(ALLOW_STREAM)),
+        _ => Err(Problem::method_not_allowed(ALLOWED_METHODS_OF_STREAM)),
     }
 }
 

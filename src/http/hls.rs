@@ -64,7 +64,7 @@ const CACHE_PLAYLIST: &str = "max-age=1";
 /// Names of parts and segments are never reused.
 const CACHE_MEDIA: &str = "max-age=3600, immutable";
 
-const ALLOW: &str = "GET, HEAD, OPTIONS";
+const ALLOWED_METHODS: &str = "GET, HEAD, OPTIONS";
 
 /// Handles `/hls/{stream}/{file}`.
 pub async fn serve(
@@ -74,8 +74,8 @@ pub async fn serve(
 ) -> Result<Response, Problem> {
     match *request.method() {
         Method::GET | Method::HEAD => {}
-        Method::OPTIONS => return Ok(([(header::ALLOW, ALLOW)]).into_response()),
-        _ => return Err(Problem::method_not_allowed(ALLOW)),
+        Method::OPTIONS => return Ok(([(header::ALLOW, ALLOWED_METHODS)]).into_response()),
+        _ => return Err(Problem::method_not_allowed(ALLOWED_METHODS)),
     }
     let path = request.uri().path().strip_prefix("/hls/").unwrap_or_default();
     let (stream, file) = path.rsplit_once('/').ok_or_else(Problem::not_found)?;

@@ -19,7 +19,7 @@ use crate::control::record::SessionRecord;
 use crate::shard::{Layer, LayerSelection};
 use millstream_core::media::Rid;
 
-const ALLOW: &str = "OPTIONS, HEAD, GET, POST";
+const ALLOWED_METHODS: &str = "OPTIONS, HEAD, GET, POST";
 const JSON: &str = "application/json";
 
 /// Maximum size of a request body, in bytes.
@@ -47,7 +47,7 @@ pub async fn layer(State(control): State<Arc<Control>>, request: Request) -> Res
     let (parts, body) = request.into_parts();
     match parts.method {
         Method::OPTIONS => {
-            let mut response = [(header::ALLOW, ALLOW)].into_response();
+            let mut response = [(header::ALLOW, ALLOWED_METHODS)].into_response();
             cors::answer_preflight(response.headers_mut());
             Ok(response)
         }
@@ -76,7 +76,7 @@ pub async fn layer(State(control): State<Arc<Control>>, request: Request) -> Res
             }
             Ok(no_store(StatusCode::OK.into_response()))
         }
-        _ => Err(Problem::method_not_allowed(ALLOW)),
+        _ => Err(Problem::method_not_allowed(ALLOWED_METHODS)),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::control::record::IceSession;
 use crate::shard::{Refusal, SessionId, SessionState};
 use millstream_core::sdp::Local;
 
-const ALLOW: &str = "OPTIONS, HEAD, GET, PATCH, DELETE";
+const ALLOWED_METHODS: &str = "OPTIONS, HEAD, GET, PATCH, DELETE";
 
 /// Handles `/session/{id}`.
 pub async fn session(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
@@ -35,7 +35,7 @@ pub async fn session(State(control): State<Arc<Control>>, request: Request) -> R
         }
         Method::PATCH => patch(&control, session_of(&parts.uri)?, &parts.headers, body).await,
         Method::DELETE => delete(&control, session_of(&parts.uri)?),
-        _ => Err(Problem::method_not_allowed(ALLOW)),
+        _ => Err(Problem::method_not_allowed(ALLOWED_METHODS)),
     }
 }
 
@@ -172,7 +172,7 @@ fn options() -> Response {
     let headers = response.headers_mut();
     headers.insert(ACCEPT_PATCH, HeaderValue::from_static(body::FRAGMENT));
     headers.insert(ACCEPT_POST, HeaderValue::from_static(body::SDP));
-    headers.insert(header::ALLOW, HeaderValue::from_static(ALLOW));
+    headers.insert(header::ALLOW, HeaderValue::from_static(ALLOWED_METHODS));
     cors::answer_preflight(headers);
     response
 }

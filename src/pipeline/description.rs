@@ -80,7 +80,7 @@ pub enum DescriptionError {
 }
 
 /// Maximum length of the launch line, in bytes.
-const MAX_LAUNCH: usize = 16_384;
+const MAX_LAUNCH_BYTES: usize = 16_384;
 
 impl Description {
     /// Parses and validates a pipeline file.
@@ -107,7 +107,7 @@ impl Description {
                 problem: problem.to_owned(),
             })
         };
-        if self.launch.trim().is_empty() || self.launch.len() > MAX_LAUNCH {
+        if self.launch.trim().is_empty() || self.launch.len() > MAX_LAUNCH_BYTES {
             return invalid("launch", "must be a launch line of 1 to 16384 bytes");
         }
         let limits = &self.limits;

@@ -84,7 +84,7 @@ pub async fn start<P: FanOut + Clone + 'static>(
     programs: WorkerPrograms,
     plane: P,
 ) -> Option<JoinHandle<()>> {
-    let supported = supported(&library, &programs).await;
+    let supported = supported_conversions(&library, &programs).await;
     if supported.is_empty() {
         return None;
     }
@@ -105,7 +105,7 @@ pub async fn start<P: FanOut + Clone + 'static>(
 
 /// Returns the conversions for which the GStreamer plugins are installed. The check also writes the GStreamer plugin
 /// registry, which workers only read.
-async fn supported(library: &Library, programs: &WorkerPrograms) -> Vec<(Codec, TranscodeTarget)> {
+async fn supported_conversions(library: &Library, programs: &WorkerPrograms) -> Vec<(Codec, TranscodeTarget)> {
     let pipelines = CONVERSIONS
         .iter()
         .filter_map(|(_, _, name)| Some((*name, library.get(name)?)));
@@ -133,7 +133,7 @@ async fn supported(library: &Library, programs: &WorkerPrograms) -> Vec<(Codec, 
                     transcode = transcode.label(),
                     pipeline = name,
                     problem = process::explain(failure),
-                    "conversion unavailable"
+                    "transcoding unavailable: streams of this codec are sent as they are"
                 );
             }
             None => {}

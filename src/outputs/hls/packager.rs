@@ -59,7 +59,7 @@ struct PendingFrame {
 }
 
 /// Audio waits for video that is at most this far behind.
-const MAX_AHEAD: Duration = Duration::from_secs(2);
+const MAX_AUDIO_AHEAD: Duration = Duration::from_secs(2);
 
 /// Maximum duration of a frame; a longer one is followed by a gap, which players skip.
 const MAX_FRAME: Duration = Duration::from_secs(5);
@@ -240,7 +240,7 @@ impl Packager {
             let queued = &self.queued[index(role)];
             let newest = queued.back().map_or(Duration::ZERO, |(pending, _)| pending.begin());
             let until = match video {
-                Some(video) if newest <= video + MAX_AHEAD => video,
+                Some(video) if newest <= video + MAX_AUDIO_AHEAD => video,
                 Some(_) | None => Duration::MAX,
             };
             let passed = |(pending, _): &(PendingFrame, u32)| pending.begin() + AUDIO_SLACK < until;

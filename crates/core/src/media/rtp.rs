@@ -128,12 +128,12 @@ fn padding_of(body: &[u8]) -> Result<usize, RtpError> {
 /// Iterator over the ID and data of header extension elements. Stops at the first truncated element.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extensions<'a> {
-    form: Form,
+    form: ExtensionForm,
     rest: &'a [u8],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum ExtensionForm {
     /// RFC 8285 §4.2: 4-bit ID, 4-bit length minus one.
     OneByte,
     /// RFC 8285 §4.3: 8-bit ID, 8-bit length.
@@ -142,7 +142,7 @@ enum Form {
 
 impl<'a> Extensions<'a> {
     const NONE: Extensions<'static> = Extensions {
-        form: Form::OneByte,
+        form: ExtensionForm::OneByte,
         rest: &[],
     };
 
@@ -150,11 +150,11 @@ impl<'a> Extensions<'a> {
     fn new(profile: u16, elements: &'a [u8]) -> Self {
         match profile {
             0xbede => Self {
-                form: Form::OneByte,
+                form: ExtensionForm::OneByte,
                 rest: elements,
             },
             0x1000..=0x100f => Self {
-                form: Form::TwoByte,
+                form: ExtensionForm::TwoByte,
                 rest: elements,
             },
             _ => Self::NONE,
@@ -177,9 +177,9 @@ impl<'a> Extensions<'a> {
             }
             return match self.form {
                 // RFC 8285 §4.2: ID 0 with a length, and ID 15, terminate the list.
-                Form::OneByte if matches!(first >> 4, 0 | 15) => None,
-                Form::OneByte => Some((first >> 4, self.take(usize::from(first & 0x0f) + 1)?)),
-                Form::TwoByte => {
+                ExtensionForm::OneByte if matches!(first >> 4, 0 | 15) => None,
+                ExtensionForm::OneByte => Some((first >> 4, self.take(usize::from(first & 0x0f) + 1)?)),
+                ExtensionForm::TwoByte => {
                     let (&length, rest) = self.rest.split_first()?;
                     self.rest = rest;
                     Some((first, self.take(usize::from(length))?))

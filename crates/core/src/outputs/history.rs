@@ -31,7 +31,7 @@ struct Entry {
 const MAX_RETRANSMISSIONS: u8 = 3;
 
 /// Retransmissions may use this fraction of the bytes sent.
-const BUDGET_SHARE: f64 = 0.25;
+const MAX_RETRANSMITTED_SHARE: f64 = 0.25;
 
 /// Size of the budget in bytes, which covers a burst of loss at the start.
 const BUDGET_BURST: f64 = 256_000.0;
@@ -63,7 +63,7 @@ impl History {
     pub fn refill(&mut self, now: Instant, sent: SendStats) {
         let elapsed = now.duration_since(self.refilled).as_secs_f64();
         let octets = f64::from(sent.octets.wrapping_sub(self.octets));
-        let earned = octets * BUDGET_SHARE + elapsed * BUDGET_RATE;
+        let earned = octets * MAX_RETRANSMITTED_SHARE + elapsed * BUDGET_RATE;
         (self.refilled, self.octets) = (now, sent.octets);
         self.budget = (self.budget + earned).min(BUDGET_BURST);
     }

@@ -289,7 +289,7 @@ impl Viewer {
     }
 
     /// Returns the streams other than its own that the viewer reads or waits for.
-    pub fn others(&self) -> Vec<Arc<Stream>> {
+    pub fn other_streams(&self) -> Vec<Arc<Stream>> {
         let played = [&self.video, &self.audio].into_iter().flatten();
         let streams = played.flat_map(Played::streams);
         streams.filter(|stream| stream.id != self.stream.id).cloned().collect()

@@ -84,7 +84,7 @@ pub struct Keys {
 pub enum DtlsError {
     #[error(transparent)]
     Limit(#[from] super::guard::LimitBroken),
-    #[error("handshake: {0}")]
+    #[error("the DTLS handshake failed: {0}")]
     Handshake(#[source] rtc_shared::error::Error),
     #[error("the handshake took longer than {HANDSHAKE_TIME:?}")]
     TooSlow,
@@ -105,7 +105,7 @@ const SERVER_HELLO: u8 = 2;
 const HELLO_VERIFY_REQUEST: u8 = 3;
 
 const CHANGE_CIPHER_SPEC: u8 = 20;
-const HANDSHAKE: u8 = 22;
+const CONTENT_TYPE_HANDSHAKE: u8 = 22;
 
 /// A ChangeCipherSpec record of DTLS 1.2 (RFC 6347 §4.1, RFC 5246 §7.1), with a sequence number that no peer reaches.
 const LOST_CHANGE_CIPHER_SPEC: [u8; 14] = [
@@ -289,7 +289,7 @@ impl Dtls {
         }
         let kinds = guard::kinds(records);
         let changes = kinds.iter().any(|(content, _)| *content == CHANGE_CIPHER_SPEC);
-        let is_missed = !changes && !self.has_changed_cipher && kinds.contains(&(HANDSHAKE, 1));
+        let is_missed = !changes && !self.has_changed_cipher && kinds.contains(&(CONTENT_TYPE_HANDSHAKE, 1));
         self.has_changed_cipher |= changes || is_missed;
         is_missed
     }

@@ -27,7 +27,7 @@ pub struct Identity {
 
 /// Wait before the first retransmission of a handshake flight. RFC 6347 §4.2.4.1 proposes 1 s and browsers use 50 ms.
 /// A lost flight delays the first frame.
-const FLIGHT_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
+const DTLS_RETRANSMIT_AFTER: std::time::Duration = std::time::Duration::from_millis(200);
 
 impl Identity {
     /// Generates a new certificate.
@@ -55,7 +55,7 @@ impl Identity {
                 // WebRTC has no CA chain; the fingerprint is verified before a key is used (RFC 8827 §6.5).
                 .with_insecure_skip_verify(true)
                 .with_extended_master_secret(ExtendedMasterSecretType::Request)
-                .with_flight_interval(FLIGHT_INTERVAL)
+                .with_flight_interval(DTLS_RETRANSMIT_AFTER)
                 .build(is_client, None)
                 .map(Arc::new)
                 .map_err(SessionError::Identity)

@@ -80,7 +80,7 @@ pub const SILENCE: Duration = Duration::from_secs(30);
 pub const CONNECT_TIME: Duration = Duration::from_secs(15);
 
 /// RTCP is rare: a second of it fits.
-const RTCP_WINDOW: usize = 1_024;
+const SRTCP_REPLAY_WINDOW: usize = 1_024;
 
 const SRTCP_INDEX_LEN: usize = 4;
 
@@ -349,7 +349,7 @@ impl Media {
             Profile::Aes128CmSha1_80 => ProtectionProfile::Aes128CmHmacSha1_80,
         };
         let context = |key: &[u8], salt: &[u8]| {
-            let replay = Some(srtcp_replay_protection(RTCP_WINDOW));
+            let replay = Some(srtcp_replay_protection(SRTCP_REPLAY_WINDOW));
             Context::new(key, salt, profile, Some(srtp_no_replay_protection()), replay, crypto).map_err(|e| failed(&e))
         };
         let (key, salt) = (session.remote_master_key.clone(), session.remote_master_salt.clone());

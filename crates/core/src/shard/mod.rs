@@ -515,7 +515,7 @@ impl Core {
                 ("publisher", publisher.stream_name().clone())
             }
             Role::Viewer(viewer) => {
-                for stream in viewer.others() {
+                for stream in viewer.other_streams() {
                     self.unsubscribe(&stream, key);
                 }
                 self.unsubscribe(&viewer.stream, key);

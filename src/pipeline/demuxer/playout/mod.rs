@@ -172,7 +172,7 @@ impl Playout {
         };
         let timeline = rendition.timeline.unwrap_or_default();
         if leads {
-            self.timelines.lead(timeline, &samples);
+            self.timelines.position_by_leader(timeline, &samples);
         } else if !self.timelines.contains(timeline) {
             // The leading rendition either has not reached this timeline yet, or has already left it.
             if self.timelines.is_coming(timeline) {

@@ -40,7 +40,7 @@ const FRAME: Duration = Duration::from_millis(40);
 
 impl Timelines {
     /// Positions a timeline by the next segment of the leading rendition.
-    pub(super) fn lead(&mut self, timeline: u64, samples: &[Sample]) {
+    pub(super) fn position_by_leader(&mut self, timeline: u64, samples: &[Sample]) {
         let times = || samples.iter().map(|sample| sample.decode);
         let (Some(first), Some(last)) = (times().min(), times().max()) else {
             return;
@@ -125,9 +125,9 @@ mod tests {
     #[test]
     fn a_discontinuity_goes_on_where_the_last_segment_ended() {
         let mut timelines = Timelines::default();
-        timelines.lead(0, &samples((50_000..52_000).step_by(40)));
+        timelines.position_by_leader(0, &samples((50_000..52_000).step_by(40)));
         assert_eq!(timelines.at(0, ms(50_000)), Some(BEGIN));
-        timelines.lead(1, &samples((7_000..9_000).step_by(40)));
+        timelines.position_by_leader(1, &samples((7_000..9_000).step_by(40)));
         assert_eq!(timelines.at(1, ms(7_000)), Some(BEGIN + ms(2_000)));
         // Audio of the previous timeline may still arrive.
         assert_eq!(timelines.at(0, ms(51_990)), Some(BEGIN + ms(1_990)));
@@ -138,13 +138,13 @@ mod tests {
     #[test]
     fn a_missing_segment_is_a_gap_and_an_unannounced_jump_is_not() {
         let mut timelines = Timelines::default();
-        timelines.lead(0, &samples((0..2_000).step_by(40)));
-        timelines.lead(0, &samples((6_000..8_000).step_by(40)));
+        timelines.position_by_leader(0, &samples((0..2_000).step_by(40)));
+        timelines.position_by_leader(0, &samples((6_000..8_000).step_by(40)));
         assert_eq!(timelines.at(0, ms(6_000)), Some(BEGIN + ms(6_000)));
         // The encoder restarted.
-        timelines.lead(0, &samples((0..2_000).step_by(40)));
+        timelines.position_by_leader(0, &samples((0..2_000).step_by(40)));
         assert_eq!(timelines.at(0, ms(0)), Some(BEGIN + ms(8_000)));
-        timelines.lead(0, &samples((900_000..902_000).step_by(40)));
+        timelines.position_by_leader(0, &samples((900_000..902_000).step_by(40)));
         assert_eq!(timelines.at(0, ms(900_000)), Some(BEGIN + ms(10_000)));
     }
 
@@ -152,7 +152,7 @@ mod tests {
     fn past_timelines_are_distinguished_from_coming_ones() {
         let mut timelines = Timelines::default();
         assert!(timelines.is_coming(3) && !timelines.contains(3));
-        timelines.lead(3, &samples([0, 40]));
+        timelines.position_by_leader(3, &samples([0, 40]));
         assert!(timelines.contains(3) && timelines.is_coming(4) && !timelines.is_coming(2));
         assert_eq!(timelines.at(2, ms(0)), None);
     }
