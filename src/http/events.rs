@@ -5,27 +5,22 @@
 //! `EventSource` cannot send an `Authorization` header. The state is polled four times per second, so that event
 //! streams cost nothing on the media path.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
-use hyper::body::Frame;
 use rand::RngCore as _;
 use serde_json::{Value, json};
-use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::problem::Problem;
 use super::response::no_store;
 use super::session_url::{SUB_EVENTS, session_under};
+use super::sse::{EventBody, EventSource};
 use super::{body, cors, layer, session_url};
 use crate::control::Control;
 use crate::control::record::SessionRecord;
@@ -34,8 +29,6 @@ use crate::shard::{Layer, SessionId, SessionState};
 
 /// Interval at which the state of the session is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// Polls without an event after which a comment is sent, so that proxies keep the connection open.
-const KEEP_ALIVE_POLLS: u32 = 60;
 /// Polls between two viewer counts.
 const VIEWER_COUNT_POLLS: u32 = 8;
 
@@ -121,12 +114,14 @@ pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Re
                 .sessions
                 .event_stream(session, id)
                 .ok_or_else(Problem::unknown_session)?;
-            let body = EventStream::new(control.clone(), session, record, id.to_owned(), events);
+            let source = EventStream::new(control.clone(), session, record, id.to_owned(), events);
             let headers = [
                 (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
                 (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
             ];
-            Ok(no_store((headers, Body::new(body)).into_response()))
+            Ok(no_store(
+                (headers, Body::new(EventBody::new(source, POLL_INTERVAL))).into_response(),
+            ))
         }
         Method::DELETE => {
             let (session, _) = session_under(&control, &uri, SUB_EVENTS)?;
@@ -139,14 +134,13 @@ pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Re
     }
 }
 
-/// A response body of events that ends when the session ends or the event stream is closed.
+/// The events of a stream that ends when the session ends or the event stream is closed.
 struct EventStream {
     control: Arc<Control>,
     session: SessionId,
     record: SessionRecord,
     id: String,
     events: Vec<SessionEvent>,
-    ticks: Interval,
     polls: u32,
     /// Last reported state; `None` if nothing was reported yet.
     active: Option<bool>,
@@ -164,15 +158,12 @@ impl EventStream {
         id: String,
         events: Vec<SessionEvent>,
     ) -> Self {
-        let mut ticks = interval(POLL_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             control,
             session,
             record,
             id,
             events,
-            ticks,
             polls: 0,
             active: None,
             layers: None,
@@ -181,8 +172,19 @@ impl EventStream {
         }
     }
 
-    /// Returns the events since the last poll, or `None` at the end of the stream.
-    fn poll(&mut self) -> Option<String> {
+    fn state(&self) -> SessionState {
+        self.control.media.state(self.session)
+    }
+
+    fn push_event(&self, text: &mut String, event: SessionEvent, data: &Value) {
+        if self.events.contains(&event) {
+            text.push_str(&format!("event: {}\ndata: {data}\n\n", event.name()));
+        }
+    }
+}
+
+impl EventSource for EventStream {
+    fn new_events(&mut self) -> Option<String> {
         let is_open = self.control.sessions.event_stream(self.session, &self.id).is_some();
         if !is_open || matches!(self.state(), SessionState::Ended(_) | SessionState::Unknown) {
             return None;
@@ -217,38 +219,6 @@ impl EventStream {
             self.push_event(&mut text, SessionEvent::Reconnect, &json!({}));
         }
         self.polls += 1;
-        if text.is_empty() && self.polls.is_multiple_of(KEEP_ALIVE_POLLS) {
-            text.push_str(":\n\n");
-        }
         Some(text)
-    }
-
-    fn state(&self) -> SessionState {
-        self.control.media.state(self.session)
-    }
-
-    fn push_event(&self, text: &mut String, event: SessionEvent, data: &Value) {
-        if self.events.contains(&event) {
-            text.push_str(&format!("event: {}\ndata: {data}\n\n", event.name()));
-        }
-    }
-}
-
-impl HttpBody for EventStream {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        loop {
-            std::task::ready!(self.ticks.poll_tick(context));
-            match self.poll() {
-                None => return Poll::Ready(None),
-                Some(text) if text.is_empty() => {}
-                Some(text) => return Poll::Ready(Some(Ok(Frame::data(text.into())))),
-            }
-        }
     }
 }

@@ -36,6 +36,7 @@ pub mod resource;
 mod response;
 pub mod server;
 mod session_url;
+mod sse;
 mod state;
 pub mod tls;
 pub mod write_timeout;

@@ -2,27 +2,21 @@
 //! client first receives the most recent events.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::HttpBody;
-use bytes::Bytes;
-use hyper::body::Frame;
+use axum::body::Body;
 use serde_json::{Value, json};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{sessions, streams};
 use crate::control::Control;
+use crate::http::sse::{EventBody, EventSource};
 
 /// Interval at which streams and sessions are compared with their last state.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Number of recent events that are kept.
 const KEPT: usize = 200;
-/// Polls without an event after which a comment is sent as keep-alive.
-const KEEP_ALIVE_POLLS: u32 = 30;
 
 /// The most recent events with their ids.
 #[derive(Default)]
@@ -89,47 +83,23 @@ pub async fn run(control: Arc<Control>, log: Arc<Log>) {
     }
 }
 
-/// An endless response body of events.
-pub struct EventStream {
+/// The events of the log, without an end.
+pub struct LogEvents {
     log: Arc<Log>,
     last: u64,
-    ticks: Interval,
-    count: u32,
 }
 
-impl EventStream {
-    /// Makes a body with the events after the one with this id.
-    pub fn new(log: Arc<Log>, last: u64) -> Self {
-        let mut ticks = interval(POLL_INTERVAL / 2);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self {
-            log,
-            last,
-            ticks,
-            count: 0,
-        }
+impl LogEvents {
+    /// Returns a body with the events after the one with this id.
+    pub fn body(log: Arc<Log>, last: u64) -> Body {
+        Body::new(EventBody::new(Self { log, last }, POLL_INTERVAL / 2))
     }
 }
 
-impl HttpBody for EventStream {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        loop {
-            std::task::ready!(self.ticks.poll_tick(context));
-            let (last, mut text) = self.log.after(self.last);
-            self.last = last;
-            self.count += 1;
-            if text.is_empty() && self.count.is_multiple_of(KEEP_ALIVE_POLLS) {
-                text.push_str(":\n\n");
-            }
-            if !text.is_empty() {
-                return Poll::Ready(Some(Ok(Frame::data(text.into()))));
-            }
-        }
+impl EventSource for LogEvents {
+    fn new_events(&mut self) -> Option<String> {
+        let (last, text) = self.log.after(self.last);
+        self.last = last;
+        Some(text)
     }
 }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -13,7 +12,7 @@ use axum::{Json, Router};
 use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
-use self::events::{EventStream, Log};
+use self::events::{Log, LogEvents};
 use self::sessions::{Page, Session, Sessions};
 use self::snapshot::Image;
 use self::streams::Stream;
@@ -267,8 +266,8 @@ async fn stream_events(State(api): State<Api>, headers: HeaderMap) -> Response {
     let last = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok());
-    let events = EventStream::new(api.log, last.unwrap_or(0));
-    ([(header::CONTENT_TYPE, "text/event-stream")], Body::new(events)).into_response()
+    let body = LogEvents::body(api.log, last.unwrap_or(0));
+    ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
 /// The OpenAPI 3.1 document of the API. Requires no token.
