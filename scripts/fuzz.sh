@@ -2,6 +2,7 @@
 # Builds the fuzz targets and runs each for FUZZ_SECONDS: fuzz.sh [TARGET...]
 #
 # FUZZ_SECONDS   seconds per target (30)
+# FUZZ_SEED      seed of the mutations (0: another one each time)
 # FUZZ_JOBS      targets at the same time (the number of cores, at most 4)
 # FUZZ_SANITIZER none (the default) or one of cargo-fuzz, such as address; those need a nightly compiler
 #
@@ -10,6 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 seconds=${FUZZ_SECONDS:-30}
+export FUZZ_SEED=${FUZZ_SEED:-0}
 jobs=${FUZZ_JOBS:-$(( $(nproc) < 4 ? $(nproc) : 4 ))}
 # No sanitizer: the gateway has no unsafe code outside of system calls, which no target reaches. AddressSanitizer would
 # look at dependencies only, and builds and runs at about half the speed.
@@ -64,7 +66,7 @@ run() {
   local options=(-max_len="$3" -rss_limit_mb=1024 -timeout=20 -artifact_prefix="$crashes" -report_slow_units=60
     -print_final_stats=1)
   local status=0
-  "$binary" "${options[@]}" -max_total_time="$4" "target/fuzz-corpus/$target" "target/fuzz-seeds/$target" \
+  "$binary" "${options[@]}" -seed="$FUZZ_SEED" -max_total_time="$4" "target/fuzz-corpus/$target" "target/fuzz-seeds/$target" \
     >"$log" 2>&1 || status=$?
   awk -v target="$target" '
     / cov: / { for (i = 1; i < NF; i++) if ($i == "cov:" || $i == "ft:" || $i == "corp:") found[$i] = $(i + 1) }
