@@ -14,7 +14,7 @@ seconds=${FUZZ_SECONDS:-30}
 export FUZZ_SEED=${FUZZ_SEED:-0}
 jobs=${FUZZ_JOBS:-$(( $(nproc) < 4 ? $(nproc) : 4 ))}
 # No sanitizer: the gateway has no unsafe code outside of system calls, which no target reaches. AddressSanitizer would
-# look at dependencies only, and builds and runs at about half the speed.
+# look at dependencies only.
 sanitizer=${FUZZ_SANITIZER:-none}
 version=0.13.2
 

@@ -183,7 +183,7 @@ impl AvailableTrack {
         transcode::plan(self.source, target, self.can_transcode, accepts)
     }
 
-    /// Returns the format that a viewer is sent by a plan. Without any, that is the format that it is told it cannot play.
+    /// Returns the format to send by a plan; the source's own one if nothing can be sent, for the error text.
     pub fn format_by(&self, plan: TrackPlan) -> Format {
         match plan {
             TrackPlan::Transcode(target) => target.format(),
