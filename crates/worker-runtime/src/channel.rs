@@ -1,5 +1,6 @@
 //! The worker's end of the socket to the gateway, which is its standard input.
 
+use std::ffi::CStr;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
@@ -63,12 +64,15 @@ impl Commands {
     }
 }
 
-/// Connects to the gateway that started this process.
+/// Connects to the gateway that started this process, which is shown as `name` from here on: it was started by a file
+/// descriptor, whose number would be its name otherwise. At most 15 bytes are shown.
 ///
 /// # Errors
 ///
 /// An error if standard input is not the socket of a gateway.
-pub fn connect() -> io::Result<(Gateway, Commands)> {
+pub fn connect(name: &CStr) -> io::Result<(Gateway, Commands)> {
+    // Only for people: nothing depends on it.
+    let _ = rustix::thread::set_name(name);
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let gateway = Gateway {
         stream: Arc::new(Mutex::new(stream.try_clone()?)),

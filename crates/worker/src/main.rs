@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> std::io::Result<()> {
-    let (gateway, mut commands) = connect()?;
+    let (gateway, mut commands) = connect(c"millstream-gst")?;
     match commands.receive() {
         Some(ToWorker::Check(jobs)) => {
             gateway.notify(&FromWorker::Checked(check::check(&jobs)));

@@ -40,7 +40,7 @@ const QUEUE: usize = 4;
 ///
 /// An error if standard input is not the socket of a gateway.
 pub fn run() -> io::Result<()> {
-    let (gateway, mut commands) = connect()?;
+    let (gateway, mut commands) = connect(c"millstream-hls")?;
     let Some(ToWorker::Demux(job)) = commands.receive() else {
         return Err(not_started_by_gateway());
     };
