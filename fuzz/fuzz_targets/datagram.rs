@@ -241,9 +241,12 @@ fn decode(datagram: &[u8]) -> Option<Message> {
 }
 
 /// By the STUN stack alone: a Binding request with one MESSAGE-INTEGRITY of our password, and our username before it.
+///
+/// The stack ignores the two most significant bits of the type, which are zero in every STUN message (RFC 8489 §5).
 fn is_valid_check(datagram: &[u8]) -> bool {
     const MESSAGE_INTEGRITY: u16 = 8;
-    let Some(mut message) = decode(datagram).filter(|message| message.typ == BINDING_REQUEST) else {
+    let is_stun = datagram.first().is_some_and(|byte| byte >> 6 == 0);
+    let Some(mut message) = decode(datagram).filter(|message| is_stun && message.typ == BINDING_REQUEST) else {
         return false;
     };
     let attributes = &message.attributes.0;
