@@ -13,24 +13,24 @@ use tokio::time::timeout;
 
 /// Counts the open streams of one connection. A stream is open from the request header to the end of the response.
 #[derive(Clone, Debug, Default)]
-pub struct Activity {
+pub(super) struct Activity {
     open: Arc<watch::Sender<usize>>,
 }
 
 /// An open stream. Dropping it closes the stream.
 #[derive(Debug)]
-pub struct OpenStream(Activity);
+pub(super) struct OpenStream(Activity);
 
 impl Activity {
     /// Counts a new stream.
-    pub fn begin(&self) -> OpenStream {
+    pub(super) fn begin(&self) -> OpenStream {
         self.open.send_modify(|open| *open += 1);
         OpenStream(self.clone())
     }
 
     /// Completes when the first stream was not opened within `first`, or when no stream was open for `later` after
     /// that.
-    pub async fn idle(&self, first: Duration, later: Duration) {
+    pub(super) async fn idle(&self, first: Duration, later: Duration) {
         let mut open = self.open.subscribe();
         let mut idle_timeout = first;
         loop {
@@ -53,13 +53,13 @@ impl Drop for OpenStream {
 
 /// A response body that closes its stream when it is dropped.
 #[derive(Debug)]
-pub struct StreamBody {
+pub(super) struct StreamBody {
     body: Body,
     _stream: OpenStream,
 }
 
 impl StreamBody {
-    pub fn new(body: Body, stream: OpenStream) -> Self {
+    pub(super) fn new(body: Body, stream: OpenStream) -> Self {
         Self { body, _stream: stream }
     }
 }

@@ -9,7 +9,7 @@ use super::server::Peer;
 use millstream_core::hub::name::StreamName;
 
 /// Returns the parts of a request that identify its sender.
-pub fn caller(request: &Parts) -> Caller<'_> {
+pub(super) fn caller(request: &Parts) -> Caller<'_> {
     Caller {
         headers: &request.headers,
         query: request.uri.query(),

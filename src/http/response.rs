@@ -14,4 +14,4 @@ pub(super) fn no_store(mut response: Response) -> Response {
 }
 
 /// `Accept-Patch` (RFC 5789 §3.1).
-pub const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
+pub(super) const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");

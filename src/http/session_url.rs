@@ -32,7 +32,7 @@ pub(super) fn session_under(
 }
 
 /// Returns the path of a session's URL.
-pub fn path_of(session: SessionId) -> String {
+pub(super) fn path_of(session: SessionId) -> String {
     format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(session.0))
 }
 

@@ -249,21 +249,21 @@ pub enum WireError {
 pub const MAX_MESSAGE: usize = (8 << 20) + 64;
 
 mod kind {
-    pub const RUN: u8 = 1;
-    pub const CHECK: u8 = 2;
-    pub const FRAME: u8 = 3;
-    pub const KEY_FRAME: u8 = 4;
-    pub const STOP: u8 = 5;
-    pub const DEMUX: u8 = 6;
-    pub const CHUNK: u8 = 7;
-    pub const READY: u8 = 16;
-    pub const MEDIA: u8 = 17;
-    pub const ALIVE: u8 = 18;
-    pub const FAILED: u8 = 19;
-    pub const ENDED: u8 = 20;
-    pub const CHECKED: u8 = 21;
-    pub const WANT: u8 = 22;
-    pub const KEY_FRAME_REFUSED: u8 = 23;
+    pub(super) const RUN: u8 = 1;
+    pub(super) const CHECK: u8 = 2;
+    pub(super) const FRAME: u8 = 3;
+    pub(super) const KEY_FRAME: u8 = 4;
+    pub(super) const STOP: u8 = 5;
+    pub(super) const DEMUX: u8 = 6;
+    pub(super) const CHUNK: u8 = 7;
+    pub(super) const READY: u8 = 16;
+    pub(super) const MEDIA: u8 = 17;
+    pub(super) const ALIVE: u8 = 18;
+    pub(super) const FAILED: u8 = 19;
+    pub(super) const ENDED: u8 = 20;
+    pub(super) const CHECKED: u8 = 21;
+    pub(super) const WANT: u8 = 22;
+    pub(super) const KEY_FRAME_REFUSED: u8 = 23;
 }
 
 /// Removes a complete message from the front of the buffer; `None` while it is incomplete.

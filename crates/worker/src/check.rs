@@ -7,7 +7,7 @@ use crate::pipeline::build;
 use millstream_worker_runtime::wire::{Failure, Finding, Job};
 
 /// Tries to build each pipeline. Nothing is opened or started.
-pub fn check(jobs: &[(String, Job)]) -> Vec<Finding> {
+pub(crate) fn check(jobs: &[(String, Job)]) -> Vec<Finding> {
     if let Err(error) = gst::init() {
         let failure = Failure::Stream(error.to_string());
         return jobs

@@ -13,7 +13,7 @@ use millstream_worker_runtime::channel::{Commands, Gateway};
 use millstream_worker_runtime::wire::{Failure, FromWorker, Job, Media, ToWorker, Tracks, WireFrame};
 
 /// A parsed and configured pipeline that does not run yet.
-pub struct PreparedPipeline {
+pub(crate) struct PreparedPipeline {
     pipeline: gst::Pipeline,
     sinks: Vec<(Kind, AppSink)>,
     video_in: Option<AppSrc>,
@@ -43,7 +43,7 @@ const ALIVE: gst::ClockTime = gst::ClockTime::from_mseconds(200);
 /// # Errors
 ///
 /// A [`Failure`] that names what is missing or wrong.
-pub fn build(job: &Job) -> Result<PreparedPipeline, Failure> {
+pub(crate) fn build(job: &Job) -> Result<PreparedPipeline, Failure> {
     let mut context = gst::ParseContext::new();
     let parsed = gst::parse::launch_full(&job.launch, Some(&mut context), gst::ParseFlags::FATAL_ERRORS);
     let element = parsed.map_err(|error| match error.kind::<gst::ParseError>() {
@@ -156,7 +156,7 @@ fn sinks(pipeline: &gst::Pipeline) -> Result<Vec<(Kind, AppSink)>, Failure> {
 }
 
 /// Runs until the gateway says stop, the stream ends, or something fails.
-pub fn run(job: &Job, gateway: &Gateway, commands: Commands) {
+pub(crate) fn run(job: &Job, gateway: &Gateway, commands: Commands) {
     let result = gst::init()
         .map_err(|error| Failure::Stream(error.to_string()))
         .and_then(|()| build(job))

@@ -29,7 +29,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub struct Cameras {
+pub(crate) struct Cameras {
     /// The gateway's binary
     #[arg(long, default_value = "target/release/millstream")]
     gateway: PathBuf,
@@ -79,7 +79,7 @@ struct Run {
 /// # Errors
 ///
 /// Those of the gateway and of sockets.
-pub fn measure(options: &Cameras) -> io::Result<bool> {
+pub(crate) fn measure(options: &Cameras) -> io::Result<bool> {
     println!("{}", procfs::machine());
     let mut runs = Vec::new();
     for &cameras in &options.cameras {
@@ -118,7 +118,7 @@ pub fn measure(options: &Cameras) -> io::Result<bool> {
 /// # Errors
 ///
 /// Those of the gateway and of sockets.
-pub fn start(gateway: &std::path::Path, cameras: usize) -> io::Result<(Server, Gateway)> {
+pub(crate) fn start(gateway: &std::path::Path, cameras: usize) -> io::Result<(Server, Gateway)> {
     let server = Server::start()?;
     let file = std::env::temp_dir().join(format!("millstream-bench-cameras-{}.toml", std::process::id()));
     let mut text = String::new();
@@ -174,7 +174,7 @@ fn run(options: &Cameras, cameras: usize) -> io::Result<Run> {
 
 /// What one viewer saw.
 #[derive(Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     pub frames: u64,
     pub lost: u64,
     pub delays: Vec<Duration>,
@@ -185,7 +185,7 @@ pub struct Seen {
 /// # Errors
 ///
 /// Those of the join and of sockets.
-pub fn watch(http: std::net::SocketAddr, stream: &str, window: Duration) -> io::Result<Seen> {
+pub(crate) fn watch(http: std::net::SocketAddr, stream: &str, window: Duration) -> io::Result<Seen> {
     let mut endpoint = Endpoint::join(http, Role::Viewer, stream)?.endpoint;
     let mut buffer = [0; 2048];
     let mut seen = Seen::default();
@@ -239,7 +239,7 @@ fn stamp_of(payload: &[u8]) -> Option<(u64, u64)> {
 }
 
 /// An RTSP server that plays to everybody who asks (RFC 2326), by TCP alone.
-pub struct Server {
+pub(crate) struct Server {
     port: u16,
     playing: Arc<Mutex<Vec<TcpStream>>>,
     stop: Arc<AtomicBool>,

@@ -46,7 +46,7 @@ const VOLLEY_LIMIT: Duration = Duration::from_millis(4);
 const MIB: f64 = 1_048_576.0;
 
 #[derive(Args)]
-pub struct Hostile {
+pub(crate) struct Hostile {
     /// The gateway's binary
     #[arg(long, default_value = "target/release/millstream")]
     gateway: PathBuf,
@@ -69,7 +69,7 @@ pub struct Hostile {
 /// # Errors
 ///
 /// When the gateway does not start, or ends.
-pub fn hostile(options: &Hostile) -> io::Result<bool> {
+pub(crate) fn hostile(options: &Hostile) -> io::Result<bool> {
     let seed = options.seed.unwrap_or_else(sys::realtime_ns);
     println!("seed {seed}: {} datagrams at {}/s", options.datagrams, options.rate);
     let mut gateway = Gateway::start(&options.gateway)?;

@@ -14,14 +14,14 @@ const FU_START: u8 = 0x80;
 const FU_END: u8 = 0x40;
 
 /// Payloads of one frame in order, parameter sets included; the last one bears the marker.
-pub type Frame = Vec<Vec<u8>>;
+pub(crate) type Frame = Vec<Vec<u8>>;
 
 /// Cuts a file into frames.
 ///
 /// # Errors
 ///
 /// [`io::ErrorKind::InvalidData`] when it does not begin with a frame that a decoder can begin with.
-pub fn frames(file: &[u8]) -> io::Result<Vec<Frame>> {
+pub(crate) fn frames(file: &[u8]) -> io::Result<Vec<Frame>> {
     let mut frames: Vec<Frame> = Vec::new();
     let mut before = Vec::new();
     for nal in nal_units(file) {

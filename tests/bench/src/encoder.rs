@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub struct Publish {
+pub(crate) struct Publish {
     /// Address of the gateway's HTTP
     #[arg(long)]
     http: SocketAddr,
@@ -62,7 +62,7 @@ const NTP_OFFSET: u64 = 2_208_988_800;
 /// # Errors
 ///
 /// Those of the file, the gateway's refusal, those of the socket.
-pub fn publish(options: &Publish) -> io::Result<bool> {
+pub(crate) fn publish(options: &Publish) -> io::Result<bool> {
     let frames = clip::frames(&std::fs::read(&options.file)?)?;
     let joined = Endpoint::join_as_encoder(options.http, &options.token, &options.stream)?;
     sys::sharpen_timers();

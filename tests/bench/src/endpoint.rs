@@ -35,14 +35,14 @@ const VIEWER_SSRC: u32 = 1;
 
 /// Which side of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     Publisher,
     Viewer,
 }
 
 /// What can be read of an RTP packet without keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub(crate) struct Header {
     /// `None` for a payload type that is neither of the two.
     pub track: Option<Track>,
     pub seq: u16,
@@ -51,7 +51,7 @@ pub struct Header {
 
 impl Header {
     /// Reads a datagram; `None` when it is not RTP (RFC 7983, RFC 5761 §4).
-    pub fn read(datagram: &[u8]) -> Option<Self> {
+    pub(crate) fn read(datagram: &[u8]) -> Option<Self> {
         let (header, _) = datagram.split_first_chunk::<12>()?;
         let [first, second, s1, s2, _, _, _, _, a, b, c, d] = *header;
         if !(128..=191).contains(&first) || (192..=223).contains(&second) {
@@ -71,7 +71,7 @@ impl Header {
 }
 
 /// A connected peer.
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     socket: UdpSocket,
     peer: Peer,
     role: Role,
@@ -88,7 +88,7 @@ struct ReceptionReports {
 }
 
 /// The outcome of a join.
-pub struct Joined {
+pub(crate) struct Joined {
     pub endpoint: Endpoint,
     /// Path of the session's URL.
     pub session: String,
@@ -102,7 +102,7 @@ impl Endpoint {
     /// # Errors
     ///
     /// When the gateway refuses, answers what we cannot use, or does not connect in time.
-    pub fn join(http: SocketAddr, role: Role, stream: &str) -> io::Result<Joined> {
+    pub(crate) fn join(http: SocketAddr, role: Role, stream: &str) -> io::Result<Joined> {
         match role {
             Role::Publisher => {
                 let path = format!("/whip/{stream}");
@@ -117,7 +117,7 @@ impl Endpoint {
     /// # Errors
     ///
     /// As [`Self::join`].
-    pub fn join_as_encoder(http: SocketAddr, token: &str, stream: &str) -> io::Result<Joined> {
+    pub(crate) fn join_as_encoder(http: SocketAddr, token: &str, stream: &str) -> io::Result<Joined> {
         let path = format!("/whip/{stream}");
         Self::connect_by(http, Role::Publisher, &path, Some(token), sdp::encoder_offer)
     }
@@ -189,7 +189,7 @@ impl Endpoint {
         Ok(())
     }
 
-    pub fn socket(&self) -> &UdpSocket {
+    pub(crate) fn socket(&self) -> &UdpSocket {
         &self.socket
     }
 
@@ -198,7 +198,7 @@ impl Endpoint {
     /// # Errors
     ///
     /// Those of the socket.
-    pub fn receive(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<()> {
+    pub(crate) fn receive(&mut self, buffer: &mut [u8], now: Instant) -> io::Result<()> {
         while let Some(length) = receive(&self.socket, buffer)? {
             self.handle_control(buffer.get(..length).unwrap_or_default(), now)?;
         }
@@ -210,7 +210,12 @@ impl Endpoint {
     /// # Errors
     ///
     /// Those of the socket.
-    pub fn receive_rtcp(&mut self, buffer: &mut [u8], now: Instant, mut on_rtcp: impl FnMut(&[u8])) -> io::Result<()> {
+    pub(crate) fn receive_rtcp(
+        &mut self,
+        buffer: &mut [u8],
+        now: Instant,
+        mut on_rtcp: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
         while let Some(length) = receive(&self.socket, buffer)? {
             let datagram = buffer.get(..length).unwrap_or_default();
             match self.peer.open_rtcp(datagram) {
@@ -226,7 +231,7 @@ impl Endpoint {
     /// # Errors
     ///
     /// Those of the handshake and the socket.
-    pub fn handle_control(&mut self, datagram: &[u8], now: Instant) -> io::Result<()> {
+    pub(crate) fn handle_control(&mut self, datagram: &[u8], now: Instant) -> io::Result<()> {
         self.peer.handle_datagram(now, datagram)?;
         self.flush()
     }
@@ -236,7 +241,7 @@ impl Endpoint {
     /// # Errors
     ///
     /// Those of the socket.
-    pub fn handle_timeout(&mut self, now: Instant) -> io::Result<()> {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> io::Result<()> {
         if now >= self.peer.poll_timeout() {
             self.peer.handle_timeout(now)?;
             self.flush()?;
@@ -250,7 +255,7 @@ impl Endpoint {
     }
 
     /// Remembers what the next receiver report has to say.
-    pub fn record(&mut self, header: &Header) {
+    pub(crate) fn record(&mut self, header: &Header) {
         let Some(track) = header.track else { return };
         let heard = &mut self.heard[track.index()];
         let highest = match *heard {
@@ -271,7 +276,7 @@ impl Endpoint {
     }
 
     /// The payload of an RTP packet; `None` when it is not authentic.
-    pub fn decrypt(&mut self, datagram: &[u8]) -> Option<Bytes> {
+    pub(crate) fn decrypt(&mut self, datagram: &[u8]) -> Option<Bytes> {
         let packet = self.peer.open_rtp(datagram)?;
         let (start, end) = payload_range(&packet)?;
         (start <= end).then(|| packet.slice(start..end))
@@ -282,7 +287,14 @@ impl Endpoint {
     /// # Errors
     ///
     /// Those of the socket.
-    pub fn send_rtp(&mut self, track: Track, seq: u64, time: u32, marker: bool, payload: &[u8]) -> io::Result<()> {
+    pub(crate) fn send_rtp(
+        &mut self,
+        track: Track,
+        seq: u64,
+        time: u32,
+        marker: bool,
+        payload: &[u8],
+    ) -> io::Result<()> {
         let (pt, ssrc) = match track {
             Track::Video => (VIDEO_PT, VIDEO_SSRC),
             Track::Audio => (AUDIO_PT, AUDIO_SSRC),
@@ -303,7 +315,7 @@ impl Endpoint {
     /// # Errors
     ///
     /// [`io::ErrorKind::InvalidInput`] when it cannot be sealed; those of the socket.
-    pub fn send_plain_rtp(&mut self, packet: &[u8]) -> io::Result<()> {
+    pub(crate) fn send_plain_rtp(&mut self, packet: &[u8]) -> io::Result<()> {
         let sealed = self.peer.seal_rtp(packet)?;
         self.send(&sealed)
     }
@@ -313,13 +325,13 @@ impl Endpoint {
     /// # Errors
     ///
     /// As [`Self::send_plain_rtp`].
-    pub fn send_plain_rtcp(&mut self, packet: &[u8]) -> io::Result<()> {
+    pub(crate) fn send_plain_rtcp(&mut self, packet: &[u8]) -> io::Result<()> {
         let sealed = self.peer.seal_rtcp(packet)?;
         self.send(&sealed)
     }
 
     /// The first datagrams that this endpoint has sent.
-    pub fn take_sent(&mut self) -> Vec<Vec<u8>> {
+    pub(crate) fn take_sent(&mut self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.sent)
     }
 
@@ -364,7 +376,7 @@ impl Endpoint {
 /// # Errors
 ///
 /// When the system has none left.
-pub fn socket() -> io::Result<UdpSocket> {
+pub(crate) fn socket() -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     sys::prepare_receiver(&socket, RECEIVE_BUFFER)?;
     socket.set_nonblocking(true)?;

@@ -37,7 +37,7 @@ const TAG_LEN: usize = 16;
 
 /// What the floor costs on this machine at this moment.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Floor {
+pub(crate) struct Floor {
     /// CPU of the sending thread per packet, in us, on the stream's own schedule.
     pub paced: f64,
     /// The same without a pause between bursts.
@@ -50,7 +50,7 @@ pub struct Floor {
 
 impl Floor {
     /// The mean of two measurements; of the delays the worse.
-    pub fn mean(a: &Self, b: &Self) -> Self {
+    pub(crate) fn mean(a: &Self, b: &Self) -> Self {
         Self {
             paced: f64::midpoint(a.paced, b.paced),
             back_to_back: f64::midpoint(a.back_to_back, b.back_to_back),
@@ -65,7 +65,7 @@ impl Floor {
 /// # Errors
 ///
 /// Those of the sockets.
-pub fn measure(bursts: &[Burst], destinations: usize, length: Duration) -> io::Result<Floor> {
+pub(crate) fn measure(bursts: &[Burst], destinations: usize, length: Duration) -> io::Result<Floor> {
     let (paced, mut tally) = round(bursts, destinations, length, true)?;
     let (back_to_back, _) = round(bursts, destinations, length, false)?;
     Ok(Floor {

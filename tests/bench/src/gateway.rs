@@ -13,7 +13,7 @@ use std::{
 use crate::{http, procfs, sys};
 
 /// The token that the tool's publisher shows.
-pub const PUBLISH_TOKEN: &str = "bench-publish-token";
+pub(crate) const PUBLISH_TOKEN: &str = "bench-publish-token";
 
 /// A gateway that does not listen within this time has failed to start; a debug binary takes well under one second.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running gateway; stopped when dropped.
-pub struct Gateway {
+pub(crate) struct Gateway {
     child: Child,
     log: PathBuf,
     http: SocketAddr,
@@ -35,7 +35,7 @@ impl Gateway {
     /// # Errors
     ///
     /// When the binary cannot be run, ends at once, or does not listen in time; the message has the end of its log.
-    pub fn start(binary: &Path) -> io::Result<Self> {
+    pub(crate) fn start(binary: &Path) -> io::Result<Self> {
         Self::start_with(binary, None)
     }
 
@@ -44,7 +44,7 @@ impl Gateway {
     /// # Errors
     ///
     /// As for [`Self::start`].
-    pub fn start_with(binary: &Path, config: Option<&Path>) -> io::Result<Self> {
+    pub(crate) fn start_with(binary: &Path, config: Option<&Path>) -> io::Result<Self> {
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let media = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let log = std::env::temp_dir().join(format!("millstream-bench-{}-{}.log", std::process::id(), http.port()));
@@ -80,7 +80,7 @@ impl Gateway {
     }
 
     /// Where it answers HTTP.
-    pub fn http(&self) -> SocketAddr {
+    pub(crate) fn http(&self) -> SocketAddr {
         self.http
     }
 
@@ -89,7 +89,7 @@ impl Gateway {
     /// # Errors
     ///
     /// When the gateway is gone; the message has the end of its log.
-    pub fn cpu(&self) -> io::Result<Duration> {
+    pub(crate) fn cpu(&self) -> io::Result<Duration> {
         procfs::cpu(self.child.id()).map_err(|error| self.failure(&error.to_string()))
     }
 
@@ -98,19 +98,19 @@ impl Gateway {
     /// # Errors
     ///
     /// When the gateway is gone; the message has the end of its log.
-    pub fn memory(&self) -> io::Result<procfs::Memory> {
+    pub(crate) fn memory(&self) -> io::Result<procfs::Memory> {
         procfs::memory(self.child.id()).map_err(|error| self.failure(&error.to_string()))
     }
 
     /// Datagrams that found the gateway's own socket full.
-    pub fn socket_drops(&self) -> u64 {
+    pub(crate) fn socket_drops(&self) -> u64 {
         procfs::udp_drops(&[self.media_port])
     }
 
     /// # Errors
     ///
     /// When the process has ended; the message has its exit status and the end of its log.
-    pub fn ensure_alive(&mut self) -> io::Result<()> {
+    pub(crate) fn ensure_alive(&mut self) -> io::Result<()> {
         match self.child.try_wait()? {
             Some(status) => Err(self.failure(&format!("it ended: {status}"))),
             None => Ok(()),

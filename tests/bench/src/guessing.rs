@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -34,7 +35,7 @@ const WATCHED: &str = "bench/watched";
 const GUESSERS: u64 = 8;
 
 #[derive(Args)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     /// The gateway's binary
     #[arg(long, default_value = "target/release/millstream")]
     gateway: PathBuf,
@@ -48,7 +49,7 @@ pub struct Tokens {
 /// # Errors
 ///
 /// When the gateway does not start, or ends.
-pub fn guess(options: &Tokens) -> io::Result<bool> {
+pub(crate) fn guess(options: &Tokens) -> io::Result<bool> {
     let mut gateway = Gateway::start(&options.gateway)?;
     let timeline = Arc::new(Timeline::new());
     let publisher = Publisher::start(gateway.http(), WATCHED, Arc::clone(&timeline))?;
@@ -69,40 +70,9 @@ pub fn guess(options: &Tokens) -> io::Result<bool> {
     };
     let quiet = window(&receiver, &|| thread::sleep(Duration::from_secs(3)))?;
     let answers: Mutex<BTreeMap<u16, u64>> = Mutex::default();
-    let (next, began) = (AtomicU64::new(0), Instant::now());
+    let began = Instant::now();
     let (to, cpu) = (gateway.http(), gateway.cpu()?);
-    let guessing = || {
-        thread::scope(|scope| {
-            for _ in 0..GUESSERS {
-                scope.spawn(|| {
-                    let mut seen = BTreeMap::<u16, u64>::new();
-                    loop {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        if number >= options.tokens {
-                            break;
-                        }
-                        let token = match number % 3 {
-                            0 => format!("guess-{number}"),
-                            1 => format!("eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjk5OTk5OTk5OTl9.{number:043}"),
-                            _ => "x".repeat(500),
-                        };
-                        let request = Request {
-                            method: "POST",
-                            path: "/whip/bench/guessed",
-                            bearer: Some(&token),
-                            sdp: Some("v=0"),
-                        };
-                        let status = request.send(to).map_or(0, |response| response.status);
-                        *seen.entry(status).or_default() += 1;
-                    }
-                    let mut all = answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    for (status, count) in seen {
-                        *all.entry(status).or_default() += count;
-                    }
-                });
-            }
-        });
-    };
+    let guessing = || send_guesses(to, options.tokens, &answers);
     let flood = window(&receiver, &guessing)?;
     let took = began.elapsed();
     gateway.ensure_alive()?;
@@ -132,4 +102,39 @@ pub fn guess(options: &Tokens) -> io::Result<bool> {
         );
     }
     Ok(sound)
+}
+
+/// Sends `count` wrong tokens from several connections at a time, and counts the answers by status (0: no answer).
+fn send_guesses(to: SocketAddr, count: u64, answers: &Mutex<BTreeMap<u16, u64>>) {
+    let next = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..GUESSERS {
+            scope.spawn(|| {
+                let mut seen = BTreeMap::<u16, u64>::new();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        break;
+                    }
+                    let token = match number % 3 {
+                        0 => format!("guess-{number}"),
+                        1 => format!("eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjk5OTk5OTk5OTl9.{number:043}"),
+                        _ => "x".repeat(500),
+                    };
+                    let request = Request {
+                        method: "POST",
+                        path: "/whip/bench/guessed",
+                        bearer: Some(&token),
+                        sdp: Some("v=0"),
+                    };
+                    let status = request.send(to).map_or(0, |response| response.status);
+                    *seen.entry(status).or_default() += 1;
+                }
+                let mut all = answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                for (status, count) in seen {
+                    *all.entry(status).or_default() += count;
+                }
+            });
+        }
+    });
 }

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,7 @@ use crate::{
 };
 
 #[derive(Args)]
-pub struct Hls {
+pub(crate) struct Hls {
     /// The gateway's binary
     #[arg(long, default_value = "target/release/millstream")]
     gateway: PathBuf,
@@ -53,12 +53,35 @@ struct Counts {
     failures: AtomicU64,
 }
 
+/// Starts LL-HLS players that play until `stop` is set.
+fn start_players(
+    http: SocketAddr,
+    number: usize,
+    counts: &Arc<Counts>,
+    stop: &Arc<AtomicBool>,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let player = |_| {
+        let (counts, stop) = (counts.clone(), stop.clone());
+        thread::Builder::new().stack_size(128 << 10).spawn(move || {
+            // They are the load, and take what is left; the viewers whose delay is measured wait for none of them.
+            sys::yield_to_others();
+            while !stop.load(Ordering::Acquire) {
+                if play(http, &counts, &stop).is_err() {
+                    counts.failures.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(200));
+                }
+            }
+        })
+    };
+    (0..number).map(player).collect()
+}
+
 /// Measures packaging, then viewers; false when somebody does not play or, in the long form, a limit was missed.
 ///
 /// # Errors
 ///
 /// Those of the gateway and of sockets.
-pub fn measure(options: &Hls) -> io::Result<bool> {
+pub(crate) fn measure(options: &Hls) -> io::Result<bool> {
     println!("{}", procfs::machine());
     let window = Duration::from_secs(options.seconds);
     let (server, gateway) = cameras::start(&options.gateway, 1)?;
@@ -81,21 +104,7 @@ pub fn measure(options: &Hls) -> io::Result<bool> {
     );
 
     let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
-    let players: Vec<_> = (0..options.viewers)
-        .map(|_| {
-            let (counts, stop) = (counts.clone(), stop.clone());
-            thread::Builder::new().stack_size(128 << 10).spawn(move || {
-                // They are the load, and take what is left; the viewers whose delay is measured wait for none of them.
-                sys::yield_to_others();
-                while !stop.load(Ordering::Acquire) {
-                    if play(http, &counts, &stop).is_err() {
-                        counts.failures.fetch_add(1, Ordering::Relaxed);
-                        thread::sleep(Duration::from_millis(200));
-                    }
-                }
-            })
-        })
-        .collect::<io::Result<_>>()?;
+    let players = start_players(http, options.viewers, &counts, &stop)?;
     thread::sleep(Duration::from_secs(3));
     let beside: Vec<_> = (0..options.beside)
         .map(|_| {

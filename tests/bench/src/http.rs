@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the server said.
 #[derive(Debug)]
-pub struct Response {
+pub(crate) struct Response {
     pub status: u16,
     headers: Vec<(String, String)>,
     pub body: String,
@@ -24,7 +24,7 @@ pub struct Response {
 
 impl Response {
     /// The first header of that name, whatever its case.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
@@ -54,7 +54,7 @@ impl Response {
 
 /// A request; `path` begins with a slash.
 #[derive(Clone, Copy)]
-pub struct Request<'a> {
+pub(crate) struct Request<'a> {
     pub method: &'a str,
     pub path: &'a str,
     pub bearer: Option<&'a str>,
@@ -68,7 +68,7 @@ impl Request<'_> {
     /// # Errors
     ///
     /// Those of the connection, and [`io::ErrorKind::InvalidData`] when the response is not one.
-    pub fn send(&self, to: SocketAddr) -> io::Result<Response> {
+    pub(crate) fn send(&self, to: SocketAddr) -> io::Result<Response> {
         let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
@@ -104,7 +104,7 @@ impl Request<'_> {
 /// # Errors
 ///
 /// Those of [`Request::send`].
-pub fn get(to: SocketAddr, path: &str) -> io::Result<Response> {
+pub(crate) fn get(to: SocketAddr, path: &str) -> io::Result<Response> {
     Request {
         method: "GET",
         path,
@@ -119,7 +119,7 @@ pub fn get(to: SocketAddr, path: &str) -> io::Result<Response> {
 /// # Errors
 ///
 /// Those of [`Request::send`].
-pub fn delete(to: SocketAddr, path: &str) -> io::Result<Response> {
+pub(crate) fn delete(to: SocketAddr, path: &str) -> io::Result<Response> {
     Request {
         method: "DELETE",
         path,

@@ -41,7 +41,7 @@ const GRACE: Duration = Duration::from_millis(500);
 const SYNCHRONISE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What to run.
-pub struct Plan<'a> {
+pub(crate) struct Plan<'a> {
     pub gateway: &'a Path,
     pub viewers: usize,
     pub window: Duration,
@@ -50,7 +50,7 @@ pub struct Plan<'a> {
 }
 
 /// What came out.
-pub struct Run {
+pub(crate) struct Run {
     pub viewers: usize,
     pub window: Duration,
     pub floor: Floor,
@@ -76,7 +76,7 @@ pub struct Run {
 }
 
 /// Viewers that come and go while the others watch.
-pub struct Churn {
+pub(crate) struct Churn {
     pub joins: usize,
     pub length: Duration,
     pub connect: Quantiles,
@@ -90,7 +90,7 @@ pub struct Churn {
 /// # Errors
 ///
 /// When the gateway does not start, refuses, or ends.
-pub fn run(plan: &Plan) -> io::Result<Run> {
+pub(crate) fn run(plan: &Plan) -> io::Result<Run> {
     let bursts = stream::bursts(plan.floor);
     let before = floor::measure(&bursts, plan.viewers, plan.floor)?;
     let mut gateway = Gateway::start(plan.gateway)?;

@@ -7,10 +7,10 @@ const MAX_LEN: usize = 2000;
 const EDGES: [u8; 8] = [0x00, 0x01, 0x3f, 0x40, 0x7f, 0x80, 0xc0, 0xff];
 
 /// A deterministic source of chance (SplitMix64).
-pub struct Chance(u64);
+pub(crate) struct Chance(u64);
 
 impl Chance {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -23,7 +23,7 @@ impl Chance {
     }
 
     /// A number below `limit`; zero when that is zero.
-    pub fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         (self.next() % (limit.max(1) as u64)) as usize
     }
 
@@ -32,13 +32,13 @@ impl Chance {
     }
 
     /// Any of these.
-    pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> Option<&'a T> {
+    pub(crate) fn pick<'a, T>(&mut self, choices: &'a [T]) -> Option<&'a T> {
         choices.get(self.below(choices.len()))
     }
 }
 
 /// Makes one datagram out of `corpus` into `out`. One in sixteen is a sample as it is: a replay.
-pub fn mutate(corpus: &[Vec<u8>], chance: &mut Chance, out: &mut Vec<u8>) {
+pub(crate) fn mutate(corpus: &[Vec<u8>], chance: &mut Chance, out: &mut Vec<u8>) {
     out.clear();
     if let Some(sample) = chance.pick(corpus) {
         out.extend_from_slice(sample);

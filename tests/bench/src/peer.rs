@@ -52,7 +52,7 @@ const FLIGHT_INTERVAL: Duration = Duration::from_millis(50);
 const PLACEHOLDER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
 
 /// What this process shows to every gateway.
-pub struct Identity {
+pub(crate) struct Identity {
     provider: Arc<dyn RTCCryptoProvider>,
     config: Arc<HandshakeConfig>,
     /// As in `a=fingerprint`, with the name of the hash.
@@ -65,7 +65,7 @@ impl Identity {
     /// # Errors
     ///
     /// When the crypto library cannot make a key.
-    pub fn shared() -> io::Result<&'static Self> {
+    pub(crate) fn shared() -> io::Result<&'static Self> {
         static SHARED: OnceLock<Identity> = OnceLock::new();
         if let Some(identity) = SHARED.get() {
             return Ok(identity);
@@ -106,7 +106,7 @@ impl Identity {
 }
 
 /// One transport.
-pub struct Peer {
+pub(crate) struct Peer {
     identity: &'static Identity,
     answer: Answer,
     /// `remote:local` (RFC 8445 §7.2.2).
@@ -131,7 +131,7 @@ impl Peer {
     /// # Errors
     ///
     /// When the process has no identity.
-    pub fn new(now: Instant, ufrag: &str, answer: Answer) -> io::Result<Self> {
+    pub(crate) fn new(now: Instant, ufrag: &str, answer: Answer) -> io::Result<Self> {
         Ok(Self {
             identity: Identity::shared()?,
             username: format!("{}:{ufrag}", answer.ufrag),
@@ -147,18 +147,18 @@ impl Peer {
     }
 
     /// Whether the handshake is over and media may flow.
-    pub fn connected(&self) -> bool {
+    pub(crate) fn connected(&self) -> bool {
         self.keys.is_some()
     }
 
     /// When [`Self::handle_timeout`] is due.
-    pub fn poll_timeout(&self) -> Instant {
+    pub(crate) fn poll_timeout(&self) -> Instant {
         let handshake = self.dtls.poll_timeout(&PLACEHOLDER).filter(|_| !self.connected());
         handshake.map_or(self.check_at, |at| at.min(self.check_at))
     }
 
     /// A datagram to be sent.
-    pub fn poll_transmit(&mut self) -> Option<Bytes> {
+    pub(crate) fn poll_transmit(&mut self) -> Option<Bytes> {
         self.outgoing.pop_front()
     }
 
@@ -167,7 +167,7 @@ impl Peer {
     /// # Errors
     ///
     /// When the handshake has been repeated too often.
-    pub fn handle_timeout(&mut self, now: Instant) -> io::Result<()> {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> io::Result<()> {
         if now >= self.check_at {
             self.check_at = now + if self.checked { CHECK_INTERVAL } else { CHECK_RETRY };
             let check = self.binding_request()?;
@@ -185,7 +185,7 @@ impl Peer {
     /// # Errors
     ///
     /// When the handshake fails, or the gateway's certificate is not the one of its answer.
-    pub fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> io::Result<()> {
+    pub(crate) fn handle_datagram(&mut self, now: Instant, datagram: &[u8]) -> io::Result<()> {
         match datagram.first() {
             Some(0..=3) => self.handle_stun(now, datagram),
             Some(20..=63) if self.checked => {
@@ -210,13 +210,13 @@ impl Peer {
     }
 
     /// Decrypts an SRTP packet; `None` when it is not authentic.
-    pub fn open_rtp(&mut self, datagram: &[u8]) -> Option<Bytes> {
+    pub(crate) fn open_rtp(&mut self, datagram: &[u8]) -> Option<Bytes> {
         let keys = self.keys.as_mut()?;
         keys.incoming.decrypt_rtp(datagram).ok().map(BytesMut::freeze)
     }
 
     /// Decrypts a compound SRTCP packet; `None` when it is none (RFC 5761 §4) or not authentic.
-    pub fn open_rtcp(&mut self, datagram: &[u8]) -> Option<Bytes> {
+    pub(crate) fn open_rtcp(&mut self, datagram: &[u8]) -> Option<Bytes> {
         let keys = self.keys.as_mut()?;
         let [first, second, ..] = *datagram else { return None };
         if !(128..=191).contains(&first) || !(192..=223).contains(&second) {
@@ -230,7 +230,7 @@ impl Peer {
     /// # Errors
     ///
     /// [`io::ErrorKind::InvalidInput`] when it is not one, or no keys are there yet.
-    pub fn seal_rtp(&mut self, packet: &[u8]) -> io::Result<Bytes> {
+    pub(crate) fn seal_rtp(&mut self, packet: &[u8]) -> io::Result<Bytes> {
         let keys = self.keys.as_mut().ok_or(io::ErrorKind::InvalidInput)?;
         let header = rtc_rtp::Header::unmarshal(&mut &packet[..]).map_err(invalid)?;
         // `rtc-srtp` 0.21.1 panics on a header that says it is longer than its packet.
@@ -246,7 +246,7 @@ impl Peer {
     /// # Errors
     ///
     /// As [`Self::seal_rtp`].
-    pub fn seal_rtcp(&mut self, packet: &[u8]) -> io::Result<Bytes> {
+    pub(crate) fn seal_rtcp(&mut self, packet: &[u8]) -> io::Result<Bytes> {
         let keys = self.keys.as_mut().ok_or(io::ErrorKind::InvalidInput)?;
         keys.outgoing
             .encrypt_rtcp(packet)
@@ -351,7 +351,7 @@ fn invalid(error: rtc_shared::error::Error) -> io::Error {
 }
 
 /// `sha-256 AA:BB:..` of a certificate (RFC 8122 §5).
-pub fn fingerprint(der: &[u8]) -> String {
+pub(crate) fn fingerprint(der: &[u8]) -> String {
     let digest: Vec<String> = sha2::Sha256::digest(der)
         .iter()
         .map(|byte| format!("{byte:02X}"))

@@ -6,7 +6,7 @@ use crate::sys;
 
 /// Memory of a process tree, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Resident set: every page of the processes that is in memory.
     pub rss: u64,
     /// Of it, anonymous pages: heap and stacks, without the binary and its libraries.
@@ -14,7 +14,7 @@ pub struct Memory {
 }
 
 /// The process and its descendants, parents first.
-pub fn tree(root: u32) -> Vec<u32> {
+pub(crate) fn tree(root: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -40,7 +40,7 @@ pub fn tree(root: u32) -> Vec<u32> {
 /// # Errors
 ///
 /// When the root process is gone.
-pub fn cpu(root: u32) -> io::Result<Duration> {
+pub(crate) fn cpu(root: u32) -> io::Result<Duration> {
     let mut total = sys::process_cpu(root)?;
     for pid in tree(root).into_iter().skip(1) {
         // A worker that ended between the two calls takes its time with it; the gateway's own never does.
@@ -54,7 +54,7 @@ pub fn cpu(root: u32) -> io::Result<Duration> {
 /// # Errors
 ///
 /// When the root process is gone or `/proc` does not show its maps.
-pub fn memory(root: u32) -> io::Result<Memory> {
+pub(crate) fn memory(root: u32) -> io::Result<Memory> {
     let mut total = Memory::default();
     for pid in tree(root) {
         let text = match fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
@@ -69,7 +69,7 @@ pub fn memory(root: u32) -> io::Result<Memory> {
 }
 
 /// Datagrams dropped for want of room at the IPv4 UDP sockets with the given local ports.
-pub fn udp_drops(ports: &[u16]) -> u64 {
+pub(crate) fn udp_drops(ports: &[u16]) -> u64 {
     let text = fs::read_to_string("/proc/net/udp").unwrap_or_default();
     text.lines()
         .skip(1)
@@ -80,7 +80,7 @@ pub fn udp_drops(ports: &[u16]) -> u64 {
 }
 
 /// Time that all cores together were busy since boot, in ticks of 10 ms.
-pub fn machine_busy() -> Duration {
+pub(crate) fn machine_busy() -> Duration {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let fields: Vec<u64> = text
         .lines()
@@ -101,7 +101,7 @@ pub fn machine_busy() -> Duration {
 }
 
 /// Model name of the processor, and the kernel's release.
-pub fn machine() -> String {
+pub(crate) fn machine() -> String {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu
         .lines()

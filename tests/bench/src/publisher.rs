@@ -22,7 +22,7 @@ use crate::{
 const STEP: Duration = Duration::from_millis(20);
 
 /// Handle of the sending thread.
-pub struct Publisher {
+pub(crate) struct Publisher {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<()>>,
 }
@@ -33,7 +33,7 @@ impl Publisher {
     /// # Errors
     ///
     /// When the gateway refuses or does not connect.
-    pub fn start(http: SocketAddr, stream: &str, timeline: Arc<Timeline>) -> io::Result<Self> {
+    pub(crate) fn start(http: SocketAddr, stream: &str, timeline: Arc<Timeline>) -> io::Result<Self> {
         let joined = Endpoint::join(http, Role::Publisher, stream)?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
@@ -54,7 +54,7 @@ impl Publisher {
     /// # Errors
     ///
     /// What made the thread end before its time.
-    pub fn stop(self) -> io::Result<()> {
+    pub(crate) fn stop(self) -> io::Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread
             .join()

@@ -27,7 +27,7 @@ const WAIT: Duration = Duration::from_millis(5);
 const TIMER_STEP: Duration = Duration::from_millis(20);
 
 /// Handle of the receiving thread.
-pub struct Receiver {
+pub(crate) struct Receiver {
     commands: Outbox<Command>,
     thread: Option<JoinHandle<io::Result<()>>>,
     added: usize,
@@ -51,7 +51,7 @@ impl Receiver {
     /// # Errors
     ///
     /// When the system has no thread or descriptor left.
-    pub fn start(timeline: Arc<Timeline>) -> io::Result<Self> {
+    pub(crate) fn start(timeline: Arc<Timeline>) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel();
         let poller = Poller::new()?;
         let thread = thread::Builder::new().name("receiver".into()).spawn(move || {
@@ -76,7 +76,7 @@ impl Receiver {
     /// # Errors
     ///
     /// When the thread has ended.
-    pub fn add(&mut self, viewer: Viewer) -> io::Result<usize> {
+    pub(crate) fn add(&mut self, viewer: Viewer) -> io::Result<usize> {
         let number = self.added;
         self.added += 1;
         self.command(Command::Add(number, Box::new(viewer)))?;
@@ -88,7 +88,7 @@ impl Receiver {
     /// # Errors
     ///
     /// When the thread has ended.
-    pub fn remove(&self, number: usize) -> io::Result<()> {
+    pub(crate) fn remove(&self, number: usize) -> io::Result<()> {
         self.command(Command::Remove(number))
     }
 
@@ -97,7 +97,7 @@ impl Receiver {
     /// # Errors
     ///
     /// When the thread has ended.
-    pub fn open(&self) -> io::Result<()> {
+    pub(crate) fn open(&self) -> io::Result<()> {
         let (reply, answer) = mpsc::channel();
         self.command(Command::Open(reply))?;
         answer.recv().map_err(|_| ended())
@@ -108,7 +108,7 @@ impl Receiver {
     /// # Errors
     ///
     /// When the thread has ended.
-    pub fn close(&self, position: [u64; 2]) -> io::Result<Tally> {
+    pub(crate) fn close(&self, position: [u64; 2]) -> io::Result<Tally> {
         let (reply, answer) = mpsc::channel();
         self.command(Command::Close(position, reply))?;
         answer.recv().map_err(|_| ended())
@@ -119,7 +119,7 @@ impl Receiver {
     /// # Errors
     ///
     /// When the thread has ended.
-    pub fn synchronised(&self) -> io::Result<bool> {
+    pub(crate) fn synchronised(&self) -> io::Result<bool> {
         let (reply, answer) = mpsc::channel();
         self.command(Command::Synchronised(reply))?;
         answer.recv().map_err(|_| ended())
@@ -130,7 +130,7 @@ impl Receiver {
     /// # Errors
     ///
     /// What made the thread end before its time.
-    pub fn stop(mut self) -> io::Result<()> {
+    pub(crate) fn stop(mut self) -> io::Result<()> {
         let (dropped, _) = mpsc::channel();
         self.commands = dropped;
         match self.thread.take().map(JoinHandle::join) {

@@ -34,7 +34,7 @@ use crate::peer::fingerprint;
 
 /// What goes wrong with every 50th packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     None,
     Drop,
     Change,
@@ -46,14 +46,14 @@ const PWD: &str = "0123456789abcdefghijkl";
 const PLACEHOLDER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9);
 
 /// A running reference gateway; stopped when dropped.
-pub struct Reference {
+pub(crate) struct Reference {
     pub http: SocketAddr,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Reference {
-    pub fn start(fault: Fault) -> Self {
+    pub(crate) fn start(fault: Fault) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

@@ -106,7 +106,7 @@ impl Run {
     }
 
     /// Whether what arrived is what was sent: nothing lost, changed or doubled, and something arrived at all.
-    pub fn sound(&self) -> bool {
+    pub(crate) fn sound(&self) -> bool {
         let churn = self
             .churn
             .as_ref()
@@ -120,14 +120,22 @@ fn ratio(value: f64, floor: f64) -> f64 {
 }
 
 /// Whether every target is met by each run that it applies to.
-pub fn targets_met(runs: &[Run]) -> bool {
+pub(crate) fn targets_met(runs: &[Run]) -> bool {
     runs.iter()
         .filter(|run| run.viewers == TARGET_VIEWERS)
         .all(|run| TARGETS.iter().all(|target| target.met(run)))
 }
 
+/// The value of a target beside its limit.
+fn verdict(target: &Target, run: &Run) -> String {
+    let sign = if target.inclusive { "<=" } else { "<" };
+    let verdict = if target.met(run) { "met" } else { "MISSED" };
+    let (value, unit, limit) = ((target.value)(run), target.unit, target.limit);
+    format!("{value:.2} {unit} ({sign} {limit} {unit}): {verdict}")
+}
+
 /// One run for the terminal.
-pub fn text(run: &Run) -> String {
+pub(crate) fn text(run: &Run) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String| {
         // Writing to a String cannot fail.
@@ -204,23 +212,14 @@ pub fn text(run: &Run) -> String {
     }
     if run.viewers == TARGET_VIEWERS {
         for target in &TARGETS {
-            let sign = if target.inclusive { "<=" } else { "<" };
-            let verdict = if target.met(run) { "met" } else { "MISSED" };
-            let value = format!(
-                "{:.2} {} ({sign} {} {}): {verdict}",
-                (target.value)(run),
-                target.unit,
-                target.limit,
-                target.unit
-            );
-            line(target.name, format!("target {value}"));
+            line(target.name, format!("target {}", verdict(target, run)));
         }
     }
     out
 }
 
 /// The floor alone for the terminal.
-pub fn floor_text(floor: &Floor) -> String {
+pub(crate) fn floor_text(floor: &Floor) -> String {
     format!(
         "  paced {:.3} us per packet, back to back {:.3}; delay {}; {} lost\n",
         floor.paced,
@@ -253,7 +252,7 @@ fn churn_text(churn: &Churn) -> String {
 }
 
 /// All runs as a table for the documentation.
-pub fn markdown(runs: &[Run]) -> String {
+pub(crate) fn markdown(runs: &[Run]) -> String {
     let mut out = String::from(
         "| viewers | us/packet | floor paced (ratio) | floor back to back (ratio) | core % | RSS (heap) KiB/viewer | join CPU ms \
          | connect p50/p99 ms | delay p50/p95/p99 ms | lost | tool % | others % |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n",
@@ -287,7 +286,7 @@ pub fn markdown(runs: &[Run]) -> String {
 }
 
 /// All runs for machines.
-pub fn json(runs: &[Run]) -> Value {
+pub(crate) fn json(runs: &[Run]) -> Value {
     json!({
         "machine": procfs::machine(),
         "targets_met": targets_met(runs),

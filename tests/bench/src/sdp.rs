@@ -3,16 +3,16 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 /// Payload types that the offers propose and the stream uses.
-pub const VIDEO_PT: u8 = 96;
-pub const AUDIO_PT: u8 = 111;
+pub(crate) const VIDEO_PT: u8 = 96;
+pub(crate) const AUDIO_PT: u8 = 111;
 const RTX_PT: u8 = 97;
 
 /// SSRCs of the publisher.
-pub const VIDEO_SSRC: u32 = 0x1000_0001;
-pub const AUDIO_SSRC: u32 = 0x1000_0002;
+pub(crate) const VIDEO_SSRC: u32 = 0x1000_0001;
+pub(crate) const AUDIO_SSRC: u32 = 0x1000_0002;
 
 /// The transport as the offer describes it.
-pub struct Local<'a> {
+pub(crate) struct Local<'a> {
     pub ufrag: &'a str,
     pub pwd: &'a str,
     pub fingerprint: &'a str,
@@ -20,7 +20,7 @@ pub struct Local<'a> {
 
 /// The transport as the answer describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     pub ufrag: String,
     pub pwd: String,
     pub fingerprint: String,
@@ -28,21 +28,21 @@ pub struct Answer {
 }
 
 /// A WHIP offer of one H.264 and one Opus track.
-pub fn publish_offer(local: &Local) -> String {
+pub(crate) fn publish_offer(local: &Local) -> String {
     let video = format!("a=sendonly\r\na=ssrc:{VIDEO_SSRC} cname:bench\r\n");
     let audio = format!("a=sendonly\r\na=ssrc:{AUDIO_SSRC} cname:bench\r\n");
     offer(local, &audio, &video, true)
 }
 
 /// As [`publish_offer`] without RTX, which encoders such as OBS do not have.
-pub fn encoder_offer(local: &Local) -> String {
+pub(crate) fn encoder_offer(local: &Local) -> String {
     let video = format!("a=sendonly\r\na=ssrc:{VIDEO_SSRC} cname:bench\r\n");
     let audio = format!("a=sendonly\r\na=ssrc:{AUDIO_SSRC} cname:bench\r\n");
     offer(local, &audio, &video, false)
 }
 
 /// A WHEP offer for the same.
-pub fn play_offer(local: &Local) -> String {
+pub(crate) fn play_offer(local: &Local) -> String {
     offer(local, "a=recvonly\r\n", "a=recvonly\r\n", true)
 }
 
@@ -81,7 +81,7 @@ impl Answer {
     /// # Errors
     ///
     /// The missing or unusable line.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let value = |name: &str| {
             let line = text
                 .lines()

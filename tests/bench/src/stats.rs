@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 /// Median and tails of a set of durations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Quantiles {
+pub(crate) struct Quantiles {
     pub count: usize,
     pub p50: Duration,
     pub p95: Duration,
@@ -16,7 +16,7 @@ pub struct Quantiles {
 
 impl Quantiles {
     /// Nearest-rank quantiles; all zero for an empty set. Sorts in place.
-    pub fn of(samples: &mut [Duration]) -> Self {
+    pub(crate) fn of(samples: &mut [Duration]) -> Self {
         samples.sort_unstable();
         let rank = |percent: usize| {
             let rank = (samples.len() * percent).div_ceil(100);
@@ -32,7 +32,7 @@ impl Quantiles {
     }
 
     /// In ms, for the machine-readable report.
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         json!({
             "count": self.count, "p50_ms": ms(self.p50), "p95_ms": ms(self.p95), "p99_ms": ms(self.p99),
             "max_ms": ms(self.max),
@@ -41,12 +41,12 @@ impl Quantiles {
 }
 
 /// A duration as a number of ms.
-pub fn ms(duration: Duration) -> f64 {
+pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
 /// CPU time per item in us; zero when there is none.
-pub fn micros_per(cpu: Duration, items: u64) -> f64 {
+pub(crate) fn micros_per(cpu: Duration, items: u64) -> f64 {
     if items == 0 {
         0.0
     } else {

@@ -39,7 +39,7 @@ const OPUS_TOC: u8 = 0xfc;
 
 /// A video frame or an audio packet: what leaves at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Burst {
+pub(crate) struct Burst {
     /// Since the start of the stream.
     pub at: Duration,
     pub track: Track,
@@ -50,7 +50,7 @@ pub struct Burst {
 
 impl Burst {
     /// RTP time in the track's clock: 90 kHz for video, 48 kHz for audio.
-    pub fn rtp_time(&self) -> u32 {
+    pub(crate) fn rtp_time(&self) -> u32 {
         let rate = match self.track {
             Track::Video => 90_000,
             Track::Audio => 48_000,
@@ -59,7 +59,7 @@ impl Burst {
     }
 
     /// The payload of packet `index`, which is packet `seq` of its track.
-    pub fn payload(&self, index: usize, seq: u64) -> Vec<u8> {
+    pub(crate) fn payload(&self, index: usize, seq: u64) -> Vec<u8> {
         let mut payload = Vec::with_capacity(PAYLOAD_LEN);
         let length = self.lengths.get(index).copied().unwrap_or(0);
         let parameter_sets = if self.key_frame { 2 } else { 0 };
@@ -84,7 +84,7 @@ impl Burst {
 }
 
 /// The stream from its start, in order of time, without end.
-pub fn endless() -> impl Iterator<Item = Burst> {
+pub(crate) fn endless() -> impl Iterator<Item = Burst> {
     let video = |number: u64| Burst {
         at: Duration::from_nanos(number * 1_000_000_000 / FRAME_RATE),
         track: Track::Video,
@@ -106,7 +106,7 @@ pub fn endless() -> impl Iterator<Item = Burst> {
 }
 
 /// The first `length` of the stream.
-pub fn bursts(length: Duration) -> Vec<Burst> {
+pub(crate) fn bursts(length: Duration) -> Vec<Burst> {
     endless().take_while(|burst| burst.at < length).collect()
 }
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Datagrams taken per `recvmmsg`: a P frame is about ten, so a wake-up nearly always ends with one call.
-pub const BATCH: usize = 32;
+pub(crate) const BATCH: usize = 32;
 
 /// Room per datagram; nothing on this path is longer than an Ethernet frame.
 const SLOT_LEN: usize = 1600;
@@ -23,7 +23,7 @@ const SLOT_LEN: usize = 1600;
 const CONTROL_LEN: usize = 64;
 
 /// Receives up to [`BATCH`] datagrams in one call.
-pub struct ReceiveBatch {
+pub(crate) struct ReceiveBatch {
     slots: Vec<[u8; SLOT_LEN]>,
     controls: Vec<Control>,
     filled: Vec<Filled>,
@@ -41,7 +41,7 @@ struct Filled {
 }
 
 impl ReceiveBatch {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             slots: vec![[0; SLOT_LEN]; BATCH],
             controls: vec![Control([0; CONTROL_LEN]); BATCH],
@@ -54,7 +54,7 @@ impl ReceiveBatch {
     /// # Errors
     ///
     /// Those of `recvmmsg`; an empty socket is not one.
-    pub fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+    pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         self.filled.clear();
         let mut vectors: [libc::iovec; BATCH] = std::array::from_fn(|i| libc::iovec {
             iov_base: self.slots[i].as_mut_ptr().cast(),
@@ -97,7 +97,7 @@ impl ReceiveBatch {
 
     /// The datagram `index` of the last call and when the kernel got it, in ns of the real-time clock; 0 when the
     /// kernel did not say. Empty beyond the last.
-    pub fn datagram(&self, index: usize) -> (&[u8], u64) {
+    pub(crate) fn datagram(&self, index: usize) -> (&[u8], u64) {
         match (self.slots.get(index), self.filled.get(index)) {
             (Some(slot), Some(filled)) => (&slot[..filled.len], filled.arrived_ns),
             _ => (&[], 0),
@@ -135,7 +135,7 @@ fn timestamp(header: &libc::msghdr) -> Option<u64> {
 /// # Errors
 ///
 /// Those of `sendmsg`.
-pub fn send_segmented(socket: &UdpSocket, to: SocketAddrV4, bytes: &[u8], segment: u16) -> io::Result<usize> {
+pub(crate) fn send_segmented(socket: &UdpSocket, to: SocketAddrV4, bytes: &[u8], segment: u16) -> io::Result<usize> {
     let mut address = libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
         sin_port: to.port().to_be(),
@@ -174,7 +174,7 @@ pub fn send_segmented(socket: &UdpSocket, to: SocketAddrV4, bytes: &[u8], segmen
 }
 
 /// Waits for many sockets at once.
-pub struct Poller {
+pub(crate) struct Poller {
     fd: OwnedFd,
     events: Vec<libc::epoll_event>,
 }
@@ -183,7 +183,7 @@ impl Poller {
     /// # Errors
     ///
     /// When the process has no descriptor left.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: takes no pointer.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if fd < 0 {
@@ -202,7 +202,7 @@ impl Poller {
     /// # Errors
     ///
     /// Those of `epoll_ctl`.
-    pub fn add(&self, socket: &UdpSocket, token: usize) -> io::Result<()> {
+    pub(crate) fn add(&self, socket: &UdpSocket, token: usize) -> io::Result<()> {
         let mut event = libc::epoll_event {
             events: libc::EPOLLIN as u32,
             u64: token as u64,
@@ -223,7 +223,7 @@ impl Poller {
     /// # Errors
     ///
     /// Those of `epoll_wait`, but not an interruption.
-    pub fn wait(&mut self, timeout: Duration, ready: &mut Vec<usize>) -> io::Result<()> {
+    pub(crate) fn wait(&mut self, timeout: Duration, ready: &mut Vec<usize>) -> io::Result<()> {
         ready.clear();
         let limit = self.events.len() as libc::c_int;
         let timeout = timeout.as_millis().min(1000) as libc::c_int;
@@ -248,7 +248,7 @@ impl Poller {
 /// # Errors
 ///
 /// Those of `ppoll`, but not an interruption.
-pub fn wait_readable(socket: &UdpSocket, timeout: Duration) -> io::Result<()> {
+pub(crate) fn wait_readable(socket: &UdpSocket, timeout: Duration) -> io::Result<()> {
     let mut entry = libc::pollfd {
         fd: socket.as_raw_fd(),
         events: libc::POLLIN,
@@ -274,7 +274,7 @@ pub fn wait_readable(socket: &UdpSocket, timeout: Duration) -> io::Result<()> {
 /// # Errors
 ///
 /// Those of `setsockopt`.
-pub fn prepare_receiver(socket: &UdpSocket, bytes: u32) -> io::Result<()> {
+pub(crate) fn prepare_receiver(socket: &UdpSocket, bytes: u32) -> io::Result<()> {
     set_option(socket.as_raw_fd(), libc::SO_TIMESTAMPNS, 1)?;
     let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     set_option(socket.as_raw_fd(), libc::SO_RCVBUFFORCE, bytes)
@@ -286,7 +286,7 @@ pub fn prepare_receiver(socket: &UdpSocket, bytes: u32) -> io::Result<()> {
 /// # Errors
 ///
 /// Those of `setsockopt`.
-pub fn set_send_buffer(socket: &UdpSocket, bytes: u32) -> io::Result<()> {
+pub(crate) fn set_send_buffer(socket: &UdpSocket, bytes: u32) -> io::Result<()> {
     let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     set_option(socket.as_raw_fd(), libc::SO_SNDBUFFORCE, bytes)
         .or_else(|_| set_option(socket.as_raw_fd(), libc::SO_SNDBUF, bytes))
@@ -306,12 +306,12 @@ fn set_option(fd: RawFd, option: libc::c_int, value: libc::c_int) -> io::Result<
 }
 
 /// CPU time that the calling thread has used.
-pub fn thread_cpu() -> Duration {
+pub(crate) fn thread_cpu() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID).unwrap_or_default()
 }
 
 /// CPU time that this process has used.
-pub fn own_cpu() -> Duration {
+pub(crate) fn own_cpu() -> Duration {
     clock(libc::CLOCK_PROCESS_CPUTIME_ID).unwrap_or_default()
 }
 
@@ -320,7 +320,7 @@ pub fn own_cpu() -> Duration {
 /// # Errors
 ///
 /// When there is no such process.
-pub fn process_cpu(pid: u32) -> io::Result<Duration> {
+pub(crate) fn process_cpu(pid: u32) -> io::Result<Duration> {
     let mut id: libc::clockid_t = 0;
     // SAFETY: writes one clock id.
     let code = unsafe { libc::clock_getcpuclockid(pid as libc::pid_t, &raw mut id) };
@@ -331,7 +331,7 @@ pub fn process_cpu(pid: u32) -> io::Result<Duration> {
 }
 
 /// The real-time clock in ns: the one that the kernel stamps datagrams with.
-pub fn realtime_ns() -> u64 {
+pub(crate) fn realtime_ns() -> u64 {
     clock(libc::CLOCK_REALTIME).map_or(0, |now| now.as_nanos() as u64)
 }
 
@@ -347,20 +347,20 @@ fn clock(id: libc::clockid_t) -> io::Result<Duration> {
 /// # Errors
 ///
 /// When it is gone already.
-pub fn terminate(pid: u32) -> io::Result<()> {
+pub(crate) fn terminate(pid: u32) -> io::Result<()> {
     // SAFETY: takes no pointer.
     check(unsafe { libc::kill(pid as libc::pid_t, libc::SIGTERM) })
 }
 
 /// Lets the calling thread sleep without the 50 us that the kernel may add to a timer to save power, so that the
 /// publisher's frames leave when they are due.
-pub fn sharpen_timers() {
+pub(crate) fn sharpen_timers() {
     // SAFETY: takes no pointer. It cannot fail for a valid option, and only makes timers later if it did.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }
 
 /// Has the calling thread wait for all others when processors are short.
-pub fn yield_to_others() {
+pub(crate) fn yield_to_others() {
     // SAFETY: plain numbers; 0 is the calling thread.
     unsafe {
         libc::setpriority(libc::PRIO_PROCESS, 0, 10);
@@ -368,7 +368,7 @@ pub fn yield_to_others() {
 }
 
 /// Raises the limit of open descriptors to what the system allows: one socket per viewer.
-pub fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,

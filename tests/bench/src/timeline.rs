@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One of the two tracks of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Track {
+pub(crate) enum Track {
     Video,
     Audio,
 }
 
 impl Track {
-    pub const ALL: [Self; 2] = [Self::Video, Self::Audio];
+    pub(crate) const ALL: [Self; 2] = [Self::Video, Self::Audio];
 
     /// Place in an array of both.
-    pub fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         match self {
             Self::Video => 0,
             Self::Audio => 1,
@@ -25,7 +25,7 @@ impl Track {
 }
 
 /// The whole stream.
-pub struct Timeline {
+pub(crate) struct Timeline {
     tracks: [Line; 2],
 }
 
@@ -43,7 +43,7 @@ struct Entry {
 }
 
 impl Timeline {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let line = || Line {
             next: AtomicU64::new(0),
             entries: (0..=u16::MAX).map(|_| Entry::default()).collect(),
@@ -55,7 +55,7 @@ impl Timeline {
 
     /// Enters the next packet of a track, before it is sent at `now_ns` of the real-time clock. The sequence numbers of
     /// a track begin at zero and have no gaps.
-    pub fn record(&self, track: Track, digest: u64, now_ns: u64) {
+    pub(crate) fn record(&self, track: Track, digest: u64, now_ns: u64) {
         let line = &self.tracks[track.index()];
         let seq = line.next.load(Ordering::Relaxed);
         let entry = &line.entries[usize::from(seq as u16)];
@@ -65,12 +65,12 @@ impl Timeline {
     }
 
     /// Packets of both tracks sent so far.
-    pub fn position(&self) -> [u64; 2] {
+    pub(crate) fn position(&self) -> [u64; 2] {
         Track::ALL.map(|track| self.tracks[track.index()].next.load(Ordering::Acquire))
     }
 
     /// When the packet with this sequence number of the publisher left, and the digest of its payload.
-    pub fn entry(&self, track: Track, seq: u16) -> (u64, u64) {
+    pub(crate) fn entry(&self, track: Track, seq: u16) -> (u64, u64) {
         let entry = &self.tracks[track.index()].entries[usize::from(seq)];
         (
             entry.sent_ns.load(Ordering::Relaxed),
@@ -79,7 +79,7 @@ impl Timeline {
     }
 
     /// The publisher's sequence number of the newest packet with this payload.
-    pub fn find(&self, track: Track, digest: u64) -> Option<u16> {
+    pub(crate) fn find(&self, track: Track, digest: u64) -> Option<u16> {
         let line = &self.tracks[track.index()];
         let next = line.next.load(Ordering::Acquire);
         let oldest = next.saturating_sub(line.entries.len() as u64);
@@ -91,7 +91,7 @@ impl Timeline {
 }
 
 /// A digest of a payload, FNV-1a over words of eight bytes. Against mistakes, not against malice.
-pub fn digest(payload: &[u8]) -> u64 {
+pub(crate) fn digest(payload: &[u8]) -> u64 {
     let (words, rest) = payload.as_chunks::<8>();
     let tail = rest
         .iter()

@@ -25,7 +25,7 @@ const UNIQUE_LEN: usize = 32;
 
 /// What all viewers together saw in a window.
 #[derive(Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Packets that were due: what the publisher sent, once per viewer.
     pub expected: u64,
     /// Different packets of these that arrived.
@@ -44,13 +44,13 @@ pub struct Tally {
 
 impl Tally {
     /// Packets that were due and never came.
-    pub fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         self.expected - self.received
     }
 }
 
 /// One viewer, or a bare destination of the floor.
-pub struct Viewer {
+pub(crate) struct Viewer {
     receive: Receive,
     auditor: bool,
     lines: [Line; 2],
@@ -78,7 +78,7 @@ struct Window {
 
 impl Viewer {
     /// A viewer that has connected. An auditor decrypts and compares everything.
-    pub fn new(endpoint: Endpoint, auditor: bool) -> Self {
+    pub(crate) fn new(endpoint: Endpoint, auditor: bool) -> Self {
         Self {
             receive: Receive::Peer(Box::new(endpoint)),
             auditor,
@@ -87,7 +87,7 @@ impl Viewer {
     }
 
     /// A destination that gets the publisher's sequence numbers unchanged and cannot decrypt.
-    pub fn bare(socket: UdpSocket) -> Self {
+    pub(crate) fn bare(socket: UdpSocket) -> Self {
         let line = || Line {
             offset: Some(0),
             ..Line::default()
@@ -99,7 +99,7 @@ impl Viewer {
         }
     }
 
-    pub fn socket(&self) -> &UdpSocket {
+    pub(crate) fn socket(&self) -> &UdpSocket {
         match &self.receive {
             Receive::Peer(endpoint) => endpoint.socket(),
             Receive::Bare(socket) => socket,
@@ -107,12 +107,12 @@ impl Viewer {
     }
 
     /// Whether the place of both tracks in the publisher's stream is known.
-    pub fn synchronised(&self) -> bool {
+    pub(crate) fn synchronised(&self) -> bool {
         self.lines.iter().all(|line| line.offset.is_some())
     }
 
     /// Begins to count at these positions of the publisher.
-    pub fn open(&mut self, position: [u64; 2]) {
+    pub(crate) fn open(&mut self, position: [u64; 2]) {
         for (line, first) in self.lines.iter_mut().zip(position) {
             line.window = Some(Window {
                 first,
@@ -122,7 +122,7 @@ impl Viewer {
     }
 
     /// Adds what arrived from the start of the window up to these positions.
-    pub fn close(&mut self, position: [u64; 2], tally: &mut Tally) {
+    pub(crate) fn close(&mut self, position: [u64; 2], tally: &mut Tally) {
         for (line, end) in self.lines.iter_mut().zip(position) {
             if let Some(window) = line.window.take() {
                 let due = end.saturating_sub(window.first);
@@ -137,7 +137,7 @@ impl Viewer {
     /// # Errors
     ///
     /// Those of the socket.
-    pub fn handle_timeout(&mut self, now: Instant) -> io::Result<()> {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> io::Result<()> {
         match &mut self.receive {
             Receive::Peer(endpoint) => endpoint.handle_timeout(now),
             Receive::Bare(_) => Ok(()),
@@ -149,7 +149,7 @@ impl Viewer {
     /// # Errors
     ///
     /// Those of the socket, on which an answer may be due.
-    pub fn handle_datagram(
+    pub(crate) fn handle_datagram(
         &mut self,
         datagram: &[u8],
         arrived_ns: u64,

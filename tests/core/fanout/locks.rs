@@ -83,7 +83,7 @@ fn wait(duration: Duration) {
 }
 
 /// Gives the stream two layers, each with the first key frame of the stream in its ring.
-pub fn add_layers(world: &World, rids: [&str; 2]) {
+pub(super) fn add_layers(world: &World, rids: [&str; 2]) {
     let name = StreamName::parse("live").expect("a name");
     let home = world.shared.hub.find(&name).expect("published");
     let (source, formats, key_frame) = home.with(|state| {

@@ -1,9 +1,10 @@
 //! What is counted is what happened: two publishers, ten viewers, three per cent of loss.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::StreamState;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
 use crate::fanout::publisher::Publisher;
@@ -17,6 +18,30 @@ fn assert_near(what: &str, counted: f64, happened: f64, tolerance: f64) {
     let apart = (counted - happened).abs() / happened.max(1.0);
     println!("{what}: counted {counted:.1}, happened {happened:.1}");
     assert!(apart <= tolerance, "{what}: counted {counted}, happened {happened}");
+}
+
+fn assert_rates(state: &StreamState, now: Instant) {
+    let rate = state.video.meter().rate(now);
+    assert_near("pictures per second", rate.frames, 30.0, 0.05);
+    let bitrate = f64::from(VideoConfig::default().bitrate);
+    assert_near("bits per second", rate.bitrate as f64, bitrate, 0.2);
+    let interval = state.video.key_frame_interval().expect("two of them").as_secs_f64();
+    let gop = f64::from(VideoConfig::default().gop) / 30.0;
+    assert_near("seconds between key frames", interval, gop, 0.05);
+}
+
+fn assert_delays(state: &StreamState, now: Instant, encoding: f64) {
+    for track in [&state.video, &state.audio] {
+        let delays = track.delays();
+        let mean = delays.sum.as_secs_f64() * 1e3 / delays.count as f64;
+        let recent = delays.recent(now).expect("it was measured") * 1e3;
+        println!("{} delays, mean {mean:.1} ms, of late {recent:.1} ms", delays.count);
+        assert!(delays.count > u64::from(SECONDS) * 25, "{}", delays.count);
+        // The network has none, the rest is the pace at which the publisher looks.
+        for measured in [mean, recent] {
+            assert!((encoding - 1.0..encoding + 12.0).contains(&measured), "{measured} ms");
+        }
+    }
 }
 
 #[test]
@@ -92,36 +117,11 @@ fn measures_are_those_of_the_clients() {
             "{name}: its publisher is near"
         );
         assert!(count(&traffic.expected) > 1_000, "{name}");
-        stream.with(|state| {
+        let now = world.now;
+        stream.with(move |state| {
             assert_eq!(state.viewers(), watching, "{name}");
-            let rate = state.video.meter().rate(world.now);
-            assert_near("pictures per second", rate.frames, 30.0, 0.05);
-            assert_near(
-                "bits per second",
-                rate.bitrate as f64,
-                f64::from(VideoConfig::default().bitrate),
-                0.2,
-            );
-            for track in [&state.video, &state.audio] {
-                let delays = track.delays();
-                let mean = delays.sum.as_secs_f64() * 1e3 / delays.count as f64;
-                let recent = delays.recent(world.now).expect("it was measured") * 1e3;
-                println!(
-                    "{name}: {} delays, mean {mean:.1} ms, of late {recent:.1} ms",
-                    delays.count
-                );
-                assert!(delays.count > u64::from(SECONDS) * 25, "{}", delays.count);
-                // The network has none, the rest is the pace at which the publisher looks.
-                for measured in [mean, recent] {
-                    assert!(
-                        (encoding - 1.0..encoding + 12.0).contains(&measured),
-                        "{name}: {measured} ms"
-                    );
-                }
-            }
-            let interval = state.video.key_frame_interval().expect("two of them").as_secs_f64();
-            let gop = f64::from(VideoConfig::default().gop) / 30.0;
-            assert_near("seconds between key frames", interval, gop, 0.05);
+            assert_rates(state, now);
+            assert_delays(state, now, encoding);
         });
     }
     assert_eq!(nacked_of_streams, counters.reception.nacked.load(Ordering::Relaxed));

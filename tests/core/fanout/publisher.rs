@@ -8,7 +8,7 @@ use millstream_core::media::{Ssrc, clock};
 use millstream_test_support::sdp::RTX_DISTANCE;
 use millstream_test_support::{SyntheticAudio, SyntheticVideo, VideoCodec, VideoConfig};
 
-pub struct Publisher {
+pub(super) struct Publisher {
     config: VideoConfig,
     video: SyntheticVideo,
     audio: SyntheticAudio,
@@ -47,7 +47,7 @@ const HISTORY: usize = 4_000;
 
 impl Publisher {
     /// Like OBS: asked for a key frame it does nothing.
-    pub fn deaf(config: VideoConfig) -> Self {
+    pub(super) fn deaf(config: VideoConfig) -> Self {
         Self {
             config,
             video: SyntheticVideo::new(config),
@@ -67,7 +67,7 @@ impl Publisher {
     }
 
     /// Like a browser: asked for a key frame it sends one.
-    pub fn obedient(config: VideoConfig) -> Self {
+    pub(super) fn obedient(config: VideoConfig) -> Self {
         Self {
             kind: Encoder::Browser,
             ..Self::deaf(config)
@@ -75,7 +75,7 @@ impl Publisher {
     }
 
     /// Like FFmpeg's `whip` muxer.
-    pub fn ffmpeg(config: VideoConfig) -> Self {
+    pub(super) fn ffmpeg(config: VideoConfig) -> Self {
         Self {
             kind: Encoder::Ffmpeg,
             ..Self::deaf(config)
@@ -83,33 +83,33 @@ impl Publisher {
     }
 
     /// Whether it offers retransmissions as a stream of their own.
-    pub fn offers_rtx(&self) -> bool {
+    pub(super) fn offers_rtx(&self) -> bool {
         matches!(self.kind, Encoder::Browser | Encoder::Ffmpeg)
     }
 
     /// What it offers.
-    pub fn codecs(&self) -> &'static [VideoCodec] {
+    pub(super) fn codecs(&self) -> &'static [VideoCodec] {
         match self.config.codec {
             VideoCodec::H264 => &[VideoCodec::H264],
             VideoCodec::Vp8 => &[VideoCodec::Vp8],
         }
     }
 
-    pub fn video_ssrc(&self) -> u32 {
+    pub(super) fn video_ssrc(&self) -> u32 {
         self.config.ssrc
     }
 
-    pub fn audio_ssrc(&self) -> u32 {
+    pub(super) fn audio_ssrc(&self) -> u32 {
         self.audio_ssrc
     }
 
     /// Number of the newest frame that was sent.
-    pub fn newest(&self) -> u32 {
+    pub(super) fn newest(&self) -> u32 {
         self.sent_at.keys().copied().max().unwrap_or(0)
     }
 
     /// RTP and RTCP that are due.
-    pub fn poll(&mut self, now: Instant) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    pub(super) fn poll(&mut self, now: Instant) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
         let started = *self.started.get_or_insert(now);
         let mut rtp = std::mem::take(&mut self.pending);
         while started + self.video.next_at() <= now {
@@ -159,7 +159,7 @@ impl Publisher {
         compound
     }
 
-    pub fn handle_rtcp(&mut self, now: Instant, compound: &[u8]) {
+    pub(super) fn handle_rtcp(&mut self, now: Instant, compound: &[u8]) {
         if self.kind == Encoder::Ffmpeg {
             let length = compound
                 .get(2..4)

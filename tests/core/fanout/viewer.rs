@@ -10,7 +10,7 @@ use millstream_core::sdp::plan::OutgoingTrack;
 use millstream_test_support::media::vp8_counters;
 use millstream_test_support::{FrameCheck, Stamp, VideoCodec};
 
-pub struct Viewer {
+pub(super) struct Viewer {
     pub tracks: Vec<OutgoingTrack>,
     rtt: Duration,
     pub video: Line,
@@ -77,7 +77,7 @@ impl ReceptionReports {
 
 /// What was seen of one track.
 #[derive(Default)]
-pub struct Line {
+pub(super) struct Line {
     /// Arrival, RTP time and stamp by extended sequence number.
     pub packets: BTreeMap<u64, Seen>,
     missing: BTreeMap<u64, Missing>,
@@ -86,7 +86,7 @@ pub struct Line {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct Seen {
+pub(super) struct Seen {
     pub at: Instant,
     pub time: u64,
     pub stamp: Option<Stamp>,
@@ -103,7 +103,7 @@ struct Missing {
 const PATIENCE: Duration = Duration::from_millis(1_000);
 
 impl Viewer {
-    pub fn new(rtt: Duration) -> Self {
+    pub(super) fn new(rtt: Duration) -> Self {
         Self {
             tracks: Vec::new(),
             rtt,
@@ -124,11 +124,11 @@ impl Viewer {
         }
     }
 
-    pub fn track(&self, kind: Kind) -> &OutgoingTrack {
+    pub(super) fn track(&self, kind: Kind) -> &OutgoingTrack {
         self.tracks.iter().find(|t| t.kind == kind).expect("negotiated")
     }
 
-    pub fn handle_rtp(&mut self, now: Instant, packet: &[u8]) {
+    pub(super) fn handle_rtp(&mut self, now: Instant, packet: &[u8]) {
         let header = Header::parse(packet).expect("the gateway sends valid RTP");
         let Some(track) = self
             .tracks
@@ -187,7 +187,7 @@ impl Viewer {
         }
     }
 
-    pub fn handle_rtcp(&mut self, now: Instant, compound: &[u8]) {
+    pub(super) fn handle_rtcp(&mut self, now: Instant, compound: &[u8]) {
         for message in rtcp::read(compound) {
             if let Message::SenderReport {
                 ssrc, ntp, rtp_time, ..
@@ -200,7 +200,7 @@ impl Viewer {
     }
 
     /// RTCP that is due.
-    pub fn poll(&mut self, now: Instant) -> Vec<Vec<u8>> {
+    pub(super) fn poll(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let mut compounds = std::mem::take(&mut self.plis);
         if self.tells
             && self
@@ -231,7 +231,7 @@ impl Viewer {
 
     /// By how many seconds picture and sound of one moment are apart if the last sender reports are believed. Both run
     /// from zero at the publisher: frame n of video is n/30 s, frame m of audio m/50 s.
-    pub fn offset_of_sound(&self) -> f64 {
+    pub(super) fn offset_of_sound(&self) -> f64 {
         let captured = |kind: Kind, line: &Line, per_second: f64, rate: f64| {
             let (ntp, rtp_time) = self.reports[&self.track(kind).ssrc.0];
             let last = line.packets.values().rev().find_map(|s| Some((s.time, s.stamp?.frame)));
@@ -244,7 +244,7 @@ impl Viewer {
     }
 
     /// Asks for the newest packets of video again, although they came.
-    pub fn ask_again(&mut self, packets: usize) {
+    pub(super) fn ask_again(&mut self, packets: usize) {
         let newest = self.video.packets.keys().rev().take(packets);
         let seqs: Vec<u16> = newest.map(|seq| *seq as u16).collect();
         let mut compound = Vec::new();
@@ -254,7 +254,7 @@ impl Viewer {
     }
 
     /// Asks for a key frame at the next opportunity.
-    pub fn ask_for_key_frame(&mut self) {
+    pub(super) fn ask_for_key_frame(&mut self) {
         let mut compound = Vec::new();
         rtcp::write_receiver_report(&mut compound, Ssrc(1), &[], "viewer");
         rtcp::write_pli(&mut compound, Ssrc(1), self.track(Kind::Video).ssrc);
@@ -320,7 +320,7 @@ impl Line {
     }
 
     /// Sequence numbers between the first and the last that never came.
-    pub fn holes(&self) -> usize {
+    pub(super) fn holes(&self) -> usize {
         let (Some((first, _)), Some((last, _))) = (self.packets.first_key_value(), self.packets.last_key_value())
         else {
             return 0;
@@ -330,7 +330,7 @@ impl Line {
 
     /// Panics unless times never go back along the line, frames differ in time, and no step in time is longer than
     /// `longest`, in units of the clock.
-    pub fn assert_steady(&self, longest: u64) {
+    pub(super) fn assert_steady(&self, longest: u64) {
         let mut previous: Option<(u64, Seen)> = None;
         for (seq, seen) in &self.packets {
             if let Some((before, last)) = previous {

@@ -31,14 +31,15 @@ use crate::fanout::publisher::Publisher;
 use crate::fanout::viewer::Viewer;
 
 /// Where the shards listen.
-pub const GATEWAY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1)), 8189);
+pub(super) const GATEWAY: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1)), 8189);
 
 const OVERHEARD_PER_KIND: usize = 200;
 
 const STEP: Duration = Duration::from_millis(1);
 
 /// Everything there is.
-pub struct World {
+pub(super) struct World {
     pub now: Instant,
     pub shared: Arc<Shared>,
     pub nodes: Vec<Node>,
@@ -62,16 +63,16 @@ pub struct World {
 }
 
 /// What a shard has sent.
-pub type Sent = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
+pub(super) type Sent = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
 
 /// A shard that a test runs by itself.
-pub struct Shard {
+pub(super) struct Shard {
     pub core: Core,
     pub sent: Sent,
 }
 
 /// One peer, its links, and what it is for.
-pub struct Node {
+pub(super) struct Node {
     pub peer: Peer,
     pub address: SocketAddr,
     pub session: SessionId,
@@ -89,7 +90,7 @@ pub struct Node {
     pub sealed_again: u64,
 }
 
-pub enum Role {
+pub(super) enum Role {
     Publisher(Box<Publisher>),
     Viewer(Box<Viewer>),
 }
@@ -109,7 +110,7 @@ impl Sink for Recorder {
 
 impl World {
     /// Makes a gateway with so many shards, whose mailboxes hold so many batches.
-    pub fn new(seed: u64, shards: usize, mailbox: usize) -> Self {
+    pub(super) fn new(seed: u64, shards: usize, mailbox: usize) -> Self {
         println!("seed {seed}");
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
@@ -165,28 +166,34 @@ impl World {
     }
 
     /// Adds a publisher of `stream` to a shard. Returns its index among the nodes.
-    pub fn publish(&mut self, stream: &str, shard: usize, link: LinkConfig, publisher: Publisher) -> usize {
+    pub(super) fn publish(&mut self, stream: &str, shard: usize, link: LinkConfig, publisher: Publisher) -> usize {
         let mut offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
         offer.video = publisher.codecs();
         offer.rtx = publisher.offers_rtx();
         let role = Role::Publisher(Box::new(publisher));
-        self.join(stream, shard, link, &offer, offer.whip(), role)
+        self.join(stream, shard, link, (&offer, offer.whip()), role)
     }
 
     /// A viewer of `stream` on a shard.
-    pub fn watch(&mut self, stream: &str, shard: usize, link: LinkConfig) -> usize {
+    pub(super) fn watch(&mut self, stream: &str, shard: usize, link: LinkConfig) -> usize {
         let offer = self.offer(0, 0);
         self.watch_with(stream, shard, link, &offer)
     }
 
     /// A viewer with an offer of its own making.
-    pub fn watch_with(&mut self, stream: &str, shard: usize, link: LinkConfig, offer: &OfferParameters) -> usize {
+    pub(super) fn watch_with(
+        &mut self,
+        stream: &str,
+        shard: usize,
+        link: LinkConfig,
+        offer: &OfferParameters,
+    ) -> usize {
         let role = Role::Viewer(Box::new(Viewer::new(link.delay * 2)));
-        self.join(stream, shard, link, offer, offer.whep(), role)
+        self.join(stream, shard, link, (offer, offer.whep()), role)
     }
 
     /// Parameters of a new peer's offer.
-    pub fn offer(&mut self, video_ssrc: u32, audio_ssrc: u32) -> OfferParameters {
+    pub(super) fn offer(&mut self, video_ssrc: u32, audio_ssrc: u32) -> OfferParameters {
         OfferParameters {
             credentials: Credentials::from_seed(self.rng.next_u64()),
             fingerprint: self.identity.fingerprint(),
@@ -203,10 +210,10 @@ impl World {
         stream: &str,
         shard: usize,
         link: LinkConfig,
-        offer: &OfferParameters,
-        text: String,
+        offer: (&OfferParameters, String),
         mut role: Role,
     ) -> usize {
+        let (offer, text) = offer;
         let name = StreamName::parse(stream).expect("a stream name");
         let local = ufrag::credentials(ShardIndex(shard as u16), &mut || self.rng.next_u32());
         let parsed = Offer::parse(text.as_bytes()).expect("a good offer");
@@ -236,8 +243,6 @@ impl World {
             }
         };
         let answer = Answer::parse(&answer.sdp);
-        let index = self.nodes.len();
-        let address = SocketAddr::from(([198, 51, 100, 1], 20_000 + index as u16));
         let mut id = [0; 16];
         self.rng.fill_bytes(&mut id);
         let session = SessionId(id);
@@ -261,12 +266,25 @@ impl World {
                 .push(Message::Open(Box::new(opening)))
                 .is_ok()
         );
+        self.add_node(session, link, (offer, answer.credentials()), role)
+    }
+
+    /// Adds the node of a session that was opened; `credentials` are those of its offer and of the answer.
+    fn add_node(
+        &mut self,
+        session: SessionId,
+        link: LinkConfig,
+        (offer, remote): (&OfferParameters, Credentials),
+        role: Role,
+    ) -> usize {
+        let index = self.nodes.len();
+        let address = SocketAddr::from(([198, 51, 100, 1], 20_000 + index as u16));
         let peer = Peer::new(
             self.now,
             PeerConfig {
                 identity: self.identity.clone(),
                 local: offer.credentials.clone(),
-                remote: answer.credentials(),
+                remote,
                 server: GATEWAY,
                 role: DtlsRole::Client,
                 profiles: Profiles::CmThenGcm,
@@ -292,14 +310,14 @@ impl World {
         index
     }
 
-    pub fn publisher(&mut self, index: usize) -> &mut Publisher {
+    pub(super) fn publisher(&mut self, index: usize) -> &mut Publisher {
         match &mut self.nodes[index].role {
             Role::Publisher(publisher) => publisher,
             Role::Viewer(_) => panic!("node {index} is a viewer"),
         }
     }
 
-    pub fn viewer(&mut self, index: usize) -> &mut Viewer {
+    pub(super) fn viewer(&mut self, index: usize) -> &mut Viewer {
         match &mut self.nodes[index].role {
             Role::Viewer(viewer) => viewer,
             Role::Publisher(_) => panic!("node {index} is a publisher"),
@@ -307,23 +325,23 @@ impl World {
     }
 
     /// Puts on the line what a feed has taken, as the handle on the shards does.
-    pub fn feed(&mut self, feed: &mut FrameSource) {
+    pub(super) fn feed(&mut self, feed: &mut FrameSource) {
         assert!(self.shared.publish_frames(feed), "the stream has no other source");
     }
 
     /// Hands a datagram to a shard, whoever sent it.
-    pub fn inject(&mut self, shard: usize, from: SocketAddr, datagram: &[u8]) {
+    pub(super) fn inject(&mut self, shard: usize, from: SocketAddr, datagram: &[u8]) {
         self.cores[shard].handle_datagram(self.now, from, None, &mut datagram.to_vec());
     }
 
     /// What a shard does after a panic in the handling of a peer's datagram.
-    pub fn abandon(&mut self, shard: usize, index: usize) {
+    pub(super) fn abandon(&mut self, shard: usize, index: usize) {
         let address = self.nodes[index].address;
         self.cores[shard].abandon(self.now, address);
     }
 
     /// Why a session ended; `None` while it lives.
-    pub fn reason(&self, index: usize) -> Option<CloseReason> {
+    pub(super) fn reason(&self, index: usize) -> Option<CloseReason> {
         match self.shared.registry.find(self.nodes[index].session).0 {
             SessionState::Ended(reason) => Some(reason),
             _ => None,
@@ -331,7 +349,7 @@ impl World {
     }
 
     /// Ends a session as DELETE does.
-    pub fn delete(&mut self, index: usize) {
+    pub(super) fn delete(&mut self, index: usize) {
         let session = self.nodes[index].session;
         let (_, shard) = self.shared.registry.find(session);
         let shard = shard.expect("a session that was opened");
@@ -343,7 +361,7 @@ impl World {
     }
 
     /// A viewer wants a layer.
-    pub fn choose_layer(&mut self, index: usize, selection: LayerSelection) {
+    pub(super) fn choose_layer(&mut self, index: usize, selection: LayerSelection) {
         let session = self.nodes[index].session;
         let (_, shard) = self.shared.registry.find(session);
         let shard = shard.expect("a session that was opened");
@@ -352,20 +370,20 @@ impl World {
     }
 
     /// The address of a peer changes; it checks the new one at once.
-    pub fn move_to(&mut self, index: usize, address: SocketAddr) {
+    pub(super) fn move_to(&mut self, index: usize, address: SocketAddr) {
         self.nodes[index].address = address;
         let now = self.now;
         self.nodes[index].peer.check_now(now);
     }
 
     /// The shards alone, from here on without their peers.
-    pub fn into_shards(self) -> Vec<Shard> {
+    pub(super) fn into_shards(self) -> Vec<Shard> {
         let shards = self.cores.into_iter().zip(self.sent);
         shards.map(|(core, sent)| Shard { core, sent }).collect()
     }
 
     /// Advances the virtual time.
-    pub fn run(&mut self, duration: Duration) {
+    pub(super) fn run(&mut self, duration: Duration) {
         let end = self.now + duration;
         while self.now < end {
             self.now += STEP;

@@ -1,12 +1,12 @@
 //! An SDP parser independent of the gateway's: lines, sections, first and all values of an attribute.
 
-pub struct Description {
+pub(super) struct Description {
     pub session: Vec<String>,
     pub sections: Vec<Section>,
 }
 
 #[derive(Clone)]
-pub struct Section {
+pub(super) struct Section {
     /// Fields of the m-line.
     pub fields: Vec<String>,
     /// Lines below it.
@@ -14,7 +14,7 @@ pub struct Section {
 }
 
 impl Description {
-    pub fn read(text: &str) -> Self {
+    pub(super) fn read(text: &str) -> Self {
         let mut description = Self {
             session: Vec::new(),
             sections: Vec::new(),
@@ -35,16 +35,16 @@ impl Description {
     }
 
     /// All values of a session attribute.
-    pub fn all(&self, key: &str) -> Vec<&str> {
+    pub(super) fn all(&self, key: &str) -> Vec<&str> {
         values(&self.session, key)
     }
 
-    pub fn has(&self, line: &str) -> bool {
+    pub(super) fn has(&self, line: &str) -> bool {
         self.session.iter().any(|l| l == line)
     }
 
     /// The BUNDLE groups.
-    pub fn bundles(&self) -> Vec<Vec<&str>> {
+    pub(super) fn bundles(&self) -> Vec<Vec<&str>> {
         self.all("group")
             .iter()
             .filter_map(|group| group.strip_prefix("BUNDLE "))
@@ -54,36 +54,36 @@ impl Description {
 }
 
 impl Section {
-    pub fn media(&self) -> &str {
+    pub(super) fn media(&self) -> &str {
         &self.fields[0]
     }
 
-    pub fn port(&self) -> &str {
+    pub(super) fn port(&self) -> &str {
         &self.fields[1]
     }
 
-    pub fn proto(&self) -> &str {
+    pub(super) fn proto(&self) -> &str {
         &self.fields[2]
     }
 
-    pub fn formats(&self) -> Vec<&str> {
+    pub(super) fn formats(&self) -> Vec<&str> {
         self.fields[3..].iter().map(String::as_str).collect()
     }
 
-    pub fn all(&self, key: &str) -> Vec<&str> {
+    pub(super) fn all(&self, key: &str) -> Vec<&str> {
         values(&self.lines, key)
     }
 
-    pub fn first(&self, key: &str) -> Option<&str> {
+    pub(super) fn first(&self, key: &str) -> Option<&str> {
         self.all(key).first().copied()
     }
 
-    pub fn has(&self, line: &str) -> bool {
+    pub(super) fn has(&self, line: &str) -> bool {
         self.lines.iter().any(|l| l == line)
     }
 
     /// `rtpmap` of a payload type, in lower case, without the one channel that may be left out.
-    pub fn codec(&self, pt: &str) -> Option<String> {
+    pub(super) fn codec(&self, pt: &str) -> Option<String> {
         let map = self
             .of_pt("rtpmap", pt)
             .first()
@@ -97,7 +97,7 @@ impl Section {
     }
 
     /// Values of `key:<pt> value`.
-    pub fn of_pt(&self, key: &str, pt: &str) -> Vec<&str> {
+    pub(super) fn of_pt(&self, key: &str, pt: &str) -> Vec<&str> {
         self.all(key)
             .into_iter()
             .filter_map(|value| value.split_once(' '))
@@ -107,7 +107,7 @@ impl Section {
     }
 
     /// A format parameter.
-    pub fn parameter(&self, pt: &str, key: &str) -> Option<&str> {
+    pub(super) fn parameter(&self, pt: &str, key: &str) -> Option<&str> {
         self.of_pt("fmtp", pt)
             .first()?
             .split(';')

@@ -9,7 +9,7 @@ use crate::sdp::Us;
 use crate::sdp::description::{Description, Section};
 
 /// Checks the answer to a publisher.
-pub fn check_publication(offer: &str, answer: &str, plan: &Publication) {
+pub(super) fn check_publication(offer: &str, answer: &str, plan: &Publication) {
     let (offer, answer) = check_answer(offer, answer, plan.transport.role);
     assert!(!plan.tracks.is_empty() && plan.tracks.len() <= 2);
     for (offered, answered) in offer.sections.iter().zip(&answer.sections) {
@@ -49,7 +49,7 @@ pub fn check_publication(offer: &str, answer: &str, plan: &Publication) {
 }
 
 /// Checks the answer to a viewer.
-pub fn check_playback(offer: &str, answer: &str, plan: &Playback) {
+pub(super) fn check_playback(offer: &str, answer: &str, plan: &Playback) {
     let (_, answer) = check_answer(offer, answer, plan.transport.role);
     let mut ssrcs = HashSet::new();
     let mut streams = HashSet::new();

@@ -26,7 +26,7 @@ pub(crate) struct Us {
 }
 
 impl Us {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             credentials: IceCredentials {
                 ufrag: "00Millstream".to_owned(),
@@ -43,7 +43,7 @@ impl Us {
         }
     }
 
-    pub fn local(&self) -> Local<'_> {
+    pub(crate) fn local(&self) -> Local<'_> {
         Local {
             credentials: &self.credentials,
             fingerprint: &self.fingerprint,
@@ -55,13 +55,13 @@ impl Us {
 }
 
 /// Answers as WHIP does.
-pub fn publish(offer: &str) -> Result<(Publication, String), OfferError> {
+pub(crate) fn publish(offer: &str) -> Result<(Publication, String), OfferError> {
     let offer = Offer::parse(offer.as_bytes())?;
     answer_publisher(&offer, &Us::new().local()).map(|(plan, answer)| (plan, checked(answer)))
 }
 
 /// Answers as WHEP does, with SSRCs 1001, 1002, ...
-pub fn play(offer: &str, source: SourceFormats) -> Result<(Playback, String), OfferError> {
+pub(crate) fn play(offer: &str, source: SourceFormats) -> Result<(Playback, String), OfferError> {
     let offer = Offer::parse(offer.as_bytes())?;
     let mut last = 1000;
     let mut random = || {
@@ -71,17 +71,17 @@ pub fn play(offer: &str, source: SourceFormats) -> Result<(Playback, String), Of
     answer_viewer(&offer, &source, &Us::new().local(), &mut random).map(|(plan, answer)| (plan, checked(answer)))
 }
 
-pub fn h264(profile: [u8; 3]) -> Format {
+pub(crate) fn h264(profile: [u8; 3]) -> Format {
     Format::H264 {
         profile: ProfileLevelId(profile),
         packetization_mode: 1,
     }
 }
 
-pub const OPUS: Format = Format::Opus { stereo: true };
+pub(crate) const OPUS: Format = Format::Opus { stereo: true };
 
 /// What OBS sends by default, whatever its offer says: High profile.
-pub fn high_and_opus() -> SourceFormats {
+pub(crate) fn high_and_opus() -> SourceFormats {
     SourceFormats {
         video: Some(h264([0x64, 0x00, 0x1f])),
         audio: Some(OPUS),
@@ -119,19 +119,19 @@ fn checked(answer: LocalDescription) -> String {
     answer.sdp
 }
 
-pub fn vp8_and_opus() -> SourceFormats {
+pub(crate) fn vp8_and_opus() -> SourceFormats {
     SourceFormats {
         video: Some(Format::Vp8),
         audio: Some(OPUS),
     }
 }
 
-pub fn data(folder: &str) -> PathBuf {
+pub(crate) fn data(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(folder)
 }
 
 /// A recorded offer by the beginning of its file name.
-pub fn recorded(name: &str) -> String {
+pub(crate) fn recorded(name: &str) -> String {
     let (_, text) = all_recorded()
         .into_iter()
         .find(|(file, _)| file == name)
@@ -140,7 +140,7 @@ pub fn recorded(name: &str) -> String {
 }
 
 /// All recorded offers as (file name without `.sdp`, text), sorted.
-pub fn all_recorded() -> Vec<(String, String)> {
+pub(crate) fn all_recorded() -> Vec<(String, String)> {
     let mut offers: Vec<(String, String)> = std::fs::read_dir(data("offers"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -156,22 +156,22 @@ pub fn all_recorded() -> Vec<(String, String)> {
 }
 
 /// Whether a recorded offer is that of a viewer.
-pub fn is_viewer(name: &str) -> bool {
+pub(crate) fn is_viewer(name: &str) -> bool {
     name.contains("recvonly") || name.contains("whep")
 }
 
 /// Replaces all `from`; there must be one.
-pub fn edit(offer: &str, from: &str, to: &str) -> String {
+pub(crate) fn edit(offer: &str, from: &str, to: &str) -> String {
     assert!(offer.contains(from), "nothing to edit: {from:?}");
     offer.replace(from, to)
 }
 
-pub const OBS: &str = "obs-32.2.2-h264-advanced";
-pub const OBS_SIMULCAST: &str = "obs-32.2.2-h264-simulcast3";
-pub const FFMPEG: &str = "ffmpeg-9.0.2-whip-default";
-pub const CHROMIUM_VIEWER: &str = "chromium-156-recvonly";
-pub const CHROMIUM_PUBLISHER: &str = "chromium-156-sendonly";
-pub const FIREFOX_VIEWER: &str = "firefox-esr-153.7.0-openh264-recvonly";
-pub const FIREFOX_VIEWER_NO_H264: &str = "firefox-esr-153.7.0-noh264-recvonly";
-pub const GSTREAMER_VIEWER: &str = "gst-1.28.8-rswebrtc-0.15.4-whepclientsrc";
-pub const GSTREAMER: &str = "gst-1.28.8-rswebrtc-0.15.4-whipclientsink";
+pub(crate) const OBS: &str = "obs-32.2.2-h264-advanced";
+pub(crate) const OBS_SIMULCAST: &str = "obs-32.2.2-h264-simulcast3";
+pub(crate) const FFMPEG: &str = "ffmpeg-9.0.2-whip-default";
+pub(crate) const CHROMIUM_VIEWER: &str = "chromium-156-recvonly";
+pub(crate) const CHROMIUM_PUBLISHER: &str = "chromium-156-sendonly";
+pub(crate) const FIREFOX_VIEWER: &str = "firefox-esr-153.7.0-openh264-recvonly";
+pub(crate) const FIREFOX_VIEWER_NO_H264: &str = "firefox-esr-153.7.0-noh264-recvonly";
+pub(crate) const GSTREAMER_VIEWER: &str = "gst-1.28.8-rswebrtc-0.15.4-whepclientsrc";
+pub(crate) const GSTREAMER: &str = "gst-1.28.8-rswebrtc-0.15.4-whipclientsink";

@@ -9,18 +9,18 @@ thread_local! {
     static PEAK: Cell<isize> = const { Cell::new(0) };
 }
 
-pub struct Counting;
+pub(super) struct Counting;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
 /// Bytes that this thread has allocated and not freed.
-pub fn live() -> isize {
+pub(super) fn live() -> isize {
     LIVE.get()
 }
 
 /// Runs `work` and returns by how many bytes the heap grew meanwhile, at its highest. May be nested.
-pub fn growth(work: impl FnOnce()) -> isize {
+pub(super) fn growth(work: impl FnOnce()) -> isize {
     let (before, outer) = (live(), PEAK.get());
     PEAK.set(before);
     work();

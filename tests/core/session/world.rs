@@ -16,19 +16,19 @@ use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 
 /// Where the session is reached.
-pub const SERVER: SocketAddr = address([203, 0, 113, 1], 8189);
+pub(super) const SERVER: SocketAddr = address([203, 0, 113, 1], 8189);
 /// Where the peer begins.
-pub const PEER: SocketAddr = address([198, 51, 100, 1], 5_000);
+pub(super) const PEER: SocketAddr = address([198, 51, 100, 1], 5_000);
 /// Another network of the same peer.
-pub const ELSEWHERE: SocketAddr = address([198, 51, 100, 77], 7_000);
+pub(super) const ELSEWHERE: SocketAddr = address([198, 51, 100, 77], 7_000);
 /// Somebody who knows both addresses and no password.
-pub const STRANGER: SocketAddr = address([192, 0, 2, 66], 6_666);
+pub(super) const STRANGER: SocketAddr = address([192, 0, 2, 66], 6_666);
 
-pub const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// How a world differs from the usual one: a browser that connects as DTLS client over a path of 20 ms.
 #[derive(Clone, Copy)]
-pub struct Setup {
+pub(super) struct Setup {
     pub role: DtlsRole,
     pub profiles: Profiles,
     pub ice: IceStyle,
@@ -51,7 +51,7 @@ impl Default for Setup {
     }
 }
 
-pub struct World {
+pub(super) struct World {
     pub now: Instant,
     pub session: Session,
     pub peer: Peer,
@@ -73,7 +73,7 @@ pub struct World {
 const MAX_STEPS_AT_ONCE: u32 = 10_000;
 
 impl World {
-    pub fn new(setup: Setup) -> Self {
+    pub(super) fn new(setup: Setup) -> Self {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
         let (ours, theirs) = identities();
@@ -120,7 +120,7 @@ impl World {
     }
 
     /// A world whose peer has connected.
-    pub fn connected(setup: Setup) -> Self {
+    pub(super) fn connected(setup: Setup) -> Self {
         let mut world = Self::new(setup);
         world.run(2 * SECOND);
         assert!(world.both_connected(), "{:?}", world.events);
@@ -128,7 +128,7 @@ impl World {
     }
 
     /// Lets time pass.
-    pub fn run(&mut self, duration: Duration) {
+    pub(super) fn run(&mut self, duration: Duration) {
         let end = self.now + duration;
         let mut steps = 0;
         while let Some(at) = self.next().filter(|at| *at <= end) {
@@ -169,7 +169,7 @@ impl World {
     }
 
     /// Hands a datagram to the session, whoever sent it.
-    pub fn inject(&mut self, from: SocketAddr, datagram: &[u8]) {
+    pub(super) fn inject(&mut self, from: SocketAddr, datagram: &[u8]) {
         let rng = &mut self.rng;
         self.session
             .handle_datagram(self.now, from, &mut datagram.to_vec(), &mut || rng.next_u32());
@@ -177,7 +177,7 @@ impl World {
     }
 
     /// Puts everything on the wire that is to be sent, and the events into the lists.
-    pub fn collect(&mut self) {
+    pub(super) fn collect(&mut self) {
         while let Some(transmit) = self.peer.poll_transmit() {
             self.wire.push((transmit.to, transmit.payload.clone()));
             let is_dtls = matches!(transmit.payload.first(), Some(20..=63));
@@ -198,12 +198,12 @@ impl World {
         self.peer_events.extend(std::iter::from_fn(|| self.peer.poll_event()));
     }
 
-    pub fn both_connected(&self) -> bool {
+    pub(super) fn both_connected(&self) -> bool {
         self.session.is_connected() && self.peer.is_connected()
     }
 
     /// Why the session ended; `None` while it lives.
-    pub fn reason(&self) -> Option<CloseReason> {
+    pub(super) fn reason(&self) -> Option<CloseReason> {
         let mut reasons = self.events.iter().filter_map(|event| match event {
             Event::Closed(reason) => Some(*reason),
             _ => None,
@@ -214,7 +214,7 @@ impl World {
     }
 
     /// RTP packets that the session took.
-    pub fn rtp(&self) -> Vec<Bytes> {
+    pub(super) fn rtp(&self) -> Vec<Bytes> {
         let packets = self.events.iter().filter_map(|event| match event {
             Event::Rtp(packet) => Some(packet.clone()),
             _ => None,
@@ -223,7 +223,7 @@ impl World {
     }
 
     /// Compound RTCP packets that the session took.
-    pub fn rtcp(&self) -> Vec<Bytes> {
+    pub(super) fn rtcp(&self) -> Vec<Bytes> {
         let compounds = self.events.iter().filter_map(|event| match event {
             Event::Rtcp(compound) => Some(compound.clone()),
             _ => None,
@@ -231,18 +231,18 @@ impl World {
         compounds.collect()
     }
 
-    pub fn dropped(&self, reason: DropReason) -> u32 {
+    pub(super) fn dropped(&self, reason: DropReason) -> u32 {
         self.session.drops()[reason as usize]
     }
 
     /// Sends a small RTP packet of the peer.
-    pub fn send_rtp(&mut self, seq: u16) {
+    pub(super) fn send_rtp(&mut self, seq: u16) {
         assert!(self.peer.send_rtp(&rtp(seq)));
         self.collect();
     }
 
     /// Takes the datagrams that the peer has ready, before they are on their way.
-    pub fn intercept(&mut self) -> Vec<Bytes> {
+    pub(super) fn intercept(&mut self) -> Vec<Bytes> {
         std::iter::from_fn(|| self.peer.poll_transmit())
             .map(|t| t.payload)
             .collect()
@@ -260,7 +260,7 @@ fn records(datagram: &Bytes) -> Vec<Bytes> {
 }
 
 /// An RTP packet of 100 bytes.
-pub fn rtp(seq: u16) -> Vec<u8> {
+pub(super) fn rtp(seq: u16) -> Vec<u8> {
     let mut packet = vec![0x80, 96];
     packet.extend(seq.to_be_bytes());
     packet.extend([0, 0, 0, 1, 0, 0, 0, 7]);
@@ -269,7 +269,7 @@ pub fn rtp(seq: u16) -> Vec<u8> {
 }
 
 /// A DTLS 1.2 record (RFC 6347 §4.1).
-pub fn record(content: u8, epoch: u16, number: u32, body: &[u8]) -> Vec<u8> {
+pub(super) fn record(content: u8, epoch: u16, number: u32, body: &[u8]) -> Vec<u8> {
     let mut record = vec![content, 0xfe, 0xfd];
     record.extend(epoch.to_be_bytes());
     record.extend([0, 0]);

@@ -12,13 +12,13 @@ use millstream_core::media::Format;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-pub const PUBLISH: &str = "publish-token";
+pub(super) const PUBLISH: &str = "publish-token";
 /// Longer than any timeout of the gateway.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Moves the clock of this test's runtime, which is that of the HTTP side of its gateway. Shards, other processes and
 /// the kernel keep the time of the machine.
-pub async fn advance(time: Duration) {
+pub(super) async fn advance(time: Duration) {
     /// A clock that stands still jumps to the next timer by itself as soon as everybody waits for a socket.
     struct Resume;
     impl Drop for Resume {
@@ -33,7 +33,7 @@ pub async fn advance(time: Duration) {
 
 /// Runs `work`, which waits for deadlines of the HTTP side, while the clock of this test's runtime goes on by a second
 /// every 20 ms. Limits on what `work` waits for have to be generous: a minute of that clock is a good second.
-pub async fn hurry<T>(work: impl Future<Output = T>) -> T {
+pub(super) async fn hurry<T>(work: impl Future<Output = T>) -> T {
     let clock = async {
         loop {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -47,7 +47,7 @@ pub async fn hurry<T>(work: impl Future<Output = T>) -> T {
 }
 
 /// Starts a gateway with [`PUBLISH`] as its token and these additional settings.
-pub async fn gateway(settings: &[(&str, &str)]) -> Gateway {
+pub(super) async fn gateway(settings: &[(&str, &str)]) -> Gateway {
     let defaults = [
         ("MILLSTREAM_HTTP__LISTEN", "127.0.0.1:0"),
         ("MILLSTREAM_WEBRTC__LISTEN", "127.0.0.1:0"),
@@ -65,7 +65,7 @@ pub async fn gateway(settings: &[(&str, &str)]) -> Gateway {
 }
 
 /// Starts a gateway with [`PUBLISH`] as its token and this configuration file.
-pub async fn from_text(text: &str) -> Gateway {
+pub(super) async fn from_text(text: &str) -> Gateway {
     let settings = [
         ("MILLSTREAM_HTTP__LISTEN", "127.0.0.1:0"),
         ("MILLSTREAM_WEBRTC__LISTEN", "127.0.0.1:0"),
@@ -80,7 +80,7 @@ pub async fn from_text(text: &str) -> Gateway {
 }
 
 /// Makes a stream live, as if a publisher with VP8 and Opus had sent its first packets.
-pub fn make_live(gateway: &Gateway, stream: &str) {
+pub(super) fn make_live(gateway: &Gateway, stream: &str) {
     let source = SourceRef {
         session: SessionId([7; 16]),
         shard: ShardIndex(0),
@@ -97,7 +97,7 @@ pub fn make_live(gateway: &Gateway, stream: &str) {
 }
 
 /// A sample of the metrics, by its name and labels.
-pub async fn metric(gateway: &Gateway, name: &str) -> u64 {
+pub(super) async fn metric(gateway: &Gateway, name: &str) -> u64 {
     let reply = Request::new("GET", "/metrics").send(gateway).await;
     let mut samples = reply.text().lines().filter_map(|line| line.rsplit_once(' '));
     let (_, value) = samples.find(|(sample, _)| *sample == name).expect(name);
@@ -106,7 +106,7 @@ pub async fn metric(gateway: &Gateway, name: &str) -> u64 {
 
 /// A request to be sent.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(super) struct Request {
     method: String,
     target: String,
     headers: Vec<(String, String)>,
@@ -115,14 +115,14 @@ pub struct Request {
 
 /// A response as it came.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub(super) struct Reply {
     pub status: u16,
     headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl Request {
-    pub fn new(method: &str, target: &str) -> Self {
+    pub(super) fn new(method: &str, target: &str) -> Self {
         Self {
             method: method.to_owned(),
             target: target.to_owned(),
@@ -132,45 +132,45 @@ impl Request {
     }
 
     /// A POST of an offer.
-    pub fn offer(target: &str, offer: impl AsRef<[u8]>) -> Self {
+    pub(super) fn offer(target: &str, offer: impl AsRef<[u8]>) -> Self {
         Self::new("POST", target)
             .header("Content-Type", "application/sdp")
             .body(offer)
     }
 
     /// A POST of an offer with the publish token.
-    pub fn publish(target: &str, offer: impl AsRef<[u8]>) -> Self {
+    pub(super) fn publish(target: &str, offer: impl AsRef<[u8]>) -> Self {
         Self::offer(target, offer).bearer(PUBLISH)
     }
 
     /// A PATCH of a fragment.
-    pub fn trickle(target: &str, fragment: impl AsRef<[u8]>) -> Self {
+    pub(super) fn trickle(target: &str, fragment: impl AsRef<[u8]>) -> Self {
         Self::new("PATCH", target)
             .header("Content-Type", "application/trickle-ice-sdpfrag")
             .body(fragment)
     }
 
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub(super) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    pub fn bearer(self, token: &str) -> Self {
+    pub(super) fn bearer(self, token: &str) -> Self {
         self.header("Authorization", &format!("Bearer {token}"))
     }
 
-    pub fn body(mut self, body: impl AsRef<[u8]>) -> Self {
+    pub(super) fn body(mut self, body: impl AsRef<[u8]>) -> Self {
         self.body = body.as_ref().to_vec();
         self
     }
 
-    pub async fn send(&self, gateway: &Gateway) -> Reply {
+    pub(super) async fn send(&self, gateway: &Gateway) -> Reply {
         let reply = raw(gateway.http_addr(), &self.bytes()).await;
         Reply::parse(&reply).unwrap_or_else(|| panic!("no response to {self:?}"))
     }
 
     /// Sends it from another address of this host.
-    pub async fn send_from(&self, source: Ipv4Addr, gateway: &Gateway) -> Reply {
+    pub(super) async fn send_from(&self, source: Ipv4Addr, gateway: &Gateway) -> Reply {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind((source, 0).into()).expect("an address of this host");
         let stream = socket.connect(gateway.http_addr()).await.expect("connects");
@@ -191,7 +191,7 @@ impl Request {
 }
 
 /// Sends bytes and reads to the end of the connection.
-pub async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+pub(super) async fn raw(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     reconcile(TcpStream::connect(address).await.expect("connects"), bytes).await
 }
 
@@ -210,7 +210,7 @@ async fn reconcile(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
 
 impl Reply {
     /// Reads the first response in these bytes.
-    pub fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")?;
         let head = std::str::from_utf8(&bytes[..end]).ok()?;
         let mut lines = head.split("\r\n");
@@ -224,7 +224,7 @@ impl Reply {
     }
 
     /// The value of a header that is there at most once.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str());
         let value = values.next();
         assert_eq!(values.next(), None, "{name} stands twice in {self:?}");
@@ -232,17 +232,17 @@ impl Reply {
     }
 
     /// All values of a header, in order.
-    pub fn all(&self, name: &str) -> Vec<&str> {
+    pub(super) fn all(&self, name: &str) -> Vec<&str> {
         let lines = self.headers.iter().filter(|(n, _)| n == name);
         lines.map(|(_, value)| value.as_str()).collect()
     }
 
-    pub fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("text")
     }
 
     /// The `code` of the problem document, after checking the whole of it.
-    pub fn problem(&self) -> String {
+    pub(super) fn problem(&self) -> String {
         assert_eq!(
             self.header("content-type"),
             Some("application/problem+json"),
@@ -260,7 +260,7 @@ impl Reply {
     }
 
     /// The session URL of a 201.
-    pub fn location(&self) -> String {
+    pub(super) fn location(&self) -> String {
         assert_eq!(self.status, 201, "{}", self.text());
         self.header("location").expect("Location").to_owned()
     }
@@ -268,7 +268,7 @@ impl Reply {
 
 /// Where OBS sends its DELETE: an absolute `Location` is taken as it is, else it replaces path and query of the URL
 /// that the user typed.
-pub fn obs_session_url(endpoint: &str, location: &str) -> String {
+pub(super) fn obs_session_url(endpoint: &str, location: &str) -> String {
     if location.starts_with("http") {
         return location.to_owned();
     }
@@ -286,5 +286,5 @@ macro_rules! recorded {
 }
 pub(crate) use recorded;
 
-pub const OBS: &str = recorded!("obs-32.2.2-h264-advanced.sdp");
-pub const VIEWER: &str = recorded!("chromium-156-recvonly.sdp");
+pub(super) const OBS: &str = recorded!("obs-32.2.2-h264-advanced.sdp");
+pub(super) const VIEWER: &str = recorded!("chromium-156-recvonly.sdp");

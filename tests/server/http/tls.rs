@@ -11,21 +11,21 @@ use tokio::net::TcpStream;
 use crate::http::client::{OBS, PUBLISH, from_text, hurry};
 
 /// A folder with a certificate, which is removed when this is dropped.
-pub struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    pub fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("millstream-tls-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder");
         Self(path)
     }
 
-    pub fn path(&self, name: &str) -> String {
+    pub(super) fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("text").to_owned()
     }
 
     /// A certificate of this name and its key.
-    pub fn certificate(&self, common_name: &str) {
+    pub(super) fn certificate(&self, common_name: &str) {
         let done = Command::new("openssl")
             .args([
                 "req",
@@ -44,7 +44,7 @@ impl Folder {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
 
-    pub fn config(&self) -> String {
+    pub(super) fn config(&self) -> String {
         format!(
             "[http]\ntls_certificate = \"{}\"\ntls_key = \"{}\"\n",
             self.path("cert.pem"),

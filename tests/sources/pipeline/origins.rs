@@ -575,12 +575,8 @@ impl Forbidden {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_origin_does_not_lead_into_other_networks() {
-    let server = Server::start("networks").await;
-    film(&server.folder.0, 2, &["-hls_playlist_type", "vod"], "film.m3u8");
-    let secret = Forbidden::start();
-    let port = secret.address.port();
+/// Addresses that an origin may not lead to.
+fn forbidden_addresses(port: u16) -> Vec<String> {
     let hosts = [
         format!("127.0.0.2:{port}"),
         format!("2130706434:{port}"),
@@ -608,6 +604,16 @@ async fn an_origin_does_not_lead_into_other_networks() {
         .map(str::to_owned),
     );
     vectors.push(format!("https://127.0.0.2:{port}/film0.ts"));
+    vectors
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_does_not_lead_into_other_networks() {
+    let server = Server::start("networks").await;
+    film(&server.folder.0, 2, &["-hls_playlist_type", "vod"], "film.m3u8");
+    let secret = Forbidden::start();
+    let port = secret.address.port();
+    let vectors = forbidden_addresses(port);
     // As a segment, as its key, as an initialization section, as a version, and as where another file was moved to.
     let mut streams = "[pipelines]\ntranscode = false\n".to_owned();
     let mut names = Vec::new();

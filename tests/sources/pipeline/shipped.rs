@@ -40,7 +40,7 @@ fn free_port() -> u16 {
 }
 
 /// A film of three seconds: H.264 without B-frames and AAC.
-pub fn film(folder: &Folder, name: &str) -> String {
+pub(super) fn film(folder: &Folder, name: &str) -> String {
     let path = folder.0.join(name).display().to_string();
     let made = Command::new("ffmpeg")
         .args(["-loglevel", "error", "-y"])

@@ -23,7 +23,7 @@ mod pacer;
 mod timelines;
 
 /// Plays out segment chunks as frames.
-pub struct Playout {
+pub(super) struct Playout {
     renditions: Vec<Rendition>,
     timelines: Timelines,
     pacer: Pacer,
@@ -34,7 +34,7 @@ pub struct Playout {
 
 /// A frame that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
+pub(super) struct Due {
     pub content: Content,
     /// Presentation time in playout time.
     pub present: Duration,
@@ -43,7 +43,7 @@ pub struct Due {
 
 /// Why playout cannot continue.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum PlayoutError {
+pub(super) enum PlayoutError {
     #[error(transparent)]
     Container(#[from] ContainerError),
     #[error("a segment exceeds {} MiB", MAX_SEGMENT >> 20)]
@@ -82,7 +82,7 @@ const MAX_FAILURES: u32 = 3;
 
 impl Playout {
     /// Creates an empty playout.
-    pub fn new(job: DemuxJob) -> Self {
+    pub(super) fn new(job: DemuxJob) -> Self {
         Self {
             renditions: (0..job.renditions.clamp(1, 2)).map(|_| Rendition::default()).collect(),
             timelines: Timelines::default(),
@@ -93,7 +93,7 @@ impl Playout {
     }
 
     /// Returns the renditions for which a segment must be requested now.
-    pub fn due_requests(&mut self, now: Instant) -> Vec<u8> {
+    pub(super) fn due_requests(&mut self, now: Instant) -> Vec<u8> {
         let at = self.pacer.position(now);
         let mut due = Vec::new();
         for (index, rendition) in (0u8..).zip(&mut self.renditions) {
@@ -112,7 +112,7 @@ impl Playout {
     /// # Errors
     ///
     /// A [`PlayoutError`] when several consecutive segments cannot be played.
-    pub fn take(&mut self, now: Instant, chunk: SegmentChunk) -> Result<(), PlayoutError> {
+    pub(super) fn take(&mut self, now: Instant, chunk: SegmentChunk) -> Result<(), PlayoutError> {
         let Some(rendition) = self.renditions.get_mut(usize::from(chunk.rendition)) else {
             return Ok(());
         };
@@ -194,7 +194,7 @@ impl Playout {
     }
 
     /// Returns the tracks seen so far. A separate audio rendition counts even before its first segment.
-    pub fn tracks(&self) -> Tracks {
+    pub(super) fn tracks(&self) -> Tracks {
         let has = |kind| {
             let mut queued = self.renditions.iter().flat_map(|rendition| &rendition.queue);
             queued.any(|frame| frame.sample.content.kind() == kind)
@@ -206,7 +206,7 @@ impl Playout {
     }
 
     /// Returns the next frame that is due.
-    pub fn poll(&mut self, now: Instant) -> Option<Due> {
+    pub(super) fn poll(&mut self, now: Instant) -> Option<Due> {
         self.pacer.tick(now);
         let next = self.next()?;
         if self.pacer.due(next.1)? > now {
@@ -221,7 +221,7 @@ impl Playout {
     }
 
     /// When [`Self::poll`] must be called.
-    pub fn next_due(&self) -> Option<Instant> {
+    pub(super) fn next_due(&self) -> Option<Instant> {
         self.pacer.due(self.next()?.1)
     }
 
@@ -233,7 +233,7 @@ impl Playout {
     }
 
     /// Returns whether all frames were played and no segment follows.
-    pub fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         let is_over = |rendition: &Rendition| rendition.ended && rendition.queue.is_empty();
         self.renditions.iter().all(is_over)
     }
