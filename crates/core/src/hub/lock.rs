@@ -105,9 +105,9 @@ mod order {
     }
 
     /// Entry of one held lock.
-    pub struct Held(Rank);
+    pub(crate) struct Held(Rank);
 
-    pub fn enter(rank: Rank) -> Held {
+    pub(crate) fn enter(rank: Rank) -> Held {
         let highest = HELD.with_borrow(|held| held.iter().max().copied());
         if let Some(highest) = highest.filter(|highest| *highest >= rank) {
             panic!("lock order: {rank:?} is taken while {highest:?} is held");

@@ -10,7 +10,7 @@ pub struct SendStats {
 }
 
 /// Recent retransmissions; created on the first NACK.
-pub struct History {
+pub(crate) struct History {
     /// Indexed by outgoing sequence number modulo the length.
     entries: Vec<Entry>,
     /// Bytes that may be retransmitted now.
@@ -50,7 +50,7 @@ const MAX_ENTRIES: usize = 1_024;
 
 impl History {
     /// Creates an empty history with a full budget.
-    pub fn new(now: Instant, sent: SendStats) -> Self {
+    pub(crate) fn new(now: Instant, sent: SendStats) -> Self {
         Self {
             entries: Vec::new(),
             budget: BUDGET_BURST,
@@ -60,7 +60,7 @@ impl History {
     }
 
     /// Adds to the budget what was earned since the last call.
-    pub fn refill(&mut self, now: Instant, sent: SendStats) {
+    pub(crate) fn refill(&mut self, now: Instant, sent: SendStats) {
         let elapsed = now.duration_since(self.refilled).as_secs_f64();
         let octets = f64::from(sent.octets.wrapping_sub(self.octets));
         let earned = octets * MAX_RETRANSMITTED_SHARE + elapsed * BUDGET_RATE;
@@ -70,7 +70,7 @@ impl History {
 
     /// Returns whether the packet with this outgoing sequence number and `bytes` of payload may be retransmitted now;
     /// if so, counts it.
-    pub fn allows(&mut self, out: u64, bytes: usize, now: Instant, rtt: Duration) -> bool {
+    pub(crate) fn allows(&mut self, out: u64, bytes: usize, now: Instant, rtt: Duration) -> bool {
         let bytes = (bytes + OVERHEAD) as f64;
         let spacing = MIN_SPACING.max(rtt / 2);
         if self.entries.is_empty() {

@@ -34,7 +34,7 @@ pub(super) struct AnsweredCodec {
 
 impl AnsweredCodec {
     /// Answers an offered codec. `opus` is the fmtp of Opus, which differs between publishers and viewers.
-    pub fn new(offered: &OfferedCodec, feedback: Feedback, opus: &str) -> Self {
+    pub(crate) fn new(offered: &OfferedCodec, feedback: Feedback, opus: &str) -> Self {
         Self {
             codec: NegotiatedCodec {
                 pt: offered.pt,

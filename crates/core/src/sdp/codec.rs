@@ -35,7 +35,7 @@ pub(super) struct Rtpmap {
 }
 
 impl Rtpmap {
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 }
@@ -49,7 +49,7 @@ pub(super) struct PayloadTypes {
 }
 
 impl PayloadTypes {
-    pub fn read(kind: Kind, section: &RawSection) -> Result<Self, OfferError> {
+    pub(crate) fn read(kind: Kind, section: &RawSection) -> Result<Self, OfferError> {
         let pts = read_formats(section)?;
         let mapped = read_rtpmaps(section, &pts)?;
         let parameters = read_fmtps(section);

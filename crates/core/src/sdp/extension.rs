@@ -58,7 +58,7 @@ enum Direction {
 
 impl Extmap {
     /// Returns the attribute value for the answer.
-    pub fn answer(&self) -> String {
+    pub(crate) fn answer(&self) -> String {
         let direction = match self.direction {
             Direction::Both => "",
             Direction::PeerSends => "/recvonly",
@@ -68,12 +68,12 @@ impl Extmap {
     }
 
     /// Whether the peer may send the extension.
-    pub fn is_sent(&self) -> bool {
+    pub(crate) fn is_sent(&self) -> bool {
         self.direction != Direction::PeerReceives
     }
 
     /// Whether the peer accepts the extension in packets of the gateway.
-    pub fn is_received(&self) -> bool {
+    pub(crate) fn is_received(&self) -> bool {
         self.direction != Direction::PeerSends
     }
 }

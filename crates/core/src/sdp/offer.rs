@@ -230,7 +230,7 @@ impl Content {
 
 impl MediaSection {
     /// Names the offered codecs, supported or not, for the error text.
-    pub fn offered(&self) -> String {
+    pub(crate) fn offered(&self) -> String {
         let mut names: Vec<&str> = self.mapped.values().map(|rtpmap| rtpmap.name()).collect();
         names.retain(|name| !["rtx", "red", "ulpfec", "flexfec-03", "cn", "telephone-event"].contains(name));
         names.sort_unstable();
@@ -269,7 +269,7 @@ impl MediaSection {
     }
 
     /// Returns the extmap of an extension, if offered.
-    pub fn extension(&self, known: HeaderExtension) -> Option<&Extmap> {
+    pub(crate) fn extension(&self, known: HeaderExtension) -> Option<&Extmap> {
         self.extensions.iter().find(|extmap| extmap.known == known)
     }
 }

@@ -30,7 +30,7 @@ enum Setup {
 }
 
 impl TransportAttributes {
-    pub fn read(line: usize, session: &[Attribute], section: &[Attribute]) -> Result<Self, OfferError> {
+    pub(crate) fn read(line: usize, session: &[Attribute], section: &[Attribute]) -> Result<Self, OfferError> {
         let (fingerprints, weak_fingerprint) = read_fingerprints(session, section)?;
         Ok(Self {
             line,

@@ -25,7 +25,7 @@ impl Requests {
     /// Key frames so close to each other are those of the layers of one simulcast, or packets of one.
     const TOGETHER: Duration = Duration::from_millis(100);
 
-    pub fn on_request(&mut self, now: Instant) {
+    pub(crate) fn on_request(&mut self, now: Instant) {
         if self.asked.is_some() {
             self.answered = 0;
         }
@@ -35,7 +35,7 @@ impl Requests {
     /// A key frame is an answer if it comes soon after a request, and at another time than the distance of the last two
     /// has it. One that comes at its usual time says nothing: neither where it would have come anyway, nor where requests
     /// themselves are regular.
-    pub fn on_key_frame(&mut self, now: Instant) {
+    pub(crate) fn on_key_frame(&mut self, now: Instant) {
         let since = self.last.map(|last| now.saturating_duration_since(last));
         let asked = self.asked.take();
         if since.is_some_and(|since| since < Self::TOGETHER) {
@@ -68,7 +68,7 @@ impl Requests {
         }
     }
 
-    pub fn are_answered(&self) -> bool {
+    pub(crate) fn are_answered(&self) -> bool {
         self.answered >= Self::ENOUGH
     }
 }

@@ -81,14 +81,14 @@ impl TransportStream {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Track {
+pub(crate) enum Track {
     H264,
     H265,
     Aac,
 }
 
 /// Contents of one PES packet.
-pub struct Unit {
+pub(crate) struct Unit {
     track: Track,
     present: Option<u64>,
     decode: Option<u64>,
@@ -98,6 +98,7 @@ pub struct Unit {
 
 /// Demultiplexing state of one segment.
 #[derive(Default)]
+#[expect(unreachable_pub, reason = "the macro below makes public items of it")]
 pub struct Context {
     changeset: FilterChangeset<Filter>,
     units: Vec<Unit>,
@@ -180,7 +181,7 @@ impl Context {
     }
 }
 
-pub struct Consumer {
+pub(crate) struct Consumer {
     track: Track,
     after_gap: bool,
 }
