@@ -82,6 +82,7 @@ impl Control {
     /// Rejects new sessions from now on, because the gateway is stopping.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+        self.media.hub().changes().notify_all();
     }
 
     /// Returns whether new sessions are rejected.

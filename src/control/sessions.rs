@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::record::{IceSession, SessionRecord};
 use crate::access::{Access, Action};
 use crate::shard::{MediaPlane, Placement, SessionId, SessionState};
+use millstream_core::hub::changes::Topic;
 use millstream_core::sdp::LocalDescription;
 use millstream_core::session::CloseReason;
 
@@ -154,6 +155,7 @@ impl SessionTable {
             event_streams: Vec::new(),
         };
         self.lock().open.insert(id, session);
+        self.media.hub().changes().notify(&Topic::Session(id));
         // The media plane may have forgotten the session before it was inserted.
         if self.media.state(id) == SessionState::Unknown {
             self.remove(id);
@@ -163,6 +165,7 @@ impl SessionTable {
     /// Removes an open session. This is the only place that does.
     fn remove(&self, id: SessionId) {
         self.lock().open.remove(&id);
+        self.media.hub().changes().notify(&Topic::Session(id));
     }
 
     /// Calls `change` with the ICE session of a running session, one request at a time. Returns `None` if the session
@@ -253,6 +256,8 @@ impl SessionTable {
             session.event_streams.retain(|(stream, _)| stream != id);
             session.event_streams.len() < before
         });
+        // Its response ends.
+        self.media.hub().changes().notify(&Topic::Session(session));
         closed.unwrap_or(false)
     }
 

@@ -29,6 +29,7 @@ use crate::control::sessions::{OFFER_LIFETIME, OfferedSession};
 use crate::shard::{Placement, Refusal, SessionId};
 use crate::sources::fetch::attached::random_id;
 use crate::sources::fetch::directory::StartOutcome;
+use millstream_core::hub::changes::Topic;
 use millstream_core::hub::name::StreamName;
 use millstream_core::sdp::plan::AvailableTracks;
 use millstream_core::sdp::{
@@ -38,8 +39,6 @@ use millstream_core::sdp::{
 const ALLOWED_METHODS: &str = "OPTIONS, HEAD, GET, POST";
 /// Seconds after which a viewer may retry if the stream is not published.
 const NOT_LIVE_RETRY: u64 = 1;
-/// Interval at which a waiting viewer polls whether the stream is published.
-const LIVE_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Handles `/whip/{stream}`, for publishers.
 pub async fn whip(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
@@ -302,8 +301,10 @@ async fn wait_for_publisher(control: &Control, stream: &StreamName) {
         return;
     };
     let live = async {
+        let topic = Topic::Stream(stream.clone());
+        let mut changes = control.media.hub().changes().listen([topic]);
         while control.media.available_tracks(stream).is_none() && !control.is_draining() {
-            tokio::time::sleep(LIVE_POLL_INTERVAL).await;
+            changes.changed().await;
         }
     };
     let _ = tokio::time::timeout(max_wait, live).await;

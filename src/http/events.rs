@@ -2,10 +2,11 @@
 //! `urn:ietf:params:whep:ext:core:server-sent-events` (draft-ietf-wish-webrtc-http-egress-events §3).
 //!
 //! A POST with the names of events opens an event stream with its own URL. The URL is a capability, because an
-//! `EventSource` cannot send an `Authorization` header. The state is polled four times per second, so that event
-//! streams cost nothing on the media path.
+//! `EventSource` cannot send an `Authorization` header. A change of the stream or of the session wakes the response; only
+//! the number of viewers, which can change many times per second, is read at an interval.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,6 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
 use serde_json::{Value, json};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::problem::Problem;
 use super::response::no_store;
@@ -26,11 +28,10 @@ use crate::control::Control;
 use crate::control::record::SessionRecord;
 use crate::control::sessions::SessionEvent;
 use crate::shard::{Layer, SessionId, SessionState};
+use millstream_core::hub::changes::{Listener, Topic};
 
-/// Interval at which the state of the session is polled.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// Polls between two viewer counts.
-const VIEWER_COUNT_POLLS: u32 = 8;
+/// Interval at which the number of viewers is read.
+const VIEWER_COUNT_INTERVAL: Duration = Duration::from_secs(2);
 
 const ALLOWED_METHODS: &str = "OPTIONS, POST";
 const ALLOWED_METHODS_OF_STREAM: &str = "OPTIONS, GET, DELETE";
@@ -119,9 +120,7 @@ pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Re
                 (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
                 (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
             ];
-            Ok(no_store(
-                (headers, Body::new(EventBody::new(source, POLL_INTERVAL))).into_response(),
-            ))
+            Ok(no_store((headers, Body::new(EventBody::new(source))).into_response()))
         }
         Method::DELETE => {
             let (session, _) = session_under(&control, &uri, SUB_EVENTS)?;
@@ -141,7 +140,11 @@ struct EventStream {
     record: SessionRecord,
     id: String,
     events: Vec<SessionEvent>,
-    polls: u32,
+    changes: Listener,
+    /// When the number of viewers is read; `None` where nobody asked for it.
+    viewer_counts: Option<Interval>,
+    viewer_count_due: bool,
+    is_first: bool,
     /// Last reported state; `None` if nothing was reported yet.
     active: Option<bool>,
     layers: Option<Vec<Layer>>,
@@ -158,13 +161,24 @@ impl EventStream {
         id: String,
         events: Vec<SessionEvent>,
     ) -> Self {
+        let topics = [Topic::Stream(record.stream.clone()), Topic::Session(session)];
+        let changes = control.media.hub().changes().listen(topics);
+        let viewer_counts = events.contains(&SessionEvent::ViewerCount).then(|| {
+            let mut ticks = interval(VIEWER_COUNT_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks.reset();
+            ticks
+        });
         Self {
             control,
             session,
             record,
             id,
             events,
-            polls: 0,
+            changes,
+            viewer_counts,
+            viewer_count_due: true,
+            is_first: true,
             active: None,
             layers: None,
             viewers: None,
@@ -198,7 +212,7 @@ impl EventSource for EventStream {
             match is_active {
                 true => self.push_event(&mut text, SessionEvent::Active, &json!({})),
                 // `inactive` is never the first event.
-                false if self.polls > 0 => self.push_event(&mut text, SessionEvent::Inactive, &json!({})),
+                false if !self.is_first => self.push_event(&mut text, SessionEvent::Inactive, &json!({})),
                 false => {}
             }
         }
@@ -212,13 +226,21 @@ impl EventSource for EventStream {
             }
             self.layers = Some(layers);
         }
-        if self.polls.is_multiple_of(VIEWER_COUNT_POLLS) && self.viewers.replace(viewers) != Some(viewers) {
+        if std::mem::take(&mut self.viewer_count_due) && self.viewers.replace(viewers) != Some(viewers) {
             self.push_event(&mut text, SessionEvent::ViewerCount, &json!({ "viewercount": viewers }));
         }
         if self.control.is_draining() && !std::mem::replace(&mut self.reconnect, true) {
             self.push_event(&mut text, SessionEvent::Reconnect, &json!({}));
         }
-        self.polls += 1;
+        self.is_first = false;
         Some(text)
+    }
+
+    fn poll_changed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let ticks = self.viewer_counts.as_mut();
+        let is_due = ticks.is_some_and(|ticks| ticks.poll_tick(context).is_ready());
+        self.viewer_count_due |= is_due;
+        let changed = self.changes.poll_changed(context);
+        if is_due { Poll::Ready(()) } else { changed }
     }
 }

@@ -156,9 +156,10 @@ impl MediaPlane {
             let _ = forgotten.send(id);
         };
         let tcp = Arc::new(TcpConnections::default());
+        let hub = Hub::default();
         let shared = Arc::new(Shared {
-            hub: Hub::default(),
-            registry: Registry::new(settings.sessions, Box::new(on_forget)),
+            registry: Registry::new(settings.sessions, hub.changes().clone(), Box::new(on_forget)),
+            hub,
             identity,
             mailboxes,
             counters: Counters::default(),

@@ -120,7 +120,7 @@ impl Setup {
         };
         let shared = Arc::new(Shared {
             hub: Hub::default(),
-            registry: Registry::new(limits, Box::new(|_| {})),
+            registry: Registry::new(limits, Arc::default(), Box::new(|_| {})),
             identity: Arc::new(Identity::generate().expect("makes a key")),
             mailboxes: vec![Arc::new(Mailbox::new(1, || {}))],
             counters: Counters::default(),

@@ -3,18 +3,20 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
+use millstream_core::hub::changes::{Changes, Listener, Topic};
 use serde_json::{Value, json};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 
 use super::{sessions, streams};
 use crate::control::Control;
 use crate::http::sse::{EventBody, EventSource};
 
-/// Interval at which streams and sessions are compared with their last state.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Time between two comparisons of all streams and sessions with their last state: many changes at once cost one.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Number of recent events that are kept.
 const KEPT: usize = 200;
 
@@ -22,6 +24,8 @@ const KEPT: usize = 200;
 #[derive(Default)]
 pub struct Log {
     kept: Mutex<(u64, VecDeque<(u64, String)>)>,
+    /// Notified of each new event.
+    changes: Arc<Changes>,
 }
 
 impl Log {
@@ -33,6 +37,8 @@ impl Log {
         if events.len() > KEPT {
             events.pop_front();
         }
+        drop(kept);
+        self.changes.notify(&Topic::Everything);
     }
 
     /// Returns the events after the one with this id, and the id of the last one.
@@ -47,10 +53,8 @@ impl Log {
 pub async fn run(control: Arc<Control>, log: Arc<Log>) {
     let mut previous_streams: BTreeMap<String, Value> = BTreeMap::new();
     let mut previous_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
-    let mut ticks = interval(POLL_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut changes = control.media.hub().changes().listen([Topic::Everything]);
     loop {
-        ticks.tick().await;
         let mut now = BTreeMap::new();
         for stream in streams::all(control.media.hub(), &control.sources, |name| control.hls.viewers(name)) {
             let source = stream.source.as_ref();
@@ -80,6 +84,8 @@ pub async fn run(control: Arc<Control>, log: Arc<Log>) {
             now.insert(session.id, session.state);
         }
         previous_sessions = now;
+        sleep(MIN_INTERVAL).await;
+        changes.changed().await;
     }
 }
 
@@ -87,12 +93,14 @@ pub async fn run(control: Arc<Control>, log: Arc<Log>) {
 pub struct LogEvents {
     log: Arc<Log>,
     last: u64,
+    changes: Listener,
 }
 
 impl LogEvents {
     /// Returns a body with the events after the one with this id.
     pub fn body(log: Arc<Log>, last: u64) -> Body {
-        Body::new(EventBody::new(Self { log, last }, POLL_INTERVAL / 2))
+        let changes = log.changes.listen([Topic::Everything]);
+        Body::new(EventBody::new(Self { log, last, changes }))
     }
 }
 
@@ -101,5 +109,9 @@ impl EventSource for LogEvents {
         let (last, text) = self.log.after(self.last);
         self.last = last;
         Some(text)
+    }
+
+    fn poll_changed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.changes.poll_changed(context)
     }
 }

@@ -17,6 +17,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::control::Control;
 use crate::http::problem::Problem;
+use millstream_core::hub::changes::Topic;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::tap::{Tap, TapQueue};
@@ -28,9 +29,6 @@ static SLOTS: Semaphore = Semaphore::const_new(2);
 
 /// Maximum time of a snapshot, which may include the start of a worker and the wait for a key frame.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// Interval of polling in addition to notifications.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Maximum width, height and pixels of a snapshot that is converted to PNG: 8K.
 const MAX_SIDE: usize = 8_192;
@@ -134,7 +132,9 @@ async fn newest_frame(control: &Control, key: &StreamKey) -> Option<Bytes> {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
-    let tapped = Tap::open(control.media.hub(), key, &tap);
+    let hub = control.media.hub();
+    let tapped = Tap::open(hub, key, &tap);
+    let mut changes = hub.changes().listen([Topic::Stream(key.name.clone())]);
     loop {
         let newest = tapped.stream.with(|state| {
             let is_jpeg = matches!(state.format(Kind::Video), Some(Format::Jpeg));
@@ -146,7 +146,10 @@ async fn newest_frame(control: &Control, key: &StreamKey) -> Option<Bytes> {
         if newest.is_some() {
             return newest;
         }
-        let _ = timeout(POLL_INTERVAL, changed.notified()).await;
+        tokio::select! {
+            () = changed.notified() => {}
+            () = changes.changed() => {}
+        }
         tap.take(&mut VecDeque::new());
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::status::{State, Status};
 use millstream_core::hub::Hub;
+use millstream_core::hub::changes::{Changes, Topic};
 use millstream_core::hub::lock::{Rank, RankedGuard, RankedMutex};
 use millstream_core::hub::name::StreamName;
 
@@ -27,6 +28,7 @@ pub struct Entry {
     /// The source runs only while the stream is watched.
     pub on_demand: bool,
     status: watch::Sender<Status>,
+    changes: Arc<Changes>,
     requested: Notify,
     requested_at: RankedMutex<Option<Instant>>,
 }
@@ -122,12 +124,13 @@ impl Directory {
 
 impl Entry {
     /// Makes the entry of a stream that is not started yet.
-    pub fn new(stream: StreamName, source: &'static str, on_demand: bool) -> Arc<Self> {
+    pub fn new(stream: StreamName, source: &'static str, on_demand: bool, changes: Arc<Changes>) -> Arc<Self> {
         Arc::new(Self {
             stream,
             source,
             on_demand,
             status: watch::Sender::new(Status::default()),
+            changes,
             requested: Notify::new(),
             requested_at: RankedMutex::new(Rank::Demand, None),
         })
@@ -139,7 +142,7 @@ impl Entry {
     }
 
     pub(super) fn set(&self, state: State) {
-        self.status.send_if_modified(|status| {
+        let changed = self.status.send_if_modified(|status| {
             let changes = status.state != state;
             if changes {
                 status.state = state;
@@ -147,6 +150,9 @@ impl Entry {
             }
             changes
         });
+        if changed {
+            self.notify();
+        }
     }
 
     pub(super) fn failed(&self, error: &str) {
@@ -156,6 +162,11 @@ impl Entry {
             status.last_error = Some(error.to_owned());
             status.restarts += 1;
         });
+        self.notify();
+    }
+
+    fn notify(&self) {
+        self.changes.notify(&Topic::Stream(self.stream.clone()));
     }
 
     fn request(&self) {
@@ -175,14 +186,17 @@ impl Entry {
         requested.is_some_and(|requested| linger.is_none_or(|linger| requested.elapsed() < linger))
     }
 
-    /// Waits until the stream is requested or watched, checking for viewers at the interval `poll`.
-    pub(super) async fn until_needed(&self, hub: &Hub, poll: Duration) {
-        while timeout(poll, self.requested.notified()).await.is_err() {
-            if hub
-                .find(&self.stream)
-                .is_some_and(|stream| stream.with(|state| state.is_watched()))
-            {
-                return;
+    /// Waits until the stream is requested or watched.
+    pub(super) async fn until_needed(&self, hub: &Hub) {
+        let mut changes = hub.changes().listen([Topic::Stream(self.stream.clone())]);
+        let is_watched = || {
+            let stream = hub.find(&self.stream);
+            stream.is_some_and(|stream| stream.with(|state| state.is_watched()))
+        };
+        while !is_watched() {
+            tokio::select! {
+                () = self.requested.notified() => return,
+                () = changes.changed() => {}
             }
         }
     }

@@ -17,6 +17,7 @@ use self::status::State;
 use super::hls::{self, Origin};
 use super::rtsp::camera::{Camera, CameraError};
 use super::rtsp::{self};
+use millstream_core::hub::changes::Topic;
 use millstream_core::hub::name::StreamName;
 use millstream_core::sources::frame_source::FanOut;
 
@@ -72,7 +73,7 @@ impl SourceKind {
 /// A source that was live for this long resets its backoff.
 const STABLE_AFTER: Duration = Duration::from_secs(2);
 
-/// Interval for checking whether a stream has another source, or viewers.
+/// Interval for checking whether a stream has viewers.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Feeds a stream from its source until the task is cancelled.
@@ -82,11 +83,11 @@ pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: SourceConfig, plane: P) 
     loop {
         if fetched.on_demand.is_some() && !entry.is_needed(plane.hub(), fetched.on_demand) {
             entry.set(State::Idle);
-            entry.until_needed(plane.hub(), POLL_INTERVAL).await;
+            entry.until_needed(plane.hub()).await;
         }
         if has_other_source(&plane, &fetched.stream) {
             entry.set(State::StandingBack);
-            sleep(POLL_INTERVAL).await;
+            until_without_source(&plane, &fetched.stream).await;
             continue;
         }
         entry.set(State::Starting);
@@ -144,6 +145,13 @@ async fn until_unused<P: FanOut>(entry: &Entry, fetched: &SourceConfig, plane: &
     }
     while entry.is_needed(plane.hub(), fetched.on_demand) {
         sleep(POLL_INTERVAL).await;
+    }
+}
+
+async fn until_without_source<P: FanOut>(plane: &P, stream: &StreamName) {
+    let mut changes = plane.hub().changes().listen([Topic::Stream(stream.clone())]);
+    while has_other_source(plane, stream) {
+        changes.changed().await;
     }
 }
 

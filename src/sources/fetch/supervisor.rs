@@ -91,6 +91,7 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
             fetched.stream.clone(),
             fetched.kind.label(),
             fetched.on_demand.is_some(),
+            self.plane.hub().changes().clone(),
         );
         self.directory.insert(entry.clone());
         tokio::spawn(run(entry, fetched.clone(), self.plane.clone()))

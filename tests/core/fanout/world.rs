@@ -125,6 +125,7 @@ impl World {
                     half_open_reserved: 0,
                     half_open_per_address: 10_000,
                 },
+                Arc::default(),
                 Box::new(|_| {}),
             ),
             identity,

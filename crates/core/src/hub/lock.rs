@@ -24,6 +24,8 @@ pub enum Rank {
     Demand,
     /// The sessions known to the media plane.
     Sessions,
+    /// Those who wait for changes.
+    Changes,
     /// The TCP connections of peers.
     Connections,
     /// What waits to be written to one of them.

@@ -7,7 +7,9 @@ use std::sync::{Arc, OnceLock};
 
 pub mod address;
 pub mod batch;
+pub mod changes;
 pub mod half_open;
+pub mod id;
 pub mod intake;
 pub mod lock;
 pub mod mailbox;
@@ -25,6 +27,7 @@ pub mod vp8_rewriter;
 
 use crate::media::Codec;
 use crate::media::transcode::TranscodeTarget;
+use changes::Changes;
 use lock::{Rank, RankedGuard, RankedMutex};
 use name::StreamKey;
 use stream::{Stream, StreamId};
@@ -41,6 +44,7 @@ pub struct Hub {
     streams: RankedMutex<Streams>,
     /// Called for every transcoded stream that is opened, so that a transcode is started for it.
     transcoder: OnceLock<Transcoder>,
+    changes: Arc<Changes>,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +58,7 @@ impl Default for Hub {
         Self {
             streams: RankedMutex::new(Rank::Streams, Streams::default()),
             transcoder: OnceLock::new(),
+            changes: Arc::default(),
         }
     }
 }
@@ -80,6 +85,7 @@ impl Hub {
     /// Opens or creates a stream and applies a change to it atomically, so that it cannot be removed in between.
     pub fn open_with(&self, key: impl Into<StreamKey>, change: impl FnOnce(&mut stream::StreamState)) -> Arc<Stream> {
         let key = key.into();
+        let changes = &self.changes;
         let mut streams = self.lock();
         let last_id = &mut streams.last_id;
         let id = *last_id + 1;
@@ -90,7 +96,7 @@ impl Hub {
             .entry(key.clone())
             .or_insert_with(|| {
                 is_new = true;
-                Arc::new(Stream::new(StreamId(id), key.clone()))
+                Arc::new(Stream::new(StreamId(id), key.clone(), changes.clone()))
             })
             .clone();
         stream.with(change);
@@ -124,6 +130,11 @@ impl Hub {
     pub fn can_transcode_to(&self, codec: Codec, transcode: TranscodeTarget) -> bool {
         let transcoder = self.transcoder.get();
         transcoder.is_some_and(|transcoder| transcoder.possible.contains(&(codec, transcode)))
+    }
+
+    /// Notification of changes of streams and sessions.
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
     }
 
     /// Returns a snapshot of all streams.

@@ -1,8 +1,10 @@
 //! What became of each session: what the control plane asks when a session URL is used.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::changes::{Changes, Topic};
 pub use super::half_open::{Full, Requester, SessionLimits};
 use super::half_open::{HalfOpen, Ticket};
 use super::lock::{Rank, RankedGuard, RankedMutex};
@@ -24,6 +26,7 @@ pub enum SessionState {
 /// All sessions, the ended ones for [`GRACE`].
 pub struct Registry {
     entries: RankedMutex<Entries>,
+    changes: Arc<Changes>,
 }
 
 struct Entries {
@@ -73,7 +76,7 @@ const MAX_ENDED: usize = 16_384;
 const MAX_EVICTED: usize = 2_048;
 
 impl Registry {
-    pub fn new(limits: SessionLimits, on_forget: OnForget) -> Self {
+    pub fn new(limits: SessionLimits, changes: Arc<Changes>, on_forget: OnForget) -> Self {
         let entries = Entries {
             by_id: HashMap::new(),
             live: 0,
@@ -84,6 +87,7 @@ impl Registry {
         };
         Self {
             entries: RankedMutex::new(Rank::Sessions, entries),
+            changes,
         }
     }
 
@@ -99,8 +103,8 @@ impl Registry {
         shard: ShardIndex,
         requester: Requester,
     ) -> Result<Option<Evicted>, Full> {
-        let mut entries = self.lock();
-        let entries = &mut *entries;
+        let mut guard = self.lock();
+        let entries = &mut *guard;
         let gone = entries.half_open.make_room(requester, entries.live)?;
         let evicted = gone.and_then(|(ticket, full)| {
             let waiting = entries.half_open.remove(ticket)?;
@@ -117,6 +121,11 @@ impl Registry {
             ticket: Some(ticket),
         };
         entries.by_id.insert(id, entry);
+        drop(guard);
+        self.notify(id);
+        if let Some(evicted) = evicted {
+            self.notify(evicted.id);
+        }
         Ok(evicted)
     }
 
@@ -130,20 +139,24 @@ impl Registry {
 
     /// Notes that a session is connected.
     pub fn connected(&self, id: SessionId) {
-        let mut entries = self.lock();
-        let entries = &mut *entries;
+        let mut guard = self.lock();
+        let entries = &mut *guard;
         let entry = entries.by_id.get_mut(&id);
-        if let Some(entry) = entry.filter(|entry| entry.state == SessionState::Connecting) {
-            entry.state = SessionState::Connected;
-            if let Some(ticket) = entry.ticket.take() {
-                entries.half_open.remove(ticket);
-            }
+        let Some(entry) = entry.filter(|entry| entry.state == SessionState::Connecting) else {
+            return;
+        };
+        entry.state = SessionState::Connected;
+        if let Some(ticket) = entry.ticket.take() {
+            entries.half_open.remove(ticket);
         }
+        drop(guard);
+        self.notify(id);
     }
 
     /// Notes the end of a session.
     pub fn ended(&self, now: Instant, id: SessionId, reason: CloseReason) {
         self.lock().end(now, id, reason);
+        self.notify(id);
     }
 
     /// State of a session and the shard that it lives on.
@@ -163,6 +176,10 @@ impl Registry {
     /// Sessions that have not ended and are not connected.
     pub fn half_open(&self) -> usize {
         self.lock().half_open.len()
+    }
+
+    fn notify(&self, id: SessionId) {
+        self.changes.notify(&Topic::Session(id));
     }
 
     fn lock(&self) -> RankedGuard<'_, Entries> {
@@ -238,6 +255,7 @@ mod tests {
                 half_open_reserved: 0,
                 half_open_per_address: 1,
             },
+            Arc::default(),
             Box::new(|_| {}),
         )
     }
@@ -308,7 +326,10 @@ mod tests {
             half_open_per_address: 1,
         };
         let on_forget = move |id| sender.send(id).expect("the receiver is alive");
-        let (registry, t) = (Registry::new(limits, Box::new(on_forget)), Instant::now());
+        let (registry, t) = (
+            Registry::new(limits, Arc::default(), Box::new(on_forget)),
+            Instant::now(),
+        );
         let open = |n: u8, at| {
             registry
                 .open(at, SessionId([n; 16]), ShardIndex(0), ANYBODY)

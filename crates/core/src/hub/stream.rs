@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::changes::{Changes, Topic};
+pub use super::id::{SessionId, ShardIndex, StreamId};
 use super::lock::{Rank, RankedMutex};
 use super::name::StreamKey;
 use super::tap_queue::{TapQueue, Taps};
@@ -10,31 +12,6 @@ use super::traffic::Traffic;
 use crate::media::transcode::SourceTrack;
 use crate::media::{Codec, Format, Kind, Rid};
 use crate::sdp::plan::{AvailableTrack, AvailableTracks, SourceFormats};
-
-/// Process-wide number of a stream; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StreamId(pub u64);
-
-/// Index of a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ShardIndex(pub u16);
-
-impl ShardIndex {
-    /// Shard index of a source that is not a peer. No such shard exists; messages to it are dropped.
-    pub const NONE: Self = Self(u16::MAX);
-}
-
-/// Unguessable identifier of a session (RFC 9725 §5): 128 random bits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SessionId(pub [u8; 16]);
-
-impl std::fmt::Debug for SessionId {
-    /// Prints three bytes only: the full identifier is a capability and must not be logged.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [a, b, c, ..] = self.0;
-        write!(f, "{a:02x}{b:02x}{c:02x}")
-    }
-}
 
 /// The session that feeds a stream, and its shard. A source that is not a peer has [`ShardIndex::NONE`]: it detects a
 /// takeover by itself and polls for key frame requests.
@@ -94,6 +71,7 @@ pub struct Stream {
     pub key: StreamKey,
     pub traffic: Traffic,
     state: RankedMutex<StreamState>,
+    changes: Arc<Changes>,
 }
 
 /// State of a stream.
@@ -107,6 +85,8 @@ pub struct StreamState {
     layers: Vec<Layer>,
     /// The layers changed since the last batch.
     layers_changed: bool,
+    /// Something changed of which listeners are notified; see [`Topic::Stream`].
+    changed: bool,
     source: Option<SourceRef>,
     /// Set when a viewer needs a key frame; polled by sources without a shard.
     key_frame_requested: bool,
@@ -116,13 +96,14 @@ pub struct StreamState {
 }
 
 impl Stream {
-    pub(super) fn new(id: StreamId, key: StreamKey) -> Self {
+    pub(super) fn new(id: StreamId, key: StreamKey, changes: Arc<Changes>) -> Self {
         let state = StreamState {
             video: Track::new(Kind::Video),
             audio: Track::new(Kind::Audio),
             answers_requests: false,
             layers: Vec::new(),
             layers_changed: false,
+            changed: false,
             source: None,
             key_frame_requested: false,
             subscribers: Vec::new(),
@@ -133,6 +114,7 @@ impl Stream {
             key,
             traffic: Traffic::default(),
             state: RankedMutex::new(Rank::Stream, state),
+            changes,
         }
     }
 
@@ -143,7 +125,14 @@ impl Stream {
     /// that of another stream. Debug builds panic if it does. A panic in an earlier call may have left a partially inserted
     /// frame, which the ring tolerates.
     pub fn with<R: 'static>(&self, work: impl FnOnce(&mut StreamState) -> R) -> R {
-        work(&mut self.state.lock())
+        let mut state = self.state.lock();
+        let result = work(&mut state);
+        let changed = std::mem::take(&mut state.changed);
+        drop(state);
+        if changed {
+            self.changes.notify(&Topic::Stream(self.key.name.clone()));
+        }
+        result
     }
 }
 
@@ -151,6 +140,7 @@ impl StreamState {
     /// Makes this session the source; new viewers start with its first key frame. Returns the previous source, which
     /// the caller must close.
     pub fn attach(&mut self, source: SourceRef, formats: &SourceFormats) -> Option<SourceRef> {
+        self.changed = true;
         self.answers_requests = false;
         self.key_frame_requested = false;
         self.layers.clear();
@@ -165,6 +155,7 @@ impl StreamState {
     pub fn detach(&mut self, session: SessionId) -> bool {
         let is_source = self.is_source(session);
         if is_source {
+            self.changed = true;
             self.source = None;
             self.layers.clear();
         }
@@ -197,7 +188,10 @@ impl StreamState {
     /// Updates the layers. A change of their set, resolutions or activity makes viewers select their layer again.
     pub fn set_layers(&mut self, layers: Vec<Layer>) {
         let choice = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active);
-        self.layers_changed |= !self.layers.iter().map(choice).eq(layers.iter().map(choice));
+        let sends = |layer: &Layer| layer.bitrate > 0;
+        let is_same = self.layers.iter().map(choice).eq(layers.iter().map(choice));
+        self.layers_changed |= !is_same;
+        self.changed |= !is_same || !self.layers.iter().map(sends).eq(layers.iter().map(sends));
         self.layers = layers;
     }
 
@@ -205,13 +199,16 @@ impl StreamState {
     pub(super) fn take_change(&mut self) -> bool {
         let layers = std::mem::take(&mut self.layers_changed);
         let tracks = [&mut self.video, &mut self.audio].map(Track::take_format_change);
-        layers || tracks.contains(&true)
+        let changed = layers || tracks.contains(&true);
+        self.changed |= changed;
+        changed
     }
 
     /// What the source says of itself has changed, if it is still this one.
     pub fn update_source(&mut self, source: SourceRef) {
         if self.is_source(source.session) {
             self.source = Some(source);
+            self.changed = true;
         }
     }
 
@@ -258,6 +255,7 @@ impl StreamState {
 
     /// Adds a viewer on a shard.
     pub fn subscribe(&mut self, shard: ShardIndex) {
+        self.changed |= !self.is_watched();
         match self.subscribers.iter_mut().find(|(s, _)| *s == shard) {
             Some((_, count)) => *count += 1,
             None => self.subscribers.push((shard, 1)),
@@ -270,16 +268,19 @@ impl StreamState {
             *count -= 1;
         }
         self.subscribers.retain(|(_, count)| *count > 0);
+        self.changed |= !self.is_watched();
     }
 
     /// Adds a reader that is not a viewer; see [`super::tap::Tap`].
     pub(super) fn tap(&mut self, tap: &Arc<TapQueue>) {
+        self.changed |= !self.is_watched();
         self.taps.add(tap);
     }
 
     /// Removes a reader that is not a viewer.
     pub(super) fn untap(&mut self, tap: &Arc<TapQueue>) {
         self.taps.remove(tap);
+        self.changed |= !self.is_watched();
     }
 
     /// Queues of the readers that are not viewers.
