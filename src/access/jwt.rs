@@ -37,7 +37,7 @@ impl Key {
         Self {
             id: None,
             algorithm: Algorithm::HS256,
-            key: DecodingKey::from_secret(secret),
+            key: DecodingKey::from_secret(secret).expect("the configuration refuses short secrets"),
         }
     }
 
