@@ -19,16 +19,22 @@ impl Description {
             session: Vec::new(),
             sections: Vec::new(),
         };
-        for line in text.split('\n').map(str::trim_end).filter(|line| !line.is_empty()) {
+        // Spaces around a value are no part of it, for the gateway's parser either.
+        let without_spaces = |line: &str| match line.split_once('=') {
+            Some((kind, value)) => format!("{kind}={}", value.trim()),
+            None => line.trim_end().to_owned(),
+        };
+        let lines = text.split('\n').map(without_spaces);
+        for line in lines.filter(|line| !line.is_empty()) {
             if let Some(media) = line.strip_prefix("m=") {
                 description.sections.push(Section {
                     fields: media.split_whitespace().map(str::to_owned).collect(),
                     lines: Vec::new(),
                 });
             } else if let Some(section) = description.sections.last_mut() {
-                section.lines.push(line.to_owned());
+                section.lines.push(line);
             } else {
-                description.session.push(line.to_owned());
+                description.session.push(line);
             }
         }
         description
