@@ -69,8 +69,8 @@ clients-test: ## Installed GStreamer and FFmpeg publish and watch, also over a l
 fuzz: ## Each fuzz target for ten minutes (FUZZ_SECONDS), all parsers of bytes from outside; see fuzz/README.md
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} scripts/fuzz.sh
 
-fuzz-short: ## The same for 30 seconds each, with a fixed seed: a failure is of the change and not of chance
-	@FUZZ_SEED=$${FUZZ_SEED:-1} scripts/fuzz.sh
+fuzz-short: ## The same inputs each time, about 30 seconds per target: a failure is of the change and not of chance
+	@FUZZ_SHORT=1 FUZZ_SECONDS=$${FUZZ_SECONDS:-60} scripts/fuzz.sh
 
 bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="--viewers 200 --seconds 10")
 	$(CARGO) run --release --locked -p millstream-bench -- $(BENCH_ARGS)

@@ -2,16 +2,18 @@
 # Builds the fuzz targets and runs each for FUZZ_SECONDS: fuzz.sh [TARGET...]
 #
 # FUZZ_SECONDS   seconds per target (30)
-# FUZZ_SEED      seed of the mutations (0: another one each time)
+# FUZZ_SHORT=1   each target for a fixed number of inputs, from a fixed seed and an empty corpus: the same inputs on every
+#                machine, but for one so slow that FUZZ_SECONDS end before
 # FUZZ_JOBS      targets at the same time (the number of cores, at most 4)
 # FUZZ_SANITIZER none (the default) or one of cargo-fuzz, such as address; those need a nightly compiler
 #
-# The corpus of a target grows in target/fuzz-corpus/TARGET from run to run; it begins with the inputs of fuzz/seeds.py.
+# The corpus of a target grows in target/fuzz-corpus/TARGET from run to run, but for the short form; it begins with the
+# inputs of fuzz/seeds.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 seconds=${FUZZ_SECONDS:-30}
-export FUZZ_SEED=${FUZZ_SEED:-0}
+export FUZZ_SHORT=${FUZZ_SHORT:-0}
 jobs=${FUZZ_JOBS:-$(( $(nproc) < 4 ? $(nproc) : 4 ))}
 # No sanitizer: the gateway has no unsafe code outside of system calls, which no target reaches. AddressSanitizer would
 # look at dependencies only.
@@ -24,6 +26,12 @@ declare -A max_len=(
   [offer]=8192 [playlist]=4096 [rtcp]=1500 [rtp]=8192
 )
 
+# Inputs of the short form: somewhat fewer than what two cores do in 30 seconds.
+declare -A short_runs=(
+  [config]=20000 [datagram]=250000 [depacketizer]=1000000 [fragment]=2500000 [framing]=70000 [mp4]=1000000 [mpegts]=450000
+  [offer]=40000 [playlist]=2000000 [rtcp]=1500000 [rtp]=100000
+)
+
 say() { printf 'fuzz: %s\n' "$*"; }
 
 say_and_stop() {
@@ -34,7 +42,7 @@ say_and_stop() {
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n 's/^name = "\(.*\)"$/\1/p' fuzz/Cargo.toml | grep -vx millstream-fuzz)
 for target in "${targets[@]}"; do
-  [ -n "${max_len[$target]:-}" ] || say_and_stop "no target '$target' with a length; there are: ${!max_len[*]}"
+  [ -n "${max_len[$target]:-}" ] && [ -n "${short_runs[$target]:-}" ] || say_and_stop "no target '$target' with a length; there are: ${!max_len[*]}"
 done
 
 export PATH="$PWD/target/tools/bin:$PATH"
@@ -62,12 +70,17 @@ python3 fuzz/seeds.py target/fuzz-seeds
 # Runs one target; its last line of output is the summary.
 run() {
   local target=$1 binary=target/fuzz/$2/release/$1 log=target/fuzz-logs/$1.log crashes=target/fuzz-crashes/$1/
-  mkdir -p "target/fuzz-corpus/$target" "$crashes" target/fuzz-logs
+  local corpus=target/fuzz-corpus/$target amount=()
+  if [ "$FUZZ_SHORT" = 1 ]; then
+    corpus=target/fuzz-corpus-short/$target amount=(-seed=1 -runs="$5")
+    rm -rf "$corpus"
+  fi
+  mkdir -p "$corpus" "$crashes" target/fuzz-logs
   local options=(-max_len="$3" -rss_limit_mb=1024 -timeout=20 -artifact_prefix="$crashes" -report_slow_units=60
     -print_final_stats=1)
   local status=0
-  "$binary" "${options[@]}" -seed="$FUZZ_SEED" -max_total_time="$4" "target/fuzz-corpus/$target" "target/fuzz-seeds/$target" \
-    >"$log" 2>&1 || status=$?
+  "$binary" "${options[@]}" "${amount[@]}" -max_total_time="$4" "$corpus" "target/fuzz-seeds/$target" >"$log" 2>&1 \
+    || status=$?
   awk -v target="$target" '
     / cov: / { for (i = 1; i < NF; i++) if ($i == "cov:" || $i == "ft:" || $i == "corp:") found[$i] = $(i + 1) }
     /^stat::number_of_executed_units/ { runs = $2 }
@@ -81,7 +94,7 @@ run() {
     {
       tail -n 40 "$log"
       echo "fuzz: $target FAILED (its whole output is in $log). Once more:"
-      echo "  $binary ${options[*]:0:3} ${artifact:-target/fuzz-corpus/$target -runs=0}"
+      echo "  $binary ${options[*]:0:3} ${artifact:-$corpus -runs=0}"
       [ -z "$artifact" ] || echo "Smaller: $binary -minimize_crash=1 -max_total_time=60 $artifact"
     } >&2
     return 1
@@ -89,11 +102,11 @@ run() {
 }
 export -f run
 
-say "each target for $seconds s, $jobs at a time"
+say "each target for $([ "$FUZZ_SHORT" = 1 ] && echo "a fixed number of inputs and at most ")$seconds s, $jobs at a time"
 begun=$SECONDS
 failed=0
 for target in "${targets[@]}"; do
-  printf '%s\0%s\0%s\0%s\0' "$target" "$host" "${max_len[$target]}" "$seconds"
-done | xargs -0 -n 4 -P "$jobs" bash -c 'set -euo pipefail; run "$@"' fuzz || failed=1
+  printf '%s\0%s\0%s\0%s\0%s\0' "$target" "$host" "${max_len[$target]}" "$seconds" "${short_runs[$target]}"
+done | xargs -0 -n 5 -P "$jobs" bash -c 'set -euo pipefail; run "$@"' fuzz || failed=1
 say "ran for $((SECONDS - begun)) s"
 exit "$failed"
