@@ -54,6 +54,13 @@ impl AacConfig {
         })
     }
 
+    /// Returns the configuration of AAC-LC; `None` for a rate without an index, or more than seven channels.
+    pub fn low_complexity(rate: u32, channels: u8) -> Option<Self> {
+        let index = u8::try_from(RATES.iter().position(|known| *known == rate)?).ok()?;
+        let channels = (1..=7).contains(&channels).then_some(channels)?;
+        Self::parse(&[2 << 3 | index >> 1, (index & 1) << 7 | channels << 3])
+    }
+
     /// Returns the original bytes.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.length)).unwrap_or_default()

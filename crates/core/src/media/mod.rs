@@ -9,6 +9,7 @@ pub mod codec;
 pub mod container;
 pub mod depacketizer;
 pub mod jpeg;
+pub mod mpeg4_audio;
 pub mod packet;
 pub mod packetizer;
 pub mod rtcp;
