@@ -56,6 +56,11 @@ section! {
         #[key("password_env", Live, "none", "values::text")]
         pub password_env: Option<String> = None,
 
+        /// Seconds without video after which the camera is considered frozen, 1 to 3600. By default three times the
+        /// longest recent interval between frames, at least 5 and at most 90.
+        #[key("silence_timeout", Live, "automatic", "values::seconds::<1, 3_600, _, _>")]
+        pub silence_timeout: Option<Duration> = None,
+
         /// Workarounds for cameras that deviate from RTSP.
         #[key("quirks", Live, "none", "values::table")]
         pub quirks: Hidden<toml::Table> = Hidden::default(),

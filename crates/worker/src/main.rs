@@ -10,6 +10,7 @@ use millstream_worker_runtime::channel::connect;
 use millstream_worker_runtime::wire::{FromWorker, ToWorker};
 use millstream_worker_runtime::{not_started_by_gateway, restrict};
 
+mod cameras;
 mod check;
 mod pipeline;
 

@@ -8,6 +8,7 @@ use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_app::{AppLeakyType, AppSink, AppSinkCallbacks, AppSrc};
 
+use crate::cameras;
 use millstream_core::media::Kind;
 use millstream_worker_runtime::channel::{Commands, Gateway};
 use millstream_worker_runtime::wire::{Failure, FromWorker, Job, Media, ToWorker, Tracks, WireFrame};
@@ -63,6 +64,7 @@ pub(crate) fn build(job: &Job) -> Result<PreparedPipeline, Failure> {
             )));
         }
     }
+    cameras::prepare(&pipeline);
     for (target, value) in &job.properties {
         set(&pipeline, target, value)?;
     }

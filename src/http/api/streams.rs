@@ -66,6 +66,14 @@ pub struct Source {
     pub last_error: Option<String>,
     /// Number of failures.
     pub restarts: u64,
+    /// Why the camera is read by the pipeline `rtsp` instead of the gateway's own client, if it is.
+    pub fallback: Option<&'static str>,
+    /// Number of packets and messages in this session that were odd and passed over.
+    pub passed_over: u64,
+    /// The first of them.
+    pub passed_over_reason: Option<String>,
+    /// Tracks that are left out because their codec is not supported, such as `audio L16/44100`.
+    pub left_out: Vec<String>,
 }
 
 /// The video track of a stream.
@@ -207,7 +215,14 @@ fn warnings(stream: &Stream) -> Vec<String> {
         }
     }
     if stream.live && stream.audio.is_none() {
-        warnings.push("No incoming audio.".to_owned());
+        let tracks = stream.source.iter().flat_map(|source| &source.left_out);
+        let left_out: Vec<&str> = tracks.filter_map(|track| track.strip_prefix("audio ")).collect();
+        warnings.push(match left_out.join(", ") {
+            codecs if codecs.is_empty() => "No incoming audio.".to_owned(),
+            codecs => format!(
+                "The camera's audio ({codecs}) is left out: set it to G.711 with 8 kHz, AAC or Opus in the camera."
+            ),
+        });
     }
     warnings
 }
@@ -221,6 +236,10 @@ fn source(entry: &Entry) -> Source {
         seconds: status.since.map(|since| since.elapsed().as_secs_f64()),
         last_error: status.last_error,
         restarts: status.restarts,
+        fallback: status.fallback,
+        passed_over: status.passed_over.count,
+        passed_over_reason: status.passed_over.what,
+        left_out: status.left_out,
     }
 }
 

@@ -16,6 +16,7 @@ use crate::pipeline::programs::WorkerPrograms;
 use crate::pipeline::value::Unescaped;
 use crate::sources::hls::{Choice, Origin};
 use crate::sources::rtsp::camera::{Camera, Password};
+use crate::sources::rtsp::fallback::Fallback;
 use crate::sources::rtsp::policies::{self, Policies};
 
 /// What building a source needs besides its own table.
@@ -79,6 +80,8 @@ fn camera(config: &RtspConfig, context: BuildContext<'_>, mistakes: &mut Vec<Mis
             camera.transport = config.transport;
             camera.allowed = context.allowed.clone();
             camera.policies = policies;
+            camera.silence_timeout = config.silence_timeout;
+            camera.fallback = Fallback::new(context.library, context.programs);
             Some(camera)
         }
         Err(error) => {

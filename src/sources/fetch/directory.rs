@@ -155,6 +155,14 @@ impl Entry {
         }
     }
 
+    /// Changes what is shown of the source, without waking those who wait for its state.
+    pub fn note(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_if_modified(|status| {
+            change(status);
+            false
+        });
+    }
+
     pub(super) fn failed(&self, error: &str) {
         self.status.send_modify(|status| {
             status.state = State::Failed;

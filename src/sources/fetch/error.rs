@@ -18,6 +18,9 @@ pub enum FetchError {
     Hls(#[from] HlsError),
     #[error(transparent)]
     Address(#[from] AddressError),
+    /// The source is read in another way from now on.
+    #[error("the camera is read by a pipeline from now on")]
+    Rerouted,
     #[error("another source has the stream")]
     Displaced,
 }

@@ -104,7 +104,7 @@ pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: SourceConfig, plane: P) 
             continue;
         };
         let wait = wait_after(&error, &mut backoff, rand::rng().next_u32());
-        if !matches!(error, FetchError::Displaced) {
+        if !matches!(error, FetchError::Displaced | FetchError::Rerouted) {
             let text = error.to_string();
             if logged.as_ref() != Some(&text) {
                 let source = fetched.kind.label();
@@ -121,6 +121,7 @@ pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: SourceConfig, plane: P) 
 fn wait_after(error: &FetchError, backoff: &mut Backoff, random: u32) -> Duration {
     match error {
         FetchError::Displaced => POLL_INTERVAL,
+        FetchError::Rerouted => Duration::ZERO,
         FetchError::Camera(CameraError::Credentials) => backoff.after_refused_credentials(random),
         FetchError::Camera(_) | FetchError::Worker(_) | FetchError::Hls(_) | FetchError::Address(_) => {
             backoff.after_failure(random)
@@ -176,7 +177,7 @@ async fn play<P: FanOut>(
         info!(stream = %fetched.stream, source = fetched.kind.label(), tracks = ?what, "source connected");
     };
     match &fetched.kind {
-        SourceKind::Camera(camera) => rtsp::play(camera, &fetched.stream, plane, &mut live).await,
+        SourceKind::Camera(camera) => rtsp::play(camera, entry, plane, &mut live).await,
         SourceKind::Hls(origin) => hls::play(origin, &fetched.stream, plane, &mut live).await,
         SourceKind::Pipeline(spec) => pipeline::play(spec, &fetched.stream, plane, &mut live).await,
     }

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use crate::sources::rtsp::refusal::PassedOver;
+
 /// State of a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum State {
@@ -53,4 +55,10 @@ pub struct Status {
     pub last_error: Option<String>,
     /// Number of failures, each followed by a restart.
     pub restarts: u64,
+    /// Why a camera is read by a pipeline.
+    pub fallback: Option<&'static str>,
+    /// What the source sent and was passed over in this session.
+    pub passed_over: PassedOver,
+    /// Tracks of the source whose codec is not supported.
+    pub left_out: Vec<String>,
 }

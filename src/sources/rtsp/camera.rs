@@ -1,6 +1,8 @@
 //! A camera: its URL, credentials and policies, and why a session with it fails.
 
+use super::fallback::Fallback;
 use super::policies::Policies;
+use super::refusal::Refusal;
 use crate::config::Transport;
 use crate::pipeline::value::{TargetHost, Unescaped};
 use crate::sources::fetch::address::Allowed;
@@ -22,6 +24,10 @@ pub struct Camera {
     pub policies: Policies,
     /// Networks that the camera may be in.
     pub allowed: Allowed,
+    /// `silence_timeout` of the configuration.
+    pub silence_timeout: Option<Duration>,
+    /// `None` if there is no pipeline for it.
+    pub fallback: Option<Fallback>,
     /// Tracks sessions that the camera may still consider open.
     pub(super) group: Arc<SessionGroup>,
 }
@@ -83,6 +89,15 @@ pub enum CameraError {
     NoTracks,
     #[error("the camera stopped sending video")]
     Silent,
+    #[error("the camera sends no media, although it agreed to: try `transport = \"udp\"`, or \"tcp\" if that is set")]
+    NoMedia,
+    #[error("the camera sends packets, but no frame that can be decoded")]
+    NoFrames,
+    #[error("{}", .0.text())]
+    Refused(Refusal),
+    /// The pipeline that reads the camera instead failed.
+    #[error("{0}")]
+    Pipeline(String),
     #[error("the camera ended the session")]
     Ended,
 }
@@ -124,6 +139,8 @@ impl Camera {
             password,
             policies: Policies::default(),
             allowed: Allowed::default(),
+            silence_timeout: None,
+            fallback: None,
             group: Arc::default(),
         })
     }
@@ -209,13 +226,21 @@ impl CameraError {
             Some(401) => Self::NoCredentials,
             Some(404) => Self::NotFound,
             Some(status @ 300..=399) => Self::Redirected(status),
-            _ => {
-                let text = error.to_string().lines().next().unwrap_or_default().to_owned();
-                Self::Failed { step, text }
-            }
+            _ => Self::Failed {
+                step,
+                text: first_line(error),
+            },
         }
     }
 }
+
+/// Returns the first line of an error: the rest describes the connection, and differs each time.
+pub(super) fn first_line(error: &retina::Error) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().chars().take(MAX_LINE).collect()
+}
+
+const MAX_LINE: usize = 200;
 
 #[cfg(test)]
 mod tests {

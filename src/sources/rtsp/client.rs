@@ -1,27 +1,34 @@
 //! One RTSP session with a camera, using the crate `retina`. It has no timeouts of its own, so each step has one here.
+//!
+//! Retina returns packets, and [`assembler`](super::assembler) makes frames of them. Only Motion JPEG, and audio beside
+//! it, is depacketized by retina.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
-use std::io;
 use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream as _;
-use retina::client::{Demuxed, Described, PacketItem, Playing, Session, SessionOptions, SetupOptions, Stream};
-use retina::codec::{CodecItem, FrameFormat, ParameterSetInsertion, ParametersRef, aac, h26x};
+use retina::client::{Demuxed, PacketItem, Playing, Session, SessionOptions, SetupOptions};
+use retina::codec::{CodecItem, FrameFormat, ParameterSetInsertion, aac, h26x};
 use retina::rtcp::ReceivedCompoundPacket;
-use tokio::net::TcpStream;
+use retina::rtp::ReceivedPacket;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
-use super::camera::{Camera, CameraError, Step, to_retina};
-use super::raw::RawTrack;
-use crate::pipeline::value::TargetHost;
+use super::assembler::Received;
+use super::camera::{Camera, CameraError, Step, first_line, to_retina};
+use super::challenge;
+use super::connect::test_connection;
+use super::refusal::{PassedOver, Refusal};
+use super::silence::Silence;
+use super::tracks::{Choice, Track, choose};
+use super::trouble::{self, Verdict};
 use millstream_core::hub::name::StreamName;
-use millstream_core::media::aac::AacConfig;
 use millstream_core::media::clock::NtpClock;
-use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::media::{Codec, Kind};
 use millstream_core::sources::frame_source::{Announced, Framing};
 
 /// A playing session with a camera.
@@ -29,31 +36,22 @@ pub(super) struct Client {
     media: Media,
     /// Video first, if there is any.
     tracks: Vec<Track>,
+    left_out: Vec<String>,
     ntp: NtpClock,
     /// Events that were read but not returned yet.
     ready: VecDeque<Event>,
     stream: StreamName,
+    passed_over: PassedOver,
+    /// Errors in a row without an item in between.
+    errors: u32,
+    /// When the last frame was assembled, or the session began.
+    last_frame: Instant,
 }
 
-/// Frames assembled by retina, or packets that are assembled by [`RawTrack`].
+/// Frames depacketized by retina, or packets.
 enum Media {
     Frames(Box<Demuxed>),
     Packets(Box<Session<Playing>>),
-}
-
-/// A track of the session.
-struct Track {
-    /// Index in the session description.
-    index: usize,
-    announced: Announced,
-    /// Clock rate of the session description, in Hz.
-    rate: u32,
-    parameter_sets: Vec<Bytes>,
-    raw: RawTrack,
-    /// When the last frame arrived.
-    last_frame: Instant,
-    /// Its silence was logged.
-    silence_logged: bool,
 }
 
 /// A frame or a sender report of a camera.
@@ -77,15 +75,17 @@ pub(super) struct Frame {
     pub(super) received: std::time::Instant,
 }
 
-/// Timeout of the TCP connection. It is short because the connection is retried soon.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
-
 /// Timeout of DESCRIBE, each SETUP, and PLAY.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
 
-/// A camera without video for this long is considered frozen: its TCP connection may stay open and its audio may
-/// continue.
-const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+/// A session whose packets make no frame for this long ends: longer than any usual key frame interval.
+const FRAME_LIMIT: Duration = Duration::from_secs(120);
+
+/// Retina reads a request of the camera without waking its task for what follows, so it is polled at this interval.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// More errors in a row without reading anything mean that retina makes no progress.
+const MAX_ERRORS: u32 = 10_000;
 
 /// The frame format requested from retina.
 const FRAMES: FrameFormat = FrameFormat {
@@ -93,9 +93,6 @@ const FRAMES: FrameFormat = FrameFormat {
     parameter_set_insertion: ParameterSetInsertion::EachKeyFrame,
     aac_framing: aac::Framing::Raw,
 };
-
-/// Offset added to timestamps, because those of retina may be slightly negative.
-const TIME_ORIGIN: i64 = 1 << 33;
 
 impl Client {
     /// Connects, selects the tracks, and starts playing.
@@ -108,8 +105,15 @@ impl Client {
             .session_group(camera.group.clone())
             .user_agent("millstream".to_owned());
         let describing = Session::describe(camera.url.clone(), camera.policies.session(options));
-        let mut session = with_timeout(Step::Describe, has_credentials, describing).await?;
-        let (tracks, needs_packets) = choose(stream, &session);
+        let described = with_timeout(Step::Describe, has_credentials, describing).await;
+        let mut session = match described {
+            Err(CameraError::Credentials) if challenge::is_unusual(camera).await => {
+                return Err(CameraError::Refused(Refusal::Authentication));
+            }
+            described => described?,
+        };
+        let silence = || Silence::new(camera.silence_timeout, now());
+        let Choice { tracks, left_out } = choose(stream, &session, &silence);
         if tracks.is_empty() {
             return Err(CameraError::NoTracks);
         }
@@ -120,26 +124,40 @@ impl Client {
             with_timeout(Step::Setup, has_credentials, session.setup(track.index, options)).await?;
         }
         let playing = with_timeout(Step::Play, has_credentials, session.play(camera.policies.play())).await?;
-        let media = if needs_packets {
-            Media::Packets(Box::new(playing))
-        } else {
+        let media = if tracks.iter().any(|track| track.announced.codec == Codec::Jpeg) {
             let demuxed = playing.demuxed();
             Media::Frames(Box::new(
                 demuxed.map_err(|error| CameraError::of(Step::Play, &error, has_credentials))?,
             ))
+        } else {
+            Media::Packets(Box::new(playing))
         };
         Ok(Self {
             media,
             tracks,
+            left_out,
             ntp: NtpClock::default(),
             ready: VecDeque::new(),
             stream: stream.clone(),
+            passed_over: PassedOver::default(),
+            errors: 0,
+            last_frame: Instant::now(),
         })
     }
 
     /// Returns the tracks of the session.
     pub(super) fn tracks(&self) -> Vec<Announced> {
         self.tracks.iter().map(|track| track.announced).collect()
+    }
+
+    /// Returns the tracks that the session has but that are not read.
+    pub(super) fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    /// Returns what was passed over so far.
+    pub(super) fn passed_over(&self) -> &PassedOver {
+        &self.passed_over
     }
 
     /// Returns the parameter sets of the session description.
@@ -163,35 +181,33 @@ impl Client {
         loop {
             let deadline = self.check_silence()?;
             if let Some(event) = self.ready.pop_front() {
-                if let Event::Frame(frame) = &event {
-                    self.on_frame(frame.kind);
+                if matches!(event, Event::Frame(_)) {
+                    self.last_frame = Instant::now();
                 }
                 return Ok(event);
             }
             // A timeout is handled by the next `check_silence`.
-            if let Ok(read) = timeout_at(deadline, self.read()).await {
+            let wake = deadline.min(Instant::now() + POLL_INTERVAL);
+            if let Ok(read) = timeout_at(wake, self.read()).await {
                 read?;
             }
         }
     }
 
-    fn on_frame(&mut self, kind: Kind) {
-        let is_of_kind = |track: &&mut Track| track.announced.codec.kind() == kind;
-        if let Some(track) = self.tracks.iter_mut().find(is_of_kind) {
-            (track.last_frame, track.silence_logged) = (Instant::now(), false);
-        }
-    }
-
-    /// Fails if no frame of the first track (video, or audio if there is no video) arrived within [`SILENCE_LIMIT`].
-    /// Missing audio beside video is only logged, once. Returns when to check again.
+    /// Fails if the first track (video, or audio if there is no video) is silent. Missing audio beside video is only
+    /// logged, once. Returns when to check again.
     fn check_silence(&mut self) -> Result<Instant, CameraError> {
         let now = Instant::now();
-        let mut deadline = now + SILENCE_LIMIT;
+        let mut deadline = self.last_frame + FRAME_LIMIT;
+        if now >= deadline {
+            return Err(CameraError::NoFrames);
+        }
         for (index, track) in self.tracks.iter_mut().enumerate() {
-            let silent = now.duration_since(track.last_frame) >= SILENCE_LIMIT;
-            match (index, silent) {
-                (0, true) => return Err(CameraError::Silent),
-                (0, false) => deadline = track.last_frame + SILENCE_LIMIT,
+            let silent_at = Instant::from_std(track.silence.deadline());
+            match (index, now >= silent_at) {
+                (0, true) if track.silence.is_used() => return Err(CameraError::Silent),
+                (0, true) => return Err(CameraError::NoMedia),
+                (0, false) => deadline = deadline.min(silent_at),
                 (_, true) if !track.silence_logged => {
                     track.silence_logged = true;
                     let codec = track.announced.codec.name();
@@ -207,64 +223,117 @@ impl Client {
         match &mut self.media {
             Media::Frames(demuxed) => {
                 let item = poll_fn(|context| Pin::new(&mut **demuxed).poll_next(context)).await;
-                match received(item)? {
-                    CodecItem::VideoFrame(frame) => {
-                        let Some(track) = self.tracks.iter().find(|track| track.index == frame.stream_id()) else {
-                            return Ok(());
-                        };
-                        let frame = Frame {
-                            kind: Kind::Video,
-                            time: track.time(frame.timestamp().timestamp()),
-                            received: frame.end_ctx().received(),
-                            bytes: frame.into_data().into(),
-                        };
-                        self.ready.push_back(Event::Frame(frame));
-                    }
-                    CodecItem::AudioFrame(frame) => {
-                        let Some(track) = self.tracks.iter().find(|track| track.index == frame.stream_id()) else {
-                            return Ok(());
-                        };
-                        let frame = Frame {
-                            kind: Kind::Audio,
-                            time: track.time(frame.timestamp().timestamp()),
-                            received: frame.ctx().received(),
-                            bytes: Bytes::copy_from_slice(frame.data()),
-                        };
-                        self.ready.push_back(Event::Frame(frame));
-                    }
-                    CodecItem::Rtcp(compound) => self.take_report(&compound),
-                    _ => {}
+                match item.ok_or(CameraError::Ended)? {
+                    Ok(item) => self.take_item(item),
+                    Err(error) => self.on_error(&error)?,
                 }
             }
             Media::Packets(session) => {
-                let item = poll_fn(|context| Pin::new(&mut **session).poll_next(context)).await;
-                match received(item)? {
-                    PacketItem::Rtp(packet) => {
-                        let index = packet.stream_id();
-                        let Some(track) = self.tracks.iter_mut().find(|track| track.index == index) else {
-                            return Ok(());
-                        };
-                        let (time, received) = (track.time(packet.timestamp().timestamp()), packet.ctx().received());
-                        let mut frames = Vec::new();
-                        track.raw.push(packet, time, received, &mut frames);
-                        self.ready.extend(frames.into_iter().map(|frame| {
-                            Event::Frame(Frame {
-                                kind: frame.codec.kind(),
-                                time: frame.time,
-                                bytes: frame.bytes,
-                                received,
-                            })
-                        }));
-                    }
-                    PacketItem::Rtcp(compound) => self.take_report(&compound),
-                    _ => {}
+                // After a request of the camera, retina returns `Pending` although there may be more to read.
+                let item = poll_fn(|context| match Pin::new(&mut **session).poll_next(context) {
+                    Poll::Pending => Pin::new(&mut **session).poll_next(context),
+                    ready => ready,
+                });
+                match item.await.ok_or(CameraError::Ended)? {
+                    Ok(PacketItem::Rtp(packet)) => self.take_packet(packet),
+                    Ok(PacketItem::Rtcp(compound)) => self.take_report(&compound),
+                    Ok(_) => {}
+                    Err(error) => self.on_error(&error)?,
                 }
             }
         }
         Ok(())
     }
 
+    /// Takes a frame that retina depacketized.
+    fn take_item(&mut self, item: CodecItem) {
+        self.errors = 0;
+        let (index, time, received, bytes) = match item {
+            CodecItem::VideoFrame(frame) => {
+                let (index, time) = (frame.stream_id(), frame.timestamp().timestamp());
+                (index, time, frame.end_ctx().received(), frame.into_data().into())
+            }
+            CodecItem::AudioFrame(frame) => {
+                let (index, time) = (frame.stream_id(), frame.timestamp().timestamp());
+                (
+                    index,
+                    time,
+                    frame.ctx().received(),
+                    Bytes::copy_from_slice(frame.data()),
+                )
+            }
+            CodecItem::Rtcp(compound) => return self.take_report(&compound),
+            _ => return,
+        };
+        let Some(track) = self.tracks.iter_mut().find(|track| track.index == index) else {
+            return;
+        };
+        let time = Track::positive(time);
+        track.on_packet(time);
+        self.ready.push_back(Event::Frame(Frame {
+            kind: track.kind(),
+            time: track.scaled(time),
+            bytes,
+            received,
+        }));
+    }
+
+    fn take_packet(&mut self, packet: ReceivedPacket) {
+        self.errors = 0;
+        let index = packet.stream_id();
+        let Some(track) = self.tracks.iter_mut().find(|track| track.index == index) else {
+            return;
+        };
+        let time = Track::positive(packet.timestamp().timestamp());
+        track.on_packet(time);
+        let packet = Received::new(packet, time, track.scaled(time));
+        let received = packet.at;
+        let mut frames = Vec::new();
+        if !track.assembler.push(packet, &mut frames) {
+            let text = format!("invalid {} packet", track.announced.codec.name());
+            pass_over(&mut self.passed_over, &self.stream, &text);
+        }
+        self.ready.extend(frames.into_iter().map(|frame| {
+            let time = if frame.is_scaled {
+                frame.time
+            } else {
+                track.scaled(frame.time)
+            };
+            Event::Frame(Frame {
+                kind: track.kind(),
+                time,
+                bytes: frame.bytes,
+                received,
+            })
+        }));
+    }
+
+    /// Passes over what can be passed over.
+    fn on_error(&mut self, error: &retina::Error) -> Result<(), CameraError> {
+        let line = first_line(error);
+        self.errors += 1;
+        if self.errors > MAX_ERRORS {
+            return Err(CameraError::of(Step::Receive, error, true));
+        }
+        match trouble::judge(&line) {
+            Verdict::Fatal(error) => return Err(error),
+            Verdict::PassOver => {}
+            Verdict::Refused(refusal) => {
+                // The error does not say which track it is of: the first one counts unless it goes on.
+                let now = now();
+                for track in &mut self.tracks {
+                    if track.rejections.add(now) {
+                        return Err(CameraError::Refused(refusal));
+                    }
+                }
+            }
+        }
+        pass_over(&mut self.passed_over, &self.stream, &line);
+        Ok(())
+    }
+
     fn take_report(&mut self, compound: &ReceivedCompoundPacket) {
+        self.errors = 0;
         let report = compound
             .pkts()
             .find_map(|packet| packet.as_sender_report().ok().flatten());
@@ -272,49 +341,32 @@ impl Client {
         if let (Some(report), Some(time), Some(track)) = (report, compound.rtp_timestamp(), track) {
             let at = self.ntp.instant(report.ntp_timestamp().0, compound.ctx().received());
             self.ready.push_back(Event::Captured {
-                kind: track.announced.codec.kind(),
-                time: track.time(time.timestamp()),
+                kind: track.kind(),
+                time: track.scaled(Track::positive(time.timestamp())),
                 at,
             });
         }
     }
 }
 
+fn pass_over(passed_over: &mut PassedOver, stream: &StreamName, what: &str) {
+    passed_over.count += 1;
+    if passed_over.what.is_none() {
+        passed_over.what = Some(what.to_owned());
+        info!(%stream, what, "camera sent something odd; it is passed over, and more of it is only counted");
+    }
+}
+
 impl Track {
-    /// Converts a timestamp from the clock rate of the session description to that of the codec.
-    fn time(&self, time: i64) -> u64 {
-        let time = time.saturating_add(TIME_ORIGIN).unsigned_abs();
-        let rate = self.announced.codec.clock_rate();
-        if rate == self.rate {
-            return time;
-        }
-        let scaled = u128::from(time) * u128::from(rate) / u128::from(self.rate.max(1));
-        u64::try_from(scaled).unwrap_or(u64::MAX)
+    fn on_packet(&mut self, time: u64) {
+        self.silence.packet(time, now());
+        self.silence_logged = false;
+        self.rejections.accepted();
     }
 }
 
-fn received<T>(item: Option<Result<T, retina::Error>>) -> Result<T, CameraError> {
-    item.ok_or(CameraError::Ended)?
-        .map_err(|error| CameraError::of(Step::Receive, &error, true))
-}
-
-/// Tests the TCP connection, because retina's errors do not distinguish a wrong address from a camera that is off.
-async fn test_connection(camera: &Camera) -> Result<(), CameraError> {
-    let port = camera.port();
-    let connecting = async {
-        match camera.host() {
-            TargetHost::Address(address) => TcpStream::connect((address, port)).await,
-            TargetHost::Name(name) => TcpStream::connect((name.as_str(), port)).await,
-        }
-    };
-    match timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            Err(CameraError::Unreachable(format!("connection refused on port {port}")))
-        }
-        Ok(Err(error)) => Err(CameraError::Unreachable(error.to_string())),
-        Err(_) => Err(CameraError::Timeout(Step::Connect)),
-    }
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 async fn with_timeout<T>(
@@ -323,119 +375,11 @@ async fn with_timeout<T>(
     work: impl Future<Output = Result<T, retina::Error>>,
 ) -> Result<T, CameraError> {
     match timeout(STEP_LIMIT, work).await {
-        Ok(result) => result.map_err(|error| CameraError::of(step, &error, has_credentials)),
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(match trouble::refused_at(step, &error) {
+            Some(refusal) if has_credentials || refusal != Refusal::Authentication => CameraError::Refused(refusal),
+            _ => CameraError::of(step, &error, has_credentials),
+        }),
         Err(_) => Err(CameraError::Timeout(step)),
     }
-}
-
-/// Returns the best track of each kind, and whether packets must be read instead of frames, because retina cannot
-/// depacketize Opus.
-fn choose(name: &StreamName, session: &Session<Described>) -> (Vec<Track>, bool) {
-    let known: Vec<(usize, &Stream, Announced)> = session
-        .streams()
-        .iter()
-        .enumerate()
-        .filter_map(|(index, stream)| match announced(stream) {
-            Some(announced) => Some((index, stream, announced)),
-            None => {
-                let (media, encoding) = (stream.media(), stream.encoding_name());
-                info!(stream = %name, media, encoding, "camera track ignored: codec not supported");
-                None
-            }
-        })
-        .collect();
-    let video = known
-        .iter()
-        .find(|(.., announced)| announced.codec.kind() == Kind::Video);
-    let can_be_packets = video.is_none_or(|(.., announced)| announced.codec != Codec::Jpeg);
-    let rank = |codec| match codec {
-        Codec::Opus if can_be_packets => Some(0),
-        Codec::Pcmu | Codec::Pcma => Some(1),
-        Codec::Aac => Some(2),
-        _ => None,
-    };
-    let audio = known
-        .iter()
-        .filter_map(|track| Some((rank(track.2.codec)?, track)))
-        .min_by_key(|(rank, _)| *rank)
-        .map(|(_, track)| track);
-    let tracks: Vec<Track> = video
-        .into_iter()
-        .chain(audio)
-        .map(|(index, stream, announced)| Track {
-            index: *index,
-            announced: *announced,
-            rate: stream.clock_rate_hz(),
-            parameter_sets: parameter_sets(stream, announced.codec),
-            raw: RawTrack::new(announced.codec),
-            last_frame: Instant::now(),
-            silence_logged: false,
-        })
-        .collect();
-    let needs_packets = tracks.iter().any(|track| track.announced.codec == Codec::Opus);
-    (tracks, needs_packets)
-}
-
-fn announced(stream: &Stream) -> Option<Announced> {
-    let is_telephone = stream.clock_rate_hz() == 8_000 && stream.channels().is_none_or(|channels| channels.get() == 1);
-    Some(match (stream.media(), stream.encoding_name()) {
-        ("video", "h264") => Codec::H264.into(),
-        ("video", "h265") => Codec::H265.into(),
-        ("video", "jpeg") => Codec::Jpeg.into(),
-        ("audio", "pcmu") if is_telephone => Format::Pcmu.into(),
-        ("audio", "pcma") if is_telephone => Format::Pcma.into(),
-        ("audio", "opus") => Codec::Opus.into(),
-        ("audio", "mpeg4-generic") => match stream.parameters()? {
-            ParametersRef::Audio(parameters) => Format::Aac(AacConfig::parse(parameters.extra_data())?).into(),
-            _ => return None,
-        },
-        _ => return None,
-    })
-}
-
-/// Returns the parameter sets of the session description. Retina inserts them before frames, but not before packets.
-fn parameter_sets(stream: &Stream, codec: Codec) -> Vec<Bytes> {
-    let Some(ParametersRef::Video(parameters)) = stream.parameters() else {
-        return Vec::new();
-    };
-    let record = Bytes::copy_from_slice(parameters.extra_data());
-    match codec {
-        Codec::H264 => avc_sets(&record),
-        Codec::H265 => hevc_sets(&record),
-        _ => None,
-    }
-    .unwrap_or_default()
-}
-
-/// Returns the parameter sets of an AVCDecoderConfigurationRecord (ISO/IEC 14496-15 §5.3.3.1).
-fn avc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
-    let mut sets = Vec::new();
-    let mut at = 5;
-    for mask in [0x1f, 0xff] {
-        let count = record.get(at)? & mask;
-        at = units(record, at + 1, count.into(), &mut sets)?;
-    }
-    Some(sets)
-}
-
-/// Returns the parameter sets of an HEVCDecoderConfigurationRecord (ISO/IEC 14496-15 §8.3.3.1).
-fn hevc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
-    let mut sets = Vec::new();
-    let mut at = 23;
-    for _ in 0..*record.get(22)? {
-        let count = record.get(at + 1..)?.first_chunk::<2>()?;
-        at = units(record, at + 3, u16::from_be_bytes(*count), &mut sets)?;
-    }
-    Some(sets)
-}
-
-/// Reads `count` NAL units, each after its length in two bytes. Returns the position after them.
-fn units(record: &Bytes, mut at: usize, count: u16, sets: &mut Vec<Bytes>) -> Option<usize> {
-    for _ in 0..count {
-        let length = usize::from(u16::from_be_bytes(*record.get(at..)?.first_chunk::<2>()?));
-        let end = at + 2 + length;
-        sets.push((end <= record.len()).then(|| record.slice(at + 2..end))?);
-        at = end;
-    }
-    Some(at)
 }

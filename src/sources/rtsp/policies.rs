@@ -28,11 +28,11 @@ pub const KEYS: [(&str, &str); 7] = [
     ),
     (
         "initial_seq",
-        "\"default\", \"respect\" or \"ignore\": the sequence numbers in the response to PLAY",
+        "\"ignore\" (default), \"respect\" or \"default\": the sequence numbers in the response to PLAY",
     ),
     (
         "unknown_rtcp_ssrc",
-        "\"drop-packets\" (default), \"process-packets\" or \"abort-session\": RTCP of an unannounced SSRC",
+        "\"process-packets\" (default), \"drop-packets\" or \"abort-session\": RTCP of an unannounced SSRC",
     ),
     (
         "unassigned_data",
@@ -40,7 +40,7 @@ pub const KEYS: [(&str, &str); 7] = [
     ),
     (
         "session_id",
-        "\"require-match\" (default) or \"use-first\": a session id that changes between tracks",
+        "\"use-first\" (default) or \"require-match\": a session id that changes between tracks",
     ),
     (
         "teardown",
@@ -57,10 +57,12 @@ impl Default for Policies {
         Self {
             // Many cameras omit the RTP timestamps that retina requires by default.
             initial_timestamp: InitialTimestampPolicy::Permissive,
-            initial_seq: InitialSequenceNumberPolicy::Default,
-            unknown_rtcp_ssrc: UnknownRtcpSsrcPolicy::Default,
+            // The first packet says it, and some cameras announce another number.
+            initial_seq: InitialSequenceNumberPolicy::Ignore,
+            // Some cameras use an SSRC for RTCP and another for RTP: the one of RTP counts.
+            unknown_rtcp_ssrc: UnknownRtcpSsrcPolicy::ProcessPackets,
             unassigned_data: UnassignedChannelDataPolicy::Auto,
-            session_id: SessionIdPolicy::Default,
+            session_id: SessionIdPolicy::UseFirst,
             teardown: TeardownPolicy::Auto,
             max_timestamp_jump: None,
         }

@@ -85,7 +85,12 @@ impl AacDepacketizer {
         .is_some()
     }
 
-    fn take_units(&mut self, payload: &Bytes, [size, index, delta]: [u32; 3], out: &mut Vec<(u32, Bytes)>) -> Option<()> {
+    fn take_units(
+        &mut self,
+        payload: &Bytes,
+        [size, index, delta]: [u32; 3],
+        out: &mut Vec<(u32, Bytes)>,
+    ) -> Option<()> {
         let length = usize::from(u16::from_be_bytes(*payload.first_chunk::<2>()?));
         let headers = payload.get(2..2 + length.div_ceil(8))?;
         let mut data = payload.slice(2 + headers.len()..);
@@ -168,7 +173,9 @@ const SAMPLES: u32 = 1_024;
 pub fn parameter<'a>(fmtp: &'a str, name: &str) -> Option<&'a str> {
     fmtp.split(';').find_map(|parameter| {
         let (key, value) = parameter.split_once('=')?;
-        key.trim().eq_ignore_ascii_case(name).then(|| value.trim().trim_matches('"'))
+        key.trim()
+            .eq_ignore_ascii_case(name)
+            .then(|| value.trim().trim_matches('"'))
     })
 }
 
@@ -254,7 +261,11 @@ mod tests {
         for fmtp in ["", "mode=AAC-hbr", "mode=AAC-hbr;config=zz", "config="] {
             let depacketizer = AacDepacketizer::generic(fmtp, 16_000, 1).expect(fmtp);
             let config = depacketizer.config();
-            assert_eq!((config.rate, config.channels, config.bytes()), (16_000, 1, &[0x14, 0x08][..]), "{fmtp}");
+            assert_eq!(
+                (config.rate, config.channels, config.bytes()),
+                (16_000, 1, &[0x14, 0x08][..]),
+                "{fmtp}"
+            );
         }
         assert!(AacDepacketizer::generic("", 12_345, 1).is_none());
         assert_eq!(generic().config().bytes(), [0x11, 0x88]);
@@ -271,7 +282,10 @@ mod tests {
         long.extend([5; 256]);
         assert_eq!(push(&mut latm, &long), (true, vec![(0, vec![5; 256])]));
         assert_eq!(push(&mut latm, &[9, 1]), (false, vec![]));
-        assert!(AacDepacketizer::latm("config=400024203fc0").is_none(), "the packets carry it");
+        assert!(
+            AacDepacketizer::latm("config=400024203fc0").is_none(),
+            "the packets carry it"
+        );
     }
 
     #[test]
@@ -279,7 +293,10 @@ mod tests {
         for first in 0..=255u8 {
             for length in 0..8 {
                 let payload = [first, first, 0xff, first, 1, 2, 3, 4];
-                for depacketizer in [&mut generic(), &mut AacDepacketizer::latm("cpresent=0;config=400024203fc0").expect("valid")] {
+                for depacketizer in [
+                    &mut generic(),
+                    &mut AacDepacketizer::latm("cpresent=0;config=400024203fc0").expect("valid"),
+                ] {
                     push(depacketizer, &payload[..length]);
                 }
             }

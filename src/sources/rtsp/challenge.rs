@@ -1,0 +1,65 @@
+//! Looks at the challenge of a camera that rejected the credentials: retina answers some challenges in a way that
+//! cameras do not accept, and the credentials may be right.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+use super::camera::Camera;
+use super::connect::connection;
+
+/// Longest answer that is read, in bytes.
+const MAX_ANSWER: usize = 8 * 1024;
+
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// Asks the camera once without credentials, and returns whether its challenge offers `auth-int` (RFC 7616 §3.4.3) or
+/// says that the nonce is stale.
+pub(super) async fn is_unusual(camera: &Camera) -> bool {
+    let request = format!(
+        "DESCRIBE {} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: millstream\r\nAccept: application/sdp\r\n\r\n",
+        camera.url
+    );
+    let asking = async {
+        let mut connection = connection(camera).await.ok()?;
+        connection.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = Vec::new();
+        while !answer.windows(4).any(|end| end == b"\r\n\r\n") && answer.len() < MAX_ANSWER {
+            if connection.read_buf(&mut answer).await.ok()? == 0 {
+                break;
+            }
+        }
+        Some(answer)
+    };
+    let answer = timeout(LIMIT, asking).await.ok().flatten().unwrap_or_default();
+    is_unusual_challenge(&String::from_utf8_lossy(&answer))
+}
+
+fn is_unusual_challenge(answer: &str) -> bool {
+    answer
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.trim().eq_ignore_ascii_case("www-authenticate"))
+        .map(|(_, challenge)| challenge.to_ascii_lowercase())
+        .any(|challenge| challenge.contains("auth-int") || challenge.contains("stale=true"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_challenges_that_retina_cannot_answer_are_unusual() {
+        for (challenge, wanted) in [
+            ("Digest realm=\"a\", nonce=\"1\", qop=\"auth,auth-int\"", true),
+            ("Digest realm=\"a\", nonce=\"1\", stale=TRUE", true),
+            ("Digest realm=\"a\", nonce=\"1\", qop=\"auth\"", false),
+            ("Basic realm=\"a\"", false),
+        ] {
+            let answer = format!("RTSP/1.0 401 Unauthorized\r\nCSeq: 1\r\nWWW-Authenticate: {challenge}\r\n\r\n");
+            assert_eq!(is_unusual_challenge(&answer), wanted, "{challenge}");
+        }
+        assert!(!is_unusual_challenge("RTSP/1.0 200 OK\r\nX: auth-int\r\n\r\n"));
+    }
+}

@@ -1,0 +1,90 @@
+//! Cameras that retina refuses and other clients accept are read by the pipeline `rtsp` (GStreamer's `rtspsrc` in a
+//! worker process), which passes the compressed media on. The choice is kept while the configuration of the camera
+//! stays the same.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::refusal::Refusal;
+use crate::pipeline::description::Description;
+use crate::pipeline::library::Library;
+use crate::pipeline::programs::WorkerPrograms;
+
+/// Name of the pipeline.
+pub const PIPELINE: &str = "rtsp";
+
+/// Reads a camera by the pipeline, once that was found necessary.
+#[derive(Clone)]
+pub struct Fallback {
+    pub(super) description: Arc<Description>,
+    pub(super) programs: WorkerPrograms,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Why the pipeline is used; `None` while it is not.
+    refusal: Option<Refusal>,
+    /// It received frames.
+    has_worked: bool,
+    /// Sessions in a row that the camera ended early.
+    short_sessions: u32,
+}
+
+/// A session that the camera ends before this time is short: most session timeouts are 60 s.
+const SHORT_SESSION: Duration = Duration::from_secs(125);
+
+/// Short sessions in a row after which the pipeline is tried.
+const MAX_SHORT_SESSIONS: u32 = 3;
+
+impl Fallback {
+    /// Returns `None` if the library has no such pipeline.
+    pub fn new(library: &Library, programs: &WorkerPrograms) -> Option<Self> {
+        Some(Self {
+            description: library.get(PIPELINE)?.clone(),
+            programs: programs.clone(),
+            state: Arc::default(),
+        })
+    }
+
+    /// Returns why the pipeline is used; `None` while it is not.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.lock().refusal
+    }
+
+    /// Uses the pipeline from now on.
+    pub(super) fn choose(&self, refusal: Refusal) {
+        let mut state = self.lock();
+        (state.refusal, state.has_worked, state.short_sessions) = (Some(refusal), false, 0);
+    }
+
+    /// The stream receives frames.
+    pub(super) fn worked(&self) {
+        self.lock().has_worked = true;
+    }
+
+    /// The pipeline failed: if it never received a frame, it is not tried again before the next refusal.
+    pub(super) fn failed(&self) {
+        let mut state = self.lock();
+        if !state.has_worked {
+            state.refusal = None;
+        }
+    }
+
+    /// Counts sessions of retina that end early. Returns whether there were too many in a row.
+    ///
+    /// `lasted` is how long frames were received before the camera ended the session; `None` if there were none, or if
+    /// it was not the camera that ended it. A camera that restarts cannot be reached in between, and is not counted.
+    pub(super) fn session_ended(&self, lasted: Option<Duration>) -> bool {
+        let mut state = self.lock();
+        state.short_sessions = match lasted {
+            Some(lasted) if lasted < SHORT_SESSION => state.short_sessions + 1,
+            _ => 0,
+        };
+        state.short_sessions >= MAX_SHORT_SESSIONS
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,215 @@
+//! Which tracks of a camera are read, and what is known of them before the first packet.
+
+use bytes::Bytes;
+use retina::client::{Described, Session, Stream};
+use retina::codec::ParametersRef;
+use tracing::info;
+
+use super::assembler::Assembler;
+use super::sdp;
+use super::silence::Silence;
+use super::trouble::Rejections;
+use millstream_core::hub::name::StreamName;
+use millstream_core::media::mpeg4_audio::AacDepacketizer;
+use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::sources::frame_source::Announced;
+
+/// A track of the session.
+pub(super) struct Track {
+    /// Index in the session description.
+    pub(super) index: usize,
+    pub(super) announced: Announced,
+    /// Clock rate of the session description, in Hz.
+    rate: u32,
+    pub(super) parameter_sets: Vec<Bytes>,
+    pub(super) assembler: Assembler,
+    pub(super) silence: Silence,
+    /// Its silence was logged.
+    pub(super) silence_logged: bool,
+    pub(super) rejections: Rejections,
+}
+
+/// The tracks that are read, video first, and the names of those that are not.
+pub(super) struct Choice {
+    pub(super) tracks: Vec<Track>,
+    /// Such as `audio L16/44100`.
+    pub(super) left_out: Vec<String>,
+}
+
+/// Offset added to timestamps, because those of retina may be slightly negative.
+const TIME_ORIGIN: i64 = 1 << 33;
+
+/// Maximum number of tracks that are named as left out.
+const MAX_LEFT_OUT: usize = 8;
+
+impl Track {
+    fn new(index: usize, stream: &Stream, candidate: Candidate, silence: Silence) -> Self {
+        let codec = candidate.announced.codec;
+        let parameter_sets = parameter_sets(stream, codec);
+        let assembler = match candidate.aac {
+            Some(aac) => Assembler::aac(aac, stream.clock_rate_hz()),
+            None => Assembler::new(codec, &parameter_sets),
+        };
+        Self {
+            index,
+            announced: candidate.announced,
+            rate: stream.clock_rate_hz(),
+            parameter_sets,
+            assembler,
+            silence,
+            silence_logged: false,
+            rejections: Rejections::default(),
+        }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.announced.codec.kind()
+    }
+
+    /// Makes a timestamp of retina positive.
+    pub(super) fn positive(time: i64) -> u64 {
+        time.saturating_add(TIME_ORIGIN).unsigned_abs()
+    }
+
+    /// Converts a timestamp from the clock rate of the session description to that of the codec.
+    pub(super) fn scaled(&self, time: u64) -> u64 {
+        let rate = self.announced.codec.clock_rate();
+        if rate == self.rate {
+            return time;
+        }
+        let scaled = u128::from(time) * u128::from(rate) / u128::from(self.rate.max(1));
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
+}
+
+/// A track that can be read.
+struct Candidate {
+    announced: Announced,
+    aac: Option<AacDepacketizer>,
+}
+
+/// Returns the best track of each kind.
+pub(super) fn choose(name: &StreamName, session: &Session<Described>, silence: &dyn Fn() -> Silence) -> Choice {
+    let mut left_out = Vec::new();
+    let mut known: Vec<(usize, &Stream, Candidate)> = Vec::new();
+    for (index, stream) in session.streams().iter().enumerate() {
+        match candidate(stream, session.sdp()) {
+            Some(candidate) => known.push((index, stream, candidate)),
+            None if matches!(stream.media(), "video" | "audio") => left_out.push(label(stream)),
+            None => {}
+        }
+    }
+    let is_video = |(.., candidate): &(usize, &Stream, Candidate)| candidate.announced.codec.kind() == Kind::Video;
+    let video = known.iter().position(is_video).map(|at| known.remove(at));
+    let can_be_packets = video
+        .as_ref()
+        .is_none_or(|(.., video)| video.announced.codec != Codec::Jpeg);
+    let rank = |(_, stream, candidate): &(usize, &Stream, Candidate)| match candidate.announced.codec {
+        Codec::Opus if can_be_packets => Some(0),
+        Codec::Pcmu | Codec::Pcma => Some(1),
+        // Beside JPEG, retina reads it, if it understood its parameters.
+        Codec::Aac if can_be_packets || stream.parameters().is_some() => Some(2),
+        _ => None,
+    };
+    let ranked = known
+        .iter()
+        .enumerate()
+        .filter_map(|(at, track)| Some((rank(track)?, at)));
+    let audio = ranked.min().map(|(_, at)| known.remove(at));
+    let tracks: Vec<Track> = video
+        .into_iter()
+        .chain(audio)
+        .map(|(index, stream, candidate)| Track::new(index, stream, candidate, silence()))
+        .collect();
+    left_out.truncate(MAX_LEFT_OUT);
+    for track in &left_out {
+        info!(stream = %name, track, "camera track left out: codec not supported");
+    }
+    Choice { tracks, left_out }
+}
+
+fn label(stream: &Stream) -> String {
+    let (media, encoding, rate) = (stream.media(), stream.encoding_name(), stream.clock_rate_hz());
+    let channels = stream.channels().map_or(1, std::num::NonZeroU16::get);
+    let channels = if channels > 1 {
+        format!("/{channels}")
+    } else {
+        String::new()
+    };
+    let text = format!("{media} {}/{rate}{channels}", encoding.to_ascii_uppercase());
+    text.chars().filter(|c| !c.is_control()).take(60).collect()
+}
+
+fn candidate(stream: &Stream, description: &[u8]) -> Option<Candidate> {
+    let is_telephone = stream.clock_rate_hz() == 8_000 && stream.channels().is_none_or(|channels| channels.get() == 1);
+    let announced = match (stream.media(), stream.encoding_name()) {
+        ("video", "h264") => Codec::H264.into(),
+        ("video", "h265") => Codec::H265.into(),
+        ("video", "jpeg") => Codec::Jpeg.into(),
+        ("audio", "pcmu") if is_telephone => Format::Pcmu.into(),
+        ("audio", "pcma") if is_telephone => Format::Pcma.into(),
+        ("audio", "opus") => Codec::Opus.into(),
+        ("audio", "mpeg4-generic" | "mp4a-latm") => {
+            let fmtp = sdp::fmtp(description, "audio", stream.rtp_payload_type());
+            let channels = stream.channels().and_then(|channels| u8::try_from(channels.get()).ok());
+            let (rate, channels) = (stream.clock_rate_hz(), channels.unwrap_or(1));
+            let aac = match stream.encoding_name() {
+                "mp4a-latm" => AacDepacketizer::latm(&fmtp),
+                _ => AacDepacketizer::generic(&fmtp, rate, channels),
+            }?;
+            return Some(Candidate {
+                announced: Format::Aac(aac.config()).into(),
+                aac: Some(aac),
+            });
+        }
+        _ => return None,
+    };
+    Some(Candidate { announced, aac: None })
+}
+
+/// Returns the parameter sets of the session description. Some cameras send them nowhere else.
+fn parameter_sets(stream: &Stream, codec: Codec) -> Vec<Bytes> {
+    let Some(ParametersRef::Video(parameters)) = stream.parameters() else {
+        return Vec::new();
+    };
+    let record = Bytes::copy_from_slice(parameters.extra_data());
+    match codec {
+        Codec::H264 => avc_sets(&record),
+        Codec::H265 => hevc_sets(&record),
+        _ => None,
+    }
+    .unwrap_or_default()
+}
+
+/// Returns the parameter sets of an AVCDecoderConfigurationRecord (ISO/IEC 14496-15 §5.3.3.1).
+fn avc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
+    let mut sets = Vec::new();
+    let mut at = 5;
+    for mask in [0x1f, 0xff] {
+        let count = record.get(at)? & mask;
+        at = units(record, at + 1, count.into(), &mut sets)?;
+    }
+    Some(sets)
+}
+
+/// Returns the parameter sets of an HEVCDecoderConfigurationRecord (ISO/IEC 14496-15 §8.3.3.1).
+fn hevc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
+    let mut sets = Vec::new();
+    let mut at = 23;
+    for _ in 0..*record.get(22)? {
+        let count = record.get(at + 1..)?.first_chunk::<2>()?;
+        at = units(record, at + 3, u16::from_be_bytes(*count), &mut sets)?;
+    }
+    Some(sets)
+}
+
+/// Reads `count` NAL units, each after its length in two bytes. Returns the position after them.
+fn units(record: &Bytes, mut at: usize, count: u16, sets: &mut Vec<Bytes>) -> Option<usize> {
+    for _ in 0..count {
+        let length = usize::from(u16::from_be_bytes(*record.get(at..)?.first_chunk::<2>()?));
+        let end = at + 2 + length;
+        sets.push((end <= record.len()).then(|| record.slice(at + 2..end))?);
+        at = end;
+    }
+    Some(at)
+}
