@@ -4,12 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 
 pub mod aac;
+pub mod assembler;
 pub mod clock;
 pub mod codec;
 pub mod container;
 pub mod depacketizer;
 pub mod jpeg;
+pub mod marker;
 pub mod mpeg4_audio;
+pub mod odd;
 pub mod packet;
 pub mod packetizer;
 pub mod rtcp;

@@ -3,6 +3,7 @@
 use super::bits::BitReader;
 use super::finding::Finding;
 use crate::media::Format;
+use crate::media::odd::Odd;
 
 const OBU_SEQUENCE_HEADER: u8 = 1;
 
@@ -103,33 +104,53 @@ pub struct Assembler {
 const DROPPED_TYPES: [u8; 3] = [2, 8, 15];
 
 impl Assembler {
-    /// Appends the complete OBUs of a packet; `None` if the packet is malformed or does not continue the previous one.
-    pub fn take(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Option<()> {
-        let (&aggregation, elements) = payload.split_first()?;
+    /// Appends the complete OBUs of a packet.
+    ///
+    /// # Errors
+    ///
+    /// The reason if a part of the packet was passed over: an OBU without start or end, or what follows a wrong length. The
+    /// rest was appended.
+    pub fn take(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), Odd> {
+        let (&aggregation, elements) = payload.split_first().ok_or(Odd::Empty)?;
         let (is_continuation, continues) = (aggregation & 0x80 != 0, aggregation & 0x40 != 0);
-        if is_continuation != self.partial.is_some() {
-            return None;
-        }
+        let mut partial = self.partial.take();
+        let has_start = partial.is_some();
         let mut elements = Elements {
             // The last element is returned even if it is incomplete.
             last_continues: false,
             ..Elements::new(aggregation, elements)
         };
-        let mut all = Vec::new();
+        let mut is_first = true;
+        let mut result = if elements.rest.is_empty() {
+            Err(Odd::Truncated)
+        } else {
+            Ok(())
+        };
         while !elements.rest.is_empty() {
-            all.push(elements.element()?);
-        }
-        let last = all.len().checked_sub(1)?;
-        for (index, element) in all.into_iter().enumerate() {
-            let mut obu = self.partial.take().unwrap_or_default();
-            obu.extend_from_slice(element);
-            if index == last && continues {
-                self.partial = Some(obu);
+            let Some(element) = elements.element() else {
+                return Err(Odd::Truncated);
+            };
+            let continued = if std::mem::take(&mut is_first) {
+                is_continuation
             } else {
-                put_sized(&obu, out)?;
+                false
+            };
+            let mut obu = partial.take().filter(|_| continued).unwrap_or_default();
+            obu.extend_from_slice(element);
+            if continued && !has_start {
+                continue;
+            }
+            if continues && elements.rest.is_empty() {
+                self.partial = Some(obu);
+            } else if put_sized(&obu, out).is_none() {
+                result = Err(Odd::Truncated);
             }
         }
-        Some(())
+        if is_continuation == has_start {
+            result
+        } else {
+            Err(Odd::StrayFragment)
+        }
     }
 
     /// Whether the last OBU is complete.
@@ -340,10 +361,29 @@ mod tests {
             (config.profile, config.level, config.sequence_header),
             (0, 0, SIZED.to_vec())
         );
-        // A packet that does not continue the previous one is rejected.
-        assert_eq!(assembler.take(&[0x90, 1, 2], &mut out), None);
-        assert_eq!(Assembler::default().take(&[0x10], &mut Vec::new()), None);
-        assert_eq!(Assembler::default().take(&[], &mut Vec::new()), None);
+        assert_eq!(Assembler::default().take(&[0x10], &mut Vec::new()), Err(Odd::Truncated));
+        assert_eq!(Assembler::default().take(&[], &mut Vec::new()), Err(Odd::Empty));
+    }
+
+    #[test]
+    fn obus_without_start_or_end_are_passed_over_alone() {
+        let mut assembler = Assembler::default();
+        for (packet, sound) in [
+            (&[0xa0, 2, 7, 7, 0x30, 1][..], false),
+            (&[0x50, 0x30, 5][..], true),
+            (&[0x10, 0x30, 2], false),
+            (&[0x00, 2, 0x30, 3, 9, 0x30], false),
+        ] {
+            let mut out = Vec::new();
+            assert_eq!(assembler.take(packet, &mut out).is_ok(), sound, "{packet:x?}");
+            let expected: &[u8] = match packet {
+                [0xa0, ..] => &[0x32, 1, 1],
+                [0x10, ..] => &[0x32, 1, 2],
+                [0x00, ..] => &[0x32, 1, 3],
+                _ => &[],
+            };
+            assert_eq!(out, expected);
+        }
     }
 
     #[test]

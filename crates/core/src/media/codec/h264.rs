@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::bits::{BitReader, cropped, rbsp};
 use super::finding::Finding;
-use super::parameter_sets::{PacketContents, ParameterSets, SetKind, SetKinds, aggregated, pack};
+use super::parameter_sets::{PacketContents, ParameterSets, SetId, SetKind, SetKinds, aggregated, pack};
 use crate::media::{Format, ProfileLevelId};
 
 const IDR: u8 = 5;
@@ -37,32 +37,38 @@ impl Stream {
         let mut contents = PacketContents::default();
         match payload {
             [header, rest @ ..] if header & 0x1f == STAP_A => {
-                aggregated(rest).for_each(|nal| self.nal(nal, &mut contents, &mut finding));
+                aggregated(rest).for_each(|nal| self.nal(Some(time), nal, &mut contents, &mut finding));
             }
             // RFC 6184 §5.8: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
             [header, fu, ..] if header & 0x1f == FU_A => {
                 contents.random_access = fu & 0x80 != 0 && fu & 0x1f == IDR;
             }
-            nal => self.nal(nal, &mut contents, &mut finding),
+            nal => self.nal(Some(time), nal, &mut contents, &mut finding),
         }
-        let verdict = self.sets.judge(time, contents);
+        let verdict = self.sets.judge(time, &contents);
         finding.key_frame = verdict.key_frame;
         finding.insert = pack(&[stap_a_header(&verdict.missing)], &verdict.missing);
         finding
     }
 
-    fn nal(&mut self, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
+    /// Stores a parameter set that was signalled separately.
+    pub(super) fn seed(&mut self, nal: &[u8], finding: &mut Finding) {
+        self.nal(None, nal, &mut PacketContents::default(), finding);
+    }
+
+    fn nal(&mut self, time: Option<u32>, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
         let Some((header, body)) = nal.split_first() else {
             return;
         };
-        match header & 0x1f {
+        match header & 0x9f {
             IDR => contents.random_access = true,
             SPS => {
                 let Some(sps) = Sps::parse(&rbsp(body)) else {
                     return;
                 };
-                contents.sets.add(SetKind::Sps);
-                self.sets.store(SetKind::Sps, sps.id, nal);
+                let id = (SetKind::Sps, sps.id);
+                contents.sets.push(id);
+                self.sets.store(id, None, time, nal);
                 finding.format = Some(Format::H264 {
                     profile: sps.profile,
                     packetization_mode: 1,
@@ -70,16 +76,24 @@ impl Stream {
                 finding.resolution = sps.resolution.or(finding.resolution);
             }
             PPS => {
-                let id = BitReader::new(body).ue().filter(|id| *id <= MAX_PPS_ID);
-                let Some(id) = id.and_then(|id| u8::try_from(id).ok()) else {
+                let Some((id, sps)) = pps_ids(body) else {
                     return;
                 };
-                contents.sets.add(SetKind::Pps);
-                self.sets.store(SetKind::Pps, id, nal);
+                contents.sets.push(id);
+                self.sets.store(id, Some(sps), time, nal);
             }
             _ => {}
         }
     }
+}
+
+/// ID of a picture parameter set, and of the sequence parameter set that it refers to (ITU-T H.264 §7.3.2.2).
+fn pps_ids(body: &[u8]) -> Option<(SetId, SetId)> {
+    let mut bits = BitReader::new(body);
+    let id = bits.ue().filter(|id| *id <= MAX_PPS_ID)?;
+    let sps = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
+    let set = |kind, id| u8::try_from(id).ok().map(|id| (kind, id));
+    Some((set(SetKind::Pps, id)?, set(SetKind::Sps, sps)?))
 }
 
 /// RFC 6184 §5.7: a STAP-A has the highest NRI of its NAL units.

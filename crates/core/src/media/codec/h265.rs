@@ -5,7 +5,7 @@
 
 use super::bits::{BitReader, cropped, rbsp};
 use super::finding::Finding;
-use super::parameter_sets::{PacketContents, ParameterSets, SetKind, SetKinds, aggregated, pack};
+use super::parameter_sets::{PacketContents, ParameterSets, SetId, SetKind, SetKinds, aggregated, pack};
 use crate::media::Format;
 
 const VPS: u8 = 32;
@@ -38,48 +38,62 @@ impl Stream {
         let mut contents = PacketContents::default();
         match payload {
             [header, _, rest @ ..] if nal_type(*header) == AP => {
-                aggregated(rest).for_each(|nal| self.nal(nal, &mut contents, &mut finding));
+                aggregated(rest).for_each(|nal| self.nal(Some(time), nal, &mut contents, &mut finding));
             }
             // RFC 7798 §4.4.3: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
             [header, _, fu, ..] if nal_type(*header) == FU => {
                 contents.random_access = fu & 0x80 != 0 && is_irap(fu & 0x3f);
             }
-            nal => self.nal(nal, &mut contents, &mut finding),
+            nal => self.nal(Some(time), nal, &mut contents, &mut finding),
         }
-        let verdict = self.sets.judge(time, contents);
+        let verdict = self.sets.judge(time, &contents);
         finding.key_frame = verdict.key_frame;
         finding.insert = pack(&AP_HEADER, &verdict.missing);
         finding
     }
 
-    fn nal(&mut self, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
-        let Some((&[header, _], body)) = nal.split_first_chunk::<2>() else {
+    /// Stores a parameter set that was signalled separately.
+    pub(super) fn seed(&mut self, nal: &[u8], finding: &mut Finding) {
+        self.nal(None, nal, &mut PacketContents::default(), finding);
+    }
+
+    fn nal(&mut self, time: Option<u32>, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
+        let Some((&[header, _], body)) = nal
+            .split_first_chunk::<2>()
+            .filter(|([header, _], _)| header & 0x80 == 0)
+        else {
             return;
         };
         let set = match nal_type(header) {
-            VPS => BitReader::new(body).byte(4).map(|id| (SetKind::Vps, id)),
+            VPS => BitReader::new(body).byte(4).map(|id| ((SetKind::Vps, id), None)),
             SPS => Sps::parse(&rbsp(body)).map(|sps| {
                 finding.format = Some(Format::H265 {
                     profile_id: sps.profile_id,
                     tier_flag: sps.tier_flag,
                 });
                 finding.resolution = sps.resolution.or(finding.resolution);
-                (SetKind::Sps, sps.id)
+                ((SetKind::Sps, sps.id), Some((SetKind::Vps, sps.vps)))
             }),
-            PPS => {
-                let id = BitReader::new(body).ue().filter(|id| *id <= MAX_PPS_ID);
-                id.and_then(|id| Some((SetKind::Pps, u8::try_from(id).ok()?)))
-            }
+            PPS => pps_ids(body),
             other => {
                 contents.random_access |= is_irap(other);
                 None
             }
         };
-        if let Some((kind, id)) = set {
-            contents.sets.add(kind);
-            self.sets.store(kind, id, nal);
+        if let Some((id, refers_to)) = set {
+            contents.sets.push(id);
+            self.sets.store(id, refers_to, time, nal);
         }
     }
+}
+
+/// ID of a picture parameter set, and of the sequence parameter set that it refers to (ITU-T H.265 §7.3.2.3.1).
+fn pps_ids(body: &[u8]) -> Option<(SetId, Option<SetId>)> {
+    let mut bits = BitReader::new(body);
+    let id = bits.ue().filter(|id| *id <= MAX_PPS_ID)?;
+    let sps = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
+    let set = |kind, id| u8::try_from(id).ok().map(|id| (kind, id));
+    Some((set(SetKind::Pps, id)?, set(SetKind::Sps, sps)))
 }
 
 fn nal_type(header: u8) -> u8 {
@@ -95,6 +109,7 @@ fn is_irap(nal_type: u8) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 struct Sps {
     id: u8,
+    vps: u8,
     profile_id: u8,
     tier_flag: u8,
     /// `None` if the size is invalid.
@@ -105,7 +120,7 @@ impl Sps {
     /// `None` if it is truncated before its ID.
     fn parse(rbsp: &[u8]) -> Option<Self> {
         let mut bits = BitReader::new(rbsp);
-        bits.skip(4); // sps_video_parameter_set_id
+        let vps = bits.byte(4)?;
         let sub_layers = bits.byte(3).filter(|more| *more <= 6)?;
         bits.skip(1); // sps_temporal_id_nesting_flag
         bits.skip(2); // general_profile_space
@@ -117,6 +132,7 @@ impl Sps {
         let id = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
         Some(Self {
             id: u8::try_from(id).ok()?,
+            vps,
             profile_id,
             tier_flag,
             resolution: resolution(&mut bits),

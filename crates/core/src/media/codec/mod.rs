@@ -16,10 +16,13 @@ mod finding;
 mod h264;
 mod h265;
 mod parameter_sets;
+mod part;
 pub mod vp8;
 pub mod vp9;
 
 pub use parameter_sets::MAX_PAYLOAD;
+pub use part::{Part, part};
+pub(in crate::media) use part::{h264_nal, h265_nal};
 
 /// Result of inspecting one packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub struct Inspector {
     stream: Stream,
     format: Option<Format>,
     resolution: Option<(u16, u16)>,
+    /// Format and resolution of parameter sets that were signalled separately, until the first packet.
+    seeded: (Option<Format>, Option<(u16, u16)>),
 }
 
 enum Stream {
@@ -79,7 +84,22 @@ impl Inspector {
             stream,
             format,
             resolution: None,
+            seeded: (None, None),
         }
+    }
+
+    /// Stores parameter sets of H.264 or H.265 that were signalled separately, such as in an SDP: NAL units without start
+    /// code. Later ones with the same ID replace them. Format and resolution are known from then on.
+    pub fn seed(&mut self, parameter_sets: &[Bytes]) {
+        let mut finding = Finding::default();
+        for nal in parameter_sets {
+            match &mut self.stream {
+                Stream::H264(stream) => stream.seed(nal, &mut finding),
+                Stream::H265(stream) => stream.seed(nal, &mut finding),
+                Stream::Vp8 | Stream::Vp9 | Stream::Av1 | Stream::Jpeg | Stream::Audio => {}
+            }
+        }
+        self.seeded = (finding.format.or(self.seeded.0), finding.resolution.or(self.seeded.1));
     }
 
     /// Inspects one packet. `time` is its RTP timestamp, `payload` excludes padding. Duplicates are harmless, but avoid
@@ -98,22 +118,23 @@ impl Inspector {
             },
             Stream::Audio => Finding::default(),
         };
+        let (format, resolution) = std::mem::take(&mut self.seeded);
         Inspection {
             key_frame: finding.key_frame,
             insert: finding.insert,
-            format_changed: replace(&mut self.format, finding.format),
-            resolution_changed: replace(&mut self.resolution, finding.resolution),
+            format_changed: replace(&mut self.format, finding.format.or(format)),
+            resolution_changed: replace(&mut self.resolution, finding.resolution.or(resolution)),
         }
     }
 
     /// Format of the stream; `None` until it is found in the bitstream.
     pub fn format(&self) -> Option<Format> {
-        self.format
+        self.seeded.0.or(self.format)
     }
 
     /// Width and height in pixels; `None` until they are found in the bitstream.
     pub fn resolution(&self) -> Option<(u16, u16)> {
-        self.resolution
+        self.seeded.1.or(self.resolution)
     }
 }
 

@@ -4,7 +4,7 @@
 //! Access units are distinguished by RTP timestamp only (RFC 6184 §5.1): some cameras set the marker bit incorrectly,
 //! and late packets arrive after it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
@@ -57,10 +57,13 @@ impl SetKinds {
     }
 }
 
+/// A parameter set: its type and ID.
+pub(super) type SetId = (SetKind, u8);
+
 /// What a packet contains, as far as relevant here.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct PacketContents {
-    pub(super) sets: SetKinds,
+    pub(super) sets: Vec<SetId>,
     /// Starts a slice that a decoder can start with.
     pub(super) random_access: bool,
 }
@@ -76,16 +79,25 @@ pub(super) struct Verdict {
 /// An access unit with parameter sets or a random access slice.
 struct Unit {
     time: u32,
-    sets: SetKinds,
+    sets: BTreeSet<SetId>,
     random_access: bool,
     /// The missing parameter sets have been returned once; they are not returned again.
     supplied: bool,
 }
 
+/// A stored parameter set.
+struct Stored {
+    nal: Bytes,
+    /// The set of another type that it refers to.
+    refers_to: Option<SetId>,
+    /// Access unit in which it was received; `None` if it was signalled separately.
+    received: Option<u32>,
+}
+
 /// The latest parameter sets of one stream, and its recent access units.
 pub(super) struct ParameterSets {
     required: SetKinds,
-    sets: BTreeMap<(SetKind, u8), Bytes>,
+    sets: BTreeMap<SetId, Stored>,
     units: VecDeque<Unit>,
 }
 
@@ -99,64 +111,78 @@ impl ParameterSets {
         }
     }
 
-    /// Stores a parameter set. Returns true if it is new or differs from the stored one with the same ID. The data is
-    /// copied, so that the buffer of the whole packet is not retained.
-    pub(super) fn store(&mut self, kind: SetKind, id: u8, nal: &[u8]) -> bool {
-        let old = self.sets.get(&(kind, id));
-        if old.is_some_and(|old| old == nal) {
-            return false;
+    /// Stores a parameter set of the access unit `time`, or one that was signalled separately. The data is copied, so
+    /// that the buffer of the whole packet is not retained.
+    ///
+    /// A set that changes invalidates those that refer to it, unless they came with it: decoders forget them too.
+    pub(super) fn store(&mut self, id: SetId, refers_to: Option<SetId>, time: Option<u32>, nal: &[u8]) {
+        let old = self.sets.get_mut(&id);
+        let old_length = match old {
+            Some(old) if old.nal == nal => {
+                old.received = time;
+                return;
+            }
+            Some(old) => old.nal.len(),
+            None => 0,
+        };
+        if old_length > 0 {
+            self.sets
+                .retain(|_, set| set.refers_to != Some(id) || (time.is_some() && set.received == time));
         }
-        let others = self.sets.values().map(Bytes::len).sum::<usize>() - old.map_or(0, Bytes::len);
+        let others = self.sets.values().map(|set| set.nal.len()).sum::<usize>() - old_length;
         if nal.len() > MAX_SET || others + nal.len() > MAX_TOTAL {
             // The stored set is outdated: a missing set is better than a wrong one.
-            self.sets.remove(&(kind, id));
+            self.sets.remove(&id);
         } else {
-            self.sets.insert((kind, id), Bytes::copy_from_slice(nal));
+            let stored = Stored {
+                nal: Bytes::copy_from_slice(nal),
+                refers_to,
+                received: time,
+            };
+            self.sets.insert(id, stored);
         }
-        true
     }
 
     /// Records the contents of a packet, and returns whether its access unit is a key frame and which sets are missing.
-    pub(super) fn judge(&mut self, time: u32, contents: PacketContents) -> Verdict {
-        if contents.sets == SetKinds::default() && !contents.random_access {
+    pub(super) fn judge(&mut self, time: u32, contents: &PacketContents) -> Verdict {
+        if contents.sets.is_empty() && !contents.random_access {
             return Verdict::default();
         }
-        let stored = self.stored_kinds();
         let required = self.required;
+        let can_supply = kinds(self.sets.keys()).contains(required);
         let unit = self.unit(time);
-        unit.sets.0 |= contents.sets.0;
+        unit.sets.extend(contents.sets.iter().copied());
         unit.random_access |= contents.random_access;
         if !unit.random_access {
             return Verdict::default();
         }
-        let complete = unit.sets.contains(required);
-        if complete || unit.supplied || !contents.random_access || !stored.contains(required) {
+        let is_complete = kinds(unit.sets.iter()).contains(required);
+        if unit.supplied || !contents.random_access || !can_supply {
             return Verdict {
-                key_frame: complete || unit.supplied,
+                key_frame: is_complete || unit.supplied,
                 missing: Vec::new(),
             };
         }
-        unit.supplied = true;
-        let sets = unit.sets;
+        let sets = std::mem::take(&mut unit.sets);
+        let missing = self.missing(&sets);
+        let unit = self.unit(time);
+        unit.sets = sets;
+        unit.supplied = !missing.is_empty();
         Verdict {
             key_frame: true,
-            missing: self.missing(sets),
+            missing,
         }
     }
 
-    fn stored_kinds(&self) -> SetKinds {
-        let mut stored = SetKinds::default();
-        self.sets.keys().for_each(|(kind, _)| stored.add(*kind));
-        stored
-    }
-
-    /// Returns all stored sets from the first missing kind on: a set must not precede the one it refers to.
-    fn missing(&self, sets: SetKinds) -> Vec<Bytes> {
+    /// Returns the stored sets that an access unit with these sets lacks. From the first type on of which it has none,
+    /// all are returned: a set must not precede the one it refers to.
+    fn missing(&self, sets: &BTreeSet<SetId>) -> Vec<Bytes> {
+        let present = kinds(sets.iter());
         let required = SetKind::ALL.iter().filter(|kind| self.required.has(**kind));
-        let Some(first) = required.copied().find(|kind| !sets.has(*kind)) else {
-            return Vec::new();
-        };
-        self.sets.range((first, 0)..).map(|(_, nal)| nal.clone()).collect()
+        let first = required.copied().find(|kind| !present.has(*kind));
+        let is_missing = |id: &SetId| !sets.contains(id) || first.is_some_and(|first| id.0 >= first);
+        let missing = self.sets.iter().filter(|(id, _)| is_missing(id));
+        missing.map(|(_, set)| set.nal.clone()).collect()
     }
 
     fn unit(&mut self, time: u32) -> &mut Unit {
@@ -168,7 +194,7 @@ impl ParameterSets {
                 }
                 self.units.push_back(Unit {
                     time,
-                    sets: SetKinds::default(),
+                    sets: BTreeSet::new(),
                     random_access: false,
                     supplied: false,
                 });
@@ -177,6 +203,13 @@ impl ParameterSets {
         };
         &mut self.units[index]
     }
+}
+
+/// The types of sets.
+fn kinds<'a>(sets: impl Iterator<Item = &'a SetId>) -> SetKinds {
+    let mut kinds = SetKinds::default();
+    sets.for_each(|(kind, _)| kinds.add(*kind));
+    kinds
 }
 
 /// Packs NAL units into as few payloads as possible. A single NAL unit stays as it is; several are aggregated behind
@@ -211,30 +244,34 @@ fn aggregate(header: &[u8], nals: &[Bytes]) -> Bytes {
     payload.freeze()
 }
 
-/// Iterates over the NAL units of an aggregation packet without its header. Stops at the first one that is empty or
-/// truncated.
+/// Iterates over the NAL units of an aggregation packet without its header; skips empty ones. Stops at the first one that
+/// is truncated.
 pub(super) fn aggregated(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
+    let nals = std::iter::from_fn(move || {
         let (&length, behind) = rest.split_first_chunk::<2>()?;
         let (nal, behind) = behind.split_at_checked(usize::from(u16::from_be_bytes(length)))?;
         rest = behind;
-        (!nal.is_empty()).then_some(nal)
-    })
+        Some(nal)
+    });
+    nals.filter(|nal| !nal.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with_sets(kinds: &[SetKind]) -> PacketContents {
+    const SPS: SetId = (SetKind::Sps, 0);
+    const PPS: SetId = (SetKind::Pps, 0);
+
+    fn with_sets(sets: &[SetId]) -> PacketContents {
         PacketContents {
-            sets: SetKinds::of(kinds),
+            sets: sets.to_vec(),
             random_access: false,
         }
     }
 
     const SLICE: PacketContents = PacketContents {
-        sets: SetKinds(0),
+        sets: Vec::new(),
         random_access: true,
     };
 
@@ -242,49 +279,76 @@ mod tests {
         ParameterSets::new(SetKinds::of(&[SetKind::Sps, SetKind::Pps]))
     }
 
+    fn h264_with_one_of_each() -> ParameterSets {
+        let mut sets = h264_sets();
+        sets.store(PPS, Some(SPS), Some(0), b"pps");
+        sets.store(SPS, None, Some(0), b"sps");
+        sets
+    }
+
     #[test]
     fn sets_are_supplied_once_for_each_access_unit() {
-        let mut sets = h264_sets();
-        assert!(sets.store(SetKind::Pps, 0, b"pps"));
-        assert!(sets.store(SetKind::Sps, 0, b"sps"));
-        assert!(!sets.store(SetKind::Sps, 0, b"sps"));
-        assert_eq!(sets.judge(1, SLICE).missing, ["sps", "pps"]);
-        let again = sets.judge(1, SLICE);
+        let mut sets = h264_with_one_of_each();
+        assert_eq!(sets.judge(1, &SLICE).missing, ["sps", "pps"]);
+        let again = sets.judge(1, &SLICE);
         assert_eq!((again.key_frame, again.missing.len()), (true, 0));
-        assert_eq!(sets.judge(2, SLICE).missing.len(), 2);
-        assert_eq!(sets.judge(1, SLICE).missing.len(), 0, "late, and not started again");
+        assert_eq!(sets.judge(2, &SLICE).missing.len(), 2);
+        assert_eq!(sets.judge(1, &SLICE).missing.len(), 0, "late, and not started again");
     }
 
     #[test]
     fn a_unit_with_only_its_sps_gets_the_pps() {
-        let mut sets = h264_sets();
-        sets.store(SetKind::Sps, 0, b"sps");
-        sets.store(SetKind::Pps, 0, b"pps");
-        sets.judge(1, with_sets(&[SetKind::Sps]));
-        assert_eq!(sets.judge(1, SLICE).missing, ["pps"]);
-        sets.judge(2, with_sets(&[SetKind::Pps]));
-        assert_eq!(sets.judge(2, SLICE).missing, ["sps", "pps"], "in order of dependency");
+        let mut sets = h264_with_one_of_each();
+        sets.judge(1, &with_sets(&[SPS]));
+        assert_eq!(sets.judge(1, &SLICE).missing, ["pps"]);
+        sets.judge(2, &with_sets(&[PPS]));
+        assert_eq!(sets.judge(2, &SLICE).missing, ["sps", "pps"], "in order of dependency");
+    }
+
+    #[test]
+    fn a_unit_with_one_of_two_ids_gets_the_other() {
+        let mut sets = h264_with_one_of_each();
+        let second = (SetKind::Pps, 1);
+        sets.store(second, Some(SPS), Some(0), b"pps1");
+        sets.judge(1, &with_sets(&[SPS, PPS]));
+        let verdict = sets.judge(1, &SLICE);
+        assert_eq!(
+            (verdict.key_frame, &verdict.missing[..]),
+            (true, &[Bytes::from("pps1")][..])
+        );
+        assert_eq!(sets.judge(1, &SLICE).missing.len(), 0);
+        sets.judge(2, &with_sets(&[SPS, PPS, second]));
+        assert_eq!(sets.judge(2, &SLICE).missing.len(), 0);
+    }
+
+    #[test]
+    fn a_changed_set_invalidates_those_that_refer_to_it() {
+        let mut sets = h264_with_one_of_each();
+        sets.store((SetKind::Pps, 1), Some(SPS), Some(0), b"pps1");
+        sets.store((SetKind::Pps, 0), Some(SPS), Some(7), b"pps of the new one");
+        sets.store(SPS, None, Some(7), b"new sps");
+        assert_eq!(sets.judge(8, &SLICE).missing, ["new sps", "pps of the new one"]);
     }
 
     #[test]
     fn without_known_sets_the_late_ones_identify_the_key_frame() {
         let mut sets = h264_sets();
-        assert_eq!(sets.judge(1, SLICE), Verdict::default());
-        assert!(!sets.judge(1, with_sets(&[SetKind::Sps])).key_frame);
-        assert!(sets.judge(1, with_sets(&[SetKind::Pps])).key_frame);
+        assert_eq!(sets.judge(1, &SLICE), Verdict::default());
+        assert!(!sets.judge(1, &with_sets(&[SPS])).key_frame);
+        assert!(sets.judge(1, &with_sets(&[PPS])).key_frame);
     }
 
     #[test]
     fn stored_sets_are_bounded() {
         let mut sets = h264_sets();
         for id in 0..=255 {
-            sets.store(SetKind::Pps, id, &[id; 1000]);
+            sets.store((SetKind::Pps, id), None, Some(0), &[id; 1000]);
         }
         assert_eq!(sets.sets.len(), 8);
-        sets.store(SetKind::Pps, 0, &[0; MAX_SET + 1]);
-        assert!(!sets.sets.contains_key(&(SetKind::Pps, 0)));
+        sets.store(PPS, None, Some(0), &[0; MAX_SET + 1]);
+        assert!(!sets.sets.contains_key(&PPS));
         for time in 0..1000 {
-            sets.judge(time, SLICE);
+            sets.judge(time, &SLICE);
         }
         assert_eq!(sets.units.len(), MAX_UNITS);
     }

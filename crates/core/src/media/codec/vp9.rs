@@ -3,6 +3,8 @@
 //! The payload descriptor alone is not sufficient: intra-only frames look like key frames there, and FFmpeg's payloader
 //! never sets the P bit. So the uncompressed frame header is checked too (VP9 bitstream specification §6.2).
 
+use bytes::{BufMut as _, BytesMut};
+
 use super::bits::BitReader;
 use super::finding::Finding;
 use crate::media::Format;
@@ -17,20 +19,35 @@ use crate::media::Format;
 ///  |  P_DIFF     |N|  if P and F, up to three times
 ///  |      SS       |  if V
 /// ```
-struct Descriptor {
-    /// Start of a picture without inter prediction, in the lowest spatial layer.
-    starts_key_picture: bool,
+pub struct Descriptor {
+    /// This payload starts the frame of a spatial layer.
+    pub starts_frame: bool,
+    /// This payload ends the frame of a spatial layer.
+    pub ends_frame: bool,
+    pub spatial_layer: u8,
+    /// Predicted from earlier pictures.
+    is_inter: bool,
     /// Size of the highest spatial layer, if the scalability structure contains it.
     size: Option<(u16, u16)>,
-    len: usize,
+    /// Length in bytes.
+    pub len: usize,
 }
 
 impl Descriptor {
-    fn parse(payload: &[u8]) -> Option<Self> {
+    /// Parses the descriptor; `None` if it is truncated.
+    pub fn parse(payload: &[u8]) -> Option<Self> {
         let mut reader = Reader(payload);
         let first = reader.byte()?;
-        let [has_id, inter, layered, flexible, begins, _, has_structure, _] =
-            [7, 6, 5, 4, 3, 2, 1, 0].map(|bit| first >> bit & 1 == 1);
+        let [
+            has_id,
+            is_inter,
+            layered,
+            flexible,
+            starts_frame,
+            ends_frame,
+            has_structure,
+            _,
+        ] = [7, 6, 5, 4, 3, 2, 1, 0].map(|bit| first >> bit & 1 == 1);
         if has_id && reader.byte()? & 0x80 != 0 {
             reader.byte()?;
         }
@@ -41,7 +58,7 @@ impl Descriptor {
                 reader.byte()?;
             }
         }
-        if inter && flexible {
+        if is_inter && flexible {
             // N: another one follows, at most three in total.
             let mut more = 3;
             while reader.byte()? & 1 == 1 && more > 1 {
@@ -50,10 +67,18 @@ impl Descriptor {
         }
         let size = if has_structure { reader.structure()? } else { None };
         Some(Self {
-            starts_key_picture: !inter && begins && spatial_layer == 0,
+            starts_frame,
+            ends_frame,
+            spatial_layer,
+            is_inter,
             size,
             len: payload.len() - reader.0.len(),
         })
+    }
+
+    /// Start of a picture without inter prediction, in the lowest spatial layer.
+    fn starts_key_picture(&self) -> bool {
+        !self.is_inter && self.starts_frame && self.spatial_layer == 0
     }
 }
 
@@ -91,13 +116,31 @@ impl Reader<'_> {
     }
 }
 
-/// Returns the length of the payload descriptor in bytes; `None` if it is malformed.
-pub fn descriptor_len(payload: &[u8]) -> Option<usize> {
-    Descriptor::parse(payload).map(|descriptor| descriptor.len)
+/// Maximum number of frames in a superframe (VP9 bitstream specification, annex B).
+const MAX_FRAMES: usize = 8;
+
+/// Appends a superframe index to the frames of one picture, which start at these positions: decoders take the first frame
+/// alone otherwise (VP9 bitstream specification, annex B). A single frame needs none.
+pub fn put_superframe_index(starts: &[usize], picture: &mut BytesMut) {
+    let ends = starts.iter().copied().skip(1).chain([picture.len()]);
+    let sizes: Vec<u32> = starts
+        .iter()
+        .zip(ends)
+        .filter_map(|(start, end)| u32::try_from(end.checked_sub(*start)?).ok())
+        .filter(|size| *size > 0)
+        .collect();
+    if !(2..=MAX_FRAMES).contains(&sizes.len()) {
+        return;
+    }
+    // Sizes of four bytes each: 0b110, the length of a size minus one, the number of frames minus one.
+    let marker = 0b1101_1000 | (sizes.len() as u8 - 1);
+    picture.put_u8(marker);
+    sizes.iter().for_each(|size| picture.put_u32_le(*size));
+    picture.put_u8(marker);
 }
 
 pub(super) fn inspect(payload: &[u8]) -> Finding {
-    let descriptor = Descriptor::parse(payload).filter(|descriptor| descriptor.starts_key_picture);
+    let descriptor = Descriptor::parse(payload).filter(Descriptor::starts_key_picture);
     let header = descriptor.and_then(|descriptor| {
         let header = KeyFrameHeader::parse(payload.get(descriptor.len..)?)?;
         Some((header, descriptor.size))
