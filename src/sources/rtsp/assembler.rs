@@ -5,20 +5,24 @@ use std::time::Instant;
 use bytes::Bytes;
 use retina::rtp::ReceivedPacket;
 
-use millstream_core::media::codec::Inspector;
-use millstream_core::media::depacketizer::{Depacketizer, Frame};
+use millstream_core::media::Codec;
+use millstream_core::media::assembler::{FrameAssembler, RtpPacket};
+use millstream_core::media::depacketizer::Frame;
 use millstream_core::media::mpeg4_audio::AacDepacketizer;
-use millstream_core::media::packet::Packet;
-use millstream_core::media::{Codec, Kind};
 
 /// Assembles the frames of one track.
 pub(super) enum Assembler {
     /// Video, and audio with a frame in each packet.
-    Frames(Box<FrameAssembler>),
+    Frames {
+        assembler: Box<FrameAssembler>,
+        /// Extended sequence number of the last packet.
+        seq: u64,
+    },
     Aac {
         depacketizer: Box<AacDepacketizer>,
         /// RTP clock rate, in Hz.
         rate: u32,
+        invalid: u64,
     },
 }
 
@@ -42,11 +46,14 @@ pub(super) struct Assembled {
     pub(super) bytes: Bytes,
 }
 
-pub(super) struct FrameAssembler {
-    codec: Codec,
-    depacketizer: Depacketizer,
-    inspector: Inspector,
-    seq: u64,
+impl From<Frame> for Assembled {
+    fn from(frame: Frame) -> Self {
+        Self {
+            time: frame.time,
+            is_scaled: true,
+            bytes: frame.bytes,
+        }
+    }
 }
 
 impl Received {
@@ -65,75 +72,88 @@ impl Received {
 impl Assembler {
     /// `parameter_sets` are those of the session description: some cameras send them nowhere else.
     pub(super) fn new(codec: Codec, parameter_sets: &[Bytes]) -> Self {
-        let mut inspector = Inspector::new(codec);
-        for set in parameter_sets {
-            inspector.inspect(0, set);
-        }
-        Self::Frames(Box::new(FrameAssembler {
-            codec,
-            depacketizer: Depacketizer::new(codec.kind()),
-            inspector,
-            seq: 0,
-        }))
+        let mut assembler = Box::new(FrameAssembler::new(codec));
+        assembler.seed(parameter_sets);
+        Self::Frames { assembler, seq: 0 }
     }
 
     pub(super) fn aac(depacketizer: AacDepacketizer, rate: u32) -> Self {
-        let depacketizer = Box::new(depacketizer);
-        Self::Aac { depacketizer, rate }
+        Self::Aac {
+            depacketizer: Box::new(depacketizer),
+            rate,
+            invalid: 0,
+        }
     }
 
-    /// Processes the next packet and appends complete frames to `out`. Returns `false` for an invalid payload.
-    pub(super) fn push(&mut self, packet: Received, out: &mut Vec<Assembled>) -> bool {
+    /// Processes the next packet and appends complete frames to `out`.
+    pub(super) fn push(&mut self, packet: Received, out: &mut Vec<Assembled>) {
         match self {
-            Self::Frames(assembler) => {
-                assembler.push(packet, out);
-                true
-            }
-            Self::Aac { depacketizer, rate } => {
+            Self::Frames { assembler, seq } => {
+                *seq += 1 + u64::from(packet.loss);
+                let packet = RtpPacket {
+                    seq: *seq,
+                    time: packet.scaled,
+                    marker: packet.marker,
+                    arrival: packet.at,
+                    payload: packet.payload,
+                };
                 let mut frames = Vec::new();
-                let valid = depacketizer.push(&packet.payload, packet.marker, packet.loss > 0, &mut frames);
+                assembler.push(packet, &mut frames);
+                out.extend(frames.into_iter().map(Assembled::from));
+            }
+            Self::Aac {
+                depacketizer,
+                rate,
+                invalid,
+            } => {
+                let mut frames = Vec::new();
+                if !depacketizer.push(&packet.payload, packet.marker, packet.loss > 0, &mut frames) {
+                    *invalid += 1;
+                }
                 let sampling = u64::from(depacketizer.config().rate.max(1));
                 out.extend(frames.into_iter().map(|(samples, bytes)| Assembled {
                     time: packet.time + u64::from(samples) * u64::from(*rate) / sampling,
                     is_scaled: false,
                     bytes,
                 }));
-                valid
             }
         }
     }
-}
 
-impl FrameAssembler {
-    fn push(&mut self, packet: Received, out: &mut Vec<Assembled>) {
-        self.seq += 1 + u64::from(packet.loss);
-        if packet.payload.is_empty() {
-            return;
+    /// Completes a frame whose last packet arrived a while ago.
+    pub(super) fn handle_timeout(&mut self, now: Instant, out: &mut Vec<Assembled>) {
+        if let Self::Frames { assembler, .. } = self {
+            let mut frames = Vec::new();
+            assembler.handle_timeout(now, &mut frames);
+            out.extend(frames.into_iter().map(Assembled::from));
         }
-        // The inspector only compares timestamps of frames: the low 32 bits are enough.
-        let inspection = self.inspector.inspect(packet.scaled as u32, &packet.payload);
-        let key_frame = self.codec.kind() == Kind::Video && inspection.key_frame;
-        let missing = inspection.insert.into_iter().map(|payload| (payload, false));
-        let payloads: Vec<(Bytes, bool)> = missing.chain([(packet.payload, packet.marker)]).collect();
-        let inserted = payloads.len() as u64 - 1;
-        let mut frames: Vec<Frame> = Vec::new();
-        for (index, (payload, marker)) in payloads.into_iter().enumerate() {
-            let packet = Packet {
-                seq: self.seq + index as u64,
-                time: packet.scaled,
-                codec: self.codec,
-                marker,
-                key_frame,
-                arrival: packet.at,
-                payload,
-            };
-            self.depacketizer.push(&packet, &mut frames);
+    }
+
+    /// When [`Self::handle_timeout`] must be called.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        match self {
+            Self::Frames { assembler, .. } => assembler.poll_timeout(),
+            Self::Aac { .. } => None,
         }
-        self.seq += inserted;
-        out.extend(frames.into_iter().map(|frame| Assembled {
-            time: frame.time,
-            is_scaled: true,
-            bytes: frame.bytes,
-        }));
+    }
+
+    /// Returns how many payloads were passed over, and what they were.
+    pub(super) fn odd(&self) -> (u64, String) {
+        match self {
+            Self::Frames { assembler, .. } => {
+                let kinds: Vec<(String, u64)> = assembler.odd().iter().map(|(odd, n)| (odd.to_string(), n)).collect();
+                let names: Vec<&str> = kinds.iter().map(|(name, _)| name.as_str()).collect();
+                (kinds.iter().map(|(_, count)| count).sum(), names.join(", "))
+            }
+            Self::Aac { invalid, .. } => (*invalid, "invalid AAC packets".to_owned()),
+        }
+    }
+
+    /// Returns how many payloads were passed over.
+    pub(super) fn odd_count(&self) -> u64 {
+        match self {
+            Self::Frames { assembler, .. } => assembler.odd().iter().map(|(_, count)| count).sum(),
+            Self::Aac { invalid, .. } => *invalid,
+        }
     }
 }

@@ -18,7 +18,7 @@ use retina::rtp::ReceivedPacket;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
-use super::assembler::Received;
+use super::assembler::{Assembled, Received};
 use super::camera::{Camera, CameraError, Step, first_line, to_retina};
 use super::challenge;
 use super::connect::test_connection;
@@ -187,10 +187,16 @@ impl Client {
                 return Ok(event);
             }
             // A timeout is handled by the next `check_silence`.
-            let wake = deadline.min(Instant::now() + POLL_INTERVAL);
+            let mut wake = deadline.min(Instant::now() + POLL_INTERVAL);
+            for track in &self.tracks {
+                if let Some(due) = track.assembler.poll_timeout() {
+                    wake = wake.min(Instant::from_std(due));
+                }
+            }
             if let Ok(read) = timeout_at(wake, self.read()).await {
                 read?;
             }
+            self.complete_frames();
         }
     }
 
@@ -288,24 +294,29 @@ impl Client {
         track.on_packet(time);
         let packet = Received::new(packet, time, track.scaled(time));
         let received = packet.at;
+        let before = track.assembler.odd_count();
         let mut frames = Vec::new();
-        if !track.assembler.push(packet, &mut frames) {
-            let text = format!("invalid {} packet", track.announced.codec.name());
-            pass_over(&mut self.passed_over, &self.stream, &text);
+        track.assembler.push(packet, &mut frames);
+        let odd = track.assembler.odd_count() - before;
+        if odd > 0 {
+            pass_over(&mut self.passed_over, &self.stream, odd, &|| track.assembler.odd().1);
         }
-        self.ready.extend(frames.into_iter().map(|frame| {
-            let time = if frame.is_scaled {
-                frame.time
-            } else {
-                track.scaled(frame.time)
-            };
-            Event::Frame(Frame {
-                kind: track.kind(),
-                time,
-                bytes: frame.bytes,
-                received,
-            })
-        }));
+        self.ready
+            .extend(frames.into_iter().map(|frame| track.event(frame, received)));
+    }
+
+    /// Completes frames whose last packet arrived a while ago.
+    fn complete_frames(&mut self) {
+        let now = now();
+        for track in &mut self.tracks {
+            if track.assembler.poll_timeout().is_none_or(|due| due > now) {
+                continue;
+            }
+            let mut frames = Vec::new();
+            track.assembler.handle_timeout(now, &mut frames);
+            self.ready
+                .extend(frames.into_iter().map(|frame| track.event(frame, now)));
+        }
     }
 
     /// Passes over what can be passed over.
@@ -328,7 +339,7 @@ impl Client {
                 }
             }
         }
-        pass_over(&mut self.passed_over, &self.stream, &line);
+        pass_over(&mut self.passed_over, &self.stream, 1, &|| line.clone());
         Ok(())
     }
 
@@ -349,10 +360,10 @@ impl Client {
     }
 }
 
-fn pass_over(passed_over: &mut PassedOver, stream: &StreamName, what: &str) {
-    passed_over.count += 1;
+fn pass_over(passed_over: &mut PassedOver, stream: &StreamName, count: u64, what: &dyn Fn() -> String) {
+    passed_over.count += count;
     if passed_over.what.is_none() {
-        passed_over.what = Some(what.to_owned());
+        let what = passed_over.what.insert(what());
         info!(%stream, what, "camera sent something odd; it is passed over, and more of it is only counted");
     }
 }
@@ -362,6 +373,20 @@ impl Track {
         self.silence.packet(time, now());
         self.silence_logged = false;
         self.rejections.accepted();
+    }
+
+    fn event(&self, frame: Assembled, received: std::time::Instant) -> Event {
+        let time = if frame.is_scaled {
+            frame.time
+        } else {
+            self.scaled(frame.time)
+        };
+        Event::Frame(Frame {
+            kind: self.kind(),
+            time,
+            bytes: frame.bytes,
+            received,
+        })
     }
 }
 
