@@ -93,6 +93,8 @@ pub enum CameraError {
     NoMedia,
     #[error("the camera sends packets, but no frame that can be decoded")]
     NoFrames,
+    #[error("the camera supports neither RTP in the RTSP connection nor by UDP (461)")]
+    Transport,
     #[error("{}", .0.text())]
     Refused(Refusal),
     /// The pipeline that reads the camera instead failed.
@@ -218,6 +220,13 @@ pub(super) fn to_retina(transport: Transport) -> retina::client::Transport {
     }
 }
 
+pub(super) fn other(transport: Transport) -> Transport {
+    match transport {
+        Transport::Tcp => Transport::Udp,
+        Transport::Udp => Transport::Tcp,
+    }
+}
+
 impl CameraError {
     /// Keeps only the first line of retina's error: the rest describes the connection and differs each time.
     pub(super) fn of(step: Step, error: &retina::Error, has_credentials: bool) -> Self {
@@ -225,6 +234,7 @@ impl CameraError {
             Some(401) if has_credentials => Self::Credentials,
             Some(401) => Self::NoCredentials,
             Some(404) => Self::NotFound,
+            Some(461) => Self::Transport,
             Some(status @ 300..=399) => Self::Redirected(status),
             _ => Self::Failed {
                 step,

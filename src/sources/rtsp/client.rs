@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_core::Stream as _;
-use retina::client::{Demuxed, PacketItem, Playing, Session, SessionOptions, SetupOptions};
+use retina::client::{Demuxed, Described, PacketItem, Playing, Session, SessionOptions, SetupOptions};
 use retina::codec::{CodecItem, FrameFormat, ParameterSetInsertion, aac, h26x};
 use retina::rtcp::ReceivedCompoundPacket;
 use retina::rtp::ReceivedPacket;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::assembler::{Assembled, Received};
-use super::camera::{Camera, CameraError, Step, first_line, to_retina};
+use super::camera::{Camera, CameraError, Step, first_line, other, to_retina};
 use super::challenge;
 use super::connect::test_connection;
 use super::refusal::{PassedOver, Refusal};
@@ -113,16 +113,11 @@ impl Client {
             described => described?,
         };
         let silence = || Silence::new(camera.silence_timeout, now());
-        let Choice { tracks, left_out } = choose(stream, &session, &silence);
+        let Choice { mut tracks, left_out } = choose(stream, &session, &silence);
         if tracks.is_empty() {
             return Err(CameraError::NoTracks);
         }
-        for track in &tracks {
-            let options = SetupOptions::default()
-                .transport(to_retina(camera.transport))
-                .frame_format(FRAMES);
-            with_timeout(Step::Setup, has_credentials, session.setup(track.index, options)).await?;
-        }
+        set_up(camera, &mut session, &mut tracks, has_credentials).await?;
         let playing = with_timeout(Step::Play, has_credentials, session.play(camera.policies.play())).await?;
         let media = if tracks.iter().any(|track| track.announced.codec == Codec::Jpeg) {
             let demuxed = playing.demuxed();
@@ -290,6 +285,10 @@ impl Client {
         let Some(track) = self.tracks.iter_mut().find(|track| track.index == index) else {
             return;
         };
+        if packet.header().payload_type() != track.payload_type {
+            let what = || "packets of an unannounced payload type".to_owned();
+            return pass_over(&mut self.passed_over, &self.stream, 1, &what);
+        }
         let time = Track::positive(packet.timestamp().timestamp());
         track.on_packet(time);
         let packet = Received::new(packet, time, track.scaled(time));
@@ -392,6 +391,35 @@ impl Track {
 
 fn now() -> std::time::Instant {
     Instant::now().into_std()
+}
+
+/// Sets up the tracks. Removes audio that the camera refuses beside video.
+async fn set_up(
+    camera: &Camera,
+    session: &mut Session<Described>,
+    tracks: &mut Vec<Track>,
+    has_credentials: bool,
+) -> Result<(), CameraError> {
+    let mut transport = camera.transport;
+    let mut position = 0;
+    while let Some(track) = tracks.get(position) {
+        let options = SetupOptions::default()
+            .transport(to_retina(transport))
+            .frame_format(FRAMES);
+        let setup = session.setup(track.index, options);
+        match with_timeout(Step::Setup, has_credentials, setup).await {
+            Ok(()) => position += 1,
+            // Some cameras support one transport only (RFC 2326 §11.3.13).
+            Err(CameraError::Transport) if position == 0 && transport == camera.transport => {
+                transport = other(transport);
+            }
+            Err(CameraError::Failed { .. } | CameraError::Transport | CameraError::NotFound) if position > 0 => {
+                tracks.remove(position);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn with_timeout<T>(

@@ -1,23 +1,66 @@
-//! Reads attributes of a session description that retina does not expose.
+//! Reads what retina does not expose of a session description.
 
-/// Returns the value of the `fmtp` attribute of a payload type in the first section of this media; empty without one.
-pub(super) fn fmtp(description: &[u8], media: &str, payload_type: u8) -> String {
-    let text = String::from_utf8_lossy(description);
-    let mut is_inside = false;
-    let pt = payload_type.to_string();
-    for line in text.lines().map(str::trim) {
-        if let Some(section) = line.strip_prefix("m=") {
-            let mut words = section.split_ascii_whitespace();
-            is_inside = words.next() == Some(media) && words.nth(2) == Some(&pt);
+use std::borrow::Cow;
+
+/// A media section of a session description.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Section {
+    media: String,
+    payload_type: String,
+    control: String,
+    /// Payload type and parameters.
+    fmtp: Vec<(String, String)>,
+    is_sendonly: bool,
+}
+
+/// Returns the media sections.
+pub(super) fn sections(description: &[u8]) -> Vec<Section> {
+    let text: Cow<'_, str> = String::from_utf8_lossy(description);
+    let mut sections: Vec<Section> = Vec::new();
+    for line in text.lines().map(|line| line.trim_matches([' ', '\0', '\r'])) {
+        if let Some(line) = line.strip_prefix("m=") {
+            let mut words = line.split_ascii_whitespace();
+            sections.push(Section {
+                media: words.next().unwrap_or_default().to_owned(),
+                payload_type: words.nth(2).unwrap_or_default().to_owned(),
+                ..Section::default()
+            });
+            continue;
         }
-        let value = line.strip_prefix("a=fmtp:").filter(|_| is_inside);
-        if let Some((of, value)) = value.map(str::trim_start).and_then(|value| value.split_once(' '))
-            && of == pt
-        {
-            return value.trim().to_owned();
+        let Some(section) = sections.last_mut() else { continue };
+        if let Some(control) = line.strip_prefix("a=control:") {
+            section.control = control.trim().to_owned();
+        } else if let Some(fmtp) = line.strip_prefix("a=fmtp:") {
+            let fmtp = fmtp.trim_start().split_once(' ');
+            section
+                .fmtp
+                .extend(fmtp.map(|(of, text)| (of.to_owned(), text.trim().to_owned())));
+        } else if line == "a=sendonly" {
+            section.is_sendonly = true;
         }
     }
-    String::new()
+    sections
+}
+
+impl Section {
+    /// Whether this is the section of a track with this media, payload type and control URL.
+    pub(super) fn is_of(&self, media: &str, payload_type: u8, control: Option<&str>) -> bool {
+        let is_control = control.is_none_or(|control| self.control == "*" || control.ends_with(&self.control));
+        self.media == media && self.payload_type == payload_type.to_string() && is_control
+    }
+
+    /// Returns the parameters of the payload type. Some cameras number them wrongly: then those of the section.
+    pub(super) fn parameters(&self) -> &str {
+        let own = self.fmtp.iter().find(|(of, _)| *of == self.payload_type);
+        let parameters = own.or(self.fmtp.first());
+        parameters.map_or("", |(_, parameters)| parameters)
+    }
+
+    /// Whether the camera receives this audio: its direction is that of the client (ONVIF Streaming Specification
+    /// §5.3.1). Where everything is `sendonly`, it is that of the camera.
+    pub(super) fn is_back_channel(&self, all: &[Self]) -> bool {
+        self.is_sendonly && self.media == "audio" && all.iter().any(|section| !section.is_sendonly)
+    }
 }
 
 #[cfg(test)]
@@ -25,10 +68,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_fmtp_of_a_payload_type_is_found() {
-        let text = b"v=0\r\nm=video 0 RTP/AVP 97\r\na=fmtp:97 a=1\r\nm=audio 0 RTP/AVP 97\na=fmtp:98 b=2\na=fmtp:97  c=3; d=\xfc\n";
-        assert_eq!(fmtp(text, "audio", 97), "c=3; d=\u{fffd}");
-        assert_eq!(fmtp(text, "video", 97), "a=1");
-        assert_eq!(fmtp(text, "audio", 99), "");
+    fn sections_have_their_parameters_and_direction() {
+        let text = b"v=0\r\nm=video 0 RTP/AVP 97\r\na=fmtp:97 a=1\r\na=control:t=0\r\n\
+            m=audio 0 RTP/AVP 97\na=fmtp:98 b=2\na=fmtp:97  c=3; d=\xfc\na=control: rtsp://a/t=1\n\
+            m=audio 0 RTP/AVP 104 0\na=fmtp:97 e=4\na=sendonly\na=control:t=2\n\0";
+        let sections = sections(text);
+        let parameters: Vec<&str> = sections.iter().map(Section::parameters).collect();
+        assert_eq!(parameters, ["a=1", "c=3; d=\u{fffd}", "e=4"]);
+        let back: Vec<bool> = sections
+            .iter()
+            .map(|section| section.is_back_channel(&sections))
+            .collect();
+        assert_eq!(back, [false, false, true]);
+        let of = |media, pt, control| sections.iter().position(|section| section.is_of(media, pt, control));
+        assert_eq!(of("audio", 104, Some("rtsp://a/b/t=2")), Some(2));
+        assert_eq!(of("audio", 97, Some("rtsp://a/t=1")), Some(1));
+        assert_eq!((of("video", 97, None), of("video", 98, None)), (Some(0), None));
     }
 }

@@ -6,7 +6,7 @@ use retina::codec::ParametersRef;
 use tracing::info;
 
 use super::assembler::Assembler;
-use super::sdp;
+use super::sdp::{self, Section};
 use super::silence::Silence;
 use super::trouble::Rejections;
 use millstream_core::hub::name::StreamName;
@@ -19,6 +19,7 @@ pub(super) struct Track {
     /// Index in the session description.
     pub(super) index: usize,
     pub(super) announced: Announced,
+    pub(super) payload_type: u8,
     /// Clock rate of the session description, in Hz.
     rate: u32,
     pub(super) parameter_sets: Vec<Bytes>,
@@ -53,6 +54,7 @@ impl Track {
         Self {
             index,
             announced: candidate.announced,
+            payload_type: stream.rtp_payload_type(),
             rate: stream.clock_rate_hz(),
             parameter_sets,
             assembler,
@@ -91,9 +93,16 @@ struct Candidate {
 /// Returns the best track of each kind.
 pub(super) fn choose(name: &StreamName, session: &Session<Described>, silence: &dyn Fn() -> Silence) -> Choice {
     let mut left_out = Vec::new();
+    let sections = sdp::sections(session.sdp());
     let mut known: Vec<(usize, &Stream, Candidate)> = Vec::new();
     for (index, stream) in session.streams().iter().enumerate() {
-        match candidate(stream, session.sdp()) {
+        let control = stream.control().map(|url| url.as_str());
+        let is_own = |section: &&Section| section.is_of(stream.media(), stream.rtp_payload_type(), control);
+        let section = sections.iter().find(is_own);
+        if section.is_some_and(|section| section.is_back_channel(&sections)) {
+            continue;
+        }
+        match candidate(stream, section.map_or("", Section::parameters)) {
             Some(candidate) => known.push((index, stream, candidate)),
             None if matches!(stream.media(), "video" | "audio") => left_out.push(label(stream)),
             None => {}
@@ -140,7 +149,7 @@ fn label(stream: &Stream) -> String {
     text.chars().filter(|c| !c.is_control()).take(60).collect()
 }
 
-fn candidate(stream: &Stream, description: &[u8]) -> Option<Candidate> {
+fn candidate(stream: &Stream, parameters: &str) -> Option<Candidate> {
     let is_telephone = stream.clock_rate_hz() == 8_000 && stream.channels().is_none_or(|channels| channels.get() == 1);
     let announced = match (stream.media(), stream.encoding_name()) {
         ("video", "h264") => Codec::H264.into(),
@@ -150,12 +159,11 @@ fn candidate(stream: &Stream, description: &[u8]) -> Option<Candidate> {
         ("audio", "pcma") if is_telephone => Format::Pcma.into(),
         ("audio", "opus") => Codec::Opus.into(),
         ("audio", "mpeg4-generic" | "mp4a-latm") => {
-            let fmtp = sdp::fmtp(description, "audio", stream.rtp_payload_type());
             let channels = stream.channels().and_then(|channels| u8::try_from(channels.get()).ok());
             let (rate, channels) = (stream.clock_rate_hz(), channels.unwrap_or(1));
             let aac = match stream.encoding_name() {
-                "mp4a-latm" => AacDepacketizer::latm(&fmtp),
-                _ => AacDepacketizer::generic(&fmtp, rate, channels),
+                "mp4a-latm" => AacDepacketizer::latm(parameters),
+                _ => AacDepacketizer::generic(parameters, rate, channels),
             }?;
             return Some(Candidate {
                 announced: Format::Aac(aac.config()).into(),
