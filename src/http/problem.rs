@@ -69,8 +69,8 @@ impl Problem {
     }
 
     /// 404: the session has ended, for this reason.
-    pub fn ended(reason: CloseReason) -> Self {
-        let detail = format!("the session has ended: {}", reason.explanation());
+    pub fn ended(reason: CloseReason, explanation: &str) -> Self {
+        let detail = format!("the session has ended: {explanation}");
         Self::new(StatusCode::NOT_FOUND, reason.label(), detail)
     }
 

@@ -98,7 +98,7 @@ fn require_session(control: &Control, session: SessionId) -> Result<(), Problem>
         return Ok(());
     }
     Err(match control.media.state(session) {
-        SessionState::Ended(reason) => Problem::ended(reason),
+        SessionState::Ended(reason) => Problem::ended(reason, &control.media.explain(reason)),
         _ => Problem::unknown_session(),
     })
 }

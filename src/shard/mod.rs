@@ -406,6 +406,16 @@ impl MediaPlane {
         self.inner.shared.registry.find(id).0
     }
 
+    /// Returns what a reason means in words, with the addresses that clients receive if it was not connected.
+    pub fn explain(&self, reason: CloseReason) -> String {
+        let explanation = reason.explanation();
+        if !reason.is_not_connected() {
+            return explanation.to_owned();
+        }
+        let addresses: Vec<String> = self.candidates().iter().map(SocketAddr::to_string).collect();
+        format!("{explanation}; announced: {}", addresses.join(", "))
+    }
+
     /// Restarts ICE of a session with the peer's new credentials (RFC 9725 §4.3.3). Returns the new local credentials;
     /// `None` without any change if the session has ended or the mailbox of its shard is full.
     pub fn restart_ice(&self, id: SessionId, remote: IceCredentials) -> Option<IceCredentials> {

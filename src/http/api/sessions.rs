@@ -23,8 +23,9 @@ pub struct Session {
     pub state: &'static str,
     /// Why it has ended, as in the metrics.
     pub cause: Option<&'static str>,
-    /// The cause in words, with possible remedies.
-    pub explanation: Option<&'static str>,
+    /// The cause in words, with possible remedies, and for a session that was not connected with the addresses that
+    /// clients receive.
+    pub explanation: Option<String>,
     /// Seconds since its offer was received.
     pub seconds: f64,
     /// Address that sent the offer.
@@ -64,14 +65,14 @@ pub fn all(control: &Control) -> Vec<(SessionId, Session)> {
     let now = Instant::now();
     let records = control.sessions.all().into_iter();
     let mut shown: Vec<_> = records
-        .filter_map(|(id, record)| Some((id, show(id, &record, control.media.state(id), now)?)))
+        .filter_map(|(id, record)| Some((id, show(control, id, &record, now)?)))
         .collect();
     shown.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
     shown
 }
 
-fn show(id: SessionId, record: &SessionRecord, state: SessionState, now: Instant) -> Option<Session> {
-    let (state, cause) = match state {
+fn show(control: &Control, id: SessionId, record: &SessionRecord, now: Instant) -> Option<Session> {
+    let (state, cause) = match control.media.state(id) {
         SessionState::Connecting => ("connecting", None),
         SessionState::Connected => ("connected", None),
         SessionState::Ended(reason) => ("ended", Some(reason)),
@@ -86,7 +87,7 @@ fn show(id: SessionId, record: &SessionRecord, state: SessionState, now: Instant
         stream: record.stream.to_string(),
         state,
         cause: cause.map(|reason| reason.label()),
-        explanation: cause.map(|reason| reason.explanation()),
+        explanation: cause.map(|reason| control.media.explain(reason)),
         seconds: now.saturating_duration_since(record.opened).as_secs_f64(),
         address: record.address.map(|address| address.to_canonical().to_string()),
         client: record.agent.clone(),

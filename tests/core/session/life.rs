@@ -94,6 +94,38 @@ fn a_peer_that_never_comes_is_given_up_after_fifteen_seconds() {
     assert_eq!(world.session.poll_timeout(), None);
 }
 
+/// Our own player gives up after ten seconds.
+#[test]
+fn a_client_that_deletes_an_unconnected_session_leaves_the_cause_behind() {
+    let lost = Setup {
+        link: LinkConfig {
+            loss: 1.0,
+            ..LinkConfig::default()
+        },
+        ..Setup::default()
+    };
+    let mut world = World::new(lost);
+    world.run(10 * SECOND);
+    world.session.close(world.now, CloseReason::Deleted);
+    world.collect();
+    assert_eq!(world.reason(), Some(CloseReason::NoChecks));
+
+    let mut world = World::new(Setup::default());
+    world.peer.handle_timeout(world.now);
+    for datagram in world.intercept().iter().filter(|datagram| datagram[0] < 4) {
+        world.inject(PEER, datagram);
+    }
+    world.session.close(world.now, CloseReason::Deleted);
+    world.collect();
+    assert_eq!(world.reason(), Some(CloseReason::NoHandshake));
+
+    // Causes that the gateway decides on stay as they are.
+    let mut world = World::new(Setup::default());
+    world.session.close(world.now, CloseReason::TakenOver);
+    world.collect();
+    assert_eq!(world.reason(), Some(CloseReason::TakenOver));
+}
+
 #[test]
 fn a_peer_that_only_ever_checks_is_given_up_after_fifteen_seconds() {
     for role in [DtlsRole::Client, DtlsRole::Server] {

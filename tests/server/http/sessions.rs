@@ -366,6 +366,27 @@ async fn a_session_that_nobody_comes_to_ends_and_says_why() {
     gateway.stop().await;
 }
 
+/// A player that gives up and deletes its session is told the cause and the addresses, as is the operator.
+#[tokio::test]
+async fn a_session_that_is_deleted_before_it_is_connected_says_why() {
+    let gateway = gateway(&[]).await;
+    let (session, _) = publish(&gateway, OBS).await;
+    assert_eq!(Request::new("DELETE", &session).send(&gateway).await.status, 200);
+    let ended = async {
+        while gateway.media().sessions() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), ended)
+        .await
+        .expect("at once");
+    let reply = Request::new("GET", &session).send(&gateway).await;
+    assert_eq!((reply.status, reply.problem().as_str()), (404, "no_checks"));
+    let address = gateway.media().candidates()[0].to_string();
+    assert!(reply.text().contains(&address), "{}", reply.text());
+    gateway.stop().await;
+}
+
 /// C-07: what a STUN server sees is announced first.
 #[tokio::test]
 async fn the_outer_address_is_found_by_stun() {

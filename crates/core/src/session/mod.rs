@@ -252,11 +252,7 @@ impl Session {
             return;
         }
         if self.media.is_none() && now >= self.opened + CONNECT_TIME {
-            let reason = match self.ice.has_heard() {
-                false => CloseReason::NoChecks,
-                true => CloseReason::NoHandshake,
-            };
-            return self.close(now, reason);
+            return self.close(now, self.not_connected());
         }
         if now >= self.heard + SILENCE {
             return self.close(now, CloseReason::Silent);
@@ -322,14 +318,28 @@ impl Session {
     }
 
     /// Ends the session: says goodbye and sends nothing after that (RFC 7675 §5.2).
+    ///
+    /// A client that deletes a session before it is connected has usually given up: then the reason is what was missing.
     pub fn close(&mut self, now: Instant, reason: CloseReason) {
         if self.closed {
             return;
         }
+        let reason = match reason {
+            CloseReason::Deleted if self.media.is_none() => self.not_connected(),
+            reason => reason,
+        };
         self.dtls.close(now);
         self.send_flights();
         self.closed = true;
         self.events.push_back(Event::Closed(reason));
+    }
+
+    /// Why the session is not connected.
+    fn not_connected(&self) -> CloseReason {
+        match self.ice.has_heard() {
+            false => CloseReason::NoChecks,
+            true => CloseReason::NoHandshake,
+        }
     }
 
     /// What was left out so far, by [`DropReason`].
@@ -447,15 +457,16 @@ pub enum Event {
 /// Why a session ended. Shown in the log, the API and the player; a label of the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseReason {
-    /// DELETE on the session URL.
+    /// DELETE on the session URL of a connected session.
     Deleted,
     /// The peer sent a DTLS close_notify.
     PeerClosed,
     /// Nothing authentic was heard for 30 s (RFC 7675 §5.1).
     Silent,
-    /// No connectivity check arrived in time: the peer cannot reach the addresses that it was given.
+    /// No connectivity check arrived in time, or before the client gave up: it cannot reach the addresses that it was
+    /// given.
     NoChecks,
-    /// Checks arrived, and no handshake was complete in time.
+    /// Checks arrived, and no handshake was complete in time, or before the client gave up.
     NoHandshake,
     /// The peer's certificate does not match its fingerprint.
     WrongCertificate,
@@ -503,7 +514,7 @@ impl CloseReason {
             Self::PeerClosed => "the client closed its connection",
             Self::Silent => "nothing came from the client for 30 s: its network was lost, or it has crashed",
             Self::NoChecks => {
-                "no connectivity check arrived: the client cannot reach the addresses that it was given; open the media \
+                "no connectivity check arrived: unless it left at once, the client cannot reach the addresses that it was given; open the media \
                  port (UDP and TCP), announce the outer address (webrtc.announce), or give it a TURN server (ice.servers)"
             }
             Self::NoHandshake => {
@@ -531,6 +542,11 @@ impl CloseReason {
             self,
             Self::NoChecks | Self::NoHandshake | Self::WrongCertificate | Self::HandshakeFailed | Self::Internal
         )
+    }
+
+    /// Whether the connection was not established in time, or before the client gave up.
+    pub fn is_not_connected(self) -> bool {
+        matches!(self, Self::NoChecks | Self::NoHandshake)
     }
 
     /// Label of the metric.

@@ -39,6 +39,9 @@ mod viewers;
 use self::route::{Recipient, Route};
 pub use self::shared::Shared;
 
+/// A client that leaves sooner, without a connection, has not waited for one: this is not worth a warning.
+const GIVE_UP_TIME: Duration = Duration::from_secs(3);
+
 /// Remote address of a datagram, and the local address that it was sent to.
 type DatagramPath = (SocketAddr, Option<IpAddr>);
 
@@ -526,7 +529,7 @@ impl Core {
         if reason == CloseReason::Evicted {
             // A single request of anybody can cause this: counted by the metrics, not logged.
             debug!(?session, %stream, ?lasted, "half-open {role} evicted by a newer session");
-        } else if reason.is_failure() {
+        } else if reason.is_failure() && !(reason.is_not_connected() && lasted < GIVE_UP_TIME) {
             let candidates = tracing::field::debug(self.shared.announced());
             let (reason, why) = (reason.label(), reason.explanation());
             warn!(?session, %stream, reason, ?lasted, why, candidates, "{role} failed to connect");
