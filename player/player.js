@@ -26,6 +26,7 @@
 // gone, its last frame stays visible.
 
 import { HlsClient, playlistOf, prepare } from './hls.js';
+import { explain, explainHls, unsupported, WAITING } from './messages.js';
 import { PathLost } from './session.js';
 import { chooseTransport, Flow, isLive, LIVE_TIMEOUT } from './transport.js';
 import { WhepClient } from './whep.js';
@@ -114,7 +115,7 @@ const CSS = `
     stroke-linejoin: round; }
   .bar.paused .pause-icon, .bar:not(.paused) .play-icon, .mute span:empty, .bar.muted .on, .bar:not(.muted) .off, .bar.muted .volume { display: none; }
   .volume { width: 84px; accent-color: #f4f7f7; }
-  @media (max-width: 460px) { .volume { display: none; } .stats { font-size: .72em; gap: 0 10px; } }
+  @media (max-width: 460px) { .overlay { padding: 8px 14px; gap: 2px; font-size: .88em; } .volume { display: none; } .stats { font-size: .72em; gap: 0 10px; } }
   @media (prefers-reduced-motion: reduce) { * { transition: none !important; } }`;
 
 /** Returns the names of layers in the menu: the height, with the bitrate where the height is unknown or not unique. */
@@ -147,6 +148,8 @@ export class MillstreamPlayer extends HTMLElement {
   #hlsReason = '';
   #lastAttemptAt = -Infinity;
   #hlsFailures = 0;
+  /** The last failure of the media path; null once there is one. */
+  #pathLost = null;
   /** The last frame count, and the progress of WebRTC while HLS is used. */
   #frameCount = 0;
   #webrtcProgress = { count: 0, at: 0, since: 0 };
@@ -250,6 +253,8 @@ export class MillstreamPlayer extends HTMLElement {
       if (!this.#parts.video.srcObject) this.#attach(stream);
     }
     if (state === 'live') this.#attach(stream);
+    if (state === 'live') this.#pathLost = null;
+    else if (reason instanceof PathLost) this.#pathLost = reason;
     // Frames are expected from now on.
     if (state === 'live' && !this.#hls && !this.#lastFrameAt) this.#resetFrames(performance.now());
     // The state of the stream may have changed, so HLS may succeed now too.
@@ -313,6 +318,7 @@ export class MillstreamPlayer extends HTMLElement {
     if (!isHls && this.#client?.state !== 'live') return;
     this.#lastFrameAt = at;
     this.#hasShownFrame = true;
+    this.#parts.video.classList.add('has-frame');
     this.#parts.lastFrame.hidden = true;
     if (!isHls && !this.dataset.firstFrame) this.dataset.firstFrame = Math.round(at - this.#offeredAt);
     if (this.dataset.state !== 'playing') this.#updateLive();
@@ -527,16 +533,12 @@ export class MillstreamPlayer extends HTMLElement {
 
   #updateTransport() {
     const { transport } = this.#parts;
-    const reasons = {
-      chosen: 'selected', connection: 'no connection over WebRTC', codec: 'codec not supported over WebRTC',
-      silence: 'no media over WebRTC',
-    };
     const isHls = this.dataset.way === 'hls';
     transport.hidden = !isHls;
     if (isHls) {
       const latency = this.dataset.delay ? `, ${Number(this.dataset.delay).toFixed(1)} s latency` : '';
       transport.textContent = `HLS${this.dataset.why === 'chosen' ? '' : ' fallback'}${latency}`;
-      transport.title = reasons[this.dataset.why] ?? '';
+      transport.title = explainHls(this.dataset.why, this.#pathLost);
     }
   }
 
@@ -548,7 +550,7 @@ export class MillstreamPlayer extends HTMLElement {
     const shown = state !== 'live' ? state : flowed ? this.dataset.state : 'connecting';
     const { overlay, title, text, retry, hint } = this.#parts;
     const missing = shown === 'paused' && this.#hls?.state !== 'playing' && this.#client?.missing;
-    const hintText = missing ? `This stream is ${missing.replace(/^H(?=26)/, 'H.')}, which your browser cannot play: audio only` : WAITING;
+    const hintText = missing ? unsupported(missing) : WAITING;
     if (this.dataset.state === shown && !reason && hint.textContent === hintText) return;
     const message = explain(shown, reason, this.#hasShownFrame);
     this.dataset.state = shown;
@@ -596,7 +598,6 @@ export class MillstreamPlayer extends HTMLElement {
     });
     mute.addEventListener('click', () => this.#toggleMute());
     volume.addEventListener('input', () => (video.volume = Number(volume.value)));
-    video.addEventListener('loadeddata', () => video.classList.add('has-frame'));
     video.addEventListener('volumechange', () => this.#updateMute());
     statsToggle.addEventListener('click', () => {
       stats.hidden = !stats.hidden;
@@ -660,36 +661,6 @@ export class MillstreamPlayer extends HTMLElement {
     // iPhones support full screen only for the video element.
     else if (this.requestFullscreen) this.requestFullscreen().catch(() => {});
     else this.#parts.video.webkitEnterFullscreen?.();
-  }
-}
-
-const WAITING = 'Waiting for the stream';
-
-/** Returns title and text of the overlay for a state; undefined if the overlay is hidden. */
-function explain(state, reason, hasShownFrame) {
-  const detail = reason?.detail ?? '';
-  switch (state) {
-    case 'connecting':
-      return ['Connecting…', ''];
-    case 'paused':
-      return hasShownFrame ? undefined : [WAITING, 'Connected; no media has arrived yet.'];
-    case 'waiting':
-      return hasShownFrame ? undefined : [WAITING, 'Playback starts automatically.'];
-    case 'retrying':
-      if (reason?.status === 404) return ['No such stream', detail || 'Retrying.'];
-      if (reason?.status === 406 || reason?.status === 422) {
-        return ['This browser cannot play the stream', detail || 'It has no decoder for the codec of the stream.'];
-      }
-      if (reason?.status === 429 || reason?.status === 503) {
-        return ['The gateway is busy', 'Playback starts as soon as the gateway has capacity.'];
-      }
-      return ['Reconnecting…', reason?.status ? detail : reason instanceof PathLost ? reason.message : 'The gateway cannot be reached.'];
-    case 'failed':
-      if (reason?.status === 401) return ['Enter the playback token', 'The token is missing, wrong or expired.'];
-      if (reason?.status === 403) return ['This token is not valid for this stream', detail];
-      return ['Request rejected', detail || reason?.message || ''];
-    default:
-      return undefined;
   }
 }
 

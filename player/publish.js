@@ -148,7 +148,7 @@ function stop() {
   setState('idle');
 }
 
-function explainRefusal({ name, status, detail, message }, state) {
+function explainRefusal({ name, status, detail, message, addresses = [], remedy }, state) {
   if (name === 'TakenOver') {
     return { title: 'Another publisher took over', text: 'This page has stopped publishing.', canTakeBack: true };
   }
@@ -165,6 +165,7 @@ function explainRefusal({ name, status, detail, message }, state) {
     case 503:
       return { title: 'The gateway is busy', text: 'Retrying.' };
     case undefined:
+      if (addresses.length > 0) return { title: message, text: remedy };
       return { title: 'Not connected', text: state === 'failed' ? message : `${message} Retrying.` };
     default:
       return { title: 'Request rejected', text: message };

@@ -43,9 +43,22 @@ export class Refusal extends Error {
   }
 }
 
-/** The media path failed or could not be established; HTTP may work. */
+/**
+ * The media path failed or could not be established; HTTP may work. `addresses` are those that were tried if none was
+ * reached.
+ */
 export class PathLost extends Error {
   name = 'PathLost';
+
+  constructor(message, addresses = []) {
+    super(message);
+    this.addresses = addresses;
+  }
+
+  /** What was tried, for the user. */
+  get remedy() {
+    return `Tried ${this.addresses.join(', ')}. Retrying.`;
+  }
 }
 
 /** Another publisher took the stream over. Retrying would start an endless takeover loop. */
@@ -168,7 +181,7 @@ export class Client extends EventTarget {
       await pc.setLocalDescription({ type: 'offer', sdp });
       await pc.setRemoteDescription({ type: 'answer', sdp: answer });
       this.#watchTransport(pc);
-      if (this.state === 'connecting') this.#failAfter(pc, CONNECT_TIMEOUT, 'The media connection could not be established.');
+      if (this.state === 'connecting') this.#failAfter(pc, CONNECT_TIMEOUT, () => this.#notConnected(pc));
     } catch (error) {
       if (this.#pc === pc) this.#fail(error);
     }
@@ -264,12 +277,12 @@ export class Client extends EventTarget {
         this.#setState('live');
         break;
       case 'disconnected':
-        this.#failAfter(pc, DISCONNECTED_TIMEOUT, 'The connection was lost.');
+        this.#failAfter(pc, DISCONNECTED_TIMEOUT, () => new PathLost('The connection was lost.'));
         this.#restartWhileLost(pc);
         break;
       case 'failed':
       case 'closed':
-        this.#fail(new PathLost('The connection was lost.'));
+        this.#fail(this.#liveSince ? new PathLost('The connection was lost.') : this.#notConnected(pc));
         break;
     }
   }
@@ -323,9 +336,18 @@ export class Client extends EventTarget {
     });
   }
 
-  #failAfter(pc, milliseconds, message) {
+  /** Fails after this time. `lost` makes the error for when HTTP works. */
+  #failAfter(pc, milliseconds, lost) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#pc === pc && this.#fail(this.reachable ? new PathLost(message) : new Error(message)), milliseconds);
+    const fail = () => this.#fail(this.reachable ? lost() : new Error('The gateway cannot be reached.'));
+    this.#timer = setTimeout(() => this.#pc === pc && fail(), milliseconds);
+  }
+
+  /** Explains why the media connection was not established. */
+  #notConnected(pc) {
+    const isReached = ['connected', 'completed'].includes(pc.iceConnectionState);
+    if (isReached) return new PathLost('The media connection could not be encrypted: no DTLS handshake.');
+    return blocked(this.#answer);
   }
 
   #fail(error) {
@@ -402,6 +424,19 @@ function fragmentOf(sdp) {
 function withCredentials(answer, fragment) {
   const credentials = Object.fromEntries(fragment.match(CREDENTIALS).map((line) => [line.split(':')[0], line]));
   return answer.replace(CREDENTIALS, (line) => credentials[line.split(':')[0]]);
+}
+
+/** Names the port and the addresses of the candidates in an answer, none of which was reached. */
+export function blocked(answer) {
+  const candidates = [...answer.matchAll(/^a=candidate:\S+ \d+ (\S+) \d+ (\S+) (\d+) /gm)]
+    .map(([, transport, address, port]) => ({ transport: transport.toUpperCase(), address, port }));
+  const unique = (name) => [...new Set(candidates.map((candidate) => candidate[name]))];
+  if (candidates.length === 0) return new PathLost('The media connection could not be established.');
+  const ports = unique('port');
+  const verb = ports.length > 1 ? 'ports %s seem' : 'port %s seems';
+  const message = `No media connection: ${unique('transport').join('/')} ${verb.replace('%s', ports.join(', '))} blocked`;
+  const host = (address) => (address.includes(':') ? `[${address}]` : address);
+  return new PathLost(message, [...new Set(candidates.map(({ address, port }) => `${host(address)}:${port}`))]);
 }
 
 /** Returns the problem document of a response (RFC 9457); empty for other bodies. */

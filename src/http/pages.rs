@@ -47,6 +47,7 @@ const FILES: &[File] = &[
     file!("publish.js", SCRIPT),
     file!("session.js", SCRIPT),
     file!("style.css", STYLE),
+    file!("messages.js", SCRIPT),
     file!("transport.js", SCRIPT),
     file!("watch.js", SCRIPT),
     file!("whep.js", SCRIPT),

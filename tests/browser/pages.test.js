@@ -67,6 +67,69 @@ test('a missing camera is explained', async (t) => {
   assert.match(await problem(page), /No camera or microphone found/);
 });
 
+/** Whether a row of the player above its texts has one colour; `null` if the screenshot is of nothing. */
+async function isPlain(page) {
+  const box = await page.$eval('millstream-player', (player) => {
+    const { x, y, width, height } = player.getBoundingClientRect();
+    return { x, y: y + height * 0.15, width, height: 2 };
+  });
+  const picture = await page.screenshot({ clip: box, encoding: 'base64' });
+  return page.evaluate(async (picture) => {
+    const bytes = Uint8Array.from(atob(picture), (letter) => letter.charCodeAt(0));
+    const image = await createImageBitmap(new Blob([bytes], { type: 'image/png' }));
+    const context = new OffscreenCanvas(image.width, image.height).getContext('2d');
+    context.drawImage(image, 0, 0);
+    const { data } = context.getImageData(0, 0, image.width, 1);
+    return data.every((value, index) => value === data[index % 4]);
+  }, picture);
+}
+
+test('no black square stands behind what the player says', async (t) => {
+  const locked = await startGateway({ MILLSTREAM_AUTH__PLAY_TOKEN: 'play-token-of-the-pages' });
+  t.after(() => locked.stop());
+  for (const [at, state] of [[gateway, 'waiting'], [locked, 'failed']]) {
+    const page = await watch(browser, at, 'square');
+    t.after(() => page.close());
+    await until(() => playerData(page), (data) => data.state === state, `the player to be ${state}`);
+    // Chromium draws its placeholder, two black pixels square, some time after the video element has its stream.
+    for (let round = 0; round < 15; round += 1) {
+      assert.equal(await isPlain(page), true, state);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  }
+});
+
+test('a media port that is blocked is named, in the player and in the log of the gateway', async (t) => {
+  const port = 40_000 + Math.floor(Math.random() * 20_000);
+  // Nothing listens at the announced address.
+  const cut = await startGateway({
+    MILLSTREAM_WEBRTC__LISTEN: `127.0.0.1:${port}`,
+    MILLSTREAM_WEBRTC__ANNOUNCE: '192.0.2.1',
+    MILLSTREAM_AUTH__API_TOKEN: 'api-token-of-the-pages',
+  }, '--demo');
+  t.after(() => cut.stop());
+  const page = await open(browser, `${cut.origin}/watch/demo?way=webrtc`);
+  t.after(() => page.close());
+  const texts = () => page.evaluate(() => {
+    const part = (name) => document.querySelector('millstream-player').shadowRoot.querySelector(name);
+    return [part('.overlay').classList.contains('shown'), part('.title').textContent, part('.text').textContent];
+  });
+  const [shown, title, text] = await until(texts, ([, title]) => /port/.test(title), 'the player to name the port', 40_000);
+  assert.equal(shown, true);
+  assert.equal(title, `No media connection: UDP/TCP port ${port} seems blocked`);
+  assert.equal(text, `Tried 192.0.2.1:${port}. Retrying.`);
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/blocked.png` });
+
+  const headers = { Authorization: 'Bearer api-token-of-the-pages' };
+  const sessions = async () => (await (await fetch(`${cut.origin}/api/v1/sessions`, { headers })).json()).sessions;
+  const [ended] = (await until(sessions, (all) => all.some(({ state }) => state === 'ended'), 'the session to end'))
+    .filter(({ state }) => state === 'ended');
+  assert.equal(ended.cause, 'no_checks');
+  assert.match(ended.explanation, new RegExp(`announced: 192\\.0\\.2\\.1:${port}`));
+  const warned = cut.log.filter((line) => line.includes('"WARN"') && line.includes('failed to connect'));
+  assert.ok(warned.some((line) => line.includes(`192.0.2.1:${port}`) && line.includes('no_checks')), cut.log.join('\n'));
+});
+
 test('a refused camera is explained', async (t) => {
   const strict = await chromium({ allow: false });
   t.after(() => strict.close());
