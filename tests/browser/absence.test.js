@@ -2,22 +2,16 @@
 // on with the first frame of the next publisher.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { createInterface } from 'node:readline';
 import { after, before, test } from 'node:test';
-import { fileURLToPath } from 'node:url';
-import { BLOCKS, FPS, makeClip } from './clip.js';
+import { BLOCKS, makeClip } from './clip.js';
 import { chromium, open, playerData, plays, PUBLISH_TOKEN, unmute, startGateway, until, watch } from './harness.js';
+import { assertNotLiveForLong, observe, startEncoder, WAITING } from './observer.js';
 
-const ENCODER = fileURLToPath(
-  new URL(process.env.MILLSTREAM_BENCH_BIN ?? '../../target/debug/millstream-bench', import.meta.url),
-);
 const API_TOKEN = 'api-token-of-the-absence';
 const API = { Authorization: `Bearer ${API_TOKEN}` };
-const WAITING = 'Waiting for the stream';
 /** Longer than a player ever took to try something else, in milliseconds. */
 const AWAY = 12_000;
 
@@ -40,59 +34,6 @@ const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, mil
 const gatewayOfEncoder = () =>
   startGateway({ MILLSTREAM_WEBRTC__LISTEN: '127.0.0.1:0', MILLSTREAM_AUTH__API_TOKEN: API_TOKEN });
 
-/** Plays the clip in real time as a publisher that answers no requests; `frame0` is when its first frame left. */
-async function startEncoder(t, gateway) {
-  const options = ['--http', gateway.http, '--token', PUBLISH_TOKEN, '--stream', 'live', '--file', clip, '--fps', FPS];
-  const child = spawn(ENCODER, ['publish', ...options, '--loop'].map(String), { stdio: ['ignore', 'pipe', 'ignore'] });
-  t.after(() => child.kill('SIGKILL'));
-  const line = await new Promise((resolve, reject) => {
-    createInterface({ input: child.stdout }).once('line', resolve);
-    child.once('exit', (code) => reject(new Error(`the encoder exited with ${code}`)));
-  });
-  return { frame0: JSON.parse(line).frame0_ms, kill: () => child.kill('SIGKILL') };
-}
-
-/** In the page: samples what is displayed ten times a second, and when the video element received its last frame. */
-function observe({ x, y, size, bits }) {
-  const player = document.querySelector('millstream-player');
-  const root = player.shadowRoot;
-  const { video } = player;
-  const canvas = new OffscreenCanvas((bits + 1) * 8, 8).getContext('2d', { willReadFrequently: true });
-  const visible = (element) => Boolean(element) && getComputedStyle(element).display !== 'none';
-  /** The number in the frame that is in sight; null for none, such as in black. */
-  const number = () => {
-    const still = root.querySelector('.last-frame');
-    const shown = visible(still) ? still : video;
-    canvas.fillRect(0, 0, (bits + 1) * 8, 8);
-    canvas.drawImage(shown, x, y, (bits + 1) * size, size, 0, 0, (bits + 1) * 8, 8);
-    const { data, width } = canvas.getImageData(0, 0, (bits + 1) * 8, 8);
-    const luma = Array.from({ length: bits + 1 }, (_, bit) => data[4 * (4 * width + bit * 8 + 4)]);
-    const read = luma.map((value) => Number(value > 128));
-    const isBlack = Math.max(...luma) < 10;
-    return isBlack || read.reduce((sum, bit) => sum ^ bit, 0) ? null : read.slice(0, bits).reduce((sum, bit) => 2 * sum + bit, 0);
-  };
-  window.samples = [];
-  window.frames = [];
-  const note = (now) => {
-    window.frames.push(performance.timeOrigin + performance.now());
-    video.requestVideoFrameCallback(note);
-  };
-  video.requestVideoFrameCallback(note);
-  setInterval(() => {
-    const at = performance.timeOrigin + performance.now();
-    const hint = root.querySelector('.hint');
-    window.samples.push({
-      at,
-      number: number(),
-      age: at - (window.frames.at(-1) ?? at),
-      state: player.dataset.state,
-      live: visible(root.querySelector('.live')),
-      hint: visible(hint) ? hint.textContent : '',
-      veil: root.querySelector('.overlay').classList.contains('shown'),
-    });
-  }, 100);
-}
-
 /** Brightness of the middle of what is really on the screen, 0 to 255, by a screenshot. */
 async function brightness(page) {
   const box = await page.$eval('millstream-player', (player) => {
@@ -110,10 +51,6 @@ async function brightness(page) {
   }, picture);
 }
 
-/** Live is only what a frame was shown of within two seconds. */
-const assertNotLiveForLong = (samples) =>
-  assert.deepEqual(samples.filter(({ live, age }) => live && age > 2_000).slice(0, 3), [], 'called live without a frame for two seconds');
-
 const ENDS = {
   'is killed': ({ encoder }) => encoder.kill(),
   // The gateway knows at once.
@@ -129,7 +66,7 @@ for (const [name, end] of Object.entries(ENDS)) {
   test(`the last frame of a publisher that ${name} stays, and the player waits and goes on`, async (t) => {
     const gateway = await gatewayOfEncoder();
     t.after(() => gateway.stop());
-    const encoder = await startEncoder(t, gateway);
+    const encoder = await startEncoder(t, gateway, clip);
     const page = await watch(browser, gateway, 'live');
     t.after(() => page.close());
     const byHls = [];
@@ -164,7 +101,7 @@ for (const [name, end] of Object.entries(ENDS)) {
     assert.ok(Math.min(...screens) > bright * 0.8, `brightness ${screens.map(Math.round)}, ${Math.round(bright)} before`);
     assert.deepEqual(byHls, [], 'HLS is not tried for a stream that is not live');
 
-    const next = await startEncoder(t, gateway);
+    const next = await startEncoder(t, gateway, clip);
     const count = await page.evaluate(() => window.frames.length);
     const first = await until(
       () => page.evaluate((count) => window.frames[count], count),
@@ -187,7 +124,7 @@ for (const [name, end] of Object.entries(ENDS)) {
 test('the last frame stays by HLS too, and what the publisher sent last is not shown again', async (t) => {
   const gateway = await gatewayOfEncoder();
   t.after(() => gateway.stop());
-  const encoder = await startEncoder(t, gateway);
+  const encoder = await startEncoder(t, gateway, clip);
   const page = await open(browser, `${gateway.origin}/watch/live?way=hls`);
   t.after(() => page.close());
   const playsByHls = (data) => data.way === 'hls' && data.state === 'playing' && Number(data.frames) > 60;
@@ -205,7 +142,7 @@ test('the last frame stays by HLS too, and what the publisher sent last is not s
   assertNotLiveForLong(samples);
   assert.ok(since.slice(-100).every(({ hint, live, veil }) => hint === WAITING && !live && !veil), JSON.stringify(since.at(-1)));
   assert.ok((await brightness(page)) > 50);
-  await startEncoder(t, gateway);
+  await startEncoder(t, gateway, clip);
   const again = frames.length;
   await until(() => page.evaluate(() => window.frames.length), (count) => count > again + 60, 'HLS to play again', 30_000);
   assert.equal((await playerData(page)).state, 'playing');
@@ -254,7 +191,7 @@ for (const way of ['webrtc', 'hls']) {
   test(`a viewer who halts the picture by ${way} is not told to wait, and goes on`, async (t) => {
     const gateway = await gatewayOfEncoder();
     t.after(() => gateway.stop());
-    await startEncoder(t, gateway);
+    await startEncoder(t, gateway, clip);
     const page = await open(browser, `${gateway.origin}/watch/live?way=${way}`);
     t.after(() => page.close());
     const playsSo = (data) => data.way === way && data.state === 'playing' && Number(data.frames) > 30;
@@ -282,7 +219,7 @@ for (const way of ['webrtc', 'hls']) {
 test('a player in a tab that nobody sees stays as it is', async (t) => {
   const gateway = await gatewayOfEncoder();
   t.after(() => gateway.stop());
-  await startEncoder(t, gateway);
+  await startEncoder(t, gateway, clip);
   const page = await watch(browser, gateway, 'live');
   t.after(() => page.close());
   await plays(page, 30);

@@ -10,15 +10,19 @@ const [WIDTH, HEIGHT] = [1280, 720];
 /** The row of blocks. The most significant bit comes first, the parity bit last. */
 export const BLOCKS = { x: 96, y: 24, size: 64, bits: 16 };
 
+/** The row of blocks in a clip that is `reduced`. */
+export const REDUCED_BLOCKS = { x: 24, y: 6, size: 16, bits: 16 };
+
 /**
- * Encodes a clip as H.264 in Annex B form, a key frame every `keyFrameInterval` seconds and nowhere else.
+ * Encodes a clip as H.264 in Annex B form, a key frame every `keyFrameInterval` seconds and nowhere else. It is `reduced`
+ * to a quarter of its width and height for tests with many decoders.
  */
-export async function makeClip(file, { seconds, keyFrameInterval, bitrate = '2M' }) {
+export async function makeClip(file, { seconds, keyFrameInterval, bitrate = '2M', reduced = false }) {
   const gop = String(keyFrameInterval * FPS);
   const ffmpeg = spawn('ffmpeg', [
     '-hide_banner', '-loglevel', 'error', '-y',
     '-f', 'rawvideo', '-pixel_format', 'gray', '-video_size', `${WIDTH}x${HEIGHT}`, '-framerate', String(FPS), '-i', '-',
-    '-pix_fmt', 'yuv420p', '-c:v', 'libx264', '-preset', 'veryfast', '-profile:v', 'baseline', '-level', '3.1',
+    ...(reduced ? ['-vf', `scale=${WIDTH / 4}:${HEIGHT / 4}`] : []), '-pix_fmt', 'yuv420p', '-c:v', 'libx264', '-preset', 'veryfast', '-profile:v', 'baseline', '-level', '3.1',
     '-bf', '0', '-g', gop, '-keyint_min', gop, '-sc_threshold', '0',
     '-b:v', bitrate, '-maxrate', bitrate, '-bufsize', bitrate, '-f', 'h264', file,
   ], { stdio: ['pipe', 'inherit', 'inherit'] });

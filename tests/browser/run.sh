@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 
-alone=(absence camera codec dashboard hls layers media newcomer origin pages)
+alone=(absence audience camera codec dashboard hls hls-start layers media newcomer origin pages)
 alone=("${alone[@]/%/.test.js}")
 together=()
 for file in *.test.js; do
