@@ -8,7 +8,7 @@ CARGO ?= cargo
 TEST_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores > 4 ? cores : 4)))
 BENCH_ARGS ?=
 
-.PHONY: help run build test check lint deny features unit-test load-test interop-test clients-test browser-test fuzz fuzz-short bench callgrind hostile deb deb-test image image-test source-faults clean
+.PHONY: help run build test check lint deny features unit-test load-test interop-test clients-test browser-test fuzz fuzz-short bench hls-start-bench callgrind hostile deb deb-test image image-test source-faults clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,13 @@ fuzz-short: ## The same inputs each time, about 30 seconds per target: a failure
 
 bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="--viewers 200 --seconds 10")
 	$(CARGO) run --release --locked -p millstream-bench -- $(BENCH_ARGS)
+
+hls-start-bench: build ## How plain hls.js in Chromium starts on our LL-HLS: first frame, delay, errors (ARGS="--starts 20 --gop 2")
+	@scripts/setup.sh test
+	cd tests/browser && npm ci --no-audit --no-fund --silent
+	$(CARGO) build --release --locked -p millstream-bench
+	cd tests/browser && MILLSTREAM_BIN=target/release/millstream \
+		MILLSTREAM_BENCH_BIN=../../target/release/millstream-bench node hls-start-bench.js $(ARGS)
 
 callgrind: ## Instructions per packet that is forwarded to one viewer (needs valgrind; PROFILE=file keeps the profile)
 	@PROFILE="$(PROFILE)" scripts/callgrind.sh

@@ -192,7 +192,8 @@ impl<'a> TrackReader<'a> {
             let ring = state.track(self.role.kind()).ring();
             if self.reader.is_none() {
                 self.reader = match self.role.kind() {
-                    Kind::Video => Reader::at_key_frame(ring),
+                    // With the oldest one, players often find a complete segment at once.
+                    Kind::Video => Reader::at_oldest_key_frame(ring),
                     // Starts before the video; the packager drops audio that is too early.
                     Kind::Audio => Some(Reader::at_start(ring)),
                 };

@@ -164,8 +164,7 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
     let part_target = rendition.part_target();
     let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:9\n");
     let _ = writeln!(out, "#EXT-X-TARGETDURATION:{target}");
-    // Three parts suffice without packet loss (§4.4.3.8 requires at least two).
-    let hold_back = part_target.as_secs_f64() * 3.0;
+    let hold_back = rendition.hold_back().as_secs_f64();
     let skip_until = target * 6;
     let _ = writeln!(
         out,
@@ -214,6 +213,7 @@ pub fn media(rendition: &Rendition, others: &[&Rendition], skip: bool, unsettled
         query,
         first,
         starts_with_gap,
+        part_target,
         unsettled,
         // Parts are listed of the newest segments only.
         parts_from: end.saturating_sub(Duration::from_secs(target) * PART_TARGET_DURATIONS),
@@ -236,6 +236,8 @@ struct SegmentList<'a> {
     /// The first segment of the playlist, also if a delta update leaves it out.
     first: Msn,
     starts_with_gap: bool,
+    /// Duration of the gap.
+    part_target: Duration,
     unsettled: Option<Msn>,
     /// Parts of complete segments that begin earlier are not listed.
     parts_from: Duration,
@@ -254,7 +256,7 @@ impl SegmentList<'_> {
                 let _ = writeln!(out, "#EXT-X-MAP:URI=\"{name}-init-{}.mp4{query}\"", segment.init);
             }
             if self.starts_with_gap {
-                let _ = writeln!(out, "#EXT-X-GAP\n#EXTINF:1.00000,\n{name}-{}.m4s{query}", first - 1);
+                self.write_gap(out);
             }
             let _ = writeln!(out, "#EXT-X-PROGRAM-DATE-TIME:{}", date_time(segment.wall));
             let is_complete = is_complete(segment, self.unsettled);
@@ -266,6 +268,18 @@ impl SegmentList<'_> {
                 let _ = writeln!(out, "#EXTINF:{seconds:.5},\n{name}-{msn}.m4s{query}");
             }
         }
+    }
+
+    /// Writes the gap segment. It has a part, because hls.js starts with the parts of a segment in progress only if they
+    /// are not the first ones of the playlist.
+    fn write_gap(&self, out: &mut String) {
+        let Self { name, query, .. } = self;
+        let (seconds, msn) = (self.part_target.as_secs_f64(), self.first - 1);
+        let _ = writeln!(
+            out,
+            "#EXT-X-GAP\n#EXT-X-PART:DURATION={seconds:.5},URI=\"{name}-{msn}.0.m4s{query}\",GAP=YES\n\
+             #EXTINF:{seconds:.5},\n{name}-{msn}.m4s{query}"
+        );
     }
 
     fn write_parts(&self, out: &mut String, segment: &Segment) {

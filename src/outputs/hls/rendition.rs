@@ -348,8 +348,21 @@ impl Rendition {
     /// Maximum duration of a part (EXT-X-PART-INF).
     pub fn part_target(&self) -> Duration {
         let target = self.target.map_or(PART, |target| duration(target, self.rate));
-        // A frame may be one tick longer than the first one.
-        target + Duration::from_millis(5)
+        // A frame may be one tick longer than the first one. Whole milliseconds, as the playlist lists it.
+        Duration::from_millis(u64::try_from(target.as_millis()).unwrap_or(u64::MAX).saturating_add(5))
+    }
+
+    /// How far behind the end players start (PART-HOLD-BACK): the least that rfc8216bis §4.4.3.8 permits. A player that
+    /// starts here stays as much further behind as it takes to load and decode, which is its buffer against jitter.
+    pub fn hold_back(&self) -> Duration {
+        self.part_target() * 2
+    }
+
+    /// Whether players that start here start with media, and not with the gap in front of the first segment.
+    pub fn is_startable(&self) -> bool {
+        let available: Duration = self.segments.iter().map(Segment::duration).sum();
+        let has_complete = self.segments.front().is_some_and(|first| first.complete);
+        has_complete || available >= self.hold_back()
     }
 
     /// Maximum duration of a segment in seconds (EXT-X-TARGETDURATION).

@@ -216,7 +216,7 @@ impl Service {
                 (None, _) if role == Role::Aac => first.complete,
                 // hls.js treats the gap as an error of the layer that it switches to, and keeps the old layer.
                 _ if live.is_additional_layer(role) && is_short => false,
-                (None, _) => true,
+                (None, _) => rendition.is_startable(),
                 (Some(msn), None) => next > msn,
                 (Some(msn), Some(part)) => rendition.has_part(msn, part),
             };

@@ -24,6 +24,11 @@ impl Reader {
         ring.key_frame().map(Self::at)
     }
 
+    /// Starts at the oldest key frame in the ring; `None` without one.
+    pub fn at_oldest_key_frame(ring: &Ring) -> Option<Self> {
+        ring.oldest_key_frame().map(Self::at)
+    }
+
     /// Starts at the oldest packet in the ring.
     pub fn at_start(ring: &Ring) -> Self {
         Self::at(ring.first())

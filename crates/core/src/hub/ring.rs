@@ -199,6 +199,11 @@ impl Ring {
         self.key_frames.back().copied()
     }
 
+    /// First packet of the oldest frame in the ring that a decoder can start with.
+    pub fn oldest_key_frame(&self) -> Option<TrackSeq> {
+        self.key_frames.front().copied()
+    }
+
     /// Track timestamp of the newest frame, and its arrival.
     pub fn newest(&self) -> Option<(TrackTime, Instant)> {
         self.newest_arrival.map(|arrival| (self.newest_time, arrival))
@@ -309,9 +314,22 @@ mod tests {
             insert(&mut ring, t + Duration::from_millis(i * 33), i, i, false);
         }
         assert_eq!((ring.first(), ring.key_frame()), (1, Some(1)));
+        assert_eq!(ring.oldest_key_frame(), Some(1));
         insert(&mut ring, t + Duration::from_secs(10), 300, 300, true);
         assert!(ring.first() > 200 && ring.first() < 260, "{}", ring.first());
         assert_eq!(ring.key_frame(), Some(300));
+    }
+
+    #[test]
+    fn key_frames_within_the_history_are_known() {
+        let (mut ring, t) = (Ring::default(), Instant::now());
+        for i in 0..200 {
+            insert(&mut ring, t + Duration::from_millis(i * 33), i, i, i % 30 == 0);
+        }
+        // The history reaches back to 139.
+        assert_eq!((ring.oldest_key_frame(), ring.key_frame()), (Some(150), Some(180)));
+        ring.forget_key_frames();
+        assert_eq!(ring.oldest_key_frame(), None);
     }
 
     #[test]
