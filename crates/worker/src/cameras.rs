@@ -8,7 +8,7 @@ use gstreamer as gst;
 /// Prepares all `rtspsrc` elements: they select tracks of video and audio only, and packets of a track keep one SSRC.
 ///
 /// Without the latter, each new SSRC of a camera is a new pad, which nothing is linked to.
-pub fn prepare(pipeline: &gst::Pipeline) {
+pub(crate) fn prepare(pipeline: &gst::Pipeline) {
     for element in pipeline.iterate_recurse().into_iter().flatten() {
         if element.factory().is_none_or(|factory| factory.name() != "rtspsrc") {
             continue;

@@ -16,6 +16,7 @@ use super::{Codec, Kind};
 use unit::Unit;
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 mod tests;
 mod unit;
 
