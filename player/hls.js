@@ -2,6 +2,8 @@
 // hls.js, or the browser's native HLS where hls.js cannot run (iPhones). hls.js is preferred because Chromium claims
 // native HLS support but fails on live streams.
 
+import { missingVideo } from './session.js';
+
 const LIBRARY = new URL('hls.min.js', import.meta.url);
 /** Playback that makes no progress for this time fails, in milliseconds. */
 const STALL_TIMEOUT = 8_000;
@@ -52,6 +54,8 @@ export class HlsClient extends EventTarget {
 
   /** When playback made progress last; 0 for never. */
   playedAt = 0;
+  /** Codec of the stream's video if the playlists lack it; else empty. */
+  missing = '';
 
   constructor(url, { token = '' } = {}) {
     super();
@@ -78,6 +82,9 @@ export class HlsClient extends EventTarget {
       });
       this.#hls.on(Hls.Events.ERROR, (_, error) => {
         if (error.fatal) this.#fail();
+      });
+      this.#hls.on(Hls.Events.MANIFEST_LOADED, (_, { networkDetails }) => {
+        this.missing = missingVideo(networkDetails?.getResponseHeader?.('Link') ?? '');
       });
       this.#hls.once(Hls.Events.MANIFEST_PARSED, () => {
         if (this.state !== 'connecting') return;
@@ -115,8 +122,9 @@ export class HlsClient extends EventTarget {
     this.#setState('idle');
   }
 
-  /** Whether the stream has video; with native HLS, only known once video is displayed. */
+  /** Whether the stream has video, in the playlists or not; with native HLS, only known once video is displayed. */
   get hasVideo() {
+    if (this.missing) return true;
     const levels = this.#hls?.levels;
     if (!levels) return Boolean(this.#video?.videoWidth);
     return levels.some(({ videoCodec, height }) => videoCodec || height);

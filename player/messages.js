@@ -7,8 +7,9 @@ export const WAITING = 'Waiting for the stream';
 /** Returns a codec as it is written: `H.264` for `H264`, `Motion JPEG` for `JPEG`. */
 const codecName = (codec) => (codec === 'JPEG' ? 'Motion JPEG' : codec.replace(/^H(?=26)/, 'H.'));
 
-/** Explains that the browser cannot play the video of the stream. */
-export const unsupported = (codec) => `This stream is ${codecName(codec)}, which your browser cannot play: audio only`;
+/** Explains that the browser cannot play the video of the stream, or that HLS does not carry it. */
+export const unsupported = (codec, isHls = false) =>
+  `This stream is ${codecName(codec)}, which ${isHls ? 'HLS does not carry' : 'your browser cannot play'}: audio only`;
 
 /** Returns title and text of the overlay for a state; undefined if the overlay is hidden. */
 export function explain(state, reason, hasShownFrame) {

@@ -12,7 +12,7 @@
 //   data-frames       video frames decoded in this session
 //   data-audio-energy energy of the audio decoded in this session (`totalAudioEnergy`); 0 in Chromium while muted
 //   data-first-frame  milliseconds from the offer to the first displayed frame of this session
-//   data-missing      codec of the video that the session cannot carry because the browser has no decoder for it
+//   data-missing      codec of the stream's video that the transport in use cannot carry
 //   data-codec        video codec being decoded, such as VP8
 //   data-status       HTTP status of the rejected request that led to `waiting`, `retrying` or `failed`
 //   data-way          transport in use: webrtc or hls
@@ -300,8 +300,9 @@ export class MillstreamPlayer extends HTMLElement {
 
   #watchFrames() {
     const { video } = this.#parts;
-    const onFrame = () => {
-      this.#onFrame(performance.now());
+    const onFrame = (_, { width, height }) => {
+      // Chromium displays two black pixels as a square before the first frame.
+      if (width > 2 || height > 2) this.#onFrame(performance.now());
       video.requestVideoFrameCallback(onFrame);
     };
     video.requestVideoFrameCallback?.(onFrame);
@@ -317,9 +318,12 @@ export class MillstreamPlayer extends HTMLElement {
     const isHls = this.#hls?.state === 'playing' || (this.#hls && !this.#parts.video.srcObject);
     if (!isHls && this.#client?.state !== 'live') return;
     this.#lastFrameAt = at;
-    this.#hasShownFrame = true;
-    this.#parts.video.classList.add('has-frame');
-    this.#parts.lastFrame.hidden = true;
+    // A hidden page decodes frames without displaying them.
+    if (!document.hidden) {
+      this.#hasShownFrame = true;
+      this.#parts.video.classList.add('has-frame');
+      this.#parts.lastFrame.hidden = true;
+    }
     if (!isHls && !this.dataset.firstFrame) this.dataset.firstFrame = Math.round(at - this.#offeredAt);
     if (this.dataset.state !== 'playing') this.#updateLive();
   }
@@ -359,8 +363,7 @@ export class MillstreamPlayer extends HTMLElement {
     this.dataset.frames = stats.frames;
     this.dataset.audioEnergy = stats.audioEnergy;
     if (stats.codec) this.dataset.codec = stats.codec;
-    if (client.missing) this.dataset.missing = client.missing;
-    else delete this.dataset.missing;
+    this.#updateMissing(client.missing);
     this.#countFrames(stats.frames, now);
     // There is no callback for audio.
     this.#updateLive();
@@ -376,6 +379,11 @@ export class MillstreamPlayer extends HTMLElement {
     const flows = count > this.#webrtcProgress.count;
     if (!flows && now - this.#webrtcProgress.at > MAX_FLOW_GAP) this.#webrtcProgress = { count, at: now, since: 0 };
     if (flows) this.#webrtcProgress = { count, at: now, since: this.#webrtcProgress.since || now };
+  }
+
+  #updateMissing(codec) {
+    if (codec) this.dataset.missing = codec;
+    else delete this.dataset.missing;
   }
 
   #countFrames(frames, now) {
@@ -422,7 +430,7 @@ export class MillstreamPlayer extends HTMLElement {
 
   /** Returns for how long HLS has displayed no frame although it should, in milliseconds. */
   #hlsStalled(now) {
-    const isExpected = this.#hls?.state === 'playing' && this.#hls.hasVideo && !this.#parts.video.paused;
+    const isExpected = this.#hls?.state === 'playing' && this.#hls.hasVideo && !this.#hls.missing && !this.#parts.video.paused;
     return isExpected ? now - Math.max(this.#lastFrameAt, this.#transportSince) : 0;
   }
 
@@ -471,7 +479,11 @@ export class MillstreamPlayer extends HTMLElement {
     this.#hlsReason = why;
     this.#webrtcProgress = { count: Infinity, at: 0, since: 0 };
     if (why === 'chosen' && !this.dataset.state) this.#show('connecting');
-    hls.addEventListener('layers', () => this.#updateQuality());
+    hls.addEventListener('layers', () => {
+      this.#updateQuality();
+      // Audio alone comes over WebRTC too.
+      if (this.#hls === hls && hls.missing && why === 'codec') this.#giveUpHls();
+    });
     hls.addEventListener('change', () => {
       this.#keepLastFrame();
       if (this.#hls === hls) this.#resetFrames(performance.now());
@@ -488,12 +500,14 @@ export class MillstreamPlayer extends HTMLElement {
         this.#updateTransport();
       }
       // HLS does not work either, or the stream is not live: WebRTC reports the reason.
-      if (hls.state === 'failed') {
-        this.#hlsFailures += 1;
-        this.#leaveHls();
-      }
+      if (hls.state === 'failed') this.#giveUpHls();
     });
     hls.start(this.#parts.video);
+  }
+
+  #giveUpHls() {
+    this.#hlsFailures += 1;
+    this.#leaveHls();
   }
 
   #leaveHls() {
@@ -525,6 +539,7 @@ export class MillstreamPlayer extends HTMLElement {
     this.dataset.frames = now.frames;
     if (hls.delay) this.dataset.delay = hls.delay.toFixed(2);
     if (now.codec) this.dataset.codec = now.codec;
+    this.#updateMissing(hls.missing);
     this.#countFrames(now.frames, performance.now());
     this.#updateLive();
     this.#updateTransport();
@@ -549,8 +564,9 @@ export class MillstreamPlayer extends HTMLElement {
     const flowed = ['playing', 'paused'].includes(this.dataset.state);
     const shown = state !== 'live' ? state : flowed ? this.dataset.state : 'connecting';
     const { overlay, title, text, retry, hint } = this.#parts;
-    const missing = shown === 'paused' && this.#hls?.state !== 'playing' && this.#client?.missing;
-    const hintText = missing ? unsupported(missing) : WAITING;
+    const isHls = this.#hls?.state === 'playing';
+    const missing = shown === 'paused' && (isHls ? this.#hls : this.#client)?.missing;
+    const hintText = missing ? unsupported(missing, isHls) : WAITING;
     if (this.dataset.state === shown && !reason && hint.textContent === hintText) return;
     const message = explain(shown, reason, this.#hasShownFrame);
     this.dataset.state = shown;

@@ -426,6 +426,12 @@ function withCredentials(answer, fragment) {
   return answer.replace(CREDENTIALS, (line) => credentials[line.split(':')[0]]);
 }
 
+/**
+ * Returns the codec of the video that a session or a playlist lacks although the stream has it, from the links of the
+ * response: `<...>; rel="alternate"; video="H264"`. Empty for none.
+ */
+export const missingVideo = (link) => /rel="alternate"[^,]*; *video="([A-Za-z0-9]+)"/.exec(link)?.[1] ?? '';
+
 /** Names the port and the addresses of the candidates in an answer, none of which was reached. */
 export function blocked(answer) {
   const candidates = [...answer.matchAll(/^a=candidate:\S+ \d+ (\S+) \d+ (\S+) (\d+) /gm)]

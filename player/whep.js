@@ -1,7 +1,7 @@
 // A WHEP client (draft-ietf-wish-whep) with the extensions for layers and events. The player (`player.js`) displays
 // what it receives.
 
-import { Client, receivedBy } from './session.js';
+import { Client, missingVideo, receivedBy } from './session.js';
 
 /** Delays between polls of the layers, in milliseconds; the last one repeats. */
 const LAYER_POLL_DELAYS = [2_000, 8_000, 30_000];
@@ -155,6 +155,3 @@ export class WhepClient extends Client {
     };
   }
 }
-
-/** Returns the codec of the missing video from the links of an answer: `<...>; rel="alternate"; video="H264"`. */
-const missingVideo = (link) => /rel="alternate"[^,]*; *video="([A-Za-z0-9]+)"/.exec(link)?.[1] ?? '';

@@ -1,6 +1,8 @@
 //! Points viewers whose session cannot carry the video to the HLS playlist of the stream: a `Link` header with
 //! `rel="alternate"` (RFC 8288 and the HTML standard) in the 201 response of a WHEP session and in its layers resource.
 //!
+//! The other way round, the multivariant playlist of a stream whose video HLS does not carry points to the WHEP endpoint.
+//!
 //! A stream without video has no such link, so that a player can distinguish "no video" from "no video that this
 //! session can carry".
 
@@ -9,6 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use crate::access::Action;
 use crate::control::Control;
 use crate::control::record::SessionRecord;
+use millstream_core::hub::name::StreamName;
 use millstream_core::media::transcode::{self, SourceTrack, TrackPlan, TranscodeTarget};
 use millstream_core::media::{Codec, Kind};
 use millstream_core::sdp::Offer;
@@ -33,11 +36,18 @@ pub(super) fn add_link(control: &Control, record: &SessionRecord, headers: &mut 
         .zip(available.and_then(|available| available.video))
         .and_then(|(codecs, video)| missing(&video, codecs));
     let Some(codec) = missing else { return };
-    let link = format!(
-        "</hls/{}/index.m3u8>; rel=\"alternate\"; type=\"application/vnd.apple.mpegurl\"; video=\"{}\"",
-        record.stream,
-        codec.name()
-    );
+    let target = format!("/hls/{}/index.m3u8", record.stream);
+    append(&target, "application/vnd.apple.mpegurl", codec, headers);
+}
+
+/// Adds the link to the response to an HLS player, whose playlist lacks video of this codec.
+pub(super) fn add_whep_link(stream: &StreamName, codec: Codec, headers: &mut HeaderMap) {
+    append(&format!("/whep/{stream}"), "application/sdp", codec, headers);
+}
+
+fn append(target: &str, media_type: &str, codec: Codec, headers: &mut HeaderMap) {
+    let video = codec.name();
+    let link = format!("<{target}>; rel=\"alternate\"; type=\"{media_type}\"; video=\"{video}\"");
     if let Ok(link) = HeaderValue::from_str(&link) {
         headers.append(header::LINK, link);
     }

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
+use super::alternate;
 use super::auth::Authenticator;
 use super::problem::Problem;
 use super::request::caller;
@@ -131,7 +132,11 @@ async fn answer(
     Ok(match file {
         File::Multivariant => {
             let text = service.multivariant(stream, &live, token).await?;
-            respond(PLAYLIST, CACHE_PLAYLIST, private, Body::from(text))
+            let mut response = respond(PLAYLIST, CACHE_PLAYLIST, private, Body::from(text));
+            if let Some(codec) = service.missing_video(stream) {
+                alternate::add_whep_link(stream, codec, response.headers_mut());
+            }
+            response
         }
         File::Media(role) => {
             let text = service.media(&live, role, directives, player, token).await?;

@@ -239,3 +239,25 @@ test('a player in a tab that nobody sees stays as it is', async (t) => {
   await plays(page, 30);
   assert.equal((await playerData(page)).sessions, '1');
 });
+
+// Chromium decodes frames for a tab that nobody sees, and goes on displaying two black pixels as a square.
+test('a player that begins in a tab that nobody sees shows nothing before it shows a frame', async (t) => {
+  const gateway = await gatewayOfEncoder();
+  t.after(() => gateway.stop());
+  await startEncoder(t, gateway, clip);
+  const page = await browser.newPage();
+  t.after(() => page.close());
+  const other = await browser.newPage();
+  t.after(() => other.close());
+  await other.bringToFront();
+  await page.goto(`${gateway.origin}/watch/live`);
+  await plays(page, 30);
+  const shown = () => page.evaluate(() => {
+    const { video } = document.querySelector('millstream-player');
+    return { hidden: document.hidden, appears: video.classList.contains('has-frame') };
+  });
+  const before = await shown();
+  assert.deepEqual(before, { hidden: true, appears: false });
+  await page.bringToFront();
+  await until(shown, ({ appears }) => appears, 'the video to appear');
+});

@@ -89,6 +89,8 @@ test(`a publisher is killed under ${PLAYERS} players`, { timeout: 240_000 }, asy
     assert.ok(said, `player ${index} says that it waits`);
     assert.ok(since.filter(({ at }) => at > said.at).every(({ hint, live, veil }) => hint === WAITING && !live && !veil));
   }
+  const { warnings } = await (await fetch(`${gateway.origin}/api/v1/streams/live`, { headers: API })).json();
+  assert.ok(warnings.some((text) => /^No incoming media for \d+ s\.$/.test(text)), JSON.stringify(warnings));
   // What players request meanwhile is not answered with old frames.
   const then = await received(page);
   assert.deepEqual(then.map(({ packets }) => packets), before.map(({ packets }) => packets), 'no video after two seconds');

@@ -9,7 +9,7 @@ import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { chromium, playerData, plays, unmute, startGateway, until, watch } from './harness.js';
+import { chromium, isLive, open, playerData, plays, publish, unmute, startGateway, until, watch } from './harness.js';
 
 const SERVER = fileURLToPath(new URL('../sources/rtsp/server.py', import.meta.url));
 
@@ -20,7 +20,7 @@ before(async () => {
 test.after(() => browser.close());
 
 /** A camera, and a gateway with the stream `door` from it. */
-async function cameraAndGateway(t, media, { camera: options = [], stream = '' } = {}) {
+async function cameraAndGateway(t, media, { camera: options = [], stream = '', env = {} } = {}) {
   const camera = spawn('/usr/bin/python3', [SERVER, '0', media, ...options], { stdio: ['ignore', 'pipe', 'inherit'] });
   t.after(() => camera.kill());
   const [port] = await once(createInterface({ input: camera.stdout }), 'line');
@@ -28,10 +28,71 @@ async function cameraAndGateway(t, media, { camera: options = [], stream = '' } 
   t.after(() => rm(folder, { recursive: true }));
   const file = path.join(folder, 'millstream.toml');
   await writeFile(file, `[streams."door"]\nrtsp = "rtsp://127.0.0.1:${port}/cam"\n${stream}`);
-  const gateway = await startGateway({ MILLSTREAM_CONFIG: file });
+  const gateway = await startGateway({ MILLSTREAM_CONFIG: file, ...env });
   t.after(() => gateway.stop());
   return gateway;
 }
+
+/** What the player shows beside the video. */
+const shown = (page) => page.evaluate(() => {
+  const player = document.querySelector('millstream-player');
+  const part = (name) => player.shadowRoot.querySelector(name);
+  const visible = (name) => getComputedStyle(part(name)).display !== 'none';
+  return {
+    ...player.dataset,
+    live: visible('.live'),
+    hint: visible('.hint') ? part('.hint').textContent : '',
+    overlay: part('.overlay').classList.contains('shown') ? part('.title').textContent : '',
+  };
+});
+
+/** Waits for a hint, and checks that the player is not live for as long as it might try other transports. */
+async function isNeverLive(page, hint) {
+  await until(() => shown(page), (data) => data.hint === hint, `"${hint}"`, 20_000);
+  for (let round = 0; round < 100; round += 1) {
+    const { live, state, overlay } = await shown(page);
+    assert.deepEqual([live, state, overlay], [false, 'paused', ''], JSON.stringify(await shown(page)));
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+}
+
+const UNTRANSCODED = { MILLSTREAM_PIPELINES__TRANSCODE: 'false' };
+
+test('a Motion JPEG camera that is not transcoded is heard, and not called live', async (t) => {
+  const gateway = await cameraAndGateway(t, 'mjpeg+pcma', { env: UNTRANSCODED });
+  const page = await watch(browser, gateway, 'door');
+  t.after(() => page.close());
+  await isNeverLive(page, 'This stream is Motion JPEG, which your browser cannot play: audio only');
+  assert.equal((await playerData(page)).missing, 'JPEG');
+  await unmute(page);
+  await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'audio');
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/mjpeg.png` });
+});
+
+test('a Motion JPEG camera without audio that is not transcoded cannot be played, and the player says so', async (t) => {
+  const gateway = await cameraAndGateway(t, 'mjpeg', { env: UNTRANSCODED });
+  const page = await watch(browser, gateway, 'door');
+  t.after(() => page.close());
+  await until(() => shown(page), ({ overlay }) => overlay === 'This browser cannot play the stream', 'the player to say so');
+  for (let round = 0; round < 100; round += 1) {
+    assert.equal((await shown(page)).live, false);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+});
+
+test('a VP8 stream over HLS is heard, and not called live', async (t) => {
+  const gateway = await startGateway();
+  t.after(() => gateway.stop());
+  const publisher = await publish(browser, gateway, 'vp8', { codec: 'VP8' });
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  const page = await open(browser, `${gateway.origin}/watch/vp8?way=hls`);
+  t.after(() => page.close());
+  await isNeverLive(page, 'This stream is VP8, which HLS does not carry: audio only');
+  const data = await playerData(page);
+  assert.deepEqual([data.way, data.missing], ['hls', 'VP8']);
+  if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/vp8-hls.png` });
+});
 
 /** The transcodings that the log says were started. */
 const transcodings = (gateway) =>

@@ -32,4 +32,6 @@ test('other failures are explained as what they are', () => {
   assert.equal(explainHls('codec', null), 'codec not supported over WebRTC');
   assert.equal(explainHls('connection', null), 'no connection over WebRTC');
   assert.equal(unsupported('H265'), 'This stream is H.265, which your browser cannot play: audio only');
+  assert.equal(unsupported('VP8', true), 'This stream is VP8, which HLS does not carry: audio only');
+  assert.equal(unsupported('JPEG'), 'This stream is Motion JPEG, which your browser cannot play: audio only');
 });

@@ -1,7 +1,7 @@
 //! Streams in the API.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -149,8 +149,10 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&S
         hls_viewers: by_hls(name),
         ..Stream::default()
     };
+    let mut silence = None;
     if let Some(stream) = stream {
         stream.with(|state| {
+            silence = state.silence(now()).filter(|_| state.source().is_some());
             shown.live = state.source().is_some();
             shown.viewers = state.viewers();
             shown.publisher = state.source().map(|source| match (source.shard, &shown.source) {
@@ -165,6 +167,10 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&S
         });
     }
     shown.warnings = warnings(&shown);
+    if let Some(silence) = silence.filter(|silence| *silence >= SILENT_AFTER) {
+        let text = format!("No incoming media for {} s.", silence.as_secs());
+        shown.warnings.push(text);
+    }
     Some(shown)
 }
 
@@ -187,6 +193,10 @@ fn layers(state: &StreamState) -> Vec<Layer> {
 /// Key frame interval in seconds above which a warning is shown: it delays the start of HLS and makes the initial burst
 /// to WebRTC viewers longer.
 const LONG_INTERVAL: f64 = 4.5;
+
+/// How long nothing must have arrived from a source before a warning is shown. A publisher that has died has its session
+/// for 30 s.
+const SILENT_AFTER: Duration = Duration::from_secs(3);
 
 fn warnings(stream: &Stream) -> Vec<String> {
     let mut warnings = Vec::new();

@@ -234,6 +234,15 @@ pub(super) fn expected(hub: &Hub, name: &StreamName) -> Expected {
     })
 }
 
+/// Returns the codec of the video of a stream that has video and no video rendition.
+pub(super) fn missing_video(hub: &Hub, name: &StreamName) -> Option<Codec> {
+    hub.find(name)?.with(|state| {
+        let is_packaged = origin(hub, name, state, Kind::Video).is_some();
+        let video = state.source_track(Kind::Video).filter(|_| !is_packaged);
+        video.map(|track| track.format.codec())
+    })
+}
+
 /// Returns whether HLS players play a track without transcoding. They have AAC, and no G.711; B-frames are transcoded, so
 /// that one transcode serves them and WebRTC.
 fn is_playable(track: SourceTrack) -> bool {

@@ -12,12 +12,13 @@ use tracing::info;
 
 use super::live::{IDLE, Live, Plane};
 use super::packager::Packager;
-use super::packaging::{expected, package};
+use super::packaging::{expected, missing_video, package};
 use super::playlist::{self, Directives, Variants};
 use super::rendition::{Rendition, Role};
 use super::viewers::Player;
 use millstream_core::hub::lock::{Rank, RankedGuard, RankedMutex};
 use millstream_core::hub::name::StreamName;
+use millstream_core::media::Codec;
 
 /// All packaged streams.
 pub struct Service {
@@ -179,6 +180,11 @@ impl Service {
             })?
         })
         .await
+    }
+
+    /// Returns the codec of the video if the stream has video that cannot be packaged, transcoded or not.
+    pub fn missing_video(&self, name: &StreamName) -> Option<Codec> {
+        missing_video(self.plane.hub(), name)
     }
 
     /// Returns a media playlist, blocking until it contains the requested segment or part.

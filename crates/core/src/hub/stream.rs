@@ -1,6 +1,7 @@
 //! One stream: at most one source, one audio and one video track, and the shards that have viewers of it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::changes::{Changes, Topic};
 pub use super::id::{SessionId, ShardIndex, StreamId};
@@ -170,6 +171,13 @@ impl StreamState {
     /// The current source.
     pub fn source(&self) -> Option<SourceRef> {
         self.source
+    }
+
+    /// For how long no packet has arrived; `None` if none ever has.
+    pub fn silence(&self, now: Instant) -> Option<Duration> {
+        let newest = [&self.video, &self.audio].map(|track| track.ring().newest());
+        let arrival = newest.into_iter().flatten().map(|(_, arrival)| arrival).max()?;
+        Some(now.saturating_duration_since(arrival))
     }
 
     /// Formats of the current source; `None` without a source.
