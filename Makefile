@@ -7,6 +7,8 @@ CARGO ?= cargo
 # Most tests wait, for sockets, for media in real time and for deadlines: more of them at a time than there are cores.
 TEST_THREADS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores > 4 ? cores : 4)))
 BENCH_ARGS ?=
+# Where `make clients-test` keeps its programs: 6 GB, made once.
+TESTBED ?= /var/cache/millstream-testbed
 
 .PHONY: help run build test check lint deny features unit-test load-test interop-test clients-test browser-test fuzz fuzz-short bench hls-start-bench callgrind hostile deb deb-test image image-test source-faults clean
 
@@ -62,9 +64,13 @@ interop-test: ## Other stacks publish and watch: aiortc
 	target/interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
 	target/interop/bin/python tests/interop/aiortc_peers.py target/debug/millstream
 
-clients-test: ## Installed GStreamer and FFmpeg publish and watch, also over a lossy link (needs root; see docs/clients.md)
+clients-test: ## OBS, FFmpeg, GStreamer, browsers and players against the gateway, also over loss (root; see docs/clients.md)
 	$(CARGO) build --workspace --locked
-	python3 tests/clients/clients.py target/debug/millstream
+	tests/clients/testbed.sh build $(TESTBED)
+	cd tests/clients && npm ci --no-audit --no-fund --silent
+	cd tests/browser && npm ci --no-audit --no-fund --silent
+	CLIENT_WRAPPER="$(CURDIR)/tests/clients/testbed.sh run $(TESTBED)" GST_PLUGIN_PATH=/opt/gstplugins \
+		python3 tests/clients/clients.py target/debug/millstream $(CLIENTS_TEST)
 
 fuzz: ## Each fuzz target for ten minutes (FUZZ_SECONDS), all parsers of bytes from outside; see fuzz/README.md
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} scripts/fuzz.sh

@@ -5,6 +5,7 @@ Packets go from one TUN device to the other through a process that is started he
 
 import fcntl
 import heapq
+import itertools
 import multiprocessing
 import os
 import random
@@ -24,9 +25,12 @@ MAX_PACKET = 1 << 16
 class Link:
     """Namespace `a` has the address `ip_a`, namespace `b` has `ip_b`."""
 
+    numbers = itertools.count()
+
     def __init__(self, delay=0.0, seed=1):
         """`delay` in seconds each way."""
-        self.a, self.b = (f"millstream-{end}-{os.getpid()}" for end in "ab")
+        self.number = f"{os.getpid()}-{next(self.numbers)}"
+        self.a, self.b = (f"millstream-{end}-{self.number}" for end in "ab")
         self.ip_a, self.ip_b = "10.211.77.1", "10.211.77.2"
         self.delay = delay
         self.random = random.Random(seed)
@@ -53,7 +57,7 @@ class Link:
         run("ip", "netns", "add", namespace)
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         self.open.append(device)
-        name = f"ms{end}{os.getpid()}"
+        name = f"ms{end}{self.number}"
         fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TUN | IFF_NO_PI))
         run("ip", "link", "set", name, "netns", namespace)
         for command in (f"addr add {ip}/24 dev {name}", f"link set {name} up", "link set lo up"):
