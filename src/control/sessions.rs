@@ -93,6 +93,8 @@ struct OpenSession {
     record: SessionRecord,
     /// Event streams: id and event types.
     event_streams: Vec<(String, Vec<SessionEvent>)>,
+    /// Its URL was deleted: no request may use it, although its shard has not closed it yet.
+    is_deleted: bool,
 }
 
 #[derive(Debug, Default)]
@@ -153,6 +155,7 @@ impl SessionTable {
             ice,
             record,
             event_streams: Vec::new(),
+            is_deleted: false,
         };
         self.lock().open.insert(id, session);
         self.media.hub().changes().notify(&Topic::Session(id));
@@ -166,6 +169,13 @@ impl SessionTable {
     fn remove(&self, id: SessionId) {
         self.lock().open.remove(&id);
         self.media.hub().changes().notify(&Topic::Session(id));
+    }
+
+    /// Marks an open session as deleted by its owner: from now on it is not running.
+    pub fn delete(&self, id: SessionId) {
+        if let Some(session) = self.lock().open.get_mut(&id) {
+            session.is_deleted = true;
+        }
     }
 
     /// Calls `change` with the ICE session of a running session, one request at a time. Returns `None` if the session
@@ -265,7 +275,9 @@ impl SessionTable {
         if !self.is_alive(id) {
             return None;
         }
-        self.lock().open.get_mut(&id).map(work)
+        let mut entries = self.lock();
+        let session = entries.open.get_mut(&id).filter(|session| !session.is_deleted);
+        session.map(work)
     }
 
     fn is_alive(&self, id: SessionId) -> bool {

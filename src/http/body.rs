@@ -32,8 +32,17 @@ pub fn is_of_type(headers: &HeaderMap, media_type: &str) -> bool {
     essence.trim().eq_ignore_ascii_case(media_type)
 }
 
-/// Reads at most `limit` bytes within [`DEADLINE`].
+/// Reads at most `limit` bytes within [`DEADLINE`]. A body with a content coding is refused (RFC 9110 §15.5.16).
 pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, Problem> {
+    if !is_identity(headers) {
+        let detail = "send the body without Content-Encoding: no content coding is accepted";
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_content_encoding",
+            detail,
+        )
+        .with(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
+    }
     let content_length = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
@@ -47,6 +56,13 @@ pub async fn read(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
             Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", detail)
                 .with(header::CONNECTION, HeaderValue::from_static("close")))
         })
+}
+
+/// Whether the body has no content coding. `identity` is none.
+fn is_identity(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut codings = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    codings.all(|coding| coding.trim_ascii().is_empty() || coding.trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
 async fn collect(mut body: Body, limit: usize) -> Result<Bytes, Problem> {

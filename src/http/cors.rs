@@ -1,7 +1,7 @@
 //! Cross-origin resource sharing (Fetch standard §3.2): headers of every response, and preflight requests, which need
 //! no authorization.
 
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::config::CorsOrigins;
 
@@ -14,8 +14,25 @@ const ALLOW_METHODS: &str = "OPTIONS, HEAD, GET, POST, PATCH, DELETE";
 /// Seconds that a browser may cache a preflight response; Chromium's maximum is two hours.
 const MAX_AGE: &str = "7200";
 
+/// What a request says of its page.
+pub struct CrossOrigin {
+    origin: Option<HeaderValue>,
+    /// Header names that a preflight asks for.
+    requested: Vec<String>,
+}
+
+impl CrossOrigin {
+    pub fn read(headers: &HeaderMap) -> Self {
+        Self {
+            origin: headers.get(header::ORIGIN).cloned(),
+            requested: requested_headers(headers),
+        }
+    }
+}
+
 /// Adds the CORS headers of every response.
-pub fn decorate(origins: &CorsOrigins, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
+pub fn decorate(origins: &CorsOrigins, request: &CrossOrigin, headers: &mut HeaderMap) {
+    let origin = request.origin.as_ref();
     let allowed = match origins {
         CorsOrigins::Any => Some(HeaderValue::from_static("*")),
         CorsOrigins::Listed(list) => {
@@ -31,11 +48,49 @@ pub fn decorate(origins: &CorsOrigins, origin: Option<&HeaderValue>, headers: &m
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
             HeaderValue::from_static(EXPOSE_HEADERS),
         );
+        allow_requested(&request.requested, headers);
     }
 }
 
+/// Allows the header names that a preflight asks for. Tracing libraries add headers of their own to every request of a
+/// page, and the page does not know their names.
+fn allow_requested(requested: &[String], headers: &mut HeaderMap) {
+    let Some(allowed) = headers.get(header::ACCESS_CONTROL_ALLOW_HEADERS) else {
+        return;
+    };
+    let mut names = allowed.to_str().unwrap_or_default().to_owned();
+    for name in requested {
+        let is_listed = names.split(", ").any(|listed| listed.eq_ignore_ascii_case(name));
+        if !is_listed {
+            names.push_str(", ");
+            names.push_str(name);
+        }
+    }
+    if let Ok(names) = HeaderValue::from_str(&names) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names);
+    }
+}
+
+/// Reads `Access-Control-Request-Headers`. What is no header name is left out, so that nothing else is repeated.
+fn requested_headers(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|name| name.len() <= MAX_REQUESTED_NAME && HeaderName::from_bytes(name.as_bytes()).is_ok())
+        .take(MAX_REQUESTED)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Most header names of a preflight that are allowed. Pages with three tracing libraries ask for ten.
+const MAX_REQUESTED: usize = 32;
+/// Longest header name of a preflight that is allowed, in bytes.
+const MAX_REQUESTED_NAME: usize = 64;
+
 /// Adds the headers of a preflight response. Responses to other OPTIONS requests have them too, because one player
-/// reads the methods from there.
+/// reads the methods from there. [`decorate`] adds the header names that the preflight asks for.
 pub fn answer_preflight(headers: &mut HeaderMap) {
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_METHODS,

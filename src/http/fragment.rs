@@ -26,6 +26,10 @@ pub enum FragmentError {
     #[error("line {line} of the fragment is not SDP: expected a line like `a=candidate:..`")]
     NotALine { line: usize },
     #[error(
+        "line {line} of the fragment is a candidate without an m-line before it: write the `m=` line of its section first"
+    )]
+    NoSection { line: usize },
+    #[error(
         "an ICE restart requires one `a=ice-ufrag` of 4 to 256 and one `a=ice-pwd` of 22 to 256 letters, digits, `+` \
          and `/`"
     )]
@@ -45,6 +49,7 @@ impl<'a> Fragment<'a> {
         }
         let mut fragment = Self::default();
         let mut is_empty = true;
+        let mut has_section = false;
         for (index, line) in text.lines().enumerate() {
             if line.is_empty() {
                 continue;
@@ -53,6 +58,11 @@ impl<'a> Fragment<'a> {
                 return Err(FragmentError::NotALine { line: index + 1 });
             };
             is_empty = false;
+            // RFC 8840 §9: candidates belong to the section that they stand in.
+            if line.starts_with("a=candidate:") && !has_section {
+                return Err(FragmentError::NoSection { line: index + 1 });
+            }
+            has_section |= line.starts_with("m=");
             if let Some(ufrag) = line.strip_prefix("a=ice-ufrag:") {
                 fragment.ufrags.push(ufrag.trim());
             } else if let Some(pwd) = line.strip_prefix("a=ice-pwd:") {
@@ -120,7 +130,10 @@ mod tests {
     #[test]
     fn other_credentials_ask_for_a_restart() {
         for (body, belongs) in [
-            ("a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n", true),
+            (
+                "m=audio 9 RTP/AVP 0\r\na=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n",
+                true,
+            ),
             ("a=end-of-candidates", true),
             ("a=ice-ufrag:FS44h3zTeMy+d7aWIV7ztKr6cXMd/lsr\n", true),
             ("a=ice-ufrag:other\na=ice-pwd:54gFlgJ5zBUeHm03CYITMnBTH+7G9Aqe\n", false),
@@ -141,6 +154,10 @@ mod tests {
             (b"a=candidate:\0", FragmentError::NotText),
             (br#"{"candidate":"","sdpMid":"0"}"#, FragmentError::NotALine { line: 1 }),
             (b"a=mid:0\njunk\n", FragmentError::NotALine { line: 2 }),
+            (
+                b"a=ice-options:trickle\na=candidate:1 1 udp 1 192.0.2.1 9 typ host\nm=audio 9 RTP/AVP 0\n",
+                FragmentError::NoSection { line: 2 },
+            ),
         ] {
             assert_eq!(Fragment::parse(body), Err(error));
         }

@@ -10,17 +10,18 @@ use axum::response::{IntoResponse as _, Response};
 use tracing::field::Empty;
 use tracing::{Instrument as _, debug, info_span};
 
+use super::cors::{self, CrossOrigin};
 use super::problem::Problem;
 use super::server::Peer;
+use super::session_url;
 use super::state::HttpState;
-use super::{cors, session_url};
 use crate::telemetry;
 
 /// The outermost middleware.
 pub async fn guard(State(state): State<HttpState>, request: Request, next: Next) -> Response {
     let start = now();
     let (method, path) = (request.method().clone(), loggable(request.uri()));
-    let origin = request.headers().get(header::ORIGIN).cloned();
+    let cross_origin = CrossOrigin::read(request.headers());
     let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.ip());
     let span = info_span!(
         target: telemetry::SPANS,
@@ -36,7 +37,7 @@ pub async fn guard(State(state): State<HttpState>, request: Request, next: Next)
     };
     cors::decorate(
         &state.control.policy().cors_origins,
-        origin.as_ref(),
+        &cross_origin,
         response.headers_mut(),
     );
     response

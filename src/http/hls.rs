@@ -15,6 +15,7 @@ use hyper::body::{Frame, SizeHint};
 
 use super::alternate;
 use super::auth::Authenticator;
+use super::cors;
 use super::problem::Problem;
 use super::request::caller;
 use crate::control::Control;
@@ -75,7 +76,11 @@ pub async fn serve(
 ) -> Result<Response, Problem> {
     match *request.method() {
         Method::GET | Method::HEAD => {}
-        Method::OPTIONS => return Ok(([(header::ALLOW, ALLOWED_METHODS)]).into_response()),
+        Method::OPTIONS => {
+            let mut response = [(header::ALLOW, ALLOWED_METHODS)].into_response();
+            cors::answer_preflight(response.headers_mut());
+            return Ok(response);
+        }
         _ => return Err(Problem::method_not_allowed(ALLOWED_METHODS)),
     }
     let path = request.uri().path().strip_prefix("/hls/").unwrap_or_default();

@@ -45,6 +45,7 @@ fn delete(control: &Control, session: SessionId) -> Result<Response, Problem> {
     if control.sessions.take_offer(session) {
         return Ok(no_store(StatusCode::OK.into_response()));
     }
+    control.sessions.delete(session);
     match control.media.close(session) {
         SessionState::Connecting | SessionState::Connected | SessionState::Ended(_) => {
             Ok(no_store(StatusCode::OK.into_response()))

@@ -9,14 +9,17 @@ use std::time::Duration;
 use axum::body::Body;
 use millstream_core::hub::changes::{Changes, Listener, Topic};
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
+use super::warnings::Logged;
 use super::{sessions, streams};
 use crate::control::Control;
 use crate::http::sse::{EventBody, EventSource};
 
 /// Time between two comparisons of all streams and sessions with their last state: many changes at once cost one.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// Time after which they are compared without a change.
+const MAX_INTERVAL: Duration = Duration::from_secs(2);
 /// Number of recent events that are kept.
 const KEPT: usize = 200;
 
@@ -49,14 +52,18 @@ impl Log {
     }
 }
 
-/// Records events until the gateway ends.
+/// Records events, and logs new warnings of streams, until the gateway ends.
 pub async fn run(control: Arc<Control>, log: Arc<Log>) {
     let mut previous_streams: BTreeMap<String, Value> = BTreeMap::new();
     let mut previous_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
     let mut changes = control.media.hub().changes().listen([Topic::Everything]);
+    let mut logged = Logged::default();
     loop {
         let mut now = BTreeMap::new();
-        for stream in streams::all(control.media.hub(), &control.sources, |name| control.hls.viewers(name)) {
+        let all = streams::all(control.media.hub(), &control.sources, |name| control.hls.viewers(name));
+        let live = all.iter().filter(|stream| stream.live);
+        logged.log_new(live.map(|stream| (stream.name.as_str(), stream.warnings.as_slice())));
+        for stream in all {
             let source = stream.source.as_ref();
             let shown = json!({
                 "stream": stream.name,
@@ -85,7 +92,8 @@ pub async fn run(control: Arc<Control>, log: Arc<Log>) {
         }
         previous_sessions = now;
         sleep(MIN_INTERVAL).await;
-        changes.changed().await;
+        // Warnings also come with time.
+        let _ = timeout(MAX_INTERVAL, changes.changed()).await;
     }
 }
 

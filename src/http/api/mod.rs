@@ -30,6 +30,7 @@ pub mod events;
 pub mod sessions;
 pub mod snapshot;
 pub mod streams;
+pub mod warnings;
 
 /// State shared by the handlers.
 #[derive(Clone)]

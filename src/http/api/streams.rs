@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::warnings::{self, SourceFacts, VideoFacts, Warning};
 use crate::sources::fetch::directory::{Directory, Entry};
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::StreamName;
@@ -37,8 +38,9 @@ pub struct Stream {
     pub transcodes_by_old_name: Vec<Transcode>,
     /// Simulcast layers that viewers may select, best first.
     pub layers: Vec<Layer>,
-    /// Recommendations for the user.
-    pub warnings: Vec<String>,
+    /// What the owner of the stream should change, in plain words.
+    #[schema(value_type = Vec<String>)]
+    pub warnings: Vec<Warning>,
 }
 
 /// A simulcast layer.
@@ -119,6 +121,10 @@ pub struct Transcode {
     pub live: bool,
 }
 
+/// How long nothing must have arrived from a source before a warning is shown. A publisher that has died has its session
+/// for 30 s.
+const SILENT_AFTER: Duration = Duration::from_secs(3);
+
 /// Returns all streams that are published, watched or configured, sorted by name. `by_hls` returns the number of HLS
 /// viewers of a stream.
 pub fn all(hub: &Hub, fetched: &Directory, by_hls: impl Fn(&StreamName) -> usize) -> Vec<Stream> {
@@ -163,15 +169,45 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&S
                 shown.video = video(state);
                 shown.audio = audio(state);
                 shown.layers = layers(state);
+                shown.warnings = warnings::of(facts(state, shown.hls_viewers));
             }
         });
     }
-    shown.warnings = warnings(&shown);
     if let Some(silence) = silence.filter(|silence| *silence >= SILENT_AFTER) {
         let text = format!("No incoming media for {} s.", silence.as_secs());
-        shown.warnings.push(text);
+        shown.warnings.push(Warning { code: "no_media", text });
     }
+    shown.warnings.extend(audio_left_out(&shown));
     Some(shown)
+}
+
+/// Names the codecs of a camera's audio if none of them can be passed on.
+fn audio_left_out(stream: &Stream) -> Option<Warning> {
+    let tracks = stream.source.iter().flat_map(|source| &source.left_out);
+    let left_out: Vec<&str> = tracks.filter_map(|track| track.strip_prefix("audio ")).collect();
+    let is_missing = stream.live && stream.audio.is_none() && !left_out.is_empty();
+    is_missing.then(|| Warning {
+        code: "audio_left_out",
+        text: format!(
+            "The camera's audio ({}) is left out: set it to G.711 with 8 kHz, AAC or Opus in the camera.",
+            left_out.join(", ")
+        ),
+    })
+}
+
+fn facts(state: &StreamState, hls_viewers: usize) -> SourceFacts {
+    let video = &state.video;
+    SourceFacts {
+        video: state.format(Kind::Video).map(|format| VideoFacts {
+            codec: format.codec(),
+            b_frames: video.is_reordered(),
+            key_frame_interval: video.key_frame_interval().map(|interval| interval.as_secs_f64()),
+            answers_requests: state.answers_requests,
+        }),
+        missing_video: video.missing(),
+        missing_audio: state.audio.missing(),
+        hls_viewers,
+    }
 }
 
 fn layers(state: &StreamState) -> Vec<Layer> {
@@ -188,53 +224,6 @@ fn layers(state: &StreamState) -> Vec<Layer> {
             }
         })
         .collect()
-}
-
-/// Key frame interval in seconds above which a warning is shown: it delays the start of HLS and makes the initial burst
-/// to WebRTC viewers longer.
-const LONG_INTERVAL: f64 = 4.5;
-
-/// How long nothing must have arrived from a source before a warning is shown. A publisher that has died has its session
-/// for 30 s.
-const SILENT_AFTER: Duration = Duration::from_secs(3);
-
-fn warnings(stream: &Stream) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if let Some(video) = &stream.video {
-        let interval = video.key_frame_interval.filter(|_| !video.answers_requests);
-        if let Some(interval) = interval.filter(|interval| *interval > LONG_INTERVAL) {
-            warnings.push(format!(
-                "The key frame interval is {interval:.0} s: set the encoder's key frame interval to 2 s."
-            ));
-        }
-        if video.b_frames {
-            let text = "B-frames: WebRTC does not support them, so the video is transcoded; turn them off in the \
-                        encoder to avoid this.";
-            warnings.push(text.to_owned());
-        }
-        let profile = video.profile.as_deref().unwrap_or_default();
-        if video.codec == "H264" && profile.starts_with("64") {
-            warnings.push("H.264 High profile: some browsers cannot decode it; Baseline plays everywhere.".to_owned());
-        }
-        if video.codec == "VP8" && stream.hls_viewers > 0 {
-            let text = "VP8: HLS does not support it, so HLS viewers get only audio; publish H.264, VP9 or AV1.";
-            warnings.push(text.to_owned());
-        }
-        if video.codec == "H265" {
-            warnings.push("H.265: many browsers cannot decode it; for them it is transcoded to H.264.".to_owned());
-        }
-    }
-    if stream.live && stream.audio.is_none() {
-        let tracks = stream.source.iter().flat_map(|source| &source.left_out);
-        let left_out: Vec<&str> = tracks.filter_map(|track| track.strip_prefix("audio ")).collect();
-        warnings.push(match left_out.join(", ") {
-            codecs if codecs.is_empty() => "No incoming audio.".to_owned(),
-            codecs => format!(
-                "The camera's audio ({codecs}) is left out: set it to G.711 with 8 kHz, AAC or Opus in the camera."
-            ),
-        });
-    }
-    warnings
 }
 
 fn source(entry: &Entry) -> Source {

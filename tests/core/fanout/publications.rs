@@ -6,6 +6,7 @@ use bytes::Bytes;
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
+use millstream_core::hub::track::Missing;
 use millstream_core::media::rtcp::{self, Message};
 use millstream_core::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
 use millstream_core::sdp::plan::{
@@ -419,4 +420,29 @@ fn a_publisher_that_is_connected_and_sends_nothing_is_found_once() {
     other.publisher.connected(other.now, &other.hub);
     other.turn(&[media(1, 1, 1, (1, "0"), Some((320, 180)))]);
     assert!(!other.publisher.is_silent_publisher(late));
+}
+
+/// I-13.
+#[test]
+fn video_that_was_negotiated_and_does_not_begin_is_noted_in_its_stream() {
+    let mut source = Source::new(&[]);
+    source.publisher.connected(source.now, &source.hub);
+    let start = source.now;
+    let mut missing = |second: u64, packet: Option<Sent>| {
+        source.now = start + Duration::from_secs(second);
+        source.turn(&packet.into_iter().collect::<Vec<_>>());
+        source.publisher.handle_timeout(source.now);
+        let stream = source.hub.find(source.publisher.stream_name()).expect("connected");
+        stream.with(|state| (state.video.missing(), state.audio.missing()))
+    };
+    assert_eq!(missing(9, None), (None, None));
+    assert_eq!(
+        missing(11, None),
+        (Some(Missing::Packets), None),
+        "audio was not negotiated"
+    );
+    let packet = |seq: u16, size| Some(media(1, seq, u32::from(seq), (1, "0"), size));
+    assert_eq!(missing(12, packet(1, None)), (None, None));
+    assert_eq!(missing(23, packet(2, None)), (Some(Missing::KeyFrame), None));
+    assert_eq!(missing(24, packet(3, Some((640, 360)))), (None, None));
 }

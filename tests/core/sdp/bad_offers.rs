@@ -84,7 +84,8 @@ fn b11_version_and_grammar() {
         whip(&edit(&obs, "o=rtc 818911080 0", "o=rtc zero 0")),
         (400, "bad_syntax", Some(2))
     );
-    assert_eq!(whip(&edit(&obs, "s=-\r\n", "")), (400, "bad_syntax", Some(3)));
+    // The version tells a description from other text.
+    assert_eq!(whip(&edit(&obs, "v=0\r\n", "")).1, "bad_syntax");
     let media = line_of(&obs, "m=video 9 UDP/TLS/RTP/SAVPF 96");
     assert_eq!(
         whip(&edit(&obs, "m=video 9", "m=video 99999")),
@@ -104,7 +105,22 @@ fn b12_no_media() {
     let (head, _) = obs.split_once("m=audio").unwrap();
     assert_eq!(whip(head), (422, "no_media", None));
     let disabled = edit(&edit(&obs, "m=audio 9", "m=audio 0"), "m=video 9", "m=video 0");
-    assert_eq!(whip(&disabled), (422, "no_media", None));
+    assert_eq!(whip(&disabled), (422, "no_media", Some(10)));
+    let other = edit(&obs, "UDP/TLS/RTP/SAVPF", "UDP/TLS/RTP/OTHER");
+    assert_eq!(whip(&other), (422, "unsupported_section", Some(10)));
+}
+
+/// C-17: of two lite agents neither sends checks.
+#[test]
+fn an_offer_of_a_lite_agent_is_refused() {
+    let obs = recorded(OBS);
+    let lite = edit(&obs, "t=0 0\r\n", "t=0 0\r\na=ice-lite\r\n");
+    assert_eq!(whip(&lite), (422, "ice_lite", Some(5)));
+    assert!(publish(&lite).unwrap_err().to_string().contains("use full ICE"));
+    let in_section = edit(&obs, "a=mid:1\r\n", "a=mid:1\r\na=ice-lite\r\n");
+    assert_eq!(whip(&in_section), (422, "ice_lite", Some(26)));
+    let viewer = edit(&recorded(CHROMIUM_VIEWER), "t=0 0\r\n", "t=0 0\r\na=ice-lite\r\n");
+    assert_eq!(whep(&viewer).1, "ice_lite");
 }
 
 /// B-13, I-04.
@@ -204,6 +220,25 @@ fn b21_ice_credentials() {
         assert_eq!((status, code), (400, "bad_ice_credentials"));
         assert!(line.is_some());
     }
+}
+
+/// S-22. RFC 9143 §7.1.3: one transport has one ufrag and one password.
+#[test]
+fn bundled_sections_with_other_credentials_are_refused() {
+    let obs = recorded(OBS);
+    let (audio, video) = obs.split_at(obs.find("m=video").unwrap());
+    for (from, to) in [
+        ("ice-ufrag:7XDb", "ice-ufrag:8XDb"),
+        ("h/pfbD5oBAZuE1GgK0VfB8", "i/pfbD5oBAZuE1GgK0VfB8"),
+    ] {
+        let offer = format!("{audio}{}", edit(video, from, to));
+        assert_eq!(whip(&offer), (422, "ice_credentials_differ", Some(23)));
+    }
+    let silent = video
+        .lines()
+        .filter(|line| !line.starts_with("a=ice-"))
+        .fold(audio.to_owned(), |text, line| text + line + "\r\n");
+    assert!(publish(&silent).is_ok(), "a section may leave them out");
 }
 
 /// B-22, T-02.

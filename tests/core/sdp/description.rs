@@ -85,7 +85,7 @@ impl Section {
     }
 
     pub(super) fn has(&self, line: &str) -> bool {
-        self.lines.iter().any(|l| l == line)
+        self.lines.iter().any(|l| l.eq_ignore_ascii_case(line))
     }
 
     /// `rtpmap` of a payload type, in lower case, without the one channel that may be left out.
@@ -127,7 +127,7 @@ fn values<'a>(lines: &'a [String], key: &str) -> Vec<&'a str> {
     lines
         .iter()
         .filter_map(|line| line.strip_prefix("a=")?.split_once(':'))
-        .filter(|(k, _)| *k == key)
+        .filter(|(k, _)| k.eq_ignore_ascii_case(key))
         .map(|(_, value)| value.trim())
         .collect()
 }

@@ -9,6 +9,7 @@ mod description;
 mod goldens;
 mod invariants;
 mod mutations;
+mod refusals;
 mod rules;
 mod tolerance;
 

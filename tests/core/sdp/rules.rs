@@ -86,7 +86,10 @@ fn viewers_are_never_answered_with_packetization_mode_0() {
     let error = play(&mode_0, video(h264([0x42, 0xe0, 0x1f]))).unwrap_err();
     assert_eq!(error.code(), "nothing_playable");
     // The error names what is missing, which is not H.264.
-    assert!(error.to_string().contains("not in packetization mode 1"), "{error}");
+    assert!(
+        error.to_string().contains("H264 not in packetization mode 1"),
+        "{error}"
+    );
 }
 
 /// V-07. GStreamer says nothing of the mode, which is mode 0 by RFC 6184 §8.1, and takes fragments.
@@ -192,7 +195,11 @@ fn a_section_without_a_source_is_accepted_and_stays_empty_until_one_comes() {
     assert_eq!((error.status(), error.code()), (422, "nothing_playable"));
     // VP9 of a profile that no browser decodes.
     let deep = edit(&recorded(FIREFOX_VIEWER_NO_H264), "max-fs", "x");
-    assert!(play(&deep, video(Format::Vp9 { profile: 2 })).is_err());
+    let error = play(&deep, video(Format::Vp9 { profile: 2 })).unwrap_err().to_string();
+    assert!(
+        error.contains("carries VP9 (profile 2)") && error.contains("but not in this profile"),
+        "{error}"
+    );
     assert!(play(&deep, video(h264([0x42, 0xe0, 0x1f]))).is_err());
     let h265 = Format::H265 {
         profile_id: 1,
@@ -264,10 +271,7 @@ fn transport_attributes_may_stand_at_session_level() {
 
 #[test]
 fn the_tagged_section_gives_the_transport() {
-    // Sections with credentials of their own: those of the first accepted one in the group count.
     let offer = recorded(CHROMIUM_VIEWER);
-    let (audio, video_section) = offer.split_at(offer.find("m=video").unwrap());
-    let offer = format!("{audio}{}", edit(video_section, "ptnA", "VIDE"));
     let (plan, _) = play(&offer, high_and_opus()).unwrap();
     assert_eq!(plan.transport.remote.ufrag, "ptnA");
     // This viewer cannot decode the audio, but its section carries the transport: it is inactive, not rejected.
@@ -486,4 +490,54 @@ fn the_longest_answer_fits_into_what_ffmpeg_reads() {
     assert_eq!(plan.tracks[1].codecs.len(), 20);
     assert_eq!(answer.sdp.matches("a=candidate:").count(), 16);
     assert!(answer.sdp.len() < 8192, "{}", answer.sdp.len());
+}
+
+/// S-19. RFC 8829 §5.1.2: in an offer with fingerprints all of them mean the same, and the answer repeats the one offered.
+#[test]
+fn every_profile_of_rtp_is_taken_and_repeated() {
+    for profile in [
+        "UDP/TLS/RTP/SAVPF",
+        "UDP/TLS/RTP/SAVP",
+        "TCP/DTLS/RTP/SAVPF",
+        "TCP/DTLS/RTP/SAVP",
+        "RTP/SAVPF",
+        "RTP/SAVP",
+        "RTP/AVPF",
+        "RTP/AVP",
+    ] {
+        let offer = edit(&recorded(OBS), "UDP/TLS/RTP/SAVPF", profile);
+        let (plan, answer) = publish(&offer).unwrap_or_else(|error| panic!("{profile}: {error}"));
+        check_publication(&offer, &answer, &plan);
+        assert_eq!(answer.matches(&format!(" 9 {profile} ")).count(), 2, "{answer}");
+        let viewer = edit(&recorded(CHROMIUM_VIEWER), "UDP/TLS/RTP/SAVPF", profile);
+        let (_, answer) = play(&viewer, high_and_opus()).unwrap();
+        assert_eq!(answer.matches(&format!(" 9 {profile} ")).count(), 2, "{answer}");
+        // Without a fingerprint it is no DTLS, and that is what the refusal says.
+        let open: String = offer
+            .lines()
+            .filter(|line| !line.starts_with("a=fingerprint"))
+            .map(|line| format!("{line}\r\n"))
+            .collect();
+        assert_eq!(publish(&open).unwrap_err().code(), "fingerprint_missing", "{profile}");
+    }
+}
+
+/// A viewer that offers many codecs gets the one that the stream carries, wherever it stands.
+#[test]
+fn the_codec_of_the_stream_is_found_behind_many_others() {
+    let pts: Vec<String> = (96..126).map(|pt| pt.to_string()).collect();
+    let maps: String = (96..125).map(|pt| format!("a=rtpmap:{pt} VP9/90000\r\n")).collect();
+    let offer = recorded(GSTREAMER_VIEWER);
+    let (head, _) = offer.split_once("m=video").unwrap();
+    let head = edit(head, "BUNDLE video0 audio1", "BUNDLE video0");
+    let offer = format!(
+        "{head}m=video 9 UDP/TLS/RTP/SAVPF {}\r\na=setup:actpass\r\na=ice-ufrag:abcd\r\n\
+         a=ice-pwd:0123456789012345678901\r\na=rtcp-mux\r\na=recvonly\r\na=mid:video0\r\n\
+         a=fingerprint:sha-256 {}\r\n{maps}a=rtpmap:125 VP8/90000\r\n",
+        pts.join(" "),
+        vec!["AB"; 32].join(":")
+    );
+    let (plan, _) = play(&offer, vp8_and_opus()).unwrap();
+    let codecs = &video_track(&plan).codecs;
+    assert_eq!((codecs[0].pt, codecs.len()), (Pt(125), 20));
 }

@@ -74,3 +74,58 @@ fn candidates_of_any_kind_do_nothing() {
         assert!(!answer.contains("internal-database") && !answer.contains(".local"));
     }
 }
+
+/// S-20. What is left out, written with blanks or capitals, or said twice.
+#[test]
+fn odd_writing_changes_nothing() {
+    let obs = recorded(OBS);
+    let (_, expected) = publish(&obs).expect("is taken");
+    for (what, offer) in [
+        ("no name", edit(&obs, "s=-\r\n", "")),
+        ("an empty name", edit(&obs, "s=-", "s=")),
+        ("no time", edit(&obs, "t=0 0\r\n", "")),
+        ("no origin", edit(&obs, "o=rtc 818911080 0 IN IP4 127.0.0.1\r\n", "")),
+        ("a byte order mark", format!("\u{feff}{obs}")),
+        ("blanks at the end", edit(&obs, "\r\n", " \t\r\n")),
+        ("blank lines", edit(&obs, "\r\n", "\r\n\r\n")),
+        ("two carriage returns", edit(&obs, "\r\n", "\r\r\n")),
+        (
+            "a blank behind the colon",
+            edit(&obs, "a=setup:actpass", "a=setup: actpass"),
+        ),
+        (
+            "names in capitals",
+            edit(&edit(&obs, "a=rtcp-mux", "a=RTCP-MUX"), "a=mid:", "a=Mid:"),
+        ),
+        (
+            "values in capitals",
+            edit(&edit(&obs, "actpass", "ActPass"), "sha-256", "SHA-256"),
+        ),
+        (
+            "a group in small letters",
+            edit(&obs, "a=group:BUNDLE", "a=group:bundle"),
+        ),
+        (
+            "an extension of the session and of the section",
+            edit(
+                &obs,
+                "t=0 0\r\n",
+                "t=0 0\r\na=extmap:1 urn:ietf:params:rtp-hdrext:sdes:mid\r\n",
+            ),
+        ),
+        (
+            "a weak fingerprint in a section and a good one for the session",
+            edit(&obs, "a=mid:0\r\n", "a=mid:0\r\na=fingerprint:sha-1 AB:CD\r\n"),
+        ),
+    ] {
+        let (_, answer) = publish(&offer).unwrap_or_else(|error| panic!("{what}: {error}"));
+        // An extension of the session is one of the audio section too.
+        let answer = answer.replacen("a=extmap:1 urn:ietf:params:rtp-hdrext:sdes:mid\r\n", "", 1);
+        let expected = expected.replacen("a=extmap:1 urn:ietf:params:rtp-hdrext:sdes:mid\r\n", "", 1);
+        if what.starts_with("an extension") {
+            assert!(answer.contains("a=extmap:1"), "{answer}");
+        } else {
+            assert_eq!(answer, expected, "{what}");
+        }
+    }
+}

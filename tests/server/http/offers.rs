@@ -83,7 +83,10 @@ async fn an_empty_post_gets_an_offer_where_it_is_switched_on() {
     let (session, offer) = check_offer(&reply, 201);
     assert_eq!(sessions(&gateway).await, 0, "nothing is held but the offer");
     assert_eq!(Request::new("GET", &session).send(&gateway).await.status, 204);
-    let trickled = Request::trickle(&session, "a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n");
+    let trickled = Request::trickle(
+        &session,
+        "m=audio 9 RTP/AVP 0\r\na=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\n",
+    );
     assert_eq!(trickled.send(&gateway).await.status, 204, "before the answer");
     let answered = patch(&session, &answer(&offer)).send(&gateway).await;
     assert_eq!((answered.status, answered.body.len()), (204, 0), "{}", answered.text());

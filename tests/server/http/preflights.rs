@@ -107,3 +107,57 @@ async fn a_list_of_origins_lets_no_other_page_read() {
     }
     gateway.stop().await;
 }
+
+/// H-35. Tracing libraries add headers to every request of a page.
+#[tokio::test]
+async fn a_preflight_allows_the_headers_that_it_asks_for() {
+    let asked = "authorization, content-type, traceparent,tracestate, baggage, sentry-trace, x-datadog-trace-id";
+    let request = |target: &str, asked: &str| {
+        Request::new("OPTIONS", target)
+            .header("Origin", "https://page.example")
+            .header("Access-Control-Request-Method", "POST")
+            .header("Access-Control-Request-Headers", asked)
+    };
+    let open = gateway(&[]).await;
+    for target in [
+        "/whip/live",
+        "/whep/live",
+        "/session/AAAAAAAAAAAAAAAAAAAAAA",
+        "/session/AAAAAAAAAAAAAAAAAAAAAA/layer",
+        "/hls/live/index.m3u8",
+    ] {
+        let reply = request(target, asked).send(&open).await;
+        let allowed = reply
+            .header("access-control-allow-headers")
+            .unwrap_or_default()
+            .to_ascii_lowercase();
+        let allowed: Vec<&str> = allowed.split(", ").collect();
+        for name in asked.split(',').map(str::trim) {
+            assert_eq!(
+                allowed.iter().filter(|allowed| **allowed == name).count(),
+                1,
+                "{name} on {target}"
+            );
+        }
+    }
+    // Names that are none, long ones and too many are not repeated.
+    let long = "x".repeat(65);
+    let odd = format!("good, b@d, two words, {long}, <script>, \u{e9}");
+    let reply = request("/whep/live", &odd).send(&open).await;
+    let allowed = reply.header("access-control-allow-headers").unwrap_or_default();
+    assert!(
+        !allowed.contains('<') && !allowed.contains("b@d") && !allowed.contains(&long),
+        "{allowed}"
+    );
+    let many: Vec<String> = (0..500).map(|number| format!("x-{number}")).collect();
+    let reply = request("/whep/live", &many.join(",")).send(&open).await;
+    let allowed = reply.header("access-control-allow-headers").unwrap_or_default();
+    assert!(allowed.split(", ").count() < 50 && allowed.contains("x-1"), "{allowed}");
+    open.stop().await;
+
+    let listed = gateway(&[("MILLSTREAM_HTTP__CORS_ORIGINS", "https://other.example")]).await;
+    let reply = request("/whep/live", asked).send(&listed).await;
+    let allowed = reply.header("access-control-allow-headers").unwrap_or_default();
+    assert!(!allowed.contains("traceparent"), "of another page: {allowed}");
+    listed.stop().await;
+}

@@ -108,6 +108,7 @@ async fn type_and_address_are_read_with_tolerance() {
 }
 
 /// H-02, H-04, H-05, B01, B03, B04, B05, B08, B10, B11, B12, B15.
+/// H-36.
 /// H-06.
 #[tokio::test]
 async fn bad_offers_are_refused_with_a_reason() {
@@ -154,7 +155,20 @@ async fn bad_offers_are_refused_with_a_reason() {
         assert_eq!(reply.problem(), "unsupported_media_type");
         assert_eq!(reply.header("accept-post"), Some("application/sdp"));
     }
+    // RFC 9110 §15.5.16: what would have been taken is said.
+    for coding in ["gzip", "br", "identity, deflate"] {
+        let request = Request::publish("/whip/live", OBS).header("Content-Encoding", coding);
+        let reply = request.send(&gateway).await;
+        assert_eq!(
+            (reply.status, reply.problem().as_str()),
+            (415, "unsupported_content_encoding"),
+            "{coding}"
+        );
+        assert_eq!(reply.header("accept-encoding"), Some("identity"));
+    }
     assert_eq!(gateway.media().sessions(), 0, "nothing was opened");
+    let request = Request::publish("/whip/live", OBS).header("Content-Encoding", "identity");
+    assert_eq!(request.send(&gateway).await.status, 201, "no coding");
     gateway.stop().await;
 }
 

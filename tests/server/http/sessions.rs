@@ -50,7 +50,10 @@ async fn fragments_of_real_clients_are_taken() {
         ("simple-whip-client, the end", END),
         ("whip.js", &whip_js),
         ("eyevinn", &eyevinn),
-        ("without credentials", "a=candidate:1 1 tcp 1 2001:db8::1 9 typ host\n"),
+        (
+            "without credentials",
+            "m=audio 9 RTP/AVP 0\na=candidate:1 1 tcp 1 2001:db8::1 9 typ host\n",
+        ),
         (
             "group and options",
             "a=group:BUNDLE 0\r\na=ice-options:trickle\r\na=end-of-candidates\r\n",
@@ -76,6 +79,7 @@ async fn fragments_of_real_clients_are_taken() {
     gateway.stop().await;
 }
 
+/// P-26.
 /// P-02, P-07, P-20, P-21, B37.
 #[tokio::test]
 async fn patches_that_cannot_be_served_leave_the_session_alone() {
@@ -100,6 +104,21 @@ async fn patches_that_cannot_be_served_leave_the_session_alone() {
         ("junk", Request::trickle(&session, "junk"), 400, "bad_fragment"),
         ("empty", Request::trickle(&session, ""), 400, "bad_fragment"),
         ("react-native", Request::trickle(&session, json), 400, "bad_fragment"),
+        (
+            "a candidate of no section",
+            Request::trickle(
+                &session,
+                "a=candidate:1 1 udp 1 192.0.2.1 9 typ host\r\nm=audio 9 RTP/AVP 0\r\n",
+            ),
+            400,
+            "bad_fragment",
+        ),
+        (
+            "compressed",
+            Request::trickle(&session, END).header("Content-Encoding", "gzip"),
+            415,
+            "unsupported_content_encoding",
+        ),
         ("too large", Request::trickle(&session, large), 413, "body_too_large"),
         (
             "unknown session",
@@ -110,7 +129,9 @@ async fn patches_that_cannot_be_served_leave_the_session_alone() {
     ] {
         let reply = request.send(&gateway).await;
         assert_eq!((reply.status, reply.problem().as_str()), (status, code), "{case}");
-        if status == 415 {
+        if code == "unsupported_content_encoding" {
+            assert_eq!(reply.header("accept-encoding"), Some("identity"));
+        } else if status == 415 {
             assert_eq!(
                 reply.header("accept-patch"),
                 Some("application/trickle-ice-sdpfrag"),
@@ -267,6 +288,7 @@ async fn restarts_at_the_same_time_go_one_after_the_other() {
     gateway.stop().await;
 }
 
+/// P-27.
 /// D-01, D-02, D-06, D-07, D-09.
 #[tokio::test]
 async fn delete_ends_the_session_and_may_be_repeated_for_a_while() {
@@ -276,6 +298,11 @@ async fn delete_ends_the_session_and_may_be_repeated_for_a_while() {
     let delete = Request::new("DELETE", &session).header("If-Match", "\"wrong\"");
     let reply = delete.send(&gateway).await;
     assert_eq!((reply.status, reply.body.len()), (200, 0));
+    // RFC 9725 §4.2: from now on, whether or not its shard has closed it.
+    for (method, body) in [("GET", ""), ("PATCH", END)] {
+        let request = Request::new(method, &session).header("Content-Type", "application/trickle-ice-sdpfrag");
+        assert_eq!(request.body(body).send(&gateway).await.status, 404, "{method} at once");
+    }
     for _ in 0..100 {
         if gateway.media().sessions() == 0 {
             break;

@@ -26,6 +26,7 @@ pub struct Track {
     /// Timestamp of the last key frame, and its distance from the one before in ticks.
     key_frames: Option<(TrackTime, Option<u64>)>,
     order: FrameOrder,
+    missing: Option<Missing>,
     /// For a layer: a timestamp of the main stream and its expected arrival. Both streams share one timeline.
     anchor: Option<(TrackTime, Instant)>,
 }
@@ -40,6 +41,15 @@ pub struct TrackView {
     /// Frames per second; video only.
     pub frame_rate: f64,
     pub clock: TrackClock,
+}
+
+/// What the source of a track negotiated and does not send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// No packet has come.
+    Packets,
+    /// Packets come, but no key frame.
+    KeyFrame,
 }
 
 /// Detects whether frames are sent in another order than they are presented (B-frames).
@@ -80,6 +90,7 @@ impl Track {
             format_changed: false,
             key_frames: None,
             order: FrameOrder::default(),
+            missing: None,
             anchor: None,
         }
     }
@@ -136,10 +147,20 @@ impl Track {
         self.format_changed = true;
         self.order = FrameOrder::default();
         self.key_frames = None;
+        self.missing = None;
         self.ring.forget_key_frames();
         if let Some(format) = format {
             self.clock.reset(format.codec().clock_rate());
         }
+    }
+
+    /// What is missing of the current source, as of the last second.
+    pub fn missing(&self) -> Option<Missing> {
+        self.missing
+    }
+
+    pub fn set_missing(&mut self, missing: Option<Missing>) {
+        self.missing = missing;
     }
 
     /// Updates the format from the bitstream.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::error::OfferError;
 use super::plan::Feedback;
 use super::text::{RawSection, all};
-use crate::media::{Format, H264Class, Kind, ProfileLevelId, Pt};
+use crate::media::{Codec, Format, H264Class, Kind, ProfileLevelId, Pt};
 
 /// A payload type of a supported codec, as offered.
 #[derive(Clone, Debug)]
@@ -34,18 +34,14 @@ pub(super) struct Rtpmap {
     channels: u8,
 }
 
-impl Rtpmap {
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-}
-
 /// The payload types of an m-section.
 pub(super) struct PayloadTypes {
     /// Supported codecs in the peer's order of preference; may be empty.
     pub codecs: Vec<OfferedCodec>,
     /// All payload types with an `a=rtpmap`, supported or not.
     pub mapped: HashMap<u8, Rtpmap>,
+    /// Names of the offered codecs in order, with what makes one that is supported otherwise unusable.
+    pub names: Vec<String>,
 }
 
 impl PayloadTypes {
@@ -73,10 +69,88 @@ impl PayloadTypes {
                     feedback: read_feedback(section, *pt),
                 })
             })
-            .take(MAX_CODECS)
             .collect();
-        Ok(Self { codecs, mapped })
+        let mut names: Vec<String> = Vec::new();
+        for pt in &pts {
+            let name = match mapped.get(pt) {
+                Some(map) => describe(kind, *pt, map, parameters.get(pt).unwrap_or(&none)),
+                None => {
+                    Some(static_name(*pt).map_or_else(|| format!("payload type {pt} without rtpmap"), str::to_owned))
+                }
+            };
+            names.extend(name.filter(|name| !names.contains(name)));
+        }
+        Ok(Self { codecs, mapped, names })
     }
+}
+
+/// Names an offered codec for the error text; `None` for what only accompanies codecs.
+fn describe(kind: Kind, pt: u8, map: &Rtpmap, parameters: &Parameters) -> Option<String> {
+    if ["rtx", "red", "ulpfec", "flexfec-03", "cn", "telephone-event"].contains(&map.name.as_str()) {
+        return None;
+    }
+    let name: String = map.name.chars().take(MAX_SHOWN_NAME).collect();
+    let Some((_, codec)) = CODECS.iter().find(|(known, _)| *known == map.name) else {
+        return Some(name);
+    };
+    let (rate, profile) = (
+        codec.clock_rate(),
+        parameters.text("profile-id").or(parameters.text("profile")),
+    );
+    let reason = if codec.kind() != kind {
+        format!("in a section of {kind}")
+    } else if !is_usable(pt) {
+        format!("on payload type {pt}, and 64 to 95 are those of RTCP")
+    } else if map.clock_rate != rate {
+        format!("at {} Hz instead of {rate}", map.clock_rate)
+    } else if read_format(map, parameters).is_some() {
+        return Some(name);
+    } else {
+        match codec {
+            Codec::H264 => "in packetization mode 2".to_owned(),
+            Codec::H265 => "with another tx-mode than SRST".to_owned(),
+            Codec::Vp9 | Codec::Av1 => format!("of profile {}", profile.unwrap_or_default()),
+            _ => format!("with {} channels", map.channels),
+        }
+    };
+    Some(format!("{name} {reason}"))
+}
+
+/// Supported codecs by the name in an rtpmap.
+const CODECS: [(&str, Codec); 8] = [
+    ("h264", Codec::H264),
+    ("h265", Codec::H265),
+    ("vp8", Codec::Vp8),
+    ("vp9", Codec::Vp9),
+    ("av1", Codec::Av1),
+    ("opus", Codec::Opus),
+    ("pcmu", Codec::Pcmu),
+    ("pcma", Codec::Pcma),
+];
+
+/// Name of a payload type that needs no rtpmap (RFC 3551 §6).
+fn static_name(pt: u8) -> Option<&'static str> {
+    let name = match pt {
+        3 => "gsm",
+        4 => "g723",
+        5 | 6 | 16 | 17 => "dvi4",
+        7 => "lpc",
+        9 => "g722",
+        10 | 11 => "l16",
+        12 => "qcelp",
+        14 => "mpa",
+        15 => "g728",
+        18 => "g729",
+        25 => "celb",
+        26 => "jpeg",
+        28 => "nv",
+        31 => "h261",
+        32 => "mpv",
+        33 => "mp2t",
+        34 => "h263",
+        _ => return None,
+    };
+    Some(name)
 }
 
 /// Names the supported codecs of a kind, for the error text.
@@ -395,8 +469,11 @@ fn is_usable(pt: u8) -> bool {
 
 /// Chromium 156 lists 34 in its longest m-line.
 const MAX_PAYLOAD_TYPES: usize = 64;
-/// Keeps the answer below the 8 KiB that FFmpeg reads. Chromium 156 offers 15 supported payload types.
-const MAX_CODECS: usize = 20;
+/// Most codecs that are answered. Keeps the answer below the 8 KiB that FFmpeg reads. Chromium 156 offers 15 supported
+/// payload types.
+pub(super) const MAX_CODECS: usize = 20;
+/// Maximum length of a codec's name in an error text, in characters.
+const MAX_SHOWN_NAME: usize = 24;
 
 #[cfg(test)]
 mod tests {

@@ -43,8 +43,8 @@ pub enum OfferError {
     BadMid { line: usize, limit: usize },
     #[error("line {line} repeats the mid of an earlier m-section")]
     DuplicateMid { line: usize },
-    #[error("neither the m-section at line {line} nor the session has `a=ice-ufrag` and `a=ice-pwd`")]
-    IceCredentialsMissing { line: usize },
+    #[error("neither the m-section at line {line} nor the session has an `a={name}`")]
+    IceCredentialsMissing { line: usize, name: &'static str },
     #[error("line {line}: an ICE ufrag has 4 to 256 and a pwd 22 to 256 letters, digits, `+` and `/`")]
     BadIceCredentials { line: usize },
     #[error("neither the m-section at line {line} nor the session has an `a=fingerprint`")]
@@ -75,11 +75,17 @@ pub enum OfferError {
     // 422
     #[error("the offer has no audio or video to negotiate: add an audio or a video track")]
     NoMedia,
+    #[error("the m-section at line {line} is disabled by port 0, and there is no other: offer it with port 9")]
+    NoEnabledMedia { line: usize },
+    #[error("line {line}: `a=ice-lite` says that the peer sends no ICE checks, and nor does the gateway: use full ICE")]
+    IceLite { line: usize },
+    #[error("line {line}: bundled m-sections must have the same ICE credentials: use bundlePolicy `max-bundle`")]
+    IceCredentialsDiffer { line: usize },
     #[error("line {line} offers a second {kind} track: send at most one audio and one video track")]
     TooManyTracks { line: usize, kind: Kind },
     #[error("the m-section at line {line} has the wrong direction: offer `{wanted}` or `sendrecv`")]
     BadDirection { line: usize, wanted: &'static str },
-    #[error("line {line} is neither audio or video over UDP/TLS/RTP/SAVPF nor a data channel")]
+    #[error("line {line} is neither audio or video over a profile of RTP such as UDP/TLS/RTP/SAVPF nor a data channel")]
     UnsupportedSection { line: usize },
     #[error(
         "the {kind} section at line {line} offers no supported codec: it offers {offered}; offer one of {accepted}"
@@ -90,7 +96,7 @@ pub enum OfferError {
         offered: String,
         accepted: &'static str,
     },
-    #[error("the stream carries {carries}, which the offer cannot receive: it offers {takes}")]
+    #[error("the stream carries {carries}; the offer cannot receive that: it offers {takes}")]
     NothingPlayable { carries: String, takes: String },
     #[error("line {line}: the offer has only weak fingerprints: send sha-256, sha-384 or sha-512")]
     WeakFingerprint { line: usize },
@@ -102,7 +108,10 @@ pub enum OfferError {
     RtcpMuxMissing { line: usize },
     #[error("the m-section at line {line} is not in the BUNDLE group of the others: use bundlePolicy `max-bundle`")]
     BundleRequired { line: usize },
-    #[error("the m-section at line {line} offers simulcast without the rtp-stream-id header extension")]
+    #[error(
+        "the m-section at line {line} offers simulcast without an rtp-stream-id header extension that it sends with an \
+         id from 1 to 14"
+    )]
     RidExtensionMissing { line: usize },
 }
 
@@ -145,7 +154,9 @@ impl OfferError {
             Self::BadRid { .. } => ("bad_rid", 400),
             Self::BadSimulcast { .. } => ("bad_simulcast", 400),
             Self::TooManyLayers { .. } => ("too_many_layers", 400),
-            Self::NoMedia => ("no_media", 422),
+            Self::NoMedia | Self::NoEnabledMedia { .. } => ("no_media", 422),
+            Self::IceLite { .. } => ("ice_lite", 422),
+            Self::IceCredentialsDiffer { .. } => ("ice_credentials_differ", 422),
             Self::TooManyTracks { .. } => ("too_many_tracks", 422),
             Self::BadDirection { .. } => ("bad_direction", 422),
             Self::UnsupportedSection { .. } => ("unsupported_section", 422),
@@ -174,7 +185,10 @@ impl OfferError {
             | Self::MidMissing { line }
             | Self::BadMid { line, .. }
             | Self::DuplicateMid { line }
-            | Self::IceCredentialsMissing { line }
+            | Self::IceCredentialsMissing { line, .. }
+            | Self::NoEnabledMedia { line }
+            | Self::IceLite { line }
+            | Self::IceCredentialsDiffer { line }
             | Self::BadIceCredentials { line }
             | Self::FingerprintMissing { line }
             | Self::BadFingerprint { line }

@@ -1,6 +1,6 @@
 //! RTP header extensions (RFC 8285): the supported ones of an offer, with the peer's ids.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::error::OfferError;
 use super::text::{Attribute, all};
@@ -80,7 +80,7 @@ impl Extmap {
 
 /// Reads the supported extensions of a section. Session-level ones apply to it too (RFC 8285 §6).
 pub(super) fn read(session: &[Attribute], section: &[Attribute]) -> Result<Vec<Extmap>, OfferError> {
-    let mut ids = HashSet::new();
+    let mut ids: HashMap<u16, &str> = HashMap::new();
     let mut found: Vec<Extmap> = Vec::new();
     for attribute in all(session, "extmap").chain(all(section, "extmap")) {
         let line = attribute.line;
@@ -90,11 +90,14 @@ pub(super) fn read(session: &[Attribute], section: &[Attribute]) -> Result<Vec<E
             return Err(bad("an extmap is `<id>[/<direction>] <URI>`"));
         };
         let (id, direction) = id.split_once('/').map_or((id, None), |(id, d)| (id, Some(d)));
-        let id = id.parse::<u16>().map_err(|_| bad("the id of an extmap is a number"))?;
+        let id = id
+            .parse::<u16>()
+            .map_err(|_| bad("the id of an extmap is a number from 1 to 65535"))?;
         if id == 0 {
             return Err(bad("extmap id 0 is reserved for padding: use 1 to 14"));
         }
-        if !ids.insert(id) {
+        // The session and a section may both name it.
+        if ids.insert(id, uri).is_some_and(|other| other != uri) {
             return Err(bad("the extmap id is used by another extension of this section"));
         }
         let direction = match direction {

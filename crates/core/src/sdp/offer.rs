@@ -65,6 +65,8 @@ pub(super) struct MediaSection {
     pub reduced_size_rtcp: bool,
     transport: TransportAttributes,
     mapped: HashMap<u8, Rtpmap>,
+    /// Names of the offered codecs, for error texts.
+    names: Vec<String>,
 }
 
 /// Maximum number of codec names in an error text.
@@ -88,10 +90,11 @@ impl Offer {
     /// are checked when the answer is made.
     pub fn parse(body: &[u8]) -> Result<Self, OfferError> {
         let document = text::read(body)?;
+        refuse_ice_lite(&document)?;
         let is_single = document.sections.len() == 1;
         let mut sections = Vec::with_capacity(document.sections.len());
         for raw in &document.sections {
-            sections.push(Section::read(raw, &document.session, is_single)?);
+            sections.push(Section::read(raw, &document, is_single)?);
         }
         check_mids(&document, &sections)?;
         let offer = Self {
@@ -100,8 +103,24 @@ impl Offer {
         };
         offer.check_ids()?;
         let media: Vec<usize> = offer.media().map(|(index, ..)| index).collect();
+        if media.is_empty() {
+            return Err(offer.without_media());
+        }
         offer.transport(&media)?;
         Ok(offer)
+    }
+
+    /// Why there is nothing to negotiate.
+    fn without_media(&self) -> OfferError {
+        let is_media = |section: &&Section| matches!(section.media.to_ascii_lowercase().as_str(), "audio" | "video");
+        let is_enabled = |section: &&Section| !matches!(section.content, Content::Disabled);
+        let mut media = self.sections.iter().filter(is_media);
+        let disabled = media.clone().next();
+        match (media.find(is_enabled), disabled) {
+            (Some(section), _) => OfferError::UnsupportedSection { line: section.line },
+            (None, Some(section)) => OfferError::NoEnabledMedia { line: section.line },
+            (None, None) => OfferError::NoMedia,
+        }
     }
 
     /// Returns media kind and mid of each section in order, to compare with an offer of the gateway.
@@ -192,9 +211,10 @@ impl Offer {
 }
 
 impl Section {
-    fn read(raw: &RawSection, session: &[Attribute], is_single: bool) -> Result<Self, OfferError> {
+    fn read(raw: &RawSection, document: &Document, is_single: bool) -> Result<Self, OfferError> {
         let mid = first(&raw.attributes, "mid");
-        if mid.is_none() && !is_single {
+        let content = Content::read(raw, document)?;
+        if mid.is_none() && !is_single && !matches!(content, Content::Disabled) {
             return Err(OfferError::MidMissing { line: raw.line });
         }
         Ok(Self {
@@ -204,42 +224,51 @@ impl Section {
             first_format: raw.formats.first().cloned().unwrap_or_default(),
             mid: mid.map_or_else(|| Ok(Mid("0".into())), read_mid)?,
             has_mid: mid.is_some(),
-            content: Content::read(raw, session)?,
+            content,
         })
     }
 }
 
 impl Content {
-    fn read(raw: &RawSection, session: &[Attribute]) -> Result<Self, OfferError> {
+    fn read(raw: &RawSection, document: &Document) -> Result<Self, OfferError> {
         // RFC 9143 §6: with bundle-only, port 0 does not disable a section. GStreamer 1.28.8 offers its audio this way.
         if raw.port == 0 && first(&raw.attributes, "bundle-only").is_none() {
             return Ok(Content::Disabled);
         }
-        let kind = match raw.media.as_str() {
+        let kind = match raw.media.to_ascii_lowercase().as_str() {
             "audio" => Kind::Audio,
             "video" => Kind::Video,
-            "application" if raw.proto.ends_with("DTLS/SCTP") => return Ok(Content::DataChannel),
+            "application" if raw.proto.to_ascii_uppercase().ends_with("DTLS/SCTP") => return Ok(Content::DataChannel),
             _ => return Ok(Content::Unsupported),
         };
-        if !quirks::is_rtp_over_dtls(&raw.proto) {
+        if !quirks::is_rtp(&raw.proto) || is_plain(raw, document) {
             return Ok(Content::Unsupported);
         }
-        MediaSection::read(kind, raw, session).map(|media| Content::Media(Box::new(media)))
+        MediaSection::read(kind, raw, &document.session).map(|media| Content::Media(Box::new(media)))
     }
+}
+
+/// Whether a section is RTP without DTLS in an offer whose other sections have fingerprints. An offer without any is
+/// refused for their absence.
+fn is_plain(raw: &RawSection, document: &Document) -> bool {
+    let has_fingerprint = |level: &[Attribute]| first(level, "fingerprint").is_some();
+    let mid = first(&raw.attributes, "mid").map(|mid| mid.value.as_str());
+    let mut groups = all(&document.session, "group");
+    let is_bundled = groups.any(|group| group.value.split_whitespace().skip(1).any(|member| Some(member) == mid));
+    let is_named = raw.proto.to_ascii_uppercase().contains("TLS/");
+    let others = document
+        .sections
+        .iter()
+        .any(|section| has_fingerprint(&section.attributes));
+    others && !is_named && !is_bundled && !has_fingerprint(&raw.attributes) && !has_fingerprint(&document.session)
 }
 
 impl MediaSection {
     /// Names the offered codecs, supported or not, for the error text.
     pub(crate) fn offered(&self) -> String {
-        let mut names: Vec<&str> = self.mapped.values().map(|rtpmap| rtpmap.name()).collect();
-        names.retain(|name| !["rtx", "red", "ulpfec", "flexfec-03", "cn", "telephone-event"].contains(name));
-        names.sort_unstable();
-        names.dedup();
-        names.truncate(MAX_SHOWN);
-        let shown: Vec<String> = names.iter().map(|name| name.chars().take(24).collect()).collect();
-        match shown.is_empty() {
-            true => "no codec".to_owned(),
-            false => shown.join(", "),
+        match self.names.as_slice() {
+            [] => "no codec".to_owned(),
+            names => names.get(..MAX_SHOWN).unwrap_or(names).join(", "),
         }
     }
 
@@ -265,12 +294,25 @@ impl MediaSection {
             reduced_size_rtcp: has("rtcp-rsize"),
             transport,
             mapped: payload_types.mapped,
+            names: payload_types.names,
         })
     }
 
     /// Returns the extmap of an extension, if offered.
     pub(crate) fn extension(&self, known: HeaderExtension) -> Option<&Extmap> {
         self.extensions.iter().find(|extmap| extmap.known == known)
+    }
+}
+
+/// RFC 8445 §6.1.1: of two lite agents neither sends checks. RFC 9725 §4.4 has clients use full ICE.
+fn refuse_ice_lite(document: &Document) -> Result<(), OfferError> {
+    let levels = document.sections.iter().map(|section| &section.attributes);
+    let mut found = std::iter::once(&document.session)
+        .chain(levels)
+        .filter_map(|level| first(level, "ice-lite"));
+    match found.next() {
+        Some(attribute) => Err(OfferError::IceLite { line: attribute.line }),
+        None => Ok(()),
     }
 }
 
@@ -288,7 +330,8 @@ fn read_mid(attribute: &Attribute) -> Result<Mid, OfferError> {
 fn check_mids(document: &Document, sections: &[Section]) -> Result<(), OfferError> {
     for (index, section) in sections.iter().enumerate() {
         let earlier = sections.get(..index).unwrap_or_default();
-        if earlier.iter().any(|other| other.mid == section.mid) {
+        let is_same = |other: &Section| other.has_mid && section.has_mid && other.mid == section.mid;
+        if earlier.iter().any(is_same) {
             let attribute = document
                 .sections
                 .get(index)
@@ -303,7 +346,7 @@ fn check_mids(document: &Document, sections: &[Section]) -> Result<(), OfferErro
 
 /// RFC 8866 §6.7: a section without a direction has that of the session, or else `sendrecv`.
 fn read_direction(session: &[Attribute], section: &[Attribute]) -> Direction {
-    let direction = |attribute: &Attribute| match attribute.key.as_str() {
+    let direction = |attribute: &Attribute| match attribute.key.to_ascii_lowercase().as_str() {
         "sendrecv" => Some(Direction::SendRecv),
         "sendonly" => Some(Direction::SendOnly),
         "recvonly" => Some(Direction::RecvOnly),
@@ -322,8 +365,9 @@ fn read_bundle(session: &[Attribute], sections: &[Section]) -> Result<Option<Vec
     };
     let media: Vec<usize> = (0..sections.len()).filter(is_media).collect();
     let group = all(session, "group")
-        .filter_map(|attribute| attribute.value.strip_prefix("BUNDLE "))
-        .map(|mids| bundled_sections(mids, sections))
+        .filter_map(|attribute| attribute.value.split_once([' ', '\t']))
+        .filter(|(semantics, _)| semantics.eq_ignore_ascii_case("BUNDLE"))
+        .map(|(_, mids)| bundled_sections(mids, sections))
         .find(|group| media.iter().any(|index| group.contains(index)));
     let outsider = match &group {
         Some(group) => media.iter().find(|index| !group.contains(index)),

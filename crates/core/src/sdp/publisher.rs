@@ -3,7 +3,7 @@
 use rtc_sdp::description::common::Attribute;
 
 use super::answer::{self, Accepted, AnsweredCodec, with};
-use super::codec::accepted;
+use super::codec::{MAX_CODECS, accepted};
 use super::description::LocalDescription;
 use super::error::OfferError;
 use super::extension::HeaderExtension;
@@ -79,6 +79,7 @@ fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(Inco
     let codecs: Vec<AnsweredCodec> = media
         .codecs
         .iter()
+        .take(MAX_CODECS)
         .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback, extensions), OPUS))
         .collect();
     let track = IncomingTrack {

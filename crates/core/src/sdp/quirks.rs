@@ -1,9 +1,19 @@
 //! Deviations of real clients and of `rtc-sdp` from the specifications, one function each.
 
-/// Whether a protocol means RTP over DTLS-SRTP. The counter-offer example of the WHEP draft writes `RTP/SAVPF`, and so
-/// do clients that follow it. In an offer with fingerprints both mean DTLS-SRTP; the answer repeats the spelling.
-pub(super) fn is_rtp_over_dtls(proto: &str) -> bool {
-    matches!(proto, "UDP/TLS/RTP/SAVPF" | "RTP/SAVPF")
+/// Whether a protocol is RTP. RFC 8829 §5.1.2: with a fingerprint each of these means DTLS-SRTP, whatever it says of the
+/// transport, of encryption and of feedback; the answer repeats it.
+pub(super) fn is_rtp(proto: &str) -> bool {
+    const PROFILES: [&str; 8] = [
+        "UDP/TLS/RTP/SAVPF",
+        "UDP/TLS/RTP/SAVP",
+        "TCP/DTLS/RTP/SAVPF",
+        "TCP/DTLS/RTP/SAVP",
+        "RTP/SAVPF",
+        "RTP/SAVP",
+        "RTP/AVPF",
+        "RTP/AVP",
+    ];
+    PROFILES.iter().any(|profile| profile.eq_ignore_ascii_case(proto))
 }
 
 /// Replaces an unknown media kind of an m-line by `application` for the parser. `rtc-sdp` 0.21.1 rejects a description

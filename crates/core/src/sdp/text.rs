@@ -38,9 +38,11 @@ pub(super) struct Attribute {
     pub value: String,
 }
 
-/// Returns all attributes with this key in order.
+/// Returns all attributes with this key in order. Some clients write names with capitals.
 pub(super) fn all<'a>(attributes: &'a [Attribute], key: &'a str) -> impl Iterator<Item = &'a Attribute> {
-    attributes.iter().filter(move |attribute| attribute.key == key)
+    attributes
+        .iter()
+        .filter(move |attribute| attribute.key.eq_ignore_ascii_case(key))
 }
 
 /// Returns the first attribute with this key.
@@ -76,6 +78,7 @@ fn as_text(body: &[u8]) -> Result<&str, OfferError> {
             line: 1 + count_line_ends(valid),
         }
     })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match text.trim_start().bytes().next() {
         None => Err(OfferError::Missing),
         Some(b'{' | b'[' | b'"') => Err(OfferError::Json),
@@ -92,15 +95,26 @@ struct SdpLines<'a> {
     attributes: Vec<usize>,
     /// Line numbers and media tokens of the `m=` lines.
     sections: Vec<(usize, &'a str)>,
+    /// How many of [`HEADER`] were written.
+    header: usize,
 }
+
+/// The lines that begin a description (RFC 8866 §5), with what is assumed for those that an offer leaves out: none of
+/// them is needed to answer it.
+const HEADER: [(u8, &str); 4] = [
+    (b'v', "v=0"),
+    (b'o', "o=- 0 0 IN IP4 0.0.0.0"),
+    (b's', "s=-"),
+    (b't', "t=0 0"),
+];
 
 fn keep_lines(text: &str) -> Result<SdpLines<'_>, OfferError> {
     let mut kept = SdpLines::default();
     for (index, raw) in text.split_inclusive('\n').enumerate() {
         let number = index + 1;
-        // RFC 8866 §5 requires CRLF and allows parsers to accept a single LF.
-        let line = raw.trim_end_matches(['\r', '\n']);
-        if line.trim().is_empty() {
+        // RFC 8866 §5 requires CRLF and allows parsers to accept a single LF. Blanks at the end of a line mean nothing.
+        let line = raw.trim_end_matches(['\r', '\n', ' ', '\t']);
+        if line.is_empty() {
             continue;
         }
         check_shape(number, line)?;
@@ -152,13 +166,46 @@ impl<'a> SdpLines<'a> {
             // would allow reflection attacks (RFC 8445 §2.5).
             Some(b'a') if line.starts_with("a=candidate:") => return Ok(()),
             Some(b'a') => self.attributes.push(number),
-            Some(b'v' | b'o' | b's' | b't') => {}
+            // Some clients leave the name of the session empty.
+            Some(b's') => "s=-".clone_into(&mut written),
+            Some(b'v' | b'o' | b't') => {}
             _ => return Ok(()),
         }
-        self.numbers.push(number);
-        self.text.push_str(&written);
-        self.text.push_str("\r\n");
+        match HEADER
+            .iter()
+            .position(|(kind, _)| line.as_bytes().first() == Some(kind))
+        {
+            // The version tells a description from other text: it is never assumed.
+            Some(0) => self.header = self.header.max(1),
+            Some(_) if self.header == 0 => {}
+            Some(place) => {
+                self.assume_header(place, number);
+                self.header = self.header.max(place + 1);
+            }
+            None => self.complete_header(number),
+        }
+        self.write(number, &written);
         Ok(())
+    }
+
+    fn write(&mut self, number: usize, line: &str) {
+        self.numbers.push(number);
+        self.text.push_str(line);
+        self.text.push_str("\r\n");
+    }
+
+    /// Writes the lines of the header before `place` that the offer lacks, in front of its line `number`.
+    fn assume_header(&mut self, place: usize, number: usize) {
+        for (_, assumed) in HEADER.iter().take(place).skip(self.header) {
+            self.write(number, assumed);
+        }
+    }
+
+    fn complete_header(&mut self, number: usize) {
+        if self.header > 0 {
+            self.assume_header(HEADER.len(), number);
+            self.header = HEADER.len();
+        }
     }
 
     /// Returns the error for the line that `rtc-sdp` was parsing when it failed at `position`.
@@ -181,7 +228,7 @@ impl<'a> SdpLines<'a> {
                 .map(|(attribute, line)| Attribute {
                     line,
                     key: attribute.key,
-                    value: attribute.value.unwrap_or_default(),
+                    value: attribute.value.unwrap_or_default().trim().to_owned(),
                 })
                 .collect::<Vec<_>>()
         };

@@ -14,7 +14,8 @@ use super::text::{Attribute, all, first};
 pub(super) struct TransportAttributes {
     /// Line number of the m-line, for errors about missing attributes.
     line: usize,
-    credentials: Option<IceCredentials>,
+    ufrag: Option<String>,
+    pwd: Option<String>,
     fingerprints: Vec<Fingerprint>,
     /// Line number of a fingerprint whose hash function is not accepted.
     weak_fingerprint: Option<usize>,
@@ -31,10 +32,16 @@ enum Setup {
 
 impl TransportAttributes {
     pub(crate) fn read(line: usize, session: &[Attribute], section: &[Attribute]) -> Result<Self, OfferError> {
-        let (fingerprints, weak_fingerprint) = read_fingerprints(session, section)?;
+        let (mut fingerprints, mut weak_fingerprint) = read_fingerprints(section)?;
+        if fingerprints.is_empty() {
+            let (common, weak) = read_fingerprints(session)?;
+            (fingerprints, weak_fingerprint) = (common, weak_fingerprint.or(weak));
+        }
+        let ice = |key, shortest| read_ice(session, section, key, shortest);
         Ok(Self {
             line,
-            credentials: read_credentials(session, section)?,
+            ufrag: ice("ice-ufrag", SHORTEST_UFRAG)?,
+            pwd: ice("ice-pwd", SHORTEST_PWD)?,
             fingerprints,
             weak_fingerprint,
             setup: first(section, "setup")
@@ -56,10 +63,7 @@ pub(super) fn choose_transport<'a>(
     if let Some((line, ..)) = setups.find(|(_, _, other)| *other != setup) {
         return Err(OfferError::SetupConflict { line });
     }
-    let credentials = sections
-        .clone()
-        .find_map(|section| section.credentials.clone())
-        .ok_or(OfferError::IceCredentialsMissing { line })?;
+    let credentials = choose_credentials(line, sections.clone())?;
     let fingerprints = sections
         .clone()
         .find(|section| !section.fingerprints.is_empty())
@@ -74,6 +78,27 @@ pub(super) fn choose_transport<'a>(
     }
 }
 
+/// Bundled sections have one transport, and so the same credentials (RFC 9143 §7.1.3); those of other ones are never
+/// used in checks.
+fn choose_credentials<'a>(
+    line: usize,
+    sections: impl Iterator<Item = &'a TransportAttributes> + Clone,
+) -> Result<IceCredentials, OfferError> {
+    let missing = |name| OfferError::IceCredentialsMissing { line, name };
+    let ufrag = sections.clone().find_map(|section| section.ufrag.as_ref());
+    let pwd = sections.clone().find_map(|section| section.pwd.as_ref());
+    let (ufrag, pwd) = (ufrag.ok_or(missing("ice-ufrag"))?, pwd.ok_or(missing("ice-pwd"))?);
+    let is_other = |own: &Option<String>, common| own.as_ref().is_some_and(|own| own != common);
+    let mut others = sections.filter(|section| is_other(&section.ufrag, ufrag) || is_other(&section.pwd, pwd));
+    match others.next() {
+        Some(section) => Err(OfferError::IceCredentialsDiffer { line: section.line }),
+        None => Ok(IceCredentials {
+            ufrag: ufrag.clone(),
+            pwd: pwd.clone(),
+        }),
+    }
+}
+
 /// RFC 8839 §5.4: at least 24 bits for the ufrag and 128 bits for the password.
 pub const SHORTEST_UFRAG: usize = 4;
 pub const SHORTEST_PWD: usize = 22;
@@ -84,29 +109,22 @@ pub fn is_ice_text(text: &str, shortest: usize) -> bool {
     (shortest..=256).contains(&text.len()) && text.bytes().all(is_ice_char)
 }
 
-fn read_credentials(session: &[Attribute], section: &[Attribute]) -> Result<Option<IceCredentials>, OfferError> {
-    let read = |key: &'static str, shortest: usize| {
-        let Some(attribute) = first(section, key).or(first(session, key)) else {
-            return Ok(None);
-        };
-        is_ice_text(&attribute.value, shortest)
-            .then(|| Some(attribute.value.clone()))
-            .ok_or(OfferError::BadIceCredentials { line: attribute.line })
-    };
-    let (ufrag, pwd) = (read("ice-ufrag", SHORTEST_UFRAG)?, read("ice-pwd", SHORTEST_PWD)?);
-    Ok(ufrag.zip(pwd).map(|(ufrag, pwd)| IceCredentials { ufrag, pwd }))
-}
-
-/// Returns the fingerprints with accepted hash functions, and the line of one with another hash function.
-fn read_fingerprints(
+fn read_ice(
     session: &[Attribute],
     section: &[Attribute],
-) -> Result<(Vec<Fingerprint>, Option<usize>), OfferError> {
-    let level = if first(section, "fingerprint").is_some() {
-        section
-    } else {
-        session
+    key: &str,
+    shortest: usize,
+) -> Result<Option<String>, OfferError> {
+    let Some(attribute) = first(section, key).or(first(session, key)) else {
+        return Ok(None);
     };
+    is_ice_text(&attribute.value, shortest)
+        .then(|| Some(attribute.value.clone()))
+        .ok_or(OfferError::BadIceCredentials { line: attribute.line })
+}
+
+/// Returns the fingerprints of a level with accepted hash functions, and the line of one with another hash function.
+fn read_fingerprints(level: &[Attribute]) -> Result<(Vec<Fingerprint>, Option<usize>), OfferError> {
     let (mut fingerprints, mut weak) = (Vec::new(), None);
     for attribute in all(level, "fingerprint").take(MAX_FINGERPRINTS) {
         let bad = OfferError::BadFingerprint { line: attribute.line };
@@ -143,7 +161,7 @@ fn read_digest(text: &str) -> Option<Vec<u8>> {
 /// The gateway is the DTLS client only if the peer offers `passive` (RFC 8842 §5.3), as FFmpeg 9.0.2 does.
 fn read_setup(attribute: &Attribute) -> Result<(usize, DtlsRole, Setup), OfferError> {
     let line = attribute.line;
-    match attribute.value.as_str() {
+    match attribute.value.to_ascii_lowercase().as_str() {
         "actpass" => Ok((line, DtlsRole::Server, Setup::Actpass)),
         "active" => Ok((line, DtlsRole::Server, Setup::Active)),
         "passive" => Ok((line, DtlsRole::Client, Setup::Passive)),

@@ -2,7 +2,7 @@
 //! that a source with another codec can follow without renegotiation.
 
 use super::answer::{self, Accepted, AnsweredCodec, with};
-use super::codec::{DOUBTFUL, OfferedCodec, sendable, suitability};
+use super::codec::{DOUBTFUL, MAX_CODECS, OfferedCodec, sendable, suitability};
 use super::description::LocalDescription;
 use super::error::OfferError;
 use super::extension::HeaderExtension;
@@ -117,6 +117,7 @@ fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
 fn accept_inactive(index: usize, media: &MediaSection) -> Option<Accepted> {
     let codecs: Vec<AnsweredCodec> = sendable(&media.codecs)
         .iter()
+        .take(MAX_CODECS)
         .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback), opus(codec.format)))
         .collect();
     (!codecs.is_empty()).then_some(Accepted {
@@ -137,6 +138,7 @@ fn accept(
 ) -> (OutgoingTrack, Accepted) {
     let codecs: Vec<AnsweredCodec> = offered
         .iter()
+        .take(MAX_CODECS)
         .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback), opus(codec.format)))
         .collect();
     let (extensions, mut attributes) = answer::extensions(media, |extmap| {
@@ -195,10 +197,11 @@ fn takes(offer: &Offer, source: &SourceFormats) -> String {
     let sections = offer.media().map(|(_, _, media)| {
         let format = source.of(media.kind);
         let is_carried = |codec: &OfferedCodec| format.is_some_and(|format| format.codec() == codec.format.codec());
-        // The offer has the codec, but not the packetization mode.
+        // The offer has the codec, but not the packetization mode or the profile.
         let lacks = match format {
-            Some(Format::H264 { .. }) if media.codecs.iter().any(is_carried) => ", but not in packetization mode 1",
-            _ => "",
+            _ if !media.codecs.iter().any(is_carried) => "",
+            Some(Format::H264 { .. }) => ", but H264 not in packetization mode 1",
+            _ => ", but not in this profile",
         };
         format!("{} {}{lacks}", media.kind, media.offered())
     });
@@ -209,7 +212,15 @@ fn describe(source: &SourceFormats) -> String {
     let formats = [Kind::Video, Kind::Audio]
         .into_iter()
         .filter_map(|kind| source.of(kind));
-    let names: Vec<&str> = formats.map(|format| format.codec().name()).collect();
+    let named = |format: Format| {
+        let name = format.codec().name();
+        match format {
+            Format::H265 { profile_id, tier_flag } => format!("{name} (profile {profile_id}, tier {tier_flag})"),
+            Format::Vp9 { profile } | Format::Av1 { profile } => format!("{name} (profile {profile})"),
+            _ => name.to_owned(),
+        }
+    };
+    let names: Vec<String> = formats.map(named).collect();
     if names.is_empty() {
         "no media yet".to_owned()
     } else {

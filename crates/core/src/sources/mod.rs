@@ -1,4 +1,5 @@
 //! Sources of streams: what a WHIP publisher sends, and whole frames of cameras, HLS origins and pipelines.
+mod arrivals;
 pub mod encoding;
 pub mod frame_source;
 mod incoming;

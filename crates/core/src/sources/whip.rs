@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::arrivals::Arrivals;
 use super::encoding::{Change, Encoding};
 use super::incoming::{Incoming, LayerPackets};
 use super::layers::Layers;
@@ -40,6 +41,7 @@ pub struct Publisher {
     layers: Layers,
     /// When the transport came up, until media comes or its absence was told.
     silent_since: Option<Instant>,
+    arrivals: Arrivals,
 }
 
 /// What an SSRC is.
@@ -110,6 +112,8 @@ impl Publisher {
         let offers = |wanted: fn(&crate::sdp::plan::Feedback) -> bool| {
             tracks.iter().flat_map(|t| &t.plan.codecs).any(|c| wanted(&c.feedback))
         };
+        let takes_requests = tracks.iter().any(|track| track.plan.takes_key_frame_requests());
+        let arrivals = Arrivals::new(tracks.iter().map(|track| track.plan.kind), takes_requests);
         let transport = offers(|f| f.transport_cc);
         let remb = !transport && offers(|f| f.remb);
         let ssrc = Ssrc(random() | 1);
@@ -133,6 +137,7 @@ impl Publisher {
             requests: Requests::default(),
             layers: Layers::default(),
             silent_since: None,
+            arrivals,
         }
     }
 
@@ -145,6 +150,7 @@ impl Publisher {
     /// keeps it until the first packet.
     pub fn connected(&mut self, now: Instant, hub: &Hub) {
         self.silent_since = Some(now);
+        self.arrivals.on_connected(now);
         let formats = self.formats();
         let source = self.source;
         let mut attached = false;
@@ -231,6 +237,7 @@ impl Publisher {
                 self.requests.on_key_frame(now);
             }
             self.silent_since = None;
+            self.arrivals.on_packet(now, track.plan.kind, arrived.key_frame);
             self.arrived.push((place.track, place.encoding, arrived, change));
         }
     }
@@ -406,6 +413,7 @@ impl Publisher {
             let awaited_key_frame = track.key_frames.poll(now);
             if awaited_key_frame {
                 self.requests.on_request(now);
+                self.arrivals.on_request(now);
             }
             for encoding in &mut track.encodings {
                 let Some(ssrc) = encoding.ssrc else { continue };
@@ -444,6 +452,14 @@ impl Publisher {
 
     fn reports(&mut self, now: Instant) -> Vec<rtcp::Reception> {
         self.feedback.next_report = now + REPORT_INTERVAL;
+        if let Some(stream) = &self.stream {
+            let (session, arrivals) = (self.source.session, &self.arrivals);
+            stream.with(|state| {
+                if state.is_source(session) {
+                    arrivals.record(now, state);
+                }
+            });
+        }
         let encodings = self.tracks.iter_mut().flat_map(|t| &mut t.encodings);
         let traffic = self.stream.as_ref().map(|stream| &stream.traffic);
         let blocks: Vec<rtcp::Reception> = encodings

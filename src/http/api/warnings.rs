@@ -1,0 +1,215 @@
+//! Warnings of a stream: what its owner should change, in plain words. Each holds as long as it is shown; a new one is
+//! logged once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Serialize, Serializer};
+use tracing::warn;
+
+use millstream_core::hub::track::Missing;
+use millstream_core::media::Codec;
+
+/// A warning. The API shows its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// Stable name.
+    pub code: &'static str,
+    pub text: String,
+}
+
+impl Serialize for Warning {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+/// What is known of the source of a live stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SourceFacts {
+    pub video: Option<VideoFacts>,
+    pub missing_video: Option<Missing>,
+    pub missing_audio: Option<Missing>,
+    /// Number of HLS viewers of the stream.
+    pub hls_viewers: usize,
+}
+
+/// What is known of its video.
+#[derive(Clone, Copy, Debug)]
+pub struct VideoFacts {
+    pub codec: Codec,
+    pub b_frames: bool,
+    /// Seconds between the last two key frames.
+    pub key_frame_interval: Option<f64>,
+    /// The source answers key frame requests.
+    pub answers_requests: bool,
+}
+
+/// Key frame interval in seconds above which a warning is shown: it delays the start of HLS and makes the initial burst
+/// to WebRTC viewers longer.
+const LONG_INTERVAL: f64 = 4.5;
+
+/// Returns the warnings of a live stream.
+pub fn of(source: SourceFacts) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let mut add = |code, text: String| warnings.push(Warning { code, text });
+    match source.missing_video {
+        Some(Missing::Packets) => add(
+            "no_video",
+            "The publisher negotiated video, but sends none: check its video source and its encoder.".to_owned(),
+        ),
+        Some(Missing::KeyFrame) => add(
+            "no_key_frame",
+            "Video comes without key frames, so new viewers cannot start: set the encoder's key frame interval to 2 s."
+                .to_owned(),
+        ),
+        None => {}
+    }
+    if source.missing_audio == Some(Missing::Packets) {
+        let text = "The publisher negotiated audio, but sends none: check its audio source.";
+        add("no_audio", text.to_owned());
+    }
+    let Some(video) = source.video else {
+        return warnings;
+    };
+    let interval = video.key_frame_interval.filter(|_| !video.answers_requests);
+    if let Some(interval) = interval.filter(|interval| *interval > LONG_INTERVAL) {
+        let text = format!("The key frame interval is {interval:.0} s: set the encoder's key frame interval to 2 s.");
+        add("long_key_frame_interval", text);
+    }
+    if video.b_frames {
+        let text = "B-frames: WebRTC does not support them, so WebRTC viewers get this video only transcoded; turn \
+                    them off in the encoder to avoid this.";
+        add("b_frames", text.to_owned());
+    }
+    if video.codec == Codec::Vp8 && source.hls_viewers > 0 {
+        let text = "VP8: HLS does not support it, so HLS viewers get only audio; publish H.264, VP9 or AV1.";
+        add("vp8_by_hls", text.to_owned());
+    }
+    if video.codec == Codec::H265 {
+        let text = "H.265: many browsers cannot decode it; they get this video only transcoded to H.264.";
+        add("h265", text.to_owned());
+    }
+    warnings
+}
+
+/// Which warnings of which streams were logged.
+#[derive(Debug, Default)]
+pub struct Logged(BTreeMap<String, BTreeSet<&'static str>>);
+
+/// A live stream and its warnings.
+type Shown<'a> = (&'a str, &'a [Warning]);
+
+impl Logged {
+    /// Logs each warning of these streams, which are live, once until its source ends.
+    pub fn log_new<'a>(&mut self, streams: impl Iterator<Item = Shown<'a>>) {
+        for (stream, warning) in self.take_new(streams) {
+            warn!(stream, code = warning.code, "{}", warning.text);
+        }
+    }
+
+    fn take_new<'a>(&mut self, streams: impl Iterator<Item = Shown<'a>>) -> Vec<(&'a str, &'a Warning)> {
+        let mut new = Vec::new();
+        let mut logged = BTreeMap::new();
+        for (stream, warnings) in streams {
+            let mut codes = self.0.remove(stream).unwrap_or_default();
+            let fresh = warnings.iter().filter(|warning| codes.insert(warning.code));
+            new.extend(fresh.map(|warning| (stream, warning)));
+            logged.insert(stream.to_owned(), codes);
+        }
+        self.0 = logged;
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: VideoFacts = VideoFacts {
+        codec: Codec::H264,
+        b_frames: false,
+        key_frame_interval: Some(2.0),
+        answers_requests: false,
+    };
+
+    fn codes(source: SourceFacts) -> Vec<&'static str> {
+        of(source).iter().map(|warning| warning.code).collect()
+    }
+
+    fn with(video: VideoFacts) -> SourceFacts {
+        SourceFacts {
+            video: Some(video),
+            ..SourceFacts::default()
+        }
+    }
+
+    /// H.264 of any profile plays in every browser that plays H.264, and audio that was never offered is not missing.
+    #[test]
+    fn a_stream_without_a_fault_has_no_warning() {
+        assert_eq!(codes(with(GOOD)), [""; 0]);
+        let vp8 = VideoFacts {
+            codec: Codec::Vp8,
+            key_frame_interval: None,
+            ..GOOD
+        };
+        assert_eq!(codes(with(vp8)), [""; 0]);
+        let browser = VideoFacts {
+            key_frame_interval: Some(60.0),
+            answers_requests: true,
+            ..GOOD
+        };
+        assert_eq!(codes(with(browser)), [""; 0]);
+        assert_eq!(codes(SourceFacts::default()), [""; 0], "audio alone");
+    }
+
+    #[test]
+    fn each_fault_has_its_warning() {
+        let missing = |missing_video, missing_audio| SourceFacts {
+            missing_video,
+            missing_audio,
+            ..with(GOOD)
+        };
+        assert_eq!(codes(missing(Some(Missing::Packets), None)), ["no_video"]);
+        assert_eq!(codes(missing(Some(Missing::KeyFrame), None)), ["no_key_frame"]);
+        assert_eq!(codes(missing(None, Some(Missing::Packets))), ["no_audio"]);
+        let slow = VideoFacts {
+            key_frame_interval: Some(8.3),
+            ..GOOD
+        };
+        assert_eq!(codes(with(slow)), ["long_key_frame_interval"]);
+        let reordered = VideoFacts { b_frames: true, ..GOOD };
+        assert_eq!(codes(with(reordered)), ["b_frames"]);
+        let h265 = VideoFacts {
+            codec: Codec::H265,
+            ..GOOD
+        };
+        assert_eq!(codes(with(h265)), ["h265"]);
+        let vp8 = VideoFacts {
+            codec: Codec::Vp8,
+            ..GOOD
+        };
+        let by_hls = SourceFacts {
+            hls_viewers: 1,
+            ..with(vp8)
+        };
+        assert_eq!(codes(by_hls), ["vp8_by_hls"]);
+    }
+
+    #[test]
+    fn a_warning_is_logged_once_for_each_source() {
+        let h265 = VideoFacts {
+            codec: Codec::H265,
+            ..GOOD
+        };
+        let warnings = of(with(h265));
+        let mut logged = Logged::default();
+        let new = |logged: &mut Logged, live| {
+            let shown: &[Shown] = if live { &[("live", &warnings)] } else { &[] };
+            logged.take_new(shown.iter().copied()).len()
+        };
+        assert_eq!(new(&mut logged, true), 1);
+        assert_eq!(new(&mut logged, true), 0);
+        assert_eq!(new(&mut logged, false), 0);
+        assert_eq!(new(&mut logged, true), 1, "of the next source");
+    }
+}
