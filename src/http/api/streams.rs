@@ -1,6 +1,6 @@
 //! Streams in the API.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -99,6 +99,8 @@ pub struct Video {
     pub delay: Option<f64>,
     /// The source answers key frame requests.
     pub answers_requests: bool,
+    /// What of the source was left out, because no player makes anything of it: the kind of packet, and how many.
+    pub left_out: BTreeMap<String, u64>,
 }
 
 /// The audio track of a stream.
@@ -262,6 +264,12 @@ fn video(state: &StreamState) -> Option<Video> {
         key_frame_interval: state.video.key_frame_interval().map(|interval| interval.as_secs_f64()),
         delay: state.video.delays().recent(now()),
         answers_requests: state.answers_requests,
+        left_out: state
+            .video
+            .left_out()
+            .iter()
+            .map(|(odd, count)| (odd.to_string(), count))
+            .collect(),
     })
 }
 

@@ -349,7 +349,9 @@ impl Client {
             .find_map(|packet| packet.as_sender_report().ok().flatten());
         let track = self.tracks.iter().find(|track| track.index == compound.stream_id());
         if let (Some(report), Some(time), Some(track)) = (report, compound.rtp_timestamp(), track) {
-            let at = self.ntp.instant(report.ntp_timestamp().0, compound.ctx().received());
+            let Some(at) = self.ntp.instant(report.ntp_timestamp().0, compound.ctx().received()) else {
+                return;
+            };
             self.ready.push_back(Event::Captured {
                 kind: track.kind(),
                 time: track.scaled(Track::positive(time.timestamp())),

@@ -121,6 +121,7 @@ pub(super) fn add_layers(world: &World, rids: [&str; 2]) {
 /// A packet of a track as a source would send it.
 fn received(packet: &Packet) -> ReceivedPacket {
     ReceivedPacket {
+        epoch: 0,
         seq: packet.seq,
         time: packet.time,
         marker: packet.marker,

@@ -66,6 +66,8 @@ impl Source {
             },
             ssrcs: Vec::new(),
             rids: rids.iter().map(|rid| Rid((*rid).into())).collect(),
+            layers: Vec::new(),
+            parameter_sets: Vec::new(),
             reduced_size_rtcp,
         };
         let transport = Transport {
@@ -116,7 +118,8 @@ impl Source {
 impl Sent {
     fn bytes(&self) -> Bytes {
         let (id, text) = self.named;
-        let mut bytes = vec![0x90, self.pt.0];
+        // Each packet is a whole frame and has the marker.
+        let mut bytes = vec![0x90, 0x80 | self.pt.0];
         bytes.extend_from_slice(&self.seq.to_be_bytes());
         bytes.extend_from_slice(&self.time.to_be_bytes());
         bytes.extend_from_slice(&self.ssrc.to_be_bytes());

@@ -17,6 +17,9 @@ use crate::session::padding::choose_padding;
 /// A packet with the source's own numbering.
 #[derive(Clone, Debug)]
 pub struct ReceivedPacket {
+    /// Counts how often the source started its numbering again, such as with another SSRC. Numbers of different epochs are
+    /// unrelated.
+    pub epoch: u32,
     /// Extended sequence number of the source.
     pub seq: u64,
     /// Extended RTP timestamp of the source.
@@ -31,6 +34,16 @@ pub struct ReceivedPacket {
     pub arrival: Instant,
 }
 
+/// A sender report of the source.
+#[derive(Clone, Copy, Debug)]
+pub struct CaptureReport {
+    pub epoch: u32,
+    /// Extended RTP timestamp of the source.
+    pub time: u64,
+    /// When the media with this timestamp was captured, on a clock that all tracks of the source share.
+    pub captured: Instant,
+}
+
 /// Rewriting state of one source on one track.
 #[derive(Debug)]
 pub struct Intake {
@@ -41,6 +54,11 @@ pub struct Intake {
     time_shift: u64,
     vp8: Vp8Shift,
     newest: Option<Newest>,
+    /// Track timestamp and arrival of the packet from which the timestamps were last aligned with the arrivals.
+    aligned: Option<(TrackTime, Instant)>,
+    /// Highest source sequence number that is numbered on the track.
+    mapped: Option<u64>,
+    epoch: u32,
     /// Source timestamps are already track timestamps.
     keeps_time: bool,
 }
@@ -76,8 +94,11 @@ const MAX_JUMP: u64 = 3_000;
 /// A larger deviation between timestamps and arrivals means that the source restarted its timestamps.
 const MAX_TIME_JUMP: Duration = Duration::from_secs(5);
 
-/// Number of offsets kept for late packets.
-const MAX_SHIFTS: usize = 32;
+/// Timestamps that fall behind the source's own reports by more than this are moved to them.
+const MAX_LAG: Duration = Duration::from_millis(200);
+
+/// Number of offsets kept for late packets. Each inserted or removed packet makes one.
+const MAX_SHIFTS: usize = 128;
 
 impl Intake {
     /// Creates the state for a source that has not sent anything yet.
@@ -88,6 +109,9 @@ impl Intake {
             time_shift: 0,
             vp8: Vp8Shift::default(),
             newest: None,
+            aligned: None,
+            mapped: None,
+            epoch: 0,
             keeps_time: false,
         }
     }
@@ -100,14 +124,59 @@ impl Intake {
         }
     }
 
+    /// What follows has unrelated sequence numbers and timestamps, and begins with a key frame.
+    fn restart(&mut self, epoch: u32) {
+        *self = Self {
+            epoch,
+            keeps_time: self.keeps_time,
+            ..Self::new()
+        };
+    }
+
     /// Whether the track needs a key frame from the source.
     pub fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting { .. })
     }
 
-    /// Maps a source timestamp to the track; `None` before the first packet.
-    pub fn time(&self, source_time: u64) -> Option<TrackTime> {
-        (!self.is_waiting()).then(|| source_time.wrapping_add(self.time_shift))
+    /// Maps a source timestamp of an epoch to the track; `None` before its first packet.
+    pub fn time(&self, epoch: u32, source_time: u64) -> Option<TrackTime> {
+        (!self.is_waiting() && epoch == self.epoch).then(|| source_time.wrapping_add(self.time_shift))
+    }
+
+    /// Handles a sender report. The timestamps of a source that stood still, such as those of muted audio, are moved forward to
+    /// where its reports have them, so that its tracks stay synchronized. Arrivals must agree: some senders report nonsense.
+    pub fn on_report(&mut self, track: &mut Track, report: CaptureReport) {
+        let Some(mut time) = self.time(report.epoch, report.time) else {
+            return;
+        };
+        if !self.keeps_time
+            && let Some(expected) = track.clock.reported_time_at(report.captured)
+            && let Some(lag) = expected.checked_sub(time)
+            && duration(lag, track.clock.rate()) > MAX_LAG
+            && self.lag_of_arrivals(track.clock.rate()) > duration(lag, track.clock.rate()) / 2
+        {
+            self.time_shift = self.time_shift.wrapping_add(lag);
+            time += lag;
+            self.align();
+        }
+        track.record_capture(time, report.captured);
+    }
+
+    /// How far the timestamps are behind the arrivals since they were last aligned.
+    fn lag_of_arrivals(&self, rate: u32) -> Duration {
+        let (Some(newest), Some((time, at))) = (self.newest, self.aligned) else {
+            return Duration::ZERO;
+        };
+        let passed = newest.time.wrapping_add(self.time_shift).saturating_sub(time);
+        let elapsed = newest.arrival.saturating_duration_since(at);
+        elapsed.saturating_sub(duration(passed, rate))
+    }
+
+    fn align(&mut self) {
+        let shift = self.time_shift;
+        self.aligned = self
+            .newest
+            .map(|newest| (newest.time.wrapping_add(shift), newest.arrival));
     }
 
     /// Rewrites all packets of one tick and inserts them into the ring; appends the new ones to `out`.
@@ -132,12 +201,15 @@ impl Intake {
         }
     }
 
-    fn place(&mut self, track: &Track, packet: ReceivedPacket, placed: &mut Vec<Placed>) {
-        if self.is_broken_by(&packet) {
-            *self = Self {
-                keeps_time: self.keeps_time,
-                ..Self::new()
-            };
+    fn place(&mut self, track: &mut Track, packet: ReceivedPacket, placed: &mut Vec<Placed>) {
+        if packet.epoch < self.epoch {
+            return;
+        }
+        if packet.epoch > self.epoch || self.is_broken_by(&packet) {
+            self.restart(packet.epoch);
+        }
+        if packet.payload.is_empty() {
+            return self.place_empty(packet, placed);
         }
         if self.newest.is_none_or(|newest| packet.seq > newest.seq) {
             self.newest = Some(Newest {
@@ -170,6 +242,18 @@ impl Intake {
         }
     }
 
+    /// A packet without payload is a probe of its sender, or has nothing that a viewer can use. It leaves no gap.
+    fn place_empty(&mut self, packet: ReceivedPacket, placed: &mut Vec<Placed>) {
+        if let Some(newest) = &mut self.newest {
+            newest.seq = newest.seq.max(packet.seq);
+        }
+        match &mut self.state {
+            State::Running => self.map(packet, placed),
+            State::Waiting { frame } if !frame.is_empty() && frame.len() < MAX_HELD => frame.push(packet),
+            State::Waiting { .. } => {}
+        }
+    }
+
     fn is_broken_by(&self, packet: &ReceivedPacket) -> bool {
         let Some(newest) = self.newest else { return false };
         let rate = packet.codec.clock_rate();
@@ -180,12 +264,15 @@ impl Intake {
         };
         // A packet far behind is late. It is dropped later if it precedes the first packet of this intake.
         let ahead = packet.seq.saturating_sub(newest.seq);
-        ahead > MAX_JUMP || (ahead > 0 && time_jump > MAX_TIME_JUMP)
+        let has_time = !packet.payload.is_empty();
+        ahead > MAX_JUMP || (ahead > 0 && has_time && time_jump > MAX_TIME_JUMP)
     }
 
-    fn anchor(&mut self, track: &Track, first: Option<&ReceivedPacket>) {
+    fn anchor(&mut self, track: &mut Track, first: Option<&ReceivedPacket>) {
         let Some(first) = first else { return };
+        track.set_clock_rate(first.codec.clock_rate());
         self.shifts.clear();
+        self.mapped = None;
         self.shifts
             .push_back((first.seq, track.next_seq().wrapping_sub(first.seq)));
         self.time_shift = if self.keeps_time {
@@ -199,30 +286,34 @@ impl Intake {
             self.vp8 = track.vp8.counter_offset_for(&first.payload);
         }
         self.state = State::Running;
+        self.align();
     }
 
     fn map(&mut self, mut packet: ReceivedPacket, placed: &mut Vec<Placed>) {
         let Some((_, shift)) = self.shifts.iter().rev().find(|(from, _)| *from <= packet.seq).copied() else {
             return;
         };
+        let is_late = self.mapped.is_some_and(|mapped| mapped > packet.seq);
+        if packet.payload.is_empty() && !is_late {
+            self.mapped = Some(packet.seq);
+            self.push_shift(packet.seq + 1, shift.wrapping_sub(1));
+            return;
+        }
         let time = packet.time.wrapping_add(self.time_shift);
         let mut seq = packet.seq.wrapping_add(shift);
         if packet.codec == Codec::Vp8 {
             packet.payload = self.vp8.apply(packet.payload);
         }
         let mut inserted = std::mem::take(&mut packet.insert);
-        if !inserted.is_empty() && self.newest.is_some_and(|newest| newest.seq > packet.seq) {
+        if !inserted.is_empty() && is_late {
             // The followers are numbered already: no room is left, and without parameter sets no decoder can start.
             inserted.clear();
             packet.key_frame = false;
         }
         if !inserted.is_empty() {
-            self.shifts
-                .push_back((packet.seq, shift.wrapping_add(inserted.len() as u64)));
-            if self.shifts.len() > MAX_SHIFTS {
-                self.shifts.pop_front();
-            }
+            self.push_shift(packet.seq, shift.wrapping_add(inserted.len() as u64));
         }
+        self.mapped = self.mapped.max(Some(packet.seq));
         for payload in inserted {
             let packet = ReceivedPacket {
                 payload,
@@ -235,6 +326,14 @@ impl Intake {
             seq += 1;
         }
         placed.push(Placed { seq, time, packet });
+    }
+
+    /// From this source sequence number on, others are added to it.
+    fn push_shift(&mut self, from: u64, shift: u64) {
+        self.shifts.push_back((from, shift));
+        if self.shifts.len() > MAX_SHIFTS {
+            self.shifts.pop_front();
+        }
     }
 }
 
@@ -262,7 +361,7 @@ fn insert_frame(track: &mut Track, frame: Vec<Placed>, out: &mut Vec<Arc<Entry>>
         if is_whole && let Some(delay) = track.clock.delay(time, packet.arrival) {
             track.delays.record(delay, packet.arrival);
         }
-        if seq >= track.ring.end() {
+        if seq >= track.ring.end() && !packet.payload.is_empty() {
             track.observe_order(packet.codec, time);
         }
         if packet.key_frame && track.kind == Kind::Video {
@@ -288,6 +387,7 @@ mod tests {
 
     fn video(seq: u64, time: u64, key_frame: bool, arrival: Instant) -> ReceivedPacket {
         ReceivedPacket {
+            epoch: 0,
             seq,
             time,
             marker: false,

@@ -6,6 +6,7 @@ use super::meter::{Delays, Meter};
 use super::ring::Ring;
 use super::vp8_rewriter::Vp8Rewriter;
 use crate::media::clock::{TrackClock, duration, ticks};
+use crate::media::odd::OddCounts;
 use crate::media::packet::{TrackSeq, TrackTime};
 use crate::media::{Codec, Format, Kind};
 
@@ -27,6 +28,7 @@ pub struct Track {
     key_frames: Option<(TrackTime, Option<u64>)>,
     order: FrameOrder,
     missing: Option<Missing>,
+    left_out: OddCounts,
     /// For a layer: a timestamp of the main stream and its expected arrival. Both streams share one timeline.
     anchor: Option<(TrackTime, Instant)>,
 }
@@ -91,6 +93,7 @@ impl Track {
             key_frames: None,
             order: FrameOrder::default(),
             missing: None,
+            left_out: OddCounts::default(),
             anchor: None,
         }
     }
@@ -146,6 +149,7 @@ impl Track {
         self.resolution = None;
         self.format_changed = true;
         self.order = FrameOrder::default();
+        self.left_out = OddCounts::default();
         self.key_frames = None;
         self.missing = None;
         self.ring.forget_key_frames();
@@ -161,6 +165,13 @@ impl Track {
 
     pub fn set_missing(&mut self, missing: Option<Missing>) {
         self.missing = missing;
+    }
+
+    /// Sets the clock rate of the codec that follows, in Hz.
+    pub(super) fn set_clock_rate(&mut self, rate: u32) {
+        if self.clock.rate() != rate {
+            self.clock.reset(rate);
+        }
     }
 
     /// Updates the format from the bitstream.
@@ -216,6 +227,24 @@ impl Track {
     /// Whether the source has B-frames, i.e. its decode order differs from its presentation order.
     pub fn is_reordered(&self) -> bool {
         self.order.reordered
+    }
+
+    /// Sets that the bitstream has B-frames, whatever its timestamps say: OBS sends decoding times.
+    pub fn set_reordered(&mut self, reordered: bool) {
+        if reordered && !self.order.reordered {
+            self.order.reordered = true;
+            self.format_changed = true;
+        }
+    }
+
+    /// Sets what of the source was left out, because no decoder makes anything of it.
+    pub fn set_left_out(&mut self, counts: OddCounts) {
+        self.left_out = counts;
+    }
+
+    /// Returns what of the source was left out, and how often.
+    pub fn left_out(&self) -> &OddCounts {
+        &self.left_out
     }
 
     /// Records the timestamp of the next frame in sequence order.

@@ -46,7 +46,7 @@ impl FrameAssembler {
         Self {
             codec,
             inspector: Inspector::new(codec),
-            markers: MarkerFilter::new(),
+            markers: MarkerFilter::new(codec),
             depacketizer: Depacketizer::new(codec.kind()),
             newest: None,
             next: 0,
@@ -120,6 +120,7 @@ impl FrameAssembler {
         let mut released = Vec::new();
         self.markers.restart(&mut released);
         self.depacketize(released, out);
+        self.inspector.restart();
         self.depacketizer.reset();
         self.newest = None;
     }

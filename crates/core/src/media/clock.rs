@@ -37,6 +37,11 @@ impl TrackClock {
         }
     }
 
+    /// Returns the RTP clock rate in Hz.
+    pub fn rate(&self) -> u32 {
+        self.rate
+    }
+
     /// Resets the clock for a new source.
     pub fn reset(&mut self, rate: u32) {
         *self = Self::new(rate);
@@ -76,6 +81,12 @@ impl TrackClock {
         let ahead = duration(time.saturating_sub(anchor.time), self.rate);
         let behind = duration(anchor.time.saturating_sub(time), self.rate);
         Some((since_report + behind).saturating_sub(before_report + ahead))
+    }
+
+    /// Returns the timestamp of media captured at `at` by the last sender report; `None` without one.
+    pub fn reported_time_at(&self, at: Instant) -> Option<TrackTime> {
+        let anchor = self.reports.filter(|_| self.has_capture_times)?;
+        Some(anchor.time_at(at, self.rate))
     }
 
     /// Returns the timestamp of media captured at `at`. `None` before the first packet.
@@ -128,10 +139,21 @@ pub struct NtpClock {
 }
 
 impl NtpClock {
-    /// Returns the instant of a 64-bit NTP timestamp (32 fraction bits) in a report that arrived at `now`.
+    /// Returns the instant of a 64-bit NTP timestamp (32 fraction bits) in a report that arrived at `now`; `None` without a
+    /// wall clock (zero), or with one that stands still.
     ///
     /// The report with the least delay sets the offset; later ones move it slowly to follow clock drift.
-    pub fn instant(&mut self, ntp: u64, now: Instant) -> Instant {
+    pub fn instant(&mut self, ntp: u64, now: Instant) -> Option<Instant> {
+        if ntp == 0 {
+            return None;
+        }
+        match self.origin {
+            Some((origin, at)) if origin == ntp && now.saturating_duration_since(at) > MAX_SAME => None,
+            _ => Some(self.follow(ntp, now)),
+        }
+    }
+
+    fn follow(&mut self, ntp: u64, now: Instant) -> Instant {
         let Some((first, at)) = self.origin else {
             self.origin = Some((ntp, now));
             return now;
@@ -157,6 +179,9 @@ impl NtpClock {
         instant
     }
 }
+
+/// Reports of several tracks may carry one NTP timestamp, if they arrive together.
+const MAX_SAME: Duration = Duration::from_millis(200);
 
 /// A report up to one second older than the last one was reordered; the wall clock was not set back.
 const NTP_REORDERED: u64 = 1 << 32;
@@ -196,10 +221,11 @@ mod tests {
         video.on_packet(0, t + Duration::from_millis(300));
         audio.on_packet(0, t);
         let captured = 1_000 << 32;
-        video.on_report(0, ntp.instant(captured, t));
+        video.on_report(0, ntp.instant(captured, t).expect("a clock"));
         audio.on_report(
             480,
-            ntp.instant(captured + (1 << 32) / 100, t + Duration::from_millis(10)),
+            ntp.instant(captured + (1 << 32) / 100, t + Duration::from_millis(10))
+                .expect("a clock"),
         );
         let now = t + Duration::from_secs(1);
         let (v, a) = (
@@ -237,7 +263,8 @@ mod tests {
             (990, 1_100, 990),
             (2_000, 2_000, 2_000),
         ] {
-            let instant = ntp.instant(written(at), t + ms(arrives)).duration_since(t);
+            let instant = ntp.instant(written(at), t + ms(arrives)).expect("a clock");
+            let instant = instant.duration_since(t);
             assert!(instant.abs_diff(ms(expected)) < ms(1), "{at}: {instant:?}");
         }
     }
@@ -245,10 +272,20 @@ mod tests {
     #[test]
     fn a_changed_wall_clock_resets_the_mapping() {
         let (mut ntp, t) = (NtpClock::default(), Instant::now());
-        assert_eq!(ntp.instant(5_000 << 32, t), t);
+        assert_eq!(ntp.instant(5_000 << 32, t), Some(t));
         assert_eq!(
             ntp.instant(1_000 << 32, t + Duration::from_secs(1)),
-            t + Duration::from_secs(1)
+            Some(t + Duration::from_secs(1))
         );
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_absent_or_stands_still_says_nothing() {
+        let (mut ntp, t) = (NtpClock::default(), Instant::now());
+        assert_eq!(ntp.instant(0, t), None);
+        assert_eq!(ntp.instant(7 << 32, t), Some(t));
+        let together = t + Duration::from_millis(5);
+        assert!(ntp.instant(7 << 32, together).is_some(), "of another track");
+        assert_eq!(ntp.instant(7 << 32, t + Duration::from_secs(3)), None);
     }
 }

@@ -1,13 +1,14 @@
 //! Sets the marker bit of video packets right: on the last packet of an access unit and on no other (RFC 6184 §5.1, and
 //! alike in the payload formats of the other codecs).
 //!
-//! Some senders set it on every NAL unit or on every slice, others never. A [`MarkerFilter`] believes a sender once its
-//! first frames ended where the timestamp changed. Until then, and for a sender that was found wrong, it holds a packet
+//! Some senders set it on every NAL unit or on every slice, others never. A [`MarkerFilter`] believes a sender of H.264 or
+//! H.265 once its first frames ended where the timestamp changed. Until then, and for a sender that was found wrong, it holds a packet
 //! that may be the last of its frame until the next packet arrives, or for [`HOLD`].
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::Codec;
 use super::codec::Part;
 
 /// The longest time for which a packet is held. The packets of one frame follow each other faster.
@@ -75,10 +76,12 @@ impl Newest {
 }
 
 impl<T> MarkerFilter<T> {
-    /// Creates a filter for a sender that is not known yet.
-    pub fn new() -> Self {
+    /// Creates a filter for a sender that is not known yet. Only NAL units get wrong markers: senders of other codecs are
+    /// believed until they prove wrong.
+    pub fn new(codec: Codec) -> Self {
+        let is_nal = matches!(codec, Codec::H264 | Codec::H265);
         Self {
-            proofs: 0,
+            proofs: if is_nal { 0 } else { PROOFS },
             is_early: false,
             unmarked: 0,
             newest: None,
@@ -118,7 +121,8 @@ impl<T> MarkerFilter<T> {
     /// Releases the held packet if it was held for [`HOLD`]: nothing more of its frame seems to come.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Vec<(T, bool)>) {
         if self.poll_timeout().is_some_and(|due| due <= now) {
-            let ends = self.is_unmarked() && self.newest.is_some_and(|n| n.has_slice && !n.is_open);
+            let has_no_markers = self.proofs == 0 || self.is_unmarked();
+            let ends = has_no_markers && self.newest.is_some_and(|n| n.has_slice && !n.is_open);
             let marker = |mark: &Mark| mark.marker || ends;
             out.extend(self.held.drain(..).map(|(mark, item)| {
                 let marker = mark.part.is_some() && marker(&mark);
@@ -229,12 +233,6 @@ impl<T> MarkerFilter<T> {
     }
 }
 
-impl<T> Default for MarkerFilter<T> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 mod tests {
@@ -257,7 +255,7 @@ mod tests {
     impl Sender {
         fn new() -> Self {
             Self {
-                filter: MarkerFilter::new(),
+                filter: MarkerFilter::new(Codec::H264),
                 start: Instant::now(),
                 seq: 100,
                 out: Vec::new(),

@@ -5,8 +5,11 @@
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
+
 use super::error::OfferError;
 use super::plan::Feedback;
+use super::sprop;
 use super::text::{RawSection, all};
 use crate::media::{Codec, Format, H264Class, Kind, ProfileLevelId, Pt};
 
@@ -24,6 +27,8 @@ pub(super) struct OfferedCodec {
     pub fmtp: String,
     /// All feedback that the peer offered.
     pub feedback: Feedback,
+    /// Parameter sets of H.264 and H.265 that the peer sends, as NAL units. The stream may not repeat them.
+    pub parameter_sets: Vec<Bytes>,
 }
 
 /// An `a=rtpmap`: encoding name in lower case, clock rate in Hz, channels.
@@ -67,6 +72,7 @@ impl PayloadTypes {
                     is_mode_unstated: is_h264 && parameters.text("packetization-mode").is_none(),
                     fmtp: parameters.answer(format),
                     feedback: read_feedback(section, *pt),
+                    parameter_sets: sprop::read(format, |key| parameters.text(key)),
                 })
             })
             .collect();
@@ -512,6 +518,7 @@ mod tests {
             is_mode_unstated,
             fmtp: String::new(),
             feedback: Feedback::default(),
+            parameter_sets: Vec::new(),
         };
         let (mode_1, mode_0, unstated) = (offered(1, 1, false), offered(2, 0, false), offered(3, 0, true));
         let sent = |offered: &[&OfferedCodec]| {

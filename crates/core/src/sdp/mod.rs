@@ -22,6 +22,7 @@ mod publisher;
 mod quirks;
 mod restart;
 mod simulcast;
+mod sprop;
 mod ssrc;
 mod text;
 mod transport;

@@ -62,6 +62,8 @@ pub(super) struct MediaSection {
     pub claimed: Vec<(usize, Ssrc)>,
     /// Simulcast layers that the peer sends; only for video.
     pub rids: Vec<Rid>,
+    /// Simulcast layers by SSRC; only for video.
+    pub layers: Vec<DeclaredSsrc>,
     pub reduced_size_rtcp: bool,
     transport: TransportAttributes,
     mapped: HashMap<u8, Rtpmap>,
@@ -290,6 +292,11 @@ impl MediaSection {
             ssrcs: declared.media,
             claimed: declared.all,
             // Audio layers are ignored: without `a=simulcast` in the answer the peer sends a single layer.
+            layers: if kind == Kind::Video {
+                declared.layers
+            } else {
+                Vec::new()
+            },
             rids: if kind == Kind::Video { rids } else { Vec::new() },
             reduced_size_rtcp: has("rtcp-rsize"),
             transport,

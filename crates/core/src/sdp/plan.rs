@@ -1,7 +1,9 @@
 //! The result of a negotiation as plain data, for `session` and `shard`. Nothing here depends on SDP text.
 
+use bytes::Bytes;
+
 use crate::media::transcode::{self, SourceTrack, TrackPlan, TranscodeTarget};
-use crate::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
+use crate::media::{Codec, Format, Kind, Mid, Pt, Rid, Ssrc};
 
 /// ICE username fragment and password of one side (RFC 8839 §5.4).
 #[derive(Clone, PartialEq, Eq)]
@@ -103,6 +105,11 @@ pub struct IncomingTrack {
     pub ssrcs: Vec<DeclaredSsrc>,
     /// Simulcast layers in the order of the offer, which is not a quality order. Empty without simulcast.
     pub rids: Vec<Rid>,
+    /// Simulcast layers that have SSRCs instead of RIDs (`a=ssrc-group:SIM`), in the order of the offer. Empty if there are
+    /// `rids`.
+    pub layers: Vec<DeclaredSsrc>,
+    /// Parameter sets in the format parameters of H.264 and H.265, as NAL units.
+    pub parameter_sets: Vec<(Codec, Vec<Bytes>)>,
     /// Reduced-size RTCP (RFC 5506) may be sent for this track. RFC 8859 §5.1 requires the same value in all bundled
     /// sections, but FFmpeg 9.0.2 and Firefox offer it for video alone.
     pub reduced_size_rtcp: bool,

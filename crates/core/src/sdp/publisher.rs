@@ -1,5 +1,6 @@
 //! The answer to a publisher (RFC 9725 §4.2, §4.4): it accepts every offered track, or the offer is rejected.
 
+use bytes::Bytes;
 use rtc_sdp::description::common::Attribute;
 
 use super::answer::{self, Accepted, AnsweredCodec, with};
@@ -10,7 +11,7 @@ use super::extension::HeaderExtension;
 use super::local::Local;
 use super::offer::{Content, Direction, MediaSection, Offer, Section};
 use super::plan::{Extensions, Feedback, IncomingTrack, Publication};
-use crate::media::Kind;
+use crate::media::{Codec, Kind};
 
 /// Answers a WHIP offer. Returns what the session will receive, and the SDP.
 ///
@@ -89,6 +90,12 @@ fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(Inco
         extensions,
         ssrcs: media.ssrcs.clone(),
         rids: media.rids.clone(),
+        layers: if media.rids.is_empty() {
+            media.layers.clone()
+        } else {
+            Vec::new()
+        },
+        parameter_sets: parameter_sets(media),
         reduced_size_rtcp: media.reduced_size_rtcp,
     };
     let reply = Accepted {
@@ -98,6 +105,15 @@ fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(Inco
         attributes,
     };
     Ok((track, reply))
+}
+
+/// The parameter sets of each codec. Those of several payload types of one codec are taken together: an encoder sends one
+/// of them, and replaces what differs.
+fn parameter_sets(media: &MediaSection) -> Vec<(Codec, Vec<Bytes>)> {
+    let codecs = media.codecs.iter().filter(|codec| !codec.parameter_sets.is_empty());
+    codecs
+        .map(|codec| (codec.format.codec(), codec.parameter_sets.clone()))
+        .collect()
 }
 
 /// Accepts the extensions that identify streams. Congestion feedback uses transport-cc if it is offered with its header

@@ -36,13 +36,11 @@ pub enum DropReason {
     Forged,
     /// SRTP or SRTCP that was received before.
     Replayed,
-    /// More SSRCs than one session may have.
-    TooManySources,
 }
 
 impl DropReason {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 7] = [
         Self::UnknownAddress,
         Self::Malformed,
         Self::Check,
@@ -50,7 +48,6 @@ impl DropReason {
         Self::Early,
         Self::Forged,
         Self::Replayed,
-        Self::TooManySources,
     ];
 
     /// Label of the metric.
@@ -63,7 +60,6 @@ impl DropReason {
             Self::Early => "early",
             Self::Forged => "forged",
             Self::Replayed => "replayed",
-            Self::TooManySources => "too_many_sources",
         }
     }
 }

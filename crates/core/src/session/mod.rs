@@ -84,7 +84,7 @@ const SRTCP_REPLAY_WINDOW: usize = 1_024;
 
 const SRTCP_INDEX_LEN: usize = 4;
 
-/// SSRCs of one peer from which RTCP is taken.
+/// SSRCs of one peer from which RTCP is taken; more make it forget them all.
 const MAX_RTCP_SOURCES: usize = 64;
 
 /// Decrypted packets that wait to be polled; the owner polls after each datagram.
@@ -222,7 +222,6 @@ impl Session {
                 Refused::Malformed => DropReason::Malformed,
                 Refused::Forged => DropReason::Forged,
                 Refused::Replayed => DropReason::Replayed,
-                Refused::TooManySources => DropReason::TooManySources,
             }),
         }
     }
@@ -358,10 +357,7 @@ impl Media {
             Profile::AeadAes128Gcm => ProtectionProfile::AeadAes128Gcm,
             Profile::Aes128CmSha1_80 => ProtectionProfile::Aes128CmHmacSha1_80,
         };
-        let context = |key: &[u8], salt: &[u8]| {
-            let replay = Some(srtcp_replay_protection(SRTCP_REPLAY_WINDOW));
-            Context::new(key, salt, profile, Some(srtp_no_replay_protection()), replay, crypto).map_err(|e| failed(&e))
-        };
+        let context = |key: &[u8], salt: &[u8]| context(key, salt, profile, identity).map_err(|e| failed(&e));
         let (key, salt) = (session.remote_master_key.clone(), session.remote_master_salt.clone());
         Ok(Self {
             cipher: RtpCipher::new(
@@ -402,14 +398,16 @@ impl Media {
             return Err(Refused::Forged);
         }
         if !self.rtcp_sources.contains(&sender) {
-            if self.rtcp_sources.len() >= MAX_RTCP_SOURCES {
-                return Err(Refused::TooManySources);
-            }
             // The context keeps state for each sender it is shown, forged or not: a passing one looks first.
             let (profile, key, salt) = &self.rtcp_keys;
             Context::new(key, salt, *profile, None, None, identity.provider.crypto())
                 .and_then(|mut passing| passing.decrypt_rtcp(packet))
                 .map_err(|_| Refused::Forged)?;
+            if self.rtcp_sources.len() >= MAX_RTCP_SOURCES {
+                // The context cannot forget a single one of them.
+                self.rtcp_in = context(key, salt, *profile, identity).map_err(|_| Refused::Forged)?;
+                self.rtcp_sources.clear();
+            }
             self.rtcp_sources.push(sender);
         }
         let opened = self.rtcp_in.decrypt_rtcp(packet).map(bytes::BytesMut::freeze);
@@ -418,6 +416,18 @@ impl Media {
             _ => Refused::Forged,
         })
     }
+}
+
+/// A context for RTP or RTCP in one direction.
+fn context(
+    key: &[u8],
+    salt: &[u8],
+    profile: ProtectionProfile,
+    identity: &Identity,
+) -> Result<Context, rtc_shared::error::Error> {
+    let replay = Some(srtcp_replay_protection(SRTCP_REPLAY_WINDOW));
+    let no_replay = Some(srtp_no_replay_protection());
+    Context::new(key, salt, profile, no_replay, replay, identity.provider.crypto())
 }
 
 /// Whether the flag E before the index of an SRTCP packet is set (RFC 3711 §3.4), as it is on everything in WebRTC

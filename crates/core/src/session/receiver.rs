@@ -10,10 +10,14 @@ use crate::media::rtp::{Header, extend_seq};
 pub struct RtpReceiver {
     cipher: RtpCipher,
     sources: Vec<Source>,
+    /// Number of authentic packets so far.
+    packets: u64,
 }
 
 struct Source {
     ssrc: Ssrc,
+    /// Number of the packet of this peer that was its last one.
+    last_packet: u64,
     window: ReplayWindow,
 }
 
@@ -23,11 +27,10 @@ pub enum Refused {
     Malformed,
     Forged,
     Replayed,
-    TooManySources,
 }
 
 /// Maximum number of SSRCs of one peer: three simulcast layers with their retransmissions, audio, and room to spare. An
-/// SSRC is only remembered once a packet of it was authentic.
+/// SSRC is only remembered once a packet of it was authentic; the one that is silent for the longest time is forgotten then.
 pub const MAX_SOURCES: usize = 32;
 
 impl RtpReceiver {
@@ -35,6 +38,7 @@ impl RtpReceiver {
         Self {
             cipher,
             sources: Vec::new(),
+            packets: 0,
         }
     }
 
@@ -55,7 +59,6 @@ impl RtpReceiver {
                 }
                 index
             }
-            None if self.sources.len() >= MAX_SOURCES => return Err(Refused::TooManySources),
             // RFC 3711 §3.3.1: the roll-over counter starts at zero.
             None => u64::from(seq),
         };
@@ -63,14 +66,27 @@ impl RtpReceiver {
             .cipher
             .open(packet, header_len, ssrc, index)
             .map_err(|_| Refused::Forged)?;
+        self.packets += 1;
         match existing.and_then(|at| self.sources.get_mut(at)) {
-            Some(source) => source.window.accept(index),
-            None => self.sources.push(Source {
-                ssrc,
-                window: ReplayWindow::starting_at(index),
-            }),
+            Some(source) => {
+                source.window.accept(index);
+                source.last_packet = self.packets;
+            }
+            None => self.remember(ssrc, index),
         }
         Ok(Bytes::copy_from_slice(packet.get(..length).unwrap_or_default()))
+    }
+
+    fn remember(&mut self, ssrc: Ssrc, index: u64) {
+        if self.sources.len() >= MAX_SOURCES {
+            let oldest = (0..self.sources.len()).min_by_key(|at| self.sources.get(*at).map(|s| s.last_packet));
+            oldest.map(|at| self.sources.swap_remove(at));
+        }
+        self.sources.push(Source {
+            ssrc,
+            last_packet: self.packets,
+            window: ReplayWindow::starting_at(index),
+        });
     }
 }
 
@@ -199,14 +215,21 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_has_a_bounded_number_of_sources() {
+    fn a_peer_has_a_bounded_number_of_sources_and_the_oldest_silent_one_is_forgotten() {
         let (mut ours, mut receiver) = (
             cipher(Profile::AeadAes128Gcm),
             RtpReceiver::new(cipher(Profile::AeadAes128Gcm)),
         );
-        let taken = (0..100)
-            .filter(|ssrc| receiver.open(&mut sealed(&mut ours, *ssrc, 1)).is_ok())
-            .count();
-        assert_eq!(taken, MAX_SOURCES);
+        for ssrc in 0..100 {
+            receiver.open(&mut sealed(&mut ours, ssrc, 1)).expect("authentic");
+            let number = u64::from(ssrc) + 7;
+            receiver.open(&mut sealed(&mut ours, 1_000, number)).expect("in use");
+            assert!(receiver.sources.len() <= MAX_SOURCES);
+        }
+        assert_eq!(
+            receiver.open(&mut sealed(&mut ours, 1_000, 7)),
+            Err(Refused::Replayed),
+            "one in use is never forgotten"
+        );
     }
 }

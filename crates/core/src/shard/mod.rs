@@ -410,6 +410,9 @@ impl Core {
                     for feedback in publisher.handle_timeout(now) {
                         egress.rtcp(&feedback);
                     }
+                    if publisher.has_arrived() && !std::mem::replace(&mut peer.dirty, true) {
+                        self.dirty.push(key);
+                    }
                 }
                 Role::Viewer(viewer) => viewer.handle_timeout(now, ntp, &mut egress),
             }
@@ -440,7 +443,7 @@ impl Core {
 
     /// Publishes the packets that arrived in this tick and sends all datagrams in the outbox.
     pub fn finish_tick(&mut self, now: Instant) {
-        for key in std::mem::take(&mut self.dirty) {
+        while let Some(key) = self.dirty.pop() {
             self.publish(now, key);
         }
         self.outbox.flush();

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::whip::Published;
 use crate::hub::Hub;
 use crate::hub::batch::Batch;
-use crate::hub::intake::{Intake, ReceivedPacket};
+use crate::hub::intake::{CaptureReport, Intake, ReceivedPacket};
 use crate::hub::name::StreamKey;
 use crate::hub::ring::Entry;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
@@ -333,6 +333,7 @@ impl FrameTrack {
         let room = MAX_PENDING.saturating_sub(self.arrived.len());
         for payload in payloads.into_iter().take(room) {
             self.arrived.push(ReceivedPacket {
+                epoch: 0,
                 seq: self.next_seq,
                 time: time.wrapping_add(u64::from(payload.delay)),
                 marker: payload.marker,
@@ -349,20 +350,25 @@ impl FrameTrack {
     fn put(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Entry>>) {
         let track = state.track(self.packetizer.codec().kind());
         track.set_format(self.packetizer.format());
+        track.set_reordered(self.packetizer.is_reordered());
         let resolution = self.packetizer.resolution();
         if resolution != self.resolution {
             self.resolution = resolution;
             track.set_resolution(resolution);
         }
         self.intake.take(track, self.arrived.drain(..), out);
-        if let Some(Captured { time, at, is_reported }) = self.captured.take()
-            && let Some(time) = self.intake.time(time)
-        {
-            if is_reported {
-                track.record_capture(time, at);
-            } else {
-                track.record_alignment(time, at);
-            }
+        let Some(Captured { time, at, is_reported }) = self.captured.take() else {
+            return;
+        };
+        if is_reported {
+            let report = CaptureReport {
+                epoch: 0,
+                time,
+                captured: at,
+            };
+            self.intake.on_report(track, report);
+        } else if let Some(time) = self.intake.time(0, time) {
+            track.record_alignment(time, at);
         }
     }
 }

@@ -7,9 +7,9 @@ use super::encoding::{Change, Encoding, PacketFormat};
 use crate::hub::intake::{Intake, ReceivedPacket};
 use crate::hub::ring::Entry;
 use crate::hub::track::Track;
-use crate::media::Pt;
 use crate::media::rtp::Header;
-use crate::sdp::plan::{Extensions, IncomingTrack};
+use crate::media::{Pt, Rid};
+use crate::sdp::plan::{DeclaredSsrc, Extensions, IncomingTrack};
 use crate::session::feedback::KeyFrameRequests;
 
 /// One negotiated track.
@@ -36,22 +36,26 @@ pub struct LayerPackets {
 impl Incoming {
     /// Makes a track that has not received anything yet.
     pub fn new(plan: IncomingTrack) -> Self {
-        let mut encodings: Vec<Encoding> = match plan.rids.is_empty() {
-            false => plan
-                .rids
-                .iter()
-                .map(|rid| Encoding::new(None, None, Some(rid.clone())))
-                .collect(),
-            true => plan
-                .ssrcs
-                .iter()
-                .take(1)
-                .map(|s| Encoding::new(Some(s.primary), s.rtx, None))
-                .collect(),
+        let declared = |ssrc: &DeclaredSsrc, rid| Encoding::new(Some(ssrc.primary), ssrc.rtx, rid);
+        let mut encodings: Vec<Encoding> = if !plan.rids.is_empty() {
+            let rids = plan.rids.iter().cloned();
+            rids.map(|rid| Encoding::new(None, None, Some(rid))).collect()
+        } else if !plan.layers.is_empty() {
+            // These layers have no names: they are numbered as in the offer.
+            let layers = plan.layers.iter().enumerate();
+            layers
+                .map(|(index, ssrc)| declared(ssrc, Some(Rid(index.to_string().into()))))
+                .collect()
+        } else {
+            plan.ssrcs.iter().take(1).map(|ssrc| declared(ssrc, None)).collect()
         };
         if encodings.is_empty() {
             encodings.push(Encoding::new(None, None, None));
         }
+        let encodings = encodings
+            .into_iter()
+            .map(|encoding| encoding.with_parameter_sets(plan.parameter_sets.clone()))
+            .collect();
         Self {
             plan,
             encodings,
@@ -88,12 +92,12 @@ impl Incoming {
         let name = if rtx { named(repaired_rid) } else { named(rid) };
         let index = match (
             name.and_then(|name| by_rid(&self.encodings, name)),
-            self.plan.rids.is_empty(),
+            self.encodings.len(),
         ) {
             (Some(index), _) => index,
             // OBS sends a RID without having offered one. There is only one encoding then.
-            (None, true) => 0,
-            (None, false) => return None,
+            (None, 1) if self.plan.rids.is_empty() => 0,
+            (None, _) => return None,
         };
         let encoding = self.encodings.get_mut(index)?;
         if rtx {
@@ -128,6 +132,8 @@ impl Incoming {
             return;
         };
         encoding.intake.take(track, packets.into_iter(), out);
+        track.set_reordered(encoding.is_reordered());
+        track.set_left_out(*encoding.odd());
         if index == self.active {
             track.set_format(change.format);
             track.set_resolution(change.resolution);

@@ -11,7 +11,7 @@ use super::encoding::{Change, Encoding};
 use super::incoming::Incoming;
 use crate::hub::Hub;
 use crate::hub::batch::Batch;
-use crate::hub::intake::{Intake, ReceivedPacket};
+use crate::hub::intake::{CaptureReport, Intake, ReceivedPacket};
 use crate::hub::name::{StreamKey, StreamName};
 use crate::hub::stream::{Layer, SessionId, SourceRef, Stream, StreamState};
 use crate::media::Kind;
@@ -37,6 +37,7 @@ struct LayerTrack {
     change: Change,
     formats: SourceFormats,
     resolution: Option<(u16, u16)>,
+    is_reordered: bool,
     key: Option<StreamKey>,
 }
 
@@ -59,6 +60,7 @@ impl Layers {
             let encoding = video.encodings.get(*encoding);
             layer.formats.video = encoding.and_then(Encoding::format).or(layer.formats.video);
             layer.resolution = encoding.and_then(Encoding::resolution);
+            layer.is_reordered = encoding.is_some_and(Encoding::is_reordered);
             layer.arrived.push(packet.clone());
         }
     }
@@ -74,6 +76,7 @@ impl Layers {
                 change: Change::default(),
                 formats: SourceFormats::default(),
                 resolution: None,
+                is_reordered: false,
                 key: None,
             });
             self.tracks.len() - 1
@@ -127,15 +130,15 @@ impl Layers {
         batches.collect()
     }
 
-    /// Handles a sender report of a layer: the RTP timestamp `time` was captured at `captured`.
-    pub fn on_report(&self, encoding: usize, session: SessionId, time: u64, captured: Instant) {
-        let Some(layer) = self.tracks.iter().find(|layer| layer.encoding == encoding) else {
+    /// Handles a sender report of a layer.
+    pub fn on_report(&mut self, encoding: usize, session: SessionId, report: CaptureReport) {
+        let Some(layer) = self.tracks.iter_mut().find(|layer| layer.encoding == encoding) else {
             return;
         };
-        if let (Some(time), Some(stream)) = (layer.intake.time(time), &layer.stream) {
+        if let Some(stream) = &layer.stream {
             stream.with(|state| {
                 if state.is_source(session) {
-                    state.video.record_capture(time, captured);
+                    layer.intake.on_report(&mut state.video, report);
                 }
             });
         }
@@ -187,6 +190,7 @@ impl LayerTrack {
             self.intake.take(video, arrived.into_iter(), &mut packets);
             video.set_format(change.format.or(self.formats.video));
             video.set_resolution(self.resolution);
+            video.set_reordered(self.is_reordered);
             Batch::new(&stream, state, packets)
         })
     }

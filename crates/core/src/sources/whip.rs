@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::arrivals::Arrivals;
-use super::encoding::{Change, Encoding};
+use super::encoding::{Change, Encoding, RESUME};
+use super::feedback::{Feedback, REPORT_INTERVAL};
 use super::incoming::{Incoming, LayerPackets};
 use super::layers::Layers;
 use super::requests::Requests;
 use crate::hub::Hub;
 use crate::hub::batch::Batch;
-use crate::hub::intake::ReceivedPacket;
+use crate::hub::intake::{CaptureReport, ReceivedPacket};
 use crate::hub::name::StreamName;
 use crate::hub::ring::Entry;
 use crate::hub::stream::{SourceRef, Stream, StreamState};
@@ -23,7 +24,6 @@ use crate::media::rtcp::{self, Message};
 use crate::media::rtp::Header;
 use crate::media::{Kind, Pt, Ssrc};
 use crate::sdp::plan::{Publication, SourceFormats};
-use crate::session::feedback::{Bitrate, ReceiverEstimate, TransportFeedback};
 
 /// What a publisher's session feeds to its stream.
 pub struct Publisher {
@@ -50,15 +50,8 @@ struct SsrcRole {
     track: usize,
     encoding: usize,
     rtx: bool,
-}
-
-/// RTCP towards the publisher.
-struct Feedback {
-    ssrc: Ssrc,
-    cname: String,
-    transport: Option<TransportFeedback>,
-    remb: Option<ReceiverEstimate>,
-    next_report: Instant,
+    /// When its last packet arrived; `None` for one that was only declared.
+    last_packet: Option<Instant>,
 }
 
 /// The result of publishing what arrived in one tick.
@@ -75,17 +68,10 @@ pub struct Published {
 /// A publisher that is connected sends media within this time.
 const MEDIA_WITHIN: Duration = Duration::from_secs(10);
 
-/// Between receiver reports.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What a publisher without transport-wide feedback may send at least, and is told at most.
-const REMB_FLOOR: Bitrate = Bitrate(500_000);
-const REMB_CEILING: Bitrate = Bitrate(50_000_000);
-
 /// Before a packet is asked for again: publishers tell us no round trip, and one of 50 ms is longer than most.
 const REPEAT_AFTER: Duration = Duration::from_millis(50);
 
-/// SSRCs that one publisher may use.
+/// SSRCs of one publisher that are known at a time. The one that is silent for the longest time is forgotten for another.
 const MAX_SSRCS: usize = 32;
 
 /// Packets of one turn that are kept; a turn takes far fewer.
@@ -105,7 +91,7 @@ impl Publisher {
         for (track, incoming) in tracks.iter().enumerate() {
             for (encoding, known) in incoming.encodings.iter().enumerate() {
                 for (ssrc, rtx) in [(known.ssrc, false), (known.rtx_ssrc, true)] {
-                    by_ssrc.extend(ssrc.map(|ssrc| (ssrc, SsrcRole { track, encoding, rtx })));
+                    by_ssrc.extend(ssrc.map(|ssrc| (ssrc, SsrcRole::new(track, encoding, rtx))));
                 }
             }
         }
@@ -116,14 +102,7 @@ impl Publisher {
         let arrivals = Arrivals::new(tracks.iter().map(|track| track.plan.kind), takes_requests);
         let transport = offers(|f| f.transport_cc);
         let remb = !transport && offers(|f| f.remb);
-        let ssrc = Ssrc(random() | 1);
-        let feedback = Feedback {
-            ssrc,
-            cname: format!("{:08x}", random()),
-            transport: transport.then(|| TransportFeedback::new(now, ssrc)),
-            remb: remb.then(|| ReceiverEstimate::new(REMB_FLOOR, REMB_CEILING)),
-            next_report: now + REPORT_INTERVAL,
-        };
+        let feedback = Feedback::new(now, transport, remb, random);
         Self {
             name,
             source,
@@ -192,8 +171,8 @@ impl Publisher {
     /// Takes a decrypted RTP packet.
     pub fn handle_rtp(&mut self, now: Instant, packet: Bytes) {
         let Ok(header) = Header::parse(&packet) else { return };
-        let Some(place) = self.place(&header) else { return };
-        let Some(track) = self.tracks.get_mut(place.track) else {
+        let Some(place) = self.place(now, &header) else { return };
+        let Some(track) = self.tracks.get(place.track) else {
             return;
         };
         let wide_seq = track
@@ -201,12 +180,25 @@ impl Publisher {
             .extensions
             .transport_cc
             .and_then(|id| header.extension(id)?.first_chunk::<2>().copied());
-        if let (Some(wide_seq), Some(transport)) = (wide_seq, &mut self.feedback.transport) {
-            transport.on_packet(now, header.ssrc, u16::from_be_bytes(wide_seq));
+        self.feedback
+            .on_packet(now, header.ssrc, wide_seq.map(u16::from_be_bytes), packet.len());
+        if !place.rtx && self.is_of_another_ssrc(header.ssrc, place) {
+            let Some(held) = self.resume(now, header.ssrc, place, &packet) else {
+                return;
+            };
+            if let Some(held) = held {
+                self.take_media(now, place, &held);
+            }
         }
-        if let Some(remb) = &mut self.feedback.remb {
-            remb.on_packet(now, packet.len());
-        }
+        self.take_media(now, place, &packet);
+    }
+
+    /// Hands a packet to its encoding. One of an encoding whose SSRC is not known yet is dropped if it is a retransmission.
+    fn take_media(&mut self, now: Instant, place: SsrcRole, packet: &Bytes) {
+        let Ok(header) = Header::parse(packet) else { return };
+        let Some(track) = self.tracks.get_mut(place.track) else {
+            return;
+        };
         let payload = packet.slice(header.payload());
         let (seq, payload, pt) = if place.rtx {
             // RFC 4588 §4: the original sequence number, then the original payload.
@@ -222,40 +214,96 @@ impl Publisher {
         let Some(encoding) = track.encodings.get_mut(place.encoding) else {
             return;
         };
-        // A straggler of an SSRC that another one followed, or a retransmission of an encoding that is not known yet.
-        let expected = if place.rtx {
-            encoding.ssrc.is_some()
-        } else {
-            encoding.ssrc == Some(header.ssrc)
-        };
-        if !expected || self.arrived.len() >= MAX_ARRIVED {
+        if encoding.ssrc.is_none() {
             return;
         }
-        if let Some((arrived, change)) = encoding.take(now, &header, seq, payload, format) {
-            if arrived.key_frame {
+        encoding.take(now, &header, seq, payload, format);
+        self.collect(now, place.track, place.encoding);
+    }
+
+    /// Keeps the packets that an encoding has released for the end of the tick.
+    fn collect(&mut self, now: Instant, track_index: usize, index: usize) {
+        let Some(track) = self.tracks.get_mut(track_index) else {
+            return;
+        };
+        let Some(encoding) = track.encodings.get_mut(index) else {
+            return;
+        };
+        for (packet, change) in encoding.released() {
+            if packet.key_frame {
                 track.key_frames.on_key_frame();
                 self.requests.on_key_frame(now);
             }
             self.silent_since = None;
-            self.arrivals.on_packet(now, track.plan.kind, arrived.key_frame);
-            self.arrived.push((place.track, place.encoding, arrived, change));
+            self.arrivals.on_packet(now, track.plan.kind, packet.key_frame);
+            if self.arrived.len() < MAX_ARRIVED {
+                self.arrived.push((track_index, index, packet, change));
+            }
         }
     }
 
+    /// Whether packets wait for [`Self::publish`].
+    pub fn has_arrived(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
     /// What an SSRC is: known, or learned from MID, RID or the payload type (RFC 9143 §9.2).
-    fn place(&mut self, header: &Header<'_>) -> Option<SsrcRole> {
-        if let Some(place) = self.by_ssrc.get(&header.ssrc) {
-            return Some(*place);
+    fn place(&mut self, now: Instant, header: &Header<'_>) -> Option<SsrcRole> {
+        if let Some(role) = self.by_ssrc.get_mut(&header.ssrc) {
+            let last_packet = role.last_packet.replace(now);
+            return Some(SsrcRole { last_packet, ..*role });
         }
-        if self.by_ssrc.len() >= MAX_SSRCS {
+        if self.by_ssrc.len() >= MAX_SSRCS && !self.forget_ssrc() {
             return None;
         }
         let by_mid = self.tracks.iter().position(|t| t.has_mid_of(header));
         let track = by_mid.or_else(|| self.only_track_with(header.pt))?;
         let (encoding, rtx) = self.tracks.get_mut(track)?.learn(header)?;
-        let place = SsrcRole { track, encoding, rtx };
-        self.by_ssrc.insert(header.ssrc, place);
+        let place = SsrcRole::new(track, encoding, rtx);
+        let last_packet = Some(now);
+        self.by_ssrc.insert(header.ssrc, SsrcRole { last_packet, ..place });
         Some(place)
+    }
+
+    /// Whether the encoding of an SSRC has another one now. One that has the same goes on.
+    fn is_of_another_ssrc(&mut self, ssrc: Ssrc, place: SsrcRole) -> bool {
+        let track = self.tracks.get_mut(place.track);
+        let encoding = track.and_then(|track| track.encodings.get_mut(place.encoding));
+        encoding.is_some_and(|encoding| {
+            let is_other = encoding.ssrc != Some(ssrc);
+            if !is_other {
+                encoding.returning = None;
+            }
+            is_other
+        })
+    }
+
+    /// A known SSRC that another one has followed sends again. It is a straggler, unless the other one is silent, or unless
+    /// two packets in a row come after a silence: the publisher has come back to it then. Returns the first of them, `None`
+    /// for a straggler.
+    fn resume(&mut self, now: Instant, ssrc: Ssrc, place: SsrcRole, packet: &Bytes) -> Option<Option<Bytes>> {
+        let encoding = self.tracks.get_mut(place.track)?.encodings.get_mut(place.encoding)?;
+        let held = encoding.returning.take().filter(|(other, _)| *other == ssrc);
+        let was_silent = place
+            .last_packet
+            .is_none_or(|at| now.saturating_duration_since(at) >= RESUME);
+        if held.is_none() && !encoding.is_left(now) {
+            encoding.returning = was_silent.then(|| (ssrc, packet.clone()));
+            return None;
+        }
+        encoding.begin(ssrc);
+        Some(held.map(|(_, packet)| packet))
+    }
+
+    /// Forgets the SSRC that is silent for the longest time, of those that are not in use. Returns whether there is one.
+    fn forget_ssrc(&mut self) -> bool {
+        let in_use = |ssrc: &Ssrc| {
+            let mut encodings = self.tracks.iter().flat_map(|track| &track.encodings);
+            encodings.any(|encoding| encoding.ssrc == Some(*ssrc) || encoding.rtx_ssrc == Some(*ssrc))
+        };
+        let oldest = self.by_ssrc.iter().filter(|(ssrc, _)| !in_use(ssrc));
+        let oldest = oldest.min_by_key(|(_, role)| role.last_packet).map(|(ssrc, _)| *ssrc);
+        oldest.is_some_and(|oldest| self.by_ssrc.remove(&oldest).is_some())
     }
 
     fn only_track_with(&self, pt: Pt) -> Option<usize> {
@@ -283,25 +331,33 @@ impl Publisher {
             let Some(track) = self.tracks.get_mut(place.track) else {
                 continue;
             };
-            let Some(encoding) = track.encodings.get_mut(place.encoding) else {
+            let encoding = track.encodings.get_mut(place.encoding);
+            // A report of an SSRC that another one followed is about its own timestamps.
+            let Some(encoding) = encoding.filter(|encoding| encoding.ssrc == Some(*ssrc)) else {
                 continue;
             };
             let Some(time) = encoding.on_sender_report(now, *ntp, *rtp_time) else {
                 continue;
             };
-            let captured = self.ntp.instant(*ntp, now);
+            let Some(captured) = self.ntp.instant(*ntp, now) else {
+                continue;
+            };
+            let report = CaptureReport {
+                epoch: encoding.epoch(),
+                time,
+                captured,
+            };
             if track.plan.kind == Kind::Video {
-                self.layers
-                    .on_report(place.encoding, self.source.session, time, captured);
+                self.layers.on_report(place.encoding, self.source.session, report);
             }
             if place.encoding != track.active {
                 continue;
             }
-            if let (Some(time), Some(stream)) = (encoding.intake.time(time), &self.stream) {
+            if let Some(stream) = &self.stream {
                 let (session, kind) = (self.source.session, track.plan.kind);
                 stream.with(|state| {
                     if state.is_source(session) {
-                        state.track(kind).record_capture(time, captured);
+                        encoding.intake.on_report(state.track(kind), report);
                     }
                 });
             }
@@ -407,6 +463,7 @@ impl Publisher {
     /// reduced-size RTCP each of them is a packet of its own (RFC 5506 §4.1), and goes first: FFmpeg 9.0.2 looks at the
     /// first packet of a datagram alone, and drops a NACK that anything follows.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        self.release_held(now);
         let mut datagrams = Vec::new();
         let mut body = Vec::new();
         for track in &mut self.tracks {
@@ -435,7 +492,8 @@ impl Publisher {
                 }
             }
         }
-        self.feedback.write_bandwidth(now, &self.by_ssrc, &mut body);
+        let media = self.by_ssrc.iter().find(|(_, place)| !place.rtx).map(|(ssrc, _)| *ssrc);
+        self.feedback.write_bandwidth(now, media, &mut body);
         let blocks = if self.feedback.next_report <= now {
             self.reports(now)
         } else {
@@ -448,6 +506,20 @@ impl Publisher {
             datagrams.push(compound);
         }
         datagrams
+    }
+
+    /// Collects packets that cannot wait longer for the one after them.
+    fn release_held(&mut self, now: Instant) {
+        for track in 0..self.tracks.len() {
+            let encodings = self.tracks.get(track).map_or(0, |track| track.encodings.len());
+            for index in 0..encodings {
+                let encoding = self.tracks.get_mut(track).and_then(|t| t.encodings.get_mut(index));
+                if let Some(encoding) = encoding {
+                    encoding.handle_timeout(now);
+                    self.collect(now, track, index);
+                }
+            }
+        }
     }
 
     fn reports(&mut self, now: Instant) -> Vec<rtcp::Reception> {
@@ -484,29 +556,17 @@ impl Publisher {
             let nacks = t.encodings.iter().filter_map(Encoding::poll_timeout);
             nacks.chain(t.key_frames.poll_timeout(now))
         });
-        let transport = self
-            .feedback
-            .transport
-            .as_ref()
-            .and_then(TransportFeedback::poll_timeout);
-        let remb = self.feedback.remb.as_ref().and_then(ReceiverEstimate::poll_timeout);
-        tracks
-            .chain(transport)
-            .chain(remb)
-            .chain([self.feedback.next_report])
-            .min()
+        tracks.chain([self.feedback.poll_timeout()]).min()
     }
 }
 
-impl Feedback {
-    fn write_bandwidth(&mut self, now: Instant, by_ssrc: &HashMap<Ssrc, SsrcRole>, body: &mut Vec<u8>) {
-        let media = by_ssrc.iter().find(|(_, place)| !place.rtx).map(|(ssrc, _)| *ssrc);
-        let Some(media) = media else { return };
-        if let Some(packets) = self.transport.as_mut().and_then(|t| t.poll(now)) {
-            body.extend(packets);
-        }
-        if let Some(bitrate) = self.remb.as_mut().and_then(|r| r.poll(now)) {
-            rtcp::write_remb(body, self.ssrc, media, bitrate.0);
+impl SsrcRole {
+    fn new(track: usize, encoding: usize, rtx: bool) -> Self {
+        Self {
+            track,
+            encoding,
+            rtx,
+            last_packet: None,
         }
     }
 }

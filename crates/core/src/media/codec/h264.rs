@@ -3,13 +3,18 @@
 //! A key frame is an IDR picture with its SPS and PPS. Streams with gradual refresh (recovery points without IDR) have
 //! none. Fragmented parameter sets are not supported; at 10 to 100 bytes they do not occur.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::bits::{BitReader, cropped, rbsp};
 use super::finding::Finding;
+use super::h264_slice::{self, OrderRules, SliceHeader};
+use super::order::PictureOrder;
 use super::parameter_sets::{PacketContents, ParameterSets, SetId, SetKind, SetKinds, aggregated, pack};
 use crate::media::{Format, ProfileLevelId};
 
+const NON_IDR: u8 = 1;
 const IDR: u8 = 5;
 const SPS: u8 = 7;
 const PPS: u8 = 8;
@@ -23,13 +28,25 @@ const MAX_PPS_ID: u32 = 255;
 /// State of one stream.
 pub(super) struct Stream {
     sets: ParameterSets,
+    /// What the sequence parameter sets say of the order of pictures, and which of them each picture parameter set refers to.
+    rules: BTreeMap<u8, OrderRules>,
+    references: BTreeMap<u8, u8>,
+    order: PictureOrder,
 }
 
 impl Stream {
     pub(super) fn new() -> Self {
         Self {
             sets: ParameterSets::new(SetKinds::of(&[SetKind::Sps, SetKind::Pps])),
+            rules: BTreeMap::new(),
+            references: BTreeMap::new(),
+            order: PictureOrder::default(),
         }
+    }
+
+    /// Whether pictures are sent in another order than they are shown.
+    pub(super) fn is_reordered(&self) -> bool {
+        self.order.is_reordered()
     }
 
     pub(super) fn inspect(&mut self, time: u32, payload: &[u8]) -> Finding {
@@ -40,8 +57,12 @@ impl Stream {
                 aggregated(rest).for_each(|nal| self.nal(Some(time), nal, &mut contents, &mut finding));
             }
             // RFC 6184 §5.8: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
-            [header, fu, ..] if header & 0x1f == FU_A => {
-                contents.random_access = fu & 0x80 != 0 && fu & 0x1f == IDR;
+            [header, fu, body @ ..] if header & 0x1f == FU_A => {
+                let starts = fu & 0x80 != 0;
+                contents.random_access = starts && fu & 0x1f == IDR;
+                if starts {
+                    self.slice(time, fu & 0x1f, body);
+                }
             }
             nal => self.nal(Some(time), nal, &mut contents, &mut finding),
         }
@@ -56,10 +77,19 @@ impl Stream {
         self.nal(None, nal, &mut PacketContents::default(), finding);
     }
 
+    /// What follows has unrelated timestamps.
+    pub(super) fn restart(&mut self) {
+        self.sets.forget_units();
+        self.order.restart();
+    }
+
     fn nal(&mut self, time: Option<u32>, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
         let Some((header, body)) = nal.split_first() else {
             return;
         };
+        if let Some(time) = time {
+            self.slice(time, header & 0x9f, body);
+        }
         match header & 0x9f {
             IDR => contents.random_access = true,
             SPS => {
@@ -69,6 +99,9 @@ impl Stream {
                 let id = (SetKind::Sps, sps.id);
                 contents.sets.push(id);
                 self.sets.store(id, None, time, nal);
+                if let Some(rules) = sps.order {
+                    self.rules.insert(sps.id, rules);
+                }
                 finding.format = Some(Format::H264 {
                     profile: sps.profile,
                     packetization_mode: 1,
@@ -81,8 +114,35 @@ impl Stream {
                 };
                 contents.sets.push(id);
                 self.sets.store(id, Some(sps), time, nal);
+                self.references.insert(id.1, sps.1);
             }
             _ => {}
+        }
+    }
+}
+
+impl Stream {
+    /// Notes the order of a picture at its first slice.
+    fn slice(&mut self, time: u32, nal_type: u8, body: &[u8]) {
+        if !matches!(nal_type, NON_IDR | IDR) || self.order.is_reordered() {
+            return;
+        }
+        let header = SliceHeader::new(body, nal_type == IDR);
+        let Some(start) = header.start().filter(|start| start.is_first) else {
+            return;
+        };
+        let pps = u8::try_from(start.pps).ok();
+        let sps = pps.and_then(|pps| self.references.get(&pps));
+        let Some(rules) = sps.and_then(|sps| self.rules.get(sps)) else {
+            return;
+        };
+        if rules.is_fixed || rules.max_reorder == Some(0) {
+            return;
+        }
+        if start.is_b && rules.max_reorder.is_some() {
+            self.order.observe_announced();
+        } else if let Some((count, modulus)) = header.picture_order(rules) {
+            self.order.observe(time, nal_type == IDR, count, modulus);
         }
     }
 }
@@ -102,13 +162,15 @@ fn stap_a_header(nals: &[Bytes]) -> u8 {
     nri.max().unwrap_or(0) | STAP_A
 }
 
-/// The needed fields of a sequence parameter set (ITU-T H.264 §7.3.2.1.1). The VUI is not parsed.
+/// The needed fields of a sequence parameter set (ITU-T H.264 §7.3.2.1.1).
 #[derive(Debug, PartialEq, Eq)]
 struct Sps {
     id: u8,
     profile: ProfileLevelId,
     /// `None` if the size is invalid.
     resolution: Option<(u16, u16)>,
+    /// `None` if it is truncated.
+    order: Option<OrderRules>,
 }
 
 impl Sps {
@@ -117,18 +179,21 @@ impl Sps {
         let (profile, rest) = rbsp.split_first_chunk::<3>()?;
         let mut bits = BitReader::new(rest);
         let id = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
+        let (resolution, order) = size_and_order(&mut bits, profile[0]).unzip();
         Some(Self {
             id: u8::try_from(id).ok()?,
             profile: ProfileLevelId(*profile),
-            resolution: resolution(&mut bits, profile[0]),
+            resolution: resolution.flatten(),
+            order,
         })
     }
 }
 
-fn resolution(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u16, u16)> {
-    let chroma_array_type = chroma(bits, profile_idc)?;
-    bits.ue()?; // log2_max_frame_num_minus4
-    picture_order(bits)?;
+/// Width and height in pixels, if they are valid, and the rules of the picture order.
+fn size_and_order(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(Option<(u16, u16)>, OrderRules)> {
+    let (chroma_array_type, separate_planes) = chroma(bits, profile_idc)?;
+    let frame_num_bits = bits.ue().filter(|bits| *bits <= 12)? + 4;
+    let (lsb_bits, is_fixed) = picture_order(bits)?;
     bits.ue()?; // max_num_ref_frames
     bits.skip(1); // gaps_in_frame_num_value_allowed_flag
     let width_in_mbs = u64::from(bits.ue()?) + 1;
@@ -149,19 +214,27 @@ fn resolution(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u16, u16)> {
     // Table 6-1: in 4:2:0 and 4:2:2 chroma has half the columns, in 4:2:0 half the rows.
     let crop_unit_x = if matches!(chroma_array_type, 1 | 2) { 2 } else { 1 };
     let crop_unit_y = fields * if chroma_array_type == 1 { 2 } else { 1 };
-    Some((
-        cropped(width_in_mbs * 16, crop_unit_x * (left + right))?,
-        cropped(height_in_map_units * 16 * fields, crop_unit_y * (top + bottom))?,
-    ))
+    let width = cropped(width_in_mbs * 16, crop_unit_x * (left + right));
+    let height = cropped(height_in_map_units * 16 * fields, crop_unit_y * (top + bottom));
+    let order = OrderRules {
+        separate_planes,
+        frame_num_bits,
+        frame_mbs_only,
+        lsb_bits,
+        max_reorder: h264_slice::max_reorder(bits),
+        is_fixed,
+    };
+    Some((width.zip(height), order))
 }
 
-/// Parses the fields that only high profiles have after the ID; returns ChromaArrayType.
-fn chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<u32> {
+/// Parses the fields that only high profiles have after the ID; returns ChromaArrayType, and whether the color planes are
+/// separate.
+fn chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u32, bool)> {
     if !matches!(
         profile_idc,
         100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135
     ) {
-        return Some(1);
+        return Some((1, false));
     }
     let chroma_format_idc = bits.ue().filter(|idc| *idc <= 3)?;
     let separate_planes = chroma_format_idc == 3 && bits.flag()?;
@@ -176,7 +249,7 @@ fn chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<u32> {
             }
         }
     }
-    Some(if separate_planes { 0 } else { chroma_format_idc })
+    Some((if separate_planes { 0 } else { chroma_format_idc }, separate_planes))
 }
 
 /// ITU-T H.264 §7.3.2.1.1.1.
@@ -192,11 +265,10 @@ fn skip_scaling_list(bits: &mut BitReader<'_>, size: usize) -> Option<()> {
     Some(())
 }
 
-fn picture_order(bits: &mut BitReader<'_>) -> Option<()> {
+/// Returns the length of `pic_order_cnt_lsb` in bits, and whether pictures are sent in the order in which they are shown.
+fn picture_order(bits: &mut BitReader<'_>) -> Option<(Option<u32>, bool)> {
     match bits.ue()? {
-        0 => {
-            bits.ue()?; // log2_max_pic_order_cnt_lsb_minus4
-        }
+        0 => Some((Some(bits.ue().filter(|bits| *bits <= 12)? + 4), false)),
         1 => {
             bits.skip(1); // delta_pic_order_always_zero_flag
             bits.se()?; // offset_for_non_ref_pic
@@ -205,11 +277,11 @@ fn picture_order(bits: &mut BitReader<'_>) -> Option<()> {
             for _ in 0..count {
                 bits.se()?; // offset_for_ref_frame
             }
+            Some((None, false))
         }
-        2 => {}
-        _ => return None,
+        2 => Some((None, true)),
+        _ => None,
     }
-    Some(())
 }
 
 #[cfg(test)]

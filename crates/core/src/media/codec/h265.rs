@@ -3,8 +3,12 @@
 //! A key frame is a picture of an IRAP type (IDR, CRA, BLA) with its VPS, SPS and PPS. Decoders skip the leading
 //! pictures of a CRA that refer to earlier pictures (ITU-T H.265 §8.1.3).
 
+use std::collections::BTreeMap;
+
 use super::bits::{BitReader, cropped, rbsp};
 use super::finding::Finding;
+use super::h265_slice::{OrderRules, SliceHeader, SliceRules};
+use super::order::PictureOrder;
 use super::parameter_sets::{PacketContents, ParameterSets, SetId, SetKind, SetKinds, aggregated, pack};
 use crate::media::Format;
 
@@ -24,13 +28,25 @@ const MAX_PPS_ID: u32 = 63;
 /// State of one stream.
 pub(super) struct Stream {
     sets: ParameterSets,
+    /// What the sequence and picture parameter sets say of the order of pictures.
+    order_rules: BTreeMap<u8, OrderRules>,
+    slice_rules: BTreeMap<u8, SliceRules>,
+    order: PictureOrder,
 }
 
 impl Stream {
     pub(super) fn new() -> Self {
         Self {
             sets: ParameterSets::new(SetKinds::of(&[SetKind::Vps, SetKind::Sps, SetKind::Pps])),
+            order_rules: BTreeMap::new(),
+            slice_rules: BTreeMap::new(),
+            order: PictureOrder::default(),
         }
+    }
+
+    /// Whether pictures are sent in another order than they are shown.
+    pub(super) fn is_reordered(&self) -> bool {
+        self.order.is_reordered()
     }
 
     pub(super) fn inspect(&mut self, time: u32, payload: &[u8]) -> Finding {
@@ -41,8 +57,12 @@ impl Stream {
                 aggregated(rest).for_each(|nal| self.nal(Some(time), nal, &mut contents, &mut finding));
             }
             // RFC 7798 §4.4.3: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
-            [header, _, fu, ..] if nal_type(*header) == FU => {
-                contents.random_access = fu & 0x80 != 0 && is_irap(fu & 0x3f);
+            [header, _, fu, body @ ..] if nal_type(*header) == FU => {
+                let starts = fu & 0x80 != 0;
+                contents.random_access = starts && is_irap(fu & 0x3f);
+                if starts {
+                    self.slice(time, fu & 0x3f, body);
+                }
             }
             nal => self.nal(Some(time), nal, &mut contents, &mut finding),
         }
@@ -55,6 +75,12 @@ impl Stream {
     /// Stores a parameter set that was signalled separately.
     pub(super) fn seed(&mut self, nal: &[u8], finding: &mut Finding) {
         self.nal(None, nal, &mut PacketContents::default(), finding);
+    }
+
+    /// What follows has unrelated timestamps.
+    pub(super) fn restart(&mut self) {
+        self.sets.forget_units();
+        self.order.restart();
     }
 
     fn nal(&mut self, time: Option<u32>, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
@@ -72,10 +98,21 @@ impl Stream {
                     tier_flag: sps.tier_flag,
                 });
                 finding.resolution = sps.resolution.or(finding.resolution);
+                if let Some(rules) = sps.order {
+                    self.order_rules.insert(sps.id, rules);
+                }
                 ((SetKind::Sps, sps.id), Some((SetKind::Vps, sps.vps)))
             }),
-            PPS => pps_ids(body),
+            PPS => pps_ids(body).map(|(id, sps, rules)| {
+                if let Some(rules) = rules {
+                    self.slice_rules.insert(id.1, rules);
+                }
+                (id, sps)
+            }),
             other => {
+                if let Some(time) = time {
+                    self.slice(time, other, body);
+                }
                 contents.random_access |= is_irap(other);
                 None
             }
@@ -87,13 +124,35 @@ impl Stream {
     }
 }
 
-/// ID of a picture parameter set, and of the sequence parameter set that it refers to (ITU-T H.265 §7.3.2.3.1).
-fn pps_ids(body: &[u8]) -> Option<(SetId, Option<SetId>)> {
+impl Stream {
+    /// Notes the order of a picture at its first slice.
+    fn slice(&mut self, time: u32, nal_type: u8, body: &[u8]) {
+        if nal_type > 31 || self.order.is_reordered() {
+            return;
+        }
+        let Some(header) = SliceHeader::new(nal_type, body) else {
+            return;
+        };
+        let pps = header.pps().and_then(|pps| u8::try_from(pps).ok());
+        let Some(slice) = pps.and_then(|pps| self.slice_rules.get(&pps)) else {
+            return;
+        };
+        let rules = self.order_rules.get(&slice.sps).filter(|rules| rules.max_reorder > 0);
+        if let Some((count, modulus)) = rules.and_then(|rules| header.picture_order(slice, rules)) {
+            self.order.observe(time, header.is_idr(), count, modulus);
+        }
+    }
+}
+
+/// ID of a picture parameter set, the one of the sequence parameter set that it refers to, and what it says of slices
+/// (ITU-T H.265 §7.3.2.3.1).
+fn pps_ids(body: &[u8]) -> Option<(SetId, Option<SetId>, Option<SliceRules>)> {
     let mut bits = BitReader::new(body);
     let id = bits.ue().filter(|id| *id <= MAX_PPS_ID)?;
     let sps = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
     let set = |kind, id| u8::try_from(id).ok().map(|id| (kind, id));
-    Some((set(SetKind::Pps, id)?, set(SetKind::Sps, sps)))
+    let rules = SliceRules::read(&mut bits, u8::try_from(sps).ok()?);
+    Some((set(SetKind::Pps, id)?, set(SetKind::Sps, sps), rules))
 }
 
 fn nal_type(header: u8) -> u8 {
@@ -114,6 +173,8 @@ struct Sps {
     tier_flag: u8,
     /// `None` if the size is invalid.
     resolution: Option<(u16, u16)>,
+    /// `None` if it is truncated.
+    order: Option<OrderRules>,
 }
 
 impl Sps {
@@ -130,12 +191,14 @@ impl Sps {
         bits.skip(8); // general_level_idc
         skip_sub_layers(&mut bits, sub_layers)?;
         let id = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
+        let (resolution, order) = size_and_order(&mut bits, sub_layers).unzip();
         Some(Self {
             id: u8::try_from(id).ok()?,
             vps,
             profile_id,
             tier_flag,
-            resolution: resolution(&mut bits),
+            resolution: resolution.flatten(),
+            order: order.flatten(),
         })
     }
 }
@@ -158,11 +221,11 @@ fn skip_sub_layers(bits: &mut BitReader<'_>, count: u8) -> Option<()> {
     Some(())
 }
 
-fn resolution(bits: &mut BitReader<'_>) -> Option<(u16, u16)> {
+/// Width and height in pixels, if they are valid, and the rules of the picture order.
+#[expect(clippy::type_complexity, reason = "both are read in one pass")]
+fn size_and_order(bits: &mut BitReader<'_>, sub_layers: u8) -> Option<(Option<(u16, u16)>, Option<OrderRules>)> {
     let chroma_format_idc = bits.ue().filter(|idc| *idc <= 3)?;
-    if chroma_format_idc == 3 {
-        bits.skip(1); // separate_colour_plane_flag
-    }
+    let separate_planes = chroma_format_idc == 3 && bits.flag()?;
     let width = u64::from(bits.ue()?);
     let height = u64::from(bits.ue()?);
     let mut crop = [0; 4];
@@ -175,10 +238,9 @@ fn resolution(bits: &mut BitReader<'_>) -> Option<(u16, u16)> {
     // Table 6-1: in 4:2:0 and 4:2:2 chroma has half the columns, in 4:2:0 half the rows.
     let unit_x = if matches!(chroma_format_idc, 1 | 2) { 2 } else { 1 };
     let unit_y = if chroma_format_idc == 1 { 2 } else { 1 };
-    Some((
-        cropped(width, unit_x * (left + right))?,
-        cropped(height, unit_y * (top + bottom))?,
-    ))
+    let width = cropped(width, unit_x * (left + right));
+    let height = cropped(height, unit_y * (top + bottom));
+    Some((width.zip(height), OrderRules::read(bits, separate_planes, sub_layers)))
 }
 
 #[cfg(test)]

@@ -14,7 +14,10 @@ pub mod av1;
 pub mod bits;
 mod finding;
 mod h264;
+mod h264_slice;
 mod h265;
+mod h265_slice;
+mod order;
 mod parameter_sets;
 mod part;
 pub mod vp8;
@@ -102,6 +105,15 @@ impl Inspector {
         self.seeded = (finding.format.or(self.seeded.0), finding.resolution.or(self.seeded.1));
     }
 
+    /// What follows has unrelated timestamps; parameter sets are kept.
+    pub fn restart(&mut self) {
+        match &mut self.stream {
+            Stream::H264(stream) => stream.restart(),
+            Stream::H265(stream) => stream.restart(),
+            Stream::Vp8 | Stream::Vp9 | Stream::Av1 | Stream::Jpeg | Stream::Audio => {}
+        }
+    }
+
     /// Inspects one packet. `time` is its RTP timestamp, `payload` excludes padding. Duplicates are harmless, but avoid
     /// a second `insert` only while their frame is one of the last eight.
     pub fn inspect(&mut self, time: u32, payload: &Bytes) -> Inspection {
@@ -124,6 +136,16 @@ impl Inspector {
             insert: finding.insert,
             format_changed: replace(&mut self.format, finding.format.or(format)),
             resolution_changed: replace(&mut self.resolution, finding.resolution.or(resolution)),
+        }
+    }
+
+    /// Whether pictures are sent in another order than they are shown (B-frames), by parameter sets, slice types and picture
+    /// order counts of H.264 and H.265.
+    pub fn is_reordered(&self) -> bool {
+        match &self.stream {
+            Stream::H264(stream) => stream.is_reordered(),
+            Stream::H265(stream) => stream.is_reordered(),
+            Stream::Vp8 | Stream::Vp9 | Stream::Av1 | Stream::Jpeg | Stream::Audio => false,
         }
     }
 

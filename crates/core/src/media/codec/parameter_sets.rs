@@ -143,6 +143,11 @@ impl ParameterSets {
         }
     }
 
+    /// Forgets the recent access units, whose timestamps are unrelated to those that follow.
+    pub(super) fn forget_units(&mut self) {
+        self.units.clear();
+    }
+
     /// Records the contents of a packet, and returns whether its access unit is a key frame and which sets are missing.
     pub(super) fn judge(&mut self, time: u32, contents: &PacketContents) -> Verdict {
         if contents.sets.is_empty() && !contents.random_access {

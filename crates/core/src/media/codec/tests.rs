@@ -8,6 +8,8 @@ use crate::media::{H264Class, ProfileLevelId};
 
 const H264: &[u8] = include_bytes!("../../../../../tests/data/rtp/h264.rtp");
 const H265: &[u8] = include_bytes!("../../../../../tests/data/rtp/h265.rtp");
+const H264_B_FRAMES: &[u8] = include_bytes!("../../../../../tests/data/rtp/h264-bframes.rtp");
+const H265_B_FRAMES: &[u8] = include_bytes!("../../../../../tests/data/rtp/h265-bframes.rtp");
 const VP8: &[u8] = include_bytes!("../../../../../tests/data/rtp/vp8.rtp");
 const VP9: &[u8] = include_bytes!("../../../../../tests/data/rtp/vp9.rtp");
 
@@ -73,6 +75,36 @@ fn libvpx_key_frames_are_found() {
         assert_eq!(inspect_all(&mut inspector, &packets(recording)), (expected, 0));
         assert_eq!(inspector.format(), Some(format));
         assert_eq!(inspector.resolution(), Some((322, 182)));
+    }
+}
+
+/// Timestamps of decoding never go back: only the bitstream says that pictures are shown in another order.
+#[test]
+fn b_frames_are_found_whatever_the_timestamps_say() {
+    for (codec, recording, expected) in [
+        (Codec::H264, H264_B_FRAMES, true),
+        (Codec::H265, H265_B_FRAMES, true),
+        (Codec::H264, H264, false),
+        (Codec::H265, H265, false),
+        (Codec::Vp8, VP8, false),
+    ] {
+        let packets = packets(recording);
+        let mut inspector = Inspector::new(codec);
+        let found = packets.iter().position(|(time, payload)| {
+            inspector.inspect(*time, payload);
+            inspector.is_reordered()
+        });
+        assert_eq!(found.is_some(), expected, "{codec:?}");
+        let frames = |packets: &[(u32, Bytes)]| {
+            let times: std::collections::BTreeSet<u32> = packets.iter().map(|(time, _)| *time).collect();
+            times.len()
+        };
+        if let Some(found) = found {
+            assert!(
+                frames(&packets[..=found]) <= 8,
+                "{codec:?}: within the first group of pictures"
+            );
+        }
     }
 }
 

@@ -175,6 +175,7 @@ impl Unit {
     ) -> Result<(), Odd> {
         let (starts, ends) = (header & 0x80 != 0, header & 0x40 != 0);
         if starts {
+            self.end_fragment(odd);
             self.nal(nal_header, part, odd)?;
         } else if !self.in_fragment {
             return Err(Odd::StrayFragment);

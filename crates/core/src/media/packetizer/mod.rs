@@ -129,6 +129,11 @@ impl Packetizer {
         self.inspector.resolution()
     }
 
+    /// Whether the bitstream has B-frames.
+    pub fn is_reordered(&self) -> bool {
+        self.inspector.is_reordered()
+    }
+
     /// Stores parameter sets that were signalled separately, e.g. in the SDP. Later ones with the same ID replace them.
     pub fn remember(&mut self, parameter_sets: &[Bytes]) {
         self.unit = self.unit.wrapping_add(1);
