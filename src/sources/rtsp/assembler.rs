@@ -74,6 +74,7 @@ impl Assembler {
     pub(super) fn new(codec: Codec, parameter_sets: &[Bytes]) -> Self {
         let mut assembler = Box::new(FrameAssembler::new(codec));
         assembler.seed(parameter_sets);
+        assembler.go_on_after_gaps();
         Self::Frames { assembler, seq: 0 }
     }
 

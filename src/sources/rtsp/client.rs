@@ -113,7 +113,7 @@ impl Client {
             described => described?,
         };
         let silence = || Silence::new(camera.silence_timeout, now());
-        let Choice { mut tracks, left_out } = choose(stream, &session, &silence);
+        let Choice { mut tracks, left_out } = choose(&session, &silence);
         if tracks.is_empty() {
             return Err(CameraError::NoTracks);
         }
@@ -347,9 +347,14 @@ impl Client {
         let report = compound
             .pkts()
             .find_map(|packet| packet.as_sender_report().ok().flatten());
-        let track = self.tracks.iter().find(|track| track.index == compound.stream_id());
+        let track = self.tracks.iter_mut().find(|track| track.index == compound.stream_id());
         if let (Some(report), Some(time), Some(track)) = (report, compound.rtp_timestamp(), track) {
-            let Some(at) = self.ntp.instant(report.ntp_timestamp().0, compound.ctx().received()) else {
+            let ntp = report.ntp_timestamp().0;
+            // A clock that is not set, or that stands still, says nothing.
+            if track.last_report.replace(ntp) == Some(ntp) {
+                return;
+            }
+            let Some(at) = self.ntp.instant(ntp, compound.ctx().received()) else {
                 return;
             };
             self.ready.push_back(Event::Captured {

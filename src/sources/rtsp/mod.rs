@@ -6,12 +6,12 @@
 //! RTSPS, redirects, multicast and a jitter buffer.
 
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use self::camera::{Camera, CameraError};
 use self::client::{Client, Event};
 use self::fallback::{Fallback, PIPELINE};
-use self::refusal::Refusal;
+use self::refusal::{PassedOver, Refusal};
 use super::fetch::attached::{Attached, random_id};
 use super::fetch::directory::Entry;
 use super::fetch::error::FetchError;
@@ -81,7 +81,15 @@ async fn by_client<P: FanOut>(
         Ok(client) => client,
         Err(error) => return error.into(),
     };
-    entry.note(|status| status.left_out = client.left_out().to_vec());
+    if entry.status().left_out != client.left_out() {
+        for track in client.left_out() {
+            info!(%stream, track, "camera track left out: codec not supported");
+        }
+    }
+    entry.note(|status| {
+        status.left_out = client.left_out().to_vec();
+        status.passed_over = PassedOver::default();
+    });
     let Ok(feed) = FrameSource::new(stream.clone(), random_id(), &client.tracks()) else {
         return CameraError::NoTracks.into();
     };

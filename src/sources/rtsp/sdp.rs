@@ -2,6 +2,15 @@
 
 use std::borrow::Cow;
 
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+
+use millstream_core::media::Codec;
+use millstream_core::media::mpeg4_audio::parameter;
+
 /// A media section of a session description.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Section {
@@ -63,6 +72,46 @@ impl Section {
     }
 }
 
+/// Returns the parameter sets in an `fmtp` attribute (RFC 6184 §8.1, RFC 7798 §7.1) without start codes, and without what
+/// is no parameter set: cameras put both there.
+pub(super) fn parameter_sets(fmtp: &str, codec: Codec) -> Vec<Bytes> {
+    let names: &[&str] = match codec {
+        Codec::H264 => &["sprop-parameter-sets"],
+        Codec::H265 => &["sprop-vps", "sprop-sps", "sprop-pps"],
+        _ => &[],
+    };
+    let is_set = |nal: &Bytes| match (codec, nal.first()) {
+        (Codec::H264, Some(first)) => matches!(first & 0x1f, 7 | 8 | 13 | 15),
+        (Codec::H265, Some(first)) => matches!(first >> 1 & 0x3f, 32..=34),
+        _ => false,
+    };
+    let values = names.iter().filter_map(|name| parameter(fmtp, name));
+    values
+        .flat_map(|value| value.split(','))
+        .take(MAX_SETS)
+        .filter_map(|text| LENIENT.decode(text.trim()).ok())
+        .map(|bytes| {
+            let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+            let start_code = if zeros >= 2 && bytes.get(zeros) == Some(&1) {
+                zeros + 1
+            } else {
+                0
+            };
+            Bytes::from(bytes).slice(start_code..)
+        })
+        .filter(is_set)
+        .collect()
+}
+
+const MAX_SETS: usize = 32;
+
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +133,30 @@ mod tests {
         assert_eq!(of("audio", 104, Some("rtsp://a/b/t=2")), Some(2));
         assert_eq!(of("audio", 97, Some("rtsp://a/t=1")), Some(1));
         assert_eq!((of("video", 97, None), of("video", 98, None)), (Some(0), None));
+    }
+
+    #[test]
+    fn parameter_sets_are_found_among_what_is_none() {
+        let sets = |fmtp: &str, codec| parameter_sets(fmtp, codec);
+        let (sps, pps) = (
+            Bytes::from_static(&[0x67, 0x42, 0xe0]),
+            Bytes::from_static(&[0x68, 0xce]),
+        );
+        let both = vec![sps.clone(), pps];
+        assert_eq!(
+            sets("packetization-mode=1; sprop-parameter-sets=Z0Lg,aM4=", Codec::H264),
+            both
+        );
+        // Without padding, with start codes, and in another case.
+        assert_eq!(sets("Sprop-Parameter-Sets=AAAAAWdC4A==,AAAAAWjO", Codec::H264), both);
+        for half in ["sprop-parameter-sets=Z0Lg,", "sprop-parameter-sets=Z0Lg,????,IA=="] {
+            assert_eq!(sets(half, Codec::H264), std::slice::from_ref(&sps), "{half}");
+        }
+        assert_eq!(sets("sprop-parameter-sets=", Codec::H264), Vec::<Bytes>::new());
+        let hevc = sets(
+            "sprop-vps=QAEM; sprop-sps=QgEB; sprop-pps=RAHA; sprop-sei=TgE=",
+            Codec::H265,
+        );
+        assert_eq!(hevc.len(), 3);
     }
 }

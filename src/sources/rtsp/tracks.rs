@@ -2,14 +2,11 @@
 
 use bytes::Bytes;
 use retina::client::{Described, Session, Stream};
-use retina::codec::ParametersRef;
-use tracing::info;
 
 use super::assembler::Assembler;
 use super::sdp::{self, Section};
 use super::silence::Silence;
 use super::trouble::Rejections;
-use millstream_core::hub::name::StreamName;
 use millstream_core::media::mpeg4_audio::AacDepacketizer;
 use millstream_core::media::{Codec, Format, Kind};
 use millstream_core::sources::frame_source::Announced;
@@ -28,6 +25,8 @@ pub(super) struct Track {
     /// Its silence was logged.
     pub(super) silence_logged: bool,
     pub(super) rejections: Rejections,
+    /// NTP timestamp of the last sender report.
+    pub(super) last_report: Option<u64>,
 }
 
 /// The tracks that are read, video first, and the names of those that are not.
@@ -46,7 +45,7 @@ const MAX_LEFT_OUT: usize = 8;
 impl Track {
     fn new(index: usize, stream: &Stream, candidate: Candidate, silence: Silence) -> Self {
         let codec = candidate.announced.codec;
-        let parameter_sets = parameter_sets(stream, codec);
+        let parameter_sets = candidate.parameter_sets;
         let assembler = match candidate.aac {
             Some(aac) => Assembler::aac(aac, stream.clock_rate_hz()),
             None => Assembler::new(codec, &parameter_sets),
@@ -61,6 +60,7 @@ impl Track {
             silence,
             silence_logged: false,
             rejections: Rejections::default(),
+            last_report: None,
         }
     }
 
@@ -87,11 +87,13 @@ impl Track {
 /// A track that can be read.
 struct Candidate {
     announced: Announced,
+    /// Those of the session description. Some cameras send them nowhere else.
+    parameter_sets: Vec<Bytes>,
     aac: Option<AacDepacketizer>,
 }
 
 /// Returns the best track of each kind.
-pub(super) fn choose(name: &StreamName, session: &Session<Described>, silence: &dyn Fn() -> Silence) -> Choice {
+pub(super) fn choose(session: &Session<Described>, silence: &dyn Fn() -> Silence) -> Choice {
     let mut left_out = Vec::new();
     let sections = sdp::sections(session.sdp());
     let mut known: Vec<(usize, &Stream, Candidate)> = Vec::new();
@@ -131,9 +133,6 @@ pub(super) fn choose(name: &StreamName, session: &Session<Described>, silence: &
         .map(|(index, stream, candidate)| Track::new(index, stream, candidate, silence()))
         .collect();
     left_out.truncate(MAX_LEFT_OUT);
-    for track in &left_out {
-        info!(stream = %name, track, "camera track left out: codec not supported");
-    }
     Choice { tracks, left_out }
 }
 
@@ -145,13 +144,13 @@ fn label(stream: &Stream) -> String {
     } else {
         String::new()
     };
-    let text = format!("{media} {}/{rate}{channels}", encoding.to_ascii_uppercase());
+    let text = format!("{media} {}/{rate}{channels}", encoding.trim().to_ascii_uppercase());
     text.chars().filter(|c| !c.is_control()).take(60).collect()
 }
 
 fn candidate(stream: &Stream, parameters: &str) -> Option<Candidate> {
     let is_telephone = stream.clock_rate_hz() == 8_000 && stream.channels().is_none_or(|channels| channels.get() == 1);
-    let announced = match (stream.media(), stream.encoding_name()) {
+    let announced = match (stream.media(), stream.encoding_name().trim()) {
         ("video", "h264") => Codec::H264.into(),
         ("video", "h265") => Codec::H265.into(),
         ("video", "jpeg") => Codec::Jpeg.into(),
@@ -161,63 +160,21 @@ fn candidate(stream: &Stream, parameters: &str) -> Option<Candidate> {
         ("audio", "mpeg4-generic" | "mp4a-latm") => {
             let channels = stream.channels().and_then(|channels| u8::try_from(channels.get()).ok());
             let (rate, channels) = (stream.clock_rate_hz(), channels.unwrap_or(1));
-            let aac = match stream.encoding_name() {
+            let aac = match stream.encoding_name().trim() {
                 "mp4a-latm" => AacDepacketizer::latm(parameters),
                 _ => AacDepacketizer::generic(parameters, rate, channels),
             }?;
             return Some(Candidate {
                 announced: Format::Aac(aac.config()).into(),
+                parameter_sets: Vec::new(),
                 aac: Some(aac),
             });
         }
         _ => return None,
     };
-    Some(Candidate { announced, aac: None })
-}
-
-/// Returns the parameter sets of the session description. Some cameras send them nowhere else.
-fn parameter_sets(stream: &Stream, codec: Codec) -> Vec<Bytes> {
-    let Some(ParametersRef::Video(parameters)) = stream.parameters() else {
-        return Vec::new();
-    };
-    let record = Bytes::copy_from_slice(parameters.extra_data());
-    match codec {
-        Codec::H264 => avc_sets(&record),
-        Codec::H265 => hevc_sets(&record),
-        _ => None,
-    }
-    .unwrap_or_default()
-}
-
-/// Returns the parameter sets of an AVCDecoderConfigurationRecord (ISO/IEC 14496-15 §5.3.3.1).
-fn avc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
-    let mut sets = Vec::new();
-    let mut at = 5;
-    for mask in [0x1f, 0xff] {
-        let count = record.get(at)? & mask;
-        at = units(record, at + 1, count.into(), &mut sets)?;
-    }
-    Some(sets)
-}
-
-/// Returns the parameter sets of an HEVCDecoderConfigurationRecord (ISO/IEC 14496-15 §8.3.3.1).
-fn hevc_sets(record: &Bytes) -> Option<Vec<Bytes>> {
-    let mut sets = Vec::new();
-    let mut at = 23;
-    for _ in 0..*record.get(22)? {
-        let count = record.get(at + 1..)?.first_chunk::<2>()?;
-        at = units(record, at + 3, u16::from_be_bytes(*count), &mut sets)?;
-    }
-    Some(sets)
-}
-
-/// Reads `count` NAL units, each after its length in two bytes. Returns the position after them.
-fn units(record: &Bytes, mut at: usize, count: u16, sets: &mut Vec<Bytes>) -> Option<usize> {
-    for _ in 0..count {
-        let length = usize::from(u16::from_be_bytes(*record.get(at..)?.first_chunk::<2>()?));
-        let end = at + 2 + length;
-        sets.push((end <= record.len()).then(|| record.slice(at + 2..end))?);
-        at = end;
-    }
-    Some(at)
+    Some(Candidate {
+        announced,
+        parameter_sets: sdp::parameter_sets(parameters, announced.codec),
+        aac: None,
+    })
 }

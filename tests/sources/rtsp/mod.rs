@@ -12,7 +12,9 @@ use millstream_core::media::{Codec, Format};
 
 mod faults;
 mod media;
+mod quirks;
 mod refusals;
+mod scripted;
 
 /// Far beyond what anything here takes, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -24,7 +24,6 @@ const TICKS: u32 = 1_800;
 /// A request of the client.
 pub struct Request {
     pub method: String,
-    pub url: String,
     pub headers: Vec<(String, String)>,
     pub cseq: String,
     /// Number of requests of this connection before it.
@@ -40,6 +39,9 @@ impl Request {
     }
 }
 
+type Answer = Box<dyn Fn(&Request) -> Option<String> + Send + Sync>;
+type SendFrame = Box<dyn Fn(u64, &mut Sender) + Send + Sync>;
+
 /// What the camera does. Each part has a default that is plain RTSP.
 pub struct Script {
     pub sdp: Vec<u8>,
@@ -50,9 +52,9 @@ pub struct Script {
     pub transport: fn(u8) -> String,
     pub play: String,
     /// Replaces an answer, if it returns one.
-    pub answer: Box<dyn Fn(&Request) -> Option<String> + Send + Sync>,
+    pub answer: Answer,
     /// Sends frame `n` of the session.
-    pub frame: Box<dyn Fn(u64, &mut Sender) + Send + Sync>,
+    pub frame: SendFrame,
 }
 
 /// Writes packets of a session.
@@ -160,7 +162,9 @@ impl Scripted {
     }
 }
 
-async fn read_request(reader: &mut BufReader<tokio::net::tcp::OwnedReadHalf>) -> Option<(String, Vec<(String, String)>)> {
+async fn read_request(
+    reader: &mut BufReader<tokio::net::tcp::OwnedReadHalf>,
+) -> Option<(String, Vec<(String, String)>)> {
     let mut first = [0; 1];
     loop {
         reader.read_exact(&mut first).await.ok()?;
@@ -179,7 +183,9 @@ async fn read_request(reader: &mut BufReader<tokio::net::tcp::OwnedReadHalf>) ->
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).await.ok()?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            break;
+        };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
     Some((request, headers))
@@ -196,13 +202,11 @@ async fn serve(stream: TcpStream, script: Arc<Script>, counts: Arc<Counts>, conn
             counts.answers.fetch_add(1, Ordering::SeqCst);
             continue;
         }
-        let mut words = line.split(' ').map(str::to_owned);
-        let (method, url) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let method = line.split(' ').next().unwrap_or_default().to_owned();
         let cseq = headers.iter().find(|(name, _)| name == "cseq");
         let request = Request {
             cseq: cseq.map_or_else(String::new, |(_, value)| value.clone()),
             method,
-            url,
             headers,
             number,
             connection,
@@ -235,9 +239,16 @@ fn usual(request: &Request, script: &Script) -> String {
         "DESCRIBE" => format!("{head}{}Content-Length: {}\r\n\r\n", script.describe, script.sdp.len()),
         "SETUP" => {
             let asked = request.header("transport");
-            let channel = asked.split("interleaved=").nth(1).and_then(|text| text.split('-').next()?.parse().ok());
+            let channel = asked
+                .split("interleaved=")
+                .nth(1)
+                .and_then(|text| text.split('-').next()?.parse().ok());
             let transport = (script.transport)(channel.unwrap_or(0));
-            let transport = if transport.is_empty() { transport } else { format!("Transport: {transport}\r\n") };
+            let transport = if transport.is_empty() {
+                transport
+            } else {
+                format!("Transport: {transport}\r\n")
+            };
             format!("{head}Session: {session}\r\n{transport}\r\n")
         }
         "PLAY" => format!("{head}Session: {session}\r\n{}\r\n", script.play),

@@ -54,6 +54,11 @@ impl FrameAssembler {
         }
     }
 
+    /// After lost packets, drops only the frames that lack them: see [`Depacketizer::go_on_after_gaps`].
+    pub fn go_on_after_gaps(&mut self) {
+        self.depacketizer.go_on_after_gaps();
+    }
+
     /// Stores parameter sets that were signalled separately, such as in an SDP: NAL units without start code. They are put
     /// before key frames that lack them, until the stream sends others with the same IDs.
     pub fn seed(&mut self, parameter_sets: &[Bytes]) {
@@ -216,6 +221,29 @@ mod tests {
 
     fn owned(nals: &[&[u8]]) -> Vec<Vec<u8>> {
         nals.iter().map(|nal| nal.to_vec()).collect()
+    }
+
+    #[test]
+    fn after_a_gap_only_the_damaged_frames_are_dropped_if_so_told() {
+        for (goes_on, wanted) in [(false, &[0, 1][..]), (true, &[0, 1, 3, 5])] {
+            let mut camera = Camera::new(Codec::H264);
+            if goes_on {
+                camera.assembler.go_on_after_gaps();
+            }
+            for nal in [SPS, PPS[0], IDR] {
+                camera.send(0, nal == IDR, nal);
+            }
+            camera.send(1, true, P);
+            // Frame 2 lacks its end, frame 4 its start.
+            camera.send(2, false, P);
+            camera.seq += 1;
+            camera.send(3, true, P);
+            camera.seq += 1;
+            camera.send(4, true, &[0x7c, 0x41, 1]);
+            camera.send(5, true, P);
+            let times: Vec<u64> = camera.frames().iter().map(|(time, _)| *time).collect();
+            assert_eq!(times, wanted);
+        }
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Depacketizer {
     /// Video: frames are dropped until the next key frame.
     awaits_key_frame: bool,
     after_gap: bool,
+    /// After a gap, frames are not dropped until the next key frame.
+    goes_on: bool,
     /// Codec and timestamp of the last frame that ended with its marker.
     ended: Option<(Codec, TrackTime)>,
     /// NAL units without picture data that had a timestamp of their own: they belong to the next frame.
@@ -61,10 +63,17 @@ impl Depacketizer {
             unit: None,
             awaits_key_frame: kind == Kind::Video,
             after_gap: false,
+            goes_on: false,
             ended: None,
             prefix: BytesMut::new(),
             odd: OddCounts::default(),
         }
+    }
+
+    /// After a gap, drops only the frames that it damaged, as players do: those that depend on them may show errors. For
+    /// sources that nobody can ask for packets or key frames.
+    pub fn go_on_after_gaps(&mut self) {
+        self.goes_on = true;
     }
 
     /// Processes the next packet in sequence order; older packets are ignored. Appends complete frames to `out`.
@@ -82,10 +91,15 @@ impl Depacketizer {
             // The marker bit was not set, or its packet is part of the gap.
             self.finish(gap, out);
         }
+        let mut lacks_start = false;
         if gap {
             self.after_gap = true;
             match &mut self.unit {
                 Some(unit) => unit.is_broken = true,
+                None if self.goes_on => {
+                    let part = part(packet.codec, &packet.payload);
+                    lacks_start = part.is_ok_and(|part| part.has_slice && !part.starts_picture);
+                }
                 // The gap may contain the start of this frame.
                 None => self.awaits_key_frame |= self.kind == Kind::Video,
             }
@@ -99,6 +113,7 @@ impl Depacketizer {
             return;
         }
         let unit = self.unit.get_or_insert_with(|| Unit::new(packet.codec, packet.time));
+        unit.is_broken |= lacks_start;
         unit.key_frame |= packet.key_frame;
         unit.take(&packet.payload, &mut self.odd);
         if packet.marker || !is_fragmented(packet.codec) {
@@ -120,6 +135,7 @@ impl Depacketizer {
         *self = Self {
             after_gap: true,
             odd: self.odd,
+            goes_on: self.goes_on,
             ..Self::new(self.kind)
         };
     }
@@ -139,7 +155,7 @@ impl Depacketizer {
         let key_frame = unit.key_frame || self.kind == Kind::Audio;
         if broken || unit.is_broken {
             self.prefix.clear();
-            self.awaits_key_frame |= self.kind == Kind::Video;
+            self.awaits_key_frame |= self.kind == Kind::Video && !self.goes_on;
             self.after_gap = true;
             return;
         }
