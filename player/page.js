@@ -18,6 +18,11 @@ export function loadToken(key) {
   return sessionStorage.getItem(key) ?? '';
 }
 
+/** Whether the URL contains a token that `loadToken` has not taken yet. */
+export function hasTokenInLink() {
+  return new URLSearchParams(location.hash.slice(1)).has('token');
+}
+
 export function storeToken(key, token) {
   sessionStorage.setItem(key, token);
 }

@@ -2,18 +2,22 @@
 //
 // All settings can be preset in the URL: `?codec=VP8&height=480&bitrate=1000&sound=none`, the token as
 // `#token=...`. `?auto=camera` (or `auto=screen`) goes live without a click, if the browser allows capture without a
-// prompt. Attributes of the root element tell the state of the page:
+// prompt and the token is not from the link: otherwise whoever sends a link could watch a camera that the browser permits
+// this site to use. Attributes of the root element tell the state of the page:
 //
 //   data-state     idle, preview, connecting, live, retrying, failed
-//   data-error     why the page is not live: the name of the capture error, `http-STATUS`, `ended`, or `TakenOver` if
-//                  another publisher has taken over the stream
+//   data-error     why the page is not live: the name of the capture error, `http-STATUS`, `ended`, `unconfirmed` if
+//                  the token is from the link and going live needs a click, or `TakenOver` if another publisher has
+//                  taken over the stream
 //   data-sessions  sessions that the gateway has accepted from this page
 //   data-frames    video frames encoded
 
-import { byId, copyOnClick, storeToken, streamName, loadToken } from './page.js';
+import { byId, copyOnClick, hasTokenInLink, storeToken, streamName, loadToken } from './page.js';
 import { capture, explainCapture, sendableCodecs, WhipClient } from './whip.js';
 
 const TOKEN = 'millstream.publish-token';
+/** Set in this tab from opening a link with a token until the user goes live by a click. */
+const UNCONFIRMED = 'millstream.publish-token-unconfirmed';
 const stream = streamName();
 const root = document.documentElement;
 const form = byId('settings');
@@ -43,6 +47,7 @@ function presetFromAddress() {
     if (choice[name].value !== value && choice[name].add) choice[name].add(new Option(value, value, true, true));
     if (name === 'source') listSounds();
   }
+  if (hasTokenInLink()) sessionStorage.setItem(UNCONFIRMED, 'true');
   choice.token.value = loadToken(TOKEN);
   return auto;
 }
@@ -224,6 +229,7 @@ async function updateStats() {
 
 form.addEventListener('submit', (event) => {
   event.preventDefault();
+  sessionStorage.removeItem(UNCONFIRMED);
   goLive();
 });
 byId('show').addEventListener('click', () => (media ? stop() : openMedia()));
@@ -244,5 +250,9 @@ link.href = link.textContent = watchUrl();
 listSounds();
 setState('idle');
 const auto = presetFromAddress();
-if (auto) goLive();
+if (auto && sessionStorage.getItem(UNCONFIRMED)) {
+  root.dataset.error = 'unconfirmed';
+  showProblem({ title: 'Go live?', text: 'The token is from the link: whoever sent it can see what you publish.' });
+  byId('go').focus();
+} else if (auto) goLive();
 else if (!navigator.mediaDevices) showProblem(explainCapture({ name: 'SecurityError' }));

@@ -4,7 +4,7 @@
 //! { "exp": 1900000000, "publish": ["studio/*"], "play": "*", "api": true }
 //! ```
 //!
-//! `exp` is required. `publish` and `play` are a pattern or a list of patterns. A key is used with one algorithm only:
+//! `exp` is required, as are `iss` and `aud` if they are configured. `publish` and `play` are a pattern or a list of patterns. A key is used with one algorithm only:
 //! HS256 for a secret, RS256 for an RSA key, ES256 for a key on P-256. The token's `alg` only selects among them (RFC
 //! 8725 §3.1).
 
@@ -16,6 +16,7 @@ use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, JwkSet};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -106,6 +107,8 @@ const LEEWAY: u64 = 5;
 #[derive(Clone, Debug, Deserialize)]
 struct Claims {
     exp: u64,
+    /// A string in every valid token (RFC 7519 §4.1.1); the library also accepts a list.
+    iss: Option<Value>,
     #[serde(default)]
     publish: Patterns,
     #[serde(default)]
@@ -211,21 +214,15 @@ impl Verifier {
         {
             keys = set.find(header.alg, header.kid.as_deref()).await?;
         }
-        let mut validation = Validation::new(header.alg);
-        validation.leeway = LEEWAY;
-        validation.validate_nbf = true;
-        validation.validate_aud = self.audience.is_some();
-        if let Some(audience) = &self.audience {
-            validation.set_audience(&[audience]);
-        }
-        if let Some(issuer) = &self.issuer {
-            validation.set_issuer(&[issuer]);
-        }
+        let validation = self.validation(header.alg);
         let mut denial = Denial::Wrong;
         for key in keys {
             match jsonwebtoken::decode::<Claims>(token, &key.key, &validation) {
                 Ok(decoded) => {
                     let claims = decoded.claims;
+                    if self.issuer.is_some() && claims.iss.as_ref().and_then(Value::as_str) != self.issuer.as_deref() {
+                        continue;
+                    }
                     let rights = Permissions {
                         publish: claims.publish.read(),
                         play: claims.play.read(),
@@ -240,6 +237,26 @@ impl Verifier {
             }
         }
         Err(denial)
+    }
+
+    /// Returns the rules for registered claims. By itself, the library only rejects a wrong `iss` or `aud`, not a token
+    /// without one.
+    fn validation(&self, algorithm: Algorithm) -> Validation {
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = LEEWAY;
+        validation.validate_nbf = true;
+        validation.validate_aud = self.audience.is_some();
+        let mut required = vec!["exp"];
+        if let Some(audience) = &self.audience {
+            validation.set_audience(&[audience]);
+            required.push("aud");
+        }
+        if let Some(issuer) = &self.issuer {
+            validation.set_issuer(&[issuer]);
+            required.push("iss");
+        }
+        validation.set_required_spec_claims(&required);
+        validation
     }
 
     fn find(&self, digest: &[u8; 32]) -> Option<(Permissions, SystemTime)> {

@@ -50,11 +50,11 @@ section! {
         #[key("jwks_url", Live, "none", "values::web_address")]
         pub jwks_url: Option<String> = None,
 
-        /// Required `iss` of signed tokens.
+        /// Required `iss` of signed tokens, a string. Tokens without it are rejected.
         #[key("jwt_issuer", Live, "any", "values::text")]
         pub jwt_issuer: Option<String> = None,
 
-        /// Required `aud` of signed tokens.
+        /// Required `aud` of signed tokens, alone or in a list. Tokens without it are rejected.
         #[key("jwt_audience", Live, "any", "values::text")]
         pub jwt_audience: Option<String> = None,
 

@@ -91,10 +91,25 @@ impl OfferedSession {
 struct OpenSession {
     ice: IceSession,
     record: SessionRecord,
-    /// Event streams: id and event types.
-    event_streams: Vec<(String, Vec<SessionEvent>)>,
+    event_streams: Vec<OpenEventStream>,
     /// Its URL was deleted: no request may use it, although its shard has not closed it yet.
     is_deleted: bool,
+}
+
+#[derive(Debug)]
+struct OpenEventStream {
+    id: String,
+    events: Vec<SessionEvent>,
+    /// Number of requests that have read it. Only the last one continues.
+    readers: u64,
+}
+
+/// A request that reads an event stream.
+#[derive(Clone, Debug)]
+pub struct EventReader {
+    id: String,
+    number: u64,
+    pub events: Vec<SessionEvent>,
 }
 
 #[derive(Debug, Default)]
@@ -242,28 +257,44 @@ impl SessionTable {
         let opened = self.with_open(session, |session| {
             let has_room = session.event_streams.len() < MAX_EVENT_STREAMS;
             if has_room {
-                session.event_streams.push((id, events));
+                let readers = 0;
+                session.event_streams.push(OpenEventStream { id, events, readers });
             }
             has_room
         });
         opened.unwrap_or(false)
     }
 
-    /// Returns the event types of an event stream, or `None` if it was closed or its session has ended.
-    pub fn event_stream(&self, session: SessionId, id: &str) -> Option<Vec<SessionEvent>> {
-        self.with_open(session, |session| {
+    /// Starts to read an event stream; another request that reads it ends. Returns `None` if the stream was closed or
+    /// its session has ended.
+    pub fn read_event_stream(&self, session: SessionId, id: &str) -> Option<EventReader> {
+        let reader = self.with_open(session, |session| {
+            let stream = session.event_streams.iter_mut().find(|stream| stream.id == id)?;
+            stream.readers += 1;
+            Some(EventReader {
+                id: stream.id.clone(),
+                number: stream.readers,
+                events: stream.events.clone(),
+            })
+        })?;
+        self.media.hub().changes().notify(&Topic::Session(session));
+        reader
+    }
+
+    /// Whether an event stream is open and no later request reads it.
+    pub fn is_read_by(&self, session: SessionId, reader: &EventReader) -> bool {
+        let is_read = self.with_open(session, |session| {
             let mut streams = session.event_streams.iter();
-            streams
-                .find(|(stream, _)| stream == id)
-                .map(|(_, events)| events.clone())
-        })?
+            streams.any(|stream| stream.id == reader.id && stream.readers == reader.number)
+        });
+        is_read.unwrap_or(false)
     }
 
     /// Closes an event stream. Returns whether it was open.
     pub fn close_event_stream(&self, session: SessionId, id: &str) -> bool {
         let closed = self.with_open(session, |session| {
             let before = session.event_streams.len();
-            session.event_streams.retain(|(stream, _)| stream != id);
+            session.event_streams.retain(|stream| stream.id != id);
             session.event_streams.len() < before
         });
         // Its response ends.

@@ -26,7 +26,7 @@ use super::sse::{EventBody, EventSource};
 use super::{body, cors, layer, session_url};
 use crate::control::Control;
 use crate::control::record::SessionRecord;
-use crate::control::sessions::SessionEvent;
+use crate::control::sessions::{EventReader, SessionEvent};
 use crate::shard::{Layer, SessionId, SessionState};
 use millstream_core::hub::changes::{Listener, Topic};
 
@@ -111,11 +111,11 @@ pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Re
         Method::OPTIONS => Ok(options(ALLOWED_METHODS_OF_STREAM)),
         Method::GET => {
             let (session, record) = session_under(&control, &uri, SUB_EVENTS)?;
-            let events = control
+            let reader = control
                 .sessions
-                .event_stream(session, id)
+                .read_event_stream(session, id)
                 .ok_or_else(Problem::unknown_session)?;
-            let source = EventStream::new(control.clone(), session, record, id.to_owned(), events);
+            let source = EventStream::new(control.clone(), session, record, reader);
             let headers = [
                 (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
                 (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
@@ -133,13 +133,12 @@ pub async fn stream(State(control): State<Arc<Control>>, request: Request) -> Re
     }
 }
 
-/// The events of a stream that ends when the session ends or the event stream is closed.
+/// The events of a stream that ends when the session ends, the event stream is closed, or another request reads it.
 struct EventStream {
     control: Arc<Control>,
     session: SessionId,
     record: SessionRecord,
-    id: String,
-    events: Vec<SessionEvent>,
+    reader: EventReader,
     changes: Listener,
     /// When the number of viewers is read; `None` where nobody asked for it.
     viewer_counts: Option<Interval>,
@@ -154,16 +153,10 @@ struct EventStream {
 }
 
 impl EventStream {
-    fn new(
-        control: Arc<Control>,
-        session: SessionId,
-        record: SessionRecord,
-        id: String,
-        events: Vec<SessionEvent>,
-    ) -> Self {
+    fn new(control: Arc<Control>, session: SessionId, record: SessionRecord, reader: EventReader) -> Self {
         let topics = [Topic::Stream(record.stream.clone()), Topic::Session(session)];
         let changes = control.media.hub().changes().listen(topics);
-        let viewer_counts = events.contains(&SessionEvent::ViewerCount).then(|| {
+        let viewer_counts = reader.events.contains(&SessionEvent::ViewerCount).then(|| {
             let mut ticks = interval(VIEWER_COUNT_INTERVAL);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             ticks.reset();
@@ -173,8 +166,7 @@ impl EventStream {
             control,
             session,
             record,
-            id,
-            events,
+            reader,
             changes,
             viewer_counts,
             viewer_count_due: true,
@@ -191,7 +183,7 @@ impl EventStream {
     }
 
     fn push_event(&self, text: &mut String, event: SessionEvent, data: &Value) {
-        if self.events.contains(&event) {
+        if self.reader.events.contains(&event) {
             text.push_str(&format!("event: {}\ndata: {data}\n\n", event.name()));
         }
     }
@@ -199,7 +191,7 @@ impl EventStream {
 
 impl EventSource for EventStream {
     fn new_events(&mut self) -> Option<String> {
-        let is_open = self.control.sessions.event_stream(self.session, &self.id).is_some();
+        let is_open = self.control.sessions.is_read_by(self.session, &self.reader);
         if !is_open || matches!(self.state(), SessionState::Ended(_) | SessionState::Unknown) {
             return None;
         }

@@ -141,6 +141,7 @@ test('a browser that publishes learns that it may send more', async (t) => {
     };
   });
   await page.goto(`${gateway.origin}/publish/raising?auto=camera&bitrate=2500#token=${PUBLISH_TOKEN}`);
+  await page.click('#go');
   const estimate = () => page.evaluate(async () => {
     const reports = await window.connections[0]?.getStats() ?? new Map();
     const pair = [...reports.values()].find((r) => r.type === 'candidate-pair' && r.nominated);

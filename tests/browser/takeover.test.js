@@ -140,6 +140,12 @@ test('a publisher that loses its network takes over from its own old session and
   const page = await open(browser, `${gateway.origin}/watch/nothing`);
   t.after(() => page.close());
   await page.goto(`${gateway.origin}/publish/stage?auto=camera&height=480&codec=VP8#token=${PUBLISH_TOKEN}`);
+  // Whoever sent the link could watch: it does not go live by itself, also not after a reload.
+  await until(() => pageData(page), ({ error }) => error === 'unconfirmed', 'the page to ask');
+  await page.reload();
+  await until(() => pageData(page), ({ error }) => error === 'unconfirmed', 'the page to ask again');
+  assert.equal((await pageData(page)).state, 'idle');
+  await page.click('#go');
   await isLive(page);
   await page.setRequestInterception(true);
   page.on('request', (request) => (request.method() === 'DELETE' ? request.abort() : request.continue()));

@@ -5,6 +5,7 @@ mod crowd;
 mod joins;
 mod layers;
 mod locks;
+mod log;
 mod measures;
 mod publications;
 mod publisher;

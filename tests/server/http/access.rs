@@ -16,19 +16,19 @@ use tokio::net::TcpListener;
 
 use crate::http::client::{OBS, PUBLISH, Reply, Request, VIEWER, from_text, gateway, make_live};
 
-const SECRET: &str = "a-secret-of-more-than-sixteen-characters";
+pub(super) const SECRET: &str = "a-secret-of-more-than-sixteen-characters";
 
-fn in_seconds(seconds: i64) -> i64 {
+pub(super) fn in_seconds(seconds: i64) -> i64 {
     #[expect(clippy::disallowed_methods, reason = "tokens end at a time of the wall clock")]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     now.expect("after 1970").as_secs() as i64 + seconds
 }
 
 /// A folder that goes with its test.
-struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("millstream-access-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder");
         Self(path)
@@ -54,7 +54,7 @@ fn openssl(arguments: &[&str]) {
 }
 
 /// A token that openssl has signed, as none of ours would be.
-fn signed(folder: &Folder, header: &Value, claims: &Value, key: &str) -> String {
+pub(super) fn signed(folder: &Folder, header: &Value, claims: &Value, key: &str) -> String {
     let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
     let text = format!("{}.{}", part(header), part(claims));
     let (input, output) = (folder.path("text"), folder.path("signature"));
@@ -102,12 +102,12 @@ fn keys(folder: &Folder) {
     openssl(&["pkey", "-in", &path("ec.pem"), "-pubout", "-out", &path("ec.pub")]);
 }
 
-async fn publish(gateway: &Gateway, stream: &str, token: &str) -> Reply {
+pub(super) async fn publish(gateway: &Gateway, stream: &str, token: &str) -> Reply {
     let path = format!("/whip/{stream}");
     Request::offer(&path, OBS).bearer(token).send(gateway).await
 }
 
-async fn play(gateway: &Gateway, stream: &str, token: &str) -> Reply {
+pub(super) async fn play(gateway: &Gateway, stream: &str, token: &str) -> Reply {
     let path = format!("/whep/{stream}");
     Request::offer(&path, VIEWER).bearer(token).send(gateway).await
 }
@@ -278,6 +278,48 @@ async fn signed_tokens_say_what_they_are_good_for() {
     gateway.stop().await;
 }
 
+/// RFC 7519 §4.1.1, §4.1.3: a token that names no issuer or audience is not one for this gateway.
+#[tokio::test]
+async fn a_configured_issuer_and_audience_are_required() {
+    let folder = Folder::new("required");
+    let gateway = from_text(&format!(
+        "[auth]\njwt_secret = \"{SECRET}\"\njwt_issuer = \"https://idp.example\"\njwt_audience = \"millstream\"\n"
+    ))
+    .await;
+    let exp = in_seconds(600);
+    let idp = "https://idp.example";
+    for (claims, status) in [
+        (json!({"exp": exp, "iss": idp, "aud": "millstream"}), 201),
+        (json!({"exp": exp, "iss": idp, "aud": ["other", "millstream"]}), 201),
+        (json!({"exp": exp, "iss": idp}), 401),
+        (json!({"exp": exp, "aud": "millstream"}), 401),
+        (json!({"exp": exp}), 401),
+        (json!({"iss": idp, "aud": "millstream"}), 401),
+        (json!({"exp": exp, "iss": idp, "aud": null}), 401),
+        (json!({"exp": exp, "iss": idp, "aud": 5}), 401),
+        (json!({"exp": exp, "iss": idp, "aud": []}), 401),
+        (json!({"exp": exp, "iss": idp, "aud": ["millstream", 5]}), 401),
+        (json!({"exp": exp, "iss": idp, "aud": {}}), 401),
+        (json!({"exp": exp, "iss": idp, "aud": "Millstream"}), 401),
+        (json!({"exp": exp, "iss": null, "aud": "millstream"}), 401),
+        (json!({"exp": exp, "iss": {}, "aud": "millstream"}), 401),
+        (json!({"exp": exp, "iss": [], "aud": "millstream"}), 401),
+        (json!({"exp": exp, "iss": [idp], "aud": "millstream"}), 401),
+        (
+            json!({"exp": exp, "iss": "https://idp.example/", "aud": "millstream"}),
+            401,
+        ),
+        (json!({"exp": exp.to_string(), "iss": idp, "aud": "millstream"}), 401),
+        (json!({"exp": exp, "nbf": "x", "iss": idp, "aud": "millstream"}), 401),
+    ] {
+        let mut all = claims.clone();
+        all["publish"] = json!("*");
+        let token = signed(&folder, &json!({"alg": "HS256"}), &all, SECRET);
+        assert_eq!(publish(&gateway, "live", &token).await.status, status, "{claims}");
+    }
+    gateway.stop().await;
+}
+
 #[tokio::test]
 async fn a_session_ends_within_a_second_of_its_token() {
     let folder = Folder::new("expiry");
@@ -295,7 +337,7 @@ async fn a_session_ends_within_a_second_of_its_token() {
 }
 
 /// A server that answers each request with what `answer` makes of its body.
-async fn serve(answer: impl Fn(Value) -> String + Send + Sync + 'static) -> (SocketAddr, Arc<AtomicUsize>) {
+pub(super) async fn serve(answer: impl Fn(Value) -> String + Send + Sync + 'static) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     let (asked, answer) = (Arc::new(AtomicUsize::new(0)), Arc::new(answer));
@@ -336,7 +378,7 @@ async fn serve(answer: impl Fn(Value) -> String + Send + Sync + 'static) -> (Soc
     (address, asked)
 }
 
-fn http(status: &str, body: &str) -> String {
+pub(super) fn http(status: &str, body: &str) -> String {
     format!(
         "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()

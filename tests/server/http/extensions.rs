@@ -311,3 +311,26 @@ async fn a_layer_is_chosen_by_name_or_size_and_wrong_ones_are_refused() {
     assert_eq!(reply.status, 404);
     gateway.stop().await;
 }
+
+/// A GET takes an event stream over: a player that reconnects does not wait for its old connection to time out.
+#[tokio::test]
+async fn an_event_stream_has_one_reader() {
+    let gateway = gateway(&[]).await;
+    make_live(&gateway, "live");
+    let session = Request::offer("/whep/live", VIEWER).send(&gateway).await.location();
+    let stream = Request::new("POST", &format!("{session}/events")).send(&gateway).await;
+    let stream = stream.location();
+    let mut readers = Vec::new();
+    for _ in 0..8 {
+        let mut events = Events::open(&gateway, &stream).await;
+        events.until("event: active").await;
+        readers.push(events);
+    }
+    let mut last = readers.pop().expect("eight");
+    for mut replaced in readers {
+        replaced.ends().await;
+    }
+    gateway.drain();
+    last.until("event: reconnect").await;
+    gateway.stop().await;
+}

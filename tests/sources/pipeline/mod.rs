@@ -28,7 +28,7 @@ mod without_gstreamer;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The worker programs, as cargo built them in one folder.
-pub fn programs() -> WorkerPrograms {
+pub(crate) fn programs() -> WorkerPrograms {
     let gateway = PathBuf::from(env!("CARGO_BIN_EXE_millstream"));
     let programs = WorkerPrograms {
         pipeline: gateway.with_file_name(PIPELINE_WORKER),

@@ -9,20 +9,20 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 
-pub const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
-pub const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
+pub(crate) const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
+pub(crate) const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
 const IDR: &[u8] = &[0x65, 0x88, 1, 2, 3, 4];
 const P: &[u8] = &[0x41, 0x9a, 1, 2, 3, 4];
 
 /// Frames from one key frame to the next.
-pub const GOP: u64 = 10;
+pub(crate) const GOP: u64 = 10;
 
 /// Time between two frames, and their distance in RTP time.
 const INTERVAL: Duration = Duration::from_millis(20);
 const TICKS: u32 = 1_800;
 
 /// A request of the client.
-pub struct Request {
+pub(crate) struct Request {
     pub method: String,
     pub headers: Vec<(String, String)>,
     pub cseq: String,
@@ -33,7 +33,7 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(known, _)| known == name);
         found.map_or("", |(_, value)| value.as_str())
     }
@@ -43,7 +43,7 @@ type Answer = Box<dyn Fn(&Request) -> Option<String> + Send + Sync>;
 type SendFrame = Box<dyn Fn(u64, &mut Sender) + Send + Sync>;
 
 /// What the camera does. Each part has a default that is plain RTSP.
-pub struct Script {
+pub(crate) struct Script {
     pub sdp: Vec<u8>,
     /// Headers of the answer to DESCRIBE.
     pub describe: String,
@@ -58,7 +58,7 @@ pub struct Script {
 }
 
 /// Writes packets of a session.
-pub struct Sender {
+pub(crate) struct Sender {
     out: Vec<u8>,
     pub seq: u16,
     pub time: u32,
@@ -68,7 +68,7 @@ pub struct Sender {
 }
 
 #[derive(Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Frames of the last session.
     pub frames: AtomicU64,
     /// PLAY requests.
@@ -78,12 +78,12 @@ pub struct Counts {
     connections: AtomicUsize,
 }
 
-pub struct Scripted {
+pub(crate) struct Scripted {
     pub port: u16,
     pub counts: Arc<Counts>,
 }
 
-pub fn sdp(more: &str) -> Vec<u8> {
+pub(crate) fn sdp(more: &str) -> Vec<u8> {
     format!(
         "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=cam\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\na=control:*\r\n\
          m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=fmtp:96 packetization-mode=1\r\na=control:track0\r\n{more}"
@@ -107,7 +107,7 @@ impl Default for Script {
 
 impl Sender {
     /// One RTP packet in the RTSP connection.
-    pub fn packet(&mut self, payload: &[u8], marker: bool) {
+    pub(crate) fn packet(&mut self, payload: &[u8], marker: bool) {
         let (seq, time, ssrc) = (self.seq, self.time, self.ssrc);
         self.seq = self.seq.wrapping_add(1);
         let pt = self.payload_type | u8::from(marker) << 7;
@@ -119,18 +119,18 @@ impl Sender {
         self.interleaved(self.channel, &packet);
     }
 
-    pub fn interleaved(&mut self, channel: u8, data: &[u8]) {
+    pub(crate) fn interleaved(&mut self, channel: u8, data: &[u8]) {
         self.out.extend([b'$', channel]);
         self.out.extend((data.len() as u16).to_be_bytes());
         self.out.extend(data);
     }
 
-    pub fn raw(&mut self, data: &[u8]) {
+    pub(crate) fn raw(&mut self, data: &[u8]) {
         self.out.extend(data);
     }
 
     /// The packets of frame `n`: parameter sets and IDR, or P.
-    pub fn frame(&mut self, n: u64) {
+    pub(crate) fn frame(&mut self, n: u64) {
         if n.is_multiple_of(GOP) {
             self.packet(SPS, false);
             self.packet(PPS, false);
@@ -141,13 +141,13 @@ impl Sender {
     }
 
     /// A frame without parameter sets.
-    pub fn slices(&mut self, n: u64) {
+    pub(crate) fn slices(&mut self, n: u64) {
         self.packet(if n.is_multiple_of(GOP) { IDR } else { P }, true);
     }
 }
 
 impl Scripted {
-    pub async fn start(script: Script) -> Self {
+    pub(crate) async fn start(script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
         let counts = Arc::new(Counts::default());

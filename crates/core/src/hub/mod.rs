@@ -12,6 +12,7 @@ pub mod half_open;
 pub mod id;
 pub mod intake;
 pub mod lock;
+pub mod log_limit;
 pub mod mailbox;
 pub mod meter;
 pub mod name;

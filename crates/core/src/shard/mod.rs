@@ -17,6 +17,7 @@ use self::counters::DropReason;
 use self::message::{Message, Opening, OpeningRole};
 use self::peers::{Peer, PeerKey, Peers, Role};
 use self::tcp::PeerAddress;
+use crate::hub::log_limit::LogLimit;
 use crate::hub::registry::SessionState;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, StreamId};
 use crate::media::rtcp;
@@ -61,6 +62,8 @@ pub struct Core {
     /// Arrival of the oldest packet that was forwarded in this tick.
     oldest_arrival: Option<Instant>,
     random: Box<dyn FnMut() -> u32 + Send>,
+    /// Limits of the warnings about sessions that failed, which any viewer can cause, by role and reason.
+    failure_log: HashMap<(&'static str, CloseReason), LogLimit>,
     stopping: bool,
 }
 
@@ -81,6 +84,7 @@ impl Core {
             dirty: Vec::new(),
             oldest_arrival: None,
             random,
+            failure_log: HashMap::new(),
             stopping: false,
         }
     }
@@ -507,7 +511,6 @@ impl Core {
         self.shared.registry.ended(now, peer.id, reason);
         self.shared.counters.closed(reason);
         self.shared.counters.add_session_drops(&peer.session.drops());
-        let lasted = now.duration_since(peer.opened);
         for address in &peer.addresses {
             self.unroute(address.remote);
             // Another session may have taken over the connection.
@@ -528,16 +531,25 @@ impl Core {
                 ("viewer", viewer.stream.key.name.clone())
             }
         };
-        let session = peer.id;
-        if reason == CloseReason::Evicted {
-            // A single request of anybody can cause this: counted by the metrics, not logged.
-            debug!(?session, %stream, ?lasted, "half-open {role} evicted by a newer session");
-        } else if reason.is_failure() && !(reason.is_not_connected() && lasted < GIVE_UP_TIME) {
-            let candidates = tracing::field::debug(self.shared.announced());
-            let (reason, why) = (reason.label(), reason.explanation());
-            warn!(?session, %stream, reason, ?lasted, why, candidates, "{role} failed to connect");
-        } else {
-            info!(?session, %stream, ?reason, ?lasted, "{role} left");
+        let (session, is_connected) = (peer.id, peer.connected.is_some());
+        let lasted = now.duration_since(peer.opened);
+        let has_given_up = reason.is_not_connected() && lasted < GIVE_UP_TIME;
+        if !reason.is_failure() || reason == CloseReason::Evicted || has_given_up {
+            match is_connected {
+                true => info!(?session, %stream, ?reason, ?lasted, "{role} left"),
+                false => debug!(?session, %stream, ?reason, ?lasted, "{role} left before it was connected"),
+            }
+            return;
+        }
+        let candidates = tracing::field::debug(self.shared.announced());
+        let why = reason.explanation();
+        let limit = self.failure_log.entry((role, reason)).or_default();
+        let reason = reason.label();
+        match limit.allow(now) {
+            Some(suppressed) => {
+                warn!(?session, %stream, reason, ?lasted, why, candidates, suppressed, "{role} failed to connect");
+            }
+            None => debug!(?session, %stream, reason, ?lasted, why, candidates, "{role} failed to connect"),
         }
     }
 }
