@@ -21,7 +21,7 @@ const LAYERS: [&[&str]; 9] = [
 const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("shard", "transcode")];
 
 /// Foreign stacks and the folders that may name them.
-const FOREIGN: [(&str, &[&str]); 9] = [
+const FOREIGN: [(&str, &[&str]); 8] = [
     ("jsonwebtoken", &["access"]),
     ("rtc_dtls", &["session"]),
     ("rtc_srtp", &["session"]),
@@ -30,7 +30,6 @@ const FOREIGN: [(&str, &[&str]); 9] = [
     ("axum", &["http"]),
     ("libc", &["shard"]),
     ("retina", &["sources"]),
-    ("mpeg2ts_reader", &["media"]),
 ];
 
 /// Folders in which time and randomness are arguments.

@@ -25,7 +25,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         let bytes: usize = samples.iter().map(|sample| sample.bytes.len()).sum();
         // A start code of a parameter set is longer than its length in the initialization section.
         let sets = 4 * if init.is_empty() { segment.len() } else { init.len() };
-        let most = segment.len() + samples.len() * sets;
+        // A start code has four bytes, the length before a NAL unit of one byte at least one.
+        let most = segment.len() / 2 * 5 + 5 + samples.len() * sets;
         assert!(
             bytes <= most,
             "{bytes} bytes of {} samples of {}",

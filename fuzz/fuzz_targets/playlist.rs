@@ -41,7 +41,9 @@ fn check(text: &str, playlist: &Playlist) {
             assert!(list.audio.len() <= text.len() / 10);
         }
         Playlist::Media(media) => {
-            assert!(media.segments.iter().map(|segment| segment.uri.len()).sum::<usize>() <= text.len());
+            let listed = || media.segments.iter().chain(&media.open);
+            let uris = listed().map(|segment| segment.uri.len() + segment.parts.iter().map(|part| part.uri.len()).sum::<usize>());
+            assert!(uris.sum::<usize>() <= text.len());
             for pair in media.segments.windows(2) {
                 assert_eq!(pair[1].number, pair[0].number.saturating_add(1));
                 assert!(pair[1].discontinuities >= pair[0].discontinuities);
@@ -49,7 +51,12 @@ fn check(text: &str, playlist: &Playlist) {
             if let Some(last) = media.segments.last() {
                 assert_eq!(media.next, last.number.saturating_add(1));
             }
-            for range in media.segments.iter().filter_map(|segment| segment.range) {
+            if let Some(open) = &media.open {
+                assert_eq!(open.number, media.next);
+                assert!(!open.parts.is_empty() && open.uri.is_empty());
+            }
+            let parts = listed().flat_map(|segment| &segment.parts).filter_map(|part| part.range);
+            for range in listed().filter_map(|segment| segment.range).chain(parts) {
                 assert!(range.begin.checked_add(range.length).is_some(), "{range:?}");
             }
             assert!(media.segments.iter().all(|segment| segment.duration.as_secs() <= 3_600));
@@ -62,8 +69,18 @@ fn follow(cursor: &mut Cursor, media: &Media) {
     for _ in 0..STEPS {
         match cursor.step(media) {
             Step::Fetch(segment, _) => {
-                assert!(media.segments.contains(&segment));
-                assert_eq!(cursor.next_number(), Some(segment.number.saturating_add(1)));
+                let mut listed = media.segments.iter().chain(&media.open);
+                let found = listed.find(|listed| listed.number == segment.number).expect("listed");
+                match cursor.next_part().checked_sub(1) {
+                    Some(part) => {
+                        assert_eq!(found.parts[part].uri, segment.uri);
+                        assert_eq!(cursor.next_number(), Some(segment.number));
+                    }
+                    None => {
+                        assert_eq!(found.uri, segment.uri);
+                        assert_eq!(cursor.next_number(), Some(segment.number.saturating_add(1)));
+                    }
+                }
             }
             Step::Reload(wait) => {
                 assert!(wait.as_millis() >= 300, "{wait:?}");

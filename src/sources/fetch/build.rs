@@ -14,7 +14,7 @@ use crate::pipeline::description::ParameterError;
 use crate::pipeline::library::Library;
 use crate::pipeline::programs::WorkerPrograms;
 use crate::pipeline::value::Unescaped;
-use crate::sources::hls::{Choice, Origin};
+use crate::sources::hls::{Choice, DeadVariants, Origin};
 use crate::sources::rtsp::camera::{Camera, Password};
 use crate::sources::rtsp::fallback::Fallback;
 use crate::sources::rtsp::policies::{self, Policies};
@@ -168,6 +168,7 @@ fn origin(config: &HlsConfig, context: BuildContext<'_>, mistakes: &mut Vec<Mist
         repeats: config.repeat,
         allowed: context.allowed.clone(),
         programs: context.programs.clone(),
+        dead: DeadVariants::default(),
     })
 }
 

@@ -9,6 +9,8 @@ use super::playlist::{Media, Segment};
 pub struct Cursor {
     /// Media sequence number of the next segment; `None` before the first.
     next: Option<u64>,
+    /// Index of its next part, if it is fetched in parts.
+    part: usize,
     /// Whether a recorded source is repeated.
     repeats: bool,
     /// Number of restarts. Each starts a new timeline.
@@ -28,7 +30,7 @@ pub struct Cursor {
 /// The next step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// Fetch this segment, which belongs to this timeline.
+    /// Fetch this segment or part of a segment, which belongs to this timeline.
     Fetch(Box<Segment>, u64),
     /// Reload the playlist, this long after the last load.
     Reload(Duration),
@@ -56,6 +58,24 @@ impl Cursor {
         self.next
     }
 
+    /// Returns the index of the next part of that segment.
+    pub fn next_part(&self) -> usize {
+        self.part
+    }
+
+    /// Continues with another server's playlist of the stream: where it is, if that is listed, or else on another
+    /// timeline.
+    pub fn moved(&mut self, playlist: &Media) {
+        let first = playlist.segments.first().map(|segment| segment.number);
+        let is_listed = self
+            .next
+            .zip(first)
+            .is_some_and(|(next, first)| (first..=playlist.next).contains(&next));
+        if self.next.is_some() && !is_listed {
+            self.restart();
+        }
+    }
+
     /// Records that a playlist was loaded.
     pub fn loaded(&mut self, playlist: &Media) {
         let has_new_segment = self.next.is_none_or(|next| playlist.next > next);
@@ -76,6 +96,46 @@ impl Cursor {
 
     /// Returns the next step for the playlist that was loaded last.
     pub fn step(&mut self, playlist: &Media) -> Step {
+        self.part_step(playlist).unwrap_or_else(|| self.segment_step(playlist))
+    }
+
+    /// Returns the next part of a low-latency playlist; `None` if whole segments are to be fetched.
+    fn part_step(&mut self, playlist: &Media) -> Option<Step> {
+        if !playlist.can_wait || playlist.part_target.is_none() || playlist.has_ended {
+            return None;
+        }
+        let (mut next, mut part) = match self.next {
+            Some(next) => (next, self.part),
+            None => part_edge(playlist)?,
+        };
+        loop {
+            let segment = segment_of(playlist, next)?;
+            if let Some(found) = segment.parts.get(part).filter(|_| segment.key.is_none()) {
+                (self.next, self.part) = (Some(next), part + 1);
+                self.was_live = true;
+                let part = Segment {
+                    uri: found.uri.clone(),
+                    range: found.range,
+                    is_gap: found.is_gap,
+                    begins: segment.begins && part == 0,
+                    parts: Vec::new(),
+                    ..segment.clone()
+                };
+                let timeline = self.timeline_of(&part);
+                return Some(Step::Fetch(Box::new(part), timeline));
+            }
+            if segment.uri.is_empty() {
+                return Some(Step::Reload(MIN_RELOAD_INTERVAL));
+            }
+            if part == 0 {
+                return None;
+            }
+            (next, part) = (next.checked_add(1)?, 0);
+            (self.next, self.part) = (Some(next), part);
+        }
+    }
+
+    fn segment_step(&mut self, playlist: &Media) -> Step {
         let (Some(first), Some(last)) = (playlist.segments.first(), playlist.segments.last()) else {
             return if playlist.has_ended {
                 Step::Ended
@@ -94,9 +154,13 @@ impl Cursor {
         };
         let index = usize::try_from(next.saturating_sub(first.number)).unwrap_or(usize::MAX);
         if let Some(segment) = playlist.segments.get(index) {
-            self.next = Some(next.saturating_add(1));
-            let timeline = self.timeline_of(segment);
-            return Step::Fetch(Box::new(segment.clone()), timeline);
+            (self.next, self.part) = (Some(next.saturating_add(1)), 0);
+            let segment = Segment {
+                parts: Vec::new(),
+                ..segment.clone()
+            };
+            let timeline = self.timeline_of(&segment);
+            return Step::Fetch(Box::new(segment), timeline);
         }
         if playlist.has_ended {
             if self.repeats && !self.was_live {
@@ -150,6 +214,29 @@ impl Cursor {
     }
 }
 
+/// The segment with this number, which may be in progress.
+fn segment_of(playlist: &Media, number: u64) -> Option<&Segment> {
+    let first = playlist
+        .segments
+        .first()
+        .map_or(playlist.next, |segment| segment.number);
+    let index = usize::try_from(number.checked_sub(first)?).ok()?;
+    let open = playlist.open.as_ref().filter(|open| open.number == number);
+    playlist.segments.get(index).or(open)
+}
+
+/// The last part that a decoder can start with.
+fn part_edge(playlist: &Media) -> Option<(u64, usize)> {
+    let newest = playlist.open.iter().chain(playlist.segments.iter().rev());
+    newest.take(3).find_map(|segment| {
+        let part = segment
+            .parts
+            .iter()
+            .rposition(|part| part.is_independent && !part.is_gap)?;
+        Some((segment.number, part))
+    })
+}
+
 fn wait(time: Duration) -> Duration {
     time.max(MIN_RELOAD_INTERVAL)
 }
@@ -194,6 +281,72 @@ mod tests {
         cursor.loaded(&list);
         assert_eq!(fetched(cursor.step(&list)).0, 15);
         assert_eq!(fetched(cursor.step(&list)).0, 16);
+    }
+
+    const PARTS: &str = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,PART-HOLD-BACK=3\n\
+        #EXT-X-PART-INF:PART-TARGET=1\n#EXT-X-MEDIA-SEQUENCE:7\n#EXTINF:4,\n7.mp4\n\
+        #EXT-X-PART:DURATION=1,URI=\"8.0\",INDEPENDENT=YES\n#EXT-X-PART:DURATION=1,URI=\"8.1\"\n";
+
+    fn uri(step: Step) -> String {
+        match step {
+            Step::Fetch(segment, _) => segment.uri,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn parts_are_fetched_one_by_one_and_no_segment_twice() {
+        let mut cursor = Cursor::new(true);
+        let list = media(PARTS);
+        cursor.loaded(&list);
+        assert_eq!([uri(cursor.step(&list)), uri(cursor.step(&list))], ["8.0", "8.1"]);
+        assert_eq!(cursor.step(&list), Step::Reload(MIN_RELOAD_INTERVAL));
+        assert_eq!((cursor.next_number(), cursor.next_part()), (Some(8), 2));
+        // The segment is complete, and the next one begins.
+        let more = "#EXT-X-PART:DURATION=1,URI=\"8.2\"\n#EXTINF:3,\n8.mp4\n\
+            #EXT-X-DISCONTINUITY\n#EXT-X-PART:DURATION=1,URI=\"9.0\"\n#EXT-X-PART:DURATION=1,URI=\"9.1\",BYTERANGE=\"5@2\"\n";
+        let list = media(&(PARTS.to_owned() + more));
+        cursor.loaded(&list);
+        assert_eq!(uri(cursor.step(&list)), "8.2");
+        let Step::Fetch(first, timeline) = cursor.step(&list) else {
+            panic!()
+        };
+        let Step::Fetch(second, same) = cursor.step(&list) else {
+            panic!()
+        };
+        assert_eq!(
+            (first.uri.as_str(), timeline, same),
+            ("9.0", 1, 1),
+            "the discontinuity counts once"
+        );
+        assert_eq!(second.range.map(|range| (range.begin, range.length)), Some((2, 5)));
+        // Its parts are not listed any more: what was missed is a gap.
+        let list = media(&PARTS.replace("SEQUENCE:7", "SEQUENCE:9").replace("\"8.", "\"10."));
+        cursor.loaded(&list);
+        assert_eq!(uri(cursor.step(&list)), "10.0");
+    }
+
+    #[test]
+    fn segments_without_parts_among_those_with_parts_are_fetched_whole() {
+        let mut cursor = Cursor::new(true);
+        let list = media(&PARTS.replace("INDEPENDENT=YES", "X=Y"));
+        cursor.loaded(&list);
+        assert_eq!(uri(cursor.step(&list)), "7.mp4", "no part can be started with");
+        assert_eq!([uri(cursor.step(&list)), uri(cursor.step(&list))], ["8.0", "8.1"]);
+    }
+
+    #[test]
+    fn a_twin_is_followed_where_the_other_stopped() {
+        let mut cursor = Cursor::new(true);
+        let list = live(10, 5);
+        cursor.loaded(&list);
+        assert_eq!(fetched(cursor.step(&list)), (14, 0));
+        let twin = live(12, 4);
+        cursor.moved(&twin);
+        assert_eq!(fetched(cursor.step(&twin)), (15, 0));
+        let other = live(900, 4);
+        cursor.moved(&other);
+        assert_eq!(fetched(cursor.step(&other)), (903, 1 << 32), "numbered otherwise");
     }
 
     #[test]

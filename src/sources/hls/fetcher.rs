@@ -12,8 +12,10 @@ use url::Url;
 use super::crypt;
 use super::cursor::{Cursor, Step};
 use super::error::{FileKind, HlsError};
-use super::http::{Bounds, Client, HttpError};
+use super::files::{PLAYLIST, checksum, get, parse};
+use super::http::{Bounds, HttpError};
 use super::playlist::{Init, Key, Media, Playlist, Segment};
+use super::resolver::Resolver;
 use crate::pipeline::process::Feeder;
 use millstream_worker_runtime::wire::{ChunkRole, SegmentChunk};
 
@@ -22,7 +24,7 @@ pub(super) type LastError = Arc<Mutex<Option<HlsError>>>;
 
 /// One rendition of a source.
 pub(super) struct Fetcher {
-    pub(super) client: Arc<Client>,
+    pub(super) resolver: Arc<Resolver>,
     /// URL of its media playlist.
     pub(super) address: Url,
     pub(super) rendition: u8,
@@ -33,15 +35,15 @@ pub(super) struct Fetcher {
     pub(super) last_error: LastError,
     pub(super) init: Option<(u64, Arc<Init>)>,
     pub(super) key: Option<(Url, [u8; 16])>,
-    /// The origin supports blocking playlist reload.
-    pub(super) can_wait: bool,
+    /// Consecutive files that could not be fetched.
+    pub(super) failures: u32,
+    /// When the operator's address was asked again.
+    pub(super) moved: Option<Instant>,
+    /// The last playlist, with a checksum of its text.
+    pub(super) loaded: Option<(u64, Arc<Media>)>,
+    /// Segment and part that the origin waits for, if it supports blocking playlist reload.
+    pub(super) waits_for: Option<(u64, Option<usize>)>,
 }
-
-/// Limits of a playlist. 1 MiB holds about half a day in segments of six seconds.
-pub(super) const PLAYLIST: Bounds = Bounds {
-    most: 1 << 20,
-    within: Duration::from_secs(10),
-};
 
 /// Limits of a segment.
 const SEGMENT: Bounds = Bounds {
@@ -70,10 +72,15 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Attempts to fetch a file. A segment that cannot be fetched is skipped.
 const ATTEMPTS: u32 = 3;
 
+/// Consecutive failures after which another variant is tried, and the interval at which the operator's address is asked
+/// again.
+const MAX_FAILURES: u32 = 3;
+const MOVE_INTERVAL: Duration = Duration::from_secs(2);
+
 impl Fetcher {
     /// Follows the playlist until the source has ended or the worker has exited; `first` is the playlist if it was
     /// already loaded.
-    pub(super) async fn run(mut self, first: Option<Media>) {
+    pub(super) async fn run(mut self, first: Option<Arc<Media>>) {
         let mut loaded_at = Instant::now();
         let mut playlist = first;
         loop {
@@ -84,26 +91,29 @@ impl Fetcher {
                     match self.load().await {
                         Ok(list) => list,
                         Err(error) => {
-                            self.record(Some(error));
-                            sleep(RETRY).await;
+                            self.fail(error).await;
                             continue;
                         }
                     }
                 }
             };
             self.cursor.loaded(&list);
-            self.can_wait = list.can_wait;
+            let mut has_fetched = false;
             let wait = loop {
                 match self.cursor.step(&list) {
                     // The wait avoids a busy loop over a playlist that has only gaps.
                     Step::Fetch(segment, _) if segment.is_gap => sleep(RETRY).await,
                     Step::Fetch(segment, timeline) => match self.fetch_segment(&segment, timeline).await {
-                        Ok(true) => self.record(None),
+                        Ok(true) => {
+                            self.record(None);
+                            (self.failures, has_fetched) = (0, true);
+                        }
                         Ok(false) => return,
                         Err(error) => {
                             debug!(%error, number = segment.number, "segment skipped");
-                            self.record(Some(error));
-                            sleep(RETRY).await;
+                            if self.fail(error).await {
+                                break Duration::ZERO;
+                            }
                         }
                     },
                     Step::Reload(wait) => break wait,
@@ -113,26 +123,77 @@ impl Fetcher {
                     }
                 }
             };
+            self.waits_for = list
+                .can_wait
+                .then(|| {
+                    let part = list.part_target.map(|_| self.cursor.next_part());
+                    Some((self.cursor.next_number()?, part))
+                })
+                .flatten();
             // With blocking playlist reload the origin delays its response instead.
-            if !list.can_wait {
+            if self.waits_for.is_none() {
                 sleep_until(loaded_at + wait).await;
-            } else if loaded_at.elapsed() < Duration::from_millis(50) {
+            } else if !has_fetched && loaded_at.elapsed() < Duration::from_millis(50) {
                 sleep(RETRY).await;
             }
         }
     }
 
-    async fn load(&self) -> Result<Media, HlsError> {
+    /// Records a failure and waits. Asks the operator's address again if the server refuses an address that it led to, or
+    /// if nothing was fetched for a while. Returns whether the playlist is another one now.
+    async fn fail(&mut self, error: HlsError) -> bool {
+        self.failures += 1;
+        let is_refused = matches!(&error, HlsError::Fetch { error, what, .. }
+            if error.is_refusal() && *what == FileKind::Playlist);
+        self.record(Some(error));
+        let may_move = self.moved.is_none_or(|moved| moved.elapsed() >= MOVE_INTERVAL);
+        if may_move && (is_refused || self.failures >= MAX_FAILURES) {
+            self.moved = Some(Instant::now());
+            if self.failures >= MAX_FAILURES && self.rendition == 0 {
+                self.resolver.leave_current();
+            }
+            match self.resolver.open().await {
+                Ok(opened) => {
+                    if let Some(address) = opened.renditions.into_iter().nth(usize::from(self.rendition)) {
+                        if self.rendition == 0 && address != self.address {
+                            self.cursor.moved(&opened.first);
+                        }
+                        (self.address, self.init, self.loaded) = (address, None, None);
+                        self.failures = 0;
+                        return true;
+                    }
+                }
+                Err(error) => self.record(Some(error)),
+            }
+        }
+        sleep(RETRY).await;
+        false
+    }
+
+    async fn load(&mut self) -> Result<Arc<Media>, HlsError> {
         let mut address = self.address.clone();
         // `_HLS_msn` is sent only to origins that support it; others may reject the request.
-        if let Some(next_number) = self.cursor.next_number().filter(|_| self.can_wait) {
-            address
-                .query_pairs_mut()
-                .append_pair("_HLS_msn", &next_number.to_string());
+        if let Some((number, part)) = self.waits_for {
+            let mut query = address.query_pairs_mut();
+            query.append_pair("_HLS_msn", &number.to_string());
+            if let Some(part) = part {
+                query.append_pair("_HLS_part", &part.to_string());
+            }
         }
-        match load_playlist(&self.client, &address, PLAYLIST).await? {
-            (_, Playlist::Media(media)) => Ok(media),
-            (_, Playlist::Multivariant(_)) => Err(HlsError::Nested),
+        let (_, bytes) = get(&self.resolver.client, FileKind::Playlist, &address, None, PLAYLIST).await?;
+        let sum = checksum(&bytes);
+        if let Some((known, media)) = &self.loaded
+            && *known == sum
+        {
+            return Ok(media.clone());
+        }
+        match parse(bytes).await? {
+            Playlist::Media(media) => {
+                let media = Arc::new(media);
+                self.loaded = Some((sum, media.clone()));
+                Ok(media)
+            }
+            Playlist::Multivariant(_) => Err(HlsError::Nested),
         }
     }
 
@@ -186,7 +247,7 @@ impl Fetcher {
         {
             return Ok(*key);
         }
-        let bytes = get(&self.client, FileKind::Key, &address, None, KEY).await?.1;
+        let bytes = get(&self.resolver.client, FileKind::Key, &address, None, KEY).await?.1;
         let key = <[u8; 16]>::try_from(bytes.as_ref()).map_err(|_| HlsError::Key)?;
         self.key = Some((address, key));
         Ok(key)
@@ -205,7 +266,7 @@ impl Fetcher {
         };
         let mut attempts = 1;
         loop {
-            match get(&self.client, kind, &address, range, bounds).await {
+            match get(&self.resolver.client, kind, &address, range, bounds).await {
                 Ok((_, bytes)) => return Ok(bytes),
                 Err(HlsError::Fetch { error, .. }) if error.is_transient() && attempts < ATTEMPTS => {
                     attempts += 1;
@@ -234,29 +295,4 @@ fn decrypted(bytes: Bytes, key: Option<([u8; 16], [u8; 16])>) -> Result<Bytes, H
         None => Ok(bytes),
         Some((key, iv)) => crypt::decrypt(&key, iv, &bytes).ok_or(HlsError::Key),
     }
-}
-
-/// Fetches a file. Errors name its kind and host.
-pub(super) async fn get(
-    client: &Client,
-    kind: FileKind,
-    address: &Url,
-    range: Option<super::playlist::ByteRange>,
-    bounds: Bounds,
-) -> Result<(Url, Bytes), HlsError> {
-    client
-        .get(address, range, bounds)
-        .await
-        .map_err(|error| HlsError::Fetch {
-            what: kind,
-            host: address.host_str().unwrap_or_default().to_owned(),
-            error,
-        })
-}
-
-/// Loads a playlist. Returns it with its URL after redirects, to which the URLs in it are relative.
-pub(super) async fn load_playlist(client: &Client, address: &Url, bounds: Bounds) -> Result<(Url, Playlist), HlsError> {
-    let (found, bytes) = get(client, FileKind::Playlist, address, None, bounds).await?;
-    let parsed = Playlist::parse(&String::from_utf8_lossy(&bytes))?;
-    Ok((found, parsed))
 }

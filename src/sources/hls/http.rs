@@ -6,18 +6,19 @@
 
 use std::error::Error as _;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{CONTENT_LENGTH, HeaderMap, LOCATION, RANGE};
+use reqwest::header::{CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue, LOCATION, RANGE, SET_COOKIE};
 use reqwest::redirect::Policy;
 use thiserror::Error;
 use tokio::net::lookup_host;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
+use super::cookies::Cookies;
 use super::playlist::ByteRange;
 use crate::sources::fetch::address::{AddressError, AddressOrigin, Allowed};
 
@@ -28,6 +29,7 @@ pub(super) struct Client {
     guard: Arc<Guard>,
     /// Sent only to the configured host, because they may be secrets.
     headers: HeaderMap,
+    cookies: Mutex<Cookies>,
 }
 
 /// Why a file could not be fetched.
@@ -56,6 +58,11 @@ pub enum HttpError {
 }
 
 impl HttpError {
+    /// Whether the server refuses the address. It may have been good for a while only.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Status(401 | 403 | 404 | 410))
+    }
+
     /// Whether a retry may succeed.
     pub(super) fn is_transient(&self) -> bool {
         match self {
@@ -105,7 +112,12 @@ impl Client {
             .read_timeout(READ_LIMIT)
             .build()
             .map_err(|error| HttpError::Client(innermost(&error)))?;
-        Ok(Self { http, guard, headers })
+        Ok(Self {
+            http,
+            guard,
+            headers,
+            cookies: Mutex::default(),
+        })
     }
 
     /// Fetches a file or a byte range of it. Returns it with its URL after redirects.
@@ -127,15 +139,13 @@ impl Client {
         let mut address = address.clone();
         for _ in 0..=MAX_REDIRECTS {
             self.guard.check(&address)?;
-            let mut request = self.http.get(address.clone());
-            if self.guard.origin_of(address.host_str().unwrap_or_default()) == AddressOrigin::Operator {
-                request = request.headers(self.headers.clone());
-            }
+            let mut request = self.http.get(address.clone()).headers(self.headers(&address));
             if let Some(ByteRange { begin, length }) = range {
                 let last = begin.saturating_add(length).saturating_sub(1);
                 request = request.header(RANGE, format!("bytes={begin}-{last}"));
             }
             let response = request.send().await.map_err(|error| failure(&error))?;
+            self.store_cookies(&address, response.headers());
             let status = response.status();
             if status.is_redirection() {
                 let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
@@ -151,8 +161,36 @@ impl Client {
         }
         Err(HttpError::Redirects)
     }
+
+    /// Headers of a request: cookies of its host, and those of the operator for theirs.
+    fn headers(&self, address: &Url) -> HeaderMap {
+        let is_own = self.guard.origin_of(address.host_str().unwrap_or_default()) == AddressOrigin::Operator;
+        let mut headers = if is_own { self.headers.clone() } else { HeaderMap::new() };
+        let cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cookies) = cookies.header(Instant::now().into_std(), address) {
+            let own = headers.get(COOKIE).and_then(|own| own.to_str().ok());
+            let all = own.map_or(cookies.clone(), |own| format!("{own}; {cookies}"));
+            if let Ok(mut value) = HeaderValue::from_str(&all) {
+                value.set_sensitive(true);
+                headers.insert(COOKIE, value);
+            }
+        }
+        headers
+    }
+
+    fn store_cookies(&self, address: &Url, headers: &HeaderMap) {
+        let mut cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);
+        for cookie in headers
+            .get_all(SET_COOKIE)
+            .iter()
+            .filter_map(|cookie| cookie.to_str().ok())
+        {
+            cookies.store(Instant::now().into_std(), address, cookie);
+        }
+    }
 }
 
+/// Reads a body; `most` bounds what a compressed one is expanded to.
 async fn body(mut response: reqwest::Response, most: usize) -> Result<Bytes, HttpError> {
     let announced = response
         .headers()

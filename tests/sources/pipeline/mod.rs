@@ -17,6 +17,7 @@ mod crowds;
 mod cycles;
 mod faults;
 mod hostile;
+mod origin_servers;
 mod origins;
 mod reloads;
 mod sandbox;

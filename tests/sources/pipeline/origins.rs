@@ -181,7 +181,7 @@ fn encode(folder: &Path, seconds: Option<u32>, options: &[&str], playlist: &str)
     Encoder(command.spawn().expect("ffmpeg is installed by `scripts/setup.sh test`"))
 }
 
-fn film(folder: &Path, seconds: u32, options: &[&str], playlist: &str) {
+pub(super) fn film(folder: &Path, seconds: u32, options: &[&str], playlist: &str) {
     let mut encoder = encode(folder, Some(seconds), options, playlist);
     assert!(encoder.0.wait().expect("it ends").success());
 }
@@ -199,18 +199,18 @@ async fn live(server: &Server, options: &[&str], playlist: &str) -> Encoder {
     encoder
 }
 
-async fn source(uri: &str, more: &str) -> Gateway {
+pub(super) async fn source(uri: &str, more: &str) -> Gateway {
     gateway(&format!("[streams.\"far\"]\nhls = \"{uri}\"\n{more}")).await
 }
 
 /// Reads a stream as a viewer does, by tap.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     _tapped: Tap<'a>,
     mailbox: Arc<millstream_core::hub::tap::TapQueue>,
 }
 
 impl<'a> Reader<'a> {
-    fn open(gateway: &'a Gateway) -> Self {
+    pub(super) fn open(gateway: &'a Gateway) -> Self {
         let mailbox = Arc::new(Mailbox::new(4_096, || {}));
         let name = StreamName::parse("far").expect("a name");
         Self {
@@ -220,7 +220,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Times of the next frames of a kind, on the line of the stream.
-    async fn times(&mut self, kind: Kind, count: usize) -> Vec<u64> {
+    pub(super) async fn times(&mut self, kind: Kind, count: usize) -> Vec<u64> {
         let mut times = Vec::new();
         let reading = async {
             while times.len() < count {
@@ -241,7 +241,7 @@ impl<'a> Reader<'a> {
 }
 
 /// How far apart frames are, each kind of step once, and how often.
-fn steps(times: &[u64]) -> Vec<(i64, usize)> {
+pub(super) fn steps(times: &[u64]) -> Vec<(i64, usize)> {
     let mut steps: Vec<(i64, usize)> = Vec::new();
     for pair in times.windows(2) {
         let step = pair[1] as i64 - pair[0] as i64;
@@ -254,7 +254,7 @@ fn steps(times: &[u64]) -> Vec<(i64, usize)> {
 }
 
 /// Duration of a frame at 25 fps, in units of 1/90000 s.
-const FRAME: i64 = 3_600;
+pub(super) const FRAME: i64 = 3_600;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn live_is_followed_without_a_frame_lost() {
@@ -543,7 +543,7 @@ async fn what_is_no_playlist_is_refused() {
     for (file, wanted) in [
         ("garbage.m3u8", "is not a playlist"),
         ("empty.m3u8", "is not a playlist"),
-        ("endless.m3u8", "longer than 1048576 bytes"),
+        ("endless.m3u8", "longer than 16777216 bytes"),
         ("none.m3u8", "answered 404"),
         ("broken.m3u8", "neither MPEG-TS, fragmented MP4 nor packed AAC"),
         ("drm.m3u8", "encrypted with SAMPLE-AES"),

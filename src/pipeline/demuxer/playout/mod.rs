@@ -27,9 +27,10 @@ pub(super) struct Playout {
     renditions: Vec<Rendition>,
     timelines: Timelines,
     pacer: Pacer,
-    /// Error of the last segment that could not be played.
-    last_error: Option<ContainerError>,
+    /// Consecutive segments that could not be played.
     failures: u32,
+    /// Frames were found before, so what cannot be played may be in between.
+    has_frames: bool,
 }
 
 /// A frame that is due.
@@ -87,8 +88,8 @@ impl Playout {
             renditions: (0..job.renditions.clamp(1, 2)).map(|_| Rendition::default()).collect(),
             timelines: Timelines::default(),
             pacer: Pacer::new(job.is_live),
-            last_error: None,
             failures: 0,
+            has_frames: false,
         }
     }
 
@@ -118,8 +119,9 @@ impl Playout {
         };
         match chunk.role {
             ChunkRole::Init => {
-                rendition.begin(chunk.timeline);
+                let rest = rendition.begin(chunk.timeline);
                 rendition.demuxer.set_init(chunk.bytes);
+                self.add_rest(now, chunk.rendition, rest);
             }
             ChunkRole::Part | ChunkRole::Last => {
                 if rendition.assembling.len() + chunk.bytes.len() > MAX_SEGMENT {
@@ -128,49 +130,57 @@ impl Playout {
                 rendition.assembling.extend_from_slice(&chunk.bytes);
                 if chunk.role == ChunkRole::Last {
                     rendition.requested = false;
-                    rendition.begin(chunk.timeline);
+                    let rest = rendition.begin(chunk.timeline);
                     let segment = rendition.assembling.split().freeze();
-                    let samples = rendition.demuxer.segment(&segment);
-                    self.on_demuxed(samples, now, chunk.rendition)?;
+                    self.add_rest(now, chunk.rendition, rest);
+                    self.demux(now, chunk.rendition, &segment)?;
                 }
             }
-            ChunkRole::End => rendition.ended = true,
+            ChunkRole::End => {
+                rendition.ended = true;
+                let rest = rendition.timeline.zip(Some(rendition.demuxer.flush()));
+                self.add_rest(now, chunk.rendition, rest);
+            }
         }
         Ok(())
     }
 
-    /// Handles the result of demuxing a segment. An unplayable segment is treated as a gap; several in a row are an
-    /// error.
-    fn on_demuxed(
-        &mut self,
-        samples: Result<Vec<Sample>, ContainerError>,
-        now: Instant,
-        rendition: u8,
-    ) -> Result<(), PlayoutError> {
-        match samples {
+    /// Demuxes a segment. One that cannot be played is a gap; several in a row are an error.
+    fn demux(&mut self, now: Instant, index: u8, segment: &Bytes) -> Result<(), PlayoutError> {
+        let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
+            return Ok(());
+        };
+        match rendition.demuxer.segment(segment) {
             Ok(samples) => {
                 self.failures = 0;
-                self.add_samples(now, rendition, samples);
+                self.has_frames |= !samples.is_empty();
+                let timeline = rendition.timeline.unwrap_or_default();
+                self.add_samples(now, index, timeline, samples);
                 Ok(())
             }
             Err(error) => {
                 self.failures += 1;
-                let permanent = matches!(error, ContainerError::Encrypted | ContainerError::Unsupported(_));
-                if permanent || self.failures >= MAX_FAILURES {
+                let is_final = matches!(error, ContainerError::Encrypted | ContainerError::Unsupported(_));
+                if is_final && !self.has_frames || self.failures >= MAX_FAILURES {
                     return Err(error.into());
                 }
-                self.last_error = Some(error);
                 Ok(())
             }
         }
     }
 
-    fn add_samples(&mut self, now: Instant, index: u8, samples: Vec<Sample>) {
+    /// Adds the frames that were in progress when a timeline ended.
+    fn add_rest(&mut self, now: Instant, index: u8, rest: Option<(u64, Vec<Sample>)>) {
+        if let Some((timeline, samples)) = rest.filter(|(_, samples)| !samples.is_empty()) {
+            self.add_samples(now, index, timeline, samples);
+        }
+    }
+
+    fn add_samples(&mut self, now: Instant, index: u8, timeline: u64, samples: Vec<Sample>) {
         let leads = index == 0;
         let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
             return;
         };
-        let timeline = rendition.timeline.unwrap_or_default();
         if leads {
             self.timelines.position_by_leader(timeline, &samples);
         } else if !self.timelines.contains(timeline) {
@@ -181,14 +191,17 @@ impl Playout {
             return;
         }
         let queued = rendition.queue.len();
-        rendition.enqueue(&self.timelines, samples);
+        rendition.enqueue(&self.timelines, timeline, samples);
         if let Some(first) = rendition.queue.get(queued) {
+            if let Some(last) = rendition.queue.back().filter(|_| leads) {
+                self.pacer.record_span(last.decode.saturating_sub(first.decode));
+            }
             self.pacer.arrived(now, first.decode, leads);
         }
         for other in &mut self.renditions {
             if !other.waiting.is_empty() && other.timeline == Some(timeline) {
                 let waiting = std::mem::take(&mut other.waiting);
-                other.enqueue(&self.timelines, waiting);
+                other.enqueue(&self.timelines, timeline, waiting);
             }
         }
     }
@@ -240,19 +253,17 @@ impl Playout {
 }
 
 impl Rendition {
-    fn begin(&mut self, timeline: u64) {
-        if self.timeline != Some(timeline) {
-            self.timeline = Some(timeline);
-            let mut demuxer = Demuxer::default();
-            std::mem::swap(&mut demuxer, &mut self.demuxer);
-            // The initialization section may apply on both sides of the discontinuity.
-            self.demuxer.set_init(demuxer.take_init());
-            self.waiting.clear();
+    /// Begins a timeline. Returns the last frames of the one before.
+    fn begin(&mut self, timeline: u64) -> Option<(u64, Vec<Sample>)> {
+        if self.timeline == Some(timeline) {
+            return None;
         }
+        self.waiting.clear();
+        let before = self.timeline.replace(timeline)?;
+        Some((before, self.demuxer.flush()))
     }
 
-    fn enqueue(&mut self, timelines: &Timelines, samples: Vec<Sample>) {
-        let Some(timeline) = self.timeline else { return };
+    fn enqueue(&mut self, timelines: &Timelines, timeline: u64, samples: Vec<Sample>) {
         for sample in samples {
             let Some(decode) = timelines.at(timeline, sample.decode) else {
                 continue;

@@ -16,6 +16,8 @@ pub(super) struct Pacer {
     /// How early the last segments arrived.
     slacks: VecDeque<Duration>,
     ticked: Option<Instant>,
+    /// Longest piece of media that arrived at once, of the last ones.
+    span: Option<Duration>,
 }
 
 /// Initial delay of a live stream: the next segment may be this much too late without a stall.
@@ -26,6 +28,9 @@ const MARGIN: Duration = Duration::from_millis(100);
 
 /// How early segments arrive once the latency has been reduced.
 const SLACK: Duration = Duration::from_millis(200);
+
+/// Least reserve for parts.
+const MIN_RESERVE: Duration = Duration::from_millis(100);
 
 /// Number of recent segments that are considered.
 const MAX_SLACKS: usize = 4;
@@ -40,13 +45,30 @@ impl Pacer {
             zero: None,
             slacks: VecDeque::new(),
             ticked: None,
+            span: None,
         }
+    }
+
+    /// Records how much media arrives at once: parts arrive more regularly than segments.
+    pub(super) fn record_span(&mut self, span: Duration) {
+        let last = self.span.unwrap_or_default();
+        // A longer one is believed at once, shorter ones after a while.
+        self.span = Some(span.max(last - last / 16));
+    }
+
+    /// Limits a reserve to half of what arrives at once.
+    fn reserve(&self, most: Duration) -> Duration {
+        self.span.map_or(most, |span| most.min((span / 2).max(MIN_RESERVE)))
     }
 
     /// A segment arrived whose first frame has this playout time; `leads` if it is of the leading rendition.
     pub(super) fn arrived(&mut self, now: Instant, first: Duration, leads: bool) {
         let Some(due) = self.due(first) else {
-            let lead = if self.is_live { LEAD } else { Duration::ZERO };
+            let lead = if self.is_live {
+                self.reserve(LEAD)
+            } else {
+                Duration::ZERO
+            };
             self.zero = (now + lead).checked_sub(first);
             return;
         };
@@ -68,7 +90,8 @@ impl Pacer {
         if !self.is_live || self.slacks.len() < MAX_SLACKS {
             return;
         }
-        let excess = self.slacks.iter().min().map(|least| least.saturating_sub(SLACK));
+        let reserve = self.reserve(SLACK);
+        let excess = self.slacks.iter().min().map(|least| least.saturating_sub(reserve));
         let step = excess
             .unwrap_or_default()
             .min(now.saturating_duration_since(last) / SPEED_UP);

@@ -54,6 +54,11 @@ fn segments_have_numbers_ranges_keys_and_initialization_sections() {
     assert_eq!((key.uri.as_str(), key.iv.map(|iv| iv[15])), ("k,ey", Some(10)));
     assert_eq!(fourth.key, None);
     assert!(!list.has_ended && !list.can_wait);
+    let open = list.open.as_ref().expect("a part of the next segment");
+    assert_eq!(
+        (open.number, open.parts.len(), open.parts[0].uri.as_str()),
+        (list.next, 1, "part")
+    );
 }
 
 #[test]
@@ -110,33 +115,108 @@ fn what_hls_m3u8_writes_is_read() {
 }
 
 #[test]
-fn errors_name_the_invalid_line() {
-    let line = |text: &str| Playlist::parse(text).expect_err("refused").to_string();
-    assert!(line("<html>").contains("#EXTM3U"));
-    assert!(line("#EXTM3U\n").contains("neither segments nor variants"));
-    assert!(line("#EXTM3U\n#EXT-X-TARGETDURATION:-1\n").contains("line 2"));
-    assert!(line("#EXTM3U\n#EXTINF:1e9,\na\n").contains("EXTINF"));
-    assert!(line("#EXTM3U\na.ts\n").contains("line 2"));
-    assert!(line("#EXTM3U\n#EXTINF:1,\n#EXT-X-BYTERANGE:18446744073709551615@2\na\n").contains("BYTERANGE"));
-    assert!(line("#EXTM3U\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI=\"x\"\n").contains("SAMPLE-AES"));
-    assert!(
-        line("#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI=\"x\",KEYFORMAT=\"com.apple.streamingkeydelivery\"\n")
-            .contains("com.apple")
+fn a_playlist_without_anything_to_play_is_refused() {
+    let refused = |text: &str| Playlist::parse(text).expect_err("refused").to_string();
+    assert!(refused("<html>").contains("#EXTM3U"));
+    for empty in ["#EXTM3U\n", "#EXTM3U\na.ts\n", "#EXTM3U\n#EXT-X-TARGETDURATION:-1\n"] {
+        assert!(refused(empty).contains("neither segments nor variants"), "{empty}");
+    }
+    assert!(refused("#EXTM3U\n#EXT-X-KEY:METHOD=SAMPLE-AES,URI=\"x\"\n").contains("SAMPLE-AES"));
+    let foreign = "#EXT-X-KEY:METHOD=AES-128,URI=\"x\",KEYFORMAT=\"com.apple.streamingkeydelivery\"\n";
+    assert!(refused(&format!("#EXTM3U\n{foreign}#EXTINF:1,\na\n")).contains("com.apple"));
+    let many = format!(
+        "#EXTM3U\n{}#EXT-X-ENDLIST\n",
+        "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS + 1)
     );
-    let many = format!("#EXTM3U\n{}", "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS + 1));
     assert_eq!(Playlist::parse(&many), Err(PlaylistError::TooMany));
+}
+
+#[test]
+fn mistakes_are_passed_over() {
+    let list = media(
+        "\u{feff}\r\n#EXTM3U8 x\r\n\r\n#EXT-X-VERSION:x\r\n#EXT-X-TARGETDURATION:4,5\r\n#EXT-X-MEDIA-SEQUENCE: 7 \r\n\
+         #EXT-X-UNKNOWN\r\nno duration.ts\r\n#EXTINF:,\r\nnone.ts\r\n#EXTINF:-1,title\r\nnegative.ts?a=b&c=d\r\n\
+         #EXTINF:9,97,\r\n\r\n#comment\r\nlocale.ts\r\n#EXTINF:1e9\r\nlong.ts\r\n\
+         #EXTINF:1,\r\n#EXT-X-BYTERANGE:18446744073709551615@2\r\nrange.ts\r\n#EXT-X-MAP:X=Y\r\n#EXTINF:1,\r\nlast.ts\r\n",
+    );
+    let seen: Vec<(u64, &str, u64, bool)> = list
+        .segments
+        .iter()
+        .map(|segment| {
+            (
+                segment.number,
+                segment.uri.as_str(),
+                segment.duration.as_secs(),
+                segment.is_gap,
+            )
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (7, "none.ts", 3_600, false),
+            (8, "negative.ts?a=b&c=d", 3_600, false),
+            (9, "locale.ts", 9, false),
+            (10, "long.ts", 3_600, false),
+            (11, "range.ts", 1, true),
+            (12, "last.ts", 1, false),
+        ]
+    );
+}
+
+#[test]
+fn keys_of_others_stand_beside_ours_and_hide_only_their_segments() {
+    let ours = "#EXT-X-KEY:METHOD=AES-128,URI=\"ours\"\n";
+    let apple = "#EXT-X-KEY:METHOD=SAMPLE-AES,URI=\"skd://x\",KEYFORMAT=\"com.apple.streamingkeydelivery\"\n";
+    let widevine = "#EXT-X-KEY:METHOD=SAMPLE-AES-CTR,URI=\"data:x\",KEYFORMAT=\"urn:uuid:edef8ba9\"\n";
+    let none = "#EXT-X-KEY:METHOD=NONE\n";
+    let found = |lines: &[&str]| -> Vec<(bool, bool)> {
+        let text: String = lines.iter().map(|line| format!("{line}#EXTINF:1,\na\n")).collect();
+        let list = media(&format!("#EXTM3U\n{text}"));
+        list.segments
+            .iter()
+            .map(|segment| (segment.key.is_some(), segment.is_gap))
+            .collect()
+    };
+    let (clear, ours_is_used, gap) = ((false, false), (true, false), (false, true));
+    for both in [[ours, apple, widevine].concat(), [widevine, apple, ours].concat()] {
+        assert_eq!(found(&[&both, none]), [ours_is_used, clear]);
+    }
+    assert_eq!(found(&["", apple, none]), [clear, gap, clear]);
+    assert_eq!(found(&[widevine, ""]), [clear, clear], "an advertisement");
+    assert_eq!(
+        found(&[ours, "#EXT-X-KEY:METHOD=SAMPLE-AES,URI=\"x\"\n", ours]),
+        [ours_is_used, gap, ours_is_used]
+    );
+    assert_eq!(
+        found(&["#EXT-X-KEY:METHOD=AES-128\n", ours]),
+        [gap, ours_is_used],
+        "a key without an address"
+    );
+}
+
+#[test]
+fn of_a_long_live_playlist_the_end_is_kept() {
+    let listed = "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS + 7);
+    let list = media(&format!("#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:5\n{listed}"));
+    assert_eq!(list.segments.len(), MAX_LIVE);
+    assert_eq!(list.next, (MAX_SEGMENTS + 7 + 5) as u64);
+    assert_eq!(list.segments.last().map(|segment| segment.number + 1), Some(list.next));
 }
 
 /// Found by fuzzing: the segments before the tag had other numbers than their places tell.
 #[test]
-fn sequence_numbers_behind_a_segment_are_refused() {
+fn a_sequence_number_behind_a_segment_numbers_all_of_them() {
     let late = include_str!("../../../../tests/data/fuzz/playlist/late-media-sequence");
     for text in [late, &late.replace("MEDIA", "DISCONTINUITY")] {
-        let error = Playlist::parse(text).expect_err("refused").to_string();
+        let list = media(text);
+        let numbers: Vec<u64> = list.segments.iter().map(|segment| segment.number).collect();
         assert!(
-            error.contains("line 4") && error.contains("before the first segment"),
-            "{error}"
+            numbers.windows(2).all(|pair| pair[1] == pair[0].saturating_add(1)),
+            "{numbers:?}"
         );
+        assert!(list.segments.is_sorted_by_key(|segment| segment.discontinuities));
+        assert_eq!(list.next, numbers.last().map_or(0, |last| last.saturating_add(1)));
     }
 }
 

@@ -1,8 +1,7 @@
-//! Demultiplexes HLS segments: MPEG-TS, fragmented MP4 and packed audio. The input is whole segments, the output
-//! frames.
+//! Demultiplexes HLS segments: MPEG-TS, fragmented MP4 and packed audio. The input is segments or parts of them, the
+//! output frames.
 //!
-//! A [`Demuxer`] handles the segments of one rendition between two discontinuities. It detects the container format
-//! from the data (RFC 8216 §3).
+//! A [`Demuxer`] handles the segments of one rendition. It detects the container format from the data (RFC 8216 §3).
 
 use bytes::Bytes;
 
@@ -33,66 +32,77 @@ enum Container {
 impl Demuxer {
     /// Sets the initialization section of the next segments (EXT-X-MAP).
     pub fn set_init(&mut self, init: Bytes) {
-        if self.init != init {
-            self.init = init;
-            if matches!(self.format, Some(Container::Mp4(_))) {
-                self.format = None;
-            }
+        if self.init == init {
+            return;
+        }
+        self.init = init;
+        match &mut self.format {
+            Some(Container::Mp4(_)) => self.format = None,
+            Some(Container::Ts(stream)) => stream.tables(&self.init),
+            Some(Container::Packed(_)) | None => {}
         }
     }
 
-    /// Takes the initialization section out of the demuxer.
-    pub fn take_init(&mut self) -> Bytes {
-        std::mem::take(&mut self.init)
-    }
-
-    /// Returns the frames of a segment, each kind in decoding order.
+    /// Returns the frames that are complete, each kind in decoding order. There may be none: the last frame of an MPEG-TS
+    /// segment may go on in the next one.
     ///
     /// # Errors
     ///
     /// A [`ContainerError`]; the next segment can be demultiplexed nevertheless.
     pub fn segment(&mut self, segment: &Bytes) -> Result<Vec<Sample>, ContainerError> {
-        let found = ContainerKind::of(segment).ok_or(ContainerError::Unrecognised)?;
-        let samples = match (found, self.format.take()) {
-            (ContainerKind::Ts, Some(Container::Ts(mut stream))) => {
-                let samples = stream.segment(segment);
-                self.format = Some(Container::Ts(stream));
-                samples?
+        let current = match &self.format {
+            Some(Container::Ts(_)) => Some(ContainerKind::Ts),
+            Some(Container::Mp4(_)) => Some(ContainerKind::Mp4),
+            Some(Container::Packed(_)) => Some(ContainerKind::Packed),
+            None => None,
+        };
+        let kind = ContainerKind::of(segment).ok_or(ContainerError::Unrecognised)?;
+        if current != Some(kind) {
+            self.format = Some(self.container(kind, segment)?);
+        }
+        match &mut self.format {
+            Some(Container::Ts(stream)) => stream.segment(segment),
+            // A new header without a new initialization section.
+            Some(Container::Mp4(fragments)) => {
+                if self.init.is_empty()
+                    && let Ok(next) = Fragments::new(segment)
+                {
+                    **fragments = next;
+                }
+                fragments.segment(segment)
             }
-            (ContainerKind::Ts, _) => {
+            Some(Container::Packed(packed)) => packed.segment(segment),
+            None => Err(ContainerError::Unrecognised),
+        }
+    }
+
+    fn container(&self, kind: ContainerKind, segment: &Bytes) -> Result<Container, ContainerError> {
+        Ok(match kind {
+            ContainerKind::Ts => {
                 let mut stream = Box::<TransportStream>::default();
                 // PAT and PMT may be in the initialization section instead of the segments.
                 stream.tables(&self.init);
-                let samples = stream.segment(segment);
-                self.format = Some(Container::Ts(stream));
-                samples?
+                Container::Ts(stream)
             }
-            (ContainerKind::Mp4, Some(Container::Mp4(mut fragments))) => {
-                let samples = fragments.segment(segment);
-                self.format = Some(Container::Mp4(fragments));
-                samples?
-            }
-            (ContainerKind::Mp4, _) => {
+            ContainerKind::Mp4 => {
                 let init = if self.init.is_empty() { segment } else { &self.init };
-                let mut fragments = Box::new(Fragments::new(init)?);
-                let samples = fragments.segment(segment);
-                self.format = Some(Container::Mp4(fragments));
-                samples?
+                Container::Mp4(Box::new(Fragments::new(init)?))
             }
-            (ContainerKind::Packed, current) => {
-                let mut packed = match current {
-                    Some(Container::Packed(packed)) => packed,
-                    _ => Packed::default(),
-                };
-                let samples = packed.segment(segment);
-                self.format = Some(Container::Packed(packed));
-                samples?
+            ContainerKind::Packed => Container::Packed(Packed::default()),
+        })
+    }
+
+    /// Returns the rest of the frames: the end, or a discontinuity. Tables and initialization section are kept, because
+    /// they may apply on both sides.
+    pub fn flush(&mut self) -> Vec<Sample> {
+        match &mut self.format {
+            Some(Container::Ts(stream)) => stream.flush(),
+            Some(Container::Mp4(_) | Container::Packed(_)) => {
+                self.format = None;
+                Vec::new()
             }
-        };
-        if samples.is_empty() {
-            return Err(ContainerError::Empty);
+            None => Vec::new(),
         }
-        Ok(samples)
     }
 }
 
@@ -105,21 +115,25 @@ enum ContainerKind {
 }
 
 /// Boxes that a segment or an initialization section may start with.
-const BOXES: [&[u8; 4]; 9] = [
-    b"ftyp", b"styp", b"moof", b"moov", b"sidx", b"emsg", b"prft", b"free", b"skip",
+const BOXES: [&[u8; 4]; 13] = [
+    b"ftyp", b"styp", b"moof", b"moov", b"sidx", b"ssix", b"emsg", b"prft", b"free", b"skip", b"uuid", b"mdat", b"pdin",
 ];
 
 impl ContainerKind {
     fn of(segment: &[u8]) -> Option<Self> {
-        let byte = |at: usize| segment.get(at).copied();
-        if byte(0) == Some(ts::SYNC) && byte(ts::PACKET).is_none_or(|byte| byte == ts::SYNC) {
+        if segment.first() == Some(&ts::SYNC) && ts::is_transport_stream(segment) {
             return Some(Self::Ts);
         }
         if segment.starts_with(b"ID3") || adts::is_frame(segment) {
             return Some(Self::Packed);
         }
-        let name = segment.get(4..8)?;
-        BOXES.iter().any(|known| name == *known).then_some(Self::Mp4)
+        let is_box = segment
+            .get(4..8)
+            .is_some_and(|name| BOXES.iter().any(|known| name == *known));
+        if is_box {
+            return Some(Self::Mp4);
+        }
+        ts::is_transport_stream(segment).then_some(Self::Ts)
     }
 }
 

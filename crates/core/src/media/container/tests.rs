@@ -99,6 +99,7 @@ fn a_transport_stream_is_demultiplexed() {
     for (_, segment) in film(&[]) {
         samples.extend(demuxer.segment(&segment).expect("frames"));
     }
+    samples.extend(demuxer.flush());
     check_film(&samples);
 }
 

@@ -1,0 +1,153 @@
+//! Fragments as packagers write them.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+
+use super::*;
+
+fn boxed(name: &[u8; 4], parts: &[&[u8]]) -> Vec<u8> {
+    let length: usize = parts.iter().map(|part| part.len()).sum();
+    let mut out = u32::try_from(length + 8).expect("short").to_be_bytes().to_vec();
+    out.extend(name);
+    parts.iter().for_each(|part| out.extend(*part));
+    out
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
+}
+
+/// An initialization section whose video has this sample entry, NAL lengths of `length_size` bytes, and parameter sets
+/// only if `has_sets`.
+fn init(entry: &[u8; 4], length_size: u8, has_sets: bool) -> Bytes {
+    let sets: &[u8] = if has_sets {
+        &[0xe1, 0, 2, 0x67, 1, 1, 0, 2, 0x68, 1]
+    } else {
+        &[0xe0, 0]
+    };
+    let avcc = boxed(b"avcC", &[&[1, 66, 0xc0, 30, 0xfc | (length_size - 1)], sets]);
+    let entry = boxed(entry, &[&[0; 78], &avcc]);
+    let stsd = boxed(b"stsd", &[&words(&[0, 1]), &entry]);
+    let mdia = boxed(
+        b"mdia",
+        &[
+            &boxed(b"mdhd", &[&words(&[0, 0, 0, 1_000, 0, 0])]),
+            &boxed(b"minf", &[&boxed(b"stbl", &[&stsd])]),
+        ],
+    );
+    let trak = boxed(b"trak", &[&boxed(b"tkhd", &[&words(&[0, 0, 0, 7])]), &mdia]);
+    let mvex = boxed(b"mvex", &[&boxed(b"trex", &[&words(&[0, 7, 1, 40, 0, 0])])]);
+    boxed(b"moov", &[&trak, &mvex]).into()
+}
+
+/// How a fragment says where its samples are.
+#[derive(Clone, Copy, Debug)]
+enum Positions {
+    FromFragment,
+    /// From the begin of a file in which this many bytes precede the segment.
+    FromFile(u64),
+    Unstated,
+}
+
+/// A fragment of three samples of a slice each, the first one a key frame.
+fn fragment(decode: u32, length_size: usize, positions: Positions, before: usize) -> Vec<u8> {
+    let mut data = BytesMut::new();
+    let mut sizes = Vec::new();
+    for first in [0x65_u8, 0x41, 0x41] {
+        let nal = [first, 0x88, decode as u8];
+        data.put_uint(nal.len() as u64, length_size);
+        data.put_slice(&nal);
+        sizes.push(u32::try_from(nal.len() + length_size).expect("short"));
+    }
+    let make = |offset: u32| {
+        let (tfhd, with_offset) = match positions {
+            Positions::FromFragment => (words(&[0x2_0000, 7]), true),
+            Positions::FromFile(skipped) => {
+                let base = skipped + before as u64;
+                ([words(&[1, 7]), base.to_be_bytes().to_vec()].concat(), true)
+            }
+            Positions::Unstated => (words(&[0, 7]), false),
+        };
+        let trun = if with_offset {
+            words(&[0x201, 3, offset])
+        } else {
+            words(&[0x200, 3])
+        };
+        let traf = boxed(
+            b"traf",
+            &[
+                &boxed(b"tfhd", &[&tfhd]),
+                &boxed(b"tfdt", &[&words(&[0, decode])]),
+                &boxed(b"trun", &[&trun, &words(&sizes)]),
+            ],
+        );
+        boxed(b"moof", &[&boxed(b"mfhd", &[&words(&[0, 1])]), &traf])
+    };
+    let length = u32::try_from(make(0).len()).expect("short");
+    [make(length + 8), boxed(b"mdat", &[&data])].concat()
+}
+
+fn demux(init: &Bytes, segment: &[u8]) -> Vec<Sample> {
+    let mut fragments = Fragments::new(init).expect("an initialization section");
+    fragments.segment(&Bytes::copy_from_slice(segment)).expect("frames")
+}
+
+#[test]
+fn positions_may_count_from_the_fragment_the_file_or_not_at_all() {
+    let init = init(b"avc1", 4, true);
+    for positions in [
+        Positions::FromFragment,
+        Positions::FromFile(0),
+        Positions::FromFile(123_456),
+        Positions::Unstated,
+    ] {
+        // Two fragments in one segment, behind a box that players pass over.
+        let mut segment = boxed(b"free", &[&[0; 5]]);
+        for decode in [0, 120] {
+            let next = fragment(decode, 4, positions, segment.len());
+            segment.extend(next);
+        }
+        let samples = demux(&init, &segment);
+        let times: Vec<u128> = samples
+            .iter()
+            .map(|sample| (sample.decode - ORIGIN).as_millis())
+            .collect();
+        assert_eq!(times, [0, 40, 80, 120, 160, 200], "{positions:?}");
+        let last = &samples[5].bytes[..];
+        assert_eq!(last, [0, 0, 0, 1, 0x41, 0x88, 120], "{positions:?}");
+        assert_eq!(samples[0].bytes[4] & 0x1f, 7, "{positions:?}: parameter sets");
+    }
+}
+
+#[test]
+fn parameter_sets_may_be_in_the_samples_only() {
+    for entry in [b"avc1", b"avc3"] {
+        let samples = demux(&init(entry, 4, false), &fragment(0, 4, Positions::FromFragment, 0));
+        assert_eq!(samples.len(), 3);
+        assert_eq!((samples[0].content, samples[0].bytes[4]), (Content::H264, 0x65));
+    }
+}
+
+#[test]
+fn nal_lengths_may_have_one_to_four_bytes() {
+    for size in 1..=4 {
+        let samples = demux(
+            &init(b"avc1", size, true),
+            &fragment(0, usize::from(size), Positions::FromFragment, 0),
+        );
+        assert_eq!(samples.len(), 3, "{size}");
+        assert_eq!(samples[1].bytes[..], [0, 0, 0, 1, 0x41, 0x88, 0], "{size}");
+    }
+}
+
+#[test]
+fn a_broken_fragment_does_not_hide_the_others() {
+    let init = init(b"avc1", 4, true);
+    let good = fragment(0, 4, Positions::FromFragment, 0);
+    let cut = boxed(b"moof", &[&[1, 2, 3]]);
+    assert_eq!(demux(&init, &[good.clone(), cut].concat()).len(), 3);
+    let mut fragments = Fragments::new(&init).expect("an initialization section");
+    let error = fragments
+        .segment(&boxed(b"moof", &[&[1, 2, 3]]).into())
+        .expect_err("nothing");
+    assert!(error.to_string().contains("no media data"), "{error}");
+}

@@ -1,0 +1,277 @@
+//! Transport streams as packagers cut them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::packet::PACKET;
+use super::*;
+use crate::media::Kind;
+
+/// Writes a transport stream.
+struct Writer {
+    pid: u16,
+    pmt: u16,
+    version: u8,
+    counters: [u8; 3],
+}
+
+const AUD: [u8; 6] = [0, 0, 0, 1, 9, 0xf0];
+const STEP: u64 = 3_600;
+
+/// A picture of `size` bytes with one slice.
+fn picture(size: usize) -> Vec<u8> {
+    [&[0, 0, 0, 1, 0x65, 0x88][..], &vec![0x77; size]].concat()
+}
+
+impl Writer {
+    fn new() -> Self {
+        Self {
+            pid: 256,
+            pmt: 4_096,
+            version: 0,
+            counters: [0; 3],
+        }
+    }
+
+    fn packets(&mut self, pid: u16, mut data: &[u8]) -> Vec<u8> {
+        let counter = &mut self.counters[match pid {
+            0 => 0,
+            pid if pid == self.pmt => 1,
+            _ => 2,
+        }];
+        let mut out = Vec::new();
+        let mut begins = 0x40;
+        while !data.is_empty() {
+            let taken = data.len().min(PACKET - 4);
+            let stuffing = PACKET - 4 - taken;
+            let [high, low] = pid.to_be_bytes();
+            let adaptation = if stuffing > 0 { 0x30 } else { 0x10 };
+            out.extend([SYNC, begins | high, low, adaptation | *counter]);
+            match stuffing {
+                0 => {}
+                1 => out.push(0),
+                _ => {
+                    out.extend([u8::try_from(stuffing - 1).expect("short"), 0]);
+                    out.extend(vec![0xff; stuffing - 2]);
+                }
+            }
+            out.extend(&data[..taken]);
+            data = &data[taken..];
+            begins = 0;
+            *counter = (*counter + 1) & 0xf;
+        }
+        out
+    }
+
+    fn section(&mut self, pid: u16, table: &[u8]) -> Vec<u8> {
+        let mut section = table.to_vec();
+        let crc = section.iter().fold(u32::MAX, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte) << 24, |crc, _| {
+                crc << 1 ^ if crc >> 31 == 1 { 0x04c1_1db7 } else { 0 }
+            })
+        });
+        section.extend(crc.to_be_bytes());
+        section.insert(0, 0);
+        section.resize(PACKET - 4, 0xff);
+        self.packets(pid, &section)
+    }
+
+    fn tables(&mut self) -> Vec<u8> {
+        let version = 0xc1 | self.version << 1;
+        let [p1, p2] = (self.pmt | 0xe000).to_be_bytes();
+        let [s1, s2] = (self.pid | 0xe000).to_be_bytes();
+        let pat = self.section(0, &[0, 0xb0, 13, 0, 1, version, 0, 0, 0, 1, p1, p2]);
+        let pmt = [2, 0xb0, 18, 0, 1, version, 0, 0, s1, s2, 0xf0, 0, 0x1b, s1, s2, 0xf0, 0];
+        let pmt = self.section(self.pmt, &pmt);
+        [pat, pmt].concat()
+    }
+
+    /// A PES packet with a time, or without one.
+    fn pes(&mut self, at: Option<u64>, contents: &[u8]) -> Vec<u8> {
+        let mut data = vec![0, 0, 1, 0xe0, 0, 0, 0x80];
+        match at {
+            Some(at) => {
+                let byte = |shift: u32| (at >> shift & 0xff) as u8;
+                data.extend([0x80, 5]);
+                data.extend([0x21 | byte(29) & 14, byte(22), byte(14) | 1, byte(7), byte(0) << 1 | 1]);
+            }
+            None => data.extend([0, 0]),
+        }
+        data.extend(contents);
+        let pid = self.pid;
+        self.packets(pid, &data)
+    }
+
+    /// A PES packet with pictures of one PES time.
+    fn frames(&mut self, first: u64, count: usize) -> Vec<u8> {
+        let unit = [&AUD[..], &picture(400)].concat();
+        self.pes(Some(900_000 + first * STEP), &unit.repeat(count))
+    }
+}
+
+fn demux(segments: &[Vec<u8>]) -> Vec<Sample> {
+    let mut stream = TransportStream::default();
+    let mut samples = Vec::new();
+    for segment in segments {
+        samples.extend(stream.segment(&Bytes::from(segment.clone())).unwrap_or_default());
+    }
+    samples.extend(stream.flush());
+    samples
+}
+
+/// Asserts that there are `count` frames, 40 ms apart.
+fn check(samples: &[Sample], count: usize) {
+    assert_eq!(samples.len(), count);
+    for pair in samples.windows(2) {
+        let step = pair[1].decode.saturating_sub(pair[0].decode);
+        assert!(
+            step.abs_diff(Duration::from_millis(40)) < Duration::from_micros(5),
+            "{step:?}"
+        );
+        assert_eq!(pair[1].present, pair[1].decode);
+    }
+    assert!(
+        samples.iter().all(|sample| sample.bytes.len() == AUD.len() + 406),
+        "whole frames"
+    );
+    assert!(samples.iter().all(|sample| sample.content.kind() == Kind::Video));
+}
+
+#[test]
+fn tables_may_come_late_or_only_once() {
+    let mut writer = Writer::new();
+    let (tables, again) = (writer.tables(), writer.tables());
+    let frames: Vec<Vec<u8>> = (0..6).map(|index| writer.frames(index, 1)).collect();
+    let late = [
+        [&frames[0][..], &frames[1], &tables, &frames[2]].concat(),
+        [&frames[3][..], &again, &frames[4], &frames[5]].concat(),
+    ];
+    check(&demux(&late), 6);
+    let once = [
+        [&tables[..], &frames[0], &frames[1], &frames[2]].concat(),
+        frames[3..].concat(),
+    ];
+    check(&demux(&once), 6);
+    // None at all: the contents say what it is.
+    check(&demux(&[frames[..3].concat(), frames[3..].concat()]), 6);
+}
+
+#[test]
+fn frames_go_over_the_border_of_segments_cut_at_any_byte() {
+    let mut writer = Writer::new();
+    let mut whole = writer.tables();
+    (0..12).for_each(|index| whole.extend(writer.frames(index, 1)));
+    for cut in (PACKET * 3 + 1..whole.len() - PACKET * 3).step_by(61) {
+        let (first, second) = whole.split_at(cut);
+        check(&demux(&[first.to_vec(), second.to_vec()]), 12);
+    }
+}
+
+#[test]
+fn several_frames_in_a_packet_get_times_in_between() {
+    for count in [1, 2, 3, 6] {
+        let mut writer = Writer::new();
+        let mut whole = writer.tables();
+        (0..12)
+            .step_by(count)
+            .for_each(|first| whole.extend(writer.frames(first, count)));
+        check(&demux(&[whole]), 12);
+    }
+}
+
+#[test]
+fn a_frame_may_be_spread_over_packets() {
+    for is_timed in [true, false] {
+        let mut writer = Writer::new();
+        let mut whole = writer.tables();
+        let unit = [&AUD[..], &picture(400)].concat();
+        for index in 0..6 {
+            let at = Some(900_000 + index * STEP);
+            whole.extend(writer.pes(at, &unit[..100]));
+            whole.extend(writer.pes(at.filter(|_| is_timed), &unit[100..300]));
+            whole.extend(writer.pes(at.filter(|_| is_timed), &unit[300..]));
+        }
+        check(&demux(&[whole]), 6);
+    }
+}
+
+#[test]
+fn another_program_map_is_followed() {
+    let mut writer = Writer::new();
+    let mut whole = writer.tables();
+    (0..3).for_each(|index| whole.extend(writer.frames(index, 1)));
+    (writer.pid, writer.version, writer.counters[2]) = (300, 1, 9);
+    whole.extend(writer.tables());
+    (3..6).for_each(|index| whole.extend(writer.frames(index, 1)));
+    check(&demux(&[whole]), 6);
+}
+
+#[test]
+fn counters_may_start_again_with_each_segment() {
+    let mut segments = Vec::new();
+    for segment in 0..3 {
+        let mut writer = Writer::new();
+        let mut whole = writer.tables();
+        (0..4).for_each(|index| whole.extend(writer.frames(segment * 4 + index, 1)));
+        segments.push(whole);
+    }
+    check(&demux(&segments), 12);
+}
+
+#[test]
+fn a_lost_packet_costs_one_frame() {
+    let mut writer = Writer::new();
+    let mut whole = writer.tables();
+    let frames: Vec<Vec<u8>> = (0..5).map(|index| writer.frames(index, 1)).collect();
+    for (index, frame) in frames.iter().enumerate() {
+        // The second packet of a frame.
+        let kept = if index == 2 {
+            [&frame[..PACKET], &frame[PACKET * 2..]].concat()
+        } else {
+            frame.clone()
+        };
+        whole.extend(kept);
+    }
+    let samples = demux(&[whole]);
+    assert_eq!(samples.len(), 4);
+    let unit = AUD.len() + 406;
+    // Its delimiter, which arrived, is of no harm.
+    assert!(
+        samples
+            .iter()
+            .all(|sample| (unit..=unit + AUD.len()).contains(&sample.bytes.len()))
+    );
+}
+
+#[test]
+fn packets_with_more_bytes_and_junk_before_them_are_found() {
+    let mut writer = Writer::new();
+    let mut whole = writer.tables();
+    (0..6).for_each(|index| whole.extend(writer.frames(index, 1)));
+    let stamped: Vec<u8> = whole
+        .chunks(PACKET)
+        .flat_map(|packet| [&[1, 2, 3, 4][..], packet].concat())
+        .collect();
+    check(&demux(&[stamped]), 6);
+    let corrected: Vec<u8> = whole
+        .chunks(PACKET)
+        .flat_map(|packet| [packet, &[9; 16][..]].concat())
+        .collect();
+    check(&demux(&[corrected]), 6);
+    check(&demux(&[[&[0, 1, 2][..], &whole].concat()]), 6);
+}
+
+#[test]
+fn memory_is_bounded_without_tables_or_start_codes() {
+    let mut writer = Writer::new();
+    let tables = writer.tables();
+    let mut stream = TransportStream::default();
+    for _ in 0..20 {
+        let noise: Vec<u8> = writer.pes(None, &vec![0x55; 1 << 20]);
+        let _ = stream.segment(&noise.into());
+    }
+    assert!(stream.early.len() <= MAX_EARLY + PACKET, "{}", stream.early.len());
+    let _ = stream.segment(&tables.into());
+    assert!(stream.early.is_empty());
+}

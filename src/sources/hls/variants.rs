@@ -1,0 +1,149 @@
+//! Ranks the variants of a multivariant playlist.
+
+use super::error::HlsError;
+use super::playlist::{Multivariant, Variant};
+
+/// Limits for the variant: the best variant within them is used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// In pixels.
+    pub max_height: Option<u32>,
+    /// In bit/s.
+    pub max_bandwidth: Option<u64>,
+}
+
+/// Ranks how well viewers can play a variant; `None` if not at all. A variant without codecs is tried.
+fn playability(variant: &Variant) -> Option<u8> {
+    let Some(codecs) = &variant.codecs else { return Some(1) };
+    let mut best = Some(2);
+    for codec in codecs.split(',').map(str::trim) {
+        let name = codec.split('.').next().unwrap_or_default().to_ascii_lowercase();
+        let found = match name.as_str() {
+            "avc1" | "avc3" | "mp4a" | "opus" => Some(2),
+            "hvc1" | "hev1" => Some(1),
+            // With unsupported audio the video still plays, and subtitles are not needed.
+            "ac-3" | "ec-3" | "ac-4" | "flac" | "stpp" | "wvtt" | "mp3" => Some(0),
+            _ => None,
+        };
+        best = best.zip(found).map(|(best, found)| best.min(found));
+    }
+    best
+}
+
+/// Returns the playable variants, best first: those within the limits, then the others from the smallest on. Redundant
+/// variants stand next to each other, in their order.
+pub(super) fn ranked(multivariant: &Multivariant, choice: Choice) -> Result<Vec<&Variant>, HlsError> {
+    let mut playable: Vec<(u8, &Variant)> = multivariant
+        .variants
+        .iter()
+        .filter_map(|variant| Some((playability(variant)?, variant)))
+        .collect();
+    let within = |variant: &Variant| {
+        let height = variant
+            .height
+            .zip(choice.max_height)
+            .is_none_or(|(height, most)| height <= most);
+        height && choice.max_bandwidth.is_none_or(|most| variant.bandwidth <= most)
+    };
+    let size = |variant: &Variant| (variant.height.unwrap_or_default(), variant.bandwidth);
+    playable.sort_by(|(rank, variant), (other_rank, other)| {
+        let (own, others) = (within(variant), within(other));
+        let best_first = (other_rank, size(other)).cmp(&(rank, size(variant)));
+        let by_size = if own {
+            best_first
+        } else {
+            size(variant).cmp(&size(other))
+        };
+        others.cmp(&own).then(by_size)
+    });
+    if playable.is_empty() {
+        let codecs = multivariant
+            .variants
+            .iter()
+            .filter_map(|variant| variant.codecs.as_deref());
+        let codecs = codecs.collect::<Vec<_>>().join("; ");
+        return Err(HlsError::NoVariant(millstream_worker_runtime::wire::shown(&codecs)));
+    }
+    Ok(playable.into_iter().map(|(_, variant)| variant).collect())
+}
+
+/// Returns the URI of a variant's audio rendition, if its audio is separate.
+pub(super) fn audio_uri<'a>(multivariant: &'a Multivariant, variant: &Variant) -> Option<&'a str> {
+    let group = variant.audio.as_deref()?;
+    let mut renditions = multivariant.audio.iter().filter(|rendition| rendition.group == group);
+    let default = renditions.clone().find(|rendition| rendition.is_default);
+    default.or_else(|| renditions.next())?.uri.as_deref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::playlist::Playlist;
+    use super::*;
+
+    fn multivariant(text: &str) -> Multivariant {
+        match Playlist::parse(&format!("#EXTM3U\n{text}")) {
+            Ok(Playlist::Multivariant(multivariant)) => multivariant,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const LADDER: &str = "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a\",NAME=\"b\",URI=\"other.m3u8\"\n\
+        #EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a\",NAME=\"a\",DEFAULT=YES,URI=\"audio.m3u8\"\n\
+        #EXT-X-STREAM-INF:BANDWIDTH=5000000,RESOLUTION=1920x1080,CODECS=\"hvc1.1.6.L120.90,mp4a.40.2\",AUDIO=\"a\"\nh265.m3u8\n\
+        #EXT-X-STREAM-INF:BANDWIDTH=4000000,RESOLUTION=1920x1080,CODECS=\"avc1.640028,mp4a.40.2\",AUDIO=\"a\"\n1080.m3u8\n\
+        #EXT-X-STREAM-INF:BANDWIDTH=1500000,RESOLUTION=1280x720,CODECS=\"avc1.64001f,mp4a.40.2\"\n720.m3u8\n\
+        #EXT-X-STREAM-INF:BANDWIDTH=9000000,RESOLUTION=3840x2160,CODECS=\"dvh1.05.06,ec-3\"\n2160.m3u8\n";
+
+    #[test]
+    fn the_best_variant_within_limits_is_used_and_h264_comes_first() {
+        let ladder = multivariant(LADDER);
+        for (max_height, max_bandwidth, uri) in [
+            (None, None, "1080.m3u8"),
+            (Some(720), None, "720.m3u8"),
+            (None, Some(2_000_000), "720.m3u8"),
+            (Some(100), None, "720.m3u8"),
+        ] {
+            let choice = Choice {
+                max_height,
+                max_bandwidth,
+            };
+            let ranked = ranked(&ladder, choice).expect("playable");
+            assert_eq!((ranked[0].uri.as_str(), ranked.len()), (uri, 3));
+        }
+    }
+
+    #[test]
+    fn a_separate_audio_rendition_is_found() {
+        let ladder = multivariant(LADDER);
+        let by_uri = |uri: &str| {
+            ladder
+                .variants
+                .iter()
+                .find(|variant| variant.uri == uri)
+                .expect("listed")
+        };
+        assert_eq!(audio_uri(&ladder, by_uri("1080.m3u8")), Some("audio.m3u8"));
+        assert_eq!(audio_uri(&ladder, by_uri("720.m3u8")), None);
+    }
+
+    #[test]
+    fn a_source_without_a_playable_variant_is_an_error() {
+        let none = multivariant("#EXT-X-STREAM-INF:BANDWIDTH=1,CODECS=\"dvh1.05.06\"\nx\n");
+        let error = ranked(&none, Choice::default()).expect_err("nothing to play");
+        assert_eq!(error, HlsError::NoVariant("dvh1.05.06".to_owned()));
+    }
+
+    #[test]
+    fn redundant_variants_follow_each_other_in_their_order() {
+        let line = |bandwidth: u32, uri: &str| format!("#EXT-X-STREAM-INF:BANDWIDTH={bandwidth}\n{uri}\n");
+        let lines = [line(9, "a"), line(5, "b"), line(9, "c"), line(20, "d"), line(30, "e")];
+        let choice = Choice {
+            max_height: None,
+            max_bandwidth: Some(10),
+        };
+        let multivariant = multivariant(&lines.concat());
+        let ranked = ranked(&multivariant, choice).expect("playable");
+        let uris: Vec<&str> = ranked.iter().map(|variant| variant.uri.as_str()).collect();
+        assert_eq!(uris, ["a", "c", "b", "d", "e"]);
+    }
+}
