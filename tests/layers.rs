@@ -204,6 +204,8 @@ const SHELLS: [&str; 8] = [
     "sources/hls/mod.rs",
     "sources/hls/fetcher.rs",
     "sources/hls/http.rs",
+    "sources/hls/files.rs",
+    "sources/hls/resolver.rs",
     "outputs/hls/live.rs",
     "outputs/hls/service.rs",
     "outputs/hls/packaging.rs",
