@@ -133,8 +133,8 @@ function whileWebRtc(view) {
   if (setting === 'only') return mayTry ? { use: 'hls', why: 'chosen' } : unchanged;
   const why = reason(view);
   if (why && mayTry) return { use: 'hls', why };
-  const slow = view.session === 'connecting' && view.granted && view.waited > CONNECT_TIMEOUT / 2;
-  return slow ? { ...unchanged, prepare: true } : unchanged;
+  const isLikely = view.waited > CONNECT_TIMEOUT / 2 || view.missing;
+  return view.session === 'connecting' && view.granted && isLikely ? { ...unchanged, prepare: true } : unchanged;
 }
 
 function reason({ session, granted, waited, status, pathLost, reachable, missing, flow }) {

@@ -66,6 +66,8 @@ test('hls.js is loaded while a connection takes long, and not for an offer that 
   const prepares = (view) => Boolean(chooseTransport({ ...WATCHING, session: 'connecting', ...view }).prepare);
   assert.deepEqual([200, 600].map((waited) => prepares({ waited })), [false, true]);
   assert.equal(prepares({ waited: 20_000, granted: false }), false);
+  // The answer lacks the video: HLS follows as soon as the session is connected.
+  assert.equal(prepares({ waited: 10, missing: 'H264' }), true);
 });
 
 test('WebRTC is used again once its media flows, and HLS that stands still is given up', () => {

@@ -115,6 +115,8 @@ def by_hls(namespace, program, url):
     caps = f"video/x-raw,format=I420,width={width},height={height}"
     if program == "ffmpeg":
         scaled = ["-map", "0:v:0", "-vf", f"scale={width}:{height}", "-pix_fmt", "yuv420p", "-f", "rawvideo"]
+        # No frame is written twice.
+        scaled += ["-fps_mode", "passthrough"]
         return Viewer(namespace, SMALL, FFMPEG, "-v", "error", "-i", url, *scaled, "pipe:{pipe}")
     if program == "mpv":
         raw = ["--of=rawvideo", "--ovc=rawvideo", f"--vf=scale={width}:{height},format=yuv420p", "--no-audio"]

@@ -188,26 +188,20 @@ impl Intake {
     ) {
         let mut placed = Vec::new();
         for packet in arrived {
+            if packet.epoch < self.epoch {
+                continue;
+            }
+            if packet.epoch > self.epoch || self.is_broken_by(&packet) {
+                // What follows continues where these end.
+                insert_frames(track, std::mem::take(&mut placed), out);
+                self.restart(packet.epoch);
+            }
             self.place(track, packet, &mut placed);
         }
-        let mut rest = placed.into_iter().peekable();
-        while let Some(first) = rest.next() {
-            let time = first.time;
-            let mut frame = vec![first];
-            while let Some(next) = rest.next_if(|next| next.time == time) {
-                frame.push(next);
-            }
-            insert_frame(track, frame, out);
-        }
+        insert_frames(track, placed, out);
     }
 
     fn place(&mut self, track: &mut Track, packet: ReceivedPacket, placed: &mut Vec<Placed>) {
-        if packet.epoch < self.epoch {
-            return;
-        }
-        if packet.epoch > self.epoch || self.is_broken_by(&packet) {
-            self.restart(packet.epoch);
-        }
         if packet.payload.is_empty() {
             return self.place_empty(packet, placed);
         }
@@ -340,6 +334,18 @@ impl Intake {
 impl Default for Intake {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+fn insert_frames(track: &mut Track, placed: Vec<Placed>, out: &mut Vec<Arc<Entry>>) {
+    let mut rest = placed.into_iter().peekable();
+    while let Some(first) = rest.next() {
+        let time = first.time;
+        let mut frame = vec![first];
+        while let Some(next) = rest.next_if(|next| next.time == time) {
+            frame.push(next);
+        }
+        insert_frame(track, frame, out);
     }
 }
 

@@ -14,6 +14,9 @@ use super::codec::Part;
 /// The longest time for which a packet is held. The packets of one frame follow each other faster.
 pub const HOLD: Duration = Duration::from_millis(20);
 
+/// The same while the frame has fewer slices with a marker than the one before it.
+const LONG_HOLD: Duration = Duration::from_millis(200);
+
 /// Number of frames that end right before a sender is believed.
 const PROOFS: u8 = 2;
 
@@ -51,6 +54,8 @@ pub struct MarkerFilter<T> {
     unmarked: u8,
     /// The newest packet with payload in sequence order.
     newest: Option<Newest>,
+    /// Packets with picture data and marker in the frame before the newest one.
+    usual: u32,
     /// The held packet, and packets without payload after it.
     held: VecDeque<(Mark, T)>,
     /// Timestamp and last sequence number of recent frames; only while packets are held.
@@ -66,6 +71,8 @@ struct Newest {
     is_open: bool,
     /// Its frame has picture data so far.
     has_slice: bool,
+    /// Packets of its frame with picture data and marker so far.
+    marked: u32,
 }
 
 impl Newest {
@@ -85,6 +92,7 @@ impl<T> MarkerFilter<T> {
             is_early: false,
             unmarked: 0,
             newest: None,
+            usual: 0,
             held: VecDeque::new(),
             frames: VecDeque::new(),
         }
@@ -102,13 +110,19 @@ impl<T> MarkerFilter<T> {
         }
         self.compare(mark, part);
         self.release_before(mark, part, out);
-        let has_slice = self.newest.is_some_and(|n| n.time == mark.time && n.has_slice) || part.has_slice;
+        let same = self.newest.filter(|newest| newest.time == mark.time);
+        if same.is_none() {
+            self.usual = self.newest.map_or(0, |newest| newest.marked);
+        }
+        let has_slice = same.is_some_and(|newest| newest.has_slice) || part.has_slice;
+        let marked = same.map_or(0, |newest| newest.marked) + u32::from(mark.marker && part.has_slice);
         self.newest = Some(Newest {
             seq: mark.seq,
             time: mark.time,
             marker: mark.marker,
             is_open: part.is_open,
             has_slice,
+            marked,
         });
         self.record(mark);
         if self.holds(mark, part) {
@@ -118,7 +132,7 @@ impl<T> MarkerFilter<T> {
         }
     }
 
-    /// Releases the held packet if it was held for [`HOLD`]: nothing more of its frame seems to come.
+    /// Releases the held packet if it was held long enough: nothing more of its frame seems to come.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Vec<(T, bool)>) {
         if self.poll_timeout().is_some_and(|due| due <= now) {
             let has_no_markers = self.proofs == 0 || self.is_unmarked();
@@ -133,7 +147,9 @@ impl<T> MarkerFilter<T> {
 
     /// When [`Self::handle_timeout`] must be called; `None` while nothing is held.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.held.front().map(|(mark, _)| mark.arrival + HOLD)
+        let expects_more = self.is_early && self.newest.is_some_and(|newest| newest.marked < self.usual);
+        let hold = if expects_more { LONG_HOLD } else { HOLD };
+        self.held.front().map(|(mark, _)| mark.arrival + hold)
     }
 
     /// What follows has other sequence numbers and timestamps, but comes from the same sender. Releases what is held.
@@ -263,12 +279,16 @@ mod tests {
         }
 
         fn send(&mut self, time: u64, marker: bool, part: Option<Part>) {
+            self.send_at(self.start + time as u32 * MS, time, marker, part);
+        }
+
+        fn send_at(&mut self, arrival: Instant, time: u64, marker: bool, part: Option<Part>) {
             let mark = Mark {
                 seq: self.seq,
                 time,
                 marker,
                 part,
-                arrival: self.start + time as u32 * MS,
+                arrival,
             };
             self.filter.push(mark, self.seq, &mut self.out);
             self.seq += 1;
@@ -340,6 +360,28 @@ mod tests {
         assert_eq!(sender.filter.poll_timeout(), Some(sender.start + HOLD));
         sender.filter.handle_timeout(sender.start + HOLD, &mut sender.out);
         assert_eq!(sender.released(), (1, vec![0]));
+    }
+
+    #[test]
+    fn slices_that_come_slowly_are_waited_for() {
+        let mut sender = Sender::new();
+        for frame in 0..5 {
+            for slice in 0..3 {
+                let at = sender.start + (frame * 120 + slice * 40) as u32 * MS;
+                sender.filter.handle_timeout(at, &mut sender.out);
+                let part = Part {
+                    starts_picture: slice == 0,
+                    ..SLICE
+                };
+                sender.send_at(at, frame * 120, true, Some(part));
+            }
+        }
+        let (_, marked) = sender.released();
+        // Before the second frame nobody knows how many there are.
+        assert_eq!(
+            marked.iter().filter(|seq| **seq >= 3).collect::<Vec<_>>(),
+            [&5, &8, &11]
+        );
     }
 
     #[test]

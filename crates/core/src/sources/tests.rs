@@ -380,6 +380,27 @@ fn the_clock_of_a_track_follows_its_codec() {
     }
 }
 
+/// Under load one tick has packets of both.
+#[test]
+fn a_change_within_one_tick_keeps_the_line() {
+    let mut source = Source::new(vec![audio()]);
+    for (seq, pt, ssrc, time) in [
+        (1, OPUS, 1, 960),
+        (2, OPUS, 1, 1_920),
+        (9, PCMU, 2, 7),
+        (10, PCMU, 2, 167),
+    ] {
+        let mut bytes = vec![0x80, pt.0, 0, seq, 0, 0];
+        bytes.extend_from_slice(&u16::to_be_bytes(time));
+        bytes.extend_from_slice(&u32::to_be_bytes(ssrc));
+        bytes.push(7);
+        source.publisher.handle_rtp(source.now, bytes.into());
+    }
+    source.publish();
+    assert_eq!(source.payloads().len(), 4);
+    assert!(source.sent.windows(2).all(|pair| pair[0].time < pair[1].time));
+}
+
 /// Muted audio may stand still in RTP time; its reports say how long it was muted.
 #[test]
 fn the_line_follows_the_reports_after_a_pause_in_which_time_stood() {
