@@ -59,7 +59,8 @@ fn keep_ssrc(pad: &gst::Pad) {
 
 fn rewrite(buffer: &mut gst::Buffer, first: &mut Option<[u8; 4]>) {
     let mut ssrc = [0; 4];
-    if buffer.copy_to_slice(SSRC.start, &mut ssrc).is_err() {
+    // `copy_to_slice` panics beyond the end.
+    if buffer.size() < SSRC.end || buffer.copy_to_slice(SSRC.start, &mut ssrc).is_err() {
         return;
     }
     let wanted = *first.get_or_insert(ssrc);

@@ -144,15 +144,13 @@ impl Fetcher {
     async fn fail(&mut self, error: HlsError) -> bool {
         self.failures += 1;
         let is_refused = matches!(&error, HlsError::Fetch { error, what, .. }
-            if error.is_refusal() && *what == FileKind::Playlist);
+            if error.is_refusal() && (*what == FileKind::Playlist || *error != HttpError::Status(404)));
         self.record(Some(error));
         let may_move = self.moved.is_none_or(|moved| moved.elapsed() >= MOVE_INTERVAL);
         if may_move && (is_refused || self.failures >= MAX_FAILURES) {
             self.moved = Some(Instant::now());
-            if self.failures >= MAX_FAILURES && self.rendition == 0 {
-                self.resolver.leave_current();
-            }
-            match self.resolver.open().await {
+            let has_failed = self.failures >= MAX_FAILURES && self.rendition == 0;
+            match self.resolver.open(has_failed).await {
                 Ok(opened) => {
                     if let Some(address) = opened.renditions.into_iter().nth(usize::from(self.rendition)) {
                         if self.rendition == 0 && address != self.address {

@@ -99,7 +99,7 @@ pub async fn play<P: FanOut>(
         origin.choice,
         origin.dead.clone(),
     ));
-    let Opened { renditions, first, .. } = match resolver.open().await {
+    let Opened { renditions, first, .. } = match resolver.open(false).await {
         Ok(opened) => opened,
         Err(error) => return error.into(),
     };
@@ -152,8 +152,9 @@ pub async fn play<P: FanOut>(
                 }
             }
             Err(error) => {
-                // Its playlist may stand still.
-                if matches!(error, ProcessError::Stalled(_) | ProcessError::NoOutput(_)) {
+                // Nothing failed, so its playlist stands still.
+                let has_failed = last_error.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+                if !has_failed && matches!(error, ProcessError::Stalled(_) | ProcessError::NoOutput(_)) {
                     resolver.leave_current();
                 }
                 return cause(error, &last_error);

@@ -74,9 +74,14 @@ impl Resolver {
         }
     }
 
-    /// Loads the operator's playlist, and the best variant of it that can be loaded.
-    pub(super) async fn open(&self) -> Result<Opened, HlsError> {
+    /// Loads the operator's playlist, and the best variant of it that can be loaded; another one than the current, if it
+    /// failed.
+    pub(super) async fn open(&self, has_failed: bool) -> Result<Opened, HlsError> {
         let (found, playlist) = load_playlist(&self.client, &self.address, PLAYLIST).await?;
+        // The origin is there, so it is the variant.
+        if has_failed {
+            self.leave_current();
+        }
         let multivariant = match playlist {
             Playlist::Media(first) => {
                 let renditions = vec![found];

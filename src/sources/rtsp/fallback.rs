@@ -29,10 +29,20 @@ struct State {
     has_worked: bool,
     /// Sessions in a row that the camera ended early.
     short_sessions: u32,
+    /// How long the last of them was.
+    length: Option<Duration>,
+    /// The camera ends each session after this time.
+    period: Option<Duration>,
 }
 
 /// A session that the camera ends before this time is short: most session timeouts are 60 s.
 const SHORT_SESSION: Duration = Duration::from_secs(125);
+
+/// Sessions that end earlier are not replaced in advance.
+const SHORTEST_PERIOD: Duration = Duration::from_secs(2);
+
+/// Part of a session after which the next one is opened.
+const RENEW_AT: f64 = 0.7;
 
 /// Short sessions in a row after which the pipeline is tried.
 const MAX_SHORT_SESSIONS: u32 = 3;
@@ -77,11 +87,21 @@ impl Fallback {
     /// it was not the camera that ended it. A camera that restarts cannot be reached in between, and is not counted.
     pub(super) fn session_ended(&self, lasted: Option<Duration>) -> bool {
         let mut state = self.lock();
-        state.short_sessions = match lasted {
-            Some(lasted) if lasted < SHORT_SESSION => state.short_sessions + 1,
-            _ => 0,
+        let Some(lasted) = lasted.filter(|lasted| *lasted < SHORT_SESSION) else {
+            (state.short_sessions, state.length, state.period) = (0, None, None);
+            return false;
         };
+        state.short_sessions += 1;
+        let last = state.length.replace(lasted);
+        let is_alike = |last: &Duration| lasted >= SHORTEST_PERIOD && last.abs_diff(lasted) * 4 <= lasted;
+        state.period = last.filter(is_alike).map(|last| last.min(lasted)).or(state.period);
         state.short_sessions >= MAX_SHORT_SESSIONS
+    }
+
+    /// Returns when a session is to be replaced by another one before the camera ends it. Its authentication may expire
+    /// for keepalive requests, which retina does not repeat (RFC 7616 §3.3).
+    pub(super) fn renew_after(&self) -> Option<Duration> {
+        self.lock().period.map(|period| period.mul_f64(RENEW_AT))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

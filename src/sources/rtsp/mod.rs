@@ -5,11 +5,14 @@
 //! this client cannot read goes by the pipeline `rtsp` ([`fallback`]), which also supports what this client does not:
 //! RTSPS, redirects, multicast and a jitter buffer.
 
-use tokio::time::Instant;
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use self::camera::{Camera, CameraError};
-use self::client::{Client, Event};
+use self::client::{Client, Event, Frame};
 use self::fallback::{Fallback, PIPELINE};
 use self::refusal::{PassedOver, Refusal};
 use super::fetch::attached::{Attached, random_id};
@@ -73,60 +76,120 @@ async fn by_client<P: FanOut>(
     plane: &P,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    let stream = &entry.stream;
     if let Err(error) = camera.allowed.check(&camera.host()).await {
         return error.into();
     }
-    let mut client = match Client::connect(camera, stream).await {
+    let mut client = match Client::connect(camera, &entry.stream).await {
         Ok(client) => client,
         Err(error) => return error.into(),
     };
+    note_left_out(entry, &client);
+    let mut first = None;
+    loop {
+        let renew_after = camera.fallback.as_ref().and_then(Fallback::renew_after);
+        let renewed = renewal(camera, entry, renew_after);
+        let session = Session {
+            client: &mut client,
+            entry,
+            plane,
+        };
+        (client, first) = match session.play(first.take(), renewed, live).await {
+            Ok((next, frame)) => (next, Some(frame)),
+            Err(error) => return error,
+        };
+        debug!(stream = %entry.stream, "session with the camera replaced before it ends");
+    }
+}
+
+fn note_left_out(entry: &Entry, client: &Client) {
     if entry.status().left_out != client.left_out() {
         for track in client.left_out() {
-            info!(%stream, track, "camera track left out: codec not supported");
+            info!(stream = %entry.stream, track, "camera track left out: codec not supported");
         }
     }
     entry.note(|status| {
         status.left_out = client.left_out().to_vec();
         status.passed_over = PassedOver::default();
     });
-    let Ok(feed) = FrameSource::new(stream.clone(), random_id(), &client.tracks()) else {
-        return CameraError::NoTracks.into();
+}
+
+/// Opens another session after a while and waits for its first frame of video. Never returns without `after`, or if the
+/// camera does not allow it.
+async fn renewal(camera: &Camera, entry: &Entry, after: Option<Duration>) -> (Client, Frame) {
+    let Some(after) = after else {
+        return std::future::pending().await;
     };
-    let mut attached = Attached { feed, plane };
-    attached.feed.remember(&client.parameter_sets());
-    let (mut playing, mut noted) = (false, 0);
+    sleep(after).await;
+    let Ok(mut client) = Client::connect(camera, &entry.stream).await else {
+        return std::future::pending().await;
+    };
     loop {
-        let event = match client.next().await {
-            Ok(event) => event,
-            Err(error) => return error.into(),
-        };
-        if client.passed_over().count != noted {
-            noted = client.passed_over().count;
-            entry.note(|status| status.passed_over = client.passed_over().clone());
+        match client.next().await {
+            Ok(Event::Frame(frame)) if frame.kind == Kind::Video => return (client, frame),
+            Ok(_) => {}
+            Err(_) => return std::future::pending().await,
         }
-        let feed = &mut attached.feed;
-        let frame = match event {
-            Event::Frame(frame) => frame,
-            Event::Captured { kind, time, at } => {
-                feed.record_capture_time(kind, time, at);
-                continue;
+    }
+}
+
+/// A session that feeds its stream.
+struct Session<'a, P: FanOut> {
+    client: &'a mut Client,
+    entry: &'a Entry,
+    plane: &'a P,
+}
+
+impl<P: FanOut> Session<'_, P> {
+    /// Feeds the stream until the session fails or is replaced. `first` is a frame that was read already.
+    async fn play(
+        self,
+        mut first: Option<Frame>,
+        renewed: impl Future<Output = (Client, Frame)>,
+        live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
+    ) -> Result<(Client, Frame), FetchError> {
+        let (client, plane, stream) = (self.client, self.plane, &self.entry.stream);
+        let feed =
+            FrameSource::new(stream.clone(), random_id(), &client.tracks()).map_err(|_| CameraError::NoTracks)?;
+        let mut attached = Attached { feed, plane };
+        attached.feed.remember(&client.parameter_sets());
+        let (mut playing, mut noted) = (first.is_some(), 0);
+        let mut renewed = std::pin::pin!(renewed);
+        loop {
+            let event = match first.take() {
+                Some(frame) => Event::Frame(frame),
+                None => tokio::select! {
+                    event = client.next() => event?,
+                    next = &mut renewed => return Ok(next),
+                },
+            };
+            if client.passed_over().count != noted {
+                noted = client.passed_over().count;
+                self.entry
+                    .note(|status| status.passed_over = client.passed_over().clone());
             }
-        };
-        let taken = match frame.kind {
-            Kind::Video => feed.take_video(frame.received, frame.time, &frame.bytes, client.framing()),
-            Kind::Audio => feed.take_audio(frame.received, frame.time, &frame.bytes),
-        };
-        if let Err(error) = taken {
-            debug!(%stream, %error, "camera frame dropped");
-        }
-        if !plane.feed(feed) {
-            return FetchError::Displaced;
-        }
-        if !playing && feed.is_attached() {
-            playing = true;
-            let names: Vec<&str> = client.tracks().iter().map(|track| track.codec.name()).collect();
-            live(&names);
+            let feed = &mut attached.feed;
+            let frame = match event {
+                Event::Frame(frame) => frame,
+                Event::Captured { kind, time, at } => {
+                    feed.record_capture_time(kind, time, at);
+                    continue;
+                }
+            };
+            let taken = match frame.kind {
+                Kind::Video => feed.take_video(frame.received, frame.time, &frame.bytes, client.framing()),
+                Kind::Audio => feed.take_audio(frame.received, frame.time, &frame.bytes),
+            };
+            if let Err(error) = taken {
+                debug!(%stream, %error, "camera frame dropped");
+            }
+            if !plane.feed(feed) {
+                return Err(FetchError::Displaced);
+            }
+            if !playing && feed.is_attached() {
+                playing = true;
+                let names: Vec<&str> = client.tracks().iter().map(|track| track.codec.name()).collect();
+                live(&names);
+            }
         }
     }
 }

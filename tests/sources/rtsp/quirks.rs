@@ -29,6 +29,8 @@ struct Quirk {
     script: Script,
     way: Way,
     keys: &'static str,
+    /// What the API shows.
+    shows: &'static str,
 }
 
 fn quirk(name: &'static str, script: Script) -> Quirk {
@@ -37,6 +39,7 @@ fn quirk(name: &'static str, script: Script) -> Quirk {
         script,
         way: Way::Client,
         keys: "",
+        shows: "",
     }
 }
 
@@ -45,6 +48,10 @@ fn by_pipeline(name: &'static str, script: Script) -> Quirk {
         way: Way::Pipeline,
         ..quirk(name, script)
     }
+}
+
+fn showing(shows: &'static str, quirk: Quirk) -> Quirk {
+    Quirk { shows, ..quirk }
 }
 
 fn described(sdp: &str) -> Script {
@@ -113,14 +120,20 @@ fn descriptions() -> Vec<Quirk> {
             },
         ),
         // Hikvision platform: the parameters of AAC have another payload type than its rtpmap.
-        quirk(
-            "bluenviron/gortsplib#658",
-            described(&format!("v=0\no=- 1 1 IN IP4 0.0.0.0\ns=a\nt=0 0\n{VIDEO}{audio}")),
+        showing(
+            "audio AAC",
+            quirk(
+                "bluenviron/gortsplib#658",
+                described(&format!("v=0\no=- 1 1 IN IP4 0.0.0.0\ns=a\nt=0 0\n{VIDEO}{audio}")),
+            ),
         ),
         // Dahua and Avigilon: a back channel is listed first.
-        quirk(
-            "bluenviron/gortsplib#501",
-            described(&format!("v=0\no=- 1 1 IN IP4 0.0.0.0\ns=a\nt=0 0\n{back}{VIDEO}")),
+        showing(
+            "audio none",
+            quirk(
+                "bluenviron/gortsplib#501",
+                described(&format!("v=0\no=- 1 1 IN IP4 0.0.0.0\ns=a\nt=0 0\n{back}{VIDEO}")),
+            ),
         ),
         // Parameter sets with start codes in the description.
         quirk(
@@ -296,13 +309,16 @@ fn answers() -> Vec<Quirk> {
 fn packets() -> Vec<Quirk> {
     vec![
         // Uniview: packets of another payload type in the channel of the video.
-        quirk(
-            "AlexxIT/go2rtc#1570",
-            with(|_, sender| {
-                sender.payload_type = 107;
-                sender.packet(&[0x65, 1, 2, 3], false);
-                sender.payload_type = 96;
-            }),
+        showing(
+            "unannounced payload type",
+            quirk(
+                "AlexxIT/go2rtc#1570",
+                with(|_, sender| {
+                    sender.payload_type = 107;
+                    sender.packet(&[0x65, 1, 2, 3], false);
+                    sender.payload_type = 96;
+                }),
+            ),
         ),
         // Data of a channel that belongs to no track.
         quirk(
@@ -320,13 +336,16 @@ fn packets() -> Vec<Quirk> {
             }),
         ),
         // RTP that is too short, and RTCP that is none.
-        quirk(
-            "AlexxIT/go2rtc#236",
-            with(|_, sender| {
-                sender.interleaved(0, &[0x80, 0x60, 0]);
-                sender.interleaved(0, &[]);
-                sender.interleaved(1, &[0x80, 200, 0, 9, 0]);
-            }),
+        showing(
+            "too short",
+            quirk(
+                "AlexxIT/go2rtc#236",
+                with(|_, sender| {
+                    sender.interleaved(0, &[0x80, 0x60, 0]);
+                    sender.interleaved(0, &[]);
+                    sender.interleaved(1, &[0x80, 200, 0, 9, 0]);
+                }),
+            ),
         ),
         // The report of a sender has another SSRC than its packets, and comes first.
         quirk(
@@ -421,9 +440,9 @@ async fn play(quirks: Vec<Quirk>) {
     let mut cameras = Vec::new();
     for (index, quirk) in quirks.into_iter().enumerate() {
         let camera = Scripted::start(quirk.script).await;
-        let (port, keys) = (camera.port, quirk.keys);
+        let (port, keys, shows) = (camera.port, quirk.keys, quirk.shows);
         text += &format!("[streams.\"c{index}\"]\nrtsp = \"rtsp://127.0.0.1:{port}/cam\"\n{keys}\n");
-        cameras.push((format!("c{index}"), quirk.name, quirk.way, camera));
+        cameras.push((format!("c{index}"), quirk.name, quirk.way, shows, camera));
     }
     let config = Config::parse(&text, "test.toml".as_ref(), []).map_err(|error| error.to_string());
     let gateway = Gateway::start_with_workers(config.expect("valid"), programs())
@@ -431,10 +450,12 @@ async fn play(quirks: Vec<Quirk>) {
         .expect("free ports");
     let gateway = Arc::new(gateway);
     let mut playing = tokio::task::JoinSet::new();
-    for (stream, name, way, camera) in cameras {
+    for (stream, name, way, shows, camera) in cameras {
         let gateway = gateway.clone();
         playing.spawn(async move {
-            let problem = check(&gateway, &stream, way, &camera).await?;
+            let problem = check(&gateway, &stream, way, &camera).await;
+            let seen = summary(&gateway, &stream);
+            let problem = problem.or((!seen.contains(shows)).then(|| format!("{shows}: {seen}")))?;
             Some(format!("{name}: {problem}"))
         });
     }
@@ -443,6 +464,17 @@ async fn play(quirks: Vec<Quirk>) {
     if let Some(gateway) = Arc::into_inner(gateway) {
         gateway.stop().await;
     }
+}
+
+/// What the API shows of the audio, and of what was passed over.
+fn summary(gateway: &Gateway, stream: &str) -> String {
+    let name = StreamName::parse(stream).expect("a name");
+    let shown = streams::one(&name, gateway.media().hub(), gateway.fetched(), |_| 0);
+    let audio = shown
+        .and_then(|stream| stream.audio)
+        .map_or("none", |audio| audio.codec);
+    let source = self::shown(gateway, stream);
+    format!("audio {audio}; {}", source.passed_over_reason.unwrap_or_default())
 }
 
 /// Waits until nearly all frames of a camera arrive. Returns what is wrong.
@@ -551,5 +583,35 @@ async fn without_gstreamer_the_status_says_why_it_is_needed() {
     };
     let said = tokio::time::timeout(PATIENCE, said).await;
     assert!(said.is_ok(), "{:?}", shown(&gateway, "c0").last_error);
+    gateway.stop().await;
+}
+
+/// A camera that ends each session after the same time, such as one whose authentication expires for keepalives
+/// (ffmpeg and VLC renew it): the next session begins before the last one ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_end_regularly_are_replaced_in_advance() {
+    let script = Script {
+        frame: Box::new(|n, sender| {
+            sender.frame(n);
+            sender.closes = n == 200;
+        }),
+        ..Script::default()
+    };
+    let camera = Scripted::start(script).await;
+    let gateway = start(&camera, programs()).await;
+    let replaced = async {
+        while camera.counts.sessions.load(Ordering::SeqCst) < 6 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, replaced)
+        .await
+        .expect("session after session");
+    let source = shown(&gateway, "c0");
+    assert_eq!(
+        (source.restarts, source.state, source.fallback),
+        (2, "live", None),
+        "{source:?}"
+    );
     gateway.stop().await;
 }

@@ -65,6 +65,8 @@ pub(crate) struct Sender {
     pub ssrc: u32,
     pub payload_type: u8,
     pub channel: u8,
+    /// Ends the connection.
+    pub closes: bool,
 }
 
 #[derive(Default)]
@@ -264,6 +266,7 @@ async fn play(script: Arc<Script>, writer: Arc<tokio::sync::Mutex<OwnedWriteHalf
         ssrc: 0x1234_5678,
         payload_type: 96,
         channel: 0,
+        closes: false,
     };
     let mut due = tokio::time::interval(INTERVAL);
     counts.frames.store(0, Ordering::SeqCst);
@@ -271,6 +274,10 @@ async fn play(script: Arc<Script>, writer: Arc<tokio::sync::Mutex<OwnedWriteHalf
         due.tick().await;
         (script.frame)(n, &mut sender);
         if writer.lock().await.write_all(&sender.out).await.is_err() {
+            return;
+        }
+        if sender.closes {
+            let _ = writer.lock().await.shutdown().await;
             return;
         }
         sender.out.clear();
