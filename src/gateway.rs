@@ -24,7 +24,8 @@ use crate::control::reload::{ReloadReply, Reloaded, Reloads};
 use crate::control::sessions::SessionTable;
 use crate::doctor::ports::{BindFailure, Protocol};
 use crate::doctor::{self, Level};
-use crate::http::auth::Authenticator;
+use crate::http::forwarded::TrustedProxies;
+use crate::http::server::{ListenerLimits, ServerOptions};
 use crate::http::tls::{Certificate, TlsError};
 use crate::http::{self, HttpState, api, server};
 use crate::outputs::hls::service::Service;
@@ -139,12 +140,18 @@ impl Gateway {
         };
         let (reloads, reload_requests) = mpsc::channel(1);
         let control = control(&config, media, reloads, &mut tasks);
-        let authenticator = Authenticator::new(Access::new(parts.credentials, &publish));
-        let state = HttpState::new(control.clone(), Arc::new(authenticator), &config.limits);
+        let access = Access::new(parts.credentials, &publish);
+        let state = HttpState::new(control.clone(), access, &config);
         let log = Arc::new(api::events::Log::default());
         tasks.spawn(api::events::run(control.clone(), log.clone()));
         let router = http::router(state.clone(), api::router(&state, log));
-        let server = tokio::spawn(server::serve(listener, router, config.limits, tls, stop));
+        let options = ServerOptions {
+            limits: ListenerLimits::new(&config.limits, state.proxies.clone()),
+            response_timeout: config.limits.response_timeout,
+            counters: state.counters.clone(),
+            tls,
+        };
+        let server = tokio::spawn(server::serve(listener, router, options, stop));
         control.supervisor.reconcile(parts.streams, false).await;
         log_findings(&config);
         log_warnings(&config);
@@ -221,7 +228,7 @@ impl Gateway {
         self.state
             .authenticator
             .replace(Access::new(parts.credentials, &publish));
-        let revoked = control.sessions.without_grant(&self.state.authenticator.access());
+        let revoked = control.sessions.revoke(self.state.authenticator.access());
         let ended = revoked.iter().filter(|session| {
             let state = control.media.end(**session, CloseReason::TokenRevoked);
             matches!(state, SessionState::Connecting | SessionState::Connected)
@@ -385,7 +392,8 @@ fn media_by_tcp(
             debug!(%peer, ?reason, "media connection over TCP ended");
         }
     };
-    server::take_connections(listener, *limits, b"", stop, serve)
+    let limits = ListenerLimits::new(limits, TrustedProxies::default());
+    server::take_connections(listener, limits, |_| {}, stop, serve)
 }
 
 /// Makes the control plane, and starts the task that keeps its session table.

@@ -158,10 +158,48 @@ mod otlp {
 /// The DTLS stack warns about each missing server name, which WebRTC does not use.
 const QUIETENED: &str = "rtc_dtls=error";
 
-/// HTTP responses by class of status.
+/// Why the HTTP side rejected something, by the limit that was reached. A label of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// `limits.connections_per_address`.
+    ConnectionsPerAddress,
+    /// `limits.requests_per_second`.
+    RequestRate,
+    /// `limits.failures_per_second`.
+    FailureRate,
+    /// `limits.webhook_queue`.
+    WebhookQueue,
+    /// `limits.response_timeout`.
+    ResponseUnread,
+}
+
+impl Rejection {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 5] = [
+        Self::ConnectionsPerAddress,
+        Self::RequestRate,
+        Self::FailureRate,
+        Self::WebhookQueue,
+        Self::ResponseUnread,
+    ];
+
+    /// Returns the label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ConnectionsPerAddress => "connections_per_address",
+            Self::RequestRate => "request_rate",
+            Self::FailureRate => "failure_rate",
+            Self::WebhookQueue => "webhook_queue",
+            Self::ResponseUnread => "response_unread",
+        }
+    }
+}
+
+/// HTTP responses by class of status, and rejections.
 #[derive(Debug, Default)]
 pub struct HttpCounters {
     classes: [AtomicU64; HttpCounters::CLASSES.len()],
+    rejections: [AtomicU64; Rejection::ALL.len()],
 }
 
 impl HttpCounters {
@@ -180,5 +218,18 @@ impl HttpCounters {
     pub fn by_class(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let counts = self.classes.iter().map(|counter| counter.load(Ordering::Relaxed));
         Self::CLASSES.into_iter().zip(counts)
+    }
+
+    /// Counts a rejection.
+    pub fn rejected(&self, rejection: Rejection) {
+        if let Some(counter) = self.rejections.get(rejection as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the rejections by reason.
+    pub fn rejections(&self) -> impl Iterator<Item = (Rejection, u64)> + '_ {
+        let counts = self.rejections.iter().map(|counter| counter.load(Ordering::Relaxed));
+        Rejection::ALL.into_iter().zip(counts)
     }
 }

@@ -6,7 +6,7 @@ use super::hook::Hook;
 use super::jwt::{Key, Verifier};
 use super::pattern::Pattern;
 use super::request::{FixedToken, Permissions};
-use crate::config::{Auth, Mistake, Secret, TokenConfig, named};
+use crate::config::{Auth, Limits, Mistake, Secret, TokenConfig, named};
 
 /// The credentials that [`super::Access`] is built from.
 pub struct Credentials {
@@ -22,12 +22,12 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Reads the files and variables of the section.
+    /// Reads the files and variables of the section; `limits` are those of requests to the webhook.
     ///
     /// # Errors
     ///
     /// All mistakes, by key.
-    pub fn read(auth: &Auth) -> Result<Self, Vec<Mistake>> {
+    pub fn read(auth: &Auth, limits: &Limits) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let keys = keys(auth, &mut mistakes);
         let mut token = |key: &str, given: &Option<Secret>, file: Option<&Path>| match file {
@@ -66,7 +66,7 @@ impl Credentials {
             api,
             tokens,
             verifier: Verifier::new(auth, keys),
-            hook: Hook::new(auth),
+            hook: Hook::new(auth, limits),
             in_query: auth.token_in_query,
         })
     }
@@ -74,10 +74,7 @@ impl Credentials {
 
 fn keys(auth: &Auth, mistakes: &mut Vec<Mistake>) -> Vec<Key> {
     let secret = auth.jwt_secret.as_ref();
-    let mut keys: Vec<Key> = secret
-        .map(|secret| Key::secret(secret.reveal().as_bytes()))
-        .into_iter()
-        .collect();
+    let mut keys: Vec<Key> = secret.map(|secret| Key::secret(secret.reveal())).into_iter().collect();
     for (index, file) in auth.jwt_key_files.iter().enumerate() {
         let problem = match std::fs::read_to_string(file) {
             Ok(text) => match Key::read(&text) {
@@ -167,7 +164,7 @@ mod tests {
     use super::*;
 
     fn problems(auth: &Auth) -> Vec<String> {
-        let mistakes = Credentials::read(auth).err().unwrap_or_default();
+        let mistakes = Credentials::read(auth, &Limits::default()).err().unwrap_or_default();
         mistakes.iter().map(ToString::to_string).collect()
     }
 

@@ -5,27 +5,35 @@
 //! with that field. 401 and 403 deny access. Any other status, and a timeout, deny access temporarily.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use reqwest::StatusCode;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::admission::{Admission, Lane};
 use super::jwt::{body, client};
-use super::request::{AccessRequest, Action, Denial, Grant, digest, wall};
-use crate::config::Auth;
+use super::request::{AccessRequest, Action, Basis, Denial, Grant, digest, wall};
+use crate::config::{Auth, Limits};
+use millstream_core::hub::log_limit::LogLimit;
 
-/// Client of the webhook, with a cache of grants.
+/// Client of the webhook, with a cache of its answers.
 pub struct Hook {
-    url: String,
+    url: Arc<str>,
     timeout: Duration,
+    takes_anonymous: bool,
     client: reqwest::Client,
-    slots: Semaphore,
-    grants: Mutex<HashMap<Question, (Instant, Grant)>>,
+    admission: Admission,
+    grants: Cache<Question, Grant>,
+    denials: Cache<Question, Denial>,
+    /// Tokens that were valid.
+    known: Cache<[u8; 32], ()>,
+    /// Of lines about failed requests.
+    log: Mutex<LogLimit>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -49,13 +57,17 @@ struct Answer {
     expires: Option<u64>,
 }
 
-/// Maximum number of concurrent requests; others are denied as unavailable.
-const MAX_CONCURRENT: usize = 64;
-
 /// How long a grant is cached: an HLS player sends several requests per second.
-const CACHED_FOR: Duration = Duration::from_secs(10);
+const GRANTED_FOR: Duration = Duration::from_secs(10);
 
-/// Maximum number of cached grants.
+/// How long a denial is cached: a flood of the same request is answered from the cache, and nobody waits for long for a
+/// permission that was just given.
+const DENIED_FOR: Duration = Duration::from_secs(2);
+
+/// How long a token that was valid is asked about ahead of unknown ones.
+const KNOWN_FOR: Duration = Duration::from_secs(60 * 60);
+
+/// Maximum number of entries of each cache.
 const MAX_CACHED: usize = 10_000;
 
 /// Maximum size of a response, in bytes.
@@ -63,14 +75,28 @@ const MAX_ANSWER: usize = 16 * 1024;
 
 impl Hook {
     /// Returns `None` if no webhook is configured.
-    pub fn new(auth: &Auth) -> Option<Self> {
+    pub fn new(auth: &Auth, limits: &Limits) -> Option<Self> {
         Some(Self {
-            url: auth.webhook_url.clone()?,
+            url: auth.webhook_url.as_deref()?.into(),
             timeout: auth.webhook_timeout,
+            takes_anonymous: auth.webhook_anonymous,
             client: client(),
-            slots: Semaphore::new(MAX_CONCURRENT),
-            grants: Mutex::default(),
+            admission: Admission::new(limits),
+            grants: Cache::new(GRANTED_FOR),
+            denials: Cache::new(DENIED_FOR),
+            known: Cache::new(KNOWN_FOR),
+            log: Mutex::default(),
         })
+    }
+
+    /// Returns the configured URL.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether it decides about requests without a token.
+    pub(super) fn takes_anonymous(&self) -> bool {
+        self.takes_anonymous
     }
 
     /// Decides about a request, from the cache or by calling the webhook.
@@ -85,23 +111,45 @@ impl Hook {
             token: access.token.map(digest),
             address: access.address,
         };
-        if let Some(grant) = self.find(&question) {
-            return Ok(grant);
+        if let Some(answer) = self.cached(&question) {
+            return answer;
         }
-        let Ok(_slot) = self.slots.try_acquire() else {
-            return Err(Denial::Unavailable);
+        let is_publishing = access.action == Action::Publish && access.token.is_some();
+        let is_known = question.token.is_some_and(|token| self.known.get(&token).is_some());
+        let lane = match is_publishing {
+            _ if access.is_suspect && access.token.is_some() && !is_known => Lane::Suspect,
+            true => Lane::Publish,
+            false => Lane::Other,
         };
+        let entering = self
+            .admission
+            .enter(lane, is_publishing, access.address, self.timeout)
+            .await;
+        let _permit = entering.map_err(|_| match lane {
+            Lane::Suspect => Denial::Suspect,
+            Lane::Publish | Lane::Other => Denial::Busy,
+        })?;
+        // The same request may have been answered while this one was waiting.
+        if let Some(answer) = self.cached(&question) {
+            return answer;
+        }
+        let answer = self.ask(access).await;
+        self.remember(question, &answer);
+        answer
+    }
+
+    async fn ask(&self, access: AccessRequest<'_>) -> Result<Grant, Denial> {
         let sent = Body {
             action: access.action.name(),
             stream: access.stream.map(millstream_core::hub::name::StreamName::as_str),
             token: access.token,
             address: access.address,
         };
-        let request = self.client.post(&self.url).timeout(self.timeout).json(&sent);
+        let request = self.client.post(&*self.url).timeout(self.timeout).json(&sent);
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => {
-                warn!(problem = %error.without_url(), "auth.webhook_url does not respond, access denied");
+                self.report(&error.without_url().to_string());
                 return Err(Denial::Unavailable);
             }
         };
@@ -115,43 +163,84 @@ impl Hook {
                 if expires.is_some_and(|at| at <= wall()) {
                     return Err(Denial::Expired);
                 }
-                let grant = Grant {
+                Ok(Grant {
                     expires,
-                    fixed: None,
+                    basis: Basis::Webhook(self.url.clone()),
                     by_token: access.token.is_some(),
-                };
-                self.remember(question, grant);
-                Ok(grant)
+                })
             }
             StatusCode::UNAUTHORIZED if access.token.is_none() => Err(Denial::Missing),
             StatusCode::UNAUTHORIZED => Err(Denial::Wrong),
             StatusCode::FORBIDDEN => Err(Denial::Scope),
             status => {
-                warn!(%status, "auth.webhook_url responded with an unexpected status, access denied");
+                self.report(&format!("unexpected status {status}"));
                 Err(Denial::Unavailable)
             }
         }
     }
 
-    fn find(&self, question: &Question) -> Option<Grant> {
-        let grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, grant) = grants.get(question)?;
-        let is_good = at.elapsed() < CACHED_FOR && grant.expires.is_none_or(|at| at > wall());
-        is_good.then_some(*grant)
+    /// Logs that the webhook gave no decision.
+    fn report(&self, problem: &str) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suppressed) = log.allow(Instant::now().into_std()) {
+            warn!(
+                problem,
+                suppressed, "auth.webhook_url does not respond as expected, access denied"
+            );
+        }
     }
 
-    /// Caches a grant for playback. Only HLS needs it: a WebRTC session is checked once.
-    fn remember(&self, question: Question, grant: Grant) {
-        if question.action != Action::Play {
-            return;
+    fn cached(&self, question: &Question) -> Option<Result<Grant, Denial>> {
+        let is_good = |grant: &Grant| grant.expires.is_none_or(|at| at > wall());
+        let grant = self.grants.get(question).filter(is_good);
+        grant.map(Ok).or_else(|| self.denials.get(question).map(Err))
+    }
+
+    /// Caches an answer. Of the grants, only those for playback: a WebRTC session is checked once.
+    fn remember(&self, question: Question, answer: &Result<Grant, Denial>) {
+        match answer {
+            Ok(grant) => {
+                if let Some(token) = question.token {
+                    self.known.insert(token, ());
+                }
+                if question.action == Action::Play {
+                    self.grants.insert(question, grant.clone());
+                }
+            }
+            Err(Denial::Unavailable | Denial::Busy | Denial::Suspect) => {}
+            Err(denial) => self.denials.insert(question, *denial),
         }
-        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
-        if grants.len() >= MAX_CACHED {
-            grants.retain(|_, (at, _)| at.elapsed() < CACHED_FOR);
-            if grants.len() >= MAX_CACHED {
-                grants.clear();
+    }
+}
+
+/// A bounded map whose entries expire.
+struct Cache<K, V> {
+    lifetime: Duration,
+    entries: Mutex<HashMap<K, (Instant, V)>>,
+}
+
+impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+    fn new(lifetime: Duration) -> Self {
+        Self {
+            lifetime,
+            entries: Mutex::default(),
+        }
+    }
+
+    fn get(&self, key: &K) -> Option<V> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, value) = entries.get(key)?;
+        (at.elapsed() < self.lifetime).then(|| value.clone())
+    }
+
+    fn insert(&self, key: K, value: V) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if entries.len() >= MAX_CACHED {
+            entries.retain(|_, (at, _)| at.elapsed() < self.lifetime);
+            if entries.len() >= MAX_CACHED {
+                entries.clear();
             }
         }
-        grants.insert(question, (Instant::now(), grant));
+        entries.insert(key, (Instant::now(), value));
     }
 }

@@ -9,7 +9,7 @@
 //! 8725 §3.1).
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::errors::ErrorKind;
@@ -21,24 +21,27 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::pattern::Pattern;
-use super::request::{Denial, Permissions, digest, wall};
+use super::request::{Denial, Permissions, SignedToken, digest, wall};
 use crate::config::Auth;
 
 /// A key with its algorithm.
 #[derive(Clone)]
 pub struct Key {
     id: Option<String>,
+    /// Digest of its text, which identifies the key after a reload.
+    digest: [u8; 32],
     algorithm: Algorithm,
     key: DecodingKey,
 }
 
 impl Key {
     /// Makes a key of a shared secret.
-    pub fn secret(secret: &[u8]) -> Self {
+    pub fn secret(secret: &str) -> Self {
         Self {
             id: None,
+            digest: digest(secret),
             algorithm: Algorithm::HS256,
-            key: DecodingKey::from_secret(secret).expect("the configuration refuses short secrets"),
+            key: DecodingKey::from_secret(secret.as_bytes()).expect("the configuration refuses short secrets"),
         }
     }
 
@@ -54,6 +57,7 @@ impl Key {
             .ok()?;
         Some(vec![Self {
             id: None,
+            digest: digest(text.trim()),
             algorithm,
             key,
         }])
@@ -69,6 +73,7 @@ impl Key {
             };
             Some(Self {
                 id: jwk.common.key_id.clone(),
+                digest: digest(&serde_json::to_string(jwk).ok()?),
                 algorithm,
                 key: DecodingKey::from_jwk(jwk).ok()?,
             })
@@ -109,12 +114,35 @@ struct Claims {
     exp: u64,
     /// A string in every valid token (RFC 7519 §4.1.1); the library also accepts a list.
     iss: Option<Value>,
+    aud: Option<Value>,
     #[serde(default)]
     publish: Patterns,
     #[serde(default)]
     play: Patterns,
     #[serde(default)]
     api: bool,
+}
+
+impl Claims {
+    fn verified(&self, key: [u8; 32], set: Option<String>) -> SignedToken {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let audiences = match &self.aud {
+            Some(Value::Array(many)) => many.iter().filter_map(text).collect(),
+            one => one.iter().filter_map(text).collect(),
+        };
+        SignedToken {
+            rights: Permissions {
+                publish: self.publish.read(),
+                play: self.play.read(),
+                api: self.api,
+            },
+            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(self.exp.min(MAX_TIME)),
+            key,
+            set,
+            issuer: self.iss.as_ref().and_then(text),
+            audiences,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -151,13 +179,7 @@ pub struct Verifier {
     set: Option<RemoteSet>,
     issuer: Option<String>,
     audience: Option<String>,
-    verified: Mutex<HashMap<[u8; 32], VerifiedToken>>,
-}
-
-#[derive(Clone)]
-struct VerifiedToken {
-    rights: Permissions,
-    expires: SystemTime,
+    verified: Mutex<HashMap<[u8; 32], Arc<SignedToken>>>,
 }
 
 /// A key set that is fetched from a URL.
@@ -194,49 +216,60 @@ impl Verifier {
         })
     }
 
-    /// Verifies a token. Returns its permissions and expiry.
+    /// Verifies a token.
     ///
     /// # Errors
     ///
     /// A [`Denial`].
-    pub async fn check(&self, token: &str, cheaply: bool) -> Result<(Permissions, SystemTime), Denial> {
+    pub(super) async fn check(&self, token: &str) -> Result<Arc<SignedToken>, Denial> {
         let digest = digest(token);
         if let Some(known) = self.find(&digest) {
             return Ok(known);
         }
-        if cheaply {
-            return Err(Denial::Unjudged);
-        }
         let header = jsonwebtoken::decode_header(token).map_err(|_| Denial::Wrong)?;
         let mut keys = fitting(&self.keys, header.alg, header.kid.as_deref());
+        let mut from = None;
         if keys.is_empty()
             && let Some(set) = &self.set
         {
             keys = set.find(header.alg, header.kid.as_deref()).await?;
+            from = Some(&set.url);
         }
         let validation = self.validation(header.alg);
         let mut denial = Denial::Wrong;
         for key in keys {
             match jsonwebtoken::decode::<Claims>(token, &key.key, &validation) {
                 Ok(decoded) => {
-                    let claims = decoded.claims;
-                    if self.issuer.is_some() && claims.iss.as_ref().and_then(Value::as_str) != self.issuer.as_deref() {
+                    let verified = Arc::new(decoded.claims.verified(key.digest, from.cloned()));
+                    // The library also accepts a list of issuers.
+                    if !self.accepts_claims(&verified) {
                         continue;
                     }
-                    let rights = Permissions {
-                        publish: claims.publish.read(),
-                        play: claims.play.read(),
-                        api: claims.api,
-                    };
-                    let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(claims.exp.min(MAX_TIME));
-                    self.remember(digest, &rights, expires);
-                    return Ok((rights, expires));
+                    self.remember(digest, verified.clone());
+                    return Ok(verified);
                 }
                 Err(error) if *error.kind() == ErrorKind::ExpiredSignature => denial = Denial::Expired,
                 Err(_) => {}
             }
         }
         Err(denial)
+    }
+
+    /// Whether a token that was verified with an earlier configuration is valid with this one.
+    pub(super) fn still_accepts(&self, token: &SignedToken) -> bool {
+        let has_key = self.keys.iter().any(|key| key.digest == token.key);
+        let has_set = token.set.is_some() && self.set.as_ref().map(|set| &set.url) == token.set.as_ref();
+        (has_key || has_set) && self.accepts_claims(token)
+    }
+
+    fn accepts_claims(&self, token: &SignedToken) -> bool {
+        let has_issuer = self.issuer.is_none() || self.issuer == token.issuer;
+        let mut audiences = token.audiences.iter();
+        has_issuer
+            && self
+                .audience
+                .as_ref()
+                .is_none_or(|wanted| audiences.any(|audience| audience == wanted))
     }
 
     /// Returns the rules for registered claims. By itself, the library only rejects a wrong `iss` or `aud`, not a token
@@ -259,13 +292,12 @@ impl Verifier {
         validation
     }
 
-    fn find(&self, digest: &[u8; 32]) -> Option<(Permissions, SystemTime)> {
+    fn find(&self, digest: &[u8; 32]) -> Option<Arc<SignedToken>> {
         let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = verified.get(digest).filter(|token| token.expires > wall())?;
-        Some((found.rights.clone(), found.expires))
+        verified.get(digest).filter(|token| token.expires > wall()).cloned()
     }
 
-    fn remember(&self, digest: [u8; 32], rights: &Permissions, expires: SystemTime) {
+    fn remember(&self, digest: [u8; 32], token: Arc<SignedToken>) {
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         if verified.len() >= MAX_CACHED {
             let now = wall();
@@ -274,8 +306,7 @@ impl Verifier {
                 verified.clear();
             }
         }
-        let rights = rights.clone();
-        verified.insert(digest, VerifiedToken { rights, expires });
+        verified.insert(digest, token);
     }
 }
 

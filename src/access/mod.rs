@@ -10,6 +10,7 @@
 use crate::config::Secret;
 use millstream_core::hub::name::StreamName;
 
+mod admission;
 pub mod credentials;
 pub mod hook;
 pub mod jwt;
@@ -20,14 +21,16 @@ use self::credentials::Credentials;
 use self::hook::Hook;
 use self::jwt::Verifier;
 use self::pattern::Pattern;
-use self::request::digest;
 pub use self::request::{AccessRequest, Action, Denial, FixedToken, Grant, Permissions};
+use self::request::{Basis, digest};
 
 /// Decides about access.
 pub struct Access {
     fixed: Vec<FixedToken>,
     /// Playback requires no token, because nothing is configured that restricts it.
     open: bool,
+    /// Something other than publishing to all streams needs a token.
+    restricted: bool,
     verifier: Option<Verifier>,
     hook: Option<Hook>,
     in_query: bool,
@@ -52,13 +55,16 @@ impl Access {
             ..
         } = credentials;
         let closed = play.is_some() || tokens.iter().any(|token| !token.rights.play.is_empty());
+        let open = !closed && verifier.is_none() && hook.is_none();
+        let restricted = !open || !tokens.is_empty();
         let mut fixed = vec![FixedToken::new(publish, rights(all(), false))];
         fixed.extend(play.map(|play| FixedToken::new(&play, rights(Vec::new(), false))));
         fixed.extend(api.map(|api| FixedToken::new(&api, rights(Vec::new(), true))));
         fixed.extend(tokens);
         Self {
             fixed,
-            open: !closed && verifier.is_none() && hook.is_none(),
+            open,
+            restricted,
             verifier,
             hook,
             in_query,
@@ -73,6 +79,11 @@ impl Access {
     /// Whether playback requires no token.
     pub fn is_open(&self) -> bool {
         self.open
+    }
+
+    /// Whether anything is restricted besides publishing to all streams, which always is.
+    pub fn is_restricted(&self) -> bool {
+        self.restricted
     }
 
     /// Whether any configured credential can give access to the API.
@@ -92,7 +103,7 @@ impl Access {
         let Some(token) = request.token else {
             return match &self.hook {
                 // The hook may decide by address.
-                Some(hook) if !request.cheaply => hook.check(request).await,
+                Some(hook) if hook.takes_anonymous() => hook.check(request).await,
                 _ => Err(Denial::Missing),
             };
         };
@@ -104,11 +115,11 @@ impl Access {
         if let Some(verifier) = &self.verifier
             && jwt::looks_like_one(token)
         {
-            match verifier.check(token, request.cheaply).await {
-                Ok((rights, expires)) if rights.allow(request.action, request.stream) => {
+            match verifier.check(token).await {
+                Ok(signed) if signed.rights.allow(request.action, request.stream) => {
                     return Ok(Grant {
-                        expires: Some(expires),
-                        fixed: None,
+                        expires: Some(signed.expires),
+                        basis: Basis::Signed(signed),
                         by_token: true,
                     });
                 }
@@ -117,17 +128,31 @@ impl Access {
             }
         }
         match &self.hook {
-            Some(_) if request.cheaply => Err(Denial::Unjudged),
             Some(hook) => hook.check(request).await,
             None => Err(denial),
         }
     }
 
-    /// Whether the configured token of a grant still permits the action. `true` for other grants.
-    pub fn still_grants(&self, grant: &Grant, action: Action, stream: &StreamName) -> bool {
-        let Some(digest) = grant.fixed else { return true };
-        let mut tokens = self.fixed.iter().filter(|token| token.digest == digest);
-        tokens.any(|token| token.rights.allow(action, Some(stream)))
+    /// Whether a grant that was given by an earlier configuration is valid with this one; `stream` is `None` for the API.
+    pub fn still_grants(&self, grant: &Grant, action: Action, stream: Option<&StreamName>) -> bool {
+        if action == Action::Play && self.open {
+            return true;
+        }
+        match &grant.basis {
+            Basis::Open => false,
+            Basis::Token(digest) => {
+                let mut tokens = self.fixed.iter().filter(|token| token.digest == *digest);
+                tokens.any(|token| token.rights.allow(action, stream))
+            }
+            Basis::Signed(token) => self
+                .verifier
+                .as_ref()
+                .is_some_and(|verifier| verifier.still_accepts(token)),
+            Basis::Webhook(url) => {
+                let hook = self.hook.as_ref().filter(|hook| hook.url() == &**url);
+                hook.is_some_and(|hook| grant.by_token || hook.takes_anonymous())
+            }
+        }
     }
 
     /// Compares with all tokens, so that timing does not reveal which one matches.
@@ -143,7 +168,7 @@ impl Access {
         match (allowed, known) {
             (true, _) => Ok(Grant {
                 expires: None,
-                fixed: Some(digest),
+                basis: Basis::Token(digest),
                 by_token: true,
             }),
             (false, true) => Err(Denial::Scope),

@@ -1,6 +1,7 @@
 //! What is asked, and what is granted.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
@@ -91,19 +92,57 @@ pub struct AccessRequest<'a> {
     /// `None` for the API.
     pub stream: Option<&'a StreamName>,
     pub address: Option<IpAddr>,
-    /// Skip signature checks and the hook, because too many tokens from the address were wrong.
-    pub cheaply: bool,
+    /// Too many tokens from the address were wrong.
+    pub is_suspect: bool,
 }
 
 /// Granted access.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grant {
     /// Expiry.
     pub expires: Option<SystemTime>,
-    /// SHA-256 of the configured token, so that the grant can be revoked.
-    pub fixed: Option<[u8; 32]>,
+    /// What it was given for, so that it can be revoked.
+    pub(super) basis: Basis,
     /// It was given for a token, and not to everybody.
     pub by_token: bool,
+}
+
+impl Grant {
+    /// Whether it has expired.
+    pub fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|at| at <= wall())
+    }
+
+    /// Whether everybody has it, because playback is open.
+    pub fn is_open(&self) -> bool {
+        self.basis == Basis::Open
+    }
+}
+
+/// What a grant was given for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) enum Basis {
+    /// Playback is open to everybody.
+    #[default]
+    Open,
+    /// A configured token, by its SHA-256.
+    Token([u8; 32]),
+    Signed(Arc<SignedToken>),
+    /// The webhook with this URL.
+    Webhook(Arc<str>),
+}
+
+/// A verified token: its permissions, and what its validity depends on.
+#[derive(Debug, PartialEq)]
+pub(super) struct SignedToken {
+    pub(super) rights: Permissions,
+    pub(super) expires: SystemTime,
+    /// Digest of the key.
+    pub(super) key: [u8; 32],
+    /// URL of the key set that the key is from.
+    pub(super) set: Option<String>,
+    pub(super) issuer: Option<String>,
+    pub(super) audiences: Vec<String>,
 }
 
 /// Denied access.
@@ -119,8 +158,10 @@ pub enum Denial {
     Scope,
     /// The hook or the key set is unavailable.
     Unavailable,
-    /// A decision needs checks that [`AccessRequest::cheaply`] excludes.
-    Unjudged,
+    /// Too many requests wait for the hook.
+    Busy,
+    /// As [`Self::Busy`], because too many tokens from the address were wrong.
+    Suspect,
 }
 
 /// Returns the digest that represents a token in memory.

@@ -18,7 +18,8 @@ section! {
         #[key("play_token", Live, "none: open", "values::secret", secret)]
         pub play_token: Option<Secret> = None,
 
-        /// Bearer token for the API and `/metrics`. Without it the API is disabled and `/metrics` is public.
+        /// Bearer token for the API and `/metrics`. Without it the API is disabled, and `/metrics` is public unless
+        /// watching is restricted.
         #[key("api_token", Live, "none", "values::secret", secret)]
         pub api_token: Option<Secret> = None,
 
@@ -65,6 +66,10 @@ section! {
         /// Timeout of the authorization webhook in seconds, 1 to 30. Without an answer the request is rejected.
         #[key("webhook_timeout", Live, "`3`", "values::seconds::<1, 30, _, _>")]
         pub webhook_timeout: Duration = Duration::from_secs(3),
+
+        /// Ask the webhook about requests without a token too. With `false` they are denied at once.
+        #[key("webhook_anonymous", Live, "`true`", "values::flag")]
+        pub webhook_anonymous: bool = true,
 
         /// Accept `?token=` in URLs, for clients that cannot send a header. Proxies may log URLs.
         #[key("token_in_query", Live, "`false`", "values::flag")]

@@ -22,6 +22,11 @@ section! {
         #[key("cors_origins", Live, "`*`", "values::origins")]
         pub cors_origins: CorsOrigins = CorsOrigins::Any,
 
+        /// Networks of reverse proxies, such as `["10.0.0.0/8"]`, whose `Forwarded` or `X-Forwarded-For` is believed. See
+        /// Behind a proxy.
+        #[key("trusted_proxies", Restart, "none", "values::networks")]
+        pub trusted_proxies: Vec<IpNet> = Vec::new(),
+
         /// File with a certificate and its chain, in PEM. Enables HTTPS with HTTP/2, and disables plain HTTP. Reloaded
         /// when it changes.
         #[key("tls_certificate", Restart, "none: HTTP", "values::path")]
@@ -116,13 +121,23 @@ section! {
         #[key("request_burst", Restart, "`2000`", "values::whole::<1, 1_000_000, _, _>")]
         pub request_burst: u32 = 2_000,
 
+        // The burst is that of a person who tries several.
+        /// Average rate of requests with a wrong or expired token from one address, per second, 0 to 1000000. Further
+        /// ones get 429; right tokens pass. 0 sets no limit.
+        #[key("failures_per_second", Restart, "`1`", "values::whole::<0, 1_000_000, _, _>")]
+        pub failures_per_second: u32 = 1,
+
+        /// Burst of such requests from one address, 1 to 1000000.
+        #[key("failure_burst", Restart, "`20`", "values::whole::<1, 1_000_000, _, _>")]
+        pub failure_burst: u32 = 20,
+
         /// Maximum number of open HTTP connections, 1 to 1000000. Further ones wait.
         #[key("connections", Restart, "`4096`", "values::whole::<1, 1_000_000, _, _>")]
         pub connections: usize = 4_096,
 
         // An office or a proxy has many viewers behind one address, but no address may use up the limit.
         /// Maximum number of open HTTP connections from one address (IPv6: /64; twice as many from a /48), 1 to
-        /// 1000000. Further ones get 503. Raise it behind a proxy.
+        /// 1000000. Further ones get 503. Trusted proxies are exempt.
         #[key("connections_per_address", Restart, "`512`", "values::whole::<1, 1_000_000, _, _>")]
         pub connections_per_address: usize = 512,
 
@@ -133,13 +148,36 @@ section! {
 
         // An eighth of all, and more than join at the same time behind one NAT.
         /// Maximum number of half-open sessions from one address (IPv6: /64; twice as many from a /48), 1 to 100000,
-        /// counted separately with and without a token. Raise it behind a proxy.
+        /// counted separately with and without a token.
         #[key("half_open_per_address", Restart, "`512`", "values::whole::<1, 100_000, _, _>")]
         pub half_open_per_address: usize = 512,
 
         /// Additional half-open sessions that are reserved for requests with a token, 0 to 100000.
         #[key("half_open_reserved", Restart, "`512`", "values::whole::<0, 100_000, _, _>")]
         pub half_open_reserved: usize = 512,
+
+        /// Seconds that an HTTP/2 client may leave a response unread before it is reset, 1 to 600.
+        #[key("response_timeout", Restart, "`20`", "values::seconds::<1, 600, _, _>")]
+        pub response_timeout: Duration = Duration::from_secs(20),
+
+        /// Maximum number of open requests to the authorization webhook, 1 to 10000. Further ones wait, at most for
+        /// `auth.webhook_timeout`.
+        #[key("webhook_requests", Live, "`64`", "values::whole::<1, 10_000, _, _>")]
+        pub webhook_requests: usize = 64,
+
+        /// Additional such requests that are reserved for publishing with a token, 0 to 10000.
+        #[key("webhook_reserved", Live, "`16`", "values::whole::<0, 10_000, _, _>")]
+        pub webhook_reserved: usize = 16,
+
+        /// Maximum number of open requests to the webhook for one address (IPv6: /64; twice as many for a /48), 1 to
+        /// 10000, counted separately for publishing.
+        #[key("webhook_per_address", Live, "`8`", "values::whole::<1, 10_000, _, _>")]
+        pub webhook_per_address: usize = 8,
+
+        /// Maximum number of requests that wait for the webhook, 0 to 100000, an eighth of them for one address. Further
+        /// ones get 503.
+        #[key("webhook_queue", Live, "`1024`", "values::whole::<0, 100_000, _, _>")]
+        pub webhook_queue: usize = 1_024,
 
         /// Seconds that sessions may continue after SIGTERM, 0 to 30. New ones get 503, and players are asked to
         /// reconnect.

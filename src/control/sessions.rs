@@ -3,14 +3,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::record::{IceSession, SessionRecord};
-use crate::access::{Access, Action};
+use crate::access::Access;
 use crate::shard::{MediaPlane, Placement, SessionId, SessionState};
 use millstream_core::hub::changes::Topic;
 use millstream_core::sdp::LocalDescription;
@@ -112,8 +112,10 @@ pub struct EventReader {
     pub events: Vec<SessionEvent>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Entries {
+    /// The access rules in effect; `None` until the first reload.
+    access: Option<Arc<Access>>,
     offered: HashMap<SessionId, OfferedSession>,
     open: HashMap<SessionId, OpenSession>,
 }
@@ -172,7 +174,16 @@ impl SessionTable {
             event_streams: Vec::new(),
             is_deleted: false,
         };
-        self.lock().open.insert(id, session);
+        let mut entries = self.lock();
+        let is_granted = entries
+            .access
+            .as_ref()
+            .is_none_or(|access| is_granted(access, &session.record));
+        entries.open.insert(id, session);
+        drop(entries);
+        if !is_granted {
+            self.media.end(id, CloseReason::TokenRevoked);
+        }
         self.media.hub().changes().notify(&Topic::Session(id));
         // The media plane may have forgotten the session before it was inserted.
         if self.media.state(id) == SessionState::Unknown {
@@ -216,15 +227,18 @@ impl SessionTable {
         open.map(|(id, session)| (*id, session.record.clone())).collect()
     }
 
-    /// Returns the sessions whose grant is not valid under `access`.
-    pub fn without_grant(&self, access: &Access) -> Vec<SessionId> {
-        let is_granted = |record: &SessionRecord| {
-            let is_open = record.action == Action::Play && access.is_open();
-            is_open || access.still_grants(&record.grant, record.action, &record.stream)
-        };
-        let entries = self.lock();
-        let revoked = entries.open.iter().filter(|(_, session)| !is_granted(&session.record));
-        revoked.map(|(id, _)| *id).collect()
+    /// Applies other access rules, also to sessions whose request was authorized before: drops offers whose grant is not
+    /// valid any more, and returns open sessions with such a grant, which the caller ends.
+    pub fn revoke(&self, access: Arc<Access>) -> Vec<SessionId> {
+        let mut entries = self.lock();
+        entries
+            .offered
+            .retain(|_, offered| is_granted(&access, &offered.record));
+        let mut revoked = entries.open.iter().collect::<Vec<_>>();
+        revoked.retain(|(_, session)| !is_granted(&access, &session.record));
+        let revoked = revoked.into_iter().map(|(id, _)| *id).collect();
+        entries.access = Some(access);
+        revoked
     }
 
     /// Adds an offer. Returns `false` if there are too many unanswered offers.
@@ -318,6 +332,10 @@ impl SessionTable {
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_granted(access: &Access, record: &SessionRecord) -> bool {
+    access.still_grants(&record.grant, record.action, Some(&record.stream))
 }
 
 /// Converts a time of the wall clock to an instant, assuming that the clock is not adjusted until then.

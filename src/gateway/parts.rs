@@ -25,7 +25,7 @@ impl Parts {
     /// All mistakes, each with its place and key.
     pub fn build(config: &Config, programs: &WorkerPrograms) -> Result<Self, ConfigError> {
         let mut mistakes = Vec::new();
-        let credentials = Credentials::read(&config.auth).map_err(|wrong| mistakes.extend(wrong));
+        let credentials = Credentials::read(&config.auth, &config.limits).map_err(|wrong| mistakes.extend(wrong));
         let library = library(config, &mut mistakes);
         let allowed = Allowed::new(config.sources.allow.clone());
         let context = BuildContext {

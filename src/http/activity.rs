@@ -1,13 +1,9 @@
 //! Detects idle HTTP/2 connections: those without an open stream. HTTP/1 connections have the header read timeout
 //! instead.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
-use hyper::body::{Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -48,36 +44,6 @@ impl Activity {
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.open.send_modify(|open| *open -= 1);
-    }
-}
-
-/// A response body that closes its stream when it is dropped.
-#[derive(Debug)]
-pub(super) struct StreamBody {
-    body: Body,
-    _stream: OpenStream,
-}
-
-impl StreamBody {
-    pub(super) fn new(body: Body, stream: OpenStream) -> Self {
-        Self { body, _stream: stream }
-    }
-}
-
-impl hyper::body::Body for StreamBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

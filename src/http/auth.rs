@@ -14,17 +14,16 @@ use super::limits::RateLimit;
 use super::problem::Problem;
 pub use crate::access::Action;
 use crate::access::{Access, AccessRequest, Denial, Grant};
+use crate::config::Limits;
+use crate::telemetry::{HttpCounters, Rejection};
 use millstream_core::hub::name::StreamName;
 
 /// Authenticates HTTP requests.
 pub struct Authenticator {
     access: RwLock<Arc<Access>>,
     failures: RateLimit,
+    counters: Arc<HttpCounters>,
 }
-
-/// Wrong tokens that one address may send: the sustained rate, and a burst as when a person tries several.
-const FAILURES_PER_SECOND: u32 = 1;
-const FAILURE_BURST: u32 = 20;
 
 /// The parts of a request that identify its sender.
 #[derive(Clone, Copy)]
@@ -35,10 +34,11 @@ pub struct Caller<'a> {
 }
 
 impl Authenticator {
-    pub fn new(access: Access) -> Self {
+    pub fn new(access: Access, limits: &Limits, counters: Arc<HttpCounters>) -> Self {
         Self {
             access: RwLock::new(Arc::new(access)),
-            failures: RateLimit::new(FAILURES_PER_SECOND, FAILURE_BURST),
+            failures: RateLimit::new(limits.failures_per_second, limits.failure_burst),
+            counters,
         }
     }
 
@@ -72,6 +72,11 @@ impl Authenticator {
         self.authorize(&access, caller, token.as_deref(), action, stream).await
     }
 
+    /// Whether a grant for the API has not expired and is valid with the access rules in effect.
+    pub fn still_grants_api(&self, grant: &Grant) -> bool {
+        !grant.is_expired() && self.access().still_grants(grant, Action::Api, None)
+    }
+
     /// Like [`Self::check`], for playback over HLS. Media elements cannot send an `Authorization` header, so the token
     /// may also be in the query or in the cookie [`COOKIE`]. The cookie grants read access only, so cross-site requests
     /// gain nothing from it.
@@ -103,19 +108,28 @@ impl Authenticator {
             action,
             stream,
             address: caller.address,
-            cheaply: failure_limit.is_err(),
+            is_suspect: failure_limit.is_err(),
         };
+        // A right token is accepted however many wrong ones came from its address.
         let denial = match access.check(request).await {
             Ok(grant) => return Ok(grant),
             Err(denial) => denial,
         };
-        let is_failure = matches!(denial, Denial::Wrong | Denial::Expired | Denial::Unjudged);
-        if let (true, Some(address)) = (is_failure, caller.address)
-            && let Err(wait) = self.failures.take(now, address)
-        {
+        let mut wait = match denial {
+            Denial::Suspect => failure_limit.err().or(Some(Duration::from_secs(1))),
+            _ => None,
+        };
+        if let (Denial::Wrong | Denial::Expired, Some(address)) = (denial, caller.address) {
+            wait = self.failures.take(now, address).err();
+        }
+        if let Some(wait) = wait {
+            self.counters.rejected(Rejection::FailureRate);
             return Err(too_many(wait));
         }
-        Err(refusal(denial, action, stream, failure_limit.err()))
+        if denial == Denial::Busy {
+            self.counters.rejected(Rejection::WebhookQueue);
+        }
+        Err(refusal(denial, action, stream))
     }
 }
 
@@ -124,7 +138,7 @@ fn too_many(wait: Duration) -> Problem {
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).retry_after(wait.as_secs() + 1)
 }
 
-fn refusal(denial: Denial, action: Action, stream: Option<&StreamName>, wait: Option<Duration>) -> Problem {
+fn refusal(denial: Denial, action: Action, stream: Option<&StreamName>) -> Problem {
     match denial {
         Denial::Missing => {
             let detail = format!("a bearer token is needed to {}", action.verb());
@@ -142,7 +156,11 @@ fn refusal(denial: Denial, action: Action, stream: Option<&StreamName>, wait: Op
             let detail = "the authorization service does not answer";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "access_undecided", detail).retry_after(2)
         }
-        Denial::Unjudged => too_many(wait.unwrap_or(Duration::from_secs(1))),
+        Denial::Busy => {
+            let detail = "too many requests wait for the authorization service";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "access_busy", detail).retry_after(1)
+        }
+        Denial::Suspect => too_many(Duration::from_secs(1)),
     }
 }
 
@@ -237,8 +255,10 @@ mod tests {
             token_in_query: true,
             ..Auth::default()
         };
-        let credentials = Credentials::read(&auth).expect("no files");
-        Authenticator::new(Access::new(credentials, &Secret::new("pub").expect("valid")))
+        let limits = Limits::default();
+        let credentials = Credentials::read(&auth, &limits).expect("no files");
+        let access = Access::new(credentials, &Secret::new("pub").expect("valid"));
+        Authenticator::new(access, &limits, Arc::default())
     }
 
     fn live() -> StreamName {

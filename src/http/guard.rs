@@ -11,18 +11,23 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, debug, info_span};
 
 use super::cors::{self, CrossOrigin};
+use super::forwarded::Client;
 use super::problem::Problem;
 use super::server::Peer;
 use super::session_url;
 use super::state::HttpState;
-use crate::telemetry;
+use crate::telemetry::{self, Rejection};
 
 /// The outermost middleware.
-pub async fn guard(State(state): State<HttpState>, request: Request, next: Next) -> Response {
+pub async fn guard(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
     let start = now();
     let (method, path) = (request.method().clone(), loggable(request.uri()));
     let cross_origin = CrossOrigin::read(request.headers());
     let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.ip());
+    let client = peer.map(|peer| state.proxies.client(peer, request.headers()));
+    if let Some(client) = client {
+        request.extensions_mut().insert(Client(client));
+    }
     let span = info_span!(
         target: telemetry::SPANS,
         "request",
@@ -31,7 +36,7 @@ pub async fn guard(State(state): State<HttpState>, request: Request, next: Next)
         url.path = path,
         http.response.status_code = Empty
     );
-    let mut response = match check_rate(&state, start, &method, peer) {
+    let mut response = match check_rate(&state, start, &method, client) {
         Ok(()) => next.run(request).instrument(span.clone()).await,
         Err(problem) => problem.into_response(),
     };
@@ -46,7 +51,7 @@ pub async fn guard(State(state): State<HttpState>, request: Request, next: Next)
     let (status, took) = (response.status().as_u16(), now().duration_since(start));
     state.counters.responded(status);
     span.record("http.response.status_code", status);
-    debug!(%method, path, status, ?took, ?peer, "request");
+    debug!(%method, path, status, ?took, ?client, "request");
     response
 }
 
@@ -66,11 +71,12 @@ fn loggable(uri: &Uri) -> String {
 }
 
 /// Limits the rate of requests that change state ("avalanche control", RFC 9725 §5).
-fn check_rate(state: &HttpState, now: Instant, method: &Method, peer: Option<IpAddr>) -> Result<(), Problem> {
-    let (&Method::POST | &Method::PATCH | &Method::DELETE, Some(peer)) = (method, peer) else {
+fn check_rate(state: &HttpState, now: Instant, method: &Method, client: Option<IpAddr>) -> Result<(), Problem> {
+    let (&Method::POST | &Method::PATCH | &Method::DELETE, Some(client)) = (method, client) else {
         return Ok(());
     };
-    state.rate.take(now, peer).map_err(|wait| {
+    state.rate.take(now, client).map_err(|wait| {
+        state.counters.rejected(Rejection::RequestRate);
         let seconds = wait.as_secs() + 1;
         Problem::new(
             StatusCode::TOO_MANY_REQUESTS,

@@ -5,10 +5,11 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
@@ -18,6 +19,7 @@ use super::auth::Authenticator;
 use super::cors;
 use super::problem::Problem;
 use super::request::caller;
+use super::response_timeout::ObsoleteAfter;
 use crate::control::Control;
 use crate::outputs::hls::playlist::Directives;
 use crate::outputs::hls::rendition::Role;
@@ -66,6 +68,12 @@ const CACHE_PLAYLIST: &str = "max-age=1";
 /// Names of parts and segments are never reused.
 const CACHE_MEDIA: &str = "max-age=3600, immutable";
 
+/// Where a player sends its token, besides the query.
+const VARY: HeaderValue = HeaderValue::from_static("Authorization, Cookie");
+
+/// No playlist contains a segment for longer.
+const OBSOLETE: ObsoleteAfter = ObsoleteAfter(Duration::from_secs(60));
+
 const ALLOWED_METHODS: &str = "GET, HEAD, OPTIONS";
 
 /// Handles `/hls/{stream}/{file}`.
@@ -94,14 +102,39 @@ pub async fn serve(
         caller.address,
         agent.and_then(|agent| agent.to_str().ok()).unwrap_or_default(),
     );
-    authenticator.check_player(caller, &stream).await?;
+    let is_open = authenticator.check_player(caller, &stream).await?.is_open();
     let query = parts.uri.query();
     let (directives, token) = directives(query.unwrap_or_default()).ok_or_else(|| {
         let detail = "_HLS_msn and _HLS_part must be numbers, _HLS_part requires _HLS_msn, _HLS_skip must be YES or v2";
         Problem::new(StatusCode::BAD_REQUEST, "bad_directive", detail)
     })?;
-    let answer = answer(&control, &stream, file, directives, player, &token).await;
-    answer.map_err(problem)
+    let is_multivariant = matches!(file, File::Multivariant);
+    let answered = answer(&control, &stream, file, directives, player, &token).await;
+    let (media_type, body) = answered.map_err(problem)?;
+    // A shared cache would serve a public response to everybody, also if its request had a token (RFC 9111 §3.5). URLs
+    // in a playlist contain the token of the query.
+    let scope = if is_open && token.is_empty() {
+        "public"
+    } else {
+        "private"
+    };
+    let is_playlist = media_type == PLAYLIST;
+    let cache = if is_playlist { CACHE_PLAYLIST } else { CACHE_MEDIA };
+    let headers = [
+        (header::CONTENT_TYPE, media_type.to_owned()),
+        (header::CACHE_CONTROL, format!("{scope}, {cache}")),
+    ];
+    let mut response = (headers, body).into_response();
+    if is_multivariant && let Some(codec) = control.hls.missing_video(&stream) {
+        alternate::add_whep_link(&stream, codec, response.headers_mut());
+    }
+    if !is_open {
+        response.headers_mut().append(header::VARY, VARY);
+    }
+    if !is_playlist {
+        response.extensions_mut().insert(OBSOLETE);
+    }
+    Ok(response)
 }
 
 fn problem(refusal: Refusal) -> Problem {
@@ -122,6 +155,7 @@ fn problem(refusal: Refusal) -> Problem {
     }
 }
 
+/// Returns the media type and the content of a file.
 async fn answer(
     control: &Control,
     stream: &StreamName,
@@ -129,36 +163,24 @@ async fn answer(
     directives: Directives,
     player: Player,
     token: &str,
-) -> Result<Response, Refusal> {
+) -> Result<(&'static str, Body), Refusal> {
     let service = &control.hls;
     let live = service.open(stream).await?;
-    // URLs that contain a token must not be shared between viewers.
-    let private = !token.is_empty();
     Ok(match file {
         File::Multivariant => {
             let text = service.multivariant(stream, &live, token).await?;
-            let mut response = respond(PLAYLIST, CACHE_PLAYLIST, private, Body::from(text));
-            if let Some(codec) = service.missing_video(stream) {
-                alternate::add_whep_link(stream, codec, response.headers_mut());
-            }
-            response
+            (PLAYLIST, Body::from(text))
         }
         File::Media(role) => {
             let text = service.media(&live, role, directives, player, token).await?;
-            respond(PLAYLIST, CACHE_PLAYLIST, private, Body::from(text))
+            (PLAYLIST, Body::from(text))
         }
-        File::Init(role, number) => {
-            let bytes = service.init(&live, role, number).await?;
-            respond(MP4, CACHE_MEDIA, private, Body::from(bytes))
-        }
+        File::Init(role, number) => (MP4, Body::from(service.init(&live, role, number).await?)),
         File::Segment(role, msn) => {
             let parts = service.segment(&live, role, msn).await?;
-            respond(MP4, CACHE_MEDIA, private, Body::new(Parts(parts.into())))
+            (MP4, Body::new(Parts(parts.into())))
         }
-        File::Part(role, msn, part) => {
-            let bytes = service.part(&live, role, msn, part).await?;
-            respond(MP4, CACHE_MEDIA, private, Body::from(bytes))
-        }
+        File::Part(role, msn, part) => (MP4, Body::from(service.part(&live, role, msn, part).await?)),
     })
 }
 
@@ -173,18 +195,13 @@ impl HttpBody for Parts {
         Poll::Ready(self.0.pop_front().map(|part| Ok(Frame::data(part))))
     }
 
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.0.iter().map(|part| part.len() as u64).sum())
     }
-}
-
-fn respond(media_type: &'static str, cache: &str, private: bool, body: Body) -> Response {
-    let scope = if private { "private" } else { "public" };
-    let headers = [
-        (header::CONTENT_TYPE, media_type.to_owned()),
-        (header::CACHE_CONTROL, format!("{scope}, {cache}")),
-    ];
-    (headers, body).into_response()
 }
 
 /// Parses a query: returns the delivery directives (rfc8216bis §6.2.5), and the token as a query that is appended to

@@ -32,6 +32,15 @@ pub fn render(state: &HttpState) -> String {
     for (class, count) in state.counters.by_class() {
         page.labelled("class", class, count);
     }
+    page.family(
+        "millstream_http_rejected_total",
+        "counter",
+        "Rejected connections and requests, by the limit that was reached: connections_per_address, request_rate, \
+         failure_rate (wrong tokens), webhook_queue, response_unread (HTTP/2 responses that were reset).",
+    );
+    for (rejection, count) in state.counters.rejections() {
+        page.labelled("reason", rejection.label(), count);
+    }
     page.single(
         "millstream_sessions",
         "gauge",

@@ -33,9 +33,16 @@ pub async fn readyz(State(control): State<Arc<Control>>) -> Result<Response, Pro
     Ok(no_store((StatusCode::OK, "ready\n").into_response()))
 }
 
-/// Returns the metrics as Prometheus text. Requires an API token if API access is configured.
+/// Returns the metrics as Prometheus text. Requires an API token if API access is configured. Closed if anything else is
+/// restricted: metrics name the streams.
 pub async fn metrics(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
-    if state.authenticator.access().has_api() {
+    let access = state.authenticator.access();
+    if access.is_restricted() && !access.has_api() {
+        let detail = "metrics are closed because access to streams is restricted: set `auth.api_token`, or `api = true` \
+                      for one of `auth.tokens`, and send it";
+        return Err(Problem::new(StatusCode::FORBIDDEN, "metrics_closed", detail));
+    }
+    if access.has_api() {
         let (parts, _) = request.into_parts();
         // A token in the query is not accepted: metrics clients can send a header.
         let caller = Caller {

@@ -4,8 +4,8 @@ use axum::http::Uri;
 use axum::http::request::Parts;
 
 use super::auth::Caller;
+use super::forwarded::Client;
 use super::problem::Problem;
-use super::server::Peer;
 use millstream_core::hub::name::StreamName;
 
 /// Returns the parts of a request that identify its sender.
@@ -13,7 +13,7 @@ pub(super) fn caller(request: &Parts) -> Caller<'_> {
     Caller {
         headers: &request.headers,
         query: request.uri.query(),
-        address: request.extensions.get::<Peer>().map(|Peer(address)| address.ip()),
+        address: request.extensions.get::<Client>().map(|Client(address)| *address),
     }
 }
 

@@ -13,7 +13,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -24,11 +24,14 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
-use super::activity::{Activity, StreamBody};
+use super::activity::Activity;
+use super::forwarded::TrustedProxies;
 use super::limits::ConnectionLimit;
+use super::response_timeout::{ObsoleteAfter, StreamBody, StreamExecutor};
 use super::tls::{self, Certificate};
 use super::write_timeout::{self, WriteTimeout};
 use crate::config::Limits;
+use crate::telemetry::{HttpCounters, Rejection};
 
 /// Maximum time for receiving the headers of a request, including the idle time before them.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,38 +97,75 @@ fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+/// How connections are served.
+pub struct ServerOptions {
+    pub limits: ListenerLimits,
+    /// See [`Limits::response_timeout`].
+    pub response_timeout: Duration,
+    pub counters: Arc<HttpCounters>,
+    pub tls: Option<Arc<Certificate>>,
+}
+
+/// Limits of the connections of a listener.
+#[derive(Clone)]
+pub struct ListenerLimits {
+    connections: usize,
+    per_address: usize,
+    /// Exempt from `per_address`: their connections are those of many clients.
+    proxies: TrustedProxies,
+}
+
+impl ListenerLimits {
+    pub fn new(limits: &Limits, proxies: TrustedProxies) -> Self {
+        Self {
+            connections: limits.connections,
+            per_address: limits.connections_per_address,
+            proxies,
+        }
+    }
+}
+
 /// Serves until `stop` changes, then waits for running requests.
-pub async fn serve(
-    listener: TcpListener,
-    router: Router,
-    limits: Limits,
-    tls: Option<Arc<Certificate>>,
-    stop: watch::Receiver<bool>,
-) {
+pub async fn serve(listener: TcpListener, router: Router, options: ServerOptions, stop: watch::Receiver<bool>) {
     let stopped = stop.clone();
+    let ServerOptions {
+        limits,
+        response_timeout,
+        counters,
+        tls,
+    } = options;
+    let streams = StreamExecutor {
+        timeout: response_timeout,
+        counters: counters.clone(),
+    };
     let serve = move |stream, peer| {
-        let (router, stop, tls) = (router.clone(), stopped.clone(), tls.clone());
+        let (router, stop, tls, streams) = (router.clone(), stopped.clone(), tls.clone(), streams.clone());
         async move {
             match tls {
                 None => handle_connection(stream, peer, router, stop).await,
-                Some(certificate) => handle_tls(stream, peer, router, &certificate, stop).await,
+                Some(certificate) => handle_tls(stream, peer, (router, streams), &certificate, stop).await,
             }
         }
     };
-    take_connections(listener, limits, TOO_MANY_CONNECTIONS, stop, serve).await;
+    let reject = move |stream: &TcpStream| {
+        counters.rejected(Rejection::ConnectionsPerAddress);
+        // Whatever does not fit into the socket's buffer is lost.
+        let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+    };
+    take_connections(listener, limits, reject, stop, serve).await;
 }
 
 /// Accepts connections within the limits until `stop` changes, then waits for the open ones. A connection above the
-/// limit of its address is sent `rejection` and closed.
+/// limit of its address is passed to `reject` and closed.
 pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
     listener: TcpListener,
-    limits: Limits,
-    rejection: &[u8],
+    limits: ListenerLimits,
+    reject: impl Fn(&TcpStream),
     mut stop: watch::Receiver<bool>,
     serve: impl Fn(TcpStream, SocketAddr) -> F,
 ) {
     let slots = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
-    let per_address = ConnectionLimit::new(limits.connections_per_address);
+    let per_address = ConnectionLimit::new(limits.per_address);
     let mut tasks = JoinSet::new();
     loop {
         // While all slots are taken, clients wait in the backlog.
@@ -136,9 +176,10 @@ pub async fn take_connections<F: Future<Output = ()> + Send + 'static>(
         };
         match accepted {
             Ok((stream, peer, slot)) => {
-                let Some(permit) = per_address.acquire(peer.ip()) else {
-                    // Whatever does not fit into the socket's buffer is lost.
-                    let _ = stream.try_write(rejection);
+                let is_proxy = limits.proxies.contains(peer.ip());
+                let permit = (!is_proxy).then(|| per_address.acquire(peer.ip()));
+                let Some(permit) = permit.map_or(Some(None), |permit| permit.map(Some)) else {
+                    reject(&stream);
                     debug!(%peer, "connection limit of the address reached");
                     continue;
                 };
@@ -171,7 +212,7 @@ async fn accept(
 async fn handle_tls(
     stream: TcpStream,
     peer: SocketAddr,
-    router: Router,
+    (router, streams): (Router, StreamExecutor),
     certificate: &Certificate,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -194,7 +235,7 @@ async fn handle_tls(
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let io = TokioIo::new(stream);
     let result = if is_h2 {
-        serve_http2(io, router, peer, stop).await
+        serve_http2(io, (router, streams), peer, stop).await
     } else {
         let mut connection = pin!(http1().serve_connection(io, service(router, peer)));
         tokio::select! {
@@ -213,7 +254,7 @@ async fn handle_tls(
 /// Serves HTTP/2. The idle timeout covers the preface and the first request, for which hyper has no timeout.
 async fn serve_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     io: TokioIo<S>,
-    router: Router,
+    (router, executor): (Router, StreamExecutor),
     peer: SocketAddr,
     mut stop: watch::Receiver<bool>,
 ) -> hyper::Result<()> {
@@ -223,11 +264,12 @@ async fn serve_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let (stream, response) = (streams.begin(), service.call(request));
         async move {
             let response = response.await?;
-            Ok::<_, Infallible>(response.map(|body| Body::new(StreamBody::new(body, stream))))
+            let obsolete = response.extensions().get::<ObsoleteAfter>().copied();
+            Ok::<_, Infallible>(response.map(|body| Body::new(StreamBody::new(body, obsolete, stream))))
         }
     });
     let mut connection = pin!(
-        http2::Builder::new(TokioExecutor::new())
+        http2::Builder::new(executor)
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEADER_BYTES as u32)

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 
 use super::auth::Authenticator;
+use super::forwarded::TrustedProxies;
 use super::limits::RateLimit;
-use crate::config::Limits;
+use crate::access::Access;
+use crate::config::Config;
 use crate::control::Control;
 use crate::telemetry::HttpCounters;
 
@@ -17,15 +19,18 @@ pub struct HttpState {
     pub authenticator: Arc<Authenticator>,
     pub rate: Arc<RateLimit>,
     pub counters: Arc<HttpCounters>,
+    pub proxies: TrustedProxies,
 }
 
 impl HttpState {
-    pub fn new(control: Arc<Control>, authenticator: Arc<Authenticator>, limits: &Limits) -> Self {
+    pub fn new(control: Arc<Control>, access: Access, config: &Config) -> Self {
+        let (limits, counters) = (&config.limits, Arc::<HttpCounters>::default());
         Self {
             control,
-            authenticator,
+            authenticator: Arc::new(Authenticator::new(access, limits, counters.clone())),
             rate: Arc::new(RateLimit::new(limits.requests_per_second, limits.request_burst)),
-            counters: Arc::default(),
+            counters,
+            proxies: TrustedProxies::new(&config.http.trusted_proxies),
         }
     }
 }

@@ -97,23 +97,35 @@ pub async fn run(control: Arc<Control>, log: Arc<Log>) {
     }
 }
 
-/// The events of the log, without an end.
+/// The events of the log, while their reader has access to the API.
 pub struct LogEvents {
     log: Arc<Log>,
+    is_granted: IsGranted,
     last: u64,
     changes: Listener,
 }
 
+/// Returns whether the reader of events still has access.
+pub type IsGranted = Box<dyn Fn() -> bool + Send>;
+
 impl LogEvents {
     /// Returns a body with the events after the one with this id.
-    pub fn body(log: Arc<Log>, last: u64) -> Body {
+    pub fn body(log: Arc<Log>, last: u64, is_granted: IsGranted) -> Body {
         let changes = log.changes.listen([Topic::Everything]);
-        Body::new(EventBody::new(Self { log, last, changes }))
+        Body::new(EventBody::new(Self {
+            log,
+            is_granted,
+            last,
+            changes,
+        }))
     }
 }
 
 impl EventSource for LogEvents {
     fn new_events(&mut self) -> Option<String> {
+        if !(self.is_granted)() {
+            return None;
+        }
         let (last, text) = self.log.after(self.last);
         self.last = last;
         Some(text)

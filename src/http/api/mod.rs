@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
@@ -16,6 +16,7 @@ use self::events::{Log, LogEvents};
 use self::sessions::{Page, Session, Sessions};
 use self::snapshot::Image;
 use self::streams::Stream;
+use crate::access::Grant;
 use crate::control::Control;
 use crate::control::reload::Reloaded;
 use crate::http::auth::Action;
@@ -37,6 +38,7 @@ pub mod warnings;
 struct Api {
     control: Arc<Control>,
     log: Arc<Log>,
+    authenticator: Arc<Authenticator>,
 }
 
 /// The OpenAPI document.
@@ -68,6 +70,7 @@ pub fn router(state: &HttpState, log: Arc<Log>) -> Router {
     let api = Api {
         control: state.control.clone(),
         log,
+        authenticator: state.authenticator.clone(),
     };
     Router::new()
         .route("/api/v1/streams", get(all_streams))
@@ -89,8 +92,9 @@ async fn guard(
     next: Next,
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    authenticator.check(caller(&parts), Action::Api, None).await?;
-    let request = Request::from_parts(parts, body);
+    let grant = authenticator.check(caller(&parts), Action::Api, None).await?;
+    let mut request = Request::from_parts(parts, body);
+    request.extensions_mut().insert(grant);
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -257,17 +261,19 @@ async fn reload(State(api): State<Api>) -> Result<Json<Reloaded>, Problem> {
     }
 }
 
-/// Server-sent events `stream` and `session`. The last 200 events are sent first, or those after `Last-Event-ID`.
+/// Server-sent events `stream` and `session`. The last 200 events are sent first, or those after `Last-Event-ID`. The
+/// stream ends within 15 s after the token has expired or was removed.
 #[utoipa::path(
     get,
     path = "/api/v1/events",
     responses((status = 200, description = "an endless stream of events", content_type = "text/event-stream"))
 )]
-async fn stream_events(State(api): State<Api>, headers: HeaderMap) -> Response {
+async fn stream_events(State(api): State<Api>, Extension(grant): Extension<Grant>, headers: HeaderMap) -> Response {
     let last = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok());
-    let body = LogEvents::body(api.log, last.unwrap_or(0));
+    let is_granted = move || api.authenticator.still_grants_api(&grant);
+    let body = LogEvents::body(api.log, last.unwrap_or(0), Box::new(is_granted));
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 

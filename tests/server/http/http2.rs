@@ -194,3 +194,47 @@ async fn a_connection_with_a_stream_stays_until_the_stream_is_over() {
     assert!(hurry(is_closed(stream, &over, &[])).await);
     gateway.stop().await;
 }
+
+/// SETTINGS_INITIAL_WINDOW_SIZE of zero (RFC 9113 §6.5.2): the response cannot be sent.
+const NO_WINDOW: &[u8] = &[0, 4, 0, 0, 0, 0];
+
+/// Reads frames and answers pings, until a frame of this type and stream comes.
+async fn read_until(stream: &mut TlsStream<TcpStream>, received: &mut Vec<u8>, kind: u8, id: u8) {
+    loop {
+        while let Some(length) = received.get(..3).map(|l| usize::from(l[1]) << 8 | usize::from(l[2])) {
+            if received.len() < 9 + length {
+                break;
+            }
+            let one: Vec<u8> = received.drain(..9 + length).collect();
+            if one[3] == PING && one[4] & ACK == 0 {
+                let pong = frame(PING, ACK, 0, &one[9..]);
+                stream.write_all(&pong).await.expect("sends");
+                stream.flush().await.expect("sends");
+            }
+            if one[3] == kind && one[8] == id {
+                return;
+            }
+        }
+        let mut bytes = [0; 4_096];
+        let count = stream.read(&mut bytes).await.expect("open");
+        assert!(count > 0, "closed");
+        received.extend_from_slice(&bytes[..count]);
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_nobody_reads_is_reset_and_others_of_the_connection_go_on() {
+    let folder = Folder::new("unread");
+    let gateway = start(&folder).await;
+    let mut stream = connect(&gateway).await;
+    let request = |id, path| frame(HEADERS, END_STREAM | END_HEADERS, id, &get(path));
+    let first = [PREFACE, &frame(SETTINGS, 0, 0, NO_WINDOW), &request(1, "/hls.min.js")].concat();
+    stream.write_all(&first).await.expect("sends");
+    let mut received = Vec::new();
+    let reset = read_until(&mut stream, &mut received, RST_STREAM, 1);
+    hurry(timeout(Duration::from_secs(600), reset)).await.expect("a reset");
+    stream.write_all(&request(3, "/healthz")).await.expect("sends");
+    let answered = read_until(&mut stream, &mut received, HEADERS, 3);
+    timeout(PATIENCE, answered).await.expect("an answer");
+    gateway.stop().await;
+}

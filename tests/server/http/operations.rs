@@ -177,6 +177,31 @@ async fn metrics_are_closed_when_there_is_an_api_token() {
     gateway.stop().await;
 }
 
+/// The metrics name the streams, which nobody else may see then.
+#[tokio::test]
+async fn metrics_are_closed_when_watching_needs_a_token() {
+    let tokens = "[auth]\ntokens = [{ token = \"studio\", publish = \"studio/*\" }]\n";
+    for (text, status) in [
+        ("[auth]\nplay_token = \"play\"\n", 403),
+        (tokens, 403),
+        ("[auth]\njwt_secret = \"a-secret-of-more-than-sixteen\"\n", 401),
+        ("", 200),
+    ] {
+        let gateway = crate::http::client::from_text(text).await;
+        make_live(&gateway, "secret-name");
+        let reply = Request::new("GET", "/metrics").send(&gateway).await;
+        assert_eq!(reply.status, status, "{text}");
+        assert_eq!(reply.text().contains("secret-name"), status == 200);
+        if status == 403 {
+            assert_eq!(reply.problem(), "metrics_closed");
+            assert!(reply.text().contains("auth.api_token"), "{}", reply.text());
+            let with_token = Request::new("GET", "/metrics").bearer(PUBLISH).send(&gateway).await;
+            assert_eq!(with_token.status, 403);
+        }
+        gateway.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn the_api_is_closed_without_its_token_and_shows_streams_with_it() {
     let closed = gateway(&[]).await;

@@ -1,0 +1,198 @@
+//! Address of the client behind a reverse proxy: `Forwarded` (RFC 7239) and `X-Forwarded-For`.
+//!
+//! A header is read only if the connection comes from a trusted proxy (`http.trusted_proxies`), and from the right: each
+//! proxy appends the address that it was called from, so everything left of the first untrusted address is whatever the
+//! client has sent.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, HeaderName, header};
+use ipnet::IpNet;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Address of the client, as a request extension.
+#[derive(Clone, Copy, Debug)]
+pub struct Client(pub IpAddr);
+
+/// Networks whose proxies are believed.
+#[derive(Clone, Debug, Default)]
+pub struct TrustedProxies(Arc<[IpNet]>);
+
+impl TrustedProxies {
+    pub fn new(networks: &[IpNet]) -> Self {
+        Self(networks.into())
+    }
+
+    /// Whether an address is that of a trusted proxy.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// Returns the address of the client that has sent a request over a connection from `peer`.
+    ///
+    /// If both headers are present and disagree, the client may have sent one of them: the address of the proxy counts
+    /// then, as without a header.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        if !self.contains(peer) {
+            return peer;
+        }
+        let forwarded = has(headers, &header::FORWARDED).then(|| {
+            let elements = values(headers, &header::FORWARDED, true);
+            self.first_untrusted(peer, elements.map(for_of))
+        });
+        let appended = has(headers, &X_FORWARDED_FOR).then(|| {
+            let elements = values(headers, &X_FORWARDED_FOR, false);
+            self.first_untrusted(peer, elements.map(node))
+        });
+        match (forwarded, appended) {
+            (Some(one), Some(other)) if one != other => peer,
+            (Some(client), _) | (None, Some(client)) => client,
+            (None, None) => peer,
+        }
+    }
+
+    /// Returns the first address that is not trusted, given those from right to left. Behind an unknown address
+    /// (`unknown`, `_hidden`) nothing is known: the proxy that has reported it counts.
+    fn first_untrusted(&self, peer: IpAddr, addresses: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
+        let mut last = peer;
+        for address in addresses {
+            match address {
+                Some(address) if self.contains(address) => last = address,
+                Some(address) => return address,
+                None => return last,
+            }
+        }
+        last
+    }
+}
+
+fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
+    headers.contains_key(name)
+}
+
+/// Returns the elements of a list header from right to left; a line that is not text is one unknown element.
+fn values<'a>(headers: &'a HeaderMap, name: &HeaderName, is_quoted: bool) -> impl Iterator<Item = &'a str> + use<'a> {
+    let lines: Vec<&str> = headers
+        .get_all(name)
+        .iter()
+        .map(|value| value.to_str().unwrap_or("?"))
+        .collect();
+    let elements: Vec<&str> = lines.iter().flat_map(|line| split(line, ',', is_quoted)).collect();
+    elements.into_iter().rev()
+}
+
+/// Splits at a separator that is not within a quoted string (RFC 9110 §5.6.4).
+fn split(text: &str, separator: char, is_quoted: bool) -> Vec<&str> {
+    let (mut in_quotes, mut escaped) = (false, false);
+    let parts = text.split(|c: char| {
+        let is_escaped = std::mem::take(&mut escaped);
+        match c {
+            '\\' if in_quotes && !is_escaped => escaped = true,
+            '"' if is_quoted && !is_escaped => in_quotes = !in_quotes,
+            _ => return c == separator && !in_quotes,
+        }
+        false
+    });
+    parts.map(str::trim).collect()
+}
+
+/// Returns the address of the parameter `for` (RFC 7239 §5.2).
+fn for_of(element: &str) -> Option<IpAddr> {
+    let pairs = split(element, ';', true);
+    let mut pairs = pairs.into_iter().filter_map(|pair| pair.split_once('='));
+    let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
+    let value = value.trim();
+    let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    node(quoted.unwrap_or(value))
+}
+
+/// Parses an address, with or without a port; an IPv6 address with a port is in brackets (RFC 7239 §6).
+fn node(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let bracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let address = bracketed
+        .and_then(|inner| inner.parse::<Ipv6Addr>().ok().map(IpAddr::V6))
+        .or_else(|| text.parse().ok())
+        .or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()));
+    address.map(|address| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn client(peer: &str, lines: &[(&HeaderName, &str)]) -> String {
+        let networks = ["10.0.0.0/8", "2001:db8:ffff::/48"].map(|network| network.parse().expect("a network"));
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).expect("a header"));
+        }
+        let proxies = TrustedProxies::new(&networks);
+        proxies.client(peer.parse().expect("an address"), &headers).to_string()
+    }
+
+    #[test]
+    fn the_rightmost_untrusted_address_counts() {
+        let (appended, forwarded) = (X_FORWARDED_FOR, header::FORWARDED);
+        let (x, f) = (&appended, &forwarded);
+        for (peer, lines, wanted) in [
+            // Only a trusted proxy is believed.
+            ("192.0.2.9", &[(x, "198.51.100.1")][..], "192.0.2.9"),
+            ("192.0.2.9", &[(f, "for=198.51.100.1")], "192.0.2.9"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("10.0.0.1", &[(x, "198.51.100.1")], "198.51.100.1"),
+            ("::ffff:10.0.0.1", &[(x, "198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", &[(x, "203.0.113.5, 198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", &[(x, "198.51.100.1, 10.0.0.2,10.0.0.3")], "198.51.100.1"),
+            ("10.0.0.1", &[(x, "198.51.100.1"), (x, "10.0.0.2")], "198.51.100.1"),
+            ("10.0.0.1", &[(x, "10.0.0.3, 10.0.0.2")], "10.0.0.3"),
+            ("10.0.0.1", &[(x, "198.51.100.1:4711")], "198.51.100.1"),
+            ("10.0.0.1", &[(x, "2001:db8::1")], "2001:db8::1"),
+            ("10.0.0.1", &[(x, "[2001:db8::1]:4711")], "2001:db8::1"),
+            ("10.0.0.1", &[(x, "[2001:db8::1]")], "2001:db8::1"),
+            ("2001:db8:ffff::1", &[(x, "2001:db8:ffff::2")], "2001:db8:ffff::2"),
+            // What is no address hides everything left of it.
+            ("10.0.0.1", &[(x, "198.51.100.1, unknown")], "10.0.0.1"),
+            ("10.0.0.1", &[(x, "198.51.100.1, , 10.0.0.2")], "10.0.0.2"),
+            ("10.0.0.1", &[(x, "198.51.100.1, \u{e9}")], "10.0.0.1"),
+            ("10.0.0.1", &[(x, "")], "10.0.0.1"),
+            ("10.0.0.1", &[(f, "for=198.51.100.1")], "198.51.100.1"),
+            (
+                "10.0.0.1",
+                &[(f, "For=\"198.51.100.1:80\";proto=https;by=10.0.0.1")],
+                "198.51.100.1",
+            ),
+            (
+                "10.0.0.1",
+                &[(f, "proto=https; for=\"[2001:db8::1]:4711\"")],
+                "2001:db8::1",
+            ),
+            (
+                "10.0.0.1",
+                &[(f, "for=203.0.113.5, for=198.51.100.1, for=10.0.0.2")],
+                "198.51.100.1",
+            ),
+            (
+                "10.0.0.1",
+                &[(f, "for=198.51.100.1;host=\"a,for=203.0.113.5\"")],
+                "198.51.100.1",
+            ),
+            ("10.0.0.1", &[(f, "for=198.51.100.1, for=_hidden")], "10.0.0.1"),
+            ("10.0.0.1", &[(f, "for=198.51.100.1, proto=http")], "10.0.0.1"),
+            // One of them may be from the client.
+            ("10.0.0.1", &[(f, "for=203.0.113.5"), (x, "198.51.100.1")], "10.0.0.1"),
+            (
+                "10.0.0.1",
+                &[(f, "for=198.51.100.1"), (x, "198.51.100.1")],
+                "198.51.100.1",
+            ),
+        ] {
+            assert_eq!(client(peer, lines), wanted, "{peer} {lines:?}");
+        }
+    }
+}
