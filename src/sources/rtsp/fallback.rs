@@ -45,7 +45,7 @@ const SHORTEST_PERIOD: Duration = Duration::from_secs(2);
 const RENEW_AT: f64 = 0.7;
 
 /// Short sessions in a row after which the pipeline is tried.
-const MAX_SHORT_SESSIONS: u32 = 3;
+const MAX_SHORT_SESSIONS: u32 = 5;
 
 impl Fallback {
     /// Returns `None` if the library has no such pipeline.
@@ -93,8 +93,11 @@ impl Fallback {
         };
         state.short_sessions += 1;
         let last = state.length.replace(lasted);
-        let is_alike = |last: &Duration| lasted >= SHORTEST_PERIOD && last.abs_diff(lasted) * 4 <= lasted;
-        state.period = last.filter(is_alike).map(|last| last.min(lasted)).or(state.period);
+        let shorter = last
+            .map(|last| last.min(lasted))
+            .filter(|shorter| *shorter >= SHORTEST_PERIOD);
+        let is_alike = |shorter: &Duration| last.is_some_and(|last| last.max(lasted) <= *shorter * 2);
+        state.period = shorter.filter(is_alike).or(state.period);
         state.short_sessions >= MAX_SHORT_SESSIONS
     }
 

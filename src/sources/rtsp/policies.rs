@@ -28,7 +28,7 @@ pub const KEYS: [(&str, &str); 7] = [
     ),
     (
         "initial_seq",
-        "\"ignore\" (default), \"respect\" or \"default\": the sequence numbers in the response to PLAY",
+        "\"default\" (of retina), \"respect\" or \"ignore\" (used unless set): the sequence numbers in the response to PLAY",
     ),
     (
         "unknown_rtcp_ssrc",

@@ -2,7 +2,7 @@
 
 use millstream_core::sdp::{Offer, OfferError};
 
-use crate::sdp::{CHROMIUM_VIEWER, OBS, OBS_SIMULCAST, edit, high_and_opus, play, publish, recorded};
+use crate::sdp::{CHROMIUM_VIEWER, FFMPEG, OBS, OBS_SIMULCAST, edit, high_and_opus, play, publish, recorded};
 
 /// Status, code and line of a WHIP refusal.
 fn whip(offer: &str) -> (u16, &'static str, Option<usize>) {
@@ -400,6 +400,10 @@ fn b29_format_parameters_that_make_no_sense_count_as_absent() {
 fn sections_that_are_not_media_fail_whip_and_are_refused_by_whep() {
     let section = "m=text 9 UDP/TLS/RTP/SAVPF 98\r\na=mid:t\r\n";
     assert_eq!(whip(&format!("{}{section}", recorded(OBS))).1, "unsupported_section");
+    let plain = format!("{}m=audio 9 RTP/AVP 0\r\na=mid:t\r\n", recorded(FFMPEG));
+    let error = publish(&plain).unwrap_err();
+    assert_eq!(error.code(), "unsupported_section");
+    assert!(error.to_string().contains("with a fingerprint"), "{error}");
     for section in [
         section,
         "m=haptic 9 UDP/TLS/RTP/SAVPF 98\r\na=mid:t\r\n",

@@ -54,11 +54,18 @@ pub(super) async fn media_files(gateway: &Gateway, stream: &str, token: Option<&
         loop {
             let reply = playlist.send(gateway).await;
             let text = String::from_utf8_lossy(&reply.body).into_owned();
-            let lines: Vec<&str> = text.lines().collect();
-            let pairs = lines
-                .windows(2)
-                .filter(|pair| pair[0] != "#EXT-X-GAP" && pair[1].starts_with("video-"));
-            let segments: Vec<String> = pairs.map(|pair| pair[1].to_owned()).collect();
+            let mut is_gap = false;
+            let mut segments = Vec::new();
+            for line in text.lines() {
+                match line {
+                    "#EXT-X-GAP" => is_gap = true,
+                    // A gap is the name of a segment that is not there.
+                    name if name.starts_with("video-") => {
+                        segments.extend((!std::mem::take(&mut is_gap)).then(|| name.to_owned()));
+                    }
+                    _ => {}
+                }
+            }
             if reply.status == 200 && !segments.is_empty() {
                 let quoted = |tag: &str| {
                     let line = text.lines().rfind(|line| line.starts_with(tag));

@@ -17,6 +17,17 @@ async fn reload(gateway: &mut Gateway, text: &str) -> usize {
     gateway.reload(config).await.expect("valid").sessions_ended
 }
 
+/// Waits until so many sessions are open; fails before half-open ones time out.
+async fn until_sessions(gateway: &Gateway, wanted: usize) {
+    let waiting = async {
+        while gateway.media().sessions() != wanted {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let reached = tokio::time::timeout(Duration::from_secs(8), waiting).await;
+    assert!(reached.is_ok(), "{} sessions", gateway.media().sessions());
+}
+
 #[tokio::test]
 async fn viewers_without_a_token_leave_when_watching_needs_one() {
     let mut gateway = from_text("[http]\ncounter_offer = \"always\"\n").await;
@@ -26,11 +37,16 @@ async fn viewers_without_a_token_leave_when_watching_needs_one() {
     assert_eq!(reload(&mut gateway, "").await, 0);
     Request::offer("/whep/live", VIEWER).send(&gateway).await.location();
     play(&gateway, "live", PUBLISH).await.location();
-    Request::publish("/whip/other", OBS).send(&gateway).await.location();
+    let publisher = Request::publish("/whip/other", OBS).send(&gateway).await.location();
     // That token was not needed: the session was open to everybody.
     let ended = reload(&mut gateway, "[auth]\nplay_token = \"now-closed\"\n").await;
     assert_eq!(ended, 2);
-    assert_eq!(gateway.media().sessions(), 1, "the publisher goes on");
+    until_sessions(&gateway, 1).await;
+    assert_eq!(
+        Request::new("GET", &publisher).send(&gateway).await.status,
+        204,
+        "it goes on"
+    );
     let answer = Request::new("GET", &offered).send(&gateway).await;
     assert_eq!(answer.status, 404, "nobody opens an offer from before");
     let with_token = play(&gateway, "live", "now-closed").await;
@@ -56,6 +72,7 @@ async fn a_session_by_a_signed_token_lasts_as_long_as_its_key_and_claims_are_val
         (more("jwt_audience = \"c\""), 1),
     ] {
         assert_eq!(reload(&mut gateway, &text).await, ended, "{text}");
+        until_sessions(&gateway, 1 - ended).await;
     }
     for (text, ended) in [
         (more("jwt_issuer = \"them\""), 1),
@@ -65,6 +82,7 @@ async fn a_session_by_a_signed_token_lasts_as_long_as_its_key_and_claims_are_val
         assert_eq!(reload(&mut gateway, &one).await, 0);
         play(&gateway, "live", &token).await.location();
         assert_eq!(reload(&mut gateway, &text).await, ended, "{text}");
+        until_sessions(&gateway, 1 - ended).await;
     }
     gateway.stop().await;
 }
@@ -79,6 +97,7 @@ async fn a_session_by_the_webhook_lasts_as_long_as_the_webhook_is_configured() {
     assert_eq!(reload(&mut gateway, &format!("{hook}webhook_timeout = 5\n")).await, 0);
     let closed = "[auth]\nplay_token = \"play\"\n";
     assert_eq!(reload(&mut gateway, closed).await, 1);
+    until_sessions(&gateway, 0).await;
     assert_eq!(reload(&mut gateway, &hook).await, 0);
     play(&gateway, "live", "anything").await.location();
     let other = hook.replace("/\"", "/other\"");
@@ -103,13 +122,8 @@ async fn a_viewer_that_waits_for_the_publisher_is_not_let_in_after_access_was_cl
     reload(&mut gateway, "[auth]\nplay_token = \"now-closed\"\n").await;
     make_live(&gateway, "live");
     waiting.await.expect("runs");
-    let ended = async {
-        while gateway.media().sessions() > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let ended = tokio::time::timeout(Duration::from_secs(8), ended).await;
-    assert!(ended.is_ok(), "the session goes on");
+    // Sooner than a half-open session times out.
+    until_sessions(&gateway, 0).await;
     gateway.stop().await;
 }
 

@@ -17,7 +17,6 @@ use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::tap::{Tap, TapQueue};
 use millstream_core::media::Kind;
-use millstream_core::sources::frame_source::FanOut as _;
 use tokio::task::JoinHandle;
 
 use crate::pipeline::origins::{FRAME, Reader, film, source, steps};
@@ -97,7 +96,7 @@ fn live(load: usize) -> String {
 
 async fn restarts(gateway: &Gateway) -> u64 {
     let name = StreamName::parse("far").expect("a name");
-    u64::from(gateway.fetched().get(&name).expect("configured").status().restarts)
+    gateway.fetched().get(&name).expect("configured").status().restarts
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -135,6 +135,12 @@ fn descriptions() -> Vec<Quirk> {
                 described(&format!("v=0\no=- 1 1 IN IP4 0.0.0.0\ns=a\nt=0 0\n{back}{VIDEO}")),
             ),
         ),
+    ]
+}
+
+/// Parameter sets and content types of session descriptions.
+fn contents() -> Vec<Quirk> {
+    vec![
         // Parameter sets with start codes in the description.
         quirk(
             "scottlamb/moonfire-nvr#213",
@@ -251,6 +257,12 @@ fn answers() -> Vec<Quirk> {
             rtp_info("url=rtsp://a/track0;seq=40000;rtptime=3000000000"),
         ),
         by_pipeline("pedroSG94/RTSP-Server#52", rtp_info("rtsp://127.0.0.1/track0")),
+    ]
+}
+
+/// Refusals, of requests and of keepalives.
+fn refusals() -> Vec<Quirk> {
+    vec![
         // A nonce is good for one request.
         Quirk {
             keys: CREDENTIALS,
@@ -374,6 +386,12 @@ fn packets() -> Vec<Quirk> {
                 sender.packet(&[0x7f, 1, 2], false);
             }),
         ),
+    ]
+}
+
+/// Clocks, SSRCs and sequence numbers that begin again, and requests of the camera.
+fn resets() -> Vec<Quirk> {
+    vec![
         // The clock is set while the camera sends.
         quirk(
             "home-assistant/core#144498",
@@ -512,16 +530,19 @@ async fn check(gateway: &Gateway, stream: &str, way: Way, camera: &Scripted) -> 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn descriptions_that_deviate_are_read() {
     play(descriptions()).await;
+    play(contents()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_deviate_are_understood() {
     play(answers()).await;
+    play(refusals()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn odd_packets_are_passed_over() {
     play(packets()).await;
+    play(resets()).await;
 }
 
 async fn start(camera: &Scripted, programs: WorkerPrograms) -> Gateway {

@@ -85,7 +85,10 @@ pub enum OfferError {
     TooManyTracks { line: usize, kind: Kind },
     #[error("the m-section at line {line} has the wrong direction: offer `{wanted}` or `sendrecv`")]
     BadDirection { line: usize, wanted: &'static str },
-    #[error("line {line} is neither audio or video over a profile of RTP such as UDP/TLS/RTP/SAVPF nor a data channel")]
+    #[error(
+        "line {line} is neither audio or video over DTLS-SRTP, such as UDP/TLS/RTP/SAVPF with a fingerprint, nor a data \
+         channel"
+    )]
     UnsupportedSection { line: usize },
     #[error(
         "the {kind} section at line {line} offers no supported codec: it offers {offered}; offer one of {accepted}"
