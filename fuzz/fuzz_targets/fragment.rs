@@ -13,7 +13,7 @@ use millstream_core::sdp::{
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
     let fragment = match Fragment::parse(body) {
         Ok(fragment) => fragment,
-        Err(FragmentError::NotALine { line }) => {
+        Err(FragmentError::NotALine { line } | FragmentError::NoSection { line }) => {
             let text = str::from_utf8(body).expect("lines are counted in text");
             return assert!((1..=text.lines().count()).contains(&line), "line {line}");
         }

@@ -42,7 +42,8 @@ fn check(text: &str, playlist: &Playlist) {
         }
         Playlist::Media(media) => {
             let listed = || media.segments.iter().chain(&media.open);
-            let uris = listed().map(|segment| segment.uri.len() + segment.parts.iter().map(|part| part.uri.len()).sum::<usize>());
+            let uris = listed()
+                .map(|segment| segment.uri.len() + segment.parts.iter().map(|part| part.uri.len()).sum::<usize>());
             assert!(uris.sum::<usize>() <= text.len());
             for pair in media.segments.windows(2) {
                 assert_eq!(pair[1].number, pair[0].number.saturating_add(1));
@@ -55,7 +56,9 @@ fn check(text: &str, playlist: &Playlist) {
                 assert_eq!(open.number, media.next);
                 assert!(!open.parts.is_empty() && open.uri.is_empty());
             }
-            let parts = listed().flat_map(|segment| &segment.parts).filter_map(|part| part.range);
+            let parts = listed()
+                .flat_map(|segment| &segment.parts)
+                .filter_map(|part| part.range);
             for range in listed().filter_map(|segment| segment.range).chain(parts) {
                 assert!(range.begin.checked_add(range.length).is_some(), "{range:?}");
             }
