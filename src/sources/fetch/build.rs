@@ -315,7 +315,7 @@ mod tests {
                 &[
                     "`streams.far` has a password but no `username`",
                     "unknown key `streams.far.quirks.teardwn` (did you mean `teardown`?)",
-                    "`streams.far.quirks.initial_seq` is 3: expected \"ignore\" (default), \"respect\" or \"default\"",
+                    "`streams.far.quirks.initial_seq` is 3: expected \"default\"",
                     "`streams.far.rtsp` has a user or password that has to be escaped: percent-encode `/` as %2F",
                 ],
             ),
