@@ -18,6 +18,8 @@ pub(super) struct Pacer {
     ticked: Option<Instant>,
     /// Longest piece of media that arrived at once, of the last ones.
     span: Option<Duration>,
+    /// The first arrival and the last one.
+    arrivals: Option<(Instant, Instant)>,
 }
 
 /// Initial delay of a live stream: the next segment may be this much too late without a stall.
@@ -31,6 +33,15 @@ const SLACK: Duration = Duration::from_millis(200);
 
 /// Least reserve for parts.
 const MIN_RESERVE: Duration = Duration::from_millis(100);
+
+/// After the start of a live stream its latency is reduced at once: what arrived together before is played faster.
+const START: Duration = Duration::from_millis(1_500);
+
+/// Arrivals that are closer together than this came at once, from a list of what was there already.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// What is longer is taken for a segment: its latency is reduced slowly.
+const LONGEST_PART: Duration = Duration::from_millis(600);
 
 /// Number of recent segments that are considered.
 const MAX_SLACKS: usize = 4;
@@ -46,6 +57,7 @@ impl Pacer {
             slacks: VecDeque::new(),
             ticked: None,
             span: None,
+            arrivals: None,
         }
     }
 
@@ -63,6 +75,10 @@ impl Pacer {
 
     /// A segment arrived whose first frame has this playout time; `leads` if it is of the leading rendition.
     pub(super) fn arrived(&mut self, now: Instant, first: Duration, leads: bool) {
+        let (start, previous) = self.arrivals.unwrap_or((now, now));
+        if leads || self.arrivals.is_none() {
+            self.arrivals = Some((start, now));
+        }
         let Some(due) = self.due(first) else {
             let lead = if self.is_live {
                 self.reserve(LEAD)
@@ -77,7 +93,15 @@ impl Pacer {
             self.zero = self.zero.map(|zero| zero + late);
             self.slacks.clear();
         } else if leads {
-            self.slacks.push_back(due - now);
+            let mut slack = due - now;
+            let is_new = now.saturating_duration_since(previous) >= TOGETHER;
+            let are_parts = self.span.is_some_and(|span| span <= LONGEST_PART);
+            if self.is_live && are_parts && is_new && now.saturating_duration_since(start) <= START {
+                let excess = slack.saturating_sub(self.reserve(SLACK));
+                self.zero = self.zero.and_then(|zero| zero.checked_sub(excess));
+                slack -= excess;
+            }
+            self.slacks.push_back(slack);
             if self.slacks.len() > MAX_SLACKS {
                 self.slacks.pop_front();
             }
@@ -154,6 +178,24 @@ mod tests {
         }
         let gained = before - pacer.due(ms(100_000)).expect("it began");
         assert_eq!(gained, ms(1_000) + LEAD - SLACK);
+    }
+
+    #[test]
+    fn parts_that_were_there_at_the_start_are_no_latency_later() {
+        let t = Instant::now();
+        let mut pacer = Pacer::new(true);
+        // Three parts of 200 ms come at once, then one each 200 ms.
+        for index in 0..3 {
+            pacer.record_span(ms(200));
+            pacer.arrived(t, ms(200 * index), true);
+        }
+        assert_eq!(pacer.due(ms(0)), Some(t + MIN_RESERVE));
+        for index in 3..10 {
+            pacer.record_span(ms(200));
+            let now = t + ms(150 + 200 * (index - 3));
+            pacer.arrived(now, ms(200 * index), true);
+            assert_eq!(pacer.due(ms(200 * index)), Some(now + MIN_RESERVE), "{index}");
+        }
     }
 
     #[test]
