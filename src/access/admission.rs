@@ -68,7 +68,7 @@ pub(super) struct Permit<'a> {
 const QUEUE_PARTS: usize = 8;
 
 /// Open requests of an address that has sent too many wrong tokens.
-const SUSPECT_SHARE: usize = 1;
+const MAX_REQUESTS_OF_SUSPECT: usize = 1;
 
 impl Admission {
     pub(super) fn new(limits: &Limits) -> Self {
@@ -132,7 +132,7 @@ impl Admission {
     ) -> Result<(Place<'_>, Vec<Arc<Semaphore>>), Full> {
         let size = match lane {
             Lane::Publish | Lane::Other => self.per_address,
-            Lane::Suspect => SUSPECT_SHARE,
+            Lane::Suspect => MAX_REQUESTS_OF_SUSPECT,
         };
         let host = address.map(|address| (AddressKey::host(address), size));
         let site = address.and_then(|address| Some((AddressKey::site(address)?, 2 * size)));

@@ -32,7 +32,7 @@ pub async fn run(config: &Config, mut mistakes: Vec<Mistake>, print: impl Fn(&st
         print(&format!("warning: {warning}\n"));
     }
     mistakes.extend(self::mistakes(config, &mistakes));
-    for failure in ports(config, &mistakes) {
+    for failure in bind_all_ports(config, &mistakes) {
         // A changed configuration is checked while the gateway runs with the old one.
         let is_gateway = match &failure.owner {
             Some(owner) => owner.is_gateway(),
@@ -121,7 +121,7 @@ fn certificate(config: &Config) -> Vec<Mistake> {
 }
 
 /// Tries to bind all listen addresses at the same time, so that two keys with the same port are found.
-fn ports(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
+fn bind_all_ports(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
     // After a syntax error the addresses may not be the intended ones.
     let is_doubtful = |mistake: &Mistake| matches!(mistake.problem, Problem::Syntax(_));
     let is_known = |key: &str| {

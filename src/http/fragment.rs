@@ -19,7 +19,7 @@ pub struct Fragment<'a> {
 /// Why a body is not a valid fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FragmentError {
-    #[error("the fragment is empty")]
+    #[error("the trickle fragment is empty")]
     Empty,
     #[error("the fragment is not text: expected UTF-8 without control characters")]
     NotText,

@@ -172,7 +172,7 @@ async fn answer(
             (PLAYLIST, Body::from(text))
         }
         File::Media(role) => {
-            let text = service.media(&live, role, directives, player, token).await?;
+            let text = service.media_playlist(&live, role, directives, player, token).await?;
             (PLAYLIST, Body::from(text))
         }
         File::Init(role, number) => (MP4, Body::from(service.init(&live, role, number).await?)),

@@ -29,7 +29,7 @@ use millstream_worker_runtime::wire::{
 
 /// A running worker.
 pub struct Process {
-    _counted: ProcessCount,
+    _counted: RunningProcess,
     child: Child,
     /// Set if the dynamic linker could not load the program.
     missing_library: Arc<OnceLock<String>>,
@@ -55,16 +55,16 @@ pub fn running() -> usize {
 }
 
 /// Counts one worker process while it exists.
-struct ProcessCount;
+struct RunningProcess;
 
-impl ProcessCount {
+impl RunningProcess {
     fn new() -> Self {
         RUNNING.fetch_add(1, Ordering::Relaxed);
         Self
     }
 }
 
-impl Drop for ProcessCount {
+impl Drop for RunningProcess {
     fn drop(&mut self) {
         RUNNING.fetch_sub(1, Ordering::Relaxed);
     }
@@ -200,7 +200,7 @@ impl Process {
         tokio::spawn(write(writer, queue));
         let now = Instant::now();
         Ok(Self {
-            _counted: ProcessCount::new(),
+            _counted: RunningProcess::new(),
             child,
             missing_library,
             reader,

@@ -147,7 +147,7 @@ impl Runner {
 fn contain<T>(shard: ShardIndex, what: &str, subject: &mut T, work: impl FnOnce(&mut T)) -> bool {
     let completed = catch_unwind(AssertUnwindSafe(|| work(subject))).is_ok();
     if !completed {
-        error!(shard = shard.0, what, "panic caught: the shard continues");
+        error!(shard = shard.0, what, "panic caught: the media thread continues");
     }
     completed
 }

@@ -60,7 +60,7 @@ const NOT_SENT_LOW_WATERMARK: u32 = 16 * 1024;
 const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns why a connection with this error ended.
-fn reason_of(error: &io::Error) -> TcpCloseReason {
+fn close_reason_of(error: &io::Error) -> TcpCloseReason {
     match error.kind() {
         // The queue's, or the kernel's after [`ACKNOWLEDGEMENT_TIMEOUT`].
         io::ErrorKind::TimedOut => TcpCloseReason::Stalled,
@@ -290,7 +290,7 @@ async fn run(stream: TcpStream, address: SocketAddr, shared: &Shared, connection
     let deadline = tokio::time::Instant::now() + AUTHENTICATION_TIMEOUT;
     let first = match timeout_at(deadline, read_frame(&mut reader)).await {
         Ok(Ok(first)) => first,
-        Ok(Err(error)) => return reason_of(&error),
+        Ok(Err(error)) => return close_reason_of(&error),
         Err(_) => return TcpCloseReason::Unauthenticated,
     };
     let owner = ice::local_ufrag(&first).filter(|_| ice::is_check(&first));
@@ -303,7 +303,7 @@ async fn run(stream: TcpStream, address: SocketAddr, shared: &Shared, connection
         ended = read(reader, first, address, mailbox) => ended,
         written = connection.queue.write_to(&mut writer) => match written {
             Ok(()) => connection.reason().unwrap_or(TcpCloseReason::SessionOver),
-            Err(error) => reason_of(&error),
+            Err(error) => close_reason_of(&error),
         },
         ended = connection.ending(deadline) => ended,
     };
@@ -323,7 +323,7 @@ async fn read(mut reader: OwnedReadHalf, first: Vec<u8>, from: SocketAddr, mailb
         let _ = mailbox.offer(Message::Framed { from, bytes });
         bytes = match timeout(IDLE_TIMEOUT, read_frame(&mut reader)).await {
             Ok(Ok(frame)) => frame,
-            Ok(Err(error)) => return reason_of(&error),
+            Ok(Err(error)) => return close_reason_of(&error),
             Err(_) => return TcpCloseReason::Idle,
         };
     }

@@ -43,10 +43,10 @@ impl Header {
     pub fn of_video(format: Format, resolution: (u16, u16), frame: &Bytes) -> Option<Self> {
         let visual = visual(resolution);
         let (codecs, entry) = match format {
-            Format::H264 { .. } => avc(visual, &annex_b(frame).ok()?)?,
+            Format::H264 { .. } => h264_sample_entry(visual, &annex_b(frame).ok()?)?,
             Format::H265 { .. } => hevc(visual, &annex_b(frame).ok()?)?,
-            Format::Vp9 { profile } => vp9(visual, profile),
-            Format::Av1 { .. } => av1(visual, &Av1Config::find(frame)?),
+            Format::Vp9 { profile } => vp9_sample_entry(visual, profile),
+            Format::Av1 { .. } => av1_sample_entry(visual, &Av1Config::find(frame)?),
             _ => return None,
         };
         Some(Self {
@@ -184,7 +184,7 @@ fn of_type(nals: &[Bytes], is: impl Fn(u8) -> bool) -> Vec<Vec<u8>> {
 }
 
 /// ISO/IEC 14496-15 §5.3.3.
-fn avc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, SampleEntry)> {
+fn h264_sample_entry(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, SampleEntry)> {
     let sets = of_type(nals, |first| first & 0x1f == 7);
     let pps_list = of_type(nals, |first| first & 0x1f == 8);
     let &[_, profile, compatibility, level, ..] = sets.first()?.as_slice() else {
@@ -266,7 +266,7 @@ fn hevc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, Samp
 }
 
 /// AV1-ISOBMFF §2.3, §5: eight bits, 4:2:0, as in WebRTC.
-fn av1(visual: VisualSampleEntryFields, config: &Av1Config) -> (String, SampleEntry) {
+fn av1_sample_entry(visual: VisualSampleEntryFields, config: &Av1Config) -> (String, SampleEntry) {
     let entry = Av01Box {
         visual,
         av1c_box: Av1cBox {
@@ -291,7 +291,7 @@ fn av1(visual: VisualSampleEntryFields, config: &Av1Config) -> (String, SampleEn
     )
 }
 
-fn vp9(visual: VisualSampleEntryFields, profile: u8) -> (String, SampleEntry) {
+fn vp9_sample_entry(visual: VisualSampleEntryFields, profile: u8) -> (String, SampleEntry) {
     let (level, depth) = (51, if profile < 2 { 8 } else { 10 });
     let entry = Vp09Box {
         visual,

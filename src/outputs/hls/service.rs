@@ -192,7 +192,7 @@ impl Service {
     /// # Errors
     ///
     /// A [`Refusal`].
-    pub async fn media(
+    pub async fn media_playlist(
         &self,
         live: &Live,
         role: Role,

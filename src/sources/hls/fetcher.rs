@@ -110,7 +110,7 @@ impl Fetcher {
                         }
                         Ok(false) => return,
                         Err(error) => {
-                            debug!(%error, number = segment.number, "segment skipped");
+                            debug!(%error, number = segment.number, "segment of the HLS origin skipped");
                             if self.fail(error).await {
                                 break Duration::ZERO;
                             }
@@ -118,7 +118,7 @@ impl Fetcher {
                     },
                     Step::Reload(wait) => break wait,
                     Step::Ended => {
-                        self.send(ChunkRole::End, 0, Bytes::new()).await;
+                        self.send_to_demuxer(ChunkRole::End, 0, Bytes::new()).await;
                         return;
                     }
                 }
@@ -210,7 +210,7 @@ impl Fetcher {
             let bytes = self.get(FileKind::Init, &init.uri, init.range).await?;
             let bytes = decrypted(bytes, segment.key.as_ref().and_then(|known| known.iv).and(key))?;
             self.init = Some((timeline, init.clone()));
-            self.send(ChunkRole::Init, timeline, bytes).await;
+            self.send_to_demuxer(ChunkRole::Init, timeline, bytes).await;
         }
         let bytes = self.get(FileKind::Segment, &segment.uri, segment.range).await?;
         let bytes = decrypted(bytes, key)?;
@@ -221,14 +221,14 @@ impl Fetcher {
         let mut rest = bytes;
         while rest.len() > CHUNK_BYTES {
             let chunk = rest.split_to(CHUNK_BYTES);
-            if !self.send(ChunkRole::Part, timeline, chunk).await {
+            if !self.send_to_demuxer(ChunkRole::Part, timeline, chunk).await {
                 return Ok(false);
             }
         }
-        Ok(self.send(ChunkRole::Last, timeline, rest).await)
+        Ok(self.send_to_demuxer(ChunkRole::Last, timeline, rest).await)
     }
 
-    async fn send(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
+    async fn send_to_demuxer(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
         let chunk = SegmentChunk {
             rendition: self.rendition,
             role,

@@ -51,7 +51,7 @@ pub enum HttpError {
     Connect(String),
     #[error("the connection broke: {0}")]
     Broken(String),
-    #[error("the server does not have the byte range of the playlist")]
+    #[error("the server does not have the byte range that the playlist gives for this segment")]
     Range,
     #[error("cannot create the HTTP client: {0}")]
     Client(String),

@@ -129,7 +129,7 @@ pub enum PlaylistError {
     NotOne,
     #[error("its segments are encrypted with {0}; only AES-128 is supported")]
     Encryption(String),
-    #[error("it lists neither segments nor variants")]
+    #[error("the playlist lists neither segments nor variants")]
     Empty,
     #[error("it lists more than {MAX_SEGMENTS} segments")]
     TooMany,

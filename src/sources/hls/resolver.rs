@@ -136,7 +136,7 @@ impl Resolver {
         if let Some(uri) = self.current().take() {
             info!(
                 host = self.address.host_str().unwrap_or_default(),
-                "variant failed, trying others"
+                "variant of the HLS origin failed, trying others"
             );
             self.dead.add(&uri);
         }

@@ -97,14 +97,14 @@ async fn by_client<P: FanOut>(
             Ok((next, frame)) => (next, Some(frame)),
             Err(error) => return error,
         };
-        debug!(stream = %entry.stream, "session with the camera replaced before it ends");
+        debug!(stream = %entry.stream, "RTSP session nears its end: switched to a new one");
     }
 }
 
 fn note_left_out(entry: &Entry, client: &Client) {
     if entry.status().left_out != client.left_out() {
         for track in client.left_out() {
-            info!(stream = %entry.stream, track, "camera track left out: codec not supported");
+            info!(stream = %entry.stream, track, "track of the RTSP camera not forwarded: codec not supported");
         }
     }
     entry.note(|status| {

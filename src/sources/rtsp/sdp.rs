@@ -88,7 +88,7 @@ pub(super) fn parameter_sets(fmtp: &str, codec: Codec) -> Vec<Bytes> {
     let values = names.iter().filter_map(|name| parameter(fmtp, name));
     values
         .flat_map(|value| value.split(','))
-        .take(MAX_SETS)
+        .take(MAX_PARAMETER_SETS)
         .filter_map(|text| LENIENT.decode(text.trim()).ok())
         .map(|bytes| {
             let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
@@ -103,7 +103,7 @@ pub(super) fn parameter_sets(fmtp: &str, codec: Codec) -> Vec<Bytes> {
         .collect()
 }
 
-const MAX_SETS: usize = 32;
+const MAX_PARAMETER_SETS: usize = 32;
 
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,

@@ -23,7 +23,7 @@ const SHORTEST: Duration = Duration::from_secs(5);
 const INITIAL: Duration = Duration::from_secs(30);
 
 /// Limit before the first packet.
-const FIRST: Duration = Duration::from_secs(15);
+const FIRST_PACKET_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Upper bound of the limit.
 const LONGEST: Duration = Duration::from_secs(90);
@@ -63,10 +63,11 @@ impl Silence {
             .iter()
             .max()
             .map(|longest| (*longest * 3).clamp(SHORTEST, LONGEST));
-        let limit = self
-            .fixed
-            .or(seen)
-            .unwrap_or(if self.frames == 0 { FIRST } else { INITIAL });
+        let limit = self.fixed.or(seen).unwrap_or(if self.frames == 0 {
+            FIRST_PACKET_TIMEOUT
+        } else {
+            INITIAL
+        });
         self.last + limit
     }
 
@@ -94,7 +95,7 @@ mod tests {
 
     #[test]
     fn the_limit_is_three_times_the_longest_recent_interval() {
-        assert_eq!(after(&[], None), FIRST);
+        assert_eq!(after(&[], None), FIRST_PACKET_TIMEOUT);
         assert_eq!(after(&[0], None), INITIAL);
         assert_eq!(after(&[0, 40, 40], None), SHORTEST);
         assert_eq!(after(&[0, 8_000, 8_000], None), Duration::from_secs(24));

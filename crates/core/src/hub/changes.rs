@@ -86,7 +86,7 @@ impl Changes {
     pub fn notify_all(&self) {
         let mut listeners = self.listeners.lock();
         let states = listeners.by_id.values_mut();
-        let wakers: Vec<Waker> = states.filter_map(State::change).collect();
+        let wakers: Vec<Waker> = states.filter_map(State::mark_changed).collect();
         drop(listeners);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -98,12 +98,12 @@ impl Listeners {
             return Vec::new();
         };
         let by_id = &mut self.by_id;
-        ids.iter().filter_map(|id| by_id.get_mut(id)?.change()).collect()
+        ids.iter().filter_map(|id| by_id.get_mut(id)?.mark_changed()).collect()
     }
 }
 
 impl State {
-    fn change(&mut self) -> Option<Waker> {
+    fn mark_changed(&mut self) -> Option<Waker> {
         self.changed = true;
         self.waker.take()
     }

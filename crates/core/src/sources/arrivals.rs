@@ -25,12 +25,12 @@ struct TrackArrivals {
 }
 
 /// A track that was negotiated begins within this time.
-const BEGINS_WITHIN: Duration = Duration::from_secs(10);
+const FIRST_PACKET_TIMEOUT: Duration = Duration::from_secs(10);
 /// Video of an encoder that answers no requests has a key frame within this time; longer intervals than ten seconds are
 /// nowhere a default.
-const KEY_FRAME_WITHIN: Duration = Duration::from_secs(20);
+const KEY_FRAME_TIMEOUT: Duration = Duration::from_secs(20);
 /// A request is answered within this time.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
+const KEY_FRAME_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Arrivals {
     /// `takes_requests`: the publisher negotiated key frame requests.
@@ -79,18 +79,19 @@ impl Arrivals {
         let Some(first) = track.first else {
             let is_late = self
                 .connected
-                .is_some_and(|connected| is_over(connected, BEGINS_WITHIN));
+                .is_some_and(|connected| is_over(connected, FIRST_PACKET_TIMEOUT));
             return is_late.then_some(Missing::Packets);
         };
         if track.kind == Kind::Audio {
             return None;
         }
         let is_late = match track.key_frame {
-            None => is_over(first, BEGINS_WITHIN),
+            None => is_over(first, FIRST_PACKET_TIMEOUT),
             // A browser sends none until it is asked.
             Some(last) => {
-                let is_owed = !self.takes_requests || self.requested.is_some_and(|at| is_over(at, ANSWERED_WITHIN));
-                is_owed && is_over(last, KEY_FRAME_WITHIN)
+                let is_owed =
+                    !self.takes_requests || self.requested.is_some_and(|at| is_over(at, KEY_FRAME_REQUEST_TIMEOUT));
+                is_owed && is_over(last, KEY_FRAME_TIMEOUT)
             }
         };
         is_late.then_some(Missing::KeyFrame)

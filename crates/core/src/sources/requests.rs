@@ -23,7 +23,7 @@ impl Requests {
     const ENOUGH: u8 = 3;
 
     /// Key frames so close to each other are those of the layers of one simulcast, or packets of one.
-    const TOGETHER: Duration = Duration::from_millis(100);
+    const SAME_KEY_FRAME_WINDOW: Duration = Duration::from_millis(100);
 
     pub(crate) fn on_request(&mut self, now: Instant) {
         if self.asked.is_some() {
@@ -38,7 +38,7 @@ impl Requests {
     pub(crate) fn on_key_frame(&mut self, now: Instant) {
         let since = self.last.map(|last| now.saturating_duration_since(last));
         let asked = self.asked.take();
-        if since.is_some_and(|since| since < Self::TOGETHER) {
+        if since.is_some_and(|since| since < Self::SAME_KEY_FRAME_WINDOW) {
             return;
         }
         if let Some(asked) = asked {
@@ -59,7 +59,8 @@ impl Requests {
     /// Whether a key frame would have come about now by itself.
     fn is_usual(&self, since: Option<Duration>) -> bool {
         // Packets wait on their way, and encoders count frames.
-        let is_near = |usual: Duration, since: Duration| usual.abs_diff(since) <= (usual / 10).max(Self::TOGETHER);
+        let is_near =
+            |usual: Duration, since: Duration| usual.abs_diff(since) <= (usual / 10).max(Self::SAME_KEY_FRAME_WINDOW);
         match (self.interval, since) {
             (Some(usual), Some(since)) => is_near(usual, since),
             // The first one begins the stream.

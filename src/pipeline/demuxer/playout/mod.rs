@@ -194,7 +194,8 @@ impl Playout {
         rendition.enqueue(&self.timelines, timeline, samples);
         if let Some(first) = rendition.queue.get(queued) {
             if let Some(last) = rendition.queue.back().filter(|_| leads) {
-                self.pacer.record_span(last.decode.saturating_sub(first.decode));
+                self.pacer
+                    .record_burst_duration(last.decode.saturating_sub(first.decode));
             }
             self.pacer.arrived(now, first.decode, leads);
         }

@@ -62,7 +62,7 @@ impl Pacer {
     }
 
     /// Records how much media arrives at once: parts arrive more regularly than segments.
-    pub(super) fn record_span(&mut self, span: Duration) {
+    pub(super) fn record_burst_duration(&mut self, span: Duration) {
         let last = self.span.unwrap_or_default();
         // A longer one is believed at once, shorter ones after a while.
         self.span = Some(span.max(last - last / 16));
@@ -186,12 +186,12 @@ mod tests {
         let mut pacer = Pacer::new(true);
         // Three parts of 200 ms come at once, then one each 200 ms.
         for index in 0..3 {
-            pacer.record_span(ms(200));
+            pacer.record_burst_duration(ms(200));
             pacer.arrived(t, ms(200 * index), true);
         }
         assert_eq!(pacer.due(ms(0)), Some(t + MIN_RESERVE));
         for index in 3..10 {
-            pacer.record_span(ms(200));
+            pacer.record_burst_duration(ms(200));
             let now = t + ms(150 + 200 * (index - 3));
             pacer.arrived(now, ms(200 * index), true);
             assert_eq!(pacer.due(ms(200 * index)), Some(now + MIN_RESERVE), "{index}");

@@ -104,7 +104,7 @@ impl TransportFeedback {
         let packet = self.build();
         if packet.is_none() {
             self.flushing = false;
-            self.forget(now);
+            self.drop_reported_before(now);
         }
         packet
     }
@@ -116,7 +116,7 @@ impl TransportFeedback {
     }
 
     /// Drops arrivals that are reported and too old to be reported again.
-    fn forget(&mut self, now: Instant) {
+    fn drop_reported_before(&mut self, now: Instant) {
         while let (Some(entry), Some((next, _))) = (self.arrivals.first_entry(), self.next) {
             if *entry.key() >= next || now.saturating_duration_since(*entry.get()) < HISTORY {
                 break;
