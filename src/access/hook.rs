@@ -114,20 +114,17 @@ impl Hook {
         if let Some(answer) = self.cached(&question) {
             return answer;
         }
-        let is_publishing = access.action == Action::Publish && access.token.is_some();
         let is_known = question.token.is_some_and(|token| self.known.get(&token).is_some());
-        let lane = match is_publishing {
-            _ if access.is_suspect && access.token.is_some() && !is_known => Lane::Suspect,
-            true => Lane::Publish,
-            false => Lane::Other,
+        let lane = match access.token {
+            None => Lane::Anonymous,
+            Some(_) if access.is_suspect && !is_known => Lane::Suspect,
+            Some(_) if access.action == Action::Publish => Lane::Publish,
+            Some(_) => Lane::Token,
         };
-        let entering = self
-            .admission
-            .enter(lane, is_publishing, access.address, self.timeout)
-            .await;
+        let entering = self.admission.enter(lane, access.address, self.timeout).await;
         let _permit = entering.map_err(|_| match lane {
             Lane::Suspect => Denial::Suspect,
-            Lane::Publish | Lane::Other => Denial::Busy,
+            Lane::Publish | Lane::Token | Lane::Anonymous => Denial::Busy,
         })?;
         // The same request may have been answered while this one was waiting.
         if let Some(answer) = self.cached(&question) {
@@ -155,8 +152,11 @@ impl Hook {
         };
         match response.status() {
             status if status.is_success() => {
-                let text = body(response, MAX_ANSWER).await.unwrap_or_default();
-                let answer: Answer = serde_json::from_slice(&text).unwrap_or_default();
+                let answer = body(response, MAX_ANSWER).await.and_then(|text| read_answer(&text));
+                let answer = answer.map_err(|problem| {
+                    self.report(&problem);
+                    Denial::Unavailable
+                })?;
                 let expires = answer
                     .expires
                     .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
@@ -210,6 +210,19 @@ impl Hook {
             Err(Denial::Unavailable | Denial::Busy | Denial::Suspect) => {}
             Err(denial) => self.denials.insert(question, *denial),
         }
+    }
+}
+
+/// Reads the body of a permission: a JSON object may have an expiry, anything else has none.
+///
+/// # Errors
+///
+/// The object has an expiry that cannot be read: a permission without an end is not what it means.
+fn read_answer(text: &[u8]) -> Result<Answer, String> {
+    match serde_json::from_slice::<serde_json::Value>(text) {
+        Ok(value @ serde_json::Value::Object(_)) => serde_json::from_value(value)
+            .map_err(|_| "`expires` of the response is not a whole number of seconds since 1970".to_owned()),
+        _ => Ok(Answer::default()),
     }
 }
 

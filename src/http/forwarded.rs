@@ -73,36 +73,39 @@ fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
     headers.contains_key(name)
 }
 
-/// Returns the elements of a list header from right to left; a line that is not text is one unknown element.
+/// Returns the elements of a list header from right to left; one that is not text is [`UNKNOWN`].
 fn values<'a>(headers: &'a HeaderMap, name: &HeaderName, is_quoted: bool) -> impl Iterator<Item = &'a str> + use<'a> {
-    let lines: Vec<&str> = headers
-        .get_all(name)
-        .iter()
-        .map(|value| value.to_str().unwrap_or("?"))
-        .collect();
-    let elements: Vec<&str> = lines.iter().flat_map(|line| split(line, ',', is_quoted)).collect();
-    elements.into_iter().rev()
+    let lines = headers.get_all(name).iter().map(axum::http::HeaderValue::as_bytes);
+    let elements: Vec<&[u8]> = lines.flat_map(|line| split(line, b',', is_quoted)).collect();
+    let text = |element| std::str::from_utf8(element).map_or(UNKNOWN, str::trim);
+    elements.into_iter().rev().map(text)
 }
 
-/// Splits at a separator that is not within a quoted string (RFC 9110 §5.6.4).
-fn split(text: &str, separator: char, is_quoted: bool) -> Vec<&str> {
+/// An element that is no address.
+const UNKNOWN: &str = "?";
+
+/// Splits at a separator that is not within a quoted string (RFC 9110 §5.6.4). Where a quotation has no end, nobody knows
+/// what the client wrote and what a proxy appended: all of it is one unknown element.
+fn split(text: &[u8], separator: u8, is_quoted: bool) -> Vec<&[u8]> {
     let (mut in_quotes, mut escaped) = (false, false);
-    let parts = text.split(|c: char| {
+    let parts = text.split(|byte| {
         let is_escaped = std::mem::take(&mut escaped);
-        match c {
-            '\\' if in_quotes && !is_escaped => escaped = true,
-            '"' if is_quoted && !is_escaped => in_quotes = !in_quotes,
-            _ => return c == separator && !in_quotes,
+        match byte {
+            b'\\' if in_quotes && !is_escaped => escaped = true,
+            b'"' if is_quoted && !is_escaped => in_quotes = !in_quotes,
+            _ => return *byte == separator && !in_quotes,
         }
         false
     });
-    parts.map(str::trim).collect()
+    let parts = parts.collect();
+    if in_quotes { vec![UNKNOWN.as_bytes()] } else { parts }
 }
 
 /// Returns the address of the parameter `for` (RFC 7239 §5.2).
 fn for_of(element: &str) -> Option<IpAddr> {
-    let pairs = split(element, ';', true);
-    let mut pairs = pairs.into_iter().filter_map(|pair| pair.split_once('='));
+    let pairs = split(element.as_bytes(), b';', true);
+    let text = pairs.into_iter().filter_map(|pair| std::str::from_utf8(pair).ok());
+    let mut pairs = text.filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
     let value = value.trim();
     let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
@@ -184,6 +187,21 @@ mod tests {
             ),
             ("10.0.0.1", &[(f, "for=198.51.100.1, for=_hidden")], "10.0.0.1"),
             ("10.0.0.1", &[(f, "for=198.51.100.1, proto=http")], "10.0.0.1"),
+            // A client cannot hide what the proxy appends.
+            ("10.0.0.1", &[(f, "for=6.6.6.6;x=\", for=198.51.100.1")], "10.0.0.1"),
+            (
+                "10.0.0.1",
+                &[(f, "for=6.6.6.6;x=\", for=\"[2001:db8::1]:1\"")],
+                "10.0.0.1",
+            ),
+            (
+                "10.0.0.1",
+                &[(f, "for=6.6.6.6;x=\"\\, for=\"198.51.100.1\"")],
+                "10.0.0.1",
+            ),
+            ("10.0.0.1", &[(f, "x=\""), (f, "for=198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", &[(x, "\u{e9}, 198.51.100.1")], "198.51.100.1"),
+            ("10.0.0.1", &[(f, "\u{e9}, for=198.51.100.1")], "198.51.100.1"),
             // One of them may be from the client.
             ("10.0.0.1", &[(f, "for=203.0.113.5"), (x, "198.51.100.1")], "10.0.0.1"),
             (

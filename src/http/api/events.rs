@@ -47,6 +47,8 @@ impl Log {
     /// Returns the events after the one with this id, and the id of the last one.
     fn after(&self, number: u64) -> (u64, String) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // A higher one is of an earlier run of the gateway.
+        let number = if number > kept.0 { 0 } else { number };
         let new = kept.1.iter().filter(|(id, _)| *id > number);
         (kept.0.max(number), new.map(|(_, text)| text.as_str()).collect())
     }

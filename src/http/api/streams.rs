@@ -175,7 +175,9 @@ pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&S
             }
         });
     }
-    if let Some(silence) = silence.filter(|silence| *silence >= SILENT_AFTER) {
+    // A camera may send a frame each ten seconds, and its source ends when nothing comes.
+    let silence = silence.filter(|silence| *silence >= SILENT_AFTER && shown.publisher == Some("whip"));
+    if let Some(silence) = silence {
         let text = format!("No incoming media for {} s.", silence.as_secs());
         shown.warnings.push(Warning { code: "no_media", text });
     }

@@ -28,6 +28,8 @@ pub(super) struct Fetcher {
     /// URL of its media playlist.
     pub(super) address: Url,
     pub(super) rendition: u8,
+    /// URL of the playlist after redirects, to which the URLs in it are relative.
+    pub(super) base: Url,
     pub(super) cursor: Cursor,
     pub(super) feeder: Feeder,
     /// A permit for each segment that the worker requested.
@@ -156,6 +158,7 @@ impl Fetcher {
                         if self.rendition == 0 && address != self.address {
                             self.cursor.moved(&opened.first);
                         }
+                        self.base = address.clone();
                         (self.address, self.init, self.loaded) = (address, None, None);
                         self.failures = 0;
                         return true;
@@ -178,7 +181,8 @@ impl Fetcher {
                 query.append_pair("_HLS_part", &part.to_string());
             }
         }
-        let (_, bytes) = get(&self.resolver.client, FileKind::Playlist, &address, None, PLAYLIST).await?;
+        let (found, bytes) = get(&self.resolver.client, FileKind::Playlist, &address, None, PLAYLIST).await?;
+        self.base = found;
         let sum = checksum(&bytes);
         if let Some((known, media)) = &self.loaded
             && *known == sum
@@ -276,7 +280,7 @@ impl Fetcher {
     }
 
     fn join(&self, kind: FileKind, uri: &str) -> Result<Url, HlsError> {
-        self.address.join(uri).map_err(|_| HlsError::Fetch {
+        self.base.join(uri).map_err(|_| HlsError::Fetch {
             what: kind,
             host: String::new(),
             error: HttpError::Scheme,

@@ -122,6 +122,7 @@ pub async fn play<P: FanOut>(
     for ((rendition, address), requested) in (0u8..).zip(renditions).zip(&requested) {
         let fetcher = Fetcher {
             resolver: resolver.clone(),
+            base: address.clone(),
             address,
             rendition,
             cursor: Cursor::new(origin.repeats),

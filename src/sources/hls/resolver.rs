@@ -11,14 +11,14 @@ use tracing::info;
 use url::Url;
 
 use super::error::{FileKind, HlsError};
-use super::files::{PLAYLIST, load_playlist};
+use super::files::{PLAYLIST, checksum, load_playlist};
 use super::http::{Client, HttpError};
 use super::playlist::{Media, Multivariant, Playlist, Variant};
 use super::variants::{Choice, audio_uri, ranked};
 
-/// Variants that failed recently. They outlive a restart of the source.
+/// Variants that failed recently, by checksums of their URIs, which may be long. They outlive a restart of the source.
 #[derive(Clone, Debug, Default)]
-pub struct DeadVariants(Arc<Mutex<Vec<(String, Instant)>>>);
+pub struct DeadVariants(Arc<Mutex<Vec<(u64, Instant)>>>);
 
 /// How long a variant that failed is tried after the others.
 const DEAD_FOR: Duration = Duration::from_secs(300);
@@ -29,18 +29,20 @@ const MAX_TRIES: usize = 6;
 
 impl DeadVariants {
     fn add(&self, uri: &str) {
+        let uri = checksum(uri.as_bytes());
         let mut dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        dead.retain(|(known, _)| known != uri);
+        dead.retain(|(known, _)| *known != uri);
         if dead.len() >= MAX_DEAD {
             dead.remove(0);
         }
-        dead.push((uri.to_owned(), Instant::now()));
+        dead.push((uri, Instant::now()));
     }
 
     fn contains(&self, uri: &str) -> bool {
+        let uri = checksum(uri.as_bytes());
         let dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         dead.iter()
-            .any(|(known, since)| known == uri && since.elapsed() < DEAD_FOR)
+            .any(|(known, since)| *known == uri && since.elapsed() < DEAD_FOR)
     }
 }
 
@@ -90,7 +92,7 @@ impl Resolver {
             Playlist::Multivariant(multivariant) => multivariant,
         };
         let mut variants = ranked(&multivariant, self.choice)?;
-        variants.sort_by_key(|variant| self.dead.contains(&variant.uri));
+        variants.sort_by_cached_key(|variant| self.dead.contains(&variant.uri));
         let mut failed = None;
         for variant in variants.into_iter().take(MAX_TRIES) {
             match self.open_variant(&found, &multivariant, variant).await {

@@ -176,7 +176,9 @@ impl Client {
         loop {
             let deadline = self.check_silence()?;
             if let Some(event) = self.ready.pop_front() {
-                if matches!(event, Event::Frame(_)) {
+                // Audio goes on where video makes no frame.
+                let main = self.tracks.first().map(Track::kind);
+                if matches!(&event, Event::Frame(frame) if Some(frame.kind) == main) {
                     self.last_frame = Instant::now();
                 }
                 return Ok(event);

@@ -62,11 +62,12 @@ pub(super) fn refused_at(step: Step, error: &retina::Error) -> Option<Refusal> {
     }
 }
 
-/// Packets of a track that retina refuses, since the last that it accepted.
+/// Packets of a track that retina refuses, since the last that it accepted, or for which it was quiet for a while.
 #[derive(Debug, Default)]
 pub(super) struct Rejections {
     count: u32,
     since: Option<Instant>,
+    last: Option<Instant>,
 }
 
 /// A few packets of an earlier session are common after a reconnection. A track is given up after this many and this
@@ -74,9 +75,19 @@ pub(super) struct Rejections {
 const MAX_REJECTIONS: u32 = 5;
 const REJECTION_TIME: Duration = Duration::from_millis(500);
 
+/// Rejections that are further apart than this have nothing to do with each other.
+const REJECTION_MEMORY: Duration = Duration::from_secs(5);
+
 impl Rejections {
     /// Counts a refused packet. Returns whether the track is given up.
     pub(super) fn add(&mut self, now: Instant) -> bool {
+        if self
+            .last
+            .is_some_and(|last| now.duration_since(last) >= REJECTION_MEMORY)
+        {
+            *self = Self::default();
+        }
+        self.last = Some(now);
         self.count += 1;
         let since = *self.since.get_or_insert(now);
         self.count >= MAX_REJECTIONS && now.duration_since(since) >= REJECTION_TIME

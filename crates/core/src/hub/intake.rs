@@ -290,7 +290,7 @@ impl Intake {
         let is_late = self.mapped.is_some_and(|mapped| mapped > packet.seq);
         if packet.payload.is_empty() && !is_late {
             self.mapped = Some(packet.seq);
-            self.push_shift(packet.seq + 1, shift.wrapping_sub(1));
+            self.remove_from_line(packet.seq, shift);
             return;
         }
         let time = packet.time.wrapping_add(self.time_shift);
@@ -320,6 +320,16 @@ impl Intake {
             seq += 1;
         }
         placed.push(Placed { seq, time, packet });
+    }
+
+    /// Leaves a packet without payload out. A run of them makes one offset, so that those of lost packets before it stay.
+    fn remove_from_line(&mut self, seq: u64, shift: u64) {
+        let after = (seq + 1, shift.wrapping_sub(1));
+        let is_run = self.shifts.len() > 1 && self.shifts.back().is_some_and(|(from, _)| *from == seq);
+        match self.shifts.back_mut().filter(|_| is_run) {
+            Some(last) => *last = after,
+            None => self.push_shift(after.0, after.1),
+        }
     }
 
     /// From this source sequence number on, others are added to it.

@@ -14,7 +14,8 @@ use super::codec::Part;
 /// The longest time for which a packet is held. The packets of one frame follow each other faster.
 pub const HOLD: Duration = Duration::from_millis(20);
 
-/// The same while the frame has fewer slices with a marker than the one before it.
+/// The same while the frame has fewer slices with a marker than the one before it, and for the first frames as long as
+/// they have none.
 const LONG_HOLD: Duration = Duration::from_millis(200);
 
 /// Number of frames that end right before a sender is believed.
@@ -23,6 +24,9 @@ const PROOFS: u8 = 2;
 /// Frames in a row without any marker after which a sender is taken for one that sets none. A single one may be
 /// parameter sets with a timestamp of their own.
 const MIN_UNMARKED: u8 = 2;
+
+/// Frames in a row that end right with one marker, after which a wrong one before is forgiven.
+const FORGIVEN: u8 = 64;
 
 /// Maximum number of packets that wait, all but the first without payload.
 const MAX_HELD: usize = 64;
@@ -50,6 +54,8 @@ pub struct MarkerFilter<T> {
     proofs: u8,
     /// A marker was followed by more of the same frame.
     is_early: bool,
+    /// Frames in a row since then that ended right with one marker.
+    right: u8,
     /// Frames in a row that ended without marker.
     unmarked: u8,
     /// The newest packet with payload in sequence order.
@@ -90,6 +96,7 @@ impl<T> MarkerFilter<T> {
         Self {
             proofs: if is_nal { 0 } else { PROOFS },
             is_early: false,
+            right: 0,
             unmarked: 0,
             newest: None,
             usual: 0,
@@ -147,9 +154,12 @@ impl<T> MarkerFilter<T> {
 
     /// When [`Self::handle_timeout`] must be called; `None` while nothing is held.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        let (front, _) = self.held.front()?;
         let expects_more = self.is_early && self.newest.is_some_and(|newest| newest.marked < self.usual);
-        let hold = if expects_more { LONG_HOLD } else { HOLD };
-        self.held.front().map(|(mark, _)| mark.arrival + hold)
+        // Of a sender that is not known, nobody knows whether the end of a frame has a marker.
+        let is_unknown = self.proofs == 0 && !front.marker && !self.is_unmarked();
+        let hold = if expects_more || is_unknown { LONG_HOLD } else { HOLD };
+        Some(front.arrival + hold)
     }
 
     /// What follows has other sequence numbers and timestamps, but comes from the same sender. Releases what is held.
@@ -193,12 +203,18 @@ impl<T> MarkerFilter<T> {
         let is_same = previous.time == next.time && !previous.is_before(part);
         match (is_same, previous.marker) {
             (true, true) => {
-                self.is_early = true;
+                (self.is_early, self.right) = (true, 0);
                 self.unmarked = 0;
             }
             (true, false) => {}
             (false, true) => {
                 self.proofs = (self.proofs + 1).min(PROOFS);
+                self.right = if previous.marked <= 1 {
+                    self.right.saturating_add(1)
+                } else {
+                    0
+                };
+                self.is_early &= self.right < FORGIVEN;
                 self.unmarked = 0;
             }
             (false, false) if previous.has_slice && previous.time != next.time => {
@@ -382,6 +398,19 @@ mod tests {
             marked.iter().filter(|seq| **seq >= 3).collect::<Vec<_>>(),
             [&5, &8, &11]
         );
+    }
+
+    #[test]
+    fn one_wrong_marker_is_forgiven_after_many_right_ones() {
+        let mut sender = Sender::new();
+        for frame in 0..80 {
+            if frame == 3 {
+                sender.send(frame * 40, true, Some(SLICE));
+            }
+            sender.send(frame * 40, true, Some(SLICE));
+            let is_held = sender.filter.poll_timeout().is_some();
+            assert_eq!(is_held, frame < 2 || (4..68).contains(&frame) || frame == 3, "{frame}");
+        }
     }
 
     #[test]

@@ -114,6 +114,11 @@ impl Encoding {
         self.ssrc = Some(ssrc);
     }
 
+    /// Whether a sequence number is newer than all that arrived.
+    pub fn is_ahead(&self, seq: u16) -> bool {
+        self.reception.as_ref().is_none_or(|reception| reception.is_ahead(seq))
+    }
+
     /// Processes a packet; [`Self::released`] returns it, or earlier ones. `seq` is its sequence number or, for a
     /// retransmission, the original one. A duplicate or a packet that is too old is dropped.
     pub fn take(&mut self, now: Instant, header: &Header<'_>, seq: u16, payload: Bytes, format: PacketFormat) {

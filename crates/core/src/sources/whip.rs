@@ -214,7 +214,7 @@ impl Publisher {
         let Some(encoding) = track.encodings.get_mut(place.encoding) else {
             return;
         };
-        if encoding.ssrc.is_none() {
+        if encoding.ssrc.is_none() || (place.rtx && encoding.is_ahead(seq)) {
             return;
         }
         encoding.take(now, &header, seq, payload, format);

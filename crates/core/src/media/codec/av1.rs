@@ -153,6 +153,11 @@ impl Assembler {
         }
     }
 
+    /// Length of the last OBU so far, if it is incomplete.
+    pub fn partial_len(&self) -> usize {
+        self.partial.as_ref().map_or(0, Vec::len)
+    }
+
     /// Whether the last OBU is complete.
     pub fn is_whole(&self) -> bool {
         self.partial.is_none()

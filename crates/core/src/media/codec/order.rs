@@ -4,8 +4,10 @@
 /// The order of the pictures of one stream.
 #[derive(Debug, Default)]
 pub(super) struct PictureOrder {
-    /// Picture order count of the newest picture.
+    /// Highest picture order count so far.
     last: Option<u32>,
+    /// By how much it exceeds the highest before it. Reordered pictures fill this gap.
+    gap: u32,
     /// RTP timestamp of the newest picture.
     time: Option<u32>,
     pictures: u32,
@@ -30,7 +32,7 @@ impl PictureOrder {
 
     /// What follows has unrelated timestamps.
     pub(super) fn restart(&mut self) {
-        (self.last, self.time) = (None, None);
+        (self.last, self.gap, self.time) = (None, 0, None);
     }
 
     /// Records the order count of the next picture, which counts modulo `modulus`. A picture that arrives late, whose
@@ -45,13 +47,18 @@ impl PictureOrder {
         if self.pictures > WINDOW {
             (self.pictures, self.steps_back) = (0, 0);
         }
-        if let Some(last) = self.last.replace(count).filter(|_| !is_start) {
-            let behind = last.wrapping_sub(count) % modulus;
-            if behind > 0 && behind < modulus / 2 {
-                self.steps_back += 1;
-                // Those that follow are compared with the picture that is shown last.
-                self.last = Some(last);
-            }
+        let behind = self
+            .last
+            .filter(|_| !is_start)
+            .map(|last| last.wrapping_sub(count) % modulus);
+        match behind {
+            Some(0) => {}
+            // Shown between the last two that were the highest. Those that follow are compared with the same.
+            Some(behind) if behind < self.gap => self.steps_back += 1,
+            // The start of a new count was lost.
+            Some(behind) if behind < modulus / 2 => (self.last, self.gap) = (Some(count), 0),
+            Some(behind) => (self.last, self.gap) = (Some(count), modulus - behind),
+            None => (self.last, self.gap) = (Some(count), 0),
         }
         self.is_reordered = self.steps_back >= MIN_STEPS_BACK;
     }
@@ -78,6 +85,15 @@ mod tests {
         ));
         assert!(!reorders(&[0, 2, 4, 0, 2, 4, 0], &[0, 3, 6]), "each start counts anew");
         assert!(!reorders(&[0, 6, 2, 8, 10, 12], &[0]), "one step back may be a loss");
+    }
+
+    #[test]
+    fn a_lost_start_is_no_b_frame() {
+        let p_frames = |from: u32, to: u32| (from..to).map(|n| n * 2 % 16);
+        for lost in 1..4 {
+            let counts: Vec<u32> = p_frames(0, 7).chain(p_frames(lost, 30)).collect();
+            assert!(!reorders(&counts, &[0]), "{counts:?}");
+        }
     }
 
     #[test]

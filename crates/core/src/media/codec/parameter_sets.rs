@@ -98,6 +98,8 @@ struct Stored {
 pub(super) struct ParameterSets {
     required: SetKinds,
     sets: BTreeMap<SetId, Stored>,
+    /// Length of all of them.
+    total: usize,
     units: VecDeque<Unit>,
 }
 
@@ -107,6 +109,7 @@ impl ParameterSets {
         Self {
             required,
             sets: BTreeMap::new(),
+            total: 0,
             units: VecDeque::new(),
         }
     }
@@ -125,15 +128,19 @@ impl ParameterSets {
             Some(old) => old.nal.len(),
             None => 0,
         };
-        if old_length > 0 {
+        // Nothing refers to a PPS, of which a packet can have hundreds.
+        if old_length > 0 && id.0 != SetKind::Pps {
             self.sets
                 .retain(|_, set| set.refers_to != Some(id) || (time.is_some() && set.received == time));
+            self.total = self.sets.values().map(|set| set.nal.len()).sum();
         }
-        let others = self.sets.values().map(|set| set.nal.len()).sum::<usize>() - old_length;
+        let others = self.total - old_length;
         if nal.len() > MAX_SET || others + nal.len() > MAX_TOTAL {
             // The stored set is outdated: a missing set is better than a wrong one.
             self.sets.remove(&id);
+            self.total = others;
         } else {
+            self.total = others + nal.len();
             let stored = Stored {
                 nal: Bytes::copy_from_slice(nal),
                 refers_to,

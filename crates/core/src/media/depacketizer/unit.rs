@@ -48,8 +48,9 @@ impl Unit {
 
     /// Adds the payload of the next packet.
     pub(super) fn take(&mut self, payload: &Bytes, odd: &mut OddCounts) {
-        if self.bytes.len() + payload.len() > MAX_ACCESS_UNIT {
+        if self.bytes.len() + self.av1.partial_len() + payload.len() > MAX_ACCESS_UNIT {
             self.is_broken = true;
+            self.av1 = Assembler::default();
         }
         if self.is_broken {
             return;

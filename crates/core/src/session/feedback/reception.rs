@@ -94,6 +94,12 @@ impl Reception {
         Arrival { ext_seq, kind }
     }
 
+    /// Whether a packet is newer than all that arrived. No retransmission is: it is of another sequence then.
+    pub fn is_ahead(&self, seq: u16) -> bool {
+        let highest = self.counts.as_ref().map(|counts| counts.highest as u16);
+        highest.is_none_or(|highest| (seq.wrapping_sub(highest) as i16) > 0)
+    }
+
     fn place(&mut self, ext_seq: u64) -> ArrivalKind {
         let Some(counts) = &mut self.counts else {
             self.begin(ext_seq);

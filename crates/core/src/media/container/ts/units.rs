@@ -170,9 +170,10 @@ impl AccessUnits {
 
     /// Removes bytes that belong to no NAL unit, and returns their number.
     fn discard(&mut self, begin: usize, end: usize) -> usize {
-        let rest = self.buffer.split_off(end);
-        self.buffer.truncate(begin);
-        self.buffer.unsplit(rest);
+        // What is behind it is short, what is before it may be long.
+        let length = self.buffer.len();
+        self.buffer.copy_within(end..length, begin);
+        self.buffer.truncate(length - (end - begin));
         let removed = end - begin;
         for (at, _) in &mut self.anchors {
             *at = (*at).min(begin).max(at.saturating_sub(removed));
