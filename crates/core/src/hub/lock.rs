@@ -133,9 +133,9 @@ mod order {
 mod order {
     use super::Rank;
 
-    pub struct Held;
+    pub(crate) struct Held;
 
-    pub fn enter(_: Rank) -> Held {
+    pub(crate) fn enter(_: Rank) -> Held {
         Held
     }
 }

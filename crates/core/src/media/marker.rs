@@ -175,10 +175,18 @@ impl<T> MarkerFilter<T> {
         {
             newest.seq = mark.seq;
         }
-        if !self.held.is_empty() && self.held.len() < MAX_HELD {
-            self.held.push_back((mark, item));
-        } else {
+        if self.held.len() >= MAX_HELD {
+            // In their order: later ones must not overtake them.
+            out.extend(
+                self.held
+                    .drain(..)
+                    .map(|(mark, item)| (item, mark.part.is_some() && mark.marker)),
+            );
+        }
+        if self.held.is_empty() {
             out.push((item, false));
+        } else {
+            self.held.push_back((mark, item));
         }
     }
 

@@ -227,6 +227,71 @@ fn packets_without_payload_and_odd_ones_leave_no_gap() {
 }
 
 #[test]
+fn a_lost_packet_before_a_burst_of_probes_has_its_place() {
+    let mut source = Source::new(vec![h264()]);
+    let mut seq = 1u16;
+    let mut send = |source: &mut Source, skip: bool, time, payload: &[u8]| {
+        if !skip {
+            source.send(video(1, seq, time, !payload.is_empty()), payload);
+        }
+        seq += 1;
+    };
+    for nal in [SPS, PPS, IDR] {
+        send(&mut source, false, 0, nal);
+    }
+    send(&mut source, true, 3_000, P);
+    for _ in 0..300 {
+        send(&mut source, false, 3_000, &[]);
+    }
+    send(&mut source, false, 6_000, P);
+    source.send(video(1, 4, 3_000, true), SLICE);
+    source.pass(300 * MS);
+    assert_eq!(source.payloads(), [SPS, PPS, IDR, SLICE, P]);
+}
+
+#[test]
+fn a_retransmission_of_the_ssrc_before_does_not_move_the_one_after() {
+    let mut track = h264();
+    track.codecs[0].rtx_pt = Some(Pt(97));
+    track.ssrcs = vec![DeclaredSsrc {
+        primary: Ssrc(1),
+        rtx: Some(Ssrc(2)),
+    }];
+    let mut source = Source::new(vec![track]);
+    let frames = |source: &mut Source, ssrc, seq: u16, count: u16| {
+        for n in 0..count {
+            let nal = if n == 0 { IDR } else { P };
+            let time = u32::from(seq + n) * 3_000;
+            let payload = if n == 0 {
+                let lengths = [
+                    &[0x18, 0, SPS.len() as u8][..],
+                    SPS,
+                    &[0, PPS.len() as u8],
+                    PPS,
+                    &[0, IDR.len() as u8],
+                    IDR,
+                ];
+                lengths.concat()
+            } else {
+                nal.to_vec()
+            };
+            source.send(video(ssrc, seq + n, time, true), &payload);
+            source.pass(33 * MS);
+        }
+    };
+    frames(&mut source, 1, 20_000, 30);
+    frames(&mut source, 3, 100, 30);
+    let before = source.payloads().len();
+    let rtx = Rtp {
+        pt: Pt(97),
+        ..video(2, 9, 20_010 * 3_000, true)
+    };
+    source.send(rtx, &[&20_010u16.to_be_bytes()[..], P].concat());
+    frames(&mut source, 3, 130, 30);
+    assert_eq!(source.payloads().len(), before + 30);
+}
+
+#[test]
 fn a_late_probe_fills_the_gap_that_it_left() {
     let mut source = Source::new(vec![h264()]);
     for (seq, time, payload) in [

@@ -1,7 +1,7 @@
 //! Reassembly of packetized frames, with losses and odd payloads.
 
 use super::*;
-use crate::media::packetizer::{Packetizer, annex_b};
+use crate::media::packetizer::{MAX_ACCESS_UNIT, Packetizer, annex_b};
 use std::time::Instant;
 
 const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
@@ -124,4 +124,25 @@ fn no_payload_causes_a_panic() {
             }
         }
     }
+}
+
+#[test]
+fn an_obu_without_end_has_a_bound() {
+    let mut depacketizer = Depacketizer::new(Kind::Video);
+    let mut packet = packets(Codec::H264, &[&[SPS]]).remove(0);
+    (packet.codec, packet.key_frame, packet.marker) = (Codec::Av1, true, false);
+    // Y in the first, Z and Y in all others, one element each: the OBU goes on.
+    for aggregation in std::iter::once(0x50).chain(std::iter::repeat_n(0xd0, 2 * MAX_ACCESS_UNIT / 60_000)) {
+        let mut payload = vec![0x10; 60_000];
+        payload[0] = aggregation;
+        packet.payload = payload.into();
+        depacketizer.push(&packet, &mut Vec::new());
+        packet.seq += 1;
+    }
+    let unit = depacketizer.unit.as_ref().expect("it goes on");
+    assert!(
+        unit.is_broken && unit.buffered() <= MAX_ACCESS_UNIT,
+        "{}",
+        unit.buffered()
+    );
 }

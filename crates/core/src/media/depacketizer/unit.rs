@@ -46,9 +46,14 @@ impl Unit {
         }
     }
 
+    /// Bytes that it holds.
+    pub(super) fn buffered(&self) -> usize {
+        self.bytes.len() + self.av1.partial_len()
+    }
+
     /// Adds the payload of the next packet.
     pub(super) fn take(&mut self, payload: &Bytes, odd: &mut OddCounts) {
-        if self.bytes.len() + self.av1.partial_len() + payload.len() > MAX_ACCESS_UNIT {
+        if self.buffered() + payload.len() > MAX_ACCESS_UNIT {
             self.is_broken = true;
             self.av1 = Assembler::default();
         }
