@@ -168,10 +168,13 @@ export async function open(browser, url, before) {
   return page;
 }
 
-/** The publish page, going live by itself. */
-export function publish(browser, gateway, stream, { codec = 'VP8', sound = '', token = PUBLISH_TOKEN, before } = {}) {
+/** The publish page, going live. */
+export async function publish(browser, gateway, stream, { codec = 'VP8', sound = '', token = PUBLISH_TOKEN, before } = {}) {
   const query = new URLSearchParams({ auto: 'camera', height: '480', codec, ...(sound && { sound }) });
-  return open(browser, `${gateway.origin}/publish/${stream}?${query}#token=${token}`, before);
+  const page = await open(browser, `${gateway.origin}/publish/${stream}?${query}#token=${token}`, before);
+  // A link with a token goes live after a click only.
+  await page.click('#go');
+  return page;
 }
 
 export const watch = (browser, gateway, stream) => open(browser, `${gateway.origin}/watch/${stream}`);
