@@ -116,6 +116,10 @@ pub struct TimedFrame {
 /// Nominal duration of a part.
 const PART: Duration = Duration::from_millis(200);
 
+/// Parts in front of the one with which players start in the first segment. hls.js 1.7.4 that starts with the second part of
+/// a segment takes the segment for loaded at its end, and stalls until its parts are not listed any more.
+const START_PARTS: u32 = 2;
+
 /// Minimum duration of a segment: it ends at the first key frame after this time.
 const MIN_SEGMENT: Duration = Duration::from_millis(1_000);
 
@@ -362,7 +366,7 @@ impl Rendition {
     pub fn is_startable(&self) -> bool {
         let available: Duration = self.segments.iter().map(Segment::duration).sum();
         let has_complete = self.segments.front().is_some_and(|first| first.complete);
-        has_complete || available >= self.hold_back()
+        has_complete || available >= self.hold_back() + self.part_target() * START_PARTS
     }
 
     /// Maximum duration of a segment in seconds (EXT-X-TARGETDURATION).
