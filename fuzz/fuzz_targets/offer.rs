@@ -118,9 +118,9 @@ fn source(choice: usize) -> SourceFormats {
     }
 }
 
-/// The answer is an SDP that has the offer's sections.
+/// The answer is an SDP that has the offer's sections. It is that of an ICE-lite agent, which no offer may be.
 fn check_answer(offer: &Offer, answer: &str) {
-    let parsed = Offer::parse(answer.as_bytes());
+    let parsed = Offer::parse(answer.replace("a=ice-lite\r\n", "").as_bytes());
     let parsed = parsed.unwrap_or_else(|error| panic!("the answer does not parse: {error}\n{answer}"));
     assert_eq!(parsed.shape(), offer.shape());
 }
