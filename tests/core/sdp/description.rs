@@ -28,7 +28,18 @@ impl Description {
         for line in lines.filter(|line| !line.is_empty()) {
             if let Some(media) = line.strip_prefix("m=") {
                 description.sections.push(Section {
-                    fields: media.split_whitespace().map(str::to_owned).collect(),
+                    // The gateway takes media types in any case.
+                    fields: media
+                        .split_whitespace()
+                        .enumerate()
+                        .map(|(index, field)| {
+                            if index == 0 {
+                                field.to_ascii_lowercase()
+                            } else {
+                                field.to_owned()
+                            }
+                        })
+                        .collect(),
                     lines: Vec::new(),
                 });
             } else if let Some(section) = description.sections.last_mut() {

@@ -85,14 +85,28 @@ pub(super) fn check_playback(offer: &str, answer: &str, plan: &Playback) {
         assert_eq!(answered.first("ssrc-group"), group.as_deref());
         for ssrc in own {
             assert!(ssrc.0 != 0 && ssrcs.insert(ssrc), "{ssrc:?} is zero or taken");
-            let attribute = format!("a=ssrc:{} ", ssrc.0);
-            let is_taken = offer.lines().any(|line| line.starts_with(&attribute));
+            let id = ssrc.0.to_string();
+            let offered = Description::read(offer);
+            // Sections of other protocols have no SSRCs, whatever they list.
+            let rtp = offered.sections.iter().filter(|section| is_rtp(section.proto()));
+            let mut declared = rtp.flat_map(|section| section.all("ssrc"));
+            let is_taken = declared.any(|value| value.split(' ').next() == Some(id.as_str()));
             assert!(!is_taken, "{ssrc:?} is the viewer's");
         }
     }
     assert_eq!(streams.len(), 1, "one MediaStream");
     let kinds: HashSet<&str> = accepted.iter().map(|section| section.media()).collect();
     assert_eq!(kinds.len(), accepted.len(), "one track of a kind");
+}
+
+/// The RTP profiles of RFC 8829 §5.1.2.
+fn is_rtp(proto: &str) -> bool {
+    let proto = proto.to_ascii_uppercase();
+    let profile = ["UDP/TLS/", "TCP/DTLS/"]
+        .iter()
+        .find_map(|transport| proto.strip_prefix(transport))
+        .unwrap_or(&proto);
+    ["RTP/SAVPF", "RTP/SAVP", "RTP/AVPF", "RTP/AVP"].contains(&profile)
 }
 
 /// Section 8.2 of the interoperability notes: what offer and answer have to agree on.
@@ -148,7 +162,8 @@ fn check_accepted(offer: &Description, offered: &Section, answered: &Section, ro
         assert_eq!(answered.all(key).len(), 1, "{key}");
     }
     let setup = offered.first("setup").or(offer.all("setup").first().copied());
-    let expected = match setup {
+    let setup = setup.map(str::to_ascii_lowercase);
+    let expected = match setup.as_deref() {
         Some("passive") => ("active", DtlsRole::Client),
         Some("actpass" | "active") => ("passive", DtlsRole::Server),
         // The section relies on the others of its BUNDLE.
