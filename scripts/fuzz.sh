@@ -2,8 +2,8 @@
 # Builds the fuzz targets and runs each for FUZZ_SECONDS: fuzz.sh [TARGET...]
 #
 # FUZZ_SECONDS   seconds per target (30)
-# FUZZ_SHORT=1   each target for a fixed number of inputs, from a fixed seed and an empty corpus: the same inputs on every
-#                machine, but for one so slow that FUZZ_SECONDS end before
+# FUZZ_SHORT=1   each target for a fixed number of inputs, from a fixed seed and an empty corpus: nearly the same inputs on
+#                every machine (std's maps hash with a random key, which coverage sees), unless FUZZ_SECONDS end before
 # FUZZ_JOBS      targets at the same time (the number of cores, at most 4)
 # FUZZ_SANITIZER none (the default) or one of cargo-fuzz, such as address; those need a nightly compiler
 #
@@ -72,7 +72,7 @@ run() {
   local target=$1 binary=target/fuzz/$2/release/$1 log=target/fuzz-logs/$1.log crashes=target/fuzz-crashes/$1/
   local corpus=target/fuzz-corpus/$target amount=()
   if [ "$FUZZ_SHORT" = 1 ]; then
-    corpus=target/fuzz-corpus-short/$target amount=(-seed=1 -runs="$5")
+    corpus=target/fuzz-corpus-short/$target amount=(-seed=1 -runs="$5" -reload=0)
     rm -rf "$corpus"
   fi
   mkdir -p "$corpus" "$crashes" target/fuzz-logs
