@@ -64,8 +64,13 @@ impl Description {
     pub(super) fn bundles(&self) -> Vec<Vec<&str>> {
         self.all("group")
             .iter()
-            .filter_map(|group| group.strip_prefix("BUNDLE "))
-            .map(|mids| mids.split_whitespace().collect())
+            .map(|group| group.split_whitespace().collect::<Vec<_>>())
+            .filter(|group| {
+                group
+                    .first()
+                    .is_some_and(|semantics| semantics.eq_ignore_ascii_case("BUNDLE"))
+            })
+            .map(|group| group[1..].to_vec())
             .collect()
     }
 }
