@@ -3,9 +3,10 @@
 //! What cannot be understood is passed over: a playlist is refused only if nothing in it can be played. Of a live playlist
 //! only the end is kept.
 //!
-//! The parser is hand-written so that the memory used is bounded by the size of the playlist and mistakes are tolerated: `hls_m3u8` 0.7 reserves memory for as many segments as the media sequence number says, rejects
-//! versions above 7 and playlists whose durations are not rounded correctly, and panics on a byte range that ends
-//! before it begins. Tests parse what that crate writes.
+//! The parser is hand-written so that the memory used is bounded by the size of the playlist and mistakes are tolerated:
+//! `hls_m3u8` 0.7 reserves memory for as many segments as the media sequence number says, rejects versions above 7 and
+//! playlists whose durations are not rounded correctly, and panics on a byte range that ends before it begins. Tests parse
+//! what that crate writes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ const SEED: u64 = 0x5d70_6f66;
 const ROUNDS: usize = 15_000;
 
 /// The eight profiles of RFC 8829 §5.1.2.
-const PROFILES: [&str; 8] = [
+pub(super) const PROFILES: [&str; 8] = [
     "UDP/TLS/RTP/SAVPF",
     "UDP/TLS/RTP/SAVP",
     "TCP/DTLS/RTP/SAVPF",

@@ -7,6 +7,7 @@ use millstream_core::sdp::plan::{DtlsRole, OutgoingTrack, Playback, SourceFormat
 
 use crate::sdp::description::Description;
 use crate::sdp::invariants::{check_playback, check_publication};
+use crate::sdp::refusals::PROFILES;
 use crate::sdp::{
     CHROMIUM_PUBLISHER, CHROMIUM_VIEWER, FFMPEG, FIREFOX_VIEWER, FIREFOX_VIEWER_NO_H264, GSTREAMER, GSTREAMER_VIEWER,
     OBS, OBS_SIMULCAST, OPUS, Us, edit, h264, high_and_opus, play, publish, recorded, vp8_and_opus,
@@ -495,16 +496,7 @@ fn the_longest_answer_fits_into_what_ffmpeg_reads() {
 /// S-19. RFC 8829 §5.1.2: in an offer with fingerprints all of them mean the same, and the answer repeats the one offered.
 #[test]
 fn every_profile_of_rtp_is_taken_and_repeated() {
-    for profile in [
-        "UDP/TLS/RTP/SAVPF",
-        "UDP/TLS/RTP/SAVP",
-        "TCP/DTLS/RTP/SAVPF",
-        "TCP/DTLS/RTP/SAVP",
-        "RTP/SAVPF",
-        "RTP/SAVP",
-        "RTP/AVPF",
-        "RTP/AVP",
-    ] {
+    for profile in PROFILES {
         let offer = edit(&recorded(OBS), "UDP/TLS/RTP/SAVPF", profile);
         let (plan, answer) = publish(&offer).unwrap_or_else(|error| panic!("{profile}: {error}"));
         check_publication(&offer, &answer, &plan);

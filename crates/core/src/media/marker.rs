@@ -2,8 +2,8 @@
 //! alike in the payload formats of the other codecs).
 //!
 //! Some senders set it on every NAL unit or on every slice, others never. A [`MarkerFilter`] believes a sender of H.264 or
-//! H.265 once its first frames ended where the timestamp changed. Until then, and for a sender that was found wrong, it holds a packet
-//! that may be the last of its frame until the next packet arrives, or for [`HOLD`].
+//! H.265 once its first frames ended where the timestamp changed. Until then, and for a sender that was found wrong, it
+//! holds a packet that may be the last of its frame until the next packet arrives, or for [`HOLD`].
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
