@@ -257,3 +257,24 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         entries.insert(key, (Instant::now(), value));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expiry_that_cannot_be_read_is_no_permission() {
+        let expires = |text: &str| read_answer(text.as_bytes()).map(|answer| answer.expires).ok();
+        for (text, wanted) in [
+            ("", Some(None)),
+            ("OK", Some(None)),
+            ("{}", Some(None)),
+            (r#"{"expires":1900000000}"#, Some(Some(1_900_000_000))),
+            (r#"{"expires":"1900000000"}"#, None),
+            (r#"{"expires":1.9e9}"#, None),
+            (r#"{"expires":-1}"#, None),
+        ] {
+            assert_eq!(expires(text), wanted, "{text}");
+        }
+    }
+}

@@ -146,5 +146,7 @@ mod tests {
         assert!(at(500));
         rejections.accepted();
         assert!(!rejections.add(start + Duration::from_secs(9)));
+        let rare = (10..20).map(|n| start + n * REJECTION_MEMORY);
+        assert!(!rare.into_iter().any(|at| rejections.add(at)), "far apart");
     }
 }
