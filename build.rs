@@ -12,7 +12,7 @@ fn main() {
     println!("cargo::rerun-if-changed={LIBRARY}");
     if !Path::new(LIBRARY).exists() {
         let installed = Command::new("npm")
-            .args(["ci", "--no-audit", "--no-fund", "--silent"])
+            .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"])
             .current_dir(FOLDER)
             .status();
         if !installed.is_ok_and(|status| status.success()) {

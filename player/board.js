@@ -72,7 +72,23 @@ function facts({ video, audio, publisher }) {
 }
 
 function audience({ viewers, hls_viewers: hlsViewers }) {
-  return hlsViewers ? `${viewers + hlsViewers}, ${hlsViewers} over HLS` : String(viewers);
+  return hlsViewers ? `${viewers + hlsViewers}, of which ${hlsViewers} over HLS` : String(viewers);
+}
+
+const isLimited = ({ quality, state }) => state !== 'ended' && quality?.limitation === 'bandwidth';
+
+/** Returns how many viewers are sent less than the best. `isPartial`: there are more sessions than these. */
+function limitedText(sessions, isPartial) {
+  const count = sessions.filter(isLimited).length;
+  return count > 0 ? `${isPartial ? 'at least ' : ''}${count} limited by bandwidth` : '';
+}
+
+/** Returns what a viewer is sent of the video, such as `f, 720p`. */
+function videoText({ layer: rid, video }, layers) {
+  const names = { reference_frames: 'fewer frames', key_frames: 'key frames only', none: 'audio only' };
+  if (video === 'none') return names.none;
+  const layer = layers?.find((layer) => layer.rid === rid);
+  return [rid, layer?.height && `${layer.height}p`, names[video]].filter(Boolean).join(', ');
 }
 
 function button(text, work, label) {
@@ -122,8 +138,8 @@ function thumbnail(name, live) {
   return image;
 }
 
-function streamCard(stream, sessions) {
-  const { name, live, source, video, audio, warnings } = stream;
+function streamCard(stream, sessions, isPartial) {
+  const { name, live, stalled, source, video, audio, warnings } = stream;
   const viewers = stream.viewers + stream.hls_viewers;
   const delay = video?.delay == null ? null : Math.round(video.delay * 1000);
   const rate = (video?.bitrate ?? 0) + (audio?.bitrate ?? 0);
@@ -135,8 +151,10 @@ function streamCard(stream, sessions) {
   const origin = location.origin;
   const embed = `<script type="module" src="${origin}/player.js"></script>\n`
     + `<millstream-player src="${origin}/whep/${name}"></millstream-player>`;
-  const state = live ? 'live' : source ? source.state.replace('_', ' ') : 'waiting';
-  const card = element('article', { class: 'stream', 'data-live': String(live), 'aria-label': name });
+  const state = stalled ? 'stalled' : live ? 'live' : source ? source.state.replace('_', ' ') : 'waiting';
+  const own = sessions.filter((session) => session.stream === name);
+  const limited = limitedText(own, isPartial);
+  const card = element('article', { class: 'stream', 'data-live': String(live), 'data-stalled': String(stalled), 'aria-label': name });
   card.append(
     thumbnail(name, live),
     element('h3', {}, element('span', { class: 'dot', 'aria-hidden': 'true' }), element('a', { href: `/watch/${name}` }, name),
@@ -144,12 +162,13 @@ function streamCard(stream, sessions) {
     element('p', { class: 'quiet' }, facts(stream) || 'No incoming media'),
     element('div', { class: 'measures' },
       element('div', {}, element('span', { class: 'quiet' }, 'Viewers'), element('span', {}, audience(stream)),
-        sparkline(past.viewers, `Viewers in the last two minutes, now ${viewers}`)),
+        sparkline(past.viewers, `Viewers in the last two minutes, now ${viewers}`),
+        limited && element('span', { class: 'limited', title: 'Their connections carry less than the best layer' }, limited)),
       element('div', {}, element('span', { class: 'quiet' }, 'Bitrate'), element('span', {}, bits(rate)),
         sparkline(past.rate, `Bitrate in the last two minutes, now ${bits(rate)}`)),
       delay === null ? null : element('div', { title: 'Time from the capture of a frame to its arrival at the gateway' },
-        element('span', { class: 'quiet' }, 'Delay'), element('span', {}, `${delay} ms`),
-        sparkline(past.delay, `Delay in the last two minutes, from the capture to the gateway, now ${delay} ms`))),
+        element('span', { class: 'quiet' }, 'Capture delay'), element('span', {}, `${delay} ms`),
+        sparkline(past.delay, `Capture delay in the last two minutes, now ${delay} ms`))),
   );
   if (source?.last_error && !live) card.append(element('p', { class: 'problem' }, source.last_error));
   if (warnings.length > 0) {
@@ -158,14 +177,13 @@ function streamCard(stream, sessions) {
   const buttons = element('div', { class: 'row' },
     element('a', { class: 'button small', href: `/watch/${name}` }, 'Watch'),
     element('a', { class: 'button small', href: `/publish/${name}` }, 'Publish'),
-    copyButton('Copy OBS server', `${origin}/whip/${name}`, `Copy OBS server: ${name}`),
+    copyButton('Copy OBS server URL', `${origin}/whip/${name}`, `Copy OBS server URL: ${name}`),
     copyButton('Copy embed code', embed, `Copy embed code: ${name}`));
   if (source) {
     const isStopped = source.state === 'stopped';
     const work = () => api(`sources/${isStopped ? 'start' : 'stop'}/${name}`, { method: 'POST' }).then(refresh);
     buttons.append(button(isStopped ? 'Start source' : 'Stop source', work, `${isStopped ? 'Start' : 'Stop'} source: ${name}`));
   }
-  const own = sessions.filter((session) => session.stream === name);
   if (own.length > 0) {
     const isExpanded = expanded.has(name);
     const toggle = button(`${own.length} sessions`, () => {
@@ -175,21 +193,30 @@ function streamCard(stream, sessions) {
     }, `${own.length} sessions: ${name}`);
     toggle.setAttribute('aria-expanded', String(isExpanded));
     buttons.append(toggle);
-    if (isExpanded) card.append(sessionTable(own));
+    if (isExpanded) card.append(sessionTable(own, stream));
   }
   card.append(buttons);
   return card;
 }
 
-function sessionTable(sessions) {
-  const row = ({ id, role, state, cause, explanation, seconds, address, client }) => element('tr', {},
-    element('td', {}, role),
-    element('td', { ...(explanation && { title: explanation }) }, cause ?? state),
-    element('td', {}, duration(seconds)),
-    element('td', {}, [address, client?.slice(0, 40)].filter(Boolean).join(' ')),
-    element('td', {}, state === 'ended' ? '' : button('End', () => api(`sessions/${id}`, { method: 'DELETE' }).then(refresh), `End ${role} ${id}`)));
-  const head = ['Role', 'State', 'Since', 'Client', 'Action'].map((text) => element('th', { scope: 'col' }, text));
-  return element('div', { class: 'scrolls', tabindex: '0' }, element('table', {},
+function sessionTable(sessions, { name, layers }) {
+  const row = (session) => {
+    const { id, role, state, cause, explanation, seconds, address, client, quality } = session;
+    const known = state === 'ended' ? null : quality;
+    return element('tr', {},
+      element('td', {}, role),
+      element('td', { ...(explanation && { title: explanation }) }, cause ?? state),
+      element('td', {}, duration(seconds)),
+      element('td', {}, (known && videoText(known, layers)) || '–'),
+      element('td', {}, known?.received_bitrate == null ? '–' : bits(known.received_bitrate)),
+      element('td', {}, isLimited(session) ? element('span', { class: 'limited' }, 'bandwidth') : '–'),
+      element('td', {}, [address, client?.slice(0, 40)].filter(Boolean).join(' ')),
+      element('td', {}, state === 'ended' ? '' : button('End session', () => api(`sessions/${id}`, { method: 'DELETE' }).then(refresh), `End session of ${role} ${id}`)));
+  };
+  const titles = { Received: 'Bitrate that arrives at the viewer, by its feedback', Limit: 'Why the viewer is not sent the best' };
+  const head = ['Role', 'State', 'Duration', 'Layer', 'Received', 'Limit', 'Client', 'Action']
+    .map((text) => element('th', { scope: 'col', ...(titles[text] && { title: titles[text] }) }, text));
+  return element('div', { class: 'scrolls', tabindex: '0', role: 'region', 'aria-label': `Sessions of ${name}` }, element('table', {},
     element('thead', {}, element('tr', {}, ...head)), element('tbody', {}, ...sessions.map(row))));
 }
 
@@ -198,23 +225,23 @@ async function refresh() {
   try {
     const [streams, sessions] = await Promise.all([api('streams'), api('sessions?limit=1000')]);
     if (!streams.ok || !sessions.ok) return showTokenForm(streams.status);
-    const [all, { sessions: running }] = [await streams.json(), await sessions.json()];
-    show(all, running);
+    const [all, { sessions: running, next }] = [await streams.json(), await sessions.json()];
+    show(all, running, next !== null);
     updateThumbnails(all);
   } catch {
-    byId('board-note').textContent = 'The gateway does not respond; retrying.';
+    byId('board-note').textContent = 'The gateway does not respond. This page keeps trying.';
   }
   timer = setTimeout(refresh, document.hidden ? POLL_INTERVAL * 5 : POLL_INTERVAL);
 }
 
-function show(streams, sessions) {
+function show(streams, sessions, isPartial) {
   byId('board-token').hidden = true;
-  byId('board-note').textContent = streams.length === 0 ? 'No streams yet: publish one, or configure a camera.' : '';
+  byId('board-note').textContent = streams.length === 0 ? 'No streams yet: publish a stream, or configure a camera.' : '';
   const list = byId('streams');
   // The list is replaced, so the focus moves to the element with the same label.
   const focus = document.activeElement?.closest('#streams') ? document.activeElement.getAttribute('aria-label') : null;
   streams.sort((a, b) => Number(b.live) - Number(a.live) || a.name.localeCompare(b.name));
-  list.replaceChildren(...streams.map((stream) => streamCard(stream, sessions)));
+  list.replaceChildren(...streams.map((stream) => streamCard(stream, sessions, isPartial)));
   if (focus) [...list.querySelectorAll('[aria-label]')].find((e) => e.getAttribute('aria-label') === focus)?.focus();
   document.documentElement.dataset.streams = streams.length;
 }
@@ -222,8 +249,8 @@ function show(streams, sessions) {
 function showTokenForm(status) {
   byId('board-token').hidden = false;
   byId('streams').replaceChildren();
-  byId('board-note').textContent = token && status !== 429 ? 'This token does not permit access to the API.' : '';
-  if (status === 429) byId('board-note').textContent = 'Too many wrong tokens: try again later.';
+  byId('board-note').textContent = token && status !== 429 ? 'The API rejected the request: the token is wrong, or does not permit access.' : '';
+  if (status === 429) byId('board-note').textContent = 'The gateway rejects requests for now, after too many requests or wrong tokens: try again later.';
   document.documentElement.dataset.streams = 'closed';
 }
 

@@ -91,6 +91,7 @@ export class HlsClient extends EventTarget {
         this.#removeTranscodedAudio();
         this.dispatchEvent(new Event('layers'));
       });
+      this.#hls.on(Hls.Events.LEVEL_SWITCHED, () => this.dispatchEvent(new Event('quality')));
       // The video element is taken from WebRTC only when there is new media to play.
       const edges = new Map();
       this.#hls.on(Hls.Events.LEVEL_LOADED, (_, { level, details }) => {
@@ -142,7 +143,9 @@ export class HlsClient extends EventTarget {
     return {
       at: performance.now(),
       frames: quality?.totalVideoFrames ?? 0,
-      dropped: quality?.droppedVideoFrames ?? 0,
+      bytes: 0,
+      lost: quality?.droppedVideoFrames ?? 0,
+      expected: quality?.totalVideoFrames ?? 0,
       width: this.#video?.videoWidth,
       height: this.#video?.videoHeight,
       codec: level?.videoCodec,
@@ -155,6 +158,12 @@ export class HlsClient extends EventTarget {
   get layers() {
     const levels = this.#hls?.levels ?? [];
     return levels.map(({ height, bitrate }, index) => ({ rid: String(index), height, bitrate })).reverse();
+  }
+
+  /** The layer that is shown, `{ layer }` with its rid; null if unknown. A `quality` event is sent when it changes. */
+  get quality() {
+    const level = this.#hls?.currentLevel ?? -1;
+    return level < 0 ? null : { layer: String(level) };
   }
 
   /** Selects the layer with this rid; without a rid, selection is automatic. */

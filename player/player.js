@@ -3,10 +3,10 @@
 //   <script type="module" src="/player.js"></script>
 //   <millstream-player src="/whep/NAME" token="..."></millstream-player>
 //
-// The element starts muted, because browsers block unmuted autoplay. Its attributes tell its state:
+// The element starts muted, because browsers block unmuted autoplay. Its attributes show its state:
 //
-//   data-state        idle, connecting, playing (a frame was shown within the last two seconds, or there is no video
-//                     and audio arrives), paused (connected without incoming media), waiting (the stream is not
+//   data-state        idle, connecting, playing (a frame was shown within the last two seconds, or no video is sent and
+//                     audio arrives), paused (connected without incoming media), waiting (the stream is not
 //                     published), retrying, failed
 //   data-sessions     sessions that the gateway has accepted; stays at 1 while a source comes and goes
 //   data-frames       video frames decoded in this session
@@ -19,16 +19,26 @@
 //   data-why          reason for HLS: connection, codec, silence (no media over WebRTC), chosen (by the page)
 //   data-delay        HLS latency in seconds
 //   data-layers       number of layers that can be selected
+//   data-layer        name of the layer that is shown, such as 360p, if there are several
+//   data-limited      what of the video is sent while the path carries no more: all (of a lower layer), reference_frames,
+//                     key_frames, none
 //
 // WebRTC is preferred. If it cannot connect, does not deliver what the gateway sends, or cannot be decoded, the player
 // falls back to LL-HLS and keeps retrying WebRTC; when media arrives over WebRTC, the player returns to it
 // (`transport.js`). `hls="off"` disables the fallback, `hls="only"` disables WebRTC. When the source of a stream is
 // gone, its last frame stays visible.
+//
+// When the gateway sends less than the best because the path carries no more (docs/quality.md), a notice says so
+// (`limit.js`).
 
 import { HlsClient, playlistOf, prepare } from './hls.js';
-import { explain, explainHls, unsupported, WAITING } from './messages.js';
+import { QualityLimit } from './limit.js';
+import { explain, explainHls, explainLimit, unsupported, WAITING } from './messages.js';
+import { namedLayers, QualityMenu } from './quality.js';
 import { PathLost } from './session.js';
-import { chooseTransport, Flow, isLive, LIVE_TIMEOUT } from './transport.js';
+import { Statistics } from './statistics.js';
+import { CSS, HTML } from './template.js';
+import { chooseTransport, Flow, liveUntil, LIVE_TIMEOUT } from './transport.js';
 import { WhepClient } from './whep.js';
 
 export { WhepClient };
@@ -39,91 +49,8 @@ const POLL_INTERVAL = 250;
 const WEBRTC_RETRY_INTERVAL = 2_000;
 /** Maximum gap between frames or packets of a continuous flow, in milliseconds. */
 const MAX_FLOW_GAP = 600;
-
-const HTML = `
-  <video playsinline autoplay muted></video>
-  <canvas class="last-frame" hidden></canvas>
-  <div class="overlay" role="status" aria-live="polite"><p class="title"></p><p class="text"></p>
-    <button class="retry" type="button" hidden>Try again</button></div>
-  <p class="hint" role="status" hidden></p>
-  <dl class="stats" hidden></dl>
-  <div class="bar">
-    <button class="play" type="button" aria-label="Pause" aria-keyshortcuts="k">
-      <svg viewBox="0 0 24 24" aria-hidden="true"><path class="play-icon" d="M7 4.5v15l12-7.5z"/>
-        <path class="pause-icon" d="M8 5v14m8-14v14"/></svg></button>
-    <button class="live" type="button" title="Go to the live edge"><i></i><span>Live</span></button>
-    <span class="transport" hidden></span>
-    <span class="spacer"></span>
-    <button class="mute" type="button" aria-keyshortcuts="m">
-      <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 9.5v5h3.5L12 19V5L7.5 9.5z"/>
-        <path class="on" d="M15.5 8.5a5 5 0 0 1 0 7M18 6a8.5 8.5 0 0 1 0 12"/>
-        <path class="off" d="M16 9.5l5 5m0-5l-5 5"/></svg><span></span></button>
-    <input class="volume" type="range" min="0" max="1" step="0.05" value="1" aria-label="Volume">
-    <select class="quality" aria-label="Quality" hidden></select>
-    <button class="pip" type="button" aria-label="Picture in picture" aria-keyshortcuts="p">
-      <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M3 5h18v14H3zm9 7h7v5h-7z"/></svg></button>
-    <button class="stats-toggle" type="button" aria-label="Stats" aria-keyshortcuts="i" aria-pressed="false">
-      <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M5 19v-6m7 6V5m7 14v-9"/></svg></button>
-    <button class="fullscreen" type="button" aria-label="Full screen" aria-keyshortcuts="f">
-      <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 9V4h5m6 0h5v5m0 6v5h-5m-6 0H4v-5"/></svg></button>
-  </div>`;
-
-const CSS = `
-  :host { display: block; position: relative; aspect-ratio: 16 / 9; overflow: hidden; border-radius: 12px;
-    background: #0b1114; color: #f4f7f7; font: 15px/1.45 system-ui, sans-serif; }
-  :host(:fullscreen) { border-radius: 0; }
-  [hidden] { display: none !important; }
-  video, .last-frame { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
-  .last-frame { background: #0b1114; }
-  video { opacity: 0; transition: opacity .4s; }
-  video.has-frame { opacity: 1; }
-  .overlay { position: absolute; inset: 0; display: grid; place-content: center; justify-items: center; gap: 6px;
-    padding: 24px; text-align: center; background: #0b1114b3; opacity: 0; visibility: hidden;
-    transition: opacity .4s, visibility .4s; }
-  .overlay.shown { opacity: 1; visibility: visible; }
-  .overlay p { margin: 0; max-width: 34em; text-wrap: balance; }
-  .overlay .title { font-size: 1.2em; font-weight: 600; }
-  .overlay .text { color: #b9c6c8; }
-  .retry { margin-top: 10px; }
-  .hint { position: absolute; top: 14px; left: 14px; margin: 0; padding: 4px 12px; border-radius: 15px;
-    max-width: calc(100% - 28px); background: #0b1114cc; color: #dbe5e6; font-size: .9em; }
-  .hint.middle { inset: 50% auto auto 50%; width: max-content; transform: translate(-50%, -50%); text-align: center;
-    text-wrap: balance; font-size: 1em; }
-  .stats { position: absolute; top: 14px; right: 14px; margin: 0; padding: 10px 14px; border-radius: 8px;
-    background: #0b1114cc; font-size: .85em; font-variant-numeric: tabular-nums; display: grid;
-    grid-template-columns: auto auto; gap: 2px 14px; }
-  .stats dt { color: #9fb0b3; } .stats dd { margin: 0; text-align: right; }
-  .bar { position: absolute; inset: auto 0 0; display: flex; align-items: center; gap: 6px; padding: 28px 12px 10px;
-    background: linear-gradient(#0b111400, #0b1114cc); opacity: 0; transition: opacity .3s; }
-  :host(:hover) .bar, :host(:focus-within) .bar, .bar.muted { opacity: 1; }
-  .overlay.shown ~ .bar { opacity: 0 !important; visibility: hidden; }
-  :host(.inactive) .bar:not(.muted, :focus-within) { opacity: 0; } :host(.inactive) { cursor: none; }
-  .spacer { flex: 1; }
-  :host(:not([data-state=playing])) .live, .bar.paused .live { display: none; }
-  .live, .transport { display: inline-flex; align-items: center; gap: 7px; font-size: .85em; letter-spacing: .02em; }
-  .transport { color: #b9c6c8; }
-  .live i { width: 8px; height: 8px; border-radius: 50%; background: #ff5d5d; }
-  button { display: inline-flex; align-items: center; gap: 8px; height: 38px; padding: 0 9px; border: 0;
-    border-radius: 8px; background: transparent; color: inherit; font: inherit; cursor: pointer; }
-  button:hover { background: #ffffff24; }
-  .retry, .bar.muted .mute { padding: 0 14px; background: #f4f7f7; color: #10181b; font-weight: 600; }
-  .retry:hover, .bar.muted .mute:hover { background: #fff; }
-  select { height: 32px; padding: 0 6px; border: 0; border-radius: 8px; background: #ffffff24; color: inherit;
-    font: inherit; font-size: .9em; } option { color: #10181b; }
-  button:focus-visible, input:focus-visible, select:focus-visible { outline: 2px solid #7fd6d0; outline-offset: 2px; }
-  svg { width: 20px; height: 20px; fill: none; stroke: currentColor; stroke-width: 1.8; stroke-linecap: round;
-    stroke-linejoin: round; }
-  .bar.paused .pause-icon, .bar:not(.paused) .play-icon, .mute span:empty, .bar.muted .on, .bar:not(.muted) .off, .bar.muted .volume { display: none; }
-  .volume { width: 84px; accent-color: #f4f7f7; }
-  @media (max-width: 460px) { .overlay { padding: 8px 14px; gap: 2px; font-size: .88em; } .volume { display: none; } .stats { font-size: .72em; gap: 0 10px; } }
-  @media (prefers-reduced-motion: reduce) { * { transition: none !important; } }`;
-
-/** Returns the names of layers in the menu: the height, with the bitrate where the height is unknown or not unique. */
-function layerNames(layers) {
-  const bitrateOf = ({ bitrate }) => `${Math.round(bitrate / 1000)} kbit/s`;
-  const isUnique = ({ height }) => height && layers.filter((layer) => layer.height === height).length === 1;
-  return layers.map((layer) => (isUnique(layer) ? `${layer.height}p` : [layer.height && `${layer.height}p`, bitrateOf(layer)].filter(Boolean).join(', ')));
-}
+/** If no frame is decoded for this time, the gateway is asked whether it sends fewer, in milliseconds. */
+const FRAME_GAP = 800;
 
 export class MillstreamPlayer extends HTMLElement {
   static observedAttributes = ['src', 'token'];
@@ -142,7 +69,10 @@ export class MillstreamPlayer extends HTMLElement {
   #flow = new Flow(0);
   /** A frame of this stream has been displayed, over any transport. */
   #hasShownFrame = false;
-  #previousStats = null;
+  #statistics = new Statistics();
+  #limit = new QualityLimit();
+  /** No frame has been decoded for some time although there is video. */
+  #isInGap = false;
   /** The HLS client while it is tried or used, the reason, the time of the last attempt, and consecutive failures. */
   #hls = null;
   #hlsReason = '';
@@ -155,10 +85,7 @@ export class MillstreamPlayer extends HTMLElement {
   #webrtcProgress = { count: 0, at: 0, since: 0 };
   #refreshedLayers = false;
   #pointerTimer = 0;
-  /** The layer that the viewer selected, with the client that offered it: `{ client, rid, name }`; null for none. */
-  #selectedLayer = null;
-  /** The last selection that was sent to each client, and its session. */
-  #sentSelections = new WeakMap();
+  #menu;
 
   constructor() {
     super();
@@ -170,11 +97,12 @@ export class MillstreamPlayer extends HTMLElement {
     const part = (name) => root.querySelector(name);
     this.#parts = {
       video: part('video'), overlay: part('.overlay'), title: part('.title'), text: part('.text'),
-      retry: part('.retry'), lastFrame: part('.last-frame'), hint: part('.hint'), stats: part('.stats'), bar: part('.bar'),
+      retry: part('.retry'), lastFrame: part('.last-frame'), hint: part('.hint'), notice: part('.notice'), stats: part('.stats'), bar: part('.bar'),
       mute: part('.mute'), muteLabel: part('.mute span'), play: part('.play'), volume: part('.volume'),
       statsToggle: part('.stats-toggle'), fullscreen: part('.fullscreen'), live: part('.live'),
-      transport: part('.transport'), pip: part('.pip'), quality: part('.quality'),
+      transport: part('.transport'), pip: part('.pip'),
     };
+    this.#menu = new QualityMenu(part('.quality'), () => this.#updateShownLayer());
     this.#parts.video.muted = true;
     this.#watchFrames();
     this.#addListeners();
@@ -220,6 +148,7 @@ export class MillstreamPlayer extends HTMLElement {
     this.#client = new WhepClient(src, { token: this.getAttribute('token') ?? '' });
     this.#client.addEventListener('state', () => this.#onClientState());
     this.#client.addEventListener('layers', () => this.#updateQuality());
+    this.#client.addEventListener('quality', () => this.#updateShownLayer());
     this.#pollTimer = setInterval(() => this.#poll(), POLL_INTERVAL);
     if (this.getAttribute('hls') === 'only') this.#enterHls('chosen');
     else this.#client.start();
@@ -335,13 +264,13 @@ export class MillstreamPlayer extends HTMLElement {
     const now = performance.now();
     const { hasVideo } = isHls ? this.#hls : this.#client;
     const audioAt = isHls ? this.#hls.playedAt : this.#flow.audioAt;
-    const live = isLive({ hasVideo, frameAt: this.#lastFrameAt, audioAt }, now);
+    const isWithoutVideo = !isHls && this.#limit.isWithoutVideo(now);
+    const until = liveUntil({ hasVideo, frameAt: this.#lastFrameAt, audioAt, isWithoutVideo });
     clearTimeout(this.#liveTimer);
-    if (live) {
+    if (until > now) {
       if (!isHls) this.dataset.way = 'webrtc';
       this.#show('playing');
-      const last = hasVideo ? this.#lastFrameAt : audioAt;
-      this.#liveTimer = setTimeout(() => this.#updateLive(), Math.max(10, last + LIVE_TIMEOUT - now));
+      this.#liveTimer = setTimeout(() => this.#updateLive(), Math.max(10, until - now));
     } else if (isHls && this.#parts.video.paused) {
       // Paused by the viewer: the state stays.
       return;
@@ -357,6 +286,7 @@ export class MillstreamPlayer extends HTMLElement {
     if (!client || client !== this.#client) return;
     const now = performance.now();
     if (stats) this.#updateFlow(stats, now);
+    this.#updateLimit();
     this.#chooseTransport(now);
     if (this.#hls) return this.#pollHls();
     if (!stats || client.state !== 'live') return;
@@ -379,6 +309,9 @@ export class MillstreamPlayer extends HTMLElement {
     const flows = count > this.#webrtcProgress.count;
     if (!flows && now - this.#webrtcProgress.at > MAX_FLOW_GAP) this.#webrtcProgress = { count, at: now, since: 0 };
     if (flows) this.#webrtcProgress = { count, at: now, since: this.#webrtcProgress.since || now };
+    const isInGap = this.#client.state === 'live' && this.#client.hasVideo && !this.#client.missing && this.#flow.frameGap(now) > FRAME_GAP;
+    if (isInGap && !this.#isInGap) this.#client.watchQuality();
+    this.#isInGap = isInGap;
   }
 
   #updateMissing(codec) {
@@ -434,35 +367,33 @@ export class MillstreamPlayer extends HTMLElement {
     return isExpected ? now - Math.max(this.#lastFrameAt, this.#transportSince) : 0;
   }
 
-  /** Updates the quality menu. A selected layer stays selected while it exists, on either transport. */
   #updateQuality() {
-    const { quality } = this.#parts;
-    const layers = (this.#layerClient?.layers ?? []).filter(({ bitrate }) => bitrate > 0);
-    const names = layerNames(layers);
-    const options = layers.map(({ rid }, index) => new Option(names[index], rid));
-    quality.replaceChildren(new Option(this.#layerClient === this.#hls ? 'Auto' : 'Best', ''), ...options);
-    const selected = this.#selectedLayer;
-    // The client that offered the layer knows its rid, even if its size changes; the other client only has the name.
-    const index = layers.findIndex(({ rid }, index) =>
-      selected?.client === this.#layerClient ? rid === selected.rid : names[index] === selected?.name);
-    if (selected?.client === this.#layerClient && index >= 0) selected.name = names[index];
-    quality.value = layers[index]?.rid ?? '';
-    quality.hidden = layers.length < 2;
-    this.dataset.layers = layers.length;
-    if (!selected || index >= 0) this.#sendSelection();
+    this.dataset.layers = this.#menu.update(this.#layerClient);
+    this.#updateShownLayer();
   }
 
-  /** Sends the selection to a client or session that does not have it yet. */
-  async #sendSelection() {
-    const [client, rid] = [this.#layerClient, this.#parts.quality.value];
-    if (!client || client.layers.length === 0) return;
-    const session = client.sessions ?? 0;
-    const last = this.#sentSelections.get(client);
-    if ((last?.session === session ? last.rid : '') === rid) return;
-    const selection = { session, rid };
-    this.#sentSelections.set(client, selection);
-    const accepted = await client.choose(rid);
-    if (!accepted && this.#sentSelections.get(client) === selection) this.#sentSelections.delete(client);
+  #updateShownLayer() {
+    const shown = this.#menu.updateShown();
+    if (shown) this.dataset.layer = shown;
+    else delete this.dataset.layer;
+    this.#updateLimit();
+  }
+
+  /** Updates the notice of a quality that is limited by the path. */
+  #updateLimit() {
+    const [client, now] = [this.#client, performance.now()];
+    const layers = namedLayers(client);
+    this.#limit.update(client?.quality ?? null, layers, now, this.#isInGap);
+    const limit = this.#hls ? null : this.#limit.report(this.#menu.isSelected, now);
+    if (limit) this.dataset.limited = limit.video;
+    else delete this.dataset.limited;
+    const shown = layers.find(({ rid }) => rid === limit?.rid)?.name;
+    const text = explainLimit(limit, { shown, best: layers[0]?.name, hasAudio: this.#flow.audioAt > 0 });
+    const { notice, hint } = this.#parts;
+    // An unchanged text is not announced again.
+    if (notice.textContent !== text) notice.textContent = text;
+    // It says more than that media is missing.
+    hint.classList.toggle('replaced', Boolean(text));
   }
 
   /** The client whose layers the menu shows. */
@@ -484,6 +415,7 @@ export class MillstreamPlayer extends HTMLElement {
       // Audio alone comes over WebRTC too.
       if (this.#hls === hls && hls.missing && why === 'codec') this.#giveUpHls();
     });
+    hls.addEventListener('quality', () => this.#updateShownLayer());
     hls.addEventListener('change', () => {
       this.#keepLastFrame();
       if (this.#hls === hls) this.#resetFrames(performance.now());
@@ -543,7 +475,7 @@ export class MillstreamPlayer extends HTMLElement {
     this.#countFrames(now.frames, performance.now());
     this.#updateLive();
     this.#updateTransport();
-    this.#updateStats({ ...now, bytes: 0, lost: now.dropped });
+    this.#updateStats(now);
   }
 
   #updateTransport() {
@@ -580,22 +512,9 @@ export class MillstreamPlayer extends HTMLElement {
   }
 
   #updateStats(now) {
-    const before = this.#previousStats ?? now;
-    if (now.at - before.at < 1_000 && this.#previousStats) return;
-    this.#previousStats = now;
-    if (this.#parts.stats.hidden || now === before) return;
-    const seconds = (now.at - before.at) / 1000;
-    const rows = {
-      Transport: this.#hls ? 'LL-HLS' : 'WebRTC',
-      Resolution: now.width ? `${now.width} × ${now.height}` : '–',
-      Codec: now.codec ?? '–',
-      'Frame rate': `${Math.max(0, (now.frames - before.frames) / seconds).toFixed(0)} fps`,
-      Bitrate: `${Math.max(0, ((now.bytes - before.bytes) * 8) / seconds / 1000).toFixed(0)} kbit/s`,
-      Buffer: now.buffered === undefined ? '–' : `${(now.buffered * 1000).toFixed(0)} ms`,
-      'Round trip': now.roundTrip === undefined ? '–' : `${(now.roundTrip * 1000).toFixed(0)} ms`,
-      Lost: `${now.lost} packets`,
-    };
-    this.#parts.stats.replaceChildren(...Object.entries(rows).flatMap(([name, value]) => {
+    const rows = this.#statistics.update(now, Boolean(this.#hls));
+    if (!rows || this.#parts.stats.hidden) return;
+    this.#parts.stats.replaceChildren(...rows.flatMap(([name, value]) => {
       const [dt, dd] = [document.createElement('dt'), document.createElement('dd')];
       [dt.textContent, dd.textContent] = [name, value];
       return [dt, dd];
@@ -603,15 +522,10 @@ export class MillstreamPlayer extends HTMLElement {
   }
 
   #addListeners() {
-    const { video, retry, play, mute, volume, statsToggle, fullscreen, stats, live, pip, quality } = this.#parts;
+    const { video, retry, play, mute, volume, statsToggle, fullscreen, stats, live, pip } = this.#parts;
     retry.addEventListener('click', () => this.#client?.start());
     play.addEventListener('click', () => this.#togglePlay());
     for (const event of ['play', 'pause']) video.addEventListener(event, () => this.#updatePlay());
-    quality.addEventListener('change', () => {
-      const name = quality.selectedOptions[0]?.text;
-      this.#selectedLayer = quality.value ? { client: this.#layerClient, rid: quality.value, name } : null;
-      this.#sendSelection();
-    });
     mute.addEventListener('click', () => this.#toggleMute());
     volume.addEventListener('input', () => (video.volume = Number(volume.value)));
     video.addEventListener('volumechange', () => this.#updateMute());

@@ -3,7 +3,7 @@
 // All settings can be preset in the URL: `?codec=VP8&height=480&bitrate=1000&sound=none`, the token as
 // `#token=...`. `?auto=camera` (or `auto=screen`) goes live without a click, if the browser allows capture without a
 // prompt and the token is not from the link: otherwise whoever sends a link could watch a camera that the browser permits
-// this site to use. Attributes of the root element tell the state of the page:
+// this site to use. Attributes of the root element show the state of the page:
 //
 //   data-state     idle, preview, connecting, live, retrying, failed
 //   data-error     why the page is not live: the name of the capture error, `http-STATUS`, `ended`, `unconfirmed` if
@@ -45,7 +45,7 @@ function presetFromAddress() {
     choice[name].value = value;
     // Values that are not in the list are accepted too (`bitrate=600`); invalid ones are reported later.
     if (choice[name].value !== value && choice[name].add) choice[name].add(new Option(value, value, true, true));
-    if (name === 'source') listSounds();
+    if (name === 'source') listAudioSources();
   }
   if (hasTokenInLink()) sessionStorage.setItem(UNCONFIRMED, 'true');
   choice.token.value = loadToken(TOKEN);
@@ -60,10 +60,10 @@ async function listDevices() {
     new Option('Default camera', ''),
     ...named('videoinput').map((d) => new Option(d.label, d.deviceId, false, d.deviceId === chosen)),
   );
-  listSounds(named('audioinput').filter((d) => d.deviceId !== 'default' && d.deviceId !== 'communications'));
+  listAudioSources(named('audioinput').filter((d) => d.deviceId !== 'default' && d.deviceId !== 'communications'));
 }
 
-function listSounds(microphones = []) {
+function listAudioSources(microphones = []) {
   const chosen = choice.sound.value;
   const screen = choice.source.value === 'screen';
   byId('camera-row').hidden = screen;
@@ -114,7 +114,7 @@ function captureEnded(track) {
   if (!media?.getTracks().includes(track)) return;
   stop();
   root.dataset.error = 'ended';
-  showProblem({ title: 'Capture has ended', text: 'Sharing was stopped or the device was disconnected.' });
+  showProblem({ title: 'The capture of camera, microphone or screen has ended', text: 'Sharing was stopped, or the device was disconnected.' });
 }
 
 // Publishing
@@ -155,25 +155,25 @@ function stop() {
 
 function explainRefusal({ name, status, detail, message, addresses = [], remedy }, state) {
   if (name === 'TakenOver') {
-    return { title: 'Another publisher took over', text: 'This page has stopped publishing.', canTakeBack: true };
+    return { title: 'Another publisher took over the stream', text: 'This page has stopped publishing.', canTakeBack: true };
   }
   switch (status) {
     case 401:
-      return { title: 'The publish token is missing or wrong', text: 'The gateway prints it when it starts.' };
+      return { title: 'The publish token is missing, wrong or expired', text: 'The gateway prints it when it starts, unless one is configured.' };
     case 403:
       return { title: 'This token does not permit publishing this stream', text: detail ?? '' };
     case 409:
-      return { title: 'Another publisher is using this name', text: detail ?? 'Retrying.' };
+      return { title: 'Another publisher is using this stream name', text: detail ?? 'This page keeps trying until the name is free.' };
     case 422:
       return { title: 'The gateway does not support this codec', text: detail ?? 'Choose another codec.' };
     case 429:
     case 503:
-      return { title: 'The gateway is busy', text: 'Retrying.' };
+      return { title: 'The gateway is busy', text: 'Publishing starts as soon as the gateway has capacity.' };
     case undefined:
       if (addresses.length > 0) return { title: message, text: remedy };
-      return { title: 'Not connected', text: state === 'failed' ? message : `${message} Retrying.` };
+      return { title: 'Not connected to the gateway', text: state === 'failed' ? message : `${message} This page keeps trying.` };
     default:
-      return { title: 'Request rejected', text: message };
+      return { title: 'The gateway rejected the request', text: message };
   }
 }
 
@@ -236,7 +236,7 @@ byId('show').addEventListener('click', () => (media ? stop() : openMedia()));
 byId('stop').addEventListener('click', stop);
 byId('take-back').addEventListener('click', goLive);
 form.addEventListener('change', ({ target }) => {
-  if (target.name === 'source') listSounds();
+  if (target.name === 'source') listAudioSources();
   // A visible preview follows the settings, except for the screen, which would require another prompt.
   if (target.name === 'source') return void (media && (closeMedia(), setState('idle')));
   if (media && ['camera', 'sound', 'height'].includes(target.name) && choice.source.value === 'camera') openMedia();
@@ -247,12 +247,12 @@ copyOnClick(byId('copy-share'), watchUrl);
 
 const link = byId('share').querySelector('a');
 link.href = link.textContent = watchUrl();
-listSounds();
+listAudioSources();
 setState('idle');
 const auto = presetFromAddress();
 if (auto && sessionStorage.getItem(UNCONFIRMED)) {
   root.dataset.error = 'unconfirmed';
-  showProblem({ title: 'Go live?', text: 'The token is from the link: whoever sent it can see what you publish.' });
+  showProblem({ title: 'Publish with the token from this link?', text: 'The publish token is from the link: whoever sent the link can see what you publish.' });
   byId('go').focus();
 } else if (auto) goLive();
 else if (!navigator.mediaDevices) showProblem(explainCapture({ name: 'SecurityError' }));

@@ -30,7 +30,7 @@ const PERMANENT = new Set([400, 401, 403, 405, 413, 415]);
 /** The gateway has rejected a request. `detail` is that of the problem document, if it sent one (RFC 9457). */
 export class Refusal extends Error {
   constructor(status, detail, retryAfter) {
-    super(detail || `HTTP status ${status}`);
+    super(detail || `The gateway answered with HTTP status ${status}.`);
     this.name = 'Refusal';
     this.status = status;
     this.detail = detail;
@@ -57,7 +57,7 @@ export class PathLost extends Error {
 
   /** What was tried, for the user. */
   get remedy() {
-    return `Tried ${this.addresses.join(', ')}. Retrying.`;
+    return `None of the gateway's addresses was reached: ${this.addresses.join(', ')}. This page keeps trying.`;
   }
 }
 
@@ -137,9 +137,9 @@ export class Client extends EventTarget {
   /** For subclasses: adds transceivers to a new connection. Throws if another attempt cannot succeed. */
   prepare(_pc) {}
 
-  /** For subclasses: modifies the SDP of the offer. */
+  /** Modifies the SDP of the offer; subclasses modify more. */
   shape(sdp) {
-    return sdp;
+    return requestLostAudio(sdp);
   }
 
   /** For subclasses: handles the `Link` header of the answer. */
@@ -217,7 +217,7 @@ export class Client extends EventTarget {
     });
     this.reachable = true;
     if (response.status === 404 && (await problemOf(response)).code === 'taken_over') {
-      throw new TakenOver('Another publisher took over.');
+      throw new TakenOver('Another publisher took over the stream.');
     }
   }
 
@@ -249,7 +249,7 @@ export class Client extends EventTarget {
     } catch (error) {
       // A session that the gateway no longer has is lost; other errors may be temporary.
       if (error instanceof Refusal && !error.isTransient && this.#pc === pc) this.#fail(error);
-      if (error instanceof Refusal && error.status === 404 && this.#pc === pc) this.#fail(new Error('The session has ended.'));
+      if (error instanceof Refusal && error.status === 404 && this.#pc === pc) this.#fail(new Error('The WebRTC session has ended.'));
     } finally {
       this.#restarting = false;
       if (this.#pc === pc) this.reachable = reached;
@@ -277,12 +277,12 @@ export class Client extends EventTarget {
         this.#setState('live');
         break;
       case 'disconnected':
-        this.#failAfter(pc, DISCONNECTED_TIMEOUT, () => new PathLost('The connection was lost.'));
+        this.#failAfter(pc, DISCONNECTED_TIMEOUT, () => new PathLost('The media connection was lost.'));
         this.#restartWhileLost(pc);
         break;
       case 'failed':
       case 'closed':
-        this.#fail(this.#liveSince ? new PathLost('The connection was lost.') : this.#notConnected(pc));
+        this.#fail(this.#liveSince ? new PathLost('The media connection was lost.') : this.#notConnected(pc));
         break;
     }
   }
@@ -314,7 +314,7 @@ export class Client extends EventTarget {
     const response = await fetch(url, options).catch(() => null);
     if (this.#pc !== pc) return true;
     this.reachable = response !== null;
-    if (response?.status === 404) this.#fail(new Error('The session has ended.'));
+    if (response?.status === 404) this.#fail(new Error('The WebRTC session has ended.'));
     return this.reachable;
   }
 
@@ -332,7 +332,7 @@ export class Client extends EventTarget {
     const accepted = pc.getTransceivers().find(({ currentDirection }) => /^(send|recv)/.test(currentDirection));
     const transport = accepted?.receiver.transport ?? accepted?.sender.transport;
     transport?.addEventListener('statechange', () => {
-      if (this.#pc === pc && transport.state === 'closed') this.#fail(new Error('The gateway ended the session.'));
+      if (this.#pc === pc && transport.state === 'closed') this.#fail(new Error('The gateway ended the WebRTC session.'));
     });
   }
 
@@ -346,7 +346,7 @@ export class Client extends EventTarget {
   /** Explains why the media connection was not established. */
   #notConnected(pc) {
     const isReached = ['connected', 'completed'].includes(pc.iceConnectionState);
-    if (isReached) return new PathLost('The media connection could not be encrypted: no DTLS handshake.');
+    if (isReached) return new PathLost('The media connection could not be encrypted: the DTLS handshake did not complete.');
     return blocked(this.#answer);
   }
 
@@ -412,6 +412,16 @@ function extensions(link, base) {
 }
 
 const CREDENTIALS = /^a=ice-(?:ufrag|pwd):.*\r\n/gm;
+
+/**
+ * Offers that lost packets of Opus are requested again (RFC 4585 §6.2.1). Chromium does that, and answers such requests, but
+ * does not offer it by itself. Firefox ignores it.
+ */
+function requestLostAudio(sdp) {
+  const [line, opus] = /^a=rtpmap:(\d+) opus\/.*\r\n/im.exec(sdp) ?? [];
+  if (!line || new RegExp(`^a=rtcp-fb:${opus} nack\\r$`, 'm').test(sdp)) return sdp;
+  return sdp.replace(line, `${line}a=rtcp-fb:${opus} nack\r\n`);
+}
 
 /** Returns the body of the PATCH that restarts ICE: the credentials under the first m-line. */
 function fragmentOf(sdp) {

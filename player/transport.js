@@ -4,6 +4,9 @@
 /** A stream is not live if no video frame was displayed for this time, which is less than two seconds. */
 export const LIVE_TIMEOUT = 1_800;
 
+/** Key frames that are sent alone are at most ten seconds apart (docs/quality.md). */
+const KEY_FRAME_TIMEOUT = 12_000;
+
 /** The player falls back to HLS if WebRTC is not connected after this time; hls.js is loaded after half of it. */
 const CONNECT_TIMEOUT = 900;
 /** The player falls back to HLS if a session delivers nothing for this time although there is media. */
@@ -24,15 +27,22 @@ const HLS_RETRY_DELAY = 2_000;
 const HLS_MAX_RETRY_DELAY = 30_000;
 
 /**
- * Returns whether the stream is live. If it has video, only video frames count, because audio continues while the
- * camera is off.
+ * Returns until when the stream is live by what has arrived; 0 for never. If it has video, only video frames count,
+ * because audio continues while the camera is off.
  *
  * `hasVideo`: the stream has video, whether or not this session can carry it; `frameAt` and `audioAt`: when the last
- * frame was displayed and when audio arrived last, 0 for never.
+ * frame was displayed and when audio arrived last, 0 for never; `isWithoutVideo`: the gateway withholds the video, or all
+ * but its key frames, because the path carries no more.
  */
-export function isLive({ hasVideo, frameAt, audioAt }, at) {
-  const last = hasVideo ? frameAt : Math.max(frameAt, audioAt);
-  return last > 0 && at - last < LIVE_TIMEOUT;
+export function liveUntil({ hasVideo, frameAt, audioAt, isWithoutVideo = false }) {
+  if (isWithoutVideo && !audioAt) return frameAt && frameAt + KEY_FRAME_TIMEOUT;
+  const last = hasVideo && !isWithoutVideo ? frameAt : Math.max(frameAt, audioAt);
+  return last && last + LIVE_TIMEOUT;
+}
+
+/** Returns whether the stream is live: see `liveUntil`. */
+export function isLive(seen, at) {
+  return liveUntil(seen) > at;
 }
 
 /** The media flow of one WebRTC session, from periodic statistics. */
@@ -66,6 +76,11 @@ export class Flow {
   /** Whether any frame was decoded. */
   get decoded() {
     return this.#counts.frames > 0;
+  }
+
+  /** Returns for how long no frame was decoded. */
+  frameGap(at) {
+    return at - this.#increased.frames;
   }
 
   /** When audio arrived last; 0 for never. */

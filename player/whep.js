@@ -7,17 +7,31 @@ import { Client, missingVideo, receivedBy } from './session.js';
 const LAYER_POLL_DELAYS = [2_000, 8_000, 30_000];
 /** Timeout of a layer selection request, in milliseconds. */
 const SELECTION_TIMEOUT = 3_000;
+/** An event stream that was opened for the quality alone is closed after this time without a limitation, in milliseconds. */
+const QUALITY_TIMEOUT = 30_000;
+/** Timeout of the request that opens an event stream, in milliseconds: it may come through on a path that carries little. */
+const EVENTS_TIMEOUT = 10_000;
+/** Delay after which an event stream that failed is opened again, in milliseconds. */
+const EVENTS_RETRY_DELAY = 5_000;
 
 /** Receives one audio and one video track from a WHEP endpoint. Each session has a new `stream` with the tracks. */
 export class WhepClient extends Client {
   stream = null;
   /** Layers, the best first: `{ rid, width, height, bitrate }`. Each change is a `layers` event. */
   layers = [];
+  /**
+   * The last `quality` event of the session (docs/quality.md): `{ layer, video, limitation, bitrate }`; null while it is not
+   * known. Each change is a `quality` event.
+   */
+  quality = null;
   /** Codec of the stream's video if this session cannot carry it; else empty. */
   missing = '';
 
   #events = null;
+  /** The event stream that the gateway has opened, `{ from, location }`: a session may have few, so it is read again. */
+  #openedEvents = null;
   #layerTimer = 0;
+  #qualityTimer = 0;
   /** The layer selection that was not sent yet. */
   #pendingSelection = null;
   #sendingSelection = false;
@@ -31,7 +45,7 @@ export class WhepClient extends Client {
   }
 
   /**
-   * Selects the layer with this rid; without a rid, the best one. The last selection wins. Resolves with whether the
+   * Selects the layer with this rid; without a rid, the gateway chooses by the path. The last selection wins. Resolves with whether the
    * gateway accepted it; the result of a selection that was superseded is unspecified.
    */
   async choose(rid) {
@@ -55,8 +69,8 @@ export class WhepClient extends Client {
   }
 
   /**
-   * Polls whether there are several layers. Only then is an event stream opened, because it occupies a connection:
-   * browsers open at most six to a gateway, and gateways limit connections.
+   * Polls whether there are several layers. Only then, or for `watchQuality`, is an event stream opened, because it
+   * occupies a connection: browsers open at most six to a gateway, and gateways limit connections.
    */
   async #pollLayers(times) {
     const { layer } = this.extensions;
@@ -65,30 +79,76 @@ export class WhepClient extends Client {
     const answer = reply?.ok ? await reply.json().catch(() => ({})) : {};
     if (this.state !== 'live' || this.extensions.layer !== layer) return;
     if (reply?.ok) this.missing = missingVideo(reply.headers.get('Link') ?? '');
-    if ((Object.values(answer)[0] ?? []).length > 1) {
-      this.#openEvents().catch(() => {});
-      return;
-    }
+    if ((Object.values(answer)[0] ?? []).length > 1) return this.#openEvents();
     clearTimeout(this.#layerTimer);
     this.#layerTimer = setTimeout(() => this.#pollLayers(times + 1), LAYER_POLL_DELAYS[times] ?? LAYER_POLL_DELAYS.at(-1));
+  }
+
+  /**
+   * Has the gateway report the quality of the session as long as it is limited: for streams with one layer, when frames
+   * are missing.
+   */
+  watchQuality() {
+    if (this.state !== 'live') return;
+    this.#openEvents();
+    this.#closeEventsLater();
+  }
+
+  /** Closes the event stream in some time unless it is needed. */
+  #closeEventsLater() {
+    clearTimeout(this.#qualityTimer);
+    this.#qualityTimer = setTimeout(() => {
+      if (this.layers.length > 1 || this.quality?.limitation === 'bandwidth') return;
+      this.#closeEvents();
+      this.#pollLayers(LAYER_POLL_DELAYS.length);
+    }, QUALITY_TIMEOUT);
   }
 
   async #openEvents() {
     const url = this.extensions['server-sent-events'];
     if (!url || this.#events) return;
-    this.#events = {};
-    const opened = await fetch(url, { method: 'POST', body: '["layers"]' });
-    const location = opened.headers.get('Location');
-    if (!opened.ok || !location || !this.#events) return;
-    this.#events = new EventSource(new URL(location, url));
-    this.#events.addEventListener('layers', ({ data }) => this.#setLayers(Object.values(JSON.parse(data))[0] ?? []));
+    // Also marks this attempt: the session may end meanwhile.
+    const events = { close() {} };
+    this.#events = events;
+    clearTimeout(this.#layerTimer);
+    if (this.#openedEvents?.from !== url.href) {
+      const signal = AbortSignal.timeout(EVENTS_TIMEOUT);
+      const opened = await fetch(url, { method: 'POST', body: '["layers","quality"]', signal }).catch(() => null);
+      if (this.#events !== events) return;
+      const location = opened?.ok && opened.headers.get('Location');
+      if (!location) return this.#reopenEvents();
+      this.#openedEvents = { from: url.href, location: new URL(location, url) };
+    }
+    const source = new EventSource(this.#openedEvents.location);
+    this.#events = source;
+    source.addEventListener('layers', ({ data }) => this.#setLayers(Object.values(JSON.parse(data))[0] ?? []));
+    source.addEventListener('quality', ({ data }) => this.#setQuality(JSON.parse(data)));
+    source.addEventListener('error', () => {
+      // It reconnects by itself unless the gateway rejected it.
+      if (this.#events !== source || source.readyState !== EventSource.CLOSED) return;
+      this.#openedEvents = null;
+      this.#reopenEvents();
+    });
+  }
+
+  #reopenEvents() {
+    this.#closeEvents();
+    this.#layerTimer = setTimeout(() => this.state === 'live' && this.#pollLayers(LAYER_POLL_DELAYS.length), EVENTS_RETRY_DELAY);
   }
 
   #closeEvents() {
     clearTimeout(this.#layerTimer);
-    this.#events?.close?.();
+    clearTimeout(this.#qualityTimer);
+    this.#events?.close();
     this.#events = null;
     if (this.layers.length > 0) this.#setLayers([]);
+    if (this.quality) this.#setQuality(null);
+  }
+
+  #setQuality(quality) {
+    this.quality = quality;
+    this.dispatchEvent(new Event('quality'));
+    if (quality) this.#closeEventsLater();
   }
 
   #setLayers(layers) {
@@ -123,7 +183,8 @@ export class WhepClient extends Client {
   }
 
   /** Requests stereo: without this, Chromium decodes Opus to one channel (RFC 7587 §6.1). */
-  shape(sdp) {
+  shape(offer) {
+    const sdp = super.shape(offer);
     const [, opus] = /^a=rtpmap:(\d+) opus\//im.exec(sdp) ?? [];
     return sdp.replace(new RegExp(`^a=fmtp:${opus} (?!.*stereo=1).*$`, 'm'), '$&;stereo=1');
   }
@@ -147,6 +208,7 @@ export class WhepClient extends Client {
       audioEnergy: audio.totalAudioEnergy ?? 0,
       bytes: (video.bytesReceived ?? 0) + (audio.bytesReceived ?? 0),
       lost: (video.packetsLost ?? 0) + (audio.packetsLost ?? 0),
+      expected: [video, audio].reduce((sum, { packetsReceived = 0, packetsLost = 0 }) => sum + packetsReceived + packetsLost, 0),
       width: video.frameWidth,
       height: video.frameHeight,
       codec: report.get(video.codecId)?.mimeType?.split('/')[1],

@@ -115,22 +115,22 @@ export function explainCapture(error, source) {
   switch (error.name) {
     case 'SecurityError':
       return {
-        title: 'This page needs a secure address',
+        title: 'This page needs a secure address (https://)',
         text: 'Browsers allow camera, microphone and screen capture only on pages opened by https://, or by '
           + `http://localhost on the gateway's own machine. This page came from ${location.origin}.`,
       };
     case 'NotAllowedError':
       return {
-        title: `The ${device} was not allowed`,
+        title: `Access to the ${device} was not allowed`,
         text: source === 'screen'
           ? 'Screen selection was cancelled, or the system does not allow this browser to record the screen.'
-          : 'Allow it with the camera icon in the address bar (or in the system settings), then try again.',
+          : 'Allow access with the camera icon in the address bar (or in the system settings), then try again.',
       };
     case 'NotFoundError':
     case 'OverconstrainedError':
       return {
         title: `No ${device} found`,
-        text: 'Connect one, choose another device, or choose “No audio” if there is a camera but no microphone.',
+        text: 'Connect a device, choose another one, or choose “No audio” if there is a camera but no microphone.',
       };
     case 'NotReadableError':
     case 'AbortError':
@@ -139,7 +139,7 @@ export function explainCapture(error, source) {
         text: 'Another program may be using it. Close that program and try again.',
       };
     case 'NotSupportedError':
-      return { title: 'This browser cannot share its screen', text: 'Choose the camera, or use a desktop browser.' };
+      return { title: 'This browser cannot capture the screen', text: 'Choose the camera, or use a desktop browser.' };
     default:
       return { title: `The ${device} could not be opened`, text: `${error.name}: ${error.message}` };
   }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Instructions per RTP packet that one viewer is sent, and bytes of state per viewer: crates/core/examples/forwarding.rs
-# under callgrind. Instructions do not depend on the load of the machine.
+# under callgrind. With `feedback` as argument the packets are numbered. Instructions do not depend on the load of the machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +10,7 @@ program=${CARGO_TARGET_DIR:-target}/release/examples/forwarding
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 valgrind --tool=callgrind --callgrind-out-file="$out/profile" --collect-atstart=no --toggle-collect='forwarding::forward*' \
-    "$program" > "$out/numbers" 2> "$out/log" || { cat "$out/log" >&2; exit 1; }
+    "$program" "$@" > "$out/numbers" 2> "$out/log" || { cat "$out/log" >&2; exit 1; }
 instructions=$(awk '/^(summary|totals):/ { print $2; exit }' "$out/profile")
 awk -v instructions="$instructions" '
     { value[$1] = $2 }

@@ -1,11 +1,30 @@
 #!/usr/bin/env bash
-# Checks the gateway without its features and with each alone, and the minimum Rust version of Cargo.toml.
+# Checks the gateway without its features and with each alone, and the minimum Rust versions of the dependencies.
+# Compiles the workspace with the minimum Rust version of Cargo.toml, and no more: features.sh --minimum-rust
 #
 # The features come from `cargo metadata`: a new one needs no line here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf 'features: %s\n' "$*"; }
+
+compile_with_minimum_rust() {
+  local minimum toolchain
+  minimum=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  toolchain=$(rustup toolchain list 2>/dev/null | grep -om 1 "^${minimum//./\\.}[.-][^ ]*" || true)
+  if [ -n "$toolchain" ]; then
+    say "compiling with Rust $minimum ($toolchain)"
+    # Artifacts of another compiler stay apart, or each would discard those of the other.
+    RUSTUP_TOOLCHAIN=$toolchain cargo check --workspace --all-features --locked --quiet --target-dir target/minimum-rust
+  else
+    echo "SKIPPED minimum Rust version: no toolchain $minimum (rustup toolchain install $minimum)"
+  fi
+}
+
+if [ "${1:-}" = --minimum-rust ]; then
+  compile_with_minimum_rust
+  exit
+fi
 
 # Lines of `PACKAGE FEATURE`; the feature is `-` for none at all.
 matrix() {
@@ -40,13 +59,3 @@ for package in newer:
 unknown = sum(package["rust_version"] is None for package in packages)
 print(f"features: {len(packages)} packages, {len(newer)} of them need a newer Rust than {ours}; {unknown} do not say")
 sys.exit(bool(newer))'
-
-minimum=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
-toolchain=$(rustup toolchain list 2>/dev/null | grep -om 1 "^${minimum//./\\.}[.-][^ ]*" || true)
-if [ -n "$toolchain" ]; then
-  say "compiling with Rust $minimum ($toolchain)"
-  # Artifacts of another compiler stay apart, or each would discard those of the other.
-  RUSTUP_TOOLCHAIN=$toolchain cargo check --workspace --all-features --locked --quiet --target-dir target/minimum-rust
-else
-  echo "SKIPPED minimum Rust version: no toolchain $minimum (rustup toolchain install $minimum)"
-fi

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets and runs each for FUZZ_SECONDS: fuzz.sh [TARGET...]
+# Builds them and no more: fuzz.sh --build
 #
 # FUZZ_SECONDS   seconds per target (30)
-# FUZZ_SHORT=1   each target for a fixed number of inputs, from a fixed seed and an empty corpus: nearly the same inputs on
-#                every machine (std's maps hash with a random key, which coverage sees), unless FUZZ_SECONDS end before
+# FUZZ_SHORT=1   each target for a fixed number of inputs, from a fixed seed and an empty corpus, without random keys of maps
+#                and random addresses, both of which coverage sees: the same inputs each time, unless FUZZ_SECONDS end before
 # FUZZ_JOBS      targets at the same time (the number of cores, at most 4)
 # FUZZ_SANITIZER none (the default) or one of cargo-fuzz, such as address; those need a nightly compiler
 #
@@ -39,6 +40,11 @@ say_and_stop() {
   exit 1
 }
 
+only_build=0
+if [ "${1:-}" = --build ]; then
+  only_build=1
+  shift
+fi
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n 's/^name = "\(.*\)"$/\1/p' fuzz/Cargo.toml | grep -vx millstream-fuzz)
 for target in "${targets[@]}"; do
@@ -65,7 +71,21 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 begun=$SECONDS
 cargo fuzz build --sanitizer "$sanitizer" --codegen-units 16 --target "$host" --target-dir target/fuzz
 say "built in $((SECONDS - begun)) s"
+[ "$only_build" = 0 ] || exit 0
 python3 fuzz/seeds.py target/fuzz-seeds
+
+# Makes the short form repeatable: words that go before the command of a target.
+repeatable=()
+if [ "$FUZZ_SHORT" = 1 ]; then
+  cc -shared -fPIC -O1 -o target/fuzz/fixed_random.so fuzz/fixed_random.c
+  repeatable=(env "LD_PRELOAD=$PWD/target/fuzz/fixed_random.so")
+  if setarch -R true 2>/dev/null; then
+    repeatable=(setarch -R "${repeatable[@]}")
+  else
+    say "addresses stay random here (setarch -R is refused): inputs differ a little from run to run"
+  fi
+fi
+export REPEATABLE="${repeatable[*]}"
 
 # Runs one target; its last line of output is the summary.
 run() {
@@ -76,10 +96,12 @@ run() {
     rm -rf "$corpus"
   fi
   mkdir -p "$corpus" "$crashes" target/fuzz-logs
+  local repeatable
+  read -ra repeatable <<<"$REPEATABLE"
   local options=(-max_len="$3" -rss_limit_mb=1024 -timeout=20 -artifact_prefix="$crashes" -report_slow_units=60
     -print_final_stats=1)
   local status=0
-  "$binary" "${options[@]}" "${amount[@]}" -max_total_time="$4" "$corpus" "target/fuzz-seeds/$target" >"$log" 2>&1 \
+  "${repeatable[@]}" "$binary" "${options[@]}" "${amount[@]}" -max_total_time="$4" "$corpus" "target/fuzz-seeds/$target" >"$log" 2>&1 \
     || status=$?
   awk -v target="$target" '
     / cov: / { for (i = 1; i < NF; i++) if ($i == "cov:" || $i == "ft:" || $i == "corp:") found[$i] = $(i + 1) }

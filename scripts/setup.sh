@@ -51,6 +51,7 @@ for group in "${@:-run}"; do
       compgen -G '/usr/share/fonts/truetype/*/*.ttf' >/dev/null || packages+=(fonts-dejavu-core)
       ;;
     test)
+      need systemd-analyze systemd
       need chromium chromium
       need firefox-esr firefox-esr
       need node nodejs

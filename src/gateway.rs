@@ -9,34 +9,38 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
 
-use self::parts::Parts;
-use crate::access::Access;
-use crate::config::{self, Config, ConfigError, Reload, Secret};
-use crate::control::Control;
-use crate::control::packaging::PackagedStreams;
+use self::parts::SourcesAndCredentials;
+use crate::access::AccessControl;
+use crate::config::{self, Config, ConfigError, ReloadMode, Secret};
+use crate::control::ControlPlane;
+use crate::control::packaging::GatewayStreamProvider;
 use crate::control::policy::ClientPolicy;
-use crate::control::reload::{ReloadReply, Reloaded, Reloads};
+use crate::control::reload::{ReloadReplySender, ReloadRequestSender, Reloaded};
 use crate::control::sessions::SessionTable;
-use crate::doctor::ports::{BindFailure, Protocol};
-use crate::doctor::{self, Level};
+use crate::control::worker_limit::find_publisher_charged_for_transcode;
+use crate::doctor::ports::{BindFailure, TransportProtocol};
+use crate::doctor::{self, FindingLevel};
 use crate::http::forwarded::TrustedProxies;
 use crate::http::server::{ListenerLimits, ServerOptions};
-use crate::http::tls::{Certificate, TlsError};
+use crate::http::tls::{ReloadingCertificate, TlsError};
 use crate::http::{self, HttpState, api, server};
-use crate::outputs::hls::service::Service;
-use crate::pipeline::programs::WorkerPrograms;
-use crate::shard::{MediaPlane, SessionLimits, SessionState, Settings, StartError, discovery, watchdog};
-use crate::sources::fetch::directory::Directory;
+use crate::outputs::hls::service::HlsService;
+use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::slots::WorkerSlots;
+use crate::shard::{
+    MediaPlane, MediaPlaneSettings, MediaPlaneStartError, SessionLimits, SessionState, discovery, socket, watchdog,
+};
+use crate::sources::fetch::registry::SourceRegistry;
 use crate::telemetry;
-use crate::transcode;
+use crate::transcode::{self, OwnerLookup};
 use millstream_core::hub::name::StreamName;
-use millstream_core::session::identity::Identity;
-use millstream_core::session::{CloseReason, SessionError};
+use millstream_core::session::identity::DtlsIdentity;
+use millstream_core::session::{CloseReason, CryptoSetupError};
 
 pub mod banner;
 pub mod check;
@@ -47,22 +51,22 @@ pub mod run;
 
 /// A running gateway.
 pub struct Gateway {
-    state: HttpState,
-    http: SocketAddr,
-    stop_http: watch::Sender<bool>,
-    server: JoinHandle<()>,
+    http_state: HttpState,
+    http_address: SocketAddr,
+    http_stop_sender: watch::Sender<bool>,
+    http_server_task: JoinHandle<()>,
     /// Media over TCP, STUN, token expiry, events of the API, and the report of dropped log lines.
-    tasks: JoinSet<()>,
+    background_tasks: JoinSet<()>,
     /// Starts and stops transcodes on demand.
-    transcoding: Option<JoinHandle<()>>,
-    generated_token: Option<Secret>,
+    transcode_task: Option<JoinHandle<()>>,
+    generated_publish_token: Option<Secret>,
     /// The token for publishing if none is configured.
-    publish: Secret,
+    fallback_publish_token: Secret,
     /// The current configuration.
     config: Config,
     /// The programs of the workers.
-    programs: WorkerPrograms,
-    reload_requests: Option<mpsc::Receiver<ReloadReply>>,
+    programs: WorkerProgramsAndSlots,
+    reload_request_receiver: Option<mpsc::Receiver<ReloadReplySender>>,
 }
 
 /// Why the gateway did not start. Each text contains the configuration key to change.
@@ -72,12 +76,12 @@ pub enum GatewayError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Bind(Box<BindFailure>),
-    #[error("webrtc.listen: {0}")]
-    Media(#[source] StartError),
+    #[error("webrtc.listen: the media plane cannot be started: {0}")]
+    Media(#[source] MediaPlaneStartError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
-    Identity(#[from] SessionError),
+    DtlsIdentity(#[from] CryptoSetupError),
 }
 
 impl From<BindFailure> for GatewayError {
@@ -87,9 +91,9 @@ impl From<BindFailure> for GatewayError {
 }
 
 /// How long requests may take to end when the gateway stops.
-const HTTP_GRACE: Duration = Duration::from_secs(2);
+const HTTP_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the shards may take to end.
-const MEDIA_GRACE: Duration = Duration::from_secs(3);
+const SHARD_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Gateway {
     /// Starts media, then HTTP. The ports are bound when this returns.
@@ -98,7 +102,7 @@ impl Gateway {
     ///
     /// A [`GatewayError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, GatewayError> {
-        Self::start_with_workers(config, WorkerPrograms::installed()).await
+        Self::start_with_worker_programs(config, WorkerProgramsAndSlots::installed()).await
     }
 
     /// Like [`Gateway::start`], with other programs for workers.
@@ -106,99 +110,109 @@ impl Gateway {
     /// # Errors
     ///
     /// As for [`Gateway::start`].
-    pub async fn start_with_workers(config: Config, programs: WorkerPrograms) -> Result<Self, GatewayError> {
-        let parts = Parts::build(&config, &programs)?;
-        let identity = Arc::new(Identity::generate()?);
+    pub async fn start_with_worker_programs(
+        config: Config,
+        mut programs: WorkerProgramsAndSlots,
+    ) -> Result<Self, GatewayError> {
+        programs.slots = WorkerSlots::new(config.pipelines.worker_slot_limits());
+        let parts = SourcesAndCredentials::build(&config, &programs)?;
+        let identity = Arc::new(DtlsIdentity::generate()?);
         let tls = match (&config.http.tls_certificate, &config.http.tls_key) {
             (None, None) => None,
-            (Some(certificate), Some(key)) => Some(Arc::new(Certificate::read(certificate, key)?)),
-            _ => return Err(TlsError::Half.into()),
+            (Some(certificate), Some(key)) => Some(Arc::new(ReloadingCertificate::read(certificate, key)?)),
+            _ => return Err(TlsError::IncompletePair.into()),
         };
         let listen = config.http.listen;
-        let failed = |error: io::Error| BindFailure::new("http.listen", Protocol::Tcp, listen, &error);
-        let listener = server::bind(listen).map_err(failed)?;
+        let failed = |error: io::Error| BindFailure::new("http.listen", TransportProtocol::Tcp, listen, &error);
+        let listener = server::bind_tokio_listener(listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let (media, tcp) = start_media(&config, &identity)?;
+        let (media, tcp) = start_media_on_same_udp_and_tcp_port(&config, &identity)?;
         let (stop_http, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
         if let Some(server) = config.webrtc.announce_by_stun.clone() {
-            tasks.spawn(discovery::run(media.clone(), server));
+            tasks.spawn(discovery::announce_public_address(media.clone(), server));
         }
         if let Some(listener) = tcp {
-            tasks.spawn(media_by_tcp(listener, &media, &config.limits, stop.clone()));
+            tasks.spawn(serve_media_over_tcp(listener, &media, &config.limits, stop.clone()));
         }
-        let configured = parts.credentials.publish.clone();
-        let generated_token = configured.is_none().then(generate_token).flatten();
+        let configured = parts.credentials.publish_token.clone();
+        let generated_token = configured.is_none().then(generate_publish_token).flatten();
         let Some(publish) = configured.or_else(|| generated_token.clone()) else {
             unreachable!("a generated token consists of allowed characters");
         };
-        tasks.spawn(report_dropped_lines());
+        tasks.spawn(report_dropped_log_lines());
+        tasks.spawn(return_free_memory());
+        let (reloads, reload_requests) = mpsc::channel(1);
+        let control = start_control_plane(&config, media.clone(), reloads, &programs.slots, &mut tasks);
         let transcoding = if config.pipelines.transcode {
-            transcode::start(parts.library, programs.clone(), media.clone()).await
+            let owners = charged_publisher_lookup(&control);
+            transcode::start_transcoding_service(parts.pipeline_library, programs.clone(), media, owners).await
         } else {
             None
         };
-        let (reloads, reload_requests) = mpsc::channel(1);
-        let control = control(&config, media, reloads, &mut tasks);
-        let access = Access::new(parts.credentials, &publish);
+        let access = AccessControl::new(parts.credentials, &publish);
         let state = HttpState::new(control.clone(), access, &config);
-        let log = Arc::new(api::events::Log::default());
-        tasks.spawn(api::events::run(control.clone(), log.clone()));
+        let log = Arc::new(api::events::EventLog::default());
+        tasks.spawn(api::events::record_events_and_log_warnings(
+            control.clone(),
+            log.clone(),
+        ));
         let router = http::router(state.clone(), api::router(&state, log));
         let options = ServerOptions {
-            limits: ListenerLimits::new(&config.limits, state.proxies.clone()),
+            limits: ListenerLimits::new(&config.limits, state.trusted_proxies.clone()),
             response_timeout: config.limits.response_timeout,
             counters: state.counters.clone(),
             tls,
+            health_router: http::out_of_descriptors_router(state.clone()),
         };
         let server = tokio::spawn(server::serve(listener, router, options, stop));
-        control.supervisor.reconcile(parts.streams, false).await;
-        log_findings(&config);
-        log_warnings(&config);
-        info!(http = %address, webrtc = %control.media.local_addr(), "listening");
+        control.supervisor.reconcile(parts.configured_sources, false).await;
+        log_doctor_findings(&config);
+        log_config_warnings(&config);
+        info!(http = %address, webrtc = %control.media_plane.local_addr(), "gateway listening");
         Ok(Self {
-            state,
-            http: address,
-            stop_http,
-            server,
-            tasks,
-            publish,
+            http_state: state,
+            http_address: address,
+            http_stop_sender: stop_http,
+            http_server_task: server,
+            background_tasks: tasks,
+            fallback_publish_token: publish,
             config,
             programs,
-            reload_requests: Some(reload_requests),
-            transcoding,
-            generated_token,
+            reload_request_receiver: Some(reload_requests),
+            transcode_task: transcoding,
+            generated_publish_token: generated_token,
         })
     }
 
     /// Returns the address of the HTTP server.
-    pub fn http_addr(&self) -> SocketAddr {
-        self.http
+    pub fn http_address(&self) -> SocketAddr {
+        self.http_address
     }
 
     /// Returns the media plane.
-    pub fn media(&self) -> &MediaPlane {
-        &self.state.control.media
+    pub fn media_plane(&self) -> &MediaPlane {
+        &self.http_state.control.media_plane
     }
 
     /// Returns the configured streams and their sources.
-    pub fn fetched(&self) -> &Directory {
-        &self.state.control.sources
+    pub fn source_registry(&self) -> &SourceRegistry {
+        &self.http_state.control.source_registry
     }
 
     /// The sessions, those that ended within the last minute included.
     pub fn sessions(&self) -> &SessionTable {
-        &self.state.control.sessions
+        &self.http_state.control.sessions
     }
 
     /// Returns the publish token that was generated because none is configured.
-    pub fn generated_token(&self) -> Option<&Secret> {
-        self.generated_token.as_ref()
+    pub fn generated_publish_token(&self) -> Option<&Secret> {
+        self.generated_publish_token.as_ref()
     }
 
     /// Returns the receiver of reload requests from the API, at the first call only.
-    pub fn reload_requests(&mut self) -> Option<mpsc::Receiver<ReloadReply>> {
-        self.reload_requests.take()
+    pub fn take_reload_request_receiver(&mut self) -> Option<mpsc::Receiver<ReloadReplySender>> {
+        self.reload_request_receiver.take()
     }
 
     /// Applies another configuration, except for keys that need a restart. Only sources that have changed are
@@ -208,120 +222,142 @@ impl Gateway {
     ///
     /// All mistakes in the configuration. Nothing has changed then.
     pub async fn reload(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
-        let parts = Parts::build(&config, &self.programs)?;
-        let differs = self.config.difference(&config);
+        let parts = SourcesAndCredentials::build(&config, &self.programs)?;
+        let differs = self.config.changed_keys_except_streams(&config);
         let affects_sources =
             |key: &&config::Key| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
         let restarts_all = differs
             .iter()
-            .any(|key| key.reload == Reload::Live && affects_sources(key));
+            .any(|key| key.reload_mode == ReloadMode::Live && affects_sources(key));
         let paths = |reload| {
-            let keys = differs.iter().filter(move |key| key.reload == reload);
+            let keys = differs.iter().filter(move |key| key.reload_mode == reload);
             keys.map(|key| key.path.to_owned()).collect()
         };
-        let control = &self.state.control;
+        let control = &self.http_state.control;
         let publish = parts
             .credentials
-            .publish
+            .publish_token
             .clone()
-            .unwrap_or_else(|| self.publish.clone());
-        self.state
+            .unwrap_or_else(|| self.fallback_publish_token.clone());
+        self.http_state
             .authenticator
-            .replace(Access::new(parts.credentials, &publish));
-        let revoked = control.sessions.revoke(self.state.authenticator.access());
+            .replace_access_control(AccessControl::new(parts.credentials, &publish));
+        let revoked = control
+            .sessions
+            .set_access_control_and_find_revoked(self.http_state.authenticator.access_control());
         let ended = revoked.iter().filter(|session| {
-            let state = control.media.end(**session, CloseReason::TokenRevoked);
+            let state = control.media_plane.end_session(**session, CloseReason::TokenRevoked);
             matches!(state, SessionState::Connecting | SessionState::Connected)
         });
         let sessions_ended = ended.count();
         control.set_policy(ClientPolicy::new(&config));
-        let reconciled = control.supervisor.reconcile(parts.streams, restarts_all).await;
+        let reconciled = control
+            .supervisor
+            .reconcile(parts.configured_sources, restarts_all)
+            .await;
         let names = |streams: Vec<StreamName>| streams.iter().map(ToString::to_string).collect();
         let reloaded = Reloaded {
-            changed: paths(Reload::Live),
-            needs_restart: paths(Reload::Restart),
+            changed: paths(ReloadMode::Live),
+            needs_restart: paths(ReloadMode::Restart),
             started: names(reconciled.started),
             stopped: names(reconciled.stopped),
             restarted: names(reconciled.restarted),
             sessions_ended,
         };
-        info!(?reloaded, "the configuration was reloaded");
+        info!(?reloaded, "configuration reloaded");
         if !reloaded.needs_restart.is_empty() {
-            warn!(keys = ?reloaded.needs_restart, "changes of these keys take effect after a restart");
+            warn!(keys = ?reloaded.needs_restart, "some changed configuration keys take effect only after a restart of the gateway");
         }
-        log_warnings(&config);
+        log_config_warnings(&config);
         self.config = config;
         Ok(reloaded)
     }
 
     /// Rejects new sessions from now on. Existing ones continue.
     pub fn drain(&self) {
-        self.state.control.drain();
+        self.http_state.control.reject_new_sessions();
     }
 
     /// Rejects new sessions and ends all existing ones. The HTTP server ends last, so that clients still get responses.
     pub async fn stop(mut self) {
         self.drain();
-        self.state.control.supervisor.end().await;
-        if let Some(transcoding) = self.transcoding.take() {
+        self.http_state.control.supervisor.stop_all().await;
+        if let Some(transcoding) = self.transcode_task.take() {
             transcoding.abort();
         }
-        let media = self.state.control.media.clone();
+        let media = self.http_state.control.media_plane.clone();
         let stopped = tokio::task::spawn_blocking(move || media.stop());
-        if tokio::time::timeout(MEDIA_GRACE, stopped).await.is_err() {
-            warn!("the shards did not stop in time");
+        if tokio::time::timeout(SHARD_SHUTDOWN_TIMEOUT, stopped).await.is_err() {
+            warn!("media shards did not stop in time; the gateway continues its shutdown without them");
         }
-        self.tasks.shutdown().await;
-        let _ = self.stop_http.send(true);
-        let abort = self.server.abort_handle();
-        if tokio::time::timeout(HTTP_GRACE, self.server).await.is_err() {
+        self.background_tasks.shutdown().await;
+        let _ = self.http_stop_sender.send(true);
+        let abort = self.http_server_task.abort_handle();
+        if tokio::time::timeout(HTTP_SHUTDOWN_TIMEOUT, self.http_server_task)
+            .await
+            .is_err()
+        {
             abort.abort();
         }
-        info!("stopped");
+        info!("gateway stopped");
     }
 }
 
 /// How often dropped log lines are reported.
-const DROPPED_LINES_INTERVAL: Duration = Duration::from_secs(10);
+const DROPPED_LOG_LINES_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Logs how many lines were dropped, as soon as the queue has room.
-async fn report_dropped_lines() {
-    let mut reported = telemetry::dropped_lines();
+async fn report_dropped_log_lines() {
+    let mut reported = telemetry::dropped_line_count();
     loop {
-        tokio::time::sleep(DROPPED_LINES_INTERVAL).await;
-        let dropped = telemetry::dropped_lines();
+        tokio::time::sleep(DROPPED_LOG_LINES_REPORT_INTERVAL).await;
+        let dropped = telemetry::dropped_line_count();
         if dropped > reported {
             warn!(
                 lines = dropped - reported,
-                "log lines were dropped: standard error is read too slowly"
+                "log lines dropped: standard error is read too slowly"
             );
             reported = dropped;
         }
     }
 }
 
+/// How often memory that was freed is given back to the system.
+const FREE_MEMORY_RETURN_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Gives memory that was freed back to the system, now and then. It takes some microseconds per MiB of free memory.
+async fn return_free_memory() {
+    loop {
+        tokio::time::sleep(FREE_MEMORY_RETURN_INTERVAL).await;
+        let _ = tokio::task::spawn_blocking(socket::return_free_memory).await;
+    }
+}
+
 /// Logs the doctor's findings about the host.
-fn log_findings(config: &Config) {
-    for finding in doctor::at_start(config) {
+fn log_doctor_findings(config: &Config) {
+    for finding in doctor::run_startup_checks(config) {
         let remedy = finding.remedy.as_deref().unwrap_or_default();
         match finding.level {
-            Level::Ok => {}
-            Level::Warning => info!(remedy, "{}", finding.what),
-            Level::Failure => warn!(remedy, "{}", finding.what),
+            FindingLevel::Ok => {}
+            FindingLevel::Warning => info!(remedy, "{}", finding.description),
+            FindingLevel::Failure => warn!(remedy, "{}", finding.description),
         }
     }
 }
 
 /// Logs the warnings of a configuration.
-fn log_warnings(config: &Config) {
+fn log_config_warnings(config: &Config) {
     for warning in &config.warnings {
-        warn!(%warning, "the configuration should be changed");
+        warn!(%warning, "configuration accepted, but the setting in this warning should be changed");
     }
 }
 
 /// Starts media on the same port number for UDP and TCP. If the kernel chooses the number, it may be free for one of
 /// them only, so that several attempts are made.
-fn start_media(config: &Config, identity: &Arc<Identity>) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
+fn start_media_on_same_udp_and_tcp_port(
+    config: &Config,
+    identity: &Arc<DtlsIdentity>,
+) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
     let mut attempts = if config.webrtc.listen.port() == 0 { 16 } else { 1 };
     loop {
         attempts -= 1;
@@ -336,40 +372,43 @@ fn try_start_media(
     Config {
         webrtc: config, limits, ..
     }: &Config,
-    identity: &Arc<Identity>,
+    identity: &Arc<DtlsIdentity>,
 ) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
     let failed = |error: io::Error| {
-        let failure = BindFailure::new("webrtc.listen", Protocol::Tcp, config.listen, &error);
+        let failure = BindFailure::new("webrtc.listen", TransportProtocol::Tcp, config.listen, &error);
         GatewayError::from(failure)
     };
-    let bind = || server::bind(config.listen).map_err(failed);
+    let bind = || server::bind_tokio_listener(config.listen).map_err(failed);
     let tcp = config.tcp.then(bind).transpose()?;
     let mut listen = config.listen;
     if let Some(tcp) = &tcp {
         listen.set_port(tcp.local_addr().map_err(failed)?.port());
     }
-    let settings = |listen| Settings {
+    let settings = |listen| MediaPlaneSettings {
         listen,
-        announce: config.announce.clone(),
-        shards: config.shards,
-        sessions: SessionLimits {
-            sessions: config.max_sessions,
-            half_open: limits.half_open_sessions,
-            half_open_reserved: limits.half_open_reserved,
-            half_open_per_address: limits.half_open_per_address,
+        announced_addresses: config.announce.clone(),
+        shard_count: config.shards,
+        viewer_congestion_control: config.congestion_control,
+        viewer_playout_delay: config.playout_delay,
+        session_limits: SessionLimits {
+            max_sessions: config.max_sessions,
+            max_half_open: limits.half_open_sessions,
+            half_open_reserved_for_token_holders: limits.half_open_reserved,
+            max_half_open_per_address: limits.half_open_per_address,
         },
-        fatal_stall: watchdog::FATAL_AFTER,
+        connect_timeout: config.connect_timeout,
+        fatal_stall_timeout: watchdog::FATAL_STALL_TIMEOUT,
     };
     let started = match MediaPlane::start(settings(listen), identity.clone()) {
-        Err(StartError::Bind { address, source }) => match server::without_ipv6(address) {
+        Err(MediaPlaneStartError::Bind { address, source }) => match server::ipv4_fallback(address) {
             Some(address) => MediaPlane::start(settings(address), identity.clone()),
-            None => Err(StartError::Bind { address, source }),
+            None => Err(MediaPlaneStartError::Bind { address, source }),
         },
         started => started,
     };
     let media = started.map_err(|error| match error {
-        StartError::Bind { address, source } => {
-            BindFailure::new("webrtc.listen", Protocol::Udp, address, &source).into()
+        MediaPlaneStartError::Bind { address, source } => {
+            BindFailure::new("webrtc.listen", TransportProtocol::Udp, address, &source).into()
         }
         error => GatewayError::Media(error),
     })?;
@@ -377,45 +416,59 @@ fn try_start_media(
 }
 
 /// Accepts media over TCP (RFC 6544).
-fn media_by_tcp(
+fn serve_media_over_tcp(
     listener: TcpListener,
     media: &MediaPlane,
     limits: &config::Limits,
     stop: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> + use<> {
-    media.announce_tcp();
+    media.enable_tcp_candidates();
     let media = media.clone();
     let serve = move |stream, peer| {
         let media = media.clone();
         async move {
-            let reason = media.serve_tcp(stream, peer).await;
-            debug!(%peer, ?reason, "media connection over TCP ended");
+            let reason = media.serve_tcp_connection(stream, peer).await;
+            debug!(%peer, ?reason, "WebRTC media connection over TCP ended");
         }
     };
     let limits = ListenerLimits::new(limits, TrustedProxies::default());
-    server::take_connections(listener, limits, |_| {}, stop, serve)
+    // Media has no health checks: connections wait until there are descriptors again.
+    let serve_reserved = None::<fn(TcpStream, SocketAddr) -> std::future::Ready<()>>;
+    server::accept_connections(listener, limits, |_| {}, stop, (serve, serve_reserved))
 }
 
 /// Makes the control plane, and starts the task that keeps its session table.
-fn control(config: &Config, media: MediaPlane, reloads: Reloads, tasks: &mut JoinSet<()>) -> Arc<Control> {
-    let forgotten = media.forgotten_sessions();
+fn start_control_plane(
+    config: &Config,
+    media: MediaPlane,
+    reloads: ReloadRequestSender,
+    worker_slots: &WorkerSlots,
+    tasks: &mut JoinSet<()>,
+) -> Arc<ControlPlane> {
+    let forgotten = media.take_forgotten_session_receiver();
     let (sessions, expiries) = SessionTable::new(media.clone());
-    let sources = Directory::default();
-    let hls = Service::new(Arc::new(PackagedStreams {
-        media: media.clone(),
-        sources: sources.clone(),
+    let sources = SourceRegistry::default();
+    let hls = HlsService::new(Arc::new(GatewayStreamProvider {
+        media_plane: media.clone(),
+        source_registry: sources.clone(),
     }));
-    let control = Control::new(media, sessions, sources, hls, ClientPolicy::new(config), reloads);
-    let control = Arc::new(control);
+    let control = ControlPlane::new(media, sessions, sources, hls, ClientPolicy::new(config), reloads);
+    let control = Arc::new(control.with_worker_slots(worker_slots.clone()));
     if let Some(forgotten) = forgotten {
         let control = control.clone();
-        tasks.spawn(async move { control.sessions.run(forgotten, expiries).await });
+        tasks.spawn(async move { control.sessions.run_removal_and_token_expiry(forgotten, expiries).await });
     }
     control
 }
 
+/// Returns the function that tells for whom a stream is transcoded.
+fn charged_publisher_lookup(control: &Arc<ControlPlane>) -> OwnerLookup {
+    let control = control.clone();
+    Arc::new(move |stream| find_publisher_charged_for_transcode(&control.sessions, control.media_plane.hub(), stream))
+}
+
 /// Returns 128 random bits as 22 characters.
-fn generate_token() -> Option<Secret> {
+fn generate_publish_token() -> Option<Secret> {
     let mut bytes = [0; 16];
     rand::rng().fill_bytes(&mut bytes);
     Secret::new(&URL_SAFE_NO_PAD.encode(bytes))

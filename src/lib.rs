@@ -37,14 +37,14 @@
 //!
 //! # Questions
 //!
-//! * Where does a datagram enter? [`millstream_core::shard::Core::handle_datagram`].
+//! * Where does a datagram enter? [`millstream_core::shard::ShardCore::handle_datagram`].
 //! * Who owns a session? One shard, from offer to close: [`millstream_core::shard::peers::Peer`].
 //! * What happens when a viewer is slow? The kernel drops its packets, which are counted
 //!   ([`millstream_core::shard::counters::SendCounters`]). The viewer requests them by NACK; the ring answers, within a budget.
 //! * What happens when a shard is slow? Its mailbox overflows, and it reads the missed packets from the ring
-//!   ([`millstream_core::outputs::whep::Viewer::handle_overflow`]).
+//!   ([`millstream_core::outputs::whep::Viewer::handle_mailbox_overflow`]).
 //! * What happens when a shard hangs? [`shard::watchdog`].
-//! * What happens when a worker crashes, hangs or exceeds its memory limit? [`pipeline::process::ProcessError`]; it is
+//! * What happens when a worker crashes, hangs or exceeds its memory limit? [`pipeline::process::WorkerProcessError`]; it is
 //!   restarted.
 //! * Which files use GStreamer? Those of `crates/worker`, a program of its own.
 //! * What closes a session? Every reason is a [`millstream_core::session::CloseReason`].

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use millstream::config::{ConfigError, Mistake};
-use millstream::doctor::{self, Level};
+use millstream::doctor::{self, FindingLevel};
 use millstream::gateway::banner::banner;
 use millstream::gateway::reload::ConfigSource;
 use millstream::gateway::run::{self, Signals};
@@ -17,7 +17,7 @@ use millstream::{Config, Gateway, telemetry};
 
 /// WHIP/WHEP live-streaming gateway.
 #[derive(Parser)]
-#[command(version, after_long_help = millstream::config::help())]
+#[command(version, after_long_help = millstream::config::keys_help())]
 struct Arguments {
     /// Configuration file (default: millstream.toml, if there is one)
     #[arg(long, global = true, value_name = "FILE", env = "MILLSTREAM_CONFIG")]
@@ -40,7 +40,7 @@ enum Command {
     Doctor,
     /// Check the health of the gateway that runs on this host with this configuration
     Health,
-    /// What the gateway starts for each HLS origin
+    /// Internal worker that the gateway starts for each HLS origin
     #[command(hide = true, name = DEMUXER_COMMAND)]
     Demuxer,
 }
@@ -50,47 +50,53 @@ fn main() -> ExitCode {
     if let Some(Command::Demuxer) = arguments.command {
         return match millstream::pipeline::demuxer::run() {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error.into()),
+            Err(error) => print_error(&error.into()),
         };
     }
+    millstream::shard::socket::limit_allocator_arenas();
     match dispatch(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+        Err(error) => print_error(&error),
     }
 }
 
-fn fail(error: &anyhow::Error) -> ExitCode {
+fn print_error(error: &anyhow::Error) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "millstream: {error:#}");
     ExitCode::FAILURE
 }
 
-/// Nice value of the threads of the control plane; those of the media plane have 0.
-const CONTROL_NICE: i32 = 5;
+/// How much higher the nice value of the threads of the control plane is than that of the process.
+const CONTROL_PLANE_NICE_INCREASE: i32 = 5;
 
 fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
     let command = arguments.command.unwrap_or(Command::Serve { demo: false });
-    let (mut config, mistakes) = Config::read(arguments.config.as_deref(), std::env::vars_os());
+    let (mut config, mistakes) = Config::load_with_mistakes(arguments.config.as_deref(), std::env::vars_os());
     match command {
         // `check` reports mistakes itself. A gateway stays healthy when its file gets a mistake.
         Command::Check | Command::Health | Command::Demuxer => {}
-        Command::Doctor => accept(&mistakes, check::parts(&config))?,
-        Command::Serve { .. } => accept(&mistakes, check::mistakes(&config, &mistakes))?,
+        Command::Doctor => ensure_no_mistakes(&mistakes, check::find_build_mistakes(&config))?,
+        Command::Serve { .. } => ensure_no_mistakes(
+            &mistakes,
+            check::find_build_and_certificate_mistakes(&config, &mistakes),
+        )?,
     }
+    // A thread inherits the value of the one that starts it.
+    let control_plane_nice = rustix::process::getpriority_process(None).unwrap_or(0) + CONTROL_PLANE_NICE_INCREASE;
     let runtime = || {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         // When processors are short, pages, playlists and workers wait, and shards do not. On Linux the call sets the
         // priority of the calling thread only. If it fails, everything still runs, with less regular media.
-        builder.on_thread_start(|| {
-            let _ = rustix::process::setpriority_process(None, CONTROL_NICE);
+        builder.on_thread_start(move || {
+            let _ = rustix::process::setpriority_process(None, control_plane_nice);
         });
-        builder.enable_all().build().context("cannot start the runtime")
+        builder.enable_all().build().context("cannot start the Tokio runtime")
     };
     match command {
-        Command::Check => Ok(runtime()?.block_on(check::run(&config, mistakes, print))?),
-        Command::Doctor => runtime()?.block_on(diagnose(&config)),
+        Command::Check => Ok(runtime()?.block_on(check::check_loaded_config(&config, mistakes, print_stdout))?),
+        Command::Doctor => runtime()?.block_on(run_doctor(&config)),
         Command::Health => {
             runtime()?.block_on(health::probe(&config))?;
-            print("healthy\n");
+            print_stdout("healthy\n");
             Ok(())
         }
         Command::Serve { demo } => {
@@ -103,42 +109,42 @@ fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
             let result = runtime.block_on(serve(config, source, demo));
             // Dropping the runtime would wait for a hanging shard, which `Gateway::stop` does not.
             runtime.shutdown_background();
-            exports.finish();
+            exports.flush_and_stop_with_logging();
             result
         }
         Command::Demuxer => Ok(()),
     }
 }
 
-async fn diagnose(config: &Config) -> anyhow::Result<()> {
-    let findings = doctor::examine(config).await;
+async fn run_doctor(config: &Config) -> anyhow::Result<()> {
+    let findings = doctor::run_all_checks(config).await;
     for finding in &findings {
-        print(&format!("{finding}\n"));
+        print_stdout(&format!("{finding}\n"));
     }
     let broken = findings
         .iter()
-        .filter(|finding| finding.level == Level::Failure)
+        .filter(|finding| finding.level == FindingLevel::Failure)
         .count();
-    anyhow::ensure!(broken == 0, "{broken} of {} checks failed", findings.len());
+    anyhow::ensure!(broken == 0, "{broken} of {} doctor checks failed", findings.len());
     Ok(())
 }
 
 /// Fails if there are mistakes in the configuration, or in what it refers to.
-fn accept(mistakes: &[Mistake], more: Vec<Mistake>) -> Result<(), ConfigError> {
-    ConfigError::unless_empty([mistakes, &more].concat())
+fn ensure_no_mistakes(mistakes: &[Mistake], more: Vec<Mistake>) -> Result<(), ConfigError> {
+    ConfigError::result_from_mistakes([mistakes, &more].concat())
 }
 
 async fn serve(config: Config, source: ConfigSource, has_demo: bool) -> anyhow::Result<()> {
     // Before the ports are bound, so that no signal kills a gateway that is starting.
     let signals = Signals::new().context("cannot install signal handlers")?;
     let gateway = Gateway::start(config).await?;
-    print(&banner(&gateway, has_demo));
+    print_stdout(&banner(&gateway, has_demo));
     run::run(gateway, source, signals).await;
     Ok(())
 }
 
 /// Writes to standard output. A closed pipe is not an error: `print!` would panic.
-fn print(text: &str) {
+fn print_stdout(text: &str) {
     let mut stdout = std::io::stdout();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }

@@ -10,36 +10,36 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use self::queue::LogQueue;
-pub use self::queue::{dropped_lines, flush};
+pub use self::queue::{dropped_line_count, flush_and_stop_logging};
 use crate::config::{Log, LogFormat};
 
-/// Exports to a collector; see [`Exports::finish`].
+/// Exports to a collector; see [`TelemetryExports::flush_and_stop_with_logging`].
 #[must_use]
 #[derive(Default)]
-pub struct Exports {
+pub struct TelemetryExports {
     #[cfg(feature = "otlp")]
-    otlp: Option<otlp::Providers>,
+    otlp: Option<otlp::OtlpProviders>,
 }
 
-impl Exports {
+impl TelemetryExports {
     /// Exports and writes what is queued. Call it at the end, outside of the runtime.
-    pub fn finish(self) {
+    pub fn flush_and_stop_with_logging(self) {
         #[cfg(feature = "otlp")]
         if let Some(providers) = self.otlp {
-            providers.finish();
+            providers.flush_and_stop_otlp();
         }
-        flush();
+        flush_and_stop_logging();
     }
 }
 
 /// Target of request spans. Only collectors get them; the log has a line per request at `debug`.
-pub const SPANS: &str = "millstream::spans";
+pub const REQUEST_SPAN_TARGET: &str = "millstream::spans";
 
 /// Starts logging to standard error, and to a collector if one is configured. Only the first call in a process has an
 /// effect.
-pub fn init(log: &Log) -> Exports {
+pub fn init(log: &Log) -> TelemetryExports {
     // The configuration has validated the directives. They may override the quietened target.
-    let filter = |more: &str| EnvFilter::builder().parse_lossy(format!("{QUIETENED},{}{more}", log.level));
+    let filter = |more: &str| EnvFilter::builder().parse_lossy(format!("{DTLS_LOG_DIRECTIVE},{}{more}", log.level));
     let queue = LogQueue::start(std::io::stderr());
     queue.install();
     log_panics();
@@ -49,7 +49,7 @@ pub fn init(log: &Log) -> Exports {
         // It would report a failed write with `eprintln!`, which panics if standard error is closed.
         .log_internal_errors(false)
         .with_writer(queue);
-    let without_spans = filter(&format!(",{SPANS}=off"));
+    let without_spans = filter(&format!(",{REQUEST_SPAN_TARGET}=off"));
     let shown = match log.format {
         LogFormat::Text => layer.with_filter(without_spans).boxed(),
         LogFormat::Json => layer.json().with_filter(without_spans).boxed(),
@@ -57,25 +57,25 @@ pub fn init(log: &Log) -> Exports {
     let registry = tracing_subscriber::registry().with(shown);
     #[cfg(feature = "otlp")]
     if let Some(url) = &log.otlp {
-        return match otlp::Providers::new(url) {
+        return match otlp::OtlpProviders::new(url) {
             Ok(providers) => {
                 // Events of the export itself would cause further exports.
                 let exported =
                     filter(",hyper=off,hyper_util=off,reqwest=off,rustls=off,opentelemetry=off,opentelemetry_sdk=off");
-                let spans = EnvFilter::new(format!("off,{SPANS}=info"));
-                let registry = registry.with(providers.events().with_filter(exported));
-                let _ = registry.with(providers.spans().with_filter(spans)).try_init();
-                Exports { otlp: Some(providers) }
+                let spans = EnvFilter::new(format!("off,{REQUEST_SPAN_TARGET}=info"));
+                let registry = registry.with(providers.otlp_log_layer().with_filter(exported));
+                let _ = registry.with(providers.otlp_span_layer().with_filter(spans)).try_init();
+                TelemetryExports { otlp: Some(providers) }
             }
             Err(error) => {
                 let _ = registry.try_init();
-                tracing::error!(%error, "log.otlp: the export cannot be started");
-                Exports::default()
+                tracing::error!(%error, "OTLP export (log.otlp) cannot be started: logs and spans are not exported");
+                TelemetryExports::default()
             }
         };
     }
     let _ = registry.try_init();
-    Exports::default()
+    TelemetryExports::default()
 }
 
 /// Logs panics. The default hook would write to standard error and block if nobody reads it.
@@ -84,10 +84,15 @@ fn log_panics() {
         let payload = panic.payload();
         let text = payload.downcast_ref::<&str>().copied();
         let message = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        let message = message.unwrap_or("no message");
+        let message = message.unwrap_or("panic without a message");
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current().name().unwrap_or_default().to_owned();
-        tracing::error!(thread, location, message, "panic: this is a bug");
+        tracing::error!(
+            thread,
+            location,
+            message,
+            "thread panicked: this is a bug in the gateway"
+        );
     }));
 }
 
@@ -106,12 +111,12 @@ mod otlp {
     use super::Layer;
 
     /// Collects events and spans, and exports them in batches from their own threads.
-    pub(super) struct Providers {
-        events: SdkLoggerProvider,
-        spans: SdkTracerProvider,
+    pub(super) struct OtlpProviders {
+        log_provider: SdkLoggerProvider,
+        span_provider: SdkTracerProvider,
     }
 
-    impl Providers {
+    impl OtlpProviders {
         /// `url` is the URL of the collector, without a path.
         pub(super) fn new(url: &str) -> Result<Self, ExporterBuildError> {
             let url = url.trim_end_matches('/');
@@ -123,11 +128,11 @@ mod otlp {
                 .with_http()
                 .with_endpoint(format!("{url}/v1/traces"));
             Ok(Self {
-                events: SdkLoggerProvider::builder()
+                log_provider: SdkLoggerProvider::builder()
                     .with_batch_exporter(events.build()?)
                     .with_resource(resource.clone())
                     .build(),
-                spans: SdkTracerProvider::builder()
+                span_provider: SdkTracerProvider::builder()
                     .with_batch_exporter(spans.build()?)
                     .with_resource(resource)
                     .build(),
@@ -135,20 +140,20 @@ mod otlp {
         }
 
         /// Returns the layer that exports log events.
-        pub(super) fn events<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
-            OpenTelemetryTracingBridge::new(&self.events)
+        pub(super) fn otlp_log_layer<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
+            OpenTelemetryTracingBridge::new(&self.log_provider)
         }
 
         /// Returns the layer that exports spans.
-        pub(super) fn spans<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
-            tracing_opentelemetry::layer().with_tracer(self.spans.tracer("millstream"))
+        pub(super) fn otlp_span_layer<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> {
+            tracing_opentelemetry::layer().with_tracer(self.span_provider.tracer("millstream"))
         }
 
         /// Exports what is queued, within a few seconds.
-        pub(super) fn finish(self) {
-            for result in [self.events.shutdown(), self.spans.shutdown()] {
+        pub(super) fn flush_and_stop_otlp(self) {
+            for result in [self.log_provider.shutdown(), self.span_provider.shutdown()] {
                 if let Err(error) = result {
-                    tracing::warn!(%error, "log.otlp: the last events or spans were not exported");
+                    tracing::warn!(%error, "OTLP export (log.otlp): the last log events or spans were not exported");
                 }
             }
         }
@@ -156,11 +161,11 @@ mod otlp {
 }
 
 /// The DTLS stack warns about each missing server name, which WebRTC does not use.
-const QUIETENED: &str = "rtc_dtls=error";
+const DTLS_LOG_DIRECTIVE: &str = "rtc_dtls=error";
 
 /// Why the HTTP side rejected something, by the limit that was reached. A label of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejection {
+pub enum ReachedHttpLimit {
     /// `limits.connections_per_address`.
     ConnectionsPerAddress,
     /// `limits.requests_per_second`.
@@ -171,16 +176,19 @@ pub enum Rejection {
     WebhookQueue,
     /// `limits.response_timeout`.
     ResponseUnread,
+    /// The limit of the operating system on open files.
+    OpenFiles,
 }
 
-impl Rejection {
+impl ReachedHttpLimit {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::ConnectionsPerAddress,
         Self::RequestRate,
         Self::FailureRate,
         Self::WebhookQueue,
         Self::ResponseUnread,
+        Self::OpenFiles,
     ];
 
     /// Returns the label.
@@ -191,6 +199,7 @@ impl Rejection {
             Self::FailureRate => "failure_rate",
             Self::WebhookQueue => "webhook_queue",
             Self::ResponseUnread => "response_unread",
+            Self::OpenFiles => "open_files",
         }
     }
 }
@@ -198,38 +207,41 @@ impl Rejection {
 /// HTTP responses by class of status, and rejections.
 #[derive(Debug, Default)]
 pub struct HttpCounters {
-    classes: [AtomicU64; HttpCounters::CLASSES.len()],
-    rejections: [AtomicU64; Rejection::ALL.len()],
+    responses_by_class: [AtomicU64; HttpCounters::STATUS_CLASSES.len()],
+    rejections: [AtomicU64; ReachedHttpLimit::ALL.len()],
 }
 
 impl HttpCounters {
     /// Labels of the classes, by the first digit of the status minus one.
-    pub const CLASSES: [&'static str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+    pub const STATUS_CLASSES: [&'static str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
     /// Counts a response.
-    pub fn responded(&self, status: u16) {
+    pub fn count_response(&self, status: u16) {
         let class = usize::from(status / 100).checked_sub(1);
-        if let Some(counter) = class.and_then(|class| self.classes.get(class)) {
+        if let Some(counter) = class.and_then(|class| self.responses_by_class.get(class)) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the responses by class.
-    pub fn by_class(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        let counts = self.classes.iter().map(|counter| counter.load(Ordering::Relaxed));
-        Self::CLASSES.into_iter().zip(counts)
+    pub fn responses_by_class(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let counts = self
+            .responses_by_class
+            .iter()
+            .map(|counter| counter.load(Ordering::Relaxed));
+        Self::STATUS_CLASSES.into_iter().zip(counts)
     }
 
     /// Counts a rejection.
-    pub fn rejected(&self, rejection: Rejection) {
+    pub fn count_rejection(&self, rejection: ReachedHttpLimit) {
         if let Some(counter) = self.rejections.get(rejection as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the rejections by reason.
-    pub fn rejections(&self) -> impl Iterator<Item = (Rejection, u64)> + '_ {
+    pub fn rejections(&self) -> impl Iterator<Item = (ReachedHttpLimit, u64)> + '_ {
         let counts = self.rejections.iter().map(|counter| counter.load(Ordering::Relaxed));
-        Rejection::ALL.into_iter().zip(counts)
+        ReachedHttpLimit::ALL.into_iter().zip(counts)
     }
 }

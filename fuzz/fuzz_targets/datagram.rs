@@ -17,13 +17,13 @@ use std::{
 };
 
 use millstream_core::{
-    sdp::plan::{DtlsRole, Fingerprint, FingerprintHash, IceCredentials, Transport},
+    sdp::negotiated::{DtlsRole, Fingerprint, FingerprintHashFunction, IceCredentials, RemoteTransport},
     session::{
-        CloseReason, Event, Session,
-        guard::{Guard, kinds},
+        CloseReason, Session, TransportEvent,
+        guard::{DtlsGuard, record_types_and_epochs},
         ice,
-        identity::Identity,
-        stun::BindingRequest,
+        identity::DtlsIdentity,
+        stun::PendingBindingRequest,
     },
 };
 use millstream_fuzz::{counter, origin, packets};
@@ -77,25 +77,26 @@ struct World {
 
 impl World {
     fn new(role: DtlsRole) -> Self {
-        static IDENTITY: OnceLock<Arc<Identity>> = OnceLock::new();
-        let identity = IDENTITY.get_or_init(|| Arc::new(Identity::generate().expect("a certificate")));
+        static IDENTITY: OnceLock<Arc<DtlsIdentity>> = OnceLock::new();
+        let identity = IDENTITY.get_or_init(|| Arc::new(DtlsIdentity::generate().expect("a certificate")));
         let [local, remote] = [("ours", OUR_PWD), ("peer", PEER_PWD)].map(|(ufrag, pwd)| IceCredentials {
             ufrag: ufrag.to_owned(),
             pwd: pwd.to_owned(),
         });
         let fingerprints = vec![Fingerprint {
-            hash: FingerprintHash::Sha256,
+            hash_function: FingerprintHashFunction::Sha256,
             digest: vec![7; 32],
         }];
         let session = Session::new(
             origin(),
             identity.clone(),
             local,
-            Transport {
-                remote,
+            RemoteTransport {
+                remote_credentials: remote,
                 fingerprints,
-                role,
+                gateway_dtls_role: role,
             },
+            millstream_core::session::DEFAULT_CONNECT_TIMEOUT,
         );
         Self {
             session,
@@ -124,7 +125,7 @@ impl World {
             )),
             // The connection by which the peer came is gone.
             _ => {
-                self.session.lose_address(from);
+                self.session.remove_address(from);
                 self.authenticated.retain(|address| *address != from);
             }
         }
@@ -135,7 +136,7 @@ impl World {
         check_discovery(datagram);
         let is_valid_check = is_valid_check(datagram);
         if is_valid_check && self.closed.is_none() {
-            assert!(ice::is_check(datagram) && ice::local_ufrag(datagram).as_deref() == Some("ours"));
+            assert!(ice::is_binding_request(datagram) && ice::read_local_ufrag(datagram).as_deref() == Some("ours"));
             self.authenticated.push(from);
         }
         let is_authenticated = self.authenticated.contains(&from);
@@ -170,7 +171,7 @@ impl World {
     }
 
     fn drops(&self) -> u32 {
-        self.session.drops().iter().sum()
+        self.session.drop_counts().iter().sum()
     }
 
     /// What is to be sent, and the number of events.
@@ -182,7 +183,7 @@ impl World {
         assert!(sent.len() <= MAX_SENT && sent.iter().all(|(_, payload)| payload.len() <= MAX_DATAGRAM));
         for (to, payload) in &sent {
             assert!(self.authenticated.contains(to), "{to} has authenticated nothing");
-            if ice::is_check(payload) {
+            if ice::is_binding_request(payload) {
                 self.check.clone_from(payload);
             }
         }
@@ -191,12 +192,14 @@ impl World {
             events += 1;
             assert!(self.closed.is_none(), "nothing follows the end");
             match event {
-                Event::AddressLearned(address) | Event::Moved(address) => {
+                TransportEvent::AddressLearned(address) | TransportEvent::DestinationMoved(address) => {
                     assert!(self.authenticated.contains(&address))
                 }
-                Event::AddressForgotten(_) => {}
-                Event::Closed(reason) => self.closed = Some(reason),
-                Event::Connected | Event::Rtp(_) | Event::Rtcp(_) => panic!("nobody has the key of the certificate"),
+                TransportEvent::AddressForgotten(_) => {}
+                TransportEvent::Closed(reason) => self.closed = Some(reason),
+                TransportEvent::Connected | TransportEvent::Rtp(_) | TransportEvent::Rtcp(_) => {
+                    panic!("nobody has the key of the certificate")
+                }
             }
         }
         assert!(!was_closed || sent.is_empty(), "something is sent after the end");
@@ -209,18 +212,18 @@ fn address(host: u8) -> SocketAddr {
 }
 
 fn check_guard(datagram: &[u8]) {
-    let Ok(admitted) = Guard::default().admit(datagram) else {
+    let Ok(admitted) = DtlsGuard::default().filter_datagram(datagram) else {
         return;
     };
-    let mut offered = kinds(datagram).into_iter();
-    let passed = kinds(&admitted);
+    let mut offered = record_types_and_epochs(datagram).into_iter();
+    let passed = record_types_and_epochs(&admitted);
     assert!(admitted.len() <= datagram.len());
     assert!(
         passed.iter().all(|kind| offered.any(|other| other == *kind)),
         "another order"
     );
     assert_eq!(
-        Guard::default().admit(&admitted).as_ref(),
+        DtlsGuard::default().filter_datagram(&admitted).as_ref(),
         Ok(&admitted),
         "not whole records"
     );
@@ -228,9 +231,9 @@ fn check_guard(datagram: &[u8]) {
 
 /// The response to a request for our public address has its transaction id (RFC 8489 §6.3.1).
 fn check_discovery(datagram: &[u8]) {
-    let request = BindingRequest::new(&mut || 7);
-    if request.answer(datagram).is_some() {
-        assert_eq!(datagram.get(8..20), request.request.get(8..20));
+    let request = PendingBindingRequest::new(&mut || 7);
+    if request.parse_mapped_address(datagram).is_some() {
+        assert_eq!(datagram.get(8..20), request.encoded_message.get(8..20));
     }
 }
 

@@ -7,11 +7,11 @@
 
 use bytes::Bytes;
 use millstream_core::media::{
-    Codec, Kind,
-    codec::{Inspector, MAX_PAYLOAD},
+    Codec, MediaKind,
+    codec::{MAX_RTP_PAYLOAD_BYTES, PayloadInspector},
     depacketizer::{Depacketizer, Frame},
     packet::Packet,
-    packetizer::{MAX_ACCESS_UNIT, Packetizer, annex_b},
+    packetizer::{MAX_ACCESS_UNIT_BYTES, Packetizer, split_annex_b},
     rtp::{Header, SeqUnwrapper, TimeUnwrapper},
 };
 use millstream_fuzz::{origin, packets};
@@ -37,39 +37,42 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         return;
     };
     let codec = CODECS[usize::from(*first) % CODECS.len()];
-    let mut inspector = Inspector::new(codec);
+    let mut inspector = PayloadInspector::new(codec);
     let mut depacketizer = Depacketizer::new(codec.kind());
-    let (mut seqs, mut times) = (SeqUnwrapper::starting_at(0), TimeUnwrapper::starting_at(0));
+    let (mut seqs, mut times) = (
+        SeqUnwrapper::starting_at_or_above(0),
+        TimeUnwrapper::starting_at_or_above(0),
+    );
     let mut frames = Vec::new();
     for bytes in packets(rest) {
         let Ok(header) = Header::parse(bytes) else { continue };
-        let payload = Bytes::copy_from_slice(&bytes[header.payload()]);
-        let inspection = inspector.inspect(header.time, &payload);
+        let payload = Bytes::copy_from_slice(&bytes[header.payload_range()]);
+        let inspection = inspector.inspect_rtp_payload(header.time, &payload);
         assert!(
             inspection
-                .insert
+                .parameter_sets_to_insert
                 .iter()
-                .all(|set| !set.is_empty() && set.len() <= MAX_PAYLOAD)
+                .all(|set| !set.is_empty() && set.len() <= MAX_RTP_PAYLOAD_BYTES)
         );
-        assert!(codec.kind() == Kind::Video || !inspection.key_frame);
+        assert!(codec.kind() == MediaKind::Video || !inspection.identifies_key_frame);
         let packet = Packet {
             seq: seqs.extend(header.seq),
             time: times.extend(header.time),
             codec,
             marker: header.marker,
-            key_frame: inspection.key_frame,
+            identifies_key_frame: inspection.identifies_key_frame,
             arrival: origin(),
             payload,
         };
-        depacketizer.push(&packet, &mut frames);
+        depacketizer.push_packet(&packet, &mut frames);
     }
     let bytes: usize = frames.iter().map(|frame| frame.bytes.len()).sum();
     assert!(bytes <= GROWTH * rest.len(), "{bytes} bytes of {}", rest.len());
     if let Some(frame) = frames.first() {
-        assert!(frame.key_frame, "begins with a key frame");
+        assert!(frame.is_key_frame, "begins with a key frame");
     }
     for frame in &frames {
-        assert!(!frame.bytes.is_empty() && frame.bytes.len() <= MAX_ACCESS_UNIT * 2);
+        assert!(!frame.bytes.is_empty() && frame.bytes.len() <= MAX_ACCESS_UNIT_BYTES * 2);
         if matches!(codec, Codec::H264 | Codec::H265) {
             check_round_trip(frame);
         }
@@ -77,32 +80,32 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
 });
 
 fn check_round_trip(frame: &Frame) {
-    let nals = annex_b(&frame.bytes).expect("start codes");
+    let nals = split_annex_b(&frame.bytes).expect("start codes");
     let mut packetizer = Packetizer::new(frame.codec).expect("a codec of frames");
     let Ok(payloads) = packetizer.packetize_video(&nals) else {
         return;
     };
     let Some(last) = payloads.last() else { return };
     assert!(last.marker && payloads.iter().filter(|payload| payload.marker).count() == 1);
-    let mut depacketizer = Depacketizer::new(Kind::Video);
+    let mut depacketizer = Depacketizer::new(MediaKind::Video);
     let mut frames = Vec::new();
     for (seq, payload) in (0..).zip(&payloads) {
-        assert!(!payload.bytes.is_empty() && payload.bytes.len() <= MAX_PAYLOAD);
+        assert!(!payload.bytes.is_empty() && payload.bytes.len() <= MAX_RTP_PAYLOAD_BYTES);
         let packet = Packet {
             seq,
             time: 0,
             codec: frame.codec,
             marker: payload.marker,
-            key_frame: true,
+            identifies_key_frame: true,
             arrival: origin(),
             payload: payload.bytes.clone(),
         };
-        depacketizer.push(&packet, &mut frames);
+        depacketizer.push_packet(&packet, &mut frames);
     }
     let [again] = frames.as_slice() else {
         panic!("{} frames of one", frames.len())
     };
-    let again = annex_b(&again.bytes).expect("start codes");
+    let again = split_annex_b(&again.bytes).expect("start codes");
     // What no receiver needs is left out; nothing is added, changed or moved.
     let mut rest = nals.iter();
     assert!(

@@ -4,46 +4,53 @@
 //! answer to an ICE restart and parsed that. The line of an error exists.
 #![no_main]
 
-use millstream::http::fragment::{Fragment, FragmentError};
+use millstream::http::trickle_fragment::{TrickleFragmentCredentials, TrickleFragmentError};
 use millstream_core::sdp::{
-    Local, SHORTEST_PWD, SHORTEST_UFRAG, is_ice_text, offer_viewer,
-    plan::{Fingerprint, FingerprintHash, IceCredentials, SourceFormats},
+    LocalTransport, MIN_PWD_LEN, MIN_UFRAG_LEN, create_viewer_offer, is_valid_ice_credential,
+    negotiated::{Fingerprint, FingerprintHashFunction, IceCredentials, TrackFormats},
 };
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
-    let fragment = match Fragment::parse(body) {
+    let fragment = match TrickleFragmentCredentials::parse(body) {
         Ok(fragment) => fragment,
-        Err(FragmentError::NotALine { line } | FragmentError::NoSection { line }) => {
+        Err(TrickleFragmentError::NotSdpLine { line } | TrickleFragmentError::CandidateBeforeSection { line }) => {
             let text = str::from_utf8(body).expect("lines are counted in text");
             return assert!((1..=text.lines().count()).contains(&line), "line {line}");
         }
-        Err(FragmentError::Empty | FragmentError::NotText | FragmentError::BadCredentials) => return,
+        Err(TrickleFragmentError::Empty | TrickleFragmentError::NotText | TrickleFragmentError::InvalidCredentials) => {
+            return;
+        }
     };
     let Ok(IceCredentials { ufrag, pwd }) = fragment.credentials() else {
         return;
     };
-    assert!(is_ice_text(&ufrag, SHORTEST_UFRAG) && is_ice_text(&pwd, SHORTEST_PWD));
+    assert!(is_valid_ice_credential(&ufrag, MIN_UFRAG_LEN) && is_valid_ice_credential(&pwd, MIN_PWD_LEN));
     let other = IceCredentials {
         ufrag: format!("{ufrag}0"),
         pwd: pwd.clone(),
     };
-    assert!(!fragment.belongs_to(&other), "credentials of another ICE session");
+    assert!(
+        !fragment.matches_credentials(&other),
+        "credentials of another ICE session"
+    );
     let credentials = IceCredentials { ufrag, pwd };
-    assert!(fragment.belongs_to(&credentials));
+    assert!(fragment.matches_credentials(&credentials));
     let fingerprint = Fingerprint {
-        hash: FingerprintHash::Sha256,
+        hash_function: FingerprintHashFunction::Sha256,
         digest: vec![7; 32],
     };
     let candidates = [([192, 0, 2, 1], 8189).into()];
-    let local = Local {
-        credentials: &credentials,
+    let local = LocalTransport {
+        ice_credentials: &credentials,
         fingerprint: &fingerprint,
-        candidates: &candidates,
-        tcp: true,
-        session_id: 1,
+        candidate_addresses: &candidates,
+        accepts_ice_tcp: true,
+        viewer_congestion_control: true,
+        viewer_playout_delay: true,
+        sdp_session_id: 1,
     };
-    let description = offer_viewer(&SourceFormats::default(), &local);
-    let written = description.ice.fragment(&credentials, &local);
-    let again = Fragment::parse(written.as_bytes()).expect("our fragment parses");
+    let description = create_viewer_offer(&TrackFormats::default(), &local);
+    let written = description.ice_fragment_template.restart_fragment(&credentials, &local);
+    let again = TrickleFragmentCredentials::parse(written.as_bytes()).expect("our fragment parses");
     assert_eq!(again.credentials(), Ok(credentials));
 });

@@ -11,9 +11,9 @@ use std::{
 };
 
 use millstream::shard::tcp::{
-    MAX_FRAME,
-    queue::{MAX_BYTES, Queue},
-    read_frame,
+    MAX_FRAMED_PACKET_BYTES,
+    queue::{DatagramQueue, MAX_QUEUED_BYTES},
+    read_framed_packet,
 };
 use millstream_fuzz::origin;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -46,14 +46,14 @@ async fn check_frames(stream: &[u8], size: usize) -> Vec<Vec<u8>> {
         let expected = rest
             .split_first_chunk::<2>()
             .map(|(length, body)| (usize::from(u16::from_be_bytes(*length)), body));
-        match (read_frame(&mut reader).await, expected) {
+        match (read_framed_packet(&mut reader).await, expected) {
             (Ok(frame), Some((length, body))) => {
                 assert_eq!(body.get(..length), Some(frame.as_slice()));
-                assert!(length <= MAX_FRAME);
+                assert!(length <= MAX_FRAMED_PACKET_BYTES);
                 rest = &body[length..];
                 frames.push(frame);
             }
-            (Err(error), Some((length, _))) if length > MAX_FRAME => {
+            (Err(error), Some((length, _))) if length > MAX_FRAMED_PACKET_BYTES => {
                 assert_eq!(error.kind(), io::ErrorKind::InvalidData);
                 return frames;
             }
@@ -72,21 +72,24 @@ async fn check_frames(stream: &[u8], size: usize) -> Vec<Vec<u8>> {
 
 /// Queues each frame as a run of datagrams of half its length.
 async fn check_queue(frames: &[Vec<u8>]) {
-    let queue = Queue::default();
+    let queue = DatagramQueue::default();
     let mut expected = Vec::new();
     for frame in frames {
         let segment = (frame.len() / 2).max(1);
-        let taken = queue.push(origin(), frame, segment);
+        let taken = queue.push_datagrams(origin(), frame, segment);
         expected.extend(frame.chunks(segment).take(taken).map(<[u8]>::to_vec));
-        assert!(queue.bytes() <= MAX_BYTES);
+        assert!(queue.queued_bytes() <= MAX_QUEUED_BYTES);
     }
     queue.close();
     let mut written = Vec::new();
-    queue.write_to(&mut written).await.expect("memory takes everything");
-    assert_eq!(queue.bytes(), 0);
+    queue
+        .write_until_closed_and_empty(&mut written)
+        .await
+        .expect("memory takes everything");
+    assert_eq!(queue.queued_bytes(), 0);
     let mut reader = written.as_slice();
     for datagram in expected {
-        assert_eq!(read_frame(&mut reader).await.expect("a frame"), datagram);
+        assert_eq!(read_framed_packet(&mut reader).await.expect("a frame"), datagram);
     }
     assert!(reader.is_empty());
 }

@@ -6,8 +6,8 @@
 
 use bytes::Bytes;
 use millstream_core::media::{
-    container::{Content, Demuxer},
-    packetizer::annex_b,
+    container::{HlsSegmentDemuxer, SampleCodec},
+    packetizer::split_annex_b,
 };
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
@@ -15,12 +15,14 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         return;
     };
     let (init, segment) = rest.split_at(usize::from(u16::from_be_bytes(*length)).min(rest.len()));
-    let mut demuxer = Demuxer::default();
-    demuxer.set_init(Bytes::copy_from_slice(init));
+    let mut demuxer = HlsSegmentDemuxer::default();
+    demuxer.set_init_section(Bytes::copy_from_slice(init));
     let segment = Bytes::copy_from_slice(segment);
     // The second time the demuxer has state.
     for _ in 0..2 {
-        let Ok(samples) = demuxer.segment(&segment) else { return };
+        let Ok(samples) = demuxer.demux_segment(&segment) else {
+            return;
+        };
         assert!(!samples.is_empty() || !is_mp4(&segment));
         let bytes: usize = samples.iter().map(|sample| sample.bytes.len()).sum();
         // A start code of a parameter set is longer than its length in the initialization section.
@@ -33,10 +35,10 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             samples.len(),
             segment.len()
         );
-        assert!(samples.is_sorted_by_key(|sample| sample.decode));
+        assert!(samples.is_sorted_by_key(|sample| sample.decode_time));
         for sample in samples {
-            if matches!(sample.content, Content::H264 | Content::H265) {
-                annex_b(&sample.bytes).expect("start codes");
+            if matches!(sample.codec, SampleCodec::H264 | SampleCodec::H265) {
+                split_annex_b(&sample.bytes).expect("start codes");
             }
         }
     }

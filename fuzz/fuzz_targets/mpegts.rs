@@ -4,7 +4,7 @@
 #![no_main]
 
 use bytes::Bytes;
-use millstream_core::media::container::{Content, Demuxer, Sample};
+use millstream_core::media::container::{DemuxedSample, HlsSegmentDemuxer, SampleCodec};
 
 /// Length of a packet (ISO/IEC 13818-1 §2.4.3.2).
 const PACKET: usize = 188;
@@ -16,10 +16,10 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     }
     let data = Bytes::copy_from_slice(data);
     let half = data.len() / 2 / PACKET * PACKET;
-    let mut demuxer = Demuxer::default();
+    let mut demuxer = HlsSegmentDemuxer::default();
     let (mut pushed, mut returned) = (0, 0);
     for segment in [data.slice(..half), data.slice(half..)] {
-        let samples = demuxer.segment(&segment).unwrap_or_default();
+        let samples = demuxer.demux_segment(&segment).unwrap_or_default();
         // The last frame of a segment may come with the next one.
         pushed += segment.len();
         returned += check(&samples);
@@ -31,12 +31,12 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
 });
 
 /// Returns the bytes of all frames.
-fn check(samples: &[Sample]) -> usize {
+fn check(samples: &[DemuxedSample]) -> usize {
     for sample in samples {
-        assert!(sample.present >= sample.decode);
+        assert!(sample.presentation_time >= sample.decode_time);
         assert!(!sample.bytes.is_empty());
-        if let Content::Aac(config) = sample.content {
-            assert!(config.rate > 0, "{config:?}");
+        if let SampleCodec::Aac(config) = sample.codec {
+            assert!(config.sample_rate > 0, "{config:?}");
         }
     }
     samples.iter().map(|sample| sample.bytes.len()).sum()

@@ -7,8 +7,10 @@
 use millstream_core::{
     media::{Format, ProfileLevelId, transcode::SourceTrack},
     sdp::{
-        Local, Offer, OfferError, answer_publisher, answer_viewer, formats_for,
-        plan::{AvailableTrack, AvailableTracks, Fingerprint, FingerprintHash, IceCredentials, SourceFormats},
+        LocalTransport, Offer, OfferError, answer_whep_offer, answer_whip_offer, formats_for_offer,
+        negotiated::{
+            AvailableTrack, AvailableTracks, Fingerprint, FingerprintHashFunction, IceCredentials, TrackFormats,
+        },
     },
 };
 
@@ -37,7 +39,7 @@ impl Us {
                 pwd: "0123456789abcdefghijklmn".to_owned(),
             },
             fingerprint: Fingerprint {
-                hash: FingerprintHash::Sha256,
+                hash_function: FingerprintHashFunction::Sha256,
                 digest: (0xe0..=0xff).collect(),
             },
             candidates: vec![
@@ -47,13 +49,15 @@ impl Us {
         }
     }
 
-    fn local(&self) -> Local<'_> {
-        Local {
-            credentials: &self.credentials,
+    fn local(&self) -> LocalTransport<'_> {
+        LocalTransport {
+            ice_credentials: &self.credentials,
             fingerprint: &self.fingerprint,
-            candidates: &self.candidates,
-            tcp: false,
-            session_id: 7,
+            candidate_addresses: &self.candidates,
+            accepts_ice_tcp: false,
+            viewer_congestion_control: true,
+            viewer_playout_delay: true,
+            sdp_session_id: 7,
         }
     }
 }
@@ -68,7 +72,7 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
     };
     let text = str::from_utf8(body).expect("what is parsed is text");
     let us = Us::new();
-    match answer_publisher(&offer, &us.local()) {
+    match answer_whip_offer(&offer, &us.local()) {
         Ok((plan, answer)) => {
             invariants::check_publication(text, &answer.sdp, &plan);
             check_answer(&offer, &answer.sdp);
@@ -76,7 +80,7 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         Err(error) => check_error(body, &error),
     }
     let source = source(body.len());
-    match answer_viewer(&offer, &source, &us.local(), &mut millstream_fuzz::counter()) {
+    match answer_whep_offer(&offer, &source, &us.local(), &mut millstream_fuzz::counter()) {
         Ok((plan, answer)) => {
             invariants::check_playback(text, &answer.sdp, &plan);
             check_answer(&offer, &answer.sdp);
@@ -84,14 +88,14 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         Err(error) => check_error(body, &error),
     }
     let track = |format| AvailableTrack {
-        source: SourceTrack::in_order(format),
+        source_track: SourceTrack::without_b_frames(format),
         can_transcode: true,
     };
     let available = AvailableTracks {
         video: source.video.map(track),
         audio: source.audio.map(track),
     };
-    let chosen = formats_for(&offer, &available);
+    let chosen = formats_for_offer(&offer, &available);
     assert_eq!(
         (chosen.video.is_some(), chosen.audio.is_some()),
         (source.video.is_some(), source.audio.is_some())
@@ -99,22 +103,22 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
 });
 
 /// One of three streams.
-fn source(choice: usize) -> SourceFormats {
+fn source(choice: usize) -> TrackFormats {
     let h264 = Format::H264 {
         profile: ProfileLevelId([0x64, 0x00, 0x1f]),
         packetization_mode: 1,
     };
     let audio = Some(Format::Opus { stereo: true });
     match choice % 3 {
-        0 => SourceFormats {
+        0 => TrackFormats {
             video: Some(h264),
             audio,
         },
-        1 => SourceFormats {
+        1 => TrackFormats {
             video: Some(Format::Vp8),
             audio: None,
         },
-        _ => SourceFormats { video: None, audio },
+        _ => TrackFormats { video: None, audio },
     }
 }
 
@@ -122,14 +126,14 @@ fn source(choice: usize) -> SourceFormats {
 fn check_answer(offer: &Offer, answer: &str) {
     let parsed = Offer::parse(answer.replace("a=ice-lite\r\n", "").as_bytes());
     let parsed = parsed.unwrap_or_else(|error| panic!("the answer does not parse: {error}\n{answer}"));
-    assert_eq!(parsed.shape(), offer.shape());
+    assert_eq!(parsed.section_kinds_and_mids(), offer.section_kinds_and_mids());
 }
 
 fn check_error(body: &[u8], error: &OfferError) {
-    assert!(matches!(error.status(), 400 | 422), "{error}");
+    assert!(matches!(error.http_status(), 400 | 422), "{error}");
     let lines = body.split_inclusive(|byte| *byte == b'\n').count();
     assert!(
-        error.line().is_none_or(|line| (1..=lines).contains(&line)),
+        error.line_number().is_none_or(|line| (1..=lines).contains(&line)),
         "{error}: there are {lines} lines"
     );
     let text = error.to_string();

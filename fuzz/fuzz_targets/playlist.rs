@@ -5,8 +5,8 @@
 #![no_main]
 
 use millstream::sources::hls::{
-    cursor::{Cursor, Step},
-    playlist::{Media, Playlist},
+    cursor::{CursorStep, PlaylistCursor},
+    playlist::{MediaPlaylist, Playlist},
 };
 
 /// Loads of a playlist, and steps after each.
@@ -20,7 +20,7 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
         .filter_map(|text| Playlist::parse(text).ok().inspect(|playlist| check(text, playlist)))
         .collect();
     for repeats in [false, true] {
-        let mut cursor = Cursor::new(repeats);
+        let mut cursor = PlaylistCursor::new(repeats);
         for playlist in parsed.iter().take(LOADS) {
             if let Playlist::Media(media) = playlist {
                 follow(&mut cursor, media);
@@ -38,28 +38,31 @@ fn check(text: &str, playlist: &Playlist) {
                 .iter()
                 .map(|variant| variant.uri.len() + variant.codecs.as_ref().map_or(0, String::len));
             assert!(uris.sum::<usize>() <= text.len());
-            assert!(list.audio.len() <= text.len() / 10);
+            assert!(list.audio_renditions.len() <= text.len() / 10);
         }
         Playlist::Media(media) => {
-            let listed = || media.segments.iter().chain(&media.open);
+            let listed = || media.segments.iter().chain(&media.segment_in_progress);
             let uris = listed()
                 .map(|segment| segment.uri.len() + segment.parts.iter().map(|part| part.uri.len()).sum::<usize>());
             assert!(uris.sum::<usize>() <= text.len());
             for pair in media.segments.windows(2) {
-                assert_eq!(pair[1].number, pair[0].number.saturating_add(1));
-                assert!(pair[1].discontinuities >= pair[0].discontinuities);
+                assert_eq!(
+                    pair[1].media_sequence_number,
+                    pair[0].media_sequence_number.saturating_add(1)
+                );
+                assert!(pair[1].discontinuity_sequence >= pair[0].discontinuity_sequence);
             }
             if let Some(last) = media.segments.last() {
-                assert_eq!(media.next, last.number.saturating_add(1));
+                assert_eq!(media.next_segment_number, last.media_sequence_number.saturating_add(1));
             }
-            if let Some(open) = &media.open {
-                assert_eq!(open.number, media.next);
+            if let Some(open) = &media.segment_in_progress {
+                assert_eq!(open.media_sequence_number, media.next_segment_number);
                 assert!(!open.parts.is_empty() && open.uri.is_empty());
             }
             let parts = listed()
                 .flat_map(|segment| &segment.parts)
-                .filter_map(|part| part.range);
-            for range in listed().filter_map(|segment| segment.range).chain(parts) {
+                .filter_map(|part| part.byte_range);
+            for range in listed().filter_map(|segment| segment.byte_range).chain(parts) {
                 assert!(range.begin.checked_add(range.length).is_some(), "{range:?}");
             }
             assert!(media.segments.iter().all(|segment| segment.duration.as_secs() <= 3_600));
@@ -67,29 +70,34 @@ fn check(text: &str, playlist: &Playlist) {
     }
 }
 
-fn follow(cursor: &mut Cursor, media: &Media) {
-    cursor.loaded(media);
+fn follow(cursor: &mut PlaylistCursor, media: &MediaPlaylist) {
+    cursor.on_playlist_loaded(media);
     for _ in 0..STEPS {
-        match cursor.step(media) {
-            Step::Fetch(segment, _) => {
-                let mut listed = media.segments.iter().chain(&media.open);
-                let found = listed.find(|listed| listed.number == segment.number).expect("listed");
-                match cursor.next_part().checked_sub(1) {
+        match cursor.advance_to_next_step(media) {
+            CursorStep::FetchSegment(segment, _) => {
+                let mut listed = media.segments.iter().chain(&media.segment_in_progress);
+                let found = listed
+                    .find(|listed| listed.media_sequence_number == segment.media_sequence_number)
+                    .expect("listed");
+                match cursor.next_part_index().checked_sub(1) {
                     Some(part) => {
                         assert_eq!(found.parts[part].uri, segment.uri);
-                        assert_eq!(cursor.next_number(), Some(segment.number));
+                        assert_eq!(cursor.next_segment_number(), Some(segment.media_sequence_number));
                     }
                     None => {
                         assert_eq!(found.uri, segment.uri);
-                        assert_eq!(cursor.next_number(), Some(segment.number.saturating_add(1)));
+                        assert_eq!(
+                            cursor.next_segment_number(),
+                            Some(segment.media_sequence_number.saturating_add(1))
+                        );
                     }
                 }
             }
-            Step::Reload(wait) => {
+            CursorStep::ReloadPlaylist(wait) => {
                 assert!(wait.as_millis() >= 300, "{wait:?}");
                 return;
             }
-            Step::Ended => {
+            CursorStep::Ended => {
                 assert!(media.has_ended);
                 return;
             }

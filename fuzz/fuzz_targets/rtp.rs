@@ -14,12 +14,12 @@ use millstream_core::{
         name::StreamName,
         stream::{SessionId, ShardIndex, SourceRef},
     },
-    media::{Kind, rtcp, rtp::Header},
+    media::{MediaKind, rtcp, rtp::Header},
     sdp::{
-        Local, Offer, answer_publisher,
-        plan::{Fingerprint, FingerprintHash, IceCredentials, Publication},
+        LocalTransport, Offer, answer_whip_offer,
+        negotiated::{Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedPublication},
     },
-    sources::whip::{Published, Publisher},
+    sources::whip::{PublishedBatchesAndTakeover, Publisher},
 };
 use millstream_fuzz::{counter, origin, packets};
 
@@ -41,27 +41,27 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let (hub, mut now) = (Hub::default(), origin());
     let name = StreamName::parse("fuzz").expect("a name");
     let source = SourceRef {
-        session: SessionId([7; 16]),
+        session_id: SessionId([7; 16]),
         shard: ShardIndex(0),
-        takes_key_frame_requests: true,
+        accepts_key_frame_requests: true,
     };
     let mut publisher = Publisher::new(now, name.clone(), source, publication(*choice), &mut counter());
-    publisher.connected(now, &hub);
+    publisher.attach_on_connect_if_no_source(now, &hub);
     let mut seen = Seen::default();
     for (index, packet) in packets(rest).enumerate() {
         now += STEP;
         match packet.get(1) {
             // As the session tells them apart (RFC 5761 §4).
-            Some(192..=223) => publisher.handle_rtcp(now, &rtcp::read(packet)),
+            Some(192..=223) => publisher.handle_rtcp(now, &rtcp::parse_compound_until_malformed(packet)),
             _ => {
                 if let Ok(header) = Header::parse(packet) {
-                    assert!(packet.get(header.payload()).is_some());
+                    assert!(packet.get(header.payload_range()).is_some());
                 }
                 publisher.handle_rtp(now, Bytes::copy_from_slice(packet));
             }
         }
         if index % TICK == TICK - 1 {
-            seen.check(&hub, &name, &publisher.publish(&hub));
+            seen.check(&hub, &name, &publisher.publish_arrived_packets(&hub));
             // A gap of some seconds now and then: reports are due, and packets are given up.
             now += if packet.len() % 16 == 0 {
                 Duration::from_secs(2)
@@ -74,30 +74,30 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
                 .for_each(|datagram| check_feedback(datagram));
         }
     }
-    seen.check(&hub, &name, &publisher.publish(&hub));
-    publisher.request_key_frame();
+    seen.check(&hub, &name, &publisher.publish_arrived_packets(&hub));
+    publisher.schedule_key_frame_request(None);
     now += Duration::from_secs(1);
     publisher
         .handle_timeout(now)
         .iter()
         .for_each(|datagram| check_feedback(datagram));
-    publisher.ended(&hub);
+    publisher.detach(&hub);
     assert!(hub.streams().is_empty(), "a stream without source and viewers is gone");
 });
 
 /// What viewers got.
 #[derive(Default)]
 struct Seen {
-    numbers: HashSet<(u64, Kind, u64)>,
+    numbers: HashSet<(u64, MediaKind, u64)>,
     has_key_frame: bool,
 }
 
 impl Seen {
-    fn check(&mut self, hub: &Hub, name: &StreamName, published: &Published) {
-        assert!(!published.displaced && published.replaced.is_none());
-        let original = hub.find(name).map(|stream| stream.id);
+    fn check(&mut self, hub: &Hub, name: &StreamName, published: &PublishedBatchesAndTakeover) {
+        assert!(!published.displaced && published.replaced_source.is_none());
+        let original = hub.find_stream(name).map(|stream| stream.id);
         for batch in &published.batches {
-            let stream = batch.stream.0;
+            let stream = batch.stream_id.0;
             for packet in batch.packets.iter().map(|entry| &entry.packet) {
                 let kind = packet.codec.kind();
                 assert!(
@@ -105,14 +105,14 @@ impl Seen {
                     "{kind} packet {} comes twice",
                     packet.seq
                 );
-                if Some(batch.stream) == original && kind == Kind::Video {
+                if Some(batch.stream_id) == original && kind == MediaKind::Video {
                     let of_its_frame = |other: &millstream_core::media::packet::Packet| {
                         other.codec.kind() == kind && other.time == packet.time
                     };
                     self.has_key_frame |= batch
                         .packets
                         .iter()
-                        .any(|other| of_its_frame(&other.packet) && other.packet.key_frame);
+                        .any(|other| of_its_frame(&other.packet) && other.packet.identifies_key_frame);
                     assert!(self.has_key_frame, "video starts at a key frame");
                 }
             }
@@ -134,7 +134,7 @@ fn check_feedback(datagram: &[u8]) {
 }
 
 /// Bits of `choice`: 0 to 2 the codec, 3 simulcast, 4 declared SSRCs, 5 no transport-cc, 6 reduced-size RTCP.
-fn publication(choice: u8) -> Publication {
+fn publication(choice: u8) -> NegotiatedPublication {
     let codec = VIDEO[usize::from(choice & 7) % VIDEO.len()];
     let has = |bit: u8, text: &'static str| if choice >> bit & 1 == 1 { text } else { "" };
     let feedback = if choice >> 5 & 1 == 1 {
@@ -166,7 +166,7 @@ fn publication(choice: u8) -> Publication {
         digest = ["AB"; 32].join(":"),
     );
     let fingerprint = Fingerprint {
-        hash: FingerprintHash::Sha256,
+        hash_function: FingerprintHashFunction::Sha256,
         digest: vec![0; 32],
     };
     let credentials = IceCredentials {
@@ -174,15 +174,17 @@ fn publication(choice: u8) -> Publication {
         pwd: "0123456789abcdefghijkl".to_owned(),
     };
     let candidates = [([127, 0, 0, 1], 8189).into()];
-    let local = Local {
-        credentials: &credentials,
+    let local = LocalTransport {
+        ice_credentials: &credentials,
         fingerprint: &fingerprint,
-        candidates: &candidates,
-        tcp: false,
-        session_id: 1,
+        candidate_addresses: &candidates,
+        accepts_ice_tcp: false,
+        viewer_congestion_control: true,
+        viewer_playout_delay: true,
+        sdp_session_id: 1,
     };
     let offer = Offer::parse(offer.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
-    answer_publisher(&offer, &local)
+    answer_whip_offer(&offer, &local)
         .unwrap_or_else(|error| panic!("{error}"))
         .0
 }

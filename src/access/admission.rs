@@ -13,97 +13,97 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use crate::config::Limits;
-use millstream_core::hub::address::AddressKey;
+use millstream_core::hub::address::AddressPrefix;
 
 /// Kinds of requests, each with its own shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Lane {
+pub(super) enum WebhookRequestClass {
     /// Publishing with a token.
     Publish,
     /// Anything else with a token.
-    Token,
+    OtherWithToken,
     /// Without a token: anybody can send any number of them.
     Anonymous,
     /// With a token that was never valid, from an address that has sent too many wrong ones.
-    Suspect,
+    FromSuspectAddress,
 }
 
 /// Why a request is not admitted: too many requests wait, or it has waited for too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Full;
+pub(super) struct AdmissionRefused;
 
 /// Admits requests to the webhook.
-pub(super) struct Admission {
-    general: Semaphore,
-    /// How many of `general` are for requests that anybody can send: half of them.
-    unproven: Semaphore,
+pub(super) struct WebhookAdmission {
+    general_slots: Semaphore,
+    /// How many of `general_slots` are for requests that anybody can send: half of them.
+    anonymous_or_suspect_slots: Semaphore,
     /// For publishing only.
-    reserved: Semaphore,
-    per_address: usize,
+    publish_slots: Semaphore,
+    slots_per_address: usize,
     /// Maximum number of requests that are open or waiting, by class.
-    most: [usize; CLASSES],
+    max_requests_by_queue: [usize; QUEUE_COUNT],
     /// Maximum number of requests of one address that wait in a lane.
-    queue_per_address: usize,
-    requests: Mutex<Requests>,
+    max_queued_per_address: usize,
+    request_counters: Mutex<RequestCounters>,
 }
 
 #[derive(Default)]
-struct Requests {
+struct RequestCounters {
     /// Open and waiting requests, by class.
-    total: [usize; CLASSES],
-    shares: HashMap<(AddressKey, Lane), Share>,
+    request_counts_by_queue: [usize; QUEUE_COUNT],
+    address_shares: HashMap<(AddressPrefix, WebhookRequestClass), AddressShare>,
 }
 
 /// What one address may use at the same time.
-struct Share {
+struct AddressShare {
     slots: Arc<Semaphore>,
-    size: usize,
+    slot_count: usize,
     /// Open and waiting requests.
-    requests: usize,
+    request_count: usize,
 }
 
 /// An admitted request. Dropping it admits the next one.
-pub(super) struct Permit<'a> {
-    _slot: SemaphorePermit<'a>,
-    _unproven: Option<SemaphorePermit<'a>>,
-    _share: Vec<OwnedSemaphorePermit>,
-    _place: Place<'a>,
+pub(super) struct WebhookRequestPermit<'a> {
+    _request_slot: SemaphorePermit<'a>,
+    _anonymous_or_suspect_slot: Option<SemaphorePermit<'a>>,
+    _address_slots: Vec<OwnedSemaphorePermit>,
+    _counted_request: CountedRequest<'a>,
 }
 
 /// Number of classes: publishing, other requests with a token, and those that anybody can send. Each has a queue.
-const CLASSES: usize = 3;
+const QUEUE_COUNT: usize = 3;
 
-impl Lane {
-    fn class(self) -> usize {
+impl WebhookRequestClass {
+    fn queue_index(self) -> usize {
         match self {
             Self::Publish => 0,
-            Self::Token => 1,
-            Self::Anonymous | Self::Suspect => 2,
+            Self::OtherWithToken => 1,
+            Self::Anonymous | Self::FromSuspectAddress => 2,
         }
     }
 }
 
 /// Part of the queue that one address may fill.
-const QUEUE_PARTS: usize = 8;
+const QUEUE_TO_ADDRESS_SHARE_RATIO: usize = 8;
 
 /// Open requests of an address that has sent too many wrong tokens.
-const MAX_REQUESTS_OF_SUSPECT: usize = 1;
+const MAX_OPEN_REQUESTS_OF_SUSPECT_ADDRESS: usize = 1;
 
-impl Admission {
+impl WebhookAdmission {
     pub(super) fn new(limits: &Limits) -> Self {
         let (general, reserved) = (limits.webhook_requests, limits.webhook_reserved);
         Self {
-            general: Semaphore::new(general),
-            unproven: Semaphore::new(general.div_ceil(2)),
-            reserved: Semaphore::new(reserved),
-            per_address: limits.webhook_per_address,
-            most: [
+            general_slots: Semaphore::new(general),
+            anonymous_or_suspect_slots: Semaphore::new(general.div_ceil(2)),
+            publish_slots: Semaphore::new(reserved),
+            slots_per_address: limits.webhook_per_address,
+            max_requests_by_queue: [
                 general + reserved + limits.webhook_queue,
                 general + limits.webhook_queue,
                 general + limits.webhook_queue,
             ],
-            queue_per_address: limits.webhook_queue.div_ceil(QUEUE_PARTS),
-            requests: Mutex::default(),
+            max_queued_per_address: limits.webhook_queue.div_ceil(QUEUE_TO_ADDRESS_SHARE_RATIO),
+            request_counters: Mutex::default(),
         }
     }
 
@@ -111,108 +111,119 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// [`Full`] if the queue is full, or if it takes longer than `patience`.
-    pub(super) async fn enter(
+    /// [`AdmissionRefused`] if the queue is full, or if it takes longer than `patience`.
+    pub(super) async fn wait_for_permit(
         &self,
-        lane: Lane,
+        kind: WebhookRequestClass,
         address: Option<IpAddr>,
-        patience: Duration,
-    ) -> Result<Permit<'_>, Full> {
-        let (place, shares) = self.queue(lane, address)?;
-        let admitted = timeout(patience, async {
+        max_wait: Duration,
+    ) -> Result<WebhookRequestPermit<'_>, AdmissionRefused> {
+        let (place, shares) = self.enqueue(kind, address)?;
+        let admitted = timeout(max_wait, async {
             let mut share = Vec::new();
             for slots in shares {
                 share.extend(slots.acquire_owned().await.ok());
             }
-            let unproven = match lane {
-                Lane::Anonymous | Lane::Suspect => self.unproven.acquire().await.ok(),
-                Lane::Publish | Lane::Token => None,
+            let unproven = match kind {
+                WebhookRequestClass::Anonymous | WebhookRequestClass::FromSuspectAddress => {
+                    self.anonymous_or_suspect_slots.acquire().await.ok()
+                }
+                WebhookRequestClass::Publish | WebhookRequestClass::OtherWithToken => None,
             };
-            let slot = if lane == Lane::Publish {
+            let slot = if kind == WebhookRequestClass::Publish {
                 tokio::select! {
                     biased;
-                    slot = self.general.acquire() => slot,
-                    slot = self.reserved.acquire() => slot,
+                    slot = self.general_slots.acquire() => slot,
+                    slot = self.publish_slots.acquire() => slot,
                 }
             } else {
-                self.general.acquire().await
+                self.general_slots.acquire().await
             };
             (slot, unproven, share)
         });
-        let (slot, unproven, share) = admitted.await.map_err(|_| Full)?;
-        Ok(Permit {
-            _slot: slot.map_err(|_| Full)?,
-            _unproven: unproven,
-            _share: share,
-            _place: place,
+        let (slot, unproven, share) = admitted.await.map_err(|_| AdmissionRefused)?;
+        Ok(WebhookRequestPermit {
+            _request_slot: slot.map_err(|_| AdmissionRefused)?,
+            _anonymous_or_suspect_slot: unproven,
+            _address_slots: share,
+            _counted_request: place,
         })
     }
 
     /// Takes a place in the queue. Returns it with the slots that the request needs.
-    fn queue(&self, lane: Lane, address: Option<IpAddr>) -> Result<(Place<'_>, Vec<Arc<Semaphore>>), Full> {
-        let size = match lane {
-            Lane::Publish | Lane::Token | Lane::Anonymous => self.per_address,
-            Lane::Suspect => MAX_REQUESTS_OF_SUSPECT,
+    fn enqueue(
+        &self,
+        kind: WebhookRequestClass,
+        address: Option<IpAddr>,
+    ) -> Result<(CountedRequest<'_>, Vec<Arc<Semaphore>>), AdmissionRefused> {
+        let size = match kind {
+            WebhookRequestClass::Publish | WebhookRequestClass::OtherWithToken | WebhookRequestClass::Anonymous => {
+                self.slots_per_address
+            }
+            WebhookRequestClass::FromSuspectAddress => MAX_OPEN_REQUESTS_OF_SUSPECT_ADDRESS,
         };
-        let host = address.map(|address| (AddressKey::host(address), size));
-        let site = address.and_then(|address| Some((AddressKey::site(address)?, 2 * size)));
-        let class = lane.class();
-        let mut requests = self.lock();
-        if requests.total.get(class) >= self.most.get(class) {
-            return Err(Full);
+        let host = address.map(|address| (AddressPrefix::of_host(address), size));
+        let site = address.and_then(|address| Some((AddressPrefix::of_site(address)?, 2 * size)));
+        let class = kind.queue_index();
+        let mut requests = self.lock_request_counters();
+        if requests.request_counts_by_queue.get(class) >= self.max_requests_by_queue.get(class) {
+            return Err(AdmissionRefused);
         }
-        let mut place = Place {
+        let mut place = CountedRequest {
             admission: self,
-            class,
-            shares: Vec::new(),
+            queue_index: class,
+            address_share_keys: Vec::new(),
         };
         let mut slots = Vec::new();
         for (key, size) in [host, site].into_iter().flatten() {
-            let share = requests.shares.entry((key, lane)).or_insert_with(|| Share {
-                slots: Arc::new(Semaphore::new(size)),
-                size,
-                requests: 0,
-            });
-            if share.requests >= share.size + self.queue_per_address {
+            let share = requests
+                .address_shares
+                .entry((key, kind))
+                .or_insert_with(|| AddressShare {
+                    slots: Arc::new(Semaphore::new(size)),
+                    slot_count: size,
+                    request_count: 0,
+                });
+            if share.request_count >= share.slot_count + self.max_queued_per_address {
                 // Without the lock, which the place takes when it is dropped.
                 drop(requests);
-                place.class = usize::MAX;
-                return Err(Full);
+                place.queue_index = usize::MAX;
+                return Err(AdmissionRefused);
             }
-            share.requests += 1;
+            share.request_count += 1;
             slots.push(share.slots.clone());
-            place.shares.push((key, lane));
+            place.address_share_keys.push((key, kind));
         }
-        if let Some(total) = requests.total.get_mut(class) {
+        if let Some(total) = requests.request_counts_by_queue.get_mut(class) {
             *total += 1;
         }
         Ok((place, slots))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Requests> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_request_counters(&self) -> MutexGuard<'_, RequestCounters> {
+        self.request_counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A place among the open and waiting requests. Dropping it frees the place.
-struct Place<'a> {
-    admission: &'a Admission,
-    /// Index in [`Requests::total`]; out of range if it was not counted there.
-    class: usize,
-    shares: Vec<(AddressKey, Lane)>,
+struct CountedRequest<'a> {
+    admission: &'a WebhookAdmission,
+    /// Index in [`RequestCounters::request_counts_by_queue`]; out of range if it was not counted there.
+    queue_index: usize,
+    address_share_keys: Vec<(AddressPrefix, WebhookRequestClass)>,
 }
 
-impl Drop for Place<'_> {
+impl Drop for CountedRequest<'_> {
     fn drop(&mut self) {
-        let mut requests = self.admission.lock();
-        if let Some(total) = requests.total.get_mut(self.class) {
+        let mut requests = self.admission.lock_request_counters();
+        if let Some(total) = requests.request_counts_by_queue.get_mut(self.queue_index) {
             *total -= 1;
         }
-        for key in &self.shares {
-            if let Some(share) = requests.shares.get_mut(key) {
-                share.requests -= 1;
-                if share.requests == 0 {
-                    requests.shares.remove(key);
+        for key in &self.address_share_keys {
+            if let Some(share) = requests.address_shares.get_mut(key) {
+                share.request_count -= 1;
+                if share.request_count == 0 {
+                    requests.address_shares.remove(key);
                 }
             }
         }
@@ -225,8 +236,8 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(3);
 
-    fn admission(requests: usize, per_address: usize, reserved: usize, queue: usize) -> Admission {
-        Admission::new(&Limits {
+    fn admission(requests: usize, per_address: usize, reserved: usize, queue: usize) -> WebhookAdmission {
+        WebhookAdmission::new(&Limits {
             webhook_requests: requests,
             webhook_per_address: per_address,
             webhook_reserved: reserved,
@@ -235,39 +246,66 @@ mod tests {
         })
     }
 
-    async fn enter<'a>(admission: &'a Admission, lane: Lane, address: &str) -> Result<Permit<'a>, Full> {
+    async fn enter<'a>(
+        admission: &'a WebhookAdmission,
+        lane: WebhookRequestClass,
+        address: &str,
+    ) -> Result<WebhookRequestPermit<'a>, AdmissionRefused> {
         let address = address.parse().expect("an address");
-        admission.enter(lane, Some(address), PATIENCE).await
+        admission.wait_for_permit(lane, Some(address), PATIENCE).await
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_address_waits_for_its_own_requests_only() {
         let admission = admission(10, 2, 0, 80);
-        let first = enter(&admission, Lane::Token, "192.0.2.1").await;
-        let second = enter(&admission, Lane::Token, "::ffff:192.0.2.1").await;
+        let first = enter(&admission, WebhookRequestClass::OtherWithToken, "192.0.2.1").await;
+        let second = enter(&admission, WebhookRequestClass::OtherWithToken, "::ffff:192.0.2.1").await;
         assert!(first.is_ok() && second.is_ok());
-        assert_eq!(enter(&admission, Lane::Token, "192.0.2.1").await.err(), Some(Full));
+        assert_eq!(
+            enter(&admission, WebhookRequestClass::OtherWithToken, "192.0.2.1")
+                .await
+                .err(),
+            Some(AdmissionRefused)
+        );
         assert!(
-            enter(&admission, Lane::Publish, "192.0.2.1").await.is_ok(),
+            enter(&admission, WebhookRequestClass::Publish, "192.0.2.1")
+                .await
+                .is_ok(),
             "another lane"
         );
-        assert!(enter(&admission, Lane::Token, "192.0.2.2").await.is_ok());
-        let (waiting, ()) = tokio::join!(enter(&admission, Lane::Token, "192.0.2.1"), async { drop(first) });
+        assert!(
+            enter(&admission, WebhookRequestClass::OtherWithToken, "192.0.2.2")
+                .await
+                .is_ok()
+        );
+        let (waiting, ()) = tokio::join!(
+            enter(&admission, WebhookRequestClass::OtherWithToken, "192.0.2.1"),
+            async { drop(first) }
+        );
         assert!(waiting.is_ok(), "the next one is admitted");
         drop((waiting, second));
-        assert!(admission.lock().shares.is_empty(), "nothing is kept of an address");
-        assert_eq!(admission.lock().total, [0, 0, 0]);
+        assert!(
+            admission.lock_request_counters().address_shares.is_empty(),
+            "nothing is kept of an address"
+        );
+        assert_eq!(admission.lock_request_counters().request_counts_by_queue, [0, 0, 0]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_site_has_two_shares() {
         let admission = admission(10, 1, 0, 80);
-        let one = enter(&admission, Lane::Token, "2001:db8::1").await;
-        let two = enter(&admission, Lane::Token, "2001:db8:0:1::1").await;
+        let one = enter(&admission, WebhookRequestClass::OtherWithToken, "2001:db8::1").await;
+        let two = enter(&admission, WebhookRequestClass::OtherWithToken, "2001:db8:0:1::1").await;
         assert!(one.is_ok() && two.is_ok());
-        assert!(enter(&admission, Lane::Token, "2001:db8:0:2::1").await.is_err());
         assert!(
-            enter(&admission, Lane::Token, "2001:db8:1::1").await.is_ok(),
+            enter(&admission, WebhookRequestClass::OtherWithToken, "2001:db8:0:2::1")
+                .await
+                .is_err()
+        );
+        assert!(
+            enter(&admission, WebhookRequestClass::OtherWithToken, "2001:db8:1::1")
+                .await
+                .is_ok(),
             "another site"
         );
     }
@@ -278,22 +316,30 @@ mod tests {
         let mut held = Vec::new();
         for n in 0..3 {
             held.push(
-                enter(&admission, Lane::Token, &format!("192.0.2.{n}"))
+                enter(&admission, WebhookRequestClass::OtherWithToken, &format!("192.0.2.{n}"))
                     .await
                     .expect("free"),
             );
         }
-        assert!(enter(&admission, Lane::Token, "192.0.2.10").await.is_err());
+        assert!(
+            enter(&admission, WebhookRequestClass::OtherWithToken, "192.0.2.10")
+                .await
+                .is_err()
+        );
         for n in 0..2 {
             held.push(
-                enter(&admission, Lane::Publish, &format!("192.0.2.{n}"))
+                enter(&admission, WebhookRequestClass::Publish, &format!("192.0.2.{n}"))
                     .await
                     .expect("reserved"),
             );
         }
-        assert!(enter(&admission, Lane::Publish, "192.0.2.11").await.is_err());
+        assert!(
+            enter(&admission, WebhookRequestClass::Publish, "192.0.2.11")
+                .await
+                .is_err()
+        );
         drop(held);
-        assert_eq!(admission.lock().total, [0, 0, 0]);
+        assert_eq!(admission.lock_request_counters().request_counts_by_queue, [0, 0, 0]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -301,18 +347,22 @@ mod tests {
         let admission = Arc::new(admission(4, 2, 0, 8));
         let mut held = Vec::new();
         for n in 0..2 {
-            let permit = enter(&admission, Lane::Anonymous, &format!("192.0.2.{n}")).await;
+            let permit = enter(&admission, WebhookRequestClass::Anonymous, &format!("192.0.2.{n}")).await;
             held.push(permit.expect("half of the requests"));
         }
         let flood = (2..100).map(|n| {
             let admission = admission.clone();
-            let lane = if n % 2 == 0 { Lane::Anonymous } else { Lane::Suspect };
+            let lane = if n % 2 == 0 {
+                WebhookRequestClass::Anonymous
+            } else {
+                WebhookRequestClass::FromSuspectAddress
+            };
             async move { enter(&admission, lane, &format!("192.0.2.{n}")).await.is_ok() }
         });
         let tokens = async {
             tokio::task::yield_now().await;
             for n in 0..50 {
-                let permit = enter(&admission, Lane::Token, &format!("192.0.2.{n}")).await;
+                let permit = enter(&admission, WebhookRequestClass::OtherWithToken, &format!("192.0.2.{n}")).await;
                 assert!(permit.is_ok(), "{n}");
             }
         };
@@ -323,9 +373,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_queue_is_bounded_for_all_and_for_each_address() {
         let admission = Arc::new(admission(1, 1, 0, 16));
-        let _open = enter(&admission, Lane::Token, "192.0.2.0").await.expect("free");
+        let _open = enter(&admission, WebhookRequestClass::OtherWithToken, "192.0.2.0")
+            .await
+            .expect("free");
         let refused_at_once = async |address: String| {
-            let waiting = enter(&admission, Lane::Token, &address);
+            let waiting = enter(&admission, WebhookRequestClass::OtherWithToken, &address);
             tokio::time::timeout(PATIENCE / 2, waiting).await.is_ok()
         };
         let of_one = futures_util::future::join_all((0..10).map(|_| refused_at_once("192.0.2.1".to_owned()))).await;
@@ -335,7 +387,7 @@ mod tests {
         let of_all = futures_util::future::join_all(of_all).await;
         assert_eq!(of_all.iter().filter(|refused| **refused).count(), 30 - 16);
         assert_eq!(
-            admission.lock().total,
+            admission.lock_request_counters().request_counts_by_queue,
             [0, 1, 0],
             "those that have given up leave no trace"
         );

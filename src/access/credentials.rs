@@ -2,23 +2,23 @@
 
 use std::path::Path;
 
-use super::hook::Hook;
-use super::jwt::{Key, Verifier};
-use super::pattern::Pattern;
-use super::request::{FixedToken, Permissions};
-use crate::config::{Auth, Limits, Mistake, Secret, TokenConfig, named};
+use super::hook::WebhookClient;
+use super::jwt::{JwtKey, JwtVerifier};
+use super::pattern::StreamNamePattern;
+use super::request::{Permissions, StaticToken};
+use crate::config::{Auth, Limits, Mistake, Secret, TokenConfig, read_environment_variable};
 
-/// The credentials that [`super::Access`] is built from.
+/// The credentials that [`super::AccessControl`] is built from.
 pub struct Credentials {
     /// `None` if not configured; the caller then generates one.
-    pub publish: Option<Secret>,
-    pub(super) play: Option<Secret>,
-    pub(super) api: Option<Secret>,
+    pub publish_token: Option<Secret>,
+    pub(super) play_token: Option<Secret>,
+    pub(super) api_token: Option<Secret>,
     /// Tokens of `auth.tokens`.
-    pub(super) tokens: Vec<FixedToken>,
-    pub(super) verifier: Option<Verifier>,
-    pub(super) hook: Option<Hook>,
-    pub(super) in_query: bool,
+    pub(super) static_tokens: Vec<StaticToken>,
+    pub(super) jwt_verifier: Option<JwtVerifier>,
+    pub(super) webhook: Option<WebhookClient>,
+    pub(super) accepts_query_token: bool,
 }
 
 impl Credentials {
@@ -29,9 +29,9 @@ impl Credentials {
     /// All mistakes, by key.
     pub fn read(auth: &Auth, limits: &Limits) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
-        let keys = keys(auth, &mut mistakes);
+        let keys = read_jwt_keys(auth, &mut mistakes);
         let mut token = |key: &str, given: &Option<Secret>, file: Option<&Path>| match file {
-            Some(file) => in_file(file)
+            Some(file) => read_token_file(file)
                 .map_err(|problem| mistakes.push(Mistake::new(key, problem)))
                 .ok(),
             None => given.clone(),
@@ -49,11 +49,11 @@ impl Credentials {
         let api = token("auth.api_token_file", &auth.api_token, auth.api_token_file.as_deref());
         let mut tokens = Vec::new();
         for (index, token) in auth.tokens.iter().enumerate() {
-            match fixed(token) {
+            match read_static_token(token) {
                 Ok(token) => tokens.push(token),
                 Err(wrong) => {
                     let path = format!("auth.tokens[{index}]");
-                    mistakes.extend(wrong.into_iter().map(|mistake| mistake.below(&path)));
+                    mistakes.extend(wrong.into_iter().map(|mistake| mistake.with_path_prefix(&path)));
                 }
             }
         }
@@ -61,23 +61,26 @@ impl Credentials {
             return Err(mistakes);
         }
         Ok(Self {
-            publish,
-            play,
-            api,
-            tokens,
-            verifier: Verifier::new(auth, keys),
-            hook: Hook::new(auth, limits),
-            in_query: auth.token_in_query,
+            publish_token: publish,
+            play_token: play,
+            api_token: api,
+            static_tokens: tokens,
+            jwt_verifier: JwtVerifier::new(auth, keys),
+            webhook: WebhookClient::new(auth, limits),
+            accepts_query_token: auth.token_in_query,
         })
     }
 }
 
-fn keys(auth: &Auth, mistakes: &mut Vec<Mistake>) -> Vec<Key> {
+fn read_jwt_keys(auth: &Auth, mistakes: &mut Vec<Mistake>) -> Vec<JwtKey> {
     let secret = auth.jwt_secret.as_ref();
-    let mut keys: Vec<Key> = secret.map(|secret| Key::secret(secret.reveal())).into_iter().collect();
+    let mut keys: Vec<JwtKey> = secret
+        .map(|secret| JwtKey::from_secret(secret.reveal()))
+        .into_iter()
+        .collect();
     for (index, file) in auth.jwt_key_files.iter().enumerate() {
         let problem = match std::fs::read_to_string(file) {
-            Ok(text) => match Key::read(&text) {
+            Ok(text) => match JwtKey::parse_public_keys(&text) {
                 Some(read) => {
                     keys.extend(read);
                     continue;
@@ -87,7 +90,7 @@ fn keys(auth: &Auth, mistakes: &mut Vec<Mistake>) -> Vec<Key> {
                     file.display()
                 ),
             },
-            Err(error) => unreadable(file, &error),
+            Err(error) => unreadable_file_text(file, &error),
         };
         mistakes.push(Mistake::new(format!("auth.jwt_key_files[{index}]"), problem));
     }
@@ -95,26 +98,31 @@ fn keys(auth: &Auth, mistakes: &mut Vec<Mistake>) -> Vec<Key> {
 }
 
 /// Reads an entry of `auth.tokens`.
-fn fixed(config: &TokenConfig) -> Result<FixedToken, Vec<Mistake>> {
+fn read_static_token(config: &TokenConfig) -> Result<StaticToken, Vec<Mistake>> {
     let mut mistakes = Vec::new();
     let mut refuse = |key: &str, problem: String| mistakes.push(Mistake::new(key, problem));
     let token = match (&config.token, &config.token_file, &config.token_env) {
         (Some(token), None, None) => Some(token.clone()),
-        (None, Some(file), None) => in_file(file).map_err(|problem| refuse("token_file", problem)).ok(),
+        (None, Some(file), None) => read_token_file(file)
+            .map_err(|problem| refuse("token_file", problem))
+            .ok(),
         (None, None, Some(variable)) => {
-            let token = named(variable).and_then(|text| {
-                Secret::new(text.trim()).ok_or_else(|| format!("refers to a variable that {INVALID_TOKEN}"))
+            let token = read_environment_variable(variable).and_then(|text| {
+                Secret::new(text.trim()).ok_or_else(|| format!("refers to a variable that {INVALID_TOKEN_TEXT}"))
             });
             token.map_err(|problem| refuse("token_env", problem)).ok()
         }
         _ => {
-            refuse("", "needs one of `token`, `token_file` and `token_env`".to_owned());
+            refuse(
+                "",
+                "needs exactly one of `token`, `token_file` and `token_env`".to_owned(),
+            );
             None
         }
     };
     let mut patterns = |key: &str, texts: &[String]| {
         let read = |text: &String| {
-            let pattern = Pattern::parse(text);
+            let pattern = StreamNamePattern::parse(text);
             if pattern.is_none() {
                 let expected = "letters, digits and `_.~-/*`, at most 128";
                 refuse(key, format!("has the pattern {text:?}: expected {expected}"));
@@ -132,30 +140,29 @@ fn fixed(config: &TokenConfig) -> Result<FixedToken, Vec<Mistake>> {
         refuse("", "has no permission: set `publish`, `play` or `api`".to_owned());
     }
     match token {
-        Some(token) if mistakes.is_empty() => Ok(FixedToken::new(&token, rights)),
+        Some(token) if mistakes.is_empty() => Ok(StaticToken::new(&token, rights)),
         _ => Err(mistakes),
     }
 }
 
 /// Reads a file that contains only a token.
-fn in_file(file: &Path) -> Result<Secret, String> {
-    let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
+fn read_token_file(file: &Path) -> Result<Secret, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| unreadable_file_text(file, &error))?;
     match text.trim() {
         "" => Err(format!(
             "refers to an empty file: expected a token in {}",
             file.display()
         )),
-        token => {
-            Secret::new(token).ok_or_else(|| format!("refers to a file that {INVALID_TOKEN} in {}", file.display()))
-        }
+        token => Secret::new(token)
+            .ok_or_else(|| format!("refers to a file that {INVALID_TOKEN_TEXT} in {}", file.display())),
     }
 }
 
-fn unreadable(file: &Path, error: &std::io::Error) -> String {
-    format!("cannot be read: {}: {error}", file.display())
+fn unreadable_file_text(file: &Path, error: &std::io::Error) -> String {
+    format!("names the file {}, which cannot be read: {error}", file.display())
 }
 
-const INVALID_TOKEN: &str = "has no valid token: expected 1 to 512 letters, digits and `-._~+/=`";
+const INVALID_TOKEN_TEXT: &str = "has no valid token: expected 1 to 512 letters, digits and `-._~+/=`";
 
 #[cfg(test)]
 mod tests {
@@ -195,10 +202,10 @@ mod tests {
         };
         let wanted = [
             "`auth.jwt_key_files[0]` refers to a file without a public key",
-            "`auth.publish_token_file` cannot be read: /nonexistent: ",
+            "`auth.publish_token_file` names the file /nonexistent, which cannot be read: ",
             "`auth.play_token_file` refers to an empty file",
-            "`auth.tokens[1]` needs one of `token`, `token_file` and `token_env`",
-            "`auth.tokens[2].token_file` cannot be read: /nonexistent: ",
+            "`auth.tokens[1]` needs exactly one of `token`, `token_file` and `token_env`",
+            "`auth.tokens[2].token_file` names the file /nonexistent, which cannot be read: ",
             "`auth.tokens[2].publish` has the pattern \"a b\": expected letters",
             "`auth.tokens[3]` has no permission",
             "`auth.tokens[4].token_env` names the environment variable `MILLSTREAM_TEST_THAT_IS_NOT_SET`, which is not set",
@@ -213,10 +220,10 @@ mod tests {
     #[test]
     fn a_token_is_compared_by_its_digest() {
         let secret = Secret::new("s3cret").expect("a token");
-        let token = FixedToken::new(&secret, Permissions::default());
+        let token = StaticToken::new(&secret, Permissions::default());
         for (given, matches) in [("s3cret", true), ("s3cre", false), ("", false)] {
             assert_eq!(
-                token.has_digest(&super::super::request::digest(given)),
+                token.has_digest(&super::super::request::token_digest(given)),
                 matches,
                 "{given}"
             );

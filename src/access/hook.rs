@@ -1,6 +1,6 @@
 //! Authorization webhook of the operator.
 //!
-//! It receives a POST with JSON: `action` (`publish`, `play` or `api`), `stream`, `token` and `address`, each `null` if
+//! It receives a POST with JSON: `action` (`publish`, `play` or `api`), `stream`, `token_digest` and `address`, each `null` if
 //! there is none. Any 2xx status grants access, until `expires` (seconds since 1970) if the response is a JSON object
 //! with that field. 401 and 403 deny access. Any other status, and a timeout, deny access temporarily.
 
@@ -15,37 +15,37 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::admission::{Admission, Lane};
-use super::jwt::{body, client};
-use super::request::{AccessRequest, Action, Basis, Denial, Grant, digest, wall};
+use super::admission::{WebhookAdmission, WebhookRequestClass};
+use super::jwt::{http_client_without_redirects, read_limited_body};
+use super::request::{AccessRequest, Action, Denial, Grant, GrantBasis, token_digest, wall_clock_now};
 use crate::config::{Auth, Limits};
-use millstream_core::hub::log_limit::LogLimit;
+use millstream_core::hub::log_limit::LogRateLimiter;
 
 /// Client of the webhook, with a cache of its answers.
-pub struct Hook {
+pub struct WebhookClient {
     url: Arc<str>,
     timeout: Duration,
-    takes_anonymous: bool,
+    decides_without_token: bool,
     client: reqwest::Client,
-    admission: Admission,
-    grants: Cache<Question, Grant>,
-    denials: Cache<Question, Denial>,
+    admission: WebhookAdmission,
+    cached_grants: Cache<CacheKey, Grant>,
+    cached_denials: Cache<CacheKey, Denial>,
     /// Tokens that were valid.
-    known: Cache<[u8; 32], ()>,
+    known_valid_tokens: Cache<[u8; 32], ()>,
     /// Of lines about failed requests.
-    log: Mutex<LogLimit>,
+    failure_log_limiter: Mutex<LogRateLimiter>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Question {
+struct CacheKey {
     action: Action,
     stream: Option<String>,
-    token: Option<[u8; 32]>,
+    token_digest: Option<[u8; 32]>,
     address: Option<IpAddr>,
 }
 
 #[derive(Serialize)]
-struct Body<'a> {
+struct WebhookRequestBody<'a> {
     action: &'static str,
     stream: Option<&'a str>,
     token: Option<&'a str>,
@@ -53,39 +53,39 @@ struct Body<'a> {
 }
 
 #[derive(Default, Deserialize)]
-struct Answer {
+struct WebhookGrantBody {
     expires: Option<u64>,
 }
 
 /// How long a grant is cached: an HLS player sends several requests per second.
-const GRANTED_FOR: Duration = Duration::from_secs(10);
+const GRANT_CACHE_LIFETIME: Duration = Duration::from_secs(10);
 
 /// How long a denial is cached: a flood of the same request is answered from the cache, and nobody waits for long for a
 /// permission that was just given.
-const DENIED_FOR: Duration = Duration::from_secs(2);
+const DENIAL_CACHE_LIFETIME: Duration = Duration::from_secs(2);
 
 /// How long a token that was valid is asked about ahead of unknown ones.
-const KNOWN_FOR: Duration = Duration::from_secs(60 * 60);
+const KNOWN_VALID_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
 /// Maximum number of entries of each cache.
-const MAX_CACHED: usize = 10_000;
+const MAX_ENTRIES_PER_CACHE: usize = 10_000;
 
 /// Maximum size of a response, in bytes.
-const MAX_ANSWER: usize = 16 * 1024;
+const MAX_WEBHOOK_RESPONSE_BYTES: usize = 16 * 1024;
 
-impl Hook {
+impl WebhookClient {
     /// Returns `None` if no webhook is configured.
     pub fn new(auth: &Auth, limits: &Limits) -> Option<Self> {
         Some(Self {
             url: auth.webhook_url.as_deref()?.into(),
             timeout: auth.webhook_timeout,
-            takes_anonymous: auth.webhook_anonymous,
-            client: client(),
-            admission: Admission::new(limits),
-            grants: Cache::new(GRANTED_FOR),
-            denials: Cache::new(DENIED_FOR),
-            known: Cache::new(KNOWN_FOR),
-            log: Mutex::default(),
+            decides_without_token: auth.webhook_anonymous,
+            client: http_client_without_redirects(),
+            admission: WebhookAdmission::new(limits),
+            cached_grants: Cache::new(GRANT_CACHE_LIFETIME),
+            cached_denials: Cache::new(DENIAL_CACHE_LIFETIME),
+            known_valid_tokens: Cache::new(KNOWN_VALID_TOKEN_LIFETIME),
+            failure_log_limiter: Mutex::default(),
         })
     }
 
@@ -95,8 +95,8 @@ impl Hook {
     }
 
     /// Whether it decides about requests without a token.
-    pub(super) fn takes_anonymous(&self) -> bool {
-        self.takes_anonymous
+    pub(super) fn decides_without_token(&self) -> bool {
+        self.decides_without_token
     }
 
     /// Decides about a request, from the cache or by calling the webhook.
@@ -104,39 +104,43 @@ impl Hook {
     /// # Errors
     ///
     /// A [`Denial`].
-    pub async fn check(&self, access: AccessRequest<'_>) -> Result<Grant, Denial> {
-        let question = Question {
+    pub async fn authorize(&self, access: AccessRequest<'_>) -> Result<Grant, Denial> {
+        let question = CacheKey {
             action: access.action,
             stream: access.stream.map(|stream| stream.as_str().to_owned()),
-            token: access.token.map(digest),
+            token_digest: access.token.map(token_digest),
             address: access.address,
         };
-        if let Some(answer) = self.cached(&question) {
+        if let Some(answer) = self.cached_decision(&question) {
             return answer;
         }
-        let is_known = question.token.is_some_and(|token| self.known.get(&token).is_some());
+        let is_known = question
+            .token_digest
+            .is_some_and(|token| self.known_valid_tokens.get(&token).is_some());
         let lane = match access.token {
-            None => Lane::Anonymous,
-            Some(_) if access.is_suspect && !is_known => Lane::Suspect,
-            Some(_) if access.action == Action::Publish => Lane::Publish,
-            Some(_) => Lane::Token,
+            None => WebhookRequestClass::Anonymous,
+            Some(_) if access.is_from_suspect_address && !is_known => WebhookRequestClass::FromSuspectAddress,
+            Some(_) if access.action == Action::Publish => WebhookRequestClass::Publish,
+            Some(_) => WebhookRequestClass::OtherWithToken,
         };
-        let entering = self.admission.enter(lane, access.address, self.timeout).await;
+        let entering = self.admission.wait_for_permit(lane, access.address, self.timeout).await;
         let _permit = entering.map_err(|_| match lane {
-            Lane::Suspect => Denial::Suspect,
-            Lane::Publish | Lane::Token | Lane::Anonymous => Denial::Busy,
+            WebhookRequestClass::FromSuspectAddress => Denial::TooManyInvalidTokens,
+            WebhookRequestClass::Publish | WebhookRequestClass::OtherWithToken | WebhookRequestClass::Anonymous => {
+                Denial::WebhookOverloaded
+            }
         })?;
         // The same request may have been answered while this one was waiting.
-        if let Some(answer) = self.cached(&question) {
+        if let Some(answer) = self.cached_decision(&question) {
             return answer;
         }
-        let answer = self.ask(access).await;
-        self.remember(question, &answer);
+        let answer = self.call_webhook(access).await;
+        self.cache_decision(question, &answer);
         answer
     }
 
-    async fn ask(&self, access: AccessRequest<'_>) -> Result<Grant, Denial> {
-        let sent = Body {
+    async fn call_webhook(&self, access: AccessRequest<'_>) -> Result<Grant, Denial> {
+        let sent = WebhookRequestBody {
             action: access.action.name(),
             stream: access.stream.map(millstream_core::hub::name::StreamName::as_str),
             token: access.token,
@@ -146,69 +150,73 @@ impl Hook {
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) => {
-                self.report(&error.without_url().to_string());
-                return Err(Denial::Unavailable);
+                self.log_failure(&error.without_url().to_string());
+                return Err(Denial::AuthorizationUnavailable);
             }
         };
         match response.status() {
             status if status.is_success() => {
-                let answer = body(response, MAX_ANSWER).await.and_then(|text| read_answer(&text));
+                let answer = read_limited_body(response, MAX_WEBHOOK_RESPONSE_BYTES)
+                    .await
+                    .and_then(|text| parse_webhook_grant_body(&text));
                 let answer = answer.map_err(|problem| {
-                    self.report(&problem);
-                    Denial::Unavailable
+                    self.log_failure(&problem);
+                    Denial::AuthorizationUnavailable
                 })?;
                 let expires = answer
                     .expires
                     .and_then(|seconds| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
-                if expires.is_some_and(|at| at <= wall()) {
-                    return Err(Denial::Expired);
+                if expires.is_some_and(|at| at <= wall_clock_now()) {
+                    return Err(Denial::ExpiredToken);
                 }
                 Ok(Grant {
-                    expires,
-                    basis: Basis::Webhook(self.url.clone()),
-                    by_token: access.token.is_some(),
+                    expires_at: expires,
+                    basis: GrantBasis::Webhook(self.url.clone()),
+                    is_token_based: access.token.is_some(),
                 })
             }
-            StatusCode::UNAUTHORIZED if access.token.is_none() => Err(Denial::Missing),
-            StatusCode::UNAUTHORIZED => Err(Denial::Wrong),
-            StatusCode::FORBIDDEN => Err(Denial::Scope),
+            StatusCode::UNAUTHORIZED if access.token.is_none() => Err(Denial::MissingToken),
+            StatusCode::UNAUTHORIZED => Err(Denial::InvalidToken),
+            StatusCode::FORBIDDEN => Err(Denial::InsufficientScope),
             status => {
-                self.report(&format!("unexpected status {status}"));
-                Err(Denial::Unavailable)
+                self.log_failure(&format!(
+                    "the webhook answered with the unexpected HTTP status {status}"
+                ));
+                Err(Denial::AuthorizationUnavailable)
             }
         }
     }
 
     /// Logs that the webhook gave no decision.
-    fn report(&self, problem: &str) {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+    fn log_failure(&self, problem: &str) {
+        let mut log = self.failure_log_limiter.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(suppressed) = log.allow(Instant::now().into_std()) {
             warn!(
                 problem,
-                suppressed, "auth.webhook_url does not respond as expected, access denied"
+                suppressed, "access denied: the authorization webhook (auth.webhook_url) gave no usable response"
             );
         }
     }
 
-    fn cached(&self, question: &Question) -> Option<Result<Grant, Denial>> {
-        let is_good = |grant: &Grant| grant.expires.is_none_or(|at| at > wall());
-        let grant = self.grants.get(question).filter(is_good);
-        grant.map(Ok).or_else(|| self.denials.get(question).map(Err))
+    fn cached_decision(&self, question: &CacheKey) -> Option<Result<Grant, Denial>> {
+        let is_good = |grant: &Grant| grant.expires_at.is_none_or(|at| at > wall_clock_now());
+        let grant = self.cached_grants.get(question).filter(is_good);
+        grant.map(Ok).or_else(|| self.cached_denials.get(question).map(Err))
     }
 
     /// Caches an answer. Of the grants, only those for playback: a WebRTC session is checked once.
-    fn remember(&self, question: Question, answer: &Result<Grant, Denial>) {
+    fn cache_decision(&self, question: CacheKey, answer: &Result<Grant, Denial>) {
         match answer {
             Ok(grant) => {
-                if let Some(token) = question.token {
-                    self.known.insert(token, ());
+                if let Some(token) = question.token_digest {
+                    self.known_valid_tokens.insert(token, ());
                 }
                 if question.action == Action::Play {
-                    self.grants.insert(question, grant.clone());
+                    self.cached_grants.insert(question, grant.clone());
                 }
             }
-            Err(Denial::Unavailable | Denial::Busy | Denial::Suspect) => {}
-            Err(denial) => self.denials.insert(question, *denial),
+            Err(Denial::AuthorizationUnavailable | Denial::WebhookOverloaded | Denial::TooManyInvalidTokens) => {}
+            Err(denial) => self.cached_denials.insert(question, *denial),
         }
     }
 }
@@ -218,11 +226,11 @@ impl Hook {
 /// # Errors
 ///
 /// The object has an expiry that cannot be read: a permission without an end is not what it means.
-fn read_answer(text: &[u8]) -> Result<Answer, String> {
+fn parse_webhook_grant_body(text: &[u8]) -> Result<WebhookGrantBody, String> {
     match serde_json::from_slice::<serde_json::Value>(text) {
         Ok(value @ serde_json::Value::Object(_)) => serde_json::from_value(value)
-            .map_err(|_| "`expires` of the response is not a whole number of seconds since 1970".to_owned()),
-        _ => Ok(Answer::default()),
+            .map_err(|_| "`expires` in the webhook response is not a whole number of seconds since 1970".to_owned()),
+        _ => Ok(WebhookGrantBody::default()),
     }
 }
 
@@ -248,9 +256,9 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
 
     fn insert(&self, key: K, value: V) {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() >= MAX_CACHED {
+        if entries.len() >= MAX_ENTRIES_PER_CACHE {
             entries.retain(|_, (at, _)| at.elapsed() < self.lifetime);
-            if entries.len() >= MAX_CACHED {
+            if entries.len() >= MAX_ENTRIES_PER_CACHE {
                 entries.clear();
             }
         }
@@ -264,7 +272,11 @@ mod tests {
 
     #[test]
     fn an_expiry_that_cannot_be_read_is_no_permission() {
-        let expires = |text: &str| read_answer(text.as_bytes()).map(|answer| answer.expires).ok();
+        let expires = |text: &str| {
+            parse_webhook_grant_body(text.as_bytes())
+                .map(|answer| answer.expires)
+                .ok()
+        };
         for (text, wanted) in [
             ("", Some(None)),
             ("OK", Some(None)),

@@ -20,51 +20,51 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::pattern::Pattern;
-use super::request::{Denial, Permissions, SignedToken, digest, wall};
+use super::pattern::StreamNamePattern;
+use super::request::{Denial, Permissions, VerifiedJwt, token_digest, wall_clock_now};
 use crate::config::Auth;
 
 /// A key with its algorithm.
 #[derive(Clone)]
-pub struct Key {
+pub struct JwtKey {
     id: Option<String>,
     /// Digest of its text, which identifies the key after a reload.
-    digest: [u8; 32],
+    key_digest: [u8; 32],
     algorithm: Algorithm,
-    key: DecodingKey,
+    decoding_key: DecodingKey,
 }
 
-impl Key {
+impl JwtKey {
     /// Makes a key of a shared secret.
-    pub fn secret(secret: &str) -> Self {
+    pub fn from_secret(secret: &str) -> Self {
         Self {
             id: None,
-            digest: digest(secret),
+            key_digest: token_digest(secret),
             algorithm: Algorithm::HS256,
-            key: DecodingKey::from_secret(secret.as_bytes()).expect("the configuration refuses short secrets"),
+            decoding_key: DecodingKey::from_secret(secret.as_bytes()).expect("the configuration rejects short secrets"),
         }
     }
 
     /// Reads public keys: one in PEM, or a JWK set (RFC 7517 §5). Returns `None` if there is no usable key.
-    pub fn read(text: &str) -> Option<Vec<Self>> {
+    pub fn parse_public_keys(text: &str) -> Option<Vec<Self>> {
         if text.trim_start().starts_with('{') {
-            let keys = Self::of_set(&serde_json::from_str(text).ok()?);
+            let keys = Self::from_jwk_set(&serde_json::from_str(text).ok()?);
             return (!keys.is_empty()).then_some(keys);
         }
         let rsa = DecodingKey::from_rsa_pem(text.as_bytes()).map(|key| (Algorithm::RS256, key));
-        let (algorithm, key) = rsa
+        let (algorithm, decoding_key) = rsa
             .or_else(|_| DecodingKey::from_ec_pem(text.as_bytes()).map(|key| (Algorithm::ES256, key)))
             .ok()?;
         Some(vec![Self {
             id: None,
-            digest: digest(text.trim()),
+            key_digest: token_digest(text.trim()),
             algorithm,
-            key,
+            decoding_key,
         }])
     }
 
     /// Returns the usable keys of a set. Shared secrets are ignored.
-    fn of_set(set: &JwkSet) -> Vec<Self> {
+    fn from_jwk_set(set: &JwkSet) -> Vec<Self> {
         let keys = set.keys.iter().filter_map(|jwk| {
             let algorithm = match &jwk.algorithm {
                 AlgorithmParameters::RSA(_) => Algorithm::RS256,
@@ -73,41 +73,41 @@ impl Key {
             };
             Some(Self {
                 id: jwk.common.key_id.clone(),
-                digest: digest(&serde_json::to_string(jwk).ok()?),
+                key_digest: token_digest(&serde_json::to_string(jwk).ok()?),
                 algorithm,
-                key: DecodingKey::from_jwk(jwk).ok()?,
+                decoding_key: DecodingKey::from_jwk(jwk).ok()?,
             })
         });
-        keys.take(MAX_KEYS).collect()
+        keys.take(MAX_JWK_SET_KEYS).collect()
     }
 }
 
-impl std::fmt::Debug for Key {
+impl std::fmt::Debug for JwtKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Key({:?}, {:?})", self.algorithm, self.id)
     }
 }
 
 /// Maximum number of keys of one set.
-const MAX_KEYS: usize = 32;
+const MAX_JWK_SET_KEYS: usize = 32;
 
 /// Maximum size of a set, in bytes.
-const MAX_SET: usize = 256 * 1024;
+const MAX_JWK_SET_BYTES: usize = 256 * 1024;
 
 /// How long a set is used before it is fetched again.
-const FRESH: Duration = Duration::from_secs(10 * 60);
+const JWK_SET_LIFETIME: Duration = Duration::from_secs(10 * 60);
 
 /// Minimum interval between fetches, for a key that is not in the set or after a failure.
-const REFETCH_INTERVAL: Duration = Duration::from_secs(10);
+const MIN_JWK_SET_FETCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Timeout of a fetch.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+const JWK_SET_FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum number of cached tokens. The cache avoids checking the signature for each request of an HLS player.
-const MAX_CACHED: usize = 10_000;
+const MAX_CACHED_TOKENS: usize = 10_000;
 
 /// Permitted clock skew in seconds.
-const LEEWAY: u64 = 5;
+const CLOCK_LEEWAY_SECONDS: u64 = 5;
 
 #[derive(Clone, Debug, Deserialize)]
 struct Claims {
@@ -116,29 +116,29 @@ struct Claims {
     iss: Option<Value>,
     aud: Option<Value>,
     #[serde(default)]
-    publish: Patterns,
+    publish: PatternClaim,
     #[serde(default)]
-    play: Patterns,
+    play: PatternClaim,
     #[serde(default)]
     api: bool,
 }
 
 impl Claims {
-    fn verified(&self, key: [u8; 32], set: Option<String>) -> SignedToken {
+    fn to_verified_jwt(&self, key: [u8; 32], set: Option<String>) -> VerifiedJwt {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let audiences = match &self.aud {
             Some(Value::Array(many)) => many.iter().filter_map(text).collect(),
             one => one.iter().filter_map(text).collect(),
         };
-        SignedToken {
-            rights: Permissions {
-                publish: self.publish.read(),
-                play: self.play.read(),
+        VerifiedJwt {
+            permissions: Permissions {
+                publish: self.publish.valid_patterns(),
+                play: self.play.valid_patterns(),
                 api: self.api,
             },
-            expires: SystemTime::UNIX_EPOCH + Duration::from_secs(self.exp.min(MAX_TIME)),
-            key,
-            set,
+            expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(self.exp.min(MAX_EXPIRY_UNIX_SECONDS)),
+            key_digest: key,
+            key_set_url: set,
             issuer: self.iss.as_ref().and_then(text),
             audiences,
         }
@@ -147,72 +147,76 @@ impl Claims {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
-enum Patterns {
+enum PatternClaim {
     One(String),
     Many(Vec<String>),
 }
 
-impl Default for Patterns {
+impl Default for PatternClaim {
     fn default() -> Self {
         Self::Many(Vec::new())
     }
 }
 
-impl Patterns {
+impl PatternClaim {
     /// Returns the valid patterns; invalid ones are ignored.
-    fn read(&self) -> Vec<Pattern> {
+    fn valid_patterns(&self) -> Vec<StreamNamePattern> {
         match self {
-            Self::One(text) => Pattern::parse(text).into_iter().collect(),
-            Self::Many(texts) => texts.iter().take(64).filter_map(|text| Pattern::parse(text)).collect(),
+            Self::One(text) => StreamNamePattern::parse(text).into_iter().collect(),
+            Self::Many(texts) => texts
+                .iter()
+                .take(64)
+                .filter_map(|text| StreamNamePattern::parse(text))
+                .collect(),
         }
     }
 }
 
 /// Whether a token has the three parts of a signed token (RFC 7515 §7.1).
-pub fn looks_like_one(token: &str) -> bool {
+pub fn looks_like_jwt(token: &str) -> bool {
     token.split('.').count() == 3 && token.split('.').all(|part| !part.is_empty())
 }
 
 /// Verifies signed tokens.
-pub struct Verifier {
-    keys: Vec<Key>,
-    set: Option<RemoteSet>,
+pub struct JwtVerifier {
+    configured_keys: Vec<JwtKey>,
+    remote_key_set: Option<RemoteKeySet>,
     issuer: Option<String>,
     audience: Option<String>,
-    verified: Mutex<HashMap<[u8; 32], Arc<SignedToken>>>,
+    verified_tokens: Mutex<HashMap<[u8; 32], Arc<VerifiedJwt>>>,
 }
 
 /// A key set that is fetched from a URL.
-struct RemoteSet {
+struct RemoteKeySet {
     url: String,
     client: reqwest::Client,
-    state: tokio::sync::Mutex<Fetched>,
+    fetch_state: tokio::sync::Mutex<FetchState>,
 }
 
 #[derive(Default)]
-struct Fetched {
-    keys: Vec<Key>,
-    fetched: Option<Instant>,
-    tried: Option<Instant>,
+struct FetchState {
+    keys: Vec<JwtKey>,
+    fetched_at: Option<Instant>,
+    attempted_at: Option<Instant>,
 }
 
-impl Verifier {
+impl JwtVerifier {
     /// Returns `None` if neither keys nor a key set URL are configured.
-    pub fn new(auth: &Auth, keys: Vec<Key>) -> Option<Self> {
+    pub fn new(auth: &Auth, keys: Vec<JwtKey>) -> Option<Self> {
         if keys.is_empty() && auth.jwks_url.is_none() {
             return None;
         }
-        let set = auth.jwks_url.clone().map(|url| RemoteSet {
+        let set = auth.jwks_url.clone().map(|url| RemoteKeySet {
             url,
-            client: client(),
-            state: tokio::sync::Mutex::default(),
+            client: http_client_without_redirects(),
+            fetch_state: tokio::sync::Mutex::default(),
         });
         Some(Self {
-            keys,
-            set,
+            configured_keys: keys,
+            remote_key_set: set,
             issuer: auth.jwt_issuer.clone(),
             audience: auth.jwt_audience.clone(),
-            verified: Mutex::default(),
+            verified_tokens: Mutex::default(),
         })
     }
 
@@ -221,34 +225,34 @@ impl Verifier {
     /// # Errors
     ///
     /// A [`Denial`].
-    pub(super) async fn check(&self, token: &str) -> Result<Arc<SignedToken>, Denial> {
-        let digest = digest(token);
-        if let Some(known) = self.find(&digest) {
+    pub(super) async fn verify(&self, token: &str) -> Result<Arc<VerifiedJwt>, Denial> {
+        let digest = token_digest(token);
+        if let Some(known) = self.cached_token(&digest) {
             return Ok(known);
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| Denial::Wrong)?;
-        let mut keys = fitting(&self.keys, header.alg, header.kid.as_deref());
+        let header = jsonwebtoken::decode_header(token).map_err(|_| Denial::InvalidToken)?;
+        let mut keys = matching_keys(&self.configured_keys, header.alg, header.kid.as_deref());
         let mut from = None;
         if keys.is_empty()
-            && let Some(set) = &self.set
+            && let Some(set) = &self.remote_key_set
         {
-            keys = set.find(header.alg, header.kid.as_deref()).await?;
+            keys = set.find_keys(header.alg, header.kid.as_deref()).await?;
             from = Some(&set.url);
         }
         let validation = self.validation(header.alg);
-        let mut denial = Denial::Wrong;
+        let mut denial = Denial::InvalidToken;
         for key in keys {
-            match jsonwebtoken::decode::<Claims>(token, &key.key, &validation) {
+            match jsonwebtoken::decode::<Claims>(token, &key.decoding_key, &validation) {
                 Ok(decoded) => {
-                    let verified = Arc::new(decoded.claims.verified(key.digest, from.cloned()));
+                    let verified = Arc::new(decoded.claims.to_verified_jwt(key.key_digest, from.cloned()));
                     // The library also accepts a list of issuers.
-                    if !self.accepts_claims(&verified) {
+                    if !self.accepts_issuer_and_audience(&verified) {
                         continue;
                     }
-                    self.remember(digest, verified.clone());
+                    self.cache_token(digest, verified.clone());
                     return Ok(verified);
                 }
-                Err(error) if *error.kind() == ErrorKind::ExpiredSignature => denial = Denial::Expired,
+                Err(error) if *error.kind() == ErrorKind::ExpiredSignature => denial = Denial::ExpiredToken,
                 Err(_) => {}
             }
         }
@@ -256,13 +260,17 @@ impl Verifier {
     }
 
     /// Whether a token that was verified with an earlier configuration is valid with this one.
-    pub(super) fn still_accepts(&self, token: &SignedToken) -> bool {
-        let has_key = self.keys.iter().any(|key| key.digest == token.key);
-        let has_set = token.set.is_some() && self.set.as_ref().map(|set| &set.url) == token.set.as_ref();
-        (has_key || has_set) && self.accepts_claims(token)
+    pub(super) fn still_accepts(&self, token: &VerifiedJwt) -> bool {
+        let has_key = self
+            .configured_keys
+            .iter()
+            .any(|key| key.key_digest == token.key_digest);
+        let has_set = token.key_set_url.is_some()
+            && self.remote_key_set.as_ref().map(|set| &set.url) == token.key_set_url.as_ref();
+        (has_key || has_set) && self.accepts_issuer_and_audience(token)
     }
 
-    fn accepts_claims(&self, token: &SignedToken) -> bool {
+    fn accepts_issuer_and_audience(&self, token: &VerifiedJwt) -> bool {
         let has_issuer = self.issuer.is_none() || self.issuer == token.issuer;
         let mut audiences = token.audiences.iter();
         has_issuer
@@ -276,7 +284,7 @@ impl Verifier {
     /// without one.
     fn validation(&self, algorithm: Algorithm) -> Validation {
         let mut validation = Validation::new(algorithm);
-        validation.leeway = LEEWAY;
+        validation.leeway = CLOCK_LEEWAY_SECONDS;
         validation.validate_nbf = true;
         validation.validate_aud = self.audience.is_some();
         let mut required = vec!["exp"];
@@ -292,17 +300,20 @@ impl Verifier {
         validation
     }
 
-    fn find(&self, digest: &[u8; 32]) -> Option<Arc<SignedToken>> {
-        let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        verified.get(digest).filter(|token| token.expires > wall()).cloned()
+    fn cached_token(&self, digest: &[u8; 32]) -> Option<Arc<VerifiedJwt>> {
+        let verified = self.verified_tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        verified
+            .get(digest)
+            .filter(|token| token.expires_at > wall_clock_now())
+            .cloned()
     }
 
-    fn remember(&self, digest: [u8; 32], token: Arc<SignedToken>) {
-        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
-        if verified.len() >= MAX_CACHED {
-            let now = wall();
-            verified.retain(|_, token| token.expires > now);
-            if verified.len() >= MAX_CACHED {
+    fn cache_token(&self, digest: [u8; 32], token: Arc<VerifiedJwt>) {
+        let mut verified = self.verified_tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if verified.len() >= MAX_CACHED_TOKENS {
+            let now = wall_clock_now();
+            verified.retain(|_, token| token.expires_at > now);
+            if verified.len() >= MAX_CACHED_TOKENS {
                 verified.clear();
             }
         }
@@ -311,78 +322,80 @@ impl Verifier {
 }
 
 /// The end of the year 9999, the latest expiry.
-const MAX_TIME: u64 = 253_402_300_799;
+const MAX_EXPIRY_UNIX_SECONDS: u64 = 253_402_300_799;
 
 /// Returns the keys that can have signed a token. A token or key without an id matches any.
-fn fitting(keys: &[Key], algorithm: Algorithm, id: Option<&str>) -> Vec<Key> {
-    let fits = |key: &&Key| {
+fn matching_keys(keys: &[JwtKey], algorithm: Algorithm, id: Option<&str>) -> Vec<JwtKey> {
+    let fits = |key: &&JwtKey| {
         let same = key.id.is_none() || id.is_none() || key.id.as_deref() == id;
         key.algorithm == algorithm && same
     };
     keys.iter().filter(fits).cloned().collect()
 }
 
-impl RemoteSet {
+impl RemoteKeySet {
     /// Returns the keys of the set that can have signed a token. The set is fetched again if it is old or has no such
     /// key.
-    async fn find(&self, algorithm: Algorithm, id: Option<&str>) -> Result<Vec<Key>, Denial> {
-        let mut state = self.state.lock().await;
-        let is_old = state.fetched.is_none_or(|at| at.elapsed() >= FRESH);
-        let found = fitting(&state.keys, algorithm, id);
-        let may_try = state.tried.is_none_or(|at| at.elapsed() >= REFETCH_INTERVAL);
+    async fn find_keys(&self, algorithm: Algorithm, id: Option<&str>) -> Result<Vec<JwtKey>, Denial> {
+        let mut state = self.fetch_state.lock().await;
+        let is_old = state.fetched_at.is_none_or(|at| at.elapsed() >= JWK_SET_LIFETIME);
+        let found = matching_keys(&state.keys, algorithm, id);
+        let may_try = state
+            .attempted_at
+            .is_none_or(|at| at.elapsed() >= MIN_JWK_SET_FETCH_INTERVAL);
         if !(may_try && (is_old || found.is_empty())) {
-            let was_fetched = state.fetched.is_some();
+            let was_fetched = state.fetched_at.is_some();
             return if was_fetched {
                 Ok(found)
             } else {
-                Err(Denial::Unavailable)
+                Err(Denial::AuthorizationUnavailable)
             };
         }
-        state.tried = Some(Instant::now());
-        match self.fetch().await {
+        state.attempted_at = Some(Instant::now());
+        match self.download_keys().await {
             Ok(keys) => {
                 state.keys = keys;
-                state.fetched = Some(Instant::now());
-                Ok(fitting(&state.keys, algorithm, id))
+                state.fetched_at = Some(Instant::now());
+                Ok(matching_keys(&state.keys, algorithm, id))
             }
             Err(problem) => {
-                warn!(url = %self.url, problem, "auth.jwks_url: cannot fetch the keys");
-                if state.fetched.is_some() {
+                warn!(url = %self.url, problem, "cannot fetch the JWK set of auth.jwks_url; if it was fetched before, the earlier keys remain in use");
+                if state.fetched_at.is_some() {
                     Ok(found)
                 } else {
-                    Err(Denial::Unavailable)
+                    Err(Denial::AuthorizationUnavailable)
                 }
             }
         }
     }
 
-    async fn fetch(&self) -> Result<Vec<Key>, String> {
+    async fn download_keys(&self) -> Result<Vec<JwtKey>, String> {
         let failed = |error: reqwest::Error| error.without_url().to_string();
-        let request = self.client.get(&self.url).timeout(FETCH_TIMEOUT);
+        let request = self.client.get(&self.url).timeout(JWK_SET_FETCH_TIMEOUT);
         let response = request.send().await.and_then(reqwest::Response::error_for_status);
-        let text = body(response.map_err(failed)?, MAX_SET).await?;
-        let set = serde_json::from_slice(&text).map_err(|_| "the response is not a JWK set".to_owned())?;
-        let keys = Key::of_set(&set);
+        let text = read_limited_body(response.map_err(failed)?, MAX_JWK_SET_BYTES).await?;
+        let set = serde_json::from_slice(&text).map_err(|_| "the HTTP response is not a JWK set".to_owned())?;
+        let keys = JwtKey::from_jwk_set(&set);
         if keys.is_empty() {
-            return Err("the set has no key for RS256 or ES256".to_owned());
+            return Err("the JWK set has no key for RS256 or ES256".to_owned());
         }
         Ok(keys)
     }
 }
 
 /// Makes an HTTP client that follows no redirects, so that it connects only to the configured host.
-pub(super) fn client() -> reqwest::Client {
+pub(super) fn http_client_without_redirects() -> reqwest::Client {
     let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
     builder.build().unwrap_or_default()
 }
 
 /// Reads a body of at most `most` bytes.
-pub(super) async fn body(mut response: reqwest::Response, most: usize) -> Result<Vec<u8>, String> {
+pub(super) async fn read_limited_body(mut response: reqwest::Response, most: usize) -> Result<Vec<u8>, String> {
     let mut text = Vec::new();
     loop {
         match response.chunk().await {
             Ok(Some(chunk)) if text.len() + chunk.len() > most => {
-                return Err(format!("the response has more than {most} bytes"));
+                return Err(format!("the HTTP response body has more than {most} bytes"));
             }
             Ok(Some(chunk)) => text.extend_from_slice(&chunk),
             Ok(None) => return Ok(text),

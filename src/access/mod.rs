@@ -18,77 +18,79 @@ pub mod pattern;
 mod request;
 
 use self::credentials::Credentials;
-use self::hook::Hook;
-use self::jwt::Verifier;
-use self::pattern::Pattern;
-pub use self::request::{AccessRequest, Action, Denial, FixedToken, Grant, Permissions};
-use self::request::{Basis, digest};
+use self::hook::WebhookClient;
+use self::jwt::JwtVerifier;
+use self::pattern::StreamNamePattern;
+pub use self::request::{AccessRequest, Action, Denial, Grant, Permissions, StaticToken};
+use self::request::{GrantBasis, token_digest};
 
 /// Decides about access.
-pub struct Access {
-    fixed: Vec<FixedToken>,
+pub struct AccessControl {
+    static_tokens: Vec<StaticToken>,
     /// Playback requires no token, because nothing is configured that restricts it.
-    open: bool,
+    is_playback_open: bool,
     /// Something other than publishing to all streams needs a token.
-    restricted: bool,
-    verifier: Option<Verifier>,
-    hook: Option<Hook>,
-    in_query: bool,
+    restricts_more_than_publishing: bool,
+    jwt_verifier: Option<JwtVerifier>,
+    webhook: Option<WebhookClient>,
+    accepts_query_token: bool,
 }
 
-impl Access {
+impl AccessControl {
     /// Builds it from the configured credentials; `publish` is the token for publishing to all streams.
     pub fn new(credentials: Credentials, publish: &Secret) -> Self {
-        let all = || vec![Pattern::all()];
+        let all = || vec![StreamNamePattern::matching_all_streams()];
         let rights = |publish, api| Permissions {
             publish,
             play: all(),
             api,
         };
         let Credentials {
-            play,
-            api,
-            tokens,
-            verifier,
-            hook,
-            in_query,
+            play_token: play,
+            api_token: api,
+            static_tokens: tokens,
+            jwt_verifier: verifier,
+            webhook: hook,
+            accepts_query_token: in_query,
             ..
         } = credentials;
-        let closed = play.is_some() || tokens.iter().any(|token| !token.rights.play.is_empty());
+        let closed = play.is_some() || tokens.iter().any(|token| !token.permissions.play.is_empty());
         let open = !closed && verifier.is_none() && hook.is_none();
         let restricted = !open || !tokens.is_empty();
-        let mut fixed = vec![FixedToken::new(publish, rights(all(), false))];
-        fixed.extend(play.map(|play| FixedToken::new(&play, rights(Vec::new(), false))));
-        fixed.extend(api.map(|api| FixedToken::new(&api, rights(Vec::new(), true))));
+        let mut fixed = vec![StaticToken::new(publish, rights(all(), false))];
+        fixed.extend(play.map(|play| StaticToken::new(&play, rights(Vec::new(), false))));
+        fixed.extend(api.map(|api| StaticToken::new(&api, rights(Vec::new(), true))));
         fixed.extend(tokens);
         Self {
-            fixed,
-            open,
-            restricted,
-            verifier,
-            hook,
-            in_query,
+            static_tokens: fixed,
+            is_playback_open: open,
+            restricts_more_than_publishing: restricted,
+            jwt_verifier: verifier,
+            webhook: hook,
+            accepts_query_token: in_query,
         }
     }
 
     /// Whether `?token=` is accepted instead of the header (RFC 9725 §4.7.1).
-    pub fn takes_query(&self) -> bool {
-        self.in_query
+    pub fn accepts_query_token(&self) -> bool {
+        self.accepts_query_token
     }
 
     /// Whether playback requires no token.
-    pub fn is_open(&self) -> bool {
-        self.open
+    pub fn is_playback_open(&self) -> bool {
+        self.is_playback_open
     }
 
     /// Whether anything is restricted besides publishing to all streams, which always is.
-    pub fn is_restricted(&self) -> bool {
-        self.restricted
+    pub fn restricts_more_than_publishing(&self) -> bool {
+        self.restricts_more_than_publishing
     }
 
     /// Whether any configured credential can give access to the API.
-    pub fn has_api(&self) -> bool {
-        self.fixed.iter().any(|token| token.rights.api) || self.verifier.is_some() || self.hook.is_some()
+    pub fn can_grant_api(&self) -> bool {
+        self.static_tokens.iter().any(|token| token.permissions.api)
+            || self.jwt_verifier.is_some()
+            || self.webhook.is_some()
     }
 
     /// Decides about a request.
@@ -96,83 +98,83 @@ impl Access {
     /// # Errors
     ///
     /// A [`Denial`].
-    pub async fn check(&self, request: AccessRequest<'_>) -> Result<Grant, Denial> {
-        if request.action == Action::Play && self.open {
+    pub async fn authorize(&self, request: AccessRequest<'_>) -> Result<Grant, Denial> {
+        if request.action == Action::Play && self.is_playback_open {
             return Ok(Grant::default());
         }
         let Some(token) = request.token else {
-            return match &self.hook {
+            return match &self.webhook {
                 // The hook may decide by address.
-                Some(hook) if hook.takes_anonymous() => hook.check(request).await,
-                _ => Err(Denial::Missing),
+                Some(hook) if hook.decides_without_token() => hook.authorize(request).await,
+                _ => Err(Denial::MissingToken),
             };
         };
-        let mut denial = Denial::Wrong;
-        match self.check_fixed(token, request) {
-            Err(Denial::Wrong) => {}
+        let mut denial = Denial::InvalidToken;
+        match self.check_static_tokens(token, request) {
+            Err(Denial::InvalidToken) => {}
             decided => return decided,
         }
-        if let Some(verifier) = &self.verifier
-            && jwt::looks_like_one(token)
+        if let Some(verifier) = &self.jwt_verifier
+            && jwt::looks_like_jwt(token)
         {
-            match verifier.check(token).await {
-                Ok(signed) if signed.rights.allow(request.action, request.stream) => {
+            match verifier.verify(token).await {
+                Ok(signed) if signed.permissions.allow(request.action, request.stream) => {
                     return Ok(Grant {
-                        expires: Some(signed.expires),
-                        basis: Basis::Signed(signed),
-                        by_token: true,
+                        expires_at: Some(signed.expires_at),
+                        basis: GrantBasis::VerifiedJwt(signed),
+                        is_token_based: true,
                     });
                 }
-                Ok(_) => return Err(Denial::Scope),
+                Ok(_) => return Err(Denial::InsufficientScope),
                 Err(wrong) => denial = wrong,
             }
         }
-        match &self.hook {
-            Some(hook) => hook.check(request).await,
+        match &self.webhook {
+            Some(hook) => hook.authorize(request).await,
             None => Err(denial),
         }
     }
 
     /// Whether a grant that was given by an earlier configuration is valid with this one; `stream` is `None` for the API.
     pub fn still_grants(&self, grant: &Grant, action: Action, stream: Option<&StreamName>) -> bool {
-        if action == Action::Play && self.open {
+        if action == Action::Play && self.is_playback_open {
             return true;
         }
         match &grant.basis {
-            Basis::Open => false,
-            Basis::Token(digest) => {
-                let mut tokens = self.fixed.iter().filter(|token| token.digest == *digest);
-                tokens.any(|token| token.rights.allow(action, stream))
+            GrantBasis::OpenPlayback => false,
+            GrantBasis::StaticToken(digest) => {
+                let mut tokens = self.static_tokens.iter().filter(|token| token.digest == *digest);
+                tokens.any(|token| token.permissions.allow(action, stream))
             }
-            Basis::Signed(token) => self
-                .verifier
+            GrantBasis::VerifiedJwt(token) => self
+                .jwt_verifier
                 .as_ref()
                 .is_some_and(|verifier| verifier.still_accepts(token)),
-            Basis::Webhook(url) => {
-                let hook = self.hook.as_ref().filter(|hook| hook.url() == &**url);
-                hook.is_some_and(|hook| grant.by_token || hook.takes_anonymous())
+            GrantBasis::Webhook(url) => {
+                let hook = self.webhook.as_ref().filter(|hook| hook.url() == &**url);
+                hook.is_some_and(|hook| grant.is_token_based || hook.decides_without_token())
             }
         }
     }
 
     /// Compares with all tokens, so that timing does not reveal which one matches.
-    fn check_fixed(&self, given: &str, request: AccessRequest<'_>) -> Result<Grant, Denial> {
-        let digest = digest(given);
+    fn check_static_tokens(&self, given: &str, request: AccessRequest<'_>) -> Result<Grant, Denial> {
+        let digest = token_digest(given);
         let mut known = false;
         let mut allowed = false;
-        for token in &self.fixed {
+        for token in &self.static_tokens {
             let matches = token.has_digest(&digest);
             known |= matches;
-            allowed |= matches && token.rights.allow(request.action, request.stream);
+            allowed |= matches && token.permissions.allow(request.action, request.stream);
         }
         match (allowed, known) {
             (true, _) => Ok(Grant {
-                expires: None,
-                basis: Basis::Token(digest),
-                by_token: true,
+                expires_at: None,
+                basis: GrantBasis::StaticToken(digest),
+                is_token_based: true,
             }),
-            (false, true) => Err(Denial::Scope),
-            (false, false) => Err(Denial::Wrong),
+            (false, true) => Err(Denial::InsufficientScope),
+            (false, false) => Err(Denial::InvalidToken),
         }
     }
 }

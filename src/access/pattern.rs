@@ -4,21 +4,21 @@ use std::fmt;
 
 /// A stream name in which each `*` matches any number of characters, including none and `/`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Pattern(String);
+pub struct StreamNamePattern(String);
 
 /// Maximum length of a pattern, in characters.
-const MAX_LENGTH: usize = 128;
+const MAX_PATTERN_CHARS: usize = 128;
 
-impl Pattern {
+impl StreamNamePattern {
     /// Parses a pattern. Returns `None` if it contains other characters or is too long.
     pub fn parse(text: &str) -> Option<Self> {
         let is_part = |b: u8| b.is_ascii_alphanumeric() || b"_.~-/*".contains(&b);
-        let fits = (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(is_part);
+        let fits = (1..=MAX_PATTERN_CHARS).contains(&text.len()) && text.bytes().all(is_part);
         fits.then(|| Self(text.to_owned()))
     }
 
     /// Returns the pattern that matches all streams.
-    pub fn all() -> Self {
+    pub fn matching_all_streams() -> Self {
         Self("*".to_owned())
     }
 
@@ -43,7 +43,7 @@ impl Pattern {
     }
 }
 
-impl fmt::Debug for Pattern {
+impl fmt::Debug for StreamNamePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -67,7 +67,7 @@ mod tests {
             ("a*b*c", &["abc", "axbxc", "abcbc"], &["ab", "acb", "abcd"]),
             ("a*a", &["aa", "aba"], &["a"]),
         ] {
-            let pattern = Pattern::parse(pattern).expect("a pattern");
+            let pattern = StreamNamePattern::parse(pattern).expect("a pattern");
             for name in yes {
                 assert!(pattern.matches(name), "{pattern:?} {name}");
             }
@@ -75,7 +75,7 @@ mod tests {
                 assert!(!pattern.matches(name), "{pattern:?} {name}");
             }
         }
-        assert_eq!(Pattern::parse(""), None);
-        assert_eq!(Pattern::parse("a b"), None);
+        assert_eq!(StreamNamePattern::parse(""), None);
+        assert_eq!(StreamNamePattern::parse("a b"), None);
     }
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use super::pattern::Pattern;
+use super::pattern::StreamNamePattern;
 use crate::config::Secret;
 use millstream_core::hub::name::StreamName;
 
@@ -43,15 +43,15 @@ impl Action {
 /// The permissions of a token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Permissions {
-    pub publish: Vec<Pattern>,
-    pub play: Vec<Pattern>,
+    pub publish: Vec<StreamNamePattern>,
+    pub play: Vec<StreamNamePattern>,
     pub api: bool,
 }
 
 impl Permissions {
     /// Whether they cover an action on a stream; `stream` is `None` for the API.
     pub fn allow(&self, action: Action, stream: Option<&StreamName>) -> bool {
-        let any = |patterns: &[Pattern]| {
+        let any = |patterns: &[StreamNamePattern]| {
             stream.is_some_and(|stream| patterns.iter().any(|pattern| pattern.matches(stream.as_str())))
         };
         match action {
@@ -64,17 +64,17 @@ impl Permissions {
 
 /// A configured token and its permissions.
 #[derive(Clone)]
-pub struct FixedToken {
+pub struct StaticToken {
     /// SHA-256 of the token. Comparing digests reveals neither length nor content by timing.
     pub(super) digest: [u8; 32],
-    pub(super) rights: Permissions,
+    pub(super) permissions: Permissions,
 }
 
-impl FixedToken {
+impl StaticToken {
     pub(super) fn new(token: &Secret, rights: Permissions) -> Self {
         Self {
-            digest: digest(token.reveal()),
-            rights,
+            digest: token_digest(token.reveal()),
+            permissions: rights,
         }
     }
 
@@ -93,54 +93,54 @@ pub struct AccessRequest<'a> {
     pub stream: Option<&'a StreamName>,
     pub address: Option<IpAddr>,
     /// Too many tokens from the address were wrong.
-    pub is_suspect: bool,
+    pub is_from_suspect_address: bool,
 }
 
 /// Granted access.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grant {
     /// Expiry.
-    pub expires: Option<SystemTime>,
+    pub expires_at: Option<SystemTime>,
     /// What it was given for, so that it can be revoked.
-    pub(super) basis: Basis,
+    pub(super) basis: GrantBasis,
     /// It was given for a token, and not to everybody.
-    pub by_token: bool,
+    pub is_token_based: bool,
 }
 
 impl Grant {
     /// Whether it has expired.
     pub fn is_expired(&self) -> bool {
-        self.expires.is_some_and(|at| at <= wall())
+        self.expires_at.is_some_and(|at| at <= wall_clock_now())
     }
 
     /// Whether everybody has it, because playback is open.
-    pub fn is_open(&self) -> bool {
-        self.basis == Basis::Open
+    pub fn is_open_to_all(&self) -> bool {
+        self.basis == GrantBasis::OpenPlayback
     }
 }
 
 /// What a grant was given for.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) enum Basis {
+pub(super) enum GrantBasis {
     /// Playback is open to everybody.
     #[default]
-    Open,
+    OpenPlayback,
     /// A configured token, by its SHA-256.
-    Token([u8; 32]),
-    Signed(Arc<SignedToken>),
+    StaticToken([u8; 32]),
+    VerifiedJwt(Arc<VerifiedJwt>),
     /// The webhook with this URL.
     Webhook(Arc<str>),
 }
 
 /// A verified token: its permissions, and what its validity depends on.
 #[derive(Debug, PartialEq)]
-pub(super) struct SignedToken {
-    pub(super) rights: Permissions,
-    pub(super) expires: SystemTime,
+pub(super) struct VerifiedJwt {
+    pub(super) permissions: Permissions,
+    pub(super) expires_at: SystemTime,
     /// Digest of the key.
-    pub(super) key: [u8; 32],
+    pub(super) key_digest: [u8; 32],
     /// URL of the key set that the key is from.
-    pub(super) set: Option<String>,
+    pub(super) key_set_url: Option<String>,
     pub(super) issuer: Option<String>,
     pub(super) audiences: Vec<String>,
 }
@@ -149,27 +149,27 @@ pub(super) struct SignedToken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denial {
     /// A token is required, but none was sent.
-    Missing,
+    MissingToken,
     /// The token is unknown or invalid.
-    Wrong,
+    InvalidToken,
     /// The token has expired.
-    Expired,
+    ExpiredToken,
     /// The token does not permit this action or stream.
-    Scope,
+    InsufficientScope,
     /// The hook or the key set is unavailable.
-    Unavailable,
+    AuthorizationUnavailable,
     /// Too many requests wait for the hook.
-    Busy,
-    /// As [`Self::Busy`], because too many tokens from the address were wrong.
-    Suspect,
+    WebhookOverloaded,
+    /// As [`Self::WebhookOverloaded`], because too many tokens from the address were wrong.
+    TooManyInvalidTokens,
 }
 
 /// Returns the digest that represents a token in memory.
-pub(super) fn digest(token: &str) -> [u8; 32] {
+pub(super) fn token_digest(token: &str) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
 #[expect(clippy::disallowed_methods, reason = "tokens expire by the wall clock")]
-pub(super) fn wall() -> SystemTime {
+pub(super) fn wall_clock_now() -> SystemTime {
     SystemTime::now()
 }

@@ -40,7 +40,7 @@ section! {
         pub tokens: Vec<TokenConfig> = Vec::new(),
 
         /// Shared secret of signed tokens (HS256), at least 16 characters.
-        #[key("jwt_secret", Live, "none", "values::signing_secret", secret)]
+        #[key("jwt_secret", Live, "none", "values::jwt_secret", secret)]
         pub jwt_secret: Option<Secret> = None,
 
         /// Files with public keys of signed tokens: PEM (RS256, ES256) or a JWK set.
@@ -108,12 +108,12 @@ section! {
 
 impl Auth {
     /// Returns whether a token for publishing is configured. Otherwise one is generated at start.
-    pub fn has_publish_token(&self) -> bool {
+    pub fn is_publish_token_or_file_set(&self) -> bool {
         self.publish_token.is_some() || self.publish_token_file.is_some()
     }
 
     /// Returns whether a token for watching all streams is configured.
-    pub fn has_play_token(&self) -> bool {
+    pub fn is_play_token_or_file_set(&self) -> bool {
         self.play_token.is_some() || self.play_token_file.is_some()
     }
 }

@@ -3,21 +3,21 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-use super::mistake::{Hint, Mistake, Place, Problem, nearest};
-use super::section::{Key, PREFIX, variable};
+use super::mistake::{ConfigLocation, Hint, Mistake, MistakeKind, nearest_name};
+use super::section::{ENVIRONMENT_VARIABLE_PREFIX, Key, environment_variable_name};
 
 /// The variables that set keys, and mistakes in them.
 #[derive(Default)]
-pub(super) struct Variables {
+pub(super) struct ConfigVariables {
     /// Variable name and value, by the path of the key.
-    pub(super) values: BTreeMap<String, (String, String)>,
+    pub(super) values_by_key_path: BTreeMap<String, (String, String)>,
     pub(super) mistakes: Vec<Mistake>,
 }
 
 /// Variables with our prefix that set no key: those of the command line and of the test programs.
-const IGNORED: [&str; 3] = ["MILLSTREAM_CONFIG", "MILLSTREAM_BIN", "MILLSTREAM_BENCH_BIN"];
+const IGNORED_VARIABLES: [&str; 3] = ["MILLSTREAM_CONFIG", "MILLSTREAM_BIN", "MILLSTREAM_BENCH_BIN"];
 
-impl Variables {
+impl ConfigVariables {
     /// Reads the variables with our prefix. `keys` are all keys, `renamed` pairs of former and current paths.
     pub(super) fn read(
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -28,8 +28,8 @@ impl Variables {
         for (name, value) in environment {
             let name = name.to_string_lossy().into_owned();
             let value = value.into_string();
-            let is_ours = name.starts_with(PREFIX) && !IGNORED.contains(&name.as_str());
-            if !is_ours || is_service_link(&name, value.as_deref().unwrap_or_default()) {
+            let is_ours = name.starts_with(ENVIRONMENT_VARIABLE_PREFIX) && !IGNORED_VARIABLES.contains(&name.as_str());
+            if !is_ours || is_container_service_variable(&name, value.as_deref().unwrap_or_default()) {
                 continue;
             }
             let upper = name.to_ascii_uppercase();
@@ -38,23 +38,23 @@ impl Variables {
                 .iter()
                 .map(|key| key.path)
                 .chain(renamed)
-                .find(|path| variable(path) == upper);
+                .find(|path| environment_variable_name(path) == upper);
             let mistake = match (known, value) {
                 (Some(path), Ok(value)) => {
-                    variables.values.insert(path.to_owned(), (name, value));
+                    variables.values_by_key_path.insert(path.to_owned(), (name, value));
                     continue;
                 }
-                (Some(path), Err(_)) => Mistake::of(
+                (Some(path), Err(_)) => Mistake::with_kind(
                     path,
-                    Problem::Value {
+                    MistakeKind::InvalidValue {
                         shown: None,
                         expected: "expected UTF-8".to_owned(),
                     },
                 ),
-                (None, _) => Mistake::of("", unknown(&upper, keys)),
+                (None, _) => Mistake::with_kind("", unknown_variable_mistake_kind(&upper, keys)),
             };
             variables.mistakes.push(Mistake {
-                place: Some(Place::Variable(name)),
+                location: Some(ConfigLocation::Variable(name)),
                 ..mistake
             });
         }
@@ -62,17 +62,21 @@ impl Variables {
     }
 }
 
-fn unknown(name: &str, keys: &[&Key]) -> Problem {
-    let names: Vec<String> = keys.iter().map(|key| variable(key.path)).collect();
-    let own = |name: &'_ str| name.get(PREFIX.len()..).unwrap_or_default().to_owned();
-    let parts: Vec<String> = names.iter().map(|name| own(name)).collect();
-    let near = nearest(&own(name), parts.iter().map(String::as_str));
-    let hint = match near {
-        Some(near) => Hint::Near(vec![format!("{PREFIX}{near}")]),
-        None if name.starts_with("MILLSTREAM_STREAM") => Hint::Text("; streams can be configured in the file only"),
-        None => Hint::Text("; `millstream --help` lists all keys"),
+fn unknown_variable_mistake_kind(name: &str, keys: &[&Key]) -> MistakeKind {
+    let names: Vec<String> = keys.iter().map(|key| environment_variable_name(key.path)).collect();
+    let own = |name: &'_ str| {
+        name.get(ENVIRONMENT_VARIABLE_PREFIX.len()..)
+            .unwrap_or_default()
+            .to_owned()
     };
-    Problem::Unknown {
+    let parts: Vec<String> = names.iter().map(|name| own(name)).collect();
+    let near = nearest_name(&own(name), parts.iter().map(String::as_str));
+    let hint = match near {
+        Some(near) => Hint::SimilarNames(vec![format!("{ENVIRONMENT_VARIABLE_PREFIX}{near}")]),
+        None if name.starts_with("MILLSTREAM_STREAM") => Hint::FreeText("; streams can be configured in the file only"),
+        None => Hint::FreeText("; `millstream --help` lists all keys"),
+    };
+    MistakeKind::UnknownName {
         what: "environment variable",
         hint,
     }
@@ -81,7 +85,7 @@ fn unknown(name: &str, keys: &[&Key]) -> Problem {
 /// Returns whether an orchestrator sets the variable for a service called `millstream`. Kubernetes gives every
 /// container `MILLSTREAM_SERVICE_HOST`, `MILLSTREAM_SERVICE_PORT`, `MILLSTREAM_PORT=tcp://...` and
 /// `MILLSTREAM_PORT_80_TCP_ADDR`. Docker links look the same.
-fn is_service_link(name: &str, value: &str) -> bool {
+fn is_container_service_variable(name: &str, value: &str) -> bool {
     let has_scheme = || value.starts_with("tcp://") || value.starts_with("udp://") || value.starts_with("sctp://");
     let is_part = |rest: &str| {
         let mut parts = rest.split('_');
@@ -106,7 +110,7 @@ fn is_service_link(name: &str, value: &str) -> bool {
 ///
 /// The problem, as a text that follows the key.
 #[expect(clippy::disallowed_methods, reason = "this is config")]
-pub fn named(variable: &str) -> Result<String, String> {
+pub fn read_environment_variable(variable: &str) -> Result<String, String> {
     // A value that is not a variable name may be the secret itself, set by mistake.
     let is_name = variable
         .bytes()
@@ -130,7 +134,7 @@ mod tests {
 
     fn mistakes(name: &str, value: &str) -> Vec<String> {
         let environment = [(name.into(), value.into())];
-        let variables = Variables::read(environment, &super::super::keys(), &[]);
+        let variables = ConfigVariables::read(environment, &super::super::all_keys_except_streams(), &[]);
         variables.mistakes.iter().map(ToString::to_string).collect()
     }
 

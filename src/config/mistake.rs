@@ -10,13 +10,13 @@ use thiserror::Error;
 pub struct Mistake {
     /// Path of the key, such as `http.listen` or `streams.door.rtsp`; empty if there is none.
     pub key: String,
-    pub place: Option<Place>,
-    pub problem: Problem,
+    pub location: Option<ConfigLocation>,
+    pub kind: MistakeKind,
 }
 
 /// Where a key is set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum ConfigLocation {
     /// Line and column, from 1; the column counts characters.
     Line { line: usize, column: usize, file: PathBuf },
     /// A whole file.
@@ -27,17 +27,19 @@ pub enum Place {
 
 /// What is wrong with a key or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Problem {
+pub enum MistakeKind {
     /// The file is not TOML, or cannot be read.
     Syntax(String),
     /// The key or table exists already; `first_line` is its first line, if known.
     Duplicate { is_table: bool, first_line: Option<usize> },
     /// No such `what` exists: a key, a section, an environment variable.
-    Unknown { what: &'static str, hint: Hint },
+    UnknownName { what: &'static str, hint: Hint },
     /// The value is invalid. `shown` is its text, unless it may be a secret.
-    Value { shown: Option<String>, expected: String },
+    InvalidValue { shown: Option<String>, expected: String },
     /// Another key must be set too. The text follows the key in the message.
-    Missing(String),
+    MissingKey(String),
+    /// Any other problem, as a sentence with a subject of its own.
+    Sentence(String),
     /// Any other problem. The text follows the key in the message.
     Other(String),
 }
@@ -46,15 +48,15 @@ pub enum Problem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// One of these names.
-    Near(Vec<String>),
+    SimilarNames(Vec<String>),
     /// One of all valid names.
-    Known(Vec<String>),
+    ValidNames(Vec<String>),
     /// A text that follows the name in the message.
-    Text(&'static str),
+    FreeText(&'static str),
 }
 
 /// The place of each key that is set, by its path.
-pub(super) type Places = std::collections::BTreeMap<String, Place>;
+pub(super) type KeyLocations = std::collections::BTreeMap<String, ConfigLocation>;
 
 /// An invalid configuration, with all its mistakes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -64,45 +66,47 @@ pub struct ConfigError {
 }
 
 /// Maximum number of mistakes in the text; the rest are only counted.
-const MAX_LISTED: usize = 100;
+const MAX_LISTED_MISTAKES: usize = 100;
 
 impl Mistake {
-    /// Creates a mistake without a place. `problem` follows the key in the message.
+    /// Creates a mistake without a place. `kind` follows the key in the message.
     pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::of(key, Problem::Other(problem.into()))
+        Self::with_kind(key, MistakeKind::Other(problem.into()))
     }
 
     /// Like [`Mistake::new`], for any kind of problem.
-    pub fn of(key: impl Into<String>, problem: Problem) -> Self {
+    pub fn with_kind(key: impl Into<String>, problem: MistakeKind) -> Self {
         Self {
             key: key.into(),
-            place: None,
-            problem,
+            location: None,
+            kind: problem,
         }
     }
 
     /// Returns whether another mistake may be a consequence of this one: it has the same key, the table around it, or
     /// the key that was probably meant.
-    pub fn explains(&self, other: &Self) -> bool {
-        let is_syntax = matches!(self.problem, Problem::Syntax(_));
+    pub fn may_cause(&self, other: &Self) -> bool {
+        let is_syntax = matches!(self.kind, MistakeKind::Syntax(_));
         let is_inside = self
             .key
             .strip_prefix(&other.key)
             .is_some_and(|rest| rest.starts_with('.'));
-        (is_syntax && self.line() == other.line()) || is_inside || self.concerns(&other.key)
+        (is_syntax && self.file_path_and_line_number() == other.file_path_and_line_number())
+            || is_inside
+            || self.concerns_key(&other.key)
     }
 
     /// Returns whether the mistake is in this key, or in a name that was probably meant to be this key.
-    pub fn concerns(&self, path: &str) -> bool {
-        let Problem::Unknown {
-            hint: Hint::Near(names),
+    pub fn concerns_key(&self, path: &str) -> bool {
+        let MistakeKind::UnknownName {
+            hint: Hint::SimilarNames(names),
             ..
-        } = &self.problem
+        } = &self.kind
         else {
             return self.key == path;
         };
         let section = self.key.rsplit_once('.').map_or("", |(section, _)| section);
-        let variable = super::section::variable(path);
+        let variable = super::section::environment_variable_name(path);
         let means = |name: &String| {
             let in_section = path.strip_prefix(section).and_then(|rest| rest.strip_prefix('.'));
             name == path || *name == variable || in_section == Some(name) || path.starts_with(&format!("{name}."))
@@ -110,15 +114,15 @@ impl Mistake {
         names.iter().any(means)
     }
 
-    fn line(&self) -> Option<(&Path, usize)> {
-        match &self.place {
-            Some(Place::Line { line, file, .. }) => Some((file, *line)),
+    fn file_path_and_line_number(&self) -> Option<(&Path, usize)> {
+        match &self.location {
+            Some(ConfigLocation::Line { line, file, .. }) => Some((file, *line)),
             _ => None,
         }
     }
 
     /// Puts `path` before the key: the mistake was found in a table that does not know its path.
-    pub fn below(mut self, path: &str) -> Self {
+    pub fn with_path_prefix(mut self, path: &str) -> Self {
         self.key = match self.key.as_str() {
             "" => path.to_owned(),
             key => format!("{path}.{key}"),
@@ -130,7 +134,7 @@ impl Mistake {
 impl ConfigError {
     /// Sorts the mistakes by place. Those without a place are last.
     pub fn new(mut mistakes: Vec<Mistake>) -> Self {
-        mistakes.sort_by_cached_key(|mistake| (mistake.place.is_none(), mistake.place.clone()));
+        mistakes.sort_by_cached_key(|mistake| (mistake.location.is_none(), mistake.location.clone()));
         Self { mistakes }
     }
 
@@ -139,7 +143,7 @@ impl ConfigError {
     /// # Errors
     ///
     /// All of them.
-    pub fn unless_empty(mistakes: Vec<Mistake>) -> Result<(), Self> {
+    pub fn result_from_mistakes(mistakes: Vec<Mistake>) -> Result<(), Self> {
         if mistakes.is_empty() {
             Ok(())
         } else {
@@ -154,52 +158,53 @@ impl fmt::Display for ConfigError {
             return mistake.fmt(f);
         }
         write!(f, "the configuration has {} mistakes:", self.mistakes.len())?;
-        for mistake in self.mistakes.iter().take(MAX_LISTED) {
+        for mistake in self.mistakes.iter().take(MAX_LISTED_MISTAKES) {
             write!(f, "\n  {mistake}")?;
         }
-        match self.mistakes.len().saturating_sub(MAX_LISTED) {
+        match self.mistakes.len().saturating_sub(MAX_LISTED_MISTAKES) {
             0 => Ok(()),
-            more => write!(f, "\n  and {more} more"),
+            more => write!(f, "\n  and {more} more mistakes"),
         }
     }
 }
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(place) = &self.place {
+        if let Some(place) = &self.location {
             write!(f, "{place}: ")?;
         }
         let key = &self.key;
-        match &self.problem {
-            Problem::Syntax(problem) if key.is_empty() => f.write_str(problem),
-            Problem::Syntax(problem) => write!(f, "`{key}`: {problem}"),
-            Problem::Duplicate { is_table, first_line } => duplicate(f, key, *is_table, *first_line),
-            Problem::Unknown { what, hint } if key.is_empty() => write!(f, "unknown {what}{hint}"),
-            Problem::Unknown { what, hint } => write!(f, "unknown {what} `{key}`{hint}"),
-            Problem::Value { shown, expected } => match shown {
+        match &self.kind {
+            MistakeKind::Syntax(problem) if key.is_empty() => f.write_str(problem),
+            MistakeKind::Syntax(problem) => write!(f, "`{key}`: {problem}"),
+            MistakeKind::Duplicate { is_table, first_line } => write_duplicate(f, key, *is_table, *first_line),
+            MistakeKind::UnknownName { what, hint } if key.is_empty() => write!(f, "unknown {what}{hint}"),
+            MistakeKind::UnknownName { what, hint } => write!(f, "unknown {what} `{key}`{hint}"),
+            MistakeKind::InvalidValue { shown, expected } => match shown {
                 Some(shown) => write!(f, "`{key}` is {shown}: {expected}"),
                 None => write!(f, "`{key}` has an invalid value: {expected}"),
             },
-            Problem::Missing(problem) | Problem::Other(problem) => write!(f, "`{key}` {problem}"),
+            MistakeKind::Sentence(problem) => write!(f, "`{key}`: {problem}"),
+            MistakeKind::MissingKey(problem) | MistakeKind::Other(problem) => write!(f, "`{key}` {problem}"),
         }
     }
 }
 
-fn duplicate(f: &mut fmt::Formatter<'_>, key: &str, is_table: bool, first_line: Option<usize>) -> fmt::Result {
+fn write_duplicate(f: &mut fmt::Formatter<'_>, key: &str, is_table: bool, first_line: Option<usize>) -> fmt::Result {
     let what = if is_table { "table" } else { "key" };
     write!(f, "duplicate {what} `{key}`: ")?;
     if let Some(line) = first_line {
         let verb = if is_table { "begins" } else { "is set" };
-        write!(f, "it {verb} in line {line} already; ")?;
+        write!(f, "it already {verb} in line {line}; ")?;
     }
     f.write_str(match is_table {
-        true if key.starts_with("streams.") => "merge the two, or rename one of them",
-        true => "merge the two",
-        false => "remove one of them",
+        true if key.starts_with("streams.") => "merge the two tables, or rename one of them",
+        true => "merge the two tables",
+        false => "remove one of the two",
     })
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ConfigLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Line { line, column, file } => write!(f, "{}, line {line}, column {column}", file.display()),
@@ -212,17 +217,17 @@ impl fmt::Display for Place {
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Near(names) => write!(f, " (did you mean {}?)", listed(names, "or")),
-            Self::Known(names) if names.is_empty() => Ok(()),
-            Self::Known(names) if names.len() == 1 => write!(f, "; expected {}", listed(names, "or")),
-            Self::Known(names) => write!(f, "; expected one of {}", listed(names, "or")),
-            Self::Text(text) => f.write_str(text),
+            Self::SimilarNames(names) => write!(f, " (did you mean {}?)", quoted_list(names, "or")),
+            Self::ValidNames(names) if names.is_empty() => Ok(()),
+            Self::ValidNames(names) if names.len() == 1 => write!(f, "; expected {}", quoted_list(names, "or")),
+            Self::ValidNames(names) => write!(f, "; expected one of {}", quoted_list(names, "or")),
+            Self::FreeText(text) => f.write_str(text),
         }
     }
 }
 
 /// Returns "`a`, `b` and `c`", where `last` is "and".
-pub fn listed(names: &[impl AsRef<str>], last: &str) -> String {
+pub fn quoted_list(names: &[impl AsRef<str>], last: &str) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("`{}`", name.as_ref())).collect();
     match quoted.split_last() {
         Some((only, [])) => only.clone(),
@@ -232,13 +237,13 @@ pub fn listed(names: &[impl AsRef<str>], last: &str) -> String {
 }
 
 /// Returns the name that `word` was probably meant to be; `None` if all are too different.
-pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word = normalized(word);
+pub fn nearest_name<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let word = normalize_name(word);
     let allowed = (word.chars().count() / 3).max(1);
     let distance = |name: &'a str| {
-        let known = normalized(name);
+        let known = normalize_name(name);
         // The start of a name, or a name with a suffix.
-        let is_start = word.len() >= MIN_START && (known.starts_with(&word) || word.starts_with(&known));
+        let is_start = word.len() >= MIN_PREFIX_BYTES && (known.starts_with(&word) || word.starts_with(&known));
         let distance = if is_start {
             1
         } else {
@@ -251,10 +256,10 @@ pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Opti
 }
 
 /// Minimum length of a prefix that counts as the name.
-const MIN_START: usize = 4;
+const MIN_PREFIX_BYTES: usize = 4;
 
 /// Returns a name without case and separators: `corsOrigins`, `cors-origins` and `CORS__ORIGINS` are the same name.
-fn normalized(name: &str) -> String {
+fn normalize_name(name: &str) -> String {
     let is_part = |c: &char| c.is_alphanumeric() || *c == '.';
     name.chars().filter(is_part).flat_map(char::to_lowercase).collect()
 }
@@ -277,7 +282,7 @@ mod tests {
             ("port", None),
             ("", None),
         ] {
-            assert_eq!(nearest(word, names), wanted, "{word}");
+            assert_eq!(nearest_name(word, names), wanted, "{word}");
         }
     }
 
@@ -285,7 +290,7 @@ mod tests {
     fn mistakes_beyond_the_limit_are_counted() {
         let mistakes = vec![Mistake::new("a", "is wrong"); 103];
         let text = ConfigError { mistakes }.to_string();
-        assert!(text.starts_with("the configuration has 103 mistakes:") && text.ends_with("and 3 more"));
+        assert!(text.starts_with("the configuration has 103 mistakes:") && text.ends_with("and 3 more mistakes"));
         assert_eq!(text.lines().count(), 102);
     }
 }

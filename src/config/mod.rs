@@ -3,7 +3,7 @@
 //! An environment variable (`MILLSTREAM_HTTP__LISTEN` for `http.listen`) takes precedence over the TOML file, and the
 //! file over the default. Nothing is built here: each part of the gateway builds itself from its section.
 //!
-//! * `sections`, `auth`, `streams`: the keys, each declared once with its type, default, meaning, and [`Reload`].
+//! * `sections`, `auth`, `streams`: the keys, each declared once with its type, default, meaning, and [`ReloadMode`].
 //! * `values`: parsers of values, with texts that say what is expected.
 //! * `document`, `syntax`, `environment`: the file and the environment, with the place of each value.
 //! * `reader`: reads each key by itself, so that all mistakes are found.
@@ -17,9 +17,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use self::document::Document;
-use self::environment::Variables;
-use self::reader::Reader;
-use self::renames::RENAMED;
+use self::environment::ConfigVariables;
+use self::reader::ConfigReader;
+use self::renames::RENAMED_KEYS;
 
 mod auth;
 mod document;
@@ -36,16 +36,16 @@ mod types;
 mod values;
 
 pub use self::auth::{Auth, TokenConfig};
-pub use self::document::joined;
-pub use self::environment::named;
-use self::mistake::Places;
-pub use self::mistake::{ConfigError, Mistake, Place, Problem};
-pub use self::secret::{Hidden, Secret};
-pub use self::section::{Key, Reload, Section};
+pub use self::document::join_key_path;
+pub use self::environment::read_environment_variable;
+use self::mistake::KeyLocations;
+pub use self::mistake::{ConfigError, ConfigLocation, Mistake, MistakeKind};
+pub use self::secret::{Redacted, Secret};
+pub use self::section::{ConfigSection, Key, ReloadMode};
 pub use self::sections::{
     CorsOrigins, CounterOffer, Http, Ice, Limits, Log, LogFormat, Pipelines, Sources, TurnUser, WebRtc,
 };
-pub use self::streams::{HlsConfig, PipelineConfig, RtspConfig, StreamConfig, StreamSource, Transport};
+pub use self::streams::{HlsConfig, PipelineConfig, RtspConfig, RtspTransport, StreamConfig, StreamSource};
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default)]
@@ -62,14 +62,14 @@ pub struct Config {
     pub streams: Vec<StreamConfig>,
     /// What works but should be changed, such as the former name of a key.
     pub warnings: Vec<Mistake>,
-    places: Places,
+    key_locations: KeyLocations,
 }
 
 /// The configuration file if none is named. It need not exist.
-pub const DEFAULT_FILE: &str = "millstream.toml";
+pub const DEFAULT_CONFIG_FILE: &str = "millstream.toml";
 
 /// Returns all keys except those of streams, by section.
-pub fn keys() -> Vec<&'static Key> {
+pub fn all_keys_except_streams() -> Vec<&'static Key> {
     let sections = [
         Http::KEYS,
         WebRtc::KEYS,
@@ -84,16 +84,16 @@ pub fn keys() -> Vec<&'static Key> {
 }
 
 /// Returns the list of all keys for `--help`.
-pub fn help() -> String {
+pub fn keys_help() -> String {
     let mut text = "Keys of the configuration file. An environment variable takes precedence over the file:\n\
                     MILLSTREAM_HTTP__LISTEN sets http.listen.\n"
         .to_owned();
-    for key in keys() {
-        let restart = match key.reload {
-            Reload::Live => "",
-            Reload::Restart => "; a change needs a restart",
+    for key in all_keys_except_streams() {
+        let restart = match key.reload_mode {
+            ReloadMode::Live => "",
+            ReloadMode::Restart => "; a change needs a restart",
         };
-        let default = key.default.replace('`', "");
+        let default = key.default_text.replace('`', "");
         let _ = write!(
             text,
             "\n  {} (default: {default}{restart})\n      {}\n",
@@ -105,7 +105,7 @@ pub fn help() -> String {
 }
 
 impl Config {
-    /// Reads the file at `path`, or [`DEFAULT_FILE`] in the working directory if there is one, and the `environment`.
+    /// Reads the file at `path`, or [`DEFAULT_CONFIG_FILE`] in the working directory if there is one, and the `environment`.
     ///
     /// # Errors
     ///
@@ -114,27 +114,30 @@ impl Config {
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
-        let (config, mistakes) = Self::read(path, environment);
-        ConfigError::unless_empty(mistakes).map(|()| config)
+        let (config, mistakes) = Self::load_with_mistakes(path, environment);
+        ConfigError::result_from_mistakes(mistakes).map(|()| config)
     }
 
     /// Like [`Config::load`], but also returns a configuration if there are mistakes. Keys with a mistake have their
     /// defaults.
-    pub fn read(
+    pub fn load_with_mistakes(
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> (Self, Vec<Mistake>) {
-        let file = path.unwrap_or(Path::new(DEFAULT_FILE));
+        let file = path.unwrap_or(Path::new(DEFAULT_CONFIG_FILE));
         let (text, unreadable) = match std::fs::read_to_string(file) {
             Ok(text) => (text, None),
             Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => (String::new(), None),
-            Err(error) => (String::new(), Some(format!("cannot be read: {error}"))),
+            Err(error) => (
+                String::new(),
+                Some(format!("the configuration file cannot be read: {error}")),
+            ),
         };
-        let (config, mut mistakes) = Self::from_text(&text, file, environment);
+        let (config, mut mistakes) = Self::parse_with_mistakes(&text, file, environment);
         mistakes.extend(unreadable.map(|problem| Mistake {
             key: String::new(),
-            place: Some(Place::File(file.to_owned())),
-            problem: Problem::Syntax(problem),
+            location: Some(ConfigLocation::File(file.to_owned())),
+            kind: MistakeKind::Syntax(problem),
         }));
         (config, mistakes)
     }
@@ -150,39 +153,39 @@ impl Config {
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let environment = environment.into_iter().map(|(name, value)| (name.into(), value.into()));
-        let (config, mistakes) = Self::from_text(text, path, environment);
-        ConfigError::unless_empty(mistakes).map(|()| config)
+        let (config, mistakes) = Self::parse_with_mistakes(text, path, environment);
+        ConfigError::result_from_mistakes(mistakes).map(|()| config)
     }
 
-    fn from_text(
+    fn parse_with_mistakes(
         text: &str,
         path: &Path,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> (Self, Vec<Mistake>) {
-        let keys = keys();
-        let variables = Variables::read(environment, &keys, RENAMED);
-        let mut reader = Reader::new(Document::parse(text, path), variables, RENAMED, &keys);
+        let keys = all_keys_except_streams();
+        let variables = ConfigVariables::read(environment, &keys, RENAMED_KEYS);
+        let mut reader = ConfigReader::new(Document::parse(text, path), variables, RENAMED_KEYS, &keys);
         let mut config = Self {
-            http: reader.section(),
-            webrtc: reader.section(),
-            ice: reader.section(),
-            auth: reader.auth(),
-            limits: reader.section(),
-            pipelines: reader.section(),
-            sources: reader.section(),
-            log: reader.section(),
-            streams: streams::read(&mut reader),
+            http: reader.read_section(),
+            webrtc: reader.read_section(),
+            ice: reader.read_section(),
+            auth: reader.read_auth(),
+            limits: reader.read_section(),
+            pipelines: reader.read_section(),
+            sources: reader.read_section(),
+            log: reader.read_section(),
+            streams: streams::read_streams(&mut reader),
             warnings: Vec::new(),
-            places: Places::new(),
+            key_locations: KeyLocations::new(),
         };
-        let findings = reader.finish();
-        config.places = findings.places;
+        let findings = reader.into_findings();
+        config.key_locations = findings.key_locations;
         config.warnings = findings.warnings;
         (config, findings.mistakes)
     }
 
     /// Returns the keys whose values differ between two configurations, except those of streams.
-    pub fn difference(&self, other: &Self) -> Vec<&'static Key> {
+    pub fn changed_keys_except_streams(&self, other: &Self) -> Vec<&'static Key> {
         let sections = [
             self.http.differences(&other.http),
             self.webrtc.differences(&other.webrtc),
@@ -203,10 +206,10 @@ impl Config {
     }
 
     /// Returns the place of a key, or of the innermost table around it.
-    pub fn place(&self, key: &str) -> Option<Place> {
+    pub fn location_of_key(&self, key: &str) -> Option<ConfigLocation> {
         let mut path = key;
         loop {
-            if let Some(place) = self.places.get(path) {
+            if let Some(place) = self.key_locations.get(path) {
                 return Some(place.clone());
             }
             path = path.get(..path.rfind(['.', '['])?)?;
@@ -214,9 +217,9 @@ impl Config {
     }
 
     /// Adds places to mistakes that a part of the gateway found in its section.
-    pub fn locate(&self, mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
-        for mistake in mistakes.iter_mut().filter(|mistake| mistake.place.is_none()) {
-            mistake.place = self.place(&mistake.key);
+    pub fn add_locations_to_mistakes(&self, mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
+        for mistake in mistakes.iter_mut().filter(|mistake| mistake.location.is_none()) {
+            mistake.location = self.location_of_key(&mistake.key);
         }
         mistakes
     }

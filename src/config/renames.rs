@@ -3,13 +3,13 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::document::{Document, joined};
-use super::environment::Variables;
-use super::mistake::{Mistake, Place};
-use super::section::STREAMS;
+use super::document::{Document, join_key_path};
+use super::environment::ConfigVariables;
+use super::mistake::{ConfigLocation, Mistake};
+use super::section::STREAMS_SECTION;
 
 /// Former and new path of each renamed key. `streams.*` is the table of any stream.
-pub(super) const RENAMED: &[(&str, &str)] = &[
+pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
     ("auth.hook_url", "auth.webhook_url"),
     ("auth.hook_timeout", "auth.webhook_timeout"),
     ("pipelines.repair", "pipelines.transcode"),
@@ -17,56 +17,66 @@ pub(super) const RENAMED: &[(&str, &str)] = &[
 
 /// Warnings and mistakes about former names.
 #[derive(Default)]
-pub(super) struct Messages {
+pub(super) struct RenamedKeyFindings {
     pub(super) warnings: Vec<Mistake>,
     pub(super) mistakes: Vec<Mistake>,
 }
 
 /// A key that has its former name.
-struct Found {
+struct OldKeyUse {
     old: String,
     new: String,
     /// The new name is set too.
-    is_twice: bool,
+    is_new_key_also_set: bool,
 }
 
 /// Renames keys with a former name, in the file and among the variables.
-pub(super) fn apply(document: &mut Document<'_>, variables: &mut Variables, renamed: &[(&str, &str)]) -> Messages {
-    let mut messages = Messages::default();
+pub(super) fn apply_renames(
+    document: &mut Document<'_>,
+    variables: &mut ConfigVariables,
+    renamed: &[(&str, &str)],
+) -> RenamedKeyFindings {
+    let mut messages = RenamedKeyFindings::default();
     for (old, new) in renamed {
-        for found in in_file(&mut document.table, old, new) {
-            let place = document.places.get(&found.old).cloned();
+        for found in replace_old_keys(&mut document.table, old, new) {
+            let place = document.key_locations.get(&found.old).cloned();
             messages.record(&found, place.clone());
-            if let (false, Some(place)) = (found.is_twice, place) {
-                document.places.insert(found.new, place);
+            if let (false, Some(place)) = (found.is_new_key_also_set, place) {
+                document.key_locations.insert(found.new, place);
             }
         }
-        if let Some((variable, value)) = variables.values.remove(*old) {
-            let found = Found {
+        if let Some((variable, value)) = variables.values_by_key_path.remove(*old) {
+            let found = OldKeyUse {
                 old: (*old).to_owned(),
                 new: (*new).to_owned(),
-                is_twice: variables.values.contains_key(*new),
+                is_new_key_also_set: variables.values_by_key_path.contains_key(*new),
             };
-            messages.record(&found, Some(Place::Variable(variable.clone())));
-            variables.values.entry(found.new).or_insert((variable, value));
+            messages.record(&found, Some(ConfigLocation::Variable(variable.clone())));
+            variables
+                .values_by_key_path
+                .entry(found.new)
+                .or_insert((variable, value));
         }
     }
     messages
 }
 
-fn in_file(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<Found> {
-    if let (Some(old), Some(new)) = (old.strip_prefix(STREAM), new.strip_prefix(STREAM)) {
-        return in_streams(root, old, new);
+fn replace_old_keys(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<OldKeyUse> {
+    if let (Some(old), Some(new)) = (
+        old.strip_prefix(STREAM_KEY_PATH_PREFIX),
+        new.strip_prefix(STREAM_KEY_PATH_PREFIX),
+    ) {
+        return replace_old_stream_keys(root, old, new);
     }
     let (Some((old_section, old_key)), Some((new_section, new_key))) = (old.split_once('.'), new.split_once('.'))
     else {
         return Vec::new();
     };
-    let Some(value) = table(root, old_section).and_then(|table| table.remove(old_key)) else {
+    let Some(value) = find_top_level_table_mut(root, old_section).and_then(|table| table.remove(old_key)) else {
         return Vec::new();
     };
     // A section that contained only former names may no longer exist.
-    if table(root, old_section).is_some_and(|table| table.is_empty()) {
+    if find_top_level_table_mut(root, old_section).is_some_and(|table| table.is_empty()) {
         root.remove(old_section);
     }
     let section = || Spanned::new(value.span(), DeValue::Table(DeTable::new()));
@@ -75,35 +85,35 @@ fn in_file(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<Found> {
         DeValue::Table(table) => table,
         _ => return Vec::new(),
     };
-    let is_twice = !insert(into, new_key, value);
-    vec![Found {
+    let is_new_key_also_set = !insert_if_absent(into, new_key, value);
+    vec![OldKeyUse {
         old: old.to_owned(),
         new: new.to_owned(),
-        is_twice,
+        is_new_key_also_set,
     }]
 }
 
-fn in_streams(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<Found> {
-    let Some(streams) = table(root, STREAMS) else {
+fn replace_old_stream_keys(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<OldKeyUse> {
+    let Some(streams) = find_top_level_table_mut(root, STREAMS_SECTION) else {
         return Vec::new();
     };
     let mut all = Vec::new();
     for (name, stream) in streams.iter_mut() {
-        let path = joined(STREAMS, name.get_ref());
+        let path = join_key_path(STREAMS_SECTION, name.get_ref());
         if let DeValue::Table(stream) = stream.get_mut()
             && let Some(value) = stream.remove(old)
         {
-            all.push(Found {
-                old: joined(&path, old),
-                new: joined(&path, new),
-                is_twice: !insert(stream, new, value),
+            all.push(OldKeyUse {
+                old: join_key_path(&path, old),
+                new: join_key_path(&path, new),
+                is_new_key_also_set: !insert_if_absent(stream, new, value),
             });
         }
     }
     all
 }
 
-fn table<'t, 'a>(root: &'t mut DeTable<'a>, name: &str) -> Option<&'t mut DeTable<'a>> {
+fn find_top_level_table_mut<'t, 'a>(root: &'t mut DeTable<'a>, name: &str) -> Option<&'t mut DeTable<'a>> {
     match root.get_mut(name)?.get_mut() {
         DeValue::Table(table) => Some(table),
         _ => None,
@@ -111,7 +121,7 @@ fn table<'t, 'a>(root: &'t mut DeTable<'a>, name: &str) -> Option<&'t mut DeTabl
 }
 
 /// Inserts a value unless the name is set. Returns whether it was inserted.
-fn insert<'a>(table: &mut DeTable<'a>, name: &str, value: Spanned<DeValue<'a>>) -> bool {
+fn insert_if_absent<'a>(table: &mut DeTable<'a>, name: &str, value: Spanned<DeValue<'a>>) -> bool {
     let is_free = !table.contains_key(name);
     if is_free {
         table.insert(Spanned::new(value.span(), name.to_owned().into()), value);
@@ -119,9 +129,9 @@ fn insert<'a>(table: &mut DeTable<'a>, name: &str, value: Spanned<DeValue<'a>>) 
     is_free
 }
 
-impl Messages {
-    fn record(&mut self, found: &Found, place: Option<Place>) {
-        let (list, text) = match found.is_twice {
+impl RenamedKeyFindings {
+    fn record(&mut self, found: &OldKeyUse, place: Option<ConfigLocation>) {
+        let (list, text) = match found.is_new_key_also_set {
             true => (
                 &mut self.mistakes,
                 format!(
@@ -138,29 +148,32 @@ impl Messages {
             ),
         };
         let mistake = Mistake::new(found.old.clone(), text);
-        list.push(Mistake { place, ..mistake });
+        list.push(Mistake {
+            location: place,
+            ..mistake
+        });
     }
 }
 
 /// Prefix of the paths of streams.
-const STREAM: &str = "streams.*.";
+const STREAM_KEY_PATH_PREFIX: &str = "streams.*.";
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::environment::Variables;
+    use crate::config::environment::ConfigVariables;
 
     fn applied<'a>(
         text: &'a str,
         variables: &[(&str, &str)],
         renamed: &[(&str, &str)],
-    ) -> (Document<'a>, Variables, Vec<String>, Vec<String>) {
+    ) -> (Document<'a>, ConfigVariables, Vec<String>, Vec<String>) {
         let mut document = Document::parse(text, Path::new("test.toml"));
         let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
-        let mut variables = Variables::read(environment, &crate::config::keys(), renamed);
-        let messages = apply(&mut document, &mut variables, renamed);
+        let mut variables = ConfigVariables::read(environment, &crate::config::all_keys_except_streams(), renamed);
+        let messages = apply_renames(&mut document, &mut variables, renamed);
         let texts = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect();
         (document, variables, texts(messages.warnings), texts(messages.mistakes))
     }
@@ -180,8 +193,8 @@ mod tests {
         );
         let stream = document.table["streams"].get_ref()["a"].get_ref();
         assert_eq!(stream["rtsp"].get_ref().as_str(), Some("rtsp://a/"));
-        assert_eq!(variables.values["log.format"].1, "json");
-        assert!(document.places.contains_key("streams.a.rtsp"));
+        assert_eq!(variables.values_by_key_path["log.format"].1, "json");
+        assert!(document.key_locations.contains_key("streams.a.rtsp"));
         let rest = "the next version will not accept the old name";
         assert_eq!(
             warnings,
@@ -209,19 +222,23 @@ mod tests {
             ]
         );
         assert!(warnings.is_empty());
-        assert_eq!(variables.values["log.format"].1, "text");
+        assert_eq!(variables.values_by_key_path["log.format"].1, "text");
     }
 
     /// A rename that leads to no key would make the old name a mistake.
     #[test]
     fn new_names_are_keys_and_old_ones_are_not() {
-        let known = |path: &str| crate::config::keys().iter().any(|key| key.path == path);
-        for (old, new) in RENAMED {
+        let known = |path: &str| {
+            crate::config::all_keys_except_streams()
+                .iter()
+                .any(|key| key.path == path)
+        };
+        for (old, new) in RENAMED_KEYS {
             assert!(known(new) && !known(old), "{old} {new}");
         }
         let text = "[auth]\nhook_url = \"https://a/\"\nhook_timeout = 5\n[pipelines]\nrepair = false";
         let config = crate::config::Config::parse(text, Path::new("test.toml"), []).expect("valid");
         assert!(config.auth.webhook_url.is_some() && !config.pipelines.transcode);
-        assert_eq!(config.warnings.len(), RENAMED.len());
+        assert_eq!(config.warnings.len(), RENAMED_KEYS.len());
     }
 }

@@ -10,7 +10,7 @@ impl Secret {
     /// Returns `None` if `text` is not a `b64token` (RFC 6750 §2.1), which a header could not carry.
     pub fn new(text: &str) -> Option<Self> {
         let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/=".contains(&b);
-        let fits = (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(is_allowed);
+        let fits = (1..=MAX_SECRET_CHARS).contains(&text.len()) && text.bytes().all(is_allowed);
         fits.then(|| Self(text.to_owned()))
     }
 
@@ -21,7 +21,7 @@ impl Secret {
 }
 
 /// Maximum length in characters, far below the size limit of request headers.
-const MAX_LENGTH: usize = 512;
+const MAX_SECRET_CHARS: usize = 512;
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -31,9 +31,9 @@ impl fmt::Debug for Secret {
 
 /// A value that may contain a secret, such as a URL with a password.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Hidden<T>(pub T);
+pub struct Redacted<T>(pub T);
 
-impl<T> fmt::Debug for Hidden<T> {
+impl<T> fmt::Debug for Redacted<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Hidden(..)")
     }

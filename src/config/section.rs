@@ -10,9 +10,9 @@ pub struct Key {
     /// The last part of the path.
     pub name: &'static str,
     /// When a changed value takes effect.
-    pub reload: Reload,
+    pub reload_mode: ReloadMode,
     /// The default value, in Markdown.
-    pub default: &'static str,
+    pub default_text: &'static str,
     /// The lines of its doc comment, each with a leading space.
     doc: &'static str,
     /// Messages never contain the value.
@@ -21,7 +21,7 @@ pub struct Key {
 
 /// When a changed value takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reload {
+pub enum ReloadMode {
     /// With a reload.
     Live,
     /// With a restart.
@@ -29,20 +29,20 @@ pub enum Reload {
 }
 
 impl Key {
-    pub(super) const fn new(path: &'static str, name: &'static str, reload: Reload, doc: &'static str) -> Self {
+    pub(super) const fn new(path: &'static str, name: &'static str, reload: ReloadMode, doc: &'static str) -> Self {
         Self {
             path,
             name,
-            reload,
-            default: "",
+            reload_mode: reload,
+            default_text: "",
             doc,
             is_secret: false,
         }
     }
 
-    pub(super) const fn with(self, default: &'static str, is_secret: bool) -> Self {
+    pub(super) const fn with_default(self, default: &'static str, is_secret: bool) -> Self {
         Self {
-            default,
+            default_text: default,
             is_secret,
             ..self
         }
@@ -54,25 +54,28 @@ impl Key {
     }
 
     /// Returns the name of the environment variable that sets it.
-    pub fn variable(&self) -> String {
+    pub fn environment_variable_name(&self) -> String {
         let path = self.path.replace('.', "__").to_ascii_uppercase();
-        format!("{PREFIX}{path}")
+        format!("{ENVIRONMENT_VARIABLE_PREFIX}{path}")
     }
 }
 
 /// Prefix of the environment variables that set keys.
-pub(super) const PREFIX: &str = "MILLSTREAM_";
+pub(super) const ENVIRONMENT_VARIABLE_PREFIX: &str = "MILLSTREAM_";
 
 /// Returns the name of the variable that sets a key.
-pub(super) fn variable(path: &str) -> String {
-    format!("{PREFIX}{}", path.replace('.', "__").to_ascii_uppercase())
+pub(super) fn environment_variable_name(path: &str) -> String {
+    format!(
+        "{ENVIRONMENT_VARIABLE_PREFIX}{}",
+        path.replace('.', "__").to_ascii_uppercase()
+    )
 }
 
 /// Name of the section that holds the streams.
-pub(super) const STREAMS: &str = "streams";
+pub(super) const STREAMS_SECTION: &str = "streams";
 
-/// A table of the configuration. The macro [`section!`] implements it.
-pub trait Section: Default + DeserializeOwned {
+/// A table of the configuration. The macro `section!` implements it.
+pub trait ConfigSection: Default + DeserializeOwned {
     /// Path of the table; `*` stands for any name.
     const NAME: &'static str;
     /// All keys, in the order of the fields.
@@ -120,16 +123,16 @@ macro_rules! section {
             }
         }
 
-        impl $crate::config::section::Section for $name {
+        impl $crate::config::section::ConfigSection for $name {
             const NAME: &'static str = $section;
             const KEYS: &'static [$crate::config::section::Key] = &[$(
                 $crate::config::section::Key::new(
                     concat!($section, ".", $key),
                     $key,
-                    $crate::config::section::Reload::$reload,
+                    $crate::config::section::ReloadMode::$reload,
                     concat!($($doc),+),
                 )
-                .with($shown, section!(@is $($secret)?))
+                .with_default($shown, section!(@is $($secret)?))
             ),+];
 
             fn differences(&self, other: &Self) -> Vec<&'static $crate::config::section::Key> {

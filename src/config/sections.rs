@@ -9,14 +9,16 @@ use ipnet::IpNet;
 use super::secret::Secret;
 use super::section::section;
 pub use super::types::{CorsOrigins, TurnUser};
-use super::values::{self, Variants};
+use super::values::{self, NamedVariants};
+use crate::pipeline::slots::WorkerSlotLimits;
+use millstream_core::session::DEFAULT_CONNECT_TIMEOUT;
 
 section! {
     /// HTTP: signalling, pages, the API.
     pub struct Http("http") {
         /// Address of the HTTP server: pages, signalling, HLS and the API.
         #[key("listen", Restart, "`[::]:8080`", "values::socket_address")]
-        pub listen: SocketAddr = any_address(8080),
+        pub listen: SocketAddr = unspecified_address(8080),
 
         /// Origins of web pages that may use the gateway (CORS), such as `["https://example.org"]`.
         #[key("cors_origins", Live, "`*`", "values::origins")]
@@ -43,7 +45,7 @@ section! {
 
         /// When a viewer's offer is answered by 406 with a counter-offer (WHEP §4.3.2): `never`, `when_needed` (the
         /// offer cannot be accepted) or `always`.
-        #[key("counter_offer", Live, "`never`", "values::choice")]
+        #[key("counter_offer", Live, "`never`", "values::named_variant")]
         pub counter_offer: CounterOffer = CounterOffer::Never,
 
         /// Answer an empty POST of a viewer with an offer, for players that implement the WHEP draft of 2022.
@@ -61,10 +63,10 @@ section! {
     pub struct WebRtc("webrtc") {
         /// Address of media: UDP, and TCP on the same port.
         #[key("listen", Restart, "`[::]:8189`", "values::socket_address")]
-        pub listen: SocketAddr = any_address(8189),
+        pub listen: SocketAddr = unspecified_address(8189),
 
         /// IP addresses of the ICE candidates, at most 16. Set the public address behind NAT.
-        #[key("announce", Restart, "the host's own", "values::announced")]
+        #[key("announce", Restart, "the host's own", "values::announced_ip_addresses")]
         pub announce: Vec<IpAddr> = Vec::new(),
 
         /// STUN server such as `stun.example.org:3478`. The public address that it reports is announced first, and
@@ -76,13 +78,28 @@ section! {
         #[key("tcp", Restart, "`true`", "values::flag")]
         pub tcp: bool = true,
 
+        /// Adapt what each viewer is sent to its path, by transport-wide congestion feedback.
+        #[key("congestion_control", Restart, "`true`", "values::flag")]
+        pub congestion_control: bool = true,
+
+        /// Have viewers whose packets are lost wait for the retransmissions, by the header extension `playout-delay`. Without
+        /// loss they are not delayed.
+        #[key("playout_delay", Restart, "`true`", "values::flag")]
+        pub playout_delay: bool = true,
+
         /// Media threads, 0 to 64. 0 starts one per processor.
-        #[key("shards", Restart, "`0`", "values::whole::<0, 64, _, _>")]
+        #[key("shards", Restart, "`0`", "values::whole_number::<0, 64, _, _>")]
         pub shards: usize = 0,
 
         /// Maximum number of publishers and viewers, 0 to 1000000. Further ones get 503.
-        #[key("max_sessions", Restart, "`10000`", "values::whole::<0, 1_000_000, _, _>")]
+        #[key("max_sessions", Restart, "`10000`", "values::whole_number::<0, 1_000_000, _, _>")]
         pub max_sessions: usize = 10_000,
+
+        // Half a minute is what a person waits; a peer that works needs less than two seconds, also by a relay.
+        /// Seconds from the offer to the end of the DTLS handshake, 1 to 60. A session that is not connected by then
+        /// ends.
+        #[key("connect_timeout", Restart, "`15`", "values::seconds::<1, 60, _, _>")]
+        pub connect_timeout: Duration = DEFAULT_CONNECT_TIMEOUT,
     }
 }
 
@@ -114,69 +131,70 @@ section! {
     pub struct Limits("limits") {
         // A classroom behind one address comes at once when the stream begins; a flood goes on.
         /// Average rate of POST, PATCH and DELETE requests from one address, per second, 0 to 1000000. 0 sets no limit.
-        #[key("requests_per_second", Restart, "`200`", "values::whole::<0, 1_000_000, _, _>")]
+        #[key("requests_per_second", Restart, "`200`", "values::whole_number::<0, 1_000_000, _, _>")]
         pub requests_per_second: u32 = 200,
 
         /// Burst of such requests from one address, 1 to 1000000.
-        #[key("request_burst", Restart, "`2000`", "values::whole::<1, 1_000_000, _, _>")]
+        #[key("request_burst", Restart, "`2000`", "values::whole_number::<1, 1_000_000, _, _>")]
         pub request_burst: u32 = 2_000,
 
         // The burst is that of a person who tries several.
         /// Average rate of requests with a wrong or expired token from one address, per second, 0 to 1000000. Further
         /// ones get 429; right tokens pass. 0 sets no limit.
-        #[key("failures_per_second", Restart, "`1`", "values::whole::<0, 1_000_000, _, _>")]
+        #[key("failures_per_second", Restart, "`1`", "values::whole_number::<0, 1_000_000, _, _>")]
         pub failures_per_second: u32 = 1,
 
         /// Burst of such requests from one address, 1 to 1000000.
-        #[key("failure_burst", Restart, "`20`", "values::whole::<1, 1_000_000, _, _>")]
+        #[key("failure_burst", Restart, "`20`", "values::whole_number::<1, 1_000_000, _, _>")]
         pub failure_burst: u32 = 20,
 
         /// Maximum number of open HTTP connections, 1 to 1000000. Further ones wait.
-        #[key("connections", Restart, "`4096`", "values::whole::<1, 1_000_000, _, _>")]
+        #[key("connections", Restart, "`4096`", "values::whole_number::<1, 1_000_000, _, _>")]
         pub connections: usize = 4_096,
 
         // An office or a proxy has many viewers behind one address, but no address may use up the limit.
         /// Maximum number of open HTTP connections from one address (IPv6: /64; twice as many from a /48), 1 to
         /// 1000000. Further ones get 503. Trusted proxies are exempt.
-        #[key("connections_per_address", Restart, "`512`", "values::whole::<1, 1_000_000, _, _>")]
+        #[key("connections_per_address", Restart, "`512`", "values::whole_number::<1, 1_000_000, _, _>")]
         pub connections_per_address: usize = 512,
 
         // A well-behaved peer is half-open for a fraction of a second. Each such session takes about 10 kB.
         /// Maximum number of sessions between offer and DTLS handshake (half-open), 1 to 100000. See Floods of offers.
-        #[key("half_open_sessions", Restart, "`4096`", "values::whole::<1, 100_000, _, _>")]
+        #[key("half_open_sessions", Restart, "`4096`", "values::whole_number::<1, 100_000, _, _>")]
         pub half_open_sessions: usize = 4_096,
 
         // An eighth of all, and more than join at the same time behind one NAT.
         /// Maximum number of half-open sessions from one address (IPv6: /64; twice as many from a /48), 1 to 100000,
         /// counted separately with and without a token.
-        #[key("half_open_per_address", Restart, "`512`", "values::whole::<1, 100_000, _, _>")]
+        #[key("half_open_per_address", Restart, "`512`", "values::whole_number::<1, 100_000, _, _>")]
         pub half_open_per_address: usize = 512,
 
         /// Additional half-open sessions that are reserved for requests with a token, 0 to 100000.
-        #[key("half_open_reserved", Restart, "`512`", "values::whole::<0, 100_000, _, _>")]
+        #[key("half_open_reserved", Restart, "`512`", "values::whole_number::<0, 100_000, _, _>")]
         pub half_open_reserved: usize = 512,
 
-        /// Seconds that an HTTP/2 client may leave a response unread before it is reset, 1 to 600.
+        /// Seconds that an HTTP client may leave a response unread, 1 to 600. Then HTTP/2 resets the response, and other
+        /// connections are closed. A client that reads less than 32 KiB in that time counts as one that does not read.
         #[key("response_timeout", Restart, "`20`", "values::seconds::<1, 600, _, _>")]
         pub response_timeout: Duration = Duration::from_secs(20),
 
         /// Maximum number of open requests to the authorization webhook, 1 to 10000. Further ones wait, at most for
         /// `auth.webhook_timeout`.
-        #[key("webhook_requests", Live, "`64`", "values::whole::<1, 10_000, _, _>")]
+        #[key("webhook_requests", Live, "`64`", "values::whole_number::<1, 10_000, _, _>")]
         pub webhook_requests: usize = 64,
 
         /// Additional such requests that are reserved for publishing with a token, 0 to 10000.
-        #[key("webhook_reserved", Live, "`16`", "values::whole::<0, 10_000, _, _>")]
+        #[key("webhook_reserved", Live, "`16`", "values::whole_number::<0, 10_000, _, _>")]
         pub webhook_reserved: usize = 16,
 
         /// Maximum number of open requests to the webhook for one address (IPv6: /64; twice as many for a /48), 1 to
         /// 10000, counted separately for publishing.
-        #[key("webhook_per_address", Live, "`8`", "values::whole::<1, 10_000, _, _>")]
+        #[key("webhook_per_address", Live, "`8`", "values::whole_number::<1, 10_000, _, _>")]
         pub webhook_per_address: usize = 8,
 
         /// Maximum number of requests that wait for the webhook, 0 to 100000, an eighth of them for one address. Further
         /// ones get 503.
-        #[key("webhook_queue", Live, "`1024`", "values::whole::<0, 100_000, _, _>")]
+        #[key("webhook_queue", Live, "`1024`", "values::whole_number::<0, 100_000, _, _>")]
         pub webhook_queue: usize = 1_024,
 
         /// Seconds that sessions may continue after SIGTERM, 0 to 30. New ones get 503, and players are asked to
@@ -196,13 +214,36 @@ section! {
         /// Transcode on demand for viewers that cannot play the original format.
         #[key("transcode", Restart, "`true`", "values::flag")]
         pub transcode: bool = true,
+
+        // A worker takes 60 MB, an encoder at work 100 to 200 MB and much of a processor.
+        /// Maximum number of worker processes, 1 to 1000: a configured pipeline or HLS origin has one, and each codec that
+        /// a stream is transcoded to. A quarter is left to configured sources, and at most half transcode streams that
+        /// were published without a token. Viewers who need a further one get 503.
+        #[key("max_workers", Restart, "`64`", "values::whole_number::<1, 1_000, _, _>")]
+        pub max_workers: usize = 64,
+
+        /// Maximum number of worker processes that transcode the streams that one address (IPv6: /64; twice as many for a
+        /// /48) published without a token, 1 to 1000.
+        #[key("max_workers_per_address", Restart, "`8`", "values::whole_number::<1, 1_000, _, _>")]
+        pub max_workers_per_address: usize = 8,
+    }
+}
+
+impl Pipelines {
+    /// Returns the limits of the number of worker processes.
+    pub fn worker_slot_limits(&self) -> WorkerSlotLimits {
+        WorkerSlotLimits {
+            max_workers: self.max_workers,
+            max_workers_per_address: self.max_workers_per_address,
+        }
     }
 }
 
 section! {
     /// Networks that streams may be pulled from.
     pub struct Sources("sources") {
-        /// Networks that cameras and other sources must be in, such as `["192.168.0.0/16"]`.
+        /// Networks that cameras and other sources must be in, such as `["192.168.0.0/16"]`, also where a camera redirects to
+        /// or names another address for its media.
         #[key("allow", Live, "all", "values::networks")]
         pub allow: Vec<IpNet> = Vec::new(),
     }
@@ -212,7 +253,7 @@ section! {
     /// Log output.
     pub struct Log("log") {
         /// Format of log lines: `text` or `json`.
-        #[key("format", Restart, "`text`", "values::choice")]
+        #[key("format", Restart, "`text`", "values::named_variant")]
         pub format: LogFormat = LogFormat::Text,
 
         /// Level, or directives such as `info,millstream::session=debug`.
@@ -221,12 +262,12 @@ section! {
 
         /// URL of an OpenTelemetry collector such as `http://localhost:4318`. It receives the log, and a span for each
         /// HTTP request, by OTLP over HTTP.
-        #[key("otlp", Restart, "none", "values::collector")]
+        #[key("otlp", Restart, "none", "values::otlp_collector_url")]
         pub otlp: Option<String> = None,
     }
 }
 
-fn any_address(port: u16) -> SocketAddr {
+fn unspecified_address(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
 }
 
@@ -251,7 +292,7 @@ pub enum CounterOffer {
     Always,
 }
 
-impl Variants for CounterOffer {
+impl NamedVariants for CounterOffer {
     const ALL: &'static [(&'static str, Self)] = &[
         ("never", Self::Never),
         ("when_needed", Self::WhenNeeded),
@@ -266,6 +307,6 @@ pub enum LogFormat {
     Json,
 }
 
-impl Variants for LogFormat {
+impl NamedVariants for LogFormat {
     const ALL: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
 }

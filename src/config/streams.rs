@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use super::document::joined;
-use super::mistake::{Mistake, Problem, nearest};
-use super::reader::Reader;
-use super::secret::Hidden;
-use super::section::{STREAMS, Section as _, section};
-use super::values::{self, Variants};
+use super::document::join_key_path;
+use super::mistake::{Mistake, MistakeKind, nearest_name};
+use super::reader::ConfigReader;
+use super::secret::Redacted;
+use super::section::{ConfigSection as _, STREAMS_SECTION, section};
+use super::values::{self, NamedVariants};
 use millstream_core::hub::name::StreamName;
 
 /// A configured stream and its source.
@@ -33,20 +33,20 @@ section! {
     /// A camera.
     pub struct RtspConfig("streams.*") {
         /// URL, `rtsp://[user:password@]host[:port]/path`.
-        #[key("rtsp", Live, "required", "values::hidden", secret)]
-        pub rtsp: Hidden<String> = Hidden::default(),
+        #[key("rtsp", Live, "required", "values::redacted_string", secret)]
+        pub rtsp: Redacted<String> = Redacted::default(),
 
         /// How RTP is sent: `tcp` within the RTSP connection, or `udp`.
-        #[key("transport", Live, "`tcp`", "values::choice")]
-        pub transport: Transport = Transport::Tcp,
+        #[key("transport", Live, "`tcp`", "values::named_variant")]
+        pub transport: RtspTransport = RtspTransport::Tcp,
 
         /// User, unless the URL contains one.
-        #[key("username", Live, "none", "values::hidden", secret)]
-        pub username: Option<Hidden<String>> = None,
+        #[key("username", Live, "none", "values::redacted_string", secret)]
+        pub username: Option<Redacted<String>> = None,
 
         /// Password of the user.
-        #[key("password", Live, "none", "values::hidden", secret)]
-        pub password: Option<Hidden<String>> = None,
+        #[key("password", Live, "none", "values::redacted_string", secret)]
+        pub password: Option<Redacted<String>> = None,
 
         /// File that contains the password; read for each session.
         #[key("password_file", Live, "none", "values::path")]
@@ -63,7 +63,7 @@ section! {
 
         /// Workarounds for cameras that deviate from RTSP.
         #[key("quirks", Live, "none", "values::table")]
-        pub quirks: Hidden<toml::Table> = Hidden::default(),
+        pub quirks: Redacted<toml::Table> = Redacted::default(),
 
         /// Run the source only while it has viewers.
         #[key("on_demand", Live, "`false`", "values::flag")]
@@ -79,24 +79,24 @@ section! {
     /// An HLS playlist.
     pub struct HlsConfig("streams.*") {
         /// URL of the playlist, `http://` or `https://`.
-        #[key("hls", Live, "required", "values::hidden", secret)]
-        pub hls: Hidden<String> = Hidden::default(),
+        #[key("hls", Live, "required", "values::redacted_string", secret)]
+        pub hls: Redacted<String> = Redacted::default(),
 
         /// Maximum height of the selected variant in pixels, 16 to 8640.
-        #[key("max_height", Live, "any", "values::optional_whole::<16, 8_640, _, _>")]
+        #[key("max_height", Live, "any", "values::whole_number_as_some::<16, 8_640, _, _>")]
         pub max_height: Option<u32> = None,
 
         /// Maximum bandwidth of the selected variant in bit/s, 1000 to 1000000000.
-        #[key("max_bandwidth", Live, "any", "values::optional_whole::<1_000, 1_000_000_000, _, _>")]
+        #[key("max_bandwidth", Live, "any", "values::whole_number_as_some::<1_000, 1_000_000_000, _, _>")]
         pub max_bandwidth: Option<u64> = None,
 
         /// Restart a recorded stream at its end.
         #[key("repeat", Live, "`true`", "values::flag")]
         pub repeat: bool = true,
 
-        /// HTTP headers of each request to the host of the URL, at most 16.
+        /// HTTP headers of each request to the scheme, host and port of the URL, at most 16.
         #[key("headers", Live, "none", "values::table", secret)]
-        pub headers: Hidden<toml::Table> = Hidden::default(),
+        pub headers: Redacted<toml::Table> = Redacted::default(),
 
         /// Run the source only while it has viewers.
         #[key("on_demand", Live, "`false`", "values::flag")]
@@ -117,7 +117,7 @@ section! {
 
         /// Parameters of the pipeline.
         #[key("params", Live, "none", "values::table", secret)]
-        pub params: Hidden<toml::Table> = Hidden::default(),
+        pub params: Redacted<toml::Table> = Redacted::default(),
 
         /// Run the source only while it has viewers.
         #[key("on_demand", Live, "`false`", "values::flag")]
@@ -131,7 +131,7 @@ section! {
 
 /// How a camera sends RTP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Transport {
+pub enum RtspTransport {
     /// Within the RTSP connection (RFC 2326 §10.12).
     #[default]
     Tcp,
@@ -139,30 +139,30 @@ pub enum Transport {
     Udp,
 }
 
-impl Variants for Transport {
+impl NamedVariants for RtspTransport {
     const ALL: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("udp", Self::Udp)];
 }
 
 /// Default of `stop_after`.
-const STOP_AFTER: Duration = Duration::from_secs(10);
+const DEFAULT_ON_DEMAND_STOP_AFTER: Duration = Duration::from_secs(10);
 
 /// Name of the stream of `--demo`.
-const DEMO: &str = "demo";
+const DEMO_STREAM_NAME: &str = "demo";
 
 impl StreamConfig {
     /// Returns how long the source keeps running after its last viewer; `None` if it always runs.
-    pub fn on_demand(&self) -> Option<Duration> {
-        let (on_demand, stop_after) = self.source.on_demand();
-        on_demand.then(|| stop_after.unwrap_or(STOP_AFTER))
+    pub fn on_demand_stop_after(&self) -> Option<Duration> {
+        let (on_demand, stop_after) = self.source.on_demand_settings();
+        on_demand.then(|| stop_after.unwrap_or(DEFAULT_ON_DEMAND_STOP_AFTER))
     }
 
     /// Returns the path of its table.
-    pub fn path(&self) -> String {
-        joined(STREAMS, self.name.as_str())
+    pub fn config_table_path(&self) -> String {
+        join_key_path(STREAMS_SECTION, self.name.as_str())
     }
 
     /// Returns the name of the pipeline, if the source is one.
-    pub fn pipeline(&self) -> Option<&str> {
+    pub fn pipeline_name(&self) -> Option<&str> {
         match &self.source {
             StreamSource::Pipeline(pipeline) => Some(&pipeline.pipeline),
             StreamSource::Rtsp(_) | StreamSource::Hls(_) => None,
@@ -177,14 +177,14 @@ impl StreamConfig {
             ..PipelineConfig::default()
         };
         Some(Self {
-            name: StreamName::parse(DEMO).ok()?,
+            name: StreamName::parse(DEMO_STREAM_NAME).ok()?,
             source: StreamSource::Pipeline(Box::new(pipeline)),
         })
     }
 }
 
 impl StreamSource {
-    fn on_demand(&self) -> (bool, Option<Duration>) {
+    fn on_demand_settings(&self) -> (bool, Option<Duration>) {
         match self {
             Self::Rtsp(camera) => (camera.on_demand, camera.stop_after),
             Self::Hls(playlist) => (playlist.on_demand, playlist.stop_after),
@@ -194,37 +194,40 @@ impl StreamSource {
 }
 
 /// Maximum number of configured streams: each has a connection.
-const MAX_STREAMS: usize = 1_000;
+const MAX_CONFIGURED_STREAMS: usize = 1_000;
 
 /// The keys that select the source. A stream has one of them.
-const SOURCES: [&str; 3] = ["rtsp", "hls", "pipeline"];
+const SOURCE_KIND_KEYS: [&str; 3] = ["rtsp", "hls", "pipeline"];
 
 /// Reads all tables of the section.
-pub(super) fn read(reader: &mut Reader<'_>) -> Vec<StreamConfig> {
-    let section = reader.take(STREAMS);
-    if let Some((name, _)) = section.iter().nth(MAX_STREAMS) {
+pub(super) fn read_streams(reader: &mut ConfigReader<'_>) -> Vec<StreamConfig> {
+    let section = reader.take_table(STREAMS_SECTION);
+    if let Some((name, _)) = section.iter().nth(MAX_CONFIGURED_STREAMS) {
         let at = name.span().start;
-        reader.mistake(
+        reader.add_mistake_unless_caused_by_syntax_error(
             at,
-            Mistake::new(STREAMS, format!("has more than {MAX_STREAMS} streams")),
+            Mistake::new(
+                STREAMS_SECTION,
+                format!("has more than {MAX_CONFIGURED_STREAMS} streams"),
+            ),
         );
         return Vec::new();
     }
     let mut streams = Vec::new();
     for (name, value) in section {
-        let path = joined(STREAMS, name.get_ref());
+        let path = join_key_path(STREAMS_SECTION, name.get_ref());
         let parsed = StreamName::parse(name.get_ref());
         if let Err(error) = &parsed {
-            reader.mistake(
+            reader.add_mistake_unless_caused_by_syntax_error(
                 name.span().start,
                 Mistake::new(&path, format!("is not a valid stream name: {error}")),
             );
         }
         let problem = "has to be a table, such as { rtsp = \"rtsp://host/path\" }";
-        let Some(table) = reader.table(&path, value, problem) else {
+        let Some(table) = reader.table_or_mistake(&path, value, problem) else {
             continue;
         };
-        let source = source(reader, &path, name.span().start, table);
+        let source = read_stream_source(reader, &path, name.span().start, table);
         if let (Ok(name), Some(source)) = (parsed, source) {
             streams.push(StreamConfig { name, source });
         }
@@ -232,49 +235,59 @@ pub(super) fn read(reader: &mut Reader<'_>) -> Vec<StreamConfig> {
     streams
 }
 
-fn source<'a>(reader: &mut Reader<'a>, path: &str, at: usize, table: DeTable<'a>) -> Option<StreamSource> {
-    let given = SOURCES.iter().filter_map(|key| table.get_key_value(*key));
+fn read_stream_source<'a>(
+    reader: &mut ConfigReader<'a>,
+    path: &str,
+    at: usize,
+    table: DeTable<'a>,
+) -> Option<StreamSource> {
+    let given = SOURCE_KIND_KEYS.iter().filter_map(|key| table.get_key_value(*key));
     let given: Vec<(String, usize)> = given.map(|(key, _)| (key.to_string(), key.span().start)).collect();
     let kind = match given.as_slice() {
         [] => {
-            without_source(reader, path, at, &table);
+            add_missing_source_mistake(reader, path, at, &table);
             return None;
         }
         [(kind, _)] => kind,
         [(first, _), (second, at), ..] => {
             let problem = format!("cannot be combined with `{first}`: a stream has one source");
-            reader.mistake(*at, Mistake::new(joined(path, second), problem));
+            reader.add_mistake_unless_caused_by_syntax_error(*at, Mistake::new(join_key_path(path, second), problem));
             return None;
         }
     };
     let stop_after = table.get_key_value("stop_after").map(|(key, _)| key.span().start);
     let source = match kind.as_str() {
-        "rtsp" => StreamSource::Rtsp(Box::new(reader.file_table(path, table))),
-        "hls" => StreamSource::Hls(Box::new(reader.file_table(path, table))),
-        _ => StreamSource::Pipeline(Box::new(reader.file_table(path, table))),
+        "rtsp" => StreamSource::Rtsp(Box::new(reader.read_file_only_table(path, table))),
+        "hls" => StreamSource::Hls(Box::new(reader.read_file_only_table(path, table))),
+        _ => StreamSource::Pipeline(Box::new(reader.read_file_only_table(path, table))),
     };
     if let Some(at) = stop_after
-        && !source.on_demand().0
-        && !reader.is_mistaken(&joined(path, "on_demand"))
+        && !source.on_demand_settings().0
+        && !reader.has_mistake(&join_key_path(path, "on_demand"))
     {
-        let problem =
-            Problem::Missing("has no effect without `on_demand = true`: add that, or remove this key".to_owned());
-        reader.mistake(at, Mistake::of(joined(path, "stop_after"), problem));
+        let problem = MistakeKind::MissingKey(
+            "has no effect without `on_demand = true`: add that, or remove this key".to_owned(),
+        );
+        reader.add_mistake_unless_caused_by_syntax_error(
+            at,
+            Mistake::with_kind(join_key_path(path, "stop_after"), problem),
+        );
     }
     Some(source)
 }
 
 /// Adds the mistakes of a stream without a source. The likely reason is a misspelt key.
-fn without_source(reader: &mut Reader<'_>, path: &str, at: usize, table: &DeTable<'_>) {
+fn add_missing_source_mistake(reader: &mut ConfigReader<'_>, path: &str, at: usize, table: &DeTable<'_>) {
     let keys = [RtspConfig::KEYS, HlsConfig::KEYS, PipelineConfig::KEYS].concat();
     let own: Vec<&str> = keys.iter().map(|key| key.name).collect();
     let mut is_misspelt = false;
     for name in table.keys().filter(|name| !own.contains(&name.get_ref().as_ref())) {
-        is_misspelt |= nearest(name.get_ref(), SOURCES).is_some();
-        reader.unknown(path, name, &own);
+        is_misspelt |= nearest_name(name.get_ref(), SOURCE_KIND_KEYS).is_some();
+        reader.add_unknown_key_mistake(path, name, &own);
     }
     if !is_misspelt {
         let problem = "has no source: set `rtsp`, `hls` or `pipeline`".to_owned();
-        reader.mistake(at, Mistake::of(path, Problem::Missing(problem)));
+        reader
+            .add_mistake_unless_caused_by_syntax_error(at, Mistake::with_kind(path, MistakeKind::MissingKey(problem)));
     }
 }

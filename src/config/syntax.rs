@@ -1,17 +1,17 @@
 //! Texts for the syntax errors of the TOML parser.
 
 /// Name in a table header that is not a bare key.
-const NAME_IN_QUOTES: &str = "a name with characters other than letters, digits, `_` and `-` must be in quotes, such as \
+const UNQUOTED_NAME_TEXT: &str = "a name with characters other than letters, digits, `_` and `-` must be in quotes, such as \
                               [streams.\"studio/a\"]";
 
 /// Returns whether a message of the parser is about a list or an inline table without its end.
-pub(super) fn is_unclosed(message: &str) -> bool {
+pub(super) fn is_unclosed_list_or_table_error(message: &str) -> bool {
     message.starts_with("unclosed array,") || message.starts_with("unclosed inline table")
 }
 
 /// Returns the text for a message of the parser. `line` is the line of the error, and `is_empty` says that there is
 /// nothing at its position. Messages without a better text are returned as they are.
-pub(super) fn explain(message: &str, line: &str, is_empty: bool) -> String {
+pub(super) fn explain_syntax_error(message: &str, line: &str, is_empty: bool) -> String {
     let starts = |words: &[&str]| words.iter().any(|word| message.starts_with(word));
     let is_header = line.trim_start().starts_with('[');
     let text = if starts(&["string values must be quoted"]) && is_empty {
@@ -39,14 +39,14 @@ pub(super) fn explain(message: &str, line: &str, is_empty: bool) -> String {
     } else if starts(&["unclosed inline table"]) {
         "the table that begins here has no closing `}`"
     } else if starts(&["unclosed table", "unclosed array table"]) && !line.contains(']') {
-        "the header has no closing `]`"
+        "the table header has no closing `]`"
     } else if is_header && starts(&["unclosed table", "unclosed array table", "invalid unquoted key"]) {
-        NAME_IN_QUOTES
+        UNQUOTED_NAME_TEXT
     } else if is_header && starts(&["unquoted keys cannot be empty"]) {
-        "the header has no name"
+        "the table header has no name"
     } else if starts(&["unexpected key or value"]) {
         match is_header {
-            true => "unexpected text after the header",
+            true => "unexpected text after the table header",
             false => "unexpected text after the value",
         }
     } else if starts(&[
@@ -96,11 +96,11 @@ mod tests {
                 "the string contains a control character: write an escape sequence such as `\\t`",
             ),
             ("a = \"x\" 1", "unexpected text after the value"),
-            ("[a]]", "unexpected text after the header"),
-            ("[]", "the header has no name"),
-            ("[a", "the header has no closing `]`"),
-            ("[front door]", NAME_IN_QUOTES),
-            ("[caf\u{e9}]", NAME_IN_QUOTES),
+            ("[a]]", "unexpected text after the table header"),
+            ("[]", "the table header has no name"),
+            ("[a", "the table header has no closing `]`"),
+            ("[front door]", UNQUOTED_NAME_TEXT),
+            ("[caf\u{e9}]", UNQUOTED_NAME_TEXT),
             ("{\"a\": 1}", "expected `key = value`"),
             ("= 1", "expected `key = value`"),
             ("a", "expected `key = value`"),
@@ -112,7 +112,7 @@ mod tests {
                 .expect(text);
             let is_empty = error.span().is_none_or(|span| span.is_empty());
             assert_eq!(
-                explain(error.message(), text, is_empty),
+                explain_syntax_error(error.message(), text, is_empty),
                 wanted,
                 "{text}: {}",
                 error.message()

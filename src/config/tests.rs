@@ -42,8 +42,14 @@ fn the_environment_wins_over_the_file() {
 
 /// Each message, without its place.
 fn mistakes(text: &str) -> Vec<String> {
-    let (_, mistakes) = Config::from_text(text, Path::new("test.toml"), []);
-    let without_place = |mistake: Mistake| Mistake { place: None, ..mistake }.to_string();
+    let (_, mistakes) = Config::parse_with_mistakes(text, Path::new("test.toml"), []);
+    let without_place = |mistake: Mistake| {
+        Mistake {
+            location: None,
+            ..mistake
+        }
+        .to_string()
+    };
     ConfigError::new(mistakes)
         .mistakes
         .into_iter()
@@ -158,7 +164,7 @@ fn a_file_that_was_named_has_to_exist_and_to_be_toml() {
     let missing = Config::load(Some(Path::new("/nonexistent/millstream.toml")), []).expect_err("missing");
     let missing = missing.to_string();
     assert!(
-        missing.starts_with("/nonexistent/millstream.toml: cannot be read"),
+        missing.starts_with("/nonexistent/millstream.toml: the configuration file cannot be read"),
         "{missing}"
     );
     let error = parse("a = [", &[]).expect_err("not TOML").to_string();
@@ -173,19 +179,19 @@ fn a_file_that_was_named_has_to_exist_and_to_be_toml() {
 fn the_reference_lists_every_key() {
     let reference = include_str!("../../docs/configuration.md");
     let row = |key: &Key| {
-        let reload = match key.reload {
-            Reload::Live => "live",
-            Reload::Restart => "restart",
+        let reload = match key.reload_mode {
+            ReloadMode::Live => "live",
+            ReloadMode::Restart => "restart",
         };
         format!(
             "| `{}` | {} | {reload} | {} |",
             key.path,
-            key.default,
+            key.default_text,
             key.description()
         )
     };
-    let inner = |key: &Key| format!("| `{}` | {} | {} |", key.name, key.default, key.description());
-    let mut wanted: Vec<String> = keys().into_iter().map(row).collect();
+    let inner = |key: &Key| format!("| `{}` | {} | {} |", key.name, key.default_text, key.description());
+    let mut wanted: Vec<String> = all_keys_except_streams().into_iter().map(row).collect();
     for table in [
         TokenConfig::KEYS,
         RtspConfig::KEYS,
@@ -210,14 +216,18 @@ fn the_reference_lists_every_key() {
 #[test]
 fn defaults_are_documented_as_they_are() {
     let mut checked = 0;
-    for key in keys() {
-        let Some(default) = key.default.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')) else {
+    for key in all_keys_except_streams() {
+        let Some(default) = key
+            .default_text
+            .strip_prefix('`')
+            .and_then(|rest| rest.strip_suffix('`'))
+        else {
             continue;
         };
         let (section, name) = key.path.split_once('.').expect("dotted");
-        let set = [(key.variable(), default.to_owned())];
+        let set = [(key.environment_variable_name(), default.to_owned())];
         let config = Config::parse("", Path::new("test.toml"), set).unwrap_or_else(|error| panic!("{error}"));
-        let differs = config.difference(&Config::default());
+        let differs = config.changed_keys_except_streams(&Config::default());
         assert!(differs.is_empty(), "{section}.{name}: {differs:?}");
         checked += 1;
     }
@@ -269,7 +279,7 @@ fn only_keys_that_are_set_otherwise_differ() {
     let text = "[http]\nlisten = \"[::]:8080\"\n[webrtc]\nshards = 3\n[auth]\nplay_token = \"a\"";
     let config = parse(text, &[]).expect("valid");
     let differs: Vec<&str> = config
-        .difference(&Config::default())
+        .changed_keys_except_streams(&Config::default())
         .iter()
         .map(|key| key.path)
         .collect();

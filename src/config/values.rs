@@ -13,27 +13,28 @@ use toml::Value;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Directive;
 
-use super::document::may_contain_secret;
-use super::mistake::nearest;
-use super::secret::{Hidden, Secret};
+use super::document::may_be_url_with_secret;
+use super::mistake::nearest_name;
+use super::secret::{Redacted, Secret};
 use super::types::{CorsOrigins, TurnUser};
 
-const TOKEN: &str = "1 to 512 letters, digits and `-._~+/=`, without spaces";
-const SIGNING_SECRET: &str = "16 to 512 letters, digits and `-._~+/=`, without spaces";
-const TURN_USER: &str = "`name:password`, each of letters, digits and `-._~+/=`";
-const WEB_ADDRESS: &str = "an http:// or https:// URL, such as \"https://example.org/path\"";
-const ORIGINS: &str = "\"*\", or a list of origins without a path or a final `/`, such as [\"https://example.org\"]";
-const LEVEL: &str = "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
+const TOKEN_FORMAT_TEXT: &str = "1 to 512 letters, digits and `-._~+/=`, without spaces";
+const JWT_SECRET_FORMAT_TEXT: &str = "16 to 512 letters, digits and `-._~+/=`, without spaces";
+const TURN_USER_FORMAT_TEXT: &str = "`name:password`, each of letters, digits and `-._~+/=`";
+const HTTP_URL_FORMAT_TEXT: &str = "an http:// or https:// URL, such as \"https://example.org/path\"";
+const CORS_ORIGINS_FORMAT_TEXT: &str =
+    "\"*\", or a list of origins without a path or a final `/`, such as [\"https://example.org\"]";
+const LOG_LEVEL_FORMAT_TEXT: &str = "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
                      \"info,millstream::session=debug\"";
 
 /// An enum whose variants are named by strings.
-pub(super) trait Variants: Copy + 'static {
+pub(super) trait NamedVariants: Copy + 'static {
     /// Each name and its variant.
     const ALL: &'static [(&'static str, Self)];
 }
 
 /// Parses a value with a function that returns `None` for an invalid one.
-fn read<'de, D: Deserializer<'de>, T>(
+fn parse_value_with<'de, D: Deserializer<'de>, T>(
     value: D,
     expected: &str,
     read: impl FnOnce(&Value) -> Option<T>,
@@ -44,15 +45,17 @@ fn read<'de, D: Deserializer<'de>, T>(
 }
 
 /// Parses a list of at most `most` items, or a string with commas between them.
-fn items<'de, D: Deserializer<'de>, T>(
+fn parse_list<'de, D: Deserializer<'de>, T>(
     value: D,
     expected: &str,
     most: usize,
     item: impl Fn(&str) -> Option<T>,
 ) -> Result<Vec<T>, D::Error> {
-    let texts = read(value, expected, |value| list(value).filter(|texts| texts.len() <= most))?;
+    let texts = parse_value_with(value, expected, |value| {
+        list_items(value).filter(|texts| texts.len() <= most)
+    })?;
     let has_others = texts.len() > 1;
-    let is_shown = |text: &str| has_others && !may_contain_secret(text);
+    let is_shown = |text: &str| has_others && !may_be_url_with_secret(text);
     let read = |text: String| {
         item(&text).ok_or_else(|| {
             let invalid = match is_shown(&text) {
@@ -65,7 +68,7 @@ fn items<'de, D: Deserializer<'de>, T>(
     texts.into_iter().map(read).collect()
 }
 
-fn list(value: &Value) -> Option<Vec<String>> {
+fn list_items(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::Array(items) => items
             .iter()
@@ -78,34 +81,36 @@ fn list(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-fn parsed<T: FromStr>(value: &Value) -> Option<T> {
+fn parse_string<T: FromStr>(value: &Value) -> Option<T> {
     value.as_str()?.trim().parse().ok()
 }
 
 /// Parses `true` or `false`.
 pub(super) fn flag<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
-    read(value, "true or false", |value| {
-        value.as_bool().or_else(|| parsed(value))
+    parse_value_with(value, "true or false", |value| {
+        value.as_bool().or_else(|| parse_string(value))
     })
 }
 
 /// Parses a whole number within bounds.
-pub(super) fn whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
+pub(super) fn whole_number<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: TryFrom<u64>,
 {
     let expected = format!("a whole number from {MIN} to {MAX}");
-    read(value, &expected, |value| T::try_from(within(value, MIN, MAX)?).ok())
+    parse_value_with(value, &expected, |value| {
+        T::try_from(integer_within(value, MIN, MAX)?).ok()
+    })
 }
 
-/// Like [`whole`], for a key without a default.
-pub(super) fn optional_whole<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<Option<T>, D::Error>
+/// Like [`whole_number`], for a key without a default.
+pub(super) fn whole_number_as_some<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: TryFrom<u64>,
 {
-    whole::<MIN, MAX, D, T>(value).map(Some)
+    whole_number::<MIN, MAX, D, T>(value).map(Some)
 }
 
 /// Parses a whole number of seconds within bounds.
@@ -115,21 +120,21 @@ where
     T: From<Duration>,
 {
     let expected = format!("a whole number of seconds from {MIN} to {MAX}");
-    read(value, &expected, |value| {
-        within(value, MIN, MAX).map(|seconds| Duration::from_secs(seconds).into())
+    parse_value_with(value, &expected, |value| {
+        integer_within(value, MIN, MAX).map(|seconds| Duration::from_secs(seconds).into())
     })
 }
 
-fn within(value: &Value, least: u64, most: u64) -> Option<u64> {
+fn integer_within(value: &Value, least: u64, most: u64) -> Option<u64> {
     let number = match value {
         Value::Integer(number) => u64::try_from(*number).ok()?,
-        value => parsed(value)?,
+        value => parse_string(value)?,
     };
     (least..=most).contains(&number).then_some(number)
 }
 
 /// Parses a name of a variant.
-pub(super) fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result<T, D::Error> {
+pub(super) fn named_variant<'de, D: Deserializer<'de>, T: NamedVariants>(value: D) -> Result<T, D::Error> {
     let names: Vec<&str> = T::ALL.iter().map(|(name, _)| *name).collect();
     let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
     let expected = match quoted.split_last() {
@@ -140,7 +145,7 @@ pub(super) fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result
     let text = value.as_ref().and_then(Value::as_str).unwrap_or_default();
     let chosen = T::ALL.iter().find(|(name, _)| *name == text);
     chosen.map(|(_, choice)| *choice).ok_or_else(|| {
-        let meant = nearest(text, names.iter().copied());
+        let meant = nearest_name(text, names.iter().copied());
         let meant = meant.map_or_else(String::new, |meant| format!(" (did you mean {meant:?}?)"));
         D::Error::custom(format!("expected {expected}{meant}"))
     })
@@ -148,42 +153,44 @@ pub(super) fn choice<'de, D: Deserializer<'de>, T: Variants>(value: D) -> Result
 
 /// Parses a string of 1 to 512 bytes.
 pub(super) fn text<'de, D: Deserializer<'de>, T: From<String>>(value: D) -> Result<T, D::Error> {
-    read(value, "a string of 1 to 512 bytes", |value| {
-        short(value).map(Into::into)
+    parse_value_with(value, "a string of 1 to 512 bytes", |value| {
+        short_string(value).map(Into::into)
     })
 }
 
-fn short(value: &Value) -> Option<String> {
+fn short_string(value: &Value) -> Option<String> {
     let text = value.as_str()?.trim();
     (1..=512).contains(&text.len()).then(|| text.to_owned())
 }
 
 /// Parses a string of any length that may contain a secret.
-pub(super) fn hidden<'de, D: Deserializer<'de>, T: From<Hidden<String>>>(value: D) -> Result<T, D::Error> {
-    read(value, "a string", |value| {
-        value.as_str().map(|text| Hidden(text.to_owned()).into())
+pub(super) fn redacted_string<'de, D: Deserializer<'de>, T: From<Redacted<String>>>(value: D) -> Result<T, D::Error> {
+    parse_value_with(value, "a string", |value| {
+        value.as_str().map(|text| Redacted(text.to_owned()).into())
     })
 }
 
 /// Parses the path of a file or folder.
 pub(super) fn path<'de, D: Deserializer<'de>>(value: D) -> Result<Option<PathBuf>, D::Error> {
-    read(value, "a path", |value| short(value).map(|path| Some(path.into())))
+    parse_value_with(value, "a path", |value| {
+        short_string(value).map(|path| Some(path.into()))
+    })
 }
 
 /// Parses a list of paths.
 pub(super) fn paths<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
-    items(value, "a list of files", usize::MAX, |text| Some(text.into()))
+    parse_list(value, "a list of files", usize::MAX, |text| Some(text.into()))
 }
 
 /// Parses a table.
-pub(super) fn table<'de, D: Deserializer<'de>>(value: D) -> Result<Hidden<toml::Table>, D::Error> {
-    read(value, "a table", |value| value.as_table().cloned().map(Hidden))
+pub(super) fn table<'de, D: Deserializer<'de>>(value: D) -> Result<Redacted<toml::Table>, D::Error> {
+    parse_value_with(value, "a table", |value| value.as_table().cloned().map(Redacted))
 }
 
 /// Parses a pattern, or a list of them.
 pub(super) fn patterns<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
     let expected = "a pattern of stream names such as \"studio/*\", or a list of them";
-    read(value, expected, |value| match value {
+    parse_value_with(value, expected, |value| match value {
         Value::String(one) => Some(vec![one.clone()]),
         Value::Array(many) => many.iter().map(|one| Some(one.as_str()?.to_owned())).collect(),
         _ => None,
@@ -192,28 +199,32 @@ pub(super) fn patterns<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String
 
 /// Rejects every value: the reader has taken those in the file already.
 pub(super) fn in_file_only<'de, D: Deserializer<'de>, T>(value: D) -> Result<T, D::Error> {
-    read(value, "a list of tables, in the file", |_| None)
+    parse_value_with(
+        value,
+        "a list of tables in the configuration file, not in a variable",
+        |_| None,
+    )
 }
 
 /// Parses an address to listen on.
 pub(super) fn socket_address<'de, D: Deserializer<'de>>(value: D) -> Result<SocketAddr, D::Error> {
     let expected = "an IP address and a port, such as \"[::]:8080\" or \"127.0.0.1:8080\"";
-    read(value, expected, parsed)
+    parse_value_with(value, expected, parse_string)
 }
 
 /// Parses a list of addresses for ICE candidates.
-pub(super) fn announced<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpAddr>, D::Error> {
+pub(super) fn announced_ip_addresses<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpAddr>, D::Error> {
     let expected = "a list of at most 16 IP addresses that peers can reach, such as [\"203.0.113.7\"]; not host names or \
                     \"0.0.0.0\"";
     let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
-    items(value, expected, 16, |text| text.parse().ok().filter(usable))
+    parse_list(value, expected, 16, |text| text.parse().ok().filter(usable))
 }
 
 /// Parses the host and port of a server.
 pub(super) fn host_port<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     let expected = "the host and port of a STUN server without a scheme, such as \"stun.example.org:3478\"";
-    read(value, expected, |value| {
-        let server = short(value)?;
+    parse_value_with(value, expected, |value| {
+        let server = short_string(value)?;
         let (host, port) = server.rsplit_once(':')?;
         let is_ipv6 = |host: &str| {
             let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
@@ -229,7 +240,7 @@ pub(super) fn host_port<'de, D: Deserializer<'de>>(value: D) -> Result<Option<St
 pub(super) fn ice_servers<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
     let expected = "a list of at most 8 URLs without `//`, such as [\"stun:stun.example.org:3478\", \
                     \"turn:turn.example.org:3478\"]";
-    items(value, expected, 8, |url| {
+    parse_list(value, expected, 8, |url| {
         let scheme = ["stun:", "stuns:", "turn:", "turns:"];
         let rest = scheme.iter().find_map(|scheme| url.strip_prefix(scheme))?;
         // No character that could end the URL or the `Link` header.
@@ -242,7 +253,7 @@ pub(super) fn ice_servers<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<Str
 /// Parses a list of networks. An address is a network of one host.
 pub(super) fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>, D::Error> {
     let expected = "a list of networks in CIDR notation, such as [\"192.168.0.0/16\"]";
-    items(value, expected, usize::MAX, |text| {
+    parse_list(value, expected, usize::MAX, |text| {
         let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
         text.parse().ok().or_else(address)
     })
@@ -250,7 +261,7 @@ pub(super) fn networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<IpNet>
 
 /// Parses a list of origins, in the form that browsers send.
 pub(super) fn origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins, D::Error> {
-    let origins = items(value, ORIGINS, usize::MAX, |origin| {
+    let origins = parse_list(value, CORS_ORIGINS_FORMAT_TEXT, usize::MAX, |origin| {
         let host = origin
             .strip_prefix("https://")
             .or_else(|| origin.strip_prefix("http://"));
@@ -261,7 +272,7 @@ pub(super) fn origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins
     match origins.iter().any(|origin| origin == "*") {
         true if origins.len() == 1 => Ok(CorsOrigins::Any),
         true => Err(D::Error::custom(
-            "\"*\" allows all origins: expected no other origin besides it",
+            "\"*\" allows all origins: expected no other origin in the list",
         )),
         false => Ok(CorsOrigins::Listed(origins)),
     }
@@ -269,17 +280,19 @@ pub(super) fn origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins
 
 /// Parses a token.
 pub(super) fn secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
-    read(value, TOKEN, |value| Secret::new(value.as_str()?).map(Some))
+    parse_value_with(value, TOKEN_FORMAT_TEXT, |value| Secret::new(value.as_str()?).map(Some))
 }
 
 /// Parses a token, without the white space around it.
 pub(super) fn trimmed_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
-    read(value, TOKEN, |value| Secret::new(value.as_str()?.trim()).map(Some))
+    parse_value_with(value, TOKEN_FORMAT_TEXT, |value| {
+        Secret::new(value.as_str()?.trim()).map(Some)
+    })
 }
 
 /// Parses a secret that tokens are signed with.
-pub(super) fn signing_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
-    read(value, SIGNING_SECRET, |value| {
+pub(super) fn jwt_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Secret>, D::Error> {
+    parse_value_with(value, JWT_SECRET_FORMAT_TEXT, |value| {
         let secret = Secret::new(value.as_str()?)?;
         (secret.reveal().len() >= 16).then_some(Some(secret))
     })
@@ -287,7 +300,7 @@ pub(super) fn signing_secret<'de, D: Deserializer<'de>>(value: D) -> Result<Opti
 
 /// Parses `name:password`.
 pub(super) fn turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Option<TurnUser>, D::Error> {
-    read(value, TURN_USER, |value| {
+    parse_value_with(value, TURN_USER_FORMAT_TEXT, |value| {
         let (username, password) = value.as_str()?.split_once(':')?;
         let (username, password) = (Secret::new(username)?.reveal().to_owned(), Secret::new(password)?);
         Some(Some(TurnUser { username, password }))
@@ -296,29 +309,29 @@ pub(super) fn turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Tu
 
 /// Parses an HTTP URL.
 pub(super) fn web_address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
-    read(value, WEB_ADDRESS, http_url)
+    parse_value_with(value, HTTP_URL_FORMAT_TEXT, parse_http_url)
 }
 
-fn http_url(value: &Value) -> Option<Option<String>> {
+fn parse_http_url(value: &Value) -> Option<Option<String>> {
     let url: url::Url = value.as_str()?.parse().ok()?;
     let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
     is_web.then(|| Some(url.into()))
 }
 
 /// Parses the URL of an OpenTelemetry collector.
-pub(super) fn collector<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+pub(super) fn otlp_collector_url<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     let expected = match cfg!(feature = "otlp") {
         true => "the URL of an OpenTelemetry collector that accepts OTLP over HTTP, such as \"http://localhost:4318\"",
         false => "no value: this program was built without the feature `otlp`",
     };
-    read(value, expected, |value| {
-        http_url(value).filter(|_| cfg!(feature = "otlp"))
+    parse_value_with(value, expected, |value| {
+        parse_http_url(value).filter(|_| cfg!(feature = "otlp"))
     })
 }
 
 /// Parses directives of `tracing_subscriber::EnvFilter`.
 pub(super) fn log_level<'de, D: Deserializer<'de>>(value: D) -> Result<String, D::Error> {
-    read(value, LEVEL, |value| {
+    parse_value_with(value, LOG_LEVEL_FORMAT_TEXT, |value| {
         let directives: Vec<&str> = value.as_str()?.split(',').map(str::trim).collect();
         // A single word would also be valid as a target: a misspelt level would then silence everything.
         let is_known = |directive: &&str| match directive.contains(['=', '[']) {

@@ -3,8 +3,9 @@
 //! * [`sessions`]: all sessions with a URL, from the offer to their end.
 //! * [`policy`]: configured settings that apply to clients.
 //! * [`reload`]: requests to reload the configuration.
+//! * [`worker_limit`]: for whom workers transcode, and whether a further one may run.
 //!
-//! [`Control`] holds them together with the handle of the media plane, the configured sources and the LL-HLS service.
+//! [`ControlPlane`] holds them together with the handle of the media plane, the configured sources and the LL-HLS service.
 //! Handlers of [`crate::http`] use its parts.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,56 +18,68 @@ pub mod policy;
 pub mod record;
 pub mod reload;
 pub mod sessions;
+pub mod worker_limit;
 
 use self::policy::ClientPolicy;
-use self::reload::Reloads;
+use self::reload::ReloadRequestSender;
 use self::sessions::SessionTable;
-use crate::outputs::hls::service::Service;
+use crate::outputs::hls::service::HlsService;
+use crate::pipeline::slots::WorkerSlots;
 use crate::shard::MediaPlane;
-use crate::sources::fetch::directory::Directory;
+use crate::sources::fetch::registry::SourceRegistry;
 use crate::sources::fetch::supervisor::SourceSupervisor;
 
 /// Maximum number of viewers that wait for a publisher (`http.wait_for_publisher`).
-const MAX_WAITING: usize = 1_024;
+const MAX_VIEWERS_WAITING_FOR_PUBLISHER: usize = 1_024;
 
 /// The control plane of one gateway.
-pub struct Control {
-    pub media: MediaPlane,
+pub struct ControlPlane {
+    pub media_plane: MediaPlane,
     pub sessions: SessionTable,
     /// Permits for viewers that wait for a publisher.
-    pub waiting: Semaphore,
+    pub waiting_viewer_permits: Semaphore,
     /// State of the configured sources.
-    pub sources: Directory,
+    pub source_registry: SourceRegistry,
     /// Runs the configured sources.
     pub supervisor: Arc<SourceSupervisor<MediaPlane>>,
     /// Requests to reload the configuration.
-    pub reloads: Reloads,
+    pub reload_request_sender: ReloadRequestSender,
     /// Streams packaged for LL-HLS.
-    pub hls: Arc<Service>,
+    pub hls_service: Arc<HlsService>,
+    /// How many worker processes may run.
+    pub worker_slots: WorkerSlots,
     policy: RwLock<Arc<ClientPolicy>>,
     draining: AtomicBool,
 }
 
-impl Control {
+impl ControlPlane {
     pub fn new(
         media: MediaPlane,
         sessions: SessionTable,
-        sources: Directory,
-        hls: Arc<Service>,
+        sources: SourceRegistry,
+        hls: Arc<HlsService>,
         policy: ClientPolicy,
-        reloads: Reloads,
+        reloads: ReloadRequestSender,
     ) -> Self {
         Self {
             supervisor: Arc::new(SourceSupervisor::new(sources.clone(), media.clone())),
-            media,
+            media_plane: media,
             sessions,
-            waiting: Semaphore::new(MAX_WAITING),
-            sources,
-            reloads,
-            hls,
+            waiting_viewer_permits: Semaphore::new(MAX_VIEWERS_WAITING_FOR_PUBLISHER),
+            source_registry: sources,
+            reload_request_sender: reloads,
+            hls_service: hls,
+            worker_slots: WorkerSlots::default(),
             policy: RwLock::new(Arc::new(policy)),
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// Sets how many worker processes may run.
+    #[must_use]
+    pub fn with_worker_slots(mut self, slots: WorkerSlots) -> Self {
+        self.worker_slots = slots;
+        self
     }
 
     /// Returns the current client policy.
@@ -80,13 +93,13 @@ impl Control {
     }
 
     /// Rejects new sessions from now on, because the gateway is stopping.
-    pub fn drain(&self) {
+    pub fn reject_new_sessions(&self) {
         self.draining.store(true, Ordering::Release);
-        self.media.hub().changes().notify_all();
+        self.media_plane.hub().change_notifier().notify_all();
     }
 
     /// Returns whether new sessions are rejected.
-    pub fn is_draining(&self) -> bool {
+    pub fn rejects_new_sessions(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 }

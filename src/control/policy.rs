@@ -10,13 +10,13 @@ pub struct ClientPolicy {
     pub cors_origins: CorsOrigins,
     pub ice_servers: IceServers,
     /// See [`crate::config::Http::strict_preconditions`].
-    pub strict: bool,
+    pub strict_preconditions: bool,
     /// See [`crate::config::Http::counter_offer`].
     pub counter_offer: CounterOffer,
     /// See [`crate::config::Http::legacy_server_offer`].
     pub legacy_server_offer: bool,
     /// Maximum time that a viewer's POST waits for a publisher.
-    pub wait_for_publisher: Duration,
+    pub max_publisher_wait: Duration,
 }
 
 impl ClientPolicy {
@@ -25,10 +25,10 @@ impl ClientPolicy {
         Self {
             cors_origins: config.http.cors_origins.clone(),
             ice_servers: (&config.ice).into(),
-            strict: config.http.strict_preconditions,
+            strict_preconditions: config.http.strict_preconditions,
             counter_offer: config.http.counter_offer,
             legacy_server_offer: config.http.legacy_server_offer,
-            wait_for_publisher: config.http.wait_for_publisher,
+            max_publisher_wait: config.http.wait_for_publisher,
         }
     }
 }
@@ -38,36 +38,36 @@ impl ClientPolicy {
 pub struct IceServers {
     /// `stun:`, `turn:` and `turns:` URLs (RFC 7064, RFC 7065).
     pub urls: Vec<String>,
-    pub auth: TurnAuth,
+    pub turn_auth: TurnAuth,
     /// Lifetime of generated credentials.
-    pub lifetime: Duration,
+    pub credential_lifetime: Duration,
 }
 
 /// Authentication at the TURN servers.
 #[derive(Clone, Debug)]
 pub enum TurnAuth {
     /// No credentials.
-    Open,
+    NoCredentials,
     /// Credentials are derived from a secret that is shared with the server: coturn's `static-auth-secret`.
-    Secret(Secret),
+    SharedSecret(Secret),
     /// The same credentials for all peers.
-    Fixed { username: String, password: Secret },
+    StaticCredentials { username: String, password: Secret },
 }
 
 impl From<&Ice> for IceServers {
     fn from(ice: &Ice) -> Self {
         let auth = match (&ice.turn_user, &ice.turn_secret) {
-            (Some(user), _) => TurnAuth::Fixed {
+            (Some(user), _) => TurnAuth::StaticCredentials {
                 username: user.username.clone(),
                 password: user.password.clone(),
             },
-            (None, Some(secret)) => TurnAuth::Secret(secret.clone()),
-            (None, None) => TurnAuth::Open,
+            (None, Some(secret)) => TurnAuth::SharedSecret(secret.clone()),
+            (None, None) => TurnAuth::NoCredentials,
         };
         Self {
             urls: ice.servers.clone(),
-            auth,
-            lifetime: ice.turn_lifetime,
+            turn_auth: auth,
+            credential_lifetime: ice.turn_lifetime,
         }
     }
 }

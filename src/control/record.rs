@@ -7,42 +7,42 @@ use crate::access::{Action, Grant};
 use crate::shard::Requester;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::Codec;
-use millstream_core::sdp::plan::IceCredentials;
-use millstream_core::sdp::{IceSection, LocalDescription, VideoSection};
+use millstream_core::sdp::negotiated::IceCredentials;
+use millstream_core::sdp::{IceFragmentTemplate, LocalDescription, VideoSectionId};
 
 /// The current ICE session: the peer's credentials and the entity tag that identifies it (RFC 9725 §4.3.1).
 #[derive(Clone, Debug)]
 pub struct IceSession {
-    pub remote: IceCredentials,
-    tag: String,
+    pub remote_credentials: IceCredentials,
+    opaque_tag: String,
     /// The SDP lines that the fragment of an ICE restart repeats.
-    pub section: IceSection,
+    pub sdp_section: IceFragmentTemplate,
 }
 
 impl IceSession {
     /// Makes an ICE session. Its tag is the local ufrag, which is random and changes with every ICE session.
     pub fn new(remote: IceCredentials, local: &IceCredentials, description: &LocalDescription) -> Self {
         Self {
-            remote,
-            tag: local.ufrag.clone(),
-            section: description.ice.clone(),
+            remote_credentials: remote,
+            opaque_tag: local.ufrag.clone(),
+            sdp_section: description.ice_fragment_template.clone(),
         }
     }
 
     /// Returns the opaque part of the entity tag, without quotes.
-    pub fn tag(&self) -> &str {
-        &self.tag
+    pub fn opaque_tag(&self) -> &str {
+        &self.opaque_tag
     }
 
     /// Returns the strong entity tag for the `ETag` header.
     pub fn entity_tag(&self) -> String {
-        format!("\"{}\"", self.tag)
+        format!("\"{}\"", self.opaque_tag)
     }
 
     /// Replaces it with a new ICE session that has these credentials.
-    pub fn restart(&mut self, remote: IceCredentials, local: &IceCredentials) {
-        self.remote = remote;
-        self.tag.clone_from(&local.ufrag);
+    pub fn record_restart(&mut self, remote: IceCredentials, local: &IceCredentials) {
+        self.remote_credentials = remote;
+        self.opaque_tag.clone_from(&local.ufrag);
     }
 }
 
@@ -53,22 +53,22 @@ pub struct SessionRecord {
     pub action: Action,
     pub stream: StreamName,
     /// The video section of a viewer's session.
-    pub video: Option<VideoSection>,
+    pub video_section: Option<VideoSectionId>,
     /// Codecs that the video may be sent in; see `http::alternate`.
-    pub video_codecs: Option<Vec<Codec>>,
-    pub opened: Instant,
+    pub negotiated_video_codecs: Option<Vec<Codec>>,
+    pub opened_at: Instant,
     /// Address that the offer was received from.
-    pub address: Option<IpAddr>,
+    pub offer_sender_address: Option<IpAddr>,
     /// `User-Agent` of the offer.
-    pub agent: Option<String>,
+    pub user_agent: Option<String>,
 }
 
 impl SessionRecord {
     /// Returns who requested the session.
     pub fn requester(&self) -> Requester {
         Requester {
-            address: self.address,
-            has_token: self.grant.by_token,
+            address: self.offer_sender_address,
+            has_token: self.grant.is_token_based,
         }
     }
 }

@@ -22,7 +22,7 @@ pub struct Reloaded {
 }
 
 /// Receives the result of a reload, or the reason why nothing was changed.
-pub type ReloadReply = oneshot::Sender<Result<Reloaded, String>>;
+pub type ReloadReplySender = oneshot::Sender<Result<Reloaded, String>>;
 
 /// Sends reload requests.
-pub type Reloads = mpsc::Sender<ReloadReply>;
+pub type ReloadRequestSender = mpsc::Sender<ReloadReplySender>;

@@ -7,42 +7,49 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::record::{IceSession, SessionRecord};
-use crate::access::Access;
-use crate::shard::{MediaPlane, Placement, SessionId, SessionState};
+use crate::access::AccessControl;
+use crate::shard::{MediaPlane, SessionId, SessionPlacement, SessionState};
 use millstream_core::hub::changes::Topic;
+use millstream_core::hub::sparse::shrink_sparse_map;
 use millstream_core::sdp::LocalDescription;
 use millstream_core::session::CloseReason;
 
 /// How long an offer of the gateway is valid: the value in the example of the WHEP draft (§4.3.2).
-pub const OFFER_LIFETIME: Duration = Duration::from_secs(30);
+pub const GATEWAY_OFFER_LIFETIME: Duration = Duration::from_secs(30);
 
 /// Maximum number of unanswered offers; more are rejected.
-const MAX_OFFERS: usize = 2_048;
+const MAX_UNANSWERED_OFFERS: usize = 2_048;
+
+/// Interval at which expired offers and sessions that ended a minute ago are forgotten. They would otherwise be kept until
+/// the next client comes.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Maximum number of event streams of one session; more are rejected.
-const MAX_EVENT_STREAMS: usize = 4;
+const MAX_EVENT_STREAMS_PER_SESSION: usize = 4;
 
 /// An event type of a session's event stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SessionEvent {
+pub enum SessionEventType {
     Active,
     Inactive,
     Layers,
     Reconnect,
     ViewerCount,
+    Quality,
 }
 
-impl SessionEvent {
+impl SessionEventType {
     /// All events.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Active,
         Self::Inactive,
         Self::Layers,
         Self::Reconnect,
         Self::ViewerCount,
+        Self::Quality,
     ];
 
     /// Returns the name that clients know (draft-ietf-wish-webrtc-http-egress-events §3).
@@ -53,11 +60,12 @@ impl SessionEvent {
             Self::Layers => "layers",
             Self::Reconnect => "reconnect",
             Self::ViewerCount => "viewercount",
+            Self::Quality => "quality",
         }
     }
 
     /// Returns the names of all events, separated by commas.
-    pub fn names() -> String {
+    pub fn joined_names() -> String {
         Self::ALL.map(Self::name).join(",")
     }
 }
@@ -65,14 +73,14 @@ impl SessionEvent {
 /// An offer of the gateway that the viewer has not answered yet (WHEP §4.3.2).
 #[derive(Clone, Debug)]
 pub struct OfferedSession {
-    pub placement: Placement,
+    pub placement: SessionPlacement,
     pub record: SessionRecord,
     pub description: LocalDescription,
     created: Instant,
 }
 
 impl OfferedSession {
-    pub fn new(placement: Placement, record: SessionRecord, description: LocalDescription) -> Self {
+    pub fn new(placement: SessionPlacement, record: SessionRecord, description: LocalDescription) -> Self {
         Self {
             placement,
             record,
@@ -81,8 +89,8 @@ impl OfferedSession {
         }
     }
 
-    fn is_valid(&self) -> bool {
-        self.created.elapsed() < OFFER_LIFETIME
+    fn is_unexpired(&self) -> bool {
+        self.created.elapsed() < GATEWAY_OFFER_LIFETIME
     }
 }
 
@@ -99,63 +107,73 @@ struct OpenSession {
 #[derive(Debug)]
 struct OpenEventStream {
     id: String,
-    events: Vec<SessionEvent>,
+    events: Vec<SessionEventType>,
     /// Number of requests that have read it. Only the last one continues.
-    readers: u64,
+    latest_reader_number: u64,
 }
 
 /// A request that reads an event stream.
 #[derive(Clone, Debug)]
-pub struct EventReader {
-    id: String,
-    number: u64,
-    pub events: Vec<SessionEvent>,
+pub struct EventStreamReader {
+    event_stream_id: String,
+    reader_number: u64,
+    pub events: Vec<SessionEventType>,
 }
 
 #[derive(Default)]
-struct Entries {
+struct SessionTableState {
     /// The access rules in effect; `None` until the first reload.
-    access: Option<Arc<Access>>,
-    offered: HashMap<SessionId, OfferedSession>,
-    open: HashMap<SessionId, OpenSession>,
+    access_control: Option<Arc<AccessControl>>,
+    offered_sessions: HashMap<SessionId, OfferedSession>,
+    open_sessions: HashMap<SessionId, OpenSession>,
 }
 
 /// The sessions of a gateway, by id.
 pub struct SessionTable {
-    media: MediaPlane,
-    entries: Mutex<Entries>,
-    expiries: mpsc::UnboundedSender<(SystemTime, SessionId)>,
+    media_plane: MediaPlane,
+    state: Mutex<SessionTableState>,
+    token_expiry_sender: mpsc::UnboundedSender<(SystemTime, SessionId)>,
 }
 
-/// Receives the expiry times of tokens, for [`SessionTable::run`].
-pub type Expiries = mpsc::UnboundedReceiver<(SystemTime, SessionId)>;
+/// Receives the expiry times of tokens, for [`SessionTable::run_removal_and_token_expiry`].
+pub type TokenExpiryReceiver = mpsc::UnboundedReceiver<(SystemTime, SessionId)>;
 
 impl SessionTable {
-    pub fn new(media: MediaPlane) -> (Self, Expiries) {
+    pub fn new(media: MediaPlane) -> (Self, TokenExpiryReceiver) {
         let (expiries, expiring) = mpsc::unbounded_channel();
         let table = Self {
-            media,
-            entries: Mutex::default(),
-            expiries,
+            media_plane: media,
+            state: Mutex::default(),
+            token_expiry_sender: expiries,
         };
         (table, expiring)
     }
 
     /// Removes the sessions that the media plane has forgotten and ends those whose token expires. Runs until the
     /// gateway stops.
-    pub async fn run(&self, mut forgotten: mpsc::UnboundedReceiver<SessionId>, mut expiring: Expiries) {
+    pub async fn run_removal_and_token_expiry(
+        &self,
+        mut forgotten: mpsc::UnboundedReceiver<SessionId>,
+        mut expiring: TokenExpiryReceiver,
+    ) {
         let mut due: BinaryHeap<Reverse<(Instant, SessionId)>> = BinaryHeap::new();
+        let mut expiry = interval(EXPIRY_INTERVAL);
+        expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let next = due.peek().map(|Reverse((at, _))| *at);
             tokio::select! {
                 session = forgotten.recv() => match session {
-                    Some(session) => self.remove(session),
+                    Some(session) => self.remove_open_session(session),
                     None => return,
                 },
-                Some((at, session)) = expiring.recv() => due.push(Reverse((instant(at), session))),
+                Some((at, session)) = expiring.recv() => due.push(Reverse((instant_from_wall_clock(at), session))),
+                _ = expiry.tick() => {
+                    self.media_plane.forget_expired_sessions(Instant::now().into_std());
+                    self.remove_expired_offers();
+                }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                     if let Some(Reverse((_, session))) = due.pop() {
-                        self.media.end(session, CloseReason::TokenExpired);
+                        self.media_plane.end_session(session, CloseReason::TokenExpired);
                     }
                 }
             }
@@ -163,10 +181,10 @@ impl SessionTable {
     }
 
     /// Adds a session that the media plane has opened.
-    pub fn insert(&self, id: SessionId, ice: IceSession, record: SessionRecord) {
-        if let Some(expires) = record.grant.expires {
+    pub fn insert_session_and_end_if_revoked(&self, id: SessionId, ice: IceSession, record: SessionRecord) {
+        if let Some(expires) = record.grant.expires_at {
             // The receiver is gone only when the gateway is stopping.
-            let _ = self.expiries.send((expires, id));
+            let _ = self.token_expiry_sender.send((expires, id));
         }
         let session = OpenSession {
             ice,
@@ -174,105 +192,118 @@ impl SessionTable {
             event_streams: Vec::new(),
             is_deleted: false,
         };
-        let mut entries = self.lock();
+        let mut entries = self.lock_state();
         let is_granted = entries
-            .access
+            .access_control
             .as_ref()
-            .is_none_or(|access| is_granted(access, &session.record));
-        entries.open.insert(id, session);
+            .is_none_or(|access| access_control_still_grants(access, &session.record));
+        entries.open_sessions.insert(id, session);
         drop(entries);
         if !is_granted {
-            self.media.end(id, CloseReason::TokenRevoked);
+            self.media_plane.end_session(id, CloseReason::TokenRevoked);
         }
-        self.media.hub().changes().notify(&Topic::Session(id));
+        self.media_plane.hub().change_notifier().notify(&Topic::Session(id));
         // The media plane may have forgotten the session before it was inserted.
-        if self.media.state(id) == SessionState::Unknown {
-            self.remove(id);
+        if self.media_plane.session_state(id) == SessionState::Unknown {
+            self.remove_open_session(id);
         }
     }
 
     /// Removes an open session. This is the only place that does.
-    fn remove(&self, id: SessionId) {
-        self.lock().open.remove(&id);
-        self.media.hub().changes().notify(&Topic::Session(id));
+    fn remove_open_session(&self, id: SessionId) {
+        let mut entries = self.lock_state();
+        entries.open_sessions.remove(&id);
+        shrink_sparse_map(&mut entries.open_sessions);
+        drop(entries);
+        self.media_plane.hub().change_notifier().notify(&Topic::Session(id));
     }
 
     /// Marks an open session as deleted by its owner: from now on it is not running.
-    pub fn delete(&self, id: SessionId) {
-        if let Some(session) = self.lock().open.get_mut(&id) {
+    pub fn mark_deleted(&self, id: SessionId) {
+        if let Some(session) = self.lock_state().open_sessions.get_mut(&id) {
             session.is_deleted = true;
         }
     }
 
     /// Calls `change` with the ICE session of a running session, one request at a time. Returns `None` if the session
     /// is not running.
-    pub fn with_ice<T>(&self, id: SessionId, change: impl FnOnce(&mut IceSession) -> T) -> Option<T> {
-        self.with_open(id, |session| change(&mut session.ice))
+    pub fn with_ice_session_mut<T>(&self, id: SessionId, change: impl FnOnce(&mut IceSession) -> T) -> Option<T> {
+        self.map_running_session(id, |session| change(&mut session.ice))
     }
 
     /// Returns the record of a running session.
-    pub fn record(&self, id: SessionId) -> Option<SessionRecord> {
-        self.with_open(id, |session| session.record.clone())
+    pub fn running_session_record(&self, id: SessionId) -> Option<SessionRecord> {
+        self.map_running_session(id, |session| session.record.clone())
     }
 
     /// Returns whether a session is running.
     pub fn is_running(&self, id: SessionId) -> bool {
-        self.with_open(id, |_| ()).is_some()
+        self.map_running_session(id, |_| ()).is_some()
     }
 
     /// Returns all sessions that have not been removed.
-    pub fn all(&self) -> Vec<(SessionId, SessionRecord)> {
-        let entries = self.lock();
-        let open = entries.open.iter();
+    pub fn open_and_recently_ended_sessions(&self) -> Vec<(SessionId, SessionRecord)> {
+        let entries = self.lock_state();
+        let open = entries.open_sessions.iter();
         open.map(|(id, session)| (*id, session.record.clone())).collect()
     }
 
     /// Applies other access rules, also to sessions whose request was authorized before: drops offers whose grant is not
     /// valid any more, and returns open sessions with such a grant, which the caller ends.
-    pub fn revoke(&self, access: Arc<Access>) -> Vec<SessionId> {
-        let mut entries = self.lock();
+    pub fn set_access_control_and_find_revoked(&self, access: Arc<AccessControl>) -> Vec<SessionId> {
+        let mut entries = self.lock_state();
         entries
-            .offered
-            .retain(|_, offered| is_granted(&access, &offered.record));
-        let mut revoked = entries.open.iter().collect::<Vec<_>>();
-        revoked.retain(|(_, session)| !is_granted(&access, &session.record));
+            .offered_sessions
+            .retain(|_, offered| access_control_still_grants(&access, &offered.record));
+        let mut revoked = entries.open_sessions.iter().collect::<Vec<_>>();
+        revoked.retain(|(_, session)| !access_control_still_grants(&access, &session.record));
         let revoked = revoked.into_iter().map(|(id, _)| *id).collect();
-        entries.access = Some(access);
+        entries.access_control = Some(access);
         revoked
     }
 
+    fn remove_expired_offers(&self) {
+        let mut entries = self.lock_state();
+        entries.offered_sessions.retain(|_, offered| offered.is_unexpired());
+        shrink_sparse_map(&mut entries.offered_sessions);
+    }
+
     /// Adds an offer. Returns `false` if there are too many unanswered offers.
-    pub fn offer(&self, id: SessionId, offered: OfferedSession) -> bool {
-        let mut entries = self.lock();
-        entries.offered.retain(|_, offered| offered.is_valid());
-        let has_room = entries.offered.len() < MAX_OFFERS;
+    pub fn add_unanswered_gateway_offer(&self, id: SessionId, offered: OfferedSession) -> bool {
+        let mut entries = self.lock_state();
+        entries.offered_sessions.retain(|_, offered| offered.is_unexpired());
+        let has_room = entries.offered_sessions.len() < MAX_UNANSWERED_OFFERS;
         if has_room {
-            entries.offered.insert(id, offered);
+            entries.offered_sessions.insert(id, offered);
         }
         has_room
     }
 
     /// Returns an offer if it is still valid.
-    pub fn offered(&self, id: SessionId) -> Option<OfferedSession> {
-        let found = self.lock().offered.get(&id).cloned();
-        found.filter(OfferedSession::is_valid)
+    pub fn unexpired_offer(&self, id: SessionId) -> Option<OfferedSession> {
+        let found = self.lock_state().offered_sessions.get(&id).cloned();
+        found.filter(OfferedSession::is_unexpired)
     }
 
     /// Removes an offer that was answered or declined. Returns whether it existed and was valid; this is true for only
     /// one of two concurrent callers.
-    pub fn take_offer(&self, id: SessionId) -> bool {
-        let taken = self.lock().offered.remove(&id);
-        taken.is_some_and(|offered| offered.is_valid())
+    pub fn remove_unexpired_offer(&self, id: SessionId) -> bool {
+        let taken = self.lock_state().offered_sessions.remove(&id);
+        taken.is_some_and(|offered| offered.is_unexpired())
     }
 
     /// Adds an event stream to a running session. Returns `false` if the session has the maximum number of event
     /// streams or is not running.
-    pub fn open_event_stream(&self, session: SessionId, id: String, events: Vec<SessionEvent>) -> bool {
-        let opened = self.with_open(session, |session| {
-            let has_room = session.event_streams.len() < MAX_EVENT_STREAMS;
+    pub fn add_event_stream(&self, session: SessionId, id: String, events: Vec<SessionEventType>) -> bool {
+        let opened = self.map_running_session(session, |session| {
+            let has_room = session.event_streams.len() < MAX_EVENT_STREAMS_PER_SESSION;
             if has_room {
                 let readers = 0;
-                session.event_streams.push(OpenEventStream { id, events, readers });
+                session.event_streams.push(OpenEventStream {
+                    id,
+                    events,
+                    latest_reader_number: readers,
+                });
             }
             has_room
         });
@@ -281,70 +312,82 @@ impl SessionTable {
 
     /// Starts to read an event stream; another request that reads it ends. Returns `None` if the stream was closed or
     /// its session has ended.
-    pub fn read_event_stream(&self, session: SessionId, id: &str) -> Option<EventReader> {
-        let reader = self.with_open(session, |session| {
+    pub fn start_reading_event_stream(&self, session: SessionId, id: &str) -> Option<EventStreamReader> {
+        let reader = self.map_running_session(session, |session| {
             let stream = session.event_streams.iter_mut().find(|stream| stream.id == id)?;
-            stream.readers += 1;
-            Some(EventReader {
-                id: stream.id.clone(),
-                number: stream.readers,
+            stream.latest_reader_number += 1;
+            Some(EventStreamReader {
+                event_stream_id: stream.id.clone(),
+                reader_number: stream.latest_reader_number,
                 events: stream.events.clone(),
             })
         })?;
-        self.media.hub().changes().notify(&Topic::Session(session));
+        self.media_plane
+            .hub()
+            .change_notifier()
+            .notify(&Topic::Session(session));
         reader
     }
 
     /// Whether an event stream is open and no later request reads it.
-    pub fn is_read_by(&self, session: SessionId, reader: &EventReader) -> bool {
-        let is_read = self.with_open(session, |session| {
+    pub fn is_current_reader(&self, session: SessionId, reader: &EventStreamReader) -> bool {
+        let is_read = self.map_running_session(session, |session| {
             let mut streams = session.event_streams.iter();
-            streams.any(|stream| stream.id == reader.id && stream.readers == reader.number)
+            streams.any(|stream| {
+                stream.id == reader.event_stream_id && stream.latest_reader_number == reader.reader_number
+            })
         });
         is_read.unwrap_or(false)
     }
 
     /// Closes an event stream. Returns whether it was open.
     pub fn close_event_stream(&self, session: SessionId, id: &str) -> bool {
-        let closed = self.with_open(session, |session| {
+        let closed = self.map_running_session(session, |session| {
             let before = session.event_streams.len();
             session.event_streams.retain(|stream| stream.id != id);
             session.event_streams.len() < before
         });
         // Its response ends.
-        self.media.hub().changes().notify(&Topic::Session(session));
+        self.media_plane
+            .hub()
+            .change_notifier()
+            .notify(&Topic::Session(session));
         closed.unwrap_or(false)
     }
 
-    fn with_open<T>(&self, id: SessionId, work: impl FnOnce(&mut OpenSession) -> T) -> Option<T> {
-        if !self.is_alive(id) {
+    fn map_running_session<T>(&self, id: SessionId, work: impl FnOnce(&mut OpenSession) -> T) -> Option<T> {
+        if !self.is_media_session_open(id) {
             return None;
         }
-        let mut entries = self.lock();
-        let session = entries.open.get_mut(&id).filter(|session| !session.is_deleted);
+        let mut entries = self.lock_state();
+        let session = entries.open_sessions.get_mut(&id).filter(|session| !session.is_deleted);
         session.map(work)
     }
 
-    fn is_alive(&self, id: SessionId) -> bool {
-        matches!(self.media.state(id), SessionState::Connecting | SessionState::Connected)
+    fn is_media_session_open(&self, id: SessionId) -> bool {
+        matches!(
+            self.media_plane.session_state(id),
+            SessionState::Connecting | SessionState::Connected
+        )
     }
 
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_state(&self) -> MutexGuard<'_, SessionTableState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn is_granted(access: &Access, record: &SessionRecord) -> bool {
+fn access_control_still_grants(access: &AccessControl, record: &SessionRecord) -> bool {
     access.still_grants(&record.grant, record.action, Some(&record.stream))
 }
 
 /// Converts a time of the wall clock to an instant, assuming that the clock is not adjusted until then.
-fn instant(at: SystemTime) -> Instant {
+fn instant_from_wall_clock(at: SystemTime) -> Instant {
     #[expect(clippy::disallowed_methods, reason = "tokens expire at a time of the wall clock")]
     let wait = at.duration_since(SystemTime::now()).unwrap_or_default();
     let now = Instant::now();
-    now.checked_add(wait.min(FAR)).unwrap_or(now + FAR)
+    now.checked_add(wait.min(MAX_TIME_UNTIL_TOKEN_EXPIRY))
+        .unwrap_or(now + MAX_TIME_UNTIL_TOKEN_EXPIRY)
 }
 
 /// Upper bound of a wait: longer than any gateway runs, and within the range of every clock.
-const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+const MAX_TIME_UNTIL_TOKEN_EXPIRY: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);

@@ -8,7 +8,7 @@ use crate::http::server;
 
 /// Transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub enum TransportProtocol {
     Tcp,
     Udp,
 }
@@ -22,12 +22,12 @@ pub struct PortOwner {
 
 impl PortOwner {
     /// Returns whether it is another process of this program.
-    pub fn is_gateway(&self) -> bool {
-        !self.is_own() && name_of("self").as_deref() == Some(&*self.name)
+    pub fn is_other_gateway(&self) -> bool {
+        !self.is_this_process() && process_name("self").as_deref() == Some(&*self.name)
     }
 
     /// Returns whether it is this process.
-    pub fn is_own(&self) -> bool {
+    pub fn is_this_process(&self) -> bool {
         self.pid == std::process::id()
     }
 }
@@ -38,7 +38,7 @@ impl fmt::Display for PortOwner {
     }
 }
 
-impl fmt::Display for Protocol {
+impl fmt::Display for TransportProtocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tcp => "TCP",
@@ -51,8 +51,8 @@ impl fmt::Display for Protocol {
 #[derive(Clone, Debug)]
 pub struct BindFailure {
     /// The configuration key of the address.
-    pub key: &'static str,
-    pub protocol: Protocol,
+    pub config_key: &'static str,
+    pub protocol: TransportProtocol,
     pub address: SocketAddr,
     /// Whether another socket uses the port; otherwise the address itself cannot be used.
     pub is_in_use: bool,
@@ -65,22 +65,22 @@ pub struct BindFailure {
 
 impl BindFailure {
     /// Finds out what an error of `bind` means for a key.
-    pub fn new(key: &'static str, protocol: Protocol, address: SocketAddr, error: &io::Error) -> Self {
+    pub fn new(key: &'static str, protocol: TransportProtocol, address: SocketAddr, error: &io::Error) -> Self {
         let is_in_use = error.kind() == io::ErrorKind::AddrInUse;
-        let owner = is_in_use.then(|| owner(protocol, address.port())).flatten();
-        let is_own = owner.as_ref().is_some_and(PortOwner::is_own);
+        let owner = is_in_use.then(|| find_port_owner(protocol, address.port())).flatten();
+        let is_own = owner.as_ref().is_some_and(PortOwner::is_this_process);
         let (reason, remedy) = match (&owner, error.kind()) {
             // HTTP is bound first.
-            (Some(_), _) if is_own && key != HTTP => (
-                format!("`{HTTP}` uses it too"),
+            (Some(_), _) if is_own && key != HTTP_LISTEN_KEY => (
+                format!("`{HTTP_LISTEN_KEY}` uses this port too"),
                 "choose another port, or set `webrtc.tcp = false`",
             ),
             (Some(owner), _) => (
-                format!("{owner} is using it"),
+                format!("{owner} is using this port"),
                 "stop that process, or choose another port",
             ),
             (None, io::ErrorKind::AddrInUse) => (
-                "another process is using it".to_owned(),
+                "another process is using this port".to_owned(),
                 "find the process with `ss -tulpn` as root and stop it, or choose another port",
             ),
             (None, io::ErrorKind::PermissionDenied) => (
@@ -88,13 +88,13 @@ impl BindFailure {
                 "choose a higher port, or grant the capability",
             ),
             (None, io::ErrorKind::AddrNotAvailable) => (
-                "this host does not have that address".to_owned(),
-                "choose one that `ip address` lists, or `[::]` for all",
+                "this host does not have this address".to_owned(),
+                "choose an address that `ip address` lists, or `[::]` for all addresses",
             ),
             (None, _) => (error.to_string(), "choose another address"),
         };
         Self {
-            key,
+            config_key: key,
             protocol,
             address,
             is_in_use,
@@ -112,18 +112,18 @@ impl BindFailure {
 
 impl fmt::Display for BindFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` {}; {}", self.key, self.problem, self.remedy)
+        write!(f, "`{}` {}; {}", self.config_key, self.problem, self.remedy)
     }
 }
 
 impl std::error::Error for BindFailure {}
 
 /// The key whose address is bound first.
-const HTTP: &str = "http.listen";
+const HTTP_LISTEN_KEY: &str = "http.listen";
 
 /// Binds a UDP port as the media plane does: `[::]` becomes `0.0.0.0` where the kernel has no IPv6.
-pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    UdpSocket::bind(address).or_else(|error| match server::without_ipv6(address) {
+pub fn bind_udp_with_ipv4_fallback(address: SocketAddr) -> io::Result<UdpSocket> {
+    UdpSocket::bind(address).or_else(|error| match server::ipv4_fallback(address) {
         Some(address) => UdpSocket::bind(address),
         None => Err(error),
     })
@@ -131,31 +131,32 @@ pub fn bind_udp(address: SocketAddr) -> io::Result<UdpSocket> {
 
 /// Returns the process that uses a port, on any address. `None` if its descriptors cannot be read: another user's
 /// process.
-pub fn owner(protocol: Protocol, port: u16) -> Option<PortOwner> {
+pub fn find_port_owner(protocol: TransportProtocol, port: u16) -> Option<PortOwner> {
     let tables = match protocol {
-        Protocol::Tcp => ["tcp", "tcp6"],
-        Protocol::Udp => ["udp", "udp6"],
+        TransportProtocol::Tcp => ["tcp", "tcp6"],
+        TransportProtocol::Udp => ["udp", "udp6"],
     };
     let read = |table: &str| std::fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
     let sockets: Vec<String> = tables
         .iter()
-        .flat_map(|table| inodes(&read(table), protocol, port))
+        .flat_map(|table| listening_socket_inodes(&read(table), protocol, port))
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     let processes = std::fs::read_dir("/proc").ok()?.filter_map(Result::ok);
     let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| has_any_socket(*pid, &sockets)).find_map(|pid| {
-        let name = name_of(&pid.to_string())?;
-        Some(PortOwner { name, pid })
-    })
+    pids.filter(|pid| process_has_any_socket(*pid, &sockets))
+        .find_map(|pid| {
+            let name = process_name(&pid.to_string())?;
+            Some(PortOwner { name, pid })
+        })
 }
 
 /// Returns the inodes of the sockets in a kernel table that are bound to a port and, for TCP, listen.
-fn inodes(table: &str, protocol: Protocol, port: u16) -> Vec<u64> {
+fn listening_socket_inodes(table: &str, protocol: TransportProtocol, port: u16) -> Vec<u64> {
     let has_port = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let (_, own) = fields.get(1)?.rsplit_once(':')?;
-        let listens = protocol == Protocol::Udp || *fields.get(3)? == LISTEN;
+        let listens = protocol == TransportProtocol::Udp || *fields.get(3)? == TCP_STATE_LISTEN;
         let is_it = listens && u16::from_str_radix(own, 16).ok()? == port;
         is_it.then(|| fields.get(9)?.parse().ok()).flatten()
     };
@@ -163,15 +164,15 @@ fn inodes(table: &str, protocol: Protocol, port: u16) -> Vec<u64> {
 }
 
 /// Socket state LISTEN.
-const LISTEN: &str = "0A";
+const TCP_STATE_LISTEN: &str = "0A";
 
-fn has_any_socket(pid: u32, sockets: &[String]) -> bool {
+fn process_has_any_socket(pid: u32, sockets: &[String]) -> bool {
     let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
     let mut targets = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
     targets.any(|target| sockets.iter().any(|socket| target.as_os_str() == socket.as_str()))
 }
 
-fn name_of(process: &str) -> Option<String> {
+fn process_name(process: &str) -> Option<String> {
     let name = std::fs::read_to_string(format!("/proc/{process}/comm")).ok()?;
     Some(name.trim_end().to_owned())
 }
@@ -184,7 +185,7 @@ mod tests {
     fn the_text_says_what_to_do_for_each_reason() {
         let failure = |key, address: &str, error: io::ErrorKind| {
             let address = address.parse().expect("an address");
-            BindFailure::new(key, Protocol::Tcp, address, &error.into()).to_string()
+            BindFailure::new(key, TransportProtocol::Tcp, address, &error.into()).to_string()
         };
         // Nothing listens on port 0, so that no owner is found.
         for (error, wanted) in [
@@ -199,10 +200,10 @@ mod tests {
         let bound = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = bound.local_addr().expect("bound").to_string();
         let text = failure("webrtc.listen", &address, io::ErrorKind::AddrInUse);
-        let wanted = format!("`webrtc.listen` cannot be bound: TCP {address}: `http.listen` uses it too; ");
+        let wanted = format!("`webrtc.listen` cannot be bound: TCP {address}: `http.listen` uses this port too; ");
         assert!(text.starts_with(&wanted), "{text}");
         let text = failure("http.listen", &address, io::ErrorKind::AddrInUse);
-        let wanted = format!("(process {}) is using it; stop that process", std::process::id());
+        let wanted = format!("(process {}) is using this port; stop that process", std::process::id());
         assert!(text.contains(&wanted), "{text}");
     }
 
@@ -210,9 +211,12 @@ mod tests {
     fn a_port_of_this_process_is_owned_by_this_process() {
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let udp = UdpSocket::bind("127.0.0.1:0").expect("a free port");
-        for (protocol, address) in [(Protocol::Tcp, tcp.local_addr()), (Protocol::Udp, udp.local_addr())] {
-            let owner = owner(protocol, address.expect("bound").port()).expect("our own");
-            assert!(owner.is_own() && !owner.is_gateway(), "{owner}");
+        for (protocol, address) in [
+            (TransportProtocol::Tcp, tcp.local_addr()),
+            (TransportProtocol::Udp, udp.local_addr()),
+        ] {
+            let owner = find_port_owner(protocol, address.expect("bound").port()).expect("our own");
+            assert!(owner.is_this_process() && !owner.is_other_gateway(), "{owner}");
         }
     }
 }

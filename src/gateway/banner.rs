@@ -7,8 +7,8 @@ use super::Gateway;
 /// Returns the text. It contains the publish token only if that was generated at start: nothing else shows it.
 pub fn banner(gateway: &Gateway, has_demo: bool) -> String {
     let scheme = gateway.config.http.scheme();
-    let http = gateway.http_addr();
-    let announced = gateway.media().candidates().first().map(SocketAddr::ip);
+    let http = gateway.http_address();
+    let announced = gateway.media_plane().candidate_addresses().first().map(SocketAddr::ip);
     let ip = Some(http.ip())
         .filter(|ip| !ip.is_unspecified())
         .or(announced)
@@ -21,9 +21,9 @@ pub fn banner(gateway: &Gateway, has_demo: bool) -> String {
         _ => host.to_string(),
     };
     let token = gateway
-        .generated_token()
+        .generated_publish_token()
         .map_or("the configured publish token", |token| token.reveal());
-    let watching = match gateway.config.auth.has_play_token() {
+    let watching = match gateway.config.auth.is_play_token_or_file_set() {
         true => " (needs the play token)",
         false => "",
     };

@@ -5,12 +5,13 @@ use std::io;
 use thiserror::Error;
 
 use super::health;
-use super::parts::{Parts, library};
-use crate::config::{Config, ConfigError, Mistake, Problem, StreamConfig};
-use crate::doctor::ports::{self, BindFailure, Protocol};
+use super::parts::{SourcesAndCredentials, load_builtin_and_folder_pipelines};
+use crate::config::{Config, ConfigError, Mistake, MistakeKind, StreamConfig};
+use crate::doctor;
+use crate::doctor::ports::{self, BindFailure, TransportProtocol};
 use crate::http::{server, tls};
 use crate::pipeline::process;
-use crate::pipeline::programs::WorkerPrograms;
+use crate::pipeline::programs::WorkerProgramsAndSlots;
 
 /// Why `millstream check` fails.
 #[derive(Debug, Error)]
@@ -18,37 +19,44 @@ pub enum CheckError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Pipelines that configured streams use and this machine cannot run.
-    #[error("configured streams need {}", .0.join(", "))]
+    #[error("configured streams need pipelines that this host cannot run: {}", .0.join(", "))]
     Pipelines(Vec<String>),
 }
 
-/// Checks a configuration that has `mistakes` already, and prints warnings and which pipelines this machine can run.
+/// Checks a configuration that has `find_build_and_certificate_mistakes` already, and prints warnings and which pipelines this machine can run.
 ///
 /// # Errors
 ///
 /// Everything that `serve` would refuse, or the pipelines that configured streams lack.
-pub async fn run(config: &Config, mut mistakes: Vec<Mistake>, print: impl Fn(&str)) -> Result<(), CheckError> {
+pub async fn check_loaded_config(
+    config: &Config,
+    mut mistakes: Vec<Mistake>,
+    print: impl Fn(&str),
+) -> Result<(), CheckError> {
     for warning in &config.warnings {
         print(&format!("warning: {warning}\n"));
     }
-    mistakes.extend(self::mistakes(config, &mistakes));
-    for failure in bind_all_ports(config, &mistakes) {
+    mistakes.extend(self::find_build_and_certificate_mistakes(config, &mistakes));
+    for failure in find_bind_failures(config, &mistakes) {
         // A changed configuration is checked while the gateway runs with the old one.
         let is_gateway = match &failure.owner {
-            Some(owner) => owner.is_gateway(),
+            Some(owner) => owner.is_other_gateway(),
             None => failure.is_in_use && health::probe(config).await.is_ok(),
         };
         match is_gateway {
             true => print(&format!(
-                "`{}`: {} {}: a gateway is already running\n",
-                failure.key, failure.protocol, failure.address
+                "`{}`: {} {}: in use by a gateway that is already running\n",
+                failure.config_key, failure.protocol, failure.address
             )),
-            false => mistakes.push(mistake(&failure, config)),
+            false => mistakes.push(mistake_from_bind_failure(&failure, config)),
         }
     }
-    ConfigError::unless_empty(mistakes)?;
+    ConfigError::result_from_mistakes(mistakes)?;
     print("the configuration is valid\n");
-    let missing = unavailable_pipelines(config, print).await;
+    if let Some(warning) = doctor::landlock_warning() {
+        print(&format!("warning: {warning}\n"));
+    }
+    let missing = report_pipeline_availability(config, print).await;
     match missing.is_empty() {
         true => Ok(()),
         false => Err(CheckError::Pipelines(missing)),
@@ -56,10 +64,10 @@ pub async fn run(config: &Config, mut mistakes: Vec<Mistake>, print: impl Fn(&st
 }
 
 /// Prints for each pipeline whether this machine can run it. Returns those that it cannot run and that streams use.
-async fn unavailable_pipelines(config: &Config, print: impl Fn(&str)) -> Vec<String> {
-    let used = || config.streams.iter().filter_map(StreamConfig::pipeline);
-    let library = library(config, &mut Vec::new());
-    let findings = match process::check(&WorkerPrograms::installed(), library.trials()).await {
+async fn report_pipeline_availability(config: &Config, print: impl Fn(&str)) -> Vec<String> {
+    let used = || config.streams.iter().filter_map(StreamConfig::pipeline_name);
+    let library = load_builtin_and_folder_pipelines(config, &mut Vec::new());
+    let findings = match process::check_pipelines(&WorkerProgramsAndSlots::installed(), library.trial_jobs()).await {
         Ok(findings) => findings,
         Err(error) => {
             print(&format!("pipelines: none can run: {error}\n"));
@@ -72,7 +80,11 @@ async fn unavailable_pipelines(config: &Config, print: impl Fn(&str)) -> Vec<Str
             print(&format!("pipeline {}: ready\n", finding.name));
             continue;
         };
-        print(&format!("pipeline {}: {}\n", finding.name, process::explain(&failure)));
+        print(&format!(
+            "pipeline {}: {}\n",
+            finding.name,
+            process::explain_failure(&failure)
+        ));
         if used().any(|name| name == finding.name) {
             missing.push(finding.name);
         }
@@ -82,29 +94,29 @@ async fn unavailable_pipelines(config: &Config, print: impl Fn(&str)) -> Vec<Str
 
 /// Returns the mistakes in what a configuration refers to: tokens, keys, certificates, pipelines, sources. Those that
 /// follow from a `known` one are left out.
-pub fn mistakes(config: &Config, known: &[Mistake]) -> Vec<Mistake> {
-    let mut mistakes = parts(config);
-    mistakes.extend(config.locate(certificate(config)));
-    without_consequences(mistakes, known)
+pub fn find_build_and_certificate_mistakes(config: &Config, known: &[Mistake]) -> Vec<Mistake> {
+    let mut mistakes = find_build_mistakes(config);
+    mistakes.extend(config.add_locations_to_mistakes(find_certificate_mistakes(config)));
+    drop_consequential_mistakes(mistakes, known)
 }
 
-fn without_consequences(mut mistakes: Vec<Mistake>, known: &[Mistake]) -> Vec<Mistake> {
-    mistakes.retain(|mistake| !known.iter().any(|known| known.explains(mistake)));
+fn drop_consequential_mistakes(mut mistakes: Vec<Mistake>, known: &[Mistake]) -> Vec<Mistake> {
+    mistakes.retain(|mistake| !known.iter().any(|known| known.may_cause(mistake)));
     mistakes
 }
 
-/// Like [`mistakes`], without certificates: a running gateway reloads these by itself.
-pub fn parts(config: &Config) -> Vec<Mistake> {
-    let built = Parts::build(config, &WorkerPrograms::installed());
+/// Like [`find_build_and_certificate_mistakes`], without certificates: a running gateway reloads these by itself.
+pub fn find_build_mistakes(config: &Config) -> Vec<Mistake> {
+    let built = SourcesAndCredentials::build(config, &WorkerProgramsAndSlots::installed());
     built.err().map_or_else(Vec::new, |error| error.mistakes)
 }
 
-fn certificate(config: &Config) -> Vec<Mistake> {
+fn find_certificate_mistakes(config: &Config) -> Vec<Mistake> {
     match (&config.http.tls_certificate, &config.http.tls_key) {
         (None, None) => Vec::new(),
         (Some(certificate), Some(key)) => {
-            let problems = tls::problems(certificate, key);
-            problems.iter().map(tls::TlsError::mistake).collect()
+            let problems = tls::certificate_and_key_file_errors(certificate, key);
+            problems.iter().map(tls::TlsError::to_config_mistake).collect()
         }
         (certificate, _) => {
             let (given, missing) = match certificate {
@@ -113,7 +125,7 @@ fn certificate(config: &Config) -> Vec<Mistake> {
             };
             let problem = format!("is not set: `{given}` needs it");
             vec![Mistake {
-                place: config.place(given),
+                location: config.location_of_key(given),
                 ..Mistake::new(missing, problem)
             }]
         }
@@ -121,13 +133,13 @@ fn certificate(config: &Config) -> Vec<Mistake> {
 }
 
 /// Tries to bind all listen addresses at the same time, so that two keys with the same port are found.
-fn bind_all_ports(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
+fn find_bind_failures(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
     // After a syntax error the addresses may not be the intended ones.
-    let is_doubtful = |mistake: &Mistake| matches!(mistake.problem, Problem::Syntax(_));
+    let is_doubtful = |mistake: &Mistake| matches!(mistake.kind, MistakeKind::Syntax(_));
     let is_known = |key: &str| {
         known
             .iter()
-            .any(|mistake| is_doubtful(mistake) || mistake.concerns(key))
+            .any(|mistake| is_doubtful(mistake) || mistake.concerns_key(key))
     };
     let (http, media) = (config.http.listen, config.webrtc.listen);
     let mut failures = Vec::new();
@@ -136,20 +148,20 @@ fn bind_all_ports(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
     };
     let mut listener = None;
     if !is_known("http.listen") {
-        match server::bind_std(http) {
+        match server::bind_std_listener(http) {
             Ok(bound) => listener = Some(bound),
-            Err(error) => record("http.listen", Protocol::Tcp, http, error),
+            Err(error) => record("http.listen", TransportProtocol::Tcp, http, error),
         }
     }
     if !is_known("webrtc.listen") {
         if config.webrtc.tcp
             && !is_known("webrtc.tcp")
-            && let Err(error) = server::bind_std(media)
+            && let Err(error) = server::bind_std_listener(media)
         {
-            record("webrtc.listen", Protocol::Tcp, media, error);
+            record("webrtc.listen", TransportProtocol::Tcp, media, error);
         }
-        if let Err(error) = ports::bind_udp(media) {
-            record("webrtc.listen", Protocol::Udp, media, error);
+        if let Err(error) = ports::bind_udp_with_ipv4_fallback(media) {
+            record("webrtc.listen", TransportProtocol::Udp, media, error);
         }
     }
     drop(listener);
@@ -157,10 +169,10 @@ fn bind_all_ports(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
 }
 
 /// Returns a failure as a mistake of the configuration, with the place of its key.
-fn mistake(failure: &BindFailure, config: &Config) -> Mistake {
+fn mistake_from_bind_failure(failure: &BindFailure, config: &Config) -> Mistake {
     let problem = format!("{}; {}", failure.problem(), failure.remedy);
     Mistake {
-        place: config.place(failure.key),
-        ..Mistake::new(failure.key, problem)
+        location: config.location_of_key(failure.config_key),
+        ..Mistake::new(failure.config_key, problem)
     }
 }

@@ -10,15 +10,15 @@ use crate::config::Config;
 /// Why no healthy gateway was found.
 #[derive(Debug, Error)]
 pub enum HealthError {
-    #[error("cannot make an HTTP client: {0}")]
-    Client(#[from] reqwest::Error),
+    #[error("cannot create the HTTP client for the health check: {0}")]
+    HttpClient(#[from] reqwest::Error),
     /// What each address answered.
     #[error("{}", .0.join("; "))]
-    Unhealthy(Vec<String>),
+    NoHealthyAnswer(Vec<String>),
 }
 
 /// How long the gateway may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const HEALTH_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Requests `/healthz` at the address that a configuration listens on. Containers have no other program that could.
 ///
@@ -35,7 +35,7 @@ pub async fn probe(config: &Config) -> Result<(), HealthError> {
     };
     let scheme = config.http.scheme();
     let client = reqwest::Client::builder()
-        .timeout(TIMEOUT)
+        .timeout(HEALTH_PROBE_TIMEOUT)
         .no_proxy()
         // The certificate is for the public name, not for this address.
         .tls_danger_accept_invalid_certs(true)
@@ -45,15 +45,15 @@ pub async fn probe(config: &Config) -> Result<(), HealthError> {
         let url = format!("{scheme}://{}/healthz", SocketAddr::new(ip, listen.port()));
         match client.get(&url).send().await {
             Ok(response) if response.status().is_success() => return Ok(()),
-            Ok(response) => failures.push(format!("{url} answered with {}", response.status())),
-            Err(error) => failures.push(with_causes(&error)),
+            Ok(response) => failures.push(format!("{url} answered with HTTP status {}", response.status())),
+            Err(error) => failures.push(error_with_causes(&error)),
         }
     }
-    Err(HealthError::Unhealthy(failures))
+    Err(HealthError::NoHealthyAnswer(failures))
 }
 
 /// Returns the text of an error and of all its causes.
-fn with_causes(error: &dyn std::error::Error) -> String {
+fn error_with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -3,35 +3,35 @@
 
 use crate::access::credentials::Credentials;
 use crate::config::{Config, ConfigError, Mistake};
-use crate::pipeline::library::Library;
-use crate::pipeline::programs::WorkerPrograms;
+use crate::pipeline::library::PipelineLibrary;
+use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::sources::fetch::SourceConfig;
-use crate::sources::fetch::address::Allowed;
-use crate::sources::fetch::build::BuildContext;
+use crate::sources::fetch::address::AllowedNetworks;
+use crate::sources::fetch::build::SourceBuildContext;
 use crate::sources::fetch::supervisor::ConfiguredSource;
 
 /// Parts that are built from a configuration.
-pub struct Parts {
+pub struct SourcesAndCredentials {
     pub credentials: Credentials,
-    pub library: Library,
-    pub streams: Vec<ConfiguredSource>,
+    pub pipeline_library: PipelineLibrary,
+    pub configured_sources: Vec<ConfiguredSource>,
 }
 
-impl Parts {
+impl SourcesAndCredentials {
     /// Builds the parts, and reads the files that the configuration refers to. `programs` are those of the workers.
     ///
     /// # Errors
     ///
     /// All mistakes, each with its place and key.
-    pub fn build(config: &Config, programs: &WorkerPrograms) -> Result<Self, ConfigError> {
+    pub fn build(config: &Config, programs: &WorkerProgramsAndSlots) -> Result<Self, ConfigError> {
         let mut mistakes = Vec::new();
         let credentials = Credentials::read(&config.auth, &config.limits).map_err(|wrong| mistakes.extend(wrong));
-        let library = library(config, &mut mistakes);
-        let allowed = Allowed::new(config.sources.allow.clone());
-        let context = BuildContext {
-            library: &library,
-            programs,
-            allowed: &allowed,
+        let library = load_builtin_and_folder_pipelines(config, &mut mistakes);
+        let allowed = AllowedNetworks::new(config.sources.allow.clone());
+        let context = SourceBuildContext {
+            pipeline_library: &library,
+            worker_programs: programs,
+            allowed_networks: &allowed,
         };
         let mut streams = Vec::new();
         for stream in &config.streams {
@@ -43,17 +43,17 @@ impl Parts {
         match credentials {
             Ok(credentials) if mistakes.is_empty() => Ok(Self {
                 credentials,
-                library,
-                streams,
+                pipeline_library: library,
+                configured_sources: streams,
             }),
-            _ => Err(ConfigError::new(config.locate(mistakes))),
+            _ => Err(ConfigError::new(config.add_locations_to_mistakes(mistakes))),
         }
     }
 }
 
 /// Returns the built-in pipelines and those of the operator's folder.
-pub fn library(config: &Config, mistakes: &mut Vec<Mistake>) -> Library {
-    let mut library = Library::shipped();
+pub fn load_builtin_and_folder_pipelines(config: &Config, mistakes: &mut Vec<Mistake>) -> PipelineLibrary {
+    let mut library = PipelineLibrary::shipped();
     if let Some(folder) = &config.pipelines.folder
         && let Err(errors) = library.add_folder(folder)
     {

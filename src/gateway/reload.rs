@@ -8,7 +8,7 @@ use tracing::error;
 
 use super::{Gateway, check};
 use crate::config::{self, Config, ConfigError};
-use crate::control::reload::ReloadReply;
+use crate::control::reload::ReloadReplySender;
 
 /// Where a gateway reads its configuration.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub struct ConfigSource {
 }
 
 impl ConfigSource {
-    /// `file` is `None` for [`config::DEFAULT_FILE`], if there is one; `has_demo` adds the stream `demo`.
+    /// `watched_file` is `None` for [`config::DEFAULT_CONFIG_FILE`], if there is one; `has_demo` adds the stream `demo`.
     pub fn new(file: Option<PathBuf>, has_demo: bool) -> Self {
         Self { file, has_demo }
     }
@@ -29,107 +29,107 @@ impl ConfigSource {
     ///
     /// All mistakes that a reload would find.
     pub fn load(&self) -> Result<Config, ConfigError> {
-        let (mut config, mistakes) = Config::read(self.file.as_deref(), std::env::vars_os());
-        ConfigError::unless_empty([mistakes, check::parts(&config)].concat())?;
+        let (mut config, mistakes) = Config::load_with_mistakes(self.file.as_deref(), std::env::vars_os());
+        ConfigError::result_from_mistakes([mistakes, check::find_build_mistakes(&config)].concat())?;
         if self.has_demo {
             config.add_demo();
         }
         Ok(config)
     }
 
-    fn path(&self) -> &Path {
-        self.file.as_deref().unwrap_or(Path::new(config::DEFAULT_FILE))
+    fn path_or_default(&self) -> &Path {
+        self.file.as_deref().unwrap_or(Path::new(config::DEFAULT_CONFIG_FILE))
     }
 }
 
 /// Why the configuration is reloaded.
 #[derive(Debug)]
-pub enum Trigger {
+pub enum ReloadTrigger {
     /// The file has changed.
     File,
     /// SIGHUP.
     Signal,
     /// A request of the API, which waits for the result.
-    Api(ReloadReply),
+    Api(ReloadReplySender),
 }
 
 /// Waits for triggers and reloads the configuration.
 pub struct Reloader {
-    source: ConfigSource,
-    file: WatchedFile,
-    requests: Option<mpsc::Receiver<ReloadReply>>,
+    config_source: ConfigSource,
+    watched_file: WatchedFile,
+    api_requests: Option<mpsc::Receiver<ReloadReplySender>>,
 }
 
 impl Reloader {
     /// Takes over the requests of the API.
     pub fn new(gateway: &mut Gateway, source: ConfigSource) -> Self {
         Self {
-            file: WatchedFile::new(source.path()),
-            requests: gateway.reload_requests(),
-            source,
+            watched_file: WatchedFile::new(source.path_or_default()),
+            api_requests: gateway.take_reload_request_receiver(),
+            config_source: source,
         }
     }
 
     /// Waits for a changed file or a request of the API. Nothing is lost if the future is dropped.
-    pub async fn next_trigger(&mut self) -> Trigger {
+    pub async fn next_file_change_or_api_request(&mut self) -> ReloadTrigger {
         let request = async {
-            match &mut self.requests {
+            match &mut self.api_requests {
                 Some(requests) => requests.recv().await,
                 None => None,
             }
         };
         tokio::select! {
-            () = self.file.changed() => Trigger::File,
-            Some(reply) = request => Trigger::Api(reply),
+            () = self.watched_file.wait_for_change() => ReloadTrigger::File,
+            Some(reply) = request => ReloadTrigger::Api(reply),
         }
     }
 
     /// Reads the configuration and applies it to the gateway. If it has mistakes, they are logged and nothing changes.
-    pub async fn reload(&self, gateway: &mut Gateway, trigger: Trigger) {
-        let reloaded = match self.source.load() {
+    pub async fn reload(&self, gateway: &mut Gateway, trigger: ReloadTrigger) {
+        let reloaded = match self.config_source.load() {
             Ok(config) => gateway.reload(config).await,
             Err(error) => Err(error),
         };
         if let Err(error) = &reloaded {
             for mistake in &error.mistakes {
-                error!(%mistake, "the configuration was not reloaded; the previous one remains in effect");
+                error!(%mistake, "configuration not reloaded because of this mistake; the previous configuration remains in effect");
             }
         }
-        if let Trigger::Api(reply) = trigger {
+        if let ReloadTrigger::Api(reply) = trigger {
             let _ = reply.send(reloaded.map_err(|error| error.to_string()));
         }
     }
 }
 
 /// How often the configuration file is checked for a change.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
+const CONFIG_FILE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Modification time and length of a file.
-type Stamp = (SystemTime, u64);
+type FileStamp = (SystemTime, u64);
 
 /// A file that is polled for changes.
 struct WatchedFile {
     path: PathBuf,
     /// `None` if the file did not exist.
-    last_reported: Option<Stamp>,
+    last_reported_stamp: Option<FileStamp>,
 }
 
 impl WatchedFile {
     fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
-            last_reported: stamp(path),
+            last_reported_stamp: read_file_stamp(path),
         }
     }
 
     /// Waits until the file has changed and has then stayed the same for an interval: an editor may still be writing.
-    async fn changed(&mut self) {
-        let mut previous = stamp(&self.path);
+    async fn wait_for_change(&mut self) {
+        let mut previous = read_file_stamp(&self.path);
         loop {
-            tokio::time::sleep(POLL_INTERVAL).await;
-            let current = stamp(&self.path);
-            if current.is_some() && current != self.last_reported && current == previous {
-                self.last_reported = current;
+            tokio::time::sleep(CONFIG_FILE_POLL_INTERVAL).await;
+            let current = read_file_stamp(&self.path);
+            if current.is_some() && current != self.last_reported_stamp && current == previous {
+                self.last_reported_stamp = current;
                 return;
             }
             previous = current;
@@ -137,7 +137,7 @@ impl WatchedFile {
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+fn read_file_stamp(path: &Path) -> Option<FileStamp> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }
@@ -168,28 +168,34 @@ mod tests {
         let file = Scratch::new("watched", "");
         let mut watched = WatchedFile::new(&file.0);
         let hour = Duration::from_secs(3_600);
-        assert!(tokio::time::timeout(hour, watched.changed()).await.is_err());
+        assert!(tokio::time::timeout(hour, watched.wait_for_change()).await.is_err());
         std::fs::write(&file.0, "[log]").expect("written");
-        assert!(tokio::time::timeout(hour, watched.changed()).await.is_ok());
-        assert!(tokio::time::timeout(hour, watched.changed()).await.is_err());
+        assert!(tokio::time::timeout(hour, watched.wait_for_change()).await.is_ok());
+        assert!(tokio::time::timeout(hour, watched.wait_for_change()).await.is_err());
         // A missing file is no change: an editor may be replacing it.
         std::fs::remove_file(&file.0).expect("removed");
-        assert!(tokio::time::timeout(hour, watched.changed()).await.is_err());
+        assert!(tokio::time::timeout(hour, watched.wait_for_change()).await.is_err());
         std::fs::write(&file.0, "[http]\n").expect("written");
-        assert!(tokio::time::timeout(hour, watched.changed()).await.is_ok());
+        assert!(tokio::time::timeout(hour, watched.wait_for_change()).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_file_that_is_still_being_written_is_not_reported() {
         let file = Scratch::new("growing", "");
         let mut watched = WatchedFile::new(&file.0);
-        let mut changed = std::pin::pin!(watched.changed());
+        let mut changed = std::pin::pin!(watched.wait_for_change());
         // From here on the file is written between two polls.
-        assert!(tokio::time::timeout(POLL_INTERVAL / 2, &mut changed).await.is_err());
+        assert!(
+            tokio::time::timeout(CONFIG_FILE_POLL_INTERVAL / 2, &mut changed)
+                .await
+                .is_err()
+        );
         for length in 1..20 {
             std::fs::write(&file.0, "#".repeat(length)).expect("written");
             assert!(
-                tokio::time::timeout(POLL_INTERVAL, &mut changed).await.is_err(),
+                tokio::time::timeout(CONFIG_FILE_POLL_INTERVAL, &mut changed)
+                    .await
+                    .is_err(),
                 "{length}"
             );
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Gateway;
-use super::reload::{ConfigSource, Reloader, Trigger};
+use super::reload::{ConfigSource, ReloadTrigger, Reloader};
 
 /// The signals that a gateway handles. From their creation on none of them kills the process.
 pub struct Signals {
@@ -32,7 +32,7 @@ impl Signals {
 }
 
 /// How often the number of sessions is checked while the gateway drains.
-const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs a gateway and reloads its configuration from `source`, until SIGTERM or SIGINT. Then stops the gateway.
 pub async fn run(mut gateway: Gateway, source: ConfigSource, mut signals: Signals) {
@@ -42,16 +42,16 @@ pub async fn run(mut gateway: Gateway, source: ConfigSource, mut signals: Signal
         let trigger = tokio::select! {
             _ = signals.terminate.recv() => break true,
             _ = signals.interrupt.recv() => break false,
-            _ = signals.hang_up.recv() => Trigger::Signal,
-            trigger = reloader.next_trigger() => trigger,
+            _ = signals.hang_up.recv() => ReloadTrigger::Signal,
+            trigger = reloader.next_file_change_or_api_request() => trigger,
         };
         reloader.reload(&mut gateway, trigger).await;
     };
     if drains {
         gateway.drain();
         let sessions_ended = async {
-            while gateway.media().sessions() > 0 {
-                tokio::time::sleep(DRAIN_INTERVAL).await;
+            while gateway.media_plane().session_count() > 0 {
+                tokio::time::sleep(DRAIN_CHECK_INTERVAL).await;
             }
         };
         tokio::select! {

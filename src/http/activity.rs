@@ -9,26 +9,26 @@ use tokio::time::timeout;
 
 /// Counts the open streams of one connection. A stream is open from the request header to the end of the response.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Activity {
-    open: Arc<watch::Sender<usize>>,
+pub(super) struct OpenHttp2StreamCounter {
+    open_stream_count: Arc<watch::Sender<usize>>,
 }
 
 /// An open stream. Dropping it closes the stream.
 #[derive(Debug)]
-pub(super) struct OpenStream(Activity);
+pub(super) struct OpenHttp2StreamGuard(OpenHttp2StreamCounter);
 
-impl Activity {
+impl OpenHttp2StreamCounter {
     /// Counts a new stream.
-    pub(super) fn begin(&self) -> OpenStream {
-        self.open.send_modify(|open| *open += 1);
-        OpenStream(self.clone())
+    pub(super) fn register_http2_stream(&self) -> OpenHttp2StreamGuard {
+        self.open_stream_count.send_modify(|open| *open += 1);
+        OpenHttp2StreamGuard(self.clone())
     }
 
-    /// Completes when the first stream was not opened within `first`, or when no stream was open for `later` after
+    /// Completes when the first stream was not opened within `first_stream_timeout`, or when no stream was open for `later_stream_timeout` after
     /// that.
-    pub(super) async fn idle(&self, first: Duration, later: Duration) {
-        let mut open = self.open.subscribe();
-        let mut idle_timeout = first;
+    pub(super) async fn wait_until_idle(&self, first_stream_timeout: Duration, later_stream_timeout: Duration) {
+        let mut open = self.open_stream_count.subscribe();
+        let mut idle_timeout = first_stream_timeout;
         loop {
             // `changed` cannot fail: `self` holds the sender.
             if *open.borrow_and_update() > 0 {
@@ -36,14 +36,14 @@ impl Activity {
             } else if timeout(idle_timeout, open.changed()).await.is_err() {
                 return;
             }
-            idle_timeout = later;
+            idle_timeout = later_stream_timeout;
         }
     }
 }
 
-impl Drop for OpenStream {
+impl Drop for OpenHttp2StreamGuard {
     fn drop(&mut self) {
-        self.0.open.send_modify(|open| *open -= 1);
+        self.0.open_stream_count.send_modify(|open| *open -= 1);
     }
 }
 
@@ -57,27 +57,27 @@ mod tests {
     const LATER: Duration = Duration::from_secs(10);
     const SECOND: Duration = Duration::from_secs(1);
 
-    async fn idle_after(activity: &Activity, requests: impl Future<Output = ()>) -> Duration {
+    async fn idle_after(activity: &OpenHttp2StreamCounter, requests: impl Future<Output = ()>) -> Duration {
         let begun = Instant::now();
         let requests = async {
             requests.await;
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = activity.idle(FIRST, LATER) => begun.elapsed(),
+            () = activity.wait_until_idle(FIRST, LATER) => begun.elapsed(),
             () = requests => unreachable!("it never ends"),
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_without_a_first_request_and_after_the_last() {
-        assert_eq!(idle_after(&Activity::default(), async {}).await, FIRST);
-        let activity = Activity::default();
+        assert_eq!(idle_after(&OpenHttp2StreamCounter::default(), async {}).await, FIRST);
+        let activity = OpenHttp2StreamCounter::default();
         let requests = async {
             for _ in 0..5 {
                 sleep(SECOND * 3).await;
                 // Too short to be observed as open.
-                drop(activity.begin());
+                drop(activity.register_http2_stream());
             }
         };
         assert_eq!(idle_after(&activity, requests).await, SECOND * 15 + LATER);
@@ -85,11 +85,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_open_stream_is_enough() {
-        let activity = Activity::default();
+        let activity = OpenHttp2StreamCounter::default();
         let requests = async {
-            let long = activity.begin();
+            let long = activity.register_http2_stream();
             for _ in 0..100 {
-                drop(activity.begin());
+                drop(activity.register_http2_stream());
                 sleep(SECOND * 30).await;
             }
             drop(long);

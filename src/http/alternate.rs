@@ -9,43 +9,46 @@
 use axum::http::{HeaderMap, HeaderValue, header};
 
 use crate::access::Action;
-use crate::control::Control;
+use crate::control::ControlPlane;
 use crate::control::record::SessionRecord;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::transcode::{self, SourceTrack, TrackPlan, TranscodeTarget};
-use millstream_core::media::{Codec, Kind};
+use millstream_core::media::{Codec, MediaKind};
 use millstream_core::sdp::Offer;
-use millstream_core::sdp::plan::{AvailableTrack, Playback};
+use millstream_core::sdp::negotiated::{AvailableTrack, NegotiatedPlayback};
 
 /// Returns the codecs that a viewer's video may be sent in: empty if the video section of its offer was rejected,
 /// `None` if its offer has no video section.
-pub(super) fn video_codecs(offer: &Offer, playback: &Playback) -> Option<Vec<Codec>> {
-    let track = playback.tracks.iter().find(|track| track.kind == Kind::Video);
+pub(super) fn negotiated_video_codecs(offer: &Offer, playback: &NegotiatedPlayback) -> Option<Vec<Codec>> {
+    let track = playback.tracks.iter().find(|track| track.kind == MediaKind::Video);
     let codecs = track.into_iter().flat_map(|track| &track.codecs);
     offer
-        .kinds()
-        .any(|kind| kind == Kind::Video)
+        .media_kinds()
+        .any(|kind| kind == MediaKind::Video)
         .then(|| codecs.map(|codec| codec.format.codec()).collect())
 }
 
 /// Adds the link to a response if the stream has video and this session cannot carry it.
-pub(super) fn add_link(control: &Control, record: &SessionRecord, headers: &mut HeaderMap) {
-    let codecs = record.video_codecs.as_ref().filter(|_| record.action == Action::Play);
-    let available = control.media.available_tracks(&record.stream);
+pub(super) fn add_hls_link_if_video_missing(control: &ControlPlane, record: &SessionRecord, headers: &mut HeaderMap) {
+    let codecs = record
+        .negotiated_video_codecs
+        .as_ref()
+        .filter(|_| record.action == Action::Play);
+    let available = control.media_plane.available_tracks(&record.stream);
     let missing = codecs
         .zip(available.and_then(|available| available.video))
-        .and_then(|(codecs, video)| missing(&video, codecs));
+        .and_then(|(codecs, video)| undeliverable_video_codec(&video, codecs));
     let Some(codec) = missing else { return };
     let target = format!("/hls/{}/index.m3u8", record.stream);
-    append(&target, "application/vnd.apple.mpegurl", codec, headers);
+    append_alternate_link(&target, "application/vnd.apple.mpegurl", codec, headers);
 }
 
 /// Adds the link to the response to an HLS player, whose playlist lacks video of this codec.
 pub(super) fn add_whep_link(stream: &StreamName, codec: Codec, headers: &mut HeaderMap) {
-    append(&format!("/whep/{stream}"), "application/sdp", codec, headers);
+    append_alternate_link(&format!("/whep/{stream}"), "application/sdp", codec, headers);
 }
 
-fn append(target: &str, media_type: &str, codec: Codec, headers: &mut HeaderMap) {
+fn append_alternate_link(target: &str, media_type: &str, codec: Codec, headers: &mut HeaderMap) {
     let video = codec.name();
     let link = format!("<{target}>; rel=\"alternate\"; type=\"{media_type}\"; video=\"{video}\"");
     if let Ok(link) = HeaderValue::from_str(&link) {
@@ -54,12 +57,12 @@ fn append(target: &str, media_type: &str, codec: Codec, headers: &mut HeaderMap)
 }
 
 /// Returns the codec of the video if a session with these codecs cannot receive it, transcoded or not.
-fn missing(video: &AvailableTrack, codecs: &[Codec]) -> Option<Codec> {
+fn undeliverable_video_codec(video: &AvailableTrack, codecs: &[Codec]) -> Option<Codec> {
     let is_accepted = |track: SourceTrack| codecs.contains(&track.format.codec());
-    let target = TranscodeTarget::of(Kind::Video);
-    match transcode::plan(video.source, target, video.can_transcode, is_accepted) {
-        TrackPlan::AsIs | TrackPlan::Transcode(_) => None,
-        TrackPlan::Nothing(_) => Some(video.source.format.codec()),
+    let target = TranscodeTarget::webrtc_target_for_kind(MediaKind::Video);
+    match transcode::plan_track(video.source_track, target, video.can_transcode, is_accepted) {
+        TrackPlan::Passthrough | TrackPlan::Transcode(_) => None,
+        TrackPlan::Unavailable(_) => Some(video.source_track.format.codec()),
     }
 }
 
@@ -81,9 +84,12 @@ mod tests {
             (h265, true, &[Codec::H264][..], None),
             (h265, true, &[Codec::Vp8][..], Some(Codec::H265)),
         ] {
-            let source = SourceTrack::in_order(format);
-            let video = AvailableTrack { source, can_transcode };
-            assert_eq!(missing(&video, codecs), expected);
+            let source = SourceTrack::without_b_frames(format);
+            let video = AvailableTrack {
+                source_track: source,
+                can_transcode,
+            };
+            assert_eq!(undeliverable_video_codec(&video, codecs), expected);
         }
     }
 }

@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use super::limits::RateLimit;
+use super::limits::PerAddressRateLimit;
 use super::problem::Problem;
 pub use crate::access::Action;
-use crate::access::{Access, AccessRequest, Denial, Grant};
+use crate::access::{AccessControl, AccessRequest, Denial, Grant};
 use crate::config::Limits;
-use crate::telemetry::{HttpCounters, Rejection};
+use crate::telemetry::{HttpCounters, ReachedHttpLimit};
 use millstream_core::hub::name::StreamName;
 
 /// Authenticates HTTP requests.
 pub struct Authenticator {
-    access: RwLock<Arc<Access>>,
-    failures: RateLimit,
+    access_control: RwLock<Arc<AccessControl>>,
+    wrong_token_rate_limit: PerAddressRateLimit,
     counters: Arc<HttpCounters>,
 }
 
@@ -34,22 +34,25 @@ pub struct Caller<'a> {
 }
 
 impl Authenticator {
-    pub fn new(access: Access, limits: &Limits, counters: Arc<HttpCounters>) -> Self {
+    pub fn new(access: AccessControl, limits: &Limits, counters: Arc<HttpCounters>) -> Self {
         Self {
-            access: RwLock::new(Arc::new(access)),
-            failures: RateLimit::new(limits.failures_per_second, limits.failure_burst),
+            access_control: RwLock::new(Arc::new(access)),
+            wrong_token_rate_limit: PerAddressRateLimit::new(limits.failures_per_second, limits.failure_burst),
             counters,
         }
     }
 
     /// Returns the access rules in effect.
-    pub fn access(&self) -> Arc<Access> {
-        self.access.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn access_control(&self) -> Arc<AccessControl> {
+        self.access_control
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Replaces the access rules.
-    pub fn replace(&self, access: Access) {
-        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    pub fn replace_access_control(&self, access: AccessControl) {
+        *self.access_control.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
     }
 
     /// Authorizes a request.
@@ -57,129 +60,144 @@ impl Authenticator {
     /// # Errors
     ///
     /// 401 without a token or with an unknown one, 403 with a token for something else, 429 after too many wrong
-    /// tokens, 503 if the authorization service does not answer.
-    pub async fn check(
+    /// tokens, 503 if access cannot be decided because the authorization webhook or the JWK set is unavailable or gave an invalid response: retry later.
+    pub async fn authorize_request(
         &self,
         caller: Caller<'_>,
         action: Action,
         stream: Option<&StreamName>,
     ) -> Result<Grant, Problem> {
-        let access = self.access();
-        if action == Action::Play && access.is_open() {
+        let access = self.access_control();
+        if action == Action::Play && access.is_playback_open() {
             return Ok(Grant::default());
         }
-        let token = token_of(caller, access.takes_query())?;
+        let token = request_token(caller, access.accepts_query_token())?;
         self.authorize(&access, caller, token.as_deref(), action, stream).await
     }
 
     /// Whether a grant for the API has not expired and is valid with the access rules in effect.
     pub fn still_grants_api(&self, grant: &Grant) -> bool {
-        !grant.is_expired() && self.access().still_grants(grant, Action::Api, None)
+        !grant.is_expired() && self.access_control().still_grants(grant, Action::Api, None)
     }
 
-    /// Like [`Self::check`], for playback over HLS. Media elements cannot send an `Authorization` header, so the token
-    /// may also be in the query or in the cookie [`COOKIE`]. The cookie grants read access only, so cross-site requests
+    /// Like [`Self::authorize_request`], for playback over HLS. Media elements cannot send an `Authorization` header, so the token
+    /// may also be in the query or in the cookie [`PLAYBACK_TOKEN_COOKIE`]. The cookie grants read access only, so cross-site requests
     /// gain nothing from it.
-    pub async fn check_player(&self, caller: Caller<'_>, stream: &StreamName) -> Result<Grant, Problem> {
-        let access = self.access();
-        if access.is_open() {
+    pub async fn authorize_hls_player(&self, caller: Caller<'_>, stream: &StreamName) -> Result<Grant, Problem> {
+        let access = self.access_control();
+        if access.is_playback_open() {
             return Ok(Grant::default());
         }
-        let token = token_of(caller, true)?;
-        let token = token.or_else(|| cookie(caller.headers).map(Cow::Borrowed));
+        let token = request_token(caller, true)?;
+        let token = token.or_else(|| cookie_token(caller.headers).map(Cow::Borrowed));
         self.authorize(&access, caller, token.as_deref(), Action::Play, Some(stream))
             .await
     }
 
     async fn authorize(
         &self,
-        access: &Access,
+        access: &AccessControl,
         caller: Caller<'_>,
         token: Option<&str>,
         action: Action,
         stream: Option<&StreamName>,
     ) -> Result<Grant, Problem> {
-        let now = now();
-        let failure_limit = caller
-            .address
-            .map_or(Ok(()), |address| self.failures.check(now, address));
+        let now = monotonic_now();
+        let failure_limit = caller.address.map_or(Ok(()), |address| {
+            self.wrong_token_rate_limit.check_token_available(now, address)
+        });
         let request = AccessRequest {
             token,
             action,
             stream,
             address: caller.address,
-            is_suspect: failure_limit.is_err(),
+            is_from_suspect_address: failure_limit.is_err(),
         };
         // A right token is accepted however many wrong ones came from its address.
-        let denial = match access.check(request).await {
+        let denial = match access.authorize(request).await {
             Ok(grant) => return Ok(grant),
             Err(denial) => denial,
         };
         let mut wait = match denial {
-            Denial::Suspect => failure_limit.err().or(Some(Duration::from_secs(1))),
+            Denial::TooManyInvalidTokens => failure_limit.err().or(Some(Duration::from_secs(1))),
             _ => None,
         };
-        if let (Denial::Wrong | Denial::Expired, Some(address)) = (denial, caller.address) {
-            wait = self.failures.take(now, address).err();
+        if let (Denial::InvalidToken | Denial::ExpiredToken, Some(address)) = (denial, caller.address) {
+            wait = self.wrong_token_rate_limit.take_token(now, address).err();
         }
         if let Some(wait) = wait {
-            self.counters.rejected(Rejection::FailureRate);
-            return Err(too_many(wait));
+            self.counters.count_rejection(ReachedHttpLimit::FailureRate);
+            return Err(too_many_wrong_tokens_problem(wait));
         }
-        if denial == Denial::Busy {
-            self.counters.rejected(Rejection::WebhookQueue);
+        if denial == Denial::WebhookOverloaded {
+            self.counters.count_rejection(ReachedHttpLimit::WebhookQueue);
         }
-        Err(refusal(denial, action, stream))
+        Err(denial_problem(denial, action, stream))
     }
 }
 
-fn too_many(wait: Duration) -> Problem {
-    let detail = "too many wrong tokens from this address";
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).retry_after(wait.as_secs() + 1)
+fn too_many_wrong_tokens_problem(wait: Duration) -> Problem {
+    let detail = "too many wrong tokens from this address: retry later with a valid token";
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).with_retry_after(wait.as_secs() + 1)
 }
 
-fn refusal(denial: Denial, action: Action, stream: Option<&StreamName>) -> Problem {
+fn denial_problem(denial: Denial, action: Action, stream: Option<&StreamName>) -> Problem {
     match denial {
-        Denial::Missing => {
+        Denial::MissingToken => {
             let detail = format!("a bearer token is needed to {}", action.verb());
-            challenge("token_missing", detail, r#"Bearer realm="millstream""#)
+            unauthorized_problem("token_missing", detail, r#"Bearer realm="millstream""#)
         }
-        Denial::Wrong => challenge("token_wrong", "the bearer token is wrong", INVALID),
-        Denial::Expired => challenge("token_expired", "the bearer token has expired", INVALID),
-        Denial::Scope => {
+        Denial::InvalidToken => unauthorized_problem(
+            "token_wrong",
+            "the bearer token is unknown or invalid: send a valid one",
+            INVALID_TOKEN_CHALLENGE,
+        ),
+        Denial::ExpiredToken => unauthorized_problem(
+            "token_expired",
+            "the bearer token has expired: send a new one",
+            INVALID_TOKEN_CHALLENGE,
+        ),
+        Denial::InsufficientScope => {
             let what = stream.map_or_else(String::new, |stream| format!(" `{stream}`"));
-            let detail = format!("this token does not permit to {}{what}", action.verb());
-            Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
-                .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(INSUFFICIENT))
+            let detail = format!(
+                "this token does not grant permission to {}{what}: send a token that does",
+                action.verb()
+            );
+            Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail).with_header(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static(INSUFFICIENT_SCOPE_CHALLENGE),
+            )
         }
-        Denial::Unavailable => {
-            let detail = "the authorization service does not answer";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "access_undecided", detail).retry_after(2)
+        Denial::AuthorizationUnavailable => {
+            let detail = "access cannot be decided because the authorization webhook or the JWK set is unavailable or gave an invalid response: retry later";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "access_undecided", detail).with_retry_after(2)
         }
-        Denial::Busy => {
-            let detail = "too many requests wait for the authorization service";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "access_busy", detail).retry_after(1)
+        Denial::WebhookOverloaded => {
+            let detail =
+                "too many requests are waiting for the authorization webhook, or this one waited too long: retry later";
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "access_busy", detail).with_retry_after(1)
         }
-        Denial::Suspect => too_many(Duration::from_secs(1)),
+        Denial::TooManyInvalidTokens => too_many_wrong_tokens_problem(Duration::from_secs(1)),
     }
 }
 
 /// Returns the token of a request. The header takes precedence over the query.
-fn token_of(caller: Caller<'_>, in_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
+fn request_token(caller: Caller<'_>, accepts_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
     if let Some(value) = caller.headers.get(header::AUTHORIZATION) {
         let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
-        let token = bearer(value).ok_or_else(|| challenge("token_malformed", detail, INVALID))?;
+        let token = parse_bearer_token(value)
+            .ok_or_else(|| unauthorized_problem("token_malformed", detail, INVALID_TOKEN_CHALLENGE))?;
         return Ok(Some(Cow::Borrowed(token)));
     }
-    let query = caller.query.filter(|_| in_query);
+    let query = caller.query.filter(|_| accepts_query);
     Ok(query.and_then(query_token).map(Cow::Owned))
 }
 
 /// Name of the cookie that holds a playback token.
-pub const COOKIE: &str = "millstream-play";
+pub const PLAYBACK_TOKEN_COOKIE: &str = "millstream-play";
 
 /// Returns the playback token in the cookies (RFC 6265 §4.2).
-fn cookie(headers: &HeaderMap) -> Option<&str> {
+fn cookie_token(headers: &HeaderMap) -> Option<&str> {
     let lines = headers
         .get_all(header::COOKIE)
         .iter()
@@ -187,20 +205,20 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
     let mut pairs = lines
         .flat_map(|line| line.split(';'))
         .filter_map(|pair| pair.trim().split_once('='));
-    let (_, token) = pairs.find(|(name, _)| *name == COOKIE)?;
+    let (_, token) = pairs.find(|(name, _)| *name == PLAYBACK_TOKEN_COOKIE)?;
     (!token.is_empty()).then_some(token)
 }
 
-const INVALID: &str = r#"Bearer realm="millstream", error="invalid_token""#;
-const INSUFFICIENT: &str = r#"Bearer realm="millstream", error="insufficient_scope""#;
+const INVALID_TOKEN_CHALLENGE: &str = r#"Bearer realm="millstream", error="invalid_token""#;
+const INSUFFICIENT_SCOPE_CHALLENGE: &str = r#"Bearer realm="millstream", error="insufficient_scope""#;
 
-fn challenge(code: &'static str, detail: impl Into<String>, challenge: &'static str) -> Problem {
+fn unauthorized_problem(code: &'static str, detail: impl Into<String>, challenge: &'static str) -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, code, detail)
-        .with(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+        .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
 }
 
 /// Returns the token in `Bearer TOKEN`; the scheme is case-insensitive (RFC 9110 §11.1).
-fn bearer(value: &HeaderValue) -> Option<&str> {
+fn parse_bearer_token(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && !token.contains(' ')).then_some(token)
@@ -210,17 +228,18 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
 fn query_token(query: &str) -> Option<String> {
     let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
     let (_, value) = parameters.find(|(name, _)| *name == "token")?;
-    (!value.is_empty()).then(|| decode_percent(value))
+    (!value.is_empty()).then(|| decode_percent_leniently(value))
 }
 
 /// Decodes percent encoding (RFC 3986 §2.1). A `+` is kept, because tokens contain no spaces and people paste them
 /// unescaped. Malformed escapes are kept; invalid UTF-8 becomes U+FFFD, which no token contains.
-fn decode_percent(text: &str) -> String {
+fn decode_percent_leniently(text: &str) -> String {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
         let escaped = (first == b'%').then(|| after.split_first_chunk::<2>()).flatten();
-        let byte = escaped.and_then(|(&[high, low], after)| Some((hex(high)? << 4 | hex(low)?, after)));
+        let byte = escaped
+            .and_then(|(&[high, low], after)| Some((hex_digit_value(high)? << 4 | hex_digit_value(low)?, after)));
         let (byte, after) = byte.unwrap_or((first, after));
         decoded.push(byte);
         rest = after;
@@ -228,7 +247,7 @@ fn decode_percent(text: &str) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-fn hex(digit: u8) -> Option<u8> {
+fn hex_digit_value(digit: u8) -> Option<u8> {
     char::from(digit)
         .to_digit(16)
         .and_then(|value| u8::try_from(value).ok())
@@ -238,7 +257,7 @@ fn hex(digit: u8) -> Option<u8> {
     clippy::disallowed_methods,
     reason = "the HTTP side passes the time to the limit of failures"
 )]
-fn now() -> Instant {
+fn monotonic_now() -> Instant {
     Instant::now()
 }
 
@@ -257,7 +276,7 @@ mod tests {
         };
         let limits = Limits::default();
         let credentials = Credentials::read(&auth, &limits).expect("no files");
-        let access = Access::new(credentials, &Secret::new("pub").expect("valid"));
+        let access = AccessControl::new(credentials, &Secret::new("pub").expect("valid"));
         Authenticator::new(access, &limits, Arc::default())
     }
 
@@ -272,7 +291,7 @@ mod tests {
         }
         let stream = (action != Action::Api).then(live);
         let checked = authenticator
-            .check(caller(&headers, None), action, stream.as_ref())
+            .authorize_request(caller(&headers, None), action, stream.as_ref())
             .await;
         checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
     }
@@ -325,7 +344,9 @@ mod tests {
         let status = async |line: &str, query: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::COOKIE, HeaderValue::from_str(line).expect("header"));
-            let checked = authenticator.check_player(caller(&headers, query), &live()).await;
+            let checked = authenticator
+                .authorize_hls_player(caller(&headers, query), &live())
+                .await;
             checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
         };
         assert_eq!(status("a=b; millstream-play=play; c=d", None).await, 200);
@@ -340,7 +361,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, HeaderValue::from_static("millstream-play=play"));
         let checked = authenticator
-            .check(caller(&headers, None), Action::Play, Some(&live()))
+            .authorize_request(caller(&headers, None), Action::Play, Some(&live()))
             .await;
         assert!(checked.is_err());
     }
@@ -386,7 +407,9 @@ mod tests {
                 address,
                 ..caller(&headers, None)
             };
-            let checked = authenticator.check(caller, Action::Play, Some(&live())).await;
+            let checked = authenticator
+                .authorize_request(caller, Action::Play, Some(&live()))
+                .await;
             checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
         };
         let mut answers = Vec::new();

@@ -6,32 +6,32 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use crate::config::CorsOrigins;
 
 /// Listed explicitly because `*` does not include `Authorization`. One player sends a request header named `ETag`.
-const ALLOW_HEADERS: &str = "Authorization, Content-Type, If-Match, If-None-Match, ETag, Accept, Link";
-const EXPOSE_HEADERS: &str = "Location, ETag, Link, Accept-Patch, Accept-Post, Allow, Retry-After, WWW-Authenticate, \
+const CORS_ALLOWED_HEADERS: &str = "Authorization, Content-Type, If-Match, If-None-Match, ETag, Accept, Link";
+const CORS_EXPOSED_HEADERS: &str = "Location, ETag, Link, Accept-Patch, Accept-Post, Allow, Retry-After, WWW-Authenticate, \
                               Access-Control-Allow-Methods";
 /// One player uses trickle ICE only if this list contains PATCH.
-const ALLOW_METHODS: &str = "OPTIONS, HEAD, GET, POST, PATCH, DELETE";
+const CORS_ALLOWED_METHODS: &str = "OPTIONS, HEAD, GET, POST, PATCH, DELETE";
 /// Seconds that a browser may cache a preflight response; Chromium's maximum is two hours.
-const MAX_AGE: &str = "7200";
+const PREFLIGHT_MAX_AGE_SECS: &str = "7200";
 
 /// What a request says of its page.
-pub struct CrossOrigin {
+pub struct CorsRequestHeaders {
     origin: Option<HeaderValue>,
     /// Header names that a preflight asks for.
-    requested: Vec<String>,
+    requested_header_names: Vec<String>,
 }
 
-impl CrossOrigin {
-    pub fn read(headers: &HeaderMap) -> Self {
+impl CorsRequestHeaders {
+    pub fn from_headers(headers: &HeaderMap) -> Self {
         Self {
             origin: headers.get(header::ORIGIN).cloned(),
-            requested: requested_headers(headers),
+            requested_header_names: requested_header_names(headers),
         }
     }
 }
 
 /// Adds the CORS headers of every response.
-pub fn decorate(origins: &CorsOrigins, request: &CrossOrigin, headers: &mut HeaderMap) {
+pub fn add_cors_headers(origins: &CorsOrigins, request: &CorsRequestHeaders, headers: &mut HeaderMap) {
     let origin = request.origin.as_ref();
     let allowed = match origins {
         CorsOrigins::Any => Some(HeaderValue::from_static("*")),
@@ -46,15 +46,15 @@ pub fn decorate(origins: &CorsOrigins, request: &CrossOrigin, headers: &mut Head
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed);
         headers.insert(
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            HeaderValue::from_static(EXPOSE_HEADERS),
+            HeaderValue::from_static(CORS_EXPOSED_HEADERS),
         );
-        allow_requested(&request.requested, headers);
+        add_requested_names_to_allowed_headers(&request.requested_header_names, headers);
     }
 }
 
 /// Allows the header names that a preflight asks for. Tracing libraries add headers of their own to every request of a
 /// page, and the page does not know their names.
-fn allow_requested(requested: &[String], headers: &mut HeaderMap) {
+fn add_requested_names_to_allowed_headers(requested: &[String], headers: &mut HeaderMap) {
     let Some(allowed) = headers.get(header::ACCESS_CONTROL_ALLOW_HEADERS) else {
         return;
     };
@@ -72,33 +72,36 @@ fn allow_requested(requested: &[String], headers: &mut HeaderMap) {
 }
 
 /// Reads `Access-Control-Request-Headers`. What is no header name is left out, so that nothing else is repeated.
-fn requested_headers(headers: &HeaderMap) -> Vec<String> {
+fn requested_header_names(headers: &HeaderMap) -> Vec<String> {
     let values = headers.get_all(header::ACCESS_CONTROL_REQUEST_HEADERS).iter();
     values
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
-        .filter(|name| name.len() <= MAX_REQUESTED_NAME && HeaderName::from_bytes(name.as_bytes()).is_ok())
-        .take(MAX_REQUESTED)
+        .filter(|name| name.len() <= MAX_HEADER_NAME_BYTES && HeaderName::from_bytes(name.as_bytes()).is_ok())
+        .take(MAX_REQUESTED_HEADER_NAMES)
         .map(str::to_owned)
         .collect()
 }
 
 /// Most header names of a preflight that are allowed. Pages with three tracing libraries ask for ten.
-const MAX_REQUESTED: usize = 32;
+const MAX_REQUESTED_HEADER_NAMES: usize = 32;
 /// Longest header name of a preflight that is allowed, in bytes.
-const MAX_REQUESTED_NAME: usize = 64;
+const MAX_HEADER_NAME_BYTES: usize = 64;
 
 /// Adds the headers of a preflight response. Responses to other OPTIONS requests have them too, because one player
-/// reads the methods from there. [`decorate`] adds the header names that the preflight asks for.
-pub fn answer_preflight(headers: &mut HeaderMap) {
+/// reads the methods from there. [`add_cors_headers`] adds the header names that the preflight asks for.
+pub fn add_preflight_headers(headers: &mut HeaderMap) {
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_METHODS,
-        HeaderValue::from_static(ALLOW_METHODS),
+        HeaderValue::from_static(CORS_ALLOWED_METHODS),
     );
     headers.insert(
         header::ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static(ALLOW_HEADERS),
+        HeaderValue::from_static(CORS_ALLOWED_HEADERS),
     );
-    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(MAX_AGE));
+    headers.insert(
+        header::ACCESS_CONTROL_MAX_AGE,
+        HeaderValue::from_static(PREFLIGHT_MAX_AGE_SECS),
+    );
 }

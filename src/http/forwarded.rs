@@ -14,7 +14,7 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Address of the client, as a request extension.
 #[derive(Clone, Copy, Debug)]
-pub struct Client(pub IpAddr);
+pub struct ClientAddress(pub IpAddr);
 
 /// Networks whose proxies are believed.
 #[derive(Clone, Debug, Default)]
@@ -35,17 +35,17 @@ impl TrustedProxies {
     ///
     /// If both headers are present and disagree, the client may have sent one of them: the address of the proxy counts
     /// then, as without a header.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    pub fn client_address(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         if !self.contains(peer) {
             return peer;
         }
-        let forwarded = has(headers, &header::FORWARDED).then(|| {
-            let elements = values(headers, &header::FORWARDED, true);
-            self.first_untrusted(peer, elements.map(for_of))
+        let forwarded = has_header(headers, &header::FORWARDED).then(|| {
+            let elements = elements_from_right(headers, &header::FORWARDED, true);
+            self.first_untrusted(peer, elements.map(parse_for_parameter))
         });
-        let appended = has(headers, &X_FORWARDED_FOR).then(|| {
-            let elements = values(headers, &X_FORWARDED_FOR, false);
-            self.first_untrusted(peer, elements.map(node))
+        let appended = has_header(headers, &X_FORWARDED_FOR).then(|| {
+            let elements = elements_from_right(headers, &X_FORWARDED_FOR, false);
+            self.first_untrusted(peer, elements.map(parse_node_address))
         });
         match (forwarded, appended) {
             (Some(one), Some(other)) if one != other => peer,
@@ -69,24 +69,28 @@ impl TrustedProxies {
     }
 }
 
-fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
+fn has_header(headers: &HeaderMap, name: &HeaderName) -> bool {
     headers.contains_key(name)
 }
 
-/// Returns the elements of a list header from right to left; one that is not text is [`UNKNOWN`].
-fn values<'a>(headers: &'a HeaderMap, name: &HeaderName, is_quoted: bool) -> impl Iterator<Item = &'a str> + use<'a> {
+/// Returns the elements of a list header from right to left; one that is not text is [`UNREADABLE_LIST_ELEMENT`].
+fn elements_from_right<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+    is_quoted: bool,
+) -> impl Iterator<Item = &'a str> + use<'a> {
     let lines = headers.get_all(name).iter().map(axum::http::HeaderValue::as_bytes);
-    let elements: Vec<&[u8]> = lines.flat_map(|line| split(line, b',', is_quoted)).collect();
-    let text = |element| std::str::from_utf8(element).map_or(UNKNOWN, str::trim);
+    let elements: Vec<&[u8]> = lines.flat_map(|line| split_unquoted(line, b',', is_quoted)).collect();
+    let text = |element| std::str::from_utf8(element).map_or(UNREADABLE_LIST_ELEMENT, str::trim);
     elements.into_iter().rev().map(text)
 }
 
 /// An element that is no address.
-const UNKNOWN: &str = "?";
+const UNREADABLE_LIST_ELEMENT: &str = "?";
 
 /// Splits at a separator that is not within a quoted string (RFC 9110 §5.6.4). Where a quotation has no end, nobody knows
 /// what the client wrote and what a proxy appended: all of it is one unknown element.
-fn split(text: &[u8], separator: u8, is_quoted: bool) -> Vec<&[u8]> {
+fn split_unquoted(text: &[u8], separator: u8, is_quoted: bool) -> Vec<&[u8]> {
     let (mut in_quotes, mut escaped) = (false, false);
     let parts = text.split(|byte| {
         let is_escaped = std::mem::take(&mut escaped);
@@ -98,22 +102,26 @@ fn split(text: &[u8], separator: u8, is_quoted: bool) -> Vec<&[u8]> {
         false
     });
     let parts = parts.collect();
-    if in_quotes { vec![UNKNOWN.as_bytes()] } else { parts }
+    if in_quotes {
+        vec![UNREADABLE_LIST_ELEMENT.as_bytes()]
+    } else {
+        parts
+    }
 }
 
 /// Returns the address of the parameter `for` (RFC 7239 §5.2).
-fn for_of(element: &str) -> Option<IpAddr> {
-    let pairs = split(element.as_bytes(), b';', true);
+fn parse_for_parameter(element: &str) -> Option<IpAddr> {
+    let pairs = split_unquoted(element.as_bytes(), b';', true);
     let text = pairs.into_iter().filter_map(|pair| std::str::from_utf8(pair).ok());
     let mut pairs = text.filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
     let value = value.trim();
     let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    node(quoted.unwrap_or(value))
+    parse_node_address(quoted.unwrap_or(value))
 }
 
 /// Parses an address, with or without a port; an IPv6 address with a port is in brackets (RFC 7239 §6).
-fn node(text: &str) -> Option<IpAddr> {
+fn parse_node_address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let address = bracketed
@@ -136,7 +144,9 @@ mod tests {
             headers.append(*name, HeaderValue::from_bytes(value.as_bytes()).expect("a header"));
         }
         let proxies = TrustedProxies::new(&networks);
-        proxies.client(peer.parse().expect("an address"), &headers).to_string()
+        proxies
+            .client_address(peer.parse().expect("an address"), &headers)
+            .to_string()
     }
 
     #[test]

@@ -12,23 +12,23 @@ use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
 use super::response::no_store;
-use super::session_url::{SUB_LAYER, session_under};
+use super::session_url::{LAYER_PATH_SUFFIX, viewer_session_from_uri};
 use super::{alternate, body, cors};
-use crate::control::Control;
+use crate::control::ControlPlane;
 use crate::control::record::SessionRecord;
-use crate::shard::{Layer, LayerSelection};
+use crate::shard::{LayerSelection, SimulcastLayer};
 use millstream_core::media::Rid;
 
-const ALLOWED_METHODS: &str = "OPTIONS, HEAD, GET, POST";
-const JSON: &str = "application/json";
+const ALLOW_HEADER_METHODS: &str = "OPTIONS, HEAD, GET, POST";
+const JSON_MEDIA_TYPE: &str = "application/json";
 
 /// Maximum size of a request body, in bytes.
-pub(super) const LIMIT: usize = 4 * 1024;
+pub(super) const MAX_JSON_BODY_BYTES: usize = 4 * 1024;
 
 /// The body of a selection. Spatial and temporal layers are not supported; their fields are parsed to reject them.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct SelectionRequest {
+struct LayerSelectionRequest {
     /// Index or mid of the m-line. Default: that of the video.
     media_id: Option<Value>,
     /// Name of the layer. The draft calls the field `rid`, Broadcast Box and live777 `encodingId`.
@@ -43,60 +43,65 @@ struct SelectionRequest {
 }
 
 /// Handles `/session/{id}/layer`.
-pub async fn layer(State(control): State<Arc<Control>>, request: Request) -> Result<Response, Problem> {
+pub async fn handle_layer(State(control): State<Arc<ControlPlane>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
         Method::OPTIONS => {
-            let mut response = [(header::ALLOW, ALLOWED_METHODS)].into_response();
-            cors::answer_preflight(response.headers_mut());
+            let mut response = [(header::ALLOW, ALLOW_HEADER_METHODS)].into_response();
+            cors::add_preflight_headers(response.headers_mut());
             Ok(response)
         }
         Method::GET | Method::HEAD => {
-            let (_, record) = session_under(&control, &parts.uri, SUB_LAYER)?;
-            let mut response = Json(describe(&record, &layers(&control, &record))).into_response();
-            alternate::add_link(&control, &record, response.headers_mut());
+            let (_, record) = viewer_session_from_uri(&control, &parts.uri, LAYER_PATH_SUFFIX)?;
+            let mut response = Json(layers_json_by_section_index(
+                &record,
+                &simulcast_layers_of_session(&control, &record),
+            ))
+            .into_response();
+            alternate::add_hls_link_if_video_missing(&control, &record, response.headers_mut());
             Ok(no_store(response))
         }
         Method::POST => {
-            let (session, record) = session_under(&control, &parts.uri, SUB_LAYER)?;
-            if !body::is_of_type(&parts.headers, JSON) {
-                let detail = format!("send the selection with `Content-Type: {JSON}`");
+            let (session, record) = viewer_session_from_uri(&control, &parts.uri, LAYER_PATH_SUFFIX)?;
+            if !body::has_content_type(&parts.headers, JSON_MEDIA_TYPE) {
+                let detail = format!("send the layer selection with `Content-Type: {JSON_MEDIA_TYPE}`");
                 return Err(Problem::new(
                     StatusCode::UNSUPPORTED_MEDIA_TYPE,
                     "unsupported_media_type",
                     detail,
                 ));
             }
-            let bytes = body::read(&parts.headers, body, LIMIT).await?;
+            let bytes = body::read_uncompressed_request_body(&parts.headers, body, MAX_JSON_BODY_BYTES).await?;
             let choice = serde_json::from_slice(&bytes)
                 .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_layer", error.to_string()))?;
-            let selection = selection(&choice, &record, &layers(&control, &record))?;
-            if !control.media.choose_layer(session, selection) {
+            let selection =
+                layer_selection_from_request(&choice, &record, &simulcast_layers_of_session(&control, &record))?;
+            if !control.media_plane.select_layer(session, selection) {
                 return Err(Problem::unknown_session());
             }
             Ok(no_store(StatusCode::OK.into_response()))
         }
-        _ => Err(Problem::method_not_allowed(ALLOWED_METHODS)),
+        _ => Err(Problem::method_not_allowed(ALLOW_HEADER_METHODS)),
     }
 }
 
 /// Returns the layers of a session's stream.
-pub(super) fn layers(control: &Control, record: &SessionRecord) -> Vec<Layer> {
-    let stream = control.media.hub().find(&record.stream);
+pub(super) fn simulcast_layers_of_session(control: &ControlPlane, record: &SessionRecord) -> Vec<SimulcastLayer> {
+    let stream = control.media_plane.hub().find_stream(&record.stream);
     stream
-        .map(|stream| stream.with(|state| state.layers().to_vec()))
+        .map(|stream| stream.with_state(|state| state.layers().to_vec()))
         .unwrap_or_default()
 }
 
-/// Returns the layers as JSON, keyed by the index of the m-line, as in the event `layers`.
-pub(super) fn describe(record: &SessionRecord, layers: &[Layer]) -> Value {
+/// Returns the layers as JSON, keyed by the index of the m-line, as in the event `simulcast_layers_of_session`.
+pub(super) fn layers_json_by_section_index(record: &SessionRecord, layers: &[SimulcastLayer]) -> Value {
     let described: Vec<Value> = layers
         .iter()
         .map(|layer| {
             let mut entry = json!({
                 "rid": *layer.rid.0,
                 // 0 means inactive. A layer that has just started has no measured bitrate yet.
-                "bitrate": if layer.active { layer.bitrate.max(1) } else { 0 },
+                "bitrate": if layer.active { layer.measured_bitrate.max(1) } else { 0 },
             });
             if let (Some((width, height)), Some(entry)) = (layer.resolution, entry.as_object_mut()) {
                 entry.insert("width".to_owned(), width.into());
@@ -106,15 +111,19 @@ pub(super) fn describe(record: &SessionRecord, layers: &[Layer]) -> Value {
         })
         .collect();
     let mut all = Map::new();
-    if let Some(video) = &record.video {
+    if let Some(video) = &record.video_section {
         all.insert(video.index.to_string(), described.into());
     }
     Value::Object(all)
 }
 
-fn selection(choice: &SelectionRequest, record: &SessionRecord, layers: &[Layer]) -> Result<LayerSelection, Problem> {
+fn layer_selection_from_request(
+    choice: &LayerSelectionRequest,
+    record: &SessionRecord,
+    layers: &[SimulcastLayer],
+) -> Result<LayerSelection, Problem> {
     let refuse = |detail: &str| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "layer_unavailable", detail);
-    let Some(video) = &record.video else {
+    let Some(video) = &record.video_section else {
         return Err(refuse("this session has no video"));
     };
     let is_video = choice.media_id.as_ref().is_none_or(|id| {
@@ -132,7 +141,7 @@ fn selection(choice: &SelectionRequest, record: &SessionRecord, layers: &[Layer]
     ];
     if scalable.iter().any(Option::is_some) {
         return Err(refuse(
-            "layers of this stream are selected by `rid`; spatial and temporal ids are not supported",
+            "select a simulcast layer by its `rid`: spatial and temporal layer ids are not supported",
         ));
     }
     match (&choice.rid, choice.max_width, choice.max_height) {
@@ -141,10 +150,10 @@ fn selection(choice: &SelectionRequest, record: &SessionRecord, layers: &[Layer]
             let exists = layers.iter().any(|layer| layer.rid == rid);
             exists
                 .then_some(LayerSelection::Named(rid))
-                .ok_or_else(|| refuse("no layer with this `rid`"))
+                .ok_or_else(|| refuse("the stream has no simulcast layer with this `rid`"))
         }
         (None, None, None) => Ok(LayerSelection::Automatic),
-        (None, width, height) => Ok(LayerSelection::Within {
+        (None, width, height) => Ok(LayerSelection::WithinSize {
             width: width.unwrap_or(u16::MAX),
             height: height.unwrap_or(u16::MAX),
         }),

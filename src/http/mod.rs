@@ -9,7 +9,10 @@
 //! Nothing here handles media. A client error is a [`problem::Problem`] with a 4xx status, never 5xx.
 
 use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, header};
 use axum::middleware;
+use axum::response::Response;
 use axum::routing::{any, get};
 
 mod activity;
@@ -21,18 +24,18 @@ pub mod cors;
 pub mod endpoint;
 pub mod events;
 pub mod forwarded;
-pub mod fragment;
-pub mod guard;
 pub mod hls;
 pub mod layer;
 pub mod limits;
-pub mod links;
+pub mod link_headers;
 pub mod metrics;
 pub mod operations;
+pub mod outer_middleware;
 pub mod pages;
 pub mod precondition;
 pub mod problem;
 mod request;
+mod reserved_descriptors;
 pub mod resource;
 mod response;
 mod response_timeout;
@@ -41,27 +44,49 @@ mod session_url;
 mod sse;
 mod state;
 pub mod tls;
-pub mod write_timeout;
+pub mod trickle_fragment;
+mod write_timeout;
 
 use self::problem::Problem;
 pub use self::state::HttpState;
 
-/// Returns the router with all routes, including `more`.
-pub fn router(state: HttpState, more: Router) -> Router {
-    pages::add_to(Router::new())
+/// Returns the router with all routes, including `extra_routes`.
+pub fn router(state: HttpState, extra_routes: Router) -> Router {
+    pages::add_page_routes(Router::new())
         .route("/whip/{*stream}", any(endpoint::whip))
         .route("/whep/{*stream}", any(endpoint::whep))
-        .route("/hls/{*path}", any(hls::serve))
-        .route("/session/{id}", any(resource::session))
-        .route("/session/{id}/layer", any(layer::layer))
-        .route("/session/{id}/events", any(events::events))
-        .route("/session/{id}/events/{stream}", any(events::stream))
+        .route("/hls/{*path}", any(hls::serve_hls_file))
+        .route("/session/{id}", any(resource::handle_session))
+        .route("/session/{id}/layer", any(layer::handle_layer))
+        .route("/session/{id}/events", any(events::handle_events))
+        .route("/session/{id}/events/{stream}", any(events::handle_event_stream))
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
         .route("/metrics", get(operations::metrics))
-        .fallback(pages::not_found)
+        .fallback(pages::handle_unknown_path)
         .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
         .with_state(state.clone())
-        .merge(more)
-        .layer(middleware::from_fn_with_state(state, guard::guard))
+        .merge(extra_routes)
+        .layer(middleware::from_fn_with_state(
+            state,
+            outer_middleware::outer_middleware,
+        ))
+}
+
+/// Returns the routes of connections that are accepted while the process is out of file descriptors: health checks. Each
+/// response ends its connection.
+pub fn out_of_descriptors_router(state: HttpState) -> Router {
+    Router::new()
+        .route("/healthz", get(operations::healthz))
+        .route("/readyz", get(operations::out_of_descriptors))
+        .fallback(operations::out_of_descriptors)
+        .with_state(state)
+        .layer(middleware::from_fn(close_connection))
+}
+
+async fn close_connection(request: Request, next: middleware::Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }

@@ -12,44 +12,50 @@ use super::problem::Problem;
 use super::request::caller;
 use super::response::no_store;
 use super::state::HttpState;
-use crate::control::Control;
+use crate::control::ControlPlane;
 
 /// Liveness: succeeds if all shards tick.
-pub async fn healthz(State(control): State<Arc<Control>>) -> Result<Response, Problem> {
-    if let Some(stalled) = control.media.stalled() {
-        return Err(Problem::stalled(&stalled));
+pub async fn healthz(State(control): State<Arc<ControlPlane>>) -> Result<Response, Problem> {
+    if let Some(stalled) = control.media_plane.stalled_shard() {
+        return Err(Problem::shard_stalled(&stalled));
     }
     Ok(no_store((StatusCode::OK, "ok\n").into_response()))
 }
 
 /// Readiness: succeeds if new sessions are accepted.
-pub async fn readyz(State(control): State<Arc<Control>>) -> Result<Response, Problem> {
-    if control.is_draining() {
-        return Err(Problem::stopping());
+pub async fn readyz(State(control): State<Arc<ControlPlane>>) -> Result<Response, Problem> {
+    if control.rejects_new_sessions() {
+        return Err(Problem::gateway_stopping());
     }
-    if let Some(stalled) = control.media.stalled() {
-        return Err(Problem::stalled(&stalled));
+    if let Some(stalled) = control.media_plane.stalled_shard() {
+        return Err(Problem::shard_stalled(&stalled));
     }
     Ok(no_store((StatusCode::OK, "ready\n").into_response()))
+}
+
+/// Answers everything but liveness while the process is out of file descriptors.
+pub async fn out_of_descriptors() -> Problem {
+    let detail = "the gateway is out of file descriptors: retry later; its operator raises the limit (`ulimit -n`)";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "out_of_descriptors", detail).with_retry_after(2)
 }
 
 /// Returns the metrics as Prometheus text. Requires an API token if API access is configured. Closed if anything else is
 /// restricted: metrics name the streams.
 pub async fn metrics(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
-    let access = state.authenticator.access();
-    if access.is_restricted() && !access.has_api() {
-        let detail = "metrics are closed because access to streams is restricted: set `auth.api_token`, or `api = true` \
+    let access = state.authenticator.access_control();
+    if access.restricts_more_than_publishing() && !access.can_grant_api() {
+        let detail = "/metrics requires an API token because access to streams is restricted: set `auth.api_token`, or `api = true` \
                       for one of `auth.tokens`, and send it";
         return Err(Problem::new(StatusCode::FORBIDDEN, "metrics_closed", detail));
     }
-    if access.has_api() {
+    if access.can_grant_api() {
         let (parts, _) = request.into_parts();
         // A token in the query is not accepted: metrics clients can send a header.
         let caller = Caller {
             query: None,
             ..caller(&parts)
         };
-        state.authenticator.check(caller, Action::Api, None).await?;
+        state.authenticator.authorize_request(caller, Action::Api, None).await?;
     }
     let media_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Ok(no_store((media_type, metrics::render(&state)).into_response()))

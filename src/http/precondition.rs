@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, header};
 
 /// Result of comparing the `If-Match` of a request with the current entity tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IfMatch {
+pub enum IfMatchResult {
     /// There is no `If-Match` header. RFC 9725 §4.3.1 requires 428, but three client libraries never send the header
     /// with trickle ICE.
     Absent,
@@ -16,10 +16,10 @@ pub enum IfMatch {
     Stale,
 }
 
-impl IfMatch {
+impl IfMatchResult {
     /// Compares `If-Match` with the current tag, given without quotes. Weak tags never match (RFC 9110 §8.8.3.2).
     /// Unquoted tags can match, because some servers send tags without quotes and clients got used to it.
-    pub fn read(headers: &HeaderMap, current: &str) -> Self {
+    pub fn evaluate(headers: &HeaderMap, current: &str) -> Self {
         let mut result = Self::Absent;
         for value in headers.get_all(header::IF_MATCH) {
             // The gateway's tags contain no comma.
@@ -48,24 +48,24 @@ mod tests {
     #[test]
     fn tags_are_compared_as_clients_write_them() {
         for (values, expected) in [
-            (&[][..], IfMatch::Absent),
-            (&["*"], IfMatch::Any),
-            (&["\"*\""], IfMatch::Any),
-            (&["\"now\""], IfMatch::Current),
-            (&["now"], IfMatch::Current),
-            (&["\"old\" , \"now\""], IfMatch::Current),
-            (&["\"old\"", "\"now\""], IfMatch::Current),
-            (&["\"old\""], IfMatch::Stale),
-            (&["W/\"now\""], IfMatch::Stale),
-            (&["\"now"], IfMatch::Stale),
-            (&[""], IfMatch::Stale),
-            (&["\"caf\u{e9}\""], IfMatch::Stale),
+            (&[][..], IfMatchResult::Absent),
+            (&["*"], IfMatchResult::Any),
+            (&["\"*\""], IfMatchResult::Any),
+            (&["\"now\""], IfMatchResult::Current),
+            (&["now"], IfMatchResult::Current),
+            (&["\"old\" , \"now\""], IfMatchResult::Current),
+            (&["\"old\"", "\"now\""], IfMatchResult::Current),
+            (&["\"old\""], IfMatchResult::Stale),
+            (&["W/\"now\""], IfMatchResult::Stale),
+            (&["\"now"], IfMatchResult::Stale),
+            (&[""], IfMatchResult::Stale),
+            (&["\"caf\u{e9}\""], IfMatchResult::Stale),
         ] {
             let mut headers = HeaderMap::new();
             for value in values {
                 headers.append(header::IF_MATCH, HeaderValue::from_str(value).expect("header"));
             }
-            assert_eq!(IfMatch::read(&headers, "now"), expected, "{values:?}");
+            assert_eq!(IfMatchResult::evaluate(&headers, "now"), expected, "{values:?}");
         }
     }
 }

@@ -5,8 +5,9 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::shard::Refusal;
-use crate::shard::watchdog::Stalled;
+use crate::pipeline::slots::NoWorkerSlot;
+use crate::shard::SessionRefusal;
+use crate::shard::watchdog::StalledShard;
 use millstream_core::hub::name::StreamNameError;
 use millstream_core::sdp::OfferError;
 use millstream_core::session::CloseReason;
@@ -18,12 +19,12 @@ pub struct Problem {
     pub code: &'static str,
     pub detail: String,
     /// Line of the offer that caused the error.
-    pub line: Option<usize>,
+    pub offer_line: Option<usize>,
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 #[derive(Serialize)]
-struct Document<'a> {
+struct ProblemDocument<'a> {
     /// `about:blank`: the status is the type of the problem (RFC 9457 §4.2.1).
     r#type: &'static str,
     title: &'a str,
@@ -42,75 +43,92 @@ impl Problem {
             status,
             code,
             detail: detail.into(),
-            line: None,
+            offer_line: None,
             headers: Vec::new(),
         }
     }
 
     /// Adds a header to the response.
-    pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
 
     /// Adds `Retry-After`, in seconds (RFC 9110 §10.2.3).
-    pub fn retry_after(self, seconds: u64) -> Self {
-        self.with(header::RETRY_AFTER, HeaderValue::from(seconds))
+    pub fn with_retry_after(self, seconds: u64) -> Self {
+        self.with_header(header::RETRY_AFTER, HeaderValue::from(seconds))
     }
 
     /// 404: the path does not exist.
     pub fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", "not found")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not_found",
+            "nothing exists at this path, or no longer",
+        )
     }
 
     /// 404: the session never existed or ended more than a minute ago; the two cannot be distinguished.
     pub fn unknown_session() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "unknown_session", "no such session")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "unknown_session",
+            "no such session: it never existed, or it ended more than a minute ago",
+        )
     }
 
     /// 404: the session has ended, for this reason.
-    pub fn ended(reason: CloseReason, explanation: &str) -> Self {
+    pub fn session_ended(reason: CloseReason, explanation: &str) -> Self {
         let detail = format!("the session has ended: {explanation}");
         Self::new(StatusCode::NOT_FOUND, reason.label(), detail)
     }
 
     /// 405: the resource does not support the method.
     pub fn method_not_allowed(allow: &'static str) -> Self {
-        let detail = format!("allowed methods: {allow}");
+        let detail = format!("this URL does not support the request method; allowed methods: {allow}");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
-            .with(header::ALLOW, HeaderValue::from_static(allow))
+            .with_header(header::ALLOW, HeaderValue::from_static(allow))
     }
 
     /// 503: the gateway is stopping and accepts no new sessions.
-    pub fn stopping() -> Self {
-        Refusal::Stopping.into()
+    pub fn gateway_stopping() -> Self {
+        SessionRefusal::Stopping.into()
     }
 
     /// 503: a shard is stalled. If it does not recover, the process exits.
-    pub fn stalled(stalled: &Stalled) -> Self {
+    pub fn shard_stalled(stalled: &StalledShard) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "shard_stalled", stalled.to_string())
     }
 }
 
 impl From<OfferError> for Problem {
     fn from(error: OfferError) -> Self {
-        let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::BAD_REQUEST);
+        let status = StatusCode::from_u16(error.http_status()).unwrap_or(StatusCode::BAD_REQUEST);
         Self {
-            line: error.line(),
+            offer_line: error.line_number(),
             ..Self::new(status, error.code(), error.to_string())
         }
     }
 }
 
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
+impl From<SessionRefusal> for Problem {
+    fn from(refusal: SessionRefusal) -> Self {
         let (status, code, seconds) = match refusal {
-            Refusal::Full => (StatusCode::SERVICE_UNAVAILABLE, "full", 5),
-            Refusal::HalfOpen => (StatusCode::SERVICE_UNAVAILABLE, "half_open_full", 2),
-            Refusal::Address => (StatusCode::TOO_MANY_REQUESTS, "half_open_address", 2),
-            Refusal::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping", 2),
+            SessionRefusal::TooManySessions => (StatusCode::SERVICE_UNAVAILABLE, "full", 5),
+            SessionRefusal::TooManyHalfOpenSessions => (StatusCode::SERVICE_UNAVAILABLE, "half_open_full", 2),
+            SessionRefusal::TooManyHalfOpenSessionsFromAddress => {
+                (StatusCode::TOO_MANY_REQUESTS, "half_open_address", 2)
+            }
+            SessionRefusal::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping", 2),
         };
-        Self::new(status, code, refusal.to_string()).retry_after(seconds)
+        Self::new(status, code, refusal.to_string()).with_retry_after(seconds)
+    }
+}
+
+impl From<NoWorkerSlot> for Problem {
+    fn from(reached: NoWorkerSlot) -> Self {
+        let detail = format!("this stream must be transcoded for this client, but {reached}: retry later");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "workers_full", detail).with_retry_after(5)
     }
 }
 
@@ -122,13 +140,13 @@ impl From<StreamNameError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let document = Document {
+        let document = ProblemDocument {
             r#type: "about:blank",
             title: self.status.canonical_reason().unwrap_or("Error"),
             status: self.status.as_u16(),
             detail: &self.detail,
             code: self.code,
-            line: self.line,
+            line: self.offer_line,
             error: &self.detail,
         };
         let body = serde_json::to_vec(&document).unwrap_or_default();

@@ -4,7 +4,7 @@ use axum::http::Uri;
 use axum::http::request::Parts;
 
 use super::auth::Caller;
-use super::forwarded::Client;
+use super::forwarded::ClientAddress;
 use super::problem::Problem;
 use millstream_core::hub::name::StreamName;
 
@@ -13,13 +13,16 @@ pub(super) fn caller(request: &Parts) -> Caller<'_> {
     Caller {
         headers: &request.headers,
         query: request.uri.query(),
-        address: request.extensions.get::<Client>().map(|Client(address)| *address),
+        address: request
+            .extensions
+            .get::<ClientAddress>()
+            .map(|ClientAddress(address)| *address),
     }
 }
 
 /// Returns the stream name in a path like `/whip/NAME`. The path is not percent-decoded: no character of a name needs
 /// escaping, and the grammar rejects `%2F` and the like. One trailing slash is tolerated.
-pub(super) fn stream_of(uri: &Uri) -> Result<StreamName, Problem> {
+pub(super) fn stream_name_from_path(uri: &Uri) -> Result<StreamName, Problem> {
     let name = uri.path().splitn(3, '/').nth(2).unwrap_or_default();
     Ok(StreamName::parse(name.strip_suffix('/').unwrap_or(name))?)
 }

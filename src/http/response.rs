@@ -4,7 +4,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::Response;
 
 /// `Accept-Post` (RFC 9725 §4.2); <https://www.w3.org/TR/ldp/#header-accept-post>.
-pub(super) const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
+pub(super) const ACCEPT_POST_HEADER_NAME: HeaderName = HeaderName::from_static("accept-post");
 
 /// Forbids caching of a response.
 pub(super) fn no_store(mut response: Response) -> Response {
@@ -14,4 +14,4 @@ pub(super) fn no_store(mut response: Response) -> Response {
 }
 
 /// `Accept-Patch` (RFC 5789 §3.1).
-pub(super) const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
+pub(super) const ACCEPT_PATCH_HEADER_NAME: HeaderName = HeaderName::from_static("accept-patch");

@@ -14,19 +14,19 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::activity::OpenStream;
-use crate::telemetry::{HttpCounters, Rejection};
+use super::activity::OpenHttp2StreamGuard;
+use crate::telemetry::{HttpCounters, ReachedHttpLimit};
 
 /// Size of the pieces that a body is sent in. At most one of them is queued for a client that does not read.
-const PIECE: usize = 16 * 1024;
+const MAX_BODY_CHUNK_BYTES: usize = 16 * 1024;
 
 /// A response that is obsolete after this time, as an extension of it: media of a live stream.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ObsoleteAfter(pub Duration);
+pub(super) struct ResponseObsoleteAfter(pub Duration);
 
 /// How far a response was sent.
 #[derive(Clone, Copy, Debug, Default)]
-struct Progress {
+struct ResponseProgress {
     /// Since when a piece waits for the client; `None` if the client waits for the gateway.
     unread_since: Option<Instant>,
     obsolete_at: Option<Instant>,
@@ -34,35 +34,35 @@ struct Progress {
 
 tokio::task_local! {
     /// Progress of the response that the current task sends.
-    static PROGRESS: Arc<watch::Sender<Progress>>;
+    static RESPONSE_PROGRESS: Arc<watch::Sender<ResponseProgress>>;
 }
 
 /// Runs the streams of HTTP/2 connections, each in its own task.
 #[derive(Clone, Debug)]
-pub(super) struct StreamExecutor {
-    pub(super) timeout: Duration,
+pub(super) struct Http2StreamExecutor {
+    pub(super) unread_timeout: Duration,
     pub(super) counters: Arc<HttpCounters>,
 }
 
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for StreamExecutor {
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Http2StreamExecutor {
     fn execute(&self, stream: F) {
-        let progress = Arc::new(watch::Sender::new(Progress::default()));
-        let (limit, counters) = (self.timeout, self.counters.clone());
+        let progress = Arc::new(watch::Sender::new(ResponseProgress::default()));
+        let (limit, counters) = (self.unread_timeout, self.counters.clone());
         tokio::spawn(async move {
             tokio::select! {
-                () = PROGRESS.scope(progress.clone(), stream) => {}
+                () = RESPONSE_PROGRESS.scope(progress.clone(), stream) => {}
                 // Dropping the stream resets it (CANCEL).
-                () = expired(&progress, limit) => counters.rejected(Rejection::ResponseUnread),
+                () = wait_until_expired(&progress, limit) => counters.count_rejection(ReachedHttpLimit::ResponseUnread),
             }
         });
     }
 }
 
 /// Completes when a response was left unread for `limit`, or is unread and obsolete.
-async fn expired(progress: &watch::Sender<Progress>, limit: Duration) {
+async fn wait_until_expired(progress: &watch::Sender<ResponseProgress>, limit: Duration) {
     let mut changes = progress.subscribe();
     loop {
-        let Progress {
+        let ResponseProgress {
             unread_since,
             obsolete_at,
         } = *changes.borrow_and_update();
@@ -78,76 +78,76 @@ async fn expired(progress: &watch::Sender<Progress>, limit: Duration) {
     }
 }
 
-/// The body of an HTTP/2 response. It is sent in pieces of at most [`PIECE`] bytes, which are copies: what is queued for
+/// The body of an HTTP/2 response. It is sent in pieces of at most [`MAX_BODY_CHUNK_BYTES`] bytes, which are copies: what is queued for
 /// the client keeps no segment of a stream in memory.
 #[derive(Debug)]
-pub(super) struct StreamBody {
+pub(super) struct Http2ResponseBody {
     body: Body,
     /// The rest of a frame of `body`.
-    rest: Bytes,
-    progress: Option<Arc<watch::Sender<Progress>>>,
-    _stream: OpenStream,
+    unsent: Bytes,
+    progress: Option<Arc<watch::Sender<ResponseProgress>>>,
+    _open_stream: OpenHttp2StreamGuard,
 }
 
-impl StreamBody {
+impl Http2ResponseBody {
     /// Makes the body of the response that the current task sends.
-    pub(super) fn new(body: Body, obsolete: Option<ObsoleteAfter>, stream: OpenStream) -> Self {
-        let progress = PROGRESS.try_with(Arc::clone).ok();
+    pub(super) fn new(body: Body, obsolete: Option<ResponseObsoleteAfter>, stream: OpenHttp2StreamGuard) -> Self {
+        let progress = RESPONSE_PROGRESS.try_with(Arc::clone).ok();
         if let Some(progress) = &progress {
             let now = Instant::now();
-            progress.send_replace(Progress {
+            progress.send_replace(ResponseProgress {
                 unread_since: Some(now),
-                obsolete_at: obsolete.map(|ObsoleteAfter(time)| now + time),
+                obsolete_at: obsolete.map(|ResponseObsoleteAfter(time)| now + time),
             });
         }
         Self {
             body,
-            rest: Bytes::new(),
+            unsent: Bytes::new(),
             progress,
-            _stream: stream,
+            _open_stream: stream,
         }
     }
 
-    fn next_piece(&mut self) -> Frame<Bytes> {
-        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+    fn next_chunk(&mut self) -> Frame<Bytes> {
+        let piece = self.unsent.split_to(self.unsent.len().min(MAX_BODY_CHUNK_BYTES));
         Frame::data(Bytes::copy_from_slice(&piece))
     }
 
-    fn record(&self, unread_since: Option<Instant>) {
+    fn set_unread_since(&self, unread_since: Option<Instant>) {
         if let Some(progress) = &self.progress {
             progress.send_modify(|progress| progress.unread_since = unread_since);
         }
     }
 }
 
-impl hyper::body::Body for StreamBody {
+impl hyper::body::Body for Http2ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if self.rest.is_empty() {
+        if self.unsent.is_empty() {
             let polled = Pin::new(&mut self.body).poll_frame(cx);
             if polled.is_pending() {
-                self.record(None);
+                self.set_unread_since(None);
             }
             match ready!(polled) {
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) => self.rest = data,
+                    Ok(data) => self.unsent = data,
                     Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
                 },
                 ended => return Poll::Ready(ended),
             }
         }
-        self.record(Some(Instant::now()));
-        Poll::Ready(Some(Ok(self.next_piece())))
+        self.set_unread_since(Some(Instant::now()));
+        Poll::Ready(Some(Ok(self.next_chunk())))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        self.unsent.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (rest, body) = (self.rest.len() as u64, self.body.size_hint());
+        let (rest, body) = (self.unsent.len() as u64, self.body.size_hint());
         let mut hint = SizeHint::new();
         hint.set_lower(body.lower() + rest);
         if let Some(upper) = body.upper() {
@@ -166,20 +166,20 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(20);
     const SECOND: Duration = Duration::from_secs(1);
 
-    async fn expires_after(steps: impl AsyncFnOnce(&watch::Sender<Progress>)) -> Duration {
-        let progress = watch::Sender::new(Progress::default());
+    async fn expires_after(steps: impl AsyncFnOnce(&watch::Sender<ResponseProgress>)) -> Duration {
+        let progress = watch::Sender::new(ResponseProgress::default());
         let begun = Instant::now();
         let steps = async {
             steps(&progress).await;
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            () = expired(&progress, LIMIT) => begun.elapsed(),
+            () = wait_until_expired(&progress, LIMIT) => begun.elapsed(),
             () = steps => unreachable!("it never ends"),
         }
     }
 
-    fn unread(progress: &watch::Sender<Progress>, is_unread: bool) {
+    fn unread(progress: &watch::Sender<ResponseProgress>, is_unread: bool) {
         progress.send_modify(|progress| progress.unread_since = is_unread.then(Instant::now));
     }
 
@@ -216,13 +216,13 @@ mod tests {
     async fn a_body_is_sent_in_copies_of_its_pieces() {
         use http_body_util::BodyExt as _;
         let bytes: Bytes = (0..100_000u32).map(|n| n as u8).collect::<Vec<_>>().into();
-        let stream = super::super::activity::Activity::default().begin();
-        let mut body = StreamBody::new(Body::from(bytes.clone()), None, stream);
+        let stream = super::super::activity::OpenHttp2StreamCounter::default().register_http2_stream();
+        let mut body = Http2ResponseBody::new(Body::from(bytes.clone()), None, stream);
         assert_eq!(hyper::body::Body::size_hint(&body).exact(), Some(100_000));
         let mut sent = Vec::new();
         while let Some(frame) = body.frame().await {
             let piece = frame.expect("no error").into_data().expect("data");
-            assert!((1..=PIECE).contains(&piece.len()));
+            assert!((1..=MAX_BODY_CHUNK_BYTES).contains(&piece.len()));
             assert!(
                 !bytes.as_ptr_range().contains(&piece.as_ptr()),
                 "no reference to the original"

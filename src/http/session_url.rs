@@ -6,43 +6,45 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::problem::Problem;
 use crate::access::Action;
-use crate::control::Control;
+use crate::control::ControlPlane;
 use crate::control::record::SessionRecord;
 use crate::shard::SessionId;
 
 /// Path prefix of session URLs.
-pub(super) const PREFIX: &str = "/session/";
+pub(super) const SESSION_PATH_PREFIX: &str = "/session/";
 
 /// Path suffixes of a session URL for its layers and events.
-pub(super) const SUB_LAYER: &str = "/layer";
+pub(super) const LAYER_PATH_SUFFIX: &str = "/layer";
 
-pub(super) const SUB_EVENTS: &str = "/events";
+pub(super) const EVENTS_PATH_SUFFIX: &str = "/events";
 
 /// Returns the running viewer session of a URL that has the suffix `below`.
-pub(super) fn session_under(
-    control: &Control,
+pub(super) fn viewer_session_from_uri(
+    control: &ControlPlane,
     uri: &Uri,
-    below: &'static str,
+    suffix: &'static str,
 ) -> Result<(SessionId, SessionRecord), Problem> {
-    let path = uri.path().strip_suffix(below).ok_or_else(Problem::not_found)?;
-    let session = session_of_path(path)?;
-    let record = control.sessions.record(session);
+    let path = uri.path().strip_suffix(suffix).ok_or_else(Problem::not_found)?;
+    let session = session_id_from_path(path)?;
+    let record = control.sessions.running_session_record(session);
     let record = record.filter(|record| record.action == Action::Play);
     Ok((session, record.ok_or_else(Problem::unknown_session)?))
 }
 
 /// Returns the path of a session's URL.
-pub(super) fn path_of(session: SessionId) -> String {
-    format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(session.0))
+pub(super) fn session_path(session: SessionId) -> String {
+    format!("{SESSION_PATH_PREFIX}{}", URL_SAFE_NO_PAD.encode(session.0))
 }
 
 /// Returns the session id in a URL.
-pub(super) fn session_of(uri: &Uri) -> Result<SessionId, Problem> {
-    session_of_path(uri.path())
+pub(super) fn session_id_from_uri(uri: &Uri) -> Result<SessionId, Problem> {
+    session_id_from_path(uri.path())
 }
 
-fn session_of_path(path: &str) -> Result<SessionId, Problem> {
-    let id = path.strip_prefix(PREFIX).and_then(|id| URL_SAFE_NO_PAD.decode(id).ok());
+fn session_id_from_path(path: &str) -> Result<SessionId, Problem> {
+    let id = path
+        .strip_prefix(SESSION_PATH_PREFIX)
+        .and_then(|id| URL_SAFE_NO_PAD.decode(id).ok());
     let id = id.and_then(|id| id.try_into().ok());
     id.map(SessionId).ok_or_else(Problem::unknown_session)
 }

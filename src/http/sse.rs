@@ -11,39 +11,39 @@ use hyper::body::Frame;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// A comment is sent after this time without an event, so that proxies keep the connection open.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const SSE_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Where events come from.
-pub(super) trait EventSource: Send + Unpin {
+pub(super) trait SseEventProducer: Send + Unpin {
     /// Returns the events since the last call, in the format of the standard; `None` at the end of the stream.
-    fn new_events(&mut self) -> Option<String>;
+    fn take_new_events(&mut self) -> Option<String>;
 
-    /// Returns ready when [`Self::new_events`] may return something else than at its last call, also at the end.
+    /// Returns ready when [`Self::take_new_events`] may return something else than at its last call, also at the end.
     fn poll_changed(&mut self, context: &mut Context<'_>) -> Poll<()>;
 }
 
 /// The body of a response with events.
-pub(super) struct EventBody<S> {
-    source: S,
+pub(super) struct SseBody<S> {
+    event_producer: S,
     keep_alive: Interval,
-    is_first: bool,
+    is_first_poll: bool,
 }
 
-impl<S: EventSource> EventBody<S> {
+impl<S: SseEventProducer> SseBody<S> {
     pub(super) fn new(source: S) -> Self {
-        let mut keep_alive = interval(KEEP_ALIVE);
+        let mut keep_alive = interval(SSE_KEEP_ALIVE_INTERVAL);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // The first tick is at once.
         keep_alive.reset();
         Self {
-            source,
+            event_producer: source,
             keep_alive,
-            is_first: true,
+            is_first_poll: true,
         }
     }
 }
 
-impl<S: EventSource> HttpBody for EventBody<S> {
+impl<S: SseEventProducer> HttpBody for SseBody<S> {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -52,12 +52,12 @@ impl<S: EventSource> HttpBody for EventBody<S> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         loop {
-            let is_first = std::mem::take(&mut self.is_first);
+            let is_first = std::mem::take(&mut self.is_first_poll);
             let is_silent = self.keep_alive.poll_tick(context).is_ready();
             if !is_first && !is_silent {
-                std::task::ready!(self.source.poll_changed(context));
+                std::task::ready!(self.event_producer.poll_changed(context));
             }
-            let Some(mut text) = self.source.new_events() else {
+            let Some(mut text) = self.event_producer.take_new_events() else {
                 return Poll::Ready(None);
             };
             if text.is_empty() && is_silent {
@@ -77,20 +77,20 @@ mod tests {
     use std::future::poll_fn;
     use std::sync::Arc;
 
-    use millstream_core::hub::changes::{Changes, Listener, Topic};
+    use millstream_core::hub::changes::{ChangeListener, ChangeNotifier, Topic};
     use tokio::time::Instant;
 
     use super::*;
 
     struct Scripted {
-        changes: Listener,
+        changes: ChangeListener,
         events: VecDeque<Option<String>>,
         /// How often events were asked for.
         asked: usize,
     }
 
-    impl EventSource for Scripted {
-        fn new_events(&mut self) -> Option<String> {
+    impl SseEventProducer for Scripted {
+        fn take_new_events(&mut self) -> Option<String> {
             self.asked += 1;
             self.events.pop_front().unwrap_or(Some(String::new()))
         }
@@ -100,21 +100,21 @@ mod tests {
         }
     }
 
-    async fn next(body: &mut EventBody<Scripted>) -> Option<Bytes> {
+    async fn next(body: &mut SseBody<Scripted>) -> Option<Bytes> {
         let frame = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await?;
         frame.ok().and_then(|frame| frame.into_data().ok())
     }
 
     #[tokio::test(start_paused = true)]
     async fn events_are_read_after_a_change_and_not_before() {
-        let changes = Arc::new(Changes::default());
+        let changes = Arc::new(ChangeNotifier::default());
         let events = [
             Some("first".to_owned()),
             Some(String::new()),
             Some("second".to_owned()),
             None,
         ];
-        let mut body = EventBody::new(Scripted {
+        let mut body = SseBody::new(Scripted {
             changes: changes.listen([Topic::Everything]),
             events: events.into(),
             asked: 0,
@@ -124,12 +124,18 @@ mod tests {
         assert_eq!(start.elapsed(), Duration::ZERO);
         // Nothing changes: one comment each 15 s, and the source was asked for nothing else.
         assert_eq!(next(&mut body).await.as_deref(), Some(&b":\n\n"[..]));
-        assert_eq!((start.elapsed(), body.source.asked), (KEEP_ALIVE, 2));
+        assert_eq!(
+            (start.elapsed(), body.event_producer.asked),
+            (SSE_KEEP_ALIVE_INTERVAL, 2)
+        );
         changes.notify(&Topic::Everything);
         assert_eq!(next(&mut body).await.as_deref(), Some(&b"second"[..]));
-        assert_eq!(start.elapsed(), KEEP_ALIVE);
+        assert_eq!(start.elapsed(), SSE_KEEP_ALIVE_INTERVAL);
         changes.notify(&Topic::Everything);
         assert_eq!(next(&mut body).await, None);
-        assert_eq!((start.elapsed(), body.source.asked), (KEEP_ALIVE, 4));
+        assert_eq!(
+            (start.elapsed(), body.event_producer.asked),
+            (SSE_KEEP_ALIVE_INTERVAL, 4)
+        );
     }
 }

@@ -6,36 +6,39 @@ use axum::extract::FromRef;
 
 use super::auth::Authenticator;
 use super::forwarded::TrustedProxies;
-use super::limits::RateLimit;
-use crate::access::Access;
+use super::limits::PerAddressRateLimit;
+use crate::access::AccessControl;
 use crate::config::Config;
-use crate::control::Control;
+use crate::control::ControlPlane;
 use crate::telemetry::HttpCounters;
 
 /// State of the HTTP server. Handlers extract the parts that they use.
 #[derive(Clone)]
 pub struct HttpState {
-    pub control: Arc<Control>,
+    pub control: Arc<ControlPlane>,
     pub authenticator: Arc<Authenticator>,
-    pub rate: Arc<RateLimit>,
+    pub request_rate_limit: Arc<PerAddressRateLimit>,
     pub counters: Arc<HttpCounters>,
-    pub proxies: TrustedProxies,
+    pub trusted_proxies: TrustedProxies,
 }
 
 impl HttpState {
-    pub fn new(control: Arc<Control>, access: Access, config: &Config) -> Self {
+    pub fn new(control: Arc<ControlPlane>, access: AccessControl, config: &Config) -> Self {
         let (limits, counters) = (&config.limits, Arc::<HttpCounters>::default());
         Self {
             control,
             authenticator: Arc::new(Authenticator::new(access, limits, counters.clone())),
-            rate: Arc::new(RateLimit::new(limits.requests_per_second, limits.request_burst)),
+            request_rate_limit: Arc::new(PerAddressRateLimit::new(
+                limits.requests_per_second,
+                limits.request_burst,
+            )),
             counters,
-            proxies: TrustedProxies::new(&config.http.trusted_proxies),
+            trusted_proxies: TrustedProxies::new(&config.http.trusted_proxies),
         }
     }
 }
 
-impl FromRef<HttpState> for Arc<Control> {
+impl FromRef<HttpState> for Arc<ControlPlane> {
     fn from_ref(state: &HttpState) -> Self {
         state.control.clone()
     }

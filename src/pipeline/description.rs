@@ -7,13 +7,13 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::value::{Parameter, ParameterType, TargetHost, ValueError};
-use millstream_worker_runtime::wire::{Input, Job};
+use super::parameter::{Parameter, ParameterType, TargetHost, ValueError};
+use millstream_worker_runtime::wire::{InputTrack, PipelineJob};
 
 /// A pipeline, as described by its file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Description {
+pub struct PipelineDescription {
     /// What it is for, in a sentence.
     pub description: String,
     /// Launch line in the syntax of `gst-launch`. Its sinks are `appsink name=video` and `appsink name=audio`; a
@@ -28,13 +28,13 @@ pub struct Description {
     #[serde(default)]
     pub network: bool,
     #[serde(default)]
-    pub limits: Limits,
+    pub limits: WorkerLimits,
 }
 
 /// Resource and time limits of one worker.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Limits {
+pub struct WorkerLimits {
     /// Resident memory in MiB; a worker that exceeds it is killed. 32 to 16384.
     pub memory: u32,
     /// Number of processors that it may use; 0 means no limit.
@@ -45,7 +45,7 @@ pub struct Limits {
     pub stall_timeout: f64,
 }
 
-impl Default for Limits {
+impl Default for WorkerLimits {
     fn default() -> Self {
         Self {
             memory: 512,
@@ -56,7 +56,7 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
+impl WorkerLimits {
     pub fn memory_bytes(&self) -> u64 {
         u64::from(self.memory) << 20
     }
@@ -72,26 +72,26 @@ impl Limits {
 
 /// Why a pipeline file is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum DescriptionError {
-    #[error("line {line}: {message}")]
+pub enum PipelineDescriptionError {
+    #[error("error in line {line} of the pipeline file: {message}")]
     Syntax { line: usize, message: String },
-    #[error("`{key}` {problem}")]
-    Key { key: String, problem: String },
+    #[error("key `{key}` of the pipeline file: {problem}")]
+    InvalidKey { key: String, problem: String },
 }
 
 /// Maximum length of the launch line, in bytes.
 const MAX_LAUNCH_BYTES: usize = 16_384;
 
-impl Description {
+impl PipelineDescription {
     /// Parses and validates a pipeline file.
     ///
     /// # Errors
     ///
-    /// A [`DescriptionError`] that names the line or the key.
-    pub fn parse(text: &str) -> Result<Self, DescriptionError> {
+    /// A [`PipelineDescriptionError`] that names the line or the key.
+    pub fn from_toml(text: &str) -> Result<Self, PipelineDescriptionError> {
         let description: Self = toml::from_str(text).map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-            DescriptionError::Syntax {
+            PipelineDescriptionError::Syntax {
                 line: before.matches('\n').count() + 1,
                 message: error.message().to_owned(),
             }
@@ -100,25 +100,31 @@ impl Description {
         Ok(description)
     }
 
-    fn check(&self) -> Result<(), DescriptionError> {
+    fn check(&self) -> Result<(), PipelineDescriptionError> {
         let invalid = |key: &str, problem: &str| {
-            Err(DescriptionError::Key {
+            Err(PipelineDescriptionError::InvalidKey {
                 key: key.to_owned(),
                 problem: problem.to_owned(),
             })
         };
         if self.launch.trim().is_empty() || self.launch.len() > MAX_LAUNCH_BYTES {
-            return invalid("launch", "must be a launch line of 1 to 16384 bytes");
+            return invalid("launch", "the launch line must have between 1 and 16384 bytes");
         }
         let limits = &self.limits;
         if !(32..=16_384).contains(&limits.memory) {
-            return invalid("limits.memory", "must be 32 to 16384 (MiB)");
+            return invalid("limits.memory", "the memory limit must be between 32 and 16384 (MiB)");
         }
         if !(1.0..=300.0).contains(&limits.start_timeout) {
-            return invalid("limits.start_timeout", "must be 1 to 300 (seconds)");
+            return invalid(
+                "limits.start_timeout",
+                "the start timeout must be between 1 and 300 (seconds)",
+            );
         }
         if !(0.5..=300.0).contains(&limits.stall_timeout) {
-            return invalid("limits.stall_timeout", "must be 0.5 to 300 (seconds)");
+            return invalid(
+                "limits.stall_timeout",
+                "the stall timeout must be between 0.5 and 300 (seconds)",
+            );
         }
         for (name, parameter) in &self.params {
             let key = format!("params.{name}");
@@ -127,21 +133,24 @@ impl Description {
                 parts.is_some_and(|(element, property)| !element.is_empty() && !property.is_empty())
             };
             if parameter.set.is_empty() || !parameter.set.iter().all(is_target) {
-                return invalid(&format!("{key}.set"), "must list targets as `element.property`");
+                return invalid(
+                    &format!("{key}.set"),
+                    "the list must contain targets as `element.property`",
+                );
             }
             if parameter.kind == ParameterType::Url && parameter.schemes.is_empty() {
                 return invalid(
                     &format!("{key}.schemes"),
-                    "is missing: a URL needs a list of allowed schemes",
+                    "the list of allowed schemes is missing: a URL parameter needs it",
                 );
             }
             if parameter.required && parameter.default.is_some() {
-                return invalid(&key, "cannot be required, because it has a default");
+                return invalid(&key, "the parameter cannot be required, because it has a default");
             }
             // Whether a file or device exists depends on the host.
             let is_path = matches!(parameter.kind, ParameterType::File | ParameterType::Device);
             if let Some(default) = parameter.default.as_ref().filter(|_| !is_path)
-                && let Err(error) = parameter.check(default)
+                && let Err(error) = parameter.check_value(default)
             {
                 return invalid(&format!("{key}.default"), &error.to_string());
             }
@@ -154,13 +163,13 @@ impl Description {
         self.launch.contains("name=video_in") || self.launch.contains("name=audio_in")
     }
 
-    /// Returns a job for [`super::process::check`]: parameters without a default are omitted.
-    pub fn trial(&self) -> Job {
+    /// Returns a job for [`super::process::check_pipelines`]: parameters without a default are omitted.
+    pub fn trial_job(&self) -> PipelineJob {
         let defaults = self.params.values().filter_map(|parameter| {
-            let value = parameter.check(parameter.default.as_ref()?).ok()?;
+            let value = parameter.check_value(parameter.default.as_ref()?).ok()?;
             Some((parameter, value.text))
         });
-        Job {
+        PipelineJob {
             launch: self.launch.clone(),
             properties: defaults
                 .flat_map(|(parameter, text)| parameter.set.iter().map(move |target| (target.clone(), text.clone())))
@@ -168,6 +177,7 @@ impl Description {
             inputs: Vec::new(),
             repeats: self.repeats,
             network: self.network,
+            allowed_networks: Vec::new(),
             files: Vec::new(),
             memory: self.limits.memory_bytes(),
             processors: self.limits.processors,
@@ -179,17 +189,21 @@ impl Description {
     /// # Errors
     ///
     /// The names of all parameters whose value is none, and why.
-    pub fn job(&self, values: &toml::Table, inputs: Vec<Input>) -> Result<(Job, Vec<TargetHost>), ParameterErrors> {
+    pub fn build_job_and_target_hosts(
+        &self,
+        values: &toml::Table,
+        inputs: Vec<InputTrack>,
+    ) -> Result<(PipelineJob, Vec<TargetHost>), ParameterErrors> {
         let known = || self.params.keys().cloned().collect();
         let unknown = values.keys().filter(|name| !self.params.contains_key(*name));
         let mut wrong: ParameterErrors = unknown
-            .map(|name| (name.clone(), ParameterError::Unknown { known: known() }))
+            .map(|name| (name.clone(), ParameterError::UnknownParameter { known: known() }))
             .collect();
         let (mut properties, mut hosts, mut files): (Vec<_>, Vec<_>, Vec<PathBuf>) = Default::default();
         for (name, parameter) in &self.params {
             let value = match values.get(name).or(parameter.default.as_ref()) {
-                Some(value) => parameter.check(value),
-                None if parameter.required => Err(ValueError::Missing),
+                Some(value) => parameter.check_value(value),
+                None if parameter.required => Err(ValueError::MissingValue),
                 None => continue,
             };
             match value {
@@ -198,18 +212,19 @@ impl Description {
                     hosts.extend(value.host);
                     files.extend(value.file);
                 }
-                Err(error) => wrong.push((name.clone(), ParameterError::Value(error))),
+                Err(error) => wrong.push((name.clone(), ParameterError::InvalidValue(error))),
             }
         }
         if !wrong.is_empty() {
             return Err(wrong);
         }
-        let job = Job {
+        let job = PipelineJob {
             launch: self.launch.clone(),
             properties,
             inputs,
             repeats: self.repeats,
             network: self.network,
+            allowed_networks: Vec::new(),
             files,
             memory: self.limits.memory_bytes(),
             processors: self.limits.processors,
@@ -224,8 +239,8 @@ pub type ParameterErrors = Vec<(String, ParameterError)>;
 /// Why a pipeline cannot be run with the values that a stream gives.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ParameterError {
-    #[error("is unknown; known parameters: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
-    Unknown { known: Vec<String> },
+    #[error("the parameter is unknown; known parameters: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
+    UnknownParameter { known: Vec<String> },
     #[error(transparent)]
-    Value(#[from] ValueError),
+    InvalidValue(#[from] ValueError),
 }

@@ -6,29 +6,32 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::description::{Description, DescriptionError};
-use millstream_worker_runtime::wire::Job;
+use super::description::{PipelineDescription, PipelineDescriptionError};
+use millstream_worker_runtime::wire::PipelineJob;
 
 /// Pipelines by name.
 #[derive(Clone, Debug)]
-pub struct Library {
-    by_name: BTreeMap<String, Arc<Description>>,
+pub struct PipelineLibrary {
+    by_name: BTreeMap<String, Arc<PipelineDescription>>,
 }
 
 /// Why a folder of pipelines cannot be loaded.
 #[derive(Debug, Error)]
-pub enum LibraryError {
-    #[error("cannot read {}: {source}", path.display())]
+pub enum PipelineLibraryError {
+    #[error("cannot read the pipeline file or folder {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{}: {source}", path.display())]
-    Description { path: PathBuf, source: DescriptionError },
-    #[error("{}: a pipeline name may only contain letters, digits, `_` and `-`", .0.display())]
-    Name(PathBuf),
-    #[error("{} contains more than {MAX_FILES} pipelines", .0.display())]
-    TooMany(PathBuf),
+    #[error("invalid pipeline file {}: {source}", path.display())]
+    InvalidDescription {
+        path: PathBuf,
+        source: PipelineDescriptionError,
+    },
+    #[error("invalid pipeline file name {}: a pipeline name may only contain letters, digits, `_` and `-`", .0.display())]
+    InvalidName(PathBuf),
+    #[error("the pipeline folder {} contains more than {MAX_PIPELINE_FILES} pipeline files", .0.display())]
+    TooManyPipelines(PathBuf),
 }
 
-const MAX_FILES: usize = 500;
+const MAX_PIPELINE_FILES: usize = 500;
 
 /// Embeds the files of `pipelines/` in the binary, so that it runs from anywhere.
 macro_rules! shipped {
@@ -37,10 +40,11 @@ macro_rules! shipped {
     };
 }
 
-const SHIPPED: [(&str, &str); 16] = shipped![
+const SHIPPED_PIPELINES: [(&str, &str); 17] = shipped![
     "test",
     "slate",
     "rtsp",
+    "rtsp-audio",
     "srt",
     "srt-listen",
     "rtmp",
@@ -56,12 +60,13 @@ const SHIPPED: [(&str, &str); 16] = shipped![
     "to-jpeg",
 ];
 
-impl Library {
+impl PipelineLibrary {
     /// Returns the pipelines shipped with the gateway.
     pub fn shipped() -> Self {
-        let parse = |(name, text): (&str, &str)| Some((name.to_owned(), Arc::new(Description::parse(text).ok()?)));
+        let parse =
+            |(name, text): (&str, &str)| Some((name.to_owned(), Arc::new(PipelineDescription::from_toml(text).ok()?)));
         Self {
-            by_name: SHIPPED.into_iter().filter_map(parse).collect(),
+            by_name: SHIPPED_PIPELINES.into_iter().filter_map(parse).collect(),
         }
     }
 
@@ -69,12 +74,12 @@ impl Library {
     ///
     /// # Errors
     ///
-    /// A [`LibraryError`] for each file that cannot be used.
-    pub fn add_folder(&mut self, folder: &Path) -> Result<(), Vec<LibraryError>> {
-        let files = files(folder).map_err(|error| vec![error])?;
+    /// A [`PipelineLibraryError`] for each file that cannot be used.
+    pub fn add_folder(&mut self, folder: &Path) -> Result<(), Vec<PipelineLibraryError>> {
+        let files = pipeline_files(folder).map_err(|error| vec![error])?;
         let mut errors = Vec::new();
         for path in files {
-            match read(path) {
+            match read_pipeline(path) {
                 Ok((name, description)) => {
                     self.by_name.insert(name, Arc::new(description));
                 }
@@ -84,34 +89,34 @@ impl Library {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    /// Returns a trial job for each pipeline; see [`Description::trial`].
-    pub fn trials(&self) -> Vec<(String, Job)> {
+    /// Returns a trial job for each pipeline; see [`PipelineDescription::trial_job`].
+    pub fn trial_jobs(&self) -> Vec<(String, PipelineJob)> {
         self.iter()
-            .map(|(name, description)| (name.to_owned(), description.trial()))
+            .map(|(name, description)| (name.to_owned(), description.trial_job()))
             .collect()
     }
 
     /// Returns the pipeline with this name.
-    pub fn get(&self, name: &str) -> Option<&Arc<Description>> {
+    pub fn get(&self, name: &str) -> Option<&Arc<PipelineDescription>> {
         self.by_name.get(name)
     }
 
     /// Iterates over all pipelines, sorted by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Description>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<PipelineDescription>)> {
         self.by_name
             .iter()
             .map(|(name, description)| (name.as_str(), description))
     }
 
     /// Returns all names, comma-separated, for messages.
-    pub fn names(&self) -> String {
+    pub fn comma_separated_names(&self) -> String {
         self.by_name.keys().cloned().collect::<Vec<_>>().join(", ")
     }
 }
 
 /// All `*.toml` of a folder.
-fn files(folder: &Path) -> Result<Vec<PathBuf>, LibraryError> {
-    let unreadable = |source| LibraryError::Read {
+fn pipeline_files(folder: &Path) -> Result<Vec<PathBuf>, PipelineLibraryError> {
+    let unreadable = |source| PipelineLibraryError::Read {
         path: folder.to_owned(),
         source,
     };
@@ -121,8 +126,8 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, LibraryError> {
         if path.extension().is_some_and(|extension| extension == "toml") {
             files.push(path);
         }
-        if files.len() > MAX_FILES {
-            return Err(LibraryError::TooMany(folder.to_owned()));
+        if files.len() > MAX_PIPELINE_FILES {
+            return Err(PipelineLibraryError::TooManyPipelines(folder.to_owned()));
         }
     }
     files.sort();
@@ -130,20 +135,20 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, LibraryError> {
 }
 
 /// The pipeline of a file, with its name.
-fn read(path: PathBuf) -> Result<(String, Description), LibraryError> {
+fn read_pipeline(path: PathBuf) -> Result<(String, PipelineDescription), PipelineLibraryError> {
     let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
     if name.is_empty() || !name.bytes().all(is_plain) {
-        return Err(LibraryError::Name(path));
+        return Err(PipelineLibraryError::InvalidName(path));
     }
     let name = name.to_owned();
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(source) => return Err(LibraryError::Read { path, source }),
+        Err(source) => return Err(PipelineLibraryError::Read { path, source }),
     };
-    match Description::parse(&text) {
+    match PipelineDescription::from_toml(&text) {
         Ok(description) => Ok((name, description)),
-        Err(source) => Err(LibraryError::Description { path, source }),
+        Err(source) => Err(PipelineLibraryError::InvalidDescription { path, source }),
     }
 }
 
@@ -153,13 +158,13 @@ mod tests {
 
     #[test]
     fn all_shipped_pipelines_are_valid() {
-        for (name, text) in SHIPPED {
-            if let Err(error) = Description::parse(text) {
+        for (name, text) in SHIPPED_PIPELINES {
+            if let Err(error) = PipelineDescription::from_toml(text) {
                 panic!("{name}: {error}");
             }
         }
-        assert_eq!(Library::shipped().iter().count(), SHIPPED.len());
+        assert_eq!(PipelineLibrary::shipped().iter().count(), SHIPPED_PIPELINES.len());
         let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines")).expect("the folder");
-        assert_eq!(folder.count(), SHIPPED.len(), "each file is listed");
+        assert_eq!(folder.count(), SHIPPED_PIPELINES.len(), "each file is listed");
     }
 }

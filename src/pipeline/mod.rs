@@ -10,6 +10,7 @@
 //!   Values are set as element properties after the line was parsed; they are never inserted into its text.
 //! * [`process`]: the gateway's side of a worker: start, supervision, stop.
 //! * [`programs`]: where the programs of workers are.
+//! * [`slots`]: how many workers may run, and for whom.
 //! * [`demuxer`]: the worker that demuxes HLS segments, without GStreamer.
 //! * [`packages`]: the Debian packages that provide GStreamer elements.
 //!
@@ -20,6 +21,7 @@ pub mod demuxer;
 pub mod description;
 pub mod library;
 pub mod packages;
+pub mod parameter;
 pub mod process;
 pub mod programs;
-pub mod value;
+pub mod slots;

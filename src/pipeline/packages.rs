@@ -1,10 +1,10 @@
 //! The Debian packages that provide GStreamer elements. GStreamer itself does not know them.
 
 /// Debian packages of the libraries that the worker links.
-pub const LIBRARIES: &str = "libgstreamer1.0-0 libgstreamer-plugins-base1.0-0";
+pub const GSTREAMER_LIBRARY_PACKAGES: &str = "libgstreamer1.0-0 libgstreamer-plugins-base1.0-0";
 
 /// Elements of the shipped pipelines and of those that operators are likely to write. Use `apt-file search` for others.
-const PACKAGES: [(&str, &[&str]); 8] = [
+const ELEMENTS_BY_PACKAGE: [(&str, &[&str]); 8] = [
     (
         "gstreamer1.0-plugins-base",
         &[
@@ -105,29 +105,38 @@ const PACKAGES: [(&str, &[&str]); 8] = [
 ];
 
 /// Returns the package of an element; `None` if the element is not listed here.
-pub fn package_of(element: &str) -> Option<&'static str> {
-    PACKAGES
+pub fn debian_package_of(element: &str) -> Option<&'static str> {
+    ELEMENTS_BY_PACKAGE
         .iter()
         .find(|(_, elements)| elements.contains(&element))
         .map(|(package, _)| *package)
 }
 
 /// Returns how to install these elements, in a sentence.
-pub fn advice(elements: &[String]) -> String {
-    let mut packages: Vec<&str> = elements.iter().filter_map(|element| package_of(element)).collect();
+pub fn install_advice(elements: &[String]) -> String {
+    let mut packages: Vec<&str> = elements
+        .iter()
+        .filter_map(|element| debian_package_of(element))
+        .collect();
     packages.sort_unstable();
     packages.dedup();
     let unknown: Vec<&str> = elements
         .iter()
-        .filter(|element| package_of(element).is_none())
+        .filter(|element| debian_package_of(element).is_none())
         .map(String::as_str)
         .collect();
     let mut advice = Vec::new();
     if !packages.is_empty() {
-        advice.push(format!("install with: apt-get install {}", packages.join(" ")));
+        advice.push(format!(
+            "install the missing Debian packages with: apt-get install {}",
+            packages.join(" ")
+        ));
     }
     if !unknown.is_empty() {
-        advice.push(format!("the Debian package is unknown for {}", unknown.join(", ")));
+        advice.push(format!(
+            "the Debian packages of these GStreamer elements are unknown: {}",
+            unknown.join(", ")
+        ));
     }
     advice.join("; ")
 }
@@ -140,8 +149,8 @@ mod tests {
     fn missing_elements_are_named_with_their_package() {
         let missing = ["x264enc", "opusenc", "x264enc", "ndisrc"].map(str::to_owned);
         assert_eq!(
-            advice(&missing),
-            "install with: apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-ugly; the Debian package is unknown for ndisrc"
+            install_advice(&missing),
+            "install the missing Debian packages with: apt-get install gstreamer1.0-plugins-base gstreamer1.0-plugins-ugly; the Debian packages of these GStreamer elements are unknown: ndisrc"
         );
     }
 }

@@ -20,104 +20,109 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::description::Limits;
+use super::description::WorkerLimits;
 use super::packages;
-use super::programs::{PIPELINE_WORKER, WorkerPrograms};
+use super::programs::{PIPELINE_WORKER_PROGRAM, WorkerProgramsAndSlots};
+use super::slots::{NoWorkerSlot, WorkerSlot};
 use millstream_worker_runtime::wire::{
-    self, DemuxJob, Failure, Finding, FromWorker, Job, SegmentChunk, ToWorker, WireError, WireFrame,
+    self, DemuxJob, MessageFromWorker, MessageToWorker, PipelineCheckResult, PipelineJob, SegmentChunk, WireError,
+    WireFrame, WorkerFailure,
 };
 
 /// A running worker.
-pub struct Process {
-    _counted: RunningProcess,
+pub struct WorkerProcess {
+    _running_guard: RunningProcessGuard,
+    _slot: WorkerSlot,
     child: Child,
     /// Set if the dynamic linker could not load the program.
     missing_library: Arc<OnceLock<String>>,
     reader: OwnedReadHalf,
-    buffer: BytesMut,
-    commands: mpsc::Sender<ToWorker>,
-    limits: Limits,
-    started: Instant,
+    receive_buffer: BytesMut,
+    command_sender: mpsc::Sender<MessageToWorker>,
+    limits: WorkerLimits,
+    started_at: Instant,
     /// Start of the timeout for the first frame.
-    frame_timer: Instant,
+    frame_timeout_start: Instant,
     /// Arrival of the last message; `None` before the first.
-    last_message: Option<Instant>,
+    last_message_at: Option<Instant>,
     /// Arrival of the last frame; `None` before the first.
-    last_frame: Option<Instant>,
-    next_poll: Instant,
+    last_frame_at: Option<Instant>,
+    next_health_check_at: Instant,
 }
 
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
+static RUNNING_WORKER_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Returns the number of worker processes of this gateway.
-pub fn running() -> usize {
-    RUNNING.load(Ordering::Relaxed)
+pub fn running_worker_count() -> usize {
+    RUNNING_WORKER_COUNT.load(Ordering::Relaxed)
 }
 
 /// Counts one worker process while it exists.
-struct RunningProcess;
+struct RunningProcessGuard;
 
-impl RunningProcess {
+impl RunningProcessGuard {
     fn new() -> Self {
-        RUNNING.fetch_add(1, Ordering::Relaxed);
+        RUNNING_WORKER_COUNT.fetch_add(1, Ordering::Relaxed);
         Self
     }
 }
 
-impl Drop for RunningProcess {
+impl Drop for RunningProcessGuard {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, Ordering::Relaxed);
+        RUNNING_WORKER_COUNT.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// Why a worker stopped or must be stopped.
 #[derive(Debug, Error)]
-pub enum ProcessError {
-    #[error("the worker cannot be started: {0}")]
-    Start(io::Error),
+pub enum WorkerProcessError {
+    #[error("the pipeline or demuxer worker cannot be started: {0}")]
+    CannotStart(io::Error),
+    #[error("no further worker may run: {0}")]
+    NoSlot(#[from] NoWorkerSlot),
     #[error(
-        "the program {PIPELINE_WORKER}, which runs pipelines, is not installed: put it next to the program of the gateway, \
+        "the program {PIPELINE_WORKER_PROGRAM}, which runs pipelines, is not installed: put it next to the program of the gateway, \
          from the same release"
     )]
-    NotInstalled,
+    WorkerNotInstalled,
     #[error(
-        "GStreamer is not installed ({library} is missing); install with: apt-get install {}",
-        packages::LIBRARIES
+        "GStreamer is not installed ({library} is missing); install the missing Debian packages with: apt-get install {}",
+        packages::GSTREAMER_LIBRARY_PACKAGES
     )]
-    NoGStreamer { library: String },
-    #[error("the worker crashed ({0})")]
+    GStreamerNotInstalled { library: String },
+    #[error("the pipeline or demuxer worker crashed ({0})")]
     Crashed(ExitStatus),
-    #[error("the worker hung: no heartbeat for {} ms", ALIVE_LIMIT.as_millis())]
+    #[error("the pipeline or demuxer worker hung: it sent no heartbeat for {} ms", HEARTBEAT_TIMEOUT.as_millis())]
     Hung,
-    #[error("the worker used {used} MiB of memory, more than its limit of {limit} MiB")]
-    Memory { used: u64, limit: u32 },
-    #[error("no frame arrived within {0:?} of the start")]
-    NoOutput(Duration),
-    #[error("no frame arrived for {0:?}")]
+    #[error("the pipeline or demuxer worker used {used} MiB of memory, more than its limit of {limit} MiB")]
+    MemoryLimitExceeded { used: u64, limit: u32 },
+    #[error("the pipeline or demuxer worker delivered no frame within {0:?} of its start")]
+    NoFirstFrame(Duration),
+    #[error("the pipeline or demuxer worker delivered no frame for {0:?}")]
     Stalled(Duration),
-    #[error("invalid message from the worker: {0}")]
-    Wire(#[from] WireError),
-    #[error("{}", explain(.0))]
-    Failed(Failure),
-    #[error("the source ended")]
-    Ended,
+    #[error("the pipeline or demuxer worker sent an invalid message: {0}")]
+    InvalidMessage(#[from] WireError),
+    #[error("{}", explain_failure(.0))]
+    WorkerFailed(WorkerFailure),
+    #[error("the pipeline or HLS source reached the end of its media")]
+    SourceEnded,
 }
 
 /// Sends segment chunks to a worker.
 #[derive(Clone, Debug)]
-pub struct Feeder(mpsc::Sender<ToWorker>);
+pub struct ChunkSender(mpsc::Sender<MessageToWorker>);
 
-impl Feeder {
+impl ChunkSender {
     /// Waits until there is room for a chunk and enqueues it; returns `false` if the worker is gone.
     pub async fn send(&self, chunk: SegmentChunk) -> bool {
-        self.0.send(ToWorker::SegmentChunk(chunk)).await.is_ok()
+        self.0.send(MessageToWorker::SegmentChunk(chunk)).await.is_ok()
     }
 }
 
 /// Returns a failure as text, with advice on how to fix it.
-pub fn explain(failure: &Failure) -> String {
+pub fn explain_failure(failure: &WorkerFailure) -> String {
     match failure {
-        Failure::Missing(elements) => format!("{failure}; {}", packages::advice(elements)),
+        WorkerFailure::Missing(elements) => format!("{failure}; {}", packages::install_advice(elements)),
         failure => failure.to_string(),
     }
 }
@@ -126,29 +131,29 @@ pub fn explain(failure: &Failure) -> String {
 pub const DEMUXER_COMMAND: &str = "demuxer";
 
 /// Maximum time between two messages; heartbeats arrive every 200 ms.
-const ALIVE_LIMIT: Duration = Duration::from_millis(1_000);
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(1_000);
 
 /// Maximum time until the first message: the program is read from disk, and plugins are loaded.
-const START_LIMIT: Duration = Duration::from_secs(20);
+const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Time between two checks of a worker's memory and timeouts.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Maximum number of commands and frames queued for a worker. A frame that finds no room is dropped.
-const QUEUE: usize = 256;
+const COMMAND_QUEUE_LENGTH: usize = 256;
 
 /// How long a worker may take to stop gracefully, for example to close its session with a camera.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACEFUL_STOP_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Checking all pipelines loads all their plugins; the first run also scans every installed plugin.
-const CHECK_LIMIT: Duration = Duration::from_secs(120);
+const PIPELINE_CHECK_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Maximum number of lines of a worker that are logged, and maximum bytes of each.
-const MAX_LINES: usize = 200;
-const MAX_LINE: u64 = 500;
+const MAX_LOGGED_STDERR_LINES: usize = 200;
+const MAX_LOGGED_STDERR_LINE_BYTES: u64 = 500;
 
 /// Environment variables passed to a worker. All others, such as tokens and proxies, are withheld.
-const VARIABLES: [&str; 12] = [
+const PASSED_ENV_VARIABLES: [&str; 12] = [
     "PATH",
     "HOME",
     "LANG",
@@ -164,54 +169,72 @@ const VARIABLES: [&str; 12] = [
     "LD_LIBRARY_PATH",
 ];
 
-impl Process {
+impl WorkerProcess {
     /// Starts a worker for a job.
     ///
     /// # Errors
     ///
-    /// [`ProcessError::Start`] and [`ProcessError::NotInstalled`].
-    pub fn start(programs: &WorkerPrograms, job: Job, limits: Limits) -> Result<Self, ProcessError> {
-        Self::begin(pipeline_worker(&programs.pipeline), ToWorker::Run(job), limits)
+    /// [`WorkerProcessError::CannotStart`] and [`WorkerProcessError::WorkerNotInstalled`].
+    pub fn spawn_pipeline_worker(
+        programs: &WorkerProgramsAndSlots,
+        slot: WorkerSlot,
+        job: PipelineJob,
+        limits: WorkerLimits,
+    ) -> Result<Self, WorkerProcessError> {
+        let command = pipeline_worker_command(&programs.pipeline_worker);
+        Self::spawn_worker(command, MessageToWorker::RunPipeline(job), limits, slot)
     }
 
     /// Starts a worker that demuxes segments.
     ///
     /// # Errors
     ///
-    /// [`ProcessError::Start`] and [`ProcessError::NotInstalled`].
-    pub fn start_demuxer(programs: &WorkerPrograms, job: DemuxJob, limits: Limits) -> Result<Self, ProcessError> {
-        Self::begin(demuxer(&programs.demuxer), ToWorker::Demux(job), limits)
+    /// [`WorkerProcessError::CannotStart`] and [`WorkerProcessError::WorkerNotInstalled`].
+    pub fn spawn_demuxer_worker(
+        programs: &WorkerProgramsAndSlots,
+        slot: WorkerSlot,
+        job: DemuxJob,
+        limits: WorkerLimits,
+    ) -> Result<Self, WorkerProcessError> {
+        let command = demuxer_command(&programs.demuxer);
+        Self::spawn_worker(command, MessageToWorker::Demux(job), limits, slot)
     }
 
-    fn begin(command: Command, first: ToWorker, limits: Limits) -> Result<Self, ProcessError> {
-        let (mut command, ours) = prepare(command).map_err(ProcessError::Start)?;
+    fn spawn_worker(
+        command: Command,
+        first: MessageToWorker,
+        limits: WorkerLimits,
+        slot: WorkerSlot,
+    ) -> Result<Self, WorkerProcessError> {
+        let (mut command, ours) = set_socket_and_environment(command).map_err(WorkerProcessError::CannotStart)?;
         // GStreamer must not fork a plugin scanner or write its plugin registry.
         command.env("GST_REGISTRY_FORK", "no").env("GST_REGISTRY_UPDATE", "no");
         let mut child = command.spawn().map_err(start_error)?;
         drop(command);
         let missing_library = Arc::new(OnceLock::new());
         if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(log(stderr, child.id(), missing_library.clone()));
+            tokio::spawn(log_stderr(stderr, child.id(), missing_library.clone()));
         }
         let (reader, writer) = ours.into_split();
-        let (commands, queue) = mpsc::channel(QUEUE);
+        let (commands, queue) = mpsc::channel(COMMAND_QUEUE_LENGTH);
         // The queue is empty, so there is room.
         let _ = commands.try_send(first);
-        tokio::spawn(write(writer, queue));
+        tokio::spawn(write_commands(writer, queue));
         let now = Instant::now();
         Ok(Self {
-            _counted: RunningProcess::new(),
+            _running_guard: RunningProcessGuard::new(),
+            _slot: slot,
             child,
             missing_library,
             reader,
-            buffer: BytesMut::new(),
-            commands,
+            receive_buffer: BytesMut::new(),
+            command_sender: commands,
             limits,
-            started: now,
-            frame_timer: now,
-            last_message: None,
-            last_frame: None,
-            next_poll: now + POLL_INTERVAL,
+            started_at: now,
+            frame_timeout_start: now,
+            last_message_at: None,
+            last_frame_at: None,
+            next_health_check_at: now + HEALTH_CHECK_INTERVAL,
         })
     }
 
@@ -221,132 +244,144 @@ impl Process {
     }
 
     /// Sends a frame to the worker; returns `false` if the queue is full and the frame is dropped.
-    pub fn send(&self, frame: WireFrame) -> bool {
-        self.commands.try_send(ToWorker::Frame(frame)).is_ok()
+    pub fn send_frame(&self, frame: WireFrame) -> bool {
+        self.command_sender.try_send(MessageToWorker::Frame(frame)).is_ok()
     }
 
     /// Returns a handle that sends segment chunks.
-    pub fn feeder(&self) -> Feeder {
-        Feeder(self.commands.clone())
+    pub fn chunk_sender(&self) -> ChunkSender {
+        ChunkSender(self.command_sender.clone())
     }
 
     /// Requests a key frame from the encoder of the pipeline.
-    pub fn request_key_frame_of_source(&self) {
-        let _ = self.commands.try_send(ToWorker::KeyFrame);
+    pub fn request_key_frame(&self) {
+        let _ = self.command_sender.try_send(MessageToWorker::KeyFrameRequest);
     }
 
     /// Returns the next message other than a heartbeat. Cancel-safe: dropping the future loses nothing.
     ///
     /// # Errors
     ///
-    /// A [`ProcessError`]; the worker can no longer be used.
-    pub async fn next(&mut self) -> Result<FromWorker, ProcessError> {
-        let result = self.read().await;
-        if let Err(ProcessError::Hung | ProcessError::Memory { .. } | ProcessError::Wire(_)) = result {
+    /// A [`WorkerProcessError`]; the worker can no longer be used.
+    pub async fn next_message_or_kill(&mut self) -> Result<MessageFromWorker, WorkerProcessError> {
+        let result = self.read_message_and_check_health().await;
+        if let Err(
+            WorkerProcessError::Hung
+            | WorkerProcessError::MemoryLimitExceeded { .. }
+            | WorkerProcessError::InvalidMessage(_),
+        ) = result
+        {
             // It will not exit by itself, and its resources must be released.
             let _ = self.child.start_kill();
         }
         result
     }
 
-    async fn read(&mut self) -> Result<FromWorker, ProcessError> {
+    async fn read_message_and_check_health(&mut self) -> Result<MessageFromWorker, WorkerProcessError> {
         loop {
-            while let Some(message) = FromWorker::read(&mut self.buffer)? {
-                self.last_message = Some(Instant::now());
+            while let Some(message) = MessageFromWorker::take_from_buffer(&mut self.receive_buffer)? {
+                self.last_message_at = Some(Instant::now());
                 match message {
-                    FromWorker::Alive => {}
-                    FromWorker::Failed(failure) => return Err(ProcessError::Failed(failure.shown())),
-                    FromWorker::Ended => return Err(ProcessError::Ended),
-                    FromWorker::Frame(frame) => {
-                        self.last_frame = Some(Instant::now());
-                        return Ok(FromWorker::Frame(frame));
+                    MessageFromWorker::Heartbeat => {}
+                    MessageFromWorker::Failed(failure) => {
+                        return Err(WorkerProcessError::WorkerFailed(failure.sanitized()));
+                    }
+                    MessageFromWorker::Ended => return Err(WorkerProcessError::SourceEnded),
+                    MessageFromWorker::Frame(frame) => {
+                        self.last_frame_at = Some(Instant::now());
+                        return Ok(MessageFromWorker::Frame(frame));
                     }
                     message => return Ok(message),
                 }
             }
-            let poll = self.next_poll;
+            let poll = self.next_health_check_at;
             tokio::select! {
                 biased;
-                read = self.reader.read_buf(&mut self.buffer) => match read {
+                read = self.reader.read_buf(&mut self.receive_buffer) => match read {
                     Ok(1..) => {}
                     Ok(0) | Err(_) => return Err(self.exit_error().await),
                 },
-                () = tokio::time::sleep_until(poll) => self.poll()?,
+                () = tokio::time::sleep_until(poll) => self.check_health()?,
             }
         }
     }
 
-    /// Checks timeouts and memory. Called after [`POLL_INTERVAL`] without a read.
-    fn poll(&mut self) -> Result<(), ProcessError> {
+    /// Checks timeouts and memory. Called after [`HEALTH_CHECK_INTERVAL`] without a read.
+    fn check_health(&mut self) -> Result<(), WorkerProcessError> {
         let now = Instant::now();
-        self.next_poll = now + POLL_INTERVAL;
-        let silent = match self.last_message {
-            Some(last_message) => now - last_message >= ALIVE_LIMIT,
-            None => now - self.started >= START_LIMIT,
+        self.next_health_check_at = now + HEALTH_CHECK_INTERVAL;
+        let silent = match self.last_message_at {
+            Some(last_message) => now - last_message >= HEARTBEAT_TIMEOUT,
+            None => now - self.started_at >= FIRST_MESSAGE_TIMEOUT,
         };
         if silent {
-            return Err(ProcessError::Hung);
+            return Err(WorkerProcessError::Hung);
         }
         let is_alive = self
-            .last_message
-            .is_some_and(|last_message| now - last_message < ALIVE_LIMIT / 2);
-        if let Some(used) = self.child.id().and_then(resident)
+            .last_message_at
+            .is_some_and(|last_message| now - last_message < HEARTBEAT_TIMEOUT / 2);
+        if let Some(used) = self.child.id().and_then(resident_memory_bytes)
             && used > self.limits.memory_bytes()
         {
-            return Err(ProcessError::Memory {
+            return Err(WorkerProcessError::MemoryLimitExceeded {
                 used: used >> 20,
                 limit: self.limits.memory,
             });
         }
-        match self.last_frame {
-            None if now >= self.frame_timer + self.limits.start_timeout() => {
-                Err(ProcessError::NoOutput(self.limits.start_timeout()))
+        match self.last_frame_at {
+            None if now >= self.frame_timeout_start + self.limits.start_timeout() => {
+                Err(WorkerProcessError::NoFirstFrame(self.limits.start_timeout()))
             }
             // A worker without heartbeats is not a stalled source: it is about to be reported as hung.
             Some(frame) if now >= frame + self.limits.stall_timeout() && is_alive => {
-                Err(ProcessError::Stalled(self.limits.stall_timeout()))
+                Err(WorkerProcessError::Stalled(self.limits.stall_timeout()))
             }
             _ => Ok(()),
         }
     }
 
     /// Restarts the frame timeout: the input of the worker may pause, and no frame is due then.
-    pub fn expect_no_frame(&mut self) {
-        if let Some(frame) = &mut self.last_frame {
+    pub fn restart_frame_timeout(&mut self) {
+        if let Some(frame) = &mut self.last_frame_at {
             *frame = Instant::now();
         } else {
-            self.frame_timer = Instant::now();
+            self.frame_timeout_start = Instant::now();
         }
     }
 
-    async fn exit_error(&mut self) -> ProcessError {
-        match tokio::time::timeout(GRACE, self.child.wait()).await {
-            Ok(Ok(status)) if status.code() == Some(NOT_LOADED) => self.load_error(status).await,
-            Ok(Ok(status)) => ProcessError::Crashed(status),
-            Ok(Err(error)) => ProcessError::Start(error),
-            Err(_) => ProcessError::Hung,
+    async fn exit_error(&mut self) -> WorkerProcessError {
+        match tokio::time::timeout(GRACEFUL_STOP_TIMEOUT, self.child.wait()).await {
+            Ok(Ok(status)) if status.code() == Some(DYNAMIC_LINKER_ERROR_EXIT_CODE) => {
+                self.missing_library_error(status).await
+            }
+            Ok(Ok(status)) => WorkerProcessError::Crashed(status),
+            Ok(Err(error)) => WorkerProcessError::CannotStart(error),
+            Err(_) => WorkerProcessError::Hung,
         }
     }
 
     /// The task that reads standard error may need a moment until it has found the name of the library.
-    async fn load_error(&self, status: ExitStatus) -> ProcessError {
+    async fn missing_library_error(&self, status: ExitStatus) -> WorkerProcessError {
         for _ in 0..50 {
             match self.missing_library.get() {
                 Some(library) => {
-                    return ProcessError::NoGStreamer {
+                    return WorkerProcessError::GStreamerNotInstalled {
                         library: library.clone(),
                     };
                 }
                 None => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         }
-        ProcessError::Crashed(status)
+        WorkerProcessError::Crashed(status)
     }
 
-    /// Stops the worker gracefully, or kills it after [`GRACE`]. Dropping it kills it.
+    /// Stops the worker gracefully, or kills it after [`GRACEFUL_STOP_TIMEOUT`]. Dropping it kills it.
     pub async fn stop(mut self) {
-        let _ = self.commands.try_send(ToWorker::Stop);
-        if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
+        let _ = self.command_sender.try_send(MessageToWorker::Stop);
+        if tokio::time::timeout(GRACEFUL_STOP_TIMEOUT, self.child.wait())
+            .await
+            .is_err()
+        {
             self.kill().await;
         }
     }
@@ -361,77 +396,81 @@ impl Process {
 ///
 /// # Errors
 ///
-/// A [`ProcessError`] if the check itself fails.
-pub async fn check(programs: &WorkerPrograms, jobs: Vec<(String, Job)>) -> Result<Vec<Finding>, ProcessError> {
-    let (mut command, mut ours) = prepare(pipeline_worker(&programs.pipeline)).map_err(ProcessError::Start)?;
+/// A [`WorkerProcessError`] if the check itself fails.
+pub async fn check_pipelines(
+    programs: &WorkerProgramsAndSlots,
+    jobs: Vec<(String, PipelineJob)>,
+) -> Result<Vec<PipelineCheckResult>, WorkerProcessError> {
+    let (mut command, mut ours) = set_socket_and_environment(pipeline_worker_command(&programs.pipeline_worker))
+        .map_err(WorkerProcessError::CannotStart)?;
     let mut child = command.spawn().map_err(start_error)?;
     drop(command);
     let missing_library = Arc::new(OnceLock::new());
     let logging = child
         .stderr
         .take()
-        .map(|stderr| tokio::spawn(log(stderr, child.id(), missing_library.clone())));
+        .map(|stderr| tokio::spawn(log_stderr(stderr, child.id(), missing_library.clone())));
     let checking = async {
         let mut bytes = BytesMut::new();
-        ToWorker::Check(jobs).write(&mut bytes);
+        MessageToWorker::CheckPipelines(jobs).write(&mut bytes);
         // A worker that could not be loaded does not read it; the end of its output says so.
         let _ = ours.write_all(&bytes).await;
         let mut buffer = BytesMut::new();
         loop {
-            while let Some(message) = FromWorker::read(&mut buffer)? {
-                if let FromWorker::Checked(findings) = message {
+            while let Some(message) = MessageFromWorker::take_from_buffer(&mut buffer)? {
+                if let MessageFromWorker::CheckResults(findings) = message {
                     return Ok(findings);
                 }
             }
             if ours.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
-                let status = child.wait().await.map_err(ProcessError::Start)?;
+                let status = child.wait().await.map_err(WorkerProcessError::CannotStart)?;
                 if let Some(logging) = logging {
                     let _ = logging.await;
                 }
                 return Err(match missing_library.get() {
-                    Some(library) => ProcessError::NoGStreamer {
+                    Some(library) => WorkerProcessError::GStreamerNotInstalled {
                         library: library.clone(),
                     },
-                    None => ProcessError::Crashed(status),
+                    None => WorkerProcessError::Crashed(status),
                 });
             }
         }
     };
-    tokio::time::timeout(CHECK_LIMIT, checking)
+    tokio::time::timeout(PIPELINE_CHECK_TIMEOUT, checking)
         .await
-        .unwrap_or(Err(ProcessError::Hung))
+        .unwrap_or(Err(WorkerProcessError::Hung))
 }
 
 /// Exit status of the dynamic linker for a program that it cannot load.
-const NOT_LOADED: i32 = 127;
+const DYNAMIC_LINKER_ERROR_EXIT_CODE: i32 = 127;
 
-fn start_error(error: io::Error) -> ProcessError {
+fn start_error(error: io::Error) -> WorkerProcessError {
     match error.kind() {
-        io::ErrorKind::NotFound => ProcessError::NotInstalled,
-        _ => ProcessError::Start(error),
+        io::ErrorKind::NotFound => WorkerProcessError::WorkerNotInstalled,
+        _ => WorkerProcessError::CannotStart(error),
     }
 }
 
-fn pipeline_worker(program: &Path) -> Command {
+fn pipeline_worker_command(program: &Path) -> Command {
     let mut command = Command::new(program);
-    command.arg0(PIPELINE_WORKER);
+    command.arg0(PIPELINE_WORKER_PROGRAM);
     command
 }
 
-fn demuxer(program: &Path) -> Command {
+fn demuxer_command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.arg0("millstream").arg(DEMUXER_COMMAND);
     command
 }
 
 /// Returns the command and our end of the socket. Dropping the command closes the worker's end in this process.
-fn prepare(mut command: Command) -> io::Result<(Command, UnixStream)> {
+fn set_socket_and_environment(mut command: Command) -> io::Result<(Command, UnixStream)> {
     let (ours, theirs) = StdStream::pair()?;
     ours.set_nonblocking(true)?;
     command
         .env_clear()
         .envs(
-            VARIABLES
+            PASSED_ENV_VARIABLES
                 .iter()
                 .filter_map(|name| Some((name, std::env::var_os(name)?))),
         )
@@ -444,7 +483,7 @@ fn prepare(mut command: Command) -> io::Result<(Command, UnixStream)> {
     Ok((command, UnixStream::from_std(ours)?))
 }
 
-async fn write(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<ToWorker>) {
+async fn write_commands(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<MessageToWorker>) {
     let mut bytes = BytesMut::new();
     while let Some(message) = queue.recv().await {
         bytes.clear();
@@ -456,18 +495,18 @@ async fn write(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<ToWorker>) 
 }
 
 /// Logs what the libraries of a worker write to standard error, within bounds.
-async fn log(stderr: ChildStderr, id: Option<u32>, missing_library: Arc<OnceLock<String>>) {
+async fn log_stderr(stderr: ChildStderr, id: Option<u32>, missing_library: Arc<OnceLock<String>>) {
     let mut reader = BufReader::new(stderr);
-    for _ in 0..MAX_LINES {
+    for _ in 0..MAX_LOGGED_STDERR_LINES {
         let mut line = Vec::new();
-        let mut limited = (&mut reader).take(MAX_LINE);
+        let mut limited = (&mut reader).take(MAX_LOGGED_STDERR_LINE_BYTES);
         match limited.read_until(b'\n', &mut line).await {
             Ok(1..) => {
-                let text = wire::shown(&String::from_utf8_lossy(&line));
-                if let Some(library) = missing_library_in(&text) {
+                let text = wire::sanitize_worker_text(&String::from_utf8_lossy(&line));
+                if let Some(library) = parse_missing_library(&text) {
                     let _ = missing_library.set(library.to_owned());
                 }
-                debug!(worker = id, text, "worker output");
+                debug!(worker = id, text, "pipeline or demuxer worker wrote to standard error");
             }
             Ok(0) | Err(_) => return,
         }
@@ -477,13 +516,13 @@ async fn log(stderr: ChildStderr, id: Option<u32>, missing_library: Arc<OnceLock
 }
 
 /// Returns the library that the dynamic linker (ld.so(8)) did not find, if this line of its output says so.
-fn missing_library_in(line: &str) -> Option<&str> {
+fn parse_missing_library(line: &str) -> Option<&str> {
     let (_, rest) = line.split_once("error while loading shared libraries: ")?;
     rest.split(':').next()
 }
 
 /// Resident memory of a process in bytes.
-fn resident(id: u32) -> Option<u64> {
+fn resident_memory_bytes(id: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{id}/statm")).ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
@@ -497,7 +536,7 @@ mod tests {
     fn a_missing_library_is_read_from_the_output_of_the_dynamic_linker() {
         let line = "millstream-worker: error while loading shared libraries: libgstapp-1.0.so.0: cannot open shared \
                     object file: No such file or directory";
-        assert_eq!(missing_library_in(line), Some("libgstapp-1.0.so.0"));
-        assert_eq!(missing_library_in("libgstapp-1.0.so.0: something else"), None);
+        assert_eq!(parse_missing_library(line), Some("libgstapp-1.0.so.0"));
+        assert_eq!(parse_missing_library("libgstapp-1.0.so.0: something else"), None);
     }
 }

@@ -2,23 +2,26 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::error::StartError;
+use super::error::MediaPlaneStartError;
 
 /// Returns the candidate addresses with the port: the configured ones, or else those of the host, public IPv4 first and
 /// loopback last.
 ///
 /// # Errors
 ///
-/// [`StartError::NoAddress`] if there is none.
-pub(super) fn candidates(announce: &[IpAddr], local: SocketAddr) -> Result<Vec<SocketAddr>, StartError> {
+/// [`MediaPlaneStartError::NoCandidateAddress`] if there is none.
+pub(super) fn candidate_addresses(
+    announce: &[IpAddr],
+    local: SocketAddr,
+) -> Result<Vec<SocketAddr>, MediaPlaneStartError> {
     let mut addresses: Vec<IpAddr> = match (announce, local.ip()) {
         ([], ip) if !ip.is_unspecified() => vec![ip],
-        ([], _) => host_addresses(local.is_ipv6()),
+        ([], _) => host_addresses_with_loopback_last(local.is_ipv6()),
         (announce, _) => announce.to_vec(),
     };
     addresses.dedup();
     if addresses.is_empty() {
-        return Err(StartError::NoAddress);
+        return Err(MediaPlaneStartError::NoCandidateAddress);
     }
     Ok(addresses
         .into_iter()
@@ -27,7 +30,7 @@ pub(super) fn candidates(announce: &[IpAddr], local: SocketAddr) -> Result<Vec<S
 }
 
 /// Returns the addresses of this host by which peers may reach it, the best first.
-pub fn host_addresses(with_v6: bool) -> Vec<IpAddr> {
+pub fn host_addresses_with_loopback_last(with_v6: bool) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = if_addrs::get_if_addrs()
         .unwrap_or_default()
         .into_iter()

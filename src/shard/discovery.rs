@@ -12,58 +12,58 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::MediaPlane;
-use millstream_core::session::stun::BindingRequest;
+use millstream_core::session::stun::PendingBindingRequest;
 
 /// Interval between discoveries. The address of a home connection changes about once a day.
-const INTERVAL: Duration = Duration::from_secs(60);
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60);
 /// Timeout of a request, and the number of requests per discovery.
-const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
-const MAX_REQUESTS: u32 = 4;
+const STUN_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
+const MAX_STUN_REQUESTS: u32 = 4;
 
 /// Discovers and announces the address until the gateway ends.
-pub async fn run(media: MediaPlane, server: String) {
+pub async fn announce_public_address(media: MediaPlane, server: String) {
     let mut announced = None;
     let mut is_failure_logged = false;
     loop {
-        match discover(&server).await {
+        match discover_public_address(&server).await {
             Some(address) if announced != Some(address) => {
-                info!(%address, server, "announcing the address discovered by STUN");
-                media.announce(address, announced.replace(address));
+                info!(%address, server, "announcing the public address discovered by STUN as ICE candidate");
+                media.announce_address(address, announced.replace(address));
                 is_failure_logged = false;
             }
             Some(_) => is_failure_logged = false,
             None if !is_failure_logged => {
                 warn!(
                     server,
-                    "no response from the server of webrtc.announce_by_stun: the announced addresses stay"
+                    "no response from the STUN server of webrtc.announce_by_stun; keeping the announced addresses"
                 );
                 is_failure_logged = true;
             }
             None => {}
         }
-        sleep(INTERVAL).await;
+        sleep(DISCOVERY_INTERVAL).await;
     }
 }
 
 /// Returns the address of this host as the server sees it.
-async fn discover(server: &str) -> Option<IpAddr> {
+async fn discover_public_address(server: &str) -> Option<IpAddr> {
     let server = lookup_host(server).await.ok()?.find(SocketAddr::is_ipv4)?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
     socket.connect(server).await.ok()?;
-    let binding = BindingRequest::new(&mut || rand::rng().next_u32());
-    for _ in 0..MAX_REQUESTS {
-        let _ = socket.send(&binding.request).await;
+    let binding = PendingBindingRequest::new(&mut || rand::rng().next_u32());
+    for _ in 0..MAX_STUN_REQUESTS {
+        let _ = socket.send(&binding.encoded_message).await;
         let response = async {
             let mut buffer = [0; 1_500];
             loop {
                 let length = socket.recv(&mut buffer).await.ok()?;
-                let found = binding.answer(buffer.get(..length)?);
+                let found = binding.parse_mapped_address(buffer.get(..length)?);
                 if found.is_some() {
                     return found;
                 }
             }
         };
-        if let Ok(Some(address)) = timeout(RESPONSE_TIMEOUT, response).await {
+        if let Ok(Some(address)) = timeout(STUN_RESPONSE_TIMEOUT, response).await {
             return Some(address);
         }
     }

@@ -24,37 +24,37 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
-use super::socket::Sender;
-use millstream_core::hub::lock::{Rank, RankedGuard, RankedMutex};
+use super::socket::DatagramSender;
+use millstream_core::hub::lock::{LockRank, RankedGuard, RankedMutex};
 use millstream_core::session::ice;
-use millstream_core::session::outbox::{Run, Sink};
+use millstream_core::session::outbox::{DatagramSink, GsoRun};
 use millstream_core::shard::counters::SendCounters;
-use millstream_core::shard::message::{Message, ShardMailbox};
-use millstream_core::shard::tcp::{TcpCloseReason, TcpPeers, is_marked, marked};
-use millstream_core::shard::{Shared, ufrag};
+use millstream_core::shard::message::{ShardMailbox, ShardMessage};
+use millstream_core::shard::tcp::{TcpCloseReason, TcpConnectionControl, is_tcp, mark_as_tcp};
+use millstream_core::shard::{SharedState, ufrag};
 
 pub mod queue;
 
-use self::queue::Queue;
+use self::queue::DatagramQueue;
 
 /// Maximum length of a frame in bytes; peers send no datagrams longer than an MTU.
-pub const MAX_FRAME: usize = 4_096;
+pub const MAX_FRAMED_PACKET_BYTES: usize = 4_096;
 
 /// Time within which ICE must authenticate a check of a connection.
-const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(10);
+const ICE_AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection on which nothing arrives for this long is closed, as sessions are (RFC 7675 §5.1).
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const RECEIVE_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time to send what is queued, such as the DTLS close_notify, after the end of the session.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+const SESSION_END_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Size of the kernel's send buffer in bytes: 200 ms of round trip at 8 Mbit/s. By default it could grow to several MiB,
 /// which a peer that does not read would occupy.
-const SEND_BUFFER: usize = 256 * 1024;
+const TCP_SEND_BUFFER_BYTES: usize = 256 * 1024;
 
 /// Bytes that the kernel accepts ahead of sending. The rest stays in the queue, which is bounded in time.
-const NOT_SENT_LOW_WATERMARK: u32 = 16 * 1024;
+const TCP_NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
 
 /// A connection whose data is unacknowledged for this long is closed: the host is unreachable.
 const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,8 +63,8 @@ const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 fn close_reason_of(error: &io::Error) -> TcpCloseReason {
     match error.kind() {
         // The queue's, or the kernel's after [`ACKNOWLEDGEMENT_TIMEOUT`].
-        io::ErrorKind::TimedOut => TcpCloseReason::Stalled,
-        io::ErrorKind::InvalidData => TcpCloseReason::Malformed,
+        io::ErrorKind::TimedOut => TcpCloseReason::PeerNotReading,
+        io::ErrorKind::InvalidData => TcpCloseReason::FrameTooLong,
         _ => TcpCloseReason::ByPeer,
     }
 }
@@ -76,35 +76,35 @@ enum ConnectionState {
     New,
     Authenticated,
     /// It must be closed.
-    Ending(TcpCloseReason),
+    Closing(TcpCloseReason),
 }
 
 #[derive(Debug)]
-struct Connection {
-    queue: Queue,
+struct TcpConnection {
+    send_queue: DatagramQueue,
     state: watch::Sender<ConnectionState>,
 }
 
 /// The connections of peers to the TCP media port.
 #[derive(Debug)]
 pub struct TcpConnections {
-    connections: RankedMutex<HashMap<SocketAddr, Arc<Connection>>>,
+    connections: RankedMutex<HashMap<SocketAddr, Arc<TcpConnection>>>,
     count: AtomicUsize,
 }
 
 impl Default for TcpConnections {
     fn default() -> Self {
         Self {
-            connections: RankedMutex::new(Rank::Connections, HashMap::new()),
+            connections: RankedMutex::new(LockRank::TcpConnections, HashMap::new()),
             count: AtomicUsize::new(0),
         }
     }
 }
 
 impl TcpConnections {
-    fn add(&self, address: SocketAddr) -> Arc<Connection> {
-        let connection = Arc::new(Connection {
-            queue: Queue::default(),
+    fn insert_or_replace(&self, address: SocketAddr) -> Arc<TcpConnection> {
+        let connection = Arc::new(TcpConnection {
+            send_queue: DatagramQueue::default(),
             state: watch::Sender::new(ConnectionState::New),
         });
         let mut connections = self.lock();
@@ -112,13 +112,13 @@ impl TcpConnections {
         self.count.store(connections.len(), Ordering::Release);
         drop(connections);
         if let Some(former) = former {
-            former.end(TcpCloseReason::ByPeer);
+            former.close(TcpCloseReason::ByPeer);
         }
         connection
     }
 
     /// Removes a connection. Returns `false` if its address has another connection now.
-    fn remove(&self, address: SocketAddr, connection: &Arc<Connection>) -> bool {
+    fn remove(&self, address: SocketAddr, connection: &Arc<TcpConnection>) -> bool {
         let mut connections = self.lock();
         let is_current = connections.get(&address).is_none_or(|now| Arc::ptr_eq(now, connection));
         if is_current {
@@ -134,55 +134,68 @@ impl TcpConnections {
     }
 
     /// Returns the number of bytes queued for all connections.
-    pub fn queued(&self) -> usize {
+    pub fn queued_bytes(&self) -> usize {
         let connections: Vec<_> = self.lock().values().cloned().collect();
-        connections.iter().map(|connection| connection.queue.bytes()).sum()
+        connections
+            .iter()
+            .map(|connection| connection.send_queue.queued_bytes())
+            .sum()
     }
 
-    fn send(&self, now: Instant, buffer: &[u8], run: &Run, counters: &SendCounters) {
+    fn send(&self, now: Instant, buffer: &[u8], run: &GsoRun, counters: &SendCounters) {
         let datagrams = buffer.get(run.start..run.end).unwrap_or_default();
-        let number = datagrams.len().div_ceil(run.segment.max(1)) as u64;
+        let number = datagrams.len().div_ceil(run.segment_size.max(1)) as u64;
         let Some(connection) = self.find(run.destination.to) else {
-            counters.dropped_refused.fetch_add(number, Ordering::Relaxed);
+            counters.dropped_by_kernel.fetch_add(number, Ordering::Relaxed);
             return;
         };
-        let taken = connection.queue.push(now, datagrams, run.segment) as u64;
-        counters.datagrams.fetch_add(taken, Ordering::Relaxed);
-        counters.dropped_tcp.fetch_add(number - taken, Ordering::Relaxed);
+        let taken = connection.send_queue.push_datagrams(now, datagrams, run.segment_size) as u64;
+        counters.sent_datagrams.fetch_add(taken, Ordering::Relaxed);
+        counters
+            .dropped_tcp_queue_full
+            .fetch_add(number - taken, Ordering::Relaxed);
     }
 
     /// Returns the connection of an address. Takes no lock for a UDP address.
-    fn find(&self, address: SocketAddr) -> Option<Arc<Connection>> {
-        is_marked(address).then(|| self.lock().get(&address).cloned()).flatten()
+    fn find(&self, address: SocketAddr) -> Option<Arc<TcpConnection>> {
+        is_tcp(address).then(|| self.lock().get(&address).cloned()).flatten()
     }
 
-    fn lock(&self) -> RankedGuard<'_, HashMap<SocketAddr, Arc<Connection>>> {
+    fn lock(&self) -> RankedGuard<'_, HashMap<SocketAddr, Arc<TcpConnection>>> {
         self.connections.lock()
     }
 }
 
-impl TcpPeers for TcpConnections {
-    fn authenticated(&self, address: SocketAddr) {
+impl TcpConnectionControl for TcpConnections {
+    fn mark_authenticated(&self, address: SocketAddr) {
         if let Some(connection) = self.find(address) {
-            connection.change(ConnectionState::New, ConnectionState::Authenticated);
+            connection.transition(ConnectionState::New, ConnectionState::Authenticated);
         }
     }
 
-    fn refuse(&self, address: SocketAddr) {
+    fn close_for_no_session(&self, address: SocketAddr) {
         if let Some(connection) = self.find(address) {
-            connection.change(ConnectionState::New, ConnectionState::Ending(TcpCloseReason::NoSession));
+            connection.transition(
+                ConnectionState::New,
+                ConnectionState::Closing(TcpCloseReason::NoSession),
+            );
         }
     }
 
     fn close(&self, address: SocketAddr) {
         if let Some(connection) = self.find(address) {
-            connection.end(TcpCloseReason::SessionOver);
+            connection.close(TcpCloseReason::SessionOver);
         }
+    }
+
+    fn queue_delay(&self, now: Instant, address: SocketAddr) -> Duration {
+        self.find(address)
+            .map_or(Duration::ZERO, |connection| connection.send_queue.delay(now))
     }
 }
 
-impl Connection {
-    fn change(&self, from: ConnectionState, to: ConnectionState) {
+impl TcpConnection {
+    fn transition(&self, from: ConnectionState, to: ConnectionState) {
         self.state.send_if_modified(|state| {
             let is_due = *state == from;
             if is_due {
@@ -193,21 +206,21 @@ impl Connection {
     }
 
     /// Returns why the connection must be closed, if it must.
-    fn reason(&self) -> Option<TcpCloseReason> {
+    fn close_reason(&self) -> Option<TcpCloseReason> {
         match *self.state.borrow() {
-            ConnectionState::Ending(reason) => Some(reason),
+            ConnectionState::Closing(reason) => Some(reason),
             ConnectionState::New | ConnectionState::Authenticated => None,
         }
     }
 
     /// Closes the connection for this reason. What is queued is still sent, if the peer reads.
-    fn end(&self, reason: TcpCloseReason) {
-        self.queue.close();
-        self.state.send_replace(ConnectionState::Ending(reason));
+    fn close(&self, reason: TcpCloseReason) {
+        self.send_queue.close();
+        self.state.send_replace(ConnectionState::Closing(reason));
     }
 
     /// Waits until the connection must be closed: at `deadline` unless it is authenticated by then.
-    async fn ending(&self, deadline: tokio::time::Instant) -> TcpCloseReason {
+    async fn wait_for_close(&self, deadline: tokio::time::Instant) -> TcpCloseReason {
         let mut state = self.state.subscribe();
         loop {
             let current = *state.borrow_and_update();
@@ -219,37 +232,37 @@ impl Connection {
                     () = sleep_until(deadline) => return TcpCloseReason::Unauthenticated,
                 },
                 ConnectionState::Authenticated => _ = changed.await,
-                ConnectionState::Ending(reason @ TcpCloseReason::SessionOver) => {
-                    sleep(FLUSH_TIMEOUT).await;
+                ConnectionState::Closing(reason @ TcpCloseReason::SessionOver) => {
+                    sleep(SESSION_END_FLUSH_TIMEOUT).await;
                     return reason;
                 }
-                ConnectionState::Ending(reason) => return reason,
+                ConnectionState::Closing(reason) => return reason,
             }
         }
     }
 }
 
 /// Sends datagrams by UDP, or by TCP to peers that are connected by TCP.
-pub(super) struct PeerSink {
-    pub(super) udp: Sender,
+pub(super) struct UdpOrTcpSender {
+    pub(super) udp: DatagramSender,
     pub(super) tcp: Arc<TcpConnections>,
     pub(super) counters: Arc<SendCounters>,
 }
 
-impl Sink for PeerSink {
-    fn send(&mut self, buffer: &[u8], runs: &[Run]) {
-        if self.tcp.count() == 0 && !runs.iter().any(|run| is_marked(run.destination.to)) {
-            return self.udp.send(buffer, runs);
+impl DatagramSink for UdpOrTcpSender {
+    fn send_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
+        if self.tcp.count() == 0 && !runs.iter().any(|run| is_tcp(run.destination.to)) {
+            return self.udp.send_runs(buffer, runs);
         }
         let now = now();
-        for runs in runs.chunk_by(|a, b| is_marked(a.destination.to) == is_marked(b.destination.to)) {
+        for runs in runs.chunk_by(|a, b| is_tcp(a.destination.to) == is_tcp(b.destination.to)) {
             match runs {
-                [first, ..] if is_marked(first.destination.to) => {
+                [first, ..] if is_tcp(first.destination.to) => {
                     for run in runs {
                         self.tcp.send(now, buffer, run, &self.counters);
                     }
                 }
-                runs => self.udp.send(buffer, runs),
+                runs => self.udp.send_runs(buffer, runs),
             }
         }
     }
@@ -264,15 +277,15 @@ fn now() -> Instant {
 }
 
 /// Serves one connection until it ends.
-pub(super) async fn serve(
+pub(super) async fn serve_connection(
     stream: TcpStream,
     peer: SocketAddr,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     connections: Arc<TcpConnections>,
 ) -> TcpCloseReason {
     set_options(&stream);
-    let ended = run(stream, marked(peer), &shared, &connections).await;
-    shared.counters.tcp_ended(ended);
+    let ended = run_connection(stream, mark_as_tcp(peer), &shared, &connections).await;
+    shared.counters.count_closed_tcp_connection(ended);
     ended
 }
 
@@ -280,51 +293,61 @@ pub(super) async fn serve(
 fn set_options(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
-    let _ = socket.set_send_buffer_size(SEND_BUFFER);
-    let _ = socket.set_tcp_notsent_lowat(NOT_SENT_LOW_WATERMARK);
+    let _ = socket.set_send_buffer_size(TCP_SEND_BUFFER_BYTES);
+    let _ = socket.set_tcp_notsent_lowat(TCP_NOTSENT_LOWAT_BYTES);
     let _ = socket.set_tcp_user_timeout(Some(ACKNOWLEDGEMENT_TIMEOUT));
 }
 
-async fn run(stream: TcpStream, address: SocketAddr, shared: &Shared, connections: &TcpConnections) -> TcpCloseReason {
+async fn run_connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    shared: &SharedState,
+    connections: &TcpConnections,
+) -> TcpCloseReason {
     let (mut reader, mut writer) = stream.into_split();
-    let deadline = tokio::time::Instant::now() + AUTHENTICATION_TIMEOUT;
-    let first = match timeout_at(deadline, read_frame(&mut reader)).await {
+    let deadline = tokio::time::Instant::now() + ICE_AUTHENTICATION_TIMEOUT;
+    let first_frame = match timeout_at(deadline, read_framed_packet(&mut reader)).await {
         Ok(Ok(first)) => first,
         Ok(Err(error)) => return close_reason_of(&error),
         Err(_) => return TcpCloseReason::Unauthenticated,
     };
-    let owner = ice::local_ufrag(&first).filter(|_| ice::is_check(&first));
-    let owner = owner.and_then(|ufrag| ufrag::shard_of(&ufrag));
+    let owner = ice::read_local_ufrag(&first_frame).filter(|_| ice::is_binding_request(&first_frame));
+    let owner = owner.and_then(|ufrag| ufrag::shard_of_ufrag(&ufrag));
     let Some(mailbox) = owner.and_then(|owner| shared.mailboxes.get(usize::from(owner.0))) else {
         return TcpCloseReason::NoSession;
     };
-    let connection = connections.add(address);
+    let connection = connections.insert_or_replace(address);
     let ended = tokio::select! {
-        ended = read(reader, first, address, mailbox) => ended,
-        written = connection.queue.write_to(&mut writer) => match written {
-            Ok(()) => connection.reason().unwrap_or(TcpCloseReason::SessionOver),
+        ended = read_framed_packets(reader, first_frame, address, mailbox) => ended,
+        written = connection.send_queue.write_until_closed_and_empty(&mut writer) => match written {
+            Ok(()) => connection.close_reason().unwrap_or(TcpCloseReason::SessionOver),
             Err(error) => close_reason_of(&error),
         },
-        ended = connection.ending(deadline) => ended,
+        ended = connection.wait_for_close(deadline) => ended,
     };
     let was_authenticated = *connection.state.borrow() == ConnectionState::Authenticated;
     if connections.remove(address, &connection) && was_authenticated {
         // If the mailbox is full, the session ends by its timeout once the peer is silent.
-        let _ = mailbox.push(Message::Disconnected { from: address });
+        let _ = mailbox.push_control(ShardMessage::TcpDisconnected { from: address });
     }
     ended
 }
 
 /// Passes received frames to the shard until the connection ends.
-async fn read(mut reader: OwnedReadHalf, first: Vec<u8>, from: SocketAddr, mailbox: &ShardMailbox) -> TcpCloseReason {
-    let mut bytes = first;
+async fn read_framed_packets(
+    mut reader: OwnedReadHalf,
+    first_frame: Vec<u8>,
+    from: SocketAddr,
+    mailbox: &ShardMailbox,
+) -> TcpCloseReason {
+    let mut bytes = first_frame;
     loop {
         // Dropped if the mailbox is full, like on a full UDP socket.
-        let _ = mailbox.offer(Message::Framed { from, bytes });
-        bytes = match timeout(IDLE_TIMEOUT, read_frame(&mut reader)).await {
+        let _ = mailbox.push_low_priority(ShardMessage::TcpFrame { from, bytes });
+        bytes = match timeout(RECEIVE_IDLE_TIMEOUT, read_framed_packet(&mut reader)).await {
             Ok(Ok(frame)) => frame,
             Ok(Err(error)) => return close_reason_of(&error),
-            Err(_) => return TcpCloseReason::Idle,
+            Err(_) => return TcpCloseReason::PeerSentNothing,
         };
     }
 }
@@ -333,10 +356,10 @@ async fn read(mut reader: OwnedReadHalf, first: Vec<u8>, from: SocketAddr, mailb
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::InvalidData`] for a frame longer than [`MAX_FRAME`]; what the connection says.
-pub async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+/// [`io::ErrorKind::InvalidData`] for a frame longer than [`MAX_FRAMED_PACKET_BYTES`]; what the connection says.
+pub async fn read_framed_packet(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let length = usize::from(reader.read_u16().await?);
-    if length > MAX_FRAME {
+    if length > MAX_FRAMED_PACKET_BYTES {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let mut frame = vec![0; length];

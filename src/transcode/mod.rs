@@ -21,43 +21,44 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
-use crate::pipeline::description::Limits;
-use crate::pipeline::library::Library;
-use crate::pipeline::process::{self, Process, ProcessError};
-use crate::pipeline::programs::WorkerPrograms;
-use crate::sources::fetch::attached::{Attached, random_id};
+use crate::pipeline::description::WorkerLimits;
+use crate::pipeline::library::PipelineLibrary;
+use crate::pipeline::process::{self, WorkerProcess, WorkerProcessError};
+use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::slots::{SlotKeptAcrossRestarts, WorkerOwner};
+use crate::sources::fetch::attached::{AttachedSource, random_session_id};
 use crate::sources::fetch::backoff::Backoff;
-use crate::sources::fetch::pipeline::{Running, announced};
+use crate::sources::fetch::pipeline::{StopWorkerOnDrop, announced_track};
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
-use millstream_core::hub::reader::Reader;
+use millstream_core::hub::reader::RingReader;
 use millstream_core::hub::stream::{Stream, StreamState};
-use millstream_core::hub::tap::{Tap, TapQueue};
-use millstream_core::media::clock::{duration, ticks};
+use millstream_core::hub::tap::{StreamTap, TapQueue};
+use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
 use millstream_core::media::depacketizer::{Depacketizer, Frame};
 use millstream_core::media::packet::TrackTime;
 use millstream_core::media::transcode::TranscodeTarget;
-use millstream_core::media::{Codec, Format, Kind};
-use millstream_core::sources::frame_source::{FanOut, FrameSource, Framing};
-use millstream_worker_runtime::wire::{FromWorker, Input, Job, Media, WireFrame};
+use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::sources::frame_source::{AnnouncedTrack, FrameSink, FrameSource, NalFraming};
+use millstream_worker_runtime::wire::{InputTrack, MessageFromWorker, PipelineJob, TrackFormat, WireFrame};
 
 /// How long a worker keeps running after its last viewer left, e.g. for a page reload.
-const LINGER: Duration = Duration::from_secs(5);
+const WORKER_LINGER: Duration = Duration::from_secs(5);
 
 /// Interval of the check for viewers.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
+const VIEWER_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A worker that ran for this long resets the restart backoff.
-const STEADY: Duration = Duration::from_secs(2);
+const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(2);
 
 /// Interval at which the capture time of the original stream is copied to the transcoded one.
-const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+const CAPTURE_TIME_COPY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Without input for this long, no output is expected.
-const IDLE: Duration = Duration::from_millis(500);
+const STALL_EXCUSING_INPUT_GAP: Duration = Duration::from_millis(500);
 
 /// Minimum interval between key frame requests for the start.
-const KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+const MIN_KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Supported conversions, with the pipeline for each.
 const CONVERSIONS: [(Codec, TranscodeTarget, &str); 15] = [
@@ -78,13 +79,17 @@ const CONVERSIONS: [(Codec, TranscodeTarget, &str); 15] = [
     (Codec::Av1, TranscodeTarget::Jpeg, "to-jpeg"),
 ];
 
+/// Tells for whom the worker of a stream runs, given the name of the original stream.
+pub type OwnerLookup = Arc<dyn Fn(&StreamName) -> WorkerOwner + Send + Sync>;
+
 /// Detects the supported conversions and starts the task that transcodes. Returns `None` if none is supported.
-pub async fn start<P: FanOut + Clone + 'static>(
-    library: Library,
-    programs: WorkerPrograms,
+pub async fn start_transcoding_service<P: FrameSink + Clone + 'static>(
+    library: PipelineLibrary,
+    programs: WorkerProgramsAndSlots,
     plane: P,
+    find_owner: OwnerLookup,
 ) -> Option<JoinHandle<()>> {
-    let supported = supported_conversions(&library, &programs).await;
+    let supported = detect_supported_conversions(&library, &programs).await;
     if supported.is_empty() {
         return None;
     }
@@ -97,7 +102,17 @@ pub async fn start<P: FanOut + Clone + 'static>(
     Some(tokio::spawn(async move {
         let mut jobs = JoinSet::new();
         while let Some(key) = keys.recv().await {
-            jobs.spawn(transcode_stream(key, library.clone(), programs.clone(), plane.clone()));
+            let Some(target) = key.transcode_target() else { continue };
+            let job = TranscodeJob {
+                original_stream: key.name.clone(),
+                key: key.clone(),
+                target,
+                pipeline_library: library.clone(),
+                worker_programs: programs.clone(),
+                find_owner: find_owner.clone(),
+                reservation: SlotKeptAcrossRestarts::for_transcode(key),
+            };
+            jobs.spawn(transcode_until_unwatched(job, plane.clone()));
             while jobs.try_join_next().is_some() {}
         }
     }))
@@ -105,17 +120,20 @@ pub async fn start<P: FanOut + Clone + 'static>(
 
 /// Returns the conversions for which the GStreamer plugins are installed. The check also writes the GStreamer plugin
 /// registry, which workers only read.
-async fn supported_conversions(library: &Library, programs: &WorkerPrograms) -> Vec<(Codec, TranscodeTarget)> {
+async fn detect_supported_conversions(
+    library: &PipelineLibrary,
+    programs: &WorkerProgramsAndSlots,
+) -> Vec<(Codec, TranscodeTarget)> {
     let pipelines = CONVERSIONS
         .iter()
         .filter_map(|(_, _, name)| Some((*name, library.get(name)?)));
     let trials = pipelines
-        .map(|(name, description)| (name.to_owned(), description.trial()))
+        .map(|(name, description)| (name.to_owned(), description.trial_job()))
         .collect();
-    let findings = match process::check(programs, trials).await {
+    let findings = match process::check_pipelines(programs, trials).await {
         Ok(findings) => findings,
         Err(error) => {
-            warn!(%error, "transcoding disabled: no pipeline can run");
+            warn!(%error, "transcoding disabled: the check of the conversion pipelines failed");
             return Vec::new();
         }
     };
@@ -132,8 +150,8 @@ async fn supported_conversions(library: &Library, programs: &WorkerPrograms) -> 
                     codec = codec.name(),
                     transcode = transcode.label(),
                     pipeline = name,
-                    problem = process::explain(failure),
-                    "transcoding unavailable: streams of this codec are sent as they are"
+                    problem = process::explain_failure(failure),
+                    "transcoding from this codec unavailable: its pipeline cannot run on this host"
                 );
             }
             None => {}
@@ -143,117 +161,136 @@ async fn supported_conversions(library: &Library, programs: &WorkerPrograms) -> 
 }
 
 /// Runs the worker of one transcoded stream until it has no viewers.
-async fn transcode_stream<P: FanOut>(key: StreamKey, library: Arc<Library>, programs: WorkerPrograms, plane: P) {
-    let Some(transcode) = key.transcode_target() else {
+async fn transcode_until_unwatched<P: FrameSink>(job: TranscodeJob, plane: P) {
+    let transcode = job.target;
+    let Some(transcoded) = plane.hub().find_stream(&job.key) else {
         return;
-    };
-    let Some(transcoded) = plane.hub().find(&key) else {
-        return;
-    };
-    let job = TranscodeJob {
-        original: key.name.clone(),
-        key,
-        transcode,
-        library,
-        programs,
     };
     loop {
         tokio::select! {
-            () = job.run(&plane) => {}
-            () = unwatched(&transcoded, linger(transcode)) => {}
+            () = job.run_workers_forever(&plane) => {}
+            () = wait_until_unwatched(&transcoded, linger_time(transcode)) => {}
         }
         // Opening the stream from here on starts a new job; a viewer that opened it before is found by this check.
         let mut watched = false;
-        plane.hub().release(&transcoded, |state| watched = state.is_watched());
+        plane
+            .hub()
+            .update_stream_and_remove_if_unused(&transcoded, |state| watched = state.is_watched());
         if !watched {
-            info!(stream = %job.original, transcode = transcode.label(), "transcode stopped (no viewers)");
+            info!(stream = %job.original_stream, transcode = transcode.label(), "transcoding stopped: the transcoded stream has no viewers");
             return;
         }
     }
 }
 
 /// Linger time of a target. A snapshot is a single frame, so its worker ends sooner.
-fn linger(transcode: TranscodeTarget) -> Duration {
+fn linger_time(transcode: TranscodeTarget) -> Duration {
     match transcode {
-        TranscodeTarget::Jpeg => LINGER / 5,
-        TranscodeTarget::H264 | TranscodeTarget::Opus | TranscodeTarget::Aac => LINGER,
+        TranscodeTarget::Jpeg => WORKER_LINGER / 5,
+        TranscodeTarget::H264 | TranscodeTarget::Opus | TranscodeTarget::Aac => WORKER_LINGER,
     }
 }
 
-async fn unwatched(stream: &Stream, linger: Duration) {
+async fn wait_until_unwatched(stream: &Stream, linger: Duration) {
     let mut last = Instant::now();
     while last.elapsed() < linger {
-        if stream.with(|state| state.is_watched()) {
+        if stream.with_state(|state| state.is_watched()) {
             last = Instant::now();
         }
-        sleep(POLL_INTERVAL).await;
+        sleep(VIEWER_POLL_INTERVAL).await;
     }
 }
 
 /// One transcoded stream.
 struct TranscodeJob {
     key: StreamKey,
-    original: StreamName,
-    transcode: TranscodeTarget,
-    library: Arc<Library>,
-    programs: WorkerPrograms,
+    original_stream: StreamName,
+    target: TranscodeTarget,
+    pipeline_library: Arc<PipelineLibrary>,
+    worker_programs: WorkerProgramsAndSlots,
+    find_owner: OwnerLookup,
+    reservation: SlotKeptAcrossRestarts,
 }
 
 /// The input of a job: the original track.
 struct TranscodeInput<'a> {
-    tap: Tap<'a>,
+    tap: StreamTap<'a>,
     format: Format,
-    reader: Reader,
+    reader: RingReader,
 }
 
 impl TranscodeJob {
     /// Runs workers, restarting them with backoff.
-    async fn run<P: FanOut>(&self, plane: &P) {
+    async fn run_workers_forever<P: FrameSink>(&self, plane: &P) {
         let mut backoff = Backoff::default();
         let mut logged = None;
         loop {
             let mut running_since = None;
             let error = self.run_worker(plane, &mut running_since).await;
-            if running_since.is_some_and(|running_since: Instant| running_since.elapsed() >= STEADY) {
+            if running_since.is_some_and(|running_since: Instant| running_since.elapsed() >= BACKOFF_RESET_AFTER) {
                 backoff.reset();
                 logged = None;
             }
             let Some(error) = error.map(|error| error.to_string()) else {
                 // The format of the stream has changed, possibly to one that cannot be transcoded.
-                sleep(POLL_INTERVAL).await;
+                sleep(VIEWER_POLL_INTERVAL).await;
                 continue;
             };
             if logged.as_ref() != Some(&error) {
-                warn!(stream = %self.original, transcode = self.transcode.label(), error, "transcode failed");
+                warn!(stream = %self.original_stream, transcode = self.target.label(), error, "transcoding worker failed; the gateway restarts it");
             }
             logged = Some(error);
-            let wait = backoff.after_failure(rand::rng().next_u32());
+            let wait = backoff.delay_after_failure(rand::rng().next_u32());
             sleep(wait).await;
         }
     }
 
+    /// Makes the worker's output the source of this job's stream.
+    fn build_output_source<'a, P: FrameSink>(
+        &self,
+        plane: &'a P,
+        track: AnnouncedTrack,
+    ) -> Option<AttachedSource<'a, P>> {
+        let mut output = FrameSource::preserving_timestamps(self.key.clone(), random_session_id(), &[track]).ok()?;
+        output.set_accepts_key_frame_requests(true);
+        Some(AttachedSource {
+            frame_source: output,
+            media_plane: plane,
+        })
+    }
+
     /// Runs one worker until it fails; `None` if the stream has changed. `running_since` is set at its first output
     /// frame.
-    async fn run_worker<P: FanOut>(&self, plane: &P, running_since: &mut Option<Instant>) -> Option<ProcessError> {
-        let (tap, changed) = tap();
+    async fn run_worker<P: FrameSink>(
+        &self,
+        plane: &P,
+        running_since: &mut Option<Instant>,
+    ) -> Option<WorkerProcessError> {
+        let (tap, changed) = wakeup_tap();
         let mut input = self.wait_for_input(plane, &tap).await;
-        let (job, limits) = self.job(input.format)?;
-        let mut running = match Process::start(&self.programs, job, limits) {
-            Ok(process) => Running(Some(process)),
+        let (job, limits) = self.build_worker_job(input.format)?;
+        let programs = &self.worker_programs;
+        let started = self
+            .reservation
+            .acquire(&programs.slots, (self.find_owner)(&self.original_stream))
+            .map_err(WorkerProcessError::from)
+            .and_then(|slot| WorkerProcess::spawn_pipeline_worker(programs, slot, job, limits));
+        let mut running = match started {
+            Ok(process) => StopWorkerOnDrop(Some(process)),
             Err(error) => return Some(error),
         };
         let process = running.0.as_mut()?;
-        let (transcode, from) = (self.transcode.label(), input.format.codec().name());
-        info!(stream = %self.original, transcode, from, "transcoding");
-        let mut conversion = FrameConversion {
-            kind: self.transcode.kind(),
-            output_codec: self.transcode.format().codec(),
-            rate: input.format.codec().clock_rate(),
-            depacketizer: Depacketizer::new(self.transcode.kind()),
-            base: None,
-            last_input: Instant::now(),
+        let (transcode, from) = (self.target.label(), input.format.codec().name());
+        info!(stream = %self.original_stream, transcode, from, "transcoding started");
+        let mut conversion = WorkerFrameConverter {
+            kind: self.target.kind(),
+            output_codec: self.target.format().codec(),
+            input_clock_rate: input.format.codec().clock_rate(),
+            depacketizer: Depacketizer::new(self.target.kind()),
+            worker_zero_time: None,
+            last_input_at: Instant::now(),
         };
-        let mut attached: Option<Attached<'_, P>> = None;
+        let mut attached: Option<AttachedSource<'_, P>> = None;
         let mut clock_sent: Option<Instant> = None;
         loop {
             let retry_at = conversion.send_new_frames(&mut input, process)?;
@@ -264,161 +301,169 @@ impl TranscodeJob {
                 }
             };
             let message = tokio::select! {
-                message = process.next() => message,
+                message = process.next_message_or_kill() => message,
                 () = changed.notified() => {
-                    tap.take(&mut VecDeque::new());
+                    tap.take_all(&mut VecDeque::new());
                     continue;
                 }
                 () = gap_timeout => continue,
             };
             let frame = match message {
-                Ok(FromWorker::Media(media)) => {
-                    let announced = announced(&media)?;
-                    let mut output = FrameSource::keeping_time(self.key.clone(), random_id(), &[announced]).ok()?;
-                    output.set_takes_key_frame_requests(true);
-                    attached = Some(Attached { feed: output, plane });
+                Ok(MessageFromWorker::TrackFormat(media)) => {
+                    attached = Some(self.build_output_source(plane, announced_track(&media)?)?);
                     continue;
                 }
-                Ok(FromWorker::Frame(frame)) => frame,
+                Ok(MessageFromWorker::Frame(frame)) => frame,
                 Ok(_) => continue,
-                Err(ProcessError::Stalled(_) | ProcessError::NoOutput(_))
-                    if conversion.last_input.elapsed() >= IDLE =>
+                Err(WorkerProcessError::Stalled(_) | WorkerProcessError::NoFirstFrame(_))
+                    if conversion.last_input_at.elapsed() >= STALL_EXCUSING_INPUT_GAP =>
                 {
-                    process.expect_no_frame();
+                    process.restart_frame_timeout();
                     continue;
                 }
                 Err(error) => return Some(error),
             };
-            let Some(Attached { feed: output, .. }) = &mut attached else {
+            let Some(AttachedSource {
+                frame_source: output, ..
+            }) = &mut attached
+            else {
                 continue;
             };
             running_since.get_or_insert_with(Instant::now);
-            conversion.publish_frame(output, &frame);
-            if clock_sent.is_none_or(|clock_sent| clock_sent.elapsed() >= CLOCK_INTERVAL) {
-                let now = Instant::now();
-                let (kind, stream) = (conversion.kind, &input.tap.stream);
-                let time = stream.with(|state| state.track(kind).clock().time_at(now.into_std()));
-                if let Some(time) = time {
-                    output.record_capture_time(conversion.kind, conversion.output_time(time), now.into_std());
-                    clock_sent = Some(now);
-                }
+            conversion.push_to_output(output, &frame);
+            if clock_sent.is_none_or(|clock_sent| clock_sent.elapsed() >= CAPTURE_TIME_COPY_INTERVAL) {
+                clock_sent = conversion.copy_capture_time(&input, output).or(clock_sent);
             }
-            if !plane.feed(output) {
+            if !plane.publish_frames(output) {
                 // This job is the only source of the stream; another one is about to start.
                 return None;
             }
             if output.take_key_frame_request() {
-                process.request_key_frame_of_source();
+                process.request_key_frame();
             }
         }
     }
 
     /// Waits until the original track can be read from a suitable start.
-    async fn wait_for_input<'a, P: FanOut>(&self, plane: &'a P, tap: &Arc<TapQueue>) -> TranscodeInput<'a> {
+    async fn wait_for_input<'a, P: FrameSink>(&self, plane: &'a P, tap: &Arc<TapQueue>) -> TranscodeInput<'a> {
         let mut last_request: Option<Instant> = None;
-        let tap = Tap::open(plane.hub(), &self.original, tap);
+        let tap = StreamTap::open(plane.hub(), &self.original_stream, tap);
         loop {
-            let (input, source) = tap.stream.with(|state| {
-                let input = self.open_input(state);
+            let (input, source) = tap.stream.with_state(|state| {
+                let input = self.open_reader_of_original_track(state);
                 // Audio can be read from any packet on.
-                let is_waiting = input.is_none() && self.transcode.kind() == Kind::Video;
-                let is_due = last_request.is_none_or(|at| at.elapsed() >= KEY_FRAME_REQUEST_INTERVAL);
-                let request = (is_waiting && is_due).then(|| state.request_key_frame_of_source());
+                let is_waiting = input.is_none() && self.target.kind() == MediaKind::Video;
+                let is_due = last_request.is_none_or(|at| at.elapsed() >= MIN_KEY_FRAME_REQUEST_INTERVAL);
+                let request = (is_waiting && is_due).then(|| state.flag_key_frame_request_and_get_source());
                 (input, request.flatten())
             });
             if let Some((format, reader)) = input {
                 return TranscodeInput { tap, format, reader };
             }
             if let Some(source) = source {
-                plane.ask_for_key_frame(source);
+                plane.request_key_frame_of_source(source);
                 last_request = Some(Instant::now());
             }
-            sleep(POLL_INTERVAL / 10).await;
+            sleep(VIEWER_POLL_INTERVAL / 10).await;
         }
     }
 
-    fn open_input(&self, state: &mut StreamState) -> Option<(Format, Reader)> {
-        let kind = self.transcode.kind();
+    fn open_reader_of_original_track(&self, state: &mut StreamState) -> Option<(Format, RingReader)> {
+        let kind = self.target.kind();
         state.source()?;
         let format = state.format(kind)?;
         let ring = state.track(kind).ring();
         let reader = match kind {
-            Kind::Video => Reader::at_key_frame(ring)?,
-            Kind::Audio => Reader::at_end(ring),
+            MediaKind::Video => RingReader::at_newest_key_frame(ring)?,
+            MediaKind::Audio => RingReader::at_end(ring),
         };
         Some((format, reader))
     }
 
-    fn job(&self, format: Format) -> Option<(Job, Limits)> {
+    fn build_worker_job(&self, format: Format) -> Option<(PipelineJob, WorkerLimits)> {
         let (_, _, name) = CONVERSIONS
             .iter()
-            .find(|(codec, transcode, _)| *codec == format.codec() && *transcode == self.transcode)?;
+            .find(|(codec, transcode, _)| *codec == format.codec() && *transcode == self.target)?;
         let media = match format {
-            Format::H264 { .. } => Media::H264,
-            Format::H265 { .. } => Media::H265,
-            Format::Jpeg => Media::Jpeg,
-            Format::Aac(config) => Media::Aac(config.bytes().to_vec()),
-            Format::Opus { .. } => Media::Opus,
-            Format::Pcmu => Media::Pcmu,
-            Format::Pcma => Media::Pcma,
-            Format::Vp8 => Media::Vp8,
-            Format::Vp9 { .. } => Media::Vp9,
-            Format::Av1 { .. } => Media::Av1,
+            Format::H264 { .. } => TrackFormat::H264,
+            Format::H265 { .. } => TrackFormat::H265,
+            Format::Jpeg => TrackFormat::Jpeg,
+            Format::Aac(config) => TrackFormat::Aac(config.bytes().to_vec()),
+            Format::Opus { .. } => TrackFormat::Opus,
+            Format::Pcmu => TrackFormat::Pcmu,
+            Format::Pcma => TrackFormat::Pcma,
+            Format::Vp8 => TrackFormat::Vp8,
+            Format::Vp9 { .. } => TrackFormat::Vp9,
+            Format::Av1 { .. } => TrackFormat::Av1,
         };
-        let description = self.library.get(name)?;
-        let inputs = vec![Input { media }];
-        let (job, _) = description.job(&toml::Table::new(), inputs).ok()?;
+        let description = self.pipeline_library.get(name)?;
+        let inputs = vec![InputTrack { media }];
+        let (job, _) = description
+            .build_job_and_target_hosts(&toml::Table::new(), inputs)
+            .ok()?;
         Some((job, description.limits))
     }
 }
 
 /// Creates a tap that only wakes the task: packets are read from the ring, in sequence order.
-fn tap() -> (Arc<TapQueue>, Arc<Notify>) {
+fn wakeup_tap() -> (Arc<TapQueue>, Arc<Notify>) {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     (Arc::new(Mailbox::new(1, move || notify.notify_one())), changed)
 }
 
 /// Converts between track packets and worker frames.
-struct FrameConversion {
-    kind: Kind,
+struct WorkerFrameConverter {
+    kind: MediaKind,
     /// Codec of the output.
     output_codec: Codec,
     /// Clock rate of the original track in Hz.
-    rate: u32,
+    input_clock_rate: u32,
     depacketizer: Depacketizer,
     /// Track timestamp that is time zero for the worker.
-    base: Option<TrackTime>,
-    last_input: Instant,
+    worker_zero_time: Option<TrackTime>,
+    last_input_at: Instant,
 }
 
-impl FrameConversion {
+impl WorkerFrameConverter {
+    /// Gives the output the capture time of the input. Returns when it did, `None` if the input's is not known.
+    fn copy_capture_time(&self, input: &TranscodeInput<'_>, output: &mut FrameSource) -> Option<Instant> {
+        let now = Instant::now();
+        let stream = &input.tap.stream;
+        let time = stream.with_state(|state| state.track(self.kind).clock().track_time_captured_at(now.into_std()))?;
+        output.record_capture_time(self.kind, self.to_output_clock_rate(time), now.into_std());
+        Some(now)
+    }
+
     /// Sends new frames to the worker. Returns `None` if the stream has changed, else when to retry after a gap.
     fn send_new_frames(
         &mut self,
         input: &mut TranscodeInput<'_>,
-        process: &Process,
+        process: &WorkerProcess,
     ) -> Option<Option<std::time::Instant>> {
         let now = Instant::now();
         let mut entries = Vec::new();
         let TranscodeInput { tap, format, reader } = input;
-        let retry_at = tap.stream.with(|state| {
-            if state.format(self.kind).is_some_and(|now| !is_same(now, *format)) {
+        let retry_at = tap.stream.with_state(|state| {
+            if state
+                .format(self.kind)
+                .is_some_and(|now| !is_same_worker_input_format(now, *format))
+            {
                 return None;
             }
             let ring = state.track(self.kind).ring();
-            Some(reader.read(now.into_std(), ring, &mut entries))
+            Some(reader.append_available_packets(now.into_std(), ring, &mut entries))
         })?;
         let mut frames = Vec::new();
         for entry in entries {
-            self.depacketizer.push(&entry.packet, &mut frames);
+            self.depacketizer.push_packet(&entry.packet, &mut frames);
         }
         for frame in frames {
-            self.last_input = now;
+            self.last_input_at = now;
             if let Some(frame) = self.wire_frame(frame)
-                && !process.send(frame)
+                && !process.send_frame(frame)
             {
-                debug!("transcoder overloaded: frame dropped");
+                debug!("transcoding worker overloaded: frame dropped");
                 self.depacketizer.reset();
             }
         }
@@ -428,42 +473,47 @@ impl FrameConversion {
     /// Converts a frame for the worker; `None` before time zero.
     fn wire_frame(&mut self, frame: Frame) -> Option<WireFrame> {
         // With B-frames, frames may be presented before the first one: leave room for them.
-        let base = *self.base.get_or_insert(frame.time.saturating_sub(u64::from(self.rate)));
-        let time = duration(frame.time.checked_sub(base)?, self.rate);
+        let base = *self
+            .worker_zero_time
+            .get_or_insert(frame.time.saturating_sub(u64::from(self.input_clock_rate)));
+        let time = ticks_to_duration(frame.time.checked_sub(base)?, self.input_clock_rate);
         Some(WireFrame {
             kind: self.kind,
-            time: u64::try_from(time.as_nanos()).ok()?,
+            pts_ns: u64::try_from(time.as_nanos()).ok()?,
             after_gap: frame.after_gap,
             bytes: frame.bytes,
         })
     }
 
-    fn publish_frame(&self, output: &mut FrameSource, frame: &WireFrame) {
-        let Some(base) = self.base else { return };
+    fn push_to_output(&self, output: &mut FrameSource, frame: &WireFrame) {
+        let Some(base) = self.worker_zero_time else { return };
         // Round to nearest: the input timestamp was rounded down.
-        let half = Duration::from_nanos(500_000_000 / u64::from(self.rate.max(1)));
-        let since = ticks(Duration::from_nanos(frame.time).saturating_add(half), self.rate);
-        let time = self.output_time(base.saturating_add(since));
+        let half = Duration::from_nanos(500_000_000 / u64::from(self.input_clock_rate.max(1)));
+        let since = duration_to_ticks(
+            Duration::from_nanos(frame.pts_ns).saturating_add(half),
+            self.input_clock_rate,
+        );
+        let time = self.to_output_clock_rate(base.saturating_add(since));
         let now = Instant::now().into_std();
         let taken = match self.kind {
-            Kind::Video => output.take_video(now, time, &frame.bytes, Framing::StartCodes),
-            Kind::Audio => output.take_audio(now, time, &frame.bytes),
+            MediaKind::Video => output.packetize_and_queue_video(now, time, &frame.bytes, NalFraming::AnnexB),
+            MediaKind::Audio => output.packetize_and_queue_audio(now, time, &frame.bytes),
         };
         if let Err(error) = taken {
-            debug!(%error, "transcoded frame dropped");
+            debug!(%error, "transcoded frame dropped: it cannot be packetized");
         }
     }
 
     /// Converts a timestamp of the original track to the clock rate of the output.
-    fn output_time(&self, time: TrackTime) -> TrackTime {
+    fn to_output_clock_rate(&self, time: TrackTime) -> TrackTime {
         let rate = self.output_codec.clock_rate();
-        let time = u128::from(time) * u128::from(rate) / u128::from(self.rate.max(1));
+        let time = u128::from(time) * u128::from(rate) / u128::from(self.input_clock_rate.max(1));
         u64::try_from(time).unwrap_or(u64::MAX)
     }
 }
 
 /// Whether a worker for one format can process the other.
-fn is_same(one: Format, other: Format) -> bool {
+fn is_same_worker_input_format(one: Format, other: Format) -> bool {
     match (one, other) {
         (Format::Aac(one), Format::Aac(other)) => one == other,
         _ => one.codec() == other.codec(),

@@ -40,15 +40,15 @@ async function brightness(page) {
     const { x, y, width, height } = player.getBoundingClientRect();
     return { x: x + width / 4, y: y + height / 4, width: width / 2, height: height / 2 };
   });
-  const picture = await page.screenshot({ clip: box, encoding: 'base64' });
-  return page.evaluate(async (picture) => {
-    const bytes = Uint8Array.from(atob(picture), (letter) => letter.charCodeAt(0));
+  const screenshot = await page.screenshot({ clip: box, encoding: 'base64' });
+  return page.evaluate(async (screenshot) => {
+    const bytes = Uint8Array.from(atob(screenshot), (letter) => letter.charCodeAt(0));
     const image = await createImageBitmap(new Blob([bytes], { type: 'image/png' }));
     const context = new OffscreenCanvas(16, 9).getContext('2d');
     context.drawImage(image, 0, 0, 16, 9);
     const { data } = context.getImageData(0, 0, 16, 9);
     return data.reduce((sum, value, index) => sum + (index % 4 === 3 ? 0 : value), 0) / (data.length * 0.75);
-  }, picture);
+  }, screenshot);
 }
 
 const ENDS = {
@@ -108,7 +108,7 @@ for (const [name, end] of Object.entries(ENDS)) {
       Boolean,
       'the first frame of the next publisher',
     );
-    t.diagnostic(`the picture is back ${(first - next.frame0).toFixed(0)} ms after the first key frame was sent`);
+    t.diagnostic(`the video is back ${(first - next.frame0).toFixed(0)} ms after the first key frame was sent`);
     await plays(page, 30);
     const data = await playerData(page);
     assert.equal(data.sessions, '1', 'the same session');
@@ -149,7 +149,7 @@ test('the last frame stays by HLS too, and what the publisher sent last is not s
   assertNotLiveForLong(await page.evaluate(() => window.samples));
 });
 
-test('a stream whose video stops while its sound goes on is not called live', async (t) => {
+test('a stream whose video stops while its audio goes on is not called live', async (t) => {
   const gateway = await startGateway();
   t.after(() => gateway.stop());
   const publisher = await open(browser, `${gateway.origin}/publish/nothing`);
@@ -181,14 +181,14 @@ test('a stream whose video stops while its sound goes on is not called live', as
   assertNotLiveForLong(await page.evaluate(() => window.samples));
   assert.deepEqual(byHls, []);
   const data = await playerData(page);
-  assert.ok(Number(data.audioEnergy) > Number(audioEnergy), 'the sound goes on');
+  assert.ok(Number(data.audioEnergy) > Number(audioEnergy), 'the audio goes on');
   await publisher.evaluate(() => window.camera(true));
   await plays(page, 30);
   assert.equal((await playerData(page)).sessions, '1');
 });
 
 for (const way of ['webrtc', 'hls']) {
-  test(`a viewer who halts the picture by ${way} is not told to wait, and goes on`, async (t) => {
+  test(`a viewer who pauses the video by ${way} sees no hint to wait, and goes on`, async (t) => {
     const gateway = await gatewayOfEncoder();
     t.after(() => gateway.stop());
     await startEncoder(t, gateway, clip);

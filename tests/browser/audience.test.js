@@ -66,11 +66,14 @@ test(`a publisher is killed under ${PLAYERS} players`, { timeout: 240_000 }, asy
     first.remove();
     document.body.replaceChildren(grid);
   }, PLAYERS);
-  const play = (all) => all.length === PLAYERS && all.every(({ state, frames }) => state === 'playing' && Number(frames) > 30);
-  await until(() => received(page), play, 'all to play', 60_000);
+  const play = (all) => all.length === PLAYERS && all.every(({ state, way, frames }) => state === 'playing' && way === 'webrtc' && Number(frames) > 30);
+  await until(() => received(page), play, 'all to play by WebRTC', 60_000);
   await page.evaluate(observe, REDUCED_BLOCKS);
   await until(() => watched(page), (all) => all.every(({ frames }) => frames.length > 30), 'frames of all', 60_000);
   assert.equal(await isLive(), true);
+  // Where many players begin at once on a busy machine, some begin by HLS.
+  byHls.length = 0;
+  const sessions = (await received(page)).map(({ sessions }) => sessions);
 
   encoder.kill();
   await sleep(2_000);
@@ -90,7 +93,7 @@ test(`a publisher is killed under ${PLAYERS} players`, { timeout: 240_000 }, asy
     assert.ok(since.filter(({ at }) => at > said.at).every(({ hint, live, veil }) => hint === WAITING && !live && !veil));
   }
   const { warnings } = await (await fetch(`${gateway.origin}/api/v1/streams/live`, { headers: API })).json();
-  assert.ok(warnings.some((text) => /^No incoming media for \d+ s\.$/.test(text)), JSON.stringify(warnings));
+  assert.ok(warnings.some((text) => /^No media has arrived from the publisher for \d+ s\.$/.test(text)), JSON.stringify(warnings));
   // What players request meanwhile is not answered with old frames.
   const then = await received(page);
   assert.deepEqual(then.map(({ packets }) => packets), before.map(({ packets }) => packets), 'no video after two seconds');
@@ -107,7 +110,8 @@ test(`a publisher is killed under ${PLAYERS} players`, { timeout: 240_000 }, asy
     assert.ok(samples.filter(({ at }) => at > frames[0]).every(({ number }) => number !== null), 'no black in between');
   }
   const data = await received(page);
-  assert.deepEqual([...new Set(data.map(({ sessions, way, state }) => `${sessions} ${way} ${state}`))], ['1 webrtc playing']);
+  assert.deepEqual([...new Set(data.map(({ way, state }) => `${way} ${state}`))], ['webrtc playing']);
+  assert.deepEqual(data.map(({ sessions }) => sessions), sessions, 'the same sessions');
   assert.equal(await isLive(), true);
   assert.deepEqual(byHls, []);
   assert.deepEqual(page.faults, []);

@@ -9,7 +9,7 @@ import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { chromium, isLive, open, playerData, plays, publish, unmute, startGateway, until, watch } from './harness.js';
+import { chromium, isLive, open, playerData, plays, publish, shownByPlayer, startGateway, unmute, until, watch } from './harness.js';
 
 const SERVER = fileURLToPath(new URL('../sources/rtsp/server.py', import.meta.url));
 
@@ -33,36 +33,23 @@ async function cameraAndGateway(t, media, { camera: options = [], stream = '', e
   return gateway;
 }
 
-/** What the player shows beside the video. */
-const shown = (page) => page.evaluate(() => {
-  const player = document.querySelector('millstream-player');
-  const part = (name) => player.shadowRoot.querySelector(name);
-  const visible = (name) => getComputedStyle(part(name)).display !== 'none';
-  return {
-    ...player.dataset,
-    live: visible('.live'),
-    hint: visible('.hint') ? part('.hint').textContent : '',
-    overlay: part('.overlay').classList.contains('shown') ? part('.title').textContent : '',
-  };
-});
-
 /** Waits for a hint, and checks that the player is not live for as long as it might try other transports. */
 async function isNeverLive(page, hint) {
-  await until(() => shown(page), (data) => data.hint === hint, `"${hint}"`, 20_000);
+  await until(() => shownByPlayer(page), (data) => data.hint === hint, `"${hint}"`, 20_000);
   for (let round = 0; round < 100; round += 1) {
-    const { live, state, overlay } = await shown(page);
-    assert.deepEqual([live, state, overlay], [false, 'paused', ''], JSON.stringify(await shown(page)));
+    const { live, state, overlay } = await shownByPlayer(page);
+    assert.deepEqual([live, state, overlay], [false, 'paused', ''], JSON.stringify(await shownByPlayer(page)));
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
 
 const UNTRANSCODED = { MILLSTREAM_PIPELINES__TRANSCODE: 'false' };
 
-test('a Motion JPEG camera that is not transcoded is heard, and not called live', async (t) => {
+test('the audio of a Motion JPEG camera that is not transcoded is played, and the stream is not called live', async (t) => {
   const gateway = await cameraAndGateway(t, 'mjpeg+pcma', { env: UNTRANSCODED });
   const page = await watch(browser, gateway, 'door');
   t.after(() => page.close());
-  await isNeverLive(page, 'This stream is Motion JPEG, which your browser cannot play: audio only');
+  await isNeverLive(page, 'This stream is Motion JPEG, which your browser cannot play: only its audio is played');
   assert.equal((await playerData(page)).missing, 'JPEG');
   await unmute(page);
   await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'audio');
@@ -73,14 +60,14 @@ test('a Motion JPEG camera without audio that is not transcoded cannot be played
   const gateway = await cameraAndGateway(t, 'mjpeg', { env: UNTRANSCODED });
   const page = await watch(browser, gateway, 'door');
   t.after(() => page.close());
-  await until(() => shown(page), ({ overlay }) => overlay === 'This browser cannot play the stream', 'the player to say so');
+  await until(() => shownByPlayer(page), ({ overlay }) => overlay === 'This browser cannot play the stream', 'the player to say so');
   for (let round = 0; round < 100; round += 1) {
-    assert.equal((await shown(page)).live, false);
+    assert.equal((await shownByPlayer(page)).live, false);
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 });
 
-test('a VP8 stream over HLS is heard, and not called live', async (t) => {
+test('the audio of a VP8 stream over HLS is played, and the stream is not called live', async (t) => {
   const gateway = await startGateway();
   t.after(() => gateway.stop());
   const publisher = await publish(browser, gateway, 'vp8', { codec: 'VP8' });
@@ -88,7 +75,7 @@ test('a VP8 stream over HLS is heard, and not called live', async (t) => {
   await isLive(publisher);
   const page = await open(browser, `${gateway.origin}/watch/vp8?way=hls`);
   t.after(() => page.close());
-  await isNeverLive(page, 'This stream is VP8, which HLS does not carry: audio only');
+  await isNeverLive(page, 'This stream is VP8, which HLS does not carry: only its audio is played');
   const data = await playerData(page);
   assert.deepEqual([data.way, data.missing], ['hls', 'VP8']);
   if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/vp8-hls.png` });
@@ -98,7 +85,7 @@ test('a VP8 stream over HLS is heard, and not called live', async (t) => {
 const transcodings = (gateway) =>
   gateway.log
     .map((line) => (line.startsWith('{') ? JSON.parse(line).fields : {}))
-    .filter((fields) => fields.message === 'transcoding')
+    .filter((fields) => fields.message === 'transcoding started')
     .map((fields) => `${fields.from} to ${fields.transcode}`);
 
 for (const [media, wanted] of [
@@ -109,7 +96,7 @@ for (const [media, wanted] of [
   ['h264-b+aac', ['AAC to opus', 'H264 to h264']],
   ['mjpeg', ['JPEG to h264']],
 ]) {
-  test(`chromium sees and hears a camera with ${media}`, async (t) => {
+  test(`chromium plays video and audio of a camera with ${media}`, async (t) => {
     const gateway = await cameraAndGateway(t, media);
     const page = await watch(browser, gateway, 'door');
     t.after(() => page.close());
@@ -117,7 +104,7 @@ for (const [media, wanted] of [
     assert.equal(data.codec, 'H264');
     if (media.includes('+')) {
       await unmute(page);
-      await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
+      await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'audio');
     }
     assert.deepEqual(transcodings(gateway).sort(), wanted);
     assert.equal((await playerData(page)).sessions, '1', 'one session all the time');
@@ -133,13 +120,13 @@ test('a camera with digest credentials is fetched while somebody watches, and no
   const page = await watch(browser, gateway, 'door');
   await plays(page);
   await page.close();
-  await until(() => gateway.log.join('\n'), (log) => log.includes('source stopped: no viewers'), 'the camera to stop');
+  await until(() => gateway.log.join('\n'), (log) => log.includes('on-demand source stopped: its stream has no viewers'), 'the camera to stop');
   const again = await watch(browser, gateway, 'door');
   t.after(() => again.close());
   await plays(again);
 });
 
-test('the demo stream is a moving picture with sound', async (t) => {
+test('the demo stream has moving video, and audio', async (t) => {
   const gateway = await startGateway({}, '--demo');
   t.after(() => gateway.stop());
   const page = await watch(browser, gateway, 'demo');
@@ -147,6 +134,6 @@ test('the demo stream is a moving picture with sound', async (t) => {
   const data = await plays(page);
   assert.equal(data.codec, 'H264');
   await unmute(page);
-  await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
+  await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'audio');
   t.diagnostic(`first frame after ${data.firstFrame} ms`);
 });

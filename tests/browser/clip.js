@@ -1,4 +1,4 @@
-// A video clip whose pictures say which frame they are: 16 bits and a parity bit as a row of black and white blocks,
+// A video clip whose frames show their number: 16 bits and a parity bit as a row of black and white blocks,
 // above texture that moves, so that the encoder has something to do.
 
 import { spawn } from 'node:child_process';
@@ -29,14 +29,14 @@ export async function makeClip(file, { seconds, keyFrameInterval, bitrate = '2M'
   const exited = once(ffmpeg, 'exit');
   const texture = makeTexture();
   for (let number = 0; number < seconds * FPS; number += 1) {
-    if (!ffmpeg.stdin.write(picture(texture, number))) await Promise.race([once(ffmpeg.stdin, 'drain'), exited]);
+    if (!ffmpeg.stdin.write(drawFrame(texture, number))) await Promise.race([once(ffmpeg.stdin, 'drain'), exited]);
   }
   ffmpeg.stdin.end();
   const [code] = await exited;
   if (code !== 0) throw new Error(`ffmpeg exited with ${code}`);
 }
 
-/** Twice the size of the picture, so that it can move beneath it. */
+/** Twice the size of a frame, so that it can move beneath it. */
 function makeTexture() {
   const [width, height] = [2 * WIDTH, 2 * HEIGHT];
   const texture = Buffer.alloc(width * height);
@@ -49,7 +49,7 @@ function makeTexture() {
   return { texture, width };
 }
 
-function picture({ texture, width }, number) {
+function drawFrame({ texture, width }, number) {
   const frame = Buffer.allocUnsafe(WIDTH * HEIGHT);
   // A path of about five pixels per frame that never leaves the texture.
   const left = Math.round((WIDTH / 2) * (1 + Math.sin(number / 130)));

@@ -68,7 +68,7 @@ test("a viewer's session goes on across ICE restarts", async (t) => {
     const after = await until(
       () => numbers(page),
       (seen) => seen.ufrag !== ufrag && seen.inUse === seen.ufrag && seen.frames >= frames + 60,
-      'the new ICE session to carry the picture',
+      'the new ICE session to carry the video',
     );
     assert.equal(after.sessions, 1);
     assert.equal(after.lost, before.lost);
@@ -150,9 +150,9 @@ test('a player that takes our offer plays as one that makes its own', async (t) 
   });
   assert.deepEqual(await page.evaluate(() => window.statuses), [201, 204]);
   await shows(page, 60);
-  const sound = await page.evaluate(async () => {
+  const audioPackets = await page.evaluate(async () => {
     const report = [...(await window.client.connection.getStats()).values()];
     return report.find((s) => s.type === 'inbound-rtp' && s.kind === 'audio')?.packetsReceived ?? 0;
   });
-  assert.ok(sound > 20, `${sound} packets of sound`);
+  assert.ok(audioPackets > 20, `${audioPackets} audio packets`);
 });

@@ -1,8 +1,9 @@
 // Starts the gateway and the browsers for the tests, and reads the state attributes of pages.
 
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { accessSync } from 'node:fs';
-import { networkInterfaces } from 'node:os';
+import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { networkInterfaces, tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -47,7 +48,11 @@ export async function startGateway(env = {}, ...args) {
     child.once('error', reject);
     exited.then((code) => reject(new Error(`the gateway exited with ${code}:\n${log.join('\n')}`)));
   });
-  const { http, webrtc } = await within(15_000, bound, 'the gateway to listen');
+  const { http, webrtc } = await within(60_000, bound, 'the gateway to listen').catch((error) => {
+    // The process of the test would not end before its child.
+    child.kill('SIGKILL');
+    throw error;
+  });
   return {
     http,
     webrtc,
@@ -79,7 +84,7 @@ function listening(line) {
   try {
     const event = JSON.parse(line);
     const fields = { ...event, ...event.fields };
-    return fields.message === 'listening' ? fields : undefined;
+    return fields.message === 'gateway listening' ? fields : undefined;
   } catch {
     return undefined;
   }
@@ -123,6 +128,39 @@ export function chromium({ camera = true, allow = true, more = [], wrapper } = {
       ...(allow ? ['--use-fake-ui-for-media-stream'] : ['--deny-permission-prompts']),
     ],
   });
+}
+
+/** Runs a program of the system. Returns what it prints; throws if it fails, with its messages in `stderr`. */
+export const run = (command, ...more) => execFileSync(command, more, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+
+/** Runs a program in a network namespace. */
+export const runInNamespace = (name, ...command) => run('ip', 'netns', 'exec', name, ...command);
+
+/**
+ * A network namespace with one cable to ours, `${name}a` here and `${name}b` there: `ours` and each of `theirs` are addresses
+ * of one /24. `undo` is called with what removes it.
+ */
+export function addNamespace(undo, name, ours, ...theirs) {
+  run('ip', 'netns', 'add', name);
+  undo(() => run('ip', 'netns', 'delete', name));
+  run('ip', 'link', 'add', `${name}a`, 'type', 'veth', 'peer', 'name', `${name}b`, 'netns', name);
+  run('ip', 'address', 'add', `${ours}/24`, 'dev', `${name}a`);
+  run('ip', 'link', 'set', `${name}a`, 'up');
+  for (const address of theirs) runInNamespace(name, 'ip', 'address', 'add', `${address}/24`, 'dev', `${name}b`);
+  runInNamespace(name, 'ip', 'link', 'set', `${name}b`, 'up');
+  runInNamespace(name, 'ip', 'link', 'set', 'lo', 'up');
+}
+
+/** Chromium in a network namespace. `undo` is called with what closes it and removes its files. */
+export async function chromiumInNamespace(undo, name, options = {}) {
+  const folder = await mkdtemp(path.join(tmpdir(), 'millstream-namespace-'));
+  undo(() => rm(folder, { recursive: true, force: true }));
+  const wrapper = path.join(folder, 'chromium');
+  await writeFile(wrapper, `#!/bin/sh\nexec ip netns exec ${name} "$CHROMIUM" "$@"\n`);
+  await chmod(wrapper, 0o755);
+  const browser = await chromium({ wrapper, ...options });
+  undo(() => browser.close());
+  return browser;
 }
 
 /** Firefox with a made-up camera and microphone. */
@@ -169,13 +207,61 @@ export async function open(browser, url, before) {
 }
 
 /** The publish page, going live. */
-export async function publish(browser, gateway, stream, { codec = 'VP8', sound = '', token = PUBLISH_TOKEN, before } = {}) {
-  const query = new URLSearchParams({ auto: 'camera', height: '480', codec, ...(sound && { sound }) });
+export async function publish(browser, gateway, stream, { codec = 'VP8', audio = '', token = PUBLISH_TOKEN, before } = {}) {
+  const query = new URLSearchParams({ auto: 'camera', height: '480', codec, ...(audio && { sound: audio }) });
   const page = await open(browser, `${gateway.origin}/publish/${stream}?${query}#token=${token}`, before);
   // A link with a token goes live after a click only.
   await page.click('#go');
   return page;
 }
+
+/** Publishes `window.canvas` of a page in three layers as the stream `simulcast`, with a WHIP client of a few lines. */
+export const publishSimulcast = (page, { fps, codec }) =>
+  page.evaluate(
+    async (token, fps, codec) => {
+      const pc = new RTCPeerConnection();
+      const [track] = window.canvas.captureStream(fps).getVideoTracks();
+      const transceiver = pc.addTransceiver(track, {
+        direction: 'sendonly',
+        sendEncodings: [
+          { rid: 'q', scaleResolutionDownBy: 4, maxBitrate: 150_000 },
+          { rid: 'h', scaleResolutionDownBy: 2, maxBitrate: 500_000 },
+          { rid: 'f', maxBitrate: 1_500_000 },
+        ],
+      });
+      const { codecs } = RTCRtpSender.getCapabilities('video');
+      transceiver.setCodecPreferences(codecs.filter((known) => known.mimeType === `video/${codec}`));
+      await pc.setLocalDescription();
+      const response = await fetch('/whip/simulcast', {
+        method: 'POST',
+        headers: { 'Content-Type': 'application/sdp', Authorization: `Bearer ${token}` },
+        body: pc.localDescription.sdp,
+      });
+      await pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
+      window.pc = pc;
+    },
+    PUBLISH_TOKEN,
+    fps,
+    codec,
+  );
+
+/** Watches the stream `simulcast` in a page with a WHEP client of a few lines, which leaves its `Link` in `window.link`. */
+export const watchSimulcast = (page) =>
+  page.evaluate(async () => {
+    document.body.innerHTML = '<video autoplay muted playsinline></video>';
+    const pc = new RTCPeerConnection();
+    pc.ontrack = ({ track }) => (document.querySelector('video').srcObject = new MediaStream([track]));
+    pc.addTransceiver('video', { direction: 'recvonly' });
+    await pc.setLocalDescription();
+    const response = await fetch('/whep/simulcast', {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/sdp' },
+      body: pc.localDescription.sdp,
+    });
+    window.link = response.headers.get('Link');
+    await pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
+    window.pc = pc;
+  });
 
 export const watch = (browser, gateway, stream) => open(browser, `${gateway.origin}/watch/${stream}`);
 
@@ -183,6 +269,22 @@ export const watch = (browser, gateway, stream) => open(browser, `${gateway.orig
 export const pageData = (page) => page.evaluate(() => ({ ...document.documentElement.dataset }));
 /** The data attributes of the player. */
 export const playerData = (page) => page.evaluate(() => ({ ...document.querySelector('millstream-player').dataset }));
+
+/** The data attributes of the player, and what it shows around the video. */
+export const shownByPlayer = (page) =>
+  page.evaluate(() => {
+    const player = document.querySelector('millstream-player');
+    const part = (name) => player.shadowRoot.querySelector(name);
+    const visible = (name) => getComputedStyle(part(name)).display !== 'none';
+    return {
+      ...player.dataset,
+      live: visible('.live'),
+      hint: visible('.hint') ? part('.hint').textContent : '',
+      overlay: part('.overlay').classList.contains('shown') ? part('.title').textContent : '',
+      transport: visible('.transport') ? part('.transport').textContent : '',
+      width: player.video.videoWidth,
+    };
+  });
 
 /** Unmutes the player: Chromium does not measure muted audio. */
 export const unmute = (page) =>
@@ -199,7 +301,7 @@ export async function until(read, holds, what, timeout = 20_000) {
   }
 }
 
-/** Waits until the player shows moving pictures: `frames` more than it has shown now. */
+/** Waits until the player shows video: `frames` more than it has shown now. */
 export async function plays(page, frames = 20, timeout = 30_000) {
   const start = await until(() => playerData(page), (data) => data.state === 'playing', 'the player to play', timeout);
   return until(

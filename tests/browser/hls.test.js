@@ -26,7 +26,7 @@ const watchByHls = (gateway, stream) => open(browser, `${gateway.origin}/watch/$
 
 /** Waits until HLS has shown so many more frames and is no further behind than it may be. */
 async function playsByHls(page, t, { frames = 40, delay = 2 } = {}) {
-  const start = await until(() => playerData(page), (data) => data.way === 'hls' && Number(data.frames) > 0, 'a picture');
+  const start = await until(() => playerData(page), (data) => data.way === 'hls' && Number(data.frames) > 0, 'a frame');
   const wanted = Number(start.frames) + frames;
   const settled = (data) => Number(data.frames) >= wanted && Number(data.delay) > 0 && Number(data.delay) <= delay;
   const data = await until(() => playerData(page), settled, `${frames} more frames, at most ${delay} s behind`);
@@ -38,7 +38,7 @@ const hasSound = (page) =>
   until(
     () => page.evaluate(() => document.querySelector('millstream-player').video.webkitAudioDecodedByteCount),
     (bytes) => bytes > 2_000,
-    'sound',
+    'audio',
   );
 
 const CODECS = { H264: /^avc1/, VP9: /^vp09/, AV1: /^av01/ };
@@ -91,7 +91,7 @@ test('ffprobe finds nothing to warn of, and ffmpeg plays it as plain HLS', async
   const probe = await run('ffprobe', ['-v', 'warning', '-show_streams', '-of', 'json', url], { timeout: 60_000 });
   assert.equal(probe.stderr, '');
   const codecs = JSON.parse(probe.stdout).streams.map((stream) => stream.codec_name).sort();
-  // The picture with either sound.
+  // The video with either audio rendition.
   assert.deepEqual(codecs, ['aac', 'h264', 'h264', 'opus']);
   const arguments_ = ['-v', 'warning', '-i', url, '-t', '5', '-f', 'null', '-stats', '-'];
   const { stderr } = await run('ffmpeg', arguments_, { timeout: 60_000 });
@@ -99,11 +99,11 @@ test('ffprobe finds nothing to warn of, and ffmpeg plays it as plain HLS', async
   assert.ok(frames >= 140, stderr);
 });
 
-test('sound is AAC too for players that take nothing else, while one of them plays', async (t) => {
+test('audio is AAC too for players that take nothing else, while one of them plays', async (t) => {
   const gateway = await startGateway({}, '--demo');
   t.after(() => gateway.stop());
   const url = `${gateway.origin}/hls/demo/index.m3u8`;
-  const transcodings = () => gateway.log.filter((line) => line.includes('"transcoding"')).length;
+  const transcodings = () => gateway.log.filter((line) => line.includes('"transcoding started"')).length;
   const page = await watchByHls(gateway, 'demo');
   t.after(() => page.close());
   await playsByHls(page, t);
@@ -120,19 +120,19 @@ test('sound is AAC too for players that take nothing else, while one of them pla
     { timeout: 60_000 },
   );
   assert.equal(probe.stderr, '');
-  const [sound] = JSON.parse(probe.stdout).streams;
-  assert.deepEqual([sound.codec_name, sound.sample_rate, sound.channels], ['aac', '48000', 2]);
+  const [audio] = JSON.parse(probe.stdout).streams;
+  assert.deepEqual([audio.codec_name, audio.sample_rate, audio.channels], ['aac', '48000', 2]);
   assert.equal(transcodings(), 1);
   // The beep of every second stands at the same time in both.
   const beep = async (program) => {
-    const heard = await run(
+    const detected = await run(
       'ffmpeg',
       ['-copyts', '-i', url, '-map', `0:p:${program}:a`, '-frames:a', '200', '-af', 'silencedetect=n=-40dB:d=0.3', '-f', 'null', '-'],
       { timeout: 60_000 },
     );
-    const ends = [...heard.stderr.matchAll(/silence_end: ([\d.]+)/g)].map(([, seconds]) => Number(seconds));
+    const ends = [...detected.stderr.matchAll(/silence_end: ([\d.]+)/g)].map(([, seconds]) => Number(seconds));
     // What is silent at the end "ends" there too: the beeps are those before.
-    assert.ok(ends.length >= 3, heard.stderr);
+    assert.ok(ends.length >= 3, detected.stderr);
     return ends.at(-2) % 1;
   };
   const [opus, aac] = [await beep(0), await beep(1)];
@@ -234,7 +234,7 @@ test('the player shows HLS while WebRTC does not get through, and returns to Web
   const began = Date.now();
   const page = await open(browser, `${gateway.origin}/watch/demo`);
   t.after(() => page.close());
-  await until(() => playerData(page), (data) => data.way === 'hls' && Number(data.frames) > 0, 'a picture by HLS');
+  await until(() => playerData(page), (data) => data.way === 'hls' && Number(data.frames) > 0, 'a frame by HLS');
   t.diagnostic(`by HLS after ${Date.now() - began} ms`);
   assert.equal((await playerData(page)).why, 'connection');
   await until(() => playerData(page), (data) => Number(data.frames) > 60, 'HLS to play');

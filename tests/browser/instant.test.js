@@ -1,5 +1,5 @@
-// How soon a viewer sees the picture, and how far behind it is, when the publisher sends a key frame every ten seconds
-// and hears no request for another.
+// How soon a viewer sees video, and how far behind it is, when the publisher sends a key frame every ten seconds
+// and ignores requests for another.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -26,10 +26,10 @@ const PHASES = [100, 6_000, 3_000, 9_500];
 /** Joins at each phase, at least and at most; the median counts, so that one moment at which the machine was busy does not. */
 const JOINS = Number(process.env.INSTANT_JOINS ?? 3);
 const MOST_JOINS = Math.max(JOINS, 9);
-/** The first picture has to be decoded this long after ICE connected. */
+/** The first frame has to be decoded this long after ICE connected. */
 const FIRST_FRAME = 300;
 /**
- * One frame, or two refreshes of the display: a picture waits up to one refresh to be shown, and for how long is
+ * One frame, or two refreshes of the display: a frame waits up to one refresh to be shown, and for how long is
  * accidental for the viewer and for the one that it is compared with.
  */
 const TOLERANCE = 1_000 / FPS;
@@ -99,7 +99,7 @@ function noteConnection() {
 }
 
 /**
- * In the page: watches for three seconds and measures. Each picture is read after its moment was noted; that this takes
+ * In the page: watches for three seconds and measures. Each frame is read after its moment was noted; that this takes
  * time from decoding makes the figures worse, not better.
  */
 async function watch({ stream, frame0, frames, fps, blocks }) {
@@ -111,10 +111,10 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
   document.body.replaceChildren(player);
   const { video } = player;
 
-  /** Delay of the picture that is shown, in milliseconds; undefined where the picture cannot be read. */
+  /** Delay of the frame that is shown, in milliseconds; undefined where its number cannot be read. */
   const readDelay = () => {
-    // One call, lest the bits be those of two pictures. The clock is read after it: a page that is held up in between
-    // then makes the delay too long, where the other order would read pictures from the future.
+    // One call, lest the bits be those of two frames. The clock is read after it: a page that is held up in between
+    // then makes the delay too long, where the other order would read frames from the future.
     canvas.drawImage(video, x, y, (bits + 1) * size, size, 0, 0, (bits + 1) * 8, 8);
     const now = performance.timeOrigin + performance.now();
     const { data, width } = canvas.getImageData(0, 0, (bits + 1) * 8, 8);
@@ -126,7 +126,7 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
     // Two clocks that disagree must show as such, not as the delay of a whole round.
     return delay > round - 1_000 ? delay - round : delay;
   };
-  const pictures = [];
+  const shown = [];
   let [unread, inFirstSecond] = [0, 0];
   await new Promise((resolve) => {
     const onFrame = (_, { presentedFrames }) => {
@@ -134,7 +134,7 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
       const at = now - globalThis.iceConnected;
       const delay = readDelay();
       if (delay === undefined) unread += 1;
-      pictures.push({ at, delay });
+      shown.push({ at, delay });
       if (at <= 1_000) inFirstSecond = presentedFrames;
       if (at >= 3_300) resolve();
       else video.requestVideoFrameCallback(onFrame);
@@ -144,7 +144,7 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
   });
 
   const around = (moment, width) => {
-    const near = pictures.filter(({ at, delay }) => Math.abs(at - moment) < width && delay !== undefined);
+    const near = shown.filter(({ at, delay }) => Math.abs(at - moment) < width && delay !== undefined);
     return near.reduce((sum, { delay }) => sum + delay, 0) / near.length;
   };
   const report = [...(await player.client.connection.getStats()).values()];
@@ -153,13 +153,13 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
     phase: (performance.timeOrigin + globalThis.iceConnected - frame0) % 10_000,
     dtls: globalThis.dtlsConnected - globalThis.iceConnected,
     ice: globalThis.iceConnected - joined,
-    first: pictures[0]?.at,
+    first: shown[0]?.at,
     // Within four frames of the live edge from here on.
-    caughtUp: pictures.findLast(({ delay }) => delay > 4_000 / fps)?.at ?? 0,
+    caughtUp: shown.findLast(({ delay }) => delay > 4_000 / fps)?.at ?? 0,
     inFirstSecond,
-    longestGap: Math.max(...pictures.slice(1).map(({ at }, index) => at - pictures[index].at)),
+    longestGap: Math.max(...shown.slice(1).map(({ at }, index) => at - shown[index].at)),
     unread,
-    leastDelay: Math.min(...pictures.map(({ delay }) => delay ?? Infinity)),
+    leastDelay: Math.min(...shown.map(({ delay }) => delay ?? Infinity)),
     after1: around(1_000, 150),
     after3: around(3_000, 300),
     decoded: inbound.framesDecoded,
@@ -181,7 +181,7 @@ const rounded = (join) =>
 const median = (joins, name) =>
   joins.map((join) => (Number.isFinite(join[name]) ? join[name] : Infinity)).sort((a, b) => a - b)[joins.length >> 1];
 
-test('a viewer between key frames sees the picture at once and is no further behind', async (t) => {
+test('a viewer between key frames sees video at once and is no further behind', async (t) => {
   // The first page of a browser pays for what later ones share.
   await join(PHASES[0]);
   const joins = new Map(PHASES.map((phase) => [phase, []]));
@@ -205,7 +205,7 @@ test('a viewer between key frames sees the picture at once and is no further beh
   const [reference] = results;
   for (const { phase, first, after1 } of results) {
     const viewer = `a viewer who joined ${phase} ms after the key frame`;
-    assert.ok(first <= FIRST_FRAME, `${viewer} saw the first picture ${first} ms after ICE connected`);
+    assert.ok(first <= FIRST_FRAME, `${viewer} saw the first frame ${first} ms after ICE connected`);
     assert.ok(
       after1 <= reference.after1 + TOLERANCE,
       `${viewer} was ${after1} ms behind after one second, the one at the key frame ${reference.after1} ms`,

@@ -2,7 +2,17 @@
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { chromium, open, playerData, plays, PUBLISH_TOKEN, startGateway, until, watch as openWatchPage } from './harness.js';
+import {
+  chromium,
+  open,
+  playerData,
+  plays,
+  publishSimulcast,
+  startGateway,
+  until,
+  watch as openWatchPage,
+  watchSimulcast,
+} from './harness.js';
 
 const API_TOKEN = 'api-token-of-the-layers';
 const API = { Authorization: `Bearer ${API_TOKEN}` };
@@ -15,64 +25,31 @@ before(async () => {
 
 after(() => browser?.close());
 
-/** Publishes a moving picture of 1280x720 in three layers, with a WHIP client of a few lines. */
+/** Publishes a moving box in 1280x720 and two lower layers. */
 async function publish(gateway, codec) {
   const page = await open(browser, `${gateway.origin}/publish/nothing`);
-  await page.evaluate(
-    async (token, codec) => {
-      const canvas = Object.assign(document.createElement('canvas'), { width: 1280, height: 720 });
-      const context = canvas.getContext('2d');
-      let n = 0;
-      setInterval(() => {
-        n += 1;
-        context.fillStyle = `hsl(${n % 360} 60% 40%)`;
-        context.fillRect(0, 0, 1280, 720);
-        context.fillStyle = 'white';
-        context.fillRect((n * 7) % 1280, 300, 120, 120);
-      }, 33);
-      const pc = new RTCPeerConnection();
-      const [track] = canvas.captureStream(30).getVideoTracks();
-      const transceiver = pc.addTransceiver(track, {
-        direction: 'sendonly',
-        sendEncodings: [
-          { rid: 'q', scaleResolutionDownBy: 4, maxBitrate: 150_000 },
-          { rid: 'h', scaleResolutionDownBy: 2, maxBitrate: 500_000 },
-          { rid: 'f', maxBitrate: 1_500_000 },
-        ],
-      });
-      const { codecs } = RTCRtpSender.getCapabilities('video');
-      transceiver.setCodecPreferences(codecs.filter((known) => known.mimeType === `video/${codec}`));
-      await pc.setLocalDescription();
-      const response = await fetch('/whip/simulcast', {
-        method: 'POST',
-        headers: { 'Content-Type': 'application/sdp', Authorization: `Bearer ${token}` },
-        body: pc.localDescription.sdp,
-      });
-      await pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
-      window.pc = pc;
-    },
-    PUBLISH_TOKEN,
-    codec,
-  );
+  await page.evaluate(() => {
+    window.canvas = Object.assign(document.createElement('canvas'), { width: 1280, height: 720 });
+    const context = window.canvas.getContext('2d');
+    let n = 0;
+    setInterval(() => {
+      n += 1;
+      context.fillStyle = `hsl(${n % 360} 60% 40%)`;
+      context.fillRect(0, 0, 1280, 720);
+      context.fillStyle = 'white';
+      context.fillRect((n * 7) % 1280, 300, 120, 120);
+    }, 33);
+  });
+  await publishSimulcast(page, { fps: 30, codec });
   return page;
 }
 
-/** Watches, and notes when each frame was shown and how wide it was. */
+/** Watches, and records when each frame was shown and how wide it was. */
 async function watch(gateway) {
   const page = await open(browser, `${gateway.origin}/watch/nothing`);
+  await watchSimulcast(page);
   await page.evaluate(async () => {
-    document.body.innerHTML = '<video autoplay muted playsinline></video>';
     const video = document.querySelector('video');
-    const pc = new RTCPeerConnection();
-    pc.ontrack = ({ track }) => (video.srcObject = new MediaStream([track]));
-    pc.addTransceiver('video', { direction: 'recvonly' });
-    await pc.setLocalDescription();
-    const response = await fetch('/whep/simulcast', {
-      method: 'POST',
-      headers: { 'Content-Type': 'application/sdp' },
-      body: pc.localDescription.sdp,
-    });
-    window.link = response.headers.get('Link');
     const [, layer] = /<([^>]*)>; rel="[^"]*:layer"/.exec(window.link);
     const [, events] = /<([^>]*)>; rel="[^"]*:server-sent-events"/.exec(window.link);
     window.choose = (choice) =>
@@ -85,8 +62,6 @@ async function watch(gateway) {
     new EventSource(opened.headers.get('Location')).addEventListener('layers', ({ data }) => {
       [window.layers] = Object.values(JSON.parse(data));
     });
-    await pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
-    window.pc = pc;
     window.frames = [];
     const note = (now, { width }) => {
       window.frames.push({ at: now, width });
@@ -118,11 +93,11 @@ for (const codec of ['VP8', 'H264']) {
     await allLayers(publisher);
     const page = await watch(gateway);
     t.after(() => page.close());
-    await until(() => width(page), (seen) => seen === 1280, 'the best layer without a wish');
+    await until(() => width(page), (seen) => seen === 1280, 'the best layer without a selection');
     const layers = await until(
       () => page.evaluate(() => window.layers),
       (seen) => seen?.length === 3,
-      'the layers to be told',
+      'the event with the layers',
     );
     assert.deepEqual(layers.map(({ rid, width, height }) => [rid, width, height]), [
       ['f', 1280, 720],
@@ -188,16 +163,18 @@ test('the player has a menu of the layers, by mouse and by keyboard', async (t) 
       work.toString(),
       more,
     );
-  const options = await player((root) => [...root.querySelectorAll('.quality option')].map((o) => o.textContent));
-  assert.deepEqual(options, ['Best', '720p', '360p', '180p']);
+  const options = () => player((root) => [...root.querySelectorAll('.quality option')].map((o) => o.textContent));
+  await until(options, ([automatic]) => automatic === 'Auto (720p)', 'the best layer to be named');
+  assert.deepEqual(await options(), ['Auto (720p)', '720p', '360p', '180p']);
   // The first request is delayed: later ones must not overtake it.
   let held = 0;
   await page.setRequestInterception(true);
   page.on('request', (request) => {
-    const isWish = request.method() === 'POST' && request.url().endsWith('/layer');
-    setTimeout(() => request.continue(), isWish && (held += 1) === 1 ? 1_000 : 0);
+    const isLayerRequest = request.method() === 'POST' && request.url().endsWith('/layer');
+    setTimeout(() => request.continue(), isLayerRequest && (held += 1) === 1 ? 1_000 : 0);
   });
   const wide = () => player((root) => root.querySelector('video').videoWidth);
+  await until(wide, (seen) => seen === 1280, 'the best layer, without a choice');
   await player((root) => root.querySelector('.quality').focus());
   for (let down = 0; down < 3; down += 1) await page.keyboard.press('ArrowDown');
   await until(wide, (seen) => seen === 320, 'the lowest layer, by keyboard');
@@ -214,7 +191,7 @@ test('the player has a menu of the layers, by mouse and by keyboard', async (t) 
   await page.keyboard.press('k');
   await until(() => player((root) => root.querySelector('video').paused), (paused) => !paused, 'to play on');
   assert.equal((await playerData(page)).sessions, '1');
-  assert.ok(held >= 3, `${held} wishes`);
+  assert.ok(held >= 3, `${held} requests`);
   // The one that was held up is through by now, and changed nothing.
   await new Promise((resolve) => setTimeout(resolve, 2_000));
   assert.equal(await wide(), 640);
@@ -226,6 +203,12 @@ test('the player has a menu of the layers, by mouse and by keyboard', async (t) 
   await until(wide, (seen) => seen === 640, 'the middle layer in another session');
   assert.equal(await player((root) => root.querySelector('.quality').selectedOptions[0].text), '360p');
   if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/layers.png` });
+  // On phones too every control is in the bar.
+  for (const width of [390, 320]) {
+    await page.setViewport({ width, height: 640 });
+    const [bar, last] = await player((root) => ['.bar', '.fullscreen'].map((part) => root.querySelector(part).getBoundingClientRect().right));
+    assert.ok(last <= bar, `${width} px: the last control ends at ${last}, the bar at ${bar}`);
+  }
   assert.deepEqual(page.faults, []);
 });
 
@@ -242,7 +225,8 @@ test('the menu of the layers chooses by HLS too', async (t) => {
     const menu = document.querySelector('millstream-player').shadowRoot.querySelector('.quality');
     return { hidden: menu.hidden, names: [...menu.options].map(({ text }) => text) };
   });
-  assert.deepEqual(await menu(), { hidden: false, names: ['Auto', '720p', '360p', '180p'] });
+  const { hidden, names } = await until(menu, ({ names }) => /^Auto \(\d+p\)$/.test(names[0]), 'the layer of HLS to be named');
+  assert.deepEqual([hidden, names.slice(1)], [false, ['720p', '360p', '180p']]);
   const wide = () => page.evaluate(() => document.querySelector('millstream-player').video.videoWidth);
   for (const [name, wanted] of [['180p', 320], ['720p', 1280]]) {
     await page.evaluate((name) => {
@@ -255,7 +239,7 @@ test('the menu of the layers chooses by HLS too', async (t) => {
   assert.deepEqual(page.faults, []);
 });
 
-test('the layers are versions of HLS, in one playlist', async (t) => {
+test('the layers are variants of HLS, in one playlist', async (t) => {
   const gateway = await startGateway();
   t.after(() => gateway.stop());
   const publisher = await publish(gateway, 'H264');
@@ -265,7 +249,7 @@ test('the layers are versions of HLS, in one playlist', async (t) => {
   const index = await (await fetch(url)).text();
   const sizes = [...index.matchAll(/RESOLUTION=(\d+x\d+)/g)].map(([, size]) => size);
   assert.deepEqual(sizes, ['1280x720', '640x360', '320x180'], index);
-  // Who changes is told of segments, never of a gap.
+  // A player that changes the level gets segments, never a gap.
   const playlist = async (name) => (await fetch(new URL(name, url))).text();
   assert.match(await playlist('video.m3u8'), /#EXT-X-PART:/);
   const lower = await playlist('video3.m3u8');
@@ -282,7 +266,7 @@ test('the layers are versions of HLS, in one playlist', async (t) => {
     window.hls = new window.Hls({ lowLatencyMode: true, enableWorker: false });
     window.errors = [];
     window.hls.on(window.Hls.Events.ERROR, (_, { fatal, details }) => fatal && window.errors.push(details));
-    // What the player decided, should it not change where it is told to.
+    // What the player decided, should it not change its level when required.
     window.decisions = [];
     for (const event of ['LEVEL_SWITCHING', 'LEVEL_SWITCHED', 'LEVELS_UPDATED', 'BUFFER_FLUSHED', 'ERROR']) {
       window.hls.on(window.Hls.Events[event], (_, { level, details, error }) => {

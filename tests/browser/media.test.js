@@ -23,7 +23,7 @@ const canDecode = (page, codec) =>
 const canEncode = (page, codec) =>
   page.evaluate((name) => RTCRtpSender.getCapabilities('video').codecs.some((c) => c.mimeType === name), `video/${codec}`);
 
-/** Publishes from one browser and watches in another; asserts moving picture and audible sound. */
+/** Publishes from one browser and watches in another; asserts moving video and audible audio. */
 async function seesAndHears(t, { from, to, codec, stream }) {
   const publisher = await publish(from, gateway, stream, { codec });
   t.after(() => publisher.close());
@@ -38,26 +38,51 @@ async function seesAndHears(t, { from, to, codec, stream }) {
   const data = await plays(page, 40);
   assert.equal(data.codec.toUpperCase(), codec);
   assert.equal(data.sessions, '1');
-  await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
+  await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'audio');
   assert.deepEqual([...publisher.faults, ...page.faults], []);
   t.diagnostic(`first frame after ${data.firstFrame} ms`);
 }
 
 for (const codec of ['VP8', 'H264']) {
-  test(`chromium sees and hears chromium in ${codec}`, (t) =>
+  test(`chromium plays video and audio of chromium in ${codec}`, (t) =>
     seesAndHears(t, { from: sender, to: viewer, codec, stream: `chromium-${codec}` }));
 
-  test(`firefox sees and hears chromium in ${codec}`, (t) =>
+  test(`firefox plays video and audio of chromium in ${codec}`, (t) =>
     seesAndHears(t, { from: sender, to: fox, codec, stream: `firefox-${codec}` }));
 }
 
 for (const codec of ['VP9', 'AV1']) {
-  test(`chromium sees and hears chromium in ${codec}`, (t) =>
+  test(`chromium plays video and audio of chromium in ${codec}`, (t) =>
     seesAndHears(t, { from: sender, to: viewer, codec, stream: `chromium-${codec}` }));
 }
 
-test('a stream without sound plays', async (t) => {
-  const publisher = await publish(sender, gateway, 'silent', { sound: 'none' });
+/** Keeps the answers that a page sets. */
+const keepAnswers = () => {
+  window.answers = [];
+  const set = RTCPeerConnection.prototype.setRemoteDescription;
+  RTCPeerConnection.prototype.setRemoteDescription = function (description) {
+    window.answers.push(description.sdp);
+    return set.call(this, description);
+  };
+};
+
+test('the pages agree on requests for lost audio packets', async (t) => {
+  const publisher = await publish(sender, gateway, 'requests', { before: keepAnswers });
+  t.after(() => publisher.close());
+  await isLive(publisher);
+  for (const browser of [viewer, fox]) {
+    const page = await open(browser, `${gateway.origin}/watch/requests`, keepAnswers);
+    t.after(() => page.close());
+    await plays(page);
+    for (const agreed of [publisher, page]) {
+      const [answer] = await agreed.evaluate(() => window.answers);
+      assert.match(answer.split('m=').find((section) => section.startsWith('audio ')), /a=rtcp-fb:\d+ nack\r/);
+    }
+  }
+});
+
+test('a stream without audio plays', async (t) => {
+  const publisher = await publish(sender, gateway, 'silent', { audio: 'none' });
   t.after(() => publisher.close());
   await isLive(publisher);
   const page = await watch(viewer, gateway, 'silent');
@@ -65,7 +90,7 @@ test('a stream without sound plays', async (t) => {
   await plays(page);
 });
 
-test('a stream without picture is heard', async (t) => {
+test('a stream without video plays', async (t) => {
   const publisher = await open(sender, `${gateway.origin}/`);
   t.after(() => publisher.close());
   await publisher.evaluate(async (url, token) => {
@@ -80,7 +105,7 @@ test('a stream without picture is heard', async (t) => {
   const page = await watch(viewer, gateway, 'radio');
   t.after(() => page.close());
   await unmute(page);
-  await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
+  await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'audio');
 });
 
 test('media goes by IPv6 where the gateway listens there', async (t) => {
@@ -125,7 +150,7 @@ test('viewers of a simulcast get the best layer', async (t) => {
   t.diagnostic(`widths on the way: ${[...seen].join(', ')}`);
 });
 
-test('chromium sees and hears firefox in VP8', (t) =>
+test('chromium plays video and audio of firefox in VP8', (t) =>
   seesAndHears(t, { from: fox, to: viewer, codec: 'VP8', stream: 'studio/fox' }));
 
 test('a browser that publishes learns that it may send more', async (t) => {

@@ -2,8 +2,10 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { explain, explainHls, unsupported } from '../../player/messages.js';
+import { QualityLimit } from '../../player/limit.js';
+import { autoName, explain, explainHls, explainLimit, unsupported } from '../../player/messages.js';
 import { blocked, PathLost, Refusal } from '../../player/session.js';
+import { Statistics } from '../../player/statistics.js';
 
 const answer = (...candidates) => candidates.map((candidate) => `a=candidate:${candidate}\r\n`).join('');
 
@@ -15,7 +17,7 @@ test('a port that seems blocked is named with its transports and addresses', () 
   ));
   assert.equal(both.message, 'No media connection: UDP/TCP port 8189 seems blocked');
   assert.deepEqual(both.addresses, ['192.0.2.1:8189', '[2001:db8::1]:8189']);
-  assert.deepEqual(explain('retrying', both, false), [both.message, 'Tried 192.0.2.1:8189, [2001:db8::1]:8189. Retrying.']);
+  assert.deepEqual(explain('retrying', both, false), [both.message, "None of the gateway's addresses was reached: 192.0.2.1:8189, [2001:db8::1]:8189. This page keeps trying."]);
   assert.equal(explainHls('connection', both), both.message);
   const udp = blocked(answer('1 1 UDP 2130706431 192.0.2.1 8189 typ host', '1 1 UDP 1 192.0.2.1 443 typ host'));
   assert.equal(udp.message, 'No media connection: UDP ports 8189, 443 seem blocked');
@@ -23,15 +25,109 @@ test('a port that seems blocked is named with its transports and addresses', () 
 });
 
 test('other failures are explained as what they are', () => {
-  assert.deepEqual(explain('retrying', new PathLost('The connection was lost.'), true), ['Reconnecting…', 'The connection was lost.']);
+  assert.deepEqual(explain('retrying', new PathLost('The media connection was lost.'), true), ['Reconnecting…', 'The media connection was lost.']);
   assert.deepEqual(explain('retrying', new Error('x'), true), ['Reconnecting…', 'The gateway cannot be reached.']);
   assert.deepEqual(explain('retrying', new Refusal(502, 'a proxy'), true), ['Reconnecting…', 'a proxy']);
   assert.equal(explain('failed', new Refusal(401), false)[0], 'Enter the playback token');
   assert.equal(explain('waiting', new Refusal(409), true), undefined);
   assert.equal(explain('paused', null, false)[0], 'Waiting for the stream');
-  assert.equal(explainHls('codec', null), 'codec not supported over WebRTC');
-  assert.equal(explainHls('connection', null), 'no connection over WebRTC');
-  assert.equal(unsupported('H265'), 'This stream is H.265, which your browser cannot play: audio only');
-  assert.equal(unsupported('VP8', true), 'This stream is VP8, which HLS does not carry: audio only');
-  assert.equal(unsupported('JPEG'), 'This stream is Motion JPEG, which your browser cannot play: audio only');
+  assert.equal(explainHls('codec', null), 'WebRTC does not support the codec of the stream');
+  assert.equal(explainHls('connection', null), 'WebRTC did not connect');
+  assert.equal(unsupported('H265'), 'This stream is H.265, which your browser cannot play: only its audio is played');
+  assert.equal(unsupported('VP8', true), 'This stream is VP8, which HLS does not carry: only its audio is played');
+  assert.equal(unsupported('JPEG'), 'This stream is Motion JPEG, which your browser cannot play: only its audio is played');
+});
+
+const LAYERS = [{ rid: 'f', bitrate: 2_500_000 }, { rid: 'h', bitrate: 500_000 }, { rid: 'q', bitrate: 150_000 }];
+const NAMES = { f: '720p', h: '360p', q: '180p' };
+
+/** What the player says after these events, `[at, layer, video, limitation, bitrate]`. */
+function saidAfter(events, at, { isSelected = false, hasAudio = true, layers = LAYERS } = {}) {
+  const limit = new QualityLimit();
+  for (const [from, layer, video, limitation, bitrate] of events) {
+    const quality = { layer, video, limitation, bitrate };
+    // It is updated all the time, and the bitrates of layers change.
+    for (const at of [from, from + 250]) limit.update(quality, layers, at);
+  }
+  const report = limit.report(isSelected, at);
+  return explainLimit(report, { shown: NAMES[report?.rid], best: '720p', hasAudio });
+}
+
+test('a quality that the path limits is explained with what the path carries, if that is known', () => {
+  const best = [0, 'f', 'all', 'none', 2_400_000];
+  const down = [10_000, 'h', 'all', 'bandwidth', 812_000];
+  const carries = 'Your connection carries 0.8 Mbit/s: showing 360p';
+  assert.equal(saidAfter([], 10_000), '');
+  assert.equal(saidAfter([best], 10_000), '');
+  assert.equal(saidAfter([best, down], 12_000), '', 'for a moment');
+  assert.equal(saidAfter([best, down], 13_000), carries);
+  assert.equal(saidAfter([best, down, [15_000, 'f', 'all', 'none', 2_400_000]], 20_000), '', 'over');
+  // A session starts with the lowest layer: what arrives says nothing of the path.
+  const start = [0, 'q', 'all', 'bandwidth', 140_000];
+  assert.equal(saidAfter([start], 2_000), '');
+  assert.equal(saidAfter([start], 3_000), 'Your connection is too slow for 720p: showing 180p');
+  assert.equal(saidAfter([start, [2_000, 'h', 'all', 'bandwidth', 160_000]], 3_000), 'Your connection is too slow for 720p: showing 360p');
+  // A step up within what the path carried changes only the layer; one beyond it shows that the figure is outdated.
+  const lowest = [11_000, 'q', 'all', 'bandwidth', 700_000];
+  assert.equal(saidAfter([best, down, lowest, [20_000, 'h', 'all', 'bandwidth', 200_000]], 21_000), 'Your connection carries 0.7 Mbit/s: showing 360p');
+  assert.equal(saidAfter([best, [9_000, 'q', 'all', 'bandwidth', 90_000], [20_000, 'h', 'all', 'bandwidth', 160_000]], 21_000), 'Your connection is too slow for 720p: showing 360p');
+  assert.equal(saidAfter([best, [9_000, 'q', 'all', 'bandwidth', 90_000]], 21_000), 'Your connection carries 90 kbit/s: showing 180p');
+  // Loss: more arrived than the best layer needs.
+  assert.equal(saidAfter([best, [9_000, 'h', 'all', 'bandwidth', 2_600_000]], 21_000), 'Your connection is too slow for 720p: showing 360p');
+  assert.equal(saidAfter([best, [9_000, 'h', 'all', 'bandwidth', null]], 21_000), 'Your connection is too slow for 720p: showing 360p');
+  // Missing video is reported at once.
+  const none = [10_000, 'q', 'none', 'bandwidth', 60_000];
+  assert.equal(saidAfter([best, none], 10_000), 'Audio only until your connection is better');
+  assert.equal(saidAfter([best, none], 10_000, { hasAudio: false }), 'No video until your connection is better');
+  assert.equal(saidAfter([best, [10_000, null, 'key_frames', 'bandwidth', 60_000]], 10_000, { layers: [] }), 'Still pictures only until your connection is better');
+});
+
+test('video that is sent again is back when a frame of it is decoded, or is not expected any more', () => {
+  const limit = new QualityLimit();
+  const event = (video, limitation) => ({ layer: null, video, limitation, bitrate: 60_000 });
+  const none = event('none', 'bandwidth');
+  const all = event('all', 'none');
+  const seen = (quality, at, isInGap) => {
+    limit.update(quality, [], at, isInGap);
+    return [limit.isWithoutVideo(at), limit.report(false, at)?.video];
+  };
+  assert.deepEqual(seen(all, 0, true), [false, undefined], 'nothing was withheld');
+  assert.deepEqual(seen(none, 1_000, false), [true, 'none']);
+  assert.deepEqual(seen(all, 2_000, true), [true, 'none'], 'no frame yet');
+  assert.deepEqual(seen(all, 3_000, false), [false, undefined], 'a frame');
+  assert.deepEqual(seen(all, 4_000, true), [false, undefined], 'another gap');
+  assert.deepEqual(seen(none, 10_000, true), [true, 'none']);
+  assert.deepEqual(seen(all, 12_000, true), [true, 'none']);
+  assert.deepEqual(seen(all, 16_900, true), [true, 'none']);
+  assert.deepEqual(seen(all, 17_000, true), [false, undefined], 'it has other reasons');
+  assert.deepEqual(seen(none, 20_000, true), [true, 'none']);
+  assert.deepEqual(seen(null, 21_000, true), [false, undefined], 'the session has ended');
+});
+
+test('a selected layer, or one that is not known, is not called limited', () => {
+  const down = [[0, 'f', 'all', 'none', 2_400_000], [10_000, 'h', 'all', 'bandwidth', 812_000]];
+  assert.equal(saidAfter(down, 20_000, { isSelected: true }), '');
+  assert.equal(saidAfter(down, 20_000, { layers: [] }), '');
+  const none = [10_000, 'h', 'none', 'bandwidth', 60_000];
+  assert.equal(saidAfter([down[0], none], 20_000, { isSelected: true }), 'Audio only until your connection is better');
+  assert.equal(autoName('360p'), 'Auto (360p)');
+  assert.equal(autoName(undefined), 'Auto');
+});
+
+test('loss is that of the last seconds, with the total', () => {
+  const loss = (statistics, seconds, counts, isHls = false) =>
+    statistics.update({ at: seconds * 1_000, frames: seconds * 25, bytes: 0, ...counts }, isHls)?.at(-1);
+  const webrtc = new Statistics();
+  assert.equal(loss(webrtc, 0, { lost: 100, expected: 1_000 }), undefined);
+  assert.deepEqual(loss(webrtc, 1, { lost: 100, expected: 1_200 }), ['Packet loss', '0.0 % (100 total)']);
+  assert.equal(loss(webrtc, 1.5, { lost: 100, expected: 1_300 }), undefined, 'once per second');
+  assert.deepEqual(loss(webrtc, 2, { lost: 110, expected: 1_400 }), ['Packet loss', '2.5 % (110 total)']);
+  for (const second of [3, 4, 5, 6]) loss(webrtc, second, { lost: 110, expected: 1_400 + (second - 2) * 200 });
+  assert.deepEqual(loss(webrtc, 7, { lost: 110, expected: 2_400 }), ['Packet loss', '0.0 % (110 total)'], 'it is long ago');
+  assert.deepEqual(loss(webrtc, 8, { lost: 105, expected: 2_600 }), ['Packet loss', '0.0 % (105 total)'], 'late packets');
+  // Another session, and another transport.
+  assert.equal(loss(webrtc, 9, { frames: 0, lost: 0, expected: 0 }), undefined);
+  assert.deepEqual(loss(webrtc, 10, { frames: 5, lost: 0, expected: 0 }), ['Packet loss', '0.0 % (0 total)'], 'without packets');
+  assert.equal(loss(webrtc, 11, { frames: 5, lost: 0, expected: 5 }, true), undefined);
+  assert.deepEqual(loss(webrtc, 12, { frames: 30, lost: 1, expected: 30 }, true), ['Dropped frames', '4.0 % (1 total)']);
 });

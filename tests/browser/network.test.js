@@ -2,29 +2,22 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import path from 'node:path';
 import { test } from 'node:test';
-import { chromium, open, playerData, plays, portOf, skip, startGateway, until } from './harness.js';
+import {
+  addNamespace,
+  chromiumInNamespace,
+  open,
+  playerData,
+  plays,
+  portOf,
+  runInNamespace,
+  skip,
+  startGateway,
+  until,
+} from './harness.js';
 
 const NAME = `ms${process.pid}`;
 const [GATEWAY, FIRST, SECOND] = ['10.213.7.1', '10.213.7.2', '10.213.7.3'];
-
-const run = (command, ...more) => execFileSync(command, more, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
-const inside = (...more) => run('ip', 'netns', 'exec', NAME, ...more);
-
-/** A network with one cable to ours. */
-function plug() {
-  run('ip', 'netns', 'add', NAME);
-  run('ip', 'link', 'add', `${NAME}a`, 'type', 'veth', 'peer', 'name', `${NAME}b`, 'netns', NAME);
-  run('ip', 'address', 'add', `${GATEWAY}/24`, 'dev', `${NAME}a`);
-  run('ip', 'link', 'set', `${NAME}a`, 'up');
-  inside('ip', 'address', 'add', `${FIRST}/24`, 'dev', `${NAME}b`);
-  inside('ip', 'address', 'add', `${SECOND}/24`, 'dev', `${NAME}b`);
-  inside('ip', 'link', 'set', `${NAME}b`, 'up');
-  inside('ip', 'link', 'set', 'lo', 'up');
-}
 
 /** From here on what comes from the first address comes from the second one, and answers find their way back. */
 function move() {
@@ -38,10 +31,10 @@ function move() {
 
 // C-14.
 test('a session goes on when the address of its viewer changes', async (t) => {
-  plug();
-  t.after(() => run('ip', 'netns', 'delete', NAME));
+  const undo = (step) => t.after(step);
+  addNamespace(undo, NAME, GATEWAY, FIRST, SECOND);
   try {
-    inside('nft', 'list', 'ruleset');
+    runInNamespace(NAME, 'nft', 'list', 'ruleset');
   } catch (error) {
     return skip(t, `this kernel has no nf_tables: ${error.stderr}`);
   }
@@ -50,13 +43,7 @@ test('a session goes on when the address of its viewer changes', async (t) => {
     '--demo',
   );
   t.after(() => gateway.stop());
-  const folder = await mkdtemp(path.join(tmpdir(), 'millstream-network-'));
-  t.after(() => rm(folder, { recursive: true, force: true }));
-  const wrapper = path.join(folder, 'chromium');
-  await writeFile(wrapper, `#!/bin/sh\nexec ip netns exec ${NAME} "$CHROMIUM" "$@"\n`);
-  await chmod(wrapper, 0o755);
-  const browser = await chromium({ wrapper });
-  t.after(() => browser.close());
+  const browser = await chromiumInNamespace(undo, NAME);
   const origin = `http://${GATEWAY}:${portOf(gateway.http)}`;
   const page = await open(browser, `${origin}/watch/demo`);
   await plays(page, 30);
@@ -67,12 +54,12 @@ test('a session goes on when the address of its viewer changes', async (t) => {
   const after = await until(
     () => playerData(page),
     ({ frames }) => Number(frames) > Number(before.frames) + 150,
-    'the picture to go on from the other address',
+    'the video to go on from the other address',
     30_000,
   );
   assert.equal(after.sessions, '1');
   assert.equal(after.way, 'webrtc');
-  const counted = [...inside('nft', 'list', 'ruleset').matchAll(/counter packets (\d+)/g)].map(([, packets]) => Number(packets));
+  const counted = [...runInNamespace(NAME, 'nft', 'list', 'ruleset').matchAll(/counter packets (\d+)/g)].map(([, packets]) => Number(packets));
   assert.equal(counted.length, 2);
   // Checks and reports one way, media the other.
   assert.ok(counted[0] > 10 && counted[1] > 200, `${counted} packets by the other address`);

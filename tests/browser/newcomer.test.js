@@ -1,19 +1,19 @@
-// A person who has never seen Millstream: from the command to the own picture in the watch page, step by step as the README
+// A person who has never seen Millstream: from the command to the own camera in the watch page, step by step as the README
 // says, with what the gateway prints and nothing else. Each test prints the number of steps and the time that they took.
 //
 // NEWCOMER is the command that starts the gateway instead of the program that the tests build, as in
 // `NEWCOMER="make run"` in a fresh clone, or a `docker run`.
 
 import assert from 'node:assert/strict';
-import { execFileSync, spawn } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { createSocket } from 'node:dgram';
-import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
-import { BINARY, chromium, isLive, open, plays, PROJECT, until } from './harness.js';
+import { addNamespace, BINARY, chromium, chromiumInNamespace, isLive, open, plays, PROJECT, run, until } from './harness.js';
 
 /** A build from nothing on two cores, and packages to install. */
 const START_WITHIN = 45 * 60_000;
@@ -80,7 +80,7 @@ class Steps {
   }
 }
 
-/** From what is printed to the own picture in the watch page. */
+/** From what is printed to the own camera in the watch page. */
 async function publishAndWatch(steps, browser, printed) {
   const studio = await steps.take('open the publish page that is printed', () => open(browser, printed.publish));
   await steps.take('paste the token that is printed', () => studio.type('input[name=token]', printed.token));
@@ -111,27 +111,13 @@ test('a laptop: the own camera in the watch page', async (t) => {
   undo(() => browser.close());
   await publishAndWatch(steps, browser, printed);
   t.diagnostic(steps.report('laptop'));
-  t.diagnostic(`of it from the printed addresses to the picture: ${((performance.now() - begun) / 1000).toFixed(1)} s`);
+  t.diagnostic(`of it from the printed addresses to the video: ${((performance.now() - begun) / 1000).toFixed(1)} s`);
 });
 
 const NAME = `nc${process.pid}`;
 /** The server in its inner network, its router outside, and a viewer somewhere else. */
 const [ROUTER_INSIDE, SERVER] = ['10.213.8.1', '10.213.8.2'];
 const [ROUTER_OUTSIDE, VIEWER] = ['10.213.9.1', '10.213.9.2'];
-
-const run = (command, ...more) => execFileSync(command, more, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
-
-/** A network with one cable to ours, which is the router. There is no way through but what is forwarded. */
-function plug(undo, name, ours, theirs) {
-  run('ip', 'netns', 'add', name);
-  undo(() => run('ip', 'netns', 'delete', name));
-  run('ip', 'link', 'add', `${name}a`, 'type', 'veth', 'peer', 'name', `${name}b`, 'netns', name);
-  run('ip', 'address', 'add', `${ours}/24`, 'dev', `${name}a`);
-  run('ip', 'link', 'set', `${name}a`, 'up');
-  run('ip', 'netns', 'exec', name, 'ip', 'address', 'add', `${theirs}/24`, 'dev', `${name}b`);
-  run('ip', 'netns', 'exec', name, 'ip', 'link', 'set', `${name}b`, 'up');
-  run('ip', 'netns', 'exec', name, 'ip', 'link', 'set', 'lo', 'up');
-}
 
 /** A router's forwarding of a TCP port, with translated addresses; 0 takes a free one. */
 async function forwardTcp(undo, port) {
@@ -178,8 +164,8 @@ async function forwardUdp(undo, port) {
 // As docs/deployment.md says.
 test('a server behind NAT: the own camera in the watch page, from outside', async (t) => {
   const undo = undoing(t);
-  plug(undo, `${NAME}s`, ROUTER_INSIDE, SERVER);
-  plug(undo, `${NAME}v`, ROUTER_OUTSIDE, VIEWER);
+  addNamespace(undo, `${NAME}s`, ROUTER_INSIDE, SERVER);
+  addNamespace(undo, `${NAME}v`, ROUTER_OUTSIDE, VIEWER);
   const folder = await mkdtemp(path.join(tmpdir(), 'millstream-newcomer-'));
   undo(() => rm(folder, { recursive: true, force: true }));
   const steps = new Steps();
@@ -203,11 +189,7 @@ test('a server behind NAT: the own camera in the watch page, from outside', asyn
   assert.equal(run('ip', ...inside, 'health', '--config', config), 'healthy\n');
   assert.equal(printed.publish, `https://${ROUTER_OUTSIDE}:${http}/publish/live`);
 
-  const wrapper = path.join(folder, 'chromium');
-  await writeFile(wrapper, `#!/bin/sh\nexec ip netns exec ${NAME}v "$CHROMIUM" "$@"\n`);
-  await chmod(wrapper, 0o755);
-  const browser = await chromium({ wrapper, more: ['--ignore-certificate-errors'] });
-  undo(() => browser.close());
+  const browser = await chromiumInNamespace(undo, `${NAME}v`, { more: ['--ignore-certificate-errors'] });
   await publishAndWatch(steps, browser, printed);
   // Media came through the router too: the publisher's and the viewer's.
   assert.ok(udp.clients() >= 2, `${udp.clients()} clients by UDP`);

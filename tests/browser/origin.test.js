@@ -1,4 +1,4 @@
-// Sources by HLS are watched by WHEP and by LL-HLS, with sound: what ffmpeg writes, served by a plain server of files.
+// Sources by HLS are watched by WHEP and by LL-HLS, with audio: what ffmpeg writes, served by a plain server of files.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -33,7 +33,7 @@ async function serveFolder(t, folder) {
   return server.address().port;
 }
 
-/** ffmpeg that writes a live stream with picture and sound, an origin of it, and a gateway with the stream `far`. */
+/** ffmpeg that writes a live stream with video and audio, an origin of it, and a gateway with the stream `far`. */
 async function originAndGateway(t, options) {
   const folder = await mkdtemp(path.join(tmpdir(), 'millstream-origin-'));
   t.after(() => rm(folder, { recursive: true, force: true, maxRetries: 5 }));
@@ -64,14 +64,14 @@ for (const [name, options] of [
   ['fragmented MP4', ['-bf', '0', '-hls_segment_type', 'fmp4']],
   ['MPEG-TS with B-frames', ['-bf', '2']],
 ]) {
-  test(`chromium sees and hears an HLS source of ${name}`, async (t) => {
+  test(`chromium plays video and audio of an HLS source of ${name}`, async (t) => {
     const gateway = await originAndGateway(t, options);
     const page = await watch(browser, gateway, 'far');
     t.after(() => page.close());
     const data = await plays(page);
     assert.equal(data.codec, 'H264');
     await unmute(page);
-    await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'sound');
+    await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'audio');
     assert.equal((await playerData(page)).sessions, '1', 'one session all the time');
     assert.deepEqual(page.faults, []);
     t.diagnostic(`first frame after ${data.firstFrame} ms`);
@@ -82,6 +82,6 @@ test('chromium sees an HLS source by LL-HLS', async (t) => {
   const gateway = await originAndGateway(t, ['-bf', '0']);
   const page = await open(browser, `${gateway.origin}/watch/far?way=hls`);
   t.after(() => page.close());
-  await until(() => playerData(page), (data) => data.way === 'hls' && Number(data.frames) > 25, 'a picture by HLS');
+  await until(() => playerData(page), (data) => data.way === 'hls' && Number(data.frames) > 25, 'a frame by HLS');
   assert.deepEqual(page.faults, []);
 });

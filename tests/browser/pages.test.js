@@ -39,7 +39,7 @@ test('a wrong token is explained and not tried again', async (t) => {
   t.after(() => page.close());
   await fails(page, 'http-401');
   assert.equal((await pageData(page)).state, 'failed');
-  assert.match(await problem(page), /publish token is missing or wrong/);
+  assert.match(await problem(page), /publish token is missing, wrong or expired/);
 });
 
 test('the token leaves the address and stays in the tab', async (t) => {
@@ -73,15 +73,15 @@ async function isPlain(page) {
     const { x, y, width, height } = player.getBoundingClientRect();
     return { x, y: y + height * 0.15, width, height: 2 };
   });
-  const picture = await page.screenshot({ clip: box, encoding: 'base64' });
-  return page.evaluate(async (picture) => {
-    const bytes = Uint8Array.from(atob(picture), (letter) => letter.charCodeAt(0));
+  const screenshot = await page.screenshot({ clip: box, encoding: 'base64' });
+  return page.evaluate(async (screenshot) => {
+    const bytes = Uint8Array.from(atob(screenshot), (letter) => letter.charCodeAt(0));
     const image = await createImageBitmap(new Blob([bytes], { type: 'image/png' }));
     const context = new OffscreenCanvas(image.width, image.height).getContext('2d');
     context.drawImage(image, 0, 0);
     const { data } = context.getImageData(0, 0, image.width, 1);
     return data.every((value, index) => value === data[index % 4]);
-  }, picture);
+  }, screenshot);
 }
 
 test('no black square stands behind what the player says', async (t) => {
@@ -117,7 +117,7 @@ test('a media port that is blocked is named, in the player and in the log of the
   const [shown, title, text] = await until(texts, ([, title]) => /port/.test(title), 'the player to name the port', 40_000);
   assert.equal(shown, true);
   assert.equal(title, `No media connection: UDP/TCP port ${port} seems blocked`);
-  assert.equal(text, `Tried 192.0.2.1:${port}. Retrying.`);
+  assert.equal(text, `None of the gateway's addresses was reached: 192.0.2.1:${port}. This page keeps trying.`);
   if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/blocked.png` });
 
   const headers = { Authorization: 'Bearer api-token-of-the-pages' };
@@ -125,8 +125,8 @@ test('a media port that is blocked is named, in the player and in the log of the
   const [ended] = (await until(sessions, (all) => all.some(({ state }) => state === 'ended'), 'the session to end'))
     .filter(({ state }) => state === 'ended');
   assert.equal(ended.cause, 'no_checks');
-  assert.match(ended.explanation, new RegExp(`announced: 192\\.0\\.2\\.1:${port}`));
-  const warned = cut.log.filter((line) => line.includes('"WARN"') && line.includes('failed to connect'));
+  assert.match(ended.explanation, new RegExp(`announced ICE candidate addresses: 192\\.0\\.2\\.1:${port}`));
+  const warned = cut.log.filter((line) => line.includes('"WARN"') && line.includes('session failed'));
   assert.ok(warned.some((line) => line.includes(`192.0.2.1:${port}`) && line.includes('no_checks')), cut.log.join('\n'));
 });
 
@@ -161,17 +161,23 @@ test('a watch page that needs a token asks for it', async (t) => {
   assert.equal(await page.$eval('#token-form', (form) => form.hidden), true);
 });
 
+/** A page whose POST requests are answered by `answer`, and the times of these. */
+async function interceptPosts(t, answer) {
+  const page = await browser.newPage();
+  t.after(() => page.close());
+  const times = [];
+  await page.setRequestInterception(true);
+  page.on('request', (request) => {
+    if (request.method() !== 'POST') return request.continue();
+    times.push(Date.now());
+    answer(request);
+  });
+  return { page, times };
+}
+
 for (const status of [409, 429, 503]) {
-  test(`a player told ${status} comes back when Retry-After says so`, async (t) => {
-    const page = await browser.newPage();
-    t.after(() => page.close());
-    const asked = [];
-    await page.setRequestInterception(true);
-    page.on('request', (request) => {
-      if (request.method() !== 'POST') return request.continue();
-      asked.push(Date.now());
-      request.respond({ status, headers: { 'Retry-After': '1' } });
-    });
+  test(`a player that gets ${status} retries after Retry-After`, async (t) => {
+    const { page, times: asked } = await interceptPosts(t, (request) => request.respond({ status, headers: { 'Retry-After': '1' } }));
     await page.goto(`${gateway.origin}/watch/busy`);
     await until(() => asked.length, (times) => times >= 3, 'three attempts');
     for (const wait of [asked[1] - asked[0], asked[2] - asked[1]]) {
@@ -181,15 +187,7 @@ for (const status of [409, 429, 503]) {
 }
 
 test('a player whose gateway is gone backs off', async (t) => {
-  const page = await browser.newPage();
-  t.after(() => page.close());
-  const asked = [];
-  await page.setRequestInterception(true);
-  page.on('request', (request) => {
-    if (request.method() !== 'POST') return request.continue();
-    asked.push(Date.now());
-    request.abort('connectionrefused');
-  });
+  const { page, times: asked } = await interceptPosts(t, (request) => request.abort('connectionrefused'));
   // The longest wait that full jitter can draw makes the delays certain.
   await page.evaluateOnNewDocument(() => (Math.random = () => 0.999));
   await page.goto(`${gateway.origin}/watch/gone`);

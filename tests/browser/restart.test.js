@@ -15,7 +15,7 @@ before(async () => {
 
 after(() => browser?.close());
 
-/** A small picture, so that fifty decoders are no load to speak of, by the publish page's own client. */
+/** Small video, so that fifty decoders are no load to speak of, by the publish page's own client. */
 async function publishSmall(gateway) {
   const page = await open(browser, `${gateway.origin}/publish/nothing`);
   await page.evaluate(async (token) => {
@@ -72,6 +72,6 @@ test('fifty players play again after the gateway was killed and started', async 
   const opened = Date.now();
   const again = (seen) => seen.every(({ state, sessions }, index) => state === 'playing' && sessions > before[index].sessions);
   await until(summary, again, 'all of them to play again', 60_000);
-  t.diagnostic(`all ${PLAYERS} play again ${((Date.now() - opened) / 1_000).toFixed(1)} s after the port opened`);
+  t.diagnostic(`measured: all ${PLAYERS} play again ${((Date.now() - opened) / 1_000).toFixed(1)} s after the port opened`);
   for (const page of [publisher, ...pages]) assert.deepEqual(page.faults, []);
 });

@@ -33,7 +33,7 @@ async function probe() {
   const origin = `http://${ADDRESS}:${portOf(gateway.http)}`;
   const post = (stream, body) =>
     fetch(`${origin}/whep/${stream}`, { method: 'POST', headers: { 'Content-Type': 'application/sdp' }, body });
-  const accepted = await until(() => post('demo', OFFER), ({ status }) => status === 201, 'the test picture', 60_000);
+  const accepted = await until(() => post('demo', OFFER), ({ status }) => status === 201, 'the test pattern', 60_000);
   const others = [
     await fetch(`${origin}/whep/demo`, { method: 'OPTIONS' }),
     await fetch(`${origin}/whep/nothing`, { method: 'OPTIONS' }),

@@ -33,7 +33,7 @@ const problem = (page) =>
 /** Waits until a page says that another publisher took over. */
 async function stops(page) {
   await until(() => pageData(page), ({ state, error }) => state === 'failed' && error === 'TakenOver', 'the page to stop');
-  assert.deepEqual(await problem(page), { hidden: false, text: 'Another publisher took over', back: true });
+  assert.deepEqual(await problem(page), { hidden: false, text: 'Another publisher took over the stream', back: true });
 }
 
 test('of two publish pages under one name the second publishes, until the first takes back', async (t) => {

@@ -16,6 +16,12 @@ test('a stream with video is live while frames of it are shown, one without whil
     [{ hasVideo: false, frameAt: 0, audioAt: at - 100 }, true],
     [{ hasVideo: false, frameAt: 0, audioAt: at - 1_999 }, false],
     [{ hasVideo: false, frameAt: 0, audioAt: 0 }, false],
+    // The gateway withholds the video: audio, or a key frame within ten seconds where there is none, is all there is.
+    [{ hasVideo: true, isWithoutVideo: true, frameAt: at - 30_000, audioAt: at - 100 }, true],
+    [{ hasVideo: true, isWithoutVideo: true, frameAt: at - 5_000, audioAt: at - 5_000 }, false],
+    [{ hasVideo: true, isWithoutVideo: true, frameAt: at - 10_000, audioAt: 0 }, true],
+    [{ hasVideo: true, isWithoutVideo: true, frameAt: at - 15_000, audioAt: 0 }, false],
+    [{ hasVideo: true, isWithoutVideo: true, frameAt: 0, audioAt: 0 }, false],
   ];
   for (const [seen, expected] of cases) assert.equal(isLive(seen, at), expected, JSON.stringify(seen));
   assert.ok(LIVE_TIMEOUT < 2_000, 'it is reported within two seconds');
@@ -129,7 +135,7 @@ test('a camera that is off while its audio goes on is no reason for HLS', () => 
   assert.deepEqual(evaluations(60, off), NOTHING);
 });
 
-test('a path that is cut, one that lets nothing large through, and a decoder that gives up are told apart', () => {
+test('a path that is cut, one that lets nothing large through, and a decoder that gives up are distinguished', () => {
   const cut = (at) => {
     const until = Math.min(at, 10_000);
     return { received: until, packets: packetsBy(until), frames: Math.floor(until / 40), sent: Math.max(0, reported(until)) };

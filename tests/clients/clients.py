@@ -292,8 +292,8 @@ def make_clip():
     path = f"/tmp/millstream-clients-{os.getpid()}.mkv"
     source = f"testsrc2=size={SIZE[0]}x{SIZE[1]}:rate={RATE}:duration={SECONDS}"
     encoding = "-c:v libx264 -profile:v baseline -preset ultrafast -b:v 1500k -g 50 -bf 0 -pix_fmt yuv420p".split()
-    sound = ["-f", "lavfi", "-i", f"sine=frequency=440:sample_rate=48000:duration={SECONDS}", "-c:a", "libopus", "-ac", "2"]
-    made = run_client(FFMPEG, "-v", "error", "-y", "-f", "lavfi", "-i", source, *sound, *encoding, path)
+    audio = ["-f", "lavfi", "-i", f"sine=frequency=440:sample_rate=48000:duration={SECONDS}", "-c:a", "libopus", "-ac", "2"]
+    made = run_client(FFMPEG, "-v", "error", "-y", "-f", "lavfi", "-i", source, *audio, *encoding, path)
     if made.returncode:
         sys.exit(f"no clip can be made: {made.stderr.decode(errors='replace')[-300:]}")
     raw = run_client(FFMPEG, "-v", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:1").stdout
@@ -392,7 +392,7 @@ def obs_after_a_restart(bed):
 
 
 def obs_after_a_crash(bed):
-    """Told, not judged: see docs/deployment.md."""
+    """Reported, not judged: see docs/deployment.md."""
     row = Row("OBS Studio", bed.releases["obs"], "publishes; the gateway is killed by SIGKILL and starts again")
     if not bed.releases["obs"]:
         return row.skip("not installed")

@@ -98,14 +98,14 @@ def by_whep(namespace, url, size=SMALL, audio=True):
     """GStreamer's whepclientsrc."""
     caps = f"video/x-raw,format=I420,width={size[0]},height={size[1]}"
     video = ["ws.", "!", "video/x-raw", "!", "queue", "!", "videoconvert", "!", "videoscale", "!", caps]
-    sound = ["ws.", "!", "audio/x-raw", "!", "queue", "!", "fakesink", "sync=false"] if audio else []
+    audio_branch = ["ws.", "!", "audio/x-raw", "!", "queue", "!", "fakesink", "sync=false"] if audio else []
     return Viewer(
         namespace,
         size,
         *[GST_LAUNCH, "whepclientsrc", "name=ws", 'stun-server=""', f"signaller::whep-endpoint={url}"],
         *video,
         *["!", "fdsink", "fd={pipe}", "sync=false"],
-        *sound,
+        *audio_branch,
     )
 
 
@@ -129,8 +129,8 @@ def by_hls(namespace, program, url):
         return Viewer(namespace, SMALL, *user, *player, stdout=True)
     source = ["uridecodebin3", f"uri={url}", "name=d"]
     video = ["d.", "!", "video/x-raw", "!", "queue", "!", "videoconvert", "!", "videoscale", "!", caps]
-    sound = ["d.", "!", "audio/x-raw", "!", "queue", "!", "fakesink", "sync=true"]
-    return Viewer(namespace, SMALL, GST_LAUNCH, *source, *video, "!", "fdsink", "fd={pipe}", "sync=true", *sound)
+    audio_branch = ["d.", "!", "audio/x-raw", "!", "queue", "!", "fakesink", "sync=true"]
+    return Viewer(namespace, SMALL, GST_LAUNCH, *source, *video, "!", "fdsink", "fd={pipe}", "sync=true", *audio_branch)
 
 
 def in_browser(namespace, browser, how, url, seconds):

@@ -32,7 +32,7 @@ def start_gateway(binary):
     gateway = subprocess.Popen([binary, "serve"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     for line in gateway.stderr:
         fields = json.loads(line).get("fields", {})
-        if fields.get("message") == "listening":
+        if fields.get("message") == "gateway listening":
             return gateway, f"http://{fields['http']}"
     raise SystemExit("the gateway did not start")
 

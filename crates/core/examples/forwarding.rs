@@ -1,7 +1,7 @@
 //! What forwarding costs: one shard without sockets sends a stream to many viewers in virtual time.
 //!
 //! Run by `make callgrind`, which counts the instructions of [`forward`] and divides them by the number of datagrams that
-//! this program prints.
+//! this program prints. With the argument `feedback` the viewers offer congestion feedback: their packets are numbered.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,20 +13,20 @@ use bytes::Bytes;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::registry::{Registry, Requester, SessionLimits};
+use millstream_core::hub::registry::{Requester, SessionLimits, SessionRegistry};
 use millstream_core::hub::stream::{SessionId, ShardIndex};
 use millstream_core::media::Codec;
 use millstream_core::outputs::whep::Viewer;
-use millstream_core::sdp::{self, Local, Offer};
-use millstream_core::session::identity::Identity;
-use millstream_core::session::outbox::{Outbox, Run, Sink};
-use millstream_core::shard::counters::Counters;
-use millstream_core::shard::message::{Message, Opening, OpeningRole};
+use millstream_core::sdp::{self, LocalTransport, Offer};
+use millstream_core::session::identity::DtlsIdentity;
+use millstream_core::session::outbox::{DatagramSink, GsoRun, Outbox};
+use millstream_core::shard::counters::SharedMediaCounters;
+use millstream_core::shard::message::{NegotiatedRole, NewSession, ShardMessage};
 use millstream_core::shard::peers::Peer as ShardPeer;
-use millstream_core::shard::{Core, Shared, ufrag};
-use millstream_core::sources::frame_source::{FrameSource, Framing};
+use millstream_core::shard::{ShardCore, SharedState, ufrag};
+use millstream_core::sources::frame_source::{FrameSource, NalFraming};
 use millstream_test_support::{
-    Answer, Credentials, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerIdentity, Profiles, VideoCodec,
+    Answer, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerIdentity, Profiles, VideoCodec,
 };
 
 const VIEWERS: usize = 200;
@@ -50,16 +50,16 @@ struct Recorder {
     media: Arc<AtomicU64>,
 }
 
-impl Sink for Recorder {
-    fn send(&mut self, buffer: &[u8], runs: &[Run]) {
+impl DatagramSink for Recorder {
+    fn send_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
         for run in runs {
             let bytes = &buffer[run.start..run.end];
             if matches!(bytes.first(), Some(128..=191)) {
-                let datagrams = bytes.len().div_ceil(run.segment) as u64;
+                let datagrams = bytes.len().div_ceil(run.segment_size) as u64;
                 self.media.fetch_add(datagrams, Ordering::Relaxed);
             } else {
                 let mut handshakes = self.handshakes.lock().expect("not poisoned");
-                let datagrams = bytes.chunks(run.segment);
+                let datagrams = bytes.chunks(run.segment_size);
                 handshakes.extend(datagrams.map(|datagram| (run.destination.to, Bytes::copy_from_slice(datagram))));
             }
         }
@@ -67,8 +67,8 @@ impl Sink for Recorder {
 }
 
 struct Setup {
-    shared: Arc<Shared>,
-    core: Core,
+    shared: Arc<SharedState>,
+    core: ShardCore,
     source: FrameSource,
     now: Instant,
     frame: u64,
@@ -101,7 +101,7 @@ fn main() {
 fn forward(setup: &mut Setup) {
     assert!(setup.shared.publish_frames(&mut setup.source));
     let mut messages = VecDeque::new();
-    setup.shared.mailboxes[0].take(&mut messages);
+    setup.shared.mailboxes[0].take_all(&mut messages);
     for message in messages {
         setup.core.handle_message(setup.now, message);
     }
@@ -113,22 +113,23 @@ impl Setup {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
         let limits = SessionLimits {
-            sessions: VIEWERS,
-            half_open: VIEWERS,
-            half_open_reserved: 0,
-            half_open_per_address: VIEWERS,
+            max_sessions: VIEWERS,
+            max_half_open: VIEWERS,
+            half_open_reserved_for_token_holders: 0,
+            max_half_open_per_address: VIEWERS,
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SharedState {
             hub: Hub::default(),
-            registry: Registry::new(limits, Arc::default(), Box::new(|_| {})),
-            identity: Arc::new(Identity::generate().expect("makes a key")),
+            session_registry: SessionRegistry::new(limits, Arc::default(), Box::new(|_| {})),
+            dtls_identity: Arc::new(DtlsIdentity::generate().expect("makes a key")),
+            connect_timeout: millstream_core::session::DEFAULT_CONNECT_TIMEOUT,
             mailboxes: vec![Arc::new(Mailbox::new(1, || {}))],
-            counters: Counters::default(),
-            announced: RwLock::new(Arc::new([])),
-            tcp: Arc::new(()),
-            epoch: (now, Duration::from_secs(1_800_000_000)),
+            counters: SharedMediaCounters::default(),
+            candidate_addresses: RwLock::new(Arc::new([])),
+            tcp_connections: Arc::new(()),
+            wall_clock_origin: (now, Duration::from_secs(1_800_000_000)),
         });
-        let core = Core::new(ShardIndex(0), shared.clone(), Outbox::new(Box::new(sink)), random(1));
+        let core = ShardCore::new(ShardIndex(0), shared.clone(), Outbox::new(Box::new(sink)), random(1));
         let tracks = [Codec::H264.into(), Codec::Opus.into()];
         let source = FrameSource::new(name(), SessionId([0xff; 16]), &tracks).expect("codecs that can be packetized");
         Self {
@@ -153,12 +154,12 @@ impl Setup {
         unit.resize(unit.len() + FRAME_BYTES, 0x5a);
         let time = self.frame * 3_000;
         self.source
-            .take_video(self.now, time, &unit.into(), Framing::StartCodes)
+            .packetize_and_queue_video(self.now, time, &unit.into(), NalFraming::AnnexB)
             .expect("an access unit");
         if !self.frame.is_multiple_of(3) {
             let audio = Bytes::from_static(&[0xfc; 160]);
             self.source
-                .take_audio(self.now, self.frame * 1_600, &audio)
+                .packetize_and_queue_audio(self.now, self.frame * 1_600, &audio)
                 .expect("a frame of audio");
         }
         self.frame += 1;
@@ -166,29 +167,24 @@ impl Setup {
 
     fn open(&mut self, index: usize) -> (SocketAddr, Peer) {
         let identity = PeerIdentity::generate();
-        let offer = OfferParameters {
-            credentials: Credentials::from_seed(index as u64),
-            fingerprint: identity.fingerprint(),
-            setup: "actpass",
-            video: &[VideoCodec::H264],
-            rtx: true,
-            audio_ssrc: 0,
-            video_ssrc: 0,
-        };
+        let mut offer = OfferParameters::viewer(index as u64, identity.fingerprint(), &[VideoCodec::H264]);
+        offer.transport_cc = std::env::args().any(|argument| argument == "feedback");
         let mut random = random(index as u32 + 2);
-        let local = ufrag::credentials(ShardIndex(0), &mut random);
+        let local = ufrag::generate_ice_credentials(ShardIndex(0), &mut random);
         let parsed = Offer::parse(offer.whep().as_bytes()).expect("a good offer");
-        let to_sign = Local {
-            credentials: &local,
-            fingerprint: &self.shared.identity.fingerprint,
-            candidates: &[GATEWAY],
-            tcp: false,
-            session_id: 1,
+        let to_sign = LocalTransport {
+            ice_credentials: &local,
+            fingerprint: &self.shared.dtls_identity.fingerprint,
+            candidate_addresses: &[GATEWAY],
+            accepts_ice_tcp: false,
+            viewer_congestion_control: true,
+            viewer_playout_delay: true,
+            sdp_session_id: 1,
         };
-        let stream = self.shared.hub.find(name()).expect("attached");
-        let available = stream.with(|state| state.available_tracks(|_| false));
-        let formats = sdp::formats_for(&parsed, &available.expect("it has a source"));
-        let (playback, answer) = sdp::answer_viewer(&parsed, &formats, &to_sign, &mut random).expect("playable");
+        let stream = self.shared.hub.find_stream(name()).expect("attached");
+        let available = stream.with_state(|state| state.tracks_offerable_to_viewers(|_| false));
+        let formats = sdp::formats_for_offer(&parsed, &available.expect("it has a source"));
+        let (playback, answer) = sdp::answer_whep_offer(&parsed, &formats, &to_sign, &mut random).expect("playable");
         let mut id = [0; 16];
         id[..8].copy_from_slice(&(index as u64).to_be_bytes());
         let session = SessionId(id);
@@ -196,15 +192,19 @@ impl Setup {
             address: None,
             has_token: false,
         };
-        let opened = self.shared.registry.open(self.now, session, ShardIndex(0), requester);
+        let opened = self
+            .shared
+            .session_registry
+            .open_session(self.now, session, ShardIndex(0), requester);
         assert_eq!(opened, Ok(None));
-        let opening = Opening {
-            session,
-            stream: name(),
-            local,
-            role: OpeningRole::Play(playback),
+        let opening = NewSession {
+            session_id: session,
+            stream_name: name(),
+            local_credentials: local,
+            role: NegotiatedRole::Play(playback),
         };
-        self.core.handle_message(self.now, Message::Open(Box::new(opening)));
+        self.core
+            .handle_message(self.now, ShardMessage::OpenSession(Box::new(opening)));
         let peer = Peer::new(
             self.now,
             PeerConfig {

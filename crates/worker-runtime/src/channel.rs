@@ -8,53 +8,57 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::BytesMut;
 
-use crate::wire::{FromWorker, MAX_MESSAGE, ToWorker};
+use crate::wire::{MAX_WORKER_MESSAGE_BYTES, MessageFromWorker, MessageToWorker};
+
+/// How much higher the nice value of a worker is than that of the gateway's thread which started it: when processors are
+/// short, live media and HTTP run before transcodes.
+const WORKER_NICE_STEP: i32 = 5;
 
 /// The worker's end of the socket. Writes block until the gateway has read, which it always does: it drops what it
 /// cannot forward.
 #[derive(Clone)]
-pub struct Gateway {
-    stream: Arc<Mutex<UnixStream>>,
+pub struct ToGatewaySender {
+    gateway_socket: Arc<Mutex<UnixStream>>,
 }
 
-impl Gateway {
+impl ToGatewaySender {
     /// Sends a message; returns `false` if the gateway is gone.
-    pub fn notify(&self, message: &FromWorker) -> bool {
+    pub fn send(&self, message: &MessageFromWorker) -> bool {
         let mut bytes = BytesMut::new();
         message.write(&mut bytes);
-        if bytes.len() > 4 + MAX_MESSAGE {
+        if bytes.len() > 4 + MAX_WORKER_MESSAGE_BYTES {
             return true;
         }
-        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stream = self.gateway_socket.lock().unwrap_or_else(PoisonError::into_inner);
         stream.write_all(&bytes).is_ok()
     }
 }
 
 /// Reads the messages of the gateway.
-pub struct Commands {
-    stream: UnixStream,
+pub struct FromGatewayReceiver {
+    gateway_socket: UnixStream,
     buffer: BytesMut,
 }
 
-impl Commands {
+impl FromGatewayReceiver {
     /// Reads from the worker's end of a socket pair.
     pub fn new(stream: UnixStream) -> Self {
         Self {
-            stream,
+            gateway_socket: stream,
             buffer: BytesMut::new(),
         }
     }
 
     /// Waits for the next message; `None` if the gateway is gone or its message is invalid.
-    pub fn receive(&mut self) -> Option<ToWorker> {
+    pub fn receive(&mut self) -> Option<MessageToWorker> {
         let mut chunk = vec![0; 1 << 16];
         loop {
-            match ToWorker::read(&mut self.buffer) {
+            match MessageToWorker::take_from_buffer(&mut self.buffer) {
                 Ok(Some(message)) => return Some(message),
                 Ok(None) => {}
                 Err(_) => return None,
             }
-            match self.stream.read(&mut chunk) {
+            match self.gateway_socket.read(&mut chunk) {
                 Ok(0) => return None,
                 Ok(read) => self.buffer.extend_from_slice(chunk.get(..read).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -70,14 +74,19 @@ impl Commands {
 /// # Errors
 ///
 /// An error if standard input is not the socket of a gateway.
-pub fn connect(name: &CStr) -> io::Result<(Gateway, Commands)> {
+pub fn connect_to_gateway_and_lower_priority(name: &CStr) -> io::Result<(ToGatewaySender, FromGatewayReceiver)> {
     // Only for people: nothing depends on it.
     let _ = rustix::thread::set_name(name);
+    // Before any other thread is started: all threads of the worker get it. It fails only where nice values are not
+    // permitted at all, and then all processes are equal.
+    if let Ok(nice) = rustix::process::getpriority_process(None) {
+        let _ = rustix::process::setpriority_process(None, nice + WORKER_NICE_STEP);
+    }
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let gateway = Gateway {
-        stream: Arc::new(Mutex::new(stream.try_clone()?)),
+    let gateway = ToGatewaySender {
+        gateway_socket: Arc::new(Mutex::new(stream.try_clone()?)),
     };
-    Ok((gateway, Commands::new(stream)))
+    Ok((gateway, FromGatewayReceiver::new(stream)))
 }
 
 #[cfg(test)]
@@ -85,18 +94,18 @@ mod tests {
     use super::*;
     use crate::wire::WireFrame;
     use bytes::Bytes;
-    use millstream_core::media::Kind;
+    use millstream_core::media::MediaKind;
 
     #[test]
     fn a_frame_that_is_too_long_is_left_out_and_the_next_one_is_read() {
         let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
-        let gateway = Gateway {
-            stream: Arc::new(Mutex::new(theirs)),
+        let gateway = ToGatewaySender {
+            gateway_socket: Arc::new(Mutex::new(theirs)),
         };
         let frame = |length| {
-            FromWorker::Frame(WireFrame {
-                kind: Kind::Video,
-                time: 0,
+            MessageFromWorker::Frame(WireFrame {
+                kind: MediaKind::Video,
+                pts_ns: 0,
                 after_gap: false,
                 bytes: Bytes::from(vec![0; length]),
             })
@@ -105,11 +114,11 @@ mod tests {
             let mut bytes = Vec::new();
             ours.read_to_end(&mut bytes).map(|_| bytes)
         });
-        assert!(gateway.notify(&frame(MAX_MESSAGE)));
-        assert!(gateway.notify(&frame(1_000)));
+        assert!(gateway.send(&frame(MAX_WORKER_MESSAGE_BYTES)));
+        assert!(gateway.send(&frame(1_000)));
         drop(gateway);
         let bytes = reading.join().expect("no panic").expect("it was closed");
-        let read = FromWorker::read(&mut BytesMut::from(bytes.as_slice()));
+        let read = MessageFromWorker::take_from_buffer(&mut BytesMut::from(bytes.as_slice()));
         assert_eq!(read, Ok(Some(frame(1_000))));
     }
 }

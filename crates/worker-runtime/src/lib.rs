@@ -12,22 +12,22 @@ pub mod wire;
 
 use std::io;
 
-use channel::Gateway;
-use wire::{Failure, FromWorker, Job};
+use channel::ToGatewaySender;
+use wire::{MessageFromWorker, PipelineJob, WorkerFailure};
 
 /// Enters the sandbox of a job; reports a failure to the gateway and returns `false`.
-pub fn restrict(job: &Job, gateway: &Gateway) -> bool {
+pub fn enter_sandbox(job: &PipelineJob, gateway: &ToGatewaySender) -> bool {
     match sandbox::enter(job) {
-        Ok(()) => true,
+        Ok(_) => true,
         Err(error) => {
-            let failure = Failure::Stream(format!("cannot restrict the worker: {error}"));
-            gateway.notify(&FromWorker::Failed(failure));
+            let failure = WorkerFailure::Stream(format!("the worker process cannot enter its sandbox: {error}"));
+            gateway.send(&MessageFromWorker::Failed(failure));
             false
         }
     }
 }
 
 /// The error of a worker that was not started by a gateway.
-pub fn not_started_by_gateway() -> io::Error {
-    io::Error::other("workers are started by the gateway, not by hand")
+pub fn not_started_by_gateway_error() -> io::Error {
+    io::Error::other("this program is a worker process of Millstream: only the gateway can start it")
 }

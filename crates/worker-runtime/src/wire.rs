@@ -16,20 +16,22 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use millstream_core::media::Kind;
+use millstream_core::media::MediaKind;
 
 /// Job of a worker that runs a pipeline.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
-pub struct Job {
+pub struct PipelineJob {
     pub launch: String,
     /// Property values by `element.property`, set after the launch line was parsed.
     pub properties: Vec<(String, String)>,
     /// Tracks that will be sent to `video_in` and `audio_in`.
-    pub inputs: Vec<Input>,
+    pub inputs: Vec<InputTrack>,
     /// Restart from the beginning at the end of the stream.
     pub repeats: bool,
     /// Allow network access.
     pub network: bool,
+    /// Networks that it may connect to, such as `10.0.0.0/8`; empty allows all.
+    pub allowed_networks: Vec<String>,
     /// Files and devices that it may open.
     pub files: Vec<PathBuf>,
     /// Memory limit in bytes.
@@ -38,7 +40,7 @@ pub struct Job {
     pub processors: u32,
 }
 
-impl std::fmt::Debug for Job {
+impl std::fmt::Debug for PipelineJob {
     /// Omits the property values, which may be secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Job")
@@ -49,14 +51,14 @@ impl std::fmt::Debug for Job {
 
 /// A track that is sent to a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Input {
-    pub media: Media,
+pub struct InputTrack {
+    pub media: TrackFormat,
 }
 
 /// Format of frames, in either direction. H.264 and H.265 are byte streams with start codes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Media {
+pub enum TrackFormat {
     H264,
     H265,
     Vp8,
@@ -70,12 +72,12 @@ pub enum Media {
     Aac(Vec<u8>),
 }
 
-impl Media {
+impl TrackFormat {
     /// Returns whether this is audio or video.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> MediaKind {
         match self {
-            Self::H264 | Self::H265 | Self::Vp8 | Self::Vp9 | Self::Av1 | Self::Jpeg => Kind::Video,
-            Self::Opus | Self::Pcmu | Self::Pcma | Self::Aac(_) => Kind::Audio,
+            Self::H264 | Self::H265 | Self::Vp8 | Self::Vp9 | Self::Av1 | Self::Jpeg => MediaKind::Video,
+            Self::Opus | Self::Pcmu | Self::Pcma | Self::Aac(_) => MediaKind::Audio,
         }
     }
 }
@@ -83,9 +85,9 @@ impl Media {
 /// A frame, in either direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WireFrame {
-    pub kind: Kind,
+    pub kind: MediaKind,
     /// Presentation time in nanoseconds since an origin that all tracks share.
-    pub time: u64,
+    pub pts_ns: u64,
     /// Frames before it are missing.
     pub after_gap: bool,
     pub bytes: Bytes,
@@ -106,10 +108,10 @@ pub struct DemuxJob {
 #[derive(Clone, PartialEq, Eq)]
 pub struct SegmentChunk {
     /// Index of the rendition; rendition 0 leads.
-    pub rendition: u8,
+    pub rendition_index: u8,
     pub role: ChunkRole,
     /// Timestamps of one timeline share an origin; each discontinuity starts a new timeline.
-    pub timeline: u64,
+    pub timeline_id: u64,
     pub bytes: Bytes,
 }
 
@@ -123,158 +125,179 @@ impl std::fmt::Debug for SegmentChunk {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkRole {
     /// A complete initialization section for the segments that follow.
-    Init,
+    InitSection,
     /// A part of a segment; more parts follow.
-    Part,
+    SegmentData,
     /// The last part of a segment.
-    Last,
+    LastSegmentData,
     /// End of the stream: no more segments follow.
-    End,
+    EndOfStream,
 }
 
 impl ChunkRole {
-    const ALL: [Self; 4] = [Self::Init, Self::Part, Self::Last, Self::End];
+    const ALL: [Self; 4] = [
+        Self::InitSection,
+        Self::SegmentData,
+        Self::LastSegmentData,
+        Self::EndOfStream,
+    ];
 }
 
 /// Message to a worker.
 #[derive(Clone, Debug, PartialEq)]
-pub enum ToWorker {
+pub enum MessageToWorker {
     /// First message to a worker that demuxes segments.
     Demux(DemuxJob),
     SegmentChunk(SegmentChunk),
     /// First message to a worker that runs a pipeline.
-    Run(Job),
+    RunPipeline(PipelineJob),
     /// First message to a worker that checks which of these named jobs cannot run.
-    Check(Vec<(String, Job)>),
+    CheckPipelines(Vec<(String, PipelineJob)>),
     Frame(WireFrame),
     /// Request a key frame from the encoder.
-    KeyFrame,
+    KeyFrameRequest,
     /// Stop gracefully.
     Stop,
 }
 
 /// Message from a worker.
 #[derive(Clone, Debug, PartialEq)]
-pub enum FromWorker {
+pub enum MessageFromWorker {
     /// The pipeline was set up; these tracks may follow.
-    Ready(Tracks),
+    Ready(OutputTrackKinds),
     /// Format of the frames of a track from here on.
-    Media(Media),
+    TrackFormat(TrackFormat),
     Frame(WireFrame),
     /// Request for the next segment of a rendition.
-    Want(u8),
+    SegmentRequest(u8),
     /// Nothing in the pipeline makes a key frame when it is asked for one.
     KeyFrameRefused,
     /// A sign of life, several times a second.
-    Alive,
+    Heartbeat,
     /// The worker cannot continue.
-    Failed(Failure),
+    Failed(WorkerFailure),
     /// The stream ended.
     Ended,
-    /// Response to [`ToWorker::Check`].
-    Checked(Vec<Finding>),
+    /// Response to [`MessageToWorker::CheckPipelines`].
+    CheckResults(Vec<PipelineCheckResult>),
+    /// What of the input is not passed on, as far as it changed.
+    LeftOut(LeftOutTracksAndSegments),
+}
+
+/// What of the input of a worker is not passed on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOutTracksAndSegments {
+    /// Tracks whose codec is not supported, such as `audio AC-3`.
+    pub tracks: Vec<String>,
+    /// Number of segments that could not be played, and why the first one could not.
+    pub segments: u64,
+    pub reason: Option<String>,
 }
 
 /// The kinds of tracks that a worker outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tracks {
+pub struct OutputTrackKinds {
     pub video: bool,
     pub audio: bool,
 }
 
 /// Why a pipeline does not run.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
-pub enum Failure {
+pub enum WorkerFailure {
     #[error("missing GStreamer elements: {}", .0.join(", "))]
     Missing(Vec<String>),
     #[error("invalid launch line: {0}")]
     Launch(String),
-    #[error("`{target}` cannot be set: {problem}")]
+    #[error("the pipeline property `{target}` cannot be set: {problem}")]
     Property { target: String, problem: String },
     #[error("{0}")]
     Stream(String),
 }
 
-impl Failure {
+impl WorkerFailure {
     /// Returns the failure with its texts sanitized: a worker is not trusted, and library messages may contain URLs
     /// with passwords.
-    pub fn shown(self) -> Self {
+    pub fn sanitized(self) -> Self {
         match self {
             Self::Missing(elements) => {
-                let elements = elements.iter().take(MAX_ELEMENTS).map(|element| shown(element));
+                let elements = elements
+                    .iter()
+                    .take(MAX_LISTED_MISSING_ELEMENTS)
+                    .map(|element| sanitize_worker_text(element));
                 Self::Missing(elements.collect())
             }
-            Self::Launch(text) => Self::Launch(shown(&text)),
+            Self::Launch(text) => Self::Launch(sanitize_worker_text(&text)),
             Self::Property { target, problem } => Self::Property {
-                target: shown(&target),
-                problem: shown(&problem),
+                target: sanitize_worker_text(&target),
+                problem: sanitize_worker_text(&problem),
             },
-            Self::Stream(text) => Self::Stream(shown(&text)),
+            Self::Stream(text) => Self::Stream(sanitize_worker_text(&text)),
         }
     }
 }
 
 /// Maximum number of missing elements that are listed.
-const MAX_ELEMENTS: usize = 20;
+const MAX_LISTED_MISSING_ELEMENTS: usize = 20;
 
 /// Maximum length of a sanitized text, in characters.
-const MAX_SHOWN: usize = 300;
+const MAX_SANITIZED_CHARS: usize = 300;
 
 /// Sanitizes a text of a worker: one line, of bounded length, without URLs.
-pub fn shown(text: &str) -> String {
+pub fn sanitize_worker_text(text: &str) -> String {
     let words = text
         .split_whitespace()
         .map(|word| if word.contains("://") { "(URL)" } else { word });
     let line = words.collect::<Vec<_>>().join(" ");
-    line.chars().take(MAX_SHOWN).collect()
+    line.chars().take(MAX_SANITIZED_CHARS).collect()
 }
 
 /// Result of the check of one pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Finding {
+pub struct PipelineCheckResult {
     pub name: String,
-    pub failure: Option<Failure>,
+    pub failure: Option<WorkerFailure>,
 }
 
 /// Why a message is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WireError {
-    #[error("a message of {0} bytes exceeds the limit of {MAX_MESSAGE} bytes")]
+    #[error("a worker message of {0} bytes exceeds the limit of {MAX_WORKER_MESSAGE_BYTES} bytes")]
     TooLong(usize),
-    #[error("a message of kind {0} is malformed")]
-    Unreadable(u8),
+    #[error("a worker message of kind {0} is malformed")]
+    Malformed(u8),
 }
 
 /// Maximum length of a message in bytes: the largest access unit and its header.
-pub const MAX_MESSAGE: usize = (8 << 20) + 64;
+pub(crate) const MAX_WORKER_MESSAGE_BYTES: usize = (8 << 20) + 64;
 
-mod kind {
-    pub(super) const RUN: u8 = 1;
-    pub(super) const CHECK: u8 = 2;
-    pub(super) const FRAME: u8 = 3;
-    pub(super) const KEY_FRAME: u8 = 4;
-    pub(super) const STOP: u8 = 5;
-    pub(super) const DEMUX: u8 = 6;
-    pub(super) const CHUNK: u8 = 7;
-    pub(super) const READY: u8 = 16;
-    pub(super) const MEDIA: u8 = 17;
-    pub(super) const ALIVE: u8 = 18;
-    pub(super) const FAILED: u8 = 19;
-    pub(super) const ENDED: u8 = 20;
-    pub(super) const CHECKED: u8 = 21;
-    pub(super) const WANT: u8 = 22;
-    pub(super) const KEY_FRAME_REFUSED: u8 = 23;
+mod message_kind {
+    pub(super) const RUN_MESSAGE_KIND: u8 = 1;
+    pub(super) const CHECK_PIPELINES_MESSAGE_KIND: u8 = 2;
+    pub(super) const FRAME_MESSAGE_KIND: u8 = 3;
+    pub(super) const KEY_FRAME_REQUEST_MESSAGE_KIND: u8 = 4;
+    pub(super) const STOP_MESSAGE_KIND: u8 = 5;
+    pub(super) const DEMUX_MESSAGE_KIND: u8 = 6;
+    pub(super) const SEGMENT_CHUNK_MESSAGE_KIND: u8 = 7;
+    pub(super) const READY_MESSAGE_KIND: u8 = 16;
+    pub(super) const TRACK_FORMAT_MESSAGE_KIND: u8 = 17;
+    pub(super) const HEARTBEAT_MESSAGE_KIND: u8 = 18;
+    pub(super) const FAILED_MESSAGE_KIND: u8 = 19;
+    pub(super) const ENDED_MESSAGE_KIND: u8 = 20;
+    pub(super) const CHECK_RESULTS_MESSAGE_KIND: u8 = 21;
+    pub(super) const SEGMENT_REQUEST_MESSAGE_KIND: u8 = 22;
+    pub(super) const KEY_FRAME_REFUSED_MESSAGE_KIND: u8 = 23;
+    pub(super) const LEFT_OUT_MESSAGE_KIND: u8 = 24;
 }
 
 /// Removes a complete message from the front of the buffer; `None` while it is incomplete.
-fn split(buffer: &mut BytesMut) -> Result<Option<(u8, Bytes)>, WireError> {
+fn split_off_message(buffer: &mut BytesMut) -> Result<Option<(u8, Bytes)>, WireError> {
     let Some(length) = buffer
         .first_chunk::<4>()
         .map(|length| u32::from_be_bytes(*length) as usize)
     else {
         return Ok(None);
     };
-    if length > MAX_MESSAGE {
+    if length > MAX_WORKER_MESSAGE_BYTES {
         return Err(WireError::TooLong(length));
     }
     if buffer.len() < 4 + length {
@@ -284,12 +307,12 @@ fn split(buffer: &mut BytesMut) -> Result<Option<(u8, Bytes)>, WireError> {
     buffer.advance(4);
     let mut message = buffer.split_to(length).freeze();
     if message.is_empty() {
-        return Err(WireError::Unreadable(0));
+        return Err(WireError::Malformed(0));
     }
     Ok(Some((message.get_u8(), message)))
 }
 
-fn write(kind: u8, body: &[&[u8]], out: &mut BytesMut) {
+fn write_message(kind: u8, body: &[&[u8]], out: &mut BytesMut) {
     let length = 1 + body.iter().map(|part| part.len()).sum::<usize>();
     out.reserve(4 + length);
     out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
@@ -297,36 +320,43 @@ fn write(kind: u8, body: &[&[u8]], out: &mut BytesMut) {
     body.iter().for_each(|part| out.put_slice(part));
 }
 
-fn write_json(kind: u8, body: &impl Serialize, out: &mut BytesMut) {
-    write(kind, &[&serde_json::to_vec(body).unwrap_or_default()], out);
+fn write_json_message(kind: u8, body: &impl Serialize, out: &mut BytesMut) {
+    write_message(kind, &[&serde_json::to_vec(body).unwrap_or_default()], out);
 }
 
-fn read_json<'a, T: Deserialize<'a>>(kind: u8, body: &'a [u8]) -> Result<T, WireError> {
-    serde_json::from_slice(body).map_err(|_| WireError::Unreadable(kind))
+fn parse_json_body<'a, T: Deserialize<'a>>(kind: u8, body: &'a [u8]) -> Result<T, WireError> {
+    serde_json::from_slice(body).map_err(|_| WireError::Malformed(kind))
 }
 
-const AFTER_GAP: u8 = 1;
+const FLAG_AFTER_GAP: u8 = 1;
 
 impl WireFrame {
     fn write(&self, out: &mut BytesMut) {
-        let head = [u8::from(self.kind == Kind::Audio), u8::from(self.after_gap) * AFTER_GAP];
-        write(kind::FRAME, &[&head, &self.time.to_be_bytes(), &self.bytes], out);
+        let head = [
+            u8::from(self.kind == MediaKind::Audio),
+            u8::from(self.after_gap) * FLAG_AFTER_GAP,
+        ];
+        write_message(
+            message_kind::FRAME_MESSAGE_KIND,
+            &[&head, &self.pts_ns.to_be_bytes(), &self.bytes],
+            out,
+        );
     }
 
     fn read(mut body: Bytes) -> Result<Self, WireError> {
         if body.len() < 10 {
-            return Err(WireError::Unreadable(kind::FRAME));
+            return Err(WireError::Malformed(message_kind::FRAME_MESSAGE_KIND));
         }
         let kind = match body.get_u8() {
-            0 => Kind::Video,
-            1 => Kind::Audio,
-            _ => return Err(WireError::Unreadable(kind::FRAME)),
+            0 => MediaKind::Video,
+            1 => MediaKind::Audio,
+            _ => return Err(WireError::Malformed(message_kind::FRAME_MESSAGE_KIND)),
         };
-        let after_gap = body.get_u8() & AFTER_GAP != 0;
+        let after_gap = body.get_u8() & FLAG_AFTER_GAP != 0;
         let time = body.get_u64();
         Ok(Self {
             kind,
-            time,
+            pts_ns: time,
             after_gap,
             bytes: body,
         })
@@ -337,39 +367,43 @@ impl SegmentChunk {
     fn write(&self, out: &mut BytesMut) {
         let role = ChunkRole::ALL.iter().position(|role| *role == self.role);
         let head = [
-            self.rendition,
+            self.rendition_index,
             role.and_then(|role| u8::try_from(role).ok()).unwrap_or_default(),
         ];
-        write(kind::CHUNK, &[&head, &self.timeline.to_be_bytes(), &self.bytes], out);
+        write_message(
+            message_kind::SEGMENT_CHUNK_MESSAGE_KIND,
+            &[&head, &self.timeline_id.to_be_bytes(), &self.bytes],
+            out,
+        );
     }
 
     fn read(mut body: Bytes) -> Result<Self, WireError> {
-        let unreadable = WireError::Unreadable(kind::CHUNK);
+        let unreadable = WireError::Malformed(message_kind::SEGMENT_CHUNK_MESSAGE_KIND);
         if body.len() < 10 {
             return Err(unreadable);
         }
         let rendition = body.get_u8();
         let role = *ChunkRole::ALL.get(usize::from(body.get_u8())).ok_or(unreadable)?;
         Ok(Self {
-            rendition,
+            rendition_index: rendition,
             role,
-            timeline: body.get_u64(),
+            timeline_id: body.get_u64(),
             bytes: body,
         })
     }
 }
 
-impl ToWorker {
+impl MessageToWorker {
     /// Appends the encoded message.
     pub fn write(&self, out: &mut BytesMut) {
         match self {
-            Self::Demux(job) => write_json(kind::DEMUX, job, out),
+            Self::Demux(job) => write_json_message(message_kind::DEMUX_MESSAGE_KIND, job, out),
             Self::SegmentChunk(chunk) => chunk.write(out),
-            Self::Run(job) => write_json(kind::RUN, job, out),
-            Self::Check(jobs) => write_json(kind::CHECK, jobs, out),
+            Self::RunPipeline(job) => write_json_message(message_kind::RUN_MESSAGE_KIND, job, out),
+            Self::CheckPipelines(jobs) => write_json_message(message_kind::CHECK_PIPELINES_MESSAGE_KIND, jobs, out),
             Self::Frame(frame) => frame.write(out),
-            Self::KeyFrame => write(kind::KEY_FRAME, &[], out),
-            Self::Stop => write(kind::STOP, &[], out),
+            Self::KeyFrameRequest => write_message(message_kind::KEY_FRAME_REQUEST_MESSAGE_KIND, &[], out),
+            Self::Stop => write_message(message_kind::STOP_MESSAGE_KIND, &[], out),
         }
     }
 
@@ -378,37 +412,40 @@ impl ToWorker {
     /// # Errors
     ///
     /// A [`WireError`]; the rest of the stream cannot be read.
-    pub fn read(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
-        let Some((kind, body)) = split(buffer)? else {
+    pub fn take_from_buffer(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
+        let Some((kind, body)) = split_off_message(buffer)? else {
             return Ok(None);
         };
         let message = match kind {
-            kind::RUN => Self::Run(read_json(kind, &body)?),
-            kind::DEMUX => Self::Demux(read_json(kind, &body)?),
-            kind::CHUNK => Self::SegmentChunk(SegmentChunk::read(body)?),
-            kind::CHECK => Self::Check(read_json(kind, &body)?),
-            kind::FRAME => Self::Frame(WireFrame::read(body)?),
-            kind::KEY_FRAME => Self::KeyFrame,
-            kind::STOP => Self::Stop,
-            kind => return Err(WireError::Unreadable(kind)),
+            message_kind::RUN_MESSAGE_KIND => Self::RunPipeline(parse_json_body(kind, &body)?),
+            message_kind::DEMUX_MESSAGE_KIND => Self::Demux(parse_json_body(kind, &body)?),
+            message_kind::SEGMENT_CHUNK_MESSAGE_KIND => Self::SegmentChunk(SegmentChunk::read(body)?),
+            message_kind::CHECK_PIPELINES_MESSAGE_KIND => Self::CheckPipelines(parse_json_body(kind, &body)?),
+            message_kind::FRAME_MESSAGE_KIND => Self::Frame(WireFrame::read(body)?),
+            message_kind::KEY_FRAME_REQUEST_MESSAGE_KIND => Self::KeyFrameRequest,
+            message_kind::STOP_MESSAGE_KIND => Self::Stop,
+            kind => return Err(WireError::Malformed(kind)),
         };
         Ok(Some(message))
     }
 }
 
-impl FromWorker {
+impl MessageFromWorker {
     /// Appends the encoded message.
     pub fn write(&self, out: &mut BytesMut) {
         match self {
-            Self::Ready(tracks) => write_json(kind::READY, tracks, out),
-            Self::Media(media) => write_json(kind::MEDIA, media, out),
+            Self::Ready(tracks) => write_json_message(message_kind::READY_MESSAGE_KIND, tracks, out),
+            Self::TrackFormat(media) => write_json_message(message_kind::TRACK_FORMAT_MESSAGE_KIND, media, out),
             Self::Frame(frame) => frame.write(out),
-            Self::Want(rendition) => write(kind::WANT, &[&[*rendition]], out),
-            Self::KeyFrameRefused => write(kind::KEY_FRAME_REFUSED, &[], out),
-            Self::Alive => write(kind::ALIVE, &[], out),
-            Self::Failed(failure) => write_json(kind::FAILED, failure, out),
-            Self::Ended => write(kind::ENDED, &[], out),
-            Self::Checked(findings) => write_json(kind::CHECKED, findings, out),
+            Self::SegmentRequest(rendition) => {
+                write_message(message_kind::SEGMENT_REQUEST_MESSAGE_KIND, &[&[*rendition]], out)
+            }
+            Self::KeyFrameRefused => write_message(message_kind::KEY_FRAME_REFUSED_MESSAGE_KIND, &[], out),
+            Self::Heartbeat => write_message(message_kind::HEARTBEAT_MESSAGE_KIND, &[], out),
+            Self::Failed(failure) => write_json_message(message_kind::FAILED_MESSAGE_KIND, failure, out),
+            Self::Ended => write_message(message_kind::ENDED_MESSAGE_KIND, &[], out),
+            Self::CheckResults(findings) => write_json_message(message_kind::CHECK_RESULTS_MESSAGE_KIND, findings, out),
+            Self::LeftOut(left_out) => write_json_message(message_kind::LEFT_OUT_MESSAGE_KIND, left_out, out),
         }
     }
 
@@ -417,21 +454,24 @@ impl FromWorker {
     /// # Errors
     ///
     /// A [`WireError`]; the rest of the stream cannot be read.
-    pub fn read(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
-        let Some((kind, body)) = split(buffer)? else {
+    pub fn take_from_buffer(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
+        let Some((kind, body)) = split_off_message(buffer)? else {
             return Ok(None);
         };
         let message = match kind {
-            kind::READY => Self::Ready(read_json(kind, &body)?),
-            kind::MEDIA => Self::Media(read_json(kind, &body)?),
-            kind::FRAME => Self::Frame(WireFrame::read(body)?),
-            kind::WANT => Self::Want(*body.first().ok_or(WireError::Unreadable(kind))?),
-            kind::KEY_FRAME_REFUSED => Self::KeyFrameRefused,
-            kind::ALIVE => Self::Alive,
-            kind::FAILED => Self::Failed(read_json(kind, &body)?),
-            kind::ENDED => Self::Ended,
-            kind::CHECKED => Self::Checked(read_json(kind, &body)?),
-            kind => return Err(WireError::Unreadable(kind)),
+            message_kind::READY_MESSAGE_KIND => Self::Ready(parse_json_body(kind, &body)?),
+            message_kind::TRACK_FORMAT_MESSAGE_KIND => Self::TrackFormat(parse_json_body(kind, &body)?),
+            message_kind::FRAME_MESSAGE_KIND => Self::Frame(WireFrame::read(body)?),
+            message_kind::SEGMENT_REQUEST_MESSAGE_KIND => {
+                Self::SegmentRequest(*body.first().ok_or(WireError::Malformed(kind))?)
+            }
+            message_kind::KEY_FRAME_REFUSED_MESSAGE_KIND => Self::KeyFrameRefused,
+            message_kind::HEARTBEAT_MESSAGE_KIND => Self::Heartbeat,
+            message_kind::FAILED_MESSAGE_KIND => Self::Failed(parse_json_body(kind, &body)?),
+            message_kind::ENDED_MESSAGE_KIND => Self::Ended,
+            message_kind::CHECK_RESULTS_MESSAGE_KIND => Self::CheckResults(parse_json_body(kind, &body)?),
+            message_kind::LEFT_OUT_MESSAGE_KIND => Self::LeftOut(parse_json_body(kind, &body)?),
+            kind => return Err(WireError::Malformed(kind)),
         };
         Ok(Some(message))
     }
@@ -443,8 +483,8 @@ mod tests {
 
     fn frame() -> WireFrame {
         WireFrame {
-            kind: Kind::Audio,
-            time: 1 << 40,
+            kind: MediaKind::Audio,
+            pts_ns: 1 << 40,
             after_gap: true,
             bytes: Bytes::from_static(b"frame"),
         }
@@ -453,55 +493,65 @@ mod tests {
     #[test]
     fn messages_round_trip_however_they_are_fragmented() {
         let messages = [
-            FromWorker::Ready(Tracks {
+            MessageFromWorker::Ready(OutputTrackKinds {
                 video: true,
                 audio: false,
             }),
-            FromWorker::Media(Media::Aac(vec![0x11, 0x90])),
-            FromWorker::Frame(frame()),
-            FromWorker::KeyFrameRefused,
-            FromWorker::Alive,
-            FromWorker::Failed(Failure::Missing(vec!["x264enc".to_owned()])),
-            FromWorker::Ended,
+            MessageFromWorker::TrackFormat(TrackFormat::Aac(vec![0x11, 0x90])),
+            MessageFromWorker::Frame(frame()),
+            MessageFromWorker::KeyFrameRefused,
+            MessageFromWorker::Heartbeat,
+            MessageFromWorker::Failed(WorkerFailure::Missing(vec!["x264enc".to_owned()])),
+            MessageFromWorker::Ended,
+            MessageFromWorker::LeftOut(LeftOutTracksAndSegments {
+                tracks: vec!["audio AC-3".to_owned()],
+                segments: 3,
+                reason: None,
+            }),
         ];
         let mut bytes = BytesMut::new();
         messages.iter().for_each(|message| message.write(&mut bytes));
         let (mut buffer, mut read) = (BytesMut::new(), Vec::new());
         for byte in bytes {
             buffer.put_u8(byte);
-            while let Some(message) = FromWorker::read(&mut buffer).expect("a message") {
+            while let Some(message) = MessageFromWorker::take_from_buffer(&mut buffer).expect("a message") {
                 read.push(message);
             }
         }
         assert_eq!(read, messages);
         let mut bytes = BytesMut::new();
-        ToWorker::Frame(frame()).write(&mut bytes);
-        assert_eq!(ToWorker::read(&mut bytes), Ok(Some(ToWorker::Frame(frame()))));
+        MessageToWorker::Frame(frame()).write(&mut bytes);
+        assert_eq!(
+            MessageToWorker::take_from_buffer(&mut bytes),
+            Ok(Some(MessageToWorker::Frame(frame())))
+        );
     }
 
     #[test]
     fn worker_texts_are_shown_without_urls_and_within_bounds() {
-        let said = Failure::Stream(format!("cannot open\nrtsp://user:secret@cam/1 {}", "x".repeat(9_000)));
-        let shown = said.shown().to_string();
+        let said = WorkerFailure::Stream(format!("cannot open\nrtsp://user:secret@cam/1 {}", "x".repeat(9_000)));
+        let shown = said.sanitized().to_string();
         assert!(
-            shown.starts_with("cannot open (URL) xxx") && shown.len() == MAX_SHOWN,
+            shown.starts_with("cannot open (URL) xxx") && shown.len() == MAX_SANITIZED_CHARS,
             "{shown}"
         );
-        let many = Failure::Missing(vec!["e".repeat(500); 1_000]).shown().to_string();
-        assert!(many.len() < MAX_ELEMENTS * (MAX_SHOWN + 2) + 50);
+        let many = WorkerFailure::Missing(vec!["e".repeat(500); 1_000])
+            .sanitized()
+            .to_string();
+        assert!(many.len() < MAX_LISTED_MISSING_ELEMENTS * (MAX_SANITIZED_CHARS + 2) + 50);
     }
 
     #[test]
     fn invalid_messages_are_rejected_without_reserving_memory() {
         for (bytes, wanted) in [
             (&[0xff, 0xff, 0xff, 0xff, 3][..], WireError::TooLong(0xffff_ffff)),
-            (&[0, 0, 0, 0], WireError::Unreadable(0)),
-            (&[0, 0, 0, 1, 99], WireError::Unreadable(99)),
-            (&[0, 0, 0, 3, 3, 0, 0], WireError::Unreadable(3)),
-            (&[0, 0, 0, 3, 16, b'{', b'x'], WireError::Unreadable(16)),
+            (&[0, 0, 0, 0], WireError::Malformed(0)),
+            (&[0, 0, 0, 1, 99], WireError::Malformed(99)),
+            (&[0, 0, 0, 3, 3, 0, 0], WireError::Malformed(3)),
+            (&[0, 0, 0, 3, 16, b'{', b'x'], WireError::Malformed(16)),
         ] {
             let mut buffer = BytesMut::from(bytes);
-            assert_eq!(FromWorker::read(&mut buffer), Err(wanted));
+            assert_eq!(MessageFromWorker::take_from_buffer(&mut buffer), Err(wanted));
             assert!(buffer.capacity() < 1_024);
         }
     }

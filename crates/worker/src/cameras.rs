@@ -1,4 +1,4 @@
-//! Cameras in pipelines: what `rtspsrc` needs to be told so that it plays those that deviate from RTSP.
+//! Cameras in pipelines: how `rtspsrc` is configured so that it plays those that deviate from RTSP.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,7 +8,7 @@ use gstreamer as gst;
 /// Prepares all `rtspsrc` elements: they select tracks of video and audio only, and packets of a track keep one SSRC.
 ///
 /// Without the latter, each new SSRC of a camera is a new pad, which nothing is linked to.
-pub(crate) fn prepare(pipeline: &gst::Pipeline) {
+pub(crate) fn install_rtspsrc_track_and_ssrc_handlers(pipeline: &gst::Pipeline) {
     for element in pipeline.iterate_recurse().into_iter().flatten() {
         if element.factory().is_none_or(|factory| factory.name() != "rtspsrc") {
             continue;
@@ -23,7 +23,7 @@ pub(crate) fn prepare(pipeline: &gst::Pipeline) {
             let manager = values.get(1)?.get::<gst::Element>().ok()?;
             manager.connect_pad_added(|_, pad| {
                 if pad.name().starts_with("recv_rtp_sink_") {
-                    keep_ssrc(pad);
+                    install_ssrc_rewriting_probe(pad);
                 }
             });
             None
@@ -32,20 +32,20 @@ pub(crate) fn prepare(pipeline: &gst::Pipeline) {
 }
 
 /// Offset of the SSRC in an RTP packet, and its length (RFC 3550 §5.1).
-const SSRC: std::ops::Range<usize> = 8..12;
+const SSRC_BYTE_RANGE: std::ops::Range<usize> = 8..12;
 
 /// Gives all packets that pass a pad the SSRC of the first one.
-fn keep_ssrc(pad: &gst::Pad) {
-    let first: Arc<Mutex<Option<[u8; 4]>>> = Arc::default();
+fn install_ssrc_rewriting_probe(pad: &gst::Pad) {
+    let first_ssrc: Arc<Mutex<Option<[u8; 4]>>> = Arc::default();
     pad.add_probe(
         gst::PadProbeType::BUFFER | gst::PadProbeType::BUFFER_LIST,
         move |_, info| {
-            let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut first = first_ssrc.lock().unwrap_or_else(PoisonError::into_inner);
             match &mut info.data {
-                Some(gst::PadProbeData::Buffer(buffer)) => rewrite(buffer, &mut first),
+                Some(gst::PadProbeData::Buffer(buffer)) => rewrite_to_first_ssrc(buffer, &mut first),
                 Some(gst::PadProbeData::BufferList(list)) => {
                     let rewritten = list.iter_owned().map(|mut buffer| {
-                        rewrite(&mut buffer, &mut first);
+                        rewrite_to_first_ssrc(&mut buffer, &mut first);
                         buffer
                     });
                     *list = rewritten.collect();
@@ -57,16 +57,16 @@ fn keep_ssrc(pad: &gst::Pad) {
     );
 }
 
-fn rewrite(buffer: &mut gst::Buffer, first: &mut Option<[u8; 4]>) {
+fn rewrite_to_first_ssrc(buffer: &mut gst::Buffer, first_ssrc: &mut Option<[u8; 4]>) {
     let mut ssrc = [0; 4];
     // `copy_to_slice` panics beyond the end.
-    if buffer.size() < SSRC.end || buffer.copy_to_slice(SSRC.start, &mut ssrc).is_err() {
+    if buffer.size() < SSRC_BYTE_RANGE.end || buffer.copy_to_slice(SSRC_BYTE_RANGE.start, &mut ssrc).is_err() {
         return;
     }
-    let wanted = *first.get_or_insert(ssrc);
+    let wanted = *first_ssrc.get_or_insert(ssrc);
     if wanted != ssrc
         && let Ok(mut map) = buffer.make_mut().map_writable()
-        && let Some(place) = map.get_mut(SSRC)
+        && let Some(place) = map.get_mut(SSRC_BYTE_RANGE)
     {
         place.copy_from_slice(&wanted);
     }

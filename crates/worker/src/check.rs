@@ -4,22 +4,22 @@
 use gstreamer as gst;
 
 use crate::pipeline::build;
-use millstream_worker_runtime::wire::{Failure, Finding, Job};
+use millstream_worker_runtime::wire::{PipelineCheckResult, PipelineJob, WorkerFailure};
 
 /// Tries to build each pipeline. Nothing is opened or started.
-pub(crate) fn check(jobs: &[(String, Job)]) -> Vec<Finding> {
+pub(crate) fn check_pipelines(jobs: &[(String, PipelineJob)]) -> Vec<PipelineCheckResult> {
     if let Err(error) = gst::init() {
-        let failure = Failure::Stream(error.to_string());
+        let failure = WorkerFailure::Stream(error.to_string());
         return jobs
             .iter()
-            .map(|(name, _)| Finding {
+            .map(|(name, _)| PipelineCheckResult {
                 name: name.clone(),
                 failure: Some(failure.clone()),
             })
             .collect();
     }
     jobs.iter()
-        .map(|(name, job)| Finding {
+        .map(|(name, job)| PipelineCheckResult {
             name: name.clone(),
             failure: build(job).err(),
         })

@@ -6,10 +6,11 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use millstream_worker_runtime::channel::connect;
-use millstream_worker_runtime::wire::{FromWorker, ToWorker};
-use millstream_worker_runtime::{not_started_by_gateway, restrict};
+use millstream_worker_runtime::channel::connect_to_gateway_and_lower_priority;
+use millstream_worker_runtime::wire::{MessageFromWorker, MessageToWorker};
+use millstream_worker_runtime::{enter_sandbox, not_started_by_gateway_error};
 
+mod addresses;
 mod cameras;
 mod check;
 mod pipeline;
@@ -25,17 +26,17 @@ fn main() -> ExitCode {
 }
 
 fn run() -> std::io::Result<()> {
-    let (gateway, mut commands) = connect(c"millstream-gst")?;
+    let (gateway, mut commands) = connect_to_gateway_and_lower_priority(c"millstream-gst")?;
     match commands.receive() {
-        Some(ToWorker::Check(jobs)) => {
-            gateway.notify(&FromWorker::Checked(check::check(&jobs)));
+        Some(MessageToWorker::CheckPipelines(jobs)) => {
+            gateway.send(&MessageFromWorker::CheckResults(check::check_pipelines(&jobs)));
         }
-        Some(ToWorker::Run(job)) => {
-            if restrict(&job, &gateway) {
+        Some(MessageToWorker::RunPipeline(job)) => {
+            if enter_sandbox(&job, &gateway) {
                 pipeline::run(&job, &gateway, commands);
             }
         }
-        _ => return Err(not_started_by_gateway()),
+        _ => return Err(not_started_by_gateway_error()),
     }
     Ok(())
 }

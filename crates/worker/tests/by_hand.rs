@@ -10,5 +10,5 @@ fn a_worker_that_is_started_by_hand_says_that_the_gateway_starts_it() {
         .expect("it starts");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
-    assert!(said.contains("started by the gateway"), "{said}");
+    assert!(said.contains("only the gateway can start it"), "{said}");
 }

@@ -7,37 +7,37 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use millstream_core::hub::changes::{Changes, Listener, Topic};
+use millstream_core::hub::changes::{ChangeListener, ChangeNotifier, Topic};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
-use super::warnings::Logged;
+use super::warnings::LoggedWarnings;
 use super::{sessions, streams};
-use crate::control::Control;
-use crate::http::sse::{EventBody, EventSource};
+use crate::control::ControlPlane;
+use crate::http::sse::{SseBody, SseEventProducer};
 
 /// Time between two comparisons of all streams and sessions with their last state: many changes at once cost one.
-const MIN_INTERVAL: Duration = Duration::from_millis(100);
+const MIN_STATE_COMPARE_INTERVAL: Duration = Duration::from_millis(100);
 /// Time after which they are compared without a change.
-const MAX_INTERVAL: Duration = Duration::from_secs(2);
+const MAX_STATE_COMPARE_INTERVAL: Duration = Duration::from_secs(2);
 /// Number of recent events that are kept.
-const KEPT: usize = 200;
+const MAX_KEPT_EVENTS: usize = 200;
 
 /// The most recent events with their ids.
 #[derive(Default)]
-pub struct Log {
-    kept: Mutex<(u64, VecDeque<(u64, String)>)>,
+pub struct EventLog {
+    recent_events: Mutex<(u64, VecDeque<(u64, String)>)>,
     /// Notified of each new event.
-    changes: Arc<Changes>,
+    changes: Arc<ChangeNotifier>,
 }
 
-impl Log {
+impl EventLog {
     fn add(&self, name: &str, data: &Value) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.recent_events.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, events) = &mut *kept;
         *last += 1;
         events.push_back((*last, format!("id: {last}\nevent: {name}\ndata: {data}\n\n")));
-        if events.len() > KEPT {
+        if events.len() > MAX_KEPT_EVENTS {
             events.pop_front();
         }
         drop(kept);
@@ -45,8 +45,8 @@ impl Log {
     }
 
     /// Returns the events after the one with this id, and the id of the last one.
-    fn after(&self, number: u64) -> (u64, String) {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    fn text_of_kept_events_after(&self, number: u64) -> (u64, String) {
+        let kept = self.recent_events.lock().unwrap_or_else(PoisonError::into_inner);
         // A higher one is of an earlier run of the gateway.
         let number = if number > kept.0 { 0 } else { number };
         let new = kept.1.iter().filter(|(id, _)| *id > number);
@@ -55,14 +55,16 @@ impl Log {
 }
 
 /// Records events, and logs new warnings of streams, until the gateway ends.
-pub async fn run(control: Arc<Control>, log: Arc<Log>) {
+pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc<EventLog>) {
     let mut previous_streams: BTreeMap<String, Value> = BTreeMap::new();
     let mut previous_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
-    let mut changes = control.media.hub().changes().listen([Topic::Everything]);
-    let mut logged = Logged::default();
+    let mut changes = control.media_plane.hub().change_notifier().listen([Topic::Everything]);
+    let mut logged = LoggedWarnings::default();
     loop {
         let mut now = BTreeMap::new();
-        let all = streams::all(control.media.hub(), &control.sources, |name| control.hls.viewers(name));
+        let all = streams::list_streams(control.media_plane.hub(), &control.source_registry, |name| {
+            control.hls_service.viewer_count(name)
+        });
         let live = all.iter().filter(|stream| stream.live);
         logged.log_new(live.map(|stream| (stream.name.as_str(), stream.warnings.as_slice())));
         for stream in all {
@@ -70,6 +72,7 @@ pub async fn run(control: Arc<Control>, log: Arc<Log>) {
             let shown = json!({
                 "stream": stream.name,
                 "live": stream.live,
+                "stalled": stream.stalled,
                 "publisher": stream.publisher,
                 "source": source.map(|source| source.state),
                 "error": source.and_then(|source| source.last_error.clone()),
@@ -84,7 +87,7 @@ pub async fn run(control: Arc<Control>, log: Arc<Log>) {
         }
         previous_streams = now;
         let mut now = BTreeMap::new();
-        for (_, session) in sessions::all(&control) {
+        for (_, session) in sessions::describe_all_sessions(&control) {
             if previous_sessions.get(&session.id) != Some(&session.state)
                 && let Ok(shown) = serde_json::to_value(&session)
             {
@@ -93,43 +96,43 @@ pub async fn run(control: Arc<Control>, log: Arc<Log>) {
             now.insert(session.id, session.state);
         }
         previous_sessions = now;
-        sleep(MIN_INTERVAL).await;
+        sleep(MIN_STATE_COMPARE_INTERVAL).await;
         // Warnings also come with time.
-        let _ = timeout(MAX_INTERVAL, changes.changed()).await;
+        let _ = timeout(MAX_STATE_COMPARE_INTERVAL, changes.changed()).await;
     }
 }
 
 /// The events of the log, while their reader has access to the API.
-pub struct LogEvents {
-    log: Arc<Log>,
-    is_granted: IsGranted,
-    last: u64,
-    changes: Listener,
+pub struct EventLogReader {
+    log: Arc<EventLog>,
+    is_access_granted: AccessCheck,
+    last_event_id: u64,
+    changes: ChangeListener,
 }
 
 /// Returns whether the reader of events still has access.
-pub type IsGranted = Box<dyn Fn() -> bool + Send>;
+pub type AccessCheck = Box<dyn Fn() -> bool + Send>;
 
-impl LogEvents {
+impl EventLogReader {
     /// Returns a body with the events after the one with this id.
-    pub fn body(log: Arc<Log>, last: u64, is_granted: IsGranted) -> Body {
+    pub fn response_body(log: Arc<EventLog>, last: u64, is_granted: AccessCheck) -> Body {
         let changes = log.changes.listen([Topic::Everything]);
-        Body::new(EventBody::new(Self {
+        Body::new(SseBody::new(Self {
             log,
-            is_granted,
-            last,
+            is_access_granted: is_granted,
+            last_event_id: last,
             changes,
         }))
     }
 }
 
-impl EventSource for LogEvents {
-    fn new_events(&mut self) -> Option<String> {
-        if !(self.is_granted)() {
+impl SseEventProducer for EventLogReader {
+    fn take_new_events(&mut self) -> Option<String> {
+        if !(self.is_access_granted)() {
             return None;
         }
-        let (last, text) = self.log.after(self.last);
-        self.last = last;
+        let (last, text) = self.log.text_of_kept_events_after(self.last_event_id);
+        self.last_event_id = last;
         Some(text)
     }
 

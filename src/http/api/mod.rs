@@ -12,12 +12,12 @@ use axum::{Extension, Json, Router};
 use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
-use self::events::{Log, LogEvents};
+use self::events::{EventLog, EventLogReader};
 use self::sessions::{Page, Session, Sessions};
-use self::snapshot::Image;
+use self::snapshot::SnapshotFormat;
 use self::streams::Stream;
 use crate::access::Grant;
-use crate::control::Control;
+use crate::control::ControlPlane;
 use crate::control::reload::Reloaded;
 use crate::http::auth::Action;
 use crate::http::auth::Authenticator;
@@ -35,9 +35,9 @@ pub mod warnings;
 
 /// State shared by the handlers.
 #[derive(Clone)]
-struct Api {
-    control: Arc<Control>,
-    log: Arc<Log>,
+struct ApiState {
+    control: Arc<ControlPlane>,
+    event_log: Arc<EventLog>,
     authenticator: Arc<Authenticator>,
 }
 
@@ -63,13 +63,13 @@ struct Api {
         openapi
     )
 )]
-struct Description;
+struct ApiDocument;
 
-/// Returns the routes of the API. Events are read from `log`.
-pub fn router(state: &HttpState, log: Arc<Log>) -> Router {
-    let api = Api {
+/// Returns the routes of the API. Events are read from `event_log`.
+pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
+    let api = ApiState {
         control: state.control.clone(),
-        log,
+        event_log: log,
         authenticator: state.authenticator.clone(),
     };
     Router::new()
@@ -81,18 +81,23 @@ pub fn router(state: &HttpState, log: Arc<Log>) -> Router {
         .route("/api/v1/sources/stop/{*stream}", post(stop_source))
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/events", get(stream_events))
-        .layer(middleware::from_fn_with_state(state.authenticator.clone(), guard))
+        .layer(middleware::from_fn_with_state(
+            state.authenticator.clone(),
+            require_api_access,
+        ))
         .route("/api/v1/openapi.json", get(openapi))
         .with_state(api)
 }
 
-async fn guard(
+async fn require_api_access(
     State(authenticator): State<Arc<Authenticator>>,
     request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    let grant = authenticator.check(caller(&parts), Action::Api, None).await?;
+    let grant = authenticator
+        .authorize_request(caller(&parts), Action::Api, None)
+        .await?;
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(grant);
     let mut response = next.run(request).await;
@@ -103,10 +108,12 @@ async fn guard(
 
 /// All streams that are published, watched or configured, sorted by name.
 #[utoipa::path(get, path = "/api/v1/streams", responses((status = 200, body = Vec<Stream>)))]
-async fn all_streams(State(api): State<Api>) -> Json<Vec<Stream>> {
-    Json(streams::all(api.control.media.hub(), &api.control.sources, |name| {
-        api.control.hls.viewers(name)
-    }))
+async fn all_streams(State(api): State<ApiState>) -> Json<Vec<Stream>> {
+    Json(streams::list_streams(
+        api.control.media_plane.hub(),
+        &api.control.source_registry,
+        |name| api.control.hls_service.viewer_count(name),
+    ))
 }
 
 /// One stream.
@@ -116,16 +123,19 @@ async fn all_streams(State(api): State<Api>) -> Json<Vec<Stream>> {
     params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
     responses((status = 200, body = Stream), (status = 404, description = "no such stream"))
 )]
-async fn one_stream(State(api): State<Api>, Path(stream): Path<String>) -> Result<Response, Problem> {
-    for image in Image::ALL {
-        if let Some(stream) = stream.strip_suffix(image.suffix()) {
-            return snapshot::take(&api.control, &StreamName::parse(stream)?, image).await;
+async fn one_stream(State(api): State<ApiState>, Path(stream): Path<String>) -> Result<Response, Problem> {
+    for image in SnapshotFormat::ALL {
+        if let Some(stream) = stream.strip_suffix(image.path_suffix()) {
+            return snapshot::take_snapshot(&api.control, &StreamName::parse(stream)?, image).await;
         }
     }
     let name = StreamName::parse(&stream)?;
-    let found = streams::one(&name, api.control.media.hub(), &api.control.sources, |name| {
-        api.control.hls.viewers(name)
-    });
+    let found = streams::describe_stream(
+        &name,
+        api.control.media_plane.hub(),
+        &api.control.source_registry,
+        |name| api.control.hls_service.viewer_count(name),
+    );
     found.map(|found| Json(found).into_response()).ok_or_else(|| {
         let detail = "no such stream: it is not published, watched or configured";
         Problem::new(StatusCode::NOT_FOUND, "unknown_stream", detail)
@@ -134,8 +144,8 @@ async fn one_stream(State(api): State<Api>, Path(stream): Path<String>) -> Resul
 
 /// Running sessions, and those that ended within the last minute with the cause.
 #[utoipa::path(get, path = "/api/v1/sessions", params(Page), responses((status = 200, body = Sessions)))]
-async fn all_sessions(State(api): State<Api>, Query(page): Query<Page>) -> Json<Sessions> {
-    Json(sessions::page(&api.control, &page))
+async fn all_sessions(State(api): State<ApiState>, Query(page): Query<Page>) -> Json<Sessions> {
+    Json(sessions::session_page(&api.control, &page))
 }
 
 /// A snapshot of the stream: its last key frame, as a JPEG.
@@ -145,7 +155,7 @@ async fn all_sessions(State(api): State<Api>, Query(page): Query<Page>) -> Json<
     params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
     responses(
         (status = 200, description = "the snapshot", content_type = "image/jpeg"),
-        (status = 409, description = "the stream is not live or has no video"),
+        (status = 409, description = "the stream is not live or has no video: retry while it is published with video"),
         (status = 422, description = "this host cannot make snapshots"),
     )
 )]
@@ -162,8 +172,8 @@ fn take_snapshot() {}
     params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
     responses(
         (status = 200, description = "the snapshot", content_type = "image/png"),
-        (status = 409, description = "the stream is not live or has no video"),
-        (status = 422, description = "this host cannot make snapshots, or the frame is not a valid JPEG"),
+        (status = 409, description = "the stream is not live or has no video: retry while it is published with video"),
+        (status = 422, description = "this host cannot make snapshots, or the frame is not a valid JPEG or too large for PNG"),
     )
 )]
 #[expect(
@@ -172,8 +182,8 @@ fn take_snapshot() {}
 )]
 fn take_png() {}
 
-fn find(api: &Api, id: &str) -> Result<(crate::shard::SessionId, Session), Problem> {
-    let mut all = sessions::all(&api.control).into_iter();
+fn find_session(api: &ApiState, id: &str) -> Result<(crate::shard::SessionId, Session), Problem> {
+    let mut all = sessions::describe_all_sessions(&api.control).into_iter();
     all.find(|(_, session)| session.id == id)
         .ok_or_else(Problem::unknown_session)
 }
@@ -183,10 +193,10 @@ fn find(api: &Api, id: &str) -> Result<(crate::shard::SessionId, Session), Probl
     get,
     path = "/api/v1/sessions/{id}",
     params(("id" = String, Path, description = "the id in the list of sessions")),
-    responses((status = 200, body = Session), (status = 404, description = "no such session"))
+    responses((status = 200, body = Session), (status = 404, description = "no such session: it never existed, or it ended more than a minute ago"))
 )]
-async fn one_session(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Session>, Problem> {
-    find(&api, &id).map(|(_, session)| Json(session))
+async fn one_session(State(api): State<ApiState>, Path(id): Path<String>) -> Result<Json<Session>, Problem> {
+    find_session(&api, &id).map(|(_, session)| Json(session))
 }
 
 /// Ends a session.
@@ -196,17 +206,17 @@ async fn one_session(State(api): State<Api>, Path(id): Path<String>) -> Result<J
     params(("id" = String, Path, description = "the id in the list of sessions")),
     responses(
         (status = 204, description = "the session is being ended"),
-        (status = 404, description = "no such session"),
+        (status = 404, description = "no such session: it never existed, or it ended more than a minute ago"),
     )
 )]
-async fn end_session(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
-    let (session, _) = find(&api, &id)?;
-    api.control.media.end(session, CloseReason::Kicked);
+async fn end_session(State(api): State<ApiState>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
+    let (session, _) = find_session(&api, &id)?;
+    api.control.media_plane.end_session(session, CloseReason::Kicked);
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn no_source() -> Problem {
-    let detail = "no source is configured for this stream";
+fn unknown_source_problem() -> Problem {
+    let detail = "no source is configured for this stream: add one under [streams] in the configuration";
     Problem::new(StatusCode::NOT_FOUND, "unknown_source", detail)
 }
 
@@ -217,12 +227,18 @@ fn no_source() -> Problem {
     params(("stream" = String, Path, description = "the name of the stream")),
     responses(
         (status = 204, description = "the source is being started"),
-        (status = 404, description = "no such source"),
+        (status = 404, description = "no source is configured for this stream"),
     )
 )]
-async fn start_source(State(api): State<Api>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
-    let found = api.control.supervisor.begin(&StreamName::parse(&stream)?).await;
-    found.then_some(StatusCode::NO_CONTENT).ok_or_else(no_source)
+async fn start_source(State(api): State<ApiState>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
+    let found = api
+        .control
+        .supervisor
+        .start_or_restart_source(&StreamName::parse(&stream)?)
+        .await;
+    found
+        .then_some(StatusCode::NO_CONTENT)
+        .ok_or_else(unknown_source_problem)
 }
 
 /// Stops the source of a configured stream until it is started again.
@@ -230,11 +246,17 @@ async fn start_source(State(api): State<Api>, Path(stream): Path<String>) -> Res
     post,
     path = "/api/v1/sources/stop/{stream}",
     params(("stream" = String, Path, description = "the name of the stream")),
-    responses((status = 204, description = "the source is stopped"), (status = 404, description = "no such source"))
+    responses((status = 204, description = "the source is stopped"), (status = 404, description = "no source is configured for this stream"))
 )]
-async fn stop_source(State(api): State<Api>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
-    let found = api.control.supervisor.stop(&StreamName::parse(&stream)?).await;
-    found.then_some(StatusCode::NO_CONTENT).ok_or_else(no_source)
+async fn stop_source(State(api): State<ApiState>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
+    let found = api
+        .control
+        .supervisor
+        .stop_source_until_started(&StreamName::parse(&stream)?)
+        .await;
+    found
+        .then_some(StatusCode::NO_CONTENT)
+        .ok_or_else(unknown_source_problem)
 }
 
 /// Reloads the configuration. An invalid one changes nothing.
@@ -243,13 +265,17 @@ async fn stop_source(State(api): State<Api>, Path(stream): Path<String>) -> Resu
     path = "/api/v1/reload",
     responses((status = 200, body = Reloaded), (status = 422, description = "the configuration is invalid"))
 )]
-async fn reload(State(api): State<Api>) -> Result<Json<Reloaded>, Problem> {
+async fn reload(State(api): State<ApiState>) -> Result<Json<Reloaded>, Problem> {
     let unavailable = || {
-        let detail = "this gateway does not support reloading its configuration";
+        let detail = "the configuration cannot be reloaded because the gateway is stopping or its process does not handle reload requests: restart the gateway to apply changes";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no_reload", detail)
     };
     let (answer, answered) = oneshot::channel();
-    api.control.reloads.send(answer).await.map_err(|_| unavailable())?;
+    api.control
+        .reload_request_sender
+        .send(answer)
+        .await
+        .map_err(|_| unavailable())?;
     match answered.await {
         Ok(Ok(reloaded)) => Ok(Json(reloaded)),
         Ok(Err(mistake)) => Err(Problem::new(
@@ -268,17 +294,21 @@ async fn reload(State(api): State<Api>) -> Result<Json<Reloaded>, Problem> {
     path = "/api/v1/events",
     responses((status = 200, description = "an endless stream of events", content_type = "text/event-stream"))
 )]
-async fn stream_events(State(api): State<Api>, Extension(grant): Extension<Grant>, headers: HeaderMap) -> Response {
+async fn stream_events(
+    State(api): State<ApiState>,
+    Extension(grant): Extension<Grant>,
+    headers: HeaderMap,
+) -> Response {
     let last = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok());
     let is_granted = move || api.authenticator.still_grants_api(&grant);
-    let body = LogEvents::body(api.log, last.unwrap_or(0), Box::new(is_granted));
+    let body = EventLogReader::response_body(api.event_log, last.unwrap_or(0), Box::new(is_granted));
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
 /// The OpenAPI 3.1 document of the API. Requires no token.
 #[utoipa::path(get, path = "/api/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
 async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(Description::openapi())
+    Json(ApiDocument::openapi())
 }

@@ -7,9 +7,12 @@ use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::access::Action;
-use crate::control::Control;
+use crate::control::ControlPlane;
 use crate::control::record::SessionRecord;
 use crate::shard::{SessionId, SessionState};
+use millstream_core::congestion::QualityLimitationReason;
+use millstream_core::congestion::ladder::FrameSelection;
+use millstream_core::hub::viewer_quality::ViewerQuality;
 
 /// A session of a publisher or of a viewer.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -32,6 +35,63 @@ pub struct Session {
     pub address: Option<String>,
     /// `User-Agent` of the offer.
     pub client: Option<String>,
+    /// What a viewer is sent, why it is not more, and what its path is like. About once a second.
+    pub quality: Option<Quality>,
+}
+
+/// What a viewer is sent, why it is not more, and what its path is like.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Quality {
+    /// Simulcast layer (RID) that is sent; `null` without simulcast.
+    pub layer: Option<String>,
+    /// Frames of the video that are sent: `all`, `key_frames` or `none`.
+    pub video: &'static str,
+    /// Why no more is sent: `bandwidth`, or `none` if it is sent the best that its selection allows.
+    pub limitation: &'static str,
+    /// Whether the viewer gives transport-wide congestion feedback.
+    pub transport_feedback: bool,
+    /// Bits per second that arrive at the viewer, by its feedback.
+    pub received_bitrate: Option<u32>,
+    /// Delay of its path over the least one, in seconds, by its feedback: what waits in queues.
+    pub queue_delay: Option<f64>,
+    /// Fraction of the packets that were lost, 0 to 1: in the last second by its feedback, or in its last receiver report.
+    pub loss: Option<f64>,
+    /// Round-trip time in seconds, by its last receiver report.
+    pub rtt: Option<f64>,
+    /// Packets that it requested again and was sent.
+    pub retransmitted_packets: u64,
+    /// Packets that were sent again to find out what its path carries.
+    pub probe_packets: u64,
+}
+
+impl From<ViewerQuality> for Quality {
+    fn from(quality: ViewerQuality) -> Self {
+        Self {
+            layer: quality.layer.as_ref().map(|rid| rid.0.to_string()),
+            video: frame_selection_label(quality.frames),
+            limitation: match quality.limitation_reason {
+                QualityLimitationReason::None => "none",
+                QualityLimitationReason::Bandwidth => "bandwidth",
+            },
+            transport_feedback: quality.gives_transport_feedback,
+            received_bitrate: quality.received_bitrate,
+            queue_delay: quality.queue_delay.map(|delay| delay.as_secs_f64()),
+            loss: quality.fraction_lost.map(|lost| f64::from(lost) / 256.0),
+            rtt: quality.rtt.map(|rtt| rtt.as_secs_f64()),
+            retransmitted_packets: quality.retransmitted_packet_count,
+            probe_packets: quality.probe_packet_count,
+        }
+    }
+}
+
+/// Returns the name of what is sent of the video.
+pub fn frame_selection_label(frames: FrameSelection) -> &'static str {
+    match frames {
+        FrameSelection::All => "all",
+        FrameSelection::ReferenceFrames => "reference_frames",
+        FrameSelection::KeyFrames => "key_frames",
+        FrameSelection::AudioOnly => "none",
+    }
 }
 
 /// Query parameters of the list of sessions.
@@ -54,32 +114,32 @@ pub struct Sessions {
 }
 
 /// Returns the id of a session in the API.
-pub fn id_of(session: SessionId) -> String {
+pub fn public_session_id(session: SessionId) -> String {
     let digest: [u8; 32] = Sha256::digest(session.0).into();
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Returns all sessions, sorted by id.
-pub fn all(control: &Control) -> Vec<(SessionId, Session)> {
+pub fn describe_all_sessions(control: &ControlPlane) -> Vec<(SessionId, Session)> {
     #[expect(clippy::disallowed_methods, reason = "the time of the request")]
     let now = Instant::now();
-    let records = control.sessions.all().into_iter();
+    let records = control.sessions.open_and_recently_ended_sessions().into_iter();
     let mut shown: Vec<_> = records
-        .filter_map(|(id, record)| Some((id, show(control, id, &record, now)?)))
+        .filter_map(|(id, record)| Some((id, describe_session(control, id, &record, now)?)))
         .collect();
     shown.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
     shown
 }
 
-fn show(control: &Control, id: SessionId, record: &SessionRecord, now: Instant) -> Option<Session> {
-    let (state, cause) = match control.media.state(id) {
+fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecord, now: Instant) -> Option<Session> {
+    let (state, cause) = match control.media_plane.session_state(id) {
         SessionState::Connecting => ("connecting", None),
         SessionState::Connected => ("connected", None),
         SessionState::Ended(reason) => ("ended", Some(reason)),
         SessionState::Unknown => return None,
     };
     Some(Session {
-        id: id_of(id),
+        id: public_session_id(id),
         role: match record.action {
             Action::Publish => "publisher",
             Action::Play | Action::Api => "viewer",
@@ -87,21 +147,27 @@ fn show(control: &Control, id: SessionId, record: &SessionRecord, now: Instant) 
         stream: record.stream.to_string(),
         state,
         cause: cause.map(|reason| reason.label()),
-        explanation: cause.map(|reason| control.media.explain(reason)),
-        seconds: now.saturating_duration_since(record.opened).as_secs_f64(),
-        address: record.address.map(|address| address.to_canonical().to_string()),
-        client: record.agent.clone(),
+        explanation: cause.map(|reason| control.media_plane.explain_close_reason(reason)),
+        seconds: now.saturating_duration_since(record.opened_at).as_secs_f64(),
+        address: record
+            .offer_sender_address
+            .map(|address| address.to_canonical().to_string()),
+        client: record.user_agent.clone(),
+        quality: control.media_plane.viewer_quality(id).map(Quality::from),
     })
 }
 
 /// Returns one page of the sessions.
-pub fn page(control: &Control, page: &Page) -> Sessions {
+pub fn session_page(control: &ControlPlane, page: &Page) -> Sessions {
     let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
     let fits = |session: &Session| {
         let is_later = page.after.as_ref().is_none_or(|after| session.id > *after);
         is_later && page.stream.as_ref().is_none_or(|stream| session.stream == *stream)
     };
-    let mut sessions = all(control).into_iter().map(|(_, session)| session).filter(fits);
+    let mut sessions = describe_all_sessions(control)
+        .into_iter()
+        .map(|(_, session)| session)
+        .filter(fits);
     let part: Vec<Session> = sessions.by_ref().take(limit).collect();
     let next = sessions.next().and(part.last()).map(|last| last.id.clone());
     Sessions { sessions: part, next }

@@ -15,38 +15,38 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use crate::control::Control;
+use crate::control::ControlPlane;
 use crate::http::problem::Problem;
 use millstream_core::hub::changes::Topic;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
-use millstream_core::hub::tap::{Tap, TapQueue};
+use millstream_core::hub::tap::{StreamTap, TapQueue};
 use millstream_core::media::transcode::{self, TrackPlan, TranscodeTarget};
-use millstream_core::media::{Format, Kind};
+use millstream_core::media::{Format, MediaKind};
 
 /// Limits how many snapshots are made at the same time; others wait.
-static SLOTS: Semaphore = Semaphore::const_new(2);
+static SNAPSHOT_PERMITS: Semaphore = Semaphore::const_new(2);
 
 /// Maximum time of a snapshot, which may include the start of a worker and the wait for a key frame.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Maximum width, height and pixels of a snapshot that is converted to PNG: 8K.
-const MAX_SIDE: usize = 8_192;
-const MAX_PIXELS: usize = 7_680 * 4_320;
+const MAX_PNG_SIDE_PIXELS: usize = 8_192;
+const MAX_PNG_PIXELS: usize = 7_680 * 4_320;
 
 /// Image format of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Image {
+pub enum SnapshotFormat {
     Jpeg,
     Png,
 }
 
-impl Image {
+impl SnapshotFormat {
     /// All formats.
     pub const ALL: [Self; 2] = [Self::Jpeg, Self::Png];
 
     /// Returns the path suffix after the name of the stream.
-    pub fn suffix(self) -> &'static str {
+    pub fn path_suffix(self) -> &'static str {
         match self {
             Self::Jpeg => "/snapshot.jpg",
             Self::Png => "/snapshot.png",
@@ -55,32 +55,43 @@ impl Image {
 }
 
 /// Makes a snapshot.
-pub async fn take(control: &Control, name: &StreamName, image: Image) -> Result<Response, Problem> {
-    let hub = control.media.hub();
-    let source = hub
-        .find(name)
-        .and_then(|stream| stream.with(|state| state.source().and_then(|_| state.source_track(Kind::Video))));
+pub async fn take_snapshot(
+    control: &ControlPlane,
+    name: &StreamName,
+    image: SnapshotFormat,
+) -> Result<Response, Problem> {
+    let hub = control.media_plane.hub();
+    let source = hub.find_stream(name).and_then(|stream| {
+        stream.with_state(|state| {
+            state
+                .source()
+                .and_then(|_| state.source_format_and_b_frames(MediaKind::Video))
+        })
+    });
     let Some(source) = source else {
-        let detail = "the stream is not live or has no video";
-        return Err(Problem::new(StatusCode::CONFLICT, "no_picture", detail).retry_after(2));
+        let detail = "the stream is not live or has no video: retry while it is published with video";
+        return Err(Problem::new(StatusCode::CONFLICT, "no_picture", detail).with_retry_after(2));
     };
     let target = TranscodeTarget::Jpeg;
-    let can_transcode = hub.can_transcode_to(source.format.codec(), target);
-    let from = match transcode::plan(source, target, can_transcode, |track| track.format == Format::Jpeg) {
-        TrackPlan::AsIs => StreamKey::from(name),
-        TrackPlan::Transcode(target) => name.transcoded(target),
-        TrackPlan::Nothing(_) => {
+    let can_transcode = hub.can_transcode_codec_to(source.format.codec(), target);
+    let from = match transcode::plan_track(source, target, can_transcode, |track| track.format == Format::Jpeg) {
+        TrackPlan::Passthrough => StreamKey::from(name),
+        TrackPlan::Transcode(target) => {
+            control.check_transcode_slot_and_count_refusal(name, target)?;
+            name.transcode_key(target)
+        }
+        TrackPlan::Unavailable(_) => {
             let detail = "this host cannot make snapshots of this codec: `millstream doctor` lists what is missing";
             return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "no_snapshots", detail));
         }
     };
     let taking = async {
-        let slot = SLOTS.acquire().await.ok()?;
-        Some((newest_frame(control, &from).await?, slot))
+        let slot = SNAPSHOT_PERMITS.acquire().await.ok()?;
+        Some((newest_jpeg_frame(control, &from).await?, slot))
     };
     let late = || {
-        let detail = "no key frame arrived in time";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "snapshot_late", detail).retry_after(2)
+        let detail = "the snapshot was not ready in time: it waits for other snapshots, a worker process and a key frame; try again";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "snapshot_late", detail).with_retry_after(2)
     };
     let (frame, slot) = timeout(SNAPSHOT_TIMEOUT, taking)
         .await
@@ -88,16 +99,16 @@ pub async fn take(control: &Control, name: &StreamName, image: Image) -> Result<
         .flatten()
         .ok_or_else(late)?;
     let (kind, body) = match image {
-        Image::Jpeg => ("image/jpeg", frame),
-        Image::Png => {
+        SnapshotFormat::Jpeg => ("image/jpeg", frame),
+        SnapshotFormat::Png => {
             // The slot is held until the conversion ends, even if the request was cancelled.
             let made = tokio::task::spawn_blocking(move || {
                 let _slot = slot;
-                as_png(&frame)
+                jpeg_to_png(&frame)
             })
             .await;
             let unreadable = || {
-                let detail = "the frame is not a valid JPEG";
+                let detail = "the key frame cannot be converted to PNG because it is not a valid JPEG or is too large: request `/snapshot.jpg`, which needs no conversion";
                 Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_picture", detail)
             };
             ("image/png", made.ok().flatten().ok_or_else(unreadable)?.into())
@@ -107,15 +118,15 @@ pub async fn take(control: &Control, name: &StreamName, image: Image) -> Result<
 }
 
 /// Converts a JPEG to PNG. Returns `None` if the input is not a JPEG or is too large.
-fn as_png(jpeg: &[u8]) -> Option<Vec<u8>> {
+fn jpeg_to_png(jpeg: &[u8]) -> Option<Vec<u8>> {
     let options = DecoderOptions::new_safe()
-        .set_max_width(MAX_SIDE)
-        .set_max_height(MAX_SIDE)
+        .set_max_width(MAX_PNG_SIDE_PIXELS)
+        .set_max_height(MAX_PNG_SIDE_PIXELS)
         .jpeg_set_out_colorspace(ColorSpace::RGB);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(jpeg), options);
     decoder.decode_headers().ok()?;
     let (width, height) = decoder.dimensions()?;
-    if width.saturating_mul(height) > MAX_PIXELS {
+    if width.saturating_mul(height) > MAX_PNG_PIXELS {
         return None;
     }
     let pixels = decoder.decode().ok()?;
@@ -128,18 +139,18 @@ fn as_png(jpeg: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Waits for a frame of a JPEG stream and returns the newest one.
-async fn newest_frame(control: &Control, key: &StreamKey) -> Option<Bytes> {
+async fn newest_jpeg_frame(control: &ControlPlane, key: &StreamKey) -> Option<Bytes> {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
-    let hub = control.media.hub();
-    let tapped = Tap::open(hub, key, &tap);
-    let mut changes = hub.changes().listen([Topic::Stream(key.name.clone())]);
+    let hub = control.media_plane.hub();
+    let tapped = StreamTap::open(hub, key, &tap);
+    let mut changes = hub.change_notifier().listen([Topic::Stream(key.name.clone())]);
     loop {
-        let newest = tapped.stream.with(|state| {
-            let is_jpeg = matches!(state.format(Kind::Video), Some(Format::Jpeg));
+        let newest = tapped.stream.with_state(|state| {
+            let is_jpeg = matches!(state.format(MediaKind::Video), Some(Format::Jpeg));
             let ring = state.video.ring();
-            let newest = ring.key_frame().and_then(|seq| ring.get(seq));
+            let newest = ring.newest_key_frame_seq().and_then(|seq| ring.get(seq));
             let newest = newest.filter(|_| is_jpeg && state.source().is_some());
             newest.map(|entry| entry.packet.payload.clone())
         });
@@ -150,7 +161,7 @@ async fn newest_frame(control: &Control, key: &StreamKey) -> Option<Bytes> {
             () = changed.notified() => {}
             () = changes.changed() => {}
         }
-        tap.take(&mut VecDeque::new());
+        tap.take_all(&mut VecDeque::new());
     }
 }
 
@@ -161,7 +172,7 @@ mod tests {
     #[test]
     fn invalid_images_become_none() {
         for bytes in [&b""[..], b"GIF89a", &[0xff, 0xd8, 0xff], &[0xff; 4_096]] {
-            assert_eq!(as_png(bytes), None);
+            assert_eq!(jpeg_to_png(bytes), None);
         }
     }
 }

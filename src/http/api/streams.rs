@@ -7,12 +7,12 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::warnings::{self, SourceFacts, VideoFacts, Warning};
-use crate::sources::fetch::directory::{Directory, Entry};
+use crate::sources::fetch::registry::{RegisteredSource, SourceRegistry};
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{ShardIndex, StreamState};
 use millstream_core::media::transcode::TranscodeTarget;
-use millstream_core::media::{Format, Kind};
+use millstream_core::media::{Format, MediaKind};
 
 /// A stream.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
@@ -20,6 +20,8 @@ pub struct Stream {
     pub name: String,
     /// The stream has a source.
     pub live: bool,
+    /// The publisher is connected, and nothing has come from it for 5 s. Its session ends after 30 s.
+    pub stalled: bool,
     /// Number of WebRTC viewers.
     pub viewers: usize,
     /// Number of HLS players that recently requested a playlist. Players with the same address and user agent count as
@@ -33,12 +35,12 @@ pub struct Stream {
     pub audio: Option<Audio>,
     /// Running transcodes.
     pub transcodes: Vec<Transcode>,
-    /// Deprecated: the same as `transcodes`.
+    /// Deprecated: the same as `running_transcodes`.
     #[serde(rename = "repairs")]
     pub transcodes_by_old_name: Vec<Transcode>,
     /// Simulcast layers that viewers may select, best first.
     pub layers: Vec<Layer>,
-    /// What the owner of the stream should change, in plain words.
+    /// What the owner of the stream should change, as text.
     #[schema(value_type = Vec<String>)]
     pub warnings: Vec<Warning>,
 }
@@ -68,14 +70,21 @@ pub struct Source {
     pub last_error: Option<String>,
     /// Number of failures.
     pub restarts: u64,
-    /// Why the camera is read by the pipeline `rtsp` instead of the gateway's own client, if it is.
+    /// Why the camera is read by the pipeline `rtsp`, or through a relay that corrects its RTSP messages, instead of by
+    /// the gateway's own client alone; `None` if it is not.
     pub fallback: Option<&'static str>,
-    /// Number of packets and messages in this session that were odd and passed over.
+    /// Number of malformed or unexpected packets and messages of a camera in this session, or of segments of an HLS
+    /// source, that were ignored.
     pub passed_over: u64,
     /// The first of them.
     pub passed_over_reason: Option<String>,
-    /// Tracks that are left out because their codec is not supported, such as `audio L16/44100`.
+    /// Tracks that are left out because their codec is not supported, such as `audio L16/44100`, and variants of an HLS
+    /// source, such as `variant dvh1.05.06`.
     pub left_out: Vec<String>,
+    /// Input was ignored within the last minute.
+    #[serde(skip)]
+    #[schema(ignore)]
+    has_recently_ignored: bool,
 }
 
 /// The video track of a stream.
@@ -99,8 +108,10 @@ pub struct Video {
     pub delay: Option<f64>,
     /// The source answers key frame requests.
     pub answers_requests: bool,
-    /// What of the source was left out, because no player makes anything of it: the kind of packet, and how many.
+    /// Packets of the source that are not forwarded because players cannot use them: their number by kind.
     pub left_out: BTreeMap<String, u64>,
+    /// Number of frames that are shown by their time of arrival, because the timestamps of the source stood still.
+    pub timed_by_arrival: u64,
 }
 
 /// The audio track of a stream.
@@ -125,96 +136,143 @@ pub struct Transcode {
 
 /// How long nothing must have arrived from a source before a warning is shown. A publisher that has died has its session
 /// for 30 s.
-const SILENT_AFTER: Duration = Duration::from_secs(3);
+const NO_MEDIA_WARNING_AFTER: Duration = Duration::from_secs(3);
 
-/// Returns all streams that are published, watched or configured, sorted by name. `by_hls` returns the number of HLS
+/// How long segments that are missing are warned of.
+const IGNORED_INPUT_WARNING_DURATION: Duration = Duration::from_secs(60);
+
+/// Returns all streams that are published, watched or configured, sorted by name. `hls_viewer_count` returns the number of HLS
 /// viewers of a stream.
-pub fn all(hub: &Hub, fetched: &Directory, by_hls: impl Fn(&StreamName) -> usize) -> Vec<Stream> {
+pub fn list_streams(
+    hub: &Hub,
+    sources: &SourceRegistry,
+    hls_viewer_count: impl Fn(&StreamName) -> usize,
+) -> Vec<Stream> {
     let streams = hub.streams();
     let originals = streams.iter().filter(|stream| stream.key.is_original());
     let names: BTreeSet<StreamName> = originals
         .map(|stream| stream.key.name.clone())
-        .chain(fetched.all().into_iter().map(|entry| entry.stream.clone()))
+        .chain(sources.all().into_iter().map(|entry| entry.stream.clone()))
         .collect();
     names
         .iter()
-        .filter_map(|name| one(name, hub, fetched, &by_hls))
+        .filter_map(|name| describe_stream(name, hub, sources, &hls_viewer_count))
         .collect()
 }
 
 /// Returns one stream, or `None` if there is none of that name.
-pub fn one(name: &StreamName, hub: &Hub, fetched: &Directory, by_hls: impl Fn(&StreamName) -> usize) -> Option<Stream> {
-    let (stream, entry) = (hub.find(name), fetched.get(name));
+pub fn describe_stream(
+    name: &StreamName,
+    hub: &Hub,
+    sources: &SourceRegistry,
+    hls_viewer_count: impl Fn(&StreamName) -> usize,
+) -> Option<Stream> {
+    let (stream, entry) = (hub.find_stream(name), sources.get(name));
     if stream.is_none() && entry.is_none() {
         return None;
     }
-    let transcodes = transcodes(name, hub);
+    let transcodes = running_transcodes(name, hub);
     let mut shown = Stream {
         name: name.to_string(),
-        source: entry.map(|entry| source(&entry)),
+        source: entry.map(|entry| describe_source(&entry)),
         transcodes_by_old_name: transcodes.clone(),
         transcodes,
-        hls_viewers: by_hls(name),
+        hls_viewers: hls_viewer_count(name),
         ..Stream::default()
     };
     let mut silence = None;
     if let Some(stream) = stream {
-        stream.with(|state| {
-            silence = state.silence(now()).filter(|_| state.source().is_some());
+        stream.with_state(|state| {
+            silence = state.source_silence(monotonic_now());
+            shown.stalled = state.is_source_stalled(monotonic_now());
             shown.live = state.source().is_some();
-            shown.viewers = state.viewers();
+            shown.viewers = state.viewer_count();
             shown.publisher = state.source().map(|source| match (source.shard, &shown.source) {
                 (ShardIndex::NONE, Some(source)) => source.kind,
                 _ => "whip",
             });
             if shown.live {
-                shown.video = video(state);
-                shown.audio = audio(state);
-                shown.layers = layers(state);
-                shown.warnings = warnings::of(facts(state, shown.hls_viewers));
+                shown.video = describe_video(state);
+                shown.audio = describe_audio(state);
+                shown.layers = describe_layers(state);
+                shown.warnings = warnings::source_warnings(source_facts(state, shown.hls_viewers));
             }
         });
     }
-    // A camera may send a frame each ten seconds, and its source ends when nothing comes.
-    let silence = silence.filter(|silence| *silence >= SILENT_AFTER && shown.publisher == Some("whip"));
+    let silence = silence.filter(|silence| *silence >= NO_MEDIA_WARNING_AFTER);
     if let Some(silence) = silence {
-        let text = format!("No incoming media for {} s.", silence.as_secs());
+        let text = format!("No media has arrived from the publisher for {} s.", silence.as_secs());
         shown.warnings.push(Warning { code: "no_media", text });
     }
-    shown.warnings.extend(audio_left_out(&shown));
+    shown.warnings.extend(left_out_warnings(&shown));
     Some(shown)
 }
 
-/// Names the codecs of a camera's audio if none of them can be passed on.
-fn audio_left_out(stream: &Stream) -> Option<Warning> {
-    let tracks = stream.source.iter().flat_map(|source| &source.left_out);
-    let left_out: Vec<&str> = tracks.filter_map(|track| track.strip_prefix("audio ")).collect();
-    let is_missing = stream.live && stream.audio.is_none() && !left_out.is_empty();
-    is_missing.then(|| Warning {
-        code: "audio_left_out",
-        text: format!(
-            "The camera's audio ({}) is left out: set it to G.711 with 8 kHz, AAC or Opus in the camera.",
-            left_out.join(", ")
-        ),
-    })
+/// Names what of a source is left out, as far as it matters: audio if there is no other, variants that may be better, and
+/// segments that were missing recently.
+fn left_out_warnings(stream: &Stream) -> Vec<Warning> {
+    let Some(source) = stream.source.as_ref().filter(|_| stream.live) else {
+        return Vec::new();
+    };
+    let named = |prefix: &str| {
+        let names: Vec<&str> = source
+            .left_out
+            .iter()
+            .filter_map(|track| track.strip_prefix(prefix))
+            .collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    };
+    let is_camera = source.kind == "rtsp";
+    let mut warnings = Vec::new();
+    let mut add = |code, text| warnings.push(Warning { code, text });
+    if let Some(audio) = named("audio ").filter(|_| stream.audio.is_none() || !is_camera) {
+        add(
+            "audio_left_out",
+            if is_camera {
+                format!(
+                    "The camera's audio codec ({audio}) is not supported: set it to G.711 with 8 kHz, AAC or Opus in the camera."
+                )
+            } else {
+                format!("Audio of the source ({audio}) is left out: AAC and Opus are supported.")
+            },
+        );
+    }
+    if let Some(video) = named("video ").filter(|_| stream.video.is_none() || !is_camera) {
+        let text = format!("Video of the source ({video}) is left out: H.264 and H.265 are supported.");
+        add("video_left_out", text);
+    }
+    if let Some(variants) = named("variant ") {
+        let text = format!("Variants of the HLS source ({variants}) are left out: their codecs are not supported.");
+        add("variants_left_out", text);
+    }
+    if let (Some(what), true) = (&source.passed_over_reason, source.has_recently_ignored && !is_camera) {
+        let text = format!(
+            "Segments of the HLS source are left out ({} so far): {what}.",
+            source.passed_over
+        );
+        add("segments_left_out", text);
+    }
+    warnings
 }
 
-fn facts(state: &StreamState, hls_viewers: usize) -> SourceFacts {
+fn source_facts(state: &StreamState, hls_viewers: usize) -> SourceFacts {
     let video = &state.video;
     SourceFacts {
-        video: state.format(Kind::Video).map(|format| VideoFacts {
+        video: state.format(MediaKind::Video).map(|format| VideoFacts {
             codec: format.codec(),
-            b_frames: video.is_reordered(),
+            has_b_frames: video.has_b_frames(),
             key_frame_interval: video.key_frame_interval().map(|interval| interval.as_secs_f64()),
-            answers_requests: state.answers_requests,
+            answers_key_frame_requests: state.responds_to_key_frame_requests,
         }),
-        missing_video: video.missing(),
-        missing_audio: state.audio.missing(),
-        hls_viewers,
+        missing_video: video.missing_media(),
+        missing_audio: state.audio.missing_media(),
+        video_frames_timed_by_arrival: video.arrival_timed_frame_count(),
+        audio_frames_timed_by_arrival: state.audio.arrival_timed_frame_count(),
+        hls_viewer_count: hls_viewers,
     }
 }
 
-fn layers(state: &StreamState) -> Vec<Layer> {
+fn describe_layers(state: &StreamState) -> Vec<Layer> {
     let layers = state.layers().iter();
     layers
         .map(|layer| {
@@ -223,32 +281,36 @@ fn layers(state: &StreamState) -> Vec<Layer> {
                 rid: layer.rid.0.to_string(),
                 width,
                 height,
-                bitrate: layer.bitrate,
+                bitrate: layer.measured_bitrate,
                 active: layer.active,
             }
         })
         .collect()
 }
 
-fn source(entry: &Entry) -> Source {
+fn describe_source(entry: &RegisteredSource) -> Source {
     let status = entry.status();
     Source {
-        kind: entry.source,
+        kind: entry.source_kind,
         on_demand: entry.on_demand,
         state: status.state.label(),
-        seconds: status.since.map(|since| since.elapsed().as_secs_f64()),
+        seconds: status.state_since.map(|since| since.elapsed().as_secs_f64()),
         last_error: status.last_error,
-        restarts: status.restarts,
-        fallback: status.fallback,
-        passed_over: status.passed_over.count,
-        passed_over_reason: status.passed_over.what,
-        left_out: status.left_out,
+        restarts: status.restart_count,
+        fallback: status.fallback_reason,
+        has_recently_ignored: status
+            .ignored_input
+            .last_at
+            .is_some_and(|last| last.elapsed() < IGNORED_INPUT_WARNING_DURATION),
+        passed_over: status.ignored_input.count,
+        passed_over_reason: status.ignored_input.first_description,
+        left_out: status.unsupported_tracks,
     }
 }
 
-fn video(state: &StreamState) -> Option<Video> {
-    let format = state.format(Kind::Video)?;
-    let rate = state.video.meter().rate(now());
+fn describe_video(state: &StreamState) -> Option<Video> {
+    let format = state.format(MediaKind::Video)?;
+    let rate = state.video.rate_meter().current_rate(monotonic_now());
     let (width, height) = state.video.resolution().unzip();
     Some(Video {
         codec: format.codec().name(),
@@ -260,38 +322,39 @@ fn video(state: &StreamState) -> Option<Video> {
         },
         width,
         height,
-        frame_rate: rate.frames,
+        frame_rate: rate.frames_per_second,
         bitrate: rate.bitrate,
-        b_frames: state.video.is_reordered(),
+        b_frames: state.video.has_b_frames(),
         key_frame_interval: state.video.key_frame_interval().map(|interval| interval.as_secs_f64()),
-        delay: state.video.delays().recent(now()),
-        answers_requests: state.answers_requests,
+        delay: state.video.capture_delay_stats().recent_mean_seconds(monotonic_now()),
+        answers_requests: state.responds_to_key_frame_requests,
         left_out: state
             .video
-            .left_out()
+            .discard_counts()
             .iter()
             .map(|(odd, count)| (odd.to_string(), count))
             .collect(),
+        timed_by_arrival: state.video.arrival_timed_frame_count(),
     })
 }
 
-fn audio(state: &StreamState) -> Option<Audio> {
-    let format = state.format(Kind::Audio)?;
+fn describe_audio(state: &StreamState) -> Option<Audio> {
+    let format = state.format(MediaKind::Audio)?;
     Some(Audio {
         codec: format.codec().name(),
         sample_rate: match format {
-            Format::Aac(config) => config.rate,
+            Format::Aac(config) => config.sample_rate,
             format => format.codec().clock_rate(),
         },
-        bitrate: state.audio.meter().rate(now()).bitrate,
+        bitrate: state.audio.rate_meter().current_rate(monotonic_now()).bitrate,
     })
 }
 
-fn transcodes(name: &StreamName, hub: &Hub) -> Vec<Transcode> {
+fn running_transcodes(name: &StreamName, hub: &Hub) -> Vec<Transcode> {
     let targets = TranscodeTarget::ALL.into_iter();
     let running = targets.filter_map(|target| {
-        let stream = hub.find(name.transcoded(target))?;
-        let (viewers, live) = stream.with(|state| (state.viewers(), state.source().is_some()));
+        let stream = hub.find_stream(name.transcode_key(target))?;
+        let (viewers, live) = stream.with_state(|state| (state.viewer_count(), state.source().is_some()));
         Some(Transcode {
             to: target.label(),
             viewers,
@@ -302,6 +365,6 @@ fn transcodes(name: &StreamName, hub: &Hub) -> Vec<Transcode> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the time of the request")]
-fn now() -> Instant {
+fn monotonic_now() -> Instant {
     Instant::now()
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Serialize, Serializer};
 use tracing::warn;
 
-use millstream_core::hub::track::Missing;
+use millstream_core::hub::track::MissingPacketsOrKeyFrame;
 use millstream_core::media::Codec;
 
 /// A warning. The API shows its text.
@@ -27,61 +27,76 @@ impl Serialize for Warning {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SourceFacts {
     pub video: Option<VideoFacts>,
-    pub missing_video: Option<Missing>,
-    pub missing_audio: Option<Missing>,
+    pub missing_video: Option<MissingPacketsOrKeyFrame>,
+    pub missing_audio: Option<MissingPacketsOrKeyFrame>,
+    /// Number of frames whose timestamps stood still.
+    pub video_frames_timed_by_arrival: u64,
+    pub audio_frames_timed_by_arrival: u64,
     /// Number of HLS viewers of the stream.
-    pub hls_viewers: usize,
+    pub hls_viewer_count: usize,
 }
 
 /// What is known of its video.
 #[derive(Clone, Copy, Debug)]
 pub struct VideoFacts {
     pub codec: Codec,
-    pub b_frames: bool,
+    pub has_b_frames: bool,
     /// Seconds between the last two key frames.
     pub key_frame_interval: Option<f64>,
     /// The source answers key frame requests.
-    pub answers_requests: bool,
+    pub answers_key_frame_requests: bool,
 }
 
 /// Key frame interval in seconds above which a warning is shown: it delays the start of HLS and makes the initial burst
 /// to WebRTC viewers longer.
-const LONG_INTERVAL: f64 = 4.5;
+const LONG_KEY_FRAME_INTERVAL_SECS: f64 = 4.5;
 
 /// Returns the warnings of a live stream.
-pub fn of(source: SourceFacts) -> Vec<Warning> {
+pub fn source_warnings(source: SourceFacts) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut add = |code, text: String| warnings.push(Warning { code, text });
     match source.missing_video {
-        Some(Missing::Packets) => add(
+        Some(MissingPacketsOrKeyFrame::Packets) => add(
             "no_video",
             "The publisher negotiated video, but sends none: check its video source and its encoder.".to_owned(),
         ),
-        Some(Missing::KeyFrame) => add(
+        Some(MissingPacketsOrKeyFrame::KeyFrame) => add(
             "no_key_frame",
             "Video comes without key frames, so new viewers cannot start: set the encoder's key frame interval to 2 s."
                 .to_owned(),
         ),
         None => {}
     }
-    if source.missing_audio == Some(Missing::Packets) {
+    if source.missing_audio == Some(MissingPacketsOrKeyFrame::Packets) {
         let text = "The publisher negotiated audio, but sends none: check its audio source.";
         add("no_audio", text.to_owned());
+    }
+    for (kind, code, count) in [
+        ("video", "video_timestamps", source.video_frames_timed_by_arrival),
+        ("audio", "audio_timestamps", source.audio_frames_timed_by_arrival),
+    ] {
+        if count > 0 {
+            let text = format!(
+                "The RTP timestamps of the {kind} stand still, so {count} frames were shown by their time of arrival: check \
+                 the clock of the sender."
+            );
+            add(code, text);
+        }
     }
     let Some(video) = source.video else {
         return warnings;
     };
-    let interval = video.key_frame_interval.filter(|_| !video.answers_requests);
-    if let Some(interval) = interval.filter(|interval| *interval > LONG_INTERVAL) {
+    let interval = video.key_frame_interval.filter(|_| !video.answers_key_frame_requests);
+    if let Some(interval) = interval.filter(|interval| *interval > LONG_KEY_FRAME_INTERVAL_SECS) {
         let text = format!("The key frame interval is {interval:.0} s: set the encoder's key frame interval to 2 s.");
         add("long_key_frame_interval", text);
     }
-    if video.b_frames {
+    if video.has_b_frames {
         let text = "B-frames: WebRTC does not support them, so WebRTC viewers get this video only transcoded; turn \
                     them off in the encoder to avoid this.";
         add("b_frames", text.to_owned());
     }
-    if video.codec == Codec::Vp8 && source.hls_viewers > 0 {
+    if video.codec == Codec::Vp8 && source.hls_viewer_count > 0 {
         let text = "VP8: HLS does not support it, so HLS viewers get only audio; publish H.264, VP9 or AV1.";
         add("vp8_by_hls", text.to_owned());
     }
@@ -94,20 +109,20 @@ pub fn of(source: SourceFacts) -> Vec<Warning> {
 
 /// Which warnings of which streams were logged.
 #[derive(Debug, Default)]
-pub struct Logged(BTreeMap<String, BTreeSet<&'static str>>);
+pub struct LoggedWarnings(BTreeMap<String, BTreeSet<&'static str>>);
 
 /// A live stream and its warnings.
-type Shown<'a> = (&'a str, &'a [Warning]);
+type StreamWarnings<'a> = (&'a str, &'a [Warning]);
 
-impl Logged {
+impl LoggedWarnings {
     /// Logs each warning of these streams, which are live, once until its source ends.
-    pub fn log_new<'a>(&mut self, streams: impl Iterator<Item = Shown<'a>>) {
+    pub fn log_new<'a>(&mut self, streams: impl Iterator<Item = StreamWarnings<'a>>) {
         for (stream, warning) in self.take_new(streams) {
             warn!(stream, code = warning.code, "{}", warning.text);
         }
     }
 
-    fn take_new<'a>(&mut self, streams: impl Iterator<Item = Shown<'a>>) -> Vec<(&'a str, &'a Warning)> {
+    fn take_new<'a>(&mut self, streams: impl Iterator<Item = StreamWarnings<'a>>) -> Vec<(&'a str, &'a Warning)> {
         let mut new = Vec::new();
         let mut logged = BTreeMap::new();
         for (stream, warnings) in streams {
@@ -127,13 +142,13 @@ mod tests {
 
     const GOOD: VideoFacts = VideoFacts {
         codec: Codec::H264,
-        b_frames: false,
+        has_b_frames: false,
         key_frame_interval: Some(2.0),
-        answers_requests: false,
+        answers_key_frame_requests: false,
     };
 
     fn codes(source: SourceFacts) -> Vec<&'static str> {
-        of(source).iter().map(|warning| warning.code).collect()
+        source_warnings(source).iter().map(|warning| warning.code).collect()
     }
 
     fn with(video: VideoFacts) -> SourceFacts {
@@ -155,7 +170,7 @@ mod tests {
         assert_eq!(codes(with(vp8)), [""; 0]);
         let browser = VideoFacts {
             key_frame_interval: Some(60.0),
-            answers_requests: true,
+            answers_key_frame_requests: true,
             ..GOOD
         };
         assert_eq!(codes(with(browser)), [""; 0]);
@@ -169,15 +184,34 @@ mod tests {
             missing_audio,
             ..with(GOOD)
         };
-        assert_eq!(codes(missing(Some(Missing::Packets), None)), ["no_video"]);
-        assert_eq!(codes(missing(Some(Missing::KeyFrame), None)), ["no_key_frame"]);
-        assert_eq!(codes(missing(None, Some(Missing::Packets))), ["no_audio"]);
+        assert_eq!(
+            codes(missing(Some(MissingPacketsOrKeyFrame::Packets), None)),
+            ["no_video"]
+        );
+        assert_eq!(
+            codes(missing(Some(MissingPacketsOrKeyFrame::KeyFrame), None)),
+            ["no_key_frame"]
+        );
+        assert_eq!(
+            codes(missing(None, Some(MissingPacketsOrKeyFrame::Packets))),
+            ["no_audio"]
+        );
         let slow = VideoFacts {
             key_frame_interval: Some(8.3),
             ..GOOD
         };
         assert_eq!(codes(with(slow)), ["long_key_frame_interval"]);
-        let reordered = VideoFacts { b_frames: true, ..GOOD };
+        let stuck = |video, audio| SourceFacts {
+            video_frames_timed_by_arrival: video,
+            audio_frames_timed_by_arrival: audio,
+            ..with(GOOD)
+        };
+        assert_eq!(codes(stuck(7, 0)), ["video_timestamps"]);
+        assert_eq!(codes(stuck(0, 7)), ["audio_timestamps"]);
+        let reordered = VideoFacts {
+            has_b_frames: true,
+            ..GOOD
+        };
         assert_eq!(codes(with(reordered)), ["b_frames"]);
         let h265 = VideoFacts {
             codec: Codec::H265,
@@ -189,7 +223,7 @@ mod tests {
             ..GOOD
         };
         let by_hls = SourceFacts {
-            hls_viewers: 1,
+            hls_viewer_count: 1,
             ..with(vp8)
         };
         assert_eq!(codes(by_hls), ["vp8_by_hls"]);
@@ -201,10 +235,10 @@ mod tests {
             codec: Codec::H265,
             ..GOOD
         };
-        let warnings = of(with(h265));
-        let mut logged = Logged::default();
-        let new = |logged: &mut Logged, live| {
-            let shown: &[Shown] = if live { &[("live", &warnings)] } else { &[] };
+        let warnings = source_warnings(with(h265));
+        let mut logged = LoggedWarnings::default();
+        let new = |logged: &mut LoggedWarnings, live| {
+            let shown: &[StreamWarnings] = if live { &[("live", &warnings)] } else { &[] };
             logged.take_new(shown.iter().copied()).len()
         };
         assert_eq!(new(&mut logged, true), 1);

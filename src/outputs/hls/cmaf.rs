@@ -14,75 +14,75 @@ use shiguredo_mp4::{Encode as _, FixedPointNumber, SampleFlags, TrackKind, Uint}
 
 use millstream_core::media::aac::AacConfig;
 use millstream_core::media::codec::av1::Av1Config;
-use millstream_core::media::codec::bits::rbsp;
-use millstream_core::media::packetizer::annex_b;
-use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::media::codec::bits::remove_emulation_prevention;
+use millstream_core::media::packetizer::split_annex_b;
+use millstream_core::media::{Codec, Format, MediaKind};
 
 /// Codec parameters of a track: sample entry, and codec string for playlists (RFC 6381).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Header {
-    pub codecs: String,
-    entry: SampleEntry,
-    rate: u32,
-    kind: Kind,
+pub struct CodecConfig {
+    pub codec_string: String,
+    sample_entry: SampleEntry,
+    clock_rate: u32,
+    kind: MediaKind,
 }
 
 /// One frame of a fragment.
 #[derive(Clone, Debug)]
 pub struct CmafSample {
     /// Duration in ticks of the track's clock rate.
-    pub duration: u32,
-    pub key_frame: bool,
+    pub duration_ticks: u32,
+    pub is_key_frame: bool,
     pub bytes: Bytes,
 }
 
-impl Header {
+impl CodecConfig {
     /// Creates the header of a video track from its first key frame, as returned by the depacketizer.
     ///
     /// `None` if parameter sets are missing, or if players do not support the format.
-    pub fn of_video(format: Format, resolution: (u16, u16), frame: &Bytes) -> Option<Self> {
-        let visual = visual(resolution);
+    pub fn for_video(format: Format, resolution: (u16, u16), frame: &Bytes) -> Option<Self> {
+        let visual = visual_fields(resolution);
         let (codecs, entry) = match format {
-            Format::H264 { .. } => h264_sample_entry(visual, &annex_b(frame).ok()?)?,
-            Format::H265 { .. } => hevc(visual, &annex_b(frame).ok()?)?,
+            Format::H264 { .. } => h264_sample_entry(visual, &split_annex_b(frame).ok()?)?,
+            Format::H265 { .. } => h265_sample_entry(visual, &split_annex_b(frame).ok()?)?,
             Format::Vp9 { profile } => vp9_sample_entry(visual, profile),
-            Format::Av1 { .. } => av1_sample_entry(visual, &Av1Config::find(frame)?),
+            Format::Av1 { .. } => av1_sample_entry(visual, &Av1Config::find_in_temporal_unit(frame)?),
             _ => return None,
         };
         Some(Self {
-            codecs,
-            entry,
-            rate: format.codec().clock_rate(),
-            kind: Kind::Video,
+            codec_string: codecs,
+            sample_entry: entry,
+            clock_rate: format.codec().clock_rate(),
+            kind: MediaKind::Video,
         })
     }
 
     /// Creates the header of an audio track; `None` if players do not support the format.
-    pub fn of_audio(format: Format) -> Option<Self> {
+    pub fn for_audio(format: Format) -> Option<Self> {
         let (codecs, entry) = match format {
-            Format::Opus { .. } => opus(),
-            Format::Aac(config) => aac(config),
+            Format::Opus { .. } => opus_sample_entry(),
+            Format::Aac(config) => aac_sample_entry(config),
             _ => return None,
         };
         Some(Self {
-            codecs,
-            entry,
-            rate: format.codec().clock_rate(),
-            kind: Kind::Audio,
+            codec_string: codecs,
+            sample_entry: entry,
+            clock_rate: format.codec().clock_rate(),
+            kind: MediaKind::Audio,
         })
     }
 
     /// Writes the initialization section.
-    pub fn init(&self) -> Option<Bytes> {
+    pub fn write_init_section(&self) -> Option<Bytes> {
         let mut muxer = Fmp4SegmentMuxer::new().ok()?;
         let sample = Sample {
             track_kind: match self.kind {
-                Kind::Video => TrackKind::Video,
-                Kind::Audio => TrackKind::Audio,
+                MediaKind::Video => TrackKind::Video,
+                MediaKind::Audio => TrackKind::Audio,
             },
-            sample_entry: Some(self.entry.clone()),
+            sample_entry: Some(self.sample_entry.clone()),
             keyframe: true,
-            timescale: NonZeroU32::new(self.rate)?,
+            timescale: NonZeroU32::new(self.clock_rate)?,
             duration: 1,
             composition_time_offset: None,
             data_offset: 0,
@@ -93,12 +93,12 @@ impl Header {
     }
 }
 
-/// Writes a fragment that starts at `time`, in ticks of the track's clock rate.
-pub fn fragment(sequence: u32, time: u64, samples: &[CmafSample]) -> Option<Bytes> {
+/// Writes a fragment that starts at `decode_time`, in ticks of the track's clock rate.
+pub fn write_fragment(sequence: u32, decode_time: u64, samples: &[CmafSample]) -> Option<Bytes> {
     let runs = samples.iter().map(|sample| TrunSample {
-        duration: Some(sample.duration),
+        duration: Some(sample.duration_ticks),
         size: u32::try_from(sample.bytes.len()).ok(),
-        flags: Some(flags(sample.key_frame)),
+        flags: Some(sample_flags(sample.is_key_frame)),
         composition_time_offset: None,
     });
     let mut moof = MoofBox {
@@ -118,7 +118,7 @@ pub fn fragment(sequence: u32, time: u64, samples: &[CmafSample]) -> Option<Byte
             },
             tfdt_box: Some(TfdtBox {
                 version: 1,
-                base_media_decode_time: time,
+                base_media_decode_time: decode_time,
             }),
             trun_boxes: vec![TrunBox {
                 data_offset: Some(0),
@@ -131,12 +131,12 @@ pub fn fragment(sequence: u32, time: u64, samples: &[CmafSample]) -> Option<Byte
     };
     let length = moof.encode_to_vec().ok()?.len();
     if let Some(run) = moof.traf_boxes.first_mut().and_then(|traf| traf.trun_boxes.first_mut()) {
-        run.data_offset = i32::try_from(length + MDAT_HEADER).ok();
+        run.data_offset = i32::try_from(length + MDAT_HEADER_BYTES).ok();
     }
     let mut out = moof.encode_to_vec().ok()?;
     let payload: usize = samples.iter().map(|sample| sample.bytes.len()).sum();
-    out.reserve(MDAT_HEADER + payload);
-    out.extend(u32::try_from(MDAT_HEADER + payload).ok()?.to_be_bytes());
+    out.reserve(MDAT_HEADER_BYTES + payload);
+    out.extend(u32::try_from(MDAT_HEADER_BYTES + payload).ok()?.to_be_bytes());
     out.extend(b"mdat");
     for sample in samples {
         out.extend_from_slice(&sample.bytes);
@@ -144,19 +144,19 @@ pub fn fragment(sequence: u32, time: u64, samples: &[CmafSample]) -> Option<Byte
     Some(out.into())
 }
 
-const MDAT_HEADER: usize = 8;
+const MDAT_HEADER_BYTES: usize = 8;
 
 /// ISO/IEC 14496-12 §8.8.3.1: whether the sample depends on others, and whether it is a sync sample.
-fn flags(key_frame: bool) -> SampleFlags {
+fn sample_flags(key_frame: bool) -> SampleFlags {
     SampleFlags::new(if key_frame { 0x0200_0000 } else { 0x0101_0000 })
 }
 
 /// Converts a frame to its form in MP4: NAL units with length prefixes.
-pub fn sample_bytes(codec: Codec, frame: &Bytes) -> Option<Bytes> {
+pub fn mp4_sample_bytes(codec: Codec, frame: &Bytes) -> Option<Bytes> {
     if !matches!(codec, Codec::H264 | Codec::H265) {
         return Some(frame.clone());
     }
-    let nals = annex_b(frame).ok()?;
+    let nals = split_annex_b(frame).ok()?;
     let mut out = Vec::with_capacity(frame.len() + 4);
     for nal in &nals {
         out.extend(u32::try_from(nal.len()).ok()?.to_be_bytes());
@@ -165,7 +165,7 @@ pub fn sample_bytes(codec: Codec, frame: &Bytes) -> Option<Bytes> {
     Some(out.into())
 }
 
-fn visual((width, height): (u16, u16)) -> VisualSampleEntryFields {
+fn visual_fields((width, height): (u16, u16)) -> VisualSampleEntryFields {
     VisualSampleEntryFields {
         data_reference_index: VisualSampleEntryFields::DEFAULT_DATA_REFERENCE_INDEX,
         width,
@@ -178,15 +178,15 @@ fn visual((width, height): (u16, u16)) -> VisualSampleEntryFields {
     }
 }
 
-fn of_type(nals: &[Bytes], is: impl Fn(u8) -> bool) -> Vec<Vec<u8>> {
+fn nals_of_type(nals: &[Bytes], is: impl Fn(u8) -> bool) -> Vec<Vec<u8>> {
     let matching = nals.iter().filter(|nal| nal.first().is_some_and(|first| is(*first)));
     matching.map(|nal| nal.to_vec()).collect()
 }
 
 /// ISO/IEC 14496-15 §5.3.3.
 fn h264_sample_entry(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, SampleEntry)> {
-    let sets = of_type(nals, |first| first & 0x1f == 7);
-    let pps_list = of_type(nals, |first| first & 0x1f == 8);
+    let sets = nals_of_type(nals, |first| first & 0x1f == 7);
+    let pps_list = nals_of_type(nals, |first| first & 0x1f == 8);
     let &[_, profile, compatibility, level, ..] = sets.first()?.as_slice() else {
         return None;
     };
@@ -213,11 +213,11 @@ fn h264_sample_entry(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<
 }
 
 /// ISO/IEC 14496-15 §8.3.3 and annex E.3.
-fn hevc(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, SampleEntry)> {
-    let sets = |kind: u8| of_type(nals, |first| first >> 1 & 0x3f == kind);
+fn h265_sample_entry(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<(String, SampleEntry)> {
+    let sets = |kind: u8| nals_of_type(nals, |first| first >> 1 & 0x3f == kind);
     let (vps, sps, pps) = (sets(32), sets(33), sets(34));
     // NAL header (2), IDs and layers (1), then profile, tier and level (12), without emulation prevention bytes.
-    let plain = rbsp(sps.first()?);
+    let plain = remove_emulation_prevention(sps.first()?);
     let layers = plain.get(2)? >> 1 & 7;
     let nested = plain.get(2)? & 1;
     let &[profile, c0, c1, c2, c3, k0, k1, k2, k3, k4, k5, level] = plain.get(3..)?.first_chunk::<12>()?;
@@ -314,7 +314,7 @@ fn vp9_sample_entry(visual: VisualSampleEntryFields, profile: u8) -> (String, Sa
     )
 }
 
-fn audio(channels: u16, rate: u16) -> AudioSampleEntryFields {
+fn audio_fields(channels: u16, rate: u16) -> AudioSampleEntryFields {
     AudioSampleEntryFields {
         data_reference_index: NonZeroU16::MIN,
         channelcount: channels,
@@ -324,9 +324,9 @@ fn audio(channels: u16, rate: u16) -> AudioSampleEntryFields {
 }
 
 /// "Encapsulation of Opus in ISO Base Media File Format" §4.3. Live streams have no pre-skip.
-fn opus() -> (String, SampleEntry) {
+fn opus_sample_entry() -> (String, SampleEntry) {
     let entry = OpusBox {
-        audio: audio(2, 48_000),
+        audio: audio_fields(2, 48_000),
         dops_box: DopsBox {
             output_channel_count: 2,
             pre_skip: 0,
@@ -339,12 +339,12 @@ fn opus() -> (String, SampleEntry) {
 }
 
 /// ISO/IEC 14496-14 §5.6. The sampling rate is that of the decoder, not the clock rate of the track.
-fn aac(config: AacConfig) -> (String, SampleEntry) {
+fn aac_sample_entry(config: AacConfig) -> (String, SampleEntry) {
     let object_type = config.bytes().first().map_or(2, |first| first >> 3);
     let entry = Mp4aBox {
-        audio: audio(
-            u16::from(config.channels.max(1)),
-            u16::try_from(config.rate).unwrap_or(48_000),
+        audio: audio_fields(
+            u16::from(config.channel_configuration.max(1)),
+            u16::try_from(config.sample_rate).unwrap_or(48_000),
         ),
         esds_box: EsdsBox {
             es: EsDescriptor {

@@ -9,6 +9,7 @@
 //! * [`rendition`]: one track, split into parts of about 200 ms and segments that start at key frames; bounded memory.
 //! * [`packager`]: all renditions of a stream on one timeline.
 //! * [`playlist`]: renders the playlists.
+//! * [`rendered_playlist`]: playlists that are rendered once per change.
 //! * [`viewers`]: counts the players of a stream.
 //! * [`service`]: packagers by stream; blocking requests.
 //! * [`packaging`]: the task of one packager, from the rings to the renditions.
@@ -16,10 +17,11 @@
 //! All but the last two are without I/O and clock. The HTTP routes are with the other HTTP handlers.
 
 pub mod cmaf;
-pub mod live;
+pub mod packaged_stream;
 pub mod packager;
 pub mod packaging;
 pub mod playlist;
+pub mod rendered_playlist;
 pub mod rendition;
 pub mod service;
 pub mod viewers;

@@ -3,30 +3,30 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::cmaf::{Header, sample_bytes};
-use super::rendition::{Msn, ROLES, Rendition, Role, TimedFrame};
-use millstream_core::hub::track::TrackView;
-use millstream_core::media::clock::{duration, ticks};
+use super::cmaf::{CodecConfig, mp4_sample_bytes};
+use super::rendition::{Msn, ROLE_COUNT, Rendition, RenditionRole, TimedFrame};
+use millstream_core::hub::track::TrackFormatAndClock;
+use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
 use millstream_core::media::depacketizer::Frame;
 use millstream_core::media::packet::TrackTime;
-use millstream_core::media::{Codec, Format, Kind};
+use millstream_core::media::{Codec, Format, MediaKind};
 
 /// Packages the renditions of one stream.
 #[derive(Debug, Default)]
 pub struct Packager {
-    renditions: [Option<Rendition>; ROLES],
+    renditions: [Option<Rendition>; ROLE_COUNT],
     /// Start of the current timeline; reset with each source.
-    origin: Option<Origin>,
+    timeline_origin: Option<TimelineOrigin>,
     /// Total duration of the previous timelines.
-    elapsed: Duration,
-    pending: [Option<PendingFrame>; ROLES],
+    timeline_offset: Duration,
+    pending_frames: [Option<PendingFrame>; ROLE_COUNT],
     /// Audio frames with their durations that wait for the video: its next segment boundary is not known yet.
-    queued: [VecDeque<(PendingFrame, u32)>; ROLES],
+    queued_audio: [VecDeque<(PendingFrame, u32)>; ROLE_COUNT],
     /// Lowest segment numbers that removed renditions have not used.
-    unused: [Msn; ROLES],
+    first_unused_msn: [Msn; ROLE_COUNT],
     /// The next segment starts a discontinuity.
-    discontinuity: [bool; ROLES],
-    video_info: [VideoInfo; ROLES],
+    needs_discontinuity: [bool; ROLE_COUNT],
+    video_info: [VideoInfo; ROLE_COUNT],
 }
 
 /// Resolution and frame rate of a video rendition, for playlists.
@@ -39,13 +39,13 @@ pub struct VideoInfo {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Origin {
+struct TimelineOrigin {
     /// Capture time of the first frame.
-    at: Instant,
+    captured_at: Instant,
     /// Wall clock at that time, since 1970.
-    wall: Duration,
+    wall_clock_time: Duration,
     /// Track timestamps at that time, by rendition; `None` until known.
-    times: [Option<TrackTime>; ROLES],
+    track_times: [Option<TrackTime>; ROLE_COUNT],
 }
 
 /// A frame whose duration is known once the next one arrives.
@@ -53,75 +53,122 @@ struct Origin {
 struct PendingFrame {
     codec: Codec,
     /// Timestamp on the timeline, in ticks of the codec's clock rate.
-    time: u64,
+    start_ticks: u64,
     key_frame: bool,
     bytes: bytes::Bytes,
 }
 
 /// Audio waits for video that is at most this far behind.
-const MAX_AUDIO_AHEAD: Duration = Duration::from_secs(2);
+const MAX_VIDEO_LAG_TO_HOLD_AUDIO: Duration = Duration::from_secs(2);
 
 /// Maximum duration of a frame; a longer one is followed by a gap, which players skip.
-const MAX_FRAME: Duration = Duration::from_secs(5);
+const MAX_FRAME_DURATION: Duration = Duration::from_secs(5);
 
 impl PendingFrame {
-    fn begin(&self) -> Duration {
-        duration(self.time, self.codec.clock_rate())
+    fn start_time(&self) -> Duration {
+        ticks_to_duration(self.start_ticks, self.codec.clock_rate())
     }
+}
+
+/// Opus frames after which a pause is filled: a sender with DTX sends a frame each 400 ms (RFC 6716 §2.1.9).
+const MAX_UNFILLED_OPUS_TICKS: u32 = 48_000 * 150 / 1_000;
+
+/// Duration of a filling frame, in ticks.
+const FILLING_OPUS_TICKS: u32 = 960;
+
+/// Splits an Opus frame that a pause follows into itself and frames without content, which the decoder conceals as it
+/// does in a WebRTC client: no frame is longer than a part may be.
+fn fill_opus_pause(pending: PendingFrame, ticks: u32) -> Vec<(PendingFrame, u32)> {
+    let first_byte = pending.bytes.first().copied();
+    let (Codec::Opus, Some(toc), true) = (pending.codec, first_byte, ticks > MAX_UNFILLED_OPUS_TICKS) else {
+        return vec![(pending, ticks)];
+    };
+    // The bandwidth and the mode of the frame, one frame of 20 ms, and no content (RFC 6716 §3.1).
+    let config = match toc >> 3 {
+        silk @ 0..=11 => silk / 4 * 4 + 1,
+        hybrid @ 12..=15 => hybrid / 2 * 2 + 1,
+        celt => celt / 4 * 4 + 3,
+    };
+    let filling = bytes::Bytes::copy_from_slice(&[config << 3 | toc & 0b100]);
+    let own_ticks = FILLING_OPUS_TICKS * 3;
+    let mut frames = Vec::new();
+    let begin = pending.start_ticks;
+    frames.push((pending, own_ticks));
+    let mut at = own_ticks;
+    while at < ticks {
+        let rest = ticks - at;
+        // The last one takes what is left, so that the next frame follows without a gap.
+        let frame_ticks = if rest < FILLING_OPUS_TICKS * 2 {
+            rest
+        } else {
+            FILLING_OPUS_TICKS
+        };
+        let frame = PendingFrame {
+            codec: Codec::Opus,
+            start_ticks: begin + u64::from(at),
+            key_frame: true,
+            bytes: filling.clone(),
+        };
+        frames.push((frame, frame_ticks));
+        at += frame_ticks;
+    }
+    frames
 }
 
 /// One moment on both clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    pub now: Instant,
+pub struct ClockReading {
+    pub monotonic_time: Instant,
     /// Time since 1970.
-    pub wall: Duration,
+    pub wall_clock_time: Duration,
 }
 
 impl Packager {
     /// Returns the rendition of a role, if it exists.
-    pub fn rendition(&self, role: Role) -> Option<&Rendition> {
-        self.renditions[index(role)].as_ref()
+    pub fn rendition(&self, role: RenditionRole) -> Option<&Rendition> {
+        self.renditions[role_index(role)].as_ref()
     }
 
     /// Returns resolution and frame rate of a video rendition.
-    pub fn video_info(&self, role: Role) -> VideoInfo {
-        self.video_info[index(role)]
+    pub fn video_info(&self, role: RenditionRole) -> VideoInfo {
+        self.video_info[role_index(role)]
     }
 
     /// Removes a rendition that is no longer needed.
-    pub fn remove(&mut self, role: Role) {
-        let removed = self.renditions[index(role)].take();
+    pub fn remove_rendition(&mut self, role: RenditionRole) {
+        let removed = self.renditions[role_index(role)].take();
         if let Some(removed) = removed.filter(|removed| removed.segments().len() > 0) {
-            self.unused[index(role)] = self.unused[index(role)].max(removed.next_msn());
+            self.first_unused_msn[role_index(role)] = self.first_unused_msn[role_index(role)].max(removed.next_msn());
         }
-        self.pending[index(role)] = None;
-        self.queued[index(role)].clear();
-        if let Some(origin) = &mut self.origin {
-            origin.times[index(role)] = None;
+        self.pending_frames[role_index(role)] = None;
+        self.queued_audio[role_index(role)].clear();
+        if let Some(origin) = &mut self.timeline_origin {
+            origin.track_times[role_index(role)] = None;
         }
     }
 
     /// Starts a new timeline, after a change of the source or its tracks.
-    pub fn restart(&mut self) {
-        self.flush();
-        if self.origin.take().is_some() {
+    pub fn restart_timeline(&mut self) {
+        self.flush_pending_frames();
+        if self.timeline_origin.take().is_some() {
             let ends = self.renditions.iter().flatten().filter_map(|rendition| {
                 let last = rendition.segments().next_back()?;
-                Some(last.begin + last.duration())
+                Some(last.start_time + last.duration())
             });
-            self.elapsed = ends.max().unwrap_or(self.elapsed);
+            self.timeline_offset = ends.max().unwrap_or(self.timeline_offset);
         }
-        self.discontinuity = [true; ROLES];
+        self.needs_discontinuity = [true; ROLE_COUNT];
     }
 
     /// Returns the last complete segment of a rendition if another rendition has not completed the corresponding
     /// segment yet. It is hidden from players that start, because they would start the renditions one segment apart. A
     /// rendition that is behind by more is not waited for.
-    pub fn unsettled(&self, role: Role) -> Option<Msn> {
+    pub fn segment_without_counterpart(&self, role: RenditionRole) -> Option<Msn> {
         let ends = |rendition: &Rendition| -> Vec<Duration> {
-            let complete = rendition.segments().filter(|segment| segment.complete);
-            complete.map(|segment| segment.begin + segment.duration()).collect()
+            let complete = rendition.segments().filter(|segment| segment.is_complete);
+            complete
+                .map(|segment| segment.start_time + segment.duration())
+                .collect()
         };
         let own = self.rendition(role)?;
         let [.., before, last] = ends(own)[..] else { return None };
@@ -130,65 +177,89 @@ impl Packager {
             let ends_at = |end: Duration| other.abs_diff(end) <= before.abs_diff(last) / 2;
             !ends_at(before)
         });
-        let last = own.segments().rfind(|segment| segment.complete)?;
+        let last = own.segments().rfind(|segment| segment.is_complete)?;
         (!settled).then_some(last.msn)
     }
 
     /// Whether a complete segment is available, so that players can start.
-    pub fn has_segment(&self) -> bool {
-        let first = self.rendition(Role::Video).or(self.rendition(Role::Audio));
-        first.is_some_and(|rendition| rendition.segments().any(|segment| segment.complete))
+    pub fn has_complete_segment(&self) -> bool {
+        let first = self
+            .rendition(RenditionRole::Video)
+            .or(self.rendition(RenditionRole::Audio));
+        first.is_some_and(|rendition| rendition.segments().any(|segment| segment.is_complete))
     }
 
-    fn flush(&mut self) {
-        for role in Role::ALL {
-            if let Some(pending) = self.pending[index(role)].take() {
+    fn flush_pending_frames(&mut self) {
+        for role in RenditionRole::ALL {
+            if let Some(pending) = self.pending_frames[role_index(role)].take() {
                 // The duration of the last frame is unknown; assume 1/30 s.
                 let ticks = pending.codec.clock_rate() / 30;
-                self.queued[index(role)].push_back((pending, ticks));
+                self.queued_audio[role_index(role)].push_back((pending, ticks));
             }
-            while let Some((pending, ticks)) = self.queued[index(role)].pop_front() {
-                self.append(role, pending, ticks);
+            while let Some((pending, ticks)) = self.queued_audio[role_index(role)].pop_front() {
+                self.append_to_rendition(role, pending, ticks);
             }
         }
     }
 
     /// Starts the timeline with a key frame of the video, or with the first audio frame if there is no video. Its
     /// capture time comes from the clock of its track.
-    fn begin(&mut self, track: &TrackView, role: Role, time: TrackTime, moment: Moment) {
-        let Moment { now, wall } = moment;
+    fn begin_timeline(
+        &mut self,
+        track: &TrackFormatAndClock,
+        role: RenditionRole,
+        time: TrackTime,
+        moment: ClockReading,
+    ) {
+        let ClockReading {
+            monotonic_time: now,
+            wall_clock_time: wall,
+        } = moment;
         let rate = track.format.map_or(90_000, |format| format.codec().clock_rate());
         let age = track
             .clock
-            .time_at(now)
-            .map(|current| duration(current.saturating_sub(time), rate));
+            .track_time_captured_at(now)
+            .map(|current| ticks_to_duration(current.saturating_sub(time), rate));
         let at = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
         let wall = wall.saturating_sub(now.saturating_duration_since(at));
-        let mut times = [None; ROLES];
-        times[index(role)] = Some(time);
-        self.origin = Some(Origin { at, wall, times });
+        let mut times = [None; ROLE_COUNT];
+        times[role_index(role)] = Some(time);
+        self.timeline_origin = Some(TimelineOrigin {
+            captured_at: at,
+            wall_clock_time: wall,
+            track_times: times,
+        });
     }
 
     /// Packages a frame of a track. Returns whether new parts or segments are available.
-    pub fn push(&mut self, track: &TrackView, role: Role, has_video: bool, frame: &Frame, moment: Moment) -> bool {
+    pub fn push_frame(
+        &mut self,
+        track: &TrackFormatAndClock,
+        role: RenditionRole,
+        has_video: bool,
+        frame: &Frame,
+        moment: ClockReading,
+    ) -> bool {
         let kind = role.kind();
-        if self.origin.is_none() {
+        if self.timeline_origin.is_none() {
             // Transcoded audio arrives later than the original: it must not start the timeline.
-            let leads = matches!(role, Role::Video | Role::Audio);
-            if has_video && kind == Kind::Audio || !leads {
+            let leads = matches!(role, RenditionRole::Video | RenditionRole::Audio);
+            if has_video && kind == MediaKind::Audio || !leads {
                 return false;
             }
-            self.begin(track, role, frame.time, moment);
+            self.begin_timeline(track, role, frame.time, moment);
         }
-        let Some(origin) = &mut self.origin else { return false };
+        let Some(origin) = &mut self.timeline_origin else {
+            return false;
+        };
         let rate = frame.codec.clock_rate();
-        let begin = match origin.times[index(role)] {
+        let begin = match origin.track_times[role_index(role)] {
             Some(begin) => begin,
             None => {
-                let Some(begin) = track.clock.time_at(origin.at) else {
+                let Some(begin) = track.clock.track_time_captured_at(origin.captured_at) else {
                     return false;
                 };
-                origin.times[index(role)] = Some(begin);
+                origin.track_times[role_index(role)] = Some(begin);
                 begin
             }
         };
@@ -196,59 +267,61 @@ impl Packager {
         let Some(time) = frame.time.checked_sub(begin) else {
             return false;
         };
-        let time = time + ticks(self.elapsed, rate);
-        let Some(bytes) = sample_bytes(frame.codec, &frame.bytes) else {
+        let time = time + duration_to_ticks(self.timeline_offset, rate);
+        let Some(bytes) = mp4_sample_bytes(frame.codec, &frame.bytes) else {
             return false;
         };
-        if kind == Kind::Video && frame.key_frame {
-            self.record_header(track, role, frame, moment.wall);
+        if kind == MediaKind::Video && frame.is_key_frame {
+            self.update_video_config(track, role, frame, moment.wall_clock_time);
         }
-        if kind == Kind::Audio
-            && let Some(header) = track.format.and_then(Header::of_audio)
+        if kind == MediaKind::Audio
+            && let Some(header) = track.format.and_then(CodecConfig::for_audio)
         {
-            self.set_header(role, rate, header, moment.wall);
+            self.create_rendition_or_set_codec_config(role, rate, header, moment.wall_clock_time);
         }
         let next = PendingFrame {
             codec: frame.codec,
-            time,
-            key_frame: frame.key_frame,
+            start_ticks: time,
+            key_frame: frame.is_key_frame,
             bytes,
         };
-        let Some(pending) = self.pending[index(role)].replace(next) else {
+        let Some(pending) = self.pending_frames[role_index(role)].replace(next) else {
             return false;
         };
-        let frame_ticks = time.saturating_sub(pending.time);
+        let frame_ticks = time.saturating_sub(pending.start_ticks);
         if frame_ticks == 0 {
             return false;
         }
-        let longest = ticks(MAX_FRAME, rate);
+        let longest = duration_to_ticks(MAX_FRAME_DURATION, rate);
         let ticks = u32::try_from(frame_ticks.min(longest)).unwrap_or(u32::MAX);
         match kind {
-            Kind::Video => self.append(role, pending, ticks) | self.release(),
-            Kind::Audio => {
-                self.queued[index(role)].push_back((pending, ticks));
-                self.release()
+            MediaKind::Video => self.append_to_rendition(role, pending, ticks) | self.release_queued_audio(),
+            MediaKind::Audio => {
+                self.queued_audio[role_index(role)].extend(fill_opus_pause(pending, ticks));
+                self.release_queued_audio()
             }
         }
     }
 
     /// Packages queued audio up to the current video position, or all of it if the video has stalled.
-    fn release(&mut self) -> bool {
+    fn release_queued_audio(&mut self) -> bool {
         let mut updated = false;
         let video = self.video_position();
-        for role in [Role::Audio, Role::Aac] {
-            let queued = &self.queued[index(role)];
-            let newest = queued.back().map_or(Duration::ZERO, |(pending, _)| pending.begin());
+        for role in [RenditionRole::Audio, RenditionRole::AacAudio] {
+            let queued = &self.queued_audio[role_index(role)];
+            let newest = queued
+                .back()
+                .map_or(Duration::ZERO, |(pending, _)| pending.start_time());
             let until = match video {
-                Some(video) if newest <= video + MAX_AUDIO_AHEAD => video,
+                Some(video) if newest <= video + MAX_VIDEO_LAG_TO_HOLD_AUDIO => video,
                 Some(_) | None => Duration::MAX,
             };
-            let passed = |(pending, _): &(PendingFrame, u32)| pending.begin() + AUDIO_SLACK < until;
-            while self.queued[index(role)].front().is_some_and(passed) {
-                let Some((pending, ticks)) = self.queued[index(role)].pop_front() else {
+            let passed = |(pending, _): &(PendingFrame, u32)| pending.start_time() + AUDIO_ALIGN_TOLERANCE < until;
+            while self.queued_audio[role_index(role)].front().is_some_and(passed) {
+                let Some((pending, ticks)) = self.queued_audio[role_index(role)].pop_front() else {
                     break;
                 };
-                updated |= self.append(role, pending, ticks);
+                updated |= self.append_to_rendition(role, pending, ticks);
             }
         }
         updated
@@ -256,63 +329,77 @@ impl Packager {
 
     /// Position of the pending video frame on the timeline; all earlier ones are in the rendition.
     fn video_position(&self) -> Option<Duration> {
-        self.pending[index(Role::Video)].as_ref().map(PendingFrame::begin)
+        self.pending_frames[role_index(RenditionRole::Video)]
+            .as_ref()
+            .map(PendingFrame::start_time)
     }
 
-    fn record_header(&mut self, track: &TrackView, role: Role, frame: &Frame, wall: Duration) {
+    fn update_video_config(&mut self, track: &TrackFormatAndClock, role: RenditionRole, frame: &Frame, wall: Duration) {
         let (Some(format), Some(resolution)) = (track.format, track.resolution) else {
             return;
         };
-        self.video_info[index(role)] = VideoInfo {
+        self.video_info[role_index(role)] = VideoInfo {
             resolution: Some(resolution),
             frame_rate: track.frame_rate,
         };
-        if let Some(header) = Header::of_video(format, resolution, &frame.bytes) {
-            self.set_header(role, frame.codec.clock_rate(), header, wall);
+        if let Some(header) = CodecConfig::for_video(format, resolution, &frame.bytes) {
+            self.create_rendition_or_set_codec_config(role, frame.codec.clock_rate(), header, wall);
         }
     }
 
-    fn set_header(&mut self, role: Role, rate: u32, header: Header, wall: Duration) {
-        let discontinuity = &mut self.discontinuity[index(role)];
-        let rendition = &mut self.renditions[index(role)];
+    fn create_rendition_or_set_codec_config(
+        &mut self,
+        role: RenditionRole,
+        rate: u32,
+        header: CodecConfig,
+        wall: Duration,
+    ) {
+        let discontinuity = &mut self.needs_discontinuity[role_index(role)];
+        let rendition = &mut self.renditions[role_index(role)];
         match rendition {
             // Segments last at least one second, so a rendition that starts later gets higher numbers from the wall
             // clock.
             None => *rendition = Rendition::new(role, rate, header, wall.as_secs()),
-            Some(rendition) if !rendition.has_header(&header) => {
-                rendition.set_header(header);
+            Some(rendition) if !rendition.uses_codec_config(&header) => {
+                rendition.set_codec_config(header);
                 *discontinuity = true;
             }
             Some(_) => {}
         }
     }
 
-    fn append(&mut self, role: Role, pending: PendingFrame, frame_ticks: u32) -> bool {
-        let Some(origin) = self.origin else { return false };
-        let begin = pending.begin();
-        let wall = origin.wall + begin.saturating_sub(self.elapsed);
-        let discontinuity = self.discontinuity[index(role)];
-        let next_cut = self.next_cut(role, begin);
-        let number = self.aligned_number(role, begin);
+    fn append_to_rendition(&mut self, role: RenditionRole, pending: PendingFrame, frame_ticks: u32) -> bool {
+        let Some(origin) = self.timeline_origin else {
+            return false;
+        };
+        let begin = pending.start_time();
+        let wall = origin.wall_clock_time + begin.saturating_sub(self.timeline_offset);
+        let discontinuity = self.needs_discontinuity[role_index(role)];
+        let next_cut = self.next_audio_segment_start(role, begin);
+        let number = self.corresponding_video_msn(role, begin);
         let video_is_ahead = self.video_position().is_some_and(|video| begin <= video);
         let kind = role.kind();
-        let Some(rendition) = &mut self.renditions[index(role)] else {
+        let Some(rendition) = &mut self.renditions[role_index(role)] else {
             return false;
         };
         let is_first = rendition.segments().len() == 0;
         let cuts = match kind {
-            _ if is_first || discontinuity => kind == Kind::Audio || pending.key_frame,
-            Kind::Video => pending.key_frame && rendition.may_cut() || rendition.is_overdue(),
-            Kind::Audio => match next_cut {
-                NextCut::AtVideo(next) => {
-                    next.is_some_and(|next| begin + AUDIO_SLACK >= next) || rendition.is_overdue()
+            _ if is_first || discontinuity => kind == MediaKind::Audio || pending.key_frame,
+            _ if rendition.must_cut_segment_for_overlong_frame(frame_ticks) => true,
+            MediaKind::Video => {
+                pending.key_frame && rendition.may_cut_segment() || rendition.has_segment_reached_max_duration()
+            }
+            MediaKind::Audio => match next_cut {
+                AudioSegmentStart::AtVideoSegment(next) => {
+                    next.is_some_and(|next| begin + AUDIO_ALIGN_TOLERANCE >= next)
+                        || rendition.has_segment_reached_max_duration()
                 }
-                NextCut::Free => rendition.may_cut(),
+                AudioSegmentStart::Anywhere => rendition.may_cut_segment(),
             },
         };
         if cuts {
             if is_first && let Some(number) = number {
-                let unused = self.unused[index(role)];
+                let unused = self.first_unused_msn[role_index(role)];
                 if number + 1 == unused && video_is_ahead {
                     // A part of this segment was served before the rendition was removed. The next number is unused,
                     // and comes soon.
@@ -320,14 +407,14 @@ impl Packager {
                 }
                 rendition.set_first_msn(number.max(unused));
             }
-            rendition.cut(begin, wall, discontinuity);
-            self.discontinuity[index(role)] = false;
+            rendition.start_segment(begin, wall, discontinuity);
+            self.needs_discontinuity[role_index(role)] = false;
         } else if discontinuity {
             return false;
         }
-        rendition.push(TimedFrame {
-            time: pending.time,
-            ticks: frame_ticks,
+        rendition.push_frame(TimedFrame {
+            start_ticks: pending.start_ticks,
+            duration_ticks: frame_ticks,
             key_frame: pending.key_frame,
             bytes: pending.bytes,
         }) || cuts
@@ -336,33 +423,36 @@ impl Packager {
     /// Returns where to cut audio: at the segment boundaries of the video, so that the segments of both are aligned.
     /// Plain players start a fixed number of segments before the end of each rendition. Audio may be behind the video
     /// by more than a segment, or continue without it.
-    fn next_cut(&self, role: Role, begin: Duration) -> NextCut {
-        let (Some(video), Some(own)) = (self.rendition(Role::Video), self.rendition(role)) else {
-            return NextCut::Free;
+    fn next_audio_segment_start(&self, role: RenditionRole, begin: Duration) -> AudioSegmentStart {
+        let (Some(video), Some(own)) = (self.rendition(RenditionRole::Video), self.rendition(role)) else {
+            return AudioSegmentStart::Anywhere;
         };
         if self.video_position().is_some_and(|video| begin > video) {
-            return NextCut::Free;
+            return AudioSegmentStart::Anywhere;
         }
-        let begun = own.segments().next_back().map_or(Duration::ZERO, |last| last.begin);
-        let mut begins = video.segments().map(|segment| segment.begin);
-        NextCut::AtVideo(begins.find(|begin| *begin > begun + AUDIO_SLACK))
+        let begun = own
+            .segments()
+            .next_back()
+            .map_or(Duration::ZERO, |last| last.start_time);
+        let mut begins = video.segments().map(|segment| segment.start_time);
+        AudioSegmentStart::AtVideoSegment(begins.find(|begin| *begin > begun + AUDIO_ALIGN_TOLERANCE))
     }
 
     /// Returns the number of the video segment that corresponds to a segment of another rendition starting at `begin`.
     /// Equal numbers need not mean equal times (rfc8216bis §4.4.3.2), but some players, e.g. ffmpeg, assume it. The
     /// numbers diverge when audio continues without video, because numbers must not be skipped.
-    fn aligned_number(&self, role: Role, begin: Duration) -> Option<Msn> {
-        if role == Role::Video {
+    fn corresponding_video_msn(&self, role: RenditionRole, begin: Duration) -> Option<Msn> {
+        if role == RenditionRole::Video {
             return None;
         }
-        let video = self.rendition(Role::Video)?;
-        let pending = self.pending[index(Role::Video)].as_ref();
-        let next = pending.filter(|pending| pending.key_frame && video.may_cut());
-        let numbered = video.segments().map(|segment| (segment.begin, segment.msn));
-        let begun = numbered.chain(next.map(|pending| (pending.begin(), video.next_msn())));
+        let video = self.rendition(RenditionRole::Video)?;
+        let pending = self.pending_frames[role_index(RenditionRole::Video)].as_ref();
+        let next = pending.filter(|pending| pending.key_frame && video.may_cut_segment());
+        let numbered = video.segments().map(|segment| (segment.start_time, segment.msn));
+        let begun = numbered.chain(next.map(|pending| (pending.start_time(), video.next_msn())));
         let slack = match role.kind() {
-            Kind::Audio => AUDIO_SLACK,
-            Kind::Video => LAYER_SLACK,
+            MediaKind::Audio => AUDIO_ALIGN_TOLERANCE,
+            MediaKind::Video => LAYER_ALIGN_TOLERANCE,
         };
         begun
             .take_while(|(video_begin, _)| *video_begin <= begin + slack)
@@ -371,7 +461,7 @@ impl Packager {
     }
 
     /// Whether HLS players support a format without transcoding.
-    pub fn supports(format: Format) -> bool {
+    pub fn supports_format(format: Format) -> bool {
         matches!(
             format.codec(),
             Codec::H264 | Codec::H265 | Codec::Vp9 | Codec::Av1 | Codec::Opus | Codec::Aac
@@ -381,24 +471,24 @@ impl Packager {
 
 /// Where the next audio segment starts.
 #[derive(Clone, Copy, Debug)]
-enum NextCut {
+enum AudioSegmentStart {
     /// With the video segment that follows the current audio segment; `None` if that has not started yet.
-    AtVideo(Option<Duration>),
-    Free,
+    AtVideoSegment(Option<Duration>),
+    Anywhere,
 }
 
 /// Maximum duration of an audio frame: an audio segment may start this much before the video segment.
-const AUDIO_SLACK: Duration = Duration::from_millis(30);
+const AUDIO_ALIGN_TOLERANCE: Duration = Duration::from_millis(30);
 
 /// Layers respond to the same key frame request within this time.
-const LAYER_SLACK: Duration = Duration::from_millis(150);
+const LAYER_ALIGN_TOLERANCE: Duration = Duration::from_millis(150);
 
-fn index(role: Role) -> usize {
+fn role_index(role: RenditionRole) -> usize {
     match role {
-        Role::Video => 0,
-        Role::Layer2 => 1,
-        Role::Layer3 => 2,
-        Role::Audio => 3,
-        Role::Aac => 4,
+        RenditionRole::Video => 0,
+        RenditionRole::VideoLayer2 => 1,
+        RenditionRole::VideoLayer3 => 2,
+        RenditionRole::Audio => 3,
+        RenditionRole::AacAudio => 4,
     }
 }

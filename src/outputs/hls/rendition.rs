@@ -6,52 +6,58 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::cmaf::{self, CmafSample, Header};
-use millstream_core::media::Kind;
-use millstream_core::media::clock::duration;
+use super::cmaf::{self, CmafSample, CodecConfig};
+use millstream_core::media::MediaKind;
+use millstream_core::media::clock::ticks_to_duration;
 
 /// Media sequence number of a segment; never reused.
 pub type Msn = u64;
 
 /// Number of roles.
-pub const ROLES: usize = 5;
+pub const ROLE_COUNT: usize = 5;
 
 /// Role of a rendition in its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Role {
+pub enum RenditionRole {
     Video,
     /// Lower simulcast layers.
-    Layer2,
-    Layer3,
+    VideoLayer2,
+    VideoLayer3,
     /// The original audio, or Opus.
     Audio,
     /// Audio transcoded to AAC, for players without support for the original.
-    Aac,
+    AacAudio,
 }
 
-impl Role {
+impl RenditionRole {
     /// All roles.
-    pub const ALL: [Self; ROLES] = [Self::Video, Self::Layer2, Self::Layer3, Self::Audio, Self::Aac];
+    pub const ALL: [Self; ROLE_COUNT] = [
+        Self::Video,
+        Self::VideoLayer2,
+        Self::VideoLayer3,
+        Self::Audio,
+        Self::AacAudio,
+    ];
 
     /// The video layers, best first.
-    pub const VIDEO: [Self; 3] = [Self::Video, Self::Layer2, Self::Layer3];
+    pub const VIDEO_LAYERS: [Self; 3] = [Self::Video, Self::VideoLayer2, Self::VideoLayer3];
 
     /// Name of the role in URLs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Video => "video",
-            Self::Layer2 => "video2",
-            Self::Layer3 => "video3",
+            Self::VideoLayer2 => "video2",
+            Self::VideoLayer3 => "video3",
             Self::Audio => "audio",
-            Self::Aac => "aac",
+            Self::AacAudio => "aac",
         }
     }
 
     /// Returns the media kind.
-    pub fn kind(self) -> Kind {
+    pub fn kind(self) -> MediaKind {
         match self {
-            Self::Video | Self::Layer2 | Self::Layer3 => Kind::Video,
-            Self::Audio | Self::Aac => Kind::Audio,
+            Self::Video | Self::VideoLayer2 | Self::VideoLayer3 => MediaKind::Video,
+            Self::Audio | Self::AacAudio => MediaKind::Audio,
         }
     }
 }
@@ -59,46 +65,49 @@ impl Role {
 /// The recent segments of one track.
 #[derive(Debug)]
 pub struct Rendition {
-    pub role: Role,
-    rate: u32,
-    header: Header,
+    pub role: RenditionRole,
+    clock_rate: u32,
+    codec_config: CodecConfig,
     /// Initialization sections by number; the last one is current.
-    inits: VecDeque<(u64, Bytes)>,
+    init_sections: VecDeque<(u64, Bytes)>,
     /// Complete segments, and at the end the one in progress.
     segments: VecDeque<Segment>,
     next_msn: Msn,
     /// Number of discontinuities in evicted segments.
-    discontinuities: u64,
-    sequence: u32,
-    part: Vec<CmafSample>,
-    part_time: u64,
-    part_ticks: u64,
+    evicted_discontinuity_count: u64,
+    last_fragment_sequence_number: u32,
+    pending_part_samples: Vec<CmafSample>,
+    pending_part_start_ticks: u64,
+    pending_part_duration_ticks: u64,
     /// Maximum duration of a part in ticks, from the duration of the first frame.
-    target: Option<u64>,
-    bytes: usize,
-    longest: Duration,
+    part_target_ticks: Option<u64>,
+    total_bytes: usize,
+    longest_segment_duration: Duration,
 }
 
 /// A segment.
 #[derive(Clone, Debug)]
 pub struct Segment {
     pub msn: Msn,
-    pub init: u64,
-    pub discontinuity: bool,
+    pub init_section_number: u64,
+    pub follows_discontinuity: bool,
     /// Start on the timeline.
-    pub begin: Duration,
+    pub start_time: Duration,
     /// Wall clock at the start, since 1970.
-    pub wall: Duration,
-    pub parts: Vec<Part>,
-    pub complete: bool,
+    pub program_date_time: Duration,
+    pub parts: Vec<PartialSegment>,
+    pub is_complete: bool,
+    /// A part exceeds the Part Target Duration (rfc8216bis §4.4.3.7): the segment is listed as a whole, once it is
+    /// complete.
+    pub has_oversized_part: bool,
 }
 
 /// A part.
 #[derive(Clone, Debug)]
-pub struct Part {
+pub struct PartialSegment {
     pub duration: Duration,
     /// Whether it starts with a frame that a decoder can start with.
-    pub independent: bool,
+    pub is_independent: bool,
     pub bytes: Bytes,
 }
 
@@ -106,31 +115,31 @@ pub struct Part {
 #[derive(Clone, Debug)]
 pub struct TimedFrame {
     /// Timestamp since the start of the timeline, in ticks of the track's clock rate.
-    pub time: u64,
+    pub start_ticks: u64,
     /// Duration in ticks.
-    pub ticks: u32,
+    pub duration_ticks: u32,
     pub key_frame: bool,
     pub bytes: Bytes,
 }
 
 /// Nominal duration of a part.
-const PART: Duration = Duration::from_millis(200);
+const NOMINAL_PART_DURATION: Duration = Duration::from_millis(200);
 
 /// Parts in front of the one with which players start in the first segment. hls.js 1.7.4 that starts with the second part of
 /// a segment takes the segment for loaded at its end, and stalls until its parts are not listed any more.
-const START_PARTS: u32 = 2;
+const MIN_PARTS_BEFORE_START_PART: u32 = 2;
 
 /// Minimum duration of a segment: it ends at the first key frame after this time.
-const MIN_SEGMENT: Duration = Duration::from_millis(1_000);
+const MIN_SEGMENT_DURATION: Duration = Duration::from_millis(1_000);
 
-/// Minimum number of complete segments to keep; those not in the playlist any more are for slow players.
-const MIN_SEGMENTS: usize = 8;
+/// Maximum number of complete segments; those not in the playlist any more are for slow players.
+const MAX_KEPT_COMPLETE_SEGMENTS: usize = 8;
 
 /// Maximum size of a rendition in bytes. The oldest segments are evicted first.
-const MAX_BYTES: usize = 48 << 20;
+const MAX_RENDITION_BYTES: usize = 48 << 20;
 
 /// Maximum duration of a segment without a key frame: it is then cut anyway, although players cannot start there.
-const MAX_SEGMENT: Duration = Duration::from_secs(30);
+const MAX_SEGMENT_DURATION: Duration = Duration::from_secs(30);
 
 impl Segment {
     pub fn duration(&self) -> Duration {
@@ -138,58 +147,74 @@ impl Segment {
     }
 
     /// Returns the data of all parts in order.
-    pub fn bytes(&self) -> Vec<Bytes> {
+    pub fn part_bodies(&self) -> Vec<Bytes> {
         self.parts.iter().map(|part| part.bytes.clone()).collect()
     }
+}
+
+/// A complete segment that is shorter ended early. Audio segments end up to a packet before those of the video that they
+/// are aligned with, and are not taken for short because of that.
+const MAX_SHORT_SEGMENT_DURATION: Duration = MIN_SEGMENT_DURATION.saturating_sub(Duration::from_millis(250));
+
+/// Returns how many of the newest segments are in a window of `max` segments. Those that are shorter than usual, such as
+/// before a frame that stays away, do not count: the window would become short. There are at most twice as many.
+pub fn window_len<'a>(segments: impl DoubleEndedIterator<Item = &'a Segment>, max: usize) -> usize {
+    let mut counted = 0;
+    let in_window = segments.rev().take(2 * max).take_while(|segment| {
+        let is_short = segment.is_complete && segment.duration() < MAX_SHORT_SEGMENT_DURATION;
+        counted += usize::from(!is_short);
+        counted <= max
+    });
+    in_window.count()
 }
 
 impl Rendition {
     /// Creates a rendition; `None` if the header cannot be written. Segments are numbered after `first`, which must
     /// exceed all numbers used before under the same URLs, because of caches.
-    pub fn new(role: Role, rate: u32, header: Header, first: u64) -> Option<Self> {
-        let init = header.init()?;
+    pub fn new(role: RenditionRole, rate: u32, header: CodecConfig, first: u64) -> Option<Self> {
+        let init = header.write_init_section()?;
         Some(Self {
             role,
-            rate,
-            header,
-            inits: VecDeque::from([(first, init)]),
+            clock_rate: rate,
+            codec_config: header,
+            init_sections: VecDeque::from([(first, init)]),
             segments: VecDeque::new(),
             // The first segment is preceded by a gap segment while it is the only one.
             next_msn: first + 1,
-            discontinuities: 0,
-            sequence: 0,
-            part: Vec::new(),
-            part_time: 0,
-            part_ticks: 0,
-            target: None,
-            bytes: 0,
-            longest: Duration::ZERO,
+            evicted_discontinuity_count: 0,
+            last_fragment_sequence_number: 0,
+            pending_part_samples: Vec::new(),
+            pending_part_start_ticks: 0,
+            pending_part_duration_ticks: 0,
+            part_target_ticks: None,
+            total_bytes: 0,
+            longest_segment_duration: Duration::ZERO,
         })
     }
 
     /// Codec string for playlists (RFC 6381).
     pub fn codecs(&self) -> &str {
-        &self.header.codecs
+        &self.codec_config.codec_string
     }
 
     /// Sets the header for the next segments. The caller must start a discontinuity.
-    pub fn set_header(&mut self, header: Header) {
-        if header == self.header {
+    pub fn set_codec_config(&mut self, header: CodecConfig) {
+        if header == self.codec_config {
             return;
         }
-        let number = self.inits.back().map_or(0, |(number, _)| number + 1);
-        if let Some(init) = header.init() {
-            self.header = header;
-            self.inits.push_back((number, init));
-            while self.inits.len() > 16 {
-                self.inits.pop_front();
+        let number = self.init_sections.back().map_or(0, |(number, _)| number + 1);
+        if let Some(init) = header.write_init_section() {
+            self.codec_config = header;
+            self.init_sections.push_back((number, init));
+            while self.init_sections.len() > 16 {
+                self.init_sections.pop_front();
             }
         }
     }
 
     /// Whether this is the current header.
-    pub fn has_header(&self, header: &Header) -> bool {
-        *header == self.header
+    pub fn uses_codec_config(&self, header: &CodecConfig) -> bool {
+        *header == self.codec_config
     }
 
     /// Number of the next segment.
@@ -204,114 +229,144 @@ impl Rendition {
     }
 
     /// Whether the current segment has reached its minimum duration.
-    pub fn may_cut(&self) -> bool {
-        self.open()
-            .is_none_or(|open| open.duration() + self.pending() >= MIN_SEGMENT)
+    pub fn may_cut_segment(&self) -> bool {
+        self.segment_in_progress()
+            .is_none_or(|open| open.duration() + self.pending_part_duration() >= MIN_SEGMENT_DURATION)
     }
 
-    fn pending(&self) -> Duration {
-        duration(self.part_ticks, self.rate)
+    /// Whether a segment must end before a frame of this duration: the frame is longer than a part may be, and the
+    /// parts of the current segment are listed already; or a segment of such frames is long enough.
+    pub fn must_cut_segment_for_overlong_frame(&self, frame_ticks: u32) -> bool {
+        let Some(open) = self.segment_in_progress() else {
+            return false;
+        };
+        if open.has_oversized_part {
+            return self.may_cut_segment();
+        }
+        let is_empty = open.parts.is_empty() && self.pending_part_samples.is_empty();
+        !is_empty && self.exceeds_part_target(u64::from(frame_ticks))
     }
 
-    fn open(&self) -> Option<&Segment> {
-        self.segments.back().filter(|segment| !segment.complete)
+    fn exceeds_part_target(&self, ticks: u64) -> bool {
+        ticks_to_duration(ticks, self.clock_rate) > self.part_target()
+    }
+
+    fn pending_part_duration(&self) -> Duration {
+        ticks_to_duration(self.pending_part_duration_ticks, self.clock_rate)
+    }
+
+    fn segment_in_progress(&self) -> Option<&Segment> {
+        self.segments.back().filter(|segment| !segment.is_complete)
     }
 
     /// Starts a segment with the next frame, at this position on the timeline and this wall clock.
-    pub fn cut(&mut self, begin: Duration, wall: Duration, discontinuity: bool) {
+    pub fn start_segment(&mut self, begin: Duration, wall: Duration, discontinuity: bool) {
         self.close_part();
         if let Some(open) = self.segments.back_mut() {
-            open.complete = true;
-            self.longest = self.longest.max(open.duration());
+            open.is_complete = true;
+            self.longest_segment_duration = self.longest_segment_duration.max(open.duration());
         }
         // Remove an empty segment.
         if self.segments.back().is_some_and(|segment| segment.parts.is_empty()) {
             self.segments.pop_back();
             self.next_msn -= 1;
         }
-        let init = self.inits.back().map_or(0, |(number, _)| *number);
+        let init = self.init_sections.back().map_or(0, |(number, _)| *number);
         let is_first = self.segments.is_empty();
         self.segments.push_back(Segment {
             msn: self.next_msn,
-            init,
-            discontinuity: discontinuity && !is_first,
-            begin,
-            wall,
+            init_section_number: init,
+            follows_discontinuity: discontinuity && !is_first,
+            start_time: begin,
+            program_date_time: wall,
             parts: Vec::new(),
-            complete: false,
+            is_complete: false,
+            has_oversized_part: false,
         });
         self.next_msn += 1;
         self.evict();
     }
 
-    /// Adds a frame; the first one must be preceded by [`Self::cut`]. Returns whether a part was completed.
-    pub fn push(&mut self, frame: TimedFrame) -> bool {
-        if self.open().is_none() {
+    /// Adds a frame; the first one must be preceded by [`Self::start_segment`]. Returns whether a part was completed.
+    pub fn push_frame(&mut self, frame: TimedFrame) -> bool {
+        if self.segment_in_progress().is_none() {
             return false;
         }
-        let ticks = u64::from(frame.ticks);
-        let target = *self.target.get_or_insert_with(|| target(ticks, self.rate));
+        let ticks = u64::from(frame.duration_ticks);
+        let target = *self
+            .part_target_ticks
+            .get_or_insert_with(|| part_target_ticks(ticks, self.clock_rate));
         let mut completed = false;
-        if !self.part.is_empty()
-            && (self.part_ticks + ticks > target || frame.key_frame && self.role.kind() == Kind::Video)
+        if !self.pending_part_samples.is_empty()
+            && (self.pending_part_duration_ticks + ticks > target
+                || frame.key_frame && self.role.kind() == MediaKind::Video)
         {
             completed = self.close_part();
         }
-        if self.part.is_empty() {
-            self.part_time = frame.time;
+        if self.pending_part_samples.is_empty() {
+            self.pending_part_start_ticks = frame.start_ticks;
         }
-        self.part_ticks += ticks;
-        self.part.push(CmafSample {
-            duration: frame.ticks,
-            key_frame: frame.key_frame,
+        self.pending_part_duration_ticks += ticks;
+        self.pending_part_samples.push(CmafSample {
+            duration_ticks: frame.duration_ticks,
+            is_key_frame: frame.key_frame,
             bytes: frame.bytes,
         });
-        if self.part_ticks >= target {
+        if self.pending_part_duration_ticks >= target {
             completed |= self.close_part();
         }
         completed
     }
 
     /// Whether the segment in progress has reached its maximum duration without a key frame.
-    pub fn is_overdue(&self) -> bool {
-        self.open().is_some_and(|open| open.duration() >= MAX_SEGMENT)
+    pub fn has_segment_reached_max_duration(&self) -> bool {
+        self.segment_in_progress()
+            .is_some_and(|open| open.duration() >= MAX_SEGMENT_DURATION)
     }
 
     fn close_part(&mut self) -> bool {
-        let samples = std::mem::take(&mut self.part);
-        let ticks = std::mem::take(&mut self.part_ticks);
+        let samples = std::mem::take(&mut self.pending_part_samples);
+        let ticks = std::mem::take(&mut self.pending_part_duration_ticks);
         let Some(first) = samples.first() else { return false };
-        let independent = first.key_frame;
-        self.sequence = self.sequence.wrapping_add(1);
+        let independent = first.is_key_frame;
+        let is_oversized = self.exceeds_part_target(ticks);
+        self.last_fragment_sequence_number = self.last_fragment_sequence_number.wrapping_add(1);
         let (Some(bytes), Some(open)) = (
-            cmaf::fragment(self.sequence, self.part_time, &samples),
-            self.segments.back_mut().filter(|segment| !segment.complete),
+            cmaf::write_fragment(
+                self.last_fragment_sequence_number,
+                self.pending_part_start_ticks,
+                &samples,
+            ),
+            self.segments.back_mut().filter(|segment| !segment.is_complete),
         ) else {
             return false;
         };
-        self.bytes += bytes.len();
-        open.parts.push(Part {
-            duration: duration(ticks, self.rate),
-            independent,
+        self.total_bytes += bytes.len();
+        open.has_oversized_part |= is_oversized;
+        open.parts.push(PartialSegment {
+            duration: ticks_to_duration(ticks, self.clock_rate),
+            is_independent: independent,
             bytes,
         });
         true
     }
 
     fn evict(&mut self) {
-        while self.segments.len() > MIN_SEGMENTS + 1 || (self.bytes > MAX_BYTES && self.segments.len() > 1) {
+        while self.segments.len() > window_len(self.segments.iter(), MAX_KEPT_COMPLETE_SEGMENTS + 1)
+            || (self.total_bytes > MAX_RENDITION_BYTES && self.segments.len() > 1)
+        {
             let Some(evicted) = self.segments.pop_front() else {
                 return;
             };
-            self.bytes -= evicted.parts.iter().map(|part| part.bytes.len()).sum::<usize>();
+            self.total_bytes -= evicted.parts.iter().map(|part| part.bytes.len()).sum::<usize>();
             // The discontinuity tag leaves the playlist, so its sequence number increases.
-            self.discontinuities += u64::from(evicted.discontinuity);
+            self.evicted_discontinuity_count += u64::from(evicted.follows_discontinuity);
         }
     }
 
     /// Number of discontinuities before the first available segment.
     pub fn discontinuity_sequence(&self) -> u64 {
-        self.discontinuities
+        self.evicted_discontinuity_count
     }
 
     /// The available segments, ending with the one in progress.
@@ -326,14 +381,15 @@ impl Rendition {
     }
 
     /// Returns the initialization section with this number.
-    pub fn init(&self, number: u64) -> Option<Bytes> {
-        let found = self.inits.iter().find(|(init, _)| *init == number);
+    pub fn init_section(&self, number: u64) -> Option<Bytes> {
+        let found = self.init_sections.iter().find(|(init, _)| *init == number);
         found.map(|(_, bytes)| bytes.clone())
     }
 
-    /// Numbers of the next segment and of the next part in it.
-    pub fn next(&self) -> (Msn, usize) {
-        match self.open() {
+    /// Numbers of the next segment and of the next part in it that will be listed.
+    pub fn next_part_position(&self) -> (Msn, usize) {
+        match self.segment_in_progress() {
+            Some(open) if open.has_oversized_part => (open.msn, 0),
             Some(open) => (open.msn, open.parts.len()),
             None => (self.next_msn, 0),
         }
@@ -342,55 +398,57 @@ impl Rendition {
     /// Whether a part is available. A part number after the last part of a segment refers to the first part of the next
     /// segment (rfc8216bis §6.2.5.2).
     pub fn has_part(&self, msn: Msn, part: usize) -> bool {
-        let next = self.next();
+        let next = self.next_part_position();
         match self.segment(msn) {
-            Some(segment) if segment.complete && part >= segment.parts.len() => next > (msn + 1, 0),
+            Some(segment) if segment.is_complete && part >= segment.parts.len() => next > (msn + 1, 0),
             _ => next > (msn, part),
         }
     }
 
     /// Maximum duration of a part (EXT-X-PART-INF).
     pub fn part_target(&self) -> Duration {
-        let target = self.target.map_or(PART, |target| duration(target, self.rate));
+        let target = self.part_target_ticks.map_or(NOMINAL_PART_DURATION, |target| {
+            ticks_to_duration(target, self.clock_rate)
+        });
         // A frame may be one tick longer than the first one. Whole milliseconds, as the playlist lists it.
         Duration::from_millis(u64::try_from(target.as_millis()).unwrap_or(u64::MAX).saturating_add(5))
     }
 
     /// How far behind the end players start (PART-HOLD-BACK): the least that rfc8216bis §4.4.3.8 permits. A player that
     /// starts here stays as much further behind as it takes to load and decode, which is its buffer against jitter.
-    pub fn hold_back(&self) -> Duration {
+    pub fn part_hold_back(&self) -> Duration {
         self.part_target() * 2
     }
 
     /// Whether players that start here start with media, and not with the gap in front of the first segment.
-    pub fn is_startable(&self) -> bool {
+    pub fn is_ready_for_playback(&self) -> bool {
         let available: Duration = self.segments.iter().map(Segment::duration).sum();
-        let has_complete = self.segments.front().is_some_and(|first| first.complete);
-        has_complete || available >= self.hold_back() + self.part_target() * START_PARTS
+        let has_complete = self.segments.front().is_some_and(|first| first.is_complete);
+        has_complete || available >= self.part_hold_back() + self.part_target() * MIN_PARTS_BEFORE_START_PART
     }
 
     /// Maximum duration of a segment in seconds (EXT-X-TARGETDURATION).
-    pub fn target_duration(&self) -> u64 {
-        let open = self.open().map_or(Duration::ZERO, Segment::duration);
-        let longest = self.longest.max(open).as_secs_f64().round() as u64;
+    pub fn target_duration_secs(&self) -> u64 {
+        let open = self.segment_in_progress().map_or(Duration::ZERO, Segment::duration);
+        let longest = self.longest_segment_duration.max(open).as_secs_f64().round() as u64;
         longest.max(2)
     }
 
     /// Size of the available segments in bytes.
-    pub fn bytes(&self) -> usize {
-        self.bytes
+    pub fn total_bytes(&self) -> usize {
+        self.total_bytes
     }
 
     /// Average bitrate of the available segments in bits per second.
-    pub fn bitrate(&self) -> u64 {
+    pub fn average_bitrate(&self) -> u64 {
         let total: Duration = self.segments.iter().map(Segment::duration).sum();
-        (self.bytes as f64 * 8.0 / total.as_secs_f64().max(0.2)) as u64
+        (self.total_bytes as f64 * 8.0 / total.as_secs_f64().max(0.2)) as u64
     }
 }
 
-/// Duration of the whole number of frames closest to [`PART`], in ticks.
-fn target(frame: u64, rate: u32) -> u64 {
-    let ticks = PART.as_secs_f64() * f64::from(rate);
+/// Duration of the whole number of frames closest to [`NOMINAL_PART_DURATION`], in ticks.
+fn part_target_ticks(frame: u64, rate: u32) -> u64 {
+    let ticks = NOMINAL_PART_DURATION.as_secs_f64() * f64::from(rate);
     let frames = (ticks / frame.max(1) as f64).round().max(1.0) as u64;
     (frames * frame).min(u64::from(rate))
 }

@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 
 /// A player as identified by its requests: address and user agent. Players with the same pair count as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Player {
+pub struct HlsPlayerId {
     address: Option<IpAddr>,
-    agent: u64,
+    user_agent_hash: u64,
 }
 
-impl Player {
-    /// `agent` is the user agent.
-    pub fn of(address: Option<IpAddr>, agent: &str) -> Self {
+impl HlsPlayerId {
+    /// `user_agent_hash` is the user agent.
+    pub fn from_request(address: Option<IpAddr>, agent: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         agent.hash(&mut hasher);
         Self {
             address,
-            agent: hasher.finish(),
+            user_agent_hash: hasher.finish(),
         }
     }
 }
@@ -28,16 +28,16 @@ impl Player {
 #[derive(Debug, Default)]
 pub(super) struct HlsViewers {
     /// Time of the last playlist request by address and user agent.
-    last_requests: HashMap<Option<IpAddr>, HashMap<u64, Instant>>,
-    cleared: Option<Instant>,
+    last_request_times: HashMap<Option<IpAddr>, HashMap<u64, Instant>>,
+    last_cleanup_at: Option<Instant>,
 }
 
 /// A player counts for this long after a request. It reloads a playlist at least once per segment, and segments are
 /// rarely longer.
-const ACTIVE_WINDOW: Duration = Duration::from_secs(12);
+const VIEWER_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// Maximum number of counted addresses, and of players per address: clients choose their user agent freely.
-const MAX_ADDRESSES: usize = 20_000;
+const MAX_COUNTED_ADDRESSES: usize = 20_000;
 const MAX_PLAYERS_PER_ADDRESS: usize = 50;
 
 /// Minimum interval between cleanups.
@@ -45,47 +45,49 @@ const CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
 
 impl HlsViewers {
     /// Records a playlist request of a player.
-    pub(super) fn record(&mut self, player: Player, now: Instant) {
-        if self.last_requests.len() >= MAX_ADDRESSES && !self.last_requests.contains_key(&player.address) {
-            self.clear(now);
-            if self.last_requests.len() >= MAX_ADDRESSES {
+    pub(super) fn record_request(&mut self, player: HlsPlayerId, now: Instant) {
+        if self.last_request_times.len() >= MAX_COUNTED_ADDRESSES
+            && !self.last_request_times.contains_key(&player.address)
+        {
+            self.remove_inactive_if_due(now);
+            if self.last_request_times.len() >= MAX_COUNTED_ADDRESSES {
                 return;
             }
         }
-        let agents = self.last_requests.entry(player.address).or_default();
-        if agents.len() >= MAX_PLAYERS_PER_ADDRESS && !agents.contains_key(&player.agent) {
-            agents.retain(|_, last| is_recent(*last, now));
+        let agents = self.last_request_times.entry(player.address).or_default();
+        if agents.len() >= MAX_PLAYERS_PER_ADDRESS && !agents.contains_key(&player.user_agent_hash) {
+            agents.retain(|_, last| is_recent_request(*last, now));
             if agents.len() >= MAX_PLAYERS_PER_ADDRESS {
                 return;
             }
         }
-        agents.insert(player.agent, now);
+        agents.insert(player.user_agent_hash, now);
     }
 
     /// Returns the number of active players.
-    pub(super) fn count(&mut self, now: Instant) -> usize {
-        self.clear(now);
-        let all = self.last_requests.values().flat_map(HashMap::values);
-        all.filter(|last| is_recent(**last, now)).count()
+    pub(super) fn remove_inactive_and_count(&mut self, now: Instant) -> usize {
+        self.remove_inactive_if_due(now);
+        let all = self.last_request_times.values().flat_map(HashMap::values);
+        all.filter(|last| is_recent_request(**last, now)).count()
     }
 
-    fn clear(&mut self, now: Instant) {
+    fn remove_inactive_if_due(&mut self, now: Instant) {
         if self
-            .cleared
+            .last_cleanup_at
             .is_some_and(|at| now.saturating_duration_since(at) < CLEANUP_INTERVAL)
         {
             return;
         }
-        self.cleared = Some(now);
-        self.last_requests.retain(|_, agents| {
-            agents.retain(|_, last| is_recent(*last, now));
+        self.last_cleanup_at = Some(now);
+        self.last_request_times.retain(|_, agents| {
+            agents.retain(|_, last| is_recent_request(*last, now));
             !agents.is_empty()
         });
     }
 }
 
-fn is_recent(last: Instant, now: Instant) -> bool {
-    now.saturating_duration_since(last) < ACTIVE_WINDOW
+fn is_recent_request(last: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(last) < VIEWER_TIMEOUT
 }
 
 #[cfg(test)]
@@ -93,35 +95,35 @@ fn is_recent(last: Instant, now: Instant) -> bool {
 mod tests {
     use super::*;
 
-    fn player(n: u32) -> Player {
-        Player::of(Some(IpAddr::from(n.to_be_bytes())), "a browser")
+    fn player(n: u32) -> HlsPlayerId {
+        HlsPlayerId::from_request(Some(IpAddr::from(n.to_be_bytes())), "a browser")
     }
 
     #[test]
     fn idle_players_are_not_counted_and_repeated_requests_count_once() {
         let (mut viewers, t) = (HlsViewers::default(), Instant::now());
         for n in [1, 2, 1] {
-            viewers.record(player(n), t);
+            viewers.record_request(player(n), t);
         }
-        assert_eq!(viewers.count(t), 2);
-        viewers.record(player(2), t + ACTIVE_WINDOW / 2);
-        assert_eq!(viewers.count(t + ACTIVE_WINDOW), 1);
+        assert_eq!(viewers.remove_inactive_and_count(t), 2);
+        viewers.record_request(player(2), t + VIEWER_TIMEOUT / 2);
+        assert_eq!(viewers.remove_inactive_and_count(t + VIEWER_TIMEOUT), 1);
     }
 
     #[test]
     fn the_number_of_players_is_bounded() {
         let (mut viewers, t) = (HlsViewers::default(), Instant::now());
-        for n in 0..MAX_ADDRESSES as u32 + 100 {
-            viewers.record(player(n), t);
+        for n in 0..MAX_COUNTED_ADDRESSES as u32 + 100 {
+            viewers.record_request(player(n), t);
         }
-        assert_eq!(viewers.count(t), MAX_ADDRESSES);
-        viewers.record(player(1), t + ACTIVE_WINDOW);
-        assert_eq!(viewers.count(t + ACTIVE_WINDOW), 1);
+        assert_eq!(viewers.remove_inactive_and_count(t), MAX_COUNTED_ADDRESSES);
+        viewers.record_request(player(1), t + VIEWER_TIMEOUT);
+        assert_eq!(viewers.remove_inactive_and_count(t + VIEWER_TIMEOUT), 1);
         for n in 0..MAX_PLAYERS_PER_ADDRESS * 2 {
-            viewers.record(Player::of(None, &n.to_string()), t + ACTIVE_WINDOW);
+            viewers.record_request(HlsPlayerId::from_request(None, &n.to_string()), t + VIEWER_TIMEOUT);
         }
         assert_eq!(
-            viewers.count(t + ACTIVE_WINDOW),
+            viewers.remove_inactive_and_count(t + VIEWER_TIMEOUT),
             1 + MAX_PLAYERS_PER_ADDRESS,
             "players per address are bounded"
         );

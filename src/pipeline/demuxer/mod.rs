@@ -6,22 +6,26 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use self::playout::{Playout, PlayoutError};
-use millstream_core::media::Kind;
-use millstream_core::media::container::Content;
-use millstream_worker_runtime::channel::{Commands, Gateway, connect};
-use millstream_worker_runtime::wire::{DemuxJob, Failure, FromWorker, Job, Media, SegmentChunk, ToWorker, WireFrame};
-use millstream_worker_runtime::{not_started_by_gateway, restrict};
+use millstream_core::media::MediaKind;
+use millstream_core::media::container::SampleCodec;
+use millstream_worker_runtime::channel::{FromGatewayReceiver, ToGatewaySender, connect_to_gateway_and_lower_priority};
+use millstream_worker_runtime::wire::{
+    DemuxJob, LeftOutTracksAndSegments, MessageFromWorker, MessageToWorker, PipelineJob, SegmentChunk, TrackFormat,
+    WireFrame, WorkerFailure,
+};
+use millstream_worker_runtime::{enter_sandbox, not_started_by_gateway_error};
 
 mod playout;
 
 /// Sandbox limits of a demuxing worker: memory and one processor; no files and no network.
-fn limits(job: DemuxJob) -> Job {
-    Job {
+fn demuxer_sandbox_limits(job: DemuxJob) -> PipelineJob {
+    PipelineJob {
         launch: String::new(),
         properties: Vec::new(),
         inputs: Vec::new(),
         repeats: false,
         network: false,
+        allowed_networks: Vec::new(),
         files: Vec::new(),
         memory: job.memory,
         processors: 1,
@@ -29,10 +33,10 @@ fn limits(job: DemuxJob) -> Job {
 }
 
 /// Time between two heartbeats.
-const ALIVE: Duration = Duration::from_millis(200);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Maximum number of chunks queued between the threads: a segment is only requested when there is room for it.
-const QUEUE: usize = 4;
+const CHUNK_QUEUE_LENGTH: usize = 4;
 
 /// Runs the worker: reads its job from the gateway, restricts itself, then demuxes until the job is done.
 ///
@@ -40,78 +44,90 @@ const QUEUE: usize = 4;
 ///
 /// An error if standard input is not the socket of a gateway.
 pub fn run() -> io::Result<()> {
-    let (gateway, mut commands) = connect(c"millstream-hls")?;
-    let Some(ToWorker::Demux(job)) = commands.receive() else {
-        return Err(not_started_by_gateway());
+    let (gateway, mut commands) = connect_to_gateway_and_lower_priority(c"millstream-hls")?;
+    let Some(MessageToWorker::Demux(job)) = commands.receive() else {
+        return Err(not_started_by_gateway_error());
     };
-    if restrict(&limits(job), &gateway) {
-        demux(job, &gateway, commands);
+    if enter_sandbox(&demuxer_sandbox_limits(job), &gateway) {
+        demux_hls_segments(job, &gateway, commands);
     }
     Ok(())
 }
 
 /// Runs until the gateway tells it to stop, the stream ends, or nothing can be played.
-fn demux(job: DemuxJob, gateway: &Gateway, commands: Commands) {
-    let (sender, receiver) = sync_channel(QUEUE);
-    std::thread::spawn(move || read(commands, &sender));
-    match play(job, gateway, &receiver) {
-        Ok(()) => gateway.notify(&FromWorker::Ended),
-        Err(error) => gateway.notify(&FromWorker::Failed(Failure::Stream(error.to_string()))),
+fn demux_hls_segments(job: DemuxJob, gateway: &ToGatewaySender, commands: FromGatewayReceiver) {
+    let (sender, receiver) = sync_channel(CHUNK_QUEUE_LENGTH);
+    std::thread::spawn(move || receive_chunks(commands, &sender));
+    match play_out(job, gateway, &receiver) {
+        Ok(()) => gateway.send(&MessageFromWorker::Ended),
+        Err(error) => gateway.send(&MessageFromWorker::Failed(WorkerFailure::Stream(error.to_string()))),
     };
 }
 
 /// Ends when the gateway is gone or says stop; the other thread sees it by the channel. Messages for workers of other
 /// kinds are ignored: they are not the end of the input.
-fn read(mut commands: Commands, give: &SyncSender<SegmentChunk>) {
+fn receive_chunks(mut commands: FromGatewayReceiver, chunk_sender: &SyncSender<SegmentChunk>) {
     while let Some(command) = commands.receive() {
         match command {
-            ToWorker::SegmentChunk(piece) => {
-                if give.send(piece).is_err() {
+            MessageToWorker::SegmentChunk(piece) => {
+                if chunk_sender.send(piece).is_err() {
                     return;
                 }
             }
-            ToWorker::Stop => return,
-            ToWorker::Demux(_) | ToWorker::Run(_) | ToWorker::Check(_) | ToWorker::Frame(_) | ToWorker::KeyFrame => {}
+            MessageToWorker::Stop => return,
+            MessageToWorker::Demux(_)
+            | MessageToWorker::RunPipeline(_)
+            | MessageToWorker::CheckPipelines(_)
+            | MessageToWorker::Frame(_)
+            | MessageToWorker::KeyFrameRequest => {}
         }
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the clock of the worker")]
-fn play(job: DemuxJob, gateway: &Gateway, chunks: &Receiver<SegmentChunk>) -> Result<(), PlayoutError> {
+fn play_out(job: DemuxJob, gateway: &ToGatewaySender, chunks: &Receiver<SegmentChunk>) -> Result<(), PlayoutError> {
     let mut playout = Playout::new(job);
     let mut announced = AnnouncedTracks::default();
-    let mut alive = Instant::now();
+    let mut next_heartbeat = Instant::now();
+    let mut left_out = LeftOutTracksAndSegments::default();
     loop {
         let now = Instant::now();
-        for rendition in playout.due_requests(now) {
-            gateway.notify(&FromWorker::Want(rendition));
+        for rendition in playout.take_due_segment_requests(now) {
+            gateway.send(&MessageFromWorker::SegmentRequest(rendition));
         }
-        if !announced.ready && playout.next_due().is_some_and(|due| due <= now) {
-            announced.ready = true;
-            gateway.notify(&FromWorker::Ready(playout.tracks()));
+        if !announced.is_ready_announced && playout.next_frame_due_at().is_some_and(|due| due <= now) {
+            announced.is_ready_announced = true;
+            gateway.send(&MessageFromWorker::Ready(playout.track_kinds()));
         }
         while let Some(due) = playout.poll(now) {
-            announced.notify(gateway, due.content);
+            announced.announce_format_if_changed(gateway, due.codec);
             let frame = WireFrame {
-                kind: due.content.kind(),
-                time: u64::try_from(due.present.as_nanos()).unwrap_or(u64::MAX),
+                kind: due.codec.kind(),
+                pts_ns: u64::try_from(due.presentation_time.as_nanos()).unwrap_or(u64::MAX),
                 after_gap: false,
                 bytes: due.bytes,
             };
-            gateway.notify(&FromWorker::Frame(frame));
+            gateway.send(&MessageFromWorker::Frame(frame));
         }
-        if playout.is_over() {
+        if playout.has_finished() {
             return Ok(());
         }
-        if now >= alive {
-            alive = now + ALIVE;
-            if !gateway.notify(&FromWorker::Alive) {
+        if now >= next_heartbeat {
+            next_heartbeat = now + HEARTBEAT_INTERVAL;
+            let current = playout.left_out_input();
+            if current != left_out {
+                left_out = current;
+                gateway.send(&MessageFromWorker::LeftOut(left_out.clone()));
+            }
+            if !gateway.send(&MessageFromWorker::Heartbeat) {
                 return Ok(());
             }
         }
-        let until = playout.next_due().map_or(alive, |due| due.min(alive));
+        let until = playout
+            .next_frame_due_at()
+            .map_or(next_heartbeat, |due| due.min(next_heartbeat));
         match chunks.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(chunk) => playout.take(Instant::now(), chunk)?,
+            Ok(chunk) => playout.push_chunk(Instant::now(), chunk)?,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
@@ -121,23 +137,23 @@ fn play(job: DemuxJob, gateway: &Gateway, chunks: &Receiver<SegmentChunk>) -> Re
 /// Tracks and formats that were announced to the gateway.
 #[derive(Default)]
 struct AnnouncedTracks {
-    ready: bool,
-    video: Option<Content>,
-    audio: Option<Content>,
+    is_ready_announced: bool,
+    video: Option<SampleCodec>,
+    audio: Option<SampleCodec>,
 }
 
 impl AnnouncedTracks {
-    fn notify(&mut self, gateway: &Gateway, content: Content) {
+    fn announce_format_if_changed(&mut self, gateway: &ToGatewaySender, content: SampleCodec) {
         let announced = match content.kind() {
-            Kind::Video => &mut self.video,
-            Kind::Audio => &mut self.audio,
+            MediaKind::Video => &mut self.video,
+            MediaKind::Audio => &mut self.audio,
         };
         if announced.replace(content) != Some(content) {
-            gateway.notify(&FromWorker::Media(match content {
-                Content::H264 => Media::H264,
-                Content::H265 => Media::H265,
-                Content::Opus => Media::Opus,
-                Content::Aac(config) => Media::Aac(config.bytes().to_vec()),
+            gateway.send(&MessageFromWorker::TrackFormat(match content {
+                SampleCodec::H264 => TrackFormat::H264,
+                SampleCodec::H265 => TrackFormat::H265,
+                SampleCodec::Opus => TrackFormat::Opus,
+                SampleCodec::Aac(config) => TrackFormat::Aac(config.bytes().to_vec()),
             }));
         }
     }
@@ -153,8 +169,8 @@ mod tests {
 
     fn frame() -> WireFrame {
         WireFrame {
-            kind: Kind::Video,
-            time: 0,
+            kind: MediaKind::Video,
+            pts_ns: 0,
             after_gap: false,
             bytes: Bytes::from_static(b"frame"),
         }
@@ -164,9 +180,9 @@ mod tests {
     fn messages_for_other_workers_do_not_end_the_input() {
         let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
         let piece = SegmentChunk {
-            rendition: 0,
-            role: ChunkRole::Last,
-            timeline: 7,
+            rendition_index: 0,
+            role: ChunkRole::LastSegmentData,
+            timeline_id: 7,
             bytes: Bytes::from_static(b"segment"),
         };
         let job = DemuxJob {
@@ -176,22 +192,22 @@ mod tests {
         };
         let mut bytes = BytesMut::new();
         for message in [
-            ToWorker::KeyFrame,
-            ToWorker::Frame(frame()),
-            ToWorker::Run(limits(job)),
-            ToWorker::Check(Vec::new()),
-            ToWorker::Demux(job),
-            ToWorker::SegmentChunk(piece.clone()),
-            ToWorker::Stop,
-            ToWorker::SegmentChunk(piece.clone()),
+            MessageToWorker::KeyFrameRequest,
+            MessageToWorker::Frame(frame()),
+            MessageToWorker::RunPipeline(demuxer_sandbox_limits(job)),
+            MessageToWorker::CheckPipelines(Vec::new()),
+            MessageToWorker::Demux(job),
+            MessageToWorker::SegmentChunk(piece.clone()),
+            MessageToWorker::Stop,
+            MessageToWorker::SegmentChunk(piece.clone()),
         ] {
             message.write(&mut bytes);
         }
         ours.write_all(&bytes).expect("room");
-        let commands = Commands::new(theirs);
-        let (give, take) = sync_channel(QUEUE);
+        let commands = FromGatewayReceiver::new(theirs);
+        let (give, take) = sync_channel(CHUNK_QUEUE_LENGTH);
         // Returns at the stop: the socket is still open.
-        read(commands, &give);
+        receive_chunks(commands, &give);
         drop(give);
         assert_eq!(take.iter().collect::<Vec<_>>(), [piece]);
     }

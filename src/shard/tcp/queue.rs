@@ -11,58 +11,60 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use millstream_core::hub::lock::{Rank, RankedGuard, RankedMutex};
+use millstream_core::hub::lock::{LockRank, RankedGuard, RankedMutex};
 
 /// Maximum number of queued bytes including overhead: one second at 4 Mbit/s.
-pub const MAX_BYTES: usize = 512 * 1024;
+pub const MAX_QUEUED_BYTES: usize = 512 * 1024;
 
 /// Datagrams are dropped while the first in the queue has waited for this long: a player would no longer use them.
-const MAX_DELAY: Duration = Duration::from_secs(1);
+const MAX_OLDEST_AGE_TO_QUEUE_MORE: Duration = Duration::from_secs(1);
 
 /// Timeout of a write: the peer reads nothing.
-pub const STALLED: Duration = Duration::from_secs(5);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Overhead of a queued run in bytes.
-const RUN_OVERHEAD: usize = 64;
+const DATAGRAM_RUN_OVERHEAD_BYTES: usize = 64;
 
 /// Maximum number of runs per system call.
-const RUNS_PER_WRITE: usize = 16;
+const MAX_DATAGRAM_RUNS_PER_WRITE: usize = 16;
 
 /// Size of the length field before each datagram in bytes (RFC 4571 §2).
-const LENGTH: usize = 2;
+const LENGTH_FIELD_BYTES: usize = 2;
 
 /// The queue of one connection. A shard adds datagrams, the task of the connection writes them.
 #[derive(Debug)]
-pub struct Queue {
-    waiting: RankedMutex<Waiting>,
-    changed: Notify,
+pub struct DatagramQueue {
+    queued_runs: RankedMutex<QueuedDatagramRuns>,
+    change_notify: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct QueuedDatagramRuns {
     /// Framed datagrams, and when they were added.
     runs: VecDeque<(Instant, Bytes)>,
-    bytes: usize,
+    total_bytes: usize,
     closed: bool,
 }
 
-impl Default for Queue {
+impl Default for DatagramQueue {
     fn default() -> Self {
         Self {
-            waiting: RankedMutex::new(Rank::ConnectionQueue, Waiting::default()),
-            changed: Notify::new(),
+            queued_runs: RankedMutex::new(LockRank::TcpWriteQueue, QueuedDatagramRuns::default()),
+            change_notify: Notify::new(),
         }
     }
 }
 
-impl Queue {
+impl DatagramQueue {
     /// Adds datagrams of `segment` bytes, the last of which may be shorter, each after its length (RFC 4571 §2). Returns
     /// the number of datagrams added; the rest did not fit and is dropped.
-    pub fn push(&self, now: Instant, datagrams: &[u8], segment: usize) -> usize {
+    pub fn push_datagrams(&self, now: Instant, datagrams: &[u8], segment: usize) -> usize {
         let mut waiting = self.lock();
-        let mut room = waiting.room(now).saturating_sub(RUN_OVERHEAD);
+        let mut room = waiting
+            .acceptable_bytes(now)
+            .saturating_sub(DATAGRAM_RUN_OVERHEAD_BYTES);
         let fits = |datagram: &&[u8]| {
-            let left = room.checked_sub(LENGTH + datagram.len());
+            let left = room.checked_sub(LENGTH_FIELD_BYTES + datagram.len());
             room = left.unwrap_or(room);
             left.is_some()
         };
@@ -71,38 +73,45 @@ impl Queue {
         if taken == 0 {
             return 0;
         }
-        let mut framed = BytesMut::with_capacity(datagrams.len().min(taken * segment) + LENGTH * taken);
+        let mut framed = BytesMut::with_capacity(datagrams.len().min(taken * segment) + LENGTH_FIELD_BYTES * taken);
         for datagram in datagrams.chunks(segment).take(taken) {
             framed.extend_from_slice(&(datagram.len() as u16).to_be_bytes());
             framed.extend_from_slice(datagram);
         }
-        waiting.bytes += RUN_OVERHEAD + framed.len();
+        waiting.total_bytes += DATAGRAM_RUN_OVERHEAD_BYTES + framed.len();
         waiting.runs.push_back((now, framed.freeze()));
         drop(waiting);
-        self.changed.notify_one();
+        self.change_notify.notify_one();
         taken
+    }
+
+    /// Returns for how long the oldest datagram has waited.
+    pub fn delay(&self, now: Instant) -> Duration {
+        let waiting = self.lock();
+        let oldest = waiting.runs.front();
+        oldest.map_or(Duration::ZERO, |(since, _)| now.saturating_duration_since(*since))
     }
 
     /// Closes the queue: nothing more is added, what is queued is still written.
     pub fn close(&self) {
         self.lock().closed = true;
-        self.changed.notify_one();
+        self.change_notify.notify_one();
     }
 
     /// Returns the number of queued bytes.
-    pub fn bytes(&self) -> usize {
-        self.lock().bytes
+    pub fn queued_bytes(&self) -> usize {
+        self.lock().total_bytes
     }
 
     /// Writes datagrams until the queue is closed and empty.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::TimedOut`] if the peer reads nothing for [`STALLED`], or an error of the connection.
-    pub async fn write_to<W: AsyncWrite + Unpin>(&self, writer: &mut W) -> io::Result<()> {
+    /// [`io::ErrorKind::TimedOut`] if the peer reads nothing for [`WRITE_TIMEOUT`], or an error of the connection.
+    pub async fn write_until_closed_and_empty<W: AsyncWrite + Unpin>(&self, writer: &mut W) -> io::Result<()> {
         loop {
-            let changed = self.changed.notified();
-            let (runs, closed) = self.front();
+            let changed = self.change_notify.notified();
+            let (runs, closed) = self.peek_next_runs();
             let slices = runs.each_ref().map(|run| IoSlice::new(run));
             if slices.iter().all(|slice| slice.is_empty()) {
                 if closed {
@@ -111,45 +120,46 @@ impl Queue {
                 changed.await;
                 continue;
             }
-            let taken = timeout(STALLED, writer.write_vectored(&slices)).await??;
+            let taken = timeout(WRITE_TIMEOUT, writer.write_vectored(&slices)).await??;
             if taken == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            self.lock().remove(taken);
+            self.lock().remove_written(taken);
         }
     }
 
-    fn front(&self) -> ([Bytes; RUNS_PER_WRITE], bool) {
+    fn peek_next_runs(&self) -> ([Bytes; MAX_DATAGRAM_RUNS_PER_WRITE], bool) {
         let waiting = self.lock();
         let mut runs = waiting.runs.iter().map(|(_, run)| run.clone());
         (array::from_fn(|_| runs.next().unwrap_or_default()), waiting.closed)
     }
 
-    fn lock(&self) -> RankedGuard<'_, Waiting> {
-        self.waiting.lock()
+    fn lock(&self) -> RankedGuard<'_, QueuedDatagramRuns> {
+        self.queued_runs.lock()
     }
 }
 
-impl Waiting {
-    fn room(&self, now: Instant) -> usize {
-        let is_late = |(since, _): &(Instant, Bytes)| now.saturating_duration_since(*since) >= MAX_DELAY;
+impl QueuedDatagramRuns {
+    fn acceptable_bytes(&self, now: Instant) -> usize {
+        let is_late =
+            |(since, _): &(Instant, Bytes)| now.saturating_duration_since(*since) >= MAX_OLDEST_AGE_TO_QUEUE_MORE;
         if self.closed || self.runs.front().is_some_and(is_late) {
             return 0;
         }
-        MAX_BYTES.saturating_sub(self.bytes)
+        MAX_QUEUED_BYTES.saturating_sub(self.total_bytes)
     }
 
     /// Removes bytes that were written.
-    fn remove(&mut self, mut written: usize) {
+    fn remove_written(&mut self, mut written: usize) {
         while let Some((_, run)) = self.runs.front_mut() {
             let part = written.min(run.len());
             run.advance(part);
-            self.bytes -= part;
+            self.total_bytes -= part;
             written -= part;
             if !run.is_empty() {
                 break;
             }
-            self.bytes -= RUN_OVERHEAD;
+            self.total_bytes -= DATAGRAM_RUN_OVERHEAD_BYTES;
             self.runs.pop_front();
         }
     }
@@ -168,44 +178,44 @@ mod tests {
 
     #[test]
     fn a_full_queue_holds_half_a_mebibyte_and_takes_whole_datagrams() {
-        let (queue, now) = (Queue::default(), Instant::now());
+        let (queue, now) = (DatagramQueue::default(), Instant::now());
         let run = vec![7; 50 * 1_200];
-        let taken: usize = (0..1_000).map(|_| queue.push(now, &run, 1_200)).sum();
+        let taken: usize = (0..1_000).map(|_| queue.push_datagrams(now, &run, 1_200)).sum();
         let waiting = queue.lock();
         let framed: usize = waiting.runs.iter().map(|(_, run)| run.len()).sum();
-        assert_eq!(framed, taken * (LENGTH + 1_200), "no half datagram");
+        assert_eq!(framed, taken * (LENGTH_FIELD_BYTES + 1_200), "no half datagram");
         assert!(
-            waiting.bytes <= MAX_BYTES && waiting.bytes + 1_300 > MAX_BYTES,
+            waiting.total_bytes <= MAX_QUEUED_BYTES && waiting.total_bytes + 1_300 > MAX_QUEUED_BYTES,
             "{}",
-            waiting.bytes
+            waiting.total_bytes
         );
     }
 
     #[test]
     fn small_datagrams_cost_what_their_account_costs() {
-        let (queue, now) = (Queue::default(), Instant::now());
-        let taken: usize = (0..1_000_000).map(|_| queue.push(now, &[1], 1)).sum();
-        assert!(taken * RUN_OVERHEAD < MAX_BYTES, "{taken}");
+        let (queue, now) = (DatagramQueue::default(), Instant::now());
+        let taken: usize = (0..1_000_000).map(|_| queue.push_datagrams(now, &[1], 1)).sum();
+        assert!(taken * DATAGRAM_RUN_OVERHEAD_BYTES < MAX_QUEUED_BYTES, "{taken}");
     }
 
     #[test]
     fn nothing_is_added_behind_what_waits_for_a_second() {
-        let (queue, now) = (Queue::default(), Instant::now());
-        assert_eq!(queue.push(now, &[1; 100], 50), 2);
-        assert_eq!(queue.push(now + SECOND / 2, &[1; 100], 50), 2);
-        assert_eq!(queue.push(now + SECOND, &[1; 100], 50), 0);
+        let (queue, now) = (DatagramQueue::default(), Instant::now());
+        assert_eq!(queue.push_datagrams(now, &[1; 100], 50), 2);
+        assert_eq!(queue.push_datagrams(now + SECOND / 2, &[1; 100], 50), 2);
+        assert_eq!(queue.push_datagrams(now + SECOND, &[1; 100], 50), 0);
         // The first run has been written, the second waits for half a second only.
-        queue.lock().remove(104);
-        assert_eq!(queue.push(now + SECOND, &[1; 100], 50), 2);
+        queue.lock().remove_written(104);
+        assert_eq!(queue.push_datagrams(now + SECOND, &[1; 100], 50), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_takes_nothing_is_given_up_and_a_slow_reader_is_not() {
         for (bytes, is_given_up) in [(0, true), (1_000, false)] {
             let (mut ours, mut theirs) = duplex(4_096);
-            let queue = Arc::new(Queue::default());
-            queue.push(Instant::now(), &[7; 500_000], 1_000);
-            let whole = queue.bytes();
+            let queue = Arc::new(DatagramQueue::default());
+            queue.push_datagrams(Instant::now(), &[7; 500_000], 1_000);
+            let whole = queue.queued_bytes();
             let reading = async {
                 let mut buffer = vec![0; bytes];
                 for _ in 0..60 {
@@ -215,35 +225,38 @@ mod tests {
             };
             let begun = tokio::time::Instant::now();
             tokio::select! {
-                ended = queue.write_to(&mut ours) => {
+                ended = queue.write_until_closed_and_empty(&mut ours) => {
                     assert!(is_given_up, "{bytes} bytes a second: {ended:?}");
                     assert_eq!(ended.expect_err("given up").kind(), io::ErrorKind::TimedOut);
-                    assert_eq!(begun.elapsed().as_secs(), STALLED.as_secs());
+                    assert_eq!(begun.elapsed().as_secs(), WRITE_TIMEOUT.as_secs());
                 }
                 () = reading => assert!(!is_given_up, "{bytes} bytes a second"),
             }
-            assert!(queue.bytes() < whole, "some was written");
+            assert!(queue.queued_bytes() < whole, "some was written");
         }
     }
 
     #[tokio::test]
     async fn what_was_added_comes_out_in_order_and_then_the_end() {
         let (mut ours, mut theirs) = duplex(100);
-        let queue = Queue::default();
+        let queue = DatagramQueue::default();
         let mut expected = Vec::new();
         for n in 0..100u8 {
-            assert_eq!(queue.push(Instant::now(), &[n; 250], 100), 3);
+            assert_eq!(queue.push_datagrams(Instant::now(), &[n; 250], 100), 3);
             for length in [100u8, 100, 50] {
                 expected.extend([0, length]);
                 expected.extend(vec![n; usize::from(length)]);
             }
         }
         queue.close();
-        assert_eq!(queue.push(Instant::now(), &[1], 1), 0);
+        assert_eq!(queue.push_datagrams(Instant::now(), &[1], 1), 0);
         let mut read = Vec::new();
-        let (written, seen) = tokio::join!(queue.write_to(&mut ours), theirs.read_to_end(&mut read));
+        let (written, seen) = tokio::join!(
+            queue.write_until_closed_and_empty(&mut ours),
+            theirs.read_to_end(&mut read)
+        );
         assert!(written.is_ok() && seen.is_ok());
         assert_eq!(read, expected);
-        assert_eq!(queue.bytes(), 0);
+        assert_eq!(queue.queued_bytes(), 0);
     }
 }

@@ -9,23 +9,25 @@ use thiserror::Error;
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-use crate::pipeline::value::TargetHost;
+use crate::pipeline::parameter::TargetHost;
 
 /// The networks of `sources.allow`; empty allows all.
 #[derive(Clone, Debug, Default)]
-pub struct Allowed(Arc<[IpNet]>);
+pub struct AllowedNetworks(Arc<[IpNet]>);
 
 /// Why an address is not connected to. Shows only the host.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum AddressError {
     #[error("cannot resolve the host name {0}")]
     Unresolved(String),
-    #[error("{0} is not in a network of `sources.allow`")]
-    Forbidden(IpAddr),
-    #[error("the origin refers to {0}, which is not a public address: add its network to `sources.allow` to permit it")]
+    #[error("the address {0} is not in a network of `sources.allow`")]
+    OutsideAllowedNetworks(IpAddr),
+    #[error(
+        "the HLS origin refers to {0}, which is not a public address: add its network to `sources.allow` to permit it"
+    )]
     NotPublic(IpAddr),
-    #[error("{0} is not a server address")]
-    NoServer(IpAddr),
+    #[error("the address {0} cannot belong to a server: it is link-local, multicast, broadcast or unspecified")]
+    NotServerAddress(IpAddr),
 }
 
 /// Who supplied an address.
@@ -34,15 +36,25 @@ pub enum AddressOrigin {
     /// The configuration.
     Operator,
     /// A server, by redirect or in a playlist. It must not refer to networks that only the gateway can reach.
-    Origin,
+    OriginServer,
 }
 
-const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
+const DNS_RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl Allowed {
+impl AllowedNetworks {
     /// Allows only these networks; an empty list allows all.
     pub fn new(networks: Vec<IpNet>) -> Self {
         Self(networks.into())
+    }
+
+    /// Returns whether some addresses are not allowed.
+    pub fn is_restricted(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    /// Returns the networks as text, such as `10.0.0.0/8`.
+    pub fn to_strings(&self) -> Vec<String> {
+        self.0.iter().map(ToString::to_string).collect()
     }
 
     fn allows(&self, address: IpAddr) -> bool {
@@ -55,22 +67,22 @@ impl Allowed {
     /// # Errors
     ///
     /// An [`AddressError`].
-    pub fn permit(&self, address: IpAddr, origin: AddressOrigin) -> Result<(), AddressError> {
+    pub fn check_address(&self, address: IpAddr, origin: AddressOrigin) -> Result<(), AddressError> {
         let address = address.to_canonical();
         if !self.0.is_empty() {
             return if self.allows(address) {
                 Ok(())
             } else {
-                Err(AddressError::Forbidden(address))
+                Err(AddressError::OutsideAllowedNetworks(address))
             };
         }
         match origin {
             // Cloud metadata services return credentials at link-local addresses.
-            AddressOrigin::Operator if is_not_server(address) => Err(AddressError::NoServer(address)),
-            AddressOrigin::Origin if is_not_server(address) || !is_public(address) => {
+            AddressOrigin::Operator if is_not_server_address(address) => Err(AddressError::NotServerAddress(address)),
+            AddressOrigin::OriginServer if is_not_server_address(address) || !is_public(address) => {
                 Err(AddressError::NotPublic(address))
             }
-            AddressOrigin::Operator | AddressOrigin::Origin => Ok(()),
+            AddressOrigin::Operator | AddressOrigin::OriginServer => Ok(()),
         }
     }
 
@@ -79,7 +91,7 @@ impl Allowed {
     /// # Errors
     ///
     /// An [`AddressError`] if any address is not allowed.
-    pub async fn check(&self, host: &TargetHost) -> Result<(), AddressError> {
+    pub async fn check_host_if_restricted(&self, host: &TargetHost) -> Result<(), AddressError> {
         if self.0.is_empty() {
             return Ok(());
         }
@@ -87,19 +99,19 @@ impl Allowed {
             TargetHost::Address(address) => vec![*address],
             TargetHost::Name(name) => {
                 let unresolved = || AddressError::Unresolved(name.clone());
-                let found = timeout(RESOLVE_LIMIT, lookup_host((name.as_str(), 0))).await;
+                let found = timeout(DNS_RESOLVE_TIMEOUT, lookup_host((name.as_str(), 0))).await;
                 let found = found.map_err(|_| unresolved())?.map_err(|_| unresolved())?;
                 found.map(|address| address.ip()).collect()
             }
         };
         match addresses.into_iter().find(|address| !self.allows(*address)) {
-            Some(address) => Err(AddressError::Forbidden(address)),
+            Some(address) => Err(AddressError::OutsideAllowedNetworks(address)),
             None => Ok(()),
         }
     }
 }
 
-fn is_not_server(address: IpAddr) -> bool {
+fn is_not_server_address(address: IpAddr) -> bool {
     let is_link_local = match address {
         IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
@@ -142,30 +154,38 @@ mod tests {
 
     #[tokio::test]
     async fn addresses_outside_the_list_are_refused() {
-        let allowed = Allowed::new(vec!["10.0.0.0/8".parse().expect("a network")]);
+        let allowed = AllowedNetworks::new(vec!["10.0.0.0/8".parse().expect("a network")]);
         let check = async |address: &str| {
             allowed
-                .check(&TargetHost::Address(address.parse().expect("an address")))
+                .check_host_if_restricted(&TargetHost::Address(address.parse().expect("an address")))
                 .await
         };
         assert_eq!(check("10.1.2.3").await, Ok(()));
         assert_eq!(check("::ffff:10.1.2.3").await, Ok(()));
         for other in ["127.0.0.1", "169.254.169.254", "::1", "11.0.0.1"] {
-            assert!(matches!(check(other).await, Err(AddressError::Forbidden(_))), "{other}");
+            assert!(
+                matches!(check(other).await, Err(AddressError::OutsideAllowedNetworks(_))),
+                "{other}"
+            );
         }
         let localhost = TargetHost::Name("localhost".to_owned());
         assert!(matches!(
-            allowed.check(&localhost).await,
-            Err(AddressError::Forbidden(_))
+            allowed.check_host_if_restricted(&localhost).await,
+            Err(AddressError::OutsideAllowedNetworks(_))
         ));
-        assert_eq!(Allowed::default().check(&localhost).await, Ok(()));
+        assert_eq!(
+            AllowedNetworks::default().check_host_if_restricted(&localhost).await,
+            Ok(())
+        );
     }
 
     #[test]
     fn an_origin_leads_to_public_addresses_only() {
-        let permit = |address: &str, origin| Allowed::default().permit(address.parse().expect("an address"), origin);
+        let permit = |address: &str, origin| {
+            AllowedNetworks::default().check_address(address.parse().expect("an address"), origin)
+        };
         for public in ["93.184.216.34", "172.32.0.1", "2606:4700::1", "::ffff:93.184.216.34"] {
-            assert_eq!(permit(public, AddressOrigin::Origin), Ok(()), "{public}");
+            assert_eq!(permit(public, AddressOrigin::OriginServer), Ok(()), "{public}");
         }
         for private in [
             "127.0.0.1",
@@ -190,7 +210,10 @@ mod tests {
             "2001:db8::1",
         ] {
             assert!(
-                matches!(permit(private, AddressOrigin::Origin), Err(AddressError::NotPublic(_))),
+                matches!(
+                    permit(private, AddressOrigin::OriginServer),
+                    Err(AddressError::NotPublic(_))
+                ),
                 "{private}"
             );
         }
@@ -199,16 +222,22 @@ mod tests {
         }
         for none in ["169.254.169.254", "0.0.0.0", "fe80::1", "::ffff:169.254.169.254"] {
             assert!(
-                matches!(permit(none, AddressOrigin::Operator), Err(AddressError::NoServer(_))),
+                matches!(
+                    permit(none, AddressOrigin::Operator),
+                    Err(AddressError::NotServerAddress(_))
+                ),
                 "{none}"
             );
         }
-        let listed = Allowed::new(vec!["10.0.0.0/8".parse().expect("a network")]);
-        for origin in [AddressOrigin::Operator, AddressOrigin::Origin] {
-            assert_eq!(listed.permit("10.1.1.1".parse().expect("an address"), origin), Ok(()));
+        let listed = AllowedNetworks::new(vec!["10.0.0.0/8".parse().expect("a network")]);
+        for origin in [AddressOrigin::Operator, AddressOrigin::OriginServer] {
+            assert_eq!(
+                listed.check_address("10.1.1.1".parse().expect("an address"), origin),
+                Ok(())
+            );
             assert!(
                 listed
-                    .permit("93.184.216.34".parse().expect("an address"), origin)
+                    .check_address("93.184.216.34".parse().expect("an address"), origin)
                     .is_err()
             );
         }

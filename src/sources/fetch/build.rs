@@ -3,33 +3,35 @@
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
-use super::address::Allowed;
+use super::address::AllowedNetworks;
 use super::pipeline::PipelineSpec;
 use super::{SourceConfig, SourceKind};
-use crate::config::mistake::{Hint, nearest};
+use crate::config::mistake::{Hint, nearest_name};
 use crate::config::{
-    HlsConfig, Mistake, PipelineConfig, Problem, RtspConfig, StreamConfig, StreamSource, joined, named,
+    HlsConfig, Mistake, MistakeKind, PipelineConfig, RtspConfig, StreamConfig, StreamSource, join_key_path,
+    read_environment_variable,
 };
 use crate::pipeline::description::ParameterError;
-use crate::pipeline::library::Library;
-use crate::pipeline::programs::WorkerPrograms;
-use crate::pipeline::value::Unescaped;
-use crate::sources::hls::{Choice, DeadVariants, Origin};
-use crate::sources::rtsp::camera::{Camera, Password};
-use crate::sources::rtsp::fallback::Fallback;
-use crate::sources::rtsp::policies::{self, Policies};
+use crate::pipeline::library::PipelineLibrary;
+use crate::pipeline::parameter::UnescapedCredentialsError;
+use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::sources::hls::http::FirstResolvedAsPublic;
+use crate::sources::hls::{FailedVariants, HlsOrigin, VariantLimits};
+use crate::sources::rtsp::camera::{Camera, PasswordSource};
+use crate::sources::rtsp::fallback::PipelineFallback;
+use crate::sources::rtsp::policies::{self, CameraPolicies};
 
 /// What building a source needs besides its own table.
 #[derive(Clone, Copy)]
-pub struct BuildContext<'a> {
-    pub library: &'a Library,
+pub struct SourceBuildContext<'a> {
+    pub pipeline_library: &'a PipelineLibrary,
     /// The executable of the workers.
-    pub programs: &'a WorkerPrograms,
-    pub allowed: &'a Allowed,
+    pub worker_programs: &'a WorkerProgramsAndSlots,
+    pub allowed_networks: &'a AllowedNetworks,
 }
 
 /// Maximum number of HTTP headers of one source.
-const MAX_HEADERS: usize = 16;
+const MAX_HTTP_HEADERS: usize = 16;
 
 impl SourceConfig {
     /// Builds a source from its table.
@@ -37,88 +39,101 @@ impl SourceConfig {
     /// # Errors
     ///
     /// All mistakes in the table, by key.
-    pub fn build(stream: &StreamConfig, context: BuildContext<'_>) -> Result<Self, Vec<Mistake>> {
+    pub fn build(stream: &StreamConfig, context: SourceBuildContext<'_>) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let kind = match &stream.source {
             StreamSource::Rtsp(config) => {
-                camera(config, context, &mut mistakes).map(|camera| SourceKind::Camera(camera.into()))
+                build_camera(config, context, &mut mistakes).map(|camera| SourceKind::Camera(camera.into()))
             }
             StreamSource::Hls(config) => {
-                origin(config, context, &mut mistakes).map(|origin| SourceKind::Hls(origin.into()))
+                build_hls_origin(config, context, &mut mistakes).map(|origin| SourceKind::Hls(origin.into()))
             }
             StreamSource::Pipeline(config) => {
-                pipeline(config, context, &mut mistakes).map(|spec| SourceKind::Pipeline(spec.into()))
+                build_pipeline_spec(config, context, &mut mistakes).map(|spec| SourceKind::Pipeline(spec.into()))
             }
         };
         match kind {
             Some(kind) if mistakes.is_empty() => Ok(Self {
                 stream: stream.name.clone(),
                 kind,
-                on_demand: stream.on_demand(),
+                on_demand_linger: stream.on_demand_stop_after(),
             }),
             _ => {
-                let path = stream.path();
-                Err(mistakes.into_iter().map(|mistake| mistake.below(&path)).collect())
+                let path = stream.config_table_path();
+                Err(mistakes
+                    .into_iter()
+                    .map(|mistake| mistake.with_path_prefix(&path))
+                    .collect())
             }
         }
     }
 }
 
-fn camera(config: &RtspConfig, context: BuildContext<'_>, mistakes: &mut Vec<Mistake>) -> Option<Camera> {
-    let password = password(config, mistakes);
+fn build_camera(config: &RtspConfig, context: SourceBuildContext<'_>, mistakes: &mut Vec<Mistake>) -> Option<Camera> {
+    let password = build_password_source(config, mistakes);
     let username = config.username.clone().map(|username| username.0);
     if username.is_none()
         && password
             .as_ref()
-            .is_some_and(|password| !matches!(password, Password::None))
+            .is_some_and(|password| !matches!(password, PasswordSource::None))
     {
         mistakes.push(Mistake::new("", "has a password but no `username`"));
     }
-    let policies = quirks(&config.quirks.0, mistakes);
+    let policies = parse_quirks(&config.quirks.0, mistakes);
     match Camera::new(&config.rtsp.0, username, password?) {
         Ok(mut camera) => {
             camera.transport = config.transport;
-            camera.allowed = context.allowed.clone();
+            camera.allowed_networks = context.allowed_networks.clone();
             camera.policies = policies;
             camera.silence_timeout = config.silence_timeout;
-            camera.fallback = Fallback::new(context.library, context.programs);
+            camera.fallback = PipelineFallback::new(context.pipeline_library, context.worker_programs);
             Some(camera)
         }
         Err(error) => {
-            mistakes.push(Mistake::new("rtsp", error.to_string()));
+            mistakes.push(Mistake::with_kind("rtsp", MistakeKind::Sentence(error.to_string())));
             None
         }
     }
 }
 
-fn quirks(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> Policies {
-    let mut policies = Policies::default();
+fn parse_quirks(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> CameraPolicies {
+    let mut policies = CameraPolicies::default();
     for (name, value) in table {
-        let key = joined("quirks", name);
-        let known = policies::KEYS.iter().find(|(known, _)| known == name);
+        let key = join_key_path("quirks", name);
+        let known = policies::QUIRK_KEYS_AND_ALLOWED_VALUES
+            .iter()
+            .find(|(known, _)| known == name);
         let problem = match known {
-            None => unknown(name, "key", policies::KEYS.iter().map(|(key, _)| *key)),
+            None => build_unknown_name_mistake_kind(
+                name,
+                "key",
+                policies::QUIRK_KEYS_AND_ALLOWED_VALUES.iter().map(|(key, _)| *key),
+            ),
             Some(_) if policies.set(name, value).is_some() => continue,
-            Some((_, allowed)) => Problem::Value {
+            Some((_, allowed)) => MistakeKind::InvalidValue {
                 shown: Some(value.to_string()),
                 expected: format!("expected {allowed}"),
             },
         };
-        mistakes.push(Mistake::of(key, problem));
+        mistakes.push(Mistake::with_kind(key, problem));
     }
     policies
 }
 
-fn unknown<'a>(name: &str, what: &'static str, known: impl Iterator<Item = &'a str> + Clone) -> Problem {
-    let hint = match nearest(name, known.clone()) {
-        Some(near) => Hint::Near(vec![near.to_owned()]),
-        None => Hint::Known(known.map(str::to_owned).collect()),
+fn build_unknown_name_mistake_kind<'a>(
+    name: &str,
+    what: &'static str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> MistakeKind {
+    let hint = match nearest_name(name, known.clone()) {
+        Some(near) => Hint::SimilarNames(vec![near.to_owned()]),
+        None => Hint::ValidNames(known.map(str::to_owned).collect()),
     };
-    Problem::Unknown { what, hint }
+    MistakeKind::UnknownName { what, hint }
 }
 
 /// Returns `None` if the password cannot be read.
-fn password(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Option<Password> {
+fn build_password_source(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Option<PasswordSource> {
     let given = [
         ("password", config.password.is_some()),
         ("password_file", config.password_file.is_some()),
@@ -131,68 +146,79 @@ fn password(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Option<Password
     }
     if let Some(file) = &config.password_file {
         return match std::fs::read_to_string(file) {
-            Ok(_) => Some(Password::File(file.clone())),
+            Ok(_) => Some(PasswordSource::File(file.clone())),
             Err(error) => {
-                let problem = format!("cannot be read: {}: {error}", file.display());
+                let problem = format!("names the file {}, which cannot be read: {error}", file.display());
                 mistakes.push(Mistake::new("password_file", problem));
                 None
             }
         };
     }
     if let Some(variable) = &config.password_env {
-        let password = named(variable).map_err(|problem| mistakes.push(Mistake::new("password_env", problem)));
-        return password.ok().map(Password::Given);
+        let password =
+            read_environment_variable(variable).map_err(|problem| mistakes.push(Mistake::new("password_env", problem)));
+        return password.ok().map(PasswordSource::Inline);
     }
     Some(match &config.password {
-        Some(password) => Password::Given(password.0.clone()),
-        None => Password::None,
+        Some(password) => PasswordSource::Inline(password.0.clone()),
+        None => PasswordSource::None,
     })
 }
 
-fn origin(config: &HlsConfig, context: BuildContext<'_>, mistakes: &mut Vec<Mistake>) -> Option<Origin> {
-    let headers = headers(&config.headers.0, mistakes);
-    let address = match playlist(&config.hls.0) {
+fn build_hls_origin(
+    config: &HlsConfig,
+    context: SourceBuildContext<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<HlsOrigin> {
+    let headers = parse_http_headers(&config.headers.0, mistakes);
+    let address = match parse_playlist_url(&config.hls.0) {
         Ok(address) => address,
         Err(problem) => {
-            mistakes.push(Mistake::new("hls", problem));
+            mistakes.push(Mistake::with_kind("hls", MistakeKind::Sentence(problem)));
             return None;
         }
     };
-    Some(Origin {
-        address,
-        headers,
-        choice: Choice {
+    Some(HlsOrigin {
+        playlist_url: address,
+        http_headers: headers,
+        variant_limits: VariantLimits {
             max_height: config.max_height,
             max_bandwidth: config.max_bandwidth,
         },
-        repeats: config.repeat,
-        allowed: context.allowed.clone(),
-        programs: context.programs.clone(),
-        dead: DeadVariants::default(),
+        repeats_recording: config.repeat,
+        allowed_networks: context.allowed_networks.clone(),
+        worker_programs: context.worker_programs.clone(),
+        failed_variants: FailedVariants::default(),
+        first_resolution: FirstResolvedAsPublic::default(),
     })
 }
 
 /// Parses the URL of a playlist. The error text does not contain it.
-fn playlist(text: &str) -> Result<Url, String> {
+fn parse_playlist_url(text: &str) -> Result<Url, String> {
     let parsed = Url::parse(text).ok();
-    if let Some(unescaped) = Unescaped::find(text, parsed.as_ref()) {
+    if let Some(unescaped) = UnescapedCredentialsError::find(text, parsed.as_ref()) {
         return Err(unescaped.to_string());
     }
     let is_web = |url: &Url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some();
     let url = parsed.filter(is_web).ok_or_else(|| {
-        "is not a playlist URL: expected one such as \"https://example.org/live/index.m3u8\"".to_owned()
+        "the URL is not an HLS playlist URL: expected one such as \"https://example.org/live/index.m3u8\"".to_owned()
     })?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("must not contain a user or password: set them in `headers`".to_owned());
+        return Err(
+            "the URL must not contain a user name or password: set an `Authorization` header in `headers`".to_owned(),
+        );
     }
     Ok(url)
 }
 
 /// Parses the HTTP headers that are sent to the origin. Their values are secrets.
-fn headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
+fn parse_http_headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    if table.len() > MAX_HEADERS {
-        mistakes.push(Mistake::new("headers", format!("has more than {MAX_HEADERS} headers")));
+    if table.len() > MAX_HTTP_HEADERS {
+        mistakes.push(Mistake::new(
+            "headers",
+            format!("has more than {MAX_HTTP_HEADERS} headers"),
+        ));
         return headers;
     }
     for (name, value) in table {
@@ -200,7 +226,7 @@ fn headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
         let text = value.as_str().and_then(|text| HeaderValue::from_str(text).ok());
         let (Some(header), Some(mut text)) = (header, text) else {
             let problem = "is not an HTTP header: expected a header name and a string of one line";
-            mistakes.push(Mistake::new(joined("headers", name), problem));
+            mistakes.push(Mistake::new(join_key_path("headers", name), problem));
             continue;
         };
         text.set_sensitive(true);
@@ -209,45 +235,54 @@ fn headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
     headers
 }
 
-fn pipeline(config: &PipelineConfig, context: BuildContext<'_>, mistakes: &mut Vec<Mistake>) -> Option<PipelineSpec> {
+fn build_pipeline_spec(
+    config: &PipelineConfig,
+    context: SourceBuildContext<'_>,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<PipelineSpec> {
     let name = &config.pipeline;
     let Some(description) = context
-        .library
+        .pipeline_library
         .get(name)
         .filter(|description| !description.is_conversion())
     else {
-        mistakes.push(match context.library.get(name) {
-            Some(_) => Mistake::new("pipeline", "is a conversion, which is started automatically on demand"),
-            None => unknown_pipeline(name, context.library),
+        mistakes.push(match context.pipeline_library.get(name) {
+            Some(_) => Mistake::new(
+                "pipeline",
+                "names a conversion pipeline, which the gateway starts by itself on demand; expected a source pipeline",
+            ),
+            None => build_unknown_pipeline_mistake(name, context.pipeline_library),
         });
         return None;
     };
-    match description.job(&config.params.0, Vec::new()) {
+    match description.build_job_and_target_hosts(&config.params.0, Vec::new()) {
         Ok((job, hosts)) => Some(PipelineSpec {
             name: name.clone(),
-            programs: context.programs.clone(),
+            worker_programs: context.worker_programs.clone(),
             job,
             limits: description.limits,
             hosts,
-            allowed: context.allowed.clone(),
+            allowed_networks: context.allowed_networks.clone(),
         }),
         Err(wrong) => {
             mistakes.extend(wrong.into_iter().map(|(name, error)| {
                 let problem = match &error {
-                    ParameterError::Unknown { known } => unknown(&name, "key", known.iter().map(String::as_str)),
-                    ParameterError::Value(error) => Problem::Other(error.to_string()),
+                    ParameterError::UnknownParameter { known } => {
+                        build_unknown_name_mistake_kind(&name, "key", known.iter().map(String::as_str))
+                    }
+                    ParameterError::InvalidValue(error) => MistakeKind::Sentence(error.to_string()),
                 };
-                Mistake::of(joined("params", &name), problem)
+                Mistake::with_kind(join_key_path("params", &name), problem)
             }));
             None
         }
     }
 }
 
-fn unknown_pipeline(name: &str, library: &Library) -> Mistake {
+fn build_unknown_pipeline_mistake(name: &str, library: &PipelineLibrary) -> Mistake {
     let sources = library.iter().filter(|(_, description)| !description.is_conversion());
     let known: Vec<&str> = sources.map(|(name, _)| name).collect();
-    let text = match nearest(name, known.iter().copied()) {
+    let text = match nearest_name(name, known.iter().copied()) {
         Some(near) => format!("names the unknown pipeline {name:?} (did you mean {near:?}?)"),
         None => format!(
             "names the unknown pipeline {name:?}; expected one of {}",
@@ -266,10 +301,10 @@ mod tests {
     fn build(keys: &str) -> Result<SourceConfig, String> {
         let text = format!("[streams.\"far\"]\n{keys}");
         let config = Config::parse(&text, std::path::Path::new("test.toml"), []).map_err(|error| error.to_string())?;
-        let context = BuildContext {
-            library: &Library::shipped(),
-            programs: &WorkerPrograms::installed(),
-            allowed: &Allowed::default(),
+        let context = SourceBuildContext {
+            pipeline_library: &PipelineLibrary::shipped(),
+            worker_programs: &WorkerProgramsAndSlots::installed(),
+            allowed_networks: &AllowedNetworks::default(),
         };
         let listed = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         SourceConfig::build(&config.streams[0], context).map_err(listed)
@@ -286,18 +321,25 @@ mod tests {
             panic!("{fetched:?}")
         };
         assert_eq!(
-            (origin.choice.max_height, origin.choice.max_bandwidth, origin.repeats),
+            (
+                origin.variant_limits.max_height,
+                origin.variant_limits.max_bandwidth,
+                origin.repeats_recording
+            ),
             (Some(720), None, false)
         );
-        assert_eq!(origin.headers["referer"], "https://example.org/");
+        assert_eq!(origin.http_headers["referer"], "https://example.org/");
         assert!(!format!("{fetched:?}").contains("s3cret"), "it may be logged");
     }
 
     #[test]
     fn all_mistakes_of_a_stream_are_reported_without_secrets() {
         for (keys, wanted) in [
-            ("hls = \"file:///etc/passwd\"", &["is not a playlist URL"][..]),
-            ("hls = \"example.org/a.m3u8\"", &["is not a playlist URL"]),
+            (
+                "hls = \"file:///etc/passwd\"",
+                &["the URL is not an HLS playlist URL"][..],
+            ),
+            ("hls = \"example.org/a.m3u8\"", &["the URL is not an HLS playlist URL"]),
             ("hls = \"https://a:s3cret@example.org/\"", &["in `headers`"]),
             (
                 "hls = \"https://a:s3cret#@example.org/\"",
@@ -316,7 +358,7 @@ mod tests {
                     "`streams.far` has a password but no `username`",
                     "unknown key `streams.far.quirks.teardwn` (did you mean `teardown`?)",
                     "`streams.far.quirks.initial_seq` is 3: expected \"default\"",
-                    "`streams.far.rtsp` has a user or password that has to be escaped: percent-encode `/` as %2F",
+                    "`streams.far.rtsp`: the URL has a user name or password with reserved characters: percent-encode `/` as %2F",
                 ],
             ),
             (
@@ -325,19 +367,19 @@ mod tests {
             ),
             (
                 "rtsp = \"rtsp://b/\"\nusername = \"a\"\npassword_file = \"/nonexistent\"",
-                &["`streams.far.password_file` cannot be read: /nonexistent: "],
+                &["`streams.far.password_file` names the file /nonexistent, which cannot be read: "],
             ),
             (
                 "pipeline = \"stt\"",
                 &["`streams.far.pipeline` names the unknown pipeline \"stt\" (did you mean \"srt\"?)"],
             ),
-            ("pipeline = \"aac-to-opus\"", &["is a conversion"]),
+            ("pipeline = \"aac-to-opus\"", &["names a conversion pipeline"]),
             (
                 "pipeline = \"srt\"\nparams = { latncy = 3, passphrase = 3 }",
                 &[
                     "unknown key `streams.far.params.latncy` (did you mean `latency`?)",
-                    "`streams.far.params.passphrase` must be a string",
-                    "`streams.far.params.uri` is required",
+                    "`streams.far.params.passphrase`: the value must be a string",
+                    "`streams.far.params.uri`: the pipeline requires this parameter: set it in `params` of the stream",
                 ],
             ),
         ] {

@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::address::AddressError;
-use crate::pipeline::process::ProcessError;
+use crate::pipeline::process::WorkerProcessError;
 use crate::sources::hls::error::HlsError;
 use crate::sources::rtsp::camera::CameraError;
 
@@ -13,14 +13,17 @@ pub enum FetchError {
     #[error(transparent)]
     Camera(#[from] CameraError),
     #[error(transparent)]
-    Worker(#[from] ProcessError),
+    Worker(#[from] WorkerProcessError),
     #[error(transparent)]
     Hls(#[from] HlsError),
     #[error(transparent)]
     Address(#[from] AddressError),
     /// The source is read in another way from now on.
-    #[error("the camera is read by a pipeline from now on")]
-    Rerouted,
-    #[error("another source has the stream")]
-    Displaced,
+    #[error("the RTSP camera is read by a pipeline from now on")]
+    SwitchedToPipeline,
+    /// Another variant of the source has other renditions.
+    #[error("the HLS source is opened again")]
+    Reopened,
+    #[error("the stream already has a publisher or another source of media")]
+    StreamOccupied,
 }

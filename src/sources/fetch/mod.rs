@@ -1,8 +1,8 @@
 //! Streams that the gateway fetches from cameras, HLS origins and pipelines, always or on demand.
 //!
-//! [`run`] feeds a stream from its source: it retries a failed source, and pauses it while a publisher has the stream.
+//! [`run_source`] feeds a stream from its source: it retries a failed source, and pauses it while a publisher has the stream.
 //! It is a shell that reads tokio's clock and the system's random source. The status of each source is in its
-//! [`Entry`].
+//! [`RegisteredSource`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,22 +12,23 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use self::backoff::Backoff;
-use self::directory::Entry;
-use self::status::State;
-use super::hls::{self, Origin};
+use self::registry::RegisteredSource;
+use self::status::SourceState;
+use super::hls::{self, HlsOrigin};
 use super::rtsp::camera::{Camera, CameraError};
 use super::rtsp::{self};
+use crate::pipeline::slots::SlotKeptAcrossRestarts;
 use millstream_core::hub::changes::Topic;
 use millstream_core::hub::name::StreamName;
-use millstream_core::sources::frame_source::FanOut;
+use millstream_core::sources::frame_source::FrameSink;
 
 pub mod address;
 pub mod attached;
 pub mod backoff;
 pub mod build;
-pub mod directory;
 pub mod error;
 pub mod pipeline;
+pub mod registry;
 pub mod status;
 pub mod supervisor;
 
@@ -40,7 +41,7 @@ pub struct SourceConfig {
     pub stream: StreamName,
     pub kind: SourceKind,
     /// How long the source keeps running after the last viewer left; `None` if it always runs.
-    pub on_demand: Option<Duration>,
+    pub on_demand_linger: Option<Duration>,
 }
 
 /// The source of a stream.
@@ -48,12 +49,12 @@ pub struct SourceConfig {
 pub enum SourceKind {
     Camera(Box<Camera>),
     Pipeline(Box<PipelineSpec>),
-    Hls(Box<Origin>),
+    Hls(Box<HlsOrigin>),
 }
 
 impl SourceKind {
     /// Returns the name of the pipeline, if it is one.
-    pub fn pipeline(&self) -> Option<&str> {
+    pub fn pipeline_name(&self) -> Option<&str> {
         match self {
             Self::Camera(_) | Self::Hls(_) => None,
             Self::Pipeline(spec) => Some(&spec.name),
@@ -71,114 +72,125 @@ impl SourceKind {
 }
 
 /// A source that was live for this long resets its backoff.
-const STABLE_AFTER: Duration = Duration::from_secs(2);
+const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(2);
 
 /// Interval for checking whether a stream has viewers.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+const DEMAND_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Feeds a stream from its source until the task is cancelled.
-pub async fn run<P: FanOut>(entry: Arc<Entry>, fetched: SourceConfig, plane: P) {
+pub async fn run_source<P: FrameSink>(entry: Arc<RegisteredSource>, config: SourceConfig, plane: P) {
     let mut backoff = Backoff::default();
     let mut logged = None;
+    let reservation = SlotKeptAcrossRestarts::default();
     loop {
-        if fetched.on_demand.is_some() && !entry.is_needed(plane.hub(), fetched.on_demand) {
-            entry.set(State::Idle);
-            entry.until_needed(plane.hub()).await;
+        if config.on_demand_linger.is_some()
+            && !entry.renew_demand_if_watched_and_check(plane.hub(), config.on_demand_linger)
+        {
+            entry.set_state(SourceState::Idle);
+            reservation.release();
+            entry.wait_until_watched_or_requested(plane.hub()).await;
         }
-        if has_other_source(&plane, &fetched.stream) {
-            entry.set(State::StandingBack);
-            until_without_source(&plane, &fetched.stream).await;
+        if has_other_source(&plane, &config.stream) {
+            entry.set_state(SourceState::PausedForPublisher);
+            reservation.release();
+            wait_until_no_other_source(&plane, &config.stream).await;
             continue;
         }
-        entry.set(State::Starting);
+        entry.set_state(SourceState::Starting);
         let mut live_since = None;
-        let result = tokio::select! {
-            error = play(&entry, &fetched, &plane, &mut logged, &mut live_since) => Err(error),
-            () = until_unused(&entry, &fetched, &plane) => Ok(()),
+        let mut live = |tracks: &dyn std::fmt::Debug| {
+            logged = None;
+            live_since = Some(Instant::now());
+            entry.set_state(SourceState::Live);
+            info!(stream = %config.stream, source = config.kind.label(), ?tracks, "source of the stream connected");
         };
-        if live_since.is_some_and(|since: Instant| since.elapsed() >= STABLE_AFTER) {
+        let result = tokio::select! {
+            error = play_source(&entry, &config, &plane, &reservation, &mut live) => Err(error),
+            () = wait_until_not_needed(&entry, &config, &plane) => Ok(()),
+        };
+        if live_since.is_some_and(|since: Instant| since.elapsed() >= BACKOFF_RESET_AFTER) {
             backoff.reset();
         }
         let Err(error) = result else {
-            info!(stream = %fetched.stream, "source stopped: no viewers");
+            info!(stream = %config.stream, "on-demand source stopped: its stream has no viewers");
             continue;
         };
-        let wait = wait_after(&error, &mut backoff, rand::rng().next_u32());
-        if !matches!(error, FetchError::Displaced | FetchError::Rerouted) {
+        let wait = match &error {
+            // It would start one worker after the other.
+            FetchError::Reopened if live_since.is_none() => backoff.delay_after_failure(rand::rng().next_u32()),
+            error => retry_delay(error, &mut backoff, rand::rng().next_u32()),
+        };
+        if !matches!(
+            error,
+            FetchError::StreamOccupied | FetchError::SwitchedToPipeline | FetchError::Reopened
+        ) {
             let text = error.to_string();
             if logged.as_ref() != Some(&text) {
-                let source = fetched.kind.label();
-                warn!(stream = %fetched.stream, source, error = %text, "source unavailable, retrying");
+                let source = config.kind.label();
+                warn!(stream = %config.stream, source, error = %text, "source of the stream unavailable; the gateway retries it");
             }
-            entry.failed(&text);
+            entry.mark_failed(&text);
             logged = Some(text);
         }
-        debug!(stream = %fetched.stream, ?wait, "waiting before retry of source");
-        wait_for(&fetched, wait).await;
+        debug!(stream = %config.stream, ?wait, "source of the stream failed; the gateway waits before it retries");
+        wait_for_retry_or_password_change(&config, wait).await;
     }
 }
 
-fn wait_after(error: &FetchError, backoff: &mut Backoff, random: u32) -> Duration {
+fn retry_delay(error: &FetchError, backoff: &mut Backoff, random: u32) -> Duration {
     match error {
-        FetchError::Displaced => POLL_INTERVAL,
-        FetchError::Rerouted => Duration::ZERO,
-        FetchError::Camera(CameraError::Credentials) => backoff.after_refused_credentials(random),
+        FetchError::StreamOccupied => DEMAND_POLL_INTERVAL,
+        FetchError::SwitchedToPipeline | FetchError::Reopened => Duration::ZERO,
+        FetchError::Camera(CameraError::CredentialsRejected) => backoff.delay_after_rejected_credentials(random),
         FetchError::Camera(_) | FetchError::Worker(_) | FetchError::Hls(_) | FetchError::Address(_) => {
-            backoff.after_failure(random)
+            backoff.delay_after_failure(random)
         }
     }
 }
 
 /// Waits, but no longer once the password file has changed.
-async fn wait_for(fetched: &SourceConfig, wait: Duration) {
+async fn wait_for_retry_or_password_change(config: &SourceConfig, wait: Duration) {
     let password_change = async {
-        match &fetched.kind {
-            SourceKind::Camera(camera) => camera.until_password_changes(POLL_INTERVAL).await,
+        match &config.kind {
+            SourceKind::Camera(camera) => camera.wait_until_password_file_changes(DEMAND_POLL_INTERVAL).await,
             SourceKind::Pipeline(_) | SourceKind::Hls(_) => std::future::pending().await,
         }
     };
     let _ = timeout(wait, password_change).await;
 }
 
-async fn until_unused<P: FanOut>(entry: &Entry, fetched: &SourceConfig, plane: &P) {
-    if fetched.on_demand.is_none() {
+async fn wait_until_not_needed<P: FrameSink>(entry: &RegisteredSource, config: &SourceConfig, plane: &P) {
+    if config.on_demand_linger.is_none() {
         return std::future::pending().await;
     }
-    while entry.is_needed(plane.hub(), fetched.on_demand) {
-        sleep(POLL_INTERVAL).await;
+    while entry.renew_demand_if_watched_and_check(plane.hub(), config.on_demand_linger) {
+        sleep(DEMAND_POLL_INTERVAL).await;
     }
 }
 
-async fn until_without_source<P: FanOut>(plane: &P, stream: &StreamName) {
-    let mut changes = plane.hub().changes().listen([Topic::Stream(stream.clone())]);
+async fn wait_until_no_other_source<P: FrameSink>(plane: &P, stream: &StreamName) {
+    let mut changes = plane.hub().change_notifier().listen([Topic::Stream(stream.clone())]);
     while has_other_source(plane, stream) {
         changes.changed().await;
     }
 }
 
-fn has_other_source<P: FanOut>(plane: &P, stream: &StreamName) -> bool {
-    let stream = plane.hub().find(stream);
-    stream.is_some_and(|stream| stream.with(|state| state.source().is_some()))
+fn has_other_source<P: FrameSink>(plane: &P, stream: &StreamName) -> bool {
+    let stream = plane.hub().find_stream(stream);
+    stream.is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
 }
 
-/// Runs a source once until it fails. `logged` is the last failure that was logged; `live_since` is set when the stream
-/// receives frames.
-async fn play<P: FanOut>(
-    entry: &Entry,
-    fetched: &SourceConfig,
+/// Runs a source once until it fails. `live` is called when the stream receives frames.
+async fn play_source<P: FrameSink>(
+    entry: &RegisteredSource,
+    config: &SourceConfig,
     plane: &P,
-    logged: &mut Option<String>,
-    live_since: &mut Option<Instant>,
+    reservation: &SlotKeptAcrossRestarts,
+    live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    let mut live = |what: &dyn std::fmt::Debug| {
-        *logged = None;
-        *live_since = Some(Instant::now());
-        entry.set(State::Live);
-        info!(stream = %fetched.stream, source = fetched.kind.label(), tracks = ?what, "source connected");
-    };
-    match &fetched.kind {
-        SourceKind::Camera(camera) => rtsp::play(camera, entry, plane, &mut live).await,
-        SourceKind::Hls(origin) => hls::play(origin, &fetched.stream, plane, &mut live).await,
-        SourceKind::Pipeline(spec) => pipeline::play(spec, &fetched.stream, plane, &mut live).await,
+    match &config.kind {
+        SourceKind::Camera(camera) => rtsp::play_camera(camera, entry, plane, reservation, live).await,
+        SourceKind::Hls(origin) => hls::play_hls_origin(origin, entry, plane, reservation, live).await,
+        SourceKind::Pipeline(spec) => pipeline::play_pipeline(spec, (&config.stream, plane), reservation, live).await,
     }
 }

@@ -4,19 +4,22 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
-use super::address::Allowed;
-use super::attached::{Attached, random_id};
+use super::address::AllowedNetworks;
+use super::attached::{AttachedSource, random_session_id};
 use super::error::FetchError;
-use crate::pipeline::description::Limits;
-use crate::pipeline::process::{Process, ProcessError};
-use crate::pipeline::programs::WorkerPrograms;
-use crate::pipeline::value::TargetHost;
+use crate::pipeline::description::WorkerLimits;
+use crate::pipeline::parameter::TargetHost;
+use crate::pipeline::process::{WorkerProcess, WorkerProcessError};
+use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::slots::{SlotKeptAcrossRestarts, WorkerOwner};
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::aac::AacConfig;
-use millstream_core::media::clock::ticks;
-use millstream_core::media::{Codec, Format, Kind};
-use millstream_core::sources::frame_source::{Announced, FanOut, FrameSource, Framing};
-use millstream_worker_runtime::wire::{Failure, FromWorker, Job, Media, Tracks, WireFrame};
+use millstream_core::media::clock::duration_to_ticks;
+use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::sources::frame_source::{AnnouncedTrack, FrameSink, FrameSource, NalFraming};
+use millstream_worker_runtime::wire::{
+    MessageFromWorker, OutputTrackKinds, PipelineJob, TrackFormat, WireFrame, WorkerFailure,
+};
 
 /// A pipeline with the parameters of a stream.
 #[derive(Clone, Debug)]
@@ -24,95 +27,122 @@ pub struct PipelineSpec {
     /// Name in the library.
     pub name: String,
     /// The executable of the worker.
-    pub programs: WorkerPrograms,
-    pub job: Job,
-    pub limits: Limits,
+    pub worker_programs: WorkerProgramsAndSlots,
+    pub job: PipelineJob,
+    pub limits: WorkerLimits,
     /// Hosts that it connects to.
     pub hosts: Vec<TargetHost>,
-    pub allowed: Allowed,
+    pub allowed_networks: AllowedNetworks,
 }
 
 /// Returns the track for the frames of a worker; `None` for codecs that cannot be packetized and for invalid AAC
 /// configurations.
-pub fn announced(media: &Media) -> Option<Announced> {
+pub fn announced_track(media: &TrackFormat) -> Option<AnnouncedTrack> {
     Some(match media {
-        Media::H264 => Codec::H264.into(),
-        Media::H265 => Codec::H265.into(),
+        TrackFormat::H264 => Codec::H264.into(),
+        TrackFormat::H265 => Codec::H265.into(),
         // Workers only receive these codecs. There is no packetizer for them.
-        Media::Vp8 | Media::Vp9 | Media::Av1 => return None,
-        Media::Jpeg => Codec::Jpeg.into(),
-        Media::Opus => Codec::Opus.into(),
-        Media::Pcmu => Format::Pcmu.into(),
-        Media::Pcma => Format::Pcma.into(),
-        Media::Aac(config) => Format::Aac(AacConfig::parse(config)?).into(),
+        TrackFormat::Vp8 | TrackFormat::Vp9 | TrackFormat::Av1 => return None,
+        TrackFormat::Jpeg => Codec::Jpeg.into(),
+        TrackFormat::Opus => Codec::Opus.into(),
+        TrackFormat::Pcmu => Format::Pcmu.into(),
+        TrackFormat::Pcma => Format::Pcma.into(),
+        TrackFormat::Aac(config) => Format::Aac(AacConfig::parse(config)?).into(),
     })
 }
 
-/// Maximum time after the first frame for which publishing waits for an expected track.
-const TRACK_WAIT: Duration = Duration::from_millis(1_000);
+/// Maximum time after the first frame for which publishing waits for expected audio, and for expected video. A viewer
+/// that joins before the video is known is answered without video.
+const AUDIO_WAIT_TIMEOUT: Duration = Duration::from_millis(1_000);
+const VIDEO_WAIT_TIMEOUT: Duration = Duration::from_millis(5_000);
 
 /// Maximum number and bytes of the frames buffered meanwhile.
-const MAX_BUFFERED: usize = 1_024;
+const MAX_BUFFERED_FRAMES: usize = 1_024;
 const MAX_BUFFERED_BYTES: usize = 16 << 20;
 
 /// Interval at which timestamps are aligned with the clock.
-const ALIGNMENT_INTERVAL: Duration = Duration::from_secs(1);
+const CAPTURE_TIME_ESTIMATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs the worker until it fails. `live` is called once the stream receives frames.
-pub async fn play<P: FanOut>(
+pub async fn play_pipeline<P: FrameSink>(
     spec: &PipelineSpec,
-    stream: &StreamName,
-    plane: &P,
+    (stream, plane): (&StreamName, &P),
+    reservation: &SlotKeptAcrossRestarts,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
     for host in &spec.hosts {
-        if let Err(error) = spec.allowed.check(host).await {
+        if let Err(error) = spec.allowed_networks.check_host_if_restricted(host).await {
             return error.into();
         }
     }
-    let mut running = match Process::start(&spec.programs, spec.job.clone(), spec.limits) {
-        Ok(process) => Running(Some(process)),
+    let job = PipelineJob {
+        allowed_networks: spec.allowed_networks.to_strings(),
+        ..spec.job.clone()
+    };
+    let programs = &spec.worker_programs;
+    let started = reservation
+        .acquire(&programs.slots, WorkerOwner::ConfiguredSource)
+        .map_err(WorkerProcessError::from)
+        .and_then(|slot| WorkerProcess::spawn_pipeline_worker(programs, slot, job, spec.limits));
+    let mut running = match started {
+        Ok(process) => StopWorkerOnDrop(Some(process)),
         Err(error) => return error.into(),
     };
     let Some(process) = &mut running.0 else {
-        return FetchError::Displaced;
+        return FetchError::StreamOccupied;
     };
-    let mut relay = Relay::new(stream, plane, true);
+    let mut relay = WorkerRelay::new(stream, plane, true);
     loop {
-        let message = match process.next().await {
+        let message = match process.next_message_or_kill().await {
             Ok(message) => message,
             Err(error) => return error.into(),
         };
-        if let Err(error) = relay.handle(message, process, live) {
+        if let Err(error) = relay.handle_message(message, process, live) {
             return error;
         }
     }
 }
 
 /// Passes the frames of a worker to the frame source of a stream.
-pub struct Relay<'a, P: FanOut> {
+pub struct WorkerRelay<'a, P: FrameSink> {
     stream: &'a StreamName,
-    plane: &'a P,
-    tracks: PendingTracks,
-    attached: Option<Attached<'a, P>>,
-    playing: bool,
-    origin: ClockOrigin,
-    takes_key_frame_requests: bool,
+    media_plane: &'a P,
+    pending_tracks: PendingTracks,
+    attached_source: Option<AttachedSource<'a, P>>,
+    is_live: bool,
+    clock_origin: ClockOrigin,
+    accepts_key_frame_requests: bool,
 }
 
-impl<'a, P: FanOut> Relay<'a, P> {
-    /// Makes a relay that waits for the tracks of the worker. If `takes_key_frame_requests` is set, key frame requests
+impl<'a, P: FrameSink> WorkerRelay<'a, P> {
+    /// Makes a relay that waits for the tracks of the worker. If `accepts_key_frame_requests` is set, key frame requests
     /// are sent to the worker until it refuses one.
-    pub fn new(stream: &'a StreamName, plane: &'a P, takes_key_frame_requests: bool) -> Self {
+    pub fn new(stream: &'a StreamName, plane: &'a P, accepts_key_frame_requests: bool) -> Self {
         Self {
             stream,
-            plane,
-            tracks: PendingTracks::default(),
-            attached: None,
-            playing: false,
-            origin: ClockOrigin::default(),
-            takes_key_frame_requests,
+            media_plane: plane,
+            pending_tracks: PendingTracks::default(),
+            attached_source: None,
+            is_live: false,
+            clock_origin: ClockOrigin::default(),
+            accepts_key_frame_requests,
         }
+    }
+
+    /// Makes a source of the tracks that the worker announced.
+    fn build_source_of_announced_tracks(&self) -> Result<AttachedSource<'a, P>, FetchError> {
+        let formats = &self.pending_tracks.track_formats;
+        let announced: Vec<AnnouncedTrack> = formats.iter().filter_map(announced_track).collect();
+        let Ok(mut frame_source) = FrameSource::new(self.stream.clone(), random_session_id(), &announced) else {
+            let failure = "the frames of the worker cannot be sent: their codec or AAC configuration is not supported";
+            let failure = WorkerFailure::Stream(failure.to_owned());
+            return Err(WorkerProcessError::WorkerFailed(failure).into());
+        };
+        frame_source.set_accepts_key_frame_requests(self.accepts_key_frame_requests);
+        Ok(AttachedSource {
+            frame_source,
+            media_plane: self.media_plane,
+        })
     }
 
     /// Handles a message of the worker. `live` is called once the stream receives frames.
@@ -120,122 +150,141 @@ impl<'a, P: FanOut> Relay<'a, P> {
     /// # Errors
     ///
     /// A [`FetchError`] if the stream has another source, or if the frames cannot be sent.
-    pub fn handle(
+    pub fn handle_message(
         &mut self,
-        message: FromWorker,
-        process: &Process,
+        message: MessageFromWorker,
+        process: &WorkerProcess,
         live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
     ) -> Result<(), FetchError> {
         let now = tokio::time::Instant::now().into_std();
         match message {
-            FromWorker::Ready(expected) => self.tracks.expected = Some(expected),
-            FromWorker::Media(media) => {
-                self.tracks.media.retain(|known| known.kind() != media.kind());
-                self.tracks.media.push(media);
+            MessageFromWorker::Ready(expected) => self.pending_tracks.expected = Some(expected),
+            MessageFromWorker::TrackFormat(media) => {
+                self.pending_tracks
+                    .track_formats
+                    .retain(|known| known.kind() != media.kind());
+                self.pending_tracks.track_formats.push(media);
                 // A new set of tracks is a new source of the stream.
-                self.attached = None;
+                self.attached_source = None;
             }
-            FromWorker::Frame(frame) => self.tracks.buffer(now, frame),
-            FromWorker::KeyFrameRefused => {
-                self.takes_key_frame_requests = false;
-                if let Some(attached) = &mut self.attached {
-                    attached.feed.set_takes_key_frame_requests(false);
+            MessageFromWorker::Frame(frame) => self.pending_tracks.buffer_frame_if_room(now, frame),
+            MessageFromWorker::KeyFrameRefused => {
+                self.accepts_key_frame_requests = false;
+                if let Some(attached) = &mut self.attached_source {
+                    attached.frame_source.set_accepts_key_frame_requests(false);
                 }
             }
-            FromWorker::Want(_)
-            | FromWorker::Alive
-            | FromWorker::Failed(_)
-            | FromWorker::Ended
-            | FromWorker::Checked(_) => {}
+            MessageFromWorker::SegmentRequest(_)
+            | MessageFromWorker::Heartbeat
+            | MessageFromWorker::Failed(_)
+            | MessageFromWorker::Ended
+            | MessageFromWorker::CheckResults(_)
+            | MessageFromWorker::LeftOut(_) => {}
         }
-        if !self.tracks.are_complete(now) {
+        if !self.pending_tracks.are_complete(now) {
             return Ok(());
         }
-        let attached = match &mut self.attached {
+        let attached = match &mut self.attached_source {
             Some(attached) => attached,
             None => {
-                let announced: Vec<Announced> = self.tracks.media.iter().filter_map(announced).collect();
-                let Ok(mut feed) = FrameSource::new(self.stream.clone(), random_id(), &announced) else {
-                    let failure = Failure::Stream("its frames cannot be sent: codec not supported".to_owned());
-                    return Err(ProcessError::Failed(failure).into());
-                };
-                feed.set_takes_key_frame_requests(self.takes_key_frame_requests);
-                let plane = self.plane;
-                self.attached.insert(Attached { feed, plane })
+                let source = self.build_source_of_announced_tracks()?;
+                self.attached_source.insert(source)
             }
         };
-        for (arrived, frame) in self.tracks.buffered.drain(..) {
-            feed_frame(&mut attached.feed, arrived, &frame, &self.tracks.media);
-            if let Some(captured) = self.origin.record(arrived, &frame) {
-                let time = rtp_time(&frame, &self.tracks.media);
-                attached.feed.record_alignment(frame.kind, time, captured);
+        for (arrived, frame) in self.pending_tracks.buffered_frames.drain(..) {
+            feed_frame(
+                &mut attached.frame_source,
+                arrived,
+                &frame,
+                &self.pending_tracks.track_formats,
+            );
+            if let Some(captured) = self.clock_origin.update_and_estimate_capture_time(arrived, &frame) {
+                let time = codec_time(&frame, &self.pending_tracks.track_formats);
+                attached
+                    .frame_source
+                    .record_estimated_capture_time(frame.kind, time, captured);
             }
         }
-        self.tracks.buffered_bytes = 0;
-        if !self.plane.feed(&mut attached.feed) {
-            return Err(FetchError::Displaced);
+        self.pending_tracks.buffered_bytes = 0;
+        if !self.media_plane.publish_frames(&mut attached.frame_source) {
+            return Err(FetchError::StreamOccupied);
         }
-        if attached.feed.take_key_frame_request() {
-            process.request_key_frame_of_source();
+        if attached.frame_source.take_key_frame_request() {
+            process.request_key_frame();
         }
-        if !self.playing && attached.feed.is_attached() {
-            self.playing = true;
-            live(&self.tracks.media.iter().map(label).collect::<Vec<_>>());
+        if !self.is_live && attached.frame_source.is_attached() {
+            self.is_live = true;
+            live(
+                &self
+                    .pending_tracks
+                    .track_formats
+                    .iter()
+                    .map(codec_name)
+                    .collect::<Vec<_>>(),
+            );
         }
         Ok(())
     }
 }
 
-fn label(media: &Media) -> &'static str {
-    announced(media).map_or("AAC", |announced| announced.codec.name())
+fn codec_name(media: &TrackFormat) -> &'static str {
+    announced_track(media).map_or("AAC", |announced| announced.codec.name())
 }
 
-fn feed_frame(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[Media]) {
-    let time = rtp_time(frame, media);
+fn feed_frame(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[TrackFormat]) {
+    let time = codec_time(frame, media);
     let taken = match frame.kind {
-        Kind::Video => feed.take_video(now, time, &frame.bytes, Framing::StartCodes),
-        Kind::Audio => feed.take_audio(now, time, &frame.bytes),
+        MediaKind::Video => feed.packetize_and_queue_video(now, time, &frame.bytes, NalFraming::AnnexB),
+        MediaKind::Audio => feed.packetize_and_queue_audio(now, time, &frame.bytes),
     };
     if let Err(error) = taken {
-        debug!(%error, "worker frame dropped");
+        debug!(%error, "frame of a pipeline or demuxer worker dropped: it cannot be packetized");
     }
 }
 
 /// Returns the timestamp of a frame in units of its codec's clock rate.
-fn rtp_time(frame: &WireFrame, media: &[Media]) -> u64 {
+fn codec_time(frame: &WireFrame, media: &[TrackFormat]) -> u64 {
     let media = media.iter().find(|media| media.kind() == frame.kind);
     let rate = media
-        .and_then(announced)
+        .and_then(announced_track)
         .map_or(90_000, |announced| announced.codec.clock_rate());
-    ticks(Duration::from_nanos(frame.time), rate)
+    duration_to_ticks(Duration::from_nanos(frame.pts_ns), rate)
 }
 
 /// The tracks and frames received before publishing starts.
 #[derive(Default)]
 struct PendingTracks {
-    expected: Option<Tracks>,
-    media: Vec<Media>,
-    buffered: Vec<(Instant, WireFrame)>,
+    expected: Option<OutputTrackKinds>,
+    track_formats: Vec<TrackFormat>,
+    buffered_frames: Vec<(Instant, WireFrame)>,
     buffered_bytes: usize,
-    first: Option<Instant>,
+    first_frame_at: Option<Instant>,
 }
 
 impl PendingTracks {
-    fn buffer(&mut self, now: Instant, frame: WireFrame) {
-        self.first.get_or_insert(now);
-        if self.buffered.len() < MAX_BUFFERED && self.buffered_bytes < MAX_BUFFERED_BYTES {
+    fn buffer_frame_if_room(&mut self, now: Instant, frame: WireFrame) {
+        self.first_frame_at.get_or_insert(now);
+        if self.buffered_frames.len() < MAX_BUFFERED_FRAMES && self.buffered_bytes < MAX_BUFFERED_BYTES {
             self.buffered_bytes += frame.bytes.len();
-            self.buffered.push((now, frame));
+            self.buffered_frames.push((now, frame));
         }
     }
 
     fn are_complete(&self, now: Instant) -> bool {
-        let has = |kind| self.media.iter().any(|media| media.kind() == kind);
-        let expected = self
-            .expected
-            .is_some_and(|expected| (has(Kind::Video) || !expected.video) && (has(Kind::Audio) || !expected.audio));
-        let waited = self.first.is_some_and(|first| now.duration_since(first) >= TRACK_WAIT);
-        !self.buffered.is_empty() && (expected || (waited && !self.media.is_empty()))
+        let has = |kind| self.track_formats.iter().any(|media| media.kind() == kind);
+        let expected = self.expected.is_some_and(|expected| {
+            (has(MediaKind::Video) || !expected.video) && (has(MediaKind::Audio) || !expected.audio)
+        });
+        let lacks_video = self.expected.is_none_or(|expected| expected.video) && !has(MediaKind::Video);
+        let wait_timeout = if lacks_video {
+            VIDEO_WAIT_TIMEOUT
+        } else {
+            AUDIO_WAIT_TIMEOUT
+        };
+        let waited = self
+            .first_frame_at
+            .is_some_and(|first| now.duration_since(first) >= wait_timeout);
+        !self.buffered_frames.is_empty() && (expected || (waited && !self.track_formats.is_empty()))
     }
 }
 
@@ -243,38 +292,75 @@ impl PendingTracks {
 /// delays of the tracks do not shift them against each other.
 #[derive(Default)]
 struct ClockOrigin {
-    at: Option<Instant>,
-    last_alignment: [Option<Instant>; 2],
+    origin_at: Option<Instant>,
+    last_alignment_at: [Option<Instant>; 2],
 }
 
 /// A later frame moves the estimate by this fraction of its delay, to follow clock drift.
-const LEAK: u32 = 1_024;
+const DRIFT_CORRECTION_DIVISOR: u32 = 1_024;
 
 impl ClockOrigin {
-    /// Updates the estimate. Returns the estimated capture time of the frame once per [`ALIGNMENT_INTERVAL`] and kind.
-    fn record(&mut self, now: Instant, frame: &WireFrame) -> Option<Instant> {
-        let begin = now.checked_sub(Duration::from_nanos(frame.time))?;
-        let at = match self.at {
-            Some(at) if begin > at => at + (begin - at) / LEAK,
+    /// Updates the estimate. Returns the estimated capture time of the frame once per [`CAPTURE_TIME_ESTIMATE_INTERVAL`] and kind.
+    fn update_and_estimate_capture_time(&mut self, now: Instant, frame: &WireFrame) -> Option<Instant> {
+        let begin = now.checked_sub(Duration::from_nanos(frame.pts_ns))?;
+        let at = match self.origin_at {
+            Some(at) if begin > at => at + (begin - at) / DRIFT_CORRECTION_DIVISOR,
             _ => begin,
         };
-        self.at = Some(at);
-        let last = self.last_alignment.get_mut(usize::from(frame.kind == Kind::Audio))?;
-        if last.is_some_and(|last| now.duration_since(last) < ALIGNMENT_INTERVAL) {
+        self.origin_at = Some(at);
+        let last = self
+            .last_alignment_at
+            .get_mut(usize::from(frame.kind == MediaKind::Audio))?;
+        if last.is_some_and(|last| now.duration_since(last) < CAPTURE_TIME_ESTIMATE_INTERVAL) {
             return None;
         }
         *last = Some(now);
-        Some(at + Duration::from_nanos(frame.time))
+        Some(at + Duration::from_nanos(frame.pts_ns))
     }
 }
 
 /// Stops its worker gracefully when dropped.
-pub struct Running(pub Option<Process>);
+pub struct StopWorkerOnDrop(pub Option<WorkerProcess>);
 
-impl Drop for Running {
+impl Drop for StopWorkerOnDrop {
     fn drop(&mut self) {
         if let (Some(process), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
             runtime.spawn(process.stop());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+    fn expected_video_is_waited_for_longer_than_audio() {
+        let begin = Instant::now();
+        for (expected, known, wanted) in [
+            ((true, true), TrackFormat::Opus, VIDEO_WAIT_TIMEOUT),
+            ((true, true), TrackFormat::H264, AUDIO_WAIT_TIMEOUT),
+            ((false, true), TrackFormat::Opus, Duration::ZERO),
+        ] {
+            let mut tracks = PendingTracks {
+                expected: Some(OutputTrackKinds {
+                    video: expected.0,
+                    audio: expected.1,
+                }),
+                ..PendingTracks::default()
+            };
+            let frame = WireFrame {
+                kind: known.kind(),
+                pts_ns: 0,
+                after_gap: false,
+                bytes: vec![0; 4].into(),
+            };
+            tracks.track_formats.push(known);
+            tracks.buffer_frame_if_room(begin, frame);
+            assert!(tracks.are_complete(begin + wanted));
+            let before = wanted.checked_sub(Duration::from_millis(1));
+            assert!(!before.is_some_and(|before| tracks.are_complete(begin + before)));
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use crate::sources::rtsp::refusal::PassedOver;
+use crate::sources::rtsp::incompatibility::IgnoredInput;
 
 /// State of a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum State {
+pub enum SourceState {
     /// An on-demand source without viewers.
     #[default]
     Idle,
@@ -17,19 +17,19 @@ pub enum State {
     /// Failed; will be retried.
     Failed,
     /// Paused because a publisher has the stream.
-    StandingBack,
+    PausedForPublisher,
     /// Stopped by the API.
     Stopped,
 }
 
-impl State {
+impl SourceState {
     /// All states, for the metrics.
     pub const ALL: [Self; 6] = [
         Self::Idle,
         Self::Starting,
         Self::Live,
         Self::Failed,
-        Self::StandingBack,
+        Self::PausedForPublisher,
         Self::Stopped,
     ];
 
@@ -40,7 +40,7 @@ impl State {
             Self::Starting => "starting",
             Self::Live => "live",
             Self::Failed => "failed",
-            Self::StandingBack => "standing_back",
+            Self::PausedForPublisher => "standing_back",
             Self::Stopped => "stopped",
         }
     }
@@ -48,17 +48,17 @@ impl State {
 
 /// State and history of a source.
 #[derive(Clone, Debug, Default)]
-pub struct Status {
-    pub state: State,
+pub struct SourceStatus {
+    pub state: SourceState,
     /// Start of this state.
-    pub since: Option<Instant>,
+    pub state_since: Option<Instant>,
     pub last_error: Option<String>,
     /// Number of failures, each followed by a restart.
-    pub restarts: u64,
+    pub restart_count: u64,
     /// Why a camera is read by a pipeline.
-    pub fallback: Option<&'static str>,
+    pub fallback_reason: Option<&'static str>,
     /// What the source sent and was passed over in this session.
-    pub passed_over: PassedOver,
+    pub ignored_input: IgnoredInput,
     /// Tracks of the source whose codec is not supported.
-    pub left_out: Vec<String>,
+    pub unsupported_tracks: Vec<String>,
 }

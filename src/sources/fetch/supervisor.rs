@@ -5,30 +5,30 @@ use std::collections::BTreeMap;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-use super::directory::{Directory, Entry};
-use super::{SourceConfig, run};
+use super::registry::{RegisteredSource, SourceRegistry};
+use super::{SourceConfig, run_source};
 use crate::config::StreamConfig;
 use millstream_core::hub::name::StreamName;
-use millstream_core::sources::frame_source::FanOut;
+use millstream_core::sources::frame_source::FrameSink;
 
 /// All fetched streams of a gateway.
 pub struct SourceSupervisor<P> {
-    directory: Directory,
-    plane: P,
-    supervised: Mutex<BTreeMap<StreamName, Supervised>>,
+    registry: SourceRegistry,
+    media_plane: P,
+    supervised_sources: Mutex<BTreeMap<StreamName, SupervisedSource>>,
 }
 
-struct Supervised {
-    fetched: SourceConfig,
+struct SupervisedSource {
+    source_config: SourceConfig,
     /// The configuration it was built from.
-    config: StreamConfig,
+    stream_config: StreamConfig,
     /// `None` while it is stopped by the API.
     task: Option<JoinHandle<()>>,
 }
 
 /// The changes made by [`SourceSupervisor::reconcile`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reconciled {
+pub struct ReconcileResult {
     pub started: Vec<StreamName>,
     pub stopped: Vec<StreamName>,
     pub restarted: Vec<StreamName>,
@@ -37,21 +37,21 @@ pub struct Reconciled {
 /// A source and the configuration that it was built from.
 pub type ConfiguredSource = (SourceConfig, StreamConfig);
 
-impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
+impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
     /// Makes a supervisor without sources.
-    pub fn new(directory: Directory, plane: P) -> Self {
+    pub fn new(directory: SourceRegistry, plane: P) -> Self {
         Self {
-            directory,
-            plane,
-            supervised: Mutex::default(),
+            registry: directory,
+            media_plane: plane,
+            supervised_sources: Mutex::default(),
         }
     }
 
     /// Starts and stops sources so that exactly these run. Sources whose configuration is unchanged keep running,
-    /// unless `all` is set because a shared setting has changed.
-    pub async fn reconcile(&self, configured_sources: Vec<ConfiguredSource>, all: bool) -> Reconciled {
-        let mut supervised = self.supervised.lock().await;
-        let mut reconciled = Reconciled::default();
+    /// unless `restart_all` is set because a shared setting has changed.
+    pub async fn reconcile(&self, configured_sources: Vec<ConfiguredSource>, restart_all: bool) -> ReconcileResult {
+        let mut supervised = self.supervised_sources.lock().await;
+        let mut reconciled = ReconcileResult::default();
         let mut desired: BTreeMap<StreamName, ConfiguredSource> = configured_sources
             .into_iter()
             .map(|configured| (configured.0.stream.clone(), configured))
@@ -59,17 +59,17 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
         let gone: Vec<StreamName> = supervised
             .iter()
             .filter(|(name, source)| match desired.get(*name) {
-                Some((_, config)) => all || config != &source.config,
+                Some((_, config)) => restart_all || config != &source.stream_config,
                 None => true,
             })
             .map(|(name, _)| name.clone())
             .collect();
         for name in gone {
             if let Some(source) = supervised.remove(&name) {
-                source.end().await;
+                source.abort_task_and_wait().await;
             }
             if !desired.contains_key(&name) {
-                self.directory.remove(&name);
+                self.registry.remove(&name);
                 reconciled.stopped.push(name);
             } else {
                 reconciled.restarted.push(name);
@@ -77,70 +77,77 @@ impl<P: FanOut + Clone + 'static> SourceSupervisor<P> {
         }
         desired.retain(|name, _| !supervised.contains_key(name));
         for (name, (fetched, config)) in desired {
-            let task = Some(self.start(&fetched));
+            let task = Some(self.spawn_source(&fetched));
             if !reconciled.restarted.contains(&name) {
                 reconciled.started.push(name.clone());
             }
-            supervised.insert(name, Supervised { fetched, config, task });
+            supervised.insert(
+                name,
+                SupervisedSource {
+                    source_config: fetched,
+                    stream_config: config,
+                    task,
+                },
+            );
         }
         reconciled
     }
 
-    fn start(&self, fetched: &SourceConfig) -> JoinHandle<()> {
-        let entry = Entry::new(
+    fn spawn_source(&self, fetched: &SourceConfig) -> JoinHandle<()> {
+        let entry = RegisteredSource::new(
             fetched.stream.clone(),
             fetched.kind.label(),
-            fetched.on_demand.is_some(),
-            self.plane.hub().changes().clone(),
+            fetched.on_demand_linger.is_some(),
+            self.media_plane.hub().change_notifier().clone(),
         );
-        self.directory.insert(entry.clone());
-        tokio::spawn(run(entry, fetched.clone(), self.plane.clone()))
+        self.registry.insert(entry.clone());
+        tokio::spawn(run_source(entry, fetched.clone(), self.media_plane.clone()))
     }
 
     /// Stops fetching a stream until it is started again. Returns whether it has a configured source.
-    pub async fn stop(&self, name: &StreamName) -> bool {
-        let mut supervised = self.supervised.lock().await;
+    pub async fn stop_source_until_started(&self, name: &StreamName) -> bool {
+        let mut supervised = self.supervised_sources.lock().await;
         let Some(source) = supervised.get_mut(name) else {
             return false;
         };
         if let Some(task) = source.task.take() {
-            end(task).await;
-            self.directory.stopped(name);
+            abort_and_join(task).await;
+            self.registry.mark_stopped(name);
         }
         true
     }
 
     /// Starts or restarts the source of a stream. Returns whether it has a configured source.
-    pub async fn begin(&self, name: &StreamName) -> bool {
-        let mut supervised = self.supervised.lock().await;
+    pub async fn start_or_restart_source(&self, name: &StreamName) -> bool {
+        let mut supervised = self.supervised_sources.lock().await;
         let Some(source) = supervised.get_mut(name) else {
             return false;
         };
         if let Some(task) = source.task.take() {
-            end(task).await;
+            abort_and_join(task).await;
         }
-        source.task = Some(self.start(&source.fetched));
+        source.task = Some(self.spawn_source(&source.source_config));
         true
     }
 
     /// Ends all sources.
-    pub async fn end(&self) {
-        for (_, source) in std::mem::take(&mut *self.supervised.lock().await) {
-            source.end().await;
+    pub async fn stop_all(&self) {
+        for (_, source) in std::mem::take(&mut *self.supervised_sources.lock().await) {
+            source.abort_task_and_wait().await;
         }
     }
 }
 
-impl Supervised {
-    async fn end(self) {
+impl SupervisedSource {
+    async fn abort_task_and_wait(self) {
         if let Some(task) = self.task {
-            end(task).await;
+            abort_and_join(task).await;
         }
     }
 }
 
 /// Aborts a task. Its source is detached from the stream when this returns.
-async fn end(task: JoinHandle<()>) {
+async fn abort_and_join(task: JoinHandle<()>) {
     task.abort();
     let _ = task.await;
 }

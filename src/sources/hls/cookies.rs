@@ -1,13 +1,15 @@
 //! Cookies of origins (RFC 6265): some hand one out with the first playlist, and refuse whatever comes without it.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use url::Url;
 
+use super::cookie_date;
+
 /// Cookies of one source.
 #[derive(Debug, Default)]
-pub(super) struct Cookies {
-    kept: Vec<Cookie>,
+pub(super) struct CookieJar {
+    cookies: Vec<Cookie>,
 }
 
 struct Cookie {
@@ -28,31 +30,42 @@ impl std::fmt::Debug for Cookie {
     }
 }
 
+/// The current time: `Instant` for what was kept, `SystemTime` for the dates of servers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CurrentTime {
+    pub(super) instant: Instant,
+    pub(super) date: SystemTime,
+}
+
 /// Maximum number of cookies, and maximum length of one in bytes (§6.1).
 const MAX_COOKIES: usize = 64;
-const MAX_LENGTH: usize = 4_096;
+const MAX_COOKIE_BYTES: usize = 4_096;
 
-impl Cookies {
+impl CookieJar {
     /// Keeps a cookie of a `Set-Cookie` header; a malformed one is ignored.
-    pub(super) fn store(&mut self, now: Instant, from: &Url, header: &str) {
+    pub(super) fn store(&mut self, now: CurrentTime, from: &Url, header: &str) {
         let Some(cookie) = Cookie::parse(now, from, header) else {
             return;
         };
         let is_same =
             |known: &Cookie| (&known.name, &known.domain, &known.path) == (&cookie.name, &cookie.domain, &cookie.path);
-        self.kept.retain(|known| !is_same(known));
-        if cookie.expires.is_some_and(|expires| expires <= now) {
+        self.cookies.retain(|known| !is_same(known));
+        if cookie.expires.is_some_and(|expires| expires <= now.instant) {
             return;
         }
-        if self.kept.len() >= MAX_COOKIES {
-            self.kept.remove(0);
+        if self.cookies.len() >= MAX_COOKIES {
+            self.cookies.remove(0);
         }
-        self.kept.push(cookie);
+        self.cookies.push(cookie);
     }
 
     /// Returns the `Cookie` header of a request.
-    pub(super) fn header(&self, now: Instant, to: &Url) -> Option<String> {
-        let mut sent: Vec<&Cookie> = self.kept.iter().filter(|cookie| cookie.is_for(now, to)).collect();
+    pub(super) fn cookie_header(&self, now: Instant, to: &Url) -> Option<String> {
+        let mut sent: Vec<&Cookie> = self
+            .cookies
+            .iter()
+            .filter(|cookie| cookie.applies_to(now, to))
+            .collect();
         // §5.4: longer paths come first.
         sent.sort_by_key(|cookie| std::cmp::Reverse(cookie.path.len()));
         let pairs: Vec<String> = sent
@@ -64,8 +77,8 @@ impl Cookies {
 }
 
 impl Cookie {
-    fn parse(now: Instant, from: &Url, header: &str) -> Option<Self> {
-        if header.len() > MAX_LENGTH || header.chars().any(char::is_control) {
+    fn parse(now: CurrentTime, from: &Url, header: &str) -> Option<Self> {
+        if header.len() > MAX_COOKIE_BYTES || header.chars().any(char::is_control) {
             return None;
         }
         let mut fields = header.split(';');
@@ -81,6 +94,7 @@ impl Cookie {
             is_secure: false,
             expires: None,
         };
+        let (mut max_age, mut date) = (None, None);
         for field in fields {
             let (key, value) = field.split_once('=').unwrap_or((field, ""));
             let value = value.trim();
@@ -89,7 +103,7 @@ impl Cookie {
                     let domain = value.trim_start_matches('.').to_ascii_lowercase();
                     // A top-level domain would get it everywhere.
                     if !domain.is_empty() && domain != host {
-                        (domain.contains('.') && is_within(&host, &domain)).then_some(())?;
+                        (domain.contains('.') && is_host_in_domain(&host, &domain)).then_some(())?;
                         (cookie.domain, cookie.is_host_only) = (domain, false);
                     } else if domain == host {
                         cookie.is_host_only = from.domain().is_none();
@@ -99,18 +113,23 @@ impl Cookie {
                 "secure" => cookie.is_secure = true,
                 "max-age" => {
                     let seconds = value.parse::<i64>().ok()?;
-                    let age = Duration::from_secs(u64::try_from(seconds).unwrap_or_default().min(MAX_AGE));
-                    cookie.expires = now.checked_add(age);
+                    max_age = Some(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()));
                 }
+                // One that cannot be read is ignored (§5.2.1).
+                "expires" => date = cookie_date::parse(value).or(date),
                 _ => {}
             }
         }
+        // §5.3: `Max-Age` counts, and else `Expires`.
+        let until_date = |date: SystemTime| date.duration_since(now.date).unwrap_or_default();
+        let age = max_age.or_else(|| date.map(until_date));
+        cookie.expires = age.and_then(|age| now.instant.checked_add(age.min(MAX_COOKIE_AGE)));
         (!cookie.name.is_empty()).then_some(cookie)
     }
 
-    fn is_for(&self, now: Instant, to: &Url) -> bool {
+    fn applies_to(&self, now: Instant, to: &Url) -> bool {
         let host = to.host_str().unwrap_or_default().to_ascii_lowercase();
-        let is_host = host == self.domain || !self.is_host_only && is_within(&host, &self.domain);
+        let is_host = host == self.domain || !self.is_host_only && is_host_in_domain(&host, &self.domain);
         let is_path = to
             .path()
             .strip_prefix(self.path.as_str())
@@ -121,10 +140,10 @@ impl Cookie {
 }
 
 /// Cookies of a source are kept for at most a year.
-const MAX_AGE: u64 = 365 * 24 * 3_600;
+const MAX_COOKIE_AGE: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 /// Whether a host belongs to a domain.
-fn is_within(host: &str, domain: &str) -> bool {
+fn is_host_in_domain(host: &str, domain: &str) -> bool {
     let is_name = host.parse::<std::net::IpAddr>().is_err();
     is_name
         && host
@@ -137,14 +156,22 @@ fn is_within(host: &str, domain: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn url(text: &str) -> Url {
+    fn parse_url(text: &str) -> Url {
         text.parse().expect("a URL")
     }
 
-    fn sent(from: &str, header: &str, to: &str) -> Option<String> {
-        let (mut cookies, now) = (Cookies::default(), Instant::now());
-        cookies.store(now, &url(from), header);
-        cookies.header(now, &url(to))
+    /// 29 November 2026, 12:00:00 UTC.
+    fn now_at_fixed_date() -> CurrentTime {
+        CurrentTime {
+            instant: Instant::now(),
+            date: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_953_600),
+        }
+    }
+
+    fn cookie_header_after(from: &str, header: &str, to: &str) -> Option<String> {
+        let (mut cookies, now) = (CookieJar::default(), now_at_fixed_date());
+        cookies.store(now, &parse_url(from), header);
+        cookies.cookie_header(now.instant, &parse_url(to))
     }
 
     #[test]
@@ -165,25 +192,53 @@ mod tests {
             ("id=1; Path=/; Secure", "https://a.example.com/", true),
             ("id=1; Path=/; Max-Age=0", "http://a.example.com/", false),
             ("=1; Path=/", "http://a.example.com/", false),
+            (
+                "id=1; Path=/; Expires=Sun, 29 Nov 2026 12:00:01 GMT",
+                "http://a.example.com/",
+                true,
+            ),
+            (
+                "id=1; Path=/; expires=Thu, 01-Jan-1970 00:00:01 GMT",
+                "http://a.example.com/",
+                false,
+            ),
+            (
+                "id=1; Path=/; Expires=Thu, 01 Jan 1970 00:00:01 GMT; Max-Age=9",
+                "http://a.example.com/",
+                true,
+            ),
+            (
+                "id=1; Path=/; Max-Age=0; Expires=Sun, 29 Nov 2026 12:00:01 GMT",
+                "http://a.example.com/",
+                false,
+            ),
+            ("id=1; Path=/; Expires=soon", "http://a.example.com/", true),
         ] {
-            let found = sent(from, header, to);
+            let found = cookie_header_after(from, header, to);
             assert_eq!(found, some.clone().filter(|_| expected), "{header} to {to}");
         }
         assert_eq!(
-            sent("http://127.0.0.1/", "id=1; Domain=0.0.1", "http://127.0.0.1/"),
+            cookie_header_after("http://127.0.0.1/", "id=1; Domain=0.0.1", "http://127.0.0.1/"),
             None
         );
     }
 
     #[test]
     fn a_cookie_replaces_its_older_one_and_their_number_is_bounded() {
-        let (mut cookies, now) = (Cookies::default(), Instant::now());
-        let from = url("http://a.example.com/");
+        let (mut cookies, now) = (CookieJar::default(), now_at_fixed_date());
+        let from = parse_url("http://a.example.com/");
         cookies.store(now, &from, "id=1");
         cookies.store(now, &from, "id=2; Max-Age=5");
-        assert_eq!(cookies.header(now, &from), Some("id=2".to_owned()));
-        assert_eq!(cookies.header(now + Duration::from_secs(6), &from), None);
+        let at =
+            |cookies: &CookieJar, seconds| cookies.cookie_header(now.instant + Duration::from_secs(seconds), &from);
+        assert_eq!(at(&cookies, 0), Some("id=2".to_owned()));
+        assert_eq!(at(&cookies, 6), None);
+        cookies.store(now, &from, "id=3; Expires=Sun, 29 Nov 2026 12:00:05 GMT");
+        assert_eq!((at(&cookies, 4), at(&cookies, 6)), (Some("id=3".to_owned()), None));
+        // A date in the past deletes it.
+        cookies.store(now, &from, "id=3; Expires=Sun, 29 Nov 2026 11:59:59 GMT");
+        assert_eq!(at(&cookies, 0), None);
         (0..1_000).for_each(|index| cookies.store(now, &from, &format!("c{index}=1")));
-        assert_eq!(cookies.kept.len(), MAX_COOKIES);
+        assert_eq!(cookies.cookies.len(), MAX_COOKIES);
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn decrypt(key: &[u8; 16], iv: [u8; 16], segment: &[u8]) -> Option<By
 }
 
 /// Returns the initialization vector of a segment whose playlist gives none: its media sequence number.
-pub(super) fn iv_of(number: u64) -> [u8; 16] {
+pub(super) fn default_iv(number: u64) -> [u8; 16] {
     u128::from(number).to_be_bytes()
 }
 
@@ -30,12 +30,12 @@ mod tests {
         let key: [u8; 16] = std::array::from_fn(|index| index as u8);
         let encrypted = ENCRYPTED;
         assert_eq!(
-            decrypt(&key, iv_of(7), encrypted).as_deref(),
+            decrypt(&key, default_iv(7), encrypted).as_deref(),
             Some(&b"sixteen bytes and more"[..])
         );
-        assert_eq!(decrypt(&[9; 16], iv_of(7), encrypted), None);
-        assert_eq!(decrypt(&key, iv_of(7), &encrypted[..20]), None);
-        assert_eq!(decrypt(&key, iv_of(7), &[]), None);
+        assert_eq!(decrypt(&[9; 16], default_iv(7), encrypted), None);
+        assert_eq!(decrypt(&key, default_iv(7), &encrypted[..20]), None);
+        assert_eq!(decrypt(&key, default_iv(7), &[]), None);
     }
 
     const ENCRYPTED: &[u8] = &[

@@ -2,242 +2,266 @@
 
 use std::time::Duration;
 
-use super::playlist::{Media, Segment};
+use super::playlist::{MediaPlaylist, OriginSegment};
 
 /// The position in one rendition of a source.
 #[derive(Debug, Default)]
-pub struct Cursor {
+pub struct PlaylistCursor {
     /// Media sequence number of the next segment; `None` before the first.
-    next: Option<u64>,
+    next_segment_number: Option<u64>,
     /// Index of its next part, if it is fetched in parts.
-    part: usize,
+    next_part_index: usize,
     /// Whether a recorded source is repeated.
-    repeats: bool,
+    repeats_recording: bool,
     /// Number of restarts. Each starts a new timeline.
-    generation: u32,
+    restart_count: u32,
     /// Number of discontinuities since the last restart.
-    timeline: u32,
+    discontinuity_count: u32,
     /// Discontinuity sequence number of the last segment.
-    discontinuities: Option<u64>,
+    last_discontinuity_sequence: Option<u64>,
     /// Consecutive loads without a new segment.
-    stale: u32,
-    /// Consecutive loads whose playlist ended before `next`.
-    behind: u32,
+    unchanged_load_count: u32,
+    /// Consecutive loads whose playlist ended before `next_segment_number`.
+    older_playlist_count: u32,
     /// The playlist was live, so it is not repeated when it ends.
     was_live: bool,
 }
 
 /// The next step.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Step {
+pub enum CursorStep {
     /// Fetch this segment or part of a segment, which belongs to this timeline.
-    Fetch(Box<Segment>, u64),
+    FetchSegment(Box<OriginSegment>, u64),
     /// Reload the playlist, this long after the last load.
-    Reload(Duration),
+    ReloadPlaylist(Duration),
     /// The source has ended.
     Ended,
 }
 
 /// Consecutive older playlists after which the origin counts as restarted. A load-balanced origin may serve one once.
-const MAX_BEHIND: u32 = 2;
+const OLDER_PLAYLISTS_BEFORE_RESTART: u32 = 2;
 
 /// Minimum interval between loads of a playlist.
 const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(300);
 
-impl Cursor {
+impl PlaylistCursor {
     /// Makes a cursor that starts at the live edge, or at the beginning of a recording.
     pub fn new(repeats: bool) -> Self {
         Self {
-            repeats,
+            repeats_recording: repeats,
             ..Self::default()
         }
     }
 
     /// Returns the media sequence number of the next segment.
-    pub fn next_number(&self) -> Option<u64> {
-        self.next
+    pub fn next_segment_number(&self) -> Option<u64> {
+        self.next_segment_number
     }
 
     /// Returns the index of the next part of that segment.
-    pub fn next_part(&self) -> usize {
-        self.part
+    pub fn next_part_index(&self) -> usize {
+        self.next_part_index
     }
 
     /// Continues with another server's playlist of the stream: where it is, if that is listed, or else on another
     /// timeline.
-    pub fn moved(&mut self, playlist: &Media) {
-        let first = playlist.segments.first().map(|segment| segment.number);
-        let is_listed = self
-            .next
-            .zip(first)
-            .is_some_and(|(next, first)| (first..=playlist.next).contains(&next));
-        if self.next.is_some() && !is_listed {
+    pub fn continue_or_restart_on_other_server(&mut self, playlist: &MediaPlaylist) {
+        if self.next_segment_number.is_some() && !self.can_continue_in(playlist) {
             self.restart();
         }
     }
 
+    /// Whether a playlist goes on where this one is.
+    pub fn can_continue_in(&self, playlist: &MediaPlaylist) -> bool {
+        let first = playlist.segments.first().map(|segment| segment.media_sequence_number);
+        self.next_segment_number
+            .zip(first)
+            .is_some_and(|(next, first)| (first..=playlist.next_segment_number).contains(&next))
+    }
+
     /// Records that a playlist was loaded.
-    pub fn loaded(&mut self, playlist: &Media) {
-        let has_new_segment = self.next.is_none_or(|next| playlist.next > next);
-        self.stale = if has_new_segment {
+    pub fn on_playlist_loaded(&mut self, playlist: &MediaPlaylist) {
+        let has_new_segment = self
+            .next_segment_number
+            .is_none_or(|next| playlist.next_segment_number > next);
+        self.unchanged_load_count = if has_new_segment {
             0
         } else {
-            self.stale.saturating_add(1)
+            self.unchanged_load_count.saturating_add(1)
         };
-        if self.next.is_some_and(|next| playlist.next < next) {
-            self.behind += 1;
+        if self
+            .next_segment_number
+            .is_some_and(|next| playlist.next_segment_number < next)
+        {
+            self.older_playlist_count += 1;
         } else {
-            self.behind = 0;
+            self.older_playlist_count = 0;
         }
-        if self.behind >= MAX_BEHIND {
+        if self.older_playlist_count >= OLDER_PLAYLISTS_BEFORE_RESTART {
             self.restart();
         }
     }
 
     /// Returns the next step for the playlist that was loaded last.
-    pub fn step(&mut self, playlist: &Media) -> Step {
-        self.part_step(playlist).unwrap_or_else(|| self.segment_step(playlist))
+    pub fn advance_to_next_step(&mut self, playlist: &MediaPlaylist) -> CursorStep {
+        self.advance_by_part(playlist)
+            .unwrap_or_else(|| self.advance_by_segment(playlist))
     }
 
     /// Returns the next part of a low-latency playlist; `None` if whole segments are to be fetched.
-    fn part_step(&mut self, playlist: &Media) -> Option<Step> {
-        if !playlist.can_wait || playlist.part_target.is_none() || playlist.has_ended {
+    fn advance_by_part(&mut self, playlist: &MediaPlaylist) -> Option<CursorStep> {
+        if !playlist.can_block_reload || playlist.part_target.is_none() || playlist.has_ended {
             return None;
         }
-        let (mut next, mut part) = match self.next {
-            Some(next) => (next, self.part),
-            None => part_edge(playlist)?,
+        let (mut next, mut part) = match self.next_segment_number {
+            Some(next) => (next, self.next_part_index),
+            None => latest_independent_part(playlist)?,
         };
         loop {
-            let segment = segment_of(playlist, next)?;
-            if let Some(found) = segment.parts.get(part).filter(|_| segment.key.is_none()) {
-                (self.next, self.part) = (Some(next), part + 1);
+            let segment = segment_by_number(playlist, next)?;
+            if let Some(found) = segment.parts.get(part).filter(|_| segment.decryption_key.is_none()) {
+                (self.next_segment_number, self.next_part_index) = (Some(next), part + 1);
                 self.was_live = true;
-                let part = Segment {
+                let part = OriginSegment {
                     uri: found.uri.clone(),
-                    range: found.range,
+                    byte_range: found.byte_range,
                     is_gap: found.is_gap,
-                    begins: segment.begins && part == 0,
+                    follows_discontinuity: segment.follows_discontinuity && part == 0,
                     parts: Vec::new(),
                     ..segment.clone()
                 };
-                let timeline = self.timeline_of(&part);
-                return Some(Step::Fetch(Box::new(part), timeline));
+                let timeline = self.update_timeline_id_for(&part);
+                return Some(CursorStep::FetchSegment(Box::new(part), timeline));
             }
             if segment.uri.is_empty() {
-                return Some(Step::Reload(MIN_RELOAD_INTERVAL));
+                return Some(CursorStep::ReloadPlaylist(MIN_RELOAD_INTERVAL));
             }
             if part == 0 {
                 return None;
             }
             (next, part) = (next.checked_add(1)?, 0);
-            (self.next, self.part) = (Some(next), part);
+            (self.next_segment_number, self.next_part_index) = (Some(next), part);
         }
     }
 
-    fn segment_step(&mut self, playlist: &Media) -> Step {
+    fn advance_by_segment(&mut self, playlist: &MediaPlaylist) -> CursorStep {
         let (Some(first), Some(last)) = (playlist.segments.first(), playlist.segments.last()) else {
             return if playlist.has_ended {
-                Step::Ended
+                CursorStep::Ended
             } else {
-                Step::Reload(wait(playlist.target_duration / 2))
+                CursorStep::ReloadPlaylist(raise_to_min_reload_interval(playlist.target_duration / 2))
             };
         };
         self.was_live |= !playlist.has_ended;
-        let next = match self.next {
-            Some(next) if next >= first.number => next,
+        let next = match self.next_segment_number {
+            Some(next) if next >= first.media_sequence_number => next,
             // The segment is no longer listed: skip to the edge and leave a gap.
-            Some(_) => self.edge(playlist),
+            Some(_) => self.initial_segment_number(playlist),
             // A sliding playlist that has ended was live. Its remaining segments are not played.
-            None if playlist.has_ended && !playlist.is_recorded && first.number > 0 => return Step::Ended,
-            None => self.edge(playlist),
+            None if playlist.has_ended && !playlist.is_vod && first.media_sequence_number > 0 => {
+                return CursorStep::Ended;
+            }
+            None => self.initial_segment_number(playlist),
         };
-        let index = usize::try_from(next.saturating_sub(first.number)).unwrap_or(usize::MAX);
+        let index = usize::try_from(next.saturating_sub(first.media_sequence_number)).unwrap_or(usize::MAX);
         if let Some(segment) = playlist.segments.get(index) {
-            (self.next, self.part) = (Some(next.saturating_add(1)), 0);
-            let segment = Segment {
+            (self.next_segment_number, self.next_part_index) = (Some(next.saturating_add(1)), 0);
+            let segment = OriginSegment {
                 parts: Vec::new(),
                 ..segment.clone()
             };
-            let timeline = self.timeline_of(&segment);
-            return Step::Fetch(Box::new(segment), timeline);
+            let timeline = self.update_timeline_id_for(&segment);
+            return CursorStep::FetchSegment(Box::new(segment), timeline);
         }
         if playlist.has_ended {
-            if self.repeats && !self.was_live {
+            if self.repeats_recording && !self.was_live {
                 self.restart();
-                return self.step(playlist);
+                return self.advance_to_next_step(playlist);
             }
-            return Step::Ended;
+            return CursorStep::Ended;
         }
-        Step::Reload(if self.stale == 0 {
-            wait(last.duration)
+        CursorStep::ReloadPlaylist(if self.unchanged_load_count == 0 {
+            raise_to_min_reload_interval(last.duration)
         } else {
-            wait(playlist.target_duration / 2)
+            raise_to_min_reload_interval(playlist.target_duration / 2)
         })
     }
 
     /// Returns the media sequence number to start at.
-    fn edge(&self, playlist: &Media) -> u64 {
+    fn initial_segment_number(&self, playlist: &MediaPlaylist) -> u64 {
         let segment = if playlist.has_ended {
             playlist.segments.first()
         } else {
             playlist.segments.iter().rev().find(|segment| !segment.is_gap)
         };
-        segment.map_or(playlist.next, |segment| segment.number)
+        segment.map_or(playlist.next_segment_number, |segment| segment.media_sequence_number)
     }
 
     fn restart(&mut self) {
-        let generation = self.generation.wrapping_add(1);
+        let generation = self.restart_count.wrapping_add(1);
         *self = Self {
-            generation,
+            restart_count: generation,
             was_live: self.was_live,
-            ..Self::new(self.repeats)
+            ..Self::new(self.repeats_recording)
         };
     }
 
     /// Returns the timeline of a segment, from the playlist's discontinuity sequence number if it has one, or else by
     /// counting discontinuities.
-    fn timeline_of(&mut self, segment: &Segment) -> u64 {
-        let last = self.discontinuities.replace(segment.discontinuities);
+    fn update_timeline_id_for(&mut self, segment: &OriginSegment) -> u64 {
+        let last = self.last_discontinuity_sequence.replace(segment.discontinuity_sequence);
         match last {
-            None if segment.is_counted => {
-                self.timeline = u32::try_from(segment.discontinuities & 0xffff_ffff).unwrap_or_default();
+            None if segment.has_discontinuity_sequence => {
+                self.discontinuity_count =
+                    u32::try_from(segment.discontinuity_sequence & 0xffff_ffff).unwrap_or_default();
             }
             None => {}
-            Some(last) if segment.is_counted => {
-                let step = segment.discontinuities.wrapping_sub(last) & 0xffff_ffff;
-                self.timeline = self.timeline.wrapping_add(u32::try_from(step).unwrap_or_default());
+            Some(last) if segment.has_discontinuity_sequence => {
+                let step = segment.discontinuity_sequence.wrapping_sub(last) & 0xffff_ffff;
+                self.discontinuity_count = self
+                    .discontinuity_count
+                    .wrapping_add(u32::try_from(step).unwrap_or_default());
             }
-            Some(_) => self.timeline = self.timeline.wrapping_add(u32::from(segment.begins)),
+            Some(_) => {
+                self.discontinuity_count = self
+                    .discontinuity_count
+                    .wrapping_add(u32::from(segment.follows_discontinuity))
+            }
         }
-        u64::from(self.generation) << 32 | u64::from(self.timeline)
+        u64::from(self.restart_count) << 32 | u64::from(self.discontinuity_count)
     }
 }
 
 /// The segment with this number, which may be in progress.
-fn segment_of(playlist: &Media, number: u64) -> Option<&Segment> {
+fn segment_by_number(playlist: &MediaPlaylist, number: u64) -> Option<&OriginSegment> {
     let first = playlist
         .segments
         .first()
-        .map_or(playlist.next, |segment| segment.number);
+        .map_or(playlist.next_segment_number, |segment| segment.media_sequence_number);
     let index = usize::try_from(number.checked_sub(first)?).ok()?;
-    let open = playlist.open.as_ref().filter(|open| open.number == number);
+    let open = playlist
+        .segment_in_progress
+        .as_ref()
+        .filter(|open| open.media_sequence_number == number);
     playlist.segments.get(index).or(open)
 }
 
 /// The last part that a decoder can start with.
-fn part_edge(playlist: &Media) -> Option<(u64, usize)> {
-    let newest = playlist.open.iter().chain(playlist.segments.iter().rev());
+fn latest_independent_part(playlist: &MediaPlaylist) -> Option<(u64, usize)> {
+    let newest = playlist
+        .segment_in_progress
+        .iter()
+        .chain(playlist.segments.iter().rev());
     newest.take(3).find_map(|segment| {
         let part = segment
             .parts
             .iter()
             .rposition(|part| part.is_independent && !part.is_gap)?;
-        Some((segment.number, part))
+        Some((segment.media_sequence_number, part))
     })
 }
 
-fn wait(time: Duration) -> Duration {
+fn raise_to_min_reload_interval(time: Duration) -> Duration {
     time.max(MIN_RELOAD_INTERVAL)
 }
 
@@ -246,7 +270,7 @@ mod tests {
     use super::super::playlist::Playlist;
     use super::*;
 
-    fn live(first: u64, count: u64) -> Media {
+    fn live(first: u64, count: u64) -> MediaPlaylist {
         let mut text = format!("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:{first}\n");
         for number in first..first + count {
             text += &format!("#EXTINF:4,\n{number}.ts\n");
@@ -254,64 +278,80 @@ mod tests {
         media(&text)
     }
 
-    fn media(text: &str) -> Media {
+    fn media(text: &str) -> MediaPlaylist {
         match Playlist::parse(text) {
             Ok(Playlist::Media(media)) => media,
             other => panic!("{other:?}"),
         }
     }
 
-    fn fetched(step: Step) -> (u64, u64) {
+    fn fetched(step: CursorStep) -> (u64, u64) {
         match step {
-            Step::Fetch(segment, timeline) => (segment.number, timeline),
+            CursorStep::FetchSegment(segment, timeline) => (segment.media_sequence_number, timeline),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn live_begins_with_the_newest_segment_and_follows() {
-        let mut cursor = Cursor::new(true);
+        let mut cursor = PlaylistCursor::new(true);
         let list = live(10, 5);
-        cursor.loaded(&list);
-        assert_eq!(fetched(cursor.step(&list)), (14, 0));
-        assert_eq!(cursor.step(&list), Step::Reload(Duration::from_secs(4)));
-        cursor.loaded(&list);
-        assert_eq!(cursor.step(&list), Step::Reload(Duration::from_secs(2)), "nothing new");
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(fetched(cursor.advance_to_next_step(&list)), (14, 0));
+        assert_eq!(
+            cursor.advance_to_next_step(&list),
+            CursorStep::ReloadPlaylist(Duration::from_secs(4))
+        );
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(
+            cursor.advance_to_next_step(&list),
+            CursorStep::ReloadPlaylist(Duration::from_secs(2)),
+            "nothing new"
+        );
         let list = live(12, 5);
-        cursor.loaded(&list);
-        assert_eq!(fetched(cursor.step(&list)).0, 15);
-        assert_eq!(fetched(cursor.step(&list)).0, 16);
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(fetched(cursor.advance_to_next_step(&list)).0, 15);
+        assert_eq!(fetched(cursor.advance_to_next_step(&list)).0, 16);
     }
 
     const PARTS: &str = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,PART-HOLD-BACK=3\n\
         #EXT-X-PART-INF:PART-TARGET=1\n#EXT-X-MEDIA-SEQUENCE:7\n#EXTINF:4,\n7.mp4\n\
         #EXT-X-PART:DURATION=1,URI=\"8.0\",INDEPENDENT=YES\n#EXT-X-PART:DURATION=1,URI=\"8.1\"\n";
 
-    fn uri(step: Step) -> String {
+    fn uri(step: CursorStep) -> String {
         match step {
-            Step::Fetch(segment, _) => segment.uri,
+            CursorStep::FetchSegment(segment, _) => segment.uri,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn parts_are_fetched_one_by_one_and_no_segment_twice() {
-        let mut cursor = Cursor::new(true);
+        let mut cursor = PlaylistCursor::new(true);
         let list = media(PARTS);
-        cursor.loaded(&list);
-        assert_eq!([uri(cursor.step(&list)), uri(cursor.step(&list))], ["8.0", "8.1"]);
-        assert_eq!(cursor.step(&list), Step::Reload(MIN_RELOAD_INTERVAL));
-        assert_eq!((cursor.next_number(), cursor.next_part()), (Some(8), 2));
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(
+            [
+                uri(cursor.advance_to_next_step(&list)),
+                uri(cursor.advance_to_next_step(&list))
+            ],
+            ["8.0", "8.1"]
+        );
+        assert_eq!(
+            cursor.advance_to_next_step(&list),
+            CursorStep::ReloadPlaylist(MIN_RELOAD_INTERVAL)
+        );
+        assert_eq!((cursor.next_segment_number(), cursor.next_part_index()), (Some(8), 2));
         // The segment is complete, and the next one begins.
         let more = "#EXT-X-PART:DURATION=1,URI=\"8.2\"\n#EXTINF:3,\n8.mp4\n\
             #EXT-X-DISCONTINUITY\n#EXT-X-PART:DURATION=1,URI=\"9.0\"\n#EXT-X-PART:DURATION=1,URI=\"9.1\",BYTERANGE=\"5@2\"\n";
         let list = media(&(PARTS.to_owned() + more));
-        cursor.loaded(&list);
-        assert_eq!(uri(cursor.step(&list)), "8.2");
-        let Step::Fetch(first, timeline) = cursor.step(&list) else {
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(uri(cursor.advance_to_next_step(&list)), "8.2");
+        let CursorStep::FetchSegment(first, timeline) = cursor.advance_to_next_step(&list) else {
             panic!()
         };
-        let Step::Fetch(second, same) = cursor.step(&list) else {
+        let CursorStep::FetchSegment(second, same) = cursor.advance_to_next_step(&list) else {
             panic!()
         };
         assert_eq!(
@@ -319,71 +359,95 @@ mod tests {
             ("9.0", 1, 1),
             "the discontinuity counts once"
         );
-        assert_eq!(second.range.map(|range| (range.begin, range.length)), Some((2, 5)));
+        assert_eq!(second.byte_range.map(|range| (range.begin, range.length)), Some((2, 5)));
         // Its parts are not listed any more: what was missed is a gap.
         let list = media(&PARTS.replace("SEQUENCE:7", "SEQUENCE:9").replace("\"8.", "\"10."));
-        cursor.loaded(&list);
-        assert_eq!(uri(cursor.step(&list)), "10.0");
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(uri(cursor.advance_to_next_step(&list)), "10.0");
     }
 
     #[test]
     fn segments_without_parts_among_those_with_parts_are_fetched_whole() {
-        let mut cursor = Cursor::new(true);
+        let mut cursor = PlaylistCursor::new(true);
         let list = media(&PARTS.replace("INDEPENDENT=YES", "X=Y"));
-        cursor.loaded(&list);
-        assert_eq!(uri(cursor.step(&list)), "7.mp4", "no part can be started with");
-        assert_eq!([uri(cursor.step(&list)), uri(cursor.step(&list))], ["8.0", "8.1"]);
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(
+            uri(cursor.advance_to_next_step(&list)),
+            "7.mp4",
+            "no part can be started with"
+        );
+        assert_eq!(
+            [
+                uri(cursor.advance_to_next_step(&list)),
+                uri(cursor.advance_to_next_step(&list))
+            ],
+            ["8.0", "8.1"]
+        );
     }
 
     #[test]
     fn a_twin_is_followed_where_the_other_stopped() {
-        let mut cursor = Cursor::new(true);
+        let mut cursor = PlaylistCursor::new(true);
         let list = live(10, 5);
-        cursor.loaded(&list);
-        assert_eq!(fetched(cursor.step(&list)), (14, 0));
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(fetched(cursor.advance_to_next_step(&list)), (14, 0));
         let twin = live(12, 4);
-        cursor.moved(&twin);
-        assert_eq!(fetched(cursor.step(&twin)), (15, 0));
+        cursor.continue_or_restart_on_other_server(&twin);
+        assert_eq!(fetched(cursor.advance_to_next_step(&twin)), (15, 0));
         let other = live(900, 4);
-        cursor.moved(&other);
-        assert_eq!(fetched(cursor.step(&other)), (903, 1 << 32), "numbered otherwise");
+        cursor.continue_or_restart_on_other_server(&other);
+        assert_eq!(
+            fetched(cursor.advance_to_next_step(&other)),
+            (903, 1 << 32),
+            "numbered otherwise"
+        );
     }
 
     #[test]
     fn after_an_outage_it_goes_on_at_the_live_edge() {
-        let mut cursor = Cursor::new(true);
+        let mut cursor = PlaylistCursor::new(true);
         let list = live(0, 3);
-        cursor.loaded(&list);
-        assert_eq!(fetched(cursor.step(&list)).0, 2);
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(fetched(cursor.advance_to_next_step(&list)).0, 2);
         let list = live(20, 3);
-        cursor.loaded(&list);
-        assert_eq!(fetched(cursor.step(&list)), (22, 0), "a gap on the same timeline");
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(
+            fetched(cursor.advance_to_next_step(&list)),
+            (22, 0),
+            "a gap on the same timeline"
+        );
     }
 
     #[test]
     fn an_origin_that_was_restarted_begins_another_timeline() {
-        let mut cursor = Cursor::new(true);
+        let mut cursor = PlaylistCursor::new(true);
         let list = live(100, 3);
-        cursor.loaded(&list);
-        assert_eq!(fetched(cursor.step(&list)), (102, 0));
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(fetched(cursor.advance_to_next_step(&list)), (102, 0));
         let restarted = live(0, 2);
-        cursor.loaded(&restarted);
-        assert!(matches!(cursor.step(&restarted), Step::Fetch(..) | Step::Reload(_)));
-        cursor.loaded(&restarted);
-        assert_eq!(fetched(cursor.step(&restarted)), (1, 1 << 32));
+        cursor.on_playlist_loaded(&restarted);
+        assert!(matches!(
+            cursor.advance_to_next_step(&restarted),
+            CursorStep::FetchSegment(..) | CursorStep::ReloadPlaylist(_)
+        ));
+        cursor.on_playlist_loaded(&restarted);
+        assert_eq!(fetched(cursor.advance_to_next_step(&restarted)), (1, 1 << 32));
     }
 
     #[test]
     fn an_older_list_of_another_server_is_waited_out() {
-        let mut cursor = Cursor::new(true);
+        let mut cursor = PlaylistCursor::new(true);
         let (old, new) = (live(9, 3), live(10, 3));
-        cursor.loaded(&new);
-        assert_eq!(fetched(cursor.step(&new)), (12, 0));
-        cursor.loaded(&old);
-        assert!(matches!(cursor.step(&old), Step::Reload(_)));
+        cursor.on_playlist_loaded(&new);
+        assert_eq!(fetched(cursor.advance_to_next_step(&new)), (12, 0));
+        cursor.on_playlist_loaded(&old);
+        assert!(matches!(
+            cursor.advance_to_next_step(&old),
+            CursorStep::ReloadPlaylist(_)
+        ));
         let newer = live(11, 3);
-        cursor.loaded(&newer);
-        assert_eq!(fetched(cursor.step(&newer)), (13, 0));
+        cursor.on_playlist_loaded(&newer);
+        assert_eq!(fetched(cursor.advance_to_next_step(&newer)), (13, 0));
     }
 
     #[test]
@@ -391,31 +455,31 @@ mod tests {
         let text =
             "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\na\n#EXT-X-DISCONTINUITY\n#EXTINF:4,\nb\n#EXT-X-ENDLIST\n";
         let list = media(text);
-        let mut cursor = Cursor::new(true);
-        cursor.loaded(&list);
-        let steps: Vec<_> = (0..4).map(|_| fetched(cursor.step(&list))).collect();
+        let mut cursor = PlaylistCursor::new(true);
+        cursor.on_playlist_loaded(&list);
+        let steps: Vec<_> = (0..4).map(|_| fetched(cursor.advance_to_next_step(&list))).collect();
         assert_eq!(steps, [(0, 0), (1, 1), (0, 1 << 32), (1, 1 << 32 | 1)]);
-        let mut once = Cursor::new(false);
-        once.loaded(&list);
-        once.step(&list);
-        once.step(&list);
-        assert_eq!(once.step(&list), Step::Ended);
+        let mut once = PlaylistCursor::new(false);
+        once.on_playlist_loaded(&list);
+        once.advance_to_next_step(&list);
+        once.advance_to_next_step(&list);
+        assert_eq!(once.advance_to_next_step(&list), CursorStep::Ended);
     }
 
     #[test]
     fn a_live_stream_that_has_ended_is_not_shown_again() {
         let text = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:7\n#EXTINF:4,\na\n#EXT-X-ENDLIST\n";
         let ended = media(text);
-        let mut cursor = Cursor::new(true);
-        cursor.loaded(&ended);
-        assert_eq!(cursor.step(&ended), Step::Ended);
-        let mut watched = Cursor::new(true);
+        let mut cursor = PlaylistCursor::new(true);
+        cursor.on_playlist_loaded(&ended);
+        assert_eq!(cursor.advance_to_next_step(&ended), CursorStep::Ended);
+        let mut watched = PlaylistCursor::new(true);
         let list = live(6, 1);
-        watched.loaded(&list);
-        assert_eq!(fetched(watched.step(&list)).0, 6);
-        watched.loaded(&ended);
-        assert_eq!(fetched(watched.step(&ended)).0, 7);
-        assert_eq!(watched.step(&ended), Step::Ended);
+        watched.on_playlist_loaded(&list);
+        assert_eq!(fetched(watched.advance_to_next_step(&list)).0, 6);
+        watched.on_playlist_loaded(&ended);
+        assert_eq!(fetched(watched.advance_to_next_step(&ended)).0, 7);
+        assert_eq!(watched.advance_to_next_step(&ended), CursorStep::Ended);
     }
 
     #[test]
@@ -433,7 +497,7 @@ mod tests {
                 true => format!("#EXT-X-DISCONTINUITY-SEQUENCE:{number}\n"),
                 false => String::new(),
             };
-            let mut cursor = Cursor::new(true);
+            let mut cursor = PlaylistCursor::new(true);
             let lists = [
                 list(&count(5), 0, [false, false]),
                 list(&count(5), 1, [false, true]),
@@ -442,8 +506,8 @@ mod tests {
             ];
             let mut timelines = Vec::new();
             for list in &lists {
-                cursor.loaded(list);
-                timelines.push(fetched(cursor.step(list)).1);
+                cursor.on_playlist_loaded(list);
+                timelines.push(fetched(cursor.advance_to_next_step(list)).1);
             }
             let first = if counted { 5 } else { 0 };
             assert_eq!(timelines, [first, first + 1, first + 1], "counted: {counted}");

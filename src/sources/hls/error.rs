@@ -9,7 +9,7 @@ use super::playlist::PlaylistError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
     Playlist,
-    Init,
+    InitSection,
     Segment,
     Key,
 }
@@ -18,7 +18,7 @@ impl std::fmt::Display for FileKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Playlist => "the playlist",
-            Self::Init => "an initialization section",
+            Self::InitSection => "an initialization section",
             Self::Segment => "a segment",
             Self::Key => "a key",
         })
@@ -34,14 +34,14 @@ pub enum HlsError {
         host: String,
         error: HttpError,
     },
-    #[error("the playlist cannot be used: {0}")]
+    #[error("the playlist of the HLS origin cannot be used: {0}")]
     Playlist(#[from] PlaylistError),
     #[error("the multivariant playlist refers to another multivariant playlist")]
-    Nested,
-    #[error("no variant is H.264 or H.265 with AAC or Opus: {0}")]
-    NoVariant(String),
-    #[error("a segment cannot be decrypted: its key is wrong")]
-    Key,
-    #[error("the stream has ended")]
-    Ended,
+    NestedMultivariant,
+    #[error("the multivariant playlist has no variant in H.264 or H.265 with AAC or Opus; its codecs are: {0}")]
+    NoPlayableVariant(String),
+    #[error("an HLS segment cannot be decrypted: its AES-128 key, its initialization vector or its content is wrong")]
+    UndecryptableSegment,
+    #[error("the HLS origin has ended its stream")]
+    StreamEnded,
 }

@@ -4,297 +4,406 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 use url::Url;
 
 use super::crypt;
-use super::cursor::{Cursor, Step};
+use super::cursor::{CursorStep, PlaylistCursor};
 use super::error::{FileKind, HlsError};
-use super::files::{PLAYLIST, checksum, get, parse};
-use super::http::{Bounds, HttpError};
-use super::playlist::{Init, Key, Media, Playlist, Segment};
-use super::resolver::Resolver;
-use crate::pipeline::process::Feeder;
+use super::files::{PLAYLIST_FETCH_LIMITS, checksum, fetch_file, parse_playlist};
+use super::http::{FetchLimits, HttpError};
+use super::playlist::{InitSection, MediaPlaylist, OriginSegment, Playlist, SegmentKey};
+use super::variant_resolver::VariantResolver;
+use crate::pipeline::process::ChunkSender;
+use crate::sources::rtsp::incompatibility::IgnoredInput;
 use millstream_worker_runtime::wire::{ChunkRole, SegmentChunk};
 
 /// The last fetch error; `None` after a successful fetch.
-pub(super) type LastError = Arc<Mutex<Option<HlsError>>>;
+pub(super) type LastFetchError = Arc<Mutex<Option<HlsError>>>;
+
+/// The segments that were not fetched.
+pub(super) type SkippedSegments = Arc<Mutex<IgnoredInput>>;
+
+/// What a fetcher shares with the worker and with the other fetchers of its source.
+pub(super) struct FetcherSharedState {
+    pub(super) chunk_sender: ChunkSender,
+    /// A permit for each segment that the worker requested.
+    pub(super) segment_permits: Arc<Semaphore>,
+    pub(super) last_error: LastFetchError,
+    pub(super) skipped: SkippedSegments,
+    /// Number of renditions that are fetched.
+    pub(super) rendition_count: usize,
+    /// Notified if the source must be opened anew: another variant has other renditions.
+    pub(super) reopen: Arc<Notify>,
+}
 
 /// One rendition of a source.
-pub(super) struct Fetcher {
-    pub(super) resolver: Arc<Resolver>,
+pub(super) struct RenditionFetcher {
+    resolver: Arc<VariantResolver>,
     /// URL of its media playlist.
-    pub(super) address: Url,
-    pub(super) rendition: u8,
+    playlist_url: Url,
+    rendition_index: u8,
     /// URL of the playlist after redirects, to which the URLs in it are relative.
-    pub(super) base: Url,
-    pub(super) cursor: Cursor,
-    pub(super) feeder: Feeder,
-    /// A permit for each segment that the worker requested.
-    pub(super) requested: Arc<Semaphore>,
-    pub(super) last_error: LastError,
-    pub(super) init: Option<(u64, Arc<Init>)>,
-    pub(super) key: Option<(Url, [u8; 16])>,
+    base_url: Url,
+    cursor: PlaylistCursor,
+    links: FetcherSharedState,
+    last_init_section: Option<(u64, Arc<InitSection>)>,
+    cached_decryption_key: Option<(Url, [u8; 16])>,
+    /// The URL changed, and its playlist was not read yet.
+    has_new_url: bool,
     /// Consecutive files that could not be fetched.
-    pub(super) failures: u32,
+    consecutive_fetch_failures: u32,
     /// When the operator's address was asked again.
-    pub(super) moved: Option<Instant>,
+    last_variant_resolution_at: Option<Instant>,
     /// The last playlist, with a checksum of its text.
-    pub(super) loaded: Option<(u64, Arc<Media>)>,
+    last_playlist: Option<(u64, Arc<MediaPlaylist>)>,
     /// Segment and part that the origin waits for, if it supports blocking playlist reload.
-    pub(super) waits_for: Option<(u64, Option<usize>)>,
+    blocking_reload_position: Option<(u64, Option<usize>)>,
 }
 
 /// Limits of a segment.
-const SEGMENT: Bounds = Bounds {
-    most: 64 << 20,
-    within: Duration::from_secs(60),
+const SEGMENT_FETCH_LIMITS: FetchLimits = FetchLimits {
+    max_bytes: 64 << 20,
+    timeout: Duration::from_secs(60),
 };
 
 /// Limits of an initialization section, which usually has a few kilobytes and is sent to the worker in one message.
-const INIT: Bounds = Bounds {
-    most: 1 << 20,
-    within: Duration::from_secs(10),
+const INIT_SECTION_FETCH_LIMITS: FetchLimits = FetchLimits {
+    max_bytes: 1 << 20,
+    timeout: Duration::from_secs(10),
 };
 
 /// Limits of a key, which has 16 bytes.
-const KEY: Bounds = Bounds {
-    most: 1_024,
-    within: Duration::from_secs(10),
+const KEY_FETCH_LIMITS: FetchLimits = FetchLimits {
+    max_bytes: 1_024,
+    timeout: Duration::from_secs(10),
 };
 
 /// Maximum number of bytes in one message to the worker.
-const CHUNK_BYTES: usize = 1 << 20;
+const MAX_CHUNK_BYTES: usize = 1 << 20;
 
 /// Interval between attempts.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Attempts to fetch a file. A segment that cannot be fetched is skipped.
-const ATTEMPTS: u32 = 3;
+const MAX_FETCH_ATTEMPTS: u32 = 3;
 
 /// Consecutive failures after which another variant is tried, and the interval at which the operator's address is asked
 /// again.
-const MAX_FAILURES: u32 = 3;
-const MOVE_INTERVAL: Duration = Duration::from_secs(2);
+const FETCH_FAILURES_BEFORE_VARIANT_RESOLUTION: u32 = 3;
+const MIN_VARIANT_RESOLUTION_INTERVAL: Duration = Duration::from_secs(2);
 
-impl Fetcher {
-    /// Follows the playlist until the source has ended or the worker has exited; `first` is the playlist if it was
+impl RenditionFetcher {
+    pub(super) fn new(
+        resolver: Arc<VariantResolver>,
+        rendition_index: u8,
+        playlist_url: Url,
+        cursor: PlaylistCursor,
+        links: FetcherSharedState,
+    ) -> Self {
+        Self {
+            resolver,
+            base_url: playlist_url.clone(),
+            playlist_url,
+            rendition_index,
+            cursor,
+            links,
+            last_init_section: None,
+            cached_decryption_key: None,
+            has_new_url: false,
+            consecutive_fetch_failures: 0,
+            last_variant_resolution_at: None,
+            last_playlist: None,
+            blocking_reload_position: None,
+        }
+    }
+
+    /// Follows the playlist until the source has ended or the worker has exited; `first_playlist` is the playlist if it was
     /// already loaded.
-    pub(super) async fn run(mut self, first: Option<Arc<Media>>) {
+    pub(super) async fn run(mut self, first_playlist: Option<Arc<MediaPlaylist>>) {
         let mut loaded_at = Instant::now();
-        let mut playlist = first;
+        let mut playlist = first_playlist;
         loop {
             let list = match playlist.take() {
                 Some(list) => list,
                 None => {
                     loaded_at = Instant::now();
-                    match self.load().await {
+                    match self.load_current_playlist().await {
                         Ok(list) => list,
                         Err(error) => {
-                            self.fail(error).await;
+                            self.wait_or_switch_playlist_after_failure(error).await;
                             continue;
                         }
                     }
                 }
             };
-            self.cursor.loaded(&list);
+            if std::mem::take(&mut self.has_new_url) {
+                self.cursor.continue_or_restart_on_other_server(&list);
+            }
+            self.cursor.on_playlist_loaded(&list);
             let mut has_fetched = false;
             let wait = loop {
-                match self.cursor.step(&list) {
-                    // The wait avoids a busy loop over a playlist that has only gaps.
-                    Step::Fetch(segment, _) if segment.is_gap => sleep(RETRY).await,
-                    Step::Fetch(segment, timeline) => match self.fetch_segment(&segment, timeline).await {
-                        Ok(true) => {
-                            self.record(None);
-                            (self.failures, has_fetched) = (0, true);
-                        }
-                        Ok(false) => return,
-                        Err(error) => {
-                            debug!(%error, number = segment.number, "segment of the HLS origin skipped");
-                            if self.fail(error).await {
-                                break Duration::ZERO;
+                match self.cursor.advance_to_next_step(&list) {
+                    CursorStep::FetchSegment(segment, _) if segment.is_gap => {
+                        let encrypted = list
+                            .encryption
+                            .as_ref()
+                            .map(|how| format!("it is encrypted with {how}"));
+                        self.record_skipped_segment(
+                            encrypted.unwrap_or_else(|| "the origin marks it as missing".to_owned()),
+                        );
+                        // Avoids a busy loop over a playlist that has only gaps.
+                        sleep(RETRY_INTERVAL).await;
+                    }
+                    CursorStep::FetchSegment(segment, timeline) => {
+                        match self.fetch_and_send_segment(&segment, timeline).await {
+                            Ok(true) => {
+                                self.set_last_error(None);
+                                (self.consecutive_fetch_failures, has_fetched) = (0, true);
+                            }
+                            Ok(false) => return,
+                            Err(error) => {
+                                debug!(%error, number = segment.media_sequence_number, "segment of the HLS origin skipped: it cannot be fetched or decrypted");
+                                self.record_skipped_segment(error.to_string());
+                                if self.wait_or_switch_playlist_after_failure(error).await {
+                                    break Duration::ZERO;
+                                }
                             }
                         }
-                    },
-                    Step::Reload(wait) => break wait,
-                    Step::Ended => {
-                        self.send_to_demuxer(ChunkRole::End, 0, Bytes::new()).await;
+                    }
+                    CursorStep::ReloadPlaylist(wait) => break wait,
+                    CursorStep::Ended => {
+                        self.send_chunk(ChunkRole::EndOfStream, 0, Bytes::new()).await;
                         return;
                     }
                 }
             };
-            self.waits_for = list
-                .can_wait
+            self.blocking_reload_position = list
+                .can_block_reload
                 .then(|| {
-                    let part = list.part_target.map(|_| self.cursor.next_part());
-                    Some((self.cursor.next_number()?, part))
+                    let part = list.part_target.map(|_| self.cursor.next_part_index());
+                    Some((self.cursor.next_segment_number()?, part))
                 })
                 .flatten();
             // With blocking playlist reload the origin delays its response instead.
-            if self.waits_for.is_none() {
+            if self.blocking_reload_position.is_none() {
                 sleep_until(loaded_at + wait).await;
             } else if !has_fetched && loaded_at.elapsed() < Duration::from_millis(50) {
-                sleep(RETRY).await;
+                sleep(RETRY_INTERVAL).await;
             }
         }
     }
 
     /// Records a failure and waits. Asks the operator's address again if the server refuses an address that it led to, or
     /// if nothing was fetched for a while. Returns whether the playlist is another one now.
-    async fn fail(&mut self, error: HlsError) -> bool {
-        self.failures += 1;
+    async fn wait_or_switch_playlist_after_failure(&mut self, error: HlsError) -> bool {
+        self.consecutive_fetch_failures += 1;
         let is_refused = matches!(&error, HlsError::Fetch { error, what, .. }
-            if error.is_refusal() && (*what == FileKind::Playlist || *error != HttpError::Status(404)));
-        self.record(Some(error));
-        let may_move = self.moved.is_none_or(|moved| moved.elapsed() >= MOVE_INTERVAL);
-        if may_move && (is_refused || self.failures >= MAX_FAILURES) {
-            self.moved = Some(Instant::now());
-            let has_failed = self.failures >= MAX_FAILURES && self.rendition == 0;
-            match self.resolver.open(has_failed).await {
-                Ok(opened) => {
-                    if let Some(address) = opened.renditions.into_iter().nth(usize::from(self.rendition)) {
-                        if self.rendition == 0 && address != self.address {
-                            self.cursor.moved(&opened.first);
+            if error.is_url_refused_by_server() && (*what == FileKind::Playlist || *error != HttpError::Status(404)));
+        self.set_last_error(Some(error));
+        let may_move = self
+            .last_variant_resolution_at
+            .is_none_or(|moved| moved.elapsed() >= MIN_VARIANT_RESOLUTION_INTERVAL);
+        if may_move && (is_refused || self.consecutive_fetch_failures >= FETCH_FAILURES_BEFORE_VARIANT_RESOLUTION) {
+            self.last_variant_resolution_at = Some(Instant::now());
+            let has_failed = self.consecutive_fetch_failures >= FETCH_FAILURES_BEFORE_VARIANT_RESOLUTION
+                && self.rendition_index == 0;
+            match self.resolver.resolve_playlists(has_failed).await {
+                Ok(resolved) => {
+                    let is_moved =
+                        resolved.rendition_urls.first() != Some(&self.playlist_url) && self.rendition_index == 0;
+                    // Several renditions have to be on one timeline.
+                    let is_apart = self.links.rendition_count > 1
+                        && is_moved
+                        && !self.cursor.can_continue_in(&resolved.first_playlist);
+                    if resolved.rendition_urls.len() != self.links.rendition_count || is_apart {
+                        self.links.reopen.notify_one();
+                        std::future::pending::<()>().await;
+                    }
+                    if let Some(address) = resolved
+                        .rendition_urls
+                        .into_iter()
+                        .nth(usize::from(self.rendition_index))
+                    {
+                        if is_moved {
+                            self.cursor
+                                .continue_or_restart_on_other_server(&resolved.first_playlist);
                         }
-                        self.base = address.clone();
-                        (self.address, self.init, self.loaded) = (address, None, None);
-                        self.failures = 0;
+                        self.base_url = address.clone();
+                        (self.playlist_url, self.last_init_section, self.last_playlist) = (address, None, None);
+                        self.consecutive_fetch_failures = 0;
                         return true;
                     }
                 }
-                Err(error) => self.record(Some(error)),
+                Err(error) => self.set_last_error(Some(error)),
             }
         }
-        sleep(RETRY).await;
+        sleep(RETRY_INTERVAL).await;
         false
     }
 
-    async fn load(&mut self) -> Result<Arc<Media>, HlsError> {
-        let mut address = self.address.clone();
+    /// Counts a segment that is left out.
+    fn record_skipped_segment(&self, why: String) {
+        let mut skipped = self.links.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        skipped.count += 1;
+        skipped.last_at = Some(Instant::now().into_std());
+        skipped.first_description.get_or_insert(why);
+    }
+
+    /// Follows the audio of the variant that is played now.
+    fn follow_variant_audio(&mut self) {
+        let address = self.resolver.current_rendition_url(self.rendition_index);
+        if let Some(address) = address.filter(|address| self.rendition_index > 0 && *address != self.playlist_url) {
+            self.base_url = address.clone();
+            (self.playlist_url, self.last_init_section, self.last_playlist) = (address, None, None);
+            (self.blocking_reload_position, self.has_new_url) = (None, true);
+        }
+    }
+
+    async fn load_current_playlist(&mut self) -> Result<Arc<MediaPlaylist>, HlsError> {
+        self.follow_variant_audio();
+        let mut url = self.playlist_url.clone();
         // `_HLS_msn` is sent only to origins that support it; others may reject the request.
-        if let Some((number, part)) = self.waits_for {
-            let mut query = address.query_pairs_mut();
+        if let Some((number, part)) = self.blocking_reload_position {
+            let mut query = url.query_pairs_mut();
             query.append_pair("_HLS_msn", &number.to_string());
             if let Some(part) = part {
                 query.append_pair("_HLS_part", &part.to_string());
             }
         }
-        let (found, bytes) = get(&self.resolver.client, FileKind::Playlist, &address, None, PLAYLIST).await?;
-        self.base = found;
+        let (found, bytes) = fetch_file(
+            &self.resolver.client,
+            FileKind::Playlist,
+            &url,
+            None,
+            PLAYLIST_FETCH_LIMITS,
+        )
+        .await?;
+        self.base_url = found;
         let sum = checksum(&bytes);
-        if let Some((known, media)) = &self.loaded
+        if let Some((known, media)) = &self.last_playlist
             && *known == sum
         {
             return Ok(media.clone());
         }
-        match parse(bytes).await? {
+        match parse_playlist(bytes).await? {
             Playlist::Media(media) => {
                 let media = Arc::new(media);
-                self.loaded = Some((sum, media.clone()));
+                self.last_playlist = Some((sum, media.clone()));
                 Ok(media)
             }
-            Playlist::Multivariant(_) => Err(HlsError::Nested),
+            Playlist::Multivariant(_) => Err(HlsError::NestedMultivariant),
         }
     }
 
     /// Fetches a segment and sends it to the worker. Returns `false` if the worker has exited.
-    async fn fetch_segment(&mut self, segment: &Segment, timeline: u64) -> Result<bool, HlsError> {
-        let key = match &segment.key {
+    async fn fetch_and_send_segment(&mut self, segment: &OriginSegment, timeline: u64) -> Result<bool, HlsError> {
+        let key = match &segment.decryption_key {
             None => None,
             Some(key) => Some((
-                self.key(key).await?,
-                key.iv.unwrap_or_else(|| crypt::iv_of(segment.number)),
+                self.fetch_decryption_key(key).await?,
+                key.iv
+                    .unwrap_or_else(|| crypt::default_iv(segment.media_sequence_number)),
             )),
         };
-        if let Some(init) = &segment.init
-            && self.init.as_ref() != Some(&(timeline, init.clone()))
+        if let Some(init) = &segment.init_section
+            && self.last_init_section.as_ref() != Some(&(timeline, init.clone()))
         {
-            let bytes = self.get(FileKind::Init, &init.uri, init.range).await?;
-            let bytes = decrypted(bytes, segment.key.as_ref().and_then(|known| known.iv).and(key))?;
-            self.init = Some((timeline, init.clone()));
-            self.send_to_demuxer(ChunkRole::Init, timeline, bytes).await;
+            let bytes = self
+                .fetch_with_retries(FileKind::InitSection, &init.uri, init.byte_range)
+                .await?;
+            let bytes = decrypt_if_encrypted(
+                bytes,
+                segment.decryption_key.as_ref().and_then(|known| known.iv).and(key),
+            )?;
+            self.last_init_section = Some((timeline, init.clone()));
+            self.send_chunk(ChunkRole::InitSection, timeline, bytes).await;
         }
-        let bytes = self.get(FileKind::Segment, &segment.uri, segment.range).await?;
-        let bytes = decrypted(bytes, key)?;
-        let Ok(permit) = self.requested.acquire().await else {
+        let bytes = self
+            .fetch_with_retries(FileKind::Segment, &segment.uri, segment.byte_range)
+            .await?;
+        let bytes = decrypt_if_encrypted(bytes, key)?;
+        let Ok(permit) = self.links.segment_permits.acquire().await else {
             return Ok(false);
         };
         permit.forget();
         let mut rest = bytes;
-        while rest.len() > CHUNK_BYTES {
-            let chunk = rest.split_to(CHUNK_BYTES);
-            if !self.send_to_demuxer(ChunkRole::Part, timeline, chunk).await {
+        while rest.len() > MAX_CHUNK_BYTES {
+            let chunk = rest.split_to(MAX_CHUNK_BYTES);
+            if !self.send_chunk(ChunkRole::SegmentData, timeline, chunk).await {
                 return Ok(false);
             }
         }
-        Ok(self.send_to_demuxer(ChunkRole::Last, timeline, rest).await)
+        Ok(self.send_chunk(ChunkRole::LastSegmentData, timeline, rest).await)
     }
 
-    async fn send_to_demuxer(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
+    async fn send_chunk(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
         let chunk = SegmentChunk {
-            rendition: self.rendition,
+            rendition_index: self.rendition_index,
             role,
-            timeline,
+            timeline_id: timeline,
             bytes,
         };
-        self.feeder.send(chunk).await
+        self.links.chunk_sender.send(chunk).await
     }
 
-    async fn key(&mut self, key: &Key) -> Result<[u8; 16], HlsError> {
-        let address = self.join(FileKind::Key, &key.uri)?;
-        if let Some((known, key)) = &self.key
+    async fn fetch_decryption_key(&mut self, key: &SegmentKey) -> Result<[u8; 16], HlsError> {
+        let address = self.resolve_url(FileKind::Key, &key.uri)?;
+        if let Some((known, key)) = &self.cached_decryption_key
             && *known == address
         {
             return Ok(*key);
         }
-        let bytes = get(&self.resolver.client, FileKind::Key, &address, None, KEY).await?.1;
-        let key = <[u8; 16]>::try_from(bytes.as_ref()).map_err(|_| HlsError::Key)?;
-        self.key = Some((address, key));
+        let bytes = fetch_file(&self.resolver.client, FileKind::Key, &address, None, KEY_FETCH_LIMITS)
+            .await?
+            .1;
+        let key = <[u8; 16]>::try_from(bytes.as_ref()).map_err(|_| HlsError::UndecryptableSegment)?;
+        self.cached_decryption_key = Some((address, key));
         Ok(key)
     }
 
-    async fn get(
+    async fn fetch_with_retries(
         &self,
         kind: FileKind,
         uri: &str,
         range: Option<super::playlist::ByteRange>,
     ) -> Result<Bytes, HlsError> {
-        let address = self.join(kind, uri)?;
+        let address = self.resolve_url(kind, uri)?;
         let bounds = match kind {
-            FileKind::Init => INIT,
-            FileKind::Playlist | FileKind::Segment | FileKind::Key => SEGMENT,
+            FileKind::InitSection => INIT_SECTION_FETCH_LIMITS,
+            FileKind::Playlist | FileKind::Segment | FileKind::Key => SEGMENT_FETCH_LIMITS,
         };
         let mut attempts = 1;
         loop {
-            match get(&self.resolver.client, kind, &address, range, bounds).await {
+            match fetch_file(&self.resolver.client, kind, &address, range, bounds).await {
                 Ok((_, bytes)) => return Ok(bytes),
-                Err(HlsError::Fetch { error, .. }) if error.is_transient() && attempts < ATTEMPTS => {
+                Err(HlsError::Fetch { error, .. }) if error.is_transient() && attempts < MAX_FETCH_ATTEMPTS => {
                     attempts += 1;
-                    sleep(RETRY).await;
+                    sleep(RETRY_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    fn join(&self, kind: FileKind, uri: &str) -> Result<Url, HlsError> {
-        self.base.join(uri).map_err(|_| HlsError::Fetch {
+    fn resolve_url(&self, kind: FileKind, uri: &str) -> Result<Url, HlsError> {
+        self.base_url.join(uri).map_err(|_| HlsError::Fetch {
             what: kind,
             host: String::new(),
-            error: HttpError::Scheme,
+            error: HttpError::UnsupportedScheme,
         })
     }
 
-    fn record(&self, error: Option<HlsError>) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    fn set_last_error(&self, error: Option<HlsError>) {
+        *self.links.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 }
 
-fn decrypted(bytes: Bytes, key: Option<([u8; 16], [u8; 16])>) -> Result<Bytes, HlsError> {
+fn decrypt_if_encrypted(bytes: Bytes, key: Option<([u8; 16], [u8; 16])>) -> Result<Bytes, HlsError> {
     match key {
         None => Ok(bytes),
-        Some((key, iv)) => crypt::decrypt(&key, iv, &bytes).ok_or(HlsError::Key),
+        Some((key, iv)) => crypt::decrypt(&key, iv, &bytes).ok_or(HlsError::UndecryptableSegment),
     }
 }

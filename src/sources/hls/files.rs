@@ -7,42 +7,43 @@ use bytes::Bytes;
 use url::Url;
 
 use super::error::{FileKind, HlsError};
-use super::http::{Bounds, Client};
+use super::http::{FetchLimits, OriginClient};
 use super::playlist::{ByteRange, Playlist};
 
 /// Limits of a playlist. Some list hours of segments whose signed addresses have a kilobyte each.
-pub(super) const PLAYLIST: Bounds = Bounds {
-    most: 16 << 20,
-    within: Duration::from_secs(10),
+pub(super) const PLAYLIST_FETCH_LIMITS: FetchLimits = FetchLimits {
+    max_bytes: 16 << 20,
+    timeout: Duration::from_secs(10),
 };
 
 /// Fetches a file. Errors name its kind and host.
-pub(super) async fn get(
-    client: &Client,
+pub(super) async fn fetch_file(
+    client: &OriginClient,
     kind: FileKind,
-    address: &Url,
+    url: &Url,
     range: Option<ByteRange>,
-    bounds: Bounds,
+    limits: FetchLimits,
 ) -> Result<(Url, Bytes), HlsError> {
-    client
-        .get(address, range, bounds)
-        .await
-        .map_err(|error| HlsError::Fetch {
-            what: kind,
-            host: address.host_str().unwrap_or_default().to_owned(),
-            error,
-        })
+    client.get(url, range, limits).await.map_err(|error| HlsError::Fetch {
+        what: kind,
+        host: url.host_str().unwrap_or_default().to_owned(),
+        error,
+    })
 }
 
 /// Loads a playlist. Returns it with its URL after redirects, to which the URLs in it are relative.
-pub(super) async fn load_playlist(client: &Client, address: &Url, bounds: Bounds) -> Result<(Url, Playlist), HlsError> {
-    let (found, bytes) = get(client, FileKind::Playlist, address, None, bounds).await?;
-    Ok((found, parse(bytes).await?))
+pub(super) async fn load_playlist(
+    client: &OriginClient,
+    url: &Url,
+    limits: FetchLimits,
+) -> Result<(Url, Playlist), HlsError> {
+    let (found, bytes) = fetch_file(client, FileKind::Playlist, url, None, limits).await?;
+    Ok((found, parse_playlist(bytes).await?))
 }
 
 /// Parses a playlist; a long one on a thread that may be blocked.
-pub(super) async fn parse(bytes: Bytes) -> Result<Playlist, HlsError> {
-    let is_short = bytes.len() <= SHORT;
+pub(super) async fn parse_playlist(bytes: Bytes) -> Result<Playlist, HlsError> {
+    let is_short = bytes.len() <= MAX_INLINE_PARSE_BYTES;
     let parse = move || Playlist::parse(&String::from_utf8_lossy(&bytes));
     if is_short {
         return Ok(parse()?);
@@ -50,12 +51,12 @@ pub(super) async fn parse(bytes: Bytes) -> Result<Playlist, HlsError> {
     match tokio::task::spawn_blocking(parse).await {
         Ok(parsed) => Ok(parsed?),
         // It was cancelled, with the source.
-        Err(_) => Err(HlsError::Ended),
+        Err(_) => Err(HlsError::StreamEnded),
     }
 }
 
 /// Length of a playlist that is parsed at once, in bytes.
-const SHORT: usize = 256 << 10;
+const MAX_INLINE_PARSE_BYTES: usize = 256 << 10;
 
 pub(super) fn checksum(bytes: &[u8]) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();

@@ -7,29 +7,30 @@
 use std::error::Error as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue, LOCATION, RANGE, SET_COOKIE};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue, LOCATION, RANGE, SET_COOKIE};
 use reqwest::redirect::Policy;
 use thiserror::Error;
 use tokio::net::lookup_host;
 use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
-use super::cookies::Cookies;
+use super::cookies::{CookieJar, CurrentTime};
 use super::playlist::ByteRange;
-use crate::sources::fetch::address::{AddressError, AddressOrigin, Allowed};
+use crate::sources::fetch::address::{AddressError, AddressOrigin, AllowedNetworks};
 
 /// An HTTP client for one source.
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct OriginClient {
     http: reqwest::Client,
-    guard: Arc<Guard>,
-    /// Sent only to the configured host, because they may be secrets.
-    headers: HeaderMap,
-    cookies: Mutex<Cookies>,
+    address_guard: Arc<AddressGuard>,
+    /// Sent only to the configured scheme, host and port, because they may be secrets.
+    configured_headers: HeaderMap,
+    configured_url: Url,
+    cookies: Mutex<CookieJar>,
 }
 
 /// Why a file could not be fetched.
@@ -37,29 +38,29 @@ pub(super) struct Client {
 pub enum HttpError {
     #[error(transparent)]
     Address(#[from] AddressError),
-    #[error("the URL is not http:// or https://")]
-    Scheme,
-    #[error("the request was redirected more than {MAX_REDIRECTS} times")]
-    Redirects,
-    #[error("the server answered {0}")]
+    #[error("the scheme of the URL is neither http:// nor https://")]
+    UnsupportedScheme,
+    #[error("the HTTP request was redirected more than {MAX_REDIRECTS} times")]
+    TooManyRedirects,
+    #[error("the HTTP server answered with status {0}")]
     Status(u16),
-    #[error("it is longer than {0} bytes")]
-    TooLong(usize),
-    #[error("the request timed out")]
+    #[error("the HTTP response body is larger than the limit of {0} bytes")]
+    BodyTooLarge(usize),
+    #[error("the HTTP request timed out")]
     Timeout,
-    #[error("cannot connect: {0}")]
+    #[error("cannot connect to the HTTP server: {0}")]
     Connect(String),
-    #[error("the connection broke: {0}")]
-    Broken(String),
-    #[error("the server does not have the byte range that the playlist gives for this segment")]
-    Range,
+    #[error("the HTTP connection broke: {0}")]
+    ConnectionLost(String),
+    #[error("the HTTP response does not contain the byte range that the playlist gives for the file")]
+    RangeUnavailable,
     #[error("cannot create the HTTP client: {0}")]
-    Client(String),
+    ClientSetup(String),
 }
 
 impl HttpError {
     /// Whether the server refuses the address. It may have been good for a while only.
-    pub(super) fn is_refusal(&self) -> bool {
+    pub(super) fn is_url_refused_by_server(&self) -> bool {
         matches!(self, Self::Status(401 | 403 | 404 | 410))
     }
 
@@ -67,40 +68,49 @@ impl HttpError {
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Status(status) => *status >= 500 || matches!(status, 408 | 425 | 429),
-            Self::Timeout | Self::Connect(_) | Self::Broken(_) => true,
+            Self::Timeout | Self::Connect(_) | Self::ConnectionLost(_) => true,
             Self::Address(AddressError::Unresolved(_)) => true,
-            Self::Address(_) | Self::Scheme | Self::Redirects | Self::TooLong(_) | Self::Range | Self::Client(_) => {
-                false
-            }
+            Self::Address(_)
+            | Self::UnsupportedScheme
+            | Self::TooManyRedirects
+            | Self::BodyTooLarge(_)
+            | Self::RangeUnavailable
+            | Self::ClientSetup(_) => false,
         }
     }
 }
 
 /// Limits of a request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(super) struct FetchLimits {
     /// Maximum size in bytes.
-    pub(super) most: usize,
+    pub(super) max_bytes: usize,
     /// Maximum time, redirects included.
-    pub(super) within: Duration,
+    pub(super) timeout: Duration,
 }
 
 const MAX_REDIRECTS: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Maximum time between two reads of a body.
-const READ_LIMIT: Duration = Duration::from_secs(6);
+const READ_TIMEOUT: Duration = Duration::from_secs(6);
 
-impl Client {
+impl OriginClient {
     /// Makes a client for the source at this URL.
     ///
     /// # Errors
     ///
-    /// [`HttpError::Client`] if TLS cannot be set up.
-    pub(super) fn new(address: &Url, allowed: Allowed, headers: HeaderMap) -> Result<Self, HttpError> {
-        let guard = Arc::new(Guard {
-            allowed,
-            own: address.host_str().unwrap_or_default().to_owned(),
+    /// [`HttpError::ClientSetup`] if TLS cannot be set up.
+    pub(super) fn new(
+        url: &Url,
+        allowed: AllowedNetworks,
+        headers: HeaderMap,
+        first_resolution: FirstResolvedAsPublic,
+    ) -> Result<Self, HttpError> {
+        let guard = Arc::new(AddressGuard {
+            allowed_networks: allowed,
+            configured_host: url.host_str().unwrap_or_default().to_owned(),
+            first_resolution,
         });
         let http = reqwest::Client::builder()
             .user_agent(concat!("millstream/", env!("CARGO_PKG_VERSION")))
@@ -109,13 +119,14 @@ impl Client {
             .redirect(Policy::none())
             .dns_resolver(guard.clone())
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_LIMIT)
+            .read_timeout(READ_TIMEOUT)
             .build()
-            .map_err(|error| HttpError::Client(innermost(&error)))?;
+            .map_err(|error| HttpError::ClientSetup(innermost_cause(&error)))?;
         Ok(Self {
             http,
-            guard,
-            headers,
+            address_guard: guard,
+            configured_headers: headers,
+            configured_url: url.clone(),
             cookies: Mutex::default(),
         })
     }
@@ -127,47 +138,63 @@ impl Client {
     /// An [`HttpError`].
     pub(super) async fn get(
         &self,
-        address: &Url,
+        url: &Url,
         range: Option<ByteRange>,
-        bounds: Bounds,
+        limits: FetchLimits,
     ) -> Result<(Url, Bytes), HttpError> {
-        let getting = self.follow(address, range, bounds.most);
-        timeout(bounds.within, getting).await.unwrap_or(Err(HttpError::Timeout))
+        let getting = self.get_following_redirects(url, range, limits.max_bytes);
+        timeout(limits.timeout, getting)
+            .await
+            .unwrap_or(Err(HttpError::Timeout))
     }
 
-    async fn follow(&self, address: &Url, range: Option<ByteRange>, most: usize) -> Result<(Url, Bytes), HttpError> {
-        let mut address = address.clone();
+    async fn get_following_redirects(
+        &self,
+        url: &Url,
+        range: Option<ByteRange>,
+        max_bytes: usize,
+    ) -> Result<(Url, Bytes), HttpError> {
+        let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            self.guard.check(&address)?;
-            let mut request = self.http.get(address.clone()).headers(self.headers(&address));
+            self.address_guard.check_url(&url)?;
+            let mut request = self.http.get(url.clone()).headers(self.request_headers(&url));
             if let Some(ByteRange { begin, length }) = range {
                 let last = begin.saturating_add(length).saturating_sub(1);
-                request = request.header(RANGE, format!("bytes={begin}-{last}"));
+                // The positions of the playlist are those of the file, not of its compressed form (RFC 9110 §14.1.2).
+                request = request
+                    .header(RANGE, format!("bytes={begin}-{last}"))
+                    .header(ACCEPT_ENCODING, "identity");
             }
-            let response = request.send().await.map_err(|error| failure(&error))?;
-            self.store_cookies(&address, response.headers());
+            let response = request.send().await.map_err(|error| to_http_error(&error))?;
+            self.store_cookies(&url, response.headers());
             let status = response.status();
             if status.is_redirection() {
                 let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
-                let to = to.and_then(|to| address.join(to).ok());
-                address = to.ok_or(HttpError::Status(status.as_u16()))?;
+                let to = to.and_then(|to| url.join(to).ok());
+                url = to.ok_or(HttpError::Status(status.as_u16()))?;
                 continue;
             }
             if !status.is_success() {
                 return Err(HttpError::Status(status.as_u16()));
             }
             let is_part = status.as_u16() == 206;
-            return Ok((address, part(body(response, most).await?, range, is_part)?));
+            return Ok((
+                url,
+                extract_range(read_body(response, max_bytes).await?, range, is_part)?,
+            ));
         }
-        Err(HttpError::Redirects)
+        Err(HttpError::TooManyRedirects)
     }
 
     /// Headers of a request: cookies of its host, and those of the operator for theirs.
-    fn headers(&self, address: &Url) -> HeaderMap {
-        let is_own = self.guard.origin_of(address.host_str().unwrap_or_default()) == AddressOrigin::Operator;
-        let mut headers = if is_own { self.headers.clone() } else { HeaderMap::new() };
+    fn request_headers(&self, url: &Url) -> HeaderMap {
+        let mut headers = if is_same_server_or_https_upgrade(&self.configured_url, url) {
+            self.configured_headers.clone()
+        } else {
+            HeaderMap::new()
+        };
         let cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cookies) = cookies.header(Instant::now().into_std(), address) {
+        if let Some(cookies) = cookies.cookie_header(Instant::now().into_std(), url) {
             let own = headers.get(COOKIE).and_then(|own| own.to_str().ok());
             let all = own.map_or(cookies.clone(), |own| format!("{own}; {cookies}"));
             if let Ok(mut value) = HeaderValue::from_str(&all) {
@@ -178,32 +205,46 @@ impl Client {
         headers
     }
 
-    fn store_cookies(&self, address: &Url, headers: &HeaderMap) {
+    #[expect(clippy::disallowed_methods, reason = "the clock of cookies")]
+    fn store_cookies(&self, url: &Url, headers: &HeaderMap) {
+        let now = CurrentTime {
+            instant: Instant::now().into_std(),
+            date: SystemTime::now(),
+        };
         let mut cookies = self.cookies.lock().unwrap_or_else(PoisonError::into_inner);
         for cookie in headers
             .get_all(SET_COOKIE)
             .iter()
             .filter_map(|cookie| cookie.to_str().ok())
         {
-            cookies.store(Instant::now().into_std(), address, cookie);
+            cookies.store(now, url, cookie);
         }
     }
 }
 
-/// Reads a body; `most` bounds what a compressed one is expanded to.
-async fn body(mut response: reqwest::Response, most: usize) -> Result<Bytes, HttpError> {
+/// Whether a URL refers to the configured server: the same scheme, host and port, or HTTPS instead of HTTP, both at their
+/// default ports.
+fn is_same_server_or_https_upgrade(configured: &Url, url: &Url) -> bool {
+    let is_upgrade = (configured.scheme(), url.scheme()) == ("http", "https")
+        && (configured.port(), url.port()) == (None, None)
+        && configured.host() == url.host();
+    configured.origin() == url.origin() || is_upgrade
+}
+
+/// Reads a body; `max_bytes` bounds what a compressed one is expanded to.
+async fn read_body(mut response: reqwest::Response, max_bytes: usize) -> Result<Bytes, HttpError> {
     let announced = response
         .headers()
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok());
     let announced = announced.and_then(|length| length.parse::<u64>().ok());
-    if announced.is_some_and(|length| usize::try_from(length).map_or(true, |length| length > most)) {
-        return Err(HttpError::TooLong(most));
+    if announced.is_some_and(|length| usize::try_from(length).map_or(true, |length| length > max_bytes)) {
+        return Err(HttpError::BodyTooLarge(max_bytes));
     }
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| failure(&error))? {
-        if body.len() + chunk.len() > most {
-            return Err(HttpError::TooLong(most));
+    while let Some(chunk) = response.chunk().await.map_err(|error| to_http_error(&error))? {
+        if body.len() + chunk.len() > max_bytes {
+            return Err(HttpError::BodyTooLarge(max_bytes));
         }
         body.extend_from_slice(&chunk);
     }
@@ -211,22 +252,22 @@ async fn body(mut response: reqwest::Response, most: usize) -> Result<Bytes, Htt
 }
 
 /// Extracts the byte range from the response. A server without range support sends the whole file.
-fn part(body: Bytes, range: Option<ByteRange>, is_part: bool) -> Result<Bytes, HttpError> {
+fn extract_range(body: Bytes, range: Option<ByteRange>, is_partial: bool) -> Result<Bytes, HttpError> {
     let Some(ByteRange { begin, length }) = range else {
         return Ok(body);
     };
-    let length = usize::try_from(length).map_err(|_| HttpError::Range)?;
-    let begin = if is_part {
+    let length = usize::try_from(length).map_err(|_| HttpError::RangeUnavailable)?;
+    let begin = if is_partial {
         0
     } else {
-        usize::try_from(begin).map_err(|_| HttpError::Range)?
+        usize::try_from(begin).map_err(|_| HttpError::RangeUnavailable)?
     };
     let end = begin.checked_add(length).filter(|end| *end <= body.len());
-    Ok(body.slice(begin..end.ok_or(HttpError::Range)?))
+    Ok(body.slice(begin..end.ok_or(HttpError::RangeUnavailable)?))
 }
 
 /// Converts an error without its URL, which may contain a token.
-fn failure(error: &reqwest::Error) -> HttpError {
+fn to_http_error(error: &reqwest::Error) -> HttpError {
     let mut source = error.source();
     while let Some(cause) = source {
         if let Some(refused) = cause.downcast_ref::<AddressError>() {
@@ -237,65 +278,119 @@ fn failure(error: &reqwest::Error) -> HttpError {
     if error.is_timeout() {
         HttpError::Timeout
     } else if error.is_connect() {
-        HttpError::Connect(innermost(error))
+        HttpError::Connect(innermost_cause(error))
     } else {
-        HttpError::Broken(innermost(error))
+        HttpError::ConnectionLost(innermost_cause(error))
     }
 }
 
-fn innermost(error: &reqwest::Error) -> String {
+fn innermost_cause(error: &reqwest::Error) -> String {
     let mut innermost: &dyn std::error::Error = error;
     while let Some(cause) = innermost.source() {
         innermost = cause;
     }
     // The error of reqwest itself contains the URL.
     if innermost.is::<reqwest::Error>() {
-        return "the request was rejected".to_owned();
+        return "the HTTP client reports no cause".to_owned();
     }
-    millstream_worker_runtime::wire::shown(&innermost.to_string())
+    millstream_worker_runtime::wire::sanitize_worker_text(&innermost.to_string())
 }
 
 /// Restricts the addresses that are connected to.
 #[derive(Debug)]
-struct Guard {
-    allowed: Allowed,
+struct AddressGuard {
+    allowed_networks: AllowedNetworks,
     /// The configured host.
-    own: String,
+    configured_host: String,
+    first_resolution: FirstResolvedAsPublic,
 }
 
-impl Guard {
-    fn origin_of(&self, host: &str) -> AddressOrigin {
-        if host.eq_ignore_ascii_case(&self.own) {
+/// Whether the configured host was public when it was first resolved. If so, its name may not refer to private addresses
+/// later, which only the gateway can reach (DNS rebinding), unless it has moved there: after a day without any public
+/// address the next resolution counts as the first one, as it would after a restart of the gateway.
+#[derive(Clone, Debug, Default)]
+pub struct FirstResolvedAsPublic(Arc<Mutex<ResolutionState>>);
+
+#[derive(Debug, Default)]
+struct ResolutionState {
+    /// `None` while the name was never resolved to an address.
+    was_public: Option<bool>,
+    /// Since when a name that was public is resolved to addresses of which none is.
+    private_since: Option<Instant>,
+}
+
+/// How long a name that was public refers to private addresses before they are accepted.
+const MOVED_AFTER: Duration = Duration::from_secs(24 * 3_600);
+
+impl FirstResolvedAsPublic {
+    /// Records a resolution. Returns whether the name may refer to public addresses only.
+    fn record(&self, now: Instant, found: &[SocketAddr], is_public: impl Fn(&SocketAddr) -> bool) -> bool {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_empty() {
+            return state.was_public.unwrap_or(false);
+        }
+        if found.iter().any(&is_public) {
+            state.private_since = None;
+        } else if state.was_public == Some(true) {
+            let since = *state.private_since.get_or_insert(now);
+            if now - since >= MOVED_AFTER {
+                *state = ResolutionState::default();
+            }
+        }
+        *state.was_public.get_or_insert_with(|| found.iter().all(is_public))
+    }
+}
+
+impl AddressGuard {
+    fn address_origin_of(&self, host: &str) -> AddressOrigin {
+        if host.eq_ignore_ascii_case(&self.configured_host) {
             AddressOrigin::Operator
         } else {
-            AddressOrigin::Origin
+            AddressOrigin::OriginServer
         }
     }
 
     /// Checks the scheme, and the host if it is an IP address.
-    fn check(&self, address: &Url) -> Result<(), HttpError> {
-        if !matches!(address.scheme(), "http" | "https") {
-            return Err(HttpError::Scheme);
+    fn check_url(&self, url: &Url) -> Result<(), HttpError> {
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(HttpError::UnsupportedScheme);
         }
-        let origin = self.origin_of(address.host_str().unwrap_or_default());
-        let literal = match address.host() {
+        let origin = self.address_origin_of(url.host_str().unwrap_or_default());
+        let literal = match url.host() {
             Some(Host::Ipv4(address)) => Some(IpAddr::from(address)),
             Some(Host::Ipv6(address)) => Some(IpAddr::from(address)),
             Some(Host::Domain(_)) => None,
-            None => return Err(HttpError::Scheme),
+            None => return Err(HttpError::UnsupportedScheme),
         };
-        Ok(literal.map_or(Ok(()), |literal| self.allowed.permit(literal, origin))?)
+        Ok(literal.map_or(Ok(()), |literal| self.allowed_networks.check_address(literal, origin))?)
     }
 
     /// Resolves a name and returns the permitted addresses.
-    async fn addresses(&self, name: &str) -> Result<Vec<SocketAddr>, AddressError> {
+    async fn resolve_permitted(&self, name: &str) -> Result<Vec<SocketAddr>, AddressError> {
         let found = lookup_host((name, 0)).await;
         let found = found.map_err(|_| AddressError::Unresolved(name.to_owned()))?;
+        self.record_and_filter_resolved(name, &found.collect::<Vec<_>>())
+    }
+
+    /// Returns the permitted addresses of those that a name was resolved to.
+    fn record_and_filter_resolved(&self, name: &str, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, AddressError> {
+        let mut origin = self.address_origin_of(name);
+        if origin == AddressOrigin::Operator {
+            let is_public = |address: &SocketAddr| {
+                let checked = self
+                    .allowed_networks
+                    .check_address(address.ip(), AddressOrigin::OriginServer);
+                checked.is_ok()
+            };
+            if self.first_resolution.record(Instant::now(), found, is_public) {
+                origin = AddressOrigin::OriginServer;
+            }
+        }
         let mut refused = AddressError::Unresolved(name.to_owned());
         let mut permitted = Vec::new();
         for address in found {
-            match self.allowed.permit(address.ip(), self.origin_of(name)) {
-                Ok(()) => permitted.push(address),
+            match self.allowed_networks.check_address(address.ip(), origin) {
+                Ok(()) => permitted.push(*address),
                 Err(error) => refused = error,
             }
         }
@@ -308,15 +403,127 @@ impl Guard {
 }
 
 /// The future outlives the call, so it gets its own copy of the guard.
-impl Resolve for Guard {
+impl Resolve for AddressGuard {
     fn resolve(&self, name: Name) -> Resolving {
         let guard = Self {
-            allowed: self.allowed.clone(),
-            own: self.own.clone(),
+            allowed_networks: self.allowed_networks.clone(),
+            configured_host: self.configured_host.clone(),
+            first_resolution: self.first_resolution.clone(),
         };
         Box::pin(async move {
-            let addresses = guard.addresses(name.as_str()).await?;
+            let addresses = guard.resolve_permitted(name.as_str()).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        Url::parse(text).expect("a URL")
+    }
+
+    #[test]
+    fn secret_headers_go_to_the_configured_server_only() {
+        for (configured, other, expected) in [
+            ("http://a.example/x", "http://a.example/y", true),
+            ("http://a.example:80/x", "http://a.example/y", true),
+            ("http://a.example/x", "https://a.example/y", true),
+            ("https://a.example/x", "http://a.example/y", false),
+            ("http://a.example/x", "http://a.example:8080/y", false),
+            ("http://a.example:8080/x", "https://a.example/y", false),
+            ("http://a.example/x", "https://a.example:8443/y", false),
+            ("http://a.example/x", "http://b.example/y", false),
+        ] {
+            let sent = is_same_server_or_https_upgrade(&url(configured), &url(other));
+            assert_eq!(sent, expected, "{configured} -> {other}");
+        }
+    }
+
+    #[test]
+    fn a_public_name_does_not_become_a_private_one() {
+        let first_resolution = FirstResolvedAsPublic::default();
+        // The state outlives a restart of the source.
+        let permitted = |addresses: &[&str]| {
+            let guard = AddressGuard {
+                allowed_networks: AllowedNetworks::default(),
+                configured_host: "a.example".to_owned(),
+                first_resolution: first_resolution.clone(),
+            };
+            let addresses: Vec<SocketAddr> = addresses
+                .iter()
+                .map(|address| SocketAddr::new(address.parse().expect("an address"), 0))
+                .collect();
+            guard
+                .record_and_filter_resolved("a.example", &addresses)
+                .map(|addresses| addresses.len())
+        };
+        assert_eq!(permitted(&["93.184.216.34"]), Ok(1));
+        assert_eq!(permitted(&["93.184.216.35", "10.0.0.1"]), Ok(1));
+        let private = "10.0.0.1".parse().expect("an address");
+        assert_eq!(permitted(&["10.0.0.1"]), Err(AddressError::NotPublic(private)));
+    }
+
+    fn socket_addresses(addresses: &[&str]) -> Vec<SocketAddr> {
+        let address = |text: &&str| SocketAddr::new(text.parse().expect("an address"), 0);
+        addresses.iter().map(address).collect()
+    }
+
+    #[test]
+    fn a_name_that_was_not_resolved_is_neither_public_nor_private() {
+        let allowed = AllowedNetworks::default();
+        let is_public = |found: &SocketAddr| allowed.check_address(found.ip(), AddressOrigin::OriginServer).is_ok();
+        let resolution = FirstResolvedAsPublic::default();
+        assert!(!resolution.record(Instant::now(), &[], is_public));
+        // What follows is the first resolution.
+        assert!(!resolution.record(Instant::now(), &socket_addresses(&["10.0.0.1"]), is_public));
+        let resolution = FirstResolvedAsPublic::default();
+        assert!(resolution.record(Instant::now(), &socket_addresses(&["93.184.216.34"]), is_public));
+        assert!(resolution.record(Instant::now(), &[], is_public));
+    }
+
+    #[test]
+    fn a_public_name_has_moved_after_a_day_without_a_public_address() {
+        let allowed = AllowedNetworks::default();
+        let is_public = |found: &SocketAddr| allowed.check_address(found.ip(), AddressOrigin::OriginServer).is_ok();
+        let (resolution, begin) = (FirstResolvedAsPublic::default(), Instant::now());
+        let (public, private) = (socket_addresses(&["93.184.216.34"]), socket_addresses(&["10.0.0.1"]));
+        let hours = |hours: u64| begin + Duration::from_secs(hours * 3_600);
+        for (at, found, expected) in [
+            (0, &public, true),
+            (1, &private, true),
+            (24, &private, true),
+            // One public address begins the day anew.
+            (24, &public, true),
+            (25, &private, true),
+            (48, &private, true),
+            (49, &private, false),
+            // From here on it is what the operator configured.
+            (50, &public, false),
+        ] {
+            assert_eq!(
+                resolution.record(hours(at), found, is_public),
+                expected,
+                "{at} h: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_private_name_stays_what_the_operator_configured() {
+        let guard = AddressGuard {
+            allowed_networks: AllowedNetworks::default(),
+            configured_host: "camera.local".to_owned(),
+            first_resolution: FirstResolvedAsPublic::default(),
+        };
+        for address in ["10.0.0.1:0", "10.0.0.2:0", "93.184.216.34:0"] {
+            let addresses = [address.parse().expect("an address")];
+            assert!(
+                guard.record_and_filter_resolved("camera.local", &addresses).is_ok(),
+                "{address}"
+            );
+        }
     }
 }

@@ -19,25 +19,29 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::header::HeaderMap;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use url::Url;
 
-use self::cursor::Cursor;
+use self::cursor::PlaylistCursor;
 use self::error::{FileKind, HlsError};
-use self::fetcher::{Fetcher, LastError};
-use self::http::{Client, HttpError};
-pub use self::resolver::DeadVariants;
-use self::resolver::{Opened, Resolver};
-pub use self::variants::Choice;
-use crate::pipeline::description::Limits;
-use crate::pipeline::process::{Process, ProcessError};
-use crate::pipeline::programs::WorkerPrograms;
-use crate::sources::fetch::address::Allowed;
+use self::fetcher::{FetcherSharedState, LastFetchError, RenditionFetcher, SkippedSegments};
+use self::http::{FirstResolvedAsPublic, HttpError, OriginClient};
+use self::report::LeftOutReport;
+pub use self::variant_resolver::FailedVariants;
+use self::variant_resolver::VariantResolver;
+pub use self::variants::VariantLimits;
+use crate::pipeline::description::WorkerLimits;
+use crate::pipeline::process::{WorkerProcess, WorkerProcessError};
+use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::slots::{SlotKeptAcrossRestarts, WorkerOwner};
+use crate::sources::fetch::address::AllowedNetworks;
 use crate::sources::fetch::error::FetchError;
-use crate::sources::fetch::pipeline::{Relay, Running};
-use millstream_core::hub::name::StreamName;
-use millstream_core::sources::frame_source::FanOut;
-use millstream_worker_runtime::wire::{DemuxJob, FromWorker};
+use crate::sources::fetch::pipeline::{StopWorkerOnDrop, WorkerRelay};
+use crate::sources::fetch::registry::RegisteredSource;
+use millstream_core::sources::frame_source::FrameSink;
+use millstream_worker_runtime::wire::{DemuxJob, MessageFromWorker};
+
+mod cookie_date;
 
 mod cookies;
 mod crypt;
@@ -47,137 +51,170 @@ mod fetcher;
 mod files;
 pub mod http;
 pub mod playlist;
-mod resolver;
+mod report;
+mod variant_resolver;
 mod variants;
 
 /// An HLS source.
 #[derive(Clone)]
-pub struct Origin {
+pub struct HlsOrigin {
     /// URL of its multivariant or media playlist.
-    pub address: Url,
-    /// Sent only to the host of the URL.
-    pub headers: HeaderMap,
-    pub choice: Choice,
+    pub playlist_url: Url,
+    /// Sent only to the scheme, host and port of the URL.
+    pub http_headers: HeaderMap,
+    pub variant_limits: VariantLimits,
     /// Whether a recorded source is repeated.
-    pub repeats: bool,
-    pub allowed: Allowed,
+    pub repeats_recording: bool,
+    pub allowed_networks: AllowedNetworks,
     /// The executable of the worker.
-    pub programs: WorkerPrograms,
+    pub worker_programs: WorkerProgramsAndSlots,
     /// Variants that failed, which are tried last for a while.
-    pub dead: DeadVariants,
+    pub failed_variants: FailedVariants,
+    pub first_resolution: FirstResolvedAsPublic,
 }
 
-impl std::fmt::Debug for Origin {
+impl std::fmt::Debug for HlsOrigin {
     /// Shows only the host, because URL and headers may contain secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Origin({})", self.address.host_str().unwrap_or_default())
+        write!(f, "Origin({})", self.playlist_url.host_str().unwrap_or_default())
     }
 }
 
 /// Limits of the worker. Segments arrive in bursts, so the timeouts are longer than those of a camera.
-const LIMITS: Limits = Limits {
+const DEMUXER_LIMITS: WorkerLimits = WorkerLimits {
     memory: 384,
     processors: 1,
     start_timeout: 20.0,
     stall_timeout: 8.0,
 };
 
+/// Returns what finds the media playlists of the source.
+fn new_resolver(origin: &HlsOrigin) -> Result<VariantResolver, HttpError> {
+    let client = OriginClient::new(
+        &origin.playlist_url,
+        origin.allowed_networks.clone(),
+        origin.http_headers.clone(),
+        origin.first_resolution.clone(),
+    )?;
+    Ok(VariantResolver::new(
+        Arc::new(client),
+        origin.playlist_url.clone(),
+        origin.variant_limits,
+        origin.failed_variants.clone(),
+    ))
+}
+
+/// Starts a worker in the slot of the source.
+fn start_demuxer_worker(
+    origin: &HlsOrigin,
+    reservation: &SlotKeptAcrossRestarts,
+    job: DemuxJob,
+) -> Result<WorkerProcess, WorkerProcessError> {
+    let programs = &origin.worker_programs;
+    let slot = reservation.acquire(&programs.slots, WorkerOwner::ConfiguredSource)?;
+    WorkerProcess::spawn_demuxer_worker(programs, slot, job, DEMUXER_LIMITS)
+}
+
 /// Plays the source until it fails. `live` is called once the stream receives frames.
-pub async fn play<P: FanOut>(
-    origin: &Origin,
-    stream: &StreamName,
+pub async fn play_hls_origin<P: FrameSink>(
+    origin: &HlsOrigin,
+    entry: &RegisteredSource,
     plane: &P,
+    reservation: &SlotKeptAcrossRestarts,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    let client = match Client::new(&origin.address, origin.allowed.clone(), origin.headers.clone()) {
-        Ok(client) => client,
-        Err(error) => return error_of(origin, error).into(),
+    let resolver = match new_resolver(origin) {
+        Ok(resolver) => Arc::new(resolver),
+        Err(error) => return to_playlist_hls_error(origin, error).into(),
     };
-    let resolver = Arc::new(Resolver::new(
-        Arc::new(client),
-        origin.address.clone(),
-        origin.choice,
-        origin.dead.clone(),
-    ));
-    let Opened { renditions, first, .. } = match resolver.open(false).await {
-        Ok(opened) => opened,
+    let resolved = match resolver.resolve_playlists(false).await {
+        Ok(resolved) => resolved,
         Err(error) => return error.into(),
     };
+    let (renditions, first) = (resolved.rendition_urls, resolved.first_playlist);
     let job = DemuxJob {
         renditions: if renditions.len() > 1 { 2 } else { 1 },
         is_live: !first.has_ended,
-        memory: LIMITS.memory_bytes(),
+        memory: DEMUXER_LIMITS.memory_bytes(),
     };
-    let mut running = match Process::start_demuxer(&origin.programs, job, LIMITS) {
-        Ok(process) => Running(Some(process)),
+    let mut running = match start_demuxer_worker(origin, reservation, job) {
+        Ok(process) => StopWorkerOnDrop(Some(process)),
         Err(error) => return error.into(),
     };
     let Some(process) = &mut running.0 else {
-        return FetchError::Displaced;
+        return FetchError::StreamOccupied;
     };
-    let last_error: LastError = Arc::new(Mutex::new(None));
+    let last_error: LastFetchError = Arc::new(Mutex::new(None));
     let requested: Vec<Arc<Semaphore>> = renditions.iter().map(|_| Arc::new(Semaphore::new(0))).collect();
-    let mut first = Some(Arc::new(first));
+    let (skipped, reopen) = (SkippedSegments::default(), Arc::new(Notify::new()));
+    let mut report = LeftOutReport::new(entry, resolved.unplayable_variants, skipped.clone());
+    let (rendition_count, mut first) = (renditions.len(), Some(Arc::new(first)));
     let mut fetching = tokio::task::JoinSet::new();
-    for ((rendition, address), requested) in (0u8..).zip(renditions).zip(&requested) {
-        let fetcher = Fetcher {
-            resolver: resolver.clone(),
-            base: address.clone(),
-            address,
-            rendition,
-            cursor: Cursor::new(origin.repeats),
-            feeder: process.feeder(),
-            requested: requested.clone(),
+    for ((rendition_index, url), segment_permits) in (0u8..).zip(renditions).zip(&requested) {
+        let links = FetcherSharedState {
+            chunk_sender: process.chunk_sender(),
+            segment_permits: segment_permits.clone(),
             last_error: last_error.clone(),
-            init: None,
-            key: None,
-            failures: 0,
-            moved: None,
-            loaded: None,
-            waits_for: None,
+            skipped: skipped.clone(),
+            rendition_count,
+            reopen: reopen.clone(),
         };
+        let cursor = PlaylistCursor::new(origin.repeats_recording);
+        let fetcher = RenditionFetcher::new(resolver.clone(), rendition_index, url, cursor, links);
         fetching.spawn(fetcher.run(first.take()));
     }
     // An origin serves encoded media, so it cannot make key frames on request.
-    let mut relay = Relay::new(stream, plane, false);
+    let mut relay = WorkerRelay::new(&entry.stream, plane, false);
     loop {
-        match process.next().await {
-            Ok(FromWorker::Want(rendition)) => {
+        let message = tokio::select! {
+            message = process.next_message_or_kill() => message,
+            () = reopen.notified() => return FetchError::Reopened,
+        };
+        report.update(&message);
+        match message {
+            Ok(MessageFromWorker::SegmentRequest(rendition)) => {
                 if let Some(requested) = requested.get(usize::from(rendition)) {
                     requested.add_permits(1);
                 }
             }
             Ok(message) => {
-                if let Err(error) = relay.handle(message, process, live) {
+                if let Err(error) = relay.handle_message(message, process, live) {
                     return error;
                 }
             }
             Err(error) => {
-                // Nothing failed, so its playlist stands still.
                 let has_failed = last_error.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-                if !has_failed && matches!(error, ProcessError::Stalled(_) | ProcessError::NoOutput(_)) {
-                    resolver.leave_current();
+                if !has_failed && is_standstill(&error) {
+                    resolver.mark_current_variant_failed();
                 }
-                return cause(error, &last_error);
+                return take_failure_cause(error, &last_error);
             }
         }
     }
 }
 
+/// Whether no frame came although nothing failed: the playlist stands still.
+fn is_standstill(error: &WorkerProcessError) -> bool {
+    matches!(
+        error,
+        WorkerProcessError::Stalled(_) | WorkerProcessError::NoFirstFrame(_)
+    )
+}
+
 /// Returns why no frames arrive: the last fetch error, if there is one.
-fn cause(error: ProcessError, last_error: &LastError) -> FetchError {
+fn take_failure_cause(error: WorkerProcessError, last_error: &LastFetchError) -> FetchError {
     let known = last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (error, known) {
-        (ProcessError::Stalled(_) | ProcessError::NoOutput(_), Some(known)) => known.into(),
-        (ProcessError::Ended, _) => HlsError::Ended.into(),
+        (WorkerProcessError::Stalled(_) | WorkerProcessError::NoFirstFrame(_), Some(known)) => known.into(),
+        (WorkerProcessError::SourceEnded, _) => HlsError::StreamEnded.into(),
         (error, _) => error.into(),
     }
 }
 
-fn error_of(origin: &Origin, error: HttpError) -> HlsError {
+fn to_playlist_hls_error(origin: &HlsOrigin, error: HttpError) -> HlsError {
     HlsError::Fetch {
         what: FileKind::Playlist,
-        host: origin.address.host_str().unwrap_or_default().to_owned(),
+        host: origin.playlist_url.host_str().unwrap_or_default().to_owned(),
         error,
     }
 }

@@ -17,15 +17,15 @@ use thiserror::Error;
 /// A playlist.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Playlist {
-    Multivariant(Multivariant),
-    Media(Media),
+    Multivariant(MultivariantPlaylist),
+    Media(MediaPlaylist),
 }
 
 /// A multivariant playlist.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Multivariant {
+pub struct MultivariantPlaylist {
     pub variants: Vec<Variant>,
-    pub audio: Vec<AudioRendition>,
+    pub audio_renditions: Vec<AudioRendition>,
 }
 
 /// One variant stream.
@@ -37,13 +37,13 @@ pub struct Variant {
     pub height: Option<u32>,
     pub codecs: Option<String>,
     /// Group of its audio renditions.
-    pub audio: Option<String>,
+    pub audio_group_id: Option<String>,
 }
 
 /// An audio rendition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AudioRendition {
-    pub group: String,
+    pub group_id: String,
     /// `None` if the audio is part of the variant.
     pub uri: Option<String>,
     pub is_default: bool,
@@ -51,52 +51,54 @@ pub struct AudioRendition {
 
 /// A media playlist.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Media {
+pub struct MediaPlaylist {
     pub target_duration: Duration,
     /// No segments will be added (EXT-X-ENDLIST).
     pub has_ended: bool,
     /// The playlist type is VOD.
-    pub is_recorded: bool,
+    pub is_vod: bool,
     /// The origin supports blocking playlist reload (rfc8216bis §6.2.5.2).
-    pub can_wait: bool,
+    pub can_block_reload: bool,
     /// Segments are listed in parts (EXT-X-PART-INF).
     pub part_target: Option<Duration>,
-    pub segments: Vec<Segment>,
+    pub segments: Vec<OriginSegment>,
+    /// Why segments are gaps, if they are encrypted in a way that is not supported.
+    pub encryption: Option<String>,
     /// The segment in progress, of which only parts are listed.
-    pub open: Option<Segment>,
+    pub segment_in_progress: Option<OriginSegment>,
     /// Media sequence number of the segment that will be added next.
-    pub next: u64,
+    pub next_segment_number: u64,
 }
 
 /// One segment.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Segment {
+pub struct OriginSegment {
     /// Media sequence number.
-    pub number: u64,
+    pub media_sequence_number: u64,
     /// Discontinuity sequence number, or the number of discontinuities in the playlist if it states none.
-    pub discontinuities: u64,
+    pub discontinuity_sequence: u64,
     /// Whether the playlist states its discontinuity sequence number.
-    pub is_counted: bool,
+    pub has_discontinuity_sequence: bool,
     /// A discontinuity precedes the segment.
-    pub begins: bool,
+    pub follows_discontinuity: bool,
     pub duration: Duration,
     /// Empty for the segment in progress.
     pub uri: String,
-    pub range: Option<ByteRange>,
+    pub byte_range: Option<ByteRange>,
     /// Shared by all segments that use it.
-    pub init: Option<Arc<Init>>,
-    pub key: Option<Arc<Key>>,
+    pub init_section: Option<Arc<InitSection>>,
+    pub decryption_key: Option<Arc<SegmentKey>>,
     /// Its media is missing (EXT-X-GAP), or it cannot be fetched or decrypted.
     pub is_gap: bool,
     /// Parts of a recent segment (EXT-X-PART).
-    pub parts: Vec<Part>,
+    pub parts: Vec<OriginPart>,
 }
 
 /// A part of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct OriginPart {
     pub uri: String,
-    pub range: Option<ByteRange>,
+    pub byte_range: Option<ByteRange>,
     /// It starts with a frame that a decoder can start with.
     pub is_independent: bool,
     pub is_gap: bool,
@@ -111,14 +113,14 @@ pub struct ByteRange {
 
 /// An initialization section.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Init {
+pub struct InitSection {
     pub uri: String,
-    pub range: Option<ByteRange>,
+    pub byte_range: Option<ByteRange>,
 }
 
 /// How a segment is encrypted: AES-128 in CBC mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct SegmentKey {
     pub uri: String,
     pub iv: Option<[u8; 16]>,
 }
@@ -126,65 +128,65 @@ pub struct Key {
 /// Why a playlist cannot be played.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PlaylistError {
-    #[error("it is not a playlist: its first line is not #EXTM3U")]
-    NotOne,
-    #[error("its segments are encrypted with {0}; only AES-128 is supported")]
-    Encryption(String),
+    #[error("the file is not a playlist: its first line is not #EXTM3U")]
+    NotPlaylist,
+    #[error("the HLS segments have unsupported encryption ({0}): only AES-128 with a key URI is supported")]
+    UnsupportedEncryption(String),
     #[error("the playlist lists neither segments nor variants")]
     Empty,
-    #[error("it lists more than {MAX_SEGMENTS} segments")]
-    TooMany,
+    #[error("the playlist lists more than {MAX_SEGMENTS} segments")]
+    TooManySegments,
 }
 
 /// Maximum number of segments or variants of a playlist. A recording of a day in segments of two seconds has 43200.
 const MAX_SEGMENTS: usize = 50_000;
 
 /// Number of segments at the end of a live playlist that are kept.
-const MAX_LIVE: usize = 1_000;
+const MAX_KEPT_LIVE_SEGMENTS: usize = 1_000;
 
 /// Maximum number of parts of a segment.
-const MAX_PARTS: usize = 256;
+const MAX_PARTS_PER_SEGMENT: usize = 256;
 
 /// Longest segment.
-const MAX_DURATION: Duration = Duration::from_secs(3_600);
+const SEGMENT_DURATION_CAP: Duration = Duration::from_secs(3_600);
 
 /// State of the parser.
 #[derive(Default)]
-struct Reader<'a> {
-    multivariant: Multivariant,
-    media: Media,
-    variant: Option<Variant>,
-    sequence: u64,
+struct PlaylistParser<'a> {
+    multivariant: MultivariantPlaylist,
+    media: MediaPlaylist,
+    pending_variant: Option<Variant>,
+    media_sequence_number: u64,
     discontinuity_sequence: Option<u64>,
-    discontinuities: u64,
+    discontinuity_count: u64,
     /// The segments that are kept, and how many came before them.
-    segments: VecDeque<Listed<'a>>,
-    dropped: u64,
-    next: Listed<'a>,
+    segments: VecDeque<ListedSegment<'a>>,
+    dropped_segment_count: u64,
+    next_segment: ListedSegment<'a>,
     /// A duration was read, so a URI is expected.
-    has_duration: bool,
-    range: Option<(u64, Option<u64>)>,
+    next_segment_has_duration: bool,
+    pending_byte_range: Option<(u64, Option<u64>)>,
     /// URI and end of the last byte range.
-    range_end: Option<(&'a str, u64)>,
-    part_range_end: Option<(String, u64)>,
+    last_byte_range_end: Option<(&'a str, u64)>,
+    last_part_byte_range_end: Option<(String, u64)>,
     /// A method of encryption that is not supported.
-    foreign: Option<String>,
+    unsupported_encryption: Option<String>,
 }
 
 /// A segment as it is listed.
 #[derive(Clone, Default)]
-struct Listed<'a> {
+struct ListedSegment<'a> {
     uri: &'a str,
     duration: Option<Duration>,
-    discontinuities: u64,
-    begins: bool,
-    range: Option<ByteRange>,
-    init: Option<Arc<Init>>,
-    key: Option<Arc<Key>>,
+    discontinuity_count: u64,
+    follows_discontinuity: bool,
+    byte_range: Option<ByteRange>,
+    init_section: Option<Arc<InitSection>>,
+    decryption_key: Option<Arc<SegmentKey>>,
     /// It is encrypted, and no supported key is listed.
-    is_foreign: bool,
+    has_unsupported_encryption: bool,
     is_gap: bool,
-    parts: Vec<Part>,
+    parts: Vec<OriginPart>,
 }
 
 impl Playlist {
@@ -197,77 +199,83 @@ impl Playlist {
         let text = text.trim_start_matches('\u{feff}');
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         if lines.next().is_none_or(|first| !first.starts_with("#EXTM3U")) {
-            return Err(PlaylistError::NotOne);
+            return Err(PlaylistError::NotPlaylist);
         }
-        let mut reader = Reader::default();
+        let mut reader = PlaylistParser::default();
         // What has ended is kept whole.
-        let most = if text.contains("#EXT-X-ENDLIST") {
+        let max_segments = if text.contains("#EXT-X-ENDLIST") {
             MAX_SEGMENTS + 1
         } else {
-            MAX_LIVE
+            MAX_KEPT_LIVE_SEGMENTS
         };
         for line in lines {
             match line.strip_prefix("#EXT") {
                 Some(tag) => {
                     let (name, value) = tag.split_once(':').unwrap_or((tag, ""));
-                    reader.tag(name, value.trim());
+                    reader.parse_tag(name, value.trim());
                 }
                 None if line.starts_with('#') => {}
-                None => reader.uri(line),
+                None => reader.parse_uri_line(line),
             }
-            if reader.segments.len() > most {
+            if reader.segments.len() > max_segments {
                 reader.segments.pop_front();
-                reader.dropped = reader.dropped.saturating_add(1);
+                reader.dropped_segment_count = reader.dropped_segment_count.saturating_add(1);
             }
             if reader.segments.len() > MAX_SEGMENTS || reader.multivariant.variants.len() > MAX_SEGMENTS {
-                return Err(PlaylistError::TooMany);
+                return Err(PlaylistError::TooManySegments);
             }
         }
         reader.finish()
     }
 }
 
-impl<'a> Reader<'a> {
-    fn tag(&mut self, name: &str, value: &'a str) {
+impl<'a> PlaylistParser<'a> {
+    fn parse_tag(&mut self, name: &str, value: &'a str) {
         match name {
             "INF" => {
-                self.has_duration = true;
-                self.next.duration = seconds(value.split(',').next().unwrap_or_default());
+                self.next_segment_has_duration = true;
+                self.next_segment.duration = parse_and_cap_duration(value.split(',').next().unwrap_or_default());
             }
-            "-X-TARGETDURATION" => self.media.target_duration = seconds(value).unwrap_or_default(),
-            "-X-MEDIA-SEQUENCE" => self.sequence = value.parse().unwrap_or(self.sequence),
+            "-X-TARGETDURATION" => self.media.target_duration = parse_and_cap_duration(value).unwrap_or_default(),
+            "-X-MEDIA-SEQUENCE" => self.media_sequence_number = value.parse().unwrap_or(self.media_sequence_number),
             "-X-DISCONTINUITY-SEQUENCE" => {
                 self.discontinuity_sequence = value.parse().ok().or(self.discontinuity_sequence);
             }
-            "-X-PLAYLIST-TYPE" => self.media.is_recorded = value == "VOD",
+            "-X-PLAYLIST-TYPE" => self.media.is_vod = value == "VOD",
             "-X-ENDLIST" => self.media.has_ended = true,
-            "-X-SERVER-CONTROL" => self.media.can_wait = attribute(value, "CAN-BLOCK-RELOAD").as_deref() == Some("YES"),
-            "-X-PART-INF" => self.media.part_target = attribute(value, "PART-TARGET").as_deref().and_then(seconds),
-            "-X-PART" => self.part(value),
+            "-X-SERVER-CONTROL" => {
+                self.media.can_block_reload = attribute(value, "CAN-BLOCK-RELOAD").as_deref() == Some("YES")
+            }
+            "-X-PART-INF" => {
+                self.media.part_target = attribute(value, "PART-TARGET")
+                    .as_deref()
+                    .and_then(parse_and_cap_duration)
+            }
+            "-X-PART" => self.parse_part_tag(value),
             "-X-BYTERANGE" => {
-                self.range = range(value);
-                self.next.is_gap |= self.range.is_none();
+                self.pending_byte_range = parse_length_and_begin(value);
+                self.next_segment.is_gap |= self.pending_byte_range.is_none();
             }
             "-X-DISCONTINUITY" => {
-                self.next.begins = true;
-                self.discontinuities = self.discontinuities.saturating_add(1);
+                self.next_segment.follows_discontinuity = true;
+                self.discontinuity_count = self.discontinuity_count.saturating_add(1);
             }
-            "-X-GAP" => self.next.is_gap = true,
-            "-X-MAP" => self.next.init = init(value).map(Arc::new),
-            "-X-KEY" => self.key(value),
-            "-X-STREAM-INF" => self.variant = Some(variant(value)),
-            "-X-MEDIA" => self.audio(value),
+            "-X-GAP" => self.next_segment.is_gap = true,
+            "-X-MAP" => self.next_segment.init_section = parse_init_section(value).map(Arc::new),
+            "-X-KEY" => self.parse_key_tag(value),
+            "-X-STREAM-INF" => self.pending_variant = Some(parse_variant(value)),
+            "-X-MEDIA" => self.parse_audio_rendition(value),
             _ => {}
         }
     }
 
-    fn audio(&mut self, value: &str) {
+    fn parse_audio_rendition(&mut self, value: &str) {
         if attribute(value, "TYPE").as_deref() == Some("AUDIO")
             && let Some(group) = attribute(value, "GROUP-ID")
-            && self.multivariant.audio.len() < MAX_SEGMENTS
+            && self.multivariant.audio_renditions.len() < MAX_SEGMENTS
         {
-            self.multivariant.audio.push(AudioRendition {
-                group,
+            self.multivariant.audio_renditions.push(AudioRendition {
+                group_id: group,
                 uri: attribute(value, "URI"),
                 is_default: attribute(value, "DEFAULT").as_deref() == Some("YES"),
             });
@@ -275,86 +283,96 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads an EXT-X-KEY (RFC 8216 §4.3.2.4). Several may hold at once, for players that know different ones.
-    fn key(&mut self, value: &str) {
+    fn parse_key_tag(&mut self, value: &str) {
         let method = attribute(value, "METHOD").unwrap_or_default();
         let format = attribute(value, "KEYFORMAT").filter(|format| format != "identity");
         match (method.as_str(), format) {
-            ("NONE", _) => (self.next.key, self.next.is_foreign) = (None, false),
+            ("NONE", _) => {
+                (
+                    self.next_segment.decryption_key,
+                    self.next_segment.has_unsupported_encryption,
+                ) = (None, false)
+            }
             ("AES-128", None) => {
-                self.next.key = key(value).map(Arc::new);
-                self.next.is_foreign = self.next.key.is_none();
-                if self.next.is_foreign {
-                    self.foreign = Some("a key without an address".to_owned());
+                self.next_segment.decryption_key = parse_key_uri_and_iv(value).map(Arc::new);
+                self.next_segment.has_unsupported_encryption = self.next_segment.decryption_key.is_none();
+                if self.next_segment.has_unsupported_encryption {
+                    self.unsupported_encryption =
+                        Some("AES-128 without a valid key URI and initialization vector".to_owned());
                 }
             }
             ("AES-128" | "SAMPLE-AES", format) => {
                 if format.is_none() {
-                    self.next.key = None;
+                    self.next_segment.decryption_key = None;
                 }
-                self.next.is_foreign = self.next.key.is_none();
-                let keys = format.map(|format| format!("keys of {}", shortened(&format)));
-                self.foreign = Some(keys.unwrap_or(method));
+                self.next_segment.has_unsupported_encryption = self.next_segment.decryption_key.is_none();
+                let keys = format.map(|format| format!("keys of {}", truncate_text(&format)));
+                self.unsupported_encryption = Some(keys.unwrap_or(method));
             }
             // A method for some players only: segments whose media is encrypted say so themselves.
-            (_, _) => self.foreign = Some(shortened(&method)),
+            (_, _) => self.unsupported_encryption = Some(truncate_text(&method)),
         }
     }
 
-    fn part(&mut self, value: &str) {
-        let Some(uri) = attribute(value, "URI").filter(|_| self.next.parts.len() < MAX_PARTS) else {
+    fn parse_part_tag(&mut self, value: &str) {
+        let Some(uri) = attribute(value, "URI").filter(|_| self.next_segment.parts.len() < MAX_PARTS_PER_SEGMENT)
+        else {
             return;
         };
-        let stated = attribute(value, "BYTERANGE").map(|text| range(&text));
+        let stated = attribute(value, "BYTERANGE").map(|text| parse_length_and_begin(&text));
         let is_gap = attribute(value, "GAP").as_deref() == Some("YES") || stated == Some(None);
         let found = stated.flatten().and_then(|(length, begin)| {
             let follows = self
-                .part_range_end
+                .last_part_byte_range_end
                 .as_ref()
                 .filter(|(last, _)| *last == uri)
                 .map(|(_, end)| *end);
             let begin = begin.or(follows).unwrap_or_default();
-            self.part_range_end = Some((uri.clone(), begin.checked_add(length)?));
+            self.last_part_byte_range_end = Some((uri.clone(), begin.checked_add(length)?));
             Some(ByteRange { begin, length })
         });
-        self.next.parts.push(Part {
+        self.next_segment.parts.push(OriginPart {
             is_gap: is_gap || stated.is_some() && found.is_none(),
             uri,
-            range: found,
+            byte_range: found,
             is_independent: attribute(value, "INDEPENDENT").as_deref() == Some("YES"),
         });
     }
 
-    fn uri(&mut self, uri: &'a str) {
-        if let Some(mut variant) = self.variant.take() {
+    fn parse_uri_line(&mut self, uri: &'a str) {
+        if let Some(mut variant) = self.pending_variant.take() {
             uri.clone_into(&mut variant.uri);
             self.multivariant.variants.push(variant);
             return;
         }
         // Without a duration it belongs to no segment.
-        if !std::mem::take(&mut self.has_duration) {
+        if !std::mem::take(&mut self.next_segment_has_duration) {
             return;
         }
-        if let Some((length, begin)) = self.range.take() {
-            let follows = self.range_end.filter(|(last, _)| *last == uri).map(|(_, end)| end);
+        if let Some((length, begin)) = self.pending_byte_range.take() {
+            let follows = self
+                .last_byte_range_end
+                .filter(|(last, _)| *last == uri)
+                .map(|(_, end)| end);
             let begin = begin.or(follows).unwrap_or_default();
             match begin.checked_add(length) {
                 Some(end) => {
-                    self.range_end = Some((uri, end));
-                    self.next.range = Some(ByteRange { begin, length });
+                    self.last_byte_range_end = Some((uri, end));
+                    self.next_segment.byte_range = Some(ByteRange { begin, length });
                 }
-                None => self.next.is_gap = true,
+                None => self.next_segment.is_gap = true,
             }
         }
-        let following = Listed {
-            init: self.next.init.clone(),
-            key: self.next.key.clone(),
-            is_foreign: self.next.is_foreign,
-            ..Listed::default()
+        let following = ListedSegment {
+            init_section: self.next_segment.init_section.clone(),
+            decryption_key: self.next_segment.decryption_key.clone(),
+            has_unsupported_encryption: self.next_segment.has_unsupported_encryption,
+            ..ListedSegment::default()
         };
-        let mut listed = std::mem::replace(&mut self.next, following);
-        (listed.uri, listed.discontinuities) = (uri, self.discontinuities);
+        let mut listed = std::mem::replace(&mut self.next_segment, following);
+        (listed.uri, listed.discontinuity_count) = (uri, self.discontinuity_count);
         // Only the last segments are fetched in parts.
-        if let Some(older) = self.segments.len().checked_sub(MAX_SEGMENTS_IN_PARTS)
+        if let Some(older) = self.segments.len().checked_sub(MAX_SEGMENTS_WITH_PARTS)
             && let Some(older) = self.segments.get_mut(older)
         {
             older.parts = Vec::new();
@@ -366,95 +384,108 @@ impl<'a> Reader<'a> {
         if !self.multivariant.variants.is_empty() {
             return Ok(Playlist::Multivariant(self.multivariant));
         }
-        let is_usable = |listed: &Listed<'_>| !listed.is_foreign;
-        match self.foreign.take() {
-            Some(foreign) if !self.segments.iter().any(is_usable) => return Err(PlaylistError::Encryption(foreign)),
-            _ if self.segments.is_empty() && self.next.parts.is_empty() && self.media.target_duration.is_zero() => {
+        let is_usable = |listed: &ListedSegment<'_>| !listed.has_unsupported_encryption;
+        let has_foreign = self.segments.iter().any(|listed| listed.has_unsupported_encryption);
+        self.media.encryption = self.unsupported_encryption.clone().filter(|_| has_foreign);
+        match self.unsupported_encryption.take() {
+            Some(foreign) if !self.segments.iter().any(is_usable) => {
+                return Err(PlaylistError::UnsupportedEncryption(foreign));
+            }
+            _ if self.segments.is_empty()
+                && self.next_segment.parts.is_empty()
+                && self.media.target_duration.is_zero() =>
+            {
                 return Err(PlaylistError::Empty);
             }
             _ => {}
         }
         if self.media.target_duration.is_zero() {
             let longest = self.segments.iter().filter_map(|listed| listed.duration).max();
-            self.media.target_duration = longest.unwrap_or(DURATION);
+            self.media.target_duration = longest.unwrap_or(DEFAULT_TARGET_DURATION);
         }
-        let first = self.sequence.saturating_add(self.dropped);
+        let first = self.media_sequence_number.saturating_add(self.dropped_segment_count);
         let counted = self.discontinuity_sequence;
         let target = self.media.target_duration;
         let segments = (0_u64..).zip(std::mem::take(&mut self.segments));
         self.media.segments = segments
-            .map(|(index, listed)| listed.segment(first.saturating_add(index), counted, target))
+            .map(|(index, listed)| listed.into_segment(first.saturating_add(index), counted, target))
             .collect();
-        self.media.next = first.saturating_add(self.media.segments.len() as u64);
-        if !self.next.parts.is_empty() && !self.media.has_ended {
-            self.next.discontinuities = self.discontinuities;
-            self.media.open = Some(self.next.segment(self.media.next, counted, target));
+        self.media.next_segment_number = first.saturating_add(self.media.segments.len() as u64);
+        if !self.next_segment.parts.is_empty() && !self.media.has_ended {
+            self.next_segment.discontinuity_count = self.discontinuity_count;
+            self.media.segment_in_progress = Some(self.next_segment.into_segment(
+                self.media.next_segment_number,
+                counted,
+                target,
+            ));
         }
         Ok(Playlist::Media(self.media))
     }
 }
 
 /// Duration of segments if the playlist states none.
-const DURATION: Duration = Duration::from_secs(4);
+const DEFAULT_TARGET_DURATION: Duration = Duration::from_secs(4);
 
 /// Number of complete segments whose parts are kept.
-const MAX_SEGMENTS_IN_PARTS: usize = 4;
+const MAX_SEGMENTS_WITH_PARTS: usize = 4;
 
-impl Listed<'_> {
-    fn segment(self, number: u64, counted: Option<u64>, target: Duration) -> Segment {
-        Segment {
-            number,
-            discontinuities: counted.unwrap_or_default().saturating_add(self.discontinuities),
-            is_counted: counted.is_some(),
-            begins: self.begins,
+impl ListedSegment<'_> {
+    fn into_segment(self, number: u64, discontinuity_sequence: Option<u64>, target: Duration) -> OriginSegment {
+        OriginSegment {
+            media_sequence_number: number,
+            discontinuity_sequence: discontinuity_sequence
+                .unwrap_or_default()
+                .saturating_add(self.discontinuity_count),
+            has_discontinuity_sequence: discontinuity_sequence.is_some(),
+            follows_discontinuity: self.follows_discontinuity,
             duration: self.duration.unwrap_or(target),
             uri: self.uri.to_owned(),
-            range: self.range,
-            init: self.init,
-            key: self.key,
-            is_gap: self.is_gap || self.is_foreign,
+            byte_range: self.byte_range,
+            init_section: self.init_section,
+            decryption_key: self.decryption_key,
+            is_gap: self.is_gap || self.has_unsupported_encryption,
             parts: self.parts,
         }
     }
 }
 
 /// Parses a duration. Longer ones than an hour are taken for an hour.
-fn seconds(text: &str) -> Option<Duration> {
+fn parse_and_cap_duration(text: &str) -> Option<Duration> {
     let seconds: f64 = text.trim().parse().ok()?;
-    (seconds >= 0.0).then(|| Duration::from_secs_f64(seconds.min(MAX_DURATION.as_secs_f64())))
+    (seconds >= 0.0).then(|| Duration::from_secs_f64(seconds.min(SEGMENT_DURATION_CAP.as_secs_f64())))
 }
 
-fn shortened(text: &str) -> String {
+fn truncate_text(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
 /// Parses `length[@begin]`.
-fn range(text: &str) -> Option<(u64, Option<u64>)> {
+fn parse_length_and_begin(text: &str) -> Option<(u64, Option<u64>)> {
     match text.trim().split_once('@') {
         Some((length, begin)) => Some((length.parse().ok()?, Some(begin.parse().ok()?))),
         None => Some((text.trim().parse().ok()?, None)),
     }
 }
 
-fn init(value: &str) -> Option<Init> {
+fn parse_init_section(value: &str) -> Option<InitSection> {
     let range = match attribute(value, "BYTERANGE") {
         None => None,
         Some(text) => {
-            let (length, begin) = range(&text)?;
+            let (length, begin) = parse_length_and_begin(&text)?;
             Some(ByteRange {
                 begin: begin.unwrap_or_default(),
                 length,
             })
         }
     };
-    Some(Init {
+    Some(InitSection {
         uri: attribute(value, "URI")?,
-        range,
+        byte_range: range,
     })
 }
 
 /// Address and initialization vector of an AES-128 key; `None` if either is malformed.
-fn key(value: &str) -> Option<Key> {
+fn parse_key_uri_and_iv(value: &str) -> Option<SegmentKey> {
     let iv = match attribute(value, "IV") {
         None => None,
         Some(text) => {
@@ -462,13 +493,13 @@ fn key(value: &str) -> Option<Key> {
             Some(u128::from_str_radix(digits, 16).ok()?.to_be_bytes())
         }
     };
-    Some(Key {
+    Some(SegmentKey {
         uri: attribute(value, "URI")?,
         iv,
     })
 }
 
-fn variant(value: &str) -> Variant {
+fn parse_variant(value: &str) -> Variant {
     let height = attribute(value, "RESOLUTION").and_then(|size| size.split_once('x')?.1.parse().ok());
     Variant {
         uri: String::new(),
@@ -477,7 +508,7 @@ fn variant(value: &str) -> Variant {
             .unwrap_or_default(),
         height,
         codecs: attribute(value, "CODECS"),
-        audio: attribute(value, "AUDIO"),
+        audio_group_id: attribute(value, "AUDIO"),
     }
 }
 

@@ -1,11 +1,11 @@
 //! Ranks the variants of a multivariant playlist.
 
 use super::error::HlsError;
-use super::playlist::{Multivariant, Variant};
+use super::playlist::{MultivariantPlaylist, Variant};
 
 /// Limits for the variant: the best variant within them is used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct VariantLimits {
     /// In pixels.
     pub max_height: Option<u32>,
     /// In bit/s.
@@ -13,7 +13,7 @@ pub struct Choice {
 }
 
 /// Ranks how well viewers can play a variant; `None` if not at all. A variant without codecs is tried.
-fn playability(variant: &Variant) -> Option<u8> {
+fn codec_playability_score(variant: &Variant) -> Option<u8> {
     let Some(codecs) = &variant.codecs else { return Some(1) };
     let mut best = Some(2);
     for codec in codecs.split(',').map(str::trim) {
@@ -30,13 +30,35 @@ fn playability(variant: &Variant) -> Option<u8> {
     best
 }
 
+/// Maximum number of variants that are named as left out.
+const MAX_LISTED_VARIANTS: usize = 4;
+
+/// Returns the variants that cannot be played, such as `variant dvh1.05.06, ec-3`.
+pub(super) fn unplayable_variant_names(multivariant: &MultivariantPlaylist) -> Vec<String> {
+    let mut left_out: Vec<String> = Vec::new();
+    for variant in &multivariant.variants {
+        let codecs = variant
+            .codecs
+            .as_deref()
+            .filter(|_| codec_playability_score(variant).is_none());
+        let name =
+            codecs.map(|codecs| millstream_worker_runtime::wire::sanitize_worker_text(&format!("variant {codecs}")));
+        left_out.extend(name.filter(|name| !left_out.contains(name)));
+    }
+    left_out.truncate(MAX_LISTED_VARIANTS);
+    left_out
+}
+
 /// Returns the playable variants, best first: those within the limits, then the others from the smallest on. Redundant
 /// variants stand next to each other, in their order.
-pub(super) fn ranked(multivariant: &Multivariant, choice: Choice) -> Result<Vec<&Variant>, HlsError> {
+pub(super) fn rank_playable_variants(
+    multivariant: &MultivariantPlaylist,
+    choice: VariantLimits,
+) -> Result<Vec<&Variant>, HlsError> {
     let mut playable: Vec<(u8, &Variant)> = multivariant
         .variants
         .iter()
-        .filter_map(|variant| Some((playability(variant)?, variant)))
+        .filter_map(|variant| Some((codec_playability_score(variant)?, variant)))
         .collect();
     let within = |variant: &Variant| {
         let height = variant
@@ -62,15 +84,20 @@ pub(super) fn ranked(multivariant: &Multivariant, choice: Choice) -> Result<Vec<
             .iter()
             .filter_map(|variant| variant.codecs.as_deref());
         let codecs = codecs.collect::<Vec<_>>().join("; ");
-        return Err(HlsError::NoVariant(millstream_worker_runtime::wire::shown(&codecs)));
+        return Err(HlsError::NoPlayableVariant(
+            millstream_worker_runtime::wire::sanitize_worker_text(&codecs),
+        ));
     }
     Ok(playable.into_iter().map(|(_, variant)| variant).collect())
 }
 
 /// Returns the URI of a variant's audio rendition, if its audio is separate.
-pub(super) fn audio_uri<'a>(multivariant: &'a Multivariant, variant: &Variant) -> Option<&'a str> {
-    let group = variant.audio.as_deref()?;
-    let mut renditions = multivariant.audio.iter().filter(|rendition| rendition.group == group);
+pub(super) fn audio_uri<'a>(multivariant: &'a MultivariantPlaylist, variant: &Variant) -> Option<&'a str> {
+    let group = variant.audio_group_id.as_deref()?;
+    let mut renditions = multivariant
+        .audio_renditions
+        .iter()
+        .filter(|rendition| rendition.group_id == group);
     let default = renditions.clone().find(|rendition| rendition.is_default);
     default.or_else(|| renditions.next())?.uri.as_deref()
 }
@@ -80,7 +107,7 @@ mod tests {
     use super::super::playlist::Playlist;
     use super::*;
 
-    fn multivariant(text: &str) -> Multivariant {
+    fn multivariant(text: &str) -> MultivariantPlaylist {
         match Playlist::parse(&format!("#EXTM3U\n{text}")) {
             Ok(Playlist::Multivariant(multivariant)) => multivariant,
             other => panic!("{other:?}"),
@@ -103,11 +130,11 @@ mod tests {
             (None, Some(2_000_000), "720.m3u8"),
             (Some(100), None, "720.m3u8"),
         ] {
-            let choice = Choice {
+            let choice = VariantLimits {
                 max_height,
                 max_bandwidth,
             };
-            let ranked = ranked(&ladder, choice).expect("playable");
+            let ranked = rank_playable_variants(&ladder, choice).expect("playable");
             assert_eq!((ranked[0].uri.as_str(), ranked.len()), (uri, 3));
         }
     }
@@ -129,20 +156,20 @@ mod tests {
     #[test]
     fn a_source_without_a_playable_variant_is_an_error() {
         let none = multivariant("#EXT-X-STREAM-INF:BANDWIDTH=1,CODECS=\"dvh1.05.06\"\nx\n");
-        let error = ranked(&none, Choice::default()).expect_err("nothing to play");
-        assert_eq!(error, HlsError::NoVariant("dvh1.05.06".to_owned()));
+        let error = rank_playable_variants(&none, VariantLimits::default()).expect_err("nothing to play");
+        assert_eq!(error, HlsError::NoPlayableVariant("dvh1.05.06".to_owned()));
     }
 
     #[test]
     fn redundant_variants_follow_each_other_in_their_order() {
         let line = |bandwidth: u32, uri: &str| format!("#EXT-X-STREAM-INF:BANDWIDTH={bandwidth}\n{uri}\n");
         let lines = [line(9, "a"), line(5, "b"), line(9, "c"), line(20, "d"), line(30, "e")];
-        let choice = Choice {
+        let choice = VariantLimits {
             max_height: None,
             max_bandwidth: Some(10),
         };
         let multivariant = multivariant(&lines.concat());
-        let ranked = ranked(&multivariant, choice).expect("playable");
+        let ranked = rank_playable_variants(&multivariant, choice).expect("playable");
         let uris: Vec<&str> = ranked.iter().map(|variant| variant.uri.as_str()).collect();
         assert_eq!(uris, ["a", "c", "b", "d", "e"]);
     }

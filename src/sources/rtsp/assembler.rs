@@ -7,114 +7,165 @@ use retina::rtp::ReceivedPacket;
 
 use millstream_core::media::Codec;
 use millstream_core::media::assembler::{FrameAssembler, RtpPacket};
+use millstream_core::media::codec::PayloadFraming;
 use millstream_core::media::depacketizer::Frame;
+use millstream_core::media::marker::PacketInfo;
 use millstream_core::media::mpeg4_audio::AacDepacketizer;
+use millstream_core::media::rtp_clock::RtpTimestampCorrector;
 
 /// Assembles the frames of one track.
-pub(super) enum Assembler {
+pub(super) enum TrackFrameAssembler {
     /// Video, and audio with a frame in each packet.
-    Frames {
+    Generic {
         assembler: Box<FrameAssembler>,
         /// Extended sequence number of the last packet.
         seq: u64,
     },
     Aac {
         depacketizer: Box<AacDepacketizer>,
+        timestamps: FrameTimestampCorrector,
         /// RTP clock rate, in Hz.
         rate: u32,
         invalid: u64,
     },
 }
 
+/// Corrects the timestamps of a track of which each item is a frame.
+pub(super) struct FrameTimestampCorrector {
+    corrector: RtpTimestampCorrector,
+    frame_count: u64,
+}
+
 /// A packet, as it matters here.
-pub(super) struct Received {
+pub(super) struct ReceivedRtpPacket {
     /// Timestamp in units of the RTP clock rate.
-    pub(super) time: u64,
+    pub(super) rtp_time: u64,
     /// The same in units of the codec's clock rate.
-    pub(super) scaled: u64,
-    pub(super) at: Instant,
+    pub(super) codec_time: u64,
+    pub(super) received_at: Instant,
     /// Packets that are missing before it.
-    pub(super) loss: u16,
+    pub(super) packets_lost_before: u16,
     pub(super) marker: bool,
     pub(super) payload: Bytes,
 }
 
-/// A complete frame. The unit of its time is that of the codec if it `is_scaled`, else that of RTP.
-pub(super) struct Assembled {
+/// A complete frame. The unit of its time is that of the codec if it `is_codec_time`, else that of RTP.
+pub(super) struct AssembledFrame {
     pub(super) time: u64,
-    pub(super) is_scaled: bool,
+    pub(super) is_codec_time: bool,
     pub(super) bytes: Bytes,
 }
 
-impl From<Frame> for Assembled {
+impl From<Frame> for AssembledFrame {
     fn from(frame: Frame) -> Self {
         Self {
             time: frame.time,
-            is_scaled: true,
+            is_codec_time: true,
             bytes: frame.bytes,
         }
     }
 }
 
-impl Received {
+impl ReceivedRtpPacket {
     pub(super) fn new(packet: ReceivedPacket, time: u64, scaled: u64) -> Self {
         Self {
-            time,
-            scaled,
-            at: packet.ctx().received(),
-            loss: packet.loss(),
+            rtp_time: time,
+            codec_time: scaled,
+            received_at: packet.ctx().received(),
+            packets_lost_before: packet.loss(),
             marker: packet.mark(),
             payload: packet.into_payload_bytes(),
         }
     }
 }
 
-impl Assembler {
-    /// `parameter_sets` are those of the session description: some cameras send them nowhere else.
-    pub(super) fn new(codec: Codec, parameter_sets: &[Bytes]) -> Self {
-        let mut assembler = Box::new(FrameAssembler::new(codec));
-        assembler.seed(parameter_sets);
-        assembler.go_on_after_gaps();
-        Self::Frames { assembler, seq: 0 }
+impl FrameTimestampCorrector {
+    /// `rate` is the clock rate of the timestamps, in Hz.
+    pub(super) fn new(codec: Codec, rate: u32) -> Self {
+        Self {
+            corrector: RtpTimestampCorrector::with_clock_rate(codec, rate),
+            frame_count: 0,
+        }
     }
 
-    pub(super) fn aac(depacketizer: AacDepacketizer, rate: u32) -> Self {
+    /// Returns the timestamp of the next frame.
+    pub(super) fn correct(&mut self, time: u64, arrival: Instant) -> u64 {
+        self.frame_count += 1;
+        self.corrector.correct(&PacketInfo {
+            seq: self.frame_count,
+            time,
+            marker: true,
+            payload_info: Some(PayloadFraming {
+                has_slice: true,
+                ..PayloadFraming::default()
+            }),
+            arrival,
+        })
+    }
+
+    /// Returns how many frames got the time of their arrival.
+    pub(super) fn arrival_timed_frame_count(&self) -> u64 {
+        self.corrector.arrival_timed_frame_count()
+    }
+}
+
+impl TrackFrameAssembler {
+    /// `parse_parameter_sets` are those of the session description: some cameras send them nowhere else.
+    pub(super) fn new(codec: Codec, parameter_sets: &[Bytes]) -> Self {
+        let mut assembler = Box::new(FrameAssembler::new(codec));
+        assembler.seed_parameter_sets(parameter_sets);
+        assembler.continue_after_gaps();
+        Self::Generic { assembler, seq: 0 }
+    }
+
+    pub(super) fn new_aac(depacketizer: AacDepacketizer, rate: u32) -> Self {
         Self::Aac {
             depacketizer: Box::new(depacketizer),
+            timestamps: FrameTimestampCorrector::new(Codec::Aac, rate),
             rate,
             invalid: 0,
         }
     }
 
     /// Processes the next packet and appends complete frames to `out`.
-    pub(super) fn push(&mut self, packet: Received, out: &mut Vec<Assembled>) {
+    pub(super) fn push_packet(&mut self, packet: ReceivedRtpPacket, out: &mut Vec<AssembledFrame>) {
         match self {
-            Self::Frames { assembler, seq } => {
-                *seq += 1 + u64::from(packet.loss);
+            Self::Generic { assembler, seq } => {
+                *seq += 1 + u64::from(packet.packets_lost_before);
                 let packet = RtpPacket {
                     seq: *seq,
-                    time: packet.scaled,
+                    timestamp: packet.codec_time,
                     marker: packet.marker,
-                    arrival: packet.at,
+                    arrival: packet.received_at,
                     payload: packet.payload,
                 };
                 let mut frames = Vec::new();
-                assembler.push(packet, &mut frames);
-                out.extend(frames.into_iter().map(Assembled::from));
+                assembler.push_packet(packet, &mut frames);
+                out.extend(frames.into_iter().map(AssembledFrame::from));
             }
             Self::Aac {
                 depacketizer,
+                timestamps,
                 rate,
                 invalid,
             } => {
                 let mut frames = Vec::new();
-                if !depacketizer.push(&packet.payload, packet.marker, packet.loss > 0, &mut frames) {
+                if !depacketizer.push_packet(
+                    &packet.payload,
+                    packet.marker,
+                    packet.packets_lost_before > 0,
+                    &mut frames,
+                ) {
                     *invalid += 1;
                 }
-                let sampling = u64::from(depacketizer.config().rate.max(1));
-                out.extend(frames.into_iter().map(|(samples, bytes)| Assembled {
-                    time: packet.time + u64::from(samples) * u64::from(*rate) / sampling,
-                    is_scaled: false,
+                if frames.is_empty() {
+                    return;
+                }
+                let time = timestamps.correct(packet.rtp_time, packet.received_at);
+                let sampling = u64::from(depacketizer.config().sample_rate.max(1));
+                out.extend(frames.into_iter().map(|(samples, bytes)| AssembledFrame {
+                    time: time + u64::from(samples) * u64::from(*rate) / sampling,
+                    is_codec_time: false,
                     bytes,
                 }));
             }
@@ -122,27 +173,48 @@ impl Assembler {
     }
 
     /// Completes a frame whose last packet arrived a while ago.
-    pub(super) fn handle_timeout(&mut self, now: Instant, out: &mut Vec<Assembled>) {
-        if let Self::Frames { assembler, .. } = self {
+    pub(super) fn handle_timeout(&mut self, now: Instant, out: &mut Vec<AssembledFrame>) {
+        if let Self::Generic { assembler, .. } = self {
             let mut frames = Vec::new();
             assembler.handle_timeout(now, &mut frames);
-            out.extend(frames.into_iter().map(Assembled::from));
+            out.extend(frames.into_iter().map(AssembledFrame::from));
         }
     }
 
     /// When [`Self::handle_timeout`] must be called.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match self {
-            Self::Frames { assembler, .. } => assembler.poll_timeout(),
+            Self::Generic { assembler, .. } => assembler.poll_timeout(),
             Self::Aac { .. } => None,
         }
     }
 
-    /// Returns how many payloads were passed over, and what they were.
-    pub(super) fn odd(&self) -> (u64, String) {
+    /// Returns the corrected time of a timestamp in units of the RTP clock rate, which is `codec_time` in those of the codec,
+    /// and whether the result is in units of the codec. `None` while timestamps stand still.
+    pub(super) fn corrected_time_of(&self, rtp_time: u64, codec_time: u64) -> Option<(u64, bool)> {
         match self {
-            Self::Frames { assembler, .. } => {
-                let kinds: Vec<(String, u64)> = assembler.odd().iter().map(|(odd, n)| (odd.to_string(), n)).collect();
+            Self::Generic { assembler, .. } => Some((assembler.corrected_time_of(codec_time)?, true)),
+            Self::Aac { timestamps, .. } => Some((timestamps.corrector.corrected_time_of(rtp_time)?, false)),
+        }
+    }
+
+    /// Returns how many frames got the time of their arrival, because the timestamps of the camera stood still.
+    pub(super) fn arrival_timed_frame_count(&self) -> u64 {
+        match self {
+            Self::Generic { assembler, .. } => assembler.arrival_timed_frame_count(),
+            Self::Aac { timestamps, .. } => timestamps.arrival_timed_frame_count(),
+        }
+    }
+
+    /// Returns how many payloads were passed over, and what they were.
+    pub(super) fn ignored_payload_summary(&self) -> (u64, String) {
+        match self {
+            Self::Generic { assembler, .. } => {
+                let kinds: Vec<(String, u64)> = assembler
+                    .discard_counts()
+                    .iter()
+                    .map(|(odd, n)| (odd.to_string(), n))
+                    .collect();
                 let names: Vec<&str> = kinds.iter().map(|(name, _)| name.as_str()).collect();
                 (kinds.iter().map(|(_, count)| count).sum(), names.join(", "))
             }
@@ -151,9 +223,9 @@ impl Assembler {
     }
 
     /// Returns how many payloads were passed over.
-    pub(super) fn odd_count(&self) -> u64 {
+    pub(super) fn ignored_payload_count(&self) -> u64 {
         match self {
-            Self::Frames { assembler, .. } => assembler.odd().iter().map(|(_, count)| count).sum(),
+            Self::Generic { assembler, .. } => assembler.discard_counts().iter().map(|(_, count)| count).sum(),
             Self::Aac { invalid, .. } => *invalid,
         }
     }

@@ -1,83 +1,97 @@
-//! Reads a camera by the pipeline `rtsp`: see [`fallback`](super::fallback).
+//! Reads a camera by a pipeline: see [`fallback`](super::fallback).
+
+use tokio::time::Instant;
 
 use super::camera::{Camera, CameraError};
-use super::fallback::{Fallback, PIPELINE};
-use super::refusal::Refusal;
-use crate::config::Transport;
-use crate::pipeline::process::ProcessError;
+use super::fallback::PipelineFallback;
+use super::incompatibility::CameraIncompatibility;
+use crate::config::RtspTransport;
+use crate::pipeline::process::WorkerProcessError;
+use crate::pipeline::slots::SlotKeptAcrossRestarts;
 use crate::sources::fetch::error::FetchError;
 use crate::sources::fetch::pipeline::{self, PipelineSpec};
 use millstream_core::hub::name::StreamName;
-use millstream_core::sources::frame_source::FanOut;
+use millstream_core::sources::frame_source::FrameSink;
 
 /// Timeouts of the worker in seconds: a camera may send a frame every few seconds only.
-const START_TIMEOUT: f64 = 20.0;
-const STALL_TIMEOUT: f64 = 60.0;
+const MIN_START_TIMEOUT_SECS: f64 = 20.0;
+const MIN_STALL_TIMEOUT_SECS: f64 = 60.0;
 
 /// Runs the pipeline until it fails. `live` is called once the stream receives frames.
-pub(super) async fn play<P: FanOut>(
+pub(super) async fn play_by_pipeline<P: FrameSink>(
     camera: &Camera,
-    fallback: &Fallback,
-    refusal: Refusal,
+    fallback: &PipelineFallback,
+    incompatibility: CameraIncompatibility,
     (stream, plane): (&StreamName, &P),
+    reservation: &SlotKeptAcrossRestarts,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    let spec = match spec(camera, fallback) {
+    let (_, name) = fallback.pipeline_for_incompatibility(incompatibility);
+    let spec = match camera_pipeline_spec(camera, fallback, incompatibility) {
         Ok(spec) => spec,
         Err(error) => {
-            fallback.failed();
+            fallback.deactivate_if_never_worked(Instant::now().into_std());
             return error.into();
         }
     };
     let mut on_live = |tracks: &dyn std::fmt::Debug| {
-        fallback.worked();
+        fallback.mark_worked();
         live(tracks);
     };
-    let error = pipeline::play(&spec, stream, plane, &mut on_live).await;
-    if let FetchError::Displaced = error {
+    let error = pipeline::play_pipeline(&spec, (stream, plane), reservation, &mut on_live).await;
+    if let FetchError::StreamOccupied = error {
         return error;
     }
-    fallback.failed();
+    fallback.deactivate_if_never_worked(Instant::now().into_std());
     match error {
-        FetchError::Worker(ProcessError::Failed(failure)) if failure.to_string().contains("Unauthorized") => {
-            CameraError::Credentials.into()
+        FetchError::Worker(WorkerProcessError::WorkerFailed(failure))
+            if failure.to_string().contains("Unauthorized") =>
+        {
+            CameraError::CredentialsRejected.into()
         }
         FetchError::Worker(error) => {
-            CameraError::Pipeline(format!("{}; pipeline `{PIPELINE}`: {error}", refusal.text())).into()
+            CameraError::PipelineFailed(format!("{}; pipeline `{name}`: {error}", incompatibility.text())).into()
         }
         error => error,
     }
 }
 
 /// Returns the pipeline with the parameters of the camera.
-fn spec(camera: &Camera, fallback: &Fallback) -> Result<PipelineSpec, CameraError> {
+fn camera_pipeline_spec(
+    camera: &Camera,
+    fallback: &PipelineFallback,
+    incompatibility: CameraIncompatibility,
+) -> Result<PipelineSpec, CameraError> {
+    let (description, name) = fallback.pipeline_for_incompatibility(incompatibility);
     let mut values = toml::Table::new();
     values.insert("uri".to_owned(), camera.url.as_str().into());
-    if let Some(credentials) = camera.credentials()? {
+    if let Some(credentials) = camera.read_credentials()? {
         values.insert("username".to_owned(), credentials.username.into());
         values.insert("password".to_owned(), credentials.password.into());
     }
     let transport = match camera.transport {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
+        RtspTransport::Tcp => "tcp",
+        RtspTransport::Udp => "udp",
     };
     values.insert("transport".to_owned(), transport.into());
-    let (job, hosts) = fallback.description.job(&values, Vec::new()).map_err(|wrong| {
-        let wrong = wrong.iter().map(|(name, error)| format!("`{name}` {error}"));
-        CameraError::Pipeline(wrong.collect::<Vec<_>>().join(", "))
-    })?;
-    let mut limits = fallback.description.limits;
-    limits.start_timeout = limits.start_timeout.max(START_TIMEOUT);
+    let (job, hosts) = description
+        .build_job_and_target_hosts(&values, Vec::new())
+        .map_err(|wrong| {
+            let wrong = wrong.iter().map(|(name, error)| format!("`{name}`: {error}"));
+            CameraError::PipelineFailed(wrong.collect::<Vec<_>>().join(", "))
+        })?;
+    let mut limits = description.limits;
+    limits.start_timeout = limits.start_timeout.max(MIN_START_TIMEOUT_SECS);
     limits.stall_timeout = match camera.silence_timeout {
         Some(timeout) => timeout.as_secs_f64(),
-        None => limits.stall_timeout.max(STALL_TIMEOUT),
+        None => limits.stall_timeout.max(MIN_STALL_TIMEOUT_SECS),
     };
     Ok(PipelineSpec {
-        name: PIPELINE.to_owned(),
-        programs: fallback.programs.clone(),
+        name: name.to_owned(),
+        worker_programs: fallback.worker_programs.clone(),
         job,
         limits,
         hosts,
-        allowed: camera.allowed.clone(),
+        allowed_networks: camera.allowed_networks.clone(),
     })
 }

@@ -1,11 +1,11 @@
 //! A camera: its URL, credentials and policies, and why a session with it fails.
 
-use super::fallback::Fallback;
-use super::policies::Policies;
-use super::refusal::Refusal;
-use crate::config::Transport;
-use crate::pipeline::value::{TargetHost, Unescaped};
-use crate::sources::fetch::address::Allowed;
+use super::fallback::PipelineFallback;
+use super::incompatibility::CameraIncompatibility;
+use super::policies::CameraPolicies;
+use crate::config::RtspTransport;
+use crate::pipeline::parameter::{TargetHost, UnescapedCredentialsError};
+use crate::sources::fetch::address::AllowedNetworks;
 use retina::client::{Credentials, SessionGroup, TcpTransportOptions, UdpTransportOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,26 +18,26 @@ use url::Url;
 pub struct Camera {
     /// Without credentials.
     pub(super) url: Url,
-    pub transport: Transport,
+    pub transport: RtspTransport,
     username: Option<String>,
-    password: Password,
-    pub policies: Policies,
+    password: PasswordSource,
+    pub policies: CameraPolicies,
     /// Networks that the camera may be in.
-    pub allowed: Allowed,
+    pub allowed_networks: AllowedNetworks,
     /// `silence_timeout` of the configuration.
     pub silence_timeout: Option<Duration>,
     /// `None` if there is no pipeline for it.
-    pub fallback: Option<Fallback>,
+    pub fallback: Option<PipelineFallback>,
     /// Tracks sessions that the camera may still consider open.
-    pub(super) group: Arc<SessionGroup>,
+    pub(super) session_group: Arc<SessionGroup>,
 }
 
 /// Where the password of a camera comes from.
 #[derive(Clone, Default)]
-pub enum Password {
+pub enum PasswordSource {
     #[default]
     None,
-    Given(String),
+    Inline(String),
     /// Read anew for each session.
     File(PathBuf),
 }
@@ -45,19 +45,21 @@ pub enum Password {
 /// Why a camera URL is invalid; the text follows the name of the key.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CameraUrlError {
-    #[error("is not a camera URL: expected rtsp://host[:port]/path")]
-    NoUrl,
-    #[error("is not an rtsp:// URL; for rtsps:// use `pipeline = \"rtsp\"` with `params = {{ uri = ... }}`")]
-    Scheme,
-    #[error("has credentials that are not UTF-8 after percent-decoding")]
-    Credentials,
+    #[error("the URL is not a camera URL: expected rtsp://host[:port]/path")]
+    InvalidUrl,
+    #[error(
+        "the URL does not start with rtsp://; for rtsps:// use `pipeline = \"rtsp\"` with `params = {{ uri = ... }}`"
+    )]
+    UnsupportedScheme,
+    #[error("the URL has credentials that are not UTF-8 after percent-decoding")]
+    CredentialsNotUtf8,
     #[error(transparent)]
-    Unescaped(#[from] Unescaped),
+    UnescapedCredentials(#[from] UnescapedCredentialsError),
 }
 
 /// The step of the session at which a camera failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum RtspStep {
     Connect,
     Describe,
     Setup,
@@ -71,37 +73,41 @@ pub enum Step {
 pub enum CameraError {
     #[error("the camera cannot be reached: {0}")]
     Unreachable(String),
-    #[error("the camera did not answer in time ({0:?})")]
-    Timeout(Step),
+    #[error("the camera did not answer in time (RTSP step {0:?})")]
+    Timeout(RtspStep),
     #[error("the camera rejected the credentials")]
-    Credentials,
+    CredentialsRejected,
     #[error("the camera requires credentials: set `username` and `password_file`")]
-    NoCredentials,
-    #[error("the password file cannot be read: {0}")]
-    PasswordFile(String),
-    #[error("the camera has no such path (404): check the URL")]
+    CredentialsRequired,
+    #[error("the password file of the camera cannot be read: {0}")]
+    PasswordFileUnreadable(String),
+    #[error("the camera does not know the path of the URL (RTSP status 404): check the URL")]
     NotFound,
-    #[error("the camera redirects to another URL ({0}): configure that URL, or use the pipeline `rtsp`")]
+    #[error("the camera redirects to another URL (RTSP status {0}): configure that URL, or use the pipeline `rtsp`")]
     Redirected(u16),
-    #[error("{step:?}: {text}")]
-    Failed { step: Step, text: String },
-    #[error("the camera offers neither H.264, H.265 or JPEG nor Opus, G.711 or AAC")]
-    NoTracks,
-    #[error("the camera stopped sending video")]
-    Silent,
-    #[error("the camera sends no media, although it agreed to: try `transport = \"udp\"`, or \"tcp\" if that is set")]
+    #[error("RTSP step {step:?} failed: {text}")]
+    StepFailed { step: RtspStep, text: String },
+    #[error(
+        "the camera offers no supported codec: neither video in H.264, H.265 or JPEG nor audio in Opus, G.711 or AAC"
+    )]
+    NoSupportedTracks,
+    #[error("the camera stopped sending video (or audio, if it has no video)")]
+    StoppedSendingMedia,
+    #[error(
+        "the camera sends no media, although it accepted PLAY: change `transport` from \"tcp\" to \"udp\", or from \"udp\" to \"tcp\""
+    )]
     NoMedia,
-    #[error("the camera sends packets, but no frame that can be decoded")]
-    NoFrames,
-    #[error("the camera supports neither RTP in the RTSP connection nor by UDP (461)")]
-    Transport,
+    #[error("the camera sends RTP packets, but they make no complete frame")]
+    NoDecodableFrames,
+    #[error("the camera supports neither RTP over the RTSP connection nor RTP over UDP (RTSP status 461)")]
+    UnsupportedTransport,
     #[error("{}", .0.text())]
-    Refused(Refusal),
+    Incompatible(CameraIncompatibility),
     /// The pipeline that reads the camera instead failed.
     #[error("{0}")]
-    Pipeline(String),
-    #[error("the camera ended the session")]
-    Ended,
+    PipelineFailed(String),
+    #[error("the camera ended the RTSP session")]
+    SessionEnded,
 }
 
 /// RFC 2326 §3.2.
@@ -113,37 +119,42 @@ impl Camera {
     /// # Errors
     ///
     /// A [`CameraUrlError`].
-    pub fn new(url: &str, username: Option<String>, password: Password) -> Result<Self, CameraUrlError> {
+    pub fn new(url: &str, username: Option<String>, password: PasswordSource) -> Result<Self, CameraUrlError> {
         let text = url.trim();
         let parsed = Url::parse(text).ok();
-        if let Some(unescaped) = Unescaped::find(text, parsed.as_ref()) {
+        if let Some(unescaped) = UnescapedCredentialsError::find(text, parsed.as_ref()) {
             return Err(unescaped.into());
         }
-        let mut url = parsed.ok_or(CameraUrlError::NoUrl)?;
+        let mut url = parsed.ok_or(CameraUrlError::InvalidUrl)?;
         if url.scheme() != "rtsp" {
-            return Err(CameraUrlError::Scheme);
+            return Err(CameraUrlError::UnsupportedScheme);
         }
         if url.host_str().is_none_or(str::is_empty) {
-            return Err(CameraUrlError::NoUrl);
+            return Err(CameraUrlError::InvalidUrl);
         }
-        let inside = (decoded(url.username())?, decoded(url.password().unwrap_or_default())?);
+        let url_credentials = (
+            percent_decode(url.username())?,
+            percent_decode(url.password().unwrap_or_default())?,
+        );
         let (username, password) = match username {
-            None if !inside.0.is_empty() => (Some(inside.0), Password::Given(inside.1)),
+            None if !url_credentials.0.is_empty() => {
+                (Some(url_credentials.0), PasswordSource::Inline(url_credentials.1))
+            }
             username => (username, password),
         };
         url.set_username("")
             .and_then(|()| url.set_password(None))
-            .map_err(|()| CameraUrlError::NoUrl)?;
+            .map_err(|()| CameraUrlError::InvalidUrl)?;
         Ok(Self {
             url,
-            transport: Transport::default(),
+            transport: RtspTransport::default(),
             username,
             password,
-            policies: Policies::default(),
-            allowed: Allowed::default(),
+            policies: CameraPolicies::default(),
+            allowed_networks: AllowedNetworks::default(),
             silence_timeout: None,
             fallback: None,
-            group: Arc::default(),
+            session_group: Arc::default(),
         })
     }
 
@@ -158,22 +169,36 @@ impl Camera {
         self.url.port().unwrap_or(DEFAULT_PORT)
     }
 
-    pub(super) fn credentials(&self) -> Result<Option<Credentials>, CameraError> {
+    /// Whether it is read through a relay: with credentials, or if that was found necessary.
+    pub(super) fn uses_relay(&self) -> bool {
+        if self.transport != RtspTransport::Tcp {
+            return false;
+        }
+        let reason = self.fallback.as_ref().and_then(PipelineFallback::reason);
+        self.username.is_some() || reason.is_some_and(CameraIncompatibility::is_corrected_by_relay)
+    }
+
+    /// Whether it has credentials.
+    pub(super) fn has_credentials(&self) -> bool {
+        self.username.is_some()
+    }
+
+    pub(super) fn read_credentials(&self) -> Result<Option<Credentials>, CameraError> {
         let Some(username) = self.username.clone() else {
             return Ok(None);
         };
         let password = match &self.password {
-            Password::None => String::new(),
-            Password::Given(password) => password.clone(),
-            Password::File(path) => read_password(path)?,
+            PasswordSource::None => String::new(),
+            PasswordSource::Inline(password) => password.clone(),
+            PasswordSource::File(path) => read_password(path)?,
         };
         Ok(Some(Credentials { username, password }))
     }
 
     /// Waits until the content of the password file changes, checking it at the interval `poll`. Never returns without
     /// a password file.
-    pub async fn until_password_changes(&self, poll: Duration) {
-        let Password::File(path) = &self.password else {
+    pub async fn wait_until_password_file_changes(&self, poll: Duration) {
+        let PasswordSource::File(path) = &self.password else {
             return std::future::pending().await;
         };
         let now = read_password(path);
@@ -184,7 +209,7 @@ impl Camera {
 }
 
 fn read_password(path: &Path) -> Result<String, CameraError> {
-    let text = std::fs::read_to_string(path).map_err(|error| CameraError::PasswordFile(error.to_string()))?;
+    let text = std::fs::read_to_string(path).map_err(|error| CameraError::PasswordFileUnreadable(error.to_string()))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
@@ -196,7 +221,7 @@ impl std::fmt::Debug for Camera {
 }
 
 /// Decodes percent-encoding (RFC 3986 §2.1).
-fn decoded(text: &str) -> Result<String, CameraUrlError> {
+fn percent_decode(text: &str) -> Result<String, CameraUrlError> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((first, after)) = rest.split_first() {
@@ -210,33 +235,33 @@ fn decoded(text: &str) -> Result<String, CameraUrlError> {
             rest = after.get(2..).unwrap_or_default();
         }
     }
-    String::from_utf8(bytes).map_err(|_| CameraUrlError::Credentials)
+    String::from_utf8(bytes).map_err(|_| CameraUrlError::CredentialsNotUtf8)
 }
 
-pub(super) fn to_retina(transport: Transport) -> retina::client::Transport {
+pub(super) fn to_retina_transport(transport: RtspTransport) -> retina::client::Transport {
     match transport {
-        Transport::Tcp => retina::client::Transport::Tcp(TcpTransportOptions::default()),
-        Transport::Udp => retina::client::Transport::Udp(UdpTransportOptions::default()),
+        RtspTransport::Tcp => retina::client::Transport::Tcp(TcpTransportOptions::default()),
+        RtspTransport::Udp => retina::client::Transport::Udp(UdpTransportOptions::default()),
     }
 }
 
-pub(super) fn other(transport: Transport) -> Transport {
+pub(super) fn other_transport(transport: RtspTransport) -> RtspTransport {
     match transport {
-        Transport::Tcp => Transport::Udp,
-        Transport::Udp => Transport::Tcp,
+        RtspTransport::Tcp => RtspTransport::Udp,
+        RtspTransport::Udp => RtspTransport::Tcp,
     }
 }
 
 impl CameraError {
     /// Keeps only the first line of retina's error: the rest describes the connection and differs each time.
-    pub(super) fn of(step: Step, error: &retina::Error, has_credentials: bool) -> Self {
+    pub(super) fn from_retina(step: RtspStep, error: &retina::Error, has_credentials: bool) -> Self {
         match error.status_code() {
-            Some(401) if has_credentials => Self::Credentials,
-            Some(401) => Self::NoCredentials,
+            Some(401) if has_credentials => Self::CredentialsRejected,
+            Some(401) => Self::CredentialsRequired,
             Some(404) => Self::NotFound,
-            Some(461) => Self::Transport,
+            Some(461) => Self::UnsupportedTransport,
             Some(status @ 300..=399) => Self::Redirected(status),
-            _ => Self::Failed {
+            _ => Self::StepFailed {
                 step,
                 text: first_line(error),
             },
@@ -247,33 +272,44 @@ impl CameraError {
 /// Returns the first line of an error: the rest describes the connection, and differs each time.
 pub(super) fn first_line(error: &retina::Error) -> String {
     let text = error.to_string();
-    text.lines().next().unwrap_or_default().chars().take(MAX_LINE).collect()
+    text.lines()
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .take(MAX_ERROR_LINE_CHARS)
+        .collect()
 }
 
-const MAX_LINE: usize = 200;
+const MAX_ERROR_LINE_CHARS: usize = 200;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn camera(url: &str) -> Result<Camera, CameraUrlError> {
-        Camera::new(url, None, Password::None)
+        Camera::new(url, None, PasswordSource::None)
     }
 
     #[test]
     fn credentials_leave_the_address_and_are_never_shown() {
         let camera = camera("rtsp://admin:p%40ss%zz@10.0.0.7:554/ch1?x=1").expect("an address");
         assert_eq!(camera.url.as_str(), "rtsp://10.0.0.7:554/ch1?x=1");
-        let credentials = camera.credentials().expect("no file").expect("credentials");
+        let credentials = camera.read_credentials().expect("no file").expect("credentials");
         assert_eq!((&*credentials.username, &*credentials.password), ("admin", "p@ss%zz"));
         assert_eq!(format!("{camera:?}"), "Camera(at 10.0.0.7)");
     }
 
     #[test]
     fn invalid_urls_are_refused() {
-        assert_eq!(camera("10.0.0.7/ch1").err(), Some(CameraUrlError::NoUrl));
-        assert_eq!(camera("rtsps://10.0.0.7/ch1").err(), Some(CameraUrlError::Scheme));
-        assert_eq!(camera("rtsp://%ff@10.0.0.7/").err(), Some(CameraUrlError::Credentials));
+        assert_eq!(camera("10.0.0.7/ch1").err(), Some(CameraUrlError::InvalidUrl));
+        assert_eq!(
+            camera("rtsps://10.0.0.7/ch1").err(),
+            Some(CameraUrlError::UnsupportedScheme)
+        );
+        assert_eq!(
+            camera("rtsp://%ff@10.0.0.7/").err(),
+            Some(CameraUrlError::CredentialsNotUtf8)
+        );
         let unescaped = camera("rtsp://admin:12#4@10.0.0.7/ch1").expect_err("no address");
         assert!(
             unescaped.to_string().contains("percent-encode `#` as %23"),

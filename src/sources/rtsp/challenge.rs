@@ -7,36 +7,40 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use super::camera::Camera;
-use super::connect::connection;
+use super::connect::open_unchecked_connection;
 
 /// Longest answer that is read, in bytes.
-const MAX_ANSWER: usize = 8 * 1024;
+const MAX_RESPONSE_BYTES: usize = 8 * 1024;
 
-const LIMIT: Duration = Duration::from_secs(3);
+const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Asks the camera once without credentials, and returns whether its challenge offers `auth-int` (RFC 7616 §3.4.3) or
 /// says that the nonce is stale.
-pub(super) async fn is_unusual(camera: &Camera) -> bool {
+pub(super) async fn offers_unusual_challenge(camera: &Camera) -> bool {
     let request = format!(
         "DESCRIBE {} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: millstream\r\nAccept: application/sdp\r\n\r\n",
         camera.url
     );
     let asking = async {
-        let mut connection = connection(camera).await.ok()?;
+        let mut connection = open_unchecked_connection(camera).await.ok()?;
         connection.write_all(request.as_bytes()).await.ok()?;
         let mut answer = Vec::new();
-        while !answer.windows(4).any(|end| end == b"\r\n\r\n") && answer.len() < MAX_ANSWER {
+        while !answer.windows(4).any(|end| end == b"\r\n\r\n") && answer.len() < MAX_RESPONSE_BYTES {
             if connection.read_buf(&mut answer).await.ok()? == 0 {
                 break;
             }
         }
         Some(answer)
     };
-    let answer = timeout(LIMIT, asking).await.ok().flatten().unwrap_or_default();
-    is_unusual_challenge(&String::from_utf8_lossy(&answer))
+    let answer = timeout(CHALLENGE_TIMEOUT, asking)
+        .await
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+    has_auth_int_or_stale_challenge(&String::from_utf8_lossy(&answer))
 }
 
-fn is_unusual_challenge(answer: &str) -> bool {
+fn has_auth_int_or_stale_challenge(answer: &str) -> bool {
     answer
         .lines()
         .filter_map(|line| line.split_once(':'))
@@ -58,8 +62,10 @@ mod tests {
             ("Basic realm=\"a\"", false),
         ] {
             let answer = format!("RTSP/1.0 401 Unauthorized\r\nCSeq: 1\r\nWWW-Authenticate: {challenge}\r\n\r\n");
-            assert_eq!(is_unusual_challenge(&answer), wanted, "{challenge}");
+            assert_eq!(has_auth_int_or_stale_challenge(&answer), wanted, "{challenge}");
         }
-        assert!(!is_unusual_challenge("RTSP/1.0 200 OK\r\nX: auth-int\r\n\r\n"));
+        assert!(!has_auth_int_or_stale_challenge(
+            "RTSP/1.0 200 OK\r\nX: auth-int\r\n\r\n"
+        ));
     }
 }

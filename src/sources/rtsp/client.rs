@@ -18,145 +18,204 @@ use retina::rtp::ReceivedPacket;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
-use super::assembler::{Assembled, Received};
-use super::camera::{Camera, CameraError, Step, first_line, other, to_retina};
+use super::assembler::{AssembledFrame, ReceivedRtpPacket};
+use super::camera::{Camera, CameraError, RtspStep, first_line, other_transport, to_retina_transport};
 use super::challenge;
 use super::connect::test_connection;
-use super::refusal::{PassedOver, Refusal};
-use super::silence::Silence;
-use super::tracks::{Choice, Track, choose};
-use super::trouble::{self, Verdict};
+use super::incompatibility::{CameraIncompatibility, IgnoredInput};
+use super::relay::CameraRelayEndpoint;
+use super::retina_errors::{self, ErrorVerdict};
+use super::silence::PacketSilenceDetector;
+use super::tracks::{CameraTrack, TrackSelection, select_best_tracks};
+use crate::config::RtspTransport;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::clock::NtpClock;
-use millstream_core::media::{Codec, Kind};
-use millstream_core::sources::frame_source::{Announced, Framing};
+use millstream_core::media::{Codec, MediaKind};
+use millstream_core::sources::frame_source::{AnnouncedTrack, NalFraming};
 
 /// A playing session with a camera.
-pub(super) struct Client {
-    media: Media,
+pub(super) struct RtspClient {
+    media: RetinaMedia,
     /// Video first, if there is any.
-    tracks: Vec<Track>,
-    left_out: Vec<String>,
-    ntp: NtpClock,
+    tracks: Vec<CameraTrack>,
+    unsupported_tracks: Vec<String>,
+    /// Whether a pipeline could convert the audio, which this session leaves out.
+    lacks_convertible_audio: bool,
+    ntp_clock: NtpClock,
     /// Events that were read but not returned yet.
-    ready: VecDeque<Event>,
+    ready_events: VecDeque<CameraEvent>,
     stream: StreamName,
-    passed_over: PassedOver,
+    ignored_input: IgnoredInput,
     /// Errors in a row without an item in between.
-    errors: u32,
+    consecutive_retina_errors: u32,
     /// When the last frame was assembled, or the session began.
-    last_frame: Instant,
+    last_frame_at: Instant,
 }
 
 /// Frames depacketized by retina, or packets.
-enum Media {
+enum RetinaMedia {
     Frames(Box<Demuxed>),
     Packets(Box<Session<Playing>>),
 }
 
 /// A frame or a sender report of a camera.
-pub(super) enum Event {
-    Frame(Frame),
-    /// The media of this track with timestamp `time` was captured `at`, on the clock that all tracks of the camera
+pub(super) enum CameraEvent {
+    Frame(CameraFrame),
+    /// The media of this track with timestamp `codec_time` was captured `at`, on the clock that all tracks of the camera
     /// share (RFC 3550 §6.4.1).
-    Captured {
-        kind: Kind,
+    CaptureTime {
+        kind: MediaKind,
         time: u64,
         at: std::time::Instant,
     },
 }
 
 /// A frame of the camera.
-pub(super) struct Frame {
-    pub(super) kind: Kind,
+pub(super) struct CameraFrame {
+    pub(super) kind: MediaKind,
     /// In units of the clock rate of its codec.
-    pub(super) time: u64,
+    pub(super) codec_time: u64,
     pub(super) bytes: Bytes,
-    pub(super) received: std::time::Instant,
+    pub(super) received_at: std::time::Instant,
 }
 
 /// Timeout of DESCRIBE, each SETUP, and PLAY.
-const STEP_LIMIT: Duration = Duration::from_secs(10);
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A session whose packets make no frame for this long ends: longer than any usual key frame interval.
-const FRAME_LIMIT: Duration = Duration::from_secs(120);
+const NO_COMPLETE_FRAME_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Retina reads a request of the camera without waking its task for what follows, so it is polled at this interval.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+const RETINA_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// More errors in a row without reading anything mean that retina makes no progress.
-const MAX_ERRORS: u32 = 10_000;
+const MAX_CONSECUTIVE_RETINA_ERRORS: u32 = 10_000;
 
 /// The frame format requested from retina.
-const FRAMES: FrameFormat = FrameFormat {
+const LENGTH_PREFIXED_FRAME_FORMAT: FrameFormat = FrameFormat {
     h26x_framing: h26x::Framing::FourByteLength,
     parameter_set_insertion: ParameterSetInsertion::EachKeyFrame,
     aac_framing: aac::Framing::Raw,
 };
 
-impl Client {
+/// Returns the first request to a camera, through a relay if the camera needs one.
+async fn prepare_describe_request(
+    camera: &Camera,
+    uses_relay: bool,
+) -> Result<impl Future<Output = Result<Session<Described>, retina::Error>> + use<>, CameraError> {
+    let (url, credentials, user_agent) = if uses_relay {
+        let relay = CameraRelayEndpoint::start(camera).await?;
+        (relay.url, None, relay.user_agent)
+    } else {
+        (camera.url.clone(), camera.read_credentials()?, "millstream".to_owned())
+    };
+    let options = SessionOptions::default()
+        .creds(credentials)
+        .session_group(camera.session_group.clone())
+        .user_agent(user_agent);
+    Ok(Session::describe(
+        url,
+        camera.policies.apply_to_session_options(options),
+    ))
+}
+
+impl RtspClient {
     /// Connects, selects the tracks, and starts playing.
     pub(super) async fn connect(camera: &Camera, stream: &StreamName) -> Result<Self, CameraError> {
         test_connection(camera).await?;
-        let credentials = camera.credentials()?;
-        let has_credentials = credentials.is_some();
-        let options = SessionOptions::default()
-            .creds(credentials)
-            .session_group(camera.group.clone())
-            .user_agent("millstream".to_owned());
-        let describing = Session::describe(camera.url.clone(), camera.policies.session(options));
-        let described = with_timeout(Step::Describe, has_credentials, describing).await;
+        match Self::connect_once(camera, stream, camera.uses_relay()).await {
+            // The relay forwards no datagrams.
+            Err(CameraError::UnsupportedTransport) if camera.uses_relay() => {
+                Self::connect_once(camera, stream, false).await
+            }
+            connected => connected,
+        }
+    }
+
+    async fn connect_once(camera: &Camera, stream: &StreamName, uses_relay: bool) -> Result<Self, CameraError> {
+        let has_credentials = camera.has_credentials();
+        let describing = prepare_describe_request(camera, uses_relay).await?;
+        let described = with_step_timeout(RtspStep::Describe, has_credentials, describing).await;
         let mut session = match described {
-            Err(CameraError::Credentials) if challenge::is_unusual(camera).await => {
-                return Err(CameraError::Refused(Refusal::Authentication));
+            Err(CameraError::CredentialsRejected) if challenge::offers_unusual_challenge(camera).await => {
+                return Err(CameraError::Incompatible(CameraIncompatibility::UnusualAuthentication));
             }
             described => described?,
         };
-        let silence = || Silence::new(camera.silence_timeout, now());
-        let Choice { mut tracks, left_out } = choose(&session, &silence);
-        if tracks.is_empty() {
-            return Err(CameraError::NoTracks);
+        let silence = || PacketSilenceDetector::new(camera.silence_timeout, now());
+        let TrackSelection {
+            mut tracks,
+            unsupported_tracks: left_out,
+            has_convertible_audio,
+        } = select_best_tracks(&session, &silence);
+        let has_audio = tracks.iter().any(|track| track.kind() == MediaKind::Audio);
+        let lacks_convertible_audio = has_convertible_audio && !has_audio;
+        let fallback = camera.fallback.as_ref();
+        if lacks_convertible_audio && fallback.is_some_and(|fallback| fallback.can_convert_audio(now())) {
+            return Err(CameraError::Incompatible(CameraIncompatibility::Audio));
         }
-        set_up(camera, &mut session, &mut tracks, has_credentials).await?;
-        let playing = with_timeout(Step::Play, has_credentials, session.play(camera.policies.play())).await?;
-        let media = if tracks.iter().any(|track| track.announced.codec == Codec::Jpeg) {
+        if tracks.is_empty() {
+            return Err(CameraError::NoSupportedTracks);
+        }
+        set_up_tracks_dropping_refused(camera, uses_relay, &mut session, &mut tracks).await?;
+        let playing = with_step_timeout(
+            RtspStep::Play,
+            has_credentials,
+            session.play(camera.policies.play_options()),
+        )
+        .await?;
+        let media = if tracks.iter().any(|track| track.announced_track.codec == Codec::Jpeg) {
             let demuxed = playing.demuxed();
-            Media::Frames(Box::new(
-                demuxed.map_err(|error| CameraError::of(Step::Play, &error, has_credentials))?,
+            RetinaMedia::Frames(Box::new(
+                demuxed.map_err(|error| CameraError::from_retina(RtspStep::Play, &error, has_credentials))?,
             ))
         } else {
-            Media::Packets(Box::new(playing))
+            RetinaMedia::Packets(Box::new(playing))
         };
         Ok(Self {
             media,
             tracks,
-            left_out,
-            ntp: NtpClock::default(),
-            ready: VecDeque::new(),
+            unsupported_tracks: left_out,
+            lacks_convertible_audio,
+            ntp_clock: NtpClock::default(),
+            ready_events: VecDeque::new(),
             stream: stream.clone(),
-            passed_over: PassedOver::default(),
-            errors: 0,
-            last_frame: Instant::now(),
+            ignored_input: IgnoredInput::default(),
+            consecutive_retina_errors: 0,
+            last_frame_at: Instant::now(),
         })
     }
 
     /// Returns the tracks of the session.
-    pub(super) fn tracks(&self) -> Vec<Announced> {
-        self.tracks.iter().map(|track| track.announced).collect()
+    pub(super) fn selected_tracks(&self) -> Vec<AnnouncedTrack> {
+        self.tracks.iter().map(|track| track.announced_track).collect()
     }
 
     /// Returns the tracks that the session has but that are not read.
-    pub(super) fn left_out(&self) -> &[String] {
-        &self.left_out
+    pub(super) fn unsupported_tracks(&self) -> &[String] {
+        &self.unsupported_tracks
+    }
+
+    /// Returns whether a pipeline could convert the audio, which this session leaves out.
+    pub(super) fn lacks_convertible_audio(&self) -> bool {
+        self.lacks_convertible_audio
     }
 
     /// Returns what was passed over so far.
-    pub(super) fn passed_over(&self) -> &PassedOver {
-        &self.passed_over
+    pub(super) fn ignored_input(&self) -> &IgnoredInput {
+        &self.ignored_input
+    }
+
+    /// Returns how many frames of a track got the time of their arrival, because the camera's timestamps stood still.
+    pub(super) fn arrival_timed_frame_count(&self, kind: MediaKind) -> u64 {
+        let track = self.tracks.iter().find(|track| track.kind() == kind);
+        track.map_or(0, |track| {
+            track.assembler.arrival_timed_frame_count() + track.frame_timestamps.arrival_timed_frame_count()
+        })
     }
 
     /// Returns the parameter sets of the session description.
-    pub(super) fn parameter_sets(&self) -> Vec<Bytes> {
+    pub(super) fn sdp_parameter_sets(&self) -> Vec<Bytes> {
         self.tracks
             .iter()
             .flat_map(|track| track.parameter_sets.clone())
@@ -164,57 +223,59 @@ impl Client {
     }
 
     /// Returns how NAL units are delimited in its frames.
-    pub(super) fn framing(&self) -> Framing {
+    pub(super) fn nal_framing(&self) -> NalFraming {
         match self.media {
-            Media::Frames(_) => Framing::Lengths,
-            Media::Packets(_) => Framing::StartCodes,
+            RetinaMedia::Frames(_) => NalFraming::LengthPrefixed,
+            RetinaMedia::Packets(_) => NalFraming::AnnexB,
         }
     }
 
     /// Waits for the next frame or sender report.
-    pub(super) async fn next(&mut self) -> Result<Event, CameraError> {
+    pub(super) async fn next_frame_or_capture_time(&mut self) -> Result<CameraEvent, CameraError> {
         loop {
-            let deadline = self.check_silence()?;
-            if let Some(event) = self.ready.pop_front() {
+            let deadline = self.check_media_timeouts()?;
+            if let Some(event) = self.ready_events.pop_front() {
                 // Audio goes on where video makes no frame.
-                let main = self.tracks.first().map(Track::kind);
-                if matches!(&event, Event::Frame(frame) if Some(frame.kind) == main) {
-                    self.last_frame = Instant::now();
+                let main = self.tracks.first().map(CameraTrack::kind);
+                if matches!(&event, CameraEvent::Frame(frame) if Some(frame.kind) == main) {
+                    self.last_frame_at = Instant::now();
                 }
                 return Ok(event);
             }
-            // A timeout is handled by the next `check_silence`.
-            let mut wake = deadline.min(Instant::now() + POLL_INTERVAL);
+            // A timeout is handled by the next `check_media_timeouts`.
+            let mut wake = deadline.min(Instant::now() + RETINA_POLL_INTERVAL);
             for track in &self.tracks {
                 if let Some(due) = track.assembler.poll_timeout() {
                     wake = wake.min(Instant::from_std(due));
                 }
             }
-            if let Ok(read) = timeout_at(wake, self.read()).await {
+            if let Ok(read) = timeout_at(wake, self.read_and_handle_retina_item()).await {
                 read?;
             }
-            self.complete_frames();
+            self.complete_timed_out_frames();
         }
     }
 
     /// Fails if the first track (video, or audio if there is no video) is silent. Missing audio beside video is only
     /// logged, once. Returns when to check again.
-    fn check_silence(&mut self) -> Result<Instant, CameraError> {
+    fn check_media_timeouts(&mut self) -> Result<Instant, CameraError> {
         let now = Instant::now();
-        let mut deadline = self.last_frame + FRAME_LIMIT;
+        let mut deadline = self.last_frame_at + NO_COMPLETE_FRAME_TIMEOUT;
         if now >= deadline {
-            return Err(CameraError::NoFrames);
+            return Err(CameraError::NoDecodableFrames);
         }
         for (index, track) in self.tracks.iter_mut().enumerate() {
-            let silent_at = Instant::from_std(track.silence.deadline());
+            let silent_at = Instant::from_std(track.packet_silence.deadline());
             match (index, now >= silent_at) {
-                (0, true) if track.silence.is_used() => return Err(CameraError::Silent),
+                (0, true) if track.packet_silence.has_received_packet() => {
+                    return Err(CameraError::StoppedSendingMedia);
+                }
                 (0, true) => return Err(CameraError::NoMedia),
                 (0, false) => deadline = deadline.min(silent_at),
-                (_, true) if !track.silence_logged => {
-                    track.silence_logged = true;
-                    let codec = track.announced.codec.name();
-                    warn!(stream = %self.stream, codec, "camera stopped sending audio, video continues");
+                (_, true) if !track.packet_silence_logged => {
+                    track.packet_silence_logged = true;
+                    let codec = track.announced_track.codec.name();
+                    warn!(stream = %self.stream, codec, "RTSP camera stopped sending audio; its video continues");
                 }
                 _ => {}
             }
@@ -222,26 +283,26 @@ impl Client {
         Ok(deadline)
     }
 
-    async fn read(&mut self) -> Result<(), CameraError> {
+    async fn read_and_handle_retina_item(&mut self) -> Result<(), CameraError> {
         match &mut self.media {
-            Media::Frames(demuxed) => {
+            RetinaMedia::Frames(demuxed) => {
                 let item = poll_fn(|context| Pin::new(&mut **demuxed).poll_next(context)).await;
-                match item.ok_or(CameraError::Ended)? {
-                    Ok(item) => self.take_item(item),
-                    Err(error) => self.on_error(&error)?,
+                match item.ok_or(CameraError::SessionEnded)? {
+                    Ok(item) => self.handle_demuxed_item(item),
+                    Err(error) => self.on_retina_error(&error)?,
                 }
             }
-            Media::Packets(session) => {
+            RetinaMedia::Packets(session) => {
                 // After a request of the camera, retina returns `Pending` although there may be more to read.
                 let item = poll_fn(|context| match Pin::new(&mut **session).poll_next(context) {
                     Poll::Pending => Pin::new(&mut **session).poll_next(context),
                     ready => ready,
                 });
-                match item.await.ok_or(CameraError::Ended)? {
-                    Ok(PacketItem::Rtp(packet)) => self.take_packet(packet),
-                    Ok(PacketItem::Rtcp(compound)) => self.take_report(&compound),
+                match item.await.ok_or(CameraError::SessionEnded)? {
+                    Ok(PacketItem::Rtp(packet)) => self.handle_rtp_packet(packet),
+                    Ok(PacketItem::Rtcp(compound)) => self.handle_rtcp(&compound),
                     Ok(_) => {}
-                    Err(error) => self.on_error(&error)?,
+                    Err(error) => self.on_retina_error(&error)?,
                 }
             }
         }
@@ -249,8 +310,8 @@ impl Client {
     }
 
     /// Takes a frame that retina depacketized.
-    fn take_item(&mut self, item: CodecItem) {
-        self.errors = 0;
+    fn handle_demuxed_item(&mut self, item: CodecItem) {
+        self.consecutive_retina_errors = 0;
         let (index, time, received, bytes) = match item {
             CodecItem::VideoFrame(frame) => {
                 let (index, time) = (frame.stream_id(), frame.timestamp().timestamp());
@@ -265,49 +326,52 @@ impl Client {
                     Bytes::copy_from_slice(frame.data()),
                 )
             }
-            CodecItem::Rtcp(compound) => return self.take_report(&compound),
+            CodecItem::Rtcp(compound) => return self.handle_rtcp(&compound),
             _ => return,
         };
         let Some(track) = self.tracks.iter_mut().find(|track| track.index == index) else {
             return;
         };
-        let time = Track::positive(time);
-        track.on_packet(time);
-        self.ready.push_back(Event::Frame(Frame {
+        let time = CameraTrack::to_positive_time(time);
+        track.record_packet_arrival(time);
+        let time = track.frame_timestamps.correct(time, received);
+        self.ready_events.push_back(CameraEvent::Frame(CameraFrame {
             kind: track.kind(),
-            time: track.scaled(time),
+            codec_time: track.to_codec_time(time),
             bytes,
-            received,
+            received_at: received,
         }));
     }
 
-    fn take_packet(&mut self, packet: ReceivedPacket) {
-        self.errors = 0;
+    fn handle_rtp_packet(&mut self, packet: ReceivedPacket) {
+        self.consecutive_retina_errors = 0;
         let index = packet.stream_id();
         let Some(track) = self.tracks.iter_mut().find(|track| track.index == index) else {
             return;
         };
         if packet.header().payload_type() != track.payload_type {
-            let what = || "packets of an unannounced payload type".to_owned();
-            return pass_over(&mut self.passed_over, &self.stream, 1, &what);
+            let what = || "RTP packets of an unannounced payload type".to_owned();
+            return count_ignored_input(&mut self.ignored_input, &self.stream, 1, &what);
         }
-        let time = Track::positive(packet.timestamp().timestamp());
-        track.on_packet(time);
-        let packet = Received::new(packet, time, track.scaled(time));
-        let received = packet.at;
-        let before = track.assembler.odd_count();
+        let time = CameraTrack::to_positive_time(packet.timestamp().timestamp());
+        track.record_packet_arrival(time);
+        let packet = ReceivedRtpPacket::new(packet, time, track.to_codec_time(time));
+        let received = packet.received_at;
+        let before = track.assembler.ignored_payload_count();
         let mut frames = Vec::new();
-        track.assembler.push(packet, &mut frames);
-        let odd = track.assembler.odd_count() - before;
+        track.assembler.push_packet(packet, &mut frames);
+        let odd = track.assembler.ignored_payload_count() - before;
         if odd > 0 {
-            pass_over(&mut self.passed_over, &self.stream, odd, &|| track.assembler.odd().1);
+            count_ignored_input(&mut self.ignored_input, &self.stream, odd, &|| {
+                track.assembler.ignored_payload_summary().1
+            });
         }
-        self.ready
-            .extend(frames.into_iter().map(|frame| track.event(frame, received)));
+        self.ready_events
+            .extend(frames.into_iter().map(|frame| track.to_event(frame, received)));
     }
 
     /// Completes frames whose last packet arrived a while ago.
-    fn complete_frames(&mut self) {
+    fn complete_timed_out_frames(&mut self) {
         let now = now();
         for track in &mut self.tracks {
             if track.assembler.poll_timeout().is_none_or(|due| due > now) {
@@ -315,37 +379,37 @@ impl Client {
             }
             let mut frames = Vec::new();
             track.assembler.handle_timeout(now, &mut frames);
-            self.ready
-                .extend(frames.into_iter().map(|frame| track.event(frame, now)));
+            self.ready_events
+                .extend(frames.into_iter().map(|frame| track.to_event(frame, now)));
         }
     }
 
     /// Passes over what can be passed over.
-    fn on_error(&mut self, error: &retina::Error) -> Result<(), CameraError> {
+    fn on_retina_error(&mut self, error: &retina::Error) -> Result<(), CameraError> {
         let line = first_line(error);
-        self.errors += 1;
-        if self.errors > MAX_ERRORS {
-            return Err(CameraError::of(Step::Receive, error, true));
+        self.consecutive_retina_errors += 1;
+        if self.consecutive_retina_errors > MAX_CONSECUTIVE_RETINA_ERRORS {
+            return Err(CameraError::from_retina(RtspStep::Receive, error, true));
         }
-        match trouble::judge(&line) {
-            Verdict::Fatal(error) => return Err(error),
-            Verdict::PassOver => {}
-            Verdict::Refused(refusal) => {
+        match retina_errors::classify_error(&line) {
+            ErrorVerdict::Fatal(error) => return Err(error),
+            ErrorVerdict::Ignore => {}
+            ErrorVerdict::PacketRefused(refusal) => {
                 // The error does not say which track it is of: the first one counts unless it goes on.
                 let now = now();
                 for track in &mut self.tracks {
-                    if track.rejections.add(now) {
-                        return Err(CameraError::Refused(refusal));
+                    if track.packet_rejections.record_rejection(now) {
+                        return Err(CameraError::Incompatible(refusal));
                     }
                 }
             }
         }
-        pass_over(&mut self.passed_over, &self.stream, 1, &|| line.clone());
+        count_ignored_input(&mut self.ignored_input, &self.stream, 1, &|| line.clone());
         Ok(())
     }
 
-    fn take_report(&mut self, compound: &ReceivedCompoundPacket) {
-        self.errors = 0;
+    fn handle_rtcp(&mut self, compound: &ReceivedCompoundPacket) {
+        self.consecutive_retina_errors = 0;
         let report = compound
             .pkts()
             .find_map(|packet| packet.as_sender_report().ok().flatten());
@@ -353,47 +417,55 @@ impl Client {
         if let (Some(report), Some(time), Some(track)) = (report, compound.rtp_timestamp(), track) {
             let ntp = report.ntp_timestamp().0;
             // A clock that is not set, or that stands still, says nothing.
-            if track.last_report.replace(ntp) == Some(ntp) {
+            if track.last_sender_report_ntp.replace(ntp) == Some(ntp) {
                 return;
             }
-            let Some(at) = self.ntp.instant(ntp, compound.ctx().received()) else {
+            let Some(at) = self
+                .ntp_clock
+                .update_and_convert_to_instant(ntp, compound.ctx().received())
+            else {
                 return;
             };
-            self.ready.push_back(Event::Captured {
-                kind: track.kind(),
-                time: track.scaled(Track::positive(time.timestamp())),
-                at,
-            });
+            let time = CameraTrack::to_positive_time(time.timestamp());
+            let corrected = track.assembler.corrected_time_of(time, track.to_codec_time(time));
+            if let Some((time, is_codec_time)) = corrected {
+                self.ready_events.push_back(CameraEvent::CaptureTime {
+                    kind: track.kind(),
+                    time: if is_codec_time { time } else { track.to_codec_time(time) },
+                    at,
+                });
+            }
         }
     }
 }
 
-fn pass_over(passed_over: &mut PassedOver, stream: &StreamName, count: u64, what: &dyn Fn() -> String) {
+fn count_ignored_input(passed_over: &mut IgnoredInput, stream: &StreamName, count: u64, what: &dyn Fn() -> String) {
     passed_over.count += count;
-    if passed_over.what.is_none() {
-        let what = passed_over.what.insert(what());
-        info!(%stream, what, "camera sent something odd; it is passed over, and more of it is only counted");
+    passed_over.last_at = Some(now());
+    if passed_over.first_description.is_none() {
+        let what = passed_over.first_description.insert(what());
+        info!(%stream, what, "unusable data of the RTSP camera ignored; further occurrences are counted, but not logged");
     }
 }
 
-impl Track {
-    fn on_packet(&mut self, time: u64) {
-        self.silence.packet(time, now());
-        self.silence_logged = false;
-        self.rejections.accepted();
+impl CameraTrack {
+    fn record_packet_arrival(&mut self, time: u64) {
+        self.packet_silence.on_packet(time, now());
+        self.packet_silence_logged = false;
+        self.packet_rejections.reset();
     }
 
-    fn event(&self, frame: Assembled, received: std::time::Instant) -> Event {
-        let time = if frame.is_scaled {
+    fn to_event(&self, frame: AssembledFrame, received: std::time::Instant) -> CameraEvent {
+        let time = if frame.is_codec_time {
             frame.time
         } else {
-            self.scaled(frame.time)
+            self.to_codec_time(frame.time)
         };
-        Event::Frame(Frame {
+        CameraEvent::Frame(CameraFrame {
             kind: self.kind(),
-            time,
+            codec_time: time,
             bytes: frame.bytes,
-            received,
+            received_at: received,
         })
     }
 }
@@ -403,26 +475,32 @@ fn now() -> std::time::Instant {
 }
 
 /// Sets up the tracks. Removes audio that the camera refuses beside video.
-async fn set_up(
+async fn set_up_tracks_dropping_refused(
     camera: &Camera,
+    uses_relay: bool,
     session: &mut Session<Described>,
-    tracks: &mut Vec<Track>,
-    has_credentials: bool,
+    tracks: &mut Vec<CameraTrack>,
 ) -> Result<(), CameraError> {
+    let has_credentials = camera.has_credentials();
     let mut transport = camera.transport;
     let mut position = 0;
     while let Some(track) = tracks.get(position) {
+        if transport == RtspTransport::Udp && camera.allowed_networks.is_restricted() {
+            return Err(CameraError::Incompatible(CameraIncompatibility::UncheckedUdpAddress));
+        }
         let options = SetupOptions::default()
-            .transport(to_retina(transport))
-            .frame_format(FRAMES);
+            .transport(to_retina_transport(transport))
+            .frame_format(LENGTH_PREFIXED_FRAME_FORMAT);
         let setup = session.setup(track.index, options);
-        match with_timeout(Step::Setup, has_credentials, setup).await {
+        match with_step_timeout(RtspStep::Setup, has_credentials, setup).await {
             Ok(()) => position += 1,
             // Some cameras support one transport only (RFC 2326 §11.3.13).
-            Err(CameraError::Transport) if position == 0 && transport == camera.transport => {
-                transport = other(transport);
+            Err(CameraError::UnsupportedTransport) if position == 0 && transport == camera.transport && !uses_relay => {
+                transport = other_transport(transport);
             }
-            Err(CameraError::Failed { .. } | CameraError::Transport | CameraError::NotFound) if position > 0 => {
+            Err(CameraError::StepFailed { .. } | CameraError::UnsupportedTransport | CameraError::NotFound)
+                if position > 0 =>
+            {
                 tracks.remove(position);
             }
             Err(error) => return Err(error),
@@ -431,16 +509,18 @@ async fn set_up(
     Ok(())
 }
 
-async fn with_timeout<T>(
-    step: Step,
+async fn with_step_timeout<T>(
+    step: RtspStep,
     has_credentials: bool,
     work: impl Future<Output = Result<T, retina::Error>>,
 ) -> Result<T, CameraError> {
-    match timeout(STEP_LIMIT, work).await {
+    match timeout(STEP_TIMEOUT, work).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(match trouble::refused_at(step, &error) {
-            Some(refusal) if has_credentials || refusal != Refusal::Authentication => CameraError::Refused(refusal),
-            _ => CameraError::of(step, &error, has_credentials),
+        Ok(Err(error)) => Err(match retina_errors::incompatibility_at(step, &error) {
+            Some(refusal) if has_credentials || refusal != CameraIncompatibility::UnusualAuthentication => {
+                CameraError::Incompatible(refusal)
+            }
+            _ => CameraError::from_retina(step, &error, has_credentials),
         }),
         Err(_) => Err(CameraError::Timeout(step)),
     }

@@ -6,19 +6,19 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::camera::{Camera, CameraError, Step};
-use crate::pipeline::value::TargetHost;
+use super::camera::{Camera, CameraError, RtspStep};
+use crate::pipeline::parameter::TargetHost;
 
 /// Timeout of the TCP connection. It is short because the connection is retried soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Tests the TCP connection, because retina's errors do not distinguish a wrong address from a camera that is off.
 pub(super) async fn test_connection(camera: &Camera) -> Result<(), CameraError> {
-    connection(camera).await.map(drop)
+    open_unchecked_connection(camera).await.map(drop)
 }
 
 /// Opens a TCP connection to the camera.
-pub(super) async fn connection(camera: &Camera) -> Result<TcpStream, CameraError> {
+pub(super) async fn open_unchecked_connection(camera: &Camera) -> Result<TcpStream, CameraError> {
     let port = camera.port();
     let connecting = async {
         match camera.host() {
@@ -28,10 +28,10 @@ pub(super) async fn connection(camera: &Camera) -> Result<TcpStream, CameraError
     };
     match timeout(CONNECT_TIMEOUT, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            Err(CameraError::Unreachable(format!("connection refused on port {port}")))
-        }
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(CameraError::Unreachable(format!(
+            "the TCP connection to port {port} was refused"
+        ))),
         Ok(Err(error)) => Err(CameraError::Unreachable(error.to_string())),
-        Err(_) => Err(CameraError::Timeout(Step::Connect)),
+        Err(_) => Err(CameraError::Timeout(RtspStep::Connect)),
     }
 }

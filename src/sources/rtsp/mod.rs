@@ -1,9 +1,10 @@
 //! RTSP client (RFC 2326) for cameras.
 //!
-//! [`play`] runs one session with a camera; [`fetch`](super::fetch) reconnects after it has ended. Video is H.264,
+//! [`play_camera`] runs one session with a camera; [`fetch`](super::fetch) reconnects after it has ended. Video is H.264,
 //! H.265 or Motion JPEG, audio is Opus, G.711 or AAC. Other tracks are left out and named in the status. A camera that
 //! this client cannot read goes by the pipeline `rtsp` ([`fallback`]), which also supports what this client does not:
-//! RTSPS, redirects, multicast and a jitter buffer.
+//! RTSPS, redirects, multicast and a jitter buffer. The [`relay`] authenticates, and corrects a few RTSP messages that
+//! retina cannot cope with.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,14 +13,16 @@ use tokio::time::{Instant, sleep};
 use tracing::{debug, info, warn};
 
 use self::camera::{Camera, CameraError};
-use self::client::{Client, Event, Frame};
-use self::fallback::{Fallback, PIPELINE};
-use self::refusal::{PassedOver, Refusal};
-use super::fetch::attached::{Attached, random_id};
-use super::fetch::directory::Entry;
+use self::client::{CameraEvent, CameraFrame, RtspClient};
+use self::fallback::PipelineFallback;
+use self::incompatibility::{CameraIncompatibility, IgnoredInput};
+use super::fetch::attached::{AttachedSource, random_session_id};
 use super::fetch::error::FetchError;
-use millstream_core::media::Kind;
-use millstream_core::sources::frame_source::{FanOut, FrameSource};
+use super::fetch::registry::RegisteredSource;
+use crate::config::RtspTransport;
+use crate::pipeline::slots::SlotKeptAcrossRestarts;
+use millstream_core::media::MediaKind;
+use millstream_core::sources::frame_source::{FrameSink, FrameSource};
 
 mod assembler;
 mod by_pipeline;
@@ -28,104 +31,146 @@ mod challenge;
 mod client;
 mod connect;
 pub mod fallback;
+pub mod incompatibility;
 pub mod policies;
-pub mod refusal;
+mod relay;
+mod relay_messages;
+mod retina_errors;
 mod sdp;
 mod silence;
 mod tracks;
-mod trouble;
 
 /// Runs one session with the camera until it fails. `live` is called once the stream receives frames.
-pub async fn play<P: FanOut>(
+pub async fn play_camera<P: FrameSink>(
     camera: &Camera,
-    entry: &Entry,
+    entry: &RegisteredSource,
     plane: &P,
+    reservation: &SlotKeptAcrossRestarts,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    let refusal = camera.fallback.as_ref().and_then(Fallback::refusal);
-    entry.note(|status| status.fallback = refusal.map(Refusal::text));
-    if let (Some(fallback), Some(refusal)) = (&camera.fallback, refusal) {
-        return by_pipeline::play(camera, fallback, refusal, (&entry.stream, plane), live).await;
+    let incompatibility = camera.fallback.as_ref().and_then(PipelineFallback::reason);
+    entry.update_status_silently(|status| status.fallback_reason = incompatibility.map(CameraIncompatibility::text));
+    let by_pipeline = incompatibility.filter(|reason| !reason.is_corrected_by_relay());
+    if let (Some(fallback), Some(incompatibility)) = (&camera.fallback, by_pipeline) {
+        entry.update_status_silently(|status| status.unsupported_tracks.clear());
+        let target = (&entry.stream, plane);
+        return by_pipeline::play_by_pipeline(camera, fallback, incompatibility, target, reservation, live).await;
     }
+    reservation.release();
     let mut since = None;
     let mut on_live = |tracks: &dyn std::fmt::Debug| {
         since = Some(Instant::now());
         live(tracks);
     };
-    let error = by_client(camera, entry, plane, &mut on_live).await;
+    let error = play_by_client(camera, entry, plane, &mut on_live).await;
     let (Some(fallback), FetchError::Camera(camera_error)) = (&camera.fallback, &error) else {
         return error;
     };
-    let by_camera = matches!(camera_error, CameraError::Ended | CameraError::Failed { .. });
+    let by_camera = matches!(camera_error, CameraError::SessionEnded | CameraError::StepFailed { .. });
     let lasted = since.filter(|_| by_camera).map(|since: Instant| since.elapsed());
-    let is_too_often = fallback.session_ended(lasted);
-    let refusal = match camera_error {
-        CameraError::Refused(refusal) => Some(*refusal),
-        _ => is_too_often.then_some(Refusal::ShortSessions),
+    let is_too_often = fallback.record_session_end_and_check_short_session_limit(lasted);
+    let can_relay = incompatibility.is_none() && camera.transport == RtspTransport::Tcp;
+    let incompatibility = match camera_error {
+        CameraError::Incompatible(found) if found.is_corrected_by_relay() && !can_relay => {
+            Some(CameraIncompatibility::NonstandardResponse)
+        }
+        CameraError::Incompatible(found) => Some(*found),
+        _ => is_too_often.then_some(CameraIncompatibility::ShortSessions),
     };
-    let Some(refusal) = refusal else { return error };
-    fallback.choose(refusal);
-    let (stream, reason) = (&entry.stream, refusal.text());
-    warn!(%stream, reason, pipeline = PIPELINE, "camera is read by a pipeline from now on");
-    FetchError::Rerouted
+    let Some(incompatibility) = incompatibility else {
+        return error;
+    };
+    fallback.require_pipeline_or_relay(incompatibility);
+    let (stream, reason) = (&entry.stream, incompatibility.text());
+    if incompatibility.is_corrected_by_relay() {
+        warn!(%stream, reason, "RTSP camera is read through a relay that corrects its RTSP messages from now on");
+    } else {
+        let (_, pipeline) = fallback.pipeline_for_incompatibility(incompatibility);
+        warn!(%stream, reason, pipeline, "RTSP camera is read by a pipeline from now on");
+    }
+    FetchError::SwitchedToPipeline
 }
 
-async fn by_client<P: FanOut>(
+async fn play_by_client<P: FrameSink>(
     camera: &Camera,
-    entry: &Entry,
+    entry: &RegisteredSource,
     plane: &P,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    if let Err(error) = camera.allowed.check(&camera.host()).await {
+    if let Err(error) = camera.allowed_networks.check_host_if_restricted(&camera.host()).await {
         return error.into();
     }
-    let mut client = match Client::connect(camera, &entry.stream).await {
+    let mut client = match RtspClient::connect(camera, &entry.stream).await {
         Ok(client) => client,
         Err(error) => return error.into(),
     };
-    note_left_out(entry, &client);
+    report_unsupported_tracks_and_reset_ignored_input(entry, &client);
     let mut first = None;
     loop {
-        let renew_after = camera.fallback.as_ref().and_then(Fallback::renew_after);
-        let renewed = renewal(camera, entry, renew_after);
-        let session = Session {
+        let renew_after = camera
+            .fallback
+            .as_ref()
+            .and_then(PipelineFallback::camera_session_renewal_age);
+        let renewed = open_replacement_session(camera, entry, renew_after);
+        let audio_retry = wait_for_audio_retry(camera, &client);
+        let session = CameraSession {
             client: &mut client,
-            entry,
-            plane,
+            registered_source: entry,
+            media_plane: plane,
         };
-        (client, first) = match session.play(first.take(), renewed, live).await {
+        let played = tokio::select! {
+            played = session.play(first.take(), renewed, live) => played,
+            () = audio_retry => Err(CameraError::Incompatible(CameraIncompatibility::Audio).into()),
+        };
+        (client, first) = match played {
             Ok((next, frame)) => (next, Some(frame)),
             Err(error) => return error,
         };
-        debug!(stream = %entry.stream, "RTSP session nears its end: switched to a new one");
+        debug!(stream = %entry.stream, "RTSP session with the camera replaced by a new one before its expected end");
     }
 }
 
-fn note_left_out(entry: &Entry, client: &Client) {
-    if entry.status().left_out != client.left_out() {
-        for track in client.left_out() {
-            info!(stream = %entry.stream, track, "track of the RTSP camera not forwarded: codec not supported");
+/// Waits until a session that leaves out audio has to end so that converting it is tried again, if ever.
+fn wait_for_audio_retry(camera: &Camera, client: &RtspClient) -> impl Future<Output = ()> + use<> {
+    let fallback = camera.fallback.as_ref().filter(|_| client.lacks_convertible_audio());
+    let after = fallback.and_then(|fallback| fallback.interrupt_for_audio_after(Instant::now().into_std()));
+    async move {
+        match after {
+            Some(after) => sleep(after).await,
+            None => std::future::pending().await,
         }
     }
-    entry.note(|status| {
-        status.left_out = client.left_out().to_vec();
-        status.passed_over = PassedOver::default();
+}
+
+fn report_unsupported_tracks_and_reset_ignored_input(entry: &RegisteredSource, client: &RtspClient) {
+    if entry.status().unsupported_tracks != client.unsupported_tracks() {
+        for track in client.unsupported_tracks() {
+            info!(stream = %entry.stream, track, "track of the RTSP camera not forwarded: its codec or its parameters are not supported");
+        }
+    }
+    entry.update_status_silently(|status| {
+        status.unsupported_tracks = client.unsupported_tracks().to_vec();
+        status.ignored_input = IgnoredInput::default();
     });
 }
 
 /// Opens another session after a while and waits for its first frame of video. Never returns without `after`, or if the
 /// camera does not allow it.
-async fn renewal(camera: &Camera, entry: &Entry, after: Option<Duration>) -> (Client, Frame) {
+async fn open_replacement_session(
+    camera: &Camera,
+    entry: &RegisteredSource,
+    after: Option<Duration>,
+) -> (RtspClient, CameraFrame) {
     let Some(after) = after else {
         return std::future::pending().await;
     };
     sleep(after).await;
-    let Ok(mut client) = Client::connect(camera, &entry.stream).await else {
+    let Ok(mut client) = RtspClient::connect(camera, &entry.stream).await else {
         return std::future::pending().await;
     };
     loop {
-        match client.next().await {
-            Ok(Event::Frame(frame)) if frame.kind == Kind::Video => return (client, frame),
+        match client.next_frame_or_capture_time().await {
+            Ok(CameraEvent::Frame(frame)) if frame.kind == MediaKind::Video => return (client, frame),
             Ok(_) => {}
             Err(_) => return std::future::pending().await,
         }
@@ -133,61 +178,74 @@ async fn renewal(camera: &Camera, entry: &Entry, after: Option<Duration>) -> (Cl
 }
 
 /// A session that feeds its stream.
-struct Session<'a, P: FanOut> {
-    client: &'a mut Client,
-    entry: &'a Entry,
-    plane: &'a P,
+struct CameraSession<'a, P: FrameSink> {
+    client: &'a mut RtspClient,
+    registered_source: &'a RegisteredSource,
+    media_plane: &'a P,
 }
 
-impl<P: FanOut> Session<'_, P> {
+impl<P: FrameSink> CameraSession<'_, P> {
     /// Feeds the stream until the session fails or is replaced. `first` is a frame that was read already.
     async fn play(
         self,
-        mut first: Option<Frame>,
-        renewed: impl Future<Output = (Client, Frame)>,
+        mut first: Option<CameraFrame>,
+        renewed: impl Future<Output = (RtspClient, CameraFrame)>,
         live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
-    ) -> Result<(Client, Frame), FetchError> {
-        let (client, plane, stream) = (self.client, self.plane, &self.entry.stream);
-        let feed =
-            FrameSource::new(stream.clone(), random_id(), &client.tracks()).map_err(|_| CameraError::NoTracks)?;
-        let mut attached = Attached { feed, plane };
-        attached.feed.remember(&client.parameter_sets());
+    ) -> Result<(RtspClient, CameraFrame), FetchError> {
+        let (client, plane, stream) = (self.client, self.media_plane, &self.registered_source.stream);
+        let feed = FrameSource::new(stream.clone(), random_session_id(), &client.selected_tracks())
+            .map_err(|_| CameraError::NoSupportedTracks)?;
+        let mut attached = AttachedSource {
+            frame_source: feed,
+            media_plane: plane,
+        };
+        attached.frame_source.set_parameter_sets(&client.sdp_parameter_sets());
         let (mut playing, mut noted) = (first.is_some(), 0);
         let mut renewed = std::pin::pin!(renewed);
         loop {
             let event = match first.take() {
-                Some(frame) => Event::Frame(frame),
+                Some(frame) => CameraEvent::Frame(frame),
                 None => tokio::select! {
-                    event = client.next() => event?,
+                    event = client.next_frame_or_capture_time() => event?,
                     next = &mut renewed => return Ok(next),
                 },
             };
-            if client.passed_over().count != noted {
-                noted = client.passed_over().count;
-                self.entry
-                    .note(|status| status.passed_over = client.passed_over().clone());
+            if client.ignored_input().count != noted {
+                noted = client.ignored_input().count;
+                self.registered_source
+                    .update_status_silently(|status| status.ignored_input = client.ignored_input().clone());
             }
-            let feed = &mut attached.feed;
+            let feed = &mut attached.frame_source;
             let frame = match event {
-                Event::Frame(frame) => frame,
-                Event::Captured { kind, time, at } => {
+                CameraEvent::Frame(frame) => frame,
+                CameraEvent::CaptureTime { kind, time, at } => {
                     feed.record_capture_time(kind, time, at);
                     continue;
                 }
             };
+            feed.set_arrival_timed_frame_count(frame.kind, client.arrival_timed_frame_count(frame.kind));
             let taken = match frame.kind {
-                Kind::Video => feed.take_video(frame.received, frame.time, &frame.bytes, client.framing()),
-                Kind::Audio => feed.take_audio(frame.received, frame.time, &frame.bytes),
+                MediaKind::Video => feed.packetize_and_queue_video(
+                    frame.received_at,
+                    frame.codec_time,
+                    &frame.bytes,
+                    client.nal_framing(),
+                ),
+                MediaKind::Audio => feed.packetize_and_queue_audio(frame.received_at, frame.codec_time, &frame.bytes),
             };
             if let Err(error) = taken {
-                debug!(%stream, %error, "camera frame dropped");
+                debug!(%stream, %error, "frame of the RTSP camera dropped: it cannot be packetized");
             }
-            if !plane.feed(feed) {
-                return Err(FetchError::Displaced);
+            if !plane.publish_frames(feed) {
+                return Err(FetchError::StreamOccupied);
             }
             if !playing && feed.is_attached() {
                 playing = true;
-                let names: Vec<&str> = client.tracks().iter().map(|track| track.codec.name()).collect();
+                let names: Vec<&str> = client
+                    .selected_tracks()
+                    .iter()
+                    .map(|track| track.codec.name())
+                    .collect();
                 live(&names);
             }
         }

@@ -10,7 +10,7 @@ use retina::client::{
 
 /// Policies of one camera.
 #[derive(Clone)]
-pub struct Policies {
+pub struct CameraPolicies {
     initial_timestamp: InitialTimestampPolicy,
     initial_seq: InitialSequenceNumberPolicy,
     unknown_rtcp_ssrc: UnknownRtcpSsrcPolicy,
@@ -21,7 +21,7 @@ pub struct Policies {
 }
 
 /// Configuration keys below `quirks`, and the values that each accepts.
-pub const KEYS: [(&str, &str); 7] = [
+pub const QUIRK_KEYS_AND_ALLOWED_VALUES: [(&str, &str); 7] = [
     (
         "initial_timestamp",
         "\"permissive\" (default), \"require\" or \"ignore\": the RTP timestamps in the response to PLAY",
@@ -52,7 +52,7 @@ pub const KEYS: [(&str, &str); 7] = [
     ),
 ];
 
-impl Default for Policies {
+impl Default for CameraPolicies {
     fn default() -> Self {
         Self {
             // Many cameras omit the RTP timestamps that retina requires by default.
@@ -69,19 +69,19 @@ impl Default for Policies {
     }
 }
 
-impl Policies {
+impl CameraPolicies {
     /// Sets the policy of a key. Returns `None` for an unknown key or an invalid value.
     pub fn set(&mut self, key: &str, value: &toml::Value) -> Option<()> {
-        fn read<T: FromStr>(value: &toml::Value) -> Option<T> {
+        fn parse_policy<T: FromStr>(value: &toml::Value) -> Option<T> {
             value.as_str()?.parse().ok()
         }
         match key {
-            "initial_timestamp" => self.initial_timestamp = read(value)?,
-            "initial_seq" => self.initial_seq = read(value)?,
-            "unknown_rtcp_ssrc" => self.unknown_rtcp_ssrc = read(value)?,
-            "unassigned_data" => self.unassigned_data = read(value)?,
-            "session_id" => self.session_id = read(value)?,
-            "teardown" => self.teardown = read(value)?,
+            "initial_timestamp" => self.initial_timestamp = parse_policy(value)?,
+            "initial_seq" => self.initial_seq = parse_policy(value)?,
+            "unknown_rtcp_ssrc" => self.unknown_rtcp_ssrc = parse_policy(value)?,
+            "unassigned_data" => self.unassigned_data = parse_policy(value)?,
+            "session_id" => self.session_id = parse_policy(value)?,
+            "teardown" => self.teardown = parse_policy(value)?,
             "max_timestamp_jump" => {
                 let seconds = u32::try_from(value.as_integer()?).ok().filter(|s| *s <= 3_600);
                 self.max_timestamp_jump = Some(NonZeroU32::new(seconds?)?);
@@ -91,14 +91,14 @@ impl Policies {
         Some(())
     }
 
-    pub(super) fn session(&self, options: SessionOptions) -> SessionOptions {
+    pub(super) fn apply_to_session_options(&self, options: SessionOptions) -> SessionOptions {
         options
             .teardown(self.teardown)
             .session_id(self.session_id)
             .unassigned_channel_data(self.unassigned_data)
     }
 
-    pub(super) fn play(&self) -> PlayOptions {
+    pub(super) fn play_options(&self) -> PlayOptions {
         let options = PlayOptions::default()
             .initial_timestamp(self.initial_timestamp)
             .initial_seq(self.initial_seq)
@@ -116,8 +116,8 @@ mod tests {
 
     #[test]
     fn every_key_takes_each_of_its_values_and_nothing_else() {
-        for (key, allowed) in KEYS {
-            let mut policies = Policies::default();
+        for (key, allowed) in QUIRK_KEYS_AND_ALLOWED_VALUES {
+            let mut policies = CameraPolicies::default();
             let values: Vec<&str> = allowed.split('"').skip(1).step_by(2).collect();
             for value in &values {
                 assert_eq!(policies.set(key, &(*value).into()), Some(()), "{key} = {value}");
@@ -130,7 +130,10 @@ mod tests {
                 assert_eq!(policies.set(key, &wrong), None, "{key} = {wrong}");
             }
         }
-        assert_eq!(Policies::default().set("max_timestamp_jump", &10.into()), Some(()));
-        assert_eq!(Policies::default().set("nothing", &true.into()), None);
+        assert_eq!(
+            CameraPolicies::default().set("max_timestamp_jump", &10.into()),
+            Some(())
+        );
+        assert_eq!(CameraPolicies::default().set("nothing", &true.into()), None);
     }
 }

@@ -9,11 +9,11 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 
 use millstream_core::media::Codec;
-use millstream_core::media::mpeg4_audio::parameter;
+use millstream_core::media::mpeg4_audio::fmtp_parameter;
 
 /// A media section of a session description.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Section {
+pub(super) struct CameraMediaSection {
     media: String,
     payload_type: String,
     control: String,
@@ -23,16 +23,16 @@ pub(super) struct Section {
 }
 
 /// Returns the media sections.
-pub(super) fn sections(description: &[u8]) -> Vec<Section> {
+pub(super) fn parse_media_sections(description: &[u8]) -> Vec<CameraMediaSection> {
     let text: Cow<'_, str> = String::from_utf8_lossy(description);
-    let mut sections: Vec<Section> = Vec::new();
+    let mut sections: Vec<CameraMediaSection> = Vec::new();
     for line in text.lines().map(|line| line.trim_matches([' ', '\0', '\r'])) {
         if let Some(line) = line.strip_prefix("m=") {
             let mut words = line.split_ascii_whitespace();
-            sections.push(Section {
+            sections.push(CameraMediaSection {
                 media: words.next().unwrap_or_default().to_owned(),
                 payload_type: words.nth(2).unwrap_or_default().to_owned(),
-                ..Section::default()
+                ..CameraMediaSection::default()
             });
             continue;
         }
@@ -51,15 +51,15 @@ pub(super) fn sections(description: &[u8]) -> Vec<Section> {
     sections
 }
 
-impl Section {
+impl CameraMediaSection {
     /// Whether this is the section of a track with this media, payload type and control URL.
-    pub(super) fn is_of(&self, media: &str, payload_type: u8, control: Option<&str>) -> bool {
+    pub(super) fn matches_track(&self, media: &str, payload_type: u8, control: Option<&str>) -> bool {
         let is_control = control.is_none_or(|control| self.control == "*" || control.ends_with(&self.control));
         self.media == media && self.payload_type == payload_type.to_string() && is_control
     }
 
     /// Returns the parameters of the payload type. Some cameras number them wrongly: then those of the section.
-    pub(super) fn parameters(&self) -> &str {
+    pub(super) fn fmtp_parameters(&self) -> &str {
         let own = self.fmtp.iter().find(|(of, _)| *of == self.payload_type);
         let parameters = own.or(self.fmtp.first());
         parameters.map_or("", |(_, parameters)| parameters)
@@ -74,7 +74,7 @@ impl Section {
 
 /// Returns the parameter sets in an `fmtp` attribute (RFC 6184 §8.1, RFC 7798 §7.1) without start codes, and without what
 /// is no parameter set: cameras put both there.
-pub(super) fn parameter_sets(fmtp: &str, codec: Codec) -> Vec<Bytes> {
+pub(super) fn parse_parameter_sets(fmtp: &str, codec: Codec) -> Vec<Bytes> {
     let names: &[&str] = match codec {
         Codec::H264 => &["sprop-parameter-sets"],
         Codec::H265 => &["sprop-vps", "sprop-sps", "sprop-pps"],
@@ -85,11 +85,11 @@ pub(super) fn parameter_sets(fmtp: &str, codec: Codec) -> Vec<Bytes> {
         (Codec::H265, Some(first)) => matches!(first >> 1 & 0x3f, 32..=34),
         _ => false,
     };
-    let values = names.iter().filter_map(|name| parameter(fmtp, name));
+    let values = names.iter().filter_map(|name| fmtp_parameter(fmtp, name));
     values
         .flat_map(|value| value.split(','))
         .take(MAX_PARAMETER_SETS)
-        .filter_map(|text| LENIENT.decode(text.trim()).ok())
+        .filter_map(|text| LENIENT_BASE64.decode(text.trim()).ok())
         .map(|bytes| {
             let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
             let start_code = if zeros >= 2 && bytes.get(zeros) == Some(&1) {
@@ -105,7 +105,7 @@ pub(super) fn parameter_sets(fmtp: &str, codec: Codec) -> Vec<Bytes> {
 
 const MAX_PARAMETER_SETS: usize = 32;
 
-const LENIENT: GeneralPurpose = GeneralPurpose::new(
+const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
@@ -121,15 +121,19 @@ mod tests {
         let text = b"v=0\r\nm=video 0 RTP/AVP 97\r\na=fmtp:97 a=1\r\na=control:t=0\r\n\
             m=audio 0 RTP/AVP 97\na=fmtp:98 b=2\na=fmtp:97  c=3; d=\xfc\na=control: rtsp://a/t=1\n\
             m=audio 0 RTP/AVP 104 0\na=fmtp:97 e=4\na=sendonly\na=control:t=2\n\0";
-        let sections = sections(text);
-        let parameters: Vec<&str> = sections.iter().map(Section::parameters).collect();
+        let sections = parse_media_sections(text);
+        let parameters: Vec<&str> = sections.iter().map(CameraMediaSection::fmtp_parameters).collect();
         assert_eq!(parameters, ["a=1", "c=3; d=\u{fffd}", "e=4"]);
         let back: Vec<bool> = sections
             .iter()
             .map(|section| section.is_back_channel(&sections))
             .collect();
         assert_eq!(back, [false, false, true]);
-        let of = |media, pt, control| sections.iter().position(|section| section.is_of(media, pt, control));
+        let of = |media, pt, control| {
+            sections
+                .iter()
+                .position(|section| section.matches_track(media, pt, control))
+        };
         assert_eq!(of("audio", 104, Some("rtsp://a/b/t=2")), Some(2));
         assert_eq!(of("audio", 97, Some("rtsp://a/t=1")), Some(1));
         assert_eq!((of("video", 97, None), of("video", 98, None)), (Some(0), None));
@@ -137,7 +141,7 @@ mod tests {
 
     #[test]
     fn parameter_sets_are_found_among_what_is_none() {
-        let sets = |fmtp: &str, codec| parameter_sets(fmtp, codec);
+        let sets = |fmtp: &str, codec| parse_parameter_sets(fmtp, codec);
         let (sps, pps) = (
             Bytes::from_static(&[0x67, 0x42, 0xe0]),
             Bytes::from_static(&[0x68, 0xce]),

@@ -1,5 +1,5 @@
 //! `millstream-bench cameras`: RTSP cameras of 720p30 at 2.6 Mbit/s, all on one server of ours that sends stamped frames,
-//! so that nothing is encoded and every frame can be told. Measured is what each further camera costs the gateway in
+//! so that nothing is encoded and every frame can be recognised. Measured is what each further camera costs the gateway in
 //! processor time and memory, whether a viewer of each sees every frame, and how long a frame takes from the camera's
 //! socket to a viewer's.
 
@@ -20,7 +20,7 @@ use std::{
 use clap::Args;
 
 use crate::{
-    endpoint::{Endpoint, Header, Role},
+    endpoint::{Endpoint, Header},
     gateway::Gateway,
     procfs,
     stats::{Quantiles, ms},
@@ -118,16 +118,19 @@ pub(crate) fn measure(options: &Cameras) -> io::Result<bool> {
 /// # Errors
 ///
 /// Those of the gateway and of sockets.
-pub(crate) fn start(gateway: &std::path::Path, cameras: usize) -> io::Result<(Server, Gateway)> {
+pub(crate) fn start(
+    gateway: &std::path::Path,
+    cameras: usize,
+    play_token: Option<&str>,
+) -> io::Result<(Server, Gateway)> {
     let server = Server::start()?;
     let file = std::env::temp_dir().join(format!("millstream-bench-cameras-{}.toml", std::process::id()));
     let mut text = String::new();
+    if let Some(token) = play_token {
+        let _ = write!(text, "[auth]\nplay_token = \"{token}\"\n");
+    }
     for number in 0..cameras {
-        let _ = write!(
-            text,
-            "[streams.\"cam{number}\"]\nrtsp = \"rtsp://127.0.0.1:{}/cam\"\n",
-            server.port
-        );
+        let _ = write!(text, "[streams.\"cam{number}\"]\nrtsp = \"{}\"\n", server.url());
     }
     fs::write(&file, text)?;
     let gateway = Gateway::start_with(gateway, Some(&file));
@@ -138,7 +141,7 @@ pub(crate) fn start(gateway: &std::path::Path, cameras: usize) -> io::Result<(Se
 }
 
 fn run(options: &Cameras, cameras: usize) -> io::Result<Run> {
-    let (_server, gateway) = start(&options.gateway, cameras)?;
+    let (_server, gateway) = start(&options.gateway, cameras, None)?;
     // Two key frame intervals: the rings hold what they will hold.
     thread::sleep(Duration::from_secs(5));
     let window = Duration::from_secs(options.seconds);
@@ -152,7 +155,7 @@ fn run(options: &Cameras, cameras: usize) -> io::Result<Run> {
             let http = gateway.http();
             thread::Builder::new()
                 .stack_size(256 << 10)
-                .spawn(move || watch(http, &format!("cam{number}"), window.min(Duration::from_secs(10))))
+                .spawn(move || watch(http, &format!("cam{number}"), window.min(Duration::from_secs(10)), None))
         })
         .collect::<io::Result<_>>()?;
     let (mut lost, mut frames, mut delays) = (0, 0, Vec::new());
@@ -185,8 +188,13 @@ pub(crate) struct Seen {
 /// # Errors
 ///
 /// Those of the join and of sockets.
-pub(crate) fn watch(http: std::net::SocketAddr, stream: &str, window: Duration) -> io::Result<Seen> {
-    let mut endpoint = Endpoint::join(http, Role::Viewer, stream)?.endpoint;
+pub(crate) fn watch(
+    http: std::net::SocketAddr,
+    stream: &str,
+    window: Duration,
+    token: Option<&str>,
+) -> io::Result<Seen> {
+    let mut endpoint = Endpoint::join_with_token(http, stream, token)?.endpoint;
     let mut buffer = [0; 2048];
     let mut seen = Seen::default();
     let mut last: Option<u64> = None;
@@ -246,7 +254,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    fn start() -> io::Result<Self> {
+    /// Starts on a free port of loopback.
+    ///
+    /// # Errors
+    ///
+    /// Those of sockets.
+    pub(crate) fn start() -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = listener.local_addr()?.port();
         let playing: Arc<Mutex<Vec<TcpStream>>> = Arc::default();
@@ -271,7 +284,26 @@ impl Server {
         Ok(Self { port, playing, stop })
     }
 
-    fn wait_for(&self, cameras: usize) -> io::Result<()> {
+    /// The URL of its camera.
+    pub(crate) fn url(&self) -> String {
+        format!("rtsp://127.0.0.1:{}/cam", self.port)
+    }
+
+    /// Closes all connections, as cameras do that lose power.
+    pub(crate) fn disconnect_all(&self) {
+        let mut playing = self.playing.lock().unwrap_or_else(PoisonError::into_inner);
+        for connection in playing.drain(..) {
+            // A connection that the gateway has closed is closed already.
+            let _ = connection.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// Waits until so many clients play.
+    ///
+    /// # Errors
+    ///
+    /// When they do not within 30 s.
+    pub(crate) fn wait_for(&self, cameras: usize) -> io::Result<()> {
         let began = Instant::now();
         while self.playing.lock().unwrap_or_else(PoisonError::into_inner).len() < cameras {
             if began.elapsed() > Duration::from_secs(30) {
@@ -320,16 +352,13 @@ fn serve(connection: TcpStream, port: u16, playing: &Mutex<Vec<TcpStream>>) -> i
             let answer = format!(
                 "RTSP/1.0 200 OK\r\nCSeq: {cseq}\r\nSession: 1;timeout=60\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
             );
-            if method == "PLAY" {
-                // Answer and media in one hand from here on: keepalives are not answered, and nobody minds.
-                writer.write_all(answer.as_bytes())?;
-                playing
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(writer.try_clone()?);
-                return Ok(());
-            }
+            // Media goes out under this lock, one frame at a time, so that no answer gets into a frame.
+            let mut connections = playing.lock().unwrap_or_else(PoisonError::into_inner);
             writer.write_all(answer.as_bytes())?;
+            if method == "PLAY" {
+                connections.push(writer.try_clone()?);
+            }
+            drop(connections);
             method.clear();
         }
     }

@@ -112,7 +112,7 @@ impl Encoder {
         let frames = std::iter::repeat_n(frames, rounds).flatten();
         for (number, frame) in (0u32..).zip(frames) {
             let at = Duration::from_secs(1) * number / options.fps;
-            self.sound_until(at)?;
+            self.send_audio_until(at)?;
             self.wait(self.started + at)?;
             for (index, payload) in frame.iter().enumerate() {
                 self.send(Track::Video, at, index + 1 == frame.len(), payload)?;
@@ -122,7 +122,7 @@ impl Encoder {
     }
 
     /// Sends the silence that comes before a frame.
-    fn sound_until(&mut self, end: Duration) -> io::Result<()> {
+    fn send_audio_until(&mut self, end: Duration) -> io::Result<()> {
         loop {
             let at = AUDIO_STEP * self.sent[Track::Audio.index()].packets;
             if at >= end {

@@ -75,7 +75,7 @@ pub(crate) struct Endpoint {
     socket: UdpSocket,
     peer: Peer,
     role: Role,
-    heard: [Option<ReceptionReports>; 2],
+    reception: [Option<ReceptionReports>; 2],
     report_at: Instant,
     sent: Vec<Vec<u8>>,
 }
@@ -108,8 +108,17 @@ impl Endpoint {
                 let path = format!("/whip/{stream}");
                 Self::connect_by(http, role, &path, Some(PUBLISH_TOKEN), sdp::publish_offer)
             }
-            Role::Viewer => Self::connect_by(http, role, &format!("/whep/{stream}"), None, sdp::play_offer),
+            Role::Viewer => Self::join_with_token(http, stream, None),
         }
+    }
+
+    /// Watches a stream with a token, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::join`].
+    pub(crate) fn join_with_token(http: SocketAddr, stream: &str, token: Option<&str>) -> io::Result<Joined> {
+        Self::connect_by(http, Role::Viewer, &format!("/whep/{stream}"), token, sdp::play_offer)
     }
 
     /// Joins as an encoder that knows no RTX, with the token of a gateway that somebody else has started.
@@ -159,7 +168,7 @@ impl Endpoint {
             socket,
             peer,
             role,
-            heard: [None; 2],
+            reception: [None; 2],
             report_at: started,
             sent: Vec::new(),
         };
@@ -257,8 +266,8 @@ impl Endpoint {
     /// Remembers what the next receiver report has to say.
     pub(crate) fn record(&mut self, header: &Header) {
         let Some(track) = header.track else { return };
-        let heard = &mut self.heard[track.index()];
-        let highest = match *heard {
+        let reception = &mut self.reception[track.index()];
+        let highest = match *reception {
             Some(ReceptionReports { ssrc, highest }) if ssrc == header.ssrc => {
                 let ahead = header.seq.wrapping_sub(highest as u16);
                 if ahead < 0x8000 {
@@ -269,7 +278,7 @@ impl Endpoint {
             }
             _ => u32::from(header.seq),
         };
-        *heard = Some(ReceptionReports {
+        *reception = Some(ReceptionReports {
             ssrc: header.ssrc,
             highest,
         });
@@ -355,13 +364,13 @@ impl Endpoint {
 
     /// A report without complaints (RFC 3550 §6.4.2), then SDES with a CNAME, as every compound packet has to have.
     fn receiver_report(&self) -> Vec<u8> {
-        let blocks = self.heard.iter().flatten().count();
+        let blocks = self.reception.iter().flatten().count();
         let mut packet = vec![0x80 | blocks as u8, 201, 0, 1 + 6 * blocks as u8];
         packet.extend(VIEWER_SSRC.to_be_bytes());
-        for heard in self.heard.iter().flatten() {
-            packet.extend(heard.ssrc.to_be_bytes());
+        for reception in self.reception.iter().flatten() {
+            packet.extend(reception.ssrc.to_be_bytes());
             packet.extend([0; 4]);
-            packet.extend(heard.highest.to_be_bytes());
+            packet.extend(reception.highest.to_be_bytes());
             packet.extend([0; 12]);
         }
         packet.extend([0x81, 202, 0, 3]);
@@ -444,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn rtp_is_told_from_everything_else() {
+    fn rtp_is_distinguished_from_everything_else() {
         let header = Header::read(&packet(0x80, 0x80 | VIDEO_PT)).unwrap();
         assert_eq!(
             header,

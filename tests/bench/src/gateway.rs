@@ -15,11 +15,15 @@ use crate::{http, procfs, sys};
 /// The token that the tool's publisher shows.
 pub(crate) const PUBLISH_TOKEN: &str = "bench-publish-token";
 
-/// A gateway that does not listen within this time has failed to start; a debug binary takes well under one second.
-const START_LIMIT: Duration = Duration::from_secs(10);
+/// A gateway that does not listen within this time has failed to start. It takes well under one second, but a machine may be
+/// busy.
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// Time to end in good order after SIGTERM.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Ports that are tried before none is taken for free.
+const MAX_PORT_TRIES: u32 = 100;
 
 /// A running gateway; stopped when dropped.
 pub(crate) struct Gateway {
@@ -45,8 +49,27 @@ impl Gateway {
     ///
     /// As for [`Self::start`].
     pub(crate) fn start_with(binary: &Path, config: Option<&Path>) -> io::Result<Self> {
+        // All the viewers of this tool come from one address, faster than any one user may.
+        let limits = [
+            ("MILLSTREAM_LIMITS__REQUESTS_PER_SECOND", "0"),
+            ("MILLSTREAM_LIMITS__CONNECTIONS_PER_ADDRESS", "4096"),
+            ("MILLSTREAM_LIMITS__HALF_OPEN_PER_ADDRESS", "4096"),
+        ];
+        Self::start_by(binary, config, &limits)
+    }
+
+    /// As [`Self::start_with`], with the limits that the gateway has by default.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::start`].
+    pub(crate) fn start_with_shipped_limits(binary: &Path, config: Option<&Path>) -> io::Result<Self> {
+        Self::start_by(binary, config, &[])
+    }
+
+    fn start_by(binary: &Path, config: Option<&Path>, variables: &[(&str, &str)]) -> io::Result<Self> {
         let http = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let media = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let media = free_media_address()?;
         let log = std::env::temp_dir().join(format!("millstream-bench-{}-{}.log", std::process::id(), http.port()));
         let file = fs::File::create(&log)?;
         let mut command = Command::new(binary);
@@ -60,10 +83,7 @@ impl Gateway {
             .env("MILLSTREAM_WEBRTC__LISTEN", media.to_string())
             .env("MILLSTREAM_WEBRTC__ANNOUNCE", "127.0.0.1")
             .env("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH_TOKEN)
-            // All the viewers of this tool come from one address, faster than any one user may.
-            .env("MILLSTREAM_LIMITS__REQUESTS_PER_SECOND", "0")
-            .env("MILLSTREAM_LIMITS__CONNECTIONS_PER_ADDRESS", "4096")
-            .env("MILLSTREAM_LIMITS__HALF_OPEN_PER_ADDRESS", "4096")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -102,6 +122,20 @@ impl Gateway {
         procfs::memory(self.child.id()).map_err(|error| self.failure(&error.to_string()))
     }
 
+    /// What the gateway's own process occupies, without its workers.
+    ///
+    /// # Errors
+    ///
+    /// When the gateway is gone; the message has the end of its log.
+    pub(crate) fn footprint(&self) -> io::Result<procfs::Footprint> {
+        procfs::footprint(self.child.id()).map_err(|error| self.failure(&error.to_string()))
+    }
+
+    /// Length of its log in bytes.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        fs::metadata(&self.log).map_or(0, |metadata| metadata.len())
+    }
+
     /// Datagrams that found the gateway's own socket full.
     pub(crate) fn socket_drops(&self) -> u64 {
         procfs::udp_drops(&[self.media_port])
@@ -136,6 +170,19 @@ impl Gateway {
         let lines: Vec<&str> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(15)..].join("\n");
         Error::other(format!("gateway: {what}\n{tail}"))
+    }
+}
+
+/// An address that is free by UDP and by TCP: media goes by both.
+fn free_media_address() -> io::Result<SocketAddr> {
+    let mut tries = 0;
+    loop {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        match TcpListener::bind(udp) {
+            Ok(_) => return Ok(udp),
+            Err(error) if tries == MAX_PORT_TRIES => return Err(error),
+            Err(_) => tries += 1,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `chaos tokens`: wrong tokens, as fast as they go, while somebody watches.
 //!
-//! Whoever guesses is told to wait after some of them, and the one who watches must not notice: nothing lost, and no
+//! Whoever guesses has to wait after some of them, and the one who watches must not notice: nothing lost, and no
 //! delay beyond that of the same stream before.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -19,17 +19,13 @@ use std::{
 use clap::Args;
 
 use crate::{
-    endpoint::{Endpoint, Role},
     gateway::Gateway,
     http::Request,
-    publisher::Publisher,
-    receiver::Receiver,
+    report::met_or_missed,
     stats::{Quantiles, ms},
-    timeline::Timeline,
-    viewer::{Tally, Viewer},
+    viewer::Tally,
+    watched::WatchedStream,
 };
-
-const WATCHED: &str = "bench/watched";
 
 /// Guessers at the same time.
 const GUESSERS: u64 = 8;
@@ -51,35 +47,25 @@ pub(crate) struct Tokens {
 /// When the gateway does not start, or ends.
 pub(crate) fn guess(options: &Tokens) -> io::Result<bool> {
     let mut gateway = Gateway::start(&options.gateway)?;
-    let timeline = Arc::new(Timeline::new());
-    let publisher = Publisher::start(gateway.http(), WATCHED, Arc::clone(&timeline))?;
-    thread::sleep(Duration::from_millis(500));
-    let mut receiver = Receiver::start(Arc::clone(&timeline))?;
-    receiver.add(Viewer::new(
-        Endpoint::join(gateway.http(), Role::Viewer, WATCHED)?.endpoint,
-        true,
-    ))?;
+    let watched = WatchedStream::start(gateway.http(), 1, Duration::ZERO)?;
     thread::sleep(Duration::from_secs(1));
 
-    let window = |receiver: &Receiver, work: &dyn Fn()| -> io::Result<Tally> {
-        receiver.open()?;
+    let window = |work: &dyn Fn()| -> io::Result<Tally> {
+        watched.open()?;
         work();
-        let end = timeline.position();
-        thread::sleep(Duration::from_millis(500));
-        receiver.close(end)
+        watched.close()
     };
-    let quiet = window(&receiver, &|| thread::sleep(Duration::from_secs(3)))?;
+    let quiet = window(&|| thread::sleep(Duration::from_secs(3)))?;
     let answers: Mutex<BTreeMap<u16, u64>> = Mutex::default();
     let began = Instant::now();
     let (to, cpu) = (gateway.http(), gateway.cpu()?);
     let guessing = || send_guesses(to, options.tokens, &answers);
-    let flood = window(&receiver, &guessing)?;
+    let flood = window(&guessing)?;
     let took = began.elapsed();
     gateway.ensure_alive()?;
     let cpu = gateway.cpu()?.saturating_sub(cpu);
     let answers = answers.into_inner().unwrap_or_default();
-    publisher.stop()?;
-    receiver.stop()?;
+    watched.stop()?;
 
     println!(
         "{} wrong tokens in {:.1} s: {answers:?} (0: no answer); the gateway took {:.1} us of CPU for each",
@@ -87,10 +73,10 @@ pub(crate) fn guess(options: &Tokens) -> io::Result<bool> {
         took.as_secs_f64(),
         cpu.as_secs_f64() * 1e6 / options.tokens.max(1) as f64,
     );
-    let mut sound = !answers.contains_key(&201);
+    let mut is_met = !answers.contains_key(&201);
     for (name, mut tally) in [("before", quiet), ("meanwhile", flood)] {
-        let whole = tally.received > 0 && tally.lost() == 0 && tally.corrupt == 0;
-        sound &= whole;
+        let whole = tally.is_whole();
+        is_met &= whole;
         let delay = Quantiles::of(&mut tally.delays);
         println!(
             "  {name}: the viewer got {} of {} packets; delay p50 {:.2} ms, p99 {:.2} ms: {}",
@@ -98,10 +84,10 @@ pub(crate) fn guess(options: &Tokens) -> io::Result<bool> {
             tally.expected,
             ms(delay.p50),
             ms(delay.p99),
-            if whole { "met" } else { "MISSED" },
+            met_or_missed(whole),
         );
     }
-    Ok(sound)
+    Ok(is_met)
 }
 
 /// Sends `count` wrong tokens from several connections at a time, and counts the answers by status (0: no answer).

@@ -38,24 +38,37 @@ pub(crate) struct Hls {
     /// Judge only that all play
     #[arg(long)]
     short: bool,
+    /// Players and viewers need a token, which players have in their URLs
+    #[arg(long)]
+    token: bool,
+    /// Measure the WHEP viewers without players first, and judge by the difference
+    #[arg(long)]
+    compare: bool,
 }
+
+/// The token of `--token`.
+const PLAY_TOKEN: &str = "bench-play-token";
+
+/// Most that the delay p99 of the WHEP viewers may be longer with players than without.
+const ADDED_DELAY_LIMIT: Duration = Duration::from_millis(5);
 
 /// Most that packaging may cost, in percent of a core.
 const CPU_LIMIT: f64 = 0.5;
 /// Most of the delay of the WHEP viewers beside, p99.
 const DELAY_LIMIT: Duration = Duration::from_millis(20);
 
-/// Counts of all viewers.
+/// Counts of all players.
 #[derive(Default)]
-struct Counts {
-    parts: AtomicU64,
-    bytes: AtomicU64,
-    failures: AtomicU64,
+pub(crate) struct Counts {
+    pub parts: AtomicU64,
+    pub bytes: AtomicU64,
+    pub failures: AtomicU64,
 }
 
 /// Starts LL-HLS players that play until `stop` is set.
 fn start_players(
     http: SocketAddr,
+    query: &'static str,
     number: usize,
     counts: &Arc<Counts>,
     stop: &Arc<AtomicBool>,
@@ -65,8 +78,9 @@ fn start_players(
         thread::Builder::new().stack_size(128 << 10).spawn(move || {
             // They are the load, and take what is left; the viewers whose delay is measured wait for none of them.
             sys::yield_to_others();
-            while !stop.load(Ordering::Acquire) {
-                if play(http, &counts, &stop).is_err() {
+            let has_ended = || stop.load(Ordering::Acquire);
+            while !has_ended() {
+                if play((http, query), "cam0", &counts, &has_ended).is_err() {
                     counts.failures.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(Duration::from_millis(200));
                 }
@@ -84,16 +98,22 @@ fn start_players(
 pub(crate) fn measure(options: &Hls) -> io::Result<bool> {
     println!("{}", procfs::machine());
     let window = Duration::from_secs(options.seconds);
-    let (server, gateway) = cameras::start(&options.gateway, 1)?;
+    let token = options.token.then_some(PLAY_TOKEN);
+    let query = if options.token { "?token=bench-play-token" } else { "" };
+    let (server, gateway) = cameras::start(&options.gateway, 1, token)?;
     let http = gateway.http();
     thread::sleep(Duration::from_secs(5));
+    let alone = match options.compare {
+        true => Some(finish_watching(start_watching(http, options.beside, window, token)?)?.0),
+        false => None,
+    };
     let cpu = |length: Duration| -> io::Result<f64> {
         let (before, began) = (gateway.cpu()?, Instant::now());
         thread::sleep(length);
         Ok((gateway.cpu()? - before).as_secs_f64() / began.elapsed().as_secs_f64() * 100.0)
     };
     let (without, rss) = (cpu(window)?, gateway.memory()?.rss);
-    http::get(http, "/hls/cam0/index.m3u8")?;
+    http::get(http, &format!("/hls/cam0/index.m3u8{query}"))?;
     // Asked for once, it goes on for half a minute; the rings of segments fill meanwhile.
     let with = cpu(window.min(Duration::from_secs(20)))?;
     let grown = gateway.memory()?.rss.saturating_sub(rss);
@@ -104,15 +124,9 @@ pub(crate) fn measure(options: &Hls) -> io::Result<bool> {
     );
 
     let (counts, stop) = (Arc::new(Counts::default()), Arc::new(AtomicBool::new(false)));
-    let players = start_players(http, options.viewers, &counts, &stop)?;
+    let players = start_players(http, query, options.viewers, &counts, &stop)?;
     thread::sleep(Duration::from_secs(3));
-    let beside: Vec<_> = (0..options.beside)
-        .map(|_| {
-            thread::Builder::new()
-                .stack_size(256 << 10)
-                .spawn(move || cameras::watch(http, "cam0", window))
-        })
-        .collect::<io::Result<_>>()?;
+    let beside = start_watching(http, options.beside, window, token)?;
     thread::sleep(Duration::from_secs(2));
     let (parts, bytes) = (
         counts.parts.load(Ordering::Relaxed),
@@ -123,19 +137,12 @@ pub(crate) fn measure(options: &Hls) -> io::Result<bool> {
     let in_gateway = forwarding(http)?.since(&before);
     let parts = counts.parts.load(Ordering::Relaxed) - parts;
     let bytes = counts.bytes.load(Ordering::Relaxed) - bytes;
-    let mut delays = Vec::new();
-    let mut lost = 0;
-    for viewer in beside {
-        let seen = viewer.join().map_err(|_| io::Error::other("a viewer panicked"))??;
-        delays.extend(seen.delays);
-        lost += seen.lost;
-    }
+    let (delay, lost) = finish_watching(beside)?;
     stop.store(true, Ordering::Release);
     for player in players {
         player.join().map_err(|_| io::Error::other("a player panicked"))?;
     }
     drop(server);
-    let delay = Quantiles::of(&mut delays);
     let share = parts as f64 / (options.viewers as f64 * window.as_secs_f64() * 5.0) * 100.0;
     let failures = counts.failures.load(Ordering::Relaxed);
     println!(
@@ -152,7 +159,46 @@ pub(crate) fn measure(options: &Hls) -> io::Result<bool> {
     );
     println!("time of a tick's oldest packet in the gateway meanwhile: {in_gateway}");
     let plays = share > 95.0 && failures == 0;
+    if let Some(alone) = alone {
+        let added = delay.p99.saturating_sub(alone.p99);
+        println!(
+            "without players: delay p50 {:.2} ms, p99 {:.2} ms; with them p99 +{:.2} ms (at most {})",
+            ms(alone.p50),
+            ms(alone.p99),
+            ms(added),
+            ADDED_DELAY_LIMIT.as_millis()
+        );
+        return Ok(plays && lost == 0 && added <= ADDED_DELAY_LIMIT);
+    }
     Ok(plays && (options.short || (packaging <= CPU_LIMIT && delay.p99 <= DELAY_LIMIT)))
+}
+
+type Watching = Vec<JoinHandle<io::Result<cameras::Seen>>>;
+
+/// Starts WHEP viewers, each of which watches for this long.
+fn start_watching(
+    http: SocketAddr,
+    number: usize,
+    window: Duration,
+    token: Option<&'static str>,
+) -> io::Result<Watching> {
+    let viewer = |_| {
+        thread::Builder::new()
+            .stack_size(256 << 10)
+            .spawn(move || cameras::watch(http, "cam0", window, token))
+    };
+    (0..number).map(viewer).collect()
+}
+
+/// Waits for viewers; returns the delay of all frames, and how many were lost.
+fn finish_watching(viewers: Watching) -> io::Result<(Quantiles, u64)> {
+    let (mut delays, mut lost) = (Vec::new(), 0);
+    for viewer in viewers {
+        let seen = viewer.join().map_err(|_| io::Error::other("a viewer panicked"))??;
+        delays.extend(seen.delays);
+        lost += seen.lost;
+    }
+    Ok((Quantiles::of(&mut delays), lost))
 }
 
 /// The histogram `millstream_forward_seconds`: how many ticks took no longer than each bound.
@@ -197,19 +243,33 @@ impl std::fmt::Display for Forwarding {
     }
 }
 
-/// One connection: the playlist that has the next part, then that part, for ever.
-fn play(http: SocketAddr, counts: &Counts, stop: &AtomicBool) -> io::Result<()> {
+/// One player of a stream: requests the playlist that has the next part, then that part, until `has_ended`. `query` is that
+/// of its URL, empty or with a question mark; the URLs in playlists have it, too.
+///
+/// # Errors
+///
+/// Those of the connection, and any answer but 200.
+pub(crate) fn play(
+    (http, query): (SocketAddr, &str),
+    stream: &str,
+    counts: &Counts,
+    has_ended: &dyn Fn() -> bool,
+) -> io::Result<()> {
     let mut connection = Connection {
         stream: TcpStream::connect(http)?,
         buffer: Vec::new(),
     };
     connection.stream.set_nodelay(true)?;
     connection.stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let text = connection.get("/hls/cam0/video.m3u8")?;
+    let text = connection.get(&format!("/hls/{stream}/video.m3u8{query}"))?;
     let (mut msn, mut part) = hint(&text).ok_or_else(|| io::Error::other("no preload hint"))?;
-    while !stop.load(Ordering::Acquire) {
+    let more = query
+        .strip_prefix('?')
+        .map(|query| format!("&{query}"))
+        .unwrap_or_default();
+    while !has_ended() {
         let text = connection.get(&format!(
-            "/hls/cam0/video.m3u8?_HLS_msn={msn}&_HLS_part={part}&_HLS_skip=YES"
+            "/hls/{stream}/video.m3u8?_HLS_msn={msn}&_HLS_part={part}&_HLS_skip=YES{more}"
         ))?;
         let next = hint(&text).ok_or_else(|| io::Error::other("no preload hint"))?;
         // The last part that is listed is the one before the hint.
@@ -217,7 +277,7 @@ fn play(http: SocketAddr, counts: &Counts, stop: &AtomicBool) -> io::Result<()> 
         let listed = text.lines().rfind(|line| line.starts_with("#EXT-X-PART:"));
         let address = listed.and_then(|line| line.split("URI=\"").nth(1)?.split('"').next());
         let address = address.ok_or_else(|| io::Error::other("no part"))?;
-        let bytes = connection.get(&format!("/hls/cam0/{address}"))?;
+        let bytes = connection.get(&format!("/hls/{stream}/{address}"))?;
         counts.parts.fetch_add(1, Ordering::Relaxed);
         counts.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         (msn, part) = next;

@@ -1,12 +1,14 @@
 //! A minimal HTTP/1.1 client: one request per connection, as independent viewers would have it.
 //!
-//! Not general: no redirects, no chunked bodies, no TLS. The gateway on loopback needs none of them.
+//! Not general: no redirects, no chunked bodies. The gateway on loopback needs none of them.
 
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
+
+use crate::tls;
 
 /// Longest response that is read, in bytes; an answer has about 2 KiB, the metrics page some tens.
 const RESPONSE_LIMIT: u64 = 4 << 20;
@@ -69,14 +71,39 @@ impl Request<'_> {
     ///
     /// Those of the connection, and [`io::ErrorKind::InvalidData`] when the response is not one.
     pub(crate) fn send(&self, to: SocketAddr) -> io::Result<Response> {
+        let bytes = self.exchange(to)?;
+        Response::parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an HTTP/1.1 response"))
+    }
+
+    /// As [`Self::send`], for a body that is no text: returns the status alone.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::send`].
+    pub(crate) fn send_for_status(&self, to: SocketAddr) -> io::Result<u16> {
+        let bytes = self.exchange(to)?;
+        let status = bytes
+            .get(9..12)
+            .and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        status.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an HTTP/1.1 response"))
+    }
+
+    fn exchange(&self, to: SocketAddr) -> io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;
         stream.set_nodelay(true)?;
-        stream.write_all(self.text(to).as_bytes())?;
+        let text = self.text(to);
         let mut bytes = Vec::with_capacity(8192);
-        stream.take(RESPONSE_LIMIT).read_to_end(&mut bytes)?;
-        Response::parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not an HTTP/1.1 response"))
+        if let Some(config) = tls::https_client() {
+            let mut stream = tls::connect(config, stream)?;
+            stream.write_all(text.as_bytes())?;
+            stream.take(RESPONSE_LIMIT).read_to_end(&mut bytes)?;
+        } else {
+            stream.write_all(text.as_bytes())?;
+            stream.take(RESPONSE_LIMIT).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
     }
 
     fn text(&self, host: SocketAddr) -> String {

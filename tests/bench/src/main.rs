@@ -2,7 +2,7 @@
 //! beside each figure.
 //!
 //! `millstream-bench` measures; `millstream-bench chaos hostile` fires mutated datagrams at a gateway that somebody
-//! watches; `millstream-bench publish` plays an H.264 file to a gateway as an encoder would that hears no key frame
+//! watches; `millstream-bench publish` plays an H.264 file to a gateway as an encoder would that ignores key frame
 //! requests. What is measured and how is said in `load` (the run), `floor` (the reference), `viewer` (what counts as
 //! arrived, late, changed) and `report` (the targets).
 
@@ -17,6 +17,7 @@ use clap::{Args, Parser, Subcommand};
 
 mod cameras;
 mod chaos;
+mod chaos_addresses;
 mod clip;
 mod encoder;
 mod endpoint;
@@ -24,9 +25,12 @@ mod floor;
 mod gateway;
 mod guessing;
 mod hls;
+mod hostile_streams;
+mod hostile_tls;
 mod http;
 mod load;
 mod mutate;
+mod paced;
 mod peer;
 mod procfs;
 mod publisher;
@@ -35,11 +39,14 @@ mod receiver;
 mod reference;
 mod report;
 mod sdp;
+mod soak;
 mod stats;
 mod stream;
 mod sys;
 mod timeline;
+mod tls;
 mod viewer;
+mod watched;
 
 #[derive(Parser)]
 #[command(about, version, args_conflicts_with_subcommands = true)]
@@ -59,6 +66,8 @@ enum Command {
     Cameras(cameras::Cameras),
     /// LL-HLS viewers beside WHEP viewers: what packaging costs, who plays, and the delay.
     Hls(hls::Hls),
+    /// Publishers, cameras and viewers that come and go for minutes or days; what the gateway occupies meanwhile.
+    Soak(soak::Soak),
     /// Publishes an H.264 file in real time and ignores all requests for key frames.
     Publish(encoder::Publish),
     /// Measures the floor of this machine alone, without any gateway.
@@ -74,8 +83,11 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Chaos {
-    /// Mutated STUN, DTLS, RTP and RTCP, from strangers and from peers that have a session.
+    /// Mutated STUN, DTLS, RTP and RTCP, from strangers and from peers that have a session; hostile requests and media
+    /// connections over TCP.
     Hostile(chaos::Hostile),
+    /// Hostile connections from many addresses, while honest publishers and viewers come.
+    Addresses(chaos_addresses::Addresses),
     /// Wrong tokens, as fast as they go.
     Tokens(guessing::Tokens),
 }
@@ -113,9 +125,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Chaos(Chaos::Hostile(options))) => chaos::hostile(options),
+        Some(Command::Chaos(Chaos::Addresses(options))) => chaos_addresses::attack(options),
         Some(Command::Chaos(Chaos::Tokens(options))) => guessing::guess(options),
         Some(Command::Cameras(options)) => cameras::measure(options),
         Some(Command::Hls(options)) => hls::measure(options),
+        Some(Command::Soak(options)) => soak::run(options),
         Some(Command::Publish(options)) => encoder::publish(options),
         Some(Command::Floor { viewers, seconds }) => measure_floor(viewers, Duration::from_secs(*seconds)),
         None => measure(&cli.load),
@@ -130,7 +144,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs all sizes; false when a run was not sound or, if asked for, a target was missed.
+/// Runs all sizes; false when a run failed or, if asked for, a target was missed.
 fn measure(options: &Load) -> std::io::Result<bool> {
     let (viewers, seconds) = if options.short {
         (vec![1, 10], 3)
@@ -159,8 +173,8 @@ fn measure(options: &Load) -> std::io::Result<bool> {
     if let Some(path) = &options.json {
         std::fs::write(path, format!("{:#}\n", report::json(&runs)))?;
     }
-    let sound = runs.iter().all(report_sound);
-    Ok(sound && (!options.strict || report::targets_met(&runs)))
+    let is_passed = runs.iter().all(report_failure);
+    Ok(is_passed && (!options.strict || report::targets_met(&runs)))
 }
 
 fn measure_floor(viewers: &[usize], length: Duration) -> std::io::Result<bool> {
@@ -174,14 +188,14 @@ fn measure_floor(viewers: &[usize], length: Duration) -> std::io::Result<bool> {
     Ok(true)
 }
 
-fn report_sound(run: &load::Run) -> bool {
-    if !run.sound() {
+fn report_failure(run: &load::Run) -> bool {
+    if !run.is_valid() {
         eprintln!(
             "millstream-bench: with {} viewers, what arrived is not what was sent",
             run.viewers
         );
     }
-    run.sound()
+    run.is_valid()
 }
 
 fn parse_viewers(text: &str) -> Result<usize, String> {

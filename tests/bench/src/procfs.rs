@@ -13,6 +13,30 @@ pub(crate) struct Memory {
     pub heap: u64,
 }
 
+/// What one process occupies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Footprint {
+    /// Resident set in bytes.
+    pub rss: u64,
+    /// Open descriptors.
+    pub descriptors: usize,
+    pub threads: usize,
+}
+
+/// Memory, descriptors and threads of one process.
+///
+/// # Errors
+///
+/// When the process is gone.
+pub(crate) fn footprint(pid: u32) -> io::Result<Footprint> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(Footprint {
+        rss: kib(&status, "VmRSS:") * 1024,
+        descriptors: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
+        threads: fs::read_dir(format!("/proc/{pid}/task"))?.count(),
+    })
+}
+
 /// The process and its descendants, parents first.
 pub(crate) fn tree(root: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
@@ -164,6 +188,8 @@ mod tests {
         let memory = memory(own).unwrap();
         assert!(memory.heap > 0 && memory.rss > memory.heap);
         assert!(cpu(own).is_ok());
+        let footprint = footprint(own).unwrap();
+        assert!(footprint.rss > 0 && footprint.descriptors >= 3 && footprint.threads >= 1);
         assert!(machine_busy() > Duration::ZERO);
     }
 }

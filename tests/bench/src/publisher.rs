@@ -23,6 +23,7 @@ const STEP: Duration = Duration::from_millis(20);
 
 /// Handle of the sending thread.
 pub(crate) struct Publisher {
+    session: String,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<io::Result<()>>,
 }
@@ -46,10 +47,19 @@ impl Publisher {
         let thread = thread::Builder::new()
             .name("publisher".into())
             .spawn(move || work.run(&flag))?;
-        Ok(Self { stop, thread })
+        Ok(Self {
+            session: joined.session,
+            stop,
+            thread,
+        })
     }
 
-    /// Ends the stream.
+    /// Path of the session's URL.
+    pub(crate) fn session(&self) -> &str {
+        &self.session
+    }
+
+    /// Stops sending. The session stays open until the gateway finds that nothing comes.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! A gateway as small as can be, to try the load tool on: it forwards, and it can be told to do it badly.
+//! A gateway as small as can be, to try the load tool on: it forwards, and it can be set to do it badly.
 //!
 //! One thread, no cache, no feedback. It shares no code with the gateway under test.
 

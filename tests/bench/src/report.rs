@@ -106,7 +106,7 @@ impl Run {
     }
 
     /// Whether what arrived is what was sent: nothing lost, changed or doubled, and something arrived at all.
-    pub(crate) fn sound(&self) -> bool {
+    pub(crate) fn is_valid(&self) -> bool {
         let churn = self
             .churn
             .as_ref()
@@ -127,9 +127,14 @@ pub(crate) fn targets_met(runs: &[Run]) -> bool {
 }
 
 /// The value of a target beside its limit.
+/// The word for a target that was met, or was not.
+pub(crate) fn met_or_missed(is_met: bool) -> &'static str {
+    if is_met { "met" } else { "MISSED" }
+}
+
 fn verdict(target: &Target, run: &Run) -> String {
     let sign = if target.inclusive { "<=" } else { "<" };
-    let verdict = if target.met(run) { "met" } else { "MISSED" };
+    let verdict = met_or_missed(target.met(run));
     let (value, unit, limit) = ((target.value)(run), target.unit, target.limit);
     format!("{value:.2} {unit} ({sign} {limit} {unit}): {verdict}")
 }
@@ -386,13 +391,13 @@ mod tests {
     fn a_run_at_the_target_size_is_judged() {
         let good = sample(200, 1_000_000);
         assert!(
-            good.sound() && targets_met(std::slice::from_ref(&good)),
+            good.is_valid() && targets_met(std::slice::from_ref(&good)),
             "{}",
             text(&good)
         );
         assert!(!text(&good).contains("MISSED"));
         let lossy = sample(200, 999_999);
-        assert!(!lossy.sound() && !targets_met(std::slice::from_ref(&lossy)));
+        assert!(!lossy.is_valid() && !targets_met(std::slice::from_ref(&lossy)));
         assert!(text(&lossy).contains("MISSED"));
     }
 

@@ -98,9 +98,9 @@ pub(crate) fn endless() -> impl Iterator<Item = Burst> {
         key_frame: false,
     };
     let mut frames = (0..).map(video).peekable();
-    let mut sounds = (0..).map(audio).peekable();
-    std::iter::from_fn(move || match (frames.peek(), sounds.peek()) {
-        (Some(frame), Some(sound)) if sound.at < frame.at => sounds.next(),
+    let mut audio_frames = (0..).map(audio).peekable();
+    std::iter::from_fn(move || match (frames.peek(), audio_frames.peek()) {
+        (Some(frame), Some(audio_frame)) if audio_frame.at < frame.at => audio_frames.next(),
         _ => frames.next(),
     })
 }

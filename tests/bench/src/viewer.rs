@@ -47,6 +47,11 @@ impl Tally {
     pub(crate) fn lost(&self) -> u64 {
         self.expected - self.received
     }
+
+    /// Whether packets came, all that were due and none of them changed.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.received > 0 && self.lost() == 0 && self.corrupt == 0
+    }
 }
 
 /// One viewer, or a bare destination of the floor.

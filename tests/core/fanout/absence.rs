@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::stream::{Layer, LayerSelection};
+use millstream_core::hub::stream::{LayerSelection, SimulcastLayer};
 use millstream_core::media::Rid;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
+use crate::fanout::adaptation::watch_with_feedback;
 use crate::fanout::publisher::Publisher;
 use crate::fanout::world::World;
 use crate::fanout::{SECOND, long_gop, near};
@@ -58,7 +59,7 @@ fn run_asking(world: &mut World, viewers: &[usize], seconds: u32) {
 /// All datagrams of video that came, retransmissions included.
 fn received(world: &mut World, viewer: usize) -> (usize, u64) {
     let viewer = world.viewer(viewer);
-    (viewer.video.packets.len(), viewer.transcoded)
+    (viewer.video.packets.len(), viewer.retransmitted)
 }
 
 /// The first frame of the later source that is whole, and how long after it was sent.
@@ -105,6 +106,40 @@ fn viewers_get_no_video_two_seconds_after_their_source_was_there() {
             let times: Vec<u64> = viewer.video.packets.values().map(|seen| seen.time).collect();
             assert!(times.is_sorted(), "time never goes back");
         }
+    }
+}
+
+/// A return is no start: the key frame of the next source leaves for each of many viewers as soon as it is there, however
+/// long the last one has been away and whatever its rate was.
+#[test]
+fn many_viewers_see_the_first_key_frame_of_the_next_source_at_once() {
+    for (away, before, after) in [
+        (3, 2_500_000, 2_500_000),
+        (12, 2_500_000, 2_500_000),
+        (12, 300_000, 4_000_000),
+    ] {
+        let mut world = World::new(861, 2, 8192);
+        let rate = |bitrate, config| VideoConfig { bitrate, ..config };
+        let source = world.publish("live", 0, near(), Publisher::deaf(rate(before, VideoConfig::default())));
+        world.run(2 * SECOND);
+        let viewers: Vec<usize> = (0..20).map(|_| watch_with_feedback(&mut world, near())).collect();
+        world.run(6 * SECOND);
+        end(&mut world, source, End::Silent);
+        run_asking(&mut world, &viewers, away);
+        let source = world.publish("live", 1, near(), Publisher::deaf(rate(after, later())));
+        run_asking(&mut world, &viewers, 2);
+        let mut delays: Vec<Duration> = Vec::new();
+        for viewer in viewers {
+            let (first, after) = goes_on(&mut world, source, viewer);
+            assert_eq!(first, LATER_SOURCE);
+            delays.push(after);
+        }
+        delays.sort_unstable();
+        println!(
+            "away for {away} s, {before} then {after} bit/s: {:?} to {:?}",
+            delays[0], delays[19]
+        );
+        assert!(delays[19] < Duration::from_millis(60), "{delays:?}");
     }
 }
 
@@ -223,12 +258,12 @@ fn nothing_is_retransmitted_long_after_the_source_has_left() {
     world.run(SECOND);
     world.viewer(viewer).ask_again(20);
     world.run(SECOND / 2);
-    let before = world.viewer(viewer).transcoded;
+    let before = world.viewer(viewer).retransmitted;
     assert!(before > 0);
     world.run(SECOND);
     world.viewer(viewer).ask_again(20);
     world.run(SECOND);
-    assert_eq!(world.viewer(viewer).transcoded, before);
+    assert_eq!(world.viewer(viewer).retransmitted, before);
 }
 
 /// The layer is listed, and nothing of it has come yet: its time to begin with the cache passes.
@@ -247,14 +282,15 @@ fn a_viewer_that_waits_for_a_layer_without_a_source_goes_on_and_wakes_nobody() {
     let usual = wakes(&mut world);
     let rid = Rid("q".into());
     let name = StreamName::parse("live").expect("a name");
-    let stream = world.shared.hub.find(&name).expect("published");
-    let layer = Layer {
+    let stream = world.shared.hub.find_stream(&name).expect("published");
+    let layer = SimulcastLayer {
         rid: rid.clone(),
         resolution: None,
-        bitrate: 1,
+        measured_bitrate: 1,
         active: true,
+        is_carried_by_main_stream: false,
     };
-    stream.with(|state| state.set_layers(vec![layer]));
+    stream.with_state(|state| state.set_layers(vec![layer]));
     world.choose_layer(viewer, LayerSelection::Named(rid));
     world.run(6 * SECOND);
     let waiting = wakes(&mut world);

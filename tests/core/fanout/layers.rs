@@ -22,9 +22,11 @@ fn a_viewer_that_returns_to_its_layer_before_a_switch_is_complete_is_subscribed_
     world.run(SECOND);
     add_layers(&world, ["h", "l"]);
     let viewers_of = |world: &World, rid: &str| {
-        let name = StreamName::parse("live").expect("a name").layer(&Rid(rid.into()));
-        let stream = world.shared.hub.find(&name).expect("a layer with a source");
-        stream.with(|state| state.viewers())
+        let name = StreamName::parse("live")
+            .expect("a name")
+            .lower_simulcast_layer_key(&Rid(rid.into()));
+        let stream = world.shared.hub.find_stream(&name).expect("a layer with a source");
+        stream.with_state(|state| state.viewer_count())
     };
     let layer = |rid: &str| LayerSelection::Named(Rid(rid.into()));
     world.choose_layer(viewer, layer("l"));

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use millstream_core::hub::intake::{Intake, ReceivedPacket};
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::stream::{Layer, LayerSelection, ShardIndex, SourceRef};
+use millstream_core::hub::source_rewriter::{IngestNumberingRewriter, ReceivedPacket};
+use millstream_core::hub::stream::{LayerSelection, ShardIndex, SimulcastLayer, SourceRef};
 use millstream_core::media::Rid;
 use millstream_core::media::packet::Packet;
-use millstream_core::shard::message::Message;
+use millstream_core::shard::message::ShardMessage;
 use millstream_test_support::VideoConfig;
 
 use crate::fanout::publisher::Publisher;
@@ -52,7 +52,7 @@ fn shards_whose_viewers_change_layers_crosswise_never_wait_for_each_other() {
                     // The first message names the layer; when the second one comes, its cached key frame has to do.
                     for _ in 0..2 {
                         let selection = LayerSelection::Named(Rid(rid.into()));
-                        core.handle_message(now, Message::ChooseLayer { session, selection });
+                        core.handle_message(now, ShardMessage::ChooseLayer { session, selection });
                         now += PATIENCE;
                     }
                     core.finish_tick(now);
@@ -85,12 +85,12 @@ fn wait(duration: Duration) {
 /// Gives the stream two layers, each with the first key frame of the stream in its ring.
 pub(super) fn add_layers(world: &World, rids: [&str; 2]) {
     let name = StreamName::parse("live").expect("a name");
-    let home = world.shared.hub.find(&name).expect("published");
-    let (source, formats, key_frame) = home.with(|state| {
+    let home = world.shared.hub.find_stream(&name).expect("published");
+    let (source, formats, key_frame) = home.with_state(|state| {
         let ring = state.video.ring();
-        let start = ring.key_frame().expect("a key frame");
+        let start = ring.newest_key_frame_seq().expect("a key frame");
         let time = ring.get(start).expect("its first packet").packet.time;
-        let packets = (start..ring.end()).map_while(|seq| ring.get(seq).map(|entry| entry.packet.clone()));
+        let packets = (start..ring.end_seq()).map_while(|seq| ring.get(seq).map(|entry| entry.packet.clone()));
         let key_frame: Vec<Packet> = packets.take_while(|packet| packet.time == time).collect();
         (
             state.source().expect("a publisher"),
@@ -99,35 +99,43 @@ pub(super) fn add_layers(world: &World, rids: [&str; 2]) {
         )
     });
     for rid in rids {
-        world.shared.hub.open_with(name.layer(&Rid(rid.into())), |state| {
-            let source = SourceRef {
-                shard: ShardIndex::NONE,
-                ..source
-            };
-            state.attach(source, &formats);
-            let packets = key_frame.iter().map(received);
-            Intake::keeping_time().take(&mut state.video, packets, &mut Vec::new());
-        });
+        world
+            .shared
+            .hub
+            .open_and_update_stream(name.lower_simulcast_layer_key(&Rid(rid.into())), |state| {
+                let source = SourceRef {
+                    shard: ShardIndex::NONE,
+                    ..source
+                };
+                state.replace_source(source, &formats);
+                let packets = key_frame.iter().map(received);
+                IngestNumberingRewriter::with_track_timestamps().rewrite_packets(
+                    &mut state.video,
+                    packets,
+                    &mut Vec::new(),
+                );
+            });
     }
-    let layer = |rid: &str| Layer {
+    let layer = |rid: &str| SimulcastLayer {
         rid: Rid(rid.into()),
         resolution: Some((640, 360)),
-        bitrate: 1_000_000,
+        measured_bitrate: 1_000_000,
         active: true,
+        is_carried_by_main_stream: false,
     };
-    home.with(|state| state.set_layers(rids.map(layer).to_vec()));
+    home.with_state(|state| state.set_layers(rids.map(layer).to_vec()));
 }
 
 /// A packet of a track as a source would send it.
 fn received(packet: &Packet) -> ReceivedPacket {
     ReceivedPacket {
-        epoch: 0,
+        numbering_epoch: 0,
         seq: packet.seq,
-        time: packet.time,
+        timestamp: packet.time,
         marker: packet.marker,
         codec: packet.codec,
-        key_frame: packet.key_frame,
-        insert: Vec::new(),
+        identifies_key_frame: packet.identifies_key_frame,
+        parameter_sets_to_insert: Vec::new(),
         payload: packet.payload.clone(),
         arrival: packet.arrival,
     }

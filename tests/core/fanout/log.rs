@@ -56,7 +56,7 @@ fn viewers_that_do_not_connect_are_a_warning_per_interval_and_a_debug_line_each(
         world.run(20 * SECOND);
         assert!(world.reason(last).is_some());
     });
-    let failed = "viewer failed to connect";
+    let failed = "viewer session failed";
     let warnings = lines.with(Level::WARN, failed);
     assert!((2..=4).contains(&warnings.len()), "{warnings:#?}");
     let suppressed = warnings.iter().filter_map(|line| {
@@ -66,6 +66,6 @@ fn viewers_that_do_not_connect_are_a_warning_per_interval_and_a_debug_line_each(
     let suppressed: usize = suppressed.sum();
     assert_eq!(warnings.len() + suppressed, 101, "{warnings:#?}");
     assert_eq!(lines.with(Level::DEBUG, failed).len(), suppressed);
-    assert_eq!(lines.with(Level::INFO, "viewer left").len(), 0);
-    assert_eq!(lines.with(Level::DEBUG, "viewer left before").len(), 50);
+    assert_eq!(lines.with(Level::INFO, "viewer session ended").len(), 0);
+    assert_eq!(lines.with(Level::DEBUG, "viewer session ended before").len(), 50);
 }

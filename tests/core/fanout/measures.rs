@@ -21,8 +21,8 @@ fn assert_near(what: &str, counted: f64, happened: f64, tolerance: f64) {
 }
 
 fn assert_rates(state: &StreamState, now: Instant) {
-    let rate = state.video.meter().rate(now);
-    assert_near("pictures per second", rate.frames, 30.0, 0.05);
+    let rate = state.video.rate_meter().current_rate(now);
+    assert_near("frames per second", rate.frames_per_second, 30.0, 0.05);
     let bitrate = f64::from(VideoConfig::default().bitrate);
     assert_near("bits per second", rate.bitrate as f64, bitrate, 0.2);
     let interval = state.video.key_frame_interval().expect("two of them").as_secs_f64();
@@ -32,11 +32,18 @@ fn assert_rates(state: &StreamState, now: Instant) {
 
 fn assert_delays(state: &StreamState, now: Instant, encoding: f64) {
     for track in [&state.video, &state.audio] {
-        let delays = track.delays();
-        let mean = delays.sum.as_secs_f64() * 1e3 / delays.count as f64;
-        let recent = delays.recent(now).expect("it was measured") * 1e3;
-        println!("{} delays, mean {mean:.1} ms, of late {recent:.1} ms", delays.count);
-        assert!(delays.count > u64::from(SECONDS) * 25, "{}", delays.count);
+        let delays = track.capture_delay_stats();
+        let mean = delays.delay_sum.as_secs_f64() * 1e3 / delays.measurement_count as f64;
+        let recent = delays.recent_mean_seconds(now).expect("it was measured") * 1e3;
+        println!(
+            "{} delays, mean {mean:.1} ms, of late {recent:.1} ms",
+            delays.measurement_count
+        );
+        assert!(
+            delays.measurement_count > u64::from(SECONDS) * 25,
+            "{}",
+            delays.measurement_count
+        );
         // The network has none, the rest is the pace at which the publisher looks.
         for measured in [mean, recent] {
             assert!((encoding - 1.0..encoding + 12.0).contains(&measured), "{measured} ms");
@@ -64,14 +71,16 @@ fn measures_are_those_of_the_clients() {
         .map(|n| world.watch(if n < 6 { "one" } else { "two" }, n % 2, lossy))
         .collect();
     for viewer in &viewers {
-        world.viewer(*viewer).tells = true;
+        world.viewer(*viewer).sends_reports = true;
     }
     world.run(SECONDS * SECOND);
 
     let shared = world.shared.clone();
     let counters = &shared.counters;
+    let reception = &counters.viewer_reception_reports;
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let asked: u64 = viewers.iter().map(|index| world.viewer(*index).asked).sum();
-    let nacked = counters.reception.nacked.load(Ordering::Relaxed) as f64;
+    let nacked = count(&reception.nacked_packet_count) as f64;
     // Three in a hundred requests are lost too.
     assert_near("packets asked for again", nacked, asked as f64 * 0.97, 0.02);
     let received: usize = viewers
@@ -81,51 +90,48 @@ fn measures_are_those_of_the_clients() {
             viewer.video.packets.len() + viewer.audio.packets.len()
         })
         .sum();
-    // Of what was lost on the way a part is not asked for: sound, and what was asked for once too often.
+    // Of what was lost on the way a part is not asked for: audio, and what was asked for once too often.
     let missed = asked as f64 / (received as f64 + asked as f64);
     assert!((0.02..0.05).contains(&missed), "{missed}");
-    assert_eq!(
-        counters.connecting.cumulative().last(),
-        Some(&12),
-        "all of them connected"
-    );
-    let mean = counters.connecting.sum() / 12.0;
+    let connected = counters.connect_time.cumulative_counts();
+    assert_eq!(connected.last(), Some(&12), "all of them connected");
+    let mean = counters.connect_time.sum_seconds() / 12.0;
     assert!((0.02..2.0).contains(&mean), "{mean} s");
-    assert_eq!(
-        counters.reception.key_frames_requested.load(Ordering::Relaxed),
-        0,
-        "nobody asked for one"
-    );
-    assert_eq!(shared.registry.live(), 12);
+    assert_eq!(count(&reception.key_frame_request_count), 0, "nobody asked for one");
+    assert_eq!(shared.session_registry.live_count(), 12);
     let (mut nacked_of_streams, mut reports, mut resent) = (0, 0, 0);
     for (name, watching, encoding) in [("one", 6, 80.0), ("two", 4, 0.0)] {
-        let stream = shared.hub.find(StreamName::parse(name).expect("a name")).expect("live");
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let traffic = &stream.traffic;
-        nacked_of_streams += count(&traffic.reception.nacked);
-        resent += count(&traffic.resent);
-        reports += count(&traffic.reception.reports);
-        let trips = count(&traffic.round_trips) as f64;
-        let mean = count(&traffic.round_trip_micros) as f64 / 1e3 / trips;
+        let stream = shared
+            .hub
+            .find_stream(StreamName::parse(name).expect("a name"))
+            .expect("live");
+        let traffic = &stream.transport_stats;
+        nacked_of_streams += count(&traffic.viewer_report_totals.nacked_packet_count);
+        resent += count(&traffic.retransmitted_packet_count);
+        reports += count(&traffic.viewer_report_totals.report_block_count);
+        let trips = count(&traffic.rtt_measurement_count) as f64;
+        let mean = count(&traffic.rtt_sum_micros) as f64 / 1e3 / trips;
         // Twice 20 ms of the link.
         assert_near("round trip in ms", mean, 40.0, 0.05);
-        let loss = count(&traffic.reception.reported_loss) as f64 / 256.0 / count(&traffic.reception.reports) as f64;
+        let blocks = count(&traffic.viewer_report_totals.report_block_count) as f64;
+        let loss = count(&traffic.viewer_report_totals.fraction_lost_sum) as f64 / 256.0 / blocks;
         assert_near("loss that viewers tell, in percent", loss * 100.0, 3.0, 0.25);
+        assert_eq!(count(&traffic.missing_packet_count), 0, "{name}: its publisher is near");
         assert_eq!(
-            (count(&traffic.missing), count(&traffic.asked)),
-            (0, 0),
+            count(&traffic.packet_count_nacked_to_source),
+            0,
             "{name}: its publisher is near"
         );
-        assert!(count(&traffic.expected) > 1_000, "{name}");
+        assert!(count(&traffic.expected_packet_count) > 1_000, "{name}");
         let now = world.now;
-        stream.with(move |state| {
-            assert_eq!(state.viewers(), watching, "{name}");
+        stream.with_state(move |state| {
+            assert_eq!(state.viewer_count(), watching, "{name}");
             assert_rates(state, now);
             assert_delays(state, now, encoding);
         });
     }
-    assert_eq!(nacked_of_streams, counters.reception.nacked.load(Ordering::Relaxed));
-    assert_eq!(reports, counters.reception.reports.load(Ordering::Relaxed));
+    assert_eq!(nacked_of_streams, count(&reception.nacked_packet_count));
+    assert_eq!(reports, count(&reception.report_block_count));
     assert_near("packets sent again", resent as f64, nacked, 0.05);
 }
 
@@ -147,24 +153,24 @@ fn what_a_publisher_loses_on_the_way_is_counted() {
     let shared = world.shared.clone();
     let stream = shared
         .hub
-        .find(StreamName::parse("live").expect("a name"))
+        .find_stream(StreamName::parse("live").expect("a name"))
         .expect("live");
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
-    let traffic = &stream.traffic;
-    let loss = count(&traffic.missing) / count(&traffic.expected) * 100.0;
+    let traffic = &stream.transport_stats;
+    let loss = count(&traffic.missing_packet_count) / count(&traffic.expected_packet_count) * 100.0;
     // What was asked for may be here before the report is written.
     assert!((0.2..=3.5).contains(&loss), "{loss} %");
     assert_near(
         "asked for again",
-        count(&traffic.asked),
-        count(&traffic.expected) * 0.03,
+        count(&traffic.packet_count_nacked_to_source),
+        count(&traffic.expected_packet_count) * 0.03,
         0.25,
     );
     let requests = world.publisher(publisher).requests.len() as f64;
     assert!(requests >= f64::from(SECONDS / 3) * 0.7, "{requests}");
     assert_near(
         "key frames asked for",
-        count(&traffic.key_frames_asked),
+        count(&traffic.key_frame_request_count_to_source),
         requests / 0.97,
         0.25,
     );

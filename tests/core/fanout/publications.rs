@@ -6,11 +6,12 @@ use bytes::Bytes;
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
-use millstream_core::hub::track::Missing;
-use millstream_core::media::rtcp::{self, Message};
-use millstream_core::media::{Format, Kind, Mid, Pt, Rid, Ssrc};
-use millstream_core::sdp::plan::{
-    DtlsRole, Extensions, Feedback, IceCredentials, IncomingTrack, NegotiatedCodec, Publication, Transport,
+use millstream_core::hub::track::MissingPacketsOrKeyFrame;
+use millstream_core::media::rtcp::{self, RtcpMessage};
+use millstream_core::media::{Format, MediaKind, Mid, Pt, Rid, Ssrc};
+use millstream_core::sdp::negotiated::{
+    DtlsRole, IceCredentials, IncomingTrack, NegotiatedCodec, NegotiatedPublication, RemoteTransport, RtcpFeedback,
+    RtpHeaderExtensionIds, TrackFormats,
 };
 use millstream_core::sources::whip::Publisher;
 
@@ -37,53 +38,53 @@ struct Sent {
 
 impl Source {
     fn new(rids: &[&str]) -> Self {
-        let feedback = Feedback {
+        let feedback = RtcpFeedback {
             nack: true,
             pli: true,
-            ..Feedback::default()
+            ..RtcpFeedback::default()
         };
         Self::with(rids, feedback, false)
     }
 
-    fn with(rids: &[&str], feedback: Feedback, reduced_size_rtcp: bool) -> Self {
+    fn with(rids: &[&str], feedback: RtcpFeedback, reduced_size_rtcp: bool) -> Self {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
         let codec = NegotiatedCodec {
             pt: MEDIA,
             rtx_pt: Some(RTX),
             format: Format::Vp8,
-            feedback,
+            rtcp_feedback: feedback,
         };
         let track = IncomingTrack {
             mid: Mid("0".into()),
-            kind: Kind::Video,
+            kind: MediaKind::Video,
             codecs: vec![codec],
-            extensions: Extensions {
+            extension_ids: RtpHeaderExtensionIds {
                 mid: Some(1),
                 rid: Some(2),
                 repaired_rid: Some(3),
-                ..Extensions::default()
+                ..RtpHeaderExtensionIds::default()
             },
             ssrcs: Vec::new(),
             rids: rids.iter().map(|rid| Rid((*rid).into())).collect(),
-            layers: Vec::new(),
+            layer_ssrcs: Vec::new(),
             parameter_sets: Vec::new(),
             reduced_size_rtcp,
         };
-        let transport = Transport {
-            remote: IceCredentials {
+        let transport = RemoteTransport {
+            remote_credentials: IceCredentials {
                 ufrag: "peer".into(),
                 pwd: "0123456789abcdefghijkl".into(),
             },
             fingerprints: Vec::new(),
-            role: DtlsRole::Server,
+            gateway_dtls_role: DtlsRole::Server,
         };
         let source = SourceRef {
-            session: SessionId([1; 16]),
+            session_id: SessionId([1; 16]),
             shard: ShardIndex(0),
-            takes_key_frame_requests: true,
+            accepts_key_frame_requests: true,
         };
-        let publication = Publication {
+        let publication = NegotiatedPublication {
             transport,
             tracks: vec![track],
         };
@@ -101,9 +102,12 @@ impl Source {
         for packet in packets {
             self.publisher.handle_rtp(self.now, packet.bytes());
         }
-        let published = self.publisher.publish(&self.hub);
-        let home = self.hub.find(self.publisher.stream_name()).map(|stream| stream.id);
-        let batches = published.batches.iter().filter(|batch| Some(batch.stream) == home);
+        let published = self.publisher.publish_arrived_packets(&self.hub);
+        let home = self
+            .hub
+            .find_stream(self.publisher.stream_name())
+            .map(|stream| stream.id);
+        let batches = published.batches.iter().filter(|batch| Some(batch.stream_id) == home);
         batches.map(|batch| batch.packets.len()).sum()
     }
 
@@ -194,7 +198,7 @@ fn viewers_get_the_next_best_layer_when_the_best_one_stops() {
     assert_eq!(source.turn(&both(301, false)), 1);
     let mut streams = source.hub.streams().into_iter();
     let stream = streams.find(|stream| stream.key.is_original()).expect("published");
-    assert_eq!(stream.with(|state| state.video.resolution()), Some((1280, 720)));
+    assert_eq!(stream.with_state(|state| state.video.resolution()), Some((1280, 720)));
 }
 
 #[test]
@@ -207,28 +211,28 @@ fn each_layer_is_on_a_line_of_its_own_with_the_time_of_the_stream() {
         low.time = low.time.wrapping_add(0x8765_4321);
         source.turn(&[media(1, frame as u16, frame, HIGH, key.then_some((1280, 720))), low]);
     }
-    let find = |key: StreamKey| source.hub.find(key).expect("fed");
+    let find = |key: StreamKey| source.hub.find_stream(key).expect("fed");
     let name = StreamName::parse("live").expect("a name");
     let home = find((&name).into());
-    let layers = home.with(|state| state.layers().to_vec());
+    let layers = home.with_state(|state| state.layers().to_vec());
     let shown: Vec<_> = layers.iter().map(|l| (&*l.rid.0, l.resolution, l.active)).collect();
     assert_eq!(shown, [("h", Some((1280, 720)), true), ("l", Some((320, 180)), true)]);
     let newest = |key: StreamKey| {
-        find(key.clone()).with(|state| {
+        find(key.clone()).with_state(|state| {
             assert!(
-                state.video.ring().key_frame().is_some(),
+                state.video.ring().newest_key_frame_seq().is_some(),
                 "{key}: a key frame of its own"
             );
-            state.video.ring().newest().expect("packets").0
+            state.video.ring().newest_track_time_and_arrival().expect("packets").0
         })
     };
     let time = newest((&name).into());
     for layer in &layers {
-        let apart = newest(name.layer(&layer.rid)).abs_diff(time);
+        let apart = newest(name.lower_simulcast_layer_key(&layer.rid)).abs_diff(time);
         assert!(apart < 90, "{apart} ticks of 90 kHz");
     }
     // They go with the publisher.
-    source.publisher.ended(&source.hub);
+    source.publisher.detach(&source.hub);
     assert!(source.hub.streams().is_empty(), "{:?}", source.hub.streams().len());
 }
 
@@ -267,7 +271,7 @@ fn a_retransmission_before_the_first_packet_is_not_taken_for_the_media() {
 }
 
 /// Sends frames for two seconds, of which the publisher loses one in ten; returns the datagrams that it is sent.
-fn feedback_datagrams(feedback: Feedback, reduced_size_rtcp: bool) -> Vec<Vec<u8>> {
+fn feedback_datagrams(feedback: RtcpFeedback, reduced_size_rtcp: bool) -> Vec<Vec<u8>> {
     let mut source = Source::with(&[], feedback, reduced_size_rtcp);
     let mut datagrams = Vec::new();
     for frame in 0..60u16 {
@@ -281,7 +285,7 @@ fn feedback_datagrams(feedback: Feedback, reduced_size_rtcp: bool) -> Vec<Vec<u8
 }
 
 /// All of it, one behind the other.
-fn feedback_bytes(feedback: Feedback) -> Vec<u8> {
+fn feedback_bytes(feedback: RtcpFeedback) -> Vec<u8> {
     feedback_datagrams(feedback, false).concat()
 }
 
@@ -303,9 +307,9 @@ const RECEIVER_REPORT: u8 = 201;
 /// report.
 #[test]
 fn a_nack_is_a_datagram_of_its_own_with_reduced_size_rtcp_alone() {
-    let nack = Feedback {
+    let nack = RtcpFeedback {
         nack: true,
-        ..Feedback::default()
+        ..RtcpFeedback::default()
     };
     for reduced_size_rtcp in [true, false] {
         let datagrams = feedback_datagrams(nack, reduced_size_rtcp);
@@ -325,33 +329,33 @@ fn a_nack_is_a_datagram_of_its_own_with_reduced_size_rtcp_alone() {
 
 #[test]
 fn a_request_for_a_key_frame_is_no_part_of_a_nack() {
-    let both = Feedback {
+    let both = RtcpFeedback {
         nack: true,
         pli: true,
-        ..Feedback::default()
+        ..RtcpFeedback::default()
     };
     let mut source = Source::with(&[], both, true);
     source.turn(&[media(1, 1, 0, (1, "0"), Some((640, 360)))]);
     for seq in [3, 4] {
         source.turn(&[media(1, seq, u32::from(seq), (1, "0"), None)]);
     }
-    source.publisher.request_key_frame();
+    source.publisher.schedule_key_frame_request(None);
     let datagrams = source.publisher.handle_timeout(source.now);
     let datagrams: Vec<Vec<(u8, u8)>> = datagrams.iter().map(|datagram| packets(datagram)).collect();
     assert_eq!(datagrams, [[NACK], [PLI]]);
 }
 
 #[test]
-fn a_publisher_is_told_what_was_lost_and_asked_for_it() {
-    let nack = Feedback {
+fn lost_packets_are_reported_to_the_publisher_and_requested_from_it() {
+    let nack = RtcpFeedback {
         nack: true,
-        ..Feedback::default()
+        ..RtcpFeedback::default()
     };
-    let messages = rtcp::read(&feedback_bytes(nack));
+    let messages = rtcp::parse_compound_until_malformed(&feedback_bytes(nack));
     let asked: Vec<u16> = messages
         .iter()
         .filter_map(|message| match message {
-            Message::Nack { seqs, .. } => Some(seqs.clone()),
+            RtcpMessage::Nack { seqs, .. } => Some(seqs.clone()),
             _ => None,
         })
         .flatten()
@@ -360,7 +364,7 @@ fn a_publisher_is_told_what_was_lost_and_asked_for_it() {
         assert!(asked.contains(&lost), "{lost} was not asked for");
     }
     let lost = messages.iter().find_map(|message| match message {
-        Message::ReceiverReport { blocks } => blocks.first().map(|block| block.fraction_lost),
+        RtcpMessage::ReceiverReport { blocks } => blocks.first().map(|block| block.fraction_lost),
         _ => None,
     });
     // One in ten, in 1/256 (RFC 3550 §6.4.1).
@@ -373,36 +377,36 @@ fn a_publisher_without_pli_is_never_asked_for_a_key_frame() {
     for (pli, wanted) in [(false, 0), (true, 1)] {
         let mut source = Source::with(
             &[],
-            Feedback {
+            RtcpFeedback {
                 nack: true,
                 pli,
-                ..Feedback::default()
+                ..RtcpFeedback::default()
             },
             false,
         );
         // No key frame to begin with, and a viewer who asks.
         assert_eq!(source.turn(&[media(1, 1, 0, (1, "0"), None)]), 0);
-        source.publisher.request_key_frame();
+        source.publisher.schedule_key_frame_request(None);
         let datagrams = source.publisher.handle_timeout(source.now).concat();
-        let requests = rtcp::read(&datagrams);
+        let requests = rtcp::parse_compound_until_malformed(&datagrams);
         let requests = requests
             .iter()
-            .filter(|message| matches!(message, Message::KeyFrameRequest { .. }));
+            .filter(|message| matches!(message, RtcpMessage::KeyFrameRequest { .. }));
         assert_eq!(requests.count(), wanted, "pli: {pli}");
     }
 }
 
 /// T-11.
 #[test]
-fn a_publisher_that_knows_only_remb_is_told_a_bitrate_and_others_are_not() {
+fn only_a_publisher_that_knows_nothing_but_remb_gets_a_bitrate_by_it() {
     let has = |bytes: &[u8]| bytes.windows(4).any(|window| window == b"REMB");
-    let remb = Feedback {
+    let remb = RtcpFeedback {
         remb: true,
-        ..Feedback::default()
+        ..RtcpFeedback::default()
     };
     assert!(has(&feedback_bytes(remb)));
-    assert!(!has(&feedback_bytes(Feedback::default())));
-    let both = Feedback {
+    assert!(!has(&feedback_bytes(RtcpFeedback::default())));
+    let both = RtcpFeedback {
         transport_cc: true,
         ..remb
     };
@@ -413,39 +417,153 @@ fn a_publisher_that_knows_only_remb_is_told_a_bitrate_and_others_are_not() {
 #[test]
 fn a_publisher_that_is_connected_and_sends_nothing_is_found_once() {
     let mut source = Source::new(&[]);
-    source.publisher.connected(source.now, &source.hub);
+    source.publisher.attach_on_connect_if_no_source(source.now, &source.hub);
     let seconds = |count| source.now + std::time::Duration::from_secs(count);
     let (early, late, later) = (seconds(9), seconds(10), seconds(20));
-    assert!(!source.publisher.is_silent_publisher(early));
-    assert!(source.publisher.is_silent_publisher(late));
-    assert!(!source.publisher.is_silent_publisher(later), "said once");
+    assert!(!source.publisher.take_no_media_warning(early));
+    assert!(source.publisher.take_no_media_warning(late));
+    assert!(!source.publisher.take_no_media_warning(later), "said once");
     let mut other = Source::new(&[]);
-    other.publisher.connected(other.now, &other.hub);
+    other.publisher.attach_on_connect_if_no_source(other.now, &other.hub);
     other.turn(&[media(1, 1, 1, (1, "0"), Some((320, 180)))]);
-    assert!(!other.publisher.is_silent_publisher(late));
+    assert!(!other.publisher.take_no_media_warning(late));
+}
+
+/// F5.
+#[test]
+fn a_publisher_is_stalled_five_seconds_after_its_last_packet_until_the_next() {
+    let mut source = Source::new(&[]);
+    let connected_at = source.now;
+    source
+        .publisher
+        .attach_on_connect_if_no_source(connected_at, &source.hub);
+    let is_stalled_at = |source: &Source, milliseconds: u64| {
+        let stream = source.hub.find_stream(source.publisher.stream_name());
+        let at = connected_at + Duration::from_millis(milliseconds);
+        stream
+            .expect("connected")
+            .with_state(|state| state.is_source_stalled(at))
+    };
+    let is_stalled = |source: &Source, seconds: u64| is_stalled_at(source, seconds * 1_000);
+    assert!(!is_stalled(&source, 4));
+    assert!(is_stalled(&source, 5), "it has sent nothing at all");
+    source.now = connected_at + Duration::from_secs(20);
+    source.turn(&[media(1, 1, 1, (1, "0"), Some((320, 180)))]);
+    assert!(!is_stalled(&source, 24));
+    assert!(is_stalled(&source, 26));
+    let stalled_at = (200..400).find(|tenths| is_stalled_at(&source, tenths * 100));
+    let stalled_after = stalled_at.map(|tenths| (tenths - 200) as f64 / 10.0);
+    println!(
+        "measured: stalled {:.1} s after its last packet",
+        stalled_after.expect("it is")
+    );
+}
+
+/// F5.
+#[test]
+fn a_publisher_that_takes_over_from_a_silent_one_is_not_stalled() {
+    let mut source = Source::new(&[]);
+    let start = source.now;
+    source.publisher.attach_on_connect_if_no_source(start, &source.hub);
+    source.turn(&[media(1, 1, 1, (1, "0"), Some((320, 180)))]);
+    let stream = source
+        .hub
+        .find_stream(source.publisher.stream_name())
+        .expect("connected");
+    let successor = SourceRef {
+        session_id: SessionId([9; 16]),
+        shard: ShardIndex(0),
+        accepts_key_frame_requests: true,
+    };
+    let later = start + Duration::from_secs(29);
+    let (as_camera, as_peer) = stream.with_state(|state| {
+        assert!(state.is_source_stalled(later));
+        state.replace_source(
+            successor,
+            &TrackFormats {
+                video: None,
+                audio: None,
+            },
+        );
+        let as_camera = state.source_silence(later);
+        state.expect_media_since(later);
+        (as_camera, state.source_silence(later))
+    });
+    assert_eq!(as_camera, None, "a source that is no peer detects silence itself");
+    assert_eq!(as_peer, Some(Duration::ZERO));
 }
 
 /// I-13.
 #[test]
 fn video_that_was_negotiated_and_does_not_begin_is_noted_in_its_stream() {
     let mut source = Source::new(&[]);
-    source.publisher.connected(source.now, &source.hub);
+    source.publisher.attach_on_connect_if_no_source(source.now, &source.hub);
     let start = source.now;
     let mut missing = |second: u64, packet: Option<Sent>| {
         source.now = start + Duration::from_secs(second);
         source.turn(&packet.into_iter().collect::<Vec<_>>());
         source.publisher.handle_timeout(source.now);
-        let stream = source.hub.find(source.publisher.stream_name()).expect("connected");
-        stream.with(|state| (state.video.missing(), state.audio.missing()))
+        let stream = source
+            .hub
+            .find_stream(source.publisher.stream_name())
+            .expect("connected");
+        stream.with_state(|state| (state.video.missing_media(), state.audio.missing_media()))
     };
     assert_eq!(missing(9, None), (None, None));
     assert_eq!(
         missing(11, None),
-        (Some(Missing::Packets), None),
+        (Some(MissingPacketsOrKeyFrame::Packets), None),
         "audio was not negotiated"
     );
     let packet = |seq: u16, size| Some(media(1, seq, u32::from(seq), (1, "0"), size));
     assert_eq!(missing(12, packet(1, None)), (None, None));
-    assert_eq!(missing(23, packet(2, None)), (Some(Missing::KeyFrame), None));
+    assert_eq!(
+        missing(23, packet(2, None)),
+        (Some(MissingPacketsOrKeyFrame::KeyFrame), None)
+    );
     assert_eq!(missing(24, packet(3, Some((640, 360)))), (None, None));
+}
+
+/// A request costs all viewers of a layer: those of the others get no key frame for it.
+#[test]
+fn a_key_frame_is_requested_of_one_layer_alone() {
+    let mut source = Source::new(&["l", "h"]);
+    for seq in 1..40 {
+        let size = |w, h| (seq == 1).then_some((w, h));
+        source.turn(&[
+            media(1, seq, u32::from(seq), LOW, size(320, 180)),
+            media(2, seq, u32::from(seq), HIGH, size(640, 360)),
+        ]);
+    }
+    let mut requested = |layer: Option<&str>| -> Vec<u32> {
+        source.now += Duration::from_secs(2);
+        source.publisher.handle_timeout(source.now);
+        source
+            .publisher
+            .schedule_key_frame_request(layer.map(|rid| Rid(rid.into())).as_ref());
+        let messages = rtcp::parse_compound_until_malformed(&source.publisher.handle_timeout(source.now).concat());
+        let requests = messages.iter().filter_map(|message| match message {
+            RtcpMessage::KeyFrameRequest { media_ssrc } => Some(media_ssrc.0),
+            _ => None,
+        });
+        requests.collect()
+    };
+    assert_eq!(requested(Some("l")), [1]);
+    // The first is not answered, and is repeated.
+    let both = requested(Some("h"));
+    assert!(both.contains(&2), "{both:?}");
+    let mut source = Source::new(&["l", "h"]);
+    for seq in 1..40 {
+        let size = |w, h| (seq == 1).then_some((w, h));
+        source.turn(&[
+            media(1, seq, u32::from(seq), LOW, size(320, 180)),
+            media(2, seq, u32::from(seq), HIGH, size(640, 360)),
+        ]);
+    }
+    source.publisher.schedule_key_frame_request(None);
+    let messages = rtcp::parse_compound_until_malformed(&source.publisher.handle_timeout(source.now).concat());
+    let asked = messages
+        .iter()
+        .filter(|message| matches!(message, RtcpMessage::KeyFrameRequest { .. }));
+    assert_eq!(asked.count(), 1, "the layer that the stream carries");
 }

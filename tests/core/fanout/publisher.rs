@@ -3,30 +3,43 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use millstream_core::media::rtcp::{self, Message, SenderInfo};
+use millstream_core::media::rtcp::{self, RtcpMessage, SenderInfo};
 use millstream_core::media::{Ssrc, clock};
 use millstream_test_support::sdp::RTX_DISTANCE;
-use millstream_test_support::{SyntheticAudio, SyntheticVideo, VideoCodec, VideoConfig};
+use millstream_test_support::{OfferParameters, SyntheticAudio, SyntheticVideo, VideoCodec, VideoConfig};
 
 pub(super) struct Publisher {
     config: VideoConfig,
     video: SyntheticVideo,
     audio: SyntheticAudio,
     audio_ssrc: u32,
+    /// The simulcast layers below the best one, best first.
+    lower_layers: Vec<(u32, SyntheticVideo)>,
     started: Option<Instant>,
     /// When each video frame was sent.
     pub sent_at: HashMap<u32, Instant>,
     history: VecDeque<Vec<u8>>,
+    /// How it takes requests for lost audio packets; ignores them if `None`.
+    pub audio_retransmission: Option<AudioRetransmission>,
+    audio_history: VecDeque<Vec<u8>>,
+    pub ignores_audio_requests: bool,
+    /// When each audio packet was requested again, by its sequence number.
+    pub audio_requests: Vec<(Instant, u16)>,
     pending: Vec<Vec<u8>>,
     /// When a request for a key frame arrived.
     pub requests: Vec<Instant>,
     kind: Encoder,
     /// Sequence number of the next retransmission.
     rtx_seq: u16,
+    audio_rtx_seq: u16,
     next_report: Option<Instant>,
     /// What is due is lost instead of sent.
     pub paused: bool,
-    /// From the capture of a picture, as reports tell, until it is sent.
+    /// The same of the best simulcast layer alone.
+    pub is_best_layer_paused: bool,
+    /// The same of audio.
+    pub is_audio_paused: bool,
+    /// From the capture of a frame, according to sender reports, until it is sent.
     pub encoding: Duration,
 }
 
@@ -42,6 +55,18 @@ enum Encoder {
     Ffmpeg,
 }
 
+/// How lost audio packets are sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AudioRetransmission {
+    /// As they were.
+    Plain,
+    /// On a stream of their own (RFC 4588).
+    Rtx,
+}
+
+/// Payload type of retransmitted audio.
+const AUDIO_RTX_PT: u8 = 112;
+
 /// As many packets as OBS keeps.
 const HISTORY: usize = 4_000;
 
@@ -53,15 +78,23 @@ impl Publisher {
             video: SyntheticVideo::new(config),
             audio: SyntheticAudio::new(111, config.ssrc ^ 0xffff, config.seed),
             audio_ssrc: config.ssrc ^ 0xffff,
+            lower_layers: Vec::new(),
             started: None,
             sent_at: HashMap::new(),
             history: VecDeque::new(),
+            audio_retransmission: None,
+            audio_history: VecDeque::new(),
+            ignores_audio_requests: false,
+            audio_requests: Vec::new(),
             pending: Vec::new(),
             requests: Vec::new(),
             kind: Encoder::Obs,
             rtx_seq: 0,
+            audio_rtx_seq: 0,
             next_report: None,
             paused: false,
+            is_best_layer_paused: false,
+            is_audio_paused: false,
             encoding: Duration::ZERO,
         }
     }
@@ -72,6 +105,25 @@ impl Publisher {
             kind: Encoder::Browser,
             ..Self::deaf(config)
         }
+    }
+
+    /// Like a browser that sends simulcast layers, the best first.
+    pub(super) fn simulcast(layers: &[VideoConfig]) -> Self {
+        let (best, lower) = layers.split_first().expect("a layer");
+        Self {
+            lower_layers: lower
+                .iter()
+                .map(|layer| (layer.ssrc, SyntheticVideo::new(*layer)))
+                .collect(),
+            ..Self::obedient(*best)
+        }
+    }
+
+    /// SSRCs of the simulcast layers, best first; empty without simulcast.
+    pub(super) fn layer_ssrcs(&self) -> Vec<u32> {
+        let lower: Vec<u32> = self.lower_layers.iter().map(|(ssrc, _)| *ssrc).collect();
+        let best = (!lower.is_empty()).then_some(self.config.ssrc);
+        best.into_iter().chain(lower).collect()
     }
 
     /// Like FFmpeg's `whip` muxer.
@@ -95,6 +147,26 @@ impl Publisher {
         }
     }
 
+    /// Its offer, with retransmission of audio if it takes requests for it.
+    pub(super) fn offer_text(&self, offer: &OfferParameters) -> String {
+        let text = offer.whip();
+        let opus = "a=rtpmap:111 opus/48000/2\r\n";
+        match self.audio_retransmission {
+            None => text,
+            Some(AudioRetransmission::Plain) => text.replace(opus, &format!("{opus}a=rtcp-fb:111 nack\r\n")),
+            Some(AudioRetransmission::Rtx) => {
+                let (ssrc, rtx) = (self.audio_ssrc, !self.audio_ssrc);
+                let pt = AUDIO_RTX_PT;
+                let lines = format!(
+                    "{opus}a=rtcp-fb:111 nack\r\na=rtpmap:{pt} rtx/48000\r\na=fmtp:{pt} apt=111\r\n\
+                     a=ssrc-group:FID {ssrc} {rtx}\r\na=ssrc:{rtx} cname:peer\r\n"
+                );
+                text.replace(opus, &lines)
+                    .replace("SAVPF 111\r\n", &format!("SAVPF 111 {pt}\r\n"))
+            }
+        }
+    }
+
     pub(super) fn video_ssrc(&self) -> u32 {
         self.config.ssrc
     }
@@ -114,21 +186,32 @@ impl Publisher {
         let mut rtp = std::mem::take(&mut self.pending);
         while started + self.video.next_at() <= now {
             let frame = self.video.next_frame();
-            if self.paused {
+            if self.paused || self.is_best_layer_paused {
                 continue;
             }
             self.sent_at.insert(frame.number, now);
             self.history.extend(frame.packets.iter().cloned());
             rtp.extend(frame.packets);
         }
+        for (_, video) in &mut self.lower_layers {
+            while started + video.next_at() <= now {
+                let frame = video.next_frame();
+                if !self.paused {
+                    rtp.extend(frame.packets);
+                }
+            }
+        }
         while started + self.audio.next_at() <= now {
             let frame = self.audio.next_frame();
-            if !self.paused {
+            if !self.paused && !self.is_audio_paused {
+                self.audio_history.extend(frame.packets.iter().cloned());
                 rtp.extend(frame.packets);
             }
         }
-        while self.history.len() > HISTORY {
-            self.history.pop_front();
+        for history in [&mut self.history, &mut self.audio_history] {
+            while history.len() > HISTORY {
+                history.pop_front();
+            }
         }
         let due = self.next_report.is_none_or(|at| at <= now) && now > started;
         let rtcp = if due {
@@ -142,19 +225,19 @@ impl Publisher {
     fn report(&mut self, now: Instant, started: Instant) -> Vec<u8> {
         self.next_report = Some(now + Duration::from_secs(1));
         let elapsed = now.duration_since(started);
-        let ntp = clock::ntp(Duration::from_secs(1_700_000_000) + elapsed);
+        let ntp = clock::unix_to_ntp(Duration::from_secs(1_700_000_000) + elapsed);
         let mut compound = Vec::new();
         let first = self.config.first_time;
         for (ssrc, rate, first) in [(self.config.ssrc, 90_000, first), (self.audio_ssrc, 48_000, 0)] {
-            let rtp_time = first.wrapping_add(clock::ticks(elapsed + self.encoding, rate) as u32);
+            let rtp_time = first.wrapping_add(clock::duration_to_ticks(elapsed + self.encoding, rate) as u32);
             let info = SenderInfo {
                 ssrc: Ssrc(ssrc),
-                ntp,
+                ntp_time: ntp,
                 rtp_time,
-                packets: 1,
-                octets: 1,
+                packet_count: 1,
+                octet_count: 1,
             };
-            rtcp::write_sender_report(&mut compound, &info, "publisher");
+            rtcp::write_sender_report_with_cname(&mut compound, &info, "publisher");
         }
         compound
     }
@@ -169,22 +252,49 @@ impl Publisher {
                 return;
             }
         }
-        for message in rtcp::read(compound) {
+        for message in rtcp::parse_compound_until_malformed(compound) {
             match message {
-                Message::Nack { seqs, .. } => {
+                RtcpMessage::Nack { media_ssrc, seqs } if media_ssrc == Ssrc(self.audio_ssrc) => {
+                    for seq in seqs {
+                        self.audio_requests.push((now, seq));
+                        if !self.ignores_audio_requests {
+                            self.retransmit_audio(seq);
+                        }
+                    }
+                }
+                RtcpMessage::Nack { seqs, .. } => {
                     for seq in seqs {
                         self.retransmit(seq);
                     }
                 }
-                Message::KeyFrameRequest { .. } => {
+                RtcpMessage::KeyFrameRequest { media_ssrc } => {
                     self.requests.push(now);
-                    if self.kind == Encoder::Browser {
+                    let mut lower = self.lower_layers.iter_mut();
+                    if let Some((_, video)) = lower.find(|(ssrc, _)| Ssrc(*ssrc) == media_ssrc) {
+                        video.request_key_frame();
+                    } else if self.kind == Encoder::Browser {
                         self.video.request_key_frame();
                     }
                 }
                 _ => {}
             }
         }
+    }
+
+    fn retransmit_audio(&mut self, seq: u16) {
+        let wanted = |packet: &&Vec<u8>| packet[2..4] == seq.to_be_bytes();
+        let found = self.audio_history.iter().rev().find(wanted).cloned();
+        let (Some(mut packet), Some(kind)) = (found, self.audio_retransmission) else {
+            return;
+        };
+        if kind == AudioRetransmission::Rtx {
+            packet[1] = packet[1] & 0x80 | AUDIO_RTX_PT;
+            packet[2..4].copy_from_slice(&self.audio_rtx_seq.to_be_bytes());
+            packet[8..12].copy_from_slice(&(!self.audio_ssrc).to_be_bytes());
+            packet.splice(12..12, seq.to_be_bytes());
+            self.audio_rtx_seq += 1;
+        }
+        self.pending.push(packet);
     }
 
     fn retransmit(&mut self, seq: u16) {

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use millstream_core::media::Kind;
+use millstream_core::media::MediaKind;
 use millstream_core::session::CloseReason;
 use millstream_test_support::{LinkConfig, VideoCodec, VideoConfig};
 
@@ -27,6 +27,15 @@ fn other() -> VideoConfig {
     }
 }
 
+/// The same encoder with VP8.
+fn other_vp8() -> VideoConfig {
+    VideoConfig {
+        codec: VideoCodec::Vp8,
+        pt: VideoConfig::vp8().pt,
+        ..other()
+    }
+}
+
 /// One line without a hole, whose times rise and never jump further than `longest`.
 fn assert_unbroken(world: &mut World, index: usize, longest: Duration) {
     let viewer = world.viewer(index);
@@ -34,7 +43,7 @@ fn assert_unbroken(world: &mut World, index: usize, longest: Duration) {
     assert_eq!((viewer.check.corrupt(), viewer.check.duplicates()), (0, 0));
     viewer.video.assert_steady(ticks(longest));
     let times: Vec<u64> = viewer.audio.packets.values().map(|s| s.time).collect();
-    assert!(times.windows(2).all(|w| w[0] < w[1]), "sound never goes back");
+    assert!(times.windows(2).all(|w| w[0] < w[1]), "audio never goes back");
 }
 
 /// All frames of the second source from its key frame on.
@@ -189,19 +198,13 @@ fn a_stream_that_changes_its_codec_goes_on_for_viewers_of_both() {
     let mut world = World::new(261, 2, 8192);
     world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
     world.run(SECOND);
-    let mut offer = world.offer(0, 0);
-    offer.video = &[VideoCodec::H264, VideoCodec::Vp8];
-    let index = world.watch_with("live", 1, near(), &offer);
+    let index = world.watch_with_video("live", 1, near(), &[VideoCodec::H264, VideoCodec::Vp8]);
     world.run(SECOND);
-    let vp8 = VideoConfig {
-        codec: VideoCodec::Vp8,
-        pt: VideoConfig::vp8().pt,
-        ..other()
-    };
-    let second = world.publish("live", 0, near(), Publisher::deaf(vp8));
+    let second = world.publish("live", 0, near(), Publisher::deaf(other_vp8()));
     world.run(2 * SECOND);
     assert_unbroken(&mut world, index, Duration::from_millis(100));
     assert_follows_from_the_key_frame(&mut world, second, index);
+    println!("measured: H.264 to VP8 in the same session: no packet missing, from the key frame on");
 }
 
 /// V-13.
@@ -210,16 +213,9 @@ fn invariant_3_the_counters_inside_vp8_go_on_across_sources() {
     let mut world = World::new(271, 1, 8192);
     world.publish("live", 0, near(), Publisher::deaf(VideoConfig::vp8()));
     world.run(SECOND);
-    let mut offer = world.offer(0, 0);
-    offer.video = &[VideoCodec::Vp8];
-    let index = world.watch_with("live", 0, near(), &offer);
+    let index = world.watch_with_video("live", 0, near(), &[VideoCodec::Vp8]);
     world.run(SECOND);
-    let vp8 = VideoConfig {
-        codec: VideoCodec::Vp8,
-        pt: VideoConfig::vp8().pt,
-        ..other()
-    };
-    let second = world.publish("live", 0, near(), Publisher::deaf(vp8));
+    let second = world.publish("live", 0, near(), Publisher::deaf(other_vp8()));
     world.run(2 * SECOND);
     assert_unbroken(&mut world, index, Duration::from_millis(100));
     assert_follows_from_the_key_frame(&mut world, second, index);
@@ -231,13 +227,11 @@ fn invariant_3_the_counters_inside_vp8_go_on_across_sources() {
 }
 
 #[test]
-fn a_viewer_of_vp8_alone_gets_nothing_of_an_h264_stream_but_its_sound() {
+fn a_viewer_of_vp8_alone_gets_nothing_of_an_h264_stream_but_its_audio() {
     let mut world = World::new(281, 1, 8192);
     world.publish("live", 0, near(), Publisher::deaf(VideoConfig::default()));
     world.run(SECOND);
-    let mut offer = world.offer(0, 0);
-    offer.video = &[VideoCodec::Vp8];
-    let index = world.watch_with("live", 0, near(), &offer);
+    let index = world.watch_with_video("live", 0, near(), &[VideoCodec::Vp8]);
     world.run(2 * SECOND);
     // A packet under a payload type or SSRC that was not answered would have been a panic of the viewer.
     let viewer = world.viewer(index);
@@ -251,9 +245,7 @@ fn invariant_3_packets_that_a_viewer_cannot_take_leave_no_hole_in_its_line() {
     let mut world = World::new(291, 1, 8192);
     world.publish("live", 0, near(), Publisher::deaf(VideoConfig::vp8()));
     world.run(SECOND);
-    let mut offer = world.offer(0, 0);
-    offer.video = &[VideoCodec::Vp8];
-    let index = world.watch_with("live", 0, near(), &offer);
+    let index = world.watch_with_video("live", 0, near(), &[VideoCodec::Vp8]);
     world.run(SECOND);
     let h264 = VideoConfig {
         ssrc: 5,
@@ -270,11 +262,11 @@ fn invariant_3_packets_that_a_viewer_cannot_take_leave_no_hole_in_its_line() {
     world.run(2 * SECOND);
     assert_unbroken(&mut world, index, Duration::from_millis(2_200));
     assert_follows_from_the_key_frame(&mut world, third, index);
-    assert_eq!(world.viewer(index).transcoded, 0, "there was nothing to ask for");
-    assert!(world.viewer(index).track(Kind::Video).rtx_ssrc.is_some());
+    assert_eq!(world.viewer(index).retransmitted, 0, "there was nothing to ask for");
+    assert!(world.viewer(index).track(MediaKind::Video).rtx_ssrc.is_some());
 }
 
-/// The stream lived on for an old viewer; the picture of the source that left is not for a new one.
+/// The stream lived on for an old viewer; the video of the source that left is not for a new one.
 #[test]
 fn invariant_4_a_new_viewer_does_not_begin_with_what_an_earlier_source_sent() {
     let mut world = World::new(301, 1, 8192);

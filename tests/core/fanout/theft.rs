@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use millstream_core::session::CloseReason;
-use millstream_core::shard::counters::DropReason;
+use millstream_core::shard::counters::RoutingDropReason;
 use millstream_test_support::{IceStyle, VideoConfig};
 
 use crate::fanout::publisher::Publisher;
@@ -58,14 +58,14 @@ fn succeed(world: &mut World, old: usize, new: usize) {
 }
 
 fn held(world: &World) -> u64 {
-    let mut drops = world.shared.counters.drops();
+    let mut drops = world.shared.counters.dropped_datagrams();
     drops
-        .find(|(reason, _)| *reason == DropReason::AddressHeld)
+        .find(|(reason, _)| *reason == RoutingDropReason::AddressHeld)
         .map_or(0, |(_, n)| n)
 }
 
 #[test]
-fn invariant_7_no_check_takes_an_address_from_a_session_that_is_heard_there() {
+fn invariant_7_no_check_takes_an_address_from_a_session_that_sends_from_it() {
     for (victim_on, thief_on) in pairs_of_shards() {
         println!("victim on shard {victim_on}, thief on {thief_on}");
         let mut world = World::new(701, SHARDS, 8192);
@@ -125,7 +125,7 @@ fn a_client_that_starts_anew_at_its_address_connects_within_three_seconds_on_any
         // The rest of the old session expires without affecting others.
         let viewer = world.watch("anew", 0, near());
         world.run(32 * SECOND);
-        assert_eq!(world.reason(old), Some(CloseReason::Silent));
+        assert_eq!(world.reason(old), Some(CloseReason::PeerSilent));
         let newest = world.publisher(new).newest();
         let viewer = world.viewer(viewer);
         assert!(viewer.whole_at.contains_key(&(newest - 1)));

@@ -9,8 +9,8 @@ use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::SessionId;
 use millstream_core::media::aac::AacConfig;
 use millstream_core::media::transcode::TranscodeTarget;
-use millstream_core::media::{Codec, Format, Kind};
-use millstream_core::sources::frame_source::{Announced, FrameSource, Framing};
+use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::sources::frame_source::{AnnouncedTrack, FrameSource, NalFraming};
 
 use crate::fanout::world::World;
 use crate::fanout::{SECOND, near};
@@ -34,7 +34,7 @@ struct Source {
     first: u64,
     /// The frames are reordered (B-frames).
     reordered: bool,
-    sound: bool,
+    has_audio: bool,
     /// Marks the frames of this source.
     mark: u8,
 }
@@ -43,12 +43,12 @@ fn name() -> StreamName {
     StreamName::parse("live").expect("a name")
 }
 
-fn aac() -> Announced {
+fn aac() -> AnnouncedTrack {
     Format::Aac(AacConfig::parse(&[0x11, 0x90]).expect("AAC-LC")).into()
 }
 
 impl Source {
-    fn new(id: u8, tracks: &[Announced]) -> Self {
+    fn new(id: u8, tracks: &[AnnouncedTrack]) -> Self {
         let feed = FrameSource::new(name(), SessionId([id; 16]), tracks).expect("codecs of frames");
         Self::with(feed, tracks, 1_000_000 * u64::from(id), id)
     }
@@ -56,23 +56,23 @@ impl Source {
     /// What a worker would feed: the transcoded stream of one kind.
     fn transcoded(world: &World, id: u8, transcode: TranscodeTarget) -> Self {
         let tracks = [transcode.format().codec().into()];
-        let feed = FrameSource::keeping_time(name().transcoded(transcode), SessionId([id; 16]), &tracks)
+        let feed = FrameSource::preserving_timestamps(name().transcode_key(transcode), SessionId([id; 16]), &tracks)
             .expect("codecs of frames");
-        let origin = world.shared.hub.find(name()).expect("the stream");
-        let newest = origin.with(|state| state.track(transcode.kind()).ring().newest());
+        let origin = world.shared.hub.find_stream(name()).expect("the stream");
+        let newest = origin.with_state(|state| state.track(transcode.kind()).ring().newest_track_time_and_arrival());
         let (newest, _) = newest.expect("it plays");
         Self::with(feed, &tracks, newest, id)
     }
 
-    fn with(feed: FrameSource, tracks: &[Announced], first: u64, mark: u8) -> Self {
-        let codec = tracks.iter().find(|track| track.codec.kind() == Kind::Video);
+    fn with(feed: FrameSource, tracks: &[AnnouncedTrack], first: u64, mark: u8) -> Self {
+        let codec = tracks.iter().find(|track| track.codec.kind() == MediaKind::Video);
         Self {
             feed,
             codec: codec.map_or(Codec::H264, |track| track.codec),
             frames: 0,
             first,
             reordered: false,
-            sound: tracks.iter().any(|track| track.codec.kind() == Kind::Audio),
+            has_audio: tracks.iter().any(|track| track.codec.kind() == MediaKind::Audio),
             mark,
         }
     }
@@ -81,7 +81,7 @@ impl Source {
         self.first + frame * TICKS
     }
 
-    fn picture(&self) -> Bytes {
+    fn next_frame(&self) -> Bytes {
         let is_key = self.frames.is_multiple_of(25);
         let body = vec![self.mark; 700];
         let nals: Vec<&[u8]> = match (self.codec, is_key) {
@@ -111,16 +111,16 @@ impl Source {
                     (true, 1) => frame + 2,
                     (true, _) => frame - u64::from(frame > 0),
                 };
-                let has_video = source.feed_has(Kind::Video);
+                let has_video = source.feed_has(MediaKind::Video);
                 if has_video {
-                    let picture = source.picture();
+                    let access_unit = source.next_frame();
                     let time = source.time(shown);
                     source
                         .feed
-                        .take_video(now, time, &picture, Framing::StartCodes)
+                        .packetize_and_queue_video(now, time, &access_unit, NalFraming::AnnexB)
                         .expect("short");
                 }
-                if source.sound {
+                if source.has_audio {
                     let time = if has_video {
                         frame * 1_920
                     } else {
@@ -128,7 +128,7 @@ impl Source {
                     };
                     source
                         .feed
-                        .take_audio(now, time, &Bytes::from(vec![source.mark; 80]))
+                        .packetize_and_queue_audio(now, time, &Bytes::from(vec![source.mark; 80]))
                         .expect("short");
                 }
                 world.feed(&mut source.feed);
@@ -138,8 +138,8 @@ impl Source {
         }
     }
 
-    fn feed_has(&self, kind: Kind) -> bool {
-        kind == Kind::Audio || !self.sound || self.mark < 100
+    fn feed_has(&self, kind: MediaKind) -> bool {
+        kind == MediaKind::Audio || !self.has_audio || self.mark < 100
     }
 }
 
@@ -148,7 +148,9 @@ fn watch_transcodes(world: &World) -> Arc<Mutex<Vec<String>>> {
     let opened = Arc::new(Mutex::new(Vec::new()));
     let list = opened.clone();
     world.shared.hub.set_transcoder(
-        CODECS.map(|codec| (codec, TranscodeTarget::of(codec.kind()))).to_vec(),
+        CODECS
+            .map(|codec| (codec, TranscodeTarget::webrtc_target_for_kind(codec.kind())))
+            .to_vec(),
         move |name| list.lock().expect("not poisoned").push(name.to_string()),
     );
     opened
@@ -171,7 +173,7 @@ fn names(world: &World) -> Vec<String> {
 }
 
 #[test]
-fn sound_that_no_browser_plays_comes_from_the_transcoded_stream() {
+fn audio_that_no_browser_plays_comes_from_the_transcoded_stream() {
     let mut world = World::new(601, 2, 8192);
     let opened = watch_transcodes(&world);
     let mut home = Source::new(1, &[Codec::H264.into(), aac()]);
@@ -181,7 +183,7 @@ fn sound_that_no_browser_plays_comes_from_the_transcoded_stream() {
     assert_eq!(*opened.lock().expect("not poisoned"), ["live#opus"]);
     assert!(
         world.viewer(index).video.packets.len() > 20,
-        "the picture does not wait for the sound"
+        "the video does not wait for the audio"
     );
     assert_eq!(world.viewer(index).audio.packets.len(), 0, "AAC is never sent");
 
@@ -192,15 +194,19 @@ fn sound_that_no_browser_plays_comes_from_the_transcoded_stream() {
     Source::play(&mut world, &mut [&mut home, &mut opus], SECOND);
     assert!(
         world.viewer(second).audio.packets.len() >= 15,
-        "who comes later hears at once"
+        "who comes later has audio at once"
     );
     assert_eq!(opened.lock().expect("not poisoned").len(), 1, "one worker for both");
     assert_unbroken(&mut world, index);
-    let stream = world.shared.hub.find(name()).expect("it is there");
-    assert_eq!(stream.with(|state| state.viewers()), 2, "nobody is counted twice");
+    let stream = world.shared.hub.find_stream(name()).expect("it is there");
+    assert_eq!(
+        stream.with_state(|state| state.viewer_count()),
+        2,
+        "nobody is counted twice"
+    );
 
     // The worker dies, and another one takes over.
-    opus.feed.ended(&world.shared.hub);
+    opus.feed.detach(&world.shared.hub);
     Source::play(&mut world, &mut [&mut home], SECOND);
     let before = world.viewer(index).audio.packets.len();
     let mut opus = Source::transcoded(&world, 102, TranscodeTarget::Opus);
@@ -211,8 +217,8 @@ fn sound_that_no_browser_plays_comes_from_the_transcoded_stream() {
     world.delete(index);
     world.delete(second);
     Source::play(&mut world, &mut [&mut home], SECOND);
-    opus.feed.ended(&world.shared.hub);
-    home.feed.ended(&world.shared.hub);
+    opus.feed.detach(&world.shared.hub);
+    home.feed.detach(&world.shared.hub);
     assert_eq!(names(&world), [""; 0], "nothing is left");
 }
 
@@ -227,7 +233,7 @@ fn b_frames_that_show_themselves_move_viewers_to_the_transcoded_stream_and_back(
     Source::play(&mut world, &mut [&mut home], SECOND);
     assert!(opened.lock().expect("not poisoned").is_empty());
 
-    home.feed.ended(&world.shared.hub);
+    home.feed.detach(&world.shared.hub);
     let mut home = Source::new(2, &[Codec::H264.into()]);
     home.reordered = true;
     Source::play(&mut world, &mut [&mut home], SECOND / 2);
@@ -245,7 +251,7 @@ fn b_frames_that_show_themselves_move_viewers_to_the_transcoded_stream_and_back(
     Source::play(&mut world, &mut [&mut home], SECOND / 2);
     assert!(
         marks(&mut world, before).contains(&2),
-        "the picture does not go black meanwhile"
+        "the video does not go black meanwhile"
     );
 
     let mut h264 = Source::transcoded(&world, 101, TranscodeTarget::H264);
@@ -256,7 +262,7 @@ fn b_frames_that_show_themselves_move_viewers_to_the_transcoded_stream_and_back(
     assert!(!seen.is_empty() && seen.iter().all(|mark| *mark == 101), "{seen:?}");
 
     // The encoder was set right: the stream itself again, from its key frame.
-    home.feed.ended(&world.shared.hub);
+    home.feed.detach(&world.shared.hub);
     let mut home = Source::new(3, &[Codec::H264.into()]);
     Source::play(&mut world, &mut [&mut home, &mut h264], SECOND);
     let before = world.viewer(index).video.packets.len();
@@ -268,9 +274,12 @@ fn b_frames_that_show_themselves_move_viewers_to_the_transcoded_stream_and_back(
     let transcoded = world
         .shared
         .hub
-        .find(name().transcoded(TranscodeTarget::H264))
+        .find_stream(name().transcode_key(TranscodeTarget::H264))
         .expect("still fed");
-    assert!(!transcoded.with(|state| state.is_watched()), "nobody reads it any more");
+    assert!(
+        !transcoded.with_state(|state| state.is_watched()),
+        "nobody reads it any more"
+    );
 }
 
 /// The transcoder of a stream has died and was not replaced yet.
@@ -285,7 +294,7 @@ fn a_new_viewer_is_not_shown_what_a_transcoder_that_is_gone_made_last() {
     Source::play(&mut world, &mut [&mut home], SECOND);
     let mut gone = Source::transcoded(&world, 101, TranscodeTarget::H264);
     Source::play(&mut world, &mut [&mut home, &mut gone], SECOND);
-    gone.feed.ended(&world.shared.hub);
+    gone.feed.detach(&world.shared.hub);
     let late = world.watch("live", 0, near());
     Source::play(&mut world, &mut [&mut home], SECOND);
     let marks = |world: &mut World, index: usize| -> Vec<u8> {

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use millstream_core::media::rtcp::{self, Message};
+use millstream_core::media::rtcp::{self, RtcpMessage};
 use millstream_core::media::rtp::{Header, extend_seq, extend_time};
-use millstream_core::media::{Format, Kind, Ssrc};
-use millstream_core::sdp::plan::OutgoingTrack;
+use millstream_core::media::{Format, MediaKind, Ssrc};
+use millstream_core::sdp::negotiated::OutgoingTrack;
+use millstream_core::session::feedback::TransportFeedbackGenerator;
 use millstream_test_support::media::vp8_counters;
 use millstream_test_support::{FrameCheck, Stamp, VideoCodec};
 
@@ -18,29 +19,38 @@ pub(super) struct Viewer {
     pub check: FrameCheck,
     /// When each video frame was whole.
     pub whole_at: BTreeMap<u32, Instant>,
-    /// Picture id and TL0PICIDX by extended sequence number, of VP8.
+    /// Picture ID and TL0PICIDX by extended sequence number, of VP8.
     pub vp8_counters: BTreeMap<u64, (u16, u8)>,
     parts: BTreeMap<u32, u16>,
     /// Packets that came as retransmissions.
-    pub transcoded: u64,
+    pub retransmitted: u64,
     pub plis: Vec<Vec<u8>>,
     /// NTP time and RTP time of the last sender report, by kind.
     pub reports: BTreeMap<u32, (u64, u32)>,
     pub nacks: bool,
+    /// Whether it requests missing audio again, as it does video.
+    pub nacks_audio: bool,
     /// Packets asked for again, each time counted.
     pub asked: u64,
-    /// Tells once a second what came, as browsers do.
-    pub tells: bool,
-    heard: BTreeMap<u32, ReceptionReports>,
-    told: Option<Instant>,
+    /// Sends a receiver report each second, as browsers do.
+    pub sends_reports: bool,
+    /// Transport-wide feedback, if it gives any.
+    pub feedback: Option<TransportFeedbackGenerator>,
+    /// Packets with a transport-wide number.
+    pub numbered: u64,
+    pub last_number: u16,
+    /// All decrypted packets, if they are kept.
+    pub plain_packets: Option<Vec<Vec<u8>>>,
+    reception_by_ssrc: BTreeMap<u32, ReceptionReports>,
+    reported_at: Option<Instant>,
 }
 
-/// What there is to tell of an SSRC.
+/// What a receiver report says of an SSRC.
 #[derive(Default)]
 struct ReceptionReports {
     /// Sequence number of the newest packet and of that at the last report.
     newest: Option<u16>,
-    told: Option<u16>,
+    newest_reported: Option<u16>,
     /// Packets since the last report.
     received: u16,
     /// Of the last sender report: the middle of its NTP time, and when it came.
@@ -56,17 +66,18 @@ impl ReceptionReports {
         }
     }
 
-    fn block(&mut self, now: Instant, media: u32) -> Option<rtcp::Reception> {
+    fn block(&mut self, now: Instant, media: u32) -> Option<rtcp::ReceiverReportStats> {
         let newest = self.newest?;
-        let before = self.told.replace(newest).unwrap_or(newest);
+        let before = self.newest_reported.replace(newest).unwrap_or(newest);
         let received = std::mem::take(&mut self.received);
         let expected = newest.wrapping_sub(before);
         let lost = u32::from(expected.saturating_sub(received));
-        let (last_sr, since) = self.report?;
-        Some(rtcp::Reception {
-            media: Ssrc(media),
+        // Before the first sender report there is none to name (RFC 3550 §6.4.1).
+        let (last_sr, since) = self.report.unwrap_or((0, now));
+        Some(rtcp::ReceiverReportStats {
+            media_ssrc: Ssrc(media),
             fraction_lost: u8::try_from(lost * 256 / u32::from(expected.max(1))).expect("a fraction"),
-            lost,
+            cumulative_lost: lost,
             highest_seq: u32::from(newest),
             jitter: 0,
             last_sr,
@@ -113,23 +124,36 @@ impl Viewer {
             whole_at: BTreeMap::new(),
             vp8_counters: BTreeMap::new(),
             parts: BTreeMap::new(),
-            transcoded: 0,
+            retransmitted: 0,
             plis: Vec::new(),
             reports: BTreeMap::new(),
             nacks: true,
+            nacks_audio: false,
             asked: 0,
-            tells: false,
-            heard: BTreeMap::new(),
-            told: None,
+            sends_reports: false,
+            feedback: None,
+            numbered: 0,
+            last_number: 0,
+            plain_packets: None,
+            reception_by_ssrc: BTreeMap::new(),
+            reported_at: None,
         }
     }
 
-    pub(super) fn track(&self, kind: Kind) -> &OutgoingTrack {
+    /// Packets of these frames that came.
+    pub(super) fn packets_of_frames(&self, frames: std::ops::Range<u32>) -> u32 {
+        self.parts.range(frames).map(|(_, parts)| u32::from(*parts)).sum()
+    }
+
+    pub(super) fn track(&self, kind: MediaKind) -> &OutgoingTrack {
         self.tracks.iter().find(|t| t.kind == kind).expect("negotiated")
     }
 
     pub(super) fn handle_rtp(&mut self, now: Instant, packet: &[u8]) {
         let header = Header::parse(packet).expect("the gateway sends valid RTP");
+        if let Some(packets) = &mut self.plain_packets {
+            packets.push(packet.to_vec());
+        }
         let Some(track) = self
             .tracks
             .iter()
@@ -137,7 +161,13 @@ impl Viewer {
         else {
             panic!("a packet of an SSRC that the answer does not name");
         };
-        let mut payload = &packet[header.payload()];
+        let number = track.extension_ids.transport_cc.and_then(|id| header.extension(id));
+        if let (Some(&[high, low]), Some(feedback)) = (number, &mut self.feedback) {
+            self.numbered += 1;
+            self.last_number = u16::from_be_bytes([high, low]);
+            feedback.on_packet(now, header.ssrc, u16::from_be_bytes([high, low]));
+        }
+        let mut payload = &packet[header.payload_range()];
         let mut seq = header.seq;
         let rtx = track.rtx_ssrc == Some(header.ssrc);
         let codec = track.codecs.iter().find(|c| {
@@ -153,19 +183,19 @@ impl Viewer {
         if rtx {
             seq = u16::from_be_bytes([payload[0], payload[1]]);
             payload = &payload[2..];
-            self.transcoded += 1;
+            self.retransmitted += 1;
         }
         if !rtx {
-            self.heard.entry(header.ssrc.0).or_default().record(seq);
+            self.reception_by_ssrc.entry(header.ssrc.0).or_default().record(seq);
         }
         let kind = track.kind;
         let line = match kind {
-            Kind::Video => &mut self.video,
-            Kind::Audio => &mut self.audio,
+            MediaKind::Video => &mut self.video,
+            MediaKind::Audio => &mut self.audio,
         };
         let stamp = match kind {
-            Kind::Video => Stamp::of_video(video_codec(codec.format), payload),
-            Kind::Audio => Stamp::of_audio(payload),
+            MediaKind::Video => Stamp::of_video(video_codec(codec.format), payload),
+            MediaKind::Audio => Stamp::of_audio(payload),
         };
         let Some(ext) = line.record(now, seq, header.time, stamp) else {
             return;
@@ -177,7 +207,7 @@ impl Viewer {
             self.vp8_counters
                 .extend(vp8_counters(payload).map(|counters| (ext, counters)));
         }
-        if let (Kind::Video, Some(stamp)) = (kind, stamp) {
+        if let (MediaKind::Video, Some(stamp)) = (kind, stamp) {
             self.check.push(stamp);
             let parts = self.parts.entry(stamp.frame).or_default();
             *parts += 1;
@@ -188,13 +218,13 @@ impl Viewer {
     }
 
     pub(super) fn handle_rtcp(&mut self, now: Instant, compound: &[u8]) {
-        for message in rtcp::read(compound) {
-            if let Message::SenderReport {
+        for message in rtcp::parse_compound_until_malformed(compound) {
+            if let RtcpMessage::SenderReport {
                 ssrc, ntp, rtp_time, ..
             } = message
             {
                 self.reports.insert(ssrc.0, (ntp, rtp_time));
-                self.heard.entry(ssrc.0).or_default().report = Some(((ntp >> 16) as u32, now));
+                self.reception_by_ssrc.entry(ssrc.0).or_default().report = Some(((ntp >> 16) as u32, now));
             }
         }
     }
@@ -202,26 +232,40 @@ impl Viewer {
     /// RTCP that is due.
     pub(super) fn poll(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let mut compounds = std::mem::take(&mut self.plis);
-        if self.tells
+        if let Some(feedback) = &mut self.feedback {
+            compounds.extend(std::iter::from_fn(|| feedback.poll(now)));
+        }
+        if self.sends_reports
             && self
-                .told
-                .is_none_or(|told| now.duration_since(told) >= Duration::from_secs(1))
+                .reported_at
+                .is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1))
         {
-            self.told = Some(now);
-            let heard = self.heard.iter_mut();
-            let blocks: Vec<rtcp::Reception> = heard.filter_map(|(ssrc, heard)| heard.block(now, *ssrc)).collect();
+            self.reported_at = Some(now);
+            let reception = self.reception_by_ssrc.iter_mut();
+            let blocks: Vec<rtcp::ReceiverReportStats> = reception
+                .filter_map(|(ssrc, reception)| reception.block(now, *ssrc))
+                .collect();
             let mut compound = Vec::new();
-            rtcp::write_receiver_report(&mut compound, Ssrc(1), &blocks, "viewer");
+            rtcp::write_receiver_report_with_cname(&mut compound, Ssrc(1), &blocks, "viewer");
             compounds.push(compound);
         }
         if !self.nacks {
             return compounds;
         }
-        let media = self.tracks.iter().find(|t| t.kind == Kind::Video).map(|t| t.ssrc);
-        let asked = self.video.ask(now, self.rtt + Duration::from_millis(20));
-        if let (Some(media), false) = (media, asked.is_empty()) {
+        for kind in [MediaKind::Video, MediaKind::Audio] {
+            let (line, is_asked) = match kind {
+                MediaKind::Video => (&mut self.video, true),
+                MediaKind::Audio => (&mut self.audio, self.nacks_audio),
+            };
+            let Some(media) = self.tracks.iter().find(|t| t.kind == kind && is_asked).map(|t| t.ssrc) else {
+                continue;
+            };
+            let asked = line.ask(now, self.rtt + Duration::from_millis(20));
+            if asked.is_empty() {
+                continue;
+            }
             let mut compound = Vec::new();
-            rtcp::write_receiver_report(&mut compound, Ssrc(1), &[], "viewer");
+            rtcp::write_receiver_report_with_cname(&mut compound, Ssrc(1), &[], "viewer");
             rtcp::write_nack(&mut compound, Ssrc(1), media, &asked);
             self.asked += asked.len() as u64;
             compounds.push(compound);
@@ -229,10 +273,10 @@ impl Viewer {
         compounds
     }
 
-    /// By how many seconds picture and sound of one moment are apart if the last sender reports are believed. Both run
+    /// By how many seconds video and audio of one moment are apart if the last sender reports are believed. Both run
     /// from zero at the publisher: frame n of video is n/30 s, frame m of audio m/50 s.
-    pub(super) fn offset_of_sound(&self) -> f64 {
-        let captured = |kind: Kind, line: &Line, per_second: f64, rate: f64| {
+    pub(super) fn audio_video_offset(&self) -> f64 {
+        let captured = |kind: MediaKind, line: &Line, per_second: f64, rate: f64| {
             let (ntp, rtp_time) = self.reports[&self.track(kind).ssrc.0];
             let last = line.packets.values().rev().find_map(|s| Some((s.time, s.stamp?.frame)));
             let (time, frame) = last.expect("stamped");
@@ -240,7 +284,8 @@ impl Viewer {
             let at = (ntp & 0xffff_ffff_ffff) as f64 / f64::from(u32::MAX) + ahead;
             at - f64::from(frame) / per_second
         };
-        captured(Kind::Video, &self.video, 30.0, 90_000.0) - captured(Kind::Audio, &self.audio, 50.0, 48_000.0)
+        captured(MediaKind::Video, &self.video, 30.0, 90_000.0)
+            - captured(MediaKind::Audio, &self.audio, 50.0, 48_000.0)
     }
 
     /// Asks for the newest packets of video again, although they came.
@@ -248,16 +293,16 @@ impl Viewer {
         let newest = self.video.packets.keys().rev().take(packets);
         let seqs: Vec<u16> = newest.map(|seq| *seq as u16).collect();
         let mut compound = Vec::new();
-        rtcp::write_receiver_report(&mut compound, Ssrc(1), &[], "viewer");
-        rtcp::write_nack(&mut compound, Ssrc(1), self.track(Kind::Video).ssrc, &seqs);
+        rtcp::write_receiver_report_with_cname(&mut compound, Ssrc(1), &[], "viewer");
+        rtcp::write_nack(&mut compound, Ssrc(1), self.track(MediaKind::Video).ssrc, &seqs);
         self.plis.push(compound);
     }
 
     /// Asks for a key frame at the next opportunity.
     pub(super) fn ask_for_key_frame(&mut self) {
         let mut compound = Vec::new();
-        rtcp::write_receiver_report(&mut compound, Ssrc(1), &[], "viewer");
-        rtcp::write_pli(&mut compound, Ssrc(1), self.track(Kind::Video).ssrc);
+        rtcp::write_receiver_report_with_cname(&mut compound, Ssrc(1), &[], "viewer");
+        rtcp::write_pli(&mut compound, Ssrc(1), self.track(MediaKind::Video).ssrc);
         self.plis.push(compound);
     }
 }

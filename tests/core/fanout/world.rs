@@ -9,16 +9,16 @@ use bytes::Bytes;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::registry::{Registry, Requester, SessionLimits, SessionState};
+use millstream_core::hub::registry::{Requester, SessionLimits, SessionRegistry, SessionState};
 use millstream_core::hub::stream::{LayerSelection, SessionId, ShardIndex};
-use millstream_core::sdp::{self, Local, Offer};
+use millstream_core::sdp::{self, LocalTransport, Offer};
 use millstream_core::session::CloseReason;
-use millstream_core::session::identity::Identity;
-use millstream_core::session::outbox::{Outbox, Run, Sink};
-use millstream_core::shard::counters::Counters;
-use millstream_core::shard::message::{Message, Opening, OpeningRole};
+use millstream_core::session::identity::DtlsIdentity;
+use millstream_core::session::outbox::{DatagramSink, GsoRun, Outbox};
+use millstream_core::shard::counters::SharedMediaCounters;
+use millstream_core::shard::message::{NegotiatedRole, NewSession, ShardMessage};
 use millstream_core::shard::ufrag;
-use millstream_core::shard::{Core, Shared};
+use millstream_core::shard::{ShardCore, SharedState};
 use millstream_core::sources::frame_source::FrameSource;
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
@@ -41,25 +41,27 @@ const STEP: Duration = Duration::from_millis(1);
 /// Everything there is.
 pub(super) struct World {
     pub now: Instant,
-    pub shared: Arc<Shared>,
+    pub shared: Arc<SharedState>,
     pub nodes: Vec<Node>,
-    cores: Vec<Core>,
+    cores: Vec<ShardCore>,
     sent: Vec<Sent>,
     identity: Arc<PeerIdentity>,
     rng: StdRng,
     seed: u64,
     /// Datagrams of all kinds that were on the wire, of both directions.
-    pub overheard: Vec<Vec<u8>>,
+    pub captured: Vec<Vec<u8>>,
     /// Shards that do not run: their mailboxes fill.
     pub frozen: Vec<usize>,
     /// Which shards know which addresses to belong to another one.
     pub routes: HashSet<(usize, SocketAddr)>,
-    /// How often a shard was told of one.
+    /// How often a shard learned of one.
     pub route_messages: usize,
     /// Bytes that the gateway sent to addresses at which there is no peer.
     pub astray: HashMap<SocketAddr, usize>,
     /// How often a shard did what was due by time.
     pub timeouts: usize,
+    /// Whether the gateway takes congestion feedback.
+    pub congestion_control: bool,
 }
 
 /// What a shard has sent.
@@ -67,7 +69,7 @@ pub(super) type Sent = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
 
 /// A shard that a test runs by itself.
 pub(super) struct Shard {
-    pub core: Core,
+    pub core: ShardCore,
     pub sent: Sent,
 }
 
@@ -97,11 +99,11 @@ pub(super) enum Role {
 
 struct Recorder(Sent);
 
-impl Sink for Recorder {
-    fn send(&mut self, buffer: &[u8], runs: &[Run]) {
+impl DatagramSink for Recorder {
+    fn send_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
         let mut sent = self.0.lock().expect("not poisoned");
         for run in runs {
-            for datagram in buffer[run.start..run.end].chunks(run.segment) {
+            for datagram in buffer[run.start..run.end].chunks(run.segment_size) {
                 sent.push((run.destination.to, Bytes::copy_from_slice(datagram)));
             }
         }
@@ -114,33 +116,34 @@ impl World {
         println!("seed {seed}");
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
-        let identity = Arc::new(Identity::generate().expect("makes a key"));
+        let identity = Arc::new(DtlsIdentity::generate().expect("makes a key"));
         let mailboxes = (0..shards).map(|_| Arc::new(Mailbox::new(mailbox, || {}))).collect();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SharedState {
             hub: Hub::default(),
-            registry: Registry::new(
+            session_registry: SessionRegistry::new(
                 SessionLimits {
-                    sessions: 10_000,
-                    half_open: 10_000,
-                    half_open_reserved: 0,
-                    half_open_per_address: 10_000,
+                    max_sessions: 10_000,
+                    max_half_open: 10_000,
+                    half_open_reserved_for_token_holders: 0,
+                    max_half_open_per_address: 10_000,
                 },
                 Arc::default(),
                 Box::new(|_| {}),
             ),
-            identity,
+            dtls_identity: identity,
+            connect_timeout: millstream_core::session::DEFAULT_CONNECT_TIMEOUT,
             mailboxes,
-            counters: Counters::default(),
-            announced: std::sync::RwLock::new(Arc::new([])),
-            tcp: Arc::new(()),
-            epoch: (now, Duration::from_secs(1_800_000_000)),
+            counters: SharedMediaCounters::default(),
+            candidate_addresses: std::sync::RwLock::new(Arc::new([])),
+            tcp_connections: Arc::new(()),
+            wall_clock_origin: (now, Duration::from_secs(1_800_000_000)),
         });
         let sent: Vec<Sent> = (0..shards).map(|_| Sent::default()).collect();
         let cores = (0..shards)
             .map(|index| {
                 let outbox = Outbox::new(Box::new(Recorder(sent[index].clone())));
                 let mut rng = StdRng::seed_from_u64(seed ^ (index as u64 + 1));
-                Core::new(
+                ShardCore::new(
                     ShardIndex(index as u16),
                     shared.clone(),
                     outbox,
@@ -157,12 +160,13 @@ impl World {
             identity: PeerIdentity::generate(),
             rng: StdRng::seed_from_u64(seed),
             seed,
-            overheard: Vec::new(),
+            captured: Vec::new(),
             frozen: Vec::new(),
             routes: HashSet::new(),
             route_messages: 0,
             astray: HashMap::new(),
             timeouts: 0,
+            congestion_control: true,
         }
     }
 
@@ -171,13 +175,28 @@ impl World {
         let mut offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
         offer.video = publisher.codecs();
         offer.rtx = publisher.offers_rtx();
+        offer.layer_ssrcs = publisher.layer_ssrcs();
+        let text = publisher.offer_text(&offer);
         let role = Role::Publisher(Box::new(publisher));
-        self.join(stream, shard, link, (&offer, offer.whip()), role)
+        self.join(stream, shard, link, (&offer, text), role)
     }
 
     /// A viewer of `stream` on a shard.
     pub(super) fn watch(&mut self, stream: &str, shard: usize, link: LinkConfig) -> usize {
         let offer = self.offer(0, 0);
+        self.watch_with(stream, shard, link, &offer)
+    }
+
+    /// A viewer that offers these video codecs.
+    pub(super) fn watch_with_video(
+        &mut self,
+        stream: &str,
+        shard: usize,
+        link: LinkConfig,
+        video: &'static [VideoCodec],
+    ) -> usize {
+        let mut offer = self.offer(0, 0);
+        offer.video = video;
         self.watch_with(stream, shard, link, &offer)
     }
 
@@ -189,20 +208,27 @@ impl World {
         link: LinkConfig,
         offer: &OfferParameters,
     ) -> usize {
+        self.watch_with_text(stream, shard, link, (offer, offer.whep()))
+    }
+
+    /// The same with another text of the offer.
+    pub(super) fn watch_with_text(
+        &mut self,
+        stream: &str,
+        shard: usize,
+        link: LinkConfig,
+        offer: (&OfferParameters, String),
+    ) -> usize {
         let role = Role::Viewer(Box::new(Viewer::new(link.delay * 2)));
-        self.join(stream, shard, link, (offer, offer.whep()), role)
+        self.join(stream, shard, link, offer, role)
     }
 
     /// Parameters of a new peer's offer.
     pub(super) fn offer(&mut self, video_ssrc: u32, audio_ssrc: u32) -> OfferParameters {
         OfferParameters {
-            credentials: Credentials::from_seed(self.rng.next_u64()),
-            fingerprint: self.identity.fingerprint(),
-            setup: "actpass",
-            video: &[VideoCodec::H264],
-            rtx: true,
             audio_ssrc,
             video_ssrc,
+            ..OfferParameters::viewer(self.rng.next_u64(), self.identity.fingerprint(), &[VideoCodec::H264])
         }
     }
 
@@ -216,31 +242,35 @@ impl World {
     ) -> usize {
         let (offer, text) = offer;
         let name = StreamName::parse(stream).expect("a stream name");
-        let local = ufrag::credentials(ShardIndex(shard as u16), &mut || self.rng.next_u32());
+        let local = ufrag::generate_ice_credentials(ShardIndex(shard as u16), &mut || self.rng.next_u32());
         let parsed = Offer::parse(text.as_bytes()).expect("a good offer");
-        let fingerprint = &self.shared.identity.fingerprint;
-        let to_sign = Local {
-            credentials: &local,
+        let fingerprint = &self.shared.dtls_identity.fingerprint;
+        let to_sign = LocalTransport {
+            ice_credentials: &local,
             fingerprint,
-            candidates: &[GATEWAY],
-            tcp: false,
-            session_id: 1,
+            candidate_addresses: &[GATEWAY],
+            accepts_ice_tcp: false,
+            viewer_congestion_control: self.congestion_control,
+            viewer_playout_delay: true,
+            sdp_session_id: 1,
         };
         let (answer, opening) = match &mut role {
             Role::Publisher(_) => {
-                let (publication, answer) = sdp::answer_publisher(&parsed, &to_sign).expect("publishable");
-                (answer, OpeningRole::Publish(publication))
+                let (publication, answer) = sdp::answer_whip_offer(&parsed, &to_sign).expect("publishable");
+                (answer, NegotiatedRole::Publish(publication))
             }
             Role::Viewer(viewer) => {
                 let hub = &self.shared.hub;
-                let available_formats = hub
-                    .find(&name)
-                    .and_then(|s| s.with(|state| state.available_tracks(|codec| hub.can_transcode(codec))));
-                let formats = sdp::formats_for(&parsed, &available_formats.expect("somebody publishes"));
+                let available_formats = hub.find_stream(&name).and_then(|s| {
+                    s.with_state(|state| {
+                        state.tracks_offerable_to_viewers(|codec| hub.can_transcode_codec_for_browsers(codec))
+                    })
+                });
+                let formats = sdp::formats_for_offer(&parsed, &available_formats.expect("somebody publishes"));
                 let (playback, answer) =
-                    sdp::answer_viewer(&parsed, &formats, &to_sign, &mut || self.rng.next_u32()).expect("playable");
+                    sdp::answer_whep_offer(&parsed, &formats, &to_sign, &mut || self.rng.next_u32()).expect("playable");
                 viewer.tracks = playback.tracks.clone();
-                (answer, OpeningRole::Play(playback))
+                (answer, NegotiatedRole::Play(playback))
             }
         };
         let answer = Answer::parse(&answer.sdp);
@@ -253,18 +283,18 @@ impl World {
         };
         let opened = self
             .shared
-            .registry
-            .open(self.now, session, ShardIndex(shard as u16), requester);
+            .session_registry
+            .open_session(self.now, session, ShardIndex(shard as u16), requester);
         assert_eq!(opened, Ok(None));
-        let opening = Opening {
-            session,
-            stream: name,
-            local,
+        let opening = NewSession {
+            session_id: session,
+            stream_name: name,
+            local_credentials: local,
             role: opening,
         };
         assert!(
             self.shared.mailboxes[shard]
-                .push(Message::Open(Box::new(opening)))
+                .push_control(ShardMessage::OpenSession(Box::new(opening)))
                 .is_ok()
         );
         self.add_node(session, link, (offer, answer.credentials()), role)
@@ -338,12 +368,17 @@ impl World {
     /// What a shard does after a panic in the handling of a peer's datagram.
     pub(super) fn abandon(&mut self, shard: usize, index: usize) {
         let address = self.nodes[index].address;
-        self.cores[shard].abandon(self.now, address);
+        self.cores[shard].remove_peer_after_panic(self.now, address);
     }
 
     /// Why a session ended; `None` while it lives.
     pub(super) fn reason(&self, index: usize) -> Option<CloseReason> {
-        match self.shared.registry.find(self.nodes[index].session).0 {
+        match self
+            .shared
+            .session_registry
+            .session_state_and_shard(self.nodes[index].session)
+            .0
+        {
             SessionState::Ended(reason) => Some(reason),
             _ => None,
         }
@@ -352,22 +387,30 @@ impl World {
     /// Ends a session as DELETE does.
     pub(super) fn delete(&mut self, index: usize) {
         let session = self.nodes[index].session;
-        let (_, shard) = self.shared.registry.find(session);
+        let (_, shard) = self.shared.session_registry.session_state_and_shard(session);
         let shard = shard.expect("a session that was opened");
-        let message = Message::Close {
+        let message = ShardMessage::CloseSession {
             session,
             reason: CloseReason::Deleted,
         };
-        assert!(self.shared.mailboxes[usize::from(shard.0)].push(message).is_ok());
+        assert!(
+            self.shared.mailboxes[usize::from(shard.0)]
+                .push_control(message)
+                .is_ok()
+        );
     }
 
     /// A viewer wants a layer.
     pub(super) fn choose_layer(&mut self, index: usize, selection: LayerSelection) {
         let session = self.nodes[index].session;
-        let (_, shard) = self.shared.registry.find(session);
+        let (_, shard) = self.shared.session_registry.session_state_and_shard(session);
         let shard = shard.expect("a session that was opened");
-        let message = Message::ChooseLayer { session, selection };
-        assert!(self.shared.mailboxes[usize::from(shard.0)].push(message).is_ok());
+        let message = ShardMessage::ChooseLayer { session, selection };
+        assert!(
+            self.shared.mailboxes[usize::from(shard.0)]
+                .push_control(message)
+                .is_ok()
+        );
     }
 
     /// The address of a peer changes; it checks the new one at once.
@@ -403,22 +446,22 @@ impl World {
                 continue;
             }
             let mut messages = std::collections::VecDeque::new();
-            self.shared.mailboxes[index].take(&mut messages);
+            self.shared.mailboxes[index].take_all(&mut messages);
             for message in messages {
                 match &message {
-                    Message::Route { address, .. } => {
+                    ShardMessage::AnnounceRoute { address, .. } => {
                         self.route_messages += 1;
                         self.routes.insert((index, *address));
                     }
-                    Message::Unroute { address, .. } => {
+                    ShardMessage::WithdrawRoute { address, .. } => {
                         self.routes.remove(&(index, *address));
                     }
                     _ => {}
                 }
                 core.handle_message(now, message);
             }
-            if self.shared.mailboxes[index].has_overflowed() {
-                core.handle_overflow(now);
+            if self.shared.mailboxes[index].take_overflow_flag() {
+                core.catch_up_viewers_after_mailbox_overflow(now);
             }
             if core.poll_timeout().is_some_and(|at| at <= now) {
                 self.timeouts += 1;
@@ -438,7 +481,7 @@ impl World {
                 let shard = usize::from(datagram.from.port()) % shards;
                 if !self.frozen.contains(&shard) {
                     let mut bytes = datagram.payload.to_vec();
-                    overhear(&mut self.overheard, &bytes);
+                    capture(&mut self.captured, &bytes);
                     self.cores[shard].handle_datagram(self.now, datagram.from, None, &mut bytes);
                 }
             }
@@ -451,7 +494,7 @@ impl World {
                 if let Some(node) = self.nodes.iter_mut().find(|n| n.address == to) {
                     node.received_bytes += payload.len() as u64;
                     node.assert_sealed_once(&payload);
-                    overhear(&mut self.overheard, &payload);
+                    capture(&mut self.captured, &payload);
                     node.down.send(self.now, GATEWAY, to, payload);
                 } else {
                     *self.astray.entry(to).or_default() += payload.len();
@@ -471,11 +514,11 @@ impl World {
 }
 
 /// Keeps one of each kind and some more: media would push everything else out.
-fn overhear(overheard: &mut Vec<Vec<u8>>, datagram: &[u8]) {
+fn capture(captured: &mut Vec<Vec<u8>>, datagram: &[u8]) {
     let kind = |datagram: &[u8]| datagram.first().map(|first| first >> 4);
-    let same = overheard.iter().filter(|other| kind(other) == kind(datagram));
+    let same = captured.iter().filter(|other| kind(other) == kind(datagram));
     if same.count() < OVERHEARD_PER_KIND {
-        overheard.push(datagram.to_vec());
+        captured.push(datagram.to_vec());
     }
 }
 
@@ -493,6 +536,11 @@ impl Node {
             assert_eq!(before, datagram, "sealed twice with different bytes: {ssrc} {seq}");
             self.sealed_again += 1;
         }
+    }
+
+    /// Sealed RTP packets that the gateway sent to it.
+    pub(super) fn sealed_packets(&self) -> impl Iterator<Item = &Bytes> {
+        self.sealed.values()
     }
 
     fn act(&mut self, now: Instant) {

@@ -7,14 +7,14 @@ use crate::sdp::{CHROMIUM_VIEWER, FFMPEG, OBS, OBS_SIMULCAST, edit, high_and_opu
 /// Status, code and line of a WHIP refusal.
 fn whip(offer: &str) -> (u16, &'static str, Option<usize>) {
     let error = publish(offer).err().unwrap_or_else(|| panic!("was accepted:\n{offer}"));
-    (error.status(), error.code(), error.line())
+    (error.http_status(), error.code(), error.line_number())
 }
 
 fn whep(offer: &str) -> (u16, &'static str, Option<usize>) {
     let error = play(offer, high_and_opus())
         .err()
         .unwrap_or_else(|| panic!("was accepted:\n{offer}"));
-    (error.status(), error.code(), error.line())
+    (error.http_status(), error.code(), error.line_number())
 }
 
 fn parse(body: &[u8]) -> OfferError {
@@ -39,12 +39,15 @@ fn b01_b05_bodies_that_are_no_offer() {
     assert_eq!(parse(b"").code(), "offer_missing");
     assert_eq!(parse(b" \r\n").code(), "offer_missing");
     let json = parse(br#"{"type":"offer","sdp":"v=0\r\n"}"#);
-    assert_eq!((json.status(), json.code()), (400, "offer_is_json"));
+    assert_eq!((json.http_status(), json.code()), (400, "offer_is_json"));
     assert!(
         json.to_string().contains("looks like JSON: send only the raw SDP"),
         "{json}"
     );
-    assert_eq!((parse(b"hello").status(), parse(b"hello").code()), (400, "bad_syntax"));
+    assert_eq!(
+        (parse(b"hello").http_status(), parse(b"hello").code()),
+        (400, "bad_syntax")
+    );
 }
 
 /// B-09.
@@ -64,7 +67,10 @@ fn b08_nul_bytes_and_broken_utf8() {
     let mut bytes = obs.into_bytes();
     bytes[8] = 0xff;
     let error = parse(&bytes);
-    assert_eq!((error.status(), error.code(), error.line()), (400, "not_text", Some(2)));
+    assert_eq!(
+        (error.http_status(), error.code(), error.line_number()),
+        (400, "not_text", Some(2))
+    );
 }
 
 /// B-10.
@@ -176,12 +182,12 @@ fn b17_b18_no_common_codec() {
     assert!(publish(&theora).unwrap_err().to_string().contains("VP8"));
     let viewer = recorded(CHROMIUM_VIEWER);
     let video = edit(&viewer, "H264/90000", "theora/90000");
-    let source = millstream_core::sdp::plan::SourceFormats {
+    let source = millstream_core::sdp::negotiated::TrackFormats {
         audio: None,
         ..high_and_opus()
     };
     let error = play(&video, source).unwrap_err();
-    assert_eq!((error.status(), error.code()), (422, "nothing_playable"));
+    assert_eq!((error.http_status(), error.code()), (422, "nothing_playable"));
     assert!(error.to_string().contains("H264"), "{error}");
 }
 
@@ -306,7 +312,7 @@ fn b26_header_extension_ids() {
     );
     assert_eq!(whip(&edit(&obs, "extmap:1 ", "extmap:x ")).1, "bad_extmap");
     let (plan, answer) = publish(&edit(&obs, "extmap:1 ", "extmap:15 ")).unwrap();
-    assert_eq!(plan.tracks[1].extensions.mid, None);
+    assert_eq!(plan.tracks[1].extension_ids.mid, None);
     assert!(!answer.contains("extmap:15"));
     let clash = edit(
         &obs,
@@ -414,4 +420,14 @@ fn sections_that_are_not_media_fail_whip_and_are_refused_by_whep() {
         crate::sdp::invariants::check_playback(&offer, &answer, &plan);
         assert_eq!(plan.tracks.len(), 2);
     }
+}
+
+/// An error text is one line for a log: what it repeats of an offer is short and has no control characters.
+#[test]
+fn an_error_text_repeats_no_control_characters() {
+    let obs = edit(&recorded(OBS), "H264/90000", "re\tal/90000");
+    let error = publish(&obs).expect_err("no codec that is known");
+    assert_eq!(error.code(), "no_common_codec");
+    let text = error.to_string();
+    assert!(text.contains("real") && !text.contains(char::is_control), "{text:?}");
 }

@@ -72,7 +72,10 @@ fn ffmpeg_finds_the_first_address_and_we_are_its_dtls_client() {
         assert_eq!(ffmpeg(&answer), Some(expected), "{name}");
     }
     let (plan, answer) = publish(&recorded(FFMPEG)).unwrap();
-    assert_eq!(plan.transport.role, millstream_core::sdp::plan::DtlsRole::Client);
+    assert_eq!(
+        plan.transport.gateway_dtls_role,
+        millstream_core::sdp::negotiated::DtlsRole::Client
+    );
     assert_eq!(answer.matches("a=setup:active\r\n").count(), 2);
 }
 
@@ -126,7 +129,7 @@ fn chromium_takes_every_answer() {
         };
         assert_eq!(chromium_takes(&offer, &answer), Ok(()), "{name}");
     }
-    let silent = millstream_core::sdp::plan::SourceFormats {
+    let silent = millstream_core::sdp::negotiated::TrackFormats {
         audio: None,
         ..high_and_opus()
     };

@@ -104,7 +104,13 @@ impl Section {
         self.lines.iter().any(|l| l.eq_ignore_ascii_case(line))
     }
 
-    /// `rtpmap` of a payload type, in lower case, without the one channel that may be left out.
+    /// Whether there is a flag. A colon and a value behind it do not count, for the gateway's parser either.
+    pub(super) fn has_flag(&self, key: &str) -> bool {
+        let mut attributes = self.lines.iter().filter_map(|line| line.strip_prefix("a="));
+        attributes.any(|attribute| attribute.split(':').next().is_some_and(|k| k.eq_ignore_ascii_case(key)))
+    }
+
+    /// `rtpmap` of a payload type, in lower case, without the one channel that may be left out and what follows it.
     pub(super) fn codec(&self, pt: &str) -> Option<String> {
         let map = self
             .of_pt("rtpmap", pt)
@@ -115,6 +121,8 @@ impl Section {
             "8" => Some("pcma/8000".to_owned()),
             _ => None,
         })?;
+        let fields: Vec<&str> = map.split('/').take(3).collect();
+        let map = fields.join("/");
         Some(map.strip_suffix("/1").unwrap_or(&map).to_owned())
     }
 

@@ -3,17 +3,19 @@
 use std::collections::HashSet;
 
 use millstream_core::media::Ssrc;
-use millstream_core::sdp::plan::{DtlsRole, NegotiatedCodec, Playback, Publication};
+use millstream_core::sdp::negotiated::{
+    DtlsRole, NegotiatedCodec, NegotiatedPlayback, NegotiatedPublication, RtpHeaderExtensionIds,
+};
 
 use crate::sdp::Us;
 use crate::sdp::description::{Description, Section};
 
 /// Checks the answer to a publisher.
-pub(super) fn check_publication(offer: &str, answer: &str, plan: &Publication) {
-    let (offer, answer) = check_answer(offer, answer, plan.transport.role);
+pub(super) fn check_publication(offer: &str, answer: &str, plan: &NegotiatedPublication) {
+    let (offer, answer) = check_answer(offer, answer, plan.transport.gateway_dtls_role);
     assert!(!plan.tracks.is_empty() && plan.tracks.len() <= 2);
     for (offered, answered) in offer.sections.iter().zip(&answer.sections) {
-        let is_disabled = offered.port() == "0" && !offered.has("a=bundle-only");
+        let is_disabled = offered.port() == "0" && !offered.has_flag("bundle-only");
         // All or nothing; a data channel is neither.
         assert_eq!(answered.port() == "9", !is_disabled && offered.media() != "application");
         if answered.port() == "0" {
@@ -30,27 +32,63 @@ pub(super) fn check_publication(offer: &str, answer: &str, plan: &Publication) {
             Some(simulcast) => {
                 assert_eq!(simulcast, format!("recv {}", rids.join(";")));
                 assert!(rids.iter().all(|rid| answered.has(&format!("a=rid:{rid} recv"))));
-                assert!(track.extensions.rid.is_some());
+                assert!(track.extension_ids.rid.is_some());
             }
         }
-        assert_eq!(
-            track.codecs.iter().any(|codec| codec.feedback.transport_cc),
-            track.extensions.transport_cc.is_some()
-        );
-        for (id, uri) in [
-            (track.extensions.mid, "urn:ietf:params:rtp-hdrext:sdes:mid"),
-            (track.extensions.rid, "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id"),
-        ] {
-            let answered = answered.all("extmap").into_iter().find(|map| map.ends_with(uri));
-            let answered = answered.map(|map| map.split(['/', ' ']).next().unwrap().parse().unwrap());
-            assert_eq!(answered, id);
-        }
+        check_extension_ids(answered, &track.extension_ids, &track.codecs);
     }
 }
 
+/// The ids of the plan are those of the answer, and transport-wide feedback stands beside its header extension.
+fn check_extension_ids(answered: &Section, ids: &RtpHeaderExtensionIds, codecs: &[NegotiatedCodec]) {
+    assert_eq!(
+        codecs.iter().any(|codec| codec.rtcp_feedback.transport_cc),
+        ids.transport_cc.is_some()
+    );
+    for (id, uri) in [
+        (ids.mid, "urn:ietf:params:rtp-hdrext:sdes:mid"),
+        (ids.rid, "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id"),
+        (ids.transport_cc, TRANSPORT_CC),
+        (
+            ids.playout_delay,
+            "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay",
+        ),
+    ] {
+        let answered = answered.all("extmap").into_iter().find(|map| map.ends_with(uri));
+        let answered = answered.map(|map| map.split(['/', ' ']).next().unwrap().parse().unwrap());
+        assert_eq!(answered, id);
+    }
+}
+
+/// A viewer gets transport-wide numbers exactly where its section offers the header extension, and the codec that is sent
+/// the feedback.
+fn check_transport_cc(offer: &Description, offered: &Section, answered: &Section) {
+    let pts = answered.formats();
+    let offers_feedback = pts.first().is_some_and(|pt| {
+        let feedback = offered.of_pt("rtcp-fb", pt);
+        feedback
+            .iter()
+            .any(|feedback| feedback.split_whitespace().eq(["transport-cc"]))
+    });
+    // The first line of the URI is the one that counts.
+    let maps = [offer.all("extmap"), offered.all("extmap")].concat();
+    let usable = maps.iter().find_map(|map| {
+        let (id, uri) = map.trim().split_once(char::is_whitespace)?;
+        let (id, direction) = id.split_once('/').unwrap_or((id, "sendrecv"));
+        let is_ours = uri.split_whitespace().next() == Some(TRANSPORT_CC);
+        let fits = id.parse().is_ok_and(|id: u16| (1..=14).contains(&id));
+        (is_ours && fits && direction != "inactive").then_some(direction)
+    });
+    let expected = offers_feedback && matches!(usable, Some("sendrecv" | "recvonly"));
+    let is_answered = answered.all("extmap").iter().any(|map| map.ends_with(TRANSPORT_CC));
+    assert_eq!(is_answered, expected, "{:?}", offered.first("mid"));
+}
+
+const TRANSPORT_CC: &str = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
+
 /// Checks the answer to a viewer.
-pub(super) fn check_playback(offer: &str, answer: &str, plan: &Playback) {
-    let (_, answer) = check_answer(offer, answer, plan.transport.role);
+pub(super) fn check_playback(offer: &str, answer: &str, plan: &NegotiatedPlayback) {
+    let (offered, answer) = check_answer(offer, answer, plan.transport.gateway_dtls_role);
     let mut ssrcs = HashSet::new();
     let mut streams = HashSet::new();
     let open = answer.sections.iter().filter(|section| section.port() == "9");
@@ -63,7 +101,7 @@ pub(super) fn check_playback(offer: &str, answer: &str, plan: &Playback) {
             .find_map(|line| line.strip_prefix("a=group:BUNDLE "));
         let tagged = tagged.map(|mids| mids.split(' ').next().unwrap());
         assert!(tagged.is_none() || tagged == section.first("mid"));
-        assert!(section.all("ssrc").is_empty());
+        assert!(section.all("ssrc").is_empty() && section.all("extmap").is_empty());
     }
     assert_eq!(accepted.len(), plan.tracks.len());
     for (answered, track) in accepted.iter().zip(&plan.tracks) {
@@ -71,6 +109,12 @@ pub(super) fn check_playback(offer: &str, answer: &str, plan: &Playback) {
         assert_eq!(answered.first("mid").unwrap_or("0"), &*track.mid.0);
         assert_eq!(track.kind.to_string(), answered.media());
         check_codecs(answered, &track.codecs);
+        check_extension_ids(answered, &track.extension_ids, &track.codecs);
+        let index = answer
+            .sections
+            .iter()
+            .position(|section| std::ptr::eq(section, *answered));
+        check_transport_cc(&offered, &offered.sections[index.expect("of the answer")], answered);
         let msid = answered.first("msid").expect("an msid");
         streams.insert(msid.split(' ').next().unwrap().to_owned());
         let has_rtx = track.codecs.iter().any(|codec| codec.rtx_pt.is_some());
@@ -166,9 +210,9 @@ fn check_accepted(offer: &Description, offered: &Section, answered: &Section, ro
     };
     assert_eq!((answered.first("setup").unwrap(), role), expected);
     assert!(answered.has("a=rtcp-mux") && answered.has("a=rtcp-mux-only"));
-    assert!(offered.has("a=rtcp-mux") || offered.has("a=rtcp-mux-only"));
+    assert!(offered.has_flag("rtcp-mux") || offered.has_flag("rtcp-mux-only"));
     assert!(!answered.has("a=bundle-only"));
-    assert!(!answered.has("a=rtcp-rsize") || offered.has("a=rtcp-rsize"));
+    assert!(!answered.has("a=rtcp-rsize") || offered.has_flag("rtcp-rsize"));
 
     let pts = answered.formats();
     assert!(!pts.is_empty());
@@ -306,11 +350,11 @@ fn check_codecs(answered: &Section, codecs: &[NegotiatedCodec]) {
         let mut feedback = answered.of_pt("rtcp-fb", &pt);
         let mut planned = Vec::new();
         for (used, name) in [
-            (codec.feedback.nack, "nack"),
-            (codec.feedback.pli, "nack pli"),
-            (codec.feedback.fir, "ccm fir"),
-            (codec.feedback.transport_cc, "transport-cc"),
-            (codec.feedback.remb, "goog-remb"),
+            (codec.rtcp_feedback.nack, "nack"),
+            (codec.rtcp_feedback.pli, "nack pli"),
+            (codec.rtcp_feedback.fir, "ccm fir"),
+            (codec.rtcp_feedback.transport_cc, "transport-cc"),
+            (codec.rtcp_feedback.remb, "goog-remb"),
         ] {
             planned.extend(used.then_some(name));
         }

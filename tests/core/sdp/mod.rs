@@ -8,6 +8,7 @@ mod clients;
 mod description;
 mod goldens;
 mod invariants;
+mod loss;
 mod mutations;
 mod refusals;
 mod rules;
@@ -16,8 +17,10 @@ mod tolerance;
 use std::path::{Path, PathBuf};
 
 use millstream_core::media::{Format, ProfileLevelId};
-use millstream_core::sdp::plan::{Fingerprint, FingerprintHash, IceCredentials, Playback, Publication, SourceFormats};
-use millstream_core::sdp::{Local, LocalDescription, Offer, OfferError, answer_publisher, answer_viewer};
+use millstream_core::sdp::negotiated::{
+    Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedPlayback, NegotiatedPublication, TrackFormats,
+};
+use millstream_core::sdp::{LocalDescription, LocalTransport, Offer, OfferError, answer_whep_offer, answer_whip_offer};
 
 /// Ours in every test.
 pub(crate) struct Us {
@@ -34,7 +37,7 @@ impl Us {
                 pwd: "0123456789abcdefghijklmn".to_owned(),
             },
             fingerprint: Fingerprint {
-                hash: FingerprintHash::Sha256,
+                hash_function: FingerprintHashFunction::Sha256,
                 digest: (0xe0..=0xff).collect(),
             },
             candidates: vec![
@@ -44,32 +47,34 @@ impl Us {
         }
     }
 
-    pub(crate) fn local(&self) -> Local<'_> {
-        Local {
-            credentials: &self.credentials,
+    pub(crate) fn local(&self) -> LocalTransport<'_> {
+        LocalTransport {
+            ice_credentials: &self.credentials,
             fingerprint: &self.fingerprint,
-            candidates: &self.candidates,
-            tcp: false,
-            session_id: 4_611_686_018_427_387_904,
+            candidate_addresses: &self.candidates,
+            accepts_ice_tcp: false,
+            viewer_congestion_control: true,
+            viewer_playout_delay: true,
+            sdp_session_id: 4_611_686_018_427_387_904,
         }
     }
 }
 
 /// Answers as WHIP does.
-pub(crate) fn publish(offer: &str) -> Result<(Publication, String), OfferError> {
+pub(crate) fn publish(offer: &str) -> Result<(NegotiatedPublication, String), OfferError> {
     let offer = Offer::parse(offer.as_bytes())?;
-    answer_publisher(&offer, &Us::new().local()).map(|(plan, answer)| (plan, checked(answer)))
+    answer_whip_offer(&offer, &Us::new().local()).map(|(plan, answer)| (plan, checked(answer)))
 }
 
 /// Answers as WHEP does, with SSRCs 1001, 1002, ...
-pub(crate) fn play(offer: &str, source: SourceFormats) -> Result<(Playback, String), OfferError> {
+pub(crate) fn play(offer: &str, source: TrackFormats) -> Result<(NegotiatedPlayback, String), OfferError> {
     let offer = Offer::parse(offer.as_bytes())?;
     let mut last = 1000;
     let mut random = || {
         last += 1;
         last
     };
-    answer_viewer(&offer, &source, &Us::new().local(), &mut random).map(|(plan, answer)| (plan, checked(answer)))
+    answer_whep_offer(&offer, &source, &Us::new().local(), &mut random).map(|(plan, answer)| (plan, checked(answer)))
 }
 
 pub(crate) fn h264(profile: [u8; 3]) -> Format {
@@ -82,8 +87,8 @@ pub(crate) fn h264(profile: [u8; 3]) -> Format {
 pub(crate) const OPUS: Format = Format::Opus { stereo: true };
 
 /// What OBS sends by default, whatever its offer says: High profile.
-pub(crate) fn high_and_opus() -> SourceFormats {
-    SourceFormats {
+pub(crate) fn high_and_opus() -> TrackFormats {
+    TrackFormats {
         video: Some(h264([0x64, 0x00, 0x1f])),
         audio: Some(OPUS),
     }
@@ -92,10 +97,10 @@ pub(crate) fn high_and_opus() -> SourceFormats {
 /// Checks the description of an answer against its text, and returns the text.
 fn checked(answer: LocalDescription) -> String {
     let sections: Vec<&str> = answer.sdp.split("m=").skip(1).collect();
-    assert_eq!(sections.len(), answer.sections.len());
+    assert_eq!(sections.len(), answer.section_kinds_and_mids.len());
     let is_used = |section: &&&str| section.starts_with("video 9 ");
-    assert_eq!(sections.iter().find(is_used).is_some(), answer.video.is_some());
-    if let Some(video) = &answer.video {
+    assert_eq!(sections.iter().find(is_used).is_some(), answer.video_section.is_some());
+    if let Some(video) = &answer.video_section {
         let section = sections[video.index];
         assert!(section.starts_with("video 9 "), "{section}");
         let mid = section.lines().find_map(|line| line.strip_prefix("a=mid:"));
@@ -104,7 +109,9 @@ fn checked(answer: LocalDescription) -> String {
     // A fragment repeats the BUNDLE group, the m-line with its first format, and the mid of the section with the
     // candidates.
     let us = Us::new();
-    let fragment = answer.ice.fragment(us.local().credentials, &us.local());
+    let fragment = answer
+        .ice_fragment_template
+        .restart_fragment(us.local().ice_credentials, &us.local());
     let tagged = sections.iter().find(|section| section.contains("a=end-of-candidates"));
     let media = fragment.lines().find(|line| line.starts_with("m=")).expect("an m-line");
     assert!(
@@ -120,8 +127,8 @@ fn checked(answer: LocalDescription) -> String {
     answer.sdp
 }
 
-pub(crate) fn vp8_and_opus() -> SourceFormats {
-    SourceFormats {
+pub(crate) fn vp8_and_opus() -> TrackFormats {
+    TrackFormats {
         video: Some(Format::Vp8),
         audio: Some(OPUS),
     }

@@ -1,7 +1,7 @@
 //! Mutated offers: real ones, damaged by a seeded generator. Every answer satisfies the invariants.
 
 use millstream_core::sdp::Offer;
-use millstream_core::sdp::plan::SourceFormats;
+use millstream_core::sdp::negotiated::TrackFormats;
 
 use crate::sdp::invariants::{check_playback, check_publication};
 use crate::sdp::{OPUS, Us, all_recorded, high_and_opus, play, publish, vp8_and_opus};
@@ -121,7 +121,7 @@ fn damaged_offers_are_refused_or_answered_soundly() {
             let source = match random.below(3) {
                 0 => high_and_opus(),
                 1 => vp8_and_opus(),
-                _ => SourceFormats {
+                _ => TrackFormats {
                     video: None,
                     audio: Some(OPUS),
                 },
@@ -135,9 +135,12 @@ fn damaged_offers_are_refused_or_answered_soundly() {
                     Ok(()) => answered += 1,
                     Err(error) => {
                         refused += 1;
-                        assert!(matches!(error.status(), 400 | 422));
+                        assert!(matches!(error.http_status(), 400 | 422));
                         let lines = text.split_inclusive('\n').count();
-                        assert!(error.line().is_none_or(|line| (1..=lines).contains(&line)), "{error}");
+                        assert!(
+                            error.line_number().is_none_or(|line| (1..=lines).contains(&line)),
+                            "{error}"
+                        );
                     }
                 }
             }
@@ -167,7 +170,7 @@ fn prefixes_of_an_offer_are_refused_or_answered_soundly() {
             let bytes = &offer.as_bytes()[..end];
             match Offer::parse(bytes) {
                 Ok(_) => assert!(bytes.ends_with(b"\n"), "{name} cut at {end} was taken"),
-                Err(error) => assert!(matches!(error.status(), 400 | 422)),
+                Err(error) => assert!(matches!(error.http_status(), 400 | 422)),
             }
         }
     }
@@ -180,6 +183,6 @@ fn the_largest_body_is_judged_at_once() {
     let offer = format!("{}{candidates}", crate::sdp::recorded(crate::sdp::OBS));
     assert!(offer.len() < 64 * 1024);
     let offer = Offer::parse(offer.as_bytes()).unwrap();
-    let (_, answer) = millstream_core::sdp::answer_publisher(&offer, &us.local()).unwrap();
+    let (_, answer) = millstream_core::sdp::answer_whip_offer(&offer, &us.local()).unwrap();
     assert_eq!(answer.sdp, publish(&crate::sdp::recorded(crate::sdp::OBS)).unwrap().1);
 }

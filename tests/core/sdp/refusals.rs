@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
 use millstream_core::media::Format;
-use millstream_core::sdp::plan::SourceFormats;
+use millstream_core::sdp::negotiated::TrackFormats;
 
 use crate::sdp::{OPUS, h264, play, publish};
 
@@ -250,7 +250,7 @@ fn is_true(text: &str, code: &str, detail: &str, line: Option<usize>) -> bool {
         }
         "nothing_playable" => {
             let (carried, takes) = detail
-                .split_once("; the offer cannot receive that: ")
+                .split_once(", which the viewer cannot receive: its offer has ")
                 .expect("both sides");
             let carried = carried.trim_start_matches("the stream carries ").to_ascii_lowercase();
             let mut names = carried
@@ -276,15 +276,15 @@ fn refusals_are_true_and_good_offers_are_answered() {
     println!("seed {SEED:#x}");
     let mut random = StdRng::seed_from_u64(SEED);
     let sources = [
-        SourceFormats {
+        TrackFormats {
             video: Some(h264([0x64, 0, 0x1f])),
             audio: Some(OPUS),
         },
-        SourceFormats {
+        TrackFormats {
             video: Some(Format::Vp9 { profile: 2 }),
             audio: Some(Format::Pcmu),
         },
-        SourceFormats {
+        TrackFormats {
             video: None,
             audio: Some(OPUS),
         },
@@ -299,7 +299,7 @@ fn refusals_are_true_and_good_offers_are_answered() {
         for error in [whip, whep].into_iter().flatten() {
             let said = error.to_string();
             assert!(
-                is_true(&text, error.code(), &said, error.line()),
+                is_true(&text, error.code(), &said, error.line_number()),
                 "{}: {said}\n{text}",
                 error.code()
             );

@@ -1,9 +1,9 @@
 //! Single rules of negotiation.
 
-use millstream_core::media::{Codec, Format, Kind, Pt, Ssrc};
+use millstream_core::media::{Codec, Format, MediaKind, Pt, Ssrc};
 use millstream_core::sdp::Offer;
-use millstream_core::sdp::answer_viewer;
-use millstream_core::sdp::plan::{DtlsRole, OutgoingTrack, Playback, SourceFormats};
+use millstream_core::sdp::answer_whep_offer;
+use millstream_core::sdp::negotiated::{DtlsRole, NegotiatedPlayback, OutgoingTrack, TrackFormats};
 
 use crate::sdp::description::Description;
 use crate::sdp::invariants::{check_playback, check_publication};
@@ -13,15 +13,15 @@ use crate::sdp::{
     OBS, OBS_SIMULCAST, OPUS, Us, edit, h264, high_and_opus, play, publish, recorded, vp8_and_opus,
 };
 
-fn video(format: Format) -> SourceFormats {
-    SourceFormats {
+fn video(format: Format) -> TrackFormats {
+    TrackFormats {
         video: Some(format),
         audio: None,
     }
 }
 
-fn video_track(plan: &Playback) -> &OutgoingTrack {
-    plan.tracks.iter().find(|track| track.kind == Kind::Video).unwrap()
+fn video_track(plan: &NegotiatedPlayback) -> &OutgoingTrack {
+    plan.tracks.iter().find(|track| track.kind == MediaKind::Video).unwrap()
 }
 
 /// Profile of the payload type that a viewer gets first.
@@ -126,7 +126,7 @@ fn opus_is_taken_with_and_without_its_channels_and_answered_as_it_was_offered() 
         let offer = edit(&offer, "OPUS/48000", name);
         let (plan, answer) = play(&offer, vp8_and_opus()).unwrap();
         check_playback(&offer, &answer, &plan);
-        let audio = plan.tracks.iter().find(|track| track.kind == Kind::Audio);
+        let audio = plan.tracks.iter().find(|track| track.kind == MediaKind::Audio);
         assert_eq!(audio.map(|track| track.codecs[0].pt), Some(Pt(101)), "{name}");
         let published = edit(&recorded(OBS), "opus/48000/2", name);
         let (plan, answer) = publish(&published).unwrap();
@@ -135,7 +135,7 @@ fn opus_is_taken_with_and_without_its_channels_and_answered_as_it_was_offered() 
     for name in ["opus/48000/6", "opus/24000/2"] {
         let offer = edit(&offer, "OPUS/48000", name);
         let (plan, _) = play(&offer, vp8_and_opus()).unwrap();
-        assert!(plan.tracks.iter().all(|track| track.kind == Kind::Video), "{name}");
+        assert!(plan.tracks.iter().all(|track| track.kind == MediaKind::Video), "{name}");
     }
 }
 
@@ -143,7 +143,7 @@ fn opus_is_taken_with_and_without_its_channels_and_answered_as_it_was_offered() 
 #[test]
 fn every_section_of_an_answer_has_what_webrtcbin_looks_for() {
     let offer = recorded(GSTREAMER_VIEWER);
-    let audio = SourceFormats {
+    let audio = TrackFormats {
         video: None,
         audio: Some(OPUS),
     };
@@ -155,6 +155,8 @@ fn every_section_of_an_answer_has_what_webrtcbin_looks_for() {
     ] {
         let (_, answer) = play(&offer, source).unwrap();
         for section in Description::read(&answer).sections {
+            // aiortc wants this in rejected sections too.
+            assert!(section.has("a=rtcp-mux"), "{answer}");
             for key in ["mid", "ice-ufrag", "ice-pwd", "setup", "fingerprint"] {
                 assert!(
                     section.first(key).is_some_and(|value| !value.is_empty()),
@@ -175,8 +177,11 @@ fn viewers_keep_every_codec_that_another_source_may_have() {
         codecs.dedup();
         codecs
     };
-    assert_eq!(codecs(Kind::Video), [Codec::Vp8, Codec::Vp9, Codec::H264, Codec::Av1]);
-    assert_eq!(codecs(Kind::Audio), [Codec::Opus, Codec::Pcmu, Codec::Pcma]);
+    assert_eq!(
+        codecs(MediaKind::Video),
+        [Codec::Vp8, Codec::Vp9, Codec::H264, Codec::Av1]
+    );
+    assert_eq!(codecs(MediaKind::Audio), [Codec::Opus, Codec::Pcmu, Codec::Pcma]);
     let (plan, answer) = play(&recorded(CHROMIUM_VIEWER), video(Format::Av1 { profile: 0 })).unwrap();
     assert_eq!(video_track(&plan).codecs[0].format, Format::Av1 { profile: 0 });
     assert_eq!(video_track(&plan).codecs[0].rtx_pt, Some(Pt(46)));
@@ -192,13 +197,13 @@ fn a_section_without_a_source_is_accepted_and_stays_empty_until_one_comes() {
     check_playback(&offer, &answer, &plan);
     assert!(answer.contains("m=audio 9 UDP/TLS/RTP/SAVPF 111 0 8\r\n"));
     assert!(answer.contains("a=group:BUNDLE 0 1\r\n"));
-    let error = play(&offer, SourceFormats::default()).unwrap_err();
-    assert_eq!((error.status(), error.code()), (422, "nothing_playable"));
+    let error = play(&offer, TrackFormats::default()).unwrap_err();
+    assert_eq!((error.http_status(), error.code()), (422, "nothing_playable"));
     // VP9 of a profile that no browser decodes.
     let deep = edit(&recorded(FIREFOX_VIEWER_NO_H264), "max-fs", "x");
     let error = play(&deep, video(Format::Vp9 { profile: 2 })).unwrap_err().to_string();
     assert!(
-        error.contains("carries VP9 (profile 2)") && error.contains("but not in this profile"),
+        error.contains("carries VP9 (profile 2)") && error.contains("but not in the profile of the stream"),
         "{error}"
     );
     assert!(play(&deep, video(h264([0x42, 0xe0, 0x1f]))).is_err());
@@ -251,7 +256,7 @@ fn the_dtls_role_follows_the_offer() {
         let offer = edit(&recorded(OBS), "actpass", offered);
         let (plan, answer) = publish(&offer).unwrap();
         check_publication(&offer, &answer, &plan);
-        assert_eq!(plan.transport.role, role, "{offered}");
+        assert_eq!(plan.transport.gateway_dtls_role, role, "{offered}");
     }
 }
 
@@ -263,8 +268,8 @@ fn transport_attributes_may_stand_at_session_level() {
     let ice = "a=setup:actpass\r\na=ice-ufrag:7XDb\r\na=ice-pwd:h/pfbD5oBAZuE1GgK0VfB8\r\n";
     let old = edit(&edit(&obs, ice, ""), "t=0 0\r\n", &format!("t=0 0\r\n{ice}"));
     let (plan, answer) = publish(&old).unwrap();
-    assert_eq!(plan.transport.remote.ufrag, "7XDb");
-    assert_eq!(plan.transport.remote.pwd, "h/pfbD5oBAZuE1GgK0VfB8");
+    assert_eq!(plan.transport.remote_credentials.ufrag, "7XDb");
+    assert_eq!(plan.transport.remote_credentials.pwd, "h/pfbD5oBAZuE1GgK0VfB8");
     assert_eq!(answer, publish(&obs).unwrap().1);
     // LF alone is taken, CRLF is sent.
     assert_eq!(answer, publish(&obs.replace("\r\n", "\n")).unwrap().1);
@@ -274,19 +279,22 @@ fn transport_attributes_may_stand_at_session_level() {
 fn the_tagged_section_gives_the_transport() {
     let offer = recorded(CHROMIUM_VIEWER);
     let (plan, _) = play(&offer, high_and_opus()).unwrap();
-    assert_eq!(plan.transport.remote.ufrag, "ptnA");
+    assert_eq!(plan.transport.remote_credentials.ufrag, "ptnA");
     // This viewer cannot decode the audio, but its section carries the transport: it is inactive, not rejected.
     let no_pcma = edit(&offer, "a=rtpmap:8 PCMA/8000", "a=rtpmap:8 L8/8000");
-    let source = SourceFormats {
+    let source = TrackFormats {
         video: Some(Format::Vp8),
         audio: Some(Format::Pcma),
     };
     let (plan, answer) = play(&no_pcma, source).unwrap();
     check_playback(&no_pcma, &answer, &plan);
     assert!(answer.contains("m=audio 9 ") && answer.contains("a=inactive"));
-    assert_eq!((plan.tracks.len(), &*plan.transport.remote.ufrag), (1, "ptnA"));
+    assert_eq!(
+        (plan.tracks.len(), &*plan.transport.remote_credentials.ufrag),
+        (1, "ptnA")
+    );
     // Video without a source is refused where it carries nothing.
-    let radio = SourceFormats {
+    let radio = TrackFormats {
         video: None,
         audio: Some(Format::Opus { stereo: true }),
     };
@@ -316,12 +324,12 @@ fn bundle_names_no_ghosts() {
 #[test]
 fn reduced_size_rtcp_is_agreed_for_each_section() {
     for (name, wanted) in [
-        (FFMPEG, [(Kind::Audio, false), (Kind::Video, true)]),
-        (GSTREAMER, [(Kind::Video, true), (Kind::Audio, true)]),
-        (OBS, [(Kind::Audio, false), (Kind::Video, false)]),
+        (FFMPEG, [(MediaKind::Audio, false), (MediaKind::Video, true)]),
+        (GSTREAMER, [(MediaKind::Video, true), (MediaKind::Audio, true)]),
+        (OBS, [(MediaKind::Audio, false), (MediaKind::Video, false)]),
     ] {
         let (plan, answer) = publish(&recorded(name)).unwrap();
-        let agreed: Vec<(Kind, bool)> = plan
+        let agreed: Vec<(MediaKind, bool)> = plan
             .tracks
             .iter()
             .map(|track| (track.kind, track.reduced_size_rtcp))
@@ -354,24 +362,63 @@ fn congestion_feedback_is_transport_cc_or_remb_never_both() {
     let (plan, answer) = publish(&recorded(CHROMIUM_PUBLISHER)).unwrap();
     let video = &plan.tracks[1];
     assert_eq!(
-        (video.extensions.transport_cc, video.extensions.abs_send_time),
+        (video.extension_ids.transport_cc, video.extension_ids.abs_send_time),
         (Some(3), None)
     );
     assert!(
         video
             .codecs
             .iter()
-            .all(|codec| codec.feedback.transport_cc && !codec.feedback.remb)
+            .all(|codec| codec.rtcp_feedback.transport_cc && !codec.rtcp_feedback.remb)
     );
     assert!(!answer.contains("goog-remb"));
     let (plan, answer) = publish(&recorded(OBS)).unwrap();
-    assert!(plan.tracks[1].codecs[0].feedback.remb);
+    assert!(plan.tracks[1].codecs[0].rtcp_feedback.remb);
     assert!(!answer.contains("transport-cc"));
     // The feedback without its header extension is nothing.
     let (plan, _) = publish(&recorded("simple-whip-client-20240308-gst1.28.8-post")).unwrap();
-    assert!(!plan.tracks[0].codecs[0].feedback.transport_cc);
+    assert!(!plan.tracks[0].codecs[0].rtcp_feedback.transport_cc);
     let (plan, _) = publish(&recorded("aiortc-1.16.0-sendonly")).unwrap();
-    assert_eq!(plan.tracks[1].extensions.abs_send_time, Some(3));
+    assert_eq!(plan.tracks[1].extension_ids.abs_send_time, Some(3));
+}
+
+/// Congestion feedback of a viewer needs its header extension in the same section, in a direction that we send in.
+#[test]
+fn viewers_give_transport_wide_feedback_where_they_offer_both_lines() {
+    let numbered = |offer: &str| -> Vec<Option<u8>> {
+        let (plan, answer) = play(offer, high_and_opus()).unwrap();
+        check_playback(offer, &answer, &plan);
+        plan.tracks
+            .iter()
+            .map(|track| track.extension_ids.transport_cc)
+            .collect()
+    };
+    let chromium = recorded(CHROMIUM_VIEWER);
+    assert_eq!(numbered(&chromium), [Some(3), Some(3)]);
+    assert_eq!(numbered(&recorded(FIREFOX_VIEWER)), [Some(7), Some(7)]);
+    assert_eq!(numbered(&recorded(GSTREAMER_VIEWER)), [None, None]);
+    let uri = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
+    let sent_by_peer = chromium.replace(&format!("a=extmap:3 {uri}"), &format!("a=extmap:3/sendonly {uri}"));
+    assert_eq!(numbered(&sent_by_peer), [None, None]);
+    let received = chromium.replace(&format!("a=extmap:3 {uri}"), &format!("a=extmap:3/recvonly {uri}"));
+    assert_eq!(numbered(&received), [Some(3), Some(3)]);
+    let without_feedback = edit(&chromium, "a=rtcp-fb:111 transport-cc\r\n", "");
+    assert_eq!(numbered(&without_feedback), [None, Some(3)]);
+    // Other codecs have it, but not the one that is sent.
+    let without_for_sent = edit(&chromium, "a=rtcp-fb:116 transport-cc\r\n", "");
+    assert_eq!(numbered(&without_for_sent), [Some(3), None]);
+    // Switched off, nothing of it is answered.
+    let us = Us::new();
+    let mut local = us.local();
+    local.viewer_congestion_control = false;
+    let offer = Offer::parse(chromium.as_bytes()).unwrap();
+    let (plan, answer) = answer_whep_offer(&offer, &high_and_opus(), &local, &mut || 7).unwrap();
+    assert!(
+        plan.tracks
+            .iter()
+            .all(|track| track.extension_ids.transport_cc.is_none())
+    );
+    assert!(!answer.sdp.contains("transport-cc") && !answer.sdp.contains("transport-wide-cc"));
 }
 
 ///
@@ -388,7 +435,7 @@ fn simulcast_keeps_order_and_drops_marks() {
 
 /// V-14.
 #[test]
-fn publishers_are_told_to_send_stereo() {
+fn answers_to_publishers_request_stereo() {
     let (plan, answer) = publish(&recorded(CHROMIUM_PUBLISHER)).unwrap();
     // What a sender says of itself is nothing for us to say.
     assert!(
@@ -404,7 +451,7 @@ fn publishers_are_told_to_send_stereo() {
 #[test]
 fn static_payload_types_need_no_rtpmap() {
     let offer = edit(&recorded(CHROMIUM_VIEWER), "a=rtpmap:0 PCMU/8000\r\n", "");
-    let source = SourceFormats {
+    let source = TrackFormats {
         video: None,
         audio: Some(Format::Pcmu),
     };
@@ -418,11 +465,11 @@ fn a_viewers_own_ssrcs_and_zero_are_not_given_out() {
     let offer = Offer::parse(recorded(FIREFOX_VIEWER).as_bytes()).unwrap();
     let us = Us::new();
     let mut stuck = || 2_242_961_367;
-    let (plan, _) = answer_viewer(&offer, &high_and_opus(), &us.local(), &mut stuck).unwrap();
+    let (plan, _) = answer_whep_offer(&offer, &high_and_opus(), &us.local(), &mut stuck).unwrap();
     let ssrcs: Vec<u32> = plan.tracks.iter().map(|track| track.ssrc.0).collect();
     assert_eq!(ssrcs, [2_242_961_368, 2_242_961_369]);
     let mut zero = || 0;
-    let (plan, _) = answer_viewer(&offer, &high_and_opus(), &us.local(), &mut zero).unwrap();
+    let (plan, _) = answer_whep_offer(&offer, &high_and_opus(), &us.local(), &mut zero).unwrap();
     assert!(plan.tracks.iter().all(|track| track.ssrc.0 != 0));
     assert_eq!(plan.tracks[0].codecs[0].format.codec(), OPUS.codec());
 }
@@ -441,7 +488,7 @@ fn feedback_for_all_payload_types_is_feedback_for_each() {
     let offer = edit(&recorded(OBS), "rtcp-fb:96 nack pli", "rtcp-fb:* nack pli");
     let (plan, answer) = publish(&offer).unwrap();
     check_publication(&offer, &answer, &plan);
-    assert!(plan.tracks[1].codecs[0].feedback.pli);
+    assert!(plan.tracks[1].codecs[0].rtcp_feedback.pli);
 }
 
 #[test]
@@ -449,10 +496,10 @@ fn a_header_extension_of_one_direction_is_answered_with_the_reverse() {
     let mid = "a=extmap:1 urn:ietf:params:rtp-hdrext:sdes:mid";
     let sent = edit(&recorded(OBS), mid, &mid.replace(":1 ", ":1/sendonly "));
     let (plan, answer) = publish(&sent).unwrap();
-    assert_eq!(plan.tracks[1].extensions.mid, Some(1));
+    assert_eq!(plan.tracks[1].extension_ids.mid, Some(1));
     assert!(answer.contains("a=extmap:1/recvonly urn:ietf:params:rtp-hdrext:sdes:mid\r\n"));
     let received = edit(&recorded(OBS), mid, &mid.replace(":1 ", ":1/recvonly "));
-    assert_eq!(publish(&received).unwrap().0.tracks[1].extensions.mid, None);
+    assert_eq!(publish(&received).unwrap().0.tracks[1].extension_ids.mid, None);
 }
 
 #[test]
@@ -487,7 +534,7 @@ fn the_longest_answer_fits_into_what_ffmpeg_reads() {
         })
         .collect();
     let offer = Offer::parse(format!("{head}{section}{tail}").as_bytes()).unwrap();
-    let (plan, answer) = millstream_core::sdp::answer_publisher(&offer, &us.local()).unwrap();
+    let (plan, answer) = millstream_core::sdp::answer_whip_offer(&offer, &us.local()).unwrap();
     assert_eq!(plan.tracks[1].codecs.len(), 20);
     assert_eq!(answer.sdp.matches("a=candidate:").count(), 16);
     assert!(answer.sdp.len() < 8192, "{}", answer.sdp.len());

@@ -129,3 +129,21 @@ fn odd_writing_changes_nothing() {
         }
     }
 }
+
+/// RFC 4585 §4.2: feedback of more words is another kind, which nobody asked for.
+#[test]
+fn feedback_of_more_words_is_another_kind() {
+    let obs = recorded(OBS);
+    let (_, answer) = publish(&obs).expect("is taken");
+    assert!(answer.contains(" nack pli\r\n"));
+    let (_, answer) = publish(&edit(&obs, " nack pli\r\n", " nack pli often\r\n")).expect("is taken");
+    assert!(!answer.contains("nack pli"), "{answer}");
+}
+
+/// S-09.
+#[test]
+fn what_follows_the_channels_of_an_rtpmap_means_nothing() {
+    let obs = recorded(OBS);
+    let (_, answer) = publish(&edit(&obs, "opus/48000/2", "opus/48000/2/7")).expect("is taken");
+    assert!(answer.contains("opus/48000/2\r\n"), "{answer}");
+}

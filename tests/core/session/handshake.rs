@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use millstream_core::session::guard::DropReason;
-use millstream_core::session::{CloseReason, Event};
+use millstream_core::session::guard::SessionDropReason;
+use millstream_core::session::{CloseReason, TransportEvent};
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig, PeerEvent, Profiles, SyntheticVideo, VideoConfig};
 
 use crate::session::world::{SECOND, STRANGER, Setup, World, rtp};
@@ -31,7 +31,7 @@ fn every_kind_of_peer_connects_and_media_flows_both_ways() {
                 }
                 let report = [0x80, 201, 0, 1, 0, 0, 0, 1];
                 assert!(world.peer.send_rtcp(&report));
-                let sealed = world.session.seal_rtcp(&report).expect("connected");
+                let sealed = world.session.encrypt_rtcp(&report).expect("connected");
                 world
                     .peer
                     .handle_datagram(world.now, crate::session::world::SERVER, &sealed);
@@ -78,7 +78,7 @@ fn a_peer_like_ffmpeg_that_never_nominates_connects_within_a_second() {
     });
     world.run(SECOND);
     assert!(world.both_connected());
-    assert_eq!(world.session.destination(), Some(world.peer_address));
+    assert_eq!(world.session.remote_destination(), Some(world.peer_address));
     world.send_rtp(1);
     world.run(SECOND);
     assert_eq!(world.rtp(), [rtp(1)]);
@@ -100,8 +100,16 @@ fn a_certificate_that_was_not_signalled_ends_the_session_before_there_is_a_key()
         }
         assert_eq!(world.reason(), Some(CloseReason::WrongCertificate), "{role:?}");
         assert!(!world.session.is_connected());
-        assert!(world.session.sealer().is_none() && world.session.seal_rtcp(&[0x80, 201, 0, 1, 0, 0, 0, 1]).is_none());
-        let believed = |event: &&Event| matches!(event, Event::Connected | Event::Rtp(_) | Event::Rtcp(_));
+        assert!(
+            world.session.outgoing_rtp_cipher().is_none()
+                && world.session.encrypt_rtcp(&[0x80, 201, 0, 1, 0, 0, 0, 1]).is_none()
+        );
+        let believed = |event: &&TransportEvent| {
+            matches!(
+                event,
+                TransportEvent::Connected | TransportEvent::Rtp(_) | TransportEvent::Rtcp(_)
+            )
+        };
         assert_eq!(world.events.iter().filter(believed).count(), 0, "{role:?}");
     }
 }
@@ -121,6 +129,7 @@ fn handshakes_complete_at_twenty_percent_loss() {
                     jitter: Duration::from_millis(20),
                     reorder: true,
                     duplicate: 0.02,
+                    ..LinkConfig::default()
                 },
                 seed,
                 ..Setup::default()
@@ -151,6 +160,7 @@ fn a_server_that_sends_each_record_by_itself_connects_at_ten_percent_loss() {
                 jitter: Duration::from_millis(5),
                 reorder: true,
                 duplicate: 0.0,
+                ..LinkConfig::default()
             },
             seed,
             ..Setup::default()
@@ -227,10 +237,10 @@ fn invariant_7_a_client_hello_of_a_stranger_is_dropped_and_the_real_handshake_co
         let sent = world.wire.len();
         world.inject(STRANGER, &hello);
         assert_eq!(world.wire.len(), sent, "nothing is answered");
-        assert_eq!(world.dropped(DropReason::UnknownAddress), 1);
+        assert_eq!(world.dropped(SessionDropReason::UnknownAddress), 1);
         world.run(2 * SECOND);
         assert!(world.both_connected(), "injected after {} ms", 5 * steps);
-        assert_eq!(world.session.destination(), Some(world.peer_address));
+        assert_eq!(world.session.remote_destination(), Some(world.peer_address));
     }
 }
 
@@ -246,7 +256,7 @@ fn invariant_7_without_the_password_nobody_is_answered() {
     stranger.peer.handle_timeout(stranger.now);
     let check = stranger.intercept().pop().expect("a check");
     world.inject(STRANGER, &check);
-    assert_eq!(world.dropped(DropReason::Check), 1);
+    assert_eq!(world.dropped(SessionDropReason::InvalidConnectivityCheck), 1);
     // The peer's own check with any bit changed that its integrity covers; what follows is FINGERPRINT, which anybody
     // can compute.
     world.peer.handle_timeout(world.now);
@@ -257,5 +267,5 @@ fn invariant_7_without_the_password_nobody_is_answered() {
         world.inject(STRANGER, &forged);
     }
     assert_eq!((world.wire.len(), world.events.len()), (0, 0), "{:?}", world.events);
-    assert_eq!(world.session.destination(), None);
+    assert_eq!(world.session.remote_destination(), None);
 }

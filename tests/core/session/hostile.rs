@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream_core::session::CloseReason;
-use millstream_core::session::guard::{DropReason, MAX_EARLY_RECORDS, MAX_FRAGMENTS, MAX_HANDSHAKE_RECORDS};
+use millstream_core::session::guard::{
+    MAX_EARLY_RECORDS, MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE, MAX_HANDSHAKE_RECORDS, SessionDropReason,
+};
 use millstream_test_support::{DtlsRole, LinkConfig, Profiles};
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
@@ -41,7 +43,7 @@ fn invariant_7_forged_clear_text_ends_no_session_that_is_connected() {
             world.inject(PEER, &forged);
         }
         assert_eq!(world.wire.len(), sent, "nothing is answered");
-        assert_eq!(world.dropped(DropReason::PlainText), 10_000);
+        assert_eq!(world.dropped(SessionDropReason::PlaintextDtlsRecord), 10_000);
         world.send_rtp(1);
         world.run(SECOND);
         assert_eq!((world.reason(), world.rtp()), (None, vec![rtp(1).into()]));
@@ -113,7 +115,7 @@ fn a_client_hello_in_many_pieces_in_any_order_is_answered_like_a_whole_one() {
     let seed = 4_711;
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    for pieces in [2, 7, usize::from(MAX_FRAGMENTS) / 2] {
+    for pieces in [2, 7, usize::from(MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE) / 2] {
         let mut world = World::new(at_once());
         world.peer.handle_timeout(world.now);
         for check in world.intercept() {
@@ -194,7 +196,7 @@ fn replayed_rtp_is_dropped_and_counted() {
         world.inject(PEER, packet);
     }
     assert_eq!(world.rtp(), (0..300).map(rtp).collect::<Vec<_>>());
-    assert_eq!(world.dropped(DropReason::Replayed), 600);
+    assert_eq!(world.dropped(SessionDropReason::Replayed), 600);
 }
 
 #[test]
@@ -208,7 +210,28 @@ fn replayed_rtcp_is_dropped_and_counted() {
     for compound in compounds.iter().chain(&compounds) {
         world.inject(PEER, compound);
     }
-    assert_eq!((world.rtcp().len(), world.dropped(DropReason::Replayed)), (50, 50));
+    assert_eq!(
+        (world.rtcp().len(), world.dropped(SessionDropReason::Replayed)),
+        (50, 50)
+    );
+}
+
+/// More senders than the SRTP stack keeps state for at a time.
+#[test]
+fn replayed_rtcp_of_many_senders_is_dropped_and_counted() {
+    for profiles in [Profiles::GcmThenCm, Profiles::CmOnly] {
+        let mut world = World::connected(Setup { profiles, ..at_once() });
+        let mut compounds = Vec::new();
+        for sender in 0..100 {
+            assert!(world.peer.send_rtcp(&[0x80, 201, 0, 1, 9, 9, 9, sender]));
+            compounds.extend(world.intercept());
+        }
+        for compound in compounds.iter().chain(&compounds) {
+            world.inject(PEER, compound);
+        }
+        let counts = (world.rtcp().len(), world.dropped(SessionDropReason::Replayed));
+        assert_eq!(counts, (100, 100), "{profiles:?}");
+    }
 }
 
 #[test]

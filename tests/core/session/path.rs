@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream_core::session::Event;
+use millstream_core::session::TransportEvent;
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig};
 
 use crate::session::world::{ELSEWHERE, PEER, SECOND, STRANGER, Setup, World, rtp};
@@ -34,7 +34,11 @@ fn answers(world: &mut World, to: std::net::SocketAddr, since: usize) -> Vec<Byt
 }
 
 fn moves(world: &World) -> usize {
-    world.events.iter().filter(|e| matches!(e, Event::Moved(_))).count()
+    world
+        .events
+        .iter()
+        .filter(|e| matches!(e, TransportEvent::DestinationMoved(_)))
+        .count()
 }
 
 #[test]
@@ -47,7 +51,7 @@ fn invariant_7_an_address_that_answers_nothing_gets_nothing_but_a_few_checks() {
         world.inject(STRANGER, &check);
         world.run(SECOND);
     }
-    assert_eq!((world.session.destination(), moves(&world)), (Some(PEER), 1));
+    assert_eq!((world.session.remote_destination(), moves(&world)), (Some(PEER), 1));
     let sent: Vec<&Bytes> = world
         .wire
         .iter()
@@ -72,7 +76,7 @@ fn invariant_7_many_forged_addresses_are_no_lever_either() {
         world.run(Duration::from_millis(1));
     }
     world.run(SECOND);
-    assert_eq!((world.session.destination(), moves(&world)), (Some(PEER), 1));
+    assert_eq!((world.session.remote_destination(), moves(&world)), (Some(PEER), 1));
     let astray = world
         .wire
         .iter()
@@ -92,7 +96,7 @@ fn invariant_7_a_response_proves_one_address_by_one_check() {
     let answer = answers(&mut world, ELSEWHERE, mark).pop().expect("answered");
     for from in [PEER, STRANGER] {
         world.inject(from, &answer);
-        assert_eq!(world.session.destination(), Some(PEER), "from {from}");
+        assert_eq!(world.session.remote_destination(), Some(PEER), "from {from}");
     }
     for bit in 0..answer.len() * 8 {
         let mut forged = answer.to_vec();
@@ -100,11 +104,11 @@ fn invariant_7_a_response_proves_one_address_by_one_check() {
         // What follows MESSAGE-INTEGRITY is not authenticated and not read.
         if bit / 8 < answer.len() - 8 && bit / 8 != 3 {
             world.inject(ELSEWHERE, &forged);
-            assert_eq!(world.session.destination(), Some(PEER), "bit {bit}");
+            assert_eq!(world.session.remote_destination(), Some(PEER), "bit {bit}");
         }
     }
     world.inject(ELSEWHERE, &answer);
-    assert_eq!(world.session.destination(), Some(ELSEWHERE));
+    assert_eq!(world.session.remote_destination(), Some(ELSEWHERE));
 
     // The same answer proves nothing for another address, nor for the same one later.
     let (back, away) = (nomination(&mut world), nomination(&mut world));
@@ -113,10 +117,10 @@ fn invariant_7_a_response_proves_one_address_by_one_check() {
     world.inject(PEER, &answer);
     let fresh = answers(&mut world, PEER, mark).pop().expect("answered");
     world.inject(PEER, &fresh);
-    assert_eq!(world.session.destination(), Some(PEER));
+    assert_eq!(world.session.remote_destination(), Some(PEER));
     world.inject(ELSEWHERE, &away);
     world.inject(ELSEWHERE, &answer);
-    assert_eq!(world.session.destination(), Some(PEER));
+    assert_eq!(world.session.remote_destination(), Some(PEER));
 }
 
 #[test]
@@ -130,7 +134,7 @@ fn the_newest_nomination_counts() {
         world.inject(ELSEWHERE, &answer);
     }
     world.run(10 * SECOND);
-    assert_eq!((world.session.destination(), moves(&world)), (Some(PEER), 1));
+    assert_eq!((world.session.remote_destination(), moves(&world)), (Some(PEER), 1));
 }
 
 #[test]
@@ -143,9 +147,9 @@ fn a_path_moves_one_round_trip_after_its_nomination() {
         world.peer_address = ELSEWHERE;
         world.peer.check_now(world.now);
         world.run(Duration::from_millis(59));
-        assert_eq!(world.session.destination(), Some(PEER), "{role:?}");
+        assert_eq!(world.session.remote_destination(), Some(PEER), "{role:?}");
         world.run(Duration::from_millis(1));
-        assert_eq!(world.session.destination(), Some(ELSEWHERE), "{role:?}");
+        assert_eq!(world.session.remote_destination(), Some(ELSEWHERE), "{role:?}");
     }
 }
 
@@ -168,7 +172,7 @@ fn a_path_moves_within_two_seconds_at_twenty_percent_loss() {
         }
         world.peer_address = ELSEWHERE;
         let moved = world.now;
-        while world.session.destination() != Some(ELSEWHERE) {
+        while world.session.remote_destination() != Some(ELSEWHERE) {
             if (world.now - moved).as_millis().is_multiple_of(500) {
                 world.peer.check_now(world.now);
             }
@@ -199,7 +203,7 @@ fn a_peer_that_answers_no_check_keeps_its_session_on_the_path_that_it_has_proven
         world.run(SECOND);
     }
     assert_eq!(world.rtp().len(), 40, "what it sends from there is taken");
-    assert_eq!((world.session.destination(), world.reason()), (Some(PEER), None));
+    assert_eq!((world.session.remote_destination(), world.reason()), (Some(PEER), None));
 }
 
 #[test]
@@ -217,12 +221,16 @@ fn invariant_7_no_nomination_during_the_handshake_diverts_media() {
             world.inject(STRANGER, &forged);
             for _ in 0..1_000 {
                 world.run(Duration::from_millis(1));
-                let diverted = world.session.is_connected() && world.session.destination() == Some(STRANGER);
+                let diverted = world.session.is_connected() && world.session.remote_destination() == Some(STRANGER);
                 assert!(!diverted, "{role:?} at {moment} ms");
             }
             world.run(4 * SECOND);
             assert!(world.both_connected(), "{role:?} at {moment} ms: {:?}", world.events);
-            assert_eq!(world.session.destination(), Some(PEER), "{role:?} at {moment} ms");
+            assert_eq!(
+                world.session.remote_destination(),
+                Some(PEER),
+                "{role:?} at {moment} ms"
+            );
             let astray = world.wire.iter().filter(|(to, _)| *to == STRANGER);
             let bytes: usize = astray.map(|(_, datagram)| datagram.len()).sum();
             assert!(bytes < 8_000, "{role:?} at {moment} ms: {bytes} bytes");

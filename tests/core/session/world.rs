@@ -5,10 +5,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millstream_core::sdp::plan::{DtlsRole as OurRole, Fingerprint, FingerprintHash, IceCredentials, Transport};
-use millstream_core::session::guard::DropReason;
-use millstream_core::session::identity::Identity;
-use millstream_core::session::{CloseReason, Event, Session};
+use millstream_core::sdp::negotiated::{
+    DtlsRole as OurRole, Fingerprint, FingerprintHashFunction, IceCredentials, RemoteTransport,
+};
+use millstream_core::session::guard::SessionDropReason;
+use millstream_core::session::identity::DtlsIdentity;
+use millstream_core::session::{CloseReason, DEFAULT_CONNECT_TIMEOUT, Session, TransportEvent};
 use millstream_test_support::{
     Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles,
 };
@@ -58,7 +60,7 @@ pub(super) struct World {
     pub peer_address: SocketAddr,
     pub up: LossyLink,
     pub down: LossyLink,
-    pub events: Vec<Event>,
+    pub events: Vec<TransportEvent>,
     pub peer_events: Vec<PeerEvent>,
     /// The peer sends each record of its handshake in a datagram of its own, as GnuTLS does.
     pub one_record_each: bool,
@@ -80,18 +82,18 @@ impl World {
         let (local, remote) = (Credentials::from_seed(setup.seed), Credentials::from_seed(!setup.seed));
         let mut digest = theirs.digest().to_vec();
         digest[0] ^= u8::from(setup.wrong_fingerprint);
-        let transport = Transport {
-            remote: ice(&local),
+        let transport = RemoteTransport {
+            remote_credentials: ice(&local),
             fingerprints: vec![Fingerprint {
-                hash: FingerprintHash::Sha256,
+                hash_function: FingerprintHashFunction::Sha256,
                 digest,
             }],
-            role: match setup.role {
+            gateway_dtls_role: match setup.role {
                 DtlsRole::Client => OurRole::Server,
                 DtlsRole::Server => OurRole::Client,
             },
         };
-        let session = Session::new(now, ours.clone(), ice(&remote), transport);
+        let session = Session::new(now, ours.clone(), ice(&remote), transport, DEFAULT_CONNECT_TIMEOUT);
         let config = PeerConfig {
             identity: theirs.clone(),
             local,
@@ -205,7 +207,7 @@ impl World {
     /// Why the session ended; `None` while it lives.
     pub(super) fn reason(&self) -> Option<CloseReason> {
         let mut reasons = self.events.iter().filter_map(|event| match event {
-            Event::Closed(reason) => Some(*reason),
+            TransportEvent::Closed(reason) => Some(*reason),
             _ => None,
         });
         let reason = reasons.next();
@@ -216,7 +218,7 @@ impl World {
     /// RTP packets that the session took.
     pub(super) fn rtp(&self) -> Vec<Bytes> {
         let packets = self.events.iter().filter_map(|event| match event {
-            Event::Rtp(packet) => Some(packet.clone()),
+            TransportEvent::Rtp(packet) => Some(packet.clone()),
             _ => None,
         });
         packets.collect()
@@ -225,14 +227,14 @@ impl World {
     /// Compound RTCP packets that the session took.
     pub(super) fn rtcp(&self) -> Vec<Bytes> {
         let compounds = self.events.iter().filter_map(|event| match event {
-            Event::Rtcp(compound) => Some(compound.clone()),
+            TransportEvent::Rtcp(compound) => Some(compound.clone()),
             _ => None,
         });
         compounds.collect()
     }
 
-    pub(super) fn dropped(&self, reason: DropReason) -> u32 {
-        self.session.drops()[reason as usize]
+    pub(super) fn dropped(&self, reason: SessionDropReason) -> u32 {
+        self.session.drop_counts()[reason as usize]
     }
 
     /// Sends a small RTP packet of the peer.
@@ -287,10 +289,10 @@ fn ice(credentials: &Credentials) -> IceCredentials {
 }
 
 /// Keys are expensive to make; one of each serves all tests.
-fn identities() -> &'static (Arc<Identity>, Arc<PeerIdentity>) {
-    static IDENTITIES: OnceLock<(Arc<Identity>, Arc<PeerIdentity>)> = OnceLock::new();
+fn identities() -> &'static (Arc<DtlsIdentity>, Arc<PeerIdentity>) {
+    static IDENTITIES: OnceLock<(Arc<DtlsIdentity>, Arc<PeerIdentity>)> = OnceLock::new();
     IDENTITIES.get_or_init(|| {
-        let ours = Identity::generate().expect("makes a key");
+        let ours = DtlsIdentity::generate().expect("makes a key");
         (Arc::new(ours), PeerIdentity::generate())
     })
 }

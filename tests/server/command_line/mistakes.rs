@@ -6,7 +6,8 @@
 
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use millstream_test_support::tls::make_certificate;
 
 use super::{program, run, text};
 
@@ -39,19 +40,7 @@ impl Fixture {
             ("key.pem", "certificate.pem"),
             ("other-key.pem", "other-certificate.pem"),
         ] {
-            let mut openssl = Command::new("openssl");
-            openssl.args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-            ]);
-            openssl.args(["-subj", "/CN=localhost", "-keyout", key, "-out", certificate]);
-            let done = openssl.current_dir(&folder).output().expect("openssl starts");
-            assert!(done.status.success(), "{}", text(&done.stderr));
+            make_certificate("localhost", &folder.join(key), &folder.join(certificate)).expect("openssl");
         }
         let both = || {
             let tcp = TcpListener::bind("127.0.0.1:0").ok()?;

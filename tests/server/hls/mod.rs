@@ -1,171 +1,17 @@
 //! LL-HLS in virtual time: frames are packaged, and the output is checked with `hls_m3u8`, `m3u8-rs` and box parsing.
 
-use std::time::{Duration, Instant};
+mod world;
 
-use bytes::Bytes;
+use std::time::Duration;
+
 use hls_m3u8::{MasterPlaylist, MediaPlaylist};
-use millstream::outputs::hls::packager::{Moment, Packager, VideoInfo};
-use millstream::outputs::hls::playlist::{self, Variants};
-use millstream::outputs::hls::rendition::{Rendition, Role};
-use millstream_core::hub::Hub;
-use millstream_core::hub::name::StreamName;
-use millstream_core::hub::reader::Reader;
-use millstream_core::hub::stream::{SessionId, Stream};
+use millstream::outputs::hls::packager::VideoInfo;
+use millstream::outputs::hls::playlist::{self, MultivariantRenditions};
+use millstream::outputs::hls::rendition::{Rendition, RenditionRole};
 use millstream_core::media::aac::AacConfig;
-use millstream_core::media::depacketizer::Depacketizer;
-use millstream_core::media::{Codec, Format, Kind};
-use millstream_core::sources::frame_source::{Announced, FrameSource, Framing};
-use std::sync::Arc;
+use millstream_core::media::{Format, MediaKind};
 
-const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
-const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
-
-/// A stream of H.264 and audio that is packaged for players.
-struct World {
-    hub: Hub,
-    stream: Arc<Stream>,
-    feed: FrameSource,
-    readers: [Option<Reader>; 2],
-    depacketizers: [Depacketizer; 2],
-    packager: Packager,
-    start: Instant,
-    now: Instant,
-    frame: u64,
-    audio_time: u64,
-    gop: u64,
-    /// Frames per second.
-    rate: u64,
-    /// The kind that is not read for now.
-    late: Option<Kind>,
-}
-
-/// Duration of an audio frame in ticks, and its codec.
-const OPUS: (u64, Codec) = (960, Codec::Opus);
-
-fn name() -> StreamName {
-    StreamName::parse("live").expect("a name")
-}
-
-impl World {
-    fn new(rate: u64, gop: u64, audio: Announced) -> Self {
-        let hub = Hub::default();
-        let stream = hub.open_with(name(), |_| ());
-        #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
-        let now = Instant::now() + Duration::from_secs(3_600);
-        let feed = FrameSource::new(name(), SessionId([1; 16]), &[Codec::H264.into(), audio]).expect("codecs");
-        Self {
-            hub,
-            stream,
-            feed,
-            readers: [None, None],
-            depacketizers: [Depacketizer::new(Kind::Video), Depacketizer::new(Kind::Audio)],
-            packager: Packager::default(),
-            start: now,
-            now,
-            frame: 0,
-            audio_time: 0,
-            gop,
-            rate,
-            late: None,
-        }
-    }
-
-    /// Another source takes over the stream.
-    fn another_source(&mut self, audio: Announced) {
-        self.feed.ended(&self.hub);
-        self.feed = FrameSource::new(name(), SessionId([2; 16]), &[Codec::H264.into(), audio]).expect("codecs");
-        self.packager.restart();
-        self.readers = [None, None];
-        self.depacketizers = [Depacketizer::new(Kind::Video), Depacketizer::new(Kind::Audio)];
-        self.frame = 0;
-    }
-
-    fn play(&mut self, seconds: u64, audio_ticks: u64, rate_of_audio: u64) {
-        let end = self.now + Duration::from_secs(seconds);
-        while self.now < end {
-            self.play_frame(audio_ticks, rate_of_audio);
-        }
-    }
-
-    fn play_frames(&mut self, frames: u64, audio_ticks: u64, rate_of_audio: u64) {
-        for _ in 0..frames {
-            self.play_frame(audio_ticks, rate_of_audio);
-        }
-    }
-
-    fn play_frame(&mut self, audio_ticks: u64, rate_of_audio: u64) {
-        let body = vec![0x55; 500];
-        let frame = if self.frame.is_multiple_of(self.gop) {
-            [SPS, PPS, &[0, 0, 0, 1, 0x65, 0x88], &body].concat()
-        } else {
-            [&[0, 0, 0, 1, 0x41, 0x88], &body[..]].concat()
-        };
-        let time = self.frame * 90_000 / self.rate;
-        self.feed
-            .take_video(self.now, time, &frame.into(), Framing::StartCodes)
-            .expect("short");
-        let audio_until = (self.now - self.start).as_nanos() as u64 * rate_of_audio / 1_000_000_000;
-        while self.audio_time <= audio_until {
-            self.feed
-                .take_audio(self.now, self.audio_time, &Bytes::from_static(&[7; 60]))
-                .expect("short");
-            self.audio_time += audio_ticks;
-        }
-        self.feed.publish(&self.hub);
-        self.read();
-        self.frame += 1;
-        self.now =
-            self.start + Duration::from_nanos((self.now - self.start).as_nanos() as u64 + 1_000_000_000 / self.rate);
-    }
-
-    fn read(&mut self) {
-        let wall = Duration::from_secs(BEGUN) + (self.now - self.start);
-        for (index, kind) in [Kind::Video, Kind::Audio].into_iter().enumerate() {
-            if self.late == Some(kind) {
-                continue;
-            }
-            // The source attaches to the stream with its first key frame.
-            let current = self.hub.find(name()).expect("it is fed");
-            self.stream = current;
-            let mut entries = Vec::new();
-            let (now, reader) = (self.now, &mut self.readers[index]);
-            self.stream.with(|state| {
-                let ring = state.track(kind).ring();
-                if reader.is_none() {
-                    *reader = match kind {
-                        Kind::Video => Reader::at_key_frame(ring),
-                        Kind::Audio => Some(Reader::at_start(ring)),
-                    };
-                }
-                if let Some(reader) = reader {
-                    reader.read(now, ring, &mut entries);
-                }
-            });
-            let mut frames = Vec::new();
-            for entry in entries {
-                self.depacketizers[index].push(&entry.packet, &mut frames);
-            }
-            let track = self.stream.with(|state| state.track(kind).view());
-            for frame in frames {
-                self.packager.push(
-                    &track,
-                    [Role::Video, Role::Audio][index],
-                    true,
-                    &frame,
-                    Moment { now: self.now, wall },
-                );
-            }
-        }
-    }
-
-    fn video(&self) -> &Rendition {
-        self.packager.rendition(Role::Video).expect("video")
-    }
-
-    fn audio(&self) -> &Rendition {
-        self.packager.rendition(Role::Audio).expect("audio")
-    }
-}
+use self::world::{BEGUN, OPUS, World};
 
 /// Removes the LL-HLS tags, which `hls_m3u8` does not support.
 fn plain(text: &str) -> String {
@@ -191,9 +37,6 @@ fn plain(text: &str) -> String {
     plain.join("\n") + "\n"
 }
 
-/// Start of the test in seconds since 1970: segment numbers start from it.
-const BEGUN: u64 = 1_800_000_000;
-
 fn durations(text: &str, tag: &str) -> Vec<f64> {
     let values = text.lines().filter_map(|line| line.strip_prefix(tag));
     values
@@ -210,8 +53,8 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
             let segments: Vec<_> = rendition.segments().collect();
             assert!(segments.len() >= 8, "{rate} {}", segments.len());
             let target = rendition.part_target();
-            for segment in segments.iter().filter(|segment| segment.complete) {
-                assert!(segment.parts[0].independent, "{rate}: {:?}", rendition.role);
+            for segment in segments.iter().filter(|segment| segment.is_complete) {
+                assert!(segment.parts[0].is_independent, "{rate}: {:?}", rendition.role);
                 let (last, rest) = segment.parts.split_last().expect("parts");
                 assert!(last.duration <= target);
                 for part in rest {
@@ -223,11 +66,11 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
             }
             // Each segment starts where the previous one ended.
             for pair in segments.windows(2) {
-                let end = pair[0].begin + pair[0].duration();
+                let end = pair[0].start_time + pair[0].duration();
                 assert!(
-                    end.abs_diff(pair[1].begin) < Duration::from_millis(2),
+                    end.abs_diff(pair[1].start_time) < Duration::from_millis(2),
                     "{rate}: {end:?} {:?}",
-                    pair[1].begin
+                    pair[1].start_time
                 );
             }
         }
@@ -237,12 +80,12 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
                 continue;
             };
             assert!(
-                beside.begin.abs_diff(segment.begin) <= Duration::from_millis(40),
+                beside.start_time.abs_diff(segment.start_time) <= Duration::from_millis(40),
                 "{rate}: {:?} {:?}",
-                beside.begin,
-                segment.begin
+                beside.start_time,
+                segment.start_time
             );
-            assert!(beside.wall.abs_diff(segment.wall) <= Duration::from_millis(40));
+            assert!(beside.program_date_time.abs_diff(segment.program_date_time) <= Duration::from_millis(40));
         }
     }
 }
@@ -251,7 +94,7 @@ fn segments_begin_at_key_frames_and_parts_are_of_one_length() {
 /// segments, ffmpeg started with four seconds of audio alone.
 #[test]
 fn late_tracks_do_not_misalign_the_segments_of_audio_and_video() {
-    for late in [Kind::Audio, Kind::Video] {
+    for late in [MediaKind::Audio, MediaKind::Video] {
         let mut world = World::new(30, 30, OPUS.1.into());
         world.play(3, OPUS.0, 48_000);
         for _ in 0..3 {
@@ -265,7 +108,7 @@ fn late_tracks_do_not_misalign_the_segments_of_audio_and_video() {
         let begins = |rendition: &Rendition| -> Vec<(u64, u64)> {
             let begins = rendition
                 .segments()
-                .map(|segment| (segment.msn, segment.begin.as_millis() as u64));
+                .map(|segment| (segment.msn, segment.start_time.as_millis() as u64));
             begins.collect()
         };
         let (video, audio) = (begins(world.video()), begins(world.audio()));
@@ -285,11 +128,11 @@ fn a_rendition_that_starts_later_has_the_numbers_of_the_video() {
     world.play(5, OPUS.0, 48_000);
     let mut numbers = Vec::new();
     for _ in 0..3 {
-        world.packager.remove(Role::Audio);
+        world.packager.remove_rendition(RenditionRole::Audio);
         world.play_frames(10, OPUS.0, 48_000);
         let last = world
             .packager
-            .rendition(Role::Audio)
+            .rendition(RenditionRole::Audio)
             .and_then(|audio| audio.segments().next_back());
         numbers.extend(last.map(|segment| segment.msn));
         world.play_frames(20, OPUS.0, 48_000);
@@ -299,7 +142,7 @@ fn a_rendition_that_starts_later_has_the_numbers_of_the_video() {
     assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
     // Restarted twice within one segment: the rest of the segment is skipped.
     world.play_frames(5, OPUS.0, 48_000);
-    world.packager.remove(Role::Audio);
+    world.packager.remove_rendition(RenditionRole::Audio);
     world.play_frames(5, OPUS.0, 48_000);
     assert_eq!(world.audio().segments().len(), 0);
     world.play_frames(30, OPUS.0, 48_000);
@@ -311,11 +154,11 @@ fn a_rendition_that_starts_later_has_the_numbers_of_the_video() {
 fn a_rendition_starts_while_the_video_is_stalled() {
     let mut world = World::new(30, 30, OPUS.1.into());
     world.play(3, OPUS.0, 48_000);
-    world.late = Some(Kind::Video);
+    world.late = Some(MediaKind::Video);
     world.play(6, OPUS.0, 48_000);
     let last = |world: &World| world.audio().segments().next_back().map(|last| last.msn);
     let before = last(&world);
-    world.packager.remove(Role::Audio);
+    world.packager.remove_rendition(RenditionRole::Audio);
     world.play(1, OPUS.0, 48_000);
     assert!(last(&world) > before, "{:?} after {before:?}", last(&world));
 }
@@ -326,19 +169,24 @@ fn a_rendition_starts_while_the_video_is_stalled() {
 fn a_starting_player_sees_both_renditions_end_at_the_same_segment() {
     let mut world = World::new(30, 30, OPUS.1.into());
     world.play(5, OPUS.0, 48_000);
-    world.late = Some(Kind::Audio);
+    world.late = Some(MediaKind::Audio);
     world.play_frames(10, OPUS.0, 48_000);
     let packager = &world.packager;
     let listed = |role| {
         let rendition = packager.rendition(role).expect("a rendition");
-        let text = playlist::media(rendition, &[], false, packager.unsettled(role), "");
+        let text =
+            playlist::render_media_playlist(rendition, &[], false, packager.segment_without_counterpart(role), "");
         let segments = durations(&text, "#EXTINF:").len();
         (segments, text)
     };
-    let ((video, text), (audio, _)) = (listed(Role::Video), listed(Role::Audio));
+    let ((video, text), (audio, _)) = (listed(RenditionRole::Video), listed(RenditionRole::Audio));
     assert_eq!((video, audio), (4, 4), "{text}");
     // The fifth is listed by its parts only.
-    let last = world.video().segments().rfind(|segment| segment.complete).expect("one");
+    let last = world
+        .video()
+        .segments()
+        .rfind(|segment| segment.is_complete)
+        .expect("one");
     assert_eq!(
         text.matches(&format!("video-{}.", last.msn)).count(),
         last.parts.len(),
@@ -350,11 +198,11 @@ fn a_starting_player_sees_both_renditions_end_at_the_same_segment() {
     );
     // A rendition that is behind by more is not waited for.
     world.play(1, OPUS.0, 48_000);
-    assert_eq!(world.packager.unsettled(Role::Video), None);
+    assert_eq!(world.packager.segment_without_counterpart(RenditionRole::Video), None);
     world.late = None;
     world.play_frames(1, OPUS.0, 48_000);
-    assert_eq!(world.packager.unsettled(Role::Video), None);
-    assert_eq!(world.packager.unsettled(Role::Audio), None);
+    assert_eq!(world.packager.segment_without_counterpart(RenditionRole::Video), None);
+    assert_eq!(world.packager.segment_without_counterpart(RenditionRole::Audio), None);
 }
 
 /// Audio does not wait forever for video that has ended.
@@ -362,19 +210,19 @@ fn a_starting_player_sees_both_renditions_end_at_the_same_segment() {
 fn audio_continues_without_video() {
     let mut world = World::new(30, 30, OPUS.1.into());
     world.play(3, OPUS.0, 48_000);
-    world.late = Some(Kind::Video);
+    world.late = Some(MediaKind::Video);
     world.play(6, OPUS.0, 48_000);
     let last = world.audio().segments().next_back().expect("audio");
-    let behind = (world.now - world.start).saturating_sub(last.begin + last.duration());
+    let behind = (world.now - world.start).saturating_sub(last.start_time + last.duration());
     assert!(behind < Duration::from_millis(300), "{behind:?}");
-    assert_eq!(world.audio().target_duration(), 2);
+    assert_eq!(world.audio().target_duration_secs(), 2);
 }
 
 #[test]
 fn a_part_behind_the_last_of_its_segment_is_the_first_of_the_next() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(4, OPUS.0, 48_000);
-    let (msn, part) = world.video().next();
+    let (msn, part) = world.video().next_part_position();
     assert!(part > 0 && world.video().has_part(msn, part - 1) && !world.video().has_part(msn, part));
     let before = world.video().segment(msn - 1).expect("it is kept").parts.len();
     assert!(
@@ -383,10 +231,10 @@ fn a_part_behind_the_last_of_its_segment_is_the_first_of_the_next() {
     );
     assert!(!world.video().has_part(msn + 1, 0));
     // A segment without a part is not available yet.
-    while world.video().next().1 != 0 {
+    while world.video().next_part_position().1 != 0 {
         world.play_frame(OPUS.0, 48_000);
     }
-    let (msn, _) = world.video().next();
+    let (msn, _) = world.video().next_part_position();
     let last = world.video().segment(msn - 1).expect("it is kept").parts.len();
     assert!(!world.video().has_part(msn - 1, last));
 }
@@ -398,7 +246,7 @@ fn aac_of_any_rate_is_cut_too() {
     // 1024 samples at 44.1 kHz in ticks of 48 kHz.
     world.play(12, 1_114, 48_000);
     assert_eq!(world.audio().codecs(), "mp4a.40.2");
-    let init = world.audio().init(BEGUN).expect("an init section");
+    let init = world.audio().init_section(BEGUN).expect("an init section");
     assert!(init.windows(4).any(|four| four == b"esds"));
     assert!(world.audio().segments().len() >= 5);
 }
@@ -411,12 +259,12 @@ fn playlists_are_parsed_by_other_libraries() {
         resolution: Some((64, 48)),
         frame_rate: 30.0,
     };
-    let variants = |has_aac| Variants {
-        layers: vec![(world.video(), info)],
+    let variants = |has_aac| MultivariantRenditions {
+        video_layers: vec![(world.video(), info)],
         audio: Some(world.audio()),
-        has_aac,
+        has_aac_transcode: has_aac,
     };
-    let both = playlist::multivariant(&variants(true), "?token=a").expect("both are there");
+    let both = playlist::render_multivariant_playlist(&variants(true), "?token=a").expect("both are there");
     let read = MasterPlaylist::try_from(both.as_str()).expect("a multivariant playlist");
     assert_eq!((read.media.len(), read.variant_streams.len()), (2, 2));
     assert!(m3u8_rs::parse_master_playlist_res(both.as_bytes()).is_ok());
@@ -438,7 +286,7 @@ fn playlists_are_parsed_by_other_libraries() {
         lines[1].contains("mp4a.40.2\"") && lines[1].contains("AUDIO=\"aac\""),
         "{both}"
     );
-    let master = playlist::multivariant(&variants(false), "?token=a").expect("both are there");
+    let master = playlist::render_multivariant_playlist(&variants(false), "?token=a").expect("both are there");
     let read = MasterPlaylist::try_from(master.as_str()).expect("a multivariant playlist");
     assert!(read.has_independent_segments);
     assert_eq!((read.media.len(), read.variant_streams.len()), (1, 1));
@@ -448,7 +296,7 @@ fn playlists_are_parsed_by_other_libraries() {
     );
     assert!(m3u8_rs::parse_master_playlist_res(master.as_bytes()).is_ok());
     for (own, other) in [(world.video(), world.audio()), (world.audio(), world.video())] {
-        let text = playlist::media(own, &[other], false, None, "");
+        let text = playlist::render_media_playlist(own, &[other], false, None, "");
         let read = plain(&text);
         let media = MediaPlaylist::try_from(read.as_str()).unwrap_or_else(|error| panic!("{error}\n{text}"));
         assert_eq!(media.segments.num_elements(), 6);
@@ -478,8 +326,8 @@ fn a_delta_update_omits_segments_that_the_player_has() {
     let mut world = World::new(30, 120, OPUS.1.into());
     world.play(43, OPUS.0, 48_000);
     let (all, update) = (
-        playlist::media(world.video(), &[], false, None, ""),
-        playlist::media(world.video(), &[], true, None, ""),
+        playlist::render_media_playlist(world.video(), &[], false, None, ""),
+        playlist::render_media_playlist(world.video(), &[], true, None, ""),
     );
     // Six segments of four seconds and one in progress: the first one is older than six target durations.
     assert!(update.len() < all.len());
@@ -501,18 +349,18 @@ fn another_source_begins_a_discontinuity_in_both_renditions() {
     for rendition in [world.video(), world.audio()] {
         let marked: Vec<u64> = rendition
             .segments()
-            .filter(|s| s.discontinuity)
+            .filter(|s| s.follows_discontinuity)
             .map(|s| s.msn)
             .collect();
         assert_eq!(marked.len(), 1, "{:?}", rendition.role);
         assert!(marked[0] > before - 1);
-        let text = playlist::media(rendition, &[], false, None, "");
+        let text = playlist::render_media_playlist(rendition, &[], false, None, "");
         assert_eq!(text.matches("#EXT-X-DISCONTINUITY\n").count(), 1, "{text}");
         assert!(MediaPlaylist::try_from(plain(&text).as_str()).is_ok());
     }
     // Once the tag has left the playlist, the discontinuity sequence is incremented.
     world.play(30, OPUS.0, 48_000);
-    let text = playlist::media(world.video(), &[], false, None, "");
+    let text = playlist::render_media_playlist(world.video(), &[], false, None, "");
     assert!(
         text.contains("#EXT-X-DISCONTINUITY-SEQUENCE:1\n") && !text.contains("#EXT-X-DISCONTINUITY\n"),
         "{text}"
@@ -523,11 +371,11 @@ fn another_source_begins_a_discontinuity_in_both_renditions() {
 fn the_memory_of_a_stream_is_bounded() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(60, OPUS.0, 48_000);
-    let after_a_minute = world.video().bytes();
+    let after_a_minute = world.video().total_bytes();
     world.play(240, OPUS.0, 48_000);
-    assert!(world.video().bytes() < after_a_minute * 11 / 10);
+    assert!(world.video().total_bytes() < after_a_minute * 11 / 10);
     assert!(world.video().segments().len() <= 9 && world.audio().segments().len() <= 9);
-    assert!(world.video().init(BEGUN).is_some());
+    assert!(world.video().init_section(BEGUN).is_some());
 }
 
 /// A player that starts in the gap in front of the first segment waits for a second, with an error.
@@ -537,11 +385,15 @@ fn a_player_that_starts_starts_with_media() {
         let mut world = World::new(rate, gop, OPUS.1.into());
         for _ in 0..rate * 3 {
             world.play_frames(1, OPUS.0, 48_000);
-            for rendition in [Role::Video, Role::Audio] {
-                let Some(rendition) = world.packager.rendition(rendition).filter(|found| found.is_startable()) else {
+            for rendition in [RenditionRole::Video, RenditionRole::Audio] {
+                let Some(rendition) = world
+                    .packager
+                    .rendition(rendition)
+                    .filter(|found| found.is_ready_for_playback())
+                else {
                     continue;
                 };
-                let text = playlist::media(rendition, &[], false, None, "");
+                let text = playlist::render_media_playlist(rendition, &[], false, None, "");
                 let attribute = |name: &str| {
                     let (_, rest) = text.split_once(name).expect("an attribute");
                     let end = rest.find(['\n', ',']).expect("a line end");
@@ -556,7 +408,10 @@ fn a_player_that_starts_starts_with_media() {
                 assert!(available >= hold_back, "{text}");
             }
         }
-        assert!(world.video().is_startable() && world.audio().is_startable(), "{rate}");
+        assert!(
+            world.video().is_ready_for_playback() && world.audio().is_ready_for_playback(),
+            "{rate}"
+        );
     }
 }
 
@@ -564,7 +419,7 @@ fn a_player_that_starts_starts_with_media() {
 fn a_player_that_starts_immediately_gets_a_gap_segment_first() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(1, OPUS.0, 48_000);
-    let text = playlist::media(world.video(), &[], false, None, "");
+    let text = playlist::render_media_playlist(world.video(), &[], false, None, "");
     // hls.js loads the parts of a segment in progress only if the playlist lists a part in front of it.
     let gap = format!(
         "#EXT-X-GAP\n#EXT-X-PART:DURATION=0.20500,URI=\"video-{BEGUN}.0.m4s\",GAP=YES\n#EXTINF:0.20500,\nvideo-{BEGUN}.m4s\n"
@@ -575,9 +430,66 @@ fn a_player_that_starts_immediately_gets_a_gap_segment_first() {
     );
     assert!(text.contains(&format!("video-{}.0.m4s", BEGUN + 1)));
     world.play(4, OPUS.0, 48_000);
-    let text = playlist::media(world.video(), &[], false, None, "");
+    let text = playlist::render_media_playlist(world.video(), &[], false, None, "");
     assert!(
         !text.contains("#EXT-X-GAP") && text.contains(&format!("#EXT-X-MEDIA-SEQUENCE:{}\n", BEGUN + 1)),
         "{text}"
     );
+}
+
+/// rfc8216bis §4.4.3.7: no part is longer than PART-TARGET. A frame that is shown for longer is in a segment that is
+/// listed as a whole.
+#[test]
+fn no_part_is_longer_than_its_target() {
+    // Video pauses; then audio does, as with DTX.
+    for (rate, video_pauses, audio_ticks) in [(30, true, 960), (10, true, 960), (25, false, 19_200)] {
+        let mut world = World::new(rate, rate * 2, OPUS.1.into());
+        let mut seen = 0;
+        for second in 0..24 {
+            world.video_pauses = video_pauses && matches!(second % 8, 4..=6);
+            let ticks = if (4..16).contains(&second) { audio_ticks } else { 960 };
+            for _ in 0..rate {
+                world.play_frames(1, ticks, 48_000);
+                for rendition in [RenditionRole::Video, RenditionRole::Audio] {
+                    let Some(rendition) = world.packager.rendition(rendition) else {
+                        continue;
+                    };
+                    let text = playlist::render_media_playlist(rendition, &[], false, None, "");
+                    let (_, target) = text.split_once("PART-TARGET=").expect("a target");
+                    let target: f64 = target.lines().next().expect("a line").parse().expect("a number");
+                    let parts = durations(&text, "#EXT-X-PART:DURATION=");
+                    assert!(parts.iter().all(|part| *part <= target + 0.000_01), "{text}");
+                    seen += parts.len();
+                }
+            }
+        }
+        assert!(seen > 1_000, "{seen}");
+        let long = |rendition: &Rendition| {
+            rendition
+                .segments()
+                .filter(|segment| segment.has_oversized_part)
+                .count()
+        };
+        assert_eq!(long(world.video()) > 0, video_pauses, "{rate}");
+        assert_eq!(long(world.audio()), 0, "the pauses of Opus are filled");
+        for rendition in [world.video(), world.audio()] {
+            let segments: Vec<_> = rendition.segments().collect();
+            for pair in segments.windows(2) {
+                let end = pair[0].start_time + pair[0].duration();
+                assert!(
+                    end.abs_diff(pair[1].start_time) < Duration::from_millis(2),
+                    "{rate} {end:?}"
+                );
+            }
+            // A player that waits for the first part of a segment that is listed as a whole waits for its end.
+            let (next, part) = rendition.next_part_position();
+            assert!(!rendition.has_part(next, part));
+            assert!(
+                rendition
+                    .segments()
+                    .filter(|segment| segment.is_complete)
+                    .all(|segment| rendition.has_part(segment.msn, 0))
+            );
+        }
+    }
 }

@@ -114,7 +114,7 @@ pub(super) async fn play(gateway: &Gateway, stream: &str, token: &str) -> Reply 
 
 async fn ended(gateway: &Gateway, within: Duration) -> bool {
     let waiting = async {
-        while gateway.media().sessions() > 0 {
+        while gateway.media_plane().session_count() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
@@ -328,7 +328,7 @@ async fn a_session_ends_within_a_second_of_its_token() {
     let claims = json!({"exp": exp, "publish": "*"});
     let token = signed(&folder, &json!({"alg": "HS256"}), &claims, SECRET);
     let session = publish(&gateway, "live", &token).await.location();
-    assert_eq!(gateway.media().sessions(), 1);
+    assert_eq!(gateway.media_plane().session_count(), 1);
     assert!(ended(&gateway, Duration::from_secs(10)).await);
     let now = in_seconds(0);
     assert!((exp..=exp + 1).contains(&now), "{} s after its end", now - exp);
@@ -509,7 +509,7 @@ async fn a_service_may_be_asked_and_nothing_is_open_while_it_is_silent() {
 
 /// A hundred thousand wrong tokens, most of which are rejected by the rate limit.
 #[tokio::test]
-async fn a_flood_of_wrong_tokens_is_told_to_wait() {
+async fn a_flood_of_wrong_tokens_gets_retry_after() {
     let gateway = gateway(&[
         ("MILLSTREAM_AUTH__PLAY_TOKEN", "right"),
         ("MILLSTREAM_AUTH__JWT_SECRET", SECRET),

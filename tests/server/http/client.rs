@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use millstream::shard::SourceFormats;
+use millstream::shard::TrackFormats;
 use millstream::{Config, Gateway};
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
@@ -82,17 +82,17 @@ pub(super) async fn from_text(text: &str) -> Gateway {
 /// Makes a stream live, as if a publisher with VP8 and Opus had sent its first packets.
 pub(super) fn make_live(gateway: &Gateway, stream: &str) {
     let source = SourceRef {
-        session: SessionId([7; 16]),
+        session_id: SessionId([7; 16]),
         shard: ShardIndex(0),
-        takes_key_frame_requests: true,
+        accepts_key_frame_requests: true,
     };
-    let formats = SourceFormats {
+    let formats = TrackFormats {
         video: Some(Format::Vp8),
         audio: Some(Format::Opus { stereo: true }),
     };
     let name = StreamName::parse(stream).expect("name");
-    gateway.media().hub().open_with(&name, |state| {
-        state.attach(source, &formats);
+    gateway.media_plane().hub().open_and_update_stream(&name, |state| {
+        state.replace_source(source, &formats);
     });
 }
 
@@ -165,7 +165,7 @@ impl Request {
     }
 
     pub(super) async fn send(&self, gateway: &Gateway) -> Reply {
-        let reply = raw(gateway.http_addr(), &self.bytes()).await;
+        let reply = raw(gateway.http_address(), &self.bytes()).await;
         Reply::parse(&reply).unwrap_or_else(|| panic!("no response to {self:?}"))
     }
 
@@ -173,7 +173,7 @@ impl Request {
     pub(super) async fn send_from(&self, source: Ipv4Addr, gateway: &Gateway) -> Reply {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind((source, 0).into()).expect("an address of this host");
-        let stream = socket.connect(gateway.http_addr()).await.expect("connects");
+        let stream = socket.connect(gateway.http_address()).await.expect("connects");
         let reply = reconcile(stream, &self.bytes()).await;
         Reply::parse(&reply).unwrap_or_else(|| panic!("no response to {self:?}"))
     }

@@ -17,7 +17,7 @@ fn head(extra: &str) -> String {
 #[tokio::test]
 async fn slow_clients_are_cut_off() {
     let gateway = gateway(&[]).await;
-    let address = gateway.http_addr();
+    let address = gateway.http_address();
     let slow_body = async {
         let mut stream = TcpStream::connect(address).await.expect("connects");
         stream
@@ -52,7 +52,7 @@ async fn slow_clients_are_cut_off() {
     hurry(tokio::time::timeout(Duration::from_secs(3_600), both))
         .await
         .expect("the gateway closes both");
-    assert_eq!(gateway.media().sessions(), 0);
+    assert_eq!(gateway.media_plane().session_count(), 0);
     gateway.stop().await;
 }
 
@@ -83,7 +83,7 @@ async fn smuggling_shapes_are_refused_and_the_connection_is_closed() {
             b"hello\r\n\r\nGET /healthz HTTP/1.1\r\nHost: h\r\n\r\n",
         ]
         .concat();
-        let reply = raw(gateway.http_addr(), &bytes).await;
+        let reply = raw(gateway.http_address(), &bytes).await;
         let text = String::from_utf8_lossy(&reply);
         assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{case}: {text}");
         let status = Reply::parse(&reply).expect(case).status;
@@ -92,7 +92,7 @@ async fn smuggling_shapes_are_refused_and_the_connection_is_closed() {
     // Both framings: the coding wins and the connection ends (RFC 9112 §6.1), so that nothing after it is a request.
     let both = head("Content-Length: 4\r\nTransfer-Encoding: chunked\r\n");
     let bytes = [both.as_bytes(), b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"].concat();
-    let reply = raw(gateway.http_addr(), &bytes).await;
+    let reply = raw(gateway.http_address(), &bytes).await;
     assert!(
         !String::from_utf8_lossy(&reply).contains("HTTP/1.1 2"),
         "{}",
@@ -112,10 +112,10 @@ async fn chunked_bodies_expectations_and_kept_connections_work() {
         first.len(),
         second.len()
     );
-    let reply = raw(gateway.http_addr(), chunked.as_bytes()).await;
+    let reply = raw(gateway.http_address(), chunked.as_bytes()).await;
     assert_eq!(Reply::parse(&reply).expect("response").status, 201);
 
-    let mut stream = TcpStream::connect(gateway.http_addr()).await.expect("connects");
+    let mut stream = TcpStream::connect(gateway.http_address()).await.expect("connects");
     let expecting = head(&format!("EXPECT: 100-continue\r\nContent-Length: {}\r\n", OBS.len()));
     stream.write_all(expecting.as_bytes()).await.expect("sends");
     let mut interim = [0; 25];
@@ -164,7 +164,7 @@ async fn no_damaged_request_is_answered_with_5xx() {
             let at = random(bytes.len());
             bytes[at] = random(256) as u8;
         }
-        let reply = raw_with_end(gateway.http_addr(), &bytes).await;
+        let reply = raw_with_end(gateway.http_address(), &bytes).await;
         if let Some(reply) = Reply::parse(&reply) {
             assert!(reply.status < 500, "{:?}\n{}", reply, String::from_utf8_lossy(&bytes));
             assert!(!matches!(reply.status, 301 | 302), "{reply:?}");
@@ -188,7 +188,7 @@ async fn raw_with_end(address: std::net::SocketAddr, bytes: &[u8]) -> Vec<u8> {
 async fn stopping_ends_sessions_and_idle_connections_within_seconds() {
     let gateway = gateway(&[]).await;
     Request::publish("/whip/live", OBS).send(&gateway).await.location();
-    let mut idle = TcpStream::connect(gateway.http_addr()).await.expect("connects");
+    let mut idle = TcpStream::connect(gateway.http_address()).await.expect("connects");
     // A response shows that the connection was accepted: those in the backlog are reset when the listener closes.
     idle.write_all(b"HEAD /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n")
         .await
@@ -197,12 +197,12 @@ async fn stopping_ends_sessions_and_idle_connections_within_seconds() {
     while !head.ends_with(b"\r\n\r\n") {
         head.push(idle.read_u8().await.expect("an answer"));
     }
-    let address = gateway.http_addr();
-    let media = gateway.media().clone();
+    let address = gateway.http_address();
+    let media = gateway.media_plane().clone();
     tokio::time::timeout(Duration::from_secs(4), gateway.stop())
         .await
         .expect("stops");
-    assert_eq!(media.sessions(), 0);
+    assert_eq!(media.session_count(), 0);
     let mut rest = Vec::new();
     idle.read_to_end(&mut rest).await.expect("closed in order");
     assert!(rest.is_empty());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream::Gateway;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::stream::{Layer, SessionId};
+use millstream_core::hub::stream::{SessionId, SimulcastLayer};
 use millstream_core::media::{Format, ProfileLevelId, Rid};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,15 +21,16 @@ async fn viewer(gateway: &Gateway) -> String {
 
 fn change(gateway: &Gateway, change: impl FnOnce(&mut millstream_core::hub::stream::StreamState)) {
     let name = StreamName::parse("live").expect("a name");
-    gateway.media().hub().open_with(&name, change);
+    gateway.media_plane().hub().open_and_update_stream(&name, change);
 }
 
-fn layers(sizes: &[(&str, u16, u16)]) -> Vec<Layer> {
-    let layer = |(rid, width, height): &(&str, u16, u16)| Layer {
+fn layers(sizes: &[(&str, u16, u16)]) -> Vec<SimulcastLayer> {
+    let layer = |(rid, width, height): &(&str, u16, u16)| SimulcastLayer {
         rid: Rid((*rid).into()),
         resolution: Some((*width, *height)),
-        bitrate: 100_000,
+        measured_bitrate: 100_000,
         active: true,
+        is_carried_by_main_stream: false,
     };
     sizes.iter().map(layer).collect()
 }
@@ -42,7 +43,7 @@ struct Events {
 
 impl Events {
     async fn open(gateway: &Gateway, path: &str) -> Self {
-        let mut stream = TcpStream::connect(gateway.http_addr()).await.expect("connects");
+        let mut stream = TcpStream::connect(gateway.http_address()).await.expect("connects");
         let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("sends");
         let mut events = Self {
@@ -97,7 +98,7 @@ async fn the_answer_names_the_extensions() {
         [
             format!(
                 "<{session}/events>; rel=\"urn:ietf:params:whep:ext:core:server-sent-events\"; \
-                 events=\"active,inactive,layers,reconnect,viewercount\""
+                 events=\"active,inactive,layers,reconnect,viewercount,quality\""
             ),
             format!("<{session}/layer>; rel=\"urn:ietf:params:whep:ext:core:layer\""),
         ]
@@ -137,9 +138,9 @@ async fn a_session_that_cannot_carry_the_video_says_which_it_is_and_where_to_fin
     assert_eq!(alternates(&ask(VIEWER).await), [""; 0]);
     // Viewers that offer no video, and viewers of streams without video, get no such link.
     let cut = without_h264.find("m=video").expect("video");
-    let sound = without_h264[..cut].replace("BUNDLE 0 1", "BUNDLE 0");
-    assert_eq!(alternates(&ask(&sound).await), [""; 0]);
-    change(&gateway, |state| state.video.begin(None));
+    let audio_only = without_h264[..cut].replace("BUNDLE 0 1", "BUNDLE 0");
+    assert_eq!(alternates(&ask(&audio_only).await), [""; 0]);
+    change(&gateway, |state| state.video.begin_source(None));
     assert_eq!(alternates(&ask(without_h264).await), [""; 0]);
     gateway.stop().await;
 }
@@ -183,8 +184,8 @@ async fn events_say_what_becomes_of_the_stream() {
     change(&gateway, |state| {
         state.set_layers(layers(&[("f", 1280, 720), ("h", 640, 360)]));
     });
-    let told = events.until("\n\n").await;
-    let data = told.split("data: ").nth(1).expect("data").trim();
+    let sent = events.until("\n\n").await;
+    let data = sent.split("data: ").nth(1).expect("data").trim();
     let data: serde_json::Value = serde_json::from_str(data).expect("one line of JSON");
     let expected = json!([
         {"rid": "f", "bitrate": 100_000, "width": 1280, "height": 720},
@@ -199,10 +200,10 @@ async fn events_say_what_becomes_of_the_stream() {
         .expect("one m-line");
     assert_eq!(data[index], expected);
     change(&gateway, |state| {
-        state.detach(SessionId([7; 16]));
+        state.detach_source(SessionId([7; 16]));
     });
-    let told = events.until("event: inactive\ndata: {}\n\n").await;
-    assert!(!told.contains("event: active"), "{told}");
+    let sent = events.until("event: inactive\ndata: {}\n\n").await;
+    assert!(!sent.contains("event: active"), "{sent}");
     make_live(&gateway, "live");
     events.until("event: active\ndata: {}\n\n").await;
     gateway.drain();

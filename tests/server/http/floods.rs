@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use millstream::Gateway;
 use millstream_test_support::{
-    Answer, Credentials, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerIdentity, Profiles, VideoCodec,
+    Answer, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerIdentity, Profiles, VideoCodec,
 };
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
@@ -101,7 +101,7 @@ async fn where_all_places_are_taken_the_oldest_gives_way_to_whoever_comes() {
         let status = Request::new("GET", session).send(&gateway).await.status;
         assert_eq!(status, if index < 60 - 48 { 404 } else { 204 }, "{index}");
     }
-    assert_eq!(gateway.media().half_open_sessions(), 48);
+    assert_eq!(gateway.media_plane().half_open_session_count(), 48);
     let name = "millstream_sessions_evicted_total{reason=\"half_open\"}";
     assert_eq!(metric(&gateway, name).await, 12);
     // With a token there are places of their own.
@@ -115,17 +115,9 @@ async fn where_all_places_are_taken_the_oldest_gives_way_to_whoever_comes() {
 /// A viewer sends checks until one is answered, and no handshake.
 async fn check_only(gateway: &Gateway) -> String {
     let identity = PeerIdentity::generate();
-    let offer = OfferParameters {
-        credentials: Credentials::from_seed(1),
-        fingerprint: identity.fingerprint(),
-        setup: "actpass",
-        video: &[VideoCodec::Vp8],
-        rtx: true,
-        audio_ssrc: 0,
-        video_ssrc: 0,
-    };
+    let offer = OfferParameters::viewer(1, identity.fingerprint(), &[VideoCodec::Vp8]);
     let reply = Request::offer("/whep/live", offer.whep()).send(gateway).await;
-    let server = gateway.media().local_addr();
+    let server = gateway.media_plane().local_addr();
     let config = PeerConfig {
         identity,
         local: offer.credentials,
@@ -162,12 +154,12 @@ async fn a_session_whose_check_came_does_not_give_way() {
     let gateway = gateway(&[("MILLSTREAM_LIMITS__HALF_OPEN_PER_ADDRESS", "1")]).await;
     make_live(&gateway, "live");
     let silent = Request::offer("/whep/live", VIEWER).send(&gateway).await.location();
-    let heard = check_only(&gateway).await;
+    let checked = check_only(&gateway).await;
     assert_eq!(Request::new("GET", &silent).send(&gateway).await.status, 404);
     let reply = Request::offer("/whep/live", VIEWER).send(&gateway).await;
     assert_eq!((reply.status, reply.problem().as_str()), (429, "half_open_address"));
     assert!(reply.header("retry-after").is_some());
-    assert_eq!(Request::new("GET", &heard).send(&gateway).await.status, 204);
+    assert_eq!(Request::new("GET", &checked).send(&gateway).await.status, 204);
     let refused = "millstream_sessions_refused_total{reason=\"half_open_address\"}";
     assert_eq!(metric(&gateway, refused).await, 1);
     gateway.stop().await;

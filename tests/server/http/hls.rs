@@ -7,7 +7,7 @@ use millstream::Gateway;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::SessionId;
 use millstream_core::media::Codec;
-use millstream_core::sources::frame_source::{FrameSource, Framing};
+use millstream_core::sources::frame_source::{FrameSource, NalFraming};
 
 use crate::http::client::{PUBLISH, Reply, Request, gateway};
 
@@ -19,7 +19,7 @@ const OTHER_FRAME: &[u8] = &[0, 0, 0, 1, 0x41, 0x88];
 /// Publishes H.264 at 25 frames per second with a key frame every second, until the gateway stops. Each frame has
 /// `size` bytes.
 pub(super) fn publish_h264(gateway: &Gateway, stream: &str, size: usize) -> tokio::task::JoinHandle<()> {
-    let media = gateway.media().clone();
+    let media = gateway.media_plane().clone();
     let name = StreamName::parse(stream).expect("a name");
     tokio::spawn(async move {
         let mut source = FrameSource::new(name, SessionId([9; 16]), &[Codec::H264.into()]).expect("a codec");
@@ -31,9 +31,9 @@ pub(super) fn publish_h264(gateway: &Gateway, stream: &str, size: usize) -> toki
             };
             let bytes = Bytes::from([head, &vec![0x55; size]].concat());
             source
-                .take_video(now(), frame * 3_600, &bytes, Framing::StartCodes)
+                .packetize_and_queue_video(now(), frame * 3_600, &bytes, NalFraming::AnnexB)
                 .expect("short");
-            source.publish(media.hub());
+            source.publish_to_hub(media.hub());
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
     })

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::http::client::{OBS, PUBLISH, Request, VIEWER, gateway, make_live, raw};
+use crate::http::client::{OBS, PUBLISH, Request, VIEWER, gateway, hurry, make_live, raw};
 
 /// The rows of bad input, as requests.
 fn bad() -> Vec<Request> {
@@ -62,9 +62,9 @@ async fn bad_input_leaves_no_session_and_no_task() {
             let reply = request.send(&gateway).await;
             assert!((400..500).contains(&reply.status), "{request:?}: {}", reply.status);
         }
-        raw(gateway.http_addr(), b"\x16\x03\x01\r\n\r\n").await;
+        raw(gateway.http_address(), b"\x16\x03\x01\r\n\r\n").await;
     }
-    assert_eq!(gateway.media().sessions(), 1, "the one that is well");
+    assert_eq!(gateway.media_plane().session_count(), 1, "the one that is well");
     assert_eq!(Request::new("GET", &well).send(&gateway).await.status, 204);
     let settled = async {
         while tasks() > before {
@@ -73,5 +73,33 @@ async fn bad_input_leaves_no_session_and_no_task() {
     };
     let settled = tokio::time::timeout(Duration::from_secs(20), settled).await;
     assert!(settled.is_ok(), "{} tasks, {before} before", tasks());
+    gateway.stop().await;
+}
+
+/// What is known of ended sessions goes after its minute, also while no other session begins or ends.
+#[tokio::test]
+async fn sessions_that_ended_are_forgotten_although_no_other_client_comes() {
+    let gateway = gateway(&[("MILLSTREAM_AUTH__API_TOKEN", "operator")]).await;
+    make_live(&gateway, "live");
+    for _ in 0..20 {
+        let session = Request::offer("/whep/live", VIEWER).send(&gateway).await.location();
+        assert_eq!(Request::new("DELETE", &session).send(&gateway).await.status, 200);
+    }
+    let listed = async || {
+        let reply = Request::new("GET", "/api/v1/sessions")
+            .bearer("operator")
+            .send(&gateway)
+            .await;
+        assert_eq!(reply.status, 200);
+        reply.text().matches("\"id\"").count()
+    };
+    assert_eq!(listed().await, 20, "ended ones are listed for a minute");
+    let forgotten = async {
+        while listed().await > 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let forgotten = hurry(tokio::time::timeout(Duration::from_secs(600), forgotten)).await;
+    assert!(forgotten.is_ok(), "{} sessions are still known", listed().await);
     gateway.stop().await;
 }

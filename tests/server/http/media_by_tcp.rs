@@ -9,10 +9,9 @@ use millstream::shard::MediaPlane;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::SessionId;
 use millstream_core::media::Codec;
-use millstream_core::sources::frame_source::{FanOut as _, FrameSource, Framing};
+use millstream_core::sources::frame_source::{FrameSink as _, FrameSource, NalFraming};
 use millstream_test_support::{
-    Answer, Credentials, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles,
-    VideoCodec,
+    Answer, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles, VideoCodec,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
@@ -35,7 +34,7 @@ async fn port(gateway: &Gateway) -> SocketAddr {
 #[tokio::test]
 async fn the_number_is_that_of_udp_and_comes_after_it() {
     let gateway = gateway(&[]).await;
-    assert_eq!(port(&gateway).await, gateway.media().local_addr());
+    assert_eq!(port(&gateway).await, gateway.media_plane().local_addr());
     let reply = Request::publish("/whip/live", OBS).send(&gateway).await;
     let first = reply.text().lines().find(|line| line.starts_with("a=candidate:"));
     assert!(first.expect("a candidate").contains(" udp "));
@@ -43,7 +42,7 @@ async fn the_number_is_that_of_udp_and_comes_after_it() {
     let without = crate::http::client::gateway(&[("MILLSTREAM_WEBRTC__TCP", "false")]).await;
     let reply = Request::publish("/whip/live", OBS).send(&without).await;
     assert!(!reply.text().contains(" tcp "));
-    assert!(TcpStream::connect(without.media().local_addr()).await.is_err());
+    assert!(TcpStream::connect(without.media_plane().local_addr()).await.is_err());
     without.stop().await;
 }
 
@@ -124,7 +123,7 @@ struct Stream(tokio::task::JoinHandle<()>);
 
 impl Stream {
     async fn start(gateway: &Gateway) -> Self {
-        let media = gateway.media().clone();
+        let media = gateway.media_plane().clone();
         let stream = Self(tokio::spawn(Self::run(media.clone())));
         let name = StreamName::parse("live").expect("a name");
         while media.available_tracks(&name).is_none() {
@@ -145,9 +144,9 @@ impl Stream {
                 false => [&[0, 0, 0, 1, 0x41, 0x88], &body[..]].concat(),
             };
             let now = now();
-            feed.take_video(now, number * 3_000, &unit.into(), Framing::StartCodes)
+            feed.packetize_and_queue_video(now, number * 3_000, &unit.into(), NalFraming::AnnexB)
                 .expect("a frame");
-            media.feed(&mut feed);
+            media.publish_frames(&mut feed);
             sleep(Duration::from_millis(33)).await;
         }
     }
@@ -177,22 +176,14 @@ impl Viewer {
     /// Finishes its handshake.
     async fn connect(gateway: &Gateway) -> Self {
         let identity = PeerIdentity::generate();
-        let offer = OfferParameters {
-            credentials: Credentials::from_seed(1),
-            fingerprint: identity.fingerprint(),
-            setup: "actpass",
-            video: &[VideoCodec::H264],
-            rtx: true,
-            audio_ssrc: 0,
-            video_ssrc: 0,
-        };
+        let offer = OfferParameters::viewer(1, identity.fingerprint(), &[VideoCodec::H264]);
         let reply = Request::offer("/whep/live", offer.whep()).send(gateway).await;
         let session = reply.location();
         let config = PeerConfig {
             identity,
             local: offer.credentials,
             remote: Answer::parse(reply.text()).credentials(),
-            server: gateway.media().local_addr(),
+            server: gateway.media_plane().local_addr(),
             role: DtlsRole::Client,
             profiles: Profiles::CmThenGcm,
             ice: IceStyle::BROWSER,
@@ -213,7 +204,10 @@ impl Viewer {
     async fn dial(gateway: &Gateway) -> TcpStream {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_recv_buffer_size(16 * 1024).expect("smaller");
-        socket.connect(gateway.media().local_addr()).await.expect("connects")
+        socket
+            .connect(gateway.media_plane().local_addr())
+            .await
+            .expect("connects")
     }
 
     /// Reconnects with another connection.
@@ -278,13 +272,13 @@ async fn a_viewer_that_takes_nothing_is_let_go_and_may_come_back() {
     let gateway = gateway(&[]).await;
     let _stream = Stream::start(&gateway).await;
     let mut viewer = Viewer::connect(&gateway).await;
-    assert_eq!(gateway.media().tcp_connections(), 1);
+    assert_eq!(gateway.media_plane().tcp_connection_count(), 1);
     // It keeps sending checks, but reads nothing.
     let mut most = 0;
     let let_go = async {
-        while gateway.media().tcp_connections() > 0 {
+        while gateway.media_plane().tcp_connection_count() > 0 {
             viewer.send().await;
-            most = most.max(gateway.media().tcp_queued());
+            most = most.max(gateway.media_plane().tcp_queued_bytes());
             sleep(Duration::from_millis(50)).await;
         }
     };
@@ -314,7 +308,7 @@ async fn a_viewer_that_takes_little_is_not_let_go() {
         viewer.take(8 * 1024).await;
         sleep(Duration::from_millis(250)).await;
     }
-    assert_eq!(gateway.media().tcp_connections(), 1);
+    assert_eq!(gateway.media_plane().tcp_connection_count(), 1);
     assert!(metric(&gateway, "millstream_dropped_total{reason=\"tcp_queue_full\"}").await > 0);
     gateway.stop().await;
 }

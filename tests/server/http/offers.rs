@@ -60,7 +60,7 @@ fn check_offer(reply: &Reply, status: u16) -> (String, String) {
 }
 
 async fn sessions(gateway: &Gateway) -> usize {
-    gateway.media().sessions()
+    gateway.media_plane().session_count()
 }
 
 /// E-05, E-15, B-02.

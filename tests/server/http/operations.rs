@@ -68,9 +68,9 @@ async fn pages_and_files_come_with_their_type_and_a_strict_policy() {
     for (method, path, wanted) in [
         ("POST", "/live", "publish to /whip/NAME"),
         ("POST", "/live/whip", "/whep/NAME"),
-        ("POST", "/whip", "the stream name is missing: /whip/NAME"),
-        ("POST", "/whep/", "the stream name is missing: /whep/NAME"),
-        ("GET", "/watch/", "the stream name is missing: /watch/NAME"),
+        ("POST", "/whip", "the path contains no stream name: use /whip/NAME"),
+        ("POST", "/whep/", "the path contains no stream name: use /whep/NAME"),
+        ("GET", "/watch/", "the path contains no stream name: use /watch/NAME"),
         ("GET", "/watch/a%20b", "letters, digits"),
     ] {
         let reply = Request::new(method, path).send(&gateway).await;
@@ -112,7 +112,7 @@ async fn no_file_of_the_player_is_forgotten() {
 }
 
 #[tokio::test]
-async fn probes_and_metrics_tell_what_happens() {
+async fn probes_and_metrics_show_what_happens() {
     let gateway = gateway(&[]).await;
     make_live(&gateway, "hall/stage-1");
     Request::publish("/whip/live", OBS).send(&gateway).await.location();
@@ -123,9 +123,9 @@ async fn probes_and_metrics_tell_what_happens() {
     Request::offer("/whip/live", OBS).send(&gateway).await;
     // The shard opens the viewer after the answer.
     let name = StreamName::parse("hall/stage-1").expect("name");
-    let stream = gateway.media().hub().find(&name).expect("live");
+    let stream = gateway.media_plane().hub().find_stream(&name).expect("live");
     for _ in 0..100 {
-        if stream.with(|state| state.viewers()) == 1 {
+        if stream.with_state(|state| state.viewer_count()) == 1 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -156,6 +156,36 @@ async fn probes_and_metrics_tell_what_happens() {
     let names: Vec<&str> = reply.text().lines().filter_map(|l| l.strip_prefix("# TYPE ")).collect();
     let unique: std::collections::HashSet<&&str> = names.iter().collect();
     assert_eq!(names.len(), unique.len(), "each family stands once");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "a time in the past of the gateway's own clock")]
+async fn a_silent_publisher_is_stalled_in_api_and_metrics() {
+    let gateway = gateway(&[("MILLSTREAM_AUTH__API_TOKEN", "secret")]).await;
+    make_live(&gateway, "live");
+    let name = StreamName::parse("live").expect("name");
+    let get = async |path: &str| {
+        let request = Request::new("GET", path).header("authorization", "Bearer secret");
+        request.send(&gateway).await.text().to_owned()
+    };
+    for (silent_seconds, is_stalled) in [(2, false), (6, true)] {
+        let since = std::time::Instant::now() - Duration::from_secs(silent_seconds);
+        let stream = gateway.media_plane().hub().find_stream(&name).expect("live");
+        stream.with_state(move |state| state.expect_media_since(since));
+        let shown = get("/api/v1/streams/live").await;
+        assert!(
+            shown.contains(&format!("\"live\":true,\"stalled\":{is_stalled}")),
+            "{shown}"
+        );
+        let metrics = get("/metrics").await;
+        let expected = format!(
+            "millstream_stream_stalled{{stream=\"live\"}} {}\n",
+            u8::from(is_stalled)
+        );
+        assert!(metrics.contains(&expected), "{metrics}");
+        assert!(metrics.contains(&format!("millstream_streams_stalled {}\n", u8::from(is_stalled))));
+    }
     gateway.stop().await;
 }
 
@@ -339,8 +369,8 @@ async fn the_api_asks_for_a_reload_and_says_what_became_of_it() {
     make_live(&gateway, "live");
     let watching = Request::offer("/whep/live", VIEWER).bearer("old").send(&gateway).await;
     watching.location();
-    let mut requests = gateway.reload_requests().expect("given once");
-    let address = gateway.http_addr();
+    let mut requests = gateway.take_reload_request_receiver().expect("given once");
+    let address = gateway.http_address();
     let asked = tokio::spawn(async move {
         let request = b"POST /api/v1/reload HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer operator\r\n\
                         Content-Length: 0\r\nConnection: close\r\n\r\n";
@@ -358,20 +388,20 @@ async fn the_api_asks_for_a_reload_and_says_what_became_of_it() {
     let reloaded = gateway.reload(config).await.expect("valid");
     assert_eq!(reloaded.sessions_ended, 1, "the viewer's token is no longer in force");
     answer.send(Ok(reloaded)).expect("awaited");
-    let told = json(&asked.await.expect("runs"));
+    let report = json(&asked.await.expect("runs"));
     assert!(
-        told["changed"]
+        report["changed"]
             .as_array()
             .expect("a list")
             .contains(&"auth.play_token".into()),
-        "{told}"
+        "{report}"
     );
     assert!(
-        told["needs_restart"]
+        report["needs_restart"]
             .as_array()
             .expect("a list")
             .contains(&"webrtc.shards".into()),
-        "{told}"
+        "{report}"
     );
     let again = |token| Request::offer("/whep/live", VIEWER).bearer(token);
     assert_eq!(again("old").send(&gateway).await.status, 401);

@@ -108,7 +108,7 @@ async fn a_trusted_proxy_may_open_many_connections() {
         let mut connections = Vec::new();
         let mut accepted = 0;
         for _ in 0..5 {
-            let mut stream = TcpStream::connect(gateway.http_addr()).await.expect("connects");
+            let mut stream = TcpStream::connect(gateway.http_address()).await.expect("connects");
             stream
                 .write_all(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
                 .await

@@ -20,12 +20,12 @@ async fn reload(gateway: &mut Gateway, text: &str) -> usize {
 /// Waits until so many sessions are open; fails before half-open ones time out.
 async fn until_sessions(gateway: &Gateway, wanted: usize) {
     let waiting = async {
-        while gateway.media().sessions() != wanted {
+        while gateway.media_plane().session_count() != wanted {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     let reached = tokio::time::timeout(Duration::from_secs(8), waiting).await;
-    assert!(reached.is_ok(), "{} sessions", gateway.media().sessions());
+    assert!(reached.is_ok(), "{} sessions", gateway.media_plane().session_count());
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_session_by_the_webhook_lasts_as_long_as_the_webhook_is_configured() {
 #[tokio::test]
 async fn a_viewer_that_waits_for_the_publisher_is_not_let_in_after_access_was_closed() {
     let mut gateway = from_text("[http]\nwait_for_publisher = 60\n").await;
-    let address = gateway.http_addr();
+    let address = gateway.http_address();
     let waiting = tokio::spawn(async move {
         let request = format!(
             "POST /whep/live HTTP/1.1\r\nHost: h\r\nContent-Type: application/sdp\r\nContent-Length: {}\r\n\
@@ -130,7 +130,7 @@ async fn a_viewer_that_waits_for_the_publisher_is_not_let_in_after_access_was_cl
 #[tokio::test]
 async fn events_of_the_api_end_with_the_token_that_opened_them() {
     let mut gateway = from_text("[auth]\napi_token = \"old\"\n").await;
-    let mut stream = TcpStream::connect(gateway.http_addr()).await.expect("connects");
+    let mut stream = TcpStream::connect(gateway.http_address()).await.expect("connects");
     let request = b"GET /api/v1/events HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer old\r\nConnection: close\r\n\r\n";
     stream.write_all(request).await.expect("sends");
     let mut bytes = [0; 15];

@@ -55,7 +55,7 @@ impl<S: tracing::Subscriber> Layer<S> for Stall {
         event.record(&mut |field: &Field, value: &dyn std::fmt::Debug| {
             fields += &format!("{field}={value:?} ");
         });
-        if fields.contains("viewer left") && fields.contains(&format!("stream={STREAM} ")) {
+        if fields.contains("viewer session ended") && fields.contains(&format!("stream={STREAM} ")) {
             GATE.pass();
         }
     }
@@ -98,6 +98,7 @@ async fn a_shard_that_stands_still_is_unhealthy_until_it_goes_on() {
     GATE.open();
     until(&gateway, "/healthz", 200).await;
     until(&gateway, "/readyz", 200).await;
+    println!("measured: /healthz and /readyz 503 `shard_stalled` until it ticked again");
     gateway.stop().await;
 }
 
@@ -109,9 +110,9 @@ fn a_shard_that_stands_still_for_good_ends_the_process_with_its_state_in_the_log
         .output()
         .expect("starts");
     let log = String::from_utf8_lossy(&ended.stderr);
-    assert_eq!(ended.status.code(), Some(watchdog::EXIT_STATUS), "{log}");
+    assert_eq!(ended.status.code(), Some(watchdog::STALL_EXIT_STATUS), "{log}");
     for fact in [
-        "last phase of a stalled shard",
+        "state of a media shard at the time of a stall",
         "phase=\"messages\"",
         "futex",
         "a shard is stalled",
@@ -130,6 +131,6 @@ async fn the_process_of_a_shard_that_stands_still() {
     let gateway = gateway(&[]).await;
     GATE.close();
     stall(&gateway).await;
-    tokio::time::sleep(watchdog::FATAL_AFTER + PATIENCE).await;
+    tokio::time::sleep(watchdog::FATAL_STALL_TIMEOUT + PATIENCE).await;
     panic!("the process goes on");
 }

@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use millstream::{Config, Gateway, GatewayError};
+use millstream_test_support::tls::make_certificate;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -26,22 +27,8 @@ impl Folder {
 
     /// A certificate of this name and its key.
     pub(super) fn certificate(&self, common_name: &str) {
-        let done = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-            ])
-            .args(["-days", "30", "-subj", &format!("/CN={common_name}")])
-            .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
-            .args(["-keyout", &self.path("key.pem"), "-out", &self.path("cert.pem")])
-            .output()
-            .expect("openssl starts");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let (key, certificate) = (self.0.join("key.pem"), self.0.join("cert.pem"));
+        make_certificate(common_name, &key, &certificate).expect("openssl");
     }
 
     pub(super) fn config(&self) -> String {
@@ -86,7 +73,7 @@ async fn https_and_http2_carry_a_session() {
     folder.certificate("one");
     std::fs::write(folder.path("offer"), OBS).expect("written");
     let gateway = gateway(&folder).await;
-    let url = |path: &str| format!("https://{}{path}", gateway.http_addr());
+    let url = |path: &str| format!("https://{}{path}", gateway.http_address());
     let bearer = format!("Authorization: Bearer {PUBLISH}");
     let (offer, authority) = (format!("@{}", folder.path("offer")), folder.path("cert.pem"));
     for version in ["--http1.1", "--http2"] {
@@ -134,7 +121,7 @@ async fn a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not
     let folder = Folder::new("renewed");
     folder.certificate("one");
     let gateway = gateway(&folder).await;
-    let url = format!("https://{}/healthz", gateway.http_addr());
+    let url = format!("https://{}/healthz", gateway.http_address());
     let subject = async || text(&curl(&["-k", "-v", "-o", "/dev/null", &url]).await);
     assert!(subject().await.contains("subject: CN=one"), "{}", subject().await);
     std::fs::write(folder.path("cert.pem"), "half a file").expect("written");
@@ -147,15 +134,15 @@ async fn a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not
 }
 
 #[tokio::test]
-async fn who_speaks_no_tls_is_told_or_let_go() {
+async fn a_client_without_tls_gets_an_answer_or_is_closed() {
     let folder = Folder::new("plain");
     folder.certificate("one");
     let gateway = gateway(&folder).await;
-    let output = curl(&["-i", &format!("http://{}/", gateway.http_addr())]).await;
+    let output = curl(&["-i", &format!("http://{}/", gateway.http_address())]).await;
     assert!(text(&output).contains("begin with https://"), "{}", text(&output));
     // Half a handshake, and none.
     for bytes in [&[22, 3, 1, 0, 200, 1][..], &[]] {
-        let mut stream = TcpStream::connect(gateway.http_addr()).await.expect("connects");
+        let mut stream = TcpStream::connect(gateway.http_address()).await.expect("connects");
         stream.write_all(bytes).await.expect("sends");
         let closed = async {
             let mut rest = [0; 64];
@@ -186,7 +173,7 @@ async fn files_that_cannot_be_used_are_named() {
         (both(&cert, &old), "does not belong"),
     ] {
         let mut config = Config::parse(&text, "test.toml".as_ref(), []).expect("parses");
-        let mistakes = millstream::gateway::check::mistakes(&config, &[]);
+        let mistakes = millstream::gateway::check::find_build_and_certificate_mistakes(&config, &[]);
         let messages: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         assert_eq!(messages.len(), 1, "{messages:?}");
         assert!(

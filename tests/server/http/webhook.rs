@@ -88,7 +88,7 @@ async fn requests_without_a_token_do_not_keep_publishers_out() {
     let floods: Vec<_> = (0..100)
         .map(|n| {
             let path = format!("/hls/x{n}");
-            tokio::spawn(flood(gateway.http_addr(), Ipv4Addr::LOCALHOST, path, stop.clone()))
+            tokio::spawn(flood(gateway.http_address(), Ipv4Addr::LOCALHOST, path, stop.clone()))
         })
         .collect();
     tokio::time::sleep(Duration::from_secs(1)).await;

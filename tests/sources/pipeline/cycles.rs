@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use millstream::pipeline::library::Library;
-use millstream::pipeline::process::Process;
-use millstream_worker_runtime::wire::FromWorker;
+use millstream::pipeline::library::PipelineLibrary;
+use millstream::pipeline::process::WorkerProcess;
+use millstream::pipeline::slots::{WorkerOwner, WorkerSlots};
+use millstream_worker_runtime::wire::MessageFromWorker;
 
 use crate::pipeline::programs;
 
@@ -39,13 +40,25 @@ fn workers_leave_nothing_behind() {
 async fn cycles() {
     let asked = std::env::var_os("WORKER_CYCLES").and_then(|count| count.to_str()?.parse().ok());
     let rounds = asked.unwrap_or(SHORT);
-    let library = Library::shipped();
+    let library = PipelineLibrary::shipped();
     let description = library.get("slate").expect("it is shipped");
-    let (job, _) = description.job(&toml::Table::new(), Vec::new()).expect("defaults");
+    let (job, _) = description
+        .build_job_and_target_hosts(&toml::Table::new(), Vec::new())
+        .expect("defaults");
     let mut before = None;
+    let slots = WorkerSlots::default();
     for round in 0..rounds {
-        let mut process = Process::start(&programs(), job.clone(), description.limits).expect("starts");
-        while !matches!(process.next().await.expect("it runs"), FromWorker::Frame(_)) {}
+        let mut process = WorkerProcess::spawn_pipeline_worker(
+            &programs(),
+            slots.acquire(WorkerOwner::ConfiguredSource).expect("a free slot"),
+            job.clone(),
+            description.limits,
+        )
+        .expect("starts");
+        while !matches!(
+            process.next_message_or_kill().await.expect("it runs"),
+            MessageFromWorker::Frame(_)
+        ) {}
         // All other ways of ending: graceful stop, kill, drop.
         match round % 3 {
             0 => process.stop().await,
@@ -59,7 +72,7 @@ async fn cycles() {
     }
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     let (before, after) = (before.expect("enough rounds"), holdings());
-    println!("{rounds} cycles: {before:?} before, {after:?} after");
+    println!("measured: {rounds} cycles: {before:?} before, {after:?} after");
     for what in ["descriptors", "threads", "workers"] {
         assert!(after[what] <= before[what] + 1, "{what}: {before:?} {after:?}");
     }

@@ -52,7 +52,7 @@ async fn rounds(config: &str, what: &str, wanted: &str, settle: Duration, harm: 
         let &[victim] = &victims[..] else {
             panic!("one worker is the victim's: {victims:?}");
         };
-        let before = crate::pipeline::poll(gateway.media().hub(), "victim").expect("it plays");
+        let before = crate::pipeline::poll(gateway.media_plane().hub(), "victim").expect("it plays");
         let harmed = now();
         harm(victim);
         until(&gateway, "victim", "is away", |seen| seen.is_none()).await;
@@ -80,7 +80,7 @@ async fn rounds(config: &str, what: &str, wanted: &str, settle: Duration, harm: 
     times.sort();
     let in_time = times.iter().filter(|time| **time <= LIMIT).count();
     println!(
-        "{what}: back within 2 s {in_time} of {rounds} times; median {:.2?}, worst {:.2?}",
+        "measured: {what}: back within 2 s {in_time} of {rounds} times; median {:.2?}, worst {:.2?}",
         times[rounds / 2],
         times[rounds - 1]
     );
@@ -91,20 +91,23 @@ async fn rounds(config: &str, what: &str, wanted: &str, settle: Duration, harm: 
 /// It runs on demand, so that its worker can be distinguished from the other one.
 async fn gateway_starts_victim(gateway: &Gateway) {
     let name = StreamName::parse("victim").expect("a name");
-    let hub = gateway.media().hub();
-    hub.open_with(&name, |state| {
-        state.subscribe(millstream_core::hub::stream::ShardIndex(0))
+    let hub = gateway.media_plane().hub();
+    hub.open_and_update_stream(&name, |state| {
+        state.add_viewer(millstream_core::hub::stream::ShardIndex(0))
     });
     plays(gateway, "victim").await;
 }
 
 /// Counts the gaps in the video timestamps of the other stream, within its ring.
 fn frames_lost(gateway: &Gateway) -> u64 {
-    let stream = gateway.media().hub().find(StreamName::parse("other").expect("a name"));
+    let stream = gateway
+        .media_plane()
+        .hub()
+        .find_stream(StreamName::parse("other").expect("a name"));
     let stream = stream.expect("it plays");
-    let times: Vec<u64> = stream.with(|state| {
+    let times: Vec<u64> = stream.with_state(|state| {
         let ring = state.video.ring();
-        (ring.first()..ring.end())
+        (ring.first_seq()..ring.end_seq())
             .filter_map(|seq| Some(ring.get(seq)?.packet.time))
             .collect()
     });
@@ -132,7 +135,7 @@ async fn a_worker_that_crashes() {
     rounds(
         STREAMS,
         "crashed",
-        "the worker crashed (signal: 11 (SIGSEGV)",
+        "worker crashed (signal: 11 (SIGSEGV)",
         SETTLED,
         harm,
     )
@@ -142,17 +145,14 @@ async fn a_worker_that_crashes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a process of its own"]
 async fn a_worker_that_hangs() {
-    rounds(STREAMS, "hung", "the worker hung", SETTLED, |victim| {
-        signal(victim, "STOP")
-    })
-    .await;
+    rounds(STREAMS, "hung", "worker hung", SETTLED, |victim| signal(victim, "STOP")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a process of its own"]
 async fn a_worker_that_eats_memory() {
     let folder = Folder::new("greedy");
-    // Pictures wait in a queue without bounds for a reader that takes ten a second; the first two are let through.
+    // Frames wait in a queue without bounds for a reader that takes ten a second; the first two are let through.
     folder.write(
         "greedy.toml",
         r#"

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use millstream::pipeline::description::Description;
+use millstream::pipeline::description::PipelineDescription;
 use millstream::pipeline::process;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -108,19 +108,19 @@ fn hostile_values_are_refused_by_name_or_stay_values() {
 async fn texts_never_become_elements() {
     let folder = Folder::new("inert");
     let out = folder.0.join("out").display().to_string();
-    let slate = Description::parse(include_str!("../../../pipelines/slate.toml")).expect("it is shipped");
+    let slate = PipelineDescription::from_toml(include_str!("../../../pipelines/slate.toml")).expect("it is shipped");
     let jobs: Vec<_> = PAYLOADS
         .iter()
         .filter(|payload| !payload.chars().any(char::is_control))
         .map(|payload| {
             let text = payload.replace("OUT", &out);
             let values = toml::Table::from_iter([("text".to_owned(), toml::Value::from(text))]);
-            let (job, hosts) = slate.job(&values, Vec::new()).expect("a text");
+            let (job, hosts) = slate.build_job_and_target_hosts(&values, Vec::new()).expect("a text");
             assert!(hosts.is_empty());
             ((*payload).to_owned(), job)
         })
         .collect();
-    let findings = process::check(&programs(), jobs).await.expect("it tells");
+    let findings = process::check_pipelines(&programs(), jobs).await.expect("it tells");
     assert!(findings.iter().all(|finding| finding.failure.is_none()), "{findings:?}");
     assert!(!folder.0.join("out").exists());
 }
@@ -149,8 +149,10 @@ async fn launch_lines_that_write_are_refused() {
         ("! ! !".to_owned(), "invalid launch line"),
     ] {
         let text = format!("description = \"x\"\nlaunch = {}\n", quoted(&launch));
-        let job = Description::parse(&text).expect("a description").trial();
-        let findings = process::check(&programs(), vec![("x".to_owned(), job)])
+        let job = PipelineDescription::from_toml(&text)
+            .expect("a description")
+            .trial_job();
+        let findings = process::check_pipelines(&programs(), vec![("x".to_owned(), job)])
             .await
             .expect("it tells");
         let failure = findings[0].failure.clone().expect("refused");
@@ -193,9 +195,9 @@ async fn no_address_outside_is_connected_to() {
                     tokio::time::sleep(std::time::Duration::from_millis(10)).await;
                 }
             };
-            let told = tokio::time::timeout(crate::pipeline::PATIENCE, refused).await;
+            let reported = tokio::time::timeout(crate::pipeline::PATIENCE, refused).await;
             assert!(
-                told.is_ok(),
+                reported.is_ok(),
                 "{stream}: {}",
                 crate::pipeline::trouble(&gateway, &stream)
             );

@@ -7,38 +7,43 @@ use std::time::Duration;
 
 use millstream::Gateway;
 use millstream::config::Config;
-use millstream::gateway::parts::Parts;
-use millstream::pipeline::programs::{PIPELINE_WORKER, WorkerPrograms};
+use millstream::gateway::parts::SourcesAndCredentials;
+use millstream::pipeline::programs::{PIPELINE_WORKER_PROGRAM, WorkerProgramsAndSlots};
+use millstream::pipeline::slots::WorkerSlots;
 use millstream_core::hub;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::{Codec, Format};
 
-mod crowds;
 mod cycles;
+mod escapes;
 mod faults;
 mod hostile;
+mod many_players;
 mod origin_servers;
 mod origins;
 mod reloads;
+mod renditions;
 mod sandbox;
 mod shipped;
 mod transcoding;
 mod without_gstreamer;
+mod worker_limit;
 
 /// Far beyond what anything here takes, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The worker programs, as cargo built them in one folder.
-pub(crate) fn programs() -> WorkerPrograms {
+pub(crate) fn programs() -> WorkerProgramsAndSlots {
     let gateway = PathBuf::from(env!("CARGO_BIN_EXE_millstream"));
-    let programs = WorkerPrograms {
-        pipeline: gateway.with_file_name(PIPELINE_WORKER),
+    let programs = WorkerProgramsAndSlots {
+        pipeline_worker: gateway.with_file_name(PIPELINE_WORKER_PROGRAM),
         demuxer: gateway,
+        slots: WorkerSlots::default(),
     };
     assert!(
-        programs.pipeline.exists(),
+        programs.pipeline_worker.exists(),
         "{} is missing: build it with `cargo build --workspace`",
-        programs.pipeline.display()
+        programs.pipeline_worker.display()
     );
     programs
 }
@@ -100,14 +105,14 @@ fn config(text: &str) -> Result<Config, String> {
     let base = "[http]\nlisten = \"127.0.0.1:0\"\n[webrtc]\nlisten = \"127.0.0.1:0\"\nshards = 1\n";
     let parsed = Config::parse(&format!("{base}{text}"), "test.toml".as_ref(), []);
     let config = parsed.map_err(|error| error.to_string())?;
-    Parts::build(&config, &programs()).map_err(|error| error.to_string())?;
+    SourcesAndCredentials::build(&config, &programs()).map_err(|error| error.to_string())?;
     Ok(config)
 }
 
 /// Starts a gateway that uses the real worker programs.
 async fn gateway(text: &str) -> Gateway {
     let config = config(text).expect("valid");
-    let started = Gateway::start_with_workers(config, programs()).await;
+    let started = Gateway::start_with_worker_programs(config, programs()).await;
     started.expect("free ports")
 }
 
@@ -116,32 +121,34 @@ async fn gateway(text: &str) -> Gateway {
 struct Seen {
     video: u64,
     audio: u64,
-    picture: Option<Codec>,
-    sound: Option<Codec>,
+    video_codec: Option<Codec>,
+    audio_codec: Option<Codec>,
 }
 
 fn poll(hub: &hub::Hub, stream: &str) -> Option<Seen> {
-    let stream = hub.find(StreamName::parse(stream).expect("a name"))?;
-    stream.with(|state| {
+    let stream = hub.find_stream(StreamName::parse(stream).expect("a name"))?;
+    stream.with_state(|state| {
         state.source()?;
         Some(Seen {
-            video: state.video.ring().end(),
-            audio: state.audio.ring().end(),
-            picture: state.video.format().map(Format::codec),
-            sound: state.audio.format().map(Format::codec),
+            video: state.video.ring().end_seq(),
+            audio: state.audio.ring().end_seq(),
+            video_codec: state.video.format().map(Format::codec),
+            audio_codec: state.audio.format().map(Format::codec),
         })
     })
 }
 
 fn trouble(gateway: &Gateway, stream: &str) -> String {
-    let entry = gateway.fetched().get(&StreamName::parse(stream).expect("a name"));
+    let entry = gateway
+        .source_registry()
+        .get(&StreamName::parse(stream).expect("a name"));
     entry.and_then(|entry| entry.status().last_error).unwrap_or_default()
 }
 
 async fn until(gateway: &Gateway, stream: &str, what: &str, wanted: impl Fn(Option<Seen>) -> bool) -> Option<Seen> {
     let waiting = async {
         loop {
-            let seen = poll(gateway.media().hub(), stream);
+            let seen = poll(gateway.media_plane().hub(), stream);
             if wanted(seen) {
                 return seen;
             }
@@ -150,7 +157,7 @@ async fn until(gateway: &Gateway, stream: &str, what: &str, wanted: impl Fn(Opti
     };
     let waited = tokio::time::timeout(PATIENCE, waiting).await;
     waited.unwrap_or_else(|_| {
-        let seen = poll(gateway.media().hub(), stream);
+        let seen = poll(gateway.media_plane().hub(), stream);
         panic!("{stream} {what}: {seen:?}, {}", trouble(gateway, stream))
     })
 }

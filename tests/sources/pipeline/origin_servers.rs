@@ -15,16 +15,16 @@ use bytes::Bytes;
 use millstream::Gateway;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::tap::{Tap, TapQueue};
-use millstream_core::media::Kind;
+use millstream_core::hub::tap::{StreamTap, TapQueue};
+use millstream_core::media::MediaKind;
 use tokio::task::JoinHandle;
 
 use crate::pipeline::origins::{FRAME, Reader, film, source, steps};
 use crate::pipeline::{Folder, PATIENCE, plays, trouble};
 
 /// A server that answers as a function says, or with a file of a folder.
-struct Server {
-    folder: Folder,
+pub(super) struct Server {
+    pub(super) folder: Folder,
     address: SocketAddr,
     running: JoinHandle<()>,
 }
@@ -33,7 +33,7 @@ struct Server {
 type Hook = dyn Fn(&str, &str, &HeaderMap) -> Option<Response> + Send + Sync;
 
 impl Server {
-    async fn start(
+    pub(super) async fn start(
         name: &str,
         hook: impl Fn(&str, &str, &HeaderMap) -> Option<Response> + Send + Sync + 'static,
     ) -> Self {
@@ -66,7 +66,7 @@ impl Server {
         }
     }
 
-    fn uri(&self, file: &str) -> String {
+    pub(super) fn uri(&self, file: &str) -> String {
         format!("http://{}/{file}", self.address)
     }
 
@@ -94,9 +94,14 @@ fn live(load: usize) -> String {
     text
 }
 
-async fn restarts(gateway: &Gateway) -> u64 {
+pub(super) async fn restarts(gateway: &Gateway) -> u64 {
     let name = StreamName::parse("far").expect("a name");
-    gateway.fetched().get(&name).expect("configured").status().restarts
+    gateway
+        .source_registry()
+        .get(&name)
+        .expect("configured")
+        .status()
+        .restart_count
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -173,7 +178,7 @@ async fn a_compressed_playlist_is_read_within_its_limit() {
     }
     let gateway = source(&server.uri("bomb.m3u8"), "").await;
     let refused = async {
-        while !trouble(&gateway, "far").contains("longer than 16777216 bytes") {
+        while !trouble(&gateway, "far").contains("larger than the limit of 16777216 bytes") {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -208,7 +213,7 @@ async fn an_address_that_expired_is_asked_for_again() {
     let gateway = source(&server.uri("index.m3u8"), "").await;
     plays(&gateway, "far").await;
     let mut reader = Reader::open(&gateway);
-    reader.times(Kind::Video, 25 * 12).await;
+    reader.times(MediaKind::Video, 25 * 12).await;
     assert!(begun.load(Ordering::SeqCst) >= 3, "it expired at least twice");
     assert_eq!(restarts(&gateway).await, 0);
     drop(reader);
@@ -243,7 +248,7 @@ async fn a_dead_variant_is_left_for_its_twin_and_remembered() {
     let gateway = source(&server.uri("index.m3u8"), "").await;
     plays(&gateway, "far").await;
     let mut reader = Reader::open(&gateway);
-    reader.times(Kind::Video, 25 * 12).await;
+    reader.times(MediaKind::Video, 25 * 12).await;
     assert_eq!(restarts(&gateway).await, 0, "{}", trouble(&gateway, "far"));
     assert_eq!(asked.load(Ordering::SeqCst), 1, "the first one is remembered");
     drop(reader);
@@ -274,7 +279,7 @@ async fn a_playlist_of_megabytes_is_followed() {
     server.film(10);
     let gateway = source(&server.uri("live.m3u8"), "").await;
     let mut reader = Reader::open(&gateway);
-    let times = reader.times(Kind::Video, 150).await;
+    let times = reader.times(MediaKind::Video, 150).await;
     let regular = steps(&times)
         .iter()
         .find(|(step, _)| *step == FRAME)
@@ -286,7 +291,7 @@ async fn a_playlist_of_megabytes_is_followed() {
 
 /// Frames of a stream as they arrive, by their bytes.
 struct Frames<'a> {
-    _tapped: Tap<'a>,
+    _tapped: StreamTap<'a>,
     queue: Arc<TapQueue>,
 }
 
@@ -295,7 +300,7 @@ impl<'a> Frames<'a> {
         let queue = Arc::new(Mailbox::new(4_096, || {}));
         let name = StreamName::parse("far").expect("a name");
         Self {
-            _tapped: Tap::open(gateway.media().hub(), &name, &queue),
+            _tapped: StreamTap::open(gateway.media_plane().hub(), &name, &queue),
             queue,
         }
     }
@@ -303,9 +308,9 @@ impl<'a> Frames<'a> {
     /// The last packet of each new video frame.
     fn take(&self) -> Vec<Bytes> {
         let mut batches = VecDeque::new();
-        self.queue.take(&mut batches);
+        self.queue.take_all(&mut batches);
         let entries = batches.iter().flat_map(|batch| batch.iter());
-        let video = entries.filter(|entry| entry.packet.codec.kind() == Kind::Video && entry.packet.marker);
+        let video = entries.filter(|entry| entry.packet.codec.kind() == MediaKind::Video && entry.packet.marker);
         video.map(|entry| entry.packet.payload.clone()).collect()
     }
 }
@@ -318,7 +323,7 @@ async fn parts_are_read_close_to_the_edge_of_the_origin() {
     let near = source(&server.uri("film.m3u8"), "").await;
     plays(&near, "far").await;
     let sent = Frames::open(&near);
-    let far = source(&format!("http://{}/hls/far/index.m3u8", near.http_addr()), "").await;
+    let far = source(&format!("http://{}/hls/far/index.m3u8", near.http_address()), "").await;
     let received = Frames::open(&far);
     let (mut known, mut count) = (HashMap::new(), 0_usize);
     let mut behind = Vec::new();

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use millstream_test_support::skipped;
-use millstream_worker_runtime::sandbox;
-use millstream_worker_runtime::wire::Job;
+use millstream_worker_runtime::sandbox::{self, FileRestriction};
+use millstream_worker_runtime::wire::PipelineJob;
 
 use crate::pipeline::{Folder, gateway, plays, workers};
 
@@ -16,17 +16,18 @@ fn limits_in_a_process_of_their_own() {
     crate::pipeline::alone(&[
         "pipeline::sandbox::without_network",
         "pipeline::sandbox::with_network",
-        "pipeline::sandbox::as_the_kernel_tells",
+        "pipeline::sandbox::as_the_kernel_reports",
     ]);
 }
 
-fn job(network: bool, files: Vec<PathBuf>) -> Job {
-    Job {
+fn job(network: bool, files: Vec<PathBuf>) -> PipelineJob {
+    PipelineJob {
         launch: String::new(),
         properties: Vec::new(),
         inputs: Vec::new(),
         repeats: false,
         network,
+        allowed_networks: Vec::new(),
         files,
         memory: 64 << 20,
         processors: 1,
@@ -46,6 +47,23 @@ fn assert_limited() {
     let gateway = rustix::process::getppid().expect("there is one");
     let sent = rustix::process::test_kill_process(gateway);
     assert_eq!(sent, Err(rustix::io::Errno::PERM), "signals the gateway");
+    let own_limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    for process in [Some(gateway), None] {
+        let limited = rustix::process::prlimit(process, rustix::process::Resource::Nofile, own_limits);
+        assert_eq!(
+            limited.map(drop),
+            Err(rustix::io::Errno::PERM),
+            "changes limits of {process:?}"
+        );
+    }
+    assert!(
+        is_refused(std::os::unix::net::UnixStream::connect("/run/dbus/system_bus_socket")),
+        "asks a service"
+    );
+    assert!(
+        is_refused(std::os::unix::net::UnixDatagram::unbound()),
+        "opens a Unix socket"
+    );
     // Its own threads are what codecs are made of.
     assert_eq!(std::thread::spawn(|| 7).join().expect("a thread"), 7);
     let threads = std::fs::read_to_string("/proc/self/status").expect("Linux");
@@ -64,17 +82,45 @@ fn without_network() {
     let address = listener.local_addr().expect("it is bound");
     let folder = Folder::new("sandbox");
     let (declared, other) = (folder.write("declared", "x"), folder.write("other", "x"));
-    sandbox::enter(&job(false, vec![declared.clone()])).expect("limits itself");
+    let restriction = sandbox::enter(&job(false, vec![declared.clone()])).expect("limits itself");
     assert!(is_refused(TcpStream::connect(address)), "connects");
     assert!(is_refused(UdpSocket::bind("127.0.0.1:0")), "binds");
     assert_limited();
     assert!(std::fs::read(&declared).is_ok());
-    // Landlock where the kernel has it; elsewhere files are not kept from a worker.
-    match std::fs::read("/sys/kernel/security/lsm") {
-        Ok(modules) if modules.windows(8).any(|name| name == b"landlock") => {
-            assert!(is_refused(std::fs::read(&other)) && is_refused(std::fs::write(&other, "y")));
-        }
-        _ => skipped("sandbox::without_network (files)", "this kernel has no Landlock"),
+    if restriction == FileRestriction::NotSupported {
+        return skipped("sandbox::without_network (files)", "this kernel has no Landlock");
+    }
+    assert!(is_refused(std::fs::read(&other)) && is_refused(std::fs::write(&other, "y")));
+    // What was declared is read; only devices are written to.
+    assert!(is_refused(std::fs::write(&declared, "y")));
+    let home = std::env::home_dir().expect("a home folder");
+    for folder in [
+        "/run",
+        "/etc",
+        "/etc/ssl/private",
+        "/var",
+        "/proc",
+        "/sys/class",
+        "/",
+        home.to_str().expect("UTF-8"),
+    ] {
+        let listed = std::fs::read_dir(folder).map(drop);
+        let is_absent = listed
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        assert!(is_refused(listed) || is_absent, "{folder}");
+    }
+    let gateway = std::os::unix::process::parent_id();
+    for file in [
+        "/etc/passwd",
+        "/etc/hostname",
+        "/proc/version",
+        &format!("/proc/{gateway}/cmdline"),
+    ] {
+        assert!(is_refused(std::fs::read(file)), "{file}");
+    }
+    for needed in ["/proc/self/status", "/proc/cpuinfo", "/dev/urandom", "/dev/null"] {
+        assert!(std::fs::File::open(needed).is_ok(), "{needed}");
     }
 }
 
@@ -91,9 +137,9 @@ fn with_network() {
 /// The worker of a stream, as the kernel shows it from outside.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs in a process of its own"]
-async fn as_the_kernel_tells() {
-    let gateway = gateway("[streams.\"picture\"]\npipeline = \"test\"\n").await;
-    plays(&gateway, "picture").await;
+async fn as_the_kernel_reports() {
+    let gateway = gateway("[streams.\"pattern\"]\npipeline = \"test\"\n").await;
+    plays(&gateway, "pattern").await;
     let worker = workers().into_iter().next().expect("there is one");
     let read = |file: &str| std::fs::read_to_string(format!("/proc/{worker}/{file}")).expect("it runs");
     let (status, limits) = (read("status"), read("limits"));

@@ -4,11 +4,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream::pipeline::library::Library;
-use millstream::pipeline::process::{self, Process};
+use millstream::pipeline::library::PipelineLibrary;
+use millstream::pipeline::process::{self, WorkerProcess};
+use millstream::pipeline::slots::{WorkerOwner, WorkerSlots};
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::Codec;
-use millstream_worker_runtime::wire::{FromWorker, Input, Media, WireFrame};
+use millstream_worker_runtime::wire::{InputTrack, MessageFromWorker, TrackFormat, WireFrame};
 
 use crate::pipeline::{Folder, PATIENCE, gateway, plays, programs, until};
 
@@ -65,21 +66,21 @@ pub(super) fn film(folder: &Folder, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_of_them_can_be_built_here() {
-    let findings = process::check(&programs(), Library::shipped().trials()).await;
+    let findings = process::check_pipelines(&programs(), PipelineLibrary::shipped().trial_jobs()).await;
     for finding in findings.expect("it tells") {
         assert_eq!(finding.failure, None, "{}", finding.name);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn test_picture_and_slate_play_with_sound() {
-    let streams = "[streams.\"picture\"]\npipeline = \"test\"\nparams = { pattern = \"ball\" }\n\
+async fn test_pattern_and_slate_play_with_audio() {
+    let streams = "[streams.\"pattern\"]\npipeline = \"test\"\nparams = { pattern = \"ball\" }\n\
                    [streams.\"text\"]\npipeline = \"slate\"\nparams = { text = \"Back at 8\" }\n";
     let gateway = gateway(streams).await;
-    for stream in ["picture", "text"] {
+    for stream in ["pattern", "text"] {
         let seen = plays(&gateway, stream).await;
         assert_eq!(
-            (seen.picture, seen.sound),
+            (seen.video_codec, seen.audio_codec),
             (Some(Codec::H264), Some(Codec::Opus)),
             "{stream}"
         );
@@ -88,18 +89,18 @@ async fn test_picture_and_slate_play_with_sound() {
 }
 
 /// Whether a stream's source takes requests for key frames, once one was made.
-async fn takes_key_frame_requests(gateway: &millstream::Gateway, stream: &str) -> bool {
+async fn accepts_key_frame_requests(gateway: &millstream::Gateway, stream: &str) -> bool {
     let name = StreamName::parse(stream).expect("a name");
-    let stream_ = gateway.media().hub().find(&name).expect("it plays");
+    let stream_ = gateway.media_plane().hub().find_stream(&name).expect("it plays");
     stream_
-        .with(|state| state.request_key_frame_of_source())
+        .with_state(|state| state.flag_key_frame_request_and_get_source())
         .expect("it is asked at first");
     let asked = plays(gateway, stream).await;
     let later = |seen: Option<crate::pipeline::Seen>| seen.is_some_and(|seen| seen.video > asked.video + 30);
     until(gateway, stream, "plays on", later).await;
     stream_
-        .with(|state| state.source())
-        .is_some_and(|source| source.takes_key_frame_requests)
+        .with_state(|state| state.source())
+        .is_some_and(|source| source.accepts_key_frame_requests)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,13 +111,13 @@ async fn an_encoder_takes_requests_for_key_frames_and_a_file_refuses_the_first()
         let stream = format!("[streams.\"film\"]\npipeline = \"file\"\nparams = {{ path = \"{path}\" }}\n");
         let gateway = gateway(&stream).await;
         plays(&gateway, "film").await;
-        assert!(!takes_key_frame_requests(&gateway, "film").await, "{name}");
+        assert!(!accepts_key_frame_requests(&gateway, "film").await, "{name}");
         assert_eq!(crate::pipeline::trouble(&gateway, "film"), "", "{name}");
         gateway.stop().await;
     }
-    let gateway = gateway("[streams.\"picture\"]\npipeline = \"test\"\n").await;
-    plays(&gateway, "picture").await;
-    assert!(takes_key_frame_requests(&gateway, "picture").await);
+    let gateway = gateway("[streams.\"pattern\"]\npipeline = \"test\"\n").await;
+    plays(&gateway, "pattern").await;
+    assert!(accepts_key_frame_requests(&gateway, "pattern").await);
     gateway.stop().await;
 }
 
@@ -129,7 +130,7 @@ async fn a_file_plays_over_and_over_at_its_own_speed() {
         let gateway = gateway(&stream).await;
         let first = plays(&gateway, "film").await;
         assert_eq!(
-            (first.picture, first.sound),
+            (first.video_codec, first.audio_codec),
             (Some(Codec::H264), Some(Codec::Aac)),
             "{name}"
         );
@@ -143,6 +144,12 @@ async fn a_file_plays_over_and_over_at_its_own_speed() {
     }
 }
 
+/// ffmpeg that sends a file over and over, at its own speed.
+fn repeat(path: &str, container: &str, uri: &str) -> Partner {
+    let input = ["-loglevel", "error", "-re", "-stream_loop", "-1", "-i", path];
+    Partner::start("ffmpeg", &[&input[..], &["-c", "copy", "-f", container, uri]].concat())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn srt_is_fetched_and_received() {
     let folder = Folder::new("srt");
@@ -153,23 +160,6 @@ async fn srt_is_fetched_and_received() {
          [streams.\"fetched\"]\npipeline = \"srt\"\nparams = {{ uri = \"srt://127.0.0.1:{serving}\" }}\n"
     );
     let gateway = gateway(&streams).await;
-    let play = |uri: String| {
-        let arguments = [
-            "-loglevel",
-            "error",
-            "-re",
-            "-stream_loop",
-            "-1",
-            "-i",
-            &path,
-            "-c",
-            "copy",
-            "-f",
-            "mpegts",
-            &uri,
-        ];
-        Partner::start("ffmpeg", &arguments)
-    };
     // The receiver may not listen yet when the sender calls: ffmpeg does not call again.
     let listens = format!(":{listening:04X} ");
     let bound = async {
@@ -181,12 +171,16 @@ async fn srt_is_fetched_and_received() {
         }
     };
     tokio::time::timeout(PATIENCE, bound).await.expect("it listens");
-    let _sender = play(format!("srt://127.0.0.1:{listening}?passphrase=correcthorsebattery"));
-    let _server = play(format!("srt://127.0.0.1:{serving}?mode=listener"));
+    let _sender = repeat(
+        &path,
+        "mpegts",
+        &format!("srt://127.0.0.1:{listening}?passphrase=correcthorsebattery"),
+    );
+    let _server = repeat(&path, "mpegts", &format!("srt://127.0.0.1:{serving}?mode=listener"));
     for stream in ["sent", "fetched"] {
         let seen = plays(&gateway, stream).await;
         assert_eq!(
-            (seen.picture, seen.sound),
+            (seen.video_codec, seen.audio_codec),
             (Some(Codec::H264), Some(Codec::Aac)),
             "{stream}"
         );
@@ -217,29 +211,16 @@ async fn rtmp_is_fetched() {
         }
     };
     tokio::time::timeout(PATIENCE, listening).await.expect("nginx listens");
-    let _publisher = Partner::start(
-        "ffmpeg",
-        &[
-            "-loglevel",
-            "error",
-            "-re",
-            "-stream_loop",
-            "-1",
-            "-i",
-            &path,
-            "-c",
-            "copy",
-            "-f",
-            "flv",
-            &uri,
-        ],
-    );
+    let _publisher = repeat(&path, "flv", &uri);
     let gateway = gateway(&format!(
         "[streams.\"live\"]\npipeline = \"rtmp\"\nparams = {{ uri = \"{uri}\" }}\n"
     ))
     .await;
     let seen = plays(&gateway, "live").await;
-    assert_eq!((seen.picture, seen.sound), (Some(Codec::H264), Some(Codec::Aac)));
+    assert_eq!(
+        (seen.video_codec, seen.audio_codec),
+        (Some(Codec::H264), Some(Codec::Aac))
+    );
     gateway.stop().await;
 }
 
@@ -312,7 +293,7 @@ async fn a_camera_is_fetched_by_the_pipeline_too() {
         let gateway = gateway(&stream(params)).await;
         let seen = plays(&gateway, "door").await;
         assert_eq!(
-            (seen.picture, seen.sound),
+            (seen.video_codec, seen.audio_codec),
             (Some(Codec::H264), Some(Codec::Opus)),
             "{scheme}"
         );
@@ -324,28 +305,38 @@ async fn a_camera_is_fetched_by_the_pipeline_too() {
 /// The output of one pipeline is the input of another: Opus of the slate becomes AAC.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opus_becomes_aac() {
-    let library = Library::shipped();
-    let start = |name: &str, inputs: Vec<Input>| {
+    let library = PipelineLibrary::shipped();
+    let start = |name: &str, inputs: Vec<InputTrack>| {
         let description = library.get(name).expect("it is shipped");
-        let (job, _) = description.job(&toml::Table::new(), inputs).expect("defaults");
-        Process::start(&programs(), job, description.limits).expect("starts")
+        let (job, _) = description
+            .build_job_and_target_hosts(&toml::Table::new(), inputs)
+            .expect("defaults");
+        let slot = WorkerSlots::default()
+            .acquire(WorkerOwner::ConfiguredSource)
+            .expect("a free slot");
+        WorkerProcess::spawn_pipeline_worker(&programs(), slot, job, description.limits).expect("starts")
     };
     let mut slate = start("slate", Vec::new());
-    let mut convert = start("opus-to-aac", vec![Input { media: Media::Opus }]);
+    let mut convert = start(
+        "opus-to-aac",
+        vec![InputTrack {
+            media: TrackFormat::Opus,
+        }],
+    );
     let converting = async {
         let (mut config, mut frames) = (None, 0);
         while frames < 20 {
             tokio::select! {
-                message = slate.next() => {
-                    if let FromWorker::Frame(frame) = message.expect("it runs")
-                        && frame.kind == millstream_core::media::Kind::Audio
+                message = slate.next_message_or_kill() => {
+                    if let MessageFromWorker::Frame(frame) = message.expect("it runs")
+                        && frame.kind == millstream_core::media::MediaKind::Audio
                     {
-                        convert.send(frame);
+                        convert.send_frame(frame);
                     }
                 }
-                message = convert.next() => match message.expect("it runs") {
-                    FromWorker::Media(media) => config = Some(media),
-                    FromWorker::Frame(WireFrame { bytes, .. }) => frames += usize::from(bytes != Bytes::new()),
+                message = convert.next_message_or_kill() => match message.expect("it runs") {
+                    MessageFromWorker::TrackFormat(media) => config = Some(media),
+                    MessageFromWorker::Frame(WireFrame { bytes, .. }) => frames += usize::from(bytes != Bytes::new()),
                     _ => {}
                 },
             }
@@ -353,6 +344,6 @@ async fn opus_becomes_aac() {
         config
     };
     let config = tokio::time::timeout(PATIENCE, converting).await.expect("frames");
-    assert!(matches!(config, Some(Media::Aac(_))), "{config:?}");
+    assert!(matches!(config, Some(TrackFormat::Aac(_))), "{config:?}");
     let _ = tokio::time::timeout(Duration::from_secs(5), slate.stop()).await;
 }

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use millstream::Gateway;
-use millstream::pipeline::library::Library;
+use millstream::pipeline::library::PipelineLibrary;
 use millstream::pipeline::process;
-use millstream::pipeline::programs::{PIPELINE_WORKER, WorkerPrograms};
+use millstream::pipeline::programs::{PIPELINE_WORKER_PROGRAM, WorkerProgramsAndSlots};
 
 use crate::pipeline::{Folder, config, programs, trouble};
 
@@ -25,12 +25,17 @@ fn only_the_worker_links_gstreamer() {
     for foreign in ["libgst", "libglib", "libgobject"] {
         assert!(!gateway.contains(foreign), "{gateway}");
     }
-    assert!(libraries_of(&programs.pipeline).contains("libgstreamer-1.0"));
+    assert!(libraries_of(&programs.pipeline_worker).contains("libgstreamer-1.0"));
 }
 
 async fn check_error(pipeline: PathBuf) -> String {
-    let programs = WorkerPrograms { pipeline, ..programs() };
-    let error = process::check(&programs, Library::shipped().trials()).await.err();
+    let programs = WorkerProgramsAndSlots {
+        pipeline_worker: pipeline,
+        ..programs()
+    };
+    let error = process::check_pipelines(&programs, PipelineLibrary::shipped().trial_jobs())
+        .await
+        .err();
     error.map(|error| error.to_string()).unwrap_or_default()
 }
 
@@ -46,7 +51,7 @@ async fn a_worker_that_is_not_installed_is_named() {
 /// The worker, linked with a library that no host has: the dynamic linker refuses to load it.
 fn unloadable_worker(folder: &Folder) -> PathBuf {
     let (needed, absent) = (b"libgstreamer-1.0.so.0", b"libgstreamer-9.9.so.9");
-    let mut bytes = std::fs::read(programs().pipeline).expect("readable");
+    let mut bytes = std::fs::read(programs().pipeline_worker).expect("readable");
     let at: Vec<usize> = (0..bytes.len() - needed.len())
         .filter(|at| bytes[*at..].starts_with(needed))
         .collect();
@@ -54,7 +59,7 @@ fn unloadable_worker(folder: &Folder) -> PathBuf {
     for at in at {
         bytes[at..at + absent.len()].copy_from_slice(absent);
     }
-    let path = folder.0.join(PIPELINE_WORKER);
+    let path = folder.0.join(PIPELINE_WORKER_PROGRAM);
     std::fs::write(&path, bytes).expect("written");
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&path, executable).expect("executable");
@@ -65,20 +70,25 @@ fn unloadable_worker(folder: &Folder) -> PathBuf {
 async fn a_missing_library_is_named_with_the_package_that_has_it() {
     let folder = Folder::new("unloadable");
     let pipeline = unloadable_worker(&folder);
-    let wanted = "GStreamer is not installed (libgstreamer-9.9.so.9 is missing); install with: apt-get install libgst";
+    let wanted = "GStreamer is not installed (libgstreamer-9.9.so.9 is missing); install the missing Debian packages with: apt-get install libgst";
     let error = check_error(pipeline.clone()).await;
     assert!(error.starts_with(wanted), "{error}");
 
-    let programs = WorkerPrograms { pipeline, ..programs() };
+    let programs = WorkerProgramsAndSlots {
+        pipeline_worker: pipeline,
+        ..programs()
+    };
     let config = config("[streams.\"x\"]\npipeline = \"test\"\n").expect("valid");
-    let gateway = Gateway::start_with_workers(config, programs).await.expect("it starts");
-    let told = async {
+    let gateway = Gateway::start_with_worker_programs(config, programs)
+        .await
+        .expect("it starts");
+    let reported = async {
         while !trouble(&gateway, "x").contains(wanted) {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    let told = tokio::time::timeout(crate::pipeline::PATIENCE, told).await;
-    assert!(told.is_ok(), "{}", trouble(&gateway, "x"));
+    let reported = tokio::time::timeout(crate::pipeline::PATIENCE, reported).await;
+    assert!(reported.is_ok(), "{}", trouble(&gateway, "x"));
     gateway.stop().await;
 }
 
@@ -103,5 +113,8 @@ fn check_without_a_worker_passes_unless_a_stream_needs_a_pipeline() {
         "{said}"
     );
     let (passed, said) = check(&format!("{ports}[streams.\"x\"]\npipeline = \"test\"\n"));
-    assert!(!passed && said.contains("configured streams need test"), "{said}");
+    assert!(
+        !passed && said.contains("configured streams need pipelines that this host cannot run: test"),
+        "{said}"
+    );
 }

@@ -36,11 +36,11 @@ struct Times(Vec<Duration>);
 impl Times {
     /// Waits for video after `before`; `returned` is when the camera was back.
     async fn back(&mut self, gateway: &Gateway, before: Option<Seen>, returned: Instant) {
-        let has_picture = |now: Option<Seen>| {
+        let has_video = |now: Option<Seen>| {
             let end = before.map_or(0, |before| before.video);
             now.is_some_and(|now| now.has_source && now.video > end)
         };
-        until(gateway, "is back", has_picture).await;
+        until(gateway, "is back", has_video).await;
         self.0.push(returned.elapsed());
         until(gateway, "plays again", |now| plays_on(before, now)).await;
     }
@@ -50,7 +50,7 @@ impl Times {
         let in_time = self.0.iter().filter(|time| **time <= LIMIT).count();
         let (median, worst) = (self.0[self.0.len() / 2], self.0[self.0.len() - 1]);
         println!(
-            "{what}: back within 3 s {in_time} of {} times; median {median:.2?}, worst {worst:.2?}",
+            "measured: {what}: back within 3 s {in_time} of {} times; median {median:.2?}, worst {worst:.2?}",
             self.0.len()
         );
         assert!(!judged || in_time == self.0.len());
@@ -59,14 +59,14 @@ impl Times {
 
 /// A permanent viewer.
 fn watch(gateway: &Gateway) -> impl FnOnce() + use<'_> {
-    let hub = gateway.media().hub();
-    let stream = hub.open_with(StreamName::parse("door").expect("a name"), |state| {
-        state.subscribe(ShardIndex(0));
+    let hub = gateway.media_plane().hub();
+    let stream = hub.open_and_update_stream(StreamName::parse("door").expect("a name"), |state| {
+        state.add_viewer(ShardIndex(0));
     });
     move || {
-        let now = hub.find(&stream.key).expect("it is there");
+        let now = hub.find_stream(&stream.key).expect("it is there");
         assert_eq!(now.id, stream.id, "viewers kept their stream");
-        hub.release(&stream, |state| state.unsubscribe(ShardIndex(0)));
+        hub.update_stream_and_remove_if_unused(&stream, |state| state.remove_viewer(ShardIndex(0)));
     }
 }
 
@@ -87,17 +87,23 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// A camera, and a gateway that plays it.
+async fn playing_camera() -> (Camera, Gateway) {
+    let camera = Camera::start(0, "h264+pcma", &[]);
+    let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{}/cam\"", camera.port)).await;
+    until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
+    (camera, gateway)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_camera_that_was_killed() {
-    let mut camera = Some(Camera::start(0, "h264+pcma", &[]));
-    let port = camera.as_ref().map(|camera| camera.port).expect("it runs");
-    let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{port}/cam\"")).await;
-    until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
+    let (camera, gateway) = playing_camera().await;
+    let (port, mut camera) = (camera.port, Some(camera));
     let done = watch(&gateway);
     let (mut times, rounds) = (Times::default(), rounds());
     for _ in 0..rounds.count {
         drop(camera.take());
-        let before = away(&gateway, "connection refused on port").await;
+        let before = away(&gateway, "the TCP connection to port").await;
         camera = Some(Camera::start(port, "h264+pcma", &[]));
         times.back(&gateway, before, now()).await;
     }
@@ -108,9 +114,7 @@ async fn a_camera_that_was_killed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_camera_that_froze() {
-    let camera = Camera::start(0, "h264+pcma", &[]);
-    let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{}/cam\"", camera.port)).await;
-    until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
+    let (camera, gateway) = playing_camera().await;
     let done = watch(&gateway);
     let (mut times, rounds) = (Times::default(), rounds());
     for _ in 0..rounds.count {
@@ -125,10 +129,8 @@ async fn a_camera_that_froze() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_camera_whose_picture_stays_away_while_its_sound_goes_on() {
-    let camera = Camera::start(0, "h264+pcma", &[]);
-    let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{}/cam\"", camera.port)).await;
-    until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
+async fn a_camera_whose_video_stops_while_its_audio_goes_on() {
+    let (camera, gateway) = playing_camera().await;
     let done = watch(&gateway);
     camera.signal("USR2");
     let before = away(&gateway, "stopped sending video").await;
@@ -173,11 +175,9 @@ async fn a_camera_whose_password_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_camera_that_came_back_with_another_picture() {
-    let mut camera = Some(Camera::start(0, "h264+pcma", &[]));
-    let port = camera.as_ref().map(|camera| camera.port).expect("it runs");
-    let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{port}/cam\"")).await;
-    until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
+async fn a_camera_that_came_back_with_another_resolution() {
+    let (camera, gateway) = playing_camera().await;
+    let (port, mut camera) = (camera.port, Some(camera));
     let done = watch(&gateway);
     let (mut times, rounds) = (Times::default(), rounds());
     for round in 0..rounds.count {
@@ -197,7 +197,7 @@ async fn a_camera_that_came_back_with_another_picture() {
     }
     done();
     gateway.stop().await;
-    times.report("another picture", rounds.judged);
+    times.report("another resolution", rounds.judged);
 }
 
 /// A network of its own for a camera, which can be cut.

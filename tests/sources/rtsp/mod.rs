@@ -6,18 +6,29 @@ use std::time::Duration;
 
 use millstream::Gateway;
 use millstream::config::{Config, ConfigError};
+use millstream::http::api::streams;
 use millstream_core::hub;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::{Codec, Format};
 
+mod audio;
+
 mod faults;
 mod media;
 mod quirks;
+mod redirects;
 mod refusals;
 mod scripted;
 
 /// Far beyond what anything here takes, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The state of a configured stream, as the API shows it.
+fn shown(gateway: &Gateway, name: &str) -> streams::Source {
+    let name = StreamName::parse(name).expect("a name");
+    let shown = streams::describe_stream(&name, gateway.media_plane().hub(), gateway.source_registry(), |_| 0);
+    shown.and_then(|stream| stream.source).expect("it is configured")
+}
 
 struct Camera {
     process: Child,
@@ -84,22 +95,22 @@ struct Seen {
     /// Ends of the lines.
     video: u64,
     audio: u64,
-    picture: Option<Format>,
-    sound: Option<Format>,
+    video_format: Option<Format>,
+    audio_format: Option<Format>,
     resolution: Option<(u16, u16)>,
     reordered: bool,
     has_source: bool,
 }
 
 fn poll(hub: &hub::Hub) -> Option<Seen> {
-    let stream = hub.find(StreamName::parse("door").expect("a name"))?;
-    Some(stream.with(|state| Seen {
-        video: state.video.ring().end(),
-        audio: state.audio.ring().end(),
-        picture: state.video.format(),
-        sound: state.audio.format(),
+    let stream = hub.find_stream(StreamName::parse("door").expect("a name"))?;
+    Some(stream.with_state(|state| Seen {
+        video: state.video.ring().end_seq(),
+        audio: state.audio.ring().end_seq(),
+        video_format: state.video.format(),
+        audio_format: state.audio.format(),
         resolution: state.video.resolution(),
-        reordered: state.video.is_reordered(),
+        reordered: state.video.has_b_frames(),
         has_source: state.source().is_some(),
     }))
 }
@@ -107,7 +118,7 @@ fn poll(hub: &hub::Hub) -> Option<Seen> {
 async fn until(gateway: &Gateway, what: &str, wanted: impl Fn(Option<Seen>) -> bool) -> Option<Seen> {
     let waiting = async {
         loop {
-            let seen = poll(gateway.media().hub());
+            let seen = poll(gateway.media_plane().hub());
             if wanted(seen) {
                 return seen;
             }
@@ -115,7 +126,7 @@ async fn until(gateway: &Gateway, what: &str, wanted: impl Fn(Option<Seen>) -> b
         }
     };
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| {
-        panic!("{what}: {:?}", poll(gateway.media().hub()));
+        panic!("{what}: {:?}", poll(gateway.media_plane().hub()));
     })
 }
 
@@ -132,8 +143,8 @@ fn plays_on(before: Option<Seen>, now: Option<Seen>) -> bool {
 const NOTHING: Option<Seen> = Some(Seen {
     video: 1 << 16,
     audio: 1 << 16,
-    picture: None,
-    sound: None,
+    video_format: None,
+    audio_format: None,
     resolution: None,
     reordered: false,
     has_source: false,
@@ -141,7 +152,9 @@ const NOTHING: Option<Seen> = Some(Seen {
 
 /// What the status of the source says is wrong.
 fn trouble(gateway: &Gateway) -> String {
-    let entry = gateway.fetched().get(&StreamName::parse("door").expect("a name"));
+    let entry = gateway
+        .source_registry()
+        .get(&StreamName::parse("door").expect("a name"));
     entry.and_then(|entry| entry.status().last_error).unwrap_or_default()
 }
 
@@ -151,17 +164,17 @@ async fn h264_and_pcma_play_and_come_back_when_the_camera_restarts() {
     let port = camera.port;
     let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{port}/cam\"")).await;
     let seen = until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
-    assert_eq!(seen.and_then(|s| s.picture).map(Format::codec), Some(Codec::H264));
+    assert_eq!(seen.and_then(|s| s.video_format).map(Format::codec), Some(Codec::H264));
 
     // A viewer keeps the stream while its source is unavailable.
     let name = StreamName::parse("door").expect("a name");
-    let hub = gateway.media().hub();
-    let stream = hub.open_with(&name, |state| state.subscribe(hub::stream::ShardIndex(0)));
+    let hub = gateway.media_plane().hub();
+    let stream = hub.open_and_update_stream(&name, |state| state.add_viewer(hub::stream::ShardIndex(0)));
     drop(camera);
     let before = until(&gateway, "is away", |now| now.is_some_and(|s| !s.has_source)).await;
     let _camera = Camera::start(port, "h264+pcma", &[]);
     until(&gateway, "plays again", |now| plays_on(before, now)).await;
-    hub.release(&stream, |state| state.unsubscribe(hub::stream::ShardIndex(0)));
+    hub.update_stream_and_remove_if_unused(&stream, |state| state.remove_viewer(hub::stream::ShardIndex(0)));
     gateway.stop().await;
 }
 
@@ -174,6 +187,6 @@ async fn h265_plays_with_digest_credentials_by_udp() {
     ))
     .await;
     let seen = until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
-    assert_eq!(seen.and_then(|s| s.picture).map(Format::codec), Some(Codec::H265));
+    assert_eq!(seen.and_then(|s| s.video_format).map(Format::codec), Some(Codec::H265));
     gateway.stop().await;
 }

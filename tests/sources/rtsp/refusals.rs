@@ -54,9 +54,12 @@ async fn a_wrong_password_is_tried_three_times_while_other_refusals_are_tried_on
         .await
         .expect("both are tried again");
     assert_eq!(wrong.load(Ordering::SeqCst), 3);
-    assert!(poll(first.media().hub()).is_none() && poll(second.media().hub()).is_none());
+    assert!(poll(first.media_plane().hub()).is_none() && poll(second.media_plane().hub()).is_none());
     assert_eq!(trouble(&first), "the camera rejected the credentials");
-    assert_eq!(trouble(&second), "the camera has no such path (404): check the URL");
+    assert_eq!(
+        trouble(&second),
+        "the camera does not know the path of the URL (RTSP status 404): check the URL"
+    );
     first.stop().await;
     second.stop().await;
 }
@@ -67,7 +70,7 @@ async fn a_camera_that_takes_connections_and_never_answers_is_given_up() {
     let port = silent.local_addr().expect("it is bound").port();
     let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{port}/cam\"")).await;
     let said = async {
-        while trouble(&gateway) != "the camera did not answer in time (Describe)" {
+        while trouble(&gateway) != "the camera did not answer in time (RTSP step Describe)" {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -87,7 +90,7 @@ async fn each_refusal_says_what_to_do() {
     let (moved, ..) = refusing("302 Moved Temporarily").await;
     let (locked, ..) = refusing("401 Unauthorized").await;
     for (port, wanted) in [
-        (closed, format!("connection refused on port {closed}")),
+        (closed, format!("the TCP connection to port {closed} was refused")),
         (moved, "the camera redirects to another URL".to_owned()),
         (locked, "the camera requires credentials: set `username`".to_owned()),
     ] {

@@ -4,8 +4,8 @@ Usage: server.py PORT VIDEO[+AUDIO] [--size WxH] [--rate FPS] [--bitrate KBITS] 
                  [--credentials USER PASSWORD] [--tls FILE] [--cameras N]
 
 VIDEO: h264, h264-b (with B-frames), h265, mjpeg; AUDIO: pcma, aac, opus. Prints its port when it listens. On SIGUSR1 the
-picture becomes 160 lines high, in the middle of the stream; on SIGUSR2 it stays away, and with the next one it comes back,
-while the sound goes on.
+video becomes 160 lines high, in the middle of the stream; on SIGUSR2 it stays away, and with the next one it comes back,
+while the audio goes on.
 """
 import argparse
 import signal
@@ -42,13 +42,13 @@ ENCODERS = {
     "mjpeg": "jpegenc ! rtpjpegpay name=pay0 pt=26",
 }
 TONE = "audiotestsrc is-live=true samplesperbuffer={samples} ! audio/x-raw,rate={rate},channels=1 ! "
-SOUNDS = {
+AUDIO_ENCODERS = {
     "pcma": TONE.format(samples=160, rate=8000) + "alawenc ! rtppcmapay name=pay1 pt=8",
     "aac": TONE.format(samples=1024, rate=44100) + "avenc_aac ! rtpmp4gpay name=pay1 pt=97",
     "opus": TONE.format(samples=960, rate=48000) + "opusenc ! rtpopuspay name=pay1 pt=98",
 }
 video, _, audio = arguments.media.partition("+")
-picture = (
+video_source = (
     f"videotestsrc is-live=true pattern=ball ! videoscale ! capsfilter name=size "
     f"caps=video/x-raw,width={width},height={height},framerate={arguments.rate}/1,format=I420 ! valve name=shutter ! "
 )
@@ -58,7 +58,7 @@ server = GstRtspServer.RTSPServer()
 server.set_address(arguments.address)
 server.set_service(arguments.port)
 factory = GstRtspServer.RTSPMediaFactory()
-factory.set_launch(f"( {picture}{ENCODERS[video]} {SOUNDS[audio] if audio else ''} )")
+factory.set_launch(f"( {video_source}{ENCODERS[video]} {AUDIO_ENCODERS[audio] if audio else ''} )")
 factory.set_shared(True)
 medias = []
 factory.connect("media-configure", lambda _, media: medias.append(media))

@@ -7,6 +7,7 @@ pub mod link;
 pub mod media;
 pub mod peer;
 pub mod sdp;
+pub mod tls;
 
 pub use link::{Datagram, LinkConfig, LossyLink};
 pub use media::{FrameCheck, MediaFrame, Stamp, SyntheticAudio, SyntheticVideo, VideoCodec, VideoConfig};

@@ -21,7 +21,14 @@ pub struct LinkConfig {
     pub reorder: bool,
     /// Probability that a datagram arrives twice.
     pub duplicate: f64,
+    /// Bits per second of UDP over IPv4 that pass; `None`: any number.
+    pub rate: Option<u64>,
+    /// Longest wait before a bottleneck; what would wait longer is dropped.
+    pub queue: Duration,
 }
+
+/// Headers of IPv4 and UDP, in bytes.
+const HEADERS_LEN: u64 = 28;
 
 impl LinkConfig {
     /// Loses nothing, delays each datagram by `delay`.
@@ -48,6 +55,8 @@ pub struct LossyLink {
     /// Counts datagrams, so that equal times keep their order.
     count: u64,
     latest: Option<Instant>,
+    /// When the bottleneck will have sent what waits before it.
+    free_at: Option<Instant>,
     lost: u64,
 }
 
@@ -78,6 +87,7 @@ impl LossyLink {
             queue: BinaryHeap::new(),
             count: 0,
             latest: None,
+            free_at: None,
             lost: 0,
         }
     }
@@ -97,10 +107,14 @@ impl LossyLink {
             self.lost += 1;
             return;
         }
+        let Some(leaves) = self.pass_bottleneck(now, payload.len()) else {
+            self.lost += 1;
+            return;
+        };
         let copies = 1 + u32::from(self.rng.random_bool(self.config.duplicate));
         for _ in 0..copies {
             let jitter = self.config.jitter.mul_f64(self.rng.random());
-            let mut at = now + self.config.delay + jitter;
+            let mut at = leaves + self.config.delay + jitter;
             if !self.config.reorder {
                 at = at.max(self.latest.unwrap_or(at));
                 self.latest = Some(at);
@@ -116,6 +130,19 @@ impl LossyLink {
                 },
             }));
         }
+    }
+
+    /// Returns when a datagram has left the bottleneck; `None` if it is dropped.
+    fn pass_bottleneck(&mut self, now: Instant, length: usize) -> Option<Instant> {
+        let Some(rate) = self.config.rate else { return Some(now) };
+        let begins = self.free_at.unwrap_or(now).max(now);
+        if begins.duration_since(now) > self.config.queue {
+            return None;
+        }
+        let bits = (length as u64 + HEADERS_LEN) * 8;
+        let leaves = begins + Duration::from_nanos(bits * 1_000_000_000 / rate.max(1));
+        self.free_at = Some(leaves);
+        Some(leaves)
     }
 
     /// The next datagram that has arrived by `now`.
@@ -138,6 +165,28 @@ mod tests {
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    #[test]
+    fn a_bottleneck_delays_what_is_more_than_its_rate_and_drops_what_would_wait_too_long() {
+        #[expect(clippy::disallowed_methods, reason = "a start for virtual time")]
+        let start = Instant::now();
+        let config = LinkConfig {
+            rate: Some(800_000),
+            queue: Duration::from_millis(100),
+            ..LinkConfig::delay(Duration::from_millis(20))
+        };
+        let mut link = LossyLink::new(config, 7);
+        // 972 bytes and 28 of headers: 10 ms each.
+        for _ in 0..20 {
+            link.send(start, address(1), address(2), Bytes::from(vec![0; 972]));
+        }
+        let arrived = |link: &mut LossyLink, at: u64| {
+            let now = start + Duration::from_millis(at);
+            std::iter::from_fn(|| link.poll(now)).count()
+        };
+        assert_eq!([29, 30, 130, 1_000].map(|at| arrived(&mut link, at)), [0, 1, 10, 0]);
+        assert_eq!(link.lost(), 9);
     }
 
     #[test]

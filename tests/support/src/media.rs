@@ -87,7 +87,7 @@ pub struct Stamp {
 }
 
 /// H.264 in FU-A fragments (RFC 6184 §5.8), where a key frame begins with SPS and PPS in one STAP-A; or VP8 with
-/// picture id and TL0PICIDX (RFC 7741 §4.2).
+/// picture ID and TL0PICIDX (RFC 7741 §4.2).
 pub struct SyntheticVideo {
     config: VideoConfig,
     rng: StdRng,
@@ -206,7 +206,7 @@ fn vp8_header(key: bool, starts: bool, number: u32) -> Vec<u8> {
     header
 }
 
-/// Picture id and TL0PICIDX of a payload of [`VideoCodec::Vp8`].
+/// Picture ID and TL0PICIDX of a payload of [`VideoCodec::Vp8`].
 pub fn vp8_counters(payload: &[u8]) -> Option<(u16, u8)> {
     let descriptor = payload.first_chunk::<VP8_DESCRIPTOR_LEN>()?;
     Some((u16::from_be_bytes([descriptor[2] & 0x7f, descriptor[3]]), descriptor[4]))

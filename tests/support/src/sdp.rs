@@ -20,7 +20,16 @@ pub struct OfferParameters {
     /// SSRCs of a publisher, audio and video; a viewer has none.
     pub audio_ssrc: u32,
     pub video_ssrc: u32,
+    /// SSRCs of a publisher's simulcast layers, the best first; `video_ssrc` is one of them then.
+    pub layer_ssrcs: Vec<u32>,
+    /// Transport-wide feedback and its header extension are offered.
+    pub transport_cc: bool,
 }
+
+/// Id of the header extension for transport-wide numbers.
+pub const TRANSPORT_CC_ID: u8 = 3;
+
+const TRANSPORT_CC_URI: &str = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
 
 /// Payload types in the offers.
 pub const OPUS_PT: u8 = 111;
@@ -31,6 +40,21 @@ pub const VP8_PT: u8 = 96;
 pub const RTX_DISTANCE: u8 = 1;
 
 impl OfferParameters {
+    /// A viewer's, with retransmissions. `seed` makes its ICE credentials.
+    pub fn viewer(seed: u64, fingerprint: String, video: &'static [VideoCodec]) -> Self {
+        Self {
+            credentials: Credentials::from_seed(seed),
+            fingerprint,
+            setup: "actpass",
+            video,
+            rtx: true,
+            audio_ssrc: 0,
+            video_ssrc: 0,
+            layer_ssrcs: Vec::new(),
+            transport_cc: false,
+        }
+    }
+
     /// A WHEP offer as browsers make it: receive video and Opus.
     pub fn whep(&self) -> String {
         self.offer("recvonly")
@@ -63,6 +87,7 @@ impl OfferParameters {
         lines.extend(self.transport("0", direction));
         lines.push(format!("a=rtpmap:{OPUS_PT} opus/48000/2"));
         lines.push(format!("a=fmtp:{OPUS_PT} minptime=10;useinbandfec=1"));
+        lines.extend(self.transport_cc.then(|| format!("a=rtcp-fb:{OPUS_PT} transport-cc")));
         if sends {
             lines.push("a=msid:stream audio".to_owned());
             lines.push(format!("a=ssrc:{} cname:peer", self.audio_ssrc));
@@ -73,8 +98,14 @@ impl OfferParameters {
         lines.extend(self.video.iter().flat_map(|c| self.codec(*c)));
         if sends {
             lines.push("a=msid:stream video".to_owned());
+            if !self.layer_ssrcs.is_empty() {
+                let layers: Vec<String> = self.layer_ssrcs.iter().map(u32::to_string).collect();
+                lines.push(format!("a=ssrc-group:SIM {}", layers.join(" ")));
+                lines.extend(layers.iter().map(|ssrc| format!("a=ssrc:{ssrc} cname:peer")));
+            }
             let ssrcs = [Some(self.video_ssrc), self.rtx.then_some(self.rtx_ssrc())];
-            if self.rtx {
+            let ssrcs = ssrcs.map(|ssrc| ssrc.filter(|_| self.layer_ssrcs.is_empty()));
+            if self.rtx && self.layer_ssrcs.is_empty() {
                 lines.push(format!("a=ssrc-group:FID {} {}", self.video_ssrc, self.rtx_ssrc()));
             }
             lines.extend(ssrcs.iter().flatten().map(|ssrc| format!("a=ssrc:{ssrc} cname:peer")));
@@ -98,6 +129,7 @@ impl OfferParameters {
             VideoCodec::Vp8 => vec![format!("a=rtpmap:{pt} VP8/90000")],
         };
         lines.extend(["nack", "nack pli", "ccm fir"].map(|feedback| format!("a=rtcp-fb:{pt} {feedback}")));
+        lines.extend(self.transport_cc.then(|| format!("a=rtcp-fb:{pt} transport-cc")));
         if self.rtx {
             let rtx = pt + RTX_DISTANCE;
             lines.push(format!("a=rtpmap:{rtx} rtx/90000"));
@@ -107,7 +139,10 @@ impl OfferParameters {
     }
 
     fn transport(&self, mid: &str, direction: &str) -> Vec<String> {
-        vec![
+        let extension = self
+            .transport_cc
+            .then(|| format!("a=extmap:{TRANSPORT_CC_ID} {TRANSPORT_CC_URI}"));
+        let lines = [
             "c=IN IP4 0.0.0.0".to_owned(),
             "a=rtcp:9 IN IP4 0.0.0.0".to_owned(),
             format!("a=ice-ufrag:{}", self.credentials.ufrag),
@@ -120,7 +155,8 @@ impl OfferParameters {
             format!("a={direction}"),
             "a=rtcp-mux".to_owned(),
             "a=rtcp-rsize".to_owned(),
-        ]
+        ];
+        lines.into_iter().chain(extension).collect()
     }
 }
 

@@ -8,75 +8,76 @@ use std::net::{IpAddr, Ipv6Addr};
 
 /// A host or a site, as far as its address tells: what limits are kept by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AddressKey {
+pub struct AddressPrefix {
     network: IpAddr,
     /// Bits of the prefix.
-    length: u32,
+    prefix_length: u32,
 }
 
 /// Prefix of an IPv6 subnet, whose hosts choose the rest by themselves (RFC 4291 §2.5.1).
-const SUBNET: u32 = 64;
+const IPV6_SUBNET_PREFIX_LENGTH: u32 = 64;
 
 /// Longest prefix that a site is usually assigned (RFC 6177).
-const SITE: u32 = 48;
+const IPV6_SITE_PREFIX_LENGTH: u32 = 48;
 
-impl AddressKey {
+impl AddressPrefix {
     /// The IPv4 address, or the /64 of an IPv6 address. A mapped IPv4 address is the IPv4 address.
-    pub fn host(address: IpAddr) -> Self {
+    pub fn of_host(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(ip) => Self {
                 network: ip.into(),
-                length: 32,
+                prefix_length: 32,
             },
-            IpAddr::V6(ip) => Self::prefix(ip, SUBNET),
+            IpAddr::V6(ip) => Self::from_ipv6(ip, IPV6_SUBNET_PREFIX_LENGTH),
         }
     }
 
-    /// The /48 of an IPv6 address; `None` for IPv4, whose sites cannot be told.
-    pub fn site(address: IpAddr) -> Option<Self> {
+    /// The /48 of an IPv6 address; `None` for IPv4, whose sites are unknown.
+    pub fn of_site(address: IpAddr) -> Option<Self> {
         match address.to_canonical() {
             IpAddr::V4(_) => None,
-            IpAddr::V6(ip) => Some(Self::prefix(ip, SITE)),
+            IpAddr::V6(ip) => Some(Self::from_ipv6(ip, IPV6_SITE_PREFIX_LENGTH)),
         }
     }
 
     /// Whether an address belongs to it.
     pub fn contains(self, address: IpAddr) -> bool {
-        Self::host(address) == self || Self::site(address) == Some(self)
+        Self::of_host(address) == self || Self::of_site(address) == Some(self)
     }
 
-    fn prefix(ip: Ipv6Addr, length: u32) -> Self {
+    fn from_ipv6(ip: Ipv6Addr, length: u32) -> Self {
         let host_bits = u128::MAX.checked_shr(length).unwrap_or(0);
         Self {
             network: Ipv6Addr::from_bits(ip.to_bits() & !host_bits).into(),
-            length,
+            prefix_length: length,
         }
     }
 }
 
 /// Counts what each host and each site holds, within a limit. Its size follows from the number of what is held.
 #[derive(Debug)]
-pub struct AddressBudget {
-    per_host: usize,
-    held: HashMap<AddressKey, usize>,
+pub struct PerAddressBudget {
+    limit_per_host: usize,
+    used_by_prefix: HashMap<AddressPrefix, usize>,
 }
 
 /// What a site may hold, in multiples of what a host may.
-const HOSTS_PER_SITE: usize = 2;
+const SITE_TO_HOST_LIMIT_RATIO: usize = 2;
 
-impl AddressBudget {
+impl PerAddressBudget {
     /// A budget of so much for each IPv4 address and each IPv6 /64; an IPv6 /48 has twice as much.
     pub fn new(per_host: usize) -> Self {
         Self {
-            per_host,
-            held: HashMap::new(),
+            limit_per_host: per_host,
+            used_by_prefix: HashMap::new(),
         }
     }
 
     /// The host or the site of an address, if it holds as much as it may.
-    pub fn used_up(&self, address: IpAddr) -> Option<AddressKey> {
-        let is_used_up = |(key, limit): &(AddressKey, usize)| self.held.get(key).is_some_and(|held| held >= limit);
-        let mut levels = self.levels(address).into_iter().flatten();
+    pub fn exhausted_prefix(&self, address: IpAddr) -> Option<AddressPrefix> {
+        let is_used_up =
+            |(key, limit): &(AddressPrefix, usize)| self.used_by_prefix.get(key).is_some_and(|held| held >= limit);
+        let mut levels = self.limits_for(address).into_iter().flatten();
         levels.find(is_used_up).map(|(key, _)| key)
     }
 
@@ -84,24 +85,24 @@ impl AddressBudget {
     ///
     /// # Errors
     ///
-    /// What [`Self::used_up`] says; nothing was taken.
-    pub fn take(&mut self, address: IpAddr) -> Result<(), AddressKey> {
-        if let Some(key) = self.used_up(address) {
+    /// What [`Self::exhausted_prefix`] says; nothing was taken.
+    pub fn try_acquire(&mut self, address: IpAddr) -> Result<(), AddressPrefix> {
+        if let Some(key) = self.exhausted_prefix(address) {
             return Err(key);
         }
-        for (key, _) in self.levels(address).into_iter().flatten() {
-            *self.held.entry(key).or_default() += 1;
+        for (key, _) in self.limits_for(address).into_iter().flatten() {
+            *self.used_by_prefix.entry(key).or_default() += 1;
         }
         Ok(())
     }
 
-    /// Gives back what [`Self::take`] took.
-    pub fn give_back(&mut self, address: IpAddr) {
-        for (key, _) in self.levels(address).into_iter().flatten() {
-            if let Some(held) = self.held.get_mut(&key) {
+    /// Gives back what [`Self::try_acquire`] took.
+    pub fn release(&mut self, address: IpAddr) {
+        for (key, _) in self.limits_for(address).into_iter().flatten() {
+            if let Some(held) = self.used_by_prefix.get_mut(&key) {
                 *held = held.saturating_sub(1);
                 if *held == 0 {
-                    self.held.remove(&key);
+                    self.used_by_prefix.remove(&key);
                 }
             }
         }
@@ -109,12 +110,13 @@ impl AddressBudget {
 
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.used_by_prefix.is_empty()
     }
 
-    fn levels(&self, address: IpAddr) -> [Option<(AddressKey, usize)>; 2] {
-        let site = AddressKey::site(address).map(|site| (site, self.per_host.saturating_mul(HOSTS_PER_SITE)));
-        [Some((AddressKey::host(address), self.per_host)), site]
+    fn limits_for(&self, address: IpAddr) -> [Option<(AddressPrefix, usize)>; 2] {
+        let site = AddressPrefix::of_site(address)
+            .map(|site| (site, self.limit_per_host.saturating_mul(SITE_TO_HOST_LIMIT_RATIO)));
+        [Some((AddressPrefix::of_host(address), self.limit_per_host)), site]
     }
 }
 
@@ -129,56 +131,62 @@ mod tests {
     #[test]
     fn an_ipv4_address_is_a_host_and_an_ipv6_host_is_its_subnet() {
         assert_eq!(
-            AddressKey::host(ip("192.0.2.1")),
-            AddressKey::host(ip("::ffff:192.0.2.1"))
+            AddressPrefix::of_host(ip("192.0.2.1")),
+            AddressPrefix::of_host(ip("::ffff:192.0.2.1"))
         );
-        assert_ne!(AddressKey::host(ip("192.0.2.1")), AddressKey::host(ip("192.0.2.2")));
-        let host = AddressKey::host(ip("2001:db8:1:2::3"));
-        assert!(host.contains(ip("2001:db8:1:2:ffff::1")) && !host.contains(ip("2001:db8:1:3::3")));
-        let site = AddressKey::site(ip("2001:db8:1:2::3")).expect("IPv6");
-        assert!(site.contains(ip("2001:db8:1:ffff::1")) && !site.contains(ip("2001:db8:2:2::3")));
-        assert_eq!(AddressKey::site(ip("192.0.2.1")), None);
         assert_ne!(
-            AddressKey::host(ip("2001:db8:1::")),
-            AddressKey::site(ip("2001:db8:1::")).expect("IPv6")
+            AddressPrefix::of_host(ip("192.0.2.1")),
+            AddressPrefix::of_host(ip("192.0.2.2"))
+        );
+        let host = AddressPrefix::of_host(ip("2001:db8:1:2::3"));
+        assert!(host.contains(ip("2001:db8:1:2:ffff::1")) && !host.contains(ip("2001:db8:1:3::3")));
+        let site = AddressPrefix::of_site(ip("2001:db8:1:2::3")).expect("IPv6");
+        assert!(site.contains(ip("2001:db8:1:ffff::1")) && !site.contains(ip("2001:db8:2:2::3")));
+        assert_eq!(AddressPrefix::of_site(ip("192.0.2.1")), None);
+        assert_ne!(
+            AddressPrefix::of_host(ip("2001:db8:1::")),
+            AddressPrefix::of_site(ip("2001:db8:1::")).expect("IPv6")
         );
     }
 
     #[test]
     fn a_host_gets_its_share_and_no_other_address_of_the_subnet_gets_more() {
-        let mut budget = AddressBudget::new(2);
+        let mut budget = PerAddressBudget::new(2);
         for address in ["192.0.2.1", "2001:db8::1"] {
-            assert_eq!(budget.take(ip(address)), Ok(()));
-            assert_eq!(budget.take(ip(address)), Ok(()));
-            assert_eq!(budget.take(ip(address)), Err(AddressKey::host(ip(address))));
+            assert_eq!(budget.try_acquire(ip(address)), Ok(()));
+            assert_eq!(budget.try_acquire(ip(address)), Ok(()));
+            assert_eq!(
+                budget.try_acquire(ip(address)),
+                Err(AddressPrefix::of_host(ip(address)))
+            );
         }
-        assert_eq!(budget.take(ip("192.0.2.2")), Ok(()));
+        assert_eq!(budget.try_acquire(ip("192.0.2.2")), Ok(()));
         assert_eq!(
-            budget.take(ip("2001:db8::ffff")),
-            Err(AddressKey::host(ip("2001:db8::1")))
+            budget.try_acquire(ip("2001:db8::ffff")),
+            Err(AddressPrefix::of_host(ip("2001:db8::1")))
         );
-        budget.give_back(ip("2001:db8::1"));
-        assert_eq!(budget.take(ip("2001:db8::ffff")), Ok(()));
+        budget.release(ip("2001:db8::1"));
+        assert_eq!(budget.try_acquire(ip("2001:db8::ffff")), Ok(()));
     }
 
     #[test]
     fn a_site_has_no_more_than_two_hosts_whatever_its_subnets() {
-        let mut budget = AddressBudget::new(2);
+        let mut budget = PerAddressBudget::new(2);
         let subnets = (0..100).map(|n| ip(&format!("2001:db8:1:{n:x}::1")));
-        let taken = subnets.filter(|address| budget.take(*address).is_ok()).count();
+        let taken = subnets.filter(|address| budget.try_acquire(*address).is_ok()).count();
         assert_eq!(taken, 4);
-        let full = budget.take(ip("2001:db8:1:ff::1")).expect_err("used up");
-        assert_eq!(Some(full), AddressKey::site(ip("2001:db8:1::")));
-        assert_eq!(budget.take(ip("2001:db8:2::1")), Ok(()));
+        let full = budget.try_acquire(ip("2001:db8:1:ff::1")).expect_err("used up");
+        assert_eq!(Some(full), AddressPrefix::of_site(ip("2001:db8:1::")));
+        assert_eq!(budget.try_acquire(ip("2001:db8:2::1")), Ok(()));
     }
 
     #[test]
     fn nothing_is_kept_of_who_gave_everything_back() {
-        let mut budget = AddressBudget::new(1);
+        let mut budget = PerAddressBudget::new(1);
         for address in ["192.0.2.1", "2001:db8::1"] {
-            assert_eq!(budget.take(ip(address)), Ok(()));
-            assert!(budget.take(ip(address)).is_err(), "a refusal takes nothing");
-            budget.give_back(ip(address));
+            assert_eq!(budget.try_acquire(ip(address)), Ok(()));
+            assert!(budget.try_acquire(ip(address)).is_err(), "a refusal takes nothing");
+            budget.release(ip(address));
         }
         assert!(budget.is_empty());
     }

@@ -2,31 +2,31 @@
 
 use std::sync::Arc;
 
-use super::ring::{Entries, Entry};
+use super::ring::{RingEntries, RingEntry};
 use super::stream::{ShardIndex, Stream, StreamId, StreamState};
 use super::tap::TapQueue;
 
-/// Packets to be delivered: see [`crate::shard::Shared::deliver`].
-pub struct Batch {
-    pub stream: StreamId,
-    pub packets: Entries,
+/// Packets to be delivered: see [`crate::shard::SharedState::deliver_to_taps_and_other_shards`].
+pub struct PacketBatchToDeliver {
+    pub stream_id: StreamId,
+    pub packets: RingEntries,
     /// The formats or the layers of the stream changed: viewers select their streams again.
-    pub stream_changed: bool,
+    pub formats_or_layers_changed: bool,
     /// Shards with viewers of the stream.
-    pub subscribers: Vec<ShardIndex>,
+    pub shards_with_viewers: Vec<ShardIndex>,
     /// Queues of the readers that are not viewers.
-    pub taps: Vec<Arc<TapQueue>>,
+    pub tap_queues: Vec<Arc<TapQueue>>,
 }
 
-impl Batch {
+impl PacketBatchToDeliver {
     /// Makes a batch for the current readers of a stream, whose state this is. Returns `None` without packets.
-    pub fn new(stream: &Stream, state: &mut StreamState, packets: Vec<Arc<Entry>>) -> Option<Self> {
+    pub fn new(stream: &Stream, state: &mut StreamState, packets: Vec<Arc<RingEntry>>) -> Option<Self> {
         (!packets.is_empty()).then(|| Self {
-            stream: stream.id,
+            stream_id: stream.id,
             packets: packets.into(),
-            stream_changed: state.take_change(),
-            subscribers: state.subscribers().collect(),
-            taps: state.taps(),
+            formats_or_layers_changed: state.take_format_or_layer_change_flag(),
+            shards_with_viewers: state.shards_with_viewers().collect(),
+            tap_queues: state.prune_and_list_tap_queues_with_reader(),
         })
     }
 }

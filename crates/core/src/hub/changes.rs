@@ -1,7 +1,7 @@
 //! Notification of changes: a task waits for the next change of a stream or a session instead of asking for its state
 //! at an interval.
 //!
-//! A [`Listener`] is polled with a [`Context`] of any runtime. It reports that something changed, not what: the task
+//! A [`ChangeListener`] is polled with a [`Context`] of any runtime. It reports that something changed, not what: the task
 //! reads the state after each notification, so that any number of changes in between cost one reading. What changes with
 //! each packet, such as counters, is not notified, and neither is the number of viewers beyond zero and more than zero.
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use super::id::SessionId;
-use super::lock::{Rank, RankedMutex};
+use super::lock::{LockRank, RankedMutex};
 use super::name::StreamName;
 
 /// What a listener waits for.
@@ -27,45 +27,45 @@ pub enum Topic {
 
 /// The listeners of a gateway.
 #[derive(Debug)]
-pub struct Changes {
-    listeners: RankedMutex<Listeners>,
+pub struct ChangeNotifier {
+    listeners: RankedMutex<ChangeListeners>,
 }
 
 #[derive(Debug, Default)]
-struct Listeners {
-    by_id: HashMap<u64, State>,
+struct ChangeListeners {
+    by_id: HashMap<u64, ListenerState>,
     by_topic: HashMap<Topic, HashSet<u64>>,
-    last_id: u64,
+    last_listener_id: u64,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    changed: bool,
+struct ListenerState {
+    has_unseen_change: bool,
     waker: Option<Waker>,
 }
 
-impl Default for Changes {
+impl Default for ChangeNotifier {
     fn default() -> Self {
         Self {
-            listeners: RankedMutex::new(Rank::Changes, Listeners::default()),
+            listeners: RankedMutex::new(LockRank::ChangeListeners, ChangeListeners::default()),
         }
     }
 }
 
-impl Changes {
+impl ChangeNotifier {
     /// Returns a listener for changes from now on: read the state once after this call.
-    pub fn listen(self: &Arc<Self>, topics: impl IntoIterator<Item = Topic>) -> Listener {
+    pub fn listen(self: &Arc<Self>, topics: impl IntoIterator<Item = Topic>) -> ChangeListener {
         let topics: Vec<Topic> = topics.into_iter().collect();
         let mut listeners = self.listeners.lock();
-        listeners.last_id += 1;
-        let id = listeners.last_id;
-        listeners.by_id.insert(id, State::default());
+        listeners.last_listener_id += 1;
+        let id = listeners.last_listener_id;
+        listeners.by_id.insert(id, ListenerState::default());
         for topic in &topics {
             listeners.by_topic.entry(topic.clone()).or_default().insert(id);
         }
         drop(listeners);
-        Listener {
-            changes: self.clone(),
+        ChangeListener {
+            change_notifier: self.clone(),
             topics,
             id,
         }
@@ -74,9 +74,9 @@ impl Changes {
     /// Wakes the listeners of a topic, and those of [`Topic::Everything`].
     pub fn notify(&self, topic: &Topic) {
         let mut listeners = self.listeners.lock();
-        let mut wakers = listeners.take_wakers(topic);
+        let mut wakers = listeners.mark_topic_changed_and_take_wakers(topic);
         if *topic != Topic::Everything {
-            wakers.extend(listeners.take_wakers(&Topic::Everything));
+            wakers.extend(listeners.mark_topic_changed_and_take_wakers(&Topic::Everything));
         }
         drop(listeners);
         wakers.into_iter().for_each(Waker::wake);
@@ -86,45 +86,47 @@ impl Changes {
     pub fn notify_all(&self) {
         let mut listeners = self.listeners.lock();
         let states = listeners.by_id.values_mut();
-        let wakers: Vec<Waker> = states.filter_map(State::mark_changed).collect();
+        let wakers: Vec<Waker> = states.filter_map(ListenerState::mark_changed_and_take_waker).collect();
         drop(listeners);
         wakers.into_iter().for_each(Waker::wake);
     }
 }
 
-impl Listeners {
-    fn take_wakers(&mut self, topic: &Topic) -> Vec<Waker> {
+impl ChangeListeners {
+    fn mark_topic_changed_and_take_wakers(&mut self, topic: &Topic) -> Vec<Waker> {
         let Some(ids) = self.by_topic.get(topic) else {
             return Vec::new();
         };
         let by_id = &mut self.by_id;
-        ids.iter().filter_map(|id| by_id.get_mut(id)?.mark_changed()).collect()
+        ids.iter()
+            .filter_map(|id| by_id.get_mut(id)?.mark_changed_and_take_waker())
+            .collect()
     }
 }
 
-impl State {
-    fn mark_changed(&mut self) -> Option<Waker> {
-        self.changed = true;
+impl ListenerState {
+    fn mark_changed_and_take_waker(&mut self) -> Option<Waker> {
+        self.has_unseen_change = true;
         self.waker.take()
     }
 }
 
 /// Waits for changes of its topics. Dropping it ends the notifications.
 #[derive(Debug)]
-pub struct Listener {
-    changes: Arc<Changes>,
+pub struct ChangeListener {
+    change_notifier: Arc<ChangeNotifier>,
     topics: Vec<Topic>,
     id: u64,
 }
 
-impl Listener {
+impl ChangeListener {
     /// Returns ready if something changed since the listener was made or since this last returned ready.
     pub fn poll_changed(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let mut listeners = self.changes.listeners.lock();
+        let mut listeners = self.change_notifier.listeners.lock();
         let Some(state) = listeners.by_id.get_mut(&self.id) else {
             return Poll::Pending;
         };
-        if std::mem::take(&mut state.changed) {
+        if std::mem::take(&mut state.has_unseen_change) {
             return Poll::Ready(());
         }
         match &mut state.waker {
@@ -140,9 +142,9 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for ChangeListener {
     fn drop(&mut self) {
-        let mut listeners = self.changes.listeners.lock();
+        let mut listeners = self.change_notifier.listeners.lock();
         listeners.by_id.remove(&self.id);
         for topic in &self.topics {
             if let Some(ids) = listeners.by_topic.get_mut(topic) {
@@ -177,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_listener_is_woken_once_for_any_number_of_changes_of_its_topics() {
-        let (changes, count) = (Arc::new(Changes::default()), Arc::new(Count::default()));
+        let (changes, count) = (Arc::new(ChangeNotifier::default()), Arc::new(Count::default()));
         let waker = Waker::from(count.clone());
         let mut context = Context::from_waker(&waker);
         let mut listener = changes.listen([stream("a"), Topic::Session(SessionId([1; 16]))]);
@@ -200,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_change_before_the_first_poll_is_not_lost() {
-        let changes = Arc::new(Changes::default());
+        let changes = Arc::new(ChangeNotifier::default());
         let mut listener = changes.listen([Topic::Everything]);
         changes.notify(&stream("a"));
         assert!(
@@ -212,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_dropped_listener_leaves_nothing() {
-        let changes = Arc::new(Changes::default());
+        let changes = Arc::new(ChangeNotifier::default());
         for _ in 0..100 {
             drop(changes.listen([stream("a"), Topic::Everything]));
         }

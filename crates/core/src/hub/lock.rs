@@ -1,6 +1,6 @@
 //! A mutex with a rank: locks are taken in one global order, so that threads cannot deadlock.
 //!
-//! A thread that holds a lock may only take locks of a higher [`Rank`], and never two of the same rank. Builds with
+//! A thread that holds a lock may only take locks of a higher [`LockRank`], and never two of the same rank. Builds with
 //! debug assertions check this on every lock operation, with or without contention, so every test that nests locks
 //! verifies their order. Release builds have no check.
 
@@ -9,40 +9,40 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Lock order, outermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rank {
+pub enum LockRank {
     /// The map of LL-HLS packagers by stream.
-    Packagers,
+    PackagerMap,
     /// One packager. HTTP requests render playlists under it, so code on a shard must not take it.
     Packager,
     /// The bookkeeping that accompanies one packager.
     PackagerState,
     /// The map of streams by name.
-    Streams,
+    StreamMap,
     /// One stream. Two streams are never locked at the same time.
     Stream,
     /// The time of the last request for an on-demand source.
-    Demand,
+    OnDemandSource,
     /// The sessions known to the media plane.
-    Sessions,
+    SessionRegistry,
     /// Those who wait for changes.
-    Changes,
+    ChangeListeners,
     /// The TCP connections of peers.
-    Connections,
+    TcpConnections,
     /// What waits to be written to one of them.
-    ConnectionQueue,
+    TcpWriteQueue,
     /// The queue of a mailbox.
     Mailbox,
 }
 
-/// A mutex that must be taken in the order of [`Rank`].
+/// A mutex that must be taken in the order of [`LockRank`].
 #[derive(Debug)]
 pub struct RankedMutex<T> {
-    rank: Rank,
+    rank: LockRank,
     inner: Mutex<T>,
 }
 
 impl<T> RankedMutex<T> {
-    pub const fn new(rank: Rank, value: T) -> Self {
+    pub const fn new(rank: LockRank, value: T) -> Self {
         Self {
             rank,
             inner: Mutex::new(value),
@@ -56,15 +56,15 @@ impl<T> RankedMutex<T> {
     ///
     /// With debug assertions, if this thread holds a lock of the same or a higher rank.
     pub fn lock(&self) -> RankedGuard<'_, T> {
-        let held = order::enter(self.rank);
+        let held = lock_order::acquire_rank(self.rank);
         RankedGuard {
             inner: self.inner.lock().unwrap_or_else(PoisonError::into_inner),
-            _held: held,
+            _held_rank: held,
         }
     }
 
     /// Takes the lock if it is free. Never blocks, so the rank is not checked.
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         match self.inner.try_lock() {
             Ok(guard) => Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
@@ -78,7 +78,7 @@ impl<T> RankedMutex<T> {
 pub struct RankedGuard<'a, T> {
     // Dropped first: the lock is released before its rank.
     inner: MutexGuard<'a, T>,
-    _held: order::Held,
+    _held_rank: lock_order::HeldRank,
 }
 
 impl<T> Deref for RankedGuard<'_, T> {
@@ -96,31 +96,31 @@ impl<T> DerefMut for RankedGuard<'_, T> {
 }
 
 #[cfg(debug_assertions)]
-mod order {
+mod lock_order {
     use std::cell::RefCell;
 
-    use super::Rank;
+    use super::LockRank;
 
     thread_local! {
         /// Ranks of the locks held by this thread, in the order in which they were taken.
-        static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
+        static HELD_RANKS: RefCell<Vec<LockRank>> = const { RefCell::new(Vec::new()) };
     }
 
     /// Entry of one held lock.
-    pub(crate) struct Held(Rank);
+    pub(crate) struct HeldRank(LockRank);
 
-    pub(crate) fn enter(rank: Rank) -> Held {
-        let highest = HELD.with_borrow(|held| held.iter().max().copied());
+    pub(crate) fn acquire_rank(rank: LockRank) -> HeldRank {
+        let highest = HELD_RANKS.with_borrow(|held| held.iter().max().copied());
         if let Some(highest) = highest.filter(|highest| *highest >= rank) {
-            panic!("lock order: {rank:?} is taken while {highest:?} is held");
+            panic!("lock order violated: {rank:?} is taken while {highest:?} is held");
         }
-        HELD.with_borrow_mut(|held| held.push(rank));
-        Held(rank)
+        HELD_RANKS.with_borrow_mut(|held| held.push(rank));
+        HeldRank(rank)
     }
 
-    impl Drop for Held {
+    impl Drop for HeldRank {
         fn drop(&mut self) {
-            HELD.with_borrow_mut(|held| {
+            HELD_RANKS.with_borrow_mut(|held| {
                 if let Some(at) = held.iter().rposition(|rank| *rank == self.0) {
                     held.remove(at);
                 }
@@ -130,13 +130,13 @@ mod order {
 }
 
 #[cfg(not(debug_assertions))]
-mod order {
-    use super::Rank;
+mod lock_order {
+    use super::LockRank;
 
-    pub(crate) struct Held;
+    pub(crate) struct HeldRank;
 
-    pub(crate) fn enter(_: Rank) -> Held {
-        Held
+    pub(crate) fn acquire_rank(_: LockRank) -> HeldRank {
+        HeldRank
     }
 }
 
@@ -146,7 +146,10 @@ mod tests {
 
     #[test]
     fn locks_are_taken_from_the_outermost_to_the_innermost() {
-        let (outer, inner) = (RankedMutex::new(Rank::Streams, 1), RankedMutex::new(Rank::Stream, 2));
+        let (outer, inner) = (
+            RankedMutex::new(LockRank::StreamMap, 1),
+            RankedMutex::new(LockRank::Stream, 2),
+        );
         let both = *outer.lock() + *inner.lock();
         assert_eq!(both, 3);
         // Guards may be dropped in any order.
@@ -157,23 +160,29 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "Streams is taken while Stream is held")]
+    #[should_panic(expected = "lock order violated: StreamMap is taken while Stream is held")]
     fn an_outer_lock_is_not_taken_under_an_inner_one() {
-        let (outer, inner) = (RankedMutex::new(Rank::Streams, 1), RankedMutex::new(Rank::Stream, 2));
+        let (outer, inner) = (
+            RankedMutex::new(LockRank::StreamMap, 1),
+            RankedMutex::new(LockRank::Stream, 2),
+        );
         let _inner = inner.lock();
         let _outer = outer.lock();
     }
 
     #[test]
-    #[should_panic(expected = "Stream is taken while Stream is held")]
+    #[should_panic(expected = "lock order violated: Stream is taken while Stream is held")]
     fn two_streams_are_never_locked_at_once() {
-        let streams = [RankedMutex::new(Rank::Stream, 1), RankedMutex::new(Rank::Stream, 2)];
+        let streams = [
+            RankedMutex::new(LockRank::Stream, 1),
+            RankedMutex::new(LockRank::Stream, 2),
+        ];
         let _both = streams.each_ref().map(RankedMutex::lock);
     }
 
     #[test]
     fn a_lock_is_open_after_a_panic_under_it() {
-        let lock = RankedMutex::new(Rank::Stream, 1);
+        let lock = RankedMutex::new(LockRank::Stream, 1);
         let panicked = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 let _guard = lock.lock();

@@ -4,24 +4,24 @@ use std::time::{Duration, Instant};
 
 /// Allows one line per interval and counts the others.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LogLimit {
+pub struct LogRateLimiter {
     /// When the next line is allowed.
-    next: Option<Instant>,
-    suppressed: u64,
+    next_allowed_at: Option<Instant>,
+    suppressed_line_count: u64,
 }
 
 /// Interval of lines about the same thing.
-pub const LOG_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const MIN_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-impl LogLimit {
+impl LogRateLimiter {
     /// Whether a line may be logged now: returns how many were suppressed since the last one.
     pub fn allow(&mut self, now: Instant) -> Option<u64> {
-        if self.next.is_some_and(|next| now < next) {
-            self.suppressed += 1;
+        if self.next_allowed_at.is_some_and(|next| now < next) {
+            self.suppressed_line_count += 1;
             return None;
         }
-        self.next = Some(now + LOG_INTERVAL);
-        Some(std::mem::take(&mut self.suppressed))
+        self.next_allowed_at = Some(now + MIN_LOG_INTERVAL);
+        Some(std::mem::take(&mut self.suppressed_line_count))
     }
 }
 
@@ -31,15 +31,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_per_interval_tells_how_many_were_suppressed() {
-        let (mut limit, t) = (LogLimit::default(), Instant::now());
+    fn one_line_per_interval_has_the_number_of_suppressed_ones() {
+        let (mut limit, t) = (LogRateLimiter::default(), Instant::now());
         assert_eq!(limit.allow(t), Some(0));
         for n in 0..1_000 {
             assert_eq!(limit.allow(t + Duration::from_millis(n)), None);
         }
-        assert_eq!(limit.allow(t + LOG_INTERVAL), Some(1_000));
-        assert_eq!(limit.allow(t + LOG_INTERVAL), None);
-        assert_eq!(limit.allow(t + 3 * LOG_INTERVAL), Some(1));
-        assert_eq!(limit.allow(t + 4 * LOG_INTERVAL), Some(0));
+        assert_eq!(limit.allow(t + MIN_LOG_INTERVAL), Some(1_000));
+        assert_eq!(limit.allow(t + MIN_LOG_INTERVAL), None);
+        assert_eq!(limit.allow(t + 3 * MIN_LOG_INTERVAL), Some(1));
+        assert_eq!(limit.allow(t + 4 * MIN_LOG_INTERVAL), Some(0));
     }
 }

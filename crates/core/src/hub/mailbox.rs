@@ -3,27 +3,27 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::lock::{Rank, RankedGuard, RankedMutex};
+use super::lock::{LockRank, RankedGuard, RankedMutex};
 
-/// A queue with one reader. `wake` is called when it becomes non-empty.
+/// A queue with one reader. `wake_reader` is called when it becomes non-empty.
 pub struct Mailbox<T> {
     queue: RankedMutex<VecDeque<T>>,
     capacity: usize,
     overflowed: AtomicBool,
-    wake: Box<dyn Fn() + Send + Sync>,
+    wake_reader: Box<dyn Fn() + Send + Sync>,
 }
 
 /// Extra capacity for control messages; their number is bounded by the number of sessions.
-const CONTROL_RESERVE: usize = 1 << 16;
+const RESERVED_CONTROL_MESSAGE_SLOTS: usize = 1 << 16;
 
 impl<T> Mailbox<T> {
     /// Creates an empty mailbox for at most `capacity` media messages.
     pub fn new(capacity: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
-            queue: RankedMutex::new(Rank::Mailbox, VecDeque::new()),
+            queue: RankedMutex::new(LockRank::Mailbox, VecDeque::new()),
             capacity,
             overflowed: AtomicBool::new(false),
-            wake: Box::new(wake),
+            wake_reader: Box::new(wake),
         }
     }
 
@@ -32,8 +32,8 @@ impl<T> Mailbox<T> {
     /// # Errors
     ///
     /// Returns the message if the mailbox and its control reserve are full (invariant 5).
-    pub fn push(&self, message: T) -> Result<(), T> {
-        self.push_below(self.capacity + CONTROL_RESERVE, message)
+    pub fn push_control(&self, message: T) -> Result<(), T> {
+        self.push_if_below_limit(self.capacity + RESERVED_CONTROL_MESSAGE_SLOTS, message)
     }
 
     /// Enqueues a best-effort message. Anybody may cause any number of these, so they may use only half of the
@@ -42,26 +42,26 @@ impl<T> Mailbox<T> {
     /// # Errors
     ///
     /// Returns the message if that half is full.
-    pub fn offer(&self, message: T) -> Result<(), T> {
-        self.push_below(self.capacity / 2, message)
+    pub fn push_low_priority(&self, message: T) -> Result<(), T> {
+        self.push_if_below_limit(self.capacity / 2, message)
     }
 
     /// Enqueues a message that may be lost, as long as the reader learns of the loss.
     ///
     /// # Errors
     ///
-    /// Returns the message if the mailbox is full; [`Self::has_overflowed`] then reports it to the reader.
-    pub fn push_lossy(&self, message: T) -> Result<(), T> {
-        self.push_below(self.capacity, message)
+    /// Returns the message if the mailbox is full; [`Self::take_overflow_flag`] then reports it to the reader.
+    pub(crate) fn push_or_flag_overflow(&self, message: T) -> Result<(), T> {
+        self.push_if_below_limit(self.capacity, message)
             .inspect_err(|_| self.overflowed.store(true, Ordering::Release))
     }
 
     /// Whether a lossy message was dropped since the last call.
-    pub fn has_overflowed(&self) -> bool {
+    pub fn take_overflow_flag(&self) -> bool {
         self.overflowed.swap(false, Ordering::AcqRel)
     }
 
-    fn push_below(&self, limit: usize, message: T) -> Result<(), T> {
+    fn push_if_below_limit(&self, limit: usize, message: T) -> Result<(), T> {
         let was_empty = {
             let mut queue = self.lock();
             if queue.len() >= limit {
@@ -71,23 +71,23 @@ impl<T> Mailbox<T> {
             queue.len() == 1
         };
         if was_empty {
-            (self.wake)();
+            (self.wake_reader)();
         }
         Ok(())
     }
 
     /// Number of queued messages.
-    pub fn waiting(&self) -> usize {
+    pub fn queued_count(&self) -> usize {
         self.lock().len()
     }
 
     /// Number of queued messages; `None` while another thread holds the lock.
-    pub fn try_waiting(&self) -> Option<usize> {
+    pub fn try_queued_count(&self) -> Option<usize> {
         self.queue.try_lock().map(|queue| queue.len())
     }
 
     /// Takes all messages, swapping in an empty queue so that its memory is reused.
-    pub fn take(&self, into: &mut VecDeque<T>) {
+    pub fn take_all(&self, into: &mut VecDeque<T>) {
         debug_assert!(into.is_empty());
         std::mem::swap(&mut *self.lock(), into);
     }
@@ -107,9 +107,9 @@ mod tests {
     #[test]
     fn best_effort_messages_leave_room_for_the_rest() {
         let mailbox = Mailbox::new(4, || {});
-        assert_eq!((0..9).filter(|n| mailbox.offer(*n).is_ok()).count(), 2);
-        assert_eq!((0..9).filter(|n| mailbox.push_lossy(*n).is_ok()).count(), 2);
-        assert_eq!(mailbox.push(9), Ok(()));
+        assert_eq!((0..9).filter(|n| mailbox.push_low_priority(*n).is_ok()).count(), 2);
+        assert_eq!((0..9).filter(|n| mailbox.push_or_flag_overflow(*n).is_ok()).count(), 2);
+        assert_eq!(mailbox.push_control(9), Ok(()));
     }
 
     #[test]
@@ -119,16 +119,16 @@ mod tests {
         let mailbox = Mailbox::new(2, move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        assert_eq!(mailbox.push_lossy(1), Ok(()));
-        assert_eq!(mailbox.push_lossy(2), Ok(()));
-        assert!(!mailbox.has_overflowed());
-        assert_eq!(mailbox.push_lossy(3), Err(3));
-        assert!(mailbox.has_overflowed() && !mailbox.has_overflowed());
+        assert_eq!(mailbox.push_or_flag_overflow(1), Ok(()));
+        assert_eq!(mailbox.push_or_flag_overflow(2), Ok(()));
+        assert!(!mailbox.take_overflow_flag());
+        assert_eq!(mailbox.push_or_flag_overflow(3), Err(3));
+        assert!(mailbox.take_overflow_flag() && !mailbox.take_overflow_flag());
         assert_eq!(wakes.load(Ordering::Relaxed), 1);
         let mut taken = VecDeque::new();
-        mailbox.take(&mut taken);
+        mailbox.take_all(&mut taken);
         assert_eq!(taken, [1, 2]);
-        assert_eq!(mailbox.push(4), Ok(()));
+        assert_eq!(mailbox.push_control(4), Ok(()));
         assert_eq!(wakes.load(Ordering::Relaxed), 2);
     }
 }

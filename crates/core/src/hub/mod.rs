@@ -10,7 +10,6 @@ pub mod batch;
 pub mod changes;
 pub mod half_open;
 pub mod id;
-pub mod intake;
 pub mod lock;
 pub mod log_limit;
 pub mod mailbox;
@@ -19,62 +18,65 @@ pub mod name;
 pub mod reader;
 pub mod registry;
 pub mod ring;
+pub mod source_rewriter;
+pub mod sparse;
 pub mod stream;
 pub mod tap;
 mod tap_queue;
 pub mod track;
 pub mod traffic;
-pub mod vp8_rewriter;
+pub mod viewer_quality;
+pub(crate) mod vp8_rewriter;
 
 use crate::media::Codec;
 use crate::media::transcode::TranscodeTarget;
-use changes::Changes;
-use lock::{Rank, RankedGuard, RankedMutex};
+use changes::ChangeNotifier;
+use lock::{LockRank, RankedGuard, RankedMutex};
 use name::StreamKey;
 use stream::{Stream, StreamId};
 
 /// The component that produces transcoded streams.
-struct Transcoder {
+struct TranscodeStarter {
     /// Supported pairs of input codec and transcode target.
-    possible: Vec<(Codec, TranscodeTarget)>,
-    wanted: Box<dyn Fn(&StreamKey) + Send + Sync>,
+    supported_conversions: Vec<(Codec, TranscodeTarget)>,
+    on_transcoded_stream_opened: Box<dyn Fn(&StreamKey) + Send + Sync>,
 }
 
 /// All streams of the gateway.
 pub struct Hub {
     streams: RankedMutex<Streams>,
     /// Called for every transcoded stream that is opened, so that a transcode is started for it.
-    transcoder: OnceLock<Transcoder>,
-    changes: Arc<Changes>,
+    transcoder: OnceLock<TranscodeStarter>,
+    change_notifier: Arc<ChangeNotifier>,
 }
 
 #[derive(Debug, Default)]
 struct Streams {
     by_key: HashMap<StreamKey, Arc<Stream>>,
-    last_id: u64,
+    last_stream_id: u64,
 }
 
 impl Default for Hub {
     fn default() -> Self {
         Self {
-            streams: RankedMutex::new(Rank::Streams, Streams::default()),
+            streams: RankedMutex::new(LockRank::StreamMap, Streams::default()),
             transcoder: OnceLock::new(),
-            changes: Arc::default(),
+            change_notifier: Arc::default(),
         }
     }
 }
 
 impl Hub {
     /// Returns a stream that has a source or a viewer.
-    pub fn find(&self, key: impl Into<StreamKey>) -> Option<Arc<Stream>> {
+    pub fn find_stream(&self, key: impl Into<StreamKey>) -> Option<Arc<Stream>> {
         self.lock().by_key.get(&key.into()).cloned()
     }
 
     /// Applies a change to a stream and removes the stream if it then has neither source nor viewers. Holders of the
     /// old `Arc` keep sharing it; a later open of the name creates a new stream.
-    pub fn release(&self, stream: &Stream, change: impl FnOnce(&mut stream::StreamState)) {
+    pub fn update_stream_and_remove_if_unused(&self, stream: &Stream, change: impl FnOnce(&mut stream::StreamState)) {
         let mut streams = self.lock();
-        let unused = stream.with(|state| {
+        let unused = stream.with_state(|state| {
             change(state);
             state.is_unused()
         });
@@ -84,11 +86,15 @@ impl Hub {
     }
 
     /// Opens or creates a stream and applies a change to it atomically, so that it cannot be removed in between.
-    pub fn open_with(&self, key: impl Into<StreamKey>, change: impl FnOnce(&mut stream::StreamState)) -> Arc<Stream> {
+    pub fn open_and_update_stream(
+        &self,
+        key: impl Into<StreamKey>,
+        change: impl FnOnce(&mut stream::StreamState),
+    ) -> Arc<Stream> {
         let key = key.into();
-        let changes = &self.changes;
+        let changes = &self.change_notifier;
         let mut streams = self.lock();
-        let last_id = &mut streams.last_id;
+        let last_id = &mut streams.last_stream_id;
         let id = *last_id + 1;
         *last_id = id;
         let mut is_new = false;
@@ -100,13 +106,13 @@ impl Hub {
                 Arc::new(Stream::new(StreamId(id), key.clone(), changes.clone()))
             })
             .clone();
-        stream.with(change);
+        stream.with_state(change);
         drop(streams);
         if is_new
             && key.transcode_target().is_some()
             && let Some(transcoder) = self.transcoder.get()
         {
-            (transcoder.wanted)(&key);
+            (transcoder.on_transcoded_stream_opened)(&key);
         }
         stream
     }
@@ -115,27 +121,30 @@ impl Hub {
     /// transcoded stream. Only the first call has an effect.
     pub fn set_transcoder(
         &self,
-        possible: Vec<(Codec, TranscodeTarget)>,
-        wanted: impl Fn(&StreamKey) + Send + Sync + 'static,
+        supported_conversions: Vec<(Codec, TranscodeTarget)>,
+        on_stream_opened: impl Fn(&StreamKey) + Send + Sync + 'static,
     ) {
-        let wanted = Box::new(wanted);
-        let _ = self.transcoder.set(Transcoder { possible, wanted });
+        let wanted = Box::new(on_stream_opened);
+        let _ = self.transcoder.set(TranscodeStarter {
+            supported_conversions,
+            on_transcoded_stream_opened: wanted,
+        });
     }
 
     /// Whether this codec can be transcoded to the default browser-playable target of its kind.
-    pub fn can_transcode(&self, codec: Codec) -> bool {
-        self.can_transcode_to(codec, TranscodeTarget::of(codec.kind()))
+    pub fn can_transcode_codec_for_browsers(&self, codec: Codec) -> bool {
+        self.can_transcode_codec_to(codec, TranscodeTarget::webrtc_target_for_kind(codec.kind()))
     }
 
     /// Whether this codec can be transcoded to this target.
-    pub fn can_transcode_to(&self, codec: Codec, transcode: TranscodeTarget) -> bool {
+    pub fn can_transcode_codec_to(&self, codec: Codec, transcode: TranscodeTarget) -> bool {
         let transcoder = self.transcoder.get();
-        transcoder.is_some_and(|transcoder| transcoder.possible.contains(&(codec, transcode)))
+        transcoder.is_some_and(|transcoder| transcoder.supported_conversions.contains(&(codec, transcode)))
     }
 
     /// Notification of changes of streams and sessions.
-    pub fn changes(&self) -> &Arc<Changes> {
-        &self.changes
+    pub fn change_notifier(&self) -> &Arc<ChangeNotifier> {
+        &self.change_notifier
     }
 
     /// Returns a snapshot of all streams.

@@ -15,16 +15,16 @@ pub struct StreamName(Arc<str>);
 /// Reason why a text is not a valid stream name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StreamNameError {
-    #[error("a stream name has 1 to {MAX_LENGTH} characters")]
-    Length,
-    #[error("a stream name has 1 to {MAX_SEGMENTS} segments, none of them empty, `.` or `..`")]
-    Segments,
-    #[error("a stream name is made of letters, digits and `_.~-`")]
-    Character,
+    #[error("a stream name has 1 to {MAX_STREAM_NAME_LENGTH} characters")]
+    InvalidLength,
+    #[error("a stream name has 1 to {MAX_STREAM_NAME_PARTS} parts separated by `/`, and no part is empty, `.` or `..`")]
+    InvalidParts,
+    #[error("each part of a stream name is made of ASCII letters, digits, `_`, `.`, `~` and `-`")]
+    InvalidCharacter,
 }
 
-const MAX_LENGTH: usize = 128;
-const MAX_SEGMENTS: usize = 4;
+const MAX_STREAM_NAME_LENGTH: usize = 128;
+const MAX_STREAM_NAME_PARTS: usize = 4;
 
 impl StreamName {
     /// Parses a name from a decoded URL path.
@@ -33,16 +33,16 @@ impl StreamName {
     ///
     /// A [`StreamNameError`] for the violated rule.
     pub fn parse(text: &str) -> Result<Self, StreamNameError> {
-        if text.is_empty() || text.len() > MAX_LENGTH {
-            return Err(StreamNameError::Length);
+        if text.is_empty() || text.len() > MAX_STREAM_NAME_LENGTH {
+            return Err(StreamNameError::InvalidLength);
         }
         let segments = text.split('/');
-        if segments.clone().count() > MAX_SEGMENTS || segments.clone().any(|s| matches!(s, "" | "." | "..")) {
-            return Err(StreamNameError::Segments);
+        if segments.clone().count() > MAX_STREAM_NAME_PARTS || segments.clone().any(|s| matches!(s, "" | "." | "..")) {
+            return Err(StreamNameError::InvalidParts);
         }
         let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.~-/".contains(&b);
         if !text.bytes().all(allowed) {
-            return Err(StreamNameError::Character);
+            return Err(StreamNameError::InvalidCharacter);
         }
         Ok(Self(text.into()))
     }
@@ -52,16 +52,16 @@ impl StreamName {
     }
 
     /// Returns the key of a transcode of this stream.
-    pub fn transcoded(&self, target: TranscodeTarget) -> StreamKey {
-        self.variant(StreamVariant::Transcoded(target))
+    pub fn transcode_key(&self, target: TranscodeTarget) -> StreamKey {
+        self.variant_key(StreamVariant::Transcoded(target))
     }
 
     /// Returns the key of a simulcast layer of this stream.
-    pub fn layer(&self, rid: &Rid) -> StreamKey {
-        self.variant(StreamVariant::Layer(rid.clone()))
+    pub fn lower_simulcast_layer_key(&self, rid: &Rid) -> StreamKey {
+        self.variant_key(StreamVariant::SimulcastLayer(rid.clone()))
     }
 
-    fn variant(&self, variant: StreamVariant) -> StreamKey {
+    fn variant_key(&self, variant: StreamVariant) -> StreamKey {
         StreamKey {
             name: self.clone(),
             variant,
@@ -83,7 +83,7 @@ pub enum StreamVariant {
     /// What the source sends; of a simulcast, the best layer.
     Original,
     /// A lower layer of a simulcast.
-    Layer(Rid),
+    SimulcastLayer(Rid),
     /// One track of the original, transcoded.
     Transcoded(TranscodeTarget),
 }
@@ -95,15 +95,23 @@ impl StreamKey {
     }
 
     /// Returns whether this is a lower layer of a simulcast.
-    pub fn is_layer(&self) -> bool {
-        matches!(self.variant, StreamVariant::Layer(_))
+    pub(crate) fn is_lower_simulcast_layer(&self) -> bool {
+        matches!(self.variant, StreamVariant::SimulcastLayer(_))
+    }
+
+    /// Returns the layer of a simulcast that this is, if it is a lower one.
+    pub(crate) fn lower_simulcast_rid(&self) -> Option<&Rid> {
+        match &self.variant {
+            StreamVariant::SimulcastLayer(rid) => Some(rid),
+            StreamVariant::Original | StreamVariant::Transcoded(_) => None,
+        }
     }
 
     /// Returns the target of a transcoded stream; `None` for other streams.
     pub fn transcode_target(&self) -> Option<TranscodeTarget> {
         match self.variant {
             StreamVariant::Transcoded(target) => Some(target),
-            StreamVariant::Original | StreamVariant::Layer(_) => None,
+            StreamVariant::Original | StreamVariant::SimulcastLayer(_) => None,
         }
     }
 }
@@ -134,7 +142,7 @@ impl fmt::Display for StreamKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.variant {
             StreamVariant::Original => write!(f, "{}", self.name),
-            StreamVariant::Layer(rid) => write!(f, "{}#@{}", self.name, rid.0),
+            StreamVariant::SimulcastLayer(rid) => write!(f, "{}#@{}", self.name, rid.0),
             StreamVariant::Transcoded(target) => write!(f, "{}#{}", self.name, target.label()),
         }
     }
@@ -166,11 +174,17 @@ mod tests {
     fn a_variant_is_another_stream_than_its_original_and_cannot_be_addressed_by_clients() {
         let name = StreamName::parse("yard/gate").expect("a name");
         let original = StreamKey::from(&name);
-        let variants = [name.transcoded(TranscodeTarget::Opus), name.layer(&Rid("low".into()))];
+        let variants = [
+            name.transcode_key(TranscodeTarget::Opus),
+            name.lower_simulcast_layer_key(&Rid("low".into())),
+        ];
         for variant in variants {
             assert_ne!(variant, original);
             assert_eq!(variant.name, name);
-            assert_eq!(StreamName::parse(&variant.to_string()), Err(StreamNameError::Character));
+            assert_eq!(
+                StreamName::parse(&variant.to_string()),
+                Err(StreamNameError::InvalidCharacter)
+            );
         }
         assert_eq!(original.to_string(), "yard/gate");
     }
@@ -182,14 +196,14 @@ mod tests {
         }
         let long = "x".repeat(129);
         for (bad, why) in [
-            ("", StreamNameError::Length),
-            (long.as_str(), StreamNameError::Length),
-            ("a/b/c/d/e", StreamNameError::Segments),
-            ("a//b", StreamNameError::Segments),
-            ("../etc", StreamNameError::Segments),
-            ("a b", StreamNameError::Character),
-            ("caf\u{e9}", StreamNameError::Character),
-            ("a\0", StreamNameError::Character),
+            ("", StreamNameError::InvalidLength),
+            (long.as_str(), StreamNameError::InvalidLength),
+            ("a/b/c/d/e", StreamNameError::InvalidParts),
+            ("a//b", StreamNameError::InvalidParts),
+            ("../etc", StreamNameError::InvalidParts),
+            ("a b", StreamNameError::InvalidCharacter),
+            ("caf\u{e9}", StreamNameError::InvalidCharacter),
+            ("a\0", StreamNameError::InvalidCharacter),
         ] {
             assert_eq!(StreamName::parse(bad), Err(why), "{bad:?}");
         }

@@ -4,61 +4,69 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ring::{Entry, Ring};
+use super::ring::{PacketRing, RingEntry};
 use crate::media::packet::TrackSeq;
 
 /// Position of a reader.
 #[derive(Debug)]
-pub struct Reader {
-    next: TrackSeq,
+pub struct RingReader {
+    next_seq: TrackSeq,
     /// Since when the next packet is missing.
-    missing: Option<Instant>,
+    next_packet_missing_since: Option<Instant>,
 }
 
 /// How long a gap is waited for: a retransmission by the publisher takes one or two round trips.
-const GAP_TIMEOUT: Duration = Duration::from_millis(250);
+const MISSING_PACKET_TIMEOUT: Duration = Duration::from_millis(250);
 
-impl Reader {
+impl RingReader {
     /// Starts at the newest key frame; `None` without one.
-    pub fn at_key_frame(ring: &Ring) -> Option<Self> {
-        ring.key_frame().map(Self::at)
+    pub fn at_newest_key_frame(ring: &PacketRing) -> Option<Self> {
+        ring.newest_key_frame_seq().map(Self::at_seq)
     }
 
     /// Starts at the oldest key frame in the ring; `None` without one.
-    pub fn at_oldest_key_frame(ring: &Ring) -> Option<Self> {
-        ring.oldest_key_frame().map(Self::at)
+    pub fn at_oldest_key_frame(ring: &PacketRing) -> Option<Self> {
+        ring.oldest_key_frame_seq().map(Self::at_seq)
     }
 
     /// Starts at the oldest packet in the ring.
-    pub fn at_start(ring: &Ring) -> Self {
-        Self::at(ring.first())
+    pub fn at_start(ring: &PacketRing) -> Self {
+        Self::at_seq(ring.first_seq())
     }
 
     /// Starts at the next packet to arrive.
-    pub fn at_end(ring: &Ring) -> Self {
-        Self::at(ring.end())
+    pub fn at_end(ring: &PacketRing) -> Self {
+        Self::at_seq(ring.end_seq())
     }
 
-    fn at(next: TrackSeq) -> Self {
-        Self { next, missing: None }
+    fn at_seq(next: TrackSeq) -> Self {
+        Self {
+            next_seq: next,
+            next_packet_missing_since: None,
+        }
     }
 
     /// Appends the packets since the last call. Returns when to call again even without new packets.
-    pub fn read(&mut self, now: Instant, ring: &Ring, out: &mut Vec<Arc<Entry>>) -> Option<Instant> {
-        self.next = self.next.max(ring.first());
-        while self.next < ring.end() {
-            if let Some(packet) = ring.get(self.next) {
+    pub fn append_available_packets(
+        &mut self,
+        now: Instant,
+        ring: &PacketRing,
+        out: &mut Vec<Arc<RingEntry>>,
+    ) -> Option<Instant> {
+        self.next_seq = self.next_seq.max(ring.first_seq());
+        while self.next_seq < ring.end_seq() {
+            if let Some(packet) = ring.get(self.next_seq) {
                 out.push(packet.clone());
-                self.missing = None;
+                self.next_packet_missing_since = None;
             } else {
-                let due = *self.missing.get_or_insert(now) + GAP_TIMEOUT;
+                let due = *self.next_packet_missing_since.get_or_insert(now) + MISSING_PACKET_TIMEOUT;
                 if now < due {
                     return Some(due);
                 }
             }
-            self.next += 1;
+            self.next_seq += 1;
         }
-        self.missing = None;
+        self.next_packet_missing_since = None;
         None
     }
 }
@@ -71,39 +79,45 @@ mod tests {
     use crate::media::packet::Packet;
     use bytes::Bytes;
 
-    fn insert(ring: &mut Ring, at: Instant, seq: u64) {
+    fn insert_packet(ring: &mut PacketRing, at: Instant, seq: u64) {
         let packet = Packet {
             seq,
             time: seq,
             codec: Codec::H264,
             marker: true,
-            key_frame: seq == 10,
+            identifies_key_frame: seq == 10,
             arrival: at,
             payload: Bytes::from_static(b"x"),
         };
         ring.insert(packet, 0);
     }
 
-    fn read(reader: &mut Reader, now: Instant, ring: &Ring) -> Vec<u64> {
+    fn read_seqs(reader: &mut RingReader, now: Instant, ring: &PacketRing) -> Vec<u64> {
         let mut out = Vec::new();
-        reader.read(now, ring, &mut out);
+        reader.append_available_packets(now, ring, &mut out);
         out.iter().map(|entry| entry.packet.seq).collect()
     }
 
     #[test]
     fn a_gap_is_waited_for_and_then_skipped() {
-        let (mut ring, t) = (Ring::default(), Instant::now());
-        assert!(Reader::at_key_frame(&ring).is_none());
+        let (mut ring, t) = (PacketRing::default(), Instant::now());
+        assert!(RingReader::at_newest_key_frame(&ring).is_none());
         for seq in [10, 11, 13, 15] {
-            insert(&mut ring, t, seq);
+            insert_packet(&mut ring, t, seq);
         }
-        let mut reader = Reader::at_key_frame(&ring).expect("a key frame");
-        assert_eq!(read(&mut reader, t, &ring), [10, 11]);
-        insert(&mut ring, t, 12);
-        assert_eq!(read(&mut reader, t + GAP_TIMEOUT / 2, &ring), [12, 13], "it came late");
-        let due = reader.read(t + GAP_TIMEOUT / 2, &ring, &mut Vec::new()).expect("waits");
-        assert_eq!(due, t + GAP_TIMEOUT / 2 + GAP_TIMEOUT);
-        assert_eq!(read(&mut reader, due, &ring), [15]);
-        assert_eq!(reader.read(due, &ring, &mut Vec::new()), None);
+        let mut reader = RingReader::at_newest_key_frame(&ring).expect("a key frame");
+        assert_eq!(read_seqs(&mut reader, t, &ring), [10, 11]);
+        insert_packet(&mut ring, t, 12);
+        assert_eq!(
+            read_seqs(&mut reader, t + MISSING_PACKET_TIMEOUT / 2, &ring),
+            [12, 13],
+            "it came late"
+        );
+        let due = reader
+            .append_available_packets(t + MISSING_PACKET_TIMEOUT / 2, &ring, &mut Vec::new())
+            .expect("waits");
+        assert_eq!(due, t + MISSING_PACKET_TIMEOUT / 2 + MISSING_PACKET_TIMEOUT);
+        assert_eq!(read_seqs(&mut reader, due, &ring), [15]);
+        assert_eq!(reader.append_available_packets(due, &ring, &mut Vec::new()), None);
     }
 }

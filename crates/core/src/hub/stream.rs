@@ -3,61 +3,64 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::changes::{Changes, Topic};
+use super::changes::{ChangeNotifier, Topic};
 pub use super::id::{SessionId, ShardIndex, StreamId};
-use super::lock::{Rank, RankedMutex};
+use super::lock::{LockRank, RankedMutex};
 use super::name::StreamKey;
-use super::tap_queue::{TapQueue, Taps};
+use super::tap_queue::{TapList, TapQueue};
 use super::track::Track;
-use super::traffic::Traffic;
+use super::traffic::StreamTransportStats;
 use crate::media::transcode::SourceTrack;
-use crate::media::{Codec, Format, Kind, Rid};
-use crate::sdp::plan::{AvailableTrack, AvailableTracks, SourceFormats};
+use crate::media::{Codec, Format, MediaKind, Rid};
+use crate::sdp::negotiated::{AvailableTrack, AvailableTracks, TrackFormats};
 
 /// The session that feeds a stream, and its shard. A source that is not a peer has [`ShardIndex::NONE`]: it detects a
 /// takeover by itself and polls for key frame requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceRef {
-    pub session: SessionId,
+    pub session_id: SessionId,
     pub shard: ShardIndex,
     /// It has an encoder that can be asked for a key frame: a publisher that negotiated PLI, or a pipeline whose encoder
     /// takes GstForceKeyUnit. Cameras and HLS origins send what is encoded already.
-    pub takes_key_frame_requests: bool,
+    pub accepts_key_frame_requests: bool,
 }
 
 /// One simulcast layer (RFC 8853). Its packets are in a stream of its own, derived from the main stream.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Layer {
+pub struct SimulcastLayer {
     pub rid: Rid,
     /// Width and height in pixels.
     pub resolution: Option<(u16, u16)>,
     /// Payload bits per second.
-    pub bitrate: u64,
+    pub measured_bitrate: u64,
     /// Whether the layer is being received; browsers pause the highest layers when their uplink is too slow.
     pub active: bool,
+    /// Whether the main stream carries this layer: the best one, but for a while after another has become better.
+    pub is_carried_by_main_stream: bool,
 }
 
 /// Layer requested by a viewer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum LayerSelection {
-    /// The best layer.
+    /// The best layer that the viewer's path carries, as far as that is known.
     #[default]
     Automatic,
     /// The layer with this RID, while it is active.
     Named(Rid),
     /// The best active layer within this size in pixels.
-    Within { width: u16, height: u16 },
+    WithinSize { width: u16, height: u16 },
 }
 
 impl LayerSelection {
-    /// Returns the layer to forward; `None` selects the main stream, which carries the best layer.
-    pub fn choose(&self, layers: &[Layer]) -> Option<Rid> {
+    /// Returns the layer to forward, whatever the path carries; `None` selects the main stream, which carries the best
+    /// layer.
+    pub(crate) fn choose_layer_rid(&self, layers: &[SimulcastLayer]) -> Option<Rid> {
         let mut active = layers.iter().filter(|layer| layer.active);
         let chosen = match self {
             Self::Automatic => None,
             Self::Named(rid) => active.find(|layer| layer.rid == *rid),
-            Self::Within { width, height } => {
-                let fits = |layer: &&Layer| layer.resolution.is_some_and(|(w, h)| w <= *width && h <= *height);
+            Self::WithinSize { width, height } => {
+                let fits = |layer: &&SimulcastLayer| layer.resolution.is_some_and(|(w, h)| w <= *width && h <= *height);
                 active.clone().find(fits).or_else(|| active.next_back())
             }
         };
@@ -65,15 +68,22 @@ impl LayerSelection {
     }
 }
 
-/// A stream. Its state is behind one lock, which [`Stream::with`] holds for the duration of a call and for nothing else.
+/// A stream. Its state is behind one lock, which [`Stream::with_state`] holds for the duration of a call and for nothing else.
 #[derive(Debug)]
 pub struct Stream {
     pub id: StreamId,
     pub key: StreamKey,
-    pub traffic: Traffic,
+    pub transport_stats: StreamTransportStats,
     state: RankedMutex<StreamState>,
-    changes: Arc<Changes>,
+    change_notifier: Arc<ChangeNotifier>,
 }
+
+/// A peer that is the source of a stream is stalled when nothing has arrived from it for this long. Its session ends after
+/// 30 s.
+pub(crate) const SOURCE_STALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The layers of a source appear one after another, within this time after its first key frame.
+const LAYER_APPEARANCE_TIME: Duration = Duration::from_millis(300);
 
 /// State of a stream.
 #[derive(Debug)]
@@ -81,57 +91,63 @@ pub struct StreamState {
     pub video: Track,
     pub audio: Track,
     /// Whether the source responds to key frame requests; OBS does not.
-    pub answers_requests: bool,
+    pub responds_to_key_frame_requests: bool,
     /// Simulcast layers, best first; empty without simulcast.
-    layers: Vec<Layer>,
+    layers: Vec<SimulcastLayer>,
+    /// Layers that the source may send.
+    pub negotiated_layer_count: usize,
     /// The layers changed since the last batch.
     layers_changed: bool,
     /// Something changed of which listeners are notified; see [`Topic::Stream`].
-    changed: bool,
+    has_unnotified_change: bool,
     source: Option<SourceRef>,
+    /// Since when media of the source is expected, if it is a peer: when its transport was up.
+    media_expected_since: Option<Instant>,
     /// Set when a viewer needs a key frame; polled by sources without a shard.
     key_frame_requested: bool,
     /// Shards with viewers, and the number of viewers on each.
-    subscribers: Vec<(ShardIndex, usize)>,
-    taps: Taps,
+    viewer_counts_by_shard: Vec<(ShardIndex, usize)>,
+    taps: TapList,
 }
 
 impl Stream {
-    pub(super) fn new(id: StreamId, key: StreamKey, changes: Arc<Changes>) -> Self {
+    pub(super) fn new(id: StreamId, key: StreamKey, changes: Arc<ChangeNotifier>) -> Self {
         let state = StreamState {
-            video: Track::new(Kind::Video),
-            audio: Track::new(Kind::Audio),
-            answers_requests: false,
+            video: Track::new(MediaKind::Video),
+            audio: Track::new(MediaKind::Audio),
+            responds_to_key_frame_requests: false,
             layers: Vec::new(),
+            negotiated_layer_count: 0,
             layers_changed: false,
-            changed: false,
+            has_unnotified_change: false,
             source: None,
+            media_expected_since: None,
             key_frame_requested: false,
-            subscribers: Vec::new(),
-            taps: Taps::default(),
+            viewer_counts_by_shard: Vec::new(),
+            taps: TapList::default(),
         };
         Self {
             id,
             key,
-            traffic: Traffic::default(),
-            state: RankedMutex::new(Rank::Stream, state),
-            changes,
+            transport_stats: StreamTransportStats::default(),
+            state: RankedMutex::new(LockRank::Stream, state),
+            change_notifier: changes,
         }
     }
 
     /// Runs `work` on the state, under the lock, and returns its result. The result is an owned value: no reference to the
     /// state and no guard can leave, so nobody holds one stream while working on another.
     ///
-    /// `work` must be brief: it must not wait, and it must not take a lock of the same or a lower [`Rank`], in particular
+    /// `work` must be brief: it must not wait, and it must not take a lock of the same or a lower [`LockRank`], in particular
     /// that of another stream. Debug builds panic if it does. A panic in an earlier call may have left a partially inserted
     /// frame, which the ring tolerates.
-    pub fn with<R: 'static>(&self, work: impl FnOnce(&mut StreamState) -> R) -> R {
+    pub fn with_state<R: 'static>(&self, work: impl FnOnce(&mut StreamState) -> R) -> R {
         let mut state = self.state.lock();
         let result = work(&mut state);
-        let changed = std::mem::take(&mut state.changed);
+        let changed = std::mem::take(&mut state.has_unnotified_change);
         drop(state);
         if changed {
-            self.changes.notify(&Topic::Stream(self.key.name.clone()));
+            self.change_notifier.notify(&Topic::Stream(self.key.name.clone()));
         }
         result
     }
@@ -140,23 +156,25 @@ impl Stream {
 impl StreamState {
     /// Makes this session the source; new viewers start with its first key frame. Returns the previous source, which
     /// the caller must close.
-    pub fn attach(&mut self, source: SourceRef, formats: &SourceFormats) -> Option<SourceRef> {
-        self.changed = true;
-        self.answers_requests = false;
+    pub fn replace_source(&mut self, source: SourceRef, formats: &TrackFormats) -> Option<SourceRef> {
+        self.has_unnotified_change = true;
+        self.responds_to_key_frame_requests = false;
+        self.media_expected_since = None;
         self.key_frame_requested = false;
         self.layers.clear();
-        self.video.begin(formats.video);
-        self.audio.begin(formats.audio);
+        self.negotiated_layer_count = 0;
+        self.video.begin_source(formats.video);
+        self.audio.begin_source(formats.audio);
         self.source
             .replace(source)
-            .filter(|previous| previous.session != source.session)
+            .filter(|previous| previous.session_id != source.session_id)
     }
 
     /// Detaches the source if it is this session. Returns whether it was.
-    pub fn detach(&mut self, session: SessionId) -> bool {
-        let is_source = self.is_source(session);
+    pub fn detach_source(&mut self, session: SessionId) -> bool {
+        let is_source = self.is_source_session(session);
         if is_source {
-            self.changed = true;
+            self.has_unnotified_change = true;
             self.source = None;
             self.layers.clear();
         }
@@ -164,8 +182,8 @@ impl StreamState {
     }
 
     /// Whether this session is the source.
-    pub fn is_source(&self, session: SessionId) -> bool {
-        self.source.is_some_and(|source| source.session == session)
+    pub(crate) fn is_source_session(&self, session: SessionId) -> bool {
+        self.source.is_some_and(|source| source.session_id == session)
     }
 
     /// The current source.
@@ -173,157 +191,199 @@ impl StreamState {
         self.source
     }
 
-    /// For how long no packet has arrived; `None` if none ever has.
-    pub fn silence(&self, now: Instant) -> Option<Duration> {
-        let newest = [&self.video, &self.audio].map(|track| track.ring().newest());
-        let arrival = newest.into_iter().flatten().map(|(_, arrival)| arrival).max()?;
-        Some(now.saturating_duration_since(arrival))
+    /// Expects media of the source from now on: see [`Self::source_silence`].
+    pub fn expect_media_since(&mut self, now: Instant) {
+        self.media_expected_since = Some(now);
+    }
+
+    /// For how long nothing has arrived from the source, if that is a peer: since its last packet, or since its transport
+    /// was up. `None` for other sources, which detect silence themselves: a camera may send a frame every ten seconds.
+    pub fn source_silence(&self, now: Instant) -> Option<Duration> {
+        let expected_since = self.source.and(self.media_expected_since)?;
+        let newest = [&self.video, &self.audio].map(|track| track.ring().newest_track_time_and_arrival());
+        let arrivals = newest.into_iter().flatten().map(|(_, arrival)| arrival);
+        let last = arrivals
+            .max()
+            .map_or(expected_since, |arrival| arrival.max(expected_since));
+        Some(now.saturating_duration_since(last))
+    }
+
+    /// Whether the source is stalled: nothing has arrived for [`SOURCE_STALL_TIMEOUT`].
+    pub fn is_source_stalled(&self, now: Instant) -> bool {
+        self.source_silence(now)
+            .is_some_and(|silence| silence >= SOURCE_STALL_TIMEOUT)
     }
 
     /// Formats of the current source; `None` without a source.
-    pub fn formats(&self) -> Option<SourceFormats> {
-        self.source.map(|_| SourceFormats {
+    pub fn formats(&self) -> Option<TrackFormats> {
+        self.source.map(|_| TrackFormats {
             video: self.video.format(),
             audio: self.audio.format(),
         })
     }
 
     /// Simulcast layers, best first.
-    pub fn layers(&self) -> &[Layer] {
+    pub fn layers(&self) -> &[SimulcastLayer] {
         &self.layers
     }
 
+    /// Whether more layers of the source may be about to appear: what is there so far may be too much for a viewer. Before
+    /// the first key frame of a peer's video nothing is known of them.
+    pub fn are_layers_appearing(&self, now: Instant) -> bool {
+        let Some(expected_since) = self.source.and(self.media_expected_since) else {
+            return false;
+        };
+        match self.video.first_key_frame_arrival() {
+            None => {
+                let waits = now.saturating_duration_since(expected_since) < SOURCE_STALL_TIMEOUT;
+                self.video.format().is_some() && waits
+            }
+            Some(first) => {
+                let active = self.layers.iter().filter(|layer| layer.active).count();
+                let is_new = now.saturating_duration_since(first) < LAYER_APPEARANCE_TIME;
+                is_new && active < self.negotiated_layer_count
+            }
+        }
+    }
+
     /// Updates the layers. A change of their set, resolutions or activity makes viewers select their layer again.
-    pub fn set_layers(&mut self, layers: Vec<Layer>) {
-        let choice = |layer: &Layer| (layer.rid.clone(), layer.resolution, layer.active);
-        let sends = |layer: &Layer| layer.bitrate > 0;
+    pub fn set_layers(&mut self, layers: Vec<SimulcastLayer>) {
+        let choice = |layer: &SimulcastLayer| {
+            let carried = layer.is_carried_by_main_stream;
+            (layer.rid.clone(), layer.resolution, layer.active, carried)
+        };
+        let sends = |layer: &SimulcastLayer| layer.measured_bitrate > 0;
         let is_same = self.layers.iter().map(choice).eq(layers.iter().map(choice));
         self.layers_changed |= !is_same;
-        self.changed |= !is_same || !self.layers.iter().map(sends).eq(layers.iter().map(sends));
+        self.has_unnotified_change |= !is_same || !self.layers.iter().map(sends).eq(layers.iter().map(sends));
         self.layers = layers;
     }
 
     /// Returns whether the formats or the layers changed since the last call.
-    pub(super) fn take_change(&mut self) -> bool {
+    pub(super) fn take_format_or_layer_change_flag(&mut self) -> bool {
         let layers = std::mem::take(&mut self.layers_changed);
-        let tracks = [&mut self.video, &mut self.audio].map(Track::take_format_change);
+        let tracks = [&mut self.video, &mut self.audio].map(Track::take_format_change_flag);
         let changed = layers || tracks.contains(&true);
-        self.changed |= changed;
+        self.has_unnotified_change |= changed;
         changed
     }
 
     /// What the source says of itself has changed, if it is still this one.
-    pub fn update_source(&mut self, source: SourceRef) {
-        if self.is_source(source.session) {
+    pub(crate) fn update_source(&mut self, source: SourceRef) {
+        if self.is_source_session(source.session_id) {
             self.source = Some(source);
-            self.changed = true;
+            self.has_unnotified_change = true;
         }
     }
 
     /// A viewer wants a key frame. Returns whom to ask, `None` where there is nobody who can make one; a source that lives
     /// on no shard finds the request here.
-    pub fn request_key_frame_of_source(&mut self) -> Option<SourceRef> {
-        let source = self.source.filter(|source| source.takes_key_frame_requests);
+    pub fn flag_key_frame_request_and_get_source(&mut self) -> Option<SourceRef> {
+        let source = self.source.filter(|source| source.accepts_key_frame_requests);
         self.key_frame_requested |= source.is_some();
         source
     }
 
     /// Whether a key frame was requested since the last call.
-    pub fn take_key_frame_request(&mut self) -> bool {
+    pub(crate) fn take_key_frame_request_flag(&mut self) -> bool {
         std::mem::take(&mut self.key_frame_requested)
     }
 
-    /// Returns the tracks that can be offered to a viewer; `None` without a source. `can_transcode` says whether a codec
+    /// Returns the tracks that can be offered to a viewer; `None` without a source. `can_transcode_codec_for_browsers` says whether a codec
     /// can be transcoded to one that browsers play.
-    pub fn available_tracks(&self, can_transcode: impl Fn(Codec) -> bool) -> Option<AvailableTracks> {
+    pub fn tracks_offerable_to_viewers(&self, can_transcode: impl Fn(Codec) -> bool) -> Option<AvailableTracks> {
         self.source?;
-        let track = |kind| self.available_track(kind, &can_transcode);
+        let track = |kind| self.track_offerable_to_viewers(kind, &can_transcode);
         Some(AvailableTracks {
-            video: track(Kind::Video),
-            audio: track(Kind::Audio),
+            video: track(MediaKind::Video),
+            audio: track(MediaKind::Audio),
         })
     }
 
     /// Returns the track of a kind as it can be offered to a viewer.
-    pub fn available_track(&self, kind: Kind, can_transcode: impl Fn(Codec) -> bool) -> Option<AvailableTrack> {
-        let source = self.source_track(kind)?;
+    pub(crate) fn track_offerable_to_viewers(
+        &self,
+        kind: MediaKind,
+        can_transcode: impl Fn(Codec) -> bool,
+    ) -> Option<AvailableTrack> {
+        let source = self.source_format_and_b_frames(kind)?;
         Some(AvailableTrack {
-            source,
+            source_track: source,
             can_transcode: can_transcode(source.format.codec()),
         })
     }
 
     /// Returns the track of a kind as the source sends it, or as the last source did.
-    pub fn source_track(&self, kind: Kind) -> Option<SourceTrack> {
+    pub fn source_format_and_b_frames(&self, kind: MediaKind) -> Option<SourceTrack> {
         Some(SourceTrack {
             format: self.format(kind)?,
-            reordered: kind == Kind::Video && self.video.is_reordered(),
+            has_b_frames: kind == MediaKind::Video && self.video.has_b_frames(),
         })
     }
 
     /// Adds a viewer on a shard.
-    pub fn subscribe(&mut self, shard: ShardIndex) {
-        self.changed |= !self.is_watched();
-        match self.subscribers.iter_mut().find(|(s, _)| *s == shard) {
+    pub fn add_viewer(&mut self, shard: ShardIndex) {
+        self.has_unnotified_change |= !self.is_watched();
+        match self.viewer_counts_by_shard.iter_mut().find(|(s, _)| *s == shard) {
             Some((_, count)) => *count += 1,
-            None => self.subscribers.push((shard, 1)),
+            None => self.viewer_counts_by_shard.push((shard, 1)),
         }
     }
 
     /// Removes a viewer from a shard.
-    pub fn unsubscribe(&mut self, shard: ShardIndex) {
-        if let Some((_, count)) = self.subscribers.iter_mut().find(|(s, _)| *s == shard) {
+    pub fn remove_viewer(&mut self, shard: ShardIndex) {
+        if let Some((_, count)) = self.viewer_counts_by_shard.iter_mut().find(|(s, _)| *s == shard) {
             *count -= 1;
         }
-        self.subscribers.retain(|(_, count)| *count > 0);
-        self.changed |= !self.is_watched();
+        self.viewer_counts_by_shard.retain(|(_, count)| *count > 0);
+        self.has_unnotified_change |= !self.is_watched();
     }
 
-    /// Adds a reader that is not a viewer; see [`super::tap::Tap`].
-    pub(super) fn tap(&mut self, tap: &Arc<TapQueue>) {
-        self.changed |= !self.is_watched();
+    /// Adds a reader that is not a viewer; see [`super::tap::StreamTap`].
+    pub(super) fn add_tap(&mut self, tap: &Arc<TapQueue>) {
+        self.has_unnotified_change |= !self.is_watched();
         self.taps.add(tap);
     }
 
     /// Removes a reader that is not a viewer.
-    pub(super) fn untap(&mut self, tap: &Arc<TapQueue>) {
+    pub(super) fn remove_tap(&mut self, tap: &Arc<TapQueue>) {
         self.taps.remove(tap);
-        self.changed |= !self.is_watched();
+        self.has_unnotified_change |= !self.is_watched();
     }
 
     /// Queues of the readers that are not viewers.
-    pub fn taps(&mut self) -> Vec<Arc<TapQueue>> {
-        self.taps.open()
+    pub(crate) fn prune_and_list_tap_queues_with_reader(&mut self) -> Vec<Arc<TapQueue>> {
+        self.taps.prune_and_list_queues_with_reader()
     }
 
     /// Whether the stream has viewers or taps.
     pub fn is_watched(&self) -> bool {
-        !self.subscribers.is_empty() || !self.taps.is_empty()
+        !self.viewer_counts_by_shard.is_empty() || !self.taps.has_no_reader()
     }
 
     /// Shards with viewers.
-    pub fn subscribers(&self) -> impl Iterator<Item = ShardIndex> + '_ {
-        self.subscribers.iter().map(|(shard, _)| *shard)
+    pub(crate) fn shards_with_viewers(&self) -> impl Iterator<Item = ShardIndex> + '_ {
+        self.viewer_counts_by_shard.iter().map(|(shard, _)| *shard)
     }
 
     /// Number of viewers.
-    pub fn viewers(&self) -> usize {
-        self.subscribers.iter().map(|(_, count)| count).sum()
+    pub fn viewer_count(&self) -> usize {
+        self.viewer_counts_by_shard.iter().map(|(_, count)| count).sum()
     }
 
     /// Current format of a kind, or the last one without a source.
-    pub fn format(&self, kind: Kind) -> Option<Format> {
+    pub fn format(&self, kind: MediaKind) -> Option<Format> {
         match kind {
-            Kind::Video => self.video.format(),
-            Kind::Audio => self.audio.format(),
+            MediaKind::Video => self.video.format(),
+            MediaKind::Audio => self.audio.format(),
         }
     }
 
     /// The track of a kind.
-    pub fn track(&mut self, kind: Kind) -> &mut Track {
+    pub fn track(&mut self, kind: MediaKind) -> &mut Track {
         match kind {
-            Kind::Video => &mut self.video,
-            Kind::Audio => &mut self.audio,
+            MediaKind::Video => &mut self.video,
+            MediaKind::Audio => &mut self.audio,
         }
     }
 

@@ -6,29 +6,30 @@ use std::sync::Arc;
 use super::Hub;
 use super::name::StreamKey;
 use super::stream::Stream;
-pub use super::tap_queue::{TapQueue, Taps};
+pub use super::tap_queue::TapQueue;
 
 /// A tap on a stream. Dropping it releases the stream, which is removed if it is otherwise unused.
-pub struct Tap<'a> {
+pub struct StreamTap<'a> {
     hub: &'a Hub,
     pub stream: Arc<Stream>,
-    mailbox: Arc<TapQueue>,
+    queue: Arc<TapQueue>,
 }
 
-impl<'a> Tap<'a> {
+impl<'a> StreamTap<'a> {
     /// Opens a tap on a stream.
-    pub fn open(hub: &'a Hub, key: impl Into<StreamKey>, mailbox: &Arc<TapQueue>) -> Self {
+    pub fn open(hub: &'a Hub, key: impl Into<StreamKey>, queue: &Arc<TapQueue>) -> Self {
         Self {
             hub,
-            stream: hub.open_with(key, |state| state.tap(mailbox)),
-            mailbox: mailbox.clone(),
+            stream: hub.open_and_update_stream(key, |state| state.add_tap(queue)),
+            queue: queue.clone(),
         }
     }
 }
 
-impl Drop for Tap<'_> {
+impl Drop for StreamTap<'_> {
     fn drop(&mut self) {
-        self.hub.release(&self.stream, |state| state.untap(&self.mailbox));
+        self.hub
+            .update_stream_and_remove_if_unused(&self.stream, |state| state.remove_tap(&self.queue));
     }
 }
 
@@ -47,15 +48,15 @@ mod tests {
         );
         // One mailbox reads two streams and releases one of them.
         let mailbox = Arc::new(Mailbox::new(1, || {}));
-        let first = Tap::open(&hub, &one, &mailbox);
-        let second = Tap::open(&hub, &other, &mailbox);
+        let first = StreamTap::open(&hub, &one, &mailbox);
+        let second = StreamTap::open(&hub, &other, &mailbox);
         assert!(
             [&first, &second]
                 .iter()
-                .all(|tap| tap.stream.with(|state| state.is_watched()))
+                .all(|tap| tap.stream.with_state(|state| state.is_watched()))
         );
         drop(first);
-        assert!(hub.find(&one).is_none() && hub.find(&other).is_some());
+        assert!(hub.find_stream(&one).is_none() && hub.find_stream(&other).is_some());
         drop(second);
         assert!(hub.streams().is_empty());
     }

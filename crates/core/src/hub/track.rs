@@ -2,40 +2,43 @@
 
 use std::time::{Duration, Instant};
 
-use super::meter::{Delays, Meter};
-use super::ring::Ring;
-use super::vp8_rewriter::Vp8Rewriter;
-use crate::media::clock::{TrackClock, duration, ticks};
-use crate::media::odd::OddCounts;
+use super::meter::{CaptureDelayStats, RateMeter};
+use super::ring::PacketRing;
+use super::vp8_rewriter::Vp8CounterTracker;
+use crate::media::clock::{TrackClock, duration_to_ticks, ticks_to_duration};
+use crate::media::discard::PayloadDiscardCounts;
 use crate::media::packet::{TrackSeq, TrackTime};
-use crate::media::{Codec, Format, Kind};
+use crate::media::{Codec, Format, MediaKind};
 
-/// A track of a stream. It outlives its sources: an [`Intake`](super::intake::Intake) per source rewrites their
+/// A track of a stream. It outlives its sources: a [`IngestNumberingRewriter`](super::source_rewriter::IngestNumberingRewriter) per source rewrites their
 /// sequence numbers and timestamps to one continuous numbering.
 #[derive(Debug)]
 pub struct Track {
-    pub(super) kind: Kind,
-    pub(super) ring: Ring,
+    pub(super) kind: MediaKind,
+    pub(super) ring: PacketRing,
     pub(super) clock: TrackClock,
-    pub(super) vp8: Vp8Rewriter,
+    pub(super) vp8_counter_tracker: Vp8CounterTracker,
     format: Option<Format>,
     resolution: Option<(u16, u16)>,
-    pub(super) meter: Meter,
-    pub(super) delays: Delays,
+    pub(super) rate_meter: RateMeter,
+    pub(super) capture_delay_stats: CaptureDelayStats,
     /// The format changed since the last batch.
     format_changed: bool,
     /// Timestamp of the last key frame, and its distance from the one before in ticks.
-    key_frames: Option<(TrackTime, Option<u64>)>,
-    order: FrameOrder,
-    missing: Option<Missing>,
-    left_out: OddCounts,
+    last_key_frame_timing: Option<(TrackTime, Option<u64>)>,
+    /// When the first key frame of the source arrived.
+    first_key_frame_arrival: Option<Instant>,
+    b_frame_detector: TimestampBFrameDetector,
+    missing_media: Option<MissingPacketsOrKeyFrame>,
+    discard_counts: PayloadDiscardCounts,
+    arrival_timed_frame_count: u64,
     /// For a layer: a timestamp of the main stream and its expected arrival. Both streams share one timeline.
-    anchor: Option<(TrackTime, Instant)>,
+    timeline_anchor: Option<(TrackTime, Instant)>,
 }
 
 /// Copy of a track's properties, for work that must not hold the stream's lock.
 #[derive(Clone, Copy, Debug)]
-pub struct TrackView {
+pub struct TrackFormatAndClock {
     /// Format found in the bitstream, or else the one in the publisher's offer.
     pub format: Option<Format>,
     /// Width and height in pixels; video only.
@@ -47,7 +50,7 @@ pub struct TrackView {
 
 /// What the source of a track negotiated and does not send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Missing {
+pub enum MissingPacketsOrKeyFrame {
     /// No packet has come.
     Packets,
     /// Packets come, but no key frame.
@@ -56,55 +59,57 @@ pub enum Missing {
 
 /// Detects whether frames are sent in another order than they are presented (B-frames).
 #[derive(Clone, Copy, Debug, Default)]
-struct FrameOrder {
-    newest: TrackTime,
-    frames: u32,
-    reorders: u32,
-    reordered: bool,
+struct TimestampBFrameDetector {
+    last_time: TrackTime,
+    window_frame_count: u32,
+    backward_step_count: u32,
+    has_b_frames: bool,
 }
 
-/// Number of backward timestamp steps within [`ORDER_WINDOW`] frames that indicates B-frames, not a clock correction.
-const MIN_REORDERS: u32 = 2;
-const ORDER_WINDOW: u32 = 64;
+/// Number of backward timestamp steps within [`REORDER_WINDOW_FRAMES`] frames that indicates B-frames, not a clock correction.
+const MIN_BACKWARD_STEPS: u32 = 2;
+const REORDER_WINDOW_FRAMES: u32 = 64;
 
 /// First timestamp of a track, so that subtraction cannot underflow.
-const FIRST_TIME: TrackTime = 1 << 32;
+const FIRST_TRACK_TIME: TrackTime = 1 << 32;
 
 /// Minimum step from the last frame of a source to the first frame of the next.
-const MIN_STEP: Duration = Duration::from_millis(10);
+const MIN_TIMESTAMP_STEP_BETWEEN_SOURCES: Duration = Duration::from_millis(10);
 
 impl Track {
     /// Creates an empty track.
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: MediaKind) -> Self {
         let rate = match kind {
-            Kind::Audio => 48_000,
-            Kind::Video => 90_000,
+            MediaKind::Audio => 48_000,
+            MediaKind::Video => 90_000,
         };
         Self {
             kind,
-            ring: Ring::default(),
+            ring: PacketRing::default(),
             clock: TrackClock::new(rate),
-            vp8: Vp8Rewriter::default(),
+            vp8_counter_tracker: Vp8CounterTracker::default(),
             format: None,
             resolution: None,
-            meter: Meter::default(),
-            delays: Delays::default(),
+            rate_meter: RateMeter::default(),
+            capture_delay_stats: CaptureDelayStats::default(),
             format_changed: false,
-            key_frames: None,
-            order: FrameOrder::default(),
-            missing: None,
-            left_out: OddCounts::default(),
-            anchor: None,
+            last_key_frame_timing: None,
+            first_key_frame_arrival: None,
+            b_frame_detector: TimestampBFrameDetector::default(),
+            missing_media: None,
+            discard_counts: PayloadDiscardCounts::default(),
+            arrival_timed_frame_count: 0,
+            timeline_anchor: None,
         }
     }
 
     /// Returns whether this is audio or video.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> MediaKind {
         self.kind
     }
 
     /// Returns the recent packets.
-    pub fn ring(&self) -> &Ring {
+    pub fn ring(&self) -> &PacketRing {
         &self.ring
     }
 
@@ -124,34 +129,37 @@ impl Track {
     }
 
     /// Returns the bitrate and the frame rate.
-    pub fn meter(&self) -> &Meter {
-        &self.meter
+    pub fn rate_meter(&self) -> &RateMeter {
+        &self.rate_meter
     }
 
     /// Returns the delays from capture to arrival, if the source reports capture times.
-    pub fn delays(&self) -> &Delays {
-        &self.delays
+    pub fn capture_delay_stats(&self) -> &CaptureDelayStats {
+        &self.capture_delay_stats
     }
 
     /// Returns a copy of the current properties.
-    pub fn view(&self) -> TrackView {
-        TrackView {
+    pub fn format_and_clock(&self) -> TrackFormatAndClock {
+        TrackFormatAndClock {
             format: self.format,
             resolution: self.resolution,
-            frame_rate: self.meter.rate_or_last().frames,
+            frame_rate: self.rate_meter.last_rate().frames_per_second,
             clock: self.clock,
         }
     }
 
     /// Starts a new source.
-    pub fn begin(&mut self, format: Option<Format>) {
+    pub fn begin_source(&mut self, format: Option<Format>) {
         self.format = format;
         self.resolution = None;
         self.format_changed = true;
-        self.order = FrameOrder::default();
-        self.left_out = OddCounts::default();
-        self.key_frames = None;
-        self.missing = None;
+        self.b_frame_detector = TimestampBFrameDetector::default();
+        self.discard_counts = PayloadDiscardCounts::default();
+        self.arrival_timed_frame_count = 0;
+        self.last_key_frame_timing = None;
+        self.first_key_frame_arrival = None;
+        self.rate_meter = RateMeter::default();
+        self.missing_media = None;
         self.ring.forget_key_frames();
         if let Some(format) = format {
             self.clock.reset(format.codec().clock_rate());
@@ -159,17 +167,17 @@ impl Track {
     }
 
     /// What is missing of the current source, as of the last second.
-    pub fn missing(&self) -> Option<Missing> {
-        self.missing
+    pub fn missing_media(&self) -> Option<MissingPacketsOrKeyFrame> {
+        self.missing_media
     }
 
-    pub fn set_missing(&mut self, missing: Option<Missing>) {
-        self.missing = missing;
+    pub(crate) fn set_missing_media(&mut self, missing: Option<MissingPacketsOrKeyFrame>) {
+        self.missing_media = missing;
     }
 
     /// Sets the clock rate of the codec that follows, in Hz.
-    pub(super) fn set_clock_rate(&mut self, rate: u32) {
-        if self.clock.rate() != rate {
+    pub(super) fn reset_clock_if_rate_differs(&mut self, rate: u32) {
+        if self.clock.clock_rate() != rate {
             self.clock.reset(rate);
         }
     }
@@ -183,104 +191,157 @@ impl Track {
     }
 
     /// Sets width and height in pixels; `None` leaves them as they are.
-    pub fn set_resolution(&mut self, resolution: Option<(u16, u16)>) {
+    pub(crate) fn set_resolution_if_known(&mut self, resolution: Option<(u16, u16)>) {
         self.resolution = resolution.or(self.resolution);
     }
 
     /// Aligns the timestamps of the next source with those of another stream: its timestamp `time` arrived, or would have
     /// arrived, at `at`.
-    pub fn align(&mut self, time: TrackTime, at: Instant) {
-        self.anchor = Some((time, at));
+    pub(crate) fn align_next_source_with_main_stream(&mut self, time: TrackTime, at: Instant) {
+        self.timeline_anchor = Some((time, at));
     }
 
     /// Records that the media with this timestamp was captured at `captured`, by the source's own report.
-    pub fn record_capture(&mut self, time: TrackTime, captured: Instant) {
-        self.clock.on_report(time, captured);
+    pub fn record_capture_time(&mut self, time: TrackTime, captured: Instant) {
+        self.clock.on_sender_report(time, captured);
     }
 
     /// Records when the media with this timestamp would have arrived with the smallest observed delay; for a source that
     /// does not report capture times.
-    pub fn record_alignment(&mut self, time: TrackTime, at: Instant) {
-        self.clock.on_alignment(time, at);
+    pub(crate) fn align_clock_without_sender_reports(&mut self, time: TrackTime, at: Instant) {
+        self.clock.align_without_sender_reports(time, at);
     }
 
     /// Returns whether the format changed since the last call.
-    pub(super) fn take_format_change(&mut self) -> bool {
+    pub(super) fn take_format_change_flag(&mut self) -> bool {
         std::mem::take(&mut self.format_changed)
     }
 
     /// Records a packet of a key frame.
-    pub(super) fn observe_key_frame(&mut self, time: TrackTime) {
-        match self.key_frames {
+    pub(super) fn observe_key_frame(&mut self, time: TrackTime, arrival: Instant) {
+        self.first_key_frame_arrival.get_or_insert(arrival);
+        match self.last_key_frame_timing {
             Some((last, _)) if last >= time => {}
-            Some((last, _)) => self.key_frames = Some((time, Some(time - last))),
-            None => self.key_frames = Some((time, None)),
+            Some((last, _)) => self.last_key_frame_timing = Some((time, Some(time - last))),
+            None => self.last_key_frame_timing = Some((time, None)),
         }
+    }
+
+    /// When the first key frame of the source arrived; `None` before it.
+    pub(crate) fn first_key_frame_arrival(&self) -> Option<Instant> {
+        self.first_key_frame_arrival
     }
 
     /// Interval between the last two key frames; `None` before the second one.
     pub fn key_frame_interval(&self) -> Option<Duration> {
-        let (_, ticks) = self.key_frames?;
-        Some(duration(ticks?, 90_000))
+        let (_, ticks) = self.last_key_frame_timing?;
+        Some(ticks_to_duration(ticks?, 90_000))
     }
 
     /// Whether the source has B-frames, i.e. its decode order differs from its presentation order.
-    pub fn is_reordered(&self) -> bool {
-        self.order.reordered
+    pub fn has_b_frames(&self) -> bool {
+        self.b_frame_detector.has_b_frames
     }
 
     /// Sets that the bitstream has B-frames, whatever its timestamps say: OBS sends decoding times.
-    pub fn set_reordered(&mut self, reordered: bool) {
-        if reordered && !self.order.reordered {
-            self.order.reordered = true;
+    pub(crate) fn set_has_b_frames_if_found(&mut self, reordered: bool) {
+        if reordered && !self.b_frame_detector.has_b_frames {
+            self.b_frame_detector.has_b_frames = true;
             self.format_changed = true;
         }
     }
 
     /// Sets what of the source was left out, because no decoder makes anything of it.
-    pub fn set_left_out(&mut self, counts: OddCounts) {
-        self.left_out = counts;
+    pub(crate) fn set_discard_counts(&mut self, counts: PayloadDiscardCounts) {
+        self.discard_counts = counts;
     }
 
     /// Returns what of the source was left out, and how often.
-    pub fn left_out(&self) -> &OddCounts {
-        &self.left_out
+    pub fn discard_counts(&self) -> &PayloadDiscardCounts {
+        &self.discard_counts
+    }
+
+    /// Sets how many frames of the source got the time of their arrival, because its timestamps stood still.
+    pub fn set_arrival_timed_frame_count(&mut self, count: u64) {
+        self.arrival_timed_frame_count = count;
+    }
+
+    /// Returns how many frames of the source got the time of their arrival.
+    pub fn arrival_timed_frame_count(&self) -> u64 {
+        self.arrival_timed_frame_count
     }
 
     /// Records the timestamp of the next frame in sequence order.
-    pub(super) fn observe_order(&mut self, codec: Codec, time: TrackTime) {
-        if !matches!(codec, Codec::H264 | Codec::H265) || self.order.reordered || time == self.order.newest {
+    pub(super) fn observe_frame_order(&mut self, codec: Codec, time: TrackTime) {
+        if !matches!(codec, Codec::H264 | Codec::H265)
+            || self.b_frame_detector.has_b_frames
+            || time == self.b_frame_detector.last_time
+        {
             return;
         }
-        self.order.frames += 1;
-        if self.order.frames > ORDER_WINDOW {
-            (self.order.frames, self.order.reorders) = (0, 0);
+        self.b_frame_detector.window_frame_count += 1;
+        if self.b_frame_detector.window_frame_count > REORDER_WINDOW_FRAMES {
+            (
+                self.b_frame_detector.window_frame_count,
+                self.b_frame_detector.backward_step_count,
+            ) = (0, 0);
         }
-        if time < self.order.newest {
-            self.order.reorders += 1;
-            if self.order.reorders >= MIN_REORDERS {
-                self.order.reordered = true;
+        // Frames that follow a clock that went back once are no steps back.
+        if time < self.b_frame_detector.last_time {
+            self.b_frame_detector.backward_step_count += 1;
+            if self.b_frame_detector.backward_step_count >= MIN_BACKWARD_STEPS {
+                self.b_frame_detector.has_b_frames = true;
                 self.format_changed = true;
             }
-        } else {
-            self.order.newest = time;
         }
+        self.b_frame_detector.last_time = time;
     }
 
     /// First sequence number for the next source.
-    pub fn next_seq(&self) -> TrackSeq {
-        self.ring.end()
+    pub(crate) fn first_seq_of_next_source(&self) -> TrackSeq {
+        self.ring.end_seq()
     }
 
     /// First timestamp of the next source if its first packet arrives at `now`; `rate` is the clock rate in Hz.
-    pub fn next_time(&self, now: Instant, rate: u32) -> TrackTime {
-        match (self.ring.newest(), self.anchor) {
+    pub(crate) fn first_time_of_next_source(&self, now: Instant, rate: u32) -> TrackTime {
+        match (self.ring.newest_track_time_and_arrival(), self.timeline_anchor) {
             (_, Some((time, at))) => {
-                let time = time + ticks(now.saturating_duration_since(at), rate);
-                time.saturating_sub(ticks(at.saturating_duration_since(now), rate))
+                let time = time + duration_to_ticks(now.saturating_duration_since(at), rate);
+                time.saturating_sub(duration_to_ticks(at.saturating_duration_since(now), rate))
             }
-            (None, None) => FIRST_TIME,
-            (Some((time, arrival)), None) => time + ticks(now.saturating_duration_since(arrival).max(MIN_STEP), rate),
+            (None, None) => FIRST_TRACK_TIME,
+            (Some((time, arrival)), None) => {
+                time + duration_to_ticks(
+                    now.saturating_duration_since(arrival)
+                        .max(MIN_TIMESTAMP_STEP_BETWEEN_SOURCES),
+                    rate,
+                )
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn has_b_frames(times: impl IntoIterator<Item = u64>) -> bool {
+        let mut track = Track::new(MediaKind::Video);
+        for time in times {
+            // Several packets each.
+            track.observe_frame_order(Codec::H264, 1_000 + time);
+            track.observe_frame_order(Codec::H264, 1_000 + time);
+        }
+        track.has_b_frames()
+    }
+
+    #[test]
+    fn b_frames_step_back_again_and_again_and_a_clock_once() {
+        assert!(has_b_frames([0, 3, 1, 2, 6, 4, 5, 9, 7, 8]));
+        assert!(has_b_frames([0, 2, 1, 4, 3]));
+        assert!(!has_b_frames(0..200));
+        // The encoder of a camera restarts: its clock goes back by five frames.
+        assert!(!has_b_frames((0..60).chain(55..130)));
+        assert!(!has_b_frames([0, 2, 1].into_iter().chain(3..100)), "one frame alone");
     }
 }

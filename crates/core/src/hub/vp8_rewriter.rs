@@ -7,59 +7,59 @@ use crate::media::codec::vp8::Vp8Descriptor;
 
 /// The last counters sent on a track.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Vp8Rewriter {
-    last: Option<Counters>,
+pub(crate) struct Vp8CounterTracker {
+    last_sent: Option<Vp8Counters>,
 }
 
 /// Offset added to the counters of one source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Vp8Shift(Counters);
+pub(crate) struct Vp8CounterOffset(Vp8Counters);
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counters {
+struct Vp8Counters {
     picture_id: u16,
-    tl0: u8,
+    tl0_pic_idx: u8,
 }
 
-impl Vp8Rewriter {
+impl Vp8CounterTracker {
     /// Returns the offset for a source with this first payload: its first frame follows the last one of the track.
-    pub fn counter_offset_for(&self, first: &[u8]) -> Vp8Shift {
-        let (Some(last), Some(first)) = (self.last, counters(first)) else {
-            return Vp8Shift::default();
+    pub(crate) fn counter_offset_for(&self, first: &[u8]) -> Vp8CounterOffset {
+        let (Some(last), Some(first)) = (self.last_sent, read_counters(first)) else {
+            return Vp8CounterOffset::default();
         };
-        Vp8Shift(Counters {
+        Vp8CounterOffset(Vp8Counters {
             picture_id: last.picture_id.wrapping_add(1).wrapping_sub(first.picture_id),
-            tl0: last.tl0.wrapping_add(1).wrapping_sub(first.tl0),
+            tl0_pic_idx: last.tl0_pic_idx.wrapping_add(1).wrapping_sub(first.tl0_pic_idx),
         })
     }
 
     /// Records the newest payload of the track, after rewriting.
-    pub fn follow(&mut self, payload: &[u8]) {
-        self.last = counters(payload).or(self.last);
+    pub(crate) fn record_newest_payload(&mut self, payload: &[u8]) {
+        self.last_sent = read_counters(payload).or(self.last_sent);
     }
 }
 
-impl Vp8Shift {
+impl Vp8CounterOffset {
     /// Rewrites the counters of a payload. The payload is copied only if the offset is not zero.
-    pub fn apply(self, payload: Bytes) -> Bytes {
+    pub(crate) fn apply(self, payload: Bytes) -> Bytes {
         if self == Self::default() {
             return payload;
         }
-        let (Some(own), Some(descriptor)) = (counters(&payload), Vp8Descriptor::parse(&payload)) else {
+        let (Some(own), Some(descriptor)) = (read_counters(&payload), Vp8Descriptor::parse(&payload)) else {
             return payload;
         };
         let mut moved = payload.to_vec();
         let picture_id = own.picture_id.wrapping_add(self.0.picture_id);
-        descriptor.patch(&mut moved, picture_id, own.tl0.wrapping_add(self.0.tl0));
+        descriptor.overwrite_counters(&mut moved, picture_id, own.tl0_pic_idx.wrapping_add(self.0.tl0_pic_idx));
         moved.into()
     }
 }
 
-fn counters(payload: &[u8]) -> Option<Counters> {
+fn read_counters(payload: &[u8]) -> Option<Vp8Counters> {
     let descriptor = Vp8Descriptor::parse(payload)?;
-    Some(Counters {
+    Some(Vp8Counters {
         picture_id: descriptor.picture_id?.value(),
-        tl0: descriptor.tl0.unwrap_or(0),
+        tl0_pic_idx: descriptor.tl0_pic_idx.unwrap_or(0),
     })
 }
 
@@ -74,9 +74,9 @@ mod tests {
 
     #[test]
     fn the_counters_continue_across_sources() {
-        let mut rewriter = Vp8Rewriter::default();
-        assert_eq!(rewriter.counter_offset_for(&payload(5, 5)), Vp8Shift::default());
-        rewriter.follow(&payload(0x7fff, 255));
+        let mut rewriter = Vp8CounterTracker::default();
+        assert_eq!(rewriter.counter_offset_for(&payload(5, 5)), Vp8CounterOffset::default());
+        rewriter.record_newest_payload(&payload(0x7fff, 255));
         let shift = rewriter.counter_offset_for(&payload(100, 7));
         assert_eq!(shift.apply(payload(100, 7)), payload(0, 0));
         assert_eq!(shift.apply(payload(103, 9)), payload(3, 2));
@@ -84,8 +84,8 @@ mod tests {
 
     #[test]
     fn payloads_without_counters_are_left_alone() {
-        let mut rewriter = Vp8Rewriter::default();
-        rewriter.follow(&payload(9, 9));
+        let mut rewriter = Vp8CounterTracker::default();
+        rewriter.record_newest_payload(&payload(9, 9));
         let plain = Bytes::from_static(&[0x10, 0xaa]);
         assert_eq!(rewriter.counter_offset_for(&plain).apply(plain.clone()), plain);
     }

@@ -7,56 +7,56 @@ use super::codec::bits::BitReader;
 /// A parsed AudioSpecificConfig.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AacConfig {
-    bytes: [u8; MAX_CONFIG],
+    bytes: [u8; MAX_CONFIG_LENGTH],
     length: u8,
     /// Sampling rate in Hz, before spectral band replication doubles it.
-    pub rate: u32,
+    pub sample_rate: u32,
     /// Channel configuration; 0 if the channels are defined in the bitstream.
-    pub channels: u8,
+    pub channel_configuration: u8,
 }
 
 /// Maximum accepted length in bytes. AAC-LC needs two; with signalled extensions, five to seven.
-const MAX_CONFIG: usize = 16;
+const MAX_CONFIG_LENGTH: usize = 16;
 
 /// ISO/IEC 14496-3 table 1.18.
-const RATES: [u32; 13] = [
+const SAMPLE_RATES: [u32; 13] = [
     96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350,
 ];
 
 impl AacConfig {
     /// AAC-LC, 48 kHz, two channels.
-    pub const STEREO: Self = Self {
+    pub(crate) const LC_48KHZ_STEREO: Self = Self {
         bytes: [0x11, 0x90, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         length: 2,
-        rate: 48_000,
-        channels: 2,
+        sample_rate: 48_000,
+        channel_configuration: 2,
     };
 
     /// Parses a configuration; `None` if it is malformed or has no sampling rate.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let mut kept = [0; MAX_CONFIG];
+        let mut kept = [0; MAX_CONFIG_LENGTH];
         kept.get_mut(..bytes.len())?.copy_from_slice(bytes);
         let mut bits = BitReader::new(bytes);
-        let object_type = match bits.bits(5)? {
-            31 => 32 + bits.bits(6)?,
+        let object_type = match bits.read_bits(5)? {
+            31 => 32 + bits.read_bits(6)?,
             object_type => object_type,
         };
-        let rate = match bits.bits(4)? {
-            15 => bits.bits(24)?,
-            index => *RATES.get(index as usize)?,
+        let rate = match bits.read_bits(4)? {
+            15 => bits.read_bits(24)?,
+            index => *SAMPLE_RATES.get(index as usize)?,
         };
-        let channels = bits.byte(4)?;
+        let channels = bits.read_bits_u8(4)?;
         (object_type != 0 && rate != 0).then_some(Self {
             bytes: kept,
             length: u8::try_from(bytes.len()).ok()?,
-            rate,
-            channels,
+            sample_rate: rate,
+            channel_configuration: channels,
         })
     }
 
     /// Returns the configuration of AAC-LC; `None` for a rate without an index, or more than seven channels.
-    pub fn low_complexity(rate: u32, channels: u8) -> Option<Self> {
-        let index = u8::try_from(RATES.iter().position(|known| *known == rate)?).ok()?;
+    pub(crate) fn low_complexity(rate: u32, channels: u8) -> Option<Self> {
+        let index = u8::try_from(SAMPLE_RATES.iter().position(|known| *known == rate)?).ok()?;
         let channels = (1..=7).contains(&channels).then_some(channels)?;
         Self::parse(&[2 << 3 | index >> 1, (index & 1) << 7 | channels << 3])
     }
@@ -69,7 +69,11 @@ impl AacConfig {
 
 impl fmt::Debug for AacConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "AacConfig({} Hz, {} channels)", self.rate, self.channels)
+        write!(
+            f,
+            "AacConfig({} Hz, {} channels)",
+            self.sample_rate, self.channel_configuration
+        )
     }
 }
 
@@ -81,12 +85,15 @@ mod tests {
     fn configurations_have_rate_and_channels() {
         let stereo = AacConfig::parse(&[0x11, 0x90]).expect("AAC-LC");
         assert_eq!(
-            (stereo.rate, stereo.channels, stereo.bytes()),
+            (stereo.sample_rate, stereo.channel_configuration, stereo.bytes()),
             (48_000, 2, &[0x11, 0x90][..])
         );
-        assert_eq!(stereo, AacConfig::STEREO);
+        assert_eq!(stereo, AacConfig::LC_48KHZ_STEREO);
         let written_out = AacConfig::parse(&[0x17, 0x80, 0x5d, 0xc0, 0x08]).expect("a rate in 24 bits");
-        assert_eq!((written_out.rate, written_out.channels), (48_000, 1));
+        assert_eq!(
+            (written_out.sample_rate, written_out.channel_configuration),
+            (48_000, 1)
+        );
     }
 
     #[test]

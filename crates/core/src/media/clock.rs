@@ -10,36 +10,36 @@ use super::packet::TrackTime;
 /// sender reports are, because only they relate audio to video (RFC 3550 §6.4.1).
 #[derive(Clone, Copy, Debug)]
 pub struct TrackClock {
-    rate: u32,
-    arrivals: Option<Anchor>,
-    reports: Option<Anchor>,
-    /// `reports` comes from the source's own sender reports, so it refers to capture times.
+    clock_rate: u32,
+    arrival_anchor: Option<ClockAnchor>,
+    report_anchor: Option<ClockAnchor>,
+    /// `report_anchor` comes from the source's own sender reports, so it refers to capture times.
     has_capture_times: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Anchor {
-    time: TrackTime,
-    at: Instant,
+struct ClockAnchor {
+    track_time: TrackTime,
+    instant: Instant,
 }
 
 /// Fraction of a later arrival that moves the reference: 1/256 follows clock drift, but not jitter.
-const LEAK: u32 = 256;
+const DRIFT_DIVISOR: u32 = 256;
 
 impl TrackClock {
-    /// Creates a clock; `rate` is the RTP clock rate in Hz.
+    /// Creates a clock; `clock_rate` is the RTP clock rate in Hz.
     pub fn new(rate: u32) -> Self {
         Self {
-            rate,
-            arrivals: None,
-            reports: None,
+            clock_rate: rate,
+            arrival_anchor: None,
+            report_anchor: None,
             has_capture_times: false,
         }
     }
 
     /// Returns the RTP clock rate in Hz.
-    pub fn rate(&self) -> u32 {
-        self.rate
+    pub fn clock_rate(&self) -> u32 {
+        self.clock_rate
     }
 
     /// Resets the clock for a new source.
@@ -49,85 +49,103 @@ impl TrackClock {
 
     /// Records the arrival of a packet.
     pub fn on_packet(&mut self, time: TrackTime, at: Instant) {
-        self.arrivals = Some(follow(self.arrivals, self.rate, Anchor { time, at }));
+        self.arrival_anchor = Some(update_arrival_anchor(
+            self.arrival_anchor,
+            self.clock_rate,
+            ClockAnchor {
+                track_time: time,
+                instant: at,
+            },
+        ));
     }
 
-    /// Records a sender report: `time` was captured at `at`. All tracks of the source share the clock of `at`.
-    pub fn on_report(&mut self, time: TrackTime, at: Instant) {
-        self.reports = Some(Anchor { time, at });
+    /// Records a sender report: `track_time` was captured at `instant`. All tracks of the source share the clock of `instant`.
+    pub(crate) fn on_sender_report(&mut self, time: TrackTime, at: Instant) {
+        self.report_anchor = Some(ClockAnchor {
+            track_time: time,
+            instant: at,
+        });
         self.has_capture_times = true;
     }
 
-    /// Records the alignment with the other tracks of a source that sends no capture times: media with timestamp `time`
-    /// would have arrived at `at` with the least delay of the source.
-    pub fn on_alignment(&mut self, time: TrackTime, at: Instant) {
-        self.reports = Some(Anchor { time, at });
+    /// Records the alignment with the other tracks of a source that sends no capture times: media with timestamp `track_time`
+    /// would have arrived at `instant` with the least delay of the source.
+    pub(crate) fn align_without_sender_reports(&mut self, time: TrackTime, at: Instant) {
+        self.report_anchor = Some(ClockAnchor {
+            track_time: time,
+            instant: at,
+        });
         self.has_capture_times = false;
     }
 
-    /// Returns the timestamp of media that arrives at `at` with the least observed delay. `None` before the first
+    /// Returns the timestamp of media that arrives at `instant` with the least observed delay. `None` before the first
     /// packet.
-    pub fn time_of_arrival(&self, at: Instant) -> Option<TrackTime> {
-        self.arrivals.map(|anchor| anchor.time_at(at, self.rate))
+    pub(crate) fn track_time_arriving_at(&self, at: Instant) -> Option<TrackTime> {
+        self.arrival_anchor
+            .map(|anchor| anchor.track_time_at(at, self.clock_rate))
     }
 
-    /// Returns the delay from capture to arrival for media with timestamp `time` that arrives at `at`, based on the
+    /// Returns the delay from capture to arrival for media with timestamp `track_time` that arrives at `instant`, based on the
     /// sender reports. The one-way delay of the fastest report (half a round trip) is not included: measuring it
     /// requires synchronized clocks. `None` before the first sender report, and for sources that send none.
-    pub fn delay(&self, time: TrackTime, at: Instant) -> Option<Duration> {
-        let anchor = self.reports.filter(|_| self.has_capture_times)?;
-        let since_report = at.saturating_duration_since(anchor.at);
-        let before_report = anchor.at.saturating_duration_since(at);
-        let ahead = duration(time.saturating_sub(anchor.time), self.rate);
-        let behind = duration(anchor.time.saturating_sub(time), self.rate);
+    pub(crate) fn capture_delay(&self, time: TrackTime, at: Instant) -> Option<Duration> {
+        let anchor = self.report_anchor.filter(|_| self.has_capture_times)?;
+        let since_report = at.saturating_duration_since(anchor.instant);
+        let before_report = anchor.instant.saturating_duration_since(at);
+        let ahead = ticks_to_duration(time.saturating_sub(anchor.track_time), self.clock_rate);
+        let behind = ticks_to_duration(anchor.track_time.saturating_sub(time), self.clock_rate);
         Some((since_report + behind).saturating_sub(before_report + ahead))
     }
 
-    /// Returns the timestamp of media captured at `at` by the last sender report; `None` without one.
-    pub fn reported_time_at(&self, at: Instant) -> Option<TrackTime> {
-        let anchor = self.reports.filter(|_| self.has_capture_times)?;
-        Some(anchor.time_at(at, self.rate))
+    /// Returns the timestamp of media captured at `instant` by the last sender report; `None` without one.
+    pub(crate) fn reported_track_time_at(&self, at: Instant) -> Option<TrackTime> {
+        let anchor = self.report_anchor.filter(|_| self.has_capture_times)?;
+        Some(anchor.track_time_at(at, self.clock_rate))
     }
 
-    /// Returns the timestamp of media captured at `at`. `None` before the first packet.
-    pub fn time_at(&self, at: Instant) -> Option<TrackTime> {
-        let anchor = self.reports.or(self.arrivals)?;
-        Some(anchor.time_at(at, self.rate))
+    /// Returns the timestamp of media captured at `instant`. `None` before the first packet.
+    pub fn track_time_captured_at(&self, at: Instant) -> Option<TrackTime> {
+        let anchor = self.report_anchor.or(self.arrival_anchor)?;
+        Some(anchor.track_time_at(at, self.clock_rate))
     }
 }
 
-impl Anchor {
-    fn time_at(&self, at: Instant, rate: u32) -> TrackTime {
-        if at >= self.at {
-            self.time + ticks(at - self.at, rate)
+impl ClockAnchor {
+    fn track_time_at(&self, at: Instant, rate: u32) -> TrackTime {
+        if at >= self.instant {
+            self.track_time + duration_to_ticks(at - self.instant, rate)
         } else {
-            self.time.saturating_sub(ticks(self.at - at, rate))
+            self.track_time
+                .saturating_sub(duration_to_ticks(self.instant - at, rate))
         }
     }
 }
 
 /// Moves the reference to the newest packet, at the time at which it would have arrived with the least delay.
-fn follow(anchor: Option<Anchor>, rate: u32, newest: Anchor) -> Anchor {
+fn update_arrival_anchor(anchor: Option<ClockAnchor>, rate: u32, newest: ClockAnchor) -> ClockAnchor {
     let Some(anchor) = anchor else { return newest };
-    let Some(ahead) = newest.time.checked_sub(anchor.time) else {
+    let Some(ahead) = newest.track_time.checked_sub(anchor.track_time) else {
         return anchor;
     };
-    let expected = anchor.at + duration(ahead, rate);
-    let at = match newest.at.checked_duration_since(expected) {
-        Some(late) => expected + late / LEAK,
-        None => newest.at,
+    let expected = anchor.instant + ticks_to_duration(ahead, rate);
+    let at = match newest.instant.checked_duration_since(expected) {
+        Some(late) => expected + late / DRIFT_DIVISOR,
+        None => newest.instant,
     };
-    Anchor { time: newest.time, at }
+    ClockAnchor {
+        track_time: newest.track_time,
+        instant: at,
+    }
 }
 
 /// Converts a duration to clock ticks.
-pub fn ticks(duration: Duration, rate: u32) -> u64 {
+pub fn duration_to_ticks(duration: Duration, rate: u32) -> u64 {
     let nanos = duration.as_nanos() * u128::from(rate) / 1_000_000_000;
     u64::try_from(nanos).unwrap_or(u64::MAX)
 }
 
 /// Converts clock ticks to a duration.
-pub fn duration(ticks: u64, rate: u32) -> Duration {
+pub fn ticks_to_duration(ticks: u64, rate: u32) -> Duration {
     let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(rate.max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
@@ -135,7 +153,7 @@ pub fn duration(ticks: u64, rate: u32) -> Duration {
 /// Maps the NTP timestamps of a publisher's sender reports to instants. Shared by all tracks of a source.
 #[derive(Debug, Default)]
 pub struct NtpClock {
-    origin: Option<(u64, Instant)>,
+    reference: Option<(u64, Instant)>,
 }
 
 impl NtpClock {
@@ -143,30 +161,30 @@ impl NtpClock {
     /// wall clock (zero), or with one that stands still.
     ///
     /// The report with the least delay sets the offset; later ones move it slowly to follow clock drift.
-    pub fn instant(&mut self, ntp: u64, now: Instant) -> Option<Instant> {
+    pub fn update_and_convert_to_instant(&mut self, ntp: u64, now: Instant) -> Option<Instant> {
         if ntp == 0 {
             return None;
         }
-        match self.origin {
-            Some((origin, at)) if origin == ntp && now.saturating_duration_since(at) > MAX_SAME => None,
-            _ => Some(self.follow(ntp, now)),
+        match self.reference {
+            Some((origin, at)) if origin == ntp && now.saturating_duration_since(at) > MAX_REPEATED_NTP_AGE => None,
+            _ => Some(self.update_reference_and_convert_to_instant(ntp, now)),
         }
     }
 
-    fn follow(&mut self, ntp: u64, now: Instant) -> Instant {
-        let Some((first, at)) = self.origin else {
-            self.origin = Some((ntp, now));
+    fn update_reference_and_convert_to_instant(&mut self, ntp: u64, now: Instant) -> Instant {
+        let Some((first, at)) = self.reference else {
+            self.reference = Some((ntp, now));
             return now;
         };
         let expected = match ntp.checked_sub(first) {
-            Some(ahead) if ahead < NTP_DAY => at + ntp_duration(ahead),
+            Some(ahead) if ahead < NTP_UNITS_PER_DAY => at + ntp_to_duration(ahead),
             // Reports of two tracks may arrive out of order.
-            None if first - ntp < NTP_REORDERED => {
-                return at.checked_sub(ntp_duration(first - ntp)).unwrap_or(now).min(now);
+            None if first - ntp < MAX_NTP_REORDERING => {
+                return at.checked_sub(ntp_to_duration(first - ntp)).unwrap_or(now).min(now);
             }
             _ => {
                 // The publisher's wall clock was changed, or the publisher is another one: start over.
-                self.origin = Some((ntp, now));
+                self.reference = Some((ntp, now));
                 return now;
             }
         };
@@ -175,28 +193,28 @@ impl NtpClock {
             Some(_) => now,
             None => now,
         };
-        self.origin = Some((ntp, instant));
+        self.reference = Some((ntp, instant));
         instant
     }
 }
 
 /// Reports of several tracks may carry one NTP timestamp, if they arrive together.
-const MAX_SAME: Duration = Duration::from_millis(200);
+const MAX_REPEATED_NTP_AGE: Duration = Duration::from_millis(200);
 
 /// A report up to one second older than the last one was reordered; the wall clock was not set back.
-const NTP_REORDERED: u64 = 1 << 32;
-const NTP_DAY: u64 = 86_400 << 32;
+const MAX_NTP_REORDERING: u64 = 1 << 32;
+const NTP_UNITS_PER_DAY: u64 = 86_400 << 32;
 
-fn ntp_duration(ntp: u64) -> Duration {
+fn ntp_to_duration(ntp: u64) -> Duration {
     Duration::from_secs(ntp >> 32) + Duration::from_nanos(((ntp & 0xffff_ffff) * 1_000_000_000) >> 32)
 }
 
 /// Converts wall clock time, as the duration since 1970, to an NTP timestamp (RFC 3550 §4).
-pub fn ntp(since_unix_epoch: Duration) -> u64 {
+pub fn unix_to_ntp(since_unix_epoch: Duration) -> u64 {
     /// Seconds from 1900 to 1970.
-    const EPOCH: u64 = 2_208_988_800;
+    const NTP_TO_UNIX_SECONDS: u64 = 2_208_988_800;
     let fraction = (u64::from(since_unix_epoch.subsec_nanos()) << 32) / 1_000_000_000;
-    (since_unix_epoch.as_secs().wrapping_add(EPOCH) << 32) | fraction
+    (since_unix_epoch.as_secs().wrapping_add(NTP_TO_UNIX_SECONDS) << 32) | fraction
 }
 
 #[cfg(test)]
@@ -210,7 +228,9 @@ mod tests {
         clock.on_packet(0, t + Duration::from_millis(30));
         clock.on_packet(3_000, t + Duration::from_millis(33));
         clock.on_packet(6_000, t + Duration::from_millis(130));
-        let time = clock.time_at(t + Duration::from_millis(66)).expect("anchored");
+        let time = clock
+            .track_time_captured_at(t + Duration::from_millis(66))
+            .expect("anchored");
         assert!((5_900..=6_000).contains(&time), "{time}");
     }
 
@@ -221,16 +241,16 @@ mod tests {
         video.on_packet(0, t + Duration::from_millis(300));
         audio.on_packet(0, t);
         let captured = 1_000 << 32;
-        video.on_report(0, ntp.instant(captured, t).expect("a clock"));
-        audio.on_report(
+        video.on_sender_report(0, ntp.update_and_convert_to_instant(captured, t).expect("a clock"));
+        audio.on_sender_report(
             480,
-            ntp.instant(captured + (1 << 32) / 100, t + Duration::from_millis(10))
+            ntp.update_and_convert_to_instant(captured + (1 << 32) / 100, t + Duration::from_millis(10))
                 .expect("a clock"),
         );
         let now = t + Duration::from_secs(1);
         let (v, a) = (
-            video.time_at(now).expect("anchored"),
-            audio.time_at(now).expect("anchored"),
+            video.track_time_captured_at(now).expect("anchored"),
+            audio.track_time_captured_at(now).expect("anchored"),
         );
         assert_eq!(v / 90, a / 48, "both at the same millisecond");
     }
@@ -239,17 +259,17 @@ mod tests {
     fn a_delay_is_that_of_the_packet_whatever_the_clock_of_the_publisher_says() {
         let (mut clock, t) = (TrackClock::new(90_000), Instant::now());
         let ms = Duration::from_millis;
-        assert_eq!(clock.delay(0, t), None);
-        clock.on_report(9_000, t + ms(100));
+        assert_eq!(clock.capture_delay(0, t), None);
+        clock.on_sender_report(9_000, t + ms(100));
         for (time, arrives, delay) in [(9_000, 130, 30), (0, 70, 70), (18_000, 260, 60), (18_000, 190, 0)] {
             assert_eq!(
-                clock.delay(time, t + ms(arrives)),
+                clock.capture_delay(time, t + ms(arrives)),
                 Some(ms(delay)),
                 "{time} at {arrives} ms"
             );
         }
-        clock.on_alignment(18_000, t + ms(200));
-        assert_eq!(clock.delay(18_000, t + ms(260)), None, "no capture times");
+        clock.align_without_sender_reports(18_000, t + ms(200));
+        assert_eq!(clock.capture_delay(18_000, t + ms(260)), None, "no capture times");
     }
 
     #[test]
@@ -263,7 +283,9 @@ mod tests {
             (990, 1_100, 990),
             (2_000, 2_000, 2_000),
         ] {
-            let instant = ntp.instant(written(at), t + ms(arrives)).expect("a clock");
+            let instant = ntp
+                .update_and_convert_to_instant(written(at), t + ms(arrives))
+                .expect("a clock");
             let instant = instant.duration_since(t);
             assert!(instant.abs_diff(ms(expected)) < ms(1), "{at}: {instant:?}");
         }
@@ -272,9 +294,9 @@ mod tests {
     #[test]
     fn a_changed_wall_clock_resets_the_mapping() {
         let (mut ntp, t) = (NtpClock::default(), Instant::now());
-        assert_eq!(ntp.instant(5_000 << 32, t), Some(t));
+        assert_eq!(ntp.update_and_convert_to_instant(5_000 << 32, t), Some(t));
         assert_eq!(
-            ntp.instant(1_000 << 32, t + Duration::from_secs(1)),
+            ntp.update_and_convert_to_instant(1_000 << 32, t + Duration::from_secs(1)),
             Some(t + Duration::from_secs(1))
         );
     }
@@ -282,10 +304,16 @@ mod tests {
     #[test]
     fn a_wall_clock_that_is_absent_or_stands_still_says_nothing() {
         let (mut ntp, t) = (NtpClock::default(), Instant::now());
-        assert_eq!(ntp.instant(0, t), None);
-        assert_eq!(ntp.instant(7 << 32, t), Some(t));
+        assert_eq!(ntp.update_and_convert_to_instant(0, t), None);
+        assert_eq!(ntp.update_and_convert_to_instant(7 << 32, t), Some(t));
         let together = t + Duration::from_millis(5);
-        assert!(ntp.instant(7 << 32, together).is_some(), "of another track");
-        assert_eq!(ntp.instant(7 << 32, t + Duration::from_secs(3)), None);
+        assert!(
+            ntp.update_and_convert_to_instant(7 << 32, together).is_some(),
+            "of another track"
+        );
+        assert_eq!(
+            ntp.update_and_convert_to_instant(7 << 32, t + Duration::from_secs(3)),
+            None
+        );
     }
 }

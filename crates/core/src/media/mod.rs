@@ -9,14 +9,15 @@ pub mod clock;
 pub mod codec;
 pub mod container;
 pub mod depacketizer;
+pub mod discard;
 pub mod jpeg;
 pub mod marker;
 pub mod mpeg4_audio;
-pub mod odd;
 pub mod packet;
 pub mod packetizer;
 pub mod rtcp;
 pub mod rtp;
+pub mod rtp_clock;
 pub mod transcode;
 
 /// Synchronisation source of an RTP stream (RFC 3550 §3).
@@ -37,16 +38,16 @@ pub struct Rid(pub Arc<str>);
 
 /// Media kind of a track.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum MediaKind {
     Audio,
     Video,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for MediaKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Kind::Audio => "audio",
-            Kind::Video => "video",
+            MediaKind::Audio => "audio",
+            MediaKind::Video => "video",
         })
     }
 }
@@ -71,10 +72,10 @@ pub enum Codec {
 
 impl Codec {
     /// Returns the media kind of the codec.
-    pub fn kind(self) -> Kind {
+    pub fn kind(self) -> MediaKind {
         match self {
-            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 | Codec::Jpeg => Kind::Video,
-            Codec::Opus | Codec::Pcmu | Codec::Pcma | Codec::Aac => Kind::Audio,
+            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 | Codec::Jpeg => MediaKind::Video,
+            Codec::Opus | Codec::Pcmu | Codec::Pcma | Codec::Aac => MediaKind::Audio,
         }
     }
 
@@ -113,19 +114,19 @@ impl ProfileLevelId {
     pub const CONSTRAINED_BASELINE_3_1: Self = Self([0x42, 0xe0, 0x1f]);
 
     /// The profile class, which decides whether a decoder can play the stream; the level is ignored.
-    pub fn class(self) -> H264Class {
+    pub fn profile(self) -> H264Profile {
         let [idc, iop, _] = self.0;
         match idc {
-            0x42 if iop & 0x40 != 0 => H264Class::ConstrainedBaseline,
-            0x42 => H264Class::Baseline,
-            0x4d if iop & 0x80 != 0 => H264Class::ConstrainedBaseline,
-            0x4d => H264Class::Main,
-            0x58 if iop & 0xc0 == 0xc0 => H264Class::ConstrainedBaseline,
-            0x58 => H264Class::Extended,
-            0x64 if iop & 0x0c == 0x0c => H264Class::ConstrainedHigh,
-            0x64 => H264Class::High,
-            0xf4 => H264Class::High444,
-            _ => H264Class::Other,
+            0x42 if iop & 0x40 != 0 => H264Profile::ConstrainedBaseline,
+            0x42 => H264Profile::Baseline,
+            0x4d if iop & 0x80 != 0 => H264Profile::ConstrainedBaseline,
+            0x4d => H264Profile::Main,
+            0x58 if iop & 0xc0 == 0xc0 => H264Profile::ConstrainedBaseline,
+            0x58 => H264Profile::Extended,
+            0x64 if iop & 0x0c == 0x0c => H264Profile::ConstrainedHigh,
+            0x64 => H264Profile::High,
+            0xf4 => H264Profile::High444,
+            _ => H264Profile::Other,
         }
     }
 }
@@ -139,7 +140,7 @@ impl fmt::Display for ProfileLevelId {
 
 /// Profile classes of H.264 (RFC 6184 §8.1, table 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum H264Class {
+pub enum H264Profile {
     ConstrainedBaseline,
     Baseline,
     Main,

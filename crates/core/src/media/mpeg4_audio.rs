@@ -8,10 +8,10 @@ use super::codec::bits::BitReader;
 
 /// How the frames of a track are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Packing {
+enum FramePacking {
     /// Access unit headers with a size of this many bits, and an index of this many bits in the first one and in each
     /// later one.
-    Headers { size: u32, index: u32, index_delta: u32 },
+    AuHeaders { size: u32, index: u32, index_delta: u32 },
     /// Each frame after its length (ISO/IEC 14496-3 table 1.44).
     Latm,
 }
@@ -20,46 +20,46 @@ enum Packing {
 #[derive(Debug)]
 pub struct AacDepacketizer {
     config: AacConfig,
-    packing: Packing,
+    packing: FramePacking,
     /// The beginning of a frame that several packets carry, and its whole length.
-    fragment: Option<(BytesMut, usize)>,
+    partial_frame: Option<(BytesMut, usize)>,
 }
 
 /// Maximum length of a frame in bytes: the 13-bit size of RFC 3640 §3.3.6.
-const MAX_FRAME: usize = 8_191;
+const MAX_FRAME_BYTES: usize = 8_191;
 
 /// Maximum number of frames in a packet.
-const MAX_FRAMES: usize = 64;
+const MAX_FRAMES_PER_PACKET: usize = 64;
 
 impl AacDepacketizer {
     /// Reads the parameters of an `fmtp` attribute. A configuration that is missing or invalid is assumed to be AAC-LC
     /// with `rate` and `channels` of the `rtpmap`. Returns `None` if there is no such configuration either.
-    pub fn generic(fmtp: &str, rate: u32, channels: u8) -> Option<Self> {
+    pub fn for_mpeg4_generic(fmtp: &str, rate: u32, channels: u8) -> Option<Self> {
         let number = |key: &str, default| {
-            let given = parameter(fmtp, key).and_then(|value| value.parse().ok());
+            let given = fmtp_parameter(fmtp, key).and_then(|value| value.parse().ok());
             given.filter(|bits| *bits <= 16).unwrap_or(default)
         };
-        let is_low_rate = parameter(fmtp, "mode").is_some_and(|mode| mode.eq_ignore_ascii_case("AAC-lbr"));
+        let is_low_rate = fmtp_parameter(fmtp, "mode").is_some_and(|mode| mode.eq_ignore_ascii_case("AAC-lbr"));
         let (size, index) = if is_low_rate { (6, 2) } else { (13, 3) };
         Some(Self {
-            config: config(fmtp).or_else(|| AacConfig::low_complexity(rate, channels))?,
-            packing: Packing::Headers {
+            config: aac_config_from_fmtp(fmtp).or_else(|| AacConfig::low_complexity(rate, channels))?,
+            packing: FramePacking::AuHeaders {
                 size: number("sizelength", size),
                 index: number("indexlength", index),
                 index_delta: number("indexdeltalength", index),
             },
-            fragment: None,
+            partial_frame: None,
         })
     }
 
-    /// As [`Self::generic`], for LATM. Returns `None` if the configuration is sent in the packets (`cpresent=1`).
-    pub fn latm(fmtp: &str) -> Option<Self> {
-        let mux = hex(parameter(fmtp, "config")?)?;
-        let is_separate = parameter(fmtp, "cpresent").is_some_and(|value| value == "0");
+    /// As [`Self::for_mpeg4_generic`], for LATM. Returns `None` if the configuration is sent in the packets (`cpresent=1`).
+    pub fn for_mp4a_latm(fmtp: &str) -> Option<Self> {
+        let mux = parse_hex(fmtp_parameter(fmtp, "config")?)?;
+        let is_separate = fmtp_parameter(fmtp, "cpresent").is_some_and(|value| value == "0");
         Some(Self {
-            config: is_separate.then(|| latm_config(&mux))??,
-            packing: Packing::Latm,
-            fragment: None,
+            config: is_separate.then(|| parse_stream_mux_config(&mux))??,
+            packing: FramePacking::Latm,
+            partial_frame: None,
         })
     }
 
@@ -70,22 +70,22 @@ impl AacDepacketizer {
 
     /// Appends the frames of a packet, each with its distance from the timestamp of the packet in samples. `lost` says
     /// that packets are missing before this one. Returns `false` if the payload is invalid.
-    pub fn push(&mut self, payload: &Bytes, marker: bool, lost: bool, out: &mut Vec<(u32, Bytes)>) -> bool {
+    pub fn push_packet(&mut self, payload: &Bytes, marker: bool, lost: bool, out: &mut Vec<(u32, Bytes)>) -> bool {
         if lost {
-            self.fragment = None;
+            self.partial_frame = None;
         }
         match self.packing {
-            Packing::Headers {
+            FramePacking::AuHeaders {
                 size,
                 index,
                 index_delta,
-            } => self.take_units(payload, [size, index, index_delta], out),
-            Packing::Latm => self.take_latm(payload, marker, out),
+            } => self.push_access_units(payload, [size, index, index_delta], out),
+            FramePacking::Latm => self.push_latm(payload, marker, out),
         }
         .is_some()
     }
 
-    fn take_units(
+    fn push_access_units(
         &mut self,
         payload: &Bytes,
         [size, index, delta]: [u32; 3],
@@ -96,43 +96,43 @@ impl AacDepacketizer {
         let mut data = payload.slice(2 + headers.len()..);
         let mut bits = BitReader::new(headers);
         let mut left = length;
-        for number in 0..MAX_FRAMES {
+        for number in 0..MAX_FRAMES_PER_PACKET {
             let header = (size + if number == 0 { index } else { delta }) as usize;
             if header == 0 || left < header {
                 break;
             }
             left -= header;
-            let unit = bits.bits(size)? as usize;
+            let unit = bits.read_bits(size)? as usize;
             bits.skip(header - size as usize);
-            if unit == 0 || unit > MAX_FRAME {
+            if unit == 0 || unit > MAX_FRAME_BYTES {
                 return None;
             }
             if unit > data.len() {
-                return (number == 0).then(|| self.take_fragment(&data, unit, out));
+                return (number == 0).then(|| self.push_fragment(&data, unit, out));
             }
-            self.fragment = None;
-            out.push((number as u32 * SAMPLES, data.split_to(unit)));
+            self.partial_frame = None;
+            out.push((number as u32 * SAMPLES_PER_FRAME, data.split_to(unit)));
         }
         (length > 0).then_some(())
     }
 
     /// Takes a part of a frame (RFC 3640 §3.2.3.1); each packet repeats the size of the whole.
-    fn take_fragment(&mut self, data: &Bytes, size: usize, out: &mut Vec<(u32, Bytes)>) {
-        let (bytes, _) = match &mut self.fragment {
+    fn push_fragment(&mut self, data: &Bytes, size: usize, out: &mut Vec<(u32, Bytes)>) {
+        let (bytes, _) = match &mut self.partial_frame {
             Some(fragment) if fragment.1 == size => fragment,
             fragment => fragment.insert((BytesMut::new(), size)),
         };
         bytes.extend_from_slice(data);
         if bytes.len() >= size
-            && let Some((bytes, _)) = self.fragment.take()
+            && let Some((bytes, _)) = self.partial_frame.take()
         {
             out.push((0, bytes.freeze().slice(..size)));
         }
     }
 
     /// Takes packets of LATM without configuration: the marker is on the last packet of a frame (RFC 6416 §6.1).
-    fn take_latm(&mut self, payload: &Bytes, marker: bool, out: &mut Vec<(u32, Bytes)>) -> Option<()> {
-        let mut element = match self.fragment.take() {
+    fn push_latm(&mut self, payload: &Bytes, marker: bool, out: &mut Vec<(u32, Bytes)>) -> Option<()> {
+        let mut element = match self.partial_frame.take() {
             Some((mut bytes, _)) => {
                 bytes.extend_from_slice(payload);
                 bytes.freeze()
@@ -140,11 +140,11 @@ impl AacDepacketizer {
             None => payload.clone(),
         };
         if !marker {
-            let fits = element.len() <= MAX_FRAME;
-            self.fragment = fits.then(|| (BytesMut::from(&element[..]), 0));
+            let fits = element.len() <= MAX_FRAME_BYTES;
+            self.partial_frame = fits.then(|| (BytesMut::from(&element[..]), 0));
             return fits.then_some(());
         }
-        for number in 0..MAX_FRAMES {
+        for number in 0..MAX_FRAMES_PER_PACKET {
             if element.is_empty() {
                 break;
             }
@@ -160,17 +160,17 @@ impl AacDepacketizer {
             if length == 0 || length > element.len() {
                 return None;
             }
-            out.push((number as u32 * SAMPLES, element.split_to(length)));
+            out.push((number as u32 * SAMPLES_PER_FRAME, element.split_to(length)));
         }
         Some(())
     }
 }
 
 /// Samples of a frame (ISO/IEC 14496-3 §4.5.2.1.1), at the sampling rate of the configuration.
-const SAMPLES: u32 = 1_024;
+const SAMPLES_PER_FRAME: u32 = 1_024;
 
 /// Returns the value of a parameter of an `fmtp` attribute; the case of its name does not matter.
-pub fn parameter<'a>(fmtp: &'a str, name: &str) -> Option<&'a str> {
+pub fn fmtp_parameter<'a>(fmtp: &'a str, name: &str) -> Option<&'a str> {
     fmtp.split(';').find_map(|parameter| {
         let (key, value) = parameter.split_once('=')?;
         key.trim()
@@ -179,11 +179,11 @@ pub fn parameter<'a>(fmtp: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-fn config(fmtp: &str) -> Option<AacConfig> {
-    AacConfig::parse(&hex(parameter(fmtp, "config")?)?)
+fn aac_config_from_fmtp(fmtp: &str) -> Option<AacConfig> {
+    AacConfig::parse(&parse_hex(fmtp_parameter(fmtp, "config")?)?)
 }
 
-fn hex(text: &str) -> Option<Vec<u8>> {
+fn parse_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     let pairs = digits.chunks(2);
     pairs
@@ -196,10 +196,10 @@ fn hex(text: &str) -> Option<Vec<u8>> {
 
 /// Returns the AudioSpecificConfig within a StreamMuxConfig (ISO/IEC 14496-3 §1.7.3.2) of one program with one layer
 /// and one frame per element.
-fn latm_config(mux: &[u8]) -> Option<AacConfig> {
+fn parse_stream_mux_config(mux: &[u8]) -> Option<AacConfig> {
     let mut bits = BitReader::new(mux);
-    let (version, _same_framing) = (bits.bits(1)?, bits.bits(1)?);
-    let (sub_frames, programs, layers) = (bits.bits(6)?, bits.bits(4)?, bits.bits(3)?);
+    let (version, _same_framing) = (bits.read_bits(1)?, bits.read_bits(1)?);
+    let (sub_frames, programs, layers) = (bits.read_bits(6)?, bits.read_bits(4)?, bits.read_bits(3)?);
     if (version, sub_frames, programs, layers) != (0, 0, 0, 0) {
         return None;
     }
@@ -207,13 +207,13 @@ fn latm_config(mux: &[u8]) -> Option<AacConfig> {
     // out, or with signalled band replication.
     let mut peek = BitReader::new(mux);
     peek.skip(15);
-    let object_type = peek.bits(5)?;
-    let written_out = if peek.bits(4)? == 15 { 24 } else { 0 };
+    let object_type = peek.read_bits(5)?;
+    let written_out = if peek.read_bits(4)? == 15 { 24 } else { 0 };
     let replication = if matches!(object_type, 5 | 29) { 9 } else { 0 };
     let length = 16 + written_out + replication;
     let mut bytes = vec![0u8; (length as usize).div_ceil(8)];
     for position in 0..length as usize {
-        let bit = u8::from(bits.flag()?);
+        let bit = u8::from(bits.read_flag()?);
         if let Some(byte) = bytes.get_mut(position / 8) {
             *byte |= bit << (7 - position % 8);
         }
@@ -228,12 +228,12 @@ mod tests {
     const HBR: &str = "streamtype=5;mode=AAC-hbr;SizeLength=13;indexlength=3;indexdeltalength=3;config=1188;";
 
     fn generic() -> AacDepacketizer {
-        AacDepacketizer::generic(HBR, 48_000, 1).expect("a configuration")
+        AacDepacketizer::for_mpeg4_generic(HBR, 48_000, 1).expect("a configuration")
     }
 
     fn push(depacketizer: &mut AacDepacketizer, payload: &[u8]) -> (bool, Vec<(u32, Vec<u8>)>) {
         let mut out = Vec::new();
-        let valid = depacketizer.push(&Bytes::copy_from_slice(payload), true, false, &mut out);
+        let valid = depacketizer.push_packet(&Bytes::copy_from_slice(payload), true, false, &mut out);
         (valid, out.into_iter().map(|(at, frame)| (at, frame.to_vec())).collect())
     }
 
@@ -252,38 +252,38 @@ mod tests {
         // A lost packet costs its frame, and no more.
         assert_eq!(push(&mut depacketizer, &[0, 16, 0, 4 << 3, 1, 2]), (true, vec![]));
         let mut out = Vec::new();
-        depacketizer.push(&Bytes::from_static(&[0, 16, 0, 2 << 3, 8, 9]), true, true, &mut out);
+        depacketizer.push_packet(&Bytes::from_static(&[0, 16, 0, 2 << 3, 8, 9]), true, true, &mut out);
         assert_eq!(out, [(0, Bytes::from_static(&[8, 9]))]);
     }
 
     #[test]
     fn a_configuration_that_is_missing_follows_the_rtpmap() {
         for fmtp in ["", "mode=AAC-hbr", "mode=AAC-hbr;config=zz", "config="] {
-            let depacketizer = AacDepacketizer::generic(fmtp, 16_000, 1).expect(fmtp);
+            let depacketizer = AacDepacketizer::for_mpeg4_generic(fmtp, 16_000, 1).expect(fmtp);
             let config = depacketizer.config();
             assert_eq!(
-                (config.rate, config.channels, config.bytes()),
+                (config.sample_rate, config.channel_configuration, config.bytes()),
                 (16_000, 1, &[0x14, 0x08][..]),
                 "{fmtp}"
             );
         }
-        assert!(AacDepacketizer::generic("", 12_345, 1).is_none());
+        assert!(AacDepacketizer::for_mpeg4_generic("", 12_345, 1).is_none());
         assert_eq!(generic().config().bytes(), [0x11, 0x88]);
     }
 
     #[test]
     fn latm_has_lengths_before_its_frames() {
         // StreamMuxConfig of AAC-LC with 44.1 kHz and two channels, as cameras send it.
-        let mut latm = AacDepacketizer::latm("cpresent=0; config=400024203fc0").expect("a configuration");
+        let mut latm = AacDepacketizer::for_mp4a_latm("cpresent=0; config=400024203fc0").expect("a configuration");
         let config = latm.config();
-        assert_eq!((config.rate, config.channels), (44_100, 2));
+        assert_eq!((config.sample_rate, config.channel_configuration), (44_100, 2));
         assert_eq!(push(&mut latm, &[3, 7, 8, 9]), (true, vec![(0, vec![7, 8, 9])]));
         let mut long = vec![255, 1];
         long.extend([5; 256]);
         assert_eq!(push(&mut latm, &long), (true, vec![(0, vec![5; 256])]));
         assert_eq!(push(&mut latm, &[9, 1]), (false, vec![]));
         assert!(
-            AacDepacketizer::latm("config=400024203fc0").is_none(),
+            AacDepacketizer::for_mp4a_latm("config=400024203fc0").is_none(),
             "the packets carry it"
         );
     }
@@ -295,7 +295,7 @@ mod tests {
                 let payload = [first, first, 0xff, first, 1, 2, 3, 4];
                 for depacketizer in [
                     &mut generic(),
-                    &mut AacDepacketizer::latm("cpresent=0;config=400024203fc0").expect("valid"),
+                    &mut AacDepacketizer::for_mp4a_latm("cpresent=0;config=400024203fc0").expect("valid"),
                 ] {
                     push(depacketizer, &payload[..length]);
                 }

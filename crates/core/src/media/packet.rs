@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::Codec;
 
 /// Sequence number of a packet on a track: 64 bits, never wraps, continuous across sources.
-pub type TrackSeq = u64;
+pub(crate) type TrackSeq = u64;
 
 /// Timestamp on a track in units of the codec's clock rate: 64 bits, never wraps, continuous across sources.
 pub type TrackTime = u64;
@@ -20,7 +20,7 @@ pub struct Packet {
     pub codec: Codec,
     pub marker: bool,
     /// This packet identifies its frame as a key frame; the frame may have started earlier.
-    pub key_frame: bool,
+    pub identifies_key_frame: bool,
     pub arrival: Instant,
     /// RTP payload without header and padding.
     pub payload: Bytes,

@@ -9,17 +9,17 @@ use thiserror::Error;
 use super::{Pt, Ssrc};
 
 /// Length of the header without CSRCs and extensions, in bytes.
-pub const FIXED_HEADER_LEN: usize = 12;
+pub(crate) const FIXED_HEADER_LEN: usize = 12;
 
 /// Reason why bytes are not an RTP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RtpError {
-    #[error("packet of {0} bytes is shorter than its header")]
+    #[error("RTP packet of {0} bytes is shorter than its header")]
     TooShort(usize),
-    #[error("unsupported RTP version {0}")]
-    Version(u8),
-    #[error("invalid padding of {padding} bytes in a body of {body} bytes")]
-    Padding { padding: u8, body: usize },
+    #[error("unsupported version {0} in an RTP header; only version 2 is supported")]
+    UnsupportedVersion(u8),
+    #[error("invalid RTP padding of {padding} bytes in a packet body of {body} bytes")]
+    InvalidPadding { padding: u8, body: usize },
 }
 
 /// The header of one RTP packet, borrowing from the packet.
@@ -42,7 +42,7 @@ pub struct Header<'a> {
     pub time: u32,
     pub ssrc: Ssrc,
     extensions: Extensions<'a>,
-    payload: Range<usize>,
+    payload_range: Range<usize>,
 }
 
 impl<'a> Header<'a> {
@@ -53,10 +53,10 @@ impl<'a> Header<'a> {
     /// An [`RtpError`]. Padding that is zero or longer than the body is an error (RFC 3550 §5.1: the padding count
     /// includes itself). A packet that consists only of padding is valid and has an empty payload.
     pub fn parse(packet: &'a [u8]) -> Result<Self, RtpError> {
-        let mut header = Self::parse_sealed(packet)?;
+        let mut header = Self::parse_srtp_header(packet)?;
         let padded = packet.first().is_some_and(|first| first & 0x20 != 0);
-        if let (true, Some(body)) = (padded, packet.get(header.payload())) {
-            header.payload.end -= padding_of(body)?;
+        if let (true, Some(body)) = (padded, packet.get(header.payload_range())) {
+            header.payload_range.end -= padding_len(body)?;
         }
         Ok(header)
     }
@@ -66,12 +66,12 @@ impl<'a> Header<'a> {
     /// # Errors
     ///
     /// An [`RtpError`] if the header is truncated or has another version.
-    pub fn parse_sealed(packet: &'a [u8]) -> Result<Self, RtpError> {
+    pub(crate) fn parse_srtp_header(packet: &'a [u8]) -> Result<Self, RtpError> {
         let too_short = RtpError::TooShort(packet.len());
         let (&[first, second, s0, s1, t0, t1, t2, t3, c0, c1, c2, c3], _) =
             packet.split_first_chunk::<FIXED_HEADER_LEN>().ok_or(too_short)?;
         if first >> 6 != 2 {
-            return Err(RtpError::Version(first >> 6));
+            return Err(RtpError::UnsupportedVersion(first >> 6));
         }
         let mut start = FIXED_HEADER_LEN + 4 * usize::from(first & 0x0f);
         let mut extensions = Extensions::NONE;
@@ -93,13 +93,13 @@ impl<'a> Header<'a> {
             time: u32::from_be_bytes([t0, t1, t2, t3]),
             ssrc: Ssrc(u32::from_be_bytes([c0, c1, c2, c3])),
             extensions,
-            payload: start..packet.len(),
+            payload_range: start..packet.len(),
         })
     }
 
     /// Byte range of the payload in the packet: after all headers, before the padding.
-    pub fn payload(&self) -> Range<usize> {
-        self.payload.clone()
+    pub fn payload_range(&self) -> Range<usize> {
+        self.payload_range.clone()
     }
 
     /// Iterates over the header extension elements in order.
@@ -114,10 +114,10 @@ impl<'a> Header<'a> {
 }
 
 /// Length of the padding, at least 1 and at most the body length.
-fn padding_of(body: &[u8]) -> Result<usize, RtpError> {
+fn padding_len(body: &[u8]) -> Result<usize, RtpError> {
     let padding = body.last().copied().unwrap_or(0);
     if padding == 0 || usize::from(padding) > body.len() {
-        return Err(RtpError::Padding {
+        return Err(RtpError::InvalidPadding {
             padding,
             body: body.len(),
         });
@@ -129,7 +129,7 @@ fn padding_of(body: &[u8]) -> Result<usize, RtpError> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extensions<'a> {
     form: ExtensionForm,
-    rest: &'a [u8],
+    remaining: &'a [u8],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,7 @@ enum ExtensionForm {
 impl<'a> Extensions<'a> {
     const NONE: Extensions<'static> = Extensions {
         form: ExtensionForm::OneByte,
-        rest: &[],
+        remaining: &[],
     };
 
     /// The low four bits of a two-byte profile are "appbits" and ignored. Other profiles have no elements.
@@ -151,26 +151,26 @@ impl<'a> Extensions<'a> {
         match profile {
             0xbede => Self {
                 form: ExtensionForm::OneByte,
-                rest: elements,
+                remaining: elements,
             },
             0x1000..=0x100f => Self {
                 form: ExtensionForm::TwoByte,
-                rest: elements,
+                remaining: elements,
             },
             _ => Self::NONE,
         }
     }
 
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (data, rest) = self.rest.split_at_checked(length)?;
-        self.rest = rest;
+    fn take_bytes(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (data, rest) = self.remaining.split_at_checked(length)?;
+        self.remaining = rest;
         Some(data)
     }
 
-    fn element(&mut self) -> Option<(u8, &'a [u8])> {
+    fn next_element(&mut self) -> Option<(u8, &'a [u8])> {
         loop {
-            let (&first, rest) = self.rest.split_first()?;
-            self.rest = rest;
+            let (&first, rest) = self.remaining.split_first()?;
+            self.remaining = rest;
             // A zero byte is padding in both forms.
             if first == 0 {
                 continue;
@@ -178,11 +178,11 @@ impl<'a> Extensions<'a> {
             return match self.form {
                 // RFC 8285 §4.2: ID 0 with a length, and ID 15, terminate the list.
                 ExtensionForm::OneByte if matches!(first >> 4, 0 | 15) => None,
-                ExtensionForm::OneByte => Some((first >> 4, self.take(usize::from(first & 0x0f) + 1)?)),
+                ExtensionForm::OneByte => Some((first >> 4, self.take_bytes(usize::from(first & 0x0f) + 1)?)),
                 ExtensionForm::TwoByte => {
-                    let (&length, rest) = self.rest.split_first()?;
-                    self.rest = rest;
-                    Some((first, self.take(usize::from(length))?))
+                    let (&length, rest) = self.remaining.split_first()?;
+                    self.remaining = rest;
+                    Some((first, self.take_bytes(usize::from(length))?))
                 }
             };
         }
@@ -193,9 +193,9 @@ impl<'a> Iterator for Extensions<'a> {
     type Item = (u8, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let element = self.element();
+        let element = self.next_element();
         if element.is_none() {
-            self.rest = &[];
+            self.remaining = &[];
         }
         element
     }
@@ -205,18 +205,18 @@ impl<'a> Iterator for Extensions<'a> {
 /// one.
 pub fn extend_seq(reference: u64, seq: u16) -> u64 {
     let ahead = seq.wrapping_sub(reference as u16);
-    nearest(reference, u64::from(ahead), 1 << 16)
+    nearest_extended(reference, u64::from(ahead), 1 << 16)
 }
 
 /// Extends `time` to the number nearest to `reference` with these low 32 bits; if that were negative, to the next
 /// higher one.
 pub fn extend_time(reference: u64, time: u32) -> u64 {
     let ahead = time.wrapping_sub(reference as u32);
-    nearest(reference, u64::from(ahead), 1 << 32)
+    nearest_extended(reference, u64::from(ahead), 1 << 32)
 }
 
 /// `ahead` is the forward distance; from half a `cycle` on, the backward distance is shorter.
-fn nearest(reference: u64, ahead: u64, cycle: u64) -> u64 {
+fn nearest_extended(reference: u64, ahead: u64, cycle: u64) -> u64 {
     let forwards = reference.wrapping_add(ahead);
     if ahead < cycle / 2 {
         forwards
@@ -228,62 +228,62 @@ fn nearest(reference: u64, ahead: u64, cycle: u64) -> u64 {
 /// Unwraps a counter of type `T` ([`u16`] sequence numbers, [`u32`] timestamps). Values arrive nearly in order; each is
 /// extended to the number nearest to the highest so far.
 #[derive(Clone, Debug)]
-pub struct Unwrapper<T> {
-    start: u64,
+pub struct CounterUnwrapper<T> {
+    min_first_value: u64,
     highest: Option<u64>,
-    counter: PhantomData<T>,
+    counter_type: PhantomData<T>,
 }
 
 /// Extends sequence numbers.
-pub type SeqUnwrapper = Unwrapper<u16>;
+pub type SeqUnwrapper = CounterUnwrapper<u16>;
 
 /// Extends timestamps.
-pub type TimeUnwrapper = Unwrapper<u32>;
+pub type TimeUnwrapper = CounterUnwrapper<u32>;
 
-impl Unwrapper<u16> {
-    /// The first value is extended to the lowest number of at least `start` with the same low bits. `start` is raised
+impl CounterUnwrapper<u16> {
+    /// The first value is extended to the lowest number of at least `min_first_value` with the same low bits. `min_first_value` is raised
     /// to at least 65,536, so that values before the first one can be extended too.
-    pub fn starting_at(start: u64) -> Self {
-        Self::from_start(start.max(1 << 16))
+    pub fn starting_at_or_above(start: u64) -> Self {
+        Self::with_min_first_value(start.max(1 << 16))
     }
 
     /// Extends a value and updates the highest one.
     pub fn extend(&mut self, seq: u16) -> u64 {
         let extended = match self.highest {
             Some(highest) => extend_seq(highest, seq),
-            None => self.start + u64::from(seq.wrapping_sub(self.start as u16)),
+            None => self.min_first_value + u64::from(seq.wrapping_sub(self.min_first_value as u16)),
         };
-        self.follow(extended)
+        self.update_highest(extended)
     }
 }
 
-impl Unwrapper<u32> {
-    /// The first value is extended to the lowest number of at least `start` with the same low bits. `start` is raised
+impl CounterUnwrapper<u32> {
+    /// The first value is extended to the lowest number of at least `min_first_value` with the same low bits. `min_first_value` is raised
     /// to at least 2^32, so that values before the first one can be extended too.
-    pub fn starting_at(start: u64) -> Self {
-        Self::from_start(start.max(1 << 32))
+    pub fn starting_at_or_above(start: u64) -> Self {
+        Self::with_min_first_value(start.max(1 << 32))
     }
 
     /// Extends a value and updates the highest one.
     pub fn extend(&mut self, time: u32) -> u64 {
         let extended = match self.highest {
             Some(highest) => extend_time(highest, time),
-            None => self.start + u64::from(time.wrapping_sub(self.start as u32)),
+            None => self.min_first_value + u64::from(time.wrapping_sub(self.min_first_value as u32)),
         };
-        self.follow(extended)
+        self.update_highest(extended)
     }
 }
 
-impl<T> Unwrapper<T> {
-    fn from_start(start: u64) -> Self {
+impl<T> CounterUnwrapper<T> {
+    fn with_min_first_value(start: u64) -> Self {
         Self {
-            start,
+            min_first_value: start,
             highest: None,
-            counter: PhantomData,
+            counter_type: PhantomData,
         }
     }
 
-    fn follow(&mut self, extended: u64) -> u64 {
+    fn update_highest(&mut self, extended: u64) -> u64 {
         self.highest = Some(self.highest.map_or(extended, |highest| highest.max(extended)));
         extended
     }
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!((header.pt, header.marker), (Pt(96), true));
         assert_eq!((header.seq, header.time), (0x1234, 0x0102_0304));
         assert_eq!(header.ssrc, Ssrc(0x0a0b_0c0d));
-        assert_eq!(&bytes[header.payload()], [9, 8, 7]);
+        assert_eq!(&bytes[header.payload_range()], [9, 8, 7]);
         assert_eq!(header.extension(1), None);
     }
 
@@ -328,7 +328,7 @@ mod tests {
         let found: Vec<_> = header.extensions().collect();
         assert_eq!(found, [(1, &b"0"[..]), (3, &[1, 2, 3]), (5, &[7, 8])]);
         assert_eq!(header.extension(3), Some(&[1, 2, 3][..]));
-        assert_eq!(&bytes[header.payload()], [0xff]);
+        assert_eq!(&bytes[header.payload_range()], [0xff]);
     }
 
     #[test]
@@ -338,7 +338,7 @@ mod tests {
         let header = Header::parse(&bytes).expect("valid");
         let found: Vec<_> = header.extensions().collect();
         assert_eq!(found, [(200, &[][..]), (16, &[5, 6])]);
-        assert_eq!(header.payload(), 24..24);
+        assert_eq!(header.payload_range(), 24..24);
     }
 
     #[test]
@@ -347,7 +347,7 @@ mod tests {
             let mut rest = vec![0xbe, 0xde, 0, 1];
             rest.extend_from_slice(&elements);
             let bytes = packet(0x90, &rest);
-            let header = Header::parse(&bytes).expect("the header itself is sound");
+            let header = Header::parse(&bytes).expect("the header itself is valid");
             assert_eq!(header.extensions().count(), 0, "{elements:?}");
         }
         let bytes = packet(0x90, &[0x12, 0x34, 0, 1, 0x10, 7, 0, 0]);
@@ -357,18 +357,24 @@ mod tests {
     #[test]
     fn padding_is_removed_and_may_be_everything() {
         let bytes = packet(0xa0, &[9, 9, 0, 0, 3]);
-        assert_eq!(Header::parse(&bytes).expect("valid").payload(), 12..14);
+        assert_eq!(Header::parse(&bytes).expect("valid").payload_range(), 12..14);
         let bytes = packet(0xa0, &[0, 0, 0, 0, 5]);
-        assert_eq!(Header::parse(&bytes).expect("valid").payload(), 12..12);
+        assert_eq!(Header::parse(&bytes).expect("valid").payload_range(), 12..12);
     }
 
     #[test]
     fn malformed_packets_are_rejected() {
         let rejected = |first, rest: &[u8]| Header::parse(&packet(first, rest)).expect_err("rejected");
-        assert_eq!(rejected(0xa0, &[9, 3]), RtpError::Padding { padding: 3, body: 2 });
-        assert_eq!(rejected(0xa0, &[9, 0]), RtpError::Padding { padding: 0, body: 2 });
-        assert_eq!(rejected(0xa0, &[]), RtpError::Padding { padding: 0, body: 0 });
-        assert_eq!(rejected(0x40, &[]), RtpError::Version(1));
+        assert_eq!(
+            rejected(0xa0, &[9, 3]),
+            RtpError::InvalidPadding { padding: 3, body: 2 }
+        );
+        assert_eq!(
+            rejected(0xa0, &[9, 0]),
+            RtpError::InvalidPadding { padding: 0, body: 2 }
+        );
+        assert_eq!(rejected(0xa0, &[]), RtpError::InvalidPadding { padding: 0, body: 0 });
+        assert_eq!(rejected(0x40, &[]), RtpError::UnsupportedVersion(1));
         assert_eq!(rejected(0x81, &[1, 2, 3]), RtpError::TooShort(15));
         assert_eq!(rejected(0x90, &[0xbe, 0xde, 0]), RtpError::TooShort(15));
         assert_eq!(rejected(0x90, &[0xbe, 0xde, 0, 1, 1]), RtpError::TooShort(17));
@@ -387,7 +393,7 @@ mod tests {
                 *first = 0x80 | (*first & 0x33);
             }
             if let Ok(header) = Header::parse(&bytes) {
-                assert!(bytes.get(header.payload()).is_some());
+                assert!(bytes.get(header.payload_range()).is_some());
                 assert!(header.extensions().map(|(_, data)| data.len()).sum::<usize>() < 64);
             }
         }
@@ -395,7 +401,7 @@ mod tests {
 
     #[test]
     fn sequence_numbers_are_extended_across_wraps_both_ways() {
-        let mut unwrapper = SeqUnwrapper::starting_at(0);
+        let mut unwrapper = SeqUnwrapper::starting_at_or_above(0);
         let first = unwrapper.extend(65_534);
         assert_eq!(first, 65_536 + 65_534);
         assert_eq!(unwrapper.extend(1), first + 3);
@@ -406,7 +412,7 @@ mod tests {
 
     #[test]
     fn values_before_the_first_one_are_extended() {
-        let mut unwrapper = TimeUnwrapper::starting_at(0);
+        let mut unwrapper = TimeUnwrapper::starting_at_or_above(0);
         let first = unwrapper.extend(0);
         assert_eq!(unwrapper.extend(u32::MAX), first - 1);
         assert_eq!(extend_seq(3, 65_535), 65_535, "never negative");
@@ -414,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_start_is_kept_modulo_the_counter() {
-        let mut unwrapper = SeqUnwrapper::starting_at(1_000_000);
+        let mut unwrapper = SeqUnwrapper::starting_at_or_above(1_000_000);
         let first = unwrapper.extend(5);
         assert!((1_000_000..1_065_536).contains(&first));
         assert_eq!(first as u16, 5);
@@ -422,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_day_of_timestamps_never_goes_back() {
-        let mut unwrapper = TimeUnwrapper::starting_at(0);
+        let mut unwrapper = TimeUnwrapper::starting_at_or_above(0);
         let (mut time, mut last) = (u32::MAX - 10, 0);
         for _ in 0..86_400 {
             let extended = unwrapper.extend(time);

@@ -1,7 +1,7 @@
 //! Decides how a track reaches a client: as it is, transcoded, or not at all.
 
 use super::aac::AacConfig;
-use super::{Format, H264Class, Kind, ProfileLevelId};
+use super::{Format, H264Profile, MediaKind, ProfileLevelId};
 
 /// A transcode output, produced by one shared worker for all viewers of a stream that need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,18 +21,18 @@ impl TranscodeTarget {
     pub const ALL: [Self; 4] = [Self::H264, Self::Opus, Self::Aac, Self::Jpeg];
 
     /// The default target of a kind for WebRTC viewers.
-    pub fn of(kind: Kind) -> Self {
+    pub fn webrtc_target_for_kind(kind: MediaKind) -> Self {
         match kind {
-            Kind::Video => Self::H264,
-            Kind::Audio => Self::Opus,
+            MediaKind::Video => Self::H264,
+            MediaKind::Audio => Self::Opus,
         }
     }
 
     /// Media kind of input and output.
-    pub fn kind(self) -> Kind {
+    pub fn kind(self) -> MediaKind {
         match self {
-            Self::H264 | Self::Jpeg => Kind::Video,
-            Self::Opus | Self::Aac => Kind::Audio,
+            Self::H264 | Self::Jpeg => MediaKind::Video,
+            Self::Opus | Self::Aac => MediaKind::Audio,
         }
     }
 
@@ -44,7 +44,7 @@ impl TranscodeTarget {
                 packetization_mode: 1,
             },
             Self::Opus => Format::Opus { stereo: true },
-            Self::Aac => Format::Aac(AacConfig::STEREO),
+            Self::Aac => Format::Aac(AacConfig::LC_48KHZ_STEREO),
             Self::Jpeg => Format::Jpeg,
         }
     }
@@ -61,18 +61,18 @@ impl TranscodeTarget {
 }
 
 /// Whether browsers cannot play a track as it is: the codec is not available in WebRTC, browser decoders lack the
-/// profile, or the track is `reordered`, i.e. has B-frames. WebRTC renders frames in the order of their arrival.
-pub fn is_unplayable(format: Format, reordered: bool) -> bool {
+/// profile, or the track is `has_b_frames`, i.e. has B-frames. WebRTC renders frames in the order of their arrival.
+pub(crate) fn is_unplayable_in_browsers(format: Format, has_b_frames: bool) -> bool {
     match format {
         Format::Aac(_) | Format::Jpeg => true,
         Format::H264 { profile, .. } => {
-            reordered
+            has_b_frames
                 || matches!(
-                    profile.class(),
-                    H264Class::Extended | H264Class::High444 | H264Class::Other
+                    profile.profile(),
+                    H264Profile::Extended | H264Profile::High444 | H264Profile::Other
                 )
         }
-        Format::H265 { .. } => reordered,
+        Format::H265 { .. } => has_b_frames,
         Format::Vp8 | Format::Vp9 { .. } | Format::Av1 { .. } => false,
         Format::Opus { .. } | Format::Pcmu | Format::Pcma => false,
     }
@@ -83,21 +83,21 @@ pub fn is_unplayable(format: Format, reordered: bool) -> bool {
 pub struct SourceTrack {
     pub format: Format,
     /// The video has B-frames: decoding order and presentation order differ.
-    pub reordered: bool,
+    pub has_b_frames: bool,
 }
 
 impl SourceTrack {
     /// A track without B-frames.
-    pub fn in_order(format: Format) -> Self {
+    pub fn without_b_frames(format: Format) -> Self {
         Self {
             format,
-            reordered: false,
+            has_b_frames: false,
         }
     }
 
-    /// Returns whether WebRTC implementations of browsers can play this; see [`is_unplayable`].
-    pub fn is_webrtc(self) -> bool {
-        !is_unplayable(self.format, self.reordered)
+    /// Returns whether WebRTC implementations of browsers can play this; see [`is_unplayable_in_browsers`].
+    pub fn is_webrtc_playable(self) -> bool {
+        !is_unplayable_in_browsers(self.format, self.has_b_frames)
     }
 }
 
@@ -105,36 +105,36 @@ impl SourceTrack {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrackPlan {
     /// The packets of the source.
-    AsIs,
+    Passthrough,
     /// The packets of the transcoded stream.
     Transcode(TranscodeTarget),
     /// Neither.
-    Nothing(NoTrack),
+    Unavailable(UnavailableReason),
 }
 
 /// Why a track does not reach a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoTrack {
+pub enum UnavailableReason {
     /// The client does not play the track, and this host cannot transcode it.
     NoTranscoder,
     /// The client plays neither the track nor its transcode.
-    NotAccepted,
+    NotAcceptedByClient,
 }
 
-/// Decides how a track reaches a client that accepts what `accepts` says. `can_transcode` tells whether this host can
+/// Decides how a track reaches a client that accepts what `accepts` says. `can_transcode_codec_for_browsers` tells whether this host can
 /// transcode the track to `target`.
-pub fn plan(
+pub fn plan_track(
     source: SourceTrack,
     target: TranscodeTarget,
     can_transcode: bool,
     accepts: impl Fn(SourceTrack) -> bool,
 ) -> TrackPlan {
-    let transcoded = SourceTrack::in_order(target.format());
+    let transcoded = SourceTrack::without_b_frames(target.format());
     match (accepts(source), can_transcode, accepts(transcoded)) {
-        (true, _, _) => TrackPlan::AsIs,
+        (true, _, _) => TrackPlan::Passthrough,
         (false, true, true) => TrackPlan::Transcode(target),
-        (false, false, _) => TrackPlan::Nothing(NoTrack::NoTranscoder),
-        (false, true, false) => TrackPlan::Nothing(NoTrack::NotAccepted),
+        (false, false, _) => TrackPlan::Unavailable(UnavailableReason::NoTranscoder),
+        (false, true, false) => TrackPlan::Unavailable(UnavailableReason::NotAcceptedByClient),
     }
 }
 
@@ -149,10 +149,16 @@ mod tests {
     };
 
     fn decide(format: Format, reordered: bool, can_transcode: bool, codecs: &[Codec]) -> TrackPlan {
-        let source = SourceTrack { format, reordered };
-        plan(source, TranscodeTarget::of(Kind::Video), can_transcode, |track| {
-            track.is_webrtc() && codecs.contains(&track.format.codec())
-        })
+        let source = SourceTrack {
+            format,
+            has_b_frames: reordered,
+        };
+        plan_track(
+            source,
+            TranscodeTarget::webrtc_target_for_kind(MediaKind::Video),
+            can_transcode,
+            |track| track.is_webrtc_playable() && codecs.contains(&track.format.codec()),
+        )
     }
 
     #[test]
@@ -165,10 +171,16 @@ mod tests {
                 false,
                 true,
                 &[Codec::Vp8, Codec::H264][..],
-                TrackPlan::AsIs,
+                TrackPlan::Passthrough,
             ),
             (H265, false, true, &[Codec::H264][..], TrackPlan::Transcode(h264)),
-            (H265, false, true, &[Codec::H264, Codec::H265][..], TrackPlan::AsIs),
+            (
+                H265,
+                false,
+                true,
+                &[Codec::H264, Codec::H265][..],
+                TrackPlan::Passthrough,
+            ),
             (
                 H265,
                 true,
@@ -182,14 +194,14 @@ mod tests {
                 false,
                 true,
                 &[Codec::Vp8][..],
-                TrackPlan::Nothing(NoTrack::NotAccepted),
+                TrackPlan::Unavailable(UnavailableReason::NotAcceptedByClient),
             ),
             (
                 H265,
                 false,
                 false,
                 &[Codec::H264][..],
-                TrackPlan::Nothing(NoTrack::NoTranscoder),
+                TrackPlan::Unavailable(UnavailableReason::NoTranscoder),
             ),
         ] {
             let plan = decide(format, reordered, can_transcode, codecs);

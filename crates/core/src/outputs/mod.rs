@@ -1,6 +1,11 @@
 //! Outputs of a stream: WHEP viewers.
-mod history;
-mod played;
+mod adapt_limits;
+mod adaptation;
+pub mod numbered_egress;
+mod playout_delay;
+mod retransmission_history;
 pub mod rewriter;
+mod sent_numbers;
 pub mod track;
+mod viewer_track;
 pub mod whep;

@@ -12,122 +12,139 @@ use crate::media::packet::{TrackSeq, TrackTime};
 /// ends up at the live edge. The mapping of a packet never changes once it was used, so a retransmission is byte for
 /// byte the same (invariant 6).
 #[derive(Debug)]
-pub struct SequenceRewriter {
-    segments: VecDeque<OffsetRange>,
-    next: u64,
-    time_shift: u32,
+pub struct RtpSequenceRewriter {
+    seq_offset_ranges: VecDeque<SeqOffsetRange>,
+    next_out_seq: u64,
+    timestamp_offset: u32,
 }
 
 /// A range of track positions with a constant sequence number offset.
 #[derive(Debug)]
-struct OffsetRange {
-    from: TrackSeq,
+struct SeqOffsetRange {
+    first_position: TrackSeq,
     /// Position after the last one; [`u64::MAX`] while open.
-    until: TrackSeq,
+    end_position: TrackSeq,
     /// Outgoing sequence number minus track position, wrapping.
-    shift: u64,
-    compression: Option<TimestampCompression>,
+    seq_offset: u64,
+    timestamp_compression: Option<TimestampCompression>,
 }
 
-/// Compresses the times from `from` on, so that they start at `begin`; times from `end` on are unchanged.
+/// Compresses the times from `from` on, so that they start at `mapped_first_packet_time`; times from `live_edge_time` on are unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimestampCompression {
     /// Track time of the first packet.
-    pub from: TrackTime,
+    pub first_packet_time: TrackTime,
     /// Track time that it is mapped to: the live edge at the start.
-    pub begin: TrackTime,
+    pub mapped_first_packet_time: TrackTime,
     /// Track time at which the viewer reaches the live edge.
-    pub end: TrackTime,
+    pub live_edge_time: TrackTime,
 }
 
 impl TimestampCompression {
     /// Maps a track time.
     pub fn apply(self, time: TrackTime) -> TrackTime {
-        if time >= self.end {
+        if time >= self.live_edge_time {
             return time;
         }
         let (past, whole, room) = (
-            time.saturating_sub(self.from),
-            self.end - self.from,
-            self.end.saturating_sub(self.begin),
+            time.saturating_sub(self.first_packet_time),
+            self.live_edge_time - self.first_packet_time,
+            self.live_edge_time.saturating_sub(self.mapped_first_packet_time),
         );
         let compressed = u128::from(past) * u128::from(room) / u128::from(whole.max(1));
-        self.begin + u64::try_from(compressed).unwrap_or(0)
+        self.mapped_first_packet_time + u64::try_from(compressed).unwrap_or(0)
     }
 }
 
 /// Number of segments kept for retransmissions and late packets.
-const MAX_SEGMENTS: usize = 8;
+const MAX_SEQ_OFFSET_RANGES: usize = 8;
 
-impl SequenceRewriter {
+impl RtpSequenceRewriter {
     /// `first_seq` is the first outgoing sequence number. It is reduced to less than 2^15, so that the loss of the
     /// first packets cannot desynchronize the receiver's roll-over counter (RFC 3711 §3.3.1).
-    pub fn new(first_seq: u16, time_shift: u32) -> Self {
+    pub fn new(first_seq: u16, timestamp_offset: u32) -> Self {
         Self {
-            segments: VecDeque::new(),
-            next: u64::from(first_seq & 0x7fff),
-            time_shift,
+            seq_offset_ranges: VecDeque::new(),
+            next_out_seq: u64::from(first_seq & 0x7fff),
+            timestamp_offset,
         }
     }
 
-    /// Continues at track position `from`; `until` is the position after the last packet that was sent.
-    pub fn continue_at(&mut self, until: TrackSeq, from: TrackSeq, compression: Option<TimestampCompression>) {
-        if let Some(last) = self.segments.back_mut() {
-            last.until = until.max(last.from);
-            self.next = last.until.wrapping_add(last.shift);
+    /// Continues at track position `from`; `end_position` is the position after the last packet that was sent.
+    pub fn continue_from_track_position(
+        &mut self,
+        until: TrackSeq,
+        from: TrackSeq,
+        compression: Option<TimestampCompression>,
+    ) {
+        if let Some(last) = self.seq_offset_ranges.back_mut() {
+            last.end_position = until.max(last.first_position);
+            self.next_out_seq = last.end_position.wrapping_add(last.seq_offset);
         }
-        self.segments.retain(|s| s.from < s.until);
-        if self.segments.len() >= MAX_SEGMENTS {
-            self.segments.pop_front();
+        self.seq_offset_ranges.retain(|s| s.first_position < s.end_position);
+        if self.seq_offset_ranges.len() >= MAX_SEQ_OFFSET_RANGES {
+            self.seq_offset_ranges.pop_front();
         }
-        self.segments.push_back(OffsetRange {
-            from,
-            until: u64::MAX,
-            shift: self.next.wrapping_sub(from),
-            compression,
+        self.seq_offset_ranges.push_back(SeqOffsetRange {
+            first_position: from,
+            end_position: u64::MAX,
+            seq_offset: self.next_out_seq.wrapping_sub(from),
+            timestamp_compression: compression,
         });
     }
 
     /// Ends all segments: what follows is read from another track with unrelated positions. Packets sent so far can no
-    /// longer be found. `until` is as for [`Self::continue_at`].
-    pub fn leave(&mut self, until: TrackSeq) {
-        self.continue_at(until, until, None);
-        self.segments.clear();
+    /// longer be found. `end_position` is as for [`Self::continue_from_track_position`].
+    pub fn clear_seq_offset_ranges(&mut self, until: TrackSeq) {
+        self.continue_from_track_position(until, until, None);
+        self.seq_offset_ranges.clear();
     }
 
     /// Returns the extended sequence number and the rewritten track time of a track position; `None` if it was skipped.
-    pub fn map(&self, seq: TrackSeq, time: TrackTime) -> Option<(u64, TrackTime)> {
-        let segment = self.segments.iter().rev().find(|s| s.from <= seq && seq < s.until)?;
-        let time = segment.compression.map_or(time, |compression| compression.apply(time));
-        Some((seq.wrapping_add(segment.shift), time))
+    pub fn outgoing_seq_and_track_time(&self, seq: TrackSeq, time: TrackTime) -> Option<(u64, TrackTime)> {
+        let segment = self
+            .seq_offset_ranges
+            .iter()
+            .rev()
+            .find(|s| s.first_position <= seq && seq < s.end_position)?;
+        let time = segment
+            .timestamp_compression
+            .map_or(time, |compression| compression.apply(time));
+        Some((seq.wrapping_add(segment.seq_offset), time))
     }
 
-    /// Like [`Self::map`] for a retransmission: returns the RTP timestamp for an outgoing sequence number, with `time`
+    /// Like [`Self::outgoing_seq_and_track_time`] for a retransmission: returns the RTP timestamp for an outgoing sequence number, with `time`
     /// from the packet in the ring.
-    pub fn stamp_of(&self, out: u64, time: TrackTime) -> Option<u32> {
-        let segment = self.segment_of(out)?;
-        Some(self.stamp(segment.compression.map_or(time, |compression| compression.apply(time))))
+    pub fn retransmission_timestamp(&self, out: u64, time: TrackTime) -> Option<u32> {
+        let segment = self.seq_offset_range_of_out_seq(out)?;
+        Some(
+            self.rtp_timestamp(
+                segment
+                    .timestamp_compression
+                    .map_or(time, |compression| compression.apply(time)),
+            ),
+        )
     }
 
     /// Returns the RTP timestamp of a track time at the live edge.
-    pub fn stamp(&self, time: TrackTime) -> u32 {
-        (time as u32).wrapping_add(self.time_shift)
+    pub fn rtp_timestamp(&self, time: TrackTime) -> u32 {
+        (time as u32).wrapping_add(self.timestamp_offset)
     }
 
     /// Returns the extended outgoing sequence number and the track position of a 16-bit sequence number near the newest
     /// one, which was sent for track position `newest`.
-    pub fn find(&self, seq: u16, newest: TrackSeq) -> Option<(u64, TrackSeq)> {
-        let newest = newest.wrapping_add(self.segments.back()?.shift);
+    pub fn find_position_of_sent_seq(&self, seq: u16, newest: TrackSeq) -> Option<(u64, TrackSeq)> {
+        let newest = newest.wrapping_add(self.seq_offset_ranges.back()?.seq_offset);
         let behind = (newest as u16).wrapping_sub(seq);
         let out = newest.checked_sub(u64::from(behind))?;
-        let segment = self.segment_of(out)?;
-        Some((out, out.wrapping_sub(segment.shift)))
+        let segment = self.seq_offset_range_of_out_seq(out)?;
+        Some((out, out.wrapping_sub(segment.seq_offset)))
     }
 
-    fn segment_of(&self, out: u64) -> Option<&OffsetRange> {
-        self.segments.iter().rev().find(|s| {
-            let track = out.wrapping_sub(s.shift);
-            s.from <= track && track < s.until
+    fn seq_offset_range_of_out_seq(&self, out: u64) -> Option<&SeqOffsetRange> {
+        self.seq_offset_ranges.iter().rev().find(|s| {
+            let track = out.wrapping_sub(s.seq_offset);
+            s.first_position <= track && track < s.end_position
         })
     }
 }
@@ -138,60 +155,74 @@ mod tests {
 
     #[test]
     fn a_jump_of_the_track_leaves_no_gap_in_sequence_numbers() {
-        let mut rewriter = SequenceRewriter::new(100, 7);
-        rewriter.continue_at(0, 1_000, None);
-        assert_eq!(rewriter.map(1_000, 50), Some((100, 50)));
-        assert_eq!(rewriter.map(1_004, 60), Some((104, 60)));
-        assert_eq!(rewriter.stamp(60), 67);
-        rewriter.continue_at(1_005, 2_000, None);
-        assert_eq!(rewriter.map(2_000, 90), Some((105, 90)));
+        let mut rewriter = RtpSequenceRewriter::new(100, 7);
+        rewriter.continue_from_track_position(0, 1_000, None);
+        assert_eq!(rewriter.outgoing_seq_and_track_time(1_000, 50), Some((100, 50)));
+        assert_eq!(rewriter.outgoing_seq_and_track_time(1_004, 60), Some((104, 60)));
+        assert_eq!(rewriter.rtp_timestamp(60), 67);
+        rewriter.continue_from_track_position(1_005, 2_000, None);
+        assert_eq!(rewriter.outgoing_seq_and_track_time(2_000, 90), Some((105, 90)));
         assert_eq!(
-            rewriter.map(1_003, 60),
+            rewriter.outgoing_seq_and_track_time(1_003, 60),
             Some((103, 60)),
             "late packets keep their sequence number"
         );
-        assert_eq!(rewriter.map(1_500, 70), None, "skipped");
-        assert_eq!(rewriter.find(103, 2_000), Some((103, 1_003)));
-        assert_eq!(rewriter.find(105, 2_003), Some((105, 2_000)));
+        assert_eq!(rewriter.outgoing_seq_and_track_time(1_500, 70), None, "skipped");
+        assert_eq!(rewriter.find_position_of_sent_seq(103, 2_000), Some((103, 1_003)));
+        assert_eq!(rewriter.find_position_of_sent_seq(105, 2_003), Some((105, 2_000)));
     }
 
     #[test]
     fn a_replay_has_new_sequence_numbers() {
-        let mut rewriter = SequenceRewriter::new(0, 0);
-        rewriter.continue_at(0, 10, None);
-        rewriter.continue_at(20, 12, None);
-        assert_eq!(rewriter.map(12, 0).map(|m| m.0), Some(10));
-        assert_eq!(rewriter.find(2, 12), Some((2, 12)), "first transmission");
-        assert_eq!(rewriter.find(10, 12), Some((10, 12)), "replay");
+        let mut rewriter = RtpSequenceRewriter::new(0, 0);
+        rewriter.continue_from_track_position(0, 10, None);
+        rewriter.continue_from_track_position(20, 12, None);
+        assert_eq!(rewriter.outgoing_seq_and_track_time(12, 0).map(|m| m.0), Some(10));
+        assert_eq!(
+            rewriter.find_position_of_sent_seq(2, 12),
+            Some((2, 12)),
+            "first transmission"
+        );
+        assert_eq!(rewriter.find_position_of_sent_seq(10, 12), Some((10, 12)), "replay");
     }
 
     #[test]
     fn another_track_continues_with_the_next_sequence_number() {
-        let mut rewriter = SequenceRewriter::new(100, 0);
-        rewriter.continue_at(0, 5_000, None);
-        rewriter.leave(5_003);
-        assert_eq!((rewriter.map(5_002, 0), rewriter.find(102, 5_002)), (None, None));
-        rewriter.continue_at(0, 70, None);
-        assert_eq!(rewriter.map(70, 9), Some((103, 9)));
-        assert_eq!(rewriter.find(102, 71), None, "sent from the other track");
-        assert_eq!(rewriter.find(103, 71), Some((103, 70)));
+        let mut rewriter = RtpSequenceRewriter::new(100, 0);
+        rewriter.continue_from_track_position(0, 5_000, None);
+        rewriter.clear_seq_offset_ranges(5_003);
+        assert_eq!(
+            (
+                rewriter.outgoing_seq_and_track_time(5_002, 0),
+                rewriter.find_position_of_sent_seq(102, 5_002)
+            ),
+            (None, None)
+        );
+        rewriter.continue_from_track_position(0, 70, None);
+        assert_eq!(rewriter.outgoing_seq_and_track_time(70, 9), Some((103, 9)));
+        assert_eq!(
+            rewriter.find_position_of_sent_seq(102, 71),
+            None,
+            "sent from the other track"
+        );
+        assert_eq!(rewriter.find_position_of_sent_seq(103, 71), Some((103, 70)));
     }
 
     #[test]
     fn leaving_a_track_before_sending_uses_no_sequence_number() {
-        let mut rewriter = SequenceRewriter::new(100, 0);
-        rewriter.continue_at(0, 5_000, None);
-        rewriter.leave(0);
-        rewriter.continue_at(0, 70, None);
-        assert_eq!(rewriter.map(70, 9), Some((100, 9)));
+        let mut rewriter = RtpSequenceRewriter::new(100, 0);
+        rewriter.continue_from_track_position(0, 5_000, None);
+        rewriter.clear_seq_offset_ranges(0);
+        rewriter.continue_from_track_position(0, 70, None);
+        assert_eq!(rewriter.outgoing_seq_and_track_time(70, 9), Some((100, 9)));
     }
 
     #[test]
     fn compressed_times_rise_steadily_from_the_live_edge_and_meet_it() {
         let compression = TimestampCompression {
-            from: 1_000,
-            begin: 11_000,
-            end: 11_500,
+            first_packet_time: 1_000,
+            mapped_first_packet_time: 11_000,
+            live_edge_time: 11_500,
         };
         assert_eq!(compression.apply(1_000), 11_000);
         assert_eq!(compression.apply(6_250), 11_250);
@@ -202,11 +233,14 @@ mod tests {
 
     #[test]
     fn sequence_numbers_are_found_after_the_wrap() {
-        let mut rewriter = SequenceRewriter::new(0x7fff, 0);
-        rewriter.continue_at(0, 0, None);
+        let mut rewriter = RtpSequenceRewriter::new(0x7fff, 0);
+        rewriter.continue_from_track_position(0, 0, None);
         for seq in [0u64, 40_000, 70_000, 200_000] {
-            let (out, _) = rewriter.map(seq, 0).expect("open segment");
-            assert_eq!(rewriter.find(out as u16, seq + 100), Some((out, seq)));
+            let (out, _) = rewriter.outgoing_seq_and_track_time(seq, 0).expect("open segment");
+            assert_eq!(
+                rewriter.find_position_of_sent_seq(out as u16, seq + 100),
+                Some((out, seq))
+            );
         }
     }
 }

@@ -5,113 +5,143 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::history::{History, SendStats};
-use super::rewriter::{SequenceRewriter, TimestampCompression};
-use crate::hub::ring::{Entry, Ring};
-use crate::hub::vp8_rewriter::{Vp8Rewriter, Vp8Shift};
-use crate::media::clock::{duration, ticks};
+use super::numbered_egress::{NumberedEgress, OutgoingPayload, wire_len};
+use super::playout_delay::PlayoutDelayControl;
+use super::retransmission_history::{RetransmissionLimiter, SenderReportCounts};
+use super::rewriter::{RtpSequenceRewriter, TimestampCompression};
+use super::sent_numbers::TransportNumbersByOutSeq;
+use crate::congestion::PacketPurpose;
+use crate::congestion::ladder::FrameSelection;
+use crate::congestion::pacer::PACING_INTERVAL_US;
+use crate::hub::ring::{PacketRing, RingEntry};
+use crate::hub::vp8_rewriter::{Vp8CounterOffset, Vp8CounterTracker};
+use crate::media::clock::{duration_to_ticks, ticks_to_duration};
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
-use crate::media::{Codec, Kind, Pt, Ssrc};
-use crate::sdp::plan::OutgoingTrack;
-use crate::session::egress::RtpEgress;
+use crate::media::{Codec, MediaKind, Pt, Ssrc};
+use crate::sdp::negotiated::OutgoingTrack;
 use crate::session::outbox::RtpHeader;
-use crate::session::srtp::SealError;
+use crate::session::srtp::SrtpError;
 
 /// A track that a viewer negotiated.
-pub struct OutTrack {
-    kind: Kind,
+pub struct TrackSender {
+    kind: MediaKind,
     ssrc: Ssrc,
     rtx_ssrc: Option<Ssrc>,
+    /// Id of the header extension for transport-wide numbers, if the viewer's packets are numbered.
+    transport_cc_id: Option<u8>,
+    /// Numbers of what may be retransmitted byte for byte as before; made with the first packet.
+    sent_numbers: Option<Box<TransportNumbersByOutSeq>>,
     /// Payload type and that of its retransmissions, by [`Codec`].
-    payload_types: [Option<(Pt, Option<Pt>)>; CODECS],
-    rewriter: SequenceRewriter,
-    state: State,
+    payload_types_by_codec: [Option<(Pt, Option<Pt>)>; CODEC_COUNT],
+    rtp_sequence_rewriter: RtpSequenceRewriter,
+    send_state: SendState,
     /// Track position after the last packet that was sent.
-    sent_until: TrackSeq,
+    sent_end_position: TrackSeq,
     /// Track position after the last packet that was skipped because the viewer cannot receive it.
-    skipped_until: TrackSeq,
+    skipped_end_position: TrackSeq,
     /// Latest rewritten track time that was sent.
-    sent_time: TrackTime,
+    latest_sent_track_time: TrackTime,
     /// Audio before this time was already sent, from another track.
-    not_before: TrackTime,
+    first_unsent_audio_time: TrackTime,
+    /// What is left out.
+    frame_selection: FrameSelection,
+    /// Position and time of the key frame that was begun with last.
+    key_frame: (TrackSeq, TrackTime),
+    /// Rate of bursts, where congestion control paces them, in bytes per second.
+    paced_burst_rate: Option<u32>,
     /// Number of bursts so far. A burst that had to be repeated exceeded the capacity of the path to this viewer.
-    bursts: u32,
+    burst_count: u32,
     /// The last burst repeated what was sent before.
-    replays: bool,
-    rtx_seq: u64,
-    sent: SendStats,
+    last_burst_is_replay: bool,
+    next_rtx_seq: u64,
+    sender_report_counts: SenderReportCounts,
+    /// Highest outgoing sequence number; and that and the number of packets at the last report of the viewer.
+    highest_sent_seq: u64,
+    counts_at_last_report: (u64, u32),
     /// Offsets of the VP8 picture id and TL0PICIDX of the current track, and the values that the next track continues
     /// from.
-    vp8: Vp8Shift,
-    vp8_anchor: Option<Vp8Rewriter>,
-    history: Option<Box<History>>,
+    vp8_counter_offsets: Vp8CounterOffset,
+    previous_vp8_counter_tracker: Option<Vp8CounterTracker>,
+    retransmission_history: Option<Box<RetransmissionLimiter>>,
+    /// How long the viewer should hold frames, if it takes that.
+    playout_delay: Option<Box<PlayoutDelayControl>>,
+    /// Packets for probes while nothing of the video is sent, and whether newer ones were sent.
+    probe_reserve: Vec<PendingRetransmission>,
+    is_probe_reserve_old: bool,
 }
 
 /// State of a track.
 #[derive(Clone, Copy, Debug)]
-enum State {
+enum SendState {
     /// No key frame to start with yet, or waiting until `until` for a requested one.
-    Waiting {
+    AwaitingKeyFrame {
         until: Option<Instant>,
         /// The key frame in the ring when a new one was requested.
         cached: Option<TrackSeq>,
     },
-    /// Reads from the ring.
-    CatchUp {
+    /// Reads from the ring. Packets before `cursor` with an `order` up to `read_order` were sent, or are not needed.
+    CatchingUp {
         cursor: TrackSeq,
         read_order: u64,
         started: Instant,
         due: Instant,
-        pace: Option<Pace>,
+        pace: Option<BurstSchedule>,
     },
-    /// Forwards packets as they arrive. Packets with an `order` up to this one were read from the ring.
+    /// Forwards packets as they arrive. Packets with an `order` up to this one were sent, or are not needed.
     Live { after_order: u64 },
 }
 
-impl State {
-    const WAITING: Self = Self::Waiting {
+impl SendState {
+    const AWAITING_KEY_FRAME: Self = Self::AwaitingKeyFrame {
         until: None,
         cached: None,
     };
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Pace {
-    compression: TimestampCompression,
-    rate: u32,
-    key_frame: TrackSeq,
+struct BurstSchedule {
+    timestamp_compression: TimestampCompression,
+    clock_rate: u32,
+    key_frame_seq: TrackSeq,
 }
 
-/// A packet to be retransmitted, and its outgoing sequence number.
-pub struct Retransmissions {
-    out: u64,
-    entry: Arc<Entry>,
+/// A packet to be retransmitted, and its outgoing sequence number and RTP timestamp.
+#[derive(Clone)]
+pub struct PendingRetransmission {
+    out_seq: u64,
+    timestamp: u32,
+    ring_entry: Arc<RingEntry>,
+    /// As it was sent, if it was not as in the ring and the track may be another one since.
+    sent_payload: Option<Bytes>,
 }
 
-const CODECS: usize = 10;
+const CODEC_COUNT: usize = 10;
 
 /// Minimum rate of the burst with which a viewer starts, in bytes per second.
-const BURST_RATE: usize = 8_000_000;
+const MIN_UNPACED_FIRST_BURST_BYTES_PER_SECOND: usize = 8_000_000;
 
 /// Maximum duration of the first burst, whatever is in the ring.
-const MAX_BURST: Duration = Duration::from_millis(500);
+const MAX_FIRST_BURST_DURATION: Duration = Duration::from_millis(500);
 
 /// Each repeated burst takes twice as long as the one before, for at most this many doublings.
-const MAX_DOUBLINGS: u32 = 3;
+const MAX_BURST_DURATION_DOUBLINGS: u32 = 3;
 
 /// If the cached key frame is younger than this, the burst is sent without timestamp compression.
-const MIN_COMPRESSED: Duration = Duration::from_millis(100);
+const MIN_KEY_FRAME_AGE_TO_COMPRESS: Duration = Duration::from_millis(100);
 
 /// Time between two parts of a burst.
-const BURST_STEP: Duration = Duration::from_millis(10);
+const BURST_PART_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The same where congestion control paces it.
+const PACED_PART_INTERVAL: Duration = Duration::from_micros(PACING_INTERVAL_US);
 
 /// Maximum number of packets in one part of a burst: what the socket buffer of a receiver holds.
-const MAX_PART: usize = 128;
+const MAX_PACKETS_PER_BURST_PART: usize = 128;
 
-impl OutTrack {
+impl TrackSender {
     /// `random` seeds the initial sequence numbers and timestamp, which must be unpredictable.
     pub fn new(plan: OutgoingTrack, random: &mut dyn FnMut() -> u32) -> Self {
-        let mut payload_types = [None; CODECS];
+        let mut payload_types = [None; CODEC_COUNT];
         for codec in plan.codecs.iter().rev() {
             if let Some(slot) = payload_types.get_mut(codec.format.codec() as usize) {
                 *slot = Some((codec.pt, codec.rtx_pt));
@@ -121,25 +151,38 @@ impl OutTrack {
             kind: plan.kind,
             ssrc: plan.ssrc,
             rtx_ssrc: plan.rtx_ssrc,
-            payload_types,
-            rewriter: SequenceRewriter::new(random() as u16, random()),
-            state: State::WAITING,
-            sent_until: 0,
-            skipped_until: 0,
-            sent_time: 0,
-            not_before: 0,
-            bursts: 0,
-            replays: false,
-            rtx_seq: u64::from(random() & 0x7fff),
-            sent: SendStats::default(),
-            vp8: Vp8Shift::default(),
-            vp8_anchor: None,
-            history: None,
+            transport_cc_id: plan.extension_ids.transport_cc,
+            sent_numbers: None,
+            payload_types_by_codec: payload_types,
+            rtp_sequence_rewriter: RtpSequenceRewriter::new(random() as u16, random()),
+            send_state: SendState::AWAITING_KEY_FRAME,
+            sent_end_position: 0,
+            skipped_end_position: 0,
+            latest_sent_track_time: 0,
+            first_unsent_audio_time: 0,
+            frame_selection: FrameSelection::All,
+            key_frame: (0, 0),
+            paced_burst_rate: None,
+            burst_count: 0,
+            last_burst_is_replay: false,
+            next_rtx_seq: u64::from(random() & 0x7fff),
+            sender_report_counts: SenderReportCounts::default(),
+            highest_sent_seq: 0,
+            counts_at_last_report: (0, 0),
+            vp8_counter_offsets: Vp8CounterOffset::default(),
+            previous_vp8_counter_tracker: None,
+            retransmission_history: None,
+            playout_delay: plan
+                .extension_ids
+                .playout_delay
+                .map(|id| Box::new(PlayoutDelayControl::new(id))),
+            probe_reserve: Vec::new(),
+            is_probe_reserve_old: false,
         }
     }
 
     /// Returns whether this is audio or video.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> MediaKind {
         self.kind
     }
 
@@ -149,91 +192,123 @@ impl OutTrack {
     }
 
     /// Returns what was sent so far, without retransmissions.
-    pub fn sent(&self) -> SendStats {
-        self.sent
+    pub fn sender_report_counts(&self) -> SenderReportCounts {
+        self.sender_report_counts
     }
 
     /// Returns whether the track waits for a key frame.
-    pub fn is_waiting(&self) -> bool {
-        matches!(self.state, State::Waiting { .. })
+    pub fn awaits_key_frame(&self) -> bool {
+        matches!(self.send_state, SendState::AwaitingKeyFrame { .. })
+    }
+
+    /// Returns which fraction of the packets since the last call the source itself lacked, in 1/256: the viewer misses them
+    /// too, whatever its path is like.
+    pub fn take_fraction_not_sent(&mut self) -> u8 {
+        let now = (self.highest_sent_seq, self.sender_report_counts.packet_count);
+        let (seq, count) = std::mem::replace(&mut self.counts_at_last_report, now);
+        let expected = now.0.saturating_sub(seq);
+        let missing = expected.saturating_sub(u64::from(now.1.wrapping_sub(count)));
+        u8::try_from(missing * 256 / expected.max(1)).unwrap_or(u8::MAX)
     }
 
     /// Starts at the live edge. For audio, where every packet can be decoded on its own.
-    pub fn start_live(&mut self, ring: &Ring) {
-        self.rewriter.continue_at(self.sent_until, ring.end(), None);
-        self.sent_until = ring.end();
-        self.state = State::Live {
-            after_order: ring.order(),
+    pub fn start_at_live_edge(&mut self, ring: &PacketRing) {
+        self.rtp_sequence_rewriter
+            .continue_from_track_position(self.sent_end_position, ring.end_seq(), None);
+        self.sent_end_position = ring.end_seq();
+        self.send_state = SendState::Live {
+            after_order: ring.insertion_count(),
         };
     }
 
     /// Returns the position of the last packet that was sent from the current track.
-    pub fn last_sent(&self) -> Option<TrackSeq> {
-        self.sent_until.checked_sub(1).filter(|_| self.sent.packets > 0)
+    pub fn last_sent_position(&self) -> Option<TrackSeq> {
+        self.sent_end_position
+            .checked_sub(1)
+            .filter(|_| self.sender_report_counts.packet_count > 0)
     }
 
     /// Stops reading the current track. The next start is from another track with the same time base. `last` is the
     /// last packet that was sent, if the ring still holds it: VP8 picture ids continue after it.
-    pub fn leave(&mut self, last: Option<&Packet>) {
+    pub fn leave_source_track(&mut self, last: Option<&Packet>) {
         if let Some(last) = last.filter(|last| last.codec == Codec::Vp8) {
-            let mut anchor = Vp8Rewriter::default();
-            anchor.follow(&self.vp8.apply(last.payload.clone()));
-            self.vp8_anchor = Some(anchor);
+            let mut anchor = Vp8CounterTracker::default();
+            anchor.record_newest_payload(&self.vp8_counter_offsets.apply(last.payload.clone()));
+            self.previous_vp8_counter_tracker = Some(anchor);
         }
-        self.rewriter.leave(self.sent_until);
-        (self.sent_until, self.skipped_until) = (0, 0);
-        self.not_before = self.sent_time + 1;
-        self.state = State::WAITING;
+        self.rtp_sequence_rewriter
+            .clear_seq_offset_ranges(self.sent_end_position);
+        (self.sent_end_position, self.skipped_end_position) = (0, 0);
+        self.first_unsent_audio_time = self.latest_sent_track_time + 1;
+        self.send_state = SendState::AWAITING_KEY_FRAME;
     }
 
     /// Returns whether a codec was negotiated.
-    pub fn can_take(&self, codec: Codec) -> bool {
-        self.payload_type(codec).is_some()
+    pub fn has_negotiated_codec(&self, codec: Codec) -> bool {
+        self.media_and_rtx_payload_types(codec).is_some()
     }
 
     /// Waits until `until` for the key frame that was requested from the source, then starts at the cached one.
-    pub fn wait(&mut self, until: Instant, ring: &Ring) {
-        self.state = State::Waiting {
+    pub fn wait_for_fresh_key_frame_until(&mut self, until: Instant, ring: &PacketRing) {
+        self.send_state = SendState::AwaitingKeyFrame {
             until: Some(until),
-            cached: ring.key_frame(),
+            cached: ring.newest_key_frame_seq(),
         };
     }
 
     /// Starts at the cached key frame. Returns its age, or `None` if there is none and the track waits.
-    pub fn start(&mut self, now: Instant, ring: &Ring) -> Option<Duration> {
-        let cached = ring.key_frame().and_then(|seq| Some((seq, &ring.get(seq)?.packet)));
-        let (Some((key_frame, first)), Some((newest, _))) = (cached, ring.newest()) else {
-            self.state = State::WAITING;
+    pub fn start_at_cached_key_frame(&mut self, now: Instant, ring: &PacketRing) -> Option<Duration> {
+        if self.frame_selection == FrameSelection::AudioOnly {
+            self.send_state = SendState::AWAITING_KEY_FRAME;
+            return None;
+        }
+        let cached = ring
+            .newest_key_frame_seq()
+            .and_then(|seq| Some((seq, &ring.get(seq)?.packet)));
+        let (Some((key_frame, first)), Some((newest, _))) = (cached, ring.newest_track_time_and_arrival()) else {
+            self.send_state = SendState::AWAITING_KEY_FRAME;
             return None;
         };
         let rate = first.codec.clock_rate();
-        let age = duration(newest.saturating_sub(first.time), rate);
+        let age = ticks_to_duration(newest.saturating_sub(first.time), rate);
         // What was already sent has the time of the live edge; what follows must be later.
-        let begin = newest.max(self.sent_time) + 1;
-        let compression = (age >= MIN_COMPRESSED || first.time <= self.sent_time).then(|| {
-            let by_bytes = Duration::from_secs_f64(ring.bytes_since_key_frame() as f64 / BURST_RATE as f64);
-            let longest = MAX_BURST * (1 << self.bursts.min(MAX_DOUBLINGS));
-            let room = by_bytes * (1 << self.bursts.min(MAX_DOUBLINGS));
-            let room = room.min(longest).min(age / 2).max(BURST_STEP);
-            TimestampCompression {
-                from: first.time,
-                begin,
-                end: begin + ticks(room, rate),
-            }
+        let begin = newest.max(self.latest_sent_track_time) + 1;
+        let key_frame_bytes = ring.frame_byte_count(key_frame);
+        let key_frame_duration = burst::key_frame_duration(key_frame_bytes, self.paced_burst_rate);
+        let compression =
+            (age >= MIN_KEY_FRAME_AGE_TO_COMPRESS || first.time <= self.latest_sent_track_time).then(|| {
+                let doublings = 1 << self.burst_count.min(MAX_BURST_DURATION_DOUBLINGS);
+                let bytes = ring.byte_count_since_key_frame();
+                let room = match self.paced_burst_rate {
+                    Some(rate) => burst::paced_burst_duration(bytes.saturating_sub(key_frame_bytes), age, rate),
+                    None => Duration::from_secs_f64(
+                        bytes as f64 / MIN_UNPACED_FIRST_BURST_BYTES_PER_SECOND as f64 * f64::from(doublings),
+                    )
+                    .min(MAX_FIRST_BURST_DURATION * doublings)
+                    .min(age / 2),
+                };
+                let begin = begin + duration_to_ticks(key_frame_duration, rate);
+                TimestampCompression {
+                    first_packet_time: first.time,
+                    mapped_first_packet_time: begin,
+                    live_edge_time: begin + duration_to_ticks(room.max(BURST_PART_INTERVAL), rate),
+                }
+            });
+        self.burst_count += 1;
+        self.last_burst_is_replay = false;
+        self.rtp_sequence_rewriter
+            .continue_from_track_position(self.sent_end_position, key_frame, compression);
+        self.sent_end_position = key_frame;
+        self.key_frame = (key_frame, first.time);
+        let pace = compression.map(|compression| BurstSchedule {
+            timestamp_compression: compression,
+            clock_rate: rate,
+            key_frame_seq: key_frame,
         });
-        self.bursts += 1;
-        self.replays = false;
-        self.rewriter.continue_at(self.sent_until, key_frame, compression);
-        self.sent_until = key_frame;
-        let pace = compression.map(|compression| Pace {
-            compression,
-            rate,
-            key_frame,
-        });
-        self.state = State::CatchUp {
+        self.send_state = SendState::CatchingUp {
             cursor: key_frame,
-            read_order: 0,
-            started: now,
+            read_order: ring.insertion_count(),
+            started: now + key_frame_duration,
             due: now,
             pace,
         };
@@ -242,35 +317,38 @@ impl OutTrack {
 
     /// Sends the cached key frame and everything after it once more, with new sequence numbers: the viewer cannot
     /// decode, and the source sends no key frame.
-    pub fn replay(&mut self, now: Instant, ring: &Ring) {
-        let is_idle = matches!(self.state, State::Live { .. } | State::Waiting { until: None, .. });
-        if ring.key_frame().is_some() && is_idle {
-            self.start(now, ring);
-            self.replays = true;
+    pub fn replay_from_cached_key_frame(&mut self, now: Instant, ring: &PacketRing) {
+        let is_idle = matches!(
+            self.send_state,
+            SendState::Live { .. } | SendState::AwaitingKeyFrame { until: None, .. }
+        );
+        if ring.newest_key_frame_seq().is_some() && is_idle {
+            self.start_at_cached_key_frame(now, ring);
+            self.last_burst_is_replay = true;
         }
     }
 
     /// Whether a burst is being sent because the viewer could not decode what it was sent before.
-    pub fn is_replaying(&self) -> bool {
-        self.replays && matches!(self.state, State::CatchUp { .. })
+    pub fn is_repeating_burst(&self) -> bool {
+        self.last_burst_is_replay && matches!(self.send_state, SendState::CatchingUp { .. })
     }
 
     /// Sends nothing more from the ring, and goes on with the next key frame.
-    pub fn stop_reading(&mut self) {
+    pub fn stop_burst_until_key_frame(&mut self) {
         if matches!(
-            self.state,
-            State::CatchUp { .. } | State::Waiting { until: Some(_), .. }
+            self.send_state,
+            SendState::CatchingUp { .. } | SendState::AwaitingKeyFrame { until: Some(_), .. }
         ) {
-            self.state = State::WAITING;
+            self.send_state = SendState::AWAITING_KEY_FRAME;
         }
     }
 
     /// Reads from the ring what the mailbox of this shard lost.
-    pub fn recover(&mut self, now: Instant) {
-        if let State::Live { after_order } = self.state {
-            self.replays = false;
-            let cursor = self.sent_until;
-            self.state = State::CatchUp {
+    pub fn catch_up_after_mailbox_overflow(&mut self, now: Instant) {
+        if let SendState::Live { after_order } = self.send_state {
+            self.last_burst_is_replay = false;
+            let cursor = self.sent_end_position;
+            self.send_state = SendState::CatchingUp {
                 cursor,
                 read_order: after_order,
                 started: now,
@@ -280,97 +358,127 @@ impl OutTrack {
         }
     }
 
-    /// Returns whether a packet that has just arrived must be sent now.
-    pub fn takes(&self, entry: &Entry) -> bool {
-        match self.state {
-            State::Waiting { .. } => false,
-            State::CatchUp { cursor, read_order, .. } => entry.packet.seq < cursor && entry.order > read_order,
-            State::Live { after_order } => entry.order > after_order,
+    /// When [`Self::collect_due_packets`] must be called.
+    pub fn next_catch_up_at(&self) -> Option<Instant> {
+        match self.send_state {
+            SendState::CatchingUp { due, .. } => Some(due),
+            SendState::AwaitingKeyFrame { until, .. } => until,
+            SendState::Live { .. } => None,
         }
     }
 
-    /// When [`Self::catch_up`] must be called.
-    pub fn poll_catch_up(&self) -> Option<Instant> {
-        match self.state {
-            State::CatchUp { due, .. } => Some(due),
-            State::Waiting { until, .. } => until,
-            State::Live { .. } => None,
-        }
+    /// Whether packets are read from the ring at all: not those of a track that forwards what arrives.
+    pub fn reads_from_ring(&self) -> bool {
+        !matches!(self.send_state, SendState::Live { .. })
     }
 
-    /// Reads the packets that are due from the ring.
-    pub fn catch_up(&mut self, now: Instant, ring: &Ring, due: &mut Vec<Arc<Entry>>) {
-        if let State::Waiting { until, cached } = self.state {
+    /// Reads the packets that are due from the ring, at most `sendable_bytes` of them.
+    pub fn collect_due_packets(
+        &mut self,
+        now: Instant,
+        ring: &PacketRing,
+        sendable_bytes: Option<u32>,
+        due: &mut Vec<Arc<RingEntry>>,
+    ) {
+        if self.frame_selection == FrameSelection::AudioOnly {
+            return;
+        }
+        if let SendState::AwaitingKeyFrame { until, cached } = self.send_state {
             let timed_out = until.is_some_and(|until| until <= now);
-            let fresh = ring.key_frame().is_some_and(|key_frame| Some(key_frame) != cached);
+            let fresh = ring
+                .newest_key_frame_seq()
+                .is_some_and(|key_frame| Some(key_frame) != cached);
             if timed_out || fresh {
-                self.start(now, ring);
+                self.start_at_cached_key_frame(now, ring);
             }
         }
-        let State::CatchUp {
+        let SendState::CatchingUp {
             mut cursor,
+            read_order,
             started,
             mut pace,
             ..
-        } = self.state
+        } = self.send_state
         else {
             return;
         };
-        if let Some(resume) = self.resume_at(cursor, pace, ring) {
-            let compression = self.compress_after_sent(ring.get(resume).map(|entry| &entry.packet));
-            self.rewriter.continue_at(cursor, resume, compression);
+        self.collect_late_packets(cursor, read_order, ring, due);
+        if let Some(resume) = self.skip_ahead_position(cursor, pace, ring) {
+            let compression = self.compression_after_last_sent(ring.get(resume).map(|entry| &entry.packet));
+            self.rtp_sequence_rewriter
+                .continue_from_track_position(cursor, resume, compression);
             (cursor, pace) = (resume, None);
-        } else if cursor < ring.first() {
-            self.state = State::WAITING;
+        } else if cursor < ring.first_seq() {
+            self.send_state = SendState::AWAITING_KEY_FRAME;
             return;
         }
-        let limit = due.len() + MAX_PART;
-        while cursor < ring.end() && due.len() < limit {
+        let limit = due.len() + MAX_PACKETS_PER_BURST_PART;
+        let mut sendable = sendable_bytes.map_or(i64::MAX, i64::from);
+        let mut has_ended = false;
+        while cursor < ring.end_seq() && due.len() < limit && sendable > 0 {
             if let Some(entry) = ring.get(cursor) {
-                if pace.is_some_and(|pace| !pace.is_due(entry.packet.time, now.duration_since(started))) {
+                if self.is_excluded_by_key_frames_only(entry) {
+                    has_ended = true;
                     break;
                 }
+                if pace.is_some_and(|pace| !pace.is_packet_due(entry.packet.time, now.duration_since(started))) {
+                    break;
+                }
+                sendable -= i64::from(wire_len(entry.payload_and_padding_len()));
                 due.push(entry.clone());
             }
             cursor += 1;
         }
-        self.state = if cursor < ring.end() {
-            State::CatchUp {
+        self.send_state = if has_ended {
+            self.refresh_probe_reserve_later();
+            self.awaiting_next_key_frame(ring)
+        } else if cursor < ring.end_seq() {
+            let interval = if sendable_bytes.is_some() {
+                PACED_PART_INTERVAL
+            } else {
+                BURST_PART_INTERVAL
+            };
+            SendState::CatchingUp {
                 cursor,
-                read_order: ring.order(),
+                read_order: ring.insertion_count(),
                 started,
-                due: now + BURST_STEP,
+                due: now + interval,
                 pace,
             }
         } else {
-            State::Live {
-                after_order: ring.order(),
+            SendState::Live {
+                after_order: ring.insertion_count(),
             }
         };
     }
 
     /// Returns where to continue if the ring no longer holds the next packet, or if a newer key frame makes the rest of
     /// the burst unnecessary. `None` if neither applies, and for video without a key frame in the ring.
-    fn resume_at(&self, cursor: TrackSeq, pace: Option<Pace>, ring: &Ring) -> Option<TrackSeq> {
-        let lost = cursor < ring.first();
-        match (self.kind, ring.key_frame()) {
-            (Kind::Audio, _) => lost.then(|| ring.first()),
-            (Kind::Video, Some(key_frame)) => {
-                let newer = pace.is_some_and(|pace| key_frame > pace.key_frame && key_frame > cursor);
+    fn skip_ahead_position(
+        &self,
+        cursor: TrackSeq,
+        pace: Option<BurstSchedule>,
+        ring: &PacketRing,
+    ) -> Option<TrackSeq> {
+        let lost = cursor < ring.first_seq();
+        match (self.kind, ring.newest_key_frame_seq()) {
+            (MediaKind::Audio, _) => lost.then(|| ring.first_seq()),
+            (MediaKind::Video, Some(key_frame)) => {
+                let newer = pace.is_some_and(|pace| key_frame > pace.key_frame_seq && key_frame > cursor);
                 (lost || newer).then_some(key_frame)
             }
-            (Kind::Video, None) => None,
+            (MediaKind::Video, None) => None,
         }
     }
 
     /// The timestamps of a burst can be slightly ahead of a packet that arrived late; timestamps must not go back.
-    fn compress_after_sent(&self, first: Option<&Packet>) -> Option<TimestampCompression> {
-        let first = first.filter(|first| first.time <= self.sent_time)?;
-        let begin = self.sent_time + 1;
+    fn compression_after_last_sent(&self, first: Option<&Packet>) -> Option<TimestampCompression> {
+        let first = first.filter(|first| first.time <= self.latest_sent_track_time)?;
+        let begin = self.latest_sent_track_time + 1;
         Some(TimestampCompression {
-            from: first.time,
-            begin,
-            end: begin + ticks(MIN_COMPRESSED, first.codec.clock_rate()),
+            first_packet_time: first.time,
+            mapped_first_packet_time: begin,
+            live_edge_time: begin + duration_to_ticks(MIN_KEY_FRAME_AGE_TO_COMPRESS, first.codec.clock_rate()),
         })
     }
 
@@ -379,129 +487,110 @@ impl OutTrack {
     ///
     /// # Errors
     ///
-    /// [`SealError`]: the session cannot continue.
-    pub fn send(&mut self, entry: &Entry, egress: &mut RtpEgress<'_>) -> Result<(), SealError> {
+    /// [`SrtpError`]: the session cannot continue.
+    pub fn send_packet(&mut self, entry: &RingEntry, egress: &mut NumberedEgress<'_>) -> Result<(), SrtpError> {
         let packet = &entry.packet;
-        let already_sent = self.kind == Kind::Audio && packet.time < self.not_before;
-        let Some((pt, _)) = self.payload_type(packet.codec).filter(|_| !already_sent) else {
-            self.skipped_until = self.skipped_until.max(packet.seq + 1);
+        let already_sent = self.kind == MediaKind::Audio && packet.time < self.first_unsent_audio_time;
+        let Some((pt, rtx_pt)) = self.media_and_rtx_payload_types(packet.codec).filter(|_| !already_sent) else {
+            self.skipped_end_position = self.skipped_end_position.max(packet.seq + 1);
             return Ok(());
         };
-        if self.sent_until < self.skipped_until && self.skipped_until <= packet.seq {
-            let compression = self.compress_after_sent(Some(packet));
-            self.rewriter
-                .continue_at(self.sent_until, self.skipped_until, compression);
+        if self.sent_end_position < self.skipped_end_position && self.skipped_end_position <= packet.seq {
+            let compression = self.compression_after_last_sent(Some(packet));
+            self.rtp_sequence_rewriter.continue_from_track_position(
+                self.sent_end_position,
+                self.skipped_end_position,
+                compression,
+            );
         }
-        let Some((seq, time)) = self.rewriter.map(packet.seq, packet.time) else {
+        let Some((seq, time)) = self
+            .rtp_sequence_rewriter
+            .outgoing_seq_and_track_time(packet.seq, packet.time)
+        else {
             return Ok(());
         };
         if packet.codec == Codec::Vp8
-            && let Some(anchor) = self.vp8_anchor.take()
+            && let Some(anchor) = self.previous_vp8_counter_tracker.take()
         {
-            self.vp8 = anchor.counter_offset_for(&packet.payload);
+            self.vp8_counter_offsets = anchor.counter_offset_for(&packet.payload);
         }
-        self.sent_until = self.sent_until.max(packet.seq + 1);
-        self.sent_time = self.sent_time.max(time);
-        self.sent.packets = self.sent.packets.wrapping_add(1);
-        self.sent.octets = self.sent.octets.wrapping_add(packet.payload.len() as u32);
+        self.sent_end_position = self.sent_end_position.max(packet.seq + 1);
+        self.latest_sent_track_time = self.latest_sent_track_time.max(time);
+        if self.sender_report_counts.packet_count == 0 {
+            self.counts_at_last_report = (seq.saturating_sub(1), 0);
+        }
+        self.highest_sent_seq = self.highest_sent_seq.max(seq);
+        self.sender_report_counts.packet_count = self.sender_report_counts.packet_count.wrapping_add(1);
+        self.sender_report_counts.octet_count = self
+            .sender_report_counts
+            .octet_count
+            .wrapping_add(packet.payload.len() as u32);
         let header = RtpHeader {
             pt,
             marker: packet.marker,
-            seq,
-            time: self.rewriter.stamp(time),
+            ext_seq: seq,
+            timestamp: self.rtp_sequence_rewriter.rtp_timestamp(time),
             ssrc: self.ssrc,
-            padding: entry.padding,
+            padding_len: entry.padding_length,
+            transport_sequence_number: None,
+            // Not where a retransmission has to be the same packet.
+            playout_delay: self
+                .playout_delay
+                .as_mut()
+                .filter(|_| rtx_pt.is_some() && self.rtx_ssrc.is_some())
+                .and_then(|control| control.for_packet(egress.now(), packet.time)),
         };
-        let rewritten = self.rewritten(packet);
-        egress.send(header, rewritten.as_ref().unwrap_or(&packet.payload))
+        let rewritten = self.rewrite_vp8_payload(packet);
+        let payload = OutgoingPayload {
+            bytes: rewritten.as_ref().unwrap_or(&packet.payload),
+            rtx_original_seq: None,
+            transport_cc_id: self.transport_cc_id,
+        };
+        let number = egress.send(header, payload, PacketPurpose::Media)?;
+        if let Some(number) = number.filter(|_| self.rtx_ssrc.is_none() || rtx_pt.is_none()) {
+            let sent = self
+                .sent_numbers
+                .get_or_insert_with(|| Box::new(TransportNumbersByOutSeq::new()));
+            sent.insert(seq, number);
+        }
+        Ok(())
     }
 
     /// Returns the payload with VP8 picture ids rewritten for this viewer; `None` if they need no change.
-    fn rewritten(&self, packet: &Packet) -> Option<Bytes> {
-        let needs_rewrite = packet.codec == Codec::Vp8 && self.vp8 != Vp8Shift::default();
-        needs_rewrite.then(|| self.vp8.apply(packet.payload.clone()))
+    fn rewrite_vp8_payload(&self, packet: &Packet) -> Option<Bytes> {
+        let needs_rewrite = packet.codec == Codec::Vp8 && self.vp8_counter_offsets != Vp8CounterOffset::default();
+        needs_rewrite.then(|| self.vp8_counter_offsets.apply(packet.payload.clone()))
     }
 
-    fn payload_type(&self, codec: Codec) -> Option<(Pt, Option<Pt>)> {
-        self.payload_types.get(codec as usize).copied().flatten()
+    fn media_and_rtx_payload_types(&self, codec: Codec) -> Option<(Pt, Option<Pt>)> {
+        self.payload_types_by_codec.get(codec as usize).copied().flatten()
     }
 
-    /// Returns the packets that a NACK requests and that may be retransmitted.
-    pub fn find_nacked(&mut self, now: Instant, rtt: Duration, seqs: &[u16], ring: &Ring) -> Vec<Retransmissions> {
-        let Some(newest) = self.sent_until.checked_sub(1) else {
-            return Vec::new();
-        };
-        let sent = self.sent;
-        let history = self.history.get_or_insert_with(|| Box::new(History::new(now, sent)));
-        history.refill(now, sent);
-        let rewriter = &self.rewriter;
-        seqs.iter()
-            .filter_map(|seq| {
-                let (out, track) = rewriter.find(*seq, newest)?;
-                let entry = ring.get(track)?.clone();
-                history
-                    .allows(out, entry.body_len(), now, rtt)
-                    .then_some(Retransmissions { out, entry })
-            })
-            .collect()
-    }
-
-    /// Retransmits a packet: on the RTX stream if negotiated, else byte for byte as before.
-    ///
-    /// # Errors
-    ///
-    /// [`SealError`]: the session cannot continue.
-    pub fn resend(&mut self, item: &Retransmissions, egress: &mut RtpEgress<'_>) -> Result<(), SealError> {
-        let Entry { packet, padding, .. } = &*item.entry;
-        let rewritten = self.rewritten(packet);
-        let payload = rewritten.as_ref().unwrap_or(&packet.payload);
-        let Some((pt, rtx_pt)) = self.payload_type(packet.codec) else {
-            return Ok(());
-        };
-        let Some(time) = self.rewriter.stamp_of(item.out, packet.time) else {
-            return Ok(());
-        };
-        match (self.rtx_ssrc, rtx_pt) {
-            (Some(ssrc), Some(pt)) => {
-                let header = RtpHeader {
-                    pt,
-                    marker: packet.marker,
-                    seq: self.rtx_seq,
-                    time,
-                    ssrc,
-                    padding: *padding,
-                };
-                self.rtx_seq += 1;
-                egress.send_rtx(header, item.out as u16, payload)
-            }
-            _ => {
-                let header = RtpHeader {
-                    pt,
-                    marker: packet.marker,
-                    seq: item.out,
-                    time,
-                    ssrc: self.ssrc,
-                    padding: *padding,
-                };
-                egress.send(header, payload)
-            }
-        }
-    }
-
-    /// Returns the RTP timestamp of a track time for a sender report; `None` unless at the live edge, where time is
-    /// steady.
-    pub fn live_stamp(&self, time: TrackTime) -> Option<u32> {
-        (matches!(self.state, State::Live { .. }) && self.sent.packets > 0).then(|| self.rewriter.stamp(time))
+    /// Returns the RTP timestamp of a track time for a sender report; `None` during a burst, where time is not steady.
+    pub fn rtp_timestamp_if_live(&self, time: TrackTime) -> Option<u32> {
+        let is_steady = matches!(
+            self.send_state,
+            SendState::Live { .. } | SendState::CatchingUp { pace: None, .. }
+        );
+        (is_steady && self.sender_report_counts.packet_count > 0)
+            .then(|| self.rtp_sequence_rewriter.rtp_timestamp(time))
     }
 }
 
-impl Pace {
+impl BurstSchedule {
     /// A burst is sent on the schedule of its compressed timestamps.
-    fn is_due(&self, time: TrackTime, elapsed: Duration) -> bool {
-        let at = self.compression.apply(time).saturating_sub(self.compression.begin);
-        duration(at, self.rate) <= elapsed
+    fn is_packet_due(&self, time: TrackTime, elapsed: Duration) -> bool {
+        let at = self
+            .timestamp_compression
+            .apply(time)
+            .saturating_sub(self.timestamp_compression.mapped_first_packet_time);
+        ticks_to_duration(at, self.clock_rate) <= elapsed
     }
 }
 
+mod arrival;
+mod burst;
+mod retransmission;
+mod selection;
 #[cfg(test)]
 mod tests;

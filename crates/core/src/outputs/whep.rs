@@ -1,21 +1,25 @@
 //! Playback of one WHEP viewer: forwards packets of the hub with rewritten headers.
 //!
 //! A viewer is a state machine like [`crate::session::Session`]: `handle_*` calls go in, sealed packets go to the outbox,
-//! and [`Viewer::poll_output`] returns what the shard must do. After each `handle_*` call the shard drains it.
+//! and [`Viewer::run_pending_work_until_output`] returns what the shard must do. After each `handle_*` call the shard drains it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::played::Played;
-use super::track::{OutTrack, Retransmissions};
+use super::adaptation::{ViewerAdaptation, uses_transport_cc};
+use super::numbered_egress::NumberedEgress;
+use super::track::TrackSender;
+use super::viewer_track::{EXPECTED_KEY_FRAME_RESPONSE_TIME, ViewerTrack, is_key_frame_request_cheaper_than_replay};
+use crate::congestion::ladder::FrameSelection;
+use crate::congestion::pacer::PACING_INTERVAL_US;
 use crate::hub::name::StreamKey;
-use crate::hub::ring::{Entry, HISTORY, Ring};
+use crate::hub::ring::{PacketRing, RingEntry};
 use crate::hub::stream::{LayerSelection, SourceRef, Stream, StreamId, StreamState};
-use crate::hub::traffic;
-use crate::media::rtcp::{self, Message, SenderInfo};
+use crate::hub::viewer_quality::ViewerQuality;
+use crate::media::rtcp::RtcpMessage;
 use crate::media::transcode::TrackPlan;
-use crate::media::{Codec, Kind, Ssrc};
-use crate::sdp::plan::Playback;
+use crate::media::{Codec, MediaKind, Rid};
+use crate::sdp::negotiated::NegotiatedPlayback;
 use crate::session::egress::Egress;
 
 /// A viewer of a stream. A track whose format it cannot play is taken from a transcoded stream
@@ -23,265 +27,372 @@ use crate::session::egress::Egress;
 /// timestamps continuous.
 pub struct Viewer {
     pub stream: Arc<Stream>,
-    video: Option<Played>,
-    audio: Option<Played>,
+    video: Option<ViewerTrack>,
+    audio: Option<ViewerTrack>,
     cname: String,
-    started: bool,
-    next_report: Option<Instant>,
+    playback_started: bool,
+    next_sender_report_at: Option<Instant>,
     /// When the viewer requested a key frame that has not arrived yet.
-    awaited_key_frame: Option<Instant>,
-    last_replay: Option<Instant>,
+    unanswered_key_frame_request_at: Option<Instant>,
+    last_key_frame_replay_at: Option<Instant>,
     rtt: Duration,
-    layer: LayerSelection,
-    pending: Pending,
+    reported: ViewerDeliveryStats,
+    layer_selection: LayerSelection,
+    adaptation: ViewerAdaptation,
+    /// When congestion control has something to do.
+    adaptation_due_at: Option<Instant>,
+    /// When the queue of a TCP connection is checked again.
+    tcp_queue_check_at: Option<Instant>,
+    pending_work: PendingWork,
 }
 
-/// What [`Viewer::poll_output`] has to do.
+/// The origin of the times of a shard, and the present one.
+#[derive(Clone, Copy, Debug)]
+pub struct ShardOriginAndNow {
+    pub origin: Instant,
+    pub now: Instant,
+}
+
+/// What a viewer reported, and what it was sent again.
+#[derive(Clone, Copy, Debug, Default)]
+struct ViewerDeliveryStats {
+    rtt: Option<Duration>,
+    fraction_lost: Option<u8>,
+    retransmitted_packet_count: u64,
+    probe_packet_count: u64,
+}
+
+/// What [`Viewer::run_pending_work_until_output`] has to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Pending {
+struct PendingWork {
     /// Close the session: SRTP protection of a packet failed.
-    close: bool,
+    close_session: bool,
     /// Request a key frame from the source.
-    key_frame: bool,
+    request_key_frame: bool,
     /// Select the stream of each track again, and complete switches.
-    streams: bool,
+    reselect_streams: bool,
     /// Send what is due from the rings.
-    catch_up: bool,
+    send_due_packets: bool,
+    /// Ask congestion control what to do.
+    adapt: bool,
+    /// Tell the control plane what the viewer is sent.
+    report_quality: bool,
 }
 
 /// What the shard must do for a viewer.
-pub enum ViewerOutput {
-    /// Request a key frame from this source.
-    RequestKeyFrame(SourceRef),
-    /// Subscribe the viewer to this stream and pass the stream to [`Viewer::handle_subscribed`].
-    Subscribe { kind: Kind, stream: StreamKey },
+pub enum ViewerShardAction {
+    /// Request a key frame of this layer from this source; `None` is the layer that the stream carries.
+    RequestKeyFrame { source: SourceRef, layer: Option<Rid> },
+    /// Subscribe the viewer to this stream and pass the stream to [`Viewer::begin_switch_to_subscribed_stream`].
+    Subscribe { kind: MediaKind, stream: StreamKey },
     /// Cancel the subscription to this stream.
     Unsubscribe(Arc<Stream>),
+    /// Tell the control plane what the viewer is sent.
+    ReportQuality(Box<ViewerQuality>),
     /// Close the session: a packet could not be encrypted.
     Close,
 }
 
+/// Time between two slices of what the pacer holds back.
+const PACING_INTERVAL: Duration = Duration::from_micros(PACING_INTERVAL_US);
+
+/// Round-trip time of a viewer that has not reported yet.
+const DEFAULT_RTT: Duration = Duration::from_millis(100);
+
 /// Interval of sender reports (RFC 3550 §6.2 allows less than 5 s if bandwidth permits).
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+const SENDER_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// If the source ignores a viewer's key frame request, the cached key frame is replayed after this time.
-const REPLAY_AFTER: Duration = Duration::from_millis(600);
+const KEY_FRAME_REPLAY_DELAY: Duration = Duration::from_millis(600);
 
 /// Minimum interval between replays for one viewer.
-const REPLAY_INTERVAL: Duration = Duration::from_secs(3);
-
-/// Time in which a source usually answers a key frame request: a round trip and a frame.
-const ANSWER_TIME: Duration = Duration::from_millis(300);
-
-/// A cached key frame younger than this is used instead of requesting a new one: requests are limited to one per
-/// second.
-const FRESH: Duration = Duration::from_secs(1);
+const MIN_KEY_FRAME_REPLAY_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Video is not replayed if nothing arrived for this long: the viewer has already seen it, and the source may be dead.
-/// Longer than [`REPLAY_AFTER`] plus a round trip, so that requests caused by a frame are answered at low frame rates
+/// Longer than [`KEY_FRAME_REPLAY_DELAY`] plus a round trip, so that requests caused by a frame are answered at low frame rates
 /// too.
-const SILENT_AFTER: Duration = Duration::from_millis(1_500);
+const MAX_SOURCE_SILENCE_FOR_REPLAY: Duration = Duration::from_millis(1_500);
 
 impl Viewer {
     /// `random` seeds sequence numbers and timestamps (RFC 3550 §5.1).
-    pub fn new(stream: Arc<Stream>, playback: Playback, random: &mut dyn FnMut() -> u32) -> Self {
+    pub fn new(
+        stream: Arc<Stream>,
+        playback: NegotiatedPlayback,
+        time: ShardOriginAndNow,
+        random: &mut dyn FnMut() -> u32,
+    ) -> Self {
         let (mut video, mut audio) = (None, None);
-        for track in playback.tracks {
+        let uses_transport_cc = uses_transport_cc(&playback);
+        for mut track in playback.tracks.iter().cloned() {
+            track.extension_ids.transport_cc = track.extension_ids.transport_cc.filter(|_| uses_transport_cc);
             match track.kind {
-                Kind::Video => video = Some(Played::new(OutTrack::new(track, random), &stream)),
-                Kind::Audio => audio = Some(Played::new(OutTrack::new(track, random), &stream)),
+                MediaKind::Video => video = Some(ViewerTrack::new(TrackSender::new(track, random), &stream)),
+                MediaKind::Audio => audio = Some(ViewerTrack::new(TrackSender::new(track, random), &stream)),
             }
         }
+        let adaptation = ViewerAdaptation::new(&playback, time.origin, time.now, random());
         Self {
             stream,
             video,
             audio,
             cname: playback.cname,
-            started: false,
-            next_report: None,
-            awaited_key_frame: None,
-            last_replay: None,
-            rtt: Duration::from_millis(100),
-            layer: LayerSelection::default(),
-            pending: Pending::default(),
+            playback_started: false,
+            next_sender_report_at: None,
+            unanswered_key_frame_request_at: None,
+            last_key_frame_replay_at: None,
+            rtt: DEFAULT_RTT,
+            reported: ViewerDeliveryStats::default(),
+            layer_selection: LayerSelection::default(),
+            adaptation,
+            adaptation_due_at: None,
+            tcp_queue_check_at: None,
+            pending_work: PendingWork::default(),
         }
     }
 
     /// Starts playback when the session is connected: video from the cached key frame if there is one, audio at the live
     /// edge. Without a source, video waits for the next source, because the frames of the previous one are not live.
     pub fn handle_connected(&mut self, now: Instant) {
-        self.started = true;
-        self.next_report = Some(now + REPORT_INTERVAL / 4);
+        self.playback_started = true;
+        self.next_sender_report_at = Some(now + SENDER_REPORT_INTERVAL / 4);
+        let starts_with_layer = self.choose_first_layer(now);
         let (video, audio) = (&mut self.video, &mut self.audio);
-        let needs_key_frame = self.stream.with(|state| {
+        let needs_key_frame = self.stream.with_state(|state| {
             if let Some(audio) = audio {
-                audio.out.start_live(state.audio.ring());
+                audio.track_sender.start_at_live_edge(state.audio.ring());
             }
-            let Some(video) = video.as_mut().filter(|_| state.source().is_some()) else {
+            let Some(video) = video
+                .as_mut()
+                .filter(|_| state.source().is_some() && !starts_with_layer)
+            else {
                 return false;
             };
-            let request = is_request_cheaper(state.video.ring(), state.viewers());
-            if request && state.answers_requests {
-                video.out.wait(now + ANSWER_TIME, state.video.ring());
+            let request = is_key_frame_request_cheaper_than_replay(state.video.ring(), state.viewer_count());
+            if request && state.responds_to_key_frame_requests {
+                video
+                    .track_sender
+                    .wait_for_fresh_key_frame_until(now + EXPECTED_KEY_FRAME_RESPONSE_TIME, state.video.ring());
             } else {
-                video.out.start(now, state.video.ring());
+                video.track_sender.start_at_cached_key_frame(now, state.video.ring());
             }
             request
         });
-        self.pending.key_frame |= needs_key_frame;
-        self.select_streams_again();
+        self.pending_work.request_key_frame |= needs_key_frame;
+        self.schedule_stream_reselection();
     }
 
     /// Handles a change of the layer selection.
     pub fn handle_layer_selection(&mut self, selection: LayerSelection) {
-        self.layer = selection;
-        self.select_streams_again();
+        self.layer_selection = selection;
+        self.adaptation.ladder_cache.clear();
+        self.pending_work.adapt = true;
+        self.schedule_stream_reselection();
     }
 
-    /// Handles a stream that [`ViewerOutput::Subscribe`] requested.
-    pub fn handle_subscribed(&mut self, now: Instant, kind: Kind, stream: Arc<Stream>) {
-        let is_playing = self.started;
-        if let Some(played) = self.played_mut(kind) {
-            played.begin_switch(now, stream, is_playing);
+    /// Handles a stream that [`ViewerShardAction::Subscribe`] requested.
+    pub fn begin_switch_to_subscribed_stream(&mut self, now: Instant, kind: MediaKind, stream: Arc<Stream>) {
+        let is_playing = self.playback_started;
+        if let Some(played) = self.track_mut(kind) {
+            played.begin_stream_switch(now, stream, is_playing);
         }
     }
 
     /// Handles batches lost on the way to this shard: packets that are still in the ring are sent from there.
-    pub fn handle_overflow(&mut self, now: Instant) {
+    pub fn handle_mailbox_overflow(&mut self, now: Instant) {
         for played in [&mut self.video, &mut self.audio].into_iter().flatten() {
-            played.out.recover(now);
+            played.track_sender.catch_up_after_mailbox_overflow(now);
         }
         // A change of the stream, or the key frame that a switch waits for, may have been lost too.
-        self.select_streams_again();
+        self.schedule_stream_reselection();
     }
 
     /// Handles a change of the formats or the layers of a stream.
     pub fn handle_stream_changed(&mut self, stream: StreamId) {
         if self.stream.id == stream {
-            self.select_streams_again();
+            self.adaptation.ladder_cache.clear();
+            self.pending_work.adapt = true;
+            self.schedule_stream_reselection();
         }
     }
 
     /// Forwards the packets of a stream that arrived in one tick.
-    pub fn handle_packets(&mut self, stream: StreamId, packets: &[Arc<Entry>], egress: &mut Egress<'_>) {
-        let Some(mut rtp) = egress.rtp() else { return };
+    pub fn handle_packets(
+        &mut self,
+        now: Instant,
+        stream: StreamId,
+        packets: &[Arc<RingEntry>],
+        egress: &mut Egress<'_>,
+    ) {
+        let holds_video = self.holds_video_until_first_choice(now, stream, packets);
+        let Some(rtp) = egress.rtp_egress() else { return };
+        let uses_transport_cc = self.adaptation.uses_transport_cc;
+        let controller = Some(&mut self.adaptation.controller).filter(|_| uses_transport_cc);
+        let mut rtp = NumberedEgress::new(rtp, controller, now);
         for entry in packets {
             let packet = &entry.packet;
             let played = match packet.codec.kind() {
-                Kind::Video => &mut self.video,
-                Kind::Audio => &mut self.audio,
+                MediaKind::Video => &mut self.video,
+                MediaKind::Audio => &mut self.audio,
             };
             let Some(played) = played else { continue };
-            if played.from.id != stream {
-                if (packet.key_frame || played.kind() == Kind::Audio) && played.awaits(stream) {
-                    self.pending.streams = true;
-                    self.pending.catch_up = true;
+            if played.current_stream.id != stream {
+                if (packet.identifies_key_frame || played.kind() == MediaKind::Audio) && played.is_switching_to(stream)
+                {
+                    self.pending_work.reselect_streams = true;
+                    self.pending_work.send_due_packets = true;
                 }
                 continue;
             }
-            let track = &mut played.out;
-            if packet.key_frame {
-                self.awaited_key_frame = None;
-                self.pending.catch_up |= track.is_waiting();
+            if played.is_suspended_until_switch() {
+                continue;
             }
-            if track.takes(entry) {
-                self.pending.close |= track.send(entry, &mut rtp).is_err();
+            let track = &mut played.track_sender;
+            if holds_video && track.kind() == MediaKind::Video {
+                continue;
+            }
+            let is_left_out = track.leave_out_if_unselected(entry);
+            if track.take_probe_reserve_refresh() {
+                played
+                    .current_stream
+                    .with_state(|state| track.refresh_probe_reserve(state.video.ring()));
+            }
+            if packet.identifies_key_frame {
+                self.unanswered_key_frame_request_at = None;
+                let begins = track.awaits_key_frame() && track.frame_selection() != FrameSelection::AudioOnly;
+                self.pending_work.send_due_packets |= begins;
+                self.pending_work.adapt |= begins;
+            }
+            if is_left_out || !track.admit_on_arrival(entry) {
+                continue;
+            }
+            let is_deferred = track.kind() == MediaKind::Video
+                && !rtp.may_send_video()
+                && track.defer_to_ring(now, now + PACING_INTERVAL, entry);
+            if !is_deferred {
+                self.pending_work.close_session |= track.send_packet(entry, &mut rtp).is_err();
             }
         }
     }
 
     /// Handles RTCP of the viewer.
-    pub fn handle_rtcp(&mut self, now: Instant, ntp_now: u64, messages: &[Message], egress: &mut Egress<'_>) {
-        self.stream.traffic.reception.record(messages);
+    pub fn handle_rtcp(&mut self, now: Instant, ntp_now: u64, messages: &[RtcpMessage], egress: &mut Egress<'_>) {
+        self.stream.transport_stats.viewer_report_totals.record_rtcp(messages);
         for message in messages {
             match message {
-                Message::Nack { media, seqs } => self.retransmit(now, *media, seqs, egress),
-                Message::KeyFrameRequest { media } => {
-                    if self.video.as_ref().is_some_and(|v| v.out.ssrc() == *media) {
-                        self.awaited_key_frame.get_or_insert(now);
-                        self.pending.key_frame = true;
+                RtcpMessage::Nack {
+                    media_ssrc: media,
+                    seqs,
+                } => self.handle_nack(now, *media, seqs, egress),
+                RtcpMessage::ReceiverEstimate { bitrate } => {
+                    self.pending_work.adapt |= self.adaptation.on_remb(now, *bitrate);
+                }
+                RtcpMessage::KeyFrameRequest { media_ssrc: media } => {
+                    if self.video.as_ref().is_some_and(|v| v.track_sender.ssrc() == *media) {
+                        self.unanswered_key_frame_request_at.get_or_insert(now);
+                        self.pending_work.request_key_frame = true;
                     }
                 }
-                Message::ReceiverReport { blocks } | Message::SenderReport { blocks, .. } => {
+                RtcpMessage::ReceiverReport { blocks } | RtcpMessage::SenderReport { blocks, .. } => {
                     for block in blocks.iter().filter(|b| b.last_sr != 0) {
-                        if let Some(rtt) = round_trip(ntp_now, block) {
+                        if let Some(rtt) = reports::round_trip_time(ntp_now, block) {
                             self.rtt = rtt;
-                            self.stream.traffic.round_trip(rtt);
+                            self.reported.rtt = Some(rtt);
+                            self.stream.transport_stats.record_viewer_rtt(rtt);
                         }
                     }
+                    self.evaluate_report_blocks(now, blocks);
                 }
-                Message::Bye => {}
+                RtcpMessage::Bye => {}
             }
         }
     }
 
     /// Handles timers: replays, sender reports, and what is due from the rings.
     pub fn handle_timeout(&mut self, now: Instant, ntp_now: u64, egress: &mut Egress<'_>) {
-        if !self.started {
+        if !self.playback_started {
             return;
         }
-        self.replay_if_ignored(now);
-        if self.next_report.is_some_and(|at| at <= now) {
-            self.next_report = Some(now + REPORT_INTERVAL);
-            if let Some(report) = self.report(now, ntp_now) {
-                egress.rtcp(&report);
+        self.replay_if_key_frame_request_ignored(now);
+        if self.next_sender_report_at.is_some_and(|at| at <= now) {
+            self.next_sender_report_at = Some(now + SENDER_REPORT_INTERVAL);
+            if let Some(report) = self.build_sender_reports(now, ntp_now) {
+                egress.send_rtcp(&report);
             }
+            self.pending_work.report_quality = true;
+            // The request for a key frame, or the key frame, may have been lost.
+            self.pending_work.request_key_frame |=
+                self.video.as_ref().is_some_and(ViewerTrack::is_suspended_until_switch);
         }
         let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= now);
-        if is_due(self.switch_due()) {
-            self.select_streams_again();
+        if is_due(self.layer_switch_key_frame_deadline()) {
+            self.schedule_stream_reselection();
         }
-        self.pending.catch_up |= is_due(self.poll_catch_up());
+        self.pending_work.send_due_packets |= is_due(self.next_due_packets_at());
+        self.pending_work.adapt |= is_due(self.adaptation_due_at);
     }
 
     /// Returns when [`Self::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if !self.started {
+        if !self.playback_started {
             return None;
         }
-        let replay = self.awaited_key_frame.map(|since| {
-            let due = since + REPLAY_AFTER;
-            self.last_replay.map_or(due, |last| due.max(last + REPLAY_INTERVAL))
+        let replay = self.unanswered_key_frame_request_at.map(|since| {
+            let due = since + KEY_FRAME_REPLAY_DELAY;
+            self.last_key_frame_replay_at
+                .map_or(due, |last| due.max(last + MIN_KEY_FRAME_REPLAY_INTERVAL))
         });
-        [self.next_report, replay, self.poll_catch_up(), self.switch_due()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.next_sender_report_at,
+            replay,
+            self.next_due_packets_at(),
+            self.layer_switch_key_frame_deadline(),
+            self.adaptation_due_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
-    /// Whether [`Self::poll_output`] has something to do.
-    pub fn has_output(&self) -> bool {
-        self.pending != Pending::default()
+    /// Whether [`Self::run_pending_work_until_output`] has something to do.
+    pub fn has_pending_work(&self) -> bool {
+        self.pending_work != PendingWork::default()
     }
 
-    /// Returns the next thing that the shard must do, and sends what is due from the rings. `can_transcode` tells whether
+    /// Returns the next thing that the shard must do, and sends what is due from the rings. `can_transcode_codec_for_browsers` tells whether
     /// a codec can be transcoded.
-    pub fn poll_output(
+    pub fn run_pending_work_until_output(
         &mut self,
         now: Instant,
         egress: &mut Egress<'_>,
         can_transcode: impl Fn(Codec) -> bool,
-    ) -> Option<ViewerOutput> {
+    ) -> Option<ViewerShardAction> {
         loop {
-            if std::mem::take(&mut self.pending.close) {
-                return Some(ViewerOutput::Close);
+            if std::mem::take(&mut self.pending_work.close_session) {
+                return Some(ViewerShardAction::Close);
             }
-            if std::mem::take(&mut self.pending.key_frame)
-                && let Some(source) = self.request_key_frame_of_source()
+            if std::mem::take(&mut self.pending_work.request_key_frame)
+                && let Some((source, layer)) = self.flag_key_frame_request_on_target_stream()
             {
-                return Some(ViewerOutput::RequestKeyFrame(source));
+                return Some(ViewerShardAction::RequestKeyFrame { source, layer });
             }
-            if self.pending.streams {
+            if self.pending_work.reselect_streams {
                 let output = self.select_streams(now, &can_transcode);
-                let output = output.or_else(|| self.complete_switches(now));
+                let output = output.or_else(|| self.try_complete_stream_switches(now));
                 if output.is_some() {
                     return output;
                 }
-                self.pending.streams = false;
+                self.pending_work.reselect_streams = false;
+                self.video.iter_mut().for_each(ViewerTrack::forget_prepared_switch);
                 // A switch between layers waits for a key frame, which a request brings sooner.
-                self.pending.key_frame = self.switch_due().is_some();
-            } else if std::mem::take(&mut self.pending.catch_up) {
-                self.catch_up(now, egress);
+                let mut switching = self.video.iter_mut();
+                self.pending_work.request_key_frame |= switching.any(ViewerTrack::take_key_frame_request);
+                self.pending_work.adapt |= self.adaptation.pending_choice().is_some();
+            } else if std::mem::take(&mut self.pending_work.send_due_packets) {
+                self.send_due_packets(now, egress);
+            } else if std::mem::take(&mut self.pending_work.adapt) {
+                self.adapt(now, egress);
+            } else if std::mem::take(&mut self.pending_work.report_quality) {
+                return Some(ViewerShardAction::ReportQuality(Box::new(self.quality(now))));
             } else {
                 return None;
             }
@@ -289,41 +400,51 @@ impl Viewer {
     }
 
     /// Returns the streams other than its own that the viewer reads or waits for.
-    pub fn other_streams(&self) -> Vec<Arc<Stream>> {
+    pub fn streams_besides_own(&self) -> Vec<Arc<Stream>> {
         let played = [&self.video, &self.audio].into_iter().flatten();
-        let streams = played.flat_map(Played::streams);
+        let streams = played.flat_map(ViewerTrack::current_and_target_streams);
         streams.filter(|stream| stream.id != self.stream.id).cloned().collect()
     }
 
-    fn select_streams_again(&mut self) {
-        self.pending.streams = true;
-        self.pending.catch_up = true;
+    fn schedule_stream_reselection(&mut self) {
+        self.pending_work.reselect_streams = true;
+        self.pending_work.send_due_packets = true;
     }
 
     /// Selects the stream of each track. Returns a subscription to be changed first, `None` when all are as they should be.
-    fn select_streams(&mut self, now: Instant, can_transcode: impl Fn(Codec) -> bool) -> Option<ViewerOutput> {
-        let (home, is_playing) = (self.stream.clone(), self.started);
-        let wanted = home.with(|state| self.wanted(state, can_transcode));
+    fn select_streams(&mut self, now: Instant, can_transcode: impl Fn(Codec) -> bool) -> Option<ViewerShardAction> {
+        let (home, is_playing) = (self.stream.clone(), self.playback_started);
+        let wanted = home.with_state(|state| self.wanted_streams(now, state, can_transcode));
         for (kind, key) in wanted {
-            let Some(played) = self.played_mut(kind).filter(|played| played.target().key != key) else {
+            let Some(played) = self.track_mut(kind).filter(|played| played.target_stream().key != key) else {
                 continue;
             };
-            if let Some(replaced) = played.cancel_switch().filter(|replaced| replaced.id != home.id) {
-                return Some(ViewerOutput::Unsubscribe(replaced));
+            let (was_suspended, is_current) = (played.is_suspended_until_switch(), played.current_stream.key == key);
+            let replaced = played.cancel_stream_switch(now);
+            self.pending_work.request_key_frame |= was_suspended && is_current;
+            if let Some(replaced) = replaced.filter(|replaced| replaced.id != home.id) {
+                return Some(ViewerShardAction::Unsubscribe(replaced));
             }
-            if played.from.key == key {
+            if is_current {
                 continue;
             }
+            let Some(played) = self.track_mut(kind) else { continue };
             if key != home.key {
-                return Some(ViewerOutput::Subscribe { kind, stream: key });
+                return Some(ViewerShardAction::Subscribe { kind, stream: key });
             }
-            played.begin_switch(now, home.clone(), is_playing);
+            played.begin_stream_switch(now, home.clone(), is_playing);
         }
         None
     }
 
-    /// Returns for each kind the stream that the viewer should take it from. `home` is the state of the stream itself.
-    fn wanted(&self, home: &StreamState, can_transcode: impl Fn(Codec) -> bool) -> Vec<(Kind, StreamKey)> {
+    /// Returns for each kind the stream that the viewer should take it from. `own_state` is the state of the stream itself.
+    fn wanted_streams(
+        &self,
+        now: Instant,
+        own_state: &StreamState,
+        can_transcode: impl Fn(Codec) -> bool,
+    ) -> Vec<(MediaKind, StreamKey)> {
+        let keeps_layer = self.adaptation.keeps_layer(now, &self.layer_selection, own_state);
         [&self.video, &self.audio]
             .into_iter()
             .flatten()
@@ -331,12 +452,15 @@ impl Viewer {
                 let kind = played.kind();
                 let own = &self.stream.key;
                 let layer = || match kind {
-                    Kind::Video => self.layer.choose(home.layers()),
-                    Kind::Audio => None,
+                    MediaKind::Video if keeps_layer => played.target_stream().key.lower_simulcast_rid().cloned(),
+                    MediaKind::Video => self.wanted_layer(own_state.layers()),
+                    MediaKind::Audio => None,
                 };
-                let wanted = match played.plan(home, &can_transcode) {
-                    Some(TrackPlan::Transcode(target)) => Some(own.name.transcoded(target)),
-                    Some(TrackPlan::AsIs | TrackPlan::Nothing(_)) | None => layer().map(|rid| own.name.layer(&rid)),
+                let wanted = match played.track_plan(own_state, &can_transcode) {
+                    Some(TrackPlan::Transcode(target)) => Some(own.name.transcode_key(target)),
+                    Some(TrackPlan::Passthrough | TrackPlan::Unavailable(_)) | None => {
+                        layer().map(|rid| own.name.lower_simulcast_layer_key(&rid))
+                    }
                 };
                 (kind, wanted.unwrap_or_else(|| own.clone()))
             })
@@ -344,167 +468,116 @@ impl Viewer {
     }
 
     /// Completes pending switches whose stream has media to start with.
-    fn complete_switches(&mut self, now: Instant) -> Option<ViewerOutput> {
-        if !self.started {
+    fn try_complete_stream_switches(&mut self, now: Instant) -> Option<ViewerShardAction> {
+        if !self.playback_started {
             return None;
         }
         let home = self.stream.id;
+        let frames = self.adaptation.latest_choice().map(|choice| choice.frames);
         let mut played = [&mut self.video, &mut self.audio].into_iter().flatten();
-        let left = played.find_map(|played| played.complete_switch(now).filter(|left| left.id != home));
-        left.map(ViewerOutput::Unsubscribe)
+        let left = played.find_map(|played| {
+            played
+                .try_complete_stream_switch(now, frames)
+                .filter(|left| left.id != home)
+        });
+        left.map(ViewerShardAction::Unsubscribe)
     }
 
     /// Returns when a switch between layers stops waiting and uses the cached key frame.
-    fn switch_due(&self) -> Option<Instant> {
-        self.video.as_ref()?.switch_due()
+    fn layer_switch_key_frame_deadline(&self) -> Option<Instant> {
+        self.video.as_ref()?.layer_switch_key_frame_deadline()
     }
 
-    /// Records a key frame request of the viewer. Returns the source to send it to, if any.
-    fn request_key_frame_of_source(&self) -> Option<SourceRef> {
-        let stream = self.video.as_ref()?.target();
-        stream.with(StreamState::request_key_frame_of_source)
+    /// Records a key frame request of the viewer. Returns the source to send it to, if any, and the layer.
+    fn flag_key_frame_request_on_target_stream(&self) -> Option<(SourceRef, Option<Rid>)> {
+        let stream = self.video.as_ref()?.target_stream();
+        let source = stream.with_state(StreamState::flag_key_frame_request_and_get_source)?;
+        Some((source, stream.key.lower_simulcast_rid().cloned()))
     }
 
-    fn played_mut(&mut self, kind: Kind) -> Option<&mut Played> {
+    fn track_mut(&mut self, kind: MediaKind) -> Option<&mut ViewerTrack> {
         match kind {
-            Kind::Video => self.video.as_mut(),
-            Kind::Audio => self.audio.as_mut(),
+            MediaKind::Video => self.video.as_mut(),
+            MediaKind::Audio => self.audio.as_mut(),
         }
     }
 
     /// Sends the packets that are due from the rings. A key frame is requested if the packets to send, including their key
     /// frame, are no longer in the ring.
-    fn catch_up(&mut self, now: Instant, egress: &mut Egress<'_>) {
-        if !self.started {
+    fn send_due_packets(&mut self, now: Instant, egress: &mut Egress<'_>) {
+        if !self.playback_started {
             return;
         }
-        let waits = |video: &Option<Played>| video.as_ref().is_some_and(|video| video.out.is_waiting());
+        let waits = |video: &Option<ViewerTrack>| {
+            video
+                .as_ref()
+                .is_some_and(|video| video.track_sender.should_request_key_frame())
+        };
         let waited = waits(&self.video);
+        let paced = self.adaptation.uses_transport_cc;
+        let holds_video = self.adaptation.awaits_first_choice;
+        let controller = &mut self.adaptation.controller;
+        let credit = paced.then(|| controller.sendable_video_bytes(now));
+        let of_backlog = controller.sendable_bytes_of_backlog(now);
         let mut due = [Vec::new(), Vec::new()];
         for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(&mut due) {
-            if let Some(Played { out, from, .. }) = played {
-                from.with(|state| {
-                    let is_dead =
-                        state.source().is_none() || (out.is_replaying() && is_silent(state.video.ring(), now));
-                    if is_dead && out.kind() == Kind::Video {
-                        out.stop_reading();
+            let is_held = |played: &ViewerTrack| holds_video && played.kind() == MediaKind::Video;
+            let played = played
+                .as_mut()
+                .filter(|played| played.track_sender.reads_from_ring())
+                .filter(|played| !played.is_suspended_until_switch() && !is_held(played));
+            if let Some(ViewerTrack {
+                track_sender: out,
+                current_stream: from,
+                ..
+            }) = played
+            {
+                let credit = credit.filter(|_| out.kind() == MediaKind::Video);
+                from.with_state(|state| {
+                    let is_dead = state.source().is_none()
+                        || (out.is_repeating_burst() && is_source_silent(state.video.ring(), now));
+                    if is_dead && out.kind() == MediaKind::Video {
+                        out.stop_burst_until_key_frame();
                     } else {
-                        out.catch_up(now, state.track(out.kind()).ring(), due);
+                        let ring = state.track(out.kind()).ring();
+                        let credit =
+                            credit.map(|credit| out.sendable_bytes_given_backlog(now, credit, of_backlog, ring));
+                        out.collect_due_packets(now, ring, credit, due);
+                        if out.take_probe_reserve_refresh() {
+                            out.refresh_probe_reserve(ring);
+                        }
                     }
                 });
             }
         }
-        self.pending.key_frame |= !waited && waits(&self.video);
-        let Some(mut rtp) = egress.rtp() else { return };
-        for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(due) {
+        self.pending_work.request_key_frame |= !waited && waits(&self.video);
+        let Some(rtp) = egress.rtp_egress() else { return };
+        let mut rtp = NumberedEgress::new(rtp, Some(controller).filter(|_| paced), now);
+        // Audio first: it is little, and waits for nothing.
+        for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(due).rev() {
             let Some(played) = played else { continue };
             for entry in due {
-                self.pending.close |= played.out.send(&entry, &mut rtp).is_err();
-            }
-        }
-    }
-
-    fn retransmit(&mut self, now: Instant, media: Ssrc, seqs: &[u16], egress: &mut Egress<'_>) {
-        let Some(mut rtp) = egress.rtp() else { return };
-        let rtt = self.rtt;
-        let mut tracks = [&mut self.video, &mut self.audio].into_iter().flatten();
-        let Some(Played { out: track, from, .. }) = tracks.find(|played| played.out.ssrc() == media) else {
-            return;
-        };
-        let wanted: Vec<Retransmissions> = from.with(|state| {
-            // A receiver no longer waits for packets of a source that has left.
-            let has_source = state.source().is_some();
-            let ring = state.track(track.kind()).ring();
-            let is_recent = |(_, at)| now.saturating_duration_since(at) <= HISTORY;
-            if !has_source && !ring.newest().is_some_and(is_recent) {
-                return Vec::new();
-            }
-            track.find_nacked(now, rtt, seqs, ring)
-        });
-        traffic::add(&self.stream.traffic.resent, wanted.len() as u64);
-        for item in wanted {
-            self.pending.close |= track.resend(&item, &mut rtp).is_err();
-        }
-    }
-
-    fn replay_if_ignored(&mut self, now: Instant) {
-        let ignored = self
-            .awaited_key_frame
-            .is_some_and(|since| now.duration_since(since) >= REPLAY_AFTER);
-        let recent = self
-            .last_replay
-            .is_some_and(|at| now.duration_since(at) < REPLAY_INTERVAL);
-        if ignored && !recent {
-            self.awaited_key_frame = None;
-            let Some(Played { out, from, .. }) = &mut self.video else {
-                return;
-            };
-            let replayed = from.with(|state| {
-                let is_live = state.source().is_some() && !is_silent(state.video.ring(), now);
-                if is_live {
-                    out.replay(now, state.video.ring());
-                }
-                is_live
-            });
-            if replayed {
-                self.last_replay = Some(now);
+                self.pending_work.close_session |= played.track_sender.send_packet(&entry, &mut rtp).is_err();
             }
         }
     }
 
     /// Returns when packets are due from a ring.
-    fn poll_catch_up(&self) -> Option<Instant> {
+    fn next_due_packets_at(&self) -> Option<Instant> {
         [&self.video, &self.audio]
             .into_iter()
             .flatten()
-            .filter_map(|played| played.out.poll_catch_up())
+            .filter_map(|played| played.track_sender.next_catch_up_at())
             .min()
     }
-
-    /// Returns a compound packet with a sender report for each track that is at the live edge.
-    fn report(&self, now: Instant, ntp: u64) -> Option<Vec<u8>> {
-        let mut compound = Vec::new();
-        for Played { out: track, from, .. } in [&self.video, &self.audio].into_iter().flatten() {
-            let time = from.with(|state| state.track(track.kind()).clock().time_at(now));
-            let Some(time) = time.and_then(|time| track.live_stamp(time)) else {
-                continue;
-            };
-            let sent = track.sent();
-            let info = SenderInfo {
-                ssrc: track.ssrc(),
-                ntp,
-                rtp_time: time,
-                packets: sent.packets,
-                octets: sent.octets,
-            };
-            rtcp::write_sender_report(&mut compound, &info, &self.cname);
-        }
-        (!compound.is_empty()).then_some(compound)
-    }
 }
 
-/// Whether nothing arrived within [`SILENT_AFTER`].
-fn is_silent(ring: &Ring, now: Instant) -> bool {
-    ring.newest()
-        .is_none_or(|(_, arrival)| now.saturating_duration_since(arrival) >= SILENT_AFTER)
+/// Whether nothing arrived within [`MAX_SOURCE_SILENCE_FOR_REPLAY`].
+fn is_source_silent(ring: &PacketRing, now: Instant) -> bool {
+    ring.newest_track_time_and_arrival()
+        .is_none_or(|(_, arrival)| now.saturating_duration_since(arrival) >= MAX_SOURCE_SILENCE_FOR_REPLAY)
 }
 
-/// Whether requesting a key frame, which is sent to every viewer, costs less than sending the cached packets to one
-/// viewer.
-fn is_request_cheaper(ring: &Ring, viewers: usize) -> bool {
-    let Some(key_frame) = ring.key_frame() else {
-        return true;
-    };
-    let age = ring.age(key_frame).unwrap_or_default();
-    age > FRESH && ring.bytes_since_key_frame() > ring.frame_bytes(key_frame).saturating_mul(viewers)
-}
-
-/// Returns the round-trip time of a report block (RFC 3550 §6.4.1), or `None` if it is 10 s or more.
-fn round_trip(ntp_now: u64, block: &rtcp::ReportBlock) -> Option<Duration> {
-    let middle = (ntp_now >> 16) as u32;
-    let units = middle
-        .wrapping_sub(block.last_sr)
-        .wrapping_sub(block.delay_since_last_sr);
-    let rtt = Duration::from_secs_f64(f64::from(units) / 65_536.0);
-    (rtt < Duration::from_secs(10)).then_some(rtt)
-}
+mod adapt;
+mod repetition;
+mod reports;

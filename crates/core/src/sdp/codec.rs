@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::error::OfferError;
-use super::plan::Feedback;
+use super::negotiated::RtcpFeedback;
 use super::sprop;
-use super::text::{RawSection, all};
-use crate::media::{Codec, Format, H264Class, Kind, ProfileLevelId, Pt};
+use super::text::{RawSection, attributes_named};
+use crate::media::{Codec, Format, H264Profile, MediaKind, ProfileLevelId, Pt};
 
 /// A payload type of a supported codec, as offered.
 #[derive(Clone, Debug)]
@@ -22,11 +22,11 @@ pub(super) struct OfferedCodec {
     /// Channels of the `a=rtpmap`, 1 where it names none.
     pub channels: u8,
     /// H.264 whose fmtp does not state the packetization mode.
-    pub is_mode_unstated: bool,
+    pub lacks_packetization_mode: bool,
     /// The offered parameters that the answer repeats, formatted; may be empty.
-    pub fmtp: String,
+    pub answer_fmtp: String,
     /// All feedback that the peer offered.
-    pub feedback: Feedback,
+    pub rtcp_feedback: RtcpFeedback,
     /// Parameter sets of H.264 and H.265 that the peer sends, as NAL units. The stream may not repeat them.
     pub parameter_sets: Vec<Bytes>,
 }
@@ -34,31 +34,31 @@ pub(super) struct OfferedCodec {
 /// An `a=rtpmap`: encoding name in lower case, clock rate in Hz, channels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rtpmap {
-    name: String,
+    encoding_name: String,
     clock_rate: u32,
     channels: u8,
 }
 
 /// The payload types of an m-section.
-pub(super) struct PayloadTypes {
+pub(super) struct OfferedPayloadTypes {
     /// Supported codecs in the peer's order of preference; may be empty.
     pub codecs: Vec<OfferedCodec>,
     /// All payload types with an `a=rtpmap`, supported or not.
-    pub mapped: HashMap<u8, Rtpmap>,
+    pub rtpmaps: HashMap<u8, Rtpmap>,
     /// Names of the offered codecs in order, with what makes one that is supported otherwise unusable.
-    pub names: Vec<String>,
+    pub offered_codec_names: Vec<String>,
 }
 
-impl PayloadTypes {
-    pub(crate) fn read(kind: Kind, section: &RawSection) -> Result<Self, OfferError> {
-        let pts = read_formats(section)?;
+impl OfferedPayloadTypes {
+    pub(crate) fn from_section(kind: MediaKind, section: &RawSection) -> Result<Self, OfferError> {
+        let pts = read_payload_types(section)?;
         let mapped = read_rtpmaps(section, &pts)?;
         let parameters = read_fmtps(section);
-        let rtx = read_rtx(&pts, &mapped, &parameters);
-        let none = Parameters::default();
+        let rtx = read_rtx_payload_types(&pts, &mapped, &parameters);
+        let none = FmtpParameters::default();
         let codecs = pts
             .iter()
-            .filter(|pt| is_usable(**pt))
+            .filter(|pt| is_usable_payload_type(**pt))
             .filter_map(|pt| {
                 let parameters = parameters.get(pt).unwrap_or(&none);
                 let map = mapped.get(pt)?;
@@ -69,44 +69,53 @@ impl PayloadTypes {
                     rtx_pt: rtx.get(pt).copied().map(Pt),
                     format,
                     channels: map.channels,
-                    is_mode_unstated: is_h264 && parameters.text("packetization-mode").is_none(),
-                    fmtp: parameters.answer(format),
-                    feedback: read_feedback(section, *pt),
-                    parameter_sets: sprop::read(format, |key| parameters.text(key)),
+                    lacks_packetization_mode: is_h264 && parameters.get("packetization-mode").is_none(),
+                    answer_fmtp: parameters.answer_fmtp(format),
+                    rtcp_feedback: read_rtcp_feedback_of_pt(section, *pt),
+                    parameter_sets: sprop::parse_parameter_sets(format, |key| parameters.get(key)),
                 })
             })
             .collect();
         let mut names: Vec<String> = Vec::new();
         for pt in &pts {
             let name = match mapped.get(pt) {
-                Some(map) => describe(kind, *pt, map, parameters.get(pt).unwrap_or(&none)),
-                None => {
-                    Some(static_name(*pt).map_or_else(|| format!("payload type {pt} without rtpmap"), str::to_owned))
-                }
+                Some(map) => offered_codec_text(kind, *pt, map, parameters.get(pt).unwrap_or(&none)),
+                None => Some(
+                    unsupported_static_payload_type_name(*pt)
+                        .map_or_else(|| format!("payload type {pt} without rtpmap"), str::to_owned),
+                ),
             };
             names.extend(name.filter(|name| !names.contains(name)));
         }
-        Ok(Self { codecs, mapped, names })
+        Ok(Self {
+            codecs,
+            rtpmaps: mapped,
+            offered_codec_names: names,
+        })
     }
 }
 
 /// Names an offered codec for the error text; `None` for what only accompanies codecs.
-fn describe(kind: Kind, pt: u8, map: &Rtpmap, parameters: &Parameters) -> Option<String> {
-    if ["rtx", "red", "ulpfec", "flexfec-03", "cn", "telephone-event"].contains(&map.name.as_str()) {
+fn offered_codec_text(kind: MediaKind, pt: u8, map: &Rtpmap, parameters: &FmtpParameters) -> Option<String> {
+    if ["rtx", "red", "ulpfec", "flexfec-03", "cn", "telephone-event"].contains(&map.encoding_name.as_str()) {
         return None;
     }
-    let name: String = map.name.chars().take(MAX_SHOWN_NAME).collect();
-    let Some((_, codec)) = CODECS.iter().find(|(known, _)| *known == map.name) else {
+    let printable = map.encoding_name.chars().filter(|c| !c.is_control());
+    let name: String = printable.take(MAX_SHOWN_CODEC_NAME_CHARS).collect();
+    let Some((_, codec)) = CODECS_BY_RTPMAP_NAME
+        .iter()
+        .find(|(known, _)| *known == map.encoding_name)
+    else {
         return Some(name);
     };
     let (rate, profile) = (
         codec.clock_rate(),
-        parameters.text("profile-id").or(parameters.text("profile")),
+        parameters.get("profile-id").or(parameters.get("profile")),
     );
     let reason = if codec.kind() != kind {
-        format!("in a section of {kind}")
-    } else if !is_usable(pt) {
-        format!("on payload type {pt}, and 64 to 95 are those of RTCP")
+        format!("in the {kind} section")
+    } else if !is_usable_payload_type(pt) {
+        format!("on payload type {pt} (64 to 95 are reserved for RTCP)")
     } else if map.clock_rate != rate {
         format!("at {} Hz instead of {rate}", map.clock_rate)
     } else if read_format(map, parameters).is_some() {
@@ -123,7 +132,7 @@ fn describe(kind: Kind, pt: u8, map: &Rtpmap, parameters: &Parameters) -> Option
 }
 
 /// Supported codecs by the name in an rtpmap.
-const CODECS: [(&str, Codec); 8] = [
+const CODECS_BY_RTPMAP_NAME: [(&str, Codec); 8] = [
     ("h264", Codec::H264),
     ("h265", Codec::H265),
     ("vp8", Codec::Vp8),
@@ -135,7 +144,7 @@ const CODECS: [(&str, Codec); 8] = [
 ];
 
 /// Name of a payload type that needs no rtpmap (RFC 3551 §6).
-fn static_name(pt: u8) -> Option<&'static str> {
+fn unsupported_static_payload_type_name(pt: u8) -> Option<&'static str> {
     let name = match pt {
         3 => "gsm",
         4 => "g723",
@@ -160,19 +169,19 @@ fn static_name(pt: u8) -> Option<&'static str> {
 }
 
 /// Names the supported codecs of a kind, for the error text.
-pub(super) fn accepted(kind: Kind) -> &'static str {
+pub(super) fn supported_codec_names(kind: MediaKind) -> &'static str {
     match kind {
-        Kind::Audio => "opus, PCMU, PCMA",
-        Kind::Video => "H264, H265, VP8, VP9, AV1",
+        MediaKind::Audio => "opus, PCMU, PCMA",
+        MediaKind::Video => "H264, H265, VP8, VP9, AV1",
     }
 }
 
 /// Ranks how well a receiver of `offered` can decode a source's format: lower is better, `None` means not at all.
-/// The packetization mode of H.264 is handled by [`sendable`].
-pub(super) fn suitability(source: Format, offered: Format) -> Option<u8> {
+/// The packetization mode of H.264 is handled by [`without_h264_packetization_mode_0`].
+pub(super) fn format_mismatch_rank(source: Format, offered: Format) -> Option<u8> {
     match (source, offered) {
         (Format::H264 { profile: source, .. }, Format::H264 { profile, .. }) => {
-            Some(h264_suitability(source.class(), profile.class()))
+            Some(h264_profile_mismatch_rank(source.profile(), profile.profile()))
         }
         // A Main 10 decoder decodes Main (RFC 7798 §7.1, H.265 A.3.3), a high tier decoder decodes main tier.
         (
@@ -209,7 +218,7 @@ pub(super) fn suitability(source: Format, offered: Format) -> Option<u8> {
 /// from receivers that accept every mode, such as GStreamer's whepclientsrc 0.15.4
 /// (`tests/data/offers/gst-1.28.8-rswebrtc-0.15.4-whepclientsrc.sdp`). A payload type with an explicit
 /// `packetization-mode=0` is never answered.
-pub(super) fn sendable(offered: &[OfferedCodec]) -> Vec<OfferedCodec> {
+pub(super) fn without_h264_packetization_mode_0(offered: &[OfferedCodec]) -> Vec<OfferedCodec> {
     let takes_fragments = |codec: &&OfferedCodec| {
         let Format::H264 { packetization_mode, .. } = codec.format else {
             return true;
@@ -220,15 +229,15 @@ pub(super) fn sendable(offered: &[OfferedCodec]) -> Vec<OfferedCodec> {
     let has_mode_1 = offered.iter().filter(is_h264).any(|codec| takes_fragments(&codec));
     let sendable = offered
         .iter()
-        .filter(|codec| takes_fragments(codec) || (codec.is_mode_unstated && !has_mode_1));
+        .filter(|codec| takes_fragments(codec) || (codec.lacks_packetization_mode && !has_mode_1));
     sendable.cloned().collect()
 }
 
 /// From this rank on the offered profile does not cover the source's, and decoding is not guaranteed.
-pub(super) const DOUBTFUL: u8 = 3;
+pub(super) const MIN_DOUBTFUL_MISMATCH_RANK: u8 = 3;
 
-fn h264_suitability(source: H264Class, offered: H264Class) -> u8 {
-    use H264Class as C;
+fn h264_profile_mismatch_rank(source: H264Profile, offered: H264Profile) -> u8 {
+    use H264Profile as C;
     let is_baseline = |class| matches!(class, C::ConstrainedBaseline | C::Baseline);
     let is_high = |class| matches!(class, C::High | C::ConstrainedHigh);
     match offered {
@@ -237,22 +246,22 @@ fn h264_suitability(source: H264Class, offered: H264Class) -> u8 {
         other if is_high(other) => 1,
         C::Main => 2,
         // Chromium without a hardware decoder offers no High profile, but its software decoder decodes it.
-        C::ConstrainedBaseline => DOUBTFUL,
-        _ => DOUBTFUL + 1,
+        C::ConstrainedBaseline => MIN_DOUBTFUL_MISMATCH_RANK,
+        _ => MIN_DOUBTFUL_MISMATCH_RANK + 1,
     }
 }
 
-fn read_formats(section: &RawSection) -> Result<Vec<u8>, OfferError> {
-    let line = section.line;
-    if section.formats.len() > MAX_PAYLOAD_TYPES {
+fn read_payload_types(section: &RawSection) -> Result<Vec<u8>, OfferError> {
+    let line = section.line_number;
+    if section.formats.len() > MAX_PAYLOAD_TYPES_PER_SECTION {
         return Err(OfferError::TooManyPayloadTypes {
             line,
-            limit: MAX_PAYLOAD_TYPES,
+            limit: MAX_PAYLOAD_TYPES_PER_SECTION,
         });
     }
     let mut pts = Vec::with_capacity(section.formats.len());
     for format in &section.formats {
-        match number(format) {
+        match parse_canonical_number(format) {
             Some(pt) if pts.contains(&pt) => Err("an m-line lists each payload type once"),
             Some(pt) if pt <= 127 => {
                 pts.push(pt);
@@ -267,8 +276,8 @@ fn read_formats(section: &RawSection) -> Result<Vec<u8>, OfferError> {
 
 fn read_rtpmaps(section: &RawSection, pts: &[u8]) -> Result<HashMap<u8, Rtpmap>, OfferError> {
     let mut mapped = HashMap::new();
-    for attribute in all(&section.attributes, "rtpmap") {
-        let line = attribute.line;
+    for attribute in attributes_named(&section.attributes, "rtpmap") {
+        let line = attribute.line_number;
         let (pt, map) = Rtpmap::parse(&attribute.value).ok_or(OfferError::BadPayloadType {
             line,
             rule: "an rtpmap is `<payload type> <name>/<clock rate>[/<channels>]`",
@@ -285,7 +294,7 @@ fn read_rtpmaps(section: &RawSection, pts: &[u8]) -> Result<HashMap<u8, Rtpmap>,
     for (pt, name) in [(0, "pcmu"), (8, "pcma")] {
         if pts.contains(&pt) {
             mapped.entry(pt).or_insert_with(|| Rtpmap {
-                name: name.to_owned(),
+                encoding_name: name.to_owned(),
                 clock_rate: 8_000,
                 channels: 1,
             });
@@ -299,12 +308,12 @@ impl Rtpmap {
         let (pt, map) = value.split_once(' ')?;
         let mut fields = map.trim().split('/');
         let name = fields.next()?.to_ascii_lowercase();
-        let clock_rate = number(fields.next()?)?;
-        let channels = fields.next().map_or(Some(1), number)?;
+        let clock_rate = parse_canonical_number(fields.next()?)?;
+        let channels = fields.next().map_or(Some(1), parse_canonical_number)?;
         Some((
-            number(pt)?,
+            parse_canonical_number(pt)?,
             Self {
-                name,
+                encoding_name: name,
                 clock_rate,
                 channels,
             },
@@ -314,37 +323,37 @@ impl Rtpmap {
 
 /// Format parameters in the order of the text, with keys in lower case.
 #[derive(Default)]
-struct Parameters(Vec<(String, String)>);
+struct FmtpParameters(Vec<(String, String)>);
 
-fn read_fmtps(section: &RawSection) -> HashMap<u8, Parameters> {
+fn read_fmtps(section: &RawSection) -> HashMap<u8, FmtpParameters> {
     let mut fmtps = HashMap::new();
-    for attribute in all(&section.attributes, "fmtp") {
+    for attribute in attributes_named(&section.attributes, "fmtp") {
         let Some((pt, parameters)) = attribute.value.split_once(' ') else {
             continue;
         };
-        let Some(pt) = number(pt) else { continue };
+        let Some(pt) = parse_canonical_number(pt) else { continue };
         let parameters = parameters
             .split(';')
             .filter_map(|parameter| parameter.split_once('='))
             .map(|(key, value)| (key.trim().to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
-        fmtps.entry(pt).or_insert(Parameters(parameters));
+        fmtps.entry(pt).or_insert(FmtpParameters(parameters));
     }
     fmtps
 }
 
-impl Parameters {
-    fn text(&self, key: &str) -> Option<&str> {
+impl FmtpParameters {
+    fn get(&self, key: &str) -> Option<&str> {
         self.0.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str())
     }
 
     /// Returns a numeric parameter, or `default` if it is absent or not a number.
-    fn number(&self, key: &str, default: u8) -> u8 {
-        self.text(key).and_then(number).unwrap_or(default)
+    fn number_or(&self, key: &str, default: u8) -> u8 {
+        self.get(key).and_then(parse_canonical_number).unwrap_or(default)
     }
 
-    fn profile_level_id(&self) -> Option<ProfileLevelId> {
-        let text = self.text("profile-level-id")?;
+    fn valid_profile_level_id(&self) -> Option<ProfileLevelId> {
+        let text = self.get("profile-level-id")?;
         if text.len() != 6 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
         }
@@ -354,7 +363,7 @@ impl Parameters {
 
     /// Returns the parameters that must be the same in offer and answer. The level is repeated as offered, because any
     /// level is accepted.
-    fn answer(&self, format: Format) -> String {
+    fn answer_fmtp(&self, format: Format) -> String {
         let keys: &[&str] = match format {
             Format::H264 { .. } => &["level-asymmetry-allowed", "packetization-mode", "profile-level-id"],
             Format::H265 { .. } => &["profile-id", "tier-flag", "level-id", "tx-mode"],
@@ -364,12 +373,12 @@ impl Parameters {
             Format::Vp8 | Format::Opus { .. } | Format::Pcmu | Format::Pcma | Format::Aac(_) | Format::Jpeg => &[],
         };
         let is_valid = |key: &str, value: &str| match key {
-            "profile-level-id" => self.profile_level_id().is_some(),
+            "profile-level-id" => self.valid_profile_level_id().is_some(),
             "tx-mode" => true,
-            _ => number::<u8>(value).is_some(),
+            _ => parse_canonical_number::<u8>(value).is_some(),
         };
         keys.iter()
-            .filter_map(|key| self.text(key).map(|value| (key, value)))
+            .filter_map(|key| self.get(key).map(|value| (key, value)))
             .filter(|(key, value)| is_valid(key, value))
             .map(|(key, value)| format!("{key}={value}"))
             .collect::<Vec<_>>()
@@ -378,37 +387,37 @@ impl Parameters {
 }
 
 /// Returns the format of a payload type, or `None` if it is not supported.
-fn read_format(map: &Rtpmap, parameters: &Parameters) -> Option<Format> {
-    let format = match map.name.as_str() {
+fn read_format(map: &Rtpmap, parameters: &FmtpParameters) -> Option<Format> {
+    let format = match map.encoding_name.as_str() {
         "h264" => Format::H264 {
             // Without it RFC 6184 §8.1 assumes Baseline, level 1. Clients mean libwebrtc's default, which is this one.
             profile: parameters
-                .profile_level_id()
+                .valid_profile_level_id()
                 .unwrap_or(ProfileLevelId::CONSTRAINED_BASELINE_3_1),
             // Mode 2 is interleaved and not supported.
-            packetization_mode: Some(parameters.number("packetization-mode", 0)).filter(|mode| *mode <= 1)?,
+            packetization_mode: Some(parameters.number_or("packetization-mode", 0)).filter(|mode| *mode <= 1)?,
         },
         "h265"
             if parameters
-                .text("tx-mode")
+                .get("tx-mode")
                 .is_none_or(|mode| mode.eq_ignore_ascii_case("SRST")) =>
         {
             Format::H265 {
-                profile_id: parameters.number("profile-id", 1),
-                tier_flag: parameters.number("tier-flag", 0).min(1),
+                profile_id: parameters.number_or("profile-id", 1),
+                tier_flag: parameters.number_or("tier-flag", 0).min(1),
             }
         }
         "vp8" => Format::Vp8,
         "vp9" => Format::Vp9 {
-            profile: Some(parameters.number("profile-id", 0)).filter(|profile| *profile <= 3)?,
+            profile: Some(parameters.number_or("profile-id", 0)).filter(|profile| *profile <= 3)?,
         },
         "av1" => Format::Av1 {
-            profile: Some(parameters.number("profile", 0)).filter(|profile| *profile <= 2)?,
+            profile: Some(parameters.number_or("profile", 0)).filter(|profile| *profile <= 2)?,
         },
         // RFC 7587 §7 requires two channels, also for mono. GStreamer 1.28.8 writes `OPUS/48000` where it receives,
         // which means the same.
         "opus" if matches!(map.channels, 1 | 2) => Format::Opus {
-            stereo: parameters.number("stereo", 0) == 1 || parameters.number("sprop-stereo", 0) == 1,
+            stereo: parameters.number_or("stereo", 0) == 1 || parameters.number_or("sprop-stereo", 0) == 1,
         },
         "pcmu" if map.channels == 1 => Format::Pcmu,
         "pcma" if map.channels == 1 => Format::Pcma,
@@ -419,15 +428,19 @@ fn read_format(map: &Rtpmap, parameters: &Parameters) -> Option<Format> {
 
 /// Returns the RTX payload types by their primary payload type. An `apt` that names no payload type of the section is
 /// ignored.
-fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, Parameters>) -> HashMap<u8, u8> {
+fn read_rtx_payload_types(
+    pts: &[u8],
+    mapped: &HashMap<u8, Rtpmap>,
+    parameters: &HashMap<u8, FmtpParameters>,
+) -> HashMap<u8, u8> {
     let mut rtx = HashMap::new();
-    for pt in pts.iter().filter(|pt| is_usable(**pt)) {
-        let Some(map) = mapped.get(pt).filter(|map| map.name == "rtx") else {
+    for pt in pts.iter().filter(|pt| is_usable_payload_type(**pt)) {
+        let Some(map) = mapped.get(pt).filter(|map| map.encoding_name == "rtx") else {
             continue;
         };
         let apt = parameters
             .get(pt)
-            .and_then(|parameters| number(parameters.text("apt")?));
+            .and_then(|parameters| parse_canonical_number(parameters.get("apt")?));
         // RFC 4588 §4.2: RTX has the clock rate of its primary payload type.
         let has_same_clock = |apt: &u8| {
             mapped
@@ -441,22 +454,24 @@ fn read_rtx(pts: &[u8], mapped: &HashMap<u8, Rtpmap>, parameters: &HashMap<u8, P
     rtx
 }
 
-fn read_feedback(section: &RawSection, pt: u8) -> Feedback {
-    let mut feedback = Feedback::default();
-    for attribute in all(&section.attributes, "rtcp-fb") {
+fn read_rtcp_feedback_of_pt(section: &RawSection, pt: u8) -> RtcpFeedback {
+    let mut feedback = RtcpFeedback::default();
+    for attribute in attributes_named(&section.attributes, "rtcp-fb") {
         // RFC 4585 §4.2: one space; `*` means every payload type of the section.
         let Some((payload_type, rest)) = attribute.value.split_once(' ') else {
             continue;
         };
-        let is_ours = payload_type == "*" || number(payload_type) == Some(pt);
-        let mut fields = rest.split_whitespace();
-        match (fields.next(), fields.next()) {
-            _ if !is_ours => {}
-            (Some("nack"), None) => feedback.nack = true,
-            (Some("nack"), Some("pli")) => feedback.pli = true,
-            (Some("ccm"), Some("fir")) => feedback.fir = true,
-            (Some("transport-cc"), None) => feedback.transport_cc = true,
-            (Some("goog-remb"), None) => feedback.remb = true,
+        let is_ours = payload_type == "*" || parse_canonical_number(payload_type) == Some(pt);
+        if !is_ours {
+            continue;
+        }
+        // More words than these make another kind of feedback.
+        match rest.split_whitespace().collect::<Vec<_>>().as_slice() {
+            ["nack"] => feedback.nack = true,
+            ["nack", "pli"] => feedback.pli = true,
+            ["ccm", "fir"] => feedback.fir = true,
+            ["transport-cc"] => feedback.transport_cc = true,
+            ["goog-remb"] => feedback.remb = true,
             _ => {}
         }
     }
@@ -464,22 +479,22 @@ fn read_feedback(section: &RawSection, pt: u8) -> Feedback {
 }
 
 /// Parses a number in its canonical form, so that the answer repeats exactly what was read.
-fn number<T: std::str::FromStr + ToString>(text: &str) -> Option<T> {
+fn parse_canonical_number<T: std::str::FromStr + ToString>(text: &str) -> Option<T> {
     text.parse().ok().filter(|number: &T| number.to_string() == text)
 }
 
 /// RFC 5761 §4: with rtcp-mux, payload types 64 to 95 collide with RTCP. Chromium rejects an answer that uses them.
-fn is_usable(pt: u8) -> bool {
+fn is_usable_payload_type(pt: u8) -> bool {
     !(64..=95).contains(&pt)
 }
 
 /// Chromium 156 lists 34 in its longest m-line.
-const MAX_PAYLOAD_TYPES: usize = 64;
+const MAX_PAYLOAD_TYPES_PER_SECTION: usize = 64;
 /// Most codecs that are answered. Keeps the answer below the 8 KiB that FFmpeg reads. Chromium 156 offers 15 supported
 /// payload types.
-pub(super) const MAX_CODECS: usize = 20;
+pub(super) const MAX_ANSWERED_CODECS: usize = 20;
 /// Maximum length of a codec's name in an error text, in characters.
-const MAX_SHOWN_NAME: usize = 24;
+const MAX_SHOWN_CODEC_NAME_CHARS: usize = 24;
 
 #[cfg(test)]
 mod tests {
@@ -488,19 +503,19 @@ mod tests {
     #[test]
     fn a_larger_profile_takes_a_smaller_one_but_not_the_reverse() {
         let h265 = |profile_id, tier_flag| Format::H265 { profile_id, tier_flag };
-        assert_eq!(suitability(h265(1, 0), h265(1, 0)), Some(0));
-        assert_eq!(suitability(h265(1, 0), h265(1, 1)), Some(1));
-        assert_eq!(suitability(h265(1, 0), h265(2, 0)), Some(2));
-        assert_eq!(suitability(h265(2, 0), h265(1, 0)), None);
-        assert_eq!(suitability(h265(1, 1), h265(1, 0)), None);
+        assert_eq!(format_mismatch_rank(h265(1, 0), h265(1, 0)), Some(0));
+        assert_eq!(format_mismatch_rank(h265(1, 0), h265(1, 1)), Some(1));
+        assert_eq!(format_mismatch_rank(h265(1, 0), h265(2, 0)), Some(2));
+        assert_eq!(format_mismatch_rank(h265(2, 0), h265(1, 0)), None);
+        assert_eq!(format_mismatch_rank(h265(1, 1), h265(1, 0)), None);
         let av1 = |profile| Format::Av1 { profile };
-        assert_eq!(suitability(av1(0), av1(1)), Some(1));
-        assert_eq!(suitability(av1(1), av1(0)), None);
+        assert_eq!(format_mismatch_rank(av1(0), av1(1)), Some(1));
+        assert_eq!(format_mismatch_rank(av1(1), av1(0)), None);
         assert_eq!(
-            suitability(Format::Vp9 { profile: 0 }, Format::Vp9 { profile: 2 }),
+            format_mismatch_rank(Format::Vp9 { profile: 0 }, Format::Vp9 { profile: 2 }),
             None
         );
-        assert_eq!(suitability(Format::Vp8, Format::Vp9 { profile: 0 }), None);
+        assert_eq!(format_mismatch_rank(Format::Vp8, Format::Vp9 { profile: 0 }), None);
     }
 
     #[test]
@@ -509,21 +524,24 @@ mod tests {
             profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
             packetization_mode,
         };
-        assert_eq!(suitability(h264(0), h264(1)), Some(0));
+        assert_eq!(format_mismatch_rank(h264(0), h264(1)), Some(0));
         let offered = |pt, packetization_mode, is_mode_unstated| OfferedCodec {
             pt: Pt(pt),
             rtx_pt: None,
             format: h264(packetization_mode),
             channels: 1,
-            is_mode_unstated,
-            fmtp: String::new(),
-            feedback: Feedback::default(),
+            lacks_packetization_mode: is_mode_unstated,
+            answer_fmtp: String::new(),
+            rtcp_feedback: RtcpFeedback::default(),
             parameter_sets: Vec::new(),
         };
         let (mode_1, mode_0, unstated) = (offered(1, 1, false), offered(2, 0, false), offered(3, 0, true));
         let sent = |offered: &[&OfferedCodec]| {
             let offered: Vec<OfferedCodec> = offered.iter().copied().cloned().collect();
-            sendable(&offered).iter().map(|codec| codec.pt.0).collect::<Vec<_>>()
+            without_h264_packetization_mode_0(&offered)
+                .iter()
+                .map(|codec| codec.pt.0)
+                .collect::<Vec<_>>()
         };
         assert_eq!(sent(&[&unstated, &mode_0, &mode_1]), [1]);
         assert_eq!(sent(&[&mode_0, &unstated]), [3]);
@@ -532,7 +550,7 @@ mod tests {
 
     #[test]
     fn h264_profiles_follow_the_source_then_high_then_main() {
-        use H264Class as C;
+        use H264Profile as C;
         for source in [
             C::High,
             C::ConstrainedHigh,
@@ -540,12 +558,18 @@ mod tests {
             C::ConstrainedBaseline,
             C::Baseline,
         ] {
-            assert_eq!(h264_suitability(source, source), 0);
+            assert_eq!(h264_profile_mismatch_rank(source, source), 0);
         }
-        assert!(h264_suitability(C::High, C::ConstrainedHigh) < h264_suitability(C::High, C::Main));
-        assert!(h264_suitability(C::High, C::Main) < DOUBTFUL);
-        assert_eq!(h264_suitability(C::High, C::ConstrainedBaseline), DOUBTFUL);
-        assert_eq!(h264_suitability(C::ConstrainedBaseline, C::Baseline), 1);
-        assert!(h264_suitability(C::Baseline, C::ConstrainedBaseline) < h264_suitability(C::Baseline, C::Main));
+        assert!(h264_profile_mismatch_rank(C::High, C::ConstrainedHigh) < h264_profile_mismatch_rank(C::High, C::Main));
+        assert!(h264_profile_mismatch_rank(C::High, C::Main) < MIN_DOUBTFUL_MISMATCH_RANK);
+        assert_eq!(
+            h264_profile_mismatch_rank(C::High, C::ConstrainedBaseline),
+            MIN_DOUBTFUL_MISMATCH_RANK
+        );
+        assert_eq!(h264_profile_mismatch_rank(C::ConstrainedBaseline, C::Baseline), 1);
+        assert!(
+            h264_profile_mismatch_rank(C::Baseline, C::ConstrainedBaseline)
+                < h264_profile_mismatch_rank(C::Baseline, C::Main)
+        );
     }
 }

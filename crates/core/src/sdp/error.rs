@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use crate::media::Kind;
+use crate::media::MediaKind;
 
 /// Why an offer was rejected. The `Display` text tells the user of the client what to do.
 ///
@@ -11,82 +11,92 @@ use crate::media::Kind;
 #[derive(Debug, Error)]
 pub enum OfferError {
     // 400: the text
-    #[error("the body is empty: send the SDP offer in it")]
-    Missing,
-    #[error("the body looks like JSON: send only the raw SDP, which is the `sdp` member of the session description")]
-    Json,
-    #[error("the offer has more than {limit} bytes")]
+    #[error("the request body is empty: send the SDP offer in it")]
+    EmptyBody,
+    #[error("the request body looks like JSON: send only the raw SDP, the `sdp` member of the session description")]
+    JsonBody,
+    #[error("the SDP offer has more than {limit} bytes: send a shorter one")]
     TooLarge { limit: usize },
-    #[error("line {line} has more than {limit} bytes")]
+    #[error("SDP line {line} has more than {limit} bytes")]
     LineTooLong { line: usize, limit: usize },
-    #[error("line {line} contains bytes that are not text: SDP is UTF-8 without control characters")]
+    #[error("SDP line {line} contains bytes that are not text: SDP is UTF-8 without control characters")]
     NotText { line: usize },
-    #[error("line {line} has no line end: the offer was cut off; every line including the last needs a line end")]
-    CutOff { line: usize },
-    #[error("line {line} has an SDP version other than 0: send `v=0`")]
+    #[error("SDP line {line} has no line end: every line, even the last, needs one; the offer may have been cut off")]
+    MissingLineEnd { line: usize },
+    #[error("SDP line {line} has a version other than 0: send `v=0`")]
     BadVersion { line: usize },
-    #[error("line {line} is not valid SDP: {rule}")]
-    Syntax { line: usize, rule: &'static str },
-    #[error("line {line} is not valid SDP or is in the wrong place")]
-    Grammar {
+    #[error("SDP line {line} is invalid: {rule}")]
+    SyntaxRuleViolated { line: usize, rule: &'static str },
+    #[error("SDP line {line} is invalid or in the wrong place")]
+    RejectedByParser {
         line: usize,
         #[source]
         source: rtc_shared::error::Error,
     },
-    #[error("line {line} begins m-section number {}; at most {limit} are accepted", limit + 1)]
+    #[error("SDP line {line} begins m-section number {}; at most {limit} m-sections are accepted", limit + 1)]
     TooManySections { line: usize, limit: usize },
 
     // 400: attributes
-    #[error("the m-section at line {line} has no `a=mid`: in an offer with several sections each needs one")]
+    #[error("the m-section at line {line} has no `a=mid`: in an offer with several m-sections each needs an `a=mid`")]
     MidMissing { line: usize },
-    #[error("line {line} has a mid that is not a token of 1 to {limit} characters")]
+    #[error("SDP line {line} has a MID that is not a token of 1 to {limit} characters")]
     BadMid { line: usize, limit: usize },
-    #[error("line {line} repeats the mid of an earlier m-section")]
+    #[error("SDP line {line} repeats the MID of an earlier m-section")]
     DuplicateMid { line: usize },
     #[error("neither the m-section at line {line} nor the session has an `a={name}`")]
     IceCredentialsMissing { line: usize, name: &'static str },
-    #[error("line {line}: an ICE ufrag has 4 to 256 and a pwd 22 to 256 letters, digits, `+` and `/`")]
+    #[error(
+        "SDP line {line} has an invalid ICE ufrag or pwd: a ufrag has 4 to 256 and a pwd 22 to 256 letters, digits, `+` and `/`"
+    )]
     BadIceCredentials { line: usize },
     #[error("neither the m-section at line {line} nor the session has an `a=fingerprint`")]
     FingerprintMissing { line: usize },
-    #[error("line {line} has a fingerprint whose digest does not match its hash function")]
+    #[error("SDP line {line} has a fingerprint whose digest length does not match its hash function")]
     BadFingerprint { line: usize },
     #[error("neither the m-section at line {line} nor the session has an `a=setup`: send `actpass`")]
     SetupMissing { line: usize },
-    #[error("line {line} has an unknown DTLS role: send `actpass`, `active` or `passive`")]
+    #[error("SDP line {line} has an unknown DTLS role: send `a=setup:actpass`, `active` or `passive`")]
     BadSetup { line: usize },
-    #[error("line {line}: {rule}")]
+    #[error("SDP line {line} is invalid: {rule}")]
     BadPayloadType { line: usize, rule: &'static str },
     #[error("the m-line at line {line} lists more than {limit} payload types")]
     TooManyPayloadTypes { line: usize, limit: usize },
-    #[error("line {line} maps payload type {pt} to a second codec: in a BUNDLE group each payload type has one codec")]
+    #[error("SDP line {line} maps payload type {pt} to a second codec: in a BUNDLE group each has one codec")]
     PayloadTypeReused { line: usize, pt: u8 },
-    #[error("line {line}: {rule}")]
+    #[error("SDP line {line} is invalid: {rule}")]
     BadExtmap { line: usize, rule: &'static str },
-    #[error("line {line} has an SSRC that is not a number or belongs to an earlier m-section")]
+    #[error("SDP line {line} has an SSRC that is not a number or belongs to an earlier m-section")]
     BadSsrc { line: usize },
-    #[error("line {line}: a rid is 1 to 16 letters, digits, `-` and `_`, declared once, with `send` or `recv`")]
+    #[error(
+        "SDP line {line} has an invalid `a=rid`: a RID is 1 to 16 letters, digits, `-` and `_`, declared once, with `send` or `recv`"
+    )]
     BadRid { line: usize },
-    #[error("line {line}: `a=simulcast` lists each rid once, and only rids declared by an `a=rid:.. send`")]
+    #[error(
+        "SDP line {line} has an invalid `a=simulcast`: it must list each RID once, and only RIDs declared by an `a=rid:.. send`"
+    )]
     BadSimulcast { line: usize },
-    #[error("line {line} declares more than {limit} simulcast layers: send fewer")]
-    TooManyLayers { line: usize, limit: usize },
+    #[error("SDP line {line} declares more than {limit} simulcast layers: offer fewer")]
+    TooManySimulcastLayers { line: usize, limit: usize },
 
     // 422
     #[error("the offer has no audio or video to negotiate: add an audio or a video track")]
     NoMedia,
-    #[error("the m-section at line {line} is disabled by port 0, and there is no other: offer it with port 9")]
+    #[error(
+        "the m-section at line {line} is disabled by port 0, and no other m-section has media: offer this one with port 9"
+    )]
     NoEnabledMedia { line: usize },
-    #[error("line {line}: `a=ice-lite` says that the peer sends no ICE checks, and nor does the gateway: use full ICE")]
+    #[error(
+        "SDP line {line} offers `a=ice-lite`, but the gateway is ICE-lite too, so neither side would send ICE checks: use full ICE"
+    )]
     IceLite { line: usize },
-    #[error("line {line}: bundled m-sections must have the same ICE credentials: use bundlePolicy `max-bundle`")]
+    #[error("SDP line {line}: bundled m-sections must have the same ICE credentials: use bundlePolicy `max-bundle`")]
     IceCredentialsDiffer { line: usize },
-    #[error("line {line} offers a second {kind} track: send at most one audio and one video track")]
-    TooManyTracks { line: usize, kind: Kind },
+    #[error("SDP line {line} offers a second {kind} track: send at most one audio and one video track")]
+    TooManyTracks { line: usize, kind: MediaKind },
     #[error("the m-section at line {line} has the wrong direction: offer `{wanted}` or `sendrecv`")]
     BadDirection { line: usize, wanted: &'static str },
     #[error(
-        "line {line} is neither audio or video over DTLS-SRTP, such as UDP/TLS/RTP/SAVPF with a fingerprint, nor a data \
+        "SDP line {line} is neither media over DTLS-SRTP, such as UDP/TLS/RTP/SAVPF with a fingerprint, nor a data \
          channel"
     )]
     UnsupportedSection { line: usize },
@@ -95,17 +105,17 @@ pub enum OfferError {
     )]
     NoCommonCodec {
         line: usize,
-        kind: Kind,
+        kind: MediaKind,
         offered: String,
         accepted: &'static str,
     },
-    #[error("the stream carries {carries}; the offer cannot receive that: it offers {takes}")]
+    #[error("the stream carries {carries}, which the viewer cannot receive: its offer has {takes}")]
     NothingPlayable { carries: String, takes: String },
-    #[error("line {line}: the offer has only weak fingerprints: send sha-256, sha-384 or sha-512")]
+    #[error("SDP line {line}: all fingerprints have weak or unknown hash functions: send sha-256 or stronger")]
     WeakFingerprint { line: usize },
-    #[error("line {line}: `setup:holdconn` requests no connection: send `actpass`")]
+    #[error("SDP line {line}: `a=setup:holdconn` requests no connection: send `a=setup:actpass`")]
     Holdconn { line: usize },
-    #[error("line {line}: the bundled m-sections disagree about `a=setup`")]
+    #[error("SDP line {line}: the bundled m-sections have different `a=setup` values: send the same in each")]
     SetupConflict { line: usize },
     #[error("the m-section at line {line} has no `a=rtcp-mux`: RTP and RTCP must share one port")]
     RtcpMuxMissing { line: usize },
@@ -121,24 +131,24 @@ pub enum OfferError {
 impl OfferError {
     /// Returns the stable, machine-readable name of the error.
     pub fn code(&self) -> &'static str {
-        self.entry().0
+        self.code_and_status().0
     }
 
     /// Returns the HTTP status of the error: 400 or 422.
-    pub fn status(&self) -> u16 {
-        self.entry().1
+    pub fn http_status(&self) -> u16 {
+        self.code_and_status().1
     }
 
-    fn entry(&self) -> (&'static str, u16) {
+    fn code_and_status(&self) -> (&'static str, u16) {
         match self {
-            Self::Missing => ("offer_missing", 400),
-            Self::Json => ("offer_is_json", 400),
+            Self::EmptyBody => ("offer_missing", 400),
+            Self::JsonBody => ("offer_is_json", 400),
             Self::TooLarge { .. } => ("offer_too_large", 400),
             Self::LineTooLong { .. } => ("line_too_long", 400),
             Self::NotText { .. } => ("not_text", 400),
-            Self::CutOff { .. } => ("offer_cut_off", 400),
+            Self::MissingLineEnd { .. } => ("offer_cut_off", 400),
             Self::BadVersion { .. } => ("bad_version", 400),
-            Self::Syntax { .. } | Self::Grammar { .. } => ("bad_syntax", 400),
+            Self::SyntaxRuleViolated { .. } | Self::RejectedByParser { .. } => ("bad_syntax", 400),
             Self::TooManySections { .. } => ("too_many_sections", 400),
             Self::MidMissing { .. } => ("mid_missing", 400),
             Self::BadMid { .. } => ("bad_mid", 400),
@@ -156,7 +166,7 @@ impl OfferError {
             Self::BadSsrc { .. } => ("bad_ssrc", 400),
             Self::BadRid { .. } => ("bad_rid", 400),
             Self::BadSimulcast { .. } => ("bad_simulcast", 400),
-            Self::TooManyLayers { .. } => ("too_many_layers", 400),
+            Self::TooManySimulcastLayers { .. } => ("too_many_layers", 400),
             Self::NoMedia | Self::NoEnabledMedia { .. } => ("no_media", 422),
             Self::IceLite { .. } => ("ice_lite", 422),
             Self::IceCredentialsDiffer { .. } => ("ice_credentials_differ", 422),
@@ -175,15 +185,17 @@ impl OfferError {
     }
 
     /// Returns the line of the offer that caused the error, or `None` if the whole offer did.
-    pub fn line(&self) -> Option<usize> {
+    pub fn line_number(&self) -> Option<usize> {
         match self {
-            Self::Missing | Self::Json | Self::TooLarge { .. } | Self::NoMedia | Self::NothingPlayable { .. } => None,
+            Self::EmptyBody | Self::JsonBody | Self::TooLarge { .. } | Self::NoMedia | Self::NothingPlayable { .. } => {
+                None
+            }
             Self::LineTooLong { line, .. }
             | Self::NotText { line }
-            | Self::CutOff { line }
+            | Self::MissingLineEnd { line }
             | Self::BadVersion { line }
-            | Self::Syntax { line, .. }
-            | Self::Grammar { line, .. }
+            | Self::SyntaxRuleViolated { line, .. }
+            | Self::RejectedByParser { line, .. }
             | Self::TooManySections { line, .. }
             | Self::MidMissing { line }
             | Self::BadMid { line, .. }
@@ -204,7 +216,7 @@ impl OfferError {
             | Self::BadSsrc { line }
             | Self::BadRid { line }
             | Self::BadSimulcast { line }
-            | Self::TooManyLayers { line, .. }
+            | Self::TooManySimulcastLayers { line, .. }
             | Self::TooManyTracks { line, .. }
             | Self::BadDirection { line, .. }
             | Self::UnsupportedSection { line }

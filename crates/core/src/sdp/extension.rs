@@ -3,36 +3,41 @@
 use std::collections::HashMap;
 
 use super::error::OfferError;
-use super::text::{Attribute, all};
+use super::text::{NumberedAttribute, attributes_named};
 
 /// Supported header extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum HeaderExtension {
+pub(super) enum RtpHeaderExtension {
     Mid,
     Rid,
     RepairedRid,
     TransportCc,
     AbsSendTime,
+    PlayoutDelay,
 }
 
-impl HeaderExtension {
+impl RtpHeaderExtension {
     fn uri(self) -> &'static str {
         match self {
-            HeaderExtension::Mid => "urn:ietf:params:rtp-hdrext:sdes:mid",
-            HeaderExtension::Rid => "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id",
-            HeaderExtension::RepairedRid => "urn:ietf:params:rtp-hdrext:sdes:repaired-rtp-stream-id",
-            HeaderExtension::TransportCc => "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01",
-            HeaderExtension::AbsSendTime => "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time",
+            RtpHeaderExtension::Mid => "urn:ietf:params:rtp-hdrext:sdes:mid",
+            RtpHeaderExtension::Rid => "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id",
+            RtpHeaderExtension::RepairedRid => "urn:ietf:params:rtp-hdrext:sdes:repaired-rtp-stream-id",
+            RtpHeaderExtension::TransportCc => {
+                "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01"
+            }
+            RtpHeaderExtension::AbsSendTime => "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time",
+            RtpHeaderExtension::PlayoutDelay => "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay",
         }
     }
 
     fn from_uri(uri: &str) -> Option<Self> {
-        const ALL: [HeaderExtension; 5] = [
-            HeaderExtension::Mid,
-            HeaderExtension::Rid,
-            HeaderExtension::RepairedRid,
-            HeaderExtension::TransportCc,
-            HeaderExtension::AbsSendTime,
+        const ALL: [RtpHeaderExtension; 6] = [
+            RtpHeaderExtension::Mid,
+            RtpHeaderExtension::Rid,
+            RtpHeaderExtension::RepairedRid,
+            RtpHeaderExtension::TransportCc,
+            RtpHeaderExtension::AbsSendTime,
+            RtpHeaderExtension::PlayoutDelay,
         ];
         ALL.into_iter().find(|known| known.uri() == uri)
     }
@@ -41,16 +46,16 @@ impl HeaderExtension {
 /// An `a=extmap` of a supported extension.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extmap {
-    pub line: usize,
-    pub known: HeaderExtension,
+    pub line_number: usize,
+    pub extension: RtpHeaderExtension,
     /// 1 to 14: only one-byte headers are supported.
     pub id: u8,
-    direction: Direction,
+    direction: ExtmapDirection,
 }
 
 /// Which side sends the extension. Firefox marks the extensions that it only receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Direction {
+enum ExtmapDirection {
     Both,
     PeerSends,
     PeerReceives,
@@ -58,32 +63,35 @@ enum Direction {
 
 impl Extmap {
     /// Returns the attribute value for the answer.
-    pub(crate) fn answer(&self) -> String {
+    pub(crate) fn answer_value(&self) -> String {
         let direction = match self.direction {
-            Direction::Both => "",
-            Direction::PeerSends => "/recvonly",
-            Direction::PeerReceives => "/sendonly",
+            ExtmapDirection::Both => "",
+            ExtmapDirection::PeerSends => "/recvonly",
+            ExtmapDirection::PeerReceives => "/sendonly",
         };
-        format!("{}{direction} {}", self.id, self.known.uri())
+        format!("{}{direction} {}", self.id, self.extension.uri())
     }
 
     /// Whether the peer may send the extension.
-    pub(crate) fn is_sent(&self) -> bool {
-        self.direction != Direction::PeerReceives
+    pub(crate) fn peer_may_send(&self) -> bool {
+        self.direction != ExtmapDirection::PeerReceives
     }
 
     /// Whether the peer accepts the extension in packets of the gateway.
-    pub(crate) fn is_received(&self) -> bool {
-        self.direction != Direction::PeerSends
+    pub(crate) fn peer_accepts(&self) -> bool {
+        self.direction != ExtmapDirection::PeerSends
     }
 }
 
 /// Reads the supported extensions of a section. Session-level ones apply to it too (RFC 8285 §6).
-pub(super) fn read(session: &[Attribute], section: &[Attribute]) -> Result<Vec<Extmap>, OfferError> {
+pub(super) fn parse_extmaps(
+    session: &[NumberedAttribute],
+    section: &[NumberedAttribute],
+) -> Result<Vec<Extmap>, OfferError> {
     let mut ids: HashMap<u16, &str> = HashMap::new();
     let mut found: Vec<Extmap> = Vec::new();
-    for attribute in all(session, "extmap").chain(all(section, "extmap")) {
-        let line = attribute.line;
+    for attribute in attributes_named(session, "extmap").chain(attributes_named(section, "extmap")) {
+        let line = attribute.line_number;
         let bad = |rule| OfferError::BadExtmap { line, rule };
         let mut fields = attribute.value.split_whitespace();
         let (Some(id), Some(uri)) = (fields.next(), fields.next()) else {
@@ -101,9 +109,9 @@ pub(super) fn read(session: &[Attribute], section: &[Attribute]) -> Result<Vec<E
             return Err(bad("the extmap id is used by another extension of this section"));
         }
         let direction = match direction {
-            None | Some("sendrecv") => Direction::Both,
-            Some("sendonly") => Direction::PeerSends,
-            Some("recvonly") => Direction::PeerReceives,
+            None | Some("sendrecv") => ExtmapDirection::Both,
+            Some("sendonly") => ExtmapDirection::PeerSends,
+            Some("recvonly") => ExtmapDirection::PeerReceives,
             Some("inactive") => continue,
             Some(_) => {
                 return Err(bad(
@@ -113,10 +121,10 @@ pub(super) fn read(session: &[Attribute], section: &[Attribute]) -> Result<Vec<E
         };
         // RFC 8285 §4.3: ids above 14 need two-byte headers, which are not supported.
         let id = u8::try_from(id).ok().filter(|id| *id <= 14);
-        match (HeaderExtension::from_uri(uri), id) {
-            (Some(known), Some(id)) if found.iter().all(|extmap| extmap.known != known) => found.push(Extmap {
-                line,
-                known,
+        match (RtpHeaderExtension::from_uri(uri), id) {
+            (Some(known), Some(id)) if found.iter().all(|extmap| extmap.extension != known) => found.push(Extmap {
+                line_number: line,
+                extension: known,
                 id,
                 direction,
             }),

@@ -3,15 +3,15 @@
 use bytes::Bytes;
 use rtc_sdp::description::common::Attribute;
 
-use super::answer::{self, Accepted, AnsweredCodec, with};
-use super::codec::{MAX_CODECS, accepted};
+use super::answer::{self, AcceptedSection, AnsweredCodec, value_attribute};
+use super::codec::{MAX_ANSWERED_CODECS, supported_codec_names};
 use super::description::LocalDescription;
 use super::error::OfferError;
-use super::extension::HeaderExtension;
-use super::local::Local;
-use super::offer::{Content, Direction, MediaSection, Offer, Section};
-use super::plan::{Extensions, Feedback, IncomingTrack, Publication};
-use crate::media::{Codec, Kind};
+use super::extension::RtpHeaderExtension;
+use super::local_transport::LocalTransport;
+use super::negotiated::{IncomingTrack, NegotiatedPublication, RtcpFeedback, RtpHeaderExtensionIds};
+use super::offer::{Direction, MediaSection, Offer, Section, SectionContent};
+use crate::media::{Codec, MediaKind};
 
 /// Answers a WHIP offer. Returns what the session will receive, and the SDP.
 ///
@@ -19,29 +19,34 @@ use crate::media::{Codec, Kind};
 ///
 /// A 422 [`OfferError`] if any section cannot be accepted as offered (RFC 9725 §4.4.3). Only a data channel is rejected
 /// without rejecting the offer.
-pub fn answer_publisher(offer: &Offer, local: &Local<'_>) -> Result<(Publication, LocalDescription), OfferError> {
-    check_sections(offer)?;
+pub fn answer_whip_offer(
+    offer: &Offer,
+    local: &LocalTransport<'_>,
+) -> Result<(NegotiatedPublication, LocalDescription), OfferError> {
+    check_sections_acceptable(offer)?;
     let mut tracks = Vec::new();
     let mut replies = Vec::new();
-    for (index, section, media) in offer.media() {
-        let (track, reply) = accept(index, section, media)?;
+    for (index, section, media) in offer.media_sections() {
+        let (track, reply) = accept_track(index, section, media)?;
         tracks.push(track);
         replies.push(reply);
     }
-    let indexes: Vec<usize> = replies.iter().map(|reply| reply.index).collect();
-    let transport = offer.transport(&indexes)?;
-    let answer = answer::write(offer, local, transport.role, &replies);
-    Ok((Publication { transport, tracks }, answer))
+    let indexes: Vec<usize> = replies.iter().map(|reply| reply.section_index).collect();
+    let transport = offer.negotiate_transport(&indexes)?;
+    let answer = answer::write_answer(offer, local, transport.gateway_dtls_role, &replies);
+    Ok((NegotiatedPublication { transport, tracks }, answer))
 }
 
-fn check_sections(offer: &Offer) -> Result<(), OfferError> {
-    let unsupported = |section: &&Section| matches!(section.content, Content::Unsupported);
+fn check_sections_acceptable(offer: &Offer) -> Result<(), OfferError> {
+    let unsupported = |section: &&Section| matches!(section.content, SectionContent::Unsupported);
     if let Some(section) = offer.sections.iter().find(unsupported) {
-        return Err(OfferError::UnsupportedSection { line: section.line });
+        return Err(OfferError::UnsupportedSection {
+            line: section.line_number,
+        });
     }
-    let mut kinds: Vec<Kind> = Vec::new();
-    for (_, section, media) in offer.media() {
-        let (line, kind) = (section.line, media.kind);
+    let mut kinds: Vec<MediaKind> = Vec::new();
+    for (_, section, media) in offer.media_sections() {
+        let (line, kind) = (section.line_number, media.kind);
         if kinds.contains(&kind) {
             return Err(OfferError::TooManyTracks { line, kind });
         }
@@ -59,47 +64,51 @@ fn check_sections(offer: &Offer) -> Result<(), OfferError> {
     Ok(())
 }
 
-fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(IncomingTrack, Accepted), OfferError> {
-    let line = section.line;
+fn accept_track(
+    index: usize,
+    section: &Section,
+    media: &MediaSection,
+) -> Result<(IncomingTrack, AcceptedSection), OfferError> {
+    let line = section.line_number;
     if media.codecs.is_empty() {
         return Err(OfferError::NoCommonCodec {
             line,
             kind: media.kind,
-            offered: media.offered(),
-            accepted: accepted(media.kind),
+            offered: media.offered_codecs_text(),
+            accepted: supported_codec_names(media.kind),
         });
     }
-    let (extensions, mut attributes) = choose_extensions(media);
+    let (extensions, mut attributes) = choose_header_extensions(media);
     if !media.rids.is_empty() {
         // Layers have no SSRCs in the SDP: only the header extension identifies them (RFC 8853 §4).
         if extensions.rid.is_none() {
             return Err(OfferError::RidExtensionMissing { line });
         }
-        push_simulcast(&mut attributes, media);
+        push_simulcast_attributes(&mut attributes, media);
     }
     let codecs: Vec<AnsweredCodec> = media
         .codecs
         .iter()
-        .take(MAX_CODECS)
-        .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback, extensions), OPUS))
+        .take(MAX_ANSWERED_CODECS)
+        .map(|codec| AnsweredCodec::new(codec, choose_rtcp_feedback(codec.rtcp_feedback, extensions), OPUS_FMTP))
         .collect();
     let track = IncomingTrack {
         mid: section.mid.clone(),
         kind: media.kind,
         codecs: codecs.iter().map(|answered| answered.codec.clone()).collect(),
-        extensions,
+        extension_ids: extensions,
         ssrcs: media.ssrcs.clone(),
         rids: media.rids.clone(),
-        layers: if media.rids.is_empty() {
-            media.layers.clone()
+        layer_ssrcs: if media.rids.is_empty() {
+            media.layer_ssrcs.clone()
         } else {
             Vec::new()
         },
-        parameter_sets: parameter_sets(media),
+        parameter_sets: parameter_sets_by_codec(media),
         reduced_size_rtcp: media.reduced_size_rtcp,
     };
-    let reply = Accepted {
-        index,
+    let reply = AcceptedSection {
+        section_index: index,
         direction: "recvonly",
         codecs,
         attributes,
@@ -109,7 +118,7 @@ fn accept(index: usize, section: &Section, media: &MediaSection) -> Result<(Inco
 
 /// The parameter sets of each codec. Those of several payload types of one codec are taken together: an encoder sends one
 /// of them, and replaces what differs.
-fn parameter_sets(media: &MediaSection) -> Vec<(Codec, Vec<Bytes>)> {
+fn parameter_sets_by_codec(media: &MediaSection) -> Vec<(Codec, Vec<Bytes>)> {
     let codecs = media.codecs.iter().filter(|codec| !codec.parameter_sets.is_empty());
     codecs
         .map(|codec| (codec.format.codec(), codec.parameter_sets.clone()))
@@ -118,26 +127,27 @@ fn parameter_sets(media: &MediaSection) -> Vec<(Codec, Vec<Bytes>)> {
 
 /// Accepts the extensions that identify streams. Congestion feedback uses transport-cc if it is offered with its header
 /// extension, or else REMB.
-fn choose_extensions(media: &MediaSection) -> (Extensions, Vec<Attribute>) {
-    let offers_transport_cc = media.codecs.iter().any(|codec| codec.feedback.transport_cc);
+fn choose_header_extensions(media: &MediaSection) -> (RtpHeaderExtensionIds, Vec<Attribute>) {
+    let offers_transport_cc = media.codecs.iter().any(|codec| codec.rtcp_feedback.transport_cc);
     let has_transport_cc = offers_transport_cc
         && media
-            .extension(HeaderExtension::TransportCc)
-            .is_some_and(|map| map.is_sent());
-    let offers_remb = media.codecs.iter().any(|codec| codec.feedback.remb);
-    answer::extensions(media, |extmap| {
-        extmap.is_sent()
-            && match extmap.known {
-                HeaderExtension::Mid | HeaderExtension::Rid | HeaderExtension::RepairedRid => true,
-                HeaderExtension::TransportCc => has_transport_cc,
-                HeaderExtension::AbsSendTime => offers_remb && !has_transport_cc,
+            .find_extmap(RtpHeaderExtension::TransportCc)
+            .is_some_and(|map| map.peer_may_send());
+    let offers_remb = media.codecs.iter().any(|codec| codec.rtcp_feedback.remb);
+    answer::answer_header_extensions(media, |extmap| {
+        extmap.peer_may_send()
+            && match extmap.extension {
+                RtpHeaderExtension::Mid | RtpHeaderExtension::Rid | RtpHeaderExtension::RepairedRid => true,
+                RtpHeaderExtension::TransportCc => has_transport_cc,
+                RtpHeaderExtension::AbsSendTime => offers_remb && !has_transport_cc,
+                RtpHeaderExtension::PlayoutDelay => false,
             }
     })
 }
 
-fn choose_feedback(offered: Feedback, extensions: Extensions) -> Feedback {
+fn choose_rtcp_feedback(offered: RtcpFeedback, extensions: RtpHeaderExtensionIds) -> RtcpFeedback {
     let has_transport_cc = extensions.transport_cc.is_some();
-    Feedback {
+    RtcpFeedback {
         transport_cc: offered.transport_cc && has_transport_cc,
         remb: offered.remb && !has_transport_cc,
         ..offered
@@ -145,15 +155,15 @@ fn choose_feedback(offered: Feedback, extensions: Extensions) -> Feedback {
 }
 
 /// Accepts all layers in the peer's order (RFC 8853 §5.3.2). OBS 32.2.2 fails if one is missing.
-fn push_simulcast(attributes: &mut Vec<Attribute>, media: &MediaSection) {
+fn push_simulcast_attributes(attributes: &mut Vec<Attribute>, media: &MediaSection) {
     let rids: Vec<&str> = media.rids.iter().map(|rid| &*rid.0).collect();
     for rid in &rids {
-        attributes.push(with("rid", format!("{rid} recv")));
+        attributes.push(value_attribute("rid", format!("{rid} recv")));
     }
-    attributes.push(with("simulcast", format!("recv {}", rids.join(";"))));
+    attributes.push(value_attribute("simulcast", format!("recv {}", rids.join(";"))));
 }
 
 /// RFC 7587 §6.1: `stereo` is the receiver's preference; Chromium encodes two channels only with it. `sprop-stereo`
 /// describes what the sender of the SDP sends, which is nothing here. GStreamer's whipclientsink 0.15.4 treats it as a
 /// requirement and aborts if it has one channel.
-const OPUS: &str = "minptime=10;stereo=1;useinbandfec=1";
+const OPUS_FMTP: &str = "minptime=10;stereo=1;useinbandfec=1";

@@ -6,13 +6,13 @@ use bytes::Bytes;
 use crate::media::Format;
 
 /// Maximum number of NAL units of a payload type.
-const MAX_SETS: usize = 64;
+const MAX_PARAMETER_SETS: usize = 64;
 
 /// Maximum length of the parameters in characters.
-const MAX_TEXT: usize = 16 << 10;
+const MAX_SPROP_CHARS: usize = 16 << 10;
 
 /// Returns the NAL units in the parameters of a format; what is no base64 (RFC 4648 §4) is left out.
-pub(super) fn read<'a>(format: Format, parameter: impl Fn(&str) -> Option<&'a str>) -> Vec<Bytes> {
+pub(super) fn parse_parameter_sets<'a>(format: Format, parameter: impl Fn(&str) -> Option<&'a str>) -> Vec<Bytes> {
     let keys: &[&str] = match format {
         Format::H264 { .. } => &["sprop-parameter-sets"],
         Format::H265 { .. } => &["sprop-vps", "sprop-sps", "sprop-pps"],
@@ -20,16 +20,16 @@ pub(super) fn read<'a>(format: Format, parameter: impl Fn(&str) -> Option<&'a st
     };
     let lists = keys.iter().filter_map(|key| parameter(key));
     lists
-        .filter(|list| list.len() <= MAX_TEXT)
+        .filter(|list| list.len() <= MAX_SPROP_CHARS)
         .flat_map(|list| list.split(','))
-        .filter_map(|set| decode(set.trim()))
+        .filter_map(|set| decode_base64(set.trim()))
         .filter(|nal| !nal.is_empty())
-        .take(MAX_SETS)
+        .take(MAX_PARAMETER_SETS)
         .collect()
 }
 
 /// Decodes base64, with or without padding.
-fn decode(text: &str) -> Option<Bytes> {
+fn decode_base64(text: &str) -> Option<Bytes> {
     let text = text.trim_end_matches('=');
     let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
     let (mut buffer, mut bits) = (0u32, 0);
@@ -62,7 +62,7 @@ mod tests {
             profile: crate::media::ProfileLevelId::CONSTRAINED_BASELINE_3_1,
             packetization_mode: 1,
         };
-        let of = |list: &'static str| read(h264, |key| (key == "sprop-parameter-sets").then_some(list));
+        let of = |list: &'static str| parse_parameter_sets(h264, |key| (key == "sprop-parameter-sets").then_some(list));
         assert_eq!(
             of("Z0LgH9oR5A==,aM48gA=="),
             [
@@ -76,8 +76,8 @@ mod tests {
             profile_id: 1,
             tier_flag: 0,
         };
-        let sets = read(h265, |key| Some(if key == "sprop-pps" { "RAE=" } else { "QAE=,QgE=" }));
+        let sets = parse_parameter_sets(h265, |key| Some(if key == "sprop-pps" { "RAE=" } else { "QAE=,QgE=" }));
         assert_eq!(sets.len(), 5);
-        assert_eq!(read(Format::Vp8, |_| Some("Z0I=")), Vec::<Bytes>::new());
+        assert_eq!(parse_parameter_sets(Format::Vp8, |_| Some("Z0I=")), Vec::<Bytes>::new());
     }
 }

@@ -1,62 +1,62 @@
 //! SSRCs declared by an m-section (RFC 5576).
 
 use super::error::OfferError;
-use super::plan::DeclaredSsrc;
-use super::text::{Attribute, RawSection, all};
+use super::negotiated::DeclaredSsrc;
+use super::text::{NumberedAttribute, RawSection, attributes_named};
 use crate::media::Ssrc;
 
 /// Declared SSRCs of an m-section.
-pub(super) struct Declared {
+pub(super) struct SectionSsrcs {
     /// SSRCs of media with their RTX SSRCs, in the order of declaration.
-    pub media: Vec<DeclaredSsrc>,
+    pub media_ssrcs: Vec<DeclaredSsrc>,
     /// Simulcast layers: the members of a SIM group of several, in its order.
-    pub layers: Vec<DeclaredSsrc>,
+    pub layer_ssrcs: Vec<DeclaredSsrc>,
     /// All SSRCs, of media, RTX or FEC, with the line of their first occurrence.
-    pub all: Vec<(usize, Ssrc)>,
+    pub all_declared_ssrcs: Vec<(usize, Ssrc)>,
 }
 
 /// Reads `a=ssrc` and `a=ssrc-group`.
 ///
 /// An SSRC in a group counts as declared: FFmpeg 9.0.2 names an RTX SSRC in a FID group without an `a=ssrc` of its own.
-pub(super) fn read(section: &RawSection) -> Result<Declared, OfferError> {
-    let mut declared = Declared {
-        media: Vec::new(),
-        layers: Vec::new(),
-        all: Vec::new(),
+pub(super) fn parse_ssrcs(section: &RawSection) -> Result<SectionSsrcs, OfferError> {
+    let mut declared = SectionSsrcs {
+        media_ssrcs: Vec::new(),
+        layer_ssrcs: Vec::new(),
+        all_declared_ssrcs: Vec::new(),
     };
     let mut rtx_pairs: Vec<(Ssrc, Ssrc)> = Vec::new();
-    let mut not_media: Vec<Ssrc> = Vec::new();
+    let mut rtx_or_fec_ssrcs: Vec<Ssrc> = Vec::new();
     let mut layers: Vec<Ssrc> = Vec::new();
-    for attribute in all(&section.attributes, "ssrc-group").take(MAX_SSRCS) {
+    for attribute in attributes_named(&section.attributes, "ssrc-group").take(MAX_DECLARED_SSRCS) {
         let mut fields = attribute.value.split_whitespace();
         let semantics = fields.next().unwrap_or_default();
         let ssrcs = fields
-            .take(MAX_SSRCS)
-            .map(|field| parse(attribute, field))
+            .take(MAX_DECLARED_SSRCS)
+            .map(|field| parse_ssrc(attribute, field))
             .collect::<Result<Vec<_>, _>>()?;
         match (semantics, ssrcs.as_slice()) {
             ("FID", [primary, rtx, ..]) => {
                 rtx_pairs.push((*primary, *rtx));
-                not_media.push(*rtx);
+                rtx_or_fec_ssrcs.push(*rtx);
             }
-            ("FEC" | "FEC-FR", [_, fec, ..]) => not_media.push(*fec),
+            ("FEC" | "FEC-FR", [_, fec, ..]) => rtx_or_fec_ssrcs.push(*fec),
             // Libwebrtc's simulcast before RIDs. No RFC defines it.
-            ("SIM", [_, _, ..]) if ssrcs.len() <= MAX_LAYERS => layers.clone_from(&ssrcs),
+            ("SIM", [_, _, ..]) if ssrcs.len() <= MAX_SIMULCAST_LAYERS => layers.clone_from(&ssrcs),
             _ => {}
         }
         for ssrc in ssrcs {
-            declared.record(attribute.line, ssrc);
+            declared.record_ssrc_within_limit(attribute.line_number, ssrc);
         }
     }
-    for attribute in all(&section.attributes, "ssrc") {
+    for attribute in attributes_named(&section.attributes, "ssrc") {
         let id = attribute.value.split(' ').next().unwrap_or_default();
-        declared.record(attribute.line, parse(attribute, id)?);
+        declared.record_ssrc_within_limit(attribute.line_number, parse_ssrc(attribute, id)?);
     }
-    declared.media = declared
-        .all
+    declared.media_ssrcs = declared
+        .all_declared_ssrcs
         .iter()
         .map(|(_, ssrc)| *ssrc)
-        .filter(|ssrc| !not_media.contains(ssrc))
+        .filter(|ssrc| !rtx_or_fec_ssrcs.contains(ssrc))
         .map(|primary| DeclaredSsrc {
             primary,
             rtx: rtx_pairs.iter().find(|(p, _)| *p == primary).map(|(_, rtx)| *rtx),
@@ -65,60 +65,61 @@ pub(super) fn read(section: &RawSection) -> Result<Declared, OfferError> {
     layers.dedup();
     let of_layer = |ssrc: &Ssrc| {
         declared
-            .media
+            .media_ssrcs
             .iter()
             .find(|declared| declared.primary == *ssrc)
             .copied()
     };
-    declared.layers = layers.iter().filter_map(of_layer).collect();
-    if declared.layers.len() < 2 {
-        declared.layers.clear();
+    declared.layer_ssrcs = layers.iter().filter_map(of_layer).collect();
+    if declared.layer_ssrcs.len() < 2 {
+        declared.layer_ssrcs.clear();
     }
     Ok(declared)
 }
 
-impl Declared {
-    fn record(&mut self, line: usize, ssrc: Ssrc) {
-        if self.all.len() < MAX_SSRCS && self.all.iter().all(|(_, known)| *known != ssrc) {
-            self.all.push((line, ssrc));
+impl SectionSsrcs {
+    fn record_ssrc_within_limit(&mut self, line: usize, ssrc: Ssrc) {
+        if self.all_declared_ssrcs.len() < MAX_DECLARED_SSRCS
+            && self.all_declared_ssrcs.iter().all(|(_, known)| *known != ssrc)
+        {
+            self.all_declared_ssrcs.push((line, ssrc));
         }
     }
 }
 
-fn parse(attribute: &Attribute, field: &str) -> Result<Ssrc, OfferError> {
-    field
-        .parse()
-        .map(Ssrc)
-        .map_err(|_| OfferError::BadSsrc { line: attribute.line })
+fn parse_ssrc(attribute: &NumberedAttribute, field: &str) -> Result<Ssrc, OfferError> {
+    field.parse().map(Ssrc).map_err(|_| OfferError::BadSsrc {
+        line: attribute.line_number,
+    })
 }
 
 /// Libwebrtc sends at most three layers.
-const MAX_LAYERS: usize = 8;
+const MAX_SIMULCAST_LAYERS: usize = 8;
 
 /// Three simulcast layers with RTX and FEC declare nine SSRCs. SSRCs beyond the limit are ignored.
-const MAX_SSRCS: usize = 32;
+const MAX_DECLARED_SSRCS: usize = 32;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn layers(groups: &[&str]) -> Vec<(u32, Option<u32>)> {
-        let attributes = groups.iter().map(|value| Attribute {
-            line: 1,
+        let attributes = groups.iter().map(|value| NumberedAttribute {
+            line_number: 1,
             key: "ssrc-group".to_owned(),
             value: (*value).to_owned(),
         });
         let section = RawSection {
-            line: 1,
-            media: "video".to_owned(),
+            line_number: 1,
+            media_kind: "video".to_owned(),
             port: 9,
             proto: "UDP/TLS/RTP/SAVPF".to_owned(),
             formats: vec!["96".to_owned()],
             attributes: attributes.collect(),
         };
-        let declared = read(&section).expect("sound");
+        let declared = parse_ssrcs(&section).expect("valid");
         let layer = |layer: &DeclaredSsrc| (layer.primary.0, layer.rtx.map(|rtx| rtx.0));
-        declared.layers.iter().map(layer).collect()
+        declared.layer_ssrcs.iter().map(layer).collect()
     }
 
     #[test]

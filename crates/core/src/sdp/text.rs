@@ -12,46 +12,52 @@ use super::error::OfferError;
 use super::quirks;
 
 /// The lines of an offer, grouped by section.
-pub(super) struct Document {
+pub(super) struct SdpDocument {
     /// Attributes before the first m-line.
-    pub session: Vec<Attribute>,
+    pub session_attributes: Vec<NumberedAttribute>,
     pub sections: Vec<RawSection>,
 }
 
 /// An m-section as written in the text.
 pub(super) struct RawSection {
     /// Line number of the m-line.
-    pub line: usize,
+    pub line_number: usize,
     /// `audio`, `video`, `application` or any other token.
-    pub media: String,
+    pub media_kind: String,
     pub port: u16,
     pub proto: String,
     /// Never empty.
     pub formats: Vec<String>,
-    pub attributes: Vec<Attribute>,
+    pub attributes: Vec<NumberedAttribute>,
 }
 
 /// An `a=key:value`. The value of a flag is empty.
-pub(super) struct Attribute {
-    pub line: usize,
+pub(super) struct NumberedAttribute {
+    pub line_number: usize,
     pub key: String,
     pub value: String,
 }
 
 /// Returns all attributes with this key in order. Some clients write names with capitals.
-pub(super) fn all<'a>(attributes: &'a [Attribute], key: &'a str) -> impl Iterator<Item = &'a Attribute> {
+pub(super) fn attributes_named<'a>(
+    attributes: &'a [NumberedAttribute],
+    key: &'a str,
+) -> impl Iterator<Item = &'a NumberedAttribute> {
     attributes
         .iter()
         .filter(move |attribute| attribute.key.eq_ignore_ascii_case(key))
 }
 
 /// Returns the first attribute with this key.
-pub(super) fn first<'a>(attributes: &'a [Attribute], key: &'a str) -> Option<&'a Attribute> {
-    all(attributes, key).next()
+pub(super) fn first_attribute_named<'a>(
+    attributes: &'a [NumberedAttribute],
+    key: &'a str,
+) -> Option<&'a NumberedAttribute> {
+    attributes_named(attributes, key).next()
 }
 
-/// Whether `text` is a token (RFC 8866 §9).
-pub(super) fn is_token(text: &str) -> bool {
+/// Whether `sdp_text` is a token (RFC 8866 §9).
+pub(super) fn is_sdp_token(text: &str) -> bool {
     !text.is_empty()
         && text
             .bytes()
@@ -59,18 +65,18 @@ pub(super) fn is_token(text: &str) -> bool {
 }
 
 /// Parses the body of a request.
-pub(super) fn read(body: &[u8]) -> Result<Document, OfferError> {
-    let text = as_text(body)?;
-    let kept = keep_lines(text)?;
-    let mut cursor = Cursor::new(kept.text.as_bytes());
-    let description =
-        SessionDescription::unmarshal(&mut cursor).map_err(|source| kept.error_at(cursor.position(), source))?;
-    kept.with_line_numbers(description)
+pub(super) fn parse_document(body: &[u8]) -> Result<SdpDocument, OfferError> {
+    let text = check_and_decode_body(body)?;
+    let kept = normalize_lines_for_parser(text)?;
+    let mut cursor = Cursor::new(kept.sdp_text.as_bytes());
+    let description = SessionDescription::unmarshal(&mut cursor)
+        .map_err(|source| kept.grammar_error_at(cursor.position(), source))?;
+    kept.attach_line_numbers(description)
 }
 
-fn as_text(body: &[u8]) -> Result<&str, OfferError> {
-    if body.len() > MAX_BODY {
-        return Err(OfferError::TooLarge { limit: MAX_BODY });
+fn check_and_decode_body(body: &[u8]) -> Result<&str, OfferError> {
+    if body.len() > MAX_OFFER_BYTES {
+        return Err(OfferError::TooLarge { limit: MAX_OFFER_BYTES });
     }
     let text = std::str::from_utf8(body).map_err(|error| {
         let valid = body.get(..error.valid_up_to()).unwrap_or_default();
@@ -80,8 +86,8 @@ fn as_text(body: &[u8]) -> Result<&str, OfferError> {
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match text.trim_start().bytes().next() {
-        None => Err(OfferError::Missing),
-        Some(b'{' | b'[' | b'"') => Err(OfferError::Json),
+        None => Err(OfferError::EmptyBody),
+        Some(b'{' | b'[' | b'"') => Err(OfferError::JsonBody),
         Some(_) => Ok(text),
     }
 }
@@ -89,26 +95,26 @@ fn as_text(body: &[u8]) -> Result<&str, OfferError> {
 /// The lines that `rtc-sdp` parses, with their line numbers in the offer.
 #[derive(Default)]
 struct SdpLines<'a> {
-    text: String,
-    numbers: Vec<usize>,
+    sdp_text: String,
+    line_numbers: Vec<usize>,
     /// Line numbers of the `a=` lines.
-    attributes: Vec<usize>,
+    attribute_line_numbers: Vec<usize>,
     /// Line numbers and media tokens of the `m=` lines.
-    sections: Vec<(usize, &'a str)>,
-    /// How many of [`HEADER`] were written.
-    header: usize,
+    media_lines: Vec<(usize, &'a str)>,
+    /// How many of [`SDP_HEADER`] were written.
+    written_header_line_count: usize,
 }
 
 /// The lines that begin a description (RFC 8866 §5), with what is assumed for those that an offer leaves out: none of
 /// them is needed to answer it.
-const HEADER: [(u8, &str); 4] = [
+const SDP_HEADER: [(u8, &str); 4] = [
     (b'v', "v=0"),
     (b'o', "o=- 0 0 IN IP4 0.0.0.0"),
     (b's', "s=-"),
     (b't', "t=0 0"),
 ];
 
-fn keep_lines(text: &str) -> Result<SdpLines<'_>, OfferError> {
+fn normalize_lines_for_parser(text: &str) -> Result<SdpLines<'_>, OfferError> {
     let mut kept = SdpLines::default();
     for (index, raw) in text.split_inclusive('\n').enumerate() {
         let number = index + 1;
@@ -117,20 +123,20 @@ fn keep_lines(text: &str) -> Result<SdpLines<'_>, OfferError> {
         if line.is_empty() {
             continue;
         }
-        check_shape(number, line)?;
+        check_line_form(number, line)?;
         if !raw.ends_with('\n') {
-            return Err(OfferError::CutOff { line: number });
+            return Err(OfferError::MissingLineEnd { line: number });
         }
-        kept.push(number, line)?;
+        kept.push_line_if_needed(number, line)?;
     }
     Ok(kept)
 }
 
-fn check_shape(number: usize, line: &str) -> Result<(), OfferError> {
-    if line.len() > MAX_LINE {
+fn check_line_form(number: usize, line: &str) -> Result<(), OfferError> {
+    if line.len() > MAX_LINE_BYTES {
         return Err(OfferError::LineTooLong {
             line: number,
-            limit: MAX_LINE,
+            limit: MAX_LINE_BYTES,
         });
     }
     if line.chars().any(|c| c.is_control() && c != '\t') {
@@ -140,7 +146,7 @@ fn check_shape(number: usize, line: &str) -> Result<(), OfferError> {
     match line.as_bytes() {
         [b'v', b'=', ..] if line.trim_end() != "v=0" => Err(OfferError::BadVersion { line: number }),
         [kind, b'=', ..] if b"vosiuepcbtrzkam".contains(kind) => Ok(()),
-        _ => Err(OfferError::Syntax {
+        _ => Err(OfferError::SyntaxRuleViolated {
             line: number,
             rule: "a line is a known type letter, `=` and a value",
         }),
@@ -148,85 +154,88 @@ fn check_shape(number: usize, line: &str) -> Result<(), OfferError> {
 }
 
 impl<'a> SdpLines<'a> {
-    fn push(&mut self, number: usize, line: &'a str) -> Result<(), OfferError> {
+    fn push_line_if_needed(&mut self, number: usize, line: &'a str) -> Result<(), OfferError> {
         let mut written = line.to_owned();
         match line.as_bytes().first() {
             Some(b'm') => {
-                if self.sections.len() == MAX_SECTIONS {
+                if self.media_lines.len() == MAX_SECTIONS {
                     return Err(OfferError::TooManySections {
                         line: number,
                         limit: MAX_SECTIONS,
                     });
                 }
                 let media = check_media_line(number, line)?;
-                written = quirks::with_known_media(line, media);
-                self.sections.push((number, media));
+                written = quirks::replace_unknown_media_kind(line, media);
+                self.media_lines.push((number, media));
             }
             // An ICE-lite agent learns addresses from connectivity checks. The peer's candidates are not used; they
             // would allow reflection attacks (RFC 8445 §2.5).
             Some(b'a') if line.starts_with("a=candidate:") => return Ok(()),
-            Some(b'a') => self.attributes.push(number),
+            Some(b'a') => self.attribute_line_numbers.push(number),
             // Some clients leave the name of the session empty.
             Some(b's') => "s=-".clone_into(&mut written),
             Some(b'v' | b'o' | b't') => {}
             _ => return Ok(()),
         }
-        match HEADER
+        match SDP_HEADER
             .iter()
             .position(|(kind, _)| line.as_bytes().first() == Some(kind))
         {
             // The version tells a description from other text: it is never assumed.
-            Some(0) => self.header = self.header.max(1),
-            Some(_) if self.header == 0 => {}
+            Some(0) => self.written_header_line_count = self.written_header_line_count.max(1),
+            Some(_) if self.written_header_line_count == 0 => {}
             Some(place) => {
-                self.assume_header(place, number);
-                self.header = self.header.max(place + 1);
+                self.write_missing_header(place, number);
+                self.written_header_line_count = self.written_header_line_count.max(place + 1);
             }
-            None => self.complete_header(number),
+            None => self.write_rest_of_header(number),
         }
-        self.write(number, &written);
+        self.write_line(number, &written);
         Ok(())
     }
 
-    fn write(&mut self, number: usize, line: &str) {
-        self.numbers.push(number);
-        self.text.push_str(line);
-        self.text.push_str("\r\n");
+    fn write_line(&mut self, number: usize, line: &str) {
+        self.line_numbers.push(number);
+        self.sdp_text.push_str(line);
+        self.sdp_text.push_str("\r\n");
     }
 
     /// Writes the lines of the header before `place` that the offer lacks, in front of its line `number`.
-    fn assume_header(&mut self, place: usize, number: usize) {
-        for (_, assumed) in HEADER.iter().take(place).skip(self.header) {
-            self.write(number, assumed);
+    fn write_missing_header(&mut self, place: usize, number: usize) {
+        for (_, assumed) in SDP_HEADER.iter().take(place).skip(self.written_header_line_count) {
+            self.write_line(number, assumed);
         }
     }
 
-    fn complete_header(&mut self, number: usize) {
-        if self.header > 0 {
-            self.assume_header(HEADER.len(), number);
-            self.header = HEADER.len();
+    fn write_rest_of_header(&mut self, number: usize) {
+        if self.written_header_line_count > 0 {
+            self.write_missing_header(SDP_HEADER.len(), number);
+            self.written_header_line_count = SDP_HEADER.len();
         }
     }
 
     /// Returns the error for the line that `rtc-sdp` was parsing when it failed at `position`.
-    fn error_at(&self, position: u64, source: rtc_shared::error::Error) -> OfferError {
+    fn grammar_error_at(&self, position: u64, source: rtc_shared::error::Error) -> OfferError {
         let read = usize::try_from(position).unwrap_or(usize::MAX).saturating_sub(1);
-        let read = self.text.as_bytes().get(..read).unwrap_or_default();
-        let line = self.numbers.get(count_line_ends(read)).or(self.numbers.last());
-        OfferError::Grammar {
+        let read = self.sdp_text.as_bytes().get(..read).unwrap_or_default();
+        let line = self
+            .line_numbers
+            .get(count_line_ends(read))
+            .or(self.line_numbers.last());
+        OfferError::RejectedByParser {
             line: line.copied().unwrap_or(1),
             source,
         }
     }
 
     /// Combines the parsed description with the line numbers. Both are in the order of the text.
-    fn with_line_numbers(&self, description: SessionDescription) -> Result<Document, OfferError> {
-        let mut numbers = self.attributes.iter().copied();
+    fn attach_line_numbers(&self, description: SessionDescription) -> Result<SdpDocument, OfferError> {
+        let mut numbers = self.attribute_line_numbers.iter().copied();
         let mut attributes = |read: Vec<rtc_sdp::description::common::Attribute>| {
             read.into_iter()
                 .zip(&mut numbers)
-                .map(|(attribute, line)| Attribute {
-                    line,
+                .map(|(attribute, line)| NumberedAttribute {
+                    line_number: line,
                     key: attribute.key,
                     value: attribute.value.unwrap_or_default().trim().to_owned(),
                 })
@@ -236,10 +245,10 @@ impl<'a> SdpLines<'a> {
         let sections = description
             .media_descriptions
             .into_iter()
-            .zip(&self.sections)
+            .zip(&self.media_lines)
             .map(|(section, (line, media))| RawSection {
-                line: *line,
-                media: (*media).to_owned(),
+                line_number: *line,
+                media_kind: (*media).to_owned(),
                 port: u16::try_from(section.media_name.port.value).unwrap_or(0),
                 proto: section.media_name.protos.join("/"),
                 formats: section.media_name.formats,
@@ -249,18 +258,21 @@ impl<'a> SdpLines<'a> {
         if sections.is_empty() {
             return Err(OfferError::NoMedia);
         }
-        Ok(Document { session, sections })
+        Ok(SdpDocument {
+            session_attributes: session,
+            sections,
+        })
     }
 }
 
 /// Returns the media token of an m-line after checking that its fields can be repeated in the answer.
 fn check_media_line(number: usize, line: &str) -> Result<&str, OfferError> {
     let rule = "an m-line has a media kind, a port, a protocol and formats, each a short token";
-    let error = OfferError::Syntax { line: number, rule };
+    let error = OfferError::SyntaxRuleViolated { line: number, rule };
     let fields = line.get(2..).unwrap_or_default();
-    let is_short = |field: &str| field.len() <= MAX_FIELD && field.bytes().all(|b| b.is_ascii_graphic());
+    let is_short = |field: &str| field.len() <= MAX_MEDIA_LINE_FIELD_LEN && field.bytes().all(|b| b.is_ascii_graphic());
     match fields.split_whitespace().next() {
-        Some(media) if is_token(media) && fields.split_whitespace().all(is_short) => Ok(media),
+        Some(media) if is_sdp_token(media) && fields.split_whitespace().all(is_short) => Ok(media),
         _ => Err(error),
     }
 }
@@ -270,10 +282,10 @@ fn count_line_ends(text: &[u8]) -> usize {
 }
 
 /// Chromium with every codec and three simulcast layers writes 7 KiB. The HTTP server enforces the same limit earlier.
-const MAX_BODY: usize = 64 * 1024;
+const MAX_OFFER_BYTES: usize = 64 * 1024;
 /// The longest known line is an H.264 fmtp with parameter sets, about 300 bytes.
-const MAX_LINE: usize = 2 * 1024;
+const MAX_LINE_BYTES: usize = 2 * 1024;
 /// Publishers and viewers use one audio, one video and a data channel section. Conference clients offer some more.
 const MAX_SECTIONS: usize = 16;
 /// The longest known field of an m-line is `webrtc-datachannel`. Limits what the answer repeats of a rejected section.
-const MAX_FIELD: usize = 32;
+const MAX_MEDIA_LINE_FIELD_LEN: usize = 32;

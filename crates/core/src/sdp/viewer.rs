@@ -1,15 +1,22 @@
 //! The answer to a viewer (WHEP §4.3): the current format of the stream first, then every other supported codec, so
 //! that a source with another codec can follow without renegotiation.
 
-use super::answer::{self, Accepted, AnsweredCodec, with};
-use super::codec::{DOUBTFUL, MAX_CODECS, OfferedCodec, sendable, suitability};
+use rtc_sdp::description::common::Attribute;
+
+use super::answer::{self, AcceptedSection, AnsweredCodec, value_attribute};
+use super::codec::{
+    MAX_ANSWERED_CODECS, MIN_DOUBTFUL_MISMATCH_RANK, OfferedCodec, format_mismatch_rank,
+    without_h264_packetization_mode_0,
+};
 use super::description::LocalDescription;
 use super::error::OfferError;
-use super::extension::HeaderExtension;
-use super::local::Local;
+use super::extension::RtpHeaderExtension;
+use super::local_transport::LocalTransport;
+use super::negotiated::{
+    AvailableTracks, NegotiatedPlayback, OutgoingTrack, RtcpFeedback, RtpHeaderExtensionIds, TrackFormats,
+};
 use super::offer::{Direction, MediaSection, Offer, Section};
-use super::plan::{AvailableTracks, Feedback, OutgoingTrack, Playback, SourceFormats};
-use crate::media::{Format, Kind, Ssrc};
+use crate::media::{Format, MediaKind, Ssrc};
 
 /// Answers a WHEP offer. Returns what the session will send, and the SDP.
 ///
@@ -26,47 +33,51 @@ use crate::media::{Format, Kind, Ssrc};
 /// # Errors
 ///
 /// A 422 [`OfferError`] if no media would be sent, or if a section does not receive.
-pub fn answer_viewer(
+pub fn answer_whep_offer(
     offer: &Offer,
-    source: &SourceFormats,
-    local: &Local<'_>,
+    source: &TrackFormats,
+    local: &LocalTransport<'_>,
     random: &mut dyn FnMut() -> u32,
-) -> Result<(Playback, LocalDescription), OfferError> {
+) -> Result<(NegotiatedPlayback, LocalDescription), OfferError> {
     check_directions(offer)?;
-    let mut ssrcs = Ssrcs::new(offer);
+    let mut ssrcs = SsrcAllocator::new(offer);
     let cname: String = (0..3).map(|_| format!("{:08x}", random())).collect();
     let mut tracks: Vec<OutgoingTrack> = Vec::new();
     let mut replies = Vec::new();
     let mut serves = false;
-    for (index, section, media) in offer.media() {
-        let format = source.of(media.kind);
+    for (index, section, media) in offer.media_sections() {
+        let format = source.format_of(media.kind);
         let chosen = match format {
             _ if tracks.iter().any(|track| track.kind == media.kind) => None,
-            Some(format) => choose(format, media),
-            None if media.kind == Kind::Audio => Some(sendable(&media.codecs)).filter(|codecs| !codecs.is_empty()),
+            Some(format) => codecs_with_best_match_first(format, media),
+            None if media.kind == MediaKind::Audio => {
+                Some(without_h264_packetization_mode_0(&media.codecs)).filter(|codecs| !codecs.is_empty())
+            }
             None => None,
         };
         let Some(codecs) = chosen else {
-            if offer.tagged() == Some(index) {
-                replies.extend(accept_inactive(index, media));
+            if offer.tagged_section_index() == Some(index) {
+                replies.extend(accept_inactive_section(index, media));
             }
             continue;
         };
         serves |= format.is_some();
-        let (track, reply) = accept(index, section, media, &codecs, &cname, &mut || ssrcs.next(random));
+        let accepted = AcceptedCodecsAndExtensions::limit_codecs_and_choose_extensions(media, codecs, local);
+        let (track, reply) = accept_section(index, section, media, accepted, &cname, &mut || ssrcs.next(random));
         tracks.push(track);
         replies.push(reply);
     }
     if !serves {
         return Err(OfferError::NothingPlayable {
-            carries: describe(source),
-            takes: takes(offer, source),
+            carries: describe_stream_formats(source),
+            takes: describe_offered_formats(offer, source),
         });
     }
-    let indexes: Vec<usize> = replies.iter().map(|reply| reply.index).collect();
-    let transport = offer.transport(&indexes)?;
-    let answer = answer::write(offer, local, transport.role, &replies);
-    let playback = Playback {
+    let indexes: Vec<usize> = replies.iter().map(|reply| reply.section_index).collect();
+    let transport = offer.negotiate_transport(&indexes)?;
+    let answer = answer::write_answer(offer, local, transport.gateway_dtls_role, &replies);
+    let playback = NegotiatedPlayback {
+        uses_congestion_control: local.viewer_congestion_control,
         transport,
         tracks,
         cname,
@@ -75,22 +86,22 @@ pub fn answer_viewer(
 }
 
 /// Returns the formats that the viewer behind an offer is sent.
-pub fn formats_for(offer: &Offer, available: &AvailableTracks) -> SourceFormats {
-    available.formats_for(|format| {
-        let sections = offer.media().map(|(_, _, media)| media);
+pub fn formats_for_offer(offer: &Offer, available: &AvailableTracks) -> TrackFormats {
+    available.formats_sent_to_viewer(|format| {
+        let sections = offer.media_sections().map(|(_, _, media)| media);
         let mut of_kind = sections.filter(|media| media.kind == format.codec().kind());
-        of_kind.any(|media| choose(format, media).is_some())
+        of_kind.any(|media| codecs_with_best_match_first(format, media).is_some())
     })
 }
 
 /// WHEP §4.3.5.
 fn check_directions(offer: &Offer) -> Result<(), OfferError> {
     let mut wrong = offer
-        .media()
+        .media_sections()
         .filter(|(_, _, media)| matches!(media.direction, Direction::SendOnly | Direction::Inactive));
     match wrong.next() {
         Some((_, section, _)) => Err(OfferError::BadDirection {
-            line: section.line,
+            line: section.line_number,
             wanted: "recvonly",
         }),
         None => Ok(()),
@@ -98,15 +109,18 @@ fn check_directions(offer: &Offer) -> Result<(), OfferError> {
 }
 
 /// Returns the codecs to answer, the best match for the source first and the others as offered; `None` if none matches.
-fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
-    let mut codecs = sendable(&media.codecs);
+fn codecs_with_best_match_first(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
+    let mut codecs = without_h264_packetization_mode_0(&media.codecs);
     let ranked = codecs
         .iter()
         .enumerate()
-        .filter_map(|(index, codec)| suitability(source, codec.format).map(|rank| (rank, index)));
+        .filter_map(|(index, codec)| format_mismatch_rank(source, codec.format).map(|rank| (rank, index)));
     let (rank, best) = ranked.min()?;
-    if rank >= DOUBTFUL {
-        tracing::debug!(?source, "viewer offers no matching profile, decoding is not guaranteed");
+    if rank >= MIN_DOUBTFUL_MISMATCH_RANK {
+        tracing::debug!(
+            ?source,
+            "WHEP offer: no offered codec profile covers the profile of the stream, so the viewer may be unable to decode it"
+        );
     }
     let chosen = codecs.remove(best);
     codecs.insert(0, chosen);
@@ -114,60 +128,111 @@ fn choose(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
 }
 
 /// Answers a section as inactive, for its transport alone; `None` if it has no supported codec.
-fn accept_inactive(index: usize, media: &MediaSection) -> Option<Accepted> {
-    let codecs: Vec<AnsweredCodec> = sendable(&media.codecs)
+fn accept_inactive_section(index: usize, media: &MediaSection) -> Option<AcceptedSection> {
+    let codecs: Vec<AnsweredCodec> = without_h264_packetization_mode_0(&media.codecs)
         .iter()
-        .take(MAX_CODECS)
-        .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback), opus(codec.format)))
+        .take(MAX_ANSWERED_CODECS)
+        .map(|codec| {
+            let feedback = choose_rtcp_feedback(codec.rtcp_feedback, RtpHeaderExtensionIds::default());
+            AnsweredCodec::new(codec, feedback, opus_fmtp_for_offered(codec.format))
+        })
         .collect();
-    (!codecs.is_empty()).then_some(Accepted {
-        index,
+    (!codecs.is_empty()).then_some(AcceptedSection {
+        section_index: index,
         direction: "inactive",
         codecs,
         attributes: Vec::new(),
     })
 }
 
-fn accept(
+/// The codecs of a section, and the header extensions that are sent with them.
+struct AcceptedCodecsAndExtensions {
+    codecs: Vec<OfferedCodec>,
+    extension_ids: RtpHeaderExtensionIds,
+    extmap_attributes: Vec<Attribute>,
+}
+
+impl AcceptedCodecsAndExtensions {
+    /// Transport-wide congestion control needs both its feedback and its header extension
+    /// (draft-holmer-rmcat-transport-wide-cc-extensions-01 §3, §4): whepclientsrc offers the feedback alone. The codec that is
+    /// sent, the first one, decides.
+    ///
+    /// The playout delay is for video with RTX: a packet that is sent once more byte for byte could not have another one, and
+    /// the audio of the same MediaStream follows the video.
+    fn limit_codecs_and_choose_extensions(
+        media: &MediaSection,
+        mut codecs: Vec<OfferedCodec>,
+        local: &LocalTransport<'_>,
+    ) -> Self {
+        codecs.truncate(MAX_ANSWERED_CODECS);
+        let sent = codecs.first();
+        let uses_transport_cc =
+            local.viewer_congestion_control && sent.is_some_and(|codec| codec.rtcp_feedback.transport_cc);
+        let is_video_with_rtx = media.kind == MediaKind::Video && sent.is_some_and(|codec| codec.rtx_pt.is_some());
+        let uses_playout_delay = local.viewer_playout_delay && is_video_with_rtx;
+        let (extension_ids, extmap_attributes) = answer::answer_header_extensions(media, |extmap| {
+            extmap.peer_accepts()
+                && match extmap.extension {
+                    RtpHeaderExtension::Mid => true,
+                    RtpHeaderExtension::TransportCc => uses_transport_cc,
+                    RtpHeaderExtension::PlayoutDelay => uses_playout_delay,
+                    RtpHeaderExtension::Rid | RtpHeaderExtension::RepairedRid | RtpHeaderExtension::AbsSendTime => {
+                        false
+                    }
+                }
+        });
+        Self {
+            codecs,
+            extension_ids,
+            extmap_attributes,
+        }
+    }
+}
+
+fn accept_section(
     index: usize,
     section: &Section,
     media: &MediaSection,
-    offered: &[OfferedCodec],
+    accepted: AcceptedCodecsAndExtensions,
     cname: &str,
     next_ssrc: &mut dyn FnMut() -> Ssrc,
-) -> (OutgoingTrack, Accepted) {
+) -> (OutgoingTrack, AcceptedSection) {
+    let AcceptedCodecsAndExtensions {
+        codecs: offered,
+        extension_ids: extensions,
+        extmap_attributes: mut attributes,
+    } = accepted;
     let codecs: Vec<AnsweredCodec> = offered
         .iter()
-        .take(MAX_CODECS)
-        .map(|codec| AnsweredCodec::new(codec, choose_feedback(codec.feedback), opus(codec.format)))
+        .map(|codec| {
+            let feedback = choose_rtcp_feedback(codec.rtcp_feedback, extensions);
+            AnsweredCodec::new(codec, feedback, opus_fmtp_for_offered(codec.format))
+        })
         .collect();
-    let (extensions, mut attributes) = answer::extensions(media, |extmap| {
-        extmap.known == HeaderExtension::Mid && extmap.is_received()
-    });
     let ssrc = next_ssrc();
     let has_rtx = codecs.iter().any(|answered| answered.codec.rtx_pt.is_some());
     let rtx_ssrc = has_rtx.then(next_ssrc);
 
     // Both tracks are in one MediaStream. Chromium rejects a FID group with an `a=ssrc` line for only one of its
     // members.
-    attributes.push(with("msid", format!("{STREAM_ID} {}", media.kind)));
+    attributes.push(value_attribute("msid", format!("{MEDIA_STREAM_ID} {}", media.kind)));
     if let Some(rtx) = rtx_ssrc {
-        attributes.push(with("ssrc-group", format!("FID {} {}", ssrc.0, rtx.0)));
+        attributes.push(value_attribute("ssrc-group", format!("FID {} {}", ssrc.0, rtx.0)));
     }
     for ssrc in std::iter::once(ssrc).chain(rtx_ssrc) {
-        attributes.push(with("ssrc", format!("{} cname:{cname}", ssrc.0)));
+        attributes.push(value_attribute("ssrc", format!("{} cname:{cname}", ssrc.0)));
     }
 
     let track = OutgoingTrack {
         mid: section.mid.clone(),
         kind: media.kind,
         codecs: codecs.iter().map(|answered| answered.codec.clone()).collect(),
-        extensions,
+        extension_ids: extensions,
         ssrc,
         rtx_ssrc,
     };
-    let reply = Accepted {
-        index,
+    let reply = AcceptedSection {
+        section_index: index,
         direction: "sendonly",
         codecs,
         attributes,
@@ -175,43 +240,43 @@ fn accept(
     (track, reply)
 }
 
-/// Accepts feedback about packet loss and key frames. Bandwidth estimates are declined, because nothing is encoded per
-/// viewer.
-fn choose_feedback(offered: Feedback) -> Feedback {
-    Feedback {
-        transport_cc: false,
+/// Accepts feedback about packet loss and key frames, and transport-wide feedback where its header extension is sent. The
+/// viewer's own estimate (REMB) is declined: it needs a header extension with the time of sending.
+fn choose_rtcp_feedback(offered: RtcpFeedback, extensions: RtpHeaderExtensionIds) -> RtcpFeedback {
+    RtcpFeedback {
+        transport_cc: offered.transport_cc && extensions.transport_cc.is_some(),
         remb: false,
         ..offered
     }
 }
 
 /// RFC 7587 §6.1: `sprop-stereo` is what the gateway is likely to send; `stereo` repeats the viewer's preference.
-fn opus(offered: Format) -> &'static str {
+fn opus_fmtp_for_offered(offered: Format) -> &'static str {
     match offered {
         Format::Opus { stereo: true } => "minptime=10;stereo=1;sprop-stereo=1;useinbandfec=1",
         _ => "minptime=10;sprop-stereo=1;useinbandfec=1",
     }
 }
 
-fn takes(offer: &Offer, source: &SourceFormats) -> String {
-    let sections = offer.media().map(|(_, _, media)| {
-        let format = source.of(media.kind);
+fn describe_offered_formats(offer: &Offer, source: &TrackFormats) -> String {
+    let sections = offer.media_sections().map(|(_, _, media)| {
+        let format = source.format_of(media.kind);
         let is_carried = |codec: &OfferedCodec| format.is_some_and(|format| format.codec() == codec.format.codec());
         // The offer has the codec, but not the packetization mode or the profile.
         let lacks = match format {
             _ if !media.codecs.iter().any(is_carried) => "",
             Some(Format::H264 { .. }) => ", but H264 not in packetization mode 1",
-            _ => ", but not in this profile",
+            _ => ", but not in the profile of the stream",
         };
-        format!("{} {}{lacks}", media.kind, media.offered())
+        format!("{} {}{lacks}", media.kind, media.offered_codecs_text())
     });
     sections.take(4).collect::<Vec<_>>().join("; ")
 }
 
-fn describe(source: &SourceFormats) -> String {
-    let formats = [Kind::Video, Kind::Audio]
+fn describe_stream_formats(source: &TrackFormats) -> String {
+    let formats = [MediaKind::Video, MediaKind::Audio]
         .into_iter()
-        .filter_map(|kind| source.of(kind));
+        .filter_map(|kind| source.format_of(kind));
     let named = |format: Format| {
         let name = format.codec().name();
         match format {
@@ -229,14 +294,14 @@ fn describe(source: &SourceFormats) -> String {
 }
 
 /// Allocates SSRCs that are not zero and not in use in the session.
-struct Ssrcs(Vec<Ssrc>);
+struct SsrcAllocator(Vec<Ssrc>);
 
-impl Ssrcs {
+impl SsrcAllocator {
     fn new(offer: &Offer) -> Self {
         Self(
             offer
-                .media()
-                .flat_map(|(_, _, media)| &media.claimed)
+                .media_sections()
+                .flat_map(|(_, _, media)| &media.all_declared_ssrcs)
                 .map(|(_, ssrc)| *ssrc)
                 .collect(),
         )
@@ -254,4 +319,4 @@ impl Ssrcs {
 }
 
 /// Id of the MediaStream at the viewer.
-const STREAM_ID: &str = "millstream";
+const MEDIA_STREAM_ID: &str = "millstream";

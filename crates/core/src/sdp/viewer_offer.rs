@@ -4,24 +4,24 @@
 
 use std::fmt::Write as _;
 
-use super::description::{LocalDescription, VideoSection};
-use super::local::{Local, candidate_lines, fingerprint};
-use super::plan::SourceFormats;
-use super::restart::IceSection;
+use super::description::{LocalDescription, VideoSectionId};
+use super::ice_restart::IceFragmentTemplate;
+use super::local_transport::{LocalTransport, candidate_lines, fingerprint_value};
+use super::negotiated::TrackFormats;
 use crate::media::{Format, ProfileLevelId};
 
 /// Returns the offer, with a `sendonly` section for each kind. SSRCs are not declared: the viewer learns them from
 /// packets.
-pub fn offer_viewer(source: &SourceFormats, local: &Local<'_>) -> LocalDescription {
+pub fn create_viewer_offer(source: &TrackFormats, local: &LocalTransport<'_>) -> LocalDescription {
     let mut sections: Vec<(&str, Vec<(u8, Format)>)> = Vec::new();
-    sections.push(("audio", audio(source.audio)));
+    sections.push(("audio", offered_audio_formats(source.audio)));
     if let Some(format) = source.video {
-        sections.push(("video", video(format)));
+        sections.push(("video", offered_video_formats(format)));
     }
     let mids: Vec<String> = (0..sections.len()).map(|mid| mid.to_string()).collect();
     let mut lines = vec![
         "v=0".to_owned(),
-        format!("o=- {} 1 IN IP4 127.0.0.1", local.session_id & (u64::MAX >> 1)),
+        format!("o=- {} 1 IN IP4 127.0.0.1", local.sdp_session_id & (u64::MAX >> 1)),
         "s=-".to_owned(),
         "t=0 0".to_owned(),
         format!("a=group:BUNDLE {}", mids.join(" ")),
@@ -35,13 +35,13 @@ pub fn offer_viewer(source: &SourceFormats, local: &Local<'_>) -> LocalDescripti
         lines.push("c=IN IP4 0.0.0.0".to_owned());
         lines.push(format!("a=mid:{mid}"));
         lines.push("a=sendonly".to_owned());
-        lines.push(format!("a=ice-ufrag:{}", local.credentials.ufrag));
-        lines.push(format!("a=ice-pwd:{}", local.credentials.pwd));
-        lines.push(format!("a=fingerprint:{}", fingerprint(local.fingerprint)));
+        lines.push(format!("a=ice-ufrag:{}", local.ice_credentials.ufrag));
+        lines.push(format!("a=ice-pwd:{}", local.ice_credentials.pwd));
+        lines.push(format!("a=fingerprint:{}", fingerprint_value(local.fingerprint)));
         lines.extend(["a=setup:actpass", "a=rtcp-mux", "a=rtcp-mux-only", "a=rtcp-rsize"].map(str::to_owned));
         lines.push(format!("a=msid:millstream {kind}"));
         for (pt, format) in codecs {
-            describe(&mut lines, *pt, *format);
+            write_format_lines(&mut lines, *pt, *format);
         }
         if mid == "0" {
             lines.extend(candidate_lines(local).map(|line| format!("a=candidate:{line}")));
@@ -56,17 +56,21 @@ pub fn offer_viewer(source: &SourceFormats, local: &Local<'_>) -> LocalDescripti
     let kinds = sections.iter().map(|(kind, _)| (*kind).to_owned());
     LocalDescription {
         sdp: text,
-        video: video.map(|index| VideoSection {
+        video_section: video.map(|index| VideoSectionId {
             index,
             mid: mids.get(index).cloned(),
         }),
-        ice: IceSection::new(Some(mids.join(" ")), media_line, mids.first().map(String::as_str)),
-        sections: kinds.zip(mids.iter().cloned()).collect(),
+        ice_fragment_template: IceFragmentTemplate::new(
+            Some(mids.join(" ")),
+            media_line,
+            mids.first().map(String::as_str),
+        ),
+        section_kinds_and_mids: kinds.zip(mids.iter().cloned()).collect(),
     }
 }
 
 /// Returns the stream's format first, then the formats that another source may have.
-fn video(source: Format) -> Vec<(u8, Format)> {
+fn offered_video_formats(source: Format) -> Vec<(u8, Format)> {
     let baseline = Format::H264 {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
         packetization_mode: 1,
@@ -97,7 +101,7 @@ fn video(source: Format) -> Vec<(u8, Format)> {
     codecs
 }
 
-fn audio(source: Option<Format>) -> Vec<(u8, Format)> {
+fn offered_audio_formats(source: Option<Format>) -> Vec<(u8, Format)> {
     let mut codecs = vec![
         (111, Format::Opus { stereo: true }),
         (0, Format::Pcmu),
@@ -107,7 +111,7 @@ fn audio(source: Option<Format>) -> Vec<(u8, Format)> {
     codecs
 }
 
-fn describe(lines: &mut Vec<String>, pt: u8, format: Format) {
+fn write_format_lines(lines: &mut Vec<String>, pt: u8, format: Format) {
     let codec = format.codec();
     let channels = if matches!(format, Format::Opus { .. }) {
         "/2"
@@ -136,7 +140,7 @@ fn describe(lines: &mut Vec<String>, pt: u8, format: Format) {
     if !parameters.is_empty() {
         lines.push(format!("a=fmtp:{pt} {parameters}"));
     }
-    if codec.kind() == crate::media::Kind::Video {
+    if codec.kind() == crate::media::MediaKind::Video {
         lines.extend(["nack", "nack pli", "ccm fir"].map(|feedback| format!("a=rtcp-fb:{pt} {feedback}")));
     }
 }

@@ -11,23 +11,26 @@ use rtc_shared::TransportProtocol;
 use rtc_srtp::config::{Config, LABEL_EXTRACTOR_DTLS_SRTP, SessionKeys};
 use rtc_srtp::protection_profile::ProtectionProfile;
 
-use super::guard::{self, DropReason, Drops, Guard, MAX_MESSAGE, fragments, is_plain_handshake};
-use super::identity::{Identity, fingerprint_of};
-use super::srtp::Profile;
-use crate::sdp::plan::{DtlsRole, Fingerprint};
+use super::guard::{
+    self, DtlsGuard, MAX_HANDSHAKE_MESSAGE_LEN, SessionDropCounts, SessionDropReason, handshake_fragments,
+    has_only_plain_handshake_records,
+};
+use super::identity::{DtlsIdentity, fingerprint_with_hash_function};
+use super::srtp::SrtpProfile;
+use crate::sdp::negotiated::{DtlsRole, Fingerprint};
 
 /// State of one DTLS handshake and of the association that it establishes.
 pub struct Dtls {
     endpoint: Endpoint,
-    identity: Arc<Identity>,
+    identity: Arc<DtlsIdentity>,
     role: DtlsRole,
-    guard: Guard,
-    state: State,
+    guard: DtlsGuard,
+    state: DtlsState,
     /// Deadline of the whole handshake, counted from its first record.
-    deadline: Option<Instant>,
-    retransmission: Retransmission,
+    handshake_deadline: Option<Instant>,
+    flight_retransmission: HandshakeRetransmissionTracker,
     /// Whether the peer's ChangeCipherSpec was read.
-    has_changed_cipher: bool,
+    received_change_cipher_spec: bool,
 }
 
 /// Retransmission of our flight, and the fragments that the peer has sent so far.
@@ -36,19 +39,19 @@ pub struct Dtls {
 /// repeated message would therefore keep a lost flight from ever being sent again, so the stack must not see it. A
 /// repeat indicates that our flight was lost; it is answered by sending the flight again (RFC 6347 §4.2.4).
 #[derive(Default)]
-struct Retransmission {
+struct HandshakeRetransmissionTracker {
     /// Message sequence number, offset and length of the fragments read so far; bounded by the guard.
-    seen: Vec<(u16, usize, usize)>,
-    sent: Option<Instant>,
-    count: u32,
+    received_fragments: Vec<(u16, usize, usize)>,
+    flight_sent_at: Option<Instant>,
+    retransmission_count: u32,
 }
 
-enum State {
+enum DtlsState {
     /// The ClientHello is still incomplete; the protection profiles that it offers decide our configuration.
-    ClientHello(Box<ClientHello>),
+    AwaitingClientHello(Box<ClientHelloAssembler>),
     /// We are the client and the ServerHello has not arrived yet. Holds the datagrams that overtook it: the stack accepts
     /// the rest of the server's flight in any order, but fails the handshake if it does not see the ServerHello first.
-    ServerHello(Vec<Vec<u8>>),
+    AwaitingServerHello(Vec<Vec<u8>>),
     Handshake,
     Established,
     Closed,
@@ -56,60 +59,60 @@ enum State {
 
 /// A ClientHello being reassembled, and the datagrams that carried its fragments.
 #[derive(Default)]
-struct ClientHello {
+struct ClientHelloAssembler {
     body: Vec<u8>,
-    received: Vec<(usize, usize)>,
-    buffered: Vec<Vec<u8>>,
+    received_ranges: Vec<(usize, usize)>,
+    buffered_datagrams: Vec<Vec<u8>>,
 }
 
 /// Result of handling a datagram.
 #[derive(Debug)]
-pub enum Progress {
+pub enum DtlsProgress {
     Nothing,
     /// The handshake is complete and the peer's certificate matches its fingerprint.
-    Established(Box<Keys>),
+    Established(Box<SrtpKeys>),
     /// The peer sent a close_notify alert.
     PeerClosed,
 }
 
 /// Master keys and salts of both directions.
 #[derive(Debug)]
-pub struct Keys {
-    pub profile: Profile,
-    pub session: SessionKeys,
+pub struct SrtpKeys {
+    pub profile: SrtpProfile,
+    pub master_keys: SessionKeys,
 }
 
 /// Why the session must be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum DtlsError {
     #[error(transparent)]
-    Limit(#[from] super::guard::LimitBroken),
+    LimitExceeded(#[from] super::guard::DtlsLimitExceeded),
     #[error("the DTLS handshake failed: {0}")]
-    Handshake(#[source] rtc_shared::error::Error),
-    #[error("the handshake took longer than {HANDSHAKE_TIME:?}")]
-    TooSlow,
-    #[error("no SRTP protection profile in common")]
-    NoProfile,
-    #[error("the certificate does not match the fingerprint of the offer")]
+    HandshakeFailed(#[source] rtc_shared::error::Error),
+    #[error("the DTLS handshake took longer than {HANDSHAKE_TIMEOUT:?}")]
+    HandshakeTimeout,
+    #[error("the gateway and the peer have no SRTP protection profile in common")]
+    NoCommonSrtpProfile,
+    #[error("the peer's DTLS certificate does not match the fingerprint in its SDP")]
     WrongCertificate,
 }
 
 /// The stack keys associations by address. This placeholder never changes, whichever path the datagrams take.
-const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
+const PLACEHOLDER_PEER_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
 
 /// Time limit from the first record to the last. FFmpeg gives up after 5 s, browsers after 30 s.
-pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
 const HELLO_VERIFY_REQUEST: u8 = 3;
 
-const CHANGE_CIPHER_SPEC: u8 = 20;
+const CONTENT_TYPE_CHANGE_CIPHER_SPEC: u8 = 20;
 const CONTENT_TYPE_HANDSHAKE: u8 = 22;
 
 /// A ChangeCipherSpec record of DTLS 1.2 (RFC 6347 §4.1, RFC 5246 §7.1), with a sequence number that no peer reaches.
-const LOST_CHANGE_CIPHER_SPEC: [u8; 14] = [
-    CHANGE_CIPHER_SPEC,
+const SYNTHETIC_CHANGE_CIPHER_SPEC: [u8; 14] = [
+    CONTENT_TYPE_CHANGE_CIPHER_SPEC,
     0xfe,
     0xfd,
     0,
@@ -126,54 +129,54 @@ const LOST_CHANGE_CIPHER_SPEC: [u8; 14] = [
 ];
 
 /// Wait before the first retransmission of a flight; doubled after each one.
-const FLIGHT_INTERVAL: Duration = Duration::from_millis(200);
+const INITIAL_RETRANSMIT_DELAY: Duration = Duration::from_millis(200);
 
 /// Maximum number of doublings: the longest wait is 3.2 s.
-const MAX_DOUBLINGS: u32 = 4;
+const MAX_RETRANSMIT_DOUBLINGS: u32 = 4;
 
 /// A repeat from the peer is answered at once, unless our flight was sent less than this long ago.
-const FLIGHT_SPACING: Duration = Duration::from_millis(50);
+const MIN_RETRANSMIT_SPACING: Duration = Duration::from_millis(50);
 
 /// The stack gives up at the eighth retransmission; here the deadline decides when a handshake has taken too long.
-const MAX_RETRANSMISSIONS: u32 = 7;
+const MAX_FLIGHT_RETRANSMISSIONS: u32 = 7;
 
 /// Maximum number of datagrams buffered for one ClientHello.
-const MAX_BUFFERED: usize = 16;
+const MAX_DATAGRAMS_BUFFERED_FOR_HELLO: usize = 16;
 
 impl Dtls {
     /// Creates a handshake that has not started.
-    pub fn new(identity: Arc<Identity>, role: DtlsRole) -> Self {
+    pub fn new(identity: Arc<DtlsIdentity>, role: DtlsRole) -> Self {
         let state = match role {
-            DtlsRole::Server => State::ClientHello(Box::default()),
-            DtlsRole::Client => State::ServerHello(Vec::new()),
+            DtlsRole::Server => DtlsState::AwaitingClientHello(Box::default()),
+            DtlsRole::Client => DtlsState::AwaitingServerHello(Vec::new()),
         };
-        let endpoint = Endpoint::new(PEER, TransportProtocol::UDP, None);
+        let endpoint = Endpoint::new(PLACEHOLDER_PEER_ADDRESS, TransportProtocol::UDP, None);
         Self {
             endpoint,
             identity,
             role,
-            guard: Guard::default(),
+            guard: DtlsGuard::default(),
             state,
-            deadline: None,
-            retransmission: Retransmission::default(),
-            has_changed_cipher: false,
+            handshake_deadline: None,
+            flight_retransmission: HandshakeRetransmissionTracker::default(),
+            received_change_cipher_spec: false,
         }
     }
 
-    /// Starts the handshake if we are the client. Called once a destination is is_known; further calls do nothing.
+    /// Starts the handshake if we are the client. Called once a destination is known; further calls do nothing.
     ///
     /// # Errors
     ///
-    /// [`DtlsError::Handshake`] from the stack.
-    pub fn begin(&mut self, now: Instant) -> Result<(), DtlsError> {
-        if self.role == DtlsRole::Server || self.deadline.is_some() {
+    /// [`DtlsError::HandshakeFailed`] from the stack.
+    pub(crate) fn start_client_handshake(&mut self, now: Instant) -> Result<(), DtlsError> {
+        if self.role == DtlsRole::Server || self.handshake_deadline.is_some() {
             return Ok(());
         }
-        self.deadline = Some(now + HANDSHAKE_TIME);
-        self.retransmission.sent = Some(now);
+        self.handshake_deadline = Some(now + HANDSHAKE_TIMEOUT);
+        self.flight_retransmission.flight_sent_at = Some(now);
         self.endpoint
-            .connect(now, PEER, self.identity.client.clone(), None)
-            .map_err(DtlsError::Handshake)
+            .connect(now, PLACEHOLDER_PEER_ADDRESS, self.identity.client_config.clone(), None)
+            .map_err(DtlsError::HandshakeFailed)
     }
 
     /// Handles a datagram. `fingerprints` are those that the peer signalled.
@@ -186,130 +189,152 @@ impl Dtls {
         now: Instant,
         datagram: &[u8],
         fingerprints: &[Fingerprint],
-    ) -> Result<Progress, DtlsError> {
-        let records = self.guard.admit(datagram)?;
-        if records.is_empty() || matches!(self.state, State::Closed) {
-            return Ok(Progress::Nothing);
+    ) -> Result<DtlsProgress, DtlsError> {
+        let records = self.guard.filter_datagram(datagram)?;
+        if records.is_empty() || matches!(self.state, DtlsState::Closed) {
+            return Ok(DtlsProgress::Nothing);
         }
-        self.deadline.get_or_insert(now + HANDSHAKE_TIME);
+        self.handshake_deadline.get_or_insert(now + HANDSHAKE_TIMEOUT);
         let ready = match &mut self.state {
-            State::ClientHello(hello) => match hello.add(records) {
-                None => return Ok(Progress::Nothing),
+            DtlsState::AwaitingClientHello(hello) => match hello.add_records_and_check_gcm_offer(records) {
+                None => return Ok(DtlsProgress::Nothing),
                 Some(offers_gcm) => {
-                    let buffered = std::mem::take(&mut hello.buffered);
+                    let buffered = std::mem::take(&mut hello.buffered_datagrams);
                     let identity = &self.identity;
                     let config = if offers_gcm {
-                        &identity.server_gcm
+                        &identity.server_gcm_config
                     } else {
-                        &identity.server_cm
+                        &identity.server_cm_config
                     };
                     self.endpoint.set_server_config(Some(config.clone()));
-                    self.state = State::Handshake;
+                    self.state = DtlsState::Handshake;
                     buffered
                 }
             },
-            State::ServerHello(buffered) => {
+            DtlsState::AwaitingServerHello(buffered) => {
                 let begins = |kind| matches!(kind, SERVER_HELLO | HELLO_VERIFY_REQUEST);
-                if is_plain_handshake(&records) && !fragments(&records).iter().any(|f| begins(f.kind)) {
-                    if buffered.len() < MAX_BUFFERED {
+                if has_only_plain_handshake_records(&records)
+                    && !handshake_fragments(&records).iter().any(|f| begins(f.kind))
+                {
+                    if buffered.len() < MAX_DATAGRAMS_BUFFERED_FOR_HELLO {
                         buffered.push(records);
                     }
-                    return Ok(Progress::Nothing);
+                    return Ok(DtlsProgress::Nothing);
                 }
                 let buffered = std::mem::take(buffered);
-                self.state = State::Handshake;
+                self.state = DtlsState::Handshake;
                 std::iter::once(records).chain(buffered).collect()
             }
-            State::Handshake | State::Established | State::Closed => vec![records],
+            DtlsState::Handshake | DtlsState::Established | DtlsState::Closed => vec![records],
         };
         for datagram in ready {
-            match self.read(now, &datagram, fingerprints)? {
-                Progress::Nothing => {}
+            match self.read_records(now, &datagram, fingerprints)? {
+                DtlsProgress::Nothing => {}
                 progress => return Ok(progress),
             }
         }
-        Ok(Progress::Nothing)
+        Ok(DtlsProgress::Nothing)
     }
 
-    fn read(&mut self, now: Instant, records: &[u8], fingerprints: &[Fingerprint]) -> Result<Progress, DtlsError> {
-        if matches!(self.state, State::Handshake) && self.retransmission.is_repeat(records, self.role) {
-            if self.retransmission.sent.is_none_or(|sent| now >= sent + FLIGHT_SPACING) {
+    fn read_records(
+        &mut self,
+        now: Instant,
+        records: &[u8],
+        fingerprints: &[Fingerprint],
+    ) -> Result<DtlsProgress, DtlsError> {
+        if matches!(self.state, DtlsState::Handshake)
+            && self
+                .flight_retransmission
+                .record_and_detect_peer_retransmission(records, self.role)
+        {
+            if self
+                .flight_retransmission
+                .flight_sent_at
+                .is_none_or(|sent| now >= sent + MIN_RETRANSMIT_SPACING)
+            {
                 self.retransmit_flight(now)?;
             }
-            return Ok(Progress::Nothing);
+            return Ok(DtlsProgress::Nothing);
         }
         let mut datagram = BytesMut::new();
-        if self.misses_change_cipher(records) {
-            datagram.extend_from_slice(&LOST_CHANGE_CIPHER_SPEC);
+        if self.check_and_record_missed_change_cipher_spec(records) {
+            datagram.extend_from_slice(&SYNTHETIC_CHANGE_CIPHER_SPEC);
         }
         datagram.extend_from_slice(records);
-        let before = self.endpoint.poll_timeout(&PEER);
-        let result = self.endpoint.read(now, PEER, None, datagram);
-        let after = self.endpoint.poll_timeout(&PEER);
+        let before = self.endpoint.poll_timeout(&PLACEHOLDER_PEER_ADDRESS);
+        let result = self.endpoint.read(now, PLACEHOLDER_PEER_ADDRESS, None, datagram);
+        let after = self.endpoint.poll_timeout(&PLACEHOLDER_PEER_ADDRESS);
         if after.is_some() && after != before {
-            self.retransmission.sent = Some(now);
-            self.retransmission.count = 0;
+            self.flight_retransmission.flight_sent_at = Some(now);
+            self.flight_retransmission.retransmission_count = 0;
         }
         let events = match (result, &self.state) {
             (Ok(events), _) => events,
             // An established association survives records that the stack cannot read: anyone on the path can inject
             // them.
-            (Err(_), State::Established) => {
-                self.guard.drop(DropReason::Malformed);
-                return Ok(Progress::Nothing);
+            (Err(_), DtlsState::Established) => {
+                self.guard.count_drop(SessionDropReason::Malformed);
+                return Ok(DtlsProgress::Nothing);
             }
-            (Err(error), _) => return Err(DtlsError::Handshake(error)),
+            (Err(error), _) => return Err(DtlsError::HandshakeFailed(error)),
         };
         for event in events {
             match event {
                 EndpointEvent::HandshakeComplete => {
-                    let keys = self.verify(fingerprints)?;
-                    self.state = State::Established;
-                    self.guard.establish();
-                    return Ok(Progress::Established(Box::new(keys)));
+                    let keys = self.verify_and_export_keys(fingerprints)?;
+                    self.state = DtlsState::Established;
+                    self.guard.mark_established();
+                    return Ok(DtlsProgress::Established(Box::new(keys)));
                 }
                 EndpointEvent::PeerClosed => {
-                    self.state = State::Closed;
-                    return Ok(Progress::PeerClosed);
+                    self.state = DtlsState::Closed;
+                    return Ok(DtlsProgress::PeerClosed);
                 }
                 // There are no data channels.
                 _ => {}
             }
         }
-        Ok(Progress::Nothing)
+        Ok(DtlsProgress::Nothing)
     }
 
     /// Returns whether the server's Finished has arrived without its ChangeCipherSpec, which was lost or overtaken.
     ///
     /// FFmpeg 9.0.2 sends ChangeCipherSpec in a datagram of its own and never retransmits its last flight. The record is
     /// not authenticated and carries no information beyond the epoch of the records that follow it, so it can be supplied.
-    fn misses_change_cipher(&mut self, records: &[u8]) -> bool {
-        if self.role != DtlsRole::Client || !matches!(self.state, State::Handshake) {
+    fn check_and_record_missed_change_cipher_spec(&mut self, records: &[u8]) -> bool {
+        if self.role != DtlsRole::Client || !matches!(self.state, DtlsState::Handshake) {
             return false;
         }
-        let kinds = guard::kinds(records);
-        let changes = kinds.iter().any(|(content, _)| *content == CHANGE_CIPHER_SPEC);
-        let is_missed = !changes && !self.has_changed_cipher && kinds.contains(&(CONTENT_TYPE_HANDSHAKE, 1));
-        self.has_changed_cipher |= changes || is_missed;
+        let kinds = guard::record_types_and_epochs(records);
+        let changes = kinds
+            .iter()
+            .any(|(content, _)| *content == CONTENT_TYPE_CHANGE_CIPHER_SPEC);
+        let is_missed = !changes && !self.received_change_cipher_spec && kinds.contains(&(CONTENT_TYPE_HANDSHAKE, 1));
+        self.received_change_cipher_spec |= changes || is_missed;
         is_missed
     }
 
     /// The certificate has to match a signalled fingerprint before a key is used (RFC 8827 §6.5).
-    fn verify(&self, fingerprints: &[Fingerprint]) -> Result<Keys, DtlsError> {
+    fn verify_and_export_keys(&self, fingerprints: &[Fingerprint]) -> Result<SrtpKeys, DtlsError> {
         let state = self
             .endpoint
-            .get_connection_state(PEER)
+            .get_connection_state(PLACEHOLDER_PEER_ADDRESS)
             .ok_or(DtlsError::WrongCertificate)?;
         let certificate = state.peer_certificates.first().ok_or(DtlsError::WrongCertificate)?;
-        if !fingerprints.iter().any(|f| fingerprint_of(certificate, f.hash) == *f) {
+        if !fingerprints
+            .iter()
+            .any(|f| fingerprint_with_hash_function(certificate, f.hash_function) == *f)
+        {
             return Err(DtlsError::WrongCertificate);
         }
         let (profile, stack_profile) = match state.srtp_protection_profile() {
-            SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => (Profile::AeadAes128Gcm, ProtectionProfile::AeadAes128Gcm),
-            SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80 => {
-                (Profile::Aes128CmSha1_80, ProtectionProfile::Aes128CmHmacSha1_80)
+            SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => {
+                (SrtpProfile::AeadAes128Gcm, ProtectionProfile::AeadAes128Gcm)
             }
-            _ => return Err(DtlsError::NoProfile),
+            SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80 => {
+                (SrtpProfile::Aes128CmSha1_80, ProtectionProfile::Aes128CmHmacSha1_80)
+            }
+            _ => return Err(DtlsError::NoCommonSrtpProfile),
         };
         let mut config = Config {
             profile: stack_profile,
@@ -317,13 +342,13 @@ impl Dtls {
         };
         let material = state
             .export_keying_material(LABEL_EXTRACTOR_DTLS_SRTP, &[], config.keying_material_len())
-            .map_err(DtlsError::Handshake)?;
+            .map_err(DtlsError::HandshakeFailed)?;
         config
             .set_session_keys_from_keying_material(material.as_ref(), self.role == DtlsRole::Client)
-            .map_err(DtlsError::Handshake)?;
-        Ok(Keys {
+            .map_err(DtlsError::HandshakeFailed)?;
+        Ok(SrtpKeys {
             profile,
-            session: config.keys,
+            master_keys: config.keys,
         })
     }
 
@@ -333,45 +358,55 @@ impl Dtls {
     ///
     /// [`DtlsError`]: the session must be closed.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsError> {
-        if !self.is_handshaking() {
+        if !self.is_handshake_pending() {
             return Ok(());
         }
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
-            return Err(DtlsError::TooSlow);
+        if self.handshake_deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(DtlsError::HandshakeTimeout);
         }
-        if self.retransmit_at().is_some_and(|at| at <= now) {
+        if self.next_retransmission_at().is_some_and(|at| at <= now) {
             self.retransmit_flight(now)?;
         }
         Ok(())
     }
 
-    fn retransmit_at(&self) -> Option<Instant> {
-        let waits = self.endpoint.poll_timeout(&PEER).is_some() && self.retransmission.count < MAX_RETRANSMISSIONS;
-        let sent = self.retransmission.sent.filter(|_| waits)?;
-        Some(sent + FLIGHT_INTERVAL * (1 << self.retransmission.count.min(MAX_DOUBLINGS)))
+    fn next_retransmission_at(&self) -> Option<Instant> {
+        let waits = self.endpoint.poll_timeout(&PLACEHOLDER_PEER_ADDRESS).is_some()
+            && self.flight_retransmission.retransmission_count < MAX_FLIGHT_RETRANSMISSIONS;
+        let sent = self.flight_retransmission.flight_sent_at.filter(|_| waits)?;
+        Some(
+            sent + INITIAL_RETRANSMIT_DELAY
+                * (1 << self
+                    .flight_retransmission
+                    .retransmission_count
+                    .min(MAX_RETRANSMIT_DOUBLINGS)),
+        )
     }
 
     fn retransmit_flight(&mut self, now: Instant) -> Result<(), DtlsError> {
-        let Some(at) = self.endpoint.poll_timeout(&PEER) else {
+        let Some(at) = self.endpoint.poll_timeout(&PLACEHOLDER_PEER_ADDRESS) else {
             return Ok(());
         };
-        if self.retransmission.count >= MAX_RETRANSMISSIONS {
+        if self.flight_retransmission.retransmission_count >= MAX_FLIGHT_RETRANSMISSIONS {
             return Ok(());
         }
-        self.retransmission.count += 1;
-        self.retransmission.sent = Some(now);
+        self.flight_retransmission.retransmission_count += 1;
+        self.flight_retransmission.flight_sent_at = Some(now);
         // The stack only compares times: with the time of its own timer it sends.
         self.endpoint
-            .handle_timeout(PEER, at.max(now))
-            .map_err(DtlsError::Handshake)
+            .handle_timeout(PLACEHOLDER_PEER_ADDRESS, at.max(now))
+            .map_err(DtlsError::HandshakeFailed)
     }
 
     /// When [`Self::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if !self.is_handshaking() {
+        if !self.is_handshake_pending() {
             return None;
         }
-        [self.deadline, self.retransmit_at()].into_iter().flatten().min()
+        [self.handshake_deadline, self.next_retransmission_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Returns the next datagram for the peer.
@@ -381,72 +416,76 @@ impl Dtls {
 
     /// Sends a close_notify alert if the handshake is complete.
     pub fn close(&mut self, now: Instant) {
-        if matches!(self.state, State::Established) {
-            self.endpoint.stop(now, PEER);
+        if matches!(self.state, DtlsState::Established) {
+            self.endpoint.stop(now, PLACEHOLDER_PEER_ADDRESS);
         }
-        self.state = State::Closed;
+        self.state = DtlsState::Closed;
     }
 
     /// Counts a dropped record or packet.
-    pub fn drop(&mut self, reason: DropReason) {
-        self.guard.drop(reason);
+    pub(crate) fn count_drop(&mut self, reason: SessionDropReason) {
+        self.guard.count_drop(reason);
     }
 
     /// Returns the number of drops so far, by reason.
-    pub fn drops(&self) -> Drops {
-        self.guard.drops()
+    pub fn drop_counts(&self) -> SessionDropCounts {
+        self.guard.drop_counts()
     }
 
-    fn is_handshaking(&self) -> bool {
+    fn is_handshake_pending(&self) -> bool {
         matches!(
             self.state,
-            State::ClientHello(_) | State::ServerHello(_) | State::Handshake
+            DtlsState::AwaitingClientHello(_) | DtlsState::AwaitingServerHello(_) | DtlsState::Handshake
         )
     }
 }
 
-impl Retransmission {
+impl HandshakeRetransmissionTracker {
     /// Returns whether the records hold only fragments that were read before; remembers the new ones.
-    fn is_repeat(&mut self, records: &[u8], role: DtlsRole) -> bool {
-        let mut all = is_plain_handshake(records);
+    fn record_and_detect_peer_retransmission(&mut self, records: &[u8], role: DtlsRole) -> bool {
+        let mut all = has_only_plain_handshake_records(records);
         // A HelloVerifyRequest has no timer (RFC 6347 §4.2.1): until the second ClientHello the stack answers the
         // first.
-        let answers_hello = role == DtlsRole::Server && self.seen.iter().all(|(message, ..)| *message == 0);
-        for fragment in fragments(records) {
-            let key = (fragment.message, fragment.offset, fragment.body.len());
-            let is_known = self.seen.contains(&key);
+        let answers_hello =
+            role == DtlsRole::Server && self.received_fragments.iter().all(|(message, ..)| *message == 0);
+        for fragment in handshake_fragments(records) {
+            let key = (fragment.message_seq, fragment.offset, fragment.body.len());
+            let is_known = self.received_fragments.contains(&key);
             if !is_known {
-                self.seen.push(key);
+                self.received_fragments.push(key);
             }
-            all &= is_known && !(answers_hello && fragment.message == 0);
+            all &= is_known && !(answers_hello && fragment.message_seq == 0);
         }
         all
     }
 }
 
-impl ClientHello {
+impl ClientHelloAssembler {
     /// Adds the records of a datagram. Once the ClientHello is complete, returns whether it offers AES-GCM.
-    fn add(&mut self, records: Vec<u8>) -> Option<bool> {
-        for fragment in fragments(&records).into_iter().filter(|f| f.kind == CLIENT_HELLO) {
+    fn add_records_and_check_gcm_offer(&mut self, records: Vec<u8>) -> Option<bool> {
+        for fragment in handshake_fragments(&records)
+            .into_iter()
+            .filter(|f| f.kind == CLIENT_HELLO)
+        {
             let end = fragment.offset + fragment.body.len();
-            if fragment.total > MAX_MESSAGE || end > fragment.total {
+            if fragment.message_len > MAX_HANDSHAKE_MESSAGE_LEN || end > fragment.message_len {
                 continue;
             }
-            self.body.resize(fragment.total, 0);
+            self.body.resize(fragment.message_len, 0);
             if let Some(target) = self.body.get_mut(fragment.offset..end) {
                 target.copy_from_slice(fragment.body);
-                self.received.push((fragment.offset, end));
+                self.received_ranges.push((fragment.offset, end));
             }
         }
-        if self.buffered.len() < MAX_BUFFERED {
-            self.buffered.push(records);
+        if self.buffered_datagrams.len() < MAX_DATAGRAMS_BUFFERED_FOR_HELLO {
+            self.buffered_datagrams.push(records);
         }
-        self.is_complete().then(|| offers_gcm(&self.body))
+        self.is_complete().then(|| offers_gcm_srtp_profile(&self.body))
     }
 
     fn is_complete(&mut self) -> bool {
-        self.received.sort_unstable();
-        let reached = self.received.iter().fold(
+        self.received_ranges.sort_unstable();
+        let reached = self.received_ranges.iter().fold(
             0,
             |reached, (from, to)| if *from <= reached { reached.max(*to) } else { reached },
         );
@@ -456,25 +495,25 @@ impl ClientHello {
 
 /// Reads the use_srtp extension (14) of a ClientHello (RFC 5246 §7.4.1.2, RFC 5764 §4.1.1). A ClientHello that cannot
 /// be read offers nothing; the stack rejects it with an alert.
-fn offers_gcm(hello: &[u8]) -> bool {
-    profiles(hello)
+fn offers_gcm_srtp_profile(hello: &[u8]) -> bool {
+    offered_srtp_profiles(hello)
         .unwrap_or_default()
         .chunks_exact(2)
         .any(|p| p == [0x00, 0x07])
 }
 
-fn profiles(hello: &[u8]) -> Option<&[u8]> {
+fn offered_srtp_profiles(hello: &[u8]) -> Option<&[u8]> {
     // Version and random, session id, cookie, cipher suites, compression methods.
     let rest = hello.get(34..)?;
-    let rest = skip_vector::<1>(rest)?.1;
-    let rest = skip_vector::<1>(rest)?.1;
-    let rest = skip_vector::<2>(rest)?.1;
-    let rest = skip_vector::<1>(rest)?.1;
-    let mut extensions = skip_vector::<2>(rest)?.0;
+    let rest = split_length_prefixed::<1>(rest)?.1;
+    let rest = split_length_prefixed::<1>(rest)?.1;
+    let rest = split_length_prefixed::<2>(rest)?.1;
+    let rest = split_length_prefixed::<1>(rest)?.1;
+    let mut extensions = split_length_prefixed::<2>(rest)?.0;
     while let Some((kind, rest)) = extensions.split_first_chunk::<2>() {
-        let (body, rest) = skip_vector::<2>(rest)?;
+        let (body, rest) = split_length_prefixed::<2>(rest)?;
         if *kind == [0, 14] {
-            return Some(skip_vector::<2>(body)?.0);
+            return Some(split_length_prefixed::<2>(body)?.0);
         }
         extensions = rest;
     }
@@ -482,7 +521,7 @@ fn profiles(hello: &[u8]) -> Option<&[u8]> {
 }
 
 /// Splits off a vector whose length is in its first `N` bytes.
-fn skip_vector<const N: usize>(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+fn split_length_prefixed<const N: usize>(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<N>()?;
     rest.split_at_checked(length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
 }

@@ -2,7 +2,7 @@
 
 use super::Session;
 use super::outbox::{Destination, Outbox, RtpHeader};
-use super::srtp::{RtpCipher, SealError};
+use super::srtp::{RtpCipher, SrtpError};
 
 /// The outgoing direction of one session.
 pub struct Egress<'a> {
@@ -29,16 +29,20 @@ impl<'a> Egress<'a> {
     }
 
     /// Returns what sends RTP; `None` before the handshake is complete and after the end of the session.
-    pub fn rtp(&mut self) -> Option<RtpEgress<'_>> {
+    pub(crate) fn rtp_egress(&mut self) -> Option<RtpEgress<'_>> {
         let destination = self.destination?;
-        Some(RtpEgress::new(self.session.sealer()?, destination, self.outbox))
+        Some(RtpEgress::new(
+            self.session.outgoing_rtp_cipher()?,
+            destination,
+            self.outbox,
+        ))
     }
 
     /// Sends a compound RTCP packet, if the session can.
-    pub fn rtcp(&mut self, compound: &[u8]) {
+    pub fn send_rtcp(&mut self, compound: &[u8]) {
         let Some(destination) = self.destination else { return };
-        if let Some(sealed) = self.session.seal_rtcp(compound) {
-            self.outbox.datagram(destination, &sealed);
+        if let Some(sealed) = self.session.encrypt_rtcp(compound) {
+            self.outbox.push_datagram(destination, &sealed);
         }
     }
 }
@@ -52,13 +56,19 @@ impl<'a> RtpEgress<'a> {
         }
     }
 
+    /// Returns the batch of the outbox that the last packet belongs to.
+    pub(crate) fn current_batch_number(&self) -> u32 {
+        self.outbox.current_batch_number()
+    }
+
     /// Sends a packet with this header.
     ///
     /// # Errors
     ///
-    /// [`SealError`] from the crypto library; nothing is sent.
-    pub fn send(&mut self, header: RtpHeader, payload: &[u8]) -> Result<(), SealError> {
-        self.outbox.rtp(self.destination, self.cipher, header, payload)
+    /// [`SrtpError`] from the crypto library; nothing is sent.
+    pub fn send(&mut self, header: RtpHeader, payload: &[u8]) -> Result<(), SrtpError> {
+        self.outbox
+            .encrypt_and_push_rtp(self.destination, self.cipher, header, payload)
     }
 
     /// Sends a packet once more on the RTX stream (RFC 4588 §4); `original` is its sequence number on the media stream.
@@ -66,8 +76,8 @@ impl<'a> RtpEgress<'a> {
     /// # Errors
     ///
     /// As [`Self::send`].
-    pub fn send_rtx(&mut self, header: RtpHeader, original: u16, payload: &[u8]) -> Result<(), SealError> {
+    pub(crate) fn send_rtx(&mut self, header: RtpHeader, original: u16, payload: &[u8]) -> Result<(), SrtpError> {
         self.outbox
-            .rtx(self.destination, self.cipher, header, original, payload)
+            .encrypt_and_push_rtx(self.destination, self.cipher, header, original, payload)
     }
 }

@@ -4,9 +4,9 @@ use thiserror::Error;
 
 /// Why a session could not be made or went wrong.
 #[derive(Debug, Error)]
-pub enum SessionError {
-    #[error("cannot make the DTLS identity: {0}")]
-    Identity(#[source] rtc_shared::error::Error),
+pub enum CryptoSetupError {
+    #[error("cannot generate the DTLS certificate: {0}")]
+    DtlsIdentity(#[source] rtc_shared::error::Error),
     #[error("cannot set up SRTP: {0}")]
-    Srtp(String),
+    SrtpSetup(String),
 }

@@ -6,46 +6,46 @@
 
 /// Filters the DTLS datagrams of one session.
 #[derive(Debug, Default)]
-pub struct Guard {
+pub struct DtlsGuard {
     established: bool,
-    handshake_bytes: usize,
-    handshake_records: usize,
-    early_records: usize,
+    handshake_byte_count: usize,
+    handshake_record_count: usize,
+    early_record_count: usize,
     /// Fragments by message sequence number; a regular handshake has seven or eight messages per side.
-    fragments: [u8; MAX_MESSAGES],
-    drops: Drops,
+    fragments_per_message: [u8; MAX_HANDSHAKE_MESSAGES],
+    drop_counts: SessionDropCounts,
 }
 
 /// Number of dropped records and packets, by reason.
-pub type Drops = [u32; DropReason::ALL.len()];
+pub(crate) type SessionDropCounts = [u32; SessionDropReason::ALL.len()];
 
 /// Why a record or packet was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
+pub enum SessionDropReason {
     /// Its address was not authenticated by ICE, or not recently.
     UnknownAddress,
     /// It is neither a DTLS record nor a STUN message nor an RTP or RTCP packet.
     Malformed,
     /// A connectivity check that is not for us or not authentic.
-    Check,
+    InvalidConnectivityCheck,
     /// A record in clear text after the handshake, or one that is never sent in clear text.
-    PlainText,
+    PlaintextDtlsRecord,
     /// Media before the handshake is complete.
-    Early,
+    MediaBeforeHandshake,
     /// SRTP or SRTCP that is not authentic.
     Forged,
     /// SRTP or SRTCP that was received before.
     Replayed,
 }
 
-impl DropReason {
+impl SessionDropReason {
     /// All reasons, in the order of their declaration.
     pub const ALL: [Self; 7] = [
         Self::UnknownAddress,
         Self::Malformed,
-        Self::Check,
-        Self::PlainText,
-        Self::Early,
+        Self::InvalidConnectivityCheck,
+        Self::PlaintextDtlsRecord,
+        Self::MediaBeforeHandshake,
         Self::Forged,
         Self::Replayed,
     ];
@@ -55,9 +55,9 @@ impl DropReason {
         match self {
             Self::UnknownAddress => "unknown_address",
             Self::Malformed => "malformed",
-            Self::Check => "check",
-            Self::PlainText => "plain_text",
-            Self::Early => "early",
+            Self::InvalidConnectivityCheck => "check",
+            Self::PlaintextDtlsRecord => "plain_text",
+            Self::MediaBeforeHandshake => "early",
             Self::Forged => "forged",
             Self::Replayed => "replayed",
         }
@@ -66,83 +66,85 @@ impl DropReason {
 
 /// The peer exceeded a limit; the session must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LimitBroken {
-    #[error("more than {MAX_HANDSHAKE_BYTES} bytes of handshake records")]
-    Bytes,
-    #[error("more than {MAX_HANDSHAKE_RECORDS} handshake records")]
-    Records,
-    #[error("a handshake message of more than {MAX_MESSAGE} bytes")]
-    Message,
-    #[error("a handshake message in more than {MAX_FRAGMENTS} fragments, or more than {MAX_MESSAGES} messages")]
-    Fragments,
-    #[error("a handshake fragment that does not match its header")]
-    Fragment,
-    #[error("more than {MAX_EARLY_RECORDS} records of the next epoch before the handshake was complete")]
+pub enum DtlsLimitExceeded {
+    #[error("the peer sent more than {MAX_HANDSHAKE_BYTES} bytes of DTLS handshake records")]
+    HandshakeBytes,
+    #[error("the peer sent more than {MAX_HANDSHAKE_RECORDS} DTLS handshake records")]
+    HandshakeRecords,
+    #[error("the peer sent a DTLS handshake message of more than {MAX_HANDSHAKE_MESSAGE_LEN} bytes")]
+    MessageLength,
+    #[error(
+        "the peer sent a DTLS handshake message in more than {MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE} fragments, or more than {MAX_HANDSHAKE_MESSAGES} messages"
+    )]
+    FragmentCount,
+    #[error("the peer sent a DTLS handshake fragment that does not match its header")]
+    InvalidFragment,
+    #[error("the peer sent more than {MAX_EARLY_RECORDS} encrypted DTLS records before the handshake was complete")]
     EarlyRecords,
 }
 
 /// Maximum bytes of handshake records in one session.
-pub const MAX_HANDSHAKE_BYTES: usize = 64 << 10;
+pub(crate) const MAX_HANDSHAKE_BYTES: usize = 64 << 10;
 /// Maximum number of handshake records in one session, repeats included.
 pub const MAX_HANDSHAKE_RECORDS: usize = 200;
 /// Maximum length of one handshake message in bytes, certificates included.
-pub const MAX_MESSAGE: usize = 16 << 10;
+pub(crate) const MAX_HANDSHAKE_MESSAGE_LEN: usize = 16 << 10;
 /// Maximum number of fragments of one handshake message, repeats included.
-pub const MAX_FRAGMENTS: u8 = 32;
+pub const MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE: u8 = 32;
 /// Maximum number of handshake messages of one peer.
-pub const MAX_MESSAGES: usize = 32;
+pub(crate) const MAX_HANDSHAKE_MESSAGES: usize = 32;
 /// Maximum number of encrypted records before the keys exist (a Finished that overtakes the ChangeCipherSpec).
 pub const MAX_EARLY_RECORDS: usize = 16;
 
 /// Maximum length of an encrypted handshake record: a Finished of 24 bytes, with IV, MAC and padding of any cipher
 /// suite.
-pub const MAX_FINISHED_RECORD: usize = 128;
+pub(crate) const MAX_FINISHED_RECORD_LEN: usize = 128;
 
-const CHANGE_CIPHER_SPEC: u8 = 20;
-const ALERT: u8 = 21;
-const HANDSHAKE: u8 = 22;
-const RECORD_HEADER: usize = 13;
-const MESSAGE_HEADER: usize = 12;
+const CONTENT_TYPE_CHANGE_CIPHER_SPEC: u8 = 20;
+const CONTENT_TYPE_ALERT: u8 = 21;
+const CONTENT_TYPE_HANDSHAKE: u8 = 22;
+const DTLS_RECORD_HEADER_LEN: usize = 13;
+const DTLS_HANDSHAKE_HEADER_LEN: usize = 12;
 
-impl Guard {
+impl DtlsGuard {
     /// Marks the handshake as complete: from now on records in clear text are dropped.
-    pub fn establish(&mut self) {
+    pub(crate) fn mark_established(&mut self) {
         self.established = true;
     }
 
     /// Counts a dropped record or packet.
-    pub fn drop(&mut self, reason: DropReason) {
-        if let Some(count) = self.drops.get_mut(reason as usize) {
+    pub(crate) fn count_drop(&mut self, reason: SessionDropReason) {
+        if let Some(count) = self.drop_counts.get_mut(reason as usize) {
             *count = count.saturating_add(1);
         }
     }
 
     /// Returns the number of drops so far, by reason.
-    pub fn drops(&self) -> Drops {
-        self.drops
+    pub fn drop_counts(&self) -> SessionDropCounts {
+        self.drop_counts
     }
 
     /// Returns the records of a datagram that may be passed to the stack; empty if there are none.
     ///
     /// # Errors
     ///
-    /// [`LimitBroken`]: the session must be closed.
-    pub fn admit(&mut self, datagram: &[u8]) -> Result<Vec<u8>, LimitBroken> {
+    /// [`DtlsLimitExceeded`]: the session must be closed.
+    pub fn filter_datagram(&mut self, datagram: &[u8]) -> Result<Vec<u8>, DtlsLimitExceeded> {
         let mut admitted = Vec::with_capacity(datagram.len());
         let mut rest = datagram;
         while !rest.is_empty() {
             // RFC 6347 §4.1: type, version, epoch, 48-bit sequence number, length.
-            let Some((header, after)) = rest.split_first_chunk::<RECORD_HEADER>() else {
-                self.drop(DropReason::Malformed);
+            let Some((header, after)) = rest.split_first_chunk::<DTLS_RECORD_HEADER_LEN>() else {
+                self.count_drop(SessionDropReason::Malformed);
                 break;
             };
             let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
             let Some((body, next)) = after.split_at_checked(length) else {
-                self.drop(DropReason::Malformed);
+                self.count_drop(SessionDropReason::Malformed);
                 break;
             };
             let epoch = u16::from_be_bytes([header[3], header[4]]);
-            if self.admits_record(header[0], epoch, body)? {
+            if self.check_and_count_record(header[0], epoch, body)? {
                 admitted.extend_from_slice(header);
                 admitted.extend_from_slice(body);
             }
@@ -151,100 +153,124 @@ impl Guard {
         Ok(admitted)
     }
 
-    fn admits_record(&mut self, content: u8, epoch: u16, body: &[u8]) -> Result<bool, LimitBroken> {
+    fn check_and_count_record(&mut self, content: u8, epoch: u16, body: &[u8]) -> Result<bool, DtlsLimitExceeded> {
         match (epoch, content) {
             // A peer that repeats its last flight also repeats its encrypted Finished, to which the stack answers.
             // Records in clear text could come from anyone.
             (0, _) if self.established => {
-                self.drop(DropReason::PlainText);
+                self.count_drop(SessionDropReason::PlaintextDtlsRecord);
                 Ok(false)
             }
-            (0, HANDSHAKE) => {
-                self.count_handshake(body)?;
+            (0, CONTENT_TYPE_HANDSHAKE) => {
+                self.count_handshake_fragments(body)?;
                 Ok(true)
             }
-            (0, CHANGE_CIPHER_SPEC) => {
-                self.handshake_records += 1;
-                within(self.handshake_records, MAX_HANDSHAKE_RECORDS, LimitBroken::Records)?;
+            (0, CONTENT_TYPE_CHANGE_CIPHER_SPEC) => {
+                self.handshake_record_count += 1;
+                check_limit(
+                    self.handshake_record_count,
+                    MAX_HANDSHAKE_RECORDS,
+                    DtlsLimitExceeded::HandshakeRecords,
+                )?;
                 Ok(true)
             }
-            (0, ALERT) => Ok(true),
+            (0, CONTENT_TYPE_ALERT) => Ok(true),
             (0, _) => {
-                self.drop(DropReason::PlainText);
+                self.count_drop(SessionDropReason::PlaintextDtlsRecord);
                 Ok(false)
             }
-            (1, HANDSHAKE) => self.admits_finished(body),
+            (1, CONTENT_TYPE_HANDSHAKE) => self.check_and_count_finished(body),
             // WebRTC has no renegotiation, so there is no further epoch.
-            (1, CHANGE_CIPHER_SPEC) | (2.., _) => {
-                self.drop(DropReason::Malformed);
+            (1, CONTENT_TYPE_CHANGE_CIPHER_SPEC) | (2.., _) => {
+                self.count_drop(SessionDropReason::Malformed);
                 Ok(false)
             }
             (1, _) if self.established => Ok(true),
-            (1, _) => self.admits_early(),
+            (1, _) => self.check_and_count_early_record(),
         }
     }
 
     /// Finished is the only encrypted handshake message. Its fragments cannot be read here, so the length limit bounds
     /// how many the stack may find in it.
-    fn admits_finished(&mut self, body: &[u8]) -> Result<bool, LimitBroken> {
-        if body.len() > MAX_FINISHED_RECORD {
-            self.drop(DropReason::Malformed);
+    fn check_and_count_finished(&mut self, body: &[u8]) -> Result<bool, DtlsLimitExceeded> {
+        if body.len() > MAX_FINISHED_RECORD_LEN {
+            self.count_drop(SessionDropReason::Malformed);
             return Ok(false);
         }
-        self.handshake_records += 1;
-        let admitted = self.handshake_records <= MAX_HANDSHAKE_RECORDS;
+        self.handshake_record_count += 1;
+        let admitted = self.handshake_record_count <= MAX_HANDSHAKE_RECORDS;
         if !admitted {
             // The record is not authenticated, so it must not end the session.
-            self.drop(DropReason::Malformed);
+            self.count_drop(SessionDropReason::Malformed);
         }
-        Ok(admitted && (self.established || self.admits_early()?))
+        Ok(admitted && (self.established || self.check_and_count_early_record()?))
     }
 
-    fn admits_early(&mut self) -> Result<bool, LimitBroken> {
-        self.early_records += 1;
-        within(self.early_records, MAX_EARLY_RECORDS, LimitBroken::EarlyRecords)?;
+    fn check_and_count_early_record(&mut self) -> Result<bool, DtlsLimitExceeded> {
+        self.early_record_count += 1;
+        check_limit(
+            self.early_record_count,
+            MAX_EARLY_RECORDS,
+            DtlsLimitExceeded::EarlyRecords,
+        )?;
         Ok(true)
     }
 
-    fn count_handshake(&mut self, body: &[u8]) -> Result<(), LimitBroken> {
-        self.handshake_records += 1;
-        self.handshake_bytes += body.len();
-        within(self.handshake_records, MAX_HANDSHAKE_RECORDS, LimitBroken::Records)?;
-        within(self.handshake_bytes, MAX_HANDSHAKE_BYTES, LimitBroken::Bytes)?;
+    fn count_handshake_fragments(&mut self, body: &[u8]) -> Result<(), DtlsLimitExceeded> {
+        self.handshake_record_count += 1;
+        self.handshake_byte_count += body.len();
+        check_limit(
+            self.handshake_record_count,
+            MAX_HANDSHAKE_RECORDS,
+            DtlsLimitExceeded::HandshakeRecords,
+        )?;
+        check_limit(
+            self.handshake_byte_count,
+            MAX_HANDSHAKE_BYTES,
+            DtlsLimitExceeded::HandshakeBytes,
+        )?;
         let mut rest = body;
         while !rest.is_empty() {
-            let fragment = Fragment::read(rest).ok_or(LimitBroken::Fragment)?;
-            within(fragment.total, MAX_MESSAGE, LimitBroken::Message)?;
+            let fragment = HandshakeFragment::read(rest).ok_or(DtlsLimitExceeded::InvalidFragment)?;
+            check_limit(
+                fragment.message_len,
+                MAX_HANDSHAKE_MESSAGE_LEN,
+                DtlsLimitExceeded::MessageLength,
+            )?;
             let end = fragment.offset + fragment.body.len();
-            let empty = fragment.body.is_empty() && fragment.total > 0;
-            if end > fragment.total || empty {
-                return Err(LimitBroken::Fragment);
+            let empty = fragment.body.is_empty() && fragment.message_len > 0;
+            if end > fragment.message_len || empty {
+                return Err(DtlsLimitExceeded::InvalidFragment);
             }
             let count = self
-                .fragments
-                .get_mut(usize::from(fragment.message))
-                .ok_or(LimitBroken::Fragments)?;
+                .fragments_per_message
+                .get_mut(usize::from(fragment.message_seq))
+                .ok_or(DtlsLimitExceeded::FragmentCount)?;
             *count += 1;
-            within(usize::from(*count), usize::from(MAX_FRAGMENTS), LimitBroken::Fragments)?;
+            check_limit(
+                usize::from(*count),
+                usize::from(MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE),
+                DtlsLimitExceeded::FragmentCount,
+            )?;
             rest = fragment.rest;
         }
         Ok(())
     }
 }
 
-fn within(value: usize, limit: usize, otherwise: LimitBroken) -> Result<(), LimitBroken> {
+fn check_limit(value: usize, limit: usize, otherwise: DtlsLimitExceeded) -> Result<(), DtlsLimitExceeded> {
     if value <= limit { Ok(()) } else { Err(otherwise) }
 }
 
 /// One handshake fragment (RFC 6347 §4.2.2).
 #[derive(Clone, Copy, Debug)]
-pub struct Fragment<'a> {
+pub(crate) struct HandshakeFragment<'a> {
     /// Handshake type; 1 is a ClientHello.
     pub kind: u8,
     /// Length of the whole message.
-    pub total: usize,
+    pub message_len: usize,
     /// Sequence number of the message.
-    pub message: u16,
+    pub message_seq: u16,
     /// Offset of the fragment in the message.
     pub offset: usize,
     pub body: &'a [u8],
@@ -252,10 +278,10 @@ pub struct Fragment<'a> {
     pub rest: &'a [u8],
 }
 
-impl<'a> Fragment<'a> {
+impl<'a> HandshakeFragment<'a> {
     /// Reads a fragment; `None` if it is truncated.
-    pub fn read(record: &'a [u8]) -> Option<Self> {
-        let (header, after) = record.split_first_chunk::<MESSAGE_HEADER>()?;
+    pub(crate) fn read(record: &'a [u8]) -> Option<Self> {
+        let (header, after) = record.split_first_chunk::<DTLS_HANDSHAKE_HEADER_LEN>()?;
         let triple = |at: usize| {
             Some(u32::from_be_bytes([0, *header.get(at)?, *header.get(at + 1)?, *header.get(at + 2)?]) as usize)
         };
@@ -263,8 +289,8 @@ impl<'a> Fragment<'a> {
         let message = u16::from_be_bytes([header[4], header[5]]);
         Some(Self {
             kind: header[0],
-            total: triple(1)?,
-            message,
+            message_len: triple(1)?,
+            message_seq: message,
             offset: triple(6)?,
             body,
             rest,
@@ -273,11 +299,11 @@ impl<'a> Fragment<'a> {
 }
 
 /// Returns whether a datagram holds only handshake records in clear text.
-pub fn is_plain_handshake(datagram: &[u8]) -> bool {
+pub(crate) fn has_only_plain_handshake_records(datagram: &[u8]) -> bool {
     let mut rest = datagram;
-    while let Some((header, after)) = rest.split_first_chunk::<RECORD_HEADER>() {
+    while let Some((header, after)) = rest.split_first_chunk::<DTLS_RECORD_HEADER_LEN>() {
         let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
-        if header[0] != HANDSHAKE || header[3..5] != [0, 0] {
+        if header[0] != CONTENT_TYPE_HANDSHAKE || header[3..5] != [0, 0] {
             return false;
         }
         rest = after.get(length..).unwrap_or_default();
@@ -286,10 +312,10 @@ pub fn is_plain_handshake(datagram: &[u8]) -> bool {
 }
 
 /// Returns the content type and the epoch of each record of a datagram (RFC 6347 §4.1).
-pub fn kinds(datagram: &[u8]) -> Vec<(u8, u16)> {
+pub fn record_types_and_epochs(datagram: &[u8]) -> Vec<(u8, u16)> {
     let mut kinds = Vec::new();
     let mut rest = datagram;
-    while let Some((header, after)) = rest.split_first_chunk::<RECORD_HEADER>() {
+    while let Some((header, after)) = rest.split_first_chunk::<DTLS_RECORD_HEADER_LEN>() {
         kinds.push((header[0], u16::from_be_bytes([header[3], header[4]])));
         let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
         rest = after.get(length..).unwrap_or_default();
@@ -298,16 +324,16 @@ pub fn kinds(datagram: &[u8]) -> Vec<(u8, u16)> {
 }
 
 /// Returns the fragments of the clear-text handshake records of a datagram.
-pub fn fragments(datagram: &[u8]) -> Vec<Fragment<'_>> {
+pub(crate) fn handshake_fragments(datagram: &[u8]) -> Vec<HandshakeFragment<'_>> {
     let mut found = Vec::new();
     let mut rest = datagram;
-    while let Some((header, after)) = rest.split_first_chunk::<RECORD_HEADER>() {
+    while let Some((header, after)) = rest.split_first_chunk::<DTLS_RECORD_HEADER_LEN>() {
         let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
         let Some((mut body, next)) = after.split_at_checked(length) else {
             break;
         };
-        let plain_handshake = header[0] == HANDSHAKE && header[3..5] == [0, 0];
-        while plain_handshake && let Some(fragment) = Fragment::read(body) {
+        let plain_handshake = header[0] == CONTENT_TYPE_HANDSHAKE && header[3..5] == [0, 0];
+        while plain_handshake && let Some(fragment) = HandshakeFragment::read(body) {
             found.push(fragment);
             body = fragment.rest;
         }
@@ -339,18 +365,18 @@ mod tests {
         bytes
     }
 
-    fn admit_fragment(guard: &mut Guard, fragment: &[u8]) -> Result<usize, LimitBroken> {
+    fn admit_fragment(guard: &mut DtlsGuard, fragment: &[u8]) -> Result<usize, DtlsLimitExceeded> {
         guard
-            .admit(&record(HANDSHAKE, 0, fragment))
+            .filter_datagram(&record(CONTENT_TYPE_HANDSHAKE, 0, fragment))
             .map(|records| records.len())
     }
 
     #[test]
     fn a_regular_flight_passes_unchanged() {
-        let mut datagram = record(HANDSHAKE, 0, &fragment(0, 4, 0, 4, b"abcd"));
-        datagram.extend(record(CHANGE_CIPHER_SPEC, 0, &[1]));
-        datagram.extend(record(HANDSHAKE, 1, &[0; 40]));
-        assert_eq!(Guard::default().admit(&datagram), Ok(datagram));
+        let mut datagram = record(CONTENT_TYPE_HANDSHAKE, 0, &fragment(0, 4, 0, 4, b"abcd"));
+        datagram.extend(record(CONTENT_TYPE_CHANGE_CIPHER_SPEC, 0, &[1]));
+        datagram.extend(record(CONTENT_TYPE_HANDSHAKE, 1, &[0; 40]));
+        assert_eq!(DtlsGuard::default().filter_datagram(&datagram), Ok(datagram));
     }
 
     #[test]
@@ -361,19 +387,25 @@ mod tests {
             fragment(0, 10, 0, 0, b""),
             b"short".to_vec(),
         ] {
-            assert_eq!(admit_fragment(&mut Guard::default(), &lie), Err(LimitBroken::Fragment));
+            assert_eq!(
+                admit_fragment(&mut DtlsGuard::default(), &lie),
+                Err(DtlsLimitExceeded::InvalidFragment)
+            );
         }
         assert!(
-            admit_fragment(&mut Guard::default(), &fragment(3, 0, 0, 0, b"")).is_ok(),
+            admit_fragment(&mut DtlsGuard::default(), &fragment(3, 0, 0, 0, b"")).is_ok(),
             "ServerHelloDone"
         );
-        let long = fragment(0, MAX_MESSAGE as u32 + 1, 0, 1, b"x");
-        assert_eq!(admit_fragment(&mut Guard::default(), &long), Err(LimitBroken::Message));
+        let long = fragment(0, MAX_HANDSHAKE_MESSAGE_LEN as u32 + 1, 0, 1, b"x");
+        assert_eq!(
+            admit_fragment(&mut DtlsGuard::default(), &long),
+            Err(DtlsLimitExceeded::MessageLength)
+        );
     }
 
     #[test]
     fn a_message_comes_in_a_bounded_number_of_fragments() {
-        let mut guard = Guard::default();
+        let mut guard = DtlsGuard::default();
         let mut broken = None;
         // Last offset first: the most expensive order to reassemble.
         for offset in (0..28_000u32).rev() {
@@ -382,72 +414,87 @@ mod tests {
                 break;
             }
         }
-        assert_eq!(broken, Some((u32::from(MAX_FRAGMENTS) + 1, LimitBroken::Fragments)));
+        assert_eq!(
+            broken,
+            Some((
+                u32::from(MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE) + 1,
+                DtlsLimitExceeded::FragmentCount
+            ))
+        );
         assert_eq!(
             admit_fragment(&mut guard, &fragment(32, 1, 0, 1, b"x")),
-            Err(LimitBroken::Fragments)
+            Err(DtlsLimitExceeded::FragmentCount)
         );
     }
 
     #[test]
     fn records_and_bytes_of_a_handshake_are_bounded() {
-        let mut guard = Guard::default();
+        let mut guard = DtlsGuard::default();
         let results: Vec<_> = (0..8u16)
             .map(|m| admit_fragment(&mut guard, &fragment(m, 16_000, 0, 16_000, &[0; 16_000])))
             .collect();
-        assert!(results.contains(&Err(LimitBroken::Bytes)), "{results:?}");
-        let mut guard = Guard::default();
-        let spec = record(CHANGE_CIPHER_SPEC, 0, &[1]);
-        let passed = (0..1_000).take_while(|_| guard.admit(&spec).is_ok()).count();
+        assert!(results.contains(&Err(DtlsLimitExceeded::HandshakeBytes)), "{results:?}");
+        let mut guard = DtlsGuard::default();
+        let spec = record(CONTENT_TYPE_CHANGE_CIPHER_SPEC, 0, &[1]);
+        let passed = (0..1_000).take_while(|_| guard.filter_datagram(&spec).is_ok()).count();
         assert_eq!(passed, MAX_HANDSHAKE_RECORDS);
     }
 
     #[test]
     fn early_records_of_the_next_epoch_are_bounded() {
-        let mut guard = Guard::default();
+        let mut guard = DtlsGuard::default();
         let early = record(23, 1, &[0; 1_000]);
-        let passed = (0..1_000).take_while(|_| guard.admit(&early).is_ok()).count();
+        let passed = (0..1_000).take_while(|_| guard.filter_datagram(&early).is_ok()).count();
         assert_eq!(passed, MAX_EARLY_RECORDS);
     }
 
     #[test]
     fn clear_text_records_are_dropped_after_the_handshake() {
-        let mut guard = Guard::default();
-        guard.establish();
-        for content in [CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, 23, 99] {
+        let mut guard = DtlsGuard::default();
+        guard.mark_established();
+        for content in [
+            CONTENT_TYPE_CHANGE_CIPHER_SPEC,
+            CONTENT_TYPE_ALERT,
+            CONTENT_TYPE_HANDSHAKE,
+            23,
+            99,
+        ] {
             for _ in 0..1_000 {
-                assert_eq!(guard.admit(&record(content, 0, &[2, 40])), Ok(vec![]));
+                assert_eq!(guard.filter_datagram(&record(content, 0, &[2, 40])), Ok(vec![]));
             }
         }
-        assert_eq!(guard.drops()[DropReason::PlainText as usize], 5_000);
+        assert_eq!(
+            guard.drop_counts()[SessionDropReason::PlaintextDtlsRecord as usize],
+            5_000
+        );
         let application_data = record(23, 1, &[0; 30]);
         for _ in 0..1_000 {
-            assert_eq!(guard.admit(&application_data).as_ref(), Ok(&application_data));
+            assert_eq!(guard.filter_datagram(&application_data).as_ref(), Ok(&application_data));
         }
     }
 
     #[test]
     fn unexpected_encrypted_records_are_dropped() {
         for established in [false, true] {
-            let mut guard = Guard {
+            let mut guard = DtlsGuard {
                 established,
-                ..Guard::default()
+                ..DtlsGuard::default()
             };
-            let finished = record(HANDSHAKE, 1, &[0; 48]);
-            assert_eq!(guard.admit(&finished).as_ref(), Ok(&finished));
+            let finished = record(CONTENT_TYPE_HANDSHAKE, 1, &[0; 48]);
+            assert_eq!(guard.filter_datagram(&finished).as_ref(), Ok(&finished));
             for dropped in [
-                record(HANDSHAKE, 1, &[0; MAX_FINISHED_RECORD + 1]),
-                record(CHANGE_CIPHER_SPEC, 1, &[1]),
+                record(CONTENT_TYPE_HANDSHAKE, 1, &[0; MAX_FINISHED_RECORD_LEN + 1]),
+                record(CONTENT_TYPE_CHANGE_CIPHER_SPEC, 1, &[1]),
                 record(23, 2, &[0; 30]),
             ] {
-                assert_eq!(guard.admit(&dropped), Ok(vec![]), "{established}");
+                assert_eq!(guard.filter_datagram(&dropped), Ok(vec![]), "{established}");
             }
         }
-        let mut guard = Guard::default();
-        guard.establish();
-        let finished = record(HANDSHAKE, 1, &[0; 48]);
+        let mut guard = DtlsGuard::default();
+        guard.mark_established();
+        let finished = record(CONTENT_TYPE_HANDSHAKE, 1, &[0; 48]);
         let passed = (0..1_000)
-            .filter(|_| guard.admit(&finished) == Ok(finished.clone()))
+            .filter(|_| guard.filter_datagram(&finished) == Ok(finished.clone()))
             .count();
         assert_eq!(passed, MAX_HANDSHAKE_RECORDS);
     }

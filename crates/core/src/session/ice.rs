@@ -35,184 +35,184 @@ use rtc_stun::integrity::MessageIntegrity;
 use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Message, Setter as _, TransactionId};
 use rtc_stun::xoraddr::XorMappedAddress;
 
-use crate::sdp::plan::IceCredentials;
+use crate::sdp::negotiated::IceCredentials;
 
 /// Length of the HMAC-SHA1 in MESSAGE-INTEGRITY (RFC 8489 §14.5).
-const INTEGRITY_LEN: u16 = 20;
+const MESSAGE_INTEGRITY_HMAC_LEN: u16 = 20;
 
 /// Addresses kept per session. A browser checks from each of its interfaces and may send from two or three of them.
-pub const MAX_ADDRESSES: usize = 8;
+pub const MAX_LEARNED_ADDRESSES: usize = 8;
 
 /// How long an address stays valid without a new check: the consent lifetime of RFC 7675 §5.1.
-pub const ADDRESS_LIFETIME: Duration = Duration::from_secs(30);
+pub(crate) const ADDRESS_LIFETIME: Duration = Duration::from_secs(30);
 
-/// How long an address is kept from other sessions: see [`IceLite::held_until`]. Longer than the usual pause of anybody
+/// How long an address is kept from other sessions: see [`IceLite::address_held_until`]. Longer than the usual pause of anybody
 /// who sends or plays video, and short enough for a client that starts anew where it was.
-pub const HOLD: Duration = Duration::from_secs(2);
+pub(crate) const ADDRESS_HOLD_TIME: Duration = Duration::from_secs(2);
 
 /// Checks of ours for one nomination: enough for a path that loses a fifth both ways, and some hundred bytes for the host
 /// behind a forged address.
-const MAX_CHECKS: u32 = 4;
+const MAX_VALIDATION_CHECKS: u32 = 4;
 
 /// First wait before a check is sent again; doubled each time.
-const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+const INITIAL_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Of a peer-reflexive candidate with the highest local preference (RFC 8445 §5.1.2.1, §7.1.1). It decides nothing: only
 /// the peer compares pairs.
-const PRIORITY: u32 = 110 << 24 | 65_535 << 8 | 255;
+const PEER_REFLEXIVE_PRIORITY: u32 = 110 << 24 | 65_535 << 8 | 255;
 
 /// The lowest there is: a peer that takes itself for the controlled agent has to give way to a lite one (RFC 8445 §6.1.1,
 /// §7.3.1.1). Not zero, which libjuice takes for a missing attribute.
 const TIE_BREAKER: u64 = 1;
 
 /// The local end of one ICE session, which restarts may replace by another one (RFC 8445 §9).
-pub struct IceLite {
-    current: Pair,
+pub(crate) struct IceLite {
+    current_credentials: CredentialPair,
     /// What came before the last restart: it serves until the peer has nominated with the new one, so that a restart
     /// that comes to nothing costs nothing (RFC 9725 §4.3.3).
-    former: Option<Pair>,
-    provider: Arc<dyn RTCCryptoProvider>,
-    addresses: Vec<LearnedAddress>,
+    previous_credentials: Option<CredentialPair>,
+    crypto_provider: Arc<dyn RTCCryptoProvider>,
+    learned_addresses: Vec<LearnedAddress>,
     /// Where to send.
     destination: Option<SocketAddr>,
     /// Something was sent there that makes it matter where it is.
-    settled: bool,
-    trial: Option<PathValidation>,
+    requires_path_validation: bool,
+    path_validation: Option<NominatedAddressValidation>,
     /// A check was authentic.
-    heard: bool,
+    has_received_check: bool,
 }
 
 /// The credentials of both sides.
-struct Pair {
+struct CredentialPair {
     local: IceCredentials,
     remote: IceCredentials,
     /// `local:remote`, what USERNAME of a check has to be (RFC 8445 §7.2.2).
     username: String,
     /// A check came with them.
-    heard: bool,
+    has_received_check: bool,
 }
 
-impl Pair {
+impl CredentialPair {
     fn new(local: IceCredentials, remote: IceCredentials) -> Self {
         let username = format!("{}:{}", local.ufrag, remote.ufrag);
         Self {
             local,
             remote,
             username,
-            heard: false,
+            has_received_check: false,
         }
     }
 }
 
 /// A nominated address that has to answer before it becomes the destination.
-struct PathValidation {
+struct NominatedAddressValidation {
     address: SocketAddr,
-    transaction: TransactionId,
-    check: Vec<u8>,
+    transaction_id: TransactionId,
+    binding_request: Vec<u8>,
     /// What the response is signed with.
     remote_pwd: String,
     /// When the check is to be sent, again or for the first time; `None` when that was often enough.
-    due: Option<Instant>,
-    sent: u32,
+    next_check_at: Option<Instant>,
+    checks_sent: u32,
 }
 
 #[derive(Clone, Copy)]
 struct LearnedAddress {
     address: SocketAddr,
-    since: Instant,
-    seen: Instant,
+    learned_at: Instant,
+    last_seen_at: Instant,
     /// The peer receives there what is sent to it.
-    proven: bool,
+    is_validated: bool,
 }
 
 impl LearnedAddress {
     fn new(now: Instant, address: SocketAddr) -> Self {
         Self {
             address,
-            since: now,
-            seen: now,
-            proven: false,
+            learned_at: now,
+            last_seen_at: now,
+            is_validated: false,
         }
     }
 }
 
 /// An authenticated check was answered.
 #[derive(Debug)]
-pub struct CheckAnswered {
+pub(crate) struct CheckAnswered {
     /// To be sent to the address that the check came from.
     pub response: Vec<u8>,
     /// The check moved the session's destination to that address.
-    pub moved: bool,
+    pub destination_moved: bool,
     /// There was no room: this address is no longer valid.
-    pub forgotten: Option<SocketAddr>,
+    pub evicted_address: Option<SocketAddr>,
 }
 
 /// Why a STUN datagram was not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StunRejection {
+pub(crate) enum StunRejection {
     Malformed,
     NotARequest,
     /// No response to a check of ours that is on its way, or not from where that was sent.
-    Unasked,
+    UnexpectedResponse,
     WrongUsername,
     BadIntegrity,
 }
 
 impl IceLite {
-    /// Makes an agent that has heard nothing yet.
-    pub fn new(local: IceCredentials, remote: IceCredentials, provider: Arc<dyn RTCCryptoProvider>) -> Self {
+    /// Makes an agent that has received nothing yet.
+    pub(crate) fn new(local: IceCredentials, remote: IceCredentials, provider: Arc<dyn RTCCryptoProvider>) -> Self {
         Self {
-            current: Pair::new(local, remote),
-            former: None,
-            provider,
-            addresses: Vec::new(),
+            current_credentials: CredentialPair::new(local, remote),
+            previous_credentials: None,
+            crypto_provider: provider,
+            learned_addresses: Vec::new(),
             destination: None,
-            settled: false,
-            trial: None,
-            heard: false,
+            requires_path_validation: false,
+            path_validation: None,
+            has_received_check: false,
         }
     }
 
     /// Begins a new ICE session (RFC 8445 §9, RFC 9725 §4.3.3). Media goes on where it went until the peer nominates with
     /// the new credentials. Returns our username fragment that is no longer valid: of the two sessions before this one,
     /// the peer that never used the newer one still has the older.
-    pub fn restart(&mut self, local: IceCredentials, remote: IceCredentials) -> Option<String> {
-        let replaced = std::mem::replace(&mut self.current, Pair::new(local, remote));
-        let gone = match replaced.heard || self.former.is_none() {
-            true => self.former.replace(replaced),
+    pub(crate) fn restart(&mut self, local: IceCredentials, remote: IceCredentials) -> Option<String> {
+        let replaced = std::mem::replace(&mut self.current_credentials, CredentialPair::new(local, remote));
+        let gone = match replaced.has_received_check || self.previous_credentials.is_none() {
+            true => self.previous_credentials.replace(replaced),
             false => Some(replaced),
         };
         gone.map(|pair| pair.local.ufrag)
     }
 
     /// Where to send. `None` before the first authenticated check.
-    pub fn destination(&self) -> Option<SocketAddr> {
+    pub(crate) fn remote_destination(&self) -> Option<SocketAddr> {
         self.destination
     }
 
     /// Whether a check was authentic so far.
-    pub fn has_heard(&self) -> bool {
-        self.heard
+    pub(crate) fn has_received_check(&self) -> bool {
+        self.has_received_check
     }
 
     /// The way to an address is gone, as when a connection was closed: nothing is sent there or believed from there until
     /// another check comes from it. Without the destination the next check names one, as the first did, or by a trial.
-    pub fn lose(&mut self, address: SocketAddr) {
-        self.addresses.retain(|learned| learned.address != address);
+    pub(crate) fn remove_address(&mut self, address: SocketAddr) {
+        self.learned_addresses.retain(|learned| learned.address != address);
         self.destination = self.destination.filter(|destination| *destination != address);
-        self.trial = self.trial.take().filter(|trial| trial.address != address);
+        self.path_validation = self.path_validation.take().filter(|trial| trial.address != address);
     }
 
     /// More than STUN was sent to the destination: from now on it moves by proof only.
-    pub fn settle(&mut self) {
-        self.settled = true;
+    pub(crate) fn require_validation_of_new_destination(&mut self) {
+        self.requires_path_validation = true;
     }
 
     /// Whether media and DTLS from this address are believed (invariant 7).
-    pub fn is_valid(&self, now: Instant, address: SocketAddr) -> bool {
-        self.addresses
+    pub(crate) fn is_address_valid(&self, now: Instant, address: SocketAddr) -> bool {
+        self.learned_addresses
             .iter()
-            .any(|a| a.address == address && now.duration_since(a.seen) < ADDRESS_LIFETIME)
+            .any(|a| a.address == address && now.duration_since(a.last_seen_at) < ADDRESS_LIFETIME)
     }
 
     /// Until when no other session may have this address: a peer with a session of its own can forge the source of a
@@ -221,30 +221,33 @@ impl IceLite {
     /// An address that the peer is known to receive at is held by everything authentic from there. Any other is held
     /// once, for the time of a handshake: a forged check takes an address that is free, and no number of them may keep
     /// out the host that it belongs to.
-    pub fn held_until(&self, address: SocketAddr) -> Option<Instant> {
-        let learned = self.addresses.iter().find(|a| a.address == address)?;
-        let last = if learned.proven { learned.seen } else { learned.since };
-        Some(last + HOLD)
+    pub(crate) fn address_held_until(&self, address: SocketAddr) -> Option<Instant> {
+        let learned = self.learned_addresses.iter().find(|a| a.address == address)?;
+        let last = if learned.is_validated {
+            learned.last_seen_at
+        } else {
+            learned.learned_at
+        };
+        Some(last + ADDRESS_HOLD_TIME)
     }
 
     /// The handshake is over: whoever finished it has read what was sent to the destination.
-    pub fn prove_destination(&mut self) {
+    pub(crate) fn mark_destination_validated(&mut self) {
         let destination = self.destination;
-        if let Some(learned) = self.addresses.iter_mut().find(|a| Some(a.address) == destination) {
-            learned.proven = true;
+        if let Some(learned) = self
+            .learned_addresses
+            .iter_mut()
+            .find(|a| Some(a.address) == destination)
+        {
+            learned.is_validated = true;
         }
     }
 
     /// Keeps an address valid: something authentic came from it.
-    pub fn refresh(&mut self, now: Instant, address: SocketAddr) {
-        if let Some(learned) = self.addresses.iter_mut().find(|a| a.address == address) {
-            learned.seen = now;
+    pub(crate) fn refresh_address(&mut self, now: Instant, address: SocketAddr) {
+        if let Some(learned) = self.learned_addresses.iter_mut().find(|a| a.address == address) {
+            learned.last_seen_at = now;
         }
-    }
-
-    /// All addresses learned so far.
-    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.addresses.iter().map(|a| a.address)
     }
 
     /// Judges a datagram that looks like STUN.
@@ -257,54 +260,54 @@ impl IceLite {
     /// # Errors
     ///
     /// A [`StunRejection`]: the datagram is dropped without a reply, so that nothing is reflected to a forged address.
-    pub fn handle_check(
+    pub(crate) fn handle_check(
         &mut self,
         now: Instant,
         from: SocketAddr,
         datagram: &[u8],
         random: &mut dyn FnMut() -> u32,
     ) -> Result<CheckAnswered, StunRejection> {
-        let mut request = decode(datagram)?;
+        let mut request = decode_stun_message(datagram)?;
         if request.typ != BINDING_REQUEST {
             return Err(StunRejection::NotARequest);
         }
-        let names = |pair: &Pair| {
+        let names = |pair: &CredentialPair| {
             let is_username = |a: &RawAttribute| a.typ == ATTR_USERNAME && a.value == pair.username.as_bytes();
-            signed(&request).any(is_username)
+            integrity_protected_attributes(&request).any(is_username)
         };
-        let former = self.former.as_ref().filter(|former| names(former));
-        let is_current = names(&self.current);
-        let pair = former.filter(|_| !is_current).unwrap_or(&self.current);
+        let former = self.previous_credentials.as_ref().filter(|former| names(former));
+        let is_current = names(&self.current_credentials);
+        let pair = former.filter(|_| !is_current).unwrap_or(&self.current_credentials);
         if !is_current && former.is_none() {
             return Err(StunRejection::WrongUsername);
         }
         let (local_pwd, ours, theirs) = (pair.local.pwd.clone(), pair.local.ufrag.clone(), pair.remote.clone());
-        MessageIntegrity::check(&mut request, local_pwd.as_bytes(), self.provider.crypto())
+        MessageIntegrity::check(&mut request, local_pwd.as_bytes(), self.crypto_provider.crypto())
             .map_err(|_| StunRejection::BadIntegrity)?;
-        self.heard = true;
-        let forgotten = self.learn(now, from);
-        let nominates = signed(&request).any(|a| a.typ == ATTR_USE_CANDIDATE);
+        self.has_received_check = true;
+        let forgotten = self.learn_address(now, from);
+        let nominates = integrity_protected_attributes(&request).any(|a| a.typ == ATTR_USE_CANDIDATE);
         if is_current {
-            self.current.heard = true;
+            self.current_credentials.has_received_check = true;
         }
         // Who has begun with the new session decides with it; the former one is answered until it is over.
-        let may_nominate = is_current || !self.current.heard;
+        let may_nominate = is_current || !self.current_credentials.has_received_check;
         // Before the first nomination the first valid pair serves: FFmpeg never nominates.
         let moved = may_nominate
             && (nominates || self.destination.is_none())
-            && self.nominate(now, from, (&ours, &theirs), random)?;
+            && self.handle_nomination(now, from, (&ours, &theirs), random)?;
         if is_current && nominates && self.destination == Some(from) {
-            self.former = None;
+            self.previous_credentials = None;
         }
         Ok(CheckAnswered {
-            response: self.response(&request, from, &local_pwd)?,
-            moved,
-            forgotten,
+            response: self.build_binding_response(&request, from, &local_pwd)?,
+            destination_moved: moved,
+            evicted_address: forgotten,
         })
     }
 
     /// Returns whether the destination moved.
-    fn nominate(
+    fn handle_nomination(
         &mut self,
         now: Instant,
         address: SocketAddr,
@@ -312,27 +315,28 @@ impl IceLite {
         random: &mut dyn FnMut() -> u32,
     ) -> Result<bool, StunRejection> {
         if self.destination == Some(address) {
-            self.trial = None;
+            self.path_validation = None;
             return Ok(false);
         }
-        if !self.settled {
+        if !self.requires_path_validation {
             self.destination = Some(address);
             return Ok(true);
         }
-        let is_same = |trial: &&mut PathValidation| trial.address == address && trial.remote_pwd == theirs.pwd;
-        match self.trial.as_mut().filter(is_same) {
+        let is_same =
+            |trial: &&mut NominatedAddressValidation| trial.address == address && trial.remote_pwd == theirs.pwd;
+        match self.path_validation.as_mut().filter(is_same) {
             // Sent as often as it may be: whoever nominates again may have missed it.
-            Some(trial) if trial.due.is_none() => (trial.due, trial.sent) = (Some(now), 0),
+            Some(trial) if trial.next_check_at.is_none() => (trial.next_check_at, trial.checks_sent) = (Some(now), 0),
             Some(_) => {}
             None => {
-                let transaction = transaction(random);
-                self.trial = Some(PathValidation {
+                let transaction = random_transaction_id(random);
+                self.path_validation = Some(NominatedAddressValidation {
                     address,
-                    transaction,
-                    check: self.check(transaction, ours, theirs)?,
+                    transaction_id: transaction,
+                    binding_request: self.build_path_check(transaction, ours, theirs)?,
                     remote_pwd: theirs.pwd.clone(),
-                    due: Some(now),
-                    sent: 0,
+                    next_check_at: Some(now),
+                    checks_sent: 0,
                 });
             }
         }
@@ -345,73 +349,90 @@ impl IceLite {
     /// # Errors
     ///
     /// A [`StunRejection`]: the datagram is dropped.
-    pub fn handle_response(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Result<(), StunRejection> {
-        let mut response = decode(datagram)?;
-        let asked = |trial: &&PathValidation| trial.address == from && trial.transaction == response.transaction_id;
+    pub(crate) fn handle_check_response(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+    ) -> Result<(), StunRejection> {
+        let mut response = decode_stun_message(datagram)?;
+        let asked = |trial: &&NominatedAddressValidation| {
+            trial.address == from && trial.transaction_id == response.transaction_id
+        };
         let Some(trial) = self
-            .trial
+            .path_validation
             .as_ref()
             .filter(asked)
             .filter(|_| response.typ == BINDING_SUCCESS)
         else {
-            return Err(StunRejection::Unasked);
+            return Err(StunRejection::UnexpectedResponse);
         };
-        MessageIntegrity::check(&mut response, trial.remote_pwd.as_bytes(), self.provider.crypto())
-            .map_err(|_| StunRejection::BadIntegrity)?;
-        if trial.remote_pwd == self.current.remote.pwd {
-            self.former = None;
+        MessageIntegrity::check(
+            &mut response,
+            trial.remote_pwd.as_bytes(),
+            self.crypto_provider.crypto(),
+        )
+        .map_err(|_| StunRejection::BadIntegrity)?;
+        if trial.remote_pwd == self.current_credentials.remote.pwd {
+            self.previous_credentials = None;
         }
-        let learned = self.addresses.iter_mut().find(|a| a.address == from);
-        let learned = learned.ok_or(StunRejection::Unasked)?;
-        (learned.seen, learned.proven) = (now, true);
+        let learned = self.learned_addresses.iter_mut().find(|a| a.address == from);
+        let learned = learned.ok_or(StunRejection::UnexpectedResponse)?;
+        (learned.last_seen_at, learned.is_validated) = (now, true);
         self.destination = Some(from);
-        self.trial = None;
+        self.path_validation = None;
         Ok(())
     }
 
     /// The check of ours that is due, and where it goes.
-    pub fn poll_check(&mut self, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
+    pub(crate) fn poll_check(&mut self, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
         let trial = self
-            .trial
+            .path_validation
             .as_mut()
-            .filter(|trial| trial.due.is_some_and(|due| due <= now))?;
-        trial.due = (trial.sent + 1 < MAX_CHECKS).then(|| now + CHECK_INTERVAL * (1 << trial.sent));
-        trial.sent += 1;
-        Some((trial.address, trial.check.clone()))
+            .filter(|trial| trial.next_check_at.is_some_and(|due| due <= now))?;
+        trial.next_check_at = (trial.checks_sent + 1 < MAX_VALIDATION_CHECKS)
+            .then(|| now + INITIAL_CHECK_INTERVAL * (1 << trial.checks_sent));
+        trial.checks_sent += 1;
+        Some((trial.address, trial.binding_request.clone()))
     }
 
     /// When [`Self::poll_check`] will have one.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.trial.as_ref()?.due
+    pub(crate) fn poll_check_timeout(&self) -> Option<Instant> {
+        self.path_validation.as_ref()?.next_check_at
     }
 
     /// Returns the address that had to make room.
-    fn learn(&mut self, now: Instant, from: SocketAddr) -> Option<SocketAddr> {
+    fn learn_address(&mut self, now: Instant, from: SocketAddr) -> Option<SocketAddr> {
         let fresh = LearnedAddress::new(now, from);
-        if let Some(learned) = self.addresses.iter_mut().find(|a| a.address == from) {
-            if now.duration_since(learned.seen) >= ADDRESS_LIFETIME {
+        if let Some(learned) = self.learned_addresses.iter_mut().find(|a| a.address == from) {
+            if now.duration_since(learned.last_seen_at) >= ADDRESS_LIFETIME {
                 *learned = fresh;
             }
-            learned.seen = now;
+            learned.last_seen_at = now;
             return None;
         }
         let mut forgotten = None;
-        if self.addresses.len() >= MAX_ADDRESSES {
+        if self.learned_addresses.len() >= MAX_LEARNED_ADDRESSES {
             let destination = self.destination;
             let oldest = self
-                .addresses
+                .learned_addresses
                 .iter()
                 .enumerate()
                 .filter(|(_, a)| Some(a.address) != destination);
-            if let Some((index, _)) = oldest.min_by_key(|(_, a)| a.seen) {
-                forgotten = Some(self.addresses.swap_remove(index).address);
+            if let Some((index, _)) = oldest.min_by_key(|(_, a)| a.last_seen_at) {
+                forgotten = Some(self.learned_addresses.swap_remove(index).address);
             }
         }
-        self.addresses.push(fresh);
+        self.learned_addresses.push(fresh);
         forgotten
     }
 
-    fn response(&self, request: &Message, from: SocketAddr, local_pwd: &str) -> Result<Vec<u8>, StunRejection> {
+    fn build_binding_response(
+        &self,
+        request: &Message,
+        from: SocketAddr,
+        local_pwd: &str,
+    ) -> Result<Vec<u8>, StunRejection> {
         let mapped = XorMappedAddress {
             ip: from.ip().to_canonical(),
             port: from.port(),
@@ -421,24 +442,29 @@ impl IceLite {
         response.transaction_id = request.transaction_id;
         response.write_header();
         mapped.add_to(&mut response).map_err(|_| StunRejection::Malformed)?;
-        self.sign(response, local_pwd)
+        self.sign_stun_message(response, local_pwd)
     }
 
     /// A check of ours (RFC 8445 §7.1, §7.2.2).
-    fn check(&self, transaction: TransactionId, ours: &str, theirs: &IceCredentials) -> Result<Vec<u8>, StunRejection> {
-        let username = format!("{}:{ours}", theirs.ufrag);
+    fn build_path_check(
+        &self,
+        transaction: TransactionId,
+        own_ufrag: &str,
+        remote_credentials: &IceCredentials,
+    ) -> Result<Vec<u8>, StunRejection> {
+        let username = format!("{}:{own_ufrag}", remote_credentials.ufrag);
         let mut check = Message::new();
         check.set_type(BINDING_REQUEST);
         check.transaction_id = transaction;
         check.write_header();
         check.add(ATTR_USERNAME, username.as_bytes());
-        check.add(ATTR_PRIORITY, &PRIORITY.to_be_bytes());
+        check.add(ATTR_PRIORITY, &PEER_REFLEXIVE_PRIORITY.to_be_bytes());
         check.add(ATTR_ICE_CONTROLLED, &TIE_BREAKER.to_be_bytes());
-        self.sign(check, &theirs.pwd)
+        self.sign_stun_message(check, &remote_credentials.pwd)
     }
 
-    fn sign(&self, mut message: Message, pwd: &str) -> Result<Vec<u8>, StunRejection> {
-        MessageIntegrity::new_short_term_integrity_with_provider(pwd.to_owned(), self.provider.crypto())
+    fn sign_stun_message(&self, mut message: Message, pwd: &str) -> Result<Vec<u8>, StunRejection> {
+        MessageIntegrity::new_short_term_integrity_with_provider(pwd.to_owned(), self.crypto_provider.crypto())
             .add_to(&mut message)
             .and_then(|()| FINGERPRINT.add_to(&mut message))
             .map_err(|_| StunRejection::Malformed)?;
@@ -446,8 +472,8 @@ impl IceLite {
     }
 }
 
-/// `random` has to be unpredictable: an answer is told from a forged one by it alone.
-pub(super) fn transaction(random: &mut dyn FnMut() -> u32) -> TransactionId {
+/// `random` has to be unpredictable: it alone distinguishes an answer from a forged one.
+pub(super) fn random_transaction_id(random: &mut dyn FnMut() -> u32) -> TransactionId {
     let mut id = [0; 12];
     for bytes in id.chunks_exact_mut(4) {
         bytes.copy_from_slice(&random().to_be_bytes());
@@ -457,14 +483,14 @@ pub(super) fn transaction(random: &mut dyn FnMut() -> u32) -> TransactionId {
 
 /// Whether a datagram is a Binding request by its first bytes (RFC 8489 §5): all other STUN belongs to a path that a
 /// check has opened.
-pub fn is_check(datagram: &[u8]) -> bool {
+pub fn is_binding_request(datagram: &[u8]) -> bool {
     datagram.starts_with(&[0, 1])
 }
 
 /// Reads the local half of USERNAME, by which a check from an unknown address finds its session. Nothing is
 /// authenticated yet.
-pub fn local_ufrag(datagram: &[u8]) -> Option<String> {
-    let message = decode(datagram).ok()?;
+pub fn read_local_ufrag(datagram: &[u8]) -> Option<String> {
+    let message = decode_stun_message(datagram).ok()?;
     let username = message.get(ATTR_USERNAME).ok()?;
     let local = username.split(|b| *b == b':').next()?;
     std::str::from_utf8(local).ok().map(str::to_owned)
@@ -472,18 +498,18 @@ pub fn local_ufrag(datagram: &[u8]) -> Option<String> {
 
 /// The attributes that MESSAGE-INTEGRITY covers. What follows it anybody may have added; it is ignored
 /// (RFC 8489 §14.5).
-fn signed(message: &Message) -> impl Iterator<Item = &RawAttribute> {
+fn integrity_protected_attributes(message: &Message) -> impl Iterator<Item = &RawAttribute> {
     let attributes = message.attributes.0.iter();
     attributes.take_while(|a| a.typ != ATTR_MESSAGE_INTEGRITY)
 }
 
-fn decode(datagram: &[u8]) -> Result<Message, StunRejection> {
+fn decode_stun_message(datagram: &[u8]) -> Result<Message, StunRejection> {
     let mut message = Message::new();
     message.raw = datagram.to_vec();
     message.decode().map_err(|_| StunRejection::Malformed)?;
     // The integrity check computes with the length of the attribute as it must be.
     let integrity = message.attributes.0.iter().filter(|a| a.typ == ATTR_MESSAGE_INTEGRITY);
-    if integrity.clone().any(|a| a.length != INTEGRITY_LEN) || integrity.count() > 1 {
+    if integrity.clone().any(|a| a.length != MESSAGE_INTEGRITY_HMAC_LEN) || integrity.count() > 1 {
         return Err(StunRejection::Malformed);
     }
     Ok(message)

@@ -9,36 +9,36 @@ use rtc_dtls::crypto::Certificate;
 use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use sha2::Digest as _;
 
-use super::error::SessionError;
-use crate::sdp::plan::{Fingerprint, FingerprintHash};
+use super::error::CryptoSetupError;
+use crate::sdp::negotiated::{Fingerprint, FingerprintHashFunction};
 
 /// Certificate fingerprint and the handshake configurations that all sessions share.
-pub struct Identity {
-    pub provider: Arc<dyn RTCCryptoProvider>,
+pub struct DtlsIdentity {
+    pub crypto_provider: Arc<dyn RTCCryptoProvider>,
     pub fingerprint: Fingerprint,
     /// Server role with AES-GCM, for peers that offer it. The stack follows the peer's order of preference, so the only
     /// way to prefer GCM is to offer nothing else.
-    pub server_gcm: Arc<HandshakeConfig>,
+    pub server_gcm_config: Arc<HandshakeConfig>,
     /// Server role with AES-CM, for peers that do not offer AES-GCM.
-    pub server_cm: Arc<HandshakeConfig>,
+    pub server_cm_config: Arc<HandshakeConfig>,
     /// Client role: we send the ClientHello.
-    pub client: Arc<HandshakeConfig>,
+    pub client_config: Arc<HandshakeConfig>,
 }
 
 /// Wait before the first retransmission of a handshake flight. RFC 6347 §4.2.4.1 proposes 1 s and browsers use 50 ms.
 /// A lost flight delays the first frame.
 const DTLS_RETRANSMIT_AFTER: std::time::Duration = std::time::Duration::from_millis(200);
 
-impl Identity {
+impl DtlsIdentity {
     /// Generates a new certificate.
     ///
     /// # Errors
     ///
-    /// [`SessionError::Identity`] when the crypto library cannot generate a key, which is not expected.
-    pub fn generate() -> Result<Self, SessionError> {
+    /// [`CryptoSetupError::DtlsIdentity`] when the crypto library cannot generate a key, which is not expected.
+    pub fn generate() -> Result<Self, CryptoSetupError> {
         let provider: Arc<dyn RTCCryptoProvider> = Arc::new(AwsLcRsProvider::new());
         let certificate = Certificate::generate_self_signed(vec!["millstream".to_owned()], provider.crypto())
-            .map_err(SessionError::Identity)?;
+            .map_err(CryptoSetupError::DtlsIdentity)?;
         let der = certificate
             .certificate
             .first()
@@ -58,24 +58,27 @@ impl Identity {
                 .with_flight_interval(DTLS_RETRANSMIT_AFTER)
                 .build(is_client, None)
                 .map(Arc::new)
-                .map_err(SessionError::Identity)
+                .map_err(CryptoSetupError::DtlsIdentity)
         };
         Ok(Self {
-            fingerprint: fingerprint_of(&der, FingerprintHash::Sha256),
-            server_gcm: config(vec![gcm], false)?,
-            server_cm: config(vec![cm], false)?,
-            client: config(vec![gcm, cm], true)?,
-            provider,
+            fingerprint: fingerprint_with_hash_function(&der, FingerprintHashFunction::Sha256),
+            server_gcm_config: config(vec![gcm], false)?,
+            server_cm_config: config(vec![cm], false)?,
+            client_config: config(vec![gcm, cm], true)?,
+            crypto_provider: provider,
         })
     }
 }
 
 /// Computes the fingerprint of a certificate in DER form.
-pub fn fingerprint_of(der: &[u8], hash: FingerprintHash) -> Fingerprint {
+pub(crate) fn fingerprint_with_hash_function(der: &[u8], hash: FingerprintHashFunction) -> Fingerprint {
     let digest = match hash {
-        FingerprintHash::Sha256 => sha2::Sha256::digest(der).to_vec(),
-        FingerprintHash::Sha384 => sha2::Sha384::digest(der).to_vec(),
-        FingerprintHash::Sha512 => sha2::Sha512::digest(der).to_vec(),
+        FingerprintHashFunction::Sha256 => sha2::Sha256::digest(der).to_vec(),
+        FingerprintHashFunction::Sha384 => sha2::Sha384::digest(der).to_vec(),
+        FingerprintHashFunction::Sha512 => sha2::Sha512::digest(der).to_vec(),
     };
-    Fingerprint { hash, digest }
+    Fingerprint {
+        hash_function: hash,
+        digest,
+    }
 }

@@ -11,26 +11,26 @@ use rtc_crypto::{
 use crate::media::Ssrc;
 
 /// Length of the longest authentication tag of the supported profiles, in bytes.
-pub const MAX_TAG_LEN: usize = 16;
+pub(crate) const MAX_TAG_LEN: usize = 16;
 
 /// Key derivation labels (RFC 3711 §4.3.1).
-const LABEL_ENCRYPTION: u8 = 0;
-const LABEL_AUTHENTICATION: u8 = 1;
-const LABEL_SALT: u8 = 2;
+const KDF_LABEL_ENCRYPTION: u8 = 0;
+const KDF_LABEL_AUTHENTICATION: u8 = 1;
+const KDF_LABEL_SALT: u8 = 2;
 
 /// The SRTP protection profiles we negotiate (RFC 5764 §4.1.2, RFC 7714 §14.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Profile {
+pub enum SrtpProfile {
     AeadAes128Gcm,
     Aes128CmSha1_80,
 }
 
 /// Why a packet could not be sealed or opened.
 #[derive(Debug, thiserror::Error)]
-pub enum SealError {
-    #[error("the packet is too short for its header and the authentication tag")]
+pub enum SrtpError {
+    #[error("the SRTP packet is too short for its header and authentication tag")]
     TooShort,
-    #[error("the authentication tag does not match")]
+    #[error("the SRTP authentication tag does not match")]
     Forged,
     #[error(transparent)]
     Crypto(#[from] CryptoError),
@@ -57,26 +57,26 @@ impl RtpCipher {
     /// # Errors
     ///
     /// [`CryptoError`] when a length is wrong or the library does not support the algorithm.
-    pub fn new(profile: Profile, key: &[u8], salt: &[u8], crypto: &dyn RTCCrypto) -> Result<Self, CryptoError> {
-        let encryption = derive(crypto, key, salt, LABEL_ENCRYPTION, 16)?;
+    pub fn new(profile: SrtpProfile, key: &[u8], salt: &[u8], crypto: &dyn RTCCrypto) -> Result<Self, CryptoError> {
+        let encryption = derive_session_key(crypto, key, salt, KDF_LABEL_ENCRYPTION, 16)?;
         Ok(match profile {
-            Profile::AeadAes128Gcm => Self::Gcm {
+            SrtpProfile::AeadAes128Gcm => Self::Gcm {
                 cipher: crypto.new_aead(AeadAlgorithm::Aes128Gcm, &encryption)?,
-                salt: fixed(&derive(crypto, key, salt, LABEL_SALT, 12)?),
+                salt: truncate_or_zero_pad_to_array(&derive_session_key(crypto, key, salt, KDF_LABEL_SALT, 12)?),
             },
-            Profile::Aes128CmSha1_80 => Self::Cm {
+            SrtpProfile::Aes128CmSha1_80 => Self::Cm {
                 cipher: crypto.new_stream_cipher(StreamCipherAlgorithm::Aes128Ctr, &encryption)?,
                 mac: crypto.new_hmac(
                     HmacAlgorithm::Sha1,
-                    &derive(crypto, key, salt, LABEL_AUTHENTICATION, 20)?,
+                    &derive_session_key(crypto, key, salt, KDF_LABEL_AUTHENTICATION, 20)?,
                 )?,
-                salt: fixed(&derive(crypto, key, salt, LABEL_SALT, 14)?),
+                salt: truncate_or_zero_pad_to_array(&derive_session_key(crypto, key, salt, KDF_LABEL_SALT, 14)?),
             },
         })
     }
 
     /// Returns the length of the authentication tag in bytes.
-    pub fn tag_len(&self) -> usize {
+    pub(crate) fn tag_len(&self) -> usize {
         match self {
             Self::Gcm { .. } => 16,
             Self::Cm { .. } => 10,
@@ -88,12 +88,12 @@ impl RtpCipher {
     ///
     /// # Errors
     ///
-    /// [`SealError`]; the packet must not be sent.
-    pub fn seal(&mut self, packet: &mut [u8], header_len: usize, ssrc: Ssrc, seq: u64) -> Result<(), SealError> {
-        let tag_at = packet.len().checked_sub(self.tag_len()).ok_or(SealError::TooShort)?;
+    /// [`SrtpError`]; the packet must not be sent.
+    pub fn encrypt(&mut self, packet: &mut [u8], header_len: usize, ssrc: Ssrc, seq: u64) -> Result<(), SrtpError> {
+        let tag_at = packet.len().checked_sub(self.tag_len()).ok_or(SrtpError::TooShort)?;
         let (sealed, tag) = packet.split_at_mut(tag_at);
         if header_len > sealed.len() {
-            return Err(SealError::TooShort);
+            return Err(SrtpError::TooShort);
         }
         match self {
             Self::Gcm { cipher, salt } => {
@@ -111,16 +111,16 @@ impl RtpCipher {
         }
     }
 
-    /// Opens a packet in place; the counterpart of [`Self::seal`]. Returns the length without the tag.
+    /// Opens a packet in place; the counterpart of [`Self::encrypt`]. Returns the length without the tag.
     ///
     /// # Errors
     ///
-    /// [`SealError`] when the packet is too short or not authentic; its bytes must not be used.
-    pub fn open(&mut self, packet: &mut [u8], header_len: usize, ssrc: Ssrc, seq: u64) -> Result<usize, SealError> {
-        let tag_at = packet.len().checked_sub(self.tag_len()).ok_or(SealError::TooShort)?;
+    /// [`SrtpError`] when the packet is too short or not authentic; its bytes must not be used.
+    pub fn decrypt(&mut self, packet: &mut [u8], header_len: usize, ssrc: Ssrc, seq: u64) -> Result<usize, SrtpError> {
+        let tag_at = packet.len().checked_sub(self.tag_len()).ok_or(SrtpError::TooShort)?;
         let (sealed, tag) = packet.split_at_mut(tag_at);
         if header_len > sealed.len() {
-            return Err(SealError::TooShort);
+            return Err(SrtpError::TooShort);
         }
         match self {
             Self::Gcm { cipher, salt } => {
@@ -132,7 +132,7 @@ impl RtpCipher {
                 let mut full = [0; 20];
                 mac.sign(&[sealed, &roc], &mut full)?;
                 if !constant_time_eq(&full[..10], tag) {
-                    return Err(SealError::Forged);
+                    return Err(SrtpError::Forged);
                 }
                 cipher.apply_keystream(&cm_iv(salt, ssrc, seq), &mut sealed[header_len..])?;
             }
@@ -168,7 +168,7 @@ fn xor(target: &mut [u8], mask: &[u8]) {
     }
 }
 
-fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
+fn truncate_or_zero_pad_to_array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut out = [0; N];
     for (o, b) in out.iter_mut().zip(bytes) {
         *o = *b;
@@ -177,7 +177,13 @@ fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 /// AES-CM key derivation with a derivation rate of zero (RFC 3711 §4.3.3).
-fn derive(crypto: &dyn RTCCrypto, key: &[u8], salt: &[u8], label: u8, length: usize) -> Result<Vec<u8>, CryptoError> {
+fn derive_session_key(
+    crypto: &dyn RTCCrypto,
+    key: &[u8],
+    salt: &[u8],
+    label: u8,
+    length: usize,
+) -> Result<Vec<u8>, CryptoError> {
     let mut input = [0u8; 16];
     for (i, s) in input.iter_mut().zip(salt) {
         *i = *s;
@@ -213,8 +219,8 @@ mod tests {
     fn sealed_packets_are_opened_by_an_independent_stack_across_the_roll_over() {
         let provider = AwsLcRsProvider::new();
         let cases = [
-            (Profile::AeadAes128Gcm, ProtectionProfile::AeadAes128Gcm, 12),
-            (Profile::Aes128CmSha1_80, ProtectionProfile::Aes128CmHmacSha1_80, 14),
+            (SrtpProfile::AeadAes128Gcm, ProtectionProfile::AeadAes128Gcm, 12),
+            (SrtpProfile::Aes128CmSha1_80, ProtectionProfile::Aes128CmHmacSha1_80, 14),
         ];
         for (ours, theirs, salt_len) in cases {
             let (key, salt) = ([3u8; 16], vec![5u8; salt_len]);
@@ -225,7 +231,7 @@ mod tests {
                 1u64, 2, 30_000, 60_000, 65_534, 65_535, 65_536, 65_537, 98_000, 130_000, 131_072,
             ] {
                 let mut sealed = packet(seq as u16, sealer.tag_len());
-                sealer.seal(&mut sealed, 12, Ssrc(0xdead_beef), seq).unwrap();
+                sealer.encrypt(&mut sealed, 12, Ssrc(0xdead_beef), seq).unwrap();
                 let opened = context.decrypt_rtp(&sealed).unwrap();
                 assert_eq!(&opened[..], packet(seq as u16, 0), "{ours:?} {seq}");
             }
@@ -235,10 +241,10 @@ mod tests {
     #[test]
     fn sealing_twice_gives_the_same_bytes() {
         let provider = AwsLcRsProvider::new();
-        let mut sealer = RtpCipher::new(Profile::AeadAes128Gcm, &[3; 16], &[5; 12], provider.crypto()).unwrap();
+        let mut sealer = RtpCipher::new(SrtpProfile::AeadAes128Gcm, &[3; 16], &[5; 12], provider.crypto()).unwrap();
         let seal = |sealer: &mut RtpCipher| {
             let mut p = packet(9, 16);
-            sealer.seal(&mut p, 12, Ssrc(0xdead_beef), 9).unwrap();
+            sealer.encrypt(&mut p, 12, Ssrc(0xdead_beef), 9).unwrap();
             p
         };
         assert_eq!(seal(&mut sealer), seal(&mut sealer));
@@ -247,8 +253,8 @@ mod tests {
     #[test]
     fn lengths_that_do_not_fit_are_an_error() {
         let provider = AwsLcRsProvider::new();
-        let mut sealer = RtpCipher::new(Profile::AeadAes128Gcm, &[3; 16], &[5; 12], provider.crypto()).unwrap();
-        assert!(sealer.seal(&mut [0; 10], 12, Ssrc(1), 1).is_err());
-        assert!(sealer.seal(&mut [0; 20], 12, Ssrc(1), 1).is_err());
+        let mut sealer = RtpCipher::new(SrtpProfile::AeadAes128Gcm, &[3; 16], &[5; 12], provider.crypto()).unwrap();
+        assert!(sealer.encrypt(&mut [0; 10], 12, Ssrc(1), 1).is_err());
+        assert!(sealer.encrypt(&mut [0; 20], 12, Ssrc(1), 1).is_err());
     }
 }

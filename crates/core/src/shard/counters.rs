@@ -5,91 +5,93 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::tcp::TcpCloseReason;
-use crate::hub::registry::Full;
-use crate::hub::traffic::ReceptionReports;
+use crate::hub::registry::ReachedLimit;
+use crate::hub::traffic::ViewerRtcpTotals;
 use crate::session::{CloseReason, guard};
 
 /// Counters of the media plane. They never decrease.
 #[derive(Debug)]
-pub struct Counters {
+pub struct SharedMediaCounters {
     pub received_datagrams: AtomicU64,
     pub received_bytes: AtomicU64,
-    pub sent: Arc<SendCounters>,
-    dropped: [AtomicU64; DropReason::ALL.len()],
-    closed: [AtomicU64; CloseReason::ALL.len()],
-    in_sessions: [AtomicU64; guard::DropReason::ALL.len()],
-    tcp_ended: [AtomicU64; TcpCloseReason::ALL.len()],
-    refused: [AtomicU64; Full::ALL.len()],
-    evicted: [AtomicU64; Full::ALL.len()],
+    pub send_counters: Arc<SendCounters>,
+    dropped_datagrams: [AtomicU64; RoutingDropReason::ALL.len()],
+    closed_sessions: [AtomicU64; CloseReason::ALL.len()],
+    session_drops: [AtomicU64; guard::SessionDropReason::ALL.len()],
+    closed_tcp_connections: [AtomicU64; TcpCloseReason::ALL.len()],
+    refused_sessions: [AtomicU64; ReachedLimit::ALL.len()],
+    evicted_sessions: [AtomicU64; ReachedLimit::ALL.len()],
     /// Time from the offer to the end of the handshake.
-    pub connecting: Histogram<{ CONNECTING.len() }>,
+    pub connect_time: Histogram<{ CONNECT_TIME_BOUNDS_US.len() }>,
     /// Time from the arrival of a packet until it was sent to the viewers of a shard: the maximum of each tick.
-    pub forwarding: Histogram<{ FORWARDING.len() }>,
+    pub forwarding_delay: Histogram<{ FORWARDING_DELAY_BOUNDS_US.len() }>,
     /// Reception as reported by viewers.
-    pub reception: ReceptionReports,
+    pub viewer_reception_reports: ViewerRtcpTotals,
 }
 
 /// Counters of sending. Shared by all shards.
 #[derive(Debug, Default)]
 pub struct SendCounters {
-    pub datagrams: AtomicU64,
-    pub calls: AtomicU64,
+    pub sent_datagrams: AtomicU64,
+    pub send_calls: AtomicU64,
     /// Datagrams dropped because the send buffer of the socket was full.
-    pub dropped_full: AtomicU64,
+    pub dropped_buffer_full: AtomicU64,
     /// Datagrams that the kernel refused for another reason, e.g. no route.
-    pub dropped_refused: AtomicU64,
+    pub dropped_by_kernel: AtomicU64,
     /// Datagrams that did not fit into the queue of a TCP connection.
-    pub dropped_tcp: AtomicU64,
+    pub dropped_tcp_queue_full: AtomicU64,
     /// UDP segmentation offload is not available: each datagram is sent by itself.
-    pub without_segmentation: AtomicBool,
+    pub gso_unavailable: AtomicBool,
 }
 
 /// Histogram of durations with `N` upper bounds in microseconds.
 #[derive(Debug)]
 pub struct Histogram<const N: usize> {
-    bounds: &'static [u64; N],
-    counts: [AtomicU64; N],
+    bounds_us: &'static [u64; N],
+    bucket_counts: [AtomicU64; N],
     /// Durations above the last bound.
-    longer: AtomicU64,
+    overflow_count: AtomicU64,
     /// Sum in microseconds.
-    sum: AtomicU64,
+    sum_us: AtomicU64,
 }
 
 /// Bounds of the connection time: 50 ms to 15 s.
-const CONNECTING: [u64; 9] = [
+const CONNECT_TIME_BOUNDS_US: [u64; 9] = [
     50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 15_000_000,
 ];
 /// Bounds of the forwarding time: 0.1 ms to 100 ms.
-const FORWARDING: [u64; 9] = [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000];
+const FORWARDING_DELAY_BOUNDS_US: [u64; 9] = [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000];
 
 impl<const N: usize> Histogram<N> {
     fn new(bounds: &'static [u64; N]) -> Self {
         Self {
-            bounds,
-            counts: std::array::from_fn(|_| AtomicU64::new(0)),
-            longer: AtomicU64::new(0),
-            sum: AtomicU64::new(0),
+            bounds_us: bounds,
+            bucket_counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            overflow_count: AtomicU64::new(0),
+            sum_us: AtomicU64::new(0),
         }
     }
 
     /// Returns the upper bounds in seconds.
-    pub fn bounds(&self) -> impl Iterator<Item = f64> + '_ {
-        self.bounds.iter().map(|bound| *bound as f64 / 1e6)
+    pub fn bounds_seconds(&self) -> impl Iterator<Item = f64> + '_ {
+        self.bounds_us.iter().map(|bound| *bound as f64 / 1e6)
     }
 
     /// Counts a duration.
     pub fn record(&self, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let index = self.bounds.iter().position(|bound| micros <= *bound);
-        let counter = index.and_then(|index| self.counts.get(index)).unwrap_or(&self.longer);
+        let index = self.bounds_us.iter().position(|bound| micros <= *bound);
+        let counter = index
+            .and_then(|index| self.bucket_counts.get(index))
+            .unwrap_or(&self.overflow_count);
         counter.fetch_add(1, Ordering::Relaxed);
-        self.sum.fetch_add(micros, Ordering::Relaxed);
+        self.sum_us.fetch_add(micros, Ordering::Relaxed);
     }
 
     /// Returns the cumulative counts: for each bound the number of durations up to it, and last the number of all.
-    pub fn cumulative(&self) -> Vec<u64> {
+    pub fn cumulative_counts(&self) -> Vec<u64> {
         let mut sum = 0;
-        let counts = self.counts.iter().chain([&self.longer]);
+        let counts = self.bucket_counts.iter().chain([&self.overflow_count]);
         counts
             .map(|count| count.load(Ordering::Relaxed))
             .map(|count| {
@@ -100,14 +102,14 @@ impl<const N: usize> Histogram<N> {
     }
 
     /// Returns the sum in seconds.
-    pub fn sum(&self) -> f64 {
-        self.sum.load(Ordering::Relaxed) as f64 / 1_000_000.0
+    pub fn sum_seconds(&self) -> f64 {
+        self.sum_us.load(Ordering::Relaxed) as f64 / 1_000_000.0
     }
 }
 
 /// Why a datagram or a message was dropped before it reached a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DropReason {
+pub enum RoutingDropReason {
     /// ICE has not authenticated its sender, and it is not a check for a session of this gateway.
     UnknownSender,
     /// The mailbox of its shard was full.
@@ -116,7 +118,7 @@ pub enum DropReason {
     AddressHeld,
 }
 
-impl DropReason {
+impl RoutingDropReason {
     /// All reasons, in the order of their declaration.
     pub const ALL: [Self; 3] = [Self::UnknownSender, Self::MailboxFull, Self::AddressHeld];
 
@@ -130,105 +132,105 @@ impl DropReason {
     }
 }
 
-impl Default for Counters {
+impl Default for SharedMediaCounters {
     fn default() -> Self {
         Self {
             received_datagrams: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
-            sent: Arc::default(),
-            dropped: Default::default(),
-            closed: Default::default(),
-            in_sessions: Default::default(),
-            tcp_ended: Default::default(),
-            refused: Default::default(),
-            evicted: Default::default(),
-            connecting: Histogram::new(&CONNECTING),
-            forwarding: Histogram::new(&FORWARDING),
-            reception: ReceptionReports::default(),
+            send_counters: Arc::default(),
+            dropped_datagrams: Default::default(),
+            closed_sessions: Default::default(),
+            session_drops: Default::default(),
+            closed_tcp_connections: Default::default(),
+            refused_sessions: Default::default(),
+            evicted_sessions: Default::default(),
+            connect_time: Histogram::new(&CONNECT_TIME_BOUNDS_US),
+            forwarding_delay: Histogram::new(&FORWARDING_DELAY_BOUNDS_US),
+            viewer_reception_reports: ViewerRtcpTotals::default(),
         }
     }
 }
 
-impl Counters {
+impl SharedMediaCounters {
     /// Counts a dropped datagram or message.
-    pub fn dropped(&self, reason: DropReason) {
-        if let Some(counter) = self.dropped.get(reason as usize) {
+    pub(crate) fn count_dropped_datagram(&self, reason: RoutingDropReason) {
+        if let Some(counter) = self.dropped_datagrams.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Counts the end of a session.
-    pub fn closed(&self, reason: CloseReason) {
-        if let Some(counter) = self.closed.get(reason as usize) {
+    pub(crate) fn count_closed_session(&self, reason: CloseReason) {
+        if let Some(counter) = self.closed_sessions.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Counts a session that was refused because this limit was reached.
-    pub fn refused(&self, full: Full) {
-        if let Some(counter) = self.refused.get(full as usize) {
+    pub fn count_session_refused_by_limit(&self, full: ReachedLimit) {
+        if let Some(counter) = self.refused_sessions.get(full as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the number of refused sessions by limit.
-    pub fn refusals(&self) -> impl Iterator<Item = (Full, u64)> + '_ {
-        let counts = self.refused.iter().map(|n| n.load(Ordering::Relaxed));
-        Full::ALL.into_iter().zip(counts)
+    pub fn sessions_refused_by_limit(&self) -> impl Iterator<Item = (ReachedLimit, u64)> + '_ {
+        let counts = self.refused_sessions.iter().map(|n| n.load(Ordering::Relaxed));
+        ReachedLimit::ALL.into_iter().zip(counts)
     }
 
     /// Counts a half-open session that was evicted because this limit was reached.
-    pub fn evicted(&self, full: Full) {
-        if let Some(counter) = self.evicted.get(full as usize) {
+    pub fn count_session_evicted_by_limit(&self, full: ReachedLimit) {
+        if let Some(counter) = self.evicted_sessions.get(full as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the number of evicted half-open sessions by limit.
-    pub fn evictions(&self) -> impl Iterator<Item = (Full, u64)> + '_ {
-        let counts = self.evicted.iter().map(|n| n.load(Ordering::Relaxed));
-        Full::ALL.into_iter().zip(counts)
+    pub fn sessions_evicted_by_limit(&self) -> impl Iterator<Item = (ReachedLimit, u64)> + '_ {
+        let counts = self.evicted_sessions.iter().map(|n| n.load(Ordering::Relaxed));
+        ReachedLimit::ALL.into_iter().zip(counts)
     }
 
     /// Counts a closed connection to the TCP port.
-    pub fn tcp_ended(&self, reason: TcpCloseReason) {
-        if let Some(counter) = self.tcp_ended.get(reason as usize) {
+    pub fn count_closed_tcp_connection(&self, reason: TcpCloseReason) {
+        if let Some(counter) = self.closed_tcp_connections.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the number of closed connections to the TCP port by reason.
-    pub fn tcp_ends(&self) -> impl Iterator<Item = (TcpCloseReason, u64)> + '_ {
-        let counts = self.tcp_ended.iter().map(|n| n.load(Ordering::Relaxed));
+    pub fn closed_tcp_connections(&self) -> impl Iterator<Item = (TcpCloseReason, u64)> + '_ {
+        let counts = self.closed_tcp_connections.iter().map(|n| n.load(Ordering::Relaxed));
         TcpCloseReason::ALL.into_iter().zip(counts)
     }
 
     /// Adds the packets that a session dropped, when it has ended.
-    pub fn add_session_drops(&self, drops: &guard::Drops) {
-        for (counter, dropped) in self.in_sessions.iter().zip(drops) {
+    pub(crate) fn add_ended_session_drops(&self, drops: &guard::SessionDropCounts) {
+        for (counter, dropped) in self.session_drops.iter().zip(drops) {
             counter.fetch_add(u64::from(*dropped), Ordering::Relaxed);
         }
     }
 
     /// Returns the number of packets that ended sessions dropped, by reason.
-    pub fn session_drops(&self) -> impl Iterator<Item = (guard::DropReason, u64)> + '_ {
-        let counts = self.in_sessions.iter().map(|n| n.load(Ordering::Relaxed));
-        guard::DropReason::ALL.into_iter().zip(counts)
+    pub fn ended_session_drops(&self) -> impl Iterator<Item = (guard::SessionDropReason, u64)> + '_ {
+        let counts = self.session_drops.iter().map(|n| n.load(Ordering::Relaxed));
+        guard::SessionDropReason::ALL.into_iter().zip(counts)
     }
 
     /// Returns the number of dropped datagrams and messages by reason.
-    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL
+    pub fn dropped_datagrams(&self) -> impl Iterator<Item = (RoutingDropReason, u64)> + '_ {
+        RoutingDropReason::ALL
             .into_iter()
-            .zip(&self.dropped)
+            .zip(&self.dropped_datagrams)
             .map(|(reason, n)| (reason, n.load(Ordering::Relaxed)))
     }
 
     /// Returns the number of ended sessions by reason.
-    pub fn closes(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
+    pub fn closed_sessions(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
         CloseReason::ALL
             .into_iter()
-            .zip(&self.closed)
+            .zip(&self.closed_sessions)
             .map(|(reason, n)| (reason, n.load(Ordering::Relaxed)))
     }
 }

@@ -6,73 +6,74 @@ use std::time::Instant;
 
 use crate::hub::mailbox::Mailbox;
 use crate::hub::name::StreamName;
-use crate::hub::ring::Entries;
+use crate::hub::ring::RingEntries;
 use crate::hub::stream::{LayerSelection, SessionId, ShardIndex, StreamId};
-use crate::sdp::plan::{IceCredentials, Playback, Publication};
+use crate::media::Rid;
+use crate::sdp::negotiated::{IceCredentials, NegotiatedPlayback, NegotiatedPublication};
 use crate::session::CloseReason;
 
 /// A message to a shard, from another shard or from the control plane.
 #[derive(Debug)]
-pub enum Message {
+pub enum ShardMessage {
     /// Opens a session.
-    Open(Box<Opening>),
+    OpenSession(Box<NewSession>),
     /// A viewer selects another simulcast layer.
     ChooseLayer {
         session: SessionId,
         selection: LayerSelection,
     },
     /// Ends a session.
-    Close { session: SessionId, reason: CloseReason },
+    CloseSession { session: SessionId, reason: CloseReason },
     /// Begins a new ICE session with these local and remote credentials.
-    Restart {
+    RestartIce {
         session: SessionId,
         local: IceCredentials,
         remote: IceCredentials,
     },
     /// A datagram that the kernel delivered to another shard, `via`.
-    Datagram {
+    ForwardedDatagram {
         from: SocketAddr,
         to: Option<IpAddr>,
         bytes: Vec<u8>,
         via: ShardIndex,
     },
     /// A datagram that arrived over TCP; see [`super::tcp`].
-    Framed { from: SocketAddr, bytes: Vec<u8> },
+    TcpFrame { from: SocketAddr, bytes: Vec<u8> },
     /// The authenticated TCP connection of this address has ended.
-    Disconnected { from: SocketAddr },
+    TcpDisconnected { from: SocketAddr },
     /// Datagrams from this address belong to shard `owner`, which holds the address until `until`.
-    Route {
+    AnnounceRoute {
         address: SocketAddr,
         owner: ShardIndex,
         until: Instant,
     },
     /// Withdraws a route.
-    Unroute { address: SocketAddr, owner: ShardIndex },
+    WithdrawRoute { address: SocketAddr, owner: ShardIndex },
     /// Packets of a stream that has viewers on this shard.
-    Media { stream: StreamId, packets: Entries },
+    StreamPackets { stream: StreamId, packets: RingEntries },
     /// The formats or the layers of a stream that has viewers on this shard have changed.
     StreamChanged { stream: StreamId },
-    /// A viewer needs a key frame from this publisher.
-    RequestKeyFrame { session: SessionId },
+    /// A viewer needs a key frame of this layer from this publisher; `None` is the one that the stream carries.
+    RequestKeyFrame { session: SessionId, layer: Option<Rid> },
     /// Ends all sessions, and then the thread.
     Stop,
 }
 
 /// A session to be opened: the result of the SDP negotiation.
 #[derive(Debug)]
-pub struct Opening {
-    pub session: SessionId,
-    pub stream: StreamName,
-    pub local: IceCredentials,
-    pub role: OpeningRole,
+pub struct NewSession {
+    pub session_id: SessionId,
+    pub stream_name: StreamName,
+    pub local_credentials: IceCredentials,
+    pub role: NegotiatedRole,
 }
 
 /// The role of the peer, with the result of its negotiation.
 #[derive(Debug)]
-pub enum OpeningRole {
-    Publish(Publication),
-    Play(Playback),
+pub enum NegotiatedRole {
+    Publish(NegotiatedPublication),
+    Play(NegotiatedPlayback),
 }
 
 /// The mailbox of one shard.
-pub type ShardMailbox = Arc<Mailbox<Message>>;
+pub type ShardMailbox = Arc<Mailbox<ShardMessage>>;

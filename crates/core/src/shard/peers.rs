@@ -6,34 +6,35 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use crate::hub::sparse::shrink_sparse_map;
 use crate::hub::stream::{SessionId, ShardIndex};
 use crate::outputs::whep::Viewer;
-use crate::sdp::plan::IceCredentials;
+use crate::sdp::negotiated::IceCredentials;
 use crate::session::Session;
 use crate::session::outbox::Destination;
 use crate::sources::whip::Publisher;
 
 /// Index of a peer in its shard. Reused after the peer was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PeerKey(u32);
+pub struct PeerSlotIndex(u32);
 
 /// One session and its role.
 pub struct Peer {
-    pub id: SessionId,
+    pub session_id: SessionId,
     /// Local username fragments: of the current ICE session, and of the previous one after a restart.
     pub ufrags: Vec<String>,
     pub session: Session,
-    pub role: Role,
+    pub role: PeerRole,
     /// Destination of its packets; `None` before ICE has one.
     pub destination: Option<Destination>,
     /// Addresses that ICE has authenticated.
-    pub addresses: Vec<PeerPath>,
+    pub paths: Vec<PeerPath>,
     /// Its valid entry in the timer heap; other entries are ignored.
-    pub scheduled: Option<Instant>,
-    pub opened: Instant,
-    pub connected: Option<Instant>,
+    pub next_timer_at: Option<Instant>,
+    pub opened_at: Instant,
+    pub connected_at: Option<Instant>,
     /// Whether it is in the list of publishers that received RTP in this tick.
-    pub dirty: bool,
+    pub has_unpublished_packets: bool,
 }
 
 /// An address from which a peer was authenticated.
@@ -43,22 +44,22 @@ pub struct PeerPath {
     /// The local address that the peer sent its check to.
     pub local: Option<IpAddr>,
     /// The shard that the address was last announced to, and the end of the announced hold time.
-    pub announced: Option<(ShardIndex, Instant)>,
+    pub last_route_announcement: Option<(ShardIndex, Instant)>,
 }
 
 /// Maximum number of ICE sessions of one peer: see [`crate::session::ice::IceLite::restart`].
-const MAX_UFRAGS: usize = 2;
+const MAX_UFRAGS_PER_PEER: usize = 2;
 
 /// The role of a peer.
-pub enum Role {
+pub enum PeerRole {
     Publisher(Box<Publisher>),
     Viewer(Box<Viewer>),
 }
 
 impl Peer {
     /// Returns one of its addresses.
-    pub fn address(&mut self, remote: SocketAddr) -> Option<&mut PeerPath> {
-        self.addresses.iter_mut().find(|address| address.remote == remote)
+    pub(crate) fn path_to(&mut self, remote: SocketAddr) -> Option<&mut PeerPath> {
+        self.paths.iter_mut().find(|address| address.remote == remote)
     }
 }
 
@@ -66,19 +67,19 @@ impl Peer {
 #[derive(Default)]
 pub struct Peers {
     slots: Vec<Option<Box<Peer>>>,
-    free: Vec<PeerKey>,
-    by_id: HashMap<SessionId, PeerKey>,
-    by_ufrag: HashMap<String, PeerKey>,
-    by_address: HashMap<SocketAddr, PeerKey>,
+    free_keys: Vec<PeerSlotIndex>,
+    by_session_id: HashMap<SessionId, PeerSlotIndex>,
+    by_ufrag: HashMap<String, PeerSlotIndex>,
+    by_address: HashMap<SocketAddr, PeerSlotIndex>,
 }
 
 impl Peers {
-    pub fn insert(&mut self, peer: Peer) -> PeerKey {
-        let key = self.free.pop().unwrap_or_else(|| {
+    pub fn insert(&mut self, peer: Peer) -> PeerSlotIndex {
+        let key = self.free_keys.pop().unwrap_or_else(|| {
             self.slots.push(None);
-            PeerKey(self.slots.len() as u32 - 1)
+            PeerSlotIndex(self.slots.len() as u32 - 1)
         });
-        self.by_id.insert(peer.id, key);
+        self.by_session_id.insert(peer.session_id, key);
         self.by_ufrag
             .extend(peer.ufrags.iter().map(|ufrag| (ufrag.clone(), key)));
         if let Some(slot) = self.slots.get_mut(key.0 as usize) {
@@ -87,62 +88,65 @@ impl Peers {
         key
     }
 
-    pub fn remove(&mut self, key: PeerKey) -> Option<Box<Peer>> {
+    pub fn remove(&mut self, key: PeerSlotIndex) -> Option<Box<Peer>> {
         let peer = self.slots.get_mut(key.0 as usize)?.take()?;
-        self.free.push(key);
-        self.by_id.remove(&peer.id);
+        self.free_keys.push(key);
+        self.by_session_id.remove(&peer.session_id);
         for ufrag in &peer.ufrags {
             self.by_ufrag.remove(ufrag);
         }
-        for address in &peer.addresses {
+        for address in &peer.paths {
             if self.by_address.get(&address.remote) == Some(&key) {
                 self.by_address.remove(&address.remote);
             }
         }
+        shrink_sparse_map(&mut self.by_session_id);
+        shrink_sparse_map(&mut self.by_ufrag);
+        shrink_sparse_map(&mut self.by_address);
         Some(peer)
     }
 
-    pub fn get(&mut self, key: PeerKey) -> Option<&mut Peer> {
+    pub fn get(&mut self, key: PeerSlotIndex) -> Option<&mut Peer> {
         self.slots.get_mut(key.0 as usize)?.as_deref_mut()
     }
 
-    pub fn by_id(&self, id: SessionId) -> Option<PeerKey> {
-        self.by_id.get(&id).copied()
+    pub(crate) fn by_session_id(&self, id: SessionId) -> Option<PeerSlotIndex> {
+        self.by_session_id.get(&id).copied()
     }
 
-    pub fn by_ufrag(&self, ufrag: &str) -> Option<PeerKey> {
+    pub(crate) fn by_ufrag(&self, ufrag: &str) -> Option<PeerSlotIndex> {
         self.by_ufrag.get(ufrag).copied()
     }
 
-    pub fn by_address(&self, address: SocketAddr) -> Option<PeerKey> {
+    pub fn by_address(&self, address: SocketAddr) -> Option<PeerSlotIndex> {
         self.by_address.get(&address).copied()
     }
 
     /// Returns the peer that an address belongs to, and until when it is held.
-    pub fn holder(&self, address: SocketAddr) -> Option<(PeerKey, Instant)> {
+    pub(crate) fn address_owner_and_hold_end(&self, address: SocketAddr) -> Option<(PeerSlotIndex, Instant)> {
         let key = self.by_address(address)?;
         let peer = self.slots.get(key.0 as usize)?.as_ref()?;
-        Some((key, peer.session.held_until(address)?))
+        Some((key, peer.session.address_held_until(address)?))
     }
 
-    /// Assigns an address that ICE has authenticated to a peer. ICE bounds their number: see [`Self::forget`].
-    pub fn learn(&mut self, key: PeerKey, address: SocketAddr, local: Option<IpAddr>) {
+    /// Assigns an address that ICE has authenticated to a peer. ICE bounds their number: see [`Self::remove_peer_path`].
+    pub(crate) fn assign_address(&mut self, key: PeerSlotIndex, address: SocketAddr, local: Option<IpAddr>) {
         let Some(peer) = self.slots.get_mut(key.0 as usize).and_then(Option::as_deref_mut) else {
             return;
         };
-        match peer.address(address) {
+        match peer.path_to(address) {
             Some(path) => path.local = local,
-            None => peer.addresses.push(PeerPath {
+            None => peer.paths.push(PeerPath {
                 remote: address,
                 local,
-                announced: None,
+                last_route_announcement: None,
             }),
         }
         self.by_address.insert(address, key);
     }
 
     /// Begins a new ICE session of a peer, and indexes its username fragment.
-    pub fn restart(&mut self, key: PeerKey, local: IceCredentials, remote: IceCredentials) {
+    pub fn restart_ice(&mut self, key: PeerSlotIndex, local: IceCredentials, remote: IceCredentials) {
         let Some(peer) = self.slots.get_mut(key.0 as usize).and_then(Option::as_deref_mut) else {
             return;
         };
@@ -153,16 +157,16 @@ impl Peers {
             self.by_ufrag.remove(&gone);
         }
         // An ICE session that ended before it was replaced is not reported.
-        if peer.ufrags.len() > MAX_UFRAGS {
+        if peer.ufrags.len() > MAX_UFRAGS_PER_PEER {
             let oldest = peer.ufrags.remove(0);
             self.by_ufrag.remove(&oldest);
         }
     }
 
     /// Removes an address of a peer that ICE has removed.
-    pub fn forget(&mut self, key: PeerKey, address: SocketAddr) {
+    pub(crate) fn remove_peer_path(&mut self, key: PeerSlotIndex, address: SocketAddr) {
         if let Some(peer) = self.get(key) {
-            peer.addresses.retain(|path| path.remote != address);
+            peer.paths.retain(|path| path.remote != address);
         }
         if self.by_address.get(&address) == Some(&key) {
             self.by_address.remove(&address);
@@ -170,15 +174,15 @@ impl Peers {
     }
 
     /// Unassigns an address. Its peer gets it back with its next check, unless another session holds it then.
-    pub fn release(&mut self, address: SocketAddr) {
+    pub(crate) fn unassign_address_from_any_peer(&mut self, address: SocketAddr) {
         self.by_address.remove(&address);
     }
 
-    pub fn keys(&self) -> Vec<PeerKey> {
-        self.by_id.values().copied().collect()
+    pub fn keys(&self) -> Vec<PeerSlotIndex> {
+        self.by_session_id.values().copied().collect()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
+        self.by_session_id.is_empty()
     }
 }

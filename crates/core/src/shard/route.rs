@@ -2,20 +2,20 @@
 
 use std::time::Instant;
 
-use super::peers::PeerKey;
+use super::peers::PeerSlotIndex;
 use crate::hub::stream::ShardIndex;
 
 /// The shard that receives the datagrams of an address.
 #[derive(Clone, Copy)]
-pub(super) struct Route {
-    pub(super) owner: ShardIndex,
+pub(super) struct HeldAddressRoute {
+    pub(super) owner_shard: ShardIndex,
     /// The address is held until this instant.
-    pub(super) until: Instant,
+    pub(super) held_until: Instant,
 }
 
 /// The recipient of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Recipient {
-    Peer(PeerKey),
+pub(super) enum DatagramRecipient {
+    Peer(PeerSlotIndex),
     Shard(ShardIndex),
 }

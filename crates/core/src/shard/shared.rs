@@ -4,36 +4,41 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::counters::Counters;
-use super::message::{Message, ShardMailbox};
-use super::tcp::TcpPeers;
+use super::counters::SharedMediaCounters;
+use super::message::{ShardMailbox, ShardMessage};
+use super::tcp::TcpConnectionControl;
 use crate::hub::Hub;
-use crate::hub::batch::Batch;
-use crate::hub::registry::Registry;
+use crate::hub::batch::PacketBatchToDeliver;
+use crate::hub::registry::SessionRegistry;
 use crate::hub::stream::ShardIndex;
 use crate::media::clock;
-use crate::session::identity::Identity;
+use crate::session::identity::DtlsIdentity;
 use crate::sources::frame_source::FrameSource;
 
 /// State shared by all shards of a gateway.
-pub struct Shared {
+pub struct SharedState {
     pub hub: Hub,
-    pub registry: Registry,
-    pub identity: Arc<Identity>,
+    pub session_registry: SessionRegistry,
+    pub dtls_identity: Arc<DtlsIdentity>,
+    /// Maximum time from the offer to the end of the DTLS handshake.
+    pub connect_timeout: Duration,
     pub mailboxes: Vec<ShardMailbox>,
-    pub counters: Counters,
+    pub counters: SharedMediaCounters,
     /// Candidate addresses for peers, the best first.
-    pub announced: RwLock<Arc<[SocketAddr]>>,
+    pub candidate_addresses: RwLock<Arc<[SocketAddr]>>,
     /// The TCP connections of peers.
-    pub tcp: Arc<dyn TcpPeers>,
+    pub tcp_connections: Arc<dyn TcpConnectionControl>,
     /// An instant, and the wall-clock time at that instant as the duration since 1970.
-    pub epoch: (Instant, Duration),
+    pub wall_clock_origin: (Instant, Duration),
 }
 
-impl Shared {
+impl SharedState {
     /// Returns the current candidate addresses.
-    pub fn announced(&self) -> Arc<[SocketAddr]> {
-        self.announced.read().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn candidate_addresses(&self) -> Arc<[SocketAddr]> {
+        self.candidate_addresses
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Delivers the packets of a batch to the taps of the stream and to the shards that have viewers of it. Never waits:
@@ -41,19 +46,23 @@ impl Shared {
     ///
     /// Returns the batch if shard `local`, the caller's own, has viewers too; sources without a shard pass
     /// [`ShardIndex::NONE`].
-    pub fn deliver(&self, local: ShardIndex, batch: Batch) -> Option<Batch> {
-        for tap in &batch.taps {
-            let _ = tap.push_lossy(batch.packets.clone());
+    pub(crate) fn deliver_to_taps_and_other_shards(
+        &self,
+        local: ShardIndex,
+        batch: PacketBatchToDeliver,
+    ) -> Option<PacketBatchToDeliver> {
+        for tap in &batch.tap_queues {
+            let _ = tap.push_or_flag_overflow(batch.packets.clone());
         }
-        let (stream, mut has_local_viewers) = (batch.stream, false);
-        for shard in &batch.subscribers {
+        let (stream, mut has_local_viewers) = (batch.stream_id, false);
+        for shard in &batch.shards_with_viewers {
             if *shard == local {
                 has_local_viewers = true;
             } else if let Some(mailbox) = self.mailbox(*shard) {
                 let packets = batch.packets.clone();
-                let _ = mailbox.push_lossy(Message::Media { stream, packets });
-                if batch.stream_changed {
-                    let _ = mailbox.push_lossy(Message::StreamChanged { stream });
+                let _ = mailbox.push_or_flag_overflow(ShardMessage::StreamPackets { stream, packets });
+                if batch.formats_or_layers_changed {
+                    let _ = mailbox.push_or_flag_overflow(ShardMessage::StreamChanged { stream });
                 }
             }
         }
@@ -63,9 +72,9 @@ impl Shared {
     /// Publishes the frames that a source took since the last call. Returns `false` if its stream has another source; the
     /// frame source must then end.
     pub fn publish_frames(&self, source: &mut FrameSource) -> bool {
-        let published = source.publish(&self.hub);
+        let published = source.publish_to_hub(&self.hub);
         for batch in published.batches {
-            self.deliver(ShardIndex::NONE, batch);
+            self.deliver_to_taps_and_other_shards(ShardIndex::NONE, batch);
         }
         !published.displaced
     }
@@ -76,8 +85,8 @@ impl Shared {
     }
 
     /// Returns the wall-clock time as an NTP timestamp (RFC 3550 §4).
-    pub fn ntp(&self, now: Instant) -> u64 {
-        let (instant, wall) = self.epoch;
-        clock::ntp(wall + now.saturating_duration_since(instant))
+    pub fn ntp_timestamp(&self, now: Instant) -> u64 {
+        let (instant, wall) = self.wall_clock_origin;
+        clock::unix_to_ntp(wall + now.saturating_duration_since(instant))
     }
 }

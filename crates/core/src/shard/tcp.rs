@@ -3,48 +3,54 @@
 
 use std::fmt;
 use std::net::{SocketAddr, SocketAddrV6};
+use std::time::{Duration, Instant};
 
 /// The TCP connections of peers. Called by the shards; never calls back.
-pub trait TcpPeers: fmt::Debug + Send + Sync {
+pub trait TcpConnectionControl: fmt::Debug + Send + Sync {
     /// ICE authenticated a message from this address.
-    fn authenticated(&self, address: SocketAddr);
+    fn mark_authenticated(&self, address: SocketAddr);
     /// The first message from this address belongs to no session.
-    fn refuse(&self, address: SocketAddr);
+    fn close_for_no_session(&self, address: SocketAddr);
     /// The session of this address has ended, or no longer uses the address.
     fn close(&self, address: SocketAddr);
+    /// For how long the oldest datagram for this address has waited to be written.
+    fn queue_delay(&self, now: Instant, address: SocketAddr) -> Duration;
 }
 
 /// A gateway without media over TCP.
-impl TcpPeers for () {
-    fn authenticated(&self, _: SocketAddr) {}
-    fn refuse(&self, _: SocketAddr) {}
+impl TcpConnectionControl for () {
+    fn mark_authenticated(&self, _: SocketAddr) {}
+    fn close_for_no_session(&self, _: SocketAddr) {}
     fn close(&self, _: SocketAddr) {}
+    fn queue_delay(&self, _: Instant, _: SocketAddr) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// Scope id that marks an address as TCP; no interface has this index.
-const MARK: u32 = u32::MAX;
+const TCP_SCOPE_ID: u32 = u32::MAX;
 
 /// Returns the address by which sessions know a TCP peer.
-pub fn marked(peer: SocketAddr) -> SocketAddr {
+pub fn mark_as_tcp(peer: SocketAddr) -> SocketAddr {
     let ip = match peer.ip().to_canonical() {
         std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         std::net::IpAddr::V6(ip) => ip,
     };
-    SocketAddrV6::new(ip, peer.port(), 0, MARK).into()
+    SocketAddrV6::new(ip, peer.port(), 0, TCP_SCOPE_ID).into()
 }
 
 /// Whether an address is marked as TCP.
-pub fn is_marked(address: SocketAddr) -> bool {
-    matches!(address, SocketAddr::V6(address) if address.scope_id() == MARK)
+pub fn is_tcp(address: SocketAddr) -> bool {
+    matches!(address, SocketAddr::V6(address) if address.scope_id() == TCP_SCOPE_ID)
 }
 
 /// Displays an address in logs.
-pub struct PeerAddress(pub SocketAddr);
+pub(crate) struct AddressDisplay(pub SocketAddr);
 
-impl fmt::Display for PeerAddress {
+impl fmt::Display for AddressDisplay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = SocketAddr::new(self.0.ip().to_canonical(), self.0.port());
-        let protocol = if is_marked(self.0) { "tcp " } else { "" };
+        let protocol = if is_tcp(self.0) { "tcp " } else { "" };
         write!(f, "{protocol}{plain}")
     }
 }
@@ -61,11 +67,11 @@ pub enum TcpCloseReason {
     /// No authenticated connectivity check arrived in time.
     Unauthenticated,
     /// The peer did not read or acknowledge.
-    Stalled,
+    PeerNotReading,
     /// The peer sent nothing.
-    Idle,
+    PeerSentNothing,
     /// A frame was too long.
-    Malformed,
+    FrameTooLong,
 }
 
 impl TcpCloseReason {
@@ -75,9 +81,9 @@ impl TcpCloseReason {
         Self::SessionOver,
         Self::NoSession,
         Self::Unauthenticated,
-        Self::Stalled,
-        Self::Idle,
-        Self::Malformed,
+        Self::PeerNotReading,
+        Self::PeerSentNothing,
+        Self::FrameTooLong,
     ];
 
     /// Returns the label of the metric.
@@ -87,9 +93,9 @@ impl TcpCloseReason {
             Self::SessionOver => "session_over",
             Self::NoSession => "no_session",
             Self::Unauthenticated => "unauthenticated",
-            Self::Stalled => "stalled",
-            Self::Idle => "idle",
-            Self::Malformed => "malformed",
+            Self::PeerNotReading => "stalled",
+            Self::PeerSentNothing => "idle",
+            Self::FrameTooLong => "malformed",
         }
     }
 }
@@ -101,11 +107,11 @@ mod tests {
     #[test]
     fn an_address_of_tcp_is_no_address_of_udp() {
         let udp: SocketAddr = "192.0.2.1:9".parse().expect("an address");
-        let tcp = marked(udp);
-        assert!(is_marked(tcp) && !is_marked(udp));
+        let tcp = mark_as_tcp(udp);
+        assert!(is_tcp(tcp) && !is_tcp(udp));
         let mapped: SocketAddr = "[::ffff:192.0.2.1]:9".parse().expect("an address");
         assert_ne!(tcp, mapped);
-        assert_eq!(PeerAddress(tcp).to_string(), "tcp 192.0.2.1:9");
-        assert_eq!(PeerAddress(udp).to_string(), "192.0.2.1:9");
+        assert_eq!(AddressDisplay(tcp).to_string(), "tcp 192.0.2.1:9");
+        assert_eq!(AddressDisplay(udp).to_string(), "192.0.2.1:9");
     }
 }

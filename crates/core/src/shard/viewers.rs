@@ -3,108 +3,156 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Core;
+use super::ShardCore;
 use crate::hub::name::StreamKey;
-use crate::hub::ring::Entry;
-use crate::hub::stream::{Stream, StreamId};
-use crate::media::Kind;
-use crate::outputs::whep::ViewerOutput;
+use crate::hub::ring::RingEntry;
+use crate::hub::stream::{LayerSelection, SessionId, Stream, StreamId};
+use crate::media::MediaKind;
+use crate::outputs::whep::{Viewer, ViewerShardAction};
 use crate::session::CloseReason;
 use crate::session::egress::Egress;
-use crate::shard::peers::{Peer, PeerKey, Role};
+use crate::session::outbox::Destination;
+use crate::shard::peers::{Peer, PeerRole, PeerSlotIndex};
+use crate::shard::tcp::{TcpConnectionControl, is_tcp};
 
-impl Core {
+impl ShardCore {
     /// Forwards packets of a stream to its viewers on this shard.
-    pub(super) fn forward(&mut self, now: Instant, stream: StreamId, packets: &[Arc<Entry>]) {
-        let Some(viewers) = self.subscriptions.get_mut(&stream).map(std::mem::take) else {
+    pub(super) fn forward_packets(&mut self, now: Instant, stream: StreamId, packets: &[Arc<RingEntry>]) {
+        let Some(viewers) = self.viewers_by_stream.get_mut(&stream).map(std::mem::take) else {
             return;
         };
         if let (Some(first), false) = (packets.first(), viewers.is_empty()) {
-            self.oldest_arrival = Some(
-                self.oldest_arrival
+            self.oldest_forwarded_arrival = Some(
+                self.oldest_forwarded_arrival
                     .map_or(first.packet.arrival, |oldest| oldest.min(first.packet.arrival)),
             );
         }
         let mut with_output = Vec::new();
         for &key in &viewers {
             let Some(peer) = self.peers.get(key) else { continue };
-            let Role::Viewer(viewer) = &mut peer.role else { continue };
+            let PeerRole::Viewer(viewer) = &mut peer.role else {
+                continue;
+            };
             let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
-            viewer.handle_packets(stream, packets, &mut egress);
-            if viewer.has_output() {
+            viewer.handle_packets(now, stream, packets, &mut egress);
+            if viewer.has_pending_work() {
                 with_output.push(key);
             }
         }
-        if let Some(list) = self.subscriptions.get_mut(&stream) {
+        if let Some(list) = self.viewers_by_stream.get_mut(&stream) {
             *list = viewers;
         }
         for key in with_output {
-            self.drain(now, key, None);
+            self.process_peer_outputs(now, key, None);
         }
     }
 
+    /// Has a viewer watch another layer.
+    pub(super) fn choose_layer(&mut self, now: Instant, session: SessionId, selection: LayerSelection) {
+        let Some(key) = self.peers.by_session_id(session) else {
+            return;
+        };
+        if let Some(Peer {
+            role: PeerRole::Viewer(viewer),
+            ..
+        }) = self.peers.get(key)
+        {
+            viewer.handle_layer_selection(selection);
+        }
+        self.process_peer_outputs(now, key, None);
+    }
+
     /// Has the viewers of a stream whose formats or layers have changed select again what they are sent.
-    pub(super) fn stream_changed(&mut self, now: Instant, stream: StreamId) {
-        for key in self.subscriptions.get(&stream).cloned().unwrap_or_default() {
+    pub(super) fn handle_stream_changed(&mut self, now: Instant, stream: StreamId) {
+        for key in self.viewers_by_stream.get(&stream).cloned().unwrap_or_default() {
             if let Some(Peer {
-                role: Role::Viewer(viewer),
+                role: PeerRole::Viewer(viewer),
                 ..
             }) = self.peers.get(key)
             {
                 viewer.handle_stream_changed(stream);
-                self.drain(now, key, None);
+                self.process_peer_outputs(now, key, None);
             }
         }
     }
 
     /// Does everything that a viewer requests.
-    pub(super) fn drain_viewer(&mut self, now: Instant, key: PeerKey) {
-        while let Some(output) = self.poll_viewer(now, key) {
+    pub(super) fn process_viewer_outputs(&mut self, now: Instant, key: PeerSlotIndex) {
+        while let Some(output) = self.poll_viewer_output(now, key) {
             match output {
-                ViewerOutput::RequestKeyFrame(source) => self.request_key_frame_of_source(now, source),
-                ViewerOutput::Subscribe { kind, stream } => self.subscribe(now, key, kind, &stream),
-                ViewerOutput::Unsubscribe(stream) => self.unsubscribe(&stream, key),
-                ViewerOutput::Close => self.close(now, key, CloseReason::Internal),
+                ViewerShardAction::RequestKeyFrame { source, layer } => {
+                    self.request_key_frame_of_source(now, source, layer);
+                }
+                ViewerShardAction::Subscribe { kind, stream } => {
+                    self.subscribe_and_switch_to_stream(now, key, kind, &stream)
+                }
+                ViewerShardAction::Unsubscribe(stream) => self.unsubscribe(&stream, key),
+                ViewerShardAction::ReportQuality(quality) => {
+                    if let Some(peer) = self.peers.get(key) {
+                        self.shared
+                            .session_registry
+                            .on_viewer_quality(peer.session_id, *quality);
+                    }
+                }
+                ViewerShardAction::Close => self.close_session(now, key, CloseReason::Internal),
             }
         }
     }
 
-    fn poll_viewer(&mut self, now: Instant, key: PeerKey) -> Option<ViewerOutput> {
+    fn poll_viewer_output(&mut self, now: Instant, key: PeerSlotIndex) -> Option<ViewerShardAction> {
         let peer = self.peers.get(key)?;
-        let Role::Viewer(viewer) = &mut peer.role else {
+        let PeerRole::Viewer(viewer) = &mut peer.role else {
             return None;
         };
-        if !viewer.has_output() {
+        if !viewer.has_pending_work() {
             return None;
         }
         let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
         let hub = &self.shared.hub;
-        viewer.poll_output(now, &mut egress, |codec| hub.can_transcode(codec))
+        viewer.run_pending_work_until_output(now, &mut egress, |codec| hub.can_transcode_codec_for_browsers(codec))
     }
 
     /// Subscribes a viewer to a stream other than its own.
-    fn subscribe(&mut self, now: Instant, key: PeerKey, kind: Kind, name: &StreamKey) {
+    fn subscribe_and_switch_to_stream(&mut self, now: Instant, key: PeerSlotIndex, kind: MediaKind, name: &StreamKey) {
         let shard = self.index;
-        let stream = self.shared.hub.open_with(name, |state| state.subscribe(shard));
-        self.subscriptions.entry(stream.id).or_default().push(key);
+        let stream = self
+            .shared
+            .hub
+            .open_and_update_stream(name, |state| state.add_viewer(shard));
+        self.viewers_by_stream.entry(stream.id).or_default().push(key);
         if let Some(Peer {
-            role: Role::Viewer(viewer),
+            role: PeerRole::Viewer(viewer),
             ..
         }) = self.peers.get(key)
         {
-            viewer.handle_subscribed(now, kind, stream);
+            viewer.begin_switch_to_subscribed_stream(now, kind, stream);
         }
     }
 
     /// Cancels the subscription of a viewer to a stream.
-    pub(super) fn unsubscribe(&mut self, stream: &Stream, key: PeerKey) {
-        if let Some(list) = self.subscriptions.get_mut(&stream.id) {
+    pub(super) fn unsubscribe(&mut self, stream: &Stream, key: PeerSlotIndex) {
+        if let Some(list) = self.viewers_by_stream.get_mut(&stream.id) {
             list.retain(|k| *k != key);
             if list.is_empty() {
-                self.subscriptions.remove(&stream.id);
+                self.viewers_by_stream.remove(&stream.id);
             }
         }
         let shard = self.index;
-        self.shared.hub.release(stream, |state| state.unsubscribe(shard));
+        self.shared
+            .hub
+            .update_stream_and_remove_if_unused(stream, |state| state.remove_viewer(shard));
+    }
+}
+
+/// Tells a viewer who is connected by TCP how long its datagrams wait to be written.
+pub(super) fn report_tcp_queue(
+    now: Instant,
+    viewer: &mut Viewer,
+    destination: Option<Destination>,
+    connections: &dyn TcpConnectionControl,
+) {
+    let by_tcp = destination.map(|destination| destination.to).filter(|to| is_tcp(*to));
+    if let Some(to) = by_tcp.filter(|_| viewer.is_tcp_queue_check_due(now)) {
+        viewer.handle_tcp_queue_delay(now, connections.queue_delay(now, to));
     }
 }

@@ -9,46 +9,46 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::whip::Published;
+use super::whip::PublishedBatchesAndTakeover;
 use crate::hub::Hub;
-use crate::hub::batch::Batch;
-use crate::hub::intake::{CaptureReport, Intake, ReceivedPacket};
+use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamKey;
-use crate::hub::ring::Entry;
+use crate::hub::ring::RingEntry;
+use crate::hub::source_rewriter::{CaptureReport, IngestNumberingRewriter, ReceivedPacket};
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
-use crate::media::packetizer::{Packetizer, PacketizerError, Payload, annex_b, length_prefixed};
-use crate::media::{Codec, Format, Kind};
-use crate::sdp::plan::SourceFormats;
+use crate::media::packetizer::{Packetizer, PacketizerError, RtpPayload, split_annex_b, split_length_prefixed};
+use crate::media::{Codec, Format, MediaKind};
+use crate::sdp::negotiated::TrackFormats;
 
 /// The parts of the media plane that a frame source uses.
-pub trait FanOut: Send + Sync {
+pub trait FrameSink: Send + Sync {
     /// Returns the hub with the streams.
     fn hub(&self) -> &Hub;
 
     /// Publishes the frames that the source took since the last call. Returns `false` if the stream has another source;
     /// the frame source must then end.
-    fn feed(&self, feed: &mut FrameSource) -> bool;
+    fn publish_frames(&self, feed: &mut FrameSource) -> bool;
 
     /// Requests a key frame from the source of a stream, if it accepts requests.
-    fn ask_for_key_frame(&self, source: SourceRef);
+    fn request_key_frame_of_source(&self, source: SourceRef);
 }
 
 /// A source of whole frames.
 pub struct FrameSource {
-    key: StreamKey,
-    source: SourceRef,
+    stream_key: StreamKey,
+    source_ref: SourceRef,
     stream: Option<Arc<Stream>>,
     tracks: Vec<FrameTrack>,
 }
 
 /// A track that a source will have. The format is needed only if the bitstream does not carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Announced {
+pub struct AnnouncedTrack {
     pub codec: Codec,
     pub format: Option<Format>,
 }
 
-impl From<Codec> for Announced {
+impl From<Codec> for AnnouncedTrack {
     fn from(codec: Codec) -> Self {
         // Opus packets do not announce the channels. Every decoder accepts stereo.
         let format = (codec == Codec::Opus).then_some(Format::Opus { stereo: true });
@@ -56,7 +56,7 @@ impl From<Codec> for Announced {
     }
 }
 
-impl From<Format> for Announced {
+impl From<Format> for AnnouncedTrack {
     fn from(format: Format) -> Self {
         Self {
             codec: format.codec(),
@@ -67,44 +67,45 @@ impl From<Format> for Announced {
 
 /// How the NAL units of an access unit are delimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
+pub enum NalFraming {
     /// Each NAL unit follows its length in four bytes.
-    Lengths,
+    LengthPrefixed,
     /// Each NAL unit follows a start code (annex B).
-    StartCodes,
+    AnnexB,
 }
 
 /// One track.
 struct FrameTrack {
     packetizer: Packetizer,
-    intake: Intake,
+    numbering_rewriter: IngestNumberingRewriter,
     next_seq: u64,
-    /// Packets since the last [`FrameSource::publish`].
-    arrived: Vec<ReceivedPacket>,
-    announced: Option<Format>,
+    /// Packets since the last [`FrameSource::publish_to_hub`].
+    pending_packets: Vec<ReceivedPacket>,
+    announced_format: Option<Format>,
     resolution: Option<(u16, u16)>,
-    captured: Option<Captured>,
+    capture_time: Option<CaptureTime>,
+    arrival_timed_frame_count: u64,
 }
 
 /// A timestamp of a track and its capture time, to synchronize the tracks of a source.
-struct Captured {
-    time: u64,
-    at: Instant,
+struct CaptureTime {
+    timestamp: u64,
+    captured_at: Instant,
     /// Reported by the source; otherwise estimated from arrival.
     is_reported: bool,
 }
 
 /// Maximum number of packets kept until the next publish; more than the longest access unit has.
-const MAX_PENDING: usize = 16_384;
+const MAX_PACKETS_KEPT_UNTIL_PUBLISH: usize = 16_384;
 
 impl FrameSource {
     /// Makes a source that has sent nothing; `id` identifies it among sessions.
     ///
     /// # Errors
     ///
-    /// [`PacketizerError::Codec`] for a codec that cannot be packetized.
-    pub fn new(key: impl Into<StreamKey>, id: SessionId, tracks: &[Announced]) -> Result<Self, PacketizerError> {
-        Self::with(key.into(), id, tracks, Intake::new)
+    /// [`PacketizerError::UnsupportedCodec`] for a codec that cannot be packetized.
+    pub fn new(key: impl Into<StreamKey>, id: SessionId, tracks: &[AnnouncedTrack]) -> Result<Self, PacketizerError> {
+        Self::new_with_rewriter_factory(key.into(), id, tracks, IngestNumberingRewriter::new)
     }
 
     /// As [`Self::new`], for a source whose timestamps are those of another stream, such as a transcode of it.
@@ -112,106 +113,127 @@ impl FrameSource {
     /// # Errors
     ///
     /// As for [`Self::new`].
-    pub fn keeping_time(
+    pub fn preserving_timestamps(
         key: impl Into<StreamKey>,
         id: SessionId,
-        tracks: &[Announced],
+        tracks: &[AnnouncedTrack],
     ) -> Result<Self, PacketizerError> {
-        Self::with(key.into(), id, tracks, Intake::keeping_time)
+        Self::new_with_rewriter_factory(key.into(), id, tracks, IngestNumberingRewriter::with_track_timestamps)
     }
 
-    fn with(
+    fn new_with_rewriter_factory(
         key: StreamKey,
         id: SessionId,
-        tracks: &[Announced],
-        intake: fn() -> Intake,
+        tracks: &[AnnouncedTrack],
+        intake: fn() -> IngestNumberingRewriter,
     ) -> Result<Self, PacketizerError> {
         let tracks = tracks
             .iter()
             .map(|announced| FrameTrack::new(*announced, intake()))
             .collect::<Result<_, _>>()?;
         let source = SourceRef {
-            session: id,
+            session_id: id,
             shard: ShardIndex::NONE,
-            takes_key_frame_requests: false,
+            accepts_key_frame_requests: false,
         };
         Ok(Self {
-            key,
-            source,
+            stream_key: key,
+            source_ref: source,
             stream: None,
             tracks,
         })
     }
 
     /// Sets the parameter sets of the video that were received out of band, such as in an SDP.
-    pub fn remember(&mut self, parameter_sets: &[Bytes]) {
-        if let Some(track) = self.track(Kind::Video) {
-            track.packetizer.remember(parameter_sets);
+    pub fn set_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
+        if let Some(track) = self.track_mut(MediaKind::Video) {
+            track.packetizer.seed_parameter_sets(parameter_sets);
         }
     }
 
-    /// Packetizes an access unit of H.264 or H.265, or a JPEG frame; `time` in units of 1/90000 s.
+    /// Packetizes an access unit of H.264 or H.265, or a JPEG frame; `timestamp` in units of 1/90000 s.
     ///
     /// # Errors
     ///
     /// A [`PacketizerError`]. The access unit is dropped; later ones are accepted.
-    pub fn take_video(
+    pub fn packetize_and_queue_video(
         &mut self,
         now: Instant,
         time: u64,
         unit: &Bytes,
-        framing: Framing,
+        framing: NalFraming,
     ) -> Result<(), PacketizerError> {
-        let Some(track) = self.track(Kind::Video) else {
+        let Some(track) = self.track_mut(MediaKind::Video) else {
             return Ok(());
         };
         let payloads = match (track.packetizer.codec(), framing) {
-            (Codec::Jpeg, _) => track.packetizer.packetize_picture(unit)?,
-            (_, Framing::Lengths) => track.packetizer.packetize_video(&length_prefixed(unit)?)?,
-            (_, Framing::StartCodes) => track.packetizer.packetize_video(&annex_b(unit)?)?,
+            (Codec::Jpeg, _) => track.packetizer.packetize_jpeg(unit)?,
+            (_, NalFraming::LengthPrefixed) => track.packetizer.packetize_video(&split_length_prefixed(unit)?)?,
+            (_, NalFraming::AnnexB) => track.packetizer.packetize_video(&split_annex_b(unit)?)?,
         };
-        track.push(now, time, payloads);
+        track.push_payloads(now, time, payloads);
         Ok(())
     }
 
-    /// Packetizes an audio frame; `time` in units of the clock rate of its codec.
+    /// Packetizes an audio frame; `timestamp` in units of the clock rate of its codec.
     ///
     /// # Errors
     ///
     /// A [`PacketizerError`]. The frame is dropped; later ones are accepted.
-    pub fn take_audio(&mut self, now: Instant, time: u64, frame: &Bytes) -> Result<(), PacketizerError> {
-        let Some(track) = self.track(Kind::Audio) else {
+    pub fn packetize_and_queue_audio(&mut self, now: Instant, time: u64, frame: &Bytes) -> Result<(), PacketizerError> {
+        let Some(track) = self.track_mut(MediaKind::Audio) else {
             return Ok(());
         };
         let payloads = track.packetizer.packetize_audio(frame)?;
-        track.push(now, time, payloads);
+        track.push_payloads(now, time, payloads);
         Ok(())
     }
 
-    /// Records that the media with timestamp `time` was captured `at`, on a clock that all tracks of the source share.
-    pub fn record_capture_time(&mut self, kind: Kind, time: u64, at: Instant) {
+    /// Sets how many frames of a track got the time of their arrival, because the timestamps of their sender stood still.
+    pub fn set_arrival_timed_frame_count(&mut self, kind: MediaKind, count: u64) {
+        if let Some(track) = self.track_mut(kind) {
+            track.arrival_timed_frame_count = count;
+        }
+    }
+
+    /// Records that the media with timestamp `timestamp` was captured `captured_at`, on a clock that all tracks of the source share.
+    pub fn record_capture_time(&mut self, kind: MediaKind, time: u64, at: Instant) {
         let is_reported = true;
-        self.record(kind, Captured { time, at, is_reported });
+        self.set_capture_time(
+            kind,
+            CaptureTime {
+                timestamp: time,
+                captured_at: at,
+                is_reported,
+            },
+        );
     }
 
-    /// As [`Self::record_capture_time`], for a source that does not report capture times: `at` is when the media with
-    /// timestamp `time` would have arrived with the smallest observed delay.
-    pub fn record_alignment(&mut self, kind: Kind, time: u64, at: Instant) {
+    /// As [`Self::record_capture_time`], for a source that does not report capture times: `captured_at` is when the media with
+    /// timestamp `timestamp` would have arrived with the smallest observed delay.
+    pub fn record_estimated_capture_time(&mut self, kind: MediaKind, time: u64, at: Instant) {
         let is_reported = false;
-        self.record(kind, Captured { time, at, is_reported });
+        self.set_capture_time(
+            kind,
+            CaptureTime {
+                timestamp: time,
+                captured_at: at,
+                is_reported,
+            },
+        );
     }
 
-    fn record(&mut self, kind: Kind, captured: Captured) {
-        if let Some(track) = self.track(kind) {
-            track.captured = Some(captured);
+    fn set_capture_time(&mut self, kind: MediaKind, captured: CaptureTime) {
+        if let Some(track) = self.track_mut(kind) {
+            track.capture_time = Some(captured);
         }
     }
 
     /// Publishes the packets since the last call. The source attaches to its stream once the format of its video is
     /// known, because viewers cannot be answered before.
-    pub fn publish(&mut self, hub: &Hub) -> Published {
-        let mut published = Published::default();
-        if self.tracks.iter().all(|track| track.arrived.is_empty()) {
+    pub fn publish_to_hub(&mut self, hub: &Hub) -> PublishedBatchesAndTakeover {
+        let mut published = PublishedBatchesAndTakeover::default();
+        if self.tracks.iter().all(|track| track.pending_packets.is_empty()) {
             return published;
         }
         if self
@@ -219,42 +241,44 @@ impl FrameSource {
             .iter()
             .any(|track| track.is_video() && track.format().is_none())
         {
-            self.tracks.iter_mut().for_each(|track| track.arrived.clear());
+            self.tracks.iter_mut().for_each(|track| track.pending_packets.clear());
             return published;
         }
-        let Some(stream) = self.attach(hub) else {
+        let Some(stream) = self.attach_if_no_source(hub) else {
             published.displaced = true;
             return published;
         };
-        stream.with(|state| {
-            if !state.is_source(self.source.session) {
+        stream.with_state(|state| {
+            if !state.is_source_session(self.source_ref.session_id) {
                 published.displaced = true;
                 return;
             }
             let mut packets = Vec::new();
             for track in &mut self.tracks {
-                track.put(state, &mut packets);
+                track.publish_packets_and_track_state(state, &mut packets);
             }
-            published.batches.extend(Batch::new(&stream, state, packets));
+            published
+                .batches
+                .extend(PacketBatchToDeliver::new(&stream, state, packets));
         });
         published
     }
 
     /// Attaches to the stream if it has no source. Returns `None` if it has another one.
-    fn attach(&mut self, hub: &Hub) -> Option<Arc<Stream>> {
+    fn attach_if_no_source(&mut self, hub: &Hub) -> Option<Arc<Stream>> {
         if let Some(stream) = &self.stream {
             return Some(stream.clone());
         }
-        let (source, formats) = (self.source, self.formats());
+        let (source, formats) = (self.source_ref, self.formats());
         let mut attached = false;
-        let stream = hub.open_with(&self.key, |state| {
+        let stream = hub.open_and_update_stream(&self.stream_key, |state| {
             if state.source().is_none() {
-                state.attach(source, &formats);
+                state.replace_source(source, &formats);
                 attached = true;
             }
         });
         if !attached {
-            hub.release(&stream, |_| {});
+            hub.update_stream_and_remove_if_unused(&stream, |_| {});
             return None;
         }
         self.stream = Some(stream.clone());
@@ -263,10 +287,10 @@ impl FrameSource {
 
     /// Sets whether this source makes a key frame on request. The default is `false`: cameras and HLS origins send
     /// media that is already encoded.
-    pub fn set_takes_key_frame_requests(&mut self, takes: bool) {
-        self.source.takes_key_frame_requests = takes;
+    pub fn set_accepts_key_frame_requests(&mut self, takes: bool) {
+        self.source_ref.accepts_key_frame_requests = takes;
         if let Some(stream) = &self.stream {
-            stream.with(|state| state.update_source(self.source));
+            stream.with_state(|state| state.update_source(self.source_ref));
         }
     }
 
@@ -274,7 +298,7 @@ impl FrameSource {
     pub fn take_key_frame_request(&self) -> bool {
         self.stream
             .as_ref()
-            .is_some_and(|stream| stream.with(StreamState::take_key_frame_request))
+            .is_some_and(|stream| stream.with_state(StreamState::take_key_frame_request_flag))
     }
 
     /// Whether the source is attached to its stream.
@@ -283,63 +307,66 @@ impl FrameSource {
     }
 
     /// Detaches the source from its stream.
-    pub fn ended(&mut self, hub: &Hub) {
+    pub fn detach(&mut self, hub: &Hub) {
         if let Some(stream) = self.stream.take() {
-            hub.release(&stream, |state| {
-                state.detach(self.source.session);
+            hub.update_stream_and_remove_if_unused(&stream, |state| {
+                state.detach_source(self.source_ref.session_id);
             });
         }
     }
 
-    fn formats(&self) -> SourceFormats {
+    fn formats(&self) -> TrackFormats {
         let of = |kind| {
             let track = self.tracks.iter().find(|t| t.packetizer.codec().kind() == kind)?;
             track.format()
         };
-        SourceFormats {
-            video: of(Kind::Video),
-            audio: of(Kind::Audio),
+        TrackFormats {
+            video: of(MediaKind::Video),
+            audio: of(MediaKind::Audio),
         }
     }
 
-    fn track(&mut self, kind: Kind) -> Option<&mut FrameTrack> {
+    fn track_mut(&mut self, kind: MediaKind) -> Option<&mut FrameTrack> {
         self.tracks.iter_mut().find(|t| t.packetizer.codec().kind() == kind)
     }
 }
 
 impl FrameTrack {
-    fn new(announced: Announced, intake: Intake) -> Result<Self, PacketizerError> {
+    fn new(announced: AnnouncedTrack, intake: IngestNumberingRewriter) -> Result<Self, PacketizerError> {
         Ok(Self {
             packetizer: Packetizer::new(announced.codec)?,
-            intake,
+            numbering_rewriter: intake,
             next_seq: 0,
-            arrived: Vec::new(),
-            announced: announced.format,
+            pending_packets: Vec::new(),
+            announced_format: announced.format,
             resolution: None,
-            captured: None,
+            capture_time: None,
+            arrival_timed_frame_count: 0,
         })
     }
 
     fn is_video(&self) -> bool {
-        self.packetizer.codec().kind() == Kind::Video
+        self.packetizer.codec().kind() == MediaKind::Video
     }
 
     fn format(&self) -> Option<Format> {
-        self.packetizer.format().or(self.announced.filter(|_| !self.is_video()))
+        self.packetizer
+            .format()
+            .or(self.announced_format.filter(|_| !self.is_video()))
     }
 
-    fn push(&mut self, now: Instant, time: u64, payloads: Vec<Payload>) {
+    fn push_payloads(&mut self, now: Instant, time: u64, payloads: Vec<RtpPayload>) {
         let codec = self.packetizer.codec();
-        let room = MAX_PENDING.saturating_sub(self.arrived.len());
+        let room = MAX_PACKETS_KEPT_UNTIL_PUBLISH.saturating_sub(self.pending_packets.len());
         for payload in payloads.into_iter().take(room) {
-            self.arrived.push(ReceivedPacket {
-                epoch: 0,
+            self.pending_packets.push(ReceivedPacket {
+                numbering_epoch: 0,
                 seq: self.next_seq,
-                time: time.wrapping_add(u64::from(payload.delay)),
+                timestamp: time.wrapping_add(u64::from(payload.timestamp_offset)),
                 marker: payload.marker,
                 codec,
-                key_frame: payload.key_frame,
-                insert: Vec::new(),
+                identifies_key_frame: payload.identifies_key_frame,
+                parameter_sets_to_insert: Vec::new(),
                 payload: payload.bytes,
                 arrival: now,
             });
@@ -347,28 +374,36 @@ impl FrameTrack {
         }
     }
 
-    fn put(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Entry>>) {
+    fn publish_packets_and_track_state(&mut self, state: &mut StreamState, out: &mut Vec<Arc<RingEntry>>) {
         let track = state.track(self.packetizer.codec().kind());
         track.set_format(self.packetizer.format());
-        track.set_reordered(self.packetizer.is_reordered());
+        track.set_has_b_frames_if_found(self.packetizer.has_b_frames());
+        track.set_arrival_timed_frame_count(self.arrival_timed_frame_count);
         let resolution = self.packetizer.resolution();
         if resolution != self.resolution {
             self.resolution = resolution;
-            track.set_resolution(resolution);
+            track.set_resolution_if_known(resolution);
         }
-        self.intake.take(track, self.arrived.drain(..), out);
-        let Some(Captured { time, at, is_reported }) = self.captured.take() else {
+        self.numbering_rewriter
+            .rewrite_packets(track, self.pending_packets.drain(..), out);
+        let Some(CaptureTime {
+            timestamp: time,
+            captured_at: at,
+            is_reported,
+        }) = self.capture_time.take()
+        else {
             return;
         };
         if is_reported {
             let report = CaptureReport {
-                epoch: 0,
-                time,
-                captured: at,
+                numbering_epoch: 0,
+                timestamp: time,
+                captured_at: at,
             };
-            self.intake.on_report(track, report);
-        } else if let Some(time) = self.intake.time(0, time) {
-            track.record_alignment(time, at);
+            self.numbering_rewriter
+                .realign_timestamps_and_record_capture_time(track, report);
+        } else if let Some(time) = self.numbering_rewriter.to_track_time(0, time) {
+            track.align_clock_without_sender_reports(time, at);
         }
     }
 }
@@ -383,7 +418,7 @@ mod tests {
     const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
     const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
 
-    fn unit(nals: &[&[u8]]) -> Bytes {
+    fn length_prefixed_access_unit(nals: &[&[u8]]) -> Bytes {
         let mut unit = Vec::new();
         for nal in nals {
             unit.extend_from_slice(&(nal.len() as u32).to_be_bytes());
@@ -393,14 +428,14 @@ mod tests {
     }
 
     fn key_frame() -> Bytes {
-        unit(&[SPS, PPS, &[0x65; 3000]])
+        length_prefixed_access_unit(&[SPS, PPS, &[0x65; 3000]])
     }
 
     fn name() -> StreamName {
         StreamName::parse("door").expect("a name")
     }
 
-    fn feed(id: u8) -> FrameSource {
+    fn new_unattached_source(id: u8) -> FrameSource {
         FrameSource::new(name(), SessionId([id; 16]), &[Codec::H264.into(), Codec::Pcma.into()])
             .expect("codecs that can be packetized")
     }
@@ -408,112 +443,123 @@ mod tests {
     #[test]
     fn a_camera_takes_the_stream_with_its_first_key_frame_and_says_what_it_is() {
         let (hub, t) = (Hub::default(), Instant::now());
-        let mut feed = feed(1);
-        feed.take_audio(t, 0, &Bytes::from_static(&[0xd5; 160]))
+        let mut feed = new_unattached_source(1);
+        feed.packetize_and_queue_audio(t, 0, &Bytes::from_static(&[0xd5; 160]))
             .expect("a frame");
-        feed.take_video(t, 0, &unit(&[&[0x41; 20]]), Framing::Lengths)
+        feed.packetize_and_queue_video(
+            t,
+            0,
+            &length_prefixed_access_unit(&[&[0x41; 20]]),
+            NalFraming::LengthPrefixed,
+        )
+        .expect("a frame");
+        let early = feed.publish_to_hub(&hub);
+        assert!(early.batches.is_empty() && !early.displaced && hub.find_stream(name()).is_none());
+        feed.packetize_and_queue_video(t, 3000, &key_frame(), NalFraming::LengthPrefixed)
             .expect("a frame");
-        let early = feed.publish(&hub);
-        assert!(early.batches.is_empty() && !early.displaced && hub.find(name()).is_none());
-        feed.take_video(t, 3000, &key_frame(), Framing::Lengths)
+        feed.packetize_and_queue_audio(t, 160, &Bytes::from_static(&[0xd5; 160]))
             .expect("a frame");
-        feed.take_audio(t, 160, &Bytes::from_static(&[0xd5; 160]))
-            .expect("a frame");
-        let published = feed.publish(&hub);
+        let published = feed.publish_to_hub(&hub);
         let lengths: Vec<usize> = published.batches.iter().map(|batch| batch.packets.len()).collect();
         assert_eq!(lengths, [1 + 3 + 1], "parameter sets, three fragments, audio");
-        let state = hub.find(name()).expect("a stream");
-        let formats = state.with(|state| state.formats().expect("a source"));
+        let state = hub.find_stream(name()).expect("a stream");
+        let formats = state.with_state(|state| state.formats().expect("a source"));
         assert!(matches!(formats.video, Some(Format::H264 { .. })));
         assert_eq!(formats.audio, Some(Format::Pcma));
-        assert!(state.with(|state| state.video.ring().key_frame().is_some()));
-        feed.ended(&hub);
-        assert!(hub.find(name()).is_none());
+        assert!(state.with_state(|state| state.video.ring().newest_key_frame_seq().is_some()));
+        feed.detach(&hub);
+        assert!(hub.find_stream(name()).is_none());
     }
 
     #[test]
     fn a_publisher_takes_over_and_the_camera_does_not_take_back() {
         let (hub, t) = (Hub::default(), Instant::now());
-        let mut camera = feed(1);
+        let mut camera = new_unattached_source(1);
         camera
-            .take_video(t, 0, &key_frame(), Framing::Lengths)
+            .packetize_and_queue_video(t, 0, &key_frame(), NalFraming::LengthPrefixed)
             .expect("a frame");
-        assert!(!camera.publish(&hub).displaced);
+        assert!(!camera.publish_to_hub(&hub).displaced);
         let publisher = SourceRef {
-            session: SessionId([9; 16]),
+            session_id: SessionId([9; 16]),
             shard: ShardIndex(0),
-            takes_key_frame_requests: true,
+            accepts_key_frame_requests: true,
         };
         let formats = camera.formats();
-        let stream = hub.open_with(name(), |state| {
-            let replaced = state.attach(publisher, &formats);
+        let stream = hub.open_and_update_stream(name(), |state| {
+            let replaced = state.replace_source(publisher, &formats);
             assert_eq!(replaced.map(|source| source.shard), Some(ShardIndex::NONE));
         });
-        for mut camera in [camera, feed(2)] {
+        for mut camera in [camera, new_unattached_source(2)] {
             camera
-                .take_video(t, 3000, &key_frame(), Framing::Lengths)
+                .packetize_and_queue_video(t, 3000, &key_frame(), NalFraming::LengthPrefixed)
                 .expect("a frame");
-            assert!(camera.publish(&hub).displaced);
-            camera.ended(&hub);
+            assert!(camera.publish_to_hub(&hub).displaced);
+            camera.detach(&hub);
         }
-        assert!(stream.with(|state| state.is_source(publisher.session)));
+        assert!(stream.with_state(|state| state.is_source_session(publisher.session_id)));
     }
 
     #[test]
     fn a_feed_is_asked_for_key_frames_only_while_it_makes_them() {
         let (hub, t) = (Hub::default(), Instant::now());
-        let mut camera = feed(1);
+        let mut camera = new_unattached_source(1);
         camera
-            .take_video(t, 0, &key_frame(), Framing::Lengths)
+            .packetize_and_queue_video(t, 0, &key_frame(), NalFraming::LengthPrefixed)
             .expect("a frame");
-        camera.publish(&hub);
-        let stream = hub.find(name()).expect("a stream");
-        assert_eq!(stream.with(StreamState::request_key_frame_of_source), None);
+        camera.publish_to_hub(&hub);
+        let stream = hub.find_stream(name()).expect("a stream");
+        assert_eq!(
+            stream.with_state(StreamState::flag_key_frame_request_and_get_source),
+            None
+        );
         assert!(!camera.take_key_frame_request());
 
-        camera.set_takes_key_frame_requests(true);
+        camera.set_accepts_key_frame_requests(true);
         let requested = stream
-            .with(StreamState::request_key_frame_of_source)
-            .map(|source| source.session);
-        assert_eq!(requested, Some(camera.source.session));
+            .with_state(StreamState::flag_key_frame_request_and_get_source)
+            .map(|source| source.session_id);
+        assert_eq!(requested, Some(camera.source_ref.session_id));
         assert!(camera.take_key_frame_request() && !camera.take_key_frame_request());
 
         // A request to one source is not passed on to the next.
-        stream.with(StreamState::request_key_frame_of_source);
-        camera.ended(&hub);
-        let mut pipeline = feed(2);
-        pipeline.set_takes_key_frame_requests(true);
+        stream.with_state(StreamState::flag_key_frame_request_and_get_source);
+        camera.detach(&hub);
+        let mut pipeline = new_unattached_source(2);
+        pipeline.set_accepts_key_frame_requests(true);
         pipeline
-            .take_video(t, 0, &key_frame(), Framing::Lengths)
+            .packetize_and_queue_video(t, 0, &key_frame(), NalFraming::LengthPrefixed)
             .expect("a frame");
-        let _viewer = hub.open_with(name(), |state| state.subscribe(ShardIndex(0)));
-        pipeline.publish(&hub);
+        let _viewer = hub.open_and_update_stream(name(), |state| state.add_viewer(ShardIndex(0)));
+        pipeline.publish_to_hub(&hub);
         assert!(!pipeline.take_key_frame_request());
-        pipeline.set_takes_key_frame_requests(false);
-        let stream = hub.find(name()).expect("a stream");
-        assert_eq!(stream.with(StreamState::request_key_frame_of_source), None);
+        pipeline.set_accepts_key_frame_requests(false);
+        let stream = hub.find_stream(name()).expect("a stream");
+        assert_eq!(
+            stream.with_state(StreamState::flag_key_frame_request_and_get_source),
+            None
+        );
     }
 
     #[test]
     fn a_camera_that_comes_back_continues_the_sequence() {
         let (hub, t) = (Hub::default(), Instant::now());
-        let stream = hub.open_with(name(), |state| state.subscribe(ShardIndex(0)));
+        let stream = hub.open_and_update_stream(name(), |state| state.add_viewer(ShardIndex(0)));
         let mut last = None;
         for (id, at) in [(1, t), (2, t + Duration::from_secs(20))] {
-            let mut camera = feed(id);
+            let mut camera = new_unattached_source(id);
             camera
-                .take_video(at, 77, &key_frame(), Framing::Lengths)
+                .packetize_and_queue_video(at, 77, &key_frame(), NalFraming::LengthPrefixed)
                 .expect("a frame");
-            let published = camera.publish(&hub);
+            let published = camera.publish_to_hub(&hub);
             let batch = published.batches.first().expect("one batch");
             assert_eq!(
-                (batch.stream, &batch.subscribers[..]),
+                (batch.stream_id, &batch.shards_with_viewers[..]),
                 (stream.id, &[ShardIndex(0)][..])
             );
             let first = batch.packets.first().expect("packets").packet.seq;
             assert!(last.is_none_or(|last| first == last + 1));
             last = batch.packets.last().map(|entry| entry.packet.seq);
-            camera.ended(&hub);
+            camera.detach(&hub);
         }
     }
 }

@@ -7,77 +7,93 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::encoding::{Change, Encoding};
-use super::incoming::Incoming;
+use super::encoding::{FormatChange, IncomingEncoding};
+use super::incoming::{PublisherTrack, is_clearly_better_layer};
 use crate::hub::Hub;
-use crate::hub::batch::Batch;
-use crate::hub::intake::{CaptureReport, Intake, ReceivedPacket};
+use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::{StreamKey, StreamName};
-use crate::hub::stream::{Layer, SessionId, SourceRef, Stream, StreamState};
-use crate::media::Kind;
+use crate::hub::source_rewriter::{CaptureReport, IngestNumberingRewriter, ReceivedPacket};
+use crate::hub::stream::{SessionId, SimulcastLayer, SourceRef, Stream, StreamState};
+use crate::media::MediaKind;
 use crate::media::packet::TrackTime;
-use crate::sdp::plan::SourceFormats;
+use crate::sdp::negotiated::TrackFormats;
 
 /// The layer streams of a publisher; empty without simulcast.
 #[derive(Default)]
-pub struct Layers {
+pub struct LayerStreams {
     tracks: Vec<LayerTrack>,
-    /// When the list of layers was last updated.
-    last_update: Option<Instant>,
+    /// When the list of layers was last updated, and what it was made from.
+    last_layer_list_update: Option<Instant>,
+    listed: Listed,
+    /// Encodings with packets, the best first.
+    order: Vec<usize>,
     /// A timestamp of the main stream, and its arrival time.
-    anchor: Option<(TrackTime, Instant)>,
+    timestamp_anchor: Option<(TrackTime, Instant)>,
+}
+
+/// What a list of layers was made from: it is made anew at once when this changes.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Listed {
+    active_layers: usize,
+    main_stream_encoding: usize,
 }
 
 /// One layer and its stream.
 struct LayerTrack {
-    encoding: usize,
+    encoding_index: usize,
     stream: Option<Arc<Stream>>,
-    intake: Intake,
-    arrived: Vec<ReceivedPacket>,
-    change: Change,
-    formats: SourceFormats,
+    numbering_rewriter: IngestNumberingRewriter,
+    pending_packets: Vec<ReceivedPacket>,
+    format_change: FormatChange,
+    formats: TrackFormats,
     resolution: Option<(u16, u16)>,
-    is_reordered: bool,
-    key: Option<StreamKey>,
+    has_b_frames: bool,
+    stream_key: Option<StreamKey>,
 }
 
 /// Interval at which the list of layers is updated.
-const UPDATE_INTERVAL: Duration = Duration::from_millis(250);
+const LAYER_LIST_UPDATE_INTERVAL: Duration = Duration::from_millis(250);
 
-impl Layers {
+impl LayerStreams {
     /// Collects the packets that arrived in this tick for the layer streams.
-    pub fn record(&mut self, tracks: &[Incoming], arrived: &[(usize, usize, ReceivedPacket, Change)]) {
-        let Some(video) = simulcast(tracks) else { return };
+    pub fn collect_packets(
+        &mut self,
+        tracks: &[PublisherTrack],
+        arrived: &[(usize, usize, ReceivedPacket, FormatChange)],
+    ) {
+        let Some(video) = find_simulcast_track(tracks) else {
+            return;
+        };
         for (track, encoding, packet, change) in arrived {
             if tracks.get(*track).is_none_or(|track| !std::ptr::eq(track, video)) {
                 continue;
             }
-            let layer = self.layer(*encoding);
-            layer.change = Change {
-                format: change.format.or(layer.change.format),
-                resolution: change.resolution.or(layer.change.resolution),
+            let layer = self.get_or_insert_layer(*encoding);
+            layer.format_change = FormatChange {
+                format: change.format.or(layer.format_change.format),
+                resolution: change.resolution.or(layer.format_change.resolution),
             };
             let encoding = video.encodings.get(*encoding);
-            layer.formats.video = encoding.and_then(Encoding::format).or(layer.formats.video);
-            layer.resolution = encoding.and_then(Encoding::resolution);
-            layer.is_reordered = encoding.is_some_and(Encoding::is_reordered);
-            layer.arrived.push(packet.clone());
+            layer.formats.video = encoding.and_then(IncomingEncoding::format).or(layer.formats.video);
+            layer.resolution = encoding.and_then(IncomingEncoding::resolution);
+            layer.has_b_frames = encoding.is_some_and(IncomingEncoding::has_b_frames);
+            layer.pending_packets.push(packet.clone());
         }
     }
 
-    fn layer(&mut self, encoding: usize) -> &mut LayerTrack {
-        let index = self.tracks.iter().position(|layer| layer.encoding == encoding);
+    fn get_or_insert_layer(&mut self, encoding: usize) -> &mut LayerTrack {
+        let index = self.tracks.iter().position(|layer| layer.encoding_index == encoding);
         let index = index.unwrap_or_else(|| {
             self.tracks.push(LayerTrack {
-                encoding,
+                encoding_index: encoding,
                 stream: None,
-                intake: Intake::new(),
-                arrived: Vec::new(),
-                change: Change::default(),
-                formats: SourceFormats::default(),
+                numbering_rewriter: IngestNumberingRewriter::new(),
+                pending_packets: Vec::new(),
+                format_change: FormatChange::default(),
+                formats: TrackFormats::default(),
                 resolution: None,
-                is_reordered: false,
-                key: None,
+                has_b_frames: false,
+                stream_key: None,
             });
             self.tracks.len() - 1
         });
@@ -86,43 +102,55 @@ impl Layers {
 
     /// Updates the list of layers in the main stream and reads its current timestamp. Called after the packets of the
     /// main stream were published.
-    pub fn notify(&mut self, tracks: &[Incoming], name: &StreamName, state: &mut StreamState) {
-        let Some(video) = simulcast(tracks) else { return };
-        let newest = state.video.ring().newest();
+    pub fn update_layer_list_and_timestamp_anchor(
+        &mut self,
+        tracks: &[PublisherTrack],
+        name: &StreamName,
+        state: &mut StreamState,
+    ) {
+        let Some(video) = find_simulcast_track(tracks) else {
+            return;
+        };
+        let newest = state.video.ring().newest_track_time_and_arrival();
         let Some((_, now)) = newest else { return };
-        self.anchor = state.video.clock().time_of_arrival(now).map(|time| (time, now));
-        if self
-            .last_update
-            .is_some_and(|at| now.saturating_duration_since(at) < UPDATE_INTERVAL)
+        self.timestamp_anchor = state.video.clock().track_time_arriving_at(now).map(|time| (time, now));
+        let is_active = |encoding: &&IncomingEncoding| encoding.ssrc.is_some() && !encoding.is_silent(now);
+        let listed = Listed {
+            active_layers: video.encodings.iter().filter(is_active).count(),
+            main_stream_encoding: video.active_encoding_index,
+        };
+        if self.listed == listed
+            && self
+                .last_layer_list_update
+                .is_some_and(|at| now.saturating_duration_since(at) < LAYER_LIST_UPDATE_INTERVAL)
         {
             return;
         }
-        self.last_update = Some(now);
-        let mut ranked: Vec<&Encoding> = video
-            .encodings
-            .iter()
-            .filter(|encoding| encoding.ssrc.is_some())
-            .collect();
-        ranked.sort_by_key(|encoding| std::cmp::Reverse(encoding.rank()));
-        let layer = |encoding: &Encoding| {
-            Some(Layer {
+        self.last_layer_list_update = Some(now);
+        self.listed = listed;
+        update_layer_order(&mut self.order, &video.encodings);
+        let layer = |index: &usize| {
+            let encoding = video.encodings.get(*index)?;
+            Some(SimulcastLayer {
                 rid: encoding.rid.clone()?,
                 resolution: encoding.resolution(),
-                bitrate: encoding.rank().1 * 8,
+                measured_bitrate: encoding.layer_rank().1 * 8,
                 active: !encoding.is_silent(now),
+                is_carried_by_main_stream: *index == video.active_encoding_index,
             })
         };
-        state.set_layers(ranked.into_iter().filter_map(layer).collect());
+        state.negotiated_layer_count = video.encodings.len();
+        state.set_layers(self.order.iter().filter_map(layer).collect());
         for layer in &mut self.tracks {
-            let encoding = video.encodings.get(layer.encoding);
+            let encoding = video.encodings.get(layer.encoding_index);
             let rid = encoding.and_then(|encoding| encoding.rid.as_ref());
-            layer.key = rid.map(|rid| name.layer(rid));
+            layer.stream_key = rid.map(|rid| name.lower_simulcast_layer_key(rid));
         }
     }
 
     /// Publishes the packets of this tick to the layer streams.
-    pub fn publish(&mut self, hub: &Hub, source: SourceRef, answers_requests: bool) -> Vec<Batch> {
-        let anchor = self.anchor;
+    pub fn publish(&mut self, hub: &Hub, source: SourceRef, answers_requests: bool) -> Vec<PacketBatchToDeliver> {
+        let anchor = self.timestamp_anchor;
         let batches = self
             .tracks
             .iter_mut()
@@ -131,24 +159,26 @@ impl Layers {
     }
 
     /// Handles a sender report of a layer.
-    pub fn on_report(&mut self, encoding: usize, session: SessionId, report: CaptureReport) {
-        let Some(layer) = self.tracks.iter_mut().find(|layer| layer.encoding == encoding) else {
+    pub fn on_sender_report(&mut self, encoding: usize, session: SessionId, report: CaptureReport) {
+        let Some(layer) = self.tracks.iter_mut().find(|layer| layer.encoding_index == encoding) else {
             return;
         };
         if let Some(stream) = &layer.stream {
-            stream.with(|state| {
-                if state.is_source(session) {
-                    layer.intake.on_report(&mut state.video, report);
+            stream.with_state(|state| {
+                if state.is_source_session(session) {
+                    layer
+                        .numbering_rewriter
+                        .realign_timestamps_and_record_capture_time(&mut state.video, report);
                 }
             });
         }
     }
 
     /// Detaches the publisher from the layer streams.
-    pub fn end(&self, hub: &Hub, session: SessionId) {
+    pub fn detach_publisher(&self, hub: &Hub, session: SessionId) {
         for stream in self.tracks.iter().filter_map(|layer| layer.stream.as_ref()) {
-            hub.release(stream, |state| {
-                state.detach(session);
+            hub.update_stream_and_remove_if_unused(stream, |state| {
+                state.detach_source(session);
             });
         }
     }
@@ -161,11 +191,11 @@ impl LayerTrack {
         source: SourceRef,
         answers_requests: bool,
         anchor: Option<(TrackTime, Instant)>,
-    ) -> Option<Batch> {
-        let arrived = std::mem::take(&mut self.arrived);
-        let change = std::mem::take(&mut self.change);
+    ) -> Option<PacketBatchToDeliver> {
+        let arrived = std::mem::take(&mut self.pending_packets);
+        let change = std::mem::take(&mut self.format_change);
         // Timestamps can be aligned only once the main stream has one.
-        let (key, anchor) = (self.key.as_ref()?, anchor?);
+        let (key, anchor) = (self.stream_key.as_ref()?, anchor?);
         if arrived.is_empty() {
             return None;
         }
@@ -173,32 +203,56 @@ impl LayerTrack {
             Some(stream) => stream.clone(),
             None => {
                 let formats = self.formats;
-                let stream = hub.open_with(key, |state| {
-                    state.attach(source, &formats);
+                let stream = hub.open_and_update_stream(key, |state| {
+                    state.replace_source(source, &formats);
                 });
                 self.stream.insert(stream).clone()
             }
         };
-        stream.with(|state| {
-            if !state.is_source(source.session) {
+        stream.with_state(|state| {
+            if !state.is_source_session(source.session_id) {
                 return None;
             }
-            state.answers_requests = answers_requests;
+            state.responds_to_key_frame_requests = answers_requests;
             let mut packets = Vec::new();
-            let video = state.track(Kind::Video);
-            video.align(anchor.0, anchor.1);
-            self.intake.take(video, arrived.into_iter(), &mut packets);
+            let video = state.track(MediaKind::Video);
+            video.align_next_source_with_main_stream(anchor.0, anchor.1);
+            self.numbering_rewriter
+                .rewrite_packets(video, arrived.into_iter(), &mut packets);
             video.set_format(change.format.or(self.formats.video));
-            video.set_resolution(self.resolution);
-            video.set_reordered(self.is_reordered);
-            Batch::new(&stream, state, packets)
+            video.set_resolution_if_known(self.resolution);
+            video.set_has_b_frames_if_found(self.has_b_frames);
+            PacketBatchToDeliver::new(&stream, state, packets)
         })
     }
 }
 
+/// Orders the encodings that have packets, the best first. Nearly equal ones stay in the order that they have: viewers start
+/// anew when it changes.
+fn update_layer_order(order: &mut Vec<usize>, encodings: &[IncomingEncoding]) {
+    let has_packets = |index: &usize| encodings.get(*index).is_some_and(|encoding| encoding.ssrc.is_some());
+    let rank = |index: usize| {
+        encodings
+            .get(index)
+            .map(IncomingEncoding::layer_rank)
+            .unwrap_or_default()
+    };
+    let is_complete = (0..encodings.len())
+        .filter(has_packets)
+        .all(|index| order.contains(&index));
+    let is_ordered = order.windows(2).all(|pair| match pair {
+        [better, worse] => !is_clearly_better_layer(rank(*worse), rank(*better)),
+        _ => true,
+    });
+    if !is_complete || !is_ordered || !order.iter().all(has_packets) {
+        *order = (0..encodings.len()).filter(has_packets).collect();
+        order.sort_by_key(|index| std::cmp::Reverse(rank(*index)));
+    }
+}
+
 /// Returns the video track that has simulcast layers, if any.
-fn simulcast(tracks: &[Incoming]) -> Option<&Incoming> {
+fn find_simulcast_track(tracks: &[PublisherTrack]) -> Option<&PublisherTrack> {
     tracks
         .iter()
-        .find(|track| track.plan.kind == Kind::Video && track.encodings.len() > 1)
+        .find(|track| track.negotiated_track.kind == MediaKind::Video && track.encodings.len() > 1)
 }

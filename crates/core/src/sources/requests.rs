@@ -6,62 +6,62 @@ use std::time::{Duration, Instant};
 /// What requests and key frames say of an encoder. OBS takes requests and ignores them; its key frames come every few
 /// seconds, and some of them soon after a request.
 #[derive(Debug, Default)]
-pub(super) struct Requests {
+pub(super) struct KeyFrameResponseDetector {
     /// The first request that nothing came for yet.
-    asked: Option<Instant>,
+    unanswered_request_at: Option<Instant>,
     /// When the last key frame came, and how long after the one before it.
-    last: Option<Instant>,
-    interval: Option<Duration>,
-    answered: u8,
+    last_key_frame_at: Option<Instant>,
+    key_frame_interval: Option<Duration>,
+    consecutive_response_count: u8,
 }
 
-impl Requests {
+impl KeyFrameResponseDetector {
     /// An encoder that is asked sends a key frame within this time: a round trip and a frame.
-    const TIME: Duration = Duration::from_millis(500);
+    const MAX_RESPONSE_DELAY: Duration = Duration::from_millis(500);
 
     /// So many answers in a row are no accident.
-    const ENOUGH: u8 = 3;
+    const MIN_CONSECUTIVE_RESPONSES: u8 = 3;
 
     /// Key frames so close to each other are those of the layers of one simulcast, or packets of one.
     const SAME_KEY_FRAME_WINDOW: Duration = Duration::from_millis(100);
 
-    pub(crate) fn on_request(&mut self, now: Instant) {
-        if self.asked.is_some() {
-            self.answered = 0;
+    pub(crate) fn on_key_frame_request(&mut self, now: Instant) {
+        if self.unanswered_request_at.is_some() {
+            self.consecutive_response_count = 0;
         }
-        self.asked.get_or_insert(now);
+        self.unanswered_request_at.get_or_insert(now);
     }
 
     /// A key frame is an answer if it comes soon after a request, and at another time than the distance of the last two
     /// has it. One that comes at its usual time says nothing: neither where it would have come anyway, nor where requests
     /// themselves are regular.
     pub(crate) fn on_key_frame(&mut self, now: Instant) {
-        let since = self.last.map(|last| now.saturating_duration_since(last));
-        let asked = self.asked.take();
+        let since = self.last_key_frame_at.map(|last| now.saturating_duration_since(last));
+        let asked = self.unanswered_request_at.take();
         if since.is_some_and(|since| since < Self::SAME_KEY_FRAME_WINDOW) {
             return;
         }
         if let Some(asked) = asked {
             // Of irregular key frames no more than a quarter comes so soon by chance.
-            let soon = self
-                .interval
-                .map_or(Self::TIME, |interval| Self::TIME.min(interval / 4));
+            let soon = self.key_frame_interval.map_or(Self::MAX_RESPONSE_DELAY, |interval| {
+                Self::MAX_RESPONSE_DELAY.min(interval / 4)
+            });
             if now.duration_since(asked) > soon {
-                self.answered = 0;
-            } else if !self.is_usual(since) {
-                self.answered = self.answered.saturating_add(1);
+                self.consecutive_response_count = 0;
+            } else if !self.is_regular_key_frame(since) {
+                self.consecutive_response_count = self.consecutive_response_count.saturating_add(1);
             }
         }
-        self.last = Some(now);
-        self.interval = since.or(self.interval);
+        self.last_key_frame_at = Some(now);
+        self.key_frame_interval = since.or(self.key_frame_interval);
     }
 
     /// Whether a key frame would have come about now by itself.
-    fn is_usual(&self, since: Option<Duration>) -> bool {
+    fn is_regular_key_frame(&self, since: Option<Duration>) -> bool {
         // Packets wait on their way, and encoders count frames.
         let is_near =
             |usual: Duration, since: Duration| usual.abs_diff(since) <= (usual / 10).max(Self::SAME_KEY_FRAME_WINDOW);
-        match (self.interval, since) {
+        match (self.key_frame_interval, since) {
             (Some(usual), Some(since)) => is_near(usual, since),
             // The first one begins the stream.
             (None, None) => true,
@@ -69,8 +69,8 @@ impl Requests {
         }
     }
 
-    pub(crate) fn are_answered(&self) -> bool {
-        self.answered >= Self::ENOUGH
+    pub(crate) fn answers_requests(&self) -> bool {
+        self.consecutive_response_count >= Self::MIN_CONSECUTIVE_RESPONSES
     }
 }
 
@@ -83,18 +83,18 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// An encoder with a key frame every `interval` ms (0: none by itself), which answers in `answer` ms or not at all,
+    /// An encoder with a key frame every `key_frame_interval` ms (0: none by itself), which answers in `answer` ms or not at all,
     /// and is asked at these times, in ms; a request is repeated each second. Whether it ever seemed to answer.
-    fn seems_to_answer(interval: u32, answer: Option<u32>, asked: impl Fn(u32) -> bool) -> bool {
+    fn is_detected_as_answering(interval: u32, answer: Option<u32>, asked: impl Fn(u32) -> bool) -> bool {
         let start = Instant::now();
-        let mut requests = Requests::default();
+        let mut requests = KeyFrameResponseDetector::default();
         let (mut next, mut wanted, mut due, mut seemed) = (0, None::<u32>, None, false);
         for at in 0..600_000 {
             if asked(at) && wanted.is_none() {
                 wanted = Some(at);
             }
             if wanted.is_some_and(|since| (at - since).is_multiple_of(1_000)) {
-                requests.on_request(start + at * MS);
+                requests.on_key_frame_request(start + at * MS);
                 due = due.or(answer.map(|answer| at + answer));
             }
             if at == next || due == Some(at) {
@@ -102,7 +102,7 @@ mod tests {
                 (wanted, due) = (None, None);
                 next = if interval == 0 { u32::MAX } else { at + interval };
             }
-            seemed |= requests.are_answered();
+            seemed |= requests.answers_requests();
         }
         seemed
     }
@@ -114,7 +114,7 @@ mod tests {
             for period in [700, 1_700, 1_900, 2_000, 3_100, 7_300, 9_900] {
                 let asked = |at: u32| at.is_multiple_of(period);
                 assert!(
-                    !seems_to_answer(interval, None, asked),
+                    !is_detected_as_answering(interval, None, asked),
                     "{interval} ms, asked each {period} ms"
                 );
             }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     /// Viewers who come when they like: once in so many milliseconds.
-    fn at_random(seed: u64, period: u32) -> impl Fn(u32) -> bool {
+    fn random_request_times(seed: u64, period: u32) -> impl Fn(u32) -> bool {
         let mut random = StdRng::seed_from_u64(seed);
         let times: HashSet<u32> = (0..600_000 / period).map(|_| random.random_range(0..600_000)).collect();
         move |at| times.contains(&at)
@@ -133,7 +133,7 @@ mod tests {
         for interval in [0, 2_000, 4_000, 10_000] {
             for (seed, (period, answer)) in (1..).zip([(1_300, 60), (3_700, 150), (5_300, 250)]) {
                 assert!(
-                    seems_to_answer(interval, Some(answer), at_random(seed, period)),
+                    is_detected_as_answering(interval, Some(answer), random_request_times(seed, period)),
                     "{interval} ms, asked once in {period} ms, seed {seed}"
                 );
             }
@@ -146,7 +146,7 @@ mod tests {
             for seed in 1..=5 {
                 for period in [500, 2_000, 6_000] {
                     assert!(
-                        !seems_to_answer(interval, None, at_random(seed, period)),
+                        !is_detected_as_answering(interval, None, random_request_times(seed, period)),
                         "{interval} ms, asked once in {period} ms, seed {seed}"
                     );
                 }
@@ -157,29 +157,29 @@ mod tests {
     #[test]
     fn an_answer_that_does_not_come_ends_the_belief() {
         let start = Instant::now();
-        let mut requests = Requests::default();
+        let mut requests = KeyFrameResponseDetector::default();
         let mut at = 0;
         requests.on_key_frame(start);
         for step in [1_500, 2_500, 1_900, 3_300] {
             at += step;
-            requests.on_request(start + at * MS);
+            requests.on_key_frame_request(start + at * MS);
             requests.on_key_frame(start + (at + 80) * MS);
         }
-        assert!(requests.are_answered());
-        requests.on_request(start + (at + 5_000) * MS);
-        requests.on_request(start + (at + 6_000) * MS);
-        assert!(!requests.are_answered());
+        assert!(requests.answers_requests());
+        requests.on_key_frame_request(start + (at + 5_000) * MS);
+        requests.on_key_frame_request(start + (at + 6_000) * MS);
+        assert!(!requests.answers_requests());
     }
 
     #[test]
     fn key_frames_of_layers_are_one_answer() {
         let start = Instant::now();
-        let mut requests = Requests::default();
+        let mut requests = KeyFrameResponseDetector::default();
         requests.on_key_frame(start);
-        requests.on_request(start + 2_500 * MS);
+        requests.on_key_frame_request(start + 2_500 * MS);
         for layer in 0..3 {
             requests.on_key_frame(start + (2_580 + 10 * layer) * MS);
         }
-        assert!(!requests.are_answered());
+        assert!(!requests.answers_requests());
     }
 }

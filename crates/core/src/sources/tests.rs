@@ -9,12 +9,14 @@ use crate::hub::Hub;
 use crate::hub::name::StreamName;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef};
 use crate::media::packet::Packet;
-use crate::media::rtcp::Message;
-use crate::media::{Codec, Format, Kind, Mid, ProfileLevelId, Pt, Ssrc};
-use crate::sdp::plan::{
-    DeclaredSsrc, DtlsRole, Extensions, Feedback, IceCredentials, IncomingTrack, NegotiatedCodec, Publication,
-    Transport,
+use crate::media::rtcp::RtcpMessage;
+use crate::media::{Codec, Format, MediaKind, Mid, ProfileLevelId, Pt, Ssrc};
+use crate::sdp::negotiated::{
+    DeclaredSsrc, DtlsRole, IceCredentials, IncomingTrack, NegotiatedCodec, NegotiatedPublication, RemoteTransport,
+    RtcpFeedback, RtpHeaderExtensionIds,
 };
+
+mod changes;
 
 const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
 const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
@@ -46,26 +48,26 @@ struct Rtp {
     marker: bool,
 }
 
-fn track(kind: Kind, codecs: &[(Pt, Format)]) -> IncomingTrack {
-    let feedback = Feedback {
-        nack: kind == Kind::Video,
-        pli: kind == Kind::Video,
-        ..Feedback::default()
+fn track(kind: MediaKind, codecs: &[(Pt, Format)]) -> IncomingTrack {
+    let feedback = RtcpFeedback {
+        nack: kind == MediaKind::Video,
+        pli: kind == MediaKind::Video,
+        ..RtcpFeedback::default()
     };
     let codecs = codecs.iter().map(|(pt, format)| NegotiatedCodec {
         pt: *pt,
         rtx_pt: None,
         format: *format,
-        feedback,
+        rtcp_feedback: feedback,
     });
     IncomingTrack {
         mid: Mid(kind.to_string().into()),
         kind,
         codecs: codecs.collect(),
-        extensions: Extensions::default(),
+        extension_ids: RtpHeaderExtensionIds::default(),
         ssrcs: Vec::new(),
         rids: Vec::new(),
-        layers: Vec::new(),
+        layer_ssrcs: Vec::new(),
         parameter_sets: Vec::new(),
         reduced_size_rtcp: false,
     }
@@ -76,12 +78,12 @@ fn h264() -> IncomingTrack {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
         packetization_mode: 1,
     };
-    track(Kind::Video, &[(VIDEO, format)])
+    track(MediaKind::Video, &[(VIDEO, format)])
 }
 
 fn audio() -> IncomingTrack {
     track(
-        Kind::Audio,
+        MediaKind::Audio,
         &[(OPUS, Format::Opus { stereo: true }), (PCMU, Format::Pcmu)],
     )
 }
@@ -90,21 +92,21 @@ impl Source {
     fn new(tracks: Vec<IncomingTrack>) -> Self {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
-        let transport = Transport {
-            remote: IceCredentials {
+        let transport = RemoteTransport {
+            remote_credentials: IceCredentials {
                 ufrag: "peer".into(),
                 pwd: "0123456789abcdefghijkl".into(),
             },
             fingerprints: Vec::new(),
-            role: DtlsRole::Server,
+            gateway_dtls_role: DtlsRole::Server,
         };
         let source = SourceRef {
-            session: SessionId([1; 16]),
+            session_id: SessionId([1; 16]),
             shard: ShardIndex(0),
-            takes_key_frame_requests: true,
+            accepts_key_frame_requests: true,
         };
         let name = StreamName::parse("live").expect("a stream name");
-        let publication = Publication { transport, tracks };
+        let publication = NegotiatedPublication { transport, tracks };
         Self {
             hub: Hub::default(),
             publisher: Publisher::new(now, name, source, publication, &mut || 7),
@@ -128,7 +130,7 @@ impl Source {
     }
 
     fn publish(&mut self) {
-        let published = self.publisher.publish(&self.hub);
+        let published = self.publisher.publish_arrived_packets(&self.hub);
         let entries = published.batches.iter().flat_map(|batch| batch.packets.iter());
         self.sent.extend(entries.map(|entry| entry.packet.clone()));
     }
@@ -141,7 +143,7 @@ impl Source {
     }
 
     fn report(&mut self, ssrc: u32, ntp: u64, rtp_time: u32) {
-        let report = Message::SenderReport {
+        let report = RtcpMessage::SenderReport {
             ssrc: Ssrc(ssrc),
             ntp,
             rtp_time,
@@ -163,8 +165,8 @@ impl Source {
     }
 
     fn stream<R: 'static>(&self, work: impl FnOnce(&mut crate::hub::stream::StreamState) -> R) -> R {
-        let stream = self.hub.find(self.publisher.stream_name()).expect("published");
-        stream.with(work)
+        let stream = self.hub.find_stream(self.publisher.stream_name()).expect("published");
+        stream.with_state(work)
     }
 }
 
@@ -197,7 +199,7 @@ fn viewers_get_one_marker_for_each_frame() {
         let ends = source.sent.windows(2).map(|pair| pair[0].time != pair[1].time);
         let marked = source.sent.iter().map(|packet| packet.marker);
         assert!(ends.chain([true]).eq(marked), "marker: {marker}");
-        assert!((source.stream(|state| state.video.meter().rate_or_last().frames) - 30.3).abs() < 1.0);
+        assert!((source.stream(|state| state.video.rate_meter().last_rate().frames_per_second) - 30.3).abs() < 1.0);
     }
 }
 
@@ -353,6 +355,34 @@ fn an_ssrc_for_each_group_of_pictures_makes_one_line() {
     );
 }
 
+/// Encoders that change their SSRC at any frame, and number on.
+#[test]
+fn an_ssrc_that_continues_the_numbering_needs_no_key_frame() {
+    for (seq_step, time_step, is_continued) in [
+        (1, 3_000, true),
+        (3, 3_000, true),
+        (1, 500_000, false),
+        (500, 3_000, true),
+        (500, 9_000, false),
+    ] {
+        let mut source = Source::new(vec![h264()]);
+        let (mut seq, mut time) = (65_530, u32::MAX - 20_000);
+        group(&mut source, 10, &mut seq, &mut time);
+        for ssrc in 11..60 {
+            seq = seq.wrapping_add(seq_step - 1);
+            time = time.wrapping_add(time_step - 3_000);
+            source.send(video(ssrc, seq, time, true), P);
+            (seq, time) = (seq.wrapping_add(1), time.wrapping_add(3_000));
+            source.pass(33 * MS);
+        }
+        assert_eq!(
+            source.sent.len(),
+            if is_continued { 17 + 49 } else { 17 },
+            "{seq_step} {time_step}"
+        );
+    }
+}
+
 #[test]
 fn a_publisher_comes_back_to_an_earlier_ssrc() {
     let mut source = Source::new(vec![h264()]);
@@ -374,13 +404,13 @@ fn a_publisher_comes_back_to_an_earlier_ssrc() {
 
 #[test]
 fn layers_by_ssrc_are_simulcast_layers() {
-    let mut track = track(Kind::Video, &[(VIDEO, Format::Vp8)]);
+    let mut track = track(MediaKind::Video, &[(VIDEO, Format::Vp8)]);
     let declared = |primary| DeclaredSsrc {
         primary: Ssrc(primary),
         rtx: None,
     };
-    track.layers = [1, 2, 3].map(declared).into();
-    track.ssrcs = track.layers.clone();
+    track.layer_ssrcs = [1, 2, 3].map(declared).into();
+    track.ssrcs = track.layer_ssrcs.clone();
     let mut source = Source::new(vec![track]);
     for frame in 0..60u32 {
         for (ssrc, width) in [(1u32, 320u16), (2, 640), (3, 1_280)] {
@@ -406,13 +436,21 @@ fn layers_by_ssrc_are_simulcast_layers() {
 
 /// NTP timestamp of a time since an arbitrary start.
 fn ntp(time: Duration) -> u64 {
-    crate::media::clock::ntp(Duration::from_secs(1_700_000_000) + time)
+    crate::media::clock::unix_to_ntp(Duration::from_secs(1_700_000_000) + time)
 }
 
 /// Sends 20 ms of audio in each of these steps; returns how much media passed on the track.
 fn talk(source: &mut Source, pt: Pt, ssrc: u32, first: (u16, u32), steps: u32) -> u64 {
     let samples = if pt == OPUS { 960 } else { 160 };
-    let time = |source: &Source| source.stream(|state| state.audio.ring().newest().map_or(0, |(time, _)| time));
+    let time = |source: &Source| {
+        source.stream(|state| {
+            state
+                .audio
+                .ring()
+                .newest_track_time_and_arrival()
+                .map_or(0, |(time, _)| time)
+        })
+    };
     let mut begin = None;
     for step in 0..steps {
         let rtp = Rtp {
@@ -435,13 +473,17 @@ fn the_clock_of_a_track_follows_its_codec() {
     for (seq, (pt, ssrc, rate)) in (1..).zip([(OPUS, 1, 48_000), (PCMU, 2, 8_000), (OPUS, 3, 48_000), (PCMU, 3, 8_000)])
     {
         let passed = talk(&mut source, pt, ssrc, (1_000 * seq, ssrc * 77_777), 100);
-        assert_eq!(source.stream(|state| state.audio.clock().rate()), rate);
+        assert_eq!(source.stream(|state| state.audio.clock().clock_rate()), rate);
         assert_eq!(passed, u64::from(rate) * 99 / 50);
         let now = source.now;
-        let (newest, clock) = source.stream(|state| (state.audio.ring().newest(), *state.audio.clock()));
+        let (newest, clock) =
+            source.stream(|state| (state.audio.ring().newest_track_time_and_arrival(), *state.audio.clock()));
         let (time, at) = newest.expect("audio");
-        let ahead = clock.time_at(now).expect("anchored").saturating_sub(time);
-        assert!(ahead.abs_diff(crate::media::clock::ticks(now - at, rate)) < u64::from(rate) / 50);
+        let ahead = clock
+            .track_time_captured_at(now)
+            .expect("anchored")
+            .saturating_sub(time);
+        assert!(ahead.abs_diff(crate::media::clock::duration_to_ticks(now - at, rate)) < u64::from(rate) / 50);
     }
 }
 
@@ -476,10 +518,10 @@ fn the_line_follows_the_reports_after_a_pause_in_which_time_stood() {
     source.pass(4_000 * MS);
     // It goes on as if nothing had been.
     talk(&mut source, OPUS, 1, (100, 1_000 + 100 * 960), 10);
-    let before = source.stream(|state| state.audio.ring().newest().expect("audio").0);
+    let before = source.stream(|state| state.audio.ring().newest_track_time_and_arrival().expect("audio").0);
     source.report(1, ntp(source.now - start), 1_000 + 110 * 960);
     talk(&mut source, OPUS, 1, (110, 1_000 + 110 * 960), 10);
-    let passed = source.stream(|state| state.audio.ring().newest().expect("audio").0) - before;
+    let passed = source.stream(|state| state.audio.ring().newest_track_time_and_arrival().expect("audio").0) - before;
     assert!(passed.abs_diff(48_000 * 4 + 9_600) < 4_800, "{passed}");
 }
 
@@ -493,7 +535,7 @@ fn reports_whose_rtp_time_is_nonsense_do_not_move_the_line() {
         source.report(1, ntp(source.now - start), 0);
     }
     assert_eq!(passed, 10 * 49 * 960);
-    let newest = source.stream(|state| state.audio.ring().newest().expect("audio").0);
+    let newest = source.stream(|state| state.audio.ring().newest_track_time_and_arrival().expect("audio").0);
     let first = source.sent.first().expect("sent").time;
     assert_eq!(newest - first, 499 * 960);
 }
@@ -507,8 +549,8 @@ fn reports_without_wall_clock_say_nothing() {
             source.report(1, ntp, u32::from(second + 1) * 48_000);
         }
         let now = source.now;
-        let time = source.stream(|state| state.audio.clock().time_at(now));
-        let newest = source.stream(|state| state.audio.ring().newest().expect("audio").0);
+        let time = source.stream(|state| state.audio.clock().track_time_captured_at(now));
+        let newest = source.stream(|state| state.audio.ring().newest_track_time_and_arrival().expect("audio").0);
         assert!(
             time.expect("anchored").abs_diff(newest) < 4_800,
             "{ntp}: {time:?}, {newest}"

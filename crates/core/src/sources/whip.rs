@@ -1,81 +1,83 @@
 //! A publisher: from the RTP of its session to the tracks of its stream.
 
+mod ssrcs;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::arrivals::Arrivals;
-use super::encoding::{Change, Encoding, RESUME};
-use super::feedback::{Feedback, REPORT_INTERVAL};
-use super::incoming::{Incoming, LayerPackets};
-use super::layers::Layers;
-use super::requests::Requests;
+use super::arrivals::MissingMediaDetector;
+use super::encoding::{FormatChange, IncomingEncoding};
+use super::feedback::{PublisherFeedback, RECEIVER_REPORT_INTERVAL};
+use super::incoming::{EncodingPacketBatch, PublisherTrack};
+use super::layers::LayerStreams;
+use super::requests::KeyFrameResponseDetector;
 use crate::hub::Hub;
-use crate::hub::batch::Batch;
-use crate::hub::intake::{CaptureReport, ReceivedPacket};
+use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamName;
-use crate::hub::ring::Entry;
+use crate::hub::ring::RingEntry;
+use crate::hub::source_rewriter::{CaptureReport, ReceivedPacket};
 use crate::hub::stream::{SourceRef, Stream, StreamState};
 use crate::hub::traffic;
 use crate::media::clock::NtpClock;
-use crate::media::rtcp::{self, Message};
+use crate::media::rtcp::{self, RtcpMessage};
 use crate::media::rtp::Header;
-use crate::media::{Kind, Pt, Ssrc};
-use crate::sdp::plan::{Publication, SourceFormats};
+use crate::media::{MediaKind, Rid, Ssrc};
+use crate::sdp::negotiated::{NegotiatedPublication, TrackFormats};
 
 /// What a publisher's session feeds to its stream.
 pub struct Publisher {
-    name: StreamName,
-    source: SourceRef,
+    stream_name: StreamName,
+    source_ref: SourceRef,
     stream: Option<Arc<Stream>>,
     attached: bool,
-    tracks: Vec<Incoming>,
-    by_ssrc: HashMap<Ssrc, SsrcRole>,
+    tracks: Vec<PublisherTrack>,
+    ssrc_roles: HashMap<Ssrc, SsrcRole>,
     /// In order of arrival, since the last turn.
-    arrived: Vec<(usize, usize, ReceivedPacket, Change)>,
-    feedback: Feedback,
-    ntp: NtpClock,
-    requests: Requests,
-    layers: Layers,
+    pending_packets: Vec<(usize, usize, ReceivedPacket, FormatChange)>,
+    feedback: PublisherFeedback,
+    ntp_clock: NtpClock,
+    key_frame_responses: KeyFrameResponseDetector,
+    layer_streams: LayerStreams,
     /// When the transport came up, until media comes or its absence was told.
-    silent_since: Option<Instant>,
-    arrivals: Arrivals,
+    awaiting_media_since: Option<Instant>,
+    missing_media: MissingMediaDetector,
 }
 
 /// What an SSRC is.
 #[derive(Clone, Copy, Debug)]
 struct SsrcRole {
-    track: usize,
-    encoding: usize,
-    rtx: bool,
+    track_index: usize,
+    encoding_index: usize,
+    is_rtx: bool,
     /// When its last packet arrived; `None` for one that was only declared.
-    last_packet: Option<Instant>,
+    last_packet_at: Option<Instant>,
 }
 
 /// The result of publishing what arrived in one tick.
 #[derive(Default)]
-pub struct Published {
+pub struct PublishedBatchesAndTakeover {
     /// Packets of the stream and, with simulcast, of the stream of each layer.
-    pub batches: Vec<Batch>,
+    pub batches: Vec<PacketBatchToDeliver>,
     /// The previous source of the stream, which must be closed.
-    pub replaced: Option<SourceRef>,
+    pub replaced_source: Option<SourceRef>,
     /// Another source has taken the stream over; this one must be closed.
     pub displaced: bool,
 }
 
 /// A publisher that is connected sends media within this time.
-const MEDIA_WITHIN: Duration = Duration::from_secs(10);
+const FIRST_MEDIA_WARNING_DELAY: Duration = Duration::from_secs(10);
 
 /// Before a packet is asked for again: publishers tell us no round trip, and one of 50 ms is longer than most.
-const REPEAT_AFTER: Duration = Duration::from_millis(50);
+const NACK_REPEAT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// SSRCs of one publisher that are known at a time. The one that is silent for the longest time is forgotten for another.
-const MAX_SSRCS: usize = 32;
+const MAX_KNOWN_SSRCS: usize = 32;
 
 /// Packets of one turn that are kept; a turn takes far fewer.
-const MAX_ARRIVED: usize = 4_096;
+const MAX_PACKETS_PER_TICK: usize = 4_096;
 
 impl Publisher {
     /// `random` gives the SSRC of our feedback.
@@ -83,10 +85,10 @@ impl Publisher {
         now: Instant,
         name: StreamName,
         source: SourceRef,
-        publication: Publication,
+        publication: NegotiatedPublication,
         random: &mut dyn FnMut() -> u32,
     ) -> Self {
-        let tracks: Vec<Incoming> = publication.tracks.into_iter().map(Incoming::new).collect();
+        let tracks: Vec<PublisherTrack> = publication.tracks.into_iter().map(PublisherTrack::new).collect();
         let mut by_ssrc = HashMap::new();
         for (track, incoming) in tracks.iter().enumerate() {
             for (encoding, known) in incoming.encodings.iter().enumerate() {
@@ -95,47 +97,54 @@ impl Publisher {
                 }
             }
         }
-        let offers = |wanted: fn(&crate::sdp::plan::Feedback) -> bool| {
-            tracks.iter().flat_map(|t| &t.plan.codecs).any(|c| wanted(&c.feedback))
+        let offers = |wanted: fn(&crate::sdp::negotiated::RtcpFeedback) -> bool| {
+            tracks
+                .iter()
+                .flat_map(|t| &t.negotiated_track.codecs)
+                .any(|c| wanted(&c.rtcp_feedback))
         };
-        let takes_requests = tracks.iter().any(|track| track.plan.takes_key_frame_requests());
-        let arrivals = Arrivals::new(tracks.iter().map(|track| track.plan.kind), takes_requests);
+        let takes_requests = tracks
+            .iter()
+            .any(|track| track.negotiated_track.accepts_key_frame_requests());
+        let arrivals =
+            MissingMediaDetector::new(tracks.iter().map(|track| track.negotiated_track.kind), takes_requests);
         let transport = offers(|f| f.transport_cc);
         let remb = !transport && offers(|f| f.remb);
-        let feedback = Feedback::new(now, transport, remb, random);
+        let feedback = PublisherFeedback::new(now, transport, remb, random);
         Self {
-            name,
-            source,
+            stream_name: name,
+            source_ref: source,
             stream: None,
             attached: false,
             tracks,
-            by_ssrc,
-            arrived: Vec::new(),
+            ssrc_roles: by_ssrc,
+            pending_packets: Vec::new(),
             feedback,
-            ntp: NtpClock::default(),
-            requests: Requests::default(),
-            layers: Layers::default(),
-            silent_since: None,
-            arrivals,
+            ntp_clock: NtpClock::default(),
+            key_frame_responses: KeyFrameResponseDetector::default(),
+            layer_streams: LayerStreams::default(),
+            awaiting_media_since: None,
+            missing_media: arrivals,
         }
     }
 
     /// Name of the stream that it feeds.
     pub fn stream_name(&self) -> &StreamName {
-        &self.name
+        &self.stream_name
     }
 
     /// The transport is up. A stream without a source takes this one now, so that viewers may come; one with a source
     /// keeps it until the first packet.
-    pub fn connected(&mut self, now: Instant, hub: &Hub) {
-        self.silent_since = Some(now);
-        self.arrivals.on_connected(now);
-        let formats = self.formats();
-        let source = self.source;
+    pub fn attach_on_connect_if_no_source(&mut self, now: Instant, hub: &Hub) {
+        self.awaiting_media_since = Some(now);
+        self.missing_media.on_connected(now);
+        let formats = self.received_or_negotiated_formats();
+        let source = self.source_ref;
         let mut attached = false;
-        let stream = hub.open_with(&self.name, |state| {
+        let stream = hub.open_and_update_stream(&self.stream_name, |state| {
             if state.source().is_none() {
-                state.attach(source, &formats);
+                state.replace_source(source, &formats);
+                state.expect_media_since(now);
                 attached = true;
             }
         });
@@ -143,281 +152,252 @@ impl Publisher {
             self.stream = Some(stream);
             self.attached = true;
         } else {
-            hub.release(&stream, |_| {});
+            hub.update_stream_and_remove_if_unused(&stream, |_| {});
         }
     }
 
     /// Whether it is connected and has sent no media for so long that somebody should know; said once.
-    pub fn is_silent_publisher(&mut self, now: Instant) -> bool {
-        let is_silent = self.silent_since.is_some_and(|since| now >= since + MEDIA_WITHIN);
+    pub fn take_no_media_warning(&mut self, now: Instant) -> bool {
+        let is_silent = self
+            .awaiting_media_since
+            .is_some_and(|since| now >= since + FIRST_MEDIA_WARNING_DELAY);
         if is_silent {
-            self.silent_since = None;
+            self.awaiting_media_since = None;
         }
         is_silent
     }
 
-    fn formats(&self) -> SourceFormats {
+    fn received_or_negotiated_formats(&self) -> TrackFormats {
         let of = |kind| {
-            let track = self.tracks.iter().find(|t| t.plan.kind == kind)?;
-            let seen = track.encodings.get(track.active).and_then(Encoding::format);
-            seen.or_else(|| track.plan.codecs.first().map(|c| c.format))
+            let track = self.tracks.iter().find(|t| t.negotiated_track.kind == kind)?;
+            let seen = track
+                .encodings
+                .get(track.active_encoding_index)
+                .and_then(IncomingEncoding::format);
+            seen.or_else(|| track.negotiated_track.codecs.first().map(|c| c.format))
         };
-        SourceFormats {
-            video: of(Kind::Video),
-            audio: of(Kind::Audio),
+        TrackFormats {
+            video: of(MediaKind::Video),
+            audio: of(MediaKind::Audio),
         }
     }
 
     /// Takes a decrypted RTP packet.
     pub fn handle_rtp(&mut self, now: Instant, packet: Bytes) {
         let Ok(header) = Header::parse(&packet) else { return };
-        let Some(place) = self.place(now, &header) else { return };
-        let Some(track) = self.tracks.get(place.track) else {
+        let payload = packet.get(header.payload_range()).unwrap_or_default();
+        let Some(role) = self.resolve_ssrc(now, &header, payload) else {
+            return;
+        };
+        let Some(track) = self.tracks.get(role.track_index) else {
             return;
         };
         let wide_seq = track
-            .plan
-            .extensions
+            .negotiated_track
+            .extension_ids
             .transport_cc
             .and_then(|id| header.extension(id)?.first_chunk::<2>().copied());
         self.feedback
             .on_packet(now, header.ssrc, wide_seq.map(u16::from_be_bytes), packet.len());
-        if !place.rtx && self.is_of_another_ssrc(header.ssrc, place) {
-            let Some(held) = self.resume(now, header.ssrc, place, &packet) else {
+        if !role.is_rtx && self.is_ssrc_replaced_else_drop_held_packet(header.ssrc, role) {
+            let Some(held) = self.try_resume_replaced_ssrc(now, header.ssrc, role, &packet) else {
                 return;
             };
             if let Some(held) = held {
-                self.take_media(now, place, &held);
+                self.pass_packet_to_encoding(now, role, &held);
             }
         }
-        self.take_media(now, place, &packet);
+        self.pass_packet_to_encoding(now, role, &packet);
     }
 
     /// Hands a packet to its encoding. One of an encoding whose SSRC is not known yet is dropped if it is a retransmission.
-    fn take_media(&mut self, now: Instant, place: SsrcRole, packet: &Bytes) {
+    fn pass_packet_to_encoding(&mut self, now: Instant, role: SsrcRole, packet: &Bytes) {
         let Ok(header) = Header::parse(packet) else { return };
-        let Some(track) = self.tracks.get_mut(place.track) else {
+        let Some(track) = self.tracks.get_mut(role.track_index) else {
             return;
         };
-        let payload = packet.slice(header.payload());
-        let (seq, payload, pt) = if place.rtx {
+        let payload = packet.slice(header.payload_range());
+        let (seq, payload, pt) = if role.is_rtx {
             // RFC 4588 §4: the original sequence number, then the original payload.
             let Some((original, _)) = payload.split_first_chunk::<2>() else {
                 return;
             };
-            let Some(pt) = track.primary_of(header.pt) else { return };
+            let Some(pt) = track.media_payload_type_of_rtx(header.pt) else {
+                return;
+            };
             (u16::from_be_bytes(*original), payload.slice(2..), pt)
         } else {
             (header.seq, payload, header.pt)
         };
-        let Some(format) = track.format_of(pt) else { return };
-        let Some(encoding) = track.encodings.get_mut(place.encoding) else {
+        let Some(format) = track.codec_and_nack_of_payload_type(pt) else {
             return;
         };
-        if encoding.ssrc.is_none() || (place.rtx && encoding.is_ahead(seq)) {
+        let Some(encoding) = track.encodings.get_mut(role.encoding_index) else {
+            return;
+        };
+        if encoding.ssrc.is_none() || (role.is_rtx && encoding.is_newer_than_highest(seq)) {
             return;
         }
-        encoding.take(now, &header, seq, payload, format);
-        self.collect(now, place.track, place.encoding);
+        encoding.handle_packet(now, &header, seq, payload, format);
+        if encoding.take_began_within_gop() && track.negotiated_track.accepts_key_frame_requests() {
+            encoding.key_frame_request_scheduler.request_at_once(now);
+        }
+        self.collect_released_packets(now, role.track_index, role.encoding_index);
     }
 
     /// Keeps the packets that an encoding has released for the end of the tick.
-    fn collect(&mut self, now: Instant, track_index: usize, index: usize) {
+    fn collect_released_packets(&mut self, now: Instant, track_index: usize, index: usize) {
         let Some(track) = self.tracks.get_mut(track_index) else {
             return;
         };
         let Some(encoding) = track.encodings.get_mut(index) else {
             return;
         };
-        for (packet, change) in encoding.released() {
-            if packet.key_frame {
-                track.key_frames.on_key_frame();
-                self.requests.on_key_frame(now);
+        let mut has_key_frame = false;
+        for (packet, change) in encoding.take_released_packets() {
+            if packet.identifies_key_frame {
+                has_key_frame = true;
+                self.key_frame_responses.on_key_frame(now);
             }
-            self.silent_since = None;
-            self.arrivals.on_packet(now, track.plan.kind, packet.key_frame);
-            if self.arrived.len() < MAX_ARRIVED {
-                self.arrived.push((track_index, index, packet, change));
+            self.awaiting_media_since = None;
+            self.missing_media
+                .on_packet(now, track.negotiated_track.kind, packet.identifies_key_frame);
+            if self.pending_packets.len() < MAX_PACKETS_PER_TICK {
+                self.pending_packets.push((track_index, index, packet, change));
             }
         }
-    }
-
-    /// Whether packets wait for [`Self::publish`].
-    pub fn has_arrived(&self) -> bool {
-        !self.arrived.is_empty()
-    }
-
-    /// What an SSRC is: known, or learned from MID, RID or the payload type (RFC 9143 §9.2).
-    fn place(&mut self, now: Instant, header: &Header<'_>) -> Option<SsrcRole> {
-        if let Some(role) = self.by_ssrc.get_mut(&header.ssrc) {
-            let last_packet = role.last_packet.replace(now);
-            return Some(SsrcRole { last_packet, ..*role });
+        if has_key_frame {
+            encoding.key_frame_request_scheduler.on_key_frame();
         }
-        if self.by_ssrc.len() >= MAX_SSRCS && !self.forget_ssrc() {
-            return None;
-        }
-        let by_mid = self.tracks.iter().position(|t| t.has_mid_of(header));
-        let track = by_mid.or_else(|| self.only_track_with(header.pt))?;
-        let (encoding, rtx) = self.tracks.get_mut(track)?.learn(header)?;
-        let place = SsrcRole::new(track, encoding, rtx);
-        let last_packet = Some(now);
-        self.by_ssrc.insert(header.ssrc, SsrcRole { last_packet, ..place });
-        Some(place)
     }
 
-    /// Whether the encoding of an SSRC has another one now. One that has the same goes on.
-    fn is_of_another_ssrc(&mut self, ssrc: Ssrc, place: SsrcRole) -> bool {
-        let track = self.tracks.get_mut(place.track);
-        let encoding = track.and_then(|track| track.encodings.get_mut(place.encoding));
-        encoding.is_some_and(|encoding| {
-            let is_other = encoding.ssrc != Some(ssrc);
-            if !is_other {
-                encoding.returning = None;
-            }
-            is_other
-        })
-    }
-
-    /// A known SSRC that another one has followed sends again. It is a straggler, unless the other one is silent, or unless
-    /// two packets in a row come after a silence: the publisher has come back to it then. Returns the first of them, `None`
-    /// for a straggler.
-    fn resume(&mut self, now: Instant, ssrc: Ssrc, place: SsrcRole, packet: &Bytes) -> Option<Option<Bytes>> {
-        let encoding = self.tracks.get_mut(place.track)?.encodings.get_mut(place.encoding)?;
-        let held = encoding.returning.take().filter(|(other, _)| *other == ssrc);
-        let was_silent = place
-            .last_packet
-            .is_none_or(|at| now.saturating_duration_since(at) >= RESUME);
-        if held.is_none() && !encoding.is_left(now) {
-            encoding.returning = was_silent.then(|| (ssrc, packet.clone()));
-            return None;
-        }
-        encoding.begin(ssrc);
-        Some(held.map(|(_, packet)| packet))
-    }
-
-    /// Forgets the SSRC that is silent for the longest time, of those that are not in use. Returns whether there is one.
-    fn forget_ssrc(&mut self) -> bool {
-        let in_use = |ssrc: &Ssrc| {
-            let mut encodings = self.tracks.iter().flat_map(|track| &track.encodings);
-            encodings.any(|encoding| encoding.ssrc == Some(*ssrc) || encoding.rtx_ssrc == Some(*ssrc))
-        };
-        let oldest = self.by_ssrc.iter().filter(|(ssrc, _)| !in_use(ssrc));
-        let oldest = oldest.min_by_key(|(_, role)| role.last_packet).map(|(ssrc, _)| *ssrc);
-        oldest.is_some_and(|oldest| self.by_ssrc.remove(&oldest).is_some())
-    }
-
-    fn only_track_with(&self, pt: Pt) -> Option<usize> {
-        let mut owners = self
-            .tracks
-            .iter()
-            .enumerate()
-            .filter(|(_, t)| t.has_payload_type(pt))
-            .map(|(i, _)| i);
-        owners.next().filter(|_| owners.next().is_none())
+    /// Whether packets wait for [`Self::publish_arrived_packets`].
+    pub fn has_packets_to_publish(&self) -> bool {
+        !self.pending_packets.is_empty()
     }
 
     /// Acts on the publisher's RTCP.
-    pub fn handle_rtcp(&mut self, now: Instant, messages: &[Message]) {
+    pub fn handle_rtcp(&mut self, now: Instant, messages: &[RtcpMessage]) {
         for message in messages {
-            let Message::SenderReport {
+            let RtcpMessage::SenderReport {
                 ssrc, ntp, rtp_time, ..
             } = message
             else {
                 continue;
             };
-            let Some(place) = self.by_ssrc.get(ssrc).filter(|p| !p.rtx).copied() else {
+            let Some(role) = self.ssrc_roles.get(ssrc).filter(|p| !p.is_rtx).copied() else {
                 continue;
             };
-            let Some(track) = self.tracks.get_mut(place.track) else {
+            let Some(track) = self.tracks.get_mut(role.track_index) else {
                 continue;
             };
-            let encoding = track.encodings.get_mut(place.encoding);
+            let encoding = track.encodings.get_mut(role.encoding_index);
             // A report of an SSRC that another one followed is about its own timestamps.
             let Some(encoding) = encoding.filter(|encoding| encoding.ssrc == Some(*ssrc)) else {
                 continue;
             };
-            let Some(time) = encoding.on_sender_report(now, *ntp, *rtp_time) else {
+            let Some(time) = encoding.record_sender_report_and_extend_timestamp(now, *ntp, *rtp_time) else {
                 continue;
             };
-            let Some(captured) = self.ntp.instant(*ntp, now) else {
+            let Some(captured) = self.ntp_clock.update_and_convert_to_instant(*ntp, now) else {
                 continue;
             };
             let report = CaptureReport {
-                epoch: encoding.epoch(),
-                time,
-                captured,
+                numbering_epoch: encoding.numbering_epoch(),
+                timestamp: time,
+                captured_at: captured,
             };
-            if track.plan.kind == Kind::Video {
-                self.layers.on_report(place.encoding, self.source.session, report);
+            if track.negotiated_track.kind == MediaKind::Video {
+                self.layer_streams
+                    .on_sender_report(role.encoding_index, self.source_ref.session_id, report);
             }
-            if place.encoding != track.active {
+            if role.encoding_index != track.active_encoding_index {
                 continue;
             }
             if let Some(stream) = &self.stream {
-                let (session, kind) = (self.source.session, track.plan.kind);
-                stream.with(|state| {
-                    if state.is_source(session) {
-                        encoding.intake.on_report(state.track(kind), report);
+                let (session, kind) = (self.source_ref.session_id, track.negotiated_track.kind);
+                stream.with_state(|state| {
+                    if state.is_source_session(session) {
+                        encoding
+                            .numbering_rewriter
+                            .realign_timestamps_and_record_capture_time(state.track(kind), report);
                     }
                 });
             }
         }
     }
 
-    /// A viewer needs a key frame.
-    pub fn request_key_frame(&mut self) {
-        for track in self.tracks.iter_mut().filter(|t| t.plan.takes_key_frame_requests()) {
-            track.key_frames.request();
+    /// A viewer needs a key frame of this layer; `None` is the one that the stream carries.
+    pub fn schedule_key_frame_request(&mut self, layer: Option<&Rid>) {
+        for track in self
+            .tracks
+            .iter_mut()
+            .filter(|t| t.negotiated_track.accepts_key_frame_requests())
+        {
+            track.schedule_key_frame_request(layer);
         }
     }
 
     /// Puts what arrived in this turn on the line.
-    pub fn publish(&mut self, hub: &Hub) -> Published {
-        let mut published = Published::default();
-        if self.arrived.is_empty() {
+    pub fn publish_arrived_packets(&mut self, hub: &Hub) -> PublishedBatchesAndTakeover {
+        let mut published = PublishedBatchesAndTakeover::default();
+        if self.pending_packets.is_empty() {
             return published;
         }
-        let stream = self.attach(hub, &mut published);
-        stream.with(|state| {
-            if !state.is_source(self.source.session) {
+        let stream = self.ensure_attached(hub, &mut published);
+        stream.with_state(|state| {
+            if !state.is_source_session(self.source_ref.session_id) {
                 published.displaced = true;
                 return;
             }
-            state.answers_requests = self.requests.are_answered();
-            self.layers.record(&self.tracks, &self.arrived);
+            state.responds_to_key_frame_requests = self.key_frame_responses.answers_requests();
+            self.layer_streams.collect_packets(&self.tracks, &self.pending_packets);
             let mut packets = Vec::new();
-            self.publish_tick(state, &mut packets);
-            self.layers.notify(&self.tracks, &self.name, state);
-            published.batches.extend(Batch::new(&stream, state, packets));
+            self.write_arrived_packets_to_stream(state, &mut packets);
+            self.layer_streams
+                .update_layer_list_and_timestamp_anchor(&self.tracks, &self.stream_name, state);
+            published
+                .batches
+                .extend(PacketBatchToDeliver::new(&stream, state, packets));
         });
         if published.displaced {
             return published;
         }
-        let layers = self.layers.publish(hub, self.source, self.requests.are_answered());
+        let layers = self
+            .layer_streams
+            .publish(hub, self.source_ref, self.key_frame_responses.answers_requests());
         published.batches.extend(layers);
         published
     }
 
-    fn attach(&mut self, hub: &Hub, published: &mut Published) -> Arc<Stream> {
+    fn ensure_attached(&mut self, hub: &Hub, published: &mut PublishedBatchesAndTakeover) -> Arc<Stream> {
         if let (true, Some(stream)) = (self.attached, &self.stream) {
             return stream.clone();
         }
-        let (source, formats) = (self.source, self.formats());
-        let stream = hub.open_with(&self.name, |state| published.replaced = state.attach(source, &formats));
+        let (source, formats) = (self.source_ref, self.received_or_negotiated_formats());
+        let first_arrival = self.pending_packets.iter().map(|(.., packet, _)| packet.arrival).min();
+        let stream = hub.open_and_update_stream(&self.stream_name, |state| {
+            published.replaced_source = state.replace_source(source, &formats);
+            if let Some(arrival) = first_arrival {
+                state.expect_media_since(arrival);
+            }
+        });
         self.attached = true;
         self.stream = Some(stream.clone());
         stream
     }
 
-    fn publish_tick(&mut self, state: &mut StreamState, out: &mut Vec<Arc<Entry>>) {
-        let Some(now) = self.arrived.iter().map(|(.., packet, _)| packet.arrival).max() else {
+    fn write_arrived_packets_to_stream(&mut self, state: &mut StreamState, out: &mut Vec<Arc<RingEntry>>) {
+        let Some(now) = self.pending_packets.iter().map(|(.., packet, _)| packet.arrival).max() else {
             return;
         };
         // Video first: an audio packet may then ride as the shorter last segment of its run.
-        let mut arrived = std::mem::take(&mut self.arrived);
+        let mut arrived = std::mem::take(&mut self.pending_packets);
         arrived.sort_by_key(|(track, encoding, ..)| {
             (
-                self.tracks.get(*track).is_some_and(|t| t.plan.kind == Kind::Audio),
+                self.tracks
+                    .get(*track)
+                    .is_some_and(|t| t.negotiated_track.kind == MediaKind::Audio),
                 *track,
                 *encoding,
             )
@@ -427,35 +407,42 @@ impl Publisher {
             let (mut packets, mut change) = (vec![first], change);
             while let Some((.., next, more)) = rest.next_if(|(t, e, ..)| (*t, *e) == (track, encoding)) {
                 packets.push(next);
-                change = Change {
+                change = FormatChange {
                     format: more.format.or(change.format),
                     resolution: more.resolution.or(change.resolution),
                 };
             }
             if let Some(incoming) = self.tracks.get_mut(track) {
-                let arrived = LayerPackets {
-                    index: encoding,
+                let arrived = EncodingPacketBatch {
+                    encoding_index: encoding,
                     packets,
-                    change,
+                    format_change: change,
                 };
-                incoming.put(now, arrived, state.track(incoming.plan.kind), out);
+                incoming.switch_encoding_if_better_and_publish(
+                    now,
+                    arrived,
+                    state.track(incoming.negotiated_track.kind),
+                    out,
+                );
             }
         }
-        for track in self.tracks.iter_mut().filter(|t| t.plan.takes_key_frame_requests()) {
-            if track.awaited_key_frame(now) || track.has_given_up() {
-                track.key_frames.request();
-            }
+        for track in self
+            .tracks
+            .iter_mut()
+            .filter(|t| t.negotiated_track.accepts_key_frame_requests())
+        {
+            track.schedule_needed_key_frame_requests(now);
         }
     }
 
     /// The session is over.
-    pub fn ended(&self, hub: &Hub) {
+    pub fn detach(&self, hub: &Hub) {
         if let Some(stream) = &self.stream {
-            hub.release(stream, |state| {
-                state.detach(self.source.session);
+            hub.update_stream_and_remove_if_unused(stream, |state| {
+                state.detach_source(self.source_ref.session_id);
             });
         }
-        self.layers.end(hub, self.source.session);
+        self.layer_streams.detach_publisher(hub, self.source_ref.session_id);
     }
 
     /// RTCP that is due, a datagram each: reports and bandwidth feedback in one compound packet, and with it the NACKs
@@ -463,45 +450,64 @@ impl Publisher {
     /// reduced-size RTCP each of them is a packet of its own (RFC 5506 §4.1), and goes first: FFmpeg 9.0.2 looks at the
     /// first packet of a datagram alone, and drops a NACK that anything follows.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Vec<u8>> {
-        self.release_held(now);
+        self.release_packets_held_for_marker(now);
         let mut datagrams = Vec::new();
         let mut body = Vec::new();
         for track in &mut self.tracks {
-            let awaited_key_frame = track.key_frames.poll(now);
-            if awaited_key_frame {
-                self.requests.on_request(now);
-                self.arrivals.on_request(now);
-            }
+            let mut has_requested_key_frame = false;
             for encoding in &mut track.encodings {
                 let Some(ssrc) = encoding.ssrc else { continue };
-                let nacks = encoding.poll_nacks(now, REPEAT_AFTER);
+                let awaited_key_frame = encoding.key_frame_request_scheduler.poll(now);
+                has_requested_key_frame |= awaited_key_frame;
+                let nacks = encoding.poll_nacks(now, NACK_REPEAT_INTERVAL);
                 if let Some(stream) = &self.stream {
-                    traffic::add(&stream.traffic.asked, nacks.len() as u64);
-                    traffic::add(&stream.traffic.key_frames_asked, u64::from(awaited_key_frame));
+                    traffic::add_to_counter(
+                        &stream.transport_stats.packet_count_nacked_to_source,
+                        nacks.len() as u64,
+                    );
+                    traffic::add_to_counter(
+                        &stream.transport_stats.key_frame_request_count_to_source,
+                        u64::from(awaited_key_frame),
+                    );
                 }
-                let from = self.feedback.ssrc;
+                let from = self.feedback.sender_ssrc;
                 let (mut nack, mut pli) = (Vec::new(), Vec::new());
                 rtcp::write_nack(&mut nack, from, ssrc, &nacks);
-                if awaited_key_frame {
+                if awaited_key_frame && track.negotiated_track.accepts_picture_loss_indications() {
                     rtcp::write_pli(&mut pli, from, ssrc);
+                } else if awaited_key_frame {
+                    rtcp::write_fir(&mut pli, from, ssrc, encoding.next_fir_seq());
                 }
-                if track.plan.reduced_size_rtcp {
+                if track.negotiated_track.reduced_size_rtcp {
                     datagrams.extend([nack, pli].into_iter().filter(|packet| !packet.is_empty()));
                 } else {
                     body.extend([nack, pli].concat());
                 }
             }
+            if has_requested_key_frame {
+                self.key_frame_responses.on_key_frame_request(now);
+                self.missing_media.on_key_frame_request(now);
+            }
         }
-        let media = self.by_ssrc.iter().find(|(_, place)| !place.rtx).map(|(ssrc, _)| *ssrc);
-        self.feedback.write_bandwidth(now, media, &mut body);
-        let blocks = if self.feedback.next_report <= now {
-            self.reports(now)
+        let media = self
+            .ssrc_roles
+            .iter()
+            .find(|(_, place)| !place.is_rtx)
+            .map(|(ssrc, _)| *ssrc);
+        self.feedback.write_bandwidth_feedback(now, media, &mut body);
+        let blocks = if self.feedback.next_report_at <= now {
+            self.take_report_blocks(now)
         } else {
             Vec::new()
         };
         if !body.is_empty() || !blocks.is_empty() {
             let mut compound = Vec::new();
-            rtcp::write_receiver_report(&mut compound, self.feedback.ssrc, &blocks, &self.feedback.cname);
+            rtcp::write_receiver_report_with_cname(
+                &mut compound,
+                self.feedback.sender_ssrc,
+                &blocks,
+                &self.feedback.cname,
+            );
             compound.extend(body);
             datagrams.push(compound);
         }
@@ -509,43 +515,43 @@ impl Publisher {
     }
 
     /// Collects packets that cannot wait longer for the one after them.
-    fn release_held(&mut self, now: Instant) {
+    fn release_packets_held_for_marker(&mut self, now: Instant) {
         for track in 0..self.tracks.len() {
             let encodings = self.tracks.get(track).map_or(0, |track| track.encodings.len());
             for index in 0..encodings {
                 let encoding = self.tracks.get_mut(track).and_then(|t| t.encodings.get_mut(index));
                 if let Some(encoding) = encoding {
                     encoding.handle_timeout(now);
-                    self.collect(now, track, index);
+                    self.collect_released_packets(now, track, index);
                 }
             }
         }
     }
 
-    fn reports(&mut self, now: Instant) -> Vec<rtcp::Reception> {
-        self.feedback.next_report = now + REPORT_INTERVAL;
+    fn take_report_blocks(&mut self, now: Instant) -> Vec<rtcp::ReceiverReportStats> {
+        self.feedback.next_report_at = now + RECEIVER_REPORT_INTERVAL;
         if let Some(stream) = &self.stream {
-            let (session, arrivals) = (self.source.session, &self.arrivals);
-            stream.with(|state| {
-                if state.is_source(session) {
-                    arrivals.record(now, state);
+            let (session, arrivals) = (self.source_ref.session_id, &self.missing_media);
+            stream.with_state(|state| {
+                if state.is_source_session(session) {
+                    arrivals.set_missing_media_of_stream(now, state);
                 }
             });
         }
         let encodings = self.tracks.iter_mut().flat_map(|t| &mut t.encodings);
-        let traffic = self.stream.as_ref().map(|stream| &stream.traffic);
-        let blocks: Vec<rtcp::Reception> = encodings
+        let traffic = self.stream.as_ref().map(|stream| &stream.transport_stats);
+        let blocks: Vec<rtcp::ReceiverReportStats> = encodings
             .filter_map(|encoding| {
-                let block = encoding.report(now)?;
-                let (expected, missing) = encoding.interval();
+                let block = encoding.take_report_block(now)?;
+                let (expected, missing) = encoding.last_report_expected_and_lost();
                 if let Some(traffic) = traffic {
-                    traffic.received(expected, missing);
+                    traffic.record_expected_and_missing_packets(expected, missing);
                 }
                 Some(block)
             })
             .collect();
         if let (Some(remb), Some(worst)) = (&mut self.feedback.remb, blocks.iter().map(|b| b.fraction_lost).max()) {
-            remb.on_report(worst);
+            remb.record_fraction_lost(worst);
         }
         blocks
     }
@@ -553,8 +559,9 @@ impl Publisher {
     /// When [`Self::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
         let tracks = self.tracks.iter().flat_map(|t| {
-            let nacks = t.encodings.iter().filter_map(Encoding::poll_timeout);
-            nacks.chain(t.key_frames.poll_timeout(now))
+            let nacks = t.encodings.iter().filter_map(IncomingEncoding::poll_timeout);
+            let known = t.encodings.iter().filter(|encoding| encoding.ssrc.is_some());
+            nacks.chain(known.filter_map(move |encoding| encoding.key_frame_request_scheduler.poll_timeout(now)))
         });
         tracks.chain([self.feedback.poll_timeout()]).min()
     }
@@ -563,10 +570,10 @@ impl Publisher {
 impl SsrcRole {
     fn new(track: usize, encoding: usize, rtx: bool) -> Self {
         Self {
-            track,
-            encoding,
-            rtx,
-            last_packet: None,
+            track_index: track,
+            encoding_index: encoding,
+            is_rtx: rtx,
+            last_packet_at: None,
         }
     }
 }

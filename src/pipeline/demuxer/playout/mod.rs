@@ -15,30 +15,32 @@ use thiserror::Error;
 
 use self::pacer::Pacer;
 use self::timelines::Timelines;
-use millstream_core::media::Kind;
-use millstream_core::media::container::{ContainerError, Content, Demuxer, Sample};
-use millstream_worker_runtime::wire::{ChunkRole, DemuxJob, SegmentChunk, Tracks};
+use millstream_core::media::MediaKind;
+use millstream_core::media::container::{ContainerError, DemuxedSample, HlsSegmentDemuxer, SampleCodec};
+use millstream_worker_runtime::wire::{ChunkRole, DemuxJob, LeftOutTracksAndSegments, OutputTrackKinds, SegmentChunk};
 
 mod pacer;
 mod timelines;
 
 /// Plays out segment chunks as frames.
 pub(super) struct Playout {
-    renditions: Vec<Rendition>,
+    renditions: Vec<DemuxedRendition>,
     timelines: Timelines,
     pacer: Pacer,
-    /// Consecutive segments that could not be played.
-    failures: u32,
+    /// Consecutive segments of the leading rendition that could not be played.
+    consecutive_unplayable_segments: u32,
+    /// Segments that could not be played, and why the first one could not.
+    unplayable: (u64, Option<String>),
     /// Frames were found before, so what cannot be played may be in between.
-    has_frames: bool,
+    has_found_frames: bool,
 }
 
 /// A frame that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Due {
-    pub content: Content,
+pub(super) struct DueFrame {
+    pub codec: SampleCodec,
     /// Presentation time in playout time.
-    pub present: Duration,
+    pub presentation_time: Duration,
     pub bytes: Bytes,
 }
 
@@ -47,61 +49,71 @@ pub(super) struct Due {
 pub(super) enum PlayoutError {
     #[error(transparent)]
     Container(#[from] ContainerError),
-    #[error("a segment exceeds {} MiB", MAX_SEGMENT >> 20)]
-    TooLong,
+    #[error("an HLS segment is larger than the limit of {} MiB", MAX_SEGMENT_BYTES >> 20)]
+    SegmentTooLarge,
 }
 
 /// State of one rendition.
 #[derive(Default)]
-struct Rendition {
-    demuxer: Demuxer,
-    timeline: Option<u64>,
-    assembling: BytesMut,
+struct DemuxedRendition {
+    demuxer: HlsSegmentDemuxer,
+    timeline_id: Option<u64>,
+    incomplete_segment_bytes: BytesMut,
     /// Samples of a timeline whose position is not known yet.
-    waiting: Vec<Sample>,
-    queue: VecDeque<QueuedFrame>,
+    unpositioned_samples: Vec<DemuxedSample>,
+    frame_queue: VecDeque<QueuedFrame>,
     /// A segment was requested and has not arrived.
-    requested: bool,
+    segment_requested: bool,
     ended: bool,
 }
 
 struct QueuedFrame {
-    sample: Sample,
+    sample: DemuxedSample,
     /// Decode and presentation time in playout time.
-    decode: Duration,
-    present: Duration,
+    decode_time: Duration,
+    presentation_time: Duration,
 }
 
 /// Maximum length of a segment, in bytes.
-const MAX_SEGMENT: usize = 64 << 20;
+const MAX_SEGMENT_BYTES: usize = 64 << 20;
 
 /// The next segment is requested when the buffered ones last no longer than this.
-const AHEAD: Duration = Duration::from_secs(2);
+const MIN_BUFFERED_DURATION: Duration = Duration::from_secs(2);
+
+/// Maximum number of tracks that are named as left out.
+const MAX_LISTED_UNSUPPORTED_TRACKS: usize = 8;
 
 /// Number of consecutive segments that may be unplayable.
-const MAX_FAILURES: u32 = 3;
+const MAX_CONSECUTIVE_UNPLAYABLE_SEGMENTS: u32 = 3;
 
 impl Playout {
     /// Creates an empty playout.
     pub(super) fn new(job: DemuxJob) -> Self {
         Self {
-            renditions: (0..job.renditions.clamp(1, 2)).map(|_| Rendition::default()).collect(),
+            renditions: (0..job.renditions.clamp(1, 2))
+                .map(|_| DemuxedRendition::default())
+                .collect(),
             timelines: Timelines::default(),
             pacer: Pacer::new(job.is_live),
-            failures: 0,
-            has_frames: false,
+            consecutive_unplayable_segments: 0,
+            unplayable: (0, None),
+            has_found_frames: false,
         }
     }
 
     /// Returns the renditions for which a segment must be requested now.
-    pub(super) fn due_requests(&mut self, now: Instant) -> Vec<u8> {
+    pub(super) fn take_due_segment_requests(&mut self, now: Instant) -> Vec<u8> {
         let at = self.pacer.position(now);
         let mut due = Vec::new();
         for (index, rendition) in (0u8..).zip(&mut self.renditions) {
-            let last = rendition.queue.back().map(|frame| frame.decode);
-            let is_filled = last.is_some_and(|last| last > at.unwrap_or_default() + AHEAD);
-            if !rendition.requested && !rendition.ended && !is_filled && rendition.waiting.is_empty() {
-                rendition.requested = true;
+            let last = rendition.frame_queue.back().map(|frame| frame.decode_time);
+            let is_filled = last.is_some_and(|last| last > at.unwrap_or_default() + MIN_BUFFERED_DURATION);
+            if !rendition.segment_requested
+                && !rendition.ended
+                && !is_filled
+                && rendition.unpositioned_samples.is_empty()
+            {
+                rendition.segment_requested = true;
                 due.push(index);
             }
         }
@@ -113,55 +125,65 @@ impl Playout {
     /// # Errors
     ///
     /// A [`PlayoutError`] when several consecutive segments cannot be played.
-    pub(super) fn take(&mut self, now: Instant, chunk: SegmentChunk) -> Result<(), PlayoutError> {
-        let Some(rendition) = self.renditions.get_mut(usize::from(chunk.rendition)) else {
+    pub(super) fn push_chunk(&mut self, now: Instant, chunk: SegmentChunk) -> Result<(), PlayoutError> {
+        let Some(rendition) = self.renditions.get_mut(usize::from(chunk.rendition_index)) else {
             return Ok(());
         };
         match chunk.role {
-            ChunkRole::Init => {
-                let rest = rendition.begin(chunk.timeline);
-                rendition.demuxer.set_init(chunk.bytes);
-                self.add_rest(now, chunk.rendition, rest);
+            ChunkRole::InitSection => {
+                let rest = rendition.begin_timeline_and_flush(chunk.timeline_id);
+                rendition.demuxer.set_init_section(chunk.bytes);
+                self.add_last_samples_of_timeline(now, chunk.rendition_index, rest);
             }
-            ChunkRole::Part | ChunkRole::Last => {
-                if rendition.assembling.len() + chunk.bytes.len() > MAX_SEGMENT {
-                    return Err(PlayoutError::TooLong);
+            ChunkRole::SegmentData | ChunkRole::LastSegmentData => {
+                if rendition.incomplete_segment_bytes.len() + chunk.bytes.len() > MAX_SEGMENT_BYTES {
+                    return Err(PlayoutError::SegmentTooLarge);
                 }
-                rendition.assembling.extend_from_slice(&chunk.bytes);
-                if chunk.role == ChunkRole::Last {
-                    rendition.requested = false;
-                    let rest = rendition.begin(chunk.timeline);
-                    let segment = rendition.assembling.split().freeze();
-                    self.add_rest(now, chunk.rendition, rest);
-                    self.demux(now, chunk.rendition, &segment)?;
+                rendition.incomplete_segment_bytes.extend_from_slice(&chunk.bytes);
+                if chunk.role == ChunkRole::LastSegmentData {
+                    rendition.segment_requested = false;
+                    let rest = rendition.begin_timeline_and_flush(chunk.timeline_id);
+                    let segment = rendition.incomplete_segment_bytes.split().freeze();
+                    self.add_last_samples_of_timeline(now, chunk.rendition_index, rest);
+                    self.demux_segment(now, chunk.rendition_index, &segment)?;
                 }
             }
-            ChunkRole::End => {
+            ChunkRole::EndOfStream => {
                 rendition.ended = true;
-                let rest = rendition.timeline.zip(Some(rendition.demuxer.flush()));
-                self.add_rest(now, chunk.rendition, rest);
+                let rest = rendition.timeline_id.zip(Some(rendition.demuxer.flush()));
+                self.add_last_samples_of_timeline(now, chunk.rendition_index, rest);
             }
         }
         Ok(())
     }
 
     /// Demuxes a segment. One that cannot be played is a gap; several in a row are an error.
-    fn demux(&mut self, now: Instant, index: u8, segment: &Bytes) -> Result<(), PlayoutError> {
+    fn demux_segment(&mut self, now: Instant, index: u8, segment: &Bytes) -> Result<(), PlayoutError> {
         let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
             return Ok(());
         };
-        match rendition.demuxer.segment(segment) {
+        match rendition.demuxer.demux_segment(segment) {
             Ok(samples) => {
-                self.failures = 0;
-                self.has_frames |= !samples.is_empty();
-                let timeline = rendition.timeline.unwrap_or_default();
+                if index == 0 {
+                    self.consecutive_unplayable_segments = 0;
+                }
+                self.has_found_frames |= !samples.is_empty();
+                let timeline = rendition.timeline_id.unwrap_or_default();
                 self.add_samples(now, index, timeline, samples);
                 Ok(())
             }
             Err(error) => {
-                self.failures += 1;
-                let is_final = matches!(error, ContainerError::Encrypted | ContainerError::Unsupported(_));
-                if is_final && !self.has_frames || self.failures >= MAX_FAILURES {
+                self.unplayable.0 += 1;
+                self.unplayable.1.get_or_insert_with(|| error.to_string());
+                // Video goes on without its separate audio.
+                if index > 0 {
+                    return Ok(());
+                }
+                self.consecutive_unplayable_segments += 1;
+                let is_final = matches!(error, ContainerError::Encrypted | ContainerError::UnsupportedCodec(_));
+                if is_final && !self.has_found_frames
+                    || self.consecutive_unplayable_segments >= MAX_CONSECUTIVE_UNPLAYABLE_SEGMENTS
+                {
                     return Err(error.into());
                 }
                 Ok(())
@@ -170,109 +192,128 @@ impl Playout {
     }
 
     /// Adds the frames that were in progress when a timeline ended.
-    fn add_rest(&mut self, now: Instant, index: u8, rest: Option<(u64, Vec<Sample>)>) {
+    fn add_last_samples_of_timeline(&mut self, now: Instant, index: u8, rest: Option<(u64, Vec<DemuxedSample>)>) {
         if let Some((timeline, samples)) = rest.filter(|(_, samples)| !samples.is_empty()) {
             self.add_samples(now, index, timeline, samples);
         }
     }
 
-    fn add_samples(&mut self, now: Instant, index: u8, timeline: u64, samples: Vec<Sample>) {
+    fn add_samples(&mut self, now: Instant, index: u8, timeline: u64, samples: Vec<DemuxedSample>) {
         let leads = index == 0;
         let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
             return;
         };
         if leads {
-            self.timelines.position_by_leader(timeline, &samples);
+            self.timelines.position_timeline_and_advance_end(timeline, &samples);
         } else if !self.timelines.contains(timeline) {
             // The leading rendition either has not reached this timeline yet, or has already left it.
-            if self.timelines.is_coming(timeline) {
-                rendition.waiting.extend(samples);
+            if self.timelines.is_newer_than_last_position(timeline) {
+                rendition.unpositioned_samples.extend(samples);
             }
             return;
         }
-        let queued = rendition.queue.len();
+        let queued = rendition.frame_queue.len();
         rendition.enqueue(&self.timelines, timeline, samples);
-        if let Some(first) = rendition.queue.get(queued) {
-            if let Some(last) = rendition.queue.back().filter(|_| leads) {
+        if let Some(first) = rendition.frame_queue.get(queued) {
+            if let Some(last) = rendition.frame_queue.back().filter(|_| leads) {
                 self.pacer
-                    .record_burst_duration(last.decode.saturating_sub(first.decode));
+                    .record_burst_duration(last.decode_time.saturating_sub(first.decode_time));
             }
-            self.pacer.arrived(now, first.decode, leads);
+            self.pacer.on_segment_arrival(now, first.decode_time, leads);
         }
         for other in &mut self.renditions {
-            if !other.waiting.is_empty() && other.timeline == Some(timeline) {
-                let waiting = std::mem::take(&mut other.waiting);
+            if !other.unpositioned_samples.is_empty() && other.timeline_id == Some(timeline) {
+                let waiting = std::mem::take(&mut other.unpositioned_samples);
                 other.enqueue(&self.timelines, timeline, waiting);
             }
         }
     }
 
     /// Returns the tracks seen so far. A separate audio rendition counts even before its first segment.
-    pub(super) fn tracks(&self) -> Tracks {
+    pub(super) fn track_kinds(&self) -> OutputTrackKinds {
         let has = |kind| {
-            let mut queued = self.renditions.iter().flat_map(|rendition| &rendition.queue);
-            queued.any(|frame| frame.sample.content.kind() == kind)
+            let mut queued = self.renditions.iter().flat_map(|rendition| &rendition.frame_queue);
+            queued.any(|frame| frame.sample.codec.kind() == kind)
         };
-        Tracks {
-            video: has(Kind::Video),
-            audio: has(Kind::Audio) || self.renditions.len() > 1,
+        OutputTrackKinds {
+            video: has(MediaKind::Video),
+            audio: has(MediaKind::Audio) || self.renditions.len() > 1,
+        }
+    }
+
+    /// Returns what of the input is not played.
+    pub(super) fn left_out_input(&self) -> LeftOutTracksAndSegments {
+        let mut tracks: Vec<String> = Vec::new();
+        for track in self
+            .renditions
+            .iter()
+            .flat_map(|rendition| rendition.demuxer.left_out())
+        {
+            if tracks.len() < MAX_LISTED_UNSUPPORTED_TRACKS && !tracks.contains(&track) {
+                tracks.push(track);
+            }
+        }
+        LeftOutTracksAndSegments {
+            tracks,
+            segments: self.unplayable.0,
+            reason: self.unplayable.1.clone(),
         }
     }
 
     /// Returns the next frame that is due.
-    pub(super) fn poll(&mut self, now: Instant) -> Option<Due> {
-        self.pacer.tick(now);
-        let next = self.next()?;
-        if self.pacer.due(next.1)? > now {
+    pub(super) fn poll(&mut self, now: Instant) -> Option<DueFrame> {
+        self.pacer.reduce_latency(now);
+        let next = self.earliest_frame_rendition_and_time()?;
+        if self.pacer.due_at(next.1)? > now {
             return None;
         }
-        let frame = self.renditions.get_mut(next.0)?.queue.pop_front()?;
-        Some(Due {
-            content: frame.sample.content,
-            present: frame.present,
+        let frame = self.renditions.get_mut(next.0)?.frame_queue.pop_front()?;
+        Some(DueFrame {
+            codec: frame.sample.codec,
+            presentation_time: frame.presentation_time,
             bytes: frame.sample.bytes,
         })
     }
 
     /// When [`Self::poll`] must be called.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.pacer.due(self.next()?.1)
+    pub(super) fn next_frame_due_at(&self) -> Option<Instant> {
+        self.pacer.due_at(self.earliest_frame_rendition_and_time()?.1)
     }
 
     /// Returns the rendition with the earliest frame, and the playout time of that frame.
-    fn next(&self) -> Option<(usize, Duration)> {
+    fn earliest_frame_rendition_and_time(&self) -> Option<(usize, Duration)> {
         let fronts = self.renditions.iter().enumerate();
-        let fronts = fronts.filter_map(|(index, rendition)| Some((index, rendition.queue.front()?.decode)));
+        let fronts = fronts.filter_map(|(index, rendition)| Some((index, rendition.frame_queue.front()?.decode_time)));
         fronts.min_by_key(|(_, decode)| *decode)
     }
 
     /// Returns whether all frames were played and no segment follows.
-    pub(super) fn is_over(&self) -> bool {
-        let is_over = |rendition: &Rendition| rendition.ended && rendition.queue.is_empty();
+    pub(super) fn has_finished(&self) -> bool {
+        let is_over = |rendition: &DemuxedRendition| rendition.ended && rendition.frame_queue.is_empty();
         self.renditions.iter().all(is_over)
     }
 }
 
-impl Rendition {
+impl DemuxedRendition {
     /// Begins a timeline. Returns the last frames of the one before.
-    fn begin(&mut self, timeline: u64) -> Option<(u64, Vec<Sample>)> {
-        if self.timeline == Some(timeline) {
+    fn begin_timeline_and_flush(&mut self, timeline: u64) -> Option<(u64, Vec<DemuxedSample>)> {
+        if self.timeline_id == Some(timeline) {
             return None;
         }
-        self.waiting.clear();
-        let before = self.timeline.replace(timeline)?;
+        self.unpositioned_samples.clear();
+        let before = self.timeline_id.replace(timeline)?;
         Some((before, self.demuxer.flush()))
     }
 
-    fn enqueue(&mut self, timelines: &Timelines, timeline: u64, samples: Vec<Sample>) {
+    fn enqueue(&mut self, timelines: &Timelines, timeline: u64, samples: Vec<DemuxedSample>) {
         for sample in samples {
-            let Some(decode) = timelines.at(timeline, sample.decode) else {
+            let Some(decode) = timelines.to_playout_time(timeline, sample.decode_time) else {
                 continue;
             };
-            let ahead = sample.present.saturating_sub(sample.decode);
-            self.queue.push_back(QueuedFrame {
-                decode,
-                present: decode + ahead,
+            let ahead = sample.presentation_time.saturating_sub(sample.decode_time);
+            self.frame_queue.push_back(QueuedFrame {
+                decode_time: decode,
+                presentation_time: decode + ahead,
                 sample,
             });
         }

@@ -12,127 +12,134 @@ use std::time::{Duration, Instant};
 pub(super) struct Pacer {
     is_live: bool,
     /// When playout time zero is due.
-    zero: Option<Instant>,
+    playout_zero_due_at: Option<Instant>,
     /// How early the last segments arrived.
-    slacks: VecDeque<Duration>,
-    ticked: Option<Instant>,
+    early_margins: VecDeque<Duration>,
+    last_tick_at: Option<Instant>,
     /// Longest piece of media that arrived at once, of the last ones.
-    span: Option<Duration>,
+    longest_burst_duration: Option<Duration>,
     /// The first arrival and the last one.
-    arrivals: Option<(Instant, Instant)>,
+    first_and_last_arrival: Option<(Instant, Instant)>,
 }
 
 /// Initial delay of a live stream: the next segment may be this much too late without a stall.
-const LEAD: Duration = Duration::from_millis(300);
+const INITIAL_LIVE_DELAY: Duration = Duration::from_millis(300);
 
 /// Extra delay added on top of the lateness of a segment.
-const MARGIN: Duration = Duration::from_millis(100);
+const EXTRA_DELAY_AFTER_LATE_SEGMENT: Duration = Duration::from_millis(100);
 
 /// How early segments arrive once the latency has been reduced.
-const SLACK: Duration = Duration::from_millis(200);
+const TARGET_EARLY_MARGIN: Duration = Duration::from_millis(200);
 
 /// Least reserve for parts.
-const MIN_RESERVE: Duration = Duration::from_millis(100);
+const MIN_PART_RESERVE: Duration = Duration::from_millis(100);
 
 /// After the start of a live stream its latency is reduced at once: what arrived together before is played faster.
-const START: Duration = Duration::from_millis(1_500);
+const STARTUP_CATCH_UP_PERIOD: Duration = Duration::from_millis(1_500);
 
 /// Arrivals that are closer together than this came at once, from a list of what was there already.
-const TOGETHER: Duration = Duration::from_millis(50);
+const MAX_INTERVAL_WITHIN_BURST: Duration = Duration::from_millis(50);
 
 /// What is longer is taken for a segment: its latency is reduced slowly.
-const LONGEST_PART: Duration = Duration::from_millis(600);
+const MAX_PART_DURATION: Duration = Duration::from_millis(600);
 
 /// Number of recent segments that are considered.
-const MAX_SLACKS: usize = 4;
+const MAX_KEPT_EARLY_MARGINS: usize = 4;
 
 /// Speed-up while latency is reduced: one part in this many (2 %), which is inaudible.
-const SPEED_UP: u32 = 50;
+const SPEED_UP_DIVISOR: u32 = 50;
 
 impl Pacer {
     pub(super) fn new(is_live: bool) -> Self {
         Self {
             is_live,
-            zero: None,
-            slacks: VecDeque::new(),
-            ticked: None,
-            span: None,
-            arrivals: None,
+            playout_zero_due_at: None,
+            early_margins: VecDeque::new(),
+            last_tick_at: None,
+            longest_burst_duration: None,
+            first_and_last_arrival: None,
         }
     }
 
     /// Records how much media arrives at once: parts arrive more regularly than segments.
     pub(super) fn record_burst_duration(&mut self, span: Duration) {
-        let last = self.span.unwrap_or_default();
+        let last = self.longest_burst_duration.unwrap_or_default();
         // A longer one is believed at once, shorter ones after a while.
-        self.span = Some(span.max(last - last / 16));
+        self.longest_burst_duration = Some(span.max(last - last / 16));
     }
 
     /// Limits a reserve to half of what arrives at once.
-    fn reserve(&self, most: Duration) -> Duration {
-        self.span.map_or(most, |span| most.min((span / 2).max(MIN_RESERVE)))
+    fn limit_reserve_to_half_burst(&self, most: Duration) -> Duration {
+        self.longest_burst_duration
+            .map_or(most, |span| most.min((span / 2).max(MIN_PART_RESERVE)))
     }
 
-    /// A segment arrived whose first frame has this playout time; `leads` if it is of the leading rendition.
-    pub(super) fn arrived(&mut self, now: Instant, first: Duration, leads: bool) {
-        let (start, previous) = self.arrivals.unwrap_or((now, now));
-        if leads || self.arrivals.is_none() {
-            self.arrivals = Some((start, now));
+    /// A segment arrived whose first frame has this playout time; `is_leader` if it is of the leading rendition.
+    pub(super) fn on_segment_arrival(&mut self, now: Instant, first_frame_time: Duration, is_leader: bool) {
+        let (start, previous) = self.first_and_last_arrival.unwrap_or((now, now));
+        if is_leader || self.first_and_last_arrival.is_none() {
+            self.first_and_last_arrival = Some((start, now));
         }
-        let Some(due) = self.due(first) else {
+        let Some(due) = self.due_at(first_frame_time) else {
             let lead = if self.is_live {
-                self.reserve(LEAD)
+                self.limit_reserve_to_half_burst(INITIAL_LIVE_DELAY)
             } else {
                 Duration::ZERO
             };
-            self.zero = (now + lead).checked_sub(first);
+            self.playout_zero_due_at = (now + lead).checked_sub(first_frame_time);
             return;
         };
         if due < now {
-            let late = now - due + MARGIN;
-            self.zero = self.zero.map(|zero| zero + late);
-            self.slacks.clear();
-        } else if leads {
+            let late = now - due + EXTRA_DELAY_AFTER_LATE_SEGMENT;
+            self.playout_zero_due_at = self.playout_zero_due_at.map(|zero| zero + late);
+            self.early_margins.clear();
+        } else if is_leader {
             let mut slack = due - now;
-            let is_new = now.saturating_duration_since(previous) >= TOGETHER;
-            let are_parts = self.span.is_some_and(|span| span <= LONGEST_PART);
-            if self.is_live && are_parts && is_new && now.saturating_duration_since(start) <= START {
-                let excess = slack.saturating_sub(self.reserve(SLACK));
-                self.zero = self.zero.and_then(|zero| zero.checked_sub(excess));
+            let is_new = now.saturating_duration_since(previous) >= MAX_INTERVAL_WITHIN_BURST;
+            let are_parts = self
+                .longest_burst_duration
+                .is_some_and(|span| span <= MAX_PART_DURATION);
+            if self.is_live && are_parts && is_new && now.saturating_duration_since(start) <= STARTUP_CATCH_UP_PERIOD {
+                let excess = slack.saturating_sub(self.limit_reserve_to_half_burst(TARGET_EARLY_MARGIN));
+                self.playout_zero_due_at = self.playout_zero_due_at.and_then(|zero| zero.checked_sub(excess));
                 slack -= excess;
             }
-            self.slacks.push_back(slack);
-            if self.slacks.len() > MAX_SLACKS {
-                self.slacks.pop_front();
+            self.early_margins.push_back(slack);
+            if self.early_margins.len() > MAX_KEPT_EARLY_MARGINS {
+                self.early_margins.pop_front();
             }
         }
     }
 
     /// Reduces latency; called regularly.
-    pub(super) fn tick(&mut self, now: Instant) {
-        let last = self.ticked.replace(now).unwrap_or(now);
-        if !self.is_live || self.slacks.len() < MAX_SLACKS {
+    pub(super) fn reduce_latency(&mut self, now: Instant) {
+        let last = self.last_tick_at.replace(now).unwrap_or(now);
+        if !self.is_live || self.early_margins.len() < MAX_KEPT_EARLY_MARGINS {
             return;
         }
-        let reserve = self.reserve(SLACK);
-        let excess = self.slacks.iter().min().map(|least| least.saturating_sub(reserve));
+        let reserve = self.limit_reserve_to_half_burst(TARGET_EARLY_MARGIN);
+        let excess = self
+            .early_margins
+            .iter()
+            .min()
+            .map(|least| least.saturating_sub(reserve));
         let step = excess
             .unwrap_or_default()
-            .min(now.saturating_duration_since(last) / SPEED_UP);
-        self.zero = self.zero.and_then(|zero| zero.checked_sub(step));
-        for slack in &mut self.slacks {
+            .min(now.saturating_duration_since(last) / SPEED_UP_DIVISOR);
+        self.playout_zero_due_at = self.playout_zero_due_at.and_then(|zero| zero.checked_sub(step));
+        for slack in &mut self.early_margins {
             *slack = slack.saturating_sub(step);
         }
     }
 
     /// When a playout time is due; `None` before the first segment.
-    pub(super) fn due(&self, time: Duration) -> Option<Instant> {
-        Some(self.zero? + time)
+    pub(super) fn due_at(&self, time: Duration) -> Option<Instant> {
+        Some(self.playout_zero_due_at? + time)
     }
 
     /// Returns the playout time that is due now.
     pub(super) fn position(&self, now: Instant) -> Option<Duration> {
-        Some(now.saturating_duration_since(self.zero?))
+        Some(now.saturating_duration_since(self.playout_zero_due_at?))
     }
 }
 
@@ -149,35 +156,39 @@ mod tests {
     fn a_late_segment_moves_what_follows_once() {
         let t = Instant::now();
         let mut pacer = Pacer::new(true);
-        pacer.arrived(t, ms(1_000), true);
-        assert_eq!(pacer.due(ms(1_000)), Some(t + LEAD));
+        pacer.on_segment_arrival(t, ms(1_000), true);
+        assert_eq!(pacer.due_at(ms(1_000)), Some(t + INITIAL_LIVE_DELAY));
         // It should arrive two seconds later, and is half a second late.
-        let late = t + LEAD + ms(2_500);
-        pacer.arrived(late, ms(3_000), true);
-        assert_eq!(pacer.due(ms(3_000)), Some(late + MARGIN));
+        let late = t + INITIAL_LIVE_DELAY + ms(2_500);
+        pacer.on_segment_arrival(late, ms(3_000), true);
+        assert_eq!(pacer.due_at(ms(3_000)), Some(late + EXTRA_DELAY_AFTER_LATE_SEGMENT));
         let again = late + ms(2_000);
-        pacer.arrived(again, ms(5_000), true);
-        assert_eq!(pacer.due(ms(5_000)), Some(again + MARGIN), "as late as before: in time");
+        pacer.on_segment_arrival(again, ms(5_000), true);
+        assert_eq!(
+            pacer.due_at(ms(5_000)),
+            Some(again + EXTRA_DELAY_AFTER_LATE_SEGMENT),
+            "as late as before: in time"
+        );
     }
 
     #[test]
     fn latency_is_reduced_slowly_as_long_as_segments_come_early() {
         let t = Instant::now();
         let mut pacer = Pacer::new(true);
-        pacer.arrived(t, ms(0), true);
+        pacer.on_segment_arrival(t, ms(0), true);
         for index in 1..=4 {
-            pacer.arrived(t + ms(1_000), ms(2_000 * index), true);
+            pacer.on_segment_arrival(t + ms(1_000), ms(2_000 * index), true);
         }
-        let before = pacer.due(ms(100_000)).expect("it began");
-        pacer.tick(t + ms(1_000));
-        pacer.tick(t + ms(2_000));
-        assert_eq!(pacer.due(ms(100_000)), Some(before - ms(20)));
+        let before = pacer.due_at(ms(100_000)).expect("it began");
+        pacer.reduce_latency(t + ms(1_000));
+        pacer.reduce_latency(t + ms(2_000));
+        assert_eq!(pacer.due_at(ms(100_000)), Some(before - ms(20)));
         // The reduction ends when segments arrive just in time.
         for second in 3..300 {
-            pacer.tick(t + ms(1_000 * second));
+            pacer.reduce_latency(t + ms(1_000 * second));
         }
-        let gained = before - pacer.due(ms(100_000)).expect("it began");
-        assert_eq!(gained, ms(1_000) + LEAD - SLACK);
+        let gained = before - pacer.due_at(ms(100_000)).expect("it began");
+        assert_eq!(gained, ms(1_000) + INITIAL_LIVE_DELAY - TARGET_EARLY_MARGIN);
     }
 
     #[test]
@@ -187,14 +198,14 @@ mod tests {
         // Three parts of 200 ms come at once, then one each 200 ms.
         for index in 0..3 {
             pacer.record_burst_duration(ms(200));
-            pacer.arrived(t, ms(200 * index), true);
+            pacer.on_segment_arrival(t, ms(200 * index), true);
         }
-        assert_eq!(pacer.due(ms(0)), Some(t + MIN_RESERVE));
+        assert_eq!(pacer.due_at(ms(0)), Some(t + MIN_PART_RESERVE));
         for index in 3..10 {
             pacer.record_burst_duration(ms(200));
             let now = t + ms(150 + 200 * (index - 3));
-            pacer.arrived(now, ms(200 * index), true);
-            assert_eq!(pacer.due(ms(200 * index)), Some(now + MIN_RESERVE), "{index}");
+            pacer.on_segment_arrival(now, ms(200 * index), true);
+            assert_eq!(pacer.due_at(ms(200 * index)), Some(now + MIN_PART_RESERVE), "{index}");
         }
     }
 
@@ -203,11 +214,11 @@ mod tests {
         let t = Instant::now();
         let mut pacer = Pacer::new(false);
         for index in 0..6 {
-            pacer.arrived(t, ms(6_000 * index), true);
+            pacer.on_segment_arrival(t, ms(6_000 * index), true);
         }
         for second in 1..60 {
-            pacer.tick(t + ms(1_000 * second));
+            pacer.reduce_latency(t + ms(1_000 * second));
         }
-        assert_eq!(pacer.due(ms(6_000)), Some(t + ms(6_000)));
+        assert_eq!(pacer.due_at(ms(6_000)), Some(t + ms(6_000)));
     }
 }

@@ -1,8 +1,8 @@
 //! Playout from chunks to frames, in virtual time.
 
 use super::*;
-use millstream_core::media::Kind;
-use millstream_worker_runtime::wire::Tracks;
+use millstream_core::media::MediaKind;
+use millstream_worker_runtime::wire::OutputTrackKinds;
 
 /// A segment of packed AAC with `frames` frames at 48 kHz, which starts at `ticks` of 1/90000 s.
 fn segment(ticks: u64, frames: usize) -> Bytes {
@@ -23,9 +23,9 @@ fn segment(ticks: u64, frames: usize) -> Bytes {
 
 fn chunk(role: ChunkRole, timeline: u64, bytes: Bytes) -> SegmentChunk {
     SegmentChunk {
-        rendition: 0,
+        rendition_index: 0,
         role,
-        timeline,
+        timeline_id: timeline,
         bytes,
     }
 }
@@ -43,7 +43,7 @@ const SECOND: usize = 47;
 
 fn frames(playout: &mut Playout, now: Instant) -> Vec<Duration> {
     std::iter::from_fn(|| playout.poll(now))
-        .map(|due| due.present)
+        .map(|due| due.presentation_time)
         .collect()
 }
 
@@ -52,38 +52,45 @@ fn frames(playout: &mut Playout, now: Instant) -> Vec<Duration> {
 fn frames_are_due_at_their_time_and_segments_are_requested_before() {
     let t = Instant::now();
     let mut playout = Playout::new(job(1));
-    assert_eq!(playout.due_requests(t), [0]);
-    assert!(playout.due_requests(t).is_empty(), "once");
+    assert_eq!(playout.take_due_segment_requests(t), [0]);
+    assert!(playout.take_due_segment_requests(t).is_empty(), "once");
     let bytes = segment(90_000, 5 * SECOND);
     let half = bytes.len() / 2;
     playout
-        .take(t, chunk(ChunkRole::Part, 0, bytes.slice(..half)))
+        .push_chunk(t, chunk(ChunkRole::SegmentData, 0, bytes.slice(..half)))
         .expect("a part");
-    assert_eq!(playout.next_due(), None);
+    assert_eq!(playout.next_frame_due_at(), None);
     playout
-        .take(t, chunk(ChunkRole::Last, 0, bytes.slice(half..)))
+        .push_chunk(t, chunk(ChunkRole::LastSegmentData, 0, bytes.slice(half..)))
         .expect("a segment");
     assert_eq!(
-        playout.tracks(),
-        Tracks {
+        playout.track_kinds(),
+        OutputTrackKinds {
             video: false,
             audio: true
         }
     );
-    assert!(playout.due_requests(t).is_empty(), "five seconds are there");
+    assert!(
+        playout.take_due_segment_requests(t).is_empty(),
+        "five seconds are there"
+    );
     let first = frames(&mut playout, t);
     assert_eq!(first.len(), 1);
     let second = t + Duration::from_secs(1);
     assert_eq!(frames(&mut playout, second).len(), SECOND - 1);
     let late = t + Duration::from_millis(3_100);
     frames(&mut playout, late);
-    assert_eq!(playout.due_requests(late), [0], "less than two seconds are left");
+    assert_eq!(
+        playout.take_due_segment_requests(late),
+        [0],
+        "less than two seconds are left"
+    );
     playout
-        .take(late, chunk(ChunkRole::End, 0, Bytes::new()))
+        .push_chunk(late, chunk(ChunkRole::EndOfStream, 0, Bytes::new()))
         .expect("the end");
-    assert!(!playout.is_over());
+    assert!(!playout.has_finished());
     frames(&mut playout, t + Duration::from_secs(6));
-    assert!(playout.is_over());
+    assert!(playout.has_finished());
 }
 
 #[test]
@@ -94,7 +101,7 @@ fn times_are_continuous_across_a_discontinuity() {
     for (timeline, ticks) in [(0, 900_000), (1, 5), (2, 77_000_000)] {
         let bytes = segment(ticks, SECOND);
         playout
-            .take(t, chunk(ChunkRole::Last, timeline, bytes))
+            .push_chunk(t, chunk(ChunkRole::LastSegmentData, timeline, bytes))
             .expect("a segment");
     }
     let times = frames(&mut playout, t + Duration::from_secs(9));
@@ -113,18 +120,18 @@ fn times_are_continuous_across_a_discontinuity() {
 fn separate_audio_waits_for_the_position_of_the_video() {
     let t = Instant::now();
     let mut playout = Playout::new(job(2));
-    assert_eq!(playout.due_requests(t), [0, 1]);
-    let mut audio = chunk(ChunkRole::Last, 0, segment(90_000 + 900, SECOND));
-    audio.rendition = 1;
-    playout.take(t, audio).expect("a segment");
+    assert_eq!(playout.take_due_segment_requests(t), [0, 1]);
+    let mut audio = chunk(ChunkRole::LastSegmentData, 0, segment(90_000 + 900, SECOND));
+    audio.rendition_index = 1;
+    playout.push_chunk(t, audio).expect("a segment");
     assert!(frames(&mut playout, t).is_empty());
     playout
-        .take(t, chunk(ChunkRole::Last, 0, segment(90_000, SECOND)))
+        .push_chunk(t, chunk(ChunkRole::LastSegmentData, 0, segment(90_000, SECOND)))
         .expect("a segment");
     let times = frames(&mut playout, t + Duration::from_secs(2));
     assert_eq!(times.len(), 2 * SECOND);
     assert_eq!(times[1] - times[0], Duration::from_millis(10));
-    assert_eq!(Content::Opus.kind(), Kind::Audio);
+    assert_eq!(SampleCodec::Opus.kind(), MediaKind::Audio);
 }
 
 #[test]
@@ -132,17 +139,26 @@ fn separate_audio_waits_for_the_position_of_the_video() {
 fn a_broken_segment_is_a_gap_and_three_are_an_error() {
     let t = Instant::now();
     let mut playout = Playout::new(job(1));
-    let broken = || chunk(ChunkRole::Last, 0, Bytes::from_static(b"<html>not found</html>"));
+    let broken = || {
+        chunk(
+            ChunkRole::LastSegmentData,
+            0,
+            Bytes::from_static(b"<html>not found</html>"),
+        )
+    };
     for _ in 0..2 {
-        playout.take(t, broken()).expect("a gap");
+        playout.push_chunk(t, broken()).expect("a gap");
     }
     playout
-        .take(t, chunk(ChunkRole::Last, 0, segment(0, 1)))
+        .push_chunk(t, chunk(ChunkRole::LastSegmentData, 0, segment(0, 1)))
         .expect("a segment");
     for _ in 0..2 {
-        playout.take(t, broken()).expect("a gap");
+        playout.push_chunk(t, broken()).expect("a gap");
     }
-    assert_eq!(playout.take(t, broken()), Err(ContainerError::Unrecognised.into()));
+    assert_eq!(
+        playout.push_chunk(t, broken()),
+        Err(ContainerError::UnrecognisedFormat.into())
+    );
 }
 
 #[test]
@@ -153,10 +169,10 @@ fn a_segment_without_end_is_refused() {
     let part = Bytes::from(vec![0; 8 << 20]);
     let mut taken = 0;
     let refused = loop {
-        match playout.take(t, chunk(ChunkRole::Part, 0, part.clone())) {
+        match playout.push_chunk(t, chunk(ChunkRole::SegmentData, 0, part.clone())) {
             Ok(()) => taken += part.len(),
             Err(error) => break error,
         }
     };
-    assert_eq!((refused, taken), (PlayoutError::TooLong, MAX_SEGMENT));
+    assert_eq!((refused, taken), (PlayoutError::SegmentTooLarge, MAX_SEGMENT_BYTES));
 }

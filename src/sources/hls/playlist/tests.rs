@@ -6,7 +6,7 @@ use hls_m3u8::types::{MediaType, StreamData};
 
 use super::*;
 
-fn media(text: &str) -> Media {
+fn media(text: &str) -> MediaPlaylist {
     match Playlist::parse(text) {
         Ok(Playlist::Media(media)) => media,
         other => panic!("{other:?}"),
@@ -23,41 +23,45 @@ fn segments_have_numbers_ranges_keys_and_initialization_sections() {
          #EXT-X-KEY:METHOD=NONE\r\n#EXTINF:6,\r\nc.mp4\r\n\
          #EXT-X-PART:DURATION=0.2,URI=\"part\"\r\n#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"next\"\r\n",
     );
-    let numbers: Vec<u64> = list.segments.iter().map(|segment| segment.number).collect();
+    let numbers: Vec<u64> = list
+        .segments
+        .iter()
+        .map(|segment| segment.media_sequence_number)
+        .collect();
     assert_eq!(numbers, [4_000_000_000, 4_000_000_001, 4_000_000_002, 4_000_000_003]);
-    assert_eq!(list.next, 4_000_000_004);
+    assert_eq!(list.next_segment_number, 4_000_000_004);
     let [first, second, third, fourth] = &list.segments[..] else {
         panic!("{}", list.segments.len())
     };
     assert_eq!(
-        first.range,
+        first.byte_range,
         Some(ByteRange {
             begin: 700,
             length: 1_000
         })
     );
     assert_eq!(
-        second.range,
+        second.byte_range,
         Some(ByteRange {
             begin: 1_700,
             length: 500
         }),
         "behind the one before"
     );
-    let init = second.init.as_ref().expect("it holds for all that follow");
+    let init = second.init_section.as_ref().expect("it holds for all that follow");
     assert_eq!(
-        (init.uri.as_str(), init.range),
+        (init.uri.as_str(), init.byte_range),
         ("init.mp4", Some(ByteRange { begin: 0, length: 700 }))
     );
-    assert!(third.begins && third.is_gap && third.discontinuities == 1 && !fourth.is_gap);
-    let key = third.key.as_ref().expect("a key");
+    assert!(third.follows_discontinuity && third.is_gap && third.discontinuity_sequence == 1 && !fourth.is_gap);
+    let key = third.decryption_key.as_ref().expect("a key");
     assert_eq!((key.uri.as_str(), key.iv.map(|iv| iv[15])), ("k,ey", Some(10)));
-    assert_eq!(fourth.key, None);
-    assert!(!list.has_ended && !list.can_wait);
-    let open = list.open.as_ref().expect("a part of the next segment");
+    assert_eq!(fourth.decryption_key, None);
+    assert!(!list.has_ended && !list.can_block_reload);
+    let open = list.segment_in_progress.as_ref().expect("a part of the next segment");
     assert_eq!(
-        (open.number, open.parts.len(), open.parts[0].uri.as_str()),
-        (list.next, 1, "part")
+        (open.media_sequence_number, open.parts.len(), open.parts[0].uri.as_str()),
+        (list.next_segment_number, 1, "part")
     );
 }
 
@@ -101,13 +105,13 @@ fn what_hls_m3u8_writes_is_read() {
             bandwidth: 1_500_000,
             height: Some(720),
             codecs: Some("avc1.64001f,mp4a.40.2".to_owned()),
-            audio: Some("audio".to_owned()),
+            audio_group_id: Some("audio".to_owned()),
         }]
     );
     assert_eq!(
-        multivariant.audio,
+        multivariant.audio_renditions,
         [AudioRendition {
-            group: "audio".to_owned(),
+            group_id: "audio".to_owned(),
             uri: Some("audio.m3u8".to_owned()),
             is_default: true,
         }]
@@ -128,7 +132,7 @@ fn a_playlist_without_anything_to_play_is_refused() {
         "#EXTM3U\n{}#EXT-X-ENDLIST\n",
         "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS + 1)
     );
-    assert_eq!(Playlist::parse(&many), Err(PlaylistError::TooMany));
+    assert_eq!(Playlist::parse(&many), Err(PlaylistError::TooManySegments));
 }
 
 #[test]
@@ -144,7 +148,7 @@ fn mistakes_are_passed_over() {
         .iter()
         .map(|segment| {
             (
-                segment.number,
+                segment.media_sequence_number,
                 segment.uri.as_str(),
                 segment.duration.as_secs(),
                 segment.is_gap,
@@ -175,7 +179,7 @@ fn keys_of_others_stand_beside_ours_and_hide_only_their_segments() {
         let list = media(&format!("#EXTM3U\n{text}"));
         list.segments
             .iter()
-            .map(|segment| (segment.key.is_some(), segment.is_gap))
+            .map(|segment| (segment.decryption_key.is_some(), segment.is_gap))
             .collect()
     };
     let (clear, ours_is_used, gap) = ((false, false), (true, false), (false, true));
@@ -191,7 +195,7 @@ fn keys_of_others_stand_beside_ours_and_hide_only_their_segments() {
     assert_eq!(
         found(&["#EXT-X-KEY:METHOD=AES-128\n", ours]),
         [gap, ours_is_used],
-        "a key without an address"
+        "AES-128 without a valid key URI and initialization vector"
     );
 }
 
@@ -199,9 +203,12 @@ fn keys_of_others_stand_beside_ours_and_hide_only_their_segments() {
 fn of_a_long_live_playlist_the_end_is_kept() {
     let listed = "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS + 7);
     let list = media(&format!("#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:5\n{listed}"));
-    assert_eq!(list.segments.len(), MAX_LIVE);
-    assert_eq!(list.next, (MAX_SEGMENTS + 7 + 5) as u64);
-    assert_eq!(list.segments.last().map(|segment| segment.number + 1), Some(list.next));
+    assert_eq!(list.segments.len(), MAX_KEPT_LIVE_SEGMENTS);
+    assert_eq!(list.next_segment_number, (MAX_SEGMENTS + 7 + 5) as u64);
+    assert_eq!(
+        list.segments.last().map(|segment| segment.media_sequence_number + 1),
+        Some(list.next_segment_number)
+    );
 }
 
 /// Found by fuzzing: the segments before the tag had other numbers than their places tell.
@@ -210,13 +217,20 @@ fn a_sequence_number_behind_a_segment_numbers_all_of_them() {
     let late = include_str!("../../../../tests/data/fuzz/playlist/late-media-sequence");
     for text in [late, &late.replace("MEDIA", "DISCONTINUITY")] {
         let list = media(text);
-        let numbers: Vec<u64> = list.segments.iter().map(|segment| segment.number).collect();
+        let numbers: Vec<u64> = list
+            .segments
+            .iter()
+            .map(|segment| segment.media_sequence_number)
+            .collect();
         assert!(
             numbers.windows(2).all(|pair| pair[1] == pair[0].saturating_add(1)),
             "{numbers:?}"
         );
-        assert!(list.segments.is_sorted_by_key(|segment| segment.discontinuities));
-        assert_eq!(list.next, numbers.last().map_or(0, |last| last.saturating_add(1)));
+        assert!(list.segments.is_sorted_by_key(|segment| segment.discontinuity_sequence));
+        assert_eq!(
+            list.next_segment_number,
+            numbers.last().map_or(0, |last| last.saturating_add(1))
+        );
     }
 }
 

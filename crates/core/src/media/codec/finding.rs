@@ -6,9 +6,9 @@ use crate::media::Format;
 
 /// What a codec module found in one packet.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Finding {
-    pub(super) key_frame: bool,
-    pub(super) insert: Vec<Bytes>,
+pub(super) struct KeyFrameAndFormatFindings {
+    pub(super) identifies_key_frame: bool,
+    pub(super) parameter_sets_to_insert: Vec<Bytes>,
     pub(super) format: Option<Format>,
     pub(super) resolution: Option<(u16, u16)>,
 }

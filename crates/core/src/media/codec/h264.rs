@@ -7,206 +7,302 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::bits::{BitReader, cropped, rbsp};
-use super::finding::Finding;
-use super::h264_slice::{self, OrderRules, SliceHeader};
-use super::order::PictureOrder;
-use super::parameter_sets::{PacketContents, ParameterSets, SetId, SetKind, SetKinds, aggregated, pack};
+use super::bits::{BitReader, cropped_dimension, remove_emulation_prevention};
+use super::finding::KeyFrameAndFormatFindings;
+use super::h264_slice::{self, H264PictureOrderParams, H264SliceHeaderParser};
+use super::parameter_sets::{
+    PacketNalSummary, ParameterSetId, ParameterSetKind, ParameterSetKinds, ParameterSetStore, iter_aggregated_nals,
+    pack_nals,
+};
+use super::picture_order::PocBFrameDetector;
 use crate::media::{Format, ProfileLevelId};
 
-const NON_IDR: u8 = 1;
-const IDR: u8 = 5;
-const SPS: u8 = 7;
-const PPS: u8 = 8;
-const STAP_A: u8 = 24;
-const FU_A: u8 = 28;
+const NAL_NON_IDR: u8 = 1;
+const NAL_IDR: u8 = 5;
+const NAL_SPS: u8 = 7;
+const NAL_PPS: u8 = 8;
+const NAL_STAP_A: u8 = 24;
+const NAL_FU_A: u8 = 28;
 
 /// Highest IDs (ITU-T H.264 §7.4.2.1.1, §7.4.2.2).
 const MAX_SPS_ID: u32 = 31;
 const MAX_PPS_ID: u32 = 255;
 
 /// State of one stream.
-pub(super) struct Stream {
-    sets: ParameterSets,
+pub(super) struct H264Inspector {
+    parameter_sets: ParameterSetStore,
     /// What the sequence parameter sets say of the order of pictures, and which of them each picture parameter set refers to.
-    rules: BTreeMap<u8, OrderRules>,
-    references: BTreeMap<u8, u8>,
-    order: PictureOrder,
+    order_params_by_sps: BTreeMap<u8, H264PictureOrderParams>,
+    sps_id_by_pps_id: BTreeMap<u8, u8>,
+    b_frame_detector: PocBFrameDetector,
+    frame_nums: FrameNumSequence,
 }
 
-impl Stream {
+/// `frame_num` of the newest picture (ITU-T H.264 §7.4.3).
+#[derive(Clone, Copy, Debug, Default)]
+struct FrameNumSequence {
+    newest: Option<FrameNum>,
+    /// Pictures in a row that followed the one before. Encoders that do not count prove nothing.
+    consecutive_count: u8,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FrameNum {
+    number: u32,
+    modulus: u32,
+    is_reference: bool,
+    is_idr: bool,
+}
+
+/// Pictures in a row that followed each other, after which one that does not is a loss.
+const MIN_CONSECUTIVE_FRAME_NUMS: u8 = 4;
+
+impl H264Inspector {
     pub(super) fn new() -> Self {
         Self {
-            sets: ParameterSets::new(SetKinds::of(&[SetKind::Sps, SetKind::Pps])),
-            rules: BTreeMap::new(),
-            references: BTreeMap::new(),
-            order: PictureOrder::default(),
+            parameter_sets: ParameterSetStore::new(ParameterSetKinds::from_kinds(&[
+                ParameterSetKind::Sps,
+                ParameterSetKind::Pps,
+            ])),
+            order_params_by_sps: BTreeMap::new(),
+            sps_id_by_pps_id: BTreeMap::new(),
+            b_frame_detector: PocBFrameDetector::default(),
+            frame_nums: FrameNumSequence::default(),
         }
+    }
+
+    /// Whether a payload starts the picture after the newest one; `None` if that cannot be said.
+    pub(super) fn is_next_picture(&self, payload: &[u8]) -> Option<bool> {
+        let (header, body) = match payload {
+            [header, fu, body @ ..] if header & 0x1f == NAL_FU_A && fu & 0x80 != 0 => (header & 0x60 | fu & 0x1f, body),
+            [header, body @ ..] => (*header, body),
+            [] => return None,
+        };
+        let is_known = self.frame_nums.consecutive_count >= MIN_CONSECUTIVE_FRAME_NUMS;
+        let next = self.parse_frame_num(header, body).filter(|_| is_known)?;
+        Some(self.frame_nums.newest?.is_followed_by(next))
+    }
+
+    /// Returns the counter of a picture, if this is its first slice. `header` is that of the NAL unit.
+    fn parse_frame_num(&self, header: u8, body: &[u8]) -> Option<FrameNum> {
+        let nal_type = header & 0x9f;
+        if !matches!(nal_type, NAL_NON_IDR | NAL_IDR) {
+            return None;
+        }
+        let slice = H264SliceHeaderParser::new(body, nal_type == NAL_IDR);
+        let start = slice.parse_start().filter(|start| start.is_first_slice)?;
+        let sps = self.sps_id_by_pps_id.get(&u8::try_from(start.pps_id).ok()?)?;
+        let (number, modulus) = slice.parse_frame_num(self.order_params_by_sps.get(sps)?)?;
+        Some(FrameNum {
+            number,
+            modulus,
+            is_reference: header & 0x60 != 0,
+            is_idr: nal_type == NAL_IDR,
+        })
+    }
+
+    fn observe_frame_num(&mut self, header: u8, body: &[u8]) {
+        let Some(next) = self.parse_frame_num(header, body) else {
+            return;
+        };
+        let follows = self.frame_nums.newest.is_none_or(|newest| newest.is_followed_by(next));
+        self.frame_nums = FrameNumSequence {
+            newest: Some(next),
+            consecutive_count: if follows {
+                self.frame_nums.consecutive_count.saturating_add(1)
+            } else {
+                0
+            },
+        };
     }
 
     /// Whether pictures are sent in another order than they are shown.
-    pub(super) fn is_reordered(&self) -> bool {
-        self.order.is_reordered()
+    pub(super) fn found_b_frames(&self) -> bool {
+        self.b_frame_detector.found_b_frames()
     }
 
-    pub(super) fn inspect(&mut self, time: u32, payload: &[u8]) -> Finding {
-        let mut finding = Finding::default();
-        let mut contents = PacketContents::default();
+    pub(super) fn inspect_rtp_payload(&mut self, time: u32, payload: &[u8]) -> KeyFrameAndFormatFindings {
+        let mut finding = KeyFrameAndFormatFindings::default();
+        let mut contents = PacketNalSummary::default();
         match payload {
-            [header, rest @ ..] if header & 0x1f == STAP_A => {
-                aggregated(rest).for_each(|nal| self.nal(Some(time), nal, &mut contents, &mut finding));
+            [header, rest @ ..] if header & 0x1f == NAL_STAP_A => {
+                iter_aggregated_nals(rest)
+                    .for_each(|nal| self.inspect_nal(Some(time), nal, &mut contents, &mut finding));
             }
             // RFC 6184 §5.8: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
-            [header, fu, body @ ..] if header & 0x1f == FU_A => {
+            [header, fu, body @ ..] if header & 0x1f == NAL_FU_A => {
                 let starts = fu & 0x80 != 0;
-                contents.random_access = starts && fu & 0x1f == IDR;
+                contents.starts_random_access_slice = starts && fu & 0x1f == NAL_IDR;
                 if starts {
-                    self.slice(time, fu & 0x1f, body);
+                    self.observe_frame_num(header & 0x60 | fu & 0x1f, body);
+                    self.observe_picture_order(time, fu & 0x1f, body);
                 }
             }
-            nal => self.nal(Some(time), nal, &mut contents, &mut finding),
+            nal => self.inspect_nal(Some(time), nal, &mut contents, &mut finding),
         }
-        let verdict = self.sets.judge(time, &contents);
-        finding.key_frame = verdict.key_frame;
-        finding.insert = pack(&[stap_a_header(&verdict.missing)], &verdict.missing);
+        self.parameter_sets.add_insertable_bytes(payload.len());
+        let verdict = self.parameter_sets.record_packet_and_check_key_frame(time, &contents);
+        finding.identifies_key_frame = verdict.is_key_frame;
+        finding.parameter_sets_to_insert = pack_nals(&[stap_a_header(&verdict.missing_sets)], &verdict.missing_sets);
         finding
     }
 
     /// Stores a parameter set that was signalled separately.
-    pub(super) fn seed(&mut self, nal: &[u8], finding: &mut Finding) {
-        self.nal(None, nal, &mut PacketContents::default(), finding);
+    pub(super) fn seed_parameter_set(&mut self, nal: &[u8], finding: &mut KeyFrameAndFormatFindings) {
+        self.inspect_nal(None, nal, &mut PacketNalSummary::default(), finding);
     }
 
     /// What follows has unrelated timestamps.
-    pub(super) fn restart(&mut self) {
-        self.sets.forget_units();
-        self.order.restart();
+    pub(super) fn on_timestamp_discontinuity(&mut self) {
+        self.parameter_sets.forget_access_units_on_restart();
+        self.b_frame_detector.on_timestamp_discontinuity();
     }
 
-    fn nal(&mut self, time: Option<u32>, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
+    fn inspect_nal(
+        &mut self,
+        time: Option<u32>,
+        nal: &[u8],
+        contents: &mut PacketNalSummary,
+        finding: &mut KeyFrameAndFormatFindings,
+    ) {
         let Some((header, body)) = nal.split_first() else {
             return;
         };
         if let Some(time) = time {
-            self.slice(time, header & 0x9f, body);
+            self.observe_frame_num(*header, body);
+            self.observe_picture_order(time, header & 0x9f, body);
         }
         match header & 0x9f {
-            IDR => contents.random_access = true,
-            SPS => {
-                let Some(sps) = Sps::parse(&rbsp(body)) else {
+            NAL_IDR => contents.starts_random_access_slice = true,
+            NAL_SPS => {
+                let Some(sps) = H264Sps::parse_rbsp(&remove_emulation_prevention(body)) else {
                     return;
                 };
-                let id = (SetKind::Sps, sps.id);
-                contents.sets.push(id);
-                self.sets.store(id, None, time, nal);
-                if let Some(rules) = sps.order {
-                    self.rules.insert(sps.id, rules);
+                let id = (ParameterSetKind::Sps, sps.id);
+                contents.parameter_sets.push(id);
+                self.parameter_sets.store_and_invalidate_dependents(id, None, time, nal);
+                if let Some(rules) = sps.order_params {
+                    self.order_params_by_sps.insert(sps.id, rules);
                 }
                 finding.format = Some(Format::H264 {
-                    profile: sps.profile,
+                    profile: sps.profile_level_id,
                     packetization_mode: 1,
                 });
                 finding.resolution = sps.resolution.or(finding.resolution);
             }
-            PPS => {
-                let Some((id, sps)) = pps_ids(body) else {
+            NAL_PPS => {
+                let Some((id, sps)) = parse_pps_ids(body) else {
                     return;
                 };
-                contents.sets.push(id);
-                self.sets.store(id, Some(sps), time, nal);
-                self.references.insert(id.1, sps.1);
+                contents.parameter_sets.push(id);
+                self.parameter_sets
+                    .store_and_invalidate_dependents(id, Some(sps), time, nal);
+                self.sps_id_by_pps_id.insert(id.1, sps.1);
             }
             _ => {}
         }
     }
 }
 
-impl Stream {
+impl H264Inspector {
     /// Notes the order of a picture at its first slice.
-    fn slice(&mut self, time: u32, nal_type: u8, body: &[u8]) {
-        if !matches!(nal_type, NON_IDR | IDR) || self.order.is_reordered() {
+    fn observe_picture_order(&mut self, time: u32, nal_type: u8, body: &[u8]) {
+        if !matches!(nal_type, NAL_NON_IDR | NAL_IDR) || self.b_frame_detector.found_b_frames() {
             return;
         }
-        let header = SliceHeader::new(body, nal_type == IDR);
-        let Some(start) = header.start().filter(|start| start.is_first) else {
+        let header = H264SliceHeaderParser::new(body, nal_type == NAL_IDR);
+        let Some(start) = header.parse_start().filter(|start| start.is_first_slice) else {
             return;
         };
-        let pps = u8::try_from(start.pps).ok();
-        let sps = pps.and_then(|pps| self.references.get(&pps));
-        let Some(rules) = sps.and_then(|sps| self.rules.get(sps)) else {
+        let pps = u8::try_from(start.pps_id).ok();
+        let sps = pps.and_then(|pps| self.sps_id_by_pps_id.get(&pps));
+        let Some(rules) = sps.and_then(|sps| self.order_params_by_sps.get(sps)) else {
             return;
         };
-        if rules.is_fixed || rules.max_reorder == Some(0) {
+        if rules.output_order_is_decode_order || rules.max_num_reorder_frames == Some(0) {
             return;
         }
-        if start.is_b && rules.max_reorder.is_some() {
-            self.order.observe_announced();
-        } else if let Some((count, modulus)) = header.picture_order(rules) {
-            self.order.observe(time, nal_type == IDR, count, modulus);
+        if start.is_b_slice && rules.max_num_reorder_frames.is_some() {
+            self.b_frame_detector.conclude_b_frames_from_b_slice();
+        } else if let Some((count, modulus)) = header.parse_pic_order_cnt_lsb(rules) {
+            self.b_frame_detector
+                .observe_picture(time, nal_type == NAL_IDR, count, modulus);
         }
     }
 }
 
+impl FrameNum {
+    /// Whether nothing lies between a picture and the next one. It counts reference pictures: those after one have the next
+    /// number.
+    fn is_followed_by(self, next: Self) -> bool {
+        let expected = self.number.wrapping_add(u32::from(self.is_reference)) % self.modulus.max(1);
+        next.is_idr || next.number == expected
+    }
+}
+
 /// ID of a picture parameter set, and of the sequence parameter set that it refers to (ITU-T H.264 §7.3.2.2).
-fn pps_ids(body: &[u8]) -> Option<(SetId, SetId)> {
+fn parse_pps_ids(body: &[u8]) -> Option<(ParameterSetId, ParameterSetId)> {
     let mut bits = BitReader::new(body);
-    let id = bits.ue().filter(|id| *id <= MAX_PPS_ID)?;
-    let sps = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
+    let id = bits.read_ue().filter(|id| *id <= MAX_PPS_ID)?;
+    let sps = bits.read_ue().filter(|id| *id <= MAX_SPS_ID)?;
     let set = |kind, id| u8::try_from(id).ok().map(|id| (kind, id));
-    Some((set(SetKind::Pps, id)?, set(SetKind::Sps, sps)?))
+    Some((set(ParameterSetKind::Pps, id)?, set(ParameterSetKind::Sps, sps)?))
 }
 
 /// RFC 6184 §5.7: a STAP-A has the highest NRI of its NAL units.
 fn stap_a_header(nals: &[Bytes]) -> u8 {
     let nri = nals.iter().filter_map(|nal| nal.first()).map(|header| header & 0x60);
-    nri.max().unwrap_or(0) | STAP_A
+    nri.max().unwrap_or(0) | NAL_STAP_A
 }
 
 /// The needed fields of a sequence parameter set (ITU-T H.264 §7.3.2.1.1).
 #[derive(Debug, PartialEq, Eq)]
-struct Sps {
+struct H264Sps {
     id: u8,
-    profile: ProfileLevelId,
+    profile_level_id: ProfileLevelId,
     /// `None` if the size is invalid.
     resolution: Option<(u16, u16)>,
     /// `None` if it is truncated.
-    order: Option<OrderRules>,
+    order_params: Option<H264PictureOrderParams>,
 }
 
-impl Sps {
+impl H264Sps {
     /// `None` if it is truncated before its ID.
-    fn parse(rbsp: &[u8]) -> Option<Self> {
+    fn parse_rbsp(rbsp: &[u8]) -> Option<Self> {
         let (profile, rest) = rbsp.split_first_chunk::<3>()?;
         let mut bits = BitReader::new(rest);
-        let id = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
-        let (resolution, order) = size_and_order(&mut bits, profile[0]).unzip();
+        let id = bits.read_ue().filter(|id| *id <= MAX_SPS_ID)?;
+        let (resolution, order) = parse_size_and_picture_order(&mut bits, profile[0]).unzip();
         Some(Self {
             id: u8::try_from(id).ok()?,
-            profile: ProfileLevelId(*profile),
+            profile_level_id: ProfileLevelId(*profile),
             resolution: resolution.flatten(),
-            order,
+            order_params: order,
         })
     }
 }
 
 /// Width and height in pixels, if they are valid, and the rules of the picture order.
-fn size_and_order(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(Option<(u16, u16)>, OrderRules)> {
-    let (chroma_array_type, separate_planes) = chroma(bits, profile_idc)?;
-    let frame_num_bits = bits.ue().filter(|bits| *bits <= 12)? + 4;
-    let (lsb_bits, is_fixed) = picture_order(bits)?;
-    bits.ue()?; // max_num_ref_frames
+fn parse_size_and_picture_order(
+    bits: &mut BitReader<'_>,
+    profile_idc: u8,
+) -> Option<(Option<(u16, u16)>, H264PictureOrderParams)> {
+    let (chroma_array_type, separate_planes) = parse_chroma(bits, profile_idc)?;
+    let frame_num_bits = bits.read_ue().filter(|bits| *bits <= 12)? + 4;
+    let (lsb_bits, is_fixed) = parse_pic_order_cnt_type(bits)?;
+    bits.read_ue()?; // max_num_ref_frames
     bits.skip(1); // gaps_in_frame_num_value_allowed_flag
-    let width_in_mbs = u64::from(bits.ue()?) + 1;
-    let height_in_map_units = u64::from(bits.ue()?) + 1;
-    let frame_mbs_only = bits.flag()?;
+    let width_in_mbs = u64::from(bits.read_ue()?) + 1;
+    let height_in_map_units = u64::from(bits.read_ue()?) + 1;
+    let frame_mbs_only = bits.read_flag()?;
     if !frame_mbs_only {
         bits.skip(1); // mb_adaptive_frame_field_flag
     }
     bits.skip(1); // direct_8x8_inference_flag
     let mut crop = [0; 4];
-    if bits.flag()? {
+    if bits.read_flag()? {
         for side in &mut crop {
-            *side = u64::from(bits.ue()?);
+            *side = u64::from(bits.read_ue()?);
         }
     }
     let [left, right, top, bottom] = crop;
@@ -214,37 +310,37 @@ fn size_and_order(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(Option<(
     // Table 6-1: in 4:2:0 and 4:2:2 chroma has half the columns, in 4:2:0 half the rows.
     let crop_unit_x = if matches!(chroma_array_type, 1 | 2) { 2 } else { 1 };
     let crop_unit_y = fields * if chroma_array_type == 1 { 2 } else { 1 };
-    let width = cropped(width_in_mbs * 16, crop_unit_x * (left + right));
-    let height = cropped(height_in_map_units * 16 * fields, crop_unit_y * (top + bottom));
-    let order = OrderRules {
+    let width = cropped_dimension(width_in_mbs * 16, crop_unit_x * (left + right));
+    let height = cropped_dimension(height_in_map_units * 16 * fields, crop_unit_y * (top + bottom));
+    let order = H264PictureOrderParams {
         separate_planes,
         frame_num_bits,
         frame_mbs_only,
-        lsb_bits,
-        max_reorder: h264_slice::max_reorder(bits),
-        is_fixed,
+        poc_lsb_bits: lsb_bits,
+        max_num_reorder_frames: h264_slice::read_max_num_reorder_frames(bits),
+        output_order_is_decode_order: is_fixed,
     };
     Some((width.zip(height), order))
 }
 
 /// Parses the fields that only high profiles have after the ID; returns ChromaArrayType, and whether the color planes are
 /// separate.
-fn chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u32, bool)> {
+fn parse_chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u32, bool)> {
     if !matches!(
         profile_idc,
         100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135
     ) {
         return Some((1, false));
     }
-    let chroma_format_idc = bits.ue().filter(|idc| *idc <= 3)?;
-    let separate_planes = chroma_format_idc == 3 && bits.flag()?;
-    bits.ue()?; // bit_depth_luma_minus8
-    bits.ue()?; // bit_depth_chroma_minus8
+    let chroma_format_idc = bits.read_ue().filter(|idc| *idc <= 3)?;
+    let separate_planes = chroma_format_idc == 3 && bits.read_flag()?;
+    bits.read_ue()?; // bit_depth_luma_minus8
+    bits.read_ue()?; // bit_depth_chroma_minus8
     bits.skip(1); // qpprime_y_zero_transform_bypass_flag
-    if bits.flag()? {
+    if bits.read_flag()? {
         let lists = if chroma_format_idc == 3 { 12 } else { 8 };
         for index in 0..lists {
-            if bits.flag()? {
+            if bits.read_flag()? {
                 skip_scaling_list(bits, if index < 6 { 16 } else { 64 })?;
             }
         }
@@ -256,7 +352,7 @@ fn chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u32, bool)> {
 fn skip_scaling_list(bits: &mut BitReader<'_>, size: usize) -> Option<()> {
     let mut last = 8;
     for _ in 0..size {
-        let next = (last + bits.se()?).rem_euclid(256);
+        let next = (last + bits.read_se()?).rem_euclid(256);
         if next == 0 {
             break;
         }
@@ -266,16 +362,16 @@ fn skip_scaling_list(bits: &mut BitReader<'_>, size: usize) -> Option<()> {
 }
 
 /// Returns the length of `pic_order_cnt_lsb` in bits, and whether pictures are sent in the order in which they are shown.
-fn picture_order(bits: &mut BitReader<'_>) -> Option<(Option<u32>, bool)> {
-    match bits.ue()? {
-        0 => Some((Some(bits.ue().filter(|bits| *bits <= 12)? + 4), false)),
+fn parse_pic_order_cnt_type(bits: &mut BitReader<'_>) -> Option<(Option<u32>, bool)> {
+    match bits.read_ue()? {
+        0 => Some((Some(bits.read_ue().filter(|bits| *bits <= 12)? + 4), false)),
         1 => {
             bits.skip(1); // delta_pic_order_always_zero_flag
-            bits.se()?; // offset_for_non_ref_pic
-            bits.se()?; // offset_for_top_to_bottom_field
-            let count = bits.ue().filter(|count| *count <= 255)?;
+            bits.read_se()?; // offset_for_non_ref_pic
+            bits.read_se()?; // offset_for_top_to_bottom_field
+            let count = bits.read_ue().filter(|count| *count <= 255)?;
             for _ in 0..count {
-                bits.se()?; // offset_for_ref_frame
+                bits.read_se()?; // offset_for_ref_frame
             }
             Some((None, false))
         }
@@ -296,8 +392,8 @@ mod tests {
 
     #[test]
     fn cropped_high_profile_is_1080_lines() {
-        let sps = Sps::parse(&rbsp(HIGH_1080)).expect("an SPS");
-        assert_eq!(sps.profile, ProfileLevelId([0x64, 0, 0x28]));
+        let sps = H264Sps::parse_rbsp(&remove_emulation_prevention(HIGH_1080)).expect("an SPS");
+        assert_eq!(sps.profile_level_id, ProfileLevelId([0x64, 0, 0x28]));
         assert_eq!(sps.resolution, Some((1920, 1080)));
     }
 
@@ -316,7 +412,7 @@ mod tests {
     #[test]
     fn cropping_counts_in_units_of_chroma_and_fields() {
         for (bytes, size) in [(INTERLACED_422, (322, 186)), (HIGH_444, (1918, 1078))] {
-            let sps = Sps::parse(&rbsp(bytes)).expect("an SPS");
+            let sps = H264Sps::parse_rbsp(&remove_emulation_prevention(bytes)).expect("an SPS");
             assert_eq!(sps.resolution, Some(size));
         }
     }
@@ -324,7 +420,7 @@ mod tests {
     #[test]
     fn a_truncated_sps_never_panics_or_has_a_wrong_size() {
         for length in 0..HIGH_1080.len() {
-            if let Some(sps) = Sps::parse(&rbsp(&HIGH_1080[..length])) {
+            if let Some(sps) = H264Sps::parse_rbsp(&remove_emulation_prevention(&HIGH_1080[..length])) {
                 assert!(matches!(sps.resolution, None | Some((1920, 1080))), "{length}: {sps:?}");
             }
         }
@@ -332,8 +428,8 @@ mod tests {
 
     #[test]
     fn absurd_sizes_are_rejected() {
-        assert_eq!(cropped(16, 16), None);
-        assert_eq!(cropped(16, 32), None);
-        assert_eq!(cropped(1 << 33, 0), None);
+        assert_eq!(cropped_dimension(16, 16), None);
+        assert_eq!(cropped_dimension(16, 32), None);
+        assert_eq!(cropped_dimension(1 << 33, 0), None);
     }
 }

@@ -5,85 +5,100 @@
 
 use std::collections::BTreeMap;
 
-use super::bits::{BitReader, cropped, rbsp};
-use super::finding::Finding;
-use super::h265_slice::{OrderRules, SliceHeader, SliceRules};
-use super::order::PictureOrder;
-use super::parameter_sets::{PacketContents, ParameterSets, SetId, SetKind, SetKinds, aggregated, pack};
+use super::bits::{BitReader, cropped_dimension, remove_emulation_prevention};
+use super::finding::KeyFrameAndFormatFindings;
+use super::h265_slice::{H265PictureOrderParams, H265SliceHeaderParser, PpsSliceParams};
+use super::parameter_sets::{
+    PacketNalSummary, ParameterSetId, ParameterSetKind, ParameterSetKinds, ParameterSetStore, iter_aggregated_nals,
+    pack_nals,
+};
+use super::picture_order::PocBFrameDetector;
 use crate::media::Format;
 
-const VPS: u8 = 32;
-const SPS: u8 = 33;
-const PPS: u8 = 34;
-const AP: u8 = 48;
-const FU: u8 = 49;
+const NAL_VPS: u8 = 32;
+const NAL_SPS: u8 = 33;
+const NAL_PPS: u8 = 34;
+const NAL_AP: u8 = 48;
+const NAL_FU: u8 = 49;
 
 /// Payload header of generated aggregation packets: layer 0, temporal ID plus one 1 (RFC 7798 §4.4.2).
-const AP_HEADER: [u8; 2] = [AP << 1, 1];
+const AP_PAYLOAD_HEADER: [u8; 2] = [NAL_AP << 1, 1];
 
 /// Highest IDs (ITU-T H.265 §7.4.3.2.1, §7.4.3.3.1).
 const MAX_SPS_ID: u32 = 15;
 const MAX_PPS_ID: u32 = 63;
 
 /// State of one stream.
-pub(super) struct Stream {
-    sets: ParameterSets,
+pub(super) struct H265Inspector {
+    parameter_sets: ParameterSetStore,
     /// What the sequence and picture parameter sets say of the order of pictures.
-    order_rules: BTreeMap<u8, OrderRules>,
-    slice_rules: BTreeMap<u8, SliceRules>,
-    order: PictureOrder,
+    order_params_by_sps: BTreeMap<u8, H265PictureOrderParams>,
+    slice_params_by_pps: BTreeMap<u8, PpsSliceParams>,
+    b_frame_detector: PocBFrameDetector,
 }
 
-impl Stream {
+impl H265Inspector {
     pub(super) fn new() -> Self {
         Self {
-            sets: ParameterSets::new(SetKinds::of(&[SetKind::Vps, SetKind::Sps, SetKind::Pps])),
-            order_rules: BTreeMap::new(),
-            slice_rules: BTreeMap::new(),
-            order: PictureOrder::default(),
+            parameter_sets: ParameterSetStore::new(ParameterSetKinds::from_kinds(&[
+                ParameterSetKind::Vps,
+                ParameterSetKind::Sps,
+                ParameterSetKind::Pps,
+            ])),
+            order_params_by_sps: BTreeMap::new(),
+            slice_params_by_pps: BTreeMap::new(),
+            b_frame_detector: PocBFrameDetector::default(),
         }
     }
 
     /// Whether pictures are sent in another order than they are shown.
-    pub(super) fn is_reordered(&self) -> bool {
-        self.order.is_reordered()
+    pub(super) fn found_b_frames(&self) -> bool {
+        self.b_frame_detector.found_b_frames()
     }
 
-    pub(super) fn inspect(&mut self, time: u32, payload: &[u8]) -> Finding {
-        let mut finding = Finding::default();
-        let mut contents = PacketContents::default();
+    pub(super) fn inspect_rtp_payload(&mut self, time: u32, payload: &[u8]) -> KeyFrameAndFormatFindings {
+        let mut finding = KeyFrameAndFormatFindings::default();
+        let mut contents = PacketNalSummary::default();
         match payload {
-            [header, _, rest @ ..] if nal_type(*header) == AP => {
-                aggregated(rest).for_each(|nal| self.nal(Some(time), nal, &mut contents, &mut finding));
+            [header, _, rest @ ..] if nal_type(*header) == NAL_AP => {
+                iter_aggregated_nals(rest)
+                    .for_each(|nal| self.inspect_nal(Some(time), nal, &mut contents, &mut finding));
             }
             // RFC 7798 §4.4.3: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
-            [header, _, fu, body @ ..] if nal_type(*header) == FU => {
+            [header, _, fu, body @ ..] if nal_type(*header) == NAL_FU => {
                 let starts = fu & 0x80 != 0;
-                contents.random_access = starts && is_irap(fu & 0x3f);
+                contents.starts_random_access_slice = starts && is_bla_idr_or_cra(fu & 0x3f);
                 if starts {
-                    self.slice(time, fu & 0x3f, body);
+                    self.observe_picture_order(time, fu & 0x3f, body);
                 }
             }
-            nal => self.nal(Some(time), nal, &mut contents, &mut finding),
+            nal => self.inspect_nal(Some(time), nal, &mut contents, &mut finding),
         }
-        let verdict = self.sets.judge(time, &contents);
-        finding.key_frame = verdict.key_frame;
-        finding.insert = pack(&AP_HEADER, &verdict.missing);
+        self.parameter_sets.add_insertable_bytes(payload.len());
+        let verdict = self.parameter_sets.record_packet_and_check_key_frame(time, &contents);
+        finding.identifies_key_frame = verdict.is_key_frame;
+        finding.parameter_sets_to_insert = pack_nals(&AP_PAYLOAD_HEADER, &verdict.missing_sets);
         finding
     }
 
     /// Stores a parameter set that was signalled separately.
-    pub(super) fn seed(&mut self, nal: &[u8], finding: &mut Finding) {
-        self.nal(None, nal, &mut PacketContents::default(), finding);
+    pub(super) fn seed_parameter_set(&mut self, nal: &[u8], finding: &mut KeyFrameAndFormatFindings) {
+        self.inspect_nal(None, nal, &mut PacketNalSummary::default(), finding);
     }
 
     /// What follows has unrelated timestamps.
-    pub(super) fn restart(&mut self) {
-        self.sets.forget_units();
-        self.order.restart();
+    pub(super) fn on_timestamp_discontinuity(&mut self) {
+        self.parameter_sets.forget_access_units_on_restart();
+        self.b_frame_detector.on_timestamp_discontinuity();
     }
 
-    fn nal(&mut self, time: Option<u32>, nal: &[u8], contents: &mut PacketContents, finding: &mut Finding) {
+    fn inspect_nal(
+        &mut self,
+        time: Option<u32>,
+        nal: &[u8],
+        contents: &mut PacketNalSummary,
+        finding: &mut KeyFrameAndFormatFindings,
+    ) {
         let Some((&[header, _], body)) = nal
             .split_first_chunk::<2>()
             .filter(|([header, _], _)| header & 0x80 == 0)
@@ -91,68 +106,78 @@ impl Stream {
             return;
         };
         let set = match nal_type(header) {
-            VPS => BitReader::new(body).byte(4).map(|id| ((SetKind::Vps, id), None)),
-            SPS => Sps::parse(&rbsp(body)).map(|sps| {
+            NAL_VPS => BitReader::new(body)
+                .read_bits_u8(4)
+                .map(|id| ((ParameterSetKind::Vps, id), None)),
+            NAL_SPS => H265Sps::parse_rbsp(&remove_emulation_prevention(body)).map(|sps| {
                 finding.format = Some(Format::H265 {
                     profile_id: sps.profile_id,
                     tier_flag: sps.tier_flag,
                 });
                 finding.resolution = sps.resolution.or(finding.resolution);
-                if let Some(rules) = sps.order {
-                    self.order_rules.insert(sps.id, rules);
+                if let Some(rules) = sps.order_params {
+                    self.order_params_by_sps.insert(sps.id, rules);
                 }
-                ((SetKind::Sps, sps.id), Some((SetKind::Vps, sps.vps)))
+                (
+                    (ParameterSetKind::Sps, sps.id),
+                    Some((ParameterSetKind::Vps, sps.vps_id)),
+                )
             }),
-            PPS => pps_ids(body).map(|(id, sps, rules)| {
+            NAL_PPS => parse_pps(body).map(|(id, sps, rules)| {
                 if let Some(rules) = rules {
-                    self.slice_rules.insert(id.1, rules);
+                    self.slice_params_by_pps.insert(id.1, rules);
                 }
                 (id, sps)
             }),
             other => {
                 if let Some(time) = time {
-                    self.slice(time, other, body);
+                    self.observe_picture_order(time, other, body);
                 }
-                contents.random_access |= is_irap(other);
+                contents.starts_random_access_slice |= is_bla_idr_or_cra(other);
                 None
             }
         };
         if let Some((id, refers_to)) = set {
-            contents.sets.push(id);
-            self.sets.store(id, refers_to, time, nal);
+            contents.parameter_sets.push(id);
+            self.parameter_sets
+                .store_and_invalidate_dependents(id, refers_to, time, nal);
         }
     }
 }
 
-impl Stream {
+impl H265Inspector {
     /// Notes the order of a picture at its first slice.
-    fn slice(&mut self, time: u32, nal_type: u8, body: &[u8]) {
-        if nal_type > 31 || self.order.is_reordered() {
+    fn observe_picture_order(&mut self, time: u32, nal_type: u8, body: &[u8]) {
+        if nal_type > 31 || self.b_frame_detector.found_b_frames() {
             return;
         }
-        let Some(header) = SliceHeader::new(nal_type, body) else {
+        let Some(header) = H265SliceHeaderParser::new(nal_type, body) else {
             return;
         };
-        let pps = header.pps().and_then(|pps| u8::try_from(pps).ok());
-        let Some(slice) = pps.and_then(|pps| self.slice_rules.get(&pps)) else {
+        let pps = header.pps_id().and_then(|pps| u8::try_from(pps).ok());
+        let Some(slice) = pps.and_then(|pps| self.slice_params_by_pps.get(&pps)) else {
             return;
         };
-        let rules = self.order_rules.get(&slice.sps).filter(|rules| rules.max_reorder > 0);
-        if let Some((count, modulus)) = rules.and_then(|rules| header.picture_order(slice, rules)) {
-            self.order.observe(time, header.is_idr(), count, modulus);
+        let rules = self
+            .order_params_by_sps
+            .get(&slice.sps_id)
+            .filter(|rules| rules.max_num_reorder_pics > 0);
+        if let Some((count, modulus)) = rules.and_then(|rules| header.parse_pic_order_cnt_lsb(slice, rules)) {
+            self.b_frame_detector
+                .observe_picture(time, header.is_idr(), count, modulus);
         }
     }
 }
 
 /// ID of a picture parameter set, the one of the sequence parameter set that it refers to, and what it says of slices
 /// (ITU-T H.265 §7.3.2.3.1).
-fn pps_ids(body: &[u8]) -> Option<(SetId, Option<SetId>, Option<SliceRules>)> {
+fn parse_pps(body: &[u8]) -> Option<(ParameterSetId, Option<ParameterSetId>, Option<PpsSliceParams>)> {
     let mut bits = BitReader::new(body);
-    let id = bits.ue().filter(|id| *id <= MAX_PPS_ID)?;
-    let sps = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
+    let id = bits.read_ue().filter(|id| *id <= MAX_PPS_ID)?;
+    let sps = bits.read_ue().filter(|id| *id <= MAX_SPS_ID)?;
     let set = |kind, id| u8::try_from(id).ok().map(|id| (kind, id));
-    let rules = SliceRules::read(&mut bits, u8::try_from(sps).ok()?);
-    Some((set(SetKind::Pps, id)?, set(SetKind::Sps, sps), rules))
+    let rules = PpsSliceParams::read(&mut bits, u8::try_from(sps).ok()?);
+    Some((set(ParameterSetKind::Pps, id)?, set(ParameterSetKind::Sps, sps), rules))
 }
 
 fn nal_type(header: u8) -> u8 {
@@ -160,45 +185,45 @@ fn nal_type(header: u8) -> u8 {
 }
 
 /// BLA, IDR and CRA (ITU-T H.265 table 7-1). 22 and 23 are reserved.
-fn is_irap(nal_type: u8) -> bool {
+fn is_bla_idr_or_cra(nal_type: u8) -> bool {
     (16..=21).contains(&nal_type)
 }
 
 /// The needed fields of a sequence parameter set (ITU-T H.265 §7.3.2.2.1).
 #[derive(Debug, PartialEq, Eq)]
-struct Sps {
+struct H265Sps {
     id: u8,
-    vps: u8,
+    vps_id: u8,
     profile_id: u8,
     tier_flag: u8,
     /// `None` if the size is invalid.
     resolution: Option<(u16, u16)>,
     /// `None` if it is truncated.
-    order: Option<OrderRules>,
+    order_params: Option<H265PictureOrderParams>,
 }
 
-impl Sps {
+impl H265Sps {
     /// `None` if it is truncated before its ID.
-    fn parse(rbsp: &[u8]) -> Option<Self> {
+    fn parse_rbsp(rbsp: &[u8]) -> Option<Self> {
         let mut bits = BitReader::new(rbsp);
-        let vps = bits.byte(4)?;
-        let sub_layers = bits.byte(3).filter(|more| *more <= 6)?;
+        let vps = bits.read_bits_u8(4)?;
+        let sub_layers = bits.read_bits_u8(3).filter(|more| *more <= 6)?;
         bits.skip(1); // sps_temporal_id_nesting_flag
         bits.skip(2); // general_profile_space
-        let tier_flag = bits.byte(1)?;
-        let profile_id = bits.byte(5)?;
+        let tier_flag = bits.read_bits_u8(1)?;
+        let profile_id = bits.read_bits_u8(5)?;
         bits.skip(32 + 48); // compatibility and constraint flags
         bits.skip(8); // general_level_idc
         skip_sub_layers(&mut bits, sub_layers)?;
-        let id = bits.ue().filter(|id| *id <= MAX_SPS_ID)?;
-        let (resolution, order) = size_and_order(&mut bits, sub_layers).unzip();
+        let id = bits.read_ue().filter(|id| *id <= MAX_SPS_ID)?;
+        let (resolution, order) = parse_size_and_picture_order(&mut bits, sub_layers).unzip();
         Some(Self {
             id: u8::try_from(id).ok()?,
-            vps,
+            vps_id: vps,
             profile_id,
             tier_flag,
             resolution: resolution.flatten(),
-            order: order.flatten(),
+            order_params: order.flatten(),
         })
     }
 }
@@ -207,10 +232,10 @@ impl Sps {
 fn skip_sub_layers(bits: &mut BitReader<'_>, count: u8) -> Option<()> {
     let mut length = 0;
     for _ in 0..count {
-        if bits.flag()? {
+        if bits.read_flag()? {
             length += 88;
         }
-        if bits.flag()? {
+        if bits.read_flag()? {
             length += 8;
         }
     }
@@ -223,24 +248,30 @@ fn skip_sub_layers(bits: &mut BitReader<'_>, count: u8) -> Option<()> {
 
 /// Width and height in pixels, if they are valid, and the rules of the picture order.
 #[expect(clippy::type_complexity, reason = "both are read in one pass")]
-fn size_and_order(bits: &mut BitReader<'_>, sub_layers: u8) -> Option<(Option<(u16, u16)>, Option<OrderRules>)> {
-    let chroma_format_idc = bits.ue().filter(|idc| *idc <= 3)?;
-    let separate_planes = chroma_format_idc == 3 && bits.flag()?;
-    let width = u64::from(bits.ue()?);
-    let height = u64::from(bits.ue()?);
+fn parse_size_and_picture_order(
+    bits: &mut BitReader<'_>,
+    sub_layers: u8,
+) -> Option<(Option<(u16, u16)>, Option<H265PictureOrderParams>)> {
+    let chroma_format_idc = bits.read_ue().filter(|idc| *idc <= 3)?;
+    let separate_planes = chroma_format_idc == 3 && bits.read_flag()?;
+    let width = u64::from(bits.read_ue()?);
+    let height = u64::from(bits.read_ue()?);
     let mut crop = [0; 4];
-    if bits.flag()? {
+    if bits.read_flag()? {
         for side in &mut crop {
-            *side = u64::from(bits.ue()?);
+            *side = u64::from(bits.read_ue()?);
         }
     }
     let [left, right, top, bottom] = crop;
     // Table 6-1: in 4:2:0 and 4:2:2 chroma has half the columns, in 4:2:0 half the rows.
     let unit_x = if matches!(chroma_format_idc, 1 | 2) { 2 } else { 1 };
     let unit_y = if chroma_format_idc == 1 { 2 } else { 1 };
-    let width = cropped(width, unit_x * (left + right));
-    let height = cropped(height, unit_y * (top + bottom));
-    Some((width.zip(height), OrderRules::read(bits, separate_planes, sub_layers)))
+    let width = cropped_dimension(width, unit_x * (left + right));
+    let height = cropped_dimension(height, unit_y * (top + bottom));
+    Some((
+        width.zip(height),
+        H265PictureOrderParams::read(bits, separate_planes, sub_layers),
+    ))
 }
 
 #[cfg(test)]
@@ -257,7 +288,7 @@ mod tests {
         // id 1: 010, chroma 1: 010, width 64: 0000001000001, height 32: 00000100001, window 1,
         // left 0: 1, right 0: 1, top 0: 1, bottom 1: 010.
         sps.extend_from_slice(&[0b0100_1000, 0b0000_1000, 0b0010_0000, 0b1000_0111, 0b1101_0000]);
-        let sps = Sps::parse(&sps).expect("an SPS");
+        let sps = H265Sps::parse_rbsp(&sps).expect("an SPS");
         assert_eq!((sps.id, sps.profile_id, sps.tier_flag), (1, 1, 0));
         assert_eq!(sps.resolution, Some((64, 30)));
     }
@@ -279,7 +310,7 @@ mod tests {
     #[test]
     fn range_extensions_have_their_own_profile_and_cropping() {
         for (bytes, size) in [(REXT_422, (322, 186)), (REXT_444, (1918, 1078))] {
-            let sps = Sps::parse(&rbsp(bytes)).expect("an SPS");
+            let sps = H265Sps::parse_rbsp(&remove_emulation_prevention(bytes)).expect("an SPS");
             assert_eq!((sps.profile_id, sps.tier_flag), (4, 1));
             assert_eq!(sps.resolution, Some(size));
         }
@@ -287,7 +318,7 @@ mod tests {
 
     #[test]
     fn only_random_access_types_are_irap() {
-        let irap: Vec<u8> = (0..64).filter(|nal_type| is_irap(*nal_type)).collect();
+        let irap: Vec<u8> = (0..64).filter(|nal_type| is_bla_idr_or_cra(*nal_type)).collect();
         assert_eq!(irap, [16, 17, 18, 19, 20, 21]);
     }
 }

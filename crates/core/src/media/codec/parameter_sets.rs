@@ -8,246 +8,278 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
-/// Maximum length of an inserted RTP payload in bytes: with headers and authentication tag it fits a path MTU of 1,280.
-pub const MAX_PAYLOAD: usize = 1200;
+/// Maximum length of an inserted RTP payload in bytes: retransmitted, with headers, a transport-wide number and
+/// authentication tag it fits a path MTU of 1,280. Whole blocks of AES are cheaper to encrypt.
+pub const MAX_RTP_PAYLOAD_BYTES: usize = 1184;
 
 /// Maximum length of a stored parameter set in bytes: it must fit a payload. Typical ones have 10 to 100.
-const MAX_SET: usize = MAX_PAYLOAD;
+const MAX_PARAMETER_SET_LENGTH: usize = MAX_RTP_PAYLOAD_BYTES;
 
 /// Maximum total length of the stored parameter sets in bytes. H.264 allows 32 SPSs and 256 PPSs; typical streams have
 /// one or two of each. Sets beyond this limit are not stored.
-const MAX_TOTAL: usize = 8 * 1024;
+const MAX_STORED_BYTES: usize = 8 * 1024;
 
 /// Number of remembered access units, so that a late packet does not start its unit again.
-const MAX_UNITS: usize = 8;
+const MAX_TRACKED_ACCESS_UNITS: usize = 8;
+
+/// Bytes that may be inserted at the start of a stream, and at most at once. No more is inserted altogether than the stream
+/// itself has: a stream of tiny key frames must not become a hundred times as long by long parameter sets.
+const INITIAL_INSERTABLE_BYTES: usize = 64 * 1024;
+const MAX_INSERTABLE_BYTES: usize = 1024 * 1024;
 
 /// Types of parameter sets, in order of dependency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum SetKind {
+pub(super) enum ParameterSetKind {
     Vps,
     Sps,
     Pps,
 }
 
-impl SetKind {
+impl ParameterSetKind {
     const ALL: [Self; 3] = [Self::Vps, Self::Sps, Self::Pps];
 }
 
-/// A set of [`SetKind`]s.
+/// A set of [`ParameterSetKind`]s.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct SetKinds(u8);
+pub(super) struct ParameterSetKinds(u8);
 
-impl SetKinds {
-    pub(super) fn of(kinds: &[SetKind]) -> Self {
+impl ParameterSetKinds {
+    pub(super) fn from_kinds(kinds: &[ParameterSetKind]) -> Self {
         let mut set = Self::default();
         kinds.iter().for_each(|kind| set.add(*kind));
         set
     }
 
-    pub(super) fn add(&mut self, kind: SetKind) {
+    pub(super) fn add(&mut self, kind: ParameterSetKind) {
         self.0 |= 1 << kind as u8;
     }
 
-    fn contains(self, other: Self) -> bool {
+    fn contains_all(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    fn has(self, kind: SetKind) -> bool {
-        self.contains(Self::of(&[kind]))
+    fn contains_kind(self, kind: ParameterSetKind) -> bool {
+        self.contains_all(Self::from_kinds(&[kind]))
     }
 }
 
 /// A parameter set: its type and ID.
-pub(super) type SetId = (SetKind, u8);
+pub(super) type ParameterSetId = (ParameterSetKind, u8);
 
 /// What a packet contains, as far as relevant here.
 #[derive(Clone, Debug, Default)]
-pub(super) struct PacketContents {
-    pub(super) sets: Vec<SetId>,
+pub(super) struct PacketNalSummary {
+    pub(super) parameter_sets: Vec<ParameterSetId>,
     /// Starts a slice that a decoder can start with.
-    pub(super) random_access: bool,
+    pub(super) starts_random_access_slice: bool,
 }
 
 /// Result for one packet.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Verdict {
-    pub(super) key_frame: bool,
+pub(super) struct KeyFrameVerdict {
+    pub(super) is_key_frame: bool,
     /// NAL units that the publisher did not send, in the order in which a decoder needs them.
-    pub(super) missing: Vec<Bytes>,
+    pub(super) missing_sets: Vec<Bytes>,
 }
 
 /// An access unit with parameter sets or a random access slice.
-struct Unit {
-    time: u32,
-    sets: BTreeSet<SetId>,
-    random_access: bool,
+struct TrackedAccessUnit {
+    timestamp: u32,
+    parameter_sets: BTreeSet<ParameterSetId>,
+    has_random_access_slice: bool,
     /// The missing parameter sets have been returned once; they are not returned again.
-    supplied: bool,
+    missing_sets_supplied: bool,
 }
 
 /// A stored parameter set.
-struct Stored {
+struct StoredParameterSet {
     nal: Bytes,
     /// The set of another type that it refers to.
-    refers_to: Option<SetId>,
+    refers_to: Option<ParameterSetId>,
     /// Access unit in which it was received; `None` if it was signalled separately.
-    received: Option<u32>,
+    access_unit_timestamp: Option<u32>,
 }
 
 /// The latest parameter sets of one stream, and its recent access units.
-pub(super) struct ParameterSets {
-    required: SetKinds,
-    sets: BTreeMap<SetId, Stored>,
+pub(super) struct ParameterSetStore {
+    required_kinds: ParameterSetKinds,
+    stored_sets: BTreeMap<ParameterSetId, StoredParameterSet>,
     /// Length of all of them.
-    total: usize,
-    units: VecDeque<Unit>,
+    stored_byte_count: usize,
+    access_units: VecDeque<TrackedAccessUnit>,
+    /// Number of bytes that may be inserted now.
+    credit: usize,
 }
 
-impl ParameterSets {
-    /// Creates an empty store. A decoder of the stream needs at least one set of each kind in `required`.
-    pub(super) fn new(required: SetKinds) -> Self {
+impl ParameterSetStore {
+    /// Creates an empty store. A decoder of the stream needs at least one set of each kind in `required_kinds`.
+    pub(super) fn new(required: ParameterSetKinds) -> Self {
         Self {
-            required,
-            sets: BTreeMap::new(),
-            total: 0,
-            units: VecDeque::new(),
+            required_kinds: required,
+            stored_sets: BTreeMap::new(),
+            stored_byte_count: 0,
+            access_units: VecDeque::new(),
+            credit: INITIAL_INSERTABLE_BYTES,
         }
     }
 
-    /// Stores a parameter set of the access unit `time`, or one that was signalled separately. The data is copied, so
+    /// Records the length of a payload: so much more may be inserted.
+    pub(super) fn add_insertable_bytes(&mut self, length: usize) {
+        self.credit = self.credit.saturating_add(length).min(MAX_INSERTABLE_BYTES);
+    }
+
+    /// Stores a parameter set of the access unit `timestamp`, or one that was signalled separately. The data is copied, so
     /// that the buffer of the whole packet is not retained.
     ///
     /// A set that changes invalidates those that refer to it, unless they came with it: decoders forget them too.
-    pub(super) fn store(&mut self, id: SetId, refers_to: Option<SetId>, time: Option<u32>, nal: &[u8]) {
-        let old = self.sets.get_mut(&id);
+    pub(super) fn store_and_invalidate_dependents(
+        &mut self,
+        id: ParameterSetId,
+        refers_to: Option<ParameterSetId>,
+        time: Option<u32>,
+        nal: &[u8],
+    ) {
+        let old = self.stored_sets.get_mut(&id);
         let old_length = match old {
             Some(old) if old.nal == nal => {
-                old.received = time;
+                old.access_unit_timestamp = time;
                 return;
             }
             Some(old) => old.nal.len(),
             None => 0,
         };
         // Nothing refers to a PPS, of which a packet can have hundreds.
-        if old_length > 0 && id.0 != SetKind::Pps {
-            self.sets
-                .retain(|_, set| set.refers_to != Some(id) || (time.is_some() && set.received == time));
-            self.total = self.sets.values().map(|set| set.nal.len()).sum();
+        if old_length > 0 && id.0 != ParameterSetKind::Pps {
+            self.stored_sets
+                .retain(|_, set| set.refers_to != Some(id) || (time.is_some() && set.access_unit_timestamp == time));
+            self.stored_byte_count = self.stored_sets.values().map(|set| set.nal.len()).sum();
         }
-        let others = self.total - old_length;
-        if nal.len() > MAX_SET || others + nal.len() > MAX_TOTAL {
+        let others = self.stored_byte_count - old_length;
+        if nal.len() > MAX_PARAMETER_SET_LENGTH || others + nal.len() > MAX_STORED_BYTES {
             // The stored set is outdated: a missing set is better than a wrong one.
-            self.sets.remove(&id);
-            self.total = others;
+            self.stored_sets.remove(&id);
+            self.stored_byte_count = others;
         } else {
-            self.total = others + nal.len();
-            let stored = Stored {
+            self.stored_byte_count = others + nal.len();
+            let stored = StoredParameterSet {
                 nal: Bytes::copy_from_slice(nal),
                 refers_to,
-                received: time,
+                access_unit_timestamp: time,
             };
-            self.sets.insert(id, stored);
+            self.stored_sets.insert(id, stored);
         }
     }
 
     /// Forgets the recent access units, whose timestamps are unrelated to those that follow.
-    pub(super) fn forget_units(&mut self) {
-        self.units.clear();
+    pub(super) fn forget_access_units_on_restart(&mut self) {
+        self.access_units.clear();
     }
 
     /// Records the contents of a packet, and returns whether its access unit is a key frame and which sets are missing.
-    pub(super) fn judge(&mut self, time: u32, contents: &PacketContents) -> Verdict {
-        if contents.sets.is_empty() && !contents.random_access {
-            return Verdict::default();
+    pub(super) fn record_packet_and_check_key_frame(
+        &mut self,
+        time: u32,
+        contents: &PacketNalSummary,
+    ) -> KeyFrameVerdict {
+        if contents.parameter_sets.is_empty() && !contents.starts_random_access_slice {
+            return KeyFrameVerdict::default();
         }
-        let required = self.required;
-        let can_supply = kinds(self.sets.keys()).contains(required);
-        let unit = self.unit(time);
-        unit.sets.extend(contents.sets.iter().copied());
-        unit.random_access |= contents.random_access;
-        if !unit.random_access {
-            return Verdict::default();
+        let required = self.required_kinds;
+        let can_supply = kinds_of(self.stored_sets.keys()).contains_all(required);
+        let unit = self.access_unit(time);
+        unit.parameter_sets.extend(contents.parameter_sets.iter().copied());
+        unit.has_random_access_slice |= contents.starts_random_access_slice;
+        if !unit.has_random_access_slice {
+            return KeyFrameVerdict::default();
         }
-        let is_complete = kinds(unit.sets.iter()).contains(required);
-        if unit.supplied || !contents.random_access || !can_supply {
-            return Verdict {
-                key_frame: is_complete || unit.supplied,
-                missing: Vec::new(),
+        let is_complete = kinds_of(unit.parameter_sets.iter()).contains_all(required);
+        if unit.missing_sets_supplied || !contents.starts_random_access_slice || !can_supply {
+            return KeyFrameVerdict {
+                is_key_frame: is_complete || unit.missing_sets_supplied,
+                missing_sets: Vec::new(),
             };
         }
-        let sets = std::mem::take(&mut unit.sets);
-        let missing = self.missing(&sets);
-        let unit = self.unit(time);
-        unit.sets = sets;
-        unit.supplied = !missing.is_empty();
-        Verdict {
-            key_frame: true,
-            missing,
+        let sets = std::mem::take(&mut unit.parameter_sets);
+        let mut missing = self.missing_sets(&sets);
+        let length = missing.iter().map(Bytes::len).sum();
+        match self.credit.checked_sub(length) {
+            Some(credit) => self.credit = credit,
+            None => missing.clear(),
+        }
+        let is_refused = missing.is_empty() && length > 0;
+        let unit = self.access_unit(time);
+        unit.parameter_sets = sets;
+        unit.missing_sets_supplied = !missing.is_empty();
+        KeyFrameVerdict {
+            is_key_frame: is_complete || !is_refused,
+            missing_sets: missing,
         }
     }
 
     /// Returns the stored sets that an access unit with these sets lacks. From the first type on of which it has none,
     /// all are returned: a set must not precede the one it refers to.
-    fn missing(&self, sets: &BTreeSet<SetId>) -> Vec<Bytes> {
-        let present = kinds(sets.iter());
-        let required = SetKind::ALL.iter().filter(|kind| self.required.has(**kind));
-        let first = required.copied().find(|kind| !present.has(*kind));
-        let is_missing = |id: &SetId| !sets.contains(id) || first.is_some_and(|first| id.0 >= first);
-        let missing = self.sets.iter().filter(|(id, _)| is_missing(id));
+    fn missing_sets(&self, sets: &BTreeSet<ParameterSetId>) -> Vec<Bytes> {
+        let present = kinds_of(sets.iter());
+        let required = ParameterSetKind::ALL
+            .iter()
+            .filter(|kind| self.required_kinds.contains_kind(**kind));
+        let first = required.copied().find(|kind| !present.contains_kind(*kind));
+        let is_missing = |id: &ParameterSetId| !sets.contains(id) || first.is_some_and(|first| id.0 >= first);
+        let missing = self.stored_sets.iter().filter(|(id, _)| is_missing(id));
         missing.map(|(_, set)| set.nal.clone()).collect()
     }
 
-    fn unit(&mut self, time: u32) -> &mut Unit {
-        let index = match self.units.iter().position(|unit| unit.time == time) {
+    fn access_unit(&mut self, time: u32) -> &mut TrackedAccessUnit {
+        let index = match self.access_units.iter().position(|unit| unit.timestamp == time) {
             Some(index) => index,
             None => {
-                if self.units.len() == MAX_UNITS {
-                    self.units.pop_front();
+                if self.access_units.len() == MAX_TRACKED_ACCESS_UNITS {
+                    self.access_units.pop_front();
                 }
-                self.units.push_back(Unit {
-                    time,
-                    sets: BTreeSet::new(),
-                    random_access: false,
-                    supplied: false,
+                self.access_units.push_back(TrackedAccessUnit {
+                    timestamp: time,
+                    parameter_sets: BTreeSet::new(),
+                    has_random_access_slice: false,
+                    missing_sets_supplied: false,
                 });
-                self.units.len() - 1
+                self.access_units.len() - 1
             }
         };
-        &mut self.units[index]
+        &mut self.access_units[index]
     }
 }
 
 /// The types of sets.
-fn kinds<'a>(sets: impl Iterator<Item = &'a SetId>) -> SetKinds {
-    let mut kinds = SetKinds::default();
+fn kinds_of<'a>(sets: impl Iterator<Item = &'a ParameterSetId>) -> ParameterSetKinds {
+    let mut kinds = ParameterSetKinds::default();
     sets.for_each(|(kind, _)| kinds.add(*kind));
     kinds
 }
 
 /// Packs NAL units into as few payloads as possible. A single NAL unit stays as it is; several are aggregated behind
 /// `header`, each with a length prefix (STAP-A of RFC 6184 §5.7.1, AP of RFC 7798 §4.4.2).
-pub(super) fn pack(header: &[u8], nals: &[Bytes]) -> Vec<Bytes> {
+pub(super) fn pack_nals(header: &[u8], nals: &[Bytes]) -> Vec<Bytes> {
     let mut payloads = Vec::new();
     let mut rest = nals;
     while let Some(first) = rest.first() {
         let mut length = header.len();
         let fitting = rest.iter().take_while(|nal| {
             length += 2 + nal.len();
-            length <= MAX_PAYLOAD
+            length <= MAX_RTP_PAYLOAD_BYTES
         });
         let (together, others) = rest.split_at(fitting.count().max(1));
         payloads.push(if together.len() == 1 {
             first.clone()
         } else {
-            aggregate(header, together)
+            aggregate_nals(header, together)
         });
         rest = others;
     }
     payloads
 }
 
-fn aggregate(header: &[u8], nals: &[Bytes]) -> Bytes {
-    let mut payload = BytesMut::with_capacity(MAX_PAYLOAD);
+fn aggregate_nals(header: &[u8], nals: &[Bytes]) -> Bytes {
+    let mut payload = BytesMut::with_capacity(MAX_RTP_PAYLOAD_BYTES);
     payload.put_slice(header);
     for nal in nals {
         payload.put_u16(nal.len() as u16);
@@ -258,7 +290,7 @@ fn aggregate(header: &[u8], nals: &[Bytes]) -> Bytes {
 
 /// Iterates over the NAL units of an aggregation packet without its header; skips empty ones. Stops at the first one that
 /// is truncated.
-pub(super) fn aggregated(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn iter_aggregated_nals(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
     let nals = std::iter::from_fn(move || {
         let (&length, behind) = rest.split_first_chunk::<2>()?;
         let (nal, behind) = behind.split_at_checked(usize::from(u16::from_be_bytes(length)))?;
@@ -272,106 +304,166 @@ pub(super) fn aggregated(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
 mod tests {
     use super::*;
 
-    const SPS: SetId = (SetKind::Sps, 0);
-    const PPS: SetId = (SetKind::Pps, 0);
+    const SPS: ParameterSetId = (ParameterSetKind::Sps, 0);
+    const PPS: ParameterSetId = (ParameterSetKind::Pps, 0);
 
-    fn with_sets(sets: &[SetId]) -> PacketContents {
-        PacketContents {
-            sets: sets.to_vec(),
-            random_access: false,
+    fn with_sets(sets: &[ParameterSetId]) -> PacketNalSummary {
+        PacketNalSummary {
+            parameter_sets: sets.to_vec(),
+            starts_random_access_slice: false,
         }
     }
 
-    const SLICE: PacketContents = PacketContents {
-        sets: Vec::new(),
-        random_access: true,
+    const SLICE: PacketNalSummary = PacketNalSummary {
+        parameter_sets: Vec::new(),
+        starts_random_access_slice: true,
     };
 
-    fn h264_sets() -> ParameterSets {
-        ParameterSets::new(SetKinds::of(&[SetKind::Sps, SetKind::Pps]))
+    fn h264_sets() -> ParameterSetStore {
+        ParameterSetStore::new(ParameterSetKinds::from_kinds(&[
+            ParameterSetKind::Sps,
+            ParameterSetKind::Pps,
+        ]))
     }
 
-    fn h264_with_one_of_each() -> ParameterSets {
+    fn h264_with_one_of_each() -> ParameterSetStore {
         let mut sets = h264_sets();
-        sets.store(PPS, Some(SPS), Some(0), b"pps");
-        sets.store(SPS, None, Some(0), b"sps");
+        sets.store_and_invalidate_dependents(PPS, Some(SPS), Some(0), b"pps");
+        sets.store_and_invalidate_dependents(SPS, None, Some(0), b"sps");
         sets
     }
 
     #[test]
     fn sets_are_supplied_once_for_each_access_unit() {
         let mut sets = h264_with_one_of_each();
-        assert_eq!(sets.judge(1, &SLICE).missing, ["sps", "pps"]);
-        let again = sets.judge(1, &SLICE);
-        assert_eq!((again.key_frame, again.missing.len()), (true, 0));
-        assert_eq!(sets.judge(2, &SLICE).missing.len(), 2);
-        assert_eq!(sets.judge(1, &SLICE).missing.len(), 0, "late, and not started again");
+        assert_eq!(
+            sets.record_packet_and_check_key_frame(1, &SLICE).missing_sets,
+            ["sps", "pps"]
+        );
+        let again = sets.record_packet_and_check_key_frame(1, &SLICE);
+        assert_eq!((again.is_key_frame, again.missing_sets.len()), (true, 0));
+        assert_eq!(sets.record_packet_and_check_key_frame(2, &SLICE).missing_sets.len(), 2);
+        assert_eq!(
+            sets.record_packet_and_check_key_frame(1, &SLICE).missing_sets.len(),
+            0,
+            "late, and not started again"
+        );
     }
 
     #[test]
     fn a_unit_with_only_its_sps_gets_the_pps() {
         let mut sets = h264_with_one_of_each();
-        sets.judge(1, &with_sets(&[SPS]));
-        assert_eq!(sets.judge(1, &SLICE).missing, ["pps"]);
-        sets.judge(2, &with_sets(&[PPS]));
-        assert_eq!(sets.judge(2, &SLICE).missing, ["sps", "pps"], "in order of dependency");
+        sets.record_packet_and_check_key_frame(1, &with_sets(&[SPS]));
+        assert_eq!(sets.record_packet_and_check_key_frame(1, &SLICE).missing_sets, ["pps"]);
+        sets.record_packet_and_check_key_frame(2, &with_sets(&[PPS]));
+        assert_eq!(
+            sets.record_packet_and_check_key_frame(2, &SLICE).missing_sets,
+            ["sps", "pps"],
+            "in order of dependency"
+        );
     }
 
     #[test]
     fn a_unit_with_one_of_two_ids_gets_the_other() {
         let mut sets = h264_with_one_of_each();
-        let second = (SetKind::Pps, 1);
-        sets.store(second, Some(SPS), Some(0), b"pps1");
-        sets.judge(1, &with_sets(&[SPS, PPS]));
-        let verdict = sets.judge(1, &SLICE);
+        let second = (ParameterSetKind::Pps, 1);
+        sets.store_and_invalidate_dependents(second, Some(SPS), Some(0), b"pps1");
+        sets.record_packet_and_check_key_frame(1, &with_sets(&[SPS, PPS]));
+        let verdict = sets.record_packet_and_check_key_frame(1, &SLICE);
         assert_eq!(
-            (verdict.key_frame, &verdict.missing[..]),
+            (verdict.is_key_frame, &verdict.missing_sets[..]),
             (true, &[Bytes::from("pps1")][..])
         );
-        assert_eq!(sets.judge(1, &SLICE).missing.len(), 0);
-        sets.judge(2, &with_sets(&[SPS, PPS, second]));
-        assert_eq!(sets.judge(2, &SLICE).missing.len(), 0);
+        assert_eq!(sets.record_packet_and_check_key_frame(1, &SLICE).missing_sets.len(), 0);
+        sets.record_packet_and_check_key_frame(2, &with_sets(&[SPS, PPS, second]));
+        assert_eq!(sets.record_packet_and_check_key_frame(2, &SLICE).missing_sets.len(), 0);
     }
 
     #[test]
     fn a_changed_set_invalidates_those_that_refer_to_it() {
         let mut sets = h264_with_one_of_each();
-        sets.store((SetKind::Pps, 1), Some(SPS), Some(0), b"pps1");
-        sets.store((SetKind::Pps, 0), Some(SPS), Some(7), b"pps of the new one");
-        sets.store(SPS, None, Some(7), b"new sps");
-        assert_eq!(sets.judge(8, &SLICE).missing, ["new sps", "pps of the new one"]);
+        sets.store_and_invalidate_dependents((ParameterSetKind::Pps, 1), Some(SPS), Some(0), b"pps1");
+        sets.store_and_invalidate_dependents((ParameterSetKind::Pps, 0), Some(SPS), Some(7), b"pps of the new one");
+        sets.store_and_invalidate_dependents(SPS, None, Some(7), b"new sps");
+        assert_eq!(
+            sets.record_packet_and_check_key_frame(8, &SLICE).missing_sets,
+            ["new sps", "pps of the new one"]
+        );
     }
 
     #[test]
     fn without_known_sets_the_late_ones_identify_the_key_frame() {
         let mut sets = h264_sets();
-        assert_eq!(sets.judge(1, &SLICE), Verdict::default());
-        assert!(!sets.judge(1, &with_sets(&[SPS])).key_frame);
-        assert!(sets.judge(1, &with_sets(&[PPS])).key_frame);
+        assert_eq!(
+            sets.record_packet_and_check_key_frame(1, &SLICE),
+            KeyFrameVerdict::default()
+        );
+        assert!(
+            !sets
+                .record_packet_and_check_key_frame(1, &with_sets(&[SPS]))
+                .is_key_frame
+        );
+        assert!(
+            sets.record_packet_and_check_key_frame(1, &with_sets(&[PPS]))
+                .is_key_frame
+        );
     }
 
     #[test]
     fn stored_sets_are_bounded() {
         let mut sets = h264_sets();
         for id in 0..=255 {
-            sets.store((SetKind::Pps, id), None, Some(0), &[id; 1000]);
+            sets.store_and_invalidate_dependents((ParameterSetKind::Pps, id), None, Some(0), &[id; 1000]);
         }
-        assert_eq!(sets.sets.len(), 8);
-        sets.store(PPS, None, Some(0), &[0; MAX_SET + 1]);
-        assert!(!sets.sets.contains_key(&PPS));
+        assert_eq!(sets.stored_sets.len(), 8);
+        sets.store_and_invalidate_dependents(PPS, None, Some(0), &[0; MAX_PARAMETER_SET_LENGTH + 1]);
+        assert!(!sets.stored_sets.contains_key(&PPS));
         for time in 0..1000 {
-            sets.judge(time, &SLICE);
+            sets.record_packet_and_check_key_frame(time, &SLICE);
         }
-        assert_eq!(sets.units.len(), MAX_UNITS);
+        assert_eq!(sets.access_units.len(), MAX_TRACKED_ACCESS_UNITS);
+    }
+
+    #[test]
+    fn no_more_is_inserted_than_the_stream_itself_has() {
+        let mut sets = h264_sets();
+        sets.store_and_invalidate_dependents(SPS, None, None, &[7; MAX_PARAMETER_SET_LENGTH]);
+        sets.store_and_invalidate_dependents(PPS, Some(SPS), None, &[8; MAX_PARAMETER_SET_LENGTH]);
+        let (mut inserted, mut received, mut key_frames) = (0, 0, 0);
+        for time in 0..50_000 {
+            received += 10;
+            sets.add_insertable_bytes(10);
+            let verdict = sets.record_packet_and_check_key_frame(time, &SLICE);
+            inserted += verdict.missing_sets.iter().map(Bytes::len).sum::<usize>();
+            key_frames += usize::from(verdict.is_key_frame);
+            assert_eq!(verdict.is_key_frame, !verdict.missing_sets.is_empty());
+        }
+        assert!(
+            inserted <= INITIAL_INSERTABLE_BYTES + received,
+            "{inserted} of {received}"
+        );
+        assert!(
+            key_frames > received / (2 * MAX_PARAMETER_SET_LENGTH),
+            "viewers can start now and then"
+        );
+        // Of a usual stream all key frames have their sets.
+        let mut sets = h264_with_one_of_each();
+        for time in 0..50_000 {
+            sets.add_insertable_bytes(50);
+            assert_eq!(
+                sets.record_packet_and_check_key_frame(time, &SLICE).missing_sets,
+                ["sps", "pps"]
+            );
+        }
     }
 
     #[test]
     fn packing_fills_payloads_and_never_exceeds_one() {
         let nal = |length| Bytes::from(vec![7; length]);
-        let payloads = pack(&[24], &[nal(600), nal(500), nal(200), nal(1200), nal(3)]);
+        let payloads = pack_nals(&[24], &[nal(600), nal(500), nal(200), nal(1184), nal(3)]);
         let lengths: Vec<_> = payloads.iter().map(Bytes::len).collect();
-        assert_eq!(lengths, [1 + 602 + 502, 200, 1200, 3]);
-        let first: Vec<_> = aggregated(&payloads[0][1..]).map(<[u8]>::len).collect();
+        assert_eq!(lengths, [1 + 602 + 502, 200, 1184, 3]);
+        let first: Vec<_> = iter_aggregated_nals(&payloads[0][1..]).map(<[u8]>::len).collect();
         assert_eq!(first, [600, 500]);
     }
 }

@@ -1,10 +1,10 @@
-//! Real bitstreams (`tests/data/rtp`), handcrafted vectors and hostile input, through the public API of [`Inspector`].
+//! Real bitstreams (`tests/data/rtp`), handcrafted vectors and hostile input, through the public API of [`PayloadInspector`].
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
 use crate::media::rtp::Header;
-use crate::media::{H264Class, ProfileLevelId};
+use crate::media::{H264Profile, ProfileLevelId};
 
 const H264: &[u8] = include_bytes!("../../../../../tests/data/rtp/h264.rtp");
 const H265: &[u8] = include_bytes!("../../../../../tests/data/rtp/h265.rtp");
@@ -19,32 +19,32 @@ fn packets(mut recording: &'static [u8]) -> Vec<(u32, Bytes)> {
     while let Some((length, rest)) = recording.split_first_chunk::<2>() {
         let (packet, rest) = rest.split_at(usize::from(u16::from_be_bytes(*length)));
         let header = Header::parse(packet).expect("a recorded packet");
-        packets.push((header.time, Bytes::from_static(&packet[header.payload()])));
+        packets.push((header.time, Bytes::from_static(&packet[header.payload_range()])));
         recording = rest;
     }
     packets
 }
 
 /// Indexes of the packets that identify a key frame, with the number of payloads to insert.
-fn inspect_all(inspector: &mut Inspector, packets: &[(u32, Bytes)]) -> (Vec<usize>, usize) {
+fn inspect_all(inspector: &mut PayloadInspector, packets: &[(u32, Bytes)]) -> (Vec<usize>, usize) {
     let (mut key_frames, mut inserted) = (Vec::new(), 0);
     for (index, (time, payload)) in packets.iter().enumerate() {
-        let inspection = inspector.inspect(*time, payload);
-        if inspection.key_frame {
+        let inspection = inspector.inspect_rtp_payload(*time, payload);
+        if inspection.identifies_key_frame {
             key_frames.push(index);
         }
-        inserted += inspection.insert.len();
+        inserted += inspection.parameter_sets_to_insert.len();
     }
     (key_frames, inserted)
 }
 
 #[test]
 fn x264_key_frames_are_found_and_lack_nothing() {
-    let mut inspector = Inspector::new(Codec::H264);
+    let mut inspector = PayloadInspector::new(Codec::H264);
     // Two slices each; only their first packets identify a key frame.
     assert_eq!(inspect_all(&mut inspector, &packets(H264)), (vec![1, 4, 11, 14], 0));
     let profile = ProfileLevelId([0x42, 0xc0, 0x0c]);
-    assert_eq!(profile.class(), H264Class::ConstrainedBaseline);
+    assert_eq!(profile.profile(), H264Profile::ConstrainedBaseline);
     let format = Format::H264 {
         profile,
         packetization_mode: 1,
@@ -55,7 +55,7 @@ fn x264_key_frames_are_found_and_lack_nothing() {
 
 #[test]
 fn x265_key_frames_are_found_and_lack_nothing() {
-    let mut inspector = Inspector::new(Codec::H265);
+    let mut inspector = PayloadInspector::new(Codec::H265);
     assert_eq!(inspect_all(&mut inspector, &packets(H265)), (vec![3, 15], 0));
     let format = Format::H265 {
         profile_id: 1,
@@ -71,7 +71,7 @@ fn libvpx_key_frames_are_found() {
         (Codec::Vp8, VP8, Format::Vp8, vec![0, 8]),
         (Codec::Vp9, VP9, Format::Vp9 { profile: 0 }, vec![0, 12]),
     ] {
-        let mut inspector = Inspector::new(codec);
+        let mut inspector = PayloadInspector::new(codec);
         assert_eq!(inspect_all(&mut inspector, &packets(recording)), (expected, 0));
         assert_eq!(inspector.format(), Some(format));
         assert_eq!(inspector.resolution(), Some((322, 182)));
@@ -89,10 +89,10 @@ fn b_frames_are_found_whatever_the_timestamps_say() {
         (Codec::Vp8, VP8, false),
     ] {
         let packets = packets(recording);
-        let mut inspector = Inspector::new(codec);
+        let mut inspector = PayloadInspector::new(codec);
         let found = packets.iter().position(|(time, payload)| {
-            inspector.inspect(*time, payload);
-            inspector.is_reordered()
+            inspector.inspect_rtp_payload(*time, payload);
+            inspector.found_b_frames()
         });
         assert_eq!(found.is_some(), expected, "{codec:?}");
         let frames = |packets: &[(u32, Bytes)]| {
@@ -112,13 +112,13 @@ fn b_frames_are_found_whatever_the_timestamps_say() {
 fn a_key_frame_whose_parameter_sets_were_lost_gets_the_known_ones() {
     let mut packets = packets(H264);
     let sets = packets.remove(10).1;
-    let mut inspector = Inspector::new(Codec::H264);
+    let mut inspector = PayloadInspector::new(Codec::H264);
     inspect_all(&mut inspector, &packets[..10]);
     let (time, start) = &packets[10];
-    let inspection = inspector.inspect(*time, start);
-    assert!(inspection.key_frame);
+    let inspection = inspector.inspect_rtp_payload(*time, start);
+    assert!(inspection.identifies_key_frame);
     // FFmpeg also sends SPS and PPS as one STAP-A, with an NRI of zero.
-    let [inserted] = inspection.insert.as_slice() else {
+    let [inserted] = inspection.parameter_sets_to_insert.as_slice() else {
         panic!("one payload: {inspection:?}");
     };
     assert_eq!(inserted[0], 0x78);
@@ -131,20 +131,24 @@ fn a_key_frame_whose_parameter_sets_were_lost_gets_the_known_ones() {
 fn an_h265_key_frame_whose_parameter_sets_were_lost_gets_the_known_ones() {
     let mut packets = packets(H265);
     let sets = packets.remove(12).1;
-    let mut inspector = Inspector::new(Codec::H265);
+    let mut inspector = PayloadInspector::new(Codec::H265);
     inspect_all(&mut inspector, &packets[..14]);
-    let inspection = inspector.inspect(packets[14].0, &packets[14].1);
-    assert!(inspection.key_frame);
-    assert_eq!(inspection.insert, [sets]);
+    let inspection = inspector.inspect_rtp_payload(packets[14].0, &packets[14].1);
+    assert!(inspection.identifies_key_frame);
+    assert_eq!(inspection.parameter_sets_to_insert, [sets]);
 }
 
 #[test]
 fn a_key_frame_is_not_identified_before_its_late_start_arrives() {
     let packets = packets(H264);
-    let mut inspector = Inspector::new(Codec::H264);
+    let mut inspector = PayloadInspector::new(Codec::H264);
     let without_start = [&packets[..1], &packets[2..4]].concat();
     assert_eq!(inspect_all(&mut inspector, &without_start), (vec![], 0));
-    assert!(inspector.inspect(packets[1].0, &packets[1].1).key_frame);
+    assert!(
+        inspector
+            .inspect_rtp_payload(packets[1].0, &packets[1].1)
+            .identifies_key_frame
+    );
 }
 
 /// Baseline 3.1, ID 0, 64x48; PPS 0; the start of an IDR slice.
@@ -152,41 +156,47 @@ const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
 const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
 const IDR: &[u8] = &[0x65, 0x88, 0x84, 0x00];
 
-fn h264(inspector: &mut Inspector, time: u32, payload: &[u8]) -> Inspection {
-    inspector.inspect(time, &Bytes::copy_from_slice(payload))
+fn h264(inspector: &mut PayloadInspector, time: u32, payload: &[u8]) -> PayloadInspection {
+    inspector.inspect_rtp_payload(time, &Bytes::copy_from_slice(payload))
 }
 
 /// V-09.
 #[test]
 fn obs_sends_sps_and_pps_as_packets_of_their_own() {
-    let mut inspector = Inspector::new(Codec::H264);
+    let mut inspector = PayloadInspector::new(Codec::H264);
     for time in [1, 2] {
-        assert!(!h264(&mut inspector, time, SPS).key_frame);
-        assert!(!h264(&mut inspector, time, PPS).key_frame);
+        assert!(!h264(&mut inspector, time, SPS).identifies_key_frame);
+        assert!(!h264(&mut inspector, time, PPS).identifies_key_frame);
         let inspection = h264(&mut inspector, time, IDR);
-        assert_eq!((inspection.key_frame, inspection.insert.len()), (true, 0));
+        assert_eq!(
+            (
+                inspection.identifies_key_frame,
+                inspection.parameter_sets_to_insert.len()
+            ),
+            (true, 0)
+        );
     }
 }
 
 #[test]
 fn an_idr_without_any_known_parameter_sets_is_not_a_key_frame() {
-    let mut inspector = Inspector::new(Codec::H264);
-    assert_eq!(h264(&mut inspector, 1, IDR), Inspection::default());
+    let mut inspector = PayloadInspector::new(Codec::H264);
+    assert_eq!(h264(&mut inspector, 1, IDR), PayloadInspection::default());
     h264(&mut inspector, 1, SPS);
-    assert!(h264(&mut inspector, 1, PPS).key_frame, "they came late");
+    assert!(h264(&mut inspector, 1, PPS).identifies_key_frame, "they came late");
 }
 
 #[test]
 fn changes_are_reported_once() {
-    let mut inspector = Inspector::new(Codec::H264);
+    let mut inspector = PayloadInspector::new(Codec::H264);
     let first = h264(&mut inspector, 1, SPS);
-    assert!(first.format_changed.is_some());
-    assert_eq!(first.resolution_changed, Some((64, 48)));
+    assert!(first.new_format.is_some());
+    assert_eq!(first.new_resolution, Some((64, 48)));
     let again = h264(&mut inspector, 2, SPS);
-    assert_eq!((again.format_changed, again.resolution_changed), (None, None));
+    assert_eq!((again.new_format, again.new_resolution), (None, None));
     let mut main = SPS.to_vec();
     (main[1], main[2]) = (0x4d, 0x00);
-    let Some(Format::H264 { profile, .. }) = h264(&mut inspector, 3, &main).format_changed else {
+    let Some(Format::H264 { profile, .. }) = h264(&mut inspector, 3, &main).new_format else {
         panic!("another profile");
     };
     assert_eq!(profile, ProfileLevelId([0x4d, 0, 0x1f]));
@@ -199,10 +209,10 @@ fn audio_has_no_key_frames() {
         (Codec::Pcmu, Some(Format::Pcmu)),
         (Codec::Pcma, Some(Format::Pcma)),
     ] {
-        let mut inspector = Inspector::new(codec);
+        let mut inspector = PayloadInspector::new(codec);
         assert_eq!(
-            inspector.inspect(0, &Bytes::from_static(&[0xfc, 1])),
-            Inspection::default()
+            inspector.inspect_rtp_payload(0, &Bytes::from_static(&[0xfc, 1])),
+            PayloadInspection::default()
         );
         assert_eq!(inspector.format(), format);
     }
@@ -244,15 +254,23 @@ fn hostile_packets_never_panic_and_ask_for_no_long_payloads() {
     ] {
         println!("{codec:?}: seed {seed}");
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut inspector = Inspector::new(codec);
+        let mut inspector = PayloadInspector::new(codec);
         for _ in 0..100_000 {
             let (time, payload) = mutate(&mut rng, &corpus);
-            let inspection = inspector.inspect(time, &payload);
-            assert!(inspection.insert.iter().all(|payload| payload.len() <= MAX_PAYLOAD));
-            assert!(inspection.insert.len() <= 8 && (inspection.key_frame || inspection.insert.is_empty()));
+            let inspection = inspector.inspect_rtp_payload(time, &payload);
+            assert!(
+                inspection
+                    .parameter_sets_to_insert
+                    .iter()
+                    .all(|payload| payload.len() <= MAX_RTP_PAYLOAD_BYTES)
+            );
+            assert!(
+                inspection.parameter_sets_to_insert.len() <= 8
+                    && (inspection.identifies_key_frame || inspection.parameter_sets_to_insert.is_empty())
+            );
             if let Some(mut descriptor) = vp8::Vp8Descriptor::parse(&payload).filter(|_| codec == Codec::Vp8) {
                 let mut copy = payload.to_vec();
-                descriptor.patch(&mut copy, 0x7f, 1);
+                descriptor.overwrite_counters(&mut copy, 0x7f, 1);
                 descriptor = vp8::Vp8Descriptor::parse(&copy).expect("patched");
                 assert!(descriptor.picture_id.is_none_or(|id| id.value() == 0x7f));
             }

@@ -1,14 +1,14 @@
 //! Demultiplexes HLS segments: MPEG-TS, fragmented MP4 and packed audio. The input is segments or parts of them, the
 //! output frames.
 //!
-//! A [`Demuxer`] handles the segments of one rendition. It detects the container format from the data (RFC 8216 §3).
+//! A [`HlsSegmentDemuxer`] handles the segments of one rendition. It detects the container format from the data (RFC 8216 §3).
 
 use bytes::Bytes;
 
-use self::adts::Packed;
-use self::mp4::Fragments;
-pub use self::sample::{ContainerError, Content, Sample};
-use self::ts::TransportStream;
+use self::adts::PackedAudioDemuxer;
+use self::mp4::Mp4Demuxer;
+pub use self::sample::{ContainerError, DemuxedSample, SampleCodec};
+use self::ts::TransportStreamDemuxer;
 
 mod adts;
 mod clock;
@@ -18,28 +18,28 @@ mod ts;
 
 /// Demultiplexes the segments of one rendition.
 #[derive(Default)]
-pub struct Demuxer {
-    init: Bytes,
-    format: Option<Container>,
+pub struct HlsSegmentDemuxer {
+    init_section: Bytes,
+    container_demuxer: Option<ContainerDemuxer>,
 }
 
-enum Container {
-    Ts(Box<TransportStream>),
-    Mp4(Box<Fragments>),
-    Packed(Packed),
+enum ContainerDemuxer {
+    Ts(Box<TransportStreamDemuxer>),
+    Mp4(Box<Mp4Demuxer>),
+    PackedAudio(PackedAudioDemuxer),
 }
 
-impl Demuxer {
+impl HlsSegmentDemuxer {
     /// Sets the initialization section of the next segments (EXT-X-MAP).
-    pub fn set_init(&mut self, init: Bytes) {
-        if self.init == init {
+    pub fn set_init_section(&mut self, init_section: Bytes) {
+        if self.init_section == init_section {
             return;
         }
-        self.init = init;
-        match &mut self.format {
-            Some(Container::Mp4(_)) => self.format = None,
-            Some(Container::Ts(stream)) => stream.tables(&self.init),
-            Some(Container::Packed(_)) | None => {}
+        self.init_section = init_section;
+        match &mut self.container_demuxer {
+            Some(ContainerDemuxer::Mp4(_)) => self.container_demuxer = None,
+            Some(ContainerDemuxer::Ts(stream)) => stream.push_tables(&self.init_section),
+            Some(ContainerDemuxer::PackedAudio(_)) | None => {}
         }
     }
 
@@ -49,56 +49,69 @@ impl Demuxer {
     /// # Errors
     ///
     /// A [`ContainerError`]; the next segment can be demultiplexed nevertheless.
-    pub fn segment(&mut self, segment: &Bytes) -> Result<Vec<Sample>, ContainerError> {
-        let current = match &self.format {
-            Some(Container::Ts(_)) => Some(ContainerKind::Ts),
-            Some(Container::Mp4(_)) => Some(ContainerKind::Mp4),
-            Some(Container::Packed(_)) => Some(ContainerKind::Packed),
+    pub fn demux_segment(&mut self, segment: &Bytes) -> Result<Vec<DemuxedSample>, ContainerError> {
+        let current = match &self.container_demuxer {
+            Some(ContainerDemuxer::Ts(_)) => Some(ContainerKind::Ts),
+            Some(ContainerDemuxer::Mp4(_)) => Some(ContainerKind::Mp4),
+            Some(ContainerDemuxer::PackedAudio(_)) => Some(ContainerKind::PackedAudio),
             None => None,
         };
-        let kind = ContainerKind::of(segment).ok_or(ContainerError::Unrecognised)?;
+        let kind = ContainerKind::detect(segment).ok_or(ContainerError::UnrecognisedFormat)?;
         if current != Some(kind) {
-            self.format = Some(self.container(kind, segment)?);
+            self.container_demuxer = Some(self.create_demuxer(kind, segment)?);
         }
-        match &mut self.format {
-            Some(Container::Ts(stream)) => stream.segment(segment),
+        match &mut self.container_demuxer {
+            Some(ContainerDemuxer::Ts(stream)) => stream.push_segment(segment),
             // A new header without a new initialization section.
-            Some(Container::Mp4(fragments)) => {
-                if self.init.is_empty()
-                    && let Ok(next) = Fragments::new(segment)
+            Some(ContainerDemuxer::Mp4(fragments)) => {
+                if self.init_section.is_empty()
+                    && let Ok(next) = Mp4Demuxer::new(segment)
                 {
                     **fragments = next;
                 }
-                fragments.segment(segment)
+                fragments.demux_segment(segment)
             }
-            Some(Container::Packed(packed)) => packed.segment(segment),
-            None => Err(ContainerError::Unrecognised),
+            Some(ContainerDemuxer::PackedAudio(packed)) => packed.demux_segment(segment),
+            None => Err(ContainerError::UnrecognisedFormat),
         }
     }
 
-    fn container(&self, kind: ContainerKind, segment: &Bytes) -> Result<Container, ContainerError> {
+    fn create_demuxer(&self, kind: ContainerKind, segment: &Bytes) -> Result<ContainerDemuxer, ContainerError> {
         Ok(match kind {
             ContainerKind::Ts => {
-                let mut stream = Box::<TransportStream>::default();
+                let mut stream = Box::<TransportStreamDemuxer>::default();
                 // PAT and PMT may be in the initialization section instead of the segments.
-                stream.tables(&self.init);
-                Container::Ts(stream)
+                stream.push_tables(&self.init_section);
+                ContainerDemuxer::Ts(stream)
             }
             ContainerKind::Mp4 => {
-                let init = if self.init.is_empty() { segment } else { &self.init };
-                Container::Mp4(Box::new(Fragments::new(init)?))
+                let init = if self.init_section.is_empty() {
+                    segment
+                } else {
+                    &self.init_section
+                };
+                ContainerDemuxer::Mp4(Box::new(Mp4Demuxer::new(init)?))
             }
-            ContainerKind::Packed => Container::Packed(Packed::default()),
+            ContainerKind::PackedAudio => ContainerDemuxer::PackedAudio(PackedAudioDemuxer::default()),
         })
+    }
+
+    /// Returns the tracks of the last segment whose codec is not supported, such as `audio AC-3`.
+    pub fn left_out(&self) -> Vec<String> {
+        match &self.container_demuxer {
+            Some(ContainerDemuxer::Ts(stream)) => stream.left_out(),
+            Some(ContainerDemuxer::Mp4(fragments)) => fragments.left_out(),
+            Some(ContainerDemuxer::PackedAudio(_)) | None => Vec::new(),
+        }
     }
 
     /// Returns the rest of the frames: the end, or a discontinuity. Tables and initialization section are kept, because
     /// they may apply on both sides.
-    pub fn flush(&mut self) -> Vec<Sample> {
-        match &mut self.format {
-            Some(Container::Ts(stream)) => stream.flush(),
-            Some(Container::Mp4(_) | Container::Packed(_)) => {
-                self.format = None;
+    pub fn flush(&mut self) -> Vec<DemuxedSample> {
+        match &mut self.container_demuxer {
+            Some(ContainerDemuxer::Ts(stream)) => stream.flush(),
+            Some(ContainerDemuxer::Mp4(_) | ContainerDemuxer::PackedAudio(_)) => {
+                self.container_demuxer = None;
                 Vec::new()
             }
             None => Vec::new(),
@@ -111,25 +124,25 @@ impl Demuxer {
 enum ContainerKind {
     Ts,
     Mp4,
-    Packed,
+    PackedAudio,
 }
 
 /// Boxes that a segment or an initialization section may start with.
-const BOXES: [&[u8; 4]; 13] = [
+const TOP_LEVEL_MP4_BOXES: [&[u8; 4]; 13] = [
     b"ftyp", b"styp", b"moof", b"moov", b"sidx", b"ssix", b"emsg", b"prft", b"free", b"skip", b"uuid", b"mdat", b"pdin",
 ];
 
 impl ContainerKind {
-    fn of(segment: &[u8]) -> Option<Self> {
-        if segment.first() == Some(&ts::SYNC) && ts::is_transport_stream(segment) {
+    fn detect(segment: &[u8]) -> Option<Self> {
+        if segment.first() == Some(&ts::SYNC_BYTE) && ts::is_transport_stream(segment) {
             return Some(Self::Ts);
         }
-        if segment.starts_with(b"ID3") || adts::is_frame(segment) {
-            return Some(Self::Packed);
+        if segment.starts_with(b"ID3") || adts::starts_with_adts_frame(segment) {
+            return Some(Self::PackedAudio);
         }
         let is_box = segment
             .get(4..8)
-            .is_some_and(|name| BOXES.iter().any(|known| name == *known));
+            .is_some_and(|name| TOP_LEVEL_MP4_BOXES.iter().any(|known| name == *known));
         if is_box {
             return Some(Self::Mp4);
         }

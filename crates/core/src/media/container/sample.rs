@@ -5,57 +5,59 @@ use std::time::Duration;
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::media::Kind;
+use crate::media::MediaKind;
 use crate::media::aac::AacConfig;
 
 /// Codec of a sample. Video has start codes (ITU-T H.264 and H.265, Annex B).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum SampleCodec {
     H264,
     H265,
     Opus,
     Aac(AacConfig),
 }
 
-impl Content {
+impl SampleCodec {
     /// Returns the media kind.
-    pub fn kind(self) -> Kind {
+    pub fn kind(self) -> MediaKind {
         match self {
-            Self::H264 | Self::H265 => Kind::Video,
-            Self::Opus | Self::Aac(_) => Kind::Audio,
+            Self::H264 | Self::H265 => MediaKind::Video,
+            Self::Opus | Self::Aac(_) => MediaKind::Audio,
         }
     }
 }
 
 /// A frame. Its timestamps count from an origin shared by all renditions of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sample {
-    pub content: Content,
+pub struct DemuxedSample {
+    pub codec: SampleCodec,
     /// Decoding time.
-    pub decode: Duration,
+    pub decode_time: Duration,
     /// Presentation time.
-    pub present: Duration,
+    pub presentation_time: Duration,
     pub bytes: Bytes,
 }
 
 /// Reason why a segment cannot be played.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ContainerError {
-    #[error("unknown segment format: neither MPEG-TS, fragmented MP4 nor packed AAC")]
-    Unrecognised,
+    #[error("unknown HLS segment format: neither MPEG-TS, fragmented MP4 nor packed AAC")]
+    UnrecognisedFormat,
     #[error("the fragmented MP4 segment has no initialization section (EXT-X-MAP)")]
-    NoInit,
-    #[error("malformed segment: {0}")]
-    Broken(String),
-    #[error("unsupported codec {0}: the segment has no H.264, H.265, AAC or Opus")]
-    Unsupported(String),
-    #[error("the segment is protected by DRM and needs a licensed player")]
+    MissingInitSection,
+    #[error("malformed HLS segment: {0}")]
+    Malformed(String),
+    #[error("the HLS segment has no frames of H.264, H.265, AAC or Opus, but has unsupported codecs: {0}")]
+    UnsupportedCodec(String),
+    #[error(
+        "the media in the HLS segment is encrypted (MPEG-TS scrambling or MP4 Common Encryption), which the gateway cannot decrypt"
+    )]
     Encrypted,
-    #[error("the segment contains no frames")]
-    Empty,
+    #[error("the HLS segment contains no audio or video frames")]
+    NoFrames,
 }
 
 /// Converts ticks of a clock rate in Hz to a duration.
-pub(super) fn time(ticks: u64, rate: u32) -> Duration {
-    crate::media::clock::duration(ticks, rate.max(1))
+pub(super) fn ticks_to_duration(ticks: u64, rate: u32) -> Duration {
+    crate::media::clock::ticks_to_duration(ticks, rate.max(1))
 }

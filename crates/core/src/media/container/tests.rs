@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::media::Kind;
+use crate::media::MediaKind;
 
 /// Segments of a two-second file: 25 frames per second with B-frames, and audio.
 fn film(options: &[&str]) -> Vec<(String, Bytes)> {
@@ -46,35 +46,37 @@ fn film(options: &[&str]) -> Vec<(String, Bytes)> {
     files
 }
 
-fn of(samples: &[Sample], kind: Kind) -> Vec<&Sample> {
-    samples.iter().filter(|sample| sample.content.kind() == kind).collect()
+fn of(samples: &[DemuxedSample], kind: MediaKind) -> Vec<&DemuxedSample> {
+    samples.iter().filter(|sample| sample.codec.kind() == kind).collect()
 }
 
-fn check_film(samples: &[Sample]) {
-    let (video, audio) = (of(samples, Kind::Video), of(samples, Kind::Audio));
+fn check_film(samples: &[DemuxedSample]) {
+    let (video, audio) = (of(samples, MediaKind::Video), of(samples, MediaKind::Audio));
     assert_eq!(video.len(), 50);
     assert!((86..=90).contains(&audio.len()), "{}", audio.len());
     assert!(
         video
             .iter()
-            .all(|sample| sample.content == Content::H264 && sample.bytes.starts_with(&[0, 0, 0, 1]))
+            .all(|sample| sample.codec == SampleCodec::H264 && sample.bytes.starts_with(&[0, 0, 0, 1]))
     );
-    let Content::Aac(config) = audio[0].content else {
-        panic!("{:?}", audio[0].content)
+    let SampleCodec::Aac(config) = audio[0].codec else {
+        panic!("{:?}", audio[0].codec)
     };
-    assert_eq!((config.rate, config.channels), (44_100, 1));
+    assert_eq!((config.sample_rate, config.channel_configuration), (44_100, 1));
     for pair in video.windows(2) {
-        let step = pair[1].decode.saturating_sub(pair[0].decode);
+        let step = pair[1].decode_time.saturating_sub(pair[0].decode_time);
         assert!(
             step.abs_diff(Duration::from_millis(40)) < Duration::from_millis(1),
             "{step:?}"
         );
     }
     assert!(
-        video.windows(2).any(|pair| pair[1].present < pair[0].present),
+        video
+            .windows(2)
+            .any(|pair| pair[1].presentation_time < pair[0].presentation_time),
         "B-frames"
     );
-    let mut shown: Vec<_> = video.iter().map(|sample| sample.present).collect();
+    let mut shown: Vec<_> = video.iter().map(|sample| sample.presentation_time).collect();
     shown.sort();
     assert!(
         shown
@@ -82,22 +84,22 @@ fn check_film(samples: &[Sample]) {
             .all(|pair| (pair[1] - pair[0]).abs_diff(Duration::from_millis(40)) < Duration::from_millis(1))
     );
     for pair in audio.windows(2) {
-        let step = pair[1].decode.saturating_sub(pair[0].decode);
+        let step = pair[1].decode_time.saturating_sub(pair[0].decode_time);
         assert!(
             step.abs_diff(Duration::from_micros(23_220)) < Duration::from_millis(1),
             "{step:?}"
         );
     }
     // Audio and video start together.
-    assert!(audio[0].present.abs_diff(shown[0]) < Duration::from_millis(60));
+    assert!(audio[0].presentation_time.abs_diff(shown[0]) < Duration::from_millis(60));
 }
 
 #[test]
 fn a_transport_stream_is_demultiplexed() {
-    let mut demuxer = Demuxer::default();
+    let mut demuxer = HlsSegmentDemuxer::default();
     let mut samples = Vec::new();
     for (_, segment) in film(&[]) {
-        samples.extend(demuxer.segment(&segment).expect("frames"));
+        samples.extend(demuxer.demux_segment(&segment).expect("frames"));
     }
     samples.extend(demuxer.flush());
     check_film(&samples);
@@ -106,19 +108,22 @@ fn a_transport_stream_is_demultiplexed() {
 #[test]
 fn fragments_are_demultiplexed_and_need_their_init() {
     let files = film(&["-hls_segment_type", "fmp4"]);
-    let mut demuxer = Demuxer::default();
+    let mut demuxer = HlsSegmentDemuxer::default();
     let (init, segments) = files.split_first().expect("files");
     assert_eq!(init.0, "init.mp4");
-    assert_eq!(demuxer.segment(&segments[0].1).map(|_| ()), Err(ContainerError::NoInit));
-    demuxer.set_init(init.1.clone());
+    assert_eq!(
+        demuxer.demux_segment(&segments[0].1).map(|_| ()),
+        Err(ContainerError::MissingInitSection)
+    );
+    demuxer.set_init_section(init.1.clone());
     let mut samples = Vec::new();
     for (_, segment) in segments {
-        samples.extend(demuxer.segment(segment).expect("frames"));
+        samples.extend(demuxer.demux_segment(segment).expect("frames"));
     }
     check_film(&samples);
     // A key frame contains everything that a decoder needs to start.
-    let first = of(&samples, Kind::Video)[0];
-    let nals = crate::media::packetizer::annex_b(&first.bytes).expect("start codes");
+    let first = of(&samples, MediaKind::Video)[0];
+    let nals = crate::media::packetizer::split_annex_b(&first.bytes).expect("start codes");
     let kinds: Vec<u8> = nals.iter().map(|nal| nal[0] & 0x1f).collect();
     assert!(kinds.starts_with(&[7, 8]) && kinds.contains(&5), "{kinds:?}");
 }
@@ -138,25 +143,30 @@ fn packed_audio_starts_at_the_time_of_its_tag() {
     segment.push(u8::try_from(tag.len()).expect("short"));
     segment.extend(tag);
     segment.extend(frame.repeat(3));
-    let samples = Demuxer::default().segment(&segment.into()).expect("frames");
+    let samples = HlsSegmentDemuxer::default()
+        .demux_segment(&segment.into())
+        .expect("frames");
     assert_eq!(samples.len(), 3);
-    let begin = clock::Clock::default().time(900_000);
-    assert_eq!(samples[0].decode, begin);
-    assert!((samples[2].decode - begin).abs_diff(Duration::from_micros(42_666)) < Duration::from_micros(2));
-    let Content::Aac(config) = samples[0].content else {
+    let begin = clock::MpegTimestampUnwrapper::default().unwrap_to_duration(900_000);
+    assert_eq!(samples[0].decode_time, begin);
+    assert!((samples[2].decode_time - begin).abs_diff(Duration::from_micros(42_666)) < Duration::from_micros(2));
+    let SampleCodec::Aac(config) = samples[0].codec else {
         panic!()
     };
-    assert_eq!((config.rate, config.channels, samples[0].bytes.len()), (48_000, 2, 6));
+    assert_eq!(
+        (config.sample_rate, config.channel_configuration, samples[0].bytes.len()),
+        (48_000, 2, 6)
+    );
 }
 
 #[test]
 fn times_continue_across_the_33_bit_wrap() {
-    let mut clock = clock::Clock::default();
-    let last = clock.time(clock::MASK - 45_000);
-    let next = clock.time(45_000 - 1);
+    let mut clock = clock::MpegTimestampUnwrapper::default();
+    let last = clock.unwrap_to_duration(clock::MPEG_TIMESTAMP_MASK - 45_000);
+    let next = clock.unwrap_to_duration(45_000 - 1);
     assert_eq!(next - last, Duration::from_secs(1));
     assert_eq!(
-        next - clock.time(clock::MASK - 45_000),
+        next - clock.unwrap_to_duration(clock::MPEG_TIMESTAMP_MASK - 45_000),
         Duration::from_secs(1),
         "and back"
     );
@@ -189,8 +199,8 @@ fn truncated_or_modified_segments_never_panic() {
                 let length = usize::try_from(next()).unwrap_or_default() % bytes.len();
                 bytes.truncate(length);
             }
-            let mut demuxer = Demuxer::default();
-            demuxer.set_init(if std::ptr::eq(file, &mp4[0].1) {
+            let mut demuxer = HlsSegmentDemuxer::default();
+            demuxer.set_init_section(if std::ptr::eq(file, &mp4[0].1) {
                 bytes.clone().into()
             } else {
                 mp4[0].1.clone()
@@ -200,7 +210,7 @@ fn truncated_or_modified_segments_never_panic() {
             } else {
                 bytes.into()
             };
-            refused += u32::from(demuxer.segment(&segment).is_err());
+            refused += u32::from(demuxer.demux_segment(&segment).is_err());
         }
     }
     assert!(refused > 100, "{refused} of 1200 refused");
@@ -209,29 +219,35 @@ fn truncated_or_modified_segments_never_panic() {
 #[test]
 fn other_formats_are_rejected() {
     for other in [&b""[..], b"WEBVTT\n", b"<html>", &[0; 400], b"\x47"] {
-        let refused = Demuxer::default().segment(&Bytes::copy_from_slice(other));
+        let refused = HlsSegmentDemuxer::default().demux_segment(&Bytes::copy_from_slice(other));
         assert!(refused.is_err(), "{other:?}");
     }
+}
+
+/// Why the segment of an input of the fuzzer is refused: the length of the initialization section in two bytes, the section
+/// and the segment.
+fn refusal_of_fuzz_input(input: &[u8]) -> String {
+    let (init, segment) = input.split_at(usize::from(u16::from_be_bytes([input[0], input[1]])) + 2);
+    let mut demuxer = HlsSegmentDemuxer::default();
+    demuxer.set_init_section(Bytes::copy_from_slice(&init[2..]));
+    let error = demuxer
+        .demux_segment(&Bytes::copy_from_slice(segment))
+        .expect_err("refused");
+    error.to_string()
 }
 
 /// Found by fuzzing: a box of some bytes that states millions of samples took half a gigabyte.
 #[test]
 fn samples_without_a_byte_each_are_bounded() {
     let input = include_bytes!("../../../../../tests/data/fuzz/mp4/many-samples");
-    let (init, segment) = input.split_at(usize::from(u16::from_be_bytes([input[0], input[1]])) + 2);
-    let mut demuxer = Demuxer::default();
-    demuxer.set_init(Bytes::copy_from_slice(&init[2..]));
-    let error = demuxer.segment(&Bytes::copy_from_slice(segment)).expect_err("refused");
-    assert!(error.to_string().contains("more than 65536 samples"), "{error}");
+    let error = refusal_of_fuzz_input(input);
+    assert!(error.contains("more than 65536 samples"), "{error}");
 }
 
 /// Samples that share bytes could make gigabytes of a segment.
 #[test]
 fn samples_that_overlap_are_refused() {
     let input = include_bytes!("../../../../../tests/data/fuzz/mp4/overlapping-samples");
-    let (init, segment) = input.split_at(usize::from(u16::from_be_bytes([input[0], input[1]])) + 2);
-    let mut demuxer = Demuxer::default();
-    demuxer.set_init(Bytes::copy_from_slice(&init[2..]));
-    let error = demuxer.segment(&Bytes::copy_from_slice(segment)).expect_err("refused");
-    assert!(error.to_string().contains("longer than the fragment"), "{error}");
+    let error = refusal_of_fuzz_input(input);
+    assert!(error.contains("longer than its media data (mdat)"), "{error}");
 }

@@ -9,16 +9,16 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::codec::part;
-use super::odd::{Odd, OddCounts};
+use super::codec::classify_payload;
+use super::discard::{PayloadDiscardCounts, PayloadDiscardReason};
 use super::packet::{Packet, TrackSeq, TrackTime};
-use super::{Codec, Kind};
-use unit::Unit;
+use super::{Codec, MediaKind};
+use access_unit::FrameBuilder;
 
+mod access_unit;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 mod tests;
-mod unit;
 
 /// A complete frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct Frame {
     pub codec: Codec,
     pub time: TrackTime,
     /// Whether a decoder can start with it. True for all audio.
-    pub key_frame: bool,
+    pub is_key_frame: bool,
     /// Whether packets or frames are missing between the previous frame and this one.
     pub after_gap: bool,
     /// H.264 and H.265 with start codes, AV1 with a size field in each OBU; otherwise the payload of the packet.
@@ -36,146 +36,150 @@ pub struct Frame {
 /// Reassembles the frames of one track.
 #[derive(Debug)]
 pub struct Depacketizer {
-    kind: Kind,
-    next: Option<TrackSeq>,
-    unit: Option<Unit>,
+    kind: MediaKind,
+    next_seq: Option<TrackSeq>,
+    access_unit: Option<FrameBuilder>,
     /// Video: frames are dropped until the next key frame.
     awaits_key_frame: bool,
     after_gap: bool,
     /// After a gap, frames are not dropped until the next key frame.
-    goes_on: bool,
+    continues_after_gaps: bool,
     /// Codec and timestamp of the last frame that ended with its marker.
-    ended: Option<(Codec, TrackTime)>,
+    last_ended_frame: Option<(Codec, TrackTime)>,
     /// NAL units without picture data that had a timestamp of their own: they belong to the next frame.
-    prefix: BytesMut,
-    odd: OddCounts,
+    next_frame_prefix: BytesMut,
+    discard_counts: PayloadDiscardCounts,
 }
 
 /// Maximum length of the NAL units before a frame in bytes.
-const MAX_PREFIX: usize = 64 << 10;
+const MAX_FRAME_PREFIX_BYTES: usize = 64 << 10;
 
 impl Depacketizer {
     /// Creates an empty depacketizer.
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: MediaKind) -> Self {
         Self {
             kind,
-            next: None,
-            unit: None,
-            awaits_key_frame: kind == Kind::Video,
+            next_seq: None,
+            access_unit: None,
+            awaits_key_frame: kind == MediaKind::Video,
             after_gap: false,
-            goes_on: false,
-            ended: None,
-            prefix: BytesMut::new(),
-            odd: OddCounts::default(),
+            continues_after_gaps: false,
+            last_ended_frame: None,
+            next_frame_prefix: BytesMut::new(),
+            discard_counts: PayloadDiscardCounts::default(),
         }
     }
 
     /// After a gap, drops only the frames that it damaged, as players do: those that depend on them may show errors. For
     /// sources that nobody can ask for packets or key frames.
-    pub fn go_on_after_gaps(&mut self) {
-        self.goes_on = true;
+    pub fn continue_after_gaps(&mut self) {
+        self.continues_after_gaps = true;
     }
 
     /// Processes the next packet in sequence order; older packets are ignored. Appends complete frames to `out`.
-    pub fn push(&mut self, packet: &Packet, out: &mut Vec<Frame>) {
-        if packet.codec.kind() != self.kind || self.next.is_some_and(|next| packet.seq < next) {
+    pub fn push_packet(&mut self, packet: &Packet, out: &mut Vec<Frame>) {
+        if packet.codec.kind() != self.kind || self.next_seq.is_some_and(|next| packet.seq < next) {
             return;
         }
-        let gap = self.next.is_some_and(|next| packet.seq != next);
-        self.next = Some(packet.seq + 1);
+        let gap = self.next_seq.is_some_and(|next| packet.seq != next);
+        self.next_seq = Some(packet.seq + 1);
         if self
-            .unit
+            .access_unit
             .as_ref()
             .is_some_and(|unit| (unit.time, unit.codec) != (packet.time, packet.codec))
         {
             // The marker bit was not set, or its packet is part of the gap.
-            self.finish(gap, out);
+            self.finish_frame(gap, out);
         }
         let mut lacks_start = false;
         if gap {
             self.after_gap = true;
-            match &mut self.unit {
-                Some(unit) => unit.is_broken = true,
-                None if self.goes_on => {
-                    let part = part(packet.codec, &packet.payload);
+            match &mut self.access_unit {
+                Some(unit) => unit.must_be_dropped = true,
+                None if self.continues_after_gaps => {
+                    let part = classify_payload(packet.codec, &packet.payload);
                     lacks_start = part.is_ok_and(|part| part.has_slice && !part.starts_picture);
                 }
                 // The gap may contain the start of this frame.
-                None => self.awaits_key_frame |= self.kind == Kind::Video,
+                None => self.awaits_key_frame |= self.kind == MediaKind::Video,
             }
         }
         if packet.payload.is_empty() {
-            self.odd.add(Odd::Empty);
+            self.discard_counts.add(PayloadDiscardReason::EmptyPayload);
             return;
         }
-        if self.unit.is_none() && self.is_after_end(packet) {
-            self.odd.add(Odd::AfterFrame);
+        if self.access_unit.is_none() && self.is_rest_of_ended_frame(packet) {
+            self.discard_counts.add(PayloadDiscardReason::AfterFrameEnd);
             return;
         }
-        let unit = self.unit.get_or_insert_with(|| Unit::new(packet.codec, packet.time));
-        unit.is_broken |= lacks_start;
-        unit.key_frame |= packet.key_frame;
-        unit.take(&packet.payload, &mut self.odd);
-        if packet.marker || !is_fragmented(packet.codec) {
-            self.ended = Some((packet.codec, packet.time));
-            self.finish(false, out);
+        let unit = self
+            .access_unit
+            .get_or_insert_with(|| FrameBuilder::new(packet.codec, packet.time));
+        unit.must_be_dropped |= lacks_start;
+        unit.is_key_frame |= packet.identifies_key_frame;
+        unit.push_payload(&packet.payload, &mut self.discard_counts);
+        if packet.marker || !may_span_packets(packet.codec) {
+            self.last_ended_frame = Some((packet.codec, packet.time));
+            self.finish_frame(false, out);
         }
     }
 
     /// Whether a packet is the rest of a frame that ended with its marker already.
-    fn is_after_end(&self, packet: &Packet) -> bool {
+    fn is_rest_of_ended_frame(&self, packet: &Packet) -> bool {
         let has_known_start = matches!(packet.codec, Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9);
         has_known_start
-            && self.ended == Some((packet.codec, packet.time))
-            && part(packet.codec, &packet.payload).is_ok_and(|part| part.has_slice && !part.starts_picture)
+            && self.last_ended_frame == Some((packet.codec, packet.time))
+            && classify_payload(packet.codec, &packet.payload).is_ok_and(|part| part.has_slice && !part.starts_picture)
     }
 
     /// Resets the state because the next packets do not continue the previous ones: a new source, or permanent loss.
     pub fn reset(&mut self) {
         *self = Self {
             after_gap: true,
-            odd: self.odd,
-            goes_on: self.goes_on,
+            discard_counts: self.discard_counts,
+            continues_after_gaps: self.continues_after_gaps,
             ..Self::new(self.kind)
         };
     }
 
     /// Returns what was passed over so far.
-    pub fn odd(&self) -> &OddCounts {
-        &self.odd
+    pub fn discard_counts(&self) -> &PayloadDiscardCounts {
+        &self.discard_counts
     }
 
     /// Sequence number of the next expected packet; `None` before the first.
-    pub fn next(&self) -> Option<TrackSeq> {
-        self.next
+    pub fn next_seq(&self) -> Option<TrackSeq> {
+        self.next_seq
     }
 
-    fn finish(&mut self, broken: bool, out: &mut Vec<Frame>) {
-        let Some(mut unit) = self.unit.take() else { return };
-        let key_frame = unit.key_frame || self.kind == Kind::Audio;
-        if broken || unit.is_broken {
-            self.prefix.clear();
-            self.awaits_key_frame |= self.kind == Kind::Video && !self.goes_on;
+    fn finish_frame(&mut self, broken: bool, out: &mut Vec<Frame>) {
+        let Some(mut unit) = self.access_unit.take() else {
+            return;
+        };
+        let key_frame = unit.is_key_frame || self.kind == MediaKind::Audio;
+        if broken || unit.must_be_dropped {
+            self.next_frame_prefix.clear();
+            self.awaits_key_frame |= self.kind == MediaKind::Video && !self.continues_after_gaps;
             self.after_gap = true;
             return;
         }
         let (codec, time) = (unit.codec, unit.time);
-        let has_picture = unit.has_picture();
-        let mut bytes = unit.finish(&mut self.odd);
-        if !self.prefix.is_empty() {
-            self.prefix.extend_from_slice(&bytes);
-            bytes = std::mem::take(&mut self.prefix);
+        let has_picture = unit.has_media_beyond_parameter_sets();
+        let mut bytes = unit.finish(&mut self.discard_counts);
+        if !self.next_frame_prefix.is_empty() {
+            self.next_frame_prefix.extend_from_slice(&bytes);
+            bytes = std::mem::take(&mut self.next_frame_prefix);
         }
         if !has_picture {
-            if bytes.len() <= MAX_PREFIX {
-                self.prefix = bytes;
+            if bytes.len() <= MAX_FRAME_PREFIX_BYTES {
+                self.next_frame_prefix = bytes;
             }
         } else if !self.awaits_key_frame || key_frame {
             self.awaits_key_frame = false;
             out.push(Frame {
                 codec,
                 time,
-                key_frame,
+                is_key_frame: key_frame,
                 after_gap: std::mem::take(&mut self.after_gap),
                 bytes: bytes.freeze(),
             });
@@ -184,6 +188,6 @@ impl Depacketizer {
 }
 
 /// Whether a frame may span several packets and ends with the marker bit.
-fn is_fragmented(codec: Codec) -> bool {
+fn may_span_packets(codec: Codec) -> bool {
     matches!(codec, Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1)
 }

@@ -1,7 +1,7 @@
 //! Reassembly of packetized frames, with losses and odd payloads.
 
 use super::*;
-use crate::media::packetizer::{MAX_ACCESS_UNIT, Packetizer, annex_b};
+use crate::media::packetizer::{MAX_ACCESS_UNIT_BYTES, Packetizer, split_annex_b};
 use std::time::Instant;
 
 const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
@@ -20,7 +20,7 @@ fn packets(codec: Codec, frames: &[&[&[u8]]]) -> Vec<Packet> {
                 time: time as u64,
                 codec,
                 marker: payload.marker,
-                key_frame: payload.key_frame,
+                identifies_key_frame: payload.identifies_key_frame,
                 arrival: Instant::now(),
                 payload: payload.bytes,
             });
@@ -31,12 +31,14 @@ fn packets(codec: Codec, frames: &[&[&[u8]]]) -> Vec<Packet> {
 
 fn read(depacketizer: &mut Depacketizer, packets: &[Packet]) -> Vec<Frame> {
     let mut out = Vec::new();
-    packets.iter().for_each(|packet| depacketizer.push(packet, &mut out));
+    packets
+        .iter()
+        .for_each(|packet| depacketizer.push_packet(packet, &mut out));
     out
 }
 
 fn nals(frame: &Frame) -> Vec<Vec<u8>> {
-    let nals = annex_b(&frame.bytes).expect("start codes");
+    let nals = split_annex_b(&frame.bytes).expect("start codes");
     nals.iter().map(|nal| nal.to_vec()).collect()
 }
 
@@ -45,11 +47,11 @@ fn packetized_frames_are_reassembled() {
     let (idr, p) = ([&[0x65][..], &[7; 5_000]].concat(), [&[0x41][..], &[9; 300]].concat());
     let packets = packets(Codec::H264, &[&[SPS, PPS, &idr], &[&p]]);
     assert!(packets.len() >= 7, "aggregated, fragmented and single");
-    let frames = read(&mut Depacketizer::new(Kind::Video), &packets);
+    let frames = read(&mut Depacketizer::new(MediaKind::Video), &packets);
     assert_eq!(
         frames
             .iter()
-            .map(|f| (f.time, f.key_frame, f.after_gap))
+            .map(|f| (f.time, f.is_key_frame, f.after_gap))
             .collect::<Vec<_>>(),
         [(0, true, false), (1, false, false)]
     );
@@ -67,8 +69,8 @@ fn h265_frames_are_reassembled() {
     packets
         .iter_mut()
         .filter(|p| p.time == 0)
-        .for_each(|p| p.key_frame = true);
-    let frames = read(&mut Depacketizer::new(Kind::Video), &packets);
+        .for_each(|p| p.identifies_key_frame = true);
+    let frames = read(&mut Depacketizer::new(MediaKind::Video), &packets);
     assert_eq!(frames.len(), 2);
     assert_eq!(nals(&frames[0]), [VPS.to_vec(), idr]);
     assert_eq!(nals(&frames[1]), [p]);
@@ -86,7 +88,7 @@ fn a_gap_costs_everything_up_to_the_next_key_frame() {
             .into_iter()
             .filter(|p| p.seq != lost)
             .collect();
-        let frames = read(&mut Depacketizer::new(Kind::Video), &left);
+        let frames = read(&mut Depacketizer::new(MediaKind::Video), &left);
         let times: Vec<u64> = frames.iter().map(|f| f.time).collect();
         // A loss before the first packet cannot be detected, but without parameter sets there is no key frame
         // either.
@@ -118,9 +120,9 @@ fn no_payload_causes_a_panic() {
                 }
                 let mut packets = packets(Codec::H264, &[&[SPS]]);
                 packets[0].codec = codec;
-                packets[0].key_frame = true;
+                packets[0].identifies_key_frame = true;
                 packets[0].payload = payload.into();
-                read(&mut Depacketizer::new(Kind::Video), &packets);
+                read(&mut Depacketizer::new(MediaKind::Video), &packets);
             }
         }
     }
@@ -128,21 +130,48 @@ fn no_payload_causes_a_panic() {
 
 #[test]
 fn an_obu_without_end_has_a_bound() {
-    let mut depacketizer = Depacketizer::new(Kind::Video);
+    let mut depacketizer = Depacketizer::new(MediaKind::Video);
     let mut packet = packets(Codec::H264, &[&[SPS]]).remove(0);
-    (packet.codec, packet.key_frame, packet.marker) = (Codec::Av1, true, false);
+    (packet.codec, packet.identifies_key_frame, packet.marker) = (Codec::Av1, true, false);
     // Y in the first, Z and Y in all others, one element each: the OBU goes on.
-    for aggregation in std::iter::once(0x50).chain(std::iter::repeat_n(0xd0, 2 * MAX_ACCESS_UNIT / 60_000)) {
+    for aggregation in std::iter::once(0x50).chain(std::iter::repeat_n(0xd0, 2 * MAX_ACCESS_UNIT_BYTES / 60_000)) {
         let mut payload = vec![0x10; 60_000];
         payload[0] = aggregation;
         packet.payload = payload.into();
-        depacketizer.push(&packet, &mut Vec::new());
+        depacketizer.push_packet(&packet, &mut Vec::new());
         packet.seq += 1;
     }
-    let unit = depacketizer.unit.as_ref().expect("it goes on");
+    let unit = depacketizer.access_unit.as_ref().expect("it goes on");
     assert!(
-        unit.is_broken && unit.buffered() <= MAX_ACCESS_UNIT,
+        unit.must_be_dropped && unit.buffered_len() <= MAX_ACCESS_UNIT_BYTES,
         "{}",
-        unit.buffered()
+        unit.buffered_len()
+    );
+}
+
+/// H.265: decoders refuse NAL units without a temporal ID, and `00 00` before `01` would even read as a start code.
+#[test]
+fn nal_units_without_a_temporal_id_are_passed_over() {
+    let slice = [&[0x26, 0x01, 0x80][..], &[7; 60]].concat();
+    let without_id: [&[u8]; 3] = [
+        &[0x00, 0x00, 0x01, 0x42, 0x3a, 9],
+        // An aggregation packet of two, and fragments of one.
+        &[0x60, 0x01, 0, 3, 0x02, 0x00, 0x80, 0, 3, 0x02, 0xf8, 0x80],
+        &[0x62, 0x00, 0xc1, 0x80, 9],
+    ];
+    let mut packets = packets(Codec::H265, &[&[VPS, &slice], &[&slice], &[&slice], &[&slice]]);
+    for (packet, payload) in packets.iter_mut().rev().zip(without_id) {
+        packet.payload = Bytes::copy_from_slice(payload);
+    }
+    packets[0].identifies_key_frame = true;
+    let mut depacketizer = Depacketizer::new(MediaKind::Video);
+    let frames = read(&mut depacketizer, &packets);
+    assert_eq!(frames.len(), 1, "{frames:?}");
+    assert_eq!(nals(&frames[0]), [VPS.to_vec(), slice]);
+    assert_eq!(
+        depacketizer
+            .discard_counts()
+            .count_of(PayloadDiscardReason::ZeroTemporalId),
+        4
     );
 }

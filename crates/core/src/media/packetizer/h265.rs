@@ -2,23 +2,23 @@
 
 use bytes::Bytes;
 
-use super::{Role, pieces};
-use crate::media::codec::MAX_PAYLOAD;
+use super::{NalPacketization, split_into_fragments};
+use crate::media::codec::MAX_RTP_PAYLOAD_BYTES;
 
-const AP: u8 = 48;
-const FU: u8 = 49;
+const AP_NAL_TYPE: u8 = 48;
+const FU_NAL_TYPE: u8 = 49;
 
 /// How a NAL unit is packetized (ITU-T H.265 table 7-1).
-pub(super) fn role(nal: &[u8]) -> Role {
+pub(super) fn classify_nal_for_packetization(nal: &[u8]) -> NalPacketization {
     let Some([header, _]) = nal.first_chunk::<2>() else {
-        return Role::Dropped;
+        return NalPacketization::Dropped;
     };
     match header >> 1 & 0x3f {
-        0..=31 => Role::Slice,
+        0..=31 => NalPacketization::Slice,
         // Parameter sets, end of sequence and bitstream, SEI.
-        32..=34 | 36 | 37 | 39..=47 => Role::Small,
+        32..=34 | 36 | 37 | 39..=47 => NalPacketization::Aggregated,
         // Access unit delimiter and filler; types defined by RFC 7798.
-        _ => Role::Dropped,
+        _ => NalPacketization::Dropped,
     }
 }
 
@@ -29,16 +29,16 @@ pub(super) fn aggregation_header(nals: &[Bytes]) -> [u8; 2] {
     let layer = |[high, low]: &[u8; 2]| (high & 1) << 5 | low >> 3;
     let lowest = headers().map(layer).min().unwrap_or(0);
     let temporal = headers().map(|[_, low]| low & 7).min().unwrap_or(1);
-    [damaged | AP << 1 | lowest >> 5, lowest << 3 | temporal]
+    [damaged | AP_NAL_TYPE << 1 | lowest >> 5, lowest << 3 | temporal]
 }
 
 /// RFC 7798 §4.4.3: payload header, FU header, and a fragment of the NAL unit without its header.
-pub(super) fn fragments(nal: &[u8]) -> impl Iterator<Item = Bytes> {
+pub(super) fn fu_payloads(nal: &[u8]) -> impl Iterator<Item = Bytes> {
     let (header, body) = nal
         .split_first_chunk::<2>()
         .map_or(([0, 1], nal), |(header, body)| (*header, body));
     let [high, low] = header;
-    pieces(body, MAX_PAYLOAD - 3, move |flags| {
-        vec![high & 0x81 | FU << 1, low, flags | high >> 1 & 0x3f]
+    split_into_fragments(body, MAX_RTP_PAYLOAD_BYTES - 3, move |flags| {
+        vec![high & 0x81 | FU_NAL_TYPE << 1, low, flags | high >> 1 & 0x3f]
     })
 }

@@ -9,7 +9,7 @@
 use bytes::Bytes;
 use thiserror::Error;
 
-use super::codec::{Inspector, MAX_PAYLOAD};
+use super::codec::{MAX_RTP_PAYLOAD_BYTES, PayloadInspector};
 use super::{Codec, Format};
 
 mod h264;
@@ -18,79 +18,80 @@ mod nal;
 #[cfg(test)]
 mod tests;
 
-pub use nal::{annex_b, length_prefixed};
+pub use nal::split_annex_b;
+pub(crate) use nal::split_length_prefixed;
 
 /// Maximum length of a NAL unit in bytes. An uncompressed 1080p frame in 4:2:0 has 3 MB.
-pub const MAX_NAL: usize = 4 << 20;
+pub const MAX_NAL_BYTES: usize = 4 << 20;
 
 /// Maximum length of an access unit in bytes.
-pub const MAX_ACCESS_UNIT: usize = 8 << 20;
+pub const MAX_ACCESS_UNIT_BYTES: usize = 8 << 20;
 
 /// Maximum number of NAL units in an access unit. Typical frames have one to a few dozen.
-pub const MAX_NALS: usize = 4_096;
+pub const MAX_NALS_PER_ACCESS_UNIT: usize = 4_096;
 
 /// Reason why a frame was not packetized. No part of it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PacketizerError {
-    #[error("{} cannot be packetized", .0.name())]
-    Codec(Codec),
-    #[error("an access unit of {0} bytes is longer than {MAX_ACCESS_UNIT} bytes")]
+    #[error("the RTP packetizer does not support {} for this kind of frame", .0.name())]
+    UnsupportedCodec(Codec),
+    #[error("an access unit of {0} bytes is longer than the limit of {MAX_ACCESS_UNIT_BYTES} bytes")]
     AccessUnitTooLong(usize),
-    #[error("a NAL unit of {0} bytes is longer than {MAX_NAL} bytes")]
+    #[error("a NAL unit of {0} bytes is longer than the limit of {MAX_NAL_BYTES} bytes")]
     NalTooLong(usize),
-    #[error("an access unit has more than {MAX_NALS} NAL units")]
+    #[error("an access unit has more NAL units than the limit of {MAX_NALS_PER_ACCESS_UNIT}")]
     TooManyNals,
     #[error("an access unit of {0} bytes does not start with a start code")]
     NoStartCode(usize),
-    #[error("a NAL unit of {length} bytes is truncated: {left} bytes are left")]
-    Truncated { length: usize, left: usize },
-    #[error("an Opus packet of {0} bytes is longer than {MAX_PAYLOAD} bytes")]
+    #[error("a NAL unit of {length} bytes is truncated: only {left} bytes are left")]
+    TruncatedNal { length: usize, left: usize },
+    #[error("an Opus packet of {0} bytes is longer than the limit of {MAX_RTP_PAYLOAD_BYTES} bytes")]
     OpusTooLong(usize),
-    #[error("a G.711 frame of {0} bytes is longer than {MAX_G711} bytes")]
+    #[error("a G.711 frame of {0} bytes is longer than the limit of {MAX_G711_FRAME_BYTES} bytes")]
     G711TooLong(usize),
-    #[error("an AAC frame of {0} bytes is longer than {MAX_AAC} bytes")]
+    #[error("an AAC frame of {0} bytes is longer than the limit of {MAX_AAC_FRAME_BYTES} bytes")]
     AacTooLong(usize),
-    #[error("a JPEG image of {0} bytes is longer than {MAX_PICTURE} bytes")]
-    PictureTooLong(usize),
+    #[error("a JPEG image of {0} bytes is longer than the limit of {MAX_JPEG_BYTES} bytes")]
+    JpegTooLong(usize),
 }
 
-/// One RTP payload, of at most [`MAX_PAYLOAD`] bytes. A frame of AAC or JPEG is never sent to peers and stays whole.
+/// One RTP payload, of at most [`MAX_RTP_PAYLOAD_BYTES`] bytes. A frame of AAC or JPEG is never sent to peers and stays whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Payload {
+pub struct RtpPayload {
     pub bytes: Bytes,
     /// Last payload of an access unit.
     pub marker: bool,
-    /// Identifies its access unit as a key frame, as in [`Inspection`](super::codec::Inspection).
-    pub key_frame: bool,
+    /// Identifies its access unit as a key frame, as in [`PayloadInspection`](super::codec::PayloadInspection).
+    pub identifies_key_frame: bool,
     /// Offset from the timestamp of the frame in clock ticks; 0 except for split G.711.
-    pub delay: u32,
+    pub timestamp_offset: u32,
 }
 
 /// Packetizes the frames of one track.
 pub struct Packetizer {
     codec: Codec,
     /// Inspects NAL units one by one: a NAL unit is a valid payload by itself (RFC 6184 §5.6, RFC 7798 §4.4.1).
-    inspector: Inspector,
+    payload_inspector: PayloadInspector,
     /// Number of the access unit, used as its timestamp for the inspector.
-    unit: u32,
+    access_unit_number: u32,
 }
 
 /// Maximum length of a G.711 frame in bytes: eight seconds.
-const MAX_G711: usize = 64_000;
+const MAX_G711_FRAME_BYTES: usize = 64_000;
 
 /// Maximum length of an AAC frame in bytes: the 13-bit length of ADTS (ISO/IEC 13818-7 §6.2).
-const MAX_AAC: usize = 8_191;
+const MAX_AAC_FRAME_BYTES: usize = 8_191;
 
 /// Maximum length of a JPEG image in bytes.
-const MAX_PICTURE: usize = 2 << 20;
+const MAX_JPEG_BYTES: usize = 2 << 20;
 
 /// How a NAL unit is packetized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
+enum NalPacketization {
     /// Not sent: not needed by receivers, or invalid.
     Dropped,
     /// Parameter sets and other small NAL units, which are aggregated.
-    Small,
+    Aggregated,
     /// Coded slice data.
     Slice,
 }
@@ -100,17 +101,17 @@ impl Packetizer {
     ///
     /// # Errors
     ///
-    /// [`PacketizerError::Codec`] for VP8, VP9 and AV1, which no frame-based source has.
+    /// [`PacketizerError::UnsupportedCodec`] for VP8, VP9 and AV1, which no frame-based source has.
     pub fn new(codec: Codec) -> Result<Self, PacketizerError> {
         match codec {
             Codec::H264 | Codec::H265 | Codec::Jpeg | Codec::Opus | Codec::Pcmu | Codec::Pcma | Codec::Aac => {
                 Ok(Self {
                     codec,
-                    inspector: Inspector::new(codec),
-                    unit: 0,
+                    payload_inspector: PayloadInspector::new(codec),
+                    access_unit_number: 0,
                 })
             }
-            Codec::Vp8 | Codec::Vp9 | Codec::Av1 => Err(PacketizerError::Codec(codec)),
+            Codec::Vp8 | Codec::Vp9 | Codec::Av1 => Err(PacketizerError::UnsupportedCodec(codec)),
         }
     }
 
@@ -121,25 +122,25 @@ impl Packetizer {
 
     /// Format from the parameter sets; `None` before the first.
     pub fn format(&self) -> Option<Format> {
-        self.inspector.format()
+        self.payload_inspector.format()
     }
 
     /// Width and height in pixels; `None` before the first parameter sets.
     pub fn resolution(&self) -> Option<(u16, u16)> {
-        self.inspector.resolution()
+        self.payload_inspector.resolution()
     }
 
     /// Whether the bitstream has B-frames.
-    pub fn is_reordered(&self) -> bool {
-        self.inspector.is_reordered()
+    pub fn has_b_frames(&self) -> bool {
+        self.payload_inspector.found_b_frames()
     }
 
     /// Stores parameter sets that were signalled separately, e.g. in the SDP. Later ones with the same ID replace them.
-    pub fn remember(&mut self, parameter_sets: &[Bytes]) {
-        self.unit = self.unit.wrapping_add(1);
+    pub fn seed_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
+        self.access_unit_number = self.access_unit_number.wrapping_add(1);
         for nal in parameter_sets {
-            if self.role(nal) == Role::Small {
-                self.inspector.inspect(self.unit, nal);
+            if self.nal_role(nal) == NalPacketization::Aggregated {
+                self.payload_inspector.inspect_rtp_payload(self.access_unit_number, nal);
             }
         }
     }
@@ -149,36 +150,36 @@ impl Packetizer {
     /// # Errors
     ///
     /// A [`PacketizerError`] if it is too long, or if the track is not H.264 or H.265.
-    pub fn packetize_video(&mut self, nals: &[Bytes]) -> Result<Vec<Payload>, PacketizerError> {
+    pub fn packetize_video(&mut self, nals: &[Bytes]) -> Result<Vec<RtpPayload>, PacketizerError> {
         if !matches!(self.codec, Codec::H264 | Codec::H265) {
-            return Err(PacketizerError::Codec(self.codec));
+            return Err(PacketizerError::UnsupportedCodec(self.codec));
         }
-        check(nals)?;
-        self.unit = self.unit.wrapping_add(1);
+        check_limits(nals)?;
+        self.access_unit_number = self.access_unit_number.wrapping_add(1);
         let mut out = Vec::new();
         let mut missing = Vec::new();
         let mut small = Vec::new();
         for nal in nals {
-            let role = self.role(nal);
-            if role == Role::Dropped {
+            let role = self.nal_role(nal);
+            if role == NalPacketization::Dropped {
                 continue;
             }
-            let inspection = self.inspector.inspect(self.unit, nal);
-            missing.extend(inspection.insert);
-            if role == Role::Small && nal.len() <= MAX_PAYLOAD {
+            let inspection = self.payload_inspector.inspect_rtp_payload(self.access_unit_number, nal);
+            missing.extend(inspection.parameter_sets_to_insert);
+            if role == NalPacketization::Aggregated && nal.len() <= MAX_RTP_PAYLOAD_BYTES {
                 small.push(nal.clone());
                 continue;
             }
-            self.aggregate(&mut small, &mut out);
+            self.aggregate_small_nals(&mut small, &mut out);
             let first = out.len();
-            self.fragment(nal, &mut out);
+            self.push_fragments(nal, &mut out);
             if let Some(payload) = out.get_mut(first) {
-                payload.key_frame = inspection.key_frame;
+                payload.identifies_key_frame = inspection.identifies_key_frame;
             }
         }
-        self.aggregate(&mut small, &mut out);
+        self.aggregate_small_nals(&mut small, &mut out);
         // Parameter sets come first: SEI messages may refer to them.
-        out.splice(0..0, missing.into_iter().map(Payload::new));
+        out.splice(0..0, missing.into_iter().map(RtpPayload::new));
         if let Some(last) = out.last_mut() {
             last.marker = true;
         }
@@ -190,23 +191,25 @@ impl Packetizer {
     /// # Errors
     ///
     /// A [`PacketizerError`] if it is too long, or if the track is video.
-    pub fn packetize_audio(&mut self, frame: &Bytes) -> Result<Vec<Payload>, PacketizerError> {
+    pub fn packetize_audio(&mut self, frame: &Bytes) -> Result<Vec<RtpPayload>, PacketizerError> {
         match self.codec {
-            Codec::Opus if frame.len() > MAX_PAYLOAD => Err(PacketizerError::OpusTooLong(frame.len())),
-            Codec::Opus => Ok(vec![Payload::new(frame.clone())]),
-            Codec::Pcmu | Codec::Pcma if frame.len() > MAX_G711 => Err(PacketizerError::G711TooLong(frame.len())),
+            Codec::Opus if frame.len() > MAX_RTP_PAYLOAD_BYTES => Err(PacketizerError::OpusTooLong(frame.len())),
+            Codec::Opus => Ok(vec![RtpPayload::new(frame.clone())]),
+            Codec::Pcmu | Codec::Pcma if frame.len() > MAX_G711_FRAME_BYTES => {
+                Err(PacketizerError::G711TooLong(frame.len()))
+            }
             // One byte is one sample and one clock tick.
             Codec::Pcmu | Codec::Pcma => Ok((0..frame.len())
-                .step_by(MAX_G711_PAYLOAD)
-                .map(|start| Payload {
-                    delay: u32::try_from(start).unwrap_or(0),
-                    ..Payload::new(frame.slice(start..frame.len().min(start + MAX_G711_PAYLOAD)))
+                .step_by(MAX_G711_PAYLOAD_BYTES)
+                .map(|start| RtpPayload {
+                    timestamp_offset: u32::try_from(start).unwrap_or(0),
+                    ..RtpPayload::new(frame.slice(start..frame.len().min(start + MAX_G711_PAYLOAD_BYTES)))
                 })
                 .collect()),
-            Codec::Aac if frame.len() > MAX_AAC => Err(PacketizerError::AacTooLong(frame.len())),
-            Codec::Aac => Ok(vec![Payload::new(frame.clone())]),
+            Codec::Aac if frame.len() > MAX_AAC_FRAME_BYTES => Err(PacketizerError::AacTooLong(frame.len())),
+            Codec::Aac => Ok(vec![RtpPayload::new(frame.clone())]),
             Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1 | Codec::Jpeg => {
-                Err(PacketizerError::Codec(self.codec))
+                Err(PacketizerError::UnsupportedCodec(self.codec))
             }
         }
     }
@@ -216,105 +219,106 @@ impl Packetizer {
     /// # Errors
     ///
     /// A [`PacketizerError`] if it is too long, or if the track is not JPEG.
-    pub fn packetize_picture(&mut self, picture: &Bytes) -> Result<Vec<Payload>, PacketizerError> {
+    pub fn packetize_jpeg(&mut self, image: &Bytes) -> Result<Vec<RtpPayload>, PacketizerError> {
         if self.codec != Codec::Jpeg {
-            return Err(PacketizerError::Codec(self.codec));
+            return Err(PacketizerError::UnsupportedCodec(self.codec));
         }
-        if picture.len() > MAX_PICTURE {
-            return Err(PacketizerError::PictureTooLong(picture.len()));
+        if image.len() > MAX_JPEG_BYTES {
+            return Err(PacketizerError::JpegTooLong(image.len()));
         }
-        self.unit = self.unit.wrapping_add(1);
-        self.inspector.inspect(self.unit, picture);
-        Ok(vec![Payload {
+        self.access_unit_number = self.access_unit_number.wrapping_add(1);
+        self.payload_inspector
+            .inspect_rtp_payload(self.access_unit_number, image);
+        Ok(vec![RtpPayload {
             marker: true,
-            key_frame: true,
-            ..Payload::new(picture.clone())
+            identifies_key_frame: true,
+            ..RtpPayload::new(image.clone())
         }])
     }
 
-    fn role(&self, nal: &[u8]) -> Role {
+    fn nal_role(&self, nal: &[u8]) -> NalPacketization {
         match self.codec {
-            Codec::H264 => h264::role(nal),
-            Codec::H265 => h265::role(nal),
-            _ => Role::Dropped,
+            Codec::H264 => h264::classify_nal_for_packetization(nal),
+            Codec::H265 => h265::classify_nal_for_packetization(nal),
+            _ => NalPacketization::Dropped,
         }
     }
 
     /// Aggregates small NAL units in order into as few payloads as possible; each fits into one.
-    fn aggregate(&self, small: &mut Vec<Bytes>, out: &mut Vec<Payload>) {
-        let header = self.header_len();
+    fn aggregate_small_nals(&self, small: &mut Vec<Bytes>, out: &mut Vec<RtpPayload>) {
+        let header = self.nal_header_len();
         let mut group = Vec::new();
         let mut length = header;
         for nal in small.drain(..) {
-            if length + LENGTH_FIELD + nal.len() > MAX_PAYLOAD {
-                self.finish_group(&mut group, out);
+            if length + NAL_SIZE_FIELD_LEN + nal.len() > MAX_RTP_PAYLOAD_BYTES {
+                self.push_aggregation_packet(&mut group, out);
                 length = header;
             }
-            length += LENGTH_FIELD + nal.len();
+            length += NAL_SIZE_FIELD_LEN + nal.len();
             group.push(nal);
         }
-        self.finish_group(&mut group, out);
+        self.push_aggregation_packet(&mut group, out);
     }
 
-    fn finish_group(&self, group: &mut Vec<Bytes>, out: &mut Vec<Payload>) {
+    fn push_aggregation_packet(&self, group: &mut Vec<Bytes>, out: &mut Vec<RtpPayload>) {
         let payload = match group.as_slice() {
             [] => return,
             [single] => single.clone(),
-            several if self.codec == Codec::H265 => aggregation(&h265::aggregation_header(several), several),
-            several => aggregation(&h264::aggregation_header(several), several),
+            several if self.codec == Codec::H265 => aggregation_packet(&h265::aggregation_header(several), several),
+            several => aggregation_packet(&h264::aggregation_header(several), several),
         };
         group.clear();
-        out.push(Payload::new(payload));
+        out.push(RtpPayload::new(payload));
     }
 
-    fn fragment(&self, nal: &Bytes, out: &mut Vec<Payload>) {
-        if nal.len() <= MAX_PAYLOAD {
-            out.push(Payload::new(nal.clone()));
+    fn push_fragments(&self, nal: &Bytes, out: &mut Vec<RtpPayload>) {
+        if nal.len() <= MAX_RTP_PAYLOAD_BYTES {
+            out.push(RtpPayload::new(nal.clone()));
         } else if self.codec == Codec::H265 {
-            out.extend(h265::fragments(nal).map(Payload::new));
+            out.extend(h265::fu_payloads(nal).map(RtpPayload::new));
         } else {
-            out.extend(h264::fragments(nal).map(Payload::new));
+            out.extend(h264::fu_a_payloads(nal).map(RtpPayload::new));
         }
     }
 
     /// Length of a NAL unit header in bytes; that of an aggregation packet is the same.
-    fn header_len(&self) -> usize {
+    fn nal_header_len(&self) -> usize {
         if self.codec == Codec::H265 { 2 } else { 1 }
     }
 }
 
-impl Payload {
+impl RtpPayload {
     fn new(bytes: Bytes) -> Self {
         Self {
             bytes,
             marker: false,
-            key_frame: false,
-            delay: 0,
+            identifies_key_frame: false,
+            timestamp_offset: 0,
         }
     }
 }
 
 /// 100 ms of G.711. Browsers accept more, but their jitter buffers are designed for packets of 10 to 60 ms.
-const MAX_G711_PAYLOAD: usize = 800;
+const MAX_G711_PAYLOAD_BYTES: usize = 800;
 
 /// Length of the size field of each NAL unit in an aggregation packet, in bytes.
-const LENGTH_FIELD: usize = 2;
+const NAL_SIZE_FIELD_LEN: usize = 2;
 
-fn check(nals: &[Bytes]) -> Result<(), PacketizerError> {
-    if nals.len() > MAX_NALS {
+fn check_limits(nals: &[Bytes]) -> Result<(), PacketizerError> {
+    if nals.len() > MAX_NALS_PER_ACCESS_UNIT {
         return Err(PacketizerError::TooManyNals);
     }
-    if let Some(nal) = nals.iter().find(|nal| nal.len() > MAX_NAL) {
+    if let Some(nal) = nals.iter().find(|nal| nal.len() > MAX_NAL_BYTES) {
         return Err(PacketizerError::NalTooLong(nal.len()));
     }
     match nals.iter().map(Bytes::len).sum() {
-        length if length > MAX_ACCESS_UNIT => Err(PacketizerError::AccessUnitTooLong(length)),
+        length if length > MAX_ACCESS_UNIT_BYTES => Err(PacketizerError::AccessUnitTooLong(length)),
         _ => Ok(()),
     }
 }
 
 /// The header, then each NAL unit with a 16-bit size field (RFC 6184 §5.7.1, RFC 7798 §4.4.2).
-fn aggregation(header: &[u8], nals: &[Bytes]) -> Bytes {
+fn aggregation_packet(header: &[u8], nals: &[Bytes]) -> Bytes {
     let mut payload = header.to_vec();
     for nal in nals {
         payload.extend_from_slice(&u16::try_from(nal.len()).unwrap_or(u16::MAX).to_be_bytes());
@@ -324,7 +328,7 @@ fn aggregation(header: &[u8], nals: &[Bytes]) -> Bytes {
 }
 
 /// Splits a body into fragments of `size` bytes. `header` returns the header of a fragment for its start and end flags.
-fn pieces(body: &[u8], size: usize, header: impl Fn(u8) -> Vec<u8>) -> impl Iterator<Item = Bytes> {
+fn split_into_fragments(body: &[u8], size: usize, header: impl Fn(u8) -> Vec<u8>) -> impl Iterator<Item = Bytes> {
     let count = body.len().div_ceil(size);
     body.chunks(size).enumerate().map(move |(index, chunk)| {
         // The FU header of both codecs has the start and end flags in its two highest bits.

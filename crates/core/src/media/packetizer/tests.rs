@@ -16,7 +16,7 @@ fn recording(mut bytes: &'static [u8]) -> Vec<(u32, Bytes)> {
     while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
         let (packet, rest) = rest.split_at(usize::from(u16::from_be_bytes(*length)));
         let header = crate::media::rtp::Header::parse(packet).expect("an RTP packet");
-        packets.push((header.time, Bytes::copy_from_slice(&packet[header.payload()])));
+        packets.push((header.time, Bytes::copy_from_slice(&packet[header.payload_range()])));
         bytes = rest;
     }
     packets
@@ -91,7 +91,7 @@ fn packetizer(codec: Codec) -> Packetizer {
     Packetizer::new(codec).expect("a codec that can be packetized")
 }
 
-fn bytes(payloads: &[Payload]) -> impl Iterator<Item = &Bytes> {
+fn bytes(payloads: &[RtpPayload]) -> impl Iterator<Item = &Bytes> {
     payloads.iter().map(|payload| &payload.bytes)
 }
 
@@ -108,20 +108,23 @@ fn slice(header: u8, length: usize) -> Vec<u8> {
 #[test]
 fn recorded_streams_survive_the_round_trip_with_the_key_frames_of_an_inspector() {
     for (codec, units) in [(Codec::H264, h264_units()), (Codec::H265, h265_units())] {
-        let (mut packetizer, mut inspector) = (packetizer(codec), Inspector::new(codec));
+        let (mut packetizer, mut inspector) = (packetizer(codec), PayloadInspector::new(codec));
         let mut key_frames = Vec::new();
         for (index, unit) in units.iter().enumerate() {
             let payloads = packetizer.packetize_video(unit).expect("a small access unit");
             assert_eq!(&depacketize(codec, bytes(&payloads)), unit, "{codec:?} {index}");
-            assert!(payloads.iter().all(|p| p.bytes.len() <= MAX_PAYLOAD));
+            assert!(payloads.iter().all(|p| p.bytes.len() <= MAX_RTP_PAYLOAD_BYTES));
             let markers: Vec<bool> = payloads.iter().map(|p| p.marker).collect();
             assert_eq!(markers.iter().position(|m| *m), Some(markers.len() - 1));
             for payload in &payloads {
-                let inspection = inspector.inspect(index as u32, &payload.bytes);
-                assert_eq!(inspection.key_frame, payload.key_frame, "{codec:?} {index}");
-                assert!(inspection.insert.is_empty());
+                let inspection = inspector.inspect_rtp_payload(index as u32, &payload.bytes);
+                assert_eq!(
+                    inspection.identifies_key_frame, payload.identifies_key_frame,
+                    "{codec:?} {index}"
+                );
+                assert!(inspection.parameter_sets_to_insert.is_empty());
             }
-            key_frames.extend(payloads.iter().any(|p| p.key_frame).then_some(index));
+            key_frames.extend(payloads.iter().any(|p| p.identifies_key_frame).then_some(index));
         }
         assert_eq!(key_frames, [0, 4], "{codec:?}");
         assert_eq!(packetizer.resolution(), Some((322, 182)));
@@ -140,17 +143,19 @@ fn a_key_frame_without_parameter_sets_gets_the_latest_in_front() {
         let mut packetizer = packetizer(codec);
         let without_sets = packetizer.packetize_video(&rest).expect("a small access unit");
         assert!(
-            without_sets.iter().all(|p| !p.key_frame),
+            without_sets.iter().all(|p| !p.identifies_key_frame),
             "no parameter sets are stored yet"
         );
-        packetizer.remember(&sets);
+        packetizer.seed_parameter_sets(&sets);
         for _ in 0..2 {
             let payloads = packetizer.packetize_video(&rest).expect("a small access unit");
             let expected: Vec<Bytes> = sets.iter().chain(&rest).cloned().collect();
             assert_eq!(depacketize(codec, bytes(&payloads)), expected, "{codec:?}");
-            let mut inspector = Inspector::new(codec);
-            let seen = payloads.iter().any(|p| inspector.inspect(1, &p.bytes).key_frame);
-            assert!(seen && payloads.iter().any(|p| p.key_frame), "{codec:?}");
+            let mut inspector = PayloadInspector::new(codec);
+            let seen = payloads
+                .iter()
+                .any(|p| inspector.inspect_rtp_payload(1, &p.bytes).identifies_key_frame);
+            assert!(seen && payloads.iter().any(|p| p.identifies_key_frame), "{codec:?}");
         }
     }
 }
@@ -175,12 +180,12 @@ fn long_slices_are_split_into_equal_fragments_and_a_shorter_one() {
         assert_eq!(depacketize(codec, bytes(&payloads)), unit);
         payloads.iter().map(|p| p.bytes.len()).collect()
     };
-    assert_eq!(lengths(Codec::H264, 1200), [1200]);
-    assert_eq!(lengths(Codec::H264, 1201), [1200, 4]);
-    assert_eq!(lengths(Codec::H264, 1 + 2 * 1198), [1200, 1200]);
-    assert_eq!(lengths(Codec::H265, 1200), [1200]);
-    assert_eq!(lengths(Codec::H265, 1201), [1200, 5]);
-    assert_eq!(lengths(Codec::H265, 2 + 2 * 1197), [1200, 1200]);
+    assert_eq!(lengths(Codec::H264, 1184), [1184]);
+    assert_eq!(lengths(Codec::H264, 1185), [1184, 4]);
+    assert_eq!(lengths(Codec::H264, 1 + 2 * 1182), [1184, 1184]);
+    assert_eq!(lengths(Codec::H265, 1184), [1184]);
+    assert_eq!(lengths(Codec::H265, 1185), [1184, 5]);
+    assert_eq!(lengths(Codec::H265, 2 + 2 * 1181), [1184, 1184]);
 }
 
 #[test]
@@ -194,33 +199,33 @@ fn both_framings_have_the_same_nal_units() {
         prefixed.extend_from_slice(&(nal.len() as u32).to_be_bytes());
         prefixed.extend_from_slice(nal);
     }
-    assert_eq!(annex_b(&stream.into()), Ok(units.clone()));
-    assert_eq!(length_prefixed(&prefixed.into()), Ok(units));
-    assert_eq!(annex_b(&Bytes::new()), Ok(Vec::new()));
+    assert_eq!(split_annex_b(&stream.into()), Ok(units.clone()));
+    assert_eq!(split_length_prefixed(&prefixed.into()), Ok(units));
+    assert_eq!(split_annex_b(&Bytes::new()), Ok(Vec::new()));
 }
 
 #[test]
 fn too_long_or_truncated_input_has_a_typed_error() {
-    let long = Bytes::from(vec![0x65; MAX_NAL + 1]);
+    let long = Bytes::from(vec![0x65; MAX_NAL_BYTES + 1]);
     let mut video = packetizer(Codec::H264);
     let refused = |video: &mut Packetizer, unit: &[Bytes]| video.packetize_video(unit).expect_err("too long");
     assert_eq!(
         refused(&mut video, std::slice::from_ref(&long)),
-        PacketizerError::NalTooLong(MAX_NAL + 1)
+        PacketizerError::NalTooLong(MAX_NAL_BYTES + 1)
     );
-    let most = long.slice(..MAX_NAL);
+    let most = long.slice(..MAX_NAL_BYTES);
     assert_eq!(
         refused(&mut video, &[most.clone(), most, Bytes::from_static(PPS)]),
-        PacketizerError::AccessUnitTooLong(MAX_ACCESS_UNIT + PPS.len())
+        PacketizerError::AccessUnitTooLong(MAX_ACCESS_UNIT_BYTES + PPS.len())
     );
-    let many = vec![Bytes::from_static(PPS); MAX_NALS + 1];
+    let many = vec![Bytes::from_static(PPS); MAX_NALS_PER_ACCESS_UNIT + 1];
     assert_eq!(refused(&mut video, &many), PacketizerError::TooManyNals);
     let cut = Bytes::from_static(&[0, 0, 0, 9, 0x65]);
     assert_eq!(
-        length_prefixed(&cut),
-        Err(PacketizerError::Truncated { length: 9, left: 1 })
+        split_length_prefixed(&cut),
+        Err(PacketizerError::TruncatedNal { length: 9, left: 1 })
     );
-    assert_eq!(annex_b(&cut), Err(PacketizerError::NoStartCode(5)));
+    assert_eq!(split_annex_b(&cut), Err(PacketizerError::NoStartCode(5)));
     assert!(Packetizer::new(Codec::Vp8).is_err());
 }
 
@@ -228,7 +233,7 @@ fn too_long_or_truncated_input_has_a_typed_error() {
 fn opus_is_unchanged_and_long_g711_is_split() {
     let frame = Bytes::from(vec![0xd5; 1700]);
     let parts = packetizer(Codec::Pcma).packetize_audio(&frame).expect("0.2 s");
-    let shape: Vec<(u32, usize)> = parts.iter().map(|p| (p.delay, p.bytes.len())).collect();
+    let shape: Vec<(u32, usize)> = parts.iter().map(|p| (p.timestamp_offset, p.bytes.len())).collect();
     assert_eq!(shape, [(0, 800), (800, 800), (1600, 100)]);
     let mut opus = packetizer(Codec::Opus);
     assert_eq!(opus.packetize_audio(&frame), Err(PacketizerError::OpusTooLong(1700)));
@@ -258,14 +263,18 @@ fn hostile_access_units_never_panic_and_come_out_within_bounds() {
                 }
             }
             let stream = Bytes::from(stream);
-            let _ = length_prefixed(&stream);
-            let Ok(unit) = annex_b(&stream) else { continue };
+            let _ = split_length_prefixed(&stream);
+            let Ok(unit) = split_annex_b(&stream) else { continue };
             let payloads = packetizer.packetize_video(&unit).expect("a small unit");
-            assert!(payloads.iter().all(|p| (1..=MAX_PAYLOAD).contains(&p.bytes.len())));
+            assert!(
+                payloads
+                    .iter()
+                    .all(|p| (1..=MAX_RTP_PAYLOAD_BYTES).contains(&p.bytes.len()))
+            );
             assert_eq!(payloads.iter().filter(|p| p.marker).count(), payloads.len().min(1));
             let kept: Vec<Bytes> = unit
                 .into_iter()
-                .filter(|n| packetizer.role(n) != Role::Dropped)
+                .filter(|n| packetizer.nal_role(n) != NalPacketization::Dropped)
                 .collect();
             let out = depacketize(codec, bytes(&payloads));
             assert!(out.ends_with(&kept), "only parameter sets are added, in front");

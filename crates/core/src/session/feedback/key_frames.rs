@@ -4,48 +4,67 @@
 use std::time::{Duration, Instant};
 
 /// Minimum time between two requests.
-const SPACING: Duration = Duration::from_secs(1);
+const MIN_KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Minimum time between a request and another one that is sent at once.
+const MIN_URGENT_REQUEST_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Maximum number of requests until a key frame arrives. OBS never answers any. A new request resets the count.
-const MAX_REQUESTS: u8 = 10;
+const MAX_UNANSWERED_KEY_FRAME_REQUESTS: u8 = 10;
 
 /// Pending key frame request to one source.
 #[derive(Default)]
-pub struct KeyFrameRequests {
+pub struct KeyFrameRequestScheduler {
     /// Requests that may still be sent; 0 while no key frame is needed.
-    left: u8,
-    last: Option<Instant>,
+    requests_left: u8,
+    last_request_at: Option<Instant>,
 }
 
-impl KeyFrameRequests {
+impl KeyFrameRequestScheduler {
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Requests a key frame: a viewer asked for one, a lost packet was given up, or a layer is to be switched.
     pub fn request(&mut self) {
-        self.left = MAX_REQUESTS;
+        self.requests_left = MAX_UNANSWERED_KEY_FRAME_REQUESTS;
+    }
+
+    /// As [`Self::request`], without waiting for the second after the last request: what was requested then was of another
+    /// SSRC. Not more often than every 250 ms.
+    pub fn request_at_once(&mut self, now: Instant) {
+        self.request();
+        self.last_request_at = self
+            .last_request_at
+            .filter(|last| now.saturating_duration_since(*last) < MIN_URGENT_REQUEST_INTERVAL);
     }
 
     /// A key frame arrived: the request is fulfilled.
-    pub fn on_key_frame(&mut self) {
-        self.left = 0;
+    pub(crate) fn on_key_frame(&mut self) {
+        self.requests_left = 0;
     }
 
     /// Returns true if a request must be sent now. It is repeated every second until a key frame arrives, at most ten
     /// times.
     pub fn poll(&mut self, now: Instant) -> bool {
-        if self.left == 0 || self.last.is_some_and(|last| now < last + SPACING) {
+        if self.requests_left == 0
+            || self
+                .last_request_at
+                .is_some_and(|last| now < last + MIN_KEY_FRAME_REQUEST_INTERVAL)
+        {
             return false;
         }
-        self.left -= 1;
-        self.last = Some(now);
+        self.requests_left -= 1;
+        self.last_request_at = Some(now);
         true
     }
 
     /// When [`Self::poll`] must be called, `now` if at once; `None` while no key frame is needed.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        (self.left > 0).then(|| self.last.map_or(now, |last| (last + SPACING).max(now)))
+        (self.requests_left > 0).then(|| {
+            self.last_request_at
+                .map_or(now, |last| (last + MIN_KEY_FRAME_REQUEST_INTERVAL).max(now))
+        })
     }
 }
 
@@ -59,7 +78,7 @@ mod tests {
     #[test]
     fn many_requests_become_one_per_second() {
         let start = Instant::now();
-        let mut requests = KeyFrameRequests::new();
+        let mut requests = KeyFrameRequestScheduler::new();
         let mut sent = Vec::new();
         for at in 0..3500 {
             requests.request();
@@ -73,7 +92,7 @@ mod tests {
     #[test]
     fn a_key_frame_ends_the_requests() {
         let start = Instant::now();
-        let mut requests = KeyFrameRequests::new();
+        let mut requests = KeyFrameRequestScheduler::new();
         assert_eq!(requests.poll_timeout(start), None);
         requests.request();
         assert_eq!(requests.poll_timeout(start), Some(start));
@@ -86,7 +105,7 @@ mod tests {
     #[test]
     fn an_unanswered_request_is_repeated_ten_times_and_a_new_one_starts_over() {
         let start = Instant::now();
-        let mut requests = KeyFrameRequests::new();
+        let mut requests = KeyFrameRequestScheduler::new();
         requests.request();
         let sent = (0..60)
             .filter(|second| requests.poll(start + 1000 * *second * MS))
@@ -99,7 +118,7 @@ mod tests {
     #[test]
     fn a_request_right_after_a_key_frame_waits_for_its_second() {
         let start = Instant::now();
-        let mut requests = KeyFrameRequests::new();
+        let mut requests = KeyFrameRequestScheduler::new();
         requests.request();
         assert!(requests.poll(start));
         requests.on_key_frame();

@@ -2,7 +2,7 @@
 //! kinds of congestion feedback.
 //!
 //! Each part is a state machine without IO: packets and time go in, feedback comes out. The owner of a publisher's
-//! session creates one of each per incoming SSRC, but only one [`TransportFeedback`] for the whole transport, and
+//! session creates one of each per incoming SSRC, but only one [`TransportFeedbackGenerator`] for the whole transport, and
 //! writes the RTCP with [`crate::media::rtcp`].
 
 mod key_frames;
@@ -11,8 +11,9 @@ mod reception;
 mod remb;
 mod transport_cc;
 
-pub use key_frames::KeyFrameRequests;
-pub use nack::NackGenerator;
-pub use reception::{Arrival, ArrivalKind, Reception};
-pub use remb::{Bitrate, ReceiverEstimate};
-pub use transport_cc::TransportFeedback;
+pub(crate) use key_frames::KeyFrameRequestScheduler;
+pub(crate) use nack::NackGenerator;
+pub use reception::Arrival;
+pub(crate) use reception::{ArrivalKind, ReceptionStats};
+pub(crate) use remb::{BitsPerSecond, RembEstimator};
+pub use transport_cc::TransportFeedbackGenerator;

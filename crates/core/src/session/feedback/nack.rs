@@ -4,121 +4,146 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::reception::{Arrival, ArrivalKind};
+use crate::media::MediaKind;
 
 /// Maximum number of missing packets that are tracked; beyond it the oldest are given up.
-const MAX_MISSING: usize = 1000;
+const MAX_TRACKED_LOSSES: usize = 1000;
 
 /// A longer gap is a restart, not packet loss: nothing of it is requested.
-const MAX_GAP: u64 = 1000;
+const MAX_SEQ_GAP: u64 = 1000;
 
 /// A packet counts as lost once two later ones arrived, or this long after the first later one. Until then it may only
 /// be reordered.
-const REORDER_TIME: Duration = Duration::from_millis(10);
+const REORDER_WAIT: Duration = Duration::from_millis(10);
 
 /// Minimum time between two requests for the same packet; a longer round-trip time takes precedence.
-const MIN_SPACING: Duration = Duration::from_millis(20);
+const MIN_NACK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Maximum time between two requests: a wrong round-trip time must not suppress them.
-const MAX_SPACING: Duration = Duration::from_millis(500);
+const MAX_NACK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Maximum number of requests for the same packet.
-const MAX_REQUESTS: u8 = 10;
+const MAX_NACKS_PER_PACKET: u8 = 10;
 
-/// A packet that has been missing for longer is of no use.
-const MAX_AGE: Duration = Duration::from_secs(2);
+/// A video packet that has been missing for longer is of no use.
+const MAX_VIDEO_LOSS_AGE: Duration = Duration::from_secs(2);
+
+/// The same of audio: viewers do not wait for it as they do for video, and no packet depends on it. Each packet is
+/// requested for so long, and forwarded when it arrives, whatever was forwarded meanwhile.
+const MAX_AUDIO_LOSS_AGE: Duration = Duration::from_millis(300);
 
 /// Maximum sequence numbers in one request. Each may take 4 bytes, which makes about 1,000 bytes of RTCP.
-const MAX_IN_REQUEST: usize = 250;
+const MAX_SEQS_PER_NACK: usize = 250;
 
 /// Tracks the missing packets of one SSRC.
-#[derive(Default)]
-pub struct NackGenerator {
-    highest: Option<u64>,
-    missing: BTreeMap<u64, MissingPacket>,
-    given_up: u64,
+pub(crate) struct NackGenerator {
+    max_loss_age: Duration,
+    highest_seq: Option<u64>,
+    missing_packets: BTreeMap<u64, MissingPacket>,
+    unrecovered_packet_count: u64,
 }
 
 struct MissingPacket {
-    since: Instant,
-    requests: u8,
-    due: Instant,
+    missing_since: Instant,
+    nacks_sent: u8,
+    next_nack_at: Instant,
 }
 
 impl NackGenerator {
-    pub fn new() -> Self {
-        Self::default()
+    /// Creates the state for media of a kind. Audio is requested for a shorter time.
+    pub(crate) fn new(kind: MediaKind) -> Self {
+        Self {
+            max_loss_age: match kind {
+                MediaKind::Video => MAX_VIDEO_LOSS_AGE,
+                MediaKind::Audio => MAX_AUDIO_LOSS_AGE,
+            },
+            highest_seq: None,
+            missing_packets: BTreeMap::new(),
+            unrecovered_packet_count: 0,
+        }
     }
 
-    /// Records a packet as classified by [`super::Reception`].
-    pub fn on_packet(&mut self, now: Instant, arrival: Arrival) {
+    /// Records a packet as classified by [`super::ReceptionStats`].
+    pub(crate) fn on_packet(&mut self, now: Instant, arrival: Arrival) {
         match arrival.kind {
             ArrivalKind::Late => {
-                self.missing.remove(&arrival.ext_seq);
+                self.missing_packets.remove(&arrival.ext_seq);
             }
-            ArrivalKind::New => self.on_new(now, arrival.ext_seq),
+            ArrivalKind::New => self.on_new_packet(now, arrival.ext_seq),
             ArrivalKind::Duplicate | ArrivalKind::TooOld => {}
         }
     }
 
-    fn on_new(&mut self, now: Instant, ext_seq: u64) {
-        let Some(highest) = self.highest.replace(ext_seq) else {
+    fn on_new_packet(&mut self, now: Instant, ext_seq: u64) {
+        let Some(highest) = self.highest_seq.replace(ext_seq) else {
             return;
         };
-        if ext_seq <= highest || ext_seq - highest > MAX_GAP {
-            self.given_up += self.missing.len() as u64 + ext_seq.saturating_sub(highest + 1);
-            self.missing.clear();
+        if ext_seq <= highest || ext_seq - highest > MAX_SEQ_GAP {
+            self.unrecovered_packet_count += self.missing_packets.len() as u64 + ext_seq.saturating_sub(highest + 1);
+            self.missing_packets.clear();
             return;
         }
         // The second later packet arrived: all that still wait for their first request are due.
-        for packet in self.missing.values_mut().filter(|packet| packet.requests == 0) {
-            packet.due = packet.due.min(now);
+        for packet in self
+            .missing_packets
+            .values_mut()
+            .filter(|packet| packet.nacks_sent == 0)
+        {
+            packet.next_nack_at = packet.next_nack_at.min(now);
         }
         for seq in highest + 1..ext_seq {
             let packet = MissingPacket {
-                since: now,
-                requests: 0,
-                due: now + REORDER_TIME,
+                missing_since: now,
+                nacks_sent: 0,
+                next_nack_at: now + REORDER_WAIT,
             };
-            self.missing.insert(seq, packet);
+            self.missing_packets.insert(seq, packet);
         }
-        while self.missing.len() > MAX_MISSING {
-            self.missing.pop_first();
-            self.given_up += 1;
+        while self.missing_packets.len() > MAX_TRACKED_LOSSES {
+            self.missing_packets.pop_first();
+            self.unrecovered_packet_count += 1;
         }
+    }
+
+    /// Whether packets are missing that may still be requested.
+    pub(crate) fn has_missing_packets(&self) -> bool {
+        !self.missing_packets.is_empty()
     }
 
     /// Returns the sequence numbers to request now, in ascending order modulo wrap, at most 250. Call again until there
     /// are none. `rtt` is the round-trip time to the publisher, zero if unknown.
-    pub fn poll(&mut self, now: Instant, rtt: Duration) -> Vec<u16> {
-        let spacing = rtt.clamp(MIN_SPACING, MAX_SPACING);
+    pub(crate) fn poll(&mut self, now: Instant, rtt: Duration) -> Vec<u16> {
+        let spacing = rtt.clamp(MIN_NACK_INTERVAL, MAX_NACK_INTERVAL);
         let mut seqs = Vec::new();
         let mut given_up = 0;
-        self.missing.retain(|ext_seq, packet| {
-            if packet.due > now || seqs.len() == MAX_IN_REQUEST {
+        self.missing_packets.retain(|ext_seq, packet| {
+            if packet.next_nack_at > now || seqs.len() == MAX_SEQS_PER_NACK {
                 return true;
             }
-            if packet.requests == MAX_REQUESTS || now.saturating_duration_since(packet.since) >= MAX_AGE {
+            if packet.nacks_sent == MAX_NACKS_PER_PACKET
+                || now.saturating_duration_since(packet.missing_since) >= self.max_loss_age
+            {
                 given_up += 1;
                 return false;
             }
             seqs.push(*ext_seq as u16);
-            packet.requests += 1;
-            packet.due = now + spacing;
+            packet.nacks_sent += 1;
+            packet.next_nack_at = now + spacing;
             true
         });
-        self.given_up += given_up;
+        self.unrecovered_packet_count += given_up;
         seqs
     }
 
     /// When [`Self::poll`] must be called; `None` while nothing is missing.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.missing.values().map(|packet| packet.due).min()
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.missing_packets.values().map(|packet| packet.next_nack_at).min()
     }
 
     /// Returns the total number of missing packets that are no longer requested. A rise means that viewers see
     /// corrupted video until the next key frame.
-    pub fn given_up(&self) -> u64 {
-        self.given_up
+    pub(crate) fn unrecovered_packet_count(&self) -> u64 {
+        self.unrecovered_packet_count
     }
 }
 
@@ -127,22 +152,26 @@ impl NackGenerator {
 mod tests {
     use super::*;
     use crate::media::Ssrc;
-    use crate::session::feedback::Reception;
+    use crate::session::feedback::ReceptionStats;
 
     const MS: Duration = Duration::from_millis(1);
     const NO_RTT: Duration = Duration::ZERO;
 
     struct Receiver {
-        reception: Reception,
+        reception: ReceptionStats,
         nack: NackGenerator,
         start: Instant,
     }
 
     impl Receiver {
         fn new() -> Self {
+            Self::of(MediaKind::Video)
+        }
+
+        fn of(kind: MediaKind) -> Self {
             Self {
-                reception: Reception::new(Ssrc(1), 90_000),
-                nack: NackGenerator::new(),
+                reception: ReceptionStats::new(Ssrc(1), 90_000),
+                nack: NackGenerator::new(kind),
                 start: Instant::now(),
             }
         }
@@ -205,7 +234,21 @@ mod tests {
             }
             assert_eq!(times.len(), expected, "{times:?}");
             assert!(times.windows(2).all(|pair| pair[1] - pair[0] == spacing), "{times:?}");
-            assert_eq!(receiver.nack.given_up(), 1);
+            assert_eq!(receiver.nack.unrecovered_packet_count(), 1);
+            assert_eq!(receiver.nack.poll_timeout(), None);
+        }
+    }
+
+    #[test]
+    fn audio_is_requested_for_as_long_as_viewers_can_wait_for_it() {
+        for (kind, expected) in [(MediaKind::Audio, 3), (MediaKind::Video, 10)] {
+            let mut receiver = Receiver::of(kind);
+            receiver.receive(Duration::ZERO, &[1, 3, 4]);
+            let times: Vec<u32> = (0..5_000)
+                .filter(|at| !receiver.nack.poll(receiver.start + *at * MS, 100 * MS).is_empty())
+                .collect();
+            assert_eq!(times.len(), expected, "{kind:?}: {times:?}");
+            assert_eq!(receiver.nack.unrecovered_packet_count(), 1);
             assert_eq!(receiver.nack.poll_timeout(), None);
         }
     }
@@ -217,7 +260,7 @@ mod tests {
         assert_eq!(receiver.poll(MS), [2]);
         receiver.receive(5 * MS, &[2]);
         assert!(receiver.poll(100 * MS).is_empty());
-        assert_eq!(receiver.nack.given_up(), 0);
+        assert_eq!(receiver.nack.unrecovered_packet_count(), 0);
     }
 
     #[test]
@@ -225,16 +268,20 @@ mod tests {
         let mut receiver = Receiver::new();
         receiver.receive(MS, &[1, 3, 2000, 2001]);
         assert!(receiver.poll(20 * MS).is_empty());
-        assert_eq!(receiver.nack.given_up(), 1 + 1996, "so that a key frame is requested");
+        assert_eq!(
+            receiver.nack.unrecovered_packet_count(),
+            1 + 1996,
+            "so that a key frame is requested"
+        );
     }
 
     #[test]
     fn missing_packets_and_requests_are_bounded() {
         let mut receiver = Receiver::new();
         receiver.receive(MS, &[0, 900, 1800, 2700, 2701]);
-        assert_eq!(receiver.nack.missing.len(), MAX_MISSING);
+        assert_eq!(receiver.nack.missing_packets.len(), MAX_TRACKED_LOSSES);
         let first = receiver.poll(MS);
-        assert_eq!(first.len(), MAX_IN_REQUEST);
+        assert_eq!(first.len(), MAX_SEQS_PER_NACK);
         let mut all = first;
         loop {
             let more = receiver.poll(MS);
@@ -243,8 +290,8 @@ mod tests {
             }
             all.extend(more);
         }
-        assert_eq!(all.len(), MAX_MISSING);
+        assert_eq!(all.len(), MAX_TRACKED_LOSSES);
         assert!(all.is_sorted());
-        assert_eq!(receiver.nack.given_up(), 2697 - 1000);
+        assert_eq!(receiver.nack.unrecovered_packet_count(), 2697 - 1000);
     }
 }

@@ -55,9 +55,9 @@ fn a_valid_check_is_answered_at_once_with_the_address_it_came_from() {
     let answered = ice
         .handle_check(now, address(9), &check("local:peer", PWD, true, true), &mut random())
         .unwrap();
-    assert!(answered.moved);
-    assert_eq!(ice.destination(), Some(address(9)));
-    let mut response = decode(&answered.response).unwrap();
+    assert!(answered.destination_moved);
+    assert_eq!(ice.remote_destination(), Some(address(9)));
+    let mut response = decode_stun_message(&answered.response).unwrap();
     assert_eq!(response.typ, BINDING_SUCCESS);
     MessageIntegrity::check(&mut response, PWD.as_bytes(), AwsLcRsProvider::new().crypto()).unwrap();
     let mut mapped = XorMappedAddress::default();
@@ -77,7 +77,7 @@ fn a_check_without_priority_and_role_is_answered() {
         )
         .is_ok()
     );
-    assert_eq!(ice.destination(), Some(address(9)));
+    assert_eq!(ice.remote_destination(), Some(address(9)));
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn the_destination_moves_only_on_an_authenticated_nomination() {
         .unwrap();
     ice.handle_check(now, address(2), &check("local:peer", PWD, false, true), &mut random())
         .unwrap();
-    assert_eq!(ice.destination(), Some(address(1)));
+    assert_eq!(ice.remote_destination(), Some(address(1)));
     let forged = ice.handle_check(
         now,
         address(3),
@@ -96,10 +96,10 @@ fn the_destination_moves_only_on_an_authenticated_nomination() {
         &mut random(),
     );
     assert_eq!(forged.unwrap_err(), StunRejection::BadIntegrity);
-    assert!(!ice.is_valid(now, address(3)));
+    assert!(!ice.is_address_valid(now, address(3)));
     ice.handle_check(now, address(2), &check("local:peer", PWD, true, true), &mut random())
         .unwrap();
-    assert_eq!(ice.destination(), Some(address(2)));
+    assert_eq!(ice.remote_destination(), Some(address(2)));
 }
 
 #[test]
@@ -108,14 +108,14 @@ fn a_nomination_that_was_added_behind_the_integrity_moves_nothing() {
     let now = Instant::now();
     ice.handle_check(now, address(1), &check("local:peer", PWD, false, true), &mut random())
         .unwrap();
-    let mut added = decode(&check("local:peer", PWD, false, true)).unwrap();
+    let mut added = decode_stun_message(&check("local:peer", PWD, false, true)).unwrap();
     added.add(ATTR_USE_CANDIDATE, &[]);
     assert!(
         !ice.handle_check(now, address(2), &added.raw, &mut random())
             .unwrap()
-            .moved
+            .destination_moved
     );
-    assert_eq!(ice.destination(), Some(address(1)));
+    assert_eq!(ice.remote_destination(), Some(address(1)));
 }
 
 #[test]
@@ -123,19 +123,23 @@ fn a_lost_address_is_not_believed_and_may_come_back() {
     let (mut ice, now, random) = (agent(), Instant::now(), &mut random());
     let nomination = check("local:peer", PWD, true, true);
     ice.handle_check(now, address(1), &nomination, random).unwrap();
-    ice.lose(address(1));
-    assert_eq!(ice.destination(), None);
-    assert!(ice.has_heard() && !ice.is_valid(now, address(1)));
+    ice.remove_address(address(1));
+    assert_eq!(ice.remote_destination(), None);
+    assert!(ice.has_received_check() && !ice.is_address_valid(now, address(1)));
     // Before the handshake the next check decides, also one from the same address.
-    assert!(ice.handle_check(now, address(1), &nomination, random).unwrap().moved);
-    ice.settle();
-    ice.lose(address(1));
+    assert!(
+        ice.handle_check(now, address(1), &nomination, random)
+            .unwrap()
+            .destination_moved
+    );
+    ice.require_validation_of_new_destination();
+    ice.remove_address(address(1));
     // After it, an address is proven first.
     ice.handle_check(now, address(1), &nomination, random).unwrap();
-    assert_eq!(ice.destination(), None);
+    assert_eq!(ice.remote_destination(), None);
     let (to, _) = ice.poll_check(now).expect("a check of ours");
     assert_eq!(to, address(1));
-    ice.lose(address(1));
+    ice.remove_address(address(1));
     assert_eq!(ice.poll_check(now + Duration::from_secs(1)), None);
 }
 
@@ -145,19 +149,19 @@ fn an_answer_proves_the_path_without_saying_our_address() {
     let (mut ice, now, random) = (agent(), Instant::now(), &mut random());
     let nomination = check("local:peer", PWD, true, true);
     ice.handle_check(now, address(1), &nomination, random).unwrap();
-    ice.settle();
+    ice.require_validation_of_new_destination();
     ice.handle_check(now, address(2), &nomination, random).unwrap();
     let (to, ours) = ice.poll_check(now).expect("a check to the new address");
     assert_eq!(to, address(2));
     let mut answer = Message::new();
     answer.set_type(BINDING_SUCCESS);
-    answer.transaction_id = decode(&ours).unwrap().transaction_id;
+    answer.transaction_id = decode_stun_message(&ours).unwrap().transaction_id;
     answer.write_header();
     MessageIntegrity::new_short_term_integrity_with_provider(PEER_PWD.into(), AwsLcRsProvider::new().crypto())
         .add_to(&mut answer)
         .unwrap();
-    ice.handle_response(now, address(2), &answer.raw).unwrap();
-    assert_eq!(ice.destination(), Some(address(2)));
+    ice.handle_check_response(now, address(2), &answer.raw).unwrap();
+    assert_eq!(ice.remote_destination(), Some(address(2)));
 }
 
 /// P-16, P-18.
@@ -171,7 +175,7 @@ fn a_restart_replaces_the_session_when_the_peer_nominates_with_it_and_not_before
     };
     let old = check("local:peer", PWD, true, true);
     ice.handle_check(now, address(1), &old, random).unwrap();
-    ice.settle();
+    ice.require_validation_of_new_destination();
     // A restart that the peer never uses, and another one.
     assert_eq!(ice.restart(new("local2", PWD), new("peer2", PEER_PWD)), None);
     ice.handle_check(now, address(1), &old, random).unwrap();
@@ -194,7 +198,7 @@ fn a_restart_replaces_the_session_when_the_peer_nominates_with_it_and_not_before
         ice.handle_check(now, address(1), &old, random).unwrap_err(),
         StunRejection::WrongUsername
     );
-    assert_eq!(ice.destination(), Some(address(1)));
+    assert_eq!(ice.remote_destination(), Some(address(1)));
     assert_eq!(ice.restart(new("local4", PWD), new("peer4", PEER_PWD)), None);
 }
 
@@ -211,9 +215,9 @@ fn an_address_expires_without_checks_and_the_number_is_bounded() {
         )
         .unwrap();
     }
-    assert_eq!(ice.addresses().count(), MAX_ADDRESSES);
-    assert!(ice.is_valid(now, address(1)));
-    assert!(!ice.is_valid(now + ADDRESS_LIFETIME, address(1)));
+    assert_eq!(ice.learned_addresses.len(), MAX_LEARNED_ADDRESSES);
+    assert!(ice.is_address_valid(now, address(1)));
+    assert!(!ice.is_address_valid(now + ADDRESS_LIFETIME, address(1)));
 }
 
 #[test]
@@ -231,7 +235,7 @@ fn truncated_and_lying_checks_are_refused_without_a_panic() {
             let mut bad = good.clone();
             bad[position] ^= flip;
             let _ = ice.handle_check(Instant::now(), address(1), &bad, &mut random());
-            let _ = local_ufrag(&bad);
+            let _ = read_local_ufrag(&bad);
         }
     }
     // MESSAGE-INTEGRITY that claims to be empty.

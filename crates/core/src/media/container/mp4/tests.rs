@@ -24,6 +24,10 @@ fn init(entry: &[u8; 4], length_size: u8, has_sets: bool) -> Bytes {
     } else {
         &[0xe0, 0]
     };
+    init_with(entry, length_size, sets)
+}
+
+fn init_with(entry: &[u8; 4], length_size: u8, sets: &[u8]) -> Bytes {
     let avcc = boxed(b"avcC", &[&[1, 66, 0xc0, 30, 0xfc | (length_size - 1)], sets]);
     let entry = boxed(entry, &[&[0; 78], &avcc]);
     let stsd = boxed(b"stsd", &[&words(&[0, 1]), &entry]);
@@ -86,9 +90,11 @@ fn fragment(decode: u32, length_size: usize, positions: Positions, before: usize
     [make(length + 8), boxed(b"mdat", &[&data])].concat()
 }
 
-fn demux(init: &Bytes, segment: &[u8]) -> Vec<Sample> {
-    let mut fragments = Fragments::new(init).expect("an initialization section");
-    fragments.segment(&Bytes::copy_from_slice(segment)).expect("frames")
+fn demux(init: &Bytes, segment: &[u8]) -> Vec<DemuxedSample> {
+    let mut fragments = Mp4Demuxer::new(init).expect("an initialization section");
+    fragments
+        .demux_segment(&Bytes::copy_from_slice(segment))
+        .expect("frames")
 }
 
 #[test]
@@ -97,6 +103,9 @@ fn positions_may_count_from_the_fragment_the_file_or_not_at_all() {
     for positions in [
         Positions::FromFragment,
         Positions::FromFile(0),
+        // Short enough for the positions to be in the media data of the segment, too.
+        Positions::FromFile(1),
+        Positions::FromFile(7),
         Positions::FromFile(123_456),
         Positions::Unstated,
     ] {
@@ -109,7 +118,7 @@ fn positions_may_count_from_the_fragment_the_file_or_not_at_all() {
         let samples = demux(&init, &segment);
         let times: Vec<u128> = samples
             .iter()
-            .map(|sample| (sample.decode - ORIGIN).as_millis())
+            .map(|sample| (sample.decode_time - TIMESTAMP_ORIGIN).as_millis())
             .collect();
         assert_eq!(times, [0, 40, 80, 120, 160, 200], "{positions:?}");
         let last = &samples[5].bytes[..];
@@ -123,7 +132,7 @@ fn parameter_sets_may_be_in_the_samples_only() {
     for entry in [b"avc1", b"avc3"] {
         let samples = demux(&init(entry, 4, false), &fragment(0, 4, Positions::FromFragment, 0));
         assert_eq!(samples.len(), 3);
-        assert_eq!((samples[0].content, samples[0].bytes[4]), (Content::H264, 0x65));
+        assert_eq!((samples[0].codec, samples[0].bytes[4]), (SampleCodec::H264, 0x65));
     }
 }
 
@@ -145,9 +154,30 @@ fn a_broken_fragment_does_not_hide_the_others() {
     let good = fragment(0, 4, Positions::FromFragment, 0);
     let cut = boxed(b"moof", &[&[1, 2, 3]]);
     assert_eq!(demux(&init, &[good.clone(), cut].concat()).len(), 3);
-    let mut fragments = Fragments::new(&init).expect("an initialization section");
+    let mut fragments = Mp4Demuxer::new(&init).expect("an initialization section");
     let error = fragments
-        .segment(&boxed(b"moof", &[&[1, 2, 3]]).into())
+        .demux_segment(&boxed(b"moof", &[&[1, 2, 3]]).into())
         .expect_err("nothing");
     assert!(error.to_string().contains("no media data"), "{error}");
+}
+
+/// Key frames of a few bytes each, and parameter sets of 64 KiB.
+#[test]
+fn long_parameter_sets_do_not_multiply_a_segment() {
+    let sets = [&[0xe1, 0xff, 0xff, 0x67][..], &[1; 0xfffe], &[1, 0, 2, 0x68, 1]].concat();
+    let count = 60_000_u32;
+    let traf = boxed(
+        b"traf",
+        &[
+            &boxed(b"tfhd", &[&words(&[0x2_0010, 7, 7])]),
+            &boxed(b"trun", &[&words(&[0, count])]),
+        ],
+    );
+    let data = [0, 0, 0, 3, 0x65, 0x88, 1].repeat(count as usize);
+    let segment = [boxed(b"moof", &[&traf]), boxed(b"mdat", &[&data])].concat();
+    let samples = demux(&init_with(b"avc1", 4, &sets), &segment);
+    assert_eq!(samples.len(), count as usize);
+    assert!(samples[0].bytes.len() > 0xffff, "the first one has them");
+    let total: usize = samples.iter().map(|sample| sample.bytes.len()).sum();
+    assert!(total < 3 * segment.len() + (128 << 10), "{total} of {}", segment.len());
 }

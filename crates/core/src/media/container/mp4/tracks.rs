@@ -6,201 +6,223 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use shiguredo_mp4::Decode as _;
 use shiguredo_mp4::boxes::EsdsBox;
 
-use super::super::sample::{ContainerError, Content, time};
-use super::boxes::{Fields, all, at, boxes};
+use super::super::sample::{ContainerError, SampleCodec, ticks_to_duration};
+use super::boxes::{FieldReader, body_at_path, box_bodies, iter_boxes};
+use crate::media::MediaKind;
 use crate::media::aac::AacConfig;
 
 /// A track.
 #[derive(Clone, Debug)]
-pub(super) struct Track {
+pub(super) struct Mp4Track {
     pub(super) id: u32,
-    pub(super) rate: u32,
+    pub(super) timescale: u32,
+    /// `None` for subtitles and other data.
+    pub(super) kind: Option<MediaKind>,
     /// Sample entries, by their index.
-    pub(super) entries: Vec<Entry>,
+    pub(super) sample_entries: Vec<SampleEntry>,
     /// Media time at which the presentation starts, from the edit list.
     pub(super) edit_offset: Duration,
     /// Sample entry, duration and size of samples that state none (`trex`).
-    pub(super) defaults: Defaults,
+    pub(super) sample_defaults: SampleDefaults,
     /// Decoding time of the next sample, for fragments that state none.
-    pub(super) next: u64,
+    pub(super) next_decode_time: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Defaults {
-    pub(super) entry: u32,
+pub(super) struct SampleDefaults {
+    pub(super) sample_description_index: u32,
     pub(super) duration: u32,
     pub(super) size: u32,
 }
 
 /// Codec of a track, from its sample entry.
 #[derive(Clone, Debug)]
-pub(super) enum Entry {
+pub(super) enum SampleEntry {
     Video {
-        content: Content,
+        codec: SampleCodec,
         /// Length of the field before each NAL unit.
         length_size: usize,
         /// Parameter sets with start codes; prepended to key frames that have none.
         parameter_sets: Bytes,
     },
-    Audio(Content),
-    Other(String),
+    Audio(SampleCodec),
+    Unsupported(String),
     Encrypted,
 }
 
 /// Maximum number of tracks and of sample entries.
-const MAX_TRACKS: usize = 32;
+const MAX_TRACKS_OR_SAMPLE_ENTRIES: usize = 32;
 
 /// Returns the tracks of an initialization section, or of a segment that contains one.
-pub(super) fn tracks(init: &[u8]) -> Result<Vec<Track>, ContainerError> {
-    let mut found = boxes(init).filter(|found| found.name == *b"moov");
-    let moov = found.next().ok_or(ContainerError::NoInit)?;
-    if moov.is_cut {
-        return Err(ContainerError::Broken(
-            "the initialization section is cut off".to_owned(),
+pub(super) fn parse_tracks(init: &[u8]) -> Result<Vec<Mp4Track>, ContainerError> {
+    let mut found = iter_boxes(init).filter(|found| found.name == *b"moov");
+    let moov = found.next().ok_or(ContainerError::MissingInitSection)?;
+    if moov.is_truncated {
+        return Err(ContainerError::Malformed(
+            "the MP4 initialization section is truncated".to_owned(),
         ));
     }
-    let defaults: Vec<(u32, Defaults)> = all(moov.body, b"mvex")
-        .flat_map(|mvex| all(mvex, b"trex"))
-        .filter_map(defaults)
-        .take(MAX_TRACKS)
+    let defaults: Vec<(u32, SampleDefaults)> = box_bodies(moov.body, b"mvex")
+        .flat_map(|mvex| box_bodies(mvex, b"trex"))
+        .filter_map(parse_trex)
+        .take(MAX_TRACKS_OR_SAMPLE_ENTRIES)
         .collect();
-    let tracks: Vec<Track> = all(moov.body, b"trak")
-        .filter_map(|trak| track(trak, &defaults))
-        .take(MAX_TRACKS)
+    let tracks: Vec<Mp4Track> = box_bodies(moov.body, b"trak")
+        .filter_map(|trak| parse_trak(trak, &defaults))
+        .take(MAX_TRACKS_OR_SAMPLE_ENTRIES)
         .collect();
     if tracks.is_empty() {
-        return Err(ContainerError::Broken(
-            "the initialization section has no track".to_owned(),
+        return Err(ContainerError::Malformed(
+            "the MP4 initialization section has no track".to_owned(),
         ));
     }
     Ok(tracks)
 }
 
-fn defaults(trex: &[u8]) -> Option<(u32, Defaults)> {
-    let mut fields = Fields(trex.get(4..)?);
+fn parse_trex(trex: &[u8]) -> Option<(u32, SampleDefaults)> {
+    let mut fields = FieldReader(trex.get(4..)?);
     let id = fields.u32()?;
     let (entry, duration, size) = (fields.u32()?, fields.u32()?, fields.u32()?);
-    Some((id, Defaults { entry, duration, size }))
+    Some((
+        id,
+        SampleDefaults {
+            sample_description_index: entry,
+            duration,
+            size,
+        },
+    ))
 }
 
-fn track(trak: &[u8], defaults: &[(u32, Defaults)]) -> Option<Track> {
-    let mut tkhd = Fields(at(trak, &[b"tkhd"])?);
+fn parse_trak(trak: &[u8], defaults: &[(u32, SampleDefaults)]) -> Option<Mp4Track> {
+    let mut tkhd = FieldReader(body_at_path(trak, &[b"tkhd"])?);
     let version = tkhd.u8()?;
-    tkhd.take(3)?;
-    tkhd.long(version)?;
-    tkhd.long(version)?;
+    tkhd.take_bytes(3)?;
+    tkhd.u32_or_u64(version)?;
+    tkhd.u32_or_u64(version)?;
     let id = tkhd.u32()?;
-    let mut mdhd = Fields(at(trak, &[b"mdia", b"mdhd"])?);
+    let mut mdhd = FieldReader(body_at_path(trak, &[b"mdia", b"mdhd"])?);
     let version = mdhd.u8()?;
-    mdhd.take(3)?;
-    mdhd.long(version)?;
-    mdhd.long(version)?;
+    mdhd.take_bytes(3)?;
+    mdhd.u32_or_u64(version)?;
+    mdhd.u32_or_u64(version)?;
     let rate = mdhd.u32()?;
-    let stsd = at(trak, &[b"mdia", b"minf", b"stbl", b"stsd"])?;
-    let entries = boxes(stsd.get(8..)?).take(MAX_TRACKS);
+    // §8.4.3: version, flags, a reserved field, and the handler.
+    let kind = match body_at_path(trak, &[b"mdia", b"hdlr"]).and_then(|hdlr| hdlr.get(8..12)) {
+        Some(b"vide") => Some(MediaKind::Video),
+        Some(b"soun") => Some(MediaKind::Audio),
+        _ => None,
+    };
+    let stsd = body_at_path(trak, &[b"mdia", b"minf", b"stbl", b"stsd"])?;
+    let entries = iter_boxes(stsd.get(8..)?).take(MAX_TRACKS_OR_SAMPLE_ENTRIES);
     let defaults = defaults.iter().find(|(known, _)| *known == id);
-    Some(Track {
+    Some(Mp4Track {
         id,
-        rate,
-        entries: entries.map(|entry| Entry::of(entry.name, entry.body)).collect(),
-        edit_offset: edit_offset(trak, rate).unwrap_or_default(),
-        defaults: defaults.map(|(_, defaults)| *defaults).unwrap_or_default(),
-        next: 0,
+        timescale: rate,
+        kind,
+        sample_entries: entries
+            .map(|entry| SampleEntry::from_entry_box(entry.name, entry.body))
+            .collect(),
+        edit_offset: parse_edit_offset(trak, rate).unwrap_or_default(),
+        sample_defaults: defaults.map(|(_, defaults)| *defaults).unwrap_or_default(),
+        next_decode_time: 0,
     })
 }
 
 /// Added to all timestamps: an edit list may shift the start of a track before zero.
-pub(super) const ORIGIN: Duration = Duration::from_secs(10);
+pub(super) const TIMESTAMP_ORIGIN: Duration = Duration::from_secs(10);
 
 /// Media time at which the presentation of a track starts (ISO/IEC 14496-12 §8.6.6). With B-frames it is the
 /// composition offset of the first frame.
-fn edit_offset(trak: &[u8], rate: u32) -> Option<Duration> {
-    let mut elst = Fields(at(trak, &[b"edts", b"elst"])?);
+fn parse_edit_offset(trak: &[u8], rate: u32) -> Option<Duration> {
+    let mut elst = FieldReader(body_at_path(trak, &[b"edts", b"elst"])?);
     let version = elst.u8()?;
-    elst.take(3)?;
+    elst.take_bytes(3)?;
     let count = elst.u32()?;
     for _ in 0..count.min(1_024) {
-        elst.long(version)?;
-        let media_time = elst.long(version)?;
+        elst.u32_or_u64(version)?;
+        let media_time = elst.u32_or_u64(version)?;
         elst.u32()?;
         // -1 marks an empty edit.
         let is_empty = media_time == if version == 1 { u64::MAX } else { u64::from(u32::MAX) };
         if !is_empty {
-            return Some(time(media_time, rate).min(ORIGIN));
+            return Some(ticks_to_duration(media_time, rate).min(TIMESTAMP_ORIGIN));
         }
     }
     None
 }
 
-pub(super) const START_CODE: [u8; 4] = [0, 0, 0, 1];
+pub(super) const ANNEX_B_START_CODE: [u8; 4] = [0, 0, 0, 1];
 
 /// Length of the fixed fields of a sample entry (ISO/IEC 14496-12 §12.1.3, §12.2.3).
-const VISUAL: usize = 78;
-const AUDIO: usize = 28;
+const VISUAL_SAMPLE_ENTRY_LENGTH: usize = 78;
+const AUDIO_SAMPLE_ENTRY_LENGTH: usize = 28;
 
-impl Entry {
-    fn of(name: [u8; 4], body: &[u8]) -> Self {
-        let other = || Self::Other(String::from_utf8_lossy(&name).into_owned());
+impl SampleEntry {
+    fn from_entry_box(name: [u8; 4], body: &[u8]) -> Self {
+        let other = || Self::Unsupported(String::from_utf8_lossy(&name).into_owned());
         match &name {
             // `avc3` and `hev1` have their parameter sets in the samples.
-            b"avc1" | b"avc3" => avc(body).unwrap_or_else(other),
-            b"hvc1" | b"hev1" => hevc(body).unwrap_or_else(other),
-            b"Opus" => Self::Audio(Content::Opus),
-            b"mp4a" => aac(body).map_or_else(
-                || Self::Other("mp4a without AAC".to_owned()),
-                |config| Self::Audio(Content::Aac(config)),
+            b"avc1" | b"avc3" => parse_avc_entry(body).unwrap_or_else(other),
+            b"hvc1" | b"hev1" => parse_hevc_entry(body).unwrap_or_else(other),
+            b"Opus" => Self::Audio(SampleCodec::Opus),
+            b"mp4a" => aac_config_of_mp4a_entry(body).map_or_else(
+                || Self::Unsupported("mp4a without AAC".to_owned()),
+                |config| Self::Audio(SampleCodec::Aac(config)),
             ),
             b"encv" | b"enca" => Self::Encrypted,
-            b"vp08" => Self::Other("VP8".to_owned()),
-            b"vp09" => Self::Other("VP9".to_owned()),
-            b"av01" => Self::Other("AV1".to_owned()),
-            b"fLaC" => Self::Other("FLAC".to_owned()),
+            b"vp08" => Self::Unsupported("VP8".to_owned()),
+            b"vp09" => Self::Unsupported("VP9".to_owned()),
+            b"av01" => Self::Unsupported("AV1".to_owned()),
+            b"fLaC" => Self::Unsupported("FLAC".to_owned()),
+            b"ac-3" => Self::Unsupported("AC-3".to_owned()),
+            b"ec-3" => Self::Unsupported("E-AC-3".to_owned()),
+            b"dvh1" | b"dvhe" => Self::Unsupported("Dolby Vision".to_owned()),
             _ => other(),
         }
     }
 }
 
 /// ISO/IEC 14496-15 §5.3.3.1.
-fn avc(body: &[u8]) -> Option<Entry> {
-    let mut fields = Fields(at(body.get(VISUAL..)?, &[b"avcC"])?);
-    fields.take(4)?;
+fn parse_avc_entry(body: &[u8]) -> Option<SampleEntry> {
+    let mut fields = FieldReader(body_at_path(body.get(VISUAL_SAMPLE_ENTRY_LENGTH..)?, &[b"avcC"])?);
+    fields.take_bytes(4)?;
     let length_size = usize::from(fields.u8()? & 3) + 1;
     let mut sets = BytesMut::new();
     let count = fields.u8()? & 0x1f;
-    nals(&mut fields, u16::from(count), &mut sets)?;
+    read_parameter_sets(&mut fields, u16::from(count), &mut sets)?;
     let count = fields.u8()?;
-    nals(&mut fields, u16::from(count), &mut sets)?;
-    Some(Entry::Video {
-        content: Content::H264,
+    read_parameter_sets(&mut fields, u16::from(count), &mut sets)?;
+    Some(SampleEntry::Video {
+        codec: SampleCodec::H264,
         length_size,
         parameter_sets: sets.freeze(),
     })
 }
 
 /// ISO/IEC 14496-15 §8.3.3.1.
-fn hevc(body: &[u8]) -> Option<Entry> {
-    let mut fields = Fields(at(body.get(VISUAL..)?, &[b"hvcC"])?);
-    fields.take(21)?;
+fn parse_hevc_entry(body: &[u8]) -> Option<SampleEntry> {
+    let mut fields = FieldReader(body_at_path(body.get(VISUAL_SAMPLE_ENTRY_LENGTH..)?, &[b"hvcC"])?);
+    fields.take_bytes(21)?;
     let length_size = usize::from(fields.u8()? & 3) + 1;
     let mut sets = BytesMut::new();
     for _ in 0..fields.u8()? {
         fields.u8()?;
         let count = fields.u16()?;
-        nals(&mut fields, count, &mut sets)?;
+        read_parameter_sets(&mut fields, count, &mut sets)?;
     }
-    Some(Entry::Video {
-        content: Content::H265,
+    Some(SampleEntry::Video {
+        codec: SampleCodec::H265,
         length_size,
         parameter_sets: sets.freeze(),
     })
 }
 
-fn nals(fields: &mut Fields<'_>, count: u16, out: &mut BytesMut) -> Option<()> {
+fn read_parameter_sets(fields: &mut FieldReader<'_>, count: u16, out: &mut BytesMut) -> Option<()> {
     for _ in 0..count {
         let length = usize::from(fields.u16()?);
-        let nal = fields.take(length)?;
+        let nal = fields.take_bytes(length)?;
         if !nal.is_empty() {
-            out.put_slice(&START_CODE);
+            out.put_slice(&ANNEX_B_START_CODE);
             out.put_slice(nal);
         }
     }
@@ -208,14 +230,14 @@ fn nals(fields: &mut Fields<'_>, count: u16, out: &mut BytesMut) -> Option<()> {
 }
 
 /// ISO/IEC 14496-14 §5.6. QuickTime has more fields before the boxes, and may put them into a `wave` box.
-fn aac(body: &[u8]) -> Option<AacConfig> {
+fn aac_config_of_mp4a_entry(body: &[u8]) -> Option<AacConfig> {
     let more = match body.get(8..10)? {
         [0, 1] => 16,
         [0, 2] => 36,
         _ => 0,
     };
-    let boxes = body.get(AUDIO + more..)?;
-    let esds = at(boxes, &[b"esds"]).or_else(|| at(boxes, &[b"wave", b"esds"]))?;
+    let boxes = body.get(AUDIO_SAMPLE_ENTRY_LENGTH + more..)?;
+    let esds = body_at_path(boxes, &[b"esds"]).or_else(|| body_at_path(boxes, &[b"wave", b"esds"]))?;
     let mut whole = Vec::with_capacity(esds.len() + 8);
     whole.put_u32(u32::try_from(esds.len() + 8).ok()?);
     whole.put_slice(b"esds");

@@ -2,213 +2,225 @@
 
 use bytes::BytesMut;
 
-use super::super::adts::Adts;
-use super::super::clock::{Clock, MASK, RATE};
-use super::super::sample::{Content, Sample, time};
-use super::packet::Packet;
-use super::tables::{Stream, StreamKind};
-use super::units::{AccessUnit, AccessUnits, Times, VideoCodec};
+use super::super::adts::AdtsParser;
+use super::super::clock::{MPEG_TIMESTAMP_MASK, MPEG_TS_CLOCK_RATE, MpegTimestampUnwrapper};
+use super::super::sample::{DemuxedSample, SampleCodec, ticks_to_duration};
+use super::access_units::{AccessUnit, AccessUnitSplitter, FrameTimes, VideoCodec};
+use super::packet::TsPacket;
+use super::tables::{ElementaryStreamInfo, SupportedElementaryStreamKind};
 
 /// Reads the frames of one stream.
-pub(super) struct ElementaryStream {
-    pub(super) stream: Stream,
-    contents: Contents,
-    counter: Option<u8>,
+pub(super) struct ElementaryStreamParser {
+    pub(super) info: ElementaryStreamInfo,
+    parser: FrameParser,
+    last_continuity_counter: Option<u8>,
     /// No packet has come since the segment began.
-    is_first: bool,
+    awaits_first_packet: bool,
     /// Header of the PES packet in progress, while it is incomplete.
-    header: Option<Vec<u8>>,
+    partial_pes_header: Option<Vec<u8>>,
     /// Bytes of the PES packet in progress that are still to come, if it says how long it is.
-    left: Option<usize>,
+    pes_bytes_left: Option<usize>,
     /// A PES packet is in progress.
-    is_open: bool,
+    in_pes_packet: bool,
 }
 
-enum Contents {
-    Video(AccessUnits, VideoCodec),
+enum FrameParser {
+    Video(AccessUnitSplitter, VideoCodec),
     Audio {
-        adts: Adts,
-        times: Option<Times>,
+        adts: AdtsParser,
+        times: Option<FrameTimes>,
         /// The PES packet in progress.
         packet: BytesMut,
     },
 }
 
 /// Maximum length of a PES packet with audio, in bytes.
-const MAX_AUDIO: usize = 1 << 20;
+const MAX_AUDIO_PES_BYTES: usize = 1 << 20;
 
 /// Length of a PES header up to the optional fields.
-const HEADER: usize = 9;
+const PES_HEADER_LEN: usize = 9;
 
-impl ElementaryStream {
-    pub(super) fn new(stream: Stream) -> Self {
+impl ElementaryStreamParser {
+    pub(super) fn new(stream: ElementaryStreamInfo) -> Self {
         let contents = match stream.kind {
-            StreamKind::Video(codec) => Contents::Video(AccessUnits::new(codec), codec),
-            StreamKind::Aac => Contents::Audio {
-                adts: Adts::default(),
+            SupportedElementaryStreamKind::Video(codec) => FrameParser::Video(AccessUnitSplitter::new(codec), codec),
+            SupportedElementaryStreamKind::Aac => FrameParser::Audio {
+                adts: AdtsParser::default(),
                 times: None,
                 packet: BytesMut::new(),
             },
         };
         Self {
-            stream,
-            contents,
-            counter: None,
-            is_first: true,
-            header: None,
-            left: None,
-            is_open: false,
+            info: stream,
+            parser: contents,
+            last_continuity_counter: None,
+            awaits_first_packet: true,
+            partial_pes_header: None,
+            pes_bytes_left: None,
+            in_pes_packet: false,
         }
     }
 
     /// Records that a segment begins: many packagers start their continuity counters again.
     pub(super) fn begin_segment(&mut self) {
-        self.is_first = true;
+        self.awaits_first_packet = true;
     }
 
     /// Whether a packet has come since the segment began.
-    pub(super) fn is_fed(&self) -> bool {
-        !self.is_first
+    pub(super) fn has_packet_in_segment(&self) -> bool {
+        !self.awaits_first_packet
     }
 
-    pub(super) fn packet(&mut self, packet: &Packet<'_>, clock: &mut Clock, out: &mut Vec<Sample>) {
-        let is_first = std::mem::take(&mut self.is_first);
-        if let Some(last) = self.counter.replace(packet.counter) {
-            let may_jump = packet.is_discontinuous || is_first && packet.begins;
-            if packet.counter == last && !may_jump {
+    pub(super) fn push_packet(
+        &mut self,
+        packet: &TsPacket<'_>,
+        clock: &mut MpegTimestampUnwrapper,
+        out: &mut Vec<DemuxedSample>,
+    ) {
+        let is_first = std::mem::take(&mut self.awaits_first_packet);
+        if let Some(last) = self.last_continuity_counter.replace(packet.continuity_counter) {
+            let may_jump = packet.is_discontinuous || is_first && packet.payload_unit_start;
+            if packet.continuity_counter == last && !may_jump {
                 return;
             }
-            if packet.counter != (last + 1) & 0xf && !may_jump {
-                self.lose();
+            if packet.continuity_counter != (last + 1) & 0xf && !may_jump {
+                self.handle_packet_loss();
             }
         }
-        if packet.begins {
-            self.end(out);
-            self.is_open = true;
-            self.header = Some(Vec::new());
-            self.left = None;
+        if packet.payload_unit_start {
+            self.end_pes_packet(out);
+            self.in_pes_packet = true;
+            self.partial_pes_header = Some(Vec::new());
+            self.pes_bytes_left = None;
         }
-        if self.is_open {
-            self.payload(packet.payload, clock, out);
+        if self.in_pes_packet {
+            self.read_pes_header_or_push_payload(packet.payload, clock, out);
         }
     }
 
-    fn lose(&mut self) {
-        self.is_open = false;
-        self.header = None;
-        match &mut self.contents {
-            Contents::Video(units, _) => units.lose(),
-            Contents::Audio { adts, packet, .. } => {
+    fn handle_packet_loss(&mut self) {
+        self.in_pes_packet = false;
+        self.partial_pes_header = None;
+        match &mut self.parser {
+            FrameParser::Video(units, _) => units.drop_damaged_nal(),
+            FrameParser::Audio { adts, packet, .. } => {
                 packet.clear();
                 adts.reset();
             }
         }
     }
 
-    fn payload(&mut self, payload: &[u8], clock: &mut Clock, out: &mut Vec<Sample>) {
-        let Some(mut header) = self.header.take() else {
-            return self.contents(payload, out);
+    fn read_pes_header_or_push_payload(
+        &mut self,
+        payload: &[u8],
+        clock: &mut MpegTimestampUnwrapper,
+        out: &mut Vec<DemuxedSample>,
+    ) {
+        let Some(mut header) = self.partial_pes_header.take() else {
+            return self.push_pes_payload(payload, out);
         };
         header.extend_from_slice(payload);
-        let Some(length) = Header::length(&header) else {
-            self.header = Some(header);
+        let Some(length) = PesHeader::header_len_if_complete(&header) else {
+            self.partial_pes_header = Some(header);
             return;
         };
-        let Some(parsed) = Header::parse(&header, length) else {
-            self.is_open = false;
+        let Some(parsed) = PesHeader::parse(&header, length) else {
+            self.in_pes_packet = false;
             return;
         };
-        self.left = parsed.left;
-        let begun = parsed.times.map(|ticks| ticks.times(clock));
-        match &mut self.contents {
-            Contents::Video(units, _) => units.begin(begun),
-            Contents::Audio { times, .. } => *times = begun,
+        self.pes_bytes_left = parsed.payload_len;
+        let begun = parsed.timestamps.map(|ticks| ticks.to_frame_times(clock));
+        match &mut self.parser {
+            FrameParser::Video(units, _) => units.begin_pes_packet(begun),
+            FrameParser::Audio { times, .. } => *times = begun,
         }
-        self.contents(header.get(length..).unwrap_or_default(), out);
+        self.push_pes_payload(header.get(length..).unwrap_or_default(), out);
     }
 
-    fn contents(&mut self, mut payload: &[u8], out: &mut Vec<Sample>) {
-        if let Some(left) = &mut self.left {
+    fn push_pes_payload(&mut self, mut payload: &[u8], out: &mut Vec<DemuxedSample>) {
+        if let Some(left) = &mut self.pes_bytes_left {
             payload = payload.get(..*left).unwrap_or(payload);
             *left -= payload.len();
         }
-        match &mut self.contents {
-            Contents::Video(units, codec) => {
+        match &mut self.parser {
+            FrameParser::Video(units, codec) => {
                 let mut found = Vec::new();
                 units.push(payload, &mut found);
-                add(*codec, found, out);
+                append_samples(*codec, found, out);
             }
-            Contents::Audio { packet, .. } if packet.len() < MAX_AUDIO => packet.extend_from_slice(payload),
-            Contents::Audio { .. } => {}
+            FrameParser::Audio { packet, .. } if packet.len() < MAX_AUDIO_PES_BYTES => {
+                packet.extend_from_slice(payload)
+            }
+            FrameParser::Audio { .. } => {}
         }
-        if self.left == Some(0) {
-            self.end(out);
+        if self.pes_bytes_left == Some(0) {
+            self.end_pes_packet(out);
         }
     }
 
     /// Ends the PES packet in progress. Its last access unit may go on in the next one.
-    fn end(&mut self, out: &mut Vec<Sample>) {
-        self.is_open = false;
-        self.header = None;
-        if let Contents::Audio { adts, times, packet } = &mut self.contents
+    fn end_pes_packet(&mut self, out: &mut Vec<DemuxedSample>) {
+        self.in_pes_packet = false;
+        self.partial_pes_header = None;
+        if let FrameParser::Audio { adts, times, packet } = &mut self.parser
             && !packet.is_empty()
         {
-            adts.push(times.take().map(|times| times.decode), packet, out);
+            adts.push(times.take().map(|times| times.decode_time), packet, out);
             packet.clear();
         }
     }
 
     /// Returns the rest of the frames.
-    pub(super) fn flush(&mut self, out: &mut Vec<Sample>) {
-        self.end(out);
-        self.counter = None;
-        match &mut self.contents {
-            Contents::Video(units, codec) => {
+    pub(super) fn flush(&mut self, out: &mut Vec<DemuxedSample>) {
+        self.end_pes_packet(out);
+        self.last_continuity_counter = None;
+        match &mut self.parser {
+            FrameParser::Video(units, codec) => {
                 let mut found = Vec::new();
                 units.flush(&mut found);
-                add(*codec, found, out);
+                append_samples(*codec, found, out);
             }
-            Contents::Audio { adts, .. } => adts.reset(),
+            FrameParser::Audio { adts, .. } => adts.reset(),
         }
     }
 }
 
-fn add(codec: VideoCodec, units: Vec<AccessUnit>, out: &mut Vec<Sample>) {
+fn append_samples(codec: VideoCodec, units: Vec<AccessUnit>, out: &mut Vec<DemuxedSample>) {
     let content = match codec {
-        VideoCodec::H264 => Content::H264,
-        VideoCodec::H265 => Content::H265,
+        VideoCodec::H264 => SampleCodec::H264,
+        VideoCodec::H265 => SampleCodec::H265,
     };
-    out.extend(units.into_iter().map(|unit| Sample {
-        content,
-        decode: unit.times.decode,
-        present: unit.times.present,
+    out.extend(units.into_iter().map(|unit| DemuxedSample {
+        codec: content,
+        decode_time: unit.times.decode_time,
+        presentation_time: unit.times.presentation_time,
         bytes: unit.bytes.freeze(),
     }));
 }
 
 /// What the header of a PES packet says.
-struct Header {
+struct PesHeader {
     /// Length of the contents in bytes, if it is stated.
-    left: Option<usize>,
-    times: Option<Ticks>,
+    payload_len: Option<usize>,
+    timestamps: Option<PesTimestamps>,
 }
 
 /// Timestamps in units of 1/90000 s.
-struct Ticks {
-    present: u64,
-    decode: Option<u64>,
+struct PesTimestamps {
+    pts: u64,
+    dts: Option<u64>,
 }
 
-impl Header {
+impl PesHeader {
     /// Length of the header; `None` while that is unknown.
-    fn length(bytes: &[u8]) -> Option<usize> {
-        let length = HEADER + usize::from(*bytes.get(HEADER - 1)?);
+    fn header_len_if_complete(bytes: &[u8]) -> Option<usize> {
+        let length = PES_HEADER_LEN + usize::from(*bytes.get(PES_HEADER_LEN - 1)?);
         (bytes.len() >= length).then_some(length)
     }
 
     /// Parses a header; `None` if it is none, or the contents are scrambled.
     fn parse(bytes: &[u8], length: usize) -> Option<Self> {
-        let &[0, 0, 1, _, l1, l2, b6, b7, _] = bytes.first_chunk::<HEADER>()? else {
+        let &[0, 0, 1, _, l1, l2, b6, b7, _] = bytes.first_chunk::<PES_HEADER_LEN>()? else {
             return None;
         };
         let is_scrambled = b6 & 0x30 != 0;
@@ -218,34 +230,41 @@ impl Header {
         let stated = usize::from(l1) << 8 | usize::from(l2);
         // The stated length counts the header behind it.
         let left = (stated > 0).then(|| (stated + 6).saturating_sub(length));
-        let fields = bytes.get(HEADER..length)?;
-        let present = (b7 & 0x80 != 0).then(|| ticks(fields)).flatten();
-        let decode = (b7 & 0x40 != 0).then(|| ticks(fields.get(5..)?)).flatten();
+        let fields = bytes.get(PES_HEADER_LEN..length)?;
+        let present = (b7 & 0x80 != 0).then(|| parse_timestamp(fields)).flatten();
+        let decode = (b7 & 0x40 != 0).then(|| parse_timestamp(fields.get(5..)?)).flatten();
         Some(Self {
-            left,
-            times: present.map(|present| Ticks { present, decode }),
+            payload_len: left,
+            timestamps: present.map(|present| PesTimestamps {
+                pts: present,
+                dts: decode,
+            }),
         })
     }
 }
 
-fn ticks(field: &[u8]) -> Option<u64> {
+fn parse_timestamp(field: &[u8]) -> Option<u64> {
     let &[b0, b1, b2, b3, b4] = field.first_chunk::<5>()?;
     let high = u64::from(b0 >> 1 & 7) << 30;
     let middle = (u64::from(b1) << 8 | u64::from(b2)) >> 1 << 15;
     Some(high | middle | (u64::from(b3) << 8 | u64::from(b4)) >> 1)
 }
 
-impl Ticks {
-    fn times(&self, clock: &mut Clock) -> Times {
+impl PesTimestamps {
+    fn to_frame_times(&self, clock: &mut MpegTimestampUnwrapper) -> FrameTimes {
         // Unwrapping uses decoding times: they never go back within a stream.
-        let decode = self.decode.unwrap_or(self.present);
-        let ahead = self.present.wrapping_sub(decode) & MASK;
+        let decode = self.dts.unwrap_or(self.pts);
+        let ahead = self.pts.wrapping_sub(decode) & MPEG_TIMESTAMP_MASK;
         // More than ten seconds cannot be a reordering delay.
-        let ahead = if ahead > 10 * u64::from(RATE) { 0 } else { ahead };
-        let decode = clock.time(decode);
-        Times {
-            decode,
-            present: decode + time(ahead, RATE),
+        let ahead = if ahead > 10 * u64::from(MPEG_TS_CLOCK_RATE) {
+            0
+        } else {
+            ahead
+        };
+        let decode = clock.unwrap_to_duration(decode);
+        FrameTimes {
+            decode_time: decode,
+            presentation_time: decode + ticks_to_duration(ahead, MPEG_TS_CLOCK_RATE),
         }
     }
 }

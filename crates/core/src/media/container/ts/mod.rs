@@ -5,211 +5,233 @@
 
 use bytes::Bytes;
 
-use self::elementary::ElementaryStream;
-use self::packet::{Packet, Packets};
-pub(super) use self::packet::{SYNC, is_transport_stream};
-use self::tables::{PAT, Program, Section, Stream, StreamKind, is_intact, program, program_pids};
-use self::units::VideoCodec;
+use self::access_units::VideoCodec;
+use self::elementary::ElementaryStreamParser;
+use self::packet::{PacketSplitter, TsPacket};
+pub(super) use self::packet::{SYNC_BYTE, is_transport_stream};
+use self::tables::{
+    ElementaryStreamInfo, PAT_PID, Program, SectionAssembler, SupportedElementaryStreamKind, has_valid_crc, parse_pmt,
+    parse_pmt_pids_from_pat,
+};
 use super::adts;
-use super::clock::Clock;
-use super::sample::{ContainerError, Sample};
+use super::clock::MpegTimestampUnwrapper;
+use super::sample::{ContainerError, DemuxedSample};
 
+mod access_units;
 mod elementary;
 mod packet;
 mod tables;
-mod units;
 
 #[cfg(test)]
 mod tests;
 
 /// The segments of one rendition.
 #[derive(Default)]
-pub(super) struct TransportStream {
-    clock: Clock,
-    packets: Packets,
+pub(super) struct TransportStreamDemuxer {
+    timestamp_unwrapper: MpegTimestampUnwrapper,
+    packet_splitter: PacketSplitter,
     /// Sections in progress, by PID.
-    sections: Vec<(u16, Section)>,
+    section_assemblers: Vec<(u16, SectionAssembler)>,
     /// PIDs of the program map tables.
-    programs: Vec<u16>,
+    pmt_pids: Vec<u16>,
     /// The program that is played.
-    program: Option<Program>,
-    streams: Vec<ElementaryStream>,
+    selected_program: Option<Program>,
+    streams: Vec<ElementaryStreamParser>,
     /// Packets that came before the tables.
-    early: Vec<u8>,
+    packets_before_tables: Vec<u8>,
     /// Sections with a right checksum have come, so others are damaged.
-    has_checksums: bool,
-    scrambled: bool,
+    has_seen_valid_checksum: bool,
+    has_scrambled_packets: bool,
 }
 
 /// Maximum number of programs.
 const MAX_PROGRAMS: usize = 64;
 
 /// Maximum number of bytes of packets that wait for the tables.
-const MAX_EARLY: usize = 16 << 20;
+const MAX_BYTES_BEFORE_TABLES: usize = 16 << 20;
 
-impl TransportStream {
+impl TransportStreamDemuxer {
     /// Reads the PAT and PMT of an initialization section.
-    pub(super) fn tables(&mut self, tables: &Bytes) {
+    pub(super) fn push_tables(&mut self, tables: &Bytes) {
         self.push(tables, &mut Vec::new());
-        self.packets.clear();
+        self.packet_splitter.clear();
     }
 
     /// Returns the frames that are complete. The last one of a segment may go on in the next.
-    pub(super) fn segment(&mut self, segment: &Bytes) -> Result<Vec<Sample>, ContainerError> {
+    pub(super) fn push_segment(&mut self, segment: &Bytes) -> Result<Vec<DemuxedSample>, ContainerError> {
         let mut samples = Vec::new();
-        self.streams.iter_mut().for_each(ElementaryStream::begin_segment);
-        self.scrambled = false;
+        self.streams.iter_mut().for_each(ElementaryStreamParser::begin_segment);
+        self.has_scrambled_packets = false;
         self.push(segment, &mut samples);
-        if self.program.is_none() {
-            self.guess(&mut samples);
+        if self.selected_program.is_none() {
+            self.guess_program(&mut samples);
         }
-        if !samples.is_empty() || self.streams.iter().any(ElementaryStream::is_fed) {
+        if !samples.is_empty() || self.streams.iter().any(ElementaryStreamParser::has_packet_in_segment) {
             return Ok(samples);
         }
-        let others = self.program.as_ref().map(|program| program.others.join(", "));
-        match others.filter(|others| !others.is_empty()) {
-            _ if self.scrambled => Err(ContainerError::Encrypted),
-            Some(others) => Err(ContainerError::Unsupported(others)),
-            None => Err(ContainerError::Empty),
+        let others = self.left_out();
+        if self.has_scrambled_packets {
+            Err(ContainerError::Encrypted)
+        } else if others.is_empty() {
+            Err(ContainerError::NoFrames)
+        } else {
+            Err(ContainerError::UnsupportedCodec(others.join(", ")))
         }
+    }
+
+    /// Returns the tracks whose codec is not supported.
+    pub(super) fn left_out(&self) -> Vec<String> {
+        let others = self
+            .selected_program
+            .iter()
+            .flat_map(|program| &program.unsupported_codecs);
+        others.map(|(kind, name)| format!("{kind} {name}")).collect()
     }
 
     /// Returns the rest of the frames: what follows is another stream. The tables are kept.
-    pub(super) fn flush(&mut self) -> Vec<Sample> {
+    pub(super) fn flush(&mut self) -> Vec<DemuxedSample> {
         let mut samples = Vec::new();
-        self.packets.clear();
-        self.early.clear();
+        self.packet_splitter.clear();
+        self.packets_before_tables.clear();
         self.streams.iter_mut().for_each(|stream| stream.flush(&mut samples));
-        self.clock = Clock::default();
+        self.timestamp_unwrapper = MpegTimestampUnwrapper::default();
         samples
     }
 
-    fn push(&mut self, bytes: &[u8], out: &mut Vec<Sample>) {
-        self.packets.push(bytes);
-        while let Some(packet) = self.packets.next() {
-            self.packet(&packet, out);
+    fn push(&mut self, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
+        self.packet_splitter.drop_uncontinued_packet_and_append_segment(bytes);
+        while let Some(packet) = self.packet_splitter.next() {
+            self.handle_packet(&packet, out);
         }
     }
 
-    fn packet(&mut self, bytes: &[u8], out: &mut Vec<Sample>) {
-        let Some(packet) = Packet::parse(bytes) else { return };
-        if packet.pid == PAT || self.programs.contains(&packet.pid) {
-            self.table(&packet, out);
-        } else if let Some(stream) = self.streams.iter_mut().find(|stream| stream.stream.pid == packet.pid) {
+    fn handle_packet(&mut self, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
+        let Some(packet) = TsPacket::parse(bytes) else { return };
+        if packet.pid == PAT_PID || self.pmt_pids.contains(&packet.pid) {
+            self.handle_table_packet(&packet, out);
+        } else if let Some(stream) = self.streams.iter_mut().find(|stream| stream.info.pid == packet.pid) {
             if packet.is_scrambled {
-                self.scrambled = true;
+                self.has_scrambled_packets = true;
             } else {
-                stream.packet(&packet, &mut self.clock, out);
+                stream.push_packet(&packet, &mut self.timestamp_unwrapper, out);
             }
-        } else if self.program.is_none() && self.early.len() < MAX_EARLY {
-            self.early.extend_from_slice(bytes);
+        } else if self.selected_program.is_none() && self.packets_before_tables.len() < MAX_BYTES_BEFORE_TABLES {
+            self.packets_before_tables.extend_from_slice(bytes);
         }
     }
 
-    fn table(&mut self, packet: &Packet<'_>, out: &mut Vec<Sample>) {
-        let found = match self.sections.iter_mut().find(|(pid, _)| *pid == packet.pid) {
-            Some((_, section)) => section.push(packet.begins, packet.payload),
+    fn handle_table_packet(&mut self, packet: &TsPacket<'_>, out: &mut Vec<DemuxedSample>) {
+        let found = match self.section_assemblers.iter_mut().find(|(pid, _)| *pid == packet.pid) {
+            Some((_, section)) => section.push_and_take_sections(packet.payload_unit_start, packet.payload),
             None => {
-                let mut section = Section::default();
-                let found = section.push(packet.begins, packet.payload);
-                self.sections.push((packet.pid, section));
+                let mut section = SectionAssembler::default();
+                let found = section.push_and_take_sections(packet.payload_unit_start, packet.payload);
+                self.section_assemblers.push((packet.pid, section));
                 found
             }
         };
         for section in found {
-            let is_intact = is_intact(&section);
-            self.has_checksums |= is_intact;
+            let is_intact = has_valid_crc(&section);
+            self.has_seen_valid_checksum |= is_intact;
             // Some writers leave the checksum out.
-            if !is_intact && self.has_checksums {
+            if !is_intact && self.has_seen_valid_checksum {
                 continue;
             }
-            if packet.pid == PAT {
-                self.associate(&section);
-            } else if let Some(program) = program(&section) {
-                self.select(program, out);
+            if packet.pid == PAT_PID {
+                self.apply_pat(&section);
+            } else if let Some(program) = parse_pmt(&section) {
+                self.select_program(program, out);
             }
         }
     }
 
-    fn associate(&mut self, section: &[u8]) {
-        let Some(mut pids) = program_pids(section) else { return };
+    fn apply_pat(&mut self, section: &[u8]) {
+        let Some(mut pids) = parse_pmt_pids_from_pat(section) else {
+            return;
+        };
         pids.truncate(MAX_PROGRAMS);
-        if pids != self.programs && !pids.is_empty() {
-            self.sections.retain(|(pid, _)| *pid == PAT || pids.contains(pid));
-            self.programs = pids;
+        if pids != self.pmt_pids && !pids.is_empty() {
+            self.section_assemblers
+                .retain(|(pid, _)| *pid == PAT_PID || pids.contains(pid));
+            self.pmt_pids = pids;
         }
     }
 
     /// Plays a program: the first one, or the first one with video.
-    fn select(&mut self, program: Program, out: &mut Vec<Sample>) {
-        let is_update = self.programs.len() == 1;
+    fn select_program(&mut self, program: Program, out: &mut Vec<DemuxedSample>) {
+        let is_update = self.pmt_pids.len() == 1;
         let is_better = |current: &Program| program.has_video() && !current.has_video();
         let shares = |current: &Program| {
             let mut streams = program.streams.iter();
             streams.any(|stream| current.streams.iter().any(|known| known.pid == stream.pid))
         };
         let is_chosen = self
-            .program
+            .selected_program
             .as_ref()
             .is_none_or(|current| is_update || is_better(current) || shares(current));
-        if !is_chosen || self.program.as_ref() == Some(&program) {
+        if !is_chosen || self.selected_program.as_ref() == Some(&program) {
             return;
         }
         self.streams.retain_mut(|stream| {
-            let is_kept = program.streams.contains(&stream.stream);
+            let is_kept = program.streams.contains(&stream.info);
             if !is_kept {
                 stream.flush(out);
             }
             is_kept
         });
         for stream in &program.streams {
-            if !self.streams.iter().any(|known| known.stream == *stream) {
-                self.streams.push(ElementaryStream::new(*stream));
+            if !self.streams.iter().any(|known| known.info == *stream) {
+                self.streams.push(ElementaryStreamParser::new(*stream));
             }
         }
-        self.program = Some(program);
-        for bytes in std::mem::take(&mut self.early).chunks_exact(packet::PACKET) {
-            self.packet(bytes, out);
+        self.selected_program = Some(program);
+        for bytes in std::mem::take(&mut self.packets_before_tables).chunks_exact(packet::PACKET_LEN) {
+            self.handle_packet(bytes, out);
         }
     }
 
     /// Finds streams by what they contain. Some segments have no tables at all.
-    fn guess(&mut self, out: &mut Vec<Sample>) {
+    fn guess_program(&mut self, out: &mut Vec<DemuxedSample>) {
         let mut program = Program::default();
-        for packet in self.early.chunks_exact(packet::PACKET).filter_map(Packet::parse) {
-            if let Some(kind) = guess(&packet)
+        for packet in self
+            .packets_before_tables
+            .chunks_exact(packet::PACKET_LEN)
+            .filter_map(TsPacket::parse)
+        {
+            if let Some(kind) = guess_stream_kind(&packet)
                 && !program.streams.iter().any(|known| known.pid == packet.pid)
             {
-                let is_video = |kind: &StreamKind| matches!(kind, StreamKind::Video(_));
+                let is_video =
+                    |kind: &SupportedElementaryStreamKind| matches!(kind, SupportedElementaryStreamKind::Video(_));
                 if !program
                     .streams
                     .iter()
                     .any(|known| is_video(&known.kind) == is_video(&kind))
                 {
-                    program.streams.push(Stream { pid: packet.pid, kind });
+                    program.streams.push(ElementaryStreamInfo { pid: packet.pid, kind });
                 }
             }
         }
         if !program.streams.is_empty() {
-            self.select(program, out);
+            self.select_program(program, out);
         }
     }
 }
 
 /// Kind of the stream whose PES packet begins in a packet, if that is clear.
-fn guess(packet: &Packet<'_>) -> Option<StreamKind> {
+fn guess_stream_kind(packet: &TsPacket<'_>) -> Option<SupportedElementaryStreamKind> {
     let &[0, 0, 1, id, _, _, b6, _, length] = packet.payload.first_chunk::<9>()? else {
         return None;
     };
     let body = packet
         .payload
         .get(9 + usize::from(length)..)
-        .filter(|_| packet.begins && b6 & 0xc0 == 0x80)?;
+        .filter(|_| packet.payload_unit_start && b6 & 0xc0 == 0x80)?;
     match id {
-        0xc0..=0xdf => adts::is_frame(body).then_some(StreamKind::Aac),
+        0xc0..=0xdf => adts::starts_with_adts_frame(body).then_some(SupportedElementaryStreamKind::Aac),
         0xe0..=0xef => {
             let at = body.windows(3).take(8).position(|code| code == [0, 0, 1])?;
-            Some(StreamKind::Video(match body.get(at + 3)? {
+            Some(SupportedElementaryStreamKind::Video(match body.get(at + 3)? {
                 // Delimiters and parameter sets of H.265.
                 0x40 | 0x42 | 0x44 | 0x46 => VideoCodec::H265,
                 0x09 | 0x67 | 0x27 | 0x47 | 0x65 | 0x41 | 0x61 | 0x06 => VideoCodec::H264,

@@ -3,37 +3,37 @@
 use bytes::{Buf as _, BytesMut};
 
 /// Packet length in bytes, and the sync byte.
-pub(in crate::media::container) const PACKET: usize = 188;
-pub(in crate::media::container) const SYNC: u8 = 0x47;
+pub(in crate::media::container) const PACKET_LEN: usize = 188;
+pub(in crate::media::container) const SYNC_BYTE: u8 = 0x47;
 
 /// Distances between packets: plain, with a timestamp of four bytes before each, and with error correction behind each.
-const STRIDES: [usize; 3] = [PACKET, 192, 204];
+const PACKET_STRIDES: [usize; 3] = [PACKET_LEN, 192, 204];
 
 /// Number of sync bytes in a row that make a transport stream.
-const SYNCS: usize = 3;
+const MIN_SYNC_BYTES: usize = 3;
 
 /// A packet with payload.
-pub(super) struct Packet<'a> {
+pub(super) struct TsPacket<'a> {
     pub(super) pid: u16,
     /// A PES packet or a section begins in the payload.
-    pub(super) begins: bool,
+    pub(super) payload_unit_start: bool,
     pub(super) is_scrambled: bool,
-    pub(super) counter: u8,
+    pub(super) continuity_counter: u8,
     /// The continuity counter may jump here.
     pub(super) is_discontinuous: bool,
     pub(super) payload: &'a [u8],
 }
 
 /// PID of packets without content.
-const NULL: u16 = 0x1fff;
+const NULL_PID: u16 = 0x1fff;
 
-impl<'a> Packet<'a> {
+impl<'a> TsPacket<'a> {
     /// Parses a packet; `None` if it has no payload or was received with errors.
     pub(super) fn parse(packet: &'a [u8]) -> Option<Self> {
         let (&[_, b1, b2, b3], body) = packet.split_first_chunk::<4>()?;
         let pid = u16::from(b1 & 0x1f) << 8 | u16::from(b2);
         let (is_erroneous, has_payload) = (b1 & 0x80 != 0, b3 & 0x10 != 0);
-        if is_erroneous || !has_payload || pid == NULL {
+        if is_erroneous || !has_payload || pid == NULL_PID {
             return None;
         }
         let (mut is_discontinuous, mut payload) = (false, body);
@@ -44,9 +44,9 @@ impl<'a> Packet<'a> {
         }
         (!payload.is_empty()).then_some(Self {
             pid,
-            begins: b1 & 0x40 != 0,
+            payload_unit_start: b1 & 0x40 != 0,
             is_scrambled: b3 & 0xc0 != 0,
-            counter: b3 & 0xf,
+            continuity_counter: b3 & 0xf,
             is_discontinuous,
             payload,
         })
@@ -55,70 +55,117 @@ impl<'a> Packet<'a> {
 
 /// Cuts data into packets. What is left of a segment is the beginning of a packet that the next one continues.
 #[derive(Debug, Default)]
-pub(super) struct Packets {
-    rest: BytesMut,
-    stride: usize,
+pub(super) struct PacketSplitter {
+    buffer: BytesMut,
+    packet_stride: usize,
 }
 
-impl Packets {
+impl PacketSplitter {
     /// Appends a segment. Drops an incomplete packet that it does not continue.
-    pub(super) fn push(&mut self, segment: &[u8]) {
+    pub(super) fn drop_uncontinued_packet_and_append_segment(&mut self, segment: &[u8]) {
         let is_continued = || {
-            let next = self.stride.checked_sub(self.rest.len())?;
-            Some(is_stream(segment.get(next..)?, self.stride) && next > 0)
+            let next = self.packet_stride.checked_sub(self.buffer.len())?;
+            Some(has_sync_bytes(segment.get(next..)?, self.packet_stride) && next > 0)
         };
-        if !self.rest.is_empty() && !is_continued().unwrap_or(false) {
-            self.rest.clear();
+        if !self.buffer.is_empty() && !is_continued().unwrap_or(false) {
+            self.buffer.clear();
         }
-        self.rest.extend_from_slice(segment);
+        self.buffer.extend_from_slice(segment);
     }
 
     /// Drops what is incomplete.
     pub(super) fn clear(&mut self) {
-        self.rest.clear();
+        self.buffer.clear();
     }
 
     /// Takes the next complete packet.
-    pub(super) fn next(&mut self) -> Option<[u8; PACKET]> {
+    pub(super) fn next(&mut self) -> Option<[u8; PACKET_LEN]> {
         loop {
-            if self.stride > 0 && self.rest.first() == Some(&SYNC) {
-                let packet = *self.rest.first_chunk::<PACKET>()?;
+            if self.packet_stride > 0 && self.buffer.first() == Some(&SYNC_BYTE) {
+                let packet = *self.buffer.first_chunk::<PACKET_LEN>()?;
                 // The last packet has nothing behind it.
-                self.rest.advance(self.stride.min(self.rest.len()));
+                self.buffer.advance(self.packet_stride.min(self.buffer.len()));
                 return Some(packet);
             }
-            let Some((at, stride)) = find(&self.rest) else {
+            let Some((at, stride)) = find_first_packet(&self.buffer) else {
                 // Keeps what may be the beginning of a packet.
-                let junk = self.rest.len().saturating_sub(PACKET - 1);
-                self.rest.advance(junk);
+                let junk = self.buffer.len().saturating_sub(PACKET_LEN - 1);
+                self.buffer.advance(junk);
                 return None;
             };
-            self.rest.advance(at);
-            self.stride = stride;
+            self.buffer.advance(at);
+            self.packet_stride = stride;
         }
     }
 }
 
 /// Whether data is a transport stream from its first byte: as far as it goes, sync bytes stand where they belong.
-fn is_stream(bytes: &[u8], stride: usize) -> bool {
-    stride > 0 && bytes.first() == Some(&SYNC) && bytes.iter().step_by(stride).take(SYNCS).all(|byte| *byte == SYNC)
+fn has_sync_bytes(bytes: &[u8], stride: usize) -> bool {
+    stride > 0
+        && bytes.first() == Some(&SYNC_BYTE)
+        && bytes
+            .iter()
+            .step_by(stride)
+            .take(MIN_SYNC_BYTES)
+            .all(|byte| *byte == SYNC_BYTE)
 }
 
 /// Finds the first packet, and the distance to the next one.
-fn find(bytes: &[u8]) -> Option<(usize, usize)> {
-    let starts = (0..bytes.len()).filter(|at| bytes.get(*at) == Some(&SYNC));
-    starts.filter(|at| bytes.len() - at >= PACKET).find_map(|at| {
+fn find_first_packet(bytes: &[u8]) -> Option<(usize, usize)> {
+    let starts = (0..bytes.len()).filter(|at| bytes.get(*at) == Some(&SYNC_BYTE));
+    starts.filter(|at| bytes.len() - at >= PACKET_LEN).find_map(|at| {
         Some((
             at,
-            STRIDES
+            PACKET_STRIDES
                 .into_iter()
-                .find(|stride| is_stream(bytes.get(at..).unwrap_or_default(), *stride))?,
+                .find(|stride| has_sync_bytes(bytes.get(at..).unwrap_or_default(), *stride))?,
         ))
     })
 }
 
 /// Whether data is a transport stream, which may begin inside a packet.
 pub(in crate::media::container) fn is_transport_stream(bytes: &[u8]) -> bool {
-    let within = |&(at, stride): &(usize, usize)| at < stride && (at == 0 || bytes.len() >= at + stride * (SYNCS - 1));
-    find(bytes.get(..PACKET * 8).unwrap_or(bytes)).is_some_and(|found| within(&found))
+    let within =
+        |&(at, stride): &(usize, usize)| at < stride && (at == 0 || bytes.len() >= at + stride * (MIN_SYNC_BYTES - 1));
+    find_first_packet(bytes.get(..PACKET_LEN * 8).unwrap_or(bytes)).is_some_and(|found| within(&found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(packets: usize, content: u8) -> Vec<u8> {
+        let mut segment = vec![content; packets * PACKET_LEN];
+        segment
+            .iter_mut()
+            .step_by(PACKET_LEN)
+            .for_each(|byte| *byte = SYNC_BYTE);
+        segment
+    }
+
+    fn contents(splitter: &mut PacketSplitter) -> Vec<[u8; 2]> {
+        std::iter::from_fn(|| splitter.next())
+            .map(|packet| [packet[1], packet[PACKET_LEN - 1]])
+            .collect()
+    }
+
+    #[test]
+    fn a_packet_that_the_next_segment_does_not_continue_is_dropped() {
+        let mut splitter = PacketSplitter::default();
+        splitter.drop_uncontinued_packet_and_append_segment(&segment(7, 1)[..6 * PACKET_LEN + 100]);
+        assert_eq!(contents(&mut splitter), [[1, 1]; 6]);
+        splitter.drop_uncontinued_packet_and_append_segment(&segment(6, 2));
+        assert_eq!(contents(&mut splitter), [[2, 2]; 6]);
+    }
+
+    #[test]
+    fn a_packet_that_the_next_segment_continues_is_whole() {
+        let mut splitter = PacketSplitter::default();
+        let stream = segment(12, 3);
+        let (first, second) = stream.split_at(6 * PACKET_LEN + 100);
+        splitter.drop_uncontinued_packet_and_append_segment(first);
+        assert_eq!(contents(&mut splitter).len(), 6);
+        splitter.drop_uncontinued_packet_and_append_segment(second);
+        assert_eq!(contents(&mut splitter), [[3, 3]; 6]);
+    }
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::packet::PACKET;
+use super::packet::PACKET_LEN;
 use super::*;
-use crate::media::Kind;
+use crate::media::MediaKind;
 
 /// Writes a transport stream.
 struct Writer {
@@ -43,11 +43,11 @@ impl Writer {
         let mut out = Vec::new();
         let mut begins = 0x40;
         while !data.is_empty() {
-            let taken = data.len().min(PACKET - 4);
-            let stuffing = PACKET - 4 - taken;
+            let taken = data.len().min(PACKET_LEN - 4);
+            let stuffing = PACKET_LEN - 4 - taken;
             let [high, low] = pid.to_be_bytes();
             let adaptation = if stuffing > 0 { 0x30 } else { 0x10 };
-            out.extend([SYNC, begins | high, low, adaptation | *counter]);
+            out.extend([SYNC_BYTE, begins | high, low, adaptation | *counter]);
             match stuffing {
                 0 => {}
                 1 => out.push(0),
@@ -73,7 +73,7 @@ impl Writer {
         });
         section.extend(crc.to_be_bytes());
         section.insert(0, 0);
-        section.resize(PACKET - 4, 0xff);
+        section.resize(PACKET_LEN - 4, 0xff);
         self.packets(pid, &section)
     }
 
@@ -110,32 +110,32 @@ impl Writer {
     }
 }
 
-fn demux(segments: &[Vec<u8>]) -> Vec<Sample> {
-    let mut stream = TransportStream::default();
+fn demux(segments: &[Vec<u8>]) -> Vec<DemuxedSample> {
+    let mut stream = TransportStreamDemuxer::default();
     let mut samples = Vec::new();
     for segment in segments {
-        samples.extend(stream.segment(&Bytes::from(segment.clone())).unwrap_or_default());
+        samples.extend(stream.push_segment(&Bytes::from(segment.clone())).unwrap_or_default());
     }
     samples.extend(stream.flush());
     samples
 }
 
 /// Asserts that there are `count` frames, 40 ms apart.
-fn check(samples: &[Sample], count: usize) {
+fn check(samples: &[DemuxedSample], count: usize) {
     assert_eq!(samples.len(), count);
     for pair in samples.windows(2) {
-        let step = pair[1].decode.saturating_sub(pair[0].decode);
+        let step = pair[1].decode_time.saturating_sub(pair[0].decode_time);
         assert!(
             step.abs_diff(Duration::from_millis(40)) < Duration::from_micros(5),
             "{step:?}"
         );
-        assert_eq!(pair[1].present, pair[1].decode);
+        assert_eq!(pair[1].presentation_time, pair[1].decode_time);
     }
     assert!(
         samples.iter().all(|sample| sample.bytes.len() == AUD.len() + 406),
         "whole frames"
     );
-    assert!(samples.iter().all(|sample| sample.content.kind() == Kind::Video));
+    assert!(samples.iter().all(|sample| sample.codec.kind() == MediaKind::Video));
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn frames_go_over_the_border_of_segments_cut_at_any_byte() {
     let mut writer = Writer::new();
     let mut whole = writer.tables();
     (0..12).for_each(|index| whole.extend(writer.frames(index, 1)));
-    for cut in (PACKET * 3 + 1..whole.len() - PACKET * 3).step_by(61) {
+    for cut in (PACKET_LEN * 3 + 1..whole.len() - PACKET_LEN * 3).step_by(61) {
         let (first, second) = whole.split_at(cut);
         check(&demux(&[first.to_vec(), second.to_vec()]), 12);
     }
@@ -227,7 +227,7 @@ fn a_lost_packet_costs_one_frame() {
     for (index, frame) in frames.iter().enumerate() {
         // The second packet of a frame.
         let kept = if index == 2 {
-            [&frame[..PACKET], &frame[PACKET * 2..]].concat()
+            [&frame[..PACKET_LEN], &frame[PACKET_LEN * 2..]].concat()
         } else {
             frame.clone()
         };
@@ -250,12 +250,12 @@ fn packets_with_more_bytes_and_junk_before_them_are_found() {
     let mut whole = writer.tables();
     (0..6).for_each(|index| whole.extend(writer.frames(index, 1)));
     let stamped: Vec<u8> = whole
-        .chunks(PACKET)
+        .chunks(PACKET_LEN)
         .flat_map(|packet| [&[1, 2, 3, 4][..], packet].concat())
         .collect();
     check(&demux(&[stamped]), 6);
     let corrected: Vec<u8> = whole
-        .chunks(PACKET)
+        .chunks(PACKET_LEN)
         .flat_map(|packet| [packet, &[9; 16][..]].concat())
         .collect();
     check(&demux(&[corrected]), 6);
@@ -266,12 +266,16 @@ fn packets_with_more_bytes_and_junk_before_them_are_found() {
 fn memory_is_bounded_without_tables_or_start_codes() {
     let mut writer = Writer::new();
     let tables = writer.tables();
-    let mut stream = TransportStream::default();
+    let mut stream = TransportStreamDemuxer::default();
     for _ in 0..20 {
         let noise: Vec<u8> = writer.pes(None, &vec![0x55; 1 << 20]);
-        let _ = stream.segment(&noise.into());
+        let _ = stream.push_segment(&noise.into());
     }
-    assert!(stream.early.len() <= MAX_EARLY + PACKET, "{}", stream.early.len());
-    let _ = stream.segment(&tables.into());
-    assert!(stream.early.is_empty());
+    assert!(
+        stream.packets_before_tables.len() <= MAX_BYTES_BEFORE_TABLES + PACKET_LEN,
+        "{}",
+        stream.packets_before_tables.len()
+    );
+    let _ = stream.push_segment(&tables.into());
+    assert!(stream.packets_before_tables.is_empty());
 }

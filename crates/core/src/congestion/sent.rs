@@ -1,0 +1,348 @@
+//! What was sent to one viewer, by bursts, and which of it was acknowledged.
+
+use std::time::Instant;
+
+/// When the batches of a shard's outbox were handed to the kernel: one per shard. A tick that is late would otherwise
+/// look like delay of the network.
+#[derive(Debug)]
+pub struct FlushTimes {
+    origin: Instant,
+    /// Microseconds since the origin, by batch modulo the length.
+    times: Box<[(u32, u64)]>,
+    /// The batch that is recorded next.
+    next_batch: u32,
+}
+
+/// Batches that are remembered: about one second of a busy shard.
+const REMEMBERED_BATCHES: usize = 4_096;
+
+impl FlushTimes {
+    /// `origin` is the one of all controllers of the shard.
+    pub fn new(origin: Instant) -> Self {
+        Self {
+            origin,
+            // No batch has the index of another one.
+            times: std::iter::once((1, 0))
+                .chain(std::iter::repeat_n((0, 0), REMEMBERED_BATCHES - 1))
+                .collect(),
+            next_batch: 0,
+        }
+    }
+
+    /// Records when a batch was handed over.
+    pub fn record_batch(&mut self, batch: u32, at: Instant) {
+        if let Some(slot) = self.times.get_mut(batch as usize % REMEMBERED_BATCHES) {
+            *slot = (batch, micros_since_origin(self.origin, at));
+        }
+    }
+
+    /// Records when the batches before `end` were handed over, those that have no time yet.
+    pub fn record_batches_before(&mut self, end: u32, at: Instant) {
+        let count = end.wrapping_sub(self.next_batch).min(REMEMBERED_BATCHES as u32);
+        for behind in 1..=count {
+            self.record_batch(end.wrapping_sub(behind), at);
+        }
+        self.next_batch = end;
+    }
+
+    /// Returns microseconds since the origin, by the low bits of the batch.
+    #[inline]
+    pub(super) fn flush_time_of_batch(&self, batch: u16) -> Option<u64> {
+        let (known, at) = self.times.get(usize::from(batch) % REMEMBERED_BATCHES)?;
+        (*known as u16 == batch).then_some(*at)
+    }
+}
+
+/// Microseconds since the origin.
+#[inline]
+pub(super) fn micros_since_origin(origin: Instant, at: Instant) -> u64 {
+    let elapsed = at.saturating_duration_since(origin);
+    elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros())
+}
+
+/// Packets that left together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Burst {
+    /// Number of the first packet.
+    pub(super) first_sequence_number: u16,
+    pub(super) packet_count: u16,
+    /// In units of [`BURST_SIZE_UNIT_BYTES`].
+    size_in_units: u16,
+    /// Low bits of the batch of the first packet; see [`FlushTimes`].
+    pub(super) first_batch_low_bits: u16,
+}
+
+/// Unit of the size of bursts: one is at most a megabyte.
+const BURST_SIZE_UNIT_BYTES: u32 = 16;
+
+impl Burst {
+    pub(super) fn approximate_bytes(self) -> u32 {
+        u32::from(self.size_in_units) * BURST_SIZE_UNIT_BYTES
+    }
+}
+
+/// Bursts that are remembered: at least 0.64 s.
+const REMEMBERED_BURSTS: usize = 128;
+
+/// Packets that leave within this time are one burst, in microseconds.
+const BURST_MERGE_WINDOW_US: u64 = 5_000;
+
+/// The latest bursts.
+#[derive(Debug)]
+pub(super) struct SentLog {
+    bursts: [Burst; REMEMBERED_BURSTS],
+    /// Index of the newest burst.
+    newest: usize,
+    len: usize,
+    /// When the newest burst began, in microseconds.
+    newest_burst_began_at: u64,
+}
+
+impl SentLog {
+    pub(super) fn new() -> Self {
+        Self {
+            bursts: [Burst::default(); REMEMBERED_BURSTS],
+            newest: 0,
+            len: 0,
+            newest_burst_began_at: 0,
+        }
+    }
+
+    /// Records a packet; numbers ascend by one.
+    #[inline]
+    pub(super) fn push(&mut self, now: u64, batch: u32, number: u16, bytes: u32) {
+        let rounded = u16::try_from((bytes + BURST_SIZE_UNIT_BYTES / 2) / BURST_SIZE_UNIT_BYTES).unwrap_or(u16::MAX);
+        if self.len > 0
+            && now < self.newest_burst_began_at + BURST_MERGE_WINDOW_US
+            && let Some(burst) = self.bursts.get_mut(self.newest)
+            && burst.packet_count < u16::MAX / 4
+        {
+            burst.packet_count += 1;
+            burst.size_in_units = burst.size_in_units.saturating_add(rounded);
+            return;
+        }
+        self.newest = (self.newest + 1) % REMEMBERED_BURSTS;
+        self.len = (self.len + 1).min(REMEMBERED_BURSTS);
+        self.newest_burst_began_at = now;
+        if let Some(burst) = self.bursts.get_mut(self.newest) {
+            *burst = Burst {
+                first_sequence_number: number,
+                packet_count: 1,
+                size_in_units: rounded,
+                first_batch_low_bits: batch as u16,
+            };
+        }
+    }
+
+    /// When the newest burst began, in microseconds.
+    pub(super) fn newest_burst_began_at(&self) -> u64 {
+        self.newest_burst_began_at
+    }
+
+    /// Returns the burst that is `age` bursts older than the newest.
+    pub(super) fn by_age(&self, age: usize) -> Option<Burst> {
+        if age >= self.len {
+            return None;
+        }
+        self.bursts
+            .get((self.newest + REMEMBERED_BURSTS - age) % REMEMBERED_BURSTS)
+            .copied()
+    }
+
+    /// Number of packets between the oldest burst and the end of the newest, and the number of the first.
+    pub(super) fn oldest_sequence_number_and_packet_count(&self) -> Option<(u16, u16)> {
+        let (oldest, newest) = (self.by_age(self.len.checked_sub(1)?)?, self.by_age(0)?);
+        let end = newest.first_sequence_number.wrapping_add(newest.packet_count);
+        Some((
+            oldest.first_sequence_number,
+            end.wrapping_sub(oldest.first_sequence_number),
+        ))
+    }
+
+    /// Returns the age in bursts of the burst with this packet.
+    pub(super) fn age_of(&self, number: u16) -> Option<usize> {
+        let (first, len) = self.oldest_sequence_number_and_packet_count()?;
+        let offset = number.wrapping_sub(first);
+        if offset >= len {
+            return None;
+        }
+        // The first burst, from the oldest on, that begins after the packet.
+        let (mut low, mut high) = (0, self.len);
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            let begin = self
+                .by_age(self.len - 1 - middle)?
+                .first_sequence_number
+                .wrapping_sub(first);
+            if begin <= offset {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Some(self.len - low)
+    }
+}
+
+/// Which of the latest numbers were covered by feedback, and which of them were acknowledged.
+#[derive(Debug)]
+pub(super) struct FeedbackCoverage {
+    /// Number after the highest one that was covered.
+    covered_end_number: u16,
+    covered: [u64; WORDS],
+    acknowledged: [u64; WORDS],
+}
+
+const WORDS: usize = 4;
+
+/// Numbers below the highest covered one whose state is kept.
+const TRACKED_NUMBERS: u16 = 64 * WORDS as u16;
+
+/// What a feedback tells of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PacketFeedbackChange {
+    /// Received, and not covered before.
+    NewlyReceived,
+    /// Not received, and not covered before.
+    NewlyLost,
+    /// Received, and taken for lost before.
+    ReceivedAfterLost,
+    /// Nothing new: what was acknowledged stays so, whatever later feedback says.
+    NothingNew,
+}
+
+impl FeedbackCoverage {
+    /// Nothing before `first_sequence_number` will be judged.
+    pub(super) fn new(first: u16) -> Self {
+        Self {
+            covered_end_number: first,
+            covered: [u64::MAX; WORDS],
+            acknowledged: [u64::MAX; WORDS],
+        }
+    }
+
+    /// Number after the highest one that was covered.
+    pub(super) fn covered_end_number(&self) -> u16 {
+        self.covered_end_number
+    }
+
+    #[inline]
+    pub(super) fn judge_packet(&mut self, number: u16, received: bool) -> PacketFeedbackChange {
+        let (word, bit) = bitmap_position(number);
+        let ahead = number.wrapping_sub(self.covered_end_number);
+        if ahead < u16::MAX / 2 {
+            self.clear_replaced_numbers(ahead.saturating_add(1));
+            self.covered_end_number = number.wrapping_add(1);
+        } else if self.covered_end_number.wrapping_sub(number) > TRACKED_NUMBERS {
+            return PacketFeedbackChange::NothingNew;
+        }
+        let (Some(covered), Some(acknowledged)) = (self.covered.get_mut(word), self.acknowledged.get_mut(word)) else {
+            return PacketFeedbackChange::NothingNew;
+        };
+        let was_covered = *covered & bit != 0;
+        let was_acknowledged = *acknowledged & bit != 0;
+        *covered |= bit;
+        if received {
+            *acknowledged |= bit;
+        }
+        match (was_covered, received && !was_acknowledged) {
+            (false, true) => PacketFeedbackChange::NewlyReceived,
+            (false, false) => PacketFeedbackChange::NewlyLost,
+            (true, true) => PacketFeedbackChange::ReceivedAfterLost,
+            (true, false) => PacketFeedbackChange::NothingNew,
+        }
+    }
+
+    /// Forgets the numbers that the next `packet_count` ones replace.
+    fn clear_replaced_numbers(&mut self, count: u16) {
+        for ahead in 0..count.min(TRACKED_NUMBERS) {
+            let (word, bit) = bitmap_position(self.covered_end_number.wrapping_add(count - 1 - ahead));
+            if let (Some(covered), Some(acknowledged)) = (self.covered.get_mut(word), self.acknowledged.get_mut(word)) {
+                *covered &= !bit;
+                *acknowledged &= !bit;
+            }
+        }
+    }
+}
+
+#[inline]
+fn bitmap_position(number: u16) -> (usize, u64) {
+    let index = number % TRACKED_NUMBERS;
+    (usize::from(index / 64), 1 << (index % 64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(bursts: u16, packets: u16) -> SentLog {
+        let mut log = SentLog::new();
+        for burst in 0..bursts {
+            for packet in 0..packets {
+                let number = 65_000_u16.wrapping_add(burst * packets + packet);
+                log.push(u64::from(burst) * 10_000, u32::from(burst), number, 100);
+            }
+        }
+        log
+    }
+
+    #[test]
+    fn a_packet_is_found_in_its_burst_and_not_outside() {
+        let log = log(200, 7);
+        let (first, len) = log.oldest_sequence_number_and_packet_count().expect("sent");
+        assert_eq!((first, len), (65_000_u16.wrapping_add(72 * 7), 128 * 7));
+        for burst in 72..200_u16 {
+            for packet in 0..7 {
+                let number = 65_000_u16.wrapping_add(burst * 7 + packet);
+                assert_eq!(log.age_of(number), Some(usize::from(199 - burst)));
+            }
+        }
+        assert_eq!(log.age_of(first.wrapping_sub(1)), None);
+        assert_eq!(log.age_of(first.wrapping_add(len)), None);
+        assert_eq!(SentLog::new().age_of(0), None);
+    }
+
+    #[test]
+    fn packets_within_five_milliseconds_are_one_burst() {
+        let mut log = SentLog::new();
+        for (number, at) in [(0, 0), (1, 4_999), (2, 5_000), (3, 9_000), (4, 10_001)] {
+            log.push(at, 1, number, 100);
+        }
+        let counts: Vec<u16> = (0..3)
+            .filter_map(|age| log.by_age(age))
+            .map(|b| b.packet_count)
+            .collect();
+        assert_eq!(counts, [1, 2, 2]);
+    }
+
+    #[test]
+    fn what_was_acknowledged_stays_so_and_late_packets_are_no_loss() {
+        let mut coverage = FeedbackCoverage::new(65_530);
+        assert_eq!(
+            coverage.judge_packet(65_529, true),
+            PacketFeedbackChange::NothingNew,
+            "before the first"
+        );
+        assert_eq!(coverage.judge_packet(65_530, true), PacketFeedbackChange::NewlyReceived);
+        assert_eq!(coverage.judge_packet(65_531, false), PacketFeedbackChange::NewlyLost);
+        assert_eq!(coverage.judge_packet(65_530, false), PacketFeedbackChange::NothingNew);
+        assert_eq!(
+            coverage.judge_packet(65_531, true),
+            PacketFeedbackChange::ReceivedAfterLost
+        );
+        assert_eq!(coverage.judge_packet(65_531, true), PacketFeedbackChange::NothingNew);
+        // Feedback was lost in between: its numbers are judged when they are covered.
+        assert_eq!(coverage.judge_packet(20, true), PacketFeedbackChange::NewlyReceived);
+        assert_eq!(coverage.judge_packet(10, false), PacketFeedbackChange::NewlyLost);
+        assert_eq!(coverage.judge_packet(11, true), PacketFeedbackChange::NewlyReceived);
+        assert_eq!(coverage.covered_end_number(), 21);
+        // A jump over everything.
+        assert_eq!(coverage.judge_packet(5_000, true), PacketFeedbackChange::NewlyReceived);
+        assert_eq!(coverage.judge_packet(4_999, true), PacketFeedbackChange::NewlyReceived);
+        assert_eq!(
+            coverage.judge_packet(4_000, true),
+            PacketFeedbackChange::NothingNew,
+            "too old"
+        );
+    }
+}

@@ -1,0 +1,215 @@
+//! All fetched streams by name: their status and demand.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+
+use super::status::{SourceState, SourceStatus};
+use millstream_core::hub::Hub;
+use millstream_core::hub::changes::{ChangeNotifier, Topic};
+use millstream_core::hub::lock::{LockRank, RankedGuard, RankedMutex};
+use millstream_core::hub::name::StreamName;
+
+/// The fetched streams. Clones share the same entries.
+#[derive(Clone, Debug, Default)]
+pub struct SourceRegistry {
+    registered_sources: Arc<RwLock<BTreeMap<StreamName, Arc<RegisteredSource>>>>,
+}
+
+/// One fetched stream.
+#[derive(Debug)]
+pub struct RegisteredSource {
+    pub stream: StreamName,
+    /// Kind as in the configuration: `rtsp`, `hls` or `pipeline`.
+    pub source_kind: &'static str,
+    /// The source runs only while the stream is watched.
+    pub on_demand: bool,
+    status: watch::Sender<SourceStatus>,
+    change_notifier: Arc<ChangeNotifier>,
+    start_request_notify: Notify,
+    last_requested_at: RankedMutex<Option<Instant>>,
+}
+
+/// The result of starting a stream for a viewer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartOutcome {
+    /// The stream is live.
+    Live,
+    /// Its source failed and is being retried, or was stopped.
+    Unavailable,
+    /// No source is configured for the stream.
+    NotConfigured,
+}
+
+/// Maximum time that a viewer waits for a source to start.
+const SOURCE_START_TIMEOUT: Duration = Duration::from_secs(8);
+
+impl SourceRegistry {
+    /// Returns the entry of a stream.
+    pub fn get(&self, stream: &StreamName) -> Option<Arc<RegisteredSource>> {
+        self.read().get(stream).cloned()
+    }
+
+    /// Returns all entries, sorted by name.
+    pub fn all(&self) -> Vec<Arc<RegisteredSource>> {
+        self.read().values().cloned().collect()
+    }
+
+    /// Adds an entry, replacing the previous one of the stream.
+    pub(super) fn insert(&self, entry: Arc<RegisteredSource>) {
+        let mut entries = self.registered_sources.write().unwrap_or_else(PoisonError::into_inner);
+        entries.insert(entry.stream.clone(), entry);
+    }
+
+    pub(super) fn remove(&self, stream: &StreamName) {
+        let mut entries = self.registered_sources.write().unwrap_or_else(PoisonError::into_inner);
+        entries.remove(stream);
+    }
+
+    /// Marks a stream as stopped until it is started again.
+    pub(super) fn mark_stopped(&self, stream: &StreamName) {
+        if let Some(entry) = self.get(stream) {
+            entry.set_state(SourceState::Stopped);
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<StreamName, Arc<RegisteredSource>>> {
+        self.registered_sources.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a stream for a viewer if it is not live, and waits until it is live or its source fails.
+    pub async fn ensure_started(&self, stream: &StreamName, hub: &Hub) -> StartOutcome {
+        let is_live = || {
+            hub.find_stream(stream)
+                .is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
+        };
+        let Some(entry) = self.get(stream) else {
+            return if is_live() {
+                StartOutcome::Live
+            } else {
+                StartOutcome::NotConfigured
+            };
+        };
+        if entry.status().state == SourceState::Stopped {
+            return if is_live() {
+                StartOutcome::Live
+            } else {
+                StartOutcome::Unavailable
+            };
+        }
+        let mut status = entry.status.subscribe();
+        entry.request_start();
+        let waiting = async {
+            // Earlier failures do not count: an idle source has yet to handle the request.
+            let failures = status.borrow().restart_count;
+            loop {
+                if is_live() {
+                    return StartOutcome::Live;
+                }
+                let failed = status.borrow().restart_count > failures
+                    || (!entry.on_demand && status.borrow().state == SourceState::Failed);
+                if failed || status.changed().await.is_err() {
+                    return StartOutcome::Unavailable;
+                }
+            }
+        };
+        timeout(SOURCE_START_TIMEOUT, waiting)
+            .await
+            .unwrap_or(StartOutcome::Unavailable)
+    }
+}
+
+impl RegisteredSource {
+    /// Makes the entry of a stream that is not started yet.
+    pub fn new(stream: StreamName, source: &'static str, on_demand: bool, changes: Arc<ChangeNotifier>) -> Arc<Self> {
+        Arc::new(Self {
+            stream,
+            source_kind: source,
+            on_demand,
+            status: watch::Sender::new(SourceStatus::default()),
+            change_notifier: changes,
+            start_request_notify: Notify::new(),
+            last_requested_at: RankedMutex::new(LockRank::OnDemandSource, None),
+        })
+    }
+
+    /// Returns the current status.
+    pub fn status(&self) -> SourceStatus {
+        self.status.borrow().clone()
+    }
+
+    pub(super) fn set_state(&self, state: SourceState) {
+        let changed = self.status.send_if_modified(|status| {
+            let changes = status.state != state;
+            if changes {
+                status.state = state;
+                status.state_since = Some(Instant::now().into_std());
+            }
+            changes
+        });
+        if changed {
+            self.wake_stream_listeners();
+        }
+    }
+
+    /// Changes what is shown of the source, without waking those who wait for its state.
+    pub fn update_status_silently(&self, change: impl FnOnce(&mut SourceStatus)) {
+        self.status.send_if_modified(|status| {
+            change(status);
+            false
+        });
+    }
+
+    pub(super) fn mark_failed(&self, error: &str) {
+        self.status.send_modify(|status| {
+            status.state = SourceState::Failed;
+            status.state_since = Some(Instant::now().into_std());
+            status.last_error = Some(error.to_owned());
+            status.restart_count += 1;
+        });
+        self.wake_stream_listeners();
+    }
+
+    fn wake_stream_listeners(&self) {
+        self.change_notifier.notify(&Topic::Stream(self.stream.clone()));
+    }
+
+    fn request_start(&self) {
+        *self.lock_last_requested_at() = Some(Instant::now());
+        self.start_request_notify.notify_one();
+    }
+
+    /// Whether the stream is watched, or was watched or requested within `linger` (ever, if it is `None`).
+    pub(super) fn renew_demand_if_watched_and_check(&self, hub: &Hub, linger: Option<Duration>) -> bool {
+        let is_watched = hub
+            .find_stream(&self.stream)
+            .is_some_and(|stream| stream.with_state(|state| state.is_watched()));
+        let mut requested = self.lock_last_requested_at();
+        if is_watched {
+            *requested = Some(Instant::now());
+        }
+        requested.is_some_and(|requested| linger.is_none_or(|linger| requested.elapsed() < linger))
+    }
+
+    /// Waits until the stream is requested or watched.
+    pub(super) async fn wait_until_watched_or_requested(&self, hub: &Hub) {
+        let mut changes = hub.change_notifier().listen([Topic::Stream(self.stream.clone())]);
+        let is_watched = || {
+            let stream = hub.find_stream(&self.stream);
+            stream.is_some_and(|stream| stream.with_state(|state| state.is_watched()))
+        };
+        while !is_watched() {
+            tokio::select! {
+                () = self.start_request_notify.notified() => return,
+                () = changes.changed() => {}
+            }
+        }
+    }
+
+    fn lock_last_requested_at(&self) -> RankedGuard<'_, Option<Instant>> {
+        self.last_requested_at.lock()
+    }
+}

@@ -1,0 +1,176 @@
+//! Finds the media playlists of a source: chooses a variant, leaves one that fails for another, and remembers it.
+//!
+//! Addresses that were reached by a redirect or listed by a playlist may be good for a while only. The operator's address
+//! leads to new ones.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::info;
+use url::Url;
+
+use super::error::{FileKind, HlsError};
+use super::files::{PLAYLIST_FETCH_LIMITS, checksum, load_playlist};
+use super::http::{HttpError, OriginClient};
+use super::playlist::{MediaPlaylist, MultivariantPlaylist, Playlist, Variant};
+use super::variants::{VariantLimits, audio_uri, rank_playable_variants, unplayable_variant_names};
+
+/// Variants that failed recently, by checksums of their URIs, which may be long. They outlive a restart of the source.
+#[derive(Clone, Debug, Default)]
+pub struct FailedVariants(Arc<Mutex<Vec<(u64, Instant)>>>);
+
+/// How long a variant that failed is tried after the others.
+const FAILED_VARIANT_DEMOTION_PERIOD: Duration = Duration::from_secs(300);
+
+/// Maximum number of variants that are remembered, and that are tried for one start.
+const MAX_FAILED_VARIANTS: usize = 64;
+const MAX_VARIANT_TRIES: usize = 6;
+
+impl FailedVariants {
+    fn add(&self, uri: &str) {
+        let uri = checksum(uri.as_bytes());
+        let mut dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        dead.retain(|(known, _)| *known != uri);
+        if dead.len() >= MAX_FAILED_VARIANTS {
+            dead.remove(0);
+        }
+        dead.push((uri, Instant::now()));
+    }
+
+    fn contains(&self, uri: &str) -> bool {
+        let uri = checksum(uri.as_bytes());
+        let dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        dead.iter()
+            .any(|(known, since)| *known == uri && since.elapsed() < FAILED_VARIANT_DEMOTION_PERIOD)
+    }
+}
+
+/// Finds the media playlists of one source.
+pub(super) struct VariantResolver {
+    pub(super) client: Arc<OriginClient>,
+    playlist_url: Url,
+    variant_limits: VariantLimits,
+    failed_variants: FailedVariants,
+    /// URI of the variant that is played; `None` if there is only one.
+    current_variant_uri: Mutex<Option<String>>,
+    /// Addresses of its renditions.
+    rendition_urls: Mutex<Vec<Url>>,
+}
+
+/// What is played.
+pub(super) struct RenditionUrlsAndFirstPlaylist {
+    /// URLs of the media playlists to follow.
+    pub(super) rendition_urls: Vec<Url>,
+    /// The first of these playlists.
+    pub(super) first_playlist: MediaPlaylist,
+    /// Variants that cannot be played, by their codecs.
+    pub(super) unplayable_variants: Vec<String>,
+}
+
+impl VariantResolver {
+    /// Makes a resolver for the source at the operator's address.
+    pub(super) fn new(client: Arc<OriginClient>, address: Url, choice: VariantLimits, dead: FailedVariants) -> Self {
+        Self {
+            client,
+            playlist_url: address,
+            variant_limits: choice,
+            failed_variants: dead,
+            current_variant_uri: Mutex::new(None),
+            rendition_urls: Mutex::default(),
+        }
+    }
+
+    /// Loads the operator's playlist, and the best variant of it that can be loaded; another one than the current, if it
+    /// failed.
+    pub(super) async fn resolve_playlists(
+        &self,
+        variant_has_failed: bool,
+    ) -> Result<RenditionUrlsAndFirstPlaylist, HlsError> {
+        let (found, playlist) = load_playlist(&self.client, &self.playlist_url, PLAYLIST_FETCH_LIMITS).await?;
+        // The origin is there, so it is the variant.
+        if variant_has_failed {
+            self.mark_current_variant_failed();
+        }
+        let multivariant = match playlist {
+            Playlist::Media(first) => {
+                let renditions = vec![found];
+                return Ok(RenditionUrlsAndFirstPlaylist {
+                    rendition_urls: renditions,
+                    first_playlist: first,
+                    unplayable_variants: Vec::new(),
+                });
+            }
+            Playlist::Multivariant(multivariant) => multivariant,
+        };
+        let mut variants = rank_playable_variants(&multivariant, self.variant_limits)?;
+        variants.sort_by_cached_key(|variant| self.failed_variants.contains(&variant.uri));
+        let mut failed = None;
+        for variant in variants.into_iter().take(MAX_VARIANT_TRIES) {
+            match self
+                .load_variant_playlist_and_urls(&found, &multivariant, variant)
+                .await
+            {
+                Ok(opened) => {
+                    *self.lock_current_variant_uri() = Some(variant.uri.clone());
+                    *self.rendition_urls.lock().unwrap_or_else(PoisonError::into_inner) = opened.rendition_urls.clone();
+                    return Ok(opened);
+                }
+                Err(error) => {
+                    self.failed_variants.add(&variant.uri);
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        Err(failed.unwrap_or(HlsError::NestedMultivariant))
+    }
+
+    async fn load_variant_playlist_and_urls(
+        &self,
+        found: &Url,
+        multivariant: &MultivariantPlaylist,
+        variant: &Variant,
+    ) -> Result<RenditionUrlsAndFirstPlaylist, HlsError> {
+        let join = |uri: &str| {
+            found.join(uri).map_err(|_| HlsError::Fetch {
+                what: FileKind::Playlist,
+                host: found.host_str().unwrap_or_default().to_owned(),
+                error: HttpError::UnsupportedScheme,
+            })
+        };
+        let (main, first) = match load_playlist(&self.client, &join(&variant.uri)?, PLAYLIST_FETCH_LIMITS).await? {
+            (main, Playlist::Media(media)) => (main, media),
+            (_, Playlist::Multivariant(_)) => return Err(HlsError::NestedMultivariant),
+        };
+        let mut renditions = vec![main];
+        if let Some(uri) = audio_uri(multivariant, variant) {
+            renditions.push(join(uri)?);
+        }
+        Ok(RenditionUrlsAndFirstPlaylist {
+            rendition_urls: renditions,
+            first_playlist: first,
+            unplayable_variants: unplayable_variant_names(multivariant),
+        })
+    }
+
+    /// Returns the address of a rendition of the variant that is played; `None` if there is only one variant.
+    pub(super) fn current_rendition_url(&self, rendition: u8) -> Option<Url> {
+        let renditions = self.rendition_urls.lock().unwrap_or_else(PoisonError::into_inner);
+        renditions.get(usize::from(rendition)).cloned()
+    }
+
+    /// Tries the other variants before the one that is played, from the next start on.
+    pub(super) fn mark_current_variant_failed(&self) {
+        if let Some(uri) = self.lock_current_variant_uri().take() {
+            info!(
+                host = self.playlist_url.host_str().unwrap_or_default(),
+                "variant of the HLS origin failed; the gateway tries another variant"
+            );
+            self.failed_variants.add(&uri);
+        }
+    }
+
+    fn lock_current_variant_uri(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.current_variant_uri.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,56 @@
+//! What a camera does that the client refuses, and what it passes over.
+
+use std::time::Instant;
+
+/// What retina refuses and another client accepts: see [`fallback`](super::fallback).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CameraIncompatibility {
+    SsrcChanges,
+    SequenceNumberJumpsBack,
+    NonstandardResponse,
+    RequestBeforeResponse,
+    UnusualAuthentication,
+    KeepaliveUnanswered,
+    ShortSessions,
+    /// Its answers to SETUP name no channels, or odd ones.
+    UnclearChannels,
+    /// Browsers do not play its audio, and the pipeline converts it.
+    Audio,
+    /// With `sources.allow`: retina sends datagrams to the address of the answer to SETUP before it can be checked.
+    UncheckedUdpAddress,
+}
+
+impl CameraIncompatibility {
+    /// Whether the relay corrects it, so that no pipeline is needed.
+    pub(super) fn is_corrected_by_relay(self) -> bool {
+        matches!(self, Self::UnclearChannels)
+    }
+
+    /// Returns what the camera does, in a clause.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::SsrcChanges => "the camera changes its SSRC during an RTSP session",
+            Self::SequenceNumberJumpsBack => "the camera's RTP sequence numbers jump back",
+            Self::NonstandardResponse => "the camera's RTSP responses deviate from the RTSP or SDP standard",
+            Self::RequestBeforeResponse => "the camera sends RTSP requests before it responds to the gateway's request",
+            Self::UnusualAuthentication => "the camera authenticates each request anew, or with `auth-int`",
+            Self::KeepaliveUnanswered => "the camera does not respond to RTSP keepalive requests",
+            Self::ShortSessions => "the camera ends its RTSP sessions after a short time",
+            Self::UnclearChannels => "the camera's answers to SETUP name no channels of the connection, or odd ones",
+            Self::Audio => "the camera's audio is converted to Opus",
+            Self::UncheckedUdpAddress => {
+                "the addresses of media over UDP can be checked against `sources.allow` by the pipeline only"
+            }
+        }
+    }
+}
+
+/// Counts what was passed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IgnoredInput {
+    pub count: u64,
+    /// The first of them in this session.
+    pub first_description: Option<String>,
+    /// When the last one was.
+    pub last_at: Option<Instant>,
+}

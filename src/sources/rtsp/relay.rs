@@ -1,0 +1,101 @@
+//! A relay on the loopback interface between retina and a camera, for what retina cannot cope with and no policy of it
+//! helps: digest authentication whose nonce expires, also for keepalives (RFC 7616 §3.3), or that offers `auth-int`, and
+//! answers to SETUP that name no channels or odd ones. Cameras with credentials are read through it, and those that were
+//! found to need it ([`fallback`](super::fallback)).
+//!
+//! It takes one connection, whose first request must carry a secret of the gateway, because it authenticates what it
+//! forwards. It ends with the connection of either side.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rand::Rng as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tracing::debug;
+use url::{Position, Url};
+
+use super::camera::{Camera, CameraError};
+use super::connect::open_unchecked_connection;
+use super::relay_messages::{RelayMessages, RelayTarget};
+use crate::sources::fetch::address::AddressOrigin;
+
+/// Timeout of retina's connection: it connects at once.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Maximum number of bytes that wait for the rest of a message.
+const MAX_BUFFERED_BYTES: usize = 512 * 1024;
+
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// A relay for one session with a camera.
+pub(super) struct CameraRelayEndpoint {
+    /// URL at which retina finds the camera.
+    pub(super) url: Url,
+    /// User agent that identifies retina to the relay; the camera does not see it.
+    pub(super) user_agent: String,
+}
+
+impl CameraRelayEndpoint {
+    /// Connects to the camera, and waits for retina's connection in the background.
+    pub(super) async fn start(camera: &Camera) -> Result<Self, CameraError> {
+        let unreachable = |error: io::Error| CameraError::Unreachable(error.to_string());
+        let credentials = camera.read_credentials()?;
+        let camera_connection = open_unchecked_connection(camera).await?;
+        let peer = camera_connection.peer_addr().map_err(unreachable)?;
+        camera
+            .allowed_networks
+            .check_address(peer.ip(), AddressOrigin::Operator)
+            .map_err(|error| CameraError::Unreachable(error.to_string()))?;
+        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(unreachable)?;
+        let port = listener.local_addr().map_err(unreachable)?.port();
+        let mut url = camera.url.clone();
+        let is_set = url.set_host(Some("127.0.0.1")).is_ok() && url.set_port(Some(port)).is_ok();
+        if !is_set {
+            return Err(CameraError::Unreachable("its URL has no host".to_owned()));
+        }
+        let user_agent = format!("millstream-{:032x}", rand::rng().random::<u128>());
+        let messages = RelayMessages::new(RelayTarget {
+            relay_authority: url[..Position::BeforePath].to_owned(),
+            camera_authority: camera.url[..Position::BeforePath].to_owned(),
+            credentials: credentials.map(|credentials| (credentials.username, credentials.password)),
+            user_agent: user_agent.clone(),
+        });
+        // The relay goes on after the session is dropped until retina closes its connection: it sends TEARDOWN first.
+        tokio::spawn(async move {
+            let accepted = timeout(ACCEPT_TIMEOUT, listener.accept()).await;
+            drop(listener);
+            if let Ok(Ok((retina, _))) = accepted
+                && let Err(error) = forward(retina, camera_connection, messages).await
+            {
+                debug!(%error, "RTSP relay ended");
+            }
+        });
+        Ok(Self { url, user_agent })
+    }
+}
+
+/// Forwards until either side closes its connection or sends what is no RTSP.
+async fn forward(mut retina: TcpStream, mut camera: TcpStream, mut messages: RelayMessages) -> io::Result<()> {
+    retina.set_nodelay(true)?;
+    camera.set_nodelay(true)?;
+    let mut from_retina = BytesMut::with_capacity(READ_BUFFER_BYTES);
+    let mut from_camera = BytesMut::with_capacity(READ_BUFFER_BYTES);
+    loop {
+        let read = tokio::select! {
+            read = retina.read_buf(&mut from_retina) => read?,
+            read = camera.read_buf(&mut from_camera) => read?,
+        };
+        let is_valid = messages.take_from_client(&mut from_retina) && messages.take_from_camera(&mut from_camera);
+        camera.write_all(&messages.to_camera).await?;
+        retina.write_all(&messages.to_client).await?;
+        messages.to_camera.clear();
+        messages.to_client.clear();
+        let is_bounded = from_retina.len() <= MAX_BUFFERED_BYTES && from_camera.len() <= MAX_BUFFERED_BYTES;
+        if read == 0 || !is_valid || !is_bounded {
+            return Ok(());
+        }
+    }
+}

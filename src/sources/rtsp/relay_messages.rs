@@ -1,0 +1,540 @@
+//! What the relay changes in the messages that pass it. Sans-IO.
+//!
+//! Towards the camera: URIs name the camera instead of the relay, requests are numbered and authenticated anew. Towards
+//! the client: answers to SETUP are written as retina reads them, and refusals that a fresh nonce overcomes are not passed
+//! on. Everything else passes as it is.
+
+use std::collections::VecDeque;
+
+use bytes::{Buf as _, BytesMut};
+use http_auth::{PasswordClient, PasswordParams};
+
+/// What a relay stands between.
+pub(super) struct RelayTarget {
+    /// Scheme, host and port of the relay, as in the URIs of the client.
+    pub(super) relay_authority: String,
+    pub(super) camera_authority: String,
+    /// User name and password.
+    pub(super) credentials: Option<(String, String)>,
+    /// User agent that the first request must have.
+    pub(super) user_agent: String,
+}
+
+/// The messages of one connection, in both directions.
+pub(super) struct RelayMessages {
+    target: RelayTarget,
+    /// Bytes to send.
+    pub(super) to_camera: Vec<u8>,
+    pub(super) to_client: Vec<u8>,
+    is_client_known: bool,
+    challenge: Option<PasswordClient>,
+    /// Number of the challenge, from 1.
+    challenge_number: u32,
+    next_cseq: u32,
+    requests: VecDeque<RelayedRequest>,
+    /// Channels of the camera and those that the client uses for them, where they differ.
+    channels: Vec<(u8, u8)>,
+}
+
+/// A request that waits for its answer.
+struct RelayedRequest {
+    client_cseq: String,
+    cseq: u32,
+    method: String,
+    uri: String,
+    /// Lines of the header that pass unchanged.
+    header: String,
+    body: Vec<u8>,
+    /// First channel that it asked for.
+    channel: Option<u8>,
+    attempts: u32,
+    /// Number of the challenge that it was authenticated with; 0 without.
+    challenge_number: u32,
+}
+
+/// Requests that wait for an answer at the same time, longest header, and longest body.
+const MAX_REQUESTS: usize = 16;
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+const MAX_BODY_BYTES: usize = 256 * 1024;
+
+/// A request is sent without credentials, with them, and with a fresh nonce.
+const MAX_ATTEMPTS: u32 = 3;
+
+/// A message, or a frame of interleaved data.
+enum Item {
+    Interleaved {
+        channel: u8,
+        data: Vec<u8>,
+    },
+    Message {
+        first: String,
+        headers: Vec<(String, String)>,
+        body: Vec<u8>,
+    },
+}
+
+impl RelayMessages {
+    pub(super) fn new(target: RelayTarget) -> Self {
+        Self {
+            target,
+            to_camera: Vec::new(),
+            to_client: Vec::new(),
+            is_client_known: false,
+            challenge: None,
+            challenge_number: 0,
+            next_cseq: 1,
+            requests: VecDeque::new(),
+            channels: Vec::new(),
+        }
+    }
+
+    /// Takes the complete items that the client sent. Returns whether the connection may go on.
+    pub(super) fn take_from_client(&mut self, buffer: &mut BytesMut) -> bool {
+        loop {
+            let (first, headers, body) = match take_next_item(buffer) {
+                Err(NotRtsp) => return false,
+                Ok(None) => return true,
+                Ok(Some(Item::Interleaved { channel, data })) => {
+                    let known = self
+                        .channels
+                        .iter()
+                        .find(|(_, client_channel)| *client_channel == channel);
+                    let channel = known.map_or(channel, |(camera, _)| *camera);
+                    push_interleaved(&mut self.to_camera, channel, &data);
+                    continue;
+                }
+                Ok(Some(Item::Message { first, headers, body })) => (first, headers, body),
+            };
+            if !self.is_client_known && header(&headers, "user-agent") != Some(&self.target.user_agent) {
+                return false;
+            }
+            self.is_client_known = true;
+            if first.starts_with("RTSP/") {
+                let lines: String = headers
+                    .iter()
+                    .map(|(name, value)| format!("{name}: {value}\r\n"))
+                    .collect();
+                self.to_camera.extend(format!("{first}\r\n{lines}\r\n").into_bytes());
+                self.to_camera.extend(body);
+            } else if self.requests.len() >= MAX_REQUESTS || !self.take_request(&first, &headers, body) {
+                return false;
+            }
+        }
+    }
+
+    fn take_request(&mut self, first: &str, headers: &[(String, String)], body: Vec<u8>) -> bool {
+        let mut words = first.split_ascii_whitespace();
+        let (Some(method), Some(uri)) = (words.next(), words.next()) else {
+            return false;
+        };
+        let uri = match uri.strip_prefix(&self.target.relay_authority) {
+            Some(path) => format!("{}{path}", self.target.camera_authority),
+            None => uri.to_owned(),
+        };
+        let is_own = |name: &str| {
+            ["cseq", "authorization", "user-agent"]
+                .iter()
+                .any(|own| name.eq_ignore_ascii_case(own))
+        };
+        let kept = headers.iter().filter(|(name, _)| !is_own(name));
+        let request = RelayedRequest {
+            client_cseq: header(headers, "cseq").unwrap_or_default().to_owned(),
+            cseq: 0,
+            method: method.to_owned(),
+            uri,
+            header: kept.map(|(name, value)| format!("{name}: {value}\r\n")).collect(),
+            body,
+            channel: header(headers, "transport").and_then(interleaved_channel),
+            attempts: 0,
+            challenge_number: 0,
+        };
+        self.send_request(request)
+    }
+
+    /// Sends a request, for the first time or again. Returns whether it could be authenticated.
+    fn send_request(&mut self, mut request: RelayedRequest) -> bool {
+        let mut authorization = String::new();
+        if let (Some(challenge), Some((username, password))) = (&mut self.challenge, &self.target.credentials) {
+            let answer = challenge.respond(&PasswordParams {
+                username,
+                password,
+                uri: &request.uri,
+                method: &request.method,
+                body: Some(&request.body),
+            });
+            let Ok(answer) = answer else { return false };
+            authorization = format!("Authorization: {answer}\r\n");
+            request.challenge_number = self.challenge_number;
+        }
+        (request.cseq, request.attempts) = (self.next_cseq, request.attempts + 1);
+        self.next_cseq += 1;
+        let RelayedRequest {
+            method,
+            uri,
+            cseq,
+            header,
+            ..
+        } = &request;
+        let text =
+            format!("{method} {uri} RTSP/1.0\r\nCSeq: {cseq}\r\nUser-Agent: millstream\r\n{authorization}{header}\r\n");
+        self.to_camera.extend(text.into_bytes());
+        self.to_camera.extend(&request.body);
+        self.requests.push_back(request);
+        true
+    }
+
+    /// Takes the complete items that the camera sent. Returns whether the connection may go on.
+    pub(super) fn take_from_camera(&mut self, buffer: &mut BytesMut) -> bool {
+        loop {
+            let (first, headers, body) = match take_next_item(buffer) {
+                Err(NotRtsp) => return false,
+                Ok(None) => return true,
+                Ok(Some(Item::Interleaved { channel, data })) => {
+                    let known = self.channels.iter().find(|(camera, _)| *camera == channel);
+                    let channel = known.map_or(channel, |(_, client_channel)| *client_channel);
+                    push_interleaved(&mut self.to_client, channel, &data);
+                    continue;
+                }
+                Ok(Some(Item::Message { first, headers, body })) => (first, headers, body),
+            };
+            let status = first
+                .strip_prefix("RTSP/")
+                .and_then(|rest| rest.split_ascii_whitespace().nth(1)?.parse().ok());
+            let Some(status) = status else {
+                // A request of the camera; retina answers it.
+                let lines: String = headers
+                    .iter()
+                    .map(|(name, value)| format!("{name}: {value}\r\n"))
+                    .collect();
+                self.to_client.extend(format!("{first}\r\n{lines}\r\n").into_bytes());
+                self.to_client.extend(body);
+                continue;
+            };
+            let cseq = header(&headers, "cseq").and_then(|text| text.parse::<u32>().ok());
+            let numbered = self.requests.iter().position(|request| Some(request.cseq) == cseq);
+            let Some(request) = self.requests.remove(numbered.unwrap_or(0)) else {
+                continue;
+            };
+            if !self.take_response(request, status, &headers, &body) {
+                return false;
+            }
+        }
+    }
+
+    fn take_response(
+        &mut self,
+        request: RelayedRequest,
+        status: u16,
+        headers: &[(String, String)],
+        body: &[u8],
+    ) -> bool {
+        if status == 401 && self.store_challenge_and_check_retry(&request, headers) {
+            return self.send_request(request);
+        }
+        let is_setup = request.method == "SETUP" && (200..300).contains(&status);
+        let mut lines = format!("CSeq: {}\r\n", request.client_cseq);
+        let replaced: &[&str] = if is_setup {
+            &["cseq", "transport", "session"]
+        } else {
+            &["cseq"]
+        };
+        for (name, value) in headers
+            .iter()
+            .filter(|(name, _)| !replaced.iter().any(|own| name.eq_ignore_ascii_case(own)))
+        {
+            lines += &format!("{name}: {value}\r\n");
+        }
+        if is_setup {
+            let channel = self.assign_channel(request.channel.unwrap_or(0), header(headers, "transport"));
+            lines += &format!(
+                "Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{}\r\n",
+                channel.saturating_add(1)
+            );
+            lines += &format!(
+                "Session: {}\r\n",
+                normalize_session_header(header(headers, "session").unwrap_or("0"))
+            );
+        }
+        let reason = if status < 400 { "OK" } else { "Refused" };
+        self.to_client
+            .extend(format!("RTSP/1.0 {status} {reason}\r\n{lines}\r\n").into_bytes());
+        self.to_client.extend(body);
+        true
+    }
+
+    /// Returns whether a refused request is to be sent again, with the challenge of the refusal: if it had none that was
+    /// given for it, or one that the camera calls stale.
+    fn store_challenge_and_check_retry(&mut self, request: &RelayedRequest, headers: &[(String, String)]) -> bool {
+        if self.target.credentials.is_none() || request.attempts >= MAX_ATTEMPTS {
+            return false;
+        }
+        let challenges = headers
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case("www-authenticate"));
+        let mut builder = PasswordClient::builder();
+        let mut is_stale = false;
+        for (_, value) in challenges {
+            is_stale |= value
+                .to_ascii_lowercase()
+                .replace([' ', '"'], "")
+                .contains("stale=true");
+            builder = builder.challenges(&without_auth_int(value));
+        }
+        let is_old = request.challenge_number == 0 || request.attempts == 1;
+        match builder.build() {
+            Ok(challenge) if is_stale || is_old => {
+                self.challenge = Some(challenge);
+                self.challenge_number += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Returns the channel that the client uses: the one that it asked for. The camera uses that too, unless it named
+    /// another (RFC 2326 §12.39).
+    fn assign_channel(&mut self, asked: u8, transport: Option<&str>) -> u8 {
+        let named = transport.and_then(interleaved_channel).unwrap_or(asked);
+        self.channels
+            .retain(|(_, client_channel)| *client_channel != asked && *client_channel != asked.saturating_add(1));
+        self.channels.push((named, asked));
+        self.channels.push((named.saturating_add(1), asked.saturating_add(1)));
+        asked
+    }
+}
+
+/// Returns the first channel of a `Transport` header.
+fn interleaved_channel(transport: &str) -> Option<u8> {
+    let parts = transport.split([';', ',']).map(str::trim);
+    let channels = parts.filter_map(|part| part.split_once('='));
+    let (_, channels) = channels
+        .into_iter()
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("interleaved"))?;
+    channels.split('-').next()?.trim().trim_matches('"').parse().ok()
+}
+
+/// Writes the session and its timeout as RFC 2326 §12.37 has it.
+fn normalize_session_header(session: &str) -> String {
+    let mut parts = session.split(';').map(str::trim);
+    let id = parts.next().unwrap_or_default();
+    let timeout = parts
+        .filter_map(|part| part.split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("timeout"))
+        .and_then(|(_, seconds)| seconds.trim().trim_matches('"').parse::<u32>().ok());
+    match timeout {
+        Some(seconds @ 1..) => format!("{id};timeout={seconds}"),
+        _ => id.to_owned(),
+    }
+}
+
+/// Offers `auth` alone where a challenge offers `auth-int` too.
+fn without_auth_int(challenge: &str) -> String {
+    let lower = challenge.to_ascii_lowercase();
+    let Some(list) = lower.find("qop=\"").map(|at| at + 5) else {
+        return challenge.to_owned();
+    };
+    let Some((before, rest)) = challenge.split_at_checked(list) else {
+        return challenge.to_owned();
+    };
+    let (offered, after) = rest.split_once('"').unwrap_or((rest, ""));
+    if offered.split(',').any(|qop| qop.trim().eq_ignore_ascii_case("auth")) {
+        format!("{before}auth\"{after}")
+    } else {
+        challenge.to_owned()
+    }
+}
+
+fn header<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
+    let found = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    found.map(|(_, value)| value.as_str())
+}
+
+fn push_interleaved(out: &mut Vec<u8>, channel: u8, data: &[u8]) {
+    out.extend([b'$', channel]);
+    out.extend(u16::try_from(data.len()).unwrap_or(u16::MAX).to_be_bytes());
+    out.extend(data);
+}
+
+/// The bytes are no RTSP, or a message is too long.
+struct NotRtsp;
+
+/// Removes the next item from the front of a buffer; `None` if it is not complete.
+fn take_next_item(buffer: &mut BytesMut) -> Result<Option<Item>, NotRtsp> {
+    // Some servers send line ends between messages.
+    while matches!(buffer.first(), Some(b'\r' | b'\n' | b' ' | 0)) {
+        buffer.advance(1);
+    }
+    if buffer.first() == Some(&b'$') {
+        let &[_, channel, high, low, ..] = &buffer[..] else {
+            return Ok(None);
+        };
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        if buffer.len() < 4 + length {
+            return Ok(None);
+        }
+        buffer.advance(4);
+        return Ok(Some(Item::Interleaved {
+            channel,
+            data: buffer.split_to(length).to_vec(),
+        }));
+    }
+    if buffer.first().is_some_and(|byte| !byte.is_ascii_alphabetic()) {
+        return Err(NotRtsp);
+    }
+    let crlf = buffer
+        .windows(4)
+        .take(MAX_HEADER_BYTES)
+        .position(|at| at == b"\r\n\r\n")
+        .map(|at| at + 4);
+    let lf = buffer
+        .windows(2)
+        .take(MAX_HEADER_BYTES)
+        .position(|at| at == b"\n\n")
+        .map(|at| at + 2);
+    let Some(head_length) = crlf.into_iter().chain(lf).min() else {
+        return if buffer.len() > MAX_HEADER_BYTES {
+            Err(NotRtsp)
+        } else {
+            Ok(None)
+        };
+    };
+    let head = String::from_utf8_lossy(buffer.get(..head_length).unwrap_or_default()).into_owned();
+    let mut lines = head.lines().map(str::trim_end);
+    let first = lines.next().unwrap_or_default().to_owned();
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
+        .collect();
+    let body_length = header(&headers, "content-length")
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0);
+    if body_length > MAX_BODY_BYTES {
+        return Err(NotRtsp);
+    }
+    if buffer.len() < head_length + body_length {
+        return Ok(None);
+    }
+    buffer.advance(head_length);
+    let body = buffer.split_to(body_length).to_vec();
+    Ok(Some(Item::Message { first, headers, body }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relay() -> RelayMessages {
+        RelayMessages::new(RelayTarget {
+            relay_authority: "rtsp://127.0.0.1:9".to_owned(),
+            camera_authority: "rtsp://cam:554".to_owned(),
+            credentials: Some(("u".to_owned(), "p".to_owned())),
+            user_agent: "secret".to_owned(),
+        })
+    }
+
+    fn text(bytes: &mut Vec<u8>) -> String {
+        String::from_utf8_lossy(&std::mem::take(bytes)).into_owned()
+    }
+
+    fn setup(relay: &mut RelayMessages, cseq: u32, channel: u8) -> String {
+        let next = channel + 1;
+        let request = format!(
+            "SETUP rtsp://127.0.0.1:9/a/t0 RTSP/1.0\r\nCSeq: {cseq}\r\nUser-Agent: secret\r\n\
+             Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}\r\n\r\n"
+        );
+        assert!(relay.take_from_client(&mut request.as_bytes().into()));
+        text(&mut relay.to_camera)
+    }
+
+    fn answer(relay: &mut RelayMessages, answer: &str) -> String {
+        assert!(relay.take_from_camera(&mut answer.as_bytes().into()));
+        text(&mut relay.to_client)
+    }
+
+    #[test]
+    fn every_answer_to_setup_gets_the_channels_that_were_asked_for() {
+        for transport in [
+            "",
+            "Transport: RTP/AVP/TCP;unicast\r\n",
+            "Transport: RTP/AVP/TCP;unicast; interleaved = 2 - 3\r\n",
+            "Transport: RTP/AVP/TCP;unicast;interleaved=2-7;ssrc=0x12\r\n",
+            "transport: RTP/AVP/TCP;unicast;source=camera.local;INTERLEAVED=2\r\n",
+            "Transport: RTP/AVP/TCP;interleaved=x-y\r\n",
+        ] {
+            let mut relay = relay();
+            assert!(setup(&mut relay, 7, 2).starts_with("SETUP rtsp://cam:554/a/t0 RTSP/1.0\r\nCSeq: 1\r\n"));
+            let answered = answer(
+                &mut relay,
+                &format!("RTSP/1.0 200 OK\r\nCSeq: 1\r\nSession: 5 ; timeout=0;x\r\n{transport}\r\n"),
+            );
+            assert!(
+                answered.contains("interleaved=2-3\r\n") && answered.contains("CSeq: 7\r\n"),
+                "{transport}: {answered}"
+            );
+            assert!(
+                answered.contains("Session: 5\r\n") && !answered.contains("ssrc"),
+                "{answered}"
+            );
+            assert_eq!(answer(&mut relay, "$\u{2}\0\u{1}x"), "$\u{2}\0\u{1}x", "{transport}");
+        }
+    }
+
+    #[test]
+    fn channels_of_the_camera_become_those_that_were_asked_for() {
+        let mut relay = relay();
+        setup(&mut relay, 1, 0);
+        answer(
+            &mut relay,
+            "RTSP/1.0 200 OK\nCSeq: 1\nSession: 5\nTransport: RTP/AVP/TCP;interleaved=8-9\n\n",
+        );
+        assert_eq!(
+            answer(&mut relay, "\r\n$\u{8}\0\u{1}x$\u{9}\0\u{1}y"),
+            "$\0\0\u{1}x$\u{1}\0\u{1}y"
+        );
+        assert!(relay.take_from_client(&mut b"$\x01\0\x01r"[..].into()));
+        assert_eq!(text(&mut relay.to_camera), "$\u{9}\0\u{1}r");
+    }
+
+    #[test]
+    fn a_refused_nonce_is_replaced_and_a_refused_password_is_passed_on() {
+        let mut relay = relay();
+        let refusal = |cseq: u32, nonce: &str, stale: bool| {
+            format!(
+                "RTSP/1.0 401 Unauthorized\r\nCSeq: {cseq}\r\nWWW-Authenticate: Digest realm=\"r\", nonce=\"{nonce}\", \
+                 qop=\"auth,auth-int\", stale={stale}\r\n\r\n"
+            )
+        };
+        assert!(!setup(&mut relay, 3, 0).contains("Authorization"));
+        assert_eq!(answer(&mut relay, &refusal(1, "a", false)), "");
+        let again = text(&mut relay.to_camera);
+        assert!(
+            again.contains("CSeq: 2\r\n") && again.contains("nonce=\"a\"") && again.contains("qop=auth,"),
+            "{again}"
+        );
+        answer(&mut relay, "RTSP/1.0 200 OK\r\nCSeq: 2\r\nSession: 5\r\n\r\n");
+        // The nonce has expired when the next request is sent.
+        assert!(setup(&mut relay, 4, 2).contains("nonce=\"a\""));
+        assert_eq!(answer(&mut relay, &refusal(3, "b", true)), "");
+        assert!(text(&mut relay.to_camera).contains("nonce=\"b\""));
+        // The password is wrong.
+        let answered = answer(&mut relay, &refusal(4, "c", false));
+        assert!(
+            answered.starts_with("RTSP/1.0 401 ") && answered.contains("CSeq: 4\r\n"),
+            "{answered}"
+        );
+        assert!(relay.to_camera.is_empty());
+    }
+
+    #[test]
+    fn only_the_gateway_is_relayed_and_only_rtsp() {
+        let stranger = "OPTIONS rtsp://127.0.0.1:9/ RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: x\r\n\r\n";
+        assert!(!relay().take_from_client(&mut stranger.as_bytes().into()));
+        assert!(!relay().take_from_camera(&mut b"\xff\xfe"[..].into()));
+        let endless = vec![b'A'; MAX_HEADER_BYTES + 1];
+        assert!(!relay().take_from_camera(&mut endless[..].into()));
+        let huge = format!("RTSP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", MAX_BODY_BYTES + 1);
+        assert!(!relay().take_from_camera(&mut huge.as_bytes().into()));
+        let request = "OPTIONS * RTSP/1.0\r\nUser-Agent: secret\r\n\r\n".repeat(MAX_REQUESTS + 1);
+        assert!(!relay().take_from_client(&mut request.as_bytes().into()));
+    }
+}
