@@ -10,7 +10,7 @@ BENCH_ARGS ?=
 # Where `make clients-test` keeps its programs: 6 GB, made once.
 TESTBED ?= /var/cache/millstream-testbed
 
-.PHONY: help run build test check lint deny features minimum-rust unit-test load-test interop-test clients-test browser-test fuzz fuzz-short bench hls-start-bench callgrind hostile hls-beside soak chaos mutants mutants-sample deb deb-test dist unit-security image image-test source-faults source-frames clean
+.PHONY: help run build test check lint deny features minimum-rust unit-test load-test interop-test clients-test loss-curve browser-test fuzz fuzz-short bench hls-start-bench callgrind hostile hls-beside soak chaos mutants mutants-sample deb deb-test dist unit-security image image-test source-faults source-frames clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,9 +24,9 @@ build: ## Build the release: target/release/millstream
 	@scripts/setup.sh run
 	$(CARGO) build --release --locked
 
-test: ## Install what the tests need, then check and the steps of the tests
+test: ## Install what the tests need, then everything that `check` does and the steps of the tests
 	@scripts/setup.sh run test
-	@scripts/beside.sh target/beside.log scripts/prebuild.sh -- $(MAKE) --no-print-directory --jobs=1 check test-steps
+	@scripts/beside.sh target/beside.log scripts/prebuild.sh -- $(MAKE) --no-print-directory --jobs=1 lint unit-security test-steps deny
 
 .PHONY: test-steps
 test-steps:
@@ -85,6 +85,12 @@ clients-test: ## OBS, FFmpeg, GStreamer, browsers and players against the gatewa
 	cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund --silent
 	CLIENT_WRAPPER="$(CURDIR)/tests/clients/testbed.sh run $(TESTBED)" GST_PLUGIN_PATH=/opt/gstplugins \
 		python3 tests/clients/clients.py target/debug/millstream $(CLIENTS_TEST)
+
+loss-curve: ## What loss does to a viewer in Chromium, as docs/loss-curve.csv and .svg: 35 minutes on an idle machine (root)
+	@scripts/setup.sh run test
+	$(CARGO) build --release --workspace --locked
+	cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund --silent
+	python3 tests/clients/loss_curve.py target/release/millstream $(LOSS_SECONDS)
 
 fuzz: ## Each fuzz target for ten minutes (FUZZ_SECONDS), all parsers of bytes from outside; see fuzz/README.md
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} scripts/fuzz.sh

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Checks all dependencies, direct or not, against deny.toml. Advisories need their database from the network: where it cannot be
-# reached they are left out, and that is said.
+# reached they are left out, and that is said. Installs cargo-deny and no more: deny.sh --install
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/cargo-tool.sh deny 0.20.2
+if [ "${1:-}" = --install ]; then
+  exit
+fi
 
 # The fuzz targets are a workspace of their own.
 for manifest in Cargo.toml fuzz/Cargo.toml; do

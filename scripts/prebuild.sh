@@ -4,5 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+scripts/deny.sh --install || true
 scripts/fuzz.sh --build || true
 scripts/features.sh --minimum-rust || true

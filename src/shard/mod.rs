@@ -52,6 +52,7 @@ use millstream_core::session::CloseReason;
 use millstream_core::session::identity::DtlsIdentity;
 use millstream_core::shard::counters::SharedMediaCounters;
 use millstream_core::shard::message::{NegotiatedRole, NewSession, ShardMessage};
+use millstream_core::shard::path_capacities::PathCapacities;
 use millstream_core::shard::tcp::TcpCloseReason;
 use millstream_core::shard::{SharedState, ufrag};
 use millstream_core::sources::frame_source::{FrameSink, FrameSource};
@@ -151,6 +152,7 @@ impl MediaPlane {
             mailboxes,
             counters: SharedMediaCounters::default(),
             candidate_addresses: RwLock::new(candidates.into()),
+            path_capacities: PathCapacities::default(),
             tcp_connections: tcp.clone(),
             wall_clock_origin: read_both_clocks(),
         });

@@ -35,6 +35,7 @@ class Link:
         self.delay = delay
         self.random = random.Random(seed)
         self.loss = {end: multiprocessing.Value("d", 0.0) for end in "ab"}
+        self.burst = {end: multiprocessing.Value("d", 1.0) for end in "ab"}
         self.lost = multiprocessing.Value("L", 0)
         self.open = []
         try:
@@ -46,9 +47,10 @@ class Link:
         self.process = multiprocessing.Process(target=self._forward, args=(ends,), daemon=True)
         self.process.start()
 
-    def set_loss(self, end, share):
-        """`share` is that of the packets which are lost of those that an end sends, from now on."""
-        self.loss[end].value = share
+    def set_loss(self, end, share, burst=1):
+        """`share` is that of the packets which are lost of those that an end sends, from now on; `burst` is how many are
+        lost in a row on average, each by itself if it is 1."""
+        self.loss[end].value, self.burst[end].value = share, burst
 
     def packets_lost(self):
         return self.lost.value
@@ -69,12 +71,14 @@ class Link:
         ends = {device: end for end, device in devices.items()}
         other = {"a": devices["b"], "b": devices["a"]}
         queue, number = [], 0
+        in_burst = dict.fromkeys("ab", False)
         while True:
             wait = max(queue[0][0] - time.monotonic(), 0) if queue else None
             for device in select.select(list(ends), [], [], wait)[0]:
                 for packet in iter(lambda: read(device), None):
                     end = ends[device]
-                    if self.random.random() < self.loss[end].value:
+                    in_burst[end] = self._is_lost(end, in_burst[end])
+                    if in_burst[end]:
                         self.lost.value += 1
                         continue
                     number += 1
@@ -85,6 +89,15 @@ class Link:
                     os.write(device, packet)
                 except OSError:
                     pass  # The device is full or goes down: a packet is lost.
+
+    def _is_lost(self, end, was_lost):
+        """A Gilbert model: two states, each packet of one of them is lost."""
+        share, burst = self.loss[end].value, self.burst[end].value
+        if burst <= 1 or share >= 1:
+            return self.random.random() < share
+        stays = 1 - 1 / burst
+        begins = share / (burst * (1 - share))
+        return self.random.random() < (stays if was_lost else begins)
 
     def close(self):
         self.process.kill()

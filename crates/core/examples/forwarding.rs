@@ -22,6 +22,7 @@ use millstream_core::session::identity::DtlsIdentity;
 use millstream_core::session::outbox::{DatagramSink, GsoRun, Outbox};
 use millstream_core::shard::counters::SharedMediaCounters;
 use millstream_core::shard::message::{NegotiatedRole, NewSession, ShardMessage};
+use millstream_core::shard::path_capacities::PathCapacities;
 use millstream_core::shard::peers::Peer as ShardPeer;
 use millstream_core::shard::{ShardCore, SharedState, ufrag};
 use millstream_core::sources::frame_source::{FrameSource, NalFraming};
@@ -126,6 +127,7 @@ impl Setup {
             mailboxes: vec![Arc::new(Mailbox::new(1, || {}))],
             counters: SharedMediaCounters::default(),
             candidate_addresses: RwLock::new(Arc::new([])),
+            path_capacities: PathCapacities::default(),
             tcp_connections: Arc::new(()),
             wall_clock_origin: (now, Duration::from_secs(1_800_000_000)),
         });

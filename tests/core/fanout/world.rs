@@ -17,6 +17,7 @@ use millstream_core::session::identity::DtlsIdentity;
 use millstream_core::session::outbox::{DatagramSink, GsoRun, Outbox};
 use millstream_core::shard::counters::SharedMediaCounters;
 use millstream_core::shard::message::{NegotiatedRole, NewSession, ShardMessage};
+use millstream_core::shard::path_capacities::PathCapacities;
 use millstream_core::shard::ufrag;
 use millstream_core::shard::{ShardCore, SharedState};
 use millstream_core::sources::frame_source::FrameSource;
@@ -135,6 +136,7 @@ impl World {
             mailboxes,
             counters: SharedMediaCounters::default(),
             candidate_addresses: std::sync::RwLock::new(Arc::new([])),
+            path_capacities: PathCapacities::default(),
             tcp_connections: Arc::new(()),
             wall_clock_origin: (now, Duration::from_secs(1_800_000_000)),
         });
@@ -309,7 +311,9 @@ impl World {
         role: Role,
     ) -> usize {
         let index = self.nodes.len();
-        let address = SocketAddr::from(([198, 51, 100, 1], 20_000 + index as u16));
+        // A host for each: what the path to one carries is remembered.
+        let host = [198, 51, 100 + (index / 250) as u8, 1 + (index % 250) as u8];
+        let address = SocketAddr::from((host, 20_000 + index as u16));
         let peer = Peer::new(
             self.now,
             PeerConfig {

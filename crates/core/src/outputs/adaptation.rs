@@ -164,6 +164,20 @@ impl ViewerAdaptation {
         self.accepts_remb
     }
 
+    /// The path is known from a session before this one: the first choice is what costs about as much.
+    pub(super) fn expect_path_bitrate(&mut self, bitrate: Option<u32>) {
+        if let Some(bitrate) = bitrate.filter(|_| self.uses_transport_cc) {
+            self.controller.set_start_bitrate_hint(bitrate);
+        }
+    }
+
+    /// Returns what the path is shown to carry, in bits per second, for a later session.
+    pub(super) fn proven_path_bitrate(&self, now: Instant) -> Option<u32> {
+        let choice = self.choice.filter(|_| self.uses_transport_cc && self.has_begun)?;
+        let is_measured = self.peaks.get(usize::from(choice.layer))?.highest() > 0;
+        self.controller.proven_bitrate(now).filter(|_| is_measured)
+    }
+
     /// Returns the last choice, if it may differ from what the viewer's selection alone would be: without feedback the
     /// viewer is sent what it would be sent without congestion control, until reports speak against it.
     pub(super) fn restricting_choice(&self) -> Option<LayerSwitchTarget> {

@@ -22,6 +22,8 @@ pub(crate) struct PlayoutDelayControl {
     interval: Option<(Instant, u16)>,
     /// Frames that will carry the values.
     frames_to_mark: u8,
+    /// The viewer was told a delay: the end of it is told too.
+    is_announced: bool,
     /// The frame whose packets are being sent, and whether they carry the values.
     current_frame: Option<(TrackTime, bool)>,
 }
@@ -53,6 +55,7 @@ impl PlayoutDelayControl {
             recent_losses: [None; LOSSES_TO_BEGIN],
             interval: None,
             frames_to_mark: 0,
+            is_announced: false,
             current_frame: None,
         }
     }
@@ -105,7 +108,7 @@ impl PlayoutDelayControl {
 
     /// Returns the values for a retransmission.
     pub(crate) fn for_retransmission(&self) -> Option<PlayoutDelay> {
-        (self.min_delay > 0).then(|| self.values())
+        self.is_announced.then(|| self.values())
     }
 
     fn values(&self) -> PlayoutDelay {
@@ -129,6 +132,7 @@ impl PlayoutDelayControl {
     fn change_to(&mut self, min_delay: u16) {
         self.min_delay = min_delay;
         self.frames_to_mark = MARKED_FRAMES;
+        self.is_announced = true;
         self.current_frame = None;
     }
 }
@@ -203,7 +207,9 @@ mod tests {
         (1..20).for_each(|frame| assert_ne!(viewer.sent(10 + frame * 40), Some(0)));
         assert_eq!(viewer.sent(10_001), None);
         assert_eq!(viewer.sent(10_002), Some(0));
-        assert_eq!(viewer.control.for_retransmission(), None);
+        // The frames that tell it may all be lost.
+        let retransmission = viewer.control.for_retransmission();
+        assert_eq!(retransmission.map(|values| values.min_delay), Some(0));
         let zeros = (1..20).filter_map(|frame| viewer.sent(10_002 + frame * 40)).count();
         assert_eq!(zeros, 7);
         assert_eq!(viewer.sent(60_000), None);

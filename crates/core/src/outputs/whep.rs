@@ -152,8 +152,10 @@ impl Viewer {
 
     /// Starts playback when the session is connected: video from the cached key frame if there is one, audio at the live
     /// edge. Without a source, video waits for the next source, because the frames of the previous one are not live.
-    pub fn handle_connected(&mut self, now: Instant) {
+    /// `path_bitrate` is what a session before this one has shown the path to carry, in bits per second.
+    pub fn handle_connected(&mut self, now: Instant, path_bitrate: Option<u32>) {
         self.playback_started = true;
+        self.adaptation.expect_path_bitrate(path_bitrate);
         self.next_sender_report_at = Some(now + SENDER_REPORT_INTERVAL / 4);
         let starts_with_layer = self.choose_first_layer(now);
         let (video, audio) = (&mut self.video, &mut self.audio);

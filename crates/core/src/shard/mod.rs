@@ -31,6 +31,7 @@ use crate::sources::whip::Publisher;
 
 pub mod counters;
 pub mod message;
+pub mod path_capacities;
 pub mod peers;
 mod publishers;
 mod route;
@@ -359,7 +360,9 @@ impl ShardCore {
             }
             PeerRole::Viewer(viewer) => {
                 info!(session = ?peer.session_id, stream = %viewer.stream.key, remote, ?took, "viewer connected");
-                viewer.handle_connected(now);
+                let host = peer.destination.map(|destination| destination.to.ip());
+                let capacity = host.and_then(|host| self.shared.path_capacities.recent_bitrate(now, host));
+                viewer.handle_connected(now, capacity);
                 self.viewers_by_stream.entry(viewer.stream.id).or_default().push(key);
             }
         }
@@ -500,6 +503,7 @@ impl ShardCore {
 
     fn remove_peer(&mut self, now: Instant, key: PeerSlotIndex, reason: CloseReason) {
         let Some(peer) = self.peers.remove(key) else { return };
+        viewers::record_path_capacity(now, &peer, &self.shared.path_capacities);
         self.shared.session_registry.on_ended(now, peer.session_id, reason);
         self.shared.counters.count_closed_session(reason);
         self.shared

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::counters::SharedMediaCounters;
 use super::message::{ShardMailbox, ShardMessage};
+use super::path_capacities::PathCapacities;
 use super::tcp::TcpConnectionControl;
 use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
@@ -26,6 +27,8 @@ pub struct SharedState {
     pub counters: SharedMediaCounters,
     /// Candidate addresses for peers, the best first.
     pub candidate_addresses: RwLock<Arc<[SocketAddr]>>,
+    /// What the paths of viewers carried.
+    pub path_capacities: PathCapacities,
     /// The TCP connections of peers.
     pub tcp_connections: Arc<dyn TcpConnectionControl>,
     /// An instant, and the wall-clock time at that instant as the duration since 1970.

@@ -12,6 +12,7 @@ use crate::outputs::whep::{Viewer, ViewerShardAction};
 use crate::session::CloseReason;
 use crate::session::egress::Egress;
 use crate::session::outbox::Destination;
+use crate::shard::path_capacities::PathCapacities;
 use crate::shard::peers::{Peer, PeerRole, PeerSlotIndex};
 use crate::shard::tcp::{TcpConnectionControl, is_tcp};
 
@@ -89,6 +90,7 @@ impl ShardCore {
                 ViewerShardAction::Unsubscribe(stream) => self.unsubscribe(&stream, key),
                 ViewerShardAction::ReportQuality(quality) => {
                     if let Some(peer) = self.peers.get(key) {
+                        record_path_capacity(now, peer, &self.shared.path_capacities);
                         self.shared
                             .session_registry
                             .on_viewer_quality(peer.session_id, *quality);
@@ -141,6 +143,15 @@ impl ShardCore {
         self.shared
             .hub
             .update_stream_and_remove_if_unused(stream, |state| state.remove_viewer(shard));
+    }
+}
+
+/// Records what the path to a viewer carries, if its feedback proves it.
+pub(super) fn record_path_capacity(now: Instant, peer: &Peer, capacities: &PathCapacities) {
+    if let (PeerRole::Viewer(viewer), Some(destination)) = (&peer.role, peer.destination)
+        && let Some(bitrate) = viewer.proven_path_bitrate(now)
+    {
+        capacities.record(now, destination.to.ip(), bitrate);
     }
 }
 

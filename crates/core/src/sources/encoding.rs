@@ -76,6 +76,15 @@ pub const SSRC_RESUME_DELAY: Duration = Duration::from_millis(250);
 const MAX_CONTINUED_SEQ_GAP: u16 = 16;
 const MAX_CONTINUED_TIME_GAP: Duration = Duration::from_secs(1);
 
+/// And by fewer than this many frames: the counter of pictures may have no more than 16 values.
+const MAX_CONTINUED_FRAME_GAP: u64 = 12;
+
+/// Least time that a bitrate is measured over.
+const MIN_BITRATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A gap of this many intervals is a pause: it does not count for the bitrate.
+const MIN_PAUSE_INTERVALS: u32 = 3;
+
 /// The negotiated properties of a payload type.
 #[derive(Clone, Copy, Debug)]
 pub struct PayloadTypeProperties {
@@ -95,6 +104,9 @@ pub struct FormatChange {
 struct ByteRate {
     interval_start: Option<Instant>,
     interval_bytes: u64,
+    last_packet_at: Option<Instant>,
+    /// Length of the interval that was measured last.
+    last_interval: Duration,
     bytes_per_second: u64,
 }
 
@@ -167,15 +179,16 @@ impl IncomingEncoding {
         };
         let ticks = u64::from(header.time.wrapping_sub(newest_time as u32));
         let max_ticks = duration_to_ticks(MAX_CONTINUED_TIME_GAP, codec.clock_rate());
+        let usual_step = self.continuation.last_frame_step;
         // Pictures of other codecs carry counters of their own, which start anew with the encoder.
         matches!(codec, Codec::H264 | Codec::H265)
             && (1..=max_ticks).contains(&ticks)
+            && usual_step.is_none_or(|usual| ticks <= usual * MAX_CONTINUED_FRAME_GAP)
             && is_start()
             && is_complete()
-            && inspector.is_next_picture(payload).unwrap_or_else(|| {
-                let usual = self.continuation.last_frame_step;
-                usual.is_some_and(|usual| ticks <= usual + usual / 2)
-            })
+            && inspector
+                .is_next_picture(payload)
+                .unwrap_or_else(|| usual_step.is_some_and(|usual| ticks <= usual + usual / 2))
     }
 
     /// Whether the present SSRC was found to begin within a group of pictures, since the last call.
@@ -488,12 +501,48 @@ impl SsrcContinuation {
 
 impl ByteRate {
     fn add(&mut self, now: Instant, bytes: usize) {
+        let gap = self.last_packet_at.replace(now).map(|at| now.duration_since(at));
+        if gap.is_some_and(|gap| gap >= self.last_interval.max(MIN_BITRATE_INTERVAL) * MIN_PAUSE_INTERVALS) {
+            (self.interval_start, self.interval_bytes) = (None, 0);
+        }
         let since = *self.interval_start.get_or_insert(now);
         self.interval_bytes += bytes as u64;
         let elapsed = now.duration_since(since);
-        if elapsed >= Duration::from_secs(1) {
+        if elapsed >= MIN_BITRATE_INTERVAL {
             self.bytes_per_second = (self.interval_bytes as f64 / elapsed.as_secs_f64()) as u64;
             (self.interval_start, self.interval_bytes) = (Some(now), 0);
+            self.last_interval = elapsed;
         }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_pause_does_not_count_for_the_bitrate_and_rare_frames_do() {
+        let mut now = Instant::now();
+        let mut rate = ByteRate::default();
+        let mut send = |packets: u32, interval: Duration| {
+            for _ in 0..packets {
+                now += interval;
+                rate.add(now, 1_000);
+            }
+            rate.bytes_per_second
+        };
+        let before = send(500, 10 * MS);
+        assert!((99_000..=101_000).contains(&before), "{before}");
+        send(1, 5_000 * MS);
+        let after = send(99, 10 * MS);
+        assert_eq!(after, before, "no interval with the pause");
+        let after = send(500, 10 * MS);
+        assert!((99_000..=101_000).contains(&after), "{after}");
+        // One frame in two seconds, from the first one on.
+        let rare = send(20, 2_000 * MS);
+        assert_eq!(rare, 500);
     }
 }

@@ -290,6 +290,11 @@ impl Viewer {
         }
     }
 
+    /// Returns what the viewer's path is shown to carry, in bits per second; `None` without feedback, and while that changes.
+    pub fn proven_path_bitrate(&self, now: Instant) -> Option<u32> {
+        self.adaptation.proven_path_bitrate(now)
+    }
+
     /// What the viewer is sent.
     pub(super) fn quality(&self, now: Instant) -> ViewerQuality {
         let controller = &self.adaptation.controller;

@@ -168,7 +168,8 @@ fn a_frame_that_is_missing_at_a_change_of_the_ssrc_is_found_by_its_number() {
     // Baseline: frame_num has 4 bits. P slices of the first macroblock, type 5, of PPS 0, with their frame_num.
     let sps: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
     let slice = |number: u8| [0x41, 0b1001_1010 | (number >> 3 & 1), (number & 7) << 5 | 0x10];
-    for (skipped, step, goes_on) in [(0, 12_000, true), (1, 3_000, false)] {
+    // All 16 values passed over look like none.
+    for (skipped, step, goes_on) in [(0, 12_000, true), (1, 3_000, false), (16, 51_000, false)] {
         let mut source = Source::new(vec![h264()]);
         for (index, nal) in [sps, PPS, IDR].into_iter().enumerate() {
             source.send(video(10, index as u16, 0, nal == IDR), nal);
